@@ -74,6 +74,11 @@ def publish(upload: Upload, say: Callable[[str], None] = lambda message: None) -
 
     from darwinlm.export.run import export_model
 
+    # Error class of the hub's HTTP client, which differs between releases of huggingface_hub.
+    bases: tuple[type, ...] = HfHubHTTPError.__mro__
+    transport_error: type[Exception] = next(
+        base for base in bases if base.__name__ in ("HTTPError", "RequestException")
+    )
     token = get_token()
     if token is None:
         raise ExportError("there is no token for the hub: run `hf auth login`, or set HF_TOKEN")
@@ -97,7 +102,7 @@ def publish(upload: Upload, say: Callable[[str], None] = lambda message: None) -
             raise _refused(upload, error) from error
         except ValueError as error:
             raise ExportError(f"the hub refuses the model card: {' '.join(str(error).split())}") from error
-        except (OSError, _transport_error()) as error:
+        except (OSError, transport_error) as error:
             raise ExportError(f"can't reach the hub ({first_line(error)}): check the network, try again") from error
     return str(created)
 
@@ -111,14 +116,6 @@ def _model_folder(source: Path) -> Path:
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise ModelError(f"{source} is no model: it holds no config.json with safetensors beside it")
     return folder
-
-
-def _transport_error() -> type[Exception]:
-    """Error class of the hub's HTTP client, which differs between releases of huggingface_hub."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    bases: tuple[type, ...] = HfHubHTTPError.__mro__
-    return next(base for base in bases if base.__name__ in ("HTTPError", "RequestException"))
 
 
 def _refused(upload: Upload, error: Exception) -> ExportError:

@@ -35,7 +35,11 @@ class Mover:
 
     def fetch(self, host: Tensor) -> Arriving | Future[Arriving]:
         """Begin to copy a batch to the device."""
-        return self._up(host) if self._thread is None else self._thread.submit(self._read, host)
+        return (
+            self._up(host)
+            if self._thread is None
+            else self._thread.submit(lambda: self._up(pinned_like(host).copy_(host)))
+        )
 
     def take(self, coming: Arriving | Future[Arriving]) -> Tensor:
         """The batch of a copy that `fetch` began; later work of the current stream waits for it."""
@@ -68,9 +72,6 @@ class Mover:
             batch.record_stream(self._stream)
             copied: torch.cuda.Event = self._stream.record_event()
         return copied
-
-    def _read(self, mapped: Tensor) -> Arriving:
-        return self._up(pinned_like(mapped).copy_(mapped))
 
     def _write(self, between: Tensor, copied: torch.cuda.Event, mapped: Tensor) -> None:
         copied.synchronize()

@@ -37,14 +37,8 @@ class _Group(TyperGroup):
         return sorted(super().list_commands(ctx), key=lambda name: order.index(name) if name in order else len(order))
 
 
-def _quiet(wanted: bool) -> None:
-    if wanted:
-        set_verbosity(Verbosity.QUIET)
-
-
-def _verbose(wanted: bool) -> None:
-    if wanted:
-        set_verbosity(Verbosity.VERBOSE)
+def _sets(level: Verbosity) -> Callable[[bool], None]:
+    return lambda wanted: set_verbosity(level) if wanted else None
 
 
 @lru_cache
@@ -55,10 +49,13 @@ def _common_options() -> list[Any]:
     @scratch.command()
     def declared(
         quiet: Annotated[
-            bool, typer.Option("--quiet", "-q", callback=_quiet, help="Print results and errors only.")
+            bool, typer.Option("--quiet", "-q", callback=_sets(Verbosity.QUIET), help="Print results and errors only.")
         ] = False,
         verbose: Annotated[
-            bool, typer.Option("--verbose", "-v", callback=_verbose, help="Print every step and all warnings.")
+            bool,
+            typer.Option(
+                "--verbose", "-v", callback=_sets(Verbosity.VERBOSE), help="Print every step and all warnings."
+            ),
         ] = False,
     ) -> None:
         """Declare the options."""

@@ -74,9 +74,10 @@ class MethodInputs:
         return lambda allocation: fitness.kl(allocation, n_tokens)
 
 
-def _uniform(inputs: MethodInputs, _: Path) -> MethodResult:
-    reader = inputs.database.reader
-    return MethodResult(reader, best_uniform(inputs.plan, inputs.loss(reader)))
+def _from_database(inputs: MethodInputs, _: Path, *, measured: bool) -> MethodResult:
+    reader, plan = inputs.database.reader, inputs.plan
+    chosen = best_uniform(plan, inputs.loss(reader)) if measured else least_local_error(plan, reader)
+    return MethodResult(reader, chosen)
 
 
 TRIES = 16
@@ -94,11 +95,6 @@ def _random(inputs: MethodInputs, _: Path) -> MethodResult:
         seconds=None if minutes is None else 60 * minutes,
     )
     return MethodResult(reader, chosen, {"tries": tries})
-
-
-def _ziplm(inputs: MethodInputs, _: Path) -> MethodResult:
-    reader = inputs.database.reader
-    return MethodResult(reader, least_local_error(inputs.plan, reader))
 
 
 def _ranked_units(inputs: MethodInputs, _: Path, *, activations: bool) -> MethodResult:
@@ -175,14 +171,16 @@ class Method:
 
 
 BASELINES = {
-    "uniform": Method("Uniform", "the best uniform allocation, same database", _uniform, database=True),
+    "uniform": Method(
+        "Uniform", "the best uniform allocation, same database", partial(_from_database, measured=True), True
+    ),
     "random": Method("Random", "the best of random allocations, same database", _random, True, searches=True),
     "magnitude": Method("Magnitude", "arXiv 1506.02626, arXiv 2305.11627", partial(_ranked_units, activations=False)),
     "minitron": Method("Minitron-style width", "arXiv 2407.14679", partial(_ranked_units, activations=True)),
     "shortgpt": Method("ShortGPT", "arXiv 2403.03853", _shortgpt, blocks=True),
     "reap": Method("REAP", "arXiv 2510.13999, whole experts, equally many in every block", _reap, mixtures=True),
     "frequency": Method("Expert frequency", "experts that are used most often", _frequency, mixtures=True),
-    "ziplm": Method("ZipLM", "arXiv 2302.04089", _ziplm, database=True),
+    "ziplm": Method("ZipLM", "arXiv 2302.04089", partial(_from_database, measured=False), True),
     "sheared": Method("Sheared-LLaMA-style", "arXiv 2310.06694", _sheared),
 }
 """Methods by their names for `--methods`. `darwinlm` is the pipeline itself; refit and recovery may follow any."""

@@ -167,7 +167,11 @@ def read_documents(
     """
     parsed = parse_source(source)
     if isinstance(parsed, HubSource):
-        documents = _read_hub(parsed, _load_dataset_function(), shuffle, tokenizer)
+        try:
+            import datasets
+        except ImportError as error:
+            raise MissingExtraError("datasets", "hub", "Reading text from the Hugging Face hub") from error
+        documents = _read_hub(parsed, datasets.load_dataset, shuffle, tokenizer)
     else:
         documents = read_files(parsed.files(), parsed.field, shuffle, tokenizer)
     return _visible(documents, source, tally or Tally())
@@ -216,14 +220,6 @@ def _visible(documents: Iterator[str], source: str, tally: Tally) -> Iterator[st
         found = True
     if not found:
         raise DataError(f"Text source {source!r}: there is no text in it. Give a source with at least one document.")
-
-
-def _load_dataset_function() -> Any:
-    try:
-        import datasets
-    except ImportError as error:
-        raise MissingExtraError("datasets", "hub", "Reading text from the Hugging Face hub") from error
-    return datasets.load_dataset
 
 
 def _read_hub(

@@ -122,7 +122,13 @@ def module_factors(method: BuildSettings, shape: ModuleShape, moment: Spilled, W
     if shape.experts:
         return experts_tensors(expert_factors(method, shape, moment, W, S))
     W = W.to(method.device)
-    curves, (variant, units) = _narrow_curves(method, shape, moment, W, S)
+    curves: dict[int, Curve] = {}
+    variant, units = 1, torch.arange(shape.width, device=method.device)[:, None]
+    if shape.kind != "mlp":  # the last variant has every column
+        H = moment.read()
+        *narrow, (variant, units) = _candidates(method, shape, H, W, S).items()
+        curves = {heads: _narrow_curve(method, shape.name, H, W, columns, S) for heads, columns in narrow}
+        del H
     removal = Removal(moment.rows(), W, units, saliency=S, name=shape.name)
     columns = removal.run().columns(units)
     del removal
@@ -154,17 +160,6 @@ def expert_factors(
         if damped_input is H:
             check_energy(float(errors[0]), name)
         yield Curve(columns, errors, losses), packed.clone()  # frees the memory of A
-
-
-def _narrow_curves(
-    method: BuildSettings, shape: ModuleShape, moment: Spilled, W: Tensor, S: Tensor | None
-) -> tuple[dict[int, Curve], tuple[int, Tensor]]:
-    """Curves of a module's variants except the last one, and the last variant with the columns [n, u] of its units."""
-    if shape.kind == "mlp":
-        return {}, (1, torch.arange(shape.width, device=method.device)[:, None])
-    H = moment.read()
-    *narrow, last = _candidates(method, shape, H, W, S).items()
-    return {heads: _narrow_curve(method, shape.name, H, W, columns, S) for heads, columns in narrow}, last
 
 
 def _candidates(method: BuildSettings, shape: ModuleShape, H: Tensor, W: Tensor, S: Tensor | None) -> dict[int, Tensor]:

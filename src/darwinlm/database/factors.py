@@ -62,6 +62,11 @@ class NestedFactors:
     errors: Tensor
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return self.columns.nbytes + self.factor.nbytes + self.target.nbytes + self.errors.nbytes
+
+    @property
     def total(self) -> float:
         """Energy of the output, tr(W H Wᵀ): the error of keeping nothing."""
         return float(self.errors[0])

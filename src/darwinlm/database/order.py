@@ -159,7 +159,9 @@ class Removal:
         self.name, self.block, self.n = name, block, units.shape[0]
         columns = units.to(device=device, dtype=torch.int64).reshape(-1)
         A = ordered_moment(H, columns)
-        _check_finite(name, {"second moment": A, "weight": W, "saliency": saliency})
+        for what, tensor in (("second moment", A), ("weight", W), ("saliency", saliency)):
+            if tensor is not None and not all(bool(torch.isfinite(rows).all()) for rows in torch.split(tensor, ROWS)):
+                raise NumericsError(f"{name}: the {what} holds NaN or infinity; check the weights and the input text")
         if bool((A.diagonal() < 0).any()):
             raise NumericsError(f"{name}: the second moment of the inputs has a negative diagonal")
         dead = dead_inputs(A)
@@ -212,13 +214,6 @@ def _check_shapes(H: Tensor | Iterable[Tensor], W: Tensor, units: Tensor, salien
         raise ValueError(f"units must be an integer matrix, not {tuple(units.shape)} {units.dtype}")
     if units.numel() != d or not torch.equal(units.reshape(-1).sort().values.cpu().long(), torch.arange(d)):
         raise ValueError(f"units must hold each of the {d} columns exactly once")
-
-
-def _check_finite(name: str, tensors: dict[str, Tensor | None]) -> None:
-    """Check for NaN and infinity. Raises NumericsError, naming the module and the matrix."""
-    for what, tensor in tensors.items():
-        if tensor is not None and not all(bool(torch.isfinite(rows).all()) for rows in torch.split(tensor, ROWS)):
-            raise NumericsError(f"{name}: the {what} holds NaN or infinity; check the weights and the input text")
 
 
 def _scaled_inverse_(damped: Tensor, name: str) -> tuple[Tensor, Tensor]:

@@ -86,7 +86,9 @@ class DatabaseReader:
         self._reserved = 0
         self._last: tuple[tuple[int, ModuleKind, int], tuple[NestedFactors, ...]] | None = None
         self._factors: Bounded[tuple[int, ModuleKind, int], tuple[NestedFactors, ...]] = Bounded(
-            _bytes, room_on(device, DEVICE_SHARE, lambda: self._reserved), scanned=True
+            lambda factors: sum(each.nbytes for each in factors),
+            room_on(device, DEVICE_SHARE, lambda: self._reserved),
+            scanned=True,
         )
         self._stored: Bounded[tuple[int, ModuleKind], _Stored] = Bounded(
             lambda stored: stored.nbytes, room_on(CPU, HOST_SHARE), scanned=True
@@ -300,8 +302,3 @@ def _full_factors(columns: Tensor, packed: Tensor, errors: Tensor, W: Tensor) ->
     """Factors over every column, with the target from the dense weights, on the device of the packed factor."""
     factor, columns = unpack_lower(packed, len(columns)), columns.to(packed.device)
     return NestedFactors(columns, factor, full_target(factor, W, columns), errors)
-
-
-def _bytes(factors: tuple[NestedFactors, ...]) -> int:
-    tensors = (tensor for each in factors for tensor in (each.columns, each.factor, each.target, each.errors))
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -177,7 +177,11 @@ class _Training:
         self.state.unlogged.append(mean)
         if step == 0 or (step + 1) % LOG_EVERY == 0 or step + 1 == self.last:
             norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
-            self._log_loss(step + 1, rate, norm)
+            losses, self.state.unlogged = self.state.unlogged, []
+            logged = sum(losses) / len(losses)
+            where = self._log(step + 1, {"loss": logged, "grad_norm": norm, "learning_rate": rate})
+            speed = (step + 1 - self.first) * self.steps.tokens / (time.monotonic() - self.begun)
+            self.say(f"{where}: loss {logged:.4f}, rate {rate:.2e}, {speed:.0f} tokens/s")
 
     def _unsynchronized(self, number: int) -> AbstractContextManager[None]:
         """Let DDP accumulate gradients in each process and sum over processes only once per step."""
@@ -233,13 +237,6 @@ class _Training:
         where = self._log(self.state.step, figures)
         kl = f", KL {figures['eval_kl']:.4f}" if "eval_kl" in figures else ""
         self.say(f"{where}: held out: perplexity {figures['eval_perplexity']:.2f}{kl}")
-
-    def _log_loss(self, step: int, rate: float, norm: float) -> None:
-        losses, self.state.unlogged = self.state.unlogged, []
-        loss = sum(losses) / len(losses)
-        where = self._log(step, {"loss": loss, "grad_norm": norm, "learning_rate": rate})
-        speed = (step - self.first) * self.steps.tokens / (time.monotonic() - self.begun)
-        self.say(f"{where}: loss {loss:.4f}, rate {rate:.2e}, {speed:.0f} tokens/s")
 
     def _log(self, step: int, figures: dict[str, int | float]) -> str:
         tokens = step * self.steps.tokens

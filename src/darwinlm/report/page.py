@@ -26,6 +26,10 @@ def render_page(summary: Summary) -> str:
 
 
 def _view(summary: Summary) -> dict[str, Any]:
+    looking_back, copied = None, looking_back_rows(summary, split=False)
+    if copied is not None and len(copied[0]) > 1:
+        words = " ".join([COPIED, *looking_back_remarks(summary)])
+        looking_back = {"columns": copied[0], "rows": copied[1], "words": words}
     return {
         "version": summary.version,
         "title": wording.title(summary),
@@ -35,7 +39,7 @@ def _view(summary: Summary) -> dict[str, Any]:
         "rows": comparison_rows(summary),
         "vocabulary": _vocabulary(summary),
         "where": _where(summary),
-        "looking_back": _looking_back(summary),
+        "looking_back": looking_back,
         "measured_on": wording.measured_on(summary),
         "machine": wording.machine_words(summary),
         "budget": _budget(summary),
@@ -125,13 +129,6 @@ def _where(summary: Summary) -> dict[str, Any] | None:
         "rows": [(name, [(wording.divergence(kl), f"{(kl or 0.0) / most:.2f}") for kl in row]) for name, row in rows],
         "words": where_words(summary),
     }
-
-
-def _looking_back(summary: Summary) -> dict[str, Any] | None:
-    found = looking_back_rows(summary, split=False)
-    if found is None or len(found[0]) < 2:
-        return None
-    return {"columns": found[0], "rows": found[1], "words": " ".join([COPIED, *looking_back_remarks(summary)])}
 
 
 def _uniform(summary: Summary) -> str:

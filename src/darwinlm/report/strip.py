@@ -32,7 +32,10 @@ def block_rows(allocation: Sequence[BlockFigures], sensitivity: Sequence[Sensiti
     losses = {(row.block, row.kind): row for row in sensitivity}
     for kind, name in KINDS.items():
         label = f"{name}: what is kept"
-        rows.append((label, _row(kind, label, [_kept(entry, kind) for entry in allocation])))
+        place, unit = (1, "query heads") if kind == "attention" else (2, "MLP channels")
+        kept = ((entry.block, *kept_cells(entry)[place]) for entry in allocation)
+        cells = [_cell(share, f"block {block}, {unit}: {words}") for block, share, words in kept]
+        rows.append((label, _row(kind, label, cells)))
         for field, words in (("removed", "loss if removed"), ("halved", "loss if halved")):
             cells = []
             for entry in allocation:
@@ -70,12 +73,6 @@ def kept_cells(entry: BlockFigures) -> list[tuple[float, str]]:
             kept, whole = entry.channels, entry.dense_channels
         cells.append((kept / whole if whole else 0.0, text))
     return cells
-
-
-def _kept(entry: BlockFigures, kind: str) -> str:
-    place, unit = (1, "query heads") if kind == "attention" else (2, "MLP channels")
-    share, words = kept_cells(entry)[place]
-    return _cell(share, f"block {entry.block}, {unit}: {words}")
 
 
 def _cell(share: float, words: str, shade: float | None = None) -> str:

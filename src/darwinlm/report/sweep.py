@@ -56,14 +56,9 @@ class SweepSummary(Figures):
             )
             for name, model, budget in models
         ]
-        return cls(rows=tuple(row.model_copy(update={"on_front": _on_front(row, rows)}) for row in rows))
-
-
-def _on_front(row: SweepRow, rows: list[SweepRow]) -> bool:
-    def loss(one: SweepRow) -> float:
-        return float("inf") if one.kl is None else one.kl
-
-    return not any(other.params <= row.params and loss(other) < loss(row) for other in rows if other is not row)
+        points = [(row.params, float("inf") if row.kl is None else row.kl) for row in rows]
+        front = [not any(size <= params and loss < kl for size, loss in points) for params, kl in points]
+        return cls(rows=tuple(row.model_copy(update={"on_front": on}) for row, on in zip(rows, front, strict=True)))
 
 
 def _cells(row: SweepRow) -> tuple[str, ...]:

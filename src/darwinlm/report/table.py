@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from rich.table import Table
@@ -63,14 +64,11 @@ def comparison_table(summary: Summary) -> Table:
     final = next((number for number, row in enumerate(rows) if row.final), None)
     table = tables.terminal(TERMINAL_COLUMNS, [row.cells for row in rows], bold=final)
     for place, heading in enumerate(TERMINAL_COLUMNS):
-        pieces = [*heading.split(), *(piece for row in rows for piece in _pieces(row.cells[place], words=place == 0))]
+        # What stays on one line: words of a name; a figure, and its share or factor.
+        cells = (row.cells[place] for row in rows)
+        pieces = [*heading.split(), *(part for cell in cells for part in re.split(r" (?=\()" if place else " ", cell))]
         table.columns[place].min_width = max(map(len, pieces))
     return table
-
-
-def _pieces(cell: str, *, words: bool) -> list[str]:
-    """What must stay on one line: words of a name; a figure, and its share or factor."""
-    return cell.split() if words else cell.replace(" (", "\n(").split("\n")
 
 
 def _cells(name: str, model: ModelFigures, dense: ModelFigures | None) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from darwinlm.database.levels import ModuleLevels
 from darwinlm.errors import BudgetError
 from darwinlm.search.problem.knapsack import solve_knapsack
 from darwinlm.search.problem.problem import Problem
-from darwinlm.search.problem.space import Allocation, PerLevel, SearchSpace
+from darwinlm.search.problem.space import Allocation, PerLevel
 from darwinlm.search.propose.level_switch import filled
 
 
@@ -72,7 +72,10 @@ def uniform_allocations(problem: Problem) -> list[Allocation]:
     mlp = [index for index in cut if space.modules[index].kind == "mlp"]
     heads = {index: list(range(len(space.modules[index].levels))) for index in attention}
     uniform: list[Allocation] = []
-    for share, part in product(_shares(heads.values()), _expert_shares(space, mlp)):
+    # Shares of experts that mixtures may keep, ascending; only 1 if there is no mixture.
+    levels = ((level, space.modules[index].levels[-1]) for index in mlp for level in space.modules[index].levels)
+    parts = sorted({level.experts / full.experts for level, full in levels if level.experts}) or [1.0]
+    for share, part in product(_shares(heads.values()), parts):
         best: Allocation | None = None
         widths = {index: _of_experts(space.modules[index], part) for index in mlp}
         for width in _shares(widths.values()):
@@ -88,12 +91,6 @@ def uniform_allocations(problem: Problem) -> list[Allocation]:
     if not uniform:
         raise BudgetError(f"no uniform model has at most {cost.words(problem.budget.limit)}")
     return uniform
-
-
-def _expert_shares(space: SearchSpace, indices: Sequence[int]) -> list[float]:
-    """Shares of experts that mixtures may keep, ascending; only 1 if there is no mixture."""
-    levels = ((level, space.modules[index].levels[-1]) for index in indices for level in space.modules[index].levels)
-    return sorted({level.experts / full.experts for level, full in levels if level.experts}) or [1.0]
 
 
 def _of_experts(module: ModuleLevels, part: float) -> list[int]:
