@@ -127,7 +127,7 @@ def module_factors(method: BuildSettings, shape: ModuleShape, moment: Spilled, W
     if shape.kind != "mlp":  # the last variant has every column
         H = moment.read()
         *narrow, (variant, units) = _candidates(method, shape, H, W, S).items()
-        curves = {heads: _narrow_curve(method, shape.name, H, W, columns, S) for heads, columns in narrow}
+        curves = {heads: _narrow_curve(shape.name, H, W, columns, S) for heads, columns in narrow}
         del H
     removal = Removal(moment.rows(), W, units, saliency=S, name=shape.name)
     columns = removal.run().columns(units)
@@ -179,7 +179,7 @@ def _candidates(method: BuildSettings, shape: ModuleShape, H: Tensor, W: Tensor,
     return {count: heads[chosen].reshape(shape.groups, -1) for count, chosen in best.items()}
 
 
-def _narrow_curve(method: BuildSettings, name: str, H: Tensor, W: Tensor, units: Tensor, S: Tensor | None) -> Curve:
+def _narrow_curve(name: str, H: Tensor, W: Tensor, units: Tensor, S: Tensor | None) -> Curve:
     """Curve over units [n, u] of some columns; the other columns are already removed."""
     damped = damp(H)
     flat = units.reshape(-1)

@@ -6,7 +6,6 @@ import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -39,10 +38,10 @@ class Spilled:
     def __enter__(self) -> Spilled:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def __exit__(self, *_: object) -> None:
+        if self._kept is None:
+            self._path.unlink(missing_ok=True)
+        self._kept = None
 
     def read(self, place: int | slice = slice(None)) -> Tensor:
         """The whole matrix, or an index of its first dimension. Raises ArtifactError."""
@@ -59,9 +58,3 @@ class Spilled:
         """Consecutive groups of rows; only these are loaded from a file. Raises ArtifactError."""
         for start in range(0, self._size, ROWS):
             yield self.read(slice(start, min(start + ROWS, self._size)))
-
-    def close(self) -> None:
-        """Release the matrix and its file."""
-        if self._kept is None:
-            self._path.unlink(missing_ok=True)
-        self._kept = None

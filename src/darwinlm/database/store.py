@@ -140,14 +140,14 @@ class DatabaseReader:
             (whole,) = self.factors(block, kind, last)
             W = self.dense_weight(block, kind)
             return (narrower_factors(whole, W, columns, errors),)
-        stored = self._read(block, kind, last)
+        stored = self._read(block, kind)
         packed = stored.packed.to(self.device, non_blocking=True)
         W = stored.W.to(self.device, non_blocking=True)
         if not shape.experts:
             return (_full_factors(columns, packed, errors, W),)
         return tuple(map(_full_factors, columns, packed, errors, W))
 
-    def _read(self, block: int, kind: ModuleKind, last: int) -> _Stored:
+    def _read(self, block: int, kind: ModuleKind) -> _Stored:
         """Inputs of a module's factors, cached in main memory if the factors don't fit on the device."""
         stored = self._stored.get((block, kind))
         if stored is None:

@@ -9,7 +9,6 @@ import functools
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import ModuleKind
 from darwinlm.families.shapes import ModuleShape
 from darwinlm.latency.graphs import GraphedDecoding, cache_name
+from darwinlm.recipe import BudgetSettings
 from darwinlm.surgery.shrink import layer_overrides
 from darwinlm.surgery.stitch import empty_model, layer_table, smaller_config
 
@@ -36,20 +36,11 @@ PATIENCE = 3
 """Largest factor on the number of passes if the ratios disagree."""
 
 
-@dataclass(frozen=True)
-class Workload:
-    """Timed workload: tokens of a prompt, and of its continuation, for parallel sequences; 0 tokens skip their time."""
-
-    prefill: int
-    decode: int
-    batch: int
-
-
 class ModelTimer:
     """Times models alternately with the dense one, so that drift of the machine affects both.
 
-    The checkpoint's weights aren't read. `runs` is the number of timed passes of each model, up to three times as many
-    if the machine's speed changes.
+    The budget states the request; the checkpoint's weights aren't read. `runs` is the number of timed passes of each
+    model, up to three times as many if the machine's speed changes.
 
     Attributes:
         graphs: Whether decoding is timed as a CUDA graph; False after a graph of a model couldn't be recorded.
@@ -59,7 +50,7 @@ class ModelTimer:
         self,
         checkpoint: Checkpoint,
         shapes: Mapping[tuple[int, ModuleKind], ModuleShape],
-        request: Workload,
+        budget: BudgetSettings,
         *,
         dtype: torch.dtype,
         device: torch.device,
@@ -67,7 +58,7 @@ class ModelTimer:
     ) -> None:
         self.checkpoint = checkpoint
         self.shapes = shapes
-        self.request = request
+        self.budget = budget
         self.dtype = dtype
         self.device = device
         self.runs = runs
@@ -76,9 +67,9 @@ class ModelTimer:
         self._reference: Any = None
         generator = torch.Generator().manual_seed(0)
         self._noise = torch.randn(1 << 16, generator=generator).mul_(0.02).to(dtype)
-        length = max(request.prefill, 1) + request.decode // 2
+        length = max(budget.prefill_tokens, 1) + budget.decode_tokens // 2
         vocabulary = int(checkpoint.config.vocab_size)
-        self._tokens = torch.randint(vocabulary, (request.batch, length), generator=generator).to(device)
+        self._tokens = torch.randint(vocabulary, (budget.batch, length), generator=generator).to(device)
 
     def compare(self, dense: Choice, choice: Choice) -> tuple[float, float]:
         """Time of a model relative to the dense one (median of paired passes), and the dense one's time in seconds."""
@@ -118,11 +109,11 @@ class ModelTimer:
     @torch.inference_mode()
     def seconds(self, model: Any) -> float:
         """Time of one pass: the prompt, and the generated tokens."""
-        prompt = max(self.request.prefill, 1)
+        prompt = max(self.budget.prefill_tokens, 1)
         begun = now(self.device)
         output = model(input_ids=self._tokens[:, :prompt], use_cache=True, logits_to_keep=1)
-        total = now(self.device) - begun if self.request.prefill else 0.0
-        if not self.request.decode:
+        total = now(self.device) - begun if self.budget.prefill_tokens else 0.0
+        if not self.budget.decode_tokens:
             return total
         graphed = self._graph_of(model)
         if graphed is not None:
@@ -134,11 +125,11 @@ class ModelTimer:
                 model(input_ids=self._tokens[:, prompt:], use_cache=True, logits_to_keep=1, **cache)
             step = functools.partial(model, input_ids=self._tokens[:, :1], use_cache=True, **cache)
         steps = []
-        for _ in range(min(DECODE_STEPS, self.request.decode)):
+        for _ in range(min(DECODE_STEPS, self.budget.decode_tokens)):
             begun = now(self.device)
             step()
             steps.append(now(self.device) - begun)
-        return total + self.request.decode * statistics.median(steps)
+        return total + self.budget.decode_tokens * statistics.median(steps)
 
     def _graph_of(self, model: Any) -> GraphedDecoding | None:
         """A model's decoding as a CUDA graph; None if graphs aren't available, then also for later models."""

@@ -6,7 +6,7 @@ result in place of the decoder's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +17,6 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from darwinlm.evaluation.chunks import chunked_loss
 from darwinlm.recovery.losses import TopK, forward_kl, next_token_loss, top_k_kl, top_of
-
-Forward = Callable[..., Any]
 
 LOGIT_CHUNK = 1024
 """Tokens whose logits are in memory at once: 4 GB at the peak for a vocabulary of 131,072."""

@@ -31,7 +31,7 @@ def model_card(summary: Summary) -> str:
     """
     name = _code(wording.short_source(summary.model))
     looking_back, rows = looking_back_rows(summary), comparison_rows(summary)
-    figures = [[f"**{cell}**" for cell in row.cells] if row.final else row.cells for row in rows]
+    figures = [*rows[:-1], [f"**{cell}**" for cell in rows[-1]]]
     # Of a model that was pruned elsewhere, the recovery alone is known not to have seen the evaluation text.
     unseen = "No step of its recovery" if summary.search is None else "No step that made this model"
     sections = [

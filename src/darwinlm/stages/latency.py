@@ -10,7 +10,7 @@ from darwinlm.artifact import write_json
 from darwinlm.families.family import ModuleKind
 from darwinlm.families.shapes import ModuleShape
 from darwinlm.latency.measure import measure_table, read_table, table_costs
-from darwinlm.latency.timing import ModelTimer, Workload
+from darwinlm.latency.timing import ModelTimer
 from darwinlm.run import Run
 from darwinlm.search.problem.cost import CostModel
 from darwinlm.search.problem.space import SearchSpace
@@ -49,8 +49,7 @@ def latency_stage(
         key["decoding"] = "CUDA graph"
     with run.stage("latency", key, "latency table") as (stage, work):
         if work:
-            request = Workload(budget.prefill_tokens, budget.decode_tokens, budget.batch)
-            timer = ModelTimer(run.checkpoint, shapes, request, dtype=dtype, device=run.device, runs=RUNS)
+            timer = ModelTimer(run.checkpoint, shapes, budget, dtype=dtype, device=run.device, runs=RUNS)
             measured = measure_table(
                 space,
                 timer,
