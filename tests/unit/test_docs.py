@@ -174,6 +174,29 @@ def test_named_paths_exist(path: Path) -> None:
 RUN_FOLDERS = {"model/", "stages/"}
 
 
+def missing_names(path: Path) -> list[str]:
+    """References such as `database/order.py::damp` whose file defines no such function, class or constant."""
+    missing = []
+    for place, name in re.findall(r"`([\w/]+\.py)::(\w+)`", path.read_text(encoding="utf-8")):
+        file = ROOT / place if place.startswith("tests/") else ROOT / "src" / "darwinlm" / place
+        code = file.read_text(encoding="utf-8") if file.is_file() else ""
+        if not re.search(rf"^(def {name}\(|class {name}\b|{name}\b.* = )", code, flags=re.M):
+            missing.append(f"{place}::{name}")
+    return missing
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_named_functions_and_tests_exist(path: Path) -> None:
+    assert missing_names(path) == []
+
+
+def test_a_name_that_is_missing_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("`database/order.py::damp`, `database/order.py::dump`, `tests/unit/test_none.py::test_a`", "utf-8")
+    assert missing_names(page) == ["database/order.py::dump", "tests/unit/test_none.py::test_a"]
+    assert (ROOT / "docs" / "method.md").read_text(encoding="utf-8").count(".py::") >= 40
+
+
 @pytest.mark.parametrize("path", NOTEBOOK, ids=lambda path: path.name)
 def test_links_of_the_notebook_hold(path: Path) -> None:
     links = re.findall(r"\]\(([^)\s#]*)(?:#([^)\s]+))?\)", path.read_text(encoding="utf-8"))

@@ -164,7 +164,7 @@ TimeOption = Annotated[
 ]
 PresetOption = Annotated[
     str | None,
-    typer.Option("--preset", help="default, or paper: the settings of the DarwinLM paper.", show_default="default"),
+    typer.Option("--preset", help="default, or paper: the DarwinLM paper's units and search, without refit.", show_default="default"),
 ]
 ForOption = Annotated[
     str | None,

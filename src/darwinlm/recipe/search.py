@@ -81,7 +81,7 @@ def _shrink(field: str, first: str, counts: list[int]) -> None:
 
 
 PAPER: dict[str, Any] = {
-    "units": {"levels": "paper"},
+    "units": {"attention": "query_head", "levels": "paper"},
     "database": {"saliency": "output"},
     "text": {"looking_back": 0},
     "search": {
@@ -95,8 +95,9 @@ PAPER: dict[str, Any] = {
             {"tokens": 8192, "survivors": 1, "training_tokens": 200_000},
         ],
     },
+    "refit": {"tokens": 0},
 }
-"""The settings of DarwinLM (arXiv 2502.07780): level switches between modules of one kind, from a uniform model."""
+"""The settings of DarwinLM (arXiv 2502.07780). docs/method.md lists them, and what has no setting."""
 
 PRESETS: dict[str, dict[str, Any]] = {"default": {}, "paper": PAPER}
 

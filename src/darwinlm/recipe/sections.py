@@ -147,7 +147,7 @@ class Recipe(Section):
     model: str | None = None
     """Hub id, local folder, or GGUF file."""
     preset: Literal["default", "paper"] = "default"
-    """`paper`: the settings of DarwinLM, for fields that aren't given."""
+    """`paper` sets all fields that you don't set to the values of the DarwinLM paper: units, order, search, no refit."""
     teacher: str | None = None
     """The original dense model, for distillation and for comparisons in the report; none uses `model`."""
     vocabulary: Part | None = Field(None, gt=0)
