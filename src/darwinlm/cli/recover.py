@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from darwinlm.cli import terminal
-from darwinlm.cli.app import SHRINK, OutOption, RecipeOption, SetOption, TextOption, command
+from darwinlm.cli.app import SHRINK, OutOption, RecipeOption, SetOption, command
 
 
 @command(
@@ -25,7 +25,10 @@ def recover(
         str | None, typer.Option("--tokens", help="Tokens to train on: 300M, 10B.", show_default=False)
     ] = None,
     out: OutOption = Path("runs/recovered"),
-    text: TextOption = None,
+    text: Annotated[
+        str | None,
+        typer.Option("--text", help="Training text. A run's own, without documents for other purposes, by default."),
+    ] = None,
     recipe: RecipeOption = None,
     assignments: SetOption = None,
 ) -> None:

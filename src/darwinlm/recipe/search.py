@@ -75,7 +75,7 @@ class SearchSettings(Section):
 
 def _shrink(field: str, first: str, counts: list[int]) -> None:
     if any(later >= earlier for earlier, later in pairwise(counts)):
-        raise ValueError(f"{field}: survivors must shrink from {first} on, but they are {counts}")
+        raise ValueError(f"{field}: survivors must decrease, starting below {first}, but they are {counts}")
     if counts[-1] != 1:
         raise ValueError(f"{field}: the last one must leave one survivor, but it leaves {counts[-1]}")
 
