@@ -54,14 +54,13 @@ def recipe_page() -> str:
         "or write a YAML file and pass it with `--recipe FILE.yaml`.",
         "`darwinlm schema all` prints the same list.",
     ]
-    section = None
+    sections: dict[str, list[str]] = {}
     for name, default, meaning in describe_fields():
-        here = name.rpartition(".")[0] or "recipe"
-        if here != section:
-            section = here
-            lines += ["", f"## {section}", "", "| field | default | meaning |", "| --- | --- | --- |"]
         cells = (f"`{name}`", f"`{default}`" if default else "", " ".join(meaning.split()))
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        row = "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        sections.setdefault(name.rpartition(".")[0] or "recipe", []).append(row)
+    for section, rows in sections.items():
+        lines += ["", f"## {section}", "", "| field | default | meaning |", "| --- | --- | --- |", *rows]
     return "\n".join(lines) + "\n"
 
 
