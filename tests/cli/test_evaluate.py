@@ -277,7 +277,7 @@ def test_result_of_another_request_is_kept(command, tiny_llama, tiny_text_file, 
     command("evaluate", tiny_llama, *text, "--tokens", 96).refused("holds the result of another request")
     assert out.read_bytes() == before
     out.write_text("{}", encoding="utf-8")
-    command("evaluate", tiny_llama, *text, "--tokens", 96).refused("holds something else")
+    command("evaluate", tiny_llama, *text, "--tokens", 96).refused("is not a result of darwinlm evaluate")
 
 
 def test_missing_harness_names_its_extra(command, tiny_llama, monkeypatch):

@@ -104,7 +104,7 @@ def test_card_of_a_searched_model():
     }
     for expected in (
         "# SmolLM2-135M with half of its block parameters",
-        "This is `HuggingFaceTB/SmolLM2-135M` with query heads, key and value heads and MLP channels taken out",
+        "This is `HuggingFaceTB/SmolLM2-135M` with query heads, key and value heads and MLP channels removed",
         wording.headline(made(searched())),
         "| **searched + refit** | **81.3 M** |",
         "8 attention and 1 MLP sub-layers of 30 blocks are gone",
