@@ -208,4 +208,4 @@ def test_a_whole_gguf_file(prune, gguf_bytes, tmp_path):
     assert model.dtype == torch.bfloat16
     again = prune(model=path)
     assert again.code == 0
-    assert again.out.count("done before, reused") == 9
+    assert again.out.count("already done, reused") == 9
