@@ -119,7 +119,7 @@ def test_hub_offline(hub, monkeypatch, variable):
 )
 def test_what_cannot_be_opened(hub, error, said):
     hub.error, hub.rows = error, []
-    assert re.search(f"hf:someone/things@train: .*{said}", message("hf:someone/things"))
+    assert re.search(f"hf:someone/things.*{said}", message("hf:someone/things"))
 
 
 def test_hub_without_datasets(monkeypatch):
