@@ -14,7 +14,6 @@ from tests.tiny.damage import flip
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from darwinlm import artifact
 from darwinlm.console import Reporter
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.pipeline import run_stages
@@ -121,30 +120,6 @@ def test_a_run_that_is_interrupted_again_and_again_ends_all_the_same(uninterrupt
         assert_same_outcome(tmp_path / "out", made.report, other, expected)
         return
     pytest.fail("no progress is made between interrupts")
-
-
-@pytest.mark.parametrize("after", [False, True], ids=["before the write", "after it"])
-@pytest.mark.parametrize("share", [0.3, 0.6, 0.8])
-def test_a_run_that_was_killed_at_a_write(uninterrupted, make_run, tmp_path, monkeypatch, share, after):
-    model, other, expected, _ = uninterrupted
-    original, counts = artifact.write_atomically, {"all": 0}
-    n_writes = sum(1 for path in other.rglob("*") if path.is_file()) - 12  # but for what transformers writes
-    at = max(1, round(share * n_writes))
-
-    def write(path: Path, how: Any) -> None:
-        counts["all"] += 1
-        if counts["all"] == at and not after:
-            raise KeyboardInterrupt
-        original(path, how)
-        if counts["all"] == at:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(artifact, "write_atomically", write)
-        with pytest.raises(KeyboardInterrupt):
-            run_stages(make_run(model, tmp_path / "out"), "report")
-    summary = run_stages(make_run(model, tmp_path / "out"), "report").report
-    assert_same_outcome(tmp_path / "out", summary, other, expected)
 
 
 def refused(self: nn.Linear, inputs: Tensor) -> Tensor:

@@ -72,6 +72,7 @@ def test_unknown_fields_are_all_refused_with_the_near_one_or_those_that_are_know
         ({"compute": {"dtype": "float8"}}, "compute.dtype", "it is 'float8'"),
         ({"compute": {"batch_tokens": -4}}, "compute.batch_tokens", "it is -4"),
         ({"text": {"sequence_length": 7}}, "text.sequence_length", "greater than or equal to 8"),
+        ({"text": {"looking_back": "60%"}}, "text.looking_back", "0.5"),
         ({"text": {"validation_tokens": 0}}, "text.validation_tokens", "greater than 0"),
         ({"text": None}, "text", "valid dictionary"),
         ({"budget": 0.5}, "budget", "valid dictionary or instance of BudgetSettings (it is 0.5)"),
