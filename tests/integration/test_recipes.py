@@ -126,8 +126,7 @@ def test_two_processes_find_the_same_models(tiny_text_file: Path, tmp_path: Path
         run_stages(Run(recipe, tmp_path / name / "alone", Reporter(Console(quiet=True))), "stitch")
     (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", tmp_path / "script.py")
-    ended = python(*launch, *(tmp_path / name / f"{name}.yaml" for name in PUBLISHED), GLOO_SOCKET_IFNAME="lo")
-    assert ended.returncode == 0, ended.stderr[-2000:]
+    python(*launch, *(tmp_path / name / f"{name}.yaml" for name in PUBLISHED), GLOO_SOCKET_IFNAME="lo")
     for name in PUBLISHED:
         folders = [tmp_path / name / place / "stages" / "search" for place in ("alone", "both")]
         alone, both = (read_json(folder / "result.json") for folder in folders)

@@ -220,8 +220,7 @@ def test_published_models_are_planned_without_weights(command: Command, tmp_path
     for name, params in PARAMETERS.items():
         folder = published_config(tmp_path / name, name)
         out = tmp_path / f"{name}.json"
-        ended = command("plan", folder, "--recipe", f"{name}-fast", "--device", "h200", "--out", out)
-        assert ended.code == 0, ended.err
+        ended = command("plan", folder, "--recipe", f"{name}-fast", "--device", "h200", "--out", out).succeeded()
         found = json.loads(out.read_text(encoding="utf-8"))
         assert found["dense_params"] == params
         assert [stage["stage"] for stage in found["stages"]] == ["saliency", "database", "search", "refit", "evaluate"]

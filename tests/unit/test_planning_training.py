@@ -324,7 +324,6 @@ def test_wrong_sizes(options: tuple[str, ...], message: str, command: Command, t
 
 def test_command_takes_processes_memory_and_disk(command: Command, tiny_llama: Path) -> None:
     machine = ("--device", "h100", "--processes", 2, "--ram", "1GB", "--disk", "1kB")
-    ended = command("plan", tiny_llama, *machine, *sets((*SETTINGS, *TRAINING)))
-    assert ended.code == 0, ended.err
+    ended = command("plan", tiny_llama, *machine, *sets((*SETTINGS, *TRAINING))).succeeded()
     for words in ("2 x h100: 80 GB", "recover", "doesn't fit: the run takes"):
         assert words in ended.out
