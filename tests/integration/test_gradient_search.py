@@ -8,17 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.tiny.searching import searched, state_of, timeless
+from tests.tiny.searching import placed_in, searched, state_of, timeless
 
-from darwinlm.families.decoder import Decoder
 from darwinlm.pipeline import run_stages
 from darwinlm.search.evaluate.fitness import Fitness
-from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.evolve.state import SearchState
 from darwinlm.search.problem.knapsack import solve_knapsack
-from darwinlm.stages.database import database_stage
 from darwinlm.stages.plan import plan_stage
-from darwinlm.stages.text import text_stage
 
 SETTINGS = ("search.generations=6", "search.stages=[{tokens: 64, survivors: 2}, {tokens: 256, survivors: 1}]")
 """Windows of two sequences, four of them."""
@@ -84,9 +80,7 @@ def test_an_interrupted_search_ends_where_an_uninterrupted_one_does(
 @pytest.fixture
 def fitness(folder, tiny_llama, make_run):
     run = make_run(tiny_llama, folder, *SETTINGS)
-    texts, plan = text_stage(run), plan_stage(run)
-    model = run.checkpoint.load(torch.float64)
-    placed = PlacedModules(Decoder(model, run.checkpoint.family), database_stage(run, texts).reader, plan.space)
+    plan, (placed, texts) = plan_stage(run), placed_in(run, torch.float64)
     losses = [[float(level) for level in range(len(module.levels))] for module in plan.space.modules]
     small = solve_knapsack(losses, plan.cost.costs, plan.budget.lower, plan.budget.upper, words=plan.budget.words)
     return Fitness(placed, texts["fitness"].tokens[:7], batch_tokens=64), small

@@ -18,7 +18,6 @@ from darwinlm.calibration.moments import SecondMoment
 from darwinlm.calibration.stream import output_projection, stream_moments
 from darwinlm.database.order import damp
 from darwinlm.export.hf import save_model
-from darwinlm.families.decoder import Decoder
 from darwinlm.pipeline import run_stages
 from darwinlm.run import Run
 from darwinlm.search.evaluate.fitness import Fitness
@@ -110,8 +109,7 @@ def test_the_block_stream_sees_what_hooks_on_the_whole_model_see(whole):
 
 @pytest.fixture
 def placed(whole) -> PlacedModules:
-    model = whole.checkpoint.load(torch.float32)
-    return PlacedModules(Decoder(model, whole.checkpoint.family), whole.reader, whole.plan.space)
+    return whole.placed()
 
 
 def test_fitness_from_the_first_changed_block_is_fitness_from_the_start(whole, placed):
