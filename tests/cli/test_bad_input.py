@@ -1,7 +1,5 @@
 """Text, options and recipes that can't be used: one clear message, status 2, and nothing half-written."""
 
-from __future__ import annotations
-
 import pytest
 from tests.tiny.damage import assert_nothing_half_written
 

@@ -1,7 +1,5 @@
 """A model that can't be used: one clear message, status 2, and nothing half-written."""
 
-from __future__ import annotations
-
 import io
 import json
 import shutil

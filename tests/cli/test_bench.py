@@ -1,7 +1,5 @@
 """`darwinlm bench`: figures of every engine that is installed, and what it refuses."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """`darwinlm chat` with tiny models: piped questions, templates, two models, and what is refused."""
 
-from __future__ import annotations
-
 import io
 import shutil
 import sys

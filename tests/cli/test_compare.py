@@ -1,7 +1,5 @@
 """`darwinlm compare` on a tiny model: budgets, rows of the pipeline itself, resuming, and refusals."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """`darwinlm database`, `darwinlm inspect` and `darwinlm prune --database`: what they do, and what they refuse."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

@@ -1,7 +1,5 @@
 """`darwinlm evaluate`: the harness's own numbers from local files, perplexity and KL, and what is refused."""
 
-from __future__ import annotations
-
 import json
 import math
 import shutil

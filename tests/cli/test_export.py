@@ -1,7 +1,5 @@
 """`darwinlm export` and bad input: one clear message, status 2, nothing half-written."""
 
-from __future__ import annotations
-
 import json
 import shutil
 

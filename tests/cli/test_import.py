@@ -1,7 +1,5 @@
 """`darwinlm import`: other tools' pruned checkpoints, converted so that they compute the same."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """Output folders of others, damaged and half-made ones: nothing is lost, and the same command goes on."""
 
-from __future__ import annotations
-
 import errno
 import re
 import shutil

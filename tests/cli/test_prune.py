@@ -1,7 +1,5 @@
 """`darwinlm prune` when all is well, and the command as a process of its own."""
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """`darwinlm push` against a stand-in of the hub: what arrives, and what is refused."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`darwinlm scores`: saved evaluations side by side, and what keeps them from being compared."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """`darwinlm show`: bars, figures and next steps of a finished run, and what is no finished run."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Budgets, presets and sweeps on the command line: one message for each mistake, and the files of a sweep."""
 
-from __future__ import annotations
-
 import json
 from types import SimpleNamespace
 

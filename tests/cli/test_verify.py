@@ -1,7 +1,5 @@
 """`darwinlm verify`: a run is what its records claim, or it is said what isn't."""
 
-from __future__ import annotations
-
 import json
 
 from tests.tiny.damage import flip

@@ -1,7 +1,5 @@
 """The acceptance test of a GPU runs, tiny, on a CPU: it can't rot while there is no GPU."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Weights that go onto a device a block at a time make the same model as those that transformers loads."""
 
-from __future__ import annotations
-
 import shutil
 
 import pytest

@@ -1,7 +1,5 @@
 """Every kind of budget on tiny models, compared with the saved model."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """Search with gradients: it lowers the loss, keeps the budget, shrinks its steps, and resumes."""
 
-from __future__ import annotations
-
 import itertools
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Peak memory of the database stage, measured in processes of their own."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Models whose layers differ, at home in everything transformers and its neighbours do with a model."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

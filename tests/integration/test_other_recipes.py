@@ -1,7 +1,5 @@
 """The whole pipeline with other recipes, budgets and ways to call it."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The whole pipeline on tiny random models, against masked dense models and least squares."""
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Callable

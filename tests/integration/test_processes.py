@@ -1,7 +1,5 @@
 """Two processes of torchrun give what one gives, to rounding; another single process gives the same bytes."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

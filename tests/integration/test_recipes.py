@@ -3,8 +3,6 @@
 The code path is the recipe's own; only widths, depth, numbers of tokens and of generations are small.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Recovery: training, resuming after a kill, stopping on divergence, and several processes."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

@@ -1,7 +1,5 @@
 """Recovery from stored log-probabilities, and the benchmark that trains several models from the same ones."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import sys

@@ -1,7 +1,5 @@
 """`import darwinlm` is all that transformers needs to load our models, whichever of the two is imported first."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

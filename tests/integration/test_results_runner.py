@@ -1,7 +1,5 @@
 """All parts of the script for the published comparison, on a tiny model; a rerun reuses everything."""
 
-from __future__ import annotations
-
 import importlib.util
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Runs that were interrupted or killed end like others, and what is finished is reused."""
 
-from __future__ import annotations
-
 import random
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The search bounded in time, given bad state, few allocations or candidates that overflow."""
 
-from __future__ import annotations
-
 import io
 import json
 import math

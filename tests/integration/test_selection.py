@@ -1,7 +1,5 @@
 """Training-aware selection, compared with plain PyTorch."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """First-order losses of all levels around an allocation, against finite differences of the loss itself."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

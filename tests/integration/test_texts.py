@@ -1,7 +1,5 @@
 """The text of runs: blocks begin with bos, passages come again, documents come from everywhere, short text is cut."""
 
-from __future__ import annotations
-
 import io
 from functools import partial
 

@@ -1,7 +1,5 @@
 """A run with a smaller vocabulary: the same logits for kept tokens, and a model that every later command takes."""
 
-from __future__ import annotations
-
 import json
 import re
 

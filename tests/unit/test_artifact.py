@@ -1,7 +1,5 @@
 """Folders of stages: complete when the manifest is there, reused for the same key, never trusted when damaged."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

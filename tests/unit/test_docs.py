@@ -1,7 +1,5 @@
 """What the documents say can be done: command lines parse, make targets exist, Python runs, paths are there."""
 
-from __future__ import annotations
-
 import re
 import shlex
 import shutil

@@ -1,7 +1,5 @@
 """Error messages that no other test covers: what is wrong, where, and what to do."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from importlib.metadata import PackageNotFoundError

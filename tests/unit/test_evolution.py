@@ -1,7 +1,5 @@
 """The evolutionary loop with losses by a function of candidate and window, in place of a model."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Residual streams and matrices that lie in files when memory is short: the same values, and nothing left behind."""
 
-from __future__ import annotations
-
 import errno
 from unittest.mock import Mock
 

@@ -1,7 +1,5 @@
 """Data sets of the hub, by a library that is replaced."""
 
-from __future__ import annotations
-
 import re
 import sys
 from types import ModuleType

@@ -1,7 +1,5 @@
 """Models with other token mixers than attention in some blocks: what is kept, counted and refused."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

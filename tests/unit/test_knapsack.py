@@ -1,7 +1,5 @@
 """The multiple-choice knapsack against trying every combination."""
 
-from __future__ import annotations
-
 import itertools
 import random
 

@@ -1,7 +1,5 @@
 """Decoding with a cache of fixed size gives the logits of a growing one, as a graph too, which the CPU plays."""
 
-from __future__ import annotations
-
 from contextlib import contextmanager, nullcontext
 from unittest.mock import Mock
 

@@ -1,7 +1,5 @@
 """Memory that stays with the process while a body runs, and goes back afterwards."""
 
-from __future__ import annotations
-
 import sys
 
 import pytest

@@ -1,7 +1,5 @@
 """The plan: counts compared with real models and artifacts, and advice for what doesn't fit."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

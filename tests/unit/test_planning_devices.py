@@ -1,7 +1,5 @@
 """Devices of the plan: measured, at hand, known by name, or described in a file."""
 
-from __future__ import annotations
-
 import itertools
 from pathlib import Path
 from types import SimpleNamespace

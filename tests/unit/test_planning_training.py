@@ -1,7 +1,5 @@
 """The plan of training: operations, saved activations, optimiser states, and advice if it doesn't fit."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Models made ready for a quantisation in groups of columns: `units.quantisation`, or `--for`."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

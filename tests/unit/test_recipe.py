@@ -1,7 +1,5 @@
 """The recipe: valid defaults, and errors with the field, the mistake and the probable intention."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

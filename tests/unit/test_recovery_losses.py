@@ -1,7 +1,5 @@
 """Losses of recovery against plain formulas and the model's own logits; its steps, its rates and what it trains."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """The training loop compared with a plain one, damaged checkpoints, and the memory of the optimizer."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import math

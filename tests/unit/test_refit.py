@@ -1,7 +1,5 @@
 """Refit of every family: it restores damaged weights, keeps correct ones, and is never worse."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

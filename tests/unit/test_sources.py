@@ -1,7 +1,5 @@
 """Every format is read, and every mistake in a source gives one clear message."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import struct

@@ -1,7 +1,5 @@
 """The command starts without heavy libraries, helps, completes, and minds its terminal."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

@@ -1,7 +1,5 @@
 """What slopes and curvature predict, before and after observations; and children that are solved for."""
 
-from __future__ import annotations
-
 import itertools
 import random
 

@@ -1,7 +1,5 @@
 """The picture of a terminal: the log as it is, in colours that it has, without anything from the network."""
 
-from __future__ import annotations
-
 import re
 import xml.etree.ElementTree as ET
 from pathlib import Path

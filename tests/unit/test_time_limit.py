@@ -1,7 +1,5 @@
 """A time limit holds on a machine that gets slower, and says what it shortened."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

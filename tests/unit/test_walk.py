@@ -1,7 +1,5 @@
 """A block run a sub-layer at a time is the block, bit for bit, whatever is kept in memory and whatever is gone."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from tests.tiny.models import tiny_model

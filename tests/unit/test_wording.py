@@ -1,7 +1,5 @@
 """Headline, figures and model card: the same words everywhere, and safe for any name."""
 
-from __future__ import annotations
-
 import ast
 import math
 
