@@ -18,7 +18,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 from darwinlm.calibration.gradients import output_gradients
 from darwinlm.calibration.stream import BlockStream
-from darwinlm.errors import BudgetError, FamilyError
+from darwinlm.errors import FamilyError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.pruned import pruned_classes, pruned_config
 from darwinlm.planning import memory
@@ -279,6 +279,8 @@ def test_damaged_gguf_is_refused(command: Command, tmp_path: Path) -> None:
         (("{model}", "--device", "abacus"), "'abacus' isn't known"),
         (("{model}", "--device", "h100", "--set", "budget.speedup=2x"), "budget.speedup is measured on the device"),
         (("{model}", "--recipe", "llama"), "there is no recipe at llama"),
+        (("{model}", "--device", "h100", "--ram", "lots"), "--ram lots: must be a number with a unit"),
+        (("{model}", "--device", "h100", "--disk", "5 parsecs"), "--disk 5 parsecs: has an unknown unit"),
         (("{model}", "--device", "h100", "--set", "units.mlp_multiple=8", "--keep", "0.01%"), "less than the smallest"),
     ],
 )
@@ -296,8 +298,3 @@ def test_budgets_of_other_kinds(budget: str, share: float | None, tiny_llama: Pa
         assert plan["params"]["upper"] == 70_000
     else:
         assert plan["params"]["upper"] * 4 == pytest.approx(150_000, rel=0.01)
-
-
-def test_impossible_budget_is_the_runs_own_error(tiny_llama: Path) -> None:
-    with pytest.raises(BudgetError, match="smallest model"):
-        make_plan(sizes_of(tiny_llama, "budget.keep=0.01%"), find_device("h100"))

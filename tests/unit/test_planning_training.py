@@ -309,17 +309,6 @@ def test_states_wait_where_there_is_room(tmp_path: Path) -> None:
     assert none.tokens - all_of_them.tokens == pytest.approx(200 * more)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("--ram", "lots"), "--ram lots: must be a number with a unit"),
-        (("--disk", "5 parsecs"), "--disk 5 parsecs: has an unknown unit"),
-    ],
-)
-def test_wrong_sizes(options: tuple[str, ...], message: str, command: Command, tiny_llama: Path) -> None:
-    command("plan", tiny_llama, "--device", "h100", *options).refused(message)
-
-
 def test_command_takes_processes_memory_and_disk(command: Command, tiny_llama: Path) -> None:
     machine = ("--device", "h100", "--processes", 2, "--ram", "1GB", "--disk", "1kB")
     ended = command("plan", tiny_llama, *machine, *sets((*SETTINGS, *TRAINING))).succeeded()
