@@ -15,17 +15,14 @@ from darwinlm.pipeline import run_stages
 @pytest.mark.parametrize(
     "assignment",
     [
-        "search.method=paper",
         "refit.tokens=0",
         "compute.dtype=bfloat16",
         "export.dtype=bfloat16",
-        "search.minutes=0.000001",
         "search.stages=[{tokens: 33, survivors: 1}]",
         "text.sequence_length=17",
         "compute.batch_tokens=1",
         "units.mlp_multiple=40",
         "units.attention=group_heads",
-        "units.levels=paper",
         "search.generations=60",
     ],
 )

@@ -40,7 +40,7 @@ class Stopping(Reporter):
 
 
 TIMES = {"seconds", "stages", "machine", "evaluations"}
-SHARES = (0.02, 0.15, 0.3, 0.45, 0.6, 0.8, 0.9, 1.0)
+SHARES = (0.02, 0.3, 0.6, 0.8, 1.0)
 
 
 def figures(tree: Any) -> Any:

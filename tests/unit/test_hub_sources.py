@@ -73,12 +73,6 @@ def test_hub_with_a_field(hub):
     assert "row 1: there is no field other; the existing fields are: body, text" in message("hf:someone/things#other")
 
 
-def test_real_library_has_the_function_that_is_called(monkeypatch):
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_arguments, **_options: iter(ROWS))
-    assert read("hf:someone/things") == TEXTS
-
-
 @pytest.mark.parametrize("source", ["hf:", "hf:a/b/c", "hf:a b", "hf:a/b@", "hf://a/b"])
 def test_malformed_hub_name(hub, source):
     assert "this isn't a data set's name. Write hf:owner/name" in message(source)

@@ -87,17 +87,6 @@ def test_a_cache_of_fixed_size_gives_the_same_logits(model_type, tiny_folder):
         decoding.rewind()
 
 
-@torch.inference_mode()
-def test_a_recorded_step_gives_them_too(played, tiny_llama):
-    model = Checkpoint.open(tiny_llama).load(torch.float32)
-    expected = growing(model, 3)
-    decoding = GraphedDecoding(model, TOKENS, 4)
-    for _ in range(2):
-        for logits in expected:
-            torch.testing.assert_close(decoding.step(), logits, rtol=1e-4, atol=1e-4)
-        decoding.rewind()
-
-
 def timer_of(folder, **request: int):
     checkpoint = Checkpoint.open(folder)
     shapes = {(shape.block, shape.kind): shape for shape in module_shapes(checkpoint)}

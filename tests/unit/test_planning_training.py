@@ -267,7 +267,6 @@ def test_processes_share_the_time_of_some_stages(tmp_path: Path) -> None:
     ("name", "device", "fits"),
     [
         ("llama2-7b-2.7b", "h100", True),
-        ("llama3.1-8b-4.6b", "h100", True),
         ("qwen2.5-14b-8.4b", "h100", False),
         ("qwen2.5-14b-8.4b", "h200", True),
     ],
