@@ -8,9 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tests.tiny.recovering import Stopped, losses, recover_tiny
 from transformers import AutoModelForCausalLM
@@ -18,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from darwinlm import artifact
 from darwinlm.artifact import read_json
 from darwinlm.console import Reporter
-from darwinlm.errors import NumericsError, StorageError
+from darwinlm.errors import NumericsError
 from darwinlm.pipeline import run_stages
 from darwinlm.recovery.train import _Training
 from darwinlm.report.summary import read_summary
@@ -175,15 +173,12 @@ def test_a_recovery_that_was_killed_ends_like_one_that_was_not(inputs, whole, tm
     assert summary.recovery.log == whole[1].recovery.log
 
 
-FILES = ["weights.safetensors", "state.json", "manifest.json"]
-
-
-@pytest.mark.parametrize("file", FILES)
-def test_a_kill_while_saving_leaves_the_checkpoint_before(inputs, whole, tmp_path, monkeypatch, file):
+def test_a_kill_while_saving_leaves_the_checkpoint_before(inputs, whole, tmp_path, monkeypatch):
+    """All but the manifest of the second one is written."""
     original, seen = artifact.write_atomically, []
 
     def killed(path, write):
-        seen.extend([path] if path.parent.name == "partial" and path.name == file else [])
+        seen.extend([path] if path.parent.name == "partial" and path.name == "manifest.json" else [])
         if len(seen) == 2:
             raise Stopped
         original(path, write)
@@ -197,21 +192,6 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before(inputs, whole, tmp_pat
     summary = recover_tiny(*inputs, tmp_path / "out")
     assert_same(weights(tmp_path / "out"), weights(whole[0]))
     assert summary.recovery.log == whole[1].recovery.log
-
-
-def test_a_full_disk_while_saving_is_one_message_and_keeps_the_checkpoint_before(inputs, tmp_path, monkeypatch):
-    original, seen = safetensors.torch.save_file, []
-
-    def full(tensors, path, **more):
-        seen.extend([path] if path.parent.name == "partial" else [])
-        if len(seen) == 5:
-            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-        original(tensors, path, **more)
-
-    monkeypatch.setattr(safetensors.torch, "save_file", full)
-    with pytest.raises(StorageError, match=r"first_moments.safetensors: the disk is full.*finished work is kept"):
-        recover_tiny(*inputs, tmp_path / "out")
-    assert [path.name for path in (tmp_path / "out" / WORK / "training").glob("*")] == ["checkpoint-4"]
 
 
 @pytest.mark.parametrize("change", ["nothing", "seed"])

@@ -175,14 +175,6 @@ def test_what_a_change_leaves_untouched_is_reused(
     assert summary.prompts == run.recipe.evaluation.prompts
 
 
-def test_until_stops_and_a_later_run_goes_on(tiny_llama, make_run, tmp_path):
-    made = run_stages(make_run(tiny_llama, tmp_path / "out"), "search")
-    assert list(vars(made)) == ["vocabulary", "text", "plan", "database", "search"]
-    assert not (tmp_path / "out" / "model").exists()
-    summary = run_stages(make_run(tiny_llama, tmp_path / "out"), "report").report
-    assert [name for name, reused in stages_done(summary).items() if reused] == list(STAGES[:5])
-
-
 @pytest.mark.parametrize("damage", ["deleted", "flipped", "without weights", "emptied"])
 def test_a_model_folder_that_was_changed_is_exported_again(finished_copy, tiny_llama, make_run, damage):
     """People move and delete what they were given."""

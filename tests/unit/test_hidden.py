@@ -81,13 +81,6 @@ def full():
     return Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
 
 
-def test_a_disk_without_room_shows_before_anything_is_written(tmp_path, monkeypatch, full):
-    monkeypatch.setattr(hidden.os, "posix_fallocate", full, raising=False)
-    with pytest.raises(StorageError, match="the disk is full"):
-        HiddenStates(iter(batches(torch.float32)), ELEMENTS, HiddenMemory(tmp_path, "file"))
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize("small", [0, 1 << 22])
 def test_a_spilled_matrix_comes_back_whole_in_rows_or_alone(small, tmp_path, monkeypatch):
     monkeypatch.setattr(spill, "SMALL", small)
