@@ -1,7 +1,5 @@
 """Recoveries that can't end well are refused before they train."""
 
-from __future__ import annotations
-
 import shutil
 from collections import namedtuple
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Page and tables of a run: complete, with the right figures, and safe for any name."""
 
-from __future__ import annotations
-
 import io
 import json
 import math
