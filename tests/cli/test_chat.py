@@ -83,7 +83,7 @@ def test_oldest_turns_go_where_the_context_is_full(opened: Opened) -> None:
         talk.answer(f"question number {number}")
     assert 2 <= len(talk.messages) < 12
     assert talk.messages[-2]["content"] == "question number 5"
-    with pytest.raises(DataError, match=r"don't fit into the model's 120: say less, or lower --max-tokens"):
+    with pytest.raises(DataError, match=r"the model takes 120: shorten the message, type /reset, or lower"):
         talk.answer("x" * 200)
 
 
@@ -122,7 +122,7 @@ def test_drawing_follows_the_seed(opened: Opened) -> None:
         ("{model} --dtype int3", "hello", ["dtype int3: use auto"]),
         ("{model}/..", "hello", ["config.json"]),
         ("{model}", "refuse", ["chat template refuses", "roles must alternate"]),
-        ("{model}", "x" * 5000, ["don't fit into the model's"]),
+        ("{model}", "x" * 5000, ["shorten the message"]),
     ],
 )
 def test_what_is_refused(command, said, talker: Path, arguments, question, parts) -> None:

@@ -86,7 +86,7 @@ def test_blocks_of_several_kinds(
 def test_finished_methods_are_reused(compare, folder):
     before = found(folder)
     ended = compare("--methods", "ziplm,sheared").succeeded()
-    done = [line for line in ended.out.splitlines() if line.endswith("done before, reused")]
+    done = [line for line in ended.out.splitlines() if line.endswith("already done, reused")]
     assert {line.partition(":")[0] for line in done} >= {"ZipLM", "Sheared-LLaMA-style", "measure ziplm"}
     again = {row["method"]: row for row in found(folder)["rows"]}
     assert list(again) == ["dense", "ziplm", "sheared"]

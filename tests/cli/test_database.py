@@ -71,7 +71,7 @@ def test_database_alone_then_inspect_then_prune(command, prune, tiny_llama, tiny
             assert module["losses"][0] == reader.loss(block, "mlp", levels[0]) > 0
             assert module["losses"][-1] == pytest.approx(0, abs=1e-5)
     ended = prune("--database", out, "--keep", "60%").succeeded()
-    assert "is used" in ended.out
+    assert "database: using" in ended.out
     assert not (tmp_path / "out" / "stages" / "database").exists()
     weights = "model/model.safetensors"
     assert (tmp_path / "out" / weights).read_bytes() == (finished_llama / weights).read_bytes()

@@ -218,7 +218,7 @@ def test_run_folder_is_its_model(command, finished_llama, tiny_text_file, tmp_pa
     assert first["texts"][0]["perplexity"] == second["texts"][0]["perplexity"]
     (tmp_path / "run").mkdir()
     shutil.copy(finished_llama / "darwinlm.json", tmp_path / "run")
-    command("evaluate", tmp_path / "run", *text).refused("is a run that hasn't exported its model yet")
+    command("evaluate", tmp_path / "run", *text).refused("isn't finished: it holds no exported model yet")
 
 
 def test_a_family_that_cannot_be_pruned_and_a_gguf_file_are_measured(command, tiny_text_file, gguf_bytes, tmp_path):
@@ -268,7 +268,7 @@ def test_result_of_another_request_is_kept(command, tiny_llama, tiny_text_file, 
     command("evaluate", tiny_llama, *text, "--tokens", 96).refused("holds the result of another request")
     assert out.read_bytes() == before
     out.write_text("{}", encoding="utf-8")
-    command("evaluate", tiny_llama, *text, "--tokens", 96).refused("holds something else")
+    command("evaluate", tiny_llama, *text, "--tokens", 96).refused("is not a result of darwinlm evaluate")
 
 
 def test_missing_harness_names_its_extra(command, tiny_llama, monkeypatch):

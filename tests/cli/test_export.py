@@ -82,7 +82,9 @@ def test_targets_that_would_destroy_something(command, model, tmp_path):
     command("export", model, "--to", "hf", "--out", tmp_path / "file").refused("needs a folder")
     command("export", model, "--to", "gguf", "--out", tmp_path / "folder").refused("this format is one file")
     command("export", model, "--to", "gguf", "--out", tmp_path / "file").refused("exists", "--overwrite")
-    command("export", model, "--to", "hf", "--out", tmp_path / "folder", "--overwrite").refused("other than a model")
+    command("export", model, "--to", "hf", "--out", tmp_path / "folder", "--overwrite").refused(
+        "exists and is not a model"
+    )
     assert (tmp_path / "file").read_text() == (tmp_path / "folder" / "mine").read_text() == "mine"
     assert command("export", model, "--to", "gguf", "--out", tmp_path / "file", "--overwrite").code == 0
     assert (tmp_path / "file").read_bytes()[:4] == b"GGUF"

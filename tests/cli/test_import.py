@@ -184,7 +184,7 @@ def test_heads_shared_out_evenly(command, tmp_path):
 def test_what_cannot_be_imported(command, tmp_path):
     out = tmp_path / "out"
     ours = pruned_checkpoint(tmp_path / "ours", "llama", {1: (2, 1, 64)})
-    command("import", ours, "--out", out).refused("is already a model of this package")
+    command("import", ours, "--out", out).refused("is already a darwinlm model")
     command("import", tmp_path / "nowhere", "--out", out).refused("there is no model at")
     (tmp_path / "empty").mkdir()
     command("import", tmp_path / "empty", "--out", out).refused("there is no config.json in it")

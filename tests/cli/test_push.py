@@ -101,12 +101,12 @@ def test_no_hub(command, hub: Hub, finished_llama: Path, monkeypatch) -> None:
 
 def test_what_is_no_model(command, hub: Hub, finished_llama: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    command("push", tmp_path / "empty", "me/half").refused("is no model", "no config.json")
+    command("push", tmp_path / "empty", "me/half").refused("is not a model", "no config.json")
     command("push", tmp_path / "nowhere", "me/half").refused("there is no folder")
     unfinished = Path(shutil.copytree(finished_llama, tmp_path / "unfinished"))
     (unfinished / "summary.json").unlink()
     command("push", unfinished, "me/half").refused("isn't finished: rerun its command")
-    command("push", finished_llama, "half").refused("'half' is no repository: give owner/name")
+    command("push", finished_llama, "half").refused("'half' is not a repository name: give owner/name")
     command("push", finished_llama, "me/half", "--gguf", "q1").refused("--gguf q1: there is no such type", "q8_0")
     assert hub.calls == []
 

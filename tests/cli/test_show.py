@@ -76,7 +76,7 @@ def test_a_terminal_without_unicode(run: Path) -> None:
 def test_what_is_no_finished_run(command, tmp_path: Path, run: Path) -> None:
     command("show", tmp_path / "nowhere").refused("there is no folder", "output folder of darwinlm prune")
     (tmp_path / "empty").mkdir()
-    command("show", tmp_path / "empty").refused("is no run", "output folder of darwinlm prune")
+    command("show", tmp_path / "empty").refused("is not a run", "output folder of darwinlm prune")
     begun = tmp_path / "begun"
     write_json(begun / "darwinlm.json", {"made_by": "darwinlm"})
     write_json(begun / "stages" / "text" / "manifest.json", {})

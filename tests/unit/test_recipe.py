@@ -113,9 +113,9 @@ def stages(*pairs: tuple[int, int]) -> list[dict[str, int]]:
 @pytest.mark.parametrize(
     ("offspring", "rounds", "said"),
     [
-        (3, stages((64, 3), (128, 1)), ["search: stages: survivors must shrink", "[3, 3, 1]"]),
-        (8, stages((64, 2), (128, 4), (256, 1)), ["search: stages: survivors must shrink", "[8, 2, 4, 1]"]),
-        (1, stages((64, 1)), ["search: stages: survivors must shrink", "[1, 1]"]),
+        (3, stages((64, 3), (128, 1)), ["search: stages: survivors must decrease", "[3, 3, 1]"]),
+        (8, stages((64, 2), (128, 4), (256, 1)), ["search: stages: survivors must decrease", "[8, 2, 4, 1]"]),
+        (1, stages((64, 1)), ["search: stages: survivors must decrease", "[1, 1]"]),
         (8, stages((64, 2)), ["the last one must leave one survivor, but it leaves 2"]),
         (8, [], ["stages: at least one is needed"]),
     ],

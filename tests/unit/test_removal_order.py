@@ -303,7 +303,9 @@ def test_not_a_second_moment(monkeypatch):
         removal_order(torch.ones(4, 4), torch.ones(2, 4), channels(4), damping=0)
     lost = Mock(return_value=(torch.arange(4), torch.full((4,), torch.nan)))
     monkeypatch.setattr(order_module, "eliminate", lost)
-    with pytest.raises(NumericsError, match=r"down_proj: the removal order lost all precision in .*; use float64 or"):
+    with pytest.raises(
+        NumericsError, match=r"down_proj: the removal order lost all precision; use more calibration text"
+    ):
         removal_order(torch.eye(4), torch.ones(2, 4), channels(4), name="down_proj")
 
 

@@ -25,7 +25,7 @@ def test_a_uniform_model_that_is_smaller_is_not_said_to_be_of_the_same_size():
     summary["models"]["uniform"]["block_params"] = 50_000_000
     summary = made(summary)
     assert "(73.0 for a uniform model that keeps 47.1 %)" in wording.headline(summary)
-    assert comparison_rows(summary)[1].cells[0] == "uniform, same budget"
+    assert comparison_rows(summary)[1][0] == "uniform, same budget"
     assert "same size" not in render_page(summary)
 
 
@@ -105,7 +105,7 @@ def test_card_of_a_searched_model():
     }
     for expected in (
         "# SmolLM2-135M with half of its block parameters",
-        "This is `HuggingFaceTB/SmolLM2-135M` with query heads, key and value heads and MLP channels taken out",
+        "This is `HuggingFaceTB/SmolLM2-135M` with query heads, key and value heads and MLP channels removed",
         wording.headline(made(searched())),
         "| **searched + refit** | **81.3 M** |",
         "8 attention and 1 MLP sub-layers of 30 blocks are gone",
