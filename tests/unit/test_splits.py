@@ -278,7 +278,3 @@ def test_unwritable_folder(tmp_path, blocks):
     (tmp_path / "tokens.safetensors").mkdir()
     with pytest.raises(StorageError, match="can't write"):
         blocks.save(tmp_path)
-
-
-def test_purposes_are_those_of_the_stages():
-    assert set(SHARES) < set(PURPOSES)
