@@ -9,7 +9,6 @@ from safetensors.torch import save_file
 from tests.tiny.tokenizer import BOS_ID, EOS_ID, tiny_tokenizer
 
 from darwinlm.data import (
-    PURPOSES,
     TextPlan,
     TokenBlocks,
     assert_disjoint,
