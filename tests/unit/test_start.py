@@ -75,6 +75,10 @@ def attention_and_mlp() -> Problem:
     return Problem(space, parameter_costs(space), Budget(0, 8))
 
 
+def test_uniform_allocations_keep_the_limit_to_the_last_parameter() -> None:
+    assert uniform_allocations(problem_of(0, 100, (0, 50, 51), (0, 50, 51))) == [(1, 1)]
+
+
 def test_the_best_uniform_allocation_is_chosen_on_all_tokens_from_three() -> None:
     problem = attention_and_mlp()
     choices = uniform_allocations(problem)
