@@ -16,10 +16,10 @@ HEADINGS = ("model", "parameters", "weights", "KL", "perplexity", "prompt", "dec
 
 
 class SweepRow(Figures):
-    """One model of a sweep, named after its budget; `folder` is that of its run inside the sweep's.
+    """One model of a sweep, named after its budget, with the folder of its run inside the sweep's.
 
-    Both are None for the dense model. It is on the front if no model of its size or smaller has less KL(dense ‖ model),
-    in nats per token.
+    The dense model, `dense`, has neither. A model is on the front if none of its size or smaller has less KL(dense ‖
+    model), in nats per token.
     """
 
     name: str
