@@ -1,7 +1,5 @@
 """`darwinlm chat` with tiny models: piped questions, templates, two models, and what is refused."""
 
-from __future__ import annotations
-
 import io
 import shutil
 import sys
@@ -44,16 +42,16 @@ def opened(talker: Path) -> Opened:
 
 def test_piped_questions_are_answered_in_turn(command, said, opened: Opened, talker: Path) -> None:
     said("hello\n\nand you?\n/exit\nnot asked\n")
-    ended = command("chat", talker, "--temperature", "0", "--max-tokens", "8", "--dtype", "float32", "-q")
-    assert ended.code == 0, ended.err
+    ended = command("chat", talker, "--temperature", "0", "--max-tokens", "8", "--dtype", "float32", "-q").succeeded()
     talk = Conversation(opened, AnswerSettings(8, 0.0))
     assert ended.out == f"{talk.answer('hello')}\n{talk.answer('and you?')}\n"
 
 
 def test_a_run_is_talked_to_beside_its_dense_model(command, said, finished_llama: Path, tiny_llama: Path) -> None:
     said("the river\n")
-    ended = command("chat", finished_llama, "--against", tiny_llama, "--temperature", "0", "--max-tokens", "4")
-    assert ended.code == 0, ended.err
+    ended = command(
+        "chat", finished_llama, "--against", tiny_llama, "--temperature", "0", "--max-tokens", "4"
+    ).succeeded()
     assert ended.out.index(f"[{finished_llama}]") < ended.out.index(f"[{tiny_llama}]")
     assert "has no chat template: it continues your text" in ended.out
 

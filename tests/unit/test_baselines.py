@@ -1,7 +1,5 @@
 """Other methods against oracles: scores recomputed from the model, choices by brute force, masks by simulation."""
 
-from __future__ import annotations
-
 import itertools
 import random
 from collections.abc import Callable

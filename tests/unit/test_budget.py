@@ -1,7 +1,5 @@
 """Budgets: notation, contradictions, and costs of allocations."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,7 +1,5 @@
 """The element type of a run: if the recipe says `auto`, the one that is fast on the device."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Ridge regression towards given weights, compared with least squares on augmented rows."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

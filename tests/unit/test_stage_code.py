@@ -1,7 +1,5 @@
 """Stages' versions: part of their keys, and looked at whenever their code changes."""
 
-from __future__ import annotations
-
 import io
 import json
 

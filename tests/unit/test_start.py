@@ -1,7 +1,5 @@
 """First parents: equal layers within the budget, also where single steps can't bring them there."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Sequence
 from typing import cast

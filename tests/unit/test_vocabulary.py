@@ -1,7 +1,5 @@
 """A smaller vocabulary: which tokens are chosen, and what the cut tokenizer makes of text."""
 
-from __future__ import annotations
-
 import json
 import random
 from types import SimpleNamespace
