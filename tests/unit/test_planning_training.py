@@ -304,7 +304,7 @@ def test_states_wait_where_there_is_room(tmp_path: Path) -> None:
     # Once more from the beginning: 9 candidates 10k tokens, 5 of them 60k, 3 of them 160k.
     learnt = 17 * 10e3 + 9 * 50e3 + 5 * 100e3 + 3 * 200e3
     more = 9 * 10e3 + 5 * 60e3 + 3 * 160e3
-    assert f"{more / learnt:.0%} more tokens in training" in none.note
+    assert f"{more / learnt:.0%} more training tokens" in none.note
     assert none.tokens - all_of_them.tokens == pytest.approx(200 * more)
 
 

@@ -169,15 +169,20 @@ SENTENCES = [
     ([card_of], changed(recovered(), search={"history": []}), ["equal layers", "without a generation of search"], []),
     # Rounds
     ([text_of], recovered(), ["to the dense model and ended"], ["this round"]),
-    ([text_of], searched(), ["the KL to the dense model in nats per token that the database predicts"], []),
+    (
+        [text_of],
+        searched(),
+        ["the KL to the dense model (nats per token, logarithmic scale) that the database predicts"],
+        [],
+    ),
     ([text_of], changed(recovered(), from_pruned=True), ["to the model that this round cut"], []),
-    ([text_of], changed(searched(), from_pruned=True), ["the KL to the model that the last round cut in nats"], []),
+    ([text_of], changed(searched(), from_pruned=True), ["the KL to the model that the last round cut (nats"], []),
     ([card_of], changed(recovered(), from_pruned=True), ["pruned in several rounds"], []),
     # Sizes
     (
         [card_of],
         taken_out(["groups", "heads", "width"]),
-        ["query heads, key and value heads and MLP channels taken"],
+        ["query heads, key and value heads and MLP channels removed"],
         [],
     ),
     ([card_of], taken_out(["width"]), ["with MLP channels removed."], []),
