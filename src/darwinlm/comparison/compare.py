@@ -245,10 +245,11 @@ def _measure(run: Run, name: str, checkpoint: Checkpoint, texts: Mapping[str, To
         "texts": {place: text.digest for place, text in texts.items()},
         "arithmetic": run.arithmetic,
     }
-    with run.stage(f"measure_{name}", key, f"measure {name}") as (stage, work):
+    with run.stage(f"measure_{name}", key, f"measure {name}", shared=True) as (stage, work):
         if work:
-            dense = run.checkpoint.load(run.dtype, run.device)
-            model = dense if checkpoint is run.checkpoint else checkpoint.load(run.dtype, run.device)
+            with parallel.agree():
+                dense = run.checkpoint.load(run.dtype, run.device)
+                model = dense if checkpoint is run.checkpoint else checkpoint.load(run.dtype, run.device)
             params = sum(parameter.numel() for parameter in model.parameters())
             row: Row = {
                 "params": params,
@@ -261,7 +262,9 @@ def _measure(run: Run, name: str, checkpoint: Checkpoint, texts: Mapping[str, To
                     dense, {name: model}, text.tokens, batch_tokens=run.batch_tokens, progress=run.reporter.advance
                 )
                 row["texts"][place] = asdict(quality[name])
-            write_json(stage.folder / "row.json", row)
+            with parallel.agree():
+                if parallel.is_main():
+                    write_json(stage.folder / "row.json", row)
         measured: Row = read_json(stage.folder / "row.json")
     return measured
 
@@ -276,21 +279,20 @@ def _suite(run: Run, name: str, checkpoint: Checkpoint, comparison: ComparisonRe
         "arithmetic": run.arithmetic,
     }
     file = run.folder / "suites" / f"{name}_{digest_of(key)[:12]}.json"
-    with parallel.main_first():
-        scores = _scored(run, name, checkpoint, comparison, file) if parallel.is_main() else []
-    return parallel.broadcast(scores)
-
-
-def _scored(
-    run: Run, name: str, checkpoint: Checkpoint, comparison: ComparisonRequest, file: Path
-) -> list[harness.TaskScore]:
-    """Scores from the file of an earlier run, completed by the missing ones."""
-    assert comparison.suite is not None
-    before = harness.from_json(read_json(file)) if file.exists() else {}
-    wanted = parse_suite(comparison.suite)
+    before: dict[str, harness.TaskScore] = {}
+    with parallel.agree():
+        if parallel.is_main() and file.exists():
+            before = harness.from_json(read_json(file))
+    before, wanted = parallel.broadcast(before), parse_suite(comparison.suite)
     if all(one.task in before and not before[one.task].error for one in wanted):
         return [before[one.task] for one in wanted]
-    model = checkpoint.load(run.dtype, run.device)
+    with parallel.agree():
+        model = checkpoint.load(run.dtype, run.device)
+
+    def save(scores: list[harness.TaskScore]) -> None:
+        if parallel.is_main():
+            write_json(file, harness.as_json(scores))
+
     with run.reporter.stage(f"suite {name}"):
         return harness.run_suite(
             model,
@@ -299,6 +301,6 @@ def _scored(
             data_dir=comparison.data_dir,
             limit=comparison.limit,
             done=before,
-            save=lambda previous: write_json(file, harness.as_json(previous)),
+            save=save,
             progress=run.reporter.advance,
         )

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from darwinlm import __version__
+from darwinlm import __version__, parallel
 from darwinlm.console import Reporter
 from darwinlm.errors import ModelError, RecipeError
 from darwinlm.export.hf import check_saved, is_custom, save_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import Recipe, parse_recipe
-from darwinlm.report.models import ModelKey
 from darwinlm.report.summary import FILE, OriginFigures, RecoveryFigures, StageFigures, Summary, read_summary
 from darwinlm.run import MARKER, Run
 from darwinlm.runs.prune import resolve
 from darwinlm.stages.dtype import saved_dtype
-from darwinlm.stages.evaluate import FIGURES, Measured, measure_models, read_figures, save_figures
+from darwinlm.stages.evaluate import FIGURES, Loaders, Measured, measure_models, read_figures, save_figures
 from darwinlm.stages.export import Exported
 from darwinlm.stages.recover import Recovered, check_recovery, recover_model
 from darwinlm.stages.report import allocation_figures, export_figures, machine_figures, text_figures, write_report
@@ -104,13 +103,17 @@ def _finish(run: Run, texts: Texts, student: Checkpoint, recovered: Recovered, m
         "evaluation": run.recipe.evaluation.model_dump(),
         "arithmetic": run.arithmetic,
     }
-    with run.stage("export", key, "export and evaluation") as (stage, work):
-        if work or not (target / "config.json").is_file():
-            final = as_dtype(recovered.checkpoint.load(torch.float32), dtype)
-            save_model(final, target, tokenizer=student.tokenizer(), source=student.folder)
-            check_saved(final, target, texts["validation"].tokens[:2, :128])
+    with run.stage("export", key, "export and evaluation", shared=True) as (stage, work):
+        with parallel.agree():
+            if parallel.is_main() and (work or not (target / "config.json").is_file()):
+                final = as_dtype(recovered.checkpoint.load(torch.float32), dtype)
+                save_model(final, target, tokenizer=student.tokenizer(), source=student.folder)
+                check_saved(final, target, texts["validation"].tokens[:2, :128])
         if work:
-            save_figures(stage.folder / FIGURES, _measure(run, texts, student, target, dtype))
+            figures = _measure(run, texts, student, target, dtype)
+            with parallel.agree():
+                if parallel.is_main():
+                    save_figures(stage.folder / FIGURES, figures)
         measured = read_figures(stage.folder / FIGURES)
     saved = Checkpoint.open(target)
     summary = Summary(
@@ -137,9 +140,6 @@ def _finish(run: Run, texts: Texts, student: Checkpoint, recovered: Recovered, m
 
 
 def _measure(run: Run, texts: Texts, student: Checkpoint, target: Path, dtype: torch.dtype) -> Measured:
-    models: dict[ModelKey, Any] = {
-        "dense": run.teacher.load(run.dtype),
-        "before": student.load(run.dtype),
-        "recovered": Checkpoint.open(target).load(run.dtype),
-    }
-    return measure_models(run, models, texts, dtype)
+    models = {"dense": run.teacher, "before": student, "recovered": Checkpoint.open(target)}
+    loaders: Loaders = {name: partial(model.load, run.dtype, run.device) for name, model in models.items()}  # type: ignore[misc]
+    return measure_models(run, loaders, texts, dtype)
