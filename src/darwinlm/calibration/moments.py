@@ -82,6 +82,11 @@ class CrossMoment:
         """E[y xᵀ], [r, d] float32."""
         return self._sum / max(self.count, 1)
 
+    def take(self, total: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Tensor:
+        """As `mean`, without a copy; see `SecondMoment.take`."""
+        mean, self._sum = _total_mean(self._sum, self.count, total), self._sum.new_empty(0)
+        return mean
+
 
 def add_products_(total: Tensor, left: Tensor, right: Tensor) -> None:
     """Add leftᵀ right to a float32 sum.

@@ -40,9 +40,14 @@ class PruningDatabase:
 def stream_of(
     run: Run, text: TokenBlocks, n_tokens: int | None = None, memory: HiddenMemory | None = None
 ) -> BlockStream:
-    """The dense model's residual stream on some text, before the first block."""
+    """The dense model's residual stream on this process's share of some text, before the first block."""
+    return _stream(run, share_of(text, n_tokens), memory)
+
+
+def share_of(text: TokenBlocks, n_tokens: int | None = None) -> Tensor:
+    """This process's share of the beginning of some text, [n, t]: every `size()`-th sequence."""
     sequences = None if n_tokens is None else -(-n_tokens // text.tokens.shape[1])
-    return _stream(run, text.tokens[:sequences], memory)
+    return text.tokens[:sequences][parallel.place() :: parallel.size()]
 
 
 def _stream(run: Run, tokens: Tensor, memory: HiddenMemory | None = None) -> BlockStream:
@@ -77,7 +82,7 @@ def database_stage(run: Run, texts: Texts) -> PruningDatabase:
         raise DataError(
             f"text.calibration_tokens: {len(text.tokens)} blocks of text can't be shared by {parallel.size()} processes"
         )
-    tokens = text.tokens[parallel.place() :: parallel.size()]
+    tokens = share_of(text)
     weights = _saliency_stage(run, text) if recipe.database.saliency == "loss" else lambda block: {}
     with run.stage("database", key, "calibration and database", shared=True) as (stage, work):
         if work:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from darwinlm import parallel
 from darwinlm.artifact import StageFolder, read_json, read_tensors, write_json
 from darwinlm.calibration.hidden import HiddenMemory
 from darwinlm.calibration.stream import BlockStream
@@ -22,7 +23,7 @@ from darwinlm.data import TokenBlocks
 from darwinlm.evaluation.divergence import DenseDistribution
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.run import Run
-from darwinlm.stages.database import stream_of
+from darwinlm.stages.database import share_of, stream_of
 from darwinlm.stages.stitch import Stitched
 from darwinlm.stages.text import Texts
 from darwinlm.surgery.refit import FitChoice, Streams, put_weights, refit, weights_file
@@ -86,32 +87,36 @@ def refit_stage(run: Run, texts: Texts, stitched: Stitched) -> Refitted | None:
         "arithmetic": run.arithmetic,
     }
 
-    def small(text: TokenBlocks, memory: HiddenMemory, sequences: int | None = None) -> BlockStream:
+    def small(text: TokenBlocks, memory: HiddenMemory, n_tokens: int | None = None) -> BlockStream:
         return BlockStream(
             stitched.checkpoint,
-            text.tokens[:sequences],
+            share_of(text, n_tokens),
             dtype=run.dtype,
             device=run.device,
             batch_tokens=run.batch_tokens,
             memory=memory,
         )
 
-    with run.stage("refit", key, "refit") as (stage, work):
+    with run.stage("refit", key, "refit", shared=True) as (stage, work):
         if work:
             memory = HiddenMemory(stage.folder)
-            dense = stream_of(run, texts["calibration"], tokens, memory)
-            fit = Streams(dense, small(texts["calibration"], memory, dense.hidden.sequences))
-            held_out = stream_of(run, texts["validation"], memory=memory)
-            validation = Streams(held_out, small(texts["validation"], memory))
+            with parallel.agree():
+                dense = stream_of(run, texts["calibration"], tokens, memory)
+                fit = Streams(dense, small(texts["calibration"], memory, tokens))
+                held_out = stream_of(run, texts["validation"], memory=memory)
+                validation = Streams(held_out, small(texts["validation"], memory))
             choices = refit(stage, fit, validation, progress=run.reporter.advance)
             losses = {1.0: stream_divergences(validation.dense, [validation.small])[0]}
             for strength in sorted({0.0, *STRENGTHS} - losses.keys()):
-                between = small(texts["validation"], memory)
-                run_through(between, partial(_interpolated, stage.folder, stitched.checkpoint, strength=strength))
+                with parallel.agree():
+                    between = small(texts["validation"], memory)
+                    run_through(between, partial(_interpolated, stage.folder, stitched.checkpoint, strength=strength))
                 losses[strength] = stream_divergences(validation.dense, [between])[0]
             summed_up = _record(losses)
-            write_json(stage.folder / "choices.json", [asdict(choice) for choice in choices])
-            write_json(stage.folder / RECORD, summed_up)
+            with parallel.agree():
+                if parallel.is_main():
+                    write_json(stage.folder / "choices.json", [asdict(choice) for choice in choices])
+                    write_json(stage.folder / RECORD, summed_up)
             _tell(run, choices, summed_up)
         decisions, record = read_json(stage.folder / "choices.json"), read_json(stage.folder / RECORD)
     return Refitted(stage, decisions, record)
@@ -140,9 +145,11 @@ def run_through(stream: BlockStream, weights: Callable[[int], dict[str, Tensor]]
 
 @torch.no_grad()
 def stream_divergences(dense: BlockStream, others: list[BlockStream]) -> list[float]:
-    """KL(dense ‖ other) in nats per token, from residual streams after the last block on the same text."""
-    sums = [0.0] * len(others)
-    tokens = 0
+    """KL(dense ‖ other) in nats per token, from residual streams after the last block on the same text.
+
+    Processes share the text; all get the same figures.
+    """
+    sums = torch.zeros(len(others) + 1, dtype=torch.float64)
     for stream in (dense, *others):
         stream.load_head()
     for index, hidden in enumerate(dense.hidden):
@@ -153,10 +160,11 @@ def stream_divergences(dense: BlockStream, others: list[BlockStream]) -> list[fl
             for number, other in enumerate(others):
                 divergence = reference.kl(_logits(other, other.hidden[index][part]))
                 sums[number] += float(divergence.sum(dtype=torch.float64))
-            tokens += len(reference)
+            sums[-1] += len(reference)
     for stream in others:
         stream.unload_head()
-    return [max(total / tokens, 0.0) for total in sums]
+    *totals, tokens = parallel.all_reduce(sums).tolist()
+    return [max(total / tokens, 0.0) for total in totals]
 
 
 def _logits(stream: BlockStream, hidden: Tensor) -> Tensor:
