@@ -67,6 +67,7 @@ def check_refit_and_evaluation(make_run, model, tmp_path):
             for each in figures.values():
                 assert each.pop("tokens_per_second") > 0
                 assert each.pop("decode_tokens_per_second") > 0
+                del each["continuations"]  # tests decode fewer tokens
         same_figures(two, one, name)
 
 

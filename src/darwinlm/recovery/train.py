@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sized
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
 from darwinlm import parallel
 from darwinlm.malloc import kept_memory
 from darwinlm.recipe import RecoverySettings
+from darwinlm.recovery.batches import Batches
 from darwinlm.recovery.cache import STORED
 from darwinlm.recovery.checkpoints import FIRST, SECOND, WEIGHTS, Checkpoints, TrainingState, gathered
 from darwinlm.recovery.guard import LossGuard
@@ -115,7 +116,7 @@ class _Training:
         dtype: torch.dtype,
     ) -> None:
         self.model, self.teacher = model, None if teacher is None else teacher.to(device)
-        self.text, self.held_out = text, held_out
+        self.batches, self.held_out = Batches(text, steps, settings.seed), held_out
         self.steps, self.settings = steps, settings
         self.checkpoints, self.device = checkpoints, device
         self.sharded = settings.sharding == "fsdp" and parallel.size() > 1
@@ -189,16 +190,11 @@ class _Training:
         return held
 
     def _batch(self, step: int, number: int) -> dict[str, Tensor]:
-        """Micro-batch `number` of this process in a step; the order depends on seed and epoch."""
-        epoch, place = divmod(step, self.steps.per_epoch)
-        generator = torch.Generator().manual_seed(self.settings.seed + epoch)
-        order = torch.randperm(len(cast(Sized, self.text)), generator=generator)
-        begin = place * self.steps.step_rows + (number * parallel.size() + parallel.rank()) * self.steps.rows
-        batch = default_collate([self.text[row] for row in order[begin : begin + self.steps.rows].tolist()])
+        """Micro-batch `number` of this process in a step."""
         pinned = self.device.type == "cuda"
         return {
             name: (tensor.pin_memory() if pinned else tensor).to(self.device, non_blocking=pinned)
-            for name, tensor in batch.items()
+            for name, tensor in self.batches.get(step, number).items()
         }
 
     def loss_of(self, batch: dict[str, Tensor]) -> Tensor:
