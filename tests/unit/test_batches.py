@@ -42,7 +42,7 @@ def test_each_epoch_has_its_order_and_nothing_is_read_twice():
     text = Numbers()
     batches = Batches(text, STEPS, seed=7)
     found = [batches.get(step, number)["input_ids"].flatten().tolist() for step in range(6) for number in range(2)]
-    assert sum(found, []) == order(0) + order(1) == text.read
+    assert [row for rows in found for row in rows] == order(0) + order(1) == text.read
 
 
 def test_a_batch_is_read_while_the_one_before_it_is_in_use():
