@@ -261,7 +261,7 @@ def test_processes_share_everything_but_the_disk(tmp_path: Path) -> None:
     assert one.keys() == {"saliency", "database", "search", "refit", "recover", "evaluate"}
     for stage, alone in one.items():
         shared = eight[stage]
-        assert alone.seconds - alone.host > 1.2 * alone.disk_seconds > 0, stage
+        assert alone.seconds - alone.host > alone.disk_seconds > 0, stage
         assert shared.disk_seconds == alone.disk_seconds, stage
         # Every process solves for the weights of the refit, and waits for the first one to time the models.
         share = {"evaluate": 0.6, "refit": 0.3}.get(stage, 0.15)
