@@ -57,7 +57,7 @@ def check_refit_and_evaluation(make_run, model, tmp_path):
         shutil.rmtree(again / stage)
     run = make_run(model, again.parent)
     run_stages(run, "evaluate")
-    assert [entry["name"] for entry in run.timings if not entry["reused"]][-2:] == ["refit", "evaluate"]
+    assert [entry.name for entry in run.timings if not entry.reused][-2:] == ["refit", "evaluate"]
     for name in ("refit/record.json", "refit/choices.json", "evaluate/models.json"):
         two, one = (read_json(stages / name) for stages in (tmp_path / "two" / "stages", again))
         for figures in (one, two) if name.startswith("evaluate") else ():
