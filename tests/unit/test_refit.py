@@ -1,13 +1,17 @@
 """Refit of every family: it restores damaged weights, keeps correct ones, and is never worse."""
 
+import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from tests.tiny.models import tiny_model
 from tests.tiny.recovering import Stopped
+from tests.unit.test_parallel import in_two_processes
 
+from darwinlm import parallel
 from darwinlm.artifact import StageFolder, read_tensors
 from darwinlm.calibration.stream import BlockStream
 from darwinlm.families.checkpoint import Checkpoint
@@ -53,13 +57,20 @@ class Refit:
 
 
 def refitted(
-    dense: Path, small: Path, stage: Path, ridges: tuple[float, ...], progress=lambda done, total: None
+    dense: Path,
+    small: Path,
+    stage: Path,
+    ridges: tuple[float, ...],
+    progress=lambda done, total: None,
+    validation_text: torch.Tensor = VALIDATION,
 ) -> Refit:
     folder = StageFolder(stage, {"made": "for a test"})
     folder.begin()
-    validation = Streams(stream(dense, VALIDATION), stream(small, VALIDATION))
-    choices = refit(folder, Streams(stream(dense, FIT), stream(small, FIT)), validation, ridges, progress)
-    unchanged = stream(small, VALIDATION)
+    share = slice(parallel.place(), None, parallel.size())
+    fitted, held_out = FIT[share], validation_text[share]
+    validation = Streams(stream(dense, held_out), stream(small, held_out))
+    choices = refit(folder, Streams(stream(dense, fitted), stream(small, fitted)), validation, ridges, progress)
+    unchanged = stream(small, held_out)
     run_through(unchanged)
     before, after = stream_divergences(validation.dense, [unchanged, validation.small])
     weights = {}
@@ -119,6 +130,28 @@ def test_damaged_output_projections_get_better_where_no_fit_is_exact(tiny_folder
     assert found.before > 0.01
     both = model_type in ("qwen3_5_moe_text", "qwen3_next")
     assert found.after < (0.95 if both else 0.5) * found.before
+
+
+def _refitted_by_two(dense, small, stage, validation_text, rank):
+    found = refitted(dense, small, stage, (0.01, 0.1), validation_text=validation_text)
+    return found.choices, found.before, found.after
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="gloo meets in a file on POSIX systems only")
+@pytest.mark.parametrize(("model_type", "held_out"), [("llama", 1), ("gemma3_text", 12), ("mixtral", 12)])
+def test_two_processes_fit_what_one_fits(tiny_folder, tmp_path, model_type, held_out):
+    """A plain projection, one in front of a norm, and experts; a single sequence leaves the second process none."""
+    small, dense, text = damaged(tmp_path / "small", model_type, 0.3), tiny_folder(model_type), VALIDATION[:held_out]
+    one = refitted(dense, small, tmp_path / "one", (0.01, 0.1), validation_text=text)
+    found = in_two_processes(partial(_refitted_by_two, dense, small, tmp_path / "two", text), tmp_path)
+    assert found[0] == found[1]
+    choices, before, after = found[0]
+    assert (before, after) == pytest.approx((one.before, one.after), rel=1e-3, abs=1e-6)
+    assert [choice.ridge for choice in choices] == [choice.ridge for choice in one.choices]
+    for path in sorted((tmp_path / "one").glob("block_*.safetensors")):
+        ours, theirs = read_tensors(tmp_path / "two" / path.name), read_tensors(path)
+        for name, weight in theirs.items():
+            torch.testing.assert_close(ours[name], weight, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("model_type", sorted(families()))

@@ -82,7 +82,7 @@ class BlockStream:
                 for key, buffer in module.named_buffers(recurse=False):
                     module._buffers[key] = buffer.to(device)
         with self._small_embedding(tokens) as places:
-            batches = torch.split(places, self.batch_sequences)
+            batches = torch.split(places, self.batch_sequences) if len(places) else ()
             elements = tokens.numel() * int(checkpoint.config.hidden_size)
             self.hidden = HiddenStates((self.decoder.embed(batch) for batch in batches), elements, memory)
             self._arguments: list[list[dict[str, Any]]] = []

@@ -24,7 +24,7 @@ from darwinlm.limits import MESSAGE, shorten
 from darwinlm.lock import release_all
 
 INTERRUPTED = 130
-SHARED = frozenset({"prune", "demo", "database", "recover", "compare"})
+SHARED = frozenset({"prune", "demo", "database", "recover", "compare", "evaluate"})
 """Commands that several processes of torchrun can share."""
 PIPE_CLOSED = 141
 # In some releases Typer has its own copies of click's exceptions.

@@ -90,7 +90,7 @@ def show_tables(several: Iterable[tables.Table], markdown: Path | None) -> None:
         for remark in remarks:
             output.print(remark, soft_wrap=True)
         parts.append(tables.markdown(headings, cells, remarks))
-    if markdown is not None:
+    if markdown is not None and parallel.is_main():
         with hold_target(markdown):
             write_text(markdown, "\n".join(parts))
 

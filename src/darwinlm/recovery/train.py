@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sized
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
 from darwinlm import parallel
 from darwinlm.malloc import kept_memory
 from darwinlm.recipe import RecoverySettings
+from darwinlm.recovery.batches import Batches
 from darwinlm.recovery.cache import STORED
 from darwinlm.recovery.checkpoints import FIRST, SECOND, WEIGHTS, Checkpoints, TrainingState, gathered
 from darwinlm.recovery.guard import LossGuard
@@ -115,6 +116,7 @@ class _Training:
 
     def __post_init__(self) -> None:
         settings = self.settings
+        self.batches = Batches(self.text, self.steps, settings.seed)
         self.sharded = settings.sharding == "fsdp" and parallel.size() > 1
         self.losses = Losses(self.model, self.teacher, settings, self.dtype, sharded=self.sharded)
         self.call = spread(self.losses, self.device).train()
@@ -190,16 +192,11 @@ class _Training:
         return held
 
     def _batch(self, step: int, number: int) -> dict[str, Tensor]:
-        """Micro-batch `number` of this process in a step; the order depends on seed and epoch."""
-        epoch, place = divmod(step, self.steps.per_epoch)
-        generator = torch.Generator().manual_seed(self.settings.seed + epoch)
-        order = torch.randperm(len(cast(Sized, self.text)), generator=generator)
-        begin = place * self.steps.step_rows + (number * parallel.size() + parallel.rank()) * self.steps.rows
-        batch = default_collate([self.text[row] for row in order[begin : begin + self.steps.rows].tolist()])
+        """Micro-batch `number` of this process in a step."""
         pinned = self.device.type == "cuda"
         return {
             name: (tensor.pin_memory() if pinned else tensor).to(self.device, non_blocking=pinned)
-            for name, tensor in batch.items()
+            for name, tensor in self.batches.get(step, number).items()
         }
 
     def loss_of(self, batch: dict[str, Tensor]) -> Tensor:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from darwinlm import parallel
 from darwinlm.calibration.experts import Routing, expert_inputs, expert_module, watch_routing
 from darwinlm.families.family import Experts
 from darwinlm.surgery.projection_fit import Fit, Moments, fit_output
@@ -29,7 +30,7 @@ ROUNDS = 2
 
 @dataclass
 class Mixture:
-    """A mixture in the smaller stream, on one text.
+    """A mixture in the smaller stream, on this process's share of one text.
 
     Attributes:
         module: Module of the experts.
@@ -53,10 +54,8 @@ class Mixture:
 
     def moments(self, expert: int, W: Tensor) -> Moments:
         """Moments of an expert's inputs and targets, for its weights W [m, d]."""
-        moments = Moments(W.shape[1], W.shape[0], W.device)
-        for token, x, missing in self.batches_of(expert):
-            moments.add(x, x @ W.T + missing[token])
-        return moments
+        pairs = ((x, x @ W.T + missing[token]) for token, x, missing in self.batches_of(expert))
+        return Moments(W.shape[1], W.shape[0], W.device, pairs)
 
     def apply_change(self, expert: int, change: Tensor) -> None:
         """Update `missing` after a change [m, d] of an expert's weights."""
@@ -65,8 +64,12 @@ class Mixture:
 
     @property
     def remaining_error(self) -> float:
-        """Summed squares of `missing`."""
-        return sum(float(missing.double().square().sum()) for missing in self.missing)
+        """Summed squares of `missing` in all processes."""
+        return _of_all(sum(float(missing.double().square().sum()) for missing in self.missing))
+
+
+def _of_all(value: float) -> float:
+    return float(parallel.all_reduce(torch.tensor(value, dtype=torch.float64)))
 
 
 @torch.no_grad()
@@ -92,7 +95,7 @@ def mixture_of(walk: BlockWalk, targets: Iterable[Tensor]) -> tuple[Mixture, flo
     finally:
         handle.remove()
     scale = checkpoint.family.residual_scale(checkpoint.config)
-    return Mixture(module, part.experts, routing, missing, scale), energy
+    return Mixture(module, part.experts, routing, missing, scale), _of_all(energy)
 
 
 @torch.no_grad()

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from darwinlm import parallel
 from darwinlm.calibration.moments import CrossMoment, SecondMoment
 from darwinlm.calibration.stream import norm_divisor, output_projection
 from darwinlm.families.family import ModuleKind
@@ -36,28 +37,36 @@ _HALVINGS = 60
 
 
 class Moments:
-    """Moments of one module's inputs and targets over all added tokens."""
+    """Moments of one module's inputs and targets over the tokens of all processes.
 
-    def __init__(self, inputs: int, outputs: int, device: torch.device) -> None:
-        self.inputs = SecondMoment(inputs, device)
-        self.cross = CrossMoment(outputs, inputs, device)
-        self.energy = 0.0
-        self.count = 0
+    Args:
+        inputs: d.
+        outputs: r.
+        device: Device of the sums.
+        pairs: Inputs [..., d] and their target outputs [..., r] of this process.
 
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """Add inputs [..., d] and their target outputs [..., r]."""
-        self.inputs.add(x)
-        self.cross.add(y, x)
-        self.energy += float(y.double().square().sum())
-        self.count += y.numel() // y.shape[-1]
+    Attributes:
+        H: E[x xᵀ], [d, d] float32.
+        C: E[y xᵀ], [r, d] float32.
+        energy: E‖y‖².
+        count: Number of tokens.
+    """
+
+    def __init__(self, inputs: int, outputs: int, device: torch.device, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+        second, cross, energy = SecondMoment(inputs, device), CrossMoment(outputs, inputs, device), 0.0
+        for x, y in pairs:
+            second.add(x)
+            cross.add(y, x)
+            energy += float(y.double().square().sum())
+        self.H, self.C = second.take(parallel.all_reduce), cross.take(parallel.all_reduce)
+        energy, self.count = parallel.all_reduce(torch.tensor([energy, second.count], dtype=torch.float64)).tolist()
+        self.energy = energy / max(self.count, 1)
 
     def errors(self, candidates: Sequence[Tensor]) -> list[float]:
         """E‖y - W x‖² relative to E‖y‖² of each of some W, [r, d]."""
-        energy = self.energy / self.count
-        if energy == 0:
+        if self.energy == 0:
             return [0.0] * len(candidates)
-        H, C = self.inputs.mean(), self.cross.mean()
-        return [squared_error(H, C, energy, W) / energy for W in candidates]
+        return [squared_error(self.H, self.C, self.energy, W) / self.energy for W in candidates]
 
 
 @dataclass(frozen=True)
@@ -103,14 +112,14 @@ def fit_output(
     candidates = [W0]
     for ridge in ridges:
         tried.append(ridge)
-        V = ridge_solution(seen.inputs.mean(), seen.cross.mean(), V0, ridge, name=name)
+        V = ridge_solution(seen.H, seen.C, V0, ridge, name=name)
         if gain is None:
             candidates.append(V)
             continue
         # If the gain is nearly zero, the output doesn't reach the residual stream.
         seen_by = gain.abs() > _SMALL_GAIN * gain.abs().max()
         squared = torch.where(seen_by, gain, 1.0).square()
-        energies = (((V @ seen.inputs.mean().float()) * V).sum(1) / squared).where(seen_by, 0.0)
+        energies = (((V @ seen.H) * V).sum(1) / squared).where(seen_by, 0.0)
         inverse = gain / (squared + (limit(energies, squared) if normed else 0.0))
         candidates.append(torch.where(seen_by[:, None], V * inverse[:, None], W0))
     found = errors(candidates)
@@ -186,19 +195,18 @@ def module_moments(
     stream = walk.stream
     output = output_projection(stream.decoder.blocks[walk.block], stream.checkpoint.family, kind)
     assert output is not None
-    moments = Moments(output.in_features, output.out_features, stream.device)
-    for index, ((x, before), target) in enumerate(zip(walk.inputs(kind), targets, strict=True)):
-        wanted = target.float() - before.float()
-        bias = None if output.bias is None else output.bias.float()
-        if bias is not None and gain is not None:
-            bias = gain * bias
-        scaled = x.float() / spread[index] if spread else x
-        if spread and bias is not None:
-            bias = bias / spread[index]
-        if bias is not None:
-            wanted = wanted - bias
-        moments.add(scaled, wanted)
-    return moments
+    bias = None if output.bias is None else output.bias.float()
+    if bias is not None and gain is not None:
+        bias = gain * bias
+
+    def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+        for index, ((x, before), target) in enumerate(zip(walk.inputs(kind), targets, strict=True)):
+            wanted = target.float() - before.float()
+            if bias is not None:
+                wanted = wanted - (bias / spread[index] if spread else bias)
+            yield (x.float() / spread[index] if spread else x), wanted
+
+    return Moments(output.in_features, output.out_features, stream.device, pairs())
 
 
 @torch.no_grad()
@@ -214,11 +222,12 @@ def errors_behind_norm(
     assert output is not None
     assert post_norm is not None
     norm, scale = getattr(layer, post_norm), family.residual_scale(walk.stream.checkpoint.config)
-    sums, energy = [0.0] * len(candidates), 0.0
+    sums = torch.zeros(len(candidates) + 1, dtype=torch.float64)
     for (x, before), target in zip(walk.inputs(kind), targets, strict=True):
         wanted = target.float() - before.float()
-        energy += float(wanted.double().square().sum())
+        sums[-1] += float(wanted.double().square().sum())
         for index, W in enumerate(candidates):
             increment = norm(nn.functional.linear(x, W.to(x.dtype), output.bias)).float() * scale
             sums[index] += float((wanted - increment).double().square().sum())
-    return [each / energy if energy else 0.0 for each in sums]
+    *errors, energy = parallel.all_reduce(sums).tolist()
+    return [each / energy if energy else 0.0 for each in errors]

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from darwinlm import parallel
 from darwinlm.artifact import StageFolder, read_json, read_tensors, write_json, write_tensors
 from darwinlm.calibration.stream import BlockStream
 from darwinlm.errors import ArtifactError
@@ -39,7 +40,7 @@ docs/notebook/training.md."""
 
 @dataclass
 class Streams:
-    """Residual streams of the dense and the smaller model on the same text."""
+    """Residual streams of the dense and the smaller model on the same text, this process's share of it."""
 
     dense: BlockStream
     small: BlockStream
@@ -54,7 +55,8 @@ def refit(
 ) -> list[FitChoice]:
     """Fit every output projection of the smaller model. Finished blocks of an interrupted run are kept.
 
-    The streams stand before the first block; they end after the last one. Each block gets a file of weights (by name
+    The streams stand before the first block; they end after the last one. Processes share the text and fit the same
+    weights from moments of all of it; the first process writes them. Each block gets a file of weights (by name
     inside the block) and one of decisions. `ridges` are candidate values of λ.
 
     Raises:
@@ -69,19 +71,22 @@ def refit(
         for streams in (fit, validation):
             streams.dense.load(block)
             streams.small.load(block)
-        notes = _finished(stage, block)
+        notes = parallel.broadcast(_finished(stage, block) if parallel.is_main() else None)
         if notes is not None:
-            weights = read_tensors(_weights_of(stage, block)) if notes["weights"] else {}
-            for streams in (fit, validation):
-                put_weights(streams.small.decoder.blocks[block], weights)
-                streams.dense.run(block)
-                streams.small.run(block)
+            with parallel.agree():
+                weights = read_tensors(_weights_of(stage, block)) if notes["weights"] else {}
+                for streams in (fit, validation):
+                    put_weights(streams.small.decoder.blocks[block], weights)
+                    streams.dense.run(block)
+                    streams.small.run(block)
         else:
             weights, modules = _refit_block(block, fit, validation, ridges)
             notes = {"weights": bool(weights), "modules": [asdict(choice) for choice in modules]}
-            if weights:
-                write_tensors(_weights_of(stage, block), weights)
-            write_json(_notes_of(stage, block), notes)
+            with parallel.agree():
+                if parallel.is_main():
+                    if weights:
+                        write_tensors(_weights_of(stage, block), weights)
+                    write_json(_notes_of(stage, block), notes)
         for streams in (fit, validation):
             streams.dense.unload(block)
             streams.small.unload(block)
@@ -139,10 +144,11 @@ def _refit_block(
         part = checkpoint.family.module(kind)
         name = output_name(part, stitched) if kind != "tail" else None
         spreads = []
-        for walk in dense:
-            with watched_spread(walk, kind) as spread:
-                walk.finish(kind)
-            spreads.append(spread)
+        with parallel.agree():
+            for walk in dense:
+                with watched_spread(walk, kind) as spread:
+                    walk.finish(kind)
+                spreads.append(spread)
         if name is not None:
             inner = name.removeprefix(f"{part.name}.")
             chosen = _fit_module(kind, small, dense, spreads, by_rows(part, inner, stitched[name]), ridges)
@@ -151,8 +157,9 @@ def _refit_block(
                 weights[name] = as_stored(part, inner, chosen.weight)
                 for walk in small:
                     put_weights(walk.stream.decoder.blocks[block], {name: weights[name]})
-        for walk in small:
-            walk.finish(kind)
+        with parallel.agree():
+            for walk in small:
+                walk.finish(kind)
     return weights, choices
 
 
