@@ -127,7 +127,7 @@ def removal_square(checkpoint: Checkpoint, tokens: torch.Tensor, place: tuple[in
     logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
     (g,) = torch.autograd.grad(loss, seen)
-    return float((g * seen[0]).sum(-1).square().mean())
+    return float((g * seen[0].detach()).sum(-1).square().mean())
 
 
 def test_the_loss_decides_what_goes_first_and_not_what_remains(tmp_path, make_run):
