@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 
 from darwinlm import parallel
@@ -60,6 +62,13 @@ def _check_other(device: torch.device) -> None:
         raise RecipeError(f"compute.device: '{device}' can't compute; use auto, cpu or cuda")
 
 
+def now(device: torch.device) -> float:
+    """Seconds on a clock, after all work of the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 def fast_dtype(device: torch.device) -> str:
     """bfloat16 if it is fast: on GPUs that support it, on CPUs with matrix tiles, and on AMD's CPUs with AVX-512.
 
@@ -114,3 +123,8 @@ def settled(recipe: Recipe, device: torch.device) -> Recipe:
     if compute.dtype == "auto":
         compute = compute.model_copy(update={"dtype": fast_dtype(device)})
     return recipe.model_copy(update={"compute": compute})
+
+
+def saved_dtype(recipe: Recipe, dense: torch.dtype) -> torch.dtype:
+    """Element type of the saved model: from the recipe, else that of the dense checkpoint."""
+    return dense if recipe.export.dtype == "auto" else DTYPES[recipe.export.dtype]

@@ -226,7 +226,7 @@ def test_run_folder_is_its_model(command, finished_llama, tiny_text_file, tmp_pa
     assert first["texts"][0]["perplexity"] == second["texts"][0]["perplexity"]
     (tmp_path / "run").mkdir()
     shutil.copy(finished_llama / "darwinlm.json", tmp_path / "run")
-    command("evaluate", tmp_path / "run", *text).refused("is a run that hasn't exported its model yet")
+    command("evaluate", tmp_path / "run", *text).refused("isn't finished: it holds no exported model yet")
 
 
 def test_a_family_that_cannot_be_pruned_and_a_gguf_file_are_measured(command, tiny_text_file, gguf_bytes, tmp_path):

@@ -68,7 +68,7 @@ def test_the_database_is_direct_least_squares(whole):
     """Weights and errors of a few levels of every module, solved anew on the same second moments."""
     reader = whole.reader
     modules = {(module.block, module.kind): module for module in reader.modules}
-    for seen in stream_moments(stream_of(whole.run, whole.texts["calibration"])):
+    for seen in stream_moments(stream_of(whole.run, whole.texts["calibration"].tokens)):
         for kind in whole.checkpoint.family.kinds:
             H = damp(seen.moments[kind].double())
             W = reader.dense_weight(seen.block, kind).double()
@@ -101,7 +101,7 @@ def test_the_block_stream_sees_what_hooks_on_the_whole_model_see(whole):
             output.register_forward_pre_hook(lambda _, inputs, to=moment: to.add(inputs[0]))
     for rows in torch.split(tokens, 5):  # another batch size than the stream's
         logits(model, rows)
-    for seen in stream_moments(stream_of(whole.run, whole.texts["calibration"])):
+    for seen in stream_moments(stream_of(whole.run, whole.texts["calibration"].tokens)):
         for kind, found in seen.moments.items():
             expected = moments[seen.block, kind]
             assert expected.count == tokens.numel()

@@ -12,14 +12,14 @@ from tests.tiny.recovering import Stopped, losses, recover_tiny
 
 from darwinlm.errors import ArtifactError, RecipeError
 from darwinlm.recovery import cache, train
-from darwinlm.recovery.heads import Dense, dense_top
+from darwinlm.recovery.heads import dense_top
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def test_a_recovery_from_stored_tokens_is_that_from_the_dense_model(inputs, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(train, "run_dense", lambda *given: Dense(None, top=dense_top(*given, cache.TOP_K)))
+        patched.setattr(train, "run_dense", lambda *given: dense_top(*given, cache.TOP_K))
         living = recover_tiny(*inputs, tmp_path / "living")
     more = (f"recovery.teacher_cache={tmp_path / 'cache'}",)
     monkeypatch.setattr(train, "run_dense", lambda *_: pytest.fail("the dense model runs while training"))

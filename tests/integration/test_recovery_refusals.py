@@ -128,4 +128,4 @@ def test_a_run_that_is_not_finished(refused, finished_llama, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     shutil.copy(finished_llama / "darwinlm.json", folder)
-    refused(ModelError, "holds no finished model: rerun the same", small=folder)
+    refused(ModelError, "isn't finished: it holds no exported model", small=folder)

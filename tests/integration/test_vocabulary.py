@@ -101,7 +101,7 @@ def test_the_report_says_what_the_vocabulary_cost(finished):
 def test_a_finished_run_is_reused(dense, settings, finished, make_run):
     run = make_run(dense, finished, *settings, keep=None)
     run_stages(run, "text")
-    assert [(stage["name"], stage["reused"]) for stage in run.timings] == [("vocabulary", True), ("text", True)]
+    assert [(stage.name, stage.reused) for stage in run.timings] == [("vocabulary", True), ("text", True)]
 
 
 def test_it_loads_without_our_package(finished, tmp_path):

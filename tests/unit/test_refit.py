@@ -14,9 +14,10 @@ from darwinlm.artifact import StageFolder, read_tensors
 from darwinlm.calibration.stream import BlockStream
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import families
+from darwinlm.figures import FitChoice
 from darwinlm.stages import refit as stages_refit
 from darwinlm.stages.refit import run_through, stream_divergences
-from darwinlm.surgery.refit import FitChoice, Streams, refit
+from darwinlm.surgery.refit import Streams, refit
 
 GENERATOR = torch.Generator().manual_seed(5)
 FIT = torch.randint(3, 250, (60, 32), generator=GENERATOR)

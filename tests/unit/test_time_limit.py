@@ -9,6 +9,7 @@ from tests.tiny.checkpoint import SETTINGS
 from tests.tiny.command import sets
 
 from darwinlm.errors import RecipeError
+from darwinlm.figures import StageTime
 from darwinlm.pipeline import STAGES, run_stages
 from darwinlm.planning import time_limit
 from darwinlm.planning.devices import find_device
@@ -80,7 +81,7 @@ def simulate(
         taken = drift * slower(stage) * planned(run).get(stage, 0.0)
         bound = {"search": run.recipe.search.minutes, "recover": run.recipe.recovery.minutes}.get(stage)
         clock.now += taken if bound is None else min(taken, 60 * bound)
-        run.timings.append({"name": stage, "seconds": taken, "reused": False, "resumed": False})
+        run.timings.append(StageTime(stage, taken, reused=False))
     return clock.now
 
 

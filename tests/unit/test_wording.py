@@ -27,7 +27,7 @@ def test_a_uniform_model_that_is_smaller_is_not_said_to_be_of_the_same_size():
     summary["models"]["uniform"]["block_params"] = 50_000_000
     summary = made(summary)
     assert "(73.0 for a uniform model that keeps 47.1 %)" in wording.headline(summary)
-    assert comparison_rows(summary)[1].cells[0] == "uniform, same budget"
+    assert comparison_rows(summary)[1][0] == "uniform, same budget"
     assert "same size" not in render_page(summary)
 
 

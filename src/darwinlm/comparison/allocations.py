@@ -103,10 +103,7 @@ def equal_experts(problem: Problem) -> Allocation:
 def without_blocks(problem: Problem, influence: Sequence[float]) -> Allocation:
     """Removal of whole blocks by ascending influence until the budget is kept (ShortGPT, section 3.3).
 
-    Up to the size of a block may remain unused.
-
-    Raises:
-        BudgetError: Blocks contain modules that are never cut.
+    Up to the size of a block may remain unused. Raises BudgetError if blocks contain modules that are never cut.
     """
     space, cost, budget = problem.space, problem.cost, problem.budget
     if any(len(module.levels) == 1 for module in space.modules):

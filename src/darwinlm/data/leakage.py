@@ -57,10 +57,8 @@ def check_not_evaluation_text(source: str, *, allow_benchmark_text: str = "") ->
     Only names are checked: ids, configurations and splits of hub data sets, and the components of absolute local paths.
     For a folder, the paths of all files in it are checked; for a link with a neutral name, its target. A question
     benchmark must be named as a training split; for WikiText only the test split is refused. A reason in the user's
-    words in `allow_benchmark_text` allows such text.
-
-    Raises:
-        DataError: The source looks like evaluation text and no reason is given, or there is no such source.
+    words in `allow_benchmark_text` allows such text. Raises DataError if the source looks like evaluation text and no
+    reason is given, or there is no such source.
     """
     if allow_benchmark_text.strip():
         return

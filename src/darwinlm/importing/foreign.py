@@ -30,11 +30,9 @@ of the i-th head in the dense model. `spread`: they are distributed as evenly as
 
 @dataclass(frozen=True)
 class Foreign:
-    """A checkpoint, described by its weights.
+    """A checkpoint, described by its weights, with the stock configuration of the dense model.
 
-    Attributes:
-        checkpoint: Checkpoint with the stock configuration of the dense model.
-        sizes: Sizes of each block, with the KV head of each query head.
+    The sizes of each block hold the KV head of each query head.
     """
 
     checkpoint: Checkpoint

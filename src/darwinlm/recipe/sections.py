@@ -17,7 +17,7 @@ from darwinlm.recipe.budget import BudgetSettings
 from darwinlm.recipe.quantisation import GROUPS, known_quantisation
 from darwinlm.recipe.quantities import Minutes, Part, Share, parse_share
 from darwinlm.recipe.recovery import RecoverySettings
-from darwinlm.recipe.search import SearchSettings, apply_preset
+from darwinlm.recipe.search import PRESETS, SearchSettings, completed
 
 AttentionUnit = Literal["kv_group", "group_heads", "query_head", "lattice"]
 ExpertUnit = Literal["both", "whole", "width"]
@@ -185,7 +185,8 @@ class Recipe(Section):
     @model_validator(mode="before")
     @classmethod
     def _take_preset(cls, data: Any) -> Any:
-        return apply_preset(data)
+        preset = PRESETS.get(data.get("preset", "")) if isinstance(data, dict) else None
+        return data if preset is None else completed(data, preset)
 
     @model_validator(mode="before")
     @classmethod

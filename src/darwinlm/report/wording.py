@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from darwinlm.report.models import ModelKey
+from darwinlm.figures import ModelKey
 from darwinlm.report.summary import BlockFigures, SearchFigures, Summary, VocabularyFigures
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -151,17 +151,11 @@ def gone(allocation: Sequence[BlockFigures]) -> tuple[int, int]:
 def removed(allocation: Sequence[BlockFigures]) -> str:
     """Which units were removed somewhere, in words: "query heads and MLP channels"; empty where nothing was."""
     kinds = (("query heads", "heads"), ("key and value heads", "groups"), ("MLP channels", "width"))
-    return _listed(
-        [
-            name
-            for name, field in kinds
-            if any(getattr(entry, field) < getattr(entry, f"dense_{field}") for entry in allocation)
-        ]
-    )
-
-
-def _listed(names: Sequence[str]) -> str:
-    """a, b and c."""
+    names = [
+        name
+        for name, field in kinds
+        if any(getattr(entry, field) < getattr(entry, f"dense_{field}") for entry in allocation)
+    ]
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 

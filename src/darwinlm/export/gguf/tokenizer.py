@@ -38,10 +38,8 @@ class TokenizerKeys:
 def read_tokenizer(folder: Path, tokenizer: Any, vocabulary: int) -> TokenizerKeys:
     """Describe the tokenizer of a model folder.
 
-    The list of tokens is padded to `vocabulary`, the number of rows of the embedding.
-
-    Raises:
-        ExportError: Llama.cpp has no tokenizer of this kind.
+    The list of tokens is padded to `vocabulary`, the number of rows of the embedding. Raises ExportError if llama.cpp
+    has no tokenizer of this kind.
     """
     path = folder / "tokenizer.json"
     if path.is_file():
