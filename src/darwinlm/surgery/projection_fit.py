@@ -136,7 +136,7 @@ def limit(energies: Tensor, squared_gains: Tensor) -> Tensor:
 @torch.no_grad()
 def output_gain(layer: nn.Module, checkpoint: Any, kind: ModuleKind) -> Tensor | None:
     """Gain c of a module in a loaded block, [r] float32; None if it is 1."""
-    scale = checkpoint.family.residual_scale(checkpoint.config)
+    scale: float = checkpoint.family.residual_scale(checkpoint.config)
     output = output_projection(layer, checkpoint.family, kind)
     assert output is not None
     gain = norm_gain(layer, checkpoint, kind)
