@@ -196,7 +196,9 @@ def _vocabulary(path: Path) -> int:
     try:
         embedding = GgufFile(path).shape("token_embd.weight")
     except (ValueError, OSError, KeyError) as error:
-        raise ModelError(f"{path} is no GGUF file of a language model ({error}): fetch or export it again") from error
+        raise ModelError(
+            f"{path} is not a GGUF file of a language model ({error}): fetch or export it again"
+        ) from error
     return embedding[0]
 
 

@@ -107,8 +107,8 @@ class Conversation:
             raise DataError("there is no text to continue: write something")
         if ids.shape[1] > room:
             raise DataError(
-                f"{ids.shape[1]:,} tokens and an answer of {self.settings.max_tokens:,} don't fit into the model's "
-                f"{self._context():,}: say less, or lower --max-tokens"
+                f"the conversation has {ids.shape[1]:,} tokens and the answer may have {self.settings.max_tokens:,}, "
+                f"but the model takes {self._context():,}: shorten the message, type /reset, or lower --max-tokens"
             )
         self.opened.check_tokens(ids)
         return ids

@@ -30,7 +30,7 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise RecipeError(f"compute.device: '{name}' is no device; use auto, cpu, cuda or cuda:1") from error
+        raise RecipeError(f"compute.device: '{name}' is not a device; use auto, cpu, cuda or cuda:1") from error
     if device.type == "cuda":
         _check_cuda(device)
     elif device.type != "cpu":
@@ -59,7 +59,7 @@ def _check_other(device: torch.device) -> None:
     except (RuntimeError, AssertionError, ImportError, AttributeError) as error:
         raise RecipeError(f"compute.device: '{device}' can't be used here ({first_line(error)}); use auto") from error
     if not usable:
-        raise RecipeError(f"compute.device: '{device}' can't compute; use auto, cpu or cuda")
+        raise RecipeError(f"compute.device: '{device}' can't run a model; use auto, cpu or cuda")
 
 
 def now(device: torch.device) -> float:

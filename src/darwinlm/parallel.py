@@ -103,7 +103,7 @@ def init_from_environment() -> None:
     try:
         dist.init_process_group(backend, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
-        raise ParallelError(f"the processes can't meet: {error}; start them with torchrun") from error
+        raise ParallelError(f"the processes can't connect to each other: {error}; start them with torchrun") from error
     if torch.cuda.is_available():
         _check_gpus()
 

@@ -54,7 +54,9 @@ def prepare_upload(
         ExportError: The repository name is invalid, or the type isn't known.
     """
     if not NAME.fullmatch(repo):
-        raise ExportError(f"'{repo}' is no repository: give owner/name, of letters, digits, '.', '_' and '-'")
+        raise ExportError(
+            f"'{repo}' is not a repository name: give owner/name, made of letters, digits, '.', '_' and '-'"
+        )
     if quantisation is not None:
         from darwinlm.export.gguf.write import QUANTISATIONS
 
@@ -114,7 +116,7 @@ def _model_folder(source: Path) -> Path:
     if folder != source and not (source / "summary.json").is_file():
         raise ModelError(f"the run in {source} isn't finished: rerun its command, which resumes it")
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-        raise ModelError(f"{source} is no model: it holds no config.json with safetensors beside it")
+        raise ModelError(f"{source} is not a model: it has no config.json with safetensors beside it")
     return folder
 
 

@@ -147,13 +147,13 @@ class Run:
         name = folder.key["stage"]
         if not work:
             facts = folder.facts()
-            self.reporter.say(f"{title}: done before, reused")
+            self.reporter.say(f"{title}: already done, reused")
             resumed = bool(facts.get("resumed", False))
             self.timings.append(StageTime(name, float(facts.get("seconds", 0.0)), reused=True, resumed=resumed))
             yield False
             return
         if parallel.is_main() and folder.is_of_another_version():
-            self.reporter.say(f"{title}: from another version of this stage, redone")
+            self.reporter.say(f"{title}: done by another version of darwinlm, redone")
         begun, resumed = time.monotonic(), False
         with self._guarded(folder.folder, together), self.reporter.stage(title):
             with together():
@@ -206,6 +206,6 @@ def _check_output(folder: Path) -> None:
     if marker.exists():
         content = read_json(marker)
         if not isinstance(content, dict) or content.get("made_by") != "darwinlm":
-            raise ArtifactError(f"{marker} isn't ours: choose another output folder")
+            raise ArtifactError(f"{marker} was not written by darwinlm: choose another output folder")
     elif folder.exists() and not all(map(is_ours, folder.iterdir())):
-        raise ArtifactError(f"{folder} holds something else: choose a new or empty output folder")
+        raise ArtifactError(f"{folder} is not empty and not a run of darwinlm: choose a new or empty output folder")

@@ -1,7 +1,5 @@
 """Losses that the database estimates: what they say, and what the search makes of them."""
 
-from __future__ import annotations
-
 import io
 
 import pytest

@@ -1,7 +1,5 @@
 """Mixtures of experts: what reaches each expert, the channels that each loses, and how their checkpoints are stored."""
 
-from __future__ import annotations
-
 import copy
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Whole experts: a mixture without them, of the family's plain class where every block keeps as many."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

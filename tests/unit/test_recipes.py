@@ -1,7 +1,5 @@
 """The recipes that come along: they resolve by name, and what they ask for is what they are named after."""
 
-from __future__ import annotations
-
 import random
 import re
 from functools import partial

@@ -1,7 +1,5 @@
 """Page and tables of a run: complete, with the right figures, and safe for any name."""
 
-from __future__ import annotations
-
 import io
 import json
 import math
@@ -182,9 +180,9 @@ SENTENCES = [
         ["query heads, key and value heads and MLP channels taken"],
         [],
     ),
-    ([card_of], taken_out(["width"]), ["with MLP channels taken out."], []),
-    ([card_of], taken_out(["groups", "heads"]), ["with query heads and key and value heads taken out."], []),
-    ([card_of], taken_out([]), ["with nothing taken out."], []),
+    ([card_of], taken_out(["width"]), ["with MLP channels removed."], []),
+    ([card_of], taken_out(["groups", "heads"]), ["with query heads and key and value heads removed."], []),
+    ([card_of], taken_out([]), ["with nothing removed."], []),
     ([text_of], never_there(), ["never there", "No sub-layer is gone"], []),
     # Looking back
     ([text_of, card_of], searched(), [], ["Looking back", "copied"]),

@@ -1,7 +1,5 @@
 """Stored log-probabilities of the dense model: equal losses, computed once; foreign or damaged files are refused."""
 
-from __future__ import annotations
-
 import shutil
 from collections import namedtuple
 

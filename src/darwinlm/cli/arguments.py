@@ -53,28 +53,30 @@ Vocab = Annotated[
 Time = Annotated[
     str | None,
     typer.Option(
-        "--time", help="Time limit of the whole run: 30m. It takes less text and fewer steps.", show_default=False
+        "--time", help="Time limit of the whole run: 30m. Text and steps are reduced to fit.", show_default=False
     ),
 ]
 Preset = Annotated[
     str | None,
-    typer.Option("--preset", help="default, or paper: the settings of the DarwinLM paper.", show_default="default"),
+    typer.Option(
+        "--preset", help="default, or paper: the paper's text, units and search, no refit.", show_default="default"
+    ),
 ]
 For = Annotated[
     str | None,
     typer.Option(
         "--for",
         metavar="QUANTISATION",
-        help="Make it ready for q4_k_m, awq, gptq, w4a16, fp8, int8 ...: widths are whole groups.",
+        help="Quantisation that will follow: q4_k_m, awq, gptq, w4a16, fp8 ... Widths are multiples of its groups.",
         show_default=False,
     ),
 ]
 RemoteCode = Annotated[
-    bool, typer.Option("--allow-remote-code", help="Let a checkpoint run Python code that it contains.")
+    bool, typer.Option("--allow-remote-code", help="Allow a checkpoint to run the Python code that it contains.")
 ]
 Database = Annotated[
     Path | None,
-    typer.Option("--database", help="Finished database of this model; skips making one.", show_default=False),
+    typer.Option("--database", help="Finished database of this model, instead of building one.", show_default=False),
 ]
 Until = Annotated[str, typer.Option("--until", help="Stop after this stage.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]

@@ -28,7 +28,7 @@ def database(
     assignments: arguments.Set = None,
     allow_remote_code: arguments.RemoteCode = False,
 ) -> None:
-    """Build the pruning database alone; `darwinlm prune --database OUT` then reuses it for any budget."""
+    """Build only the pruning database, which `darwinlm prune --database OUT` reuses for any budget."""
     from darwinlm.pipeline import run_stages
     from darwinlm.recipe import load_recipe, options
     from darwinlm.run import Run
@@ -56,7 +56,7 @@ def inspect(
         typer.Option("--html", help="Write a page with predicted losses of all sizes.", show_default=False),
     ] = None,
 ) -> None:
-    """Show the output error of each module at every width, and the estimated loss of the model."""
+    """Show what each attention and MLP loses at every width, and the loss of the model that this predicts."""
     from darwinlm.database.finished import describe, find_database, read_curves
 
     if page is not None:

@@ -21,7 +21,7 @@ def demo(
     ] = False,
     assignments: arguments.Set = None,
 ) -> None:
-    """Prune the embedded SmolLM2-135M-Instruct, train it briefly, and let it answer beside the original."""
+    """Prune SmolLM2-135M-Instruct (from PyPI), train it briefly, and compare its answers with the original's."""
     from darwinlm.demo import demo_recipe
 
     recipe = demo_recipe(tuple(assignments or ()), full=full)

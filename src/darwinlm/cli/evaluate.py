@@ -22,7 +22,7 @@ def evaluate(
     data_dir: arguments.DataDir = None,
     limit: arguments.Limit = None,
     text: Annotated[list[str] | None, typer.Option("--text", help="Text to measure perplexity on; repeatable.")] = None,
-    against: Annotated[str | None, typer.Option("--against", help="Dense model: adds the KL to it.")] = None,
+    against: Annotated[str | None, typer.Option("--against", help="Dense model; adds KL to it (with --text).")] = None,
     looking_back: Annotated[
         bool, typer.Option("--looking-back", help="Measure copying of random words; --text always does.")
     ] = False,

@@ -80,7 +80,7 @@ def _message(error: Exception) -> str:
         where = shorten(error.filename) if error.filename else "a file"
         return f"{where}: {error.strerror or shorten(error)}: check the path and its permissions"
     if isinstance(error, MemoryError):
-        return "the machine's memory isn't sufficient: see darwinlm plan, or lower compute.batch_tokens"
+        return "the machine ran out of memory: see darwinlm plan, or lower compute.batch_tokens"
     return str(error)
 
 

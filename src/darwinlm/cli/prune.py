@@ -130,7 +130,7 @@ def _expect(run: Any) -> None:
     try:
         device = find_device(run.device.type)
     except RecipeError:
-        terminal.say("no plan: this GPU's figures aren't known; darwinlm plan --device takes those of another")
+        terminal.say("no plan: the speed of this GPU isn't known; darwinlm plan --device accepts a similar card")
         return
     try:
         plan = make_plan(sizes, device)

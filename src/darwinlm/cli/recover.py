@@ -25,7 +25,10 @@ def recover(
         str | None, typer.Option("--tokens", help="Tokens to train on: 300M, 10B.", show_default=False)
     ] = None,
     out: arguments.Out = Path("runs/recovered"),
-    text: arguments.Text = None,
+    text: Annotated[
+        str | None,
+        typer.Option("--text", help="Training text. A run's own, without documents for other purposes, by default."),
+    ] = None,
     recipe: arguments.RecipeFile = None,
     assignments: arguments.Set = None,
 ) -> None:

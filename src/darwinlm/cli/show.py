@@ -27,7 +27,7 @@ def show(
     run: Annotated[Path, typer.Argument(help="Output folder of prune or recover.", show_default=False)],
     as_json: arguments.Json = False,
 ) -> None:
-    """Show the kept part of every block, the loss, and next steps."""
+    """Show what is left of every block, what was lost, and next steps."""
     from darwinlm.report.summary import read_summary
 
     summary = read_summary(_summary_of(run))
@@ -54,7 +54,7 @@ def _summary_of(run: Path) -> Path:
         )
     if not run.exists():
         raise ArtifactError(f"there is no folder '{run}': give the output folder of darwinlm prune or recover")
-    raise ArtifactError(f"{run} is no run: give the output folder of darwinlm prune or recover")
+    raise ArtifactError(f"{run} is not a run: give the output folder of darwinlm prune or recover")
 
 
 def _show(console: Console, run: Path, summary: Summary) -> None:

@@ -263,7 +263,9 @@ def _arrow_batches(path: Path, field: str | None) -> Iterator[tuple[tuple[str, .
         start = 8 if mapped.read(len(_ARROW_FILE)) == _ARROW_FILE else 0  # a file is a stream between two marks
         mapped.seek(max(mapped.size() - len(_ARROW_FILE), 0))
         if start and mapped.read() != _ARROW_FILE:
-            raise DataError(f"{path}: the file is cut off at byte {mapped.size():,}. Write or download it again.")
+            raise DataError(
+                f"{path}: the file ends too early, after {mapped.size():,} bytes. Write or download it again."
+            )
         mapped.seek(start)
         most = max(FREE_BYTES, RATIO * path.stat().st_size)
         if any(unpacked_bytes(message) > most for message in pa.ipc.MessageReader.open_stream(mapped)):

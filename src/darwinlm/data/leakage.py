@@ -46,7 +46,7 @@ def assert_disjoint(named: Mapping[str, TokenBlocks]) -> None:
         if shared:
             documents = "1 document" if shared == 1 else f"{shared} documents"
             raise DataError(
-                f"{first} and {second} share {documents}, so results on one would flatter the other. "
+                f"{first} and {second} share {documents}, so results on one of them would look better than they are. "
                 "Split both from one source, or take them from sources that have nothing in common."
             )
 
@@ -67,9 +67,9 @@ def check_not_evaluation_text(source: str, *, allow_benchmark_text: str = "") ->
     if match is not None:
         benchmark, where = match
         raise DataError(
-            f"Text source {source!r}: {where} looks like evaluation text of {benchmark}, which would flatter a model "
-            "made with it. Give other text or the training split, or write the reason why it's fine in "
-            "text.allow_benchmark_text."
+            f"Text source {source!r}: {where} looks like evaluation text of {benchmark}, which would inflate the "
+            "scores of a model made with it. Give other text or the training split, or write the reason why it's fine "
+            "in text.allow_benchmark_text."
         )
 
 

@@ -178,9 +178,7 @@ class Removal:
         picks, costs = eliminate(self.C, self.G, self.n, self.block)
         costs *= self.gain
         if not bool(torch.isfinite(costs).all()):
-            raise NumericsError(
-                f"{self.name}: the removal order lost all precision in {self.work}; use float64 or more text"
-            )
+            raise NumericsError(f"{self.name}: the removal order lost all precision; use more calibration text")
         return RemovalOrder(units=picks.flip(0), costs=costs.flip(0))
 
 

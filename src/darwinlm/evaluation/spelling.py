@@ -22,7 +22,9 @@ def measure_spelling(texts: Sequence[str], dense: Any, small: Any, rows: Sequenc
     """
     names = small.convert_ids_to_tokens(range(len(rows)))
     if names != dense.convert_ids_to_tokens(rows) or len(small.get_vocab()) != len(rows):
-        raise CheckpointError("the tokenizer with the smaller vocabulary numbers other tokens: please report this")
+        raise CheckpointError(
+            "the tokenizer with the smaller vocabulary numbers its tokens differently: please report this"
+        )
     new = {old: number for number, old in enumerate(rows)}
     affected = before = after = 0
     for text, old, ids in zip(texts, token_ids(dense, list(texts)), token_ids(small, list(texts)), strict=True):
@@ -30,7 +32,8 @@ def measure_spelling(texts: Sequence[str], dense: Any, small: Any, rows: Sequenc
         same = [new[token] for token in old] == ids if not lost else dense.decode(old) == small.decode(ids)
         if not same:
             raise CheckpointError(
-                f"the tokenizer with the smaller vocabulary splits the text {text[:40]!r} otherwise: please report this"
+                f"the tokenizer with the smaller vocabulary splits the text {text[:40]!r} differently: please report "
+                "this"
             )
         affected, before, after = affected + lost, before + len(old), after + len(ids)
     return Spelling(sum(len(text.encode()) for text in texts), before, after, affected)

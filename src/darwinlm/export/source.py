@@ -43,4 +43,4 @@ def check_target(path: Path, source: Path, *, folder: bool, overwrite: bool) -> 
         hold_target(path).release()  # removes leftover files of a process that was killed at its very end
         raise ExportError(f"--out {path} exists: choose another path, or pass --overwrite to replace it")
     if occupied and folder and not (path / "config.json").is_file():
-        raise ExportError(f"--out {path} holds something other than a model: choose another path")
+        raise ExportError(f"--out {path} exists and is not a model: choose another path")

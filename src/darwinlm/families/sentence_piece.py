@@ -40,5 +40,5 @@ def _is_unigram(path: Path) -> bool:
     try:
         model.ParseFromString(path.read_bytes())
     except DecodeError as error:
-        raise CheckpointError(f"{path} is no SentencePiece model ({error}): fetch the model again") from error
+        raise CheckpointError(f"{path} is not a SentencePiece model ({error}): fetch the model again") from error
     return int(model.trainer_spec.model_type) == UNIGRAM

@@ -62,7 +62,7 @@ def open_foreign(
     raw = read_config(path)
     model_type = str(raw.get("model_type", ""))
     if model_type.startswith(PREFIX):
-        raise ModelError(f"{folder} is already a model of this package and needs no import")
+        raise ModelError(f"{folder} is already a darwinlm model and needs no import")
     check_quantised(raw, path)
     shapes = Checkpoint(folder, None, next(iter(families().values())), str(folder)).stored_shapes()
     described = _family(model_type, family, shapes)

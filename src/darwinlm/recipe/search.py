@@ -61,7 +61,7 @@ class SearchSettings(Section):
             raise ValueError("stages: at least one is needed")
         counts = [self.offspring, *(stage.survivors for stage in self.stages)]
         if any(later >= earlier for earlier, later in pairwise(counts)):
-            raise ValueError(f"stages: survivors must shrink from the offspring on, but they are {counts}")
+            raise ValueError(f"stages: survivors must decrease, starting below the offspring, but they are {counts}")
         if counts[-1] != 1:
             raise ValueError(f"stages: the last one must leave one survivor, but it leaves {counts[-1]}")
         return self
@@ -78,7 +78,7 @@ class SearchSettings(Section):
 
 
 PAPER: dict[str, Any] = {
-    "units": {"levels": "paper"},
+    "units": {"attention": "query_head", "levels": "paper"},
     "database": {"saliency": "output"},
     "text": {"looking_back": 0},
     "search": {
@@ -92,8 +92,9 @@ PAPER: dict[str, Any] = {
             {"tokens": 8192, "survivors": 1, "training_tokens": 200_000},
         ],
     },
+    "refit": {"tokens": 0},
 }
-"""The settings of DarwinLM (arXiv 2502.07780): level switches between modules of one kind, from a uniform model."""
+"""The settings of DarwinLM (arXiv 2502.07780). docs/method.md lists them, and what has no setting."""
 
 PRESETS: dict[str, dict[str, Any]] = {"default": {}, "paper": PAPER}
 

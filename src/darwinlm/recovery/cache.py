@@ -163,8 +163,8 @@ def _check(path: Path, wanted: dict[str, Any]) -> None:
             facts = file.metadata() or {}
             if json.loads(facts.get("key", "{}")) != wanted:
                 raise ArtifactError(
-                    f"{path} holds another dense model's or another text's log-probabilities under this name: it isn't "
-                    "a shard of this teacher cache; delete it, or choose another recovery.teacher_cache"
+                    f"{path} belongs to another dense model or another text: it isn't a shard of this teacher cache; "
+                    "delete it, or choose another recovery.teacher_cache"
                 )
             intact = _digest_of_tensors({name: file.get_tensor(name) for name in STORED}) == facts.get("content")
     except (OSError, ValueError, SafetensorError) as error:

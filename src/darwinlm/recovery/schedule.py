@@ -63,8 +63,8 @@ def plan_steps(settings: RecoverySettings, length: int, micro: int, processes: i
     if settings.tokens < batch:
         if settings.tokens < least:
             raise RecipeError(
-                f"recovery.tokens is {settings.tokens}, but a step has a sequence of {length} tokens for each of "
-                f"{processes} process(es): give at least {least}, or lower text.sequence_length"
+                f"recovery.tokens is {settings.tokens}, too few for one step, which takes a sequence of {length} "
+                f"tokens for each of {processes} process(es): give at least {least}, or lower text.sequence_length"
             )
         batch = max(settings.tokens // SHORT_STEPS // least, 1) * least
     if batch % least:

@@ -102,7 +102,7 @@ def _measured(summary: Summary) -> dict[str, Any]:
 
 def _what_it_is(summary: Summary, name: str) -> str:
     removed = wording.removed(summary.allocation)
-    what = f"with {removed} taken out" if removed else "with nothing taken out"
+    what = f"with {removed} removed" if removed else "with nothing removed"
     gone = dict(zip(("attention", "MLP"), wording.gone(summary.allocation), strict=True))
     shape = "Its blocks differ in size" if summary.export.custom_code else "All of its blocks have the same size"
     lost = [f"{number} {kind}" for kind, number in gone.items() if number]

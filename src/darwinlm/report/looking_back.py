@@ -13,7 +13,7 @@ COPIED = (
     "Copied: of words or text that the model is given twice, the share of the second time that it predicts (loss in "
     "nats)."
 )
-WORDS = f"{COPIED} Seen: KL where the next token stood in the block before; new: where it didn't."
+WORDS = f"{COPIED} Seen: KL at next tokens that occurred earlier in the sequence; new: at all others."
 """What the columns mean."""
 
 Rows = tuple[tuple[str, ...], list[tuple[str, ...]]]

@@ -201,12 +201,12 @@ def more_tokens(vocabulary: VocabularyFigures) -> str:
 def vocabulary_words(vocabulary: VocabularyFigures) -> str:
     """What a smaller vocabulary cost, and what the other figures are relative to."""
     return (
-        f"{kept_tokens(vocabulary)}, {more_tokens(vocabulary)}: {100 * vocabulary.affected:.1f} % of its tokens are no "
-        "longer there and take several. Text whose tokens are all kept has the logits that it had. With all its "
-        f"blocks, the model needs {vocabulary.bits_per_byte:.3f} bits per byte of held-out text, and "
-        f"{vocabulary.dense_bits_per_byte:.3f} with all tokens, of which the kept ones had "
+        f"{kept_tokens(vocabulary)}, {more_tokens(vocabulary)}: {100 * vocabulary.affected:.1f} % of its tokens were "
+        "removed from the vocabulary and are now written as several. Logits of text whose tokens are all kept have not "
+        f"changed. Before its blocks were pruned, the model needed {vocabulary.bits_per_byte:.3f} bits per byte of "
+        f"held-out text, and {vocabulary.dense_bits_per_byte:.3f} with all tokens, of which the kept ones had "
         f"{100 * math.exp(-vocabulary.mass_lost):.1f} % of the probability (geometric mean). Perplexity, KL and speeds "
-        "are per token of the smaller vocabulary, and the dense model is measured with it, too: it has "
+        "are per token of the smaller vocabulary. The dense model is measured with it too: it has "
         f"{count(vocabulary.params)} parameters, and {count(vocabulary.dense_params)} with all tokens."
     )
 

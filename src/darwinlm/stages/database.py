@@ -132,5 +132,5 @@ def _finished_database(run: Run, path: Path, texts: Texts) -> StageFolder:
                 f"the database in {path} was calibrated on {len(shared)} documents that are now {purpose} text: use "
                 "other text, or the text settings and the seed of the database"
             )
-    run.reporter.say(f"calibration and database: {path} is used")
+    run.reporter.say(f"calibration and database: using {path}")
     return stage

@@ -59,7 +59,7 @@ def latency_stage(
             )
             write_json(stage.folder / TABLE, measured)
             if on_gpu and not timer.graphs:
-                run.reporter.say("latency table: decoding can't be recorded as a CUDA graph and was timed as it is")
+                run.reporter.say("latency table: decoding can't be recorded as a CUDA graph and was timed without one")
         table, worst = read_table(stage.folder / TABLE)
         if work:
             run.reporter.say(f"latency table: whole models are predicted to within {worst:.1%}")

@@ -39,7 +39,10 @@ def ridge_solution(H: Tensor, C: Tensor, W0: Tensor, ridge: float, *, name: str 
     damped.diagonal().add_(strength)
     L, info = torch.linalg.cholesky_ex(damped)
     if bool(info != 0):
-        raise NumericsError(f"{name}: the moments of the refit can't be factorised; use a larger ridge or more text")
+        raise NumericsError(
+            f"{name}: the moments of the refit can't be factorised; use more calibration text, or refit.tokens=0, "
+            "which skips the refit"
+        )
     wanted = C.double() + strength * W0.double()
     return torch.cholesky_solve(wanted.T, L).T.float()
 

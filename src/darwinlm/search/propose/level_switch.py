@@ -92,7 +92,7 @@ def filled(allocation: Allocation, costs: Sequence[Sequence[int]], budget: Budge
 
 def _exhausted(budget: Budget) -> BudgetError:
     return BudgetError(
-        f"no new allocation with between {budget.words} was found near the best one: raise budget.tolerance or choose "
+        f"no new allocation between {budget.words} was found near the best one: raise budget.tolerance or choose "
         "smaller units"
     )
 
