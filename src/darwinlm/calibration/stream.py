@@ -205,6 +205,18 @@ def norm_divisor(checkpoint: Checkpoint, kind: ModuleKind, output: Tensor) -> Te
     return (mean_square + epsilon).sqrt()
 
 
+@torch.no_grad()
+def norm_gain(block: nn.Module, checkpoint: Checkpoint, kind: ModuleKind) -> Tensor | None:
+    """Gain of the norm behind a module of a loaded block, [r] float32; None without a norm."""
+    part = checkpoint.family.module(kind)
+    if part.post_norm is None:
+        return None
+    norm = getattr(block, part.post_norm)
+    # The norm of a vector of ones is its gain, however the norm stores it.
+    gain: Tensor = norm(torch.ones_like(norm.weight)).float()
+    return gain
+
+
 def stream_moments(
     stream: BlockStream, *, skip: int = 0, saliency: Saliency = lambda block: {}
 ) -> Iterator[BlockMoments]:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from darwinlm import parallel
 from darwinlm.calibration.moments import CrossMoment, SecondMoment
-from darwinlm.calibration.stream import norm_divisor, output_projection
+from darwinlm.calibration.stream import norm_divisor, norm_gain, output_projection
 from darwinlm.families.family import ModuleKind
 from darwinlm.surgery.ridge import ridge_solution, squared_error
 from darwinlm.surgery.sublayers import BlockWalk
@@ -145,17 +145,13 @@ def limit(energies: Tensor, squared_gains: Tensor) -> Tensor:
 @torch.no_grad()
 def output_gain(layer: nn.Module, checkpoint: Any, kind: ModuleKind) -> Tensor | None:
     """Gain c of a module in a loaded block, [r] float32; None if it is 1."""
-    family = checkpoint.family
-    part = family.module(kind)
-    scale = family.residual_scale(checkpoint.config)
-    output = output_projection(layer, family, kind)
+    scale: float = checkpoint.family.residual_scale(checkpoint.config)
+    output = output_projection(layer, checkpoint.family, kind)
     assert output is not None
-    if part.post_norm is None:
+    gain = norm_gain(layer, checkpoint, kind)
+    if gain is None:
         return None if scale == 1 else torch.full((output.out_features,), scale, device=output.weight.device)
-    # The norm of a vector of ones is its gain, however the norm stores it.
-    ones = torch.ones(1, 1, output.out_features, dtype=output.weight.dtype, device=output.weight.device)
-    gain: Tensor = getattr(layer, part.post_norm)(ones)[0, 0].float() * scale
-    return gain
+    return gain * scale
 
 
 @contextmanager
