@@ -25,7 +25,7 @@ def demo(
     from darwinlm.demo import demo_recipe
 
     recipe = demo_recipe(tuple(assignments or ()), full=full)
-    results = run_recipe(recipe, out, "report", strict=False)
+    results = run_recipe(recipe, out, "report")
     console = terminal.console()
     _sizes(console, results, recipe.budget.keep)
     _answers(console, out)

@@ -91,11 +91,8 @@ def _run_sweep(recipes: list[Any], out: Path, until: str) -> None:
     console.print(f"models  {out}/*/model\npage    {out / PAGE}\nsummary {out / SWEEP}.json")
 
 
-def run_recipe(recipe: Any, out: Path, until: str, *, strict: bool = True) -> Any:
-    """Run the stages and print the result; returns the results of all stages.
-
-    Unless `strict`, a time limit that is too short for the least text is no error.
-    """
+def run_recipe(recipe: Any, out: Path, until: str) -> Any:
+    """Run the stages and print the result; returns the results of all stages."""
     from darwinlm.pipeline import run_stages
     from darwinlm.planning.time_limit import TimeLimit
     from darwinlm.report import wording
@@ -107,7 +104,7 @@ def run_recipe(recipe: Any, out: Path, until: str, *, strict: bool = True) -> An
     run = Run(recipe, out, terminal.reporter())
     if until == "report" and not run.path("text").exists():
         _expect(run)
-    results = run_stages(run, until, limit=TimeLimit.of(recipe, begun=terminal.BEGUN, strict=strict))
+    results = run_stages(run, until, limit=TimeLimit.of(recipe, begun=terminal.BEGUN))
     if until != "report":
         console.print(f"stopped after {until}; {out / 'stages'} holds the result")
         return results
