@@ -88,13 +88,13 @@ def test_a_batch_in_chunks_is_the_batch(model_type, name):
 @torch.no_grad()
 def test_held_out_sums_are_means_times_counts():
     teacher, model = tiny_model("llama"), tiny_model("llama", 1)
-    loss, divergence = held_out_sums(model, teacher, TOKENS, chunk=11)
+    loss, divergence = held_out_sums(model, teacher, TOKENS, run_dense(teacher, TOKENS), chunk=11)
     logits = model(input_ids=TOKENS).logits
     expected = functional.cross_entropy(logits[:, :-1].flatten(0, 1), TOKENS[:, 1:].flatten(), reduction="sum")
     assert loss == pytest.approx(float(expected), rel=1e-5)
     dense = DenseDistribution(teacher(input_ids=TOKENS).logits.flatten(0, 1))
     assert divergence == pytest.approx(float(dense.kl(logits.flatten(0, 1)).sum()), rel=1e-4)
-    assert held_out_sums(model, None, TOKENS, chunk=11) == (loss, 0.0)
+    assert held_out_sums(model, None, TOKENS, None, chunk=11) == (loss, 0.0)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -50,7 +50,7 @@ LAST = 0.02
 SHARES = (*(0.85**step for step in range(26)), 0.0)
 """Shares of the recipe's amounts, the largest first. 0 is the least text, without refit and recovery."""
 
-FAR = 4.0
+FAR = 10.0
 """A run is refused if even the least text takes this many times as long as the limit. Below that it warns, because a
 plan on a busy machine is too long once the machine is idle."""
 
