@@ -128,7 +128,9 @@ def test_enough_time_changes_nothing(card, monkeypatch, make_run, tiny_llama, tm
 
 def test_too_little_time_is_refused_before_the_work(card, make_run, tiny_llama, tmp_path) -> None:
     run = make_run(tiny_llama, tmp_path / "run", "time=0.0001s")
-    with pytest.raises(RecipeError, match=r"time: 0\.0001 s is too short .* with the least text it takes about .* give"):
+    with pytest.raises(
+        RecipeError, match=r"time: 0\.0001 s is too short .* with the least text it takes about .* give"
+    ):
         run_stages(run, "report")
     assert not (tmp_path / "run" / "stages" / "database").exists()
 

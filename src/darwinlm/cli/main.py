@@ -46,6 +46,7 @@ def main() -> None:
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore")
     terminal.set_verbosity(terminal.Verbosity.NORMAL)
+    Console.on_broken_pipe = _pipe_closed  # type: ignore[method-assign]  # Typer's help has a console of its own
     code: object = 0
     try:
         _check_processes(sys.argv[1:])
@@ -71,6 +72,11 @@ def main() -> None:
             f"interrupted; finished work is kept. Resume with: {command}", highlight=False, markup=False, soft_wrap=True
         )
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _pipe_closed(_: Console) -> NoReturn:
+    """Leave a closed pipe to `main`, because rich would exit with status 1."""
+    raise BrokenPipeError
 
 
 def _message(error: Exception) -> str:

@@ -167,8 +167,8 @@ class TimeLimit:
             about = (self.used + max(seconds, min(slower * sum(whole.values()), room))) / (1 - UNPLANNED)
             if about > FAR * self.seconds:
                 raise RecipeError(
-                    f"time: {hours(self.seconds)} is too short for this model on this machine: even with the least text "
-                    f"it takes about {hours(about)} at its present load: give at least that, or a faster device"
+                    f"time: {hours(self.seconds)} is too short for this model on this machine: even with the least "
+                    f"text it takes about {hours(about)} at its present load: give at least that, or a faster device"
                 )
             late = ", which can't be kept" if about > self.seconds else ""
             run.reporter.say(f"this takes about {hours(about)} here{part} (time limit {hours(self.seconds)}{late})")

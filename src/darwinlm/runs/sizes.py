@@ -92,8 +92,9 @@ def _model(plan: StageFolder) -> tuple[Checkpoint, UnitsSettings, int, str]:
     with tempfile.TemporaryDirectory(prefix="darwinlm-") as work:
         (Path(work) / "config.json").write_text(text, encoding="utf-8")
         checkpoint = Checkpoint.describe(Path(work))
-    name = record.get("model")
-    return checkpoint, units, outside, wording.plain_name(name) if isinstance(name, str) else checkpoint.family.model_type
+    given = record.get("model")
+    name = wording.plain_name(given) if isinstance(given, str) else checkpoint.family.model_type
+    return checkpoint, units, outside, name
 
 
 def _check_same_model(stage: StageFolder, reader: DatabaseReader, folder: Path) -> None:
