@@ -197,9 +197,11 @@ def test_a_limited_run_says_what_it_shortened(
     probe = make_run(tiny_llama, tmp_path / "probe", *much)
     times = 600 / (0.8 * sum(planned(probe).values()))
     monkeypatch.setattr(TimeLimit, "_of_passes", lambda *_: times)
-    common = ("prune", tiny_llama, "--out", tmp_path / "out", "--text", tiny_text_file, "--time", "10m")
+    out = tmp_path / "out of time"
+    common = ("prune", tiny_llama, "--out", out, "--text", tiny_text_file, "--time", "10m")
     ended = command(*common, *sets((*SETTINGS, *much)))
     assert ended.code == 0, ended
     for words in ("time limit: ", "Time limit: ", "calibration text "):
         assert words in ended.out
-    assert "10 min 0 s used" in (tmp_path / "out" / "report.html").read_text()
+    assert "10 min 0 s used" in (out / "report.html").read_text()
+    assert f"darwinlm show '{out}'" in ended.out

@@ -74,7 +74,7 @@ def main() -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _pipe_closed(_: Console) -> NoReturn:
+def _pipe_closed(self: Console) -> None:
     """Leave a closed pipe to `main`, because rich would exit with status 1."""
     raise BrokenPipeError
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -122,14 +123,15 @@ def run_recipe(recipe: Any, out: Path, until: str) -> Any:
         console.print(f"\n{wording.time_limit(summary)}")
     budget = summary.budget
     assert budget is not None
+    quoted = shlex.quote(str(out))
     limit = "" if budget.kind == "keep" else f" of {wording.amount(budget.upper, budget.unit)}"
     console.print(
         f"\n{budget.block_params:,} of {budget.dense_block_params:,} block parameters kept "
         f"({budget.block_params / budget.dense_block_params:.2%}; {budget.unused:.2%} of the budget{limit} "
         "unused)\n"
         f"model   {out / 'model'}\nreport  {out / 'report.html'}\nsummary {out / 'summary.json'}\n\n"
-        f"darwinlm show {out}    the kept part of every block, and next steps\n"
-        f"darwinlm chat {out}    talk to the smaller model",
+        f"darwinlm show {quoted}    the kept part of every block, and next steps\n"
+        f"darwinlm chat {quoted}    talk to the smaller model",
         soft_wrap=True,
     )
     return results

@@ -179,12 +179,13 @@ def _chunk_loss(
 def held_out_sums(model: Any, teacher: Any, tokens: Tensor, dense: Dense | None, chunk: int) -> tuple[float, float]:
     """Sums of the cross-entropy and of the KL to the dense model over tokens [b, t]; KL is 0 without a dense model."""
     hidden = _streams(model, tokens)
+    reference = None if dense is None or dense.hidden is None else dense.hidden.flatten(0, 1)
     following = _next_tokens(tokens)
     loss = divergence = 0.0
     for start in range(0, len(hidden), chunk):
         piece = slice(start, start + chunk)
         logits = logits_of(model, hidden[piece])
         loss += float(next_token_loss(logits, following[piece]))
-        if dense is not None:
-            divergence += float(forward_kl(logits, logits_of(teacher, dense.flat[piece])))
+        if reference is not None:
+            divergence += float(forward_kl(logits, logits_of(teacher, reference[piece])))
     return loss, divergence
