@@ -151,8 +151,8 @@ class Run:
             )
             yield False
             return
-        if parallel.is_main() and folder.is_of_another_version():
-            self.reporter.say(f"{title}: from another version of this stage, redone")
+        if parallel.is_main() and (reason := folder.why_redone()):
+            self.reporter.say(f"{title}: {reason}, redone")
         begun, resumed = time.monotonic(), False
         with self._guarded(folder.folder, together), self.reporter.stage(title):
             with together():
