@@ -209,7 +209,7 @@ class StageFolder:
         return True
 
     def why_redone(self) -> str:
-        """Why an earlier result in the folder, possibly unfinished, can't be used; empty if it can, or there is none."""
+        """Why an earlier, possibly unfinished result in the folder can't be used; empty if it can, or there is none."""
         path = self.folder / KEY
         key = read_json(path) if path.exists() else None
         if not isinstance(key, dict) or key == self.key:

@@ -144,6 +144,7 @@ def test_a_limit_that_is_a_little_short_leaves_parts_out(card, monkeypatch, make
     (expected,) = (line for line in said if line.startswith("this takes about"))
     assert "with the least text (time limit" in expected
     assert "which can't be kept" in expected
+    assert [line.rpartition(", ")[2] for line in said if ", no " in line] == ["no refit", "no recovery"]
     assert run.recipe.recovery.tokens == run.recipe.refit.tokens == 0
     assert run.time is not None
     assert run.time.shortened[:2] == ("no refit", "no recovery")

@@ -19,8 +19,8 @@ TEXT: dict[str, tuple[tuple[str, int, str], ...]] = {
 """Amounts of text of each stage: setting, least number of sequences, and name."""
 
 OPTIONAL = {"refit": "refit.tokens", "recover": "recovery.tokens"}
-"""Stages that are left out rather than run on less than their least text. A refit on less gains nothing (see
-docs/notebook/training.md); for recovery it is our choice, 2026-11-27."""
+"""Stages that are left out rather than run on less than their least text, with the setting of their amount. A refit on
+less gains nothing (see docs/notebook/training.md); for recovery it is our choice, 2026-11-27."""
 
 
 def shortened(recipe: Recipe, share: float, stage: str) -> dict[str, Any]:
@@ -55,9 +55,9 @@ def _round(recipe: Recipe, number: int, share: float) -> dict[str, Any]:
 
 def differences(asked: Recipe, taken: Recipe) -> Iterator[str]:
     """What was shortened, in words: `calibration text 8,192 of 65,536 tokens`."""
-    for stage, name in OPTIONAL.items():
+    for name in OPTIONAL.values():
         if _value(asked, name) and not _value(taken, name):
-            yield f"no {'recovery' if stage == 'recover' else stage}"
+            yield f"no {name.partition('.')[0]}"
     amounts = {name: words for stage in TEXT.values() for name, _, words in stage}
     for name, words in amounts.items():
         given, used = _value(asked, name), _value(taken, name)

@@ -23,7 +23,7 @@ from darwinlm.errors import RecipeError
 from darwinlm.planning.devices import Device, find_device
 from darwinlm.planning.model import Sizes
 from darwinlm.planning.plan import estimate, hours
-from darwinlm.planning.shorten import STAGES, differences, shortened
+from darwinlm.planning.shorten import OPTIONAL, STAGES, differences, shortened
 from darwinlm.recipe import Recipe, merge
 from darwinlm.report.summary import TimeFigures
 from darwinlm.run import Run
@@ -175,7 +175,7 @@ class TimeLimit:
         elif part and stage in planned:
             run.reporter.say(f"time limit: {hours(max(room, 0))} left for {' + '.join(planned)}{part}")
         elif part:
-            run.reporter.say(f"time limit: {hours(max(room, 0))} left, no {stage}")
+            run.reporter.say(f"time limit: {hours(max(room, 0))} left, no {OPTIONAL[stage].partition('.')[0]}")
         return settings
 
     def _longest(self, sizes: Sizes, stage: str, room: float) -> tuple[float, dict[str, float]]:
