@@ -1,7 +1,5 @@
 """Stages' versions: part of their keys, and looked at whenever their code changes."""
 
-from __future__ import annotations
-
 import io
 import json
 
@@ -92,10 +90,10 @@ def test_a_result_of_another_version_is_told_from_one_of_other_inputs(tmp_path):
     stage.finish()
     assert stage.why_redone() == ""
     newer = StageFolder(stage.folder, {**stage.key, "version": 2})
-    assert newer.why_redone() == "from another version of this stage"
+    assert newer.why_redone() == "done by another version of darwinlm"
     assert not newer.is_complete()
     other = StageFolder(stage.folder, {**newer.key, "input": "b"})
-    assert other.why_redone() == "other settings or inputs than before"
+    assert other.why_redone() == "its settings or inputs have changed"
 
 
 def test_a_result_of_another_version_is_done_again_with_a_word(tmp_path, tiny_llama, make_run, monkeypatch):
@@ -111,7 +109,7 @@ def test_a_result_of_another_version_is_done_again_with_a_word(tmp_path, tiny_ll
     monkeypatch.setattr("darwinlm.run.stage_version", lambda name: 99)
     work, words = said()
     assert work
-    assert "stitch: from another version of this stage, redone" in words
+    assert "stitch: done by another version of darwinlm, redone" in words
 
 
 def test_a_database_of_another_version_is_refused(tmp_path):

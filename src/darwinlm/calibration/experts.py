@@ -26,13 +26,7 @@ def expert_module(owner: nn.Module | None, experts: Experts | None) -> Any | Non
 
 @dataclass(frozen=True)
 class Routing:
-    """Inputs and routing of a mixture's experts.
-
-    Attributes:
-        hidden: [n, m] input of the mixture.
-        chosen: [n, k] the experts of each token.
-        weights: [n, k], factors on their outputs.
-    """
+    """Input of a mixture [n, m], the chosen experts of each token [n, k], and the factors on their outputs [n, k]."""
 
     hidden: Tensor
     chosen: Tensor
@@ -40,11 +34,9 @@ class Routing:
 
 
 def watch_routing(module: Any, note: Callable[[Routing], None]) -> RemovableHandle:
-    """Report the arguments of every call of the experts until the handle is removed.
+    """Report the arguments of every call of the experts until the handle is removed, before the experts run.
 
-    Args:
-        module: Module of the experts; called with hidden states [n, m], chosen experts [n, k] and their weights [n, k].
-        note: Callback that runs before the experts do.
+    The module is called with hidden states [n, m], chosen experts [n, k] and their weights [n, k].
     """
 
     def called(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -55,13 +47,7 @@ def watch_routing(module: Any, note: Callable[[Routing], None]) -> RemovableHand
 
 
 def watch_experts(module: Any, experts: Experts, moments: ExpertMoments) -> RemovableHandle:
-    """Add the inputs of every call of the experts to the moments until the handle is removed.
-
-    Args:
-        module: Module of the experts, as in `watch_routing`.
-        experts: Names of its tensors.
-        moments: Moments of its experts.
-    """
+    """Add the inputs of all calls of the experts, as in `watch_routing`, to the moments until the handle is removed."""
 
     def note(routing: Routing) -> None:
         moments.count += len(routing.hidden)
@@ -90,15 +76,10 @@ def expert_output(module: Any, hidden: Tensor, expert: int) -> Tensor:
 def order_experts(
     mlp: nn.Module, experts: Experts, config: Any, hidden: Tensor, S: Tensor | None, total: Total
 ) -> ExpertOrder:
-    """Removal order of the experts of a mixture.
+    """Removal order of the experts of a mixture, whose module includes the router.
 
-    Args:
-        mlp: The mixture including its router.
-        experts: Names in it.
-        config: Configuration of the model.
-        hidden: [n, m] input of the mixture on some tokens.
-        S: [m, m], second moment of the gradients at its output; None for the unweighted order.
-        total: Sum over processes.
+    `hidden` is [n, m], the input of the mixture on some tokens. S is [m, m], the second moment of the gradients at its
+    output; None for the unweighted order. `total` sums over processes.
     """
     module, logits, scale = (
         getattr(mlp, experts.name),

@@ -62,8 +62,15 @@ DEEPSEEK2: Mapping[str, str] = {
     "self_attn.q_b_proj.weight": "attn_q_b.weight",
     "self_attn.kv_a_proj_with_mqa.weight": "attn_kv_a_mqa.weight",
     "self_attn.kv_a_layernorm.weight": "attn_kv_a_norm.weight",
-    "self_attn.kv_b_proj.weight": "attn_kv_b.weight",
+    "self_attn.k_b_proj.weight": "attn_k_b.weight",
+    "self_attn.v_b_proj.weight": "attn_v_b.weight",
 }
+GPT_OSS: Mapping[str, str] = {
+    "self_attn.sinks": "attn_sinks.weight",
+    "post_attention_layernorm.weight": "post_attention_norm.weight",
+}
+XIELU = tuple(f"mlp.act_fn.{name}" for name in ("alpha_n", "alpha_p", "beta", "eps"))
+"""Parameters of Apertus' activation, which are keys of the file."""
 LFM2: Mapping[str, str] = {
     "self_attn.q_layernorm.weight": "attn_q_norm.weight",
     "self_attn.k_layernorm.weight": "attn_k_norm.weight",

@@ -193,14 +193,9 @@ class Gradients:
 
 @torch.no_grad()
 def inner_products(factors: NestedFactors, C: Tensor) -> Tensor:
-    """⟨W_k, C_k⟩ for every width k: optimal weights times the same columns of a matrix.
+    """⟨W_k, C_k⟩ for every width k: optimal weights times the same columns of a matrix C, [r, d] floating.
 
-    Args:
-        factors: Factors of a module, p of whose d columns may be kept.
-        C: [r, d] floating.
-
-    Returns:
-        [p + 1] float64, zero first.
+    Returns [p + 1] float64, zero first, for factors that may keep p of the d columns.
     """
     solved = torch.linalg.solve_triangular(factors.factor.T, C.float()[:, factors.columns], upper=True, left=False)
     sums = torch.linalg.vecdot(factors.target, solved, dim=0).double().cumsum(0)
