@@ -66,6 +66,7 @@ class Losses(nn.Module):
         (teacher,) = self.teacher
         with torch.autocast(tokens.device.type, self.low, enabled=self.low is not None):
             if held_out:
+                assert dense is None or isinstance(dense, Tensor)
                 return held_out_sums(causal, teacher, tokens, dense, self.objective.chunk)
             return batch_loss(causal, teacher, tokens, dense, self.objective)
 

@@ -239,15 +239,13 @@ class _Training:
         kl = f", KL {figures['eval_kl']:.4f}" if "eval_kl" in figures else ""
         self.say(f"{where}: held out: perplexity {figures['eval_perplexity']:.2f}{kl}")
 
-    def _dense_on_held_out(self, start: int, tokens: Tensor) -> Dense | None:
-        """The dense model's outputs for a batch of the held-out text; it runs once, and they wait in main memory."""
+    def _dense_on_held_out(self, start: int, tokens: Tensor) -> Tensor | None:
+        """The dense model's streams on a batch of the held-out text; it runs once, and they wait in main memory."""
         if self.teacher is None:
             return None
         if start not in self.dense_on_held_out:
-            hidden = run_dense(self.teacher, tokens).hidden
-            assert hidden is not None
-            self.dense_on_held_out[start] = hidden.cpu()
-        return Dense(self.dense_on_held_out[start].to(self.device))
+            self.dense_on_held_out[start] = run_dense(self.teacher, tokens).cpu()
+        return self.dense_on_held_out[start].to(self.device)
 
     def _log(self, step: int, figures: dict[str, int | float]) -> str:
         tokens = step * self.steps.tokens
