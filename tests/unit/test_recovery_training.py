@@ -21,6 +21,7 @@ from darwinlm.recipe import RecoverySettings
 from darwinlm.recovery import train as training
 from darwinlm.recovery.checkpoints import TrainingState
 from darwinlm.recovery.guard import LossGuard
+from darwinlm.recovery.heads import run_dense
 from darwinlm.recovery.schedule import plan_steps, rate_share
 from darwinlm.recovery.train import Trained, train
 
@@ -109,6 +110,17 @@ def test_held_out_figures_are_those_of_the_models(tmp_path):
     loss = functional.cross_entropy(model(input_ids=HELD_OUT).logits[:, :-1].flatten(0, 1), HELD_OUT[:, 1:].flatten())
     assert entry["eval_kl"] == pytest.approx(float(kl), rel=1e-4)
     assert entry["eval_perplexity"] == pytest.approx(math.exp(float(loss)), rel=1e-4)
+
+
+def test_the_dense_model_sees_the_held_out_text_once(tmp_path, monkeypatch):
+    seen: list[list[int]] = []
+    monkeypatch.setattr(
+        "darwinlm.recovery.train.run_dense",
+        lambda teacher, tokens: seen.extend(tokens.tolist()) or run_dense(teacher, tokens),
+    )
+    evaluations = [entry for entry in trained(tmp_path).record["log"] if "eval_kl" in entry]
+    assert len(evaluations) > 2
+    assert [seen.count(row) for row in HELD_OUT.tolist()] == [1] * len(HELD_OUT)
 
 
 @pytest.fixture(scope="module")

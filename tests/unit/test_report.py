@@ -103,7 +103,9 @@ def test_names_with_html_are_escaped():
 def test_every_generation_is_drawn(monkeypatch):
     drawn = []
     draw = plots.search_plot
-    monkeypatch.setattr(plots, "search_plot", lambda points, uniform: drawn.append(points) or draw(points, uniform))
+    monkeypatch.setattr(
+        plots, "search_plot", lambda points, uniform, **shape: drawn.append(points) or draw(points, uniform, **shape)
+    )
     render_page(made(searched()))
     assert [point.kl for point in drawn[0]] == [each["kl"] for each in searched()["search"]["history"]]
 

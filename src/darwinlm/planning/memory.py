@@ -262,6 +262,7 @@ def recover(need: StageNeed) -> None:
         need.held["gradient of the head"] = 4.0 * sizes.vocabulary * sizes.width
     if settings.distillation:
         need.held["dense model"] = (sizes.blocks / count + sizes.outside) * size
+        need.ram["dense model's streams on validation text"] = sizes.recipe.text.validation_tokens * sizes.width * size
     need.ram["both models during loading"] = 4.0 * small + (sizes.params * size if settings.distillation else 0)
     wide = sizes.vocabulary > 1 << 16
     unique = settings.tokens / settings.epochs

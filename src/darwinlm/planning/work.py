@@ -130,7 +130,6 @@ def search(need: StageNeed) -> None:
     if guided:
         tokens = min(window, fitness)
         need.run(tokens, kept, times=times, blocks=3, heads=3)
-        need.run(tokens, times=times)
         need.tokens += times * tokens
         # The product of a module's gradients and inputs, and one triangular solve for all of its widths.
         solves = sum(2.0 * tokens * shape.width + shape.width**2 for shape in sizes.shapes)
@@ -200,7 +199,8 @@ def refit(need: StageNeed) -> None:
 
 def recover(need: StageNeed) -> None:
     """Training of the smaller model, the dense one beside it, and evaluations."""
-    sizes, settings = need.sizes, need.sizes.recipe.recovery
+    sizes, recipe = need.sizes, need.sizes.recipe
+    settings, held_out = recipe.recovery, recipe.text.validation_tokens
     tokens, distils, micro = float(settings.tokens), settings.distillation > 0, memory.micro_tokens(sizes)
     # The head keeps no activations: each piece of its logits is differentiated at once, or recomputed when sharded.
     whole_head = settings.embeddings and not settings.lora_rank
@@ -210,9 +210,11 @@ def recover(need: StageNeed) -> None:
     if distils:
         unique = tokens / settings.epochs if settings.teacher_cache else tokens
         need.run(unique, heads=1 if settings.teacher_cache else 2, batch=micro)
-    held_out = (2 + settings.tokens // settings.save_every) * sizes.recipe.text.validation_tokens
-    need.run(held_out, sizes.kept, heads=1)
-    need.run(held_out if distils else 0, heads=1)
+    evaluations = 2 + settings.tokens // settings.save_every
+    need.run(held_out, sizes.kept, times=evaluations, heads=1)
+    if distils:  # the dense model's streams on this text are kept
+        need.run(held_out)
+        need.run(held_out, times=evaluations, blocks=0, heads=1)
     need.tokens = tokens
     steps = tokens / min(settings.batch_tokens, settings.tokens)
     need.moved += steps * memory.trained_in_recovery(sizes) * UPDATE_BYTES + tokens / micro * sizes.small * MICRO_BYTES
@@ -237,7 +239,8 @@ def evaluate(need: StageNeed) -> None:
     sizes, recipe = need.sizes, need.sizes.recipe
     # The first process times the models while the others wait.
     smaller, runs = memory.smaller_models(recipe), ROUNDS * need.processes
-    decoded = speed.NEW_TOKENS * (runs + len(recipe.evaluation.prompts) * need.processes)
+    continued = speed.NEW_TOKENS * (ROUNDS - 1 + len(recipe.evaluation.prompts))
+    decoded = need.processes * (speed.WARM_TOKENS + continued)
     for kept, models in ((1.0, 1), (sizes.kept, smaller)):
         need.run(recipe.text.evaluation_tokens, kept, times=models, heads=1, logit_bytes=KL_BYTES)
         need.run(recipe.text.sequence_length, kept, times=models * runs, heads=1)

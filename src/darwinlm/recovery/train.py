@@ -128,6 +128,7 @@ class _Training:
         self.state = TrainingState(guard=LossGuard())
         self.trackers: list[Any] = []
         self.last = self.steps.count
+        self.dense_on_held_out: dict[int, Tensor] = {}
 
     # ------------------------------------------------------------------------------------------------- a step
 
@@ -222,8 +223,8 @@ class _Training:
         share = self.held_out[parallel.place() :: parallel.size()]
         for start in range(0, most, rows):
             batch = share[start : start + rows]
-            tokens = batch if len(batch) else self.held_out[:1]
-            loss, divergence = self.call(tokens.to(self.device), held_out=True)
+            tokens = (batch if len(batch) else self.held_out[:1]).to(self.device)
+            loss, divergence = self.call(tokens, self._dense_on_held_out(start, tokens), held_out=True)
             sums += torch.tensor([loss, divergence, 1.0 * len(tokens)], dtype=torch.float64) * bool(len(batch))
         self.call.train()
         loss, divergence, counted = parallel.all_reduce(sums).tolist()
@@ -234,6 +235,14 @@ class _Training:
         where = self._log(self.state.step, figures)
         kl = f", KL {figures['eval_kl']:.4f}" if "eval_kl" in figures else ""
         self.say(f"{where}: held out: perplexity {figures['eval_perplexity']:.2f}{kl}")
+
+    def _dense_on_held_out(self, start: int, tokens: Tensor) -> Tensor | None:
+        """The dense model's streams on a batch of the held-out text; it runs once, and they wait in main memory."""
+        if self.teacher is None:
+            return None
+        if start not in self.dense_on_held_out:
+            self.dense_on_held_out[start] = run_dense(self.teacher, tokens).cpu()
+        return self.dense_on_held_out[start].to(self.device)
 
     def _log(self, step: int, figures: dict[str, int | float]) -> str:
         tokens = step * self.steps.tokens
