@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -106,6 +107,8 @@ class Kept:
                 sizes["shared_expert_width"] = mlp.shared_experts.intermediate_size
             if self.experts is not None and hasattr(mlp, "experts"):
                 sizes[count] = len(self.experts)
+        elif isinstance(mlp, SimpleNamespace):  # an MLP beside experts, which go too
+            sizes |= {"enable_moe_block": False} if count == "num_experts" else {"num_local_experts": 0}
         return {**sizes, **({"skip": skip} if skip else {})}
 
 
@@ -177,7 +180,8 @@ def rows(weight: torch.Tensor, blocks: list[int], size: int, dim: int = 0) -> to
 
 def stays(name: str, weight: torch.Tensor, kept: Kept, size: int, *, mixer: bool = False) -> torch.Tensor:
     """The rows or columns of a block's weight that stay."""
-    if kept.experts is not None and (".mlp.gate." in name or ".mlp.router." in name or ".experts." in name):
+    counted = ".mlp.gate." in name or (".router." in name and not name.endswith(".scale")) or ".experts." in name
+    if kept.experts is not None and counted:
         weight = weight[kept.experts]
     heads = [group * PER_GROUP + head for group, head in kept.heads]
     keys = [len(ALL) + group for group in kept.groups]
@@ -234,6 +238,8 @@ def cut(dense: Any, plan: list[Kept]) -> Any:
             layer = int(name.split(".")[2])
             mixer = getattr(blocks[layer], "self_attn", None) is None
             size = config.per_layer_config[layer].head_dim
+            if isinstance(mlp_of(blocks[layer]), SimpleNamespace) and (".mlp." in name or ".shared_mlp." in name):
+                continue  # beside experts
             if config.model_type == "darwinlm_gpt_oss":
                 state[name] = stays_of_gpt_oss(name, state[name], plan[layer], size)
             else:
@@ -263,7 +269,7 @@ def blanked(dense: Any, plan: list[Kept]) -> Any:
                 down = mlp.experts.down_proj
                 (down.mT if mlp.experts.is_transposed else down)[..., gone] = 0
                 for name, tensor in mlp.named_parameters():
-                    if not kept.channels and "down_proj" in name:
+                    if not kept.channels and ("down_proj" in name or "output_linear" in name):
                         tensor.zero_()
                 continue
             down = output_of(mlp)

@@ -134,6 +134,6 @@ def _outputs(stream: BlockStream, block: int) -> Iterator[tuple[ModuleKind, nn.M
         output = output_projection(layer, family, kind)
         if output is not None:
             yield kind, output, output.out_features
-    mixture = expert_module(getattr(layer, family.mlp.name, None), family.mlp.experts)
+    mixture = expert_module(layer, family.mlp)
     if mixture is not None and family.mlp.experts is not None:
         yield "mlp", mixture, output_sizes(mixture, family.mlp.experts)[1]

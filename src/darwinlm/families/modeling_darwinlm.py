@@ -31,6 +31,7 @@ Norms = Sequence[Sequence[str]]  # of a layer: norms removed with its attention,
 LLAMA: Norms = (("input_layernorm",), ("post_attention_layernorm",))
 NAMES = ("self_attn", "mlp")  # a layer's attributes for its attention and its MLP
 COUNTS = ("num_local_experts", "n_routed_experts", "num_experts")
+CHOSEN = ("num_experts_per_tok", "top_k_experts")
 WIDTHS = ("intermediate_size", "moe_intermediate_size", "shared_intermediate_size")
 NO_LAYERS = {"num_hidden_layers": 0}
 PAIRS = ("GptOssMLP",)  # MLPs that return a pair, as attentions do
@@ -147,7 +148,7 @@ class PrunedConfig:
             if groups < 1 or heads < 1 or heads % groups:
                 raise ValueError(f"layer {i}: {heads} query heads can't be shared evenly by {groups} key-value heads")
             experts = next((n for name in COUNTS if (n := getattr(layer, name, None))), None)
-            chosen = getattr(layer, "num_experts_per_tok", None)
+            chosen = next((n for name in CHOSEN if (n := getattr(layer, name, None))), None)
             if experts is not None and chosen is not None and experts < chosen:
                 raise ValueError(f"layer {i}: {experts} experts, but each token is sent to {chosen} of them")
             for width in (getattr(layer, name, None) for name in WIDTHS):

@@ -66,6 +66,9 @@ def smaller_config(checkpoint: Checkpoint, table: dict[int, dict[str, Any]]) -> 
     """
     family = checkpoint.family
     tree = checkpoint.config.to_dict()
+    if family.switch is not None:
+        off = {family.switch: type(getattr(checkpoint.config.per_layer_config[0], family.switch))()}
+        table = {block: row | (off if "mlp" in row.get(SKIP, ()) else {}) for block, row in table.items()}
     columns = [head_dim(checkpoint.config, block) for block in table]
     if len(set(columns)) > 1 and _dense_table(checkpoint) == table:
         return copy.deepcopy(checkpoint.config)
@@ -156,10 +159,10 @@ def stitched_tensors(database: DatabaseReader, chosen: Chosen) -> Iterator[tuple
             level = chosen.get((block, kind))
             if level is None or level.width == 0:
                 continue
-            tensors = {k.removeprefix(part.name + "."): v for k, v in inside.items() if k.startswith(part.name + ".")}
+            tensors = {k.removeprefix(part.prefix): v for k, v in inside.items() if part.owns(k)}
             kept = database.kept(block, kind, level)
             for name, tensor in shrink_tensors(family, database.shape(block, kind), tensors, kept).items():
-                yield f"{prefix}{part.name}.{name}", tensor
+                yield f"{prefix}{part.prefix}{name}", tensor
             for name, tensor in inside.items():
                 if name.partition(".")[0] in part.norms:
                     yield prefix + name, tensor
