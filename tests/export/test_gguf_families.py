@@ -39,6 +39,7 @@ PLAIN_GEMMA4 = {
     "hidden_size_per_layer_input": 0,
     "use_double_wide_mlp": False,
 }
+BESIDE = {"hidden_size_per_layer_input": 0, "moe_intermediate_size": 64}
 
 
 def gemma(blocks, period, **more):
@@ -85,6 +86,7 @@ EQUAL = {
     "arcee": ("arcee", "arcee", {**LLAMA3, "mlp_bias": False, "hidden_size": 128}),
     "gemma4 as E2B": ("gemma4_text", "gemma4", GEMMA4),
     "gemma4 as 31B": ("gemma4_text", "gemma4", GEMMA4 | PLAIN_GEMMA4),
+    "gemma4 as 26B-A4B": ("gemma4_text_experts", "gemma4", GEMMA4 | BESIDE),
     "qwen3_5": ("qwen3_5_text", "qwen35", DELTA),
     "qwen3_5 with a value head for each key": ("qwen3_5_text", "qwen35", DELTA | {"linear_num_key_heads": 4}),
     "qwen3_5_moe": ("qwen3_5_moe_text", "qwen35moe", DELTA | {"moe_intermediate_size": 64}),
@@ -94,6 +96,7 @@ EQUAL = {
         "granitehybrid",
         MAMBA | {"position_embedding_type": "nope", "mamba_n_groups": 2},
     ),
+    "granitemoehybrid_experts": ("granitemoehybrid_experts", "granitehybrid", MAMBA | {"intermediate_size": 64}),
     "glm4_moe": ("glm4_moe", "glm4moe", {"moe_intermediate_size": 64}),
     "glm4_moe_lite": ("glm4_moe_lite", "deepseek2", {"moe_intermediate_size": 64, "num_key_value_heads": 4}),
     "olmoe": ("olmoe", "olmoe", SQUARE | {"num_key_value_heads": 4}),
@@ -120,8 +123,8 @@ UNEQUAL = {
 }
 CONTINUED = ("llama", "mistral", "qwen2", "qwen2 with fewer heads", "qwen3", "granite", "phi3", "gemma", "smollm3")
 CONTINUED += ("gemma2", "gemma3", "mixtral", "qwen3_moe", "ernie4_5 with biases", "olmo2", "exaone4", "glm4", "arcee")
-CONTINUED += ("gemma4 as E2B", "gemma4 as 31B", "qwen3_5", "qwen3_5_moe", "lfm2", "granitemoehybrid")
-CONTINUED += ("glm4_moe", "glm4_moe_lite", "qwen3_next_moe", "olmoe")
+CONTINUED += ("gemma4 as E2B", "gemma4 as 31B", "gemma4 as 26B-A4B", "qwen3_5", "qwen3_5_moe", "lfm2", "granitemoehybrid")
+CONTINUED += ("granitemoehybrid_experts", "glm4_moe", "glm4_moe_lite", "qwen3_next_moe", "olmoe")
 """Where greedy tokens are compared too."""
 
 
@@ -129,7 +132,7 @@ def test_every_family_is_compared_with_the_library_or_refused():
     """What the documentation says of GGUF comes from these constants."""
     assert {model_type for model_type, *_ in EQUAL.values()} == set(STOCK)
     assert {model_type for model_type, *_ in UNEQUAL.values()} == {*LIKE_LLAMA, *TIED}
-    assert [name for name, stock in STOCK.items() if stock.per_layer] == ["gemma4_text"]
+    assert [name for name, stock in STOCK.items() if stock.per_layer] == ["gemma4_text", "gemma4_text_experts"]
     assert set(families()) == {*STOCK, *UNKNOWN}
     assert not set(STOCK) & set(UNKNOWN)
 

@@ -235,7 +235,7 @@ class Mlp(SubLayer):
     """Names of an MLP inside its block.
 
     If `name` is empty, it is a mixture whose parts are modules of the block: its experts run beside an MLP, which is
-    the shared expert (Gemma 4, Granite 4).
+    the shared expert (Gemma 4, Granite 4); `inputs` and `output` belong to the latter.
     """
 
     inputs: tuple[str, ...]

@@ -16,6 +16,7 @@ NO_ROPE_STEP = 4  # of smollm3 in llama.cpp: every fourth layer has no rotary em
 PERIODS = {"gemma2": 2, "gemma3_text": 6}
 """Families whose architecture has sliding windows, with the period of the layers without one."""
 EXPERTS = ("mixtral", "olmoe", "qwen3_moe", "qwen3_5_moe_text", "qwen3_next", "glm4_moe", "glm4_moe_lite")
+EXPERTS += ("gemma4_text_experts", "granitemoehybrid_experts")
 HYBRIDS = ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next", "lfm2", "granitemoehybrid")
 """Families with other token mixers."""
 PARTIAL = ("phi3", "glm4", "glm4_moe", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")

@@ -59,6 +59,8 @@ def _granite_hybrid(writer: Any, reshaper: Reshaper, _: Layout) -> None:
     writer.add_ssm_state_size(int(config.mamba_d_state))
     writer.add_ssm_time_step_rank(int(config.mamba_n_heads))
     writer.add_ssm_group_count(int(config.mamba_n_groups))
+    if reshaper.family.mlp.experts is not None:
+        writer.add_expert_shared_feed_forward_length(int(config.shared_intermediate_size))
     writer.add_rope_scaling_finetuned(config.position_embedding_type == "rope")  # llama.cpp: whether there is one
 
 

@@ -81,6 +81,9 @@ STOCK = {
     "glm4": Architecture("glm4", whole_heads=False, fused_mlp=True, biases=True),
     "arcee": Architecture("arcee", permuted=True, frequencies=True),
     "gemma4_text": Architecture("gemma4", per_layer=True, frequencies=True, places=places.GEMMA4, referenced=False),
+    "gemma4_text_experts": Architecture(
+        "gemma4", per_layer=True, frequencies=True, places=places.GEMMA4_EXPERTS, referenced=False
+    ),
     "qwen3_5_text": Architecture("qwen35", whole_heads=False, unit_norms=True, places=places.QWEN3_5, referenced=False),
     "qwen3_5_moe_text": Architecture(
         "qwen35moe", whole_heads=False, unit_norms=True, places=places.QWEN3_5_MOE, referenced=False
@@ -94,9 +97,12 @@ STOCK = {
     "granitemoehybrid": Architecture(
         "granitehybrid", permuted=True, biases=True, places=places.GRANITE_HYBRID, referenced=False
     ),
+    "granitemoehybrid_experts": Architecture(
+        "granitehybrid", permuted=True, biases=True, places=places.GRANITE_HYBRID_EXPERTS, referenced=False
+    ),
     "glm4_moe": Architecture("glm4moe", whole_heads=False, biases=True, places=places.GLM4_MOE, referenced=False),
 }
-"""Architecture of a model with equal layers, by model type."""
+"""Architecture of a model with equal layers, by `Family.key`."""
 TIED = ("qwen3",)
 """Families with an architecture for unequal layers that requires a tied output."""
 LIKE_LLAMA = ("llama", "mistral", "qwen2", "granite", "phi3", "ministral3", "ernie4_5", "helium", "seed_oss")
@@ -147,11 +153,11 @@ def choose_layout(reshaper: Reshaper, *, mlp_multiple: int = 32) -> Layout:
     Raises:
         ExportError: No architecture of stock llama.cpp supports this model; the message gives the reason.
     """
-    family, config = reshaper.family.model_type, reshaper.checkpoint.config
+    family, config = reshaper.family.key, reshaper.checkpoint.config
     if family not in STOCK:
         raise refused(family, UNKNOWN[family])
     columns = max(map(reshaper.columns_of, range(reshaper.checkpoint.n_blocks)))
-    features = read_features(family, config, columns)
+    features = read_features(reshaper.family.model_type, config, columns)
     keep = reshaper.family.tail is not None
     kept = [plain_sizes(sizes) for sizes in reshaper.sizes if keep or not sizes.empty]
     if not kept:
@@ -174,9 +180,10 @@ def choose_layout(reshaper: Reshaper, *, mlp_multiple: int = 32) -> Layout:
 
 def _unfit(reshaper: Reshaper, kept: Sequence[BlockSizes], features: Features) -> str | None:
     """Reason why the family's architecture doesn't support the model; None if it does."""
-    family, stock = reshaper.family.model_type, STOCK[reshaper.family.model_type]
+    family, stock = reshaper.family.key, STOCK[reshaper.family.key]
     if stock.per_layer:
-        return None
+        unlike = reshaper.family.mlp.experts is not None and len({(each.width, each.experts) for each in kept}) > 1
+        return "its layers differ" if unlike else None
     if differ(kept) or _odd_shared(reshaper, kept):
         return "its layers differ" if differ(kept) else "its shared experts aren't a multiple as wide as the others"
     if stock.square and max(sizes.heads for sizes in kept) * reshaper.columns != reshaper.checkpoint.config.hidden_size:

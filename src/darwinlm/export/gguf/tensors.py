@@ -95,7 +95,7 @@ def block_tensors(reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Ten
     """One block's tensors under the names that follow `blk.N.`."""
     known_places = _places(reshaper)
     tensors: Tensors = {}
-    for name, raw in _separate(reshaper, target).items():
+    for name, raw in _separate(reshaper, layout, target).items():
         if (place := layout.architecture.places.get(name)) is not None:
             tensors[place] = _further(raw.float(), name, reshaper, layout)
             continue
@@ -117,8 +117,8 @@ def _places(reshaper: Reshaper) -> dict[str, str]:
         **{f"{attention.name}.{part}": part for part in PARTS},
         f"{attention.name}.{attention.output}": "attn_output",
         **{f"{attention.name}.{old}": new for old, new in NORMS.items()},
-        **{f"{mlp.name}.{part}": part for part in MLP_PARTS},
-        f"{mlp.name}.{mlp.output}": "ffn_down",
+        **{f"{mlp.prefix}{part}": part for part in MLP_PARTS},
+        f"{mlp.prefix}{mlp.output}": "ffn_down",
     }
     places |= {
         norm: place for norm, place in ((attention.input_norm, "attn_norm"), (mlp.input_norm, "ffn_norm")) if norm
@@ -126,13 +126,13 @@ def _places(reshaper: Reshaper) -> dict[str, str]:
     if attention.post_norm and mlp.post_norm:
         places |= {attention.post_norm: "post_attention_norm", mlp.post_norm: "post_ffw_norm"}
     if mlp.experts is not None:
-        experts = f"{mlp.name}.{mlp.experts.name}"
+        experts = f"{mlp.prefix}{mlp.experts.name}"
         places |= {f"{experts}.{part}": f"{part}_exps" for part in MLP_PARTS}
-        places |= {f"{experts}.{mlp.experts.output}": "ffn_down_exps", f"{mlp.name}.gate": "ffn_gate_inp"}
+        places |= {f"{experts}.{mlp.experts.output}": "ffn_down_exps", f"{mlp.prefix}{mlp.experts.router}": "ffn_gate_inp"}
     return places
 
 
-def _separate(reshaper: Reshaper, target: BlockSizes) -> Tensors:
+def _separate(reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Tensors:
     """A block's tensors under the file's names, with Q, K, V, gate and up split."""
     attention, mlp = reshaper.family.attention, reshaper.family.mlp
     projections: list[tuple[Attention | Mlp, str, Sequence[str], tuple[str, ...]]] = [
@@ -140,20 +140,25 @@ def _separate(reshaper: Reshaper, target: BlockSizes) -> Tensors:
         (mlp, mlp.name, mlp.inputs, MLP_PARTS[-len(mlp.inputs) :]),
     ]
     if mlp.experts is not None:
-        projections.append((mlp, f"{mlp.name}.{mlp.experts.name}", mlp.experts.inputs, MLP_PARTS))
+        projections.append((mlp, f"{mlp.prefix}{mlp.experts.name}", mlp.experts.inputs, MLP_PARTS))
     sizes: dict[RowUnit, int] = {
         "query": target.heads * reshaper.columns_of(target.block),
         "gated_query": 2 * target.heads * reshaper.columns_of(target.block),
         "key_value": target.groups * reshaper.columns_of(target.block),
         "channel": target.width,
     }
-    tensors = dict(reshaper.block(target))
+    tensors, further = dict(reshaper.block(target)), layout.architecture.places
+    if not mlp.name and mlp.experts is not None:  # an MLP beside experts
+        fused = f"{mlp.experts.shared}.{mlp.inputs[0]}.weight"
+        if fused in tensors and len(set(mlp.inputs)) < len(mlp.inputs):
+            pieces = zip(MLP_PARTS, tensors.pop(fused).chunk(len(mlp.inputs)), strict=True)
+            tensors |= {f"{mlp.experts.shared}.{part}.weight": piece for part, piece in pieces}
     for part, holder, stored, names in projections:
-        for name in [name for name in tensors if name.startswith(holder + ".")]:
+        for name in [name for name in tensors if name.startswith(holder + ".") and name not in further]:
             inner, dot, leaf = name.removeprefix(holder + ".").partition(".")
             places = [i for i, each in enumerate(stored) if each == inner]
             if places:
-                inside = name.removeprefix(part.name + ".")
+                inside = name.removeprefix(part.prefix)
                 segments = row_segments(part, inside)
                 pieces = split_rows(tensors.pop(name), segments, sizes, row_axis(part, inside))
                 tensors |= {f"{holder}.{names[i]}{dot}{leaf}": piece for i, piece in zip(places, pieces, strict=True)}
