@@ -36,6 +36,10 @@ NAMES: dict[str, Any] = {
     "mixtral": ("Mixtral", "mixtral"),
     "qwen3_moe": ("Qwen3Moe", "qwen3_moe"),
     "olmoe": ("Olmoe", "olmoe"),
+    "qwen2_moe": ("Qwen2Moe", "qwen2_moe"),
+    "ernie4_5_moe": ("Ernie4_5_Moe", "ernie4_5_moe"),
+    "minimax_m2": ("MiniMaxM2", "minimax_m2"),
+    "hunyuan_v1_moe": ("HunYuanMoEV1", "hunyuan_v1_moe"),
     "deepseek_v2": ("DeepseekV2", "deepseek_v2"),
     "deepseek_v3": ("DeepseekV3", "deepseek_v3"),
     "glm4_moe": ("Glm4Moe", "glm4_moe"),
@@ -103,8 +107,9 @@ class Kept:
             name = experts if hasattr(mlp, "experts") else lone
             sizes[name] = len(self.within(width_of(mlp)))
             sizes |= {"Lfm2MLP": LFM2, "Gemma4TextMLP": GEMMA4}.get(type(mlp).__name__, {})
-            if hasattr(mlp, "shared_experts"):
-                sizes["shared_expert_width"] = mlp.shared_experts.intermediate_size
+            for shared in ("shared_experts", "shared_mlp"):
+                if hasattr(mlp, shared):
+                    sizes["shared_expert_width"] = getattr(mlp, shared).intermediate_size
             if self.experts is not None and hasattr(mlp, "experts"):
                 sizes[count] = len(self.experts)
         elif isinstance(mlp, SimpleNamespace):  # an MLP beside experts, which go too
@@ -145,7 +150,7 @@ LATENT = ("deepseek_v2", "deepseek_v3", "glm4_moe_lite")
 """Families that compress keys and values, and cache a single head of them."""
 SHARED = {"gemma4_text": (1, 3)}
 """Layers that share keys and values, and keep their attentions."""
-WHOLE = ("olmoe", "olmo2", "olmo3", "helium", "gpt_oss", *LATENT)
+WHOLE = ("olmoe", "minimax_m2", "olmo2", "olmo3", "helium", "gpt_oss", *LATENT)
 """Families whose query and key norms span all heads, whose output projection has a fixed size (Helium), whose heads
 have more than rows and columns (gpt-oss), or share a latent: an attention stays whole or goes."""
 
@@ -180,6 +185,8 @@ def rows(weight: torch.Tensor, blocks: list[int], size: int, dim: int = 0) -> to
 
 def stays(name: str, weight: torch.Tensor, kept: Kept, size: int, *, mixer: bool = False) -> torch.Tensor:
     """The rows or columns of a block's weight that stay."""
+    if kept.experts is not None and name.endswith("e_score_correction_bias"):
+        return weight[..., kept.experts]
     counted = ".mlp.gate." in name or (".router." in name and not name.endswith(".scale")) or ".experts." in name
     if kept.experts is not None and counted:
         weight = weight[kept.experts]
@@ -187,7 +194,7 @@ def stays(name: str, weight: torch.Tensor, kept: Kept, size: int, *, mixer: bool
     keys = [len(ALL) + group for group in kept.groups]
     values = [key + GROUPS for key in keys]
     part, kind = name.split(".")[-2:]
-    if (mixer and part == "out_proj") or "shared_expert" in name or (".self_attn." in name and kept.heads == ALL):
+    if (mixer and part == "out_proj") or "shared_expert" in name or ".mlp.shared_mlp." in name or (".self_attn." in name and kept.heads == ALL):
         return weight
     match part, kind:
         case "q_proj", _:
@@ -225,7 +232,7 @@ def cut(dense: Any, plan: list[Kept]) -> Any:
     """The smaller model: kept rows and columns of the dense one, loaded strictly."""
     config_class, _, model_class = pruned_classes(*NAMES[dense.config.model_type])
     experts = "moe_intermediate_size" if hasattr(dense.config, "moe_intermediate_size") else "intermediate_size"
-    counts = ("num_local_experts", "n_routed_experts", "num_experts")
+    counts = ("num_local_experts", "n_routed_experts", "num_experts", "moe_num_experts")
     count = next((name for name in counts if name in dense.config.to_dict()), "")
     blocks = dense.model.layers
     layers = {i: kept.overrides(mlp_of(blocks[i]), experts, count) for i, kept in enumerate(plan)}

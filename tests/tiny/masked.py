@@ -118,15 +118,16 @@ def shut_out(mlp: nn.Module, gone: set[int]) -> None:
     index = torch.tensor(sorted(gone), dtype=torch.int64)
     router = getattr(mlp, "gate", None) or mlp.router
     choose, linear = router.forward, nn.functional.linear
-    if hasattr(router, "e_score_correction_bias"):  # it is added to what becomes of the logits
-        router.e_score_correction_bias[index] = -torch.inf
+    for name, tensor in (*mlp.named_parameters(), *getattr(mlp, "named_buffers", tuple)()):
+        if name.endswith("e_score_correction_bias"):  # it is added to what becomes of the logits
+            tensor[..., index] = -torch.inf
 
     def closed(*arguments: Any) -> Tensor:
         return linear(*arguments).index_fill(-1, index, -torch.inf)
 
-    def forward(hidden: Tensor) -> Any:
+    def forward(*arguments: Tensor) -> Any:
         with patch.object(nn.functional, "linear", closed):
-            return choose(hidden)
+            return choose(*arguments)
 
     router.forward = forward
 

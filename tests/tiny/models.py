@@ -100,6 +100,22 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "mlp_only_layers": [1],
         "norm_topk_prob": True,
     },
+    "qwen2_moe": {**SHARED_EXPERT, "mlp_only_layers": [1]},
+    "ernie4_5_moe": {
+        "moe_num_experts": 5,
+        "moe_num_shared_experts": 2,
+        "moe_k": 2,
+        "moe_intermediate_size": 96,
+        "use_bias": True,
+        "tie_word_embeddings": True,
+    },
+    "minimax_m2": {
+        "num_local_experts": 5,
+        "num_experts_per_tok": 2,
+        "head_dim": 16,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+    },
+    "hunyuan_v1_moe": {"num_experts": 5, "moe_topk": [2, 2, 2, 2], "tie_word_embeddings": True},
     "olmoe": {"num_experts": 5, "num_experts_per_tok": 2},
     "deepseek_v2": {
         "num_key_value_heads": 6,

@@ -209,7 +209,7 @@ def order_experts(
     return expert_order(
         logsigmoid(logits) if experts.scores == "sigmoid" else logits,
         outputs,
-        int(getattr(config, experts.chosen)),
+        experts.chosen_of(config),
         S,
         normalised=experts.sums_to_one(config),
         choice=scores + _tensor(block, part, experts.correction or "").flatten() if corrected else logits,

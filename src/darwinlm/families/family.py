@@ -180,13 +180,14 @@ class Experts(Closed):
     groups, experts can't be dropped."""
     shared: str | None = None
     """Shared expert, an MLP that every token uses."""
-    shared_count: str | None = None
-    """Configuration field for the shared expert's width as a multiple of that of the other experts; None if its width
-    doesn't depend on theirs."""
+    shared_count: str | int | None = None
+    """The shared expert's width as a multiple of that of the other experts, or the configuration field for it; None if
+    its width doesn't depend on theirs."""
     count: str
     """Configuration field for the number of experts."""
     chosen: str = "num_experts_per_tok"
-    """Configuration field for the number of experts chosen for a token, which is the minimum to keep."""
+    """Configuration field for the number of experts chosen for a token, which is the minimum to keep. It may be a list
+    of equal numbers, one for each layer."""
     inputs: tuple[str, ...]
     """Tensors [experts, rows, columns] whose rows are channels. A name that is listed twice is a fused tensor. The bias
     of a tensor, if it has one, is named after it: `down_proj_bias`."""
@@ -225,6 +226,15 @@ class Experts(Closed):
     def weight_scale(self, config: Any) -> float:
         """Factor on all weights."""
         return 1.0 if self.scale is None else float(getattr(config, self.scale))
+
+    def chosen_of(self, config: Any) -> int:
+        """Number of experts chosen for a token."""
+        stated = getattr(config, self.chosen)
+        return max(stated) if isinstance(stated, list) else int(stated)
+
+    def multiple(self, config: Any) -> int | None:
+        """The shared expert's width as a multiple of that of the other experts; None if it doesn't depend on theirs."""
+        return int(getattr(config, self.shared_count)) if isinstance(self.shared_count, str) else self.shared_count
 
     def sums_to_one(self, config: Any) -> bool:
         """Whether the weights of the chosen experts sum to one."""
@@ -343,6 +353,9 @@ class Family(Closed):
 
     def refuses(self, config: Any) -> str | None:
         """The reason, as a clause, why a model with this configuration isn't supported; None if it is."""
+        chosen = getattr(config, self.mlp.experts.chosen, None) if self.mlp.experts is not None else None
+        if isinstance(chosen, list) and len(set(chosen)) > 1:
+            return "its layers choose different numbers of experts for a token"
         return next((reason for field, reason in self.unsupported.items() if getattr(config, field, None)), None)
 
     @property

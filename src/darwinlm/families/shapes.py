@@ -122,7 +122,7 @@ def _module_shape(
         if part.experts is None or len(tensors[output]) < 3:
             return ModuleShape(block, "mlp", tensors, 1, 1, 1, width, output)
         experts = tensors[output][0]
-        chosen = int(getattr(checkpoint.config, part.experts.chosen))
+        chosen = part.experts.chosen_of(checkpoint.config)
         names = part.experts
         routers = [name for name in tensors if name.startswith(f"{part.prefix}{names.router}.")]
         counted = [name for name in routers if names.counted(name.removeprefix(part.prefix))]
@@ -182,7 +182,8 @@ def shared_width(family: Family, shape: ModuleShape) -> int | None:
     experts = family.mlp.experts
     if experts is None or experts.shared_count is None or not shape.experts:
         return None
-    return shape.tensors[f"{family.mlp.name}.{experts.shared}.{family.mlp.output}.weight"][-1]
+    stored = shape.tensors.get(f"{family.mlp.prefix}{experts.shared}.{family.mlp.output}.weight")
+    return None if stored is None else stored[-1]
 
 
 def row_counts(shape: ModuleShape, groups: int, width: int) -> dict[RowUnit, int]:

@@ -125,6 +125,8 @@ def _common_sizes(table: dict[int, dict[str, Any]], experts: Experts | None) -> 
     shared = sizes.pop(SHARED_WIDTH, None)
     if shared is not None and experts is not None and experts.shared_count is not None:
         multiple, rest = divmod(shared, sizes[experts.width])
+        if isinstance(experts.shared_count, int):
+            return sizes if (multiple, rest) == (experts.shared_count, 0) else None
         return None if rest else {**sizes, experts.shared_count: multiple}
     return sizes
 

@@ -198,10 +198,11 @@ def _unfit(reshaper: Reshaper, kept: Sequence[BlockSizes], features: Features) -
 def _odd_shared(reshaper: Reshaper, kept: Sequence[BlockSizes]) -> bool:
     """Whether shared experts don't have the width that follows from that of the other experts."""
     experts, config = reshaper.family.mlp.experts, reshaper.checkpoint.config
-    if experts is None or experts.shared_count is None:
+    multiple = None if experts is None else experts.multiple(config)
+    if multiple is None:
         return False
     own = {getattr(config.per_layer_config[sizes.block], "shared_expert_width", None) for sizes in kept}
-    return bool(own - {None, kept[-1].width * int(getattr(config, experts.shared_count))})
+    return bool(own - {None, kept[-1].width * multiple})
 
 
 def differ(kept: Sequence[BlockSizes]) -> bool:
