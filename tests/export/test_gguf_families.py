@@ -97,6 +97,9 @@ EQUAL = {
         MAMBA | {"position_embedding_type": "nope", "mamba_n_groups": 2},
     ),
     "granitemoehybrid_experts": ("granitemoehybrid_experts", "granitehybrid", MAMBA | {"intermediate_size": 64}),
+    "qwen2_moe": ("qwen2_moe", "qwen2moe", SQUARE | {"mlp_only_layers": [], "moe_intermediate_size": 64}),
+    "ernie4_5_moe": ("ernie4_5_moe", "ernie4_5-moe", {"use_bias": False, "moe_intermediate_size": 64}),
+    "minimax_m2": ("minimax_m2", "minimax-m2", {}),
     "glm4_moe": ("glm4_moe", "glm4moe", {"moe_intermediate_size": 64}),
     "glm4_moe_lite": ("glm4_moe_lite", "deepseek2", {"moe_intermediate_size": 64, "num_key_value_heads": 4}),
     "olmoe": ("olmoe", "olmoe", SQUARE | {"num_key_value_heads": 4}),
@@ -124,7 +127,7 @@ UNEQUAL = {
 CONTINUED = ("llama", "mistral", "qwen2", "qwen2 with fewer heads", "qwen3", "granite", "phi3", "gemma", "smollm3")
 CONTINUED += ("gemma2", "gemma3", "mixtral", "qwen3_moe", "ernie4_5 with biases", "olmo2", "exaone4", "glm4", "arcee")
 CONTINUED += ("gemma4 as E2B", "gemma4 as 31B", "gemma4 as 26B-A4B", "qwen3_5", "qwen3_5_moe", "lfm2", "granitemoehybrid")
-CONTINUED += ("granitemoehybrid_experts", "glm4_moe", "glm4_moe_lite", "qwen3_next_moe", "olmoe")
+CONTINUED += ("qwen2_moe", "ernie4_5_moe", "minimax_m2", "granitemoehybrid_experts", "glm4_moe", "glm4_moe_lite", "qwen3_next_moe", "olmoe")
 """Where greedy tokens are compared too."""
 
 

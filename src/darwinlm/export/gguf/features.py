@@ -16,10 +16,10 @@ NO_ROPE_STEP = 4  # of smollm3 in llama.cpp: every fourth layer has no rotary em
 PERIODS = {"gemma2": 2, "gemma3_text": 6}
 """Families whose architecture has sliding windows, with the period of the layers without one."""
 EXPERTS = ("mixtral", "olmoe", "qwen3_moe", "qwen3_5_moe_text", "qwen3_next", "glm4_moe", "glm4_moe_lite")
-EXPERTS += ("gemma4_text_experts", "granitemoehybrid_experts")
+EXPERTS += ("qwen2_moe", "ernie4_5_moe", "minimax_m2", "gemma4_text_experts", "granitemoehybrid_experts")
 HYBRIDS = ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next", "lfm2", "granitemoehybrid")
 """Families with other token mixers."""
-PARTIAL = ("phi3", "glm4", "glm4_moe", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
+PARTIAL = ("phi3", "glm4", "glm4_moe", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next", "minimax_m2")
 """Families whose architecture rotates only a part of each head."""
 SLIDING_EXAONE = 64
 """Number of blocks by which llama.cpp recognises EXAONE 4 with sliding-window layers."""
@@ -147,6 +147,16 @@ def _check_experts(model_type: str, config: Any) -> None:
             raise refused(model_type, "it has fewer KV heads than query heads, but in llama.cpp as many")
         if config.clip_qkv is not None:
             raise refused(model_type, "it clips queries, keys and values, which the export doesn't support")
+    if model_type == "ernie4_5_moe" and (config.moe_layer_interval, config.moe_layer_end_index) != (
+        1,
+        config.num_hidden_layers - 1,
+    ):
+        raise refused(model_type, "some of its later MLPs aren't mixtures of experts, which the export doesn't support")
+    if model_type == "qwen2_moe":
+        if config.mlp_only_layers or config.decoder_sparse_step != 1:
+            raise refused(model_type, "some of its MLPs aren't mixtures of experts, but in llama.cpp all of them are")
+        if config.norm_topk_prob:
+            raise refused(model_type, "the weights of the chosen experts sum to one, but in llama.cpp they don't")
     if model_type in ("qwen3_moe", "qwen3_next"):
         if config.mlp_only_layers or config.decoder_sparse_step != 1:
             raise refused(model_type, "some of its MLPs aren't mixtures of experts, but in llama.cpp all of them are")

@@ -79,6 +79,24 @@ def _shared_experts(writer: Any, reshaper: Reshaper, layout: Layout) -> None:
             writer.add_q_lora_rank(int(config.q_lora_rank))
 
 
+def _ernie(writer: Any, reshaper: Reshaper, layout: Layout) -> None:
+    config = reshaper.checkpoint.config
+    writer.add_leading_dense_block_count([bool(target.experts) for target in layout.targets].index(True))
+    writer.add_interleave_moe_layer_step(1)
+    writer.add_expert_shared_count(int(config.moe_num_shared_experts))
+    writer.add_expert_shared_feed_forward_length(int(config.moe_num_shared_experts * config.moe_intermediate_size))
+
+
+def _minimax(writer: Any, _: Reshaper, __: Layout) -> None:
+    from gguf import ExpertGatingFuncType
+
+    writer.add_expert_gating_func(ExpertGatingFuncType.SIGMOID)
+
+
+def _qwen2_moe(writer: Any, reshaper: Reshaper, _: Layout) -> None:
+    writer.add_expert_shared_feed_forward_length(int(reshaper.checkpoint.config.shared_expert_intermediate_size))
+
+
 def _lfm2(writer: Any, reshaper: Reshaper, _: Layout) -> None:
     writer.add_shortconv_l_cache(int(reshaper.checkpoint.config.conv_L_cache))
 
@@ -89,4 +107,7 @@ WRITERS: dict[str, Callable[[Any, Reshaper, Layout], None]] = {
     "granitehybrid": _granite_hybrid,
     **dict.fromkeys(("glm4moe", "deepseek2"), _shared_experts),
     "lfm2": _lfm2,
+    "ernie4_5-moe": _ernie,
+    "minimax-m2": _minimax,
+    "qwen2moe": _qwen2_moe,
 }

@@ -91,6 +91,9 @@ STOCK = {
     "qwen3_next": Architecture(
         "qwen3next", whole_heads=False, unit_norms=True, places=places.QWEN3_NEXT, referenced=False
     ),
+    "qwen2_moe": Architecture("qwen2moe", biases=True, square=True, places=places.QWEN2_MOE, referenced=False),
+    "ernie4_5_moe": Architecture("ernie4_5-moe", places=places.ERNIE_MOE, referenced=False),
+    "minimax_m2": Architecture("minimax-m2", whole_heads=False, places=places.MINIMAX, referenced=False),
     "olmoe": Architecture("olmoe", square=True, referenced=False),
     "glm4_moe_lite": Architecture("deepseek2", places=places.DEEPSEEK2, referenced=False),
     "lfm2": Architecture("lfm2", square=True, places=places.LFM2, referenced=False),
@@ -112,7 +115,10 @@ UNKNOWN = {
     "vaultgemma": "llama.cpp has no architecture for this family",
     "apertus": "its MLPs use xielu, and the export doesn't write its parameters yet",
     "nemotron": "its norms are LayerNorms, which the export doesn't support yet",
-    "hunyuan_v1_dense": "it norms queries and keys after the rotary embedding, which the export doesn't support yet",
+    **dict.fromkeys(
+        ("hunyuan_v1_dense", "hunyuan_v1_moe"),
+        "it norms queries and keys after the rotary embedding, which the export doesn't support yet",
+    ),
     **dict.fromkeys(
         ("deepseek_v2", "deepseek_v3"),
         "its rope scaling (yarn) also scales the scores of its attention, which the export doesn't write yet",

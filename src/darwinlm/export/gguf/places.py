@@ -73,6 +73,12 @@ GLM4_MOE: Mapping[str, str] = {
     "mlp.gate.e_score_correction_bias": "exp_probs_b.bias",
     **{f"mlp.shared_experts.{part}_proj.weight": f"ffn_{part}_shexp.weight" for part in ("gate", "up", "down")},
 }
+ERNIE_MOE: Mapping[str, str] = {
+    "mlp.gate.moe_statics.e_score_correction_bias": "exp_probs_b.bias",
+    **{name: place for name, place in GLM4_MOE.items() if ".shared_experts." in name},
+}
+MINIMAX: Mapping[str, str] = {"mlp.e_score_correction_bias": "exp_probs_b.bias"}
+QWEN2_MOE: Mapping[str, str] = {name: place for name, place in QWEN3_5_MOE.items() if name.startswith("mlp.")}
 DEEPSEEK2: Mapping[str, str] = {
     **{name: place for name, place in GLM4_MOE.items() if name.startswith("mlp.")},
     "self_attn.q_proj.weight": "attn_q.weight",

@@ -201,7 +201,7 @@ def _further(tensor: Tensor, name: str, reshaper: Reshaper, layout: Layout) -> T
         tensor = tensor[:, None]
     if name == "mamba.norm.weight":
         tensor = tensor.view(reshaper.checkpoint.config.mamba_n_groups, -1)
-    if leaf == "shared_expert_gate":
+    if leaf == "shared_expert_gate" or ".moe_statics." in name:
         tensor = tensor[0]
     if "norm" in leaf and name.count(".") == 1:
         tensor = _norm(tensor, layout)
