@@ -104,7 +104,7 @@ def parts_cut(family: Family) -> tuple[str, str, str]:
     experts, attention = family.mlp.experts, ATTENTION[family.attention.cut]
     if family.mixer is not None and attention != "kept":
         attention += f"; {family.mixer.title} kept"
-    if family.attention.reused:
+    if family.attention.reused and attention != "kept":
         attention += "; kept where keys and values are shared"
     if experts is None:
         return attention, "channels", ""

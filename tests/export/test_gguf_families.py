@@ -126,8 +126,25 @@ UNEQUAL = {
 }
 CONTINUED = ("llama", "mistral", "qwen2", "qwen2 with fewer heads", "qwen3", "granite", "phi3", "gemma", "smollm3")
 CONTINUED += ("gemma2", "gemma3", "mixtral", "qwen3_moe", "ernie4_5 with biases", "olmo2", "exaone4", "glm4", "arcee")
-CONTINUED += ("gemma4 as E2B", "gemma4 as 31B", "gemma4 as 26B-A4B", "qwen3_5", "qwen3_5_moe", "lfm2", "granitemoehybrid")
-CONTINUED += ("qwen2_moe", "ernie4_5_moe", "minimax_m2", "granitemoehybrid_experts", "glm4_moe", "glm4_moe_lite", "qwen3_next_moe", "olmoe")
+CONTINUED += (
+    "gemma4 as E2B",
+    "gemma4 as 31B",
+    "gemma4 as 26B-A4B",
+    "qwen3_5",
+    "qwen3_5_moe",
+    "lfm2",
+    "granitemoehybrid",
+)
+CONTINUED += (
+    "qwen2_moe",
+    "ernie4_5_moe",
+    "minimax_m2",
+    "granitemoehybrid_experts",
+    "glm4_moe",
+    "glm4_moe_lite",
+    "qwen3_next_moe",
+    "olmoe",
+)
 """Where greedy tokens are compared too."""
 
 

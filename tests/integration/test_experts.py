@@ -181,7 +181,9 @@ def test_equal_widths_need_no_code_of_their_own(folder, make_run, tmp_path):
     assert stored_names(again) == stored_names(folder)
     for name, tensor in load_file(again / "model.safetensors").items():
         before = load_file(folder / "model.safetensors")[name]
-        if name.endswith(("down_proj.weight", "w2.weight", "experts.down_proj", "output_linear.weight")):  # a refit may round them anew
+        if name.endswith(
+            ("down_proj.weight", "w2.weight", "experts.down_proj", "output_linear.weight")
+        ):  # a refit may round them anew
             torch.testing.assert_close(tensor, before, rtol=1e-3, atol=1e-3)
         elif "o_proj" not in name:
             assert torch.equal(tensor, before), name

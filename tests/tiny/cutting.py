@@ -183,18 +183,29 @@ def rows(weight: torch.Tensor, blocks: list[int], size: int, dim: int = 0) -> to
     return weight.index_select(dim, index)
 
 
+def of_experts(name: str, weight: torch.Tensor, experts: list[int] | None) -> torch.Tensor:
+    """What stays of a tensor in which every expert has a row, or a correction in the last place."""
+    if experts is None:
+        return weight
+    if name.endswith("e_score_correction_bias"):
+        return weight[..., experts]
+    counted = ".mlp.gate." in name or (".router." in name and not name.endswith(".scale")) or ".experts." in name
+    return weight[experts] if counted else weight
+
+
 def stays(name: str, weight: torch.Tensor, kept: Kept, size: int, *, mixer: bool = False) -> torch.Tensor:
     """The rows or columns of a block's weight that stay."""
-    if kept.experts is not None and name.endswith("e_score_correction_bias"):
-        return weight[..., kept.experts]
-    counted = ".mlp.gate." in name or (".router." in name and not name.endswith(".scale")) or ".experts." in name
-    if kept.experts is not None and counted:
-        weight = weight[kept.experts]
+    weight = of_experts(name, weight, kept.experts)
     heads = [group * PER_GROUP + head for group, head in kept.heads]
     keys = [len(ALL) + group for group in kept.groups]
     values = [key + GROUPS for key in keys]
     part, kind = name.split(".")[-2:]
-    if (mixer and part == "out_proj") or "shared_expert" in name or ".mlp.shared_mlp." in name or (".self_attn." in name and kept.heads == ALL):
+    if (
+        (mixer and part == "out_proj")
+        or "shared_expert" in name
+        or ".mlp.shared_mlp." in name
+        or (".self_attn." in name and kept.heads == ALL)
+    ):
         return weight
     match part, kind:
         case "q_proj", _:

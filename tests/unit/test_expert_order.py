@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 from tests.tiny.models import tiny_model
+from torch import nn
 
 from darwinlm.calibration.experts import RoutedSample, order_experts
 from darwinlm.families.family import families

@@ -81,7 +81,7 @@ def test_models_of_one_type_with_and_without_experts_are_two_families():
     rows = {0: {"enable_moe_block": False}}
     config = pruned_config(pruned_classes(*family.class_names)[0], config_of(experts), rows)
     assert family_of(config).key == "gemma4_text_experts"
-    rows = dict.fromkeys(range(2), {"enable_moe_block": False})
+    rows = {block: {"enable_moe_block": False} for block in range(2)}
     config = pruned_config(type(config), config_of(experts), rows)
     assert family_of(config).key == "gemma4_text"
 

@@ -100,14 +100,7 @@ def watch_experts(module: Any, experts: Experts, moments: ExpertMoments, divisor
 
 
 class RoutedSample:
-    """What a mixture does with the first tokens that reach it.
-
-    Attributes:
-        hidden: [n, m] input of the experts.
-        logits: [n, e] of the router.
-        divisor: [n, 1] float32, what a norm behind the experts divides their output by; None without a norm.
-        beside: [n, m] output of the shared expert, divided likewise; None without one.
-    """
+    """What a mixture does with the first tokens that reach it."""
 
     def __init__(self, block: nn.Module, part: Mlp, wanted: int, divisor: Divisor) -> None:
         self._wanted, self._divisor = wanted, divisor
@@ -150,22 +143,26 @@ class RoutedSample:
 
     @property
     def hidden(self) -> Tensor:
+        """Input of the experts, [n, m]."""
         hidden = self._joined("hidden")
         assert hidden is not None
         return hidden
 
     @property
     def logits(self) -> Tensor:
+        """Logits of the router, [n, e] float32."""
         logits = self._joined("logits")
         assert logits is not None
         return logits.float()
 
     @property
     def divisor(self) -> Tensor | None:
+        """What a norm behind the experts divides their output by, [n, 1] float32; None without a norm."""
         return self._joined("divisor")
 
     @property
     def beside(self) -> Tensor | None:
+        """Output of the shared expert, [n, m], divided likewise; None without one."""
         beside = self._joined("beside")
         by = None if beside is None else self._divisor(beside)
         return beside if beside is None or by is None else beside.float() / by

@@ -123,10 +123,13 @@ def _module_shape(
             return ModuleShape(block, "mlp", tensors, 1, 1, 1, width, output)
         experts = tensors[output][0]
         chosen = part.experts.chosen_of(checkpoint.config)
-        names = part.experts
-        routers = [name for name in tensors if name.startswith(f"{part.prefix}{names.router}.")]
-        counted = [name for name in routers if names.counted(name.removeprefix(part.prefix))]
-        if not counted or any(tensors[name][names.axis(name.removeprefix(part.prefix))] != experts for name in counted):
+        described, router = part.experts, f"{part.prefix}{part.experts.router}."
+        counts = {
+            tensors[name][described.axis(inner)]
+            for name in tensors
+            if name.startswith(router) and described.counted(inner := name.removeprefix(part.prefix))
+        }
+        if counts != {experts}:
             raise FamilyError(
                 f"block {block} mlp has {experts} experts, but no router '{part.experts.router}' with a row for each "
                 f"of them ({family.model_type}): such a mixture can't be pruned"

@@ -23,7 +23,7 @@ from torch.utils import flop_counter
 from darwinlm.errors import FamilyError, first_line
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.decoder import Absent, Decoder, absent
-from darwinlm.families.family import Part
+from darwinlm.families.family import Family, Part
 
 UNKNOWN = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
@@ -66,6 +66,14 @@ class _Thin(Absent):
         """As the sub-layer."""
         result = self.output(self.input(hidden_states))
         return (result, None) if self.pair else result
+
+
+def _make_thin(layer: nn.Module, family: Family, width: int, dtype: torch.dtype) -> None:
+    """Replace the sub-layers of a block."""
+    for part in (family.attention, family.mlp):
+        for name in (part.name,) if part.name else absent(part)._modules:
+            if layer._modules.get(name) is not None:
+                layer._modules[name] = _Thin(part, width, dtype)
 
 
 def count_passes(
@@ -112,10 +120,8 @@ def count_passes(
                     continue
                 layer = copy.copy(decoder.blocks[index])
                 layer._modules = dict(layer._modules)
-                for part in (family.attention, family.mlp) if thin else ():
-                    for name in (part.name,) if part.name else absent(part)._modules:
-                        if layer._modules.get(name) is not None:
-                            layer._modules[name] = _Thin(part, model.config.hidden_size, dtype)
+                if thin:
+                    _make_thin(layer, family, model.config.hidden_size, dtype)
                 if index in sources:  # whose keys and values it reuses
                     for hidden, each in inputs:
                         with torch.no_grad():

@@ -76,9 +76,7 @@ class Mixture:
 
 
 @torch.no_grad()
-def mixture_of(
-    walk: BlockWalk, targets: Iterable[Tensor], outputs: Sequence[Tensor] = ()
-) -> tuple[Mixture, float]:
+def mixture_of(walk: BlockWalk, targets: Iterable[Tensor], outputs: Sequence[Tensor] = ()) -> tuple[Mixture, float]:
     """The mixture of the current block, and the summed squares of its target.
 
     It stores the mixture's input and the missing part for the whole text, besides the residual streams.

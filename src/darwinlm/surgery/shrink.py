@@ -31,9 +31,9 @@ def shrink_tensors(family: Family, shape: ModuleShape, tensors: Mapping[str, Ten
     if kept.weight is None:
         return dict(tensors)
     if kept.experts is not None and isinstance(part, Mlp) and part.experts is not None:
-        names, chosen = part.experts, kept.experts
+        names, stay = part.experts, kept.experts
         tensors = {
-            name: tensor.index_select(names.axis(name), chosen.to(tensor.device)) if names.counted(name) else tensor
+            name: tensor.index_select(names.axis(name), stay.to(tensor.device)) if names.counted(name) else tensor
             for name, tensor in tensors.items()
         }
     tensors = {name: by_rows(part, name, tensor) for name, tensor in tensors.items()}

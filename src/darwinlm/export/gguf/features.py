@@ -15,8 +15,10 @@ SILU = ("silu", "swish")
 NO_ROPE_STEP = 4  # of smollm3 in llama.cpp: every fourth layer has no rotary embedding
 PERIODS = {"gemma2": 2, "gemma3_text": 6}
 """Families whose architecture has sliding windows, with the period of the layers without one."""
-EXPERTS = ("mixtral", "olmoe", "qwen3_moe", "qwen3_5_moe_text", "qwen3_next", "glm4_moe", "glm4_moe_lite")
-EXPERTS += ("qwen2_moe", "ernie4_5_moe", "minimax_m2", "gemma4_text_experts", "granitemoehybrid_experts")
+EXPERTS = (
+    *("mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "qwen3_5_moe_text", "qwen3_next", "glm4_moe", "glm4_moe_lite"),
+    *("ernie4_5_moe", "minimax_m2", "gemma4_text_experts", "granitemoehybrid_experts"),
+)
 HYBRIDS = ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next", "lfm2", "granitemoehybrid")
 """Families with other token mixers."""
 PARTIAL = ("phi3", "glm4", "glm4_moe", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next", "minimax_m2")
@@ -147,21 +149,24 @@ def _check_experts(model_type: str, config: Any) -> None:
             raise refused(model_type, "it has fewer KV heads than query heads, but in llama.cpp as many")
         if config.clip_qkv is not None:
             raise refused(model_type, "it clips queries, keys and values, which the export doesn't support")
-    if model_type == "ernie4_5_moe" and (config.moe_layer_interval, config.moe_layer_end_index) != (
-        1,
-        config.num_hidden_layers - 1,
-    ):
-        raise refused(model_type, "some of its later MLPs aren't mixtures of experts, which the export doesn't support")
-    if model_type == "qwen2_moe":
-        if config.mlp_only_layers or config.decoder_sparse_step != 1:
-            raise refused(model_type, "some of its MLPs aren't mixtures of experts, but in llama.cpp all of them are")
-        if config.norm_topk_prob:
-            raise refused(model_type, "the weights of the chosen experts sum to one, but in llama.cpp they don't")
+    if model_type in ("qwen2_moe", "ernie4_5_moe"):
+        _check_places(model_type, config)
     if model_type in ("qwen3_moe", "qwen3_next"):
         if config.mlp_only_layers or config.decoder_sparse_step != 1:
             raise refused(model_type, "some of its MLPs aren't mixtures of experts, but in llama.cpp all of them are")
         if not config.norm_topk_prob:
             raise refused(model_type, "the weights of the chosen experts don't sum to one, but in llama.cpp they do")
+
+
+def _check_places(model_type: str, config: Any) -> None:
+    """Refuse an order of mixtures and other MLPs, or a router, that llama.cpp doesn't have."""
+    last, ends = config.num_hidden_layers - 1, getattr(config, "moe_layer_end_index", None)
+    if getattr(config, "moe_layer_interval", 1) != 1 or ends not in (None, last):
+        raise refused(model_type, "some of its later MLPs aren't mixtures of experts, which the export doesn't support")
+    if getattr(config, "mlp_only_layers", None) or getattr(config, "decoder_sparse_step", 1) != 1:
+        raise refused(model_type, "some of its MLPs aren't mixtures of experts, but in llama.cpp all of them are")
+    if getattr(config, "norm_topk_prob", False):
+        raise refused(model_type, "the weights of the chosen experts sum to one, but in llama.cpp they don't")
 
 
 def refused(model_type: str, reason: str) -> ExportError:

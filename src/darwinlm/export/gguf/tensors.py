@@ -128,7 +128,10 @@ def _places(reshaper: Reshaper) -> dict[str, str]:
     if mlp.experts is not None:
         experts = f"{mlp.prefix}{mlp.experts.name}"
         places |= {f"{experts}.{part}": f"{part}_exps" for part in MLP_PARTS}
-        places |= {f"{experts}.{mlp.experts.output}": "ffn_down_exps", f"{mlp.prefix}{mlp.experts.router}": "ffn_gate_inp"}
+        places |= {
+            f"{experts}.{mlp.experts.output}": "ffn_down_exps",
+            f"{mlp.prefix}{mlp.experts.router}": "ffn_gate_inp",
+        }
     return places
 
 
@@ -148,11 +151,11 @@ def _separate(reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Tensors
         "channel": target.width,
     }
     tensors, further = dict(reshaper.block(target)), layout.architecture.places
-    if not mlp.name and mlp.experts is not None:  # an MLP beside experts
-        fused = f"{mlp.experts.shared}.{mlp.inputs[0]}.weight"
-        if fused in tensors and len(set(mlp.inputs)) < len(mlp.inputs):
-            pieces = zip(MLP_PARTS, tensors.pop(fused).chunk(len(mlp.inputs)), strict=True)
-            tensors |= {f"{mlp.experts.shared}.{part}.weight": piece for part, piece in pieces}
+    fused = "" if mlp.name or mlp.experts is None else f"{mlp.experts.shared}.{mlp.inputs[0]}.weight"
+    if fused in tensors and len(set(mlp.inputs)) < len(mlp.inputs):  # of an MLP beside experts
+        owner = fused.partition(".")[0]
+        halves = zip(MLP_PARTS, tensors.pop(fused).chunk(len(mlp.inputs)), strict=True)
+        tensors |= {f"{owner}.{part}.weight": half for part, half in halves}
     for part, holder, stored, names in projections:
         for name in [name for name in tensors if name.startswith(holder + ".") and name not in further]:
             inner, dot, leaf = name.removeprefix(holder + ".").partition(".")
