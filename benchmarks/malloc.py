@@ -22,7 +22,7 @@ import torch
 from darwinlm.demo import demo_model
 from darwinlm.families.resolve import resolve_model
 from darwinlm.malloc import kept_memory
-from darwinlm.recovery.heads import Dense, Objective, batch_loss, dense_top
+from darwinlm.recovery.heads import Objective, batch_loss, dense_top
 
 CPU = torch.device("cpu")
 
@@ -48,7 +48,7 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, int(checkpoint.config.vocab_size), (options.tokens // 512, 512), generator=generator)
     objective = Objective()
-    known = Dense(None, top=dense_top(dense, tokens, 64))
+    known = dense_top(dense, tokens, 64)
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from darwinlm.artifact import read_tensors
-from darwinlm.comparison.entries import MethodRow, StepsRun
+from darwinlm.comparison.entries import MethodRow, steps_run
 from darwinlm.comparison.importance import ExpertScores, expert_scores
 from darwinlm.comparison.ranked import ExpertReader
 from darwinlm.console import Reporter
@@ -109,7 +109,7 @@ def compare(options: argparse.Namespace) -> None:
     texts = text_stage(run)
     database = database_stage(run, texts)
     reader, units = database.reader, run.recipe.units
-    orders = expert_orders(database, expert_scores(stream_of(run, texts["calibration"])))
+    orders = expert_orders(database, expert_scores(stream_of(run, texts["calibration"].tokens)))
     rows, limit = allocations(reader, options.keep)
     cuts: dict[str, tuple[DatabaseReader, Allocation]] = {name: (reader, rows[name]) for name in rows if name != "drop"}
     cuts |= {f"drop: {name}": (ExpertReader(run.checkpoint, units, own), rows["drop"]) for name, own in orders.items()}
@@ -122,7 +122,7 @@ def compare(options: argparse.Namespace) -> None:
             if work:
                 save_model(stitch(source, allocation), stage.folder / "model")
         stitched = Stitched(stage, Checkpoint.open(stage.folder / "model"))
-        refitted = refit_stage(StepsRun(run, MethodRow(place, ("refit",))), texts, stitched)
+        refitted = refit_stage(steps_run(run, MethodRow(place, ("refit",))), texts, stitched)
         assert refitted is not None
         models = {"kl": stitched.checkpoint.load(torch.float32), "kl refitted": refitted.model(stitched.checkpoint)}
         qualities = measure_quality(dense, models, texts["evaluation"].tokens, batch_tokens=4096)

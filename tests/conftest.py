@@ -1,7 +1,5 @@
 """What all tests share: no network, one thread, and tiny models, texts and runs made once per process."""
 
-from __future__ import annotations
-
 import os
 
 # Read by the Hugging Face libraries and by PyTorch when they are imported, so they stand before everything else.

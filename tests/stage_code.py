@@ -9,8 +9,6 @@ a test says that a stage's code changed, tell it what that means:
     python -m tests.stage_code same                  all stages that changed
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import json

@@ -52,14 +52,13 @@ def recipe_page() -> str:
         "or write a YAML file and pass it with `--recipe FILE.yaml`.",
         "`darwinlm schema all` prints the same list.",
     ]
-    section = None
+    sections: dict[str, list[str]] = {}
     for name, default, meaning in describe_fields():
-        here = name.rpartition(".")[0] or "recipe"
-        if here != section:
-            section = here
-            lines += ["", f"## {section}", "", "| field | default | meaning |", "| --- | --- | --- |"]
         cells = (f"`{name}`", f"`{default}`" if default else "", " ".join(meaning.split()))
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        row = "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        sections.setdefault(name.rpartition(".")[0] or "recipe", []).append(row)
+    for section, rows in sections.items():
+        lines += ["", f"## {section}", "", "| field | default | meaning |", "| --- | --- | --- |", *rows]
     return "\n".join(lines) + "\n"
 
 
@@ -213,19 +212,14 @@ SUPPORT = re.compile(r"(<!-- support table: tools/pages.py -->\n).*?(<!-- end --
 
 
 def support_table() -> str:
-    """Families by what is cut and which engines run the result; families with equal cells share a row."""
-    rows: dict[tuple[str, ...], list[str]] = {}
+    """Families by the engines that run the result; the page of families has the details."""
+    rows: dict[str, list[str]] = {"yes; vLLM tested": [], "yes": [], "equal layers only": [], "no": []}
     for family in families().values():
-        unequal = gguf_when_layers_differ(family)
-        gguf = "yes" if unequal != "no" else "equal layers" if family.key in STOCK else "no"
-        attention, mlp, experts = parts_cut(family)
-        vllm = "tested" if family.key in TESTED else ""
-        title = family.title.partition(" (")[0]
-        cells = (attention.partition(";")[0], mlp.partition(" ")[0], experts.replace(" or ", ", "), gguf, vllm)
-        rows.setdefault(cells, []).append(title)
-    lines = ["| families | attention | MLP | experts | GGUF | vLLM |", "| --- | --- | --- | --- | --- | --- |"]
-    for cells, titles in sorted(rows.items(), key=lambda row: (bool(row[0][2]), -len(row[1]))):
-        lines.append("| " + " | ".join((", ".join(sorted(titles, key=str.lower)), *cells)) + " |")
+        unequal = gguf_when_layers_differ(family) != "no"
+        gguf = "yes" if unequal else "equal layers only" if family.key in STOCK else "no"
+        rows["yes; vLLM tested" if unequal and family.key in TESTED else gguf].append(family.title.partition(" (")[0])
+    lines = ["| GGUF | families |", "| --- | --- |"]
+    lines += [f"| {gguf} | {', '.join(sorted(titles, key=str.lower))} |" for gguf, titles in rows.items()]
     return "\n".join(lines) + "\n"
 
 

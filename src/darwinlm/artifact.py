@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from darwinlm.errors import ArtifactError, StorageError, storage_error
+from darwinlm.errors import ArtifactError, ModelError, StorageError, storage_error
 from darwinlm.limits import load_json, shorten
 
 if TYPE_CHECKING:
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 KEY = "key.json"
+MARKER = "darwinlm.json"
 STAGES = "stages"
-"""Folder of the stages in a run's output folder."""
+"""The file that marks a run's output folder, and the folder of the stages in it."""
 ARTIFACT_BYTES = 1 << 30
 """Largest JSON file of a stage: the hashes of thirty million documents."""
 
@@ -46,7 +47,7 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Write to a temporary file beside `path`, then rename it, so that `path` is always complete.
 
     Raises:
@@ -64,19 +65,15 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-
-
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically. Raises StorageError."""
     text = json.dumps(value, indent=1, sort_keys=False, ensure_ascii=False, allow_nan=False)
-    write_atomically(path, lambda to: _write(to, text + "\n"))
+    write_text(path, text + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically. Raises StorageError."""
-    write_atomically(path, lambda to: _write(to, text))
+    write_atomically(path, lambda to: to.write_text(text, encoding="utf-8"))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -88,11 +85,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Map
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON that a stage wrote.
-
-    Raises:
-        ArtifactError: The file is missing or isn't JSON.
-    """
+    """Read JSON that a stage wrote. Raises ArtifactError if the file is missing or isn't JSON."""
     try:
         return load_json(path, ARTIFACT_BYTES)
     except (OSError, ValueError) as error:
@@ -108,11 +101,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read safetensors that a stage wrote.
-
-    Raises:
-        ArtifactError: The file is missing or damaged.
-    """
+    """Read safetensors that a stage wrote. Raises ArtifactError if the file is missing or damaged."""
     from safetensors.torch import load_file
 
     try:
@@ -147,6 +136,20 @@ def damaged(path: Path, reason: str, stage: Path | None = None) -> ArtifactError
         f"{path} is damaged ({reason}): delete the folder {folder} and rerun the same command, or the one that "
         "created the folder; that stage is then redone"
     )
+
+
+def model_folder(folder: Path) -> Path:
+    """The folder of a model, which is `folder` itself unless that is a run's output folder.
+
+    Raises ModelError if the run isn't finished.
+    """
+    if not (folder / MARKER).is_file():
+        return folder
+    if not (folder / STAGES / "export" / MANIFEST).is_file() or not (folder / "model" / "config.json").is_file():
+        raise ModelError(
+            f"the run in {folder} isn't finished: it holds no exported model yet. Rerun its command to resume it"
+        )
+    return folder / "model"
 
 
 def manifest_files(folder: Path) -> dict[str, str]:

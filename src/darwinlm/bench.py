@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 
+from darwinlm.artifact import model_folder
 from darwinlm.compute import DTYPES
 from darwinlm.engines import EngineProcess, Timing, require_engine
 from darwinlm.errors import EngineError, ModelError
 from darwinlm.export.gguf.export import export_gguf
 from darwinlm.export.gguf.reference import GgufFile
 from darwinlm.export.gguf.write import QUANTISATIONS, require_gguf
-from darwinlm.export.source import MARKER, open_source
+from darwinlm.export.source import open_source
 from darwinlm.families.config import read_config
 from darwinlm.families.gguf_header import read_header
 from darwinlm.families.resolve import resolve_model
@@ -115,7 +116,9 @@ def run_bench(
             paths.append(
                 _prepare(name, engine, quantisation, Path(work, str(number)), threads, allow=allow_remote_code)
             )
-        tokens = _tokens(min(_vocabulary(path) for path in paths), prompt_tokens)
+        # An artificial prompt, since speed doesn't depend on the tokens.
+        vocabulary, generator = min(_vocabulary(path) for path in paths), torch.Generator().manual_seed(0)
+        tokens = torch.randint(vocabulary, (prompt_tokens,), generator=generator).tolist()
         say("loading")
         engines = [
             stack.enter_context(EngineProcess(engine, path, allow_remote_code=allow_remote_code, **options))
@@ -126,12 +129,20 @@ def run_bench(
             say(f"round {number} of {runs}" if number else "warming up")
             rounds.append([process.time(tokens, new_tokens) for process in engines])
         facts = [process.facts() for process in engines]
-        measured = tuple(
-            _measured(
-                name, path, [row[i] for row in rounds[1:]], int(facts[i]["peak_memory"]), prompt_tokens, new_tokens
+        measured = []
+        for i, (name, path) in enumerate(zip(names, paths, strict=True)):
+            timings = [row[i] for row in rounds[1:]]
+            weights = [path] if path.is_file() else list(path.glob("*.safetensors"))
+            measured.append(
+                EngineSpeed(
+                    name=name,
+                    file_bytes=sum(file.stat().st_size for file in weights),
+                    peak_memory=int(facts[i]["peak_memory"]),
+                    prompt=Spread.of([prompt_tokens / timing.first for timing in timings]),
+                    first_token=Spread.of([1000 * timing.first for timing in timings]),
+                    decode=Spread.of([new_tokens / timing.decode for timing in timings]),
+                )
             )
-            for i, (name, path) in enumerate(zip(names, paths, strict=True))
-        )
     return SpeedReport(
         engine=f"{engine} ({facts[0]['version']})",
         settings={
@@ -143,7 +154,7 @@ def run_bench(
             "quantisation": quantisation or ("f16" if engine == "llama.cpp" and not model.endswith(".gguf") else None),
         },
         machine={"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
-        models=measured,
+        models=tuple(measured),
         ratios=_ratios(measured) if against is not None else {},
     )
 
@@ -164,7 +175,7 @@ def _prepare(name: str, engine: str, quantisation: str | None, work: Path, threa
     path = Path(name).expanduser()
     if path.suffix == ".gguf" and path.is_file() and engine == "llama.cpp" and quantisation is None:
         return path
-    if (path / MARKER).is_file():
+    if model_folder(path) != path:
         checkpoint = open_source(path, allow_remote_code=allow)
     else:
         checkpoint = resolve_model(name, work / "source", allow_remote_code=allow)
@@ -185,28 +196,10 @@ def _vocabulary(path: Path) -> int:
     try:
         embedding = GgufFile(path).shape("token_embd.weight")
     except (ValueError, OSError, KeyError) as error:
-        raise ModelError(f"{path} is no GGUF file of a language model ({error}): fetch or export it again") from error
+        raise ModelError(
+            f"{path} is not a GGUF file of a language model ({error}): fetch or export it again"
+        ) from error
     return embedding[0]
-
-
-def _tokens(vocabulary: int, count: int) -> list[int]:
-    """An artificial prompt, since speed doesn't depend on the tokens."""
-    generator = torch.Generator().manual_seed(0)
-    return [int(token) for token in torch.randint(vocabulary, (count,), generator=generator)]
-
-
-def _measured(
-    name: str, path: Path, timings: Sequence[Timing], peak: int, prompt_tokens: int, new_tokens: int
-) -> EngineSpeed:
-    weights = [path] if path.is_file() else list(path.glob("*.safetensors"))
-    return EngineSpeed(
-        name=name,
-        file_bytes=sum(file.stat().st_size for file in weights),
-        peak_memory=peak,
-        prompt=Spread.of([prompt_tokens / timing.first for timing in timings]),
-        first_token=Spread.of([1000 * timing.first for timing in timings]),
-        decode=Spread.of([new_tokens / timing.decode for timing in timings]),
-    )
 
 
 def _ratios(measured: Sequence[EngineSpeed]) -> dict[str, Spread]:

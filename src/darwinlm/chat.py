@@ -107,8 +107,8 @@ class Conversation:
             raise DataError("there is no text to continue: write something")
         if ids.shape[1] > room:
             raise DataError(
-                f"{ids.shape[1]:,} tokens and an answer of {self.settings.max_tokens:,} don't fit into the model's "
-                f"{self._context():,}: say less, or lower --max-tokens"
+                f"the conversation has {ids.shape[1]:,} tokens and the answer may have {self.settings.max_tokens:,}, "
+                f"but the model takes {self._context():,}: shorten the message, type /reset, or lower --max-tokens"
             )
         self.opened.check_tokens(ids)
         return ids
@@ -118,22 +118,17 @@ class Conversation:
 
     def _how(self) -> dict[str, Any]:
         """Arguments for `generate`."""
-        temperature = self.settings.temperature
+        temperature, named = self.settings.temperature, self.model.generation_config.eos_token_id
+        ends = {*(named if isinstance(named, list) else [named]), self.tokenizer.eos_token_id}
         how: dict[str, Any] = {
             "max_new_tokens": self.settings.max_tokens,
             "repetition_penalty": self.settings.repetition_penalty,
-            "eos_token_id": self._ends() or None,
+            "eos_token_id": sorted(end for end in ends if end is not None) or None,
             "pad_token_id": self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0,
         }
         if temperature == 0:
             return how | {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         return how if temperature is None else how | {"do_sample": True, "temperature": temperature}
-
-    def _ends(self) -> list[int]:
-        """Tokens that end an answer: those of the model and of the tokenizer."""
-        named = self.model.generation_config.eos_token_id
-        ends = set(named if isinstance(named, list) else [named]) | {self.tokenizer.eos_token_id}
-        return sorted(end for end in ends if end is not None)
 
 
 class _Pieces(TextStreamer):  # type: ignore[misc]

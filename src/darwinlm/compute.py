@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 
 from darwinlm import parallel
@@ -28,7 +30,7 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise RecipeError(f"compute.device: '{name}' is no device; use auto, cpu, cuda or cuda:1") from error
+        raise RecipeError(f"compute.device: '{name}' is not a device; use auto, cpu, cuda or cuda:1") from error
     if device.type == "cuda":
         _check_cuda(device)
     elif device.type != "cpu":
@@ -57,7 +59,14 @@ def _check_other(device: torch.device) -> None:
     except (RuntimeError, AssertionError, ImportError, AttributeError) as error:
         raise RecipeError(f"compute.device: '{device}' can't be used here ({first_line(error)}); use auto") from error
     if not usable:
-        raise RecipeError(f"compute.device: '{device}' can't compute; use auto, cpu or cuda")
+        raise RecipeError(f"compute.device: '{device}' can't run a model; use auto, cpu or cuda")
+
+
+def now(device: torch.device) -> float:
+    """Seconds on a clock, after all work of the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def fast_dtype(device: torch.device) -> str:
@@ -114,3 +123,8 @@ def settled(recipe: Recipe, device: torch.device) -> Recipe:
     if compute.dtype == "auto":
         compute = compute.model_copy(update={"dtype": fast_dtype(device)})
     return recipe.model_copy(update={"compute": compute})
+
+
+def saved_dtype(recipe: Recipe, dense: torch.dtype) -> torch.dtype:
+    """Element type of the saved model: from the recipe, else that of the dense checkpoint."""
+    return dense if recipe.export.dtype == "auto" else DTYPES[recipe.export.dtype]

@@ -17,14 +17,7 @@ def recorded(step: Callable[[], object], device: torch.device) -> Callable[[], N
 
     The step should have run before with tensors of the same sizes, so that all libraries are initialised. It must not
     wait for the device, and its numbers, shapes and tensors are those of the recording: what changes from step to step
-    has to be in the values of tensors that are kept.
-
-    Args:
-        step: The step.
-        device: A CUDA device.
-
-    Raises:
-        RuntimeError: The step can't be recorded.
+    has to be in the values of tensors that are kept. Raises RuntimeError if the step can't be recorded.
     """
     graph = torch.cuda.CUDAGraph()
     with (

@@ -44,10 +44,8 @@ class Meetings:
     def wait(self, what: str) -> None:
         """Wait until all processes are here.
 
-        All processes must give the same purpose `what`.
-
-        Raises:
-            ParallelError: Another process is lost, has ended, or is at another meeting.
+        All processes must give the same purpose `what`. Raises ParallelError if another process is lost, has ended, or
+        is at another meeting.
         """
         self._held += 1
         pulses: dict[int, tuple[bytes, float]] = {}

@@ -106,8 +106,3 @@ class Bounded(Generic[K, V]):
 def room_on(device: torch.device, share: float, reserved: Callable[[], int] = lambda: 0) -> Callable[[], int]:
     """A function that returns a share of a device's free memory without the reserved part."""
     return lambda: int(share * max(free_bytes(device) - reserved(), 0))
-
-
-def room_on_host(share: float) -> Callable[[], int]:
-    """A function that returns a share of the free main memory."""
-    return lambda: int(share * free_host_bytes())

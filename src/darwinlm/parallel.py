@@ -58,11 +58,6 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def local_rank() -> int:
-    """Index of this process on its machine."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
-
-
 def local_size() -> int:
     """Number of processes of this run on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if _initialized() else 1
@@ -76,23 +71,20 @@ def gpu() -> int:
     """
     import torch
 
-    count = torch.cuda.device_count()
-    if count > 1 and local_rank() >= count:
+    count, index = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
+    if count > 1 and index >= count:
         raise ParallelError(
-            f"this machine has {count} GPUs, but {os.environ.get('LOCAL_WORLD_SIZE', local_rank() + 1)} processes were "
+            f"this machine has {count} GPUs, but {os.environ.get('LOCAL_WORLD_SIZE', index + 1)} processes were "
             f"started on it: start one for each GPU, torchrun --nproc-per-node {count}"
         )
-    return local_rank() if count > 1 else 0
+    return index if count > 1 else 0
 
 
 def init_from_environment() -> None:
     """Connect to the other processes of torchrun; does nothing in a single process or on repeated calls.
 
-    gloo transfers tensors in main memory, NCCL those on GPUs.
-
-    Raises:
-        ParallelError: Environment variables of torchrun are missing, the other processes don't answer, or two of them
-            have the same GPU.
+    gloo transfers tensors in main memory, NCCL those on GPUs. Raises ParallelError if environment variables of torchrun
+    are missing, the other processes don't answer, or two of them have the same GPU.
     """
     if _initialized() or expected() < 2:
         return
@@ -111,7 +103,7 @@ def init_from_environment() -> None:
     try:
         dist.init_process_group(backend, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
-        raise ParallelError(f"the processes can't meet: {error}; start them with torchrun") from error
+        raise ParallelError(f"the processes can't connect to each other: {error}; start them with torchrun") from error
     if torch.cuda.is_available():
         _check_gpus()
 
@@ -235,10 +227,7 @@ def main_first() -> Iterator[None]:
     """Let the first process run the body alone, then the others, which reuse its results.
 
     Inside, each process works alone: nothing is shared or gathered, so that functions which share work elsewhere do all
-    of it here while the others wait.
-
-    Raises:
-        DarwinLMError: In all processes, if the first one raised it.
+    of it here while the others wait. A DarwinLMError of the first process is raised in all of them.
     """
     if not _together():
         yield

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from darwinlm.artifact import model_folder
 from darwinlm.errors import ExportError, ModelError, first_line
 
-MARKER = "darwinlm.json"
 CARD = "README.md"
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -54,7 +54,9 @@ def prepare_upload(
         ExportError: The repository name is invalid, or the type isn't known.
     """
     if not NAME.fullmatch(repo):
-        raise ExportError(f"'{repo}' is no repository: give owner/name, of letters, digits, '.', '_' and '-'")
+        raise ExportError(
+            f"'{repo}' is not a repository name: give owner/name, made of letters, digits, '.', '_' and '-'"
+        )
     if quantisation is not None:
         from darwinlm.export.gguf.write import QUANTISATIONS
 
@@ -66,16 +68,19 @@ def prepare_upload(
 def publish(upload: Upload, say: Callable[[str], None] = lambda message: None) -> str:
     """Create the repository and upload the folder in one commit, after building and checking the GGUF file.
 
-    Returns the address of the model's page.
-
-    Raises:
-        ExportError: There is no token, the hub refuses the upload or can't be reached, or the repository exists.
+    Returns the address of the model's page. Raises ExportError if there is no token, the hub refuses the upload or
+    can't be reached, or the repository exists.
     """
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     from darwinlm.export.run import export_model
 
+    # Error class of the hub's HTTP client, which differs between releases of huggingface_hub.
+    bases: tuple[type, ...] = HfHubHTTPError.__mro__
+    transport_error: type[Exception] = next(
+        base for base in bases if base.__name__ in ("HTTPError", "RequestException")
+    )
     token = get_token()
     if token is None:
         raise ExportError("there is no token for the hub: run `hf auth login`, or set HF_TOKEN")
@@ -99,7 +104,7 @@ def publish(upload: Upload, say: Callable[[str], None] = lambda message: None) -
             raise _refused(upload, error) from error
         except ValueError as error:
             raise ExportError(f"the hub refuses the model card: {' '.join(str(error).split())}") from error
-        except (OSError, _transport_error()) as error:
+        except (OSError, transport_error) as error:
             raise ExportError(f"can't reach the hub ({first_line(error)}): check the network, try again") from error
     return str(created)
 
@@ -107,21 +112,12 @@ def publish(upload: Upload, say: Callable[[str], None] = lambda message: None) -
 def _model_folder(source: Path) -> Path:
     if not source.is_dir():
         raise ModelError(f"there is no folder '{source}': give the output folder of a run, or the folder of a model")
-    is_run = (source / MARKER).is_file()
-    if is_run and not ((source / "summary.json").is_file() and (source / "model" / "config.json").is_file()):
+    folder = model_folder(source)
+    if folder != source and not (source / "summary.json").is_file():
         raise ModelError(f"the run in {source} isn't finished: rerun its command, which resumes it")
-    folder = source / "model" if is_run else source
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-        raise ModelError(f"{source} is no model: it holds no config.json with safetensors beside it")
+        raise ModelError(f"{source} is not a model: it has no config.json with safetensors beside it")
     return folder
-
-
-def _transport_error() -> type[Exception]:
-    """Error class of the hub's HTTP client, which differs between releases of huggingface_hub."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    bases: tuple[type, ...] = HfHubHTTPError.__mro__
-    return next(base for base in bases if base.__name__ in ("HTTPError", "RequestException"))
 
 
 def _refused(upload: Upload, error: Exception) -> ExportError:

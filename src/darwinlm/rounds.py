@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from darwinlm import __version__, parallel
-from darwinlm.artifact import write_json
+from darwinlm.artifact import MARKER, write_json
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import Recipe
-from darwinlm.run import MARKER, Run
+from darwinlm.run import Run
 from darwinlm.surgery.stitch import block_parameters
 
 FOLDER = "rounds"
@@ -23,10 +23,8 @@ FOLDER = "rounds"
 def last_round(run: Run, run_stages: Callable[[Run, str], Any]) -> Run:
     """Run all rounds but the last, in subfolders, and return the last one.
 
-    The last round is written to the run's folder. `run_stages` runs the stages of a round up to a given one.
-
-    Raises:
-        DarwinLMError: As in a run without rounds.
+    The last round is written to the run's folder. `run_stages` runs the stages of a round up to a given one. Raises
+    DarwinLMError as in a run without rounds.
     """
     recipe = run.recipe
     original = run.checkpoint

@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from darwinlm import __version__, parallel
-from darwinlm.artifact import KEY, StageFolder, read_json, stage_version, write_json
+from darwinlm.artifact import KEY, MARKER, STAGES, StageFolder, read_json, stage_version, write_json
 from darwinlm.compute import DTYPES, resolve_device, settled
 from darwinlm.console import Reporter
 from darwinlm.errors import ArtifactError, DarwinLMError, DeviceMemoryError, RecipeError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.resolve import resolve_model
+from darwinlm.figures import StageTime
 from darwinlm.lock import Lock, hold_folder, is_ours
 from darwinlm.recipe import Recipe
 
 if TYPE_CHECKING:
     from darwinlm.report.summary import TimeFigures
 
-MARKER = "darwinlm.json"
 OF_SWEEP = frozenset({"source", "vocabulary", "vocabulary_teacher", "text", "latency", "saliency", "database"})
 """Stages shared by runs with different budgets."""
 
@@ -34,7 +34,7 @@ class Run:
     """The state shared by stages. Its constructor checks the output folder; the first stage with work creates it.
 
     The output folder is new, empty, or of an earlier run. `shared` is the output folder of a sweep, whose stages before
-    the search are shared.
+    the search are shared; `elsewhere` are the folders of single stages that another run shares.
 
     Raises:
         ArtifactError: The folder holds something else.
@@ -42,12 +42,22 @@ class Run:
         RecipeError: No model is given, or the device doesn't exist.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path, reporter: Reporter, *, shared: Path | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        reporter: Reporter,
+        *,
+        shared: Path | None = None,
+        elsewhere: Mapping[str, Path] | None = None,
+    ) -> None:
         if recipe.model is None:
             raise RecipeError("no model is given: name a hub id, a folder or a GGUF file")
         self.folder = folder
-        self.shared = shared
-        self.timings: list[dict[str, Any]] = []
+        self.elsewhere = dict(elsewhere or {})
+        if shared is not None:
+            self.elsewhere |= {stage: shared / STAGES / stage for stage in OF_SWEEP}
+        self.timings: list[StageTime] = []
         self.time: TimeFigures | None = None
         self.evaluation_ends: float | None = None
         self.skipped_tokens = 0  # training text of earlier rounds
@@ -105,8 +115,7 @@ class Run:
 
     def path(self, stage: str) -> Path:
         """Folder of a stage."""
-        folder = self.shared if self.shared is not None and stage in OF_SWEEP else self.folder
-        return folder / "stages" / stage
+        return self.elsewhere.get(stage, self.folder / STAGES / stage)
 
     @contextmanager
     def stage(
@@ -115,10 +124,8 @@ class Run:
         """Open a stage: yields its folder and whether there is work; after the body the folder is finished.
 
         Among several processes, the first one runs the body alone, then the others run it without work. All processes
-        work on a shared stage together; only the first one writes into its folder.
-
-        Raises:
-            ArtifactError: An earlier result for the same key is damaged.
+        work on a shared stage together; only the first one writes into its folder. Raises ArtifactError if an earlier
+        result for the same key is damaged.
         """
         folder = StageFolder(self.path(name), {"stage": name, "version": stage_version(name), **key})
         if shared:
@@ -140,19 +147,13 @@ class Run:
         name = folder.key["stage"]
         if not work:
             facts = folder.facts()
-            self.reporter.say(f"{title}: done before, reused")
-            self.timings.append(
-                {
-                    "name": name,
-                    "seconds": float(facts.get("seconds", 0.0)),
-                    "reused": True,
-                    "resumed": bool(facts.get("resumed", False)),
-                }
-            )
+            self.reporter.say(f"{title}: already done, reused")
+            resumed = bool(facts.get("resumed", False))
+            self.timings.append(StageTime(name, float(facts.get("seconds", 0.0)), reused=True, resumed=resumed))
             yield False
             return
         if parallel.is_main() and folder.is_of_another_version():
-            self.reporter.say(f"{title}: from another version of this stage, redone")
+            self.reporter.say(f"{title}: done by another version of darwinlm, redone")
         begun, resumed = time.monotonic(), False
         with self._guarded(folder.folder, together), self.reporter.stage(title):
             with together():
@@ -166,7 +167,7 @@ class Run:
                 raise DeviceMemoryError(f"{title}: the memory of {self.device} is full", str(name), self) from error
         # For a resumed stage, only the last part is timed.
         seconds = round(time.monotonic() - begun, 2)
-        self.timings.append({"name": name, "seconds": seconds, "reused": False, "resumed": resumed})
+        self.timings.append(StageTime(name, seconds, reused=False, resumed=resumed))
         with together():
             if parallel.is_main():
                 folder.finish(seconds=seconds, resumed=resumed)
@@ -205,6 +206,6 @@ def _check_output(folder: Path) -> None:
     if marker.exists():
         content = read_json(marker)
         if not isinstance(content, dict) or content.get("made_by") != "darwinlm":
-            raise ArtifactError(f"{marker} isn't ours: choose another output folder")
+            raise ArtifactError(f"{marker} was not written by darwinlm: choose another output folder")
     elif folder.exists() and not all(map(is_ours, folder.iterdir())):
-        raise ArtifactError(f"{folder} holds something else: choose a new or empty output folder")
+        raise ArtifactError(f"{folder} is not empty and not a run of darwinlm: choose a new or empty output folder")

@@ -1,7 +1,5 @@
 """`darwinlm prune` with tiny settings, and models that may be damaged."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path

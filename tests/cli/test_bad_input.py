@@ -1,9 +1,6 @@
 """Text, options and recipes that can't be used: one clear message, status 2, and nothing half-written."""
 
-from __future__ import annotations
-
 import pytest
-import torch
 from tests.tiny.damage import assert_nothing_half_written
 
 
@@ -11,11 +8,8 @@ from tests.tiny.damage import assert_nothing_half_written
     ("name", "content", "parts"),
     [
         ("none.txt", None, ["there is no such file or folder"]),
-        ("empty.txt", b"", ["there is no text in it"]),
-        ("blank.txt", b" \n\n \t\n", ["there is no text in it"]),
         ("short.txt", b"the river", ["less than a block of", "give more text, or lower text.sequence_length"]),
         ("binary.txt", bytes(range(256)) * 40, ["isn't UTF-8"]),
-        ("text.docx", b"PK", ["extension"]),
     ],
 )
 def test_text_that_cannot_be_used(prune, tmp_path, name, content, parts):
@@ -23,11 +17,6 @@ def test_text_that_cannot_be_used(prune, tmp_path, name, content, parts):
         (tmp_path / name).write_bytes(content)
     prune(text=tmp_path / name).refused(name, *parts)
     assert not (tmp_path / "out").exists()
-
-
-def test_a_folder_without_text(prune, tmp_path):
-    (tmp_path / "texts").mkdir()
-    prune(text=tmp_path / "texts").refused("texts", "no readable file")
 
 
 def test_text_from_the_hub_without_a_network(prune):
@@ -45,7 +34,7 @@ def test_text_from_the_hub_without_a_network(prune):
         ("--set a=[", ["isn't a YAML value"]),
         ("--set units.mlp_multiple=128", ["units.mlp_multiple is 128", "only 96 channels"]),
         ("--set text.sequence_length=512", ["text.sequence_length is 512", "allows 256 tokens"]),
-        ("--set compute.device=abacus", ["compute.device: 'abacus' is no device"]),
+        ("--set compute.device=abacus", ["compute.device: 'abacus' is not a device"]),
         ("--until prune", ["--until prune: there is no such stage; the stages are vocabulary, text, plan"]),
         ("--frobnicate", ["--frobnicate"]),
     ],
@@ -61,14 +50,6 @@ def test_a_budget_below_the_smallest_model(prune, tmp_path):
     assert prune("--keep", "50%", "--until", "plan").code == 0, "the same output folder goes on"
 
 
-def test_a_misspelt_field_in_a_recipe(prune, tmp_path):
-    (tmp_path / "r.yaml").write_text("search:\n  generation: 3\n")
-    prune("--recipe", tmp_path / "r.yaml").refused(
-        "r.yaml", "unknown field 'search.generation': did you mean 'generations'?"
-    )
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize(
     "words",
     ["prune model --set", "prune model --keep", "prune model --recipe", "prune model --out", "prune a b", "frob"],
@@ -82,9 +63,3 @@ def test_no_command_shows_the_help(command):
     assert ended.code in {0, 2}
     assert "prune" in ended.out + ended.err
     assert "error: \n" not in ended.err, "an empty message"
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_a_gpu_that_is_not_there(prune, tmp_path):
-    prune("--set", "compute.device=cuda").refused("compute.device", "no GPU", "use auto or cpu")
-    assert not (tmp_path / "out").exists()

@@ -1,7 +1,5 @@
 """`darwinlm chat` with tiny models: piped questions, templates, two models, and what is refused."""
 
-from __future__ import annotations
-
 import io
 import shutil
 import sys
@@ -44,16 +42,16 @@ def opened(talker: Path) -> Opened:
 
 def test_piped_questions_are_answered_in_turn(command, said, opened: Opened, talker: Path) -> None:
     said("hello\n\nand you?\n/exit\nnot asked\n")
-    ended = command("chat", talker, "--temperature", "0", "--max-tokens", "8", "--dtype", "float32", "-q")
-    assert ended.code == 0, ended.err
+    ended = command("chat", talker, "--temperature", "0", "--max-tokens", "8", "--dtype", "float32", "-q").succeeded()
     talk = Conversation(opened, AnswerSettings(8, 0.0))
     assert ended.out == f"{talk.answer('hello')}\n{talk.answer('and you?')}\n"
 
 
 def test_a_run_is_talked_to_beside_its_dense_model(command, said, finished_llama: Path, tiny_llama: Path) -> None:
     said("the river\n")
-    ended = command("chat", finished_llama, "--against", tiny_llama, "--temperature", "0", "--max-tokens", "4")
-    assert ended.code == 0, ended.err
+    ended = command(
+        "chat", finished_llama, "--against", tiny_llama, "--temperature", "0", "--max-tokens", "4"
+    ).succeeded()
     assert ended.out.index(f"[{finished_llama}]") < ended.out.index(f"[{tiny_llama}]")
     assert "has no chat template: it continues your text" in ended.out
 
@@ -85,7 +83,7 @@ def test_oldest_turns_go_where_the_context_is_full(opened: Opened) -> None:
         talk.answer(f"question number {number}")
     assert 2 <= len(talk.messages) < 12
     assert talk.messages[-2]["content"] == "question number 5"
-    with pytest.raises(DataError, match=r"don't fit into the model's 120: say less, or lower --max-tokens"):
+    with pytest.raises(DataError, match=r"the model takes 120: shorten the message, type /reset, or lower"):
         talk.answer("x" * 200)
 
 
@@ -124,7 +122,7 @@ def test_drawing_follows_the_seed(opened: Opened) -> None:
         ("{model} --dtype int3", "hello", ["dtype int3: use auto"]),
         ("{model}/..", "hello", ["config.json"]),
         ("{model}", "refuse", ["chat template refuses", "roles must alternate"]),
-        ("{model}", "x" * 5000, ["don't fit into the model's"]),
+        ("{model}", "x" * 5000, ["shorten the message"]),
     ],
 )
 def test_what_is_refused(command, said, talker: Path, arguments, question, parts) -> None:

@@ -1,7 +1,5 @@
 """`darwinlm compare` on a tiny model: budgets, rows of the pipeline itself, resuming, and refusals."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable
@@ -43,8 +41,7 @@ def found(folder: Path) -> dict[str, Any]:
 
 
 def test_every_method_keeps_the_budget(compare, folder):
-    ended = compare("--methods", "all")
-    assert ended.code == 0, ended.err
+    compare("--methods", "all").succeeded()
     result = found(folder)
     rows = {row["method"]: row for row in result["rows"]}
     assert list(rows) == ["dense", *EVERYWHERE, "darwinlm", "darwinlm+refit"]
@@ -71,13 +68,12 @@ def test_every_method_keeps_the_budget(compare, folder):
     assert rows["darwinlm"]["texts"]["held out"]["kl"] < rows["random"]["texts"]["held out"]["kl"]
 
 
-@pytest.mark.parametrize("model_type", ["qwen3_5_text", "lfm2", "gemma4_text"])
+@pytest.mark.parametrize("model_type", ["qwen3_5_text", "gemma4_text"])
 def test_blocks_of_several_kinds(
     command: Command, tiny_folder: Callable[[str], Path], tiny_text_file: Path, tmp_path: Path, model_type: str
 ) -> None:
     common = ("--text", tiny_text_file, "--keep", "60%", "--out", tmp_path / "out", *SETS)
-    ended = command("compare", tiny_folder(model_type), *common, "--methods", "all")
-    assert ended.code == 0, ended.err
+    ended = command("compare", tiny_folder(model_type), *common, "--methods", "all").succeeded()
     rows = {row["method"]: row for row in found(tmp_path)["rows"]}
     assert list(rows) == ["dense", *(name for name in EVERYWHERE if name != "shortgpt"), "darwinlm", "darwinlm+refit"]
     assert re.search(r"left out, since .* (is|are) kept: shortgpt", ended.out)
@@ -89,9 +85,8 @@ def test_blocks_of_several_kinds(
 
 def test_finished_methods_are_reused(compare, folder):
     before = found(folder)
-    ended = compare("--methods", "ziplm,sheared")
-    assert ended.code == 0, ended.err
-    done = [line for line in ended.out.splitlines() if line.endswith("done before, reused")]
+    ended = compare("--methods", "ziplm,sheared").succeeded()
+    done = [line for line in ended.out.splitlines() if line.endswith("already done, reused")]
     assert {line.partition(":")[0] for line in done} >= {"ZipLM", "Sheared-LLaMA-style", "measure ziplm"}
     again = {row["method"]: row for row in found(folder)["rows"]}
     assert list(again) == ["dense", "ziplm", "sheared"]
@@ -104,8 +99,7 @@ def test_variant_of_the_search_is_a_row_of_its_own(compare, folder):
     variant = folder / "paper.yaml"
     variant.write_text("search: {method: paper, generations: 2}\nunits: {levels: paper}\n", encoding="utf-8")
     options = ("--methods", "darwinlm", "--variant", f"paper={variant}")
-    ended = compare(*options)
-    assert ended.code == 0, ended.err
+    compare(*options).succeeded()
     rows = {row["method"]: row for row in found(folder)["rows"]}
     assert list(rows) == ["dense", "darwinlm", "paper"]
     assert rows["paper"]["title"] == "DarwinLM, paper"
@@ -131,8 +125,7 @@ def test_any_method_is_refitted_and_trained(compare, folder, monkeypatch):
         stop_at(patch, 2, KeyboardInterrupt())
         assert compare(*options).code == 130
     assert [row["method"] for row in found(folder)["rows"]] == ["dense", "ziplm", "ziplm+refit"]
-    ended = compare(*options)
-    assert ended.code == 0, ended.err
+    ended = compare(*options).succeeded()
     assert "recovery: resuming from checkpoint-2" in ended.out
 
     result = found(folder)
@@ -178,8 +171,7 @@ def test_text_that_is_measured_on_is_not_trained_on(compare, folder):
 
 
 def test_random_draws_until_the_search_would_end(compare, folder):
-    ended = compare("--methods", "random", "--set", "search.minutes=0.0001")
-    assert ended.code == 0, ended.err
+    ended = compare("--methods", "random", "--set", "search.minutes=0.0001").succeeded()
     tries = found(folder)["rows"][1]["record"]["tries"]
     assert 1 <= tries < 1000
     assert f"searches are limited to 0.0001 minutes, and so are random tries ({tries}" in ended.out

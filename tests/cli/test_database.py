@@ -1,7 +1,5 @@
 """`darwinlm database`, `darwinlm inspect` and `darwinlm prune --database`: what they do, and what they refuse."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os
@@ -45,11 +43,9 @@ def copied(made: Path, tmp_path: Path) -> Path:
 def test_database_alone_then_inspect_then_prune(command, prune, tiny_llama, tiny_text_file, finished_llama, tmp_path):
     """The same model comes out as when the pipeline makes its own database."""
     out = tmp_path / "db"
-    ended = command("database", tiny_llama, "--out", out, "--text", tiny_text_file, *sets(SETTINGS))
-    assert ended.code == 0, ended.err
+    command("database", tiny_llama, "--out", out, "--text", tiny_text_file, *sets(SETTINGS)).succeeded()
     assert {path.name for path in (out / "stages").iterdir()} == {"text", "plan", "saliency", "database"}
-    ended = command("inspect", out)
-    assert ended.code == 0
+    ended = command("inspect", out).succeeded()
     assert "heads" in ended.out
     assert "units lattice" in ended.out
     assert "KL at 50%" in " ".join(ended.out.split())
@@ -74,9 +70,8 @@ def test_database_alone_then_inspect_then_prune(command, prune, tiny_llama, tiny
             levels = next(each.levels for each in reader.modules if (each.block, each.kind) == (block, "mlp"))
             assert module["losses"][0] == reader.loss(block, "mlp", levels[0]) > 0
             assert module["losses"][-1] == pytest.approx(0, abs=1e-5)
-    ended = prune("--database", out, "--keep", "60%")
-    assert ended.code == 0, ended.err
-    assert "is used" in ended.out
+    ended = prune("--database", out, "--keep", "60%").succeeded()
+    assert "database: using" in ended.out
     assert not (tmp_path / "out" / "stages" / "database").exists()
     weights = "model/model.safetensors"
     assert (tmp_path / "out" / weights).read_bytes() == (finished_llama / weights).read_bytes()
@@ -148,8 +143,7 @@ def test_a_damaged_database(command, prune, copied, how, damage):
 @pytest.mark.parametrize(("columns", "shares"), [(100, 5), (80, 3), (40, 1)])
 def test_no_figure_is_cut_in_a_narrow_terminal(command, made, monkeypatch, columns, shares):
     monkeypatch.setenv("COLUMNS", str(columns))
-    ended = command("inspect", made)
-    assert ended.code == 0, ended.err
+    ended = command("inspect", made).succeeded()
     assert "…" not in ended.out
     assert sum(f"{share}%" in ended.out.partition("KL at")[0] for share in (90, 75, 50, 25, 10)) == shares
     assert all(len(line) <= columns for line in ended.out.splitlines())
@@ -162,8 +156,7 @@ def test_a_folder_that_is_no_database(command, tmp_path):
 
 
 def test_the_page_of_sizes_tells_what_the_database_predicts(command, made, tiny_llama, tmp_path):
-    ended = command("inspect", made, "--html", tmp_path / "sizes.html")
-    assert ended.code == 0, ended.err
+    ended = command("inspect", made, "--html", tmp_path / "sizes.html").succeeded()
     page = Page((tmp_path / "sizes.html").read_text())
     assert page.resources == []
     reader = DatabaseReader(made / "stages" / "database", Checkpoint.open(tiny_llama), UnitsSettings(mlp_multiple=8))

@@ -1,7 +1,5 @@
 """The questions at the end of the demo; its run is tested on the real model in `tests/real`."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 from rich.console import Console

@@ -1,7 +1,5 @@
 """`darwinlm evaluate`: the harness's own numbers from local files, perplexity and KL, and what is refused."""
 
-from __future__ import annotations
-
 import json
 import math
 import shutil
@@ -46,8 +44,7 @@ def result(path: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(("task", "folder", "shots"), [("piqa", "piqa", 0), ("arc_challenge", "arc", 3)])
 def test_scores_are_the_harness_own(task, folder, shots, command, data, long_llama, tmp_path, monkeypatch):
     request = ("--suite", f"{task}:{shots}", "--data-dir", data, "--dtype", "float32")
-    ended = command("evaluate", long_llama, *request, "--out", tmp_path / "ours.json")
-    assert ended.code == 0, ended.err
+    ended = command("evaluate", long_llama, *request, "--out", tmp_path / "ours.json").succeeded()
 
     import datasets
     import lm_eval
@@ -91,8 +88,7 @@ def test_scores_are_the_harness_own(task, folder, shots, command, data, long_lla
 
 def test_harness_shows_no_bars_and_starts_no_programs(command, data, tiny_llama, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", Mock(side_effect=AssertionError))
-    ended = command("evaluate", tiny_llama, "--suite", "piqa:0", "--data-dir", data, "--limit", 2)
-    assert ended.code == 0, ended.err
+    ended = command("evaluate", tiny_llama, "--suite", "piqa:0", "--data-dir", data, "--limit", 2).succeeded()
     assert "requests" not in ended.out + ended.err
     assert "Tokenizing" not in ended.out + ended.err
 
@@ -100,8 +96,7 @@ def test_harness_shows_no_bars_and_starts_no_programs(command, data, tiny_llama,
 def test_whole_paper_suite_runs_from_local_files(command, data, long_llama, tmp_path):
     out, page = tmp_path / "paper.json", tmp_path / "paper.md"
     request = ("--suite", "paper", "--data-dir", data, "--limit", 2, "--dtype", "float32")
-    ended = command("evaluate", long_llama, *request, "--out", out, "--markdown", page)
-    assert ended.code == 0, ended.err
+    ended = command("evaluate", long_llama, *request, "--out", out, "--markdown", page).succeeded()
     found = result(out)
     assert [task["items"] for task in found["tasks"]] == [2] * 9
     values = [task["value"] for task in found["tasks"]]
@@ -114,8 +109,7 @@ def test_whole_paper_suite_runs_from_local_files(command, data, long_llama, tmp_
 def test_text_is_measured_as_by_hand(command, tiny_llama, tiny_text_file, tmp_path):
     other = tiny_checkpoint(tmp_path / "other", num_hidden_layers=2)
     text = ("--text", tiny_text_file, "--tokens", 200, "--sequence-length", 32, "--dtype", "float32")
-    ended = command("evaluate", other, *text, "--against", tiny_llama, "--out", tmp_path / "text.json")
-    assert ended.code == 0, ended.err
+    command("evaluate", other, *text, "--against", tiny_llama, "--out", tmp_path / "text.json").succeeded()
     (found,) = result(tmp_path / "text.json")["texts"]
 
     tokenizer = AutoTokenizer.from_pretrained(other)
@@ -137,8 +131,7 @@ def test_text_is_measured_as_by_hand(command, tiny_llama, tiny_text_file, tmp_pa
 def test_copying_and_divided_kl_are_shown_with_a_text(command, tiny_text_file, tmp_path):
     small, dense = worded(tmp_path / "small", num_hidden_layers=2), worded(tmp_path / "dense")
     text = ("--text", tiny_text_file, "--tokens", 700, "--sequence-length", 100, "--dtype", "float32")
-    ended = command("evaluate", small, *text, "--against", dense, "--out", tmp_path / "text.json")
-    assert ended.code == 0, ended.err
+    ended = command("evaluate", small, *text, "--against", dense, "--out", tmp_path / "text.json").succeeded()
     found = result(tmp_path / "text.json")
     (text,) = found["texts"]
     assert [end for end, _ in text["kl_by_position"]] == [64, 100]
@@ -155,8 +148,7 @@ def test_copying_and_divided_kl_are_shown_with_a_text(command, tiny_text_file, t
 
 
 def test_copying_needs_words_and_no_text(command, tiny_llama, tmp_path):
-    ended = command("evaluate", worded(tmp_path / "model"), "--looking-back", "--out", tmp_path / "out.json")
-    assert ended.code == 0, ended.err
+    command("evaluate", worded(tmp_path / "model"), "--looking-back", "--out", tmp_path / "out.json").succeeded()
     (copied,) = result(tmp_path / "out.json")["copying"]
     assert [score["name"] for score in copied["scores"]] == ["16 words", "64 words"]
     command("evaluate", tiny_llama, "--looking-back").refused("the tokenizer has 0 tokens that are words of 3 letters")
@@ -226,7 +218,7 @@ def test_run_folder_is_its_model(command, finished_llama, tiny_text_file, tmp_pa
     assert first["texts"][0]["perplexity"] == second["texts"][0]["perplexity"]
     (tmp_path / "run").mkdir()
     shutil.copy(finished_llama / "darwinlm.json", tmp_path / "run")
-    command("evaluate", tmp_path / "run", *text).refused("is a run that hasn't exported its model yet")
+    command("evaluate", tmp_path / "run", *text).refused("isn't finished: it holds no exported model yet")
 
 
 def test_a_family_that_cannot_be_pruned_and_a_gguf_file_are_measured(command, tiny_text_file, gguf_bytes, tmp_path):
@@ -234,8 +226,7 @@ def test_a_family_that_cannot_be_pruned_and_a_gguf_file_are_measured(command, ti
     tiny_tokenizer().save_pretrained(tmp_path / "gpt2")
     (tmp_path / "m.gguf").write_bytes(gguf_bytes)
     for model in (tmp_path / "gpt2", tmp_path / "m.gguf"):
-        ended = command("evaluate", model, "--text", tiny_text_file, *SHORT)
-        assert ended.code == 0, ended.err
+        command("evaluate", model, "--text", tiny_text_file, *SHORT).succeeded()
 
 
 @pytest.mark.parametrize(
@@ -277,7 +268,7 @@ def test_result_of_another_request_is_kept(command, tiny_llama, tiny_text_file, 
     command("evaluate", tiny_llama, *text, "--tokens", 96).refused("holds the result of another request")
     assert out.read_bytes() == before
     out.write_text("{}", encoding="utf-8")
-    command("evaluate", tiny_llama, *text, "--tokens", 96).refused("holds something else")
+    command("evaluate", tiny_llama, *text, "--tokens", 96).refused("is not a result of darwinlm evaluate")
 
 
 def test_missing_harness_names_its_extra(command, tiny_llama, monkeypatch):

@@ -1,7 +1,5 @@
 """`darwinlm export` and bad input: one clear message, status 2, nothing half-written."""
 
-from __future__ import annotations
-
 import json
 import shutil
 
@@ -16,8 +14,7 @@ def model(tmp_path):
 
 
 def test_export_shows_what_it_compared(command, model, tmp_path):
-    ended = command("export", model, "--to", "gguf", "--quant", "q8_0", "--out", tmp_path / "m.gguf")
-    assert ended.code == 0, ended
+    ended = command("export", model, "--to", "gguf", "--quant", "q8_0", "--out", tmp_path / "m.gguf").succeeded()
     assert "masked dense" in ended.out
     assert "block 1: MLP padded with zeros, 40 → 64 channels" in ended.out
     assert json.loads((tmp_path / "m.gguf.export.json").read_text())["details"]["quantisation"] == "q8_0"
@@ -85,7 +82,9 @@ def test_targets_that_would_destroy_something(command, model, tmp_path):
     command("export", model, "--to", "hf", "--out", tmp_path / "file").refused("needs a folder")
     command("export", model, "--to", "gguf", "--out", tmp_path / "folder").refused("this format is one file")
     command("export", model, "--to", "gguf", "--out", tmp_path / "file").refused("exists", "--overwrite")
-    command("export", model, "--to", "hf", "--out", tmp_path / "folder", "--overwrite").refused("other than a model")
+    command("export", model, "--to", "hf", "--out", tmp_path / "folder", "--overwrite").refused(
+        "exists and is not a model"
+    )
     assert (tmp_path / "file").read_text() == (tmp_path / "folder" / "mine").read_text() == "mine"
     assert command("export", model, "--to", "gguf", "--out", tmp_path / "file", "--overwrite").code == 0
     assert (tmp_path / "file").read_bytes()[:4] == b"GGUF"

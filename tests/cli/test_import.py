@@ -1,7 +1,5 @@
 """`darwinlm import`: other tools' pruned checkpoints, converted so that they compute the same."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
@@ -44,8 +42,7 @@ def layers(folder):
 def imported(command, folder, *options, expected=None):
     """Import a folder, to the same logits; sizes of its layers."""
     expected, out = logits(folder) if expected is None else expected, folder.with_name("out")
-    ended = command("import", folder, "--out", out, *options)
-    assert ended.code == 0, ended
+    command("import", folder, "--out", out, *options).succeeded()
     torch.testing.assert_close(logits(out), expected, atol=2e-5, rtol=2e-5)
     return layers(out)
 
@@ -187,7 +184,7 @@ def test_heads_shared_out_evenly(command, tmp_path):
 def test_what_cannot_be_imported(command, tmp_path):
     out = tmp_path / "out"
     ours = pruned_checkpoint(tmp_path / "ours", "llama", {1: (2, 1, 64)})
-    command("import", ours, "--out", out).refused("is already a model of this package")
+    command("import", ours, "--out", out).refused("is already a darwinlm model")
     command("import", tmp_path / "nowhere", "--out", out).refused("there is no model at")
     (tmp_path / "empty").mkdir()
     command("import", tmp_path / "empty", "--out", out).refused("there is no config.json in it")

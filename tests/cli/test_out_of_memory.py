@@ -1,7 +1,5 @@
 """A device without free memory: one message with the stage and a setting; the run can be resumed."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """`darwinlm prune` when all is well, and the command as a process of its own."""
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import replace
@@ -17,26 +15,24 @@ from darwinlm.planning import devices
 from darwinlm.recipe import describe_fields, load_recipe
 
 
-def process(*arguments: object) -> Ended:
-    done = python("-m", "darwinlm.cli", *arguments)
-    return Ended(done.returncode, done.stdout, done.stderr)
+def process(*arguments: object, status: int = 0) -> Ended:
+    done = python("-m", "darwinlm.cli", *arguments, status=status)
+    return Ended(status, done.stdout, done.stderr)
 
 
 def test_the_process_ends_with_status_2_and_one_message(tmp_path):
-    process("prune", tmp_path / "nowhere", "--out", tmp_path / "out").refused("there is no model at")
+    process("prune", tmp_path / "nowhere", "--out", tmp_path / "out", status=2).refused("there is no model at")
 
 
 def test_the_process_prints_nothing_on_stderr_when_all_is_well(tiny_llama, tiny_text_file, tmp_path):
     ended = process("prune", tiny_llama, "--out", tmp_path / "out", "--text", tiny_text_file, *sets(SETTINGS))
-    assert ended.code == 0, ended.err
     assert ended.err == ""
     assert str(tmp_path / "out" / "report.html") in ended.out.replace("\n", "")
 
 
 def test_prune_prints_its_plan_the_table_and_where_things_are_and_then_that_it_reuses(prune, tmp_path, monkeypatch):
     monkeypatch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))
-    ended = prune("--keep", "60%")
-    assert ended.code == 0, ended
+    ended = prune("--keep", "60%").succeeded()
     assert ended.err == ""
     assert re.search(r"planned: [\d.]+ (s|min) if nothing else runs, [\d.]+ GB of memory", ended.out)
     for word in ("dense", "uniform", "stitched", "refit", "continuations of 'the river'"):
@@ -46,9 +42,8 @@ def test_prune_prints_its_plan_the_table_and_where_things_are_and_then_that_it_r
     for name in ("model", "report.html", "summary.json"):
         assert str(tmp_path / "out" / name) in ended.out
         assert (tmp_path / "out" / name).exists()
-    again = prune("--keep", "60%")
-    assert again.code == 0
-    assert again.out.count("done before, reused") == 9
+    again = prune("--keep", "60%").succeeded()
+    assert again.out.count("already done, reused") == 9
     assert "planned:" not in again.out
 
 
@@ -73,8 +68,7 @@ def test_a_card_without_figures_has_no_plan(prune, monkeypatch):
 
 
 def test_until_search_stops_there(prune, tmp_path):
-    ended = prune("--until", "search")
-    assert ended.code == 0
+    ended = prune("--until", "search").succeeded()
     assert "stopped after search" in ended.out
     made = {path.name for path in (tmp_path / "out" / "stages").iterdir()}
     assert made == {"database", "plan", "saliency", "search", "text"}
@@ -85,8 +79,7 @@ def test_a_recipe_file_does_what_options_do(command, tiny_llama, tiny_text_file,
 
     recipe = load_recipe(None, SETTINGS, {"model": str(tiny_llama), "text.source": str(tiny_text_file)})
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
-    ended = command("prune", "--recipe", tmp_path / "r.yaml", "--out", tmp_path / "out", "--until", "plan")
-    assert ended.code == 0, ended
+    ended = command("prune", "--recipe", tmp_path / "r.yaml", "--out", tmp_path / "out", "--until", "plan").succeeded()
     assert "stopped after plan" in ended.out
 
 

@@ -1,7 +1,5 @@
 """`darwinlm push` against a stand-in of the hub: what arrives, and what is refused."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,8 +30,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def test_card_weights_and_tokenizer_arrive_as_they_are(command, hub: Hub, finished_llama: Path) -> None:
-    ended = command("push", finished_llama, "me/half", "--private")
-    assert ended.code == 0, ended.err
+    ended = command("push", finished_llama, "me/half", "--private").succeeded()
     assert f"published: {hub.address}/me/half" in ended.out
     assert hub.repos["me/half"] == files_of(finished_llama / "model")
     assert {"README.md", "config.json", "model.safetensors"} <= set(hub.repos["me/half"])
@@ -43,16 +40,14 @@ def test_card_weights_and_tokenizer_arrive_as_they_are(command, hub: Hub, finish
 
 def test_a_gguf_file_goes_along(command, hub: Hub, tmp_path: Path) -> None:
     model = plain_checkpoint(tmp_path / "half", "llama")
-    ended = command("push", model, "me/half", "--gguf", "f16")
-    assert ended.code == 0, ended.err
+    command("push", model, "me/half", "--gguf", "f16").succeeded()
     assert hub.repos["me/half"]["half-f16.gguf"][:4] == b"GGUF"
     assert {**hub.repos["me/half"], "half-f16.gguf": b""} == {**files_of(model), "half-f16.gguf": b""}
 
 
 def test_a_dry_run_needs_no_token_and_reaches_nothing(command, hub: Hub, finished_llama: Path, monkeypatch) -> None:
     monkeypatch.delenv("HF_TOKEN")
-    ended = command("push", finished_llama, "me/half", "--dry-run", "--gguf", "q8_0")
-    assert ended.code == 0, ended.err
+    ended = command("push", finished_llama, "me/half", "--dry-run", "--gguf", "q8_0").succeeded()
     for name in files_of(finished_llama / "model"):
         assert name in ended.out
     assert "half-q8_0.gguf  built from the weights" in ended.out
@@ -106,12 +101,12 @@ def test_no_hub(command, hub: Hub, finished_llama: Path, monkeypatch) -> None:
 
 def test_what_is_no_model(command, hub: Hub, finished_llama: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    command("push", tmp_path / "empty", "me/half").refused("is no model", "no config.json")
+    command("push", tmp_path / "empty", "me/half").refused("is not a model", "no config.json")
     command("push", tmp_path / "nowhere", "me/half").refused("there is no folder")
     unfinished = Path(shutil.copytree(finished_llama, tmp_path / "unfinished"))
     (unfinished / "summary.json").unlink()
     command("push", unfinished, "me/half").refused("isn't finished: rerun its command")
-    command("push", finished_llama, "half").refused("'half' is no repository: give owner/name")
+    command("push", finished_llama, "half").refused("'half' is not a repository name: give owner/name")
     command("push", finished_llama, "me/half", "--gguf", "q1").refused("--gguf q1: there is no such type", "q8_0")
     assert hub.calls == []
 
@@ -119,7 +114,6 @@ def test_what_is_no_model(command, hub: Hub, finished_llama: Path, tmp_path: Pat
 def test_a_model_without_a_card_is_told_of(command, hub: Hub, finished_llama: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(finished_llama / "model", tmp_path / "bare"))
     (folder / "README.md").unlink()
-    ended = command("push", folder, "me/bare")
-    assert ended.code == 0, ended.err
+    ended = command("push", folder, "me/bare").succeeded()
     assert "has no model card (README.md)" in ended.out
     assert hub.repos["me/bare"] == files_of(folder)

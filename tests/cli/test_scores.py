@@ -1,7 +1,5 @@
 """`darwinlm scores`: saved evaluations side by side, and what keeps them from being compared."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any
@@ -29,8 +27,7 @@ def test_difference_of_two_and_its_error(command: Command, tmp_path: Path) -> No
     one = saved(tmp_path / "dense.json", score("piqa", 0.6), score("sciq", 0.8, stderr=0.04), texts=texts)
     pruned = ({"source": "a.txt", "perplexity": 20.0, "kl": 0.25, "tokens": 10},)
     two = saved(tmp_path / "half.json", score("piqa", 0.55, stderr=0.04), score("sciq", 0.7), texts=pruned)
-    ended = command("scores", one, two, "--markdown", tmp_path / "both.md")
-    assert ended.code == 0, ended.err
+    ended = command("scores", one, two, "--markdown", tmp_path / "both.md").succeeded()
     page = (tmp_path / "both.md").read_text(encoding="utf-8")
     assert "| PIQA | 0 | 60.00 ± 3.00 | 55.00 ± 4.00 | -5.00 ± 5.00 |" in page
     mean = math.hypot(0.03, 0.04) / 2 * 100
@@ -53,8 +50,7 @@ def test_difference_of_two_and_its_error(command: Command, tmp_path: Path) -> No
 )
 def test_what_is_not_alike_is_no_difference(other, remark, command, tmp_path):
     one = saved(tmp_path / "a.json", score("piqa", 0.6), score("sciq", 0.8))
-    ended = command("scores", one, saved(tmp_path / "b.json", *other), "--markdown", tmp_path / "both.md")
-    assert ended.code == 0, ended.err
+    ended = command("scores", one, saved(tmp_path / "b.json", *other), "--markdown", tmp_path / "both.md").succeeded()
     assert remark in ended.out
     page = (tmp_path / "both.md").read_text(encoding="utf-8")
     assert "average |" not in page
@@ -65,8 +61,7 @@ def test_partial_results_say_so_and_other_text_is_not_the_same(command: Command,
     text = {"source": "a.txt", "perplexity": 12.5, "kl": None, "tokens": 10}
     one = saved(tmp_path / "x" / "a.json", score("piqa", 0.6, total=200), texts=(text,))
     two = saved(tmp_path / "y" / "a.json", score("piqa", 0.5, total=200), texts=({**text, "tokens": 20},))
-    ended = command("scores", one, two)
-    assert ended.code == 0, ended.err
+    ended = command("scores", one, two).succeeded()
     assert f"{one}: partial: not all items were scored: PIQA 100 of 200" in ended.out
     assert f"a.txt: not the same predictions: {one} 10, {two} 20" in ended.out
 

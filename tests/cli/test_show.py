@@ -1,7 +1,5 @@
 """`darwinlm show`: bars, figures and next steps of a finished run, and what is no finished run."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
@@ -22,8 +20,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_show_draws_every_block_and_says_what_next(command, run: Path) -> None:
-    ended = command("show", run)
-    assert ended.code == 0, ended.err
+    ended = command("show", run).succeeded()
     lines = ended.out.splitlines()
     for row in read_summary(run / "summary.json").allocation:
         (line,) = [line for line in lines if line.startswith(f"{row.block:>3} ")]
@@ -45,8 +42,7 @@ def test_new_files_are_named_after_the_run_and_lie_beside_it(command, run: Path,
 @pytest.mark.parametrize("name", SUMMARIES)
 def test_show_takes_every_kind_of_summary(command, name: str, tmp_path: Path) -> None:
     write_json(tmp_path / "run" / "summary.json", made(SUMMARIES[name]()).as_json())
-    ended = command("show", tmp_path / "run")
-    assert ended.code == 0, ended.err
+    command("show", tmp_path / "run").succeeded()
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
@@ -64,8 +60,7 @@ def test_a_narrow_terminal_without_colour(command, run: Path, monkeypatch: pytes
     monkeypatch.setenv("COLUMNS", "40")
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("TERM", "dumb")
-    ended = command("show", run)
-    assert ended.code == 0
+    ended = command("show", run).succeeded()
     assert "\x1b" not in ended.out
     commands = [line for line in ended.out.splitlines() if line.startswith("  darwinlm")]
     others = [line for line in ended.out.splitlines() if not line.startswith("  darwinlm")]
@@ -81,7 +76,7 @@ def test_a_terminal_without_unicode(run: Path) -> None:
 def test_what_is_no_finished_run(command, tmp_path: Path, run: Path) -> None:
     command("show", tmp_path / "nowhere").refused("there is no folder", "output folder of darwinlm prune")
     (tmp_path / "empty").mkdir()
-    command("show", tmp_path / "empty").refused("is no run", "output folder of darwinlm prune")
+    command("show", tmp_path / "empty").refused("is not a run", "output folder of darwinlm prune")
     begun = tmp_path / "begun"
     write_json(begun / "darwinlm.json", {"made_by": "darwinlm"})
     write_json(begun / "stages" / "text" / "manifest.json", {})

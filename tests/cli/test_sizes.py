@@ -1,7 +1,5 @@
 """Budgets, presets and sweeps on the command line: one message for each mistake, and the files of a sweep."""
 
-from __future__ import annotations
-
 import json
 from types import SimpleNamespace
 
@@ -38,8 +36,7 @@ def test_one_message_for_what_is_wrong(prune, tmp_path, options, said):
 
 
 def test_a_family_from_the_command_line(prune, tmp_path):
-    ended = prune("--keep", "80%,50%")
-    assert ended.code == 0, ended
+    ended = prune("--keep", "80%,50%").succeeded()
     assert "size against loss" in ended.out
     assert str(tmp_path / "out" / "index.html") in ended.out
     rows = json.loads((tmp_path / "out" / "sweep.json").read_text())["rows"]

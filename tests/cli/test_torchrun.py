@@ -1,7 +1,5 @@
 """Commands that torchrun starts in several processes: those that share work, and those that refuse it."""
 
-from __future__ import annotations
-
 import pytest
 
 

@@ -1,15 +1,12 @@
 """`darwinlm verify`: a run is what its records claim, or it is said what isn't."""
 
-from __future__ import annotations
-
 import json
 
 from tests.tiny.damage import flip
 
 
 def test_a_finished_run(command, finished_llama):
-    ended = command("verify", finished_llama)
-    assert ended.code == 0, ended
+    ended = command("verify", finished_llama).succeeded()
     assert "stage database: as recorded" in ended.out
     assert "model/model.safetensors: as recorded" in ended.out
     assert "budget: as recorded" in ended.out

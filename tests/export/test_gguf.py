@@ -62,6 +62,7 @@ def test_quantised_files(tmp_path, quantisation):
 
 
 MIXED = {0: (0, 0, 96), 1: (2, 2, 0), 2: (2, 1, 40)}
+OSS = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"], "swiglu_limit": 7.0}
 
 
 @pytest.mark.parametrize(
@@ -73,14 +74,18 @@ MIXED = {0: (0, 0, 96), 1: (2, 2, 0), 2: (2, 1, 40)}
         ("llama", MIXED, {"hidden_act": "relu"}, "its MLPs use relu"),
         ("mixtral", {0: (4, 2, 64)}, {}, "its layers differ, and in llama.cpp all blocks have the same number"),
         ("olmoe", {}, {}, "it has fewer KV heads than query heads"),
-        ("glm", {}, {}, "its fused projections need a separate architecture"),
         ("olmo2", {1: (0, 0, 96)}, {"hidden_size": 128}, "its layers differ, and no architecture with sizes per layer"),
         ("arcee", MIXED, {}, "its layers differ, and no architecture with sizes per layer"),
         ("exaone4", {}, {"layer_types": ["sliding_attention"] * 3}, "some of its layers have a sliding window"),
-        ("olmo3", {}, {"layer_types": ["sliding_attention"] * 3}, "the rotary embedding of some layers only"),
-        ("nemotron", {}, {}, "its norms are LayerNorms"),
-        ("apertus", {}, {}, "its MLPs use xielu"),
-        ("hunyuan_v1_dense", {}, {}, "it norms queries and keys after the rotary embedding"),
+        ("olmo3", {}, {"layer_types": ["full_attention"] * 3}, "every 4. layer has no window"),
+        ("nemotron", {}, {}, "its heads don't fill the hidden size"),
+        ("apertus", {1: (2, 1, 96)}, {}, "its layers differ, and no architecture with sizes per layer"),
+        ("gpt_oss", {1: (4, 2, 64)}, OSS, "its layers differ, and in llama.cpp all blocks have the same number"),
+        ("gpt_oss", {}, OSS | {"swiglu_limit": 2.0}, "the constants of its activation are 1.702 and 7.0"),
+        ("deepseek_v2", {}, {"topk_method": "group_limited_greedy", "n_group": 1, "topk_group": 1}, "by the best two"),
+        ("deepseek_v2", {}, {"num_hidden_layers": 27, "q_lora_rank": 32}, "blocks for a Lite one"),
+        ("deepseek_v3", {}, {"rope_interleave": False, "head_dim": 8}, "pairs halves of a head"),
+        ("deepseek_v3", {}, {"head_dim": 8}, r"self_attn.\w+.bias, which .* deepseek2 does not support"),
         ("vaultgemma", {}, {"layer_types": ["full_attention"] * 3}, "llama.cpp has no architecture for this family"),
         ("gemma2", MIXED, {"layer_types": ["full_attention"] * 3}, "its layers differ, and no architecture"),
         ("gemma3_text", {}, {"layer_types": ["full_attention"] * 3}, "every 6. layer has no window"),

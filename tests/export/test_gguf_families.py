@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from tests.tiny.llama_cpp import LLAMA3, assert_checked_in_the_library, assert_same_as_transformers, exported
 from tests.tiny.models import FAMILIES
 from tests.tiny.pruned import any_checkpoint, plain_checkpoint, pruned_checkpoint
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from darwinlm.errors import ExportError, MissingExtraError
+from darwinlm.export.check import TEXT, divergence
+from darwinlm.export.gguf.export import ROUNDED_YARN
 from darwinlm.export.gguf.layout import LIKE_LLAMA, STOCK, TIED, UNKNOWN
 from darwinlm.export.gguf.reference import GgufFile
 from darwinlm.families.family import families
@@ -40,6 +44,35 @@ PLAIN_GEMMA4 = {
     "use_double_wide_mlp": False,
 }
 BESIDE = {"hidden_size_per_layer_input": 0, "moe_intermediate_size": 64}
+
+
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 150000.0,
+    "factor": 32.0,
+    "original_max_position_embeddings": 64,
+    "truncate": False,
+}
+OSS = {"num_hidden_layers": 4, "sliding_window": 16, "swiglu_limit": 7.0, "intermediate_size": 64}
+LATENT = {"num_key_value_heads": 4, "moe_intermediate_size": 64, "kv_lora_rank": 32, "qk_nope_head_dim": 32}
+QUERIES = {"q_lora_rank": 32}
+DEEPSEEK3 = {**LATENT, **QUERIES, "attention_bias": False, "head_dim": 8}
+LITE = {
+    "num_hidden_layers": 27,
+    "rope_parameters": YARN | {"truncate": True, "mscale": 0.707, "mscale_all_dim": 0.707},
+}
+MSCALE = {"rope_parameters": YARN | {"truncate": True, "mscale": 1.0, "mscale_all_dim": 0.8}}
+ALPHA = {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "alpha": 50.0, "factor": 1.0}}
+OLMO3 = {
+    "num_hidden_layers": 4,
+    "attention_bias": False,
+    "sliding_window": 16,
+    "layer_types": [*["sliding_attention"] * 3, "full_attention"],
+    "rope_parameters": {
+        "full_attention": YARN | {"rope_theta": 500.0, "truncate": True},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+    },
+}
 
 
 def gemma(blocks, period, **more):
@@ -99,9 +132,10 @@ EQUAL = {
     "granitemoehybrid_experts": ("granitemoehybrid_experts", "granitehybrid", MAMBA | {"intermediate_size": 64}),
     "qwen2_moe": ("qwen2_moe", "qwen2moe", SQUARE | {"mlp_only_layers": [], "moe_intermediate_size": 64}),
     "ernie4_5_moe": ("ernie4_5_moe", "ernie4_5-moe", {"use_bias": False, "moe_intermediate_size": 64}),
+    "hunyuan_v1_moe": ("hunyuan_v1_moe", "hunyuan-moe", {"moe_topk": 2}),
     "minimax_m2": ("minimax_m2", "minimax-m2", {}),
     "glm4_moe": ("glm4_moe", "glm4moe", {"moe_intermediate_size": 64}),
-    "glm4_moe_lite": ("glm4_moe_lite", "deepseek2", {"moe_intermediate_size": 64, "num_key_value_heads": 4}),
+    "glm4_moe_lite": ("glm4_moe_lite", "deepseek2", LATENT | {"n_routed_experts": 8, "n_group": 4, "topk_group": 2}),
     "olmoe": ("olmoe", "olmoe", SQUARE | {"num_key_value_heads": 4}),
     "qwen3_next_moe": (
         "qwen3_next",
@@ -109,6 +143,21 @@ EQUAL = {
         DELTA | {"moe_intermediate_size": 64, "mlp_only_layers": []},
     ),
     "lfm2": ("lfm2", "lfm2", SQUARE | {"layer_types": ["conv", "full_attention", "conv"], **WIDTH}),
+    "gpt_oss": ("gpt_oss", "gpt-oss", OSS | {"rope_parameters": YARN | {"truncate": True}}),
+    "gpt_oss with exact bounds": ("gpt_oss", "gpt-oss", OSS | {"rope_parameters": YARN}),
+    "deepseek_v2 as Lite": ("deepseek_v2", "deepseek2", LATENT | LITE),
+    "deepseek_v2 with compressed queries": (
+        "deepseek_v2",
+        "deepseek2",
+        LATENT | QUERIES | {"rope_parameters": YARN | {"truncate": True}},
+    ),
+    "deepseek_v3": ("deepseek_v3", "deepseek2", DEEPSEEK3 | MSCALE),
+    "nemotron": ("nemotron", "nemotron", SQUARE | {"mlp_bias": True}),
+    "hunyuan": ("hunyuan_v1_dense", "hunyuan-dense", {}),
+    "hunyuan with a larger base": ("hunyuan_v1_dense", "hunyuan-dense", ALPHA),
+    "apertus": ("apertus", "apertus", LLAMA3),
+    "olmo3": ("olmo3", "olmo2", SQUARE | OLMO3),
+    "glm": ("glm", "llama", {}),
 }
 BIASES = {"attention_bias": True, "mlp_bias": True}
 UNEQUAL = {
@@ -123,27 +172,20 @@ UNEQUAL = {
     "ernie4_5": ("ernie4_5", "deci", MIXED, {}),
     "seed_oss": ("seed_oss", "deci", MIXED, {}),
     "ministral3": ("ministral3", "deci", MIXED, LONGER),
+    "glm": ("glm", "deci", MIXED, {}),
 }
 CONTINUED = ("llama", "mistral", "qwen2", "qwen2 with fewer heads", "qwen3", "granite", "phi3", "gemma", "smollm3")
 CONTINUED += ("gemma2", "gemma3", "mixtral", "qwen3_moe", "ernie4_5 with biases", "olmo2", "exaone4", "glm4", "arcee")
+CONTINUED += ("gemma4 as E2B", "gemma4 as 31B", "qwen3_5", "qwen3_5_moe", "lfm2", "granitemoehybrid")
+CONTINUED += ("glm4_moe", "glm4_moe_lite", "qwen3_next_moe", "olmoe", "gpt_oss", "deepseek_v2 as Lite", "deepseek_v3")
+CONTINUED += ("nemotron", "hunyuan with a larger base", "apertus", "olmo3", "glm")
 CONTINUED += (
-    "gemma4 as E2B",
-    "gemma4 as 31B",
     "gemma4 as 26B-A4B",
-    "qwen3_5",
-    "qwen3_5_moe",
-    "lfm2",
-    "granitemoehybrid",
-)
-CONTINUED += (
+    "granitemoehybrid_experts",
     "qwen2_moe",
     "ernie4_5_moe",
+    "hunyuan_v1_moe",
     "minimax_m2",
-    "granitemoehybrid_experts",
-    "glm4_moe",
-    "glm4_moe_lite",
-    "qwen3_next_moe",
-    "olmoe",
 )
 """Where greedy tokens are compared too."""
 
@@ -168,18 +210,61 @@ def test_layers_compute_what_they_do_in_transformers(tmp_path, case):
     if rows:
         assert report["comparisons"][0]["left"] == "masked dense"
     else:
-        assert report["notes"] == [] or case == "ministral3"
+        assert report["notes"] == [] or case in ("ministral3", "gpt_oss with exact bounds")
     # llama.cpp looks gelu up in a table of float16 numbers
     tolerance = 2e-3 if "gemma" in case else 1e-5 if STOCK[model_type].referenced else 1e-3
     if STOCK[model_type].referenced:
         assert_checked_in_the_library(report, tolerance)
     else:
         (row,) = report["comparisons"]
-        assert (row["left"], row["right"]) == ("pruned in memory", "the file in llama.cpp")
+        assert (row["left"].partition(",")[0], row["right"]) == ("pruned in memory", "the file in llama.cpp")
         assert row["relative"] < tolerance
     if name in CONTINUED:
         loose = "gemma" in case or not STOCK[model_type].referenced
         assert_same_as_transformers(folder, tmp_path / "m.gguf", 2e-3 if loose else 1e-4)
+
+
+def test_bounds_of_yarn_that_llama_cpp_rounds(tmp_path):
+    """The file is compared with the model of rounded bounds; what the rounding changes is in the report."""
+    model_type, _, overrides = EQUAL["gpt_oss with exact bounds"]
+    folder = plain_checkpoint(tmp_path / "model", model_type, **overrides)
+    report = exported(folder, tmp_path / "m.gguf", quantisation="f32")
+    assert [row["left"] for row in report["comparisons"]] == [ROUNDED_YARN]
+    with torch.no_grad():
+        exact, rounded = (
+            AutoModelForCausalLM.from_pretrained(folder, rope_parameters=YARN | {"truncate": truncate}).eval()(
+                torch.tensor([AutoTokenizer.from_pretrained(folder)(TEXT)["input_ids"][:128]])
+            )
+            for truncate in (False, True)
+        )
+    kl = divergence(exact.logits[0], rounded.logits[0])
+    assert report["details"]["kl_of_rounded_yarn"] == pytest.approx(kl, rel=1e-3)
+    assert kl > 0.01
+    assert [note for note in report["notes"] if f"a KL of {kl:.2g} over the check's 128 tokens" in note]
+
+
+NARROW = {
+    "gpt_oss": (2, OSS | {"rope_parameters": YARN}),
+    "deepseek_v2": (4, LATENT),
+    "deepseek_v3": (4, DEEPSEEK3),
+    "glm4_moe": (2, {"moe_intermediate_size": 64}),
+    "glm4_moe_lite": (4, LATENT | QUERIES),
+}
+
+
+@pytest.mark.parametrize("model_type", NARROW)
+def test_narrow_experts_beside_wide_shared_ones(tmp_path, model_type):
+    """llama.cpp knows shared experts by a multiple of the others' width; zeros fill them up to the next one."""
+    groups, overrides = NARROW[model_type]
+    blocks = overrides.get("num_hidden_layers", 3)
+    dense = {"deepseek_v2": 1, "deepseek_v3": 2, "glm4_moe": 1, "glm4_moe_lite": 1}.get(model_type, 0)
+    rows = dict.fromkeys(range(dense, blocks), (4, groups, 40))
+    folder = pruned_checkpoint(tmp_path / "model", model_type, rows, **overrides)
+    report = exported(folder, tmp_path / "m.gguf", quantisation="q8_0")
+    exact = report["comparisons"][-2]
+    assert exact["right"] == "the file in llama.cpp"
+    assert exact["relative"] < 2e-5
+    assert report["notes"][0] == f"block {dense}: MLP padded with zeros, 40 → 64 channels"
 
 
 @pytest.mark.parametrize("more", [{}, PLAIN_GEMMA4], ids=["as E2B", "as 31B"])
@@ -197,7 +282,14 @@ def test_unequal_layers_of_gemma4(tmp_path, more):
 
 @pytest.mark.parametrize(
     ("case", "quantisation"),
-    [("gemma4 as E2B", "q8_0"), ("qwen3_5", "q4_k_m"), ("lfm2", "q8_0"), ("granitemoehybrid", "q8_0")],
+    [
+        ("gemma4 as E2B", "q8_0"),
+        ("qwen3_5", "q4_k_m"),
+        ("lfm2", "q8_0"),
+        ("granitemoehybrid", "q8_0"),
+        ("gpt_oss", "q4_k_m"),
+        ("deepseek_v3", "q8_0"),
+    ],
 )
 def test_quantised_hybrids(tmp_path, case, quantisation):
     """An unrounded file is checked before."""

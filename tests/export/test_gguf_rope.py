@@ -113,6 +113,7 @@ def gemma3(full, base=1e4):
         ("qwen3", None, LLAMA3, "which no architecture with normed queries and keys reads"),
         ("qwen3", MIXED, yarn(beta_slow=2.0), "which no architecture with normed queries and keys reads"),
         ("gemma", None, LLAMA3, "its rope scaling of the type llama3 has a divisor for every frequency"),
+        ("qwen3_moe", None, LLAMA3 | {"mlp_only_layers": []}, "a divisor for every frequency, which its architecture"),
         ("llama", None, PROPORTIONAL, "of the type proportional"),
         (
             "gemma3_text",

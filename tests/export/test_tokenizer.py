@@ -83,7 +83,14 @@ CASES = "It's HERE: don't CamelCaseWords, WE'RE 1234567 ok/\n\n  two  spaces\tan
 
 @pytest.mark.parametrize(
     ("name", "ignores_merges"),
-    [("llama-bpe", True), ("dbrx", False), ("qwen2", False), ("tekken", True), ("gpt-4o", False)],
+    [
+        ("llama-bpe", True),
+        ("dbrx", False),
+        ("qwen2", False),
+        ("tekken", True),
+        ("gpt-4o", False),
+        ("deepseek-v3", False),
+    ],
 )
 def test_a_byte_level_tokenizer_that_splits_by_a_pattern(tmp_path, name, ignores_merges):
     """It knows a word that no merges lead to: some tokenizers take it, others can't.
@@ -91,15 +98,15 @@ def test_a_byte_level_tokenizer_that_splits_by_a_pattern(tmp_path, name, ignores
     A tokenizer that is told its splitting by name, as when a GGUF file is read, finds the same tokens.
     """
     pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra llama-cpp")
-    pattern = next(regex for regex, known in PATTERNS.items() if name in (known, MERGED.get(known)))
+    patterns = next(regexes for regexes, known in PATTERNS.items() if name in (known, MERGED.get(known)))
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate([*alphabet, "er", "1", "12", "34", "Ġt", "HERE"])}
     merges = [("e", "r"), ("1", "2"), ("3", "4"), ("Ġ", "t")]
     inner = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=ignores_merges))
     named = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocab=vocabulary, merges=merges)))
     split_as_named(named, name)
-    split = pre_tokenizers.Split(Regex(pattern), "isolated")
-    inner.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
+    inner.pre_tokenizer = pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(False, use_regex=False)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner)
     folder = pruned_checkpoint(tmp_path / "model", "llama", {1: (2, 1, 64)}, tokenizer=tokenizer)
     report = export_model(folder, tmp_path / "m.gguf", to="gguf", quantisation="f32")

@@ -3,8 +3,6 @@
 Each works in a folder of its own, which is empty before; what it reads lies in another one, and nothing may change it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

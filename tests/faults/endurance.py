@@ -3,8 +3,6 @@
 `python -m tests.faults.endurance FOLDER [GENERATIONS] [RECOVERIES]` prints them along the way, as JSON.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -5,8 +5,6 @@ seeded choice. It prints a line for each command and for everything that is wron
 forks of this process, which has imported all that they need.
 """
 
-from __future__ import annotations
-
 # isort: split
 import os
 

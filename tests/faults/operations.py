@@ -5,8 +5,6 @@ reports most of it to audit hooks; writes go through files that are put in the p
 writing isn't Python's, through a function around it. An audit hook stays for good, so `watch` is for forked processes.
 """
 
-from __future__ import annotations
-
 import builtins
 import errno
 import io

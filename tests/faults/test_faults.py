@@ -3,8 +3,6 @@
 CI takes a seeded part on some commands; `make kills` takes hundreds on all of them (KILLS=all).
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

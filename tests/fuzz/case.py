@@ -1,7 +1,5 @@
 """A case of the corpus, and what cases write."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

@@ -4,8 +4,6 @@ A case writes its files into a folder and names the reader that is to meet them.
 errors. `ANY` cases, which are random damage, may also be harmless.
 """
 
-from __future__ import annotations
-
 import gzip
 import json
 import random

@@ -1,7 +1,5 @@
 """A tiny GGUF file made byte by byte, so that any of its numbers may be wrong."""
 
-from __future__ import annotations
-
 import struct
 from typing import Any
 

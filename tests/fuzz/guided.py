@@ -4,8 +4,6 @@
 `crash-HASH`, and ends with status 1. Further options go to libFuzzer.
 """
 
-from __future__ import annotations
-
 import contextlib
 import sys
 import tempfile

@@ -1,7 +1,5 @@
 """Hostile and damaged models: configurations, indexes, tokenizers and weights."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path

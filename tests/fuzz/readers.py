@@ -1,7 +1,5 @@
 """What each hostile input is given to: the functions that stand behind the commands, in this process."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

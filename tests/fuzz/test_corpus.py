@@ -3,8 +3,6 @@
 CI runs a part of the corpus that covers every kind of case; `make fuzz` runs all of it (FUZZ=all).
 """
 
-from __future__ import annotations
-
 import os
 import resource
 import shutil

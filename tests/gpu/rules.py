@@ -1,7 +1,5 @@
 """What CUDA would refuse of an operation, and what it would cost there. Names are those of ATen's schemas."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Candidates in training on the pretend device: one at a time, the CPU's losses, wherever the others' states are."""
 
-from __future__ import annotations
-
 import gc
 from collections.abc import Iterator
 from dataclasses import dataclass

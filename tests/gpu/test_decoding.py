@@ -1,7 +1,5 @@
 """Decoding as a CUDA graph: a step can be recorded, and its replays give the logits of a growing cache."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

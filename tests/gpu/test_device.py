@@ -1,7 +1,5 @@
 """The pretend device itself: it computes what a CPU does, refuses what CUDA would, and counts."""
 
-from __future__ import annotations
-
 import gc
 
 import pytest

@@ -1,7 +1,5 @@
 """Whole runs on the pretend device: no mixed devices, the results of the CPU, and no waiting in inner loops."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

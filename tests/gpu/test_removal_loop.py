@@ -1,7 +1,5 @@
 """The removal loop on a GPU: a step that a CUDA graph can record, and that a replay repeats."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from types import SimpleNamespace
 from unittest import mock

@@ -1,7 +1,5 @@
 """Models cut by hand, and what a recovery starts from, made once for each file."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """The pages in a real browser: nothing cut, nothing wider than the screen, no errors, and scripts that work."""
 
-from __future__ import annotations
-
 import struct
 import subprocess
 import sys

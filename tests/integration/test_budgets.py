@@ -1,7 +1,5 @@
 """Every kind of budget on tiny models, compared with the saved model."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
@@ -141,7 +139,7 @@ def test_a_speedup_is_met(tiny_folder, make_run, tmp_path, steady_machine, model
     assert plan.cost.unit == "nanoseconds"
 
 
-@pytest.mark.parametrize("model_type", ["llama", "qwen3_5_text", "lfm2", "gemma4_text", "glm4_moe"])
+@pytest.mark.parametrize("model_type", ["llama", "qwen3_5_text", "glm4_moe"])
 def test_real_clocks_run_too(tiny_folder, make_run, tmp_path, monkeypatch, model_type):
     """Times of so small a model are noise, so only the table's form is checked."""
     monkeypatch.setattr("darwinlm.stages.latency.POINTS", 2)

@@ -1,7 +1,5 @@
 """Losses that the database estimates: what they say, and what the search makes of them."""
 
-from __future__ import annotations
-
 import io
 
 import pytest
@@ -70,7 +68,7 @@ def test_experts_add_up(tiny_folder, make_run, tmp_path):
     losses = estimated_losses(found.plan.space, found.database.reader)
     assert losses is not None
     module = next(m for m in found.plan.space.modules if m.kind == "mlp")
-    (stored,) = found.database.reader._tensors(module.block, "mlp.1.losses")
+    stored = found.database.reader._curves(module.block)["mlp.1.losses"]
     assert stored.ndim == 2
     assert torch.isfinite(stored).all()
     whole = module.levels[-1]

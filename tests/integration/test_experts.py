@@ -1,7 +1,5 @@
 """Mixtures of experts: what reaches each expert, the channels that each loses, and how their checkpoints are stored."""
 
-from __future__ import annotations
-
 import copy
 import re
 import shutil
@@ -48,7 +46,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def built(folder, make_run, tmp_path_factory) -> tuple[PruningDatabase, list[BlockMoments], Tensor]:
     run = make_run(folder, tmp_path_factory.mktemp("built") / "out")
     texts = text_stage(run)
-    seen = list(stream_moments(stream_of(run, texts["calibration"])))
+    seen = list(stream_moments(stream_of(run, texts["calibration"].tokens)))
     return database_stage(run, texts), seen, texts["calibration"].tokens
 
 

@@ -20,11 +20,9 @@ from transformers import AutoModelForCausalLM
 
 from darwinlm.evaluation.divergence import DenseDistribution
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.decoder import Decoder
 from darwinlm.families.family import families
 from darwinlm.pipeline import run_stages
 from darwinlm.search.evaluate.fitness import Fitness
-from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.surgery.stitch import block_parameters, stitch
 
 
@@ -50,9 +48,7 @@ def test_any_allocation_is_the_masked_dense_model_and_weighs_what_was_predicted(
 def test_the_search_sees_what_is_stitched(whole):
     """Above all where a sub-layer is gone between a norm before and one after it, which then gets zeros."""
     tokens = whole.texts["fitness"].tokens
-    placed = PlacedModules(
-        Decoder(whole.checkpoint.load(torch.float32), whole.checkpoint.family), whole.reader, whole.plan.space
-    )
+    placed = whole.placed()
     fitness = Fitness(placed, tokens, batch_tokens=96)
     dense = DenseDistribution(logits(whole.checkpoint.load(torch.float32), tokens).flatten(0, 1))
     for allocation in (*whole.random_allocations(2, seed=2), tuple(0 for _ in whole.plan.space.modules)):
@@ -63,9 +59,7 @@ def test_the_search_sees_what_is_stitched(whole):
 def test_a_candidate_near_the_base_is_run_from_its_first_change_on(whole):
     """Or from the last block whose keys and values later ones reuse."""
     tokens = whole.texts["fitness"].tokens
-    placed = PlacedModules(
-        Decoder(whole.checkpoint.load(torch.float32), whole.checkpoint.family), whole.reader, whole.plan.space
-    )
+    placed = whole.placed()
     fitness = Fitness(placed, tokens, batch_tokens=96)
     base = whole.random_allocations(2, seed=3)[0]
     last = max(i for i, module in enumerate(whole.plan.space.modules) if len(module.levels) > 1)

@@ -1,28 +1,18 @@
 """Search with gradients: it lowers the loss, keeps the budget, shrinks its steps, and resumes."""
 
-from __future__ import annotations
-
 import itertools
-import math
-import random
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from tests.tiny.searching import searched, state_of, timeless
+from tests.tiny.searching import placed_in, searched, state_of, timeless
 
-from darwinlm.errors import NumericsError
-from darwinlm.families.decoder import Decoder
 from darwinlm.pipeline import run_stages
 from darwinlm.search.evaluate.fitness import Fitness
-from darwinlm.search.evaluate.modules import PlacedModules
-from darwinlm.search.evolve import evolution
 from darwinlm.search.evolve.state import SearchState
 from darwinlm.search.problem.knapsack import solve_knapsack
-from darwinlm.stages.database import database_stage
 from darwinlm.stages.plan import plan_stage
-from darwinlm.stages.text import text_stage
 
 SETTINGS = ("search.generations=6", "search.stages=[{tokens: 64, survivors: 2}, {tokens: 256, survivors: 1}]")
 """Windows of two sequences, four of them."""
@@ -85,64 +75,10 @@ def test_an_interrupted_search_ends_where_an_uninterrupted_one_does(
     assert timeless(state_of(folder)) == timeless(state_of(finished[1]))
 
 
-def test_after_generations_without_gain_steps_shrink_and_the_level_switch_joins(
-    folder, tiny_llama, make_run, monkeypatch
-):
-    """Every child is made worse than its parent."""
-    first, longest = [], []
-    switch, measured = evolution.level_switch, Fitness.kl_on
-
-    def solved(parent, surrogate, problem, *, strengths, slope_parts):
-        first.append(strengths[0])
-        return [switch(parent, problem.cost.costs, problem.budget, random.Random(len(first)), step=0.5)]
-
-    def switched(parent, costs, budget, rng, *, step, seen):
-        longest.append(step)
-        return switch(parent, costs, budget, rng, step=step, seen=seen)
-
-    def kl_on(self, allocations, window):
-        return [loss + 10 * (place > 0) for place, loss in enumerate(measured(self, allocations, window))]
-
-    monkeypatch.setattr(evolution, "solved_children", solved)
-    monkeypatch.setattr(evolution, "level_switch", switched)
-    monkeypatch.setattr(Fitness, "kl_on", kl_on)
-    found = searched(make_run(tiny_llama, folder, *SETTINGS, "search.generations=5"))
-    history = found.search.record["history"]
-    assert not any(entry["improved"] for entry in history)
-    assert first[-1] == pytest.approx(evolution.SHRINK**2 * first[0])
-    assert first[evolution.PATIENCE] == first[0]
-    steps = sorted(set(longest), reverse=True)
-    expected = [evolution.LONGEST / evolution.SHRINK, evolution.LONGEST / evolution.SHRINK**2]
-    assert steps == pytest.approx(expected), "the first three generations are solved for alone"
-    assert found.search.record["kl"] == found.search.record["start_kl"]
-
-
-def test_what_looks_better_on_a_window_alone_is_not_taken(folder, tiny_llama, make_run, monkeypatch):
-    measured = Fitness.kl_on
-
-    def kl_on(self, allocations, window):
-        losses = measured(self, allocations, window)
-        sign = -1 if window != (0, self.n_sequences) else 1
-        return [loss + sign * 10 * (place > 0) for place, loss in enumerate(losses)]
-
-    monkeypatch.setattr(Fitness, "kl_on", kl_on)
-    found = searched(make_run(tiny_llama, folder, *SETTINGS))
-    assert list(found.search.allocation) == state_of(folder)["seen"][0]
-
-
-def test_a_parent_that_overflows_is_named(folder, tiny_llama, make_run, monkeypatch):
-    monkeypatch.setattr(Fitness, "kl_on", lambda self, allocations, window: [math.inf] * len(allocations))
-    monkeypatch.setattr(Fitness, "kl", lambda self, allocation, n_tokens: 1.0)
-    with pytest.raises(NumericsError, match=r"the best allocation's values aren't finite: try compute\.dtype=float32"):
-        run_stages(make_run(tiny_llama, folder, *SETTINGS), "search")
-
-
 @pytest.fixture
 def fitness(folder, tiny_llama, make_run):
     run = make_run(tiny_llama, folder, *SETTINGS)
-    texts, plan = text_stage(run), plan_stage(run)
-    model = run.checkpoint.load(torch.float64)
-    placed = PlacedModules(Decoder(model, run.checkpoint.family), database_stage(run, texts).reader, plan.space)
+    plan, (placed, texts) = plan_stage(run), placed_in(run, torch.float64)
     losses = [[float(level) for level in range(len(module.levels))] for module in plan.space.modules]
     small = solve_knapsack(losses, plan.cost.costs, plan.budget.lower, plan.budget.upper, words=plan.budget.words)
     return Fitness(placed, texts["fitness"].tokens[:7], batch_tokens=64), small

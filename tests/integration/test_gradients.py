@@ -1,7 +1,5 @@
 """Output gradients that go back block by block, against automatic differentiation of the whole model."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from tests.tiny.checkpoint import tiny_checkpoint

@@ -1,7 +1,5 @@
 """Models whose layers differ: equal to the masked dense model, saved and loaded, in every variant of their families."""
 
-from __future__ import annotations
-
 import copy
 import json
 import pickle

@@ -1,7 +1,5 @@
 """Models whose layers differ, at home in everything transformers and its neighbours do with a model."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest
@@ -19,6 +17,11 @@ from darwinlm.families.family import family_of
 def plan(request: pytest.FixtureRequest, dense) -> list[Kept]:
     """The plans in which something is odd beyond sizes."""
     return plan_for(dense.config.model_type, request.param)
+
+
+@pytest.fixture(params=["no attention first", "query heads"], scope="module")
+def odd(request, dense) -> torch.nn.Module:
+    return cut(dense, plan_for(dense.config.model_type, request.param))
 
 
 def test_cached_equals_uncached(pruned):
@@ -83,17 +86,17 @@ def test_left_padding(pruned):
     assert torch.equal(both[:, 5:], alone)
 
 
-def test_eager_equals_sdpa_and_the_choice_reaches_every_layer(pruned):
-    ids, model = tokens(), copy.deepcopy(pruned)
+def test_eager_equals_sdpa_and_the_choice_reaches_every_layer(odd):
+    ids, model = tokens(), copy.deepcopy(odd)
     if model.config._attn_implementation == "eager":  # Gemma 2, gpt-oss
         pytest.skip("only eager attention caps the scores or has sinks")
     assert model.config._attn_implementation == "sdpa"
     model.set_attn_implementation("eager")
-    near(logits(model, ids), logits(pruned, ids), model)
+    near(logits(model, ids), logits(odd, ids), model)
     attentions = [m for m in model.modules() if hasattr(m, "q_proj") or hasattr(m, "qkv_proj")]
     used = {module.config._attn_implementation for module in attentions}
     assert used == {"eager"}
-    assert pruned.config._attn_implementation == "sdpa"
+    assert odd.config._attn_implementation == "sdpa"
 
 
 def test_intermediate_outputs(plan, pruned):
@@ -109,11 +112,11 @@ def test_intermediate_outputs(plan, pruned):
             assert torch.equal(output.hidden_states[i], output.hidden_states[i + 1])
 
 
-def test_gradient_checkpointing(pruned):
+def test_gradient_checkpointing(odd):
     ids = tokens()
     gradients = []
     for checkpointing in (False, True):
-        model = copy.deepcopy(pruned).train()
+        model = copy.deepcopy(odd).train()
         if checkpointing:
             newer = hasattr(model, "activation_checkpointing_enable")
             model.activation_checkpointing_enable() if newer else model.gradient_checkpointing_enable()
@@ -123,11 +126,6 @@ def test_gradient_checkpointing(pruned):
         gradients.append({name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad})
     assert all(gradient is not None for gradient in gradients[0].values())
     torch.testing.assert_close(gradients[1], gradients[0])
-
-
-@pytest.fixture(params=["no attention first", "query heads"], scope="module")
-def odd(request, dense) -> torch.nn.Module:
-    return cut(dense, plan_for(dense.config.model_type, request.param))
 
 
 def test_another_element_type(odd, tmp_path):

@@ -1,7 +1,5 @@
 """Models whose layers differ, loaded in the ways that transformers and accelerate offer, edited, and saved again."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """The notebooks of the documentation run as they are, on a tiny model in place of the one in their first cell."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The whole pipeline with other recipes, budgets and ways to call it."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
@@ -17,17 +15,14 @@ from darwinlm.pipeline import run_stages
 @pytest.mark.parametrize(
     "assignment",
     [
-        "search.method=paper",
         "refit.tokens=0",
         "compute.dtype=bfloat16",
         "export.dtype=bfloat16",
-        "search.minutes=0.000001",
         "search.stages=[{tokens: 33, survivors: 1}]",
         "text.sequence_length=17",
         "compute.batch_tokens=1",
         "units.mlp_multiple=40",
         "units.attention=group_heads",
-        "units.levels=paper",
         "search.generations=60",
     ],
 )

@@ -1,7 +1,5 @@
 """The whole pipeline on tiny random models, against masked dense models and least squares."""
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Callable
@@ -18,14 +16,13 @@ from darwinlm.calibration.moments import SecondMoment
 from darwinlm.calibration.stream import output_projection, stream_moments
 from darwinlm.database.order import damp
 from darwinlm.export.hf import save_model
-from darwinlm.families.decoder import Decoder
 from darwinlm.pipeline import run_stages
 from darwinlm.run import Run
 from darwinlm.search.evaluate.fitness import Fitness
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.propose.start import uniform_allocations
 from darwinlm.stages.database import stream_of
-from darwinlm.surgery.stitch import block_parameters, stitch
+from darwinlm.surgery.stitch import stitch
 
 CASES = [("llama", "kv_group"), ("llama", "lattice"), ("qwen2", "query_head")]
 
@@ -68,7 +65,7 @@ def test_the_database_is_direct_least_squares(whole):
     """Weights and errors of a few levels of every module, solved anew on the same second moments."""
     reader = whole.reader
     modules = {(module.block, module.kind): module for module in reader.modules}
-    for seen in stream_moments(stream_of(whole.run, whole.texts["calibration"])):
+    for seen in stream_moments(stream_of(whole.run, whole.texts["calibration"].tokens)):
         for kind in whole.checkpoint.family.kinds:
             H = damp(seen.moments[kind].double())
             W = reader.dense_weight(seen.block, kind).double()
@@ -101,7 +98,7 @@ def test_the_block_stream_sees_what_hooks_on_the_whole_model_see(whole):
             output.register_forward_pre_hook(lambda _, inputs, to=moment: to.add(inputs[0]))
     for rows in torch.split(tokens, 5):  # another batch size than the stream's
         logits(model, rows)
-    for seen in stream_moments(stream_of(whole.run, whole.texts["calibration"])):
+    for seen in stream_moments(stream_of(whole.run, whole.texts["calibration"].tokens)):
         for kind, found in seen.moments.items():
             expected = moments[seen.block, kind]
             assert expected.count == tokens.numel()
@@ -110,8 +107,7 @@ def test_the_block_stream_sees_what_hooks_on_the_whole_model_see(whole):
 
 @pytest.fixture
 def placed(whole) -> PlacedModules:
-    model = whole.checkpoint.load(torch.float32)
-    return PlacedModules(Decoder(model, whole.checkpoint.family), whole.reader, whole.plan.space)
+    return whole.placed()
 
 
 def test_fitness_from_the_first_changed_block_is_fitness_from_the_start(whole, placed):
@@ -173,32 +169,6 @@ def test_the_dense_model_comes_back_after_candidates(whole, placed):
     assert torch.equal(logits(placed.decoder.model, tokens), before)
 
 
-def test_the_budget_is_met(whole):
-    budget = whole.plan.budget
-    tolerance = whole.run.recipe.budget.tolerance
-    final = AutoModelForCausalLM.from_pretrained(whole.run.folder / "model")
-    counted = block_parameters(final, whole.checkpoint.family.layers)
-    assert counted == whole.plan.space.params(whole.search.allocation)
-    assert counted <= budget.upper <= 0.6 * whole.plan.space.params(whole.plan.space.dense)
-    reported = whole.summary.budget
-    assert reported.block_params == counted
-    assert 0 <= reported.unused <= tolerance + 1e-9
-    for name in ("stitched", "refit"):
-        assert whole.summary.models[name].block_params == counted
-    assert whole.summary.models["uniform"].block_params <= budget.upper
-
-
-def test_the_search_never_gets_worse_and_counts_what_it_did(whole):
-    record = whole.search.record
-    losses = [generation["kl"] for generation in record["history"]]
-    assert losses == sorted(losses, reverse=True)
-    assert record["kl"] == losses[-1]
-    assert [generation["number"] for generation in record["history"]] == list(range(len(losses)))
-    evaluations = [generation["evaluations"] for generation in record["history"]]
-    assert evaluations == sorted(evaluations)
-    assert record["evaluations"] == evaluations[-1]
-
-
 def test_the_summary_describes_the_saved_layers(whole):
     model = AutoModelForCausalLM.from_pretrained(whole.run.folder / "model")
     for row, block in zip(whole.summary.allocation, model.model.layers, strict=True):
@@ -218,8 +188,7 @@ def test_the_summary_describes_the_saved_layers(whole):
 def test_equal_layers_are_saved_as_the_plain_class(whole, tmp_path):
     if whole.run.recipe.units.attention == "query_head":
         pytest.skip("its layers are equal in number of heads, but hardly in which ones")
-    families = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-    model_type = whole.checkpoint.config.model_type
+    plain = type(whole.checkpoint.load(torch.float32)).__name__
     tokens = whole.texts["evaluation"].tokens[:2]
     tried = 0
     for number, allocation in enumerate(uniform_allocations(whole.plan)):
@@ -227,33 +196,15 @@ def test_equal_layers_are_saved_as_the_plain_class(whole, tmp_path):
         if not all(level.width for level in levels):
             continue
         tried += 1
-        model = stitch(whole.reader, allocation)
-        folder = tmp_path / str(number)
+        model, folder = stitch(whole.reader, allocation), tmp_path / str(number)
         save_model(model, folder)
         config = json.loads((folder / "config.json").read_text())
-        assert config["model_type"] == model_type
-        assert config["architectures"] == [families[model_type]]
-        assert "auto_map" not in config
-        assert "per_layer_config" not in config
+        assert config["architectures"] == [plain]
+        assert not {"auto_map", "per_layer_config"} & config.keys()
         assert not (folder / "modeling_darwinlm.py").exists()
-        assert config["num_key_value_heads"] == levels[0].groups
-        assert config["intermediate_size"] == levels[1].width
+        assert (config["num_key_value_heads"], config["intermediate_size"]) == (levels[0].groups, levels[1].width)
         loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        assert type(loaded).__name__ == families[model_type]
+        assert type(loaded).__name__ == plain
         assert torch.equal(logits(loaded, tokens), logits(model, tokens))
         assert_equal_logits(model, masked(whole.reader, allocation), tokens)
     assert tried
-
-
-def test_a_model_with_sub_layers_gone_is_a_valid_input(whole, make_run, tmp_path):
-    allocation = whole.random_allocations(1)[0]
-    save_model(stitch(whole.reader, allocation), tmp_path / "first", tokenizer=whole.checkpoint.tokenizer())
-    run = make_run(tmp_path / "first", tmp_path / "out", keep="70%")
-    summary = run_stages(run, "report").report
-    assert summary.budget.dense_block_params == whole.plan.space.params(allocation)
-    gone = [row for row in summary.allocation if row.heads == 0]
-    assert {row.block for row in gone} >= {0, 1}, "what is gone stays gone"
-    second = opened(run, summary)
-    tokens = second.texts["evaluation"].tokens
-    small = second.stitched.checkpoint.load(torch.float32)
-    assert_equal_logits(small, masked(second.reader, second.search.allocation), tokens)

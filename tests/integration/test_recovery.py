@@ -1,7 +1,5 @@
 """Recovery: training, resuming after a kill, stopping on divergence, and several processes."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal
@@ -10,9 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tests.tiny.recovering import Stopped, losses, recover_tiny
 from transformers import AutoModelForCausalLM
@@ -20,9 +16,8 @@ from transformers import AutoModelForCausalLM
 from darwinlm import artifact
 from darwinlm.artifact import read_json
 from darwinlm.console import Reporter
-from darwinlm.errors import NumericsError, StorageError
+from darwinlm.errors import NumericsError
 from darwinlm.pipeline import run_stages
-from darwinlm.recovery.schedule import rate_share
 from darwinlm.recovery.train import _Training
 from darwinlm.report.summary import read_summary
 from darwinlm.runs.recovery import recover
@@ -88,20 +83,6 @@ def test_it_brings_the_model_nearer_to_the_dense_one(whole, inputs):
     assert not (out / WORK).exists()
     assert not list(out.rglob("*.pt")), "nothing is a pickle"
     AutoModelForCausalLM.from_pretrained(out / "model")
-
-
-def test_rates_are_those_of_the_schedule(whole):
-    """Three of twelve steps are warm-up, the first with a quarter of the rate; a cosine follows."""
-    rates = [point.learning_rate for point in whole[1].recovery.log if point.loss is not None]
-    assert rates == pytest.approx([0.003 * rate_share(12, step) for step in range(12)])
-    assert rates[0] == pytest.approx(0.003 / 4)
-
-
-def test_embedding_and_head_can_stay_as_they_are(inputs, tmp_path):
-    recover_tiny(*inputs, tmp_path / "out", "recovery.embeddings=false")
-    before, after = load_file(inputs[0] / "model.safetensors"), weights(tmp_path / "out")
-    same = {name for name, tensor in after.items() if torch.equal(before[name], tensor)}
-    assert same == {name for name in after if "embed_tokens" in name or "lm_head" in name} != set()
 
 
 def test_the_same_call_again_reuses_it(whole, inputs, tmp_path, monkeypatch):
@@ -192,15 +173,12 @@ def test_a_recovery_that_was_killed_ends_like_one_that_was_not(inputs, whole, tm
     assert summary.recovery.log == whole[1].recovery.log
 
 
-FILES = ["weights.safetensors", "state.json", "manifest.json"]
-
-
-@pytest.mark.parametrize("file", FILES)
-def test_a_kill_while_saving_leaves_the_checkpoint_before(inputs, whole, tmp_path, monkeypatch, file):
+def test_a_kill_while_saving_leaves_the_checkpoint_before(inputs, whole, tmp_path, monkeypatch):
+    """All but the manifest of the second one is written."""
     original, seen = artifact.write_atomically, []
 
     def killed(path, write):
-        seen.extend([path] if path.parent.name == "partial" and path.name == file else [])
+        seen.extend([path] if path.parent.name == "partial" and path.name == "manifest.json" else [])
         if len(seen) == 2:
             raise Stopped
         original(path, write)
@@ -214,21 +192,6 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before(inputs, whole, tmp_pat
     summary = recover_tiny(*inputs, tmp_path / "out")
     assert_same(weights(tmp_path / "out"), weights(whole[0]))
     assert summary.recovery.log == whole[1].recovery.log
-
-
-def test_a_full_disk_while_saving_is_one_message_and_keeps_the_checkpoint_before(inputs, tmp_path, monkeypatch):
-    original, seen = safetensors.torch.save_file, []
-
-    def full(tensors, path, **more):
-        seen.extend([path] if path.parent.name == "partial" else [])
-        if len(seen) == 5:
-            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-        original(tensors, path, **more)
-
-    monkeypatch.setattr(safetensors.torch, "save_file", full)
-    with pytest.raises(StorageError, match=r"first_moments.safetensors: the disk is full.*finished work is kept"):
-        recover_tiny(*inputs, tmp_path / "out")
-    assert [path.name for path in (tmp_path / "out" / WORK / "training").glob("*")] == ["checkpoint-4"]
 
 
 @pytest.mark.parametrize("change", ["nothing", "seed"])

@@ -1,7 +1,5 @@
 """Recoveries that can't end well are refused before they train."""
 
-from __future__ import annotations
-
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -87,13 +85,17 @@ def test_a_checkpoint_of_another_recovery(interrupted, refused, tmp_path):
     [
         ("recovery.tokens=0", RecipeError, "recovery.tokens is 0: say how many"),
         ("recovery.tokens=many", RecipeError, "recovery.tokens: .*'many'"),
-        ("recovery.tokens=20", RecipeError, "tokens is 20, but a step has a sequence of 32 tokens for each of 1 proc"),
+        (
+            "recovery.tokens=20",
+            RecipeError,
+            "tokens is 20, too few for one step, which takes a sequence of 32 tokens for each of 1 proc",
+        ),
         ("recovery.tokens=100k", DataError, "is too short: training needs 99840 tokens.*recovery.epochs"),
         ("text.sequence_length=512", RecipeError, "text.sequence_length is 512, but .* allows 256"),
         ("recovery.distillation=1.5", RecipeError, "recovery.distillation: .*less than or equal to 1"),
         ("recovery.batch_tokens=500", RecipeError, r"recovery.batch_tokens is 500.*multiple of 32"),
         ("recovery.cross_entropy=1", RecipeError, "unknown field 'recovery.cross_entropy'"),
-        ("rounds=[50%,75%]", RecipeError, "rounds: shares must fall"),
+        ("rounds=[50%,75%]", RecipeError, "rounds: shares must decrease"),
         ("rounds=[75%,60%] budget.keep=50%", RecipeError, "budget.keep is 50%, but rounds end at 60%"),
         ("recovery.sharding=fsdp recovery.lora_rank=4", RecipeError, "shards trained weights, not .*lora_rank=4"),
     ],
@@ -128,4 +130,4 @@ def test_a_run_that_is_not_finished(refused, finished_llama, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     shutil.copy(finished_llama / "darwinlm.json", folder)
-    refused(ModelError, "holds no finished model: rerun the same", small=folder)
+    refused(ModelError, "isn't finished: it holds no exported model", small=folder)

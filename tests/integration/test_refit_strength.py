@@ -1,7 +1,5 @@
 """The interpolation factor between stitched and fitted weights."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from tests.tiny.whole import opened

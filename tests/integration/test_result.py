@@ -1,7 +1,5 @@
 """What `darwinlm.prune` hands back: the model, its answers, its allocation, and a few lines for a notebook."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """All parts of the script for the published comparison, on a tiny model; a rerun reuses everything."""
 
-from __future__ import annotations
-
 import importlib.util
 import sys
 from pathlib import Path
@@ -37,8 +35,7 @@ def runner(monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path) ->
     def run(line: list[str], *, check: bool) -> None:
         assert check
         assert line[:3] == [sys.executable, "-m", "darwinlm.cli"]
-        ended = command(*line[3:])
-        assert ended.code == 0, ended.err
+        command(*line[3:]).succeeded()
 
     monkeypatch.setattr(module.subprocess, "run", run)
     paper = tmp_path / "paper.yaml"

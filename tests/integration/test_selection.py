@@ -1,7 +1,5 @@
 """Training-aware selection, compared with plain PyTorch."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 
@@ -12,12 +10,11 @@ from tests.tiny.whole import Whole
 from torch.nn import functional
 
 from darwinlm.errors import TimeLimitError
-from darwinlm.families.decoder import Absent, Decoder
+from darwinlm.families.decoder import Absent
 from darwinlm.pipeline import run_stages
 from darwinlm.recipe import TrainingSettings
 from darwinlm.search.evaluate.clock import Clock
 from darwinlm.search.evaluate.fitness import Fitness
-from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.evaluate.student import LowRank, Student
 from darwinlm.search.evaluate.training import CandidateTrainer
 from darwinlm.stages.database import database_stage
@@ -48,12 +45,9 @@ def bench(folder, tiny_llama, make_run):
     """The run's results, the placed modules and the fitness."""
     run = make_run(tiny_llama, folder, TEXT)
     texts, plan = text_stage(run), plan_stage(run)
-    database = database_stage(run, texts)
-    placed = PlacedModules(
-        Decoder(run.checkpoint.load(torch.float32), run.checkpoint.family), database.reader, plan.space
-    )
-    fitness = Fitness(placed, texts["fitness"].tokens, batch_tokens=128)
-    return Whole(run, {}, texts, plan, database, None, None, None), placed, fitness
+    whole = Whole(run, {}, texts, plan, database_stage(run, texts), None, None, None)
+    placed = whole.placed()
+    return whole, placed, Fitness(placed, texts["fitness"].tokens, batch_tokens=128)
 
 
 def trainer_of(bench, settings=FAST):

@@ -1,7 +1,5 @@
 """What DeepSeek, GLM and gpt-oss have beside experts: shared ones, corrected scores, packed weights, more blocks."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

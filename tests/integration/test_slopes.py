@@ -1,25 +1,18 @@
 """First-order losses of all levels around an allocation, against finite differences of the loss itself."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
 import torch
-from tests.tiny.searching import state_of
+from tests.tiny.searching import placed_in, state_of
 from torch import nn
 
 from darwinlm.errors import NumericsError, TimeLimitError
-from darwinlm.families.decoder import Decoder
 from darwinlm.pipeline import run_stages
 from darwinlm.search.evaluate.clock import Clock
-from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.predict.curvature import removed_together
 from darwinlm.search.predict.gradients import Gradients
 from darwinlm.search.predict.surrogate import first_order
-from darwinlm.stages.database import database_stage
-from darwinlm.stages.plan import plan_stage
-from darwinlm.stages.text import text_stage
 
 STEP = 1e-3
 
@@ -48,10 +41,7 @@ class Mixed(nn.Module):
 def bank_of(make_run, model, folder, *settings):
     # Experts' products exist in single precision at most.
     dtype = torch.float32 if "moe" in model.name else torch.float64
-    run = make_run(model, folder, *settings)
-    texts, plan = text_stage(run), plan_stage(run)
-    reader = database_stage(run, texts).reader
-    placed = PlacedModules(Decoder(run.checkpoint.load(dtype), run.checkpoint.family), reader, plan.space)
+    placed, texts = placed_in(make_run(model, folder, *settings), dtype)
     return placed, texts["fitness"].tokens[:4]
 
 

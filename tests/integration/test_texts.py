@@ -1,7 +1,5 @@
 """The text of runs: blocks begin with bos, passages come again, documents come from everywhere, short text is cut."""
 
-from __future__ import annotations
-
 import io
 from functools import partial
 
@@ -18,10 +16,9 @@ from darwinlm.artifact import read_json
 from darwinlm.console import Reporter
 from darwinlm.data import document_hash, split_documents
 from darwinlm.data.looking_back import ordinary_tokens, with_repeats
-from darwinlm.errors import DataError, RecipeError
+from darwinlm.errors import DataError
 from darwinlm.evaluation.text import pack
 from darwinlm.pipeline import run_stages
-from darwinlm.recipe import load_recipe
 from darwinlm.stages import recover
 from darwinlm.stages.text import text_stage
 
@@ -111,11 +108,6 @@ def test_what_is_trained_on_has_the_share_too(tiny_llama, tmp_path, monkeypatch,
     assert sum(each >= 4 for each in repeated) / len(repeated) == pytest.approx(1 if share else 0, abs=0.35)
 
 
-def test_more_than_half_is_refused(tiny_llama):
-    with pytest.raises(RecipeError, match=r"text.looking_back.* 0\.5"):
-        load_recipe(None, ("text.looking_back=0.6",), {"model": str(tiny_llama), "budget.keep": "60%"})
-
-
 ASKED = ("text.evaluation_tokens=1024",)
 
 
@@ -200,12 +192,6 @@ def test_enough_text_is_not_called_short(make_run, tiny_llama, tmp_path):
     console = Console(record=True, width=200, file=io.StringIO())
     text_stage(make_run(tiny_llama, tmp_path / "out", reporter=Reporter(console)))
     assert "is short" not in console.export_text()
-
-
-def test_less_than_a_block_for_each_purpose_is_refused(tiny_llama, make_run, tmp_path):
-    (tmp_path / "short.txt").write_text("the river runs under the stone")
-    with pytest.raises(DataError, match=r"short\.txt has [\d,]+ tokens, less than a block of \d+ for each"):
-        text_stage(make_run(tiny_llama, tmp_path / "out", text=tmp_path / "short.txt"))
 
 
 def test_text_for_training_candidates_is_not_shortened(tiny_llama, make_run, sixty, tmp_path):

@@ -1,7 +1,5 @@
 """A run with a smaller vocabulary: the same logits for kept tokens, and a model that every later command takes."""
 
-from __future__ import annotations
-
 import json
 import re
 
@@ -101,7 +99,7 @@ def test_the_report_says_what_the_vocabulary_cost(finished):
 def test_a_finished_run_is_reused(dense, settings, finished, make_run):
     run = make_run(dense, finished, *settings, keep=None)
     run_stages(run, "text")
-    assert [(stage["name"], stage["reused"]) for stage in run.timings] == [("vocabulary", True), ("text", True)]
+    assert [(stage.name, stage.reused) for stage in run.timings] == [("vocabulary", True), ("text", True)]
 
 
 def test_it_loads_without_our_package(finished, tmp_path):
@@ -133,8 +131,7 @@ def test_later_commands_take_it(command, dense, finished, tmp_path, tiny_text_fi
 
 def test_recovery_learns_from_the_dense_model_with_the_same_tokens(command, dense, finished, tmp_path, tiny_text_file):
     out = tmp_path / "recovered"
-    ended = command("recover", finished, "--tokens", 512, "--out", out, "--set", "recovery.batch_tokens=256")
-    assert ended.code == 0, ended
+    command("recover", finished, "--tokens", 512, "--out", out, "--set", "recovery.batch_tokens=256").succeeded()
     summary = read_summary(out / "summary.json")
     assert summary.dense.params == summary.vocabulary.params
     assert read_json(out / "model" / "config.json")["vocab_size"] == SIZE
@@ -142,8 +139,7 @@ def test_recovery_learns_from_the_dense_model_with_the_same_tokens(command, dens
 
 def test_a_comparison_has_one_vocabulary(command, dense, tiny_text_file, tmp_path):
     settings, out = sets((*SETTINGS, "vocabulary=320")), tmp_path / "compared"
-    ended = command("compare", dense, "--text", tiny_text_file, "--out", out, "--methods", "magnitude", *settings)
-    assert ended.code == 0, ended
+    command("compare", dense, "--text", tiny_text_file, "--out", out, "--methods", "magnitude", *settings).succeeded()
     rows = read_json(out / "comparison.json")["rows"]
     assert {row["method"] for row in rows} == {"dense", "magnitude"}
     figures = VocabularyFigures.model_validate(read_json(out / "stages" / "vocabulary" / "figures.json"))
@@ -184,8 +180,7 @@ def test_too_little_text_is_refused(dense, tmp_path, make_run):
 
 def test_the_command_takes_a_share(command, dense, tiny_text_file, tmp_path):
     common = ("prune", dense, "--text", tiny_text_file, "--out", tmp_path / "out", "--until", "vocabulary")
-    ended = command(*common, *sets(SETTINGS), "--vocab", "70%")
-    assert ended.code == 0, ended
+    ended = command(*common, *sets(SETTINGS), "--vocab", "70%").succeeded()
     assert re.search(r"320 of 433 tokens kept; held-out text takes [\d.]+% more tokens", ended.out)
     command(*common, "--vocab", "0").refused("vocabulary", "greater than 0")
     command(*common, "--vocab", "5 apples").refused("vocabulary", "50% or 24k")
@@ -194,8 +189,7 @@ def test_the_command_takes_a_share(command, dense, tiny_text_file, tmp_path):
 def test_sizes_of_a_sweep_share_the_vocabulary(command, dense, tiny_text_file, tmp_path):
     out = tmp_path / "out"
     common = ("prune", dense, "--text", tiny_text_file, "--out", out, "--until", "plan", *sets(SETTINGS))
-    ended = command(*common, "--vocab", "320", "--keep", "75%,50%")
-    assert ended.code == 0, ended
+    ended = command(*common, "--vocab", "320", "--keep", "75%,50%").succeeded()
     assert ended.out.count("tokens kept") == 1
     assert not (out / "keep-50" / "stages" / "vocabulary").exists()
     assert read_json(out / "keep-50" / "stages" / "plan" / "key.json")["config"]["vocab_size"] == SIZE

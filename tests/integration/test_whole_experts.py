@@ -1,7 +1,5 @@
 """Whole experts: a mixture without them, of the family's plain class where every block keeps as many."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -124,7 +122,7 @@ def test_a_run_over_whole_experts_keeps_its_budget_and_its_widths(folder, make_r
 @torch.no_grad()
 def test_scores_are_those_of_a_loop_over_tokens(built):
     run, texts, reader = built
-    found = expert_scores(stream_of(run, texts["calibration"]))
+    found = expert_scores(stream_of(run, texts["calibration"].tokens))
     model = reader.checkpoint.load(torch.float32)
     seen = []
     mlp = model.model.layers[2].mlp
@@ -183,4 +181,4 @@ def test_rankings_of_experts_need_experts_that_may_go(built, tiny_llama, make_ru
         equal_experts(Problem(narrow, parameter_costs(narrow), Budget(0, narrow.params(narrow.dense) // 2)))
     run = make_run(tiny_llama, tmp_path / "out")
     with pytest.raises(FamilyError, match="this model has no mixture of experts"):
-        expert_scores(stream_of(run, text_stage(run)["calibration"]))
+        expert_scores(stream_of(run, text_stage(run)["calibration"].tokens))

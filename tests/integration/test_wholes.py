@@ -1,7 +1,5 @@
 """Models with a vision tower: their text part is pruned, and everything else is as it was."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

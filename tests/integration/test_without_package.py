@@ -1,7 +1,5 @@
 """A saved model needs transformers and nothing of ours: it loads and generates where darwinlm can't be imported."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

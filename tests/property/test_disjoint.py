@@ -1,7 +1,5 @@
 """What must hold for any text: disjoint purposes, the same result twice, assignment by document alone."""
 
-from __future__ import annotations
-
 import random
 
 import torch

@@ -1,7 +1,5 @@
 """Level switches: every child is new, keeps the budget exactly and is a neighbour that exists."""
 
-from __future__ import annotations
-
 import random
 
 import pytest

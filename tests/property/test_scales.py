@@ -1,7 +1,5 @@
 """Errors are 0 at full width and never increase with more units, whatever the inputs are; else one clear refusal."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given, settings

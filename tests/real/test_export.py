@@ -1,7 +1,5 @@
 """The demo's model with layers of different sizes, in the real llama.cpp: as good on text as in PyTorch."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The demo's model, SmolLM2-135M, with a smaller recipe: minutes on two cores, and the order of results that counts."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

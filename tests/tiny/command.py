@@ -22,6 +22,11 @@ class Ended:
     out: str
     err: str
 
+    def succeeded(self) -> Ended:
+        """It ended with status 0."""
+        assert self.code == 0, self
+        return self
+
     def refused(self, *parts: str) -> None:
         """It ended with status 2 and one message on stderr that holds all the parts."""
         assert self.code == 2, self

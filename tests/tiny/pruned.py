@@ -76,8 +76,8 @@ def randomised(model: Any, seed: int = 0) -> Any:
             noise = torch.randn(weight.shape, generator=generator)
             if "embed_tokens" in name or "lm_head" in name:
                 weight.copy_(noise * 0.3)
-            elif weight.ndim == 2:
-                weight.copy_(noise * 1.2 / weight.shape[1] ** 0.5)
+            elif weight.ndim >= 2:
+                weight.copy_(noise * 1.2 / weight.shape[-1] ** 0.5)
             else:
                 weight.copy_((0 if name.endswith("bias") or "gemma" in model.config.model_type else 1) + noise * 0.2)
     return model.eval()
@@ -99,8 +99,11 @@ def pruned_checkpoint(
     dense = tiny_config(model_type, **{**ENGINE_SIZES, **overrides})
     field = family.mlp.experts.width if family.mlp.experts else family.mlp.width
     table = {block: layer_row(row, (query_groups or {}).get(block), field) for block, row in rows.items()}
+    shared = {}
+    if family.mlp.experts and family.mlp.experts.shared_count:
+        shared["shared_expert_width"] = getattr(dense, family.mlp.experts.shared_count) * getattr(dense, field)
     for row in table.values():
-        row.update(family.mlp.with_width if field in row else {})
+        row.update({**family.mlp.with_width, **shared} if field in row else {})
     config = pruned_config(config_class, dense, table)
     config.architectures = [causal.__name__]
     return _save(randomised(causal(config)), folder, dtype, tokenizer)

@@ -5,15 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from darwinlm.artifact import read_json
+from darwinlm.families.decoder import Decoder
 from darwinlm.pipeline import run_stages
 from darwinlm.run import Run
+from darwinlm.search.evaluate.modules import PlacedModules
+from darwinlm.stages.database import database_stage
+from darwinlm.stages.plan import plan_stage
 from darwinlm.stages.results import StageResults
+from darwinlm.stages.text import Texts, text_stage
 
 
 def searched(run: Run) -> StageResults:
     """What each stage up to the search handed on."""
     return run_stages(run, "search")
+
+
+def placed_in(run: Run, dtype: torch.dtype = torch.float32) -> tuple[PlacedModules, Texts]:
+    """The modules of a run in a decoder, with its texts; stages up to the database are run or reused."""
+    texts, plan = text_stage(run), plan_stage(run)
+    decoder = Decoder(run.checkpoint.load(dtype), run.checkpoint.family)
+    return PlacedModules(decoder, database_stage(run, texts).reader, plan.space), texts
 
 
 def state_of(folder: Path) -> dict[str, Any]:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+import torch
+
 from darwinlm.database.store import DatabaseReader
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.decoder import Decoder
 from darwinlm.report.summary import Summary
 from darwinlm.run import Run
+from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import Allocation
 from darwinlm.stages.database import PruningDatabase, database_stage
@@ -39,6 +43,11 @@ class Whole:
     @property
     def checkpoint(self) -> Checkpoint:
         return self.run.checkpoint
+
+    def placed(self) -> PlacedModules:
+        """The modules in a decoder of the dense model."""
+        decoder = Decoder(self.checkpoint.load(torch.float32), self.checkpoint.family)
+        return PlacedModules(decoder, self.reader, self.plan.space)
 
     def random_allocations(self, count: int, seed: int = 0) -> list[Allocation]:
         """Levels drawn freely, and one allocation in which a block, an attention and an MLP are gone."""

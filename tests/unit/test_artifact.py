@@ -1,7 +1,5 @@
 """Folders of stages: complete when the manifest is there, reused for the same key, never trusted when damaged."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os
@@ -51,29 +49,25 @@ def names(folder: Path) -> set[str]:
 
 
 def test_a_folder_is_complete_once_its_manifest_is_there(tmp_path):
-    made = stage(tmp_path / "s")
+    """Until then, a stage with the same key keeps what was written."""
+    made, temporary = stage(tmp_path / "s"), tmp_path / "s" / ".a.json.123.tmp"
     assert not made.is_complete()
     made.begin()
     write_json(tmp_path / "s" / "a.json", 1)
-    assert not made.is_complete(), "begun and written to, but not finished"
-    made.finish(seconds=2.0, count=3)
+    again = stage(tmp_path / "s")
+    again.begin()
+    assert not again.is_complete(), "begun and written to, but not finished"
+    key = (tmp_path / "s" / KEY).read_text()
+    (tmp_path / "s" / KEY).write_text(key[:6])
+    with pytest.raises(ArtifactError, match=r"key\.json is damaged"):
+        again.begin()
+    (tmp_path / "s" / KEY).write_text(key)
+    assert names(tmp_path / "s") == {KEY, "a.json"}
+    temporary.write_text("left by a killed process")
+    again.finish(seconds=2.0, count=3)
+    temporary.unlink()
     assert made.is_complete()
     assert made.facts() == {"seconds": 2.0, "count": 3}
-
-
-def test_the_manifest_is_written_last(tmp_path, monkeypatch):
-    made = stage(tmp_path / "s")
-    made.begin()
-    write_json(tmp_path / "s" / "a.json", 1)
-
-    def killed(path: Path) -> str:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(artifact, "file_digest", killed)
-    with pytest.raises(KeyboardInterrupt):
-        made.finish()
-    assert not made.is_complete()
-    assert (tmp_path / "s" / "a.json").exists()
 
 
 def test_the_manifest_lists_every_file_with_its_hash(tmp_path):
@@ -82,16 +76,6 @@ def test_the_manifest_lists_every_file_with_its_hash(tmp_path):
     assert set(manifest["files"]) == {*CONTENT, "c.safetensors"}
     assert all(file_digest(tmp_path / "s" / name) == value for name, value in manifest["files"].items())
     assert manifest["key"] == made.key
-
-
-def test_a_temporary_file_that_a_killed_process_left_is_not_listed(tmp_path):
-    made = stage(tmp_path / "s")
-    made.begin()
-    (tmp_path / "s" / ".a.json.123.tmp").write_text("half")
-    made.finish()
-    assert json.loads((tmp_path / "s" / MANIFEST).read_text())["files"] == {}
-    (tmp_path / "s" / ".a.json.123.tmp").unlink()
-    assert made.is_complete()
 
 
 @pytest.mark.parametrize("before", ["finished", "finished, with another key", "begun, with another key", "no key"])
@@ -108,24 +92,6 @@ def test_what_cannot_be_continued_is_dropped(tmp_path, before):
     made.begin()
     assert names(tmp_path / "s") == {KEY}
     assert read_json(tmp_path / "s" / KEY) == made.key
-
-
-def test_an_interrupted_stage_keeps_its_files_for_the_same_key(tmp_path):
-    first = stage(tmp_path / "s", seed=1)
-    first.begin()
-    write_json(tmp_path / "s" / "a.json", 1)
-    again = stage(tmp_path / "s", seed=1)
-    assert not again.is_complete()
-    again.begin()
-    assert names(tmp_path / "s") == {KEY, "a.json"}
-
-
-def test_a_key_that_is_damaged_is_named(tmp_path):
-    made = stage(tmp_path / "s")
-    made.begin()
-    (tmp_path / "s" / KEY).write_text('{"half')
-    with pytest.raises(ArtifactError, match=r"key\.json is damaged"):
-        made.begin()
 
 
 def test_keys_compare_as_json(tmp_path):
@@ -155,33 +121,24 @@ def test_damage_of_any_file_is_found(tmp_path, name, how):
         assert part in str(caught.value)
 
 
+LACKS, NO_FILES = "its key, facts or list of files are missing", "it lists no files"
+
+
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "said", "of_files"),
     [
-        ("", "manifest"),
-        ("{", "manifest"),
-        ("\x00", "manifest"),
-        ("[]", "manifest.*it holds a list|its key, facts or list of files are missing"),
-        ("{}", "its key, facts or list of files are missing"),
-        ('{"key": {}}', "its key, facts or list of files are missing"),
-        ('{"files": {}}', "its key, facts or list of files are missing"),
+        *((content, "manifest", "manifest") for content in ("", "{", "\x00")),
+        ("[]", "it holds a list", "it holds a list"),
+        *((content, LACKS, NO_FILES) for content in ("{}", '{"key": {}}', '{"key": {}, "files": []}')),
     ],
 )
-def test_a_damaged_manifest_is_named(tmp_path, content, said):
+def test_a_damaged_manifest_is_named(tmp_path, content, said, of_files):
     made = finished(tmp_path / "s")
     (tmp_path / "s" / MANIFEST).write_text(content)
     with pytest.raises(ArtifactError, match=said):
         made.is_complete()
-
-
-@pytest.mark.parametrize(
-    ("manifest", "message"),
-    [({"files": []}, "it lists no files"), ({}, "it lists no files"), ([], "it holds a list")],
-)
-def test_a_manifest_without_files_is_named(tmp_path, manifest, message):
-    write_json(tmp_path / MANIFEST, manifest)
-    with pytest.raises(ArtifactError, match=message):
-        manifest_files(tmp_path)
+    with pytest.raises(ArtifactError, match=of_files):
+        manifest_files(tmp_path / "s")
 
 
 def test_a_manifest_of_another_key_with_damaged_files_is_just_another_key(tmp_path):
@@ -249,40 +206,37 @@ def test_an_interrupt_leaves_nothing_half_written(tmp_path):
     assert not names(tmp_path)
 
 
+SERIALISING = "Error while serializing: IoError(Os { code: 28, message: 'No space left on device' })"
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [
         (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
-        (
-            SafetensorError("Error while serializing: IoError(Os { code: 28, message: 'No space left on device' })"),
-            "the disk is full",
-        ),
+        (SafetensorError(SERIALISING), "the disk is full"),
         (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), "your quota of the disk is used up"),
         (OSError(errno.EROFS, os.strerror(errno.EROFS)), "the disk is read-only"),
         (OSError(errno.EACCES, os.strerror(errno.EACCES), "x.tmp"), "Permission denied: check the path"),
     ],
 )
-def test_tensors_on_a_full_disk(tmp_path, monkeypatch, error, said):
-    def save(tensors: object, to: Path, metadata: object) -> None:
-        Path(to).write_bytes(b"half of it")
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda folder: write_tensors(folder / "w.safetensors", {"w": torch.zeros(2)}),
+        lambda folder: write_json(folder / "a.json", {}),
+        lambda folder: write_text(folder / "a.txt", "text"),
+    ],
+    ids=["tensors", "JSON", "text"],
+)
+def test_what_a_disk_refuses(tmp_path, monkeypatch, call, error, said):
+    def refuse(to: Path) -> None:
+        to.write_bytes(b"half of it")
         raise error
 
-    monkeypatch.setattr("safetensors.torch.save_file", save)
+    monkeypatch.setattr("safetensors.torch.save_file", lambda tensors, to, metadata: refuse(Path(to)))
+    monkeypatch.setattr(Path, "write_text", lambda self, *_, **__: refuse(self))
     with pytest.raises(StorageError, match=said):
-        write_tensors(tmp_path / "w.safetensors", {"w": torch.zeros(2)})
-    assert not names(tmp_path)
-
-
-def test_json_and_text_on_a_full_disk(tmp_path, monkeypatch):
-    def write(self: Path, text: str, **_: object) -> int:
-        with self.open("w") as stream:
-            stream.write(text[:1])
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_text", write)
-    for call in (lambda: write_json(tmp_path / "a.json", {}), lambda: write_text(tmp_path / "a.txt", "text")):
-        with pytest.raises(StorageError, match="the disk is full"):
-            call()
+        call(tmp_path)
     assert not names(tmp_path)
 
 

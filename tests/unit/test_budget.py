@@ -1,7 +1,5 @@
 """Budgets: notation, contradictions, and costs of allocations."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -122,7 +120,10 @@ def test_one_recipe_has_one_bound(given_as):
 
 @pytest.mark.parametrize("recipe", [(None, (), {"preset": "paper"}), ("llama2-7b-2.7b",)])
 def test_the_paper_preset_has_the_papers_numbers(recipe):
-    search = load_recipe(*recipe).search
+    chosen = load_recipe(*recipe)
+    search = chosen.search
+    assert (chosen.units.attention, chosen.units.levels) == ("query_head", "paper")
+    assert (chosen.database.saliency, chosen.text.looking_back, chosen.refit.tokens) == ("output", 0, 0)
     assert (search.method, search.generations, search.offspring) == ("paper", 200, 16)
     assert [stage.survivors for stage in search.stages] == [8, 4, 2, 1]
     assert [stage.tokens for stage in search.stages] == [1024, 2048, 4096, 8192]

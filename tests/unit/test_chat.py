@@ -1,7 +1,5 @@
 """Chats in a `messages` column or in two columns, written out by the model's chat template, and what is refused."""
 
-from __future__ import annotations
-
 import json
 
 import pyarrow as pa

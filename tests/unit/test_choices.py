@@ -1,7 +1,5 @@
 """Bits per byte of the right answer, and its log-probability among the choices, from the harness's samples."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

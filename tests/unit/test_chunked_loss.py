@@ -1,7 +1,5 @@
 """A loss in pieces with gradients taken on the way there, against the same loss as a whole."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """The element type of a run: if the recipe says `auto`, the one that is fast on the device."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -98,8 +96,8 @@ def test_devices_that_are_here(gpus):
         (0, "cuda", "finds no GPU for 'cuda'; use auto or cpu"),
         (1, "cuda:1", "there is no 'cuda:1' here, only cuda:0"),
         (4, "cuda:7", "there is no 'cuda:7' here, cuda:0 to cuda:3"),
-        (0, "gpu", "'gpu' is no device; use auto, cpu, cuda or cuda:1"),
-        (0, "meta", "'meta' can't compute"),
+        (0, "gpu", "'gpu' is not a device; use auto, cpu, cuda or cuda:1"),
+        (0, "meta", "'meta' can't run a model"),
         (0, "xpu", r"'xpu' can't be used here \(.+\); use auto"),
     ],
 )

@@ -1,7 +1,5 @@
 """The line of progress: figures, rates, time left; in a terminal and in a pipe; after an interrupt."""
 
-from __future__ import annotations
-
 import io
 
 import pytest

@@ -1,7 +1,5 @@
 """KL and cross-entropy against PyTorch's own in float64."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, kl_div

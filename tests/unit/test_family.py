@@ -1,7 +1,5 @@
 """Descriptions of model families: what a file may say, and what is said of a family that has none."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import pytest

@@ -1,7 +1,5 @@
 """What is free, and what is kept of it."""
 
-from __future__ import annotations
-
 import torch
 
 from darwinlm import memory, parallel

@@ -1,7 +1,5 @@
 """Llama 3.1's rotary embedding, which GGUF files hold as divisors of the frequencies."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from tests.tiny.llama_cpp import LLAMA3 as SHORT

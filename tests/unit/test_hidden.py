@@ -1,7 +1,5 @@
 """Residual streams and matrices that lie in files when memory is short: the same values, and nothing left behind."""
 
-from __future__ import annotations
-
 import errno
 from unittest.mock import Mock
 
@@ -81,13 +79,6 @@ def test_pinned_memory_is_counted_as_it_is_handed_out(tmp_path, room):
 def full():
     """What a full disk raises."""
     return Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
-
-
-def test_a_disk_without_room_shows_before_anything_is_written(tmp_path, monkeypatch, full):
-    monkeypatch.setattr(hidden.os, "posix_fallocate", full, raising=False)
-    with pytest.raises(StorageError, match="the disk is full"):
-        HiddenStates(iter(batches(torch.float32)), ELEMENTS, HiddenMemory(tmp_path, "file"))
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("small", [0, 1 << 22])

@@ -1,7 +1,5 @@
 """The multiple-choice knapsack against trying every combination."""
 
-from __future__ import annotations
-
 import itertools
 import random
 
@@ -101,3 +99,18 @@ def test_a_real_models_size_is_solved_within_its_budget():
     assert upper * 0.995 - 1 <= total(costs, chosen) <= upper
     uniform = [len(row) // 2 for row in losses]
     assert total(losses, chosen) < total(losses, uniform)
+
+
+def test_choices_that_the_solver_takes_for_allowed_are_checked_and_forbidden(monkeypatch):
+    offered, forbidden = [(1, 1), (0, 0), (0, 1)], []
+    monkeypatch.setattr(knapsack._Problem, "solve", lambda self: offered[len(forbidden)])
+    monkeypatch.setattr(knapsack._Problem, "forbid", lambda self, choice: forbidden.append(choice))
+    assert solve_knapsack([[1.0, 0.0], [1.0, 0.0]], [[0, 10], [0, 10]], 10, 10) == (0, 1)
+    assert forbidden == offered[:2], "too large, and too small"
+
+
+def test_a_forbidden_choice_is_not_offered_again():
+    problem = knapsack._Problem([[1.0, 0.0], [1.0, 0.5]], [[0, 1], [0, 1]], 1, 2, 30)
+    assert problem.solve() == (1, 1)
+    problem.forbid((1, 1))
+    assert problem.solve() == (1, 0)

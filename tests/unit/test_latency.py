@@ -1,7 +1,5 @@
 """Times of modules from times of whole models: exact where times add up, and measured no more often than needed."""
 
-from __future__ import annotations
-
 import random
 
 import pytest

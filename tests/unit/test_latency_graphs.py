@@ -1,7 +1,5 @@
 """Decoding with a cache of fixed size gives the logits of a growing one, as a graph too, which the CPU plays."""
 
-from __future__ import annotations
-
 from contextlib import contextmanager, nullcontext
 from unittest.mock import Mock
 
@@ -14,8 +12,8 @@ from darwinlm.families.family import families
 from darwinlm.families.shapes import module_shapes
 from darwinlm.latency import graphs
 from darwinlm.latency.graphs import GraphedDecoding, StaticDecoding, cache_name
-from darwinlm.latency.timing import ModelTimer, Workload
-from darwinlm.recipe import UnitsSettings
+from darwinlm.latency.timing import ModelTimer
+from darwinlm.recipe import BudgetSettings, UnitsSettings
 
 TOKENS = torch.randint(3, 250, (2, 9), generator=torch.Generator().manual_seed(0))
 
@@ -27,7 +25,7 @@ class Graph:
 
     def replay(self) -> None:
         decoding = self.decoding
-        decoding.logits.copy_(decoding._decoding.step())
+        decoding.logits.copy_(StaticDecoding.step(decoding))
 
 
 @pytest.fixture
@@ -89,21 +87,10 @@ def test_a_cache_of_fixed_size_gives_the_same_logits(model_type, tiny_folder):
         decoding.rewind()
 
 
-@torch.inference_mode()
-def test_a_recorded_step_gives_them_too(played, tiny_llama):
-    model = Checkpoint.open(tiny_llama).load(torch.float32)
-    expected = growing(model, 3)
-    decoding = GraphedDecoding(model, TOKENS, 4)
-    for _ in range(2):
-        for logits in expected:
-            torch.testing.assert_close(decoding.step(), logits, rtol=1e-4, atol=1e-4)
-        decoding.rewind()
-
-
 def timer_of(folder, **request: int):
     checkpoint = Checkpoint.open(folder)
     shapes = {(shape.block, shape.kind): shape for shape in module_shapes(checkpoint)}
-    work = Workload(**{"prefill": 4, "decode": 6, "batch": 2, **request})
+    work = BudgetSettings(**{"prefill_tokens": 4, "decode_tokens": 6, "batch": 2, **request})
     timer = ModelTimer(checkpoint, shapes, work, dtype=torch.float32, device=torch.device("cpu"), runs=1)
     levels = {place: module_levels(checkpoint.family, shape, UnitsSettings()).levels for place, shape in shapes.items()}
     dense = {place: own[-1] for place, own in levels.items()}

@@ -1,7 +1,5 @@
 """Text that benchmarks are measured on is refused, wherever it comes from."""
 
-from __future__ import annotations
-
 import pytest
 
 from darwinlm.data import DEFAULT_SOURCE, check_not_evaluation_text

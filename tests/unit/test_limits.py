@@ -1,7 +1,5 @@
 """What is read from files is bounded before it is used."""
 
-from __future__ import annotations
-
 import json
 import time
 

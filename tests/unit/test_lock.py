@@ -1,7 +1,5 @@
 """One process writes into a folder at a time, and what killed ones left is removed."""
 
-from __future__ import annotations
-
 import errno
 import os
 import signal

@@ -1,7 +1,5 @@
 """Repeated passages in text, and use of context: copying, KL of seen tokens and by position."""
 
-from __future__ import annotations
-
 import math
 import weakref
 from itertools import pairwise

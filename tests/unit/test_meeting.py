@@ -1,7 +1,5 @@
 """Waiting for other processes: for one that lives and comes to the same place, and for no other."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Iterator

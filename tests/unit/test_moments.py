@@ -1,7 +1,5 @@
 """Second moments added up over batches equal those of all rows at once."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """What goes with a model wherever it goes: generation settings, licence, languages, base model."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

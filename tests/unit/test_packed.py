@@ -1,7 +1,5 @@
 """Training text on disk: the source's tokens end to end, in any length, also after a kill; and the end of the text."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections import namedtuple

@@ -1,7 +1,5 @@
 """The plan of training: operations, saved activations, optimiser states, and advice if it doesn't fit."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -269,7 +267,6 @@ def test_processes_share_the_time_of_some_stages(tmp_path: Path) -> None:
     ("name", "device", "fits"),
     [
         ("llama2-7b-2.7b", "h100", True),
-        ("llama3.1-8b-4.6b", "h100", True),
         ("qwen2.5-14b-8.4b", "h100", False),
         ("qwen2.5-14b-8.4b", "h200", True),
     ],
@@ -311,20 +308,8 @@ def test_states_wait_where_there_is_room(tmp_path: Path) -> None:
     assert none.tokens - all_of_them.tokens == pytest.approx(200 * more)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("--ram", "lots"), "--ram lots: must be a number with a unit"),
-        (("--disk", "5 parsecs"), "--disk 5 parsecs: has an unknown unit"),
-    ],
-)
-def test_wrong_sizes(options: tuple[str, ...], message: str, command: Command, tiny_llama: Path) -> None:
-    command("plan", tiny_llama, "--device", "h100", *options).refused(message)
-
-
 def test_command_takes_processes_memory_and_disk(command: Command, tiny_llama: Path) -> None:
     machine = ("--device", "h100", "--processes", 2, "--ram", "1GB", "--disk", "1kB")
-    ended = command("plan", tiny_llama, *machine, *sets((*SETTINGS, *TRAINING)))
-    assert ended.code == 0, ended.err
+    ended = command("plan", tiny_llama, *machine, *sets((*SETTINGS, *TRAINING))).succeeded()
     for words in ("2 x h100: 80 GB", "recover", "doesn't fit: the run takes"):
         assert words in ended.out

@@ -1,7 +1,5 @@
 """The recipe: valid defaults, and errors with the field, the mistake and the probable intention."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +8,7 @@ import yaml
 from pydantic import BaseModel
 
 from darwinlm.errors import RecipeError
-from darwinlm.recipe import Recipe, SearchStage, describe_fields, load_recipe, merge, parse_recipe, parse_share
+from darwinlm.recipe import Recipe, SearchStage, describe_fields, load_recipe, merge, parse_recipe
 
 
 def message(tree: dict[str, Any]) -> str:
@@ -39,34 +37,19 @@ def test_a_recipe_is_frozen():
 @pytest.mark.parametrize(
     ("tree", "said"),
     [
-        ({"budgett": {}}, "unknown field 'budgett': did you mean 'budget'?"),
-        ({"budget": {"kep": 0.5}}, "unknown field 'budget.kep': did you mean 'keep'?"),
-        ({"search": {"generation": 3}}, "unknown field 'search.generation': did you mean 'generations'?"),
-        (
-            {"search": {"stages": [{"token": 64, "survivors": 1}]}},
-            "unknown field 'search.stages.0.token': did you mean 'tokens'?",
-        ),
-        ({"unit": {"mlp_multiple": 8}}, "did you mean 'units'?"),
+        ({"budgett": {}}, ["unknown field 'budgett': did you mean 'budget'?"]),
+        ({"unit": {"mlp_multiple": 8}}, ["did you mean 'units'?"]),
+        ({"budget": {"kep": 0.5}}, ["unknown field 'budget.kep': did you mean 'keep'?"]),
+        ({"search": {"stages": [{"token": 64, "survivors": 1}]}}, ["'search.stages.0.token': did you mean 'tokens'?"]),
+        ({"qqqqqqq": 1}, ["unknown field 'qqqqqqq'", *Recipe.model_fields]),
+        ({"database": {"qqqqqqq": 1}}, ["unknown field 'database.qqqqqqq'", "saliency"]),
+        ({"budgett": {}, "search": {"generations": 0}}, ["wrong recipe in here: ", "budgett", "search.generations"]),
     ],
 )
-def test_a_misspelt_field_is_refused_with_the_near_one(tree, said):
-    assert said in message(tree)
-
-
-def test_a_field_that_is_near_to_nothing_is_refused_with_all_known_ones():
-    said = message({"qqqqqqq": 1})
-    assert "unknown field 'qqqqqqq'" in said
-    assert all(name in said for name in Recipe.model_fields)
-    nested = message({"database": {"qqqqqqq": 1}})
-    assert "unknown field 'database.qqqqqqq'" in nested
-    assert "saliency" in nested
-
-
-def test_every_wrong_field_is_named_at_once():
-    said = message({"budgett": {}, "search": {"generations": 0}})
-    assert "budgett" in said
-    assert "search.generations" in said
-    assert said.startswith("wrong recipe in here: ")
+def test_unknown_fields_are_all_refused_with_the_near_one_or_those_that_are_known(tree, said):
+    found = message(tree)
+    for part in said:
+        assert part in found
 
 
 @pytest.mark.parametrize(
@@ -87,6 +70,7 @@ def test_every_wrong_field_is_named_at_once():
         ({"compute": {"dtype": "float8"}}, "compute.dtype", "it is 'float8'"),
         ({"compute": {"batch_tokens": -4}}, "compute.batch_tokens", "it is -4"),
         ({"text": {"sequence_length": 7}}, "text.sequence_length", "greater than or equal to 8"),
+        ({"text": {"looking_back": "60%"}}, "text.looking_back", "0.5"),
         ({"text": {"validation_tokens": 0}}, "text.validation_tokens", "greater than 0"),
         ({"text": None}, "text", "valid dictionary"),
         ({"budget": 0.5}, "budget", "valid dictionary or instance of BudgetSettings (it is 0.5)"),
@@ -122,12 +106,6 @@ def test_a_share_that_is_no_finite_number_is_refused(keep):
     assert "budget.keep: " in message({"budget": {"keep": keep}})
 
 
-def test_parse_share_leaves_alone_what_it_cannot_read():
-    assert parse_share("half") == "half"
-    assert parse_share(0.25) == 0.25
-    assert parse_share(None) is None
-
-
 def stages(*pairs: tuple[int, int]) -> list[dict[str, int]]:
     return [{"tokens": tokens, "survivors": survivors} for tokens, survivors in pairs]
 
@@ -135,9 +113,9 @@ def stages(*pairs: tuple[int, int]) -> list[dict[str, int]]:
 @pytest.mark.parametrize(
     ("offspring", "rounds", "said"),
     [
-        (3, stages((64, 3), (128, 1)), ["search: stages: survivors must shrink", "[3, 3, 1]"]),
-        (8, stages((64, 2), (128, 4), (256, 1)), ["search: stages: survivors must shrink", "[8, 2, 4, 1]"]),
-        (1, stages((64, 1)), ["search: stages: survivors must shrink", "[1, 1]"]),
+        (3, stages((64, 3), (128, 1)), ["search: stages: survivors must decrease", "[3, 3, 1]"]),
+        (8, stages((64, 2), (128, 4), (256, 1)), ["search: stages: survivors must decrease", "[8, 2, 4, 1]"]),
+        (1, stages((64, 1)), ["search: stages: survivors must decrease", "[1, 1]"]),
         (8, stages((64, 2)), ["the last one must leave one survivor, but it leaves 2"]),
         (8, [], ["stages: at least one is needed"]),
     ],

@@ -1,7 +1,5 @@
 """The recipes that come along: they resolve by name, and what they ask for is what they are named after."""
 
-from __future__ import annotations
-
 import random
 import re
 from functools import partial
@@ -13,6 +11,7 @@ from tests.tiny.published import PARAMETERS, PUBLISHED, published_config
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from darwinlm.comparison.ranked import RankedReader, UnitScores
+from darwinlm.compute import saved_dtype
 from darwinlm.database.levels import module_levels
 from darwinlm.errors import RecipeError
 from darwinlm.families.checkpoint import Checkpoint
@@ -24,7 +23,6 @@ from darwinlm.search.problem.budget import resolve_budget
 from darwinlm.search.problem.problem import Problem, counted_costs
 from darwinlm.search.problem.space import SearchSpace
 from darwinlm.search.propose.start import random_start
-from darwinlm.stages.dtype import saved_dtype
 from darwinlm.surgery.stitch import chosen_levels, empty_model, layer_table, sizes_in, smaller_config
 
 NAMES = [name + variant for name in PUBLISHED for variant in ("", "-fast")]
@@ -53,7 +51,7 @@ def test_recipe_gives_the_size_it_is_named_after(name: str, tmp_path: Path) -> N
     space = SearchSpace(tuple(module_levels(checkpoint.family, shape, recipe.units) for shape in shapes))
     outside = total - space.params(space.dense)
     target = float(re.search(r"-([\d.]+)b$", base)[1]) * 1e9
-    dtype = saved_dtype(recipe, checkpoint)
+    dtype = saved_dtype(recipe, checkpoint.dtype)
     cost = counted_costs(recipe.budget, checkpoint, space, shapes, outside=outside, dtype=dtype)
     budget = resolve_budget(cost, recipe.budget)
     assert budget.limit == target

@@ -1,7 +1,5 @@
 """The training loop compared with a plain one, damaged checkpoints, and the memory of the optimizer."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import math
@@ -95,6 +93,7 @@ def test_the_loop_is_the_one_by_hand(tmp_path, monkeypatch):
     losses = [loss for loss, _ in expected]
     means = [losses[0], losses[1], sum(losses[2:4]) / 2, sum(losses[4:]) / 2]
     assert [entry["loss"] for entry in logged] == pytest.approx(means, rel=1e-5)
+    assert [entry["learning_rate"] for entry in logged] == [0.01 * rate_share(6, step) for step in (0, 1, 3, 5)]
     assert [entry["grad_norm"] for entry in logged] == pytest.approx([expected[i][1] for i in (0, 1, 3, 5)], rel=1e-4)
     for (name, ours), theirs in zip(found.model.named_parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5, msg=name)

@@ -1,7 +1,5 @@
 """KL without the dense model's logits, against that with them."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from tests.tiny.models import FAMILIES, tiny_model

@@ -1,7 +1,5 @@
 """Fits of a mixture's experts against least squares over all of them at once."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

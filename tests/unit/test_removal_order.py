@@ -246,17 +246,6 @@ def test_not_finite(which, value, u):
         )
 
 
-@pytest.mark.parametrize("u", [1, 2, 6])
-def test_singular_moments_are_ordered_by_their_damping(u):
-    """Fewer samples than inputs, and repeated inputs: the naive result for the damped matrix, without a fallback."""
-    X = torch.randn(7, 12, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    X = torch.cat([X, X], dim=1)
-    H, W = X.T @ X / 7, weight(5, 24)
-    assert torch.linalg.matrix_rank(H) == 7
-    units = torch.arange(24).view(-1, u)
-    assert_matches(removal_order(H, W, units), damp(H, DAMPING), W, units, exact=False)
-
-
 def test_order_in_two_steps_needs_the_moment_in_the_first_only():
     H, W = second_moment(24, "plain"), weight(6, 24)
     expected = removal_order(H, W, channels(24))
@@ -314,7 +303,9 @@ def test_not_a_second_moment(monkeypatch):
         removal_order(torch.ones(4, 4), torch.ones(2, 4), channels(4), damping=0)
     lost = Mock(return_value=(torch.arange(4), torch.full((4,), torch.nan)))
     monkeypatch.setattr(order_module, "eliminate", lost)
-    with pytest.raises(NumericsError, match=r"down_proj: the removal order lost all precision in .*; use float64 or"):
+    with pytest.raises(
+        NumericsError, match=r"down_proj: the removal order lost all precision; use more calibration text"
+    ):
         removal_order(torch.eye(4), torch.ones(2, 4), channels(4), name="down_proj")
 
 

@@ -1,7 +1,5 @@
 """Page and tables of a run: complete, with the right figures, and safe for any name."""
 
-from __future__ import annotations
-
 import io
 import json
 import math
@@ -56,7 +54,7 @@ def test_page_tells_everything_that_was_made():
     summary = made(searched())
     text = Page(render_page(summary)).text
     for expected in (
-        *(cell for row in comparison_rows(summary) for cell in row.cells),
+        *(cell for row in comparison_rows(summary) for cell in row),
         "from an earlier run",
         "6 min 5 s",
         "256 of 1,536",
@@ -182,9 +180,9 @@ SENTENCES = [
         ["query heads, key and value heads and MLP channels taken"],
         [],
     ),
-    ([card_of], taken_out(["width"]), ["with MLP channels taken out."], []),
-    ([card_of], taken_out(["groups", "heads"]), ["with query heads and key and value heads taken out."], []),
-    ([card_of], taken_out([]), ["with nothing taken out."], []),
+    ([card_of], taken_out(["width"]), ["with MLP channels removed."], []),
+    ([card_of], taken_out(["groups", "heads"]), ["with query heads and key and value heads removed."], []),
+    ([card_of], taken_out([]), ["with nothing removed."], []),
     ([text_of], never_there(), ["never there", "No sub-layer is gone"], []),
     # Looking back
     ([text_of, card_of], searched(), [], ["Looking back", "copied"]),
@@ -271,9 +269,9 @@ def test_labels_of_points_of_one_size_do_not_overlap():
 
 def test_rows_of_the_comparison():
     rows = comparison_rows(made(searched()))
-    assert [row.final for row in rows] == [False, False, False, True]
-    assert rows[0].cells == ("dense", "134.5 M", "106.2 M", "269", "24.9", "0.000", "254", "13.3")
-    assert rows[3].cells[1:] == ("81.3 M", "53.0 M (49.9 %)", "163", "48.4", "0.871", "541 (×2.1)", "24.6 (×1.8)")
+    assert len(rows) == 4
+    assert rows[0] == ("dense", "134.5 M", "106.2 M", "269", "24.9", "0.000", "254", "13.3")
+    assert rows[3][1:] == ("81.3 M", "53.0 M (49.9 %)", "163", "48.4", "0.871", "541 (×2.1)", "24.6 (×1.8)")
 
 
 FULL = "searched + refit + recovery"
@@ -289,10 +287,10 @@ FULL = "searched + refit + recovery"
     ],
 )
 def test_models_are_named_after_the_steps_that_made_them(tree, rows):
-    assert [row.cells[0] for row in comparison_rows(made(tree))] == ["dense", *rows]
+    assert [row[0] for row in comparison_rows(made(tree))] == ["dense", *rows]
     if rows[-1] == FULL:
-        assert comparison_rows(made(changed(tree, refit=DROPPED)))[-1].cells[0] == FULL.replace("t +", "t (no gain) +")
-        assert comparison_rows(made(tree | {"refit": None}))[-1].cells[0] == "searched + recovery"
+        assert comparison_rows(made(changed(tree, refit=DROPPED)))[-1][0] == FULL.replace("t +", "t (no gain) +")
+        assert comparison_rows(made(tree | {"refit": None}))[-1][0] == "searched + recovery"
 
 
 def printed(summary, width):
@@ -304,12 +302,12 @@ def printed(summary, width):
 def test_table_of_the_terminal(summary):
     assert len(TERMINAL_COLUMNS) == len(COLUMNS)
     shown = printed(summary, 200)
-    for words in (*TERMINAL_COLUMNS, *(cell for row in comparison_rows(summary) for cell in row.cells)):
+    for words in (*TERMINAL_COLUMNS, *(cell for row in comparison_rows(summary) for cell in row)):
         assert words in shown
     narrow = printed(summary, 80)
     assert "…" not in narrow
     for row in comparison_rows(summary):
-        assert all(part in narrow for cell in row.cells[1:] for part in cell.split())
+        assert all(part in narrow for cell in row[1:] for part in cell.split())
 
 
 FULL = "searched + refit + recovery"

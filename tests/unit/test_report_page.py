@@ -1,7 +1,5 @@
 """What the page adds to the tables: sensitivity, where the loss sits, commands; and the page of a sweep."""
 
-from __future__ import annotations
-
 import re
 import xml.etree.ElementTree as ET
 

@@ -1,7 +1,5 @@
 """What a level weighs, predicted from shapes, against the parameters of models that were really built."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import pytest

@@ -1,7 +1,5 @@
 """Answers that share a context: the harness's own figures with far fewer tokens run."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Random order of documents: complete, reproducible, and with a bounded buffer."""
 
-from __future__ import annotations
-
 import json
 import sys
 from types import ModuleType

@@ -1,7 +1,5 @@
 """Text is split by document, packed and stored; too little text is refused."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 

@@ -1,7 +1,5 @@
 """Stages' versions: part of their keys, and looked at whenever their code changes."""
 
-from __future__ import annotations
-
 import io
 import json
 
@@ -110,7 +108,7 @@ def test_a_result_of_another_version_is_done_again_with_a_word(tmp_path, tiny_ll
     monkeypatch.setattr("darwinlm.run.stage_version", lambda name: 99)
     work, words = said()
     assert work
-    assert "stitch: from another version of this stage, redone" in words
+    assert "stitch: done by another version of darwinlm, redone" in words
 
 
 def test_a_database_of_another_version_is_refused(tmp_path):

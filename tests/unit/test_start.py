@@ -1,7 +1,5 @@
 """First parents: equal layers within the budget, also where single steps can't bring them there."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Sequence
 from typing import cast
@@ -46,7 +44,7 @@ def test_the_knapsack_takes_over_where_single_steps_miss_the_bounds() -> None:
 
 def test_bounds_that_nothing_meets_are_refused() -> None:
     problem = problem_of(15, 15, (0, 7), (0, 9), (0, 13))
-    with pytest.raises(BudgetError, match=r"no choice of levels has between 15 and 15 block parameters: raise budget"):
+    with pytest.raises(BudgetError, match=r"no choice of levels lies between 15 and 15 block parameters: raise budget"):
         uniform_start(problem, LOSSES, (0, 0, 0), random.Random(0))
 
 

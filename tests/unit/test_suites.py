@@ -1,7 +1,5 @@
 """Suites, local data files, and the table: what is refused, what is average and what is partial."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import math

@@ -1,7 +1,5 @@
 """What slopes and curvature predict, before and after observations; and children that are solved for."""
 
-from __future__ import annotations
-
 import itertools
 import random
 
@@ -66,11 +64,32 @@ def test_weights_of_curvature_and_slopes_are_learnt(true):
     assert np.all(learnt.weights >= 0)
 
 
+FLAT = [[0.0] * 3] * 3
+
+
 def test_a_module_that_matters_more_than_its_loss_says_is_found_out():
-    flat = [[0.0] * 3] * 3
     seen = [(PARENT, child, 4 * CURVATURE.around(1, 1)[child[1]], 0.0) for child in children(60, seed=1)]
-    learnt = Surrogate(CURVATURE, flat, seen)
+    learnt = Surrogate(CURVATURE, FLAT, seen)
     assert learnt.weights[1] > 3 > 1 > max(learnt.weights[0], learnt.weights[2])
+
+
+def test_no_module_is_said_to_gain_by_moving():
+    seen = []
+    for child in children(60, seed=2):
+        first, *others = CURVATURE.between(PARENT, child)
+        seen.append((PARENT, child, 2 * sum(others) - 2 * first, 0.0))
+    learnt = Surrogate(CURVATURE, FLAT, seen)
+    assert learnt.weights[0] == 0 < min(learnt.weights[1:])
+
+
+def test_distant_children_say_less():
+    """Near ones say that the weight is 1, those in which all modules move 4. Counted alike, they would make it 3.9."""
+    seen = []
+    for child in itertools.product(range(3), repeat=3):
+        weight = {1: 1.0, 3: 4.0}.get(sum(a != b for a, b in zip(PARENT, child, strict=True)), 0.0)
+        if weight:
+            seen += [(PARENT, child, weight * CURVATURE.between(PARENT, child).sum(), 0.0)] * 5
+    assert np.mean(Surrogate(CURVATURE, FLAT, seen).weights) < 3.7
 
 
 def least(losses):

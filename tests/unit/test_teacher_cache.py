@@ -1,7 +1,5 @@
 """Stored log-probabilities of the dense model: equal losses, computed once; foreign or damaged files are refused."""
 
-from __future__ import annotations
-
 import shutil
 from collections import namedtuple
 
@@ -15,7 +13,7 @@ from torch.utils.data import Dataset, default_collate
 from darwinlm.errors import ArtifactError, StorageError
 from darwinlm.recovery import cache, heads
 from darwinlm.recovery.cache import STORED, CacheKey, bytes_per_token, cached_text
-from darwinlm.recovery.heads import Dense, Objective, batch_loss, run_dense
+from darwinlm.recovery.heads import Objective, batch_loss, run_dense
 from darwinlm.recovery.losses import TopK
 
 LENGTH = 16
@@ -77,9 +75,9 @@ def test_the_loss_is_that_of_the_same_top_k_from_the_living_model(store, model_t
     objective = Objective(0.8, chunk=7)
     tokens = batch["input_ids"]
     assert torch.equal(tokens, Blocks(7).tokens[[6, 0, 3]])
-    kept = Dense(None, top=TopK(*(batch[name] for name in STORED)))
+    kept = TopK(*(batch[name] for name in STORED))
     found = batch_loss(ours, None, tokens, kept, objective)
-    expected = batch_loss(again, None, tokens, Dense(None, top=heads.dense_top(living, tokens, 12)), objective)
+    expected = batch_loss(again, None, tokens, heads.dense_top(living, tokens, 12), objective)
     for loss in (found, expected):
         loss.backward()
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)

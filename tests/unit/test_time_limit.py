@@ -1,7 +1,5 @@
 """A time limit holds on a machine that gets slower, and says what it shortened."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest
@@ -9,6 +7,7 @@ from tests.tiny.checkpoint import SETTINGS
 from tests.tiny.command import sets
 
 from darwinlm.errors import RecipeError
+from darwinlm.figures import StageTime
 from darwinlm.pipeline import STAGES, run_stages
 from darwinlm.planning import time_limit
 from darwinlm.planning.devices import find_device
@@ -80,7 +79,7 @@ def simulate(
         taken = drift * slower(stage) * planned(run).get(stage, 0.0)
         bound = {"search": run.recipe.search.minutes, "recover": run.recipe.recovery.minutes}.get(stage)
         clock.now += taken if bound is None else min(taken, 60 * bound)
-        run.timings.append({"name": stage, "seconds": taken, "reused": False, "resumed": False})
+        run.timings.append(StageTime(stage, taken, reused=False))
     return clock.now
 
 
@@ -181,8 +180,7 @@ def test_a_limited_run_says_what_it_shortened(
     times = 600 / (0.8 * sum(planned(probe).values()))
     monkeypatch.setattr(TimeLimit, "_of_passes", lambda *_: times)
     common = ("prune", tiny_llama, "--out", tmp_path / "out", "--text", tiny_text_file, "--time", "10m")
-    ended = command(*common, *sets((*SETTINGS, *much)))
-    assert ended.code == 0, ended
+    ended = command(*common, *sets((*SETTINGS, *much))).succeeded()
     for words in ("time limit: ", "Time limit: ", "calibration text "):
         assert words in ended.out
     assert "10 min 0 s used" in (tmp_path / "out" / "report.html").read_text()

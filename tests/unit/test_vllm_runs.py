@@ -1,7 +1,5 @@
 """Which layers vLLM gives an attention, without vLLM."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 import types

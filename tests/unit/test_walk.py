@@ -1,7 +1,5 @@
 """A block run a sub-layer at a time is the block, bit for bit, whatever is kept in memory and whatever is gone."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from tests.tiny.models import tiny_model
@@ -41,11 +39,12 @@ def walked(folder, dtype=torch.float32):
     return stream.hidden
 
 
-@pytest.mark.parametrize("model_type", sorted(families()))
-@pytest.mark.parametrize(
-    ("memory", "dtype"),
-    [(0, torch.float32), (10_000, torch.float32), (1 << 30, torch.float32), (10_000, torch.bfloat16)],
-)
+OTHERWISE = [(0, torch.float32), (1 << 30, torch.float32), (10_000, torch.bfloat16)]
+CASES = [(name, 10_000, torch.float32) for name in sorted(families())]
+CASES += [(name, *how) for name in ("llama", "gemma2", "gemma4_text", "lfm2", "mixtral") for how in OTHERWISE]
+
+
+@pytest.mark.parametrize(("model_type", "memory", "dtype"), CASES)
 def test_two_halves_are_the_whole_block(tiny_folder, model_type, memory, dtype, room):
     room(memory)
     whole = stream_over(tiny_folder(model_type), dtype)

@@ -1,7 +1,5 @@
 """No weight is made up and no code is run: GGUF files and unknown families through transformers."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -66,16 +66,7 @@ def chosen_weights(logits: Tensor, chosen: Tensor, alive: Tensor, *, normalised:
 
 
 class _Mixture:
-    """A mixture on some text, with the experts that each token uses and its next choice.
-
-    Args:
-        logits: [n, e] float32, logarithms of the scores that give the weights.
-        choice: [n, e] float32, scores by which experts are chosen.
-        outputs: Outputs of the experts.
-        k: Experts chosen for each token.
-        normalised: As in `chosen_weights`.
-        S: [m, m], second moment of the output gradients; None weights all errors equally.
-    """
+    """A mixture on some text, with the experts of each token and its next choice; arguments as in `expert_order`."""
 
     def __init__(
         self, logits: Tensor, choice: Tensor, outputs: Outputs, k: int, S: Tensor | None, *, normalised: bool
@@ -88,10 +79,14 @@ class _Mixture:
         self.every = torch.arange(len(logits), device=logits.device)
         for slot in range(self.candidates.shape[1]):
             self._fill(self.every, slot)
-        weights = chosen_weights(logits, self.candidates[:, :k], self.alive, normalised=normalised)
+        weights = self._weights()
         self.y = (weights[..., None] * self.F[:, :k]).sum(1)
         self.metrics = (None,) if S is None else (None, S.to(self.F))
         self.grams = [self._grams(self.every, metric) for metric in self.metrics]
+
+    def _weights(self) -> Tensor:
+        """The router's weights [n, k] of the experts in use."""
+        return chosen_weights(self.logits, self.candidates[:, : self.k], self.alive, normalised=self.normalised)
 
     def _fill(self, tokens: Tensor, slot: int) -> None:
         """Compute the outputs of the candidates in one slot for some of the tokens."""
@@ -118,14 +113,14 @@ class _Mixture:
 
     def error(self, which: int) -> Tensor:
         """Summed squared error of the current mixture."""
-        weights = chosen_weights(self.logits, self.candidates[:, : self.k], self.alive, normalised=self.normalised)
+        weights = self._weights()
         return self._squares(self.grams[which], weights, range(self.k)).sum(dtype=torch.float64)
 
     def costs(self) -> Tensor:
         """Increase of the summed squared error by removing each expert, [e] float64; infinite for removed ones."""
         n, a = self.candidates.shape
         gram = self.grams[-1]
-        weights = chosen_weights(self.logits, self.candidates[:, : self.k], self.alive, normalised=self.normalised)
+        weights = self._weights()
         now = self._squares(gram, weights, range(self.k))
         changes = torch.zeros_like(self.logits) if self.normalised else self._rescaling_change(gram, weights)
         for slot in range(self.k):

@@ -38,13 +38,7 @@ def expert_module(block: nn.Module, part: Mlp) -> Any | None:
 
 @dataclass(frozen=True)
 class Routing:
-    """Inputs and routing of a mixture's experts.
-
-    Attributes:
-        hidden: [n, m] input of the mixture.
-        chosen: [n, k] the experts of each token.
-        weights: [n, k], factors on their outputs.
-    """
+    """Input of a mixture [n, m], the chosen experts of each token [n, k], and the factors on their outputs [n, k]."""
 
     hidden: Tensor
     chosen: Tensor
@@ -52,11 +46,9 @@ class Routing:
 
 
 def watch_routing(module: Any, note: Callable[[Routing], None]) -> RemovableHandle:
-    """Report the arguments of every call of the experts until the handle is removed.
+    """Report the arguments of every call of the experts until the handle is removed, before the experts run.
 
-    Args:
-        module: Module of the experts; called with hidden states [n, m], chosen experts [n, k] and their weights [n, k].
-        note: Callback that runs before the experts do.
+    The module is called with hidden states [n, m], chosen experts [n, k] and their weights [n, k].
     """
 
     def called(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -67,10 +59,7 @@ def watch_routing(module: Any, note: Callable[[Routing], None]) -> RemovableHand
 
 
 def watch_outputs(module: Any, note: Callable[[Routing, Tensor], None]) -> RemovableHandle:
-    """Report the arguments and the result [n, m] of every call of the experts until the handle is removed.
-
-    `module` is as in `watch_routing`.
-    """
+    """Report the arguments and the result [n, m] of every call of the experts, as in `watch_routing`, after it."""
 
     def called(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
         others = (named[name] for name in ("hidden_states", "top_k_index", "top_k_weights") if name in named)
@@ -80,13 +69,9 @@ def watch_outputs(module: Any, note: Callable[[Routing, Tensor], None]) -> Remov
 
 
 def watch_experts(module: Any, experts: Experts, moments: ExpertMoments, divisor: Divisor) -> RemovableHandle:
-    """Add the inputs of every call of the experts to the moments until the handle is removed.
+    """Add the inputs of all calls of the experts, as in `watch_routing`, to the moments until the handle is removed.
 
-    Args:
-        module: Module of the experts, as in `watch_routing`.
-        experts: Names of its tensors.
-        moments: Moments of its experts.
-        divisor: What a norm behind the experts divides their output by; inputs are divided by it too.
+    They are divided by what a norm behind the experts divides the output by.
     """
 
     def note(routing: Routing, output: Tensor) -> None:
@@ -182,13 +167,8 @@ def order_experts(
 ) -> ExpertOrder:
     """Removal order of the experts of a mixture.
 
-    Args:
-        block: The block, which is loaded.
-        part: Names of its mixture.
-        config: Configuration of the model.
-        sample: What the mixture did with some tokens.
-        S: [m, m], second moment of the gradients at its output; None for the unweighted order.
-        total: Sum over processes.
+    The block is loaded, and `sample` is what its mixture did with some tokens. S is [m, m], the second moment of the
+    gradients at its output; None for the unweighted order. `total` sums over processes.
     """
     experts, module = part.experts, expert_module(block, part)
     assert experts is not None

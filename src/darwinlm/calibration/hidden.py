@@ -13,12 +13,12 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, overload
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from darwinlm.calibration.transfers import Arriving, Mover, arrived, pinned_bytes, pinned_like
+from darwinlm.calibration.transfers import Arriving, Mover, pinned_bytes, pinned_like
 from darwinlm.errors import storage_error
 from darwinlm.memory import free_bytes, free_host_bytes
 
@@ -57,10 +57,8 @@ class HiddenMemory:
 class HiddenStates(Sequence[Tensor]):
     """The residual stream in batches: read one with `hidden[i]`, replace it with `hidden[i] = x`.
 
-    Args:
-        batches: Tensors [b, t, m] of one type.
-        elements: Number of elements in all batches together.
-        memory: Allowed places; None keeps the stream where it was computed.
+    Batches are [b, t, m] of one type, with so many `elements` in all. Without a `memory` the stream stays where it was
+    computed.
 
     Attributes:
         place: Place of the stream: the device of the batches, the host's memory, or a file.
@@ -112,15 +110,7 @@ class HiddenStates(Sequence[Tensor]):
         """The current stream in an allowed place; tensors that don't move aren't copied."""
         return HiddenStates(iter(self), self.elements, memory)
 
-    @overload
-    def __getitem__(self, index: int) -> Tensor: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Tensor]: ...
-
-    def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
         index = range(len(self))[index]
         if self.place == "device":
             return self._held[index]
@@ -128,17 +118,12 @@ class HiddenStates(Sequence[Tensor]):
             return self._held[index].to(self._device, copy=True)
         ahead, self._ahead = self._ahead, None
         coming = ahead[1] if ahead is not None and ahead[0] == index else self._mover.fetch(self._held[index])
-        arrived_batch = arrived(coming)
+        batch = self._mover.take(coming)
         if index + 1 < len(self):
             self._ahead = index + 1, self._mover.fetch(self._held[index + 1])
-        return arrived_batch
+        return batch
 
-    def __setitem__(self, index: int | slice, batch: Tensor | Sequence[Tensor]) -> None:
-        if isinstance(index, slice):
-            for place, one in zip(range(*index.indices(len(self))), batch, strict=True):
-                self[place] = one
-            return
-        assert isinstance(batch, Tensor)
+    def __setitem__(self, index: int, batch: Tensor) -> None:
         index = range(len(self))[index]
         if self.place == "device":
             self._held[index] = batch

@@ -41,7 +41,6 @@ class BlockMoments:
     """Calibration results of one block.
 
     Attributes:
-        block: Index of the block.
         moments: E[x xᵀ] of the output projection's input, [d, d] float32, for each module that exists and may be cut;
             [e, d, d] for the experts of a mixture.
         weights: Weights of the output projections in the checkpoint's type, by name inside the block.
@@ -57,16 +56,9 @@ class BlockMoments:
 class BlockStream:
     """The residual stream of some text between two blocks, moved forward one block at a time.
 
-    Args:
-        checkpoint: The model.
-        tokens: [n, t] packed text.
-        dtype: Element type of the forward pass.
-        device: Device of the forward pass.
-        batch_tokens: Tokens in one forward pass.
-        memory: Allowed places for the residual stream; None keeps all of it on the device.
-
-    Raises:
-        StorageError: The disk has no room for a stream that doesn't fit in memory.
+    The text is [n, t]; `dtype` and `device` are those of the forward pass, which has `batch_tokens` tokens. Without a
+    `memory`, all of the stream is on the device. Raises StorageError if the disk has no room for a stream that doesn't
+    fit in memory.
     """
 
     def __init__(
@@ -186,11 +178,7 @@ class BlockStream:
 
     @torch.no_grad()
     def run(self, block: int) -> None:
-        """Move the residual stream through a loaded block.
-
-        Raises:
-            NumericsError: The stream is no longer finite.
-        """
+        """Move the residual stream through a loaded block. Raises NumericsError if the stream is no longer finite."""
         for index, hidden in enumerate(self.hidden):
             after = self.decoder.run_block(block, hidden, self.arguments(index, block))
             if not bool(torch.isfinite(after).all()):
@@ -227,16 +215,14 @@ def stream_moments(
     for block in range(stream.checkpoint.n_blocks):
         with parallel.agree():
             weights, moments, sample = _run_watched(stream, block, watch=block >= skip)
-        order = None if sample is None else _expert_order(stream, block, sample, saliency)
+        order = None
+        if sample is not None:
+            part, config, S = stream.checkpoint.family.mlp, stream.checkpoint.config, saliency(block).get("mlp")
+            order = order_experts(stream.decoder.blocks[block], part, config, sample, S, parallel.all_reduce)
         stream.unload(block)
         if block >= skip:
             totals = {kind: moment.take(parallel.all_reduce) for kind, moment in moments.items()}
             yield BlockMoments(block, totals, weights, order)
-
-
-def _expert_order(stream: BlockStream, block: int, sample: RoutedSample, saliency: Saliency) -> ExpertOrder:
-    part, config, S = stream.checkpoint.family.mlp, stream.checkpoint.config, saliency(block).get("mlp")
-    return order_experts(stream.decoder.blocks[block], part, config, sample, S, parallel.all_reduce)
 
 
 def _run_watched(

@@ -20,28 +20,12 @@ SLAB = 1 << 28
 """Most bytes of one piece of a `HostCopy`."""
 
 
-class Arriving:
-    """A tensor that is being copied to the device."""
-
-    def __init__(self, tensor: Tensor, copied: torch.cuda.Event) -> None:
-        self._tensor = tensor
-        self._copied = copied
-
-    def take(self) -> Tensor:
-        """The tensor; later work of the current stream waits for the copy."""
-        stream = torch.cuda.current_stream(self._tensor.device)
-        stream.wait_event(self._copied)
-        self._tensor.record_stream(stream)
-        return self._tensor
+Arriving = tuple[Tensor, torch.cuda.Event]
+"""A tensor that is being copied to the device, and the event of its arrival."""
 
 
 class Mover:
-    """Copies batches between a GPU and pinned memory or a mapped file.
-
-    Args:
-        device: The GPU.
-        through_file: Whether the host memory is a mapped file, which can't be pinned.
-    """
+    """Copies batches between a GPU and pinned memory, or a mapped file (`through_file`), which can't be pinned."""
 
     def __init__(self, device: torch.device, *, through_file: bool) -> None:
         self._device = device
@@ -51,7 +35,19 @@ class Mover:
 
     def fetch(self, host: Tensor) -> Arriving | Future[Arriving]:
         """Begin to copy a batch to the device."""
-        return self._up(host) if self._thread is None else self._thread.submit(self._read, host)
+        return (
+            self._up(host)
+            if self._thread is None
+            else self._thread.submit(lambda: self._up(pinned_like(host).copy_(host)))
+        )
+
+    def take(self, coming: Arriving | Future[Arriving]) -> Tensor:
+        """The batch of a copy that `fetch` began; later work of the current stream waits for it."""
+        tensor, copied = coming.result() if isinstance(coming, Future) else coming
+        stream = torch.cuda.current_stream(tensor.device)
+        stream.wait_event(copied)
+        tensor.record_stream(stream)
+        return tensor
 
     def store(self, batch: Tensor, host: Tensor) -> None:
         """Begin to copy a batch to its place on the host; the caller may release it at once."""
@@ -68,7 +64,7 @@ class Mover:
     def _up(self, host: Tensor) -> Arriving:
         with torch.cuda.stream(self._stream):
             tensor = host.to(self._device, non_blocking=True, copy=True)
-            return Arriving(tensor, self._stream.record_event())
+            return tensor, self._stream.record_event()
 
     def _down(self, batch: Tensor, host: Tensor) -> torch.cuda.Event:
         with torch.cuda.stream(self._stream):
@@ -76,9 +72,6 @@ class Mover:
             batch.record_stream(self._stream)
             copied: torch.cuda.Event = self._stream.record_event()
         return copied
-
-    def _read(self, mapped: Tensor) -> Arriving:
-        return self._up(pinned_like(mapped).copy_(mapped))
 
     def _write(self, between: Tensor, copied: torch.cuda.Event, mapped: Tensor) -> None:
         copied.synchronize()
@@ -95,19 +88,11 @@ def pinned_bytes(size: int) -> int:
     return 1 << (size - 1).bit_length() if size else 0
 
 
-def arrived(coming: Arriving | Future[Arriving]) -> Tensor:
-    """The batch of a copy that `Mover.fetch` began."""
-    return (coming.result() if isinstance(coming, Future) else coming).take()
-
-
 class HostCopy:
-    """What some tensors hold, in main memory, pinned where they lie on a GPU.
+    """What some contiguous tensors hold, in main memory, pinned where they lie on a GPU.
 
     The bytes lie one behind the other in pieces of one size: the allocator of pinned memory rounds each piece up to a
     power of two, and hands out pieces of the same size again.
-
-    Args:
-        tensors: To copy; contiguous.
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -20,7 +19,6 @@ SHRINK = "Make a model smaller"
 LOOK = "Look at a model"
 USE = "Use a model elsewhere"
 LEARN = "Learn more"
-_BUDGET = "Budget (choose one)"
 
 ORDER = (
     ("prune", "recover", "database", "compare", "demo"),
@@ -39,14 +37,8 @@ class _Group(TyperGroup):
         return sorted(super().list_commands(ctx), key=lambda name: order.index(name) if name in order else len(order))
 
 
-def _quiet(wanted: bool) -> None:
-    if wanted:
-        set_verbosity(Verbosity.QUIET)
-
-
-def _verbose(wanted: bool) -> None:
-    if wanted:
-        set_verbosity(Verbosity.VERBOSE)
+def _sets(level: Verbosity) -> Callable[[bool], None]:
+    return lambda wanted: set_verbosity(level) if wanted else None
 
 
 @lru_cache
@@ -57,10 +49,13 @@ def _common_options() -> list[Any]:
     @scratch.command()
     def declared(
         quiet: Annotated[
-            bool, typer.Option("--quiet", "-q", callback=_quiet, help="Print results and errors only.")
+            bool, typer.Option("--quiet", "-q", callback=_sets(Verbosity.QUIET), help="Print results and errors only.")
         ] = False,
         verbose: Annotated[
-            bool, typer.Option("--verbose", "-v", callback=_verbose, help="Print every step and all warnings.")
+            bool,
+            typer.Option(
+                "--verbose", "-v", callback=_sets(Verbosity.VERBOSE), help="Print every step and all warnings."
+            ),
         ] = False,
     ) -> None:
         """Declare the options."""
@@ -114,75 +109,3 @@ def root(
     Start with [cyan]darwinlm prune MODEL --keep 50% --text TEXT --out runs/half[/cyan], then look at the result with
     [cyan]darwinlm show runs/half[/cyan] and talk to it with [cyan]darwinlm chat runs/half[/cyan].
     """
-
-
-def _bound(name: str, help: str, *, default: str | bool = False) -> Any:
-    return typer.Option(name, help=help, show_default=default, rich_help_panel=_BUDGET)
-
-
-ModelArgument = Annotated[str | None, typer.Argument(help="Hub id, local folder, or GGUF file.", show_default=False)]
-OutOption = Annotated[
-    Path, typer.Option("--out", "-o", help="Output folder. Rerun with the same folder to resume an interrupted run.")
-]
-RecipeOption = Annotated[
-    str | None, typer.Option("--recipe", help="YAML recipe, or the name of a bundled one.", show_default=False)
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="SECTION.FIELD=VALUE",
-        help="Change one setting; repeatable. [cyan]darwinlm schema[/cyan] lists them.",
-        show_default=False,
-    ),
-]
-TextOption = Annotated[
-    str | None,
-    typer.Option("--text", help="Local text file or folder, or hf:owner/name.", show_default="hf:.../fineweb-edu"),
-]
-KeepOption = Annotated[
-    str | None,
-    _bound("--keep", "Share of the block parameters to keep. Several (75%,50%) give one model each.", default="50%"),
-]
-ParamsOption = Annotated[str | None, _bound("--params", "Parameters of the whole smaller model: 2.7B.")]
-BytesOption = Annotated[str | None, _bound("--bytes", "Weights and KV cache of the smaller model: 4GiB.")]
-SpeedupOption = Annotated[str | None, _bound("--speedup", "Speedup on this machine: 2x.")]
-LatencyOption = Annotated[str | None, _bound("--latency", "Time of one request on this machine: 30ms.")]
-VocabOption = Annotated[
-    str | None,
-    typer.Option(
-        "--vocab",
-        help="Tokens to keep, as a share or a number: 50% or 24k. The budget counts the smaller embedding.",
-        show_default="all",
-    ),
-]
-TimeOption = Annotated[
-    str | None,
-    typer.Option(
-        "--time", help="Time limit of the whole run: 30m. It takes less text and fewer steps.", show_default=False
-    ),
-]
-PresetOption = Annotated[
-    str | None,
-    typer.Option("--preset", help="default, or paper: the settings of the DarwinLM paper.", show_default="default"),
-]
-ForOption = Annotated[
-    str | None,
-    typer.Option(
-        "--for",
-        metavar="QUANTISATION",
-        help="Make it ready for q4_k_m, awq, gptq, w4a16, fp8, int8 ...: widths are whole groups.",
-        show_default=False,
-    ),
-]
-RemoteCode = Annotated[
-    bool, typer.Option("--allow-remote-code", help="Let a checkpoint run Python code that it contains.")
-]
-DatabaseOption = Annotated[
-    Path | None,
-    typer.Option("--database", help="Finished database of this model; skips making one.", show_default=False),
-]
-StageOption = Annotated[str, typer.Option("--until", help="Stop after this stage.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...")]
-DtypeOption = Annotated[str, typer.Option("--dtype", help="auto, bfloat16, float16 or float32.")]

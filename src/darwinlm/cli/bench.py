@@ -11,8 +11,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from darwinlm.cli import terminal
-from darwinlm.cli.app import LOOK, JsonOption, RemoteCode, command
+from darwinlm.cli import arguments, terminal
+from darwinlm.cli.app import LOOK, command
 
 if TYPE_CHECKING:
     from darwinlm.bench import SpeedReport, Spread
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 )
 def bench(
     model: Annotated[str, typer.Argument(help="Folder, finished run, hub id or GGUF file.")],
-    against: Annotated[str | None, typer.Option("--against", help="Second model, measured alternately.")] = None,
+    against: Annotated[str | None, typer.Option("--against", help="Second model; both are measured in turn.")] = None,
     engine: Annotated[
         str | None, typer.Option("--engine", help="torch, llama.cpp or vllm.", show_default="by the model")
     ] = None,
@@ -36,8 +36,8 @@ def bench(
     dtype: Annotated[str | None, typer.Option("--dtype", help="torch and vllm: bfloat16, float16 or float32.")] = None,
     quant: Annotated[str | None, typer.Option("--quant", help="llama.cpp: convert to this type first.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write all figures here as JSON.")] = None,
-    as_json: JsonOption = False,
-    allow_remote_code: RemoteCode = False,
+    as_json: arguments.Json = False,
+    allow_remote_code: arguments.RemoteCode = False,
 ) -> None:
     """Measure speed: tokens per second, time to the first token, peak memory and file size."""
     from darwinlm.artifact import write_json

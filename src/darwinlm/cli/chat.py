@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,13 +12,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from darwinlm.cli import terminal
-from darwinlm.cli.app import LOOK, DeviceOption, DtypeOption, RemoteCode, command
+from darwinlm.cli import arguments, terminal
+from darwinlm.cli.app import LOOK, command
 from darwinlm.errors import DataError
 
 if TYPE_CHECKING:
     from darwinlm.chat import Conversation
-    from darwinlm.evaluation.models import Opened
 
 SIDE_BY_SIDE = 60
 """Minimum terminal width for two answers side by side."""
@@ -47,16 +46,23 @@ def chat(
         float, typer.Option("--repetition-penalty", help="Above 1, the model repeats itself less.")
     ] = 1.1,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the sampling.")] = 0,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
-    allow_remote_code: RemoteCode = False,
+    device: arguments.Device = "auto",
+    dtype: arguments.Dtype = "auto",
+    allow_remote_code: arguments.RemoteCode = False,
 ) -> None:
     """Talk to a model. Answers appear as they are written; piped input is read as one question per line."""
     from darwinlm.chat import AnswerSettings, Conversation
+    from darwinlm.compute import resolve_device, resolve_dtype
+    from darwinlm.evaluation.models import open_model
 
     settings = AnswerSettings(max_tokens, temperature, repetition_penalty, seed, system)
-    opened = _opened((model,) if against is None else (model, against), device, dtype, allow_remote_code)
-    talks = {name: Conversation(each, settings) for name, each in opened.items()}
+    where = resolve_device(device)
+    kind = resolve_dtype(dtype, where)
+    talks = {}
+    for source in (model,) if against is None else (model, against):
+        terminal.say(f"loading {source}")
+        opened = open_model(source, dtype=kind, device=where, allow_remote_code=allow_remote_code)
+        talks[source] = Conversation(opened, settings)
     console, typed = terminal.console(), sys.stdin.isatty()
     if typed:
         terminal.say(HELP)
@@ -67,34 +73,14 @@ def chat(
         if text == "/reset":
             for talk in talks.values():
                 talk.reset()
-        elif typed:
-            _answer_or_tell(console, talks, text)
         else:
-            _answer(console, talks, text)
-
-
-def _opened(sources: Sequence[str], device: str, dtype: str, remote_code: bool) -> dict[str, Opened]:
-    """Models by the names that the user gave. Raises RecipeError, ModelError."""
-    from darwinlm.compute import resolve_device, resolve_dtype
-    from darwinlm.evaluation.models import open_model
-
-    where = resolve_device(device)
-    kind = resolve_dtype(dtype, where)
-    models = {}
-    for source in sources:
-        terminal.say(f"loading {source}")
-        models[source] = open_model(source, dtype=kind, device=where, allow_remote_code=remote_code)
-    return models
-
-
-def _answer_or_tell(console: Console, talks: Mapping[str, Conversation], text: str) -> None:
-    """Answer, and print errors so that the next question can follow."""
-    try:
-        _answer(console, talks, text)
-    except DataError as error:
-        console.print(str(error), style="red")
-    except KeyboardInterrupt:
-        console.print("\n(stopped)", style="dim")
+            try:
+                _answer(console, talks, text)
+            except (DataError, KeyboardInterrupt) as error:  # after it, the next question can follow
+                if not typed:
+                    raise
+                refused = isinstance(error, DataError)
+                console.print(str(error) if refused else "\n(stopped)", style="red" if refused else "dim")
 
 
 def _questions(console: Console) -> Iterator[str]:
@@ -121,23 +107,19 @@ def _questions(console: Console) -> Iterator[str]:
 
 
 def _answer(console: Console, talks: Mapping[str, Conversation], text: str) -> None:
-    if len(talks) == 1:
-        (talk,) = talks.values()
-        talk.answer(text, lambda piece: _write(console, piece))
-        console.print()
-    elif console.is_terminal and console.width >= SIDE_BY_SIDE:
+    if len(talks) > 1 and console.is_terminal and console.width >= SIDE_BY_SIDE:
         _beside(console, talks, text)
-    else:
-        for name, talk in talks.items():
+        return
+
+    def write(piece: str) -> None:
+        console.print(Text(piece), end="", soft_wrap=True)  # the terminal wraps it
+        console.file.flush()
+
+    for name, talk in talks.items():
+        if len(talks) > 1:
             console.print(f"[{name}]", style="bold")
-            talk.answer(text, lambda piece: _write(console, piece))
-            console.print()
-
-
-def _write(console: Console, piece: str) -> None:
-    """Print a piece of text; the terminal wraps it."""
-    console.print(Text(piece), end="", soft_wrap=True)
-    console.file.flush()
+        talk.answer(text, write)
+        console.print()
 
 
 def _beside(console: Console, talks: Mapping[str, Conversation], text: str) -> None:

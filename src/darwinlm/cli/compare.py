@@ -7,19 +7,8 @@ from typing import Annotated
 
 import typer
 
-from darwinlm.cli import terminal
-from darwinlm.cli.app import (
-    SHRINK,
-    KeepOption,
-    ModelArgument,
-    OutOption,
-    RecipeOption,
-    RemoteCode,
-    SetOption,
-    TextOption,
-    command,
-)
-from darwinlm.cli.evaluate import DataOption, LimitOption, SuiteOption
+from darwinlm.cli import arguments, terminal
+from darwinlm.cli.app import SHRINK, command
 
 MethodsOption = Annotated[
     str,
@@ -44,19 +33,19 @@ VariantOption = Annotated[
     "darwinlm compare MODEL --methods uniform,ziplm,darwinlm --keep 50% --text TEXT --out runs/comparison",
 )
 def compare(
-    model: ModelArgument = None,
+    model: arguments.Model = None,
     methods: MethodsOption = "all",
-    out: OutOption = Path("runs/comparison"),
-    keep: KeepOption = None,
-    text: TextOption = None,
+    out: arguments.Out = Path("runs/comparison"),
+    keep: arguments.Keep = None,
+    text: arguments.Text = None,
     domain: DomainOption = None,
     variant: VariantOption = None,
-    suite: SuiteOption = None,
-    data_dir: DataOption = None,
-    limit: LimitOption = None,
-    recipe: RecipeOption = None,
-    assignments: SetOption = None,
-    allow_remote_code: RemoteCode = False,
+    suite: arguments.Suite = None,
+    data_dir: arguments.DataDir = None,
+    limit: arguments.Limit = None,
+    recipe: arguments.RecipeFile = None,
+    assignments: arguments.Set = None,
+    allow_remote_code: arguments.RemoteCode = False,
 ) -> None:
     """Prune with several methods under the same budget and compare them in one table."""
     from darwinlm import parallel
@@ -66,7 +55,7 @@ def compare(
     from darwinlm.recipe import load_recipe, options
     from darwinlm.run import Run
 
-    overrides = {**options(model=model, keep=keep, text=text), "allow_remote_code": allow_remote_code or None}
+    overrides = options(model=model, keep=keep, text=text, allow_remote_code=allow_remote_code or None)
     chosen = load_recipe(recipe, assignments or (), overrides)
     domains, variants = parse_named("--domain", domain or ()), parse_named("--variant", variant or ())
     methods_with_steps = parse_methods(methods, chosen, [name for name, _ in variants])

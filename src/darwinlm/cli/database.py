@@ -8,19 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from darwinlm import tables
-from darwinlm.cli import terminal
-from darwinlm.cli.app import (
-    LOOK,
-    SHRINK,
-    JsonOption,
-    ModelArgument,
-    OutOption,
-    RecipeOption,
-    RemoteCode,
-    SetOption,
-    TextOption,
-    command,
-)
+from darwinlm.cli import arguments, terminal
+from darwinlm.cli.app import LOOK, SHRINK, command
 
 SHARES = {92: (0.9, 0.75, 0.5, 0.25, 0.1), 76: (0.75, 0.5, 0.25), 0: (0.5,)}
 """Shares of the columns in the table, by the terminal's minimum width."""
@@ -32,19 +21,19 @@ POINTS = 100
 
 @command(SHRINK, "darwinlm database MODEL --text TEXT --out runs/database")
 def database(
-    model: ModelArgument = None,
-    out: OutOption = Path("runs/database"),
-    text: TextOption = None,
-    recipe: RecipeOption = None,
-    assignments: SetOption = None,
-    allow_remote_code: RemoteCode = False,
+    model: arguments.Model = None,
+    out: arguments.Out = Path("runs/database"),
+    text: arguments.Text = None,
+    recipe: arguments.RecipeFile = None,
+    assignments: arguments.Set = None,
+    allow_remote_code: arguments.RemoteCode = False,
 ) -> None:
-    """Build the pruning database alone; `darwinlm prune --database OUT` then reuses it for any budget."""
+    """Build only the pruning database, which `darwinlm prune --database OUT` reuses for any budget."""
     from darwinlm.pipeline import run_stages
     from darwinlm.recipe import load_recipe, options
     from darwinlm.run import Run
 
-    overrides = {**options(model=model, text=text), "allow_remote_code": allow_remote_code or None}
+    overrides = options(model=model, text=text, allow_remote_code=allow_remote_code or None)
     chosen = load_recipe(recipe, assignments or (), overrides)
     run = Run(chosen, out, terminal.reporter())
     stage = run_stages(run, "database").database.stage
@@ -61,19 +50,24 @@ def database(
 )
 def inspect(
     folder: Annotated[Path, typer.Argument(help="A database, or the run that built it.", show_default=False)],
-    as_json: JsonOption = False,
+    as_json: arguments.Json = False,
     page: Annotated[
         Path | None,
         typer.Option("--html", help="Write a page with predicted losses of all sizes.", show_default=False),
     ] = None,
 ) -> None:
-    """Show the output error of each module at every width, and the estimated loss of the model."""
+    """Show what each attention and MLP loses at every width, and the loss of the model that this predicts."""
     from darwinlm.database.finished import describe, find_database, read_curves
 
     if page is not None:
-        _write_sizes(folder, page, as_json=as_json)
-        return
+        from darwinlm.runs.sizes import write_sizes
 
+        if as_json:
+            raise typer.BadParameter("give --json or --html, not both")
+        terminal.say("choosing the best levels of each size; up to a minute")
+        count = write_sizes(folder, page)
+        terminal.console().print(f"{page}: {count} sizes", soft_wrap=True)
+        return
     stage = find_database(folder)
     about: dict[str, Any] = describe(stage)
     if as_json:
@@ -114,16 +108,6 @@ def inspect(
     if console.width < wide:
         notes.append(f"A terminal of {wide} columns shows more shares; --json prints all of them.")
     console.print("\n".join(notes))
-
-
-def _write_sizes(folder: Path, page: Path, *, as_json: bool) -> None:
-    from darwinlm.runs.sizes import write_sizes
-
-    if as_json:
-        raise typer.BadParameter("give --json or --html, not both")
-    terminal.say("choosing the best levels of each size; up to a minute")
-    count = write_sizes(folder, page)
-    terminal.console().print(f"{page}: {count} sizes", soft_wrap=True)
 
 
 def _points(curves: Any) -> dict[str, Any]:

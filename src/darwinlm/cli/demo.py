@@ -8,20 +8,20 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from darwinlm.cli import terminal
-from darwinlm.cli.app import SHRINK, OutOption, SetOption, command
+from darwinlm.cli import arguments, terminal
+from darwinlm.cli.app import SHRINK, command
 from darwinlm.cli.prune import run_recipe
 
 
 @command(SHRINK, "darwinlm demo", "darwinlm demo --full --out runs/full")
 def demo(
-    out: OutOption = Path("runs/demo"),
+    out: arguments.Out = Path("runs/demo"),
     full: Annotated[
         bool, typer.Option("--full", help="Half of the block parameters, with the default amounts of text.")
     ] = False,
-    assignments: SetOption = None,
+    assignments: arguments.Set = None,
 ) -> None:
-    """Prune the embedded SmolLM2-135M-Instruct, train it briefly, and let it answer beside the original."""
+    """Prune SmolLM2-135M-Instruct (from PyPI), train it briefly, and compare its answers with the original's."""
     from darwinlm.demo import demo_recipe
 
     recipe = demo_recipe(tuple(assignments or ()), full=full)

@@ -7,15 +7,8 @@ from typing import Annotated
 
 import typer
 
-from darwinlm.cli import terminal
-from darwinlm.cli.app import LOOK, DeviceOption, DtypeOption, JsonOption, RemoteCode, command
-
-SuiteOption = Annotated[
-    str | None,
-    typer.Option("--suite", help="paper, quick, or tasks such as piqa,arc_challenge:25 (25 shots)."),
-]
-DataOption = Annotated[Path | None, typer.Option("--data-dir", help="Local tasks: TASK/SPLIT.jsonl[.gz].")]
-LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Items per task.")]
+from darwinlm.cli import arguments, terminal
+from darwinlm.cli.app import LOOK, command
 
 
 @command(
@@ -25,11 +18,11 @@ LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Items p
 )
 def evaluate(
     model: Annotated[str, typer.Argument(help="Hub id, folder, output folder of a run, or GGUF file.")],
-    suite: SuiteOption = None,
-    data_dir: DataOption = None,
-    limit: LimitOption = None,
+    suite: arguments.Suite = None,
+    data_dir: arguments.DataDir = None,
+    limit: arguments.Limit = None,
     text: Annotated[list[str] | None, typer.Option("--text", help="Text to measure perplexity on; repeatable.")] = None,
-    against: Annotated[str | None, typer.Option("--against", help="Dense model: adds the KL to it.")] = None,
+    against: Annotated[str | None, typer.Option("--against", help="Dense model; adds KL to it (with --text).")] = None,
     looking_back: Annotated[
         bool, typer.Option("--looking-back", help="Measure copying of random words; --text always does.")
     ] = False,
@@ -38,10 +31,10 @@ def evaluate(
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Sequences per forward pass.")] = 8,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write JSON here; rerun to resume.")] = None,
     markdown: Annotated[Path | None, typer.Option("--markdown", help="Write the tables here as Markdown.")] = None,
-    as_json: JsonOption = False,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
-    allow_remote_code: RemoteCode = False,
+    as_json: arguments.Json = False,
+    device: arguments.Device = "auto",
+    dtype: arguments.Dtype = "auto",
+    allow_remote_code: arguments.RemoteCode = False,
 ) -> None:
     """Measure a model: benchmarks (EleutherAI's lm-evaluation-harness), perplexity, KL to the dense model."""
     from darwinlm.errors import DataError

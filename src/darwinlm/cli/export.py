@@ -9,14 +9,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from darwinlm.cli import terminal
-from darwinlm.cli.app import USE, RemoteCode, command
+from darwinlm.cli import arguments, terminal
+from darwinlm.cli.app import USE, command
 
 if TYPE_CHECKING:
     from darwinlm.export.check import ExportReport
-
-ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="CPU threads.")]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an existing --out.")]
 
 
 @command(
@@ -38,9 +35,9 @@ def export(
         Path | None, typer.Option("--tokenizer-from", help="gguf: copy the tokenizer from this GGUF file.")
     ] = None,
     mlp_multiple: Annotated[int, typer.Option("--mlp-multiple", help="gguf: pad MLP widths to a multiple.")] = 32,
-    threads: ThreadsOption = 1,
-    overwrite: OverwriteOption = False,
-    allow_remote_code: RemoteCode = False,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads.")] = 1,
+    overwrite: arguments.Overwrite = False,
+    allow_remote_code: arguments.RemoteCode = False,
 ) -> None:
     """Write a model for llama.cpp, vLLM or transformers, and check that the written model gives the same output."""
     from darwinlm.export.run import export_model

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from darwinlm.cli import terminal
-from darwinlm.cli.app import USE, RemoteCode, command
-from darwinlm.cli.export import OverwriteOption, show_report
+from darwinlm.cli import arguments, terminal
+from darwinlm.cli.app import USE, command
+from darwinlm.cli.export import show_report
 
 
 @command(USE, "darwinlm import PRUNED --out imported", name="import")
@@ -22,8 +22,8 @@ def import_command(
         str | None,
         typer.Option("--query-groups", help="first or spread: how query heads share KV heads, if unknown."),
     ] = None,
-    overwrite: OverwriteOption = False,
-    allow_remote_code: RemoteCode = False,
+    overwrite: arguments.Overwrite = False,
+    allow_remote_code: arguments.RemoteCode = False,
 ) -> None:
     """Convert a checkpoint pruned by another tool: rows and columns of zeros are removed."""
     from darwinlm.errors import RecipeError

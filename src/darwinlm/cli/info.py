@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from darwinlm import __version__, tables
-from darwinlm.cli import terminal
-from darwinlm.cli.app import LEARN, JsonOption, command
+from darwinlm.cli import arguments, terminal
+from darwinlm.cli.app import LEARN, command
 
 FIRST = (
     "budget.keep",
@@ -31,7 +31,7 @@ def schema(
         str | None,
         typer.Argument(help="Section of the recipe, or all.", show_default="the ten settings to know first"),
     ] = None,
-    as_json: JsonOption = False,
+    as_json: arguments.Json = False,
 ) -> None:
     """List settings of the recipe with their defaults and meanings. Change them with --set or a YAML recipe."""
     from darwinlm.errors import RecipeError

@@ -12,7 +12,6 @@ import os
 import shlex
 import sys
 import warnings
-from typing import NoReturn
 
 import typer
 from rich.console import Console
@@ -61,15 +60,13 @@ def main() -> None:
         with contextlib.suppress(io.UnsupportedOperation):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (DarwinLMError, UsageError, OSError, MemoryError) as error:
-        _refuse(_message(error))
+        _tell(f"error: {shorten(_message(error), MESSAGE)}", style="red")
+        code = 2
     finally:
         release_all()
         parallel.shutdown()
     if code == INTERRUPTED:
-        command = shlex.join(["darwinlm", *sys.argv[1:]])
-        _errors().print(
-            f"interrupted; finished work is kept. Resume with: {command}", highlight=False, markup=False, soft_wrap=True
-        )
+        _tell(f"interrupted; finished work is kept. Resume with: {shlex.join(['darwinlm', *sys.argv[1:]])}")
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -83,7 +80,7 @@ def _message(error: Exception) -> str:
         where = shorten(error.filename) if error.filename else "a file"
         return f"{where}: {error.strerror or shorten(error)}: check the path and its permissions"
     if isinstance(error, MemoryError):
-        return "the machine's memory isn't sufficient: see darwinlm plan, or lower compute.batch_tokens"
+        return "the machine ran out of memory: see darwinlm plan, or lower compute.batch_tokens"
     return str(error)
 
 
@@ -116,10 +113,7 @@ def _advice(error: DeviceMemoryError) -> str:
     return advice(Sizes(error.run.checkpoint, recipe, parallel.size()), error.stage, device)
 
 
-def _errors() -> Console:
-    return Console(stderr=True, quiet=not parallel.is_main())
-
-
-def _refuse(message: str) -> NoReturn:
-    _errors().print(f"error: {shorten(message, MESSAGE)}", highlight=False, markup=False, style="red", soft_wrap=True)
-    sys.exit(2)
+def _tell(message: str, *, style: str | None = None) -> None:
+    """Print a line to standard error."""
+    console = Console(stderr=True, quiet=not parallel.is_main())
+    console.print(message, highlight=False, markup=False, style=style, soft_wrap=True)

@@ -8,28 +8,17 @@ from typing import Annotated
 
 import typer
 
-from darwinlm.cli import terminal
-from darwinlm.cli.app import (
-    LEARN,
-    ForOption,
-    JsonOption,
-    KeepOption,
-    ModelArgument,
-    ParamsOption,
-    RecipeOption,
-    RemoteCode,
-    SetOption,
-    command,
-)
+from darwinlm.cli import arguments, terminal
+from darwinlm.cli.app import LEARN, command
 
 
 @command(LEARN, "darwinlm plan meta-llama/Llama-2-7b-hf --recipe llama2-7b-2.7b --device h100")
 def plan(
-    model: ModelArgument = None,
-    recipe: RecipeOption = None,
-    keep: KeepOption = None,
-    params: ParamsOption = None,
-    ready_for: ForOption = None,
+    model: arguments.Model = None,
+    recipe: arguments.RecipeFile = None,
+    keep: arguments.Keep = None,
+    params: arguments.Params = None,
+    ready_for: arguments.For = None,
     device: Annotated[
         str,
         typer.Option(
@@ -41,10 +30,12 @@ def plan(
     processes: Annotated[int, typer.Option("--processes", min=1, help="Number of torchrun processes.")] = 1,
     ram: Annotated[str | None, typer.Option("--ram", help="Memory of the machine for all processes: 256GB.")] = None,
     disk: Annotated[str | None, typer.Option("--disk", help="Free space for the output folder: 1TB.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file.", show_default=False)] = None,
-    as_json: JsonOption = False,
-    assignments: SetOption = None,
-    allow_remote_code: RemoteCode = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write the plan here as JSON.", show_default=False)
+    ] = None,
+    as_json: arguments.Json = False,
+    assignments: arguments.Set = None,
+    allow_remote_code: arguments.RemoteCode = False,
 ) -> None:
     """Estimate what a run needs before it starts: memory, disk, FLOPs and hours of every stage."""
     from darwinlm import tables
@@ -58,8 +49,8 @@ def plan(
     from darwinlm.recipe import load_recipe, options
     from darwinlm.report.wording import count
 
-    overrides = options(model=model, keep=keep, params=params, ready_for=ready_for)
-    overrides |= {"allow_remote_code": allow_remote_code or None}
+    remote_code = allow_remote_code or None
+    overrides = options(model=model, keep=keep, params=params, ready_for=ready_for, allow_remote_code=remote_code)
     chosen = load_recipe(recipe, assignments or (), overrides)
     if chosen.model is None:
         raise RecipeError("no model is given: name a hub id, a folder or a GGUF file")

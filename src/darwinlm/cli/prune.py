@@ -5,28 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from darwinlm.cli import terminal
-from darwinlm.cli.app import (
-    SHRINK,
-    BytesOption,
-    DatabaseOption,
-    ForOption,
-    KeepOption,
-    LatencyOption,
-    ModelArgument,
-    OutOption,
-    ParamsOption,
-    PresetOption,
-    RecipeOption,
-    RemoteCode,
-    SetOption,
-    SpeedupOption,
-    StageOption,
-    TextOption,
-    TimeOption,
-    VocabOption,
-    command,
-)
+from darwinlm.cli import arguments, terminal
+from darwinlm.cli.app import SHRINK, command
 
 
 @command(
@@ -38,23 +18,23 @@ from darwinlm.cli.app import (
     "darwinlm prune MODEL --speedup 2x --time 30m --text TEXT --out runs/fast",
 )
 def prune(
-    model: ModelArgument = None,
-    out: OutOption = Path("runs/pruned"),
-    keep: KeepOption = None,
-    params: ParamsOption = None,
-    size: BytesOption = None,
-    speedup: SpeedupOption = None,
-    latency: LatencyOption = None,
-    vocab: VocabOption = None,
-    time: TimeOption = None,
-    preset: PresetOption = None,
-    ready_for: ForOption = None,
-    text: TextOption = None,
-    recipe: RecipeOption = None,
-    assignments: SetOption = None,
-    allow_remote_code: RemoteCode = False,
-    until: StageOption = "report",
-    database: DatabaseOption = None,
+    model: arguments.Model = None,
+    out: arguments.Out = Path("runs/pruned"),
+    keep: arguments.Keep = None,
+    params: arguments.Params = None,
+    size: arguments.Bytes = None,
+    speedup: arguments.Speedup = None,
+    latency: arguments.Latency = None,
+    vocab: arguments.Vocab = None,
+    time: arguments.Time = None,
+    preset: arguments.Preset = None,
+    ready_for: arguments.For = None,
+    text: arguments.Text = None,
+    recipe: arguments.RecipeFile = None,
+    assignments: arguments.Set = None,
+    allow_remote_code: arguments.RemoteCode = False,
+    until: arguments.Until = "report",
+    database: arguments.Database = None,
 ) -> None:
     """Prune a model to a budget and report what was lost. Rerun the same command to resume."""
     from darwinlm.errors import RecipeError
@@ -64,12 +44,9 @@ def prune(
     if until not in STAGES:
         raise RecipeError(f"--until {until}: there is no such stage; the stages are {', '.join(STAGES)}")
     budget = {"keep": keep, "params": params, "bytes": size, "speedup": speedup, "latency": latency}
-    overrides: dict[str, Any] = {
-        **options(model=model, **budget, vocab=vocab, time=time, preset=preset, text=text, ready_for=ready_for),
-        "database.folder": str(database) if database else None,
-        "allow_remote_code": allow_remote_code or None,
-    }
-    recipes = load_recipes(recipe, assignments or (), overrides)
+    others: dict[str, Any] = {"vocab": vocab, "time": time, "preset": preset, "text": text, "ready_for": ready_for}
+    others |= {"database": str(database) if database else None, "allow_remote_code": allow_remote_code or None}
+    recipes = load_recipes(recipe, assignments or (), options(model=model, **budget, **others))
     if len(recipes) > 1:
         _run_sweep(recipes, out, until)
     else:
@@ -153,7 +130,7 @@ def _expect(run: Any) -> None:
     try:
         device = find_device(run.device.type)
     except RecipeError:
-        terminal.say("no plan: this GPU's figures aren't known; darwinlm plan --device takes those of another")
+        terminal.say("no plan: the speed of this GPU isn't known; darwinlm plan --device accepts a similar card")
         return
     try:
         plan = make_plan(sizes, device)

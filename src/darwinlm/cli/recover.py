@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from darwinlm.cli import terminal
-from darwinlm.cli.app import SHRINK, OutOption, RecipeOption, SetOption, TextOption, command
+from darwinlm.cli import arguments, terminal
+from darwinlm.cli.app import SHRINK, command
 
 
 @command(
@@ -24,10 +24,13 @@ def recover(
     tokens: Annotated[
         str | None, typer.Option("--tokens", help="Tokens to train on: 300M, 10B.", show_default=False)
     ] = None,
-    out: OutOption = Path("runs/recovered"),
-    text: TextOption = None,
-    recipe: RecipeOption = None,
-    assignments: SetOption = None,
+    out: arguments.Out = Path("runs/recovered"),
+    text: Annotated[
+        str | None,
+        typer.Option("--text", help="Training text. A run's own, without documents for other purposes, by default."),
+    ] = None,
+    recipe: arguments.RecipeFile = None,
+    assignments: arguments.Set = None,
 ) -> None:
     """Train a pruned model, by default by distillation from the dense one. Rerun to resume from a checkpoint."""
     from darwinlm import parallel

@@ -7,15 +7,15 @@ from typing import Annotated
 
 import typer
 
-from darwinlm.cli import terminal
-from darwinlm.cli.app import LOOK, JsonOption, command
+from darwinlm.cli import arguments, terminal
+from darwinlm.cli.app import LOOK, command
 
 
 @command(LOOK, "darwinlm scores dense.json half.json")
 def scores(
     files: Annotated[list[Path], typer.Argument(help="Files from darwinlm evaluate --out, one per model.")],
     markdown: Annotated[Path | None, typer.Option("--markdown", help="Write the tables here as Markdown.")] = None,
-    as_json: JsonOption = False,
+    as_json: arguments.Json = False,
 ) -> None:
     """Compare saved evaluations in one table. Two files also give the difference and its standard error."""
     from darwinlm.evaluation.side_by_side import read_saved, task_table, text_table

@@ -9,8 +9,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from darwinlm.cli import terminal
-from darwinlm.cli.app import LOOK, JsonOption, command
+from darwinlm.cli import arguments, terminal
+from darwinlm.cli.app import LOOK, command
 from darwinlm.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -25,9 +25,9 @@ LONGEST_BAR, SHORTEST_BAR = 24, 4
 @command(LOOK, "darwinlm show runs/half", "darwinlm show runs/half --json")
 def show(
     run: Annotated[Path, typer.Argument(help="Output folder of prune or recover.", show_default=False)],
-    as_json: JsonOption = False,
+    as_json: arguments.Json = False,
 ) -> None:
-    """Show the kept part of every block, the loss, and next steps."""
+    """Show what is left of every block, what was lost, and next steps."""
     from darwinlm.report.summary import read_summary
 
     summary = read_summary(_summary_of(run))
@@ -39,20 +39,22 @@ def show(
 
 def _summary_of(run: Path) -> Path:
     """Path of the run's summary. Raises ArtifactError if there is none."""
+    from darwinlm.artifact import MARKER
+
     path = run / "summary.json"
     if path.is_file():
         return path
     if (run / "sweep.json").is_file():
         each = ", ".join(str(member.parent) for member in sorted(run.glob("*/summary.json")))
         raise ArtifactError(f"{run} holds several sizes: show one of {each}; {run / 'index.html'} compares them")
-    if (run / "darwinlm.json").is_file():
+    if (run / MARKER).is_file():
         done = sorted(manifest.parent.name for manifest in run.glob("stages/*/manifest.json"))
         raise ArtifactError(
             f"the run in {run} isn't finished (done: {', '.join(done) or 'nothing yet'}): rerun its command to resume"
         )
     if not run.exists():
         raise ArtifactError(f"there is no folder '{run}': give the output folder of darwinlm prune or recover")
-    raise ArtifactError(f"{run} is no run: give the output folder of darwinlm prune or recover")
+    raise ArtifactError(f"{run} is not a run: give the output folder of darwinlm prune or recover")
 
 
 def _show(console: Console, run: Path, summary: Summary) -> None:

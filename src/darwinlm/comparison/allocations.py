@@ -95,7 +95,7 @@ def equal_experts(problem: Problem) -> Allocation:
         if cost.of(allocation) <= problem.budget.limit:
             return tuple(allocation)
     raise BudgetError(
-        f"with units.experts and the experts that a token is sent to, no equal number of whole experts has at most "
+        "reap and frequency keep the same number of whole experts in every block, and none fits into "
         f"{cost.words(problem.budget.limit)}: leave reap and frequency out"
     )
 
@@ -103,10 +103,7 @@ def equal_experts(problem: Problem) -> Allocation:
 def without_blocks(problem: Problem, influence: Sequence[float]) -> Allocation:
     """Removal of whole blocks by ascending influence until the budget is kept (ShortGPT, section 3.3).
 
-    Up to the size of a block may remain unused.
-
-    Raises:
-        BudgetError: Blocks contain modules that are never cut.
+    Up to the size of a block may remain unused. Raises BudgetError if blocks contain modules that are never cut.
     """
     space, cost, budget = problem.space, problem.cost, problem.budget
     if any(len(module.levels) == 1 for module in space.modules):
@@ -120,5 +117,8 @@ def without_blocks(problem: Problem, influence: Sequence[float]) -> Allocation:
         levels = zip(space.modules, allocation, strict=True)
         allocation = tuple(0 if module.block == block else level for module, level in levels)
     if not space.params(allocation):
-        raise BudgetError(f"not even one whole block has at most {cost.words(budget.limit)}: leave shortgpt out")
+        raise BudgetError(
+            f"shortgpt removes whole blocks, and even a single one exceeds {cost.words(budget.limit)}: leave shortgpt "
+            "out"
+        )
     return allocation

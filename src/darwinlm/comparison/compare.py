@@ -9,7 +9,7 @@ from typing import Any
 
 from darwinlm import __version__, parallel
 from darwinlm.artifact import digest_of, read_json, write_json
-from darwinlm.comparison.entries import HELD_OUT, OURS, MethodRow, StepsRun, variant_run
+from darwinlm.comparison.entries import HELD_OUT, OURS, MethodRow, steps_run, variant_run
 from darwinlm.comparison.methods import BASELINES, MethodInputs
 from darwinlm.comparison.record import ComparedBudget, ComparedMethod, ComparisonRecord, MeasuredText
 from darwinlm.data import Shuffle, TokenBlocks, assert_disjoint, read_documents, split_documents
@@ -118,7 +118,7 @@ def _made(inputs: MethodInputs, row: MethodRow, domains: Mapping[str, TokenBlock
     stitched, facts = _baseline(inputs, row.base) if row.base in BASELINES else _searched(inputs, row.base)
     if not row.steps:
         return stitched.checkpoint, facts
-    run = StepsRun(inputs.run, row)
+    run = steps_run(inputs.run, row)
     refitted = refit_stage(run, inputs.texts, stitched) if "refit" in row.steps else None
     # Evaluation text is never used for training, in any row.
     texts = {**inputs.texts, **domains}
@@ -192,12 +192,12 @@ def _searched(inputs: MethodInputs, name: str) -> tuple[Stitched, Row]:
 
 def _seconds(run: Run, *stages: str) -> float:
     """Total time of stages; a stage that was opened twice counts once."""
-    times = ([float(entry["seconds"]) for entry in run.timings if entry["name"] == stage] for stage in stages)
+    times = ([entry.seconds for entry in run.timings if entry.name == stage] for stage in stages)
     return sum(max(seconds, default=0.0) for seconds in times)
 
 
 def _resumed(run: Run, stage: str) -> bool:
-    return any(entry["resumed"] for entry in run.timings if entry["name"] == stage)
+    return any(entry.resumed for entry in run.timings if entry.name == stage)
 
 
 def _domains(run: Run, inputs: MethodInputs, comparison: ComparisonRequest) -> dict[str, TokenBlocks]:
@@ -229,7 +229,7 @@ def _add(
 ) -> ComparisonRecord:
     """Measure a row's model and write the table so far."""
     measured = _measure(run, name, checkpoint, texts)
-    scores = _suite(run, name, checkpoint, comparison) if comparison.suite else []
+    scores = _suite(run, name, checkpoint, comparison, comparison.suite) if comparison.suite else []
     row = {"method": name, **facts, **measured, "tasks": harness.as_json(scores)}
     compared = compared.model_copy(update={"rows": (*compared.rows, ComparedMethod.model_validate(row))})
     if parallel.is_main():
@@ -266,39 +266,35 @@ def _measure(run: Run, name: str, checkpoint: Checkpoint, texts: Mapping[str, To
     return measured
 
 
-def _suite(run: Run, name: str, checkpoint: Checkpoint, comparison: ComparisonRequest) -> list[harness.TaskScore]:
-    assert comparison.suite is not None
+def _suite(
+    run: Run, name: str, checkpoint: Checkpoint, comparison: ComparisonRequest, suite: str
+) -> list[harness.TaskScore]:
+    """Scores from the file of an earlier run, completed by the missing ones."""
     key = {
         "model": checkpoint.digest,
-        "suite": comparison.suite,
+        "suite": suite,
         "data": None if comparison.data_dir is None else str(comparison.data_dir.absolute()),
         "limit": comparison.limit,
         "arithmetic": run.arithmetic,
     }
     file = run.folder / "suites" / f"{name}_{digest_of(key)[:12]}.json"
+    scores: list[harness.TaskScore] = []
     with parallel.main_first():
-        scores = _scored(run, name, checkpoint, comparison, file) if parallel.is_main() else []
+        if parallel.is_main():
+            before, wanted = harness.from_json(read_json(file)) if file.exists() else {}, parse_suite(suite)
+            if all(one.task in before and not before[one.task].error for one in wanted):
+                scores = [before[one.task] for one in wanted]
+            else:
+                model = checkpoint.load(run.dtype, run.device)
+                with run.reporter.stage(f"suite {name}"):
+                    scores = harness.run_suite(
+                        model,
+                        run.checkpoint.tokenizer(),
+                        wanted,
+                        data_dir=comparison.data_dir,
+                        limit=comparison.limit,
+                        done=before,
+                        save=lambda previous: write_json(file, harness.as_json(previous)),
+                        progress=run.reporter.advance,
+                    )
     return parallel.broadcast(scores)
-
-
-def _scored(
-    run: Run, name: str, checkpoint: Checkpoint, comparison: ComparisonRequest, file: Path
-) -> list[harness.TaskScore]:
-    """Scores from the file of an earlier run, completed by the missing ones."""
-    assert comparison.suite is not None
-    before = harness.from_json(read_json(file)) if file.exists() else {}
-    wanted = parse_suite(comparison.suite)
-    if all(one.task in before and not before[one.task].error for one in wanted):
-        return [before[one.task] for one in wanted]
-    model = checkpoint.load(run.dtype, run.device)
-    with run.reporter.stage(f"suite {name}"):
-        return harness.run_suite(
-            model,
-            run.checkpoint.tokenizer(),
-            wanted,
-            data_dir=comparison.data_dir,
-            limit=comparison.limit,
-            done=before,
-            save=lambda previous: write_json(file, harness.as_json(previous)),
-            progress=run.reporter.advance,
-        )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from darwinlm.comparison.methods import BASELINES
 from darwinlm.errors import RecipeError
@@ -23,12 +22,7 @@ EVERYWHERE = tuple(name for name, method in BASELINES.items() if not method.mixt
 
 @dataclass(frozen=True)
 class MethodRow:
-    """One row.
-
-    Attributes:
-        base: Name of a method or of a variant of the search.
-        steps: Steps after the method, in the order of `STEPS`.
-    """
+    """One row: a method or a variant of the search, and the steps after it in the order of `STEPS`."""
 
     base: str
     steps: tuple[str, ...] = ()
@@ -53,10 +47,8 @@ def parse_methods(text: str, recipe: Recipe, variants: Sequence[str] = ()) -> tu
     """Read `uniform,ziplm+recovery,darwinlm+refit+recovery`.
 
     `all` stands for all methods except those that rank experts, and for DarwinLM with every step of the recipe.
-    `variants` are names of further searches, which may have steps too.
-
-    Raises:
-        RecipeError: A name or a step isn't known (the message suggests a similar one), or a row is named twice.
+    `variants` are names of further searches, which may have steps too. Raises RecipeError if a name or a step isn't
+    known (the message suggests a similar one), or a row is named twice.
     """
     if text == "all":
         refit = ("refit",) if recipe.refit.tokens else ()
@@ -67,20 +59,20 @@ def parse_methods(text: str, recipe: Recipe, variants: Sequence[str] = ()) -> tu
     known = [*BASELINES, OURS, *variants]
     if not items:
         raise RecipeError(f"--methods is empty: give all, or some of {', '.join(known)}")
-    rows = tuple(_parse_row(item, known) for item in items)
+    rows = []
+    for item in items:
+        base, *steps = (part.strip() for part in item.split("+"))
+        if base not in known:
+            hint = suggestion(base, known, f"known are {', '.join(known)}")
+            raise RecipeError(f"--methods: there is no method '{base}': {hint}")
+        if steps != [step for step in STEPS if step in steps]:
+            raise RecipeError(
+                f"--methods: a method may be followed by +refit, +recovery or +refit+recovery, not '{item}'"
+            )
+        rows.append(MethodRow(base, tuple(steps)))
     if len(set(rows)) < len(rows):
         raise RecipeError(f"--methods names one twice: {', '.join(row.name for row in rows)}")
-    return rows
-
-
-def _parse_row(item: str, known: Sequence[str]) -> MethodRow:
-    base, *steps = (part.strip() for part in item.split("+"))
-    if base not in known:
-        hint = suggestion(base, known, f"known are {', '.join(known)}")
-        raise RecipeError(f"--methods: there is no method '{base}': {hint}")
-    if tuple(steps) != tuple(step for step in STEPS if step in steps):
-        raise RecipeError(f"--methods: a method may be followed by +refit, +recovery or +refit+recovery, not '{item}'")
-    return MethodRow(base, tuple(steps))
+    return tuple(rows)
 
 
 def parse_named(option: str, items: Sequence[str]) -> tuple[tuple[str, str], ...]:
@@ -98,55 +90,25 @@ def parse_named(option: str, items: Sequence[str]) -> tuple[tuple[str, str], ...
     return tuple(named)
 
 
-class _Inside(Run):
-    """A run inside another run's folder, with the same model."""
-
-    def __init__(self, base: Run, recipe: Recipe, folder: Path) -> None:
-        self.base = base
-        super().__init__(recipe, folder, base.reporter)
-        self.checkpoint, self.teacher = base.checkpoint, base.teacher
+def inner_run(base: Run, recipe: Recipe, folder: Path, elsewhere: Mapping[str, Path]) -> Run:
+    """A run inside another run's folder, with the same model; `elsewhere` are the folders of shared stages."""
+    run = Run(recipe, folder, base.reporter, elsewhere=elsewhere)
+    run.checkpoint, run.teacher = base.checkpoint, base.teacher
+    return run
 
 
-class Variant(_Inside):
-    """Another search; it shares the text, and the database if the units are the same."""
-
-    def __init__(self, base: Run, name: str, recipe: Recipe) -> None:
-        self.common = {"text"}
-        if recipe.database == base.recipe.database:
-            self.common |= {"saliency"} | ({"plan", "database"} if recipe.units == base.recipe.units else set())
-        super().__init__(base, recipe, base.folder / "variants" / name)
-
-    def path(self, stage: str) -> Path:
-        """Folder of a stage."""
-        return self.base.path(stage) if stage in self.common else super().path(stage)
+def steps_run(base: Run, row: MethodRow) -> Run:
+    """The run of the steps after a method; rows of the same method share the refit."""
+    rows = base.folder / "rows"
+    refit = rows / MethodRow(row.base, ("refit",)).name / "stages" / "refit"
+    return inner_run(base, base.recipe, rows / row.name, {"refit": refit})
 
 
-class StepsRun(_Inside):
-    """The steps after a method; rows of the same method share the refit."""
-
-    def __init__(self, base: Run, row: MethodRow) -> None:
-        self.rows = base.folder / "rows"
-        self.row = row
-        super().__init__(base, base.recipe, self.rows / row.name)
-
-    def path(self, stage: str) -> Path:
-        """Folder of a stage."""
-        if stage == "refit":
-            return self.rows / MethodRow(self.row.base, ("refit",)).name / "stages" / stage
-        return super().path(stage)
-
-
-def _fields(name: str, section: str, part: Any) -> dict[str, Any]:
-    if not isinstance(part or {}, dict):
-        raise RecipeError(f"--variant {name}: {section} must be a mapping of fields, not {shorten(part)}")
-    return part or {}
-
-
-def variant_run(run: Run, name: str, source: str) -> Variant:
+def variant_run(run: Run, name: str, source: str) -> Run:
     """The same run with other search settings, from a recipe with only the differences.
 
-    Raises:
-        RecipeError: The recipe is wrong, or changes more than search, units, database, refit and recovery.
+    It shares the text, and the database if the units are the same. Raises RecipeError if the recipe is wrong, or
+    changes more than search, units, database, refit and recovery.
     """
     path = find_recipe(source)
     tree = read_yaml(path) if path.is_file() else None
@@ -156,9 +118,11 @@ def variant_run(run: Run, name: str, source: str) -> Variant:
             f"--variant {name}: {source} must be a recipe with nothing but {', '.join(allowed)}, so that model, text "
             "and budget stay comparable"
         )
-    flat = {
-        f"{section}.{field}": value
-        for section, part in tree.items()
-        for field, value in _fields(name, section, part).items()
-    }
-    return Variant(run, name, merge(run.recipe, (), flat))
+    for section, part in tree.items():
+        if not isinstance(part or {}, dict):
+            raise RecipeError(f"--variant {name}: {section} must be a mapping of fields, not {shorten(part)}")
+    flat = {f"{section}.{field}": value for section, part in tree.items() for field, value in (part or {}).items()}
+    recipe, shared = merge(run.recipe, (), flat), ["text"]
+    if recipe.database == run.recipe.database:
+        shared += ["saliency"] + (["plan", "database"] if recipe.units == run.recipe.units else [])
+    return inner_run(run, recipe, run.folder / "variants" / name, {stage: run.path(stage) for stage in shared})

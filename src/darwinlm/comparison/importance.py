@@ -128,10 +128,7 @@ class ExpertScores:
 def expert_scores(stream: BlockStream, progress: Progress = lambda done, total: None) -> dict[int, ExpertScores]:
     """Frequency of each expert, and its contribution to the output (REAP, arXiv 2510.13999), by block.
 
-    The stream, before the first block, is used up.
-
-    Raises:
-        FamilyError: The model has no mixture of experts.
+    The stream, before the first block, is used up. Raises FamilyError if the model has no mixture of experts.
     """
     part, total = stream.checkpoint.family.mlp, stream.checkpoint.n_blocks
     by_block: dict[int, ExpertScores] = {}

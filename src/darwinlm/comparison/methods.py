@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ class MethodResult:
 
     reader: DatabaseReader
     allocation: Allocation
-    record: dict[str, Any]
+    record: dict[str, Any] = field(default_factory=dict)
 
 
 class MethodInputs:
@@ -74,9 +74,10 @@ class MethodInputs:
         return lambda allocation: fitness.kl(allocation, n_tokens)
 
 
-def _uniform(inputs: MethodInputs, _: Path) -> MethodResult:
-    reader = inputs.database.reader
-    return MethodResult(reader, best_uniform(inputs.plan, inputs.loss(reader)), {})
+def _from_database(inputs: MethodInputs, _: Path, *, measured: bool) -> MethodResult:
+    reader, plan = inputs.database.reader, inputs.plan
+    chosen = best_uniform(plan, inputs.loss(reader)) if measured else least_local_error(plan, reader)
+    return MethodResult(reader, chosen)
 
 
 TRIES = 16
@@ -96,45 +97,33 @@ def _random(inputs: MethodInputs, _: Path) -> MethodResult:
     return MethodResult(reader, chosen, {"tries": tries})
 
 
-def _ziplm(inputs: MethodInputs, _: Path) -> MethodResult:
-    reader = inputs.database.reader
-    return MethodResult(reader, least_local_error(inputs.plan, reader), {})
-
-
-def _magnitude(inputs: MethodInputs, _: Path) -> MethodResult:
+def _ranked_units(inputs: MethodInputs, _: Path, *, activations: bool) -> MethodResult:
     run = inputs.run
-    reader = RankedReader(run.checkpoint, run.recipe.units, magnitude_scores(run.checkpoint))
-    return MethodResult(reader, best_uniform(inputs.plan, inputs.loss(reader)), {})
-
-
-def _minitron(inputs: MethodInputs, _: Path) -> MethodResult:
-    run = inputs.run
-    scores = activation_scores(stream_of(run, inputs.texts["calibration"]), run.reporter.advance)
+    if activations:
+        scores = activation_scores(stream_of(run, inputs.texts["calibration"].tokens), run.reporter.advance)
+    else:
+        scores = magnitude_scores(run.checkpoint)
     reader = RankedReader(run.checkpoint, run.recipe.units, scores)
-    return MethodResult(reader, best_uniform(inputs.plan, inputs.loss(reader)), {})
+    return MethodResult(reader, best_uniform(inputs.plan, inputs.loss(reader)))
 
 
 def _shortgpt(inputs: MethodInputs, _: Path) -> MethodResult:
     run = inputs.run
-    influence = block_influence(stream_of(run, inputs.texts["calibration"]), run.reporter.advance)
+    influence = block_influence(stream_of(run, inputs.texts["calibration"].tokens), run.reporter.advance)
     chosen = without_blocks(inputs.plan, influence)
     return MethodResult(DenseReader(run.checkpoint, run.recipe.units), chosen, {"block_influence": influence})
 
 
-def _ranked_experts(inputs: MethodInputs, scores: Callable[[ExpertScores], Tensor]) -> MethodResult:
+def _ranked_experts(inputs: MethodInputs, _: Path, *, scores: Callable[[ExpertScores], Tensor]) -> MethodResult:
     run = inputs.run
-    measured = expert_scores(stream_of(run, inputs.texts["calibration"]), run.reporter.advance)
+    measured = expert_scores(stream_of(run, inputs.texts["calibration"].tokens), run.reporter.advance)
     chosen = equal_experts(inputs.plan)
     by_block = {block: scores(of_block) for block, of_block in measured.items()}
-    return MethodResult(ExpertReader(run.checkpoint, run.recipe.units, by_block), chosen, {})
+    return MethodResult(ExpertReader(run.checkpoint, run.recipe.units, by_block), chosen)
 
 
-def _reap(inputs: MethodInputs, _: Path) -> MethodResult:
-    return _ranked_experts(inputs, lambda experts: experts.added)
-
-
-def _frequency(inputs: MethodInputs, _: Path) -> MethodResult:
-    return _ranked_experts(inputs, lambda experts: experts.asked)
+_reap = partial(_ranked_experts, scores=lambda experts: experts.added)
+_frequency = partial(_ranked_experts, scores=lambda experts: experts.asked)
 
 
 SHEARED_TOKENS, SHEARED_BATCH = 65536, 2048
@@ -155,11 +144,9 @@ def _sheared(inputs: MethodInputs, folder: Path) -> MethodResult:
         scores, record = shear(
             model, run.checkpoint.family, shapes, space.levels(target), batches, shearing, run.reporter.advance
         )
-    trained = folder / "trained"
-    save_model(model.to("cpu"), trained)
-    checkpoint = Checkpoint.open(trained)
-    record |= {"tokens": tokens.numel()}
-    return MethodResult(RankedReader(checkpoint, run.recipe.units, scores), target, record)
+    save_model(model.to("cpu"), folder / "trained")
+    reader = RankedReader(Checkpoint.open(folder / "trained"), run.recipe.units, scores)
+    return MethodResult(reader, target, record | {"tokens": tokens.numel()})
 
 
 @dataclass(frozen=True)
@@ -184,14 +171,16 @@ class Method:
 
 
 BASELINES = {
-    "uniform": Method("Uniform", "the best uniform allocation, same database", _uniform, database=True),
+    "uniform": Method(
+        "Uniform", "the best uniform allocation, same database", partial(_from_database, measured=True), True
+    ),
     "random": Method("Random", "the best of random allocations, same database", _random, True, searches=True),
-    "magnitude": Method("Magnitude", "arXiv 1506.02626, arXiv 2305.11627", _magnitude),
-    "minitron": Method("Minitron-style width", "arXiv 2407.14679", _minitron),
+    "magnitude": Method("Magnitude", "arXiv 1506.02626, arXiv 2305.11627", partial(_ranked_units, activations=False)),
+    "minitron": Method("Minitron-style width", "arXiv 2407.14679", partial(_ranked_units, activations=True)),
     "shortgpt": Method("ShortGPT", "arXiv 2403.03853", _shortgpt, blocks=True),
     "reap": Method("REAP", "arXiv 2510.13999, whole experts, equally many in every block", _reap, mixtures=True),
     "frequency": Method("Expert frequency", "experts that are used most often", _frequency, mixtures=True),
-    "ziplm": Method("ZipLM", "arXiv 2302.04089", _ziplm, database=True),
+    "ziplm": Method("ZipLM", "arXiv 2302.04089", partial(_from_database, measured=False), True),
     "sheared": Method("Sheared-LLaMA-style", "arXiv 2310.06694", _sheared),
 }
 """Methods by their names for `--methods`. `darwinlm` is the pipeline itself; refit and recovery may follow any."""

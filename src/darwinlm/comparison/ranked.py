@@ -48,7 +48,9 @@ class RankedReader(DatabaseReader):
         self.scores = scores
         mixtures = [shape.name for shape in self.shapes.values() if shape.experts]
         if mixtures:
-            raise FamilyError(f"{mixtures[0]} is a mixture of experts, which this method does not support: use ziplm")
+            raise FamilyError(
+                f"{mixtures[0]} is a mixture of experts, which this method does not support: leave it out, or use ziplm"
+            )
 
     def columns(self, block: int, kind: ModuleKind, level: Level) -> Tensor:
         """Columns of the best units of a module, [k] ascending."""

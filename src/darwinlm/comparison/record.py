@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from darwinlm.report.figures import FORMAT, Figures, read_figures
+from darwinlm.figures import FORMAT, Figures, read_figures
 
 
 class TextQuality(BaseModel):
@@ -39,16 +39,8 @@ class ComparedBudget(Figures):
 class ComparedMethod(Figures):
     """A row: a method and the figures of its model.
 
-    Attributes:
-        method: Name for `--methods`; `dense` for the dense model.
-        seconds: Time of the method and its steps; None for the dense model.
-        database_seconds: Time of the pruning database, if the method uses it.
-        resumed: Whether a stage was interrupted, so that only its last part was timed.
-        training_tokens: Number of tokens in the method's training.
-        allocation: Level of each module.
-        block_params: Number of parameters inside the blocks.
-        bytes: Size of its weights.
-        tasks: Scores in the format of `evaluation.harness`.
+    `method` is its name for `--methods`, or `dense`, whose times are None. If a stage was interrupted (`resumed`), only
+    its last part was timed. Tasks are in the format of `evaluation.harness`.
     """
 
     method: str

@@ -15,10 +15,7 @@ HEADER, DATA, BUFFERS, COMPRESSION = 2, 1, 2, 3
 def unpacked_bytes(message: Any) -> int:
     """Size of a message's buffers in bytes after decompression, as they state it.
 
-    The message is a `pyarrow.ipc.Message`.
-
-    Raises:
-        struct.error: The metadata is damaged.
+    The message is a `pyarrow.ipc.Message`. Raises struct.error if the metadata is damaged.
     """
     if message.type not in ("record batch", "dictionary"):
         return 0

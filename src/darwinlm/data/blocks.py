@@ -38,7 +38,10 @@ class TokenBlocks:
     def __post_init__(self) -> None:
         assert self.tokens.dim() == 2, "tokens are [blocks, tokens in a block]"
         assert self.tokens.dtype == torch.int64, "tokens are int64"
-        object.__setattr__(self, "digest", _digest(self.tokens))
+        shape = "x".join(map(str, self.tokens.shape))
+        little_endian = self.tokens.detach().cpu().contiguous().numpy().astype("<i8", copy=False)
+        digest = blake2b(shape.encode() + b":" + little_endian.tobytes(), digest_size=16).hexdigest()
+        object.__setattr__(self, "digest", digest)
 
     @property
     def n_tokens(self) -> int:
@@ -48,10 +51,8 @@ class TokenBlocks:
     def save(self, folder: Path | str) -> None:
         """Write the blocks as ``tokens.safetensors`` and then ``blocks.json``.
 
-        The folder is created if needed, and earlier blocks in it are replaced.
-
-        Raises:
-            StorageError: The disk is full or can't be written.
+        The folder is created if needed, and earlier blocks in it are replaced. Raises StorageError if the disk is full
+        or can't be written.
         """
         home = Path(folder)
         write_tensors(home / _TOKENS_FILE, {"tokens": self.tokens})
@@ -87,9 +88,3 @@ class TokenBlocks:
         if blocks.digest != recorded:
             raise damaged(home / _TOKENS_FILE, f"its tokens aren't those that {_DESCRIPTION_FILE} describes")
         return blocks
-
-
-def _digest(tokens: torch.Tensor) -> str:
-    shape = "x".join(map(str, tokens.shape))
-    little_endian = tokens.detach().cpu().contiguous().numpy().astype("<i8", copy=False)
-    return blake2b(shape.encode() + b":" + little_endian.tobytes(), digest_size=16).hexdigest()

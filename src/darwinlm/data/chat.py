@@ -16,14 +16,15 @@ CHAT_FIELD = "messages"
 def chat_text(messages: object, tokenizer: PreTrainedTokenizerBase | None, where: str) -> str:
     """Render a chat with the model's template, without the bos token, which packing adds.
 
-    `messages` is a list of records with a `role` and a `content`, both text; `where` names the record in errors.
-
-    Raises:
-        DataError: It isn't a list of messages, the tokenizer has no template, or the template refuses the chat.
+    `messages` is a list of records with a `role` and a `content`, both text; `where` names the record in errors. Raises
+    DataError if it isn't a list of messages, the tokenizer has no template, or the template refuses the chat.
     """
     from jinja2 import TemplateError
 
-    if not isinstance(messages, list) or not all(map(_is_message, messages)):
+    if not isinstance(messages, list) or not all(
+        isinstance(each, dict) and isinstance(each.get("role"), str) and isinstance(each.get("content"), str)
+        for each in messages
+    ):
         raise DataError(
             f"{where}: the field with the chat holds no list of messages like "
             '[{"role": "user", "content": "..."}]. Name the field that holds the text or the chat after a \'#\'.'
@@ -44,7 +45,3 @@ def chat_text(messages: object, tokenizer: PreTrainedTokenizerBase | None, where
         ) from error
     bos = tokenizer.bos_token
     return text.removeprefix(str(bos)) if bos else text
-
-
-def _is_message(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(name), str) for name in ("role", "content"))

@@ -115,7 +115,10 @@ def _read_file(path: Path, field: str | None, tokenizer: PreTrainedTokenizerBase
             raise DataError(f"{path}: a text file has no field '#{field}'. Leave '#{field}' out.")
         yield from _split_text(path)
     elif extension in _JSON_EXTENSIONS:
-        yield from _read_json_lines(path, field, tokenizer)
+        for where, record in json_records(path):
+            names = text_fields(list(record), field, where)
+            field = "+".join(names)  # of all records the same
+            yield text_of([record[name] for name in names], names, where, tokenizer)
     else:
         yield from _read_arrow(path, field, tokenizer, is_parquet=extension == ".parquet")
 
@@ -201,13 +204,6 @@ def _split_text(path: Path) -> Iterator[str]:
         yield "\n".join(kept)
 
 
-def _read_json_lines(path: Path, field: str | None, tokenizer: PreTrainedTokenizerBase | None) -> Iterator[str]:
-    for where, record in json_records(path):
-        names = text_fields(list(record), field, where)
-        field = "+".join(names)  # of all records the same
-        yield text_of([record[name] for name in names], names, where, tokenizer)
-
-
 def json_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (place for messages, record) of every line of a file that isn't blank. Raises DataError."""
     for number, line in _lines(path, cut=False):
@@ -267,7 +263,9 @@ def _arrow_batches(path: Path, field: str | None) -> Iterator[tuple[tuple[str, .
         start = 8 if mapped.read(len(_ARROW_FILE)) == _ARROW_FILE else 0  # a file is a stream between two marks
         mapped.seek(max(mapped.size() - len(_ARROW_FILE), 0))
         if start and mapped.read() != _ARROW_FILE:
-            raise DataError(f"{path}: the file is cut off at byte {mapped.size():,}. Write or download it again.")
+            raise DataError(
+                f"{path}: the file ends too early, after {mapped.size():,} bytes. Write or download it again."
+            )
         mapped.seek(start)
         most = max(FREE_BYTES, RATIO * path.stat().st_size)
         if any(unpacked_bytes(message) > most for message in pa.ipc.MessageReader.open_stream(mapped)):
@@ -289,10 +287,8 @@ def text_fields(names: Sequence[str], wanted: str | None, where: str) -> tuple[s
     """Choose the text fields.
 
     `wanted` is the field given by the user, or two joined by a plus: a question and its answer. None takes the first
-    existing one of `TEXT_FIELDS`. `where` names the record or file in errors.
-
-    Raises:
-        DataError: There is no such field.
+    existing one of `TEXT_FIELDS`. `where` names the record or file in errors. Raises DataError if there is no such
+    field.
     """
     if wanted is not None and wanted not in names and wanted.count("+") == 1:
         question, answer = wanted.split("+")
@@ -313,10 +309,8 @@ def text_of(
 ) -> str:
     """Text of a record: a string is returned as it is; messages, or a question and its answer, are rendered as a chat.
 
-    Only chats need the tokenizer. `where` names the record in errors.
-
-    Raises:
-        DataError: A value is something else, or a chat that the template can't render.
+    Only chats need the tokenizer. `where` names the record in errors. Raises DataError if a value is something else, or
+    a chat that the template can't render.
     """
     if len(values) == 2:
         parts = [text_of([value], [field], where) for value, field in zip(values, fields, strict=True)]

@@ -46,7 +46,7 @@ def assert_disjoint(named: Mapping[str, TokenBlocks]) -> None:
         if shared:
             documents = "1 document" if shared == 1 else f"{shared} documents"
             raise DataError(
-                f"{first} and {second} share {documents}, so results on one would flatter the other. "
+                f"{first} and {second} share {documents}, so results on one of them would look better than they are. "
                 "Split both from one source, or take them from sources that have nothing in common."
             )
 
@@ -57,10 +57,8 @@ def check_not_evaluation_text(source: str, *, allow_benchmark_text: str = "") ->
     Only names are checked: ids, configurations and splits of hub data sets, and the components of absolute local paths.
     For a folder, the paths of all files in it are checked; for a link with a neutral name, its target. A question
     benchmark must be named as a training split; for WikiText only the test split is refused. A reason in the user's
-    words in `allow_benchmark_text` allows such text.
-
-    Raises:
-        DataError: The source looks like evaluation text and no reason is given, or there is no such source.
+    words in `allow_benchmark_text` allows such text. Raises DataError if the source looks like evaluation text and no
+    reason is given, or there is no such source.
     """
     if allow_benchmark_text.strip():
         return
@@ -69,9 +67,9 @@ def check_not_evaluation_text(source: str, *, allow_benchmark_text: str = "") ->
     if match is not None:
         benchmark, where = match
         raise DataError(
-            f"Text source {source!r}: {where} looks like evaluation text of {benchmark}, which would flatter a model "
-            "made with it. Give other text or the training split, or write the reason why it's fine in "
-            "text.allow_benchmark_text."
+            f"Text source {source!r}: {where} looks like evaluation text of {benchmark}, which would inflate the "
+            "scores of a model made with it. Give other text or the training split, or write the reason why it's fine "
+            "in text.allow_benchmark_text."
         )
 
 

@@ -36,10 +36,7 @@ class PackedText(Dataset[dict[str, torch.Tensor]]):
 
     T is `seq_len`, which may differ from the length for which the shards were written, and B is `blocks`. The first
     `skip` tokens are left out. `bos` replaces every block's first token. `repeats` makes blocks with repeated passages,
-    such as `looking_back.with_repeats`.
-
-    Raises:
-        ArtifactError: A shard is missing or was changed.
+    such as `looking_back.with_repeats`. Raises ArtifactError if a shard is missing or was changed.
     """
 
     def __init__(
@@ -128,7 +125,7 @@ def pack_documents(
         if hashed in seen:
             continue
         seen.add(hashed)
-        if count > writer.documents:
+        if count > int(writer.index["documents"]):  # the others are in finished shards
             waiting.append(Document(hashed, text))
         if len(waiting) >= _BATCH:
             tokenise(waiting, tokenizer)
@@ -165,11 +162,6 @@ class _Writer:
             self.index = read_json(folder / INDEX)
         self._pieces: list[NDArray[np.int64]] = [np.asarray(self.index["carry"], dtype=np.int64)]
         self._held = len(self._pieces[0])
-
-    @property
-    def documents(self) -> int:
-        """Number of the source's documents in finished shards."""
-        return int(self.index["documents"])
 
     @property
     def lacks(self) -> int:

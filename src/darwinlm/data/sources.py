@@ -102,10 +102,8 @@ class HubSource:
 def parse_source(source: str) -> LocalSource | HubSource:
     """Parse a source string without opening the source.
 
-    An existing local path is used as it is, even if it contains a ``#``.
-
-    Raises:
-        DataError: The string is empty or malformed, or there is no such file or folder.
+    An existing local path is used as it is, even if it contains a ``#``. Raises DataError if the string is empty or
+    malformed, or there is no such file or folder.
     """
     if not source.strip():
         raise DataError("Text source: the name is empty. Give a file, a folder or hf:owner/name.")
@@ -169,7 +167,11 @@ def read_documents(
     """
     parsed = parse_source(source)
     if isinstance(parsed, HubSource):
-        documents = _read_hub(parsed, _load_dataset_function(), shuffle, tokenizer)
+        try:
+            import datasets
+        except ImportError as error:
+            raise MissingExtraError("datasets", "hub", "Reading text from the Hugging Face hub") from error
+        documents = _read_hub(parsed, datasets.load_dataset, shuffle, tokenizer)
     else:
         documents = read_files(parsed.files(), parsed.field, shuffle, tokenizer)
     return _visible(documents, source, tally or Tally())
@@ -181,9 +183,7 @@ def read_domains(
     """Read documents with the names of their domains: each file is one, and so is a data set of the hub.
 
     Reading ends after `characters`, of which files get equal parts. The other arguments are as in `read_documents`.
-
-    Raises:
-        DataError, MissingExtraError: As in `read_documents`.
+    Raises DataError, MissingExtraError as in `read_documents`.
     """
     parsed = parse_source(source)
     if isinstance(parsed, HubSource):
@@ -220,14 +220,6 @@ def _visible(documents: Iterator[str], source: str, tally: Tally) -> Iterator[st
         found = True
     if not found:
         raise DataError(f"Text source {source!r}: there is no text in it. Give a source with at least one document.")
-
-
-def _load_dataset_function() -> Any:
-    try:
-        import datasets
-    except ImportError as error:
-        raise MissingExtraError("datasets", "hub", "Reading text from the Hugging Face hub") from error
-    return datasets.load_dataset
 
 
 def _read_hub(

@@ -31,11 +31,7 @@ PURPOSES = ("calibration", "fitness", "validation", "training", "evaluation")
 
 
 class TextTooShortError(DataError):
-    """The source has too little text for all purposes.
-
-    Attributes:
-        available: Total number of tokens of all purposes.
-    """
+    """The source has too little text for all purposes: only `available` tokens in all."""
 
     def __init__(self, message: str, available: int) -> None:
         super().__init__(message)
@@ -64,12 +60,7 @@ see docs/notebook/quality.md."""
 
 @dataclass(frozen=True)
 class TextPlan:
-    """Amount of text for each purpose, and the assignment of documents.
-
-    Attributes:
-        shares: Number of tokens for each purpose in `PURPOSES`; rounded up to whole blocks.
-        seq_len: Tokens in a block, T.
-    """
+    """Amount of text for each purpose, in tokens and rounded up to whole blocks, and the assignment of documents."""
 
     shares: Mapping[str, int]
     seq_len: int

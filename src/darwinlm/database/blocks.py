@@ -39,12 +39,9 @@ class Curve:
 
 
 def module_tensors(kind: ModuleKind, curves: Mapping[int, Curve], packed: Tensor) -> dict[str, Tensor]:
-    """Named tensors of one module.
+    """Named tensors of one module: its curves by variant, the last of which has every column, and that one's factor.
 
-    Args:
-        kind: Kind of the module.
-        curves: Curves by variant; the last one has every column.
-        packed: Factor of the last one, as `pack_lower` writes it.
+    `packed` is as `pack_lower` writes it.
     """
     tensors = {f"{kind}.factor": packed}
     for variant, curve in curves.items():

@@ -27,11 +27,8 @@ from darwinlm.recipe import UnitsSettings
 class BuildSettings:
     """Settings of ordering and factorisation.
 
-    Attributes:
-        units: Units of removal.
-        saliency: Second moments [r, r] of the output gradients of a block's modules; empty for the unweighted order.
-        device: Device of the computation.
-        folder: Folder for matrices that are moved out of memory.
+    `saliency` gives second moments [r, r] of the output gradients of a block's modules, empty for the unweighted order.
+    Matrices are moved out of memory to `folder`.
     """
 
     units: UnitsSettings
@@ -49,14 +46,9 @@ def build_database(
 ) -> None:
     """Write the factors of every module. Finished blocks of an interrupted run are kept.
 
-    Each process runs its part of the text and factorises its part of the blocks.
-
-    Args:
-        stage: Stage folder, opened for writing; its key describes model, text and units.
-        stream: The calibration text before the first block.
-        units: Units of removal.
-        saliency: As in `BuildSettings`.
-        progress: Callback with the numbers of finished and total blocks.
+    Each process runs its part of the text and factorises its part of the blocks. The stage folder is open for writing;
+    its key describes model, text and units. The stream is the calibration text before the first block. `saliency` is as
+    in `BuildSettings`; `progress` gets the numbers of finished and of all blocks.
 
     Raises:
         NumericsError: Values aren't finite.
@@ -119,11 +111,8 @@ def _block_factors(method: BuildSettings, shapes: Sequence[ModuleShape], moments
 def module_factors(method: BuildSettings, shape: ModuleShape, moment: Spilled, W: Tensor) -> dict[str, Tensor]:
     """Tensors that the database stores for one module.
 
-    Args:
-        method: Settings of the computation.
-        shape: Shape of the module.
-        moment: [d, d] second moment of the output projection's inputs, [e, d, d] of a mixture's experts.
-        W: [r, d] floating, the output projection, [e, r, d] of a mixture's experts.
+    `moment` is that of the output projection's inputs, [d, d], and W the projection, [r, d] floating; for a mixture
+    [e, d, d] and [e, r, d], of its experts.
 
     Raises:
         NumericsError: Values aren't finite.
@@ -133,7 +122,13 @@ def module_factors(method: BuildSettings, shape: ModuleShape, moment: Spilled, W
     if shape.experts:
         return experts_tensors(expert_factors(method, shape, moment, W, S))
     W = W.to(method.device)
-    curves, (variant, units) = _narrow_curves(method, shape, moment, W, S)
+    curves: dict[int, Curve] = {}
+    variant, units = 1, torch.arange(shape.width, device=method.device)[:, None]
+    if shape.kind != "mlp":  # the last variant has every column
+        H = moment.read()
+        *narrow, (variant, units) = _candidates(method, shape, H, W, S).items()
+        curves = {heads: _narrow_curve(shape.name, H, W, columns, S) for heads, columns in narrow}
+        del H
     removal = Removal(moment.rows(), W, units, saliency=S, name=shape.name)
     columns = removal.run().columns(units)
     del removal
@@ -167,17 +162,6 @@ def expert_factors(
         yield Curve(columns, errors, losses), packed.clone()  # frees the memory of A
 
 
-def _narrow_curves(
-    method: BuildSettings, shape: ModuleShape, moment: Spilled, W: Tensor, S: Tensor | None
-) -> tuple[dict[int, Curve], tuple[int, Tensor]]:
-    """Curves of a module's variants except the last one, and the last variant with the columns [n, u] of its units."""
-    if shape.kind == "mlp":
-        return {}, (1, torch.arange(shape.width, device=method.device)[:, None])
-    H = moment.read()
-    *narrow, last = _candidates(method, shape, H, W, S).items()
-    return {heads: _narrow_curve(method, shape.name, H, W, columns, S) for heads, columns in narrow}, last
-
-
 def _candidates(method: BuildSettings, shape: ModuleShape, H: Tensor, W: Tensor, S: Tensor | None) -> dict[int, Tensor]:
     """Columns [n, u] of every unit, for each variant of an attention; the last variant has every column."""
     heads = torch.arange(shape.width, device=H.device).view(-1, shape.head_dim)
@@ -195,7 +179,7 @@ def _candidates(method: BuildSettings, shape: ModuleShape, H: Tensor, W: Tensor,
     return {count: heads[chosen].reshape(shape.groups, -1) for count, chosen in best.items()}
 
 
-def _narrow_curve(method: BuildSettings, name: str, H: Tensor, W: Tensor, units: Tensor, S: Tensor | None) -> Curve:
+def _narrow_curve(name: str, H: Tensor, W: Tensor, units: Tensor, S: Tensor | None) -> Curve:
     """Curve over units [n, u] of some columns; the other columns are already removed."""
     damped = damp(H)
     flat = units.reshape(-1)
@@ -209,18 +193,11 @@ def _narrow_curve(method: BuildSettings, name: str, H: Tensor, W: Tensor, units:
 def _finished(stage: StageFolder, total: int) -> int:
     """Number of blocks finished by an interrupted run."""
     done = 0
-    while done < total and _readable(stage, done):
+    while done < total and (path := stage.folder / block_file(done)).exists():
+        try:
+            read_tensors(path)
+        except ArtifactError:
+            path.unlink()
+            break
         done += 1
     return done
-
-
-def _readable(stage: StageFolder, block: int) -> bool:
-    path = stage.folder / block_file(block)
-    if not path.exists():
-        return False
-    try:
-        read_tensors(path)
-    except ArtifactError:
-        path.unlink()
-        return False
-    return True

@@ -233,11 +233,9 @@ class _Elimination:
 
 
 def _compacted_(X: Tensor, columns: Tensor) -> Tensor:
-    """Some rows and columns of a matrix, moved to the beginning of its memory.
+    """Some rows and columns of X, [d, d] contiguous, moved to the beginning of its memory.
 
-    Args:
-        X: [d, d] contiguous.
-        columns: [p] int64, ascending, so that no row is overwritten before it is read.
+    `columns` are [p] int64, ascending, so that no row is overwritten before it is read.
     """
     compact = X.view(-1)[: len(columns) ** 2].view(len(columns), -1)
     for rows, chosen in zip(torch.split(compact, ROWS), torch.split(columns, ROWS), strict=True):

@@ -62,6 +62,11 @@ class NestedFactors:
     errors: Tensor
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return self.columns.nbytes + self.factor.nbytes + self.target.nbytes + self.errors.nbytes
+
+    @property
     def total(self) -> float:
         """Energy of the output, tr(W H Wᵀ): the error of keeping nothing."""
         return float(self.errors[0])
@@ -69,7 +74,7 @@ class NestedFactors:
 
 @torch.no_grad()
 def nested_factors(H_damped: Tensor, W: Tensor, columns: Tensor, *, name: str = "module") -> NestedFactors:
-    """Factorise once for all widths.
+    """Factorise once for all widths, in float64, on the device of H.
 
     Args:
         H_damped: [d, d] floating, symmetric positive definite on the columns.
@@ -77,9 +82,6 @@ def nested_factors(H_damped: Tensor, W: Tensor, columns: Tensor, *, name: str = 
         columns: [p] integer, distinct, last removed first: all of 0..d-1, or the remaining ones of a module that has
             already lost some.
         name: Name of the module, for messages.
-
-    Returns:
-        The factors, computed in float64, on the device of H.
 
     Raises:
         NumericsError: An input isn't finite, or H isn't positive definite on the columns.
@@ -111,11 +113,8 @@ def nested_factors(H_damped: Tensor, W: Tensor, columns: Tensor, *, name: str = 
 def estimated_losses(factors: NestedFactors, H_damped: Tensor, W: Tensor, S: Tensor) -> Tensor:
     """KL to the dense model at every width, to second order, [p + 1] float64 in nats per token.
 
-    Args:
-        factors: Factors of H and W.
-        H_damped: [d, d] floating.
-        W: [r, d] floating.
-        S: [r, r] floating, second moment of the gradient of the summed loss at the output, per token.
+    H and W are those of the factors. S is [r, r] floating, the second moment of the gradient of the summed loss at the
+    output, per token.
     """
     W = W.to(H_damped)
     energy = ((S.to(W) @ W) * (W @ H_damped)).sum(dtype=torch.float64)
@@ -174,12 +173,7 @@ def whole_factor_(
 def check_energy(energy: float, name: str) -> None:
     """Refuse outputs whose squares exceed the range of float32, since the order and the errors would be noise.
 
-    Args:
-        energy: tr(W H Wᵀ); 0 is allowed (a module without output).
-        name: Name of the module, for messages.
-
-    Raises:
-        NumericsError: The energy is out of range.
+    The energy is tr(W H Wᵀ); 0 is allowed (a module without output). Raises NumericsError, with the name of the module.
     """
     if energy != 0 and not LEAST_ENERGY <= energy <= 1 / LEAST_ENERGY:
         raise NumericsError(
@@ -198,18 +192,10 @@ def _factor(A: Tensor, name: str) -> Tensor:
 
 @torch.no_grad()
 def full_target(factor: Tensor, W: Tensor, columns: Tensor) -> Tensor:
-    """Target of a module with every column, recomputed from its weights.
+    """Target T = W_π L of a module with every column, [r, d] float32, recomputed from its weights.
 
-    Args:
-        factor: [d, d] floating, L.
-        W: [r, d] floating, output projection of the dense module.
-        columns: [d] integer, π: every column once.
-
-    Returns:
-        [r, d] float32, T = W_π L.
-
-    Raises:
-        ValueError: Columns are missing; their part of the target needs H.
+    L is [d, d] floating, W [r, d] floating, π [d] integer. Raises ValueError if columns are missing, since their part
+    of the target needs H.
     """
     if len(columns) != W.shape[1]:
         raise ValueError(f"the target of {len(columns)} of {W.shape[1]} columns can't be recomputed from the weights")
@@ -243,17 +229,9 @@ def narrower_factors(whole: NestedFactors, W: Tensor, columns: Tensor, errors: T
 
 @torch.no_grad()
 def kept_weights(factors: NestedFactors, k: int) -> Tensor:
-    """Optimal weights on the first k columns: T[:, :k] L[:k, :k]⁻¹.
+    """Optimal weights on the first k of p columns, T[:, :k] L[:k, :k]⁻¹: [r, k] float32, in the order of the columns.
 
-    Args:
-        factors: Factors of the module.
-        k: Columns to keep, 0..p.
-
-    Returns:
-        [r, k] float32, in the order of ``factors.columns[:k]``.
-
-    Raises:
-        ValueError: k is out of range.
+    Raises ValueError if k is out of range.
     """
     widest = len(factors.columns)
     if not 0 <= k <= widest:
@@ -264,14 +242,9 @@ def kept_weights(factors: NestedFactors, k: int) -> Tensor:
 
 
 def pack_lower(L: Tensor, room: Tensor | None = None) -> Tensor:
-    """Lower triangle by rows, so that the first k(k+1)/2 entries are the leading k x k block.
+    """Lower triangle of L, [p, p] floating, by rows, so that the first k(k+1)/2 entries are the leading k x k block.
 
-    Args:
-        L: [p, p] floating; entries above the diagonal are ignored.
-        room: Float32 memory for at least as many entries; None allocates it.
-
-    Returns:
-        [p (p + 1) / 2] float32.
+    Returns [p (p + 1) / 2] float32, in `room`, float32 memory for at least as many entries, or else in new memory.
     """
     d = len(L)
     packed = L.new_empty(d * (d + 1) // 2, dtype=torch.float32) if room is None else room[: d * (d + 1) // 2]
@@ -283,17 +256,9 @@ def pack_lower(L: Tensor, room: Tensor | None = None) -> Tensor:
 
 
 def unpack_lower(packed: Tensor, d: int) -> Tensor:
-    """Lower triangular matrix from its packed rows.
+    """Lower triangular matrix [d, d], zero above the diagonal, from its packed rows, in their type and on their device.
 
-    Args:
-        packed: [d (d + 1) / 2], as `pack_lower` writes it.
-        d: Number of rows of the matrix.
-
-    Returns:
-        [d, d] in the type of the packed rows and on their device, zero above the diagonal.
-
-    Raises:
-        ValueError: The length doesn't fit d.
+    Raises ValueError if their number doesn't fit d.
     """
     if packed.shape != (d * (d + 1) // 2,):
         raise ValueError(f"{d} packed rows have {d * (d + 1) // 2} entries, not {tuple(packed.shape)}")

@@ -22,8 +22,6 @@ class ModuleCurves:
     """Error curves of one module.
 
     Attributes:
-        block: Index of the block.
-        kind: Attention or mlp.
         variant: Query heads per KV group; 0 stands for any query heads, and an MLP has 1.
         errors: [p + 1], squared output error of keeping the first k columns, relative to the output's energy.
         losses: [p + 1], estimated KL to the dense model in nats per token; None without output gradients.
@@ -57,17 +55,9 @@ def find_database(path: Path) -> StageFolder:
 
 
 def check_fits(stage: StageFolder, path: Path, *, model: str, source: str, units: str) -> None:
-    """Refuse a database of another model or other units.
+    """Refuse a database of another model, given by its digest and its name for messages, or for other attention units.
 
-    Args:
-        stage: The database.
-        path: Path as the user gave it.
-        model: Digest of the model to be pruned.
-        source: Name of the model as the user gave it.
-        units: Requested attention units.
-
-    Raises:
-        ArtifactError: It was made from another model, for other units, or by another version.
+    `path` is as the user gave it. Raises ArtifactError, also for a database by another version.
     """
     if stage.key.get("model") != model:
         raise ArtifactError(

@@ -34,10 +34,8 @@ class Kept:
 def kept_groups(shape: ModuleShape, level: Level, columns: Tensor) -> tuple[Tensor, tuple[int, ...] | None]:
     """KV heads kept with some columns of an attention's output projection, and their assignment to query heads.
 
-    Args:
-        shape: Shape of the attention before the cut.
-        level: Level; it says how many KV heads stay: those in use, or all of them.
-        columns: [k] int64, ascending.
+    The shape is that before the cut. The level says how many KV heads stay: those in use, or all of them. Columns are
+    [k] int64, ascending.
 
     Returns:
         [g] int64 KV heads, ascending, and for each kept query head its index among them; None if every KV head serves

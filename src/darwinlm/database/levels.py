@@ -60,10 +60,14 @@ def module_levels(family: Family, shape: ModuleShape, units: UnitsSettings) -> M
         RecipeError: The MLP is narrower than one unit, or the attention can't be cut into such units.
     """
     if shape.experts:
+        widths = [shape.width]
+        if units.experts != "whole":
+            widths = [width for _, _, width in _mlp_counts(shape, units) if width]
+            widths = _near(widths, _above_zero(units), shape.width)
         levels = [
             Level(1, 1, width, module_parameters(family, shape, 1, width, experts), experts=experts)
             for experts in _expert_counts(shape, units)
-            for width in _expert_widths(shape, units)
+            for width in widths
         ]
         return _sorted(shape, [Level(0, 0, 0, 0), *levels])
     if shape.kind == "mlp":
@@ -80,7 +84,8 @@ def module_levels(family: Family, shape: ModuleShape, units: UnitsSettings) -> M
         query_heads = width // shape.head_dim if shape.kind == "attention" else 0
         levels.append(Level(groups, heads, width, module_parameters(family, shape, groups, width), query_heads))
     if units.shares is not None:
-        levels = _nearest(levels, units.shares, shape.width)
+        chosen = _near(sorted({level.width for level in levels}), units.shares, shape.width)
+        levels = [level for level in levels if level.width in chosen]
     return _sorted(shape, levels)
 
 
@@ -92,10 +97,8 @@ def _sorted(shape: ModuleShape, levels: list[Level]) -> ModuleLevels:
 def variants(shape: ModuleShape, units: UnitsSettings) -> list[int]:
     """Variants of a module that are factorised: numbers of query heads per KV group; the last one has every column.
 
-    0 stands for any query heads; other modules only have the variant 1.
-
-    Raises:
-        RecipeError: The module's KV groups are used unevenly and the units aren't query heads.
+    0 stands for any query heads; other modules only have the variant 1. Raises RecipeError if the module's KV groups
+    are used unevenly and the units aren't query heads.
     """
     if shape.kind != "attention":
         return [1]
@@ -146,13 +149,6 @@ def _expert_counts(shape: ModuleShape, units: UnitsSettings) -> list[int]:
     return _near([count for count in counts if count >= shape.chosen], _above_zero(units), shape.experts)
 
 
-def _expert_widths(shape: ModuleShape, units: UnitsSettings) -> list[int]:
-    """Allowed widths of the experts of a mixture."""
-    if units.experts == "whole":
-        return [shape.width]
-    return _near([width for _, _, width in _mlp_counts(shape, units) if width], _above_zero(units), shape.width)
-
-
 def _above_zero(units: UnitsSettings) -> Sequence[float] | None:
     return None if units.shares is None else [share for share in units.shares if share]
 
@@ -176,9 +172,3 @@ def _attention_counts(shape: ModuleShape, units: UnitsSettings) -> list[tuple[in
             counts += [(shape.groups, 0, width) for width in range(shape.head_dim, shape.width, shape.head_dim)]
             counts.append((shape.groups, shape.heads, shape.width))
     return counts
-
-
-def _nearest(levels: list[Level], shares: Sequence[float], full: int) -> list[Level]:
-    """The levels whose widths are nearest to the given shares of the full width, the wider on ties."""
-    chosen = _near(sorted({level.width for level in levels}), shares, full)
-    return [level for level in levels if level.width in chosen]

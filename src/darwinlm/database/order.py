@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -61,26 +61,15 @@ class RemovalOrder:
     costs: Tensor
 
     def columns(self, units: Tensor) -> Tensor:
-        """Columns, last removed first.
+        """Columns, last removed first: [n * u] int64, grouped by unit, with the columns of a unit in the given order.
 
-        Args:
-            units: [n, u] integer, the columns of every unit, as given to `removal_order`.
-
-        Returns:
-            [n * u] int64, grouped by unit, with the columns of a unit in the given order.
+        `units` are [n, u] integer, the columns of every unit, as given to `removal_order`.
         """
         return units.to(self.units)[self.units].reshape(-1)
 
 
 def dead_inputs(H: Tensor) -> Tensor:
-    """Mask of inputs that were zero in every sample.
-
-    Args:
-        H: [d, d] second moment, not damped.
-
-    Returns:
-        [d] bool, true where the diagonal is exactly zero.
-    """
+    """Mask [d] of inputs that were zero in every sample: their diagonal in H, [d, d] not damped, is exactly zero."""
     dead: Tensor = H.diagonal() == 0
     return dead
 
@@ -91,18 +80,11 @@ rises by 0.02 (docs/notebook/database.md, "Calibration tokens or damping")."""
 
 
 def damp(H: Tensor, relative: float = DAMPING) -> Tensor:
-    """Second moment with ``relative * mean(diag)`` added to its diagonal.
+    """A copy of a second moment [d, d] with ``relative * mean(diag)`` added to its diagonal.
 
     A dead input (diagonal exactly zero) is decoupled instead: its row and column are set to zero and its diagonal to
     `DEAD_LEVEL` times the mean diagonal (`DEAD_FLOOR` if every input is dead). The matrix stays invertible. The weights
     of a dead input don't change while it is kept, and removing it costs practically nothing.
-
-    Args:
-        H: [d, d] second moment.
-        relative: Damping as a share of the mean diagonal.
-
-    Returns:
-        [d, d] damped copy.
     """
     return damp_(H.clone(), relative)
 
@@ -125,21 +107,24 @@ def removal_order(
     H: Tensor,
     W: Tensor,
     units: Tensor,
-    *,
-    saliency: Tensor | None = None,
-    block: int = BLOCK,
-    dtype: torch.dtype | None = None,
-    damping: float = DAMPING,
-    name: str = "module",
+    **settings: Any,
 ) -> RemovalOrder:
+    """The order of `Removal`, whose arguments and errors these are, in one step."""
+    return Removal(H, W, units, **settings).run()
+
+
+class Removal:
     """Backward elimination of units: the cheapest is removed first, and the others compensate for it.
+
+    It has two steps, of which the second, long one doesn't need H and W in memory. It holds one float64 matrix [d, d]
+    besides a few rows (two if the loop runs in float64).
 
     The inverse is computed in float64. The loop runs in float32, or in float64 if the largest variance inflation factor
     exceeds `FLOAT32_MAX_INFLATION` or if float32 matrix products have reduced precision. Ties are broken by the lowest
     index, so dead inputs are removed first, by index, at no cost.
 
     Args:
-        H: [d, d] float32 or float64, E[x xᵀ] of the inputs, symmetric, not damped.
+        H: [d, d] float32 or float64, E[x xᵀ] of the inputs, symmetric, not damped; or consecutive groups of its rows.
         W: [r, d] floating, output projection.
         units: [n, u] integer, columns of every unit; together each of 0..d-1 exactly once.
         saliency: [r, r] floating, symmetric positive semi-definite weight of the output error; None is the identity.
@@ -148,22 +133,9 @@ def removal_order(
         damping: Relative damping of H, see `damp`.
         name: Name of the module, for messages.
 
-    Returns:
-        The order and the cost of every step, on the device of H.
-
     Raises:
         NumericsError: H, W or the saliency isn't finite, H isn't a second moment, or precision ran out.
         ValueError: Shapes don't agree or units don't cover the columns.
-    """
-    return Removal(H, W, units, saliency=saliency, block=block, dtype=dtype, damping=damping, name=name).run()
-
-
-class Removal:
-    """`removal_order` in two steps; the second, long one doesn't need H and W in memory.
-
-    It holds one float64 matrix [d, d] besides a few rows (two if the loop runs in float64).
-
-    Arguments and errors: see `removal_order`. H may also be an iterable of consecutive groups of its rows.
     """
 
     def __init__(
@@ -187,13 +159,16 @@ class Removal:
         self.name, self.block, self.n = name, block, units.shape[0]
         columns = units.to(device=device, dtype=torch.int64).reshape(-1)
         A = ordered_moment(H, columns)
-        _check_finite(name, {"second moment": A, "weight": W, "saliency": saliency})
+        for what, tensor in (("second moment", A), ("weight", W), ("saliency", saliency)):
+            if tensor is not None and not all(bool(torch.isfinite(rows).all()) for rows in torch.split(tensor, ROWS)):
+                raise NumericsError(f"{name}: the {what} holds NaN or infinity; check the weights and the input text")
         if bool((A.diagonal() < 0).any()):
             raise NumericsError(f"{name}: the second moment of the inputs has a negative diagonal")
         dead = dead_inputs(A)
         C, scale = _scaled_inverse_(damp_(A, damping), name)
         del A
-        self.work = dtype or _loop_dtype(float(C.diagonal().max()))
+        exact = exact_products() and float(C.diagonal().max()) <= FLOAT32_MAX_INFLATION
+        self.work = dtype or (torch.float32 if exact else torch.float64)
         self.C, room = halves_(C) if self.work == torch.float32 else (C, torch.empty_like(C))
         self.G, self.gain = _gram_(room, W.to(device), columns, scale.masked_fill_(dead, 0), saliency)
 
@@ -203,9 +178,7 @@ class Removal:
         picks, costs = eliminate(self.C, self.G, self.n, self.block)
         costs *= self.gain
         if not bool(torch.isfinite(costs).all()):
-            raise NumericsError(
-                f"{self.name}: the removal order lost all precision in {self.work}; use float64 or more text"
-            )
+            raise NumericsError(f"{self.name}: the removal order lost all precision; use more calibration text")
         return RemovalOrder(units=picks.flip(0), costs=costs.flip(0))
 
 
@@ -213,9 +186,7 @@ class Removal:
 def ordered_moment(H: Tensor | Iterable[Tensor], columns: Tensor) -> Tensor:
     """Second moment in float64 with permuted rows and columns, without another copy.
 
-    Args:
-        H: [d, d] floating, or consecutive groups of its rows.
-        columns: [d] int64, every column once.
+    H is [d, d] floating, or consecutive groups of its rows; columns are [d] int64, every column once.
     """
     ordered = torch.empty(len(columns), len(columns), dtype=torch.float64, device=columns.device)
     place, start = columns.argsort(), 0
@@ -243,19 +214,8 @@ def _check_shapes(H: Tensor | Iterable[Tensor], W: Tensor, units: Tensor, salien
         raise ValueError(f"units must hold each of the {d} columns exactly once")
 
 
-def _check_finite(name: str, tensors: dict[str, Tensor | None]) -> None:
-    """Check for NaN and infinity. Raises NumericsError, naming the module and the matrix."""
-    for what, tensor in tensors.items():
-        if tensor is not None and not all(bool(torch.isfinite(rows).all()) for rows in torch.split(tensor, ROWS)):
-            raise NumericsError(f"{name}: the {what} holds NaN or infinity; check the weights and the input text")
-
-
 def _scaled_inverse_(damped: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """Inverse of the damped second moment, scaled to a diagonal of one.
-
-    Args:
-        damped: [d, d] float64; overwritten.
-        name: Name of the module, for messages.
+    """Inverse of the damped second moment [d, d], float64, scaled to a diagonal of one; the moment is overwritten.
 
     Returns:
         [d, d] float64 inverse, contiguous, with the variance inflation factors on its diagonal, and [d] float64 scale,
@@ -294,13 +254,9 @@ def cholesky_(A: Tensor) -> tuple[Tensor, bool]:
 
 @torch.no_grad()
 def halves_(A: Tensor) -> tuple[Tensor, Tensor]:
-    """A matrix rounded to float32 in the first half of its memory, and the free second half.
+    """A [d, d] matrix rounded to float32 in the first half of its memory, and the second half with any values.
 
-    Args:
-        A: [d, d] float64, contiguous; overwritten.
-
-    Returns:
-        [d, d] float32 with the values of A, and [d, d] float32 with any values, both contiguous.
+    A is float64 and contiguous; both results are float32 and contiguous.
     """
     rounded, room = A.view(torch.float32).view(2, *A.shape)
     for rows, place in zip(torch.split(A, ROWS), torch.split(rounded, ROWS), strict=True):
@@ -337,11 +293,6 @@ def _gram_(room: Tensor, W: Tensor, columns: Tensor, scale: Tensor, S: Tensor | 
     weight = float(S.abs().max()) or 1.0
     torch.mm(V.T, (S / weight).to(room.dtype) @ V, out=room)
     return room, size**2 * weight
-
-
-def _loop_dtype(inflation: float) -> torch.dtype:
-    """Element type of the elimination, by the largest variance inflation factor."""
-    return torch.float32 if exact_products() and inflation <= FLOAT32_MAX_INFLATION else torch.float64
 
 
 def exact_products() -> bool:

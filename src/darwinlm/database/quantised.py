@@ -11,10 +11,7 @@ from darwinlm.recipe import UnitsSettings
 def unfit_widths(units: UnitsSettings, shapes: Sequence[ModuleShape], hidden_size: int) -> str | None:
     """A sentence about the model's own widths that aren't multiples of the quantisation's group; None if all are.
 
-    Args:
-        units: Units with the quantisation, if there is one.
-        shapes: Shapes of all modules.
-        hidden_size: Width of the residual stream.
+    `hidden_size` is the width of the residual stream; the shapes are those of all modules.
     """
     unfit = []
     if hidden_size % units.group:

@@ -6,7 +6,6 @@ import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -23,12 +22,8 @@ NUMBERS = itertools.count()
 class Spilled:
     """A matrix, or several of one size, in a file until the end of a `with` block. GPU matrices stay on the GPU.
 
-    Args:
-        matrix: [d, d] or [e, d, d]; the caller should drop it.
-        folder: Folder for the temporary file.
-
-    Raises:
-        StorageError: The disk is full.
+    The matrix is [d, d] or [e, d, d]; the caller should drop it. The temporary file is in `folder`. Raises StorageError
+    if the disk is full.
     """
 
     def __init__(self, matrix: Tensor, folder: Path) -> None:
@@ -43,10 +38,10 @@ class Spilled:
     def __enter__(self) -> Spilled:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def __exit__(self, *_: object) -> None:
+        if self._kept is None:
+            self._path.unlink(missing_ok=True)
+        self._kept = None
 
     def read(self, place: int | slice = slice(None)) -> Tensor:
         """The whole matrix, or an index of its first dimension. Raises ArtifactError."""
@@ -63,9 +58,3 @@ class Spilled:
         """Consecutive groups of rows; only these are loaded from a file. Raises ArtifactError."""
         for start in range(0, self._size, ROWS):
             yield self.read(slice(start, min(start + ROWS, self._size)))
-
-    def close(self) -> None:
-        """Release the matrix and its file."""
-        if self._kept is None:
-            self._path.unlink(missing_ok=True)
-        self._kept = None

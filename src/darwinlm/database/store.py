@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,7 +28,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.expert_tensors import by_rows
 from darwinlm.families.family import ModuleKind
 from darwinlm.families.shapes import ModuleShape, module_shapes
-from darwinlm.memory import Bounded, room_on, room_on_host
+from darwinlm.memory import Bounded, room_on
 from darwinlm.recipe import UnitsSettings
 
 CPU = torch.device("cpu")
@@ -39,12 +42,7 @@ HOST_SHARE = 0.4
 
 @dataclass(frozen=True)
 class _Stored:
-    """Inputs of a module's factors, in main memory.
-
-    Attributes:
-        packed: Factor as `pack_lower` writes it; for experts with a first dimension.
-        W: Dense output projection in the checkpoint's type.
-    """
+    """Inputs of a module's factors in main memory: packed factor and dense output projection, of each expert."""
 
     packed: Tensor
     W: Tensor
@@ -58,14 +56,9 @@ class _Stored:
 class DatabaseReader:
     """Reads any module at any level. Files are compared with their hashes in the manifest before use.
 
-    Searches repeatedly need the factors of all modules in turn. As many as fit stay on the device. The inputs of the
-    others stay in main memory, pinned if a GPU reads them.
-
-    Args:
-        folder: Folder of the finished database.
-        checkpoint: Checkpoint of the dense model.
-        units: Units of removal.
-        device: Device on which weights are computed from factors.
+    Searches repeatedly need the factors of all modules in turn. As many as fit stay on the device, on which weights are
+    computed from them. The inputs of the others stay in main memory, pinned if a GPU reads them. The checkpoint is the
+    dense model's.
 
     Attributes:
         reads: Number of factors read from files.
@@ -89,18 +82,17 @@ class DatabaseReader:
         )
         self._verified: set[int] = set()
         self.reads = 0
-        self._curves: dict[tuple[int, ModuleKind, int], tuple[Tensor, Tensor]] = {}
-        self._errors: dict[tuple[int, ModuleKind, int], Tensor] = {}
-        self._losses: dict[int, dict[str, Tensor]] = {}
+        self._small: dict[int, dict[str, Tensor]] = {}
         self._reserved = 0
         self._last: tuple[tuple[int, ModuleKind, int], tuple[NestedFactors, ...]] | None = None
         self._factors: Bounded[tuple[int, ModuleKind, int], tuple[NestedFactors, ...]] = Bounded(
-            _bytes, room_on(device, DEVICE_SHARE, lambda: self._reserved), scanned=True
+            lambda factors: sum(each.nbytes for each in factors),
+            room_on(device, DEVICE_SHARE, lambda: self._reserved),
+            scanned=True,
         )
         self._stored: Bounded[tuple[int, ModuleKind], _Stored] = Bounded(
-            lambda stored: stored.nbytes, room_on_host(HOST_SHARE), scanned=True
+            lambda stored: stored.nbytes, room_on(CPU, HOST_SHARE), scanned=True
         )
-        self._orders: dict[int, ExpertOrder] = {}
 
     def shape(self, block: int, kind: ModuleKind) -> ModuleShape:
         """Sizes of a module."""
@@ -135,11 +127,7 @@ class DatabaseReader:
         return factors
 
     def release(self, reserve: int = 0) -> None:
-        """Release the factors on the device; they are recomputed on demand.
-
-        Args:
-            reserve: Bytes of device memory that factors must leave free from now on.
-        """
+        """Release the factors on the device, which are recomputed on demand and then leave `reserve` bytes free."""
         self._reserved = reserve
         self._last = None
         self._factors.clear()
@@ -152,61 +140,53 @@ class DatabaseReader:
             (whole,) = self.factors(block, kind, last)
             W = self.dense_weight(block, kind)
             return (narrower_factors(whole, W, columns, errors),)
-        stored = self._read(block, kind, last)
+        stored = self._read(block, kind)
         packed = stored.packed.to(self.device, non_blocking=True)
         W = stored.W.to(self.device, non_blocking=True)
         if not shape.experts:
             return (_full_factors(columns, packed, errors, W),)
         return tuple(map(_full_factors, columns, packed, errors, W))
 
-    def _read(self, block: int, kind: ModuleKind, last: int) -> _Stored:
+    def _read(self, block: int, kind: ModuleKind) -> _Stored:
         """Inputs of a module's factors, cached in main memory if the factors don't fit on the device."""
         stored = self._stored.get((block, kind))
         if stored is None:
-            (packed,) = self._tensors(block, f"{kind}.factor")
+            with self._opened(block) as stream:
+                packed = stream.get_tensor(f"{kind}.factor")
             stored = _Stored(packed, self._dense_weight(block, kind))
             self.reads += 1
-            if self.device.type != "cpu" and not self._factors.has_room(self._device_bytes(block, kind)):
+            shape = self.shape(block, kind)
+            # Bytes of the factor and the target on the device.
+            size = 4 * max(shape.experts, 1) * shape.width * (shape.width + int(self.checkpoint.config.hidden_size))
+            if self.device.type != "cpu" and not self._factors.has_room(size):
                 if self.device.type == "cuda":
                     stored = _Stored(stored.packed.pin_memory(), stored.W.pin_memory())
                 self._stored.put((block, kind), stored)
         return stored
 
-    def _device_bytes(self, block: int, kind: ModuleKind) -> int:
-        """Bytes of a module's factor and target on the device."""
-        shape = self.shape(block, kind)
-        return 4 * max(shape.experts, 1) * shape.width * (shape.width + int(self.checkpoint.config.hidden_size))
-
     def _curve(self, block: int, kind: ModuleKind, variant: int) -> tuple[Tensor, Tensor]:
         """Columns [p] int64 and errors [p + 1] float64 of a variant, with a first dimension for experts."""
-        key = (block, kind, variant)
-        if key not in self._curves:
-            columns, errors = self._tensors(block, f"{kind}.{variant}.columns", f"{kind}.{variant}.errors")
-            self._curves[key] = columns.long(), errors
-        return self._curves[key]
+        curves = self._curves(block)
+        return curves[f"{kind}.{variant}.columns"].long(), curves[f"{kind}.{variant}.errors"]
 
-    def _tensors(self, block: int, *names: str) -> list[Tensor]:
-        """Stored tensors of a block. Raises ArtifactError."""
+    def _curves(self, block: int) -> dict[str, Tensor]:
+        """Stored tensors of a block by name, except its factors; kept in memory. Raises ArtifactError."""
+        if block not in self._small:
+            with self._opened(block) as stream:
+                names = [name for name in stream.keys() if not name.endswith(".factor")]  # noqa: SIM118
+                self._small[block] = {name: stream.get_tensor(name) for name in names}
+        return self._small[block]
+
+    @contextmanager
+    def _opened(self, block: int) -> Iterator[Any]:
+        """The verified file of a block. Raises ArtifactError."""
         path = self.folder / block_file(block)
         self._verify(block, path)
         try:
             with safe_open(path, framework="pt") as stream:
-                return [stream.get_tensor(name) for name in names]
+                yield stream
         except (OSError, SafetensorError) as error:
             raise damaged(path, str(error)) from error
-
-    def _estimates(self, block: int) -> dict[str, Tensor]:
-        """Estimated losses of a block's variants by name, if there are any. Raises ArtifactError."""
-        if block not in self._losses:
-            path = self.folder / block_file(block)
-            self._verify(block, path)
-            try:
-                with safe_open(path, framework="pt") as stream:
-                    names = [name for name in stream.keys() if name.endswith(".losses")]  # noqa: SIM118
-                    self._losses[block] = {name: stream.get_tensor(name) for name in names}
-            except (OSError, SafetensorError) as error:
-                raise damaged(path, str(error)) from error
-        return self._losses[block]
 
     def _verify(self, block: int, path: Path) -> None:
         """Compare a file with its hash in the manifest, once. Raises ArtifactError."""
@@ -224,16 +204,11 @@ class DatabaseReader:
     def errors(self, block: int, kind: ModuleKind, variant: int) -> Tensor:
         """[p + 1] float64: squared output error of keeping the first k columns of a variant.
 
-        The errors of a mixture's experts are summed; each is weighted by the factors on the expert's output.
-
-        Raises:
-            ArtifactError: The file is damaged.
+        The errors of a mixture's experts are summed; each is weighted by the factors on the expert's output. Raises
+        ArtifactError if the file is damaged.
         """
-        key = (block, kind, variant)
-        if key not in self._errors:
-            errors = self._curve(block, kind, variant)[1]
-            self._errors[key] = errors.sum(dim=0) if errors.ndim == 2 else errors
-        return self._errors[key]
+        errors = self._curve(block, kind, variant)[1]
+        return errors.sum(dim=0) if errors.ndim == 2 else errors
 
     def error(self, block: int, kind: ModuleKind, level: Level) -> float:
         """Squared output error of a level relative to the output's energy: 0 is dense, 1 is removed."""
@@ -256,9 +231,9 @@ class DatabaseReader:
         if level.is_dense(self.shape(block, kind)):
             return 0.0
         name = f"{kind}.{self.variant(block, kind, level)}.losses"
-        if name not in self._estimates(block):
+        curves = self._curves(block).get(name)
+        if curves is None:
             return None
-        curves = self._estimates(block)[name]
         experts = self.checkpoint.family.mlp.experts
         shared = experts is not None and experts.shared is not None and self.shape(block, kind).experts > 0
         if level.experts or shared:
@@ -280,12 +255,8 @@ class DatabaseReader:
 
     def _order(self, block: int) -> ExpertOrder:
         """Removal order of a mixture's experts. Raises ArtifactError."""
-        if block not in self._orders:
-            names = ["mlp.order", "mlp.order_errors"]
-            weighted = "mlp.1.losses" in self._estimates(block)
-            order, errors, *losses = self._tensors(block, *names, *(["mlp.order_losses"] if weighted else []))
-            self._orders[block] = ExpertOrder(order.long(), errors, losses[0] if losses else None)
-        return self._orders[block]
+        curves = self._curves(block)
+        return ExpertOrder(curves["mlp.order"].long(), curves["mlp.order_errors"], curves.get("mlp.order_losses"))
 
     def experts(self, block: int, level: Level) -> Tensor:
         """Experts of a mixture that a level keeps, [e] int64, ascending."""
@@ -331,8 +302,3 @@ def _full_factors(columns: Tensor, packed: Tensor, errors: Tensor, W: Tensor) ->
     """Factors over every column, with the target from the dense weights, on the device of the packed factor."""
     factor, columns = unpack_lower(packed, len(columns)), columns.to(packed.device)
     return NestedFactors(columns, factor, full_target(factor, W, columns), errors)
-
-
-def _bytes(factors: tuple[NestedFactors, ...]) -> int:
-    tensors = (tensor for each in factors for tensor in (each.columns, each.factor, each.target, each.errors))
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -28,12 +28,7 @@ Generated = tuple[list[int], float, float]
 
 @dataclass(frozen=True)
 class Timing:
-    """One run of an engine.
-
-    Attributes:
-        first: Seconds from the prompt to the first new token.
-        decode: Seconds for all further tokens.
-    """
+    """Seconds of one run of an engine: to the first new token, and for all further ones."""
 
     first: float
     decode: float

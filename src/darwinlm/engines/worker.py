@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from darwinlm.engines.process import ENGINES, Generated
+
+CLASSES = {"torch": ("torch", "Torch"), "llama.cpp": ("llama_cpp", "LlamaCpp"), "vllm": ("vllm", "Vllm")}
+"""Module and class of each engine."""
 
 
 class Engine(Protocol):
@@ -29,17 +33,9 @@ class Engine(Protocol):
 
 def load(engine: str, model: str, **options: Any) -> Engine:
     """Load a model into an engine."""
-    if engine == "llama.cpp":
-        from darwinlm.engines.llama_cpp import LlamaCpp
-
-        return LlamaCpp(model, **options)
-    if engine == "vllm":
-        from darwinlm.engines.vllm import Vllm
-
-        return Vllm(model, **options)
-    from darwinlm.engines.torch import Torch
-
-    return Torch(model, **options)
+    module, name = CLASSES[engine]
+    loaded: Engine = getattr(import_module(f"darwinlm.engines.{module}"), name)(model, **options)
+    return loaded
 
 
 def peak_memory() -> int:

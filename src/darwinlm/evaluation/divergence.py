@@ -18,12 +18,9 @@ CPU_ELEMENTS = 1 << 20
 
 
 class DenseDistribution:
-    """The dense model's distributions for some tokens, for comparison with many candidates.
+    """The dense model's distributions for some tokens, from logits [n, v], for comparison with many candidates.
 
     KL(p ‖ q) = Σ p log p - Σ p z + logsumexp(z) for a candidate's logits z, so p and its entropy are computed once.
-
-    Args:
-        logits: [n, v], logits of the dense model.
     """
 
     def __init__(self, logits: Tensor) -> None:
@@ -39,12 +36,9 @@ class DenseDistribution:
         return len(self.negative_entropy)
 
     def kl(self, logits: Tensor, start: int = 0, normalisers: Tensor | None = None) -> Tensor:
-        """KL of each token, [n'] float32.
+        """KL of each token, [n'] float32, from logits [n', v] of the candidate for the tokens from `start` on.
 
-        Args:
-            logits: [n', v], logits of the candidate for the tokens from `start` on.
-            start: Index of the first token.
-            normalisers: Their `log_normalisers`, [n'], if already known.
+        `normalisers` are their `log_normalisers`, [n'], if already known.
         """
         divergence = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
         for row, z in _float_rows(logits):

@@ -16,7 +16,6 @@ from darwinlm.errors import ArtifactError, RecipeError
 from darwinlm.evaluation import harness, summary
 from darwinlm.evaluation.looking_back import (
     LIST_LENGTHS,
-    CopyingScore,
     all_copying,
     longest_sequence,
     measure_copying,
@@ -25,6 +24,7 @@ from darwinlm.evaluation.looking_back import (
 from darwinlm.evaluation.models import Opened, open_model
 from darwinlm.evaluation.suites import Wanted, parse_suite
 from darwinlm.evaluation.text import TextScore, measure_text, pack, share_vocabulary
+from darwinlm.figures import CopyingScore
 from darwinlm.lock import hold_target
 from darwinlm.tables import Table
 
@@ -98,7 +98,12 @@ class Evaluated:
             yield _text_table(self.texts)
             yield from _divided_tables(self.texts)
         if self.copying:
-            yield _copying_table(self.copying)
+            headings = ("copied, %, and loss in nats", *(score.name for score in self.copying[0].scores))
+            cells = [
+                (each.model, *(f"{summary.percent(score.accuracy)} ({score.loss:.2f})" for score in each.scores))
+                for each in self.copying
+            ]
+            yield headings, cells, list(self.copying[0].remarks)
         if self.scores:
             yield summary.HEADINGS, summary.rows(self.scores), summary.notes(self.scores)
 
@@ -143,15 +148,6 @@ def _divided_tables(texts: list[TextScore]) -> Iterator[Table]:
         ends = (f"{end}" for end, _ in text.kl_by_position)
         line = (text.source, *(_nats(kl) for _, kl in text.kl_by_position))
         yield ("KL by position, up to", *ends), [line], []
-
-
-def _copying_table(copying: list[Copied]) -> Table:
-    headings = ("copied, %, and loss in nats", *(score.name for score in copying[0].scores))
-    cells = [
-        (each.model, *(f"{summary.percent(score.accuracy)} ({score.loss:.2f})" for score in each.scores))
-        for each in copying
-    ]
-    return headings, cells, list(copying[0].remarks)
 
 
 def _nats(value: float | None) -> str:
@@ -244,7 +240,7 @@ def _resumed(request: EvaluationRequest, out: Path | None) -> dict[str, harness.
         return {}
     before = read_json(out)
     if not isinstance(before, dict) or "request" not in before or "tasks" not in before:
-        raise ArtifactError(f"{out} holds something else: choose another file")
+        raise ArtifactError(f"{out} is not a result of darwinlm evaluate: choose another file")
     earlier = {name: value for name, value in before["request"].items() if name != "suite"}
     if earlier != request.key():
         raise ArtifactError(f"{out} holds the result of another request ({earlier}): choose another file, or delete it")

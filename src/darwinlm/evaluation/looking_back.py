@@ -19,6 +19,7 @@ from torch import Tensor
 from darwinlm.data.packing import added_bos
 from darwinlm.errors import DataError
 from darwinlm.evaluation.divergence import token_losses
+from darwinlm.figures import CopyingScore
 
 FEWEST_LISTS, LISTS, LIST_TOKENS = 4, 16, 512
 """Fewest and most sequences of each kind and length, and evaluation tokens for each of them."""
@@ -60,22 +61,6 @@ class Copying:
         """Name for tables: `64 words`, `64 tokens of text, 192 apart`."""
         what = "words" if self.kind == "words" else "tokens of text"
         return f"{self.n} {what}" + (f", {self.gap} apart" if self.gap else "")
-
-
-@dataclass(frozen=True)
-class CopyingScore:
-    """Copying score of a model.
-
-    Attributes:
-        accuracy: Share of the tokens that can be copied and are ranked first.
-        loss: Their mean cross-entropy, nats.
-        tokens: Number of these tokens.
-    """
-
-    name: str
-    accuracy: float
-    loss: float
-    tokens: int
 
 
 def number_of_lists(evaluation_tokens: int) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from darwinlm.artifact import model_folder
 from darwinlm.errors import FamilyError, ModelError
 from darwinlm.families.loading import load_model, load_tokenizer
 from darwinlm.families.resolve import resolve_model
@@ -48,30 +49,17 @@ def open_model(
         ModelError: The model doesn't exist, can't be loaded, or has no tokenizer.
         MissingExtraError: A GGUF file without the extra `gguf`.
     """
-    path = _inside_run(source)
+    inside = model_folder(Path(source).expanduser())
+    path = str(inside) if inside != Path(source).expanduser() else source
     with tempfile.TemporaryDirectory(prefix="darwinlm-") as work:
         try:
             checkpoint = resolve_model(path, Path(work) / "model", allow_remote_code=allow_remote_code)
         except FamilyError:
-            return _unknown_family(path, dtype, device, allow_remote_code=allow_remote_code)
+            # A family that can't be pruned.
+            folder: Path | str = Path(path).expanduser()
+            folder = folder if Path(folder).is_dir() else path
+            model = load_model(folder, dtype, allow_remote_code=allow_remote_code)
+            tokenizer = load_tokenizer(folder, None, allow_remote_code=allow_remote_code)
+            return Opened(source, model.eval().requires_grad_(requires_grad=False).to(device), tokenizer)
         tokenizer = checkpoint.tokenizer()
         return Opened(source, checkpoint.load(dtype, device), tokenizer)
-
-
-def _inside_run(source: str) -> str:
-    """The path of the model inside a run's output folder; other sources are unchanged."""
-    folder = Path(source).expanduser()
-    if (folder / "darwinlm.json").is_file():
-        if not (folder / "model" / "config.json").is_file():
-            raise ModelError(f"{folder} is a run that hasn't exported its model yet: finish it, or name a model")
-        return str(folder / "model")
-    return source
-
-
-def _unknown_family(source: str, dtype: torch.dtype, device: torch.device | str, *, allow_remote_code: bool) -> Opened:
-    """Load a model of a family that can't be pruned."""
-    folder: Path | str = Path(source).expanduser()
-    folder = folder if Path(folder).is_dir() else source
-    model = load_model(folder, dtype, allow_remote_code=allow_remote_code)
-    tokenizer = load_tokenizer(folder, None, allow_remote_code=allow_remote_code)
-    return Opened(source, model.eval().requires_grad_(requires_grad=False).to(device), tokenizer)

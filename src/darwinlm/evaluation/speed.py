@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from darwinlm.compute import now
 
 NEW_TOKENS = 32
 """Tokens of a continuation, and of a timed one."""
@@ -21,12 +22,7 @@ SPEED_ROUNDS, SPEED_SECONDS = 3, 5.0
 
 @dataclass(frozen=True)
 class Speed:
-    """Medians of the runs.
-
-    Attributes:
-        prompt: Tokens per second in one forward pass over a prompt.
-        decode: Tokens per second in greedy decoding of one sequence after it.
-    """
+    """Medians of the runs, in tokens per second: of a prompt in one forward pass, and of greedy decoding after it."""
 
     prompt: float
     decode: float
@@ -78,13 +74,9 @@ def _decode(model: Any, tokens: Tensor) -> None:
 
 
 def _seconds(action: Callable[[], Any], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    begun = time.perf_counter()
+    begun = now(device)
     action()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - begun
+    return now(device) - begun
 
 
 @torch.no_grad()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,36 +11,20 @@ import torch
 from darwinlm.data.packing import added_bos, token_ids
 from darwinlm.errors import CheckpointError
 from darwinlm.evaluation.divergence import log_normalisers, token_losses
-
-
-@dataclass(frozen=True)
-class Spelling:
-    """Length of a text in two vocabularies.
-
-    Attributes:
-        bytes: Length of its UTF-8 form.
-        dense_tokens: Number of tokens in the whole vocabulary.
-        tokens: Number of tokens in the smaller one.
-        affected: Number of `dense_tokens` that the smaller one lacks.
-    """
-
-    bytes: int = 0
-    dense_tokens: int = 0
-    tokens: int = 0
-    affected: int = 0
+from darwinlm.figures import Spelling
 
 
 def measure_spelling(texts: Sequence[str], dense: Any, small: Any, rows: Sequence[int]) -> Spelling:
     """Compare two tokenizers on texts.
 
-    `rows` holds the number in `dense` of every token of `small`.
-
-    Raises:
-        CheckpointError: They number other tokens, spell different texts, or kept tokens in different ways.
+    `rows` holds the number in `dense` of every token of `small`. Raises CheckpointError if they number other tokens,
+    spell different texts, or kept tokens in different ways.
     """
     names = small.convert_ids_to_tokens(range(len(rows)))
     if names != dense.convert_ids_to_tokens(rows) or len(small.get_vocab()) != len(rows):
-        raise CheckpointError("the tokenizer with the smaller vocabulary numbers other tokens: please report this")
+        raise CheckpointError(
+            "the tokenizer with the smaller vocabulary numbers its tokens differently: please report this"
+        )
     new = {old: number for number, old in enumerate(rows)}
     affected = before = after = 0
     for text, old, ids in zip(texts, token_ids(dense, list(texts)), token_ids(small, list(texts)), strict=True):
@@ -49,7 +32,8 @@ def measure_spelling(texts: Sequence[str], dense: Any, small: Any, rows: Sequenc
         same = [new[token] for token in old] == ids if not lost else dense.decode(old) == small.decode(ids)
         if not same:
             raise CheckpointError(
-                f"the tokenizer with the smaller vocabulary splits the text {text[:40]!r} otherwise: please report this"
+                f"the tokenizer with the smaller vocabulary splits the text {text[:40]!r} differently: please report "
+                "this"
             )
         affected, before, after = affected + lost, before + len(old), after + len(ids)
     return Spelling(sum(len(text.encode()) for text in texts), before, after, affected)

@@ -59,12 +59,7 @@ KNOWN = {
 
 @dataclass(frozen=True)
 class Wanted:
-    """One task of a suite.
-
-    Attributes:
-        task: Name in the harness.
-        shots: Number of examples in the prompt; None uses the harness's configuration.
-    """
+    """One task of a suite; without a number of `shots`, those of the harness's configuration."""
 
     task: str
     shots: int | None = None

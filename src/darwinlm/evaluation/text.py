@@ -41,10 +41,7 @@ def pack(source: str, tokenizer: Any, *, sequence_length: int, max_tokens: int |
     """The documents of a text, each followed by the end token, joined and cut into blocks [n, t].
 
     If the tokenizer adds bos, it replaces the first token of every block. t is `sequence_length`; at most `max_tokens`
-    are read.
-
-    Raises:
-        DataError: The text is missing, unreadable, or shorter than one block.
+    are read. Raises DataError if the text is missing, unreadable, or shorter than one block.
     """
     wanted = None if max_tokens is None else max(1, max_tokens // sequence_length) * sequence_length
     ids: list[int] = []
@@ -70,10 +67,7 @@ def share_vocabulary(model: Any, dense: Any) -> bool:
     """Give a dense model the tokens of a smaller model, in memory.
 
     Both are `evaluation.models.Opened`. If the dense one has all tokens of the smaller model and more, its embedding
-    and head are cut. Returns whether it was cut.
-
-    Raises:
-        ModelError: The vocabularies have different tokens.
+    and head are cut. Returns whether it was cut. Raises ModelError if the vocabularies have different tokens.
     """
     sizes = (int(each.model.get_input_embeddings().weight.shape[0]) for each in (model, dense))
     rows = rows_in(model.tokenizer, dense.tokenizer, *sizes)

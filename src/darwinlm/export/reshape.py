@@ -15,7 +15,6 @@ from darwinlm.export.sizes import (
     Tensors,
     block_sizes,
     expand_groups,
-    split_block,
     stock_config,
     widen_attention,
     widen_mlp,
@@ -25,6 +24,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.expert_tensors import shape_by_rows
 from darwinlm.families.family import Attention, Mixer, Mlp, Tail
 from darwinlm.families.shapes import head_dim, output_name
+from darwinlm.surgery.shrink import split_block
 from darwinlm.surgery.stitch import fill
 
 

@@ -119,10 +119,7 @@ def widen_attention(
     """Copy the heads of an attention into a larger one, each to its KV head.
 
     `tensors` are named inside the sub-layer: rows of projections [heads · h, m], output [m, heads · h]. The target
-    shares its heads evenly.
-
-    Raises:
-        ExportError: A KV head has more query heads than in the target.
+    shares its heads evenly. Raises ExportError if a KV head has more query heads than in the target.
     """
     share = target.heads // target.groups
     taken = [0] * target.groups
@@ -216,13 +213,6 @@ def zero_sublayer(
         made = torch.ones(shape, dtype=dtype) if norm else torch.zeros(shape, dtype=dtype)
         tensors[name] = as_stored(part, inside, made)
     return tensors
-
-
-def split_block(inside: Mapping[str, Tensor], part: Part) -> tuple[Tensors, Tensors]:
-    """The tensors of one sub-layer by name inside it, and its norms by name inside the block."""
-    tensors = {k.removeprefix(part.prefix): v for k, v in inside.items() if part.owns(k)}
-    norms = {k: v for k, v in inside.items() if k.partition(".")[0] in part.norms}
-    return tensors, norms
 
 
 def _rows(heads: Sequence[int] | range, columns: int) -> Tensor:

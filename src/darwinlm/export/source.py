@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from darwinlm.artifact import MANIFEST
+from darwinlm.artifact import model_folder
 from darwinlm.errors import ExportError, ModelError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.lock import hold_target
-
-MARKER = "darwinlm.json"
 
 
 def open_source(path: Path, *, allow_remote_code: bool = False) -> Checkpoint:
@@ -24,15 +22,7 @@ def open_source(path: Path, *, allow_remote_code: bool = False) -> Checkpoint:
         raise ModelError(f"there is no model at '{path}': give the folder of a model or of a finished run")
     if path.is_file():
         raise ModelError(f"{path} is a file: give the folder of a model or of a finished run")
-    if (path / MARKER).is_file():
-        finished = (path / "stages" / "export" / MANIFEST).is_file() and (path / "model" / "config.json").is_file()
-        if not finished:
-            raise ModelError(
-                f"the run in {path} isn't finished: it holds no exported model yet. Rerun the same "
-                "`darwinlm prune` command to resume it"
-            )
-        path = path / "model"
-    return Checkpoint.open(path, allow_remote_code=allow_remote_code)
+    return Checkpoint.open(model_folder(path), allow_remote_code=allow_remote_code)
 
 
 def check_target(path: Path, source: Path, *, folder: bool, overwrite: bool) -> None:
@@ -53,4 +43,4 @@ def check_target(path: Path, source: Path, *, folder: bool, overwrite: bool) -> 
         hold_target(path).release()  # removes leftover files of a process that was killed at its very end
         raise ExportError(f"--out {path} exists: choose another path, or pass --overwrite to replace it")
     if occupied and folder and not (path / "config.json").is_file():
-        raise ExportError(f"--out {path} holds something other than a model: choose another path")
+        raise ExportError(f"--out {path} exists and is not a model: choose another path")

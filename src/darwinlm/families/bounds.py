@@ -98,14 +98,9 @@ WEIGHTS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat
 
 
 def check_config(plain: Mapping[str, Any], path: Path | str) -> None:
-    """Refuse a configuration with unrealistic numbers.
+    """Refuse a configuration, the contents of config.json or of a GGUF header without prefix, with unrealistic numbers.
 
-    Args:
-        plain: Contents of config.json, or the keys of a GGUF header without their prefix.
-        path: Path of the configuration, for messages.
-
-    Raises:
-        CheckpointError: A number is out of range; the message names the field.
+    Raises CheckpointError, which names the path and the field.
     """
     waiting: list[tuple[str, Any, int]] = [("", plain, 0)]
     while waiting:
@@ -194,17 +189,10 @@ def check_quantised(plain: Mapping[str, Any], path: Path | str) -> None:
 
 
 def check_blocks(stated: int, names: Iterable[str], layers: str, path: Path | str, *, absent: int = 0) -> None:
-    """Refuse a number of blocks that doesn't match the tensors.
+    """Refuse a number of blocks in the configuration that doesn't match the names of the stored tensors.
 
-    Args:
-        stated: Number of blocks in the configuration.
-        names: Names of the stored tensors.
-        layers: Prefix of the blocks.
-        path: Path of the configuration, for messages.
-        absent: Number of blocks that may have no tensors.
-
-    Raises:
-        CheckpointError: There are fewer or more blocks, or some are missing.
+    `layers` is the prefix of the blocks, of which some may be `absent`. Raises CheckpointError if there are fewer or
+    more blocks, or some are missing.
     """
     pattern = re.compile(rf"{re.escape(layers)}\.(\d{{1,9}})\.")
     blocks = {int(match[1]) for name in names if (match := pattern.match(name))}
@@ -214,14 +202,9 @@ def check_blocks(stated: int, names: Iterable[str], layers: str, path: Path | st
 
 
 def check_types(types: Mapping[str, str], where: Path | str) -> None:
-    """Refuse weights that aren't floating-point numbers.
+    """Refuse weights that aren't floating-point numbers, by their types as safetensors name them.
 
-    Args:
-        types: Element type of each tensor, as safetensors name it.
-        where: Path of the checkpoint, for messages.
-
-    Raises:
-        CheckpointError: A tensor has another type; the message names the first one.
+    Raises CheckpointError, which names the first tensor of another type.
     """
     for name, kind in types.items():
         if kind not in WEIGHTS:

@@ -39,13 +39,8 @@ NO_WEIGHTS = (r"rotary_emb\.inv_freq$", r"\.attn\.bias$", r"masked_bias$", r"pos
 class Checkpoint:
     """A local folder with config.json, safetensors shards and a tokenizer.
 
-    Attributes:
-        folder: Folder of the files.
-        config: Configuration of transformers.
-        family: Family of the architecture.
-        source: Name of the model as the user gave it.
-        allow_remote_code: Whether its tokenizer may run its own code.
-        whole: Configuration of the whole model, if `config` is that of its text part; None if there is no other part.
+    `source` is the name of the model as the user gave it. With `allow_remote_code`, its tokenizer may run its own code.
+    If `config` is that of a text part, `whole` is that of the whole model.
     """
 
     folder: Path
@@ -234,12 +229,7 @@ class Checkpoint:
     def read(self, prefix: str = "", *, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
         """Read all tensors whose name in the model starts with `prefix`; it is removed from the names.
 
-        Args:
-            prefix: Prefix of the names.
-            dtype: Element type to convert to; None keeps the stored one.
-
-        Raises:
-            CheckpointError: A shard is damaged.
+        Without a `dtype`, the stored one is kept. Raises CheckpointError if a shard is damaged.
         """
         wanted = {name: parts for name, parts in self.tensors.items() if name.startswith(prefix)}
         by_shard: dict[str, list[str]] = {}
@@ -262,11 +252,7 @@ class Checkpoint:
         return tensors
 
     def rows(self, name: str, index: torch.Tensor, *, dtype: torch.dtype) -> torch.Tensor:
-        """Read some rows of a tensor.
-
-        Raises:
-            CheckpointError: A shard is damaged.
-        """
+        """Read some rows of a tensor. Raises CheckpointError if a shard is damaged."""
         (stored,) = self.tensors[name].flat()
         shard = self.folder / self.shards[stored]
         try:
@@ -295,11 +281,7 @@ class Checkpoint:
         return load_tokenizer(self.folder, self.whole or self.config, allow_remote_code=self.allow_remote_code)
 
     def load(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Any:
-        """The whole model, in evaluation mode.
-
-        Raises:
-            CheckpointError: The weights don't fit the configuration.
-        """
+        """The whole model, in evaluation mode. Raises CheckpointError if the weights don't fit the configuration."""
         if torch.device(device).type != "cpu" or self.whole is not None:
             return self._load_onto(torch.device(device), dtype)
         model = load_model(self.folder, dtype, allow_remote_code=False)  # known families never need remote code

@@ -17,13 +17,9 @@ from darwinlm.limits import load_json, shorten
 
 
 def open_config(folder: Path, model_type: str, *, own_code: bool, allow_remote_code: bool) -> Any:
-    """The configuration of transformers for a folder.
+    """The configuration of transformers for a folder, from the model type in its config.json.
 
-    Args:
-        folder: Folder of config.json.
-        model_type: Model type in config.json.
-        own_code: Whether config.json refers to code of the checkpoint; it isn't used for known families.
-        allow_remote_code: Whether this code may run.
+    If that refers to code of the checkpoint (`own_code`), it isn't used for known families.
 
     Raises:
         RemoteCodeError: The code is needed and may not run.
@@ -59,11 +55,7 @@ def open_config(folder: Path, model_type: str, *, own_code: bool, allow_remote_c
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Read and check a config.json.
-
-    Raises:
-        CheckpointError: It is damaged, or has unrealistic numbers.
-    """
+    """Read and check a config.json. Raises CheckpointError if it is damaged, or has unrealistic numbers."""
     try:
         plain = load_json(path)
     except (OSError, ValueError) as error:

@@ -50,12 +50,9 @@ class Parts:
 def tensor_parts(
     family: Family, stored: Iterable[str], alone: Callable[[str], str | None] = lambda name: name
 ) -> dict[str, Parts]:
-    """Parts of each tensor of the model by its name there.
+    """Parts of each tensor of the model by its name there, from the names of the stored ones.
 
-    Args:
-        family: Family, which defines the names in its checkpoints.
-        stored: Names of the stored tensors.
-        alone: Name of a tensor in the language model alone; None for one that isn't in it.
+    `alone` gives the name of a tensor in the language model alone; None for one that isn't in it.
     """
     result: dict[str, Parts] = {}
     experts: dict[str, dict[int, dict[str, str]]] = {}

@@ -51,13 +51,7 @@ def without_bars() -> Iterator[None]:
 
 
 def load_model(model: Path | str, dtype: torch.dtype, *, allow_remote_code: bool, **more: Any) -> Any:
-    """A causal language model with all of its weights.
-
-    Args:
-        model: Folder or hub id.
-        dtype: Element type of its weights.
-        allow_remote_code: Whether it may run its own code.
-        more: Further arguments for transformers.
+    """A causal language model with all of its weights, from a folder or hub id. `more` goes to transformers.
 
     Raises:
         RemoteCodeError: It wants to run its own code without permission.
@@ -105,13 +99,9 @@ def listed(names: Iterable[str]) -> str:
 
 
 def load_tokenizer(folder: Path | str, config: Any = None, *, allow_remote_code: bool, **more: Any) -> Any:
-    """The tokenizer of a model.
+    """The tokenizer of a model, from a folder or hub id. `more` goes to transformers.
 
-    Args:
-        folder: Folder of the model, or its hub id.
-        config: Configuration of the model; code of the checkpoint's own configuration is then not needed.
-        allow_remote_code: Whether the tokenizer may run its own code.
-        more: Further arguments for transformers.
+    With the configuration, code of the checkpoint's own configuration isn't needed.
 
     Raises:
         ModelError: There is no tokenizer.

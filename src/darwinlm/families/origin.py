@@ -30,14 +30,9 @@ _REPOSITORY = r"[A-Za-z0-9][\w.-]*/[\w.-]+"
 
 @dataclass(frozen=True)
 class Origin:
-    """Origin of a model according to its files.
+    """Origin of a model according to its files: its name on the hub, licence, and codes of its languages.
 
-    Attributes:
-        base_model: Name on the hub, `owner/name`.
-        license: Identifier of its licence in model cards.
-        license_name: Name of a licence without a standard identifier.
-        license_link: Link to that licence.
-        languages: Codes of its languages.
+    A licence without a standard identifier has a name and a link.
     """
 
     base_model: str | None = None
@@ -48,14 +43,9 @@ class Origin:
 
 
 def origin_of(folder: Path, source: str) -> Origin:
-    """Origin of a model.
+    """Origin of a model, from its folder and its name as the user gave it.
 
-    Args:
-        folder: Folder of its files.
-        source: Name of the model as the user gave it.
-
-    Raises:
-        CheckpointError: A record of its origin isn't JSON.
+    Raises CheckpointError if a record of its origin isn't JSON.
     """
     if (folder / RECORD).is_file():
         record = _json(folder / RECORD)
@@ -86,14 +76,9 @@ def origin_of(folder: Path, source: str) -> Origin:
 
 
 def write_gguf_origin(folder: Path, fields: Mapping[str, Any]) -> None:
-    """Save licence, languages, base model and end tokens of a GGUF file beside the weights read from it.
+    """Save licence, languages, base model and end tokens of a GGUF file, by key, beside the weights read from it.
 
-    Args:
-        folder: Folder that already holds config.json.
-        fields: The file's metadata by key.
-
-    Raises:
-        StorageError: The disk is full.
+    The folder already holds config.json. Raises StorageError if the disk is full.
     """
     urls = (fields.get(f"general.{name}") for name in ("base_model.0.repo_url", "source.repo_url", "repo_url"))
     matches = (re.search(rf"huggingface\.co/({_REPOSITORY})", str(url)) for url in urls if url)
@@ -114,10 +99,6 @@ def write_gguf_origin(folder: Path, fields: Mapping[str, Any]) -> None:
 
 def carry(source: Path, target: Path) -> None:
     """Copy a model's generation settings, processors of images and licence files to a model derived from it.
-
-    Args:
-        source: Folder of the model.
-        target: Folder of the derived model.
 
     Raises:
         CheckpointError: The generation settings aren't JSON.

@@ -14,13 +14,18 @@ _WORD = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _START = r"[^\r\n\p{L}\p{N}]?"
 _SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_SIGNED = (
+    "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"
+    "| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+"
+)
 PATTERNS = {
-    rf"{_WORD}|\p{{N}}{{1,3}}|{_REST}": "llama-bpe",
-    rf"{_WORD}|\p{{N}}|{_REST}": "qwen2",
-    rf"{_START}{_UPPER}*{_LOWER}+|{_START}{_UPPER}+{_LOWER}*|\p{{N}}|{_SLASHED}": "tekken",
-    rf"{_START}{_UPPER}*{_LOWER}+{_SHORT}|{_START}{_UPPER}+{_LOWER}*{_SHORT}|\p{{N}}{{1,3}}|{_SLASHED}": "gpt-4o",
+    (rf"{_WORD}|\p{{N}}{{1,3}}|{_REST}",): "llama-bpe",
+    (rf"{_WORD}|\p{{N}}|{_REST}",): "qwen2",
+    (rf"{_START}{_UPPER}*{_LOWER}+|{_START}{_UPPER}+{_LOWER}*|\p{{N}}|{_SLASHED}",): "tekken",
+    (rf"{_START}{_UPPER}*{_LOWER}+{_SHORT}|{_START}{_UPPER}+{_LOWER}*{_SHORT}|\p{{N}}{{1,3}}|{_SLASHED}",): "gpt-4o",
+    (r"\p{N}{1,3}", "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+", _SIGNED): "deepseek-v3",
 }
-"""Names of llama.cpp for the splitting patterns of byte-level tokenizers."""
+"""Names of llama.cpp for the splitting patterns of byte-level tokenizers, which are applied one after the other."""
 MERGED = {"llama-bpe": "dbrx"}
 """Name of the same pattern if words are always merged; `llama-bpe` uses a word that is a token directly."""
 WHOLE_WORDS = frozenset({"llama-bpe", "tekken"})
@@ -36,6 +41,7 @@ ALIASES = {
     "llama3": "llama-bpe",
     "llama-v3": "llama-bpe",
     "deepseek-r1-qwen": "qwen2",
+    "hunyuan-dense": "deepseek-v3",
 }
 """Other names of the same patterns in llama.cpp."""
 
@@ -51,7 +57,7 @@ def split_as_named(tokenizer: Any, name: str | None) -> None:
         CheckpointError: The name is missing or unknown.
     """
     known = ALIASES.get(str(name), str(name))
-    regexes = {other: regex for regex, other in PATTERNS.items()}
+    regexes = {other: patterns for patterns, other in PATTERNS.items()}
     regexes |= {other: regexes[first] for first, other in MERGED.items()}
     bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     with_regex = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -61,7 +67,7 @@ def split_as_named(tokenizer: Any, name: str | None) -> None:
     elif known == DIGITS:
         steps = [pre_tokenizers.Digits(individual_digits=True), with_regex]
     elif known in regexes:
-        steps = [pre_tokenizers.Split(Regex(regexes[known]), "isolated"), bytes_only]
+        steps = [*(pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in regexes[known]), bytes_only]
     else:
         names = sorted({PLAIN, DIGITS, *regexes, *ALIASES})
         raise CheckpointError(

@@ -62,11 +62,9 @@ REASONS: tuple[tuple[Callable[[Fields], bool], str], ...] = (
 
 
 def why_not(config: Any, known: Container[str]) -> str | None:
-    """The reason as a clause; None if only a description is missing.
+    """The reason why a model's family has no description, as a clause; None if only that is missing.
 
-    Args:
-        config: Configuration of transformers, of a family without a description.
-        known: Model types with a description.
+    `known` are model types with a description.
     """
     text = getattr(config, "text_config", None)
     if text is not None:

@@ -47,10 +47,7 @@ def register_families() -> None:
 def _stand_in(model_type: str, family: Family, whole: tuple[str, str] | None = None) -> type:
     """A class that creates configurations of the family's real class, which is defined and registered on first use.
 
-    Args:
-        model_type: Model type of the real class.
-        family: Family of the language model.
-        whole: Class prefix and package of a model with further parts around it; None for the language model alone.
+    `whole` is the class prefix and package of a model with further parts around the language model.
     """
 
     def real() -> Any:

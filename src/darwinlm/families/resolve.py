@@ -30,12 +30,9 @@ BYTE_LEVEL = "gpt2"
 
 
 def resolve_model(model: str, work: Path, *, allow_remote_code: bool = False) -> Checkpoint:
-    """Find a model and return it as a local checkpoint.
+    """Find a model (hub id `owner/name[@revision]`, folder or GGUF file) and return it as a local checkpoint.
 
-    Args:
-        model: Hub id (`owner/name`, optionally `@revision`), folder, or GGUF file.
-        work: Folder for converted files.
-        allow_remote_code: Whether the checkpoint may run its own code.
+    Converted files go to the folder `work`.
 
     Raises:
         ModelError: The model doesn't exist or can't be reached.
@@ -55,15 +52,12 @@ def resolve_model(model: str, work: Path, *, allow_remote_code: bool = False) ->
         if path.suffix != ".gguf":
             raise ModelError(f"{path} is a file, but not a .gguf one: give a folder, a GGUF file or a hub id")
         checkpoint = Checkpoint.open(_dequantise(path, work), model)
-        checkpoint.check_embeddings()
-        return checkpoint
-    if path.is_dir():
+    elif path.is_dir():
         checkpoint = Checkpoint.open(path, allow_remote_code=allow_remote_code)
-        checkpoint.check_embeddings()
-        return checkpoint
-    if path.suffix == ".gguf" or path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
+    elif path.suffix == ".gguf" or path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
         raise ModelError(f"there is no model at '{model}': give a folder, a GGUF file or a hub id such as owner/name")
-    checkpoint = Checkpoint.open(_download(model), model, allow_remote_code=allow_remote_code)
+    else:
+        checkpoint = Checkpoint.open(_download(model), model, allow_remote_code=allow_remote_code)
     checkpoint.check_embeddings()
     return checkpoint
 

@@ -17,14 +17,9 @@ UNIGRAM = 1  # of sentencepiece.TrainerSpec.ModelType
 
 
 def check_sentence_piece(folder: Path, tokenizer: Any) -> None:
-    """Refuse a Unigram model that was read as another kind.
+    """Refuse a Unigram model from whose folder transformers built another kind of tokenizer.
 
-    Args:
-        folder: Folder of the checkpoint.
-        tokenizer: Tokenizer that transformers built from it.
-
-    Raises:
-        CheckpointError: It was read wrongly, or isn't a SentencePiece model at all.
+    Raises CheckpointError if it was read wrongly, or isn't a SentencePiece model at all.
     """
     path = folder / MODEL
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -45,5 +40,5 @@ def _is_unigram(path: Path) -> bool:
     try:
         model.ParseFromString(path.read_bytes())
     except DecodeError as error:
-        raise CheckpointError(f"{path} is no SentencePiece model ({error}): fetch the model again") from error
+        raise CheckpointError(f"{path} is not a SentencePiece model ({error}): fetch the model again") from error
     return int(model.trainer_spec.model_type) == UNIGRAM

@@ -60,14 +60,9 @@ class ModuleShape:
 
 
 def module_shapes(checkpoint: Checkpoint, shapes: Shapes | None = None) -> list[ModuleShape]:
-    """All existing modules of a model in order.
+    """All existing modules of a model in order; without the shapes of its tensors, from the skeleton.
 
-    Args:
-        checkpoint: The model.
-        shapes: Shapes of its tensors; None reads them from the skeleton.
-
-    Raises:
-        CheckpointError: The tensors of a module have inconsistent shapes.
+    Raises CheckpointError if the tensors of a module have inconsistent shapes.
     """
     if shapes is None:
         parameters = checkpoint.skeleton().named_parameters(remove_duplicate=False)
@@ -195,14 +190,10 @@ def row_counts(shape: ModuleShape, groups: int, width: int) -> dict[RowUnit, int
 
 
 def gated_rows(columns: Tensor, head_dim: int) -> Tensor:
-    """Rows of a query projection with gates, for whole heads: `Attention.gated`.
+    """Rows of a query projection with gates for whole heads (`Attention.gated`), from columns of the output projection.
 
-    Args:
-        columns: [n · h] int64, columns of the output projection, a head after the other.
-        head_dim: h.
-
-    Returns:
-        [2 · n · h] int64: for each head the rows of its queries, then those of its gate.
+    Columns are [n · h] int64, a head of h after the other. Returns [2 · n · h] int64: for each head the rows of its
+    queries, then those of its gate.
     """
     heads = columns.view(-1, head_dim)
     queries = heads + heads // head_dim * head_dim

@@ -31,11 +31,7 @@ third; the others are those of older checkpoints and of models that were loaded 
 
 
 def text_type(plain: dict[str, Any]) -> str | None:
-    """Model type of the text part of a supported model; None for a plain language model and for other models.
-
-    Args:
-        plain: Contents of config.json.
-    """
+    """Model type of the text part in a config.json; None for a plain language model and for unsupported models."""
     text = plain.get("text_config")
     kind = text.get("model_type") if isinstance(text, dict) else None
     family = families().get(kind.removeprefix(PREFIX)) if isinstance(kind, str) else None
@@ -44,12 +40,7 @@ def text_type(plain: dict[str, Any]) -> str | None:
 
 
 def check_text_part(plain: dict[str, Any], path: Path) -> None:
-    """Refuse a model with further parts whose configuration has no text part. Raises CheckpointError.
-
-    Args:
-        plain: Contents of config.json.
-        path: Its path, for messages.
-    """
+    """Refuse a model with further parts whose configuration has no text part. Raises CheckpointError."""
     whole, text = str(plain.get("model_type", "")).removeprefix(PREFIX), plain.get("text_config")
     family = next((family for family in families().values() if whole in family.inside), None)
     kind = text.get("model_type") if isinstance(text, dict) else None
@@ -77,14 +68,9 @@ def text_name(name: str) -> str | None:
 
 
 def put_inside(model: Any, source: Path) -> Any:
-    """The model in `source` with a smaller language model in place of its own.
+    """The model in the folder `source` with a smaller language model in place of its own.
 
-    Args:
-        model: The language model.
-        source: Folder of the original model.
-
-    Raises:
-        CheckpointError: The original model can't be loaded.
+    Raises CheckpointError if the original model can't be loaded.
     """
     try:
         whole = AutoModelForImageTextToText.from_pretrained(

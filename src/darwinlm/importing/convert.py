@@ -14,7 +14,7 @@ from darwinlm.errors import CheckpointError, ModelError
 from darwinlm.export.check import SAME_ARITHMETIC, ExportReport, check_tokens, compare_streams, model_streams
 from darwinlm.export.hf import save_model, saved_bytes, tokenizer_of, unchecked
 from darwinlm.export.reshape import Reshaper
-from darwinlm.export.sizes import Tensors, split_block, split_rows
+from darwinlm.export.sizes import Tensors, split_rows
 from darwinlm.export.source import check_target
 from darwinlm.families.checkpoint import Checkpoint, is_buffer
 from darwinlm.families.family import Attention, Mlp, RowUnit
@@ -23,6 +23,7 @@ from darwinlm.families.shapes import head_dim
 from darwinlm.importing.foreign import Foreign, open_foreign
 from darwinlm.importing.zeros import Sizes, useful_channels, useful_heads
 from darwinlm.lock import hold_target
+from darwinlm.surgery.shrink import split_block
 from darwinlm.surgery.stitch import SKIP, empty_model, fill, smaller_config
 
 REPORT = "import.json"

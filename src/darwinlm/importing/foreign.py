@@ -30,11 +30,9 @@ of the i-th head in the dense model. `spread`: they are distributed as evenly as
 
 @dataclass(frozen=True)
 class Foreign:
-    """A checkpoint, described by its weights.
+    """A checkpoint, described by its weights, with the stock configuration of the dense model.
 
-    Attributes:
-        checkpoint: Checkpoint with the stock configuration of the dense model.
-        sizes: Sizes of each block, with the KV head of each query head.
+    The sizes of each block hold the KV head of each query head.
     """
 
     checkpoint: Checkpoint
@@ -64,7 +62,7 @@ def open_foreign(
     raw = read_config(path)
     model_type = str(raw.get("model_type", ""))
     if model_type.startswith(PREFIX):
-        raise ModelError(f"{folder} is already a model of this package and needs no import")
+        raise ModelError(f"{folder} is already a darwinlm model and needs no import")
     check_quantised(raw, path)
     shapes = Checkpoint(folder, None, next(iter(families().values())), str(folder)).stored_shapes()
     described = _family(model_type, family, shapes)

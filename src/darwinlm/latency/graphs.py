@@ -26,12 +26,9 @@ def cache_name(model: Any) -> str:
 
 
 class StaticDecoding:
-    """Steps of one token after some text, each with the same tensors.
+    """Steps of one token after some text [b, t], each with the same tensors; at most `steps` before `rewind`.
 
-    Args:
-        model: Causal language model of transformers.
-        tokens: Text [b, t]; the first token of each sequence stands for the generated ones.
-        steps: Largest number of steps before `rewind`.
+    The first token of each sequence stands for the generated ones.
     """
 
     def __init__(self, model: Any, tokens: Tensor, steps: int) -> None:
@@ -69,30 +66,23 @@ def _states(layer: Any) -> list[Tensor]:
     return [state for state in (*found, *several) if isinstance(state, Tensor)]
 
 
-class GraphedDecoding:
-    """The same steps as a CUDA graph.
+class GraphedDecoding(StaticDecoding):
+    """The same steps as a CUDA graph; the next step overwrites the logits of the last one.
 
-    Arguments are as above, on a CUDA device.
-
-    Raises:
-        RuntimeError: a step can't be recorded, as one that reads the device's results (a mixture's routing).
+    Raises RuntimeError if a step can't be recorded, as one that reads the device's results (a mixture's routing).
     """
 
     def __init__(self, model: Any, tokens: Tensor, steps: int) -> None:
-        self._decoding = StaticDecoding(model, tokens, max(steps, WARM_UP))
+        super().__init__(model, tokens, max(steps, WARM_UP))
         for _ in range(WARM_UP):
-            self._decoding.step()
-        self._decoding.rewind()
+            super().step()
+        self.rewind()
         self._replay = recorded(self._record, tokens.device)
 
     def _record(self) -> None:
-        self.logits = self._decoding.step()
+        self.logits = super().step()
 
     def step(self) -> Tensor:
-        """Logits of one more token, [b, 1, v]; the next step overwrites them."""
+        """Logits of one more token, [b, 1, v]."""
         self._replay()
         return self.logits
-
-    def rewind(self) -> None:
-        """Undo all steps."""
-        self._decoding.rewind()

@@ -74,12 +74,9 @@ def refine(
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """Seconds of one module at each size.
+    """Seconds of one module at each size: ascending widths and seconds for each number of query heads per group.
 
-    Attributes:
-        lines: Ascending widths and seconds for each number of query heads per group.
-        dense: Seconds of the dense model.
-        fixed: Seconds of everything else, including modules that are never cut.
+    `fixed` are those of everything else, including modules that are never cut.
     """
 
     lines: Mapping[str, Mapping[int, tuple[tuple[int, float], ...]]]
@@ -99,10 +96,8 @@ def lines_of(
 ) -> dict[int, tuple[tuple[int, float], ...]]:
     """Seconds of one module by width, for each number of query heads per group; they never fall with the width.
 
-    Args:
-        ratios: Time of the whole model at each size relative to the dense model, including `ABSENT`.
-        counts: Number of modules of the kind, for each number of query heads per group.
-        dense: Seconds of the dense model.
+    `ratios` are times of the whole model at each size relative to the dense model, including `ABSENT`. `counts` are
+    numbers of modules of the kind, for each number of query heads per group. The dense model takes `dense` seconds.
     """
     lines: dict[int, list[tuple[int, float]]] = {}
     for size, ratio in sorted(ratios.items(), key=lambda item: item[0][2]):

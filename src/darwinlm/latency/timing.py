@@ -8,20 +8,20 @@ from __future__ import annotations
 import functools
 import math
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from darwinlm.compute import now
 from darwinlm.database.kept import kept_groups
 from darwinlm.database.levels import Level
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import ModuleKind
 from darwinlm.families.shapes import ModuleShape
 from darwinlm.latency.graphs import GraphedDecoding, cache_name
+from darwinlm.recipe import BudgetSettings
 from darwinlm.surgery.shrink import layer_overrides
 from darwinlm.surgery.stitch import empty_model, layer_table, smaller_config
 
@@ -36,26 +36,11 @@ PATIENCE = 3
 """Largest factor on the number of passes if the ratios disagree."""
 
 
-@dataclass(frozen=True)
-class Workload:
-    """Timed workload: a prompt, and tokens generated after it.
-
-    Attributes:
-        prefill: Number of tokens in the prompt; 0 skips its time.
-        decode: Number of generated tokens; 0 skips their time.
-        batch: Number of parallel sequences.
-    """
-
-    prefill: int
-    decode: int
-    batch: int
-
-
 class ModelTimer:
     """Times models alternately with the dense one, so that drift of the machine affects both.
 
-    The checkpoint's weights aren't read. `runs` is the number of timed passes of each model, up to three times as many
-    if the machine's speed changes.
+    The budget states the request; the checkpoint's weights aren't read. `runs` is the number of timed passes of each
+    model, up to three times as many if the machine's speed changes.
 
     Attributes:
         graphs: Whether decoding is timed as a CUDA graph; False after a graph of a model couldn't be recorded.
@@ -65,7 +50,7 @@ class ModelTimer:
         self,
         checkpoint: Checkpoint,
         shapes: Mapping[tuple[int, ModuleKind], ModuleShape],
-        request: Workload,
+        budget: BudgetSettings,
         *,
         dtype: torch.dtype,
         device: torch.device,
@@ -73,7 +58,7 @@ class ModelTimer:
     ) -> None:
         self.checkpoint = checkpoint
         self.shapes = shapes
-        self.request = request
+        self.budget = budget
         self.dtype = dtype
         self.device = device
         self.runs = runs
@@ -82,9 +67,9 @@ class ModelTimer:
         self._reference: Any = None
         generator = torch.Generator().manual_seed(0)
         self._noise = torch.randn(1 << 16, generator=generator).mul_(0.02).to(dtype)
-        length = max(request.prefill, 1) + request.decode // 2
+        length = max(budget.prefill_tokens, 1) + budget.decode_tokens // 2
         vocabulary = int(checkpoint.config.vocab_size)
-        self._tokens = torch.randint(vocabulary, (request.batch, length), generator=generator).to(device)
+        self._tokens = torch.randint(vocabulary, (budget.batch, length), generator=generator).to(device)
 
     def compare(self, dense: Choice, choice: Choice) -> tuple[float, float]:
         """Time of a model relative to the dense one (median of paired passes), and the dense one's time in seconds."""
@@ -105,7 +90,9 @@ class ModelTimer:
         model = empty_model(smaller_config(self.checkpoint, table), self.checkpoint)
         for module in model.modules():
             for name, parameter in module.named_parameters(recurse=False):
-                module.register_parameter(name, nn.Parameter(self._filled(parameter), requires_grad=False))
+                values = self._noise.repeat(-(-parameter.numel() // len(self._noise)))[: parameter.numel()]
+                filled = values.view(parameter.shape).clone()
+                module.register_parameter(name, nn.Parameter(filled, requires_grad=False))
             for name, buffer in module.named_buffers(recurse=False):
                 if buffer.is_meta:  # a saved one, such as a factor or a router's correction
                     module.register_buffer(name, torch.ones_like(buffer, device="cpu"))
@@ -119,18 +106,14 @@ class ModelTimer:
             _, query_groups = kept_groups(shape, level, torch.arange(level.width))
         return layer_overrides(self.checkpoint.family, shape, level, query_groups)
 
-    def _filled(self, parameter: torch.Tensor) -> torch.Tensor:
-        times = -(-parameter.numel() // len(self._noise))
-        return self._noise.repeat(times)[: parameter.numel()].view(parameter.shape).clone()
-
     @torch.inference_mode()
     def seconds(self, model: Any) -> float:
         """Time of one pass: the prompt, and the generated tokens."""
-        prompt = max(self.request.prefill, 1)
-        begun = self._now()
+        prompt = max(self.budget.prefill_tokens, 1)
+        begun = now(self.device)
         output = model(input_ids=self._tokens[:, :prompt], use_cache=True, logits_to_keep=1)
-        total = self._now() - begun if self.request.prefill else 0.0
-        if not self.request.decode:
+        total = now(self.device) - begun if self.budget.prefill_tokens else 0.0
+        if not self.budget.decode_tokens:
             return total
         graphed = self._graph_of(model)
         if graphed is not None:
@@ -142,11 +125,11 @@ class ModelTimer:
                 model(input_ids=self._tokens[:, prompt:], use_cache=True, logits_to_keep=1, **cache)
             step = functools.partial(model, input_ids=self._tokens[:, :1], use_cache=True, **cache)
         steps = []
-        for _ in range(min(DECODE_STEPS, self.request.decode)):
-            begun = self._now()
+        for _ in range(min(DECODE_STEPS, self.budget.decode_tokens)):
+            begun = now(self.device)
             step()
-            steps.append(self._now() - begun)
-        return total + self.request.decode * statistics.median(steps)
+            steps.append(now(self.device) - begun)
+        return total + self.budget.decode_tokens * statistics.median(steps)
 
     def _graph_of(self, model: Any) -> GraphedDecoding | None:
         """A model's decoding as a CUDA graph; None if graphs aren't available, then also for later models."""
@@ -159,11 +142,6 @@ class ModelTimer:
                 self.graphs = False
                 self._graphed.clear()
         return self._graphed[id(model)] if self.graphs else None
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
 
 
 def steady(ratios: Sequence[float]) -> bool:

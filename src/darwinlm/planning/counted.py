@@ -90,10 +90,7 @@ def count_passes(
     A pass of n + 1 sequences minus one of n is what tokens cost, without weights and their gradients. The skeleton's
     tensors are replaced by fake ones. `dtype` is that of weights and residual stream, `low` that of products if
     autocast lowers it. With `backward`, a backward pass follows, with gradients of all weights. With `thin`, sub-layers
-    have a width of 1.
-
-    Raises:
-        FamilyError: PyTorch can't run the blocks without data.
+    have a width of 1. Raises FamilyError if PyTorch can't run the blocks without data.
     """
     family, scale = checkpoint.family, 1.0
     if family.mlp.experts is not None:  # PyTorch knows the grouped products of fake tensors in bfloat16 alone

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from darwinlm.compute import DTYPES
+from darwinlm.compute import DTYPES, saved_dtype
 from darwinlm.errors import ModelError, RecipeError, first_line
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
@@ -24,7 +24,6 @@ from darwinlm.recipe import Recipe, merge
 from darwinlm.search.problem.budget import Budget, resolve_budget
 from darwinlm.search.problem.cost import CostModel
 from darwinlm.search.problem.problem import counted_costs, space_of
-from darwinlm.stages.dtype import saved_dtype
 from darwinlm.vocabulary.choose import kept_size
 
 
@@ -90,7 +89,7 @@ class Sizes:
             raise RecipeError(
                 f"budget.{budget.kind} is measured on the device when the run starts: plan with keep, params or bytes"
             )
-        dtype = saved_dtype(self.recipe, self.checkpoint)
+        dtype = saved_dtype(self.recipe, self.checkpoint.dtype)
         return counted_costs(budget, self.checkpoint, self.space, self.shapes, outside=self.outside, dtype=dtype)
 
     @cached_property

@@ -28,10 +28,7 @@ def estimate(sizes: Sizes, device: Device, ram: float | None = None, only: str |
     """Needs of the stages.
 
     `ram` is the machine's memory in bytes, for states that wait there; None means enough. `only` is the only stage to
-    plan.
-
-    Raises:
-        FamilyError: PyTorch can't count what the model's blocks cost.
+    plan. Raises FamilyError if PyTorch can't count what the model's blocks cost.
     """
     recipe = sizes.recipe
     stages = {
@@ -110,10 +107,8 @@ class Plan:
 def make_plan(sizes: Sizes, device: Device, *, ram: float | None = None, disk: float | None = None) -> Plan:
     """Plan a run.
 
-    `ram` and `disk` are free bytes; None skips the check. On a CPU, `ram` is the device's memory.
-
-    Raises:
-        BudgetError, RecipeError: As in the run.
+    `ram` and `disk` are free bytes; None skips the check. On a CPU, `ram` is the device's memory. Raises BudgetError,
+    RecipeError as in the run.
     """
     _ = sizes.budget
     needs = tuple(estimate(sizes, device, ram))

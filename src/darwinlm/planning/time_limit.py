@@ -223,10 +223,10 @@ class TimeLimit:
             return 0.0
         stage, planned = self.planned
         names = ("saliency", stage) if stage == STAGES[0] else (stage,)
-        ran = [entry for entry in run.timings if entry["name"] in names]
-        if not ran or planned <= 0 or stage == "search" or any(entry["reused"] or entry["resumed"] for entry in ran):
+        ran = [entry for entry in run.timings if entry.name in names]
+        if not ran or planned <= 0 or stage == "search" or any(entry.reused or entry.resumed for entry in ran):
             return 0.0
-        return float(sum(entry["seconds"] for entry in ran) / planned)
+        return sum(entry.seconds for entry in ran) / planned
 
 
 def _device(run: Run) -> Device:

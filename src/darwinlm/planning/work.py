@@ -171,7 +171,7 @@ def _train_candidates(need: StageNeed) -> None:
         need.note = f"search: states of {waiting} of the {most} candidates that wait stay in RAM, "
         need.note += f"{state / 1e9:.3g} GB each"
     if again:
-        need.note += f"; the others learn their text again, {again / tokens:.0%} more tokens in training"
+        need.note += f"; the others repeat their training, {again / tokens:.0%} more training tokens"
 
 
 def refit(need: StageNeed) -> None:

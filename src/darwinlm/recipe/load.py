@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from darwinlm.errors import RecipeError
-from darwinlm.limits import SHOWN, LimitError, parse_yaml, shorten
+from darwinlm.limits import SHOWN, LimitError, parse_yaml, shorten, suggestion
 from darwinlm.recipe.budget import BUDGETS
 from darwinlm.recipe.search import SearchStage
 from darwinlm.recipe.sections import Recipe
@@ -26,6 +25,8 @@ OPTIONS: Mapping[str, str] = {
     "text": "text.source",
     "ready_for": "units.quantisation",
     "vocab": "vocabulary",
+    "database": "database.folder",
+    "allow_remote_code": "allow_remote_code",
 }
 """Short names of fields: options of the command `prune` and arguments of the function."""
 
@@ -57,9 +58,7 @@ def load_recipe(
         RecipeError: The file can't be read, a field is unknown (the message suggests a similar one), a value is wrong,
             or the budget has several values (see `load_recipes`).
     """
-    tree: dict[str, Any] = {}
-    if path is not None:
-        tree = read_yaml(find_recipe(path))
+    tree = read_yaml(find_recipe(path)) if path is not None else {}
     return _complete(tree, str(path) if path else "the options", assignments, overrides or {})
 
 
@@ -70,13 +69,7 @@ def load_recipes(
 ) -> list[Recipe]:
     """Read a recipe whose budget may hold several values (`75%,50%` or a list): one recipe for each, in that order.
 
-    Args:
-        path: As in `load_recipe`.
-        assignments: As in `load_recipe`.
-        overrides: As in `load_recipe`.
-
-    Raises:
-        RecipeError: As in `load_recipe`, or a value is duplicated.
+    Arguments are as in `load_recipe`. Raises RecipeError as it does, or if a value is duplicated.
     """
     tree = read_yaml(find_recipe(path)) if path is not None else {}
     where = str(path) if path else "the options"
@@ -201,8 +194,7 @@ def _explain(detail: Any) -> str:
     name = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
         known = _fields_at(location[:-1])
-        near = difflib.get_close_matches(location[-1], known, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known fields are {', '.join(known)}"
+        hint = suggestion(location[-1], known, f"known fields are {', '.join(known)}")
         return f"unknown field '{name}': {hint}"
     message = str(detail["msg"]).removeprefix("Value error, ")
     if not name:

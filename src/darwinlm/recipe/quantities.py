@@ -22,6 +22,7 @@ BYTES: Mapping[str, float] = {
     **{f"{prefix}iB": 1024.0**power for power, prefix in enumerate(("K", "M", "G", "T"), 1)},
 }
 SECONDS: Mapping[str, float] = {"s": 1, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
+FACTORS: Mapping[str, float] = {"": 1, "x": 1, "×": 1}
 MINUTES: Mapping[str, float] = {"": 1, "m": 1, "min": 1, "s": 1 / 60, "h": 60}
 
 
@@ -39,15 +40,10 @@ def parse_share(value: Any) -> Any:
 
 
 def parse_quantity(value: Any, units: Mapping[str, float], example: str) -> Any:
-    """Read a number with one of the units.
+    """Read a text as a number with one of the units; other values are returned unchanged.
 
-    Args:
-        value: Text; other values are returned unchanged.
-        units: Factor of each unit; the empty unit allows plain numbers.
-        example: Example for messages.
-
-    Raises:
-        ValueError: The text is no number, its unit isn't known, or a plain number needs one.
+    `units` holds the factor of each unit; the empty unit allows plain numbers. Messages show the example. Raises
+    ValueError if the text is no number, its unit isn't known, or a plain number needs one.
     """
     known = ", ".join(unit for unit in units if unit)
     if isinstance(value, bool):
@@ -77,14 +73,10 @@ def _whole(value: Any) -> Any:
     return round(value) if isinstance(value, float) and abs(value) < 1e18 else value
 
 
-def _factor(value: Any) -> Any:
-    return parse_quantity(value, {"": 1, "x": 1, "×": 1}, "2x")
-
-
 Part = Annotated[float, BeforeValidator(parse_part)]
 Share = Annotated[float, BeforeValidator(parse_share)]
 Count = Annotated[int, BeforeValidator(lambda value: _whole(parse_quantity(value, COUNTS, "2.7B")))]
 ByteCount = Annotated[int, BeforeValidator(lambda value: _whole(parse_quantity(value, BYTES, "4GiB")))]
 Duration = Annotated[float, BeforeValidator(lambda value: parse_quantity(value, SECONDS, "30ms"))]
 Minutes = Annotated[float, BeforeValidator(lambda value: parse_quantity(value, MINUTES, "30m"))]
-Factor = Annotated[float, BeforeValidator(_factor)]
+Factor = Annotated[float, BeforeValidator(lambda value: parse_quantity(value, FACTORS, "2x"))]

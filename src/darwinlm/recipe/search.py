@@ -59,7 +59,11 @@ class SearchSettings(Section):
     def _survivors_shrink(self) -> SearchSettings:
         if not self.stages:
             raise ValueError("stages: at least one is needed")
-        _shrink("stages", "the offspring", [self.offspring, *(stage.survivors for stage in self.stages)])
+        counts = [self.offspring, *(stage.survivors for stage in self.stages)]
+        if any(later >= earlier for earlier, later in pairwise(counts)):
+            raise ValueError(f"stages: survivors must decrease, starting below the offspring, but they are {counts}")
+        if counts[-1] != 1:
+            raise ValueError(f"stages: the last one must leave one survivor, but it leaves {counts[-1]}")
         return self
 
     @property
@@ -73,15 +77,8 @@ class SearchSettings(Section):
         return max(stage.tokens for stage in self.stages)
 
 
-def _shrink(field: str, first: str, counts: list[int]) -> None:
-    if any(later >= earlier for earlier, later in pairwise(counts)):
-        raise ValueError(f"{field}: survivors must shrink from {first} on, but they are {counts}")
-    if counts[-1] != 1:
-        raise ValueError(f"{field}: the last one must leave one survivor, but it leaves {counts[-1]}")
-
-
 PAPER: dict[str, Any] = {
-    "units": {"levels": "paper"},
+    "units": {"attention": "query_head", "levels": "paper"},
     "database": {"saliency": "output"},
     "text": {"looking_back": 0},
     "search": {
@@ -95,24 +92,19 @@ PAPER: dict[str, Any] = {
             {"tokens": 8192, "survivors": 1, "training_tokens": 200_000},
         ],
     },
+    "refit": {"tokens": 0},
 }
-"""The settings of DarwinLM (arXiv 2502.07780): level switches between modules of one kind, from a uniform model."""
+"""The settings of DarwinLM (arXiv 2502.07780). docs/method.md lists them, and what has no setting."""
 
 PRESETS: dict[str, dict[str, Any]] = {"default": {}, "paper": PAPER}
 
 
-def apply_preset(tree: Any) -> Any:
-    """A recipe's tree, completed by the fields of its preset that the user didn't give."""
-    if not isinstance(tree, dict) or tree.get("preset") not in PRESETS:
-        return tree
-    return _fill(tree, PRESETS[tree["preset"]])
-
-
-def _fill(given: dict[str, Any], preset: dict[str, Any]) -> dict[str, Any]:
+def completed(given: dict[str, Any], preset: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's tree with the fields of its preset that the user didn't give."""
     filled = dict(given)
     for name, value in preset.items():
         if name not in filled:
             filled[name] = value
         elif isinstance(value, dict) and isinstance(filled[name], dict):
-            filled[name] = _fill(filled[name], value)
+            filled[name] = completed(filled[name], value)
     return filled

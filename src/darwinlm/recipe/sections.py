@@ -17,7 +17,7 @@ from darwinlm.recipe.budget import BudgetSettings
 from darwinlm.recipe.quantisation import GROUPS, known_quantisation
 from darwinlm.recipe.quantities import Minutes, Part, Share, parse_share
 from darwinlm.recipe.recovery import RecoverySettings
-from darwinlm.recipe.search import SearchSettings, apply_preset
+from darwinlm.recipe.search import PRESETS, SearchSettings, completed
 
 AttentionUnit = Literal["kv_group", "group_heads", "query_head", "lattice"]
 ExpertUnit = Literal["both", "whole", "width"]
@@ -40,15 +40,16 @@ class TextSettings(Section):
     """Text for calibration, search, training and evaluation; the parts are disjoint by document."""
 
     source: str | None = "hf:HuggingFaceFW/fineweb-edu"
-    """A local .txt, .jsonl[.gz], .parquet or .arrow file, a folder of them, or `hf:owner/name[:config][@split]`."""
+    """A local .txt, .jsonl[.gz], .parquet or .arrow file, a folder of them, or `hf:owner/name[:config][@split]`. A
+    field with the text or a chat can follow: `#field`, `#question+answer`."""
     sequence_length: int = Field(512, ge=8)
-    """Tokens in one block of packed text."""
+    """Length in tokens of the sequences into which the text is cut."""
     looking_back: Share = Field(0.2, ge=0, le=0.5)
-    """Share of tokens that repeat earlier passages of the same block, in all text except evaluation text, so that the
-    smaller model still uses its context. 0 turns repetition off."""
+    """Share of tokens that repeat earlier passages of the same sequence, in all text except evaluation text, so that
+    the smaller model still uses its context. 0 turns repetition off."""
     calibration_tokens: int = Field(65536, gt=0)
-    """Tokens for the second moments of the database, and for the refit; more make a better model. An eighth of them, at
-    most 8192, also gives gradients of the loss."""
+    """Tokens that are run through the model to see which parts matter, and for the refit; more make a better model. An
+    eighth of them, at most 8192, also gives gradients of the loss."""
     validation_tokens: int = Field(8192, gt=0)
     """Tokens for choices that must not use the fitted text, such as the strength of the refit."""
     evaluation_tokens: int = Field(16384, gt=0)
@@ -65,15 +66,15 @@ class UnitsSettings(Section):
     heads per group, for unmodified engines. `query_head`: any query head, while K and V stay (the paper's; without
     grouping, K and V are removed too)."""
     experts: ExpertUnit = "both"
-    """Units of a mixture of experts. `whole`: experts with their rows of the router. `width`: equally many channels of
-    every expert. `both`: both together. At least as many experts as a token uses stay, or the whole mixture is
+    """What is removed from a mixture of experts. `whole`: whole experts. `width`: the same number of channels from
+    every expert. `both`: experts and channels. At least as many experts as a token uses stay, or the whole mixture is
     removed."""
     mlp_multiple: int = Field(32, gt=0)
     """MLP widths are multiples of this: 32 suits Q8_0 and Q4_0, 256 suits K-quants."""
     quantisation: str | None = None
-    """Quantisation that the smaller model is made ready for: q4_k_m and the other K-quants (groups of 256 columns),
-    awq, gptq and w4a16 (128), fp8, int8 and q8_0 (32). MLP widths, and query heads times their size, are then whole
-    groups, except in modules that stay dense."""
+    """Quantisation that will follow: q4_k_m and the other K-quants (groups of 256 columns), awq, gptq and w4a16 (128),
+    fp8, int8 and q8_0 (32). MLP widths, and query heads times head size, are then multiples of the group, except in
+    modules that stay dense."""
     levels: Literal["all", "paper"] | tuple[Share, ...] = "all"
     """`all` levels of the units; `paper`: 0, 10 % ... 100 % removed; or a list of shares to keep, such as
     [75%, 50%, 25%]. Removed and dense are always among the levels."""
@@ -147,18 +148,18 @@ class Recipe(Section):
     model: str | None = None
     """Hub id, local folder, or GGUF file."""
     preset: Literal["default", "paper"] = "default"
-    """`paper`: the settings of DarwinLM, for fields that aren't given."""
+    """`paper`: the DarwinLM paper's text, units, order and search, and no refit, for fields that aren't given."""
     teacher: str | None = None
     """The original dense model, for distillation and for comparisons in the report; none uses `model`."""
     vocabulary: Part | None = Field(None, gt=0)
-    """Tokens to keep, as a share or a number: 50% or 24k, rounded up to a multiple of 64. Those that `text.source` uses
-    most are kept, and other text takes more tokens. None keeps all."""
+    """Tokens of the vocabulary to keep, as a share or a number: 50% or 24k, rounded up to a multiple of 64. Those that
+    `text.source` uses most are kept; other text takes more tokens. None keeps all."""
     rounds: tuple[Share, ...] = ()
     """Descending shares of the block parameters: prune to the first, recover, prune the result to the next, and so on.
     `budget.keep` is the last of them. The rounds share `recovery.tokens`."""
     time: Minutes | None = Field(None, gt=0)
-    """Time limit of the run (30, 30m, 1h, 90s). Before each stage, amounts of text and steps are lowered
-    until the rest fits; the report says to what."""
+    """Time limit of the run (30, 30m, 1h, 90s). Before each stage, the amount of text and the number of steps are
+    lowered until the rest fits; the report says what was shortened."""
     allow_remote_code: bool = False
     """Whether a checkpoint may run its own Python code."""
     compute: ComputeSettings = ComputeSettings()
@@ -185,7 +186,8 @@ class Recipe(Section):
     @model_validator(mode="before")
     @classmethod
     def _take_preset(cls, data: Any) -> Any:
-        return apply_preset(data)
+        preset = PRESETS.get(data.get("preset", "")) if isinstance(data, dict) else None
+        return data if preset is None else completed(data, preset)
 
     @model_validator(mode="before")
     @classmethod
@@ -197,7 +199,7 @@ class Recipe(Section):
         if not all(isinstance(share, (int, float)) for share in shares):
             return tree
         if any(not 0 < share < 1 for share in shares) or any(later >= earlier for earlier, later in pairwise(shares)):
-            raise ValueError(f"rounds: shares must fall and lie between 0 and 1, but they are {list(rounds)}")
+            raise ValueError(f"rounds: shares must decrease and lie between 0 and 1, but they are {list(rounds)}")
         budget = tree.get("budget") or {}
         if isinstance(budget, BaseModel):
             budget = budget.model_dump()

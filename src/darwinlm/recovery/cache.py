@@ -104,7 +104,9 @@ def cached_text(
     size = sum(len(parts[number]) for number in missing) * length * bytes_per_token(vocabulary, key.top_k)
     with parallel.agree():
         if parallel.is_main():
-            say(_announcement(folder, key, blocks * length, len(missing), len(parts), size))
+            shards = f"{len(missing)} of {len(parts)} shards are computed now and take {size / 1e9:.2f} GB on disk"
+            what = f"teacher cache: top {key.top_k} of {blocks * length:,} tokens in {folder}"
+            say(f"{what}: {shards if missing else 'all there'}")
             check_room(folder, size, "the teacher cache takes", "or choose another folder")
         mine = parallel.mine(missing)
     with parallel.agree():
@@ -124,13 +126,6 @@ def bytes_per_token(vocabulary: int, top_k: int = TOP_K) -> int:
 
 def _places_type(vocabulary: int) -> torch.dtype:
     return torch.uint16 if vocabulary <= _SMALL_VOCABULARY else torch.int32
-
-
-def _announcement(folder: Path, key: CacheKey, tokens: int, missing: int, total: int, size: int) -> str:
-    what = f"teacher cache: top {key.top_k} of {tokens:,} tokens in {folder}"
-    if not missing:
-        return f"{what}: all there"
-    return f"{what}: {missing} of {total} shards are computed now and take {size / 1e9:.2f} GB on disk"
 
 
 def _tokens(text: Dataset[dict[str, Tensor]], part: range) -> Tensor:
@@ -168,8 +163,8 @@ def _check(path: Path, wanted: dict[str, Any]) -> None:
             facts = file.metadata() or {}
             if json.loads(facts.get("key", "{}")) != wanted:
                 raise ArtifactError(
-                    f"{path} holds another dense model's or another text's log-probabilities under this name: it isn't "
-                    "a shard of this teacher cache; delete it, or choose another recovery.teacher_cache"
+                    f"{path} belongs to another dense model or another text: it isn't a shard of this teacher cache; "
+                    "delete it, or choose another recovery.teacher_cache"
                 )
             intact = _digest_of_tensors({name: file.get_tensor(name) for name in STORED}) == facts.get("content")
     except (OSError, ValueError, SafetensorError) as error:

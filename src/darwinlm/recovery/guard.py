@@ -17,10 +17,7 @@ DIVERGENCE = 2.0
 class LossGuard(BaseModel):
     """Stops training before an update if the loss is not finite or the smoothed loss diverges.
 
-    Attributes:
-        smoothed: Exponentially weighted mean of the last losses.
-        lowest: The lowest smoothed loss so far.
-        steps: Number of losses so far.
+    `smoothed` is the exponentially weighted mean of the last losses, `lowest` its lowest value so far.
     """
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")

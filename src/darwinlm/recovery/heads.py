@@ -6,7 +6,7 @@ result in place of the decoder's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +17,6 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from darwinlm.evaluation.chunks import chunked_loss
 from darwinlm.recovery.losses import TopK, forward_kl, next_token_loss, top_k_kl, top_of
-
-Forward = Callable[..., Any]
 
 LOGIT_CHUNK = 1024
 """Tokens whose logits are in memory at once: 4 GB at the peak for a vocabulary of 131,072."""
@@ -75,42 +73,22 @@ def logits_of(model: Any, hidden: Tensor) -> Tensor:
     return result
 
 
-def _head_weights(model: Any) -> list[Tensor]:
-    """The trained weights between the last residual stream and the logits, including a tied embedding."""
-    return [weight for weight in model.get_output_embeddings().parameters() if weight.requires_grad]
-
-
 def decoder_of(model: Any) -> nn.Module:
     """The model without its head."""
     decoder: nn.Module = getattr(model, model.base_model_prefix)
     return decoder
 
 
-@dataclass(frozen=True)
-class Dense:
-    """Outputs of the dense model for a batch: residual streams, or stored most likely tokens.
-
-    Attributes:
-        hidden: [b, t, m], streams after its final norm; None if `top` is given.
-        top: [b, t, k], its stored most likely tokens.
-    """
-
-    hidden: Tensor | None
-    top: TopK | None = None
-
-    @property
-    def flat(self) -> Tensor | TopK:
-        """The reference for the model's logits, a row for each token."""
-        if self.top is not None:
-            return self.top.flatten()
-        assert self.hidden is not None, "the dense model's outputs are residual streams or most likely tokens"
-        return self.hidden.flatten(0, 1)
+Dense = Tensor | TopK
+"""Outputs of the dense model for a batch: residual streams [b, t, m] after its final norm, or stored most likely tokens
+[b, t, k]."""
 
 
 @torch.no_grad()
-def run_dense(teacher: Any, tokens: Tensor) -> Dense:
-    """Run the dense model on tokens [b, t]."""
-    return Dense(decoder_of(teacher)(input_ids=tokens, use_cache=False).last_hidden_state)
+def run_dense(teacher: Any, tokens: Tensor) -> Tensor:
+    """Residual streams of the dense model on tokens [b, t] after its final norm, [b, t, m]."""
+    hidden: Tensor = decoder_of(teacher)(input_ids=tokens, use_cache=False).last_hidden_state
+    return hidden
 
 
 @torch.no_grad()
@@ -142,13 +120,15 @@ def batch_loss(model: Any, teacher: Any, tokens: Tensor, dense: Dense | None, ob
     hidden = _streams(model, tokens)
     following = _next_tokens(tokens)
     counts = (len(hidden), int((following >= 0).sum()))
-    flat = None if dense is None else dense.flat
+    flat = None if dense is None else dense.flatten(0, 1)
 
     def loss_of(rows: slice, part: Tensor) -> Tensor:
         reference = None if flat is None else flat[rows]
         return _chunk_loss(model, teacher, part, reference, following[rows], objective, counts)
 
-    return chunked_loss(loss_of, hidden, _head_weights(model), objective.chunk, again=objective.again)
+    # The trained weights between the last residual stream and the logits, including a tied embedding.
+    head = [weight for weight in model.get_output_embeddings().parameters() if weight.requires_grad]
+    return chunked_loss(loss_of, hidden, head, objective.chunk, again=objective.again)
 
 
 def _chunk_loss(
@@ -179,9 +159,7 @@ def _chunk_loss(
 def held_out_sums(model: Any, teacher: Any, tokens: Tensor, chunk: int) -> tuple[float, float]:
     """Sums of the cross-entropy and of the KL to the dense model over tokens [b, t]; KL is 0 without a dense model."""
     hidden = _streams(model, tokens)
-    reference = None
-    if teacher is not None:
-        reference = _streams(teacher, tokens)
+    reference = None if teacher is None else _streams(teacher, tokens)
     following = _next_tokens(tokens)
     loss = divergence = 0.0
     for start in range(0, len(hidden), chunk):

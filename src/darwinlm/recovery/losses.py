@@ -31,9 +31,9 @@ class TopK:
         """The entries of some tokens."""
         return TopK(self.log_p[rows], self.places[rows], self.log_rest[rows])
 
-    def flatten(self) -> TopK:
-        """Reshape [b, t, k] to [b·t, k]."""
-        return TopK(self.log_p.flatten(0, 1), self.places.flatten(0, 1), self.log_rest.flatten())
+    def flatten(self, first: int, last: int) -> TopK:
+        """Join dimensions, as of a tensor."""
+        return TopK(*(part.flatten(first, last) for part in (self.log_p, self.places, self.log_rest)))
 
 
 def top_of(dense: Tensor, k: int) -> TopK:
@@ -43,32 +43,17 @@ def top_of(dense: Tensor, k: int) -> TopK:
 
 
 def forward_kl(logits: Tensor, dense: Tensor) -> Tensor:
-    """Sum over tokens of KL(dense ‖ model).
-
-    Args:
-        logits: [n, v], logits of the model.
-        dense: [n, v], logits of the dense model.
-
-    Returns:
-        A scalar, float32.
-    """
+    """Sum over tokens of KL(dense ‖ model), a float32 scalar, from logits of both, [n, v]."""
     log_q = torch.log_softmax(logits.float(), -1)
     log_p = torch.log_softmax(dense.float(), -1)
     return functional.kl_div(log_q, log_p, reduction="sum", log_target=True)
 
 
 def top_k_kl(logits: Tensor, top: TopK) -> Tensor:
-    """Sum over tokens of KL(dense ‖ model), from the k most likely tokens of the dense distribution.
+    """Sum over tokens of KL(dense ‖ model), a float32 scalar, from the k most likely tokens of the dense distribution.
 
-    All other tokens count as one token in both distributions. The result is at most the full KL, and equals it for
-    k = v - 1.
-
-    Args:
-        logits: [n, v], logits of the model.
-        top: Values of the dense model, [n, k].
-
-    Returns:
-        A scalar, float32.
+    Logits are [n, v], the dense model's values [n, k]. All other tokens count as one token in both distributions. The
+    result is at most the full KL, and equals it for k = v - 1.
     """
     log_q = torch.log_softmax(logits.float(), -1).gather(-1, top.places)
     log_p, log_rest = top.log_p.float(), top.log_rest.float()

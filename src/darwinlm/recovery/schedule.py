@@ -56,17 +56,15 @@ def plan_steps(settings: RecoverySettings, length: int, micro: int, processes: i
     """Divide the tokens into steps of `batch_tokens`; the remainder is dropped.
 
     Fewer tokens are divided into `SHORT_STEPS` smaller steps, or as many as have a sequence for each process. `length`
-    is the number of tokens in a sequence, `micro` that of tokens that one process may run at once.
-
-    Raises:
-        RecipeError: A step can't be divided evenly, or there are too few tokens for one.
+    is the number of tokens in a sequence, `micro` that of tokens that one process may run at once. Raises RecipeError
+    if a step can't be divided evenly, or there are too few tokens for one.
     """
     batch, least = settings.batch_tokens, length * processes
     if settings.tokens < batch:
         if settings.tokens < least:
             raise RecipeError(
-                f"recovery.tokens is {settings.tokens}, but a step has a sequence of {length} tokens for each of "
-                f"{processes} process(es): give at least {least}, or lower text.sequence_length"
+                f"recovery.tokens is {settings.tokens}, too few for one step, which takes a sequence of {length} "
+                f"tokens for each of {processes} process(es): give at least {least}, or lower text.sequence_length"
             )
         batch = max(settings.tokens // SHORT_STEPS // least, 1) * least
     if batch % least:

@@ -82,8 +82,9 @@ def train(
     model = prepared(student(), settings)
     with parallel.agree():
         checkpoints.check_room(model)
-    training = _Training(model, teacher, text, held_out, steps, settings, checkpoints, device, dtype)
-    training.say, training.progress, training.each_step = say, progress, each_step
+    teacher = None if teacher is None else teacher.to(device)
+    arguments = (model, teacher, text, held_out, steps, settings, checkpoints, device, dtype)
+    training = _Training(*arguments, say, progress, each_step)
     if newest is not None:
         say(f"recovery: resuming from {newest.name}")
         training.load(newest)
@@ -95,40 +96,36 @@ def train(
     return Trained(training.result(student), training.record())
 
 
+@dataclass(eq=False)
 class _Training:
-    """One training in this process: weights, optimizer and state."""
+    """One training in this process: weights, optimizer and state. The fields are arguments of `train`."""
 
+    model: Any
+    teacher: Any
+    text: Dataset[dict[str, Tensor]]
+    held_out: Tensor
+    steps: Steps
+    settings: RecoverySettings
+    checkpoints: Checkpoints
+    device: torch.device
+    dtype: torch.dtype
     say: Callable[[str], None]
     progress: Callable[[int, int], None]
     each_step: Callable[[int, Any], None]
 
-    def __init__(
-        self,
-        model: Any,
-        teacher: Any,
-        text: Dataset[dict[str, Tensor]],
-        held_out: Tensor,
-        steps: Steps,
-        settings: RecoverySettings,
-        checkpoints: Checkpoints,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
-        self.model, self.teacher = model, None if teacher is None else teacher.to(device)
-        self.text, self.held_out = text, held_out
-        self.steps, self.settings = steps, settings
-        self.checkpoints, self.device = checkpoints, device
+    def __post_init__(self) -> None:
+        settings = self.settings
         self.sharded = settings.sharding == "fsdp" and parallel.size() > 1
-        self.losses = Losses(model, self.teacher, settings, dtype, sharded=self.sharded)
-        self.call = spread(self.losses, device).train()
-        self.trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        self.losses = Losses(self.model, self.teacher, settings, self.dtype, sharded=self.sharded)
+        self.call = spread(self.losses, self.device).train()
+        self.trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
         # The fused optimizer doesn't copy the tensors that it updates.
         self.optimizer = torch.optim.AdamW(
             self.trained.values(), settings.learning_rate, BETAS, weight_decay=0.0, fused=True
         )
         self.state = TrainingState(guard=LossGuard())
         self.trackers: list[Any] = []
-        self.last = steps.count
+        self.last = self.steps.count
 
     # ------------------------------------------------------------------------------------------------- a step
 
@@ -180,7 +177,11 @@ class _Training:
         self.state.unlogged.append(mean)
         if step == 0 or (step + 1) % LOG_EVERY == 0 or step + 1 == self.last:
             norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
-            self._log_loss(step + 1, rate, norm)
+            losses, self.state.unlogged = self.state.unlogged, []
+            logged = sum(losses) / len(losses)
+            where = self._log(step + 1, {"loss": logged, "grad_norm": norm, "learning_rate": rate})
+            speed = (step + 1 - self.first) * self.steps.tokens / (time.monotonic() - self.begun)
+            self.say(f"{where}: loss {logged:.4f}, rate {rate:.2e}, {speed:.0f} tokens/s")
 
     def _unsynchronized(self, number: int) -> AbstractContextManager[None]:
         """Let DDP accumulate gradients in each process and sum over processes only once per step."""
@@ -206,7 +207,7 @@ class _Training:
         tokens = batch["input_ids"]
         dense: Dense | None = None
         if STORED[0] in batch:
-            dense = Dense(None, top=TopK(*(batch[name] for name in STORED)))
+            dense = TopK(*(batch[name] for name in STORED))
         elif self.losses.objective.needs_teacher:
             dense = run_dense(self.teacher, tokens)
         loss: Tensor = self.call(tokens, dense)
@@ -236,13 +237,6 @@ class _Training:
         where = self._log(self.state.step, figures)
         kl = f", KL {figures['eval_kl']:.4f}" if "eval_kl" in figures else ""
         self.say(f"{where}: held out: perplexity {figures['eval_perplexity']:.2f}{kl}")
-
-    def _log_loss(self, step: int, rate: float, norm: float) -> None:
-        losses, self.state.unlogged = self.state.unlogged, []
-        loss = sum(losses) / len(losses)
-        where = self._log(step, {"loss": loss, "grad_norm": norm, "learning_rate": rate})
-        speed = (step - self.first) * self.steps.tokens / (time.monotonic() - self.begun)
-        self.say(f"{where}: loss {loss:.4f}, rate {rate:.2e}, {speed:.0f} tokens/s")
 
     def _log(self, step: int, figures: dict[str, int | float]) -> str:
         tokens = step * self.steps.tokens

@@ -31,7 +31,7 @@ def model_card(summary: Summary) -> str:
     """
     name = _code(wording.short_source(summary.model))
     looking_back, rows = looking_back_rows(summary), comparison_rows(summary)
-    figures = [[f"**{cell}**" for cell in row.cells] if row.final else row.cells for row in rows]
+    figures = [*rows[:-1], [f"**{cell}**" for cell in rows[-1]]]
     # Of a model that was pruned elsewhere, the recovery alone is known not to have seen the evaluation text.
     unseen = "No step of its recovery" if summary.search is None else "No step that made this model"
     sections = [
@@ -52,7 +52,9 @@ def model_card(summary: Summary) -> str:
         _method(summary),
         f"```bibtex\n{_CITATION}\n```",
         "## Limits",
-        _limits(summary),
+        f"- The figures hold for {_plain(wording.measured_on(summary))} and for no other text. Expect larger losses on "
+        f"other domains and languages, and on tasks.\n- {wording.what_training_left(summary)}\n"
+        "- It inherits the base model's licence, biases and faults. Safety tuning may have been weakened.",
     ]
     return "\n\n".join(section.rstrip("\n") for section in sections) + "\n"
 
@@ -100,7 +102,7 @@ def _measured(summary: Summary) -> dict[str, Any]:
 
 def _what_it_is(summary: Summary, name: str) -> str:
     removed = wording.removed(summary.allocation)
-    what = f"with {removed} taken out" if removed else "with nothing taken out"
+    what = f"with {removed} removed" if removed else "with nothing removed"
     gone = dict(zip(("attention", "MLP"), wording.gone(summary.allocation), strict=True))
     shape = "Its blocks differ in size" if summary.export.custom_code else "All of its blocks have the same size"
     lost = [f"{number} {kind}" for kind, number in gone.items() if number]
@@ -155,17 +157,6 @@ def _method(summary: Summary) -> str:
         f"The method is that of DarwinLM ([arXiv 2502.07780]({PAPER})){trained}. Made with darwinlm {summary.version}."
     )
     return " ".join(steps)
-
-
-def _limits(summary: Summary) -> str:
-    return "\n".join(
-        [
-            f"- The figures hold for {_plain(wording.measured_on(summary))} and for no other text. Expect larger "
-            "losses on other domains and languages, and on tasks.",
-            f"- {wording.what_training_left(summary)}",
-            "- It inherits the base model's licence, biases and faults. Safety tuning may have been weakened.",
-        ]
-    )
 
 
 def _plain(text: str) -> str:

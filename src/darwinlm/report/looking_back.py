@@ -5,15 +5,15 @@ from __future__ import annotations
 from rich.table import Table
 
 from darwinlm import tables
+from darwinlm.figures import ModelKey
 from darwinlm.report import wording
-from darwinlm.report.models import CopyingFigures, ModelKey
 from darwinlm.report.summary import Summary
 
 COPIED = (
     "Copied: of words or text that the model is given twice, the share of the second time that it predicts (loss in "
     "nats)."
 )
-WORDS = f"{COPIED} Seen: KL where the next token stood in the block before; new: where it didn't."
+WORDS = f"{COPIED} Seen: KL at next tokens that occurred earlier in the sequence; new: at all others."
 """What the columns mean."""
 
 Rows = tuple[tuple[str, ...], list[tuple[str, ...]]]
@@ -35,7 +35,9 @@ def looking_back_rows(summary: Summary, *, losses: bool = True, split: bool = Tr
             continue
         both = ("KL, seen", "KL, new") if split else ()
         headings = ("model", *both, *(f"copied, {score.name}" for score in figures.copying))
-        copied = [_copied(score, losses=losses) for score in figures.copying]
+        copied = [
+            f"{100 * score.accuracy:.0f} %" + (f" ({score.loss:.2f})" if losses else "") for score in figures.copying
+        ]
         halves = [wording.divergence(kl) for kl in (figures.kl_seen, figures.kl_new)] if split else []
         rows.append((wording.model_name(key, summary), *halves, *copied))
     return headings, rows
@@ -90,8 +92,3 @@ def looking_back_table(summary: Summary) -> Table | None:
 def _refit_dropped(key: ModelKey, summary: Summary) -> bool:
     """Whether a model is the stitched one under another name."""
     return key == "refit" and key != summary.saved_key and summary.refit is not None and summary.refit.kept != "refit"
-
-
-def _copied(score: CopyingFigures, *, losses: bool) -> str:
-    share = f"{100 * score.accuracy:.0f} %"
-    return f"{share} ({score.loss:.2f})" if losses else share

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import yaml
@@ -13,7 +12,7 @@ from darwinlm.report.looking_back import COPIED, looking_back_remarks, looking_b
 from darwinlm.report.next_steps import next_steps
 from darwinlm.report.render import render
 from darwinlm.report.strip import KINDS, block_rows, kept_cells, nats
-from darwinlm.report.summary import BlockFigures, Summary
+from darwinlm.report.summary import Summary
 from darwinlm.report.table import COLUMNS, comparison_rows
 
 
@@ -27,6 +26,10 @@ def render_page(summary: Summary) -> str:
 
 
 def _view(summary: Summary) -> dict[str, Any]:
+    looking_back, copied = None, looking_back_rows(summary, split=False)
+    if copied is not None and len(copied[0]) > 1:
+        words = " ".join([COPIED, *looking_back_remarks(summary)])
+        looking_back = {"columns": copied[0], "rows": copied[1], "words": words}
     return {
         "version": summary.version,
         "title": wording.title(summary),
@@ -36,7 +39,7 @@ def _view(summary: Summary) -> dict[str, Any]:
         "rows": comparison_rows(summary),
         "vocabulary": _vocabulary(summary),
         "where": _where(summary),
-        "looking_back": _looking_back(summary),
+        "looking_back": looking_back,
         "measured_on": wording.measured_on(summary),
         "machine": wording.machine_words(summary),
         "budget": _budget(summary),
@@ -128,13 +131,6 @@ def _where(summary: Summary) -> dict[str, Any] | None:
     }
 
 
-def _looking_back(summary: Summary) -> dict[str, Any] | None:
-    found = looking_back_rows(summary, split=False)
-    if found is None or len(found[0]) < 2:
-        return None
-    return {"columns": found[0], "rows": found[1], "words": " ".join([COPIED, *looking_back_remarks(summary)])}
-
-
 def _uniform(summary: Summary) -> str:
     uniform = summary.models.get("uniform")
     if uniform is None:
@@ -217,6 +213,13 @@ def _blocks(summary: Summary) -> dict[str, Any] | None:
     allocation, sensitivity = summary.allocation, summary.sensitivity
     if not allocation:
         return None
+    attention, mlp = wording.gone(allocation)
+    words = "No sub-layer is gone as a whole."
+    if attention or mlp:
+        words = (
+            f"{attention} of {len(allocation)} attention sub-layers and {mlp} of {len(allocation)} MLP sub-layers are "
+            "gone as a whole."
+        )
     losses = {(row.block, row.kind): row for row in sensitivity}
     columns = ["block", "KV groups", "query heads", "MLP width"]
     if sensitivity:
@@ -229,23 +232,13 @@ def _blocks(summary: Summary) -> dict[str, Any] | None:
             cells += [(nats(loss), False) for loss in ((own.removed, own.halved) if own else (None, None))]
         rows.append((entry.block, cells))
     return {
-        "words": _allocation_words(allocation) + wording.kept_whole(summary),
+        "words": words + wording.kept_whole(summary),
         "picture": [(label, Markup(svg)) for label, svg in block_rows(allocation, sensitivity)],  # noqa: S704
         "columns": columns,
         "rows": rows,
         "sensitivity": bool(sensitivity),
         "cut": "the model that the last round cut" if summary.from_pruned else "the dense model",
     }
-
-
-def _allocation_words(allocation: Sequence[BlockFigures]) -> str:
-    attention, mlp = wording.gone(allocation)
-    if not attention and not mlp:
-        return "No sub-layer is gone as a whole."
-    return (
-        f"{attention} of {len(allocation)} attention sub-layers and {mlp} of {len(allocation)} MLP sub-layers are gone "
-        "as a whole."
-    )
 
 
 def _samples(summary: Summary) -> list[dict[str, Any]]:

@@ -57,8 +57,7 @@ def search_plot(points: Sequence[GenerationFigures], uniform: float) -> str:
     `points` are the start, then every step; at least one. `uniform` is the KL of the best model with equal layers.
     """
     with _style():
-        figure = Figure(figsize=(7.2, 3.0), layout="constrained")
-        axis = figure.subplots()
+        figure, axis = _axes("seconds of search", "KL (nats/token)")
         places, losses = [point.seconds for point in points], [point.kl for point in points]
         axis.step(places, losses, where="post", color=ATTENTION, linewidth=1.6, zorder=2)
         better = [point for point in points if point.improved]
@@ -67,9 +66,6 @@ def search_plot(points: Sequence[GenerationFigures], uniform: float) -> str:
             axis.scatter(*where, s=18, color=GAIN, zorder=3, label="improvement")
         axis.scatter(places[:1], losses[:1], s=46, marker="D", color=MLP, zorder=4, label="start")
         axis.axhline(uniform, color=MUTED, linestyle="--", linewidth=1.2, label="equal layers")
-        axis.set_xlabel("seconds of search")
-        axis.set_ylabel("KL (nats/token)")
-        axis.grid(visible=True, axis="both")
         axis.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
         axis.margins(x=0.03, y=0.12)
         axis.legend(loc="best")
@@ -79,8 +75,7 @@ def search_plot(points: Sequence[GenerationFigures], uniform: float) -> str:
 def recovery_plot(log: Sequence[TrainingPoint]) -> str:
     """Draw the training loss and the held-out KL against tokens."""
     with _style():
-        figure = Figure(figsize=(7.2, 3.0), layout="constrained")
-        axis = figure.subplots()
+        figure, axis = _axes("tokens trained on", "nats/token")
         for colour, label, points in (
             (MUTED, "training loss", [(point.tokens, point.loss) for point in log]),
             (GAIN, "held-out KL", [(point.tokens, point.eval_kl) for point in log]),
@@ -88,9 +83,6 @@ def recovery_plot(log: Sequence[TrainingPoint]) -> str:
             there = [(tokens, value) for tokens, value in points if value is not None]
             if there:
                 axis.plot(*zip(*there, strict=True), color=colour, marker="o", markersize=3.5, label=label)
-        axis.set_xlabel("tokens trained on")
-        axis.set_ylabel("nats/token")
-        axis.grid(visible=True, axis="both")
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: wording.count(value)))
         axis.margins(x=0.03, y=0.12)
         if any(axis.get_legend_handles_labels()):
@@ -106,18 +98,24 @@ def size_plot(points: Sequence[SizePoint]) -> str:
     lost = [point.name for point in points if not point.loss <= _LARGEST_LOSS]
     points = [point for point in points if point.loss <= _LARGEST_LOSS]
     with _style():
-        figure = Figure(figsize=(7.2, 3.0), layout="constrained")
-        axis = figure.subplots()
+        beyond = f" (off the scale: {'; '.join(lost)})" if lost else ""
+        figure, axis = _axes("parameters (M)" + beyond, "perplexity (lower is better)")
         if points:
             _draw_points(axis, points)
-        beyond = f" (off the scale: {'; '.join(lost)})" if lost else ""
-        axis.set_xlabel("parameters (M)" + beyond, parse_math=False)
-        axis.set_ylabel("perplexity (lower is better)")
-        axis.grid(visible=True, axis="both")
         figure.draw_without_rendering()
         if points:
             _label_points(axis, points)
         return _svg(figure, "size", "Perplexity of each model against its size")
+
+
+def _axes(across: str, upward: str) -> tuple[Figure, Any]:
+    """An empty figure with the titles of its axes and a grid."""
+    figure = Figure(figsize=(7.2, 3.0), layout="constrained")
+    axis = figure.subplots()
+    axis.set_xlabel(across, parse_math=False)
+    axis.set_ylabel(upward)
+    axis.grid(visible=True, axis="both")
+    return figure, axis
 
 
 def _draw_points(axis: Any, points: Sequence[SizePoint]) -> None:

@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 from xml.sax.saxutils import escape, quoteattr
 
+from darwinlm.figures import Sensitivity
 from darwinlm.report import wording
-from darwinlm.report.summary import BlockFigures, SensitivityFigures
+from darwinlm.report.summary import BlockFigures
 
 COLUMN, GAP = 20.0, 2.0
 """Room of a block, and of it between two blocks, in units of the picture."""
@@ -21,9 +22,7 @@ DECADES = 5
 KINDS = {"attention": "attention", "mlp": "MLP"}
 
 
-def block_rows(
-    allocation: Sequence[BlockFigures], sensitivity: Sequence[SensitivityFigures] = ()
-) -> list[tuple[str, str]]:
+def block_rows(allocation: Sequence[BlockFigures], sensitivity: Sequence[Sensitivity] = ()) -> list[tuple[str, str]]:
     """Rows of the picture as (label, SVG), the numbers on hover.
 
     Shades of `sensitivity` are of one logarithmic scale.
@@ -33,7 +32,10 @@ def block_rows(
     losses = {(row.block, row.kind): row for row in sensitivity}
     for kind, name in KINDS.items():
         label = f"{name}: what is kept"
-        rows.append((label, _row(kind, label, [_kept(entry, kind) for entry in allocation])))
+        place, unit = (1, "query heads") if kind == "attention" else (2, "MLP channels")
+        kept = ((entry.block, *kept_cells(entry)[place]) for entry in allocation)
+        cells = [_cell(share, f"block {block}, {unit}: {words}") for block, share, words in kept]
+        rows.append((label, _row(kind, label, cells)))
         for field, words in (("removed", "loss if removed"), ("halved", "loss if halved")):
             cells = []
             for entry in allocation:
@@ -71,12 +73,6 @@ def kept_cells(entry: BlockFigures) -> list[tuple[float, str]]:
             kept, whole = entry.channels, entry.dense_channels
         cells.append((kept / whole if whole else 0.0, text))
     return cells
-
-
-def _kept(entry: BlockFigures, kind: str) -> str:
-    place, unit = (1, "query heads") if kind == "attention" else (2, "MLP channels")
-    share, words = kept_cells(entry)[place]
-    return _cell(share, f"block {entry.block}, {unit}: {words}")
 
 
 def _cell(share: float, words: str, shade: float | None = None) -> str:

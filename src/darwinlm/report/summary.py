@@ -7,18 +7,24 @@ figure is a new field with a default; a change of what a field means is a new `F
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
-from darwinlm.families.origin import origin_of
-from darwinlm.report.figures import FORMAT, Extract, Figures, read_figures
-from darwinlm.report.models import ModelFigures, ModelKey
-
-if TYPE_CHECKING:
-    from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.origin import Origin
+from darwinlm.figures import (
+    FORMAT,
+    Extract,
+    Figures,
+    FitChoice,
+    ModelFigures,
+    ModelKey,
+    Sensitivity,
+    Spelling,
+    StageTime,
+    read_figures,
+)
 
 FILE = "summary.json"
 
@@ -26,17 +32,9 @@ FILE = "summary.json"
 class BudgetFigures(Figures):
     """The budget, and how much of it the saved model uses.
 
-    Attributes:
-        kind: keep, params, bytes, speedup or latency.
-        bound: as the recipe gives it.
-        keep: share of the original's block parameters, where `kind` is keep.
-        unit: what is counted.
-        dense: of the dense model, in that unit.
-        upper: the bound, in that unit.
-        used: by the saved model, in that unit.
-        unused: share of `upper` that is left.
-        dense_block_params: block parameters of the original model.
-        block_params: block parameters of the saved model.
+    `bound` is as the recipe gives it; `dense`, `upper` and `used` are amounts of `unit`, for the dense model, the bound
+    and the saved model. `keep` is a share of the original's block parameters, None for other kinds. A share of `upper`
+    is unused.
     """
 
     kind: str
@@ -51,32 +49,10 @@ class BudgetFigures(Figures):
     block_params: int
 
 
-class OriginFigures(Figures):
-    """What the dense model's files say about where it comes from; see `families.origin`."""
-
-    base_model: str | None = None
-    license: str | None = None
-    license_name: str | None = None
-    license_link: str | None = None
-    languages: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, *models: Checkpoint) -> OriginFigures:
-        """Of the first model, and what that doesn't say of the next."""
-        origins = [asdict(origin_of(model.folder, model.source)) for model in models]
-        first = origins[0]
-        return cls(**{name: next((each[name] for each in origins if each[name]), first[name]) for name in first})
-
-
 class BlockFigures(Figures):
     """What is left of a block; each `dense_` figure is the original model's, 0 where it has no such sub-layer.
 
-    Attributes:
-        block: its index.
-        groups: KV groups.
-        heads: query heads.
-        width: MLP channels, of a mixture those of each expert.
-        experts: experts of a mixture; 0 where the MLP is none.
+    `width` are MLP channels, of a mixture those of each expert; `experts` is 0 where the MLP is no mixture.
     """
 
     block: int
@@ -100,22 +76,6 @@ class BlockFigures(Figures):
         return self.dense_width * max(self.dense_experts, 1)
 
 
-class SensitivityFigures(Figures):
-    """What one module means to the model: predicted KL to the model that was cut, in nats per token.
-
-    Attributes:
-        block: its block.
-        kind: attention or mlp.
-        removed: with this module alone taken out.
-        halved: with this module alone cut to about half of its parameters; None where it has no such level.
-    """
-
-    block: int
-    kind: str
-    removed: float
-    halved: float | None = None
-
-
 class GenerationFigures(Extract):
     """The state of the search after one generation; `seconds` and `evaluations` count from its beginning."""
 
@@ -128,15 +88,9 @@ class GenerationFigures(Extract):
 class SearchFigures(Extract):
     """How the sizes were chosen. KL is to the model that was cut, in nats per token of fitness text.
 
-    Attributes:
-        method: gradient, where gradients propose children; paper, where the paper's level switch does.
-        start_kl: of the first parent, which has equal layers.
-        uniform_kl: of the best model with equal layers.
-        kl: of the answer.
-        evaluations: candidates measured.
-        seconds: wall-clock time.
-        ended: why it ended.
-        history: the start, then every generation.
+    It is that of the first parent, which has equal layers, of the best model with equal layers, and of the answer. With
+    the method `gradient`, gradients propose children; with `paper`, the paper's level switch does. The history is the
+    start, then every generation.
     """
 
     method: Literal["gradient", "paper"]
@@ -154,28 +108,13 @@ class SearchFigures(Extract):
         return max(0, len(self.history) - 1)
 
 
-class FitFigures(Extract):
-    """The refit of one module: the ridge that was taken, None for the stitched weights, and its error."""
-
-    block: int
-    kind: str
-    ridge: float | None
-    before: float
-    after: float
-
-
 class RefitFigures(Extract):
-    """The refit of the whole model.
+    """The refit of the whole model; `stitched` was kept where that was no better for it. KL is on validation text.
 
-    Attributes:
-        choices: of each module.
-        kept: "refit", or "stitched" where the whole model was no better for it.
-        strength: how far the weights go toward the fitted ones, from 0 to 1.
-        kl_before: KL on validation text before.
-        kl_after: the same after.
+    `strength` says how far the weights go toward the fitted ones, from 0 to 1.
     """
 
-    choices: tuple[FitFigures, ...]
+    choices: tuple[FitChoice, ...]
     kept: Literal["refit", "stitched"]
     strength: float
     kl_before: float | None = None
@@ -205,31 +144,18 @@ class RecoveryFigures(Extract):
     log: tuple[TrainingPoint, ...] = ()
 
 
-class SpellingFigures(Figures):
-    """Length of held-out text in two vocabularies; `affected` counts dense tokens that the smaller one lacks."""
-
-    bytes: int
-    dense_tokens: int
-    tokens: int
-    affected: int
-
-
 class VocabularyFigures(Figures):
-    """The smaller vocabulary; each `dense_` figure is of the whole one.
+    """The smaller vocabulary; each `dense_` figure is of the whole one. Parameters and bits are the dense model's.
 
-    Attributes:
-        tokens: Number of tokens.
-        params: Parameters of the dense model.
-        domains: Length of held-out text, by file or data set.
-        bits_per_byte: Of the dense model on held-out text.
-        mass_lost: Mean of -log of the probability that the dense model gives to kept tokens, in nats per token.
+    `domains` are lengths of held-out text, by file or data set. `mass_lost` is the mean of -log of the probability that
+    the dense model gives to kept tokens, in nats per token.
     """
 
     tokens: int
     dense_tokens: int
     params: int
     dense_params: int
-    domains: dict[str, SpellingFigures]
+    domains: dict[str, Spelling]
     bits_per_byte: float
     dense_bits_per_byte: float
     mass_lost: float
@@ -265,23 +191,10 @@ class TextFigures(Figures):
     training_source: str | None = None
 
 
-class StageFigures(Figures):
-    """A stage's time; reused from an earlier run, resumed after an interruption."""
-
-    name: str
-    seconds: float
-    reused: bool
-    resumed: bool = False
-
-
 class ExportFigures(Figures):
-    """The saved model.
+    """The saved model; `whole` if it has further parts, such as a vision tower, around the language model.
 
-    Attributes:
-        folder: its folder.
-        custom_code: whether it needs the modelling file beside it.
-        dtype: its element type.
-        whole: whether it has further parts, such as a vision tower, around the language model.
+    With `custom_code`, it needs the modelling file beside it.
     """
 
     folder: str
@@ -301,13 +214,7 @@ class MachineFigures(Figures):
 
 
 class TimeFigures(Figures):
-    """A time limit.
-
-    Attributes:
-        limit: seconds allowed.
-        seconds: seconds used before the report.
-        shortened: what the limit lowered, in words.
-    """
+    """A time limit, the seconds used before the report, and what the limit lowered, in words."""
 
     limit: float
     seconds: float
@@ -318,28 +225,16 @@ class Summary(Figures):
     """A finished run, or a finished recovery.
 
     Attributes:
-        format: of this file.
-        version: of darwinlm.
         model: the original dense model, as the user named it.
         from_pruned: whether the model that was cut had been pruned before, as in later rounds; what `search` and
             `refit` say is then relative to that model.
         budget: None where the model was pruned elsewhere.
         models: what was measured; the last one is the saved model.
-        origin: of the dense model.
-        prompts: that every model continues.
-        allocation: what is left of each block.
         kept: the modules that are never cut, as a clause; empty where every module may be.
         sensitivity: of the modules that could be cut; empty where the database predicts no losses.
-        search: how sizes were chosen; None where that isn't known.
-        refit: None where there was none, or none is known of.
-        recovery: None where there was none.
+        search, refit, recovery: None where there was none, or none is known of.
         vocabulary: None where all tokens are kept; otherwise `dense` among the models has the smaller one, too.
-        text: what served which purpose.
-        stages: in order.
         time: None where no limit was given.
-        export: the saved model.
-        machine: that it was measured on.
-        recipe: the whole recipe.
     """
 
     format: Literal[1] = FORMAT
@@ -348,17 +243,17 @@ class Summary(Figures):
     from_pruned: bool = False
     budget: BudgetFigures | None = None
     models: dict[ModelKey, ModelFigures]
-    origin: OriginFigures = OriginFigures()
+    origin: Origin = Origin()
     prompts: tuple[str, ...] = ()
     allocation: tuple[BlockFigures, ...] = ()
     kept: str = ""
-    sensitivity: tuple[SensitivityFigures, ...] = ()
+    sensitivity: tuple[Sensitivity, ...] = ()
     search: SearchFigures | None = None
     refit: RefitFigures | None = None
     recovery: RecoveryFigures | None = None
     vocabulary: VocabularyFigures | None = None
     text: TextFigures
-    stages: tuple[StageFigures, ...] = ()
+    stages: tuple[StageTime, ...] = ()
     time: TimeFigures | None = None
     export: ExportFigures
     machine: MachineFigures = MachineFigures()
@@ -384,10 +279,6 @@ class Summary(Figures):
         for key in ModelKey.__args__:  # type: ignore[attr-defined]
             if key in self.models:
                 yield key, self.models[key]
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values: what summary.json holds."""
-        return self.model_dump(mode="json")
 
 
 def read_summary(path: Path) -> Summary:

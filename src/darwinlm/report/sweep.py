@@ -7,8 +7,8 @@ from typing import Literal
 from markupsafe import Markup
 
 from darwinlm import __version__
+from darwinlm.figures import FORMAT, Figures
 from darwinlm.report import plots, wording
-from darwinlm.report.figures import FORMAT, Figures
 from darwinlm.report.render import render
 from darwinlm.report.summary import BudgetFigures, Summary
 
@@ -16,16 +16,10 @@ HEADINGS = ("model", "parameters", "weights", "KL", "perplexity", "prompt", "dec
 
 
 class SweepRow(Figures):
-    """One model of a sweep.
+    """One model of a sweep, named after its budget; `folder` is that of its run inside the sweep's.
 
-    Attributes:
-        name: dense, or of the budget.
-        folder: of its run inside the sweep's; None for the dense model.
-        budget: None for the dense model.
-        kl: KL(dense ‖ model) in nats per token.
-        tokens_per_second: of a prompt.
-        decode_tokens_per_second: of new text.
-        on_front: whether no model of its size or smaller has less KL.
+    Both are None for the dense model. It is on the front if no model of its size or smaller has less KL(dense ‖ model),
+    in nats per token.
     """
 
     name: str
@@ -62,14 +56,9 @@ class SweepSummary(Figures):
             )
             for name, model, budget in models
         ]
-        return cls(rows=tuple(row.model_copy(update={"on_front": _on_front(row, rows)}) for row in rows))
-
-
-def _on_front(row: SweepRow, rows: list[SweepRow]) -> bool:
-    def loss(one: SweepRow) -> float:
-        return float("inf") if one.kl is None else one.kl
-
-    return not any(other.params <= row.params and loss(other) < loss(row) for other in rows if other is not row)
+        points = [(row.params, float("inf") if row.kl is None else row.kl) for row in rows]
+        front = [not any(size <= params and loss < kl for size, loss in points) for params, kl in points]
+        return cls(rows=tuple(row.model_copy(update={"on_front": on}) for row, on in zip(rows, front, strict=True)))
 
 
 def _cells(row: SweepRow) -> tuple[str, ...]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
 
 from rich.table import Table
 
 from darwinlm import tables
 from darwinlm.report import wording
-from darwinlm.report.models import ModelFigures
 from darwinlm.report.summary import Summary
 
 COLUMNS = (
@@ -29,34 +28,30 @@ TERMINAL_COLUMNS = tuple(
 """The same, in words short enough for 80 characters."""
 
 
-@dataclass(frozen=True)
-class ComparisonRow:
-    """One model's figures, as they are shown.
+def comparison_rows(summary: Summary) -> list[tuple[str, ...]]:
+    """A row of cells under `COLUMNS` for each measured model, the dense one first and the saved one last.
 
-    Attributes:
-        cells: one for each of `COLUMNS`.
-        final: whether this is the model that is saved.
+    A figure that wasn't measured is a dash; shares and factors are of the dense model.
     """
-
-    key: str
-    cells: tuple[str, ...]
-    final: bool
-
-
-def comparison_rows(summary: Summary) -> list[ComparisonRow]:
-    """Lay out the models that were measured, the dense one first.
-
-    Returns:
-        A row for each model; a figure that wasn't measured is a dash, and shares and factors are of the dense model.
-    """
-    return [
-        ComparisonRow(
-            key=key,
-            cells=_cells(wording.model_name(key, summary), model, None if key == "dense" else summary.dense),
-            final=key == summary.saved_key,
+    rows: list[tuple[str, ...]] = []
+    for key, model in summary.measured():
+        dense = None if key == "dense" else summary.dense
+        blocks = wording.count(model.block_params)
+        if dense is not None:
+            blocks += f" ({wording.percent(model.block_params, dense.block_params)})"
+        rows.append(
+            (
+                wording.model_name(key, summary),
+                wording.count(model.params),
+                blocks,
+                wording.megabytes(model.bytes),
+                wording.perplexity(model.perplexity),
+                wording.divergence(model.kl),
+                _speed(model.tokens_per_second, dense.tokens_per_second if dense else None),
+                _speed(model.decode_tokens_per_second, dense.decode_tokens_per_second if dense else None),
+            )
         )
-        for key, model in summary.measured()
-    ]
+    return rows
 
 
 def comparison_table(summary: Summary) -> Table:
@@ -65,33 +60,13 @@ def comparison_table(summary: Summary) -> Table:
     Where the terminal is narrow, shares and factors go to a line of their own; no figure is cut.
     """
     rows = comparison_rows(summary)
-    final = next((number for number, row in enumerate(rows) if row.final), None)
-    table = tables.terminal(TERMINAL_COLUMNS, [row.cells for row in rows], bold=final)
+    table = tables.terminal(TERMINAL_COLUMNS, rows, bold=len(rows) - 1)
     for place, heading in enumerate(TERMINAL_COLUMNS):
-        pieces = [*heading.split(), *(piece for row in rows for piece in _pieces(row.cells[place], words=place == 0))]
+        # What stays on one line: words of a name; a figure, and its share or factor.
+        cells = (row[place] for row in rows)
+        pieces = [*heading.split(), *(part for cell in cells for part in re.split(r" (?=\()" if place else " ", cell))]
         table.columns[place].min_width = max(map(len, pieces))
     return table
-
-
-def _pieces(cell: str, *, words: bool) -> list[str]:
-    """What must stay on one line: words of a name; a figure, and its share or factor."""
-    return cell.split() if words else cell.replace(" (", "\n(").split("\n")
-
-
-def _cells(name: str, model: ModelFigures, dense: ModelFigures | None) -> tuple[str, ...]:
-    blocks = wording.count(model.block_params)
-    if dense is not None:
-        blocks += f" ({wording.percent(model.block_params, dense.block_params)})"
-    return (
-        name,
-        wording.count(model.params),
-        blocks,
-        wording.megabytes(model.bytes),
-        wording.perplexity(model.perplexity),
-        wording.divergence(model.kl),
-        _speed(model.tokens_per_second, dense.tokens_per_second if dense else None),
-        _speed(model.decode_tokens_per_second, dense.decode_tokens_per_second if dense else None),
-    )
 
 
 def _speed(rate: float | None, dense: float | None) -> str:

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from darwinlm.report.models import ModelKey
+from darwinlm.figures import ModelKey
 from darwinlm.report.summary import BlockFigures, SearchFigures, Summary, VocabularyFigures
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -151,17 +151,11 @@ def gone(allocation: Sequence[BlockFigures]) -> tuple[int, int]:
 def removed(allocation: Sequence[BlockFigures]) -> str:
     """Which units were removed somewhere, in words: "query heads and MLP channels"; empty where nothing was."""
     kinds = (("query heads", "heads"), ("key and value heads", "groups"), ("MLP channels", "width"))
-    return _listed(
-        [
-            name
-            for name, field in kinds
-            if any(getattr(entry, field) < getattr(entry, f"dense_{field}") for entry in allocation)
-        ]
-    )
-
-
-def _listed(names: Sequence[str]) -> str:
-    """a, b and c."""
+    names = [
+        name
+        for name, field in kinds
+        if any(getattr(entry, field) < getattr(entry, f"dense_{field}") for entry in allocation)
+    ]
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
@@ -207,12 +201,12 @@ def more_tokens(vocabulary: VocabularyFigures) -> str:
 def vocabulary_words(vocabulary: VocabularyFigures) -> str:
     """What a smaller vocabulary cost, and what the other figures are relative to."""
     return (
-        f"{kept_tokens(vocabulary)}, {more_tokens(vocabulary)}: {100 * vocabulary.affected:.1f} % of its tokens are no "
-        "longer there and take several. Text whose tokens are all kept has the logits that it had. With all its "
-        f"blocks, the model needs {vocabulary.bits_per_byte:.3f} bits per byte of held-out text, and "
-        f"{vocabulary.dense_bits_per_byte:.3f} with all tokens, of which the kept ones had "
+        f"{kept_tokens(vocabulary)}, {more_tokens(vocabulary)}: {100 * vocabulary.affected:.1f} % of its tokens were "
+        "removed from the vocabulary and are now written as several. Logits of text whose tokens are all kept have not "
+        f"changed. Before its blocks were pruned, the model needed {vocabulary.bits_per_byte:.3f} bits per byte of "
+        f"held-out text, and {vocabulary.dense_bits_per_byte:.3f} with all tokens, of which the kept ones had "
         f"{100 * math.exp(-vocabulary.mass_lost):.1f} % of the probability (geometric mean). Perplexity, KL and speeds "
-        "are per token of the smaller vocabulary, and the dense model is measured with it, too: it has "
+        "are per token of the smaller vocabulary. The dense model is measured with it too: it has "
         f"{count(vocabulary.params)} parameters, and {count(vocabulary.dense_params)} with all tokens."
     )
 

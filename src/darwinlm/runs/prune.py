@@ -22,13 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run.
-
-    Attributes:
-        model: Folder of the smaller model.
-        report: Path of the report.
-        summary: Figures of the report, as in summary.json.
-    """
+    """A finished run: the folder of the smaller model, the path of the report, and its figures as in summary.json."""
 
     folder: Path
     model: Path
@@ -55,10 +49,7 @@ class Result:
     def generate(self, prompt: str, *, max_tokens: int = 128, temperature: float | None = None) -> str:
         """Answer a prompt, with the chat template if the model has one. Every call loads the model.
 
-        Args:
-            prompt: Message of the user.
-            max_tokens: Maximum length of the answer in tokens.
-            temperature: Sampling temperature; 0 is greedy, None uses the model's generation config.
+        The answer has at most `max_tokens`. A temperature of 0 is greedy, None uses the model's generation config.
 
         Raises:
             DataError: The prompt doesn't fit into the model's context.

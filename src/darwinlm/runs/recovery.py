@@ -8,21 +8,22 @@ from typing import Any
 
 import torch
 
-from darwinlm import __version__
+from darwinlm.artifact import model_folder
+from darwinlm.compute import saved_dtype
 from darwinlm.console import Reporter
-from darwinlm.errors import ModelError, RecipeError
+from darwinlm.errors import RecipeError
 from darwinlm.export.hf import check_saved, is_custom, save_model
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.origin import Origin, origin_of
+from darwinlm.figures import ModelKey
 from darwinlm.recipe import Recipe, parse_recipe
-from darwinlm.report.models import ModelKey
-from darwinlm.report.summary import FILE, OriginFigures, RecoveryFigures, StageFigures, Summary, read_summary
-from darwinlm.run import MARKER, Run
+from darwinlm.report.summary import FILE, RecoveryFigures, Summary, read_summary
+from darwinlm.run import Run
 from darwinlm.runs.prune import resolve
-from darwinlm.stages.dtype import saved_dtype
-from darwinlm.stages.evaluate import FIGURES, Measured, measure_models, read_figures, save_figures
+from darwinlm.stages.evaluate import FIGURES, measure_models, read_figures, save_figures
 from darwinlm.stages.export import Exported
 from darwinlm.stages.recover import Recovered, check_recovery, recover_model
-from darwinlm.stages.report import allocation_figures, export_figures, machine_figures, text_figures, write_report
+from darwinlm.stages.report import summary_of, write_report
 from darwinlm.stages.text import Texts, text_stage
 from darwinlm.stages.vocabulary import with_vocabulary_of
 from darwinlm.surgery.stitch import as_dtype
@@ -62,10 +63,8 @@ def recover(
         DarwinLMError: The input is wrong; see `darwinlm.errors`.
     """
     folder = Path(model).expanduser()
-    of_a_run = (folder / MARKER).is_file()
-    small = folder / "model" if of_a_run else folder
-    if of_a_run and not small.is_dir():
-        raise ModelError(f"{folder} holds no finished model: rerun the same `darwinlm prune` command to finish it")
+    small = model_folder(folder)
+    of_a_run = small != folder
     summary = read_summary(folder / FILE) if of_a_run and (folder / FILE).is_file() else None
     overrides = {"recovery.tokens": tokens, "recovery.text": text}
     if not of_a_run and text is not None:
@@ -95,7 +94,7 @@ def recover(
 
 def _finish(run: Run, texts: Texts, student: Checkpoint, recovered: Recovered, made: Summary | None) -> Summary:
     """Save the model in its element type, check it, measure it, and write the report."""
-    dtype = saved_dtype(run.recipe, student)
+    dtype = saved_dtype(run.recipe, student.dtype)
     target = run.folder / "model"
     key = {
         "recover": recovered.stage.digest,
@@ -110,36 +109,21 @@ def _finish(run: Run, texts: Texts, student: Checkpoint, recovered: Recovered, m
             save_model(final, target, tokenizer=student.tokenizer(), source=student.folder)
             check_saved(final, target, texts["validation"].tokens[:2, :128])
         if work:
-            save_figures(stage.folder / FIGURES, _measure(run, texts, student, target, dtype))
+            models: dict[ModelKey, Any] = {
+                "dense": run.teacher.load(run.dtype),
+                "before": student.load(run.dtype),
+                "recovered": Checkpoint.open(target).load(run.dtype),
+            }
+            save_figures(stage.folder / FIGURES, measure_models(run, models, texts, dtype))
         measured = read_figures(stage.folder / FIGURES)
     saved = Checkpoint.open(target)
-    summary = Summary(
-        version=__version__,
-        model=run.teacher.source,
-        from_pruned=made is not None and made.from_pruned,
-        budget=made.budget if made is not None else None,
-        models=measured,
-        origin=OriginFigures.of(run.teacher, saved),
-        prompts=run.recipe.evaluation.prompts,
-        allocation=allocation_figures(run.teacher, saved),
-        search=made.search if made is not None else None,
-        refit=made.refit if made is not None else None,
-        recovery=RecoveryFigures.model_validate(recovered.record),
-        vocabulary=made.vocabulary if made is not None else None,
-        text=text_figures(run, texts),
-        stages=tuple(StageFigures.model_validate(entry) for entry in run.timings),
-        export=export_figures(Exported(target, dtype, is_custom(saved.config), saved.digest)),
-        machine=machine_figures(run),
-        recipe=run.recipe.model_dump(mode="json"),
-    )
+    of_teacher, of_saved = (vars(origin_of(model.folder, model.source)) for model in (run.teacher, saved))
+    # What the dense model doesn't say of itself, the smaller one may.
+    origin = Origin(**{name: value or of_saved[name] for name, value in of_teacher.items()})
+    recovery = RecoveryFigures.model_validate(recovered.record)
+    of_the_run = ("from_pruned", "budget", "search", "refit", "vocabulary")
+    pruning = {} if made is None else {name: getattr(made, name) for name in of_the_run}
+    exported = Exported(target, dtype, is_custom(saved.config), saved.digest)
+    summary = summary_of(run, texts, exported, measured, origin=origin, recovery=recovery, **pruning)
     write_report(run.folder, target, summary)
     return summary
-
-
-def _measure(run: Run, texts: Texts, student: Checkpoint, target: Path, dtype: torch.dtype) -> Measured:
-    models: dict[ModelKey, Any] = {
-        "dense": run.teacher.load(run.dtype),
-        "before": student.load(run.dtype),
-        "recovered": Checkpoint.open(target).load(run.dtype),
-    }
-    return measure_models(run, models, texts, dtype)

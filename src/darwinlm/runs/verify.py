@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from darwinlm.artifact import KEY, MANIFEST, STAGES, StageFolder, digest_of, file_digest, read_json, read_record
+from darwinlm.artifact import KEY, MANIFEST, MARKER, STAGES, StageFolder, digest_of, file_digest, read_json, read_record
 from darwinlm.errors import ArtifactError, DarwinLMError
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.run import MARKER
 
 CHAIN = {"stitched": "stitch", "refit": "refit", "recover": "recover"}
 """Fields of the export's key, and the stages whose digests they hold."""
@@ -18,22 +17,14 @@ CHAIN = {"stitched": "stitch", "refit": "refit", "recover": "recover"}
 
 @dataclass(frozen=True)
 class Finding:
-    """Result of one check.
-
-    Attributes:
-        wrong: Difference from the record; None if there is none.
-    """
+    """Result of one check: the difference from the record, or None."""
 
     what: str
     wrong: str | None = None
 
 
 def verify_run(folder: Path) -> list[Finding]:
-    """Check a finished run.
-
-    Raises:
-        ArtifactError: The folder isn't the output folder of a run.
-    """
+    """Check a finished run. Raises ArtifactError if the folder isn't the output folder of a run."""
     if not (folder / MARKER).is_file() or not (folder / STAGES).is_dir():
         raise ArtifactError(f"{folder} isn't the output folder of a run: give the --out folder of darwinlm prune")
     findings = [_stage(stage) for stage in sorted((folder / STAGES).iterdir()) if stage.is_dir()]

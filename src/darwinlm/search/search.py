@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,6 +88,16 @@ def search(
     elif model.device.type != "cpu":
         placed.reserve(_held(problem, model, fitness.tokens.numel() + batch_tokens, batch_tokens))
 
+    def tell(state: SearchState) -> None:
+        reporter.step(
+            state.done,
+            settings.generations,
+            what="generation",
+            kl=(state.history[0].kl, state.kl),
+            count=(state.history[-1].evaluations, "evaluations"),
+            left=clock.left if math.isfinite(clock.limit) else None,
+        )
+
     uniform = best_uniform(problem, fitness, losses, settings.stages[0].tokens, clock)
     uniform_kl = fitness.kl(uniform, settings.stages[-1].tokens)
     state = evolve(
@@ -99,11 +109,22 @@ def search(
         clock=clock,
         guide=guide,
         trainer=trainer,
-        report=_progress(reporter, settings, clock),
+        report=tell,
     )
     generations = "1 generation" if state.done == 1 else f"{state.done} generations"
     reporter.say(f"search: ended after {generations}: {state.ended}")
-    return {"allocation": state.parent, "uniform": uniform, "record": _record(state, problem, uniform_kl)}
+    record = {
+        "start": "uniform",
+        "start_kl": state.history[0].kl,
+        "uniform_kl": uniform_kl,
+        "kl": state.kl,
+        "cost": problem.cost.of(state.parent),
+        "evaluations": state.history[-1].evaluations,
+        "seconds": state.seconds,
+        "ended": state.ended,
+        "history": [asdict(generation) for generation in state.history],
+    }
+    return {"allocation": state.parent, "uniform": uniform, "record": record}
 
 
 def _held(problem: Problem, model: Decoder, streams: int, batch_tokens: int) -> int:
@@ -123,10 +144,7 @@ def best_uniform(problem: Problem, fitness: Fitness, losses: PerLevel, n_tokens:
 
     All are measured on a quarter of the tokens, in the order of their predicted losses, so that the likely ones come
     first if time runs out. The best three are compared on all `n_tokens` fitness tokens. At least one allocation is
-    measured, whatever the clock says.
-
-    Raises:
-        BudgetError: No uniform allocation fits.
+    measured, whatever the clock says. Raises BudgetError if no uniform allocation fits.
     """
     choices = uniform_allocations(problem)
     choices.sort(key=lambda choice: sum(row[level] for row, level in zip(losses, choice, strict=True)))
@@ -162,33 +180,3 @@ def first_parent(
     fitness.set_base(None)
     own_kl, moved_kl = fitness.kls([start, moved], settings.stages[-1].tokens)
     return moved if moved_kl < own_kl else start
-
-
-def _progress(reporter: Reporter, settings: SearchSettings, clock: Clock) -> Callable[[SearchState], None]:
-    """A callback that prints one line after every generation."""
-
-    def tell(state: SearchState) -> None:
-        reporter.step(
-            state.done,
-            settings.generations,
-            what="generation",
-            kl=(state.history[0].kl, state.kl),
-            count=(state.history[-1].evaluations, "evaluations"),
-            left=clock.left if math.isfinite(clock.limit) else None,
-        )
-
-    return tell
-
-
-def _record(state: SearchState, problem: Problem, uniform_kl: float) -> dict[str, Any]:
-    return {
-        "start": "uniform",
-        "start_kl": state.history[0].kl,
-        "uniform_kl": uniform_kl,
-        "kl": state.kl,
-        "cost": problem.cost.of(state.parent),
-        "evaluations": state.history[-1].evaluations,
-        "seconds": state.seconds,
-        "ended": state.ended,
-        "history": [asdict(generation) for generation in state.history],
-    }

@@ -37,15 +37,8 @@ class PruningDatabase:
     reader: DatabaseReader
 
 
-def stream_of(
-    run: Run, text: TokenBlocks, n_tokens: int | None = None, memory: HiddenMemory | None = None
-) -> BlockStream:
-    """The dense model's residual stream on some text, before the first block."""
-    sequences = None if n_tokens is None else -(-n_tokens // text.tokens.shape[1])
-    return _stream(run, text.tokens[:sequences], memory)
-
-
-def _stream(run: Run, tokens: Tensor, memory: HiddenMemory | None = None) -> BlockStream:
+def stream_of(run: Run, tokens: Tensor, memory: HiddenMemory | None = None) -> BlockStream:
+    """The dense model's residual stream on tokens [n, t], before the first block."""
     return BlockStream(
         run.checkpoint, tokens, dtype=run.dtype, device=run.device, batch_tokens=run.batch_tokens, memory=memory
     )
@@ -83,7 +76,7 @@ def database_stage(run: Run, texts: Texts) -> PruningDatabase:
         if work:
             memory = HiddenMemory(stage.folder)
             with parallel.agree():
-                stream = _stream(run, tokens, memory)
+                stream = stream_of(run, tokens, memory)
             build_database(stage, stream, recipe.units, weights, run.reporter.advance)
             if reason := why_not_recorded():
                 run.reporter.say(
@@ -113,7 +106,7 @@ def _saliency_stage(run: Run, text: TokenBlocks) -> Saliency:
             memory = HiddenMemory(stage.folder)
             total = run.checkpoint.n_blocks
             with kept_memory(run.device):
-                for block, moments in output_gradients(_stream(run, tokens, memory), tokens, memory):
+                for block, moments in output_gradients(stream_of(run, tokens, memory), tokens, memory):
                     with parallel.agree():
                         if parallel.is_main():
                             write_tensors(stage.folder / block_file(block), {str(k): S for k, S in moments.items()})
@@ -139,5 +132,5 @@ def _finished_database(run: Run, path: Path, texts: Texts) -> StageFolder:
                 f"the database in {path} was calibrated on {len(shared)} documents that are now {purpose} text: use "
                 "other text, or the text settings and the seed of the database"
             )
-    run.reporter.say(f"calibration and database: {path} is used")
+    run.reporter.say(f"calibration and database: using {path}")
     return stage

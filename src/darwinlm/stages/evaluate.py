@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from darwinlm.evaluation.looking_back import all_copying, longest_sequence, meas
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.evaluation.speed import continue_greedily, measure_speed
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.report.models import CopyingFigures, LookingBackFigures, ModelFigures, ModelKey
+from darwinlm.figures import LookingBackFigures, ModelFigures, ModelKey
 from darwinlm.run import Run
 from darwinlm.stages.text import Texts
 from darwinlm.surgery.stitch import as_dtype, block_parameters, stitch
@@ -151,7 +150,7 @@ def _measure_together(run: Run, models: dict[ModelKey, Any], texts: Texts, dtype
                 kl_new=quality[name].kl_new,
                 seen=quality[name].seen,
                 kl_by_position=quality[name].kl_by_position,
-                copying=tuple(CopyingFigures(**asdict(score)) for score in copied[name]),
+                copying=tuple(copied[name]),
                 remarks=tuple(remarks),
             ),
             tokens_per_second=speed[name].prompt,

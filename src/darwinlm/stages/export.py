@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from darwinlm.artifact import file_digest, write_json
+from darwinlm.artifact import file_digest, read_json, write_json
+from darwinlm.compute import saved_dtype
 from darwinlm.export.hf import check_saved, is_custom, save_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.run import Run
-from darwinlm.stages.dtype import saved_dtype
 from darwinlm.stages.recover import Recovered
 from darwinlm.stages.refit import Refitted
 from darwinlm.stages.stitch import Stitched
@@ -39,7 +38,7 @@ def export_stage(
         CheckpointError: The saved model differs from the model in memory.
         StorageError: The disk is full.
     """
-    dtype = saved_dtype(run.recipe, run.checkpoint)
+    dtype = saved_dtype(run.recipe, run.checkpoint.dtype)
     folder = run.folder / "model"
     key = {
         "stitched": stitched.stage.digest,
@@ -49,8 +48,16 @@ def export_stage(
     }
     record = run.path("export") / "export.json"
     with run.stage("export", key, "export") as (stage, work):
-        if work or not _intact(folder, record):
-            model = as_dtype(_final_model(stitched.checkpoint, refitted, recovered), dtype)
+        # Users may move or delete the exported files.
+        intact = not work and (folder / "config.json").is_file() and _digests(folder) == read_json(record)["files"]
+        if not intact:
+            if recovered is not None:
+                model = recovered.checkpoint.load(torch.float32)
+            elif refitted is not None:
+                model = refitted.model(stitched.checkpoint)
+            else:
+                model = stitched.checkpoint.load(torch.float32)
+            model = as_dtype(model, dtype)
             save_model(model, folder, tokenizer=run.checkpoint.tokenizer(), source=run.teacher.folder)
             check_saved(model, folder, texts["validation"].tokens[:2, :128])
             write_json(
@@ -62,19 +69,6 @@ def export_stage(
     return Exported(folder, dtype, is_custom(opened.config), opened.digest)
 
 
-def _final_model(checkpoint: Checkpoint, refitted: Refitted | None, recovered: Recovered | None) -> Any:
-    if recovered is not None:
-        return recovered.checkpoint.load(torch.float32)
-    return checkpoint.load(torch.float32) if refitted is None else refitted.model(checkpoint)
-
-
 def _digests(folder: Path) -> dict[str, str]:
     weights = [*folder.glob("*.safetensors"), folder / "config.json"]
     return {path.name: file_digest(path) for path in sorted(weights)}
-
-
-def _intact(folder: Path, record: Path) -> bool:
-    """Whether the model folder still holds the exported files, since users may move or delete it."""
-    from darwinlm.artifact import read_json
-
-    return (folder / "config.json").is_file() and _digests(folder) == read_json(record)["files"]

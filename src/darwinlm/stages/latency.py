@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from typing import Any
 
 import torch
 
@@ -11,7 +10,7 @@ from darwinlm.artifact import write_json
 from darwinlm.families.family import ModuleKind
 from darwinlm.families.shapes import ModuleShape
 from darwinlm.latency.measure import measure_table, read_table, table_costs
-from darwinlm.latency.timing import ModelTimer, Workload
+from darwinlm.latency.timing import ModelTimer
 from darwinlm.run import Run
 from darwinlm.search.problem.cost import CostModel
 from darwinlm.search.problem.space import SearchSpace
@@ -35,7 +34,8 @@ def latency_stage(
     Raises:
         ArtifactError: The table is damaged.
     """
-    budget = run.recipe.budget
+    budget, on_gpu = run.recipe.budget, run.device.type == "cuda"
+    name = torch.cuda.get_device_name(run.device) if on_gpu else platform.processor() or platform.machine()
     key = {
         "config": run.checkpoint.plain_config(),
         "units": run.recipe.units.model_dump(),
@@ -43,14 +43,13 @@ def latency_stage(
         "points": POINTS,
         "runs": RUNS,
         "dtype": str(dtype),
-        "machine": _machine(run.device),
+        "machine": [name, run.device.type, torch.get_num_threads(), torch.__version__],
     }
-    if run.device.type == "cuda":
+    if on_gpu:
         key["decoding"] = "CUDA graph"
     with run.stage("latency", key, "latency table") as (stage, work):
         if work:
-            request = Workload(budget.prefill_tokens, budget.decode_tokens, budget.batch)
-            timer = ModelTimer(run.checkpoint, shapes, request, dtype=dtype, device=run.device, runs=RUNS)
+            timer = ModelTimer(run.checkpoint, shapes, budget, dtype=dtype, device=run.device, runs=RUNS)
             measured = measure_table(
                 space,
                 timer,
@@ -59,8 +58,8 @@ def latency_stage(
                 progress=run.reporter.advance,
             )
             write_json(stage.folder / TABLE, measured)
-            if run.device.type == "cuda" and not timer.graphs:
-                run.reporter.say("latency table: decoding can't be recorded as a CUDA graph and was timed as it is")
+            if on_gpu and not timer.graphs:
+                run.reporter.say("latency table: decoding can't be recorded as a CUDA graph and was timed without one")
         table, worst = read_table(stage.folder / TABLE)
         if work:
             run.reporter.say(f"latency table: whole models are predicted to within {worst:.1%}")
@@ -70,8 +69,3 @@ def latency_stage(
                     "repeat the command"
                 )
     return table_costs(table, space)
-
-
-def _machine(device: torch.device) -> list[Any]:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return [name, device.type, torch.get_num_threads(), torch.__version__]

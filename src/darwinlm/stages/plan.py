@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from darwinlm.artifact import write_json
+from darwinlm.compute import saved_dtype
 from darwinlm.database.quantised import unfit_widths
-from darwinlm.families.shapes import ModuleShape, module_shapes
+from darwinlm.families.shapes import module_shapes
 from darwinlm.run import Run
 from darwinlm.search.problem.budget import resolve_budget
-from darwinlm.search.problem.cost import CostModel
 from darwinlm.search.problem.problem import Problem, counted_costs, space_of
-from darwinlm.search.problem.space import SearchSpace
-from darwinlm.stages.dtype import saved_dtype
 from darwinlm.stages.latency import latency_stage
 
 
@@ -27,7 +25,11 @@ def plan_stage(run: Run) -> Problem:
     whole = sum(parameter.numel() for parameter in run.checkpoint.skeleton().parameters())
     dense = space.params(space.dense)
     outside = whole - dense
-    cost = _cost(run, space, shapes, outside)
+    if recipe.budget.kind in ("speedup", "latency"):
+        cost = latency_stage(run, space, {(shape.block, shape.kind): shape for shape in shapes}, run.dtype)
+    else:
+        dtype = saved_dtype(recipe, run.checkpoint.dtype)
+        cost = counted_costs(recipe.budget, run.checkpoint, space, shapes, outside=outside, dtype=dtype)
     budget = resolve_budget(cost, recipe.budget)
     key = {
         "config": run.checkpoint.plain_config(),
@@ -59,10 +61,3 @@ def plan_stage(run: Run) -> Problem:
                 },
             )
     return Problem(space, cost, budget, outside)
-
-
-def _cost(run: Run, space: SearchSpace, shapes: list[ModuleShape], outside: int) -> CostModel:
-    if run.recipe.budget.kind in ("speedup", "latency"):
-        return latency_stage(run, space, {(shape.block, shape.kind): shape for shape in shapes}, run.dtype)
-    dtype = saved_dtype(run.recipe, run.checkpoint)
-    return counted_costs(run.recipe.budget, run.checkpoint, space, shapes, outside=outside, dtype=dtype)

@@ -153,32 +153,47 @@ def _train(
     student: Callable[[], Any],
     details: tuple[str, list[str], Steps],
 ) -> None:
+    from darwinlm.recovery.cache import CacheKey, cached_text
     from darwinlm.recovery.train import train
 
-    settings = run.recipe.recovery
+    settings, tokenizer = run.recipe.recovery, described[1]
     source, reserved, steps = details
     work = _work_folder(run)
     with parallel.main_first():
         if parallel.is_main():
-            tokens = run.skipped_tokens + steps.blocks * steps.length
-            _pack(run, described, work, tokens, source, reserved, stage.digest)
+            _begin(work, stage.digest)
+            pack_documents(
+                read_documents(source, shuffle=Shuffle(run.recipe.search.seed), tokenizer=tokenizer),
+                work / "text",
+                run.skipped_tokens + steps.blocks * steps.length,
+                tokenizer,
+                reserved=reserved,
+                vocabulary=int(described[0].config.vocab_size),
+                source=source,
+                progress=run.reporter.advance,
+            )
     with parallel.agree():
-        bos = added_bos(described[1])
-        packed = PackedText(
-            work / "text",
-            steps.length,
-            steps.blocks,
-            run.skipped_tokens,
-            bos,
-            repeats=partial(
-                with_repeats,
-                share=run.recipe.text.looking_back,
-                seed=run.recipe.search.seed,
-                ordinary=ordinary_tokens(described[1]),
-            ),
+        repeats = partial(
+            with_repeats,
+            share=run.recipe.text.looking_back,
+            seed=run.recipe.search.seed,
+            ordinary=ordinary_tokens(tokenizer),
+        )
+        bos = added_bos(tokenizer)
+        text: PackedText | CachedText = PackedText(
+            work / "text", steps.length, steps.blocks, run.skipped_tokens, bos, repeats=repeats
         )
         dense = None if teacher is None else teacher.load(run.dtype, run.device)
-    text = packed if teacher is None else _with_cache(run, packed, dense, teacher.digest, steps.rows)
+    if teacher is not None and settings.teacher_cache is not None:
+        text = cached_text(
+            text,
+            dense,
+            Path(settings.teacher_cache).expanduser(),
+            CacheKey(teacher.digest, run.recipe.compute.dtype),
+            batch_rows=steps.rows,
+            say=run.reporter.say,
+            progress=run.reporter.advance,
+        )
     with parallel.agree():
         trained = train(
             student,
@@ -197,26 +212,8 @@ def _train(
         )
     with parallel.agree():
         if parallel.is_main():
-            save_model(trained.model, stage.folder / "model", tokenizer=described[1])
+            save_model(trained.model, stage.folder / "model", tokenizer=tokenizer)
             write_json(stage.folder / RECORD, trained.record)
-
-
-def _with_cache(run: Run, text: PackedText, dense: Any, digest: str, batch_rows: int) -> PackedText | CachedText:
-    """The text with the dense model's stored log-probabilities, if the recipe has a cache."""
-    from darwinlm.recovery.cache import CacheKey, cached_text
-
-    settings = run.recipe.recovery
-    if settings.teacher_cache is None:
-        return text
-    return cached_text(
-        text,
-        dense,
-        Path(settings.teacher_cache).expanduser(),
-        CacheKey(digest, run.recipe.compute.dtype),
-        batch_rows=batch_rows,
-        say=run.reporter.say,
-        progress=run.reporter.advance,
-    )
 
 
 def _work_folder(run: Run) -> Path:
@@ -224,9 +221,8 @@ def _work_folder(run: Run) -> Path:
     return run.folder / "stages" / "recover-work"
 
 
-def _pack(
-    run: Run, described: tuple[Checkpoint, Any], work: Path, tokens: int, source: str, reserved: list[str], digest: str
-) -> None:
+def _begin(work: Path, digest: str) -> None:
+    """Mark the work folder as of a training; that of another one is deleted. Raises ArtifactError if it has begun."""
     marker = work / "key.json"
     if marker.exists() and read_json(marker) != digest:
         begun = sorted((work / "training").glob("checkpoint-*"))
@@ -237,13 +233,3 @@ def _pack(
             )
         shutil.rmtree(work)
     write_json(marker, digest)
-    pack_documents(
-        read_documents(source, shuffle=Shuffle(run.recipe.search.seed), tokenizer=described[1]),
-        work / "text",
-        tokens,
-        described[1],
-        reserved=reserved,
-        vocabulary=int(described[0].config.vocab_size),
-        source=source,
-        progress=run.reporter.advance,
-    )

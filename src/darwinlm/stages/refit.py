@@ -25,7 +25,7 @@ from darwinlm.run import Run
 from darwinlm.stages.database import stream_of
 from darwinlm.stages.stitch import Stitched
 from darwinlm.stages.text import Texts
-from darwinlm.surgery.refit import FitChoice, Streams, put_weights, refit, weights_file
+from darwinlm.surgery.refit import Streams, put_weights, refit, weights_file
 
 RECORD = "record.json"
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
@@ -37,12 +37,10 @@ HEAD_TOKENS = 512
 
 @dataclass(frozen=True)
 class Refitted:
-    """Result of the refit.
+    """Result of the refit: a decision for each module.
 
-    Attributes:
-        choices: Decision for each module.
-        record: KL to the dense model on validation text before, after and by interpolation factor; the chosen factor
-            (`strength`).
+    The record holds the KL to the dense model on validation text before, after and by interpolation factor, and the
+    chosen factor (`strength`).
     """
 
     stage: StageFolder
@@ -99,9 +97,10 @@ def refit_stage(run: Run, texts: Texts, stitched: Stitched) -> Refitted | None:
     with run.stage("refit", key, "refit") as (stage, work):
         if work:
             memory = HiddenMemory(stage.folder)
-            dense = stream_of(run, texts["calibration"], tokens, memory)
+            text = texts["calibration"].tokens
+            dense = stream_of(run, text[: -(-tokens // text.shape[1])], memory)
             fit = Streams(dense, small(texts["calibration"], memory, dense.hidden.sequences))
-            held_out = stream_of(run, texts["validation"], memory=memory)
+            held_out = stream_of(run, texts["validation"].tokens, memory)
             validation = Streams(held_out, small(texts["validation"], memory))
             choices = refit(stage, fit, validation, progress=run.reporter.advance)
             losses = {1.0: stream_divergences(validation.dense, [validation.small])[0]}
@@ -110,9 +109,16 @@ def refit_stage(run: Run, texts: Texts, stitched: Stitched) -> Refitted | None:
                 run_through(between, partial(_interpolated, stage.folder, stitched.checkpoint, strength=strength))
                 losses[strength] = stream_divergences(validation.dense, [between])[0]
             summed_up = _record(losses)
+            fitted = sum(choice.ridge is not None for choice in choices)
+            improved = summed_up["kept"] == "refit"
+            far = f", interpolation {summed_up['strength']:.0%}" if improved else ""
+            run.reporter.say(
+                f"refit: {fitted} of {len(choices)} modules fitted{far}; KL on validation text "
+                f"{summed_up['kl_before']:.3f} -> {summed_up['kl_after']:.3f}"
+                + ("" if improved else ": no improvement, so the stitched weights are kept")
+            )
             write_json(stage.folder / "choices.json", [asdict(choice) for choice in choices])
             write_json(stage.folder / RECORD, summed_up)
-            _tell(run, choices, summed_up)
         decisions, record = read_json(stage.folder / "choices.json"), read_json(stage.folder / RECORD)
     return Refitted(stage, decisions, record)
 
@@ -175,13 +181,3 @@ def _record(losses: dict[float, float]) -> dict[str, Any]:
         "kl_after": min(loss for each, loss in losses.items() if each > 0),
         "kl_by_strength": {f"{each:g}": losses[each] for each in sorted(losses)},
     }
-
-
-def _tell(run: Run, choices: list[FitChoice], record: dict[str, Any]) -> None:
-    fitted = sum(choice.ridge is not None for choice in choices)
-    far = f", interpolation {record['strength']:.0%}" if record["kept"] == "refit" else ""
-    kept = "" if record["kept"] == "refit" else ": no improvement, so the stitched weights are kept"
-    run.reporter.say(
-        f"refit: {fitted} of {len(choices)} modules fitted{far}; KL on validation text "
-        f"{record['kl_before']:.3f} -> {record['kl_after']:.3f}{kept}"
-    )

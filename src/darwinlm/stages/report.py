@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -12,10 +12,11 @@ from darwinlm import __version__, parallel
 from darwinlm.artifact import write_json, write_text
 from darwinlm.errors import BudgetError
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.origin import origin_of
 from darwinlm.families.shapes import module_shapes
 from darwinlm.families.whole import is_whole
+from darwinlm.figures import ModelFigures
 from darwinlm.report.card import model_card
-from darwinlm.report.models import ModelFigures
 from darwinlm.report.page import render_page
 from darwinlm.report.summary import (
     FILE,
@@ -23,13 +24,10 @@ from darwinlm.report.summary import (
     BudgetFigures,
     ExportFigures,
     MachineFigures,
-    OriginFigures,
     PurposeFigures,
     RecoveryFigures,
     RefitFigures,
     SearchFigures,
-    SensitivityFigures,
-    StageFigures,
     Summary,
     TextFigures,
 )
@@ -40,6 +38,7 @@ from darwinlm.stages.export import Exported
 from darwinlm.stages.text import Texts
 
 if TYPE_CHECKING:
+    from darwinlm.stages.evaluate import Measured
     from darwinlm.stages.results import StageResults
 
 PAGE = "report.html"
@@ -60,10 +59,7 @@ def report_stage(run: Run, results: StageResults) -> Summary:
 def write_report(folder: Path, model: Path, summary: Summary) -> None:
     """Write summary.json and report.html into an output folder, and the card beside the weights.
 
-    Among several processes only the first one writes.
-
-    Raises:
-        StorageError: The disk is full.
+    Among several processes only the first one writes. Raises StorageError if the disk is full.
     """
     if parallel.is_main():
         write_json(folder / FILE, summary.as_json())
@@ -74,30 +70,58 @@ def write_report(folder: Path, model: Path, summary: Summary) -> None:
 def summarise(run: Run, results: StageResults) -> Summary:
     """Summary of a run. Raises BudgetError if the saved model is too large."""
     models, refitted, recovered = results.evaluate, results.refit, results.recover
-    final = list(models.values())[-1]
-    return Summary(
-        version=__version__,
-        model=run.teacher.source,
+    return summary_of(
+        run,
+        results.text,
+        results.export,
+        models,
         from_pruned=run.teacher is not run.checkpoint,
-        budget=_budget(run, results, models["dense"], final),
-        models=models,
-        origin=OriginFigures.of(run.teacher),
-        prompts=run.recipe.evaluation.prompts,
-        allocation=allocation_figures(run.teacher, Checkpoint.describe(results.export.folder)),
+        budget=_budget(run, results, models["dense"], list(models.values())[-1]),
+        origin=origin_of(run.teacher.folder, run.teacher.source),
         kept=kept_whole(results.plan.space, run.checkpoint.family),
-        sensitivity=tuple(
-            SensitivityFigures(**vars(module)) for module in sensitivities(results.plan.space, results.database.reader)
-        ),
+        sensitivity=tuple(sensitivities(results.plan.space, results.database.reader)),
         search=SearchFigures.model_validate({"method": run.recipe.search.method, **results.search.record}),
         refit=RefitFigures.model_validate({"choices": refitted.choices, **refitted.record}) if refitted else None,
         recovery=RecoveryFigures.model_validate(recovered.record) if recovered else None,
         vocabulary=results.vocabulary,
-        text=text_figures(run, results.text),
-        stages=tuple(StageFigures.model_validate(entry) for entry in run.timings),
         time=run.time,
-        export=export_figures(results.export),
-        machine=machine_figures(run),
-        recipe=run.recipe.model_dump(mode="json"),
+    )
+
+
+def summary_of(run: Run, texts: Texts, exported: Exported, models: Measured, **made: Any) -> Summary:
+    """Summary of a run or of a recovery alone; `made` holds the fields in which they differ."""
+    recipe = run.recipe
+    return Summary(
+        version=__version__,
+        model=run.teacher.source,
+        models=models,
+        prompts=recipe.evaluation.prompts,
+        allocation=allocation_figures(run.teacher, Checkpoint.describe(exported.folder)),
+        text=TextFigures(
+            source=recipe.text.source,
+            sequence_length=recipe.text.sequence_length,
+            purposes={
+                purpose: PurposeFigures(tokens=part.n_tokens, documents=len(part.document_hashes))
+                for purpose, part in texts.items()
+            },
+            training_source=(recipe.recovery.text or recipe.text.source) if recipe.recovery.tokens else None,
+        ),
+        stages=tuple(run.timings),
+        export=ExportFigures(
+            folder=exported.folder.name,
+            custom_code=exported.custom_code,
+            dtype=str(exported.dtype).removeprefix("torch."),
+            whole=is_whole(exported.folder),
+        ),
+        machine=MachineFigures(
+            device=str(run.device),
+            threads=torch.get_num_threads(),
+            torch=torch.__version__,
+            transformers=transformers.__version__,
+            compute_dtype=str(run.dtype).removeprefix("torch."),
+        ),
+        recipe=recipe.model_dump(mode="json"),
+        **made,
     )
 
 
@@ -138,38 +162,3 @@ def allocation_figures(dense: Checkpoint, small: Checkpoint) -> tuple[BlockFigur
             elif shape.kind == "mlp":
                 row |= {f"{prefix}width": shape.width, f"{prefix}experts": shape.experts}
     return tuple(BlockFigures.model_validate(row) for row in blocks)
-
-
-def text_figures(run: Run, texts: Texts) -> TextFigures:
-    """Amount of text for each purpose."""
-    recipe = run.recipe
-    return TextFigures(
-        source=recipe.text.source,
-        sequence_length=recipe.text.sequence_length,
-        purposes={
-            purpose: PurposeFigures(tokens=part.n_tokens, documents=len(part.document_hashes))
-            for purpose, part in texts.items()
-        },
-        training_source=(recipe.recovery.text or recipe.text.source) if recipe.recovery.tokens else None,
-    )
-
-
-def export_figures(exported: Exported) -> ExportFigures:
-    """Figures of the saved model."""
-    return ExportFigures(
-        folder=exported.folder.name,
-        custom_code=exported.custom_code,
-        dtype=str(exported.dtype).removeprefix("torch."),
-        whole=is_whole(exported.folder),
-    )
-
-
-def machine_figures(run: Run) -> MachineFigures:
-    """Description of this machine."""
-    return MachineFigures(
-        device=str(run.device),
-        threads=torch.get_num_threads(),
-        torch=torch.__version__,
-        transformers=transformers.__version__,
-        compute_dtype=str(run.dtype).removeprefix("torch."),
-    )

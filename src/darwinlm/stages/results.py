@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from darwinlm.report.models import ModelFigures, ModelKey
+from darwinlm.figures import ModelFigures, ModelKey
 from darwinlm.report.summary import Summary, VocabularyFigures
 from darwinlm.search.problem.problem import Problem
 from darwinlm.stages.database import PruningDatabase

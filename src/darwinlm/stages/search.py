@@ -20,13 +20,7 @@ RESULT = "result.json"
 
 @dataclass(frozen=True)
 class SearchResult:
-    """Result of the search.
-
-    Attributes:
-        allocation: Best allocation.
-        uniform: Best uniform allocation at the same budget.
-        record: Start, history and figures for the report.
-    """
+    """Best allocation, best uniform one at the same budget, and the record: start, history and figures."""
 
     stage: StageFolder
     allocation: Allocation

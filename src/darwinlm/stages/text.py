@@ -23,6 +23,7 @@ from darwinlm.data.sources import LocalSource, parse_source
 from darwinlm.data.splits import TextTooShortError, shares_within
 from darwinlm.errors import DataError, RecipeError
 from darwinlm.recipe import Recipe
+from darwinlm.recovery.checks import check_length
 from darwinlm.run import Run
 
 if TYPE_CHECKING:
@@ -42,11 +43,7 @@ def text_stage(run: Run, purposes: tuple[str, ...] = PURPOSES) -> Texts:
         RecipeError: No text is given, or its blocks are longer than the model allows.
     """
     settings, source = run.recipe.text, given_source(run)
-    longest = getattr(run.checkpoint.config, "max_position_embeddings", None)
-    if longest and settings.sequence_length > longest:
-        raise RecipeError(
-            f"text.sequence_length is {settings.sequence_length}, but {run.checkpoint.source} allows {longest} tokens"
-        )
+    check_length(settings.sequence_length, run.checkpoint)
     check_not_evaluation_text(source, allow_benchmark_text=settings.allow_benchmark_text)
     shares = {purpose: tokens for purpose, tokens in shares_of(run.recipe).items() if purpose in purposes}
     tokenizer = run.checkpoint.tokenizer()
@@ -64,8 +61,7 @@ def text_stage(run: Run, purposes: tuple[str, ...] = PURPOSES) -> Texts:
         key["looking_back"] = settings.looking_back
     with run.stage("text", key, "text") as (stage, work):
         if work:
-            tally = Tally()
-            blocks = _split(run, source, shares, tokenizer, tally)
+            blocks, tally = _split(run, source, shares, tokenizer)
             assert_disjoint(blocks)
             if (left_out := tally.words()) is not None:
                 run.reporter.say(f"text: {left_out}")
@@ -109,19 +105,19 @@ def shares_of(recipe: Recipe) -> dict[str, int]:
 
 
 def _split(
-    run: Run, source: str, shares: dict[str, int], tokenizer: PreTrainedTokenizerBase, tally: Tally
-) -> dict[str, TokenBlocks]:
-    """Text for every purpose; a short text is divided in the recipe's proportions.
+    run: Run, source: str, shares: dict[str, int], tokenizer: PreTrainedTokenizerBase
+) -> tuple[dict[str, TokenBlocks], Tally]:
+    """Text for every purpose, and a count of what was left out; a short text is divided in the recipe's proportions.
 
     Raises:
         DataError: There is less than a block for each purpose, or too little for training candidates.
     """
     settings, wanted = run.recipe.text, shares
     while True:
-        left_out = Tally()
+        tally = Tally()
         try:
             blocks = split_documents(
-                read_documents(source, shuffle=Shuffle(run.recipe.search.seed), tokenizer=tokenizer, tally=left_out),
+                read_documents(source, shuffle=Shuffle(run.recipe.search.seed), tokenizer=tokenizer, tally=tally),
                 shares,
                 tokenizer,
                 settings.sequence_length,
@@ -142,14 +138,13 @@ def _split(
                 ) from error
             shares = within
             continue
-        tally.cut, tally.empty = left_out.cut, left_out.empty
         if shares != wanted:
             parts = ", ".join(f"{purpose} {part.tokens.numel():,}" for purpose, part in blocks.items())
             run.reporter.say(
                 f"text: {source} is short. The recipe asks for {sum(wanted.values()):,} tokens and gets "
                 f"{sum(part.tokens.numel() for part in blocks.values()):,} ({parts}). More text makes a better model."
             )
-        return blocks
+        return blocks, tally
 
 
 def fingerprint(source: str) -> dict[str, object]:

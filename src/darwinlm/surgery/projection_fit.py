@@ -63,13 +63,10 @@ class Moments:
 
 @dataclass(frozen=True)
 class Fit:
-    """Result for one module.
+    """Best weights on validation text for one module, [r, d] float32.
 
-    Attributes:
-        weight: [r, d] float32, the best weights on validation text.
-        ridge: Their λ; None if they are the given weights.
-        before: Validation error of the given weights, relative to E‖y‖².
-        after: Validation error of the best weights.
+    Their λ is None if they are the given weights. `before` and `after` are validation errors of the given and the best
+    weights, relative to E‖y‖².
     """
 
     weight: Tensor
@@ -123,16 +120,10 @@ def fit_output(
 
 
 def limit(energies: Tensor, squared_gains: Tensor) -> Tensor:
-    """The multiplier μ ≥ 0 that limits the mean square of an output to 1.
+    """The multiplier μ ≥ 0 that limits the mean square of an output to 1; 0 if that isn't above 1.
 
-    With it, channel i has the energy eᵢ (cᵢ² / (cᵢ² + μ))².
-
-    Args:
-        energies: e, [r] mean square of each channel for μ = 0.
-        squared_gains: c², [r], above zero.
-
-    Returns:
-        μ, a scalar; 0 if the mean square isn't above 1.
+    `energies` e are the mean squares of the channels for μ = 0, [r]. With μ, channel i has the energy eᵢ (cᵢ² / (cᵢ² +
+    μ))²; the squared gains c² are above zero.
     """
     e, c2 = energies.double(), squared_gains.double()
     low, high = e.new_zeros(()), (e * c2.square()).mean().sqrt()

@@ -20,6 +20,7 @@ from darwinlm.errors import ArtifactError
 from darwinlm.families.expert_tensors import as_stored, by_rows
 from darwinlm.families.family import ModuleKind
 from darwinlm.families.shapes import output_name
+from darwinlm.figures import FitChoice
 from darwinlm.surgery.experts import fit_experts, mixture_of
 from darwinlm.surgery.projection_fit import (
     Fit,
@@ -34,23 +35,6 @@ from darwinlm.surgery.sublayers import BlockWalk
 RIDGES = (0.03, 0.3)
 """Candidate values of λ, relative to the mean of the diagonal. Five values from 0.01 to 1 gained nothing more; see
 docs/notebook/training.md."""
-
-
-@dataclass(frozen=True)
-class FitChoice:
-    """Decision for one module.
-
-    Attributes:
-        ridge: Best λ on validation text, for a mixture the most frequent one; None if the stitched weights were kept.
-        before: Validation error of the stitched weights, E‖y - W x‖² relative to E‖y‖².
-        after: Validation error of the chosen weights.
-    """
-
-    block: int
-    kind: ModuleKind
-    ridge: float | None
-    before: float
-    after: float
 
 
 @dataclass

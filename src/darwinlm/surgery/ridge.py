@@ -39,20 +39,16 @@ def ridge_solution(H: Tensor, C: Tensor, W0: Tensor, ridge: float, *, name: str 
     damped.diagonal().add_(strength)
     L, info = torch.linalg.cholesky_ex(damped)
     if bool(info != 0):
-        raise NumericsError(f"{name}: the moments of the refit can't be factorised; use a larger ridge or more text")
+        raise NumericsError(
+            f"{name}: the moments of the refit can't be factorised; use more calibration text, or refit.tokens=0, "
+            "which skips the refit"
+        )
     wanted = C.double() + strength * W0.double()
     return torch.cholesky_solve(wanted.T, L).T.float()
 
 
 @torch.no_grad()
 def squared_error(H: Tensor, C: Tensor, energy: float, W: Tensor) -> float:
-    """E‖W x - y‖² from moments: tr(W H Wᵀ) - 2 tr(W Cᵀ) + E‖y‖².
-
-    Args:
-        H: [d, d], E[x xᵀ].
-        C: [r, d], E[y xᵀ].
-        energy: E‖y‖².
-        W: [r, d].
-    """
+    """E‖W x - y‖² from moments: tr(W H Wᵀ) - 2 tr(W Cᵀ) + E‖y‖², with H [d, d], C [r, d] and W [r, d]."""
     W64, H64 = W.double(), H.double()
     return float(((W64 @ H64) * W64).sum() - 2 * (W64 * C.double()).sum() + energy)

@@ -14,7 +14,7 @@ from darwinlm.database.kept import Kept
 from darwinlm.database.levels import Level
 from darwinlm.families.decoder import part_of
 from darwinlm.families.expert_tensors import as_stored, by_rows
-from darwinlm.families.family import Family, Mlp, ModuleKind, RowUnit
+from darwinlm.families.family import Family, Mlp, ModuleKind, Part, RowUnit
 from darwinlm.families.modeling_darwinlm import keep_shared_width, share_kv_heads
 from darwinlm.families.shapes import ModuleShape, gated_rows, row_counts, row_segments, shared_width
 
@@ -130,3 +130,10 @@ def small_module(
             keep_shared_width(module, one)
     module.load_state_dict(dict(tensors), assign=True)
     return module.eval().requires_grad_(requires_grad=False)
+
+
+def split_block(inside: Mapping[str, Tensor], part: Part) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The tensors of one sub-layer by name inside it, and its norms by name inside the block."""
+    tensors = {k.removeprefix(part.prefix): v for k, v in inside.items() if part.owns(k)}
+    norms = {k: v for k, v in inside.items() if k.partition(".")[0] in part.norms}
+    return tensors, norms

@@ -20,7 +20,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import KINDS, PREFIX, Experts, ModuleKind
 from darwinlm.families.pruned import pruned_classes, pruned_config
 from darwinlm.families.shapes import head_dim, module_shapes
-from darwinlm.surgery.shrink import KV_HEADS, QUERY_GROUPS, SHARED_WIDTH, layer_overrides, shrink_tensors
+from darwinlm.surgery.shrink import KV_HEADS, QUERY_GROUPS, SHARED_WIDTH, layer_overrides, shrink_tensors, split_block
 
 SKIP = "skip"
 Chosen = dict[tuple[int, ModuleKind], Level]
@@ -161,13 +161,12 @@ def stitched_tensors(database: DatabaseReader, chosen: Chosen) -> Iterator[tuple
             level = chosen.get((block, kind))
             if level is None or level.width == 0:
                 continue
-            tensors = {k.removeprefix(part.prefix): v for k, v in inside.items() if part.owns(k)}
+            tensors, norms = split_block(inside, part)
             kept = database.kept(block, kind, level)
             for name, tensor in shrink_tensors(family, database.shape(block, kind), tensors, kept).items():
                 yield f"{prefix}{part.prefix}{name}", tensor
-            for name, tensor in inside.items():
-                if name.partition(".")[0] in part.norms:
-                    yield prefix + name, tensor
+            for name, tensor in norms.items():
+                yield prefix + name, tensor
 
 
 def stitch(database: DatabaseReader, allocation: tuple[int, ...]) -> Any:

@@ -10,15 +10,7 @@ MULTIPLE = 64
 
 
 def kept_size(wanted: float, tokens: int) -> int:
-    """Number of tokens to keep.
-
-    Args:
-        wanted: Share of the tokens if at most 1, else their number.
-        tokens: Number of tokens of the whole vocabulary.
-
-    Returns:
-        The number rounded up to a multiple, at most `tokens`.
-    """
+    """Number of tokens to keep: a share of all if at most 1, else a number; rounded up to a multiple, at most all."""
     count = wanted * tokens if wanted <= 1 else wanted
     return min(-int(-count // MULTIPLE) * MULTIPLE, tokens)
 

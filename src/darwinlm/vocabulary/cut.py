@@ -32,10 +32,7 @@ WORDS = ("bad_words_ids", "force_words_ids", "sequence_bias", "forced_decoder_id
 def cut_weights(checkpoint: Checkpoint, rows: Sequence[int], folder: Path) -> None:
     """Write a model with fewer tokens, without a tokenizer; one shard is in memory at a time.
 
-    Args:
-        checkpoint: The model.
-        rows: Old number of every new token, [v].
-        folder: Target folder; an older one is replaced.
+    `rows` are the old numbers of the new tokens, [v]. An older target folder is replaced.
 
     Raises:
         CheckpointError: Its files are damaged, or name words by numbers of tokens that can't be kept.
@@ -71,11 +68,7 @@ def cut_weights(checkpoint: Checkpoint, rows: Sequence[int], folder: Path) -> No
 
 
 def write_tokenizer(tokenizer: Any, tree: Mapping[str, Any], rows: Sequence[int], folder: Path) -> None:
-    """Write a tokenizer with another JSON, and its settings with the new numbers, into an existing folder.
-
-    Raises:
-        StorageError: The disk is full.
-    """
+    """Write a tokenizer with another JSON, and its settings with the new numbers, into an existing folder."""
     before = set(folder.iterdir())
     tokenizer.save_pretrained(folder)
     for path in set(folder.iterdir()) - before:
@@ -92,10 +85,7 @@ def write_tokenizer(tokenizer: Any, tree: Mapping[str, Any], rows: Sequence[int]
 
 
 def _renumbered(settings: dict[str, Any], new: Mapping[int, int], path: Path) -> dict[str, Any]:
-    """The settings of a file with the new numbers of its tokens.
-
-    Numbers without a token are removed.
-    """
+    """The settings of a file with the new numbers of its tokens; numbers without a token are removed."""
     for name, value in settings.items():
         if name in PARTS and isinstance(value, dict):
             _renumbered(value, new, path)
@@ -126,11 +116,7 @@ def special_numbers(checkpoint: Checkpoint) -> set[int]:
 def rows_in(small: Any, dense: Any, small_size: int, dense_size: int) -> list[int] | None:
     """Where the tokens of a model with a cut vocabulary stand in the model that it was cut from.
 
-    Args:
-        small: Tokenizer of the model with fewer tokens.
-        dense: Tokenizer of the other model.
-        small_size: Rows of the first model's embedding.
-        dense_size: Rows of the second one's.
+    The models are given by their tokenizers and the rows of their embeddings.
 
     Returns:
         Number in `dense` of every token of `small`, [v]; None if `small` isn't cut, or has tokens that `dense` lacks.

@@ -22,17 +22,10 @@ CHAT = tuple({"role": role, "content": "a"} for role in ("system", "user", "assi
 
 
 class TokenizerTree:
-    """The tokens of a tokenizer, their merges, and the parts of its JSON that hold numbers of tokens.
+    """The tokens of a tokenizer by number, their merges, and the parts of its JSON that hold numbers of tokens.
 
-    Args:
-        tokenizer: Tokenizer of transformers.
-        source: Name of its model for messages.
-
-    Attributes:
-        tokens: Every token by its number.
-
-    Raises:
-        ModelError: It has no such JSON, or its model isn't BPE or Unigram.
+    `source` is the name of its model, for messages. Raises ModelError if it has no such JSON, or its model isn't BPE or
+    Unigram.
     """
 
     def __init__(self, tokenizer: Any, source: str) -> None:
@@ -52,7 +45,8 @@ class TokenizerTree:
         )
         self.added: dict[int, str] = {token["id"]: token["content"] for token in self.tree["added_tokens"]}
         self.tokens: dict[int, str] = {number: token for token, number in self.pieces.items()} | self.added
-        self._merges = [_pair(merge) for merge in self.model.get("merges", ())]
+        merges = self.model.get("merges", ())
+        self._merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
         self._ranks = {pair: rank for rank, pair in enumerate(self._merges)}
 
     def indispensable(self, tokenizer: Any) -> set[int]:
@@ -117,11 +111,6 @@ class TokenizerTree:
             "post_processor": _renumbered(self.tree.get("post_processor"), new),
             "padding": padding and {**padding, "pad_id": new.get(padding["pad_id"], 0)},
         }
-
-
-def _pair(merge: str | list[str]) -> tuple[str, str]:
-    left, right = merge.split(" ") if isinstance(merge, str) else merge
-    return left, right
 
 
 def _chat_tokens(tokenizer: Any) -> Iterator[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,19 +11,19 @@ from darwinlm.export.gguf.rope import Rope, UnknownRopeError, read_rope
 
 TANH_GELU = ("gelu_pytorch_tanh",)
 ACTIVATIONS = {"gemma": ("gelu", *TANH_GELU), "gemma2": TANH_GELU, "gemma3_text": TANH_GELU, "arcee": ("relu2",)}
-ACTIVATIONS["gemma4_text"] = TANH_GELU
+ACTIVATIONS |= {"gemma4_text": TANH_GELU, "nemotron": ("relu2",), "apertus": ("xielu",)}
 SILU = ("silu", "swish")
 NO_ROPE_STEP = 4  # of smollm3 in llama.cpp: every fourth layer has no rotary embedding
-PERIODS = {"gemma2": 2, "gemma3_text": 6}
+PERIODS = {"gemma2": 2, "gemma3_text": 6, "gpt_oss": 2, "olmo3": 4}
 """Families whose architecture has sliding windows, with the period of the layers without one."""
-EXPERTS = (
-    *("mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "qwen3_5_moe_text", "qwen3_next", "glm4_moe", "glm4_moe_lite"),
-    *("ernie4_5_moe", "minimax_m2", "gemma4_text_experts", "granitemoehybrid_experts"),
-)
-HYBRIDS = ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next", "lfm2", "granitemoehybrid")
-"""Families with other token mixers."""
-PARTIAL = ("phi3", "glm4", "glm4_moe", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next", "minimax_m2")
+FIXED_PERIODS = ("gemma3_text", "olmo3")
+"""Those whose sliding layers have another rotary embedding, so that this period is required without a window too."""
+DELTA = ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
+PARTIAL = ("phi3", "glm", "glm4", "glm4_moe", "nemotron", "minimax_m2", *DELTA)
 """Families whose architecture rotates only a part of each head."""
+LITE = 26, 27
+SWIGLU = 1.702, 7.0
+"""Slope and limit of gpt-oss' activation in llama.cpp."""
 SLIDING_EXAONE = 64
 """Number of blocks by which llama.cpp recognises EXAONE 4 with sliding-window layers."""
 
@@ -55,16 +56,14 @@ def read_features(model_type: str, config: Any, columns: int) -> Features:
     Raises:
         ExportError: No architecture of stock llama.cpp supports this; the message gives the reason.
     """
-    activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", SILU[0])
-    if activation not in ACTIVATIONS.get(model_type, SILU):
-        raise refused(model_type, f"its MLPs use {activation}")
+    if (reason := _reason(model_type, config)) is not None:
+        raise refused(model_type, reason)
     try:
-        rope = read_rope(config, columns)
+        rope = read_rope(config, columns, one_base=model_type == "olmo3")
     except UnknownRopeError as error:
         raise refused(model_type, str(error)) from error
     if rope.turned < columns and model_type not in PARTIAL:
         raise refused(model_type, "only a part of each head is rotated")
-    _check_family(model_type, config)
     notes = []
     context, window = int(config.max_position_embeddings), None
     if model_type == "gemma4_text":
@@ -106,67 +105,110 @@ def _window_of_some(model_type: str, config: Any) -> int:
     period = PERIODS[model_type]
     slide = [kind == "sliding_attention" for kind in config.layer_types]
     as_known = slide == [bool((i + 1) % period) for i in range(len(slide))]
-    if not as_known and (model_type == "gemma3_text" or _window_of_all(config) is not None):
+    if not as_known and (model_type in FIXED_PERIODS or _window_of_all(config) is not None):
         raise refused(model_type, f"in llama.cpp every {period}. layer has no window, this model has another order")
     return int(config.sliding_window) if as_known else int(config.max_position_embeddings)
 
 
-def _check_family(model_type: str, config: Any) -> None:
-    if model_type == "smollm3":
-        step = [int((i + 1) % NO_ROPE_STEP != 0) for i in range(config.num_hidden_layers)]
-        if list(config.no_rope_layers) != step:
-            raise refused(
-                model_type, "llama.cpp omits the rotary embedding in every fourth layer, this model in others"
-            )
-    if model_type == "exaone4" and (config.num_hidden_layers == SLIDING_EXAONE or config.sliding_window is not None):
-        raise refused(model_type, "some of its layers have a sliding window, which the export doesn't support yet")
-    if model_type == "gemma3_text":
-        if config.final_logit_softcapping or config.attn_logit_softcapping:
-            raise refused(model_type, "it caps scores or logits, which llama.cpp only supports for Gemma 2")
-        if getattr(config, "use_bidirectional_attention", False):
-            raise refused(model_type, "its attention is bidirectional")
-    _check_mixers(model_type, config)
-    _check_experts(model_type, config)
+def _reason(model_type: str, config: Any) -> str | None:
+    """What its architecture can't do: the activation of MLPs, or the first of `LIMITS` that the model exceeds."""
+    activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", SILU[0])
+    if activation not in ACTIVATIONS.get(model_type, SILU):
+        return f"its MLPs use {activation}"
+    return next((reason for types, exceeds, reason in LIMITS if model_type in types and exceeds(config)), None)
 
 
-def _check_mixers(model_type: str, config: Any) -> None:
-    if model_type in ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next"):
-        step = config.layer_types.index("full_attention") + 1 if "full_attention" in config.layer_types else 0
-        whole = [kind == "full_attention" for kind in config.layer_types]
-        if not step or whole != [(i + 1) % step == 0 for i in range(len(whole))]:
-            raise refused(model_type, "its attentions don't come at equal distances")
-        if config.linear_key_head_dim != config.linear_value_head_dim:
-            raise refused(model_type, "keys and values of its linear attention differ in size")
+def _odd_distances(config: Any) -> bool:
+    """Whether attentions don't come at equal distances, the last block included."""
+    whole = [kind == "full_attention" for kind in config.layer_types]
+    step = whole.index(True) + 1 if any(whole) else 0
+    return not step or whole != [(i + 1) % step == 0 for i in range(len(whole))]
 
 
-def _check_experts(model_type: str, config: Any) -> None:
-    if model_type in ("glm4_moe", "glm4_moe_lite") and config.n_group != 1:
-        raise refused(model_type, "its router chooses among groups of experts, which the export doesn't support")
-    if model_type == "olmoe":
-        if config.norm_topk_prob:
-            raise refused(model_type, "the weights of the chosen experts sum to one, but in llama.cpp they don't")
-        if config.num_key_value_heads != config.num_attention_heads:
-            raise refused(model_type, "it has fewer KV heads than query heads, but in llama.cpp as many")
-        if config.clip_qkv is not None:
-            raise refused(model_type, "it clips queries, keys and values, which the export doesn't support")
-    if model_type in ("qwen2_moe", "ernie4_5_moe"):
-        _check_places(model_type, config)
-    if model_type in ("qwen3_moe", "qwen3_next"):
-        if config.mlp_only_layers or config.decoder_sparse_step != 1:
-            raise refused(model_type, "some of its MLPs aren't mixtures of experts, but in llama.cpp all of them are")
-        if not config.norm_topk_prob:
-            raise refused(model_type, "the weights of the chosen experts don't sum to one, but in llama.cpp they do")
-
-
-def _check_places(model_type: str, config: Any) -> None:
-    """Refuse an order of mixtures and other MLPs, or a router, that llama.cpp doesn't have."""
-    last, ends = config.num_hidden_layers - 1, getattr(config, "moe_layer_end_index", None)
-    if getattr(config, "moe_layer_interval", 1) != 1 or ends not in (None, last):
-        raise refused(model_type, "some of its later MLPs aren't mixtures of experts, which the export doesn't support")
-    if getattr(config, "mlp_only_layers", None) or getattr(config, "decoder_sparse_step", 1) != 1:
-        raise refused(model_type, "some of its MLPs aren't mixtures of experts, but in llama.cpp all of them are")
-    if getattr(config, "norm_topk_prob", False):
-        raise refused(model_type, "the weights of the chosen experts sum to one, but in llama.cpp they don't")
+LIMITS: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
+    (
+        ("smollm3",),
+        lambda c: list(c.no_rope_layers) != [int((i + 1) % NO_ROPE_STEP != 0) for i in range(c.num_hidden_layers)],
+        "llama.cpp omits the rotary embedding in every fourth layer, this model in others",
+    ),
+    (
+        ("exaone4",),
+        lambda c: c.num_hidden_layers == SLIDING_EXAONE or c.sliding_window is not None,
+        "some of its layers have a sliding window, which the export doesn't support yet",
+    ),
+    (
+        ("gemma3_text",),
+        lambda c: bool(c.final_logit_softcapping or c.attn_logit_softcapping),
+        "it caps scores or logits, which llama.cpp only supports for Gemma 2",
+    ),
+    (
+        ("gemma3_text",),
+        lambda c: bool(getattr(c, "use_bidirectional_attention", False)),
+        "its attention is bidirectional",
+    ),
+    (DELTA, _odd_distances, "its attentions don't come at equal distances"),
+    (
+        DELTA,
+        lambda c: bool(c.linear_key_head_dim != c.linear_value_head_dim),
+        "keys and values of its linear attention differ in size",
+    ),
+    (
+        ("gpt_oss",),
+        lambda c: (c.swiglu_alpha, c.swiglu_limit) != SWIGLU,
+        f"in llama.cpp the constants of its activation are {SWIGLU[0]} and {SWIGLU[1]}",
+    ),
+    (
+        ("deepseek_v2",),
+        lambda c: bool(c.topk_method != "greedy"),
+        "its router rates groups of experts by the best one, llama.cpp by the best two",
+    ),
+    (
+        ("deepseek_v3", "glm4_moe_lite"),
+        lambda c: not c.rope_interleave,
+        "its rotary embedding pairs halves of a head, in llama.cpp neighbouring columns",
+    ),
+    (
+        ("deepseek_v2", "deepseek_v3", "glm4_moe_lite"),
+        lambda c: c.num_hidden_layers in LITE and bool(c.q_lora_rank),
+        f"llama.cpp takes a model of {LITE[0]} or {LITE[1]} blocks for a Lite one, without compressed queries",
+    ),
+    (
+        ("olmoe",),
+        lambda c: bool(c.norm_topk_prob),
+        "the weights of the chosen experts sum to one, but in llama.cpp they don't",
+    ),
+    (
+        ("olmoe",),
+        lambda c: bool(c.num_key_value_heads != c.num_attention_heads),
+        "it has fewer KV heads than query heads, but in llama.cpp as many",
+    ),
+    (
+        ("olmoe",),
+        lambda c: c.clip_qkv is not None,
+        "it clips queries, keys and values, which the export doesn't support",
+    ),
+    (
+        ("ernie4_5_moe",),
+        lambda c: (c.moe_layer_interval, c.moe_layer_end_index) != (1, c.num_hidden_layers - 1),
+        "some of its later MLPs aren't mixtures of experts, which the export doesn't support",
+    ),
+    (
+        ("qwen2_moe",),
+        lambda c: bool(c.norm_topk_prob),
+        "the weights of the chosen experts sum to one, but in llama.cpp they don't",
+    ),
+    (
+        ("qwen2_moe", "qwen3_moe", "qwen3_next"),
+        lambda c: bool(c.mlp_only_layers or c.decoder_sparse_step != 1),
+        "some of its MLPs aren't mixtures of experts, but in llama.cpp all of them are",
+    ),
+    (
+        ("qwen3_moe", "qwen3_next"),
+        lambda c: not c.norm_topk_prob,
+        "the weights of the chosen experts don't sum to one, but in llama.cpp they do",
+    ),
+)
+"""What architectures can't do: families, a test of the configuration, and the reason as a clause."""
 
 
 def refused(model_type: str, reason: str) -> ExportError:

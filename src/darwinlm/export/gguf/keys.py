@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from darwinlm.export.gguf.layout import Layout
+from darwinlm.export.gguf.places import XIELU
 from darwinlm.export.reshape import Reshaper
 
 
@@ -67,24 +68,40 @@ def _granite_hybrid(writer: Any, reshaper: Reshaper, _: Layout) -> None:
 def _shared_experts(writer: Any, reshaper: Reshaper, layout: Layout) -> None:
     from gguf import ExpertGatingFuncType
 
-    config = reshaper.checkpoint.config
+    config, experts = reshaper.checkpoint.config, reshaper.family.mlp.experts
+    assert experts is not None
     writer.add_leading_dense_block_count([bool(target.experts) for target in layout.targets].index(True))
-    writer.add_expert_shared_count(int(config.n_shared_experts))
-    writer.add_expert_weights_scale(float(config.routed_scaling_factor))
-    writer.add_expert_weights_norm(bool(config.norm_topk_prob))
-    writer.add_expert_gating_func(ExpertGatingFuncType.SIGMOID)
+    writer.add_expert_shared_count(layout.shared)
+    writer.add_expert_weights_scale(experts.weight_scale(config))
+    writer.add_expert_weights_norm(experts.sums_to_one(config))
+    writer.add_expert_gating_func(ExpertGatingFuncType[experts.scores.upper()])
+    if (config.n_group or 1) > 1:
+        writer.add_expert_group_count(int(config.n_group))
+        writer.add_expert_group_used_count(int(config.topk_group))
     if layout.architecture.name == "deepseek2":
         writer.add_kv_lora_rank(int(config.kv_lora_rank))
-        if config.q_lora_rank:
-            writer.add_q_lora_rank(int(config.q_lora_rank))
+        writer.add_q_lora_rank(int(config.q_lora_rank or 0))
+        writer.add_key_length_mla(config.qk_nope_head_dim + config.qk_rope_head_dim)
+        writer.add_value_length_mla(config.v_head_dim)
 
 
-def _ernie(writer: Any, reshaper: Reshaper, layout: Layout) -> None:
-    config = reshaper.checkpoint.config
+def _xielu(writer: Any, reshaper: Reshaper, layout: Layout) -> None:
+    writers = writer.add_xielu_alpha_n, writer.add_xielu_alpha_p, writer.add_xielu_beta, writer.add_xielu_eps
+    for write, name in zip(writers, XIELU, strict=True):
+        places = (reshaper.checkpoint.block_prefix(target.block) + name for target in layout.targets)
+        values = [reshaper.checkpoint.read(place).values() for place in places]  # none where the MLP was removed
+        write([float(tensor) for tensors in values for tensor in tensors or [0.0]])
+
+
+def _ernie(writer: Any, _: Reshaper, layout: Layout) -> None:
     writer.add_leading_dense_block_count([bool(target.experts) for target in layout.targets].index(True))
     writer.add_interleave_moe_layer_step(1)
-    writer.add_expert_shared_count(int(config.moe_num_shared_experts))
-    writer.add_expert_shared_feed_forward_length(int(config.moe_num_shared_experts * config.moe_intermediate_size))
+    writer.add_expert_shared_count(layout.shared)
+    writer.add_expert_shared_feed_forward_length(layout.shared * layout.targets[-1].width)
+
+
+def _hunyuan_moe(writer: Any, _: Reshaper, layout: Layout) -> None:
+    writer.add_expert_shared_feed_forward_length(layout.shared * layout.targets[-1].width)
 
 
 def _minimax(writer: Any, _: Reshaper, __: Layout) -> None:
@@ -108,6 +125,8 @@ WRITERS: dict[str, Callable[[Any, Reshaper, Layout], None]] = {
     **dict.fromkeys(("glm4moe", "deepseek2"), _shared_experts),
     "lfm2": _lfm2,
     "ernie4_5-moe": _ernie,
+    "hunyuan-moe": _hunyuan_moe,
     "minimax-m2": _minimax,
     "qwen2moe": _qwen2_moe,
+    "apertus": _xielu,
 }

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from darwinlm.export.gguf import places
-from darwinlm.export.gguf.features import EXPERTS, HYBRIDS, PERIODS, Features, read_features, refused
+from darwinlm.export.gguf.features import PERIODS, Features, read_features, refused
 from darwinlm.export.reshape import Reshaper, plain_sizes, rounded
 from darwinlm.export.sizes import BlockSizes
+from darwinlm.families.family import Family
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,13 @@ class Architecture:
         per_layer: Whether head counts and widths may differ between layers.
         skips_attention: Whether layers after the first may have no heads.
         unit_norms: Whether norm weights are stored with 1 added (Gemma).
+        layer_norms: Whether its norms are LayerNorms with biases (Nemotron).
         biases: Whether projections may have biases.
         frequencies: Whether it reads divisors of the rotary frequencies.
+        rounds: Whether models are exported though llama.cpp rounds the bounds of their rope scaling (yarn). The file is
+            then compared with the model of rounded bounds, and the difference between both models is reported.
         square: Whether query heads must fill the residual width.
+        own_head: Whether it reads an output projection even if that of the model is its embedding.
         places: Further names in the file, by names inside a block.
         referenced: Whether `reference.py` computes it. Otherwise the file is checked by llama.cpp alone, which must
         then be installed.
@@ -49,9 +54,12 @@ class Architecture:
     per_layer: bool = False
     skips_attention: bool = False
     unit_norms: bool = False
+    layer_norms: bool = False
     biases: bool = False
     frequencies: bool = False
+    rounds: bool = False
     square: bool = False
+    own_head: bool = False
     places: Mapping[str, str] = field(default_factory=dict)
     referenced: bool = True
 
@@ -76,7 +84,7 @@ STOCK = {
     "ernie4_5": LLAMA,
     "helium": LLAMA,
     "seed_oss": LLAMA,
-    "olmo2": Architecture("olmo2", square=True),
+    "olmo2": Architecture("olmo2", square=True, own_head=True),
     "exaone4": Architecture("exaone4", frequencies=True, square=True),
     "glm4": Architecture("glm4", whole_heads=False, fused_mlp=True, biases=True),
     "arcee": Architecture("arcee", permuted=True, frequencies=True),
@@ -93,9 +101,30 @@ STOCK = {
     ),
     "qwen2_moe": Architecture("qwen2moe", biases=True, square=True, places=places.QWEN2_MOE, referenced=False),
     "ernie4_5_moe": Architecture("ernie4_5-moe", places=places.ERNIE_MOE, referenced=False),
+    "hunyuan_v1_moe": Architecture("hunyuan-moe", places=places.HUNYUAN_MOE, referenced=False),
     "minimax_m2": Architecture("minimax-m2", whole_heads=False, places=places.MINIMAX, referenced=False),
     "olmoe": Architecture("olmoe", square=True, referenced=False),
-    "glm4_moe_lite": Architecture("deepseek2", places=places.DEEPSEEK2, referenced=False),
+    **dict.fromkeys(
+        ("deepseek_v2", "deepseek_v3", "glm4_moe_lite"),
+        Architecture("deepseek2", places=places.DEEPSEEK2, referenced=False),
+    ),
+    "gpt_oss": Architecture(
+        "gpt-oss", biases=True, rounds=True, own_head=True, places=places.GPT_OSS, referenced=False
+    ),
+    "nemotron": Architecture(
+        "nemotron",
+        whole_heads=False,
+        unit_norms=True,
+        layer_norms=True,
+        biases=True,
+        square=True,
+        own_head=True,
+        referenced=False,
+    ),
+    "hunyuan_v1_dense": Architecture("hunyuan-dense", referenced=False),
+    "apertus": Architecture("apertus", frequencies=True, own_head=True, referenced=False),
+    "olmo3": Architecture("olmo2", square=True, own_head=True, referenced=False),
+    "glm": LLAMA,
     "lfm2": Architecture("lfm2", square=True, places=places.LFM2, referenced=False),
     "granitemoehybrid": Architecture(
         "granitehybrid", permuted=True, biases=True, places=places.GRANITE_HYBRID, referenced=False
@@ -108,24 +137,11 @@ STOCK = {
 """Architecture of a model with equal layers, by `Family.key`."""
 TIED = ("qwen3",)
 """Families with an architecture for unequal layers that requires a tied output."""
-LIKE_LLAMA = ("llama", "mistral", "qwen2", "granite", "phi3", "ministral3", "ernie4_5", "helium", "seed_oss")
+LIKE_LLAMA = ("llama", "mistral", "qwen2", "granite", "phi3", "ministral3", "ernie4_5", "helium", "seed_oss", "glm")
 """Families whose blocks are equivalent to Llama's after rearranging tensors."""
 
 UNKNOWN = {
     "vaultgemma": "llama.cpp has no architecture for this family",
-    "apertus": "its MLPs use xielu, and the export doesn't write its parameters yet",
-    "nemotron": "its norms are LayerNorms, which the export doesn't support yet",
-    **dict.fromkeys(
-        ("hunyuan_v1_dense", "hunyuan_v1_moe"),
-        "it norms queries and keys after the rotary embedding, which the export doesn't support yet",
-    ),
-    **dict.fromkeys(
-        ("deepseek_v2", "deepseek_v3"),
-        "its rope scaling (yarn) also scales the scores of its attention, which the export doesn't write yet",
-    ),
-    "gpt_oss": "llama.cpp rounds the bounds of its rope scaling (yarn), and transformers doesn't",
-    "glm": "its fused projections need a separate architecture, which the export doesn't support yet",
-    "olmo3": "llama.cpp scales the rotary embedding of some layers only, which the export doesn't support yet",
 }
 """Reasons for families without an architecture."""
 
@@ -140,6 +156,7 @@ class Layout:
         features: Further features that the keys describe.
         notes: Padded, omitted or expanded parts, for the user.
         scaled: Multipliers of Granite that are folded into the weights.
+        shared: Width of the shared experts as a multiple of that of the others; zeros fill it up.
     """
 
     architecture: Architecture
@@ -147,6 +164,7 @@ class Layout:
     features: Features
     notes: tuple[str, ...]
     scaled: bool = False
+    shared: int = 0
 
 
 def choose_layout(reshaper: Reshaper, *, mlp_multiple: int = 32) -> Layout:
@@ -164,12 +182,14 @@ def choose_layout(reshaper: Reshaper, *, mlp_multiple: int = 32) -> Layout:
         raise refused(family, UNKNOWN[family])
     columns = max(map(reshaper.columns_of, range(reshaper.checkpoint.n_blocks)))
     features = read_features(reshaper.family.model_type, config, columns)
+    if STOCK[family].rounds:
+        features = replace(features, rope=features.rope.with_rounded_bounds())
     keep = reshaper.family.tail is not None
     kept = [plain_sizes(sizes) for sizes in reshaper.sizes if keep or not sizes.empty]
     if not kept:
         raise refused(family, "all blocks are empty")
     why = _unfit(reshaper, kept, features)
-    architecture = STOCK[family] if why is None else _unequal(family, config, features, why)
+    architecture = STOCK[family] if why is None else _unequal(reshaper.family, config, features, why)
     notes = [
         f"block {sizes.block}: every query head gets a copy of its KV head ({sizes.groups} → {sizes.heads} KV heads)"
         for sizes in reshaper.sizes
@@ -181,7 +201,8 @@ def choose_layout(reshaper: Reshaper, *, mlp_multiple: int = 32) -> Layout:
     targets = [_padded(sizes, architecture, first=i == 0, multiple=mlp_multiple) for i, sizes in enumerate(kept)]
     notes += _pad_notes(kept, targets)
     scaled = family == "granite" and architecture is DECI
-    return Layout(architecture, tuple(targets), features, (*notes, *features.notes), scaled)
+    shared = max(_shared_multiple(reshaper, target) for target in targets)
+    return Layout(architecture, tuple(targets), features, (*notes, *features.notes), scaled, shared)
 
 
 def _unfit(reshaper: Reshaper, kept: Sequence[BlockSizes], features: Features) -> str | None:
@@ -190,8 +211,8 @@ def _unfit(reshaper: Reshaper, kept: Sequence[BlockSizes], features: Features) -
     if stock.per_layer:
         unlike = reshaper.family.mlp.experts is not None and len({(each.width, each.experts) for each in kept}) > 1
         return "its layers differ" if unlike else None
-    if differ(kept) or _odd_shared(reshaper, kept):
-        return "its layers differ" if differ(kept) else "its shared experts aren't a multiple as wide as the others"
+    if differ(kept):
+        return "its layers differ"
     if stock.square and max(sizes.heads for sizes in kept) * reshaper.columns != reshaper.checkpoint.config.hidden_size:
         return "its heads don't fill the hidden size"
     if (family == "smollm3" or family in PERIODS or reshaper.family.mixer) and len(kept) < len(reshaper.sizes):
@@ -201,14 +222,15 @@ def _unfit(reshaper: Reshaper, kept: Sequence[BlockSizes], features: Features) -
     return None
 
 
-def _odd_shared(reshaper: Reshaper, kept: Sequence[BlockSizes]) -> bool:
-    """Whether shared experts don't have the width that follows from that of the other experts."""
+def _shared_multiple(reshaper: Reshaper, target: BlockSizes) -> int:
+    """The smallest multiple of the width of a block's experts that its shared experts fit into; 0 without any."""
     experts, config = reshaper.family.mlp.experts, reshaper.checkpoint.config
     multiple = None if experts is None else experts.multiple(config)
-    if multiple is None:
-        return False
-    own = {getattr(config.per_layer_config[sizes.block], "shared_expert_width", None) for sizes in kept}
-    return bool(own - {None, kept[-1].width * multiple})
+    if multiple is None or not target.experts:
+        return 0
+    usual = reshaper.sizes[target.block].width * multiple
+    width = getattr(config.per_layer_config[target.block], "shared_expert_width", None) or usual
+    return -(-int(width) // target.width)
 
 
 def differ(kept: Sequence[BlockSizes]) -> bool:
@@ -249,10 +271,17 @@ def _blocks(blocks: Sequence[int]) -> str:
     return f"block{'s' if len(blocks) > 1 else ''} {', '.join(map(str, blocks))}"
 
 
-def _unequal(family: str, config: Any, features: Features, why: str) -> Architecture:
+def _unequal(named: Family, config: Any, features: Features, why: str) -> Architecture:
+    family = named.key
     if family in LIKE_LLAMA:
         return DECI
-    if family in EXPERTS:
+    if features.rope.per_frequency and family not in TIED and not STOCK[family].frequencies:
+        kind = features.rope.kind
+        raise refused(
+            family,
+            f"its rope scaling of the type {kind} has a divisor for every frequency, which its architecture ignores",
+        )
+    if named.mlp.experts is not None:
         raise refused(family, f"{why}, and in llama.cpp all blocks have the same number of experts, of the same width")
     if family in TIED:
         if not config.tie_word_embeddings:
@@ -268,6 +297,6 @@ def _unequal(family: str, config: Any, features: Features, why: str) -> Architec
                 "normed queries and keys reads",
             )
         return OPENELM
-    if family in HYBRIDS:
+    if named.mixer is not None:
         raise refused(family, f"{why}, and in llama.cpp all blocks of this family have the same sizes")
     raise refused(family, f"{why}, and no architecture with sizes per layer supports this family's blocks")

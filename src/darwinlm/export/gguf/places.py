@@ -77,6 +77,10 @@ ERNIE_MOE: Mapping[str, str] = {
     "mlp.gate.moe_statics.e_score_correction_bias": "exp_probs_b.bias",
     **{name: place for name, place in GLM4_MOE.items() if ".shared_experts." in name},
 }
+HUNYUAN_MOE: Mapping[str, str] = {
+    "mlp.gate.wg.weight": "ffn_gate_inp.weight",
+    **{f"mlp.shared_mlp.{part}_proj.weight": f"ffn_{part}_shexp.weight" for part in ("gate", "up", "down")},
+}
 MINIMAX: Mapping[str, str] = {"mlp.e_score_correction_bias": "exp_probs_b.bias"}
 QWEN2_MOE: Mapping[str, str] = {name: place for name, place in QWEN3_5_MOE.items() if name.startswith("mlp.")}
 DEEPSEEK2: Mapping[str, str] = {
@@ -87,8 +91,15 @@ DEEPSEEK2: Mapping[str, str] = {
     "self_attn.q_b_proj.weight": "attn_q_b.weight",
     "self_attn.kv_a_proj_with_mqa.weight": "attn_kv_a_mqa.weight",
     "self_attn.kv_a_layernorm.weight": "attn_kv_a_norm.weight",
-    "self_attn.kv_b_proj.weight": "attn_kv_b.weight",
+    "self_attn.k_b_proj.weight": "attn_k_b.weight",
+    "self_attn.v_b_proj.weight": "attn_v_b.weight",
 }
+GPT_OSS: Mapping[str, str] = {
+    "self_attn.sinks": "attn_sinks.weight",
+    "post_attention_layernorm.weight": "post_attention_norm.weight",
+}
+XIELU = tuple(f"mlp.act_fn.{name}" for name in ("alpha_n", "alpha_p", "beta", "eps"))
+"""Parameters of Apertus' activation, which are keys of the file."""
 LFM2: Mapping[str, str] = {
     "self_attn.q_layernorm.weight": "attn_q_norm.weight",
     "self_attn.k_layernorm.weight": "attn_k_norm.weight",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -38,6 +38,9 @@ class Rope:
         turned: Number of rotated columns of a head, from the first on.
         columns: Columns of a head.
         attention: Factor on cosines and sines.
+        scores: Factor on the scores of an attention with compressed keys and values, whose scale llama.cpp derives
+            from the scaling too; None with plain keys and values.
+        rounded: Whether the bounds of yarn's ramp are those of the model rounded, since llama.cpp can't do otherwise.
         values: Fields of the configuration.
     """
 
@@ -46,6 +49,8 @@ class Rope:
     turned: int
     columns: int
     attention: float = 1.0
+    scores: float | None = None
+    rounded: bool = False
     values: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -59,17 +64,31 @@ class Rope:
         return _yarn_bounds(self.values) == (FAST, SLOW) and bool(self.values.get("truncate", True))
 
     @property
+    def score_multiplier(self) -> float:
+        """The w with which (attention · (1 + w · ln(factor)))² is the factor on scores of yarn; 0 if they have none."""
+        factor = float(self.values.get("factor", 1.0))
+        if self.kind != "yarn" or self.scores is None or factor <= 1:
+            return 0.0
+        return (math.sqrt(self.scores) / self.attention - 1) / math.log(factor)
+
+    def with_rounded_bounds(self) -> Rope:
+        """The same with rounded bounds of yarn's ramp, if it has others."""
+        truncated = replace(self, rounded=True, values={**self.values, "truncate": True})
+        return truncated if self.kind == "yarn" and not self.plain_yarn and truncated.plain_yarn else self
+
+    @property
     def original(self) -> int:
         """Original context length of the model (yarn and longrope)."""
         return int(self.values["original_max_position_embeddings"])
 
 
-def read_rope(config: Any, columns: int) -> Rope:
+def read_rope(config: Any, columns: int, *, one_base: bool = False) -> Rope:
     """Read the rotary embedding from a configuration of transformers.
 
     Args:
         config: Configuration of the model.
         columns: Columns of a head.
+        one_base: Whether llama.cpp rotates sliding layers with the base of the others, without their scaling (OLMo 3).
 
     Raises:
         UnknownRopeError: Llama.cpp doesn't support it.
@@ -78,27 +97,33 @@ def read_rope(config: Any, columns: int) -> Rope:
     if "full_attention" in rope:
         sliding, any_base = rope.get("sliding_attention") or {}, rope["full_attention"]["rope_type"] == "proportional"
         base = float(sliding.get("rope_theta", SLIDING_BASE))
-        if sliding.get("rope_type", "default") != "default" or not (any_base or base == SLIDING_BASE):
+        known = float(rope["full_attention"]["rope_theta"]) if one_base else SLIDING_BASE
+        if sliding.get("rope_type", "default") != "default" or not (any_base or base == known):
             raise UnknownRopeError(
-                f"its sliding layers have a rotary embedding other than the default one of base {SLIDING_BASE:.0f}"
+                f"its sliding layers have a rotary embedding other than the default one of base {known:.0f}"
             )
         rope = dict(rope["full_attention"])
         if rope.get("rope_type") == "proportional":
             return Rope("proportional", float(rope["rope_theta"]), columns, columns, values=rope)
-        if rope.get("rope_type", "default") not in ("default", "linear"):
+        if rope.get("rope_type", "default") not in ("default", "linear", *(("yarn",) if one_base else ())):
             raise UnknownRopeError(f"its rope scaling is of the type {rope['rope_type']}")
     kind = str(rope.get("rope_type", "default"))
     if kind not in KINDS:
         raise UnknownRopeError(f"its rope scaling is of the type {kind}")
     share = rope.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", None))
     turned = int(columns * (1.0 if share is None else float(share)))
-    attention = 1.0
+    base, attention = float(rope.get("rope_theta", 10000.0)), 1.0
+    scores = 1.0 if getattr(config, "kv_lora_rank", None) else None
     if kind == "yarn":
         attention = _yarn_attention(rope)
+        if scores and rope.get("mscale_all_dim"):
+            scores = _magnitude(float(rope["factor"]), rope["mscale_all_dim"]) ** 2
+    if kind == "dynamic" and rope.get("alpha"):  # Hunyuan: a larger base from the first token on
+        kind, base = "default", base * float(rope["alpha"]) ** (columns / (columns - 2))
     if kind == "longrope":
         rope.setdefault("original_max_position_embeddings", getattr(config, "original_max_position_embeddings", None))
         attention = _long_attention(rope, int(config.max_position_embeddings))
-    return Rope(kind, float(rope.get("rope_theta", 10000.0)), turned, columns, attention, rope)
+    return Rope(kind, base, turned, columns, attention, scores, values=rope)
 
 
 def _yarn_attention(rope: Mapping[str, Any]) -> float:
@@ -146,7 +171,13 @@ def write_rope(writer: Any, rope: Rope, *, whole_heads: bool) -> None:
         writer.add_rope_scaling_type(RopeScalingType.YARN)
         writer.add_rope_scaling_factor(factor)
         writer.add_rope_scaling_orig_ctx_len(rope.original)
-        writer.add_rope_scaling_attn_factors(rope.attention / _magnitude(factor, 1.0))  # llama.cpp multiplies by it
+        # llama.cpp multiplies cosines by a factor that follows from the scaling. With a multiplier w in the file it
+        # doesn't, but multiplies scores by the square of 1 + w · ln(factor).
+        multiplier = rope.score_multiplier
+        assumed = 1.0 if multiplier else _magnitude(factor, 1.0)
+        writer.add_rope_scaling_attn_factors(rope.attention / assumed)
+        if multiplier:
+            writer.add_rope_scaling_yarn_log_mul(multiplier)
     elif rope.kind == "longrope":
         writer.add_rope_scaling_type(RopeScalingType.LONGROPE)
         writer.add_rope_scaling_orig_ctx_len(rope.original)

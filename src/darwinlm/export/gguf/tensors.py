@@ -17,14 +17,18 @@ from darwinlm.export.gguf.layout import Layout
 from darwinlm.export.gguf.rope import rope_tensors
 from darwinlm.export.reshape import Reshaper
 from darwinlm.export.sizes import BlockSizes, Tensors, split_rows
-from darwinlm.families.expert_tensors import row_axis
+from darwinlm.families.expert_tensors import by_rows, row_axis
 from darwinlm.families.family import Attention, Mlp, RowUnit
 from darwinlm.families.shapes import row_segments
 
-NORMS = {"q_norm": "attn_q_norm", "k_norm": "attn_k_norm"}
+NORMS = {
+    **{f"{name}_norm": f"attn_{name}_norm" for name in "qk"},
+    "query_layernorm": "attn_q_norm",
+    "key_layernorm": "attn_k_norm",
+}
 PARTS = ("attn_q", "attn_k", "attn_v")
 MLP_PARTS = ("ffn_gate", "ffn_up")
-NEIGHBOURS = ("ernie4_5", "glm4", "helium")
+NEIGHBOURS = ("ernie4_5", "glm", "glm4", "helium")
 """Families that also pair neighbouring columns in transformers, so that their rows keep their order."""
 LARGE = {46: "gemma2", 62: "gemma3"}
 """Numbers of blocks by which llama.cpp recognises Gemma 27B, whose scores it scales differently."""
@@ -65,7 +69,7 @@ def _outside(reshaper: Reshaper, layout: Layout) -> Iterator[tuple[str, Tensor]]
     """Embedding, final norm and head."""
     names = {
         f"{reshaper.family.embedding}.weight": "token_embd.weight",
-        f"{reshaper.family.final_norm}.weight": "output_norm.weight",
+        **{f"{reshaper.family.final_norm}.{leaf}": f"output_norm.{leaf}" for leaf in ("weight", "bias")},
         f"{reshaper.family.head}.weight": "output.weight",
     }
     config = reshaper.checkpoint.config
@@ -83,9 +87,11 @@ def _outside(reshaper: Reshaper, layout: Layout) -> Iterator[tuple[str, Tensor]]
                 "token_embd_norm.weight" if layout.architecture.name == "lfm2" else place,
                 _norm(tensor.float(), layout),
             )
+        elif place == "output_norm.bias":
+            yield place, tensor.float()
         elif place == "token_embd.weight":
             yield place, tensor.float() * embedding
-            if tied and layout.scaled:
+            if tied and (layout.scaled or layout.architecture.own_head):
                 yield "output.weight", tensor.float() * head
         elif not tied:
             yield place, tensor.float() * head
@@ -96,15 +102,20 @@ def block_tensors(reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Ten
     known_places = _places(reshaper)
     tensors: Tensors = {}
     for name, raw in _separate(reshaper, layout, target).items():
+        if name in places.XIELU:
+            continue
         if (place := layout.architecture.places.get(name)) is not None:
             tensors[place] = _further(raw.float(), name, reshaper, layout)
+            if place.endswith("_shexp.weight") and layout.shared:
+                tensors[place] = _filled(tensors[place], layout.shared * target.width, int("down" in place))
             continue
         owner, _, leaf = name.rpartition(".")
         known = name in known_places
         if (not known and owner not in known_places) or (leaf == "bias" and not layout.architecture.biases):
             raise _no_place(f"{reshaper.checkpoint.block_prefix(target.block)}{name}", layout)
         place = known_places[name if known else owner]
-        tensors[f"{place}.{'weight' if known else leaf}"] = _arranged(raw.float(), place, reshaper, layout, target)
+        leaf = "weight" if known else leaf
+        tensors[f"{place}.{leaf}"] = _arranged(raw.float(), place, leaf, reshaper, layout, target)
     if layout.architecture.fused:
         tensors = _joined(tensors, PARTS, "attn_qkv", layout)
     return _joined(tensors, MLP_PARTS, "ffn_up", layout) if layout.architecture.fused_mlp else tensors
@@ -150,7 +161,9 @@ def _separate(reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Tensors
         "key_value": target.groups * reshaper.columns_of(target.block),
         "channel": target.width,
     }
-    tensors, further = dict(reshaper.block(target)), layout.architecture.places
+    stored_block = _split_latent(reshaper.block(target), reshaper.checkpoint.config)
+    tensors = {name: by_rows(mlp, name.removeprefix(mlp.prefix), each) for name, each in stored_block.items()}
+    further = () if mlp.name else layout.architecture.places
     fused = "" if mlp.name or mlp.experts is None else f"{mlp.experts.shared}.{mlp.inputs[0]}.weight"
     if fused in tensors and len(set(mlp.inputs)) < len(mlp.inputs):  # of an MLP beside experts
         owner = fused.partition(".")[0]
@@ -158,20 +171,33 @@ def _separate(reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Tensors
         tensors |= {f"{owner}.{part}.weight": half for part, half in halves}
     for part, holder, stored, names in projections:
         for name in [name for name in tensors if name.startswith(holder + ".") and name not in further]:
+            inside, tensor = name.removeprefix(part.prefix), tensors.pop(name)
             inner, dot, leaf = name.removeprefix(holder + ".").partition(".")
+            if inner.endswith("_bias") and holder != mlp.name:  # of experts
+                inner, dot, leaf = inner.removesuffix("_bias"), ".", "bias"
             places = [i for i, each in enumerate(stored) if each == inner]
-            if places:
-                inside = name.removeprefix(part.prefix)
-                segments = row_segments(part, inside)
-                pieces = split_rows(tensors.pop(name), segments, sizes, row_axis(part, inside))
-                tensors |= {f"{holder}.{names[i]}{dot}{leaf}": piece for i, piece in zip(places, pieces, strict=True)}
+            segments = row_segments(part, inside)
+            pieces = split_rows(tensor, segments, sizes, row_axis(part, inside)) if places else [tensor]
+            parts = [names[i] for i in places] or [inner]
+            tensors |= {f"{holder}.{each}{dot}{leaf}": piece for each, piece in zip(parts, pieces, strict=True)}
     return tensors
 
 
-def _arranged(tensor: Tensor, place: str, reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Tensor:
+def _split_latent(tensors: Tensors, config: Any) -> Tensors:
+    """A block's tensors with the projection from a latent [r] to heads split: keys [n, r, h] and values [n, h, r]."""
+    name = "self_attn.kv_b_proj.weight"
+    if name not in tensors:
+        return dict(tensors)
+    by_head = tensors[name].view(config.num_attention_heads, -1, config.kv_lora_rank)
+    keys, values = torch.split(by_head, [config.qk_nope_head_dim, config.v_head_dim], 1)
+    rest = {other: tensor for other, tensor in tensors.items() if other != name}
+    return rest | {"self_attn.k_b_proj.weight": keys.mT, "self_attn.v_b_proj.weight": values}
+
+
+def _arranged(tensor: Tensor, place: str, leaf: str, reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Tensor:
     """One tensor of a block, rearranged for the architecture."""
     config, rope = reshaper.checkpoint.config, layout.features.rope
-    if place.endswith("_norm"):
+    if place.endswith("_norm") and leaf != "bias":
         tensor = _norm(tensor, layout)
     if place == "attn_q_norm" and layout.architecture.name == "gemma3":
         return tensor * _score_scale(reshaper, layout)
@@ -210,6 +236,13 @@ def _further(tensor: Tensor, name: str, reshaper: Reshaper, layout: Layout) -> T
         tensor = _norm(tensor, layout)
     tiled = name.startswith("linear_attn.") and layout.architecture.name != "qwen3next"
     return _tiled(tensor, leaf, reshaper.checkpoint.config) if tiled else tensor
+
+
+def _filled(tensor: Tensor, size: int, axis: int) -> Tensor:
+    """The tensor with zeros up to a size along an axis."""
+    shape = list(tensor.shape)
+    shape[axis] = size - shape[axis]
+    return torch.cat([tensor, tensor.new_zeros(shape)], axis)
 
 
 def _tiled(tensor: Tensor, leaf: str, config: Any) -> Tensor:

@@ -38,10 +38,8 @@ class TokenizerKeys:
 def read_tokenizer(folder: Path, tokenizer: Any, vocabulary: int) -> TokenizerKeys:
     """Describe the tokenizer of a model folder.
 
-    The list of tokens is padded to `vocabulary`, the number of rows of the embedding.
-
-    Raises:
-        ExportError: Llama.cpp has no tokenizer of this kind.
+    The list of tokens is padded to `vocabulary`, the number of rows of the embedding. Raises ExportError if llama.cpp
+    has no tokenizer of this kind.
     """
     path = folder / "tokenizer.json"
     if path.is_file():
@@ -168,10 +166,9 @@ def _pre_name(steps: list[dict[str, Any]], folder: Path, *, ignores_merges: bool
         return PLAIN
     if kinds == ["Digits", "ByteLevel"] and steps[0]["individual_digits"] and steps[1].get("use_regex", True):
         return DIGITS
-    if kinds == ["Split", "ByteLevel"] and not steps[1].get("use_regex", True):
-        pattern = steps[0]["pattern"].get("Regex", "")
-        if pattern in PATTERNS:
-            name = PATTERNS[pattern]
+    if set(kinds[:-1]) == {"Split"} and kinds[-1] == "ByteLevel" and not steps[-1].get("use_regex", True):
+        name = PATTERNS.get(tuple(step["pattern"].get("Regex", "") for step in steps[:-1]), "")
+        if name:
             return name if ignores_merges else MERGED.get(name, name)
     raise _unknown(folder, f"its pre-tokenizer ({' + '.join(kinds)}) isn't known in llama.cpp")
 

@@ -50,6 +50,9 @@ def check_rows(reshaper: Reshaper, layout: Layout, quantisation: str) -> None:
     if quantisation in ("f32", "f16", "bf16"):
         return
     lengths = {"every matrix that reads the residual stream": int(reshaper.checkpoint.config.hidden_size)}
+    for name in ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim"):
+        if length := getattr(reshaper.checkpoint.config, name, None):
+            lengths[f"a matrix of its compressed attention ({name})"] = int(length)
     for target in layout.targets:
         lengths |= {f"block {target.block}'s attention output": target.heads * reshaper.columns_of(target.block)}
         lengths |= {f"block {target.block}'s MLP output": target.width}
@@ -93,7 +96,7 @@ def write_gguf(path: Path, reshaper: Reshaper, layout: Layout, tokenizer: Tokeni
 
 
 def _type(name: str, tensor: Tensor, quantisation: str) -> str:
-    if tensor.ndim == 1 or name.endswith(ROUTER) or any(part in name for part in EXACT):
+    if tensor.ndim == 1 or name.endswith((ROUTER, ".bias")) or any(part in name for part in EXACT):
         return "F32"
     if quantisation == "q4_0" and not name.startswith("blk."):
         return "Q8_0"  # embedding and head are the most sensitive to rounding
@@ -130,12 +133,14 @@ def _write_keys(writer: Any, reshaper: Reshaper, layout: Layout, file_types: Any
     writer.add_block_count(len(layout.targets))
     writer.add_feed_forward_length(widths[0] if uniform else widths)
     writer.add_head_count(heads[full] if uniform else heads)
-    writer.add_head_count_kv(groups[full] if uniform and not reads else groups)
     columns = max(reshaper.columns_of(target.block) for target in layout.targets)
-    latent = bool(getattr(config, "kv_lora_rank", None))  # then keys and values differ in size
-    writer.add_key_length(config.qk_nope_head_dim + config.qk_rope_head_dim if latent else columns)
-    writer.add_value_length(config.v_head_dim if latent else columns)
-    writer.add_layer_norm_rms_eps(float(getattr(config, "rms_norm_eps", None) or config.norm_eps))
+    latent = int(getattr(config, "kv_lora_rank", None) or 0)  # then all heads share a key, part of which is the value
+    group = 1 if latent else groups[full]
+    writer.add_head_count_kv(group if uniform and not reads else groups)
+    writer.add_key_length(latent + columns)
+    writer.add_value_length(latent or columns)
+    add_eps = writer.add_layer_norm_eps if layout.architecture.layer_norms else writer.add_layer_norm_rms_eps
+    add_eps(float(getattr(config, "rms_norm_eps", None) or config.norm_eps))
     write_further(writer, reshaper, layout)
     write_rope(writer, features.rope, whole_heads=layout.architecture.whole_heads)
     if name in ("granite", "granitehybrid"):

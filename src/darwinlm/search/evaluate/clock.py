@@ -11,13 +11,7 @@ from darwinlm.errors import TimeLimitError
 
 @dataclass
 class Clock:
-    """Wall-clock time of a search.
-
-    Attributes:
-        limit: Maximum duration of the search in seconds.
-        before: Seconds used before an interruption.
-        begun: Start of this process on the monotonic clock.
-    """
+    """Wall-clock time of a search in seconds, with those `before` an interruption, and its limit."""
 
     limit: float = math.inf
     before: float = 0.0

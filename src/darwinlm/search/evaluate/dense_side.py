@@ -44,13 +44,7 @@ FEWEST = 256
 
 @dataclass(frozen=True)
 class LinearHead:
-    """Logits that are a linear function of the head's input.
-
-    Attributes:
-        weight: [v, m].
-        bias: [v].
-        scale: Factor on the logits.
-    """
+    """Logits that are a linear function of the head's input: weight [v, m], bias [v], and a factor on them."""
 
     weight: Tensor
     bias: Tensor | None

@@ -73,10 +73,7 @@ class Fitness:
                 self._dense.append(ExpectedRows(self.decoder, head, hidden))
 
     def set_base(self, allocation: Allocation | None) -> None:
-        """Keep the block inputs of this allocation, so that candidates near it are cheap.
-
-        None keeps no block's inputs.
-        """
+        """Keep the block inputs of this allocation, so that candidates near it are cheap; None keeps nothing."""
         if allocation != self._base:
             self._base = allocation
             # The input of the first block is the same for all.
@@ -102,8 +99,7 @@ class Fitness:
     def kl(self, allocation: Allocation, n_tokens: int) -> float:
         """Mean KL over the first `n_tokens` fitness tokens, rounded up to whole sequences.
 
-        Raises:
-            NumericsError: The candidate's logits aren't finite.
+        Raises NumericsError if the candidate's logits aren't finite.
         """
         mean = self.kls([allocation], n_tokens)[0]
         if math.isinf(mean):
@@ -119,8 +115,7 @@ class Fitness:
     def kl_on(self, allocations: Sequence[Allocation], window: Window) -> list[float]:
         """Mean KL of each candidate over a window; infinite where its logits aren't finite.
 
-        Raises:
-            TimeLimitError: The clock's limit has passed.
+        Raises TimeLimitError if the clock's limit has passed.
         """
         wanted = range(*window)
         missing = [each for each in dict.fromkeys(allocations) if not self._known.get(each, {}).keys() >= {*wanted}]

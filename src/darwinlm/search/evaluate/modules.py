@@ -33,7 +33,8 @@ class PlacedModules:
         self.current: list[int] = list(space.dense)
         self._reserved = 0
         self._small: Bounded[tuple[int, int], nn.Module] = Bounded(
-            _bytes, room_on(decoder.device, SHARE, lambda: self._reserved)
+            lambda module: sum(tensor.nbytes for tensor in module.parameters()),
+            room_on(decoder.device, SHARE, lambda: self._reserved),
         )
         self._dense_weights: HostCopy | None = None
 
@@ -95,7 +96,3 @@ class PlacedModules:
             for weight, shape in zip(weights, shapes, strict=True):
                 weight.data = weight.data.new_empty(shape)
             self._dense_weights.copy_to(weights)
-
-
-def _bytes(module: nn.Module) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in module.parameters())

@@ -48,13 +48,9 @@ class LowRank(nn.Module):
 
 @dataclass(frozen=True)
 class Parked:
-    """State of a student in main memory: 12 bytes per weight.
+    """State of a student in main memory, 12 bytes per weight: master weights, first and second moments.
 
-    Attributes:
-        tensors: Master weights, first moments, second moments.
-        updates: AdamW's number of updates of each weight.
-        steps: Number of finished steps.
-        rounds: Number of finished rounds of training text.
+    `updates` is AdamW's number of updates of each weight; steps and rounds of training text are finished ones.
     """
 
     tensors: HostCopy
@@ -66,12 +62,8 @@ class Parked:
 class Student:
     """A copy of one candidate's modules, with master weights and an optimiser.
 
-    The modules of the candidate, in the order of the allocation, are not changed.
-
-    Attributes:
-        working: Weights of the passes.
-        steps: Number of finished steps.
-        rounds: Number of finished rounds of training text.
+    The modules of the candidate, in the order of the allocation, are not changed. `working` are the weights of the
+    passes.
     """
 
     def __init__(self, modules: Iterable[nn.Module], settings: TrainingSettings) -> None:

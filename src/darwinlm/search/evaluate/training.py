@@ -101,7 +101,11 @@ class CandidateTrainer:
             if own:
                 self._read_dense()
             for group in [[each] for each in own] if self._alone else [own]:
-                students = [self._student(each) for each in group]
+                students = [
+                    self._students.get(each)
+                    or Student((self.placed.module(i, level) for i, level in enumerate(each)), self.settings)
+                    for each in group
+                ]
                 with self._room_for(students):
                     self._train(group, students)
                     for candidate, student in zip(group, students, strict=True):
@@ -128,11 +132,6 @@ class CandidateTrainer:
             self._rounds = []
 
     # ------------------------------------------------------------------------------------------------------- states
-
-    def _student(self, allocation: Allocation) -> Student:
-        if allocation in self._students:
-            return self._students[allocation]
-        return Student((self.placed.module(i, level) for i, level in enumerate(allocation)), self.settings)
 
     def _room_for(self, students: Sequence[Student]) -> AbstractContextManager[None]:
         """Move the dense modules to main memory if a candidate in training doesn't fit beside them."""

@@ -78,10 +78,8 @@ class Guide:
 class Offspring:
     """The children of one generation.
 
-    Attributes:
-        children: New allocations.
-        slopes: First-order losses around the parent, averaged over windows; empty without a guide.
-        window: Window on which the first stage evaluates children; None takes the beginning of the text.
+    Slopes are first-order losses around the parent, averaged over windows; empty without a guide. The first stage
+    evaluates children on the window; None takes the beginning of the text.
     """
 
     children: list[Allocation]
@@ -127,7 +125,12 @@ def evolve(
         clock.before = state.seconds
         fitness.remember(state.parent, state.parent_losses)
     else:
-        state = _first_state(fitness, start(), settings.stages[-1].tokens, clock)
+        first = start()
+        fitness.set_base(None)
+        kl = fitness.kl(first, settings.stages[-1].tokens)
+        seconds = parallel.broadcast(clock.seconds)
+        entry = Generation(0, kl, improved=False, moved=0, evaluations=fitness.evaluations, seconds=seconds)
+        state = SearchState(first, kl, fitness.losses(first), seen=[first], seconds=seconds, history=[entry])
         if parallel.is_main():
             state.save(state_file)
     fitness.clock = clock
@@ -153,15 +156,6 @@ def evolve(
             state.save(state_file)
     fitness.clock = None
     return state
-
-
-def _first_state(fitness: Fitness, first: Allocation, n_tokens: int, clock: Clock) -> SearchState:
-    """The state at the first parent."""
-    fitness.set_base(None)
-    kl = fitness.kl(first, n_tokens)
-    seconds = parallel.broadcast(clock.seconds)
-    entry = Generation(0, kl, improved=False, moved=0, evaluations=fitness.evaluations, seconds=seconds)
-    return SearchState(first, kl, fitness.losses(first), seen=[first], seconds=seconds, history=[entry])
 
 
 def _generation(

@@ -17,15 +17,10 @@ from darwinlm.search.problem.space import Allocation
 
 @dataclass
 class Generation:
-    """One entry of the history.
+    """One entry of the history; the start has the number 0.
 
-    Attributes:
-        number: 0 for the start.
-        kl: Loss of the best allocation on the tokens of the last stage.
-        improved: Whether it beat its parent.
-        moved: Number of modules whose level changed.
-        evaluations: Number of candidates evaluated so far.
-        seconds: Wall-clock time so far.
+    KL is that of the best allocation on the tokens of the last stage; the levels of `moved` modules changed.
+    Evaluations and seconds are those so far.
     """
 
     number: int
@@ -44,9 +39,7 @@ class SearchState:
         parent: Best allocation so far.
         kl: Loss of the parent on the tokens of the last stage.
         parent_losses: Sum of its KL over each fitness sequence.
-        done: Number of finished generations.
         misses: Generations without improvement minus later ones with one; at least 0.
-        seconds: Wall-clock time used.
         seen: All candidates so far, the first parent first.
         slopes: First-order losses around the parent, averaged over all windows so far.
         observations: Change of the loss of each child, on the largest text on which it was evaluated.
@@ -74,10 +67,8 @@ class SearchState:
     def load(cls, path: Path, costs: Sequence[Sequence[int]]) -> SearchState:
         """Read what `save` wrote.
 
-        Allocations and slopes must have the shapes of `costs`.
-
-        Raises:
-            ArtifactError: The file can't be read, or holds another search's state.
+        Allocations and slopes must have the shapes of `costs`. Raises ArtifactError if the file can't be read, or holds
+        another search's state.
         """
         try:
             state = TypeAdapter(cls).validate_python(read_json(path))

@@ -79,7 +79,10 @@ class Gradients:
             ]
             with parallel.agree():
                 mine = parallel.mine(pieces)
-                self._run_dense(mine)
+                missing = [piece for piece in mine if piece not in self._dense]
+                if missing:
+                    self.placed.apply(self.placed.space.dense)
+                    self._dense |= {piece: self._inputs(self.tokens[slice(*piece)])[0][-1] for piece in missing}
                 self.placed.apply(allocation)
                 by_piece: dict[Window, Tensor] = {}
                 for piece in mine:
@@ -96,13 +99,6 @@ class Gradients:
             split = torch.split(total / n_tokens, [len(module.levels) for module in self.placed.space.modules])
             self._last = allocation, window, [row.tolist() for row in split]
         return self._last[2]
-
-    def _run_dense(self, pieces: Sequence[Window]) -> None:
-        """Compute and keep the dense model's residual stream after the last block."""
-        missing = [piece for piece in pieces if piece not in self._dense]
-        if missing:
-            self.placed.apply(self.placed.space.dense)
-            self._dense |= {piece: self._inputs(self.tokens[slice(*piece)])[0][-1] for piece in missing}
 
     @torch.no_grad()
     def _inputs(self, tokens: Tensor) -> tuple[list[Tensor], list[dict[str, Any]]]:
@@ -199,14 +195,9 @@ class Gradients:
 
 @torch.no_grad()
 def inner_products(factors: NestedFactors, C: Tensor) -> Tensor:
-    """⟨W_k, C_k⟩ for every width k: optimal weights times the same columns of a matrix.
+    """⟨W_k, C_k⟩ for every width k: optimal weights times the same columns of a matrix C, [r, d] floating.
 
-    Args:
-        factors: Factors of a module, p of whose d columns may be kept.
-        C: [r, d] floating.
-
-    Returns:
-        [p + 1] float64, zero first.
+    Returns [p + 1] float64, zero first, for factors that may keep p of the d columns.
     """
     solved = torch.linalg.solve_triangular(factors.factor.T, C.float()[:, factors.columns], upper=True, left=False)
     sums = torch.linalg.vecdot(factors.target, solved, dim=0).double().cumsum(0)

@@ -5,10 +5,8 @@ A database with output gradients estimates them to second order (`database/facto
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from darwinlm.database.store import DatabaseReader
-from darwinlm.families.family import ModuleKind
+from darwinlm.figures import Sensitivity
 from darwinlm.search.problem.space import PerLevel, SearchSpace
 
 
@@ -26,21 +24,6 @@ def estimated_losses(space: SearchSpace, database: DatabaseReader) -> PerLevel |
             return None
         losses.append([loss for loss in row if loss is not None])
     return losses
-
-
-@dataclass(frozen=True)
-class Sensitivity:
-    """Estimated loss of the model in nats per token, for one module removed or cut to half of its parameters.
-
-    Attributes:
-        removed: Loss at level 0.
-        halved: Loss at the level nearest to half; None if there is no level between removed and dense.
-    """
-
-    block: int
-    kind: ModuleKind
-    removed: float
-    halved: float | None
 
 
 def sensitivities(space: SearchSpace, database: DatabaseReader) -> list[Sensitivity]:

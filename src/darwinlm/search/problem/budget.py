@@ -11,13 +11,9 @@ from darwinlm.search.problem.cost import CostModel, Unit, amount_words
 
 @dataclass(frozen=True)
 class Budget:
-    """Bounds on the total cost of the modules.
+    """Bounds on the total cost of the modules; from the lower one on, the budget counts as used.
 
-    Attributes:
-        lower: Minimum cost that counts as using the budget.
-        upper: Maximum cost.
-        unit: Unit of the cost.
-        fixed: Cost of everything that isn't pruned, not included in the bounds.
+    `fixed` is the cost of everything that isn't pruned, not included in the bounds.
     """
 
     lower: int
@@ -47,10 +43,8 @@ def resolve_budget(cost: CostModel, budget: BudgetSettings) -> Budget:
     """Bounds from the budget of a recipe.
 
     An allocation may leave the recipe's tolerance unused, or one level of the finest module if that is more. In a small
-    model a level can exceed the tolerance, so that no allocation would be within the bounds.
-
-    Raises:
-        BudgetError: The budget is below the smallest or above the largest model.
+    model a level can exceed the tolerance, so that no allocation would be within the bounds. Raises BudgetError if the
+    budget is below the smallest or above the largest model.
     """
     if not cost.costs:
         raise BudgetError("the model has no attention and no MLP that could be pruned")

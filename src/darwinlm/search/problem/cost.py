@@ -24,13 +24,7 @@ STEPS = 1_000_000
 
 @dataclass(frozen=True)
 class CostModel:
-    """Costs of all levels of all modules.
-
-    Attributes:
-        unit: Unit of the cost.
-        costs: Cost of each level of each module; a module with one level is never cut.
-        fixed: Cost of everything that isn't pruned.
-    """
+    """Cost of each level of each module; a module with one level is never cut. `fixed` is that of everything else."""
 
     unit: Unit
     costs: Costs

@@ -30,13 +30,10 @@ def solve_knapsack(
     """Choose a level for each module.
 
     `seconds` limits the proof of optimality; after it the best choice found is returned. `words` are the bounds as
-    messages should show them; None shows block parameters.
-
-    Raises:
-        BudgetError: No choice lies within the bounds.
+    messages should show them; None shows block parameters. Raises BudgetError if no choice lies within the bounds.
     """
     refusal = BudgetError(
-        f"no choice of levels has between {words or f'{lower:,} and {upper:,} block parameters'}: raise "
+        f"no choice of levels lies between {words or f'{lower:,} and {upper:,} block parameters'}: raise "
         "budget.tolerance or choose smaller units"
     )
     # Only differences within a module matter, in units of their common divisor. Small numbers keep the solver exact,

@@ -19,12 +19,9 @@ from darwinlm.search.problem.space import SearchSpace
 
 @dataclass(frozen=True)
 class Problem:
-    """The search space, the cost of allocations, and the budget.
+    """The search space, the cost of allocations in the unit of the budget, and the budget.
 
-    Attributes:
-        cost: Cost of every level, in the unit of the budget.
-        budget: Bounds on the cost.
-        outside: Number of parameters that aren't pruned.
+    `outside` is the number of parameters that aren't pruned.
     """
 
     space: SearchSpace
@@ -68,7 +65,8 @@ def _cache(settings: BudgetSettings, checkpoint: Checkpoint, shapes: list[Module
     """Sizes of the saved model's KV cache, including sliding windows."""
     config = checkpoint.config
     n_blocks = checkpoint.n_blocks
-    kinds = layer_kinds(config, n_blocks)
+    kind = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
+    kinds = list(getattr(config, "layer_types", None) or [kind] * n_blocks)
     window = getattr(config, "sliding_window", None) or settings.context
     columns = {block: head_dim(config, block) for block in range(n_blocks)}
     columns |= {shape.block: shape.head_dim for shape in shapes if shape.kind == "attention"}
@@ -90,9 +88,3 @@ def latent_columns(config: Any) -> int:
     """Elements per token of compressed keys and values (multi-head latent attention); 0 if they aren't compressed."""
     rank = getattr(config, "kv_lora_rank", None)
     return rank + config.qk_rope_head_dim if rank else 0
-
-
-def layer_kinds(config: Any, n_blocks: int) -> list[str]:
-    """Full or sliding attention for each block."""
-    kind = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
-    return list(getattr(config, "layer_types", None) or [kind] * n_blocks)

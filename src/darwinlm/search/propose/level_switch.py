@@ -29,10 +29,7 @@ def level_switch(
 
     If costs don't grow with the level (on a lattice, or measured), a step goes to the level with the next cost. `step`
     is the longest switch as a share of a module's levels; at least one level is allowed. Allocations in `seen` are
-    excluded.
-
-    Raises:
-        BudgetError: No new neighbour was found.
+    excluded. Raises BudgetError if no new neighbour was found.
     """
     orders = [sorted(range(len(row)), key=row.__getitem__) for row in costs]
     sorted_costs = [[row[level] for level in order] for row, order in zip(costs, orders, strict=True)]
@@ -58,10 +55,7 @@ def paper_switch(
 ) -> Allocation:
     """The paper's switch: one module shrinks by a level, another of the same kind grows by one; one to three times.
 
-    Allocations in `seen` are excluded.
-
-    Raises:
-        BudgetError: No new neighbour was found.
+    Allocations in `seen` are excluded. Raises BudgetError if no new neighbour was found.
     """
     for _ in range(ATTEMPTS * 5):
         child = list(parent)
@@ -98,7 +92,7 @@ def filled(allocation: Allocation, costs: Sequence[Sequence[int]], budget: Budge
 
 def _exhausted(budget: Budget) -> BudgetError:
     return BudgetError(
-        f"no new allocation with between {budget.words} was found near the best one: raise budget.tolerance or choose "
+        f"no new allocation between {budget.words} was found near the best one: raise budget.tolerance or choose "
         "smaller units"
     )
 

@@ -10,7 +10,7 @@ from darwinlm.database.levels import ModuleLevels
 from darwinlm.errors import BudgetError
 from darwinlm.search.problem.knapsack import solve_knapsack
 from darwinlm.search.problem.problem import Problem
-from darwinlm.search.problem.space import Allocation, PerLevel, SearchSpace
+from darwinlm.search.problem.space import Allocation, PerLevel
 from darwinlm.search.propose.level_switch import filled
 
 
@@ -24,11 +24,7 @@ def knapsack_start(problem: Problem, losses: PerLevel) -> Allocation:
 
 
 def uniform_start(problem: Problem, losses: PerLevel, uniform: Allocation, rng: random.Random) -> Allocation:
-    """Equal layers, adjusted to use up the budget.
-
-    Raises:
-        BudgetError: No allocation lies within the budget's bounds.
-    """
+    """Equal layers, adjusted to use up the budget. Raises BudgetError if no allocation lies within the bounds."""
     try:
         return filled(uniform, problem.cost.costs, problem.budget, rng)
     except BudgetError:  # few large levels: single random steps can miss the bounds
@@ -44,10 +40,8 @@ def random_start(problem: Problem, rng: random.Random) -> Allocation:
 def neighbour_start(problem: Problem, losses: PerLevel, neighbour: Allocation) -> Allocation:
     """The result at a neighbouring budget, moved to this budget by a knapsack.
 
-    Every module of `neighbour` keeps its level or moves towards this budget.
-
-    Raises:
-        BudgetError: No such allocation exists.
+    Every module of `neighbour` keeps its level or moves towards this budget. Raises BudgetError if no such allocation
+    exists.
     """
     cost, budget = problem.cost, problem.budget
     shrink = cost.of(neighbour) - cost.fixed > budget.upper
@@ -70,10 +64,7 @@ def uniform_allocations(problem: Problem) -> list[Allocation]:
 
     For each attention level, and each number of experts of a mixture, the widest MLP level within the budget is chosen.
     If modules differ in size (in a pruned model), levels correspond by the share of the module that they keep. They
-    respect the budget's upper bound, but not always the lower one.
-
-    Raises:
-        BudgetError: No uniform allocation fits.
+    respect the budget's upper bound, but not always the lower one. Raises BudgetError if no uniform allocation fits.
     """
     space, cost = problem.space, problem.cost
     cut = [index for index, module in enumerate(space.modules) if len(module.levels) > 1]
@@ -81,7 +72,10 @@ def uniform_allocations(problem: Problem) -> list[Allocation]:
     mlp = [index for index in cut if space.modules[index].kind == "mlp"]
     heads = {index: list(range(len(space.modules[index].levels))) for index in attention}
     uniform: list[Allocation] = []
-    for share, part in product(_shares(heads.values()), _expert_shares(space, mlp)):
+    # Shares of experts that mixtures may keep, ascending; only 1 if there is no mixture.
+    levels = ((level, space.modules[index].levels[-1]) for index in mlp for level in space.modules[index].levels)
+    parts = sorted({level.experts / full.experts for level, full in levels if level.experts}) or [1.0]
+    for share, part in product(_shares(heads.values()), parts):
         best: Allocation | None = None
         widths = {index: _of_experts(space.modules[index], part) for index in mlp}
         for width in _shares(widths.values()):
@@ -97,12 +91,6 @@ def uniform_allocations(problem: Problem) -> list[Allocation]:
     if not uniform:
         raise BudgetError(f"no uniform model has at most {cost.words(problem.budget.limit)}")
     return uniform
-
-
-def _expert_shares(space: SearchSpace, indices: Sequence[int]) -> list[float]:
-    """Shares of experts that mixtures may keep, ascending; only 1 if there is no mixture."""
-    levels = ((level, space.modules[index].levels[-1]) for index in indices for level in space.modules[index].levels)
-    return sorted({level.experts / full.experts for level, full in levels if level.experts}) or [1.0]
 
 
 def _of_experts(module: ModuleLevels, part: float) -> list[int]:

@@ -1,0 +1,160 @@
+"""What is measured: the closed models in `summary.json` and other files of figures, and their reader."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from darwinlm.artifact import read_json
+from darwinlm.errors import ArtifactError
+
+FORMAT: Literal[1] = 1
+
+
+class Figures(BaseModel):
+    """Base of closed models: an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values: what the file holds."""
+        return self.model_dump(mode="json")
+
+
+AnyFigures = TypeVar("AnyFigures", bound=Figures)
+
+
+class Extract(BaseModel):
+    """Base of models that take a part of a stage's own record; other fields are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+def read_figures(path: Path, kind: type[AnyFigures], words: str) -> AnyFigures:
+    """Read a file of figures that states its format.
+
+    `words` name the content and what to give, for messages. Raises ArtifactError if the file is missing, has other
+    content, or was written by a version with another format.
+    """
+    tree = read_json(path)
+    if not isinstance(tree, dict) or not tree.keys() & (kind.model_fields.keys() - {"format", "version"}):
+        raise ArtifactError(f"{path} holds no {words}")
+    if tree.get("format") != FORMAT:
+        raise ArtifactError(
+            f"{path} was written by darwinlm {tree.get('version', 'of an unknown version')} in format "
+            f"{tree.get('format', 'none')}, and this version reads format {FORMAT}: rerun the command that wrote it"
+        )
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ArtifactError(
+            f"{path} isn't what this version reads ({where}: {first['msg']}): rerun the command that wrote it"
+        ) from error
+
+
+ModelKey = Literal["dense", "uniform", "stitched", "refit", "before", "recovered"]
+"""`before` is what `darwinlm recover` was given; the others are made by a run, in this order."""
+
+
+@dataclass(frozen=True)
+class CopyingScore:
+    """Share of the tokens that can be copied and are ranked first, and their mean cross-entropy in nats."""
+
+    name: str
+    accuracy: float
+    loss: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Estimated KL to the model that was cut, nats per token, for one module removed or cut to half of its parameters.
+
+    `halved` is at the level nearest to half; None if there is no level between removed and dense.
+    """
+
+    block: int
+    kind: str
+    removed: float
+    halved: float | None = None
+
+
+@dataclass(frozen=True)
+class FitChoice:
+    """The refit of one module.
+
+    Attributes:
+        ridge: Best λ on validation text, for a mixture the most frequent one; None if the stitched weights were kept.
+        before: Validation error of the stitched weights, E‖y - W x‖² relative to E‖y‖².
+        after: Validation error of the chosen weights.
+    """
+
+    block: int
+    kind: str
+    ridge: float | None
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """Length of a text in UTF-8 and in two vocabularies; the smaller one lacks `affected` of the dense tokens."""
+
+    bytes: int = 0
+    dense_tokens: int = 0
+    tokens: int = 0
+    affected: int = 0
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """A stage's time; reused from an earlier run, resumed after an interruption, whose last part was then timed."""
+
+    name: str
+    seconds: float
+    reused: bool
+    resumed: bool = False
+
+
+class LookingBackFigures(Figures):
+    """How far a model reads its context, on evaluation text.
+
+    Attributes:
+        kl_seen: mean KL where the next token stood in the block before; None where none did.
+        kl_new: mean KL where it didn't; None where all did.
+        seen: share of the predictions whose token stood before.
+        kl_by_position: mean KL up to each position, from the one before on.
+        copying, remarks: of lists and passages, and what was left out.
+    """
+
+    kl_seen: float | None
+    kl_new: float | None
+    seen: float
+    kl_by_position: tuple[tuple[int, float], ...] = ()
+    copying: tuple[CopyingScore, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+
+class ModelFigures(Figures):
+    """One model, measured on evaluation text.
+
+    Sizes are in the element type of the saved model. KL(dense ‖ model) is in nats per token; it and the perplexity are
+    means of as many predictions as there are `tokens`. Speeds are medians of the runs, of a prompt and of new text.
+    `looking_back` is None where that wasn't measured.
+    """
+
+    params: int
+    block_params: int
+    bytes: int
+    perplexity: float | None = None
+    kl: float | None = None
+    tokens: int | None = None
+    tokens_per_second: float | None = None
+    decode_tokens_per_second: float | None = None
+    continuations: tuple[str, ...] = ()
+    looking_back: LookingBackFigures | None = None

@@ -1,0 +1,165 @@
+"""The evolutionary loop with losses by a function of candidate and window, in place of a model."""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from darwinlm.errors import NumericsError
+from darwinlm.recipe import SearchSettings
+from darwinlm.search.evaluate.clock import Clock
+from darwinlm.search.evaluate.fitness import Fitness, Window
+from darwinlm.search.evolve import evolution
+from darwinlm.search.evolve.evolution import Guide, evolve
+from darwinlm.search.evolve.state import Generation, SearchState
+from darwinlm.search.predict.curvature import Curvature
+from darwinlm.search.predict.surrogate import first_order
+from darwinlm.search.problem.budget import Budget
+from darwinlm.search.problem.cost import CostModel
+from darwinlm.search.problem.problem import Problem
+from darwinlm.search.problem.space import Allocation, SearchSpace
+
+WINDOWS, WHOLE = [(0, 2), (2, 4)], (0, 4)
+START = (4,) * 6
+PROBLEM = Problem(SearchSpace(()), CostModel("block parameters", [[10 * at for at in range(9)]] * 6), Budget(240, 240))
+FLAT = Curvature([[0.0] * 9] * 6, [None] * 6)
+STAGES = [{"tokens": 64, "survivors": 2}, {"tokens": 128, "survivors": 1}]
+Loss = Callable[[Allocation, Window], float]
+
+
+class Told:
+    """Stands in for the fitness: losses by a function, and a record of what was asked."""
+
+    evaluations, clock = 0, None
+
+    def __init__(self, loss: Loss) -> None:
+        self.loss = loss
+        self.asked: list[tuple[Window, list[Allocation]]] = []
+
+    def kl_on(self, allocations: Sequence[Allocation], window: Window) -> list[float]:
+        self.asked.append((window, list(allocations)))
+        return [self.loss(each, window) for each in allocations]
+
+    def kl(self, allocation: Allocation, n_tokens: int) -> float:
+        return self.loss(allocation, WHOLE)
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        """Whatever else is asked for."""
+        return {
+            "windows": lambda n_tokens: WINDOWS,
+            "sequences": lambda n_tokens: 4,
+            "kls": lambda allocations, n_tokens: [self.kl(each, n_tokens) for each in allocations],
+            "losses": lambda allocation: [],
+        }.get(name, lambda *_: None)
+
+
+def slopes_on(parent: Allocation, window: Window) -> list[list[float]]:
+    """Later modules matter more; the second window doubles what the first one says."""
+    return [[-(1 + window[0] / 2) * (i + 1) * level / 80 for level in range(9)] for i in range(6)]
+
+
+def run(folder: Path, told: Told, generations: int, gradient: Any = slopes_on, offspring: int = 4) -> SearchState:
+    settings = SearchSettings.model_validate({"generations": generations, "offspring": offspring, "stages": STAGES})
+    fitness, guide = cast(Fitness, told), Guide(FLAT, gradient)
+    return evolve(fitness, PROBLEM, settings, lambda: START, folder / "state.json", clock=Clock(), guide=guide)
+
+
+def after_misses(folder: Path, misses: int) -> None:
+    """Leave the state of a search after one generation and so many misses."""
+    history = [Generation(number, 1.0, improved=False, moved=0, evaluations=1, seconds=0.0) for number in range(2)]
+    SearchState(START, 1.0, [], done=1, misses=misses, seen=[START], history=history).save(folder / "state.json")
+
+
+def better(allocation: Allocation, window: Window) -> float:
+    return 2.0 + first_order(slopes_on(START, WINDOWS[0]), START, allocation)
+
+
+def worse(allocation: Allocation, window: Window) -> float:
+    return 1.0 + (allocation != START)
+
+
+def test_children_are_measured_on_another_window_than_their_gradient(tmp_path):
+    asked, told = [], Told(better)
+    state = run(tmp_path, told, 3, lambda parent, window: asked.append(window) or slopes_on(parent, window))
+    assert asked == [WINDOWS[0], WINDOWS[1], WINDOWS[0]]
+    assert [window for window, _ in told.asked] == [WINDOWS[1], WHOLE, WINDOWS[0], WHOLE, WINDOWS[1], WHOLE]
+    assert state.kl < state.history[0].kl
+
+
+def test_slopes_are_averaged_over_windows(tmp_path):
+    state = run(tmp_path, Told(worse), 2)
+    first, second = (slopes_on(START, window) for window in WINDOWS)
+    for row, *both in zip(state.slopes, first, second, strict=True):
+        assert row == pytest.approx([sum(each[at] - each[4] for each in both) / 2 for at in range(9)])
+
+
+@pytest.mark.parametrize(("loss", "misses"), [(better, 4), (worse, 6)])
+def test_an_improvement_takes_one_miss_back(tmp_path, loss, misses):
+    after_misses(tmp_path, 5)
+    assert run(tmp_path, Told(loss), 2).misses == misses
+
+
+def test_after_generations_without_gain_steps_shrink_and_the_level_switch_joins(tmp_path, monkeypatch):
+    strengths, steps = [], []
+    switch = evolution.level_switch
+
+    def solved(parent, surrogate, problem, **given):
+        strengths.append(given["strengths"][0])
+        return [(0, 8, 4, 4, 4, 4)[-place:] + (0, 8, 4, 4, 4, 4)[:-place] for place in (len(strengths),)]
+
+    def switched(*arguments, step, **more):
+        steps.append((len(strengths), step))
+        return switch(*arguments, step=step, **more)
+
+    monkeypatch.setattr(evolution, "solved_children", solved)
+    monkeypatch.setattr(evolution, "level_switch", switched)
+    state = run(tmp_path, Told(worse), 5)
+    shrunk = [evolution.SHRINK ** max(misses - evolution.PATIENCE, 0) for misses in range(5)]
+    assert strengths == pytest.approx([evolution.STRENGTHS[0] * each for each in shrunk])
+    assert dict(steps) == pytest.approx({number + 1: evolution.LONGEST / shrunk[number] for number in (3, 4)})
+    assert state.parent == START
+
+
+def test_level_switches_are_chosen_by_their_prediction_and_some_at_random(tmp_path, monkeypatch):
+    proposed, switch = [], evolution.level_switch
+    monkeypatch.setattr(evolution, "solved_children", lambda *_, **__: [])
+    monkeypatch.setattr(evolution, "level_switch", lambda *a, **k: proposed.append(switch(*a, **k)) or proposed[-1])
+    after_misses(tmp_path, evolution.PATIENCE + 1)
+    told = Told(worse)
+    run(tmp_path, told, 2, offspring=8)
+    at_random, others = proposed[:2], proposed[2:]
+    assert len(others) == 8 * evolution.PROPOSALS - 2
+    others.sort(key=lambda child: (first_order(slopes_on(START, WINDOWS[1]), START, child), child))
+    assert told.asked[0][1] == [START, *at_random, *others[:6]]
+
+
+def test_what_is_worse_on_a_window_goes_no_further_but_in_the_first_generation(tmp_path):
+    told = Told(worse)
+    run(tmp_path, told, 2)
+    (_, first), (_, all_of_them), (_, later), (_, rest) = told.asked
+    assert len(first) == len(all_of_them) > 1 < len(later)
+    assert rest == [START]
+
+
+def test_what_looks_better_on_a_window_alone_is_not_taken(tmp_path):
+    told = Told(lambda allocation, window: worse(allocation, window) * (1 if window == WHOLE else -1))
+    assert run(tmp_path, told, 3).parent == START
+
+
+def test_candidates_that_overflow_drop_out_and_a_parent_that_does_is_named(tmp_path):
+    spoilt = set()
+
+    def loss(allocation, window):
+        if allocation != START and not spoilt:
+            spoilt.add(allocation)
+        return math.inf if allocation in spoilt else better(allocation, window)
+
+    state = run(tmp_path, Told(loss), 2)
+    assert state.parent not in spoilt
+    assert spoilt.isdisjoint(child for _, child, *_ in state.observations)
+    told = Told(lambda allocation, window: math.inf)
+    told.kl = lambda allocation, n_tokens: 1.0
+    with pytest.raises(NumericsError, match=r"the best allocation's values aren't finite: try compute\.dtype=float32"):
+        run(tmp_path / "other", told, 1)
