@@ -219,7 +219,9 @@ def support_table() -> str:
         gguf = "yes" if unequal else "equal layers only" if family.key in STOCK else "no"
         rows["yes; vLLM tested" if unequal and family.key in TESTED else gguf].append(family.title.partition(" (")[0])
     lines = ["| GGUF | families |", "| --- | --- |"]
-    lines += [f"| {gguf} | {', '.join(sorted(titles, key=str.lower))} |" for gguf, titles in rows.items()]
+    for gguf, titles in rows.items():  # a mixture beside a dense family of the same name has no place of its own
+        names = {title for title in titles if not (title.endswith(" MoE") and title.removesuffix(" MoE") in titles)}
+        lines.append(f"| {gguf} | {', '.join(sorted(names, key=str.lower))} |")
     return "\n".join(lines) + "\n"
 
 
