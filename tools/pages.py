@@ -140,6 +140,24 @@ def _whole_parts() -> dict[str, list[Family]]:
     }
 
 
+def gguf_words(known: dict[str, Family]) -> list[str]:
+    """Families without GGUF, and what llama.cpp does otherwise."""
+    rounded = ", ".join(known[name].title for name, stock in STOCK.items() if stock.rounds)
+    square = [family for name, family in known.items() if name in STOCK and STOCK[name].square]
+    heads = [family for family in square if family.attention.cut == "heads" and family.model_type not in LIKE_LLAMA]
+    return [
+        *(f"- {known[name].title}: no GGUF, since {reason}." for name, reason in UNKNOWN.items()),
+        f"- {', '.join(_titles(heads))}: only with all heads, since llama.cpp derives their number from the hidden",
+        "  size.",
+        f"- {rounded}: llama.cpp rounds the bounds of the rope scaling (yarn), in every GGUF file of these models, and",
+        "  transformers doesn't. In layers with full attention, scores of random queries and keys change by 1 % at a",
+        "  distance of 128 tokens, 9 % at 1,024 and 34 % at 4,096. The export compares the file with a model of",
+        "  rounded bounds and reports the KL of the rounding on its own text",
+        "  ([measured](notebook/speed.md#2026-11-27-gpt-oss-in-llamacpp)).",
+        "- DeepSeek-V2: its tokenizer isn't written. Take it from a GGUF file of the model: `--tokenizer-from F.gguf`.",
+    ]
+
+
 def _titles(group: list[Family]) -> list[str]:
     return sorted((family.title for family in group), key=str.lower)
 
@@ -190,11 +208,9 @@ def families_page() -> str:
         "them; they are narrowed. gpt-oss is published in MXFP4 and DeepSeek-V3 in FP8: dequantise them first, see",
         "[your own model](own-model.md).",
         "",
-        "## No GGUF",
+        "## GGUF",
         "",
-        "Families without a GGUF architecture:",
-        "",
-        *(f"- {known[name].title}: {reason}." for name, reason in UNKNOWN.items()),
+        *gguf_words(known),
         "",
         "## Refused models",
         "",

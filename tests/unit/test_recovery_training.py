@@ -134,6 +134,26 @@ def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(stopped, tmp_pa
         assert torch.equal(ours, theirs), name
 
 
+def test_a_state_with_a_rising_loss_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(LossGuard, "good", property(lambda guard: guard.steps < 3))
+    trained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
+
+
+@pytest.mark.parametrize(("share", "better"), [(1.0, True), (0.5, True), (0.0, False)])
+def test_the_objective_decides_what_is_better(share, better):
+    log = [{"eval_perplexity": 10.0, "eval_kl": 1.0}, {"loss": 2.0}, {"eval_perplexity": 12.0, "eval_kl": 0.1}]
+    told = SimpleNamespace(settings=SimpleNamespace(distillation=share), state=SimpleNamespace(log=log))
+    assert training._Training._better(told) is better
+
+
+def test_every_step_has_random_numbers_of_its_own(tmp_path, monkeypatch):
+    seeds, seeded = [], torch.manual_seed
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: seeds.append(seed) or seeded(seed))
+    trained(tmp_path, dropout=True)
+    assert len(set(seeds[-6:])) == 6
+
+
 DAMAGES = {
     "missing": lambda path: path.unlink(),
     "shorter": lambda path: path.write_bytes(path.read_bytes()[:-2]),

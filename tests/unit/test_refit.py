@@ -15,6 +15,7 @@ from darwinlm.families.family import families
 from darwinlm.figures import FitChoice
 from darwinlm.stages import refit as stages_refit
 from darwinlm.stages.refit import run_through, stream_divergences
+from darwinlm.surgery.projection_fit import Moments, fit_output
 from darwinlm.surgery.refit import Streams, refit
 
 GENERATOR = torch.Generator().manual_seed(5)
@@ -66,6 +67,17 @@ def refitted(
         prefix = validation.small.checkpoint.block_prefix(int(path.stem.removeprefix("block_")))
         weights |= {prefix + name: weight.clone() for name, weight in read_tensors(path).items()}
     return Refit(choices, weights, before, after)
+
+
+@pytest.mark.parametrize(
+    ("errors", "ridge"), [([0.1, 0.5, 0.4], None), ([0.5, 0.1, 0.4], 0.01), ([0.5, 0.4, 0.1], 1.0)]
+)
+def test_held_out_text_decides(errors, ridge):
+    moments = Moments(4, 3, torch.device("cpu"))
+    moments.add(torch.randn(1, 40, 4, generator=GENERATOR), torch.randn(1, 40, 3, generator=GENERATOR))
+    found = fit_output(moments, lambda candidates: errors, torch.ones(3, 4), None, (0.01, 1.0), "block 0 mlp")
+    assert (found.ridge, found.before, found.after) == (ridge, errors[0], 0.1)
+    assert torch.equal(found.weight, torch.ones(3, 4)) == (ridge is None)
 
 
 def test_the_comparison_is_the_same_in_pieces(tiny_folder, tmp_path, monkeypatch):

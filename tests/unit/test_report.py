@@ -310,9 +310,6 @@ def test_table_of_the_terminal(summary):
         assert all(part in narrow for cell in row[1:] for part in cell.split())
 
 
-FULL = "searched + refit + recovery"
-
-
 @pytest.mark.parametrize(
     ("content", "said"),
     [
