@@ -185,6 +185,7 @@ def test_a_pruned_model_is_pruned_again(finished, make_run, tmp_path):
 def test_experts_beside_an_mlp_inside_a_model_with_images(make_run, tmp_path):
     """As Gemma 4 26B-A4B is published."""
     experts = FAMILIES["gemma4_text_experts"] | {"num_kv_shared_layers": 0, "use_double_wide_mlp": False}
+    del experts["model_type"]
     source = tiny_whole(tmp_path / "source", "gemma4", **experts)
     run_stages(make_run(source, tmp_path / "out", "refit.tokens=0"), "export")
     checkpoint = Checkpoint.open(tmp_path / "out" / "model")
