@@ -29,20 +29,18 @@ GROUPED = ("deepseek_v3",)
 """Families whose published models choose among groups of experts."""
 REFUSED = (
     ("Nemotron-H, Falcon-H1", "nemotron_h"),
-    ("Granite 4 with experts", "granitemoehybrid"),
     ("Mamba", "mamba2"),
     ("DeepSeek V4, Kimi, MiniCPM3", "minicpm3"),
     ("Gemma 3n", "gemma3n_text"),
-    ("Gemma 4 with experts", "gemma4_text"),
-    ("ERNIE 4.5 and other mixtures", "ernie4_5_moe"),
+    ("Llama 4", "llama4"),
+    ("Qwen3-VL-MoE", "qwen3_vl_moe"),
+    ("Phi-3.5-MoE and other mixtures", "phimoe"),
     ("Command R", "cohere2"),
     ("Pythia, Falcon", "gpt_neox"),
     ("PaliGemma", "paligemma"),
     ("T5, BART", "bart"),
 )
 """Popular models that are refused, and a model type whose configuration shows the reason."""
-OPTIONS = {"Gemma 4 with experts": {"enable_moe_block": True}}
-"""Settings of these configurations that differ from the defaults."""
 
 
 def recipe_page() -> str:
@@ -94,10 +92,10 @@ def errors_page() -> str:
 
 def gguf_when_layers_differ(family: Family) -> str:
     """Whether an architecture of llama.cpp supports the family's pruned layers."""
-    if family.model_type in TIED:
+    if family.key in TIED:
         return "with tied embeddings"
-    own = family.model_type in STOCK and STOCK[family.model_type].per_layer
-    return "yes" if own or family.model_type in LIKE_LLAMA else "no"
+    own = family.key in STOCK and STOCK[family.key].per_layer and family.mlp.experts is None
+    return "yes" if own or family.key in LIKE_LLAMA else "no"
 
 
 def parts_cut(family: Family) -> tuple[str, str, str]:
@@ -105,12 +103,13 @@ def parts_cut(family: Family) -> tuple[str, str, str]:
     experts, attention = family.mlp.experts, ATTENTION[family.attention.cut]
     if family.mixer is not None and attention != "kept":
         attention += f"; {family.mixer.title} kept"
-    if family.attention.reused:
+    if family.attention.reused and attention != "kept":
         attention += "; kept where keys and values are shared"
     if experts is None:
         return attention, "channels", ""
     units = "narrowed" if experts.groups and family.model_type in GROUPED else "dropped or narrowed"
-    return attention, "channels of dense blocks" if experts.shared else "", units
+    dense = "kept beside experts" if not family.mlp.name else ""
+    return attention, "channels of dense blocks" if isinstance(experts.shared_count, str) else dense, units
 
 
 def images_words(known: Iterable[Family]) -> list[str]:
@@ -134,7 +133,10 @@ def _whole_parts() -> dict[str, list[Family]]:
             family for family in families().values() if family.attention.reused
         ],
         "Per-layer inputs": [family for family in families().values() if family.tail],
-        "Shared experts": [family for family in kept if family.mlp.experts and family.mlp.experts.shared],
+        "Shared experts": [
+            family for family in kept if family.mlp.name and family.mlp.experts and family.mlp.experts.shared
+        ],
+        "MLPs that run beside experts": [family for family in kept if not family.mlp.name],
     }
 
 
@@ -176,16 +178,13 @@ def families_page() -> str:
     ]
     known = families()
     for family in sorted(known.values(), key=lambda family: family.title.lower()):
-        name = family.model_type
-        equal = f"`{STOCK[name].name}`" if name in STOCK else "no"
-        vllm = "yes" if name in TESTED else ""
-        cells = family.title, f"`{name}`", *parts_cut(family), equal, gguf_when_layers_differ(family), vllm
+        equal = f"`{STOCK[family.key].name}`" if family.key in STOCK else "no"
+        vllm = "yes" if family.key in TESTED else ""
+        cells = family.title, f"`{family.model_type}`", *parts_cut(family), equal, gguf_when_layers_differ(family), vllm
         lines.append("| " + " | ".join(cells) + " |")
     reasons: dict[str, list[str]] = {}
     for title, name in REFUSED:
-        config = CONFIG_MAPPING[name](**OPTIONS.get(title, {}))
-        reason = known[name].refuses(config) if name in known else why_not(config, known)
-        reasons.setdefault(str(reason), []).append(title)
+        reasons.setdefault(str(why_not(CONFIG_MAPPING[name](), known)), []).append(title)
     lines += [
         "",
         "Attention is kept or removed as a whole if its norms span all heads, or if its output projection has a",
@@ -232,12 +231,13 @@ def support_table() -> str:
     """Families by the engines that run the result; the page of families has the details."""
     rows: dict[str, list[str]] = {"yes; vLLM tested": [], "yes": [], "equal layers only": [], "no": []}
     for family in families().values():
-        name = family.model_type
         unequal = gguf_when_layers_differ(family) != "no"
-        gguf = "yes" if unequal else "equal layers only" if name in STOCK else "no"
-        rows["yes; vLLM tested" if unequal and name in TESTED else gguf].append(family.title.partition(" (")[0])
+        gguf = "yes" if unequal else "equal layers only" if family.key in STOCK else "no"
+        rows["yes; vLLM tested" if unequal and family.key in TESTED else gguf].append(family.title.partition(" (")[0])
     lines = ["| GGUF | families |", "| --- | --- |"]
-    lines += [f"| {gguf} | {', '.join(sorted(titles, key=str.lower))} |" for gguf, titles in rows.items()]
+    for gguf, titles in rows.items():  # a mixture beside a dense family of the same name has no place of its own
+        names = {title for title in titles if not (title.endswith(" MoE") and title.removesuffix(" MoE") in titles)}
+        lines.append(f"| {gguf} | {', '.join(sorted(names, key=str.lower))} |")
     return "\n".join(lines) + "\n"
 
 

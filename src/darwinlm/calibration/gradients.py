@@ -22,7 +22,7 @@ from darwinlm import parallel
 from darwinlm.calibration.experts import expert_module, output_sizes
 from darwinlm.calibration.hidden import HiddenMemory, HiddenStates
 from darwinlm.calibration.moments import SecondMoment
-from darwinlm.calibration.stream import BlockStream, norm_gain, output_projection
+from darwinlm.calibration.stream import BlockStream, norm_divisor, norm_gain, output_projection
 from darwinlm.errors import NumericsError
 from darwinlm.families.family import ModuleKind
 
@@ -95,17 +95,22 @@ def _back_through(
 ) -> dict[ModuleKind, SecondMoment]:
     """Propagate the gradients back through a block; return second moments at the outputs of its modules."""
     stream.load(block)
+    layer, mlp = stream.decoder.blocks[block], stream.checkpoint.family.mlp
     moments: dict[ModuleKind, SecondMoment] = {}
     with ExitStack() as hooks:
         for kind, module, width in _outputs(stream, block):
             moment = moments[kind] = SecondMoment(width, stream.device)
-            gain = norm_gain(stream.decoder.blocks[block], stream.checkpoint, kind)
+            gain = norm_gain(layer, stream.checkpoint, kind)
 
             def watch(
-                _: nn.Module, __: Any, output: Tensor, to: SecondMoment = moment, gain: Tensor | None = gain
+                module: nn.Module, _: Any, output: Tensor, to: SecondMoment = moment, gain: Tensor | None = gain
             ) -> None:
+                # Experts have a norm of their own behind them, in front of the one that they share with the MLP beside.
+                mixture = gain is not None and module is expert_module(layer, mlp)
+                factor = norm_divisor(stream.checkpoint, "mlp", output.detach()) if mixture else gain
+
                 def add(g: Tensor) -> None:
-                    to.add(g if gain is None else g.float() * gain)
+                    to.add(g if factor is None else g.float() * factor)
 
                 output.register_hook(add)  # type: ignore[no-untyped-call]
 
@@ -135,6 +140,6 @@ def _outputs(stream: BlockStream, block: int) -> Iterator[tuple[ModuleKind, nn.M
         if output is not None:
             norm = family.module(kind).post_norm
             yield kind, output if norm is None else getattr(layer, norm), output.out_features
-    mixture = expert_module(getattr(layer, family.mlp.name, None), family.mlp.experts)
+    mixture = expert_module(layer, family.mlp)
     if mixture is not None and family.mlp.experts is not None:
         yield "mlp", mixture, output_sizes(mixture, family.mlp.experts)[1]

@@ -105,7 +105,7 @@ class DatabaseReader:
     def _dense_weight(self, block: int, kind: ModuleKind) -> Tensor:
         part, name = self.checkpoint.family.module(kind), self.shape(block, kind).output
         tensor = self.checkpoint.read(self.checkpoint.block_prefix(block) + name)[""]
-        return by_rows(part, name.removeprefix(part.name + "."), tensor)
+        return by_rows(part, name.removeprefix(part.prefix), tensor)
 
     def variant(self, block: int, kind: ModuleKind, level: Level) -> int:
         """The variant of a module that a level belongs to."""

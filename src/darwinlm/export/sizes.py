@@ -143,10 +143,10 @@ def _places(query: Tensor, key_value: Tensor, columns: int) -> dict[RowUnit, Ten
 
 def widen_mlp(tensors: Mapping[str, Tensor], part: Mlp, width: int) -> Tensors:
     """Add zero channels to an MLP, or to each of its experts, up to `width`."""
-    output = output_name(part, {f"{part.name}.{name}" for name in tensors})
+    output = output_name(part, {f"{part.prefix}{name}" for name in tensors})
     assert output is not None
     plain = {name: by_rows(part, name, tensor) for name, tensor in tensors.items()}
-    have = plain[output.removeprefix(f"{part.name}.")].shape[-1]
+    have = plain[output.removeprefix(part.prefix)].shape[-1]
     wider = _widened(plain, part, {"channel": have}, {"channel": width}, {"channel": torch.arange(have)})
     return {name: as_stored(part, name, tensor) for name, tensor in wider.items()}
 
@@ -160,11 +160,11 @@ def _widened(
 ) -> Tensors:
     """Copy rows of input projections and columns of the output projection into larger ones of zeros."""
     inner: RowUnit = "query" if isinstance(part, Attention) else "channel"
-    output = output_name(part, {f"{part.name}.{name}" for name in tensors})
+    output = output_name(part, {f"{part.prefix}{name}" for name in tensors})
     wider: Tensors = {}
     for name, tensor in tensors.items():
         segments = row_segments(part, name)
-        if f"{part.name}.{name}" == output:
+        if f"{part.prefix}{name}" == output:
             wider[name] = _spread(tensor, places[inner], want[inner], tensor.ndim - 1)
         elif segments:
             axis = row_axis(part, name)
@@ -200,11 +200,11 @@ def zero_sublayer(
     output = output_name(part, template)
     tensors: Tensors = {}
     for name, tensor in template.items():
-        if name.partition(".")[0] not in (part.name, *part.norms):
+        if not part.owns(name) and name.partition(".")[0] not in part.norms:
             continue
-        inside = name.removeprefix(part.name + ".")
+        inside = name.removeprefix(part.prefix)
         shape = list(shape_by_rows(part, inside, tuple(tensor.shape)))
-        rows = row_segments(part, inside) if name.startswith(part.name + ".") else []
+        rows = row_segments(part, inside) if part.owns(name) else []
         if name == output:
             shape[-1] = each[inner]
         elif rows:

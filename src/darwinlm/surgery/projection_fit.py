@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from darwinlm import parallel
+from darwinlm.calibration.experts import expert_module
 from darwinlm.calibration.moments import CrossMoment, SecondMoment
 from darwinlm.calibration.stream import norm_divisor, norm_gain, output_projection
 from darwinlm.families.family import ModuleKind
@@ -156,16 +157,21 @@ def output_gain(layer: nn.Module, checkpoint: Any, kind: ModuleKind) -> Tensor |
 
 @contextmanager
 def watched_spread(walk: BlockWalk, kind: ModuleKind) -> Iterator[list[Tensor]]:
-    """Collect s of each batch, [b, t, 1], while the dense stream finishes a module; empty if s is 1."""
-    checkpoint = walk.stream.checkpoint
-    output = output_projection(walk.stream.decoder.blocks[walk.block], checkpoint.family, kind)
+    """Collect s of each batch, [b, t, 1], while the dense stream finishes a module; empty if s is 1.
+
+    Of a mixture in front of a norm the outputs of its experts are collected instead, [b · t, m].
+    """
+    checkpoint, block = walk.stream.checkpoint, walk.stream.decoder.blocks[walk.block]
+    output: nn.Module | None = output_projection(block, checkpoint.family, kind)
+    mixture = expert_module(block, checkpoint.family.mlp) if kind == "mlp" else None
+    output = output if mixture is None else mixture
     spread: list[Tensor] = []
     if output is None or checkpoint.family.module(kind).post_norm is None:
         yield spread
         return
 
     def watch(_: nn.Module, __: Any, z: Tensor) -> None:
-        divisor = norm_divisor(checkpoint, kind, z)
+        divisor = z if mixture is not None else norm_divisor(checkpoint, kind, z)
         assert divisor is not None
         spread.append(divisor)
 

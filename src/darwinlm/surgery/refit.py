@@ -150,7 +150,7 @@ def _refit_block(
                     walk.finish(kind)
                 spreads.append(spread)
         if name is not None:
-            inner = name.removeprefix(f"{part.name}.")
+            inner = name.removeprefix(part.prefix)
             chosen = _fit_module(kind, small, dense, spreads, by_rows(part, inner, stitched[name]), ridges)
             choices.append(FitChoice(block, kind, chosen.ridge, chosen.before, chosen.after))
             if chosen.ridge is not None:
@@ -179,9 +179,9 @@ def _fit_module(
     walk = small[0]
     label = f"block {walk.block} {kind}"
     W0 = W0.to(walk.stream.device)
-    pairs = list(zip(small, dense, strict=True))
     if W0.ndim == 3:
-        (seen, _), (held_out, energy) = (mixture_of(walk, target.stream.hidden) for walk, target in pairs)
+        triples = zip(small, dense, spreads, strict=True)
+        (seen, _), (held_out, energy) = (mixture_of(walk, goal.stream.hidden, made) for walk, goal, made in triples)
         return fit_experts(seen, held_out, energy, W0, ridges, label)
     gain = output_gain(walk.stream.decoder.blocks[walk.block], walk.stream.checkpoint, kind)
     fitted = module_moments(walk, kind, dense[0].stream.hidden, spreads[0], gain)
