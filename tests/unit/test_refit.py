@@ -84,8 +84,8 @@ def refitted(
     ("errors", "ridge"), [([0.1, 0.5, 0.4], None), ([0.5, 0.1, 0.4], 0.01), ([0.5, 0.4, 0.1], 1.0)]
 )
 def test_held_out_text_decides(errors, ridge):
-    moments = Moments(4, 3, torch.device("cpu"))
-    moments.add(torch.randn(1, 40, 4, generator=GENERATOR), torch.randn(1, 40, 3, generator=GENERATOR))
+    pair = torch.randn(1, 40, 4, generator=GENERATOR), torch.randn(1, 40, 3, generator=GENERATOR)
+    moments = Moments(4, 3, torch.device("cpu"), [pair])
     found = fit_output(moments, lambda candidates: errors, torch.ones(3, 4), None, (0.01, 1.0), "block 0 mlp")
     assert (found.ridge, found.before, found.after) == (ridge, errors[0], 0.1)
     assert torch.equal(found.weight, torch.ones(3, 4)) == (ridge is None)

@@ -168,7 +168,7 @@ def test_a_shard_of_something_else_is_refused(store, tmp_path):
     store(key=CacheKey("another", "float32", 12), folder=tmp_path / "other")
     path = shards(tmp_path / "cache")[0]
     shutil.copy(shards(tmp_path / "other")[0], path)
-    with pytest.raises(ArtifactError, match=rf"{path.name} holds another dense model's or another text's"):
+    with pytest.raises(ArtifactError, match=rf"{path.name} belongs to another dense model or another text"):
         store()
 
 
