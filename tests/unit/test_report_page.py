@@ -86,7 +86,7 @@ def test_loss_by_position_is_a_table_of_the_smaller_models():
     tree = measured(searched())
     headings, rows = where_rows(made(tree))
     assert headings == ("model", "next token seen", "next token new", "tokens 1 to 64", "tokens 65 to 128")
-    assert [name for name, _ in rows] == ["uniform, same size", "searched, stitched", "searched + refit"]
+    assert [name for name, _ in rows] == ["uniform, same size", "searched", "searched + refit"]
     assert rows[-1][1] == pytest.approx((0.52, 1.04, 0.65, 0.91))
     html = render_page(made(tree))
     assert 'style="--share:1.00" data-label="next token new">1.040<' in html

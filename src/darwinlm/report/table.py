@@ -22,10 +22,17 @@ COLUMNS = (
 )
 """Headings of the cells of a row."""
 
-TERMINAL_COLUMNS = tuple(
-    column.replace("parameters", "params").replace(" (nats/token)", ", nats per token") for column in COLUMNS
+TERMINAL_COLUMNS = (
+    "model",
+    "params",
+    "block\nparams",
+    "MB",
+    "perplexity",
+    "KL, nats\nper token",
+    "prompt\ntokens/s",
+    "decode\ntokens/s",
 )
-"""The same, in words short enough for 80 characters."""
+"""The same, narrow enough for a row of figures to fit into 104 characters."""
 
 
 def comparison_rows(summary: Summary) -> list[tuple[str, ...]]:

@@ -108,7 +108,7 @@ def model_name(key: ModelKey, summary: Summary) -> str:
         return "before recovery"
     made = "searched" if summary.search is not None else "pruned"
     if key == "stitched":
-        return f"{made}, stitched"
+        return made
     steps = [made]
     if summary.refit is not None:
         steps.append("refit" if summary.refit.kept == "refit" else "refit (no gain)")
