@@ -1,6 +1,7 @@
 """Sizes of a model's blocks from the shapes of its weights, and sub-layers padded with zeros.
 
-A padded sub-layer has the same output, since added query heads and channels have zero columns in the output projection.
+A padded sub-layer has the same output, since added query heads and channels have zero columns in the output projection,
+and the router never chooses added experts.
 
 Letters: m residual width, h columns of a head.
 """
@@ -22,6 +23,8 @@ from darwinlm.families.family import Attention, Mlp, Part, RowUnit
 from darwinlm.families.shapes import gated_rows, head_dim, module_shapes, output_name, row_segments
 
 Tensors = dict[str, Tensor]
+NEVER = -1e9
+"""Bias of the router for an added expert: far below any score, and its square is finite in float32."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,20 @@ def widen_mlp(tensors: Mapping[str, Tensor], part: Mlp, width: int) -> Tensors:
     return {name: as_stored(part, name, tensor) for name, tensor in wider.items()}
 
 
+def add_experts(tensors: Mapping[str, Tensor], part: Mlp, count: int) -> Tensors:
+    """Add experts of zeros to a mixture, up to `count`; the router's bias, in float32 then, keeps it from them."""
+    experts = part.experts
+    assert experts is not None
+    wider: Tensors = {}
+    for name, tensor in tensors.items():
+        if not experts.counted(name):
+            wider[name] = tensor
+            continue
+        old, value = (tensor.float(), NEVER) if experts.excludes(name) else (tensor, 0.0)
+        wider[name] = torch.cat([old, old.new_full((count - len(old), *old.shape[1:]), value)])
+    return wider
+
+
 def _widened(
     tensors: Mapping[str, Tensor],
     part: Attention | Mlp,
@@ -205,6 +222,8 @@ def zero_sublayer(
         inside = name.removeprefix(part.name + ".")
         shape = list(shape_by_rows(part, inside, tuple(tensor.shape)))
         rows = row_segments(part, inside) if name.startswith(part.name + ".") else []
+        if sizes.experts and isinstance(part, Mlp) and part.experts is not None and part.experts.counted(inside):
+            shape[0] = sizes.experts
         if name == output:
             shape[-1] = each[inner]
         elif rows:

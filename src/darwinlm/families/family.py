@@ -190,6 +190,10 @@ class Experts(Closed):
         """Whether the first dimension of a tensor inside the MLP counts experts."""
         return name.rpartition(".")[0] in (self.name, self.router)
 
+    def excludes(self, name: str) -> bool:
+        """Whether a tensor inside the MLP is a bias of the router's choice, by which it can be kept from an expert."""
+        return name in (f"{self.router}.bias", f"{self.router}.{self.correction}")
+
     def droppable(self, config: Any) -> bool:
         """Whether the router can do without some of the experts: its weights are then known from the other scores."""
         grouped = self.groups is not None and (getattr(config, self.groups) or 1) > 1

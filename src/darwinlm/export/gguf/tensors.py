@@ -233,10 +233,10 @@ def _further(tensor: Tensor, name: str, reshaper: Reshaper, layout: Layout) -> T
 
 
 def _filled(tensor: Tensor, size: int, axis: int) -> Tensor:
-    """The tensor with zeros up to a size along an axis."""
+    """The tensor with zeros up to a size along an axis. Only one of a removed MLP, all zeros, may be larger."""
     shape = list(tensor.shape)
-    shape[axis] = size - shape[axis]
-    return torch.cat([tensor, tensor.new_zeros(shape)], axis)
+    shape[axis] = max(size - shape[axis], 0)
+    return torch.cat([tensor, tensor.new_zeros(shape)], axis).narrow(axis, 0, size)
 
 
 def _tiled(tensor: Tensor, leaf: str, config: Any) -> Tensor:
