@@ -15,6 +15,7 @@ from darwinlm.export.gguf.export import ROUNDED_YARN
 from darwinlm.export.gguf.layout import LIKE_LLAMA, STOCK, TIED, UNKNOWN
 from darwinlm.export.gguf.reference import GgufFile
 from darwinlm.families.family import families
+from darwinlm.pipeline import run_stages
 
 pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra llama-cpp")
 
@@ -294,6 +295,17 @@ def test_unequal_mixtures_are_filled_up(tmp_path, case):
     assert held > ours
     assert [note for note in report["notes"] if f"{held / ours - 1:.1%} more than the model's {ours:,}" in note]
     assert_same_as_transformers(folder, tmp_path / "m.gguf", 2e-3)
+
+
+@pytest.mark.parametrize(("case", "unit"), [("glm4_moe", "both"), ("qwen3_moe", "width")])
+def test_pruned_mixtures_are_exported(tmp_path, make_run, case, unit):
+    model_type, _, overrides = EQUAL[case]
+    folder = plain_checkpoint(tmp_path / "dense", model_type, **overrides | {"moe_intermediate_size": 64})
+    run_stages(make_run(folder, tmp_path / "run", f"units.experts={unit}", "refit.tokens=0"), "export")
+    small = tmp_path / "run" / "model"
+    report = exported(small, tmp_path / "m.gguf", quantisation="f32")
+    assert report["details"]["weights"] > report["details"]["weights_of_the_model"]
+    assert_same_as_transformers(small, tmp_path / "m.gguf", 2e-3)
 
 
 @pytest.mark.parametrize("more", [{}, PLAIN_GEMMA4], ids=["as E2B", "as 31B"])

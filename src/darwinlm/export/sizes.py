@@ -163,7 +163,7 @@ def add_experts(tensors: Mapping[str, Tensor], part: Mlp, count: int) -> Tensors
         if not experts.counted(name):
             wider[name] = tensor
             continue
-        old, value = (tensor.float(), NEVER) if experts.excludes(name) else (tensor, 0.0)
+        old, value = (tensor.float(), NEVER) if name == experts.excluding else (tensor, 0.0)
         wider[name] = torch.cat([old, old.new_full((count - len(old), *old.shape[1:]), value)])
     return wider
 

@@ -147,6 +147,8 @@ class Experts(Closed):
     mixture, such as a shared expert, are never changed."""
     scores: Literal["softmax", "sigmoid"] = "softmax"
     """Function of the router's logits that gives the scores."""
+    bias: str | None = None
+    """Tensor of the router that is added to its logits."""
     correction: str | None = None
     """Tensor of the router that is added to the scores for the choice of experts, but not for their weights."""
     normalised: bool | str = True
@@ -190,9 +192,11 @@ class Experts(Closed):
         """Whether the first dimension of a tensor inside the MLP counts experts."""
         return name.rpartition(".")[0] in (self.name, self.router)
 
-    def excludes(self, name: str) -> bool:
-        """Whether a tensor inside the MLP is a bias of the router's choice, by which it can be kept from an expert."""
-        return name in (f"{self.router}.bias", f"{self.router}.{self.correction}")
+    @property
+    def excluding(self) -> str | None:
+        """Tensor inside the MLP with a number for every expert that can keep the router from choosing it."""
+        name = self.bias or self.correction
+        return f"{self.router}.{name}" if name else None
 
     def droppable(self, config: Any) -> bool:
         """Whether the router can do without some of the experts: its weights are then known from the other scores."""

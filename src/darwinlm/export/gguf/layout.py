@@ -206,17 +206,18 @@ def _filled_up(reshaper: Reshaper, kept: Sequence[BlockSizes]) -> Sequence[Block
     mlp, family = reshaper.family.mlp, reshaper.family.model_type
     if mlp.experts is None:
         return kept
-    inside = [{name.removeprefix(f"{mlp.name}.") for name in block} for block in reshaper.template]
     counts = {sizes.experts for sizes in kept if sizes.experts}
-    if len(counts) > 1 and not any(mlp.experts.excludes(name) for block in inside for name in block):
+    if len(counts) > 1 and mlp.experts.excluding is None:
         raise refused(
             family,
-            f"its blocks keep different numbers of experts ({min(counts)} to {max(counts)}), in llama.cpp all have the "
-            "same, and without a bias its router can't be kept from added ones",
-            "Use --to hf, or prune with units.experts=width, which narrows experts instead of dropping them",
+            f"its blocks keep different numbers of experts ({min(counts)} to {max(counts)}), llama.cpp has one number "
+            "for all blocks, and this family's router has no bias that could exclude added ones",
+            "Use --to hf, or prune with units.experts=width: it narrows experts instead of dropping them, and the file "
+            "pads them",
         )
     count = max(counts, default=int(getattr(reshaper.checkpoint.config, mlp.experts.chosen)))
-    mixtures = [f"{mlp.experts.router}.weight" in inside[sizes.block] for sizes in kept]
+    router = f"{mlp.name}.{mlp.experts.router}.weight"
+    mixtures = [router in reshaper.template[sizes.block] for sizes in kept]
     equal = [replace(sizes, experts=count if mixture else 0) for sizes, mixture in zip(kept, mixtures, strict=True)]
     widest = {each.experts: max(other.width for other in equal if other.experts == each.experts) for each in equal}
     return [replace(sizes, width=widest[sizes.experts]) for sizes in equal]
