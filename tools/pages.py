@@ -92,8 +92,14 @@ def errors_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+PADDED, IF_NARROWED = "padded", "padded; experts narrowed only"
+"""How mixtures of experts with unequal blocks are exported."""
+
+
 def gguf_when_layers_differ(family: Family) -> str:
     """Whether an architecture of llama.cpp supports the family's pruned layers."""
+    if family.mlp.experts is not None:
+        return PADDED if family.mlp.experts.excluding else IF_NARROWED
     if family.model_type in TIED:
         return "with tied embeddings"
     own = family.model_type in STOCK and STOCK[family.model_type].per_layer
@@ -142,6 +148,8 @@ def gguf_words(known: dict[str, Family]) -> list[str]:
     """Families without GGUF, and what llama.cpp does otherwise."""
     rounded = ", ".join(known[name].title for name, stock in STOCK.items() if stock.rounds)
     square = [family for name, family in known.items() if name in STOCK and STOCK[name].square]
+    mixtures = [family for family in known.values() if family.mlp.experts]
+    excluding = [family for family in mixtures if family.mlp.experts and family.mlp.experts.excluding]
     heads = [family for family in square if family.attention.cut == "heads" and family.model_type not in LIKE_LLAMA]
     return [
         *(f"- {known[name].title}: no GGUF, since {reason}." for name, reason in UNKNOWN.items()),
@@ -152,6 +160,12 @@ def gguf_words(known: dict[str, Family]) -> list[str]:
         "  distance of 128 tokens, 9 % at 1,024 and 34 % at 4,096. The export compares the file with a model of",
         "  rounded bounds and reports the KL of the rounding on its own text",
         "  ([measured](notebook/speed.md#2026-11-27-gpt-oss-in-llamacpp)).",
+        "- Mixtures of experts: llama.cpp has one number of experts and one width for all blocks. The file is padded",
+        "  with zeros to the largest number and width of any block, and computes the same as the model. It is larger",
+        "  than the model, and as large as the unpruned one if any block is whole; the export's report gives the sizes.",
+        f"  A bias of the router excludes added experts: {', '.join(_titles(excluding))}. Other",
+        "  routers would choose them, so blocks must keep equal numbers of experts: `units.experts=width` narrows",
+        "  experts and drops none.",
         "- DeepSeek-V2: its tokenizer isn't written. Take it from a GGUF file of the model: `--tokenizer-from F.gguf`.",
     ]
 
@@ -169,7 +183,8 @@ def families_page() -> str:
         "class and its GGUF architecture. Models with unequal layers need the modelling file in their folder, or an",
         "architecture of llama.cpp with sizes per layer. `darwinlm export --to dense` restores stock shapes with",
         "zeros, unless experts were removed. Other architectures of llama.cpp have one size for all blocks: for them,",
-        "`--to dense` and then `--to gguf` give a file that runs but isn't smaller.",
+        "`--to dense` and then `--to gguf` give a file that runs but isn't smaller. Mixtures of experts are",
+        "[padded](#gguf) to their largest block.",
         "",
         "| family | model type | attention | MLP | experts | GGUF, equal layers | GGUF, layers differ | vLLM tested |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -230,12 +245,17 @@ SUPPORT = re.compile(r"(<!-- support table: tools/pages.py -->\n).*?(<!-- end --
 
 def support_table() -> str:
     """Families by the engines that run the result; the page of families has the details."""
-    rows: dict[str, list[str]] = {"yes; vLLM tested": [], "yes": [], "equal layers only": [], "no": []}
+    order = "yes; vLLM tested", "yes", PADDED, IF_NARROWED, "equal layers only", "no"
+    rows: dict[str, list[str]] = {row: [] for row in order}
     for family in families().values():
-        name = family.model_type
-        unequal = gguf_when_layers_differ(family) != "no"
-        gguf = "yes" if unequal else "equal layers only" if name in STOCK else "no"
-        rows["yes; vLLM tested" if unequal and name in TESTED else gguf].append(family.title.partition(" (")[0])
+        name, row = family.model_type, gguf_when_layers_differ(family)
+        if row == "no" and name in STOCK:
+            row = "equal layers only"
+        elif row not in order:
+            row = "yes"
+        if row == "yes" and name in TESTED:
+            row = "yes; vLLM tested"
+        rows[row].append(family.title.partition(" (")[0])
     lines = ["| GGUF | families |", "| --- | --- |"]
     lines += [f"| {gguf} | {', '.join(sorted(titles, key=str.lower))} |" for gguf, titles in rows.items()]
     return "\n".join(lines) + "\n"

@@ -281,7 +281,7 @@ OTHERWISE = {
 
 @pytest.mark.parametrize("case", MIXTURES)
 def test_unequal_mixtures_are_filled_up(tmp_path, case):
-    """llama.cpp has one number of experts and one width. Zeros fill up the others, and a bias excludes added experts."""
+    """Zeros fill up widths and numbers of experts, and a bias of the router excludes the added ones."""
     equal, rows, experts, width = MIXTURES[case]
     model_type, architecture, overrides = EQUAL[equal]
     folder = pruned_checkpoint(tmp_path / "model", model_type, rows, **overrides | OTHERWISE.get(case, {}))

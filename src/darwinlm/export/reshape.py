@@ -13,7 +13,6 @@ from darwinlm.errors import ExportError
 from darwinlm.export.sizes import (
     BlockSizes,
     Tensors,
-    add_experts,
     block_sizes,
     expand_groups,
     stock_config,
@@ -101,10 +100,7 @@ class Reshaper:
                 if plain.owners is not None or plain.sizes[:2] != target.sizes[:2]:
                     tensors = widen_attention(tensors, part, plain, columns, target)
             elif isinstance(part, Mlp):
-                if sizes.width != target.width:
-                    tensors = widen_mlp(tensors, part, target.width)
-                if sizes.experts < target.experts:
-                    tensors = add_experts(tensors, part, target.experts)
+                tensors = widen_mlp(tensors, part, sizes, target)
             result |= {f"{part.name}.{name}": tensor for name, tensor in tensors.items()} | norms
         return result
 

@@ -144,17 +144,21 @@ def _places(query: Tensor, key_value: Tensor, columns: int) -> dict[RowUnit, Ten
     return {"query": query, "gated_query": gated_rows(query, columns), "key_value": key_value}
 
 
-def widen_mlp(tensors: Mapping[str, Tensor], part: Mlp, width: int) -> Tensors:
-    """Add zero channels to an MLP, or to each of its experts, up to `width`."""
+def widen_mlp(tensors: Mapping[str, Tensor], part: Mlp, sizes: BlockSizes, target: BlockSizes) -> Tensors:
+    """Add zero channels to an MLP, or to each of its experts, and experts that are never chosen to a mixture."""
+    if sizes.experts < target.experts:
+        tensors = _with_experts(tensors, part, target.experts)
+    if sizes.width == target.width:
+        return dict(tensors)
     output = output_name(part, {f"{part.name}.{name}" for name in tensors})
     assert output is not None
     plain = {name: by_rows(part, name, tensor) for name, tensor in tensors.items()}
     have = plain[output.removeprefix(f"{part.name}.")].shape[-1]
-    wider = _widened(plain, part, {"channel": have}, {"channel": width}, {"channel": torch.arange(have)})
+    wider = _widened(plain, part, {"channel": have}, {"channel": target.width}, {"channel": torch.arange(have)})
     return {name: as_stored(part, name, tensor) for name, tensor in wider.items()}
 
 
-def add_experts(tensors: Mapping[str, Tensor], part: Mlp, count: int) -> Tensors:
+def _with_experts(tensors: Mapping[str, Tensor], part: Mlp, count: int) -> Tensors:
     """Add experts of zeros to a mixture, up to `count`; the router's bias, in float32 then, keeps it from them."""
     experts = part.experts
     assert experts is not None

@@ -1,8 +1,9 @@
 """Choice of the architecture of stock llama.cpp for a model, and of the padding.
 
-Equal layers use the family's architecture. So do mixtures of experts, which are padded to the largest number of experts
-and the largest width if the router's bias can exclude the added experts. Other unequal layers use `deci`, a Llama with head counts and MLP widths per layer,
-or `openelm`, which also normalises queries and keys and has a tied output. Blocks without sub-layers are omitted.
+Equal layers use the family's architecture. So do mixtures of experts: zeros fill them up to the largest width, and to
+the largest number of experts if the router has a bias to exclude those that are added. Other unequal layers use `deci`,
+a Llama with head counts and MLP widths per layer, or `openelm`, which also normalises queries and keys and has a tied
+output. Blocks without sub-layers are omitted.
 Shapes that llama.cpp can't load, or computes wrongly, are padded with zeros: a first block without attention in `deci`
 (which reads the head size there), an absent attention in `openelm`, and an absent MLP anywhere (width 0 would drop the
 attention's result).

@@ -151,7 +151,7 @@ def _write_keys(writer: Any, reshaper: Reshaper, layout: Layout, file_types: Any
     if name == "gemma2":
         writer.add_attn_logit_softcapping(float(config.attn_logit_softcapping or NO_CAP))
         writer.add_final_logit_softcapping(float(config.final_logit_softcapping or NO_CAP))
-    if (experts := reshaper.family.mlp.experts) is not None:
+    if reshaper.family.mlp.experts is not None:
         writer.add_expert_count(max(target.experts for target in layout.targets))
         writer.add_expert_used_count(int(config.num_experts_per_tok))
         writer.add_expert_feed_forward_length(next(target.width for target in layout.targets if target.experts))
