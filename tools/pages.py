@@ -162,7 +162,7 @@ def gguf_words(known: dict[str, Family]) -> list[str]:
         "  ([measured](notebook/speed.md#2026-11-27-gpt-oss-in-llamacpp)).",
         "- Mixtures of experts: llama.cpp has one number of experts and one width for all blocks. The file is padded",
         "  with zeros to the largest number and width of any block, and computes the same as the model. It is larger",
-        "  than the model, and as large as the unpruned one if any block is whole; the export's report gives the sizes.",
+        "  than the model, and as large as the unpruned one if a block is whole; the export's report gives the sizes.",
         f"  A bias of the router excludes added experts: {', '.join(_titles(excluding))}. Other",
         "  routers would choose them, so blocks must keep equal numbers of experts: `units.experts=width` narrows",
         "  experts and drops none.",
