@@ -82,7 +82,7 @@ def measure(recipe: Recipe, folder: Path, stage: str, clock: str) -> dict[str, A
     begun = now()
     run_stages(run, stage)
     taken = now() - begun
-    if any(entry["reused"] for entry in run.timings if entry["name"] == stage):
+    if any(entry.reused for entry in run.timings if entry.name == stage):
         return None
     measure_cpu.cache_clear()
     device = between(before, measure_cpu(now))

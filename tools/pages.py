@@ -29,20 +29,18 @@ GROUPED = ("deepseek_v3",)
 """Families whose published models choose among groups of experts."""
 REFUSED = (
     ("Nemotron-H, Falcon-H1", "nemotron_h"),
-    ("Granite 4 with experts", "granitemoehybrid"),
     ("Mamba", "mamba2"),
     ("DeepSeek V4, Kimi, MiniCPM3", "minicpm3"),
     ("Gemma 3n", "gemma3n_text"),
-    ("Gemma 4 with experts", "gemma4_text"),
-    ("ERNIE 4.5 and other mixtures", "ernie4_5_moe"),
+    ("Llama 4", "llama4"),
+    ("Qwen3-VL-MoE", "qwen3_vl_moe"),
+    ("Phi-3.5-MoE and other mixtures", "phimoe"),
     ("Command R", "cohere2"),
     ("Pythia, Falcon", "gpt_neox"),
     ("PaliGemma", "paligemma"),
     ("T5, BART", "bart"),
 )
 """Popular models that are refused, and a model type whose configuration shows the reason."""
-OPTIONS = {"Gemma 4 with experts": {"enable_moe_block": True}}
-"""Settings of these configurations that differ from the defaults."""
 
 
 def recipe_page() -> str:
@@ -100,10 +98,10 @@ def gguf_when_layers_differ(family: Family) -> str:
     """Whether an architecture of llama.cpp supports the family's pruned layers."""
     if family.mlp.experts is not None:
         return PADDED if family.mlp.experts.excluding else IF_NARROWED
-    if family.model_type in TIED:
+    if family.key in TIED:
         return "with tied embeddings"
-    own = family.model_type in STOCK and STOCK[family.model_type].per_layer
-    return "yes" if own or family.model_type in LIKE_LLAMA else "no"
+    own = family.key in STOCK and STOCK[family.key].per_layer
+    return "yes" if own or family.key in LIKE_LLAMA else "no"
 
 
 def parts_cut(family: Family) -> tuple[str, str, str]:
@@ -111,12 +109,13 @@ def parts_cut(family: Family) -> tuple[str, str, str]:
     experts, attention = family.mlp.experts, ATTENTION[family.attention.cut]
     if family.mixer is not None and attention != "kept":
         attention += f"; {family.mixer.title} kept"
-    if family.attention.reused:
+    if family.attention.reused and attention != "kept":
         attention += "; kept where keys and values are shared"
     if experts is None:
         return attention, "channels", ""
     units = "narrowed" if experts.groups and family.model_type in GROUPED else "dropped or narrowed"
-    return attention, "channels of dense blocks" if experts.shared else "", units
+    dense = "kept beside experts" if not family.mlp.name else ""
+    return attention, "channels of dense blocks" if isinstance(experts.shared_count, str) else dense, units
 
 
 def images_words(known: Iterable[Family]) -> list[str]:
@@ -140,7 +139,10 @@ def _whole_parts() -> dict[str, list[Family]]:
             family for family in families().values() if family.attention.reused
         ],
         "Per-layer inputs": [family for family in families().values() if family.tail],
-        "Shared experts": [family for family in kept if family.mlp.experts and family.mlp.experts.shared],
+        "Shared experts": [
+            family for family in kept if family.mlp.name and family.mlp.experts and family.mlp.experts.shared
+        ],
+        "MLPs that run beside experts": [family for family in kept if not family.mlp.name],
     }
 
 
@@ -163,9 +165,9 @@ def gguf_words(known: dict[str, Family]) -> list[str]:
         "- Mixtures of experts: llama.cpp has one number of experts and one width for all blocks. The file is padded",
         "  with zeros to the largest number and width of any block, and computes the same as the model. It is larger",
         "  than the model, and as large as the unpruned one if a block is whole; the export's report gives the sizes.",
-        f"  A bias of the router excludes added experts: {', '.join(_titles(excluding))}. Other",
-        "  routers would choose them, so blocks must keep equal numbers of experts: `units.experts=width` narrows",
-        "  experts and drops none.",
+        f"  A bias of the router excludes added experts: {', '.join(_titles(excluding))}.",
+        "  With other routers they would change the choice, so blocks must keep equal numbers of experts:",
+        "  `units.experts=width` narrows experts and drops none.",
         "- DeepSeek-V2: its tokenizer isn't written. Take it from a GGUF file of the model: `--tokenizer-from F.gguf`.",
     ]
 
@@ -191,16 +193,13 @@ def families_page() -> str:
     ]
     known = families()
     for family in sorted(known.values(), key=lambda family: family.title.lower()):
-        name = family.model_type
-        equal = f"`{STOCK[name].name}`" if name in STOCK else "no"
-        vllm = "yes" if name in TESTED else ""
-        cells = family.title, f"`{name}`", *parts_cut(family), equal, gguf_when_layers_differ(family), vllm
+        equal = f"`{STOCK[family.key].name}`" if family.key in STOCK else "no"
+        vllm = "yes" if family.key in TESTED else ""
+        cells = family.title, f"`{family.model_type}`", *parts_cut(family), equal, gguf_when_layers_differ(family), vllm
         lines.append("| " + " | ".join(cells) + " |")
     reasons: dict[str, list[str]] = {}
     for title, name in REFUSED:
-        config = CONFIG_MAPPING[name](**OPTIONS.get(title, {}))
-        reason = known[name].refuses(config) if name in known else why_not(config, known)
-        reasons.setdefault(str(reason), []).append(title)
+        reasons.setdefault(str(why_not(CONFIG_MAPPING[name](), known)), []).append(title)
     lines += [
         "",
         "Attention is kept or removed as a whole if its norms span all heads, or if its output projection has a",
@@ -248,16 +247,18 @@ def support_table() -> str:
     order = "yes; vLLM tested", "yes", PADDED, IF_NARROWED, "equal layers only", "no"
     rows: dict[str, list[str]] = {row: [] for row in order}
     for family in families().values():
-        name, row = family.model_type, gguf_when_layers_differ(family)
-        if row == "no" and name in STOCK:
+        row = gguf_when_layers_differ(family)
+        if row == "no" and family.key in STOCK:
             row = "equal layers only"
         elif row not in order:
             row = "yes"
-        if row == "yes" and name in TESTED:
+        if row == "yes" and family.key in TESTED:
             row = "yes; vLLM tested"
         rows[row].append(family.title.partition(" (")[0])
     lines = ["| GGUF | families |", "| --- | --- |"]
-    lines += [f"| {gguf} | {', '.join(sorted(titles, key=str.lower))} |" for gguf, titles in rows.items()]
+    for gguf, titles in rows.items():  # a mixture beside a dense family of the same name has no place of its own
+        names = {title for title in titles if not (title.endswith(" MoE") and title.removesuffix(" MoE") in titles)}
+        lines.append(f"| {gguf} | {', '.join(sorted(names, key=str.lower))} |")
     return "\n".join(lines) + "\n"
 
 

@@ -211,15 +211,15 @@ class StageFolder:
                 raise damaged(file, "it was changed after it was written", self.folder)
         return True
 
-    def is_of_another_version(self) -> bool:
-        """Whether the folder holds a result, possibly unfinished, of another version of the stage's code."""
+    def why_redone(self) -> str:
+        """Why an earlier, possibly unfinished result in the folder can't be used; empty if it can, or there is none."""
         path = self.folder / KEY
-        if not path.exists():
-            return False
-        key = read_json(path)
-        if not isinstance(key, dict):
-            return False
-        return key != self.key and {**key, "version": None} == {**self.key, "version": None}
+        key = read_json(path) if path.exists() else None
+        if not isinstance(key, dict) or key == self.key:
+            return ""
+        if {**key, "version": None} == {**self.key, "version": None}:
+            return "done by another version of darwinlm"
+        return "its settings or inputs have changed"
 
     def begin(self) -> bool:
         """Prepare the folder: keep files of an interrupted run with the same key, delete all others.

@@ -152,8 +152,8 @@ class Run:
             self.timings.append(StageTime(name, float(facts.get("seconds", 0.0)), reused=True, resumed=resumed))
             yield False
             return
-        if parallel.is_main() and folder.is_of_another_version():
-            self.reporter.say(f"{title}: done by another version of darwinlm, redone")
+        if parallel.is_main() and (reason := folder.why_redone()):
+            self.reporter.say(f"{title}: {reason}, redone")
         begun, resumed = time.monotonic(), False
         with self._guarded(folder.folder, together), self.reporter.stage(title):
             with together():

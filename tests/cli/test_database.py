@@ -206,9 +206,11 @@ def test_sizes_of_a_finished_run_and_of_a_sweep(command, finished_llama, made, t
 
 
 def test_sizes_of_a_mixture_tell_its_experts(tiny_folder, make_run, tmp_path):
-    run_stages(make_run(tiny_folder("qwen3_moe"), tmp_path / "out"), "database")
+    model = shutil.copytree(tiny_folder("qwen3_moe"), tmp_path / "Own-Mixture")
+    run_stages(make_run(model, tmp_path / "out"), "database")
     write_sizes(tmp_path / "out", tmp_path / "sizes.html")
     page = Page((tmp_path / "sizes.html").read_text())
+    assert "How small can Own-Mixture be?" in page.text
     assert any("experts, " in words for _, words in page.data["words"])
     attention = {page.data["words"][kept[1]][1] for size in page.data["sizes"] for kept in size["blocks"]}
     assert len(attention) == 1, "its attention is never cut"

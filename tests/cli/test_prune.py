@@ -64,7 +64,7 @@ def test_a_card_without_figures_has_no_plan(prune, monkeypatch):
     monkeypatch.setattr(devices, "find_device", Mock(side_effect=RecipeError("nothing is known of it")))
     said = prune().out
     assert "planned:" not in said
-    assert "no plan: this GPU's figures aren't known" in said
+    assert "no plan: the speed of this GPU isn't known" in said
 
 
 def test_until_search_stops_there(prune, tmp_path):

@@ -72,7 +72,7 @@ OSS = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attent
         ("gemma", MIXED, {}, "its layers differ, and no architecture with sizes per layer"),
         ("smollm3", MIXED, {"no_rope_layers": [1, 1, 1]}, "its layers differ"),
         ("llama", MIXED, {"hidden_act": "relu"}, "its MLPs use relu"),
-        ("mixtral", {0: (4, 2, 64, 2)}, {}, r"experts \(2 to 4\).* no bias .* Use --to hf, or .*units.experts=width"),
+        ("mixtral", {0: (4, 2, 64, 2)}, {}, r"experts \(2 to 4\).* Use --to hf, or .*units.experts=width"),
         ("mixtral", {0: (2, 1, 64)}, {}, "its layers differ, and no architecture with sizes per layer"),
         ("olmoe", {}, {}, "it has fewer KV heads than query heads"),
         ("olmo2", {1: (0, 0, 96)}, {"hidden_size": 128}, "its layers differ, and no architecture with sizes per layer"),

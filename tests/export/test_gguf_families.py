@@ -44,6 +44,7 @@ PLAIN_GEMMA4 = {
     "hidden_size_per_layer_input": 0,
     "use_double_wide_mlp": False,
 }
+BESIDE = {"hidden_size_per_layer_input": 0, "moe_intermediate_size": 64}
 
 
 YARN = {
@@ -119,6 +120,7 @@ EQUAL = {
     "arcee": ("arcee", "arcee", {**LLAMA3, "mlp_bias": False, "hidden_size": 128}),
     "gemma4 as E2B": ("gemma4_text", "gemma4", GEMMA4),
     "gemma4 as 31B": ("gemma4_text", "gemma4", GEMMA4 | PLAIN_GEMMA4),
+    "gemma4 as 26B-A4B": ("gemma4_text_experts", "gemma4", GEMMA4 | BESIDE),
     "qwen3_5": ("qwen3_5_text", "qwen35", DELTA),
     "qwen3_5 with a value head for each key": ("qwen3_5_text", "qwen35", DELTA | {"linear_num_key_heads": 4}),
     "qwen3_5_moe": ("qwen3_5_moe_text", "qwen35moe", DELTA | {"moe_intermediate_size": 64}),
@@ -128,6 +130,11 @@ EQUAL = {
         "granitehybrid",
         MAMBA | {"position_embedding_type": "nope", "mamba_n_groups": 2},
     ),
+    "granitemoehybrid_experts": ("granitemoehybrid_experts", "granitehybrid", MAMBA | {"intermediate_size": 64}),
+    "qwen2_moe": ("qwen2_moe", "qwen2moe", SQUARE | {"mlp_only_layers": [], "moe_intermediate_size": 64}),
+    "ernie4_5_moe": ("ernie4_5_moe", "ernie4_5-moe", {"use_bias": False, "moe_intermediate_size": 64}),
+    "hunyuan_v1_moe": ("hunyuan_v1_moe", "hunyuan-moe", {"moe_topk": 2}),
+    "minimax_m2": ("minimax_m2", "minimax-m2", {}),
     "glm4_moe": ("glm4_moe", "glm4moe", {"moe_intermediate_size": 64}),
     "glm4_moe_lite": ("glm4_moe_lite", "deepseek2", LATENT | {"n_routed_experts": 8, "n_group": 4, "topk_group": 2}),
     "olmoe": ("olmoe", "olmoe", SQUARE | {"num_key_value_heads": 4}),
@@ -173,6 +180,14 @@ CONTINUED += ("gemma2", "gemma3", "mixtral", "qwen3_moe", "ernie4_5 with biases"
 CONTINUED += ("gemma4 as E2B", "gemma4 as 31B", "qwen3_5", "qwen3_5_moe", "lfm2", "granitemoehybrid")
 CONTINUED += ("glm4_moe", "glm4_moe_lite", "qwen3_next_moe", "olmoe", "gpt_oss", "deepseek_v2 as Lite", "deepseek_v3")
 CONTINUED += ("nemotron", "hunyuan with a larger base", "apertus", "olmo3", "glm")
+CONTINUED += (
+    "gemma4 as 26B-A4B",
+    "granitemoehybrid_experts",
+    "qwen2_moe",
+    "ernie4_5_moe",
+    "hunyuan_v1_moe",
+    "minimax_m2",
+)
 """Where greedy tokens are compared too."""
 
 
@@ -180,7 +195,7 @@ def test_every_family_is_compared_with_the_library_or_refused():
     """What the documentation says of GGUF comes from these constants."""
     assert {model_type for model_type, *_ in EQUAL.values()} == set(STOCK)
     assert {model_type for model_type, *_ in UNEQUAL.values()} == {*LIKE_LLAMA, *TIED}
-    assert [name for name, stock in STOCK.items() if stock.per_layer] == ["gemma4_text"]
+    assert [name for name, stock in STOCK.items() if stock.per_layer] == ["gemma4_text", "gemma4_text_experts"]
     assert set(families()) == {*STOCK, *UNKNOWN}
     assert not set(STOCK) & set(UNKNOWN)
 
@@ -268,6 +283,12 @@ MIXTURES = {
     "gpt_oss": ("gpt_oss", {**COUNTS, 3: (4, 2, 40, 3)}, 4, 64),
     "glm4_moe": ("glm4_moe", {0: (4, 2, 64), 1: (4, 2, 40, 4), 2: (4, 2, 64, 3)}, 4, 64),
     "glm4_moe_lite": ("glm4_moe_lite", {1: (4, 4, 40, 3), 2: (4, 4, 64, 2)}, 3, 64),
+    "minimax_m2": ("minimax_m2", COUNTS, 4, 64),
+    "qwen2_moe": ("qwen2_moe", WIDTHS, 5, 64),
+    "hunyuan_v1_moe": ("hunyuan_v1_moe", WIDTHS, 5, 96),
+    "ernie4_5_moe": ("ernie4_5_moe", {1: (4, 2, 40), **GONE}, 5, 64),
+    "granite": ("granitemoehybrid_experts", {1: (4, 2, 40), 3: (4, 2, 0)}, 5, 64),
+    "gemma4": ("gemma4 as 26B-A4B", {0: (4, 2, 40), 1: (4, 1, 64), 2: (4, 1, 0)}, 5, 64),
     "deepseek_v3": ("deepseek_v3", {2: (4, 4, 40, 3), 3: (4, 4, 64, 2), 4: (4, 4, 0)}, 3, 64),
 }
 """Case in `EQUAL`, sizes of blocks, and the experts in the file with their width."""

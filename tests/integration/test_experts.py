@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.tiny.checkpoint import tiny_checkpoint
+from tests.tiny.masked import mlp_of
 from tests.tiny.models import FAMILIES
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -20,13 +21,15 @@ from darwinlm.database.order import damp
 from darwinlm.database.spill import Spilled
 from darwinlm.errors import CheckpointError
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.family import family_of
 from darwinlm.pipeline import run_stages
 from darwinlm.recipe import UnitsSettings
 from darwinlm.stages.database import PruningDatabase, database_stage, stream_of
 from darwinlm.stages.text import text_stage
 
 MIXTURES = ("mixtral", "qwen3_moe", "olmoe", "deepseek_v2", "glm4_moe_lite", "gpt_oss")
-TOGETHER = ("gpt_oss",)
+MIXTURES += ("granitemoehybrid_experts", "gemma4_text_experts")
+TOGETHER = ("gpt_oss", "granitemoehybrid", "gemma4_text")
 """Mixtures whose checkpoints hold all experts in one tensor, as the model does."""
 CHANNELS = 32
 
@@ -52,10 +55,14 @@ def weighted_inputs(model, block: int, tokens: Tensor) -> list[Tensor]:
     """For each expert [n, d]: what it makes of every token times the token's weight for it, zero where it isn't asked.
 
     Found without looking inside: with the identity as the only output projection that isn't zero, it is the output.
+    Where a norm follows, all is divided by what it divides the dense output by.
     """
-    experts = model.model.layers[block].mlp.experts
+    experts = mlp_of(model.model.layers[block]).experts
     found, seen = [], []
-    handle = experts.register_forward_hook(lambda _, __, output: seen.append(output[:, :CHANNELS]))
+    handle = experts.register_forward_hook(lambda _, __, output: seen.append(output))
+    model(tokens, use_cache=False)
+    normed = family_of(model.config).mlp.post_norm is not None
+    by = (seen[0].square().mean(-1, keepdim=True) + 1e-6).sqrt() if normed else 1
     dense = copy.deepcopy(experts.state_dict())
     if hasattr(experts, "down_proj_bias"):
         experts.down_proj_bias.zero_()
@@ -63,7 +70,7 @@ def weighted_inputs(model, block: int, tokens: Tensor) -> list[Tensor]:
         outputs(experts).zero_()[expert, :CHANNELS] = torch.eye(CHANNELS)
         seen.clear()
         model(tokens, use_cache=False)
-        found.append(seen[0])
+        found.append(seen[0][:, :CHANNELS] / by)
     handle.remove()
     experts.load_state_dict(dense)
     return found
@@ -95,7 +102,7 @@ def test_each_expert_is_direct_least_squares_on_channels_of_its_own(built):
         shape = reader.shape(module.block, module.kind)
         if not shape.experts:
             continue
-        W = outputs(model.model.layers[module.block].mlp.experts).double()
+        W = outputs(mlp_of(model.model.layers[module.block]).experts).double()
         H = [damp(x.double().T @ x.double() / tokens.numel()) for x in weighted_inputs(model, module.block, tokens)]
         energy = sum(float(((w @ h) * w).sum()) for w, h in zip(W, H, strict=True))
         widths = [level for level in module.levels if level.experts in (0, shape.experts)]
@@ -145,13 +152,15 @@ def test_checkpoints_hold_an_expert_at_a_time_and_are_read_as_the_model_holds_th
     assert any(".experts.0." in name for name in stored_names(folder)) is not together
     model = AutoModelForCausalLM.from_pretrained(folder)
     found = checkpoint.read()
-    expected = model.state_dict()
+    tied = ("lm_head.weight",) if checkpoint.config.tie_word_embeddings else ()
+    expected = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         assert torch.equal(found[name], tensor), name
-    assert {name for name in checkpoint.read("model.layers.3.mlp.") if not name.startswith("shared")} >= {
-        "experts.gate_up_proj", "experts.down_proj", "router.weight" if together else "gate.weight"
-    }  # fmt: skip
+    mlp = checkpoint.family.mlp
+    names = set(checkpoint.read(f"model.layers.3.{mlp.prefix}"))
+    assert names >= {f"{mlp.experts.name}.gate_up_proj", f"{mlp.experts.name}.down_proj"}
+    assert any(name.startswith(f"{mlp.experts.router}.") for name in names)
 
 
 def test_a_pruned_mixture_is_stored_as_it_is_held(folder, make_run, tmp_path):
@@ -170,7 +179,9 @@ def test_equal_widths_need_no_code_of_their_own(folder, make_run, tmp_path):
     assert stored_names(again) == stored_names(folder)
     for name, tensor in load_file(again / "model.safetensors").items():
         before = load_file(folder / "model.safetensors")[name]
-        if name.endswith(("down_proj.weight", "w2.weight", "experts.down_proj")):  # a refit may round them anew
+        if name.endswith(
+            ("down_proj.weight", "w2.weight", "experts.down_proj", "output_linear.weight")
+        ):  # a refit may round them anew
             torch.testing.assert_close(tensor, before, rtol=1e-3, atol=1e-3)
         elif "o_proj" not in name:
             assert torch.equal(tensor, before), name

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tests.tiny.checkpoint import tiny_checkpoint
+from tests.tiny.models import tiny_model
 
 from darwinlm.artifact import read_json
 from darwinlm.calibration.gradients import output_gradients
@@ -19,28 +20,30 @@ LENGTH = 24
 def second_moments(checkpoint: Checkpoint, tokens: torch.Tensor) -> dict[tuple[int, str], torch.Tensor]:
     """E[g gᵀ] of the gradient of the summed loss at every module's output, from the model as transformers loads it.
 
-    In front of a norm, the gradient is that of the output divided by what the norm divides it by.
+    In front of a norm, the gradient is that of the norm's output before the gain.
     """
     model = checkpoint.load(torch.float32)
     outputs: dict[tuple[int, str], torch.Tensor] = {}
+    gains: dict[tuple[int, str], torch.Tensor] = {}
     for block, layer in enumerate(model.get_submodule(checkpoint.family.layers)):
         for kind in checkpoint.family.kinds:
             projection = output_projection(layer, checkpoint.family, kind)
             projection.weight.requires_grad_(True)
-            projection.register_forward_hook(lambda _, __, out, key=(block, kind): outputs.__setitem__(key, out))
+            norm = checkpoint.family.module(kind).post_norm
+            last = projection if norm is None else getattr(layer, norm)
+            gains[block, kind] = torch.ones(()) if norm is None else last(torch.ones(projection.out_features)).detach()
+            last.register_forward_hook(lambda _, __, out, key=(block, kind): outputs.__setitem__(key, out))
     logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
     found = torch.autograd.grad(loss, list(outputs.values()))
     moments = {}
     for key, gradient in zip(outputs, found, strict=True):
-        y, g = outputs[key].detach().flatten(0, 1), gradient.flatten(0, 1)
-        if checkpoint.family.module(key[1]).post_norm is not None:
-            g = g * y.square().mean(-1, keepdim=True).add(checkpoint.config.rms_norm_eps).sqrt()
+        g = gradient.flatten(0, 1) * gains[key]
         moments[key] = g.T @ g / tokens.numel()
     return moments
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gemma2", "qwen2"])
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "olmo2", "qwen2"])
 @pytest.mark.parametrize("place", ["file", "device"])
 def test_gradients_are_those_of_the_whole_model(model_type, place, tiny_folder, tmp_path):
     checkpoint = Checkpoint.open(tiny_folder(model_type))
@@ -90,6 +93,39 @@ def test_errors_in_front_of_a_norm_are_those_behind_it(model_type, tiny_folder):
             energy = float(((W @ seen.moments[shape.kind]) * W).sum()) / len(W)
             assert energy == pytest.approx(behind[seen.block, shape.kind], rel=1e-3)
             assert energy > 0.1
+
+
+@pytest.mark.parametrize("model_type", ["gemma3_text", "olmo2"])
+def test_removing_a_module_in_front_of_a_norm_has_a_cost(model_type, tmp_path):
+    """If all outputs of a module are along one vector, its removal changes nothing but their lengths."""
+    model = tiny_model(model_type)
+    down = model.model.layers[1].mlp.down_proj
+    with torch.no_grad():
+        down.weight.copy_(torch.randn(down.out_features, 1) * torch.randn(1, down.in_features))
+    model.save_pretrained(tmp_path)
+    checkpoint, place = Checkpoint.open(tmp_path), (1, "mlp")
+    tokens = torch.randint(3, 250, (5, LENGTH), generator=torch.Generator().manual_seed(0))
+    streams = [
+        BlockStream(checkpoint, tokens, dtype=torch.float32, device=torch.device("cpu"), batch_tokens=2 * LENGTH)
+        for _ in range(2)
+    ]
+    S = dict(output_gradients(streams[0], tokens))[1]["mlp"]
+    (H,) = (each.moments["mlp"] for each in stream_moments(streams[1]) if each.block == 1)
+    W = down.weight.detach()
+    assert float((S * (W @ H @ W.T)).sum()) == pytest.approx(removal_square(checkpoint, tokens, place), rel=1e-3)
+
+
+def removal_square(checkpoint: Checkpoint, tokens: torch.Tensor, place: tuple[int, str]) -> float:
+    """E⟨g, y⟩² at the output y of the norm behind a module: twice its second-order estimate of the cost of removal."""
+    model, seen = checkpoint.load(torch.float32), []
+    layer = model.get_submodule(checkpoint.family.layers)[place[0]]
+    norm = getattr(layer, checkpoint.family.module(place[1]).post_norm)
+    norm.weight.requires_grad_(True)
+    norm.register_forward_hook(lambda _, __, out: seen.append(out))
+    logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
+    (g,) = torch.autograd.grad(loss, seen)
+    return float((g * seen[0].detach()).sum(-1).square().mean())
 
 
 def test_the_loss_decides_what_goes_first_and_not_what_remains(tmp_path, make_run):

@@ -30,10 +30,12 @@ def test_removed_parts_hold_no_weights(plan, pruned):
         mixer = family.mixer and f"model.layers.{i}.{family.mixer.name}.{family.mixer.output}.weight" in names
         token_mixer = family.mixer if mixer else family.attention
         for part, there in ((token_mixer, kept.heads), (family.mlp, kept.channels)):
-            for module in (part.name, *part.norms):
+            for module in (*part.modules, *part.norms):
                 assert any(name.startswith(f"model.layers.{i}.{module}.") for name in names) == bool(there)
         if not kept.heads and not kept.channels:
-            tail = (family.tail.name, family.tail.scale, *family.tail.norms) if family.tail else ()
+            tail = (family.tail.scale,) if family.tail else ()
+            if family.tail and getattr(pruned.config, family.tail.width):
+                tail = (*tail, family.tail.name, *family.tail.norms)
             assert {name.split(".")[3] for name in names if f"layers.{i}." in name} == set(tail)
     assert pruned.num_parameters() == sum({id(w): w.numel() for w in pruned.parameters()}.values())
 

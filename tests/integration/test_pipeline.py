@@ -156,8 +156,10 @@ def test_fitness_looks_at_whole_sequences_and_remembers(whole, placed):
     allocation = whole.random_allocations(2)[0]
     assert fitness.kl(allocation, 33) == fitness.kl(allocation, 64)
     assert fitness.evaluations == 1
-    fitness.kl(allocation, 65)
+    more = fitness.kl(allocation, 65)
     assert fitness.evaluations == 2
+    whole_batch = Fitness(placed, whole.texts["fitness"].tokens, batch_tokens=96)
+    assert more == pytest.approx(whole_batch.kl(allocation, 65), rel=1e-6), "the third sequence came alone"
 
 
 def test_the_dense_model_comes_back_after_candidates(whole, placed):

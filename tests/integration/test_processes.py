@@ -1,20 +1,24 @@
 """Two processes of torchrun give what one gives, to rounding; another single process gives the same bytes."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.tiny.checkpoint import SETTINGS
+from tests.tiny.benchmarks import QUIET, tiny_benchmarks
+from tests.tiny.checkpoint import SETTINGS, tiny_checkpoint, tiny_text
 from tests.tiny.command import sets
 from tests.tiny.process import python
 
 from darwinlm.artifact import read_json
 from darwinlm.pipeline import run_stages
 
+pytestmark = QUIET
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="torchrun's standalone mode needs a POSIX system")
 
 
@@ -43,6 +47,25 @@ def test_two_processes_give_the_database_of_one(tiny_llama, tiny_text_file, make
                 torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-5 * float(tensor.abs().max()))
             else:
                 assert torch.equal(two[name], tensor), f"{file.name} {name}"
+    check_refit_and_evaluation(make_run, tiny_llama, tmp_path)
+
+
+def check_refit_and_evaluation(make_run, model, tmp_path):
+    """The same two stages again in one process, on the model that two processes stitched."""
+    again = Path(shutil.copytree(tmp_path / "two", tmp_path / "again")) / "stages"
+    for stage in ("refit", "evaluate"):
+        shutil.rmtree(again / stage)
+    run = make_run(model, again.parent)
+    run_stages(run, "evaluate")
+    assert [entry.name for entry in run.timings if not entry.reused][-2:] == ["refit", "evaluate"]
+    for name in ("refit/record.json", "refit/choices.json", "evaluate/models.json"):
+        two, one = (read_json(stages / name) for stages in (tmp_path / "two" / "stages", again))
+        for figures in (one, two) if name.startswith("evaluate") else ():
+            for each in figures.values():
+                assert each.pop("tokens_per_second") > 0
+                assert each.pop("decode_tokens_per_second") > 0
+                del each["continuations"]  # tests decode fewer tokens
+        same_figures(two, one, name)
 
 
 @POSIX
@@ -61,6 +84,38 @@ def test_two_processes_compare_methods(tiny_llama, tiny_text_file, tmp_path):
     found = json.loads((tmp_path / "two" / "comparison.json").read_text(encoding="utf-8"))
     assert [row["method"] for row in found["rows"]] == ["dense", "uniform", "ziplm", "darwinlm+refit"]
     assert done.stdout.count("measure uniform:") == 1
+
+
+@POSIX
+def test_two_processes_evaluate_as_one(command, tmp_path):
+    data, model = tiny_benchmarks(tmp_path / "data"), tiny_checkpoint(tmp_path / "model", max_position_embeddings=2048)
+    text = tiny_text(tmp_path / "text.txt")
+    request = (model, "--suite", "piqa:0,arc_challenge:2", "--data-dir", data, "--text", text, "--against", model)
+    request += ("--tokens", 700, "--sequence-length", 100, "--batch-size", 2, "--dtype", "float32")
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", "darwinlm.cli")
+    done = python(*launch, "evaluate", *request, "--out", tmp_path / "two.json", PYTHONWARNINGS="ignore")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("PIQA:") == 1
+    assert command("evaluate", *request, "--out", tmp_path / "one.json").code == 0
+    one, two = (json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8")) for name in ("one", "two"))
+    assert one["copying"][0]["scores"][0]["tokens"] == 7 * 63
+    assert [task["items"] for task in one["tasks"]] == [8, 8]
+    same_figures(two, one)
+
+
+def same_figures(ours: Any, theirs: Any, where: str = "") -> None:
+    """Compare JSON: the same but for rounding in sums."""
+    if isinstance(theirs, dict):
+        assert ours.keys() == theirs.keys(), where
+        for name, value in theirs.items():
+            same_figures(ours[name], value, f"{where} {name}")
+    elif isinstance(theirs, list):
+        for number, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+            same_figures(one, other, f"{where} {number}")
+    elif isinstance(theirs, float):
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6), where
+    else:
+        assert ours == theirs, where
 
 
 def test_another_process_gives_the_same_bytes(finished_llama, tiny_llama, tiny_text_file, tmp_path):

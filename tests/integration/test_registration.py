@@ -12,6 +12,7 @@ from tests.tiny.process import python
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from darwinlm.families.family import families
 from darwinlm.families.registration import register_families, register_when_imported
 
 FIRST_OURS = """
@@ -62,7 +63,7 @@ def test_importing_the_package_is_enough(begin, tmp_path):
 
 def test_all_families_are_registered_once(tmp_path: Path):
     register_families()
-    known = {f"darwinlm_{model_type}" for model_type in FAMILIES}
+    known = {f"darwinlm_{family.model_type}" for family in families().values()}
     assert known <= set(CONFIG_MAPPING.keys())
     before, finders = {name: CONFIG_MAPPING[name] for name in known}, list(sys.meta_path)
     register_when_imported()
@@ -72,10 +73,11 @@ def test_all_families_are_registered_once(tmp_path: Path):
 
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_a_configuration_made_by_name_is_of_the_real_class(model_type):
+    switch = families()[model_type].switch
     sizes = tiny_model(model_type).config.to_dict()
-    del sizes["model_type"]
+    model_type = sizes.pop("model_type")
     layers = {int(layer): values for layer, values in sizes.pop("per_layer_config", {}).items()}  # Gemma 4 has some
-    layers[0] = {"skip": ["mlp"]}
+    layers[0] = {"skip": ["mlp"], **({} if switch is None else {switch: type(sizes[switch])()})}
     config = AutoConfig.for_model(f"darwinlm_{model_type}", **sizes, per_layer_config=layers)
     assert type(config).__name__ == f"Darwin{NAMES[model_type][0]}Config"
     model = AutoModelForCausalLM.from_config(config)

@@ -10,6 +10,7 @@ from torch import nn
 from darwinlm.errors import NumericsError, TimeLimitError
 from darwinlm.pipeline import run_stages
 from darwinlm.search.evaluate.clock import Clock
+from darwinlm.search.evaluate.fitness import Fitness
 from darwinlm.search.predict.curvature import removed_together
 from darwinlm.search.predict.gradients import Gradients
 from darwinlm.search.predict.surrogate import first_order
@@ -45,13 +46,19 @@ def bank_of(make_run, model, folder, *settings):
     return placed, texts["fitness"].tokens[:4]
 
 
+def gradients_of(placed, tokens, *, batch_tokens=64, **more):
+    """Gradients with the dense model's streams."""
+    dense = Fitness(placed, tokens, batch_tokens=batch_tokens).dense
+    return Gradients(placed, tokens, dense, batch_tokens=batch_tokens, **more)
+
+
 @pytest.fixture(scope="module")
 def llama(tiny_llama, make_run, tmp_path_factory):
     """Placed modules of the tiny Llama, text, an allocation, and a way to gradients."""
     placed, tokens = bank_of(make_run, tiny_llama, tmp_path_factory.mktemp("llama") / "run")
 
     def gradients(batch_tokens=64, **more):
-        return Gradients(placed, tokens, batch_tokens=batch_tokens, **more)
+        return gradients_of(placed, tokens, batch_tokens=batch_tokens, **more)
 
     return placed, gradients, middle(placed.space)
 
@@ -89,7 +96,7 @@ def by_difference(placed, tokens, allocation, index, level):
 def test_slopes_are_derivatives_of_the_loss(model_type, tiny_folder, make_run, tmp_path):
     placed, tokens = bank_of(make_run, tiny_folder(model_type), tmp_path / "run")
     allocation = middle(placed.space)
-    slopes = Gradients(placed, tokens, batch_tokens=64).around(allocation)
+    slopes = gradients_of(placed, tokens).around(allocation)
     compared = 0
     for index, row in enumerate(slopes):
         module = placed.space.modules[index]
@@ -148,7 +155,7 @@ def test_a_search_keeps_what_the_slopes_said_of_its_candidates(tiny_llama, make_
     settings = ("search.generations=1", "search.stages=[{tokens: 64, survivors: 1}]")
     run_stages(make_run(tiny_llama, tmp_path / "run", *settings), "search")
     placed, tokens = bank_of(make_run, tiny_llama, tmp_path / "run", *settings)
-    gradients = Gradients(placed, tokens[:2], batch_tokens=64)
+    gradients = gradients_of(placed, tokens[:2])
     observations = state_of(tmp_path / "run")["observations"]
     assert observations
     for parent, child, _, slope in observations:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -35,6 +36,10 @@ NAMES: dict[str, Any] = {
     "mixtral": ("Mixtral", "mixtral"),
     "qwen3_moe": ("Qwen3Moe", "qwen3_moe"),
     "olmoe": ("Olmoe", "olmoe"),
+    "qwen2_moe": ("Qwen2Moe", "qwen2_moe"),
+    "ernie4_5_moe": ("Ernie4_5_Moe", "ernie4_5_moe"),
+    "minimax_m2": ("MiniMaxM2", "minimax_m2"),
+    "hunyuan_v1_moe": ("HunYuanMoEV1", "hunyuan_v1_moe"),
     "deepseek_v2": ("DeepseekV2", "deepseek_v2"),
     "deepseek_v3": ("DeepseekV3", "deepseek_v3"),
     "glm4_moe": ("Glm4Moe", "glm4_moe"),
@@ -102,10 +107,13 @@ class Kept:
             name = experts if hasattr(mlp, "experts") else lone
             sizes[name] = len(self.within(width_of(mlp)))
             sizes |= {"Lfm2MLP": LFM2, "Gemma4TextMLP": GEMMA4}.get(type(mlp).__name__, {})
-            if hasattr(mlp, "shared_experts"):
-                sizes["shared_expert_width"] = mlp.shared_experts.intermediate_size
+            for shared in ("shared_experts", "shared_mlp"):
+                if hasattr(mlp, shared):
+                    sizes["shared_expert_width"] = getattr(mlp, shared).intermediate_size
             if self.experts is not None and hasattr(mlp, "experts"):
                 sizes[count] = len(self.experts)
+        elif isinstance(mlp, SimpleNamespace):  # an MLP beside experts, which go too
+            sizes |= {"enable_moe_block": False} if count == "num_experts" else {"num_local_experts": 0}
         return {**sizes, **({"skip": skip} if skip else {})}
 
 
@@ -142,7 +150,7 @@ LATENT = ("deepseek_v2", "deepseek_v3", "glm4_moe_lite")
 """Families that compress keys and values, and cache a single head of them."""
 SHARED = {"gemma4_text": (1, 3)}
 """Layers that share keys and values, and keep their attentions."""
-WHOLE = ("olmoe", "olmo2", "olmo3", "helium", "gpt_oss", *LATENT)
+WHOLE = ("olmoe", "minimax_m2", "olmo2", "olmo3", "helium", "gpt_oss", *LATENT)
 """Families whose query and key norms span all heads, whose output projection has a fixed size (Helium), whose heads
 have more than rows and columns (gpt-oss), or share a latent: an attention stays whole or goes."""
 
@@ -175,15 +183,29 @@ def rows(weight: torch.Tensor, blocks: list[int], size: int, dim: int = 0) -> to
     return weight.index_select(dim, index)
 
 
+def of_experts(name: str, weight: torch.Tensor, experts: list[int] | None) -> torch.Tensor:
+    """What stays of a tensor in which every expert has a row, or a correction in the last place."""
+    if experts is None:
+        return weight
+    if name.endswith("e_score_correction_bias"):
+        return weight[..., experts]
+    counted = ".mlp.gate." in name or (".router." in name and not name.endswith(".scale")) or ".experts." in name
+    return weight[experts] if counted else weight
+
+
 def stays(name: str, weight: torch.Tensor, kept: Kept, size: int, *, mixer: bool = False) -> torch.Tensor:
     """The rows or columns of a block's weight that stay."""
-    if kept.experts is not None and (".mlp.gate." in name or ".mlp.router." in name or ".experts." in name):
-        weight = weight[kept.experts]
+    weight = of_experts(name, weight, kept.experts)
     heads = [group * PER_GROUP + head for group, head in kept.heads]
     keys = [len(ALL) + group for group in kept.groups]
     values = [key + GROUPS for key in keys]
     part, kind = name.split(".")[-2:]
-    if (mixer and part == "out_proj") or "shared_expert" in name or (".self_attn." in name and kept.heads == ALL):
+    if (
+        (mixer and part == "out_proj")
+        or "shared_expert" in name
+        or ".mlp.shared_mlp." in name
+        or (".self_attn." in name and kept.heads == ALL)
+    ):
         return weight
     match part, kind:
         case "q_proj", _:
@@ -221,7 +243,7 @@ def cut(dense: Any, plan: list[Kept]) -> Any:
     """The smaller model: kept rows and columns of the dense one, loaded strictly."""
     config_class, _, model_class = pruned_classes(*NAMES[dense.config.model_type])
     experts = "moe_intermediate_size" if hasattr(dense.config, "moe_intermediate_size") else "intermediate_size"
-    counts = ("num_local_experts", "n_routed_experts", "num_experts")
+    counts = ("num_local_experts", "n_routed_experts", "num_experts", "moe_num_experts")
     count = next((name for name in counts if name in dense.config.to_dict()), "")
     blocks = dense.model.layers
     layers = {i: kept.overrides(mlp_of(blocks[i]), experts, count) for i, kept in enumerate(plan)}
@@ -234,6 +256,8 @@ def cut(dense: Any, plan: list[Kept]) -> Any:
             layer = int(name.split(".")[2])
             mixer = getattr(blocks[layer], "self_attn", None) is None
             size = config.per_layer_config[layer].head_dim
+            if isinstance(mlp_of(blocks[layer]), SimpleNamespace) and (".mlp." in name or ".shared_mlp." in name):
+                continue  # beside experts
             if config.model_type == "darwinlm_gpt_oss":
                 state[name] = stays_of_gpt_oss(name, state[name], plan[layer], size)
             else:
@@ -263,7 +287,7 @@ def blanked(dense: Any, plan: list[Kept]) -> Any:
                 down = mlp.experts.down_proj
                 (down.mT if mlp.experts.is_transposed else down)[..., gone] = 0
                 for name, tensor in mlp.named_parameters():
-                    if not kept.channels and "down_proj" in name:
+                    if not kept.channels and ("down_proj" in name or "output_linear" in name):
                         tensor.zero_()
                 continue
             down = output_of(mlp)

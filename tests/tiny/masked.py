@@ -7,6 +7,7 @@ Letters: r rows, d columns, e experts.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -36,7 +37,12 @@ def masked(reader: DatabaseReader, allocation: Allocation) -> Any:
 
 
 def mlp_of(block: nn.Module) -> Any:
-    """The MLP of a block."""
+    """The MLP of a block, or its experts and their router together with the MLP beside them."""
+    mixture = getattr(block, "block_sparse_moe", None)  # Granite 4
+    if mixture is not None or hasattr(block, "experts"):
+        beside, mixture = (block.mlp, block) if mixture is None else (block.shared_mlp, mixture)
+        tensors = [*mixture.experts.named_parameters(), *beside.named_parameters()]
+        return SimpleNamespace(experts=mixture.experts, router=mixture.router, named_parameters=lambda: tensors)
     return next(getattr(block, name) for name in ("mlp", "feed_forward", "shared_mlp") if hasattr(block, name))
 
 
@@ -77,7 +83,7 @@ def _mask_attention(attention: nn.Module, columns: Tensor, weight: Tensor, head_
 def _mask_mlp(mlp: nn.Module, columns: Tensor, weight: Tensor, kept: Tensor | None) -> None:
     if kept is not None and not len(kept):
         for name, tensor in mlp.named_parameters():
-            if "down_proj" in name:
+            if "down_proj" in name or "output_linear" in name:
                 tensor.zero_()
         return
     if kept is not None:
@@ -112,15 +118,16 @@ def shut_out(mlp: nn.Module, gone: set[int]) -> None:
     index = torch.tensor(sorted(gone), dtype=torch.int64)
     router = getattr(mlp, "gate", None) or mlp.router
     choose, linear = router.forward, nn.functional.linear
-    if hasattr(router, "e_score_correction_bias"):  # it is added to what becomes of the logits
-        router.e_score_correction_bias[index] = -torch.inf
+    for name, tensor in (*mlp.named_parameters(), *getattr(mlp, "named_buffers", tuple)()):
+        if name.endswith("e_score_correction_bias"):  # it is added to what becomes of the logits
+            tensor[..., index] = -torch.inf
 
     def closed(*arguments: Any) -> Tensor:
         return linear(*arguments).index_fill(-1, index, -torch.inf)
 
-    def forward(hidden: Tensor) -> Any:
+    def forward(*arguments: Tensor) -> Any:
         with patch.object(nn.functional, "linear", closed):
-            return choose(hidden)
+            return choose(*arguments)
 
     router.forward = forward
 

@@ -69,6 +69,22 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "final_logit_softcapping": 5.0,
         "tie_word_embeddings": True,
     },
+    "gemma4_text_experts": {
+        "model_type": "gemma4_text",
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+        "sliding_window": 8,
+        "global_head_dim": 16,
+        "num_global_key_value_heads": 3,
+        "attention_k_eq_v": True,
+        "hidden_size_per_layer_input": 0,
+        "enable_moe_block": True,
+        "num_experts": 5,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 96,
+        "intermediate_size": 64,
+        "final_logit_softcapping": 5.0,
+        "tie_word_embeddings": True,
+    },
     "smollm3": {"no_rope_layers": [1, 1, 1, 0], "tie_word_embeddings": True},
     "granite": {"residual_multiplier": 0.7, "logits_scaling": 2.0, "attention_multiplier": 0.3},
     "phi3": {
@@ -84,6 +100,22 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "mlp_only_layers": [1],
         "norm_topk_prob": True,
     },
+    "qwen2_moe": {**SHARED_EXPERT, "mlp_only_layers": [1]},
+    "ernie4_5_moe": {
+        "moe_num_experts": 5,
+        "moe_num_shared_experts": 2,
+        "moe_k": 2,
+        "moe_intermediate_size": 96,
+        "use_bias": True,
+        "tie_word_embeddings": True,
+    },
+    "minimax_m2": {
+        "num_local_experts": 5,
+        "num_experts_per_tok": 2,
+        "head_dim": 16,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+    },
+    "hunyuan_v1_moe": {"num_experts": 5, "moe_topk": [2, 2, 2, 2], "tie_word_embeddings": True},
     "olmoe": {"num_experts": 5, "num_experts_per_tok": 2},
     "deepseek_v2": {
         "num_key_value_heads": 6,
@@ -179,12 +211,19 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     },
 }
+FAMILIES["granitemoehybrid_experts"] = {
+    **FAMILIES["granitemoehybrid"],
+    "model_type": "granitemoehybrid",
+    "num_local_experts": 5,
+    "num_experts_per_tok": 2,
+    "shared_intermediate_size": 64,
+}
 """Where a family's tiny model differs from the sizes above: its own features are all switched on."""
 
 
 def tiny_config(model_type: str, **overrides: Any) -> PreTrainedConfig:
     """Configuration of a tiny model of a family, such as "llama" or "gemma3_text"."""
-    return AutoConfig.for_model(model_type, **{**SIZES, **FAMILIES[model_type], **overrides})
+    return AutoConfig.for_model(**{"model_type": model_type, **SIZES, **FAMILIES[model_type], **overrides})
 
 
 def tiny_model(model_type: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:

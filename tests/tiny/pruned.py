@@ -108,11 +108,12 @@ def pruned_checkpoint(
     field = family.mlp.experts.width if family.mlp.experts else family.mlp.width
     fields = field, family.mlp.experts.count if family.mlp.experts else ""
     table = {block: layer_row(row, (query_groups or {}).get(block), *fields) for block, row in rows.items()}
-    shared = {}
-    if family.mlp.experts and family.mlp.experts.shared_count:
-        shared["shared_expert_width"] = getattr(dense, family.mlp.experts.shared_count) * getattr(dense, field)
+    multiple = family.mlp.experts.multiple(dense) if family.mlp.experts else None
+    shared = {"shared_expert_width": multiple * getattr(dense, field)} if multiple else {}
+    off = {family.switch: type(getattr(dense, family.switch))()} if family.switch else {}
     for row in table.values():
         row.update({**family.mlp.with_width, **shared} if field in row else {})
+        row.update(off if "mlp" in row.get("skip", ()) else {})
     config = pruned_config(config_class, dense, table)
     config.architectures = [causal.__name__]
     return _save(randomised(causal(config)), folder, dtype, tokenizer)

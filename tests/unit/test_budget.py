@@ -95,6 +95,8 @@ def test_one_bound_is_one_recipe():
     assert [recipe.budget.params for recipe in load_recipes(None, (), {"budget.params": "2,700,000"})] == [2_700_000]
     with pytest.raises(RecipeError, match="duplicate value"):
         load_recipes(None, (), {"budget.keep": "50%,0.5"})
+    with pytest.raises(RecipeError, match=r"a comma separates several sizes, and 0 is none: did you mean 0\.5\?"):
+        load_recipes(None, (), {"budget.keep": "0,5"})
     (large, small) = darwinlm.load_recipes(None, ["model=MODEL", "budget.keep=75%,50%"])
     assert (large.budget.keep, small.budget.keep) == (0.75, 0.5)
     longer = merge(small, ["search.generations=3"], {})

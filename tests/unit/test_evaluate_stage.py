@@ -6,13 +6,15 @@ from pathlib import Path
 from darwinlm.artifact import read_json
 from darwinlm.pipeline import run_stages
 from darwinlm.stages import evaluate
-from darwinlm.stages.evaluate import together
+from darwinlm.stages.evaluate import takes_another
 
 
-def test_pairs_where_there_is_no_room_for_all() -> None:
-    sizes = {"dense": 10, "uniform": 5, "stitched": 6}
-    assert together(sizes, None) == together(sizes, 21) == [["dense", "uniform", "stitched"]]
-    assert together(sizes, 20) == [["dense", "uniform"], ["dense", "stitched"]]
+def test_as_many_models_at_once_as_fit() -> None:
+    assert takes_another([10], 1.0), "one smaller model is always measured beside the dense one"
+    assert takes_another([10, 5], 20)
+    assert not takes_another([10, 5], 19)
+    assert not takes_another([10, 5, 6], 26), "the next one may be as large as the largest so far"
+    assert takes_another([10, 5, 6], None)
 
 
 def test_figures_are_those_of_all_at_once(finished_llama, tiny_llama, make_run, tmp_path, monkeypatch):

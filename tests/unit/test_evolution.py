@@ -60,9 +60,11 @@ def slopes_on(parent: Allocation, window: Window) -> list[list[float]]:
     return [[-(1 + window[0] / 2) * (i + 1) * level / 80 for level in range(9)] for i in range(6)]
 
 
-def run(folder: Path, told: Told, generations: int, gradient: Any = slopes_on, offspring: int = 4) -> SearchState:
+def run(
+    folder: Path, told: Told, generations: int, gradient: Any = slopes_on, offspring: int = 4, curvature: Any = FLAT
+) -> SearchState:
     settings = SearchSettings.model_validate({"generations": generations, "offspring": offspring, "stages": STAGES})
-    fitness, guide = cast(Fitness, told), Guide(FLAT, gradient)
+    fitness, guide = cast(Fitness, told), Guide(curvature, gradient)
     return evolve(fitness, PROBLEM, settings, lambda: START, folder / "state.json", clock=Clock(), guide=guide)
 
 
@@ -163,3 +165,17 @@ def test_candidates_that_overflow_drop_out_and_a_parent_that_does_is_named(tmp_p
     told.kl = lambda allocation, n_tokens: 1.0
     with pytest.raises(NumericsError, match=r"the best allocation's values aren't finite: try compute\.dtype=float32"):
         run(tmp_path / "other", told, 1)
+
+
+def test_modules_that_move_together_lose_more_than_each_alone(tmp_path, monkeypatch):
+    """The first parent's loss says how much more, and interactions add a fifth."""
+    weights = []
+
+    def noted(parent, surrogate, *_, **__):
+        weights.append(surrogate.weights[0])
+        return []
+
+    monkeypatch.setattr(evolution, "solved_children", noted)
+    curvature = Curvature([[(8 - at) / 8 for at in range(9)]] * 6, [None] * 6)
+    run(tmp_path, Told(lambda allocation, window: 9.0), 1, curvature=curvature)
+    assert weights == pytest.approx([evolution.INTERACTION * 9.0 / (6 * 0.5)])

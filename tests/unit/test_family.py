@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from pydantic import ValidationError
-from transformers import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from darwinlm.errors import FamilyError
 from darwinlm.families.family import Family, families, family_of
-from darwinlm.families.pruned import pruned_classes
+from darwinlm.families.pruned import pruned_classes, pruned_config
 
 DESCRIPTION = """
 title: Otters
@@ -30,8 +30,8 @@ def test_an_unknown_family_is_told_what_its_file_must_hold():
     message = str(caught.value)
     assert "'otter' isn't known" in message
     assert "darwinlm/families/data" in message
-    for name in families():
-        assert name in message
+    for family in families().values():
+        assert family.model_type in message
     stated = yaml.safe_load(DESCRIPTION)
     del stated["attention"]["post_norm"]
     wanted = message.partition("with the fields ")[2]
@@ -43,13 +43,14 @@ def test_an_unknown_family_is_told_what_its_file_must_hold():
 
 
 REFUSED = {
-    "granitemoehybrid": "its experts run beside a shared MLP",
     "nemotron_h": "some of its layers are recurrent",
     "mamba2": "some of its layers are recurrent",
     "deepseek_v4": "multi-head latent attention",
     "minicpm3": "multi-head latent attention",
     "gemma3n_text": "its layers share keys and values or have per-layer embeddings",
-    "ernie4_5_moe": "its mixtures of experts have no description",
+    "phimoe": "its mixtures of experts have no description",
+    "llama4": "its text part has the type 'llama4_text', and its router scales the inputs of the experts",
+    "qwen3_vl_moe": "its text part has the type 'qwen3_vl_moe_text', and transformers has no causal language model",
     "cohere2": "its attention and MLP run in parallel on the same residual stream",
     "gpt_neox": "its attention and MLP run in parallel on the same residual stream",
     "paligemma": "its text part has the type 'gemma': save this part separately and use it",
@@ -69,10 +70,36 @@ def test_what_is_not_cut_is_refused_with_the_reason(model_type):
         family_of(config)
 
 
-def test_gemma_4_with_experts_is_refused():
-    config = CONFIG_MAPPING["gemma4_text"](enable_moe_block=True, num_experts=4, top_k_experts=2)
-    with pytest.raises(FamilyError, match="'gemma4_text' can't be pruned: its experts run beside an MLP in the same"):
-        family_of(config)
+def test_models_of_one_type_with_and_without_experts_are_two_families():
+    experts = {"num_experts": 4, "top_k_experts": 2}
+    for switch, key in ((False, "gemma4_text"), (True, "gemma4_text_experts")):
+        family = family_of(CONFIG_MAPPING["gemma4_text"](enable_moe_block=switch, **experts))
+        assert family.key == key
+        assert family.class_names == families()["gemma4_text"].class_names, "a process has one class for a model type"
+    rows = {0: {"enable_moe_block": False}}
+    config = pruned_config(pruned_classes(*family.class_names)[0], config_of(experts), rows)
+    assert family_of(config).key == "gemma4_text_experts"
+    rows = {block: {"enable_moe_block": False} for block in range(2)}
+    config = pruned_config(type(config), config_of(experts), rows)
+    assert family_of(config).key == "gemma4_text"
+
+
+def config_of(experts: dict[str, int]) -> PreTrainedConfig:
+    return CONFIG_MAPPING["gemma4_text"](enable_moe_block=True, num_hidden_layers=2, **experts)
+
+
+@pytest.mark.parametrize("key", ["gemma4_text_experts", "granitemoehybrid_experts"])
+def test_parts_of_a_block_that_belong_to_experts_beside_an_mlp(key):
+    mlp = families()[key].mlp
+    shared = {"gemma4_text_experts": "mlp", "granitemoehybrid_experts": "shared_mlp"}[key]
+    assert mlp.prefix == ""
+    assert mlp.owns(f"{shared}.gate_proj.weight")
+    assert mlp.owns(f"{mlp.experts.name}.down_proj")
+    assert not mlp.owns("self_attn.q_proj.weight")
+    assert not mlp.owns("post_attention_layernorm.weight")
+    assert not mlp.experts.counted(f"{shared}.gate_proj.weight")
+    assert not mlp.experts.counted("router.scale")
+    assert mlp.experts.counted(f"{mlp.experts.router}.weight")
 
 
 def test_keys_and_values_that_are_shared_keep_their_attentions():

@@ -36,8 +36,8 @@ def test_a_stream_gives_back_what_it_got(dtype, place, tmp_path):
     states[1] = given[0]
     assert torch.equal(states[1], given[0])
     assert torch.equal(kept, given[1]), "what was read doesn't change with its successor"
-    states[:] = given[::1]
-    assert all(torch.equal(found, expected) for found, expected in zip(states[:], given, strict=True))
+    states[1] = given[1]
+    assert all(torch.equal(found, expected) for found, expected in zip(states, given, strict=True))
     assert list(tmp_path.iterdir()) == []
 
 

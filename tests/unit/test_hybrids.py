@@ -37,6 +37,11 @@ def test_the_rows_of_a_head_are_those_of_its_queries_and_of_its_gate():
         ("gemma4_text", "attention of 2 blocks and per-layer input of 4 blocks are kept"),
         ("lfm2", "short convolution of 2 blocks is kept"),
         ("granitemoehybrid", "state space of 2 blocks is kept"),
+        ("gemma4_text_experts", "attention of 4 blocks and MLP beside experts of 4 blocks are kept"),
+        (
+            "granitemoehybrid_experts",
+            "attention of 2 blocks, MLP beside experts of 4 blocks and state space of 2 blocks are kept",
+        ),
     ],
 )
 def test_what_is_never_cut_is_named(tiny_folder: Callable[[str], Path], model_type: str, words: str):

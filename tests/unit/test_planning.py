@@ -257,8 +257,7 @@ def test_gguf_header_is_enough(monkeypatch: pytest.MonkeyPatch, tiny_llama: Path
     path.write_bytes(b"GGUF")
     monkeypatch.setattr("darwinlm.planning.model.read_header", lambda path: None)
     monkeypatch.setattr(AutoConfig, "from_pretrained", lambda folder, **options: config)
-    with described(str(path)) as checkpoint:
-        assert checkpoint.family.model_type == "llama"
+    assert described(str(path)).family.model_type == "llama"
 
 
 def test_damaged_gguf_is_refused(command: Command, tmp_path: Path) -> None:
@@ -275,7 +274,7 @@ def test_damaged_gguf_is_refused(command: Command, tmp_path: Path) -> None:
         ((), "no model is given"),
         (("{model}", "--device", "h100", "--keep", "50%", "--params", "1M"), "budget"),
         (("nowhere/at/all",), "there is no model at 'nowhere/at/all'"),
-        (("owner/name",), "can't find the configuration of 'owner/name'"),
+        (("owner/name",), "can't find the model 'owner/name'"),
         (("{model}", "--device", "abacus"), "'abacus' isn't known"),
         (("{model}", "--device", "h100", "--set", "budget.speedup=2x"), "budget.speedup is measured on the device"),
         (("{model}", "--recipe", "llama"), "there is no recipe at llama"),

@@ -21,6 +21,7 @@ from darwinlm.recipe import RecoverySettings
 from darwinlm.recovery import train as training
 from darwinlm.recovery.checkpoints import TrainingState
 from darwinlm.recovery.guard import LossGuard
+from darwinlm.recovery.heads import run_dense
 from darwinlm.recovery.schedule import plan_steps, rate_share
 from darwinlm.recovery.train import Trained, train
 
@@ -111,6 +112,17 @@ def test_held_out_figures_are_those_of_the_models(tmp_path):
     assert entry["eval_perplexity"] == pytest.approx(math.exp(float(loss)), rel=1e-4)
 
 
+def test_the_dense_model_sees_the_held_out_text_once(tmp_path, monkeypatch):
+    seen: list[list[int]] = []
+    monkeypatch.setattr(
+        "darwinlm.recovery.train.run_dense",
+        lambda teacher, tokens: seen.extend(tokens.tolist()) or run_dense(teacher, tokens),
+    )
+    evaluations = [entry for entry in trained(tmp_path).record["log"] if "eval_kl" in entry]
+    assert len(evaluations) > 2
+    assert [seen.count(row) for row in HELD_OUT.tolist()] == [1] * len(HELD_OUT)
+
+
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
     """A training with dropout, stopped in its sixth step."""
@@ -132,6 +144,26 @@ def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(stopped, tmp_pa
     assert resumed.record["log"] == whole.record["log"]
     for (name, ours), theirs in zip(resumed.model.named_parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(ours, theirs), name
+
+
+def test_a_state_with_a_rising_loss_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(LossGuard, "good", property(lambda guard: guard.steps < 3))
+    trained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
+
+
+@pytest.mark.parametrize(("share", "better"), [(1.0, True), (0.5, True), (0.0, False)])
+def test_the_objective_decides_what_is_better(share, better):
+    log = [{"eval_perplexity": 10.0, "eval_kl": 1.0}, {"loss": 2.0}, {"eval_perplexity": 12.0, "eval_kl": 0.1}]
+    told = SimpleNamespace(settings=SimpleNamespace(distillation=share), state=SimpleNamespace(log=log))
+    assert training._Training._better(told) is better
+
+
+def test_every_step_has_random_numbers_of_its_own(tmp_path, monkeypatch):
+    seeds, seeded = [], torch.manual_seed
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: seeds.append(seed) or seeded(seed))
+    trained(tmp_path, dropout=True)
+    assert len(set(seeds[-6:])) == 6
 
 
 DAMAGES = {

@@ -1,13 +1,17 @@
 """Refit of every family: it restores damaged weights, keeps correct ones, and is never worse."""
 
+import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from tests.tiny.models import tiny_model
 from tests.tiny.recovering import Stopped
+from tests.unit.test_parallel import in_two_processes
 
+from darwinlm import parallel
 from darwinlm.artifact import StageFolder, read_tensors
 from darwinlm.calibration.stream import BlockStream
 from darwinlm.families.checkpoint import Checkpoint
@@ -15,6 +19,7 @@ from darwinlm.families.family import families
 from darwinlm.figures import FitChoice
 from darwinlm.stages import refit as stages_refit
 from darwinlm.stages.refit import run_through, stream_divergences
+from darwinlm.surgery.projection_fit import Moments, fit_output
 from darwinlm.surgery.refit import Streams, refit
 
 GENERATOR = torch.Generator().manual_seed(5)
@@ -52,13 +57,20 @@ class Refit:
 
 
 def refitted(
-    dense: Path, small: Path, stage: Path, ridges: tuple[float, ...], progress=lambda done, total: None
+    dense: Path,
+    small: Path,
+    stage: Path,
+    ridges: tuple[float, ...],
+    progress=lambda done, total: None,
+    validation_text: torch.Tensor = VALIDATION,
 ) -> Refit:
     folder = StageFolder(stage, {"made": "for a test"})
     folder.begin()
-    validation = Streams(stream(dense, VALIDATION), stream(small, VALIDATION))
-    choices = refit(folder, Streams(stream(dense, FIT), stream(small, FIT)), validation, ridges, progress)
-    unchanged = stream(small, VALIDATION)
+    share = slice(parallel.place(), None, parallel.size())
+    fitted, held_out = FIT[share], validation_text[share]
+    validation = Streams(stream(dense, held_out), stream(small, held_out))
+    choices = refit(folder, Streams(stream(dense, fitted), stream(small, fitted)), validation, ridges, progress)
+    unchanged = stream(small, held_out)
     run_through(unchanged)
     before, after = stream_divergences(validation.dense, [unchanged, validation.small])
     weights = {}
@@ -66,6 +78,17 @@ def refitted(
         prefix = validation.small.checkpoint.block_prefix(int(path.stem.removeprefix("block_")))
         weights |= {prefix + name: weight.clone() for name, weight in read_tensors(path).items()}
     return Refit(choices, weights, before, after)
+
+
+@pytest.mark.parametrize(
+    ("errors", "ridge"), [([0.1, 0.5, 0.4], None), ([0.5, 0.1, 0.4], 0.01), ([0.5, 0.4, 0.1], 1.0)]
+)
+def test_held_out_text_decides(errors, ridge):
+    moments = Moments(4, 3, torch.device("cpu"))
+    moments.add(torch.randn(1, 40, 4, generator=GENERATOR), torch.randn(1, 40, 3, generator=GENERATOR))
+    found = fit_output(moments, lambda candidates: errors, torch.ones(3, 4), None, (0.01, 1.0), "block 0 mlp")
+    assert (found.ridge, found.before, found.after) == (ridge, errors[0], 0.1)
+    assert torch.equal(found.weight, torch.ones(3, 4)) == (ridge is None)
 
 
 def test_the_comparison_is_the_same_in_pieces(tiny_folder, tmp_path, monkeypatch):
@@ -81,8 +104,10 @@ def test_the_comparison_is_the_same_in_pieces(tiny_folder, tmp_path, monkeypatch
 
 
 MANY_EXPERTS = ("deepseek_v2", "deepseek_v3", "glm4_moe", "glm4_moe_lite", "gpt_oss")
+MANY_EXPERTS += ("ernie4_5_moe", "hunyuan_v1_moe", "minimax_m2", "qwen2_moe")
+MANY_EXPERTS += ("gemma4_text_experts", "granitemoehybrid_experts")
 INEXACT = (*MANY_EXPERTS, "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
-"""Few tokens reach each of eight experts, or linear attention amplifies the errors that are left: no exact fit."""
+"""Few tokens reach each expert, or linear attention amplifies the errors that are left: no exact fit."""
 
 
 @pytest.mark.parametrize("model_type", sorted(families().keys() - set(INEXACT)))
@@ -107,6 +132,28 @@ def test_damaged_output_projections_get_better_where_no_fit_is_exact(tiny_folder
     assert found.before > 0.01
     both = model_type in ("qwen3_5_moe_text", "qwen3_next")
     assert found.after < (0.95 if both else 0.5) * found.before
+
+
+def _refitted_by_two(dense, small, stage, validation_text, rank):
+    found = refitted(dense, small, stage, (0.01, 0.1), validation_text=validation_text)
+    return found.choices, found.before, found.after
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="gloo meets in a file on POSIX systems only")
+@pytest.mark.parametrize(("model_type", "held_out"), [("llama", 1), ("gemma3_text", 12), ("mixtral", 12)])
+def test_two_processes_fit_what_one_fits(tiny_folder, tmp_path, model_type, held_out):
+    """A plain projection, one in front of a norm, and experts; a single sequence leaves the second process none."""
+    small, dense, text = damaged(tmp_path / "small", model_type, 0.3), tiny_folder(model_type), VALIDATION[:held_out]
+    one = refitted(dense, small, tmp_path / "one", (0.01, 0.1), validation_text=text)
+    found = in_two_processes(partial(_refitted_by_two, dense, small, tmp_path / "two", text), tmp_path)
+    assert found[0] == found[1]
+    choices, before, after = found[0]
+    assert (before, after) == pytest.approx((one.before, one.after), rel=1e-3, abs=1e-6)
+    assert [choice.ridge for choice in choices] == [choice.ridge for choice in one.choices]
+    for path in sorted((tmp_path / "one").glob("block_*.safetensors")):
+        ours, theirs = read_tensors(tmp_path / "two" / path.name), read_tensors(path)
+        for name, weight in theirs.items():
+            torch.testing.assert_close(ours[name], weight, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("model_type", sorted(families()))

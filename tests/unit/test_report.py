@@ -103,7 +103,9 @@ def test_names_with_html_are_escaped():
 def test_every_generation_is_drawn(monkeypatch):
     drawn = []
     draw = plots.search_plot
-    monkeypatch.setattr(plots, "search_plot", lambda points, uniform: drawn.append(points) or draw(points, uniform))
+    monkeypatch.setattr(
+        plots, "search_plot", lambda points, uniform, **shape: drawn.append(points) or draw(points, uniform, **shape)
+    )
     render_page(made(searched()))
     assert [point.kl for point in drawn[0]] == [each["kl"] for each in searched()["search"]["history"]]
 
@@ -169,15 +171,20 @@ SENTENCES = [
     ([card_of], changed(recovered(), search={"history": []}), ["equal layers", "without a generation of search"], []),
     # Rounds
     ([text_of], recovered(), ["to the dense model and ended"], ["this round"]),
-    ([text_of], searched(), ["the KL to the dense model in nats per token that the database predicts"], []),
+    (
+        [text_of],
+        searched(),
+        ["the KL to the dense model (nats per token, logarithmic scale) that the database predicts"],
+        [],
+    ),
     ([text_of], changed(recovered(), from_pruned=True), ["to the model that this round cut"], []),
-    ([text_of], changed(searched(), from_pruned=True), ["the KL to the model that the last round cut in nats"], []),
+    ([text_of], changed(searched(), from_pruned=True), ["the KL to the model that the last round cut (nats"], []),
     ([card_of], changed(recovered(), from_pruned=True), ["pruned in several rounds"], []),
     # Sizes
     (
         [card_of],
         taken_out(["groups", "heads", "width"]),
-        ["query heads, key and value heads and MLP channels taken"],
+        ["query heads, key and value heads and MLP channels removed"],
         [],
     ),
     ([card_of], taken_out(["width"]), ["with MLP channels removed."], []),
@@ -308,9 +315,6 @@ def test_table_of_the_terminal(summary):
     assert "…" not in narrow
     for row in comparison_rows(summary):
         assert all(part in narrow for cell in row[1:] for part in cell.split())
-
-
-FULL = "searched + refit + recovery"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import pytest
 from tests.tiny.summaries import NASTY, SUMMARIES, Page, changed, made, recovered, searched, text_of
@@ -47,7 +48,7 @@ def test_darker_cells_lose_more():
 
 def test_losses_of_nothing_are_drawn():
     summary = made(searched())
-    none = [row.model_copy(update={"removed": 0.0, "halved": -1e-9}) for row in summary.sensitivity]
+    none = [replace(row, removed=0.0, halved=-1e-9) for row in summary.sensitivity]
     for _, svg in block_rows(summary.allocation, none):
         ET.fromstring(svg)
 
@@ -136,7 +137,7 @@ def test_samples_are_of_the_dense_and_the_saved_model():
 
 def test_the_page_is_small_and_folds_the_recipe_in_print_too():
     html = render_page(made(measured(recovered())))
-    assert len(html) < 120_000
+    assert len(html) < 130_000
     assert 'class="folded"' in html
     assert "details:not(.folded)::details-content" in html
 

@@ -9,7 +9,6 @@ from safetensors.torch import save_file
 from tests.tiny.tokenizer import BOS_ID, EOS_ID, tiny_tokenizer
 
 from darwinlm.data import (
-    PURPOSES,
     TextPlan,
     TokenBlocks,
     assert_disjoint,
@@ -278,7 +277,3 @@ def test_unwritable_folder(tmp_path, blocks):
     (tmp_path / "tokens.safetensors").mkdir()
     with pytest.raises(StorageError, match="can't write"):
         blocks.save(tmp_path)
-
-
-def test_purposes_are_those_of_the_stages():
-    assert set(SHARES) < set(PURPOSES)

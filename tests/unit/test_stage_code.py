@@ -85,14 +85,15 @@ def test_versions_are_in_keys():
 
 def test_a_result_of_another_version_is_told_from_one_of_other_inputs(tmp_path):
     stage = StageFolder(tmp_path / "stage", {"stage": "refit", "version": 1, "input": "a"})
-    assert not stage.is_of_another_version()
+    assert stage.why_redone() == ""
     stage.begin()
     stage.finish()
-    assert not stage.is_of_another_version()
+    assert stage.why_redone() == ""
     newer = StageFolder(stage.folder, {**stage.key, "version": 2})
-    assert newer.is_of_another_version()
+    assert newer.why_redone() == "done by another version of darwinlm"
     assert not newer.is_complete()
-    assert not StageFolder(stage.folder, {**newer.key, "input": "b"}).is_of_another_version()
+    other = StageFolder(stage.folder, {**newer.key, "input": "b"})
+    assert other.why_redone() == "its settings or inputs have changed"
 
 
 def test_a_result_of_another_version_is_done_again_with_a_word(tmp_path, tiny_llama, make_run, monkeypatch):

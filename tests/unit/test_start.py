@@ -8,14 +8,15 @@ import pytest
 
 from darwinlm.database.levels import Level, ModuleLevels
 from darwinlm.errors import BudgetError
+from darwinlm.recipe import SearchSettings
 from darwinlm.search.evaluate.clock import Clock
 from darwinlm.search.evaluate.fitness import Fitness
 from darwinlm.search.problem.budget import Budget
 from darwinlm.search.problem.cost import parameter_costs
 from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import Allocation, SearchSpace
-from darwinlm.search.propose.start import uniform_allocations, uniform_start
-from darwinlm.search.search import best_uniform
+from darwinlm.search.propose.start import neighbour_start, uniform_allocations, uniform_start
+from darwinlm.search.search import best_uniform, first_parent
 
 
 def problem_of(lower: int, upper: int, *sizes: tuple[int, ...]) -> Problem:
@@ -55,6 +56,9 @@ class Measured:
         self.loss = loss
         self.asked: list[tuple[Allocation, int]] = []
 
+    def set_base(self, allocation: Allocation | None) -> None:
+        """Whatever is kept between candidates."""
+
     def kls(self, allocations: Sequence[Allocation], n_tokens: int) -> list[float]:
         self.asked += [(each, n_tokens) for each in allocations]
         return [self.loss(each, n_tokens) for each in allocations]
@@ -69,6 +73,10 @@ def attention_and_mlp() -> Problem:
     )
     space = SearchSpace(modules)
     return Problem(space, parameter_costs(space), Budget(0, 8))
+
+
+def test_uniform_allocations_keep_the_limit_to_the_last_parameter() -> None:
+    assert uniform_allocations(problem_of(0, 100, (0, 50, 51), (0, 50, 51))) == [(1, 1)]
 
 
 def test_the_best_uniform_allocation_is_chosen_on_all_tokens_from_three() -> None:
@@ -91,3 +99,25 @@ def test_without_time_the_uniform_allocation_with_the_lowest_predicted_loss_is_t
     best = best_uniform(problem, cast(Fitness, fitness), losses, 256, Clock(limit=-1.0))
     assert best[0] == 2
     assert {each for each, _ in fitness.asked} == {best}
+
+
+@pytest.mark.parametrize(
+    ("bounds", "neighbour", "losses", "moved"),
+    [
+        ((8, 12), (2, 2, 0), [[5.0, 1.0, 0.0], [5.0, 1.0, 0.0], [99.0, 50.0, 0.0]], (1, 1, 0)),
+        ((18, 20), (0, 1, 1), [[5.0, 4.0, 0.0], [5.0, 4.0, 0.0], [0.0, 50.0, 99.0]], (2, 1, 1)),
+    ],
+    ids=["smaller", "larger"],
+)
+def test_modules_of_a_neighbour_move_towards_the_budget_or_stay(bounds, neighbour, losses, moved) -> None:
+    assert neighbour_start(problem_of(*bounds, *((0, 5, 10),) * 3), losses, neighbour) == moved
+
+
+@pytest.mark.parametrize(("neighbours_loss", "first"), [(0.5, (0, 1, 0)), (2.0, (1, 0, 0))])
+def test_a_neighbour_is_the_first_parent_where_its_loss_is_lower(neighbours_loss, first) -> None:
+    problem = problem_of(5, 5, (0, 5), (0, 5), (0, 5))
+    fitness = Measured(lambda each, tokens: neighbours_loss if each == (0, 1, 0) else 1.0)
+    losses = [[1.0, 0.0], [2.0, 0.0], [1.0, 0.0]]
+    settings = SearchSettings()
+    assert first_parent(problem, cast(Fitness, fitness), settings, losses, (1, 0, 0), (1, 1, 0)) == first
+    assert {tokens for _, tokens in fitness.asked} == {settings.stages[-1].tokens}

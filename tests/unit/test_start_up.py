@@ -106,7 +106,7 @@ def test_a_closed_pipe_ends_quietly() -> None:
         "import os, sys\nread, write = os.pipe()\nos.close(read)\nos.dup2(write, 1)\n"
         "sys.argv = ['darwinlm', *sys.argv[1:]]\nfrom darwinlm.cli import main\nmain()"
     )
-    for arguments in (["schema", "all"], ["schema", "all", "--json"]):
+    for arguments in (["schema", "all"], ["schema", "all", "--json"], ["prune", "--help"]):
         assert python("-c", code, *arguments, status=141).stderr == ""
 
 

@@ -97,7 +97,7 @@ def test_most_of_the_time_is_used_and_no_more(
     used = simulate(monkeypatch, run, limit, lambda stage: 1.0 if stage in first else later, drift=drift)
     assert 0.6 * limit < used <= most * limit
     assert run.time.limit == limit
-    assert any(words.startswith("evaluation text") for words in run.time.shortened) or later == 1
+    assert any(words.startswith(("evaluation text", "no recovery")) for words in run.time.shortened) or later == 1
 
 
 def test_a_sweep_shares_the_limit(card, monkeypatch, make_run, tiny_llama, tmp_path) -> None:
@@ -127,9 +127,26 @@ def test_enough_time_changes_nothing(card, monkeypatch, make_run, tiny_llama, tm
 
 def test_too_little_time_is_refused_before_the_work(card, make_run, tiny_llama, tmp_path) -> None:
     run = make_run(tiny_llama, tmp_path / "run", "time=0.0001s")
-    with pytest.raises(RecipeError, match=r"time: 0\.0001 s is too short for this model on this machine"):
+    with pytest.raises(
+        RecipeError, match=r"time: 0\.0001 s is too short .* with the least text it takes about .* give"
+    ):
         run_stages(run, "report")
     assert not (tmp_path / "run" / "stages" / "database").exists()
+
+
+def test_a_limit_that_is_a_little_short_leaves_parts_out(card, monkeypatch, make_run, tiny_llama, tmp_path) -> None:
+    """The run says so before its work, and does the least instead of ending without a model."""
+    run = make_run(tiny_llama, tmp_path / "run", *TRAINING)
+    said: list[str] = []
+    monkeypatch.setattr(run.reporter, "say", said.append)
+    simulate(monkeypatch, run, 0.1 * sum(planned(run).values()), lambda stage: 1.0)
+    (expected,) = (line for line in said if line.startswith("this takes about"))
+    assert "with the least text (time limit" in expected
+    assert "which can't be kept" in expected
+    assert [line.rpartition(", ")[2] for line in said if ", no " in line] == ["no refit", "no recovery"]
+    assert run.recipe.recovery.tokens == run.recipe.refit.tokens == 0
+    assert run.time is not None
+    assert run.time.shortened[:2] == ("no refit", "no recovery")
 
 
 def test_an_interrupted_run_goes_on_with_its_settings(card, monkeypatch, make_run, tiny_llama, tmp_path) -> None:
@@ -163,7 +180,8 @@ def test_every_part_is_lowered_and_none_below_its_least() -> None:
     half = shortened(recipe, 0.5, "database")
     assert half == {"text.calibration_tokens": 32768}
     assert shortened(recipe, 0.1, "refit") == {"refit.tokens": 0}
-    assert shortened(recipe, 0.001, "recover")["recovery.tokens"] == 8 * 512
+    assert shortened(recipe, 0.01, "recover")["recovery.tokens"] == 10000 // 512 * 512
+    assert shortened(recipe, 0.001, "recover") == {"recovery.tokens": 0}
 
 
 def test_rounds_have_no_time_limit() -> None:
@@ -179,8 +197,10 @@ def test_a_limited_run_says_what_it_shortened(
     probe = make_run(tiny_llama, tmp_path / "probe", *much)
     times = 600 / (0.8 * sum(planned(probe).values()))
     monkeypatch.setattr(TimeLimit, "_of_passes", lambda *_: times)
-    common = ("prune", tiny_llama, "--out", tmp_path / "out", "--text", tiny_text_file, "--time", "10m")
+    out = tmp_path / "out of time"
+    common = ("prune", tiny_llama, "--out", out, "--text", tiny_text_file, "--time", "10m")
     ended = command(*common, *sets((*SETTINGS, *much))).succeeded()
     for words in ("time limit: ", "Time limit: ", "calibration text "):
         assert words in ended.out
-    assert "10 min 0 s used" in (tmp_path / "out" / "report.html").read_text()
+    assert "10 min 0 s used" in (out / "report.html").read_text()
+    assert f"darwinlm show '{out}'" in ended.out

@@ -5,7 +5,8 @@ Letters: n tokens, k experts chosen for each, m residual width, d channels of an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +17,23 @@ from torch.utils.hooks import RemovableHandle
 
 from darwinlm.calibration.expert_order import ExpertOrder, Total, expert_order
 from darwinlm.calibration.moments import ExpertMoments
-from darwinlm.families.family import Experts
+from darwinlm.families.family import Experts, Mlp
+
+Divisor = Callable[[Tensor], Tensor | None]
+"""What a norm divides each token's output [..., r] by, [..., 1] float32; None without a norm."""
 
 
-def expert_module(owner: nn.Module | None, experts: Experts | None) -> Any | None:
-    """The module that holds the experts of an MLP; None if the MLP is absent or not a mixture."""
-    return None if owner is None or experts is None else getattr(owner, experts.name, None)
+def mixture_module(block: nn.Module, part: Mlp, name: str | None) -> Any | None:
+    """A module of a block's mixture by its name there; None if the MLP is absent or not a mixture."""
+    try:
+        return None if name is None else block.get_submodule(f"{part.prefix}{name}")
+    except AttributeError:
+        return None
+
+
+def expert_module(block: nn.Module, part: Mlp) -> Any | None:
+    """The module that holds the experts of a block; None if its MLP is absent or not a mixture."""
+    return None if part.experts is None else mixture_module(block, part, part.experts.name)
 
 
 @dataclass(frozen=True)
@@ -46,22 +58,99 @@ def watch_routing(module: Any, note: Callable[[Routing], None]) -> RemovableHand
     return module.register_forward_pre_hook(called, with_kwargs=True)  # type: ignore[no-any-return]
 
 
-def watch_experts(module: Any, experts: Experts, moments: ExpertMoments) -> RemovableHandle:
-    """Add the inputs of all calls of the experts, as in `watch_routing`, to the moments until the handle is removed."""
+def watch_outputs(module: Any, note: Callable[[Routing, Tensor], None]) -> RemovableHandle:
+    """Report the arguments and the result [n, m] of every call of the experts, as in `watch_routing`, after it."""
 
-    def note(routing: Routing) -> None:
+    def called(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
+        others = (named[name] for name in ("hidden_states", "top_k_index", "top_k_weights") if name in named)
+        note(Routing(*arguments, *others), output)
+
+    return module.register_forward_hook(called, with_kwargs=True)  # type: ignore[no-any-return]
+
+
+def watch_experts(module: Any, experts: Experts, moments: ExpertMoments, divisor: Divisor) -> RemovableHandle:
+    """Add the inputs of all calls of the experts, as in `watch_routing`, to the moments until the handle is removed.
+
+    They are divided by what a norm behind the experts divides the output by.
+    """
+
+    def note(routing: Routing, output: Tensor) -> None:
         moments.count += len(routing.hidden)
+        by = divisor(output)
         for expert in torch.unique(routing.chosen).tolist():
-            moments.add(expert, expert_inputs(module, experts, routing, expert)[1])
+            token, x = expert_inputs(module, experts, routing, expert)
+            moments.add(expert, x if by is None else x / by[token])
 
-    return watch_routing(module, note)
+    return watch_outputs(module, note)
 
 
-def router_logits(mlp: nn.Module, experts: Experts, hidden: Tensor) -> Tensor:
-    """Logits of the router, [n, m] -> [n, e] float32."""
-    result = getattr(mlp, experts.router)(hidden)
-    logits: Tensor = result[0] if isinstance(result, tuple) else result
-    return logits.float()
+class RoutedSample:
+    """What a mixture does with the first tokens that reach it."""
+
+    def __init__(self, block: nn.Module, part: Mlp, wanted: int, divisor: Divisor) -> None:
+        self._wanted, self._divisor = wanted, divisor
+        self._seen: dict[str, list[Tensor]] = {}
+        experts = part.experts
+        assert experts is not None
+        self._module = mixture_module(block, part, experts.name)
+        self._router = mixture_module(block, part, experts.logits or experts.router)
+        self._shared = mixture_module(block, part, experts.shared)
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """Collect while the block runs."""
+        assert self._module is not None
+        assert self._router is not None
+        with ExitStack() as hooks:
+            hooks.callback(watch_outputs(self._module, self._routed).remove)
+            for name, module in (("logits", self._router), ("beside", self._shared)):
+                if module is not None:
+
+                    def note(_: nn.Module, __: Any, output: Any, name: str = name) -> None:
+                        self._add(name, output[0] if isinstance(output, tuple) else output)
+
+                    hooks.callback(module.register_forward_hook(note).remove)
+            yield
+
+    def _routed(self, routing: Routing, output: Tensor) -> None:
+        by = self._divisor(output)
+        self._add("hidden", routing.hidden)
+        if by is not None:
+            self._add("divisor", by)
+
+    def _add(self, name: str, values: Tensor) -> None:
+        parts = self._seen.setdefault(name, [])
+        if room := self._wanted - sum(map(len, parts)):
+            parts.append(values.flatten(0, -2)[:room].detach().clone())
+
+    def _joined(self, name: str) -> Tensor | None:
+        return torch.cat(self._seen[name]) if name in self._seen else None
+
+    @property
+    def hidden(self) -> Tensor:
+        """Input of the experts, [n, m]."""
+        hidden = self._joined("hidden")
+        assert hidden is not None
+        return hidden
+
+    @property
+    def logits(self) -> Tensor:
+        """Logits of the router, [n, e] float32."""
+        logits = self._joined("logits")
+        assert logits is not None
+        return logits.float()
+
+    @property
+    def divisor(self) -> Tensor | None:
+        """What a norm behind the experts divides their output by, [n, 1] float32; None without a norm."""
+        return self._joined("divisor")
+
+    @property
+    def beside(self) -> Tensor | None:
+        """Output of the shared expert, [n, m], divided likewise; None without one."""
+        beside = self._joined("beside")
+        by = None if beside is None else self._divisor(beside)
+        return beside if beside is None or by is None else beside.float() / by
 
 
 def expert_output(module: Any, hidden: Tensor, expert: int) -> Tensor:
@@ -74,30 +163,43 @@ def expert_output(module: Any, hidden: Tensor, expert: int) -> Tensor:
 
 @torch.no_grad()
 def order_experts(
-    mlp: nn.Module, experts: Experts, config: Any, hidden: Tensor, S: Tensor | None, total: Total
+    block: nn.Module, part: Mlp, config: Any, sample: RoutedSample, S: Tensor | None, total: Total
 ) -> ExpertOrder:
-    """Removal order of the experts of a mixture, whose module includes the router.
+    """Removal order of the experts of a mixture.
 
-    `hidden` is [n, m], the input of the mixture on some tokens. S is [m, m], the second moment of the gradients at its
-    output; None for the unweighted order. `total` sums over processes.
+    The block is loaded, and `sample` is what its mixture did with some tokens. S is [m, m], the second moment of the
+    gradients at its output; None for the unweighted order. `total` sums over processes.
     """
-    module, logits, scale = (
-        getattr(mlp, experts.name),
-        router_logits(mlp, experts, hidden),
-        experts.weight_scale(config),
-    )
-    correction = 0 if experts.correction is None else getattr(getattr(mlp, experts.router), experts.correction)
-    sigmoid = experts.scores == "sigmoid"
+    experts, module = part.experts, expert_module(block, part)
+    assert experts is not None
+    hidden, logits, divisor = sample.hidden, sample.logits, sample.divisor
+    factors = experts.weight_scale(config) * torch.ones(logits.shape[1], device=logits.device)
+    if experts.factors is not None:
+        factors = factors * _tensor(block, part, experts.factors)
+
+    def outputs(expert: int, tokens: Tensor) -> Tensor:
+        y = factors[expert] * expert_output(module, hidden[tokens], expert)
+        return y if divisor is None else y / divisor[tokens]
+
+    scores = logits.sigmoid() if experts.scores == "sigmoid" else logits.softmax(-1)
+    corrected = experts.correction is not None
     return expert_order(
-        logsigmoid(logits) if sigmoid else logits,
-        lambda expert, tokens: scale * expert_output(module, hidden[tokens], expert),
-        int(getattr(config, experts.chosen)),
+        logsigmoid(logits) if experts.scores == "sigmoid" else logits,
+        outputs,
+        experts.chosen_of(config),
         S,
         normalised=experts.sums_to_one(config),
-        choice=logits.sigmoid() + correction if sigmoid else logits,
-        beside=None if experts.shared is None else getattr(mlp, experts.shared)(hidden),
+        choice=scores + _tensor(block, part, experts.correction or "").flatten() if corrected else logits,
+        beside=sample.beside,
         total=total,
     )
+
+
+def _tensor(block: nn.Module, part: Mlp, name: str) -> Tensor:
+    """A tensor of a mixture by its name there."""
+    owner, _, leaf = f"{part.prefix}{name}".rpartition(".")
+    tensor: Tensor = getattr(block.get_submodule(owner), leaf)
+    return tensor
 
 
 def expert_inputs(module: Any, experts: Experts, routing: Routing, expert: int) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ from darwinlm import parallel
 from darwinlm.calibration.experts import expert_module, output_sizes
 from darwinlm.calibration.hidden import HiddenMemory, HiddenStates
 from darwinlm.calibration.moments import SecondMoment
-from darwinlm.calibration.stream import BlockStream, norm_divisor, output_projection
+from darwinlm.calibration.stream import BlockStream, norm_divisor, norm_gain, output_projection
 from darwinlm.errors import NumericsError
 from darwinlm.families.family import ModuleKind
 
@@ -42,8 +42,9 @@ def output_gradients(
 
     Yields:
         A block and, for each of its modules, E[g gᵀ], [r, r] float32, with the gradient g at the module's output for
-        one token. In front of a norm, g is multiplied by what the norm divides the output by, as the inputs are
-        divided by it (`stream_moments`): tokens of small outputs have large gradients there. Several processes, each
+        one token. A norm behind the module divides the output by its length s, and the inputs are divided by it too
+        (`stream_moments`); g is then the gradient at the divided output, with s as a constant. The derivative of s
+        would make changes along the output free, and the module's removal is such a change. Several processes, each
         with a part of the text, get the moments over all of it.
 
     Raises:
@@ -94,18 +95,22 @@ def _back_through(
 ) -> dict[ModuleKind, SecondMoment]:
     """Propagate the gradients back through a block; return second moments at the outputs of its modules."""
     stream.load(block)
+    layer, mlp = stream.decoder.blocks[block], stream.checkpoint.family.mlp
     moments: dict[ModuleKind, SecondMoment] = {}
     with ExitStack() as hooks:
         for kind, module, width in _outputs(stream, block):
             moment = moments[kind] = SecondMoment(width, stream.device)
+            gain = norm_gain(layer, stream.checkpoint, kind)
 
             def watch(
-                _: nn.Module, __: Any, output: Tensor, to: SecondMoment = moment, kind: ModuleKind = kind
+                module: nn.Module, _: Any, output: Tensor, to: SecondMoment = moment, gain: Tensor | None = gain
             ) -> None:
-                divisor = norm_divisor(stream.checkpoint, kind, output.detach())
+                # Experts have a norm of their own behind them, in front of the one that they share with the MLP beside.
+                mixture = gain is not None and module is expert_module(layer, mlp)
+                factor = norm_divisor(stream.checkpoint, "mlp", output.detach()) if mixture else gain
 
                 def add(g: Tensor) -> None:
-                    to.add(g if divisor is None else g.float() * divisor)
+                    to.add(g if factor is None else g.float() * factor)
 
                 output.register_hook(add)  # type: ignore[no-untyped-call]
 
@@ -128,12 +133,13 @@ def _back_through(
 
 
 def _outputs(stream: BlockStream, block: int) -> Iterator[tuple[ModuleKind, nn.Module, int]]:
-    """Outputs of the modules of a block with their widths: the output projection, or all experts of a mixture."""
+    """Outputs of the modules of a block with their widths: the output projection, a norm behind it, or all experts."""
     family, layer = stream.checkpoint.family, stream.decoder.blocks[block]
     for kind in family.cut_kinds(stream.checkpoint.config, block):
         output = output_projection(layer, family, kind)
         if output is not None:
-            yield kind, output, output.out_features
-    mixture = expert_module(getattr(layer, family.mlp.name, None), family.mlp.experts)
+            norm = family.module(kind).post_norm
+            yield kind, output if norm is None else getattr(layer, norm), output.out_features
+    mixture = expert_module(layer, family.mlp)
     if mixture is not None and family.mlp.experts is not None:
         yield "mlp", mixture, output_sizes(mixture, family.mlp.experts)[1]

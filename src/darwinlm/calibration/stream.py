@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -13,12 +14,11 @@ from torch import Tensor, nn
 from darwinlm import parallel
 from darwinlm.calibration.expert_order import ExpertOrder
 from darwinlm.calibration.experts import (
-    Routing,
+    RoutedSample,
     expert_module,
     order_experts,
     output_sizes,
     watch_experts,
-    watch_routing,
 )
 from darwinlm.calibration.hidden import HiddenMemory, HiddenStates
 from darwinlm.calibration.moments import ExpertMoments, SecondMoment
@@ -82,7 +82,7 @@ class BlockStream:
                 for key, buffer in module.named_buffers(recurse=False):
                     module._buffers[key] = buffer.to(device)
         with self._small_embedding(tokens) as places:
-            batches = torch.split(places, self.batch_sequences)
+            batches = torch.split(places, self.batch_sequences) if len(places) else ()
             elements = tokens.numel() * int(checkpoint.config.hidden_size)
             self.hidden = HiddenStates((self.decoder.embed(batch) for batch in batches), elements, memory)
             self._arguments: list[list[dict[str, Any]]] = []
@@ -192,8 +192,7 @@ class BlockStream:
 def output_projection(block: nn.Module, family: Family, kind: ModuleKind) -> nn.Linear | None:
     """The output projection of a module; None if the module is absent or a mixture of experts."""
     part = family.module(kind)
-    owner = getattr(block, part.name, None)
-    return getattr(owner, part.output, None)
+    return getattr(getattr(block, part.name, None), part.output, None) if part.name else None
 
 
 def norm_divisor(checkpoint: Checkpoint, kind: ModuleKind, output: Tensor) -> Tensor | None:
@@ -205,6 +204,18 @@ def norm_divisor(checkpoint: Checkpoint, kind: ModuleKind, output: Tensor) -> Te
     return (mean_square + epsilon).sqrt()
 
 
+@torch.no_grad()
+def norm_gain(block: nn.Module, checkpoint: Checkpoint, kind: ModuleKind) -> Tensor | None:
+    """Gain of the norm behind a module of a loaded block, [r] float32; None without a norm."""
+    part = checkpoint.family.module(kind)
+    if part.post_norm is None:
+        return None
+    norm = getattr(block, part.post_norm)
+    # The norm of a vector of ones is its gain, however the norm stores it.
+    gain: Tensor = norm(torch.ones_like(norm.weight)).float()
+    return gain
+
+
 def stream_moments(
     stream: BlockStream, *, skip: int = 0, saliency: Saliency = lambda block: {}
 ) -> Iterator[BlockMoments]:
@@ -214,16 +225,12 @@ def stream_moments(
     the inputs are divided by what the norm divides the output by, so that errors are those behind it.
     """
     for block in range(stream.checkpoint.n_blocks):
-        sample: list[Tensor] = []
         with parallel.agree():
-            weights, moments = _run_watched(stream, block, sample, watch=block >= skip)
+            weights, moments, sample = _run_watched(stream, block, watch=block >= skip)
         order = None
-        if sample:
-            part = stream.checkpoint.family.mlp
-            assert part.experts is not None
-            mlp, S = getattr(stream.decoder.blocks[block], part.name), saliency(block).get("mlp")
-            config = stream.checkpoint.config
-            order = order_experts(mlp, part.experts, config, torch.cat(sample), S, parallel.all_reduce)
+        if sample is not None:
+            part, config, S = stream.checkpoint.family.mlp, stream.checkpoint.config, saliency(block).get("mlp")
+            order = order_experts(stream.decoder.blocks[block], part, config, sample, S, parallel.all_reduce)
         stream.unload(block)
         if block >= skip:
             totals = {kind: moment.take(parallel.all_reduce) for kind, moment in moments.items()}
@@ -231,30 +238,28 @@ def stream_moments(
 
 
 def _run_watched(
-    stream: BlockStream, block: int, sample: list[Tensor], *, watch: bool
-) -> tuple[dict[str, Tensor], dict[ModuleKind, SecondMoment | ExpertMoments]]:
+    stream: BlockStream, block: int, *, watch: bool
+) -> tuple[dict[str, Tensor], dict[ModuleKind, SecondMoment | ExpertMoments], RoutedSample | None]:
     """Move the stream through a block; return the weights of its output projections and moments of their inputs.
 
-    The block stays loaded. The input of its mixture on the first tokens is added to `sample`.
+    The block stays loaded. The third result is what its mixture did with the first tokens.
     """
-    wanted = -(-ORDER_TOKENS // parallel.size())
-
-    def note(routing: Routing) -> None:
-        if room := wanted - sum(map(len, sample)):
-            sample.append(routing.hidden[:room].clone())
-
     family = stream.checkpoint.family
     weights = stream.load(block)
     outputs = [(part, output_name(part, weights)) for part in (family.attention, family.mlp)]
     moments: dict[ModuleKind, SecondMoment | ExpertMoments] = {}
+    sample = None
     with ExitStack() as hooks:
-        mixture = expert_module(getattr(stream.decoder.blocks[block], family.mlp.name, None), family.mlp.experts)
+        mixture = expert_module(stream.decoder.blocks[block], family.mlp)
         if mixture is not None and watch:
             assert family.mlp.experts is not None
             count, _, width = output_sizes(mixture, family.mlp.experts)
             moments["mlp"] = of_experts = ExpertMoments(count, width, stream.device)
-            hooks.callback(watch_experts(mixture, family.mlp.experts, of_experts).remove)
-            hooks.callback(watch_routing(mixture, note).remove)
+            divisor = partial(norm_divisor, stream.checkpoint, "mlp")
+            hooks.callback(watch_experts(mixture, family.mlp.experts, of_experts, divisor).remove)
+            wanted = -(-ORDER_TOKENS // parallel.size())
+            sample = RoutedSample(stream.decoder.blocks[block], family.mlp, wanted, divisor)
+            hooks.enter_context(sample.watch())
         for kind in family.cut_kinds(stream.checkpoint.config, block) if watch else ():
             output = output_projection(stream.decoder.blocks[block], family, kind)
             if output is not None:
@@ -269,8 +274,9 @@ def _run_watched(
                 hooks.callback(output.register_forward_hook(watch_inputs).remove)
         stream.run(block)
     # Copies, because a tensor keeps the whole mapped file in memory.
-    return {
-        name: by_rows(part, name.removeprefix(part.name + "."), weights[name]).clone()
+    weights = {
+        name: by_rows(part, name.removeprefix(part.prefix), weights[name]).clone()
         for part, name in outputs
         if name is not None
-    }, moments
+    }
+    return weights, moments, sample

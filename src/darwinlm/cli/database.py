@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,7 +40,7 @@ def database(
     stage = run_stages(run, "database").database.stage
     size = sum(path.stat().st_size for path in stage.folder.glob("block_*"))
     console = terminal.console()
-    console.print(f"{stage.folder}: {size / 1e6:,.1f} MB; see darwinlm inspect {out}", soft_wrap=True)
+    console.print(f"{stage.folder}: {size / 1e6:,.1f} MB; see darwinlm inspect {shlex.quote(str(out))}", soft_wrap=True)
 
 
 @command(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,15 +26,16 @@ def demo(
     from darwinlm.demo import demo_recipe
 
     recipe = demo_recipe(tuple(assignments or ()), full=full)
-    results = run_recipe(recipe, out, "report", strict=False)
+    results = run_recipe(recipe, out, "report")
     console = terminal.console()
     _sizes(console, results, recipe.budget.keep)
     _answers(console, out)
+    quoted = shlex.quote(str(out))
     console.print(
         f"\nnext\n"
-        f"  darwinlm chat {out}\n"
+        f"  darwinlm chat {quoted}\n"
         f"  darwinlm prune MODEL --keep 75% --text TEXT --out runs/mine\n"
-        f"  darwinlm recover {out} --tokens 1M --out runs/recovered",
+        f"  darwinlm recover {quoted} --tokens 1M --out runs/recovered",
         soft_wrap=True,
     )
 

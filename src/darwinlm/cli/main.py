@@ -24,7 +24,7 @@ from darwinlm.limits import MESSAGE, shorten
 from darwinlm.lock import release_all
 
 INTERRUPTED = 130
-SHARED = frozenset({"prune", "demo", "database", "recover", "compare"})
+SHARED = frozenset({"prune", "demo", "database", "recover", "compare", "evaluate"})
 """Commands that several processes of torchrun can share."""
 PIPE_CLOSED = 141
 # In some releases Typer has its own copies of click's exceptions.
@@ -45,6 +45,7 @@ def main() -> None:
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore")
     terminal.set_verbosity(terminal.Verbosity.NORMAL)
+    Console.on_broken_pipe = _pipe_closed  # type: ignore[method-assign]  # Typer's help has a console of its own
     code: object = 0
     try:
         _check_processes(sys.argv[1:])
@@ -68,6 +69,11 @@ def main() -> None:
     if code == INTERRUPTED:
         _tell(f"interrupted; finished work is kept. Resume with: {shlex.join(['darwinlm', *sys.argv[1:]])}")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _pipe_closed(self: Console) -> None:
+    """Leave a closed pipe to `main`, because rich would exit with status 1."""
+    raise BrokenPipeError
 
 
 def _message(error: Exception) -> str:

@@ -56,31 +56,31 @@ def plan(
         raise RecipeError("no model is given: name a hub id, a folder or a GGUF file")
     card = find_device(device)
     console = terminal.console()
-    with described(chosen.model, allow_remote_code=chosen.allow_remote_code) as checkpoint:
-        room = {"ram": read_bytes("--ram", ram), "disk": read_bytes("--disk", disk)}
-        if card.is_cpu and disk is None:
-            room["disk"] = float(shutil.disk_usage(".").free)
-        plan_of_run = make_plan(Sizes(checkpoint, settled(chosen, card.kind), processes), card, **room)
-        sizes = plan_of_run.sizes
-        if out is not None:
-            with hold_target(out):
-                write_json(out, plan_of_run.as_json())
-        if as_json:
-            terminal.print_json(plan_of_run.as_json())
-            return
-        least, most = (count(kept + sizes.outside) for kept in sizes.kept_blocks)
-        console.print(
-            f"{chosen.model}: {count(sizes.params)} parameters → "
-            f"{most if least == most else f'{least} to {most}'}, "
-            f"at most {sizes.kept_blocks[1] / sizes.blocks:.2%} of the {count(sizes.blocks)} in the blocks\n"
-            f"{f'{processes} x ' if processes > 1 else ''}{card.name}: {card.memory / 1e9:.0f} GB ({card.source})",
-            soft_wrap=True,
-        )
-        console.print(tables.terminal(HEADINGS, cells(plan_of_run)))
-        for note in plan_of_run.notes:
-            console.print(note, soft_wrap=True)
-        for problem in plan_of_run.problems:
-            console.print(f"doesn't fit: {problem}", soft_wrap=True)
+    checkpoint = described(chosen.model, allow_remote_code=chosen.allow_remote_code)
+    room = {"ram": read_bytes("--ram", ram), "disk": read_bytes("--disk", disk)}
+    if card.is_cpu and disk is None:
+        room["disk"] = float(shutil.disk_usage(".").free)
+    plan_of_run = make_plan(Sizes(checkpoint, settled(chosen, card.kind), processes), card, **room)
+    sizes = plan_of_run.sizes
+    if out is not None:
+        with hold_target(out):
+            write_json(out, plan_of_run.as_json())
+    if as_json:
+        terminal.print_json(plan_of_run.as_json())
+        return
+    least, most = (count(kept + sizes.outside) for kept in sizes.kept_blocks)
+    console.print(
+        f"{chosen.model}: {count(sizes.params)} parameters → "
+        f"{most if least == most else f'{least} to {most}'}, "
+        f"at most {sizes.kept_blocks[1] / sizes.blocks:.2%} of the {count(sizes.blocks)} in the blocks\n"
+        f"{f'{processes} x ' if processes > 1 else ''}{card.name}: {card.memory / 1e9:.0f} GB ({card.source})",
+        soft_wrap=True,
+    )
+    console.print(tables.terminal(HEADINGS, cells(plan_of_run)))
+    for note in plan_of_run.notes:
+        console.print(note, soft_wrap=True)
+    for problem in plan_of_run.problems:
+        console.print(f"doesn't fit: {problem}", soft_wrap=True)
 
 
 def read_bytes(option: str, text: str | None) -> float | None:

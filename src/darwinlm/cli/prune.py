@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +69,8 @@ def _run_sweep(recipes: list[Any], out: Path, until: str) -> None:
     console.print(f"models  {out}/*/model\npage    {out / PAGE}\nsummary {out / SWEEP}.json")
 
 
-def run_recipe(recipe: Any, out: Path, until: str, *, strict: bool = True) -> Any:
-    """Run the stages and print the result; returns the results of all stages.
-
-    Unless `strict`, a time limit that is too short for the least text is no error.
-    """
+def run_recipe(recipe: Any, out: Path, until: str) -> Any:
+    """Run the stages and print the result; returns the results of all stages."""
     from darwinlm.pipeline import run_stages
     from darwinlm.planning.time_limit import TimeLimit
     from darwinlm.report import wording
@@ -84,7 +82,7 @@ def run_recipe(recipe: Any, out: Path, until: str, *, strict: bool = True) -> An
     run = Run(recipe, out, terminal.reporter())
     if until == "report" and not run.path("text").exists():
         _expect(run)
-    results = run_stages(run, until, limit=TimeLimit.of(recipe, begun=terminal.BEGUN, strict=strict))
+    results = run_stages(run, until, limit=TimeLimit.of(recipe, begun=terminal.BEGUN))
     if until != "report":
         console.print(f"stopped after {until}; {out / 'stages'} holds the result")
         return results
@@ -102,14 +100,15 @@ def run_recipe(recipe: Any, out: Path, until: str, *, strict: bool = True) -> An
         console.print(f"\n{wording.time_limit(summary)}")
     budget = summary.budget
     assert budget is not None
+    quoted = shlex.quote(str(out))
     limit = "" if budget.kind == "keep" else f" of {wording.amount(budget.upper, budget.unit)}"
     console.print(
         f"\n{budget.block_params:,} of {budget.dense_block_params:,} block parameters kept "
         f"({budget.block_params / budget.dense_block_params:.2%}; {budget.unused:.2%} of the budget{limit} "
         "unused)\n"
         f"model   {out / 'model'}\nreport  {out / 'report.html'}\nsummary {out / 'summary.json'}\n\n"
-        f"darwinlm show {out}    the kept part of every block, and next steps\n"
-        f"darwinlm chat {out}    talk to the smaller model",
+        f"darwinlm show {quoted}    the kept part of every block, and next steps\n"
+        f"darwinlm chat {quoted}    talk to the smaller model",
         soft_wrap=True,
     )
     return results

@@ -37,13 +37,6 @@ class Verbosity(IntEnum):
 _level = [Verbosity.NORMAL]
 
 
-class _Console(Console):
-    """Leaves a closed pipe to `main`, because rich would exit with status 1."""
-
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError
-
-
 def set_verbosity(level: Verbosity) -> None:
     """Set the verbosity of all commands, and of libraries that aren't imported yet."""
     _level[0] = level
@@ -61,7 +54,7 @@ def console() -> Console:
     """Console for plain text, silent in all processes but the first. Piped output isn't wrapped."""
     wide = not sys.stdout.isatty() and "COLUMNS" not in os.environ
     width = PIPED_WIDTH if wide else None
-    return _Console(quiet=not parallel.is_main(), width=width, markup=False, highlight=False, emoji=False)
+    return Console(quiet=not parallel.is_main(), width=width, markup=False, highlight=False, emoji=False)
 
 
 def reporter() -> Reporter:
@@ -90,7 +83,7 @@ def show_tables(several: Iterable[tables.Table], markdown: Path | None) -> None:
         for remark in remarks:
             output.print(remark, soft_wrap=True)
         parts.append(tables.markdown(headings, cells, remarks))
-    if markdown is not None:
+    if markdown is not None and parallel.is_main():
         with hold_target(markdown):
             write_text(markdown, "\n".join(parts))
 

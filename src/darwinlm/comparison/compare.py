@@ -245,10 +245,11 @@ def _measure(run: Run, name: str, checkpoint: Checkpoint, texts: Mapping[str, To
         "texts": {place: text.digest for place, text in texts.items()},
         "arithmetic": run.arithmetic,
     }
-    with run.stage(f"measure_{name}", key, f"measure {name}") as (stage, work):
+    with run.stage(f"measure_{name}", key, f"measure {name}", shared=True) as (stage, work):
         if work:
-            dense = run.checkpoint.load(run.dtype, run.device)
-            model = dense if checkpoint is run.checkpoint else checkpoint.load(run.dtype, run.device)
+            with parallel.agree():
+                dense = run.checkpoint.load(run.dtype, run.device)
+                model = dense if checkpoint is run.checkpoint else checkpoint.load(run.dtype, run.device)
             params = sum(parameter.numel() for parameter in model.parameters())
             row: Row = {
                 "params": params,
@@ -261,7 +262,9 @@ def _measure(run: Run, name: str, checkpoint: Checkpoint, texts: Mapping[str, To
                     dense, {name: model}, text.tokens, batch_tokens=run.batch_tokens, progress=run.reporter.advance
                 )
                 row["texts"][place] = asdict(quality[name])
-            write_json(stage.folder / "row.json", row)
+            with parallel.agree():
+                if parallel.is_main():
+                    write_json(stage.folder / "row.json", row)
         measured: Row = read_json(stage.folder / "row.json")
     return measured
 
@@ -278,23 +281,28 @@ def _suite(
         "arithmetic": run.arithmetic,
     }
     file = run.folder / "suites" / f"{name}_{digest_of(key)[:12]}.json"
-    scores: list[harness.TaskScore] = []
-    with parallel.main_first():
+    before: dict[str, harness.TaskScore] = {}
+    with parallel.agree():
+        if parallel.is_main() and file.exists():
+            before = harness.from_json(read_json(file))
+    before, wanted = parallel.broadcast(before), parse_suite(suite)
+    if all(one.task in before and not before[one.task].error for one in wanted):
+        return [before[one.task] for one in wanted]
+    with parallel.agree():
+        model = checkpoint.load(run.dtype, run.device)
+
+    def save(scores: list[harness.TaskScore]) -> None:
         if parallel.is_main():
-            before, wanted = harness.from_json(read_json(file)) if file.exists() else {}, parse_suite(suite)
-            if all(one.task in before and not before[one.task].error for one in wanted):
-                scores = [before[one.task] for one in wanted]
-            else:
-                model = checkpoint.load(run.dtype, run.device)
-                with run.reporter.stage(f"suite {name}"):
-                    scores = harness.run_suite(
-                        model,
-                        run.checkpoint.tokenizer(),
-                        wanted,
-                        data_dir=comparison.data_dir,
-                        limit=comparison.limit,
-                        done=before,
-                        save=lambda previous: write_json(file, harness.as_json(previous)),
-                        progress=run.reporter.advance,
-                    )
-    return parallel.broadcast(scores)
+            write_json(file, harness.as_json(scores))
+
+    with run.reporter.stage(f"suite {name}"):
+        return harness.run_suite(
+            model,
+            run.checkpoint.tokenizer(),
+            wanted,
+            data_dir=comparison.data_dir,
+            limit=comparison.limit,
+            done=before,
+            save=save,
+            progress=run.reporter.advance,
+        )

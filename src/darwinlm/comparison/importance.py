@@ -38,7 +38,7 @@ def magnitude_scores(checkpoint: Checkpoint) -> dict[Place, UnitScores]:
         inside = checkpoint.read(checkpoint.block_prefix(shape.block), dtype=torch.float32)
         energy: dict[RowUnit, Tensor] = {}
         for name in shape.tensors:
-            inner = name.removeprefix(part.name + ".")
+            inner = name.removeprefix(part.prefix)
             if name == shape.output:
                 key: RowUnit = "channel" if shape.kind == "mlp" else "query"
                 energy[key] = energy.get(key, torch.zeros(shape.width)) + inside[name].square().sum(0)
@@ -134,7 +134,7 @@ def expert_scores(stream: BlockStream, progress: Progress = lambda done, total: 
     by_block: dict[int, ExpertScores] = {}
     for block in range(total):
         stream.load(block)
-        mixture = expert_module(getattr(stream.decoder.blocks[block], part.name, None), part.experts)
+        mixture = expert_module(stream.decoder.blocks[block], part)
         with ExitStack() as hooks:
             if mixture is not None and part.experts is not None:
                 by_block[block] = ExpertScores(mixture, output_sizes(mixture, part.experts)[0])

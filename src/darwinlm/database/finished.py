@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,7 @@ def check_fits(stage: StageFolder, path: Path, *, model: str, source: str, units
     if stage.key.get("version") != stage_version("database"):
         raise ArtifactError(
             f"the database in {path} was built by another version of darwinlm, whose databases differ: rebuild it "
-            f"with darwinlm database {source} --out {path}"
+            f"with darwinlm database {shlex.quote(source)} --out {shlex.quote(str(path))}"
         )
     if stage.key.get("units") != units:
         raise ArtifactError(

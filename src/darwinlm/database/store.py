@@ -105,7 +105,7 @@ class DatabaseReader:
     def _dense_weight(self, block: int, kind: ModuleKind) -> Tensor:
         part, name = self.checkpoint.family.module(kind), self.shape(block, kind).output
         tensor = self.checkpoint.read(self.checkpoint.block_prefix(block) + name)[""]
-        return by_rows(part, name.removeprefix(part.name + "."), tensor)
+        return by_rows(part, name.removeprefix(part.prefix), tensor)
 
     def variant(self, block: int, kind: ModuleKind, level: Level) -> int:
         """The variant of a module that a level belongs to."""
@@ -135,7 +135,8 @@ class DatabaseReader:
     def _computed(self, block: int, kind: ModuleKind, variant: int) -> tuple[NestedFactors, ...]:
         shape = self.shape(block, kind)
         last = variants(shape, self.units)[-1]
-        columns, errors = self._curve(block, kind, variant)
+        curves = self._curves(block)
+        columns, errors = curves[f"{kind}.{variant}.columns"].long(), curves[f"{kind}.{variant}.errors"]
         if variant != last:
             (whole,) = self.factors(block, kind, last)
             W = self.dense_weight(block, kind)
@@ -163,11 +164,6 @@ class DatabaseReader:
                     stored = _Stored(stored.packed.pin_memory(), stored.W.pin_memory())
                 self._stored.put((block, kind), stored)
         return stored
-
-    def _curve(self, block: int, kind: ModuleKind, variant: int) -> tuple[Tensor, Tensor]:
-        """Columns [p] int64 and errors [p + 1] float64 of a variant, with a first dimension for experts."""
-        curves = self._curves(block)
-        return curves[f"{kind}.{variant}.columns"].long(), curves[f"{kind}.{variant}.errors"]
 
     def _curves(self, block: int) -> dict[str, Tensor]:
         """Stored tensors of a block by name, except its factors; kept in memory. Raises ArtifactError."""
@@ -207,7 +203,7 @@ class DatabaseReader:
         The errors of a mixture's experts are summed; each is weighted by the factors on the expert's output. Raises
         ArtifactError if the file is damaged.
         """
-        errors = self._curve(block, kind, variant)[1]
+        errors = self._curves(block)[f"{kind}.{variant}.errors"]
         return errors.sum(dim=0) if errors.ndim == 2 else errors
 
     def error(self, block: int, kind: ModuleKind, level: Level) -> float:
@@ -218,7 +214,7 @@ class DatabaseReader:
         if level.experts:
             dropped = self._order(block).errors
             lost = float(dropped[level.experts] / dropped[0]) if dropped[0] else 0.0
-            return lost + max(0.0, 1 - lost) * self._narrowed(self._curve(block, kind, 1)[1], level, block)
+            return lost + max(0.0, 1 - lost) * self._narrowed(self._curves(block)["mlp.1.errors"], level, block)
         errors = self.errors(block, kind, self.variant(block, kind, level))
         return float(errors[level.width] / errors[0]) if errors[0] else 0.0
 
@@ -270,7 +266,7 @@ class DatabaseReader:
         if level.width in (0, shape.width):
             columns = torch.arange(level.width)
             return columns.expand(level.experts, -1) if shape.experts else columns
-        columns, _ = self._curve(block, kind, self.variant(block, kind, level))
+        columns = self._curves(block)[f"{kind}.{self.variant(block, kind, level)}.columns"].long()
         if shape.experts:
             columns = columns[self.experts(block, level)]
         return columns[..., : level.width].sort(dim=-1).values

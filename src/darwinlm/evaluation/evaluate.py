@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from darwinlm import parallel
 from darwinlm.artifact import read_json, write_json
 from darwinlm.compute import DTYPES, fast_dtype, resolve_device
 from darwinlm.errors import ArtifactError, RecipeError
@@ -155,7 +156,7 @@ def _nats(value: float | None) -> str:
 
 
 def evaluate_model(request: EvaluationRequest, out: Path | None = None, console: Any = None) -> Evaluated:
-    """Measure a model.
+    """Measure a model; processes share the text and the benchmarks' items.
 
     `out` is a JSON file, written after every part; finished tasks of an interrupted run for the same request are kept.
     The console gets every finished task.
@@ -166,18 +167,26 @@ def evaluate_model(request: EvaluationRequest, out: Path | None = None, console:
         ArtifactError: The JSON file belongs to another request.
         BusyError: Another process writes the JSON file.
     """
-    with hold_target(out) if out is not None else nullcontext():
-        wanted = request.check()
-        request = request.settled()
-        done = _resumed(request, out)
+    parallel.init_from_environment()
+    with ExitStack() as held:
+        done: dict[str, harness.TaskScore] = {}
+        with parallel.agree():
+            if out is not None and parallel.is_main():
+                held.enter_context(hold_target(out))
+            wanted = request.check()
+            request = request.settled()
+            if parallel.is_main():
+                done = _resumed(request, out)
+        done = parallel.broadcast(done)
         device = resolve_device(request.device)
         dtype = DTYPES[request.dtype]
-        opened = open_model(request.model, dtype=dtype, device=device, allow_remote_code=request.allow_remote_code)
+        with parallel.agree():
+            opened = open_model(request.model, dtype=dtype, device=device, allow_remote_code=request.allow_remote_code)
         result = Evaluated(request, opened.params)
 
         def save(scores: list[harness.TaskScore]) -> None:
             result.scores = list(scores)
-            if out is not None:
+            if out is not None and parallel.is_main():
                 write_json(out, result.as_json())
             if console is not None and scores:
                 last = scores[-1]

@@ -15,6 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from darwinlm import parallel
 from darwinlm.errors import MissingExtraError, first_line
 from darwinlm.evaluation.choices import right_answers
 from darwinlm.evaluation.local_data import Rows, read_task
@@ -72,7 +73,7 @@ def run_suite(
     save: Callable[[list[TaskScore]], None] = lambda scores: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[TaskScore]:
-    """Evaluate tasks in turn; a failure is recorded, and the other tasks continue.
+    """Evaluate tasks in turn, each in all processes; a failure is recorded, and the other tasks continue.
 
     `limit` is the number of items of each task, spread over the tasks of a group such as MMLU; None scores all. Scores
     in `done` without an error are kept. `save` gets all scores so far, after each task.
@@ -95,7 +96,7 @@ def run_suite(
             scores.append(before)
         else:
             rows, remark = local.get(one.task, (None, ""))
-            scores.append(_score(lm, manager, one, rows, remark, limit))
+            scores.append(parallel.broadcast(_score(lm, manager, one, rows, remark, limit)))
         save(scores)
         progress(number + 1, len(wanted))
     return scores
@@ -180,7 +181,8 @@ def _score(
         reason = first_line(error)
         score.error = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
         return score
-    _read_result(score, results, getattr(task, "name", one.task))
+    if results is not None:  # the harness gives results to the first process only
+        _read_result(score, results, getattr(task, "name", one.task))
     return score
 
 

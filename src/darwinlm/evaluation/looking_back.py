@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from darwinlm import parallel
 from darwinlm.data.packing import added_bos
 from darwinlm.errors import DataError
 from darwinlm.evaluation.divergence import token_losses
@@ -161,23 +162,25 @@ def measure_copying(
     batch_tokens: int,
     late: Callable[[], bool] = lambda: False,
 ) -> dict[str, list[CopyingScore]]:
-    """Accuracy and loss of several models on the same sequences.
+    """Accuracy and loss of several models on the same sequences, which processes share.
 
-    `late` tells whether to leave out the remaining sequences.
+    `late` tells, in the first process, whether to leave out the remaining sequences.
     """
     scores: dict[str, list[CopyingScore]] = {name: [] for name in models}
     for each in copying:
-        if late():
+        if parallel.broadcast(late()):
             break
         rows = max(1, batch_tokens // each.tokens.shape[1])
-        for name, model in models.items():
-            right, lost, count = 0, 0.0, 0
-            for batch in torch.split(each.tokens, rows):
-                here = batch.to(model.device)
+        share = each.tokens[parallel.place() :: parallel.size()]
+        sums = torch.zeros(len(models), 3, dtype=torch.float64)
+        for row, model in zip(sums, models.values(), strict=True):
+            for start in range(0, len(share), rows):
+                here = share[start : start + rows].to(model.device)
                 targets = here[:, 1 - each.n :].flatten()
                 logits = model(input_ids=here, use_cache=False, logits_to_keep=each.n).logits[:, :-1].flatten(0, 1)
-                right += int((logits.argmax(-1) == targets).sum())
-                lost += float(token_losses(logits, targets).sum(dtype=torch.float64))
-                count += len(targets)
-            scores[name].append(CopyingScore(each.name, right / count, lost / count, count))
+                right = (logits.argmax(-1) == targets).sum()
+                lost = token_losses(logits, targets).sum(dtype=torch.float64)
+                row.add_(torch.tensor([float(right), float(lost), len(targets)], dtype=torch.float64))
+        for name, (right, lost, count) in zip(models, parallel.all_reduce(sums).tolist(), strict=True):
+            scores[name].append(CopyingScore(each.name, right / count, lost / count, int(count)))
     return scores

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from darwinlm import parallel
 from darwinlm.evaluation.divergence import DenseDistribution, log_normalisers, token_losses
 from darwinlm.malloc import kept_memory
 
@@ -52,13 +53,14 @@ def measure_quality(
     progress: Callable[[int, int], None] = lambda done, total: None,
     late: Callable[[], bool] = lambda: False,
 ) -> dict[str, Quality]:
-    """Measure several models on the same tokens.
+    """Measure several models on the same tokens; processes share the sequences.
 
     `tokens` is [n, t] held-out text. The dense model, the reference of the KL, may be among the models. `late` tells
-    whether to stop after this batch.
+    whether this process stops after this batch.
     """
+    tokens = tokens[parallel.place() :: parallel.size()]
     sequences = max(1, batch_tokens // tokens.shape[1])
-    sums = {name: torch.zeros(3 + tokens.shape[1], dtype=torch.float64) for name in models}
+    sums = torch.zeros(len(models), 3 + tokens.shape[1], dtype=torch.float64)
     n_seen, measured = 0, 0
     starts = range(0, len(tokens), sequences)
     with kept_memory(dense.device):
@@ -66,14 +68,15 @@ def measure_quality(
             batch = tokens[start : start + sequences].to(dense.device)
             seen = seen_before(batch)
             n_seen += int(seen.sum())
-            for name, batch_sums in _measure_batch(dense, models, batch, seen).items():
-                sums[name] += batch_sums
+            sums += _measure_batch(dense, models, batch, seen)
             measured += len(batch)
             progress(done + 1, len(starts))
             if late():
                 break
+    measured, n_seen = parallel.all_reduce(torch.tensor([measured, n_seen])).tolist()
     predictions = measured * (tokens.shape[1] - 1)
-    return {name: _quality(sums[name], measured, predictions, n_seen) for name in models}
+    by_model = zip(models, parallel.all_reduce(sums), strict=True)
+    return {name: _quality(total, measured, predictions, n_seen) for name, total in by_model}
 
 
 def seen_before(tokens: Tensor) -> Tensor:
@@ -110,8 +113,10 @@ def _ranges(length: int) -> list[tuple[int, int]]:
     return list(pairwise(ends))
 
 
-def _measure_batch(dense: Any, models: Mapping[str, Any], batch: Tensor, seen: Tensor) -> dict[str, Tensor]:
-    """Sums over a batch, float64 [3 + t]: cross-entropy, KL for seen and for new next tokens, KL by position.
+def _measure_batch(dense: Any, models: Mapping[str, Any], batch: Tensor, seen: Tensor) -> Tensor:
+    """Sums over a batch, float64 [3 + t] for each model.
+
+    They are cross-entropy, KL for seen and for new next tokens, and KL by position.
 
     A separate function, so that logits are released after each batch.
     """
@@ -119,8 +124,8 @@ def _measure_batch(dense: Any, models: Mapping[str, Any], batch: Tensor, seen: T
     following = batch.roll(-1, 1).flatten()
     reference = dense(input_ids=batch, use_cache=False).logits.flatten(0, 1)
     distribution = DenseDistribution(reference)
-    sums = {}
-    for name, model in models.items():
+    sums = torch.zeros(len(models), 3 + batch.shape[1], dtype=torch.float64)
+    for row, model in zip(sums, models.values(), strict=True):
         logits = reference if model is dense else model(input_ids=batch, use_cache=False).logits.flatten(0, 1)
         totals = log_normalisers(logits)
         losses = token_losses(logits, following, totals).view(len(batch), -1)[:, :-1]
@@ -128,6 +133,6 @@ def _measure_batch(dense: Any, models: Mapping[str, Any], batch: Tensor, seen: T
         divergence = divergence.view(len(batch), -1)
         of_next = divergence[:, :-1]
         parts = [part.sum(dtype=torch.float64) for part in (losses, of_next[seen], of_next[~seen])]
-        sums[name] = torch.cat([torch.stack(parts), divergence.sum(0, dtype=torch.float64)]).cpu()
+        row.copy_(torch.cat([torch.stack(parts), divergence.sum(0, dtype=torch.float64)]))
         del logits
     return sums

@@ -15,25 +15,56 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from transformers.cache_utils import DynamicCache
 
+from darwinlm import parallel
+from darwinlm.errors import first_line
+
 Request = tuple[tuple[str, str], list[int], list[int]]
 Answer = tuple[float, bool]
 
 
 class QuietLM(HFLM):  # type: ignore[misc]
-    """A causal LM of the harness without progress bars, which it would always show."""
+    """A causal LM of the harness without progress bars, which it would always show; processes share the contexts."""
 
     def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
         """As in the harness."""
         return super().loglikelihood(requests, disable_tqdm=True)
 
+    def _loglikelihood_tokens(
+        self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[Answer]:
+        """Log-likelihood of each answer, and whether it is the greedy choice, in the order of the requests.
+
+        Raises:
+            Exception: The error of the first process that raised one, in all of them.
+        """
+        contexts = list(dict.fromkeys(tuple(context) for _, context, _ in requests))
+        here = set(parallel.mine(contexts))
+        mine = [index for index, (_, context, _) in enumerate(requests) if tuple(context) in here]
+        found: dict[int, Answer] = {}
+        failure: Exception | None = None
+        reason = ""
+        try:
+            found.update(zip(mine, self._answers([requests[index] for index in mine], override_bs), strict=True))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the others must not wait for these answers
+            failure, reason = error, f"{type(error).__name__}: {first_line(error)}"
+        parts = parallel.gather((found, reason))
+        if failure is not None:
+            raise failure
+        for part, elsewhere in parts:
+            if elsewhere:
+                raise RuntimeError(elsewhere)
+            found |= part
+        return [found[index] for index in range(len(requests))]
+
+    def _answers(self, requests: list[Request], override_bs: int | None) -> list[Answer]:
+        answers: list[Answer] = super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
+        return answers
+
 
 class SharedContextLM(QuietLM):
     """A quiet LM in which requests with equal contexts share the forward pass of the context."""
 
-    def _loglikelihood_tokens(
-        self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
-    ) -> list[Answer]:
-        """Log-likelihood of each answer, and whether it is the greedy choice, in the order of the requests."""
+    def _answers(self, requests: list[Request], override_bs: int | None) -> list[Answer]:
         groups: dict[tuple[int, ...], list[int]] = {}
         for index, (_, context, _) in enumerate(requests):
             groups.setdefault(tuple(context), []).append(index)
@@ -49,7 +80,7 @@ class SharedContextLM(QuietLM):
                 answers[index] = answer
                 self.cache_hook.add_partial("loglikelihood", requests[index][0], answer)
         if alone:
-            rest = super()._loglikelihood_tokens([requests[index] for index in alone], disable_tqdm, override_bs)
+            rest = super()._answers([requests[index] for index in alone], override_bs)
             answers.update(zip(alone, rest, strict=True))
         return [answers[index] for index in range(len(requests))]
 

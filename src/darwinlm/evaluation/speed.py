@@ -16,6 +16,9 @@ from darwinlm.compute import now
 NEW_TOKENS = 32
 """Tokens of a continuation, and of a timed one."""
 
+WARM_TOKENS = 2
+"""Tokens of a continuation that warms up: a prompt, and one token after it."""
+
 SPEED_ROUNDS, SPEED_SECONDS = 3, 5.0
 """Most timed rounds, and seconds after which no further one begins: long passes need no repetition."""
 
@@ -49,7 +52,8 @@ def measure_speed(
         for name, model in models.items():
             tokens = prompt.to(model.device)
             seconds = _seconds(partial(model, input_ids=tokens, use_cache=False), model.device)
-            whole = _seconds(partial(_decode, model, tokens[:, :16]), model.device)
+            new = NEW_TOKENS if number else WARM_TOKENS
+            whole = _seconds(partial(_decode, model, tokens[:, :16], new), model.device)
             if number:
                 prompts[name].append(prompt.shape[1] / seconds)
                 decodes[name].append(NEW_TOKENS / whole)
@@ -59,7 +63,7 @@ def measure_speed(
     return {name: Speed(statistics.median(prompts[name]), statistics.median(decodes[name])) for name in models}
 
 
-def _decode(model: Any, tokens: Tensor) -> None:
+def _decode(model: Any, tokens: Tensor, new: int) -> None:
     # min_new_tokens, so that a model that ends its text early doesn't look fast.
     model.generate(
         tokens,
@@ -67,8 +71,8 @@ def _decode(model: Any, tokens: Tensor) -> None:
         do_sample=False,
         num_beams=1,
         num_return_sequences=1,
-        min_new_tokens=NEW_TOKENS,
-        max_new_tokens=NEW_TOKENS,
+        min_new_tokens=new,
+        max_new_tokens=new,
         pad_token_id=0,
     )
 

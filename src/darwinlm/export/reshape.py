@@ -69,7 +69,7 @@ class Reshaper:
         groups = getattr(stock, "num_key_value_heads", None) or stock.num_attention_heads
         output = output_name(self.family.mlp, template)
         assert output is not None
-        inside = output.removeprefix(f"{self.family.mlp.name}.")
+        inside = output.removeprefix(self.family.mlp.prefix)
         width = shape_by_rows(self.family.mlp, inside, tuple(template[output].shape))[-1]
         return BlockSizes(block, stock.num_attention_heads, groups, width)
 
@@ -101,7 +101,7 @@ class Reshaper:
                     tensors = widen_attention(tensors, part, plain, columns, target)
             elif isinstance(part, Mlp):
                 tensors = widen_mlp(tensors, part, sizes, target)
-            result |= {f"{part.name}.{name}": tensor for name, tensor in tensors.items()} | norms
+            result |= {f"{part.prefix}{name}": tensor for name, tensor in tensors.items()} | norms
         return result
 
     def masked(self, dtype: torch.dtype) -> Any:

@@ -150,10 +150,10 @@ def widen_mlp(tensors: Mapping[str, Tensor], part: Mlp, sizes: BlockSizes, targe
         tensors = _with_experts(tensors, part, target.experts)
     if sizes.width == target.width:
         return dict(tensors)
-    output = output_name(part, {f"{part.name}.{name}" for name in tensors})
+    output = output_name(part, {f"{part.prefix}{name}" for name in tensors})
     assert output is not None
     plain = {name: by_rows(part, name, tensor) for name, tensor in tensors.items()}
-    have = plain[output.removeprefix(f"{part.name}.")].shape[-1]
+    have = plain[output.removeprefix(part.prefix)].shape[-1]
     wider = _widened(plain, part, {"channel": have}, {"channel": target.width}, {"channel": torch.arange(have)})
     return {name: as_stored(part, name, tensor) for name, tensor in wider.items()}
 
@@ -168,7 +168,9 @@ def _with_experts(tensors: Mapping[str, Tensor], part: Mlp, count: int) -> Tenso
             wider[name] = tensor
             continue
         old, value = (tensor.float(), NEVER) if name == experts.excluding else (tensor, 0.0)
-        wider[name] = torch.cat([old, old.new_full((count - len(old), *old.shape[1:]), value)])
+        shape, axis = list(old.shape), experts.axis(name)
+        shape[axis] = count - shape[axis]
+        wider[name] = torch.cat([old, old.new_full(shape, value)], axis)
     return wider
 
 
@@ -181,11 +183,11 @@ def _widened(
 ) -> Tensors:
     """Copy rows of input projections and columns of the output projection into larger ones of zeros."""
     inner: RowUnit = "query" if isinstance(part, Attention) else "channel"
-    output = output_name(part, {f"{part.name}.{name}" for name in tensors})
+    output = output_name(part, {f"{part.prefix}{name}" for name in tensors})
     wider: Tensors = {}
     for name, tensor in tensors.items():
         segments = row_segments(part, name)
-        if f"{part.name}.{name}" == output:
+        if f"{part.prefix}{name}" == output:
             wider[name] = _spread(tensor, places[inner], want[inner], tensor.ndim - 1)
         elif segments:
             axis = row_axis(part, name)
@@ -221,13 +223,13 @@ def zero_sublayer(
     output = output_name(part, template)
     tensors: Tensors = {}
     for name, tensor in template.items():
-        if name.partition(".")[0] not in (part.name, *part.norms):
+        if not part.owns(name) and name.partition(".")[0] not in part.norms:
             continue
-        inside = name.removeprefix(part.name + ".")
+        inside = name.removeprefix(part.prefix)
         shape = list(shape_by_rows(part, inside, tuple(tensor.shape)))
-        rows = row_segments(part, inside) if name.startswith(part.name + ".") else []
+        rows = row_segments(part, inside) if part.owns(name) else []
         if sizes.experts and isinstance(part, Mlp) and part.experts is not None and part.experts.counted(inside):
-            shape[0] = sizes.experts
+            shape[part.experts.axis(inside)] = sizes.experts
         if name == output:
             shape[-1] = each[inner]
         elif rows:

@@ -52,6 +52,11 @@ LIMITS = {
             "n_group",
             "topk_group",
             "num_experts_per_tok",
+            "top_k_experts",
+            "moe_num_experts",
+            "moe_num_shared_experts",
+            "moe_k",
+            "moe_topk",
             "expert_count",
             "expert_used_count",
         ),
@@ -66,13 +71,21 @@ LIMITS = {
 """Largest value of each number that determines allocations, by its name in config.json or a GGUF header."""
 MAY_BE_ZERO = frozenset(
     {"head_count", "head_count_kv", "feed_forward_length", "expert_count", "expert_used_count", "n_inner"}
-    | {"num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size"}
+    | {
+        "num_experts",
+        "num_local_experts",
+        "n_routed_experts",
+        "num_experts_per_tok",
+        "top_k_experts",
+        "moe_intermediate_size",
+    }
+    | {"moe_num_experts", "moe_num_shared_experts"}
     | {"shared_expert_intermediate_size", "num_key_value_heads", "dimension_count", "n_shared_experts"}
     | {"hidden_size_per_layer_input", "num_kv_shared_layers"}
 )
 BY_LAYER = frozenset(
     {"intermediate_size", "num_attention_heads", "num_key_value_heads", "feed_forward_length", "head_count"}
-    | {"head_count_kv", "hidden_size", "stock_kv_heads"}
+    | {"head_count_kv", "hidden_size", "stock_kv_heads", "moe_topk"}
 )
 """Numbers that may be a list with an entry for each layer."""
 LARGEST_INTEGER = 1 << 53

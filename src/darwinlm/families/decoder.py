@@ -18,10 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from darwinlm.families.family import Family, ModuleKind, SubLayer
+from darwinlm.families.family import Family, Mlp, ModuleKind, Part
 
 LARGE = 1e4
 """Size of artificial logits, far above any soft cap."""
+
+
+def part_of(block: nn.Module, part: Part) -> nn.Module:
+    """The module of a sub-layer in its block."""
+    found = {name: getattr(block, name) for name in part.modules}
+    return found[part.name] if part.name else Beside(found)
 
 
 class _AllRecorded(Exception):  # noqa: N818
@@ -58,7 +64,7 @@ class _Pass(nn.Module):
 class Absent(nn.Module):
     """Replaces a removed sub-layer and returns zeros, which its block adds."""
 
-    def __init__(self, part: SubLayer) -> None:
+    def __init__(self, part: Part) -> None:
         super().__init__()
         self.pair = part.pair
 
@@ -66,6 +72,18 @@ class Absent(nn.Module):
         """Zeros of the residual stream's shape, in the form of the sub-layer's result."""
         nothing = torch.zeros_like(hidden_states)
         return (nothing, None) if self.pair else nothing
+
+
+class Beside(nn.ModuleDict):
+    """Modules of a block that are one sub-layer together, by name: experts and an MLP that run beside each other."""
+
+
+def absent(part: Part) -> nn.Module:
+    """The replacement of a removed sub-layer. Of one with several modules it lacks a router of its own."""
+    if part.name:
+        return Absent(part)
+    router = part.experts.router if isinstance(part, Mlp) and part.experts is not None else ""
+    return Beside({name: Absent(part) for name in part.modules if name != router})
 
 
 class Decoder:
@@ -218,13 +236,15 @@ class Decoder:
 
     def has(self, block: int, kind: ModuleKind) -> bool:
         """Whether a block has a module of this kind, even one that was replaced."""
-        return getattr(self.blocks[block], self.family.module(kind).name, None) is not None
+        names = self.family.module(kind).modules
+        return all(getattr(self.blocks[block], name, None) is not None for name in names)
 
     def module(self, block: int, kind: ModuleKind) -> nn.Module:
         """The current module of this kind of a block."""
-        module: nn.Module = getattr(self.blocks[block], self.family.module(kind).name)
-        return module
+        return part_of(self.blocks[block], self.family.module(kind))
 
     def set_module(self, block: int, kind: ModuleKind, module: nn.Module) -> None:
         """Replace the module of this kind of a block."""
-        setattr(self.blocks[block], self.family.module(kind).name, module)
+        parts = module.items() if isinstance(module, Beside) else [(self.family.module(kind).name, module)]
+        for name, each in parts:
+            setattr(self.blocks[block], name, each)

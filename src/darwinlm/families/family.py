@@ -68,6 +68,20 @@ class SubLayer(Closed):
         return {}
 
     @property
+    def prefix(self) -> str:
+        """Prefix of the names of its tensors inside the block, which names inside the sub-layer lack."""
+        return f"{self.name}." if self.name else ""
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Modules of the block that belong to it, without norms."""
+        return (self.name,)
+
+    def owns(self, name: str) -> bool:
+        """Whether a tensor, by name inside the block, belongs to it; norms don't."""
+        return name.partition(".")[0] in self.modules
+
+    @property
     def input_norm(self) -> str | None:
         """Norm of the input; None if the sub-layer reads the residual stream directly."""
         return None if self.norms[0] == self.post_norm else self.norms[0]
@@ -145,12 +159,19 @@ class Experts(Closed):
     router: str
     """Router: each of its tensors has a row for every expert, and its scores give the weights. Other parts of the
     mixture, such as a shared expert, are never changed."""
+    common: tuple[str, ...] = ()
+    """Tensors of the router that have no row for every expert."""
+    logits: str | None = None
+    """Module whose output is the router's logits; None if the router returns them, alone or first."""
+    factors: str | None = None
+    """Tensor of the router with a factor on the output of every expert (Gemma 4)."""
     scores: Literal["softmax", "sigmoid"] = "softmax"
     """Function of the router's logits that gives the scores."""
     bias: str | None = None
-    """Tensor of the router that is added to its logits."""
+    """Tensor of the router that is added to its logits, by its name inside the MLP."""
     correction: str | None = None
-    """Tensor of the router that is added to the scores for the choice of experts, but not for their weights."""
+    """Tensor whose last dimension counts experts, and that is added to their scores for the choice of experts, but not
+    for their weights."""
     normalised: bool | str = True
     """Whether the weights of the chosen experts sum to one, or the configuration field that determines this. Otherwise
     they are shares of the softmax over all experts."""
@@ -160,13 +181,15 @@ class Experts(Closed):
     """Configuration field for the number of groups of experts among which the router chooses first. With several
     groups, experts can't be dropped."""
     shared: str | None = None
-    """Shared expert, an MLP that every token uses. Its width is a multiple of that of the other experts."""
-    shared_count: str | None = None
-    """Configuration field for this multiple."""
+    """Shared expert, an MLP that every token uses."""
+    shared_count: str | int | None = None
+    """The shared expert's width as a multiple of that of the other experts, or the configuration field for it; None if
+    its width doesn't depend on theirs."""
     count: str
     """Configuration field for the number of experts."""
     chosen: str = "num_experts_per_tok"
-    """Configuration field for the number of experts chosen for a token, which is the minimum to keep."""
+    """Configuration field for the number of experts chosen for a token, which is the minimum to keep. It may be a list
+    of equal numbers, one for each layer."""
     inputs: tuple[str, ...]
     """Tensors [experts, rows, columns] whose rows are channels. A name that is listed twice is a fused tensor. The bias
     of a tensor, if it has one, is named after it: `down_proj_bias`."""
@@ -189,14 +212,18 @@ class Experts(Closed):
         return self.segments.get(leaf.removesuffix("_bias"), [])
 
     def counted(self, name: str) -> bool:
-        """Whether the first dimension of a tensor inside the MLP counts experts."""
-        return name.rpartition(".")[0] in (self.name, self.router)
+        """Whether a dimension of a tensor inside the MLP counts experts."""
+        inside = name == self.correction or name.startswith((f"{self.name}.", f"{self.router}."))
+        return inside and name not in self.common
+
+    def axis(self, name: str) -> int:
+        """The dimension that counts experts."""
+        return -1 if name == self.correction else 0
 
     @property
     def excluding(self) -> str | None:
-        """Tensor inside the MLP with a number for every expert that can keep the router from choosing it."""
-        name = self.bias or self.correction
-        return f"{self.router}.{name}" if name else None
+        """Tensor inside the MLP that can keep the router from an expert without a change of the others' scores."""
+        return self.bias or (self.correction if self.scores == "sigmoid" else None)
 
     def droppable(self, config: Any) -> bool:
         """Whether the router can do without some of the experts: its weights are then known from the other scores."""
@@ -207,13 +234,26 @@ class Experts(Closed):
         """Factor on all weights."""
         return 1.0 if self.scale is None else float(getattr(config, self.scale))
 
+    def chosen_of(self, config: Any) -> int:
+        """Number of experts chosen for a token."""
+        stated = getattr(config, self.chosen)
+        return max(stated) if isinstance(stated, list) else int(stated)
+
+    def multiple(self, config: Any) -> int | None:
+        """The shared expert's width as a multiple of that of the other experts; None if it doesn't depend on theirs."""
+        return int(getattr(config, self.shared_count)) if isinstance(self.shared_count, str) else self.shared_count
+
     def sums_to_one(self, config: Any) -> bool:
         """Whether the weights of the chosen experts sum to one."""
         return bool(getattr(config, self.normalised)) if isinstance(self.normalised, str) else self.normalised
 
 
 class Mlp(SubLayer):
-    """Names of an MLP inside its block."""
+    """Names of an MLP inside its block.
+
+    If `name` is empty, it is a mixture whose parts are modules of the block: its experts run beside an MLP, which is
+    the shared expert (Gemma 4, Granite 4); `inputs` and `output` belong to the latter.
+    """
 
     inputs: tuple[str, ...]
     """Projections whose rows are channels: gate and up, or one without a gate. A name that is listed twice is a fused
@@ -229,6 +269,14 @@ class Mlp(SubLayer):
     def segments(self) -> dict[str, list[RowUnit]]:
         """Kinds of rows of each input projection of the MLP: one entry, or several for a fused one."""
         return _by_name((name, "channel") for name in self.inputs)
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Modules of the block that belong to it, without norms."""
+        if self.name or self.experts is None:
+            return (self.name,)
+        paths = (self.experts.router, self.experts.name, self.experts.shared or "")
+        return tuple(dict.fromkeys(path.partition(".")[0] for path in paths if path))
 
 
 Part = Attention | Mixer | Mlp | Tail
@@ -284,10 +332,20 @@ class Family(Closed):
     """Differing names in checkpoints."""
     unsupported: dict[str, str] = {}
     """Configuration fields that must not be set, each with the reason as a clause."""
+    switch: str | None = None
+    """Configuration field that is set if a model of this type belongs to this family, and not to the one without a
+    switch. In layers without MLP it is zero, so that they have no experts."""
+
+    @property
+    def key(self) -> str:
+        """Name of its file."""
+        return self.model_type if self.switch is None else f"{self.model_type}_experts"
 
     @property
     def class_names(self) -> tuple[str, str, str, tuple[tuple[str, ...], tuple[str, ...]], tuple[str, str]]:
         """Class prefix, package, class infix, norms and sub-layers, which define the classes of the modelling file."""
+        if self.switch is not None:
+            return families()[self.model_type].class_names
         norms, names = (self.attention.norms, self.mlp.norms), (self.attention.name, self.mlp.name)
         return self.class_prefix, self.package or self.model_type, self.class_infix, norms, names
 
@@ -295,8 +353,16 @@ class Family(Closed):
         """Factor on every sub-layer's output before it is added to the residual stream."""
         return 1.0 if self.residual_multiplier is None else float(getattr(config, self.residual_multiplier))
 
+    def applies(self, config: Any) -> bool:
+        """Whether the switch is set in any layer."""
+        layers = getattr(config, "per_layer_config", None) or [config]
+        return self.switch is not None and any(getattr(layer, self.switch, None) for layer in layers)
+
     def refuses(self, config: Any) -> str | None:
         """The reason, as a clause, why a model with this configuration isn't supported; None if it is."""
+        chosen = getattr(config, self.mlp.experts.chosen, None) if self.mlp.experts is not None else None
+        if isinstance(chosen, list) and len(set(chosen)) > 1:
+            return "its layers choose different numbers of experts for a token"
         return next((reason for field, reason in self.unsupported.items() if getattr(config, field, None)), None)
 
     @property
@@ -328,13 +394,13 @@ class Family(Closed):
 
 @cache
 def families() -> dict[str, Family]:
-    """All known families by model type."""
+    """All known families by model type; those with a switch by another name."""
     folder = resources.files("darwinlm.families") / "data"
     by_type = {}
     for entry in sorted(folder.iterdir(), key=lambda item: item.name):
         if entry.name.endswith(".yaml"):
             family = Family.model_validate(yaml.safe_load(entry.read_text(encoding="utf-8")))
-            by_type[family.model_type] = family
+            by_type[family.key] = family
     return by_type
 
 
@@ -345,10 +411,11 @@ def family_of(config: Any) -> Family:
         FamilyError: No description exists for the model type; the message gives the reason or the fields of a new one.
     """
     model_type = str(config.model_type).removeprefix(PREFIX)
+    known_types = list(dict.fromkeys(family.model_type for family in families().values()))
     try:
         family = families()[model_type]
     except KeyError:
-        known = ", ".join(families())
+        known = ", ".join(known_types)
         reason = why_not(config, families()) if hasattr(config, "to_dict") else None
         if reason is not None:
             raise FamilyError(
@@ -359,6 +426,9 @@ def family_of(config: Any) -> Family:
             f"the model type '{model_type}' isn't known; known are {known}. A new family is one YAML file in "
             f"darwinlm/families/data with the fields {fields}"
         ) from None
+    more = families().get(f"{model_type}_experts")
+    if more is not None and more.applies(config):
+        family = more
     if (reason := family.refuses(config)) is not None:
         raise FamilyError(f"this model of the type '{model_type}' can't be pruned: {reason}")
     return family

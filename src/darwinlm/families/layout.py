@@ -62,7 +62,7 @@ def tensor_parts(
         if renamed is None:
             continue
         for theirs, ours in family.stored.renamed.items():
-            renamed = renamed.replace(f".{theirs}.", f".{ours}.")
+            renamed = f"{renamed}.".replace(f".{theirs}.", f".{ours}.").removesuffix(".")
         match = (
             re.fullmatch(r"(.+)\.(\d+)\.(\w+)\.weight", renamed) if renamed.startswith(family.layers + ".") else None
         )

@@ -30,7 +30,8 @@ SUBLAYERS = ("attention", "mlp")
 Norms = Sequence[Sequence[str]]  # of a layer: norms removed with its attention, norms removed with its MLP
 LLAMA: Norms = (("input_layernorm",), ("post_attention_layernorm",))
 NAMES = ("self_attn", "mlp")  # a layer's attributes for its attention and its MLP
-COUNTS = ("num_local_experts", "n_routed_experts", "num_experts")
+COUNTS = ("num_local_experts", "n_routed_experts", "num_experts", "moe_num_experts")
+CHOSEN = ("num_experts_per_tok", "top_k_experts")
 WIDTHS = ("intermediate_size", "moe_intermediate_size", "shared_intermediate_size")
 NO_LAYERS = {"num_hidden_layers": 0}
 PAIRS = ("GptOssMLP",)  # MLPs that return a pair, as attentions do
@@ -147,7 +148,8 @@ class PrunedConfig:
             if groups < 1 or heads < 1 or heads % groups:
                 raise ValueError(f"layer {i}: {heads} query heads can't be shared evenly by {groups} key-value heads")
             experts = next((n for name in COUNTS if (n := getattr(layer, name, None))), None)
-            chosen = getattr(layer, "num_experts_per_tok", None)
+            chosen = next((n for name in CHOSEN if (n := getattr(layer, name, None))), None)
+            chosen = max(chosen) if isinstance(chosen, list) else chosen
             if experts is not None and chosen is not None and experts < chosen:
                 raise ValueError(f"layer {i}: {experts} experts, but each token is sent to {chosen} of them")
             for width in (getattr(layer, name, None) for name in WIDTHS):
@@ -237,9 +239,12 @@ def share_kv_heads(attention: nn.Module, config: Any) -> None:
 
 def keep_shared_width(mlp: nn.Module, config: Any) -> None:
     """Give a mixture's shared expert its `shared_expert_width`, however wide the other experts are."""
-    width, shared = config.shared_expert_width, getattr(mlp, "shared_experts", None)
-    if width is not None and isinstance(shared, nn.Module) and shared.intermediate_size != width:
-        setattr(mlp, "shared_experts", type(shared)(config, intermediate_size=width))  # noqa: B010 - of a module
+    for name in ("shared_experts", "shared_mlp"):
+        width, shared = config.shared_expert_width, getattr(mlp, name, None)
+        if width is not None and isinstance(shared, nn.Module) and shared.intermediate_size != width:
+            own = copy.copy(config)
+            own.intermediate_size = width
+            setattr(mlp, name, type(shared)(own))
 
 
 class PrunedBlock:

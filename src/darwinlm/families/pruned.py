@@ -47,7 +47,7 @@ def pruned_whole(prefix: str, module: str, text: tuple[type, type, type]) -> tup
 def pruned_config(
     config_class: type, dense: Any, per_layer: Mapping[int, Mapping[str, Any]], changes: Mapping[str, Any] | None = None
 ) -> Any:
-    """The configuration of a model cut from `dense`, with its attention implementation; of the first `pruned_classes`.
+    """The configuration of a model cut from `dense`, in the first of `pruned_classes`, with the attention of `dense`.
 
     `per_layer` holds num_attention_heads, num_key_value_heads, intermediate_size or `skip` for each layer that differs,
     `changes` the fields of the whole model that differ from those of `dense`.

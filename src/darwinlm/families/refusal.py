@@ -35,6 +35,7 @@ RECURRENT = (
 )
 PARALLEL = "its attention and MLP run in parallel on the same residual stream, and only sequential ones are supported"
 EXPERTS = _fields("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+NOT_DESCRIBED = "its mixtures of experts have no description"
 REASONS: tuple[tuple[Callable[[Fields], bool], str], ...] = (
     (_fields("is_encoder_decoder"), "it has an encoder, and only models with just a decoder are supported"),
     (_layers("linear_attention", "mamba", "mamba2", "recurrent", "conv", "hybrid", "hybrid_sliding"), RECURRENT),
@@ -48,7 +49,11 @@ REASONS: tuple[tuple[Callable[[Fields], bool], str], ...] = (
         _fields("hidden_size_per_layer_input", "num_kv_shared_layers"),
         "its layers share keys and values or have per-layer embeddings, so that no layer can be cut alone",
     ),
-    (EXPERTS, "its mixtures of experts have no description"),
+    (
+        lambda fields: fields["model_type"] == "llama4_text",
+        "its router scales the inputs of the experts, and only factors on their outputs are supported",
+    ),
+    (EXPERTS, NOT_DESCRIBED),
     (lambda fields: "per_layer_config" in fields, "its layers differ in size, which isn't supported"),
     (_fields("parallel_attn", "use_parallel_residual"), PARALLEL),
     (lambda fields: fields["model_type"] in SIDE_BY_SIDE, PARALLEL),
@@ -66,7 +71,9 @@ def why_not(config: Any, known: Container[str]) -> str | None:
         return _text_part(text, known)
     fields = config.to_dict()
     reason = next((reason for holds, reason in REASONS if holds(fields)), None)
-    return reason or (None if _is_causal(config) else "transformers has no causal language model for it")
+    if reason in (None, NOT_DESCRIBED) and not _is_causal(config):
+        return "transformers has no causal language model for it"
+    return reason
 
 
 def _text_part(text: Any, known: Container[str]) -> str:

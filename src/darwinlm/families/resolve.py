@@ -54,28 +54,38 @@ def resolve_model(model: str, work: Path, *, allow_remote_code: bool = False) ->
         checkpoint = Checkpoint.open(_dequantise(path, work), model)
     elif path.is_dir():
         checkpoint = Checkpoint.open(path, allow_remote_code=allow_remote_code)
-    elif path.suffix == ".gguf" or path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
-        raise ModelError(f"there is no model at '{model}': give a folder, a GGUF file or a hub id such as owner/name")
     else:
-        checkpoint = Checkpoint.open(_download(model), model, allow_remote_code=allow_remote_code)
+        checkpoint = Checkpoint.open(from_hub(model, _download), model, allow_remote_code=allow_remote_code)
     checkpoint.check_embeddings()
     return checkpoint
 
 
-def _download(model: str) -> Path:
-    from huggingface_hub import snapshot_download
+def from_hub(model: str, fetch: Callable[[str, str | None], Path], otherwise: str = "") -> Path:
+    """The folder that `fetch` gets for a name on the hub and its revision.
+
+    Raises ModelError if the name is none of the hub, or nothing is found; the message ends with what to do `otherwise`.
+    """
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    path = Path(model).expanduser()
+    if path.suffix == ".gguf" or path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
+        raise ModelError(f"there is no model at '{model}': give a folder, a GGUF file or a hub id such as owner/name")
     name, _, revision = model.partition("@")
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py", "README.md", *FILES]
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
+        return fetch(name, revision or None)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = first_line(error)
         raise ModelError(
             f"can't find the model '{model}' on this machine or on the hub ({reason}): check the name, the network "
-            "and, for gated models, your login"
+            f"and, for gated models, your login{otherwise}"
         ) from error
+
+
+def _download(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py", "README.md", *FILES]
+    return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
 
 
 def _dequantise(path: Path, work: Path) -> Path:

@@ -86,9 +86,9 @@ def module_shapes(checkpoint: Checkpoint, shapes: Shapes | None = None) -> list[
 
 def output_name(part: Part, inside: Container[str]) -> str | None:
     """Name of the output projection's weight among the tensors of a block; None if the sub-layer is absent."""
-    names = [f"{part.name}.{part.output}.weight" if part.output else f"{part.name}.weight"]
+    names = [f"{part.prefix}{part.output}.weight" if part.output else f"{part.prefix}weight"]
     if isinstance(part, Mlp) and part.experts is not None:
-        names.append(f"{part.name}.{part.experts.name}.{part.experts.output}")
+        names.append(f"{part.prefix}{part.experts.name}.{part.experts.output}")
     return next((name for name in names if name in inside), None)
 
 
@@ -108,8 +108,8 @@ def _module_shape(
     query_groups: tuple[int, ...] | None,
 ) -> ModuleShape:
     family, columns = checkpoint.family, head_dim(checkpoint.config, block)
-    names = [name for name in inside if name.startswith(part.name + ".") or name.partition(".")[0] in part.norms]
-    tensors = {name: shape_by_rows(part, name.removeprefix(part.name + "."), inside[name]) for name in names}
+    names = [name for name in inside if part.owns(name) or name.partition(".")[0] in part.norms]
+    tensors = {name: shape_by_rows(part, name.removeprefix(part.prefix), inside[name]) for name in names}
     width = tensors[output][-1]
     if isinstance(part, Mixer | Tail):
         return ModuleShape(block, "mixer" if isinstance(part, Mixer) else "tail", tensors, 1, 1, 1, width, output)
@@ -117,9 +117,14 @@ def _module_shape(
         if part.experts is None or len(tensors[output]) < 3:
             return ModuleShape(block, "mlp", tensors, 1, 1, 1, width, output)
         experts = tensors[output][0]
-        chosen = int(getattr(checkpoint.config, part.experts.chosen))
-        routers = [name for name in tensors if name.startswith(f"{part.name}.{part.experts.router}.")]
-        if not routers or any(tensors[name][0] != experts for name in routers):
+        chosen = part.experts.chosen_of(checkpoint.config)
+        described, router = part.experts, f"{part.prefix}{part.experts.router}."
+        counts = {
+            tensors[name][described.axis(inner)]
+            for name in tensors
+            if name.startswith(router) and described.counted(inner := name.removeprefix(part.prefix))
+        }
+        if counts != {experts}:
             raise FamilyError(
                 f"block {block} mlp has {experts} experts, but no router '{part.experts.router}' with a row for each "
                 f"of them ({family.model_type}): such a mixture can't be pruned"
@@ -155,9 +160,10 @@ def module_parameters(family: Family, shape: ModuleShape, groups: int, width: in
     part, sizes = family.module(shape.kind), row_counts(shape, groups, width)
     total = 0
     for name, size in shape.tensors.items():
-        inner = name.removeprefix(part.name + ".")
+        inner = name.removeprefix(part.prefix)
         if experts is not None and isinstance(part, Mlp) and part.experts is not None and part.experts.counted(inner):
-            size = (experts, *size[1:])  # noqa: PLW2901 - the remaining size
+            last = part.experts.axis(inner) != 0
+            size = (*size[:-1], experts) if last else (experts, *size[1:])  # noqa: PLW2901 - the remaining size
         segments = row_segments(part, inner)
         if name == shape.output:
             total += prod(size[:-1]) * width
@@ -170,11 +176,12 @@ def module_parameters(family: Family, shape: ModuleShape, groups: int, width: in
 
 
 def shared_width(family: Family, shape: ModuleShape) -> int | None:
-    """Width of a mixture's shared expert; None if it has none."""
+    """Width of a mixture's shared expert; None without one whose width follows from that of the others."""
     experts = family.mlp.experts
-    if experts is None or experts.shared is None or not shape.experts:
+    if experts is None or experts.shared_count is None or not shape.experts:
         return None
-    return shape.tensors[f"{family.mlp.name}.{experts.shared}.{family.mlp.output}.weight"][-1]
+    stored = shape.tensors.get(f"{family.mlp.prefix}{experts.shared}.{family.mlp.output}.weight")
+    return None if stored is None else stored[-1]
 
 
 def row_counts(shape: ModuleShape, groups: int, width: int) -> dict[RowUnit, int]:

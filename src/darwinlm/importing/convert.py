@@ -121,7 +121,7 @@ def _cut(foreign: Foreign, report: ExportReport) -> tuple[dict[int, dict[str, An
             else:
                 part_tensors = _take(part_tensors, part, {"channel": count}, {"channel": kept}, kept)
                 row |= {part.width: len(kept), **part.with_width}
-            tensors |= {f"{prefix}{part.name}.{name}": tensor for name, tensor in part_tensors.items()}
+            tensors |= {f"{prefix}{part.prefix}{name}": tensor for name, tensor in part_tensors.items()}
             tensors |= {prefix + name: tensor for name, tensor in norms.items()}
         table[there.block] = row | ({SKIP: gone} if gone else {})
         if gone:

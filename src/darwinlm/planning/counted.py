@@ -22,8 +22,8 @@ from torch.utils import flop_counter
 
 from darwinlm.errors import FamilyError, first_line
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.decoder import Absent, Decoder
-from darwinlm.families.family import SubLayer
+from darwinlm.families.decoder import Absent, Decoder, absent
+from darwinlm.families.family import Family, Part
 
 UNKNOWN = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
@@ -58,7 +58,7 @@ class Passes:
 class _Thin(Absent):
     """A sub-layer of width 1, for the costs of the stream around sub-layers."""
 
-    def __init__(self, part: SubLayer, width: int, dtype: torch.dtype) -> None:
+    def __init__(self, part: Part, width: int, dtype: torch.dtype) -> None:
         super().__init__(part)
         self.input, self.output = nn.Linear(width, 1, dtype=dtype), nn.Linear(1, width, dtype=dtype)
 
@@ -66,6 +66,14 @@ class _Thin(Absent):
         """As the sub-layer."""
         result = self.output(self.input(hidden_states))
         return (result, None) if self.pair else result
+
+
+def _make_thin(layer: nn.Module, family: Family, width: int, dtype: torch.dtype) -> None:
+    """Replace the sub-layers of a block."""
+    for part in (family.attention, family.mlp):
+        for name in (part.name,) if part.name else absent(part)._modules:
+            if layer._modules.get(name) is not None:
+                layer._modules[name] = _Thin(part, width, dtype)
 
 
 def count_passes(
@@ -109,9 +117,8 @@ def count_passes(
                     continue
                 layer = copy.copy(decoder.blocks[index])
                 layer._modules = dict(layer._modules)
-                for part in (family.attention, family.mlp) if thin else ():
-                    if layer._modules.get(part.name) is not None:
-                        layer._modules[part.name] = _Thin(part, model.config.hidden_size, dtype)
+                if thin:
+                    _make_thin(layer, family, model.config.hidden_size, dtype)
                 if index in sources:  # whose keys and values it reuses
                     for hidden, each in inputs:
                         with torch.no_grad():

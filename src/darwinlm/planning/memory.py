@@ -99,7 +99,6 @@ def database(need: StageNeed) -> None:
     work = squares = ordered = 0.0
     for shape in sizes.cut:
         square, experts, orders = float(shape.width) ** 2, max(shape.experts, 1), orders_of(sizes, shape)
-        need.disk += experts * (square + shape.width) / 2 * 4 + orders * shape.width * 12
         moments[shape.block] = moments.get(shape.block, 0) + experts * square * 4
         outputs[shape.block] = outputs.get(shape.block, 0) + experts * r * shape.width * sizes.saved
         # Packed factors of experts, separate and joined; float64 copies of moment, weights and target of each variant.
@@ -107,6 +106,7 @@ def database(need: StageNeed) -> None:
         own += 8 * square if orders == experts else 16 * square + 24 * r * shape.width
         work, squares = max(work, own), max(squares, square)
         ordered = max(ordered, min(tokens, ORDER_TOKENS) * (shape.chosen + 2) * r * 4 if shape.experts else 0)
+    need.disk = database_bytes(sizes)
     read = 0 if sizes.size == sizes.saved else sizes.block * sizes.saved
     passing = a_pass(sizes) | {
         "weights of one block": float(sizes.block * sizes.size + read),
@@ -117,6 +117,12 @@ def database(need: StageNeed) -> None:
     if not need.device.is_cpu:
         factorising |= {"second moments of one block": max(moments.values()), "inverses": 16 * squares}
     need.held = streams(need, "residual stream of the calibration text", tokens * r) | largest(passing, factorising)
+
+
+def database_bytes(sizes: Sizes) -> float:
+    """Bytes of the database's files: a packed factor of each module, and columns and errors of each variant."""
+    factors = (max(shape.experts, 1) * (float(shape.width) ** 2 + shape.width) / 2 * 4 for shape in sizes.cut)
+    return sum(factors) + sum(orders_of(sizes, shape) * shape.width * 12 for shape in sizes.cut)
 
 
 def search(need: StageNeed) -> None:
@@ -200,7 +206,8 @@ def refit(need: StageNeed) -> None:
     """Four streams; and a block with the moments of a module, or the heads at the end."""
     sizes, recipe, size, r = need.sizes, need.sizes.recipe, need.sizes.size, float(need.sizes.width)
     held_out, widths = recipe.text.validation_tokens, [shape.width * sizes.kept for shape in sizes.shapes]
-    everything = recipe.refit.tokens + held_out
+    held_out = -(-held_out // need.processes)
+    everything = -(-recipe.refit.tokens // need.processes) + held_out
     in_a_block = a_pass(sizes) | {
         "weights of one block, dense and smaller": sizes.block * (1 + sizes.kept) * (size + sizes.saved),
         "moments of one module": max((2 * d * d + d * r) * 4 + d * d * 16 for d in widths),
@@ -255,6 +262,7 @@ def recover(need: StageNeed) -> None:
         need.held["gradient of the head"] = 4.0 * sizes.vocabulary * sizes.width
     if settings.distillation:
         need.held["dense model"] = (sizes.blocks / count + sizes.outside) * size
+        need.ram["dense model's streams on validation text"] = sizes.recipe.text.validation_tokens * sizes.width * size
     need.ram["both models during loading"] = 4.0 * small + (sizes.params * size if settings.distillation else 0)
     wide = sizes.vocabulary > 1 << 16
     unique = settings.tokens / settings.epochs
@@ -282,5 +290,9 @@ def evaluate(need: StageNeed) -> None:
         "dense model and one other model": two,
         "logits of one pass": 2 * 4.0 * sizes.pass_tokens * sizes.vocabulary,
     }
-    need.ram["the other models"] = model_bytes(sizes, smaller_models(sizes.recipe)) - two
+    if need.device.is_cpu:
+        need.ram["the other models"] = model_bytes(sizes, smaller_models(sizes.recipe)) - two
+    else:
+        in_float32 = sizes.recipe.refit.tokens and sizes.recipe.recovery.tokens
+        need.ram["a model while it is loaded"] = float(sizes.small * (4 if in_float32 else sizes.saved))
     need.disk = 2.0 * sizes.small * sizes.saved

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -18,6 +16,7 @@ from darwinlm.errors import ModelError, RecipeError, first_line
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
 from darwinlm.families.gguf_header import read_header
+from darwinlm.families.resolve import from_hub
 from darwinlm.families.shapes import module_shapes
 from darwinlm.planning.counted import Passes, count_passes
 from darwinlm.recipe import Recipe, merge
@@ -167,8 +166,7 @@ class Sizes:
         return one.saved + max(one.peak - one.saved / self.depth, 0.0)
 
 
-@contextlib.contextmanager
-def described(model: str, *, allow_remote_code: bool = False) -> Iterator[Checkpoint]:
+def described(model: str, *, allow_remote_code: bool = False) -> Checkpoint:
     """A model's configuration, without its weights.
 
     Of a hub id only config.json is fetched, of a GGUF file only the header is read.
@@ -178,16 +176,10 @@ def described(model: str, *, allow_remote_code: bool = False) -> Iterator[Checkp
         FamilyError: Its architecture isn't known.
     """
     path = Path(model).expanduser()
-    if path.is_dir():
-        yield Checkpoint.describe(path, model, allow_remote_code=allow_remote_code)
-        return
     if path.is_file() and path.suffix == ".gguf":
-        yield _gguf(path)
-        return
-    if path.suffix == ".gguf" or path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
-        raise ModelError(f"there is no model at '{model}': give a folder, a GGUF file or a hub id such as owner/name")
-    with TemporaryDirectory(prefix="darwinlm-") as work:
-        yield Checkpoint.describe(_fetch(model, Path(work)), model, allow_remote_code=allow_remote_code)
+        return _gguf(path)
+    folder = path if path.is_dir() else from_hub(model, _fetch, ", or give a folder that holds its config.json")
+    return Checkpoint.describe(folder, model, allow_remote_code=allow_remote_code)
 
 
 def _gguf(path: Path) -> Checkpoint:
@@ -204,16 +196,7 @@ def _gguf(path: Path) -> Checkpoint:
     return Checkpoint(path.parent, config, family_of(config), str(path))
 
 
-def _fetch(model: str, work: Path) -> Path:
+def _fetch(name: str, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    name, _, revision = model.partition("@")
-    try:
-        return Path(hf_hub_download(name, "config.json", revision=revision or None)).parent
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = first_line(error)
-        raise ModelError(
-            f"can't find the configuration of '{model}' on this machine or on the hub ({reason}): check the name, the "
-            f"network and your login, or give a folder that holds its config.json ({work.name} was tried)"
-        ) from error
+    return Path(hf_hub_download(name, "config.json", revision=revision)).parent

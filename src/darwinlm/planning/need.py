@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from darwinlm.planning.devices import Device
 from darwinlm.planning.model import Sizes
 
+DISK = 2e9
+"""Bytes per second that a disk reads or writes. Our choice, 2026-11-27; NVMe drives state 3 to 7 GB/s."""
+
 RESERVE = 0.9
 """Share of a device's memory that a run may use; the rest is the runtime's and fragmentation's. Our choice."""
 
@@ -16,9 +19,10 @@ RESERVE = 0.9
 class StageNeed:
     """Needs of one stage. Operations, tokens and bytes moved are totals of all processes; memory is that of one.
 
+    Processes share the work and the machine's disk. Work that each of them repeats counts once for each.
+
     Attributes:
         machine: Bytes of the machine's memory; None means enough.
-        processes: Number of processes that share the work.
         tokens: Number of tokens that the stage reads; repeated ones count each time.
         passes: Operations of forward and backward passes.
         calls: Number of passes through one block, each of which has a minimum duration.
@@ -29,7 +33,9 @@ class StageNeed:
         bound: Time limit of the stage in seconds.
         held: Bytes of what is in the device's memory at the peak, by name.
         ram: Bytes in the machine's memory, in addition.
+        read: Bytes of the files that it reads; each counts once, since main memory keeps what was read.
         disk: Bytes of its output files.
+        replaced: Bytes of files that it writes and deletes later.
         scratch: Bytes on the disk only during the stage.
         note: Adaptation of the stage to the machine, as text; may be empty.
     """
@@ -38,7 +44,6 @@ class StageNeed:
     sizes: Sizes
     device: Device
     machine: float | None
-    processes: int
     tokens: float = 0
     passes: float = 0
     calls: float = 0
@@ -49,7 +54,9 @@ class StageNeed:
     bound: float = float("inf")
     held: dict[str, float] = field(default_factory=dict)
     ram: dict[str, float] = field(default_factory=dict)
+    read: float = 0
     disk: float = 0
+    replaced: float = 0
     scratch: float = 0
     note: str = ""
 
@@ -82,9 +89,19 @@ class StageNeed:
         self.moved += times * tokens * sizes.vocabulary * logit_bytes
 
     @property
+    def processes(self) -> int:
+        """Number of processes that share the work."""
+        return self.sizes.processes
+
+    @property
     def disk_bytes(self) -> float:
         """Peak disk use of the stage, without output of other stages."""
         return self.disk + self.scratch
+
+    @property
+    def disk_seconds(self) -> float:
+        """Time of the disk, which processes share."""
+        return (self.read + self.disk + self.replaced) / DISK
 
     @property
     def flops(self) -> float:
@@ -98,7 +115,7 @@ class StageNeed:
         passes = self.passes / (on.rates[self.sizes.kind] * on.efficiency[self.sizes.kind])
         products = sum(count / (on.rates[kind] * on.product_efficiency) for kind, count in self.products.items())
         waits = on.step_seconds * self.steps + on.block_seconds * self.calls
-        return (passes + products + self.moved / on.bandwidth + waits) / self.processes + self.host
+        return (passes + products + self.moved / on.bandwidth + waits) / self.processes + self.host + self.disk_seconds
 
     @property
     def seconds(self) -> float:

@@ -20,9 +20,6 @@ LIBRARIES = 0.45e9
 """Memory of Python, PyTorch and transformers without a model. Measured on 2026-11-24; 0.40 GB of it are there before
 the first stage (docs/notebook/database.md)."""
 
-SHARED = ("saliency", "database", "search", "recover")
-"""Stages whose work processes share; the first process runs the others."""
-
 
 def estimate(sizes: Sizes, device: Device, ram: float | None = None, only: str | None = None) -> list[StageNeed]:
     """Needs of the stages.
@@ -42,7 +39,7 @@ def estimate(sizes: Sizes, device: Device, ram: float | None = None, only: str |
     needs = []
     for name, (wanted, *parts) in stages.items():
         if wanted and only in (None, name):
-            need = StageNeed(name, sizes, device, ram, sizes.processes if name in SHARED else 1)
+            need = StageNeed(name, sizes, device, ram)
             for part in parts:
                 part(need)
             need.ram["libraries"] = LIBRARIES

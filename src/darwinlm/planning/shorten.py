@@ -16,8 +16,11 @@ TEXT: dict[str, tuple[tuple[str, int, str], ...]] = {
     "recover": (("recovery.tokens", 8, "training"), ("text.validation_tokens", 2, "validation text")),
     "evaluate": (("text.evaluation_tokens", 2, "evaluation text"),),
 }
-"""Amounts of text of each stage: setting, least number of sequences, and name. A refit on less text gains nothing (see
-docs/notebook/training.md), so it is left out."""
+"""Amounts of text of each stage: setting, least number of sequences, and name."""
+
+OPTIONAL = {"refit": "refit.tokens", "recover": "recovery.tokens"}
+"""Stages that are left out rather than run on less than their least text, with the setting of their amount. A refit on
+less gains nothing (see docs/notebook/training.md); for recovery it is our choice, 2026-11-27."""
 
 
 def shortened(recipe: Recipe, share: float, stage: str) -> dict[str, Any]:
@@ -29,13 +32,13 @@ def shortened(recipe: Recipe, share: float, stage: str) -> dict[str, Any]:
         return {}
     length = recipe.text.sequence_length
     settings: dict[str, Any] = {}
+    if stage in OPTIONAL and share * _value(recipe, OPTIONAL[stage]) < TEXT[stage][0][1] * length:
+        return {OPTIONAL[stage]: 0} if _value(recipe, OPTIONAL[stage]) else {}
     for name, sequences, _ in TEXT.get(stage, ()):
         given = _value(recipe, name)
         wanted = max(int(share * given) // length, sequences) * length
         if wanted < given:
             settings[name] = wanted
-    if stage == "refit" and share * recipe.refit.tokens < TEXT["refit"][0][1] * length:
-        return {"refit.tokens": 0} if recipe.refit.tokens else {}
     if stage == "search":
         rounds = [_round(recipe, number, share) for number in range(len(recipe.search.stages))]
         if rounds != [each.model_dump() for each in recipe.search.stages]:
@@ -52,8 +55,9 @@ def _round(recipe: Recipe, number: int, share: float) -> dict[str, Any]:
 
 def differences(asked: Recipe, taken: Recipe) -> Iterator[str]:
     """What was shortened, in words: `calibration text 8,192 of 65,536 tokens`."""
-    if asked.refit.tokens and not taken.refit.tokens:
-        yield "no refit"
+    for name in OPTIONAL.values():
+        if _value(asked, name) and not _value(taken, name):
+            yield f"no {name.partition('.')[0]}"
     amounts = {name: words for stage in TEXT.values() for name, _, words in stage}
     for name, words in amounts.items():
         given, used = _value(asked, name), _value(taken, name)

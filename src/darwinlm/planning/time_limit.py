@@ -2,8 +2,8 @@
 
 A pass through a real block is timed first, so that the plan holds for this machine and its present load; the stage that
 ran last corrects it too. If the remaining stages take too long, all of their text and steps are lowered to
-the same share. Search and recovery also get time limits. The settings are kept in a file, with which an interrupted run
-resumes.
+the same share, down to a run without refit and recovery on the least text. Search and recovery also get time limits.
+The settings are kept in a file, with which an interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from darwinlm.errors import RecipeError
 from darwinlm.planning.devices import Device, find_device
 from darwinlm.planning.model import Sizes
 from darwinlm.planning.plan import estimate, hours
-from darwinlm.planning.shorten import STAGES, differences, shortened
+from darwinlm.planning.shorten import OPTIONAL, STAGES, differences, shortened
 from darwinlm.recipe import Recipe, merge
 from darwinlm.report.summary import TimeFigures
 from darwinlm.run import Run
+from darwinlm.search.evolve.evolution import OUT_OF_TIME
 from darwinlm.stages.results import StageResults
 
 FILE = "time_limit.json"
@@ -46,8 +47,12 @@ FIRST_GENERATION = 1.4
 LAST = 0.02
 """Share of the limit for the report."""
 
-SHARES = tuple(0.85**step for step in range(26))
-"""Shares of the recipe's amounts, the largest first."""
+SHARES = (*(0.85**step for step in range(26)), 0.0)
+"""Shares of the recipe's amounts, the largest first. 0 is the least text, without refit and recovery."""
+
+FAR = 10.0
+"""A run is refused if even the least text takes this many times as long as the limit. Below that it warns, because a
+plan on a busy machine is too long once the machine is idle."""
 
 PASS_SECONDS, PROBE_SECONDS, PROBE_SHARE = 0.3, 1.5, 0.01
 """Planned duration of one timed pass, minimum duration of all of them, and the same as a share of the limit."""
@@ -62,8 +67,7 @@ SIMILAR = "a100"
 class TimeLimit:
     """The time limit of one run, or of several runs that share the stages before the search.
 
-    It starts at `begun` on the clock, or now. Unless `strict`, a limit that is too short for the least text takes that
-    text instead of raising an error.
+    It starts at `begun` on the clock, or now. A run that has begun always ends with a model, if need be later.
     """
 
     def __init__(
@@ -72,10 +76,9 @@ class TimeLimit:
         *,
         runs: int = 1,
         begun: float | None = None,
-        strict: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.seconds, self.runs, self.strict, self.clock = seconds, runs, strict, clock
+        self.seconds, self.runs, self.clock = seconds, runs, clock
         self.begun, self.earlier = clock() if begun is None else begun, 0.0
         self.device: Device | None = None
         self.asked: Recipe | None = None
@@ -83,9 +86,9 @@ class TimeLimit:
         self.planned: tuple[str, float] | None = None
 
     @classmethod
-    def of(cls, recipe: Recipe, *, runs: int = 1, begun: float | None = None, strict: bool = True) -> TimeLimit | None:
+    def of(cls, recipe: Recipe, *, runs: int = 1, begun: float | None = None) -> TimeLimit | None:
         """The limit in a recipe; None without one."""
-        return None if recipe.time is None else cls(60 * recipe.time, runs=runs, begun=begun, strict=strict)
+        return None if recipe.time is None else cls(60 * recipe.time, runs=runs, begun=begun)
 
     @property
     def used(self) -> float:
@@ -96,7 +99,7 @@ class TimeLimit:
         """Fit the run's recipe and texts to the time that is left for a stage and its successors.
 
         Raises:
-            RecipeError: With the least text the run takes longer than the limit.
+            RecipeError: Even with the least text the run takes several times as long as the limit.
         """
         if stage == STAGES[0]:
             self.asked, self.settings = _available(run.recipe, results), []
@@ -110,8 +113,11 @@ class TimeLimit:
             results.text = {purpose: _beginning(part, run.recipe, purpose) for purpose, part in results.text.items()}
         if stage == STAGES[-1]:
             run.evaluation_ends = self.clock() + max((1 - LAST) * self.seconds - self.used, 0.0) / self.runs
-        shorter = tuple(differences(self.asked, run.recipe))
-        run.time = TimeFigures(limit=self.seconds, seconds=round(self.used, 1), shortened=shorter)
+        shorter = [*differences(self.asked, run.recipe)]
+        if hasattr(results, "search") and results.search.record["ended"] == OUT_OF_TIME:
+            done = results.search.record["history"][-1]["number"]
+            shorter.append(f"{done} of at most {self.asked.search.generations} generations of the search")
+        run.time = TimeFigures(limit=self.seconds, seconds=round(self.used, 1), shortened=tuple(shorter))
         if stage == "report":
             self.runs -= 1
 
@@ -155,20 +161,21 @@ class TimeLimit:
             name, given = limited[stage]
             minutes = (max(room - seconds, 0.0) + slower * planned[stage]) / 60
             settings.append(f"{name}={min(minutes, given or minutes):.4g}")
-        part = f" with {share:.0%} of the text" if share < 1 else ""
+        part = "" if share == 1 else f" with {share:.0%} of the text" if share else " with the least text"
         if stage == STAGES[0]:
             whole = self._planned(sizes, stage, share, generations=self.asked.search.generations)
             about = (self.used + max(seconds, min(slower * sum(whole.values()), room))) / (1 - UNPLANNED)
-            if about > self.seconds and self.strict:
+            if about > FAR * self.seconds:
                 raise RecipeError(
-                    f"time: {hours(self.seconds)} is too short for this model on this machine: with the least text it "
-                    f"takes about {hours(about)} at its present load"
+                    f"time: {hours(self.seconds)} is too short for this model on this machine: even with the least "
+                    f"text it takes about {hours(about)} at its present load: give at least that, or a faster device"
                 )
-            run.reporter.say(f"this takes about {hours(about)} here{part} (time limit {hours(self.seconds)})")
+            late = ", which can't be kept" if about > self.seconds else ""
+            run.reporter.say(f"this takes about {hours(about)} here{part} (time limit {hours(self.seconds)}{late})")
         elif part and stage in planned:
             run.reporter.say(f"time limit: {hours(max(room, 0))} left for {' + '.join(planned)}{part}")
         elif part:
-            run.reporter.say(f"time limit: {hours(max(room, 0))} left, no {stage}")
+            run.reporter.say(f"time limit: {hours(max(room, 0))} left, no {OPTIONAL[stage].partition('.')[0]}")
         return settings
 
     def _longest(self, sizes: Sizes, stage: str, room: float) -> tuple[float, dict[str, float]]:

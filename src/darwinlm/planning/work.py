@@ -55,8 +55,10 @@ MICRO_BYTES = 18
 """Bytes moved per parameter for each accumulation of gradients: its copy in bfloat16, and the sum."""
 
 TOKENISED = 4e5
-"""Tokens that one core reads, tokenises and packs per second. Measured 2026-11-24; 94 % of the time is the tokenizer's,
-which uses all cores."""
+"""Tokens that one core reads, tokenises and packs per second. Measured 2026-11-24."""
+
+READING = 0.06
+"""Share of that time outside the tokenizer, which alone uses all cores. Measured 2026-11-24."""
 
 CORES = 8
 """Cores that tokenise on a machine with a GPU; our choice, 2026-11-27."""
@@ -75,7 +77,7 @@ def saliency(need: StageNeed) -> None:
     # Forward pass; then again with gradients of the stream.
     need.run(need.tokens, blocks=3, heads=2, logit_bytes=GRADIENT_BYTES)
     need.products["float32"] += 2.0 * need.tokens * sizes.width**2 * len(sizes.shapes)
-    need.moved += 2.0 * sizes.params * sizes.saved
+    need.read = float(sizes.params * sizes.saved)
 
 
 def database(need: StageNeed) -> None:
@@ -89,7 +91,7 @@ def database(need: StageNeed) -> None:
         need.products["float64"] += orders * (d**3 / 3 + 2 * d * d * r)
         need.steps += orders * (d / shape.head_dim + (0 if need.device.is_cpu else RECORDING * _recordings(shape)))
     # The checkpoint is hashed and read once.
-    need.moved += 2.0 * sizes.params * sizes.saved
+    need.read = 2.0 * sizes.params * sizes.saved
 
 
 def _recordings(shape: ModuleShape) -> float:
@@ -128,7 +130,6 @@ def search(need: StageNeed) -> None:
     if guided:
         tokens = min(window, fitness)
         need.run(tokens, kept, times=times, blocks=3, heads=3)
-        need.run(tokens, times=times)
         need.tokens += times * tokens
         # The product of a module's gradients and inputs, and one triangular solve for all of its widths.
         solves = sum(2.0 * tokens * shape.width + shape.width**2 for shape in sizes.shapes)
@@ -139,6 +140,7 @@ def search(need: StageNeed) -> None:
     squares = sum(float(shape.width) ** 2 for shape in sizes.shapes) / max(len(sizes.shapes), 1)
     need.products["float64"] += changed * squares * kept**2 * sizes.width
     need.moved += changed * squares * 4 * 3
+    need.read = sizes.params * sizes.saved + memory.database_bytes(sizes)
     need.bound = 60 * settings.minutes if settings.minutes is not None else need.bound
     if settings.training_needed:
         _train_candidates(need)
@@ -190,12 +192,15 @@ def refit(need: StageNeed) -> None:
     for shape in sizes.shapes:
         d, r = shape.width * sizes.kept, float(sizes.width)
         need.products["float32"] += everything * (2 * d * d + 2 * d * r)
-        need.products["float64"] += len(RIDGES) * (d**3 / 3 + 4 * d * d * r)
+        # Every process solves for the same weights.
+        need.products["float64"] += need.processes * len(RIDGES) * (d**3 / 3 + 4 * d * d * r)
+    need.read = float((sizes.params + sizes.small) * sizes.saved)
 
 
 def recover(need: StageNeed) -> None:
     """Training of the smaller model, the dense one beside it, and evaluations."""
-    sizes, settings = need.sizes, need.sizes.recipe.recovery
+    sizes, recipe = need.sizes, need.sizes.recipe
+    settings, held_out = recipe.recovery, recipe.text.validation_tokens
     tokens, distils, micro = float(settings.tokens), settings.distillation > 0, memory.micro_tokens(sizes)
     # The head keeps no activations: each piece of its logits is differentiated at once, or recomputed when sharded.
     whole_head = settings.embeddings and not settings.lora_rank
@@ -205,13 +210,20 @@ def recover(need: StageNeed) -> None:
     if distils:
         unique = tokens / settings.epochs if settings.teacher_cache else tokens
         need.run(unique, heads=1 if settings.teacher_cache else 2, batch=micro)
-    held_out = (2 + settings.tokens // settings.save_every) * sizes.recipe.text.validation_tokens
-    need.run(held_out, sizes.kept, heads=1)
-    need.run(held_out if distils else 0, heads=1)
+    evaluations = 2 + settings.tokens // settings.save_every
+    need.run(held_out, sizes.kept, times=evaluations, heads=1)
+    if distils:  # the dense model's streams on this text are kept
+        need.run(held_out)
+        need.run(held_out, times=evaluations, blocks=0, heads=1)
     need.tokens = tokens
     steps = tokens / min(settings.batch_tokens, settings.tokens)
     need.moved += steps * memory.trained_in_recovery(sizes) * UPDATE_BYTES + tokens / micro * sizes.small * MICRO_BYTES
-    need.host = tokens / settings.epochs / (TOKENISED * (1 if need.device.is_cpu else CORES))
+    several = 1 if need.device.is_cpu else READING + (1 - READING) / CORES
+    need.host = tokens / settings.epochs / TOKENISED * several
+    text = tokens / settings.epochs * (4 if sizes.vocabulary > 1 << 16 else 2)
+    checkpoints = max(tokens / settings.save_every, 1) * memory.STATE_BYTES * memory.trained_in_recovery(sizes)
+    need.replaced = text + checkpoints
+    need.read = text + (sizes.small + (sizes.params if distils else 0)) * sizes.saved
 
 
 def _copied(need: StageNeed) -> int:
@@ -225,8 +237,10 @@ def _copied(need: StageNeed) -> int:
 def evaluate(need: StageNeed) -> None:
     """Every model on evaluation text, timed passes, and continuations, of which each token reads all weights."""
     sizes, recipe = need.sizes, need.sizes.recipe
-    smaller, runs = memory.smaller_models(recipe), ROUNDS
-    decoded = speed.NEW_TOKENS * (runs + len(recipe.evaluation.prompts))
+    # The first process times the models while the others wait.
+    smaller, runs = memory.smaller_models(recipe), ROUNDS * need.processes
+    continued = speed.NEW_TOKENS * (ROUNDS - 1 + len(recipe.evaluation.prompts))
+    decoded = need.processes * (speed.WARM_TOKENS + continued)
     for kept, models in ((1.0, 1), (sizes.kept, smaller)):
         need.run(recipe.text.evaluation_tokens, kept, times=models, heads=1, logit_bytes=KL_BYTES)
         need.run(recipe.text.sequence_length, kept, times=models * runs, heads=1)
@@ -234,3 +248,5 @@ def evaluate(need: StageNeed) -> None:
         need.run(_copied(need), kept, times=models)
     need.tokens = recipe.text.evaluation_tokens * (1 + smaller)
     need.moved += decoded * memory.model_bytes(sizes, smaller)
+    # Two of the smaller models are stitched from the database: the evaluated uniform one, and the result.
+    need.read = (sizes.params + smaller * sizes.small) * sizes.saved + memory.database_bytes(sizes)

@@ -78,6 +78,9 @@ def load_recipes(
     if kind is None:
         return [parse_recipe(tree, where)]
     budget = tree["budget"]
+    first, second, *_ = _values(budget[kind])
+    if first == "0":
+        raise RecipeError(f"budget.{kind}: a comma separates several sizes, and 0 is none: did you mean 0.{second}?")
     recipes = [parse_recipe({**tree, "budget": {**budget, kind: value}}, where) for value in _values(budget[kind])]
     bounds = [getattr(recipe.budget, kind) for recipe in recipes]
     if len(set(bounds)) < len(bounds):

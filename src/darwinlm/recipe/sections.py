@@ -159,7 +159,7 @@ class Recipe(Section):
     `budget.keep` is the last of them. The rounds share `recovery.tokens`."""
     time: Minutes | None = Field(None, gt=0)
     """Time limit of the run (30, 30m, 1h, 90s). Before each stage, the amount of text and the number of steps are
-    lowered until the rest fits; the report says what was shortened."""
+    lowered until the rest fits, or refit and recovery are left out; the report says what was shortened."""
     allow_remote_code: bool = False
     """Whether a checkpoint may run its own Python code."""
     compute: ComputeSettings = ComputeSettings()

@@ -156,10 +156,13 @@ def _chunk_loss(
 
 
 @torch.no_grad()
-def held_out_sums(model: Any, teacher: Any, tokens: Tensor, chunk: int) -> tuple[float, float]:
-    """Sums of the cross-entropy and of the KL to the dense model over tokens [b, t]; KL is 0 without a dense model."""
+def held_out_sums(model: Any, teacher: Any, tokens: Tensor, dense: Tensor | None, chunk: int) -> tuple[float, float]:
+    """Sums of the cross-entropy and of the KL to the dense model over tokens [b, t].
+
+    `dense` holds its streams on them, [b, t, m]; without them, KL is 0.
+    """
     hidden = _streams(model, tokens)
-    reference = None if teacher is None else _streams(teacher, tokens)
+    reference = None if dense is None else dense.flatten(0, 1)
     following = _next_tokens(tokens)
     loss = divergence = 0.0
     for start in range(0, len(hidden), chunk):

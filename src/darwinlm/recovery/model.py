@@ -61,12 +61,13 @@ class Losses(nn.Module):
         self.sharded = sharded
 
     def forward(self, tokens: Tensor, dense: Dense | None = None, *, held_out: bool = False) -> Any:
-        """`batch_loss` of tokens [b, t], or `held_out_sums` of them."""
+        """`batch_loss` of tokens [b, t], or `held_out_sums` of them, with the dense model's outputs."""
         causal = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         (teacher,) = self.teacher
         with torch.autocast(tokens.device.type, self.low, enabled=self.low is not None):
             if held_out:
-                return held_out_sums(causal, teacher, tokens, self.objective.chunk)
+                assert dense is None or isinstance(dense, Tensor)
+                return held_out_sums(causal, teacher, tokens, dense, self.objective.chunk)
             return batch_loss(causal, teacher, tokens, dense, self.objective)
 
 

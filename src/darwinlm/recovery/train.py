@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sized
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
 from darwinlm import parallel
 from darwinlm.malloc import kept_memory
 from darwinlm.recipe import RecoverySettings
+from darwinlm.recovery.batches import Batches
 from darwinlm.recovery.cache import STORED
 from darwinlm.recovery.checkpoints import FIRST, SECOND, WEIGHTS, Checkpoints, TrainingState, gathered
 from darwinlm.recovery.guard import LossGuard
@@ -115,6 +116,7 @@ class _Training:
 
     def __post_init__(self) -> None:
         settings = self.settings
+        self.batches = Batches(self.text, self.steps, settings.seed)
         self.sharded = settings.sharding == "fsdp" and parallel.size() > 1
         self.losses = Losses(self.model, self.teacher, settings, self.dtype, sharded=self.sharded)
         self.call = spread(self.losses, self.device).train()
@@ -126,6 +128,7 @@ class _Training:
         self.state = TrainingState(guard=LossGuard())
         self.trackers: list[Any] = []
         self.last = self.steps.count
+        self.dense_on_held_out: dict[int, Tensor] = {}
 
     # ------------------------------------------------------------------------------------------------- a step
 
@@ -190,16 +193,11 @@ class _Training:
         return held
 
     def _batch(self, step: int, number: int) -> dict[str, Tensor]:
-        """Micro-batch `number` of this process in a step; the order depends on seed and epoch."""
-        epoch, place = divmod(step, self.steps.per_epoch)
-        generator = torch.Generator().manual_seed(self.settings.seed + epoch)
-        order = torch.randperm(len(cast(Sized, self.text)), generator=generator)
-        begin = place * self.steps.step_rows + (number * parallel.size() + parallel.rank()) * self.steps.rows
-        batch = default_collate([self.text[row] for row in order[begin : begin + self.steps.rows].tolist()])
+        """Micro-batch `number` of this process in a step."""
         pinned = self.device.type == "cuda"
         return {
             name: (tensor.pin_memory() if pinned else tensor).to(self.device, non_blocking=pinned)
-            for name, tensor in batch.items()
+            for name, tensor in self.batches.get(step, number).items()
         }
 
     def loss_of(self, batch: dict[str, Tensor]) -> Tensor:
@@ -225,8 +223,8 @@ class _Training:
         share = self.held_out[parallel.place() :: parallel.size()]
         for start in range(0, most, rows):
             batch = share[start : start + rows]
-            tokens = batch if len(batch) else self.held_out[:1]
-            loss, divergence = self.call(tokens.to(self.device), held_out=True)
+            tokens = (batch if len(batch) else self.held_out[:1]).to(self.device)
+            loss, divergence = self.call(tokens, self._dense_on_held_out(start, tokens), held_out=True)
             sums += torch.tensor([loss, divergence, 1.0 * len(tokens)], dtype=torch.float64) * bool(len(batch))
         self.call.train()
         loss, divergence, counted = parallel.all_reduce(sums).tolist()
@@ -237,6 +235,14 @@ class _Training:
         where = self._log(self.state.step, figures)
         kl = f", KL {figures['eval_kl']:.4f}" if "eval_kl" in figures else ""
         self.say(f"{where}: held out: perplexity {figures['eval_perplexity']:.2f}{kl}")
+
+    def _dense_on_held_out(self, start: int, tokens: Tensor) -> Tensor | None:
+        """The dense model's streams on a batch of the held-out text; it runs once, and they wait in main memory."""
+        if self.teacher is None:
+            return None
+        if start not in self.dense_on_held_out:
+            self.dense_on_held_out[start] = run_dense(self.teacher, tokens).cpu()
+        return self.dense_on_held_out[start].to(self.device)
 
     def _log(self, step: int, figures: dict[str, int | float]) -> str:
         tokens = step * self.steps.tokens

@@ -166,7 +166,11 @@ def _search(summary: Summary) -> dict[str, Any] | None:
             f"{wording.duration(search.seconds)}: {search.ended}. The best model with equal layers has "
             f"{wording.divergence(search.uniform_kl)} there."
         ),
-        "svg": Markup(plots.search_plot(search.history, search.uniform_kl)) if search.history else None,  # noqa: S704
+        "svg": Markup(  # noqa: S704
+            plots.for_page(lambda narrow: plots.search_plot(search.history, search.uniform_kl, narrow=narrow))
+        )
+        if search.history
+        else None,
     }
 
 
@@ -204,7 +208,9 @@ def _recovery(summary: Summary) -> dict[str, Any] | None:
             f"The model was trained{last} on {recovery.tokens:,} tokens of {source} in {recovery.steps:,} steps, "
             f"{wording.duration(recovery.seconds)}.{kept}"
         ),
-        "svg": Markup(plots.recovery_plot(recovery.log)) if len(held_out) > 1 else None,  # noqa: S704
+        "svg": Markup(plots.for_page(lambda narrow: plots.recovery_plot(recovery.log, narrow=narrow)))  # noqa: S704
+        if len(held_out) > 1
+        else None,
     }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from xml.sax.saxutils import escape, quoteattr
@@ -33,6 +33,9 @@ COLOURS = {
 """Named colours and what they are where no page sets them."""
 
 INK, MUTED, GRID, ATTENTION, MLP, GAIN = COLOURS.values()
+_BROAD, _NARROW = (7.2, 3.0), (3.6, 2.9)
+"""Sizes in inches. On a telephone the letters of a broad plot would have half their height."""
+
 _LABEL_GAP = 15.0
 _LARGEST_LOSS = 1e6
 _SALT = "darwinlm"
@@ -51,13 +54,18 @@ class SizePoint:
     final: bool = False
 
 
-def search_plot(points: Sequence[GenerationFigures], uniform: float) -> str:
+def for_page(draw: Callable[[bool], str]) -> str:
+    """A plot in two shapes, of which a page shows the one that fits its width."""
+    return f'<div class="broad">{draw(False)}</div><div class="narrow">{draw(True)}</div>'
+
+
+def search_plot(points: Sequence[GenerationFigures], uniform: float, *, narrow: bool = False) -> str:
     """Draw the best KL so far against time.
 
     `points` are the start, then every step; at least one. `uniform` is the KL of the best model with equal layers.
     """
     with _style():
-        figure, axis = _axes("seconds of search", "KL (nats/token)")
+        figure, axis = _axes("seconds of search", "KL (nats/token)", narrow=narrow)
         places, losses = [point.seconds for point in points], [point.kl for point in points]
         axis.step(places, losses, where="post", color=ATTENTION, linewidth=1.6, zorder=2)
         better = [point for point in points if point.improved]
@@ -66,16 +74,16 @@ def search_plot(points: Sequence[GenerationFigures], uniform: float) -> str:
             axis.scatter(*where, s=18, color=GAIN, zorder=3, label="improvement")
         axis.scatter(places[:1], losses[:1], s=46, marker="D", color=MLP, zorder=4, label="start")
         axis.axhline(uniform, color=MUTED, linestyle="--", linewidth=1.2, label="equal layers")
-        axis.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(nbins=4 if narrow else 8, integer=True))
         axis.margins(x=0.03, y=0.12)
         axis.legend(loc="best")
-        return _svg(figure, "search", "Best KL of the search against time")
+        return _svg(figure, _name("search", narrow), "Best KL of the search against time")
 
 
-def recovery_plot(log: Sequence[TrainingPoint]) -> str:
+def recovery_plot(log: Sequence[TrainingPoint], *, narrow: bool = False) -> str:
     """Draw the training loss and the held-out KL against tokens."""
     with _style():
-        figure, axis = _axes("tokens trained on", "nats/token")
+        figure, axis = _axes("tokens trained on", "nats/token", narrow=narrow)
         for colour, label, points in (
             (MUTED, "training loss", [(point.tokens, point.loss) for point in log]),
             (GAIN, "held-out KL", [(point.tokens, point.eval_kl) for point in log]),
@@ -84,13 +92,14 @@ def recovery_plot(log: Sequence[TrainingPoint]) -> str:
             if there:
                 axis.plot(*zip(*there, strict=True), color=colour, marker="o", markersize=3.5, label=label)
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: wording.count(value)))
+        axis.xaxis.set_major_locator(MaxNLocator(nbins=4 if narrow else 8))
         axis.margins(x=0.03, y=0.12)
         if any(axis.get_legend_handles_labels()):
             axis.legend(loc="best")
-        return _svg(figure, "recovery", "Training loss and held-out KL against tokens")
+        return _svg(figure, _name("recovery", narrow), "Training loss and held-out KL against tokens")
 
 
-def size_plot(points: Sequence[SizePoint]) -> str:
+def size_plot(points: Sequence[SizePoint], *, narrow: bool = False) -> str:
     """Draw models as points: size to the right, perplexity upward.
 
     Models that predict nothing any more, with a loss above 10⁶, are named below and not drawn.
@@ -99,18 +108,18 @@ def size_plot(points: Sequence[SizePoint]) -> str:
     points = [point for point in points if point.loss <= _LARGEST_LOSS]
     with _style():
         beyond = f" (off the scale: {'; '.join(lost)})" if lost else ""
-        figure, axis = _axes("parameters (M)" + beyond, "perplexity (lower is better)")
+        figure, axis = _axes("parameters (M)" + beyond, "perplexity (lower is better)", narrow=narrow)
         if points:
             _draw_points(axis, points)
         figure.draw_without_rendering()
         if points:
             _label_points(axis, points)
-        return _svg(figure, "size", "Perplexity of each model against its size")
+        return _svg(figure, _name("size", narrow), "Perplexity of each model against its size")
 
 
-def _axes(across: str, upward: str) -> tuple[Figure, Any]:
+def _axes(across: str, upward: str, *, narrow: bool) -> tuple[Figure, Any]:
     """An empty figure with the titles of its axes and a grid."""
-    figure = Figure(figsize=(7.2, 3.0), layout="constrained")
+    figure = Figure(figsize=_NARROW if narrow else _BROAD, layout="constrained")
     axis = figure.subplots()
     axis.set_xlabel(across, parse_math=False)
     axis.set_ylabel(upward)
@@ -160,6 +169,10 @@ def _logarithmic(axis: Any) -> None:
     axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
     axis.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _name(plot: str, narrow: bool) -> str:
+    return f"{plot}-narrow" if narrow else plot
 
 
 def _style() -> Any:

@@ -21,11 +21,17 @@ START = 0.5
 
 
 def sizes_page(
-    checkpoint: Checkpoint, reader: DatabaseReader, outside: int, sizes: Sequence[PredictedSize], calibration: str
+    name: str,
+    checkpoint: Checkpoint,
+    reader: DatabaseReader,
+    outside: int,
+    sizes: Sequence[PredictedSize],
+    calibration: str,
 ) -> str:
     """Render the page; without scripts it shows one allocation and the table of all sizes.
 
-    `outside` is the number of parameters outside the blocks; `calibration` names the text of the database.
+    `name` is the model's, `outside` the number of parameters outside the blocks; `calibration` names the text of the
+    database.
     """
     space = SearchSpace(reader.modules)
     dense, dtype = space.params(space.dense), checkpoint.dtype
@@ -41,8 +47,8 @@ def sizes_page(
     return render(
         "sizes.html.j2",
         {
-            "title": f"How small can it be? {checkpoint.family.model_type}, {whole} parameters in "
-            f"{checkpoint.n_blocks} blocks",
+            "title": f"How small can {name} be?",
+            "lead": f"{whole} parameters in {checkpoint.n_blocks} blocks.",
             "start": start,
             "rows": [
                 {"text": each["text"], "bar": f"{100 * size.kl / most:.2f}"}

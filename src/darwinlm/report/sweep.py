@@ -16,10 +16,10 @@ HEADINGS = ("model", "parameters", "weights", "KL", "perplexity", "prompt", "dec
 
 
 class SweepRow(Figures):
-    """One model of a sweep, named after its budget; `folder` is that of its run inside the sweep's.
+    """One model of a sweep, named after its budget, with the folder of its run inside the sweep's.
 
-    Both are None for the dense model. It is on the front if no model of its size or smaller has less KL(dense ‖ model),
-    in nats per token.
+    The dense model, `dense`, has neither. A model is on the front if none of its size or smaller has less KL(dense ‖
+    model), in nats per token.
     """
 
     name: str
@@ -79,14 +79,14 @@ def sweep_cells(sweep: SweepSummary) -> list[tuple[str, ...]]:
     return list(map(_cells, sweep.rows))
 
 
-def sweep_plot(sweep: SweepSummary) -> str:
+def sweep_plot(sweep: SweepSummary, *, narrow: bool = False) -> str:
     """SVG of size against perplexity."""
     points = [
         plots.SizePoint(row.name, row.params / 1e6, row.perplexity, row.on_front)
         for row in sweep.rows
         if row.perplexity is not None
     ]
-    return plots.size_plot(points)
+    return plots.size_plot(points, narrow=narrow)
 
 
 def sweep_page(sweep: SweepSummary, first: Summary) -> str:
@@ -107,7 +107,7 @@ def sweep_page(sweep: SweepSummary, first: Summary) -> str:
                 if beaten
                 else "Each size loses less than every smaller one."
             ),
-            "svg": Markup(sweep_plot(sweep)),  # noqa: S704
+            "svg": Markup(plots.for_page(lambda narrow: sweep_plot(sweep, narrow=narrow))),  # noqa: S704
             "measured_on": wording.measured_on(first),
             "machine": wording.machine_words(first),
         },

@@ -279,7 +279,7 @@ def time_limit(summary: Summary) -> str:
         return ""
     used = f"{duration(summary.time.seconds)} of {duration(summary.time.limit)} used"
     lowered = "; ".join(summary.time.shortened)
-    return f"Time limit: {used}. " + (f"To keep it: {lowered}." if lowered else "Nothing had to be shortened.")
+    return f"Time limit: {used}. " + (f"To save time: {lowered}." if lowered else "Nothing had to be shortened.")
 
 
 def what_training_left(summary: Summary) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from darwinlm import parallel
 from darwinlm.artifact import model_folder
 from darwinlm.compute import saved_dtype
 from darwinlm.console import Reporter
@@ -20,7 +21,7 @@ from darwinlm.recipe import Recipe, parse_recipe
 from darwinlm.report.summary import FILE, RecoveryFigures, Summary, read_summary
 from darwinlm.run import Run
 from darwinlm.runs.prune import resolve
-from darwinlm.stages.evaluate import FIGURES, measure_models, read_figures, save_figures
+from darwinlm.stages.evaluate import FIGURES, Loaders, measure_models, read_figures, save_figures
 from darwinlm.stages.export import Exported
 from darwinlm.stages.recover import Recovered, check_recovery, recover_model
 from darwinlm.stages.report import summary_of, write_report
@@ -103,18 +104,23 @@ def _finish(run: Run, texts: Texts, student: Checkpoint, recovered: Recovered, m
         "evaluation": run.recipe.evaluation.model_dump(),
         "arithmetic": run.arithmetic,
     }
-    with run.stage("export", key, "export and evaluation") as (stage, work):
-        if work or not (target / "config.json").is_file():
-            final = as_dtype(recovered.checkpoint.load(torch.float32), dtype)
-            save_model(final, target, tokenizer=student.tokenizer(), source=student.folder)
-            check_saved(final, target, texts["validation"].tokens[:2, :128])
+    with run.stage("export", key, "export and evaluation", shared=True) as (stage, work):
+        with parallel.agree():
+            if parallel.is_main() and (work or not (target / "config.json").is_file()):
+                final = as_dtype(recovered.checkpoint.load(torch.float32), dtype)
+                save_model(final, target, tokenizer=student.tokenizer(), source=student.folder)
+                check_saved(final, target, texts["validation"].tokens[:2, :128])
         if work:
-            models: dict[ModelKey, Any] = {
-                "dense": run.teacher.load(run.dtype),
-                "before": student.load(run.dtype),
-                "recovered": Checkpoint.open(target).load(run.dtype),
+            models: dict[ModelKey, Checkpoint] = {
+                "dense": run.teacher,
+                "before": student,
+                "recovered": Checkpoint.open(target),
             }
-            save_figures(stage.folder / FIGURES, measure_models(run, models, texts, dtype))
+            loaders: Loaders = {name: partial(model.load, run.dtype, run.device) for name, model in models.items()}
+            figures = measure_models(run, loaders, texts, dtype)
+            with parallel.agree():
+                if parallel.is_main():
+                    save_figures(stage.folder / FIGURES, figures)
         measured = read_figures(stage.folder / FIGURES)
     saved = Checkpoint.open(target)
     of_teacher, of_saved = (vars(origin_of(model.folder, model.source)) for model in (run.teacher, saved))

@@ -43,7 +43,7 @@ def write_sizes(folder: Path, out: Path) -> int:
     with hold_target(out):
         stage = find_database(folder)
         plan = _plan(stage, folder)
-        checkpoint, units, outside = _model(plan)
+        checkpoint, units, outside, name = _model(plan)
         reader = DatabaseReader(stage.folder, checkpoint, units)
         _check_same_model(stage, reader, folder)
         space = SearchSpace(reader.modules)
@@ -57,7 +57,7 @@ def write_sizes(folder: Path, out: Path) -> int:
             )
         about = describe(stage)["calibration"]
         calibration = f"{about['tokens']:,} tokens of {wording.short_source(about['source'])}"
-        write_text(out, sizes_page(checkpoint, reader, outside, sizes, calibration))
+        write_text(out, sizes_page(name, checkpoint, reader, outside, sizes, calibration))
         return len(sizes)
 
 
@@ -76,8 +76,12 @@ def _plan(stage: StageFolder, folder: Path) -> StageFolder:
     return plan
 
 
-def _model(plan: StageFolder) -> tuple[Checkpoint, UnitsSettings, int]:
-    """Configuration and units of a plan, and the number of parameters outside the blocks. Raises ArtifactError."""
+def _model(plan: StageFolder) -> tuple[Checkpoint, UnitsSettings, int, str]:
+    """Configuration and units of a plan, number of parameters outside the blocks, and the model's name.
+
+    Raises:
+        ArtifactError: Something of this is missing or damaged; without a name, the model type stands for it.
+    """
     record: dict[str, Any] = read_record(plan.folder / "plan.json")
     try:
         units = UnitsSettings.model_validate(plan.key.get("units"))
@@ -87,7 +91,10 @@ def _model(plan: StageFolder) -> tuple[Checkpoint, UnitsSettings, int]:
         raise damaged(plan.folder / KEY, f"it lacks the model's sizes: {type(error).__name__}") from error
     with tempfile.TemporaryDirectory(prefix="darwinlm-") as work:
         (Path(work) / "config.json").write_text(text, encoding="utf-8")
-        return Checkpoint.describe(Path(work)), units, outside
+        checkpoint = Checkpoint.describe(Path(work))
+    given = record.get("model")
+    name = wording.plain_name(given) if isinstance(given, str) else checkpoint.family.model_type
+    return checkpoint, units, outside, name
 
 
 def _check_same_model(stage: StageFolder, reader: DatabaseReader, folder: Path) -> None:

@@ -79,7 +79,7 @@ def search(
             reporter.say(
                 "search: the database has no estimated losses (database.saliency=output), so local errors are used"
             )
-        gradients = Gradients(placed, fitness.tokens, batch_tokens=batch_tokens, clock=clock)
+        gradients = Gradients(placed, fitness.tokens, fitness.dense, batch_tokens=batch_tokens, clock=clock)
         guide = Guide(Curvature(losses, removed_together(problem.space, database)), gradients.around)
     trainer = None
     if settings.training_needed:

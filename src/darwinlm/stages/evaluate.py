@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import ValidationError
 
+from darwinlm import parallel
 from darwinlm.artifact import damaged, read_json, write_json
 from darwinlm.errors import first_line
 from darwinlm.evaluation.looking_back import all_copying, longest_sequence, measure_copying, number_of_lists
@@ -29,6 +31,7 @@ QUALITY, SPEED, COPYING = 0.45, 0.65, 0.85
 """Shares of a limited time after which each measurement stops."""
 
 Measured = dict[ModelKey, ModelFigures]
+Loaders = dict[ModelKey, Callable[[], Any]]
 
 
 def evaluate_stage(run: Run, results: StageResults) -> Measured:
@@ -47,21 +50,24 @@ def evaluate_stage(run: Run, results: StageResults) -> Measured:
         "dtype": str(exported.dtype),
         "arithmetic": run.arithmetic,
     }
-    with run.stage("evaluate", key, "evaluate") as (stage, work):
+    with run.stage("evaluate", key, "evaluate", shared=True) as (stage, work):
         if work:
-            models: dict[ModelKey, Any] = {
-                "dense": run.teacher.load(run.dtype),
-                "uniform": as_dtype(stitch(results.database.reader, results.search.uniform), run.dtype),
-                "stitched": stitched.checkpoint.load(run.dtype),
+            loaders: Loaders = {
+                "dense": partial(run.teacher.load, run.dtype, run.device),
+                "uniform": lambda: as_dtype(stitch(results.database.reader, results.search.uniform), run.dtype),
+                "stitched": partial(stitched.checkpoint.load, run.dtype, run.device),
             }
-            final = Checkpoint.open(exported.folder).load(run.dtype)
+            final = partial(Checkpoint.open(exported.folder).load, run.dtype, run.device)
             if refitted is not None and results.recover is not None:
-                models["refit"] = as_dtype(refitted.model(stitched.checkpoint), run.dtype)
+                loaders["refit"] = lambda: as_dtype(refitted.model(stitched.checkpoint), run.dtype)
             elif refitted is not None:
-                models["refit"] = final
+                loaders["refit"] = final
             if results.recover is not None:
-                models["recovered"] = final
-            save_figures(stage.folder / FIGURES, measure_models(run, models, results.text, exported.dtype))
+                loaders["recovered"] = final
+            measured = measure_models(run, loaders, results.text, exported.dtype)
+            with parallel.agree():
+                if parallel.is_main():
+                    save_figures(stage.folder / FIGURES, measured)
         return read_figures(stage.folder / FIGURES)
 
 
@@ -83,27 +89,33 @@ def room_for_models(device: torch.device) -> float | None:
     return torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else None
 
 
-def together(sizes: dict[ModelKey, int], room: float | None) -> list[list[ModelKey]]:
-    """Groups of models to measure together: all of them, or each with the dense one if memory is short."""
-    names = list(sizes)
-    if room is None or sum(sizes.values()) <= room:
-        return [names]
-    return [["dense", name] for name in names if name != "dense"]
+def takes_another(sizes: Sequence[int], room: float | None) -> bool:
+    """Whether another smaller model fits beside the dense one and the smaller ones after it; one always does."""
+    return len(sizes) < 2 or room is None or sum(sizes) + max(sizes[1:]) <= room
 
 
-def measure_models(run: Run, models: dict[ModelKey, Any], texts: Texts, dtype: torch.dtype) -> Measured:
-    """Measure models on the same text, including the dense one.
+def measure_models(run: Run, loaders: Loaders, texts: Texts, dtype: torch.dtype) -> Measured:
+    """Measure models on the same text, as many at once as fit beside the dense one; processes share the text.
 
-    Models are in the run's element type, on the CPU; their sizes in bytes are those in `dtype`.
+    Models are loaded in the run's element type; their sizes in bytes are those in `dtype`.
     """
-    sizes = {name: sum(p.numel() * p.element_size() for p in model.parameters()) for name, model in models.items()}
     measured: Measured = {}
-    for names in together(sizes, room_for_models(run.device)):
-        here = {name: models[name].to(run.device) for name in names}
-        measured = {**_measure_together(run, here, texts, dtype), **measured}
-        for name in names[1:]:
-            models[name].to("cpu")
-    return {name: measured[name] for name in models}
+    waiting, room = [name for name in loaders if name != "dense"], room_for_models(run.device)
+    models: dict[ModelKey, Any] = {}
+    while waiting:
+        models = {name: model for name, model in models.items() if name == "dense"}
+        with parallel.agree():
+            if not models:
+                models["dense"] = loaders["dense"]()
+            while waiting and takes_another([_bytes(model) for model in models.values()], room):
+                name = waiting.pop(0)
+                models[name] = loaders[name]().to(run.device)
+        measured = {**_measure_together(run, models, texts, dtype), **measured}
+    return {name: measured[name] for name in loaders}
+
+
+def _bytes(model: Any) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
 def _late(run: Run) -> Callable[[float], Callable[[], bool]]:
@@ -126,7 +138,8 @@ def _measure_together(run: Run, models: dict[ModelKey, Any], texts: Texts, dtype
         progress=run.reporter.advance,
         late=late(QUALITY),
     )
-    speed = measure_speed(named, tokens[:1], late=late(SPEED))
+    # The first process alone times the models.
+    speed = parallel.broadcast(measure_speed(named, tokens[:1], late=late(SPEED)) if parallel.is_main() else {})
     tokenizer = run.checkpoint.tokenizer()
     sequences, remarks = all_copying(
         tokenizer, tokens, longest_sequence(models["dense"].config), lists=number_of_lists(tokens.numel())
@@ -134,7 +147,7 @@ def _measure_together(run: Run, models: dict[ModelKey, Any], texts: Texts, dtype
     copied = measure_copying(named, sequences, batch_tokens=run.batch_tokens, late=late(COPYING))
     if skipped := [each.name for each in sequences[len(copied["dense"]) :]]:
         remarks.append(f"copying was not measured for lack of time: {'; '.join(skipped)}")
-    prompts = run.recipe.evaluation.prompts[: 1 if late(COPYING)() else None]
+    prompts = run.recipe.evaluation.prompts[: 1 if late(COPYING)() else None] if parallel.is_main() else ()
     measured: Measured = {}
     for name, model in models.items():
         params = sum(parameter.numel() for parameter in model.parameters())

@@ -49,6 +49,7 @@ def plan_stage(run: Run) -> Problem:
             write_json(
                 stage.folder / "plan.json",
                 {
+                    "model": recipe.model,
                     "dense_block_params": dense,
                     "params_outside_blocks": outside,
                     "unit": cost.unit,

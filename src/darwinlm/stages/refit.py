@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from darwinlm import parallel
 from darwinlm.artifact import StageFolder, read_json, read_tensors, write_json
 from darwinlm.calibration.hidden import HiddenMemory
 from darwinlm.calibration.stream import BlockStream
-from darwinlm.data import TokenBlocks
 from darwinlm.evaluation.divergence import DenseDistribution
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.run import Run
@@ -84,29 +84,31 @@ def refit_stage(run: Run, texts: Texts, stitched: Stitched) -> Refitted | None:
         "arithmetic": run.arithmetic,
     }
 
-    def small(text: TokenBlocks, memory: HiddenMemory, sequences: int | None = None) -> BlockStream:
+    def small(text: Tensor, memory: HiddenMemory) -> BlockStream:
         return BlockStream(
             stitched.checkpoint,
-            text.tokens[:sequences],
+            text,
             dtype=run.dtype,
             device=run.device,
             batch_tokens=run.batch_tokens,
             memory=memory,
         )
 
-    with run.stage("refit", key, "refit") as (stage, work):
+    with run.stage("refit", key, "refit", shared=True) as (stage, work):
         if work:
             memory = HiddenMemory(stage.folder)
-            text = texts["calibration"].tokens
-            dense = stream_of(run, text[: -(-tokens // text.shape[1])], memory)
-            fit = Streams(dense, small(texts["calibration"], memory, dense.hidden.sequences))
-            held_out = stream_of(run, texts["validation"].tokens, memory)
-            validation = Streams(held_out, small(texts["validation"], memory))
+            share = slice(parallel.place(), None, parallel.size())
+            text, held_out = texts["calibration"].tokens, texts["validation"].tokens[share]
+            text = text[: -(-tokens // text.shape[1])][share]
+            with parallel.agree():
+                fit = Streams(stream_of(run, text, memory), small(text, memory))
+                validation = Streams(stream_of(run, held_out, memory), small(held_out, memory))
             choices = refit(stage, fit, validation, progress=run.reporter.advance)
             losses = {1.0: stream_divergences(validation.dense, [validation.small])[0]}
             for strength in sorted({0.0, *STRENGTHS} - losses.keys()):
-                between = small(texts["validation"], memory)
-                run_through(between, partial(_interpolated, stage.folder, stitched.checkpoint, strength=strength))
+                with parallel.agree():
+                    between = small(held_out, memory)
+                    run_through(between, partial(_interpolated, stage.folder, stitched.checkpoint, strength=strength))
                 losses[strength] = stream_divergences(validation.dense, [between])[0]
             summed_up = _record(losses)
             fitted = sum(choice.ridge is not None for choice in choices)
@@ -117,8 +119,10 @@ def refit_stage(run: Run, texts: Texts, stitched: Stitched) -> Refitted | None:
                 f"{summed_up['kl_before']:.3f} -> {summed_up['kl_after']:.3f}"
                 + ("" if improved else ": no improvement, so the stitched weights are kept")
             )
-            write_json(stage.folder / "choices.json", [asdict(choice) for choice in choices])
-            write_json(stage.folder / RECORD, summed_up)
+            with parallel.agree():
+                if parallel.is_main():
+                    write_json(stage.folder / "choices.json", [asdict(choice) for choice in choices])
+                    write_json(stage.folder / RECORD, summed_up)
         decisions, record = read_json(stage.folder / "choices.json"), read_json(stage.folder / RECORD)
     return Refitted(stage, decisions, record)
 
@@ -146,9 +150,11 @@ def run_through(stream: BlockStream, weights: Callable[[int], dict[str, Tensor]]
 
 @torch.no_grad()
 def stream_divergences(dense: BlockStream, others: list[BlockStream]) -> list[float]:
-    """KL(dense ‖ other) in nats per token, from residual streams after the last block on the same text."""
-    sums = [0.0] * len(others)
-    tokens = 0
+    """KL(dense ‖ other) in nats per token, from residual streams after the last block on the same text.
+
+    Processes share the text; all get the same figures.
+    """
+    sums = torch.zeros(len(others) + 1, dtype=torch.float64)
     for stream in (dense, *others):
         stream.load_head()
     for index, hidden in enumerate(dense.hidden):
@@ -159,10 +165,11 @@ def stream_divergences(dense: BlockStream, others: list[BlockStream]) -> list[fl
             for number, other in enumerate(others):
                 divergence = reference.kl(_logits(other, other.hidden[index][part]))
                 sums[number] += float(divergence.sum(dtype=torch.float64))
-            tokens += len(reference)
+            sums[-1] += len(reference)
     for stream in others:
         stream.unload_head()
-    return [max(total / tokens, 0.0) for total in sums]
+    *totals, tokens = parallel.all_reduce(sums).tolist()
+    return [max(total / tokens, 0.0) for total in totals]
 
 
 def _logits(stream: BlockStream, hidden: Tensor) -> Tensor:

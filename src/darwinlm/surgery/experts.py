@@ -5,6 +5,9 @@ is the router's weight. With the other experts fixed, the target is its present 
 difference to the dense stream. The fit is the same ridge regression as for a single projection. Experts are fitted in
 turn; each fit takes the earlier ones into account.
 
+If a norm follows the experts (Gemma 4), the target is their output in the dense model instead, and both are divided by
+what the norm divides that output by.
+
 Letters: n tokens, m residual width, d channels of an expert, e experts.
 """
 
@@ -18,7 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.calibration.experts import Routing, expert_inputs, expert_module, watch_routing
+from darwinlm import parallel
+from darwinlm.calibration.experts import Routing, expert_inputs, expert_module, watch_outputs
+from darwinlm.calibration.stream import norm_divisor
 from darwinlm.families.family import Experts
 from darwinlm.surgery.projection_fit import Fit, Moments, fit_output
 from darwinlm.surgery.sublayers import BlockWalk
@@ -29,14 +34,15 @@ ROUNDS = 2
 
 @dataclass
 class Mixture:
-    """A mixture in the smaller stream, on one text.
+    """A mixture in the smaller stream, on this process's share of one text.
 
     Attributes:
         module: Module of the experts.
         experts: Names of its tensors.
         routing: Routing of each batch.
-        missing: Dense residual stream after the mixture minus the smaller one, [n, m] float32 for each batch.
+        missing: Target minus the smaller model's value, [n, m] float32 for each batch.
         scale: Factor on the experts' output before it is added to the residual stream.
+        divisors: What a norm behind the experts divides their output by, [n, 1] for each batch; empty without a norm.
     """
 
     module: Any
@@ -44,19 +50,18 @@ class Mixture:
     routing: list[Routing]
     missing: list[Tensor]
     scale: float
+    divisors: Sequence[Tensor] = ()
 
     def batches_of(self, expert: int) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
         """For each batch: tokens [n] of an expert, inputs of its projection [n, d], and `missing`."""
-        for routing, missing in zip(self.routing, self.missing, strict=True):
+        for index, (routing, missing) in enumerate(zip(self.routing, self.missing, strict=True)):
             token, x = expert_inputs(self.module, self.experts, routing, expert)
-            yield token, self.scale * x, missing
+            yield token, x / self.divisors[index][token] if self.divisors else self.scale * x, missing
 
     def moments(self, expert: int, W: Tensor) -> Moments:
         """Moments of an expert's inputs and targets, for its weights W [m, d]."""
-        moments = Moments(W.shape[1], W.shape[0], W.device)
-        for token, x, missing in self.batches_of(expert):
-            moments.add(x, x @ W.T + missing[token])
-        return moments
+        pairs = ((x, x @ W.T + missing[token]) for token, x, missing in self.batches_of(expert))
+        return Moments(W.shape[1], W.shape[0], W.device, pairs)
 
     def apply_change(self, expert: int, change: Tensor) -> None:
         """Update `missing` after a change [m, d] of an expert's weights."""
@@ -65,34 +70,54 @@ class Mixture:
 
     @property
     def remaining_error(self) -> float:
-        """Summed squares of `missing`."""
-        return sum(float(missing.double().square().sum()) for missing in self.missing)
+        """Summed squares of `missing` in all processes."""
+        return _of_all(sum(float(missing.double().square().sum()) for missing in self.missing))
+
+
+def _of_all(value: float) -> float:
+    return float(parallel.all_reduce(torch.tensor(value, dtype=torch.float64)))
 
 
 @torch.no_grad()
-def mixture_of(walk: BlockWalk, targets: Iterable[Tensor]) -> tuple[Mixture, float]:
+def mixture_of(walk: BlockWalk, targets: Iterable[Tensor], outputs: Sequence[Tensor] = ()) -> tuple[Mixture, float]:
     """The mixture of the current block, and the summed squares of its target.
 
-    It stores the mixture's input and the missing part for the whole text, besides the residual streams. The walk is the
-    smaller stream, before the mixture. `targets` are the dense residual stream after it, [b, t, m] for each batch.
+    It stores the mixture's input and the missing part for the whole text, besides the residual streams.
+
+    Args:
+        walk: The smaller stream, before the mixture.
+        targets: Dense residual stream after the mixture, [b, t, m] for each batch.
+        outputs: Output of the dense experts, [b · t, m] for each batch; empty without a norm behind them.
     """
     checkpoint = walk.stream.checkpoint
-    part = checkpoint.family.mlp
-    module = expert_module(getattr(walk.stream.decoder.blocks[walk.block], part.name), part.experts)
+    part, scale = checkpoint.family.mlp, checkpoint.family.residual_scale(checkpoint.config)
+    module = expert_module(walk.stream.decoder.blocks[walk.block], part)
     assert module is not None
     assert part.experts is not None
-    assert part.post_norm is None, "a norm after the experts isn't linear in their weights"
+    normed = part.post_norm is not None
     routing: list[Routing] = []
-    missing, energy = [], 0.0
-    handle = watch_routing(module, routing.append)
+    made, missing, divisors, energy = list[Tensor](), list[Tensor](), list[Tensor](), 0.0
+
+    def note(called: Routing, output: Tensor) -> None:
+        routing.append(called)
+        if normed:
+            made.append(output)
+
+    handle = watch_outputs(module, note)
     try:
         for before, after, target in zip(walk.stream.hidden, walk.ahead("mlp"), targets, strict=True):
-            energy += float((target.double() - before.double()).square().sum())
-            missing.append((target.float() - after.float()).flatten(0, 1))
+            if not normed:
+                energy += float((target.double() - before.double()).square().sum())
+                missing.append((target.float() - after.float()).flatten(0, 1))
     finally:
         handle.remove()
-    scale = checkpoint.family.residual_scale(checkpoint.config)
-    return Mixture(module, part.experts, routing, missing, scale), energy
+    for output, goal in zip(made, outputs, strict=True):
+        divisor = norm_divisor(checkpoint, "mlp", goal)
+        assert divisor is not None
+        energy += float((goal.double() / divisor).square().sum())
+        missing.append((goal.float() - output.float()) / divisor)
+        divisors.append(divisor)
+    return Mixture(module, part.experts, routing, missing, scale, divisors), _of_all(energy)
 
 
 @torch.no_grad()

@@ -25,8 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from darwinlm import parallel
+from darwinlm.calibration.experts import expert_module
 from darwinlm.calibration.moments import CrossMoment, SecondMoment
-from darwinlm.calibration.stream import norm_divisor, output_projection
+from darwinlm.calibration.stream import norm_divisor, norm_gain, output_projection
 from darwinlm.families.family import ModuleKind
 from darwinlm.surgery.ridge import ridge_solution, squared_error
 from darwinlm.surgery.sublayers import BlockWalk
@@ -36,28 +38,36 @@ _HALVINGS = 60
 
 
 class Moments:
-    """Moments of one module's inputs and targets over all added tokens."""
+    """Moments of one module's inputs and targets over the tokens of all processes.
 
-    def __init__(self, inputs: int, outputs: int, device: torch.device) -> None:
-        self.inputs = SecondMoment(inputs, device)
-        self.cross = CrossMoment(outputs, inputs, device)
-        self.energy = 0.0
-        self.count = 0
+    Args:
+        inputs: d.
+        outputs: r.
+        device: Device of the sums.
+        pairs: Inputs [..., d] and their target outputs [..., r] of this process.
 
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """Add inputs [..., d] and their target outputs [..., r]."""
-        self.inputs.add(x)
-        self.cross.add(y, x)
-        self.energy += float(y.double().square().sum())
-        self.count += y.numel() // y.shape[-1]
+    Attributes:
+        H: E[x xᵀ], [d, d] float32.
+        C: E[y xᵀ], [r, d] float32.
+        energy: E‖y‖².
+        count: Number of tokens.
+    """
+
+    def __init__(self, inputs: int, outputs: int, device: torch.device, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+        second, cross, energy = SecondMoment(inputs, device), CrossMoment(outputs, inputs, device), 0.0
+        for x, y in pairs:
+            second.add(x)
+            cross.add(y, x)
+            energy += float(y.double().square().sum())
+        self.H, self.C = second.take(parallel.all_reduce), cross.take(parallel.all_reduce)
+        energy, self.count = parallel.all_reduce(torch.tensor([energy, second.count], dtype=torch.float64)).tolist()
+        self.energy = energy / max(self.count, 1)
 
     def errors(self, candidates: Sequence[Tensor]) -> list[float]:
         """E‖y - W x‖² relative to E‖y‖² of each of some W, [r, d]."""
-        energy = self.energy / self.count
-        if energy == 0:
+        if self.energy == 0:
             return [0.0] * len(candidates)
-        H, C = self.inputs.mean(), self.cross.mean()
-        return [squared_error(H, C, energy, W) / energy for W in candidates]
+        return [squared_error(self.H, self.C, self.energy, W) / self.energy for W in candidates]
 
 
 @dataclass(frozen=True)
@@ -103,14 +113,14 @@ def fit_output(
     candidates = [W0]
     for ridge in ridges:
         tried.append(ridge)
-        V = ridge_solution(seen.inputs.mean(), seen.cross.mean(), V0, ridge, name=name)
+        V = ridge_solution(seen.H, seen.C, V0, ridge, name=name)
         if gain is None:
             candidates.append(V)
             continue
         # If the gain is nearly zero, the output doesn't reach the residual stream.
         seen_by = gain.abs() > _SMALL_GAIN * gain.abs().max()
         squared = torch.where(seen_by, gain, 1.0).square()
-        energies = (((V @ seen.inputs.mean().float()) * V).sum(1) / squared).where(seen_by, 0.0)
+        energies = (((V @ seen.H) * V).sum(1) / squared).where(seen_by, 0.0)
         inverse = gain / (squared + (limit(energies, squared) if normed else 0.0))
         candidates.append(torch.where(seen_by[:, None], V * inverse[:, None], W0))
     found = errors(candidates)
@@ -136,31 +146,32 @@ def limit(energies: Tensor, squared_gains: Tensor) -> Tensor:
 @torch.no_grad()
 def output_gain(layer: nn.Module, checkpoint: Any, kind: ModuleKind) -> Tensor | None:
     """Gain c of a module in a loaded block, [r] float32; None if it is 1."""
-    family = checkpoint.family
-    part = family.module(kind)
-    scale = family.residual_scale(checkpoint.config)
-    output = output_projection(layer, family, kind)
+    scale: float = checkpoint.family.residual_scale(checkpoint.config)
+    output = output_projection(layer, checkpoint.family, kind)
     assert output is not None
-    if part.post_norm is None:
+    gain = norm_gain(layer, checkpoint, kind)
+    if gain is None:
         return None if scale == 1 else torch.full((output.out_features,), scale, device=output.weight.device)
-    # The norm of a vector of ones is its gain, however the norm stores it.
-    ones = torch.ones(1, 1, output.out_features, dtype=output.weight.dtype, device=output.weight.device)
-    gain: Tensor = getattr(layer, part.post_norm)(ones)[0, 0].float() * scale
-    return gain
+    return gain * scale
 
 
 @contextmanager
 def watched_spread(walk: BlockWalk, kind: ModuleKind) -> Iterator[list[Tensor]]:
-    """Collect s of each batch, [b, t, 1], while the dense stream finishes a module; empty if s is 1."""
-    checkpoint = walk.stream.checkpoint
-    output = output_projection(walk.stream.decoder.blocks[walk.block], checkpoint.family, kind)
+    """Collect s of each batch, [b, t, 1], while the dense stream finishes a module; empty if s is 1.
+
+    Of a mixture in front of a norm the outputs of its experts are collected instead, [b · t, m].
+    """
+    checkpoint, block = walk.stream.checkpoint, walk.stream.decoder.blocks[walk.block]
+    output: nn.Module | None = output_projection(block, checkpoint.family, kind)
+    mixture = expert_module(block, checkpoint.family.mlp) if kind == "mlp" else None
+    output = output if mixture is None else mixture
     spread: list[Tensor] = []
     if output is None or checkpoint.family.module(kind).post_norm is None:
         yield spread
         return
 
     def watch(_: nn.Module, __: Any, z: Tensor) -> None:
-        divisor = norm_divisor(checkpoint, kind, z)
+        divisor = z if mixture is not None else norm_divisor(checkpoint, kind, z)
         assert divisor is not None
         spread.append(divisor)
 
@@ -186,19 +197,18 @@ def module_moments(
     stream = walk.stream
     output = output_projection(stream.decoder.blocks[walk.block], stream.checkpoint.family, kind)
     assert output is not None
-    moments = Moments(output.in_features, output.out_features, stream.device)
-    for index, ((x, before), target) in enumerate(zip(walk.inputs(kind), targets, strict=True)):
-        wanted = target.float() - before.float()
-        bias = None if output.bias is None else output.bias.float()
-        if bias is not None and gain is not None:
-            bias = gain * bias
-        scaled = x.float() / spread[index] if spread else x
-        if spread and bias is not None:
-            bias = bias / spread[index]
-        if bias is not None:
-            wanted = wanted - bias
-        moments.add(scaled, wanted)
-    return moments
+    bias = None if output.bias is None else output.bias.float()
+    if bias is not None and gain is not None:
+        bias = gain * bias
+
+    def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+        for index, ((x, before), target) in enumerate(zip(walk.inputs(kind), targets, strict=True)):
+            wanted = target.float() - before.float()
+            if bias is not None:
+                wanted = wanted - (bias / spread[index] if spread else bias)
+            yield (x.float() / spread[index] if spread else x), wanted
+
+    return Moments(output.in_features, output.out_features, stream.device, pairs())
 
 
 @torch.no_grad()
@@ -214,11 +224,12 @@ def errors_behind_norm(
     assert output is not None
     assert post_norm is not None
     norm, scale = getattr(layer, post_norm), family.residual_scale(walk.stream.checkpoint.config)
-    sums, energy = [0.0] * len(candidates), 0.0
+    sums = torch.zeros(len(candidates) + 1, dtype=torch.float64)
     for (x, before), target in zip(walk.inputs(kind), targets, strict=True):
         wanted = target.float() - before.float()
-        energy += float(wanted.double().square().sum())
+        sums[-1] += float(wanted.double().square().sum())
         for index, W in enumerate(candidates):
             increment = norm(nn.functional.linear(x, W.to(x.dtype), output.bias)).float() * scale
             sums[index] += float((wanted - increment).double().square().sum())
-    return [each / energy if energy else 0.0 for each in sums]
+    *errors, energy = parallel.all_reduce(sums).tolist()
+    return [each / energy if energy else 0.0 for each in errors]

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from darwinlm import parallel
 from darwinlm.artifact import StageFolder, read_json, read_tensors, write_json, write_tensors
 from darwinlm.calibration.stream import BlockStream
 from darwinlm.errors import ArtifactError
@@ -39,7 +40,7 @@ docs/notebook/training.md."""
 
 @dataclass
 class Streams:
-    """Residual streams of the dense and the smaller model on the same text."""
+    """Residual streams of the dense and the smaller model on the same text, this process's share of it."""
 
     dense: BlockStream
     small: BlockStream
@@ -54,7 +55,8 @@ def refit(
 ) -> list[FitChoice]:
     """Fit every output projection of the smaller model. Finished blocks of an interrupted run are kept.
 
-    The streams stand before the first block; they end after the last one. Each block gets a file of weights (by name
+    The streams stand before the first block; they end after the last one. Processes share the text and fit the same
+    weights from moments of all of it; the first process writes them. Each block gets a file of weights (by name
     inside the block) and one of decisions. `ridges` are candidate values of λ.
 
     Raises:
@@ -69,19 +71,22 @@ def refit(
         for streams in (fit, validation):
             streams.dense.load(block)
             streams.small.load(block)
-        notes = _finished(stage, block)
+        notes = parallel.broadcast(_finished(stage, block) if parallel.is_main() else None)
         if notes is not None:
-            weights = read_tensors(_weights_of(stage, block)) if notes["weights"] else {}
-            for streams in (fit, validation):
-                put_weights(streams.small.decoder.blocks[block], weights)
-                streams.dense.run(block)
-                streams.small.run(block)
+            with parallel.agree():
+                weights = read_tensors(_weights_of(stage, block)) if notes["weights"] else {}
+                for streams in (fit, validation):
+                    put_weights(streams.small.decoder.blocks[block], weights)
+                    streams.dense.run(block)
+                    streams.small.run(block)
         else:
             weights, modules = _refit_block(block, fit, validation, ridges)
             notes = {"weights": bool(weights), "modules": [asdict(choice) for choice in modules]}
-            if weights:
-                write_tensors(_weights_of(stage, block), weights)
-            write_json(_notes_of(stage, block), notes)
+            with parallel.agree():
+                if parallel.is_main():
+                    if weights:
+                        write_tensors(_weights_of(stage, block), weights)
+                    write_json(_notes_of(stage, block), notes)
         for streams in (fit, validation):
             streams.dense.unload(block)
             streams.small.unload(block)
@@ -139,20 +144,22 @@ def _refit_block(
         part = checkpoint.family.module(kind)
         name = output_name(part, stitched) if kind != "tail" else None
         spreads = []
-        for walk in dense:
-            with watched_spread(walk, kind) as spread:
-                walk.finish(kind)
-            spreads.append(spread)
+        with parallel.agree():
+            for walk in dense:
+                with watched_spread(walk, kind) as spread:
+                    walk.finish(kind)
+                spreads.append(spread)
         if name is not None:
-            inner = name.removeprefix(f"{part.name}.")
+            inner = name.removeprefix(part.prefix)
             chosen = _fit_module(kind, small, dense, spreads, by_rows(part, inner, stitched[name]), ridges)
             choices.append(FitChoice(block, kind, chosen.ridge, chosen.before, chosen.after))
             if chosen.ridge is not None:
                 weights[name] = as_stored(part, inner, chosen.weight)
                 for walk in small:
                     put_weights(walk.stream.decoder.blocks[block], {name: weights[name]})
-        for walk in small:
-            walk.finish(kind)
+        with parallel.agree():
+            for walk in small:
+                walk.finish(kind)
     return weights, choices
 
 
@@ -172,9 +179,9 @@ def _fit_module(
     walk = small[0]
     label = f"block {walk.block} {kind}"
     W0 = W0.to(walk.stream.device)
-    pairs = list(zip(small, dense, strict=True))
     if W0.ndim == 3:
-        (seen, _), (held_out, energy) = (mixture_of(walk, target.stream.hidden) for walk, target in pairs)
+        triples = zip(small, dense, spreads, strict=True)
+        (seen, _), (held_out, energy) = (mixture_of(walk, goal.stream.hidden, made) for walk, goal, made in triples)
         return fit_experts(seen, held_out, energy, W0, ridges, label)
     gain = output_gain(walk.stream.decoder.blocks[walk.block], walk.stream.checkpoint, kind)
     fitted = module_moments(walk, kind, dense[0].stream.hidden, spreads[0], gain)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from darwinlm.database.kept import Kept
 from darwinlm.database.levels import Level
+from darwinlm.families.decoder import part_of
 from darwinlm.families.expert_tensors import as_stored, by_rows
 from darwinlm.families.family import Family, Mlp, ModuleKind, Part, RowUnit
 from darwinlm.families.modeling_darwinlm import keep_shared_width, share_kv_heads
@@ -30,15 +31,18 @@ def shrink_tensors(family: Family, shape: ModuleShape, tensors: Mapping[str, Ten
     if kept.weight is None:
         return dict(tensors)
     if kept.experts is not None and isinstance(part, Mlp) and part.experts is not None:
-        counted = part.experts.counted
-        tensors = {n: t.index_select(0, kept.experts.to(t.device)) if counted(n) else t for n, t in tensors.items()}
+        names, stay = part.experts, kept.experts
+        tensors = {
+            name: tensor.index_select(names.axis(name), stay.to(tensor.device)) if names.counted(name) else tensor
+            for name, tensor in tensors.items()
+        }
     tensors = {name: by_rows(part, name, tensor) for name, tensor in tensors.items()}
     sizes = row_counts(shape, shape.groups, shape.width)
     rows = kept_rows(shape, kept)
     cut: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         segments = row_segments(part, name)
-        if f"{part.name}.{name}" == shape.output:
+        if f"{part.prefix}{name}" == shape.output:
             cut[name] = kept.weight.to(tensor.device, tensor.dtype)
         elif segments:
             starts = [0, *accumulate(sizes[segment] for segment in segments)]
@@ -119,7 +123,7 @@ def small_module(
     one = layer_config(config, shape.block, overrides)
     with torch.device("meta"):
         layer = type(block)(one, shape.block)
-        module: nn.Module = getattr(layer, family.module(kind).name)
+        module = part_of(layer, family.module(kind))
         if kind == "attention":
             share_kv_heads(module, one)
         else:
@@ -130,6 +134,6 @@ def small_module(
 
 def split_block(inside: Mapping[str, Tensor], part: Part) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The tensors of one sub-layer by name inside it, and its norms by name inside the block."""
-    tensors = {k.removeprefix(part.name + "."): v for k, v in inside.items() if k.startswith(part.name + ".")}
+    tensors = {k.removeprefix(part.prefix): v for k, v in inside.items() if part.owns(k)}
     norms = {k: v for k, v in inside.items() if k.partition(".")[0] in part.norms}
     return tensors, norms

@@ -66,6 +66,9 @@ def smaller_config(checkpoint: Checkpoint, table: dict[int, dict[str, Any]]) -> 
     """
     family = checkpoint.family
     tree = checkpoint.config.to_dict()
+    if family.switch is not None:
+        off = {family.switch: type(getattr(checkpoint.config.per_layer_config[0], family.switch))()}
+        table = {block: row | (off if "mlp" in row.get(SKIP, ()) else {}) for block, row in table.items()}
     columns = [head_dim(checkpoint.config, block) for block in table]
     if len(set(columns)) > 1 and _dense_table(checkpoint) == table:
         return copy.deepcopy(checkpoint.config)
@@ -122,6 +125,8 @@ def _common_sizes(table: dict[int, dict[str, Any]], experts: Experts | None) -> 
     shared = sizes.pop(SHARED_WIDTH, None)
     if shared is not None and experts is not None and experts.shared_count is not None:
         multiple, rest = divmod(shared, sizes[experts.width])
+        if isinstance(experts.shared_count, int):
+            return sizes if (multiple, rest) == (experts.shared_count, 0) else None
         return None if rest else {**sizes, experts.shared_count: multiple}
     return sizes
 
@@ -159,7 +164,7 @@ def stitched_tensors(database: DatabaseReader, chosen: Chosen) -> Iterator[tuple
             tensors, norms = split_block(inside, part)
             kept = database.kept(block, kind, level)
             for name, tensor in shrink_tensors(family, database.shape(block, kind), tensors, kept).items():
-                yield f"{prefix}{part.name}.{name}", tensor
+                yield f"{prefix}{part.prefix}{name}", tensor
             for name, tensor in norms.items():
                 yield prefix + name, tensor
 

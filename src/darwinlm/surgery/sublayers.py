@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from darwinlm.calibration.stream import BlockStream, output_projection
 from darwinlm.errors import NumericsError
-from darwinlm.families.decoder import Absent
+from darwinlm.families.decoder import absent
 from darwinlm.families.family import ModuleKind, SubLayer
 from darwinlm.memory import free_bytes
 
@@ -102,7 +102,7 @@ class BlockWalk:
         with ExitStack() as others:
             for other in decoder.family.kinds:
                 if other not in (kind, "tail") and decoder.has(self.block, other):
-                    others.enter_context(self._standing_in(other, Absent(decoder.family.module(other))))
+                    others.enter_context(self._standing_in(other, absent(decoder.family.module(other))))
             if kind != "tail":
                 others.enter_context(decoder.without_tail(self.block))
             return decoder.run_block(self.block, hidden, self.stream.arguments(index, self.block))

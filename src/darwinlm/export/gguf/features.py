@@ -18,7 +18,8 @@ PERIODS = {"gemma2": 2, "gemma3_text": 6, "gpt_oss": 2, "olmo3": 4}
 """Families whose architecture has sliding windows, with the period of the layers without one."""
 FIXED_PERIODS = ("gemma3_text", "olmo3")
 """Those whose sliding layers have another rotary embedding, so that this period is required without a window too."""
-PARTIAL = ("phi3", "glm", "glm4", "glm4_moe", "nemotron", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
+DELTA = ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
+PARTIAL = ("phi3", "glm", "glm4", "glm4_moe", "nemotron", "minimax_m2", *DELTA)
 """Families whose architecture rotates only a part of each head."""
 LITE = 26, 27
 SWIGLU = 1.702, 7.0
@@ -124,7 +125,6 @@ def _odd_distances(config: Any) -> bool:
     return not step or whole != [(i + 1) % step == 0 for i in range(len(whole))]
 
 
-DELTA = ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
 LIMITS: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
     (
         ("smollm3",),
@@ -188,7 +188,17 @@ LIMITS: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
         "it clips queries, keys and values, which the export doesn't support",
     ),
     (
-        ("qwen3_moe", "qwen3_next"),
+        ("ernie4_5_moe",),
+        lambda c: (c.moe_layer_interval, c.moe_layer_end_index) != (1, c.num_hidden_layers - 1),
+        "some of its later MLPs aren't mixtures of experts, which the export doesn't support",
+    ),
+    (
+        ("qwen2_moe",),
+        lambda c: bool(c.norm_topk_prob),
+        "the weights of the chosen experts sum to one, but in llama.cpp they don't",
+    ),
+    (
+        ("qwen2_moe", "qwen3_moe", "qwen3_next"),
         lambda c: bool(c.mlp_only_layers or c.decoder_sparse_step != 1),
         "some of its MLPs aren't mixtures of experts, but in llama.cpp all of them are",
     ),

@@ -60,6 +60,8 @@ def _granite_hybrid(writer: Any, reshaper: Reshaper, _: Layout) -> None:
     writer.add_ssm_state_size(int(config.mamba_d_state))
     writer.add_ssm_time_step_rank(int(config.mamba_n_heads))
     writer.add_ssm_group_count(int(config.mamba_n_groups))
+    if reshaper.family.mlp.experts is not None:
+        writer.add_expert_shared_feed_forward_length(int(config.shared_intermediate_size))
     writer.add_rope_scaling_finetuned(config.position_embedding_type == "rope")  # llama.cpp: whether there is one
 
 
@@ -91,6 +93,27 @@ def _xielu(writer: Any, reshaper: Reshaper, layout: Layout) -> None:
         write([float(tensor) for tensors in values for tensor in tensors or [0.0]])
 
 
+def _ernie(writer: Any, _: Reshaper, layout: Layout) -> None:
+    writer.add_leading_dense_block_count([bool(target.experts) for target in layout.targets].index(True))
+    writer.add_interleave_moe_layer_step(1)
+    writer.add_expert_shared_count(layout.shared)
+    writer.add_expert_shared_feed_forward_length(layout.shared * layout.targets[-1].width)
+
+
+def _hunyuan_moe(writer: Any, _: Reshaper, layout: Layout) -> None:
+    writer.add_expert_shared_feed_forward_length(layout.shared * layout.targets[-1].width)
+
+
+def _minimax(writer: Any, _: Reshaper, __: Layout) -> None:
+    from gguf import ExpertGatingFuncType
+
+    writer.add_expert_gating_func(ExpertGatingFuncType.SIGMOID)
+
+
+def _qwen2_moe(writer: Any, reshaper: Reshaper, _: Layout) -> None:
+    writer.add_expert_shared_feed_forward_length(int(reshaper.checkpoint.config.shared_expert_intermediate_size))
+
+
 def _lfm2(writer: Any, reshaper: Reshaper, _: Layout) -> None:
     writer.add_shortconv_l_cache(int(reshaper.checkpoint.config.conv_L_cache))
 
@@ -101,5 +124,9 @@ WRITERS: dict[str, Callable[[Any, Reshaper, Layout], None]] = {
     "granitehybrid": _granite_hybrid,
     **dict.fromkeys(("glm4moe", "deepseek2"), _shared_experts),
     "lfm2": _lfm2,
+    "ernie4_5-moe": _ernie,
+    "hunyuan-moe": _hunyuan_moe,
+    "minimax-m2": _minimax,
+    "qwen2moe": _qwen2_moe,
     "apertus": _xielu,
 }

@@ -91,6 +91,9 @@ STOCK = {
     "glm4": Architecture("glm4", whole_heads=False, fused_mlp=True, biases=True),
     "arcee": Architecture("arcee", permuted=True, frequencies=True),
     "gemma4_text": Architecture("gemma4", per_layer=True, frequencies=True, places=places.GEMMA4, referenced=False),
+    "gemma4_text_experts": Architecture(
+        "gemma4", per_layer=True, frequencies=True, places=places.GEMMA4_EXPERTS, referenced=False
+    ),
     "qwen3_5_text": Architecture("qwen35", whole_heads=False, unit_norms=True, places=places.QWEN3_5, referenced=False),
     "qwen3_5_moe_text": Architecture(
         "qwen35moe", whole_heads=False, unit_norms=True, places=places.QWEN3_5_MOE, referenced=False
@@ -98,6 +101,10 @@ STOCK = {
     "qwen3_next": Architecture(
         "qwen3next", whole_heads=False, unit_norms=True, places=places.QWEN3_NEXT, referenced=False
     ),
+    "qwen2_moe": Architecture("qwen2moe", biases=True, square=True, places=places.QWEN2_MOE, referenced=False),
+    "ernie4_5_moe": Architecture("ernie4_5-moe", places=places.ERNIE_MOE, referenced=False),
+    "hunyuan_v1_moe": Architecture("hunyuan-moe", places=places.HUNYUAN_MOE, referenced=False),
+    "minimax_m2": Architecture("minimax-m2", whole_heads=False, places=places.MINIMAX, referenced=False),
     "olmoe": Architecture("olmoe", square=True, referenced=False),
     **dict.fromkeys(
         ("deepseek_v2", "deepseek_v3", "glm4_moe_lite"),
@@ -124,9 +131,12 @@ STOCK = {
     "granitemoehybrid": Architecture(
         "granitehybrid", permuted=True, biases=True, places=places.GRANITE_HYBRID, referenced=False
     ),
+    "granitemoehybrid_experts": Architecture(
+        "granitehybrid", permuted=True, biases=True, places=places.GRANITE_HYBRID_EXPERTS, referenced=False
+    ),
     "glm4_moe": Architecture("glm4moe", whole_heads=False, biases=True, places=places.GLM4_MOE, referenced=False),
 }
-"""Architecture of a model with equal layers, by model type."""
+"""Architecture of a model with equal layers, by `Family.key`."""
 TIED = ("qwen3",)
 """Families with an architecture for unequal layers that requires a tied output."""
 LIKE_LLAMA = ("llama", "mistral", "qwen2", "granite", "phi3", "ministral3", "ernie4_5", "helium", "seed_oss", "glm")
@@ -169,11 +179,11 @@ def choose_layout(reshaper: Reshaper, *, mlp_multiple: int = 32) -> Layout:
     Raises:
         ExportError: No architecture of stock llama.cpp supports this model; the message gives the reason.
     """
-    family, config = reshaper.family.model_type, reshaper.checkpoint.config
+    family, config = reshaper.family.key, reshaper.checkpoint.config
     if family not in STOCK:
         raise refused(family, UNKNOWN[family])
     columns = max(map(reshaper.columns_of, range(reshaper.checkpoint.n_blocks)))
-    features = read_features(family, config, columns)
+    features = read_features(reshaper.family.model_type, config, columns)
     if STOCK[family].rounds:
         features = replace(features, rope=features.rope.with_rounded_bounds())
     keep = reshaper.family.tail is not None
@@ -204,7 +214,7 @@ def _filled_up(reshaper: Reshaper, kept: Sequence[BlockSizes]) -> Sequence[Block
     Raises:
         ExportError: Blocks keep different numbers of experts, and the router would choose added ones.
     """
-    mlp, family = reshaper.family.mlp, reshaper.family.model_type
+    mlp, family = reshaper.family.mlp, reshaper.family.key
     if mlp.experts is None:
         return kept
     counts = {sizes.experts for sizes in kept if sizes.experts}
@@ -212,13 +222,13 @@ def _filled_up(reshaper: Reshaper, kept: Sequence[BlockSizes]) -> Sequence[Block
         raise refused(
             family,
             f"its blocks keep different numbers of experts ({min(counts)} to {max(counts)}), llama.cpp has one number "
-            "for all blocks, and this family's router has no bias that could exclude added ones",
+            "for all blocks, and the router would choose added ones",
             "Use --to hf, or prune with units.experts=width: it narrows experts instead of dropping them, and the file "
             "pads them",
         )
-    count = max(counts, default=int(getattr(reshaper.checkpoint.config, mlp.experts.chosen)))
-    router = f"{mlp.name}.{mlp.experts.router}.weight"
-    mixtures = [router in reshaper.template[sizes.block] for sizes in kept]
+    count = max(counts, default=mlp.experts.chosen_of(reshaper.checkpoint.config))
+    output = f"{mlp.prefix}{mlp.experts.name}.{mlp.experts.output}"
+    mixtures = [output in reshaper.template[sizes.block] for sizes in kept]
     equal = [replace(sizes, experts=count if mixture else 0) for sizes, mixture in zip(kept, mixtures, strict=True)]
     widest = {each.experts: max(other.width for other in equal if other.experts == each.experts) for each in equal}
     return [replace(sizes, width=widest[sizes.experts]) for sizes in equal]
@@ -226,7 +236,7 @@ def _filled_up(reshaper: Reshaper, kept: Sequence[BlockSizes]) -> Sequence[Block
 
 def _unfit(reshaper: Reshaper, kept: Sequence[BlockSizes], features: Features) -> str | None:
     """Reason why the family's architecture doesn't support the model; None if it does."""
-    family, stock = reshaper.family.model_type, STOCK[reshaper.family.model_type]
+    family, stock = reshaper.family.key, STOCK[reshaper.family.key]
     if stock.per_layer:
         return None
     if differ(kept):
@@ -243,9 +253,10 @@ def _unfit(reshaper: Reshaper, kept: Sequence[BlockSizes], features: Features) -
 def _shared_multiple(reshaper: Reshaper, target: BlockSizes) -> int:
     """The smallest multiple of the width of a block's experts that its shared experts fit into; 0 without any."""
     experts, config = reshaper.family.mlp.experts, reshaper.checkpoint.config
-    if experts is None or experts.shared_count is None or not target.experts:
+    multiple = None if experts is None else experts.multiple(config)
+    if multiple is None or not target.experts:
         return 0
-    usual = reshaper.sizes[target.block].width * int(getattr(config, experts.shared_count))
+    usual = reshaper.sizes[target.block].width * multiple
     width = getattr(config.per_layer_config[target.block], "shared_expert_width", None) or usual
     return -(-int(width) // target.width)
 
@@ -294,7 +305,7 @@ def _blocks(blocks: Sequence[int]) -> str:
 
 
 def _unequal(named: Family, config: Any, features: Features, why: str) -> Architecture:
-    family = named.model_type
+    family = named.key
     if family in LIKE_LLAMA:
         return DECI
     if features.rope.per_frequency and family not in TIED and not STOCK[family].frequencies:

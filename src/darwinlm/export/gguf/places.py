@@ -17,6 +17,18 @@ GEMMA4: Mapping[str, str] = {
     "per_layer_projection.weight": "proj.weight",
     "post_per_layer_input_norm.weight": "post_norm.weight",
 }
+GEMMA4_EXPERTS: Mapping[str, str] = {
+    **GEMMA4,
+    **{f"mlp.{part}_proj.weight": f"ffn_{part}.weight" for part in ("gate", "up", "down")},
+    "experts.gate_up_proj": "ffn_gate_up_exps.weight",
+    "experts.down_proj": "ffn_down_exps.weight",
+    "router.proj.weight": "ffn_gate_inp.weight",
+    "router.scale": "ffn_gate_inp.scale",
+    "router.per_expert_scale": "ffn_down_exps.scale",
+    "post_feedforward_layernorm_1.weight": "post_ffw_norm_1.weight",
+    "pre_feedforward_layernorm_2.weight": "pre_ffw_norm_2.weight",
+    "post_feedforward_layernorm_2.weight": "post_ffw_norm_2.weight",
+}
 QWEN3_5: Mapping[str, str] = {
     "post_attention_layernorm.weight": "post_attention_norm.weight",
     "linear_attn.in_proj_qkv.weight": "attn_qkv.weight",
@@ -49,11 +61,28 @@ GRANITE_HYBRID: Mapping[str, str] = {
     "mamba.norm.weight": "ssm_norm.weight",
     "mamba.out_proj.weight": "ssm_out.weight",
 }
+GRANITE_HYBRID_EXPERTS: Mapping[str, str] = {
+    **GRANITE_HYBRID,
+    "block_sparse_moe.router.weight": "ffn_gate_inp.weight",
+    "shared_mlp.ffn_gate.weight": "ffn_gate_shexp.weight",
+    "shared_mlp.ffn_up.weight": "ffn_up_shexp.weight",
+    "shared_mlp.output_linear.weight": "ffn_down_shexp.weight",
+}
 GLM4_MOE: Mapping[str, str] = {
     "post_attention_layernorm.weight": "post_attention_norm.weight",
     "mlp.gate.e_score_correction_bias": "exp_probs_b.bias",
     **{f"mlp.shared_experts.{part}_proj.weight": f"ffn_{part}_shexp.weight" for part in ("gate", "up", "down")},
 }
+ERNIE_MOE: Mapping[str, str] = {
+    "mlp.gate.moe_statics.e_score_correction_bias": "exp_probs_b.bias",
+    **{name: place for name, place in GLM4_MOE.items() if ".shared_experts." in name},
+}
+HUNYUAN_MOE: Mapping[str, str] = {
+    "mlp.gate.wg.weight": "ffn_gate_inp.weight",
+    **{f"mlp.shared_mlp.{part}_proj.weight": f"ffn_{part}_shexp.weight" for part in ("gate", "up", "down")},
+}
+MINIMAX: Mapping[str, str] = {"mlp.e_score_correction_bias": "exp_probs_b.bias"}
+QWEN2_MOE: Mapping[str, str] = {name: place for name, place in QWEN3_5_MOE.items() if name.startswith("mlp.")}
 DEEPSEEK2: Mapping[str, str] = {
     **{name: place for name, place in GLM4_MOE.items() if name.startswith("mlp.")},
     "self_attn.q_proj.weight": "attn_q.weight",

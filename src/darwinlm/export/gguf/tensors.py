@@ -101,7 +101,7 @@ def block_tensors(reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Ten
     """One block's tensors under the names that follow `blk.N.`."""
     known_places = _places(reshaper)
     tensors: Tensors = {}
-    for name, raw in _separate(reshaper, target).items():
+    for name, raw in _separate(reshaper, layout, target).items():
         if name in places.XIELU:
             continue
         if (place := layout.architecture.places.get(name)) is not None:
@@ -128,8 +128,8 @@ def _places(reshaper: Reshaper) -> dict[str, str]:
         **{f"{attention.name}.{part}": part for part in PARTS},
         f"{attention.name}.{attention.output}": "attn_output",
         **{f"{attention.name}.{old}": new for old, new in NORMS.items()},
-        **{f"{mlp.name}.{part}": part for part in MLP_PARTS},
-        f"{mlp.name}.{mlp.output}": "ffn_down",
+        **{f"{mlp.prefix}{part}": part for part in MLP_PARTS},
+        f"{mlp.prefix}{mlp.output}": "ffn_down",
     }
     places |= {
         norm: place for norm, place in ((attention.input_norm, "attn_norm"), (mlp.input_norm, "ffn_norm")) if norm
@@ -137,16 +137,16 @@ def _places(reshaper: Reshaper) -> dict[str, str]:
     if attention.post_norm and mlp.post_norm:
         places |= {attention.post_norm: "post_attention_norm", mlp.post_norm: "post_ffw_norm"}
     if mlp.experts is not None:
-        experts = f"{mlp.name}.{mlp.experts.name}"
+        experts = f"{mlp.prefix}{mlp.experts.name}"
         places |= {f"{experts}.{part}": f"{part}_exps" for part in MLP_PARTS}
         places |= {
             f"{experts}.{mlp.experts.output}": "ffn_down_exps",
-            f"{mlp.name}.{mlp.experts.router}": "ffn_gate_inp",
+            f"{mlp.prefix}{mlp.experts.router}": "ffn_gate_inp",
         }
     return places
 
 
-def _separate(reshaper: Reshaper, target: BlockSizes) -> Tensors:
+def _separate(reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Tensors:
     """A block's tensors under the file's names, with Q, K, V, gate and up split."""
     attention, mlp = reshaper.family.attention, reshaper.family.mlp
     projections: list[tuple[Attention | Mlp, str, Sequence[str], tuple[str, ...]]] = [
@@ -154,7 +154,7 @@ def _separate(reshaper: Reshaper, target: BlockSizes) -> Tensors:
         (mlp, mlp.name, mlp.inputs, MLP_PARTS[-len(mlp.inputs) :]),
     ]
     if mlp.experts is not None:
-        projections.append((mlp, f"{mlp.name}.{mlp.experts.name}", mlp.experts.inputs, MLP_PARTS))
+        projections.append((mlp, f"{mlp.prefix}{mlp.experts.name}", mlp.experts.inputs, MLP_PARTS))
     sizes: dict[RowUnit, int] = {
         "query": target.heads * reshaper.columns_of(target.block),
         "gated_query": 2 * target.heads * reshaper.columns_of(target.block),
@@ -162,12 +162,18 @@ def _separate(reshaper: Reshaper, target: BlockSizes) -> Tensors:
         "channel": target.width,
     }
     stored_block = _split_latent(reshaper.block(target), reshaper.checkpoint.config)
-    tensors = {name: by_rows(mlp, name.removeprefix(f"{mlp.name}."), each) for name, each in stored_block.items()}
+    tensors = {name: by_rows(mlp, name.removeprefix(mlp.prefix), each) for name, each in stored_block.items()}
+    further = () if mlp.name else layout.architecture.places
+    fused = "" if mlp.name or mlp.experts is None else f"{mlp.experts.shared}.{mlp.inputs[0]}.weight"
+    if fused in tensors and len(set(mlp.inputs)) < len(mlp.inputs):  # of an MLP beside experts
+        owner = fused.partition(".")[0]
+        halves = zip(MLP_PARTS, tensors.pop(fused).chunk(len(mlp.inputs)), strict=True)
+        tensors |= {f"{owner}.{part}.weight": half for part, half in halves}
     for part, holder, stored, names in projections:
-        for name in [name for name in tensors if name.startswith(holder + ".")]:
-            inside, tensor = name.removeprefix(part.name + "."), tensors.pop(name)
+        for name in [name for name in tensors if name.startswith(holder + ".") and name not in further]:
+            inside, tensor = name.removeprefix(part.prefix), tensors.pop(name)
             inner, dot, leaf = name.removeprefix(holder + ".").partition(".")
-            if inner.endswith("_bias"):  # of experts
+            if inner.endswith("_bias") and holder != mlp.name:  # of experts
                 inner, dot, leaf = inner.removesuffix("_bias"), ".", "bias"
             places = [i for i, each in enumerate(stored) if each == inner]
             segments = row_segments(part, inside)
@@ -224,8 +230,10 @@ def _further(tensor: Tensor, name: str, reshaper: Reshaper, layout: Layout) -> T
         tensor = tensor[:, None]
     if name == "mamba.norm.weight":
         tensor = tensor.view(reshaper.checkpoint.config.mamba_n_groups, -1)
-    if leaf == "shared_expert_gate":
+    if leaf == "shared_expert_gate" or ".moe_statics." in name:
         tensor = tensor[0]
+    if leaf == "shared_expert_gate" and not tensor.any():  # of a removed MLP
+        tensor = tensor + 1  # llama.cpp computes the sigmoid of x as silu(x) / x in qwen2moe
     if "norm" in leaf and name.count(".") == 1:
         tensor = _norm(tensor, layout)
     tiled = name.startswith("linear_attn.") and layout.architecture.name != "qwen3next"

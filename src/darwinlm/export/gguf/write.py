@@ -118,6 +118,8 @@ def _numbers(gguf: Any, name: str, tensor: Tensor, kind: str) -> np.ndarray[Any,
 def _write_keys(writer: Any, reshaper: Reshaper, layout: Layout, file_types: Any, quantisation: str) -> None:
     config, features, name = reshaper.checkpoint.config, layout.features, layout.architecture.name
     heads, groups, widths = ([target.sizes[i] for target in layout.targets] for i in range(3))
+    if name == "gemma4" and reshaper.family.mlp.experts is not None:
+        widths = [int(config.intermediate_size)] * len(widths)  # of the MLPs beside experts
     uniform = not layout.architecture.per_layer
     full = next(i for i, target in enumerate(layout.targets) if target.heads)
     reads = name in ("lfm2", "granitehybrid")  # which blocks have an attention
@@ -151,7 +153,7 @@ def _write_keys(writer: Any, reshaper: Reshaper, layout: Layout, file_types: Any
     if name == "gemma2":
         writer.add_attn_logit_softcapping(float(config.attn_logit_softcapping or NO_CAP))
         writer.add_final_logit_softcapping(float(config.final_logit_softcapping or NO_CAP))
-    if reshaper.family.mlp.experts is not None:
+    if (experts := reshaper.family.mlp.experts) is not None:
         writer.add_expert_count(max(target.experts for target in layout.targets))
-        writer.add_expert_used_count(int(config.num_experts_per_tok))
+        writer.add_expert_used_count(experts.chosen_of(config))
         writer.add_expert_feed_forward_length(next(target.width for target in layout.targets if target.experts))

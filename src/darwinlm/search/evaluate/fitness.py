@@ -40,6 +40,7 @@ class Fitness:
     The fitness text is [n, t].
 
     Attributes:
+        dense: The dense model's stream after the last block, [n, t, m].
         evaluations: Number of evaluations of a candidate.
         clock: Time limit that stops an evaluation; None until there is a first result.
     """
@@ -57,6 +58,7 @@ class Fitness:
         )
         self._known: dict[Allocation, dict[int, float]] = {}
         self._dense: list[ExpectedRows | Distributions] = []
+        self.dense: Tensor
         self._base: Allocation | None = None
         self._inputs: dict[Piece, list[Tensor]] = {}
         self._prepare_dense()
@@ -65,12 +67,14 @@ class Fitness:
     def _prepare_dense(self) -> None:
         self.placed.apply(self.placed.space.dense)
         head = LinearHead.of(self.decoder)
-        for piece in self._pieces(0, self.n_sequences):
-            hidden = self._last(piece, self._embedded(piece)).flatten(0, 1)
+        streams = [self._last(piece, self._embedded(piece)) for piece in self._pieces(0, self.n_sequences)]
+        for stream in streams:
+            hidden = stream.flatten(0, 1)
             if head is None:
                 self._dense.append(Distributions(self.decoder, hidden))
             else:
                 self._dense.append(ExpectedRows(self.decoder, head, hidden))
+        self.dense = torch.cat(streams)
 
     def set_base(self, allocation: Allocation | None) -> None:
         """Keep the block inputs of this allocation, so that candidates near it are cheap; None keeps nothing."""

@@ -10,7 +10,7 @@ from torch import nn
 
 from darwinlm.calibration.transfers import HostCopy
 from darwinlm.database.store import DatabaseReader
-from darwinlm.families.decoder import Absent, Decoder
+from darwinlm.families.decoder import Decoder, absent
 from darwinlm.memory import Bounded, room_on
 from darwinlm.search.problem.space import Allocation, SearchSpace
 from darwinlm.surgery.shrink import shrink_tensors, small_module
@@ -60,7 +60,7 @@ class PlacedModules:
         chosen = module.levels[level]
         family = self.decoder.family
         if chosen.width == 0:
-            return Absent(family.module(module.kind))
+            return absent(family.module(module.kind))
         shape = self.database.shape(module.block, module.kind)
         kept = self.database.kept(module.block, module.kind, chosen)
         tensors = shrink_tensors(family, shape, self.dense[index].state_dict(), kept)

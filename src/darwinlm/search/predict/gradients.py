@@ -46,20 +46,22 @@ Slopes = list[list[float]]
 class Gradients:
     """First-order losses of all levels around an allocation, with a cache of the last result.
 
-    The text is [n, t]. The clock's time limit stops a computation.
+    The text is [n, t], `dense` [n, t, m] the dense model's stream after the last block. The clock's time limit stops a
+    computation.
     """
 
-    def __init__(self, placed: PlacedModules, tokens: Tensor, *, batch_tokens: int, clock: Clock | None = None) -> None:
+    def __init__(
+        self, placed: PlacedModules, tokens: Tensor, dense: Tensor, *, batch_tokens: int, clock: Clock | None = None
+    ) -> None:
         self.clock = clock or Clock()
         self.placed = placed
         self.decoder = placed.decoder
         if self.decoder.device.type == "cpu":
             batch_tokens = min(batch_tokens, CPU_TOKENS)
-        self.tokens = tokens
+        self.tokens, self.dense = tokens, dense
         self._batch_sequences = max(1, batch_tokens // tokens.shape[1])
         self._places = {(module.block, module.kind): index for index, module in enumerate(placed.space.modules)}
         self._last: tuple[Allocation, Window, Slopes] | None = None
-        self._dense: dict[Window, Tensor] = {}
 
     def around(self, allocation: Allocation, window: Window | None = None) -> Slopes:
         """First-order losses of every level; zero for a mixture of experts, where routing would change.
@@ -79,10 +81,6 @@ class Gradients:
             ]
             with parallel.agree():
                 mine = parallel.mine(pieces)
-                missing = [piece for piece in mine if piece not in self._dense]
-                if missing:
-                    self.placed.apply(self.placed.space.dense)
-                    self._dense |= {piece: self._inputs(self.tokens[slice(*piece)])[0][-1] for piece in missing}
                 self.placed.apply(allocation)
                 by_piece: dict[Window, Tensor] = {}
                 for piece in mine:
@@ -113,7 +111,7 @@ class Gradients:
         """Concatenated slopes of all levels of all modules, summed over the tokens of a piece, float64."""
         tokens = self.tokens[slice(*piece)]
         inputs, arguments = self._inputs(tokens)
-        gradient = self._behind_last_block(inputs.pop(), self._dense[piece])
+        gradient = self._behind_last_block(inputs.pop(), self.dense[slice(*piece)])
         slopes = [torch.zeros(len(module.levels), dtype=torch.float64) for module in self.placed.space.modules]
         for block in reversed(range(len(self.decoder.blocks))):
             gradient, found = self._back_through(block, inputs.pop(), gradient, arguments[block])

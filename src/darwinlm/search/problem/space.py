@@ -39,9 +39,16 @@ class SearchSpace:
 
 
 def kept_whole(space: SearchSpace, family: Family) -> str:
-    """The modules that are never cut, as a clause: `linear attention of 18 blocks is kept`; empty if there are none."""
-    never = Counter(module.kind for module in space.modules if len(module.levels) == 1)
-    names = {"attention": "attention", "mlp": "MLP"}
+    """The modules that are never cut, as a clause: `linear attention of 18 blocks is kept`; empty if there are none.
+
+    MLPs beside experts count as well: they are removed with the experts alone.
+    """
+    names: dict[str, str] = {"attention": "attention", "mlp": "MLP"}
     names |= {kind: part.title for kind, part in (("mixer", family.mixer), ("tail", family.tail)) if part is not None}
-    parts = [f"{names[kind]} of {count} block{'s' if count > 1 else ''}" for kind, count in sorted(never.items())]
-    return f"{' and '.join(parts)} {'is' if len(parts) == 1 else 'are'} kept" if parts else ""
+    never = Counter(names[module.kind] for module in space.modules if len(module.levels) == 1)
+    beside = sum(1 for module in space.modules if not family.mlp.name and module.levels[-1].experts)
+    never.update({"MLP beside experts": beside} if beside else {})
+    parts = [f"{name} of {count} block{'s' if count > 1 else ''}" for name, count in never.items()]
+    parts.sort(key=str.lower)
+    listed = " and ".join([", ".join(parts[:-1]), parts[-1]] if parts[1:] else parts)
+    return f"{listed} {'is' if len(parts) == 1 else 'are'} kept" if parts else ""
