@@ -212,7 +212,7 @@ def _filled_up(reshaper: Reshaper, kept: Sequence[BlockSizes]) -> Sequence[Block
     """Sizes at which all mixtures of a model are equal, and so are the MLPs of its other blocks.
 
     Raises:
-        ExportError: Blocks keep different numbers of experts, and the router would choose added ones.
+        ExportError: Blocks keep different numbers of experts, and added ones would change the router's choice.
     """
     mlp, family = reshaper.family.mlp, reshaper.family.key
     if mlp.experts is None:
@@ -222,7 +222,7 @@ def _filled_up(reshaper: Reshaper, kept: Sequence[BlockSizes]) -> Sequence[Block
         raise refused(
             family,
             f"its blocks keep different numbers of experts ({min(counts)} to {max(counts)}), llama.cpp has one number "
-            "for all blocks, and the router would choose added ones",
+            "for all blocks, and added ones would change the router's choice",
             "Use --to hf, or prune with units.experts=width: it narrows experts instead of dropping them, and the file "
             "pads them",
         )
