@@ -244,21 +244,18 @@ SUPPORT = re.compile(r"(<!-- support table: tools/pages.py -->\n).*?(<!-- end --
 
 def support_table() -> str:
     """Families by the engines that run the result; the page of families has the details."""
-    order = "yes; vLLM tested", "yes", PADDED, IF_NARROWED, "equal layers only", "no"
+    order = "yes; vLLM tested", "yes", "experts, padded", "equal layers only", "no"
     rows: dict[str, list[str]] = {row: [] for row in order}
     for family in families().values():
-        row = gguf_when_layers_differ(family)
-        if row == "no" and family.key in STOCK:
-            row = "equal layers only"
-        elif row not in order:
-            row = "yes"
-        if row == "yes" and family.key in TESTED:
-            row = "yes; vLLM tested"
-        rows[row].append(family.title.partition(" (")[0])
+        if family.mlp.experts is not None:
+            row = "experts, padded"
+        elif gguf_when_layers_differ(family) != "no":
+            row = "yes; vLLM tested" if family.key in TESTED else "yes"
+        else:
+            row = "equal layers only" if family.key in STOCK else "no"
+        rows[row].append(family.title.partition(" (")[0].removesuffix(" MoE"))
     lines = ["| GGUF | families |", "| --- | --- |"]
-    for gguf, titles in rows.items():  # a mixture beside a dense family of the same name has no place of its own
-        names = {title for title in titles if not (title.endswith(" MoE") and title.removesuffix(" MoE") in titles)}
-        lines.append(f"| {gguf} | {', '.join(sorted(names, key=str.lower))} |")
+    lines += [f"| {gguf} | {', '.join(sorted(set(titles), key=str.lower))} |" for gguf, titles in rows.items()]
     return "\n".join(lines) + "\n"
 
 
