@@ -90,11 +90,17 @@ def errors_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+PADDED, IF_NARROWED = "padded", "padded; experts narrowed only"
+"""How mixtures of experts with unequal blocks are exported."""
+
+
 def gguf_when_layers_differ(family: Family) -> str:
     """Whether an architecture of llama.cpp supports the family's pruned layers."""
+    if family.mlp.experts is not None:
+        return PADDED if family.mlp.experts.excluding else IF_NARROWED
     if family.key in TIED:
         return "with tied embeddings"
-    own = family.key in STOCK and STOCK[family.key].per_layer and family.mlp.experts is None
+    own = family.key in STOCK and STOCK[family.key].per_layer
     return "yes" if own or family.key in LIKE_LLAMA else "no"
 
 
@@ -144,6 +150,8 @@ def gguf_words(known: dict[str, Family]) -> list[str]:
     """Families without GGUF, and what llama.cpp does otherwise."""
     rounded = ", ".join(known[name].title for name, stock in STOCK.items() if stock.rounds)
     square = [family for name, family in known.items() if name in STOCK and STOCK[name].square]
+    mixtures = [family for family in known.values() if family.mlp.experts]
+    excluding = [family for family in mixtures if family.mlp.experts and family.mlp.experts.excluding]
     heads = [family for family in square if family.attention.cut == "heads" and family.model_type not in LIKE_LLAMA]
     return [
         *(f"- {known[name].title}: no GGUF, since {reason}." for name, reason in UNKNOWN.items()),
@@ -154,6 +162,12 @@ def gguf_words(known: dict[str, Family]) -> list[str]:
         "  distance of 128 tokens, 9 % at 1,024 and 34 % at 4,096. The export compares the file with a model of",
         "  rounded bounds and reports the KL of the rounding on its own text",
         "  ([measured](notebook/speed.md#2026-11-27-gpt-oss-in-llamacpp)).",
+        "- Mixtures of experts: llama.cpp has one number of experts and one width for all blocks. The file is padded",
+        "  with zeros to the largest number and width of any block, and computes the same as the model. It is larger",
+        "  than the model, and as large as the unpruned one if a block is whole; the export's report gives the sizes.",
+        f"  A bias of the router excludes added experts: {', '.join(_titles(excluding))}.",
+        "  With other routers they would change the choice, so blocks must keep equal numbers of experts:",
+        "  `units.experts=width` narrows experts and drops none.",
         "- DeepSeek-V2: its tokenizer isn't written. Take it from a GGUF file of the model: `--tokenizer-from F.gguf`.",
     ]
 
@@ -171,7 +185,8 @@ def families_page() -> str:
         "class and its GGUF architecture. Models with unequal layers need the modelling file in their folder, or an",
         "architecture of llama.cpp with sizes per layer. `darwinlm export --to dense` restores stock shapes with",
         "zeros, unless experts were removed. Other architectures of llama.cpp have one size for all blocks: for them,",
-        "`--to dense` and then `--to gguf` give a file that runs but isn't smaller.",
+        "`--to dense` and then `--to gguf` give a file that runs but isn't smaller. Mixtures of experts are",
+        "[padded](#gguf) to their largest block.",
         "",
         "| family | model type | attention | MLP | experts | GGUF, equal layers | GGUF, layers differ | vLLM tested |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -229,15 +244,18 @@ SUPPORT = re.compile(r"(<!-- support table: tools/pages.py -->\n).*?(<!-- end --
 
 def support_table() -> str:
     """Families by the engines that run the result; the page of families has the details."""
-    rows: dict[str, list[str]] = {"yes; vLLM tested": [], "yes": [], "equal layers only": [], "no": []}
+    order = "yes; vLLM tested", "yes", "experts, padded", "equal layers only", "no"
+    rows: dict[str, list[str]] = {row: [] for row in order}
     for family in families().values():
-        unequal = gguf_when_layers_differ(family) != "no"
-        gguf = "yes" if unequal else "equal layers only" if family.key in STOCK else "no"
-        rows["yes; vLLM tested" if unequal and family.key in TESTED else gguf].append(family.title.partition(" (")[0])
+        if family.mlp.experts is not None:
+            row = "experts, padded"
+        elif gguf_when_layers_differ(family) != "no":
+            row = "yes; vLLM tested" if family.key in TESTED else "yes"
+        else:
+            row = "equal layers only" if family.key in STOCK else "no"
+        rows[row].append(family.title.partition(" (")[0].removesuffix(" MoE"))
     lines = ["| GGUF | families |", "| --- | --- |"]
-    for gguf, titles in rows.items():  # a mixture beside a dense family of the same name has no place of its own
-        names = {title for title in titles if not (title.endswith(" MoE") and title.removesuffix(" MoE") in titles)}
-        lines.append(f"| {gguf} | {', '.join(sorted(names, key=str.lower))} |")
+    lines += [f"| {gguf} | {', '.join(sorted(set(titles), key=str.lower))} |" for gguf, titles in rows.items()]
     return "\n".join(lines) + "\n"
 
 

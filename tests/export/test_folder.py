@@ -54,7 +54,7 @@ def test_dense_has_stock_shapes_and_computes_the_same(tmp_path, model_type):
         overrides = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
     if model_type in ("olmoe", "helium"):
         overrides = {"head_dim": 16}  # norms or an output projection as wide as the model
-    if model_type == "qwen3_moe":
+    if model_type in ("qwen2_moe", "qwen3_moe"):
         overrides = {"mlp_only_layers": [], "moe_intermediate_size": 96}
     rows = {"heads": MIXED, "whole": WHOLE, "never": EXPERTS}[families()[model_type].attention.cut]
     folder = pruned_checkpoint(tmp_path / "model", model_type, rows, **overrides)

@@ -99,7 +99,7 @@ def test_unequal_numbers_need_the_modelling_file_and_are_refused_where_they_cann
     report = export_model(tmp_path / "small", tmp_path / "out", to="hf")
     assert any("there is none for removed experts" in note for note in report.notes)
     reasons = {
-        "gguf": "all blocks have the same",
+        "gguf": "units.experts=width",
         "vllm": "different numbers of experts",
         "dense": "lost whole experts",
     }

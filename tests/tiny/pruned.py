@@ -27,8 +27,8 @@ ENGINE_SIZES: dict[str, Any] = {
 }
 """Sizes that every quantisation in blocks of 32 fits."""
 
-Row = tuple[int, int, int]
-"""Query heads, KV heads and MLP channels of one layer; 0 where a sub-layer is gone."""
+Row = tuple[int, ...]
+"""Query heads, KV heads and MLP channels of one layer, 0 where a sub-layer is gone; then the experts, if some are."""
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
@@ -53,10 +53,13 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def layer_row(
-    row: Row, query_groups: Sequence[int] | None = None, width_field: str = "intermediate_size"
+    row: Row,
+    query_groups: Sequence[int] | None = None,
+    width_field: str = "intermediate_size",
+    count_field: str = "num_experts",
 ) -> dict[str, Any]:
     """Overrides of one layer."""
-    heads, groups, width = row
+    heads, groups, width, *experts = row
     made: dict[str, Any] = {}
     if heads:
         made |= {"num_attention_heads": heads, "num_key_value_heads": groups}
@@ -64,6 +67,8 @@ def layer_row(
         made |= {"num_key_value_heads": heads, "query_groups": list(query_groups), "stored_kv_heads": groups}
     if width:
         made[width_field] = width
+    if experts:
+        made[count_field] = experts[0]
     gone = [name for name, size in (("attention", heads), ("mlp", width)) if not size]
     return made | ({"skip": gone} if gone else {})
 
@@ -80,6 +85,9 @@ def randomised(model: Any, seed: int = 0) -> Any:
                 weight.copy_(noise * 1.2 / weight.shape[-1] ** 0.5)
             else:
                 weight.copy_((0 if name.endswith("bias") or "gemma" in model.config.model_type else 1) + noise * 0.2)
+        for name, buffer in model.named_buffers():
+            if name.endswith("correction_bias"):
+                buffer.copy_(torch.randn(buffer.shape, generator=generator) * 0.1)
     return model.eval()
 
 
@@ -98,12 +106,14 @@ def pruned_checkpoint(
     config_class, _, causal = pruned_classes(*family.class_names)
     dense = tiny_config(model_type, **{**ENGINE_SIZES, **overrides})
     field = family.mlp.experts.width if family.mlp.experts else family.mlp.width
-    table = {block: layer_row(row, (query_groups or {}).get(block), field) for block, row in rows.items()}
-    shared = {}
-    if family.mlp.experts and family.mlp.experts.shared_count:
-        shared["shared_expert_width"] = getattr(dense, family.mlp.experts.shared_count) * getattr(dense, field)
+    fields = field, family.mlp.experts.count if family.mlp.experts else ""
+    table = {block: layer_row(row, (query_groups or {}).get(block), *fields) for block, row in rows.items()}
+    multiple = family.mlp.experts.multiple(dense) if family.mlp.experts else None
+    shared = {"shared_expert_width": multiple * getattr(dense, field)} if multiple else {}
+    off = {family.switch: type(getattr(dense, family.switch))()} if family.switch else {}
     for row in table.values():
         row.update({**family.mlp.with_width, **shared} if field in row else {})
+        row.update(off if "mlp" in row.get("skip", ()) else {})
     config = pruned_config(config_class, dense, table)
     config.architectures = [causal.__name__]
     return _save(randomised(causal(config)), folder, dtype, tokenizer)

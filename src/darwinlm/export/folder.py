@@ -126,7 +126,7 @@ def _for_vllm(reshaper: Reshaper, dtype: torch.dtype, tensor_parallel: int, repo
     if len({sizes.experts for sizes in targets if sizes.experts}) > 1:
         raise ExportError(
             "--to vllm: blocks keep different numbers of experts, but vLLM builds all mixtures of a model with the "
-            "same number. Use --to hf, or prune every block to the same number of experts"
+            "same number. Use --to hf, or prune with units.experts=width: it narrows experts instead of dropping them"
         )
     return reshaper.model(_padded_config(checkpoint, targets), targets, dtype)
 

@@ -99,8 +99,8 @@ class Reshaper:
                     tensors, plain = expand_groups(tensors, part, sizes, columns)
                 if plain.owners is not None or plain.sizes[:2] != target.sizes[:2]:
                     tensors = widen_attention(tensors, part, plain, columns, target)
-            elif isinstance(part, Mlp) and sizes.width != target.width:
-                tensors = widen_mlp(tensors, part, target.width)
+            elif isinstance(part, Mlp):
+                tensors = widen_mlp(tensors, part, sizes, target)
             result |= {f"{part.prefix}{name}": tensor for name, tensor in tensors.items()} | norms
         return result
 

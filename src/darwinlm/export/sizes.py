@@ -1,6 +1,7 @@
 """Sizes of a model's blocks from the shapes of its weights, and sub-layers padded with zeros.
 
-A padded sub-layer has the same output, since added query heads and channels have zero columns in the output projection.
+A padded sub-layer has the same output, since added query heads and channels have zero columns in the output projection,
+and the router never chooses added experts.
 
 Letters: m residual width, h columns of a head.
 """
@@ -22,6 +23,8 @@ from darwinlm.families.family import Attention, Mlp, Part, RowUnit
 from darwinlm.families.shapes import gated_rows, head_dim, module_shapes, output_name, row_segments
 
 Tensors = dict[str, Tensor]
+NEVER = -1e9
+"""Bias of the router for an added expert: far below any score, and its square is finite in float32."""
 
 
 @dataclass(frozen=True)
@@ -141,14 +144,34 @@ def _places(query: Tensor, key_value: Tensor, columns: int) -> dict[RowUnit, Ten
     return {"query": query, "gated_query": gated_rows(query, columns), "key_value": key_value}
 
 
-def widen_mlp(tensors: Mapping[str, Tensor], part: Mlp, width: int) -> Tensors:
-    """Add zero channels to an MLP, or to each of its experts, up to `width`."""
+def widen_mlp(tensors: Mapping[str, Tensor], part: Mlp, sizes: BlockSizes, target: BlockSizes) -> Tensors:
+    """Add zero channels to an MLP, or to each of its experts, and experts that are never chosen to a mixture."""
+    if sizes.experts < target.experts:
+        tensors = _with_experts(tensors, part, target.experts)
+    if sizes.width == target.width:
+        return dict(tensors)
     output = output_name(part, {f"{part.prefix}{name}" for name in tensors})
     assert output is not None
     plain = {name: by_rows(part, name, tensor) for name, tensor in tensors.items()}
     have = plain[output.removeprefix(part.prefix)].shape[-1]
-    wider = _widened(plain, part, {"channel": have}, {"channel": width}, {"channel": torch.arange(have)})
+    wider = _widened(plain, part, {"channel": have}, {"channel": target.width}, {"channel": torch.arange(have)})
     return {name: as_stored(part, name, tensor) for name, tensor in wider.items()}
+
+
+def _with_experts(tensors: Mapping[str, Tensor], part: Mlp, count: int) -> Tensors:
+    """Add experts of zeros to a mixture, up to `count`; the router's bias, in float32 then, keeps it from them."""
+    experts = part.experts
+    assert experts is not None
+    wider: Tensors = {}
+    for name, tensor in tensors.items():
+        if not experts.counted(name):
+            wider[name] = tensor
+            continue
+        old, value = (tensor.float(), NEVER) if name == experts.excluding else (tensor, 0.0)
+        shape, axis = list(old.shape), experts.axis(name)
+        shape[axis] = count - shape[axis]
+        wider[name] = torch.cat([old, old.new_full(shape, value)], axis)
+    return wider
 
 
 def _widened(
@@ -205,6 +228,8 @@ def zero_sublayer(
         inside = name.removeprefix(part.prefix)
         shape = list(shape_by_rows(part, inside, tuple(tensor.shape)))
         rows = row_segments(part, inside) if part.owns(name) else []
+        if sizes.experts and isinstance(part, Mlp) and part.experts is not None and part.experts.counted(inside):
+            shape[part.experts.axis(inside)] = sizes.experts
         if name == output:
             shape[-1] = each[inner]
         elif rows:

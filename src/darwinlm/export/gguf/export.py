@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -153,6 +154,7 @@ def _check(job: _Job, path: Path) -> None:
         "tokenizer": f"{tokenizer.model}{' ' + str(tokenizer.values['pre']) if 'pre' in tokenizer.values else ''}",
         "chat_template": tokenizer.chat_template is not None,
     }
+    _note_size(file, job)
     if not layout.architecture.referenced:
         types = report.details["tensor_types"] = dict(_check_types(file, reshaper, layout))
         _note_fallbacks(types, job.quantisation, report)
@@ -229,6 +231,20 @@ def _check_types(file: GgufFile, reshaper: Reshaper, layout: Layout) -> Counter[
     if missing:
         raise ExportError(f"the export fails its check: the file holds {sorted(missing)}, which weren't expected")
     return types
+
+
+def _note_size(file: GgufFile, job: _Job) -> None:
+    """Report the weights in the file and in the model, with a note if MLPs were padded."""
+    checkpoint, report = job.reshaper.checkpoint, job.report
+    stored = checkpoint.stored_shapes()
+    ours = sum(math.prod(parts.shape(stored.__getitem__)) for parts in checkpoint.tensors.values())
+    held = sum(math.prod(file.shape(name)) for name in file.names)
+    report.details |= {"weights": held, "weights_of_the_model": ours}
+    pairs = ((job.reshaper.sizes[target.block], target) for target in job.layout.targets)
+    if any((old.width, old.experts) != (new.width, new.experts) for old, new in pairs):
+        report.notes.append(
+            f"the padding makes the file larger: {held:,} weights, {held / ours - 1:.1%} more than the model's {ours:,}"
+        )
 
 
 def _note_rounding(logits: Tensor, rounded: Tensor, report: ExportReport) -> None:

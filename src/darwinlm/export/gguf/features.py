@@ -211,9 +211,9 @@ LIMITS: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
 """What architectures can't do: families, a test of the configuration, and the reason as a clause."""
 
 
-def refused(model_type: str, reason: str) -> ExportError:
+OTHERWISE = "Use --to vllm or --to hf, or --to dense for a model of stock shapes, which any converter accepts"
+
+
+def refused(model_type: str, reason: str, remedy: str = OTHERWISE) -> ExportError:
     """The error for a model that GGUF can't represent."""
-    return ExportError(
-        f"no architecture of stock llama.cpp supports this {model_type} model: {reason}. Use --to vllm or --to hf, or "
-        "--to dense for a model of stock shapes, which any converter accepts"
-    )
+    return ExportError(f"no architecture of stock llama.cpp supports this {model_type} model: {reason}. {remedy}")

@@ -1,7 +1,9 @@
 """Choice of the architecture of stock llama.cpp for a model, and of the padding.
 
-Equal layers use the family's architecture. Unequal ones use `deci`, a Llama with head counts and MLP widths per layer,
-or `openelm`, which also normalises queries and keys and has a tied output. Blocks without sub-layers are omitted.
+Equal layers use the family's architecture. So do mixtures of experts: zeros fill them up to the largest width, and to
+the largest number of experts if the router has a bias to exclude those that are added. Other unequal layers use `deci`,
+a Llama with head counts and MLP widths per layer, or `openelm`, which also normalises queries and keys and has a tied
+output. Blocks without sub-layers are omitted.
 Shapes that llama.cpp can't load, or computes wrongly, are padded with zeros: a first block without attention in `deci`
 (which reads the head size there), an absent attention in `openelm`, and an absent MLP anywhere (width 0 would drop the
 attention's result).
@@ -188,7 +190,8 @@ def choose_layout(reshaper: Reshaper, *, mlp_multiple: int = 32) -> Layout:
     kept = [plain_sizes(sizes) for sizes in reshaper.sizes if keep or not sizes.empty]
     if not kept:
         raise refused(family, "all blocks are empty")
-    why = _unfit(reshaper, kept, features)
+    padded = _filled_up(reshaper, kept)
+    why = _unfit(reshaper, padded, features)
     architecture = STOCK[family] if why is None else _unequal(reshaper.family, config, features, why)
     notes = [
         f"block {sizes.block}: every query head gets a copy of its KV head ({sizes.groups} → {sizes.heads} KV heads)"
@@ -198,19 +201,44 @@ def choose_layout(reshaper: Reshaper, *, mlp_multiple: int = 32) -> Layout:
     left_out = [sizes.block for sizes in reshaper.sizes if sizes.empty and not keep]
     if left_out:
         notes.append(f"omitted as empty: {_blocks(left_out)} ({len(kept)} blocks in the file)")
-    targets = [_padded(sizes, architecture, first=i == 0, multiple=mlp_multiple) for i, sizes in enumerate(kept)]
+    targets = [_padded(sizes, architecture, first=i == 0, multiple=mlp_multiple) for i, sizes in enumerate(padded)]
     notes += _pad_notes(kept, targets)
     scaled = family == "granite" and architecture is DECI
     shared = max(_shared_multiple(reshaper, target) for target in targets)
     return Layout(architecture, tuple(targets), features, (*notes, *features.notes), scaled, shared)
 
 
+def _filled_up(reshaper: Reshaper, kept: Sequence[BlockSizes]) -> Sequence[BlockSizes]:
+    """Sizes at which all mixtures of a model are equal, and so are the MLPs of its other blocks.
+
+    Raises:
+        ExportError: Blocks keep different numbers of experts, and added ones would change the router's choice.
+    """
+    mlp, family = reshaper.family.mlp, reshaper.family.key
+    if mlp.experts is None:
+        return kept
+    counts = {sizes.experts for sizes in kept if sizes.experts}
+    if len(counts) > 1 and mlp.experts.excluding is None:
+        raise refused(
+            family,
+            f"its blocks keep different numbers of experts ({min(counts)} to {max(counts)}), llama.cpp has one number "
+            "for all blocks, and added ones would change the router's choice",
+            "Use --to hf, or prune with units.experts=width: it narrows experts instead of dropping them, and the file "
+            "pads them",
+        )
+    count = max(counts, default=mlp.experts.chosen_of(reshaper.checkpoint.config))
+    output = f"{mlp.prefix}{mlp.experts.name}.{mlp.experts.output}"
+    mixtures = [output in reshaper.template[sizes.block] for sizes in kept]
+    equal = [replace(sizes, experts=count if mixture else 0) for sizes, mixture in zip(kept, mixtures, strict=True)]
+    widest = {each.experts: max(other.width for other in equal if other.experts == each.experts) for each in equal}
+    return [replace(sizes, width=widest[sizes.experts]) for sizes in equal]
+
+
 def _unfit(reshaper: Reshaper, kept: Sequence[BlockSizes], features: Features) -> str | None:
     """Reason why the family's architecture doesn't support the model; None if it does."""
     family, stock = reshaper.family.key, STOCK[reshaper.family.key]
     if stock.per_layer:
-        unlike = reshaper.family.mlp.experts is not None and len({(each.width, each.experts) for each in kept}) > 1
-        return "its layers differ" if unlike else None
+        return None
     if differ(kept):
         return "its layers differ"
     if stock.square and max(sizes.heads for sizes in kept) * reshaper.columns != reshaper.checkpoint.config.hidden_size:
@@ -255,14 +283,19 @@ def _pad_notes(kept: Sequence[BlockSizes], targets: Sequence[BlockSizes]) -> lis
     heads = [new.block for old, new in pairs if not old.heads and new.heads]
     if heads:
         notes.append(f"one zero head instead of no attention: {_blocks(heads)}")
-    empty = [new.block for old, new in pairs if not old.width]
+    empty = [new for old, new in pairs if not old.width]
     if empty:
-        width = min(new.width for _, new in pairs)
-        notes.append(f"an MLP of zeros, {width} wide, instead of none: {_blocks(empty)}")
+        width = min(new.width for new in empty)
+        notes.append(f"an MLP of zeros, {width} wide, instead of none: {_blocks([new.block for new in empty])}")
     notes += [
         f"block {new.block}: MLP padded with zeros, {old.width} → {new.width} channels"
         for old, new in pairs
         if old.width and new.width != old.width
+    ]
+    notes += [
+        f"block {new.block}: {old.experts} → {new.experts} experts; the router's bias excludes the added ones"
+        for old, new in pairs
+        if 0 < old.experts < new.experts
     ]
     return notes
 
@@ -281,8 +314,6 @@ def _unequal(named: Family, config: Any, features: Features, why: str) -> Archit
             family,
             f"its rope scaling of the type {kind} has a divisor for every frequency, which its architecture ignores",
         )
-    if named.mlp.experts is not None:
-        raise refused(family, f"{why}, and in llama.cpp all blocks have the same number of experts, of the same width")
     if family in TIED:
         if not config.tie_word_embeddings:
             raise refused(

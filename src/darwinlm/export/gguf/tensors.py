@@ -232,6 +232,8 @@ def _further(tensor: Tensor, name: str, reshaper: Reshaper, layout: Layout) -> T
         tensor = tensor.view(reshaper.checkpoint.config.mamba_n_groups, -1)
     if leaf == "shared_expert_gate" or ".moe_statics." in name:
         tensor = tensor[0]
+    if leaf == "shared_expert_gate" and not tensor.any():  # of a removed MLP
+        tensor = tensor + 1  # llama.cpp computes the sigmoid of x as silu(x) / x in qwen2moe
     if "norm" in leaf and name.count(".") == 1:
         tensor = _norm(tensor, layout)
     tiled = name.startswith("linear_attn.") and layout.architecture.name != "qwen3next"
@@ -239,10 +241,10 @@ def _further(tensor: Tensor, name: str, reshaper: Reshaper, layout: Layout) -> T
 
 
 def _filled(tensor: Tensor, size: int, axis: int) -> Tensor:
-    """The tensor with zeros up to a size along an axis."""
+    """The tensor with zeros up to a size along an axis. Only one of a removed MLP, all zeros, may be larger."""
     shape = list(tensor.shape)
-    shape[axis] = size - shape[axis]
-    return torch.cat([tensor, tensor.new_zeros(shape)], axis)
+    shape[axis] = max(size - shape[axis], 0)
+    return torch.cat([tensor, tensor.new_zeros(shape)], axis).narrow(axis, 0, size)
 
 
 def _tiled(tensor: Tensor, leaf: str, config: Any) -> Tensor:

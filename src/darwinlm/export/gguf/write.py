@@ -154,6 +154,6 @@ def _write_keys(writer: Any, reshaper: Reshaper, layout: Layout, file_types: Any
         writer.add_attn_logit_softcapping(float(config.attn_logit_softcapping or NO_CAP))
         writer.add_final_logit_softcapping(float(config.final_logit_softcapping or NO_CAP))
     if (experts := reshaper.family.mlp.experts) is not None:
-        writer.add_expert_count(int(getattr(config, experts.count)))
+        writer.add_expert_count(max(target.experts for target in layout.targets))
         writer.add_expert_used_count(experts.chosen_of(config))
         writer.add_expert_feed_forward_length(next(target.width for target in layout.targets if target.experts))
