@@ -84,6 +84,12 @@ def bench(make_run, tmp_path_factory) -> Bench:
     return Bench(run, tokens, found.plan.space)
 
 
+def student_of(trainer: CandidateTrainer, candidate: Allocation) -> student.Student:
+    """A candidate in training, on the trainer's device."""
+    modules = (trainer.placed.module(index, level) for index, level in enumerate(candidate))
+    return student.Student(modules, trainer.settings)
+
+
 def generation(trainer: CandidateTrainer, pool: list[Allocation], rounds: int = len(ROUNDS)) -> list[list[float]]:
     """Losses of each round of a generation."""
     trainer.keep(())
@@ -125,7 +131,7 @@ def on_device(bench: Bench, states: float | None = None) -> Found:
         patch.setattr(student.Student, "park", counted)
         trainer = bench.trainer(NAME)
         if states is not None:
-            trainer._room = int(states * 12 * sum(weight.numel() for weight in trainer._student(pool[0]).working))
+            trainer._room = int(states * 12 * sum(weight.numel() for weight in student_of(trainer, pool[0]).working))
         losses = generation(trainer, pool)
         assert not gpu.tally.mixes
         dense = {weight.device.type for module in trainer.placed.dense for weight in module.parameters()}
@@ -175,7 +181,7 @@ def test_sixteen_candidates_take_the_room_of_one(gpu, bench, monkeypatch):
     monkeypatch.setattr(modules, "SHARE", 0.0)
     one, many = peak(gpu, bench, 2), peak(gpu, bench, 16)
     trainer = bench.trainer(NAME)
-    own = trainer._student(bench.candidates(1)[0])
+    own = student_of(trainer, bench.candidates(1)[0])
     state = own.wanted + sum(weight.nbytes for weight in own.working)
     assert one > state, "one candidate with its state, and what its passes take"
     assert many < one + 0.1 * state

@@ -177,7 +177,7 @@ def test_rankings_of_experts_need_experts_that_may_go(built, tiny_llama, make_ru
     _, _, reader = built
     units = UnitsSettings(experts="width", mlp_multiple=8)
     narrow = SearchSpace(DenseReader(reader.checkpoint, units).modules)
-    with pytest.raises(BudgetError, match="no equal number of whole experts has at most"):
+    with pytest.raises(BudgetError, match="the same number of whole experts in every block, and none fits into"):
         equal_experts(Problem(narrow, parameter_costs(narrow), Budget(0, narrow.params(narrow.dense) // 2)))
     run = make_run(tiny_llama, tmp_path / "out")
     with pytest.raises(FamilyError, match="this model has no mixture of experts"):

@@ -194,7 +194,8 @@ class Checkpoint:
     @cached_property
     def exact(self) -> tuple[str, ...]:
         """Parts of the names of tensors that stay in float32, whatever the type of the others."""
-        return tuple(map(re.escape, self._of_class("_keep_in_fp32_modules_strict")))
+        listed = self._of_class("_keep_in_fp32_modules_strict")
+        return tuple(map(re.escape, (*listed, *self.family.exact)))
 
     def _of_class(self, attribute: str) -> tuple[str, ...]:
         """A list of names of the model's class in transformers; empty if it has none."""

@@ -330,6 +330,8 @@ class Family(Closed):
 
     stored: Stored = Stored()
     """Differing names in checkpoints."""
+    exact: tuple[str, ...] = ()
+    """Parts of names of weights that the class makes in float32 and doesn't list."""
     unsupported: dict[str, str] = {}
     """Configuration fields that must not be set, each with the reason as a clause."""
     switch: str | None = None
