@@ -91,19 +91,6 @@ def test_windows_cover_the_text_once(fitness):
     assert found.windows(10**6) == [(0, 7)]
 
 
-def test_windows_are_parts_of_the_window_text(fitness):
-    """The fitness text ends within a forward pass."""
-    whole, small = fitness
-    found = Fitness(whole.placed, whole.tokens[:3], batch_tokens=64, window_text=whole.tokens[3:])
-    assert found.sequences(10**6) == 3
-    assert found.windows(64) == [(3, 5), (5, 7)]
-    for window in found.windows(64):
-        assert found.kl_on([small], window) == pytest.approx(whole.kl_on([small], window), rel=1e-9)
-        torch.testing.assert_close(found.dense_stream(window), whole.dense_stream(window))
-        found.set_base(small)
-    assert found.kl(small, 10**6) == pytest.approx(whole.kl(small, 96), rel=1e-9)
-
-
 def test_losses_of_windows_are_those_of_their_sequences(fitness):
     found, small = fitness
     last = found.kl_on([small], (4, 7))[0]

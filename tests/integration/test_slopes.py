@@ -48,7 +48,7 @@ def bank_of(make_run, model, folder, *settings):
 
 def gradients_of(placed, tokens, *, batch_tokens=64, **more):
     """Gradients with the dense model's streams."""
-    dense = Fitness(placed, tokens, batch_tokens=batch_tokens).dense_stream
+    dense = Fitness(placed, tokens, batch_tokens=batch_tokens).dense
     return Gradients(placed, tokens, dense, batch_tokens=batch_tokens, **more)
 
 
@@ -154,8 +154,8 @@ def test_a_gradient_that_is_not_finite_is_refused(llama, monkeypatch):
 def test_a_search_keeps_what_the_slopes_said_of_its_candidates(tiny_llama, make_run, tmp_path):
     settings = ("search.generations=1", "search.stages=[{tokens: 64, survivors: 1}]")
     run_stages(make_run(tiny_llama, tmp_path / "run", *settings), "search")
-    placed, texts = placed_in(make_run(tiny_llama, tmp_path / "run", *settings), torch.float64)
-    gradients = gradients_of(placed, texts["calibration"].tokens[:2])
+    placed, tokens = bank_of(make_run, tiny_llama, tmp_path / "run", *settings)
+    gradients = gradients_of(placed, tokens[:2])
     observations = state_of(tmp_path / "run")["observations"]
     assert observations
     for parent, child, _, slope in observations:

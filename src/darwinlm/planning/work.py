@@ -102,7 +102,7 @@ def _recordings(shape: ModuleShape) -> float:
 
 
 def search(need: StageNeed) -> None:
-    """Candidates on text, the dense model's side, gradients, candidates' training."""
+    """Candidates on fitness text, the dense model's side, gradients at new best allocations, candidates' training."""
     sizes, settings = need.sizes, need.sizes.recipe.search
     guided, kept, times = settings.method == "gradient", sizes.kept, settings.generations
     kl = NORMALISER_BYTES if sizes.linear_head else KL_BYTES
@@ -120,22 +120,19 @@ def search(need: StageNeed) -> None:
     first = count = float(min(len(evolution.STRENGTHS), settings.offspring) if guided else settings.offspring)
     before = 0
     for stage in settings.stages:
-        # Losses of earlier rounds are stored by sequence, so only new text is run, unless candidates are trained. With
-        # gradients the first round has a window of other text.
-        new = sizes.whole(stage.tokens) - (0 if stage.training_tokens or guided else before)
+        # Losses of earlier rounds are stored by sequence, so only new text is run, unless candidates are trained.
+        new = sizes.whole(stage.tokens) - (0 if stage.training_tokens else before)
         # Solved children move most modules, so they share few blocks with their parent.
         run = 1 if guided else REUSED
         need.run(new, kept, times=times * count, blocks=run, heads=1, logit_bytes=kl)
         need.tokens += times * count * new
         count, before = min(stage.survivors, CONFIRMED) if guided else stage.survivors, sizes.whole(stage.tokens)
     if guided:
-        # The slopes; the dense model and the parent on the children's window.
-        need.run(window, kept, times=times, blocks=3, heads=3)
-        need.run(window, times=times, heads=1, logit_bytes=kl)
-        need.run(window, kept, times=times, heads=1, logit_bytes=kl)
-        need.tokens += 3 * times * window
+        tokens = min(window, fitness)
+        need.run(tokens, kept, times=times, blocks=3, heads=3)
+        need.tokens += times * tokens
         # The product of a module's gradients and inputs, and one triangular solve for all of its widths.
-        solves = sum(2.0 * window * shape.width + shape.width**2 for shape in sizes.shapes)
+        solves = sum(2.0 * tokens * shape.width + shape.width**2 for shape in sizes.shapes)
         need.products["float32"] += times * solves * sizes.width
     else:
         need.run(before, kept, times=times * IMPROVED)

@@ -48,7 +48,7 @@ class SearchSettings(Section):
         SearchStage(tokens=8192, survivors=1),
     )
     """Rounds of selection as in the paper: `tokens` of fitness text, `survivors`, and `training_tokens` before the
-    evaluation. The largest `tokens` is the amount of fitness text; `gradient` uses calibration text in the
+    evaluation. The largest `tokens` is the amount of fitness text, of which `gradient` uses a different part in the
     first round of each generation."""
     training: TrainingSettings = TrainingSettings()
     """Training of candidates, if a stage asks for it."""

@@ -58,8 +58,8 @@ def search(
 ) -> dict[str, Any]:
     """Find the allocation, or resume an interrupted search.
 
-    `texts` are fitness and calibration text, [n, t], and training text if candidates are trained. The search starts
-    from `neighbour`, a result at another budget with the same database, if it is better. `folder` holds the state.
+    `texts` are fitness text, [n, t], and training text if candidates are trained. The search starts from `neighbour`, a
+    result at another budget with the same database, if it is better. `folder` holds the state.
     Returns the best allocation, the best uniform one at the same budget, and figures for the report.
 
     Raises:
@@ -70,12 +70,7 @@ def search(
     clock = Clock(math.inf if settings.minutes is None else 60 * settings.minutes)
     placed = PlacedModules(model, database, problem.space)
     sequences = -(-settings.fitness_needed // texts["fitness"].shape[1])
-    fitness = Fitness(
-        placed,
-        texts["fitness"][:sequences],
-        batch_tokens=batch_tokens,
-        window_text=texts["calibration"] if settings.method == "gradient" else None,
-    )
+    fitness = Fitness(placed, texts["fitness"][:sequences], batch_tokens=batch_tokens)
     estimates = estimated_losses(problem.space, database)
     losses = local_errors(problem.space, database) if estimates is None else estimates
     guide = None
@@ -84,15 +79,14 @@ def search(
             reporter.say(
                 "search: the database has no estimated losses (database.saliency=output), so local errors are used"
             )
-        gradients = Gradients(placed, fitness.tokens, fitness.dense_stream, batch_tokens=batch_tokens, clock=clock)
+        gradients = Gradients(placed, fitness.tokens, fitness.dense, batch_tokens=batch_tokens, clock=clock)
         guide = Guide(Curvature(losses, removed_together(problem.space, database)), gradients.around)
     trainer = None
     if settings.training_needed:
         trainer = CandidateTrainer(placed, fitness, texts["training"], settings.training, folder)
         trainer.reserve(max(map(problem.space.params, uniform_allocations(problem))))
     elif model.device.type != "cpu":
-        streams = settings.fitness_needed + settings.stages[0].tokens + batch_tokens
-        placed.reserve(_held(problem, model, streams, batch_tokens))
+        placed.reserve(_held(problem, model, fitness.tokens.numel() + batch_tokens, batch_tokens))
 
     def tell(state: SearchState) -> None:
         reporter.step(

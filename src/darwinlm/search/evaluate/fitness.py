@@ -37,21 +37,19 @@ Window = tuple[int, int]
 class Fitness:
     """KL(dense ‖ candidate) in nats per token.
 
-    The fitness text is [n, t]. Windows are parts of `window_text`, [w, t], or of the fitness text if there is none.
+    The fitness text is [n, t].
 
     Attributes:
-        tokens: Fitness text and window text, [n + w, t].
+        dense: The dense model's stream after the last block, [n, t, m].
         evaluations: Number of evaluations of a candidate.
         clock: Time limit that stops an evaluation; None until there is a first result.
     """
 
-    def __init__(
-        self, placed: PlacedModules, tokens: Tensor, *, batch_tokens: int, window_text: Tensor | None = None
-    ) -> None:
+    def __init__(self, placed: PlacedModules, tokens: Tensor, *, batch_tokens: int) -> None:
         self.placed = placed
         self.decoder = placed.decoder
         on_cpu = self.decoder.device.type == "cpu"
-        self.tokens = tokens if window_text is None else torch.cat([tokens, window_text])
+        self.tokens = tokens
         self.n_sequences, self.sequence_length = tokens.shape
         self.evaluations = 0
         self.clock: Clock | None = None
@@ -59,49 +57,31 @@ class Fitness:
             1, (min(batch_tokens, CPU_TOKENS) if on_cpu else batch_tokens) // self.sequence_length
         )
         self._known: dict[Allocation, dict[int, float]] = {}
-        self._head = LinearHead.of(self.decoder)
-        self._dense: dict[int, tuple[Tensor, ExpectedRows | Distributions]] = {}
+        self._dense: list[ExpectedRows | Distributions] = []
+        self.dense: Tensor
         self._base: Allocation | None = None
         self._inputs: dict[Piece, list[Tensor]] = {}
-        self._run_dense((0, self.n_sequences))
+        self._prepare_dense()
 
     @torch.no_grad()
-    def _run_dense(self, window: Window) -> None:
-        """Run the dense model where it hasn't been run."""
-        size = self._batch_sequences
-        missing = [number for number in range(window[0] // size, -(-window[1] // size)) if number not in self._dense]
-        if missing:
-            self.placed.apply(self.placed.space.dense)
-        for number in missing:
-            piece = (number * size, min((number + 1) * size, len(self.tokens)))
-            stream = self._last(piece, [self.decoder.embed(self.tokens[slice(*piece)])])
+    def _prepare_dense(self) -> None:
+        self.placed.apply(self.placed.space.dense)
+        head = LinearHead.of(self.decoder)
+        streams = [self._last(piece, self._embedded(piece)) for piece in self._pieces(0, self.n_sequences)]
+        for stream in streams:
             hidden = stream.flatten(0, 1)
-            side = (
-                Distributions(self.decoder, hidden)
-                if self._head is None
-                else ExpectedRows(self.decoder, self._head, hidden)
-            )
-            self._dense[number] = stream, side
-
-    def dense_stream(self, piece: Piece) -> Tensor:
-        """The dense model's stream after the last block on a part of a window, [n, t, m]."""
-        self._run_dense(piece)
-        size = self._batch_sequences
-        first = piece[0] // size
-        streams = [self._dense[number][0] for number in range(first, -(-piece[1] // size))]
-        return torch.cat(streams)[piece[0] - first * size :][: piece[1] - piece[0]]
+            if head is None:
+                self._dense.append(Distributions(self.decoder, hidden))
+            else:
+                self._dense.append(ExpectedRows(self.decoder, head, hidden))
+        self.dense = torch.cat(streams)
 
     def set_base(self, allocation: Allocation | None) -> None:
-        """Keep the block inputs of this allocation, so that candidates near it are cheap; None keeps nothing.
-
-        What is known of the window text is dropped.
-        """
-        last = (self.n_sequences - 1) // self._batch_sequences
-        self._dense = {number: side for number, side in self._dense.items() if number <= last}
-        # The input of the first block is the same for all.
-        depth = None if allocation == self._base else 1
-        self._inputs = {piece: inputs[:depth] for piece, inputs in self._inputs.items() if piece[0] < self.n_sequences}
-        self._base = allocation
+        """Keep the block inputs of this allocation, so that candidates near it are cheap; None keeps nothing."""
+        if allocation != self._base:
+            self._base = allocation
+            # The input of the first block is the same for all.
+            self._inputs = {piece: inputs[:1] for piece, inputs in self._inputs.items()}
 
     def _pieces(self, begin: int, end: int) -> Iterator[Piece]:
         """Parts of a range for one forward pass each, with fixed borders."""
@@ -116,11 +96,9 @@ class Fitness:
 
     def windows(self, n_tokens: int) -> list[Window]:
         """Windows of whole sequences with `n_tokens` tokens; the last one may be longer."""
-        end = len(self.tokens)
-        begin = self.n_sequences if end > self.n_sequences else 0
-        length = min(-(-n_tokens // self.sequence_length), end - begin)
-        starts = range(begin, end - length + 1, length)
-        return [(start, end if start == starts[-1] else start + length) for start in starts]
+        length = self.sequences(n_tokens)
+        starts = range(0, max(self.n_sequences - length, 0) + 1, length)
+        return [(start, self.n_sequences if start == starts[-1] else start + length) for start in starts]
 
     def kl(self, allocation: Allocation, n_tokens: int) -> float:
         """Mean KL over the first `n_tokens` fitness tokens, rounded up to whole sequences.
@@ -147,8 +125,6 @@ class Fitness:
         missing = [each for each in dict.fromkeys(allocations) if not self._known.get(each, {}).keys() >= {*wanted}]
         with parallel.agree():
             share = parallel.mine(missing)
-            if share:
-                self._run_dense(window)
             self._run_base(share, window)
             measured = {each: self._evaluate(each, window) for each in share}
         for part in parallel.gather(measured):
@@ -234,8 +210,7 @@ class Fitness:
     def _run(self, piece: Piece, inputs: Sequence[Tensor]) -> list[float]:
         """Losses of the sequences of a piece, from the last of the given block inputs on."""
         start = piece[0] % self._batch_sequences * self.sequence_length
-        _, dense = self._dense[piece[0] // self._batch_sequences]
-        divergence = dense.kl(self._last(piece, inputs).flatten(0, 1), start)
+        divergence = self._dense[piece[0] // self._batch_sequences].kl(self._last(piece, inputs).flatten(0, 1), start)
         losses = divergence.view(-1, self.sequence_length).sum(1, dtype=torch.float64).tolist()
         return [loss if math.isfinite(loss) else math.inf for loss in losses]
 

@@ -1,11 +1,10 @@
 """The evolutionary search: derive children from the parent, select in rounds, keep the best (DarwinLM §3.2).
 
 One loop serves two methods. With the paper's rules, all children come from its level switch. The other method uses
-gradients and isn't in the paper. A generation takes the gradient of the loss on one window of text, solves for a few
-children that move all modules at once, measures them on the next window, and the best of them on the fitness text.
-Windows are parts of the calibration text, since slopes of the fitness text would fit it too closely (notebook, "Windows
-from the calibration text"). The slopes are averaged over windows. After three generations without improvement, steps
-become shorter: the curvature is weighted more, and the level switch also proposes children.
+gradients and isn't in the paper. A generation takes the gradient of the loss on one window of the fitness text, solves
+for a few children that move all modules at once, and measures them on the next window. Windows alternate, and the
+slopes are averaged over them, so the whole text contributes. After three generations without improvement, steps become
+shorter: the curvature is weighted more, and the level switch also proposes children.
 
 The state is saved after every generation, and a killed run resumes there. A time limit ends the search with the best
 allocation so far. Random numbers are drawn per generation, so a resumed run creates the same candidates as an

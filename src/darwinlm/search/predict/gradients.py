@@ -20,7 +20,7 @@ Here it applies to whole levels, with the weights of each level.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -46,18 +46,12 @@ Slopes = list[list[float]]
 class Gradients:
     """First-order losses of all levels around an allocation, with a cache of the last result.
 
-    The text is [n, t]; `dense` gives the dense model's stream after the last block on a window, [n, t, m]. The clock's
-    time limit stops a computation.
+    The text is [n, t], `dense` [n, t, m] the dense model's stream after the last block. The clock's time limit stops a
+    computation.
     """
 
     def __init__(
-        self,
-        placed: PlacedModules,
-        tokens: Tensor,
-        dense: Callable[[Window], Tensor],
-        *,
-        batch_tokens: int,
-        clock: Clock | None = None,
+        self, placed: PlacedModules, tokens: Tensor, dense: Tensor, *, batch_tokens: int, clock: Clock | None = None
     ) -> None:
         self.clock = clock or Clock()
         self.placed = placed
@@ -86,12 +80,12 @@ class Gradients:
                 for at in range(window[0], window[1], self._batch_sequences)
             ]
             with parallel.agree():
-                dense = {piece: self.dense(piece) for piece in parallel.mine(pieces)}
+                mine = parallel.mine(pieces)
                 self.placed.apply(allocation)
                 by_piece: dict[Window, Tensor] = {}
-                for piece, stream in dense.items():
+                for piece in mine:
                     self.clock.check()
-                    by_piece[piece] = self._of_piece(piece, stream)
+                    by_piece[piece] = self._of_piece(piece)
             sums = {piece: part for share in parallel.gather(by_piece) for piece, part in share.items()}
             total = sum((sums[piece] for piece in pieces), torch.zeros(()))
             if not bool(torch.isfinite(total).all()):
@@ -113,11 +107,11 @@ class Gradients:
             inputs.append(self.decoder.run_block(block, inputs[-1], arguments[block]))
         return inputs, arguments
 
-    def _of_piece(self, piece: Window, dense: Tensor) -> Tensor:
+    def _of_piece(self, piece: Window) -> Tensor:
         """Concatenated slopes of all levels of all modules, summed over the tokens of a piece, float64."""
         tokens = self.tokens[slice(*piece)]
         inputs, arguments = self._inputs(tokens)
-        gradient = self._behind_last_block(inputs.pop(), dense)
+        gradient = self._behind_last_block(inputs.pop(), self.dense[slice(*piece)])
         slopes = [torch.zeros(len(module.levels), dtype=torch.float64) for module in self.placed.space.modules]
         for block in reversed(range(len(self.decoder.blocks))):
             gradient, found = self._back_through(block, inputs.pop(), gradient, arguments[block])
