@@ -132,10 +132,11 @@ def search(need: StageNeed) -> None:
     # Where candidates are trained, no parent's block inputs are kept, and caches leave the room to training.
     inputs, cache = (1, CACHES_IN_TRAINING) if training else (sizes.depth, CACHES)
     own = 0.0 if training else sizes.kept * sizes.blocks * sizes.size
-    rows = fitness * (4.0 * (sizes.width + 4 if sizes.linear_head else sizes.vocabulary) + sizes.width * sizes.size)
+    rows = 4.0 * fitness * (sizes.width + 4 if sizes.linear_head else sizes.vocabulary)
     need.held = {
         "dense model": float(sizes.params * sizes.size),
         "dense model's distributions": rows,
+        "dense model's streams": float(fitness * sizes.width * sizes.size),
         "block inputs of the parent": float(fitness * sizes.width * inputs * sizes.size),
         "current and cached modules": max(min(2.0 * cache, 4.0 * sizes.blocks * sizes.size), own),
         "cached factors": min(float(cache), sum(8.0 * shape.width**2 for shape in sizes.shapes)),
