@@ -35,7 +35,8 @@ class QuietLM(HFLM):  # type: ignore[misc]
         """Log-likelihood of each answer, and whether it is the greedy choice, in the order of the requests.
 
         Raises:
-            Exception: The error of the first process that raised one, in all of them.
+            Exception: The error of this process, of any type, since it comes from the harness.
+            RuntimeError: An error of another process, with its type and text.
         """
         contexts = list(dict.fromkeys(tuple(context) for _, context, _ in requests))
         here = set(parallel.mine(contexts))
@@ -45,7 +46,7 @@ class QuietLM(HFLM):  # type: ignore[misc]
         reason = ""
         try:
             found.update(zip(mine, self._answers([requests[index] for index in mine], override_bs), strict=True))
-        except Exception as error:  # noqa: BLE001 - whatever it is, the others must not wait for these answers
+        except Exception as error:  # noqa: BLE001 - raised below, once the others know of it
             failure, reason = error, f"{type(error).__name__}: {first_line(error)}"
         parts = parallel.gather((found, reason))
         if failure is not None:
