@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from darwinlm.calibration.expert_order import ExpertOrder, Total, expert_order
 from darwinlm.calibration.moments import ExpertMoments
-from darwinlm.families.family import Experts, Mlp
+from darwinlm.families.parts import Experts, Mlp
 
 Divisor = Callable[[Tensor], Tensor | None]
 """What a norm divides each token's output [..., r] by, [..., 1] float32; None without a norm."""

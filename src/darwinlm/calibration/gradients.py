@@ -24,7 +24,7 @@ from darwinlm.calibration.hidden import HiddenMemory, HiddenStates
 from darwinlm.calibration.moments import SecondMoment
 from darwinlm.calibration.stream import BlockStream, norm_divisor, norm_gain, output_projection
 from darwinlm.errors import NumericsError
-from darwinlm.families.family import ModuleKind
+from darwinlm.families.parts import ModuleKind
 
 HEAD_TOKENS = 128
 """Tokens whose logits are in memory at once."""

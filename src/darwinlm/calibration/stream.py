@@ -26,7 +26,8 @@ from darwinlm.errors import NumericsError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.decoder import Decoder
 from darwinlm.families.expert_tensors import by_rows
-from darwinlm.families.family import Family, ModuleKind
+from darwinlm.families.family import Family
+from darwinlm.families.parts import ModuleKind
 from darwinlm.families.shapes import output_name
 
 Saliency = Callable[[int], Mapping[ModuleKind, Tensor]]

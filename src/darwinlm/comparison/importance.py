@@ -17,7 +17,7 @@ from darwinlm.calibration.stream import BlockStream, output_projection
 from darwinlm.comparison.ranked import Place, UnitScores
 from darwinlm.errors import FamilyError
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.family import RowUnit
+from darwinlm.families.parts import RowUnit
 from darwinlm.families.shapes import ModuleShape, module_shapes, row_counts, row_segments
 
 Progress = Callable[[int, int], None]

@@ -14,7 +14,7 @@ from darwinlm.database.levels import Level
 from darwinlm.database.store import DatabaseReader
 from darwinlm.errors import FamilyError
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.family import ModuleKind
+from darwinlm.families.parts import ModuleKind
 from darwinlm.families.shapes import ModuleShape
 from darwinlm.recipe import UnitsSettings
 

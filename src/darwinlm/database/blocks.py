@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from darwinlm.calibration.expert_order import ExpertOrder
-from darwinlm.families.family import ModuleKind
+from darwinlm.families.parts import ModuleKind
 
 
 def block_file(block: int) -> str:

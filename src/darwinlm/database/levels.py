@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from darwinlm.errors import RecipeError
-from darwinlm.families.family import Family, ModuleKind
+from darwinlm.families.family import Family
+from darwinlm.families.parts import ModuleKind
 from darwinlm.families.shapes import ModuleShape, module_parameters
 from darwinlm.recipe import UnitsSettings
 

@@ -26,7 +26,7 @@ from darwinlm.database.kept import Kept, kept_groups
 from darwinlm.database.levels import Level, ModuleLevels, module_levels, variants
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.expert_tensors import by_rows
-from darwinlm.families.family import ModuleKind
+from darwinlm.families.parts import ModuleKind
 from darwinlm.families.shapes import ModuleShape, module_shapes
 from darwinlm.memory import Bounded, room_on
 from darwinlm.recipe import UnitsSettings

@@ -22,7 +22,7 @@ from darwinlm.export.sizes import (
 )
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.expert_tensors import shape_by_rows
-from darwinlm.families.family import Attention, Mixer, Mlp, Tail
+from darwinlm.families.parts import Attention, Mixer, Mlp, Tail
 from darwinlm.families.shapes import head_dim, output_name
 from darwinlm.surgery.shrink import split_block
 from darwinlm.surgery.stitch import fill

@@ -19,7 +19,7 @@ from transformers import AutoConfig
 from darwinlm.errors import ExportError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.expert_tensors import as_stored, by_rows, row_axis, shape_by_rows
-from darwinlm.families.family import Attention, Mlp, Part, RowUnit
+from darwinlm.families.parts import Attention, Mlp, Part, RowUnit
 from darwinlm.families.shapes import gated_rows, head_dim, module_shapes, output_name, row_segments
 
 Tensors = dict[str, Tensor]

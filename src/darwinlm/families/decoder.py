@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from darwinlm.families.family import Family, Mlp, ModuleKind, Part
+from darwinlm.families.family import Family
+from darwinlm.families.parts import Mlp, ModuleKind, Part
 
 LARGE = 1e4
 """Size of artificial logits, far above any soft cap."""

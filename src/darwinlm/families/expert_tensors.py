@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from darwinlm.families.family import Experts, SubLayer
+from darwinlm.families.parts import Experts, SubLayer
 
 MATRIX = 3
 """Dimensions of the weights of experts; biases have one less."""

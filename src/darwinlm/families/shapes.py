@@ -13,7 +13,8 @@ from torch import Tensor
 from darwinlm.errors import CheckpointError, FamilyError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.expert_tensors import shape_by_rows
-from darwinlm.families.family import Family, Mixer, Mlp, ModuleKind, Part, RowUnit, Tail
+from darwinlm.families.family import Family
+from darwinlm.families.parts import Mixer, Mlp, ModuleKind, Part, RowUnit, Tail
 
 Shapes = Mapping[str, tuple[int, ...]]
 

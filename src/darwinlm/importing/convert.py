@@ -17,8 +17,8 @@ from darwinlm.export.reshape import Reshaper
 from darwinlm.export.sizes import Tensors, split_rows
 from darwinlm.export.source import check_target
 from darwinlm.families.checkpoint import Checkpoint, is_buffer
-from darwinlm.families.family import Attention, Mlp, RowUnit
 from darwinlm.families.loading import listed
+from darwinlm.families.parts import Attention, Mlp, RowUnit
 from darwinlm.families.shapes import head_dim
 from darwinlm.importing.foreign import Foreign, open_foreign
 from darwinlm.importing.zeros import Sizes, useful_channels, useful_heads

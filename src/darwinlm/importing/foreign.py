@@ -20,7 +20,8 @@ from darwinlm.export.sizes import BlockSizes
 from darwinlm.families.bounds import BLOCKS, check_quantised
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.config import read_config
-from darwinlm.families.family import PREFIX, Attention, Family, Mlp, families
+from darwinlm.families.family import PREFIX, Family, families
+from darwinlm.families.parts import Attention, Mlp
 
 SIZES = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "num_hidden_layers")
 QUERY_GROUPS = ("first", "spread")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from darwinlm.export.sizes import split_rows
-from darwinlm.families.family import Attention, Mlp, RowUnit
+from darwinlm.families.parts import Attention, Mlp, RowUnit
 
 Tensors = Mapping[str, Tensor]
 Sizes = Mapping[RowUnit, int]

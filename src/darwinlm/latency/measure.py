@@ -10,7 +10,7 @@ from typing import Any
 
 from darwinlm.artifact import damaged, read_json, write_json
 from darwinlm.database.levels import ModuleLevels
-from darwinlm.families.family import KINDS, ModuleKind
+from darwinlm.families.parts import KINDS, ModuleKind
 from darwinlm.latency.table import ABSENT, LatencyTable, Size, lines_of, measured_lines, refine, size_of
 from darwinlm.latency.timing import Choice, ModelTimer
 from darwinlm.search.problem.cost import CostModel, time_costs

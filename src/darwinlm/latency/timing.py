@@ -18,7 +18,7 @@ from darwinlm.compute import now
 from darwinlm.database.kept import kept_groups
 from darwinlm.database.levels import Level
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.family import ModuleKind
+from darwinlm.families.parts import ModuleKind
 from darwinlm.families.shapes import ModuleShape
 from darwinlm.latency.graphs import GraphedDecoding, cache_name
 from darwinlm.recipe import BudgetSettings

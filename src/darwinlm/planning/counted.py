@@ -23,7 +23,8 @@ from torch.utils import flop_counter
 from darwinlm.errors import FamilyError, first_line
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.decoder import Absent, Decoder, absent
-from darwinlm.families.family import Family, Part
+from darwinlm.families.family import Family
+from darwinlm.families.parts import Part
 
 UNKNOWN = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (

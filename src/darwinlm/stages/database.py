@@ -19,7 +19,7 @@ from darwinlm.database.elimination import why_not_recorded
 from darwinlm.database.finished import TEXT, calibration_documents, check_fits, find_database
 from darwinlm.database.store import DatabaseReader
 from darwinlm.errors import DataError
-from darwinlm.families.family import KINDS
+from darwinlm.families.parts import KINDS
 from darwinlm.malloc import kept_memory
 from darwinlm.run import Run
 from darwinlm.stages.text import Texts

@@ -7,7 +7,7 @@ import platform
 import torch
 
 from darwinlm.artifact import write_json
-from darwinlm.families.family import ModuleKind
+from darwinlm.families.parts import ModuleKind
 from darwinlm.families.shapes import ModuleShape
 from darwinlm.latency.measure import measure_table, read_table, table_costs
 from darwinlm.latency.timing import ModelTimer

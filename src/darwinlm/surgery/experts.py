@@ -24,7 +24,7 @@ from torch import Tensor
 from darwinlm import parallel
 from darwinlm.calibration.experts import Routing, expert_inputs, expert_module, watch_outputs
 from darwinlm.calibration.stream import norm_divisor
-from darwinlm.families.family import Experts
+from darwinlm.families.parts import Experts
 from darwinlm.surgery.projection_fit import Fit, Moments, fit_output
 from darwinlm.surgery.sublayers import BlockWalk
 

@@ -29,7 +29,7 @@ from darwinlm import parallel
 from darwinlm.calibration.experts import expert_module
 from darwinlm.calibration.moments import CrossMoment, SecondMoment
 from darwinlm.calibration.stream import norm_divisor, norm_gain, output_projection
-from darwinlm.families.family import ModuleKind
+from darwinlm.families.parts import ModuleKind
 from darwinlm.surgery.ridge import ridge_solution, squared_error
 from darwinlm.surgery.sublayers import BlockWalk
 

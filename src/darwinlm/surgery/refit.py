@@ -19,7 +19,7 @@ from darwinlm.artifact import StageFolder, read_json, read_tensors, write_json, 
 from darwinlm.calibration.stream import BlockStream
 from darwinlm.errors import ArtifactError
 from darwinlm.families.expert_tensors import as_stored, by_rows
-from darwinlm.families.family import ModuleKind
+from darwinlm.families.parts import ModuleKind
 from darwinlm.families.shapes import output_name
 from darwinlm.figures import FitChoice
 from darwinlm.surgery.experts import fit_experts, mixture_of

@@ -14,8 +14,9 @@ from darwinlm.database.kept import Kept
 from darwinlm.database.levels import Level
 from darwinlm.families.decoder import part_of
 from darwinlm.families.expert_tensors import as_stored, by_rows
-from darwinlm.families.family import Family, Mlp, ModuleKind, Part, RowUnit
+from darwinlm.families.family import Family
 from darwinlm.families.modeling_darwinlm import keep_shared_width, share_kv_heads
+from darwinlm.families.parts import Mlp, ModuleKind, Part, RowUnit
 from darwinlm.families.shapes import ModuleShape, gated_rows, row_counts, row_segments, shared_width
 
 ATTENTION_HEADS = "num_attention_heads"

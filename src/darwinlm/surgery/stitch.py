@@ -17,7 +17,8 @@ from darwinlm.database.kept import kept_groups
 from darwinlm.database.levels import Level, ModuleLevels
 from darwinlm.database.store import DatabaseReader
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.family import KINDS, PREFIX, Experts, ModuleKind
+from darwinlm.families.family import PREFIX
+from darwinlm.families.parts import KINDS, Experts, ModuleKind
 from darwinlm.families.pruned import pruned_classes, pruned_config
 from darwinlm.families.shapes import head_dim, module_shapes
 from darwinlm.surgery.shrink import KV_HEADS, QUERY_GROUPS, SHARED_WIDTH, layer_overrides, shrink_tensors, split_block

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from darwinlm.calibration.stream import BlockStream, output_projection
 from darwinlm.errors import NumericsError
 from darwinlm.families.decoder import absent
-from darwinlm.families.family import ModuleKind, SubLayer
+from darwinlm.families.parts import ModuleKind, SubLayer
 from darwinlm.memory import free_bytes
 
 SHARE = 0.2

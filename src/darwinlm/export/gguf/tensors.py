@@ -18,7 +18,7 @@ from darwinlm.export.gguf.rope import rope_tensors
 from darwinlm.export.reshape import Reshaper
 from darwinlm.export.sizes import BlockSizes, Tensors, split_rows
 from darwinlm.families.expert_tensors import by_rows, row_axis
-from darwinlm.families.family import Attention, Mlp, RowUnit
+from darwinlm.families.parts import Attention, Mlp, RowUnit
 from darwinlm.families.shapes import row_segments
 
 NORMS = {

@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Literal
 
 from darwinlm.database.levels import Level
-from darwinlm.families.family import ModuleKind
+from darwinlm.families.parts import ModuleKind
 from darwinlm.search.problem.space import SearchSpace
 
 Unit = Literal["block parameters", "parameters", "bytes", "nanoseconds"]
