@@ -97,7 +97,7 @@ def run_recipe(recipe: Any, out: Path, until: str) -> Any:
             text = wording.collapsed(summary.models[key].continuations[0])
             console.print(f"  {wording.model_name(key, summary)}: {text!r}")
     if summary.time is not None:
-        console.print(f"\n{wording.time_limit(summary)}")
+        console.print(f"\n{wording.time_limit(summary.time)}")
     budget = summary.budget
     assert budget is not None
     quoted = shlex.quote(str(out))

@@ -59,7 +59,6 @@ def _summary_of(run: Path) -> Path:
 
 def _show(console: Console, run: Path, summary: Summary) -> None:
     from darwinlm.report import wording
-    from darwinlm.report.next_steps import next_steps
     from darwinlm.report.table import comparison_table
 
     console.print(Text(wording.title(summary), style="bold"))
@@ -79,7 +78,7 @@ def _show(console: Console, run: Path, summary: Summary) -> None:
             )
     console.print()
     beside = run if run.name else Path("..") / run.resolve().name  # the current folder "." has no name
-    for wish, do in next_steps(summary, str(run), str(beside), summary.model):
+    for wish, do in wording.next_steps(summary, str(run), str(beside), summary.model):
         console.print(f"{wish}:", style="dim")
         console.print(f"  {do}", soft_wrap=True)
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from markupsafe import Markup
-
 from darwinlm.database.store import DatabaseReader
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.report import wording
@@ -46,30 +44,21 @@ def sizes_page(
     most = max(size.kl for size in sizes) or 1.0
     return render(
         "sizes.html.j2",
-        {
-            "title": f"How small can {name} be?",
-            "lead": f"{whole} parameters in {checkpoint.n_blocks} blocks.",
-            "start": start,
-            "rows": [
-                {"text": each["text"], "bar": f"{100 * size.kl / most:.2f}"}
-                for each, size in zip(data, sizes, strict=True)
-            ],
-            "tiles": [
-                ("block parameters kept", "kept", f"of {wording.count(dense)}"),
-                ("predicted KL", "kl", "nats per token, one shot, similar text"),
-                ("parameters", "params", f"of {whole}"),
-                ("weights", "bytes", f"in {str(dtype).removeprefix('torch.')}"),
-            ],
-            "picture": [(label, Markup(svg)) for label, svg in block_rows(kept[start])],  # noqa: S704
-            "columns": ("block", "KV groups", "query heads", "MLP width"),
-            "kept": [(block.block, kept_cells(block)) for block in kept[start]],
-            "calibration": calibration,
-            "factor": FACTOR,
-            "power": POWER,
-            "data": {"words": list(words), "sizes": data},
-        },
         "copy.js",
         "sizes.js",
+        title=f"How small can {name} be?",
+        n_blocks=checkpoint.n_blocks,
+        whole=whole,
+        dense=wording.count(dense),
+        dtype=str(dtype).removeprefix("torch."),
+        start=start,
+        rows=[(each["text"], 100 * size.kl / most) for each, size in zip(data, sizes, strict=True)],
+        strips=block_rows(kept[start]),
+        block_rows=[(block.block, kept_cells(block)) for block in kept[start]],
+        calibration=calibration,
+        factor=FACTOR,
+        power=POWER,
+        data={"words": list(words), "sizes": data},
     )
 
 
