@@ -19,7 +19,7 @@ from darwinlm.families.gguf_header import read_header
 from darwinlm.families.resolve import from_hub
 from darwinlm.families.shapes import module_shapes
 from darwinlm.planning.counted import Passes, count_passes
-from darwinlm.recipe import Recipe, merge
+from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.search.problem.budget import Budget, resolve_budget
 from darwinlm.search.problem.cost import CostModel
 from darwinlm.search.problem.problem import counted_costs, space_of
@@ -77,7 +77,7 @@ class Sizes:
     def with_settings(self, assignments: Sequence[str], processes: int | None = None) -> Sizes:
         """The same model with other settings, except units and budget."""
         other = copy.copy(self)
-        other.recipe, other.processes = merge(self.recipe, assignments, {}), processes or self.processes
+        other.recipe, other.processes = load_recipe(self.recipe, assignments, {}), processes or self.processes
         return other
 
     @cached_property

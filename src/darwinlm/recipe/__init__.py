@@ -2,7 +2,7 @@
 
 from darwinlm.recipe.base import Section
 from darwinlm.recipe.budget import BUDGETS, BudgetKind, BudgetSettings
-from darwinlm.recipe.load import describe_fields, load_recipe, load_recipes, merge, options, parse_recipe
+from darwinlm.recipe.load import describe_fields, load_recipe, load_recipes, options, parse_recipe
 from darwinlm.recipe.quantities import parse_share
 from darwinlm.recipe.recovery import RecoverySettings
 from darwinlm.recipe.search import SearchSettings, SearchStage, TrainingSettings
@@ -39,7 +39,6 @@ __all__ = [
     "find_recipe",
     "load_recipe",
     "load_recipes",
-    "merge",
     "options",
     "parse_recipe",
     "parse_share",
