@@ -24,7 +24,7 @@ from darwinlm.comparison.allocations import (
 )
 from darwinlm.comparison.hard_concrete import HardConcrete
 from darwinlm.comparison.importance import activation_scores, block_influence, magnitude_scores
-from darwinlm.comparison.ranked import DenseReader, RankedReader, UnitScores, best_columns
+from darwinlm.comparison.ranked import RankedReader, UnitScores, best_columns, dense_reader
 from darwinlm.comparison.sheared import Shearing, shear
 from darwinlm.database.levels import Level
 from darwinlm.errors import BudgetError, FamilyError, NumericsError
@@ -53,7 +53,7 @@ def stream(checkpoint: Checkpoint) -> BlockStream:
 
 def half(checkpoint: Checkpoint) -> Problem:
     """The problem of keeping half of a model."""
-    space = SearchSpace(DenseReader(checkpoint, UNITS).modules)
+    space = SearchSpace(dense_reader(checkpoint, UNITS).modules)
     upper = space.params(space.dense) // 2
     return Problem(space, parameter_costs(space), Budget(int(0.9 * upper), upper))
 
@@ -171,7 +171,7 @@ def test_masks_whose_loss_is_not_finite_are_refused(tiny_llama: Path) -> None:
     model = checkpoint.load(torch.float32)
     with torch.no_grad():
         model.model.norm.weight[0] = torch.nan
-    reader = DenseReader(checkpoint, UNITS)
+    reader = dense_reader(checkpoint, UNITS)
     shapes = [reader.shape(module.block, module.kind) for module in reader.modules]
     levels = [module.levels[-1] for module in reader.modules]
     settings = Shearing(mask_rate=0.1, rate=1e-4, warmup=0.5, seed=0)

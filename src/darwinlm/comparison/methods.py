@@ -26,7 +26,7 @@ from darwinlm.comparison.importance import (
     expert_scores,
     magnitude_scores,
 )
-from darwinlm.comparison.ranked import DenseReader, ExpertReader, RankedReader
+from darwinlm.comparison.ranked import ExpertReader, RankedReader, dense_reader
 from darwinlm.comparison.sheared import Shearing, shear
 from darwinlm.database.store import DatabaseReader
 from darwinlm.export.hf import save_model
@@ -111,7 +111,7 @@ def _shortgpt(inputs: MethodInputs, _: Path) -> MethodResult:
     run = inputs.run
     influence = block_influence(stream_of(run, inputs.texts["calibration"].tokens), run.reporter.advance)
     chosen = without_blocks(inputs.plan, influence)
-    return MethodResult(DenseReader(run.checkpoint, run.recipe.units), chosen, {"block_influence": influence})
+    return MethodResult(dense_reader(run.checkpoint, run.recipe.units), chosen, {"block_influence": influence})
 
 
 def _ranked_experts(inputs: MethodInputs, _: Path, *, scores: Callable[[ExpertScores], Tensor]) -> MethodResult:
@@ -133,7 +133,7 @@ SHEARED_TOKENS, SHEARED_BATCH = 65536, 2048
 def _sheared(inputs: MethodInputs, folder: Path) -> MethodResult:
     run, space = inputs.run, inputs.plan.space
     target = even_uniform(inputs.plan)
-    dense = DenseReader(run.checkpoint, run.recipe.units)
+    dense = dense_reader(run.checkpoint, run.recipe.units)
     shapes = [dense.shape(module.block, module.kind) for module in space.modules]
     tokens = inputs.texts["calibration"].tokens
     tokens = tokens[: -(-SHEARED_TOKENS // tokens.shape[1])]
