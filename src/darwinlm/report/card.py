@@ -9,10 +9,9 @@ import yaml
 
 from darwinlm import tables
 from darwinlm.report import wording
-from darwinlm.report.looking_back import WORDS, looking_back_rows
 from darwinlm.report.render import render
 from darwinlm.report.summary import Summary
-from darwinlm.report.table import COLUMNS, comparison_rows
+from darwinlm.report.table import COLUMNS, WORDS, comparison_rows, looking_back_rows
 
 
 def model_card(summary: Summary) -> str:
@@ -27,7 +26,7 @@ def model_card(summary: Summary) -> str:
         summary=summary,
         front_matter=_front_matter(summary),
         figures=tables.markdown(COLUMNS, figures, ["In bold: this model. MB are 10⁶ bytes of weights."]),
-        looking_back=tables.markdown(*looking_back, [WORDS]) if looking_back else None,
+        looking_back=tables.markdown(*looking_back[:2], [WORDS]) if looking_back else None,
         plain=_plain,
         code=_code,
     )

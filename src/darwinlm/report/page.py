@@ -8,11 +8,10 @@ from typing import Any
 import yaml
 
 from darwinlm.report import plots, wording
-from darwinlm.report.looking_back import COPIED, looking_back_remarks, looking_back_rows, where_rows, where_words
 from darwinlm.report.render import render
 from darwinlm.report.strip import KINDS, Cells, block_rows, kept_cells, nats
 from darwinlm.report.summary import Summary
-from darwinlm.report.table import COLUMNS, comparison_rows
+from darwinlm.report.table import COLUMNS, COPIED, comparison_rows, looking_back_rows, where_rows
 
 
 def render_page(summary: Summary) -> str:
@@ -34,10 +33,9 @@ def render_page(summary: Summary) -> str:
         block_rows=_numbers(summary),
         vocabulary_rows=_vocabulary_rows(summary),
         where=where,
-        where_words=where_words(summary),
         most=max((kl for _, losses in where[1] for kl in losses if kl), default=1.0) if where else 1.0,
         copied=looking_back_rows(summary, split=False),
-        copied_words=" ".join([COPIED, *looking_back_remarks(summary)]),
+        copied_words=COPIED,
         samples=_samples(summary),
         search_plot=partial(plots.search_plot, search.history, search.uniform_kl) if search else None,
         recovery_plot=partial(plots.recovery_plot, recovery.log) if recovery else None,
