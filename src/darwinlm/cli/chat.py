@@ -32,20 +32,15 @@ HELP = "/reset forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C stops a
     "echo 'What is the capital of France?' | darwinlm chat runs/half --temperature 0",
 )
 def chat(
-    model: Annotated[str, typer.Argument(help="Run, folder, hub id or GGUF file.", show_default=False)],
-    against: Annotated[
-        str | None, typer.Option("--against", help="Second model, answering the same questions beside it.")
-    ] = None,
-    system: Annotated[str | None, typer.Option("--system", help="System message, for models that take one.")] = None,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer.")] = 256,
+    model: Annotated[str, typer.Argument(help="Run, folder, hub id or GGUF file.")],
+    against: Annotated[str | None, typer.Option(help="Second model, answering the same questions beside it.")] = None,
+    system: Annotated[str | None, typer.Option(help="System message, for models that take one.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
     temperature: Annotated[
-        float | None,
-        typer.Option("--temperature", help="0 takes the most likely token.", show_default="the model's own"),
+        float | None, typer.Option(help="0 takes the most likely token.", show_default="the model's own")
     ] = None,
-    repetition_penalty: Annotated[
-        float, typer.Option("--repetition-penalty", help="Above 1, the model repeats itself less.")
-    ] = 1.1,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the sampling.")] = 0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1, the model repeats itself less.")] = 1.1,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
     device: arguments.Device = "auto",
     dtype: arguments.Dtype = "auto",
     allow_remote_code: arguments.RemoteCode = False,

@@ -190,8 +190,7 @@ def evaluate_model(request: EvaluationRequest, out: Path | None = None, console:
                 write_json(out, result.as_json())
             if console is not None and scores:
                 last = scores[-1]
-                value = last.error or f"{summary.percent(last.value)} ± {summary.percent(last.stderr)}"
-                console.print(f"{last.title}: {value}")
+                console.print(f"{last.title}: {last.error or summary.with_error(last.value, last.stderr)}")
 
         if request.texts or request.looking_back:
             result.texts, result.copying = _texts(request, opened, dtype, device)

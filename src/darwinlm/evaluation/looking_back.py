@@ -82,7 +82,7 @@ def word_tokens(tokenizer: Any) -> list[int]:
     return marked or bare
 
 
-def word_lists(tokenizer: Any, n: int, *, lists: int = LISTS, seed: int = SEED) -> Copying:
+def word_lists(tokenizer: Any, n: int, *, lists: int = LISTS) -> Copying:
     """Lists of n different random words of the tokenizer's vocabulary, each twice.
 
     Raises:
@@ -94,7 +94,7 @@ def word_lists(tokenizer: Any, n: int, *, lists: int = LISTS, seed: int = SEED) 
             f"the tokenizer has {len(words)} tokens that are words of {SHORTEST_WORD} letters or more, but lists of "
             f"random words take {FEWEST_WORDS}: copying of lists can't be measured with it, only that of text"
         )
-    draw = random.Random(f"{seed}:{n}")  # noqa: S311 - no secret hangs on it
+    draw = random.Random(f"{SEED}:{n}")  # noqa: S311 - no secret hangs on it
     drawn = [draw.sample(words, n) for _ in range(lists)]
     before = _bos(tokenizer)
     return Copying("words", n, 0, torch.tensor([[*before, *row, *row] for row in drawn]))

@@ -33,44 +33,36 @@ def sizes_page(
     """
     space = SearchSpace(reader.modules)
     dense, dtype = space.params(space.dense), checkpoint.dtype
-    whole = wording.count(outside + dense)
-    kept = [_blocks(checkpoint.n_blocks, reader, space, size) for size in sizes]
-    words: dict[tuple[float, str], int] = {}
-    data = []
-    for size, blocks in zip(sizes, kept, strict=True):
-        places = [[words.setdefault(cell, len(words)) for cell in kept_cells(block)] for block in blocks]
-        data.append({"text": _text(outside, size, dense, dtype.itemsize), "blocks": places})
-    start = min(range(len(sizes)), key=lambda at: abs(sizes[at].share - START))
     most = max(size.kl for size in sizes) or 1.0
+    views = []
+    for size in sizes:
+        kept, params = _blocks(checkpoint.n_blocks, reader, space, size), outside + size.params
+        view = {
+            "keep": f"{100 * size.share:.4g}%",
+            "kept": wording.percent(size.params, dense),
+            "kl": wording.divergence(size.kl),
+            "bar": 100 * size.kl / most,
+            "params": wording.count(params),
+            "bytes": f"{wording.megabytes(params * dtype.itemsize)} MB",
+            "strips": block_rows(kept),
+            "rows": [(block.block, kept_cells(block)) for block in kept],
+        }
+        views.append(view)
     return render(
         "sizes.html.j2",
         "copy.js",
         "sizes.js",
         title=f"How small can {name} be?",
         n_blocks=checkpoint.n_blocks,
-        whole=whole,
+        whole=wording.count(outside + dense),
         dense=wording.count(dense),
         dtype=str(dtype).removeprefix("torch."),
-        start=start,
-        rows=[(each["text"], 100 * size.kl / most) for each, size in zip(data, sizes, strict=True)],
-        strips=block_rows(kept[start]),
-        block_rows=[(block.block, kept_cells(block)) for block in kept[start]],
+        start=min(range(len(sizes)), key=lambda at: abs(sizes[at].share - START)),
+        sizes=views,
         calibration=calibration,
         factor=FACTOR,
         power=POWER,
-        data={"words": list(words), "sizes": data},
     )
-
-
-def _text(outside: int, size: PredictedSize, dense: int, itemsize: int) -> dict[str, str]:
-    params = outside + size.params
-    return {
-        "keep": f"{100 * size.share:.4g}%",
-        "kept": wording.percent(size.params, dense),
-        "kl": wording.divergence(size.kl),
-        "params": wording.count(params),
-        "bytes": f"{wording.megabytes(params * itemsize)} MB",
-    }
 
 
 def _blocks(n_blocks: int, reader: DatabaseReader, space: SearchSpace, size: PredictedSize) -> list[BlockFigures]:
