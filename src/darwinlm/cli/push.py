@@ -25,9 +25,9 @@ def push(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be uploaded, and stop.")] = False,
 ) -> None:
     """Upload a model to the Hugging Face hub: model card, weights, tokenizer and, if wanted, a GGUF file."""
-    from darwinlm.publishing import CARD, prepare_upload, publish
+    from darwinlm.publishing import CARD, Upload, publish
 
-    upload = prepare_upload(run, repo, quantisation=gguf, private=private, update=update)
+    upload = Upload(run, repo, gguf, private, update)
     files = upload.files()
     console = terminal.console()
     if CARD not in [name for name, _ in files]:

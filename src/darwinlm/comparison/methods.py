@@ -27,7 +27,7 @@ from darwinlm.comparison.importance import (
     magnitude_scores,
 )
 from darwinlm.comparison.ranked import ExpertReader, RankedReader, dense_reader
-from darwinlm.comparison.sheared import Shearing, shear
+from darwinlm.comparison.sheared import shear
 from darwinlm.database.store import DatabaseReader
 from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
@@ -51,13 +51,13 @@ class MethodResult:
     record: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass
 class MethodInputs:
     """Inputs of all methods: the run, its text, space and budget, and the database if needed."""
 
-    def __init__(self, run: Run, texts: Texts, plan: Problem) -> None:
-        self.run = run
-        self.texts = texts
-        self.plan = plan
+    run: Run
+    texts: Texts
+    plan: Problem
 
     @cached_property
     def database(self) -> PruningDatabase:
@@ -139,10 +139,15 @@ def _sheared(inputs: MethodInputs, folder: Path) -> MethodResult:
     tokens = tokens[: -(-SHEARED_TOKENS // tokens.shape[1])]
     batches = torch.split(tokens, max(1, SHEARED_BATCH // tokens.shape[1]))
     model = run.checkpoint.load(torch.float32, run.device)
-    shearing = Shearing(seed=run.recipe.search.seed)
     with kept_memory(run.device):
         scores, record = shear(
-            model, run.checkpoint.family, shapes, space.levels(target), batches, shearing, run.reporter.advance
+            model,
+            run.checkpoint.family,
+            shapes,
+            space.levels(target),
+            batches,
+            seed=run.recipe.search.seed,
+            progress=run.reporter.advance,
         )
     save_model(model.to("cpu"), folder / "trained")
     reader = RankedReader(Checkpoint.open(folder / "trained"), run.recipe.units, scores)

@@ -19,13 +19,13 @@ class BudgetSettings(Section):
 
     keep: Share | None = 0.5
     """Largest share of the block parameters to keep: 0.5 or 50%. The default if no other bound is given."""
-    params: Count | None = None
+    params: Count | None = Field(None, gt=0)
     """Parameters of the whole saved model; a tied embedding counts once: 2.7B, 350M."""
-    bytes: ByteCount | None = None
+    bytes: ByteCount | None = Field(None, gt=0)
     """Weights, and the KV cache of `context` tokens for `batch` sequences, both in the saved type: 4GiB, 900MB."""
     speedup: Factor | None = None
     """Speed relative to the dense model on this machine, for `prefill_tokens` and `decode_tokens`: 2x."""
-    latency: Duration | None = None
+    latency: Duration | None = Field(None, gt=0)
     """Time for `prefill_tokens` and `decode_tokens` on this machine: 30ms, 1.5s."""
     tolerance: Share = Field(0.005, gt=0, le=0.1)
     """Largest unused share of the budget: 0.005 or 0.5%. If units are coarser, one level."""
@@ -52,13 +52,6 @@ class BudgetSettings(Section):
             hint = f"; did you mean {keep:g}%?" if 2 <= keep <= 100 else ""
             raise ValueError(f"must be above 0 and at most 100 %{hint}")
         return keep
-
-    @field_validator("params", "bytes", "latency")
-    @classmethod
-    def _is_positive(cls, bound: float | None) -> float | None:
-        if bound is not None and bound <= 0:
-            raise ValueError("must be above 0")
-        return bound
 
     @field_validator("speedup")
     @classmethod
