@@ -18,7 +18,7 @@ DECADES = 5
 KINDS = {"attention": "attention", "mlp": "MLP"}
 Cells = list[tuple[float, str]]
 """Share that is kept, and words."""
-Strip = tuple[str, str, list[tuple[float, float | None, str]]]
+Strip = tuple[str, str, Sequence[tuple[float, float | None, str]]]
 """Kind of module, label, and for each block the width of its cell from 0 to 1, its opacity if it has one, and words."""
 
 
