@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 from pydantic import Field, field_validator, model_validator
 
 from darwinlm.recipe.base import Section
-from darwinlm.recipe.quantities import ByteCount, Count, Duration, Factor, Share
+from darwinlm.recipe.quantities import ByteCount, Count, Duration, Factor, Share, Whole
 
 BudgetKind = Literal["keep", "params", "bytes", "speedup", "latency"]
 BUDGETS: tuple[BudgetKind, ...] = get_args(BudgetKind)
@@ -29,13 +29,13 @@ class BudgetSettings(Section):
     """Time for `prefill_tokens` and `decode_tokens` on this machine: 30ms, 1.5s."""
     tolerance: Share = Field(0.005, gt=0, le=0.1)
     """Largest unused share of the budget: 0.005 or 0.5%. If units are coarser, one level."""
-    context: int = Field(4096, ge=0)
+    context: Whole = Field(4096, ge=0)
     """Tokens in the KV cache of each sequence, for `bytes`; 0 counts only the weights."""
-    batch: int = Field(1, ge=1)
+    batch: Whole = Field(1, ge=1)
     """Number of parallel sequences, for `bytes`, `speedup` and `latency`."""
-    prefill_tokens: int = Field(512, ge=0)
+    prefill_tokens: Whole = Field(512, ge=0)
     """Tokens of the timed prompt; 0 skips it."""
-    decode_tokens: int = Field(128, ge=0)
+    decode_tokens: Whole = Field(128, ge=0)
     """Number of generated tokens whose time is added; 0 skips them."""
 
     @model_validator(mode="before")

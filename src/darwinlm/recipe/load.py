@@ -32,9 +32,6 @@ OPTIONS: Mapping[str, str] = {
 
 MISTAKES = 5
 """Maximum number of wrong fields in a message."""
-MOST, MOST_REPEATS = 10**15, 10**6
-"""Largest number in a recipe (tokens or bytes), and largest number of repetitions."""
-REPEATS = frozenset({"generations", "offspring", "survivors", "epochs", "sequence_length", "lora_rank", "mlp_multiple"})
 
 
 def options(**given: Any) -> dict[str, Any]:
@@ -139,27 +136,10 @@ def _assembled(
 def parse_recipe(tree: Mapping[str, Any], where: str) -> Recipe:
     """Validate a tree of plain values. Raises RecipeError, which names wrong fields and `where` they are."""
     try:
-        recipe = Recipe.model_validate(dict(tree))
+        return Recipe.model_validate(dict(tree))
     except ValidationError as error:
         lines = [_explain(detail) for detail in error.errors()[:MISTAKES]]
         raise RecipeError(f"wrong recipe in {where}: " + "; ".join(lines)) from error
-    _check_sizes(recipe, "", where)
-    return recipe
-
-
-def _check_sizes(section: BaseModel, prefix: str, where: str) -> None:
-    """Refuse counts that are too large for any run. Raises RecipeError."""
-    for name in type(section).model_fields:
-        value = getattr(section, name)
-        for item in value if isinstance(value, tuple) else (value,):
-            if isinstance(item, BaseModel):
-                _check_sizes(item, f"{prefix}{name}.", where)
-            elif isinstance(item, int) and not isinstance(item, bool):
-                most = MOST_REPEATS if name in REPEATS else MOST
-                if abs(item) > most:
-                    raise RecipeError(
-                        f"wrong recipe in {where}: {prefix}{name} is {shorten(item)}, but it may be {most:,} at most"
-                    )
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
