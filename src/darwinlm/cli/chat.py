@@ -47,16 +47,13 @@ def chat(
 ) -> None:
     """Talk to a model. Answers appear as they are written; piped input is read as one question per line."""
     from darwinlm.chat import AnswerSettings, Conversation
-    from darwinlm.compute import resolve_device, resolve_dtype
     from darwinlm.evaluation.models import open_model
 
     settings = AnswerSettings(max_tokens, temperature, repetition_penalty, seed, system)
-    where = resolve_device(device)
-    kind = resolve_dtype(dtype, where)
     talks = {}
     for source in (model,) if against is None else (model, against):
         terminal.say(f"loading {source}")
-        opened = open_model(source, dtype=kind, device=where, allow_remote_code=allow_remote_code)
+        opened = open_model(source, dtype=dtype, device=device, allow_remote_code=allow_remote_code)
         talks[source] = Conversation(opened, settings)
     console, typed = terminal.console(), sys.stdin.isatty()
     if typed:

@@ -8,7 +8,6 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from darwinlm.compute import resolve_device, resolve_dtype
 from darwinlm.console import Reporter
 from darwinlm.pipeline import run_stages
 from darwinlm.recipe import Recipe, load_recipe, options
@@ -63,8 +62,7 @@ class Result:
     def _opened(self, device: str, dtype: str) -> Opened:
         from darwinlm.evaluation.models import open_model
 
-        where = resolve_device(device)
-        return open_model(str(self.model), dtype=resolve_dtype(dtype, where), device=where)
+        return open_model(str(self.model), dtype=dtype, device=device)
 
     def _repr_html_(self) -> str:
         """A few lines for notebooks."""
