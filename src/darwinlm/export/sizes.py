@@ -57,6 +57,13 @@ class BlockSizes:
         """Numbers of query heads, KV heads and channels."""
         return self.heads, self.groups, self.width
 
+    def rows(self, columns: int) -> dict[RowUnit, int]:
+        """Rows of each kind, with heads of h columns."""
+        query = self.heads * columns
+        return {
+            "query": query, "gated_query": 2 * query, "key_value": self.groups * columns, "channel": self.width
+        }  # fmt: skip
+
 
 def block_sizes(checkpoint: Checkpoint) -> list[BlockSizes]:
     """Sizes of all blocks, read from the weights; the width of a mixture of experts is that of one expert."""
@@ -106,7 +113,7 @@ def expand_groups(tensors: Tensors, part: Attention, sizes: BlockSizes, columns:
     if sizes.owners is None:
         return tensors, sizes
     rows = _places(_rows(range(sizes.heads), columns), _rows(sizes.owners, columns), columns)
-    have = _attention_rows(sizes, columns)
+    have = sizes.rows(columns)
     wider: Tensors = {}
     for name, tensor in tensors.items():
         segments = row_segments(part, name)
@@ -136,8 +143,7 @@ def widen_attention(
         slots.append(owner * share + taken[owner])
         taken[owner] += 1
     places = _places(_rows(slots, columns), _rows(range(sizes.groups), columns), columns)
-    have, want = _attention_rows(sizes, columns), _attention_rows(target, columns)
-    return _widened(tensors, part, have, want, places)
+    return _widened(tensors, part, sizes.rows(columns), target.rows(columns), places)
 
 
 def _places(query: Tensor, key_value: Tensor, columns: int) -> dict[RowUnit, Tensor]:
@@ -205,11 +211,6 @@ def split_rows(
     return list(torch.split(tensor, [sizes[kind] for kind in segments], axis)) if segments else []
 
 
-def _attention_rows(sizes: BlockSizes, columns: int) -> dict[RowUnit, int]:
-    query = sizes.heads * columns
-    return {"query": query, "gated_query": 2 * query, "key_value": sizes.groups * columns}
-
-
 def zero_sublayer(
     template: Mapping[str, Tensor], part: Part, sizes: BlockSizes, columns: int, dtype: torch.dtype
 ) -> Tensors:
@@ -219,7 +220,7 @@ def zero_sublayer(
     block.
     """
     inner: RowUnit = "query" if isinstance(part, Attention) else "channel"
-    each: dict[RowUnit, int] = {**_attention_rows(sizes, columns), "channel": sizes.width}
+    each = sizes.rows(columns)
     output = output_name(part, template)
     tensors: Tensors = {}
     for name, tensor in template.items():

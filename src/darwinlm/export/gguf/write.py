@@ -116,13 +116,12 @@ def _numbers(gguf: Any, name: str, tensor: Tensor, kind: str) -> np.ndarray[Any,
 
 
 def _write_keys(writer: Any, reshaper: Reshaper, layout: Layout, file_types: Any, quantisation: str) -> None:
-    config, features, name = reshaper.checkpoint.config, layout.features, layout.architecture.name
+    config, features, architecture = reshaper.checkpoint.config, layout.features, layout.architecture
     heads, groups, widths = ([target.sizes[i] for target in layout.targets] for i in range(3))
-    if name == "gemma4" and reshaper.family.mlp.experts is not None:
+    if architecture.per_layer and reshaper.family.mlp.experts is not None:
         widths = [int(config.intermediate_size)] * len(widths)  # of the MLPs beside experts
-    uniform = not layout.architecture.per_layer
+    uniform = not architecture.per_layer
     full = next(i for i, target in enumerate(layout.targets) if target.heads)
-    reads = name in ("lfm2", "granitehybrid")  # which blocks have an attention
     writer.add_type("model")
     writer.add_name(str(getattr(config, "_model_name_or_path", "") or reshaper.checkpoint.folder.resolve().name))
     writer.add_file_type(file_types["ALL_F32" if quantisation == "f32" else f"MOSTLY_{PLAIN[quantisation]}"])
@@ -136,21 +135,21 @@ def _write_keys(writer: Any, reshaper: Reshaper, layout: Layout, file_types: Any
     columns = max(reshaper.columns_of(target.block) for target in layout.targets)
     latent = int(getattr(config, "kv_lora_rank", None) or 0)  # then all heads share a key, part of which is the value
     group = 1 if latent else groups[full]
-    writer.add_head_count_kv(group if uniform and not reads else groups)
+    writer.add_head_count_kv(group if uniform and not architecture.groups_by_layer else groups)
     writer.add_key_length(latent + columns)
     writer.add_value_length(latent or columns)
-    add_eps = writer.add_layer_norm_eps if layout.architecture.layer_norms else writer.add_layer_norm_rms_eps
+    add_eps = writer.add_layer_norm_eps if architecture.layer_norms else writer.add_layer_norm_rms_eps
     add_eps(float(getattr(config, "rms_norm_eps", None) or config.norm_eps))
     write_further(writer, reshaper, layout)
-    write_rope(writer, features.rope, whole_heads=layout.architecture.whole_heads)
-    if name in ("granite", "granitehybrid"):
+    write_rope(writer, features.rope, whole_heads=architecture.whole_heads)
+    if architecture.multipliers:
         writer.add_attention_scale(float(config.attention_multiplier))
         writer.add_embedding_scale(float(config.embedding_multiplier))
         writer.add_residual_scale(float(config.residual_multiplier))
         writer.add_logit_scale(float(config.logits_scaling))
     if features.window is not None:
         writer.add_sliding_window(features.window)
-    if name == "gemma2":
+    if architecture.caps:
         writer.add_attn_logit_softcapping(float(config.attn_logit_softcapping or NO_CAP))
         writer.add_final_logit_softcapping(float(config.final_logit_softcapping or NO_CAP))
     if (experts := reshaper.family.mlp.experts) is not None:
