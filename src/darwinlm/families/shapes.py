@@ -12,7 +12,7 @@ from torch import Tensor
 
 from darwinlm.errors import CheckpointError, FamilyError
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.expert_tensors import shape_by_rows
+from darwinlm.families.expert_tensors import row_axis, shape_by_rows
 from darwinlm.families.family import Family
 from darwinlm.families.parts import Mixer, Mlp, ModuleKind, Part, RowUnit, Tail
 
@@ -158,22 +158,35 @@ def module_parameters(family: Family, shape: ModuleShape, groups: int, width: in
     """
     if width == 0:
         return 0
-    part, sizes = family.module(shape.kind), row_counts(shape, groups, width)
-    total = 0
-    for name, size in shape.tensors.items():
-        inner = name.removeprefix(part.prefix)
-        if experts is not None and isinstance(part, Mlp) and part.experts is not None and part.experts.counted(inner):
-            last = part.experts.axis(inner) != 0
-            size = (*size[:-1], experts) if last else (experts, *size[1:])  # noqa: PLW2901 - the remaining size
-        segments = row_segments(part, inner)
-        if name == shape.output:
-            total += prod(size[:-1]) * width
-        elif segments:
-            rows = sum(sizes[segment] for segment in segments)
-            total += size[0] * rows * prod(size[2:]) if shape.experts else rows * prod(size[1:])
-        else:
-            total += prod(size)
-    return total
+    part, rows = family.module(shape.kind), row_counts(shape, groups, width)
+    sizes = (
+        resized(part, name.removeprefix(part.prefix), size, rows, width if name == shape.output else None, experts)
+        for name, size in shape.tensors.items()
+    )
+    return sum(map(prod, sizes))
+
+
+def resized(
+    part: Part,
+    name: str,
+    shape: tuple[int, ...],
+    rows: Mapping[RowUnit, int],
+    width: int | None,
+    experts: int | None,
+) -> tuple[int, ...]:
+    """Shape of a tensor inside a sub-layer of other sizes.
+
+    `rows` are those of each kind, `width` the columns if it is the output projection, `experts` those of a mixture;
+    None keeps them.
+    """
+    size, segments = list(shape), row_segments(part, name)
+    if experts is not None and isinstance(part, Mlp) and part.experts is not None and part.experts.counted(name):
+        size[part.experts.axis(name)] = experts
+    if width is not None:
+        size[-1] = width
+    elif segments:
+        size[row_axis(part, name)] = sum(rows[segment] for segment in segments)
+    return tuple(size)
 
 
 def shared_width(family: Family, shape: ModuleShape) -> int | None:
