@@ -1,44 +1,35 @@
-"""Detection of units without effect, from their weights.
-
-Letters: m residual width, h columns of a head.
-"""
+"""Detection of units without effect, from their weights."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
-from darwinlm.export.sizes import split_rows
-from darwinlm.families.parts import Attention, Mlp, RowUnit
+from darwinlm.export.sizes import BlockSizes, head_owners, split_rows
+from darwinlm.families.parts import Attention, Mlp, Part, RowUnit
 
 Tensors = Mapping[str, Tensor]
-Sizes = Mapping[RowUnit, int]
 
 
-def useful_heads(tensors: Tensors, part: Attention, sizes: Sizes, owners: tuple[int, ...], columns: int) -> list[int]:
-    """Query heads with an effect: their output columns and their values aren't zero.
+def useful_units(tensors: Tensors, part: Part, sizes: BlockSizes, columns: int) -> list[int]:
+    """Query heads or channels with an effect; one is kept if the output has a bias.
 
-    `sizes` are the rows of queries and of keys, `owners` the KV head of each query head.
+    The output columns of a useful head and its values aren't zero; nor is a projection of a useful channel (silu and
+    gelu map zero to zero).
     """
-    output = tensors[f"{part.output}.weight"].reshape(-1, len(owners), columns)
-    written = output.ne(0).any(-1).any(0)
-    values = _rows(tensors, part, part.key_value[1], sizes)[-1].reshape(-1, columns).any(-1)
-    kept = [head for head, owner in enumerate(owners) if bool(written[head]) and bool(values[owner])]
-    return kept or ([0] if _has_bias(tensors, part.output) else [])
+    output, rows = tensors[f"{part.output}.weight"].ne(0).any(0), sizes.rows(columns)
+    if isinstance(part, Attention):
+        values = _rows(tensors, part, part.key_value[1], rows)[-1].reshape(-1, columns).any(-1)
+        useful = output.reshape(-1, columns).any(-1) & values[list(head_owners(sizes))]
+    else:
+        inputs = dict.fromkeys(part.inputs) if isinstance(part, Mlp) else ()
+        useful = torch.stack([output, *(each for name in inputs for each in _rows(tensors, part, name, rows))]).all(0)
+    return useful.nonzero()[:, 0].tolist() or ([0] if _has_bias(tensors, part.output) else [])
 
 
-def useful_channels(tensors: Tensors, part: Mlp) -> list[int]:
-    """Channels with an effect: none of their projections is zero (silu and gelu map zero to zero)."""
-    useful = tensors[f"{part.output}.weight"].ne(0).any(0)
-    for name in dict.fromkeys(part.inputs):
-        for rows in _rows(tensors, part, name, {"channel": len(useful)}):
-            useful = useful & rows
-    kept = [int(channel) for channel in useful.nonzero()[:, 0]]
-    return kept or ([0] if _has_bias(tensors, part.output) else [])
-
-
-def _rows(tensors: Tensors, part: Attention | Mlp, name: str, sizes: Sizes) -> list[Tensor]:
+def _rows(tensors: Tensors, part: Part, name: str, sizes: Mapping[RowUnit, int]) -> list[Tensor]:
     """Masks of the nonzero rows of a projection, including its bias; one mask for each fused part."""
     nonzero = tensors[f"{name}.weight"].ne(0).any(1)
     bias = tensors.get(f"{name}.bias")
