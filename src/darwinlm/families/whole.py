@@ -16,7 +16,7 @@ from darwinlm.artifact import read_json, write_json, write_text
 from darwinlm.errors import CheckpointError, first_line
 from darwinlm.families.family import PREFIX, families
 from darwinlm.families.loading import UNUSABLE
-from darwinlm.families.pruned import modeling_source, whole_auto_map
+from darwinlm.families.pruned import WHOLE, auto_map, modeling_source
 
 PREFIXES = {
     "model.language_model.model.": "model.",
@@ -94,7 +94,7 @@ def add_modeling_file(folder: Path) -> None:
         whole = plain["model_type"].removeprefix(PREFIX)
         prefix = family.inside[whole]
         ours = {"model_type": PREFIX + whole, "architectures": [f"Darwin{prefix}ForConditionalGeneration"]}
-        write_json(path, plain | ours | {"auto_map": whole_auto_map(prefix)})
+        write_json(path, plain | ours | {"auto_map": auto_map(prefix, WHOLE)})
         write_text(folder / "modeling_darwinlm.py", modeling_source(*family.class_names, whole=(prefix, whole)))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,13 @@ from darwinlm.errors import CheckpointError, ModelError
 from darwinlm.export.check import SAME_ARITHMETIC, ExportReport, check_tokens, compare_streams, model_streams
 from darwinlm.export.hf import save_model, saved_bytes, tokenizer_of, unchecked
 from darwinlm.export.reshape import Reshaper
-from darwinlm.export.sizes import BlockSizes, Tensors
+from darwinlm.export.sizes import BlockSizes, Tensors, head_owners, split_rows
 from darwinlm.export.source import check_target
 from darwinlm.families.checkpoint import Checkpoint, is_buffer
 from darwinlm.families.loading import listed
-from darwinlm.families.parts import Attention, ModuleKind, Part
+from darwinlm.families.parts import Attention, Mlp, ModuleKind, Part, RowUnit
 from darwinlm.families.shapes import ModuleShape, head_dim
 from darwinlm.importing.foreign import Foreign, open_foreign
-from darwinlm.importing.zeros import useful_units
 from darwinlm.lock import hold_target
 from darwinlm.surgery.shrink import layer_overrides, shrink_tensors, split_block
 from darwinlm.surgery.stitch import SKIP, empty_model, fill, smaller_config
@@ -122,6 +121,34 @@ def _cut(foreign: Foreign, report: ExportReport) -> tuple[dict[int, dict[str, An
     heads, channels = (f"{after[kind]} of {before[kind]}" for kind in ("attention", "mlp"))
     report.notes.insert(0, f"{heads} query heads and {channels} channels have an effect")
     return table, tensors
+
+
+def useful_units(tensors: Tensors, part: Part, sizes: BlockSizes, columns: int) -> list[int]:
+    """Query heads or channels with an effect; one is kept if the output has a bias.
+
+    The output columns of a useful head and its values aren't zero; nor is a projection of a useful channel (silu and
+    gelu map zero to zero).
+    """
+    output, rows = tensors[f"{part.output}.weight"].ne(0).any(0), sizes.rows(columns)
+    if isinstance(part, Attention):
+        values = _rows(tensors, part, part.key_value[1], rows)[-1].reshape(-1, columns).any(-1)
+        useful = output.reshape(-1, columns).any(-1) & values[list(head_owners(sizes))]
+    else:
+        inputs = dict.fromkeys(part.inputs) if isinstance(part, Mlp) else ()
+        useful = torch.stack([output, *(each for name in inputs for each in _rows(tensors, part, name, rows))]).all(0)
+    return useful.nonzero()[:, 0].tolist() or ([0] if _has_bias(tensors, part.output) else [])
+
+
+def _rows(tensors: Tensors, part: Part, name: str, sizes: Mapping[RowUnit, int]) -> list[Tensor]:
+    """Masks of the nonzero rows of a projection, including its bias; one mask for each fused part."""
+    nonzero = tensors[f"{name}.weight"].ne(0).any(1)
+    bias = tensors.get(f"{name}.bias")
+    return split_rows(nonzero if bias is None else nonzero | bias.ne(0), part.segments[name], sizes)
+
+
+def _has_bias(tensors: Tensors, name: str) -> bool:
+    bias = tensors.get(f"{name}.bias")
+    return bias is not None and bool(bias.ne(0).any())
 
 
 def _shape(there: BlockSizes, part: Part, tensors: Tensors, columns: int) -> ModuleShape:

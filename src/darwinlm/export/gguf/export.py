@@ -31,11 +31,10 @@ from darwinlm.export.check import (
     model_streams,
 )
 from darwinlm.export.gguf.layout import Layout, choose_layout
-from darwinlm.export.gguf.reference import GgufFile, reference_streams
-from darwinlm.export.gguf.rotation import Get
+from darwinlm.export.gguf.reference import Get, GgufFile, reference_streams
 from darwinlm.export.gguf.tensors import block_tensors, gguf_tensors
 from darwinlm.export.gguf.tokenizer import TokenizerKeys, copy_tokenizer, read_tokenizer
-from darwinlm.export.gguf.write import BY_LIBRARY, QUANTISATIONS, check_rows, require_gguf, write_gguf
+from darwinlm.export.gguf.write import BY_LIBRARY, QUANTISATIONS, require_gguf, write_gguf
 from darwinlm.export.reshape import Reshaper
 from darwinlm.families.checkpoint import Checkpoint
 
@@ -83,7 +82,6 @@ def export_gguf(
     layout = choose_layout(reshaper, mlp_multiple=mlp_multiple)
     if not layout.architecture.referenced:
         require_engine(ENGINE, f"checking a file of the architecture {layout.architecture.name}")
-    check_rows(reshaper, layout, quantisation)
     vocabulary = int(checkpoint.config.vocab_size)
     tokenizer = (
         copy_tokenizer(tokenizer_from, vocabulary)
@@ -130,7 +128,7 @@ def _write(job: _Job, path: Path, plain: Path) -> None:
         return
     from darwinlm.engines.process import quantise_file
 
-    write_gguf(plain, *model, INTERMEDIATE.get(job.reshaper.checkpoint.dtype, "f32"))
+    write_gguf(plain, *model, INTERMEDIATE.get(job.reshaper.checkpoint.dtype, "f32"), job.quantisation)
     quantise_file(plain, path, BY_LIBRARY[job.quantisation], job.threads)
     plain.unlink()
 

@@ -23,6 +23,8 @@ BY_LIBRARY = {"q3_k_m": "Q3_K_M", "q4_k_s": "Q4_K_S", "q4_k_m": "Q4_K_M", "q5_k_
 """Quantisations that llama.cpp's own quantiser computes."""
 QUANTISATIONS = (*PLAIN, *BY_LIBRARY)
 BLOCK = 32
+UNBLOCKED = {"f32", "f16", "bf16"}
+"""Types of single numbers; the others round blocks of 32 in a row."""
 ROUTER = "ffn_gate_inp.weight"
 """The router, which isn't quantised: it is small, and rounding would change the choice of experts."""
 EXACT = (".ssm_conv1d.", ".ssm_a", ".ssm_d", ".ssm_norm.", ".shortconv.conv.", "per_layer_model_proj.")
@@ -41,36 +43,16 @@ def require_gguf() -> Any:
     return gguf
 
 
-def check_rows(reshaper: Reshaper, layout: Layout, quantisation: str) -> None:
-    """Refuse a quantisation whose blocks of 32 don't fit the rows of a matrix.
-
-    Raises:
-        ExportError: A matrix doesn't fit; the message names it.
-    """
-    if quantisation in ("f32", "f16", "bf16"):
-        return
-    lengths = {"every matrix that reads the residual stream": int(reshaper.checkpoint.config.hidden_size)}
-    for name in ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim"):
-        if length := getattr(reshaper.checkpoint.config, name, None):
-            lengths[f"a matrix of its compressed attention ({name})"] = int(length)
-    for target in layout.targets:
-        lengths |= {f"block {target.block}'s attention output": target.heads * reshaper.columns_of(target.block)}
-        lengths |= {f"block {target.block}'s MLP output": target.width}
-    for what, length in lengths.items():
-        if length % BLOCK:
-            raise ExportError(
-                f"{quantisation} needs rows whose length is a multiple of {BLOCK}, but {what} has rows of {length}: "
-                "use f16, bf16 or f32"
-            )
-
-
-def write_gguf(path: Path, reshaper: Reshaper, layout: Layout, tokenizer: TokenizerKeys, quantisation: str) -> None:
+def write_gguf(
+    path: Path, reshaper: Reshaper, layout: Layout, tokenizer: TokenizerKeys, quantisation: str, later: str = "f32"
+) -> None:
     """Write the file.
 
-    `path` is temporary: the caller renames it. `quantisation` is one of `PLAIN`.
+    `path` is temporary: the caller renames it. `quantisation` is one of `PLAIN`. The file may then be quantised
+    further, `later`.
 
     Raises:
-        ExportError: A weight is out of the type's range.
+        ExportError: A weight is out of the type's range, or the rows of a matrix aren't whole blocks.
         OSError: The disk is full.
     """
     gguf = require_gguf()
@@ -79,6 +61,12 @@ def write_gguf(path: Path, reshaper: Reshaper, layout: Layout, tokenizer: Tokeni
         _write_keys(writer, reshaper, layout, gguf.LlamaFileType, quantisation)
         write_tokenizer(writer, tokenizer)
         for name, tensor in gguf_tensors(reshaper, layout):
+            for blocks in {quantisation, later} - UNBLOCKED:
+                if not _is_exact(name, tensor) and tensor.shape[-1] % BLOCK:
+                    raise ExportError(
+                        f"{blocks} needs rows whose length is a multiple of {BLOCK}, but the tensor {name} has rows of "
+                        f"{tensor.shape[-1]}: use f16, bf16 or f32"
+                    )
             kind = _type(name, tensor, quantisation)
             if kind == "F32":
                 writer.add_tensor_info(name, tuple(tensor.shape), np.dtype(np.float32), tensor.numel() * 4)
@@ -95,8 +83,12 @@ def write_gguf(path: Path, reshaper: Reshaper, layout: Layout, tokenizer: Tokeni
         writer.close()
 
 
+def _is_exact(name: str, tensor: Tensor) -> bool:
+    return tensor.ndim == 1 or name.endswith((ROUTER, ".bias")) or any(part in name for part in EXACT)
+
+
 def _type(name: str, tensor: Tensor, quantisation: str) -> str:
-    if tensor.ndim == 1 or name.endswith((ROUTER, ".bias")) or any(part in name for part in EXACT):
+    if _is_exact(name, tensor):
         return "F32"
     if quantisation == "q4_0" and not name.startswith("blk."):
         return "Q8_0"  # embedding and head are the most sensitive to rounding
