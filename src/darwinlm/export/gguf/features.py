@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from darwinlm.errors import ExportError
-from darwinlm.export.gguf.rope import Rope, UnknownRopeError, read_rope
+from darwinlm.export.gguf.rope import Rope, UnsupportedError, read_rope
 from darwinlm.families.gguf_architecture import Architecture
 
 LITE = 26, 27
@@ -32,32 +31,27 @@ class Features:
     notes: tuple[str, ...] = ()
 
 
-def read_features(model_type: str, stock: Architecture, config: Any, columns: int) -> Features:
+def read_features(stock: Architecture, config: Any, columns: int) -> Features:
     """Read the features from the configuration.
 
     Args:
-        model_type: Model type of the family.
-        stock: Its architecture.
+        stock: Architecture of the family.
         config: Configuration of the model.
         columns: Columns of a head.
 
     Raises:
-        ExportError: No architecture of stock llama.cpp supports this; the message gives the reason.
+        UnsupportedError: The architecture doesn't support this.
     """
-    if (reason := _reason(stock, config)) is not None:
-        raise refused(model_type, reason)
-    try:
-        rope = read_rope(config, columns, one_base=stock.one_base)
-    except UnknownRopeError as error:
-        raise refused(model_type, str(error)) from error
+    _check(stock, config)
+    rope = read_rope(config, columns, one_base=stock.one_base)
     if rope.turned < columns and not stock.partial:
-        raise refused(model_type, "only a part of each head is rotated")
+        raise UnsupportedError("only a part of each head is rotated")
     notes = []
     context, window = int(config.max_position_embeddings), None
     if "sliding_window_pattern" in stock.keys:
         window = int(config.sliding_window)
     elif stock.period is not None:
-        window = _window_of_some(model_type, stock, stock.period, config)
+        window = _window_of_some(stock, stock.period, config)
     elif (seen := _window_of_all(config)) is not None:
         notes.append(
             f"its attention slides over a window of {seen} tokens, which llama.cpp doesn't support in all layers: up "
@@ -80,6 +74,15 @@ def read_features(model_type: str, stock: Architecture, config: Any, columns: in
     return Features(rope, context, window, tuple(notes))
 
 
+def _check(stock: Architecture, config: Any) -> None:
+    activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", "silu")
+    if activation not in stock.activations:
+        raise UnsupportedError(f"its MLPs use {activation}")
+    for each in stock.requires:
+        if not each.meets(config) or not (each.test is None or TESTS[each.test](config)):
+            raise UnsupportedError(each.otherwise)
+
+
 def _window_of_all(config: Any) -> int | None:
     """Window of sliding layers; None if there are none."""
     window = int(getattr(config, "sliding_window", None) or 0)
@@ -88,24 +91,13 @@ def _window_of_all(config: Any) -> int | None:
     return window if slides else None
 
 
-def _window_of_some(model_type: str, stock: Architecture, period: int, config: Any) -> int:
+def _window_of_some(stock: Architecture, period: int, config: Any) -> int:
     """The same for an architecture with a fixed order of sliding layers."""
     slide = [kind == "sliding_attention" for kind in config.layer_types]
     as_known = slide == [bool((i + 1) % period) for i in range(len(slide))]
     if not as_known and (stock.fixed_period or _window_of_all(config) is not None):
-        raise refused(model_type, f"in llama.cpp every {period}. layer has no window, this model has another order")
+        raise UnsupportedError(f"in llama.cpp every {period}. layer has no window, this model has another order")
     return int(config.sliding_window) if as_known else int(config.max_position_embeddings)
-
-
-def _reason(stock: Architecture, config: Any) -> str | None:
-    """What its architecture can't do; None if it supports the model."""
-    activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", "silu")
-    if activation not in stock.activations:
-        return f"its MLPs use {activation}"
-    for each in stock.requires:
-        if not each.meets(config) or not (each.test is None or TESTS[each.test](config)):
-            return each.otherwise
-    return None
 
 
 def _equal_distances(config: Any) -> bool:
@@ -127,11 +119,3 @@ TESTS: dict[str, Callable[[Any], bool]] = {
     "only_first_mlps_dense": lambda c: (c.moe_layer_interval, c.moe_layer_end_index) == (1, c.num_hidden_layers - 1),
 }
 """Tests of configurations, by their names in `Requirement.test`."""
-
-
-OTHERWISE = "Use --to vllm or --to hf, or --to dense for a model of stock shapes, which any converter accepts"
-
-
-def refused(model_type: str, reason: str, remedy: str = OTHERWISE) -> ExportError:
-    """The error for a model that GGUF can't represent."""
-    return ExportError(f"no architecture of stock llama.cpp supports this {model_type} model: {reason}. {remedy}")

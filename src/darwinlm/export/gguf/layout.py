@@ -15,7 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from darwinlm.export.gguf.features import Features, read_features, refused
+from darwinlm.errors import ExportError
+from darwinlm.export.gguf.features import Features, read_features
+from darwinlm.export.gguf.rope import UnsupportedError
 from darwinlm.export.reshape import Reshaper, plain_sizes, rounded
 from darwinlm.export.sizes import BlockSizes
 from darwinlm.families.family import Family
@@ -62,17 +64,26 @@ def choose_layout(reshaper: Reshaper, *, mlp_multiple: int = 32) -> Layout:
     Raises:
         ExportError: No architecture of stock llama.cpp supports this model; the message gives the reason.
     """
-    family, config, stock = reshaper.family.key, reshaper.checkpoint.config, reshaper.family.gguf
+    try:
+        return _choose(reshaper, mlp_multiple)
+    except UnsupportedError as error:
+        raise ExportError(
+            f"no architecture of stock llama.cpp supports this {reshaper.family.key} model: {error}"
+        ) from error
+
+
+def _choose(reshaper: Reshaper, mlp_multiple: int) -> Layout:
+    config, stock = reshaper.checkpoint.config, reshaper.family.gguf
     if stock is None:
-        raise refused(family, UNKNOWN)
+        raise UnsupportedError(UNKNOWN)
     columns = max(map(reshaper.columns_of, range(reshaper.checkpoint.n_blocks)))
-    features = read_features(reshaper.family.model_type, stock, config, columns)
+    features = read_features(stock, config, columns)
     if stock.rounds:
         features = replace(features, rope=features.rope.with_rounded_bounds())
     keep = reshaper.family.tail is not None
     kept = [plain_sizes(sizes) for sizes in reshaper.sizes if keep or not sizes.empty]
     if not kept:
-        raise refused(family, "all blocks are empty")
+        raise UnsupportedError("all blocks are empty")
     padded = _filled_up(reshaper, kept)
     why = _unfit(reshaper, stock, padded, features)
     architecture = stock if why is None else _unequal(reshaper.family, stock, config, features, why)
@@ -95,15 +106,14 @@ def _filled_up(reshaper: Reshaper, kept: Sequence[BlockSizes]) -> Sequence[Block
     """Sizes at which all mixtures of a model are equal, and so are the MLPs of its other blocks.
 
     Raises:
-        ExportError: Blocks keep different numbers of experts, and added ones would change the router's choice.
+        UnsupportedError: Blocks keep different numbers of experts, and added ones would change the router's choice.
     """
-    mlp, family = reshaper.family.mlp, reshaper.family.key
+    mlp = reshaper.family.mlp
     if mlp.experts is None:
         return kept
     counts = {sizes.experts for sizes in kept if sizes.experts}
     if len(counts) > 1 and mlp.experts.excluding is None:
-        raise refused(
-            family,
+        raise UnsupportedError(
             f"its blocks keep different numbers of experts ({min(counts)} to {max(counts)}), llama.cpp has one number "
             "for all blocks, and added ones would change the router's choice",
             "Use --to hf, or prune with units.experts=width: it narrows experts instead of dropping them, and the file "
@@ -187,18 +197,18 @@ def _blocks(blocks: Sequence[int]) -> str:
 
 
 def _unequal(named: Family, stock: Architecture, config: Any, features: Features, why: str) -> Architecture:
-    family, scaling = named.key, f"its rope scaling of the type {features.rope.kind} has a divisor for every frequency"
+    scaling = f"its rope scaling of the type {features.rope.kind} has a divisor for every frequency"
     if stock.unequal == "openelm":
         if not config.tie_word_embeddings:
-            raise refused(
-                family, f"{why}, and the only architecture per layer with normed queries and keys has a tied output"
+            raise UnsupportedError(
+                f"{why}, and the only architecture per layer with normed queries and keys has a tied output"
             )
         if features.rope.per_frequency:
-            raise refused(family, f"{scaling}, which no architecture with normed queries and keys reads")
+            raise UnsupportedError(f"{scaling}, which no architecture with normed queries and keys reads")
     if stock.unequal is not None:
         return UNEQUAL[stock.unequal]
     if features.rope.per_frequency and not stock.frequencies:
-        raise refused(family, f"{scaling}, which its architecture ignores")
+        raise UnsupportedError(f"{scaling}, which its architecture ignores")
     if named.mixer is not None:
-        raise refused(family, f"{why}, and in llama.cpp all blocks of this family have the same sizes")
-    raise refused(family, f"{why}, and no architecture with sizes per layer supports this family's blocks")
+        raise UnsupportedError(f"{why}, and in llama.cpp all blocks of this family have the same sizes")
+    raise UnsupportedError(f"{why}, and no architecture with sizes per layer supports this family's blocks")
