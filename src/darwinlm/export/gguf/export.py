@@ -153,29 +153,26 @@ def _check(job: _Job, path: Path) -> None:
         "chat_template": tokenizer.chat_template is not None,
     }
     _note_size(file, job)
-    if not layout.architecture.referenced:
-        types = report.details["tensor_types"] = dict(_check_types(file, reshaper, layout))
-        _note_fallbacks(types, job.quantisation, report)
-        if job.quantisation not in ENGINE_ERROR:  # rounding would hide a mistake, so a plain file is checked first
-            exact = INTERMEDIATE.get(checkpoint.dtype, "f32")
-            unrounded = path.with_name(path.name.replace(".partial", ".plain.partial"))
-            write_gguf(unrounded, reshaper, layout, tokenizer, exact)
-            _check_engine(replace(job, quantisation=exact), unrounded, tokens, expected)
-            unrounded.unlink()
-        logits = _check_engine(job, path, tokens, expected)
-        assert logits is not None
-        _note_rounding(pruned[LOGITS], logits, report)
-        return
-    arranged = reference_streams(file.keys, _meant(reshaper, layout), tokens, blocks)
-    report.comparisons.append(
-        compare_streams((MEMORY, pruned), ("its tensors as arranged for the file", arranged), SAME_ARITHMETIC)
-    )
-    types = _check_types(file, reshaper, layout)
-    written = reference_streams(file.keys, file.get, tokens, blocks)
-    report.details["tensor_types"] = dict(types)
-    _note_rounding(pruned[LOGITS], written[LOGITS], report)
+    types = report.details["tensor_types"] = dict(_check_types(file, reshaper, layout))
     _note_fallbacks(types, job.quantisation, report)
-    _check_engine(job, path, tokens, (WRITTEN, written))
+    if layout.architecture.referenced:
+        arranged = reference_streams(file.keys, _meant(reshaper, layout), tokens, blocks)
+        report.comparisons.append(
+            compare_streams((MEMORY, pruned), ("its tensors as arranged for the file", arranged), SAME_ARITHMETIC)
+        )
+        written = reference_streams(file.keys, file.get, tokens, blocks)
+        _note_rounding(pruned[LOGITS], written[LOGITS], report)
+        _check_engine(job, path, tokens, (WRITTEN, written))
+        return
+    if job.quantisation not in ENGINE_ERROR:  # rounding would hide a mistake, so a plain file is checked first
+        exact = INTERMEDIATE.get(checkpoint.dtype, "f32")
+        unrounded = path.with_name(path.name.replace(".partial", ".plain.partial"))
+        write_gguf(unrounded, reshaper, layout, tokenizer, exact)
+        _check_engine(replace(job, quantisation=exact), unrounded, tokens, expected)
+        unrounded.unlink()
+    logits = _check_engine(job, path, tokens, expected)
+    assert logits is not None
+    _note_rounding(pruned[LOGITS], logits, report)
 
 
 def _with_rounded_yarn(model: Any, job: _Job, exact: Streams, tokens: Tensor) -> Streams:
