@@ -260,10 +260,6 @@ class PrunedBlock:
     def __init__(self, config: Any, layer_idx: int) -> None:
         super().__init__(config, layer_idx)  # type: ignore[call-arg]
         attention, mlp = self._names
-        if config.query_groups is not None and "attention" not in config.skip:
-            share_kv_heads(getattr(self, attention), config)
-        if "mlp" not in config.skip:
-            keep_shared_width(getattr(self, mlp), config)
         gone: list[str] = []
         counts = False
         if "attention" in config.skip:
@@ -272,9 +268,13 @@ class PrunedBlock:
             counts = kinds[layer_idx] not in kinds[:layer_idx] or kinds[layer_idx] == "sliding_attention"
             setattr(self, attention, Absent((layer_idx, config.head_dim) if counts else None, pair=True))
             gone += [*self._norms[0], "resid_attn_dropout"]
+        elif config.query_groups is not None:
+            share_kv_heads(getattr(self, attention), config)
         if "mlp" in config.skip:
             setattr(self, mlp, Absent(pair=type(getattr(self, mlp)).__name__ in PAIRS))
             gone += [*self._norms[1], "resid_mlp_dropout"]
+        else:
+            keep_shared_width(getattr(self, mlp), config)
         for name in gone:
             if hasattr(self, name):
                 setattr(self, name, nn.Identity())
