@@ -125,11 +125,11 @@ def never_there():
 
 
 DROPPED = {"kept": "stitched", "strength": 0.0}
-LEARNT = "What that text doesn't teach, facts above all, has not come back"
+LEARNT = "Facts and other abilities that this text does not teach have not returned"
 UNLEARNT = "after pruning did not help on held-out text, so the weights from before it were kept"
 SENTENCES = [
     # Training
-    ([text_of, card_of], searched(), ["wasn't trained after"], ["was trained on", "was then trained", "How its sizes"]),
+    ([text_of, card_of], searched(), ["was not trained after"], ["was trained on", "was then trained", "How its sizes"]),
     ([text_of, card_of], recovered(), ["was trained on 24,576 tokens after pruning", LEARNT], ["wasn't trained"]),
     ([text_of, card_of], recovered(), [], ["without its continued", UNLEARNT]),
     ([text_of, card_of], given(), ["was trained on 24,576 tokens after pruning", LEARNT], ["evolution", "refitted"]),
@@ -139,7 +139,7 @@ SENTENCES = [
     (
         [text_of],
         changed(given(), recovery={"kept": "before"}),
-        ["no better for it, so the weights from before stay"],
+        ["on held-out text did not fall, so the weights from before were kept"],
         [],
     ),
     ([card_of], searched(), ["refitted by ridge regression", "without its continued training"], []),

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 @command(
     LOOK,
     "darwinlm bench runs/half --against MODEL",
-    "darwinlm bench runs/half --against runs/half/stages/source --engine llama.cpp --quant q8_0",
+    "darwinlm bench runs/half --against MODEL --engine llama.cpp --quant q8_0",
 )
 def bench(
     model: Annotated[str, typer.Argument(help="Folder, finished run, hub id or GGUF file.")],
-    against: Annotated[str | None, typer.Option("--against", help="Second model; both are measured in turn.")] = None,
+    against: Annotated[str | None, typer.Option("--against", help="Second model, such as the dense one; the two are timed in turn.")] = None,
     engine: Annotated[
         str | None, typer.Option("--engine", help="torch, llama.cpp or vllm.", show_default="by the model")
     ] = None,
