@@ -66,7 +66,7 @@ def test_page_tells_everything_that_was_made():
         "The figures hold for this text and for no other",
         "49.9 %",
         "2 threads",
-        "8 of 30 attention sub-layers and 1 of 30 MLP sub-layers are gone",
+        "8 of 30 attention sub-layers and 1 of 30 MLP sub-layers are removed as a whole",
         "16,384 tokens (17 documents) of hf:HuggingFaceFW/fineweb-edu",
         "trust_remote_code=True",
     ):
@@ -129,8 +129,13 @@ LEARNT = "Facts and other abilities that this text does not teach have not retur
 UNLEARNT = "after pruning did not help on held-out text, so the weights from before it were kept"
 SENTENCES = [
     # Training
-    ([text_of, card_of], searched(), ["was not trained after"], ["was trained on", "was then trained", "How its sizes"]),
-    ([text_of, card_of], recovered(), ["was trained on 24,576 tokens after pruning", LEARNT], ["wasn't trained"]),
+    (
+        [text_of, card_of],
+        searched(),
+        ["was not trained after"],
+        ["was trained on", "was then trained", "How its sizes"],
+    ),
+    ([text_of, card_of], recovered(), ["was trained on 24,576 tokens after pruning", LEARNT], ["was not trained"]),
     ([text_of, card_of], recovered(), [], ["without its continued", UNLEARNT]),
     ([text_of, card_of], given(), ["was trained on 24,576 tokens after pruning", LEARNT], ["evolution", "refitted"]),
     ([text_of, card_of], given(), [], ["searched", "evaluations", UNLEARNT]),
@@ -151,7 +156,7 @@ SENTENCES = [
     (
         [text_of],
         changed(searched(), refit=DROPPED),
-        ["no better for it on validation text, so the stitched"],
+        ["not better with them on validation text, so the weights before the refit"],
         ["(KL 0.5"],
     ),
     (
@@ -190,7 +195,7 @@ SENTENCES = [
     ([card_of], taken_out(["width"]), ["with MLP channels removed."], []),
     ([card_of], taken_out(["groups", "heads"]), ["with query heads and key and value heads removed."], []),
     ([card_of], taken_out([]), ["with nothing removed."], []),
-    ([text_of], never_there(), ["never there", "No sub-layer is gone"], []),
+    ([text_of], never_there(), ["never there", "No attention or MLP is removed"], []),
     # Looking back
     ([text_of, card_of], searched(), [], ["Looking back", "copied"]),
 ]

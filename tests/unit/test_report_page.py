@@ -70,8 +70,17 @@ def measured(tree, seen=0.4, new=0.8):
 @pytest.mark.parametrize(
     ("seen", "new", "words"),
     [
-        (0.4, 0.8, "49 % of the predicted tokens occurred earlier in the sequence. The KL of the other tokens is 2.0 times as high."),
-        (0.8, 0.4, "49 % of the predicted tokens occurred earlier in the sequence. Their KL is 2.0 times that of the others."),
+        (
+            0.4,
+            0.8,
+            "49 % of the predicted tokens occurred earlier in the sequence. The KL of the other tokens is 2.0 times as "
+            "high.",
+        ),
+        (
+            0.8,
+            0.4,
+            "49 % of the predicted tokens occurred earlier in the sequence. Their KL is 2.0 times that of the others.",
+        ),
         (None, 0.4, ""),
         (0.4, None, ""),
     ],

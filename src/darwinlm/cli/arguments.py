@@ -54,7 +54,9 @@ Vocab = Annotated[
 Time = Annotated[
     str | None,
     typer.Option(
-        "--time", help="Time limit of the whole run: 30m. Less text and fewer steps are used to keep it.", show_default=False
+        "--time",
+        help="Time limit of the whole run: 30m. Less text and fewer steps are used to keep it.",
+        show_default=False,
     ),
 ]
 Preset = Annotated[

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 )
 def bench(
     model: Annotated[str, typer.Argument(help="Folder, finished run, hub id or GGUF file.")],
-    against: Annotated[str | None, typer.Option("--against", help="Second model, such as the dense one; the two are timed in turn.")] = None,
+    against: Annotated[
+        str | None, typer.Option("--against", help="Second model, such as the dense one; the two are timed in turn.")
+    ] = None,
     engine: Annotated[
         str | None, typer.Option("--engine", help="torch, llama.cpp or vllm.", show_default="by the model")
     ] = None,

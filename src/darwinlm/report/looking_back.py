@@ -10,8 +10,8 @@ from darwinlm.report import wording
 from darwinlm.report.summary import Summary
 
 COPIED = (
-    "Copied: the model is given words or text twice; this is the share of the repeated tokens that it predicts (loss in "
-    "nats per token)."
+    "Copied: the model is given words or text twice; the share of the repeated tokens that it predicts (loss in nats "
+    "per token)."
 )
 WORDS = f"{COPIED} Seen: KL at next tokens that occurred earlier in the sequence; new: at all others."
 """What the columns mean."""

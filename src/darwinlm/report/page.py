@@ -185,7 +185,8 @@ def _refit(summary: Summary) -> str | None:
     taken = (
         f"The model took {refit.strength:.0%} of the way to these weights, which was best on validation text{measured}."
         if refit.kept == "refit"
-        else f"The whole model was not better with them on validation text{measured}, so the weights before the refit were kept."
+        else f"The whole model was not better with them on validation text{measured}, so the weights before the refit "
+        "were kept."
     )
     rest = (
         "; the others kept their weights, because no fit was better on validation text"
@@ -202,7 +203,11 @@ def _recovery(summary: Summary) -> dict[str, Any] | None:
     source = wording.short_source(summary.text.training_source)
     last = " after the last round of pruning" if summary.from_pruned else ""
     held_out = [point for point in recovery.log if point.eval_kl is not None]
-    kept = "" if recovery.kept == "trained" else " The loss on held-out text did not fall, so the weights from before were kept."
+    kept = (
+        ""
+        if recovery.kept == "trained"
+        else " The loss on held-out text did not fall, so the weights from before were kept."
+    )
     return {
         "words": (
             f"The model was trained{last} on {recovery.tokens:,} tokens of {source} in {recovery.steps:,} steps, "
