@@ -62,32 +62,24 @@ def recipe_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def errors_page() -> str:
+ERRORS = re.compile(r"(<!-- errors: tools/pages.py -->\n).*?(<!-- end -->)", flags=re.S)
+
+
+def errors_table() -> str:
     """Every error with its cause and remedy."""
-    lines = [
-        "# Troubleshooting",
-        "",
-        "Wrong input ends with one line on standard error and exit status 2, without half-written files.",
-        "Rerun the same command to resume an interrupted run (Ctrl-C, status 130).",
-        "In Python every error is a `darwinlm.DarwinLMError`.",
-        "",
-        "| error | cause | what to do |",
-        "| --- | --- | --- |",
-    ]
+    lines = ["| cause | what to do | class |", "| --- | --- | --- |"]
     for name, error in inspect.getmembers(errors, inspect.isclass):
         if issubclass(error, errors.DarwinLMError) and error is not errors.DarwinLMError:
             cause, _, remedy = inspect.cleandoc(error.__doc__ or "").partition("\n\nWhat to do: ")
             remedy = " ".join(remedy.split())
-            lines.append(f"| `{name}` | {' '.join(cause.split())} | {remedy[:1].upper()}{remedy[1:]} |")
-    lines += [
-        "",
-        "## Slow, or out of memory?",
-        "",
-        "`darwinlm plan MODEL --keep 50% --device DEVICE` predicts the needs of each stage before a run,",
-        "and names a setting that makes it fit.",
-        "On a CPU, install PyTorch from its CPU index first to avoid gigabytes of CUDA libraries.",
-    ]
+            lines.append(f"| {' '.join(cause.split())} | {remedy[:1].upper()}{remedy[1:]} | `{name}` |")
     return "\n".join(lines) + "\n"
+
+
+def errors_page() -> str:
+    """The page on troubleshooting with the present table of errors."""
+    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    return ERRORS.sub(lambda found: found[1] + errors_table() + found[2], text)
 
 
 PADDED, IF_NARROWED = "padded", "padded; experts narrowed only"

@@ -366,7 +366,7 @@ def test_looking_back_is_told_everywhere():
     for expected in ("copied, 64 tokens of text, 192 apart", "50 % (2.25)", "30 % (4.25)", "0.750", "1.500"):
         assert expected in text
         assert expected in card
-    assert "no lists of <words>" in text, "escaped, and said"
+    assert "No lists of <words>" in text, "escaped, and said"
     out = io.StringIO()
     Console(file=out, width=160).print(looking_back_table(summary))
     assert "30 %" in out.getvalue()

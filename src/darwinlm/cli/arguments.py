@@ -26,7 +26,7 @@ Set = Annotated[
     typer.Option(
         "--set",
         metavar="SECTION.FIELD=VALUE",
-        help="Change one setting; repeatable. [cyan]darwinlm schema[/cyan] lists them.",
+        help="Change one setting; repeatable. [cyan]darwinlm schema all[/cyan] lists them.",
         show_default=False,
     ),
 ]
