@@ -30,12 +30,12 @@ def _fields(*names: str) -> Callable[[Fields], bool]:
 SIDE_BY_SIDE = ("cohere", "cohere2", "codegen", "gptj", "phi")
 """Model types with parallel attention and MLP, which their configuration doesn't show."""
 RECURRENT = (
-    "some of its layers are recurrent (linear attention or a state space) or convolutions, and its layers have no "
-    "description"
+    "some of its layers are recurrent (linear attention or a state space) or convolutions, of a kind that isn't "
+    "supported"
 )
 PARALLEL = "its attention and MLP run in parallel on the same residual stream, and only sequential ones are supported"
 EXPERTS = _fields("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-NOT_DESCRIBED = "its mixtures of experts have no description"
+NOT_DESCRIBED = "its kind of mixture of experts isn't supported"
 REASONS: tuple[tuple[Callable[[Fields], bool], str], ...] = (
     (_fields("is_encoder_decoder"), "it has an encoder, and only models with just a decoder are supported"),
     (_layers("linear_attention", "mamba", "mamba2", "recurrent", "conv", "hybrid", "hybrid_sliding"), RECURRENT),
