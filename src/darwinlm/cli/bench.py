@@ -80,7 +80,8 @@ def _show(console: Console, report: SpeedReport) -> None:
         left, right = report.models
         sizes = (f"x{left.file_bytes / right.file_bytes:.2f}", f"x{left.peak_memory / right.peak_memory:.2f}")
         speeds = (f"x{_cell(report.ratios[name], 2)}" for name in ("prompt", "first_token", "decode"))
-        table.add_row("against it", *sizes, *speeds)
+        table.add_row("ratio", *sizes, *speeds)
+        table.caption = "ratio: first model to second, and second to first for the first token: above x1 is faster"
     console.print(table)
 
 
