@@ -197,7 +197,7 @@ SENTENCES = [
     ([card_of], taken_out([]), ["with nothing removed."], []),
     ([text_of], never_there(), ["never there", "No attention or MLP is removed"], []),
     # Looking back
-    ([text_of, card_of], searched(), [], ["Looking back", "copied"]),
+    ([text_of, card_of], searched(), [], ["Copying from the context", "copied"]),
 ]
 
 
