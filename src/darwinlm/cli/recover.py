@@ -22,7 +22,8 @@ def recover(
     tokens: Annotated[str | None, typer.Option(help="Tokens to train on: 300M, 10B.")] = None,
     out: arguments.Out = Path("runs/recovered"),
     text: Annotated[
-        str | None, typer.Option(help="Training text. A run's own, without documents for other purposes, by default.")
+        str | None,
+        typer.Option(help="Training text; by default that of the run, without the documents of its other stages."),
     ] = None,
     recipe: arguments.RecipeFile = None,
     assignments: arguments.Set = None,

@@ -83,8 +83,8 @@ def _speed(rate: float | None, dense: float | None) -> str:
 
 
 COPIED = (
-    "Copied: of words or text that the model is given twice, the share of the second time that it predicts (loss in "
-    "nats)."
+    "Copied: the model is given words or text twice; the share of the repeated tokens that it predicts (loss in nats "
+    "per token)."
 )
 WORDS = f"{COPIED} Seen: KL at next tokens that occurred earlier in the sequence; new: at all others."
 """What the columns mean."""
@@ -111,7 +111,8 @@ def looking_back_rows(summary: Summary, *, losses: bool = True, split: bool = Tr
         ]
         halves = [wording.divergence(kl) for kl in (figures.kl_seen, figures.kl_new)] if split else []
         rows.append((wording.model_name(key, summary), *halves, *copied))
-    return headings, rows, summary.dense.looking_back.remarks if summary.dense.looking_back else ()
+    remarks = summary.dense.looking_back.remarks if summary.dense.looking_back else ()
+    return headings, rows, [f"{each[:1].upper()}{each[1:]}." for each in remarks]
 
 
 def where_rows(summary: Summary) -> tuple[tuple[str, ...], list[tuple[str, tuple[float | None, ...]]]] | None:

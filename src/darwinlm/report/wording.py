@@ -182,7 +182,7 @@ def headline(summary: Summary) -> str:
     prompt = factor(final.tokens_per_second, dense.tokens_per_second)
     decode = factor(final.decode_tokens_per_second, dense.decode_tokens_per_second)
     if prompt and decode:
-        parts.append(f"prompts read {prompt} times and text written {decode} times as fast")
+        parts.append(f"prompt speed ×{prompt}, decode speed ×{decode}")
     parts.append(f"{megabytes(final.bytes)} MB of weights instead of {megabytes(dense.bytes)} MB")
     if summary.vocabulary is not None:
         parts.append(f"{kept_tokens(summary.vocabulary)}, {more_tokens(summary.vocabulary)}")
@@ -285,17 +285,17 @@ def what_training_left(summary: Summary) -> str:
     """What a reader must expect of the weights, by whether the model was trained after pruning."""
     if summary.recovery is None:
         return (
-            "It wasn't trained after pruning. What pruning took away, facts above all, is gone until it is trained "
-            "again."
+            "It was not trained after pruning. Abilities that pruning removed, facts above all, only return with "
+            "training."
         )
     if summary.recovery.kept == "before":
         return (
             f"Training on {summary.recovery.tokens:,} tokens after pruning did not help on held-out text, so the "
-            "weights from before it were kept. What pruning took away, facts above all, is gone."
+            "weights from before it were kept. Abilities that pruning removed, facts above all, are gone."
         )
     return (
-        f"It was trained on {summary.recovery.tokens:,} tokens after pruning. What that text doesn't teach, facts "
-        "above all, has not come back."
+        f"It was trained on {summary.recovery.tokens:,} tokens after pruning. Facts and other abilities that this "
+        "text does not teach have not returned."
     )
 
 
@@ -329,7 +329,10 @@ def next_steps(summary: Summary, run: str, beside: str, model: str | None) -> li
     """
     run, recovered, gguf = (shlex.quote(path) for path in (run, f"{beside}-recovered", f"{beside}.gguf"))
     against = f" --against {shlex.quote(model)}" if model else ""
-    train = ("train it: this gains the most quality", f"darwinlm recover {run} --tokens 300M --out {recovered}")
+    train = (
+        "train it (needs a GPU; on a CPU try --tokens 1M): this gains the most quality",
+        f"darwinlm recover {run} --tokens 300M --out {recovered}",
+    )
     return [
         (f"talk to it{' beside the dense model' if model else ''}", f"darwinlm chat {run}{against}"),
         *([train] if summary.recovery is None else []),
