@@ -15,7 +15,7 @@ from darwinlm.limits import SHOWN, LimitError, parse_yaml, shorten, suggestion
 from darwinlm.recipe.budget import BUDGETS
 from darwinlm.recipe.search import SearchStage
 from darwinlm.recipe.sections import Recipe
-from darwinlm.recipe.shipped import find_recipe
+from darwinlm.recipe.shipped import find_recipe, shipped_recipes
 
 OPTIONS: Mapping[str, str] = {
     "model": "model",
@@ -136,10 +136,13 @@ def _assembled(
 def parse_recipe(tree: Mapping[str, Any], where: str) -> Recipe:
     """Validate a tree of plain values. Raises RecipeError, which names wrong fields and `where` they are."""
     try:
-        return Recipe.model_validate(dict(tree))
+        recipe = Recipe.model_validate(dict(tree))
     except ValidationError as error:
         lines = [_explain(detail) for detail in error.errors()[:MISTAKES]]
         raise RecipeError(f"wrong recipe in {where}: " + "; ".join(lines)) from error
+    if recipe.model in shipped_recipes() and not Path(recipe.model).exists():
+        raise RecipeError(f"{recipe.model} is a bundled recipe, not a model: use --recipe {recipe.model}, and a model")
+    return recipe
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
