@@ -94,7 +94,7 @@ def test_the_function_asks_for_what_the_command_asks_for(prune, python, recipes,
     [
         ({"keep": 0.5, "params": "1M"}, "give one bound only, not keep and params at once"),
         ({"latency": 30}, "budget.latency: needs a unit"),
-        ({"bytes": 0}, "budget.bytes: must be above 0"),
+        ({"bytes": 0}, "budget.bytes: Input should be greater than 0"),
     ],
 )
 def test_the_function_refuses_what_the_command_refuses(python, tmp_path, given, said):

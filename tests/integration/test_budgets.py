@@ -12,7 +12,7 @@ from darwinlm.errors import BudgetError
 from darwinlm.latency.timing import ModelTimer
 from darwinlm.lock import release_all
 from darwinlm.pipeline import run_stages
-from darwinlm.recipe import BudgetSettings, merge
+from darwinlm.recipe import BudgetSettings, load_recipe
 from darwinlm.runs.sweep import member_name, prune_sweep
 from darwinlm.stages.plan import plan_stage
 
@@ -156,7 +156,7 @@ def test_real_clocks_run_too(tiny_folder, make_run, tmp_path, monkeypatch, model
 
 def test_a_family_shares_its_database_and_starts_from_its_neighbour(tiny_llama, make_run, tmp_path):
     run = make_run(tiny_llama, tmp_path / "unused")
-    recipes = [merge(run.recipe, (), {"budget.keep": keep}) for keep in ("40%", "80%", "60%")]
+    recipes = [load_recipe(run.recipe, (), {"budget.keep": keep}) for keep in ("40%", "80%", "60%")]
     sweep = prune_sweep(recipes, tmp_path / "out", reporter=run.reporter)
     rows = sweep.rows
     assert [row.name for row in rows] == ["dense", "keep-80", "keep-60", "keep-40"]
