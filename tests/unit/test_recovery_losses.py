@@ -60,7 +60,7 @@ OBJECTIVES = {
 }
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gemma2", "granite", "qwen2"])
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "granite", "qwen2", "qwen3_moe"])
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_batch_in_chunks_is_the_batch(model_type, name):
     objective = OBJECTIVES[name]

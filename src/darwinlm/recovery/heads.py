@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from darwinlm.evaluation.chunks import chunked_loss
 from darwinlm.recovery.losses import TopK, forward_kl, next_token_loss, top_k_kl, top_of
@@ -43,14 +43,14 @@ class Objective:
 
 
 class _Stored(nn.Module):
-    """Replaces a decoder whose result is known."""
+    """Replaces a decoder whose result is known; of a mixture, the forward pass also reads router logits."""
 
     def __init__(self, hidden: Tensor) -> None:
         super().__init__()
         self.hidden = hidden
 
-    def forward(self, *_: Any, **__: Any) -> BaseModelOutputWithPast:
-        return BaseModelOutputWithPast(last_hidden_state=self.hidden)
+    def forward(self, *_: Any, **__: Any) -> MoeModelOutputWithPast:
+        return MoeModelOutputWithPast(last_hidden_state=self.hidden)
 
 
 @contextmanager
