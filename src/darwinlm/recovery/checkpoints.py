@@ -1,4 +1,4 @@
-"""Checkpoints of a training: safetensors and JSON, written atomically, and verified by hash.
+"""State and checkpoints of a training: safetensors and JSON, written atomically, and verified by hash.
 
 A checkpoint holds the trained weights, AdamW's two moments and `state.json`. Rates, the order of the text and random
 numbers depend only on the step. Tensors aren't sharded, so any number of processes can resume from them.
@@ -6,6 +6,7 @@ numbers depend only on the step. Tensors aren't sharded, so any number of proces
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -20,8 +21,7 @@ from torch import Tensor, nn
 
 from darwinlm import parallel
 from darwinlm.artifact import check_room, digest_of, file_digest, write_json, write_tensors, write_text
-from darwinlm.errors import ArtifactError, StorageError, first_line, storage_error
-from darwinlm.recovery.guard import LossGuard
+from darwinlm.errors import ArtifactError, NumericsError, StorageError, first_line, storage_error
 
 WEIGHTS, FIRST, SECOND = "weights", "first_moments", "second_moments"
 MANIFEST, STATE = "manifest.json", "state.json"
@@ -29,6 +29,49 @@ _FILES = {STATE, *(f"{part}.safetensors" for part in (WEIGHTS, FIRST, SECOND))}
 _PREFIX, _PARTIAL = "checkpoint-", "partial"
 KEPT = 2
 """Number of checkpoints to keep: the older one serves if the newest is damaged."""
+_SMOOTHING = 0.9
+_SETTLED = 10
+DIVERGENCE = 2.0
+"""Ratio of the smoothed loss to its lowest value at which training stops."""
+
+
+class LossGuard(BaseModel):
+    """Stops training before an update if the loss is not finite or the smoothed loss diverges.
+
+    `smoothed` is the exponentially weighted mean of the last losses, `lowest` its lowest value so far.
+    """
+
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
+
+    smoothed: float = 0.0
+    lowest: float = math.inf
+    steps: int = 0
+
+    def see(self, loss: float, step: int) -> None:
+        """Record the loss of a step before its update. Raises NumericsError."""
+        if not math.isfinite(loss):
+            raise NumericsError(self._message(step, f"the loss is {loss}"))
+        self.steps += 1
+        weight = min(_SMOOTHING, 1 - 1 / self.steps)
+        self.smoothed = weight * self.smoothed + (1 - weight) * loss
+        if self.steps >= _SETTLED:
+            self.lowest = min(self.lowest, self.smoothed)
+        if self.smoothed > DIVERGENCE * self.lowest:
+            raise NumericsError(
+                self._message(step, f"the loss has risen from {self.lowest:.4g} to {self.smoothed:.4g}")
+            )
+
+    @property
+    def good(self) -> bool:
+        """Whether a state at this loss is worth keeping."""
+        return self.smoothed <= (1 + DIVERGENCE) / 2 * self.lowest
+
+    @staticmethod
+    def _message(step: int, what: str) -> str:
+        return (
+            f"recovery stopped before the update of step {step + 1}: {what}. The last good checkpoint is kept; lower "
+            "recovery.learning_rate, and delete the stage's folder to start again"
+        )
 
 
 class TrainingState(BaseModel):

@@ -154,7 +154,7 @@ def _train(
     details: tuple[str, list[str], Steps],
 ) -> None:
     from darwinlm.recovery.cache import CacheKey, cached_text
-    from darwinlm.recovery.train import train
+    from darwinlm.recovery.train import Training
 
     settings, tokenizer = run.recipe.recovery, described[1]
     source, reserved, steps = details
@@ -195,7 +195,7 @@ def _train(
             progress=run.reporter.advance,
         )
     with parallel.agree():
-        trained = train(
+        trained = Training(
             student,
             dense,
             text,
@@ -209,7 +209,7 @@ def _train(
             logs=stage.folder / "logs",
             say=run.reporter.say,
             progress=run.reporter.advance,
-        )
+        ).train()
     with parallel.agree():
         if parallel.is_main():
             save_model(trained.model, stage.folder / "model", tokenizer=tokenizer)
