@@ -9,8 +9,7 @@ from torch import nn
 
 from darwinlm.errors import NumericsError, TimeLimitError
 from darwinlm.pipeline import run_stages
-from darwinlm.search.evaluate.clock import Clock
-from darwinlm.search.evaluate.fitness import Fitness
+from darwinlm.search.evaluate.fitness import Clock, Fitness
 from darwinlm.search.predict.curvature import removed_together
 from darwinlm.search.predict.gradients import Gradients
 from darwinlm.search.predict.surrogate import first_order

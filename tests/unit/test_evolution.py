@@ -9,8 +9,7 @@ import pytest
 
 from darwinlm.errors import NumericsError
 from darwinlm.recipe import SearchSettings
-from darwinlm.search.evaluate.clock import Clock
-from darwinlm.search.evaluate.fitness import Fitness, Window
+from darwinlm.search.evaluate.fitness import Clock, Fitness, Window
 from darwinlm.search.evolve import evolution
 from darwinlm.search.evolve.evolution import Guide, evolve
 from darwinlm.search.evolve.state import Generation, SearchState

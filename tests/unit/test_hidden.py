@@ -10,7 +10,7 @@ from darwinlm.calibration import hidden
 from darwinlm.calibration.hidden import HiddenMemory, HiddenStates
 from darwinlm.calibration.moments import SecondMoment
 from darwinlm.database import spill
-from darwinlm.database.spill import Spilled
+from darwinlm.database.build import Spilled
 from darwinlm.errors import ArtifactError, NumericsError, StorageError
 
 SHAPES = [(3, 5, 4), (3, 5, 4), (1, 5, 4)]

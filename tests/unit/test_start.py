@@ -9,8 +9,7 @@ import pytest
 from darwinlm.database.levels import Level, ModuleLevels
 from darwinlm.errors import BudgetError
 from darwinlm.recipe import SearchSettings
-from darwinlm.search.evaluate.clock import Clock
-from darwinlm.search.evaluate.fitness import Fitness
+from darwinlm.search.evaluate.fitness import Clock, Fitness
 from darwinlm.search.problem.budget import Budget
 from darwinlm.search.problem.cost import parameter_costs
 from darwinlm.search.problem.problem import Problem

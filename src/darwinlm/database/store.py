@@ -22,8 +22,7 @@ from darwinlm.database.factors import (
     narrower_factors,
     unpack_lower,
 )
-from darwinlm.database.kept import Kept, kept_groups
-from darwinlm.database.levels import Level, ModuleLevels, module_levels, variants
+from darwinlm.database.levels import Kept, Level, ModuleLevels, kept_groups, module_levels, variants
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.expert_tensors import by_rows
 from darwinlm.families.parts import ModuleKind

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from darwinlm.database.quantised import unfit_widths
+from darwinlm.database.levels import unfit_widths
 from darwinlm.errors import FamilyError, RecipeError
 from darwinlm.planning import memory, work
 from darwinlm.planning.devices import Device

@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from darwinlm import parallel
-from darwinlm.errors import NumericsError
-from darwinlm.search.evaluate.clock import Clock
+from darwinlm.errors import NumericsError, TimeLimitError
 from darwinlm.search.evaluate.dense_side import Distributions, ExpectedRows, LinearHead
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.problem.space import Allocation
@@ -32,6 +33,30 @@ Piece = tuple[int, int]
 
 Window = tuple[int, int]
 """Range of sequences on which candidates are compared: first index, end."""
+
+
+@dataclass
+class Clock:
+    """Wall-clock time of a search in seconds, with those `before` an interruption, and its limit."""
+
+    limit: float = math.inf
+    before: float = 0.0
+    begun: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds used so far."""
+        return self.before + time.monotonic() - self.begun
+
+    @property
+    def left(self) -> float:
+        """Seconds left, negative after the limit."""
+        return self.limit - self.seconds
+
+    def check(self) -> None:
+        """Raise TimeLimitError after the limit."""
+        if self.left < 0:
+            raise TimeLimitError("the search has used its time")
 
 
 class Fitness:

@@ -31,8 +31,7 @@ from darwinlm import parallel
 from darwinlm.database.factors import NestedFactors
 from darwinlm.errors import NumericsError
 from darwinlm.families.decoder import Absent
-from darwinlm.search.evaluate.clock import Clock
-from darwinlm.search.evaluate.fitness import CPU_TOKENS, Window
+from darwinlm.search.evaluate.fitness import CPU_TOKENS, Clock, Window
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.problem.space import Allocation
 
