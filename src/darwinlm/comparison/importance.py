@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.calibration.experts import Routing, expert_module, expert_output, output_sizes, watch_routing
+from darwinlm.calibration.experts import Routing, expert_module, expert_output, output_sizes, watch_experts
 from darwinlm.calibration.stream import BlockStream, output_projection
 from darwinlm.comparison.ranked import Place, UnitScores
 from darwinlm.errors import FamilyError
@@ -138,7 +138,8 @@ def expert_scores(stream: BlockStream, progress: Progress = lambda done, total: 
         with ExitStack() as hooks:
             if mixture is not None and part.experts is not None:
                 by_block[block] = ExpertScores(mixture, output_sizes(mixture, part.experts)[0])
-                hooks.callback(watch_routing(mixture, by_block[block].note).remove)
+                note = by_block[block].note
+                hooks.enter_context(watch_experts(mixture, lambda routing, _, note=note: note(routing)))
             stream.run(block)
         stream.unload(block)
         progress(block + 1, total)

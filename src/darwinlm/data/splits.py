@@ -41,12 +41,6 @@ class TextTooShortError(DataError):
 _SMALLEST_WEIGHT = 0.02
 """Minimum share of documents of a purpose; with less, filling it would read too much of a stream."""
 
-_FIRST_BATCH_CHARACTERS = 1 << 12
-"""Characters of the first batch, which gives the average length of a token."""
-
-_BATCH_CHARACTERS = 1 << 18
-"""Maximum number of characters in a batch for the tokenizer, except for its last document."""
-
 _SPARE_CHARACTERS_PER_TOKEN = 16
 """Characters of surplus documents that are kept for each requested token."""
 
@@ -99,7 +93,7 @@ def split_documents(
 ) -> dict[str, TokenBlocks]:
     """Assign documents to purposes, disjointly, and pack the text of each purpose into blocks.
 
-    Documents are read until every purpose has its tokens, in batches. A repeated document (see `document_hash`) is
+    Documents are read until every purpose has its tokens. A repeated document (see `document_hash`) is
     dropped. Documents of full purposes are kept as surplus. If the source ends and other purposes need text, they get
     the surplus in the order of the hashes. Each document is tokenised at most once.
 
@@ -179,13 +173,13 @@ class _Shelf:
         """Number of tokens still needed."""
         return self.wanted - self.n_tokens
 
-    def put(self, document: Document) -> int:
-        """Add as many of a document's tokens as are needed and allowed; returns the allowed number."""
+    def put(self, document: Document) -> None:
+        """Add as many of a document's tokens as are needed and allowed."""
         tokens = document.tokens
         assert tokens is not None, "documents are tokenised before they are placed"
         most = min(self.document_tokens, len(tokens))
         if not most:
-            return 0
+            return
         start = int(document.hashed, 16) % (len(tokens) - most + 1)
         self.hashes.append(document.hashed)
         self._add(tokens[start : start + most])
@@ -193,7 +187,6 @@ class _Shelf:
             if len(left) and self._left_tokens < _LEFT * self.wanted:
                 self._left.append(left)
                 self._left_tokens += len(left)
-        return most
 
     def fill(self) -> None:
         """Add unused parts of the documents in turn until there are enough tokens."""
@@ -218,7 +211,7 @@ class _Shelf:
 
 
 class _Dealer:
-    """Assigns documents to the shelves in batches."""
+    """Assigns documents to the shelves."""
 
     def __init__(self, plan: TextPlan, shelves: Mapping[str, _Shelf], tokenizer: PreTrainedTokenizerBase) -> None:
         self.n_documents = 0
@@ -226,29 +219,26 @@ class _Dealer:
         self._plan = plan
         self._shelves = shelves
         self._tokenizer = tokenizer
-        self._tokenised_characters = 0
-        self._tokenised_tokens = 0
-        self._spare: list[Document] = []
-        self._spare_room = _SPARE_CHARACTERS_PER_TOKEN * sum(shelf.wanted for shelf in shelves.values())
+        self._bos = added_bos(tokenizer)
 
     def deal(self, documents: Iterable[str]) -> None:
-        """Fill the shelves from the documents and, if these are too few, from the surplus."""
-        batch: list[tuple[str, Document]] = []
-        waiting_characters = 0
+        """Fill the shelves from the documents and, if these are too few, from the surplus of full purposes."""
+        spare: list[Document] = []
+        room = _SPARE_CHARACTERS_PER_TOKEN * sum(shelf.wanted for shelf in self._shelves.values())
         for document in self._new(documents):
-            purpose = self._plan.purpose_of(document.hashed)
-            if not self._shelves[purpose].lacks:
-                self._set_aside(document)
-                continue
-            batch.append((purpose, document))
-            waiting_characters += len(document.text)
-            if waiting_characters >= self._batch_size():
-                self._place(batch)
-                batch, waiting_characters = [], 0
-                if self._missing() == 0:
+            shelf = self._shelves[self._plan.purpose_of(document.hashed)]
+            if shelf.lacks:
+                self._place(document, shelf)
+                if not any(shelf.lacks for shelf in self._shelves.values()):
                     return
-        self._place(batch)
-        self._hand_out_spare()
+            elif room > 0:
+                room -= len(document.text)
+                spare.append(document)
+        left = iter(sorted(spare, key=lambda document: document.hashed))
+        for shelf in self._shelves.values():
+            while shelf.lacks and (extra := next(left, None)) is not None:
+                self._place(extra, shelf)
+            shelf.fill()
 
     def _new(self, documents: Iterable[str]) -> Iterator[Document]:
         """Yield each distinct document once, by its hash."""
@@ -262,36 +252,6 @@ class _Dealer:
             seen.add(hashed)
             yield Document(hashed, text)
 
-    def _missing(self) -> int:
-        return sum(shelf.lacks for shelf in self._shelves.values())
-
-    def _batch_size(self) -> int:
-        """Number of characters to tokenise at once: many for speed, but not many more than needed."""
-        if self._tokenised_tokens == 0:
-            return min(_FIRST_BATCH_CHARACTERS, self._missing())
-        characters_per_token = self._tokenised_characters / self._tokenised_tokens
-        return min(_BATCH_CHARACTERS, math.ceil(characters_per_token * self._missing()))
-
-    def _place(self, batch: list[tuple[str, Document]]) -> None:
-        tokenise([document for _, document in batch], self._tokenizer)
-        for purpose, document in batch:
-            shelf = self._shelves[purpose]
-            if shelf.lacks:
-                self._tokenised_characters += len(document.text)
-                self._tokenised_tokens += shelf.put(document)
-            else:
-                self._set_aside(document)
-
-    def _set_aside(self, document: Document) -> None:
-        """Keep a document of a full purpose as surplus, unless there is already enough."""
-        if self._spare_room > 0:
-            self._spare_room -= len(document.text)
-            self._spare.append(document)
-
-    def _hand_out_spare(self) -> None:
-        spare = iter(sorted(self._spare, key=lambda document: document.hashed))
-        for shelf in self._shelves.values():
-            while shelf.lacks and (document := next(spare, None)) is not None:
-                tokenise([document], self._tokenizer)
-                shelf.put(document)
-            shelf.fill()
+    def _place(self, document: Document, shelf: _Shelf) -> None:
+        tokenise([document], self._tokenizer, self._bos)
+        shelf.put(document)

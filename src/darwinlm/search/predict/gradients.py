@@ -242,23 +242,20 @@ class _Watched:
             return (self.output, *output[1:]) if isinstance(output, tuple) else self.output
 
         gone = isinstance(self.standing, Absent)
-        hooks.callback(self.standing.register_forward_pre_hook(called, with_kwargs=True).remove)
+        hooks.enter_context(self.standing.register_forward_pre_hook(called, with_kwargs=True))
         if self.norm is not None:
-            hooks.callback(self.norm.register_forward_hook(absent if gone else projected).remove)
+            hooks.enter_context(self.norm.register_forward_hook(absent if gone else projected))
         elif gone:
-            hooks.callback(self.standing.register_forward_hook(absent).remove)
+            hooks.enter_context(self.standing.register_forward_hook(absent))
         else:
-            projection = getattr(self.standing, self.projection)
-            hooks.callback(projection.register_forward_hook(projected).remove)
+            hooks.enter_context(getattr(self.standing, self.projection).register_forward_hook(projected))
 
     @torch.no_grad()
     def dense_input(self) -> Tensor:
         """Input of the dense module's output projection on the same stream, [b, t, d]."""
         inputs: list[Tensor] = []
         arguments, named = self._call
-        hook = getattr(self.dense, self.projection).register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
-        try:
+        projection = getattr(self.dense, self.projection)
+        with projection.register_forward_pre_hook(lambda _, given: inputs.append(given[0])):
             self.dense(*arguments, **named)
-        finally:
-            hook.remove()
         return inputs[0]
