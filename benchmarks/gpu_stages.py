@@ -29,6 +29,7 @@ from darwinlm.recipe import UnitsSettings, load_recipe
 from darwinlm.recovery.checkpoints import Checkpoints
 from darwinlm.recovery.schedule import plan_steps
 from darwinlm.recovery.train import Training
+from darwinlm.search.evaluate.fitness import Clock
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.problem.space import SearchSpace
 from gpu_units import Setup
@@ -171,7 +172,7 @@ def candidates(setup: Setup) -> None:
         seconds, reads = timed(children)
         setup.fast("candidates", f"children that move {name}", 60 * len(children) / seconds, "a minute", floor)
         setup.most("candidates", f"factors read for each of them, {name}", reads / len(children), "", 0.0)
-    gradients = Gradients(placed, tokens, fitness.dense, batch_tokens=2 * length)
+    gradients = Gradients(placed, tokens, fitness.dense, batch_tokens=2 * length, clock=Clock())
     before, begun = reader.reads, time.perf_counter()
     gradients.around(parent, (0, 1))
     setup.wait()

@@ -97,9 +97,7 @@ def _factorise_together(
             tensors = _block_factors(method, own_shapes, mine)
     for block in blocks:
         collected = parallel.collect(tensors if block == own_block else {})
-        with parallel.agree():
-            if parallel.is_main():
-                write_tensors(stage.folder / block_file(block), collected)
+        parallel.in_main(write_tensors, stage.folder / block_file(block), collected)
 
 
 def _block_factors(method: BuildSettings, shapes: Sequence[ModuleShape], moments: BlockMoments) -> dict[str, Tensor]:

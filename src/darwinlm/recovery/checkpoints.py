@@ -164,13 +164,9 @@ class Checkpoints:
         try:
             for part, named in tensors.items():
                 whole = gathered(named)
-                with parallel.agree():
-                    if parallel.is_main():
-                        write_tensors(partial / f"{part}.safetensors", whole)
-            with parallel.agree():
-                if parallel.is_main():
-                    write_text(partial / STATE, state.model_dump_json())
-                    self._finish(partial, target)
+                parallel.in_main(write_tensors, partial / f"{part}.safetensors", whole)
+            parallel.in_main(write_text, partial / STATE, state.model_dump_json())
+            parallel.in_main(self._finish, partial, target)
         except StorageError:
             shutil.rmtree(partial, ignore_errors=True)
             raise

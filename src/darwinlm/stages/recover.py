@@ -210,10 +210,8 @@ def _train(
             say=run.reporter.say,
             progress=run.reporter.advance,
         ).train()
-    with parallel.agree():
-        if parallel.is_main():
-            save_model(trained.model, stage.folder / "model", tokenizer=tokenizer)
-            write_json(stage.folder / RECORD, trained.record)
+    parallel.in_main(lambda: save_model(trained.model, stage.folder / "model", tokenizer=tokenizer))
+    parallel.in_main(write_json, stage.folder / RECORD, trained.record)
 
 
 def _work_folder(run: Run) -> Path:

@@ -82,11 +82,9 @@ def refit(
         else:
             weights, modules = _refit_block(block, fit, validation, ridges)
             notes = {"weights": bool(weights), "modules": [asdict(choice) for choice in modules]}
-            with parallel.agree():
-                if parallel.is_main():
-                    if weights:
-                        write_tensors(_weights_of(stage, block), weights)
-                    write_json(_notes_of(stage, block), notes)
+            if weights:
+                parallel.in_main(write_tensors, _weights_of(stage, block), weights)
+            parallel.in_main(write_json, _notes_of(stage, block), notes)
         for streams in (fit, validation):
             streams.dense.unload(block)
             streams.small.unload(block)

@@ -10,7 +10,7 @@ import random
 from collections.abc import Hashable, Sequence
 
 from darwinlm.errors import BudgetError
-from darwinlm.search.problem.budget import Budget
+from darwinlm.search.problem.problem import Budget
 from darwinlm.search.problem.space import Allocation
 
 ATTEMPTS = 200
