@@ -29,7 +29,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.decoder import Decoder
 from darwinlm.families.expert_tensors import by_rows
 from darwinlm.families.family import Family
-from darwinlm.families.parts import ModuleKind
+from darwinlm.families.parts import Experts, ModuleKind
 from darwinlm.families.shapes import output_name
 
 Saliency = Callable[[int], Mapping[ModuleKind, Tensor]]
@@ -255,16 +255,17 @@ def _run_watched(
     with ExitStack() as hooks:
         mixture = expert_module(stream.decoder.blocks[block], family.mlp)
         if mixture is not None and watch:
-            assert family.mlp.experts is not None
-            count, _, width = output_sizes(mixture, family.mlp.experts)
+            experts = family.mlp.experts
+            assert experts is not None
+            count, _, width = output_sizes(mixture, experts)
             moments["mlp"] = of_experts = ExpertMoments(count, width, stream.device)
             divisor = partial(norm_divisor, stream.checkpoint, "mlp")
 
-            def watch_mixture(routing: Routing, output: Tensor) -> None:
+            def watch_mixture(routing: Routing, output: Tensor, experts: Experts = experts) -> None:
                 of_experts.count += len(routing.hidden)
                 by = divisor(output)
                 for expert in torch.unique(routing.chosen).tolist():
-                    token, x = expert_inputs(mixture, family.mlp.experts, routing, expert)
+                    token, x = expert_inputs(mixture, experts, routing, expert)
                     of_experts.add(expert, x if by is None else x / by[token])
 
             hooks.enter_context(watch_experts(mixture, watch_mixture))

@@ -110,7 +110,7 @@ class ExpertScores:
         self.asked = torch.zeros(count, dtype=torch.float64)
         self.sums = torch.zeros(count, dtype=torch.float64)
 
-    def note(self, routing: Routing) -> None:
+    def note(self, routing: Routing, _: Tensor) -> None:
         """Add the routing of a call."""
         for expert in torch.unique(routing.chosen).tolist():
             token, place = torch.where(routing.chosen == expert)
@@ -138,8 +138,7 @@ def expert_scores(stream: BlockStream, progress: Progress = lambda done, total: 
         with ExitStack() as hooks:
             if mixture is not None and part.experts is not None:
                 by_block[block] = ExpertScores(mixture, output_sizes(mixture, part.experts)[0])
-                note = by_block[block].note
-                hooks.enter_context(watch_experts(mixture, lambda routing, _, note=note: note(routing)))
+                hooks.enter_context(watch_experts(mixture, by_block[block].note))
             stream.run(block)
         stream.unload(block)
         progress(block + 1, total)

@@ -16,7 +16,7 @@ from darwinlm.errors import DataError, MissingExtraError
 from darwinlm.limits import shorten
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from transformers import PreTrainedTokenizerBase
 
@@ -116,10 +116,7 @@ def _read_file(path: Path, field: str | None, tokenizer: PreTrainedTokenizerBase
             raise DataError(f"{path}: a text file has no field '#{field}'. Leave '#{field}' out.")
         yield from _split_text(path)
     elif extension in _JSON_EXTENSIONS:
-        for where, record in json_records(path):
-            names = text_fields(list(record), field, where)
-            field = "+".join(names)  # of all records the same
-            yield text_of([record[name] for name in names], names, where, tokenizer)
+        yield from texts_of(json_records(path), field, tokenizer)
     else:
         yield from _read_arrow(path, field, tokenizer, is_parquet=extension == ".parquet")
 
@@ -303,6 +300,16 @@ def text_fields(names: Sequence[str], wanted: str | None, where: str) -> tuple[s
             "Name the one that holds the text after a '#' at the end of the source."
         )
     return (chosen,)
+
+
+def texts_of(
+    records: Iterable[tuple[str, dict[str, Any]]], field: str | None, tokenizer: PreTrainedTokenizerBase | None
+) -> Iterator[str]:
+    """Texts of records, each with its place for messages; all have the text fields of the first. Raises DataError."""
+    for where, record in records:
+        names = text_fields(list(record), field, where)
+        field = "+".join(names)
+        yield text_of([record[name] for name in names], names, where, tokenizer)
 
 
 def text_of(

@@ -19,13 +19,14 @@ from darwinlm import parallel
 from darwinlm.artifact import StageFolder, read_json, read_tensors, write_json
 from darwinlm.calibration.hidden import HiddenMemory
 from darwinlm.calibration.stream import BlockStream
+from darwinlm.database.blocks import block_file
 from darwinlm.evaluation.divergence import DenseDistribution
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.run import Run
 from darwinlm.stages.database import stream_of
 from darwinlm.stages.stitch import Stitched
 from darwinlm.stages.text import Texts
-from darwinlm.surgery.refit import Streams, put_weights, refit, weights_file
+from darwinlm.surgery.refit import Streams, put_weights, refit
 
 RECORD = "record.json"
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
@@ -127,7 +128,7 @@ def refit_stage(run: Run, texts: Texts, stitched: Stitched) -> Refitted | None:
 
 def _interpolated(folder: Path, checkpoint: Checkpoint, block: int, strength: float) -> dict[str, Tensor]:
     """Weights of a block interpolated between the stitched (0) and the fitted ones (1), float32 by name in it."""
-    path = folder / weights_file(block)
+    path = folder / block_file(block)
     if strength == 0 or not path.exists():
         return {}
     fitted = read_tensors(path)
@@ -163,7 +164,7 @@ def stream_divergence(dense: BlockStream, other: BlockStream) -> float:
             divergence = reference.kl(_logits(other, other.hidden[index][part]))
             sums += torch.tensor([float(divergence.sum(dtype=torch.float64)), len(reference)], dtype=torch.float64)
     other.unload_head()
-    total, tokens = parallel.all_reduce(sums).tolist()
+    total, tokens = map(float, parallel.all_reduce(sums))
     return max(total / tokens, 0.0)
 
 

@@ -154,7 +154,7 @@ def evolve(
             report(state)
         if parallel.is_main():
             state.save(state_file)
-    fitness.clock = None
+    fitness.clock = Clock()
     return state
 
 
