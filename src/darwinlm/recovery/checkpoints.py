@@ -25,7 +25,7 @@ from darwinlm.errors import ArtifactError, NumericsError, StorageError, first_li
 
 WEIGHTS, FIRST, SECOND = "weights", "first_moments", "second_moments"
 MANIFEST, STATE = "manifest.json", "state.json"
-_FILES = {STATE, *(f"{part}.safetensors" for part in (WEIGHTS, FIRST, SECOND))}
+_FILES = (STATE, *(f"{part}.safetensors" for part in (WEIGHTS, FIRST, SECOND)))
 _PREFIX, _PARTIAL = "checkpoint-", "partial"
 KEPT = 2
 """Number of checkpoints to keep: the older one serves if the newest is damaged."""
@@ -130,25 +130,20 @@ class Checkpoints:
             raise _damaged(path, f"it has no {MANIFEST}: it wasn't completed")
         try:
             manifest = _Manifest.model_validate_json((path / MANIFEST).read_bytes())
-        except (OSError, ValidationError) as error:
+            digests = _digests(path)
+        except ValidationError as error:
             raise _damaged(path, f"{MANIFEST}: {first_line(error)}") from error
+        except OSError as error:
+            raise _damaged(path, f"{Path(error.filename).name}: {error.strerror}") from error
         if digest_of(manifest.run) != digest_of(self.run):
             names = sorted(name for name in {*manifest.run, *self.run} if manifest.run.get(name) != self.run.get(name))
             raise ArtifactError(
                 f"{path} belongs to another run ({', '.join(names)} differ): choose another output folder, or delete "
                 f"{self.folder} to start again"
             )
-        there = {name: path / name for name in sorted(_FILES) if (path / name).is_file()}
-        missing = sorted(_FILES - there.keys())
-        if missing:
-            raise _damaged(path, f"{missing[0]} is missing")
-        try:
-            digests = _digests(there)
-        except OSError as error:
-            raise _damaged(path, str(error)) from error
-        wrong = sorted(name for name, digest in digests.items() if digest != manifest.files.get(name))
-        if wrong:
-            raise _damaged(path, f"{wrong[0]} was changed")
+        for name, digest in digests.items():
+            if digest != manifest.files.get(name):
+                raise _damaged(path, f"{name} was changed")
 
     def save(self, state: TrainingState, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Write a checkpoint under a temporary name, rename it, and delete old ones.
@@ -173,8 +168,7 @@ class Checkpoints:
 
     def _finish(self, partial: Path, target: Path) -> None:
         try:
-            files = _digests({name: partial / name for name in sorted(_FILES)})
-            write_json(partial / MANIFEST, {"run": self.run, "files": files})
+            write_json(partial / MANIFEST, {"run": self.run, "files": _digests(partial)})
             for path in partial.iterdir():
                 with path.open("rb") as stream:
                     os.fsync(stream.fileno())
@@ -204,9 +198,9 @@ class Checkpoints:
         check_room(self.folder, wanted, what, "or choose another output folder")
 
 
-def _digests(files: dict[str, Path]) -> dict[str, str]:
+def _digests(folder: Path) -> dict[str, str]:
     with ThreadPoolExecutor() as pool:  # hashing releases the GIL
-        return dict(zip(files, pool.map(file_digest, files.values()), strict=True))
+        return dict(zip(_FILES, pool.map(lambda name: file_digest(folder / name), _FILES), strict=True))
 
 
 def _damaged(path: Path, reason: str) -> ArtifactError:
