@@ -87,14 +87,8 @@ class Offspring:
     window: Window | None = None
 
 
-@dataclass(frozen=True)
-class Selected:
-    """Result of a generation. `kl` is the loss of the best on the tokens of the last stage."""
-
-    best: Allocation
-    kl: float
-    evaluations: int
-    observations: list[Observation] = field(default_factory=list)
+Selected = tuple[Allocation, float, int, list[Observation]]
+"""Best allocation of a generation, its loss on the last stage's tokens, number of evaluations, and observations."""
 
 
 def evolve(
@@ -177,19 +171,18 @@ def _generation(
         return
     if any(stage.training_tokens for stage in settings.stages):
         assert trainer is not None
-        selected = _trained_rounds(state, offspring, settings, trainer)
+        best, kl, evaluations, observed = _trained_rounds(state, offspring, settings, trainer)
     else:
-        selected = _rounds(state, offspring, fitness, settings)
-    moved = sum(old != new for old, new in zip(state.parent, selected.best, strict=True))
+        best, kl, evaluations, observed = _rounds(state, offspring, fitness, settings)
+    moved = sum(old != new for old, new in zip(state.parent, best, strict=True))
     state.done += 1
     state.misses = max(state.misses - 1, 0) if moved else state.misses + 1
     state.seen += offspring.children
     state.slopes = offspring.slopes
-    state.observations += selected.observations
-    state.parent, state.kl = selected.best, selected.kl
-    state.parent_losses = fitness.losses(selected.best)
-    evaluations = state.history[-1].evaluations + selected.evaluations
-    state.history.append(Generation(state.done, selected.kl, moved > 0, moved, evaluations, state.seconds))
+    state.observations += observed
+    state.parent, state.kl, state.parent_losses = best, kl, fitness.losses(best)
+    evaluations += state.history[-1].evaluations
+    state.history.append(Generation(state.done, kl, moved > 0, moved, evaluations, state.seconds))
 
 
 # ------------------------------------------------------------------------------------------------------------ children
@@ -314,7 +307,7 @@ def _rounds(state: SearchState, offspring: Offspring, fitness: Fitness, settings
         (parent, child, change, first_order(offspring.slopes, parent, child) if offspring.slopes else 0.0)
         for child, change in changes.items()
     ]
-    return Selected(best, fitness.kls([best], final)[0], evaluations, observations)
+    return best, fitness.kls([best], final)[0], evaluations, observations
 
 
 def _trained_rounds(
@@ -339,4 +332,4 @@ def _trained_rounds(
         trainer.keep([*candidates, parent])
     trainer.keep(())
     kl, best = ranked[0]
-    return Selected(best, kl, evaluations)
+    return best, kl, evaluations, []
