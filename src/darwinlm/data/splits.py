@@ -10,7 +10,7 @@ Letters: B blocks, T tokens in a block (`seq_len`).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING
@@ -117,17 +117,16 @@ def split_documents(
         for purpose in PURPOSES
         if purpose in shares
     }
-    dealer = _Dealer(plan, shelves, tokenizer)
+    bos, n_documents, n_repeated = added_bos(tokenizer), 0, 0
     if any(shelf.lacks for shelf in shelves.values()):
-        dealer.deal(documents)
-    bos = added_bos(tokenizer)
+        n_documents, n_repeated = _deal(documents, plan, shelves, tokenizer, bos)
     short = [purpose for purpose, shelf in shelves.items() if shelf.lacks]
     if short:
         settings = ["search.stages" if purpose == "training" else f"text.{purpose}_tokens" for purpose in short]
         shortages = "; ".join(
             f"{purpose} has {shelves[purpose].n_tokens} of {shelves[purpose].wanted} tokens" for purpose in short
         )
-        read = f"{dealer.n_documents} documents were read, {dealer.n_repeated} of them repeated"
+        read = f"{n_documents} documents were read, {n_repeated} of them repeated"
         named = f"Text source {source!r}" if source else "The text"
         raise TextTooShortError(
             f"{named} is too short: {shortages} ({read}; no document serves two purposes). "
@@ -210,48 +209,41 @@ class _Shelf:
         return blocks
 
 
-class _Dealer:
-    """Assigns documents to the shelves."""
+def _deal(
+    documents: Iterable[str],
+    plan: TextPlan,
+    shelves: Mapping[str, _Shelf],
+    tokenizer: PreTrainedTokenizerBase,
+    bos: int | None,
+) -> tuple[int, int]:
+    """Fill the shelves from the documents and, if these are too few, from the surplus of full purposes.
 
-    def __init__(self, plan: TextPlan, shelves: Mapping[str, _Shelf], tokenizer: PreTrainedTokenizerBase) -> None:
-        self.n_documents = 0
-        self.n_repeated = 0
-        self._plan = plan
-        self._shelves = shelves
-        self._tokenizer = tokenizer
-        self._bos = added_bos(tokenizer)
+    Returns the numbers of documents read, and of repeated ones.
+    """
+    seen: set[str] = set()
+    spare: list[Document] = []
+    count, room = 0, _SPARE_CHARACTERS_PER_TOKEN * sum(shelf.wanted for shelf in shelves.values())
 
-    def deal(self, documents: Iterable[str]) -> None:
-        """Fill the shelves from the documents and, if these are too few, from the surplus of full purposes."""
-        spare: list[Document] = []
-        room = _SPARE_CHARACTERS_PER_TOKEN * sum(shelf.wanted for shelf in self._shelves.values())
-        for document in self._new(documents):
-            shelf = self._shelves[self._plan.purpose_of(document.hashed)]
-            if shelf.lacks:
-                self._place(document, shelf)
-                if not any(shelf.lacks for shelf in self._shelves.values()):
-                    return
-            elif room > 0:
-                room -= len(document.text)
-                spare.append(document)
-        left = iter(sorted(spare, key=lambda document: document.hashed))
-        for shelf in self._shelves.values():
-            while shelf.lacks and (extra := next(left, None)) is not None:
-                self._place(extra, shelf)
-            shelf.fill()
-
-    def _new(self, documents: Iterable[str]) -> Iterator[Document]:
-        """Yield each distinct document once, by its hash."""
-        seen: set[str] = set()
-        for text in documents:
-            self.n_documents += 1
-            hashed = document_hash(text)
-            if hashed in seen:
-                self.n_repeated += 1
-                continue
-            seen.add(hashed)
-            yield Document(hashed, text)
-
-    def _place(self, document: Document, shelf: _Shelf) -> None:
-        tokenise([document], self._tokenizer, self._bos)
+    def place(document: Document, shelf: _Shelf) -> None:
+        tokenise([document], tokenizer, bos)
         shelf.put(document)
+
+    for count, text in enumerate(documents, start=1):
+        document = Document(document_hash(text), text)
+        if document.hashed in seen:
+            continue
+        seen.add(document.hashed)
+        shelf = shelves[plan.purpose_of(document.hashed)]
+        if shelf.lacks:
+            place(document, shelf)
+            if not any(shelf.lacks for shelf in shelves.values()):
+                return count, count - len(seen)
+        elif room > 0:
+            room -= len(text)
+            spare.append(document)
+    left = iter(sorted(spare, key=lambda document: document.hashed))
+    for shelf in shelves.values():
+        while shelf.lacks and (extra := next(left, None)) is not None:
+            place(extra, shelf)
+        shelf.fill()
+    return count, count - len(seen)
