@@ -18,7 +18,7 @@ from darwinlm.artifact import read_json
 from darwinlm.console import Reporter
 from darwinlm.errors import NumericsError
 from darwinlm.pipeline import run_stages
-from darwinlm.recovery.train import _Training
+from darwinlm.recovery.train import Training
 from darwinlm.report.summary import read_summary
 from darwinlm.runs.recovery import recover
 from darwinlm.stages import recover as stage
@@ -87,7 +87,7 @@ def test_it_brings_the_model_nearer_to_the_dense_one(whole, inputs):
 
 def test_the_same_call_again_reuses_it(whole, inputs, tmp_path, monkeypatch):
     out = shutil.copytree(whole[0], tmp_path / "out")
-    monkeypatch.setattr(_Training, "run", lambda *_, **__: pytest.fail("it trains again"))
+    monkeypatch.setattr(Training, "run", lambda *_, **__: pytest.fail("it trains again"))
     assert recover_tiny(*inputs, out).models == whole[1].models
 
 
@@ -211,7 +211,7 @@ def test_a_kill_while_a_finished_training_is_tidied_up_blocks_nothing(whole, inp
             recover_tiny(*inputs, tmp_path / "out")
     assert list((tmp_path / "out" / WORK / "training").glob("checkpoint-*"))
     if change == "nothing":
-        monkeypatch.setattr(_Training, "run", lambda *_: pytest.fail("it trains again"))
+        monkeypatch.setattr(Training, "run", lambda *_: pytest.fail("it trains again"))
         models = recover_tiny(*inputs, tmp_path / "out").models
         assert {name: model.kl for name, model in models.items()} == {n: m.kl for n, m in whole[1].models.items()}
     else:
@@ -251,13 +251,13 @@ def test_a_single_process_takes_the_recipe_of_many(inputs, whole, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_last_checkpoint_kept(inputs, tmp_path, monkeypatch):
-    whole = _Training.loss_of
+    whole = Training.loss_of
 
     def broken(self, batch):
         loss = whole(self, batch)
         return loss * float("nan") if self.state.step == 6 else loss
 
-    monkeypatch.setattr(_Training, "loss_of", broken)
+    monkeypatch.setattr(Training, "loss_of", broken)
     with pytest.raises(NumericsError, match=r"before the update of step 7: the loss is nan"):
         recover_tiny(*inputs, tmp_path / "out")
     kept = tmp_path / "out" / WORK / "training" / "checkpoint-4" / "weights.safetensors"
@@ -265,7 +265,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_checkpoint_kept(inputs, t
 
 
 def test_a_training_that_is_no_better_on_held_out_text_is_not_kept(inputs, tmp_path, monkeypatch):
-    monkeypatch.setattr("darwinlm.recovery.guard.DIVERGENCE", 1000)
+    monkeypatch.setattr("darwinlm.recovery.checkpoints.DIVERGENCE", 1000)
     summary = recover_tiny(*inputs, tmp_path / "out", "recovery.learning_rate=1")
     assert summary.recovery.kept == "before"
     assert summary.models["recovered"].kl == summary.models["before"].kl

@@ -13,8 +13,7 @@ from darwinlm import demo, errors
 from darwinlm.artifact import KEY, MANIFEST, read_json, write_json
 from darwinlm.database.blocks import block_file
 from darwinlm.database.finished import find_database
-from darwinlm.database.kept import kept_groups
-from darwinlm.database.levels import Level
+from darwinlm.database.levels import Level, kept_groups
 from darwinlm.database.store import DatabaseReader
 from darwinlm.engines.process import EngineProcess
 from darwinlm.errors import (

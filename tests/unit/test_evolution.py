@@ -9,16 +9,14 @@ import pytest
 
 from darwinlm.errors import NumericsError
 from darwinlm.recipe import SearchSettings
-from darwinlm.search.evaluate.clock import Clock
-from darwinlm.search.evaluate.fitness import Fitness, Window
+from darwinlm.search.evaluate.fitness import Clock, Fitness, Window
 from darwinlm.search.evolve import evolution
 from darwinlm.search.evolve.evolution import Guide, evolve
 from darwinlm.search.evolve.state import Generation, SearchState
 from darwinlm.search.predict.curvature import Curvature
 from darwinlm.search.predict.surrogate import first_order
-from darwinlm.search.problem.budget import Budget
 from darwinlm.search.problem.cost import CostModel
-from darwinlm.search.problem.problem import Problem
+from darwinlm.search.problem.problem import Budget, Problem
 from darwinlm.search.problem.space import Allocation, SearchSpace
 
 WINDOWS, WHOLE = [(0, 2), (2, 4)], (0, 4)

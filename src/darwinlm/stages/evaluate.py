@@ -65,9 +65,7 @@ def evaluate_stage(run: Run, results: StageResults) -> Measured:
             if results.recover is not None:
                 loaders["recovered"] = final
             measured = measure_models(run, loaders, results.text, exported.dtype)
-            with parallel.agree():
-                if parallel.is_main():
-                    save_figures(stage.folder / FIGURES, measured)
+            parallel.in_main(save_figures, stage.folder / FIGURES, measured)
         return read_figures(stage.folder / FIGURES)
 
 
