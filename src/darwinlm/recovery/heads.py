@@ -119,7 +119,7 @@ def batch_loss(model: Any, teacher: Any, tokens: Tensor, dense: Dense | None, ob
     """
     hidden = _streams(model, tokens)
     following = _next_tokens(tokens)
-    counts = (len(hidden), int((following >= 0).sum()))
+    counts = (len(hidden), tokens[:, 1:].numel())
     flat = None if dense is None else dense.flatten(0, 1)
 
     def loss_of(rows: slice, part: Tensor) -> Tensor:
