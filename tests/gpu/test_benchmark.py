@@ -39,5 +39,7 @@ def test_the_acceptance_test_runs_on_a_cpu(tmp_path):
 @pytest.mark.timeout(900)
 def test_that_of_a_node_runs_in_two_processes(tmp_path):
     named = lines_of(tmp_path / "node.json", *TORCHRUN, "benchmarks/gpu_node.py")
-    assert named["database: error curves differ by"]["ok"] is True
+    for stage in ("database", "search", "refit", "recover", "evaluate"):
+        assert named[f"{stage}: figures differ by"]["ok"] is True
+        assert named[f"{stage}: speed-up"]["value"] > 0
     assert named["weights were dealt out"]["ok"] is True
