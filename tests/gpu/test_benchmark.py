@@ -33,6 +33,7 @@ def test_the_acceptance_test_runs_on_a_cpu(tmp_path):
     assert {line["part"] for line in named.values()} == {*PARTS, "plan"}
     measured = find_device(str(out.with_suffix(".yaml")))
     assert measured.rates["float32"] == pytest.approx(1e12 * named["float32 product"]["value"], rel=0.01)
+    assert measured.disk == pytest.approx(1e9 * named["disk"]["value"])
     assert measured.step_seconds == pytest.approx(named["removed channel"]["value"] / 1e6)
 
 
