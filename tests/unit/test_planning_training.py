@@ -16,9 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.pipeline import run_stages
 from darwinlm.planning import training
-from darwinlm.planning.devices import find_device
+from darwinlm.planning.devices import DISK, find_device
 from darwinlm.planning.model import Sizes
-from darwinlm.planning.need import DISK, StageNeed
+from darwinlm.planning.need import StageNeed
 from darwinlm.planning.plan import Plan, advice, estimate, make_plan
 from darwinlm.recipe import load_recipe
 from darwinlm.recovery.model import batch_loss, run_dense

@@ -68,11 +68,10 @@ class DatabaseReader:
         self._verified: set[int] = set()
         self.reads = 0
         self._small: dict[int, dict[str, Tensor]] = {}
-        self._reserved = 0
         self._last: tuple[tuple[int, ModuleKind, int], tuple[NestedFactors, ...]] | None = None
         self._factors: Bounded[tuple[int, ModuleKind, int], tuple[NestedFactors, ...]] = Bounded(
             lambda factors: sum(each.nbytes for each in factors),
-            room_on(device, DEVICE_SHARE, lambda: self._reserved),
+            room_on(device, DEVICE_SHARE),
             scanned=True,
         )
         self._stored: Bounded[tuple[int, ModuleKind], tuple[Tensor, Tensor]] = Bounded(
@@ -112,10 +111,13 @@ class DatabaseReader:
         return factors
 
     def release(self, reserve: int = 0) -> None:
-        """Release the factors on the device, which are recomputed on demand and then leave `reserve` bytes free."""
-        self._reserved = reserve
-        self._last = None
-        self._factors.clear()
+        """Release the factors on a GPU, which are recomputed on demand and then leave `reserve` bytes free.
+
+        A CPU keeps them.
+        """
+        if self.device.type != "cpu":
+            self._last = None
+            self._factors.clear(reserve)
 
     def _computed(self, block: int, kind: ModuleKind, variant: int) -> tuple[NestedFactors, ...]:
         shape = self.shape(block, kind)

@@ -142,7 +142,7 @@ def batch_loss(
     `chunked_loss`.
     """
     hidden, following = _streams(model, tokens).flatten(0, 1), _next_tokens(tokens)
-    n_following = int((following >= 0).sum())
+    n_following = tokens[:, 1:].numel()
     flat = None if dense is None else dense.flatten(0, 1)
 
     def divergence(logits: Tensor, reference: Dense) -> Tensor:
