@@ -42,6 +42,14 @@ class Objective:
         return self.distillation > 0
 
 
+class _Result(BaseModelOutputWithPast):
+    """Result of a decoder. Fields that some families add, such as the logits of routers, are None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
 class _Stored(nn.Module):
     """Replaces a decoder whose result is known."""
 
@@ -49,8 +57,8 @@ class _Stored(nn.Module):
         super().__init__()
         self.hidden = hidden
 
-    def forward(self, *_: Any, **__: Any) -> BaseModelOutputWithPast:
-        return BaseModelOutputWithPast(last_hidden_state=self.hidden)
+    def forward(self, *_: Any, **__: Any) -> _Result:
+        return _Result(last_hidden_state=self.hidden)
 
 
 @contextmanager

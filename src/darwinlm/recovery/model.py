@@ -16,6 +16,9 @@ from darwinlm.recovery.heads import Dense, Objective, batch_loss, decoder_of, he
 LORA_ALPHA = 16.0
 """Scale of adapters times their rank, as for QLoRA (arXiv 2305.14314)."""
 
+CORRECTION = "e_score_correction_bias"
+"""Tensor of a router that only changes the choice of experts, so that it gets no gradient, for which DDP would wait."""
+
 
 def prepared(model: Any, settings: RecoverySettings) -> Any:
     """The model with its trainable weights: all, all but embedding and head, or adapters on every projection."""
@@ -26,7 +29,8 @@ def prepared(model: Any, settings: RecoverySettings) -> Any:
         else:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
     if not settings.lora_rank:
-        model.requires_grad_(requires_grad=True)
+        for name, weight in model.named_parameters():
+            weight.requires_grad = not name.endswith(CORRECTION)
         if not settings.embeddings:
             for module in (model.get_input_embeddings(), model.get_output_embeddings()):
                 module.requires_grad_(requires_grad=False)
