@@ -107,7 +107,7 @@ class RoutedSample:
                 if module is not None:
 
                     def note(_: nn.Module, __: Any, output: Any, name: str = name) -> None:
-                        self._add(name, output[0] if isinstance(output, tuple) else output)
+                        self._add(name, _widest(output) if isinstance(output, tuple) else output)
 
                     hooks.callback(module.register_forward_hook(note).remove)
             yield
@@ -151,6 +151,11 @@ class RoutedSample:
         beside = self._joined("beside")
         by = None if beside is None else self._divisor(beside)
         return beside if beside is None or by is None else beside.float() / by
+
+
+def _widest(parts: tuple[Tensor, ...]) -> Tensor:
+    """The logits in a router's result. Releases of transformers differ in its order."""
+    return max((part for part in parts if part.is_floating_point()), key=lambda part: part.shape[-1])
 
 
 def expert_output(module: Any, hidden: Tensor, expert: int) -> Tensor:

@@ -154,7 +154,7 @@ class Experts(Closed):
     common: tuple[str, ...] = ()
     """Tensors of the router that have no row for every expert."""
     logits: str | None = None
-    """Module whose output is the router's logits; None if the router returns them, alone or first."""
+    """Module whose output is the router's logits; None if the router returns them, alone or with others."""
     factors: str | None = None
     """Tensor of the router with a factor on the output of every expert (Gemma 4)."""
     scores: Literal["softmax", "sigmoid"] = "softmax"

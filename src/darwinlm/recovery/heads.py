@@ -42,7 +42,7 @@ class Objective:
         return self.distillation > 0
 
 
-class _Result(BaseModelOutputWithPast):
+class _Result(BaseModelOutputWithPast):  # type: ignore[misc]
     """Result of a decoder. Fields that some families add, such as the logits of routers, are None."""
 
     def __getattr__(self, name: str) -> None:
