@@ -239,8 +239,8 @@ def families_page() -> str:
         "| --- | --- |",
         *(f"| {', '.join(titles)} | {reason} |" for reason, titles in reasons.items()),
         "",
-        "A family whose blocks are one attention or other token mixer followed by one MLP needs only a YAML file of 14 to",
-        "19 lines (with experts up to 29): see `CONTRIBUTING.md` of the repository.",
+        "A family whose blocks are one attention or other token mixer followed by one MLP needs only a YAML file of",
+        "14 to 19 lines (with experts up to 29): see `CONTRIBUTING.md` of the repository.",
     ]
     return "\n".join(lines) + "\n"
 
