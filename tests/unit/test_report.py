@@ -61,12 +61,12 @@ def test_page_tells_everything_that_was_made():
         "KL 0.920",
         "229 evaluations in 5 min 3 s: all generations done",
         "52 of 60 modules were fitted",
-        "The best model with equal layers has 1.300 there",
+        "The best model with equal layers has 1.300 on that text",
         "levels:",
-        "The figures hold for this text and for no other",
+        "The figures hold for this text only",
         "49.9 %",
         "2 threads",
-        "8 of 30 attention sub-layers and 1 of 30 MLP sub-layers are gone",
+        "8 of 30 attention sub-layers and 1 of 30 MLP sub-layers are removed as a whole",
         "16,384 tokens (17 documents) of hf:HuggingFaceFW/fineweb-edu",
         "trust_remote_code=True",
     ):
@@ -81,7 +81,7 @@ def test_page_survives_missing_figures():
     summary["text"] = {"source": None, "sequence_length": 64, "purposes": {}}
     text = Page(render_page(made(summary))).text
     assert "1e304" in text
-    assert "times as fast" not in text
+    assert "decode speed" not in text
     assert model_card(made(summary))
 
 
@@ -125,12 +125,17 @@ def never_there():
 
 
 DROPPED = {"kept": "stitched", "strength": 0.0}
-LEARNT = "What that text doesn't teach, facts above all, has not come back"
+LEARNT = "Facts and other abilities that this text does not teach have not returned"
 UNLEARNT = "after pruning did not help on held-out text, so the weights from before it were kept"
 SENTENCES = [
     # Training
-    ([text_of, card_of], searched(), ["wasn't trained after"], ["was trained on", "was then trained", "How its sizes"]),
-    ([text_of, card_of], recovered(), ["was trained on 24,576 tokens after pruning", LEARNT], ["wasn't trained"]),
+    (
+        [text_of, card_of],
+        searched(),
+        ["was not trained after"],
+        ["was trained on", "was then trained", "How its sizes"],
+    ),
+    ([text_of, card_of], recovered(), ["was trained on 24,576 tokens after pruning", LEARNT], ["was not trained"]),
     ([text_of, card_of], recovered(), [], ["without its continued", UNLEARNT]),
     ([text_of, card_of], given(), ["was trained on 24,576 tokens after pruning", LEARNT], ["evolution", "refitted"]),
     ([text_of, card_of], given(), [], ["searched", "evaluations", UNLEARNT]),
@@ -139,7 +144,7 @@ SENTENCES = [
     (
         [text_of],
         changed(given(), recovery={"kept": "before"}),
-        ["no better for it, so the weights from before stay"],
+        ["on held-out text did not fall, so the weights from before were kept"],
         [],
     ),
     ([card_of], searched(), ["refitted by ridge regression", "without its continued training"], []),
@@ -151,7 +156,7 @@ SENTENCES = [
     (
         [text_of],
         changed(searched(), refit=DROPPED),
-        ["no better for it on validation text, so the stitched"],
+        ["not better with them on validation text, so the weights before the refit"],
         ["(KL 0.5"],
     ),
     (
@@ -190,9 +195,9 @@ SENTENCES = [
     ([card_of], taken_out(["width"]), ["with MLP channels removed."], []),
     ([card_of], taken_out(["groups", "heads"]), ["with query heads and key and value heads removed."], []),
     ([card_of], taken_out([]), ["with nothing removed."], []),
-    ([text_of], never_there(), ["never there", "No sub-layer is gone"], []),
+    ([text_of], never_there(), ["never there", "No attention or MLP is removed"], []),
     # Looking back
-    ([text_of, card_of], searched(), [], ["Looking back", "copied"]),
+    ([text_of, card_of], searched(), [], ["Copying from the context", "copied"]),
 ]
 
 
@@ -361,7 +366,7 @@ def test_looking_back_is_told_everywhere():
     for expected in ("copied, 64 tokens of text, 192 apart", "50 % (2.25)", "30 % (4.25)", "0.750", "1.500"):
         assert expected in text
         assert expected in card
-    assert "no lists of <words>" in text, "escaped, and said"
+    assert "No lists of <words>" in text, "escaped, and said"
     out = io.StringIO()
     Console(file=out, width=160).print(looking_back_table(summary))
     assert "30 %" in out.getvalue()
