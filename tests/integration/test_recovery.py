@@ -127,9 +127,10 @@ def test_other_settings_learn_too(inputs, tmp_path, settings):
     assert {name: tensor.shape for name, tensor in weights(tmp_path / "out").items()} == shapes
 
 
-def test_a_run_recovers_as_one_of_its_stages(tiny_llama, make_run, tmp_path):
+@pytest.mark.parametrize("model_type", ["llama", "mixtral", "gemma4_text"])
+def test_a_run_recovers_as_one_of_its_stages(tiny_folder, make_run, tmp_path, model_type):
     settings = (*STEPS, "recovery.learning_rate=0.003")
-    summary = run_stages(make_run(tiny_llama, tmp_path / "out", *settings), "report").report
+    summary = run_stages(make_run(tiny_folder(model_type), tmp_path / "out", *settings), "report").report
     models = summary.models
     assert {"dense", "uniform", "stitched", "refit", "recovered"} == models.keys()
     assert (models["recovered"].kl == models["refit"].kl) == (summary.recovery.kept == "before")

@@ -84,7 +84,7 @@ class RoutedSample:
                 if module is not None:
 
                     def note(_: nn.Module, __: Any, output: Any, name: str = name) -> None:
-                        self._add(name, output[0] if isinstance(output, tuple) else output)
+                        self._add(name, _widest(output) if isinstance(output, tuple) else output)
 
                     hooks.enter_context(module.register_forward_hook(note))
             yield
@@ -107,6 +107,11 @@ class RoutedSample:
 
     def _joined(self, name: str) -> Tensor | None:
         return torch.cat(self._seen[name]) if name in self._seen else None
+
+
+def _widest(parts: tuple[Tensor, ...]) -> Tensor:
+    """The logits in a router's result. Releases of transformers differ in its order."""
+    return max((part for part in parts if part.is_floating_point()), key=lambda part: part.shape[-1])
 
 
 def expert_output(module: Any, hidden: Tensor, expert: int) -> Tensor:

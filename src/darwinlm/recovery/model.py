@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from transformers.modeling_outputs import MoeModelOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from darwinlm import parallel
 from darwinlm.evaluation.chunks import chunked_loss
@@ -24,6 +24,9 @@ from darwinlm.recovery.losses import TopK, forward_kl, next_token_loss, top_k_kl
 
 LORA_ALPHA = 16.0
 """Scale of adapters times their rank, as for QLoRA (arXiv 2305.14314)."""
+
+CORRECTION = "e_score_correction_bias"
+"""Tensor of a router that only changes the choice of experts, so that it gets no gradient, for which DDP would wait."""
 
 LOGIT_CHUNK = 1024
 """Tokens whose logits are in memory at once: 4 GB at the peak for a vocabulary of 131,072."""
@@ -42,7 +45,8 @@ def prepared(model: Any, settings: RecoverySettings) -> Any:
         else:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
     if not settings.lora_rank:
-        model.requires_grad_(requires_grad=True)
+        for name, weight in model.named_parameters():
+            weight.requires_grad = not name.endswith(CORRECTION)
         if not settings.embeddings:
             for module in (model.get_input_embeddings(), model.get_output_embeddings()):
                 module.requires_grad_(requires_grad=False)
@@ -63,15 +67,23 @@ def prepared(model: Any, settings: RecoverySettings) -> Any:
         return get_peft_model(model, config)
 
 
+class _Result(BaseModelOutputWithPast):  # type: ignore[misc]
+    """Result of a decoder. Fields that some families add, such as the logits of routers, are None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
 class _Stored(nn.Module):
-    """Replaces a decoder whose result is known; of a mixture, the forward pass also reads router logits."""
+    """Replaces a decoder whose result is known."""
 
     def __init__(self, hidden: Tensor) -> None:
         super().__init__()
         self.hidden = hidden
 
-    def forward(self, *_: Any, **__: Any) -> MoeModelOutputWithPast:
-        return MoeModelOutputWithPast(last_hidden_state=self.hidden)
+    def forward(self, *_: Any, **__: Any) -> _Result:
+        return _Result(last_hidden_state=self.hidden)
 
 
 @contextmanager
