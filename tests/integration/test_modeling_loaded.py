@@ -4,10 +4,11 @@ import json
 
 import pytest
 import torch
-from tests.tiny.cutting import MIXED, NAMES, PLANS, cut, logits, near, tokens
+from tests.tiny.cutting import MIXED, PLANS, cut, logits, near, tokens
 from tests.tiny.models import tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from darwinlm.families.family import family_of
 from darwinlm.families.pruned import auto_map
 
 
@@ -83,6 +84,6 @@ def test_an_edited_model_is_saved_as_edited(saved, tmp_path):
     assert logits(again, ids).shape[-1] == again.config.vocab_size == rows + 7
     assert (logits(again, ids)[..., :rows] - logits(model, ids)).abs().max() > 0.01
     stored = json.loads((tmp_path / "edited" / "config.json").read_text())
-    assert stored["auto_map"] == auto_map(NAMES[stored["model_type"].removeprefix("darwinlm_")][0])
+    assert stored["auto_map"] == auto_map(family_of(model.config).class_names[0])
     assert stored["per_layer_config"] == json.loads((folder / "config.json").read_text())["per_layer_config"]
     assert (tmp_path / "edited" / "modeling_darwinlm.py").is_file()
