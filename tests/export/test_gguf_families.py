@@ -9,7 +9,7 @@ from tests.tiny.models import FAMILIES
 from tests.tiny.pruned import any_checkpoint, plain_checkpoint, pruned_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from darwinlm.errors import ExportError, MissingExtraError
+from darwinlm.errors import MissingExtraError
 from darwinlm.export.check import TEXT, divergence
 from darwinlm.export.gguf.export import ROUNDED_YARN
 from darwinlm.export.gguf.layout import LIKE_LLAMA, STOCK, TIED, UNKNOWN
@@ -339,21 +339,6 @@ def test_quantised_hybrids(tmp_path, case, quantisation):
     assert 0 < report["details"]["kl_of_rounding"] < 2
     assert report["details"]["tensor_types"]["F32"] > 10
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.gguf", "m.gguf.export.json", "model"]
-
-
-@pytest.mark.parametrize("model_type", ["qwen3_5_text", "lfm2"])
-def test_unequal_layers_of_hybrids_are_refused(tmp_path, model_type):
-    _, _, overrides = EQUAL[model_type.removesuffix("_text")]
-    folder = pruned_checkpoint(tmp_path / "model", model_type, {1: (4, 2, 40)}, **overrides)
-    with pytest.raises(ExportError, match=r"its layers differ, and in llama.cpp all blocks of this family have the"):
-        exported(folder, tmp_path / "m.gguf")
-
-
-def test_attentions_at_unequal_distances_are_refused(tmp_path):
-    kinds = ["full_attention", "linear_attention", "linear_attention", "full_attention"]
-    folder = plain_checkpoint(tmp_path / "model", "qwen3_5_text", **DELTA, layer_types=kinds)
-    with pytest.raises(ExportError, match="its attentions don't come at equal distances"):
-        exported(folder, tmp_path / "m.gguf")
 
 
 def test_a_file_that_only_llama_cpp_can_check_needs_it(tmp_path, monkeypatch):

@@ -135,14 +135,6 @@ def test_variants_of_families(model_type, overrides, tmp_path):
     assert tied == dense.config.tie_word_embeddings
 
 
-def test_classes_are_made_once():
-    first = pruned_classes("Llama", "llama")
-    assert first == pruned_classes("Llama", "llama")
-    assert [cls.__name__ for cls in first] == ["DarwinLlamaConfig", "DarwinLlamaModel", "DarwinLlamaForCausalLM"]
-    assert {cls.__module__ for cls in first} == {"darwinlm.families.modeling_darwinlm"}
-    assert first[0].model_type == "darwinlm_llama"
-
-
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
