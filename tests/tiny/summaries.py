@@ -17,6 +17,8 @@ from darwinlm.report.page import render_page
 from darwinlm.report.summary import Summary
 
 NASTY = '<script>alert("x")</script> & "quotes" `ticks` | pipe'
+DROPPED = {"kept": "stitched", "strength": 0.0}
+"""A refit that was no better."""
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
 

@@ -101,6 +101,8 @@ def test_a_disk_without_room_is_refused_before_anything_is_read(tmp_path, monkey
 
 def test_a_shard_that_is_gone_or_cut_is_refused(tmp_path):
     pack(tmp_path)
+    with pytest.raises(ArtifactError, match="3100 tokens are needed, but the shards hold 3000"):
+        PackedText(tmp_path, 100, 31)
     path = tmp_path / "tokens_00001.bin"
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ArtifactError, match=r"tokens_00001\.bin is damaged .it was changed after it was written"):
