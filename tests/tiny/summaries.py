@@ -199,7 +199,7 @@ def made(tree):
 def changed(tree, **sections):
     """The tree with other sections; those that are mappings are changed in some fields only."""
     for name, value in sections.items():
-        tree[name] = {**tree[name], **value} if isinstance(value, dict) else value
+        tree[name] = {**(tree.get(name) or {}), **value} if isinstance(value, dict) else value
     return tree
 
 

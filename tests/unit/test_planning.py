@@ -249,15 +249,10 @@ def test_what_does_not_fit_names_the_setting_that_would(tmp_path: Path, monkeypa
     assert "no single setting makes it fit; the largest item is" in hopeless
 
 
-def test_gguf_header_is_enough(monkeypatch: pytest.MonkeyPatch, tiny_llama: Path, tmp_path: Path) -> None:
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(tiny_llama)
-    path = tmp_path / "m.gguf"
-    path.write_bytes(b"GGUF")
-    monkeypatch.setattr("darwinlm.planning.model.read_header", lambda path: None)
-    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda folder, **options: config)
-    assert described(str(path)).family.model_type == "llama"
+def test_gguf_header_is_enough(gguf_bytes: bytes, tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(gguf_bytes)
+    found = described(str(tmp_path / "m.gguf"))
+    assert (found.family.model_type, found.n_blocks) == ("llama", 3)
 
 
 def test_damaged_gguf_is_refused(command: Command, tmp_path: Path) -> None:

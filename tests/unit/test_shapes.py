@@ -10,7 +10,7 @@ from darwinlm.database.store import DatabaseReader
 from darwinlm.errors import BudgetError, CheckpointError, RecipeError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import families
-from darwinlm.families.shapes import head_dim, module_parameters, module_shapes
+from darwinlm.families.shapes import module_parameters, module_shapes
 from darwinlm.pipeline import run_stages
 from darwinlm.recipe import BudgetSettings, UnitsSettings
 from darwinlm.search.problem.budget import resolve_budget
@@ -163,18 +163,6 @@ def test_equal_layers_keep_the_class_of_their_family(tiny_folder, model_type):
     assert type(model).__name__ == f"{checkpoint.family.class_prefix}ForCausalLM"
     assert type(model).__module__.startswith("transformers.models.")
     assert all(row.items() <= layer.to_dict().items() for layer in config.per_layer_config)
-
-
-@dataclass
-class Config:
-    hidden_size: int = 48
-    num_attention_heads: int = 6
-    head_dim: int | None = None
-
-
-def test_the_head_size_is_the_one_that_is_stated():
-    assert head_dim(Config()) == 8
-    assert head_dim(Config(head_dim=20)) == 20
 
 
 def test_query_heads_that_do_not_divide_by_the_groups(tiny_llama):
