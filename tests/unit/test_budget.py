@@ -193,7 +193,13 @@ def test_a_tolerance_below_one_level_is_one_level():
 
 @pytest.mark.parametrize(
     ("budget", "limit"),
-    [({"keep": 0.5}, 205), ({"params": 205}, 205), ({"speedup": 2}, 205)],
+    [
+        ({"keep": 0.5}, 205),
+        ({"params": 205}, 205),
+        ({"speedup": 2}, 205),
+        ({"keep": 1 / 3}, 136),
+        ({"speedup": 3}, 136),
+    ],
 )
 def test_bounds_use_the_budget_and_no_more(budget, limit):
     bounds = resolve_budget(parameter_costs(SPACE, fixed=0), BudgetSettings(**budget, tolerance=0.1))
