@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.tiny.checkpoint import SETTINGS
+from tests.tiny.checkpoint import SETTINGS, stream_over
 from tests.tiny.command import Command
 from tests.tiny.models import FAMILIES
 from tests.tiny.published import PARAMETERS, published_config
@@ -17,7 +17,6 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from darwinlm.calibration.gradients import output_gradients
-from darwinlm.calibration.stream import BlockStream
 from darwinlm.errors import FamilyError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.pruned import pruned_classes, pruned_config
@@ -157,9 +156,7 @@ def test_gradients_take_what_the_flop_counter_counts(model_type: str, tiny_folde
     (need, *_) = make_plan(sizes, find_device("h100")).needs
     assert (need.name, need.tokens) == ("saliency", 128)
     tokens = torch.randint(3, 250, (4, 32), generator=torch.Generator().manual_seed(0))
-    stream = BlockStream(
-        Checkpoint.open(folder), tokens, dtype=torch.float32, device=torch.device("cpu"), batch_tokens=64
-    )
+    stream = stream_over(folder, tokens, 64)
     stream.decoder.model.set_attn_implementation("eager")
     with Operations() as counter:
         moments = [part for _, part in output_gradients(stream, tokens)]
