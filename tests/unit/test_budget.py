@@ -210,7 +210,7 @@ def test_bounds_use_the_budget_and_no_more(budget, limit):
     assert bounds.limit == limit
     assert bounds.allows(limit)
     assert not bounds.allows(limit + 1)
-    assert bounds.lower == limit - 100, "one level of the attention is more than a tenth of the budget"
+    assert bounds.lower == max(limit - 100, 70), "one level of the attention is more than a tenth of the budget"
 
 
 def test_what_is_not_pruned_counts_too():
