@@ -9,6 +9,7 @@ from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
 from darwinlm.engines import ENGINES
 from darwinlm.errors import ExportError, MissingExtraError
 from darwinlm.export import folder as folders
+from darwinlm.export.check import LOGITS, compare_streams
 from darwinlm.export.gguf import export as gguf_export
 from darwinlm.export.gguf import tensors
 from darwinlm.export.gguf.write import QUANTISATIONS
@@ -136,6 +137,26 @@ def test_the_report_says_what_was_compared(tmp_path):
     assert any("not loaded into llama.cpp itself" in note for note in report.notes)
     assert report.bytes == (tmp_path / "m.gguf").stat().st_size
     assert report.details["tensor_types"] == {"Q8_0": 23, "F32": 7}
+
+
+@pytest.mark.parametrize("place", [LOGITS, "block 1 mlp"])
+@pytest.mark.parametrize("fault", ["one token differs", "all but a large one differ", "another shape", "NaN"])
+def test_a_difference_of_few_tokens_and_a_small_one_of_most_are_seen(place, fault):
+    right = torch.randn(100, 16, generator=torch.Generator().manual_seed(0))
+    right[0] *= 1e6
+    left = right.clone()
+    if fault == "another shape":
+        left = left[:-1]
+    elif fault == "NaN":
+        left[7, 3] = torch.nan
+    else:
+        changed = slice(0, 1) if fault == "one token differs" else slice(1, None)
+        left[changed] += 0.1 * right[changed].flip(-1)
+    streams = {"block 1 mlp": right, LOGITS: right}
+    where = "the logits" if place == LOGITS else "the residual stream after block 1 mlp"
+    with pytest.raises(ExportError, match=f"the file and the model differ by .* in {where}"):
+        compare_streams(("the model", streams), ("the file", streams | {place: left}), 1e-3)
+    assert compare_streams(("the model", streams), ("the file", streams), 1e-3).relative == 0
 
 
 def test_equal_layers_need_no_masked_dense(tmp_path):

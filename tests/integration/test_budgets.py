@@ -12,8 +12,8 @@ from darwinlm.errors import BudgetError
 from darwinlm.latency.timing import ModelTimer
 from darwinlm.lock import release_all
 from darwinlm.pipeline import run_stages
-from darwinlm.recipe import BudgetSettings, merge
-from darwinlm.runs.sweep import member_name, prune_sweep
+from darwinlm.recipe import BudgetSettings, Recipe, merge
+from darwinlm.runs.sweep import _ordered, member_name, prune_sweep
 from darwinlm.stages.plan import plan_stage
 
 TOLERANCE = 0.05
@@ -197,3 +197,12 @@ def test_a_family_shares_its_database_and_starts_from_its_neighbour(tiny_llama, 
 )
 def test_members_are_named_after_their_budget(budget, name):
     assert member_name(BudgetSettings(**budget)) == name
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "ordered"),
+    [("keep", ("40%", "80%"), ["keep-80", "keep-40"]), ("speedup", ("3x", "2x"), ["speedup-2x", "speedup-3x"])],
+)
+def test_the_largest_member_is_pruned_first(kind, given, ordered):
+    recipes = [merge(Recipe(), (), {f"budget.{kind}": bound}) for bound in given]
+    assert [member_name(recipe.budget) for recipe in _ordered(recipes)] == ordered
