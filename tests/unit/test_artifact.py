@@ -14,6 +14,7 @@ from darwinlm.artifact import (
     KEY,
     MANIFEST,
     StageFolder,
+    digest_of,
     file_digest,
     manifest_files,
     read_json,
@@ -97,6 +98,14 @@ def test_keys_compare_as_json(tmp_path):
     made.begin()
     made.finish()
     assert StageFolder(tmp_path / "s", {"dtype": "torch.float32", "shape": [1, 2]}).is_complete()
+
+
+def test_digests_depend_on_the_values_and_not_on_their_order(tmp_path):
+    assert digest_of({"a": 1, "b": [2]}) == digest_of({"b": [2], "a": 1})
+    assert digest_of({"a": 1}) != digest_of({"a": 2})
+    assert digest_of([1, 2]) != digest_of([2, 1])
+    assert stage(tmp_path, seed=1).digest != stage(tmp_path, seed=2).digest
+    assert stage(tmp_path / "x", seed=1).digest == stage(tmp_path / "y", seed=1).digest
 
 
 @pytest.mark.parametrize("name", [*CONTENT, "c.safetensors"])
