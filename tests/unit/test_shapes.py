@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 from tests.tiny.checkpoint import tiny_checkpoint
+from tests.tiny.pruned import pruned_checkpoint
 
 from darwinlm.database.levels import module_levels
 from darwinlm.database.store import DatabaseReader
@@ -163,6 +164,14 @@ def test_equal_layers_keep_the_class_of_their_family(tiny_folder, model_type):
     assert type(model).__name__ == f"{checkpoint.family.class_prefix}ForCausalLM"
     assert type(model).__module__.startswith("transformers.models.")
     assert all(row.items() <= layer.to_dict().items() for layer in config.per_layer_config)
+
+
+def test_equal_layers_of_a_pruned_model_are_of_the_plain_class_again(tmp_path):
+    checkpoint = Checkpoint.open(pruned_checkpoint(tmp_path / "model", "llama", {1: (2, 1, 64)}))
+    row = {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 64}
+    config = smaller_config(checkpoint, dict.fromkeys(range(checkpoint.n_blocks), row))
+    assert type(empty_model(config, checkpoint)).__name__ == "LlamaForCausalLM"
+    assert not {"auto_map", "per_layer_config"} & config.to_dict().keys()
 
 
 def test_query_heads_that_do_not_divide_by_the_groups(tiny_llama):
