@@ -34,6 +34,17 @@ def test_a_renamed_tensor_of_a_gguf_file(gguf_bytes, tmp_path, name):
     assert not (tmp_path / "work").exists()
 
 
+def test_a_gguf_file_is_parsed_once(gguf_bytes, tmp_path, monkeypatch):
+    gguf = pytest.importorskip("gguf")
+    parsed, kept = [], gguf.GGUFReader
+    begin = kept.__init__
+    monkeypatch.setattr(kept, "__init__", lambda self, *given: (parsed.append(given), begin(self, *given))[1])
+    (tmp_path / "m.gguf").write_bytes(gguf_bytes)
+    resolve_model(str(tmp_path / "m.gguf"), tmp_path / "work")
+    assert len(parsed) == 1
+    assert gguf.GGUFReader is kept
+
+
 @pytest.fixture
 def unknown(tmp_path: Path) -> Path:
     """A GPT-2, which can be measured but not pruned."""
