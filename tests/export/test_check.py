@@ -13,6 +13,7 @@ from darwinlm.export.check import LOGITS, compare_streams
 from darwinlm.export.gguf import export as gguf_export
 from darwinlm.export.gguf import tensors
 from darwinlm.export.gguf.write import QUANTISATIONS
+from darwinlm.export.reshape import Reshaper
 from darwinlm.export.run import export_model
 
 ROWS = {0: (2, 1, 96), 2: (4, 2, 64)}
@@ -61,6 +62,21 @@ def test_scores_and_halves_that_a_family_has_otherwise(tmp_path, monkeypatch, fa
     wrong = {"_score_scale": lambda *_: 1.0, "permute_rows": lambda tensor, heads, turned: whole(tensor, heads)}
     monkeypatch.setattr(tensors, fault, wrong[fault])
     refused(tmp_path, model, "block 0 attention", quantisation="f16")
+
+
+def test_a_tensor_that_is_not_written(tmp_path, monkeypatch):
+    model = pruned_checkpoint(tmp_path / "model", "llama", ROWS)
+    block = Reshaper.block
+
+    def without(reshaper, target):
+        return {name: tensor for name, tensor in block(reshaper, target).items() if name != "mlp.up_proj.weight"}
+
+    monkeypatch.setattr(Reshaper, "block", without)
+    with pytest.raises(
+        ExportError, match=r"tensors that the pruned one lacks: model\.layers\.0\.mlp\.up_proj\.weight, "
+    ):
+        export_model(model, tmp_path / "out", to="dense")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_a_permutation_too_many(tmp_path, monkeypatch):
