@@ -18,7 +18,7 @@ from transformers import CONFIG_MAPPING
 
 from darwinlm import errors
 from darwinlm.engines.vllm_plugin import TESTED
-from darwinlm.export.gguf.layout import LIKE_LLAMA, STOCK, TIED, UNKNOWN
+from darwinlm.export.gguf.layout import UNKNOWN
 from darwinlm.families.family import Family, families
 from darwinlm.families.refusal import why_not
 from darwinlm.recipe import describe_fields
@@ -98,10 +98,9 @@ def gguf_when_layers_differ(family: Family) -> str:
     """Whether an architecture of llama.cpp supports the family's pruned layers."""
     if family.mlp.experts is not None:
         return PADDED if family.mlp.experts.excluding else IF_NARROWED
-    if family.key in TIED:
+    if family.gguf is not None and family.gguf.unequal == "openelm":
         return "with tied embeddings"
-    own = family.key in STOCK and STOCK[family.key].per_layer
-    return "yes" if own or family.key in LIKE_LLAMA else "no"
+    return "yes" if family.gguf is not None and (family.gguf.per_layer or family.gguf.unequal) else "no"
 
 
 def parts_cut(family: Family) -> tuple[str, str, str]:
@@ -148,13 +147,13 @@ def _whole_parts() -> dict[str, list[Family]]:
 
 def gguf_words(known: dict[str, Family]) -> list[str]:
     """Families without GGUF, and what llama.cpp does otherwise."""
-    rounded = ", ".join(known[name].title for name, stock in STOCK.items() if stock.rounds)
-    square = [family for name, family in known.items() if name in STOCK and STOCK[name].square]
+    rounded = ", ".join(family.title for family in known.values() if family.gguf and family.gguf.rounds)
+    square = [family for family in known.values() if family.gguf and family.gguf.square and not family.gguf.unequal]
     mixtures = [family for family in known.values() if family.mlp.experts]
     excluding = [family for family in mixtures if family.mlp.experts and family.mlp.experts.excluding]
-    heads = [family for family in square if family.attention.cut == "heads" and family.model_type not in LIKE_LLAMA]
+    heads = [family for family in square if family.attention.cut == "heads"]
     return [
-        *(f"- {known[name].title}: no GGUF, since {reason}." for name, reason in UNKNOWN.items()),
+        *(f"- {family.title}: no GGUF, since {UNKNOWN}." for family in known.values() if family.gguf is None),
         f"- {', '.join(_titles(heads))}: only with all heads, since llama.cpp derives their number from the hidden",
         "  size.",
         f"- {rounded}: llama.cpp rounds the bounds of the rope scaling (yarn), in every GGUF file of these models, and",
@@ -193,7 +192,7 @@ def families_page() -> str:
     ]
     known = families()
     for family in sorted(known.values(), key=lambda family: family.title.lower()):
-        equal = f"`{STOCK[family.key].name}`" if family.key in STOCK else "no"
+        equal = "no" if family.gguf is None else f"`{family.gguf.name}`"
         vllm = "yes" if family.key in TESTED else ""
         cells = family.title, f"`{family.model_type}`", *parts_cut(family), equal, gguf_when_layers_differ(family), vllm
         lines.append("| " + " | ".join(cells) + " |")
@@ -252,7 +251,7 @@ def support_table() -> str:
         elif gguf_when_layers_differ(family) != "no":
             row = "yes; vLLM tested" if family.key in TESTED else "yes"
         else:
-            row = "equal layers only" if family.key in STOCK else "no"
+            row = "no" if family.gguf is None else "equal layers only"
         rows[row].append(family.title.partition(" (")[0].removesuffix(" MoE"))
     lines = ["| GGUF | families |", "| --- | --- |"]
     lines += [f"| {gguf} | {', '.join(sorted(set(titles), key=str.lower))} |" for gguf, titles in rows.items()]

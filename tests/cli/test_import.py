@@ -224,6 +224,8 @@ def test_a_cut_that_goes_wrong_is_seen(command, tmp_path, monkeypatch):
     from darwinlm.importing import convert
 
     folder = edited(plain_checkpoint(tmp_path / "zeros", "llama"), lambda tensors: without_heads(tensors, 1, (0, 1)))
-    monkeypatch.setattr(convert, "useful_channels", lambda tensors, part: list(range(90)))
+    monkeypatch.setattr(
+        convert, "useful_units", lambda _, part, sizes, __: list(range(90 if part.name == "mlp" else sizes.heads))
+    )
     command("import", folder, "--out", tmp_path / "out").refused("the export fails its check", "block 0 mlp")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["zeros"]

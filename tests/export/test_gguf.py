@@ -110,6 +110,7 @@ OSS = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attent
         ("qwen3_moe", {}, {"mlp_only_layers": [1]}, "some of its MLPs aren't mixtures of experts"),
         ("qwen3_moe", {}, {"mlp_only_layers": [], "norm_topk_prob": False}, "don't sum to one"),
         ("qwen3", None, {"attention_bias": True}, r"layers.0.self_attn.\w+.bias, which .* qwen3 does not support"),
+        ("qwen2_moe", None, {"hidden_size": 128, "mlp_only_layers": []}, r"q8_0 needs .*down_shexp.* has rows of 24"),
         ("llama", {1: (2, 1, 64)}, {"hidden_size": 48}, r"q8_0 needs rows .* multiple of 32.*has rows of 48"),
     ],
 )

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 from cyllama.llama import llama_cpp as library
+from gguf import LlamaFileType
 
 from darwinlm.engines.process import Generated
 
 F32 = 0  # of ggml_type
-FTYPES = {"Q3_K_M": 12, "Q4_K_S": 14, "Q4_K_M": 15, "Q5_K_M": 17, "Q6_K": 18}
-"""Values of `llama_ftype`."""
 
 
 class _Model(library.LlamaModel):  # type: ignore[misc]
@@ -77,6 +76,6 @@ class LlamaCpp:
 def quantise(source: str, target: str, quantisation: str, threads: int) -> None:
     """Quantise a GGUF file with the library's quantiser."""
     parameters = library.LlamaModelQuantizeParams()
-    parameters.ftype = FTYPES[quantisation]
+    parameters.ftype = int(LlamaFileType[f"MOSTLY_{quantisation}"])
     parameters.nthread = threads
     library.model_quantize(source, target, parameters)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from darwinlm.export.hf import is_custom, save_model, saved_bytes, tokenizer_of,
 from darwinlm.export.reshape import Reshaper, plain_sizes
 from darwinlm.export.sizes import BlockSizes
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.pruned import pruned_classes
+from darwinlm.families.pruned import pruned_classes, pruned_config
 from darwinlm.families.shapes import output_name
 
 REPORT = "export.json"
@@ -142,8 +141,7 @@ def _with_attention(reshaper: Reshaper, sizes: BlockSizes) -> BlockSizes:
 
 def _padded_config(checkpoint: Checkpoint, targets: Sequence[BlockSizes]) -> Any:
     config_class, _, causal = pruned_classes(*checkpoint.family.class_names)
-    tree = checkpoint.config.to_dict()
-    layers = {int(block): dict(row) for block, row in tree.pop("per_layer_config", {}).items()}
+    layers = {int(block): dict(row) for block, row in checkpoint.config.to_dict().get("per_layer_config", {}).items()}
     for target in targets:
         row = layers.setdefault(target.block, {})
         row |= {"num_attention_heads": target.heads, "num_key_value_heads": target.groups}
@@ -152,11 +150,7 @@ def _padded_config(checkpoint: Checkpoint, targets: Sequence[BlockSizes]) -> Any
         skip = [name for name in row.pop("skip", ()) if name != "attention"]
         if skip:
             row["skip"] = skip
-    for name in ("model_type", "architectures", "auto_map", "transformers_version"):
-        tree.pop(name, None)
-    config = config_class(
-        **copy.deepcopy(tree), per_layer_config=layers, attn_implementation=checkpoint.config._attn_implementation
-    )
+    config = pruned_config(config_class, checkpoint.config, layers)
     config.architectures = [causal.__name__]
     return config
 

@@ -45,9 +45,7 @@ def save_model(
     for name, parameter in model.named_parameters():
         if not all(bool(part.isfinite().all()) for part in torch.split(parameter.detach(), 4096)):
             raise NumericsError(f"{name} holds numbers that aren't finite (NaN or infinity): {folder} isn't written")
-    temporary = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
+    with unchecked(folder, "partial") as temporary:
         temporary.mkdir(parents=True)
         model.config.dtype = next(model.parameters()).dtype
         if source is not None and is_whole(source):
@@ -61,11 +59,6 @@ def save_model(
             carry(source, temporary)
         if card is not None:
             write_text(temporary / "README.md", card)
-        _put(temporary, folder)
-    except (OSError, SafetensorError) as error:
-        raise storage_error(folder, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def tokenizer_of(checkpoint: Checkpoint) -> Any:
@@ -79,17 +72,18 @@ def tokenizer_of(checkpoint: Checkpoint) -> Any:
 
 
 @contextmanager
-def unchecked(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out`, which it replaces after the body succeeds; otherwise it is deleted.
+def unchecked(out: Path, suffix: str = "unchecked") -> Iterator[Path]:
+    """Path of a temporary folder beside `out`, which it replaces after the body succeeds; otherwise it is deleted.
 
     Raises:
         StorageError: The disk is full or the folder can't be written.
     """
-    temporary = out.with_name(f".{out.name}.unchecked")
+    temporary = out.with_name(f".{out.name}.{suffix}")
+    shutil.rmtree(temporary, ignore_errors=True)
     try:
         yield temporary
         _put(temporary, out)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise storage_error(out, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

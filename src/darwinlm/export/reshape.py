@@ -14,9 +14,8 @@ from darwinlm.export.sizes import (
     BlockSizes,
     Tensors,
     block_sizes,
-    expand_groups,
+    fit_attention,
     stock_config,
-    widen_attention,
     widen_mlp,
     zero_sublayer,
 )
@@ -94,11 +93,8 @@ class Reshaper:
                 result |= zero_sublayer(self.template[target.block], part, target, columns, self.checkpoint.dtype)
                 continue
             if isinstance(part, Attention):
-                plain = sizes
-                if sizes.owners is not None and target.heads == target.groups == sizes.heads:
-                    tensors, plain = expand_groups(tensors, part, sizes, columns)
-                if plain.owners is not None or plain.sizes[:2] != target.sizes[:2]:
-                    tensors = widen_attention(tensors, part, plain, columns, target)
+                if sizes.owners is not None or sizes.sizes[:2] != target.sizes[:2]:
+                    tensors = fit_attention(tensors, part, sizes, columns, target)
             elif isinstance(part, Mlp):
                 tensors = widen_mlp(tensors, part, sizes, target)
             result |= {f"{part.prefix}{name}": tensor for name, tensor in tensors.items()} | norms

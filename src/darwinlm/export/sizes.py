@@ -20,7 +20,7 @@ from darwinlm.errors import ExportError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.expert_tensors import as_stored, by_rows, row_axis, shape_by_rows
 from darwinlm.families.parts import Attention, Mlp, Part, RowUnit
-from darwinlm.families.shapes import gated_rows, head_dim, module_shapes, output_name, row_segments
+from darwinlm.families.shapes import gated_rows, head_dim, module_shapes, output_name, resized, row_segments
 
 Tensors = dict[str, Tensor]
 NEVER = -1e9
@@ -56,6 +56,13 @@ class BlockSizes:
     def sizes(self) -> tuple[int, int, int]:
         """Numbers of query heads, KV heads and channels."""
         return self.heads, self.groups, self.width
+
+    def rows(self, columns: int) -> dict[RowUnit, int]:
+        """Rows of each kind, with heads of h columns."""
+        query = self.heads * columns
+        return {
+            "query": query, "gated_query": 2 * query, "key_value": self.groups * columns, "channel": self.width
+        }  # fmt: skip
 
 
 def block_sizes(checkpoint: Checkpoint) -> list[BlockSizes]:
@@ -101,47 +108,37 @@ def head_owners(sizes: BlockSizes) -> tuple[int, ...]:
     return tuple(head * sizes.groups // sizes.heads for head in range(sizes.heads))
 
 
-def expand_groups(tensors: Tensors, part: Attention, sizes: BlockSizes, columns: int) -> tuple[Tensors, BlockSizes]:
-    """Give every query head its own KV head if they aren't shared evenly, without changing the result."""
-    if sizes.owners is None:
-        return tensors, sizes
-    rows = _places(_rows(range(sizes.heads), columns), _rows(sizes.owners, columns), columns)
-    have = _attention_rows(sizes, columns)
-    wider: Tensors = {}
-    for name, tensor in tensors.items():
-        segments = row_segments(part, name)
-        pieces = split_rows(tensor, segments, have)
-        taken = [piece.index_select(0, rows[kind]) for kind, piece in zip(segments, pieces, strict=True)]
-        wider[name] = torch.cat(taken) if segments else tensor
-    return wider, BlockSizes(sizes.block, sizes.heads, sizes.heads, sizes.width)
-
-
-def widen_attention(
+def fit_attention(
     tensors: Mapping[str, Tensor], part: Attention, sizes: BlockSizes, columns: int, target: BlockSizes
 ) -> Tensors:
-    """Copy the heads of an attention into a larger one, each to its KV head.
+    """Copy the heads of an attention into one of other sizes without changing the result.
 
-    `tensors` are named inside the sub-layer: rows of projections [heads · h, m], output [m, heads · h]. The target
-    shares its heads evenly. Raises ExportError if a KV head has more query heads than in the target.
+    `tensors` are named inside the sub-layer: rows of projections [heads · h, m], output [m, heads · h]. In the target,
+    every query head has a KV head of its own, or heads are shared evenly. Raises ExportError if a KV head has more
+    query heads than in the target.
     """
+    query, key_value = (_rows(heads, columns) for heads in _sources(sizes, target))
+    rows: dict[RowUnit, Tensor] = {
+        "query": query, "gated_query": gated_rows(query, columns), "key_value": key_value
+    }  # fmt: skip
+    return _taken(tensors, part, sizes.rows(columns), rows)
+
+
+def _sources(sizes: BlockSizes, target: BlockSizes) -> tuple[list[int], list[int]]:
+    """The query head and the KV head that belong in each place of the target; -1 for zeros."""
+    if sizes.owners is not None and target.heads == target.groups == sizes.heads:
+        return list(range(sizes.heads)), list(sizes.owners)
     share = target.heads // target.groups
-    taken = [0] * target.groups
-    slots = []
-    for owner in head_owners(sizes):
+    query, taken = [-1] * target.heads, [0] * target.groups
+    for head, owner in enumerate(head_owners(sizes)):
         if owner >= target.groups or taken[owner] == share:
             raise ExportError(
                 f"block {sizes.block}: {sizes.heads} query heads over {sizes.groups} KV heads don't fit into "
                 f"{target.heads} over {target.groups}"
             )
-        slots.append(owner * share + taken[owner])
+        query[owner * share + taken[owner]] = head
         taken[owner] += 1
-    places = _places(_rows(slots, columns), _rows(range(sizes.groups), columns), columns)
-    have, want = _attention_rows(sizes, columns), _attention_rows(target, columns)
-    return _widened(tensors, part, have, want, places)
-
-
-def _places(query: Tensor, key_value: Tensor, columns: int) -> dict[RowUnit, Tensor]:
-    return {"query": query, "gated_query": gated_rows(query, columns), "key_value": key_value}
+    return query, [group if group < sizes.groups else -1 for group in range(target.groups)]
 
 
 def widen_mlp(tensors: Mapping[str, Tensor], part: Mlp, sizes: BlockSizes, target: BlockSizes) -> Tensors:
@@ -154,7 +151,8 @@ def widen_mlp(tensors: Mapping[str, Tensor], part: Mlp, sizes: BlockSizes, targe
     assert output is not None
     plain = {name: by_rows(part, name, tensor) for name, tensor in tensors.items()}
     have = plain[output.removeprefix(part.prefix)].shape[-1]
-    wider = _widened(plain, part, {"channel": have}, {"channel": target.width}, {"channel": torch.arange(have)})
+    rows = torch.arange(target.width)
+    wider = _taken(plain, part, {"channel": have}, {"channel": rows.where(rows < have, -1)})
     return {name: as_stored(part, name, tensor) for name, tensor in wider.items()}
 
 
@@ -174,28 +172,22 @@ def _with_experts(tensors: Mapping[str, Tensor], part: Mlp, count: int) -> Tenso
     return wider
 
 
-def _widened(
-    tensors: Mapping[str, Tensor],
-    part: Attention | Mlp,
-    have: Mapping[RowUnit, int],
-    want: Mapping[RowUnit, int],
-    places: Mapping[RowUnit, Tensor],
+def _taken(
+    tensors: Mapping[str, Tensor], part: Attention | Mlp, have: Mapping[RowUnit, int], rows: Mapping[RowUnit, Tensor]
 ) -> Tensors:
-    """Copy rows of input projections and columns of the output projection into larger ones of zeros."""
-    inner: RowUnit = "query" if isinstance(part, Attention) else "channel"
+    """Rows of input projections and columns of the output projection, of which each kind has `have`; -1 for zeros."""
     output = output_name(part, {f"{part.prefix}{name}" for name in tensors})
-    wider: Tensors = {}
+    taken: Tensors = {}
     for name, tensor in tensors.items():
-        segments = row_segments(part, name)
+        segments, axis = row_segments(part, name), row_axis(part, name)
         if f"{part.prefix}{name}" == output:
-            wider[name] = _spread(tensor, places[inner], want[inner], tensor.ndim - 1)
+            taken[name] = _take(tensor, rows["query" if isinstance(part, Attention) else "channel"], tensor.ndim - 1)
         elif segments:
-            axis = row_axis(part, name)
             pieces = zip(segments, split_rows(tensor, segments, have, axis), strict=True)
-            wider[name] = torch.cat([_spread(piece, places[kind], want[kind], axis) for kind, piece in pieces], axis)
+            taken[name] = torch.cat([_take(piece, rows[kind], axis) for kind, piece in pieces], axis)
         else:
-            wider[name] = tensor
-    return wider
+            taken[name] = tensor
+    return taken
 
 
 def split_rows(
@@ -203,11 +195,6 @@ def split_rows(
 ) -> list[Tensor]:
     """The parts of a projection along the dimension of its rows; a fused tensor has several segments."""
     return list(torch.split(tensor, [sizes[kind] for kind in segments], axis)) if segments else []
-
-
-def _attention_rows(sizes: BlockSizes, columns: int) -> dict[RowUnit, int]:
-    query = sizes.heads * columns
-    return {"query": query, "gated_query": 2 * query, "key_value": sizes.groups * columns}
 
 
 def zero_sublayer(
@@ -218,33 +205,26 @@ def zero_sublayer(
     Only names and shapes of `template`, the stock block, are read. Tensors, including norms, are named inside the
     block.
     """
-    inner: RowUnit = "query" if isinstance(part, Attention) else "channel"
-    each: dict[RowUnit, int] = {**_attention_rows(sizes, columns), "channel": sizes.width}
-    output = output_name(part, template)
+    rows, output = sizes.rows(columns), output_name(part, template)
+    width = rows["query" if isinstance(part, Attention) else "channel"]
     tensors: Tensors = {}
     for name, tensor in template.items():
         if not part.owns(name) and name.partition(".")[0] not in part.norms:
             continue
         inside = name.removeprefix(part.prefix)
-        shape = list(shape_by_rows(part, inside, tuple(tensor.shape)))
-        rows = row_segments(part, inside) if part.owns(name) else []
-        if sizes.experts and isinstance(part, Mlp) and part.experts is not None and part.experts.counted(inside):
-            shape[part.experts.axis(inside)] = sizes.experts
-        if name == output:
-            shape[-1] = each[inner]
-        elif rows:
-            shape[row_axis(part, inside)] = sum(each[row] for row in rows)
+        stock = shape_by_rows(part, inside, tuple(tensor.shape))
+        shape = resized(part, inside, stock, rows, width if name == output else None, sizes.experts or None)
         norm = len(shape) == 1 and name.endswith(".weight")
         made = torch.ones(shape, dtype=dtype) if norm else torch.zeros(shape, dtype=dtype)
         tensors[name] = as_stored(part, inside, made)
     return tensors
 
 
-def _rows(heads: Sequence[int] | range, columns: int) -> Tensor:
-    return (torch.tensor(list(heads), dtype=torch.long)[:, None] * columns + torch.arange(columns)).reshape(-1)
+def _rows(heads: Sequence[int], columns: int) -> Tensor:
+    """Rows of heads; those of head -1 are negative."""
+    return (torch.tensor(heads, dtype=torch.long)[:, None] * columns + torch.arange(columns)).reshape(-1)
 
 
-def _spread(tensor: Tensor, places: Tensor, size: int, axis: int) -> Tensor:
-    shape = list(tensor.shape)
-    shape[axis] = size
-    return tensor.new_zeros(shape).index_copy_(axis, places, tensor)
+def _take(tensor: Tensor, rows: Tensor, axis: int) -> Tensor:
+    taken = tensor.index_select(axis, rows.clamp_min(0))
+    return taken.index_fill_(axis, (rows < 0).nonzero()[:, 0], 0)

@@ -9,85 +9,18 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from darwinlm.errors import CheckpointError
 from darwinlm.limits import DEPTH, shorten
 
-BLOCKS, WIDTH, COLUMNS, UNITS, VOCABULARY = 2048, 1 << 22, 1 << 14, 1 << 14, 1 << 24
-CONTEXT = 1 << 30
-LIMITS = {
-    **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layer", "n_layers", "block_count"), BLOCKS),
-    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "embedding_length"), WIDTH),
-    **dict.fromkeys(
-        (
-            "intermediate_size",
-            "moe_intermediate_size",
-            "shared_expert_intermediate_size",
-            "shared_intermediate_size",
-            "n_inner",
-            "ffn_dim",
-            "d_ff",
-            "feed_forward_length",
-            "expert_feed_forward_length",
-            "shared_expert_width",
-            "kv_lora_rank",
-            "q_lora_rank",
-        ),
-        WIDTH,
-    ),
-    **dict.fromkeys(("head_dim", "kv_channels", "d_kv", "key_length", "value_length", "dimension_count"), COLUMNS),
-    **dict.fromkeys(("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"), COLUMNS),
-    **dict.fromkeys(
-        ("num_attention_heads", "num_key_value_heads", "n_head", "stored_kv_heads", "head_count", "head_count_kv"),
-        UNITS,
-    ),
-    **dict.fromkeys(
-        (
-            "num_experts",
-            "num_local_experts",
-            "n_routed_experts",
-            "n_shared_experts",
-            "n_group",
-            "topk_group",
-            "num_experts_per_tok",
-            "top_k_experts",
-            "moe_num_experts",
-            "moe_num_shared_experts",
-            "moe_k",
-            "moe_topk",
-            "expert_count",
-            "expert_used_count",
-        ),
-        UNITS,
-    ),
-    **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), VOCABULARY),
-    "hidden_size_per_layer_input": WIDTH,
-    "num_kv_shared_layers": BLOCKS,
-    "stock_kv_heads": UNITS,
-    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "context_length"), CONTEXT),
-}
-"""Largest value of each number that determines allocations, by its name in config.json or a GGUF header."""
-MAY_BE_ZERO = frozenset(
-    {"head_count", "head_count_kv", "feed_forward_length", "expert_count", "expert_used_count", "n_inner"}
-    | {
-        "num_experts",
-        "num_local_experts",
-        "n_routed_experts",
-        "num_experts_per_tok",
-        "top_k_experts",
-        "moe_intermediate_size",
-    }
-    | {"moe_num_experts", "moe_num_shared_experts"}
-    | {"shared_expert_intermediate_size", "num_key_value_heads", "dimension_count", "n_shared_experts"}
-    | {"hidden_size_per_layer_input", "num_kv_shared_layers"}
-)
-BY_LAYER = frozenset(
-    {"intermediate_size", "num_attention_heads", "num_key_value_heads", "feed_forward_length", "head_count"}
-    | {"head_count_kv", "hidden_size", "stock_kv_heads", "moe_topk"}
-)
-"""Numbers that may be a list with an entry for each layer."""
+_NAMES = yaml.safe_load(resources.files("darwinlm.families").joinpath("bounds.yaml").read_text(encoding="utf-8"))
+LIMITS: dict[str, int] = {name: most for most, names in _NAMES["largest"].items() for name in names}
+MAY_BE_ZERO, BY_LAYER = frozenset(_NAMES["may_be_zero"]), frozenset(_NAMES["by_layer"])
 LARGEST_INTEGER = 1 << 53
 """Largest allowed integer of a configuration, for any name."""
 DTYPES = frozenset({"float32", "float16", "bfloat16", "float64", "auto"})
@@ -126,11 +59,11 @@ def check_config(plain: Mapping[str, Any], path: Path | str) -> None:
 
 
 def _check_field(name: str, value: Any, where: str, path: Path | str) -> None:
-    most = LIMITS.get(name.rpartition(".")[2])
+    name = name.rpartition(".")[2]
+    most, least = LIMITS.get(name), int(name not in MAY_BE_ZERO)
     if most is None or value is None:
         return
-    least = 0 if name.rpartition(".")[2] in MAY_BE_ZERO else 1
-    for number in value if isinstance(value, list) and name.rpartition(".")[2] in BY_LAYER else [value]:
+    for number in value if isinstance(value, list) and name in BY_LAYER else [value]:
         if isinstance(number, bool) or not isinstance(number, int):
             raise CheckpointError(f"{path}: {where} is {shorten(number)}, not a whole number: fetch the model again")
         if not least <= number <= most:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, GenerationConfig
 
@@ -25,7 +25,7 @@ from darwinlm.families.bounds import check_blocks, check_quantised, check_types
 from darwinlm.families.config import open_config, read_config
 from darwinlm.families.family import PREFIX, Family, family_of
 from darwinlm.families.layout import Parts, tensor_parts
-from darwinlm.families.loading import load_model, load_tokenizer
+from darwinlm.families.loading import UNUSABLE, load_model, load_tokenizer
 from darwinlm.families.whole import check_text_part, text_config, text_name, text_type
 from darwinlm.limits import load_json, shorten
 
@@ -239,11 +239,8 @@ class Checkpoint:
                 by_shard.setdefault(self.shards[name], []).append(name)
         stored: dict[str, torch.Tensor] = {}
         for shard, names in by_shard.items():
-            try:
-                with safe_open(self.folder / shard, framework="pt") as stream:
-                    stored |= {name: stream.get_tensor(name) for name in names}
-            except (OSError, SafetensorError) as error:
-                raise CheckpointError(f"{self.folder / shard} is damaged ({error}): fetch the model again") from error
+            with _opened(self.folder / shard) as stream:
+                stored |= {name: stream.get_tensor(name) for name in names}
         tensors = {}
         for name, parts in wanted.items():
             tensor = parts.join(stored.__getitem__)
@@ -255,13 +252,9 @@ class Checkpoint:
     def rows(self, name: str, index: torch.Tensor, *, dtype: torch.dtype) -> torch.Tensor:
         """Read some rows of a tensor. Raises CheckpointError if a shard is damaged."""
         (stored,) = self.tensors[name].flat()
-        shard = self.folder / self.shards[stored]
-        try:
-            with safe_open(shard, framework="pt") as stream:
-                rows: torch.Tensor = stream.get_tensor(stored).index_select(0, index).to(dtype)
-                return rows
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{shard} is damaged ({error}): fetch the model again") from error
+        with _opened(self.folder / self.shards[stored]) as stream:
+            rows: torch.Tensor = stream.get_tensor(stored).index_select(0, index).to(dtype)
+            return rows
 
     def names_outside_blocks(self) -> Iterator[str]:
         """Names of the tensors that belong to no block: embedding, final norm, head."""
@@ -325,17 +318,7 @@ class Checkpoint:
         try:
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(self.config, trust_remote_code=False)
-        except (
-            ValueError,
-            TypeError,
-            RuntimeError,
-            ArithmeticError,
-            LookupError,
-            AttributeError,
-            AssertionError,
-            ImportError,
-            StrictDataclassError,
-        ) as error:
+        except UNUSABLE as error:
             raise CheckpointError(
                 f"{self.folder / 'config.json'} describes no valid model: {first_line(error)}"
             ) from error
@@ -362,17 +345,21 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(re.search(pattern, name) for pattern in patterns)
 
 
-def _tensors_in(shard: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Element type and shape of each tensor of a shard."""
-    tensors = {}
+@contextmanager
+def _opened(shard: Path) -> Iterator[Any]:
+    """A shard to read from. Raises CheckpointError if it is damaged, also while it is read."""
     try:
         with safe_open(shard, framework="pt") as stream:
-            for name in stream.keys():  # noqa: SIM118
-                part = stream.get_slice(name)
-                tensors[name] = str(part.get_dtype()), tuple(part.get_shape())
+            yield stream
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{shard} is damaged ({shorten(error)}): fetch the model again") from error
-    return tensors
+
+
+def _tensors_in(shard: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Element type and shape of each tensor of a shard."""
+    with _opened(shard) as stream:
+        parts = {name: stream.get_slice(name) for name in stream.keys()}  # noqa: SIM118
+        return {name: (str(part.get_dtype()), tuple(part.get_shape())) for name, part in parts.items()}
 
 
 def _sizes(shape: tuple[int, ...]) -> str:

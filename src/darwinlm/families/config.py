@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig
 
 from darwinlm.errors import CheckpointError, first_line
 from darwinlm.families.bounds import check_config
 from darwinlm.families.family import PREFIX, families, family_of
-from darwinlm.families.loading import remote_code
+from darwinlm.families.loading import UNUSABLE, remote_code
 from darwinlm.families.pruned import pruned_classes
 from darwinlm.limits import load_json, shorten
 
@@ -38,17 +37,7 @@ def open_config(folder: Path, model_type: str, *, own_code: bool, allow_remote_c
         raise remote_code(folder)
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=own_code, local_files_only=True)
-    except (
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        RuntimeError,
-        AttributeError,
-        ArithmeticError,
-        ImportError,
-        StrictDataclassError,
-    ) as error:
+    except UNUSABLE as error:
         if "does not recognize this architecture" in str(error):
             family_of(type("Unknown", (), {"model_type": model_type}))
         raise CheckpointError(f"can't read {folder / 'config.json'}: {first_line(error)}") from error

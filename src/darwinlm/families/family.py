@@ -13,6 +13,7 @@ import yaml
 from pydantic import Field
 
 from darwinlm.errors import FamilyError
+from darwinlm.families.gguf_architecture import Architecture
 from darwinlm.families.parts import KINDS, Attention, Closed, Mixer, Mlp, ModuleKind, Part, Stored, Tail
 from darwinlm.families.refusal import why_not
 
@@ -55,6 +56,8 @@ class Family(Closed):
     tail: Tail | None = None
     """Names of what follows the MLP."""
 
+    gguf: Architecture | None = None
+    """Its architecture in llama.cpp, if there is one."""
     stored: Stored = Stored()
     """Differing names in checkpoints."""
     exact: tuple[str, ...] = ()

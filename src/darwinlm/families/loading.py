@@ -27,6 +27,11 @@ FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "
 PROBE = "The river’s 3 banks, ├ 世界 🙂\n"
 """Text that every tokenizer must take; some damaged ones only fail on text, without an error of ours."""
 LISTED = 3
+UNUSABLE = (
+    OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError,
+    ImportError, SafetensorError, StrictDataclassError,
+)  # fmt: skip
+"""Errors of transformers on damaged files or impossible configurations."""
 
 
 def remote_code(where: Path | str, what: str = "") -> RemoteCodeError:
@@ -69,19 +74,7 @@ def load_model(model: Path | str, dtype: torch.dtype, *, allow_remote_code: bool
                 **local,
                 **more,
             )
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        AssertionError,
-        ArithmeticError,
-        ImportError,
-        SafetensorError,
-        StrictDataclassError,
-    ) as error:
+    except UNUSABLE as error:
         if _wants_code(error):
             raise remote_code(model) from error
         raise CheckpointError(f"can't load the weights in {model}: {first_line(error)}") from error

@@ -33,6 +33,8 @@ NAMES = ("self_attn", "mlp")  # a layer's attributes for its attention and its M
 COUNTS = ("num_local_experts", "n_routed_experts", "num_experts", "moe_num_experts")
 CHOSEN = ("num_experts_per_tok", "top_k_experts")
 WIDTHS = ("intermediate_size", "moe_intermediate_size", "shared_intermediate_size")
+AUTOS = {"AutoConfig": "Config", "AutoModel": "Model", "AutoModelForCausalLM": "ForCausalLM"}
+WHOLE = {"AutoConfig": "WholeConfig", "AutoModelForImageTextToText": "ForConditionalGeneration"}  # with further parts
 NO_LAYERS = {"num_hidden_layers": 0}
 PAIRS = ("GptOssMLP",)  # MLPs that return a pair, as attentions do
 
@@ -77,10 +79,36 @@ def _stubs(layer: type) -> Iterator[None]:
         setattr(module, layer.__name__, layer)
 
 
-class PrunedConfig:
-    """Mixin for a family's configuration that allows layers to differ. It comes before the family's class."""
+def _of_whole(name: str) -> property:
+    """A property of the whole configuration that a layer's copy follows."""
+
+    def get(self: Any) -> Any:
+        return getattr(self.__dict__.get("_whole", self), f"{name}_internal")
+
+    return property(get, getattr(PreTrainedConfig, name).fset)
+
+
+class Saved:
+    """Mixin for a configuration that is saved with the modelling file beside it."""
 
     _definition: tuple[str, str, str, Norms, Sequence[str]]
+    _whole_definition: tuple[str, str] | None = None
+    text_config: Any
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Save config.json and, beside it, the modelling file that `auto_map` in it names."""
+        whole = self._whole_definition
+        self.auto_map = auto_map(self._definition[0]) if whole is None else auto_map(whole[0], WHOLE)
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        definition = getattr(self if whole is None else self.text_config, "_definition", None)
+        if definition:
+            text = modeling_source(*definition, whole=whole)
+            Path(save_directory, "modeling_darwinlm.py").write_text(text, encoding="utf-8")
+
+
+class PrunedConfig(Saved):
+    """Mixin for a family's configuration that allows layers to differ. It comes before the family's class."""
+
     query_groups = None  # for layers whose key-value heads serve different numbers of query heads
     stored_kv_heads = None
     stock_kv_heads = None  # of every layer before pruning, in families whose layers differ anyway
@@ -108,25 +136,8 @@ class PrunedConfig:
             layers = {i: {**own, **(one if "attention" in own.get("skip", ()) else {})} for i, own in layers.items()}
         PreTrainedConfig.per_layer_config.fset(self, layers)
 
-    @property
-    def _attn_implementation(self) -> str | None:
-        """Attention implementation; a layer's copy of the configuration follows later changes of the whole one."""
-        whole = self.__dict__.get("_whole", self)
-        return whole._attn_implementation_internal  # type: ignore[no-any-return]
-
-    @_attn_implementation.setter
-    def _attn_implementation(self, value: str | dict[str, str] | None) -> None:
-        PreTrainedConfig._attn_implementation.fset(self, value)
-
-    @property
-    def _experts_implementation(self) -> str | None:
-        """Implementation of experts; it follows the whole configuration too."""
-        whole = self.__dict__.get("_whole", self)
-        return whole._experts_implementation_internal  # type: ignore[no-any-return]
-
-    @_experts_implementation.setter
-    def _experts_implementation(self, value: str | dict[str, str] | None) -> None:
-        PreTrainedConfig._experts_implementation.fset(self, value)
+    _attn_implementation = _of_whole("_attn_implementation")
+    _experts_implementation = _of_whole("_experts_implementation")
 
     def validate_architecture(self) -> None:
         """Check each layer. It runs when a configuration is created or saved, and when a model is built.
@@ -173,13 +184,6 @@ class PrunedConfig:
         config = copy.copy(self.per_layer_config[index])
         config.__dict__["_whole"] = self
         return config
-
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """Save config.json and, beside it, the modelling file that `auto_map` in it names."""
-        self.auto_map = auto_map(self._definition[0])
-        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
-        text = modeling_source(*self._definition)
-        Path(save_directory, "modeling_darwinlm.py").write_text(text, encoding="utf-8")
 
 
 class Absent(nn.Module):
@@ -256,10 +260,6 @@ class PrunedBlock:
     def __init__(self, config: Any, layer_idx: int) -> None:
         super().__init__(config, layer_idx)  # type: ignore[call-arg]
         attention, mlp = self._names
-        if config.query_groups is not None and "attention" not in config.skip:
-            share_kv_heads(getattr(self, attention), config)
-        if "mlp" not in config.skip:
-            keep_shared_width(getattr(self, mlp), config)
         gone: list[str] = []
         counts = False
         if "attention" in config.skip:
@@ -268,9 +268,13 @@ class PrunedBlock:
             counts = kinds[layer_idx] not in kinds[:layer_idx] or kinds[layer_idx] == "sliding_attention"
             setattr(self, attention, Absent((layer_idx, config.head_dim) if counts else None, pair=True))
             gone += [*self._norms[0], "resid_attn_dropout"]
+        elif config.query_groups is not None:
+            share_kv_heads(getattr(self, attention), config)
         if "mlp" in config.skip:
             setattr(self, mlp, Absent(pair=type(getattr(self, mlp)).__name__ in PAIRS))
             gone += [*self._norms[1], "resid_mlp_dropout"]
+        else:
+            keep_shared_width(getattr(self, mlp), config)
         for name in gone:
             if hasattr(self, name):
                 setattr(self, name, nn.Identity())
@@ -360,20 +364,6 @@ def define_classes(
     return tuple(globals()[name] for name in classes)
 
 
-class WholeConfig:
-    """Mixin for the configuration of a model with further parts around the language model, before its class."""
-
-    _whole: tuple[str, str]
-
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """Save config.json and, beside it, the modelling file that `auto_map` in it names."""
-        self.auto_map = whole_auto_map(self._whole[0])
-        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
-        if definition := getattr(self.text_config, "_definition", None):  # type: ignore[attr-defined]
-            text = modeling_source(*definition, whole=self._whole)
-            Path(save_directory, "modeling_darwinlm.py").write_text(text, encoding="utf-8")
-
-
 def define_whole(prefix: str, module: str, text: tuple[type, type, type]) -> tuple[type, type]:
     """Define classes with a vision tower or other parts around a language model, which transformers' classes contain.
 
@@ -395,8 +385,8 @@ def define_whole(prefix: str, module: str, text: tuple[type, type, type]) -> tup
         parent = getattr(family, f"{prefix}Config")
         by_type = configuration.SubConfigSpec(config_class=AutoConfig, model_type=text[0].model_type)  # type: ignore[attr-defined]
         parts = {**parent.sub_configs_defaults, "text_config": by_type}
-        made = {"model_type": f"darwinlm_{parent.model_type}", "_whole": (prefix, module)}
-        config = _derive(names[0], WholeConfig, parent, sub_configs_defaults=parts, **made)
+        made = {"model_type": f"darwinlm_{parent.model_type}", "_whole_definition": (prefix, module)}
+        config = _derive(names[0], Saved, parent, sub_configs_defaults=parts, **made)
         _show_server(_derive(names[1], FromFamily, plain, config_class=config))
     return globals()[names[0]], globals()[names[1]]
 
@@ -420,16 +410,9 @@ def _show_server(model: type) -> None:
         setattr(server.transformers, model.__name__, model)
 
 
-def auto_map(prefix: str) -> dict[str, str]:
+def auto_map(prefix: str, parts: Mapping[str, str] = AUTOS) -> dict[str, str]:
     """The `auto_map` of config.json: the class of the modelling file for each Auto class."""
-    autos = {"AutoConfig": "Config", "AutoModel": "Model", "AutoModelForCausalLM": "ForCausalLM"}
-    return {auto: f"modeling_darwinlm.Darwin{prefix}{part}" for auto, part in autos.items()}
-
-
-def whole_auto_map(prefix: str) -> dict[str, str]:
-    """The same for a model with further parts around the language model."""
-    autos = {"AutoConfig": "WholeConfig", "AutoModelForImageTextToText": "ForConditionalGeneration"}
-    return {auto: f"modeling_darwinlm.Darwin{prefix}{part}" for auto, part in autos.items()}
+    return {auto: f"modeling_darwinlm.Darwin{prefix}{part}" for auto, part in parts.items()}
 
 
 def modeling_source(

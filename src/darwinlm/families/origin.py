@@ -49,13 +49,7 @@ def origin_of(folder: Path, source: str) -> Origin:
     """
     if (folder / RECORD).is_file():
         record = _json(folder / RECORD)
-        return Origin(
-            base_model=_word(record.get("base_model")),
-            license=_word(record.get("license")),
-            license_name=_word(record.get("license_name")),
-            license_link=_word(record.get("license_link")),
-            languages=_words(record.get("languages")),
-        )
+        return _origin(_word(record.get("base_model")), record, "license_name", "license_link", "languages")
     card = _front_matter(folder / "README.md")
     named = None
     if not Path(source).expanduser().exists() and re.fullmatch(rf"{_REPOSITORY}(@.+)?", source):
@@ -65,14 +59,13 @@ def origin_of(folder: Path, source: str) -> Origin:
         named = "/".join(cached.groups())
     if named is None and "darwinlm" in _words(card.get("tags")):
         named = next(iter(_words(card.get("base_model"))), None)
-    link = _word(card.get("license_link"))
-    return Origin(
-        base_model=named,
-        license=_word(card.get("license")),
-        license_name=_word(card.get("license_name")),
-        license_link=link,
-        languages=_words(card.get("language")),
-    )
+    return _origin(named, card, "license_name", "license_link", "language")
+
+
+def _origin(base_model: str | None, fields: Mapping[str, Any], name: str, link: str, languages: str) -> Origin:
+    """An origin from fields of a file, the last three by their names in it."""
+    licence, named, linked = (_word(fields.get(key)) for key in ("license", name, link))
+    return Origin(base_model, licence, named, linked, _words(fields.get(languages)))
 
 
 def write_gguf_origin(folder: Path, fields: Mapping[str, Any]) -> None:
@@ -80,15 +73,11 @@ def write_gguf_origin(folder: Path, fields: Mapping[str, Any]) -> None:
 
     The folder already holds config.json. Raises StorageError if the disk is full.
     """
-    urls = (fields.get(f"general.{name}") for name in ("base_model.0.repo_url", "source.repo_url", "repo_url"))
+    general = {key.removeprefix("general."): value for key, value in fields.items() if key.startswith("general.")}
+    urls = (general.get(name) for name in ("base_model.0.repo_url", "source.repo_url", "repo_url"))
     matches = (re.search(rf"huggingface\.co/({_REPOSITORY})", str(url)) for url in urls if url)
-    origin = Origin(
-        base_model=next((match.group(1) for match in matches if match), None),
-        license=_word(fields.get("general.license")),
-        license_name=_word(fields.get("general.license.name")),
-        license_link=_word(fields.get("general.license.link")),
-        languages=_words(fields.get("general.languages")),
-    )
+    named = next((match.group(1) for match in matches if match), None)
+    origin = _origin(named, general, "license.name", "license.link", "languages")
     write_json(folder / RECORD, asdict(origin))
     names = (f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
     ends = list(dict.fromkeys(int(fields[name]) for name in names if fields.get(name) is not None))

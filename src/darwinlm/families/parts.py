@@ -90,6 +90,8 @@ class Attention(SubLayer):
     attention)."""
     gated: bool = False
     """Whether the rows of each query head are followed by those of a gate on its output (Qwen3.5)."""
+    neighbours: bool = False
+    """Whether its rotary embedding pairs neighbouring columns of a head instead of halves."""
     reused: str | None = None
     """Configuration field for the number of last blocks whose attentions reuse the keys and values of the last earlier
     block of the same layer type (Gemma 4). All attentions that take part in this are kept."""

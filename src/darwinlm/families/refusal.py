@@ -1,64 +1,39 @@
 """Reasons why a model can't be pruned, read from its configuration.
 
 The fields of a configuration show whether blocks have other parts than one attention and one MLP. Many families use the
-same field names, so that the check also covers later models.
+same field names, so that the check also covers later models. The reasons are in `refusal.yaml`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Container
+from functools import cache
+from importlib import resources
 from typing import Any
 
-Fields = Mapping[str, Any]
+import yaml
+
+LISTS = ("layer_types", "layers_block_type", "block_types")
+"""Fields with the kind of every layer."""
+EXPERTS = "num_experts"
+"""Field by which a reason is one that a description would overcome."""
 
 
-def _layers(*kinds: str) -> Callable[[Fields], bool]:
-    """Condition that a layer has one of these kinds, in any of the usual lists of layer kinds."""
-
-    def found(fields: Fields) -> bool:
-        listed = fields.get("layer_types") or fields.get("layers_block_type") or fields.get("block_types") or ()
-        return any(kind in kinds for kind in listed)
-
-    return found
+@cache
+def _reasons() -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = yaml.safe_load(
+        resources.files("darwinlm.families").joinpath("refusal.yaml").read_text(encoding="utf-8")
+    )
+    return rows
 
 
-def _fields(*names: str) -> Callable[[Fields], bool]:
-    """Condition that one of these fields is set."""
-    return lambda fields: any(fields.get(name) for name in names)
-
-
-SIDE_BY_SIDE = ("cohere", "cohere2", "codegen", "gptj", "phi")
-"""Model types with parallel attention and MLP, which their configuration doesn't show."""
-RECURRENT = (
-    "some of its layers are recurrent (linear attention or a state space) or convolutions, and its layers have no "
-    "description"
-)
-PARALLEL = "its attention and MLP run in parallel on the same residual stream, and only sequential ones are supported"
-EXPERTS = _fields("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-NOT_DESCRIBED = "its mixtures of experts have no description"
-REASONS: tuple[tuple[Callable[[Fields], bool], str], ...] = (
-    (_fields("is_encoder_decoder"), "it has an encoder, and only models with just a decoder are supported"),
-    (_layers("linear_attention", "mamba", "mamba2", "recurrent", "conv", "hybrid", "hybrid_sliding"), RECURRENT),
-    (_fields("mamba_d_state", "ssm_state_size", "state_size", "conv_L_cache", "linear_num_key_heads"), RECURRENT),
-    (
-        _fields("kv_lora_rank", "o_lora_rank"),
-        "its keys and values are compressed (multi-head latent attention), so that heads can't be removed separately",
-    ),
-    (_layers("indexed_attention"), "an indexer selects the tokens for its attention, and doesn't support fewer heads"),
-    (
-        _fields("hidden_size_per_layer_input", "num_kv_shared_layers"),
-        "its layers share keys and values or have per-layer embeddings, so that no layer can be cut alone",
-    ),
-    (
-        lambda fields: fields["model_type"] == "llama4_text",
-        "its router scales the inputs of the experts, and only factors on their outputs are supported",
-    ),
-    (EXPERTS, NOT_DESCRIBED),
-    (lambda fields: "per_layer_config" in fields, "its layers differ in size, which isn't supported"),
-    (_fields("parallel_attn", "use_parallel_residual"), PARALLEL),
-    (lambda fields: fields["model_type"] in SIDE_BY_SIDE, PARALLEL),
-)
-"""Conditions on the configuration, and the reason for each; the first that holds counts."""
+def _holds(row: dict[str, Any], fields: dict[str, Any]) -> bool:
+    kinds = next((listed for name in LISTS if (listed := fields.get(name))), ())
+    return (
+        any(fields.get(name) for name in row.get("fields", ()))
+        or any(kind in row.get("layers", ()) for kind in kinds)
+        or fields["model_type"] in row.get("types", ())
+    )
 
 
 def why_not(config: Any, known: Container[str]) -> str | None:
@@ -70,10 +45,10 @@ def why_not(config: Any, known: Container[str]) -> str | None:
     if text is not None:
         return _text_part(text, known)
     fields = config.to_dict()
-    reason = next((reason for holds, reason in REASONS if holds(fields)), None)
-    if reason in (None, NOT_DESCRIBED) and not _is_causal(config):
+    row = next((row for row in _reasons() if _holds(row, fields)), None)
+    if (row is None or EXPERTS in row.get("fields", ())) and not _is_causal(config):
         return "transformers has no causal language model for it"
-    return reason
+    return None if row is None else str(row["reason"])
 
 
 def _text_part(text: Any, known: Container[str]) -> str:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
+from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -79,29 +80,14 @@ class _Waiting(MetaPathFinder):
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != TABLE:
             return None
-        for finder in sys.meta_path:
-            spec = None if finder is self else finder.find_spec(name, path, target)
-            if spec is not None and spec.loader is not None:
-                spec.loader = _ThenRegister(spec.loader, self)
-                return spec
-        return None
+        sys.meta_path.remove(self)
+        spec = find_spec(name)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
 
+            def then_register(module: ModuleType) -> None:
+                execute(module)
+                register_families()
 
-class _ThenRegister(Loader):
-    """Loads with the given loader, then registers the families and removes the finder."""
-
-    def __init__(self, loader: Loader, waiting: _Waiting) -> None:
-        self.loader = loader
-        self.waiting = waiting
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self.loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        module.__loader__ = self.loader
-        if module.__spec__ is not None:
-            module.__spec__.loader = self.loader
-        self.loader.exec_module(module)
-        if self.waiting in sys.meta_path:
-            sys.meta_path.remove(self.waiting)
-        register_families()
+            spec.loader.exec_module = then_register  # type: ignore[method-assign]
+        return spec

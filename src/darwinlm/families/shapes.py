@@ -12,7 +12,7 @@ from torch import Tensor
 
 from darwinlm.errors import CheckpointError, FamilyError
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.expert_tensors import shape_by_rows
+from darwinlm.families.expert_tensors import row_axis, shape_by_rows
 from darwinlm.families.family import Family
 from darwinlm.families.parts import Mixer, Mlp, ModuleKind, Part, RowUnit, Tail
 
@@ -80,7 +80,7 @@ def module_shapes(checkpoint: Checkpoint, shapes: Shapes | None = None) -> list[
             part = family.module(kind)
             output = output_name(part, inside)
             if output is not None:
-                shape = _module_shape(block, checkpoint, part, inside, output, shared)
+                shape = _module_shape(block, kind, checkpoint, inside, output, shared)
                 modules.append(replace(shape, fixed=kind not in cut))
     return modules
 
@@ -102,23 +102,24 @@ def head_dim(config: Any, block: int = 0) -> int:
 
 def _module_shape(
     block: int,
+    kind: ModuleKind,
     checkpoint: Checkpoint,
-    part: Part,
     inside: Shapes,
     output: str,
     query_groups: tuple[int, ...] | None,
 ) -> ModuleShape:
     family, columns = checkpoint.family, head_dim(checkpoint.config, block)
+    part = family.module(kind)
     names = [name for name in inside if part.owns(name) or name.partition(".")[0] in part.norms]
     tensors = {name: shape_by_rows(part, name.removeprefix(part.prefix), inside[name]) for name in names}
     width = tensors[output][-1]
+    plain = ModuleShape(block, kind, tensors, 1, 1, 1, width, output)
     if isinstance(part, Mixer | Tail):
-        return ModuleShape(block, "mixer" if isinstance(part, Mixer) else "tail", tensors, 1, 1, 1, width, output)
+        return plain
     if isinstance(part, Mlp):
         if part.experts is None or len(tensors[output]) < 3:
-            return ModuleShape(block, "mlp", tensors, 1, 1, 1, width, output)
+            return plain
         experts = tensors[output][0]
-        chosen = part.experts.chosen_of(checkpoint.config)
         described, router = part.experts, f"{part.prefix}{part.experts.router}."
         counts = {
             tensors[name][described.axis(inner)]
@@ -130,25 +131,25 @@ def _module_shape(
                 f"block {block} mlp has {experts} experts, but no router '{part.experts.router}' with a row for each "
                 f"of them ({family.model_type}): such a mixture can't be pruned"
             )
-        droppable = part.experts.droppable(checkpoint.config)
-        return ModuleShape(block, "mlp", tensors, 1, 1, 1, width, output, experts, chosen, droppable)
+        chosen, droppable = described.chosen_of(checkpoint.config), described.droppable(checkpoint.config)
+        return replace(plain, experts=experts, chosen=chosen, droppable=droppable)
     if not part.key_value:  # compressed keys and values
         heads = int(checkpoint.config.num_attention_heads)
-        return ModuleShape(block, "attention", tensors, heads, 1, width // heads, width, output)
+        return replace(plain, groups=heads, head_dim=width // heads)
     key, stored = part.segments[part.key_value[0]], tensors.get(f"{part.name}.{part.key_value[0]}.weight")
     if stored is None:  # reused keys and values
         groups = int(checkpoint.config.per_layer_config[block].num_key_value_heads)
     else:
         groups = (stored[0] - key.count("query") * width) // (key.count("key_value") * columns)  # of a fused tensor
     if query_groups is not None:
-        return ModuleShape(block, "attention", tensors, groups, 0, columns, width, output, query_groups=query_groups)
+        return replace(plain, groups=groups, heads=0, head_dim=columns, query_groups=query_groups)
     heads = width // (groups * columns)
     if groups * heads * columns != width:
         raise CheckpointError(
             f"block {block}: {width // columns} query heads don't divide by {groups} KV heads of {columns} columns "
             f"({family.model_type}); such a model can't be pruned by KV groups"
         )
-    return ModuleShape(block, "attention", tensors, groups, heads, columns, width, output)
+    return replace(plain, groups=groups, heads=heads, head_dim=columns)
 
 
 def module_parameters(family: Family, shape: ModuleShape, groups: int, width: int, experts: int | None = None) -> int:
@@ -158,22 +159,35 @@ def module_parameters(family: Family, shape: ModuleShape, groups: int, width: in
     """
     if width == 0:
         return 0
-    part, sizes = family.module(shape.kind), row_counts(shape, groups, width)
-    total = 0
-    for name, size in shape.tensors.items():
-        inner = name.removeprefix(part.prefix)
-        if experts is not None and isinstance(part, Mlp) and part.experts is not None and part.experts.counted(inner):
-            last = part.experts.axis(inner) != 0
-            size = (*size[:-1], experts) if last else (experts, *size[1:])  # noqa: PLW2901 - the remaining size
-        segments = row_segments(part, inner)
-        if name == shape.output:
-            total += prod(size[:-1]) * width
-        elif segments:
-            rows = sum(sizes[segment] for segment in segments)
-            total += size[0] * rows * prod(size[2:]) if shape.experts else rows * prod(size[1:])
-        else:
-            total += prod(size)
-    return total
+    part, rows = family.module(shape.kind), row_counts(shape, groups, width)
+    sizes = (
+        resized(part, name.removeprefix(part.prefix), size, rows, width if name == shape.output else None, experts)
+        for name, size in shape.tensors.items()
+    )
+    return sum(map(prod, sizes))
+
+
+def resized(
+    part: Part,
+    name: str,
+    shape: tuple[int, ...],
+    rows: Mapping[RowUnit, int],
+    width: int | None,
+    experts: int | None,
+) -> tuple[int, ...]:
+    """Shape of a tensor inside a sub-layer of other sizes.
+
+    `rows` are those of each kind, `width` the columns if it is the output projection, `experts` those of a mixture;
+    None keeps them.
+    """
+    size, segments = list(shape), row_segments(part, name)
+    if experts is not None and isinstance(part, Mlp) and part.experts is not None and part.experts.counted(name):
+        size[part.experts.axis(name)] = experts
+    if width is not None:
+        size[-1] = width
+    elif segments:
+        size[row_axis(part, name)] = sum(rows[segment] for segment in segments)
+    return tuple(size)
 
 
 def shared_width(family: Family, shape: ModuleShape) -> int | None:

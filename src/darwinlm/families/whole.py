@@ -10,14 +10,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText
 
 from darwinlm.artifact import read_json, write_json, write_text
 from darwinlm.errors import CheckpointError, first_line
 from darwinlm.families.family import PREFIX, families
-from darwinlm.families.pruned import modeling_source, whole_auto_map
+from darwinlm.families.loading import UNUSABLE
+from darwinlm.families.pruned import WHOLE, auto_map, modeling_source
 
 PREFIXES = {
     "model.language_model.model.": "model.",
@@ -76,7 +75,7 @@ def put_inside(model: Any, source: Path) -> Any:
         whole = AutoModelForImageTextToText.from_pretrained(
             source, dtype=next(model.parameters()).dtype, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, RuntimeError, ValueError, LookupError, TypeError, SafetensorError, StrictDataclassError) as error:
+    except UNUSABLE as error:
         raise CheckpointError(f"can't load the model in {source}: {first_line(error)}") from error
     whole.model.language_model = model.model
     whole.lm_head = model.lm_head
@@ -95,7 +94,7 @@ def add_modeling_file(folder: Path) -> None:
         whole = plain["model_type"].removeprefix(PREFIX)
         prefix = family.inside[whole]
         ours = {"model_type": PREFIX + whole, "architectures": [f"Darwin{prefix}ForConditionalGeneration"]}
-        write_json(path, plain | ours | {"auto_map": whole_auto_map(prefix)})
+        write_json(path, plain | ours | {"auto_map": auto_map(prefix, WHOLE)})
         write_text(folder / "modeling_darwinlm.py", modeling_source(*family.class_names, whole=(prefix, whole)))
 
 

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from darwinlm.artifact import write_json
+from darwinlm.database.kept import Kept, kept_groups
+from darwinlm.database.levels import Level
 from darwinlm.errors import CheckpointError, ModelError
 from darwinlm.export.check import SAME_ARITHMETIC, ExportReport, check_tokens, compare_streams, model_streams
 from darwinlm.export.hf import save_model, saved_bytes, tokenizer_of, unchecked
 from darwinlm.export.reshape import Reshaper
-from darwinlm.export.sizes import Tensors, split_rows
+from darwinlm.export.sizes import BlockSizes, Tensors, head_owners, split_rows
 from darwinlm.export.source import check_target
 from darwinlm.families.checkpoint import Checkpoint, is_buffer
 from darwinlm.families.loading import listed
-from darwinlm.families.parts import Attention, Mlp, RowUnit
-from darwinlm.families.shapes import head_dim
+from darwinlm.families.parts import Attention, Mlp, ModuleKind, Part, RowUnit
+from darwinlm.families.shapes import ModuleShape, head_dim
 from darwinlm.importing.foreign import Foreign, open_foreign
-from darwinlm.importing.zeros import Sizes, useful_channels, useful_heads
 from darwinlm.lock import hold_target
-from darwinlm.surgery.shrink import split_block
+from darwinlm.surgery.shrink import layer_overrides, shrink_tensors, split_block
 from darwinlm.surgery.stitch import SKIP, empty_model, fill, smaller_config
 
 REPORT = "import.json"
@@ -91,79 +94,80 @@ def _cut(foreign: Foreign, report: ExportReport) -> tuple[dict[int, dict[str, An
     family = checkpoint.family
     tensors: Tensors = {name: checkpoint.read(name)[""] for name in checkpoint.names_outside_blocks()}
     table: dict[int, dict[str, Any]] = {}
-    before, after = [0, 0], [0, 0]
+    before, after = Counter[str](), Counter[str]()
     for there in foreign.sizes:
-        prefix, owners = checkpoint.block_prefix(there.block), there.owners
-        assert owners is not None
-        row: dict[str, Any] = {}
+        prefix, row = checkpoint.block_prefix(there.block), table.setdefault(there.block, {})
         gone = []
         inside = checkpoint.read(prefix)
-        rows: dict[RowUnit, int] = {
-            "query": there.heads * columns,
-            "key_value": there.groups * columns,
-        }
-        for part in (family.attention, family.mlp):
-            part_tensors, norms = split_block(inside, part)
-            if isinstance(part, Attention):
-                count = there.heads
-                kept = useful_heads(part_tensors, part, rows, owners, columns) if count else []
-            else:
-                count = there.width
-                kept = useful_channels(part_tensors, part) if count else []
-            before[isinstance(part, Attention)] += count
-            after[isinstance(part, Attention)] += len(kept)
-            if not kept:
-                gone.append("attention" if isinstance(part, Attention) else "mlp")
+        counts: dict[ModuleKind, int] = {"attention": there.heads, "mlp": there.width}
+        for kind, count in counts.items():
+            part = family.module(kind)
+            found, norms = split_block(inside, part)
+            useful = useful_units(found, part, there, columns) if count else []
+            before[kind] += count
+            after[kind] += len(useful)
+            if not useful:
+                gone.append(kind)
                 continue
-            if isinstance(part, Attention):
-                part_tensors, sizes = _cut_attention(part_tensors, part, kept, rows, owners, columns)
-                row |= sizes
-            else:
-                part_tensors = _take(part_tensors, part, {"channel": count}, {"channel": kept}, kept)
-                row |= {part.width: len(kept), **part.with_width}
-            tensors |= {f"{prefix}{part.prefix}{name}": tensor for name, tensor in part_tensors.items()}
+            shape = _shape(there, part, found, columns)
+            level, kept, owners = _kept(shape, useful, found[f"{part.output}.weight"])
+            row |= layer_overrides(family, shape, level, owners)
+            cut = shrink_tensors(family, shape, found, kept)
+            tensors |= {f"{prefix}{part.prefix}{name}": tensor for name, tensor in cut.items()}
             tensors |= {prefix + name: tensor for name, tensor in norms.items()}
-        table[there.block] = row | ({SKIP: gone} if gone else {})
         if gone:
+            row[SKIP] = gone
             report.notes.append(f"block {there.block}: no {' and no '.join(gone)}")
-    report.notes.insert(
-        0, f"{after[1]} of {before[1]} query heads and {after[0]} of {before[0]} channels have an effect"
-    )
+    heads, channels = (f"{after[kind]} of {before[kind]}" for kind in ("attention", "mlp"))
+    report.notes.insert(0, f"{heads} query heads and {channels} channels have an effect")
     return table, tensors
 
 
-def _cut_attention(
-    tensors: Tensors, part: Attention, heads: list[int], have: Sizes, owners: tuple[int, ...], columns: int
-) -> tuple[Tensors, dict[str, Any]]:
-    """An attention with some of its query heads and the KV heads that they use, and its sizes."""
-    used = sorted({owners[head] for head in heads})
-    place = {group: number for number, group in enumerate(used)}
-    shared = [place[owners[head]] for head in heads]
-    query = [head * columns + i for head in heads for i in range(columns)]
-    key_value = [group * columns + i for group in used for i in range(columns)]
-    even = shared == [number * len(used) // len(heads) for number in range(len(heads))] and len(heads) % len(used) == 0
-    sizes: dict[str, Any] = {"num_attention_heads": len(heads), "num_key_value_heads": len(used)}
-    if not even:
-        sizes |= {"num_key_value_heads": len(heads), "query_groups": shared, "stored_kv_heads": len(used)}
-    return _take(tensors, part, have, {"query": query, "key_value": key_value}, query), sizes
+def useful_units(tensors: Tensors, part: Part, sizes: BlockSizes, columns: int) -> list[int]:
+    """Query heads or channels with an effect; one is kept if the output has a bias.
+
+    The output columns of a useful head and its values aren't zero; nor is a projection of a useful channel (silu and
+    gelu map zero to zero).
+    """
+    output, rows = tensors[f"{part.output}.weight"].ne(0).any(0), sizes.rows(columns)
+    if isinstance(part, Attention):
+        values = _rows(tensors, part, part.key_value[1], rows)[-1].reshape(-1, columns).any(-1)
+        useful = output.reshape(-1, columns).any(-1) & values[list(head_owners(sizes))]
+    else:
+        inputs = dict.fromkeys(part.inputs) if isinstance(part, Mlp) else ()
+        useful = torch.stack([output, *(each for name in inputs for each in _rows(tensors, part, name, rows))]).all(0)
+    return useful.nonzero()[:, 0].tolist() or ([0] if _has_bias(tensors, part.output) else [])
 
 
-def _take(
-    tensors: Tensors, part: Attention | Mlp, have: Sizes, kept: Mapping[RowUnit, list[int]], columns: list[int]
-) -> Tensors:
-    """Some rows of the input projections, with the sizes `have`, and some columns of the output projection."""
-    cut: Tensors = {}
-    for name, tensor in tensors.items():
-        owner, _, leaf = name.rpartition(".")
-        segments = part.segments.get(owner, [])
-        if segments:
-            pieces = zip(segments, split_rows(tensor, segments, have), strict=True)
-            cut[name] = torch.cat([piece[kept[kind]] for kind, piece in pieces])
-        elif owner == part.output and leaf == "weight":
-            cut[name] = tensor[:, columns].contiguous()
-        else:
-            cut[name] = tensor
-    return cut
+def _rows(tensors: Tensors, part: Part, name: str, sizes: Mapping[RowUnit, int]) -> list[Tensor]:
+    """Masks of the nonzero rows of a projection, including its bias; one mask for each fused part."""
+    nonzero = tensors[f"{name}.weight"].ne(0).any(1)
+    bias = tensors.get(f"{name}.bias")
+    return split_rows(nonzero if bias is None else nonzero | bias.ne(0), part.segments[name], sizes)
+
+
+def _has_bias(tensors: Tensors, name: str) -> bool:
+    bias = tensors.get(f"{name}.bias")
+    return bias is not None and bool(bias.ne(0).any())
+
+
+def _shape(there: BlockSizes, part: Part, tensors: Tensors, columns: int) -> ModuleShape:
+    output = f"{part.output}.weight"
+    width, named = tensors[output].shape[1], f"{part.prefix}{output}"
+    if isinstance(part, Attention):
+        owners = there.owners
+        return ModuleShape(there.block, "attention", {}, there.groups, 0, columns, width, named, query_groups=owners)
+    return ModuleShape(there.block, "mlp", {}, 1, 1, 1, width, named)
+
+
+def _kept(shape: ModuleShape, units: list[int], output: Tensor) -> tuple[Level, Kept, tuple[int, ...] | None]:
+    """Units of a sub-layer as a level and the kept part, with the KV heads if they serve different numbers of heads."""
+    columns = (torch.tensor(units)[:, None] * shape.head_dim + torch.arange(shape.head_dim)).flatten()
+    if shape.query_groups is None:
+        return Level(1, 1, len(units), 0), Kept(columns, output[:, columns]), None
+    level = Level(len({shape.query_groups[head] for head in units}), 0, len(columns), 0, len(units))
+    groups, owners = kept_groups(shape, level, columns)
+    return level, Kept(columns, output[:, columns], groups), owners
 
 
 def _check(foreign: Foreign, folder: Path, report: ExportReport) -> None:

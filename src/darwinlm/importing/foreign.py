@@ -17,7 +17,7 @@ from transformers import AutoConfig
 
 from darwinlm.errors import CheckpointError, FamilyError, ModelError, first_line
 from darwinlm.export.sizes import BlockSizes
-from darwinlm.families.bounds import BLOCKS, check_quantised
+from darwinlm.families.bounds import LIMITS, check_quantised
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.config import read_config
 from darwinlm.families.family import PREFIX, Family, families
@@ -173,7 +173,7 @@ def _count_blocks(family: Family, shapes: dict[str, tuple[int, ...]], raw: dict[
         raise CheckpointError(f"{folder} holds no tensors of a {family.model_type} model: give the right --family")
     blocks = max(numbers) + 1
     stated = raw.get("num_hidden_layers")
-    if blocks > BLOCKS or (numbers != set(range(blocks)) and blocks != stated):
+    if blocks > LIMITS["num_hidden_layers"] or (numbers != set(range(blocks)) and blocks != stated):
         gap = next((number for number in range(blocks) if number not in numbers), blocks)
         raise CheckpointError(
             f"{folder} holds tensors of block {blocks - 1:,}, but none of block {gap:,}, and its config.json doesn't "

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from math import inf
 from typing import Any
@@ -108,7 +108,7 @@ class TokenizerTree:
             **self.tree,
             "model": model,
             "added_tokens": added,
-            "post_processor": _renumbered(self.tree.get("post_processor"), new),
+            "post_processor": _renumbered(self.tree.get("post_processor"), new.__getitem__),
             "padding": padding and {**padding, "pad_id": new.get(padding["pad_id"], 0)},
         }
 
@@ -128,33 +128,29 @@ def _chat_tokens(tokenizer: Any) -> Iterator[int]:
             yield from tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def _steps(processor: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
-    if processor is not None and processor["type"] == "Sequence":
-        for step in processor["processors"]:
-            yield from _steps(step)
-    elif processor is not None:
-        yield processor
-
-
-def _numbers_of(processor: dict[str, Any] | None) -> Iterator[int]:
+def _numbers_of(processor: dict[str, Any] | None) -> list[int]:
     """Numbers of tokens in a post-processor."""
-    for step in _steps(processor):
-        for token in step.get("special_tokens", {}).values():
-            yield from token["ids"]
-        yield from (step[name][1] for name in ("sep", "cls") if name in step)
+    numbers: list[int] = []
+
+    def seen(number: int) -> int:
+        numbers.append(number)
+        return number
+
+    _renumbered(processor, seen)
+    return numbers
 
 
-def _renumbered(processor: dict[str, Any] | None, new: Mapping[int, int]) -> dict[str, Any] | None:
+def _renumbered(processor: dict[str, Any] | None, new: Callable[[int], int]) -> dict[str, Any] | None:
     if processor is None:
         return None
     if processor["type"] == "Sequence":
         return {**processor, "processors": [_renumbered(step, new) for step in processor["processors"]]}
     changed: dict[str, Any] = {
-        name: [processor[name][0], new[processor[name][1]]] for name in ("sep", "cls") if name in processor
+        name: [processor[name][0], new(processor[name][1])] for name in ("sep", "cls") if name in processor
     }
     if "special_tokens" in processor:
         changed["special_tokens"] = {
-            name: {**token, "ids": [new[number] for number in token["ids"]]}
+            name: {**token, "ids": [new(number) for number in token["ids"]]}
             for name, token in processor["special_tokens"].items()
         }
     return {**processor, **changed}

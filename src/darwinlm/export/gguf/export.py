@@ -31,11 +31,10 @@ from darwinlm.export.check import (
     model_streams,
 )
 from darwinlm.export.gguf.layout import Layout, choose_layout
-from darwinlm.export.gguf.reference import GgufFile, reference_streams
-from darwinlm.export.gguf.rotation import Get
+from darwinlm.export.gguf.reference import Get, GgufFile, reference_streams
 from darwinlm.export.gguf.tensors import block_tensors, gguf_tensors
 from darwinlm.export.gguf.tokenizer import TokenizerKeys, copy_tokenizer, read_tokenizer
-from darwinlm.export.gguf.write import BY_LIBRARY, QUANTISATIONS, check_rows, require_gguf, write_gguf
+from darwinlm.export.gguf.write import BY_LIBRARY, QUANTISATIONS, require_gguf, write_gguf
 from darwinlm.export.reshape import Reshaper
 from darwinlm.families.checkpoint import Checkpoint
 
@@ -83,7 +82,6 @@ def export_gguf(
     layout = choose_layout(reshaper, mlp_multiple=mlp_multiple)
     if not layout.architecture.referenced:
         require_engine(ENGINE, f"checking a file of the architecture {layout.architecture.name}")
-    check_rows(reshaper, layout, quantisation)
     vocabulary = int(checkpoint.config.vocab_size)
     tokenizer = (
         copy_tokenizer(tokenizer_from, vocabulary)
@@ -130,7 +128,7 @@ def _write(job: _Job, path: Path, plain: Path) -> None:
         return
     from darwinlm.engines.process import quantise_file
 
-    write_gguf(plain, *model, INTERMEDIATE.get(job.reshaper.checkpoint.dtype, "f32"))
+    write_gguf(plain, *model, INTERMEDIATE.get(job.reshaper.checkpoint.dtype, "f32"), job.quantisation)
     quantise_file(plain, path, BY_LIBRARY[job.quantisation], job.threads)
     plain.unlink()
 
@@ -155,29 +153,26 @@ def _check(job: _Job, path: Path) -> None:
         "chat_template": tokenizer.chat_template is not None,
     }
     _note_size(file, job)
-    if not layout.architecture.referenced:
-        types = report.details["tensor_types"] = dict(_check_types(file, reshaper, layout))
-        _note_fallbacks(types, job.quantisation, report)
-        if job.quantisation not in ENGINE_ERROR:  # rounding would hide a mistake, so a plain file is checked first
-            exact = INTERMEDIATE.get(checkpoint.dtype, "f32")
-            unrounded = path.with_name(path.name.replace(".partial", ".plain.partial"))
-            write_gguf(unrounded, reshaper, layout, tokenizer, exact)
-            _check_engine(replace(job, quantisation=exact), unrounded, tokens, expected)
-            unrounded.unlink()
-        logits = _check_engine(job, path, tokens, expected)
-        assert logits is not None
-        _note_rounding(pruned[LOGITS], logits, report)
-        return
-    arranged = reference_streams(file.keys, _meant(reshaper, layout), tokens, blocks)
-    report.comparisons.append(
-        compare_streams((MEMORY, pruned), ("its tensors as arranged for the file", arranged), SAME_ARITHMETIC)
-    )
-    types = _check_types(file, reshaper, layout)
-    written = reference_streams(file.keys, file.get, tokens, blocks)
-    report.details["tensor_types"] = dict(types)
-    _note_rounding(pruned[LOGITS], written[LOGITS], report)
+    types = report.details["tensor_types"] = dict(_check_types(file, reshaper, layout))
     _note_fallbacks(types, job.quantisation, report)
-    _check_engine(job, path, tokens, (WRITTEN, written))
+    if layout.architecture.referenced:
+        arranged = reference_streams(file.keys, _meant(reshaper, layout), tokens, blocks)
+        report.comparisons.append(
+            compare_streams((MEMORY, pruned), ("its tensors as arranged for the file", arranged), SAME_ARITHMETIC)
+        )
+        written = reference_streams(file.keys, file.get, tokens, blocks)
+        _note_rounding(pruned[LOGITS], written[LOGITS], report)
+        _check_engine(job, path, tokens, (WRITTEN, written))
+        return
+    if job.quantisation not in ENGINE_ERROR:  # rounding would hide a mistake, so a plain file is checked first
+        exact = INTERMEDIATE.get(checkpoint.dtype, "f32")
+        unrounded = path.with_name(path.name.replace(".partial", ".plain.partial"))
+        write_gguf(unrounded, reshaper, layout, tokenizer, exact)
+        _check_engine(replace(job, quantisation=exact), unrounded, tokens, expected)
+        unrounded.unlink()
+    logits = _check_engine(job, path, tokens, expected)
+    assert logits is not None
+    _note_rounding(pruned[LOGITS], logits, report)
 
 
 def _with_rounded_yarn(model: Any, job: _Job, exact: Streams, tokens: Tensor) -> Streams:

@@ -11,141 +11,26 @@ attention's result).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from darwinlm.export.gguf import places
-from darwinlm.export.gguf.features import PERIODS, Features, read_features, refused
+from darwinlm.errors import ExportError
+from darwinlm.export.gguf.features import Features, read_features
+from darwinlm.export.gguf.rope import UnsupportedError
 from darwinlm.export.reshape import Reshaper, plain_sizes, rounded
 from darwinlm.export.sizes import BlockSizes
 from darwinlm.families.family import Family
+from darwinlm.families.gguf_architecture import Architecture
 
-
-@dataclass(frozen=True)
-class Architecture:
-    """Properties of an architecture of llama.cpp that affect tensors.
-
-    Attributes:
-        name: `general.architecture`.
-        permuted: Whether rows of Q and K are reordered, because its rope rotates neighbouring columns instead of
-        halves.
-        whole_heads: Whether its rope rotates all columns of a head.
-        fused: Whether Q, K and V are one tensor.
-        fused_mlp: Whether both inputs of an MLP are one tensor.
-        per_layer: Whether head counts and widths may differ between layers.
-        skips_attention: Whether layers after the first may have no heads.
-        unit_norms: Whether norm weights are stored with 1 added (Gemma).
-        layer_norms: Whether its norms are LayerNorms with biases (Nemotron).
-        biases: Whether projections may have biases.
-        frequencies: Whether it reads divisors of the rotary frequencies.
-        rounds: Whether models are exported though llama.cpp rounds the bounds of their rope scaling (yarn). The file is
-            then compared with the model of rounded bounds, and the difference between both models is reported.
-        square: Whether query heads must fill the residual width.
-        own_head: Whether it reads an output projection even if that of the model is its embedding.
-        places: Further names in the file, by names inside a block.
-        referenced: Whether `reference.py` computes it. Otherwise the file is checked by llama.cpp alone, which must
-        then be installed.
-    """
-
-    name: str
-    permuted: bool = False
-    whole_heads: bool = True
-    fused: bool = False
-    fused_mlp: bool = False
-    per_layer: bool = False
-    skips_attention: bool = False
-    unit_norms: bool = False
-    layer_norms: bool = False
-    biases: bool = False
-    frequencies: bool = False
-    rounds: bool = False
-    square: bool = False
-    own_head: bool = False
-    places: Mapping[str, str] = field(default_factory=dict)
-    referenced: bool = True
-
-
-LLAMA = Architecture("llama", permuted=True, biases=True, frequencies=True)
-DECI = Architecture("deci", permuted=True, per_layer=True, skips_attention=True, biases=True, frequencies=True)
-OPENELM = Architecture("openelm", fused=True, per_layer=True)
-STOCK = {
-    "llama": LLAMA,
-    "mistral": LLAMA,
-    "mixtral": LLAMA,
-    "qwen2": Architecture("qwen2", biases=True, square=True),
-    "qwen3": Architecture("qwen3"),
-    "qwen3_moe": Architecture("qwen3moe"),
-    "gemma": Architecture("gemma", unit_norms=True),
-    "gemma2": Architecture("gemma2", unit_norms=True),
-    "gemma3_text": Architecture("gemma3", unit_norms=True),
-    "smollm3": Architecture("smollm3", permuted=True),
-    "granite": Architecture("granite", permuted=True, biases=True, frequencies=True),
-    "phi3": Architecture("phi3", whole_heads=False, fused=True, fused_mlp=True, frequencies=True, square=True),
-    "ministral3": LLAMA,
-    "ernie4_5": LLAMA,
-    "helium": LLAMA,
-    "seed_oss": LLAMA,
-    "olmo2": Architecture("olmo2", square=True, own_head=True),
-    "exaone4": Architecture("exaone4", frequencies=True, square=True),
-    "glm4": Architecture("glm4", whole_heads=False, fused_mlp=True, biases=True),
-    "arcee": Architecture("arcee", permuted=True, frequencies=True),
-    "gemma4_text": Architecture("gemma4", per_layer=True, frequencies=True, places=places.GEMMA4, referenced=False),
-    "gemma4_text_experts": Architecture(
-        "gemma4", per_layer=True, frequencies=True, places=places.GEMMA4_EXPERTS, referenced=False
+UNEQUAL = {
+    "deci": Architecture(
+        name="deci", permuted=True, per_layer=True, skips_attention=True, biases=True, frequencies=True
     ),
-    "qwen3_5_text": Architecture("qwen35", whole_heads=False, unit_norms=True, places=places.QWEN3_5, referenced=False),
-    "qwen3_5_moe_text": Architecture(
-        "qwen35moe", whole_heads=False, unit_norms=True, places=places.QWEN3_5_MOE, referenced=False
-    ),
-    "qwen3_next": Architecture(
-        "qwen3next", whole_heads=False, unit_norms=True, places=places.QWEN3_NEXT, referenced=False
-    ),
-    "qwen2_moe": Architecture("qwen2moe", biases=True, square=True, places=places.QWEN2_MOE, referenced=False),
-    "ernie4_5_moe": Architecture("ernie4_5-moe", places=places.ERNIE_MOE, referenced=False),
-    "hunyuan_v1_moe": Architecture("hunyuan-moe", places=places.HUNYUAN_MOE, referenced=False),
-    "minimax_m2": Architecture("minimax-m2", whole_heads=False, places=places.MINIMAX, referenced=False),
-    "olmoe": Architecture("olmoe", square=True, referenced=False),
-    **dict.fromkeys(
-        ("deepseek_v2", "deepseek_v3", "glm4_moe_lite"),
-        Architecture("deepseek2", places=places.DEEPSEEK2, referenced=False),
-    ),
-    "gpt_oss": Architecture(
-        "gpt-oss", biases=True, rounds=True, own_head=True, places=places.GPT_OSS, referenced=False
-    ),
-    "nemotron": Architecture(
-        "nemotron",
-        whole_heads=False,
-        unit_norms=True,
-        layer_norms=True,
-        biases=True,
-        square=True,
-        own_head=True,
-        referenced=False,
-    ),
-    "hunyuan_v1_dense": Architecture("hunyuan-dense", referenced=False),
-    "apertus": Architecture("apertus", frequencies=True, own_head=True, referenced=False),
-    "olmo3": Architecture("olmo2", square=True, own_head=True, referenced=False),
-    "glm": LLAMA,
-    "lfm2": Architecture("lfm2", square=True, places=places.LFM2, referenced=False),
-    "granitemoehybrid": Architecture(
-        "granitehybrid", permuted=True, biases=True, places=places.GRANITE_HYBRID, referenced=False
-    ),
-    "granitemoehybrid_experts": Architecture(
-        "granitehybrid", permuted=True, biases=True, places=places.GRANITE_HYBRID_EXPERTS, referenced=False
-    ),
-    "glm4_moe": Architecture("glm4moe", whole_heads=False, biases=True, places=places.GLM4_MOE, referenced=False),
+    "openelm": Architecture(name="openelm", fused=("attn_qkv",), per_layer=True),
 }
-"""Architecture of a model with equal layers, by `Family.key`."""
-TIED = ("qwen3",)
-"""Families with an architecture for unequal layers that requires a tied output."""
-LIKE_LLAMA = ("llama", "mistral", "qwen2", "granite", "phi3", "ministral3", "ernie4_5", "helium", "seed_oss", "glm")
-"""Families whose blocks are equivalent to Llama's after rearranging tensors."""
-
-UNKNOWN = {
-    "vaultgemma": "llama.cpp has no architecture for this family",
-}
-"""Reasons for families without an architecture."""
+"""Architectures for unequal layers."""
+UNKNOWN = "llama.cpp has no architecture for this family"
 
 
 @dataclass(frozen=True)
@@ -179,20 +64,29 @@ def choose_layout(reshaper: Reshaper, *, mlp_multiple: int = 32) -> Layout:
     Raises:
         ExportError: No architecture of stock llama.cpp supports this model; the message gives the reason.
     """
-    family, config = reshaper.family.key, reshaper.checkpoint.config
-    if family not in STOCK:
-        raise refused(family, UNKNOWN[family])
+    try:
+        return _choose(reshaper, mlp_multiple)
+    except UnsupportedError as error:
+        raise ExportError(
+            f"no architecture of stock llama.cpp supports this {reshaper.family.key} model: {error}"
+        ) from error
+
+
+def _choose(reshaper: Reshaper, mlp_multiple: int) -> Layout:
+    config, stock = reshaper.checkpoint.config, reshaper.family.gguf
+    if stock is None:
+        raise UnsupportedError(UNKNOWN)
     columns = max(map(reshaper.columns_of, range(reshaper.checkpoint.n_blocks)))
-    features = read_features(reshaper.family.model_type, config, columns)
-    if STOCK[family].rounds:
+    features = read_features(stock, config, columns)
+    if stock.rounds:
         features = replace(features, rope=features.rope.with_rounded_bounds())
     keep = reshaper.family.tail is not None
     kept = [plain_sizes(sizes) for sizes in reshaper.sizes if keep or not sizes.empty]
     if not kept:
-        raise refused(family, "all blocks are empty")
+        raise UnsupportedError("all blocks are empty")
     padded = _filled_up(reshaper, kept)
-    why = _unfit(reshaper, padded, features)
-    architecture = STOCK[family] if why is None else _unequal(reshaper.family, config, features, why)
+    why = _unfit(reshaper, stock, padded, features)
+    architecture = stock if why is None else _unequal(reshaper.family, stock, config, features, why)
     notes = [
         f"block {sizes.block}: every query head gets a copy of its KV head ({sizes.groups} → {sizes.heads} KV heads)"
         for sizes in reshaper.sizes
@@ -203,7 +97,7 @@ def choose_layout(reshaper: Reshaper, *, mlp_multiple: int = 32) -> Layout:
         notes.append(f"omitted as empty: {_blocks(left_out)} ({len(kept)} blocks in the file)")
     targets = [_padded(sizes, architecture, first=i == 0, multiple=mlp_multiple) for i, sizes in enumerate(padded)]
     notes += _pad_notes(kept, targets)
-    scaled = family == "granite" and architecture is DECI
+    scaled = stock.multipliers and not architecture.multipliers
     shared = max(_shared_multiple(reshaper, target) for target in targets)
     return Layout(architecture, tuple(targets), features, (*notes, *features.notes), scaled, shared)
 
@@ -212,15 +106,14 @@ def _filled_up(reshaper: Reshaper, kept: Sequence[BlockSizes]) -> Sequence[Block
     """Sizes at which all mixtures of a model are equal, and so are the MLPs of its other blocks.
 
     Raises:
-        ExportError: Blocks keep different numbers of experts, and added ones would change the router's choice.
+        UnsupportedError: Blocks keep different numbers of experts, and added ones would change the router's choice.
     """
-    mlp, family = reshaper.family.mlp, reshaper.family.key
+    mlp = reshaper.family.mlp
     if mlp.experts is None:
         return kept
     counts = {sizes.experts for sizes in kept if sizes.experts}
     if len(counts) > 1 and mlp.experts.excluding is None:
-        raise refused(
-            family,
+        raise UnsupportedError(
             f"its blocks keep different numbers of experts ({min(counts)} to {max(counts)}), llama.cpp has one number "
             "for all blocks, and added ones would change the router's choice",
             "Use --to hf, or prune with units.experts=width: it narrows experts instead of dropping them, and the file "
@@ -234,16 +127,15 @@ def _filled_up(reshaper: Reshaper, kept: Sequence[BlockSizes]) -> Sequence[Block
     return [replace(sizes, width=widest[sizes.experts]) for sizes in equal]
 
 
-def _unfit(reshaper: Reshaper, kept: Sequence[BlockSizes], features: Features) -> str | None:
+def _unfit(reshaper: Reshaper, stock: Architecture, kept: Sequence[BlockSizes], features: Features) -> str | None:
     """Reason why the family's architecture doesn't support the model; None if it does."""
-    family, stock = reshaper.family.key, STOCK[reshaper.family.key]
     if stock.per_layer:
         return None
     if differ(kept):
         return "its layers differ"
     if stock.square and max(sizes.heads for sizes in kept) * reshaper.columns != reshaper.checkpoint.config.hidden_size:
         return "its heads don't fill the hidden size"
-    if (family == "smollm3" or family in PERIODS or reshaper.family.mixer) and len(kept) < len(reshaper.sizes):
+    if (stock.whole_depth or stock.period or reshaper.family.mixer) and len(kept) < len(reshaper.sizes):
         return "whole blocks were removed"
     if features.rope.per_frequency and not stock.frequencies:
         return f"its rope scaling of the type {features.rope.kind} has a divisor for every frequency"
@@ -304,30 +196,19 @@ def _blocks(blocks: Sequence[int]) -> str:
     return f"block{'s' if len(blocks) > 1 else ''} {', '.join(map(str, blocks))}"
 
 
-def _unequal(named: Family, config: Any, features: Features, why: str) -> Architecture:
-    family = named.key
-    if family in LIKE_LLAMA:
-        return DECI
-    if features.rope.per_frequency and family not in TIED and not STOCK[family].frequencies:
-        kind = features.rope.kind
-        raise refused(
-            family,
-            f"its rope scaling of the type {kind} has a divisor for every frequency, which its architecture ignores",
-        )
-    if family in TIED:
+def _unequal(named: Family, stock: Architecture, config: Any, features: Features, why: str) -> Architecture:
+    scaling = f"its rope scaling of the type {features.rope.kind} has a divisor for every frequency"
+    if stock.unequal == "openelm":
         if not config.tie_word_embeddings:
-            raise refused(
-                family,
-                f"{why}, and the only architecture per layer with normed queries and keys has a tied output",
+            raise UnsupportedError(
+                f"{why}, and the only architecture per layer with normed queries and keys has a tied output"
             )
         if features.rope.per_frequency:
-            kind = features.rope.kind
-            raise refused(
-                family,
-                f"its rope scaling of the type {kind} has a divisor for every frequency, which no architecture with "
-                "normed queries and keys reads",
-            )
-        return OPENELM
+            raise UnsupportedError(f"{scaling}, which no architecture with normed queries and keys reads")
+    if stock.unequal is not None:
+        return UNEQUAL[stock.unequal]
+    if features.rope.per_frequency and not stock.frequencies:
+        raise UnsupportedError(f"{scaling}, which its architecture ignores")
     if named.mixer is not None:
-        raise refused(family, f"{why}, and in llama.cpp all blocks of this family have the same sizes")
-    raise refused(family, f"{why}, and no architecture with sizes per layer supports this family's blocks")
+        raise UnsupportedError(f"{why}, and in llama.cpp all blocks of this family have the same sizes")
+    raise UnsupportedError(f"{why}, and no architecture with sizes per layer supports this family's blocks")

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+OTHERWISE = "Use --to vllm or --to hf, or --to dense for a model of stock shapes, which any converter accepts"
 STILL = 1e30
 """Divisor of a pair without rotation."""
 KINDS = ("default", "linear", "yarn", "llama3", "longrope", "dynamic")
@@ -24,8 +25,11 @@ SLIDING_BASE = 10000.0
 """Base for sliding layers of Gemma 3 in llama.cpp; older versions ignore the file's value."""
 
 
-class UnknownRopeError(Exception):
-    """llama.cpp doesn't support the rotary embedding; the text is the reason."""
+class UnsupportedError(Exception):
+    """llama.cpp doesn't support the model, for a reason, a clause; `choose_layout` tells the user."""
+
+    def __init__(self, reason: str, remedy: str = OTHERWISE) -> None:
+        super().__init__(f"{reason}. {remedy}")
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ def read_rope(config: Any, columns: int, *, one_base: bool = False) -> Rope:
         one_base: Whether llama.cpp rotates sliding layers with the base of the others, without their scaling (OLMo 3).
 
     Raises:
-        UnknownRopeError: Llama.cpp doesn't support it.
+        UnsupportedError: Llama.cpp doesn't support it.
     """
     rope = dict(getattr(config, "rope_parameters", None) or {})
     if "full_attention" in rope:
@@ -99,17 +103,17 @@ def read_rope(config: Any, columns: int, *, one_base: bool = False) -> Rope:
         base = float(sliding.get("rope_theta", SLIDING_BASE))
         known = float(rope["full_attention"]["rope_theta"]) if one_base else SLIDING_BASE
         if sliding.get("rope_type", "default") != "default" or not (any_base or base == known):
-            raise UnknownRopeError(
+            raise UnsupportedError(
                 f"its sliding layers have a rotary embedding other than the default one of base {known:.0f}"
             )
         rope = dict(rope["full_attention"])
         if rope.get("rope_type") == "proportional":
             return Rope("proportional", float(rope["rope_theta"]), columns, columns, values=rope)
         if rope.get("rope_type", "default") not in ("default", "linear", *(("yarn",) if one_base else ())):
-            raise UnknownRopeError(f"its rope scaling is of the type {rope['rope_type']}")
+            raise UnsupportedError(f"its rope scaling is of the type {rope['rope_type']}")
     kind = str(rope.get("rope_type", "default"))
     if kind not in KINDS:
-        raise UnknownRopeError(f"its rope scaling is of the type {kind}")
+        raise UnsupportedError(f"its rope scaling is of the type {kind}")
     share = rope.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", None))
     turned = int(columns * (1.0 if share is None else float(share)))
     base, attention = float(rope.get("rope_theta", 10000.0)), 1.0

@@ -6,32 +6,38 @@ Letters: m residual width, h columns of a head.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from darwinlm.errors import ExportError
-from darwinlm.export.gguf import places
+from darwinlm.export.gguf.keys import XIELU
 from darwinlm.export.gguf.layout import Layout
 from darwinlm.export.gguf.rope import rope_tensors
 from darwinlm.export.reshape import Reshaper
 from darwinlm.export.sizes import BlockSizes, Tensors, split_rows
 from darwinlm.families.expert_tensors import by_rows, row_axis
-from darwinlm.families.parts import Attention, Mlp, RowUnit
+from darwinlm.families.family import Family
+from darwinlm.families.parts import Attention, Mlp
 from darwinlm.families.shapes import row_segments
 
-NORMS = {
-    **{f"{name}_norm": f"attn_{name}_norm" for name in "qk"},
-    "query_layernorm": "attn_q_norm",
-    "key_layernorm": "attn_k_norm",
-}
 PARTS = ("attn_q", "attn_k", "attn_v")
 MLP_PARTS = ("ffn_gate", "ffn_up")
-NEIGHBOURS = ("ernie4_5", "glm", "glm4", "helium")
-"""Families that also pair neighbouring columns in transformers, so that their rows keep their order."""
-LARGE = {46: "gemma2", 62: "gemma3"}
-"""Numbers of blocks by which llama.cpp recognises Gemma 27B, whose scores it scales differently."""
+FUSED = {"attn_qkv": PARTS, "ffn_up": MLP_PARTS}
+SPELLED = {
+    "dt_bias": "dt_proj.bias",
+    "router.scale": "router.proj.scale",
+    "router.per_expert_scale": "experts.down_proj.scale",
+}
+"""Ends of names, as the package `gguf` spells them."""
+SUFFIXES = (".weight", ".bias", ".scale")
+BARE = ("ssm_a", "ssm_d")
+"""Tensors whose names have no suffix."""
+BIASES = ("ssm_dt.bias", "ssm_conv1d.bias", "exp_probs_b.bias")
+"""Biases that architectures have without biases of projections."""
 
 
 def permute_rows(tensor: Tensor, heads: int, turned: int | None = None) -> Tensor:
@@ -65,122 +71,103 @@ def gguf_tensors(reshaper: Reshaper, layout: Layout) -> Iterator[tuple[str, Tens
             yield f"blk.{number}.{name}", tensor.contiguous()
 
 
+@cache
+def _names(architecture: str) -> Any:
+    """The table of the package `gguf` from names in checkpoints to those in files, for a single block."""
+    from gguf.constants import MODEL_ARCH_NAMES
+    from gguf.tensor_mapping import get_tensor_name_map
+
+    return get_tensor_name_map(next(key for key, name in MODEL_ARCH_NAMES.items() if name == architecture), 1)
+
+
+def _place(name: str, family: Family, layout: Layout) -> str | None:
+    """Name in the file of a tensor by its name in the model, in block 0 if it is in one; None without a place."""
+    for end, spelled in SPELLED.items():
+        name = name.removesuffix(end) + spelled if name.endswith(f".{end}") else name
+    if name.endswith("_bias"):
+        name = f"{name.removesuffix('_bias')}.bias"
+    stored = name
+    for theirs, ours in family.stored.renamed.items():
+        stored = stored.replace(f".{ours}", f".{theirs}")
+    table = _names(layout.architecture.name)
+    place = next(filter(None, (table.get_name(each, SUFFIXES) for each in (name, stored))), None)
+    if place is None:
+        return None
+    inside = str(place).removeprefix("blk.0.")
+    return inside if inside.endswith(SUFFIXES) or inside in BARE else f"{inside}.weight"
+
+
 def _outside(reshaper: Reshaper, layout: Layout) -> Iterator[tuple[str, Tensor]]:
-    """Embedding, final norm and head."""
-    names = {
-        f"{reshaper.family.embedding}.weight": "token_embd.weight",
-        **{f"{reshaper.family.final_norm}.{leaf}": f"output_norm.{leaf}" for leaf in ("weight", "bias")},
-        f"{reshaper.family.head}.weight": "output.weight",
-    }
+    """Embedding, final norm and head, and embeddings of the layers."""
     config = reshaper.checkpoint.config
     tied = bool(getattr(config, "tie_word_embeddings", False))
     embedding, head = (1.0, 1.0) if not layout.scaled else (config.embedding_multiplier, 1 / config.logits_scaling)
-    for name, tensor in reshaper.outside():
-        if name in places.OUTSIDE and layout.architecture.places:
-            yield places.OUTSIDE[name], tensor.float()
+    for name, raw in reshaper.outside():
+        place, tensor = _place(name, reshaper.family, layout), raw.float()
+        if tied and name == f"{reshaper.family.head}.weight":
             continue
-        if name not in names:
+        if place is None:
             raise _no_place(name, layout)
-        place = names[name]
-        if place == "output_norm.weight":
-            yield (
-                "token_embd_norm.weight" if layout.architecture.name == "lfm2" else place,
-                _norm(tensor.float(), layout),
-            )
-        elif place == "output_norm.bias":
-            yield place, tensor.float()
+        if name == f"{reshaper.family.final_norm}.weight":
+            yield place, _norm(tensor, layout)
         elif place == "token_embd.weight":
-            yield place, tensor.float() * embedding
+            yield place, tensor * embedding
             if tied and (layout.scaled or layout.architecture.own_head):
-                yield "output.weight", tensor.float() * head
-        elif not tied:
-            yield place, tensor.float() * head
+                yield "output.weight", tensor * head
+        else:
+            yield place, tensor * head if place == "output.weight" else tensor
 
 
 def block_tensors(reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Tensors:
     """One block's tensors under the names that follow `blk.N.`."""
-    known_places = _places(reshaper)
     tensors: Tensors = {}
-    for name, raw in _separate(reshaper, layout, target).items():
-        if name in places.XIELU:
+    for name, split, raw in _separate(reshaper, layout, target):
+        if XIELU in name:
             continue
-        if (place := layout.architecture.places.get(name)) is not None:
-            tensors[place] = _further(raw.float(), name, reshaper, layout)
-            if place.endswith("_shexp.weight") and layout.shared:
-                tensors[place] = _filled(tensors[place], layout.shared * target.width, int("down" in place))
-            continue
-        owner, _, leaf = name.rpartition(".")
-        known = name in known_places
-        if (not known and owner not in known_places) or (leaf == "bias" and not layout.architecture.biases):
+        place = split or _place(f"{reshaper.family.layers}.0.{name}", reshaper.family, layout)
+        known = place in BIASES or (layout.architecture.biases and str(place).startswith(("attn_", "ffn_")))
+        if place is None or (place.endswith(".bias") and not known):
             raise _no_place(f"{reshaper.checkpoint.block_prefix(target.block)}{name}", layout)
-        place = known_places[name if known else owner]
-        leaf = "weight" if known else leaf
-        tensors[f"{place}.{leaf}"] = _arranged(raw.float(), place, leaf, reshaper, layout, target)
-    if layout.architecture.fused:
-        tensors = _joined(tensors, PARTS, "attn_qkv", layout)
-    return _joined(tensors, MLP_PARTS, "ffn_up", layout) if layout.architecture.fused_mlp else tensors
-
-
-def _places(reshaper: Reshaper) -> dict[str, str]:
-    """Names of projections and norms in the file, by their names in a block with split tensors."""
-    attention, mlp = reshaper.family.attention, reshaper.family.mlp
-    places = {
-        **{f"{attention.name}.{part}": part for part in PARTS},
-        f"{attention.name}.{attention.output}": "attn_output",
-        **{f"{attention.name}.{old}": new for old, new in NORMS.items()},
-        **{f"{mlp.prefix}{part}": part for part in MLP_PARTS},
-        f"{mlp.prefix}{mlp.output}": "ffn_down",
-    }
-    places |= {
-        norm: place for norm, place in ((attention.input_norm, "attn_norm"), (mlp.input_norm, "ffn_norm")) if norm
-    }
-    if attention.post_norm and mlp.post_norm:
-        places |= {attention.post_norm: "post_attention_norm", mlp.post_norm: "post_ffw_norm"}
-    if mlp.experts is not None:
-        experts = f"{mlp.prefix}{mlp.experts.name}"
-        places |= {f"{experts}.{part}": f"{part}_exps" for part in MLP_PARTS}
-        places |= {
-            f"{experts}.{mlp.experts.output}": "ffn_down_exps",
-            f"{mlp.prefix}{mlp.experts.router}": "ffn_gate_inp",
-        }
-    return places
-
-
-def _separate(reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Tensors:
-    """A block's tensors under the file's names, with Q, K, V, gate and up split."""
-    attention, mlp = reshaper.family.attention, reshaper.family.mlp
-    projections: list[tuple[Attention | Mlp, str, Sequence[str], tuple[str, ...]]] = [
-        (attention, attention.name, (*attention.query, *attention.key_value), PARTS),
-        (mlp, mlp.name, mlp.inputs, MLP_PARTS[-len(mlp.inputs) :]),
-    ]
-    if mlp.experts is not None:
-        projections.append((mlp, f"{mlp.prefix}{mlp.experts.name}", mlp.experts.inputs, MLP_PARTS))
-    sizes: dict[RowUnit, int] = {
-        "query": target.heads * reshaper.columns_of(target.block),
-        "gated_query": 2 * target.heads * reshaper.columns_of(target.block),
-        "key_value": target.groups * reshaper.columns_of(target.block),
-        "channel": target.width,
-    }
-    stored_block = _split_latent(reshaper.block(target), reshaper.checkpoint.config)
-    tensors = {name: by_rows(mlp, name.removeprefix(mlp.prefix), each) for name, each in stored_block.items()}
-    further = () if mlp.name else layout.architecture.places
-    fused = "" if mlp.name or mlp.experts is None else f"{mlp.experts.shared}.{mlp.inputs[0]}.weight"
-    if fused in tensors and len(set(mlp.inputs)) < len(mlp.inputs):  # of an MLP beside experts
-        owner = fused.partition(".")[0]
-        halves = zip(MLP_PARTS, tensors.pop(fused).chunk(len(mlp.inputs)), strict=True)
-        tensors |= {f"{owner}.{part}.weight": half for part, half in halves}
-    for part, holder, stored, names in projections:
-        for name in [name for name in tensors if name.startswith(holder + ".") and name not in further]:
-            inside, tensor = name.removeprefix(part.prefix), tensors.pop(name)
-            inner, dot, leaf = name.removeprefix(holder + ".").partition(".")
-            if inner.endswith("_bias") and holder != mlp.name:  # of experts
-                inner, dot, leaf = inner.removesuffix("_bias"), ".", "bias"
-            places = [i for i, each in enumerate(stored) if each == inner]
-            segments = row_segments(part, inside)
-            pieces = split_rows(tensor, segments, sizes, row_axis(part, inside)) if places else [tensor]
-            parts = [names[i] for i in places] or [inner]
-            tensors |= {f"{holder}.{each}{dot}{leaf}": piece for each, piece in zip(parts, pieces, strict=True)}
+        tensors[place] = _arranged(raw.float(), place, name, reshaper, layout, target)
+    for fused, parts in FUSED.items():
+        if fused in layout.architecture.fused:
+            tensors = _joined(tensors, parts, fused, layout)
     return tensors
+
+
+def _separate(reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Iterator[tuple[str, str | None, Tensor]]:
+    """A block's tensors by name, with Q, K, V, gate and up split; these and MLP outputs have their name in the file."""
+    attention, mlp, experts = reshaper.family.attention, reshaper.family.mlp, reshaper.family.mlp.experts
+    inputs = [f"{attention.name}.{name}" for name in (*attention.query, *attention.key_value)]
+    groups: list[tuple[str, Attention | Mlp, list[str], Sequence[str]]] = [
+        (attention.name, attention, inputs, PARTS[: len(inputs)])
+    ]
+    if mlp.name:
+        inputs = [f"{mlp.name}.{name}" for name in (*mlp.inputs, mlp.output)]
+        groups.append((mlp.name, mlp, inputs, (*MLP_PARTS[-len(mlp.inputs) :], "ffn_down")))
+    elif experts is not None and mlp.inputs[0] == mlp.inputs[-1]:  # of an MLP beside experts
+        inputs = [f"{experts.shared}.{name}" for name in mlp.inputs]
+        groups.insert(0, (inputs[0], mlp, inputs, [f"{part}_shexp" for part in MLP_PARTS]))
+    if experts is not None and "ffn_gate_up_exps" not in layout.architecture.fused:
+        holder = f"{mlp.prefix}{experts.name}"
+        inputs = [f"{holder}.{name}" for name in experts.inputs]
+        groups.append((holder, mlp, inputs, [f"{part}_exps" for part in MLP_PARTS]))
+
+    def last(name: str) -> int:
+        return max((i for i, (holder, *_) in enumerate(groups) if name.startswith(f"{holder}.")), default=-1)
+
+    stored = _split_latent(reshaper.block(target), reshaper.checkpoint.config)
+    for name in sorted(stored, key=last):
+        _, part, inputs, places = groups[last(name)]
+        inside = name.removeprefix(part.prefix)
+        tensor = by_rows(mlp, name.removeprefix(mlp.prefix), stored[name])
+        leaf = "bias" if name.endswith("bias") else "weight"
+        owner = name.removesuffix(f".{leaf}").removesuffix("_bias")
+        names = [f"{place}.{leaf}" for each, place in zip(inputs, places, strict=True) if each == owner]
+        axis, segments = row_axis(part, inside), row_segments(part, inside)
+        rows = split_rows(tensor, segments, target.rows(reshaper.columns_of(target.block)), axis)
+        pieces = rows or (tensor.chunk(len(names)) if names else [tensor])
+        yield from ((name, place, piece) for place, piece in zip_longest(names, pieces))
 
 
 def _split_latent(tensors: Tensors, config: Any) -> Tensors:
@@ -194,50 +181,52 @@ def _split_latent(tensors: Tensors, config: Any) -> Tensors:
     return rest | {"self_attn.k_b_proj.weight": keys.mT, "self_attn.v_b_proj.weight": values}
 
 
-def _arranged(tensor: Tensor, place: str, leaf: str, reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Tensor:
+def _arranged(tensor: Tensor, place: str, name: str, reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Tensor:
     """One tensor of a block, rearranged for the architecture."""
-    config, rope = reshaper.checkpoint.config, layout.features.rope
-    if place.endswith("_norm") and leaf != "bias":
+    config, kind = reshaper.checkpoint.config, place.rpartition(".")[0]
+    if kind.endswith("_norm") and kind != "ssm_norm" and place.endswith(".weight"):
         tensor = _norm(tensor, layout)
-    if place == "attn_q_norm" and layout.architecture.name == "gemma3":
-        return tensor * _score_scale(reshaper, layout)
-    if place in ("attn_q", "attn_k"):
-        heads = target.heads if place == "attn_q" else target.groups
-        if layout.architecture.permuted and reshaper.family.model_type not in NEIGHBOURS:
-            tensor = permute_rows(tensor, heads, rope.turned)
-        if layout.architecture.whole_heads and rope.turned < rope.columns:
-            # llama.cpp multiplies all columns by the rotation's factor, transformers only rotated ones.
-            still = torch.ones(rope.columns)
-            still[rope.turned :] /= rope.attention
-            tensor = tensor * still.repeat(heads).reshape(-1, *[1] * (tensor.ndim - 1))
-    if place == "attn_q" and layout.architecture.name == "gemma2":
+    if kind == layout.architecture.scores:
         tensor = tensor * _score_scale(reshaper, layout)
-    if layout.scaled and place == "attn_q":
+    if kind in ("attn_q", "attn_k"):
+        tensor = _turned(tensor, target.heads if kind == "attn_q" else target.groups, reshaper, layout)
+    if layout.scaled and kind == "attn_q":
         tensor = tensor * (config.attention_multiplier * reshaper.columns**0.5)
-    if layout.scaled and place in ("attn_output", "ffn_down"):
+    if layout.scaled and kind in ("attn_output", "ffn_down"):
         tensor = tensor * reshaper.family.residual_scale(config)
+    if kind in ("ffn_gate_inp_shexp", "exp_probs_b") and tensor.ndim > 1:
+        tensor = tensor[0]
+    if kind == "ffn_gate_inp_shexp" and not tensor.any():  # of a removed MLP
+        tensor = tensor + 1  # llama.cpp computes the sigmoid of x as silu(x) / x in qwen2moe
+    if kind.endswith("_shexp") and layout.shared:
+        tensor = _filled(tensor, layout.shared * target.width, int("down" in kind))
+    tiled = layout.architecture.tiled and name.startswith("linear_attn.")
+    tensor = _of_mixer(tensor, place, name, config)
+    return _tiled(tensor, name.removesuffix(".weight").rpartition(".")[2], config) if tiled else tensor
+
+
+def _turned(tensor: Tensor, heads: int, reshaper: Reshaper, layout: Layout) -> Tensor:
+    """Queries or keys for the rotary embedding of the architecture."""
+    rope = layout.features.rope
+    if layout.architecture.permuted and not reshaper.family.attention.neighbours:
+        tensor = permute_rows(tensor, heads, rope.turned)
+    if layout.architecture.whole_heads and rope.turned < rope.columns:
+        # llama.cpp multiplies all columns by the rotation's factor, transformers only rotated ones.
+        still = torch.ones(rope.columns)
+        still[rope.turned :] /= rope.attention
+        tensor = tensor * still.repeat(heads).reshape(-1, *[1] * (tensor.ndim - 1))
     return tensor
 
 
-def _further(tensor: Tensor, name: str, reshaper: Reshaper, layout: Layout) -> Tensor:
-    """A tensor of `Architecture.places`, rearranged."""
-    leaf = name.removesuffix(".weight").rpartition(".")[2]
-    if leaf in ("conv1d", "conv"):
-        tensor = tensor.squeeze(1)
-    if leaf == "A_log":
+def _of_mixer(tensor: Tensor, place: str, name: str, config: Any) -> Tensor:
+    """A tensor of a token mixer in the shape of the architecture; others are unchanged."""
+    if place in ("ssm_conv1d.weight", "shortconv.conv.weight"):
+        return tensor.squeeze(1)
+    if place == "ssm_a":
         tensor = -tensor.exp()
     if name in ("mamba.A_log", "mamba.D"):
-        tensor = tensor[:, None]
-    if name == "mamba.norm.weight":
-        tensor = tensor.view(reshaper.checkpoint.config.mamba_n_groups, -1)
-    if leaf == "shared_expert_gate" or ".moe_statics." in name:
-        tensor = tensor[0]
-    if leaf == "shared_expert_gate" and not tensor.any():  # of a removed MLP
-        tensor = tensor + 1  # llama.cpp computes the sigmoid of x as silu(x) / x in qwen2moe
-    if "norm" in leaf and name.count(".") == 1:
-        tensor = _norm(tensor, layout)
-    tiled = name.startswith("linear_attn.") and layout.architecture.name != "qwen3next"
-    return _tiled(tensor, leaf, reshaper.checkpoint.config) if tiled else tensor
+        return tensor[:, None]
+    return tensor.view(config.mamba_n_groups, -1) if name == "mamba.norm.weight" else tensor
 
 
 def _filled(tensor: Tensor, size: int, axis: int) -> Tensor:
@@ -276,7 +265,7 @@ def _tiled(tensor: Tensor, leaf: str, config: Any) -> Tensor:
 def _score_scale(reshaper: Reshaper, layout: Layout) -> float:
     """Factor on queries that turns llama.cpp's scale of scores into that of the configuration."""
     config, target = reshaper.checkpoint.config, layout.targets[0]
-    largest = LARGE.get(len(layout.targets)) == layout.architecture.name
+    largest = len(layout.targets) == layout.architecture.large
     assumed = config.hidden_size // target.heads if largest else reshaper.columns
     return float((assumed / config.query_pre_attn_scalar) ** 0.5)
 

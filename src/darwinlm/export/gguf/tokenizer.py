@@ -103,17 +103,8 @@ def copy_tokenizer(path: Path, vocabulary: int) -> TokenizerKeys:
 def write_tokenizer(writer: Any, keys: TokenizerKeys) -> None:
     """Add the keys to a file."""
     writer.add_tokenizer_model(keys.model)
-    lists = {
-        "tokens": writer.add_token_list,
-        "token_type": writer.add_token_types,
-        "merges": writer.add_token_merges,
-        "scores": writer.add_token_scores,
-        "pre": writer.add_tokenizer_pre,
-    }
     for name, value in keys.values.items():
-        if name in lists:
-            lists[name](value)
-        elif isinstance(value, bool):
+        if isinstance(value, bool):
             writer.add_bool(f"tokenizer.ggml.{name}", value)
         elif isinstance(value, int):
             writer.add_uint32(f"tokenizer.ggml.{name}", value)

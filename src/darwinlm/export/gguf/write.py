@@ -23,6 +23,8 @@ BY_LIBRARY = {"q3_k_m": "Q3_K_M", "q4_k_s": "Q4_K_S", "q4_k_m": "Q4_K_M", "q5_k_
 """Quantisations that llama.cpp's own quantiser computes."""
 QUANTISATIONS = (*PLAIN, *BY_LIBRARY)
 BLOCK = 32
+UNBLOCKED = {"f32", "f16", "bf16"}
+"""Types of single numbers; the others round blocks of 32 in a row."""
 ROUTER = "ffn_gate_inp.weight"
 """The router, which isn't quantised: it is small, and rounding would change the choice of experts."""
 EXACT = (".ssm_conv1d.", ".ssm_a", ".ssm_d", ".ssm_norm.", ".shortconv.conv.", "per_layer_model_proj.")
@@ -41,36 +43,16 @@ def require_gguf() -> Any:
     return gguf
 
 
-def check_rows(reshaper: Reshaper, layout: Layout, quantisation: str) -> None:
-    """Refuse a quantisation whose blocks of 32 don't fit the rows of a matrix.
-
-    Raises:
-        ExportError: A matrix doesn't fit; the message names it.
-    """
-    if quantisation in ("f32", "f16", "bf16"):
-        return
-    lengths = {"every matrix that reads the residual stream": int(reshaper.checkpoint.config.hidden_size)}
-    for name in ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim"):
-        if length := getattr(reshaper.checkpoint.config, name, None):
-            lengths[f"a matrix of its compressed attention ({name})"] = int(length)
-    for target in layout.targets:
-        lengths |= {f"block {target.block}'s attention output": target.heads * reshaper.columns_of(target.block)}
-        lengths |= {f"block {target.block}'s MLP output": target.width}
-    for what, length in lengths.items():
-        if length % BLOCK:
-            raise ExportError(
-                f"{quantisation} needs rows whose length is a multiple of {BLOCK}, but {what} has rows of {length}: "
-                "use f16, bf16 or f32"
-            )
-
-
-def write_gguf(path: Path, reshaper: Reshaper, layout: Layout, tokenizer: TokenizerKeys, quantisation: str) -> None:
+def write_gguf(
+    path: Path, reshaper: Reshaper, layout: Layout, tokenizer: TokenizerKeys, quantisation: str, later: str = "f32"
+) -> None:
     """Write the file.
 
-    `path` is temporary: the caller renames it. `quantisation` is one of `PLAIN`.
+    `path` is temporary: the caller renames it. `quantisation` is one of `PLAIN`. The file may then be quantised
+    further, `later`.
 
     Raises:
-        ExportError: A weight is out of the type's range.
+        ExportError: A weight is out of the type's range, or the rows of a matrix aren't whole blocks.
         OSError: The disk is full.
     """
     gguf = require_gguf()
@@ -79,6 +61,12 @@ def write_gguf(path: Path, reshaper: Reshaper, layout: Layout, tokenizer: Tokeni
         _write_keys(writer, reshaper, layout, gguf.LlamaFileType, quantisation)
         write_tokenizer(writer, tokenizer)
         for name, tensor in gguf_tensors(reshaper, layout):
+            for blocks in {quantisation, later} - UNBLOCKED:
+                if not _is_exact(name, tensor) and tensor.shape[-1] % BLOCK:
+                    raise ExportError(
+                        f"{blocks} needs rows whose length is a multiple of {BLOCK}, but the tensor {name} has rows of "
+                        f"{tensor.shape[-1]}: use f16, bf16 or f32"
+                    )
             kind = _type(name, tensor, quantisation)
             if kind == "F32":
                 writer.add_tensor_info(name, tuple(tensor.shape), np.dtype(np.float32), tensor.numel() * 4)
@@ -95,8 +83,12 @@ def write_gguf(path: Path, reshaper: Reshaper, layout: Layout, tokenizer: Tokeni
         writer.close()
 
 
+def _is_exact(name: str, tensor: Tensor) -> bool:
+    return tensor.ndim == 1 or name.endswith((ROUTER, ".bias")) or any(part in name for part in EXACT)
+
+
 def _type(name: str, tensor: Tensor, quantisation: str) -> str:
-    if tensor.ndim == 1 or name.endswith((ROUTER, ".bias")) or any(part in name for part in EXACT):
+    if _is_exact(name, tensor):
         return "F32"
     if quantisation == "q4_0" and not name.startswith("blk."):
         return "Q8_0"  # embedding and head are the most sensitive to rounding
@@ -116,13 +108,12 @@ def _numbers(gguf: Any, name: str, tensor: Tensor, kind: str) -> np.ndarray[Any,
 
 
 def _write_keys(writer: Any, reshaper: Reshaper, layout: Layout, file_types: Any, quantisation: str) -> None:
-    config, features, name = reshaper.checkpoint.config, layout.features, layout.architecture.name
+    config, features, architecture = reshaper.checkpoint.config, layout.features, layout.architecture
     heads, groups, widths = ([target.sizes[i] for target in layout.targets] for i in range(3))
-    if name == "gemma4" and reshaper.family.mlp.experts is not None:
+    if architecture.per_layer and reshaper.family.mlp.experts is not None:
         widths = [int(config.intermediate_size)] * len(widths)  # of the MLPs beside experts
-    uniform = not layout.architecture.per_layer
+    uniform = not architecture.per_layer
     full = next(i for i, target in enumerate(layout.targets) if target.heads)
-    reads = name in ("lfm2", "granitehybrid")  # which blocks have an attention
     writer.add_type("model")
     writer.add_name(str(getattr(config, "_model_name_or_path", "") or reshaper.checkpoint.folder.resolve().name))
     writer.add_file_type(file_types["ALL_F32" if quantisation == "f32" else f"MOSTLY_{PLAIN[quantisation]}"])
@@ -136,21 +127,21 @@ def _write_keys(writer: Any, reshaper: Reshaper, layout: Layout, file_types: Any
     columns = max(reshaper.columns_of(target.block) for target in layout.targets)
     latent = int(getattr(config, "kv_lora_rank", None) or 0)  # then all heads share a key, part of which is the value
     group = 1 if latent else groups[full]
-    writer.add_head_count_kv(group if uniform and not reads else groups)
+    writer.add_head_count_kv(group if uniform and not architecture.groups_by_layer else groups)
     writer.add_key_length(latent + columns)
     writer.add_value_length(latent or columns)
-    add_eps = writer.add_layer_norm_eps if layout.architecture.layer_norms else writer.add_layer_norm_rms_eps
+    add_eps = writer.add_layer_norm_eps if architecture.layer_norms else writer.add_layer_norm_rms_eps
     add_eps(float(getattr(config, "rms_norm_eps", None) or config.norm_eps))
     write_further(writer, reshaper, layout)
-    write_rope(writer, features.rope, whole_heads=layout.architecture.whole_heads)
-    if name in ("granite", "granitehybrid"):
+    write_rope(writer, features.rope, whole_heads=architecture.whole_heads)
+    if architecture.multipliers:
         writer.add_attention_scale(float(config.attention_multiplier))
         writer.add_embedding_scale(float(config.embedding_multiplier))
         writer.add_residual_scale(float(config.residual_multiplier))
         writer.add_logit_scale(float(config.logits_scaling))
     if features.window is not None:
         writer.add_sliding_window(features.window)
-    if name == "gemma2":
+    if architecture.caps:
         writer.add_attn_logit_softcapping(float(config.attn_logit_softcapping or NO_CAP))
         writer.add_final_logit_softcapping(float(config.final_logit_softcapping or NO_CAP))
     if (experts := reshaper.family.mlp.experts) is not None:

@@ -1,0 +1,94 @@
+"""A family in llama.cpp: the architecture of its GGUF files, and what that architecture does otherwise."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from darwinlm.families.parts import Closed
+
+FusedTensor = Literal["attn_qkv", "ffn_up", "ffn_gate_up_exps"]
+
+
+class Requirement(Closed):
+    """Configurations that the architecture supports, by values of their fields or by a test in `features.py`."""
+
+    fields: dict[str, Any] = Field(default_factory=dict)
+    """Required values of fields. Fields that must not be set are null, false or empty."""
+    test: str | None = None
+    """Name of a test of the configuration."""
+    otherwise: str
+    """Why another configuration can't be exported, as a clause."""
+
+    def meets(self, config: Any) -> bool:
+        """Whether the fields have the required values."""
+        values = ((getattr(config, name, None), wanted) for name, wanted in self.fields.items())
+        return all(value == wanted or not (value or wanted) for value, wanted in values)
+
+
+class Architecture(Closed):
+    """Properties of an architecture of llama.cpp that affect tensors, keys, or the models that it supports."""
+
+    name: str
+    """Value of `general.architecture`."""
+    permuted: bool = False
+    """Whether rows of Q and K are reordered, because its rope rotates neighbouring columns instead of halves."""
+    whole_heads: bool = True
+    """Whether its rope rotates all columns of a head."""
+    partial: bool = False
+    """Whether the family may rotate only a part of each head."""
+    one_base: bool = False
+    """Whether sliding layers rotate with the base of the others, without their scaling (OLMo 3)."""
+    frequencies: bool = False
+    """Whether it reads divisors of the rotary frequencies."""
+    rounds: bool = False
+    """Whether models are exported though llama.cpp rounds the bounds of their rope scaling (yarn). The file is then
+    compared with the model of rounded bounds, and the difference between both models is reported."""
+    period: int | None = None
+    """Distance of layers without a sliding window, if the others have one."""
+    fixed_period: bool = False
+    """Whether sliding layers have another rotary embedding, so that the period is required without a window too."""
+    fused: tuple[FusedTensor, ...] = ()
+    """Tensors of several projections: Q, K and V, or both inputs of an MLP or of experts."""
+    whole_depth: bool = False
+    """Whether the kinds of layers follow from their numbers, so that no block may be omitted (SmolLM3)."""
+    per_layer: bool = False
+    """Whether head counts and widths may differ between layers."""
+    unequal: Literal["deci", "openelm"] | None = None
+    """Architecture for unequal layers: a Llama, if rearranged tensors make the blocks equivalent to its own, or one
+    with normed queries and keys and a tied output."""
+    skips_attention: bool = False
+    """Whether layers after the first may have no heads."""
+    groups_by_layer: bool = False
+    """Whether numbers of KV heads are listed for each layer, since they tell which layers have an attention."""
+    square: bool = False
+    """Whether query heads must fill the residual width."""
+    unit_norms: bool = False
+    """Whether norm weights are stored with 1 added (Gemma)."""
+    layer_norms: bool = False
+    """Whether its norms are LayerNorms with biases (Nemotron)."""
+    biases: bool = False
+    """Whether projections may have biases."""
+    own_head: bool = False
+    """Whether it reads an output projection even if that of the model is its embedding."""
+    multipliers: bool = False
+    """Whether its keys scale the embedding, scores, residual stream and logits (Granite)."""
+    caps: bool = False
+    """Whether it caps scores and logits (Gemma 2)."""
+    scores: Literal["attn_q", "attn_q_norm"] | None = None
+    """Tensor that takes the factor between the scale of scores in llama.cpp and `query_pre_attn_scalar`."""
+    large: int | None = None
+    """Number of blocks by which llama.cpp recognises Gemma 27B, whose scores it scales differently."""
+    tiled: bool = False
+    """Whether value heads of linear attention are numbered across key heads."""
+    activations: tuple[str, ...] = ("silu", "swish")
+    """Activations of MLPs that it computes."""
+    keys: dict[str, str | int | tuple[str, ...]] = Field(default_factory=dict)
+    """Further keys by their methods of `gguf.GGUFWriter` without `add_`: a number, a field of the configuration, a
+    product of fields, or `computed` by the function of this name in `keys.py`. Empty fields aren't written."""
+    requires: tuple[Requirement, ...] = ()
+    """Limits of the architecture."""
+    referenced: bool = True
+    """Whether `reference.py` computes it. Otherwise the file is checked by llama.cpp alone, which must then be
+    installed."""
