@@ -62,32 +62,24 @@ def recipe_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def errors_page() -> str:
+ERRORS = re.compile(r"(<!-- errors: tools/pages.py -->\n).*?(<!-- end -->)", flags=re.S)
+
+
+def errors_table() -> str:
     """Every error with its cause and remedy."""
-    lines = [
-        "# Troubleshooting",
-        "",
-        "Wrong input ends with one line on standard error and exit status 2, without half-written files.",
-        "Rerun the same command to resume an interrupted run (Ctrl-C, status 130).",
-        "In Python every error is a `darwinlm.DarwinLMError`.",
-        "",
-        "| error | cause | what to do |",
-        "| --- | --- | --- |",
-    ]
+    lines = ["| cause | what to do | class |", "| --- | --- | --- |"]
     for name, error in inspect.getmembers(errors, inspect.isclass):
         if issubclass(error, errors.DarwinLMError) and error is not errors.DarwinLMError:
             cause, _, remedy = inspect.cleandoc(error.__doc__ or "").partition("\n\nWhat to do: ")
             remedy = " ".join(remedy.split())
-            lines.append(f"| `{name}` | {' '.join(cause.split())} | {remedy[:1].upper()}{remedy[1:]} |")
-    lines += [
-        "",
-        "## Slow, or out of memory?",
-        "",
-        "`darwinlm plan MODEL --keep 50% --device DEVICE` predicts the needs of each stage before a run,",
-        "and names a setting that makes it fit.",
-        "On a CPU, install PyTorch from its CPU index first to avoid gigabytes of CUDA libraries.",
-    ]
+            lines.append(f"| {' '.join(cause.split())} | {remedy[:1].upper()}{remedy[1:]} | `{name}` |")
     return "\n".join(lines) + "\n"
+
+
+def errors_page() -> str:
+    """The page on troubleshooting with the present table of errors."""
+    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    return ERRORS.sub(lambda found: found[1] + errors_table() + found[2], text)
 
 
 PADDED, IF_NARROWED = "padded", "padded; experts narrowed only"
@@ -162,11 +154,11 @@ def gguf_words(known: dict[str, Family]) -> list[str]:
         "  rounded bounds and reports the KL of the rounding on its own text",
         "  ([measured](notebook/speed.md#2026-11-27-gpt-oss-in-llamacpp)).",
         "- Mixtures of experts: llama.cpp has one number of experts and one width for all blocks. The file is padded",
-        "  with zeros to the largest number and width of any block, and computes the same as the model. It is larger",
-        "  than the model, and as large as the unpruned one if a block is whole; the export's report gives the sizes.",
-        f"  A bias of the router excludes added experts: {', '.join(_titles(excluding))}.",
-        "  With other routers they would change the choice, so blocks must keep equal numbers of experts:",
-        "  `units.experts=width` narrows experts and drops none.",
+        "  with zeros to the largest number and width of any block, and gives the same results. It is larger than the",
+        "  model, and as large as the unpruned one if a block is whole; the export's report gives both sizes. Added",
+        f"  experts are never chosen if the router has a bias: {', '.join(_titles(excluding))}.",
+        "  With other routers, blocks must keep equal numbers of experts: prune with `units.experts=width`, which",
+        "  narrows experts and drops none.",
         "- DeepSeek-V2: its tokenizer isn't written. Take it from a GGUF file of the model: `--tokenizer-from F.gguf`.",
     ]
 
@@ -180,12 +172,17 @@ def families_page() -> str:
     lines = [
         "# Model families",
         "",
-        "Pruned units of each family, and engines that run the result. Models with equal layers keep the family's",
-        "class and its GGUF architecture. Models with unequal layers need the modelling file in their folder, or an",
-        "architecture of llama.cpp with sizes per layer. `darwinlm export --to dense` restores stock shapes with",
-        "zeros, unless experts were removed. Other architectures of llama.cpp have one size for all blocks: for them,",
-        "`--to dense` and then `--to gguf` give a file that runs but isn't smaller. Mixtures of experts are",
-        "[padded](#gguf) to their largest block.",
+        "transformers runs the pruned models of all families; models with unequal layers need the modelling file in",
+        "their folder. The table shows what is pruned, and which models can be written as GGUF.",
+        "",
+        "| column | values |",
+        "| --- | --- |",
+        "| attention | heads: query heads and KV groups are removed; kept: never cut; kept or removed: as a whole |",
+        "| MLP | channels are removed |",
+        "| experts | dropped: whole experts; narrowed: the same number of channels from every expert |",
+        "| GGUF, equal layers | architecture in the file if all layers have one size |",
+        "| GGUF, layers differ | yes: sizes per layer; padded: [zeros](#gguf) up to the largest block; no: a file that "
+        "isn't smaller, by `--to dense` and then `--to gguf` |",
         "",
         "| family | model type | attention | MLP | experts | GGUF, equal layers | GGUF, layers differ | vLLM tested |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -201,9 +198,9 @@ def families_page() -> str:
         reasons.setdefault(str(why_not(CONFIG_MAPPING[name](), known)), []).append(title)
     lines += [
         "",
-        "Attention is kept or removed as a whole if its norms span all heads, or if its output projection has a",
-        "fixed size. Removal of single heads would change the result of the other heads. In mixtures of experts the",
-        "attention is kept. Token mixers other than attention are kept as well; the plan and the report name them.",
+        "Attention is kept or removed as a whole if its norms span all heads, since removal of one head would change",
+        "the others, or if its output projection has a fixed size. In mixtures of experts the attention is kept. Token",
+        "mixers other than attention are kept as well; the plan and the report name them.",
         "Heads of Gemma 4 are cut where keys and values aren't shared: in all blocks of 31B, in some of the E models.",
         "The vocabulary of every family can be cut (`--vocab`) if its tokenizer is BPE or Unigram.",
         "",
@@ -232,8 +229,8 @@ def families_page() -> str:
         "| --- | --- |",
         *(f"| {', '.join(titles)} | {reason} |" for reason, titles in reasons.items()),
         "",
-        "A family whose blocks are one attention or other token mixer followed by one MLP needs only a YAML file: see",
-        "`CONTRIBUTING.md` of the repository.",
+        "A new family whose blocks are one token mixer followed by one MLP needs only a YAML file:",
+        "[how](architecture.md#how-to-add).",
     ]
     return "\n".join(lines) + "\n"
 

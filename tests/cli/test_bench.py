@@ -40,7 +40,7 @@ def test_torch_against_the_dense_model(command, model, tmp_path):
     assert found["engine"].startswith("torch (torch 2.")
     left, right = (row["decode"]["runs"] for row in found["models"])
     assert found["ratios"]["decode"]["runs"] == pytest.approx([a / b for a, b in zip(left, right, strict=True)])
-    assert "against it" in ended.out
+    assert "ratio: first model to second" in ended.out
     assert "lowest to highest" in ended.out
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tests.tiny.summaries import SUMMARIES, made, searched
 
-from darwinlm.artifact import write_json
+from darwinlm.artifact import MARKER, write_json
 from darwinlm.cli.show import allocation_lines
 from darwinlm.report.summary import read_summary
 
@@ -91,3 +91,9 @@ def test_several_sizes_are_named(command, tmp_path: Path, run: Path) -> None:
     write_json(tmp_path / "sweep.json", {})
     shutil.copytree(run, tmp_path / "keep-75")
     command("show", tmp_path).refused("holds several sizes", str(tmp_path / "keep-75"), "index.html")
+
+
+def test_a_comparison_is_not_called_unfinished(command, tmp_path: Path) -> None:
+    write_json(tmp_path / MARKER, {})
+    write_json(tmp_path / "comparison.json", {})
+    command("show", tmp_path).refused("compares methods", "comparison.md")

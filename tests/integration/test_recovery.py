@@ -96,7 +96,7 @@ def test_a_recovery_leaves_a_page_a_card_and_a_summary(whole):
     assert [key for key, _ in summary.measured()] == ["dense", "before", "recovered"]
     for text in ((out / "report.html").read_text(), (out / "model" / "README.md").read_text()):
         assert "was trained on 6,144 tokens after pruning" in text
-        assert "wasn't trained" not in text
+        assert "was not trained" not in text
     assert summary.search is None, "of a bare folder nothing is known"
 
 

@@ -48,7 +48,7 @@ REFUSED = {
     "deepseek_v4": "multi-head latent attention",
     "minicpm3": "multi-head latent attention",
     "gemma3n_text": "its layers share keys and values or have per-layer embeddings",
-    "phimoe": "its mixtures of experts have no description",
+    "phimoe": "its kind of mixture of experts isn't supported",
     "llama4": "its text part has the type 'llama4_text', and its router scales the inputs of the experts",
     "qwen3_vl_moe": "its text part has the type 'qwen3_vl_moe_text', and transformers has no causal language model",
     "cohere2": "its attention and MLP run in parallel on the same residual stream",

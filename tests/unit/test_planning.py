@@ -20,9 +20,10 @@ from darwinlm.calibration.gradients import output_gradients
 from darwinlm.errors import FamilyError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.pruned import pruned_classes, pruned_config
-from darwinlm.planning import memory
+from darwinlm.families.resolve import describe_model
+from darwinlm.planning import pruning
 from darwinlm.planning.devices import find_device
-from darwinlm.planning.model import Sizes, described
+from darwinlm.planning.model import Sizes
 from darwinlm.planning.need import StageNeed
 from darwinlm.planning.plan import make_plan
 from darwinlm.recipe import load_recipe, merge
@@ -196,7 +197,7 @@ def test_memory_of_the_gradients_is_what_a_larger_model_took(tmp_path: Path, mon
     settings = ("compute.batch_tokens=512", "compute.dtype=bfloat16", "text.calibration_tokens=65536")
     in_memory = first_need(tmp_path, LARGER, *settings)
     assert in_memory.device_bytes == pytest.approx(1.492e9, rel=0.1)
-    monkeypatch.setattr(memory, "STREAMS", 100_000_000)
+    monkeypatch.setattr(pruning, "STREAMS", 100_000_000)
     in_file = first_need(tmp_path, LARGER, *settings)
     assert in_file.scratch == 8192 * 2048 * 2 * 23
     assert in_memory.device_bytes - in_file.device_bytes == in_file.scratch
@@ -227,7 +228,7 @@ def test_what_does_not_fit_names_the_setting_that_would(tmp_path: Path, monkeypa
     folder = published_config(tmp_path, "llama3.1-8b-4.6b")
     recipe = load_recipe("llama3.1-8b-4.6b", (), {"model": str(folder)})
     device = find_device("a100")
-    monkeypatch.setattr(memory, "STREAMS", 10**12)  # not in a file
+    monkeypatch.setattr(pruning, "STREAMS", 10**12)  # not in a file
     (problem, *_) = make_plan(Sizes(Checkpoint.describe(folder), recipe), device).problems
     assert problem.startswith("database needs ")
     assert "text.calibration_tokens=" in problem
@@ -248,7 +249,7 @@ def test_what_does_not_fit_names_the_setting_that_would(tmp_path: Path, monkeypa
 
 def test_gguf_header_is_enough(gguf_bytes: bytes, tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(gguf_bytes)
-    found = described(str(tmp_path / "m.gguf"))
+    found = describe_model(str(tmp_path / "m.gguf"))
     assert (found.family.model_type, found.n_blocks) == ("llama", 3)
 
 
@@ -269,6 +270,7 @@ def test_damaged_gguf_is_refused(command: Command, tmp_path: Path) -> None:
         (("owner/name",), "can't find the model 'owner/name'"),
         (("{model}", "--device", "abacus"), "'abacus' isn't known"),
         (("{model}", "--device", "h100", "--set", "budget.speedup=2x"), "budget.speedup is measured on the device"),
+        (("llama2-7b-2.7b",), "llama2-7b-2.7b is a bundled recipe, not a model: use --recipe llama2-7b-2.7b"),
         (("{model}", "--recipe", "llama"), "there is no recipe at llama"),
         (("{model}", "--device", "h100", "--ram", "lots"), "--ram lots: must be a number with a unit"),
         (("{model}", "--device", "h100", "--disk", "5 parsecs"), "--disk 5 parsecs: has an unknown unit"),

@@ -60,12 +60,12 @@ def test_page_tells_everything_that_was_made():
         "KL 0.920",
         "229 evaluations in 5 min 3 s: all generations done",
         "52 of 60 modules were fitted",
-        "The best model with equal layers has 1.300 there",
+        "The best model with equal layers has 1.300 on that text",
         "levels:",
-        "The figures hold for this text and for no other",
+        "The figures hold for this text only",
         "49.9 %",
         "2 threads",
-        "8 of 30 attention sub-layers and 1 of 30 MLP sub-layers are gone",
+        "8 of 30 attention sub-layers and 1 of 30 MLP sub-layers are removed as a whole",
         "16,384 tokens (17 documents) of hf:HuggingFaceFW/fineweb-edu",
         "trust_remote_code=True",
     ):
@@ -80,7 +80,7 @@ def test_page_survives_missing_figures():
     summary["text"] = {"source": None, "sequence_length": 64, "purposes": {}}
     text = Page(render_page(made(summary))).text
     assert "1e304" in text
-    assert "times as fast" not in text
+    assert "decode speed" not in text
     assert model_card(made(summary))
 
 
@@ -264,7 +264,7 @@ def test_looking_back_is_told_everywhere():
     for expected in ("copied, 64 tokens of text, 192 apart", "50 % (2.25)", "30 % (4.25)", "0.750", "1.500"):
         assert expected in text
         assert expected in card
-    assert "no lists of <words>" in text, "escaped, and said"
+    assert "No lists of <words>" in text, "escaped, and said"
     out = io.StringIO()
     Console(file=out, width=160).print(looking_back_table(summary))
     assert "30 %" in out.getvalue()

@@ -70,8 +70,17 @@ def measured(tree, seen=0.4, new=0.8):
 @pytest.mark.parametrize(
     ("seen", "new", "words"),
     [
-        (0.4, 0.8, "49 % of the tokens stood in the text before them. New ones lose 2.0 times as much as these."),
-        (0.8, 0.4, "49 % of the tokens stood in the text before them. They lose 2.0 times as much as new ones."),
+        (
+            0.4,
+            0.8,
+            "49 % of the predicted tokens occurred earlier in the sequence. The KL of the other tokens is 2.0 times as "
+            "high.",
+        ),
+        (
+            0.8,
+            0.4,
+            "49 % of the predicted tokens occurred earlier in the sequence. Their KL is 2.0 times that of the others.",
+        ),
         (None, 0.4, ""),
         (0.4, None, ""),
     ],
@@ -91,7 +100,7 @@ def test_loss_by_position_is_a_table_of_the_smaller_models():
     html = render_page(made(tree))
     assert 'style="--share:1.00" data-label="next token new">1.040<' in html
     assert where_rows(made(searched())) is None
-    assert "Where the loss sits" not in text_of(searched())
+    assert "KL by token" not in text_of(searched())
 
 
 def test_a_dropped_refit_is_one_model_under_two_names():

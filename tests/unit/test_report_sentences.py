@@ -44,12 +44,17 @@ VOCABULARY = {
 }
 IN_TIME = {"kind": "latency", "keep": None, "unit": "nanoseconds", "dense": 6e7, "upper": 3e7, "used": 2.9e7}
 TIME = {"limit": 600, "seconds": 500}
-LEARNT = "What that text doesn't teach, facts above all, has not come back"
+LEARNT = "Facts and other abilities that this text does not teach have not returned"
 UNLEARNT = "after pruning did not help on held-out text, so the weights from before it were kept"
 SENTENCES = [
     # Training
-    ([text_of, card_of], searched(), ["wasn't trained after"], ["was trained on", "was then trained", "How its sizes"]),
-    ([text_of, card_of], recovered(), ["was trained on 24,576 tokens after pruning", LEARNT], ["wasn't trained"]),
+    (
+        [text_of, card_of],
+        searched(),
+        ["was not trained after"],
+        ["was trained on", "was then trained", "How its sizes"],
+    ),
+    ([text_of, card_of], recovered(), ["was trained on 24,576 tokens after pruning", LEARNT], ["was not trained"]),
     ([text_of, card_of], recovered(), [], ["without its continued", UNLEARNT]),
     ([text_of, card_of], given(), ["was trained on 24,576 tokens after pruning", LEARNT], ["evolution", "refitted"]),
     ([text_of, card_of], given(), [], ["searched", "evaluations", UNLEARNT]),
@@ -58,7 +63,7 @@ SENTENCES = [
     (
         [text_of],
         changed(given(), recovery={"kept": "before"}),
-        ["no better for it, so the weights from before stay"],
+        ["on held-out text did not fall, so the weights from before were kept"],
         [],
     ),
     ([card_of], searched(), ["refitted by ridge regression", "without its continued training"], []),
@@ -70,7 +75,7 @@ SENTENCES = [
     (
         [text_of],
         changed(searched(), refit=DROPPED),
-        ["no better for it on validation text, so the stitched"],
+        ["not better with them on validation text, so the weights before the refit"],
         ["(KL 0.5"],
     ),
     (
@@ -111,7 +116,7 @@ SENTENCES = [
     ([card_of], taken_out(["width"]), ["with MLP channels removed."], []),
     ([card_of], taken_out(["groups", "heads"]), ["with query heads and key and value heads removed."], []),
     ([card_of], taken_out([]), ["with nothing removed."], []),
-    ([text_of], never_there(), ["never there", "No sub-layer is gone"], []),
+    ([text_of], never_there(), ["never there", "No attention or MLP is removed"], []),
     ([card_of], one_gone(), ["1 attention sub-layer of 30 blocks is gone."], []),
     ([text_of, card_of], changed(searched(), kept="attention of 4 blocks is kept"), ["Attention of 4 blocks is k"], []),
     (
@@ -155,7 +160,7 @@ SENTENCES = [
     ),
     ([text_of], searched(), [], ["Time limit"]),
     # Looking back
-    ([text_of, card_of], searched(), [], ["Looking back", "copied"]),
+    ([text_of, card_of], searched(), [], ["Copying from the context", "copied"]),
 ]
 
 

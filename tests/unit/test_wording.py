@@ -15,7 +15,7 @@ from darwinlm.report.table import comparison_rows
 def test_headline():
     assert wording.headline(made(searched())) == (
         "53.0 M of 106.2 M block parameters kept (49.9 %), perplexity 24.9 → 48.4 (73.0 for a uniform model of the "
-        "same size), prompts read 2.1 times and text written 1.8 times as fast, 163 MB of weights instead of 269 MB."
+        "same size), prompt speed ×2.1, decode speed ×1.8, 163 MB of weights instead of 269 MB."
     )
     assert "uniform" not in wording.headline(made(plain()))
 

@@ -32,9 +32,20 @@ ORDER = (
 class _Group(TyperGroup):
     """Lists commands in the order of `ORDER`."""
 
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _without_types_of_flags(super().get_params(ctx))
+
     def list_commands(self, ctx: Any) -> list[str]:
         order = [name for panel in ORDER for name in panel]
         return sorted(super().list_commands(ctx), key=lambda name: order.index(name) if name in order else len(order))
+
+
+def _without_types_of_flags(parameters: list[Any]) -> list[Any]:
+    """Flags take no value, so the help shows none (Typer 0.29 writes `<bool>` after them)."""
+    for parameter in parameters:
+        if getattr(parameter, "is_flag", False):
+            parameter.metavar = ""
+    return parameters
 
 
 def _sets(level: Verbosity) -> Callable[[bool], None]:
@@ -71,7 +82,7 @@ class _Command(TyperCommand):
 
     def get_params(self, ctx: Any) -> list[Any]:
         *parameters, last = super().get_params(ctx)
-        return [*parameters, *_common_options(), last]  # --help stays last
+        return _without_types_of_flags([*parameters, *_common_options(), last])  # --help stays last
 
 
 app = typer.Typer(
@@ -104,8 +115,8 @@ def root(
         bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Make a language model smaller and faster while preserving its quality.
+    """Make a language model physically smaller and faster, and report what it lost.
 
-    Start with [cyan]darwinlm prune MODEL --keep 50% --text TEXT --out runs/half[/cyan], then look at the result with
-    [cyan]darwinlm show runs/half[/cyan] and talk to it with [cyan]darwinlm chat runs/half[/cyan].
+    Start with [cyan]darwinlm prune MODEL --keep 75% --text TEXT --out runs/mine[/cyan], then look at the result with
+    [cyan]darwinlm show runs/mine[/cyan] and talk to it with [cyan]darwinlm chat runs/mine[/cyan].
     """

@@ -26,7 +26,7 @@ Set = Annotated[
     typer.Option(
         "--set",
         metavar="SECTION.FIELD=VALUE",
-        help="Change one setting; repeatable. [cyan]darwinlm schema[/cyan] lists them.",
+        help="Change one setting; repeatable. [cyan]darwinlm schema all[/cyan] lists them.",
         show_default=False,
     ),
 ]
@@ -34,7 +34,8 @@ Text = Annotated[
     str | None,
     typer.Option("--text", help="Local text file or folder, or hf:owner/name.", show_default="hf:.../fineweb-edu"),
 ]
-Keep = Annotated[
+Keep = Annotated[str | None, _bound("--keep", "Share of the block parameters to keep.", default="50%")]
+Keeps = Annotated[
     str | None,
     _bound("--keep", "Share of the block parameters to keep. Several (75%,50%) give one model each.", default="50%"),
 ]
@@ -53,7 +54,9 @@ Vocab = Annotated[
 Time = Annotated[
     str | None,
     typer.Option(
-        "--time", help="Time limit of the whole run: 30m. Text and steps are reduced to fit.", show_default=False
+        "--time",
+        help="Time limit of the whole run: 30m. Less text and fewer steps are used to keep it.",
+        show_default=False,
     ),
 ]
 Preset = Annotated[

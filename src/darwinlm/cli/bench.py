@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 @command(
     LOOK,
     "darwinlm bench runs/half --against MODEL",
-    "darwinlm bench runs/half --against runs/half/stages/source --engine llama.cpp --quant q8_0",
+    "darwinlm bench runs/half --against MODEL --engine llama.cpp --quant q8_0",
 )
 def bench(
     model: Annotated[str, typer.Argument(help="Folder, finished run, hub id or GGUF file.")],
-    against: Annotated[str | None, typer.Option("--against", help="Second model; both are measured in turn.")] = None,
+    against: Annotated[
+        str | None, typer.Option("--against", help="Second model, such as the dense one; the two are timed in turn.")
+    ] = None,
     engine: Annotated[
         str | None, typer.Option("--engine", help="torch, llama.cpp or vllm.", show_default="by the model")
     ] = None,
@@ -78,7 +80,8 @@ def _show(console: Console, report: SpeedReport) -> None:
         left, right = report.models
         sizes = (f"x{left.file_bytes / right.file_bytes:.2f}", f"x{left.peak_memory / right.peak_memory:.2f}")
         speeds = (f"x{_cell(report.ratios[name], 2)}" for name in ("prompt", "first_token", "decode"))
-        table.add_row("against it", *sizes, *speeds)
+        table.add_row("ratio", *sizes, *speeds)
+        table.caption = "ratio: first model to second, and second to first for the first token: above x1 is faster"
     console.print(table)
 
 

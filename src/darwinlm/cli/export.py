@@ -70,4 +70,4 @@ def show_report(console: Console, report: ExportReport) -> None:
     console.print(table)
     for note in report.notes:
         console.print(f"- {note}", soft_wrap=True)
-    console.print(f"{report.path}: {report.bytes / 1e6:.1f} MB of {report.format}")
+    console.print(f"{report.path}: {report.bytes / 1e6:.1f} MB written")

@@ -38,26 +38,28 @@ def plan(
     allow_remote_code: arguments.RemoteCode = False,
 ) -> None:
     """Estimate what a run needs before it starts: memory, disk, FLOPs and hours of every stage."""
-    from darwinlm import tables
-    from darwinlm.artifact import write_json
-    from darwinlm.compute import settled
     from darwinlm.errors import RecipeError
-    from darwinlm.lock import hold_target
-    from darwinlm.planning.devices import find_device
-    from darwinlm.planning.model import Sizes, described
-    from darwinlm.planning.plan import HEADINGS, cells, make_plan
     from darwinlm.recipe import load_recipe, options
-    from darwinlm.report.wording import count
 
     remote_code = allow_remote_code or None
     overrides = options(model=model, keep=keep, params=params, ready_for=ready_for, allow_remote_code=remote_code)
     chosen = load_recipe(recipe, assignments or (), overrides)
     if chosen.model is None:
         raise RecipeError("no model is given: name a hub id, a folder or a GGUF file")
-    card = find_device(device)
-    console = terminal.console()
-    checkpoint = described(chosen.model, allow_remote_code=chosen.allow_remote_code)
     room = {"ram": read_bytes("--ram", ram), "disk": read_bytes("--disk", disk)}
+    from darwinlm import tables  # with PyTorch, which takes seconds
+    from darwinlm.artifact import write_json
+    from darwinlm.compute import settled
+    from darwinlm.families.resolve import describe_model
+    from darwinlm.lock import hold_target
+    from darwinlm.planning.devices import find_device
+    from darwinlm.planning.model import Sizes
+    from darwinlm.planning.plan import HEADINGS, cells, make_plan
+    from darwinlm.report.wording import count
+
+    console = terminal.console()
+    card = find_device(device)
+    checkpoint = describe_model(chosen.model, allow_remote_code=chosen.allow_remote_code)
     if card.is_cpu and disk is None:
         room["disk"] = float(shutil.disk_usage(".").free)
     plan_of_run = make_plan(Sizes(checkpoint, settled(chosen, card.kind), processes), card, **room)

@@ -21,7 +21,7 @@ from darwinlm.cli.app import SHRINK, command
 def prune(
     model: arguments.Model = None,
     out: arguments.Out = Path("runs/pruned"),
-    keep: arguments.Keep = None,
+    keep: arguments.Keeps = None,
     params: arguments.Params = None,
     size: arguments.Bytes = None,
     speedup: arguments.Speedup = None,

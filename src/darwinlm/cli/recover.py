@@ -27,7 +27,9 @@ def recover(
     out: arguments.Out = Path("runs/recovered"),
     text: Annotated[
         str | None,
-        typer.Option("--text", help="Training text. A run's own, without documents for other purposes, by default."),
+        typer.Option(
+            "--text", help="Training text; by default that of the run, without the documents of its other stages."
+        ),
     ] = None,
     recipe: arguments.RecipeFile = None,
     assignments: arguments.Set = None,

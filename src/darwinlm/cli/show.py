@@ -47,6 +47,8 @@ def _summary_of(run: Path) -> Path:
     if (run / "sweep.json").is_file():
         each = ", ".join(str(member.parent) for member in sorted(run.glob("*/summary.json")))
         raise ArtifactError(f"{run} holds several sizes: show one of {each}; {run / 'index.html'} compares them")
+    if (run / "comparison.json").is_file():
+        raise ArtifactError(f"{run} compares methods: its table is in {run / 'comparison.md'}")
     if (run / MARKER).is_file():
         done = sorted(manifest.parent.name for manifest in run.glob("stages/*/manifest.json"))
         raise ArtifactError(

@@ -63,7 +63,7 @@ def _footing(compared: ComparisonRecord) -> list[str]:
         random = f", and so are random tries ({tries} allocations)" if tries else ""
         lines.append(f"searches are limited to {search['minutes']:g} minutes{random}")
     else:
-        lines.append("searches have no time limit (search.minutes): compare the minutes")
+        lines.append("the searches had no time limit (search.minutes) and took different times: see minutes")
     if any(name.startswith("sheared") for name in names):
         tokens = next(row.record["tokens"] for row in compared.rows if row.method.startswith("sheared"))
         lines.append(f"sheared learns masks and weights on {tokens:,} tokens of the calibration text")

@@ -142,7 +142,7 @@ def all_copying(
         for n, gap in PASSAGES:
             passage = passages(tokenizer, text, n, gap, lists=lists)
             if passage is None:
-                remarks.append(f"copying of text wasn't measured over {n + gap} tokens: blocks of text are shorter")
+                remarks.append(f"copying of text wasn't measured over {n + gap} tokens: sequences of text are shorter")
             else:
                 sequences.append(passage)
     kept = []

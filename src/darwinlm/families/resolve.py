@@ -30,6 +30,9 @@ T = TypeVar("T")
 BYTE_LEVEL = "gpt2"
 """A GGUF file's name for byte-level BPE."""
 
+GGUF_DTYPE = "bfloat16"
+"""Type in which models of GGUF files are saved; the files don't record the original one."""
+
 
 def resolve_model(model: str, work: Path, *, allow_remote_code: bool = False) -> Checkpoint:
     """Find a model (hub id `owner/name[@revision]`, folder or GGUF file) and return it as a local checkpoint.
@@ -60,6 +63,39 @@ def resolve_model(model: str, work: Path, *, allow_remote_code: bool = False) ->
         checkpoint = Checkpoint.open(from_hub(model, _download), model, allow_remote_code=allow_remote_code)
     checkpoint.check_embeddings()
     return checkpoint
+
+
+def describe_model(model: str, *, allow_remote_code: bool = False) -> Checkpoint:
+    """A model's configuration, without its weights.
+
+    Of a hub id only config.json is fetched, of a GGUF file only the header is read.
+
+    Raises:
+        ModelError: There is no such model, or it can't be reached.
+        FamilyError: Its architecture isn't known.
+    """
+    path = Path(model).expanduser()
+    if path.is_file() and path.suffix == ".gguf":
+        return _header(path)
+    folder = path if path.is_dir() else from_hub(model, _fetch, ", or give a folder that holds its config.json")
+    return Checkpoint.describe(folder, model, allow_remote_code=allow_remote_code)
+
+
+def _header(path: Path) -> Checkpoint:
+    from transformers import AutoConfig
+
+    read_header(path)
+    config: Any = _readable(
+        path, lambda: AutoConfig.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
+    )
+    config.dtype = GGUF_DTYPE
+    return Checkpoint(path.parent, config, family_of(config), str(path))
+
+
+def _fetch(name: str, revision: str | None) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(name, "config.json", revision=revision)).parent
 
 
 def from_hub(model: str, fetch: Callable[[str, str | None], Path], otherwise: str = "") -> Path:
@@ -119,9 +155,8 @@ def _dequantise(path: Path, work: Path) -> Path:
         plain.load_state_dict(quantised.state_dict())
         plain.save_pretrained(work)
         tokenizer.save_pretrained(work)
-        # GGUF files don't record their original type; such models are saved as bfloat16.
         config = read_json(work / "config.json")
-        write_json(work / "config.json", config | {"dtype": "bfloat16"})
+        write_json(work / "config.json", config | {"dtype": GGUF_DTYPE})
         write_gguf_origin(work, header.keys)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(work, ignore_errors=True)

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import copy
 import logging
-import warnings
+import weakref
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed._tools.mem_tracker import MemTracker
-from torch.utils import flop_counter
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from darwinlm.errors import FamilyError, first_line
 from darwinlm.families.checkpoint import Checkpoint
@@ -26,13 +26,13 @@ from darwinlm.families.decoder import Absent, Decoder, absent
 from darwinlm.families.family import Family
 from darwinlm.families.parts import Part
 
-UNKNOWN = {
+KERNELS = flop_registry | {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
-        lambda q, k, v, *_, **__: flop_counter.sdpa_flop_count(q, k, v)  # type: ignore[no-untyped-call]
+        lambda q, k, v, *_, **__: sdpa_flop_count(q.shape, k.shape, v.shape)  # type: ignore[no-untyped-call]
     ),
-    torch.ops.aten._grouped_mm: lambda rows, experts, *_, **__: 2 * prod(rows) * experts[-1],
+    torch.ops.aten._grouped_mm: lambda rows, experts, *_, **__: 2 * rows.numel() * experts.shape[-1],
 }
-"""Operations of kernels that PyTorch's counter doesn't know, from the shapes of their arguments."""
+"""Operations of kernels from their arguments: those of PyTorch's counter, and two that it doesn't know."""
 
 ERRORS = (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, AttributeError, AssertionError)
 logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # `FamilyError` says it
@@ -136,6 +136,38 @@ def count_passes(
     return Passes(flops / length, scale * peak / length, scale * saved / length)
 
 
+class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts operations, and bytes of all tensors that were seen: those still held, and their peak."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.flops = self.held = self.peak = 0.0
+        self._storages: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        formula = KERNELS.get(func.overloadpacket)
+        if formula is not None:
+            self.flops += formula(*args, **(kwargs or {}), out_val=result)
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self.hold(tensor)
+        return result
+
+    def hold(self, tensor: Tensor) -> None:
+        """Count a tensor's memory, once, until it is freed."""
+        storage = tensor.untyped_storage()
+        if id(storage) not in self._storages:
+            self._storages.add(id(storage))
+            self.held += storage.nbytes()
+            self.peak = max(self.peak, self.held)
+            weakref.finalize(storage, self._free, id(storage), storage.nbytes())
+
+    def _free(self, storage: int, count: int) -> None:
+        self._storages.remove(storage)
+        self.held -= count
+
+
 def _count(
     layer: nn.Module, hidden: Tensor, arguments: dict[str, Any], low: torch.dtype | None, *, backward: bool
 ) -> tuple[float, float, float]:
@@ -143,22 +175,11 @@ def _count(
     hidden = hidden.detach().requires_grad_(backward)
     for weight in layer.requires_grad_(requires_grad=True).parameters():
         weight.grad = torch.empty_like(weight)
-    counter, memory = flop_counter.FlopCounterMode(display=False, custom_mapping=UNKNOWN), MemTracker()
-    memory.track_external(layer, hidden)
-
-    def held(when: str) -> float:
-        return float(sum(kinds["Total"] for kinds in memory.get_tracker_snapshot(when).values()))
-
-    with (
-        warnings.catch_warnings(action="ignore"),  # MemTracker's, of modules that it doesn't know
-        counter,
-        memory,
-        torch.autocast("cpu", low, enabled=low is not None),
-        torch.set_grad_enabled(backward),
-    ):
+    with _Meter() as meter, torch.autocast("cpu", low, enabled=low is not None), torch.set_grad_enabled(backward):
+        meter.hold(hidden)
         after = layer(hidden, **arguments)
         after = after[0] if isinstance(after, tuple) else after
-        flops, saved = float(counter.get_total_flops()), held("current") - after.nbytes
+        flops, saved = meter.flops, meter.held - after.nbytes
         if backward:
             after.backward(torch.empty_like(after))
-    return flops, held("peak"), saved
+    return flops, meter.peak, saved

@@ -65,9 +65,10 @@ utilisation of well-tuned training (PaLM, arXiv 2204.02311, section 4.1, reached
 GPU_BLOCK_SECONDS = 4e-4
 """Minimum time of a block's pass on a GPU in seconds, for about forty kernel launches; our choice, 2026-11-24."""
 
-GPU_STEP_SECONDS = 1e-4
+GPU_STEP_SECONDS = 1.1e-4
 """Minimum time of a step of a removal order on a GPU in seconds: 31 kernels of a CUDA graph, counted on the simulated
-device of the tests, at 3 microseconds each. Our choice, 2026-11-27; `benchmarks/gpu.py` measures it."""
+device of the tests, at 3 microseconds each, and recordings of graphs. Our choice, 2026-11-27; `benchmarks/gpu.py`
+measures it."""
 
 CPU_STEP_SECONDS = 3e-4
 """The same on a CPU. Set on a run on two cores, 2026-11-24."""
@@ -166,9 +167,11 @@ def measure_cpu(clock: Callable[[], float] = time.perf_counter) -> Device:
     """
 
     def best(action: Callable[[], object]) -> float:
-        taken = [_seconds(action, clock)]
-        while len(taken) < TRIALS and sum(taken) < LONG_ENOUGH:
-            taken.append(_seconds(action, clock))
+        taken: list[float] = []
+        while not taken or (len(taken) < TRIALS and sum(taken) < LONG_ENOUGH):
+            begun = clock()
+            action()
+            taken.append(clock() - begun)
         return min(taken)
 
     rates = {kind: _rate(dtype, best) for kind, dtype in DTYPES.items()}
@@ -206,9 +209,3 @@ def _rate(dtype: torch.dtype, best: Callable[[Callable[[], object]], float]) -> 
         if seconds > LONG_ENOUGH / 16:  # the next size takes eight times as long, or more
             break
     return 4 * size**3 / seconds
-
-
-def _seconds(action: Callable[[], object], clock: Callable[[], float]) -> float:
-    begun = clock()
-    action()
-    return clock() - begun

@@ -6,17 +6,13 @@ import copy
 from collections.abc import Sequence
 from dataclasses import astuple
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from darwinlm.compute import DTYPES, saved_dtype
-from darwinlm.errors import ModelError, RecipeError, first_line
+from darwinlm.errors import RecipeError
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.family import family_of
-from darwinlm.families.gguf_header import read_header
-from darwinlm.families.resolve import from_hub
 from darwinlm.families.shapes import module_shapes
 from darwinlm.planning.counted import Passes, count_passes
 from darwinlm.recipe import Recipe, merge
@@ -114,6 +110,10 @@ class Sizes:
         """Largest number of parameters of the smaller model."""
         return self.kept_blocks[1] + self.outside
 
+    def bytes_of(self, kept: float = 1.0) -> float:
+        """Bytes of a model in passes, with a share of its blocks' parameters."""
+        return (kept * self.blocks + self.outside) * self.size
+
     @property
     def kind(self) -> str:
         """Element type of products in passes."""
@@ -164,39 +164,3 @@ class Sizes:
         if checkpointing:
             return self.depth * self.width * (4 if recovery else self.size) + one.peak
         return one.saved + max(one.peak - one.saved / self.depth, 0.0)
-
-
-def described(model: str, *, allow_remote_code: bool = False) -> Checkpoint:
-    """A model's configuration, without its weights.
-
-    Of a hub id only config.json is fetched, of a GGUF file only the header is read.
-
-    Raises:
-        ModelError: There is no such model, or it can't be reached.
-        FamilyError: Its architecture isn't known.
-    """
-    path = Path(model).expanduser()
-    if path.is_file() and path.suffix == ".gguf":
-        return _gguf(path)
-    folder = path if path.is_dir() else from_hub(model, _fetch, ", or give a folder that holds its config.json")
-    return Checkpoint.describe(folder, model, allow_remote_code=allow_remote_code)
-
-
-def _gguf(path: Path) -> Checkpoint:
-    from transformers import AutoConfig
-
-    read_header(path)
-    try:
-        config: Any = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
-    except (OSError, ValueError, ImportError, LookupError, TypeError, RuntimeError, AttributeError) as error:
-        reason = first_line(error)
-        raise ModelError(f"can't read the header of {path}: {reason}") from error
-    # Such models are saved as bfloat16.
-    config.dtype = "bfloat16"
-    return Checkpoint(path.parent, config, family_of(config), str(path))
-
-
-def _fetch(name: str, revision: str | None) -> Path:
-    from huggingface_hub import hf_hub_download
-
-    return Path(hf_hub_download(name, "config.json", revision=revision)).parent

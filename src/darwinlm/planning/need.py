@@ -14,28 +14,40 @@ DISK = 2e9
 RESERVE = 0.9
 """Share of a device's memory that a run may use; the rest is the runtime's and fragmentation's. Our choice."""
 
+LIBRARIES = 0.45e9
+"""Memory of Python, PyTorch and transformers without a model. Measured on 2026-11-24; 0.40 GB of it are there before
+the first stage (docs/notebook/database.md)."""
+
+LOGIT_BYTES = 28
+"""Bytes moved per logit in one pass through the head: written, read as float32, exponentiated, and as often again for
+gradients. The code moves 12 to 40 (docs/notebook/speed.md)."""
+
+Items = dict[str, float]
+"""Bytes by name."""
+
+
+def largest(*alternatives: Items) -> Items:
+    """The items that need the most memory together, of those that are never in memory at once."""
+    return max(alternatives, key=lambda items: sum(items.values()))
+
 
 @dataclass
 class StageNeed:
-    """Needs of one stage. Operations, tokens and bytes moved are totals of all processes; memory is that of one.
+    """Needs of one stage. Tokens, operations and `times` are totals of all processes; memory is that of one.
 
     Processes share the work and the machine's disk. Work that each of them repeats counts once for each.
 
     Attributes:
         machine: Bytes of the machine's memory; None means enough.
         tokens: Number of tokens that the stage reads; repeated ones count each time.
-        passes: Operations of forward and backward passes.
-        calls: Number of passes through one block, each of which has a minimum duration.
-        products: Operations of other matrix products, by arithmetic type.
-        steps: Number of steps of removal orders, each of which has a minimum duration.
-        moved: Bytes moved through memory besides those of matrix products.
-        host: Seconds on one CPU core, independent of the device.
+        flops: Number of operations.
+        times: Seconds of what processes share, by cause.
+        host: Seconds on the CPU, independent of the device and of the number of processes.
         bound: Time limit of the stage in seconds.
         held: Bytes of what is in the device's memory at the peak, by name.
         ram: Bytes in the machine's memory, in addition.
         read: Bytes of the files that it reads; each counts once, since main memory keeps what was read.
         disk: Bytes of its output files.
-        replaced: Bytes of files that it writes and deletes later.
         scratch: Bytes on the disk only during the stage.
         note: Adaptation of the stage to the machine, as text; may be empty.
     """
@@ -45,18 +57,14 @@ class StageNeed:
     device: Device
     machine: float | None
     tokens: float = 0
-    passes: float = 0
-    calls: float = 0
-    products: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    steps: float = 0
-    moved: float = 0
+    flops: float = 0
+    times: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     host: float = 0
     bound: float = float("inf")
-    held: dict[str, float] = field(default_factory=dict)
-    ram: dict[str, float] = field(default_factory=dict)
+    held: Items = field(default_factory=dict)
+    ram: Items = field(default_factory=lambda: {"libraries": LIBRARIES})
     read: float = 0
     disk: float = 0
-    replaced: float = 0
     scratch: float = 0
     note: str = ""
 
@@ -68,7 +76,6 @@ class StageNeed:
         times: float = 1.0,
         blocks: float = 1.0,
         heads: float = 0.0,
-        logit_bytes: float = 0.0,
         batch: int | None = None,
     ) -> None:
         """Add passes of `times` runs over some tokens.
@@ -80,13 +87,29 @@ class StageNeed:
             blocks: Passes through the blocks in units of a forward pass. A backward pass is one for the gradients of
                 inputs, and another one for those of weights.
             heads: Passes through the head, in the same unit.
-            logit_bytes: Bytes moved for each logit.
             batch: Tokens in one pass; None is the recipe's batch.
         """
         sizes = self.sizes
-        self.passes += times * tokens * (blocks * kept * sizes.forward + heads * sizes.head)
-        self.calls += times * blocks * -(-tokens // (batch or sizes.pass_tokens)) * sizes.depth
-        self.moved += times * tokens * sizes.vocabulary * logit_bytes
+        passes = times * tokens * (blocks * kept * sizes.forward + heads * sizes.head)
+        self._compute("passes", passes, sizes.kind, self.device.efficiency[sizes.kind])
+        self.wait(times * blocks * -(-tokens // (batch or sizes.pass_tokens)))
+        self.move(times * tokens * heads * sizes.vocabulary * LOGIT_BYTES)
+
+    def multiply(self, kind: str, count: float) -> None:
+        """Add operations of other matrix products in an element type."""
+        self._compute(kind, count, kind, self.device.product_efficiency)
+
+    def _compute(self, cause: str, count: float, kind: str, efficiency: float) -> None:
+        self.flops += count
+        self.times[cause] += count / (self.device.rates[kind] * efficiency)
+
+    def wait(self, passes: float) -> None:
+        """Add the minimum time of passes through all blocks."""
+        self.times["calls"] += passes * self.sizes.depth * self.device.block_seconds
+
+    def move(self, count: float) -> None:
+        """Add bytes moved through memory besides those of matrix products."""
+        self.times["moved"] += count / self.device.bandwidth
 
     @property
     def processes(self) -> int:
@@ -101,21 +124,12 @@ class StageNeed:
     @property
     def disk_seconds(self) -> float:
         """Time of the disk, which processes share."""
-        return (self.read + self.disk + self.replaced) / DISK
-
-    @property
-    def flops(self) -> float:
-        """Operations of all types."""
-        return self.passes + sum(self.products.values())
+        return (self.read + self.disk) / DISK
 
     @property
     def unbounded_seconds(self) -> float:
         """Time without a limit."""
-        on = self.device
-        passes = self.passes / (on.rates[self.sizes.kind] * on.efficiency[self.sizes.kind])
-        products = sum(count / (on.rates[kind] * on.product_efficiency) for kind, count in self.products.items())
-        waits = on.step_seconds * self.steps + on.block_seconds * self.calls
-        return (passes + products + self.moved / on.bandwidth + waits) / self.processes + self.host + self.disk_seconds
+        return sum(self.times.values()) / self.processes + self.host + self.disk_seconds
 
     @property
     def seconds(self) -> float:
@@ -123,7 +137,7 @@ class StageNeed:
         return min(self.unbounded_seconds, self.bound)
 
     @property
-    def items(self) -> dict[str, float]:
+    def items(self) -> Items:
         """What is in the device's memory, which is the machine's on a CPU."""
         return self.held | self.ram if self.device.is_cpu else self.held
 

@@ -1,24 +1,32 @@
-"""The plan: needs of the stages with work, parts that don't fit a device, and settings that would make them fit."""
+"""The plan: needs of the stages, parts that don't fit a device, and settings that would make them fit."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from darwinlm.database.quantised import unfit_widths
 from darwinlm.errors import FamilyError, RecipeError
-from darwinlm.planning import memory, work
+from darwinlm.planning import pruning, training
 from darwinlm.planning.devices import Device
 from darwinlm.planning.model import Sizes
-from darwinlm.planning.need import RESERVE, StageNeed
+from darwinlm.planning.need import RESERVE, Items, StageNeed
+from darwinlm.recipe import Recipe
 from darwinlm.search.problem.space import kept_whole
 
-LIBRARIES = 0.45e9
-"""Memory of Python, PyTorch and transformers without a model. Measured on 2026-11-24; 0.40 GB of it are there before
-the first stage (docs/notebook/database.md)."""
+STAGES: dict[str, tuple[Callable[[StageNeed], None], Callable[[Recipe], object]]] = {
+    "saliency": (pruning.saliency, lambda recipe: recipe.database.saliency == "loss"),
+    "database": (pruning.database, lambda _: True),
+    "search": (pruning.search, lambda _: True),
+    "refit": (pruning.refit, lambda recipe: recipe.refit.tokens),
+    "recover": (training.recover, lambda recipe: recipe.recovery.tokens),
+    "evaluate": (pruning.evaluate, lambda _: True),
+}
+"""What a stage needs, and whether a recipe has it."""
 
 
 def estimate(sizes: Sizes, device: Device, ram: float | None = None, only: str | None = None) -> list[StageNeed]:
@@ -27,23 +35,11 @@ def estimate(sizes: Sizes, device: Device, ram: float | None = None, only: str |
     `ram` is the machine's memory in bytes, for states that wait there; None means enough. `only` is the only stage to
     plan. Raises FamilyError if PyTorch can't count what the model's blocks cost.
     """
-    recipe = sizes.recipe
-    stages = {
-        "saliency": (recipe.database.saliency == "loss", work.saliency, memory.saliency),
-        "database": (True, work.database, memory.database),
-        "search": (True, work.search, memory.search),
-        "refit": (recipe.refit.tokens, work.refit, memory.refit),
-        "recover": (recipe.recovery.tokens, work.recover, memory.recover),
-        "evaluate": (True, work.evaluate, memory.evaluate),
-    }
     needs = []
-    for name, (wanted, *parts) in stages.items():
-        if wanted and only in (None, name):
-            need = StageNeed(name, sizes, device, ram)
-            for part in parts:
-                part(need)
-            need.ram["libraries"] = LIBRARIES
-            needs.append(need)
+    for name, (add_needs, has) in STAGES.items():
+        if only in (None, name) and has(sizes.recipe):
+            needs.append(StageNeed(name, sizes, device, ram))
+            add_needs(needs[-1])
     return needs
 
 
@@ -72,13 +68,13 @@ class Plan:
 
     def as_json(self) -> dict[str, Any]:
         """The plan as plain values."""
-        sizes = self.sizes
+        sizes, (lower, upper) = self.sizes, self.sizes.kept_blocks
         return {
             "model": sizes.checkpoint.source,
             "device": {"name": self.device.name, "memory": self.device.memory, "source": self.device.source},
             "dense_params": sizes.params,
-            "block_params": {"dense": sizes.blocks, "lower": sizes.kept_blocks[0], "upper": sizes.kept_blocks[1]},
-            "params": {"lower": sizes.kept_blocks[0] + sizes.outside, "upper": sizes.kept_blocks[1] + sizes.outside},
+            "block_params": {"dense": sizes.blocks, "lower": lower, "upper": upper},
+            "params": {"lower": lower + sizes.outside, "upper": upper + sizes.outside},
             "bytes": sizes.small * sizes.saved,
             "stages": [
                 {
@@ -97,7 +93,7 @@ class Plan:
             "processes": sizes.processes,
             "seconds": self.seconds,
             "problems": list(self.problems),
-            "notes": list(self.notes),
+            "notes": self.notes,
         }
 
 
@@ -108,9 +104,12 @@ def make_plan(sizes: Sizes, device: Device, *, ram: float | None = None, disk: f
     RecipeError as in the run.
     """
     _ = sizes.budget
-    needs = tuple(estimate(sizes, device, ram))
+    needs = estimate(sizes, device, ram)
     problems = [problem for need in needs for problem in _problems(need)]
-    return Plan(sizes, device, needs, (*problems, *_out_of_disk(needs, disk)))
+    if disk is not None and disk_of(needs) > disk:
+        reason = _hopeless({need.name: need.disk_bytes for need in needs})
+        problems.append(f"the run takes {gigabytes(disk_of(needs))} of disk, but {gigabytes(disk)} are free: {reason}")
+    return Plan(sizes, device, tuple(needs), tuple(problems))
 
 
 LOWERED = {"database": "text.calibration_tokens", "refit": "refit.tokens"}
@@ -121,8 +120,7 @@ def _remedies(sizes: Sizes, stage: str) -> Iterator[tuple[tuple[str, ...], int]]
     """Settings that need less memory, with a number of processes; those with the least effect on results come first."""
     recipe, here = sizes.recipe, sizes.processes
     for name in filter(None, ("compute.batch_tokens", LOWERED.get(stage))):
-        section, _, field = name.partition(".")
-        value = getattr(getattr(recipe, section), field)
+        value = attrgetter(name)(recipe)
         while (value := value // 2) >= recipe.text.sequence_length:
             yield (f"{name}={value}",), here
     if stage == "search" and recipe.search.training_needed:
@@ -142,22 +140,21 @@ def _remedies(sizes: Sizes, stage: str) -> Iterator[tuple[tuple[str, ...], int]]
 def _remedy(need: StageNeed, room: float) -> str:
     """The first change of settings with which a stage takes at most `room` bytes per process, else what is largest."""
     for settings, processes in _remedies(need.sizes, need.name):
-        if need.device.is_cpu and processes > need.sizes.processes:
+        if need.device.is_cpu and processes > need.processes:
             continue
         (again,) = estimate(need.sizes.with_settings(settings, processes), need.device, need.machine, need.name)
         if again.device_bytes <= room:
-            several = f" on {processes} devices" if processes > need.sizes.processes else ""
+            several = f" on {processes} devices" if processes > need.processes else ""
             return f"{' and '.join(settings)}{several} would fit ({gigabytes(again.device_bytes)})"
     return _hopeless(need.items)
 
 
-def _hopeless(items: dict[str, float]) -> str:
+def _hopeless(items: Items) -> str:
     largest = max(items, key=items.__getitem__)
     return f"no single setting makes it fit; the largest item is '{largest}' ({gigabytes(items[largest])})"
 
 
 def _problems(need: StageNeed) -> Iterator[str]:
-    ram = need.machine
     shared = f" in {need.processes} processes" if need.processes > 1 else ""
     if need.device_bytes > need.room:
         each = " for each process" if need.device.is_cpu and shared else ""
@@ -165,10 +162,11 @@ def _problems(need: StageNeed) -> Iterator[str]:
             f"{need.name} needs {gigabytes(need.device_bytes)} of memory, but {need.device.name} has "
             f"{gigabytes(need.room)} to spare{each}: {_remedy(need, need.room)}"
         )
-    if ram is not None and not need.device.is_cpu and need.ram_bytes > ram * RESERVE:
+    ram = math.inf if need.machine is None or need.device.is_cpu else need.machine * RESERVE
+    if need.ram_bytes > ram:
         yield (
-            f"{need.name} needs {gigabytes(need.ram_bytes)} of RAM{shared}, but the machine has "
-            f"{gigabytes(ram * RESERVE)} to spare: {_hopeless(need.ram)}"
+            f"{need.name} needs {gigabytes(need.ram_bytes)} of RAM{shared}, but the machine has {gigabytes(ram)} to "
+            f"spare: {_hopeless(need.ram)}"
         )
     if need.unbounded_seconds > need.bound:
         yield (
@@ -198,16 +196,7 @@ def disk_of(needs: Iterable[StageNeed]) -> float:
     left, most = 0.0, 0.0
     for need in needs:
         most, left = max(most, left + need.disk_bytes), left + need.disk
-    return max(most, left)
-
-
-def _out_of_disk(needs: tuple[StageNeed, ...], disk: float | None) -> list[str]:
-    if disk is None or disk_of(needs) <= disk:
-        return []
-    over = f"the run takes {gigabytes(disk_of(needs))} of disk, but {gigabytes(disk)} are free"
-    largest = max(needs, key=lambda need: need.disk_bytes)
-    most = f"{largest.name} ({gigabytes(largest.disk_bytes)})"
-    return [f"{over}: no single setting makes it fit; the largest item is {most}"]
+    return most
 
 
 def gigabytes(count: float) -> str:
@@ -220,24 +209,16 @@ HEADINGS = ("stage", "device memory", "RAM", "disk", "tokens", "FLOPs", "time")
 
 def cells(plan: Plan) -> list[tuple[str, ...]]:
     """Rows under `HEADINGS`, with the total last."""
-    rows: list[tuple[str, ...]] = [
-        (
-            need.name,
-            gigabytes(need.device_bytes),
-            gigabytes(need.ram_bytes),
-            gigabytes(need.disk_bytes),
-            f"{need.tokens:,.0f}",
-            f"{need.flops:.2e}",
-            hours(need.seconds),
-        )
+
+    def amounts(*needs: StageNeed) -> tuple[str, str, str]:
+        tokens, flops = sum(need.tokens for need in needs), sum(need.flops for need in needs)
+        return f"{tokens:,.0f}", f"{flops:.2e}", hours(sum(need.seconds for need in needs))
+
+    rows = [
+        (need.name, *map(gigabytes, (need.device_bytes, need.ram_bytes, need.disk_bytes)), *amounts(need))
         for need in plan.needs
     ]
-    total = (
-        f"{sum(n.tokens for n in plan.needs):,.0f}",
-        f"{sum(n.flops for n in plan.needs):.2e}",
-        hours(plan.seconds),
-    )
-    return [*rows, ("all", "", "", gigabytes(disk_of(plan.needs)), *total)]
+    return [*rows, ("all", "", "", gigabytes(disk_of(plan.needs)), *amounts(*plan.needs))]
 
 
 def hours(seconds: float) -> str:

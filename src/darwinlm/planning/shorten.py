@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import Any
 
 from darwinlm.recipe import Recipe
@@ -32,10 +33,10 @@ def shortened(recipe: Recipe, share: float, stage: str) -> dict[str, Any]:
         return {}
     length = recipe.text.sequence_length
     settings: dict[str, Any] = {}
-    if stage in OPTIONAL and share * _value(recipe, OPTIONAL[stage]) < TEXT[stage][0][1] * length:
-        return {OPTIONAL[stage]: 0} if _value(recipe, OPTIONAL[stage]) else {}
+    if stage in OPTIONAL and share * attrgetter(OPTIONAL[stage])(recipe) < TEXT[stage][0][1] * length:
+        return {OPTIONAL[stage]: 0} if attrgetter(OPTIONAL[stage])(recipe) else {}
     for name, sequences, _ in TEXT.get(stage, ()):
-        given = _value(recipe, name)
+        given = attrgetter(name)(recipe)
         wanted = max(int(share * given) // length, sequences) * length
         if wanted < given:
             settings[name] = wanted
@@ -56,18 +57,12 @@ def _round(recipe: Recipe, number: int, share: float) -> dict[str, Any]:
 def differences(asked: Recipe, taken: Recipe) -> Iterator[str]:
     """What was shortened, in words: `calibration text 8,192 of 65,536 tokens`."""
     for name in OPTIONAL.values():
-        if _value(asked, name) and not _value(taken, name):
+        if attrgetter(name)(asked) and not attrgetter(name)(taken):
             yield f"no {name.partition('.')[0]}"
     amounts = {name: words for stage in TEXT.values() for name, _, words in stage}
     for name, words in amounts.items():
-        given, used = _value(asked, name), _value(taken, name)
+        given, used = attrgetter(name)(asked), attrgetter(name)(taken)
         if 0 < used < given:
             yield f"{words} {used:,} of {given:,} tokens"
     if taken.search.fitness_needed < asked.search.fitness_needed:
         yield f"text of the search {taken.search.fitness_needed:,} of {asked.search.fitness_needed:,} tokens"
-
-
-def _value(recipe: Recipe, name: str) -> int:
-    section, _, field = name.partition(".")
-    value: int = getattr(getattr(recipe, section), field)
-    return value

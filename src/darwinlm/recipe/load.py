@@ -15,7 +15,7 @@ from darwinlm.limits import SHOWN, LimitError, parse_yaml, shorten, suggestion
 from darwinlm.recipe.budget import BUDGETS
 from darwinlm.recipe.search import SearchStage
 from darwinlm.recipe.sections import Recipe
-from darwinlm.recipe.shipped import find_recipe
+from darwinlm.recipe.shipped import find_recipe, shipped_recipes
 
 OPTIONS: Mapping[str, str] = {
     "model": "model",
@@ -144,6 +144,8 @@ def parse_recipe(tree: Mapping[str, Any], where: str) -> Recipe:
         lines = [_explain(detail) for detail in error.errors()[:MISTAKES]]
         raise RecipeError(f"wrong recipe in {where}: " + "; ".join(lines)) from error
     _check_sizes(recipe, "", where)
+    if recipe.model in shipped_recipes() and not Path(recipe.model).exists():
+        raise RecipeError(f"{recipe.model} is a bundled recipe, not a model: use --recipe {recipe.model}, and a model")
     return recipe
 
 

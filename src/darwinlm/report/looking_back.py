@@ -10,8 +10,8 @@ from darwinlm.report import wording
 from darwinlm.report.summary import Summary
 
 COPIED = (
-    "Copied: of words or text that the model is given twice, the share of the second time that it predicts (loss in "
-    "nats)."
+    "Copied: the model is given words or text twice; the share of the repeated tokens that it predicts (loss in nats "
+    "per token)."
 )
 WORDS = f"{COPIED} Seen: KL at next tokens that occurred earlier in the sequence; new: at all others."
 """What the columns mean."""
@@ -68,16 +68,16 @@ def where_words(summary: Summary) -> str:
     figures = summary.saved.looking_back
     if figures is None or not figures.kl_seen or not figures.kl_new:
         return ""
-    share = f"{100 * figures.seen:.0f} % of the tokens stood in the text before them."
+    share = f"{100 * figures.seen:.0f} % of the predicted tokens occurred earlier in the sequence."
     if figures.kl_new >= figures.kl_seen:
-        return f"{share} New ones lose {figures.kl_new / figures.kl_seen:.1f} times as much as these."
-    return f"{share} They lose {figures.kl_seen / figures.kl_new:.1f} times as much as new ones."
+        return f"{share} The KL of the other tokens is {figures.kl_new / figures.kl_seen:.1f} times as high."
+    return f"{share} Their KL is {figures.kl_seen / figures.kl_new:.1f} times that of the others."
 
 
 def looking_back_remarks(summary: Summary) -> tuple[str, ...]:
-    """What wasn't measured, and why."""
+    """What wasn't measured, and why, as sentences."""
     figures = summary.dense.looking_back
-    return () if figures is None else figures.remarks
+    return () if figures is None else tuple(f"{each[:1].upper()}{each[1:]}." for each in figures.remarks)
 
 
 def looking_back_table(summary: Summary) -> Table | None:

@@ -18,7 +18,10 @@ def next_steps(summary: Summary, run: str, beside: str, model: str | None) -> li
     steps = [(f"talk to it{' beside the dense model' if model else ''}", f"darwinlm chat {run}{against}")]
     if summary.recovery is None:
         steps.append(
-            ("train it: this gains the most quality", f"darwinlm recover {run} --tokens 300M --out {recovered}")
+            (
+                "train it (needs a GPU; on a CPU try --tokens 1M): this gains the most quality",
+                f"darwinlm recover {run} --tokens 300M --out {recovered}",
+            )
         )
     return [
         *steps,

@@ -160,11 +160,11 @@ def _search(summary: Summary) -> dict[str, Any] | None:
     cut = "the model that this round cut" if summary.from_pruned else "the dense model"
     return {
         "words": (
-            f"The sizes come from {wording.searched_by(search)}. It began with nearly equal layers at KL "
+            f"The sizes come from {wording.searched_by(search)}. It started from nearly equal layers at KL "
             f"{wording.divergence(search.start_kl)} to {cut} and ended at {wording.divergence(search.kl)} nats per "
-            f"token of the search's own text, after {search.evaluations:,} evaluations in "
+            f"token on the search's own text, after {search.evaluations:,} evaluations in "
             f"{wording.duration(search.seconds)}: {search.ended}. The best model with equal layers has "
-            f"{wording.divergence(search.uniform_kl)} there."
+            f"{wording.divergence(search.uniform_kl)} on that text."
         ),
         "svg": Markup(  # noqa: S704
             plots.for_page(lambda narrow: plots.search_plot(search.history, search.uniform_kl, narrow=narrow))
@@ -185,7 +185,8 @@ def _refit(summary: Summary) -> str | None:
     taken = (
         f"The model took {refit.strength:.0%} of the way to these weights, which was best on validation text{measured}."
         if refit.kept == "refit"
-        else f"The whole model was no better for it on validation text{measured}, so the stitched weights stay."
+        else f"The whole model was not better with them on validation text{measured}, so the weights before the refit "
+        "were kept."
     )
     rest = (
         "; the others kept their weights, because no fit was better on validation text"
@@ -202,7 +203,11 @@ def _recovery(summary: Summary) -> dict[str, Any] | None:
     source = wording.short_source(summary.text.training_source)
     last = " after the last round of pruning" if summary.from_pruned else ""
     held_out = [point for point in recovery.log if point.eval_kl is not None]
-    kept = "" if recovery.kept == "trained" else " Held-out text was no better for it, so the weights from before stay."
+    kept = (
+        ""
+        if recovery.kept == "trained"
+        else " The loss on held-out text did not fall, so the weights from before were kept."
+    )
     return {
         "words": (
             f"The model was trained{last} on {recovery.tokens:,} tokens of {source} in {recovery.steps:,} steps, "
@@ -220,11 +225,11 @@ def _blocks(summary: Summary) -> dict[str, Any] | None:
     if not allocation:
         return None
     attention, mlp = wording.gone(allocation)
-    words = "No sub-layer is gone as a whole."
+    words = "No attention or MLP is removed as a whole."
     if attention or mlp:
         words = (
             f"{attention} of {len(allocation)} attention sub-layers and {mlp} of {len(allocation)} MLP sub-layers are "
-            "gone as a whole."
+            "removed as a whole."
         )
     losses = {(row.block, row.kind): row for row in sensitivity}
     columns = ["block", "KV groups", "query heads", "MLP width"]

@@ -181,7 +181,7 @@ def headline(summary: Summary) -> str:
     prompt = factor(final.tokens_per_second, dense.tokens_per_second)
     decode = factor(final.decode_tokens_per_second, dense.decode_tokens_per_second)
     if prompt and decode:
-        parts.append(f"prompts read {prompt} times and text written {decode} times as fast")
+        parts.append(f"prompt speed ×{prompt}, decode speed ×{decode}")
     parts.append(f"{megabytes(final.bytes)} MB of weights instead of {megabytes(dense.bytes)} MB")
     if summary.vocabulary is not None:
         parts.append(f"{kept_tokens(summary.vocabulary)}, {more_tokens(summary.vocabulary)}")
@@ -286,17 +286,17 @@ def what_training_left(summary: Summary) -> str:
     """What a reader must expect of the weights, by whether the model was trained after pruning."""
     if summary.recovery is None:
         return (
-            "It wasn't trained after pruning. What pruning took away, facts above all, is gone until it is trained "
-            "again."
+            "It was not trained after pruning. Abilities that pruning removed, facts above all, only return with "
+            "training."
         )
     if summary.recovery.kept == "before":
         return (
             f"Training on {summary.recovery.tokens:,} tokens after pruning did not help on held-out text, so the "
-            "weights from before it were kept. What pruning took away, facts above all, is gone."
+            "weights from before it were kept. Abilities that pruning removed, facts above all, are gone."
         )
     return (
-        f"It was trained on {summary.recovery.tokens:,} tokens after pruning. What that text doesn't teach, facts "
-        "above all, has not come back."
+        f"It was trained on {summary.recovery.tokens:,} tokens after pruning. Facts and other abilities that this "
+        "text does not teach have not returned."
     )
 
 

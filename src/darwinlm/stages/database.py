@@ -68,7 +68,7 @@ def database_stage(run: Run, texts: Texts) -> PruningDatabase:
     text = texts["calibration"]
     if len(text.tokens) < parallel.size():
         raise DataError(
-            f"text.calibration_tokens: {len(text.tokens)} blocks of text can't be shared by {parallel.size()} processes"
+            f"text.calibration_tokens: {len(text.tokens)} sequences can't be shared by {parallel.size()} processes"
         )
     tokens = text.tokens[parallel.place() :: parallel.size()]
     weights = _saliency_stage(run, text) if recipe.database.saliency == "loss" else lambda block: {}

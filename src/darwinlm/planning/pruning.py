@@ -1,0 +1,277 @@
+"""Stages that compute without training: which tokens pass through which model, other products, memory, and files."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from darwinlm.calibration.gradients import HEAD_TOKENS as GRADIENT_TOKENS
+from darwinlm.calibration.stream import ORDER_TOKENS
+from darwinlm.database.levels import variants
+from darwinlm.evaluation import speed
+from darwinlm.evaluation.looking_back import LIST_LENGTHS, PASSAGES, number_of_lists
+from darwinlm.families.shapes import ModuleShape
+from darwinlm.planning.model import Sizes
+from darwinlm.planning.need import Items, StageNeed, largest
+from darwinlm.planning.training import train_candidates
+from darwinlm.search.evaluate.dense_side import LOGIT_TOKENS
+from darwinlm.search.evolve import evolution
+from darwinlm.stages.database import gradient_tokens
+from darwinlm.stages.refit import HEAD_TOKENS as REFIT_TOKENS
+from darwinlm.stages.refit import STRENGTHS
+from darwinlm.surgery.refit import RIDGES
+
+REUSED = 0.55
+"""Average share of the blocks that a candidate of the level switch runs, from its first changed block on, which lies
+anywhere. Our estimate, 2026-11-24."""
+
+CONFIRMED = 1.5
+"""Average number of children that are evaluated on the whole text; at most two. Our estimate, 2026-11-25."""
+
+ORDER = 8.0
+"""Operations of a removal order in units of d³: an inverse (2), and updates of two shrinking matrices (2 · 3)."""
+
+ROUNDS = 2
+"""Passes that time a model: a warm-up and one more. Only short ones are repeated (`SPEED_SECONDS`)."""
+
+STREAMS = 2 << 30
+"""Bytes of residual streams that count as device memory. Larger ones are there too if they fit into a quarter of its
+free memory, but they are counted as files, which need no memory."""
+
+INPUTS = 4.0 * 2**30
+"""Bytes of cached inputs of a module in the refit; in a run they use free memory, and others are computed twice."""
+
+CACHES, CACHES_IN_TRAINING = 2 << 30, 1 << 30
+"""Bytes for factors, and half of those for modules, in the search; in a run they use what is free."""
+
+
+def a_pass(sizes: Sizes) -> Items:
+    """Activations of a pass through a block."""
+    return {"activations of one pass": sizes.pass_tokens * sizes.passes().peak}
+
+
+def orders_of(sizes: Sizes, shape: ModuleShape) -> int:
+    """Number of removal orders of a module: one for each variant, and one more if heads are ranked first."""
+    if shape.kind == "mlp":
+        return max(shape.experts, 1)
+    count = len(variants(shape, sizes.recipe.units))
+    return count if count == 1 else count + 1
+
+
+def database_bytes(sizes: Sizes) -> float:
+    """Bytes of the database's files: a packed factor of each module, and columns and errors of each variant."""
+    factors = (max(shape.experts, 1) * (float(shape.width) ** 2 + shape.width) / 2 * 4 for shape in sizes.cut)
+    return sum(factors) + sum(orders_of(sizes, shape) * shape.width * 12 for shape in sizes.cut)
+
+
+def streams(need: StageNeed, name: str, count: float) -> Items:
+    """Residual streams with this number of elements for all processes: on the device, or in a file."""
+    size = count * need.sizes.size
+    if size / need.processes <= STREAMS:
+        return {name: size / need.processes}
+    need.scratch = size
+    return {}
+
+
+def saliency(need: StageNeed) -> None:
+    """Gradients of the loss at the outputs of modules; weights get none.
+
+    In memory are the stream before every block, and the head or one block.
+    """
+    sizes, batch, square = need.sizes, need.sizes.pass_tokens, float(need.sizes.width) ** 2
+    need.tokens = sizes.whole(gradient_tokens(sizes.recipe.text.calibration_tokens))
+    # Forward pass; then again with gradients of the stream.
+    need.run(need.tokens, blocks=3, heads=2)
+    need.multiply("float32", 2.0 * need.tokens * square * len(sizes.shapes))
+    at_the_head = {
+        "embedding and head": float(sizes.outside * sizes.size),
+        "logits of one piece": float(min(GRADIENT_TOKENS, batch) * sizes.vocabulary * (sizes.size + 12)),
+    }
+    in_a_block = {
+        "weights of one block": float(sizes.block * (sizes.size + sizes.saved)),
+        "activations of the backward pass": batch * sizes.passes(backward=True).peak,
+        "second moments of one block": 8 * square,
+    }
+    need.held = streams(need, "residual streams before every block", need.tokens * sizes.width * (sizes.depth + 1))
+    need.held |= largest(at_the_head, in_a_block)
+    if need.device.is_cpu:  # memory freed by earlier passes stays with the process, in fragments between the streams
+        need.held |= a_pass(sizes)
+    need.read, need.disk = float(sizes.params * sizes.saved), 4.0 * square * len(sizes.shapes)
+
+
+def database(need: StageNeed) -> None:
+    """Second moments of inputs; removal order, Cholesky factor and target of every variant of every module.
+
+    In memory are the stream, and a block while it runs or while its modules are factorised. On a CPU, moments are moved
+    to files, and a module is factorised in the memory of one float64 matrix. It takes two if there are fewer tokens
+    than columns and its order needs float64. On a GPU, moments stay, and matrix, factor and inverse are separate.
+    """
+    sizes, r = need.sizes, float(need.sizes.width)
+    tokens = sizes.recipe.text.calibration_tokens
+    need.tokens = tokens
+    need.run(tokens)
+    moments: defaultdict[int, float] = defaultdict(float)
+    outputs: defaultdict[int, float] = defaultdict(float)
+    work = squares = ordered = 0.0
+    for shape in sizes.cut:
+        d, experts, orders = float(shape.width), max(shape.experts, 1), orders_of(sizes, shape)
+        need.multiply("float32", 2 * tokens * d * d + orders * (ORDER * d**3 + 2 * d * d * r))
+        need.multiply("float64", orders * (d**3 / 3 + 2 * d * d * r))
+        need.times["steps"] += orders * d / shape.head_dim * need.device.step_seconds
+        moments[shape.block] += experts * d * d * 4
+        outputs[shape.block] += experts * r * d * sizes.saved
+        # Packed factors of experts, separate and joined; float64 copies of moment, weights and target of each variant.
+        own = (4 * experts if shape.experts else 0) * d * d + (0 if tokens > d else 8 * d * d)
+        own += 8 * d * d if orders == experts else 16 * d * d + 24 * r * d
+        work, squares = max(work, own), max(squares, d * d)
+        ordered = max(ordered, min(tokens, ORDER_TOKENS) * (shape.chosen + 2) * r * 4 if shape.experts else 0)
+    in_float32 = 0 if sizes.size == sizes.saved else sizes.block * sizes.saved
+    passing = a_pass(sizes) | {
+        "weights of one block": float(sizes.block * sizes.size + in_float32),
+        "second moments of one block": max(moments.values()),
+        "outputs of experts for the removal order": ordered,
+    }
+    factorising = {"output projections of one block": max(outputs.values()), "factors of one module": work}
+    if not need.device.is_cpu:
+        factorising |= {"second moments of one block": max(moments.values()), "inverses": 16 * squares}
+    need.held = streams(need, "residual stream of the calibration text", tokens * r) | largest(passing, factorising)
+    # The checkpoint is hashed and read once.
+    need.read, need.disk = 2.0 * sizes.params * sizes.saved, database_bytes(sizes)
+
+
+def search(need: StageNeed) -> None:
+    """Candidates on fitness text, the dense model's side, gradients at new best allocations, candidates' training.
+
+    In memory are the dense model, caches, and a pass; one candidate in training, or all of them on a CPU.
+    """
+    sizes, settings = need.sizes, need.sizes.recipe.search
+    guided, training = settings.method == "gradient", settings.training_needed
+    fitness = sizes.whole(settings.fitness_needed)
+    _evaluate_candidates(need, fitness)
+    # Where candidates are trained, no parent's block inputs are kept, and caches leave the room to training.
+    inputs, cache = (1, CACHES_IN_TRAINING) if training else (sizes.depth, CACHES)
+    own = 0.0 if training else sizes.kept * sizes.blocks * sizes.size
+    need.held = {
+        "dense model": float(sizes.params * sizes.size),
+        "dense model's distributions": 4.0 * fitness * (sizes.width + 4 if sizes.linear_head else sizes.vocabulary),
+        "block inputs of the parent, dense streams": float(fitness * sizes.width * (inputs + 1) * sizes.size),
+        "current and cached modules": max(min(2.0 * cache, 4.0 * sizes.blocks * sizes.size), own),
+        "cached factors": min(float(cache), sum(8.0 * shape.width**2 for shape in sizes.shapes)),
+    }
+    if guided:
+        need.held["block inputs in the backward pass"] = float(sizes.pass_tokens) * sizes.width * sizes.depth * 2
+    passing = a_pass(sizes) | {"logits": 10.0 * LOGIT_TOKENS * sizes.vocabulary}
+    need.read = sizes.params * sizes.saved + database_bytes(sizes)
+    need.bound = 60 * settings.minutes if settings.minutes is not None else need.bound
+    need.held |= train_candidates(need, passing) if training else passing
+
+
+def _evaluate_candidates(need: StageNeed, fitness: int) -> None:
+    sizes, settings = need.sizes, need.sizes.recipe.search
+    guided, kept, times = settings.method == "gradient", sizes.kept, settings.generations
+    cut = [module for module in sizes.space.modules if len(module.levels) > 1]
+    window = sizes.whole(settings.stages[0].tokens)
+    uniform = max((len(module.levels) for module in cut if module.kind == "attention"), default=1)
+    need.run(fitness, heads=1)
+    need.tokens = fitness
+    # All uniform models on a quarter of the tokens, the best three on the others.
+    quarter = sizes.whole(settings.stages[0].tokens // 4)
+    for models, part in ((uniform, quarter), (min(uniform, 3), window - quarter)):
+        need.run(part, kept, times=models, heads=1)
+        need.tokens += models * part
+    # One child is solved for each strength; the level switch adds children after two without improvement.
+    first = count = float(min(len(evolution.STRENGTHS), settings.offspring) if guided else settings.offspring)
+    before = 0
+    for stage in settings.stages:
+        # Losses of earlier rounds are stored by sequence, so only new text is run, unless candidates are trained.
+        new = sizes.whole(stage.tokens) - (0 if stage.training_tokens else before)
+        # Solved children move most modules, so they share few blocks with their parent.
+        need.run(new, kept, times=times * count, blocks=1 if guided else REUSED, heads=1)
+        need.tokens += times * count * new
+        count, before = min(stage.survivors, CONFIRMED) if guided else stage.survivors, sizes.whole(stage.tokens)
+    if guided:
+        tokens = min(window, fitness)
+        need.run(tokens, kept, times=times, blocks=3, heads=3)
+        need.tokens += times * tokens
+        # The product of a module's gradients and inputs, and one triangular solve for all of its widths.
+        solves = sum(2.0 * tokens * shape.width + shape.width**2 for shape in sizes.shapes)
+        need.multiply("float32", times * solves * sizes.width)
+    changed = times * (2 * len(cut) if guided else first * 3)
+    squares = sum(float(shape.width) ** 2 for shape in sizes.shapes) / max(len(sizes.shapes), 1)
+    need.multiply("float64", changed * squares * kept**2 * sizes.width)
+
+
+def refit(need: StageNeed) -> None:
+    """Both models by block, fits of output projections, comparisons on validation text for the interpolation factor.
+
+    In memory are the streams, and a block with the moments of a module, or the heads at the end.
+    """
+    sizes, recipe, size, r = need.sizes, need.sizes.recipe, need.sizes.size, float(need.sizes.width)
+    held_out, widths = recipe.text.validation_tokens, [shape.width * sizes.kept for shape in sizes.shapes]
+    everything = recipe.refit.tokens + held_out
+    # The smaller stream once for the inputs of each module and once to advance.
+    need.run(everything)
+    need.run(everything, sizes.kept, blocks=2)
+    # The stream of the fitted weights exists already; each comparison recomputes the dense model's logits.
+    strengths = {0.0, *STRENGTHS}
+    again = len(strengths - {1.0})
+    need.run(held_out, sizes.kept, times=again)
+    need.run(held_out, times=len(strengths), blocks=0, heads=2)
+    need.tokens = everything + again * held_out
+    for d in widths:
+        need.multiply("float32", everything * (2 * d * d + 2 * d * r))
+        # Every process solves for the same weights.
+        need.multiply("float64", need.processes * len(RIDGES) * (d**3 / 3 + 4 * d * d * r))
+    held_out = -(-held_out // need.processes)
+    own = -(-recipe.refit.tokens // need.processes) + held_out
+    in_a_block = a_pass(sizes) | {
+        "weights of one block, dense and smaller": sizes.block * (1 + sizes.kept) * (size + sizes.saved),
+        "moments of one module": max((2 * d * d + d * r) * 4 + d * d * 16 for d in widths),
+        "projection inputs": min(own * max(widths) * size, INPUTS),
+    }
+    at_the_end = {
+        "heads: dense, smaller": 2.0 * sizes.vocabulary * r * size,
+        "logits of one piece": float(REFIT_TOKENS * sizes.vocabulary * (4 + 2 * size)),
+    }
+    need.held = {"residual streams, dense, smaller and target": 4.0 * own * r * size}
+    need.held |= largest(in_a_block, at_the_end)
+    need.read, need.disk = float((sizes.params + sizes.small) * sizes.saved), sum(r * d * 4 for d in widths)
+
+
+def _copied(sizes: Sizes) -> int:
+    """Tokens of the lists and passages whose copying is measured."""
+    tokens, length = sizes.recipe.text.evaluation_tokens, sizes.recipe.text.sequence_length
+    lists = number_of_lists(tokens)
+    passages = min(lists, tokens // length)
+    return lists * 2 * sum(LIST_LENGTHS) + passages * sum(2 * n + gap for n, gap in PASSAGES if n + gap < length)
+
+
+def evaluate(need: StageNeed) -> None:
+    """Every model on evaluation text, timed passes, and continuations, of which each token reads all weights.
+
+    In memory are two models, and a pass with its logits; on a CPU the others wait.
+    """
+    sizes, recipe = need.sizes, need.sizes.recipe
+    # Uniform, searched, refitted, recovered.
+    smaller = 2 + bool(recipe.refit.tokens) + bool(recipe.recovery.tokens)
+    # The first process times the models while the others wait.
+    continued = speed.NEW_TOKENS * (ROUNDS - 1 + len(recipe.evaluation.prompts))
+    decoded = need.processes * (speed.WARM_TOKENS + continued)
+    for kept, models in ((1.0, 1), (sizes.kept, smaller)):
+        need.run(recipe.text.evaluation_tokens, kept, times=models, heads=1)
+        need.run(recipe.text.sequence_length, kept, times=models * ROUNDS * need.processes, heads=1)
+        need.run(_copied(sizes), kept, times=models)
+        need.wait(models * decoded)
+        need.move(decoded * models * sizes.bytes_of(kept))
+    need.tokens = recipe.text.evaluation_tokens * (1 + smaller)
+    need.held = a_pass(sizes) | {
+        "dense model and one other model": sizes.bytes_of() + sizes.bytes_of(sizes.kept),
+        "logits of one pass": 2 * 4.0 * sizes.pass_tokens * sizes.vocabulary,
+    }
+    if need.device.is_cpu:
+        need.ram["the other models"] = (smaller - 1) * sizes.bytes_of(sizes.kept)
+    else:
+        in_float32 = recipe.refit.tokens and recipe.recovery.tokens
+        need.ram["a model while it is loaded"] = float(sizes.small * (4 if in_float32 else sizes.saved))
+    # Two of the smaller models are stitched from the database: the evaluated uniform one, and the result.
+    need.read = (sizes.params + smaller * sizes.small) * sizes.saved + database_bytes(sizes)
+    need.disk = 2.0 * sizes.small * sizes.saved
