@@ -18,10 +18,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-
 from darwinlm.chat import AnswerSettings, Conversation
-from darwinlm.compute import fast_dtype
 from darwinlm.evaluation.models import open_model
 
 TOPICS = (
@@ -81,7 +78,7 @@ def main() -> None:
 
     for name in options.models:
         chat = Conversation(
-            open_model(name, dtype=fast_dtype(torch.device("cpu"))),
+            open_model(name),
             AnswerSettings(temperature=0, repetition_penalty=1.0, max_tokens=options.new_tokens),
         )
         obeyed: dict[str, list[bool]] = {each.name: [] for each in INSTRUCTIONS}

@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     done = [json.loads(line) for line in options.lines.read_text().splitlines()] if options.lines.exists() else []
-    opened = open_model(options.model or str(demo_model()), dtype=torch.float32)
+    opened = open_model(options.model or str(demo_model()), dtype="float32")
     decoder = Decoder(opened.model, family_of(opened.model.config))
     text = pack(options.text, opened.tokenizer, sequence_length=512, max_tokens=options.tokens)
     measured = Measured(decoder, text, word_lists(opened.tokenizer, WORDS).tokens)

@@ -31,7 +31,7 @@ from darwinlm.pipeline import run_stages
 from darwinlm.planning.devices import Device, measure_cpu
 from darwinlm.planning.model import Sizes
 from darwinlm.planning.plan import make_plan
-from darwinlm.recipe import Recipe, merge
+from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.run import Run
 from random_llama import write_llama
 
@@ -145,7 +145,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.out and options.out.parent) as work:
         model = str(random_model(Path(work) / "model")) if options.random else options.model
         recipe = demo_recipe(("compute.device=cpu", *options.settings))
-        recipe = merge(recipe, (), {"model": model, "text.source": options.text})
+        recipe = load_recipe(recipe, (), {"model": model, "text.source": options.text})
         folder = options.out or Path(work) / "run"
         for stage in options.stages:
             alone(prepare, recipe, folder, BEFORE[stage])

@@ -102,7 +102,7 @@ def _suite(name: str, options: argparse.Namespace) -> str | None:
 
 def command(part: Part, options: argparse.Namespace) -> list[str]:
     """The command line of one comparison."""
-    line = [sys.executable, "-m", "darwinlm.cli", "compare", options.model or str(demo_model())]
+    line = [sys.executable, "-m", "darwinlm", "compare", options.model or str(demo_model())]
     line += ["--methods", ",".join(part.methods), "--keep", part.keep, "--out", str(options.out / part.folder)]
     line += ["--text", options.text or demo_text(), "--variant", f"paper={PAPER}"]
     for domain in options.domain:

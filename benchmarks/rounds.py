@@ -42,7 +42,7 @@ def command(options: argparse.Namespace, arm: str, seed: int) -> list[str]:
     ]
     settings += [f"budget.keep={shares[-1]}"] if arm == "once" else [f"rounds=[{options.rounds}]"]
     settings += [] if options.text else [f"text.allow_benchmark_text={REASON}"]
-    line = [sys.executable, "-m", "darwinlm.cli", "prune", options.model or str(demo_model())]
+    line = [sys.executable, "-m", "darwinlm", "prune", options.model or str(demo_model())]
     line += ["--out", str(options.out / f"{arm}-{seed}"), "--text", options.text or demo_text()]
     for setting in (*settings, *options.settings):
         line += ["--set", setting]

@@ -46,7 +46,7 @@ from darwinlm.evaluation.quality import measure_quality
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.decoder import Decoder
 from darwinlm.pipeline import run_stages
-from darwinlm.recipe import Recipe, UnitsSettings, merge
+from darwinlm.recipe import Recipe, UnitsSettings, load_recipe
 from darwinlm.run import Run
 from darwinlm.search.evaluate.fitness import Fitness
 from darwinlm.search.evaluate.modules import PlacedModules
@@ -82,7 +82,7 @@ class Bench:
 
     def run(self, folder: Path, *assignments: str) -> tuple[Run, Problem]:
         """Open a separate run with the same model."""
-        recipe = merge(self.recipe, assignments, {"model": str(self.checkpoint.folder)})
+        recipe = load_recipe(self.recipe, assignments, {"model": str(self.checkpoint.folder)})
         run = Run(recipe, folder, Reporter(Console(quiet=True)))
         return run, plan_stage(run)
 

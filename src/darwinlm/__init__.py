@@ -36,17 +36,7 @@ _HOMES = {
     "recover": "darwinlm.runs.recovery",
 }
 
-__all__ = [
-    "DarwinLMError",
-    "Recipe",
-    "Result",
-    "__version__",
-    "load_recipe",
-    "load_recipes",
-    "prune",
-    "prune_sweep",
-    "recover",
-]
+__all__ = ["__version__", *_HOMES]  # noqa: PLE0604 - they are strings
 
 
 def __getattr__(name: str) -> Any:

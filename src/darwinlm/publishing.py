@@ -17,19 +17,49 @@ NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 @dataclass(frozen=True)
 class Upload:
-    """An upload to the hub.
+    """An upload to the hub, after all checks that need no network.
 
     Attributes:
+        source: Output folder of a run, or folder of a model.
         repo: Repository on the hub, `owner/name`.
         quantisation: Type of an additional GGUF file; None for no such file.
         update: Whether the repository may already exist.
+
+    Raises:
+        ModelError: The folder is no model, or its run isn't finished.
+        ExportError: The repository name is invalid, or the type isn't known.
     """
 
-    folder: Path
+    source: Path
     repo: str
     quantisation: str | None = None
     private: bool = False
     update: bool = False
+
+    def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.repo):
+            raise ExportError(
+                f"'{self.repo}' is not a repository name: give owner/name, made of letters, digits, '.', '_' and '-'"
+            )
+        if self.quantisation is not None:
+            from darwinlm.export.gguf.write import QUANTISATIONS
+
+            if self.quantisation not in QUANTISATIONS:
+                raise ExportError(f"--gguf {self.quantisation}: there is no such type; use {', '.join(QUANTISATIONS)}")
+        source, folder = self.source, self.folder
+        if not source.is_dir():
+            raise ModelError(
+                f"there is no folder '{source}': give the output folder of a run, or the folder of a model"
+            )
+        if folder != source and not (source / "summary.json").is_file():
+            raise ModelError(f"the run in {source} isn't finished: rerun its command, which resumes it")
+        if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+            raise ModelError(f"{source} is not a model: it has no config.json with safetensors beside it")
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the model. Raises ModelError if its run isn't finished."""
+        return model_folder(self.source)
 
     @property
     def gguf_name(self) -> str:
@@ -40,29 +70,6 @@ class Upload:
         """Names and sizes of the files in the model's folder."""
         paths = sorted(path for path in self.folder.rglob("*") if path.is_file() and not path.name.startswith("."))
         return [(str(path.relative_to(self.folder)), path.stat().st_size) for path in paths]
-
-
-def prepare_upload(
-    source: Path, repo: str, *, quantisation: str | None = None, private: bool = False, update: bool = False
-) -> Upload:
-    """Find the model, and run all checks that need no network.
-
-    `source` is the output folder of a run, or the folder of a model.
-
-    Raises:
-        ModelError: The folder is no model, or its run isn't finished.
-        ExportError: The repository name is invalid, or the type isn't known.
-    """
-    if not NAME.fullmatch(repo):
-        raise ExportError(
-            f"'{repo}' is not a repository name: give owner/name, made of letters, digits, '.', '_' and '-'"
-        )
-    if quantisation is not None:
-        from darwinlm.export.gguf.write import QUANTISATIONS
-
-        if quantisation not in QUANTISATIONS:
-            raise ExportError(f"--gguf {quantisation}: there is no such type; use {', '.join(QUANTISATIONS)}")
-    return Upload(_model_folder(source), repo, quantisation, private, update)
 
 
 def publish(upload: Upload, say: Callable[[str], None] = lambda message: None) -> str:
@@ -107,17 +114,6 @@ def publish(upload: Upload, say: Callable[[str], None] = lambda message: None) -
         except (OSError, transport_error) as error:
             raise ExportError(f"can't reach the hub ({first_line(error)}): check the network, try again") from error
     return str(created)
-
-
-def _model_folder(source: Path) -> Path:
-    if not source.is_dir():
-        raise ModelError(f"there is no folder '{source}': give the output folder of a run, or the folder of a model")
-    folder = model_folder(source)
-    if folder != source and not (source / "summary.json").is_file():
-        raise ModelError(f"the run in {source} isn't finished: rerun its command, which resumes it")
-    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-        raise ModelError(f"{source} is not a model: it has no config.json with safetensors beside it")
-    return folder
 
 
 def _refused(upload: Upload, error: Exception) -> ExportError:

@@ -13,7 +13,6 @@ from typing import Any
 from darwinlm import __version__, parallel
 from darwinlm.artifact import MARKER, write_json
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.recipe import Recipe
 from darwinlm.run import Run
 from darwinlm.surgery.stitch import block_parameters
 
@@ -27,45 +26,40 @@ def last_round(run: Run, run_stages: Callable[[Run, str], Any]) -> Run:
     DarwinLMError as in a run without rounds.
     """
     recipe = run.recipe
-    original = run.checkpoint
     if parallel.is_main():
         write_json(run.folder / MARKER, {"made_by": "darwinlm", "version": __version__})
-    dense = _block_parameters(original)
+    dense = _block_parameters(run.checkpoint)
     model, kept = str(recipe.model), dense
-    part = recipe.recovery.tokens // len(recipe.rounds)
-    for number, share in enumerate(recipe.rounds[:-1]):
-        run.reporter.say(f"round {number + 1} of {len(recipe.rounds)}: keep {share:.0%} of the original")
+    *earlier, last = recipe.rounds
+    for number, share in enumerate(earlier):
         folder = run.folder / FOLDER / str(number + 1)
-        one = _round(run, _of_a_round(recipe, model, share * dense / kept, part), folder, number)
-        run_stages(one, "export")
+        run_stages(_round(run, model, share, share * dense / kept, folder, number), "export")
         model = str(folder / "model")
         kept = _block_parameters(Checkpoint.open(Path(model)))
-    number = len(recipe.rounds) - 1
-    run.reporter.say(f"round {number + 1} of {number + 1}: keep {recipe.rounds[-1]:.0%} of the original")
-    return _round(run, _of_a_round(recipe, model, recipe.rounds[-1] * dense / kept, part), run.folder, number)
+    return _round(run, model, last, last * dense / kept, run.folder, len(earlier))
 
 
-def _round(run: Run, recipe: Recipe, folder: Path, number: int) -> Run:
-    """The run of one round, with the dense models of the whole run, and training text after that of earlier rounds."""
-    one = Run(recipe, folder, run.reporter)
-    one.skipped_tokens = number * (recipe.recovery.tokens // recipe.recovery.epochs)
-    one.teacher = run.teacher
-    if recipe.model == run.recipe.model:
-        one.checkpoint = run.checkpoint
-    return one
+def _round(run: Run, model: str, share: float, keep: float, folder: Path, number: int) -> Run:
+    """The run of one round: its model, its share of it, the dense models of the whole run, and its training text.
 
-
-def _of_a_round(recipe: Recipe, model: str, keep: float, tokens: int) -> Recipe:
-    """The recipe of one round, with its model, share, and number of training tokens."""
+    That is what follows the text of earlier rounds.
+    """
+    recipe, count = run.recipe, len(run.recipe.rounds)
+    run.reporter.say(f"round {number + 1} of {count}: keep {share:.0%} of the original")
     changes = {
         "rounds": (),
         "vocabulary": None,
         "model": model,
         "teacher": recipe.teacher or recipe.model,
         "budget": recipe.budget.model_copy(update={"keep": keep}),
-        "recovery": recipe.recovery.model_copy(update={"tokens": tokens}),
+        "recovery": recipe.recovery.model_copy(update={"tokens": recipe.recovery.tokens // count}),
     }
-    return recipe.model_copy(update=changes)
+    one = Run(recipe.model_copy(update=changes), folder, run.reporter)
+    one.skipped_tokens = number * (one.recipe.recovery.tokens // recipe.recovery.epochs)
+    one.teacher = run.teacher
+    if model == recipe.model:
+        one.checkpoint = run.checkpoint
+    return one
 
 
 def _block_parameters(checkpoint: Checkpoint) -> int:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from darwinlm import __version__, parallel
-from darwinlm.artifact import KEY, MARKER, STAGES, StageFolder, read_json, stage_version, write_json
+from darwinlm.artifact import KEY, MARKER, STAGES, StageFolder, read_json, read_manifest, stage_version, write_json
 from darwinlm.compute import DTYPES, resolve_device, settled
 from darwinlm.console import Reporter
 from darwinlm.errors import ArtifactError, DarwinLMError, DeviceMemoryError, RecipeError
@@ -146,7 +146,7 @@ class Run:
         """Begin and finish a stage around its body, in the first process; `together` shares its errors."""
         name = folder.key["stage"]
         if not work:
-            facts = folder.facts()
+            facts = read_manifest(folder.folder).facts
             self.reporter.say(f"{title}: already done, reused")
             resumed = bool(facts.get("resumed", False))
             self.timings.append(StageTime(name, float(facts.get("seconds", 0.0)), reused=True, resumed=resumed))

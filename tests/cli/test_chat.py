@@ -37,7 +37,7 @@ def talker(tiny_llama: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def opened(talker: Path) -> Opened:
-    return open_model(str(talker), dtype=torch.float32)
+    return open_model(str(talker), dtype="float32")
 
 
 def test_piped_questions_are_answered_in_turn(command, said, opened: Opened, talker: Path) -> None:

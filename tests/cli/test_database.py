@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -155,36 +156,38 @@ def test_a_folder_that_is_no_database(command, tmp_path):
     command("inspect", tmp_path).refused(f"{tmp_path} holds no database", "darwinlm database")
 
 
+def sizes_of(html):
+    """Text of each size on a page, and the words about each of its blocks: KV groups, query heads, MLP."""
+    found = []
+    for part in html.split('<div class="size"')[1:]:
+        rows = re.findall(r'<tr><th scope="row">\d+</th>(.*?)</tr>', part.partition("</table>")[0], flags=re.S)
+        text = " ".join(re.sub(r"<[^>]+>", " ", part.partition("</section>")[0]).split())
+        found.append((text, [re.findall(r">([^<]+)</td>", row) for row in rows]))
+    return found
+
+
 def test_the_page_of_sizes_tells_what_the_database_predicts(command, made, tiny_llama, tmp_path):
     ended = command("inspect", made, "--html", tmp_path / "sizes.html").succeeded()
-    page = Page((tmp_path / "sizes.html").read_text())
+    html = (tmp_path / "sizes.html").read_text()
+    page = Page(html)
     assert page.resources == []
     reader = DatabaseReader(made / "stages" / "database", Checkpoint.open(tiny_llama), UnitsSettings(mlp_multiple=8))
     space = SearchSpace(reader.modules)
-    sizes = page.data["sizes"]
-    assert f"{len(sizes)} sizes" in ended.out
-    assert len(sizes) == 17
-    assert float(sizes[-1]["text"]["kl"]) == 0
-    for place, share in ((6, 0.5), (11, 0.75)):
+    shown = sizes_of(html)
+    assert f"{len(shown)} sizes" in ended.out
+    assert len(shown) == 17
+    for place, share in ((6, 0.5), (11, 0.75), (16, 1.0)):
         (expected,) = predicted_sizes(space, reader, [share])
-        shown = sizes[place]
-        assert shown["text"]["keep"] == f"{share:.0%}"
-        assert float(shown["text"]["kl"]) == pytest.approx(expected.kl, abs=1e-3)
-        assert shown["text"]["kl"] in page.text
-        assert shown["text"]["params"] in page.text
+        text, rows = shown[place]
+        assert f"--keep {share:.0%}" in text
+        assert float(re.search(r"predicted KL ([\d.]+)", text)[1]) == pytest.approx(expected.kl, abs=1e-3)
         levels = dict(zip(((m.block, m.kind) for m in space.modules), space.levels(expected.allocation), strict=True))
-        for block, places in enumerate(shown["blocks"]):
-            (groups, groups_text), (_, heads_text), (_, width_text) = (page.data["words"][at] for at in places)
+        for block, words in enumerate(rows):
             attention, mlp = levels[block, "attention"], levels[block, "mlp"]
-            assert groups == attention.groups / reader.shape(block, "attention").groups
-            for count, text in (
-                (attention.groups, groups_text),
-                (attention.query_heads, heads_text),
-                (mlp.width, width_text),
-            ):
-                assert text.startswith(f"{count} of ") if count else text == "gone"
+            for count, said in zip((attention.groups, attention.query_heads, mlp.width), words, strict=True):
+                assert said.startswith(f"{count} of ") if count else said == "gone"
     model = AutoModelForCausalLM.from_pretrained(tiny_llama)
-    assert sizes[-1]["text"]["params"] == f"{model.num_parameters() / 1e3:.1f} k"
+    assert f"{model.num_parameters() / 1e3:.1f} k" in shown[-1][0]
     for words in (
         "one-shot pruning on text like",
         "may be off by a fifth",
@@ -209,11 +212,11 @@ def test_sizes_of_a_mixture_tell_its_experts(tiny_folder, make_run, tmp_path):
     model = shutil.copytree(tiny_folder("qwen3_moe"), tmp_path / "Own-Mixture")
     run_stages(make_run(model, tmp_path / "out"), "database")
     write_sizes(tmp_path / "out", tmp_path / "sizes.html")
-    page = Page((tmp_path / "sizes.html").read_text())
-    assert "How small can Own-Mixture be?" in page.text
-    assert any("experts, " in words for _, words in page.data["words"])
-    attention = {page.data["words"][kept[1]][1] for size in page.data["sizes"] for kept in size["blocks"]}
-    assert len(attention) == 1, "its attention is never cut"
+    html = (tmp_path / "sizes.html").read_text()
+    assert "How small can Own-Mixture be?" in Page(html).text
+    rows = [words for _, of_size in sizes_of(html) for words in of_size]
+    assert any("experts, " in mlp for _, _, mlp in rows)
+    assert len({heads for _, heads, _ in rows}) == 1, "its attention is never cut"
 
 
 def test_sizes_that_cannot_be_told(command, copied, prune, tiny_folder, tmp_path):

@@ -228,7 +228,7 @@ def test_a_family_that_cannot_be_pruned_and_a_gguf_file_are_measured(command, ti
         ("", "nothing to measure: give --suite, --text or --looking-back"),
         ("--suite pica", "there is no task 'pica': did you mean 'piqa'"),
         ("--suite piqa --against x", "--against needs --text"),
-        ("--suite piqa --dtype int8", "--dtype int8: use auto, bfloat16"),
+        ("--suite piqa --dtype int8", "dtype int8: use auto, bfloat16"),
         ("--suite piqa --data-dir nowhere", "there is no such folder"),
         ("--text nowhere.txt", "nowhere.txt"),
         ("--text {text} --sequence-length 257", "--sequence-length is 257, but {model} takes 256 tokens at most"),

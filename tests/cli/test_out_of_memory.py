@@ -12,7 +12,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.planning.devices import find_device
 from darwinlm.planning.model import Sizes
 from darwinlm.planning.plan import advice, make_plan
-from darwinlm.recipe import load_recipe, merge
+from darwinlm.recipe import load_recipe
 from darwinlm.recovery.train import _Training
 
 TRAINING = ("recovery.tokens=512", "recovery.batch_tokens=128", "refit.tokens=0")
@@ -47,7 +47,7 @@ def test_the_advice_takes_less_memory(stage: str, tmp_path: Path) -> None:
         return next(need for need in make_plan(sizes, device).needs if need.name == stage).device_bytes
 
     changes = advice(sizes, stage, device).partition(" would fit")[0].split(" and ")
-    assert needed(Sizes(sizes.checkpoint, merge(recipe, changes, {}))) < 0.85 * needed(sizes)
+    assert needed(Sizes(sizes.checkpoint, load_recipe(recipe, changes, {}))) < 0.85 * needed(sizes)
 
 
 def test_advice_for_a_stage_without_a_plan(tiny_llama: Path) -> None:

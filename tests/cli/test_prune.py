@@ -16,7 +16,7 @@ from darwinlm.recipe import describe_fields, load_recipe
 
 
 def process(*arguments: object, status: int = 0) -> Ended:
-    done = python("-m", "darwinlm.cli", *arguments, status=status)
+    done = python("-m", "darwinlm", *arguments, status=status)
     return Ended(status, done.stdout, done.stderr)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from darwinlm.artifact import StageFolder
+from darwinlm.artifact import StageFolder, read_manifest
 from darwinlm.data.sources import read_documents
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.gguf_header import read_header
@@ -46,7 +46,7 @@ def text(folder: Path) -> None:
 def artifact(folder: Path) -> None:
     stage = StageFolder(folder, {"a": 1})
     if stage.is_complete():
-        stage.facts()
+        read_manifest(folder)
 
 
 READERS: dict[str, Callable[[Path], None]] = {

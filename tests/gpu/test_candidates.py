@@ -13,7 +13,7 @@ from darwinlm.pipeline import run_stages
 from darwinlm.planning.devices import find_device
 from darwinlm.planning.model import Sizes
 from darwinlm.planning.plan import estimate
-from darwinlm.recipe import TrainingSettings, merge
+from darwinlm.recipe import TrainingSettings, load_recipe
 from darwinlm.run import Run
 from darwinlm.search.evaluate import modules, student, training
 from darwinlm.search.evaluate.fitness import Fitness
@@ -189,7 +189,7 @@ def test_sixteen_candidates_take_the_room_of_one(gpu, bench, monkeypatch):
 
 def test_the_peak_is_within_the_plan(gpu, bench, monkeypatch):
     monkeypatch.setattr(modules, "SHARE", 0.0)
-    sizes = Sizes(bench.run.checkpoint, merge(bench.run.recipe, ["compute.dtype=bfloat16"], {}))
+    sizes = Sizes(bench.run.checkpoint, load_recipe(bench.run.recipe, ["compute.dtype=bfloat16"], {}))
     need = next(need for need in estimate(sizes, find_device("h100")) if need.name == "search")
     planned = need.device_bytes
     bench_trainer = bench.trainer(NAME)

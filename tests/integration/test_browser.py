@@ -32,14 +32,19 @@ return found;
 """A browser without a reader lends no clipboard: these stand for one that works, the older way, and neither."""
 SLIDE = """
 const slider = document.getElementById("size");
-const shown = () => ({
-  kl: document.querySelector('[data-show="kl"]').textContent,
-  keep: document.querySelector('[data-show="keep"]').textContent,
-  row: document.querySelector("#all tr.final").rowIndex,
-  mlp: document.querySelector("#blocks tr").cells[3].textContent,
-  bar: Number(document.querySelector("svg.mlp g rect:last-child").getAttribute("width")),
-  title: document.querySelector("svg.mlp g title").textContent,
-});
+const shown = () => {
+  const [size, ...others] = document.querySelectorAll(".size:not([hidden])");
+  return {
+    others: others.length,
+    kl: size.querySelectorAll(".tile b")[1].textContent,
+    keep: size.querySelector("code").textContent.split(" ")[4],
+    row: document.querySelector("#all tr.final").rowIndex,
+    mlp: size.querySelector("tbody tr").cells[3].textContent,
+    bar: Number(size.querySelector("svg.mlp g rect:last-child").getAttribute("width")),
+    title: size.querySelector("svg.mlp g title").textContent,
+    open: size.querySelector("details").open,
+  };
+};
 const before = shown();
 slider.value = slider.max;
 slider.dispatchEvent(new window.Event("input"));
@@ -83,6 +88,8 @@ def test_the_page_of_sizes(tmp_path: Path, finished_llama: Path, width: int, dar
     assert (seen.width, seen.beyond, seen.console) == (width, [], [])
     disabled, before, after = seen.found
     assert not disabled
+    assert before["others"] == after["others"] == 0
+    assert before["open"] == after["open"]
     assert before["keep"] == "50%"
     assert float(before["kl"]) > float(after["kl"]) == 0
     assert after["keep"] == "100%"

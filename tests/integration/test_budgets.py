@@ -12,7 +12,7 @@ from darwinlm.errors import BudgetError
 from darwinlm.latency.timing import ModelTimer
 from darwinlm.lock import release_all
 from darwinlm.pipeline import run_stages
-from darwinlm.recipe import BudgetSettings, Recipe, merge
+from darwinlm.recipe import BudgetSettings, Recipe, load_recipe
 from darwinlm.runs.sweep import _ordered, member_name, prune_sweep
 from darwinlm.stages.plan import plan_stage
 
@@ -156,7 +156,7 @@ def test_real_clocks_run_too(tiny_folder, make_run, tmp_path, monkeypatch, model
 
 def test_a_family_shares_its_database_and_starts_from_its_neighbour(tiny_llama, make_run, tmp_path):
     run = make_run(tiny_llama, tmp_path / "unused")
-    recipes = [merge(run.recipe, (), {"budget.keep": keep}) for keep in ("40%", "80%", "60%")]
+    recipes = [load_recipe(run.recipe, (), {"budget.keep": keep}) for keep in ("40%", "80%", "60%")]
     sweep = prune_sweep(recipes, tmp_path / "out", reporter=run.reporter)
     rows = sweep.rows
     assert [row.name for row in rows] == ["dense", "keep-80", "keep-60", "keep-40"]
@@ -204,5 +204,5 @@ def test_members_are_named_after_their_budget(budget, name):
     [("keep", ("40%", "80%"), ["keep-80", "keep-40"]), ("speedup", ("3x", "2x"), ["speedup-2x", "speedup-3x"])],
 )
 def test_the_largest_member_is_pruned_first(kind, given, ordered):
-    recipes = [merge(Recipe(), (), {f"budget.{kind}": bound}) for bound in given]
+    recipes = [load_recipe(Recipe(), (), {f"budget.{kind}": bound}) for bound in given]
     assert [member_name(recipe.budget) for recipe in _ordered(recipes)] == ordered

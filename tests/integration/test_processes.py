@@ -24,7 +24,7 @@ POSIX = pytest.mark.skipif(sys.platform == "win32", reason="torchrun's standalon
 
 def torchrun(command: str, model: Path, text: Path, out: Path, *more: str, status: int = 0) -> CompletedProcess[str]:
     """The command in two processes, one thread each."""
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", "darwinlm.cli")
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", "darwinlm")
     options = ("--text", text, "--keep", "60%", "--out", out, *sets(SETTINGS), *more)
     return python(*launch, command, model, *options, status=status, seconds=200, PYTHONWARNINGS="ignore")
 
@@ -92,7 +92,7 @@ def test_two_processes_evaluate_as_one(command, tmp_path):
     text = tiny_text(tmp_path / "text.txt")
     request = (model, "--suite", "piqa:0,arc_challenge:2", "--data-dir", data, "--text", text, "--against", model)
     request += ("--tokens", 700, "--sequence-length", 100, "--batch-size", 2, "--dtype", "float32")
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", "darwinlm.cli")
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", "darwinlm")
     done = python(*launch, "evaluate", *request, "--out", tmp_path / "two.json", PYTHONWARNINGS="ignore")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("PIQA:") == 1
@@ -121,7 +121,7 @@ def same_figures(ours: Any, theirs: Any, where: str = "") -> None:
 def test_another_process_gives_the_same_bytes(finished_llama, tiny_llama, tiny_text_file, tmp_path):
     """In another folder too. Sets and dictionaries come in another order there."""
     words = ("prune", tiny_llama, "--text", tiny_text_file, "--keep", "60%", "--out", tmp_path / "out", *sets(SETTINGS))
-    python("-m", "darwinlm.cli", *words, "--until", "export", PYTHONHASHSEED="12345")
+    python("-m", "darwinlm", *words, "--until", "export", PYTHONHASHSEED="12345")
     weights = sorted(path.relative_to(finished_llama) for path in finished_llama.rglob("*.safetensors"))
     assert {Path("model/model.safetensors"), Path("stages/database/block_0003.safetensors")} <= set(weights)
     for name in weights:

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from darwinlm.artifact import read_json
 from darwinlm.console import Reporter
 from darwinlm.pipeline import run_stages
-from darwinlm.recipe import Recipe, load_recipe, merge, shipped_recipes
+from darwinlm.recipe import Recipe, load_recipe, shipped_recipes
 from darwinlm.run import Run
 
 SHRUNKEN = {
@@ -92,7 +92,7 @@ def test_recipe_runs_end_to_end(name: str, tiny_text_file: Path, tmp_path: Path)
     if name not in GROWN:
         return
     searched = (out / "stages" / "search" / "result.json").stat().st_mtime_ns
-    grown = run_stages(Run(merge(recipe, ["recovery.tokens=512"], {}), out, reporter), "report").report
+    grown = run_stages(Run(load_recipe(recipe, ["recovery.tokens=512"], {}), out, reporter), "report").report
     assert (out / "stages" / "search" / "result.json").stat().st_mtime_ns == searched
     assert grown.models[summary.saved_key].kl == summary.saved.kl
     assert grown.recovery.steps == 8

@@ -34,7 +34,7 @@ def runner(monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path) ->
 
     def run(line: list[str], *, check: bool) -> None:
         assert check
-        assert line[:3] == [sys.executable, "-m", "darwinlm.cli"]
+        assert line[:3] == [sys.executable, "-m", "darwinlm"]
         command(*line[3:]).succeeded()
 
     monkeypatch.setattr(module.subprocess, "run", run)

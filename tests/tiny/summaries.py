@@ -222,7 +222,7 @@ class Page(HTMLParser):
     def __init__(self, html):
         super().__init__()
         self.open, self.ids, self.resources, self.words, self.scripts = [], [], [], [], []
-        self.policy, self.data, self.links = "", None, []
+        self.policy, self.links = "", []
         self.feed(html)
         self.close()
         assert self.open == []
@@ -244,10 +244,7 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         if self.open[-1:] == ["script"]:
-            if self._json:
-                self.data = json.loads(data)
-            else:
-                self.scripts.append(data)
+            self.scripts.append(data)
         elif not set(self.open) & {"style", "svg"}:
             self.words.append(data)
 
@@ -258,7 +255,6 @@ class Page(HTMLParser):
         self.links += links if tag == "a" else []
         if tag == "meta" and attrs.get("http-equiv") == "Content-Security-Policy":
             self.policy = attrs["content"]
-        self._json = tag == "script" and attrs.get("type") == "application/json"
         if tag != "a":
             self.resources += [link for link in links if not link.startswith("#")]
         assert tag not in {"iframe", "link", "object"}

@@ -24,8 +24,8 @@ from darwinlm.comparison.allocations import (
 )
 from darwinlm.comparison.hard_concrete import HardConcrete
 from darwinlm.comparison.importance import activation_scores, block_influence, magnitude_scores
-from darwinlm.comparison.ranked import DenseReader, RankedReader, UnitScores, best_columns
-from darwinlm.comparison.sheared import Shearing, shear
+from darwinlm.comparison.ranked import RankedReader, UnitScores, best_columns, dense_reader
+from darwinlm.comparison.sheared import shear
 from darwinlm.database.levels import Level
 from darwinlm.errors import BudgetError, FamilyError, NumericsError
 from darwinlm.families.checkpoint import Checkpoint
@@ -53,7 +53,7 @@ def stream(checkpoint: Checkpoint) -> BlockStream:
 
 def half(checkpoint: Checkpoint) -> Problem:
     """The problem of keeping half of a model."""
-    space = SearchSpace(DenseReader(checkpoint, UNITS).modules)
+    space = SearchSpace(dense_reader(checkpoint, UNITS).modules)
     upper = space.params(space.dense) // 2
     return Problem(space, parameter_costs(space), Budget(int(0.9 * upper), upper))
 
@@ -159,7 +159,7 @@ def test_mixtures_of_experts_are_refused(tiny_folder: Callable[[str], Path]) -> 
     with pytest.raises(FamilyError, match="mixture of experts"):
         RankedReader(checkpoint, UNITS, {})
     with pytest.raises(FamilyError, match="sheared does not support mixtures"):
-        shear(None, checkpoint.family, module_shapes(checkpoint), [], [], Shearing())
+        shear(None, checkpoint.family, module_shapes(checkpoint), [], [], seed=0)
     problem = half(checkpoint)
     assert any(len(module.levels) == 1 for module in problem.space.modules)
     with pytest.raises(BudgetError, match="modules that are never cut, so whole blocks can't be removed"):
@@ -171,12 +171,11 @@ def test_masks_whose_loss_is_not_finite_are_refused(tiny_llama: Path) -> None:
     model = checkpoint.load(torch.float32)
     with torch.no_grad():
         model.model.norm.weight[0] = torch.nan
-    reader = DenseReader(checkpoint, UNITS)
+    reader = dense_reader(checkpoint, UNITS)
     shapes = [reader.shape(module.block, module.kind) for module in reader.modules]
     levels = [module.levels[-1] for module in reader.modules]
-    settings = Shearing(mask_rate=0.1, rate=1e-4, warmup=0.5, seed=0)
     with pytest.raises(NumericsError, match=r"sheared: the loss isn't finite in step 1: leave it out of --methods"):
-        shear(model, checkpoint.family, shapes, levels, torch.arange(32).view(2, 1, 16), settings)
+        shear(model, checkpoint.family, shapes, levels, torch.arange(32).view(2, 1, 16), seed=0)
 
 
 def test_choices_keep_the_budget_and_are_the_best(checkpoint: Checkpoint) -> None:
@@ -279,8 +278,7 @@ def test_masks_find_the_channels_and_heads_that_do_something(tmp_path: Path, rat
             torch.manual_seed(0)
             text = model.generate(text, max_new_tokens=40, do_sample=True, pad_token_id=0)
     batches = [text[torch.randperm(8, generator=generator)] for _ in range(100)]
-    settings = Shearing(rate=rate, warmup=0.5, seed=1)
-    scores, record = shear(model, checkpoint.family, shapes, levels, batches, settings)
+    scores, record = shear(model, checkpoint.family, shapes, levels, batches, seed=1, rate=rate)
     assert record["largest_gap"] < 0.1
     for one, level in zip(shapes, levels, strict=True):
         columns = set(best_columns(one, level, scores[one.block, one.kind]).tolist())

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import darwinlm
 from darwinlm.database.levels import Level, ModuleLevels
 from darwinlm.errors import BudgetError, RecipeError
-from darwinlm.recipe import BudgetSettings, Recipe, load_recipe, load_recipes, merge, parse_recipe
+from darwinlm.recipe import BudgetSettings, Recipe, load_recipe, load_recipes, parse_recipe
 from darwinlm.search.problem.budget import Budget, resolve_budget
 from darwinlm.search.problem.cost import CostModel, KvCache, amount_words, byte_costs, parameter_costs, time_costs
 from darwinlm.search.problem.problem import Problem
@@ -60,8 +60,8 @@ def test_time_for_the_search(text, minutes):
         ({"budget": {"latency": "30min"}}, "budget.latency: has an unknown unit 'min'"),
         ({"budget": {"speedup": "0.5x"}}, "budget.speedup: must be at least 1"),
         ({"budget": {"speedup": True}}, "budget.speedup: must be something like 2x, not true or false"),
-        ({"budget": {"params": 0}}, "budget.params: must be above 0"),
-        ({"budget": {"bytes": "-4GiB"}}, "budget.bytes: must be above 0"),
+        ({"budget": {"params": 0}}, "budget.params: Input should be greater than 0"),
+        ({"budget": {"bytes": "-4GiB"}}, "budget.bytes: Input should be greater than 0"),
         ({"budget": {"keep": "50%", "params": "1B"}}, "budget: give one bound only, not keep and params at once"),
         ({"budget": {"speedup": 2, "latency": "1s"}}, "budget: give one bound only, not speedup and latency at once"),
         ({"budget": {"keep": None}}, "budget: no bound is given: give one of keep, params, bytes, speedup, latency"),
@@ -83,7 +83,7 @@ def test_a_bound_that_is_given_displaces_the_recipes_own_of_another_kind(tmp_pat
     budget = load_recipe(path, (), {"budget.params": "1B"}).budget
     assert (budget.keep, budget.params, budget.tolerance) == (None, 10**9, 0.01)
     assert load_recipe(path, ["budget.bytes=1GiB"]).budget.kind == "bytes"
-    assert merge(Recipe(), ["budget.speedup=2x"], {}).budget.kind == "speedup"
+    assert load_recipe(Recipe(), ["budget.speedup=2x"], {}).budget.kind == "speedup"
     with pytest.raises(RecipeError, match="one bound only"):
         load_recipe(path, ["budget.bytes=1GiB"], {"budget.params": "1B"})
 
@@ -103,10 +103,10 @@ def test_one_bound_is_one_recipe():
         load_recipes(None, (), {"budget.keep": "0,5"})
     (large, small) = darwinlm.load_recipes(None, ["model=MODEL", "budget.keep=75%,50%"])
     assert (large.budget.keep, small.budget.keep) == (0.75, 0.5)
-    longer = merge(small, ["search.generations=3"], {})
+    longer = load_recipe(small, ["search.generations=3"], {})
     for second, said in (
         (large, "a sweep's budgets must differ; these are keep-75, keep-75"),
-        (merge(large, [], {"budget.params": "1M"}), "budgets of one kind; these are keep and params"),
+        (load_recipe(large, [], {"budget.params": "1M"}), "budgets of one kind; these are keep and params"),
         (longer, "a sweep's recipes may only differ in their bound"),
     ):
         with pytest.raises(RecipeError, match=said):
@@ -119,7 +119,7 @@ def test_one_recipe_has_one_bound(given_as):
     with pytest.raises(RecipeError, match=message):
         load_recipe(None, (), {"budget.keep": given_as})
     with pytest.raises(RecipeError, match=message):
-        merge(Recipe(), (), {"budget.keep": given_as})
+        load_recipe(Recipe(), (), {"budget.keep": given_as})
     with pytest.raises(RecipeError, match=message):
         darwinlm.prune("model", keep=given_as)
 

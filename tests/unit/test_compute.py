@@ -7,7 +7,7 @@ from darwinlm import parallel
 from darwinlm.compute import fast_dtype, resolve_device, settled
 from darwinlm.console import Reporter
 from darwinlm.errors import ParallelError, RecipeError
-from darwinlm.recipe import Recipe, merge
+from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.run import Run
 
 CPU = torch.device("cpu")
@@ -49,9 +49,9 @@ def test_an_older_pytorch_is_asked_in_its_own_way(monkeypatch, tiles):
 
 def test_a_run_computes_and_names_what_its_recipe_then_says(processor, tmp_path):
     processor(amx_bf16=False)
-    said = merge(Recipe(), ["compute.dtype=bfloat16"], {})
+    said = load_recipe(Recipe(), ["compute.dtype=bfloat16"], {})
     assert settled(said, CPU) == said, "it is left alone"
-    run = Run(merge(Recipe(), [], {"model": "any"}), tmp_path / "out", Reporter(quiet=True))
+    run = Run(load_recipe(Recipe(), [], {"model": "any"}), tmp_path / "out", Reporter(quiet=True))
     assert run.dtype == torch.float32
     assert run.arithmetic["dtype"] == "torch.float32"
     assert run.recipe.compute.dtype == "float32"
@@ -142,4 +142,4 @@ def test_a_gpu_without_bfloat16_works_in_float32(gpus):
     device = torch.device("cuda")
     assert settled(Recipe(), device).compute.dtype == "float32"
     with pytest.raises(RecipeError, match=r"compute\.dtype=bfloat16: Tesla V100 doesn't support bfloat16: use flo"):
-        settled(merge(Recipe(), ["compute.dtype=bfloat16"], {}), device)
+        settled(load_recipe(Recipe(), ["compute.dtype=bfloat16"], {}), device)

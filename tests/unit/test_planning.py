@@ -26,7 +26,7 @@ from darwinlm.planning.devices import find_device
 from darwinlm.planning.model import Sizes
 from darwinlm.planning.need import StageNeed
 from darwinlm.planning.plan import make_plan
-from darwinlm.recipe import load_recipe, merge
+from darwinlm.recipe import load_recipe
 from darwinlm.report.wording import count
 
 
@@ -233,7 +233,7 @@ def test_what_does_not_fit_names_the_setting_that_would(tmp_path: Path, monkeypa
     assert problem.startswith("database needs ")
     assert "text.calibration_tokens=" in problem
     fits = problem.partition("text.calibration_tokens=")[2].split()[0]
-    smaller = merge(recipe, [f"text.calibration_tokens={fits}"], {})
+    smaller = load_recipe(recipe, [f"text.calibration_tokens={fits}"], {})
     again = make_plan(Sizes(Checkpoint.describe(folder), smaller), device)
     assert not any(line.startswith("database") for line in again.problems)
     monkeypatch.undo()

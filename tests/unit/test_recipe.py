@@ -8,7 +8,7 @@ import yaml
 from pydantic import BaseModel
 
 from darwinlm.errors import RecipeError
-from darwinlm.recipe import Recipe, SearchStage, describe_fields, load_recipe, merge, parse_recipe
+from darwinlm.recipe import Recipe, SearchStage, describe_fields, load_recipe, parse_recipe
 
 
 def message(tree: dict[str, Any]) -> str:
@@ -217,18 +217,18 @@ def test_values_of_assignments_are_yaml():
 
 def test_merge_changes_what_it_is_told_and_nothing_else():
     recipe = load_recipe(None, ["search.seed=4"])
-    merged = merge(recipe, ["search.generations=9"], {"budget.keep": "25%", "model": None})
+    merged = load_recipe(recipe, ["search.generations=9"], {"budget.keep": "25%", "model": None})
     assert (merged.search.seed, merged.search.generations, merged.budget.keep) == (4, 9, 0.25)
     assert merged.text == recipe.text
     assert recipe.search.generations == Recipe().search.generations
-    assert merge(recipe, (), {}) == recipe
+    assert load_recipe(recipe, (), {}) == recipe
 
 
 def test_merge_checks_what_it_made():
     with pytest.raises(RecipeError, match=r"budget\.keep"):
-        merge(Recipe(), (), {"budget.keep": 2000})
+        load_recipe(Recipe(), (), {"budget.keep": 2000})
     with pytest.raises(RecipeError, match="did you mean 'generations'"):
-        merge(Recipe(), ["search.generation=3"], {})
+        load_recipe(Recipe(), ["search.generation=3"], {})
 
 
 def leaves(section: type[BaseModel], prefix: str = "") -> list[tuple[str, Any]]:

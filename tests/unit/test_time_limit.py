@@ -15,7 +15,7 @@ from darwinlm.planning.model import Sizes
 from darwinlm.planning.plan import estimate
 from darwinlm.planning.shorten import differences, shortened
 from darwinlm.planning.time_limit import FILE, TimeLimit
-from darwinlm.recipe import load_recipe, merge
+from darwinlm.recipe import load_recipe
 from darwinlm.run import Run
 from darwinlm.stages.results import StageResults
 from darwinlm.stages.text import text_stage
@@ -120,7 +120,7 @@ def test_enough_time_changes_nothing(card, monkeypatch, make_run, tiny_llama, tm
     before = run.recipe
     simulate(monkeypatch, run, 100.0, lambda stage: 1.0)
     unlimited = {"search": {"minutes": None}, "recovery": {"minutes": None}}
-    assert merge(run.recipe, [f"{a}.{b}=null" for a in unlimited for b in unlimited[a]], {}) == before
+    assert load_recipe(run.recipe, [f"{a}.{b}=null" for a in unlimited for b in unlimited[a]], {}) == before
     assert run.time is not None
     assert run.time.shortened == ()
 
@@ -174,7 +174,7 @@ def test_every_part_is_lowered_and_none_below_its_least() -> None:
         for stage in time_limit.STAGES:
             settings = shortened(recipe, share, stage)
             assert share < 1 or settings == {}
-            merged = merge(recipe, time_limit._assignments(settings), {})
+            merged = load_recipe(recipe, time_limit._assignments(settings), {})
             lowered = list(differences(recipe, merged))
             assert bool(lowered) == bool(settings)
     half = shortened(recipe, 0.5, "database")

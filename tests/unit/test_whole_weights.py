@@ -55,14 +55,14 @@ def unknown(tmp_path: Path) -> Path:
 
 
 def test_an_unknown_family_with_missing_weights(unknown):
-    assert open_model(str(unknown), dtype=torch.float32).params > 0
+    assert open_model(str(unknown), dtype="float32").params > 0
     path = unknown / "model.safetensors"
     tensors = load_file(path)
     name = next(key for key in tensors if key.endswith("h.1.mlp.c_fc.weight"))
     tensors[name.replace("c_fc", "c_fx")] = tensors.pop(name)
     save_file(tensors, path, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"lacks the tensor transformer\.h\.1\.mlp\.c_fc\.weight"):
-        open_model(str(unknown), dtype=torch.float32)
+        open_model(str(unknown), dtype="float32")
 
 
 def test_an_unknown_family_with_pickled_weights(unknown):
@@ -70,7 +70,7 @@ def test_an_unknown_family_with_pickled_weights(unknown):
     torch.save(tensors, unknown / "pytorch_model.bin")
     (unknown / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="safetensors"):
-        open_model(str(unknown), dtype=torch.float32)
+        open_model(str(unknown), dtype="float32")
 
 
 @pytest.fixture

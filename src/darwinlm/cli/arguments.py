@@ -14,20 +14,17 @@ def _bound(name: str, help: str, *, default: str | bool = False) -> Any:
     return typer.Option(name, help=help, show_default=default, rich_help_panel=_BUDGET)
 
 
-Model = Annotated[str | None, typer.Argument(help="Hub id, local folder, or GGUF file.", show_default=False)]
+Model = Annotated[str | None, typer.Argument(help="Hub id, local folder, or GGUF file.")]
 Out = Annotated[
     Path, typer.Option("--out", "-o", help="Output folder. Rerun with the same folder to resume an interrupted run.")
 ]
-RecipeFile = Annotated[
-    str | None, typer.Option("--recipe", help="YAML recipe, or the name of a bundled one.", show_default=False)
-]
+RecipeFile = Annotated[str | None, typer.Option("--recipe", help="YAML recipe, or the name of a bundled one.")]
 Set = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="SECTION.FIELD=VALUE",
         help="Change one setting; repeatable. [cyan]darwinlm schema all[/cyan] lists them.",
-        show_default=False,
     ),
 ]
 Text = Annotated[
@@ -53,11 +50,7 @@ Vocab = Annotated[
 ]
 Time = Annotated[
     str | None,
-    typer.Option(
-        "--time",
-        help="Time limit of the whole run: 30m. Less text and fewer steps are used to keep it.",
-        show_default=False,
-    ),
+    typer.Option("--time", help="Time limit of the whole run: 30m. Less text and fewer steps are used to keep it."),
 ]
 Preset = Annotated[
     str | None,
@@ -71,23 +64,20 @@ For = Annotated[
         "--for",
         metavar="QUANTISATION",
         help="Quantisation that will follow: q4_k_m, awq, gptq, w4a16, fp8 ... Widths are multiples of its groups.",
-        show_default=False,
     ),
 ]
 RemoteCode = Annotated[
     bool, typer.Option("--allow-remote-code", help="Allow a checkpoint to run the Python code that it contains.")
 ]
 Database = Annotated[
-    Path | None,
-    typer.Option("--database", help="Finished database of this model, instead of building one.", show_default=False),
+    Path | None, typer.Option("--database", help="Finished database of this model, instead of building one.")
 ]
 Until = Annotated[str, typer.Option("--until", help="Stop after this stage.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...")]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, bfloat16, float16 or float32.")]
 Suite = Annotated[
-    str | None,
-    typer.Option("--suite", help="paper, quick, or tasks such as piqa,arc_challenge:25 (25 shots)."),
+    str | None, typer.Option("--suite", help="paper, quick, or tasks such as piqa,arc_challenge:25 (25 shots).")
 ]
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Local tasks: TASK/SPLIT.jsonl[.gz].")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Items per task.")]

@@ -26,17 +26,15 @@ if TYPE_CHECKING:
 def bench(
     model: Annotated[str, typer.Argument(help="Folder, finished run, hub id or GGUF file.")],
     against: Annotated[
-        str | None, typer.Option("--against", help="Second model, such as the dense one; the two are timed in turn.")
+        str | None, typer.Option(help="Second model, such as the dense one; the two are timed in turn.")
     ] = None,
-    engine: Annotated[
-        str | None, typer.Option("--engine", help="torch, llama.cpp or vllm.", show_default="by the model")
-    ] = None,
-    prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", min=1, help="Tokens in the prompt.")] = 512,
-    new_tokens: Annotated[int, typer.Option("--new-tokens", min=1, help="Tokens to generate after the first.")] = 64,
-    runs: Annotated[int, typer.Option("--runs", min=1, help="Measured rounds after the warm-up.")] = 5,
-    threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads.")] = 1,
-    dtype: Annotated[str | None, typer.Option("--dtype", help="torch and vllm: bfloat16, float16 or float32.")] = None,
-    quant: Annotated[str | None, typer.Option("--quant", help="llama.cpp: convert to this type first.")] = None,
+    engine: Annotated[str | None, typer.Option(help="torch, llama.cpp or vllm.", show_default="by the model")] = None,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens in the prompt.")] = 512,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate after the first.")] = 64,
+    runs: Annotated[int, typer.Option(min=1, help="Measured rounds after the warm-up.")] = 5,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    dtype: Annotated[str | None, typer.Option(help="torch and vllm: bfloat16, float16 or float32.")] = None,
+    quant: Annotated[str | None, typer.Option(help="llama.cpp: convert to this type first.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write all figures here as JSON.")] = None,
     as_json: arguments.Json = False,
     allow_remote_code: arguments.RemoteCode = False,

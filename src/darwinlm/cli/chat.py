@@ -32,36 +32,28 @@ HELP = "/reset forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C stops a
     "echo 'What is the capital of France?' | darwinlm chat runs/half --temperature 0",
 )
 def chat(
-    model: Annotated[str, typer.Argument(help="Run, folder, hub id or GGUF file.", show_default=False)],
-    against: Annotated[
-        str | None, typer.Option("--against", help="Second model, answering the same questions beside it.")
-    ] = None,
-    system: Annotated[str | None, typer.Option("--system", help="System message, for models that take one.")] = None,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer.")] = 256,
+    model: Annotated[str, typer.Argument(help="Run, folder, hub id or GGUF file.")],
+    against: Annotated[str | None, typer.Option(help="Second model, answering the same questions beside it.")] = None,
+    system: Annotated[str | None, typer.Option(help="System message, for models that take one.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
     temperature: Annotated[
-        float | None,
-        typer.Option("--temperature", help="0 takes the most likely token.", show_default="the model's own"),
+        float | None, typer.Option(help="0 takes the most likely token.", show_default="the model's own")
     ] = None,
-    repetition_penalty: Annotated[
-        float, typer.Option("--repetition-penalty", help="Above 1, the model repeats itself less.")
-    ] = 1.1,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the sampling.")] = 0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1, the model repeats itself less.")] = 1.1,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
     device: arguments.Device = "auto",
     dtype: arguments.Dtype = "auto",
     allow_remote_code: arguments.RemoteCode = False,
 ) -> None:
     """Talk to a model. Answers appear as they are written; piped input is read as one question per line."""
     from darwinlm.chat import AnswerSettings, Conversation
-    from darwinlm.compute import resolve_device, resolve_dtype
     from darwinlm.evaluation.models import open_model
 
     settings = AnswerSettings(max_tokens, temperature, repetition_penalty, seed, system)
-    where = resolve_device(device)
-    kind = resolve_dtype(dtype, where)
     talks = {}
     for source in (model,) if against is None else (model, against):
         terminal.say(f"loading {source}")
-        opened = open_model(source, dtype=kind, device=where, allow_remote_code=allow_remote_code)
+        opened = open_model(source, dtype=dtype, device=device, allow_remote_code=allow_remote_code)
         talks[source] = Conversation(opened, settings)
     console, typed = terminal.console(), sys.stdin.isatty()
     if typed:

@@ -10,23 +10,6 @@ import typer
 from darwinlm.cli import arguments, terminal
 from darwinlm.cli.app import SHRINK, command
 
-MethodsOption = Annotated[
-    str,
-    typer.Option(
-        "--methods",
-        help="all, or some of uniform,random,magnitude,minitron,shortgpt,ziplm,sheared,darwinlm and names of variants; "
-        "each may be followed by +refit, +recovery or +refit+recovery.",
-    ),
-]
-DomainOption = Annotated[
-    list[str] | None,
-    typer.Option("--domain", help="NAME=SOURCE of another evaluation text; repeatable.", show_default=False),
-]
-VariantOption = Annotated[
-    list[str] | None,
-    typer.Option("--variant", help="NAME=RECIPE.yaml of another search as a method; repeatable.", show_default=False),
-]
-
 
 @command(
     SHRINK,
@@ -34,12 +17,22 @@ VariantOption = Annotated[
 )
 def compare(
     model: arguments.Model = None,
-    methods: MethodsOption = "all",
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="all, or some of uniform,random,magnitude,minitron,shortgpt,ziplm,sheared,darwinlm and names of "
+            "variants; each may be followed by +refit, +recovery or +refit+recovery."
+        ),
+    ] = "all",
     out: arguments.Out = Path("runs/comparison"),
     keep: arguments.Keep = None,
     text: arguments.Text = None,
-    domain: DomainOption = None,
-    variant: VariantOption = None,
+    domain: Annotated[
+        list[str] | None, typer.Option(help="NAME=SOURCE of another evaluation text; repeatable.")
+    ] = None,
+    variant: Annotated[
+        list[str] | None, typer.Option(help="NAME=RECIPE.yaml of another search as a method; repeatable.")
+    ] = None,
     suite: arguments.Suite = None,
     data_dir: arguments.DataDir = None,
     limit: arguments.Limit = None,

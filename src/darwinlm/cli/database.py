@@ -50,11 +50,10 @@ def database(
     "darwinlm inspect runs/half --html sizes.html",
 )
 def inspect(
-    folder: Annotated[Path, typer.Argument(help="A database, or the run that built it.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(help="A database, or the run that built it.")],
     as_json: arguments.Json = False,
     page: Annotated[
-        Path | None,
-        typer.Option("--html", help="Write a page with predicted losses of all sizes.", show_default=False),
+        Path | None, typer.Option("--html", help="Write a page with predicted losses of all sizes.")
     ] = None,
 ) -> None:
     """Show what each attention and MLP loses at every width, and the loss of the model that this predicts."""

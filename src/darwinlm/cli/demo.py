@@ -61,18 +61,13 @@ def _sizes(console: Console, results: Any, kept: float | None) -> None:
 
 def _answers(console: Console, out: Path) -> None:
     """Ask questions through the chat template and print the answers of both models."""
-    import torch
-
     from darwinlm.chat import AnswerSettings, Conversation
     from darwinlm.demo import QUESTIONS
     from darwinlm.evaluation.models import open_model
 
     settings = AnswerSettings(max_tokens=40, temperature=0)
     folders = {"dense": out / "stages" / "source", "smaller": out / "model"}
-    models = {
-        name: open_model(str(folder), dtype=torch.float32, device=torch.device("cpu"))
-        for name, folder in folders.items()
-    }
+    models = {name: open_model(str(folder), dtype="float32") for name, folder in folders.items()}
     for question in QUESTIONS:
         console.print(f"\n{question}", style="bold", markup=False)
         for name, opened in models.items():

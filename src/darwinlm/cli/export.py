@@ -24,18 +24,15 @@ if TYPE_CHECKING:
 def export(
     model: Annotated[Path, typer.Argument(help="Folder of a model, or of a finished run.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="File (gguf) or folder to write.")],
-    to: Annotated[str, typer.Option("--to", help="gguf, vllm, hf or dense.")],
+    to: Annotated[str, typer.Option(help="gguf, vllm, hf or dense.")],
     quant: Annotated[
-        str | None,
-        typer.Option("--quant", help="gguf: f32, f16, bf16, q8_0, q4_0, q3_k_m, q4_k_s, q4_k_m, q5_k_m or q6_k."),
+        str | None, typer.Option(help="gguf: f32, f16, bf16, q8_0, q4_0, q3_k_m, q4_k_s, q4_k_m, q5_k_m or q6_k.")
     ] = None,
-    dtype: Annotated[str | None, typer.Option("--dtype", help="Other formats: bfloat16, float16 or float32.")] = None,
-    tensor_parallel: Annotated[int, typer.Option("--tensor-parallel", help="vllm: GPUs that share each layer.")] = 1,
-    tokenizer_from: Annotated[
-        Path | None, typer.Option("--tokenizer-from", help="gguf: copy the tokenizer from this GGUF file.")
-    ] = None,
-    mlp_multiple: Annotated[int, typer.Option("--mlp-multiple", help="gguf: pad MLP widths to a multiple.")] = 32,
-    threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads.")] = 1,
+    dtype: Annotated[str | None, typer.Option(help="Other formats: bfloat16, float16 or float32.")] = None,
+    tensor_parallel: Annotated[int, typer.Option(help="vllm: GPUs that share each layer.")] = 1,
+    tokenizer_from: Annotated[Path | None, typer.Option(help="gguf: copy the tokenizer from this GGUF file.")] = None,
+    mlp_multiple: Annotated[int, typer.Option(help="gguf: pad MLP widths to a multiple.")] = 32,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     overwrite: arguments.Overwrite = False,
     allow_remote_code: arguments.RemoteCode = False,
 ) -> None:

@@ -16,11 +16,10 @@ from darwinlm.cli.export import show_report
 def import_command(
     model: Annotated[Path, typer.Argument(help="Folder with config.json and safetensors.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
-    family: Annotated[str | None, typer.Option("--family", help="Model type of the dense model: llama.")] = None,
-    head_dim: Annotated[int | None, typer.Option("--head-dim", min=1, help="Size of one attention head.")] = None,
+    family: Annotated[str | None, typer.Option(help="Model type of the dense model: llama.")] = None,
+    head_dim: Annotated[int | None, typer.Option(min=1, help="Size of one attention head.")] = None,
     query_groups: Annotated[
-        str | None,
-        typer.Option("--query-groups", help="first or spread: how query heads share KV heads, if unknown."),
+        str | None, typer.Option(help="first or spread: how query heads share KV heads, if unknown.")
     ] = None,
     overwrite: arguments.Overwrite = False,
     allow_remote_code: arguments.RemoteCode = False,

@@ -28,8 +28,7 @@ FIRST = (
 @command(LEARN, "darwinlm schema", "darwinlm schema recovery", "darwinlm schema all")
 def schema(
     section: Annotated[
-        str | None,
-        typer.Argument(help="Section of the recipe, or all.", show_default="the ten settings to know first"),
+        str | None, typer.Argument(help="Section of the recipe, or all.", show_default="the ten settings to know first")
     ] = None,
     as_json: arguments.Json = False,
 ) -> None:

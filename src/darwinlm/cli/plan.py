@@ -27,12 +27,10 @@ def plan(
             "from benchmarks/gpu.py.",
         ),
     ] = "cpu",
-    processes: Annotated[int, typer.Option("--processes", min=1, help="Number of torchrun processes.")] = 1,
-    ram: Annotated[str | None, typer.Option("--ram", help="Memory of the machine for all processes: 256GB.")] = None,
-    disk: Annotated[str | None, typer.Option("--disk", help="Free space for the output folder: 1TB.")] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Write the plan here as JSON.", show_default=False)
-    ] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Number of torchrun processes.")] = 1,
+    ram: Annotated[str | None, typer.Option(help="Memory of the machine for all processes: 256GB.")] = None,
+    disk: Annotated[str | None, typer.Option(help="Free space for the output folder: 1TB.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the plan here as JSON.")] = None,
     as_json: arguments.Json = False,
     assignments: arguments.Set = None,
     allow_remote_code: arguments.RemoteCode = False,

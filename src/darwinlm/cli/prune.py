@@ -71,11 +71,11 @@ def _run_sweep(recipes: list[Any], out: Path, until: str) -> None:
 
 def run_recipe(recipe: Any, out: Path, until: str) -> Any:
     """Run the stages and print the result; returns the results of all stages."""
+    from darwinlm import tables
     from darwinlm.pipeline import run_stages
     from darwinlm.planning.time_limit import TimeLimit
     from darwinlm.report import wording
-    from darwinlm.report.looking_back import looking_back_remarks, looking_back_table
-    from darwinlm.report.table import comparison_table
+    from darwinlm.report.table import comparison_table, looking_back_rows
     from darwinlm.run import Run
 
     console = terminal.console()
@@ -88,16 +88,17 @@ def run_recipe(recipe: Any, out: Path, until: str) -> Any:
         return results
     summary = results.report
     console.print(comparison_table(summary))
-    looked = looking_back_table(summary)
-    if looked is not None:
-        console.print("", looked, *looking_back_remarks(summary))
+    looking_back = looking_back_rows(summary, losses=False)
+    if looking_back is not None:
+        headings, rows, remarks = looking_back
+        console.print("", tables.terminal(headings, rows, bold=len(rows) - 1), *remarks)
     if summary.prompts:
         console.print(f"\ncontinuations of {summary.prompts[0]!r}", style="bold")
         for key in ("dense", summary.saved_key):
             text = wording.collapsed(summary.models[key].continuations[0])
             console.print(f"  {wording.model_name(key, summary)}: {text!r}")
     if summary.time is not None:
-        console.print(f"\n{wording.time_limit(summary)}")
+        console.print(f"\n{wording.time_limit(summary.time)}")
     budget = summary.budget
     assert budget is not None
     quoted = shlex.quote(str(out))

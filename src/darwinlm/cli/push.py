@@ -17,19 +17,17 @@ from darwinlm.cli.app import USE, command
     "darwinlm push runs/half you/SmolLM2-half --gguf q8_0 --private",
 )
 def push(
-    run: Annotated[Path, typer.Argument(help="Output folder of a run, or folder of a model.", show_default=False)],
-    repo: Annotated[str, typer.Argument(help="Repository on the hub: owner/name.", show_default=False)],
-    gguf: Annotated[
-        str | None, typer.Option("--gguf", help="Add a GGUF file of this type: f16, q8_0, q4_k_m ...")
-    ] = None,
+    run: Annotated[Path, typer.Argument(help="Output folder of a run, or folder of a model.")],
+    repo: Annotated[str, typer.Argument(help="Repository on the hub: owner/name.")],
+    gguf: Annotated[str | None, typer.Option(help="Add a GGUF file of this type: f16, q8_0, q4_k_m ...")] = None,
     private: Annotated[bool, typer.Option("--private", help="Create a private repository.")] = False,
     update: Annotated[bool, typer.Option("--update", help="Add to an existing repository.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be uploaded, and stop.")] = False,
 ) -> None:
     """Upload a model to the Hugging Face hub: model card, weights, tokenizer and, if wanted, a GGUF file."""
-    from darwinlm.publishing import CARD, prepare_upload, publish
+    from darwinlm.publishing import CARD, Upload, publish
 
-    upload = prepare_upload(run, repo, quantisation=gguf, private=private, update=update)
+    upload = Upload(run, repo, gguf, private, update)
     files = upload.files()
     console = terminal.console()
     if CARD not in [name for name, _ in files]:

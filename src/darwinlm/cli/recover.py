@@ -17,19 +17,13 @@ from darwinlm.cli.app import SHRINK, command
     "darwinlm recover SMALL --teacher MODEL --tokens 10B --text hf:HuggingFaceFW/fineweb-edu --out runs/recovered",
 )
 def recover(
-    model: Annotated[Path, typer.Argument(help="Folder of a pruned model, or of a run.", show_default=False)],
-    teacher: Annotated[
-        str | None, typer.Option("--teacher", help="The dense model: hub id, folder or GGUF file.", show_default=False)
-    ] = None,
-    tokens: Annotated[
-        str | None, typer.Option("--tokens", help="Tokens to train on: 300M, 10B.", show_default=False)
-    ] = None,
+    model: Annotated[Path, typer.Argument(help="Folder of a pruned model, or of a run.")],
+    teacher: Annotated[str | None, typer.Option(help="The dense model: hub id, folder or GGUF file.")] = None,
+    tokens: Annotated[str | None, typer.Option(help="Tokens to train on: 300M, 10B.")] = None,
     out: arguments.Out = Path("runs/recovered"),
     text: Annotated[
         str | None,
-        typer.Option(
-            "--text", help="Training text; by default that of the run, without the documents of its other stages."
-        ),
+        typer.Option(help="Training text; by default that of the run, without the documents of its other stages."),
     ] = None,
     recipe: arguments.RecipeFile = None,
     assignments: arguments.Set = None,

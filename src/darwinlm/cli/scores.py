@@ -14,7 +14,7 @@ from darwinlm.cli.app import LOOK, command
 @command(LOOK, "darwinlm scores dense.json half.json")
 def scores(
     files: Annotated[list[Path], typer.Argument(help="Files from darwinlm evaluate --out, one per model.")],
-    markdown: Annotated[Path | None, typer.Option("--markdown", help="Write the tables here as Markdown.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the tables here as Markdown.")] = None,
     as_json: arguments.Json = False,
 ) -> None:
     """Compare saved evaluations in one table. Two files also give the difference and its standard error."""

@@ -24,7 +24,7 @@ LONGEST_BAR, SHORTEST_BAR = 24, 4
 
 @command(LOOK, "darwinlm show runs/half", "darwinlm show runs/half --json")
 def show(
-    run: Annotated[Path, typer.Argument(help="Output folder of prune or recover.", show_default=False)],
+    run: Annotated[Path, typer.Argument(help="Output folder of prune or recover.")],
     as_json: arguments.Json = False,
 ) -> None:
     """Show what is left of every block, what was lost, and next steps."""
@@ -61,7 +61,6 @@ def _summary_of(run: Path) -> Path:
 
 def _show(console: Console, run: Path, summary: Summary) -> None:
     from darwinlm.report import wording
-    from darwinlm.report.next_steps import next_steps
     from darwinlm.report.table import comparison_table
 
     console.print(Text(wording.title(summary), style="bold"))
@@ -81,7 +80,7 @@ def _show(console: Console, run: Path, summary: Summary) -> None:
             )
     console.print()
     beside = run if run.name else Path("..") / run.resolve().name  # the current folder "." has no name
-    for wish, do in next_steps(summary, str(run), str(beside), summary.model):
+    for wish, do in wording.next_steps(summary, str(run), str(beside), summary.model):
         console.print(f"{wish}:", style="dim")
         console.print(f"  {do}", soft_wrap=True)
 

@@ -12,7 +12,7 @@ from darwinlm.cli.app import LOOK, command
 
 
 @command(LOOK, "darwinlm verify runs/half")
-def verify(folder: Annotated[Path, typer.Argument(help="Output folder of a run.", show_default=False)]) -> None:
+def verify(folder: Annotated[Path, typer.Argument(help="Output folder of a run.")]) -> None:
     """Check every file's hash, the chain of the stages, the model's parameters and its budget."""
     from darwinlm.errors import ArtifactError
     from darwinlm.runs.verify import verify_run

@@ -96,8 +96,7 @@ def compare_methods(run: Run, comparison: ComparisonRequest) -> ComparisonRecord
         limit=comparison.limit,
         recipe=run.recipe.model_dump(mode="json"),
     )
-    dense: Row = {"title": "Dense", "seconds": None, "database_seconds": None, "training_tokens": 0, "record": {}}
-    compared = _add(run, compared, "dense", run.checkpoint, dense, texts, comparison)
+    compared = _add(run, compared, "dense", run.checkpoint, {"title": "Dense"}, texts, comparison)
     for row in comparison.all_rows:
         checkpoint, facts = _made(variant_inputs.get(row.base, inputs), row, domains)
         compared = _add(run, compared, row.name, checkpoint, facts, texts, comparison)

@@ -9,7 +9,7 @@ from pathlib import Path
 from darwinlm.comparison.methods import BASELINES
 from darwinlm.errors import RecipeError
 from darwinlm.limits import shorten, suggestion
-from darwinlm.recipe import Recipe, find_recipe, merge
+from darwinlm.recipe import Recipe, find_recipe, load_recipe
 from darwinlm.recipe.load import read_yaml
 from darwinlm.run import Run
 
@@ -122,7 +122,7 @@ def variant_run(run: Run, name: str, source: str) -> Run:
         if not isinstance(part or {}, dict):
             raise RecipeError(f"--variant {name}: {section} must be a mapping of fields, not {shorten(part)}")
     flat = {f"{section}.{field}": value for section, part in tree.items() for field, value in (part or {}).items()}
-    recipe, shared = merge(run.recipe, (), flat), ["text"]
+    recipe, shared = load_recipe(run.recipe, (), flat), ["text"]
     if recipe.database == run.recipe.database:
         shared += ["saliency"] + (["plan", "database"] if recipe.units == run.recipe.units else [])
     return inner_run(run, recipe, run.folder / "variants" / name, {stage: run.path(stage) for stage in shared})

@@ -5,7 +5,7 @@ Letters: t tokens, s sequences, x a unit's output, h the residual stream.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -70,25 +70,29 @@ def activation_scores(stream: BlockStream, progress: Progress = lambda done, tot
     """
     checkpoint = stream.checkpoint
     by_place = {(shape.block, shape.kind): shape for shape in module_shapes(checkpoint)}
-    scores: dict[Place, UnitScores] = {}
-    for block in range(checkpoint.n_blocks):
+    sums: dict[Place, Tensor] = {}
+    for block, hooks in _blocks(stream, progress):
+        for kind in checkpoint.family.cut_kinds(checkpoint.config, block):
+            output = output_projection(stream.decoder.blocks[block], checkpoint.family, kind)
+            if output is not None:
+                add = _adder(sums, (block, kind), by_place[block, kind])
+                hooks.callback(output.register_forward_pre_hook(add).remove)
+    scores = {}
+    for place, total in sums.items():
+        shape, score = by_place[place], total.sqrt().float().cpu()
+        scores[place] = UnitScores(score if shape.kind == "mlp" else score.view(shape.groups, shape.heads))
+    return scores
+
+
+def _blocks(stream: BlockStream, progress: Progress) -> Iterator[tuple[int, ExitStack]]:
+    """Each block in memory, with a stack for hooks; it is run after the loop's body, and the stack is then closed."""
+    for block in range(stream.checkpoint.n_blocks):
         stream.load(block)
-        sums: dict[Place, Tensor] = {}
         with ExitStack() as hooks:
-            for kind in checkpoint.family.cut_kinds(checkpoint.config, block):
-                output = output_projection(stream.decoder.blocks[block], checkpoint.family, kind)
-                if output is not None:
-                    place = (block, kind)
-                    hook = output.register_forward_pre_hook(_adder(sums, place, by_place[place]))
-                    hooks.callback(hook.remove)
+            yield block, hooks
             stream.run(block)
         stream.unload(block)
-        for place, total in sums.items():
-            shape, score = by_place[place], total.sqrt().float().cpu()
-            units = score if shape.kind == "mlp" else score.view(shape.groups, shape.heads)
-            scores[place] = UnitScores(units)
-        progress(block + 1, checkpoint.n_blocks)
-    return scores
+        progress(block + 1, stream.checkpoint.n_blocks)
 
 
 def _adder(sums: dict[Place, Tensor], place: Place, shape: ModuleShape) -> Callable[[Any, tuple[Tensor, ...]], None]:
@@ -130,18 +134,13 @@ def expert_scores(stream: BlockStream, progress: Progress = lambda done, total: 
 
     The stream, before the first block, is used up. Raises FamilyError if the model has no mixture of experts.
     """
-    part, total = stream.checkpoint.family.mlp, stream.checkpoint.n_blocks
+    part = stream.checkpoint.family.mlp
     by_block: dict[int, ExpertScores] = {}
-    for block in range(total):
-        stream.load(block)
+    for block, hooks in _blocks(stream, progress):
         mixture = expert_module(stream.decoder.blocks[block], part)
-        with ExitStack() as hooks:
-            if mixture is not None and part.experts is not None:
-                by_block[block] = ExpertScores(mixture, output_sizes(mixture, part.experts)[0])
-                hooks.callback(watch_routing(mixture, by_block[block].note).remove)
-            stream.run(block)
-        stream.unload(block)
-        progress(block + 1, total)
+        if mixture is not None and part.experts is not None:
+            by_block[block] = ExpertScores(mixture, output_sizes(mixture, part.experts)[0])
+            hooks.callback(watch_routing(mixture, by_block[block].note).remove)
     if not by_block:
         raise FamilyError("reap and frequency rank experts, but this model has no mixture of experts: leave them out")
     return by_block

@@ -26,8 +26,8 @@ from darwinlm.comparison.importance import (
     expert_scores,
     magnitude_scores,
 )
-from darwinlm.comparison.ranked import DenseReader, ExpertReader, RankedReader
-from darwinlm.comparison.sheared import Shearing, shear
+from darwinlm.comparison.ranked import ExpertReader, RankedReader, dense_reader
+from darwinlm.comparison.sheared import shear
 from darwinlm.database.store import DatabaseReader
 from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
@@ -51,13 +51,13 @@ class MethodResult:
     record: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass
 class MethodInputs:
     """Inputs of all methods: the run, its text, space and budget, and the database if needed."""
 
-    def __init__(self, run: Run, texts: Texts, plan: Problem) -> None:
-        self.run = run
-        self.texts = texts
-        self.plan = plan
+    run: Run
+    texts: Texts
+    plan: Problem
 
     @cached_property
     def database(self) -> PruningDatabase:
@@ -111,7 +111,7 @@ def _shortgpt(inputs: MethodInputs, _: Path) -> MethodResult:
     run = inputs.run
     influence = block_influence(stream_of(run, inputs.texts["calibration"].tokens), run.reporter.advance)
     chosen = without_blocks(inputs.plan, influence)
-    return MethodResult(DenseReader(run.checkpoint, run.recipe.units), chosen, {"block_influence": influence})
+    return MethodResult(dense_reader(run.checkpoint, run.recipe.units), chosen, {"block_influence": influence})
 
 
 def _ranked_experts(inputs: MethodInputs, _: Path, *, scores: Callable[[ExpertScores], Tensor]) -> MethodResult:
@@ -133,16 +133,21 @@ SHEARED_TOKENS, SHEARED_BATCH = 65536, 2048
 def _sheared(inputs: MethodInputs, folder: Path) -> MethodResult:
     run, space = inputs.run, inputs.plan.space
     target = even_uniform(inputs.plan)
-    dense = DenseReader(run.checkpoint, run.recipe.units)
+    dense = dense_reader(run.checkpoint, run.recipe.units)
     shapes = [dense.shape(module.block, module.kind) for module in space.modules]
     tokens = inputs.texts["calibration"].tokens
     tokens = tokens[: -(-SHEARED_TOKENS // tokens.shape[1])]
     batches = torch.split(tokens, max(1, SHEARED_BATCH // tokens.shape[1]))
     model = run.checkpoint.load(torch.float32, run.device)
-    shearing = Shearing(seed=run.recipe.search.seed)
     with kept_memory(run.device):
         scores, record = shear(
-            model, run.checkpoint.family, shapes, space.levels(target), batches, shearing, run.reporter.advance
+            model,
+            run.checkpoint.family,
+            shapes,
+            space.levels(target),
+            batches,
+            seed=run.recipe.search.seed,
+            progress=run.reporter.advance,
         )
     save_model(model.to("cpu"), folder / "trained")
     reader = RankedReader(Checkpoint.open(folder / "trained"), run.recipe.units, scores)

@@ -86,11 +86,9 @@ class ExpertReader(DatabaseReader):
         return _best(self.scores[block], level.experts)
 
 
-class DenseReader(DatabaseReader):
-    """Keeps or removes whole modules."""
-
-    def __init__(self, checkpoint: Checkpoint, units: UnitsSettings) -> None:
-        super().__init__(Path(), checkpoint, units)
+def dense_reader(checkpoint: Checkpoint, units: UnitsSettings) -> DatabaseReader:
+    """A reader without a database, which keeps or removes whole modules."""
+    return DatabaseReader(Path(), checkpoint, units)
 
 
 def best_columns(shape: ModuleShape, level: Level, scores: UnitScores) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from darwinlm.figures import FORMAT, Figures, read_figures
 
@@ -46,12 +46,12 @@ class ComparedMethod(Figures):
     method: str
     title: str
     source: str | None = None
-    seconds: float | None
-    database_seconds: float | None
+    seconds: float | None = None
+    database_seconds: float | None = None
     resumed: bool = False
-    training_tokens: int
+    training_tokens: int = 0
     allocation: tuple[int, ...] | None = None
-    record: dict[str, Any]
+    record: dict[str, Any] = Field(default_factory=dict)
     params: int
     block_params: int
     bytes: int

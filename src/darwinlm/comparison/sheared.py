@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,25 +22,20 @@ from darwinlm.errors import FamilyError, NumericsError
 from darwinlm.families.family import Family
 from darwinlm.families.shapes import ModuleShape
 
+MASK_RATE = 0.3
+"""Learning rate of the masks; the paper's is 1, over 3200 steps."""
 
-@dataclass(frozen=True)
-class Shearing:
-    """Settings of the training.
+RATE = 1e-4
+"""Learning rate of the weights, as in the paper."""
 
-    Attributes:
-        mask_rate: Learning rate of the masks; the paper's is 1, over 3200 steps.
-        rate: Learning rate of the weights; the paper's is 1e-4. With 0 they don't change.
-        ascent: Learning rate of the multipliers.
-        pull: Initial φ. The paper starts at 0, with which short trainings oscillate around the target.
-        warmup: Share of the steps in which the target falls from 1 to its final value.
-    """
+ASCENT = 1.0
+"""Learning rate of the multipliers."""
 
-    mask_rate: float = 0.3
-    rate: float = 1e-4
-    ascent: float = 1.0
-    pull: float = 10.0
-    warmup: float = 0.5
-    seed: int = 0
+PULL = 10.0
+"""Initial φ. The paper starts at 0, with which short trainings oscillate around the target."""
+
+WARMUP = 0.5
+"""Share of the steps in which the target falls from 1 to its final value."""
 
 
 class ModuleMask(nn.Module):
@@ -106,12 +100,14 @@ def shear(
     shapes: Sequence[ModuleShape],
     levels: Sequence[Level],
     batches: Sequence[Tensor],
-    settings: Shearing,
+    *,
+    seed: int,
+    rate: float = RATE,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[dict[Place, UnitScores], dict[str, Any]]:
     """Learn masks of units; the model's weights are trained with them, in place.
 
-    The dense model is in float32. `batches` are [n, t], the tokens of each step.
+    The dense model is in float32. `batches` are [n, t], the tokens of each step. With a `rate` of 0 the weights stay.
 
     Returns:
         Scores of every module's units, and the record: losses and the largest gap to the target at the end.
@@ -122,23 +118,23 @@ def shear(
     """
     if any(shape.experts for shape in shapes):
         raise FamilyError("sheared does not support mixtures of experts: leave it out")
-    generator = torch.Generator().manual_seed(settings.seed)
+    generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
     cut = [pair for pair in zip(shapes, levels, strict=True) if not pair[0].fixed]
     masks = [ModuleMask(shape, level, generator).to(device) for shape, level in cut]
     count = sum(len(mask.parts) for mask in masks)
     multipliers = torch.zeros(2, count, device=device)
-    multipliers[1] = settings.pull
-    model.requires_grad_(requires_grad=settings.rate > 0)
+    multipliers[1] = PULL
+    model.requires_grad_(requires_grad=rate > 0)
     groups = [
-        {"params": [p for mask in masks for p in mask.parameters()], "lr": settings.mask_rate, "weight_decay": 0.0},
+        {"params": [p for mask in masks for p in mask.parameters()], "lr": MASK_RATE, "weight_decay": 0.0},
     ]
-    if settings.rate > 0:
-        groups.append({"params": list(model.parameters()), "lr": settings.rate, "weight_decay": 0.0})
+    if rate > 0:
+        groups.append({"params": list(model.parameters()), "lr": rate, "weight_decay": 0.0})
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
     blocks = model.get_submodule(family.layers)
     losses: list[float] = []
-    warm = max(1, round(settings.warmup * len(batches)))
+    warm = max(1, round(WARMUP * len(batches)))
     gaps: list[Tensor] = []
     with ExitStack() as hooks:
         for mask in masks:
@@ -155,11 +151,11 @@ def shear(
                 raise NumericsError(f"sheared: the loss isn't finite in step {step + 1}: leave it out of --methods")
             optimizer.zero_grad(set_to_none=True)
             total.backward()
-            if settings.rate > 0:
+            if rate > 0:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             # Plain gradient ascent on the multipliers, because Adam oscillates around the target in short runs.
-            multipliers += settings.ascent * torch.stack((stacked.detach(), stacked.detach().square()))
+            multipliers += ASCENT * torch.stack((stacked.detach(), stacked.detach().square()))
             losses.append(float(loss.detach()))
             progress(step + 1, len(batches))
     model.requires_grad_(requires_grad=False)

@@ -30,10 +30,10 @@ def comparison_cells(compared: ComparisonRecord) -> Table:
             line += [f"{row.texts[place].perplexity:.4g}", f"{row.texts[place].kl:.4f}"]
         if tasks:
             scores = list(harness.from_json(row.tasks).values())
-            line += [f"{summary.percent(score.value)} ± {summary.percent(score.stderr)}" for score in scores]
+            line += [summary.with_error(score.value, score.stderr) for score in scores]
             mean = summary.average(scores)
             if len(tasks) > 1:
-                line.append(f"{summary.percent(mean.value)} ± {summary.percent(mean.stderr)}")
+                line.append(summary.with_error(mean.value, mean.stderr))
             remarks += [f"{row.title}: {note}" for note in summary.notes(scores)]
         cells.append(tuple(line))
     return tuple(headings), cells, [*remarks, *_footing(compared)]

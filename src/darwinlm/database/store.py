@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from darwinlm.artifact import damaged, file_digest, manifest_files
+from darwinlm.artifact import damaged, file_digest, read_manifest
 from darwinlm.calibration.expert_order import ExpertOrder
 from darwinlm.database.blocks import block_file
 from darwinlm.database.factors import (
@@ -188,7 +188,7 @@ class DatabaseReader:
         """Compare a file with its hash in the manifest, once. Raises ArtifactError."""
         if block in self._verified:
             return
-        expected = manifest_files(self.folder).get(path.name)
+        expected = read_manifest(self.folder).files.get(path.name)
         if expected is None:
             raise damaged(path, "the manifest doesn't name it")
         if not path.is_file():

@@ -15,23 +15,21 @@ from typing import Any
 from scipy.special import log_softmax
 
 
-@dataclass(frozen=True)
+@dataclass(kw_only=True)
 class RightAnswers:
-    """Means over the items of a task, with standard errors.
+    """Means over the items of a task that have one right answer among several, with standard errors.
 
     Attributes:
         bits: Bits per byte of the right answer, given its prompt; lower is better.
         bits_stderr: Standard error of `bits`; None for a single item.
         log_p: Natural logarithm of the right answer's probability among the choices; higher is better, and a model
             without preference among n choices has -log n.
-        items: Number of items with one right answer among several.
     """
 
-    bits: float
-    bits_stderr: float | None
-    log_p: float
-    log_p_stderr: float | None
-    items: int
+    bits: float | None = None
+    bits_stderr: float | None = None
+    log_p: float | None = None
+    log_p_stderr: float | None = None
 
 
 def right_answers(samples: Iterable[Mapping[str, Any]]) -> RightAnswers | None:
@@ -46,7 +44,7 @@ def right_answers(samples: Iterable[Mapping[str, Any]]) -> RightAnswers | None:
         return None
     bits, bits_error = _mean([bits for bits, _ in items])
     log_p, log_p_error = _mean([log_p for _, log_p in items])
-    return RightAnswers(bits, bits_error, log_p, log_p_error, len(items))
+    return RightAnswers(bits=bits, bits_stderr=bits_error, log_p=log_p, log_p_stderr=log_p_error)
 
 
 def _of_item(sample: Mapping[str, Any]) -> tuple[float, float] | None:

@@ -8,11 +8,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from darwinlm import parallel
 from darwinlm.artifact import read_json, write_json
-from darwinlm.compute import DTYPES, fast_dtype, resolve_device
+from darwinlm.compute import resolve_device, resolve_dtype
 from darwinlm.errors import ArtifactError, RecipeError
 from darwinlm.evaluation import harness, summary
 from darwinlm.evaluation.looking_back import (
@@ -63,17 +61,14 @@ class EvaluationRequest:
             raise RecipeError("nothing to measure: give --suite, --text or --looking-back")
         if self.against is not None and not self.texts:
             raise RecipeError("--against needs --text: KL is measured on a text")
-        if self.dtype not in ("auto", *DTYPES):
-            raise RecipeError(f"--dtype {self.dtype}: use auto, {', '.join(DTYPES)}")
-        resolve_device(self.device)
         wanted = () if self.suite is None else parse_suite(self.suite)
         if wanted:
             harness.check_suite(wanted, self.data_dir)
         return wanted
 
-    def settled(self) -> EvaluationRequest:
-        """The same request with `auto` replaced by an element type."""
-        return replace(self, dtype=fast_dtype(resolve_device(self.device))) if self.dtype == "auto" else self
+    def open(self, source: str) -> Opened:
+        """A model as the request wants it. Raises as `open_model`."""
+        return open_model(source, dtype=self.dtype, device=self.device, allow_remote_code=self.allow_remote_code)
 
     def key(self) -> dict[str, Any]:
         """Fields that must match before an earlier result is reused."""
@@ -173,15 +168,14 @@ def evaluate_model(request: EvaluationRequest, out: Path | None = None, console:
         with parallel.agree():
             if out is not None and parallel.is_main():
                 held.enter_context(hold_target(out))
+            dtype = resolve_dtype(request.dtype, resolve_device(request.device))
+            request = replace(request, dtype=str(dtype).removeprefix("torch."))
             wanted = request.check()
-            request = request.settled()
             if parallel.is_main():
                 done = _resumed(request, out)
         done = parallel.broadcast(done)
-        device = resolve_device(request.device)
-        dtype = DTYPES[request.dtype]
         with parallel.agree():
-            opened = open_model(request.model, dtype=dtype, device=device, allow_remote_code=request.allow_remote_code)
+            opened = request.open(request.model)
         result = Evaluated(request, opened.params)
 
         def save(scores: list[harness.TaskScore]) -> None:
@@ -190,11 +184,10 @@ def evaluate_model(request: EvaluationRequest, out: Path | None = None, console:
                 write_json(out, result.as_json())
             if console is not None and scores:
                 last = scores[-1]
-                value = last.error or f"{summary.percent(last.value)} ± {summary.percent(last.stderr)}"
-                console.print(f"{last.title}: {value}")
+                console.print(f"{last.title}: {last.error or summary.with_error(last.value, last.stderr)}")
 
         if request.texts or request.looking_back:
-            result.texts, result.copying = _texts(request, opened, dtype, device)
+            result.texts, result.copying = _texts(request, opened)
             if not done:
                 save([])
         if wanted:
@@ -211,16 +204,14 @@ def evaluate_model(request: EvaluationRequest, out: Path | None = None, console:
         return result
 
 
-def _texts(
-    request: EvaluationRequest, opened: Opened, dtype: torch.dtype, device: torch.device
-) -> tuple[list[TextScore], list[Copied]]:
+def _texts(request: EvaluationRequest, opened: Opened) -> tuple[list[TextScore], list[Copied]]:
     """Scores of texts, then copying of lists and of the first text's passages, for both models."""
     if request.looking_back:
         word_lists(opened.tokenizer, LIST_LENGTHS[0])
     models = {opened.source: opened.model}
     against = None
     if request.against is not None:
-        dense = open_model(request.against, dtype=dtype, device=device, allow_remote_code=request.allow_remote_code)
+        dense = request.open(request.against)
         cut = ", cut to the same tokens" if share_vocabulary(opened, dense) else ""
         against = models[f"{dense.source} (dense{cut})"] = dense.model
     packed = {

@@ -17,7 +17,7 @@ from typing import Any
 
 from darwinlm import parallel
 from darwinlm.errors import MissingExtraError, first_line
-from darwinlm.evaluation.choices import right_answers
+from darwinlm.evaluation.choices import RightAnswers, right_answers
 from darwinlm.evaluation.local_data import Rows, read_task
 from darwinlm.evaluation.suites import KNOWN, Wanted, check_names
 
@@ -27,8 +27,8 @@ HOMES = ("sciq", "piqa", "arc", "logiqa", "super_glue/boolq", "winogrande", "hel
 
 
 @dataclass
-class TaskScore:
-    """Result of one task.
+class TaskScore(RightAnswers):
+    """Result of one task; without figures of right answers if items have no choices.
 
     Attributes:
         task: Name in the harness.
@@ -38,8 +38,6 @@ class TaskScore:
         items: Number of scored items.
         total: Number of items of the task.
         metrics: All figures of the harness, by `metric,filter`.
-        bits, bits_stderr, log_p, log_p_stderr: Likelihood of the right answer as in `RightAnswers`; None if items
-            have no choices.
         remark: Difference from the official data.
         error: Reason of a failure; empty on success.
     """
@@ -53,10 +51,6 @@ class TaskScore:
     items: int = 0
     total: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
-    bits: float | None = None
-    bits_stderr: float | None = None
-    log_p: float | None = None
-    log_p_stderr: float | None = None
     remark: str = ""
     error: str = ""
 
@@ -242,8 +236,7 @@ def _read_result(score: TaskScore, results: Any, name: str) -> None:
     score.stderr = score.metrics.get(f"{metric}_stderr,{filtered}")
     right = right_answers(chain.from_iterable(results["samples"].values()))
     if right is not None:
-        score.bits, score.bits_stderr = right.bits, right.bits_stderr
-        score.log_p, score.log_p_stderr = right.log_p, right.log_p_stderr
+        vars(score).update(vars(right))
     counts = results["n-samples"].values()
     score.items = sum(int(count["effective"]) for count in counts)
     score.total = sum(int(count["original"]) for count in counts)

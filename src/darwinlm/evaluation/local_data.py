@@ -37,16 +37,12 @@ def read_task(folder: Path, wanted: Wanted) -> tuple[dict[str, Rows], str]:
     splits = {known.split: _read(_required(folder, wanted.task, known.split), known.fields)}
     if not wanted.shots:
         return splits, ""
-    pool = _find(folder / wanted.task, known.pool)
-    name = known.pool
-    if pool is None:
-        pool = _find(folder / wanted.task, known.spare) if known.spare else None
-        name = known.spare
-    if pool is None:
-        pool = _required(folder, wanted.task, known.pool)
+    there = (name for name in known.pools if _find(folder / wanted.task, name))
+    name = next(there, known.pools[0])
+    pool = _required(folder, wanted.task, name)
     splits[name] = _read(pool, known.fields)
     _check_shots(pool, wanted, splits[known.split], splits[name])
-    return splits, "" if pool.name.split(".")[0] == known.pool else f"examples from {pool.name}"
+    return splits, "" if pool.name.split(".")[0] == known.pools[0] else f"examples from {pool.name}"
 
 
 def _check_shots(pool: Path, wanted: Wanted, scored: Rows, examples: Rows) -> None:

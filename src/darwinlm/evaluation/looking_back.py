@@ -47,21 +47,14 @@ class Copying:
     """Sequences that repeat a list or a passage.
 
     Attributes:
+        name: Name for tables: `64 words`, `64 tokens of text, 192 apart`.
         n: Number of repeated tokens.
-        gap: Tokens of other text between the two occurrences.
         tokens: Int64 [b, t]; the last n of each are the second occurrence.
     """
 
-    kind: str
+    name: str
     n: int
-    gap: int
     tokens: Tensor
-
-    @property
-    def name(self) -> str:
-        """Name for tables: `64 words`, `64 tokens of text, 192 apart`."""
-        what = "words" if self.kind == "words" else "tokens of text"
-        return f"{self.n} {what}" + (f", {self.gap} apart" if self.gap else "")
 
 
 def number_of_lists(evaluation_tokens: int) -> int:
@@ -82,7 +75,7 @@ def word_tokens(tokenizer: Any) -> list[int]:
     return marked or bare
 
 
-def word_lists(tokenizer: Any, n: int, *, lists: int = LISTS, seed: int = SEED) -> Copying:
+def word_lists(tokenizer: Any, n: int, *, lists: int = LISTS) -> Copying:
     """Lists of n different random words of the tokenizer's vocabulary, each twice.
 
     Raises:
@@ -94,10 +87,10 @@ def word_lists(tokenizer: Any, n: int, *, lists: int = LISTS, seed: int = SEED) 
             f"the tokenizer has {len(words)} tokens that are words of {SHORTEST_WORD} letters or more, but lists of "
             f"random words take {FEWEST_WORDS}: copying of lists can't be measured with it, only that of text"
         )
-    draw = random.Random(f"{seed}:{n}")  # noqa: S311 - no secret hangs on it
+    draw = random.Random(f"{SEED}:{n}")  # noqa: S311 - no secret hangs on it
     drawn = [draw.sample(words, n) for _ in range(lists)]
     before = _bos(tokenizer)
-    return Copying("words", n, 0, torch.tensor([[*before, *row, *row] for row in drawn]))
+    return Copying(f"{n} words", n, torch.tensor([[*before, *row, *row] for row in drawn]))
 
 
 def passages(tokenizer: Any, text: Tensor, n: int, gap: int = 0, *, lists: int = LISTS) -> Copying | None:
@@ -110,7 +103,8 @@ def passages(tokenizer: Any, text: Tensor, n: int, gap: int = 0, *, lists: int =
     if blocks.shape[1] < n + gap or not len(blocks):
         return None
     before = torch.tensor(_bos(tokenizer), dtype=torch.int64).expand(len(blocks), -1)
-    return Copying("text", n, gap, torch.cat([before, blocks, blocks[:, :n]], dim=1))
+    name = f"{n} tokens of text" + (f", {gap} apart" if gap else "")
+    return Copying(name, n, torch.cat([before, blocks, blocks[:, :n]], dim=1))
 
 
 def _bos(tokenizer: Any) -> list[int]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from darwinlm.artifact import model_folder
+from darwinlm.compute import resolve_device, resolve_dtype
 from darwinlm.errors import FamilyError, ModelError
 from darwinlm.families.loading import load_model, load_tokenizer
 from darwinlm.families.resolve import resolve_model
@@ -38,17 +39,18 @@ class Opened:
             )
 
 
-def open_model(
-    source: str, *, dtype: torch.dtype, device: torch.device | str = "cpu", allow_remote_code: bool = False
-) -> Opened:
+def open_model(source: str, *, dtype: str = "auto", device: str = "cpu", allow_remote_code: bool = False) -> Opened:
     """Load a model and its tokenizer.
 
-    `source` is a hub id, folder, output folder of a run, or GGUF file.
+    `source` is a hub id, folder, output folder of a run, or GGUF file; `dtype` and `device` are named as in options.
 
     Raises:
+        RecipeError: There is no such device or element type.
         ModelError: The model doesn't exist, can't be loaded, or has no tokenizer.
         MissingExtraError: A GGUF file without the extra `gguf`.
     """
+    where = resolve_device(device)
+    kind = resolve_dtype(dtype, where)
     inside = model_folder(Path(source).expanduser())
     path = str(inside) if inside != Path(source).expanduser() else source
     with tempfile.TemporaryDirectory(prefix="darwinlm-") as work:
@@ -58,8 +60,8 @@ def open_model(
             # A family that can't be pruned.
             folder: Path | str = Path(path).expanduser()
             folder = folder if Path(folder).is_dir() else path
-            model = load_model(folder, dtype, allow_remote_code=allow_remote_code)
+            model = load_model(folder, kind, allow_remote_code=allow_remote_code)
             tokenizer = load_tokenizer(folder, None, allow_remote_code=allow_remote_code)
-            return Opened(source, model.eval().requires_grad_(requires_grad=False).to(device), tokenizer)
+            return Opened(source, model.eval().requires_grad_(requires_grad=False).to(where), tokenizer)
         tokenizer = checkpoint.tokenizer()
-        return Opened(source, checkpoint.load(dtype, device), tokenizer)
+        return Opened(source, checkpoint.load(kind, where), tokenizer)

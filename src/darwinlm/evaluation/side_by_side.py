@@ -10,7 +10,7 @@ from typing import Any
 from darwinlm.artifact import read_json
 from darwinlm.errors import ArtifactError, RecipeError
 from darwinlm.evaluation.harness import TaskScore, from_json
-from darwinlm.evaluation.summary import average, notes, percent
+from darwinlm.evaluation.summary import average, notes, percent, with_error
 from darwinlm.tables import Table
 
 
@@ -104,7 +104,7 @@ def _unlike(names: Sequence[str], row: Sequence[TaskScore | None]) -> str:
 
 
 def _cell(value: float | None, stderr: float | None, *, failed: bool = False) -> str:
-    return "failed" if failed else "-" if value is None else f"{percent(value)} ± {percent(stderr)}"
+    return "failed" if failed else "-" if value is None else with_error(value, stderr)
 
 
 def _difference(pairs: Sequence[tuple[float | None, float | None]]) -> str:

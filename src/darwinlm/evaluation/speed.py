@@ -63,18 +63,16 @@ def measure_speed(
     return {name: Speed(statistics.median(prompts[name]), statistics.median(decodes[name])) for name in models}
 
 
+def _greedy(model: Any, ids: Tensor, new: int, **more: Any) -> Tensor:
+    """Prompt and continuation; the arguments override the checkpoint's generation_config.json."""
+    how = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "max_new_tokens": new}
+    tokens: Tensor = model.generate(ids, attention_mask=torch.ones_like(ids), **how, **more)
+    return tokens
+
+
 def _decode(model: Any, tokens: Tensor, new: int) -> None:
     # min_new_tokens, so that a model that ends its text early doesn't look fast.
-    model.generate(
-        tokens,
-        attention_mask=torch.ones_like(tokens),
-        do_sample=False,
-        num_beams=1,
-        num_return_sequences=1,
-        min_new_tokens=new,
-        max_new_tokens=new,
-        pad_token_id=0,
-    )
+    _greedy(model, tokens, new, min_new_tokens=new, pad_token_id=0)
 
 
 def _seconds(action: Callable[[], Any], device: torch.device) -> float:
@@ -87,16 +85,9 @@ def _seconds(action: Callable[[], Any], device: torch.device) -> float:
 def continue_greedily(model: Any, tokenizer: Any, prompts: tuple[str, ...]) -> list[str]:
     """Greedy continuation of each prompt, without the prompt."""
     continuations = []
+    end = model.config.eos_token_id
     for prompt in prompts:
-        inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
-        ids = model.generate(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            do_sample=False,
-            num_beams=1,  # overrides the checkpoint's generation_config.json
-            num_return_sequences=1,
-            max_new_tokens=NEW_TOKENS,
-            pad_token_id=model.config.eos_token_id if isinstance(model.config.eos_token_id, int) else 0,
-        )
-        continuations.append(tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"].to(model.device)
+        tokens = _greedy(model, ids, NEW_TOKENS, pad_token_id=end if isinstance(end, int) else 0)
+        continuations.append(tokenizer.decode(tokens[0, ids.shape[1] :], skip_special_tokens=True))
     return continuations

@@ -85,6 +85,11 @@ def plain(value: float | None, stderr: float | None) -> str:
     return f"{value:.3f}" if stderr is None or not math.isfinite(stderr) else f"{value:.3f} ± {stderr:.3f}"
 
 
+def with_error(value: float | None, stderr: float | None) -> str:
+    """A share and its standard error in percent."""
+    return f"{percent(value)} ± {percent(stderr)}"
+
+
 def percent(value: float | None) -> str:
     """A share as a percentage with two decimals; a dash for None."""
     return "-" if value is None or not math.isfinite(value) else f"{100 * value:.2f}"

@@ -15,7 +15,7 @@ from darwinlm.errors import RecipeError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import module_shapes
 from darwinlm.planning.counted import Passes, count_passes
-from darwinlm.recipe import Recipe, merge
+from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.search.problem.budget import Budget, resolve_budget
 from darwinlm.search.problem.cost import CostModel
 from darwinlm.search.problem.problem import counted_costs, space_of
@@ -73,7 +73,7 @@ class Sizes:
     def with_settings(self, assignments: Sequence[str], processes: int | None = None) -> Sizes:
         """The same model with other settings, except units and budget."""
         other = copy.copy(self)
-        other.recipe, other.processes = merge(self.recipe, assignments, {}), processes or self.processes
+        other.recipe, other.processes = load_recipe(self.recipe, assignments, {}), processes or self.processes
         return other
 
     @cached_property

@@ -24,7 +24,7 @@ from darwinlm.planning.devices import Device, find_device
 from darwinlm.planning.model import Sizes
 from darwinlm.planning.plan import estimate, hours
 from darwinlm.planning.shorten import OPTIONAL, STAGES, differences, shortened
-from darwinlm.recipe import Recipe, merge
+from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.report.summary import TimeFigures
 from darwinlm.run import Run
 from darwinlm.search.evolve.evolution import OUT_OF_TIME
@@ -109,7 +109,7 @@ class TimeLimit:
             with parallel.agree():
                 settings = self._settings(stage, run, results.text["calibration"].tokens) if parallel.is_main() else []
             self.settings += parallel.broadcast(settings)
-            run.recipe = merge(self.asked, self.settings, {})
+            run.recipe = load_recipe(self.asked, self.settings, {})
             results.text = {purpose: _beginning(part, run.recipe, purpose) for purpose, part in results.text.items()}
         if stage == STAGES[-1]:
             run.evaluation_ends = self.clock() + max((1 - LAST) * self.seconds - self.used, 0.0) / self.runs
@@ -246,7 +246,7 @@ def _device(run: Run) -> Device:
 def _sizes(run: Run, recipe: Recipe) -> Sizes:
     """Sizes for the plan. Budgets in time are measured in the run, so half of the blocks stands for them."""
     if recipe.budget.kind in ("speedup", "latency"):
-        recipe = merge(recipe, ["budget.keep=0.5"], {})
+        recipe = load_recipe(recipe, ["budget.keep=0.5"], {})
     sizes = Sizes(run.checkpoint, recipe, parallel.size())
     _ = sizes.budget  # kept for other settings
     return sizes
@@ -257,7 +257,7 @@ def _available(recipe: Recipe, results: StageResults) -> Recipe:
     there = {f"text.{purpose}_tokens": part.n_tokens for purpose, part in results.text.items() if purpose not in SEARCH}
     section = recipe.text.model_dump()
     fewer = {name: n for name, n in there.items() if n < section[name.removeprefix("text.")]}
-    return merge(recipe, _assignments(fewer), {})
+    return load_recipe(recipe, _assignments(fewer), {})
 
 
 def _beginning(part: TokenBlocks, recipe: Recipe, purpose: str) -> TokenBlocks:

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 from pydantic import Field, field_validator, model_validator
 
 from darwinlm.recipe.base import Section
-from darwinlm.recipe.quantities import ByteCount, Count, Duration, Factor, Share
+from darwinlm.recipe.quantities import ByteCount, Count, Duration, Factor, Share, Whole
 
 BudgetKind = Literal["keep", "params", "bytes", "speedup", "latency"]
 BUDGETS: tuple[BudgetKind, ...] = get_args(BudgetKind)
@@ -19,23 +19,23 @@ class BudgetSettings(Section):
 
     keep: Share | None = 0.5
     """Largest share of the block parameters to keep: 0.5 or 50%. The default if no other bound is given."""
-    params: Count | None = None
+    params: Count | None = Field(None, gt=0)
     """Parameters of the whole saved model; a tied embedding counts once: 2.7B, 350M."""
-    bytes: ByteCount | None = None
+    bytes: ByteCount | None = Field(None, gt=0)
     """Weights, and the KV cache of `context` tokens for `batch` sequences, both in the saved type: 4GiB, 900MB."""
     speedup: Factor | None = None
     """Speed relative to the dense model on this machine, for `prefill_tokens` and `decode_tokens`: 2x."""
-    latency: Duration | None = None
+    latency: Duration | None = Field(None, gt=0)
     """Time for `prefill_tokens` and `decode_tokens` on this machine: 30ms, 1.5s."""
     tolerance: Share = Field(0.005, gt=0, le=0.1)
     """Largest unused share of the budget: 0.005 or 0.5%. If units are coarser, one level."""
-    context: int = Field(4096, ge=0)
+    context: Whole = Field(4096, ge=0)
     """Tokens in the KV cache of each sequence, for `bytes`; 0 counts only the weights."""
-    batch: int = Field(1, ge=1)
+    batch: Whole = Field(1, ge=1)
     """Number of parallel sequences, for `bytes`, `speedup` and `latency`."""
-    prefill_tokens: int = Field(512, ge=0)
+    prefill_tokens: Whole = Field(512, ge=0)
     """Tokens of the timed prompt; 0 skips it."""
-    decode_tokens: int = Field(128, ge=0)
+    decode_tokens: Whole = Field(128, ge=0)
     """Number of generated tokens whose time is added; 0 skips them."""
 
     @model_validator(mode="before")
@@ -52,13 +52,6 @@ class BudgetSettings(Section):
             hint = f"; did you mean {keep:g}%?" if 2 <= keep <= 100 else ""
             raise ValueError(f"must be above 0 and at most 100 %{hint}")
         return keep
-
-    @field_validator("params", "bytes", "latency")
-    @classmethod
-    def _is_positive(cls, bound: float | None) -> float | None:
-        if bound is not None and bound <= 0:
-            raise ValueError("must be above 0")
-        return bound
 
     @field_validator("speedup")
     @classmethod

@@ -32,9 +32,6 @@ OPTIONS: Mapping[str, str] = {
 
 MISTAKES = 5
 """Maximum number of wrong fields in a message."""
-MOST, MOST_REPEATS = 10**15, 10**6
-"""Largest number in a recipe (tokens or bytes), and largest number of repetitions."""
-REPEATS = frozenset({"generations", "offspring", "survivors", "epochs", "sequence_length", "lora_rank", "mlp_multiple"})
 
 
 def options(**given: Any) -> dict[str, Any]:
@@ -43,14 +40,14 @@ def options(**given: Any) -> dict[str, Any]:
 
 
 def load_recipe(
-    path: Path | str | None = None,
+    recipe: Recipe | Path | str | None = None,
     assignments: Sequence[str] = (),
     overrides: Mapping[str, Any] | None = None,
 ) -> Recipe:
     """Read a recipe: the file, then `section.field=value` assignments, then overrides by dotted name.
 
     Args:
-        path: YAML file, or the name of a bundled recipe; None starts from the defaults.
+        recipe: YAML file, name of a bundled recipe, or a recipe to change; None starts from the defaults.
         assignments: Assignments in the syntax of `--set`; values are read as YAML.
         overrides: Values by dotted field name; None values are ignored.
 
@@ -58,12 +55,18 @@ def load_recipe(
         RecipeError: The file can't be read, a field is unknown (the message suggests a similar one), a value is wrong,
             or the budget has several values (see `load_recipes`).
     """
-    tree = read_yaml(find_recipe(path)) if path is not None else {}
-    return _complete(tree, str(path) if path else "the options", assignments, overrides or {})
+    tree, where = _assembled(recipe, assignments, overrides or {})
+    kind = _several(tree)
+    if kind is not None:
+        raise RecipeError(
+            f"budget.{kind} takes one value here, not '{shorten(tree['budget'][kind])}': several sizes need "
+            "darwinlm prune, or load_recipes and prune_sweep in Python"
+        )
+    return parse_recipe(tree, where)
 
 
 def load_recipes(
-    path: Path | str | None = None,
+    recipe: Recipe | Path | str | None = None,
     assignments: Sequence[str] = (),
     overrides: Mapping[str, Any] | None = None,
 ) -> list[Recipe]:
@@ -71,18 +74,16 @@ def load_recipes(
 
     Arguments are as in `load_recipe`. Raises RecipeError as it does, or if a value is duplicated.
     """
-    tree = read_yaml(find_recipe(path)) if path is not None else {}
-    where = str(path) if path else "the options"
-    _assemble(tree, assignments, overrides or {})
+    tree, where = _assembled(recipe, assignments, overrides or {})
     kind = _several(tree)
     if kind is None:
         return [parse_recipe(tree, where)]
     budget = tree["budget"]
-    first, second, *_ = _values(budget[kind])
+    first, second, *_ = values = _values(budget[kind])
     if first == "0":
         raise RecipeError(f"budget.{kind}: a comma separates several sizes, and 0 is none: did you mean 0.{second}?")
-    recipes = [parse_recipe({**tree, "budget": {**budget, kind: value}}, where) for value in _values(budget[kind])]
-    bounds = [getattr(recipe.budget, kind) for recipe in recipes]
+    recipes = [parse_recipe({**tree, "budget": {**budget, kind: value}}, where) for value in values]
+    bounds = [getattr(each.budget, kind) for each in recipes]
     if len(set(bounds)) < len(bounds):
         raise RecipeError(f"budget.{kind}: duplicate value in '{shorten(budget[kind])}'")
     return recipes
@@ -102,19 +103,14 @@ def _values(given: Any) -> list[Any]:
     return list(given) if isinstance(given, list | tuple) else [given]
 
 
-def _complete(tree: dict[str, Any], where: str, assignments: Sequence[str], overrides: Mapping[str, Any]) -> Recipe:
-    _assemble(tree, assignments, overrides)
-    kind = _several(tree)
-    if kind is not None:
-        raise RecipeError(
-            f"budget.{kind} takes one value here, not '{shorten(tree['budget'][kind])}': several sizes need "
-            "darwinlm prune, or load_recipes and prune_sweep in Python"
-        )
-    return parse_recipe(tree, where)
-
-
-def _assemble(tree: dict[str, Any], assignments: Sequence[str], overrides: Mapping[str, Any]) -> None:
-    """Add assignments and overrides to the tree; a budget among them replaces one of another kind."""
+def _assembled(
+    recipe: Recipe | Path | str | None, assignments: Sequence[str], overrides: Mapping[str, Any]
+) -> tuple[dict[str, Any], str]:
+    """The tree with assignments and overrides, and its source. A budget among them replaces one of another kind."""
+    if isinstance(recipe, Recipe):
+        tree, where = recipe.model_dump(exclude_unset=True), "the recipe"
+    else:
+        tree, where = (read_yaml(find_recipe(recipe)), str(recipe)) if recipe else ({}, "the options")
     named = {assignment.partition("=")[0].strip() for assignment in assignments}
     named |= {name for name, value in overrides.items() if value is not None}
     budget = tree.get("budget")
@@ -134,6 +130,7 @@ def _assemble(tree: dict[str, Any], assignments: Sequence[str], overrides: Mappi
     for name, value in overrides.items():
         if value is not None:
             _assign(tree, name, value)
+    return tree, where
 
 
 def parse_recipe(tree: Mapping[str, Any], where: str) -> Recipe:
@@ -143,30 +140,9 @@ def parse_recipe(tree: Mapping[str, Any], where: str) -> Recipe:
     except ValidationError as error:
         lines = [_explain(detail) for detail in error.errors()[:MISTAKES]]
         raise RecipeError(f"wrong recipe in {where}: " + "; ".join(lines)) from error
-    _check_sizes(recipe, "", where)
     if recipe.model in shipped_recipes() and not Path(recipe.model).exists():
         raise RecipeError(f"{recipe.model} is a bundled recipe, not a model: use --recipe {recipe.model}, and a model")
     return recipe
-
-
-def _check_sizes(section: BaseModel, prefix: str, where: str) -> None:
-    """Refuse counts that are too large for any run. Raises RecipeError."""
-    for name in type(section).model_fields:
-        value = getattr(section, name)
-        for item in value if isinstance(value, tuple) else (value,):
-            if isinstance(item, BaseModel):
-                _check_sizes(item, f"{prefix}{name}.", where)
-            elif isinstance(item, int) and not isinstance(item, bool):
-                most = MOST_REPEATS if name in REPEATS else MOST
-                if abs(item) > most:
-                    raise RecipeError(
-                        f"wrong recipe in {where}: {prefix}{name} is {shorten(item)}, but it may be {most:,} at most"
-                    )
-
-
-def merge(recipe: Recipe, assignments: Sequence[str], overrides: Mapping[str, Any]) -> Recipe:
-    """A recipe with `section.field=value` assignments, then overrides by dotted name, applied. Raises RecipeError."""
-    return _complete(recipe.model_dump(exclude_unset=True), "the recipe", assignments, overrides)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 _NUMBER = re.compile(r"\s*([+-]?(?:\d[\d_,]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([^\d\s]*)\s*")
 
@@ -73,10 +73,14 @@ def _whole(value: Any) -> Any:
     return round(value) if isinstance(value, float) and abs(value) < 1e18 else value
 
 
+Whole = Annotated[int, Field(ge=-(10**15), le=10**15)]
+"""A number of tokens, bytes or parameters, or a seed; no run needs a larger one."""
+Repeats = Annotated[int, Field(le=10**6)]
+"""A number of repetitions, or a size of which memory is allocated."""
 Part = Annotated[float, BeforeValidator(parse_part)]
 Share = Annotated[float, BeforeValidator(parse_share)]
-Count = Annotated[int, BeforeValidator(lambda value: _whole(parse_quantity(value, COUNTS, "2.7B")))]
-ByteCount = Annotated[int, BeforeValidator(lambda value: _whole(parse_quantity(value, BYTES, "4GiB")))]
+Count = Annotated[Whole, BeforeValidator(lambda value: _whole(parse_quantity(value, COUNTS, "2.7B")))]
+ByteCount = Annotated[Whole, BeforeValidator(lambda value: _whole(parse_quantity(value, BYTES, "4GiB")))]
 Duration = Annotated[float, BeforeValidator(lambda value: parse_quantity(value, SECONDS, "30ms"))]
 Minutes = Annotated[float, BeforeValidator(lambda value: parse_quantity(value, MINUTES, "30m"))]
 Factor = Annotated[float, BeforeValidator(lambda value: parse_quantity(value, FACTORS, "2x"))]

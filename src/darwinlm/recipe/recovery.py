@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from darwinlm.recipe.base import Section
-from darwinlm.recipe.quantities import Count, Minutes, Share
+from darwinlm.recipe.quantities import Count, Minutes, Repeats, Share, Whole
 
 
 class RecoverySettings(Section):
@@ -19,7 +19,7 @@ class RecoverySettings(Section):
     """Time limit of the training (30, 30m, 1h, 90s); the learning-rate schedule is shortened to end with it."""
     text: str | None = None
     """Source of the training text; none uses `text.source` without the documents of other purposes."""
-    epochs: int = Field(1, ge=1)
+    epochs: Repeats = Field(1, ge=1)
     """Maximum number of passes over the text if it has fewer tokens than `tokens`."""
     batch_tokens: Count = Field(32768, gt=0)
     """Tokens in one step, over all processes. If `tokens` is smaller, it is divided into up to eight steps."""
@@ -35,7 +35,7 @@ class RecoverySettings(Section):
     """Recompute the activations of every block in the backward pass: less memory, about a third more time."""
     embeddings: bool = True
     """Whether to train the embedding and the output head too; pruning doesn't change them."""
-    lora_rank: int = Field(0, ge=0)
+    lora_rank: Repeats = Field(0, ge=0)
     """Rank of low-rank adapters that are trained on every projection and then merged; 0 trains all weights."""
     sharding: Literal["none", "fsdp"] = "none"
     """Distribution over several processes: `none` keeps the whole model in each (DDP), `fsdp` shards its weights
@@ -44,7 +44,7 @@ class RecoverySettings(Section):
     """Tokens between two checkpoints, each with an evaluation on validation text; one more is written at the end."""
     log_to: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
     """Additional logs; TensorBoard's files are written to the stage's folder."""
-    seed: int = 0
+    seed: Whole = 0
     """Seed of the order of the text and of the adapters' first weights."""
 
     @model_validator(mode="after")

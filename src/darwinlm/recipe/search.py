@@ -8,17 +8,17 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from darwinlm.recipe.base import Section
-from darwinlm.recipe.quantities import Minutes
+from darwinlm.recipe.quantities import Minutes, Repeats, Whole
 
 
 class SearchStage(Section):
     """One round of selection in a generation; all candidates are evaluated on the same tokens."""
 
-    tokens: int = Field(gt=0)
+    tokens: Whole = Field(gt=0)
     """Fitness tokens for each candidate."""
-    survivors: int = Field(gt=0)
+    survivors: Repeats = Field(gt=0)
     """Number of candidates that survive the round."""
-    training_tokens: int = Field(0, ge=0)
+    training_tokens: Whole = Field(0, ge=0)
     """Training tokens of each candidate before its evaluation, in addition to earlier rounds; 0 for none."""
 
 
@@ -27,7 +27,7 @@ class TrainingSettings(Section):
 
     learning_rate: float = Field(1e-4, gt=0)
     """Learning rate after a warm-up of four steps; the paper has 1e-5 for models of 7B to 14B."""
-    lora_rank: int = Field(0, ge=0)
+    lora_rank: Repeats = Field(0, ge=0)
     """Rank of low-rank adapters that are trained instead of the weights, with less memory; 0 trains the weights."""
 
 
@@ -39,9 +39,9 @@ class SearchSettings(Section):
     method: Literal["gradient", "paper"] = "gradient"
     """`gradient`: children predicted from gradients of the loss and the database's estimates; any modules may trade,
     and steps shrink. `paper`: DarwinLM's level switch, one level up and one down within a kind."""
-    generations: int = Field(40, ge=1)
+    generations: Repeats = Field(40, ge=1)
     """Maximum number of generations; the paper has 200."""
-    offspring: int = Field(12, ge=1)
+    offspring: Repeats = Field(12, ge=1)
     """Maximum number of candidates in a generation; the paper has 16."""
     stages: tuple[SearchStage, ...] = (
         SearchStage(tokens=2048, survivors=2),
@@ -52,7 +52,7 @@ class SearchSettings(Section):
     first round of each generation."""
     training: TrainingSettings = TrainingSettings()
     """Training of candidates, if a stage asks for it."""
-    seed: int = 0
+    seed: Whole = 0
     """Seed of all random choices of the search, and of the split of the text."""
 
     @model_validator(mode="after")

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from darwinlm.recipe.base import Section
 from darwinlm.recipe.budget import BudgetSettings
 from darwinlm.recipe.quantisation import GROUPS, known_quantisation
-from darwinlm.recipe.quantities import Minutes, Part, Share, parse_share
+from darwinlm.recipe.quantities import Minutes, Part, Repeats, Share, Whole, parse_share
 from darwinlm.recipe.recovery import RecoverySettings
 from darwinlm.recipe.search import PRESETS, SearchSettings, completed
 
@@ -32,7 +32,7 @@ class ComputeSettings(Section):
     """Element type of forward and backward passes. `auto` is bfloat16 on GPUs and on processors that are fast with it
     (AMX, or AMD's AVX-512), else float32. Second moments, factors, KL and trained weights are always float32 or
     better."""
-    batch_tokens: int = Field(4096, gt=0)
+    batch_tokens: Whole = Field(4096, gt=0)
     """Tokens in one forward pass, and in one micro-batch of recovery. Fewer need less memory."""
 
 
@@ -42,17 +42,17 @@ class TextSettings(Section):
     source: str | None = "hf:HuggingFaceFW/fineweb-edu"
     """A local .txt, .jsonl[.gz], .parquet or .arrow file, a folder of them, or `hf:owner/name[:config][@split]`. A
     field with the text or a chat can follow: `#field`, `#question+answer`."""
-    sequence_length: int = Field(512, ge=8)
+    sequence_length: Repeats = Field(512, ge=8)
     """Length in tokens of the sequences into which the text is cut."""
     looking_back: Share = Field(0.2, ge=0, le=0.5)
     """Share of tokens that repeat earlier passages of the same sequence, in all text except evaluation text, so that
     the smaller model still uses its context. 0 turns repetition off."""
-    calibration_tokens: int = Field(65536, gt=0)
+    calibration_tokens: Whole = Field(65536, gt=0)
     """Tokens that are run through the model to see which parts matter, and for the refit; more make a better model. An
     eighth of them, at most 8192, also gives gradients of the loss."""
-    validation_tokens: int = Field(8192, gt=0)
+    validation_tokens: Whole = Field(8192, gt=0)
     """Tokens for choices that must not use the fitted text, such as the strength of the refit."""
-    evaluation_tokens: int = Field(16384, gt=0)
+    evaluation_tokens: Whole = Field(16384, gt=0)
     """Tokens for the figures in the report; no choice depends on them."""
     allow_benchmark_text: str = ""
     """Reason, in words, for using evaluation text of a benchmark. Without one such text is refused."""
@@ -69,7 +69,7 @@ class UnitsSettings(Section):
     """What is removed from a mixture of experts. `whole`: whole experts. `width`: the same number of channels from
     every expert. `both`: experts and channels. At least as many experts as a token uses stay, or the whole mixture is
     removed."""
-    mlp_multiple: int = Field(32, gt=0)
+    mlp_multiple: Repeats = Field(32, gt=0)
     """MLP widths are multiples of this: 32 suits Q8_0 and Q4_0, 256 suits K-quants."""
     quantisation: str | None = None
     """Quantisation that will follow: q4_k_m and the other K-quants (groups of 256 columns), awq, gptq and w4a16 (128),
@@ -124,7 +124,7 @@ class DatabaseSettings(Section):
 class RefitSettings(Section):
     """Least-squares correction of the stitched model's output projections towards the dense residual stream."""
 
-    tokens: int = Field(65536, ge=0)
+    tokens: Whole = Field(65536, ge=0)
     """Calibration tokens for the fit; at most `text.calibration_tokens`. 0 skips the refit."""
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape, quoteattr
 
 import matplotlib as mpl
@@ -21,6 +21,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from darwinlm.report import wording
 from darwinlm.report.summary import GenerationFigures, TrainingPoint
+
+if TYPE_CHECKING:
+    from darwinlm.report.sweep import SweepRow
 
 COLOURS = {
     "ink": "#1d2129",
@@ -35,28 +38,12 @@ COLOURS = {
 INK, MUTED, GRID, ATTENTION, MLP, GAIN = COLOURS.values()
 _BROAD, _NARROW = (7.2, 3.0), (3.6, 2.9)
 """Sizes in inches. On a telephone the letters of a broad plot would have half their height."""
+Point = tuple["SweepRow", float, float]
+"""A model, its size in millions of parameters, and its perplexity."""
 
 _LABEL_GAP = 15.0
 _LARGEST_LOSS = 1e6
 _SALT = "darwinlm"
-
-
-@dataclass(frozen=True)
-class SizePoint:
-    """A model in the plot of size against loss.
-
-    `size` is in millions of parameters, `loss` a perplexity. `final` marks the model that is saved.
-    """
-
-    name: str
-    size: float
-    loss: float
-    final: bool = False
-
-
-def for_page(draw: Callable[[bool], str]) -> str:
-    """A plot in two shapes, of which a page shows the one that fits its width."""
-    return f'<div class="broad">{draw(False)}</div><div class="narrow">{draw(True)}</div>'
 
 
 def search_plot(points: Sequence[GenerationFigures], uniform: float, *, narrow: bool = False) -> str:
@@ -77,7 +64,7 @@ def search_plot(points: Sequence[GenerationFigures], uniform: float, *, narrow: 
         axis.xaxis.set_major_locator(MaxNLocator(nbins=4 if narrow else 8, integer=True))
         axis.margins(x=0.03, y=0.12)
         axis.legend(loc="best")
-        return _svg(figure, _name("search", narrow), "Best KL of the search against time")
+        return _svg(figure, "search", narrow, "Best KL of the search against time")
 
 
 def recovery_plot(log: Sequence[TrainingPoint], *, narrow: bool = False) -> str:
@@ -96,25 +83,25 @@ def recovery_plot(log: Sequence[TrainingPoint], *, narrow: bool = False) -> str:
         axis.margins(x=0.03, y=0.12)
         if any(axis.get_legend_handles_labels()):
             axis.legend(loc="best")
-        return _svg(figure, _name("recovery", narrow), "Training loss and held-out KL against tokens")
+        return _svg(figure, "recovery", narrow, "Training loss and held-out KL against tokens")
 
 
-def size_plot(points: Sequence[SizePoint], *, narrow: bool = False) -> str:
+def size_plot(rows: Sequence[SweepRow], *, narrow: bool = False) -> str:
     """Draw models as points: size to the right, perplexity upward.
 
     Models that predict nothing any more, with a loss above 10⁶, are named below and not drawn.
     """
-    lost = [point.name for point in points if not point.loss <= _LARGEST_LOSS]
-    points = [point for point in points if point.loss <= _LARGEST_LOSS]
+    points = [(row, row.params / 1e6, row.perplexity) for row in rows if row.perplexity is not None]
+    lost = [row.name for row, _, loss in points if not loss <= _LARGEST_LOSS]
+    points = [point for point in points if point[2] <= _LARGEST_LOSS]
     with _style():
         beyond = f" (off the scale: {'; '.join(lost)})" if lost else ""
         figure, axis = _axes("parameters (M)" + beyond, "perplexity (lower is better)", narrow=narrow)
         if points:
             _draw_points(axis, points)
         figure.draw_without_rendering()
-        if points:
-            _label_points(axis, points)
-        return _svg(figure, _name("size", narrow), "Perplexity of each model against its size")
+        _label_points(axis, points)
+        return _svg(figure, "size", narrow, "Perplexity of each model against its size")
 
 
 def _axes(across: str, upward: str, *, narrow: bool) -> tuple[Figure, Any]:
@@ -127,52 +114,42 @@ def _axes(across: str, upward: str, *, narrow: bool) -> tuple[Figure, Any]:
     return figure, axis
 
 
-def _draw_points(axis: Any, points: Sequence[SizePoint]) -> None:
-    largest = max(point.size for point in points)
-    losses = [point.loss for point in points]
-    for point in points:
-        colour = GAIN if point.final else ATTENTION
-        axis.scatter([point.size], [point.loss], s=58 if point.final else 40, color=colour, zorder=3)
-    axis.set_xlim(0, largest * 1.06)
+def _draw_points(axis: Any, points: Sequence[Point]) -> None:
+    losses = [loss for _, _, loss in points]
+    for row, size, loss in points:
+        axis.scatter([size], [loss], s=58 if row.on_front else 40, color=GAIN if row.on_front else ATTENTION, zorder=3)
+    axis.set_xlim(0, max(size for _, size, _ in points) * 1.06)
     if min(losses) > 0 and max(losses) > 8 * min(losses):
-        _logarithmic(axis)
+        axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+        axis.yaxis.set_minor_formatter(NullFormatter())
         axis.set_ylim(min(losses) / 1.5, max(losses) * 1.6)
     else:
         spread = max(losses) - min(losses) or max(losses) or 1.0
         axis.set_ylim(max(0.0, min(losses) - 0.25 * spread), max(losses) + 0.2 * spread)
 
 
-def _label_points(axis: Any, points: Sequence[SizePoint]) -> None:
+def _label_points(axis: Any, points: Sequence[Point]) -> None:
     """Put names beside points, to the side that has room, pushed apart where they would overlap."""
     left, right = axis.get_xlim()
     below: dict[bool, float] = {}
-    for point in sorted(points, key=lambda point: point.loss):
-        leftward = point.size > left + 0.6 * (right - left)
-        _, height = axis.transData.transform((point.size, point.loss))
+    for row, size, loss in sorted(points, key=itemgetter(2)):
+        leftward = size > left + 0.6 * (right - left)
+        _, height = axis.transData.transform((size, loss))
         height = height * 72 / axis.figure.dpi
         wanted = max(height, below.get(leftward, float("-inf")) + _LABEL_GAP)
         below[leftward] = wanted
         axis.annotate(
-            f"{point.name}: {wording.perplexity(point.loss)}",
-            (point.size, point.loss),
+            f"{row.name}: {wording.perplexity(loss)}",
+            (size, loss),
             xytext=(-10 if leftward else 10, wanted - height),
             textcoords="offset points",
             ha="right" if leftward else "left",
             va="center",
-            color=GAIN if point.final else INK,
+            color=GAIN if row.on_front else INK,
             parse_math=False,
         )
-
-
-def _logarithmic(axis: Any) -> None:
-    axis.set_yscale("log")
-    axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
-    axis.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _name(plot: str, narrow: bool) -> str:
-    return f"{plot}-narrow" if narrow else plot
 
 
 def _style() -> Any:
@@ -205,7 +182,7 @@ def _style() -> Any:
     return style.context(["default", ours])
 
 
-def _svg(figure: Any, name: str, title: str) -> str:
+def _svg(figure: Any, name: str, narrow: bool, title: str) -> str:
     """Write a figure as an `<svg>` element that can stand in a page beside others.
 
     `name` begins every id, since ids are unique in a page. `title` is read out where the picture can't be seen.
@@ -216,7 +193,7 @@ def _svg(figure: Any, name: str, title: str) -> str:
         FigureCanvasSVG(figure).print_svg(file, metadata=unnamed)
     text = file.getvalue()
     text = text[text.index("<svg") :].strip()
-    text = re.sub(r'(?<=\sid=")|(?<=href="#)|(?<=url\(#)', f"{name}-", text)
+    text = re.sub(r'(?<=\sid=")|(?<=href="#)|(?<=url\(#)', f"{name}{'-narrow' if narrow else ''}-", text)
     for colour, value in COLOURS.items():
         text = re.sub(rf"(?<=: ){value}\b", f"var(--plot-{colour}, {value})", text)
     opening, rest = text.split(">", 1)

@@ -1,4 +1,4 @@
-"""HTML pages from templates: one file each, readable from a disk, with nothing loaded from elsewhere."""
+"""Pages and cards from templates; a page is one file, readable from a disk, with nothing loaded from elsewhere."""
 
 from __future__ import annotations
 
@@ -7,26 +7,33 @@ import hashlib
 from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
 from darwinlm import __version__
+from darwinlm.report import wording
 
 
-def render(template: str, view: dict[str, Any], *scripts: str) -> str:
-    """Fill a template; every value is escaped.
+def render(template: str, *scripts: str, **values: Any) -> str:
+    """Fill a template, which also sees `wording`; in HTML every value is escaped.
 
     The page runs `scripts` and no others, by its own security policy.
     """
     environment = Environment(
-        loader=FunctionLoader(_file), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FunctionLoader(_file),
+        autoescape=select_autoescape(["html.j2"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
+    environment.globals["wording"] = wording
     environment.filters["unbroken"] = _unbroken
     own = []
     for text in map(_file, scripts):
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         own.append({"text": Markup(text), "hash": f"sha256-{digest}"})  # noqa: S704
-    return environment.get_template(template).render(view, scripts=own, version=view.get("version", __version__))
+    return environment.get_template(template).render({"scripts": own, "version": __version__, **values})
 
 
 def _file(name: str) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from markupsafe import Markup
-
 from darwinlm.database.store import DatabaseReader
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.report import wording
@@ -35,53 +33,36 @@ def sizes_page(
     """
     space = SearchSpace(reader.modules)
     dense, dtype = space.params(space.dense), checkpoint.dtype
-    whole = wording.count(outside + dense)
-    kept = [_blocks(checkpoint.n_blocks, reader, space, size) for size in sizes]
-    words: dict[tuple[float, str], int] = {}
-    data = []
-    for size, blocks in zip(sizes, kept, strict=True):
-        places = [[words.setdefault(cell, len(words)) for cell in kept_cells(block)] for block in blocks]
-        data.append({"text": _text(outside, size, dense, dtype.itemsize), "blocks": places})
-    start = min(range(len(sizes)), key=lambda at: abs(sizes[at].share - START))
     most = max(size.kl for size in sizes) or 1.0
+    views = []
+    for size in sizes:
+        kept, params = _blocks(checkpoint.n_blocks, reader, space, size), outside + size.params
+        view = {
+            "keep": f"{100 * size.share:.4g}%",
+            "kept": wording.percent(size.params, dense),
+            "kl": wording.divergence(size.kl),
+            "bar": 100 * size.kl / most,
+            "params": wording.count(params),
+            "bytes": f"{wording.megabytes(params * dtype.itemsize)} MB",
+            "strips": block_rows(kept),
+            "rows": [(block.block, kept_cells(block)) for block in kept],
+        }
+        views.append(view)
     return render(
         "sizes.html.j2",
-        {
-            "title": f"How small can {name} be?",
-            "lead": f"{whole} parameters in {checkpoint.n_blocks} blocks.",
-            "start": start,
-            "rows": [
-                {"text": each["text"], "bar": f"{100 * size.kl / most:.2f}"}
-                for each, size in zip(data, sizes, strict=True)
-            ],
-            "tiles": [
-                ("block parameters kept", "kept", f"of {wording.count(dense)}"),
-                ("predicted KL", "kl", "nats per token, one shot, similar text"),
-                ("parameters", "params", f"of {whole}"),
-                ("weights", "bytes", f"in {str(dtype).removeprefix('torch.')}"),
-            ],
-            "picture": [(label, Markup(svg)) for label, svg in block_rows(kept[start])],  # noqa: S704
-            "columns": ("block", "KV groups", "query heads", "MLP width"),
-            "kept": [(block.block, kept_cells(block)) for block in kept[start]],
-            "calibration": calibration,
-            "factor": FACTOR,
-            "power": POWER,
-            "data": {"words": list(words), "sizes": data},
-        },
         "copy.js",
         "sizes.js",
+        title=f"How small can {name} be?",
+        n_blocks=checkpoint.n_blocks,
+        whole=wording.count(outside + dense),
+        dense=wording.count(dense),
+        dtype=str(dtype).removeprefix("torch."),
+        start=min(range(len(sizes)), key=lambda at: abs(sizes[at].share - START)),
+        sizes=views,
+        calibration=calibration,
+        factor=FACTOR,
+        power=POWER,
     )
-
-
-def _text(outside: int, size: PredictedSize, dense: int, itemsize: int) -> dict[str, str]:
-    params = outside + size.params
-    return {
-        "keep": f"{100 * size.share:.4g}%",
-        "kept": wording.percent(size.params, dense),
-        "kl": wording.divergence(size.kl),
-        "params": wording.count(params),
-        "bytes": f"{wording.megabytes(params * itemsize)} MB",
-    }
 
 
 def _blocks(n_blocks: int, reader: DatabaseReader, space: SearchSpace, size: PredictedSize) -> list[BlockFigures]:

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from xml.sax.saxutils import escape, quoteattr
 
 from darwinlm.figures import Sensitivity
 from darwinlm.report import wording
 from darwinlm.report.summary import BlockFigures
-
-COLUMN, GAP = 20.0, 2.0
-"""Room of a block, and of it between two blocks, in units of the picture."""
 
 FAINTEST = 0.06
 """Opacity of the least loss."""
@@ -20,33 +16,31 @@ DECADES = 5
 """Powers of ten that the shades tell apart."""
 
 KINDS = {"attention": "attention", "mlp": "MLP"}
+Cells = list[tuple[float, str]]
+"""Share that is kept, and words."""
+Strip = tuple[str, str, Sequence[tuple[float, float | None, str]]]
+"""Kind of module, label, and for each block the width of its cell from 0 to 1, its opacity if it has one, and words."""
 
 
-def block_rows(allocation: Sequence[BlockFigures], sensitivity: Sequence[Sensitivity] = ()) -> list[tuple[str, str]]:
-    """Rows of the picture as (label, SVG), the numbers on hover.
-
-    Shades of `sensitivity` are of one logarithmic scale.
-    """
-    rows = []
+def block_rows(allocation: Sequence[BlockFigures], sensitivity: Sequence[Sensitivity] = ()) -> list[Strip]:
+    """Rows of the picture. Shades of `sensitivity` are of one logarithmic scale."""
+    rows: list[Strip] = []
     darkest = max((row.removed for row in sensitivity), default=0.0)
     losses = {(row.block, row.kind): row for row in sensitivity}
     for kind, name in KINDS.items():
-        label = f"{name}: what is kept"
         place, unit = (1, "query heads") if kind == "attention" else (2, "MLP channels")
         kept = ((entry.block, *kept_cells(entry)[place]) for entry in allocation)
-        cells = [_cell(share, f"block {block}, {unit}: {words}") for block, share, words in kept]
-        rows.append((label, _row(kind, label, cells)))
-        for field, words in (("removed", "loss if removed"), ("halved", "loss if halved")):
-            cells = []
+        cells = [(share, None, f"block {block}, {unit}: {words}") for block, share, words in kept]
+        rows.append((kind, f"{name}: what is kept", cells))
+        for field in ("removed", "halved") if sensitivity else ():
+            shaded = []
             for entry in allocation:
                 own = losses.get((entry.block, kind))
                 loss = None if own is None else getattr(own, field)
-                shown = f"block {entry.block}, {name} {field}: " + (
-                    "not estimated" if loss is None else f"{nats(loss)} nats/token"
-                )
-                cells.append(_cell(1.0, shown, 0.0 if loss is None else _shade(loss, darkest)))
-            if sensitivity:
-                rows.append((f"{name}: {words}", _row(kind, f"{name}: {words}", cells)))
+                words = "not estimated" if loss is None else f"{nats(loss)} nats/token"
+                shade = 0.0 if loss is None else _shade(loss, darkest)
+                shaded.append((1.0, shade, f"block {entry.block}, {name} {field}: {words}"))
+            rows.append((kind, f"{name}: loss if {field}", shaded))
     return rows
 
 
@@ -62,7 +56,7 @@ def _shade(loss: float, darkest: float) -> float:
     return max(FAINTEST, 1 - (1 - FAINTEST) * math.log10(darkest / loss) / DECADES)
 
 
-def kept_cells(entry: BlockFigures) -> list[tuple[float, str]]:
+def kept_cells(entry: BlockFigures) -> Cells:
     """Share and number of the KV groups, query heads and MLP channels that a block keeps."""
     cells = []
     for field in ("groups", "heads", "width"):
@@ -73,22 +67,3 @@ def kept_cells(entry: BlockFigures) -> list[tuple[float, str]]:
             kept, whole = entry.channels, entry.dense_channels
         cells.append((kept / whole if whole else 0.0, text))
     return cells
-
-
-def _cell(share: float, words: str, shade: float | None = None) -> str:
-    """A cell that fills a share of its column, on a ground where it has no shade of its own."""
-    room = COLUMN - GAP
-    inner = room * share
-    ground = f'<rect class="ground" x="{GAP / 2:g}" width="{room:g}" height="10"/>' if shade is None else ""
-    opacity = "" if shade is None else f' fill-opacity="{shade:.2f}"'
-    cell = f'<rect x="{(COLUMN - inner) / 2:.4g}" width="{inner:.4g}" height="10"{opacity}/>'
-    return f"<title>{escape(words)}</title>{ground}{cell}"
-
-
-def _row(kind: str, label: str, cells: Sequence[str]) -> str:
-    width = COLUMN * len(cells)
-    groups = (f'<g transform="translate({COLUMN * place:g})">{cell}</g>' for place, cell in enumerate(cells))
-    return (
-        f'<svg class="strip {kind}" viewBox="0 0 {width:g} 10" preserveAspectRatio="none" role="img" '
-        f"aria-label={quoteattr(label)}>{''.join(groups)}</svg>"
-    )

@@ -163,16 +163,15 @@ class VocabularyFigures(Figures):
     @property
     def longer(self) -> float:
         """Share by which held-out text has more tokens."""
-        return _total(self, "tokens") / _total(self, "dense_tokens") - 1
+        return self._total("tokens") / self._total("dense_tokens") - 1
 
     @property
     def affected(self) -> float:
         """Share of held-out tokens that are no longer in the vocabulary."""
-        return _total(self, "affected") / _total(self, "dense_tokens")
+        return self._total("affected") / self._total("dense_tokens")
 
-
-def _total(figures: VocabularyFigures, name: str) -> int:
-    return sum(getattr(domain, name) for domain in figures.domains.values())
+    def _total(self, name: str) -> int:
+        return sum(getattr(domain, name) for domain in self.domains.values())
 
 
 class PurposeFigures(Figures):

@@ -1,4 +1,4 @@
-"""The comparison of the models: the same rows for the page, the terminal and the model card."""
+"""Models compared, and how far they read their context: the same rows for page, terminal and model card."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from rich.table import Table
 
 from darwinlm import tables
+from darwinlm.figures import ModelKey
 from darwinlm.report import wording
 from darwinlm.report.summary import Summary
 
@@ -79,3 +80,61 @@ def comparison_table(summary: Summary) -> Table:
 def _speed(rate: float | None, dense: float | None) -> str:
     times = wording.factor(rate, dense)
     return wording.rate(rate) + (f" (×{times})" if times else "")
+
+
+COPIED = (
+    "Copied: the model is given words or text twice; the share of the repeated tokens that it predicts (loss in nats "
+    "per token)."
+)
+WORDS = f"{COPIED} Seen: KL at next tokens that occurred earlier in the sequence; new: at all others."
+"""What the columns mean."""
+
+
+def looking_back_rows(summary: Summary, *, losses: bool = True, split: bool = True) -> tables.Table | None:
+    """Headings, a row of cells for each model, and what wasn't measured; None where no figures are of all of them.
+
+    With `losses`, cells of copying hold the loss too. With `split`, there are columns of the KL by whether the next
+    token stood in the block before.
+    """
+    headings: tuple[str, ...] = ()
+    rows = []
+    for key, model in summary.measured():
+        figures = model.looking_back
+        if figures is None:
+            return None
+        if _refit_dropped(key, summary):
+            continue
+        both = ("KL, seen", "KL, new") if split else ()
+        headings = ("model", *both, *(f"copied, {score.name}" for score in figures.copying))
+        copied = [
+            f"{100 * score.accuracy:.0f} %" + (f" ({score.loss:.2f})" if losses else "") for score in figures.copying
+        ]
+        halves = [wording.divergence(kl) for kl in (figures.kl_seen, figures.kl_new)] if split else []
+        rows.append((wording.model_name(key, summary), *halves, *copied))
+    remarks = summary.dense.looking_back.remarks if summary.dense.looking_back else ()
+    return headings, rows, [f"{each[:1].upper()}{each[1:]}." for each in remarks]
+
+
+def where_rows(summary: Summary) -> tuple[tuple[str, ...], list[tuple[str, tuple[float | None, ...]]]] | None:
+    """Where the loss of each smaller model sits: KL by the next token, and by how far into the text it stands.
+
+    Returns:
+        Headings, and for each model its name and figures; None where the saved model's weren't measured.
+    """
+    final = summary.saved.looking_back
+    if final is None:
+        return None
+    ends = [end for end, _ in final.kl_by_position]
+    spans = [f"tokens {begin + 1} to {end}" for begin, end in zip([0, *ends], ends, strict=False)]
+    rows = []
+    for key, model in summary.measured():
+        figures = model.looking_back
+        if key != "dense" and figures is not None and not _refit_dropped(key, summary):
+            by_position = (kl for _, kl in figures.kl_by_position)
+            rows.append((wording.model_name(key, summary), (figures.kl_seen, figures.kl_new, *by_position)))
+    return ("model", "next token seen", "next token new", *spans), rows
+
+
+def _refit_dropped(key: ModelKey, summary: Summary) -> bool:
+    """Whether a model is the stitched one under another name."""
+    return key == "refit" and key != summary.saved_key and summary.refit is not None and summary.refit.kept != "refit"

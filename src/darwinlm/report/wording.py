@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 from collections.abc import Sequence
 
 from darwinlm.figures import ModelKey
-from darwinlm.report.summary import BlockFigures, SearchFigures, Summary, VocabularyFigures
+from darwinlm.report.summary import BlockFigures, SearchFigures, Summary, TimeFigures, VocabularyFigures
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 NOTHING = "–"
@@ -273,12 +274,10 @@ def machine_words(summary: Summary) -> str:
     return ", ".join(parts) or "an unnamed machine"
 
 
-def time_limit(summary: Summary) -> str:
-    """What a time limit lowered, in a sentence; empty where there was no limit."""
-    if summary.time is None:
-        return ""
-    used = f"{duration(summary.time.seconds)} of {duration(summary.time.limit)} used"
-    lowered = "; ".join(summary.time.shortened)
+def time_limit(time: TimeFigures) -> str:
+    """What a time limit lowered, in a sentence."""
+    used = f"{duration(time.seconds)} of {duration(time.limit)} used"
+    lowered = "; ".join(time.shortened)
     return f"Time limit: {used}. " + (f"To save time: {lowered}." if lowered else "Nothing had to be shortened.")
 
 
@@ -320,6 +319,27 @@ def loading_code(summary: Summary) -> str:
             "print(tokenizer.decode(tokens[0], skip_special_tokens=True))",
         ]
     )
+
+
+def next_steps(summary: Summary, run: str, beside: str, model: str | None) -> list[tuple[str, str]]:
+    """What people do with a finished run: each wish and the command that fulfils it.
+
+    New files and folders begin with the path `beside`. `model` is the dense one; None where it has no name that others
+    know.
+    """
+    run, recovered, gguf = (shlex.quote(path) for path in (run, f"{beside}-recovered", f"{beside}.gguf"))
+    against = f" --against {shlex.quote(model)}" if model else ""
+    train = (
+        "train it (needs a GPU; on a CPU try --tokens 1M): this gains the most quality",
+        f"darwinlm recover {run} --tokens 300M --out {recovered}",
+    )
+    return [
+        (f"talk to it{' beside the dense model' if model else ''}", f"darwinlm chat {run}{against}"),
+        *([train] if summary.recovery is None else []),
+        ("measure it on benchmarks", f"darwinlm evaluate {run} --suite quick"),
+        ("write a file for llama.cpp", f"darwinlm export {run} --to gguf --quant q8_0 --out {gguf}"),
+        ("publish it", f"darwinlm push {run} OWNER/NAME --dry-run"),
+    ]
 
 
 def _same_size(summary: Summary) -> bool:

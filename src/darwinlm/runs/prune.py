@@ -8,10 +8,9 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from darwinlm.compute import resolve_device, resolve_dtype
 from darwinlm.console import Reporter
 from darwinlm.pipeline import run_stages
-from darwinlm.recipe import Recipe, load_recipe, merge, options
+from darwinlm.recipe import Recipe, load_recipe, options
 from darwinlm.report import wording
 from darwinlm.report.summary import BlockFigures, Summary
 from darwinlm.run import Run
@@ -63,8 +62,7 @@ class Result:
     def _opened(self, device: str, dtype: str) -> Opened:
         from darwinlm.evaluation.models import open_model
 
-        where = resolve_device(device)
-        return open_model(str(self.model), dtype=resolve_dtype(dtype, where), device=where)
+        return open_model(str(self.model), dtype=dtype, device=device)
 
     def _repr_html_(self) -> str:
         """A few lines for notebooks."""
@@ -117,16 +115,8 @@ def prune(
         DarwinLMError: The input is wrong; see `darwinlm.errors`.
     """
     size = {"keep": keep, "params": params, "bytes": bytes, "speedup": speedup, "latency": latency}
-    resolved = resolve(
-        recipe, assignments, options(model=model, **size, vocab=vocab, time=time, ready_for=ready_for, text=text)
-    )
+    others = {"vocab": vocab, "time": time, "ready_for": ready_for, "text": text}
+    resolved = load_recipe(recipe, assignments, options(model=model, **size, **others))
     run = Run(resolved, Path(out), reporter or Reporter())
     summary = run_stages(run, "report").report
     return Result(run.folder, run.folder / "model", run.folder / "report.html", summary)
-
-
-def resolve(recipe: Recipe | str | Path | None, assignments: Sequence[str], overrides: dict[str, Any]) -> Recipe:
-    """A recipe with assignments and overrides. Raises RecipeError."""
-    if isinstance(recipe, Recipe):
-        return merge(recipe, assignments, overrides)
-    return load_recipe(recipe, assignments, overrides)

@@ -17,10 +17,9 @@ from darwinlm.export.hf import check_saved, is_custom, save_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.origin import Origin, origin_of
 from darwinlm.figures import ModelKey
-from darwinlm.recipe import Recipe, parse_recipe
+from darwinlm.recipe import Recipe, load_recipe, parse_recipe
 from darwinlm.report.summary import FILE, RecoveryFigures, Summary, read_summary
 from darwinlm.run import Run
-from darwinlm.runs.prune import resolve
 from darwinlm.stages.evaluate import FIGURES, Loaders, measure_models, read_figures, save_figures
 from darwinlm.stages.export import Exported
 from darwinlm.stages.recover import Recovered, check_recovery, recover_model
@@ -72,7 +71,7 @@ def recover(
         overrides["text.source"] = text
     if recipe is None and summary is not None:
         recipe = parse_recipe(summary.recipe, str(folder / FILE))
-    resolved = resolve(recipe, assignments, {**overrides, "teacher": teacher})
+    resolved = load_recipe(recipe, assignments, {**overrides, "teacher": teacher})
     resolved = resolved.model_copy(update={"model": resolved.teacher or resolved.model, "rounds": ()})
     if resolved.model is None:
         raise RecipeError("no dense model is given: name the original model with --teacher")

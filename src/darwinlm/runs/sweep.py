@@ -12,8 +12,9 @@ from darwinlm.errors import RecipeError
 from darwinlm.pipeline import STAGES, run_stages
 from darwinlm.planning.time_limit import TimeLimit
 from darwinlm.recipe import BudgetSettings, Recipe
+from darwinlm.report.plots import size_plot
 from darwinlm.report.summary import Summary
-from darwinlm.report.sweep import HEADINGS, SweepSummary, sweep_cells, sweep_page, sweep_plot
+from darwinlm.report.sweep import HEADINGS, SweepSummary, sweep_cells, sweep_page
 from darwinlm.run import Run
 
 SWEEP = "sweep"
@@ -68,7 +69,7 @@ def prune_sweep(
     if parallel.is_main():
         write_json(folder / f"{SWEEP}.json", sweep.as_json())
         write_text(folder / f"{SWEEP}.md", tables.markdown(HEADINGS, sweep_cells(sweep)))
-        write_text(folder / f"{SWEEP}.svg", sweep_plot(sweep))
+        write_text(folder / f"{SWEEP}.svg", size_plot(sweep.rows))
         write_text(folder / PAGE, sweep_page(sweep, summaries[0][1]))
     return sweep
 

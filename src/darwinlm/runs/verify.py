@@ -5,11 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from darwinlm.artifact import KEY, MANIFEST, MARKER, STAGES, StageFolder, digest_of, file_digest, read_json, read_record
+from darwinlm.artifact import (
+    KEY,
+    MANIFEST,
+    MARKER,
+    STAGES,
+    StageFolder,
+    digest_of,
+    file_digest,
+    read_json,
+    read_manifest,
+    read_record,
+)
 from darwinlm.errors import ArtifactError, DarwinLMError
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.report.summary import FILE, Summary, read_summary
+from darwinlm.surgery.stitch import block_parameters
 
 CHAIN = {"stitched": "stitch", "refit": "refit", "recover": "recover"}
 """Fields of the export's key, and the stages whose digests they hold."""
@@ -38,9 +50,8 @@ def _stage(stage: Path) -> Finding:
     if not (stage / MANIFEST).is_file():
         return Finding(title, "it isn't finished")
     try:
-        key = read_record(stage / MANIFEST).get("key", {})
-        whole = StageFolder(stage, key)
-        if not whole.is_complete() or read_json(stage / KEY) != key:
+        key = read_manifest(stage).key
+        if not StageFolder(stage, key).is_complete() or read_json(stage / KEY) != key:
             return Finding(title, f"{MANIFEST} and {KEY} have different keys")
     except DarwinLMError as error:
         return Finding(title, str(error))
@@ -50,18 +61,17 @@ def _stage(stage: Path) -> Finding:
 def _model(folder: Path) -> Iterator[Finding]:
     """Compare the model with the record of its export, and the summary with the model."""
     export, model = folder / STAGES / "export", folder / "model"
-    if not (export / MANIFEST).is_file() or not (folder / "summary.json").is_file():
+    if not (export / MANIFEST).is_file() or not (folder / FILE).is_file():
         yield Finding("model", "the run hasn't written it yet: rerun the same darwinlm prune command")
         return
-    key = read_record(export / MANIFEST).get("key", {})
+    key = read_manifest(export).key
     for field, name in CHAIN.items():
         if key.get(field) is not None and (folder / STAGES / name / MANIFEST).is_file():
-            digest = digest_of(read_record(folder / STAGES / name / MANIFEST).get("key"))
-            same = digest == key[field]
+            same = digest_of(read_manifest(folder / STAGES / name).key) == key[field]
             yield Finding(f"export follows {name}", None if same else f"it belongs to another result of {name}")
     yield from _files(model, export)
     try:
-        yield from _sizes(model, read_record(folder / "summary.json"))
+        yield from _sizes(model, read_summary(folder / FILE))
     except DarwinLMError as error:
         yield Finding("model", str(error))
 
@@ -76,21 +86,18 @@ def _files(model: Path, export: Path) -> Iterator[Finding]:
         yield Finding(f"model/{name}", wrong if there else "it is missing")
 
 
-def _sizes(model: Path, summary: dict[str, Any]) -> Iterator[Finding]:
+def _sizes(model: Path, summary: Summary) -> Iterator[Finding]:
     """Recount the parameters, and compare them with the budget."""
     checkpoint = Checkpoint.open(model)
-    made = checkpoint.skeleton()
+    made, stated, budget = checkpoint.skeleton(), summary.saved, summary.budget
     counted = sum(parameter.numel() for parameter in made.parameters())
-    blocks = sum(parameter.numel() for parameter in made.get_submodule(checkpoint.family.layers).parameters())
-    budget, models = summary.get("budget"), summary.get("models")
-    if not isinstance(budget, dict) or not isinstance(models, dict) or not models:
-        yield Finding("summary.json", "the budget or the models are missing")
+    blocks = block_parameters(made, checkpoint.family.layers)
+    yield Finding("parameters", None if counted == stated.params else f"{counted:,} exist, {stated.params} are stated")
+    if budget is None:  # pruned elsewhere
         return
-    stated = list(models.values())[-1].get("params")
-    yield Finding("parameters", None if counted == stated else f"{counted:,} exist, {stated} are stated")
-    stated = budget.get("block_params")
-    yield Finding("block parameters", None if blocks == stated else f"{blocks:,} exist, {stated} are stated")
-    used, upper = budget.get("used", 0), budget.get("upper", 0)
-    yield Finding("budget", None if used <= upper else f"{used} of {upper} are used")
-    if budget.get("unit") == "params" and budget.get("kind") == "params":
-        yield Finding("budget in parameters", None if counted <= upper else f"{counted:,} of {upper:,} are used")
+    wrong = f"{blocks:,} exist, {budget.block_params} are stated"
+    yield Finding("block parameters", None if blocks == budget.block_params else wrong)
+    yield Finding("budget", None if budget.used <= budget.upper else f"{budget.used} of {budget.upper} are used")
+    if budget.kind == "params":
+        wrong = f"{counted:,} of {budget.upper:,} are used"
+        yield Finding("budget in parameters", None if counted <= budget.upper else wrong)

@@ -1,6 +1,0 @@
-"""`python -m darwinlm.cli`."""
-
-from darwinlm.cli import main
-
-if __name__ == "__main__":
-    main()
