@@ -121,6 +121,7 @@ def measured_device(results: list[Line], device: str, out: Path) -> str | None:
     row["memory"] = torch.cuda.get_device_properties(0).total_memory / 1e9 if on_gpu else 80.0
     row["bandwidth"] = round(values["memory bandwidth"], 2)
     row["product_efficiency"] = PRODUCT_EFFICIENCY
+    row["disk"] = values["disk"]
     if PASSES in values:
         row["efficiency"] = round(values[PASSES] / values["bfloat16 product" if on_gpu else "float32 product"], 4)
     if STEPS in values:

@@ -12,9 +12,9 @@ import argparse
 import json
 import queue
 import resource
+import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import load_file
 
 from darwinlm import parallel
+from darwinlm.artifact import read_json
 from darwinlm.console import Reporter
 from darwinlm.pipeline import run_stages
 from darwinlm.recipe import load_recipe
@@ -32,7 +33,16 @@ from gpu_stages import model_of, recovered
 from gpu_units import Line, Setup
 
 SPEED_UP = 5 / 8
-"""Least speed-up for each process."""
+"""Least speed-up for each process, of stages without work that one of them does alone."""
+
+STAGES = {"database": True, "search": False, "refit": False, "recover": True, "evaluate": False}
+"""Stages that processes share, and whether the speed-up has a bound."""
+
+SAME = 0.02
+"""Largest relative difference of a figure in bfloat16, whose rounding depends on the batches. Our choice."""
+
+SAME_FLOAT32 = 1e-3
+"""The same in float32, and of the database's error curves, which are sums in float32."""
 
 
 def all_reduce(setup: Setup) -> None:
@@ -42,37 +52,54 @@ def all_reduce(setup: Setup) -> None:
     setup.told("node", f"sum of {tensor.nbytes / 1e6:.3g} MB", tensor.nbytes / seconds / 1e9, "GB/s")
 
 
-def database(setup: Setup) -> None:
-    """Four blocks of 7B in all processes, then in the first one alone: speed-up, and equal errors."""
+def stages(setup: Setup) -> None:
+    """Four blocks of 7B up to the evaluation in all processes; then each stage again in the first one alone."""
     with parallel.main_first():
-        checkpoint = model_of(setup, 4)
+        model = model_of(setup, 4).folder
         _text(setup)
     together, alone = setup.work / "together", setup.work / "alone"
-    begun = time.perf_counter()
-    _databased(setup, checkpoint.folder, together)
-    parallel.barrier()
-    shared = time.perf_counter() - begun
-    begun = time.perf_counter()
+    shared = _run_up_to("evaluate", setup, model, together)
+    single: dict[str, float] = {}
     with parallel.main_first():
-        if parallel.place() == 0 and not alone.exists():
-            _databased(setup, checkpoint.folder, alone)
-    took = parallel.broadcast(time.perf_counter() - begun)
-    setup.told("node", "database took", shared, "s")
-    floor = SPEED_UP * parallel.size()
-    setup.fast("node", "database: speed-up", took / shared, "", floor)
-    if parallel.is_main():
-        differs = max(_differs(alone / "stages" / "database" / path.name, path) for path in _blocks(together))
-        setup.most("node", "database: error curves differ by", differs, "relative", 1e-3)
+        if parallel.is_main():
+            shutil.copytree(together, alone)
+            for stage in reversed(STAGES):  # the last one first, so that its inputs are still those of all processes
+                shutil.rmtree(alone / "stages" / stage)
+                single |= _run_up_to(stage, setup, model, alone)
+    if not parallel.is_main():
+        return
+    for stage, bounded in STAGES.items():
+        setup.told("node", f"{stage} took", shared[stage], "s")
+        floor = SPEED_UP * parallel.size() if bounded else None
+        setup.fast("node", f"{stage}: speed-up", single[stage] / shared[stage], "", floor)
+        ours, theirs = (_figures(stage, folder / "stages" / stage) for folder in (together, alone))
+        differs = max(
+            float((a - b).abs().max() / b.abs().max().clamp_min(1e-30)) for a, b in zip(ours, theirs, strict=True)
+        )
+        most = SAME_FLOAT32 if setup.tiny or stage == "database" else SAME
+        setup.most("node", f"{stage}: figures differ by", differs, "relative", most)
 
 
-def _blocks(folder: Path) -> list[Path]:
-    return sorted((folder / "stages" / "database").glob("block_*.safetensors"))
+NAMES = {
+    "search": ("uniform_kl", "kl"),
+    "refit": ("kl_before", "kl_after"),
+    "recover": ("eval_perplexity", "eval_kl"),
+    "evaluate": ("perplexity", "kl"),
+}
+"""Compared figures; of an evaluation those of all models."""
 
 
-def _differs(one: Path, other: Path) -> float:
-    a, b = load_file(one), load_file(other)
-    curves = [key for key in a if key.endswith("errors")]
-    return max(float((a[key] - b[key]).abs().max() / a[key].abs().max().clamp_min(1e-30)) for key in curves)
+def _figures(stage: str, folder: Path) -> list[torch.Tensor]:
+    """What a stage has found."""
+    if stage == "database":
+        blocks = (load_file(path) for path in sorted(folder.glob("block_*.safetensors")))
+        return [tensor for block in blocks for name, tensor in sorted(block.items()) if name.endswith("errors")]
+    found = read_json(folder / {"search": "result.json", "evaluate": "models.json"}.get(stage, "record.json"))
+    if stage == "evaluate":
+        rows = list(found.values())
+    else:
+        rows = [found["record"] if stage == "search" else found["log"][-1] if stage == "recover" else found]
+    return [torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in NAMES[stage]]
 
 
 def _text(setup: Setup) -> Path:
@@ -84,19 +111,39 @@ def _text(setup: Setup) -> Path:
     return text if text.exists() else tiny_text(text, 400 if setup.tiny else 20000)
 
 
-def _databased(setup: Setup, model: Path, folder: Path) -> None:
+TINY = ("recovery.tokens=512", "recovery.batch_tokens=128")
+LARGE = (
+    "text.sequence_length=2048",
+    "text.calibration_tokens=262144",
+    "text.validation_tokens=65536",
+    "text.evaluation_tokens=65536",
+    "search.stages=[{tokens: 8192, survivors: 2}, {tokens: 32768, survivors: 1}]",
+    "refit.tokens=262144",
+    "recovery.tokens=524288",
+    "recovery.batch_tokens=131072",
+    "recovery.gradient_checkpointing=true",
+    "compute.batch_tokens=8192",
+    "compute.dtype=bfloat16",
+    "units.mlp_multiple=256",
+)
+
+
+def _run_up_to(stage: str, setup: Setup, model: Path, folder: Path) -> dict[str, float]:
+    """Run the pipeline; return the seconds of the stages that weren't there."""
     from rich.console import Console
     from tests.tiny.checkpoint import SETTINGS
 
-    large = ("text.sequence_length=2048", "text.calibration_tokens=262144", "compute.batch_tokens=8192")
-    chosen = (*SETTINGS, *(() if setup.tiny else (*large, "units.mlp_multiple=256", "compute.dtype=bfloat16")))
     named = {
         "model": str(model),
         "text.source": str(_text(setup)),
         "budget.keep": "60%",
         "compute.device": setup.device,
     }
-    run_stages(Run(load_recipe(None, chosen, named), folder, Reporter(Console(quiet=True))), "database")
+    run = Run(
+        load_recipe(None, (*SETTINGS, *(TINY if setup.tiny else LARGE)), named), folder, Reporter(Console(quiet=True))
+    )
+    run_stages(run, stage)
+    return {entry.name: entry.seconds for entry in run.timings if not entry.reused}
 
 
 def recovery(setup: Setup) -> None:
@@ -114,7 +161,7 @@ def recovery(setup: Setup) -> None:
     setup.peak("node")
 
 
-PARTS: tuple[Callable[[Setup], None], ...] = (all_reduce, database, recovery)
+PARTS: tuple[Callable[[Setup], None], ...] = (all_reduce, stages, recovery)
 
 
 def main() -> None:
@@ -122,6 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path, default=Path("node.json"))
+    parser.add_argument("--work", type=Path, help="folder for models and runs; a temporary one by default")
     parser.add_argument("--tiny", action="store_true", help="small shapes, no bounds on speed")
     options = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).parents[1]))  # for the tests' tiny models and text
@@ -129,7 +177,7 @@ def main() -> None:
     if torch.cuda.is_available() and options.device == "cuda":
         torch.cuda.set_device(parallel.gpu())
     found: list[Line] = []
-    with tempfile.TemporaryDirectory() as own:
+    with tempfile.TemporaryDirectory(dir=options.work) as own:
         lines: Any = queue.SimpleQueue()
         setup = Setup(options.device, tiny=options.tiny, work=Path(parallel.broadcast(own)), lines=lines)
         for part in PARTS:

@@ -28,7 +28,8 @@ from darwinlm.families.shapes import module_shapes
 from darwinlm.recipe import UnitsSettings, load_recipe
 from darwinlm.recovery.checkpoints import Checkpoints
 from darwinlm.recovery.schedule import plan_steps
-from darwinlm.recovery.train import _Training, train
+from darwinlm.recovery.train import Training
+from darwinlm.search.evaluate.fitness import Clock
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.problem.space import SearchSpace
 from gpu_units import Setup
@@ -171,7 +172,7 @@ def candidates(setup: Setup) -> None:
         seconds, reads = timed(children)
         setup.fast("candidates", f"children that move {name}", 60 * len(children) / seconds, "a minute", floor)
         setup.most("candidates", f"factors read for each of them, {name}", reads / len(children), "", 0.0)
-    gradients = Gradients(placed, tokens, fitness.dense, batch_tokens=2 * length)
+    gradients = Gradients(placed, tokens, fitness.dense, batch_tokens=2 * length, clock=Clock())
     before, begun = reader.reads, time.perf_counter()
     gradients.around(parent, (0, 1))
     setup.wait()
@@ -296,7 +297,7 @@ def recovered(setup: Setup, layers: int, out: str, *more: str, checkpoints: bool
         for name in ("save", "check_room"):
             kept.enter_context(mock.patch.object(Checkpoints, name))
     with kept:
-        trained = train(
+        trained = Training(
             lambda: small.load(torch.float32),
             teacher,
             text,
@@ -308,7 +309,7 @@ def recovered(setup: Setup, layers: int, out: str, *more: str, checkpoints: bool
             device=setup.kind,
             dtype=dtype,
             each_step=lambda *_: ends.append(time.perf_counter()),
-        )
+        ).train()
     del teacher
     gc.collect()
     return Recovered(trained.record, (len(ends) - 1) * step / max(ends[-1] - ends[0], 1e-9))
@@ -350,23 +351,23 @@ def resume(setup: Setup) -> None:
     settings = (f"recovery.save_every={2 * _sizes(setup)[1]}",)
     whole = recovered(setup, 4, "uninterrupted", *settings).record["log"][-1]
     shutil.rmtree(setup.work / "uninterrupted")
-    update = _Training.update
+    update = Training.update
 
-    def killed(self: _Training, step: int) -> None:
+    def killed(self: Training, step: int) -> None:
         if step == 3:
             raise _KilledError
         update(self, step)
 
-    with mock.patch.object(_Training, "update", killed), contextlib.suppress(_KilledError):
+    with mock.patch.object(Training, "update", killed), contextlib.suppress(_KilledError):
         recovered(setup, 4, "interrupted", *settings)
     gc.collect()
     begun: list[int] = []
 
-    def watched(self: _Training, step: int) -> None:
+    def watched(self: Training, step: int) -> None:
         begun.append(step)
         update(self, step)
 
-    with mock.patch.object(_Training, "update", watched):
+    with mock.patch.object(Training, "update", watched):
         again = recovered(setup, 4, "interrupted", *settings).record["log"][-1]
     shutil.rmtree(setup.work / "interrupted")
     setup.most("resume", "first step after the kill", float(begun[0]), "", 2.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -159,12 +161,26 @@ def machine(setup: Setup) -> None:
         down = 1e-9 * size / setup.seconds(lambda host=host: host.copy_(source, non_blocking=True))
         setup.fast("machine", f"{words} copy up", up, "GB/s", 10.0 if pinned else None)
         setup.fast("machine", f"{words} copy down", down, "GB/s", 10.0 if pinned else None)
-    block = bytes(size)
+    setup.told("machine", "disk", _disk(setup.work / "written", size >> 2) / 1e9, "GB/s")
+
+
+def _disk(path: Path, size: int) -> float:
+    """Bytes per second of the disk with a file, written and read again without the machine's cache."""
+    block = random.Random(0).randbytes(1 << 18)
     begun = time.perf_counter()
-    with (setup.work / "written").open("wb") as file:
-        file.write(block)
+    with path.open("wb") as file:
+        for _ in range(size // len(block)):
+            file.write(block)
         file.flush()
-    setup.told("machine", "written to the folder", 1e-9 * size / (time.perf_counter() - begun), "GB/s")
+        os.fsync(file.fileno())
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    with path.open("rb") as file:
+        while file.read(1 << 24):
+            pass
+    seconds = time.perf_counter() - begun
+    path.unlink()
+    return 2 * size / seconds
 
 
 EQUAL = {

@@ -29,9 +29,8 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import load_recipe
 from darwinlm.run import Run
 from darwinlm.search.predict.module_losses import estimated_losses
-from darwinlm.search.problem.budget import Budget
 from darwinlm.search.problem.cost import parameter_costs
-from darwinlm.search.problem.problem import Problem
+from darwinlm.search.problem.problem import Budget, Problem
 from darwinlm.search.problem.space import Allocation, SearchSpace
 from darwinlm.search.propose.start import knapsack_start
 from darwinlm.stages.database import PruningDatabase, database_stage, stream_of

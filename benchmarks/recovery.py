@@ -178,7 +178,7 @@ class Bench:
 
         rates = {"wsd": steady_share, "cosine": rate_share}
         with mock.patch.object(recovery_train, "rate_share", rates[options.schedule]):
-            trained = recovery_train.train(
+            trained = recovery_train.Training(
                 lambda: small.load(torch.float32),
                 self.dense,
                 Subset(self.text, range(plan.blocks)),
@@ -191,7 +191,7 @@ class Bench:
                 dtype=getattr(torch, DTYPE),
                 say=lambda message: print(message, flush=True),
                 each_step=look,
-            )
+            ).train()
         if self.lines.lack(**title, tokens=points[-1]):
             # The last checkpoint was complete, but its lines are missing.
             look(trained.record["tokens"], trained.model)

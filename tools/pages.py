@@ -28,13 +28,17 @@ ATTENTION = {"heads": "heads", "whole": "kept or removed", "never": "kept"}
 GROUPED = ("deepseek_v3",)
 """Families whose published models choose among groups of experts."""
 REFUSED = (
-    ("Nemotron-H, Falcon-H1", "nemotron_h"),
+    ("Nemotron-H, Falcon-H1, Jamba", "nemotron_h"),
+    ("LFM2-MoE", "lfm2_moe"),
     ("Mamba", "mamba2"),
-    ("DeepSeek V4, Kimi, MiniCPM3", "minicpm3"),
+    ("Kimi Linear", "kimi_linear"),
+    ("DeepSeek-V3.2 and V4, Mistral Small 4, MiniCPM3", "minicpm3"),
     ("Gemma 3n", "gemma3n_text"),
     ("Llama 4", "llama4"),
     ("Qwen3-VL-MoE", "qwen3_vl_moe"),
-    ("Phi-3.5-MoE and other mixtures", "phimoe"),
+    ("Qwen3-VL", "qwen3_vl"),
+    ("Kimi K2.5", "kimi_k25"),
+    ("Phi-3.5-MoE, Granite 3 MoE and other mixtures", "phimoe"),
     ("Command R", "cohere2"),
     ("Pythia, Falcon", "gpt_neox"),
     ("PaliGemma", "paligemma"),
@@ -82,6 +86,7 @@ def errors_page() -> str:
     return ERRORS.sub(lambda found: found[1] + errors_table() + found[2], text)
 
 
+YES = "✓"
 PADDED, IF_NARROWED = "padded", "padded; experts narrowed only"
 """How mixtures of experts with unequal blocks are exported."""
 
@@ -204,8 +209,9 @@ def families_page() -> str:
         "Heads of Gemma 4 are cut where keys and values aren't shared: in all blocks of 31B, in some of the E models.",
         "The vocabulary of every family can be cut (`--vocab`) if its tokenizer is BPE or Unigram.",
         "",
-        "All families are tested with random weights. Whole prunes with trained weights were measured for Llama",
-        "(SmolLM2), Gemma 3, and small Nemotron, OLMo 2, LFM2 and Mixtral models: see the notebook's",
+        "All families are tested with random weights: with layers that differ, with layers cut alike (which need no",
+        "modelling file), and in recovery. Whole prunes with trained weights were measured for Llama (SmolLM2),",
+        "Gemma 3, and small Nemotron, OLMo 2, LFM2 and Mixtral models: see the notebook's",
         "[database](notebook/database.md#2026-11-27-real-weights-beyond-llama) and",
         "[experts](notebook/experts.md#2026-11-27-dropping-narrowing-or-both-on-a-trained-mixture).",
         "",
@@ -239,19 +245,31 @@ SUPPORT = re.compile(r"(<!-- support table: tools/pages.py -->\n).*?(<!-- end --
 
 
 def support_table() -> str:
-    """Families by the engines that run the result; the page of families has the details."""
-    order = "yes; vLLM tested", "yes", "experts, padded", "equal layers only", "no"
-    rows: dict[str, list[str]] = {row: [] for row in order}
+    """Rows of families that behave alike; the page of families has the details.
+
+    Rows have no spaces, to keep the README short. Every family is trained and saved with equal layers in
+    `tests/integration/test_families.py`.
+    """
+    rows: dict[tuple[str, ...], list[str]] = {}
     for family in families().values():
-        if family.mlp.experts is not None:
-            row = "experts, padded"
-        elif gguf_when_layers_differ(family) != "no":
-            row = "yes; vLLM tested" if family.key in TESTED else "yes"
-        else:
-            row = "no" if family.gguf is None else "equal layers only"
-        rows[row].append(family.title.partition(" (")[0].removesuffix(" MoE"))
-    lines = ["| GGUF | families |", "| --- | --- |"]
-    lines += [f"| {gguf} | {', '.join(sorted(set(titles), key=str.lower))} |" for gguf, titles in rows.items()]
+        attention, mlp, experts = parts_cut(family)
+        layers_differ = gguf_when_layers_differ(family)
+        gguf = {"no": "equal" if family.gguf is not None else ""}.get(layers_differ, layers_differ.partition(";")[0])
+        cells = (
+            {"heads": YES, "kept or removed": "whole"}.get(attention.partition(";")[0], ""),
+            YES if mlp.startswith("channels") else "",
+            {"": "", "narrowed": "narrowed"}.get(experts, YES),
+            gguf if gguf in ("", "equal", PADDED) else YES,
+            YES if family.key in TESTED else "",
+            YES,
+            YES,
+        )
+        rows.setdefault(cells, []).append(family.title.partition(" (")[0])
+    columns = ("Families", "attention", "MLP", "experts", "GGUF", "vLLM", "plain class", "recovery")
+    lines = ["|".join(("", *columns, "")), "|-|" + ":-:|" * (len(columns) - 1)]
+    for cells, titles in sorted(rows.items(), key=lambda row: (row[0][2] != "", -row[0].count(YES), row[1])):
+        names = ", ".join(sorted(titles, key=str.lower))
+        lines.append("|".join(("", names, *cells, "")))
     return "\n".join(lines) + "\n"
 
 

@@ -58,15 +58,16 @@ def _within_limit(cgroup: Path) -> int | None:
 class Bounded(Generic[K, V]):
     """A cache whose size is a share of the free memory at its first use.
 
-    `size` gives the bytes of a value, `room` those for all values; it is called once. If keys are accessed cyclically
-    (`scanned`), the first values stay, and those that don't fit aren't kept; otherwise the least recently used values
-    are dropped.
+    `size` gives the bytes of a value, `room` those for all values, from the bytes reserved for others; it is called
+    once. If keys are accessed cyclically (`scanned`), the first values stay, and those that don't fit aren't kept;
+    otherwise the least recently used values are dropped.
     """
 
-    def __init__(self, size: Callable[[V], int], room: Callable[[], int], *, scanned: bool = False) -> None:
+    def __init__(self, size: Callable[[V], int], room: Callable[[int], int], *, scanned: bool = False) -> None:
         self._size = size
         self._room = room
         self._scanned = scanned
+        self._reserved = 0
         self._limit: int | None = None
         self._held = 0
         self._values: OrderedDict[K, V] = OrderedDict()
@@ -80,29 +81,30 @@ class Bounded(Generic[K, V]):
 
     def has_room(self, size: int) -> bool:
         """Whether a value of that size would fit besides the others."""
-        if self._limit is None:
-            self._limit = self._room()
-        return self._held + size <= self._limit
+        return self._held + size <= self._most()
 
     def put(self, key: K, value: V) -> bool:
         """Keep a value if there is room; returns whether it was kept."""
-        if self._limit is None:
-            self._limit = self._room()
-        size = self._size(value)
-        if size > self._limit or (self._scanned and self._held + size > self._limit):
+        size, most = self._size(value), self._most()
+        if size > most or (self._scanned and self._held + size > most):
             return False
-        while self._held + size > self._limit:
+        while self._held + size > most:
             self._held -= self._size(self._values.popitem(last=False)[1])
         self._values[key] = value
         self._held += size
         return True
 
-    def clear(self) -> None:
-        """Drop all values; the free memory is measured again."""
+    def clear(self, reserved: int = 0) -> None:
+        """Drop all values; the free memory is measured again, without the bytes that are reserved for others."""
         self._values.clear()
-        self._held, self._limit = 0, None
+        self._held, self._limit, self._reserved = 0, None, reserved
+
+    def _most(self) -> int:
+        if self._limit is None:
+            self._limit = self._room(self._reserved)
+        return self._limit
 
 
-def room_on(device: torch.device, share: float, reserved: Callable[[], int] = lambda: 0) -> Callable[[], int]:
-    """A function that returns a share of a device's free memory without the reserved part."""
-    return lambda: int(share * max(free_bytes(device) - reserved(), 0))
+def room_on(device: torch.device, share: float) -> Callable[[int], int]:
+    """A function that returns a share of a device's free memory without the reserved bytes, which it is given."""
+    return lambda reserved: int(share * max(free_bytes(device) - reserved, 0))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -220,6 +220,13 @@ def agree() -> Iterator[None]:
     first = next((place for place, failure in enumerate(failures) if failure is not None), None)
     if first is not None:
         raise raised if raised is not None and first == place() else _rebuilt(failures[first])
+
+
+def in_main(work: Callable[..., object], *arguments: Any) -> None:
+    """Call a function in the first process alone; a DarwinLMError of it is raised in all."""
+    with agree():
+        if is_main():
+            work(*arguments)
 
 
 @contextmanager

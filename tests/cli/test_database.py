@@ -22,7 +22,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.pipeline import run_stages
 from darwinlm.recipe import UnitsSettings
 from darwinlm.runs.sizes import write_sizes
-from darwinlm.search.predict.sizes import predicted_sizes
+from darwinlm.search.predict.module_losses import predicted_sizes
 from darwinlm.search.problem.space import SearchSpace
 
 BLOCKS = 4

@@ -13,7 +13,7 @@ from darwinlm.planning.devices import find_device
 from darwinlm.planning.model import Sizes
 from darwinlm.planning.plan import advice, make_plan
 from darwinlm.recipe import load_recipe
-from darwinlm.recovery.train import _Training
+from darwinlm.recovery.train import Training
 
 TRAINING = ("recovery.tokens=512", "recovery.batch_tokens=128", "refit.tokens=0")
 
@@ -23,13 +23,13 @@ def test_one_message_names_stage_and_setting(command, tiny_llama, tiny_text_file
     common = ("prune", tiny_llama, "--keep", "60%", "--text", tiny_text_file, "--out", tmp_path / "out")
     arguments = (*common, *sets(settings))
 
-    def full(self: _Training, step: int) -> None:
+    def full(self: Training, step: int) -> None:
         raise torch.OutOfMemoryError(
             "CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has a total capacity of ..."
         )
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Training, "update", full)
+        patch.setattr(Training, "update", full)
         ended = command(*arguments)
         ended.refused("recovery: the memory of cpu is full: no single setting makes it fit", "; finished work is kept")
     assert command(*arguments).code == 0

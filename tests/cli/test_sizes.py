@@ -91,5 +91,5 @@ def test_a_budget_of_the_function_displaces_the_recipes(recipes, python):
         python(recipe=recipe, speedup="2x")
     assert [recipe.budget.kind for recipe in recipes] == ["params", "speedup"] * 2
     assert [recipe.budget.params for recipe in recipes] == [2_700_000_000, None] * 2
-    with pytest.raises(RecipeError, match=r"budget\.bytes: must be above 0"):
+    with pytest.raises(RecipeError, match=r"budget\.bytes: Input should be greater than 0"):
         python(bytes=0)

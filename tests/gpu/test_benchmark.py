@@ -33,11 +33,14 @@ def test_the_acceptance_test_runs_on_a_cpu(tmp_path):
     assert {line["part"] for line in named.values()} == {*PARTS, "plan"}
     measured = find_device(str(out.with_suffix(".yaml")))
     assert measured.rates["float32"] == pytest.approx(1e12 * named["float32 product"]["value"], rel=0.01)
+    assert measured.disk == pytest.approx(1e9 * named["disk"]["value"])
     assert measured.step_seconds == pytest.approx(named["removed channel"]["value"] / 1e6)
 
 
 @pytest.mark.timeout(900)
 def test_that_of_a_node_runs_in_two_processes(tmp_path):
     named = lines_of(tmp_path / "node.json", *TORCHRUN, "benchmarks/gpu_node.py")
-    assert named["database: error curves differ by"]["ok"] is True
+    for stage in ("database", "search", "refit", "recover", "evaluate"):
+        assert named[f"{stage}: figures differ by"]["ok"] is True
+        assert named[f"{stage}: speed-up"]["value"] > 0
     assert named["weights were dealt out"]["ok"] is True

@@ -1,5 +1,6 @@
 """The removal loop on a GPU: a step that a CUDA graph can record, and that a replay repeats."""
 
+import gc
 from collections.abc import Callable
 from types import SimpleNamespace
 from unittest import mock
@@ -128,14 +129,18 @@ def test_recording_uses_the_devices_stream_and_leaves_it(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, context(name))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay="replay", __str__=None))
-    step = mock.Mock(side_effect=RuntimeError("not permitted"))
+
+    def refused() -> None:
+        events.append(f"objects out of collections: {gc.get_freeze_count() > 0}")
+        raise RuntimeError("not permitted")
+
     with pytest.raises(RuntimeError, match="not permitted"):
-        cuda_graph.recorded(step, torch.device("cuda:1"))
+        cuda_graph.recorded(refused, torch.device("cuda:1"))
+    assert gc.get_freeze_count() == 0
     assert events[:2] == ["device cuda:1", "stream stream of cuda:1"]
     assert events[2].endswith("thread_local")
-    assert events[3:] == ["graph left", "stream left", "device left"]
-    step.side_effect = None
-    assert cuda_graph.recorded(step, torch.device("cuda:1")) == "replay"
+    assert events[3:] == ["objects out of collections: True", "graph left", "stream left", "device left"]
+    assert cuda_graph.recorded(lambda: None, torch.device("cuda:1")) == "replay"
 
 
 def test_a_run_says_once_that_nothing_is_recorded(make_run, tmp_path, monkeypatch):

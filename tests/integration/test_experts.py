@@ -15,10 +15,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from darwinlm.calibration.stream import BlockMoments, stream_moments
-from darwinlm.database.build import BuildSettings, expert_factors
+from darwinlm.database.build import BuildSettings, Spilled, expert_factors
 from darwinlm.database.factors import NestedFactors, full_target, kept_weights, unpack_lower
 from darwinlm.database.order import damp
-from darwinlm.database.spill import Spilled
 from darwinlm.errors import CheckpointError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of

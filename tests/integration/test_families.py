@@ -16,12 +16,15 @@ import torch
 from tests.tiny.masked import assert_equal_logits, logits, masked
 from tests.tiny.models import FAMILIES
 from tests.tiny.whole import Whole, opened
+from torch.nn.functional import cross_entropy, kl_div
 from transformers import AutoModelForCausalLM
 
 from darwinlm.evaluation.divergence import DenseDistribution
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import families
 from darwinlm.pipeline import run_stages
+from darwinlm.recipe import RecoverySettings
+from darwinlm.recovery.model import batch_loss, prepared, run_dense
 from darwinlm.search.evaluate.fitness import Fitness
 from darwinlm.surgery.stitch import block_parameters, stitch
 
@@ -75,6 +78,34 @@ def test_the_dense_allocation_is_the_dense_model(whole):
     small = stitch(whole.reader, whole.plan.space.dense)
     assert torch.equal(logits(small, tokens), logits(whole.checkpoint.load(torch.float32), tokens))
     assert small.config.model_type == whole.checkpoint.config.model_type
+
+
+def test_layers_that_are_cut_alike_make_the_familys_own_class(whole):
+    """Its MLPs are smaller; mixtures lose an expert, or half of every expert's channels."""
+    allocation = whole.cut_alike()
+    small = stitch(whole.reader, allocation)
+    assert type(small).__name__ == f"{whole.checkpoint.family.class_prefix}ForCausalLM"
+    assert block_parameters(small, whole.checkpoint.family.layers) == whole.plan.space.params(allocation)
+    assert whole.plan.space.params(allocation) < whole.plan.space.params(whole.plan.space.dense)
+    assert_equal_logits(small, masked(whole.reader, allocation), whole.texts["evaluation"].tokens[:2])
+
+
+def test_recovery_trains_every_weight(whole):
+    """Its loss and its gradients, made in pieces, are those of the models' own logits."""
+    tokens = whole.texts["calibration"].tokens[:4]
+    teacher = whole.checkpoint.load(torch.float32)
+    model = prepared(whole.stitched.checkpoint.load(torch.float32), RecoverySettings(tokens=1))
+    left_out = [name for name, weight in model.named_parameters() if not weight.requires_grad]
+    assert all(name.endswith("correction_bias") for name in left_out)
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    loss = batch_loss(model, teacher, tokens, run_dense(teacher, tokens), 0.5)
+    found = torch.autograd.grad(loss, weights)
+    own = model(tokens, use_cache=False).logits
+    divergence = kl_div(own.log_softmax(-1), logits(teacher, tokens).log_softmax(-1), reduction="sum", log_target=True)
+    next_token = cross_entropy(own[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+    expected = 0.5 * divergence / tokens.numel() + 0.5 * next_token
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(found, torch.autograd.grad(expected, weights), rtol=1e-3, atol=1e-5)
 
 
 def test_what_was_saved_is_what_was_searched(whole):

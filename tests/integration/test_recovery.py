@@ -17,7 +17,7 @@ from darwinlm import artifact
 from darwinlm.artifact import read_json
 from darwinlm.console import Reporter
 from darwinlm.pipeline import run_stages
-from darwinlm.recovery.train import _Training
+from darwinlm.recovery.train import Training
 from darwinlm.report.summary import read_summary
 from darwinlm.runs.recovery import recover
 from darwinlm.stages import recover as stage
@@ -86,7 +86,7 @@ def test_it_brings_the_model_nearer_to_the_dense_one(whole, inputs):
 
 def test_the_same_call_again_reuses_it(whole, inputs, tmp_path, monkeypatch):
     out = shutil.copytree(whole[0], tmp_path / "out")
-    monkeypatch.setattr(_Training, "run", lambda *_, **__: pytest.fail("it trains again"))
+    monkeypatch.setattr(Training, "run", lambda *_, **__: pytest.fail("it trains again"))
     assert recover_tiny(*inputs, out).models == whole[1].models
 
 
@@ -126,9 +126,10 @@ def test_other_settings_learn_too(inputs, tmp_path, settings):
     assert {name: tensor.shape for name, tensor in weights(tmp_path / "out").items()} == shapes
 
 
-def test_a_run_recovers_as_one_of_its_stages(tiny_llama, make_run, tmp_path):
+@pytest.mark.parametrize("model_type", ["llama", "mixtral", "gemma4_text"])
+def test_a_run_recovers_as_one_of_its_stages(tiny_folder, make_run, tmp_path, model_type):
     settings = (*STEPS, "recovery.learning_rate=0.003")
-    summary = run_stages(make_run(tiny_llama, tmp_path / "out", *settings), "report").report
+    summary = run_stages(make_run(tiny_folder(model_type), tmp_path / "out", *settings), "report").report
     models = summary.models
     assert {"dense", "uniform", "stitched", "refit", "recovered"} == models.keys()
     assert (models["recovered"].kl == models["refit"].kl) == (summary.recovery.kept == "before")
@@ -210,7 +211,7 @@ def test_a_kill_while_a_finished_training_is_tidied_up_blocks_nothing(whole, inp
             recover_tiny(*inputs, tmp_path / "out")
     assert list((tmp_path / "out" / WORK / "training").glob("checkpoint-*"))
     if change == "nothing":
-        monkeypatch.setattr(_Training, "run", lambda *_: pytest.fail("it trains again"))
+        monkeypatch.setattr(Training, "run", lambda *_: pytest.fail("it trains again"))
         models = recover_tiny(*inputs, tmp_path / "out").models
         assert {name: model.kl for name, model in models.items()} == {n: m.kl for n, m in whole[1].models.items()}
     else:
@@ -250,7 +251,7 @@ def test_a_single_process_takes_the_recipe_of_many(inputs, whole, tmp_path):
 
 
 def test_a_training_that_is_no_better_on_held_out_text_is_not_kept(inputs, tmp_path, monkeypatch):
-    monkeypatch.setattr("darwinlm.recovery.guard.DIVERGENCE", 1000)
+    monkeypatch.setattr("darwinlm.recovery.checkpoints.DIVERGENCE", 1000)
     summary = recover_tiny(*inputs, tmp_path / "out", "recovery.learning_rate=1")
     assert summary.recovery.kept == "before"
     assert summary.models["recovered"].kl == summary.models["before"].kl

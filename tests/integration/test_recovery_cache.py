@@ -11,7 +11,7 @@ from tests.tiny.recovering import Stopped, losses, recover_tiny
 
 from darwinlm.errors import RecipeError
 from darwinlm.recovery import cache, train
-from darwinlm.recovery.heads import dense_top, run_dense
+from darwinlm.recovery.model import dense_top, run_dense
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -90,14 +90,14 @@ def test_one_long_training_is_measured_on_the_way_and_short_ones_stand_beside_it
     """Stopped in the long training behind the second point, it goes on to the same figures."""
     given = options(inputs, tmp_path / "out")
     with monkeypatch.context() as patched:
-        whole = train._Training.update
+        whole = train.Training.update
 
         def stopping(self, step):
             whole(self, step)
             if (step, self.steps.count) == (5, 8):
                 raise Stopped
 
-        patched.setattr(train._Training, "update", stopping)
+        patched.setattr(train.Training, "update", stopping)
         with pytest.raises(Stopped):
             benchmark(*given)
     before = lines_of(tmp_path / "out")
@@ -119,7 +119,7 @@ def test_one_long_training_is_measured_on_the_way_and_short_ones_stand_beside_it
     assert {line["trained"] for line in lines if line["kind"] == "short"} == {768}
     picture = (tmp_path / "curves.svg").read_text()
     assert all(word in picture for word in ("tiny", "ours", "same", "tokens trained on"))
-    monkeypatch.setattr(train._Training, "run", lambda *_: pytest.fail("it trains again"))
+    monkeypatch.setattr(train.Training, "run", lambda *_: pytest.fail("it trains again"))
     benchmark(*given)
     assert lines_of(tmp_path / "out") == lines
 

@@ -20,7 +20,7 @@ from darwinlm.errors import (
 )
 from darwinlm.pipeline import run_stages
 from darwinlm.recovery import checks
-from darwinlm.recovery.train import _Training
+from darwinlm.recovery.train import Training
 from darwinlm.runs.recovery import recover
 
 WORK = Path("stages/recover-work")
@@ -29,7 +29,7 @@ WORK = Path("stages/recover-work")
 @pytest.fixture
 def refused(inputs, tmp_path, monkeypatch):
     """Recover, expecting an error before any training; other models and text can be given."""
-    monkeypatch.setattr(_Training, "run", lambda *_, **__: pytest.fail("it trained"))
+    monkeypatch.setattr(Training, "run", lambda *_, **__: pytest.fail("it trained"))
 
     def run(error, message, *settings, small=inputs[0], teacher=inputs[1], out=tmp_path / "out"):
         with pytest.raises(error, match=message):

@@ -63,7 +63,7 @@ def test_weights_and_losses_are_those_of_the_way_there(whole, refitted, strength
 
 def test_none_of_it_is_taken_where_all_is_worse(whole, refitted, monkeypatch):
     given = iter([2.0, 1.0, 1.5])  # all the way, none of it, half
-    monkeypatch.setattr(stages_refit, "stream_divergences", lambda dense, others: [next(given)])
+    monkeypatch.setattr(stages_refit, "stream_divergence", lambda dense, other: next(given))
     found = refitted(0.5, 1.0)
     assert found.record["kept"] == "stitched"
     assert found.record["strength"] == 0

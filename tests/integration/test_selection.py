@@ -13,8 +13,7 @@ from darwinlm.errors import TimeLimitError
 from darwinlm.families.decoder import Absent
 from darwinlm.pipeline import run_stages
 from darwinlm.recipe import TrainingSettings
-from darwinlm.search.evaluate.clock import Clock
-from darwinlm.search.evaluate.fitness import Fitness
+from darwinlm.search.evaluate.fitness import Clock, Fitness
 from darwinlm.search.evaluate.student import LowRank, Student
 from darwinlm.search.evaluate.training import CandidateTrainer
 from darwinlm.stages.database import database_stage

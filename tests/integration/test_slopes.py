@@ -9,8 +9,7 @@ from torch import nn
 
 from darwinlm.errors import NumericsError, TimeLimitError
 from darwinlm.pipeline import run_stages
-from darwinlm.search.evaluate.clock import Clock
-from darwinlm.search.evaluate.fitness import Fitness
+from darwinlm.search.evaluate.fitness import Clock, Fitness
 from darwinlm.search.predict.curvature import removed_together
 from darwinlm.search.predict.gradients import Gradients
 from darwinlm.search.predict.surrogate import first_order
@@ -46,10 +45,14 @@ def bank_of(make_run, model, folder, *settings):
     return placed, texts["fitness"].tokens[:4]
 
 
-def gradients_of(placed, tokens, *, batch_tokens=64, **more):
+WHOLE = (0, 4)
+"""The window of the whole text."""
+
+
+def gradients_of(placed, tokens, *, batch_tokens=64, clock=None):
     """Gradients with the dense model's streams."""
     dense = Fitness(placed, tokens, batch_tokens=batch_tokens).dense
-    return Gradients(placed, tokens, dense, batch_tokens=batch_tokens, **more)
+    return Gradients(placed, tokens, dense, batch_tokens=batch_tokens, clock=clock or Clock())
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +99,7 @@ def by_difference(placed, tokens, allocation, index, level):
 def test_slopes_are_derivatives_of_the_loss(model_type, tiny_folder, make_run, tmp_path):
     placed, tokens = bank_of(make_run, tiny_folder(model_type), tmp_path / "run")
     allocation = middle(placed.space)
-    slopes = gradients_of(placed, tokens).around(allocation)
+    slopes = gradients_of(placed, tokens).around(allocation, WHOLE)
     compared = 0
     for index, row in enumerate(slopes):
         module = placed.space.modules[index]
@@ -128,18 +131,17 @@ def test_what_two_levels_both_remove_is_counted(llama):
 
 def test_slopes_do_not_depend_on_how_the_text_is_split(llama):
     _, gradients, allocation = llama
-    whole, parts = (gradients(size).around(allocation) for size in (10**6, 1))
+    whole, parts = (gradients(size).around(allocation, WHOLE) for size in (10**6, 1))
     for one, other in zip(whole, parts, strict=True):
         assert one == pytest.approx(other, rel=1e-3, abs=1e-6)
 
 
-def test_only_another_allocation_is_measured_anew(llama):
+def test_another_allocation_leaves_nothing_behind(llama):
     placed, gradients, allocation = llama
     found = gradients()
-    first = found.around(allocation)
-    assert found.around(allocation) is first
-    dense = found.around(placed.space.dense)
-    assert found.around(allocation) == first
+    first = found.around(allocation, WHOLE)
+    dense = found.around(placed.space.dense, WHOLE)
+    assert found.around(allocation, WHOLE) == first
     assert all(abs(slope - row[-1]) < 1e-6 for row in dense for slope in row), "the dense model has no loss to fall"
 
 
@@ -148,7 +150,7 @@ def test_a_gradient_that_is_not_finite_is_refused(llama, monkeypatch):
     found = gradients()
     monkeypatch.setattr(found, "_behind_last_block", lambda hidden, dense: hidden * math.nan)
     with pytest.raises(NumericsError, match=r"isn't finite: try compute\.dtype=float32, or search\.method=paper"):
-        found.around(allocation)
+        found.around(allocation, WHOLE)
 
 
 def test_a_search_keeps_what_the_slopes_said_of_its_candidates(tiny_llama, make_run, tmp_path):
@@ -159,7 +161,7 @@ def test_a_search_keeps_what_the_slopes_said_of_its_candidates(tiny_llama, make_
     observations = state_of(tmp_path / "run")["observations"]
     assert observations
     for parent, child, _, slope in observations:
-        expected = first_order(gradients.around(tuple(parent)), parent, child)
+        expected = first_order(gradients.around(tuple(parent), (0, 2)), parent, child)
         assert slope == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
 
@@ -171,4 +173,4 @@ def test_without_slopes_nothing_is_said_of_them(tiny_llama, make_run, tmp_path):
 def test_a_gradient_is_left_when_time_is_up(llama):
     _, gradients, allocation = llama
     with pytest.raises(TimeLimitError):
-        gradients(clock=Clock(limit=0.0)).around(allocation)
+        gradients(clock=Clock(limit=0.0)).around(allocation, WHOLE)

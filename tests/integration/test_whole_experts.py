@@ -19,9 +19,8 @@ from darwinlm.families.family import families
 from darwinlm.families.shapes import module_shapes
 from darwinlm.pipeline import run_stages
 from darwinlm.recipe import UnitsSettings
-from darwinlm.search.problem.budget import Budget
 from darwinlm.search.problem.cost import parameter_costs
-from darwinlm.search.problem.problem import Problem
+from darwinlm.search.problem.problem import Budget, Problem
 from darwinlm.search.problem.space import SearchSpace
 from darwinlm.stages.database import database_stage, stream_of
 from darwinlm.stages.text import text_stage

@@ -27,7 +27,7 @@ def problems(draw):
 
 def slack(problem, factors):
     """Rounding of an error, relative to its total or to the level that `damp` gives dead inputs."""
-    return 1e-6 * factors.total + 1e-20 * float(problem[1].square().sum())
+    return 1e-6 * float(factors.errors[0]) + 1e-20 * float(problem[1].square().sum())
 
 
 def solve(problem, **options):

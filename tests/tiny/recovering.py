@@ -37,7 +37,7 @@ class Stopped(BaseException):
 
 def stop_at(monkeypatch: Any, step: int, error: BaseException) -> None:
     """Raise an error in a step, before its update."""
-    monkeypatch.setattr("darwinlm.recovery.guard.LossGuard.see", _stopping(step, lambda: error))
+    monkeypatch.setattr("darwinlm.recovery.checkpoints.LossGuard.see", _stopping(step, lambda: error))
 
 
 def losses(summary: Summary) -> list[float]:
@@ -62,7 +62,7 @@ def watch_text(monkeypatch: Any) -> tuple[list[Any], list[Any]]:
 
 def _stopping(step: int, stop: Callable[[], BaseException]) -> Callable[..., None]:
     """A loss guard that ends the training at a step, counted from 0."""
-    from darwinlm.recovery.guard import LossGuard
+    from darwinlm.recovery.checkpoints import LossGuard
 
     whole = LossGuard.see
 
@@ -101,7 +101,7 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     if options.kill_at is not None:
-        from darwinlm.recovery.guard import LossGuard
+        from darwinlm.recovery.checkpoints import LossGuard
 
         def kill() -> BaseException:
             os.kill(os.getpid(), signal.SIGKILL)

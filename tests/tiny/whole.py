@@ -57,6 +57,21 @@ class Whole:
         levels = zip(self.plan.space.modules, self.plan.space.dense, strict=True)
         return [*made, tuple(0 if (m.block, m.kind) in gone else top for m, top in levels)]
 
+    def cut_alike(self) -> Allocation:
+        """All MLPs of one size: mixtures lose an expert if they can, and other MLPs half of their channels."""
+        modules = self.plan.space.modules
+        sizes = {module: [(level.experts, level.width) for level in module.levels] for module in modules}
+        whole = [sizes[module][-1] for module in modules if module.kind == "mlp"]
+        experts, width = min(size for size in whole if size[0] or not any(count for count, _ in whole))
+        target = (experts - 1, width)
+        if not all(target in sizes[module] for module in modules if sizes[module][-1][0]) or not experts:
+            target = (experts, width // 2)
+        alike = (module.kind == "mlp" and (sizes[module][-1][0] > 0) == (experts > 0) for module in modules)
+        return tuple(
+            sizes[module].index(target) if cut else len(module.levels) - 1
+            for module, cut in zip(modules, alike, strict=True)
+        )
+
 
 def opened(run: Run, summary: Summary) -> Whole:
     """Take what the stages of a finished run hand on; none of them is run again."""

@@ -31,9 +31,8 @@ from darwinlm.errors import BudgetError, FamilyError, NumericsError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import ModuleShape, module_shapes
 from darwinlm.recipe import UnitsSettings
-from darwinlm.search.problem.budget import Budget
 from darwinlm.search.problem.cost import parameter_costs
-from darwinlm.search.problem.problem import Problem
+from darwinlm.search.problem.problem import Budget, Problem
 from darwinlm.search.problem.space import SearchSpace
 from darwinlm.surgery.stitch import stitch
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from darwinlm.recovery.batches import Batches
 from darwinlm.recovery.schedule import Steps
+from darwinlm.recovery.train import Batches
 
 
 class Numbers(Dataset):

@@ -8,7 +8,7 @@ import pytest
 from tests.tiny.tokenizer import BOS_ID, EOS_ID, tiny_tokenizer
 
 from darwinlm.data import read_documents
-from darwinlm.data.packing import Document, tokenise
+from darwinlm.data.packing import Document, added_bos, tokenise
 from darwinlm.errors import DataError
 
 TEMPLATE = (
@@ -74,7 +74,7 @@ def test_chats_are_packed_with_one_bos(tmp_path):
     tokenizer.chat_template = TEMPLATE
     (text,) = read_documents(lines(tmp_path / "a.jsonl", {"messages": CHAT}), tokenizer=tokenizer)
     document = Document("a", text)
-    tokenise([document], tokenizer)
+    tokenise([document], tokenizer, added_bos(tokenizer))
     assert document.tokens.tolist().count(BOS_ID) == 1
     assert document.tokens[0] == BOS_ID
     assert document.tokens[-1] == EOS_ID

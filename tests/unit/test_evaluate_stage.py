@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from darwinlm import parallel
 from darwinlm.artifact import read_json
 from darwinlm.evaluation import speed
 from darwinlm.evaluation.speed import Speed, continue_greedily, measure_speed
@@ -21,6 +22,14 @@ def test_as_many_models_at_once_as_fit() -> None:
     assert not takes_another([10, 5], 19)
     assert not takes_another([10, 5, 6], 26), "the next one may be as large as the largest so far"
     assert takes_another([10, 5, 6], None)
+
+
+def test_processes_agree_on_the_room_for_models(monkeypatch) -> None:
+    """Their sums would differ in shape if one had room for a model more; what PyTorch keeps for reuse is free."""
+    monkeypatch.setattr(evaluate, "free_bytes", lambda device: 10)
+    monkeypatch.setattr(parallel, "gather", lambda value: [value, 6, 8])
+    assert evaluate.room_for_models(torch.device("cuda")) == 3
+    assert evaluate.room_for_models(torch.device("cpu")) is None
 
 
 def test_figures_are_those_of_all_at_once(finished_llama, tiny_llama, make_run, tmp_path, monkeypatch):

@@ -10,16 +10,14 @@ import pytest
 
 from darwinlm.errors import NumericsError
 from darwinlm.recipe import SearchSettings
-from darwinlm.search.evaluate.clock import Clock
-from darwinlm.search.evaluate.fitness import Fitness, Window
+from darwinlm.search.evaluate.fitness import Clock, Fitness, Window
 from darwinlm.search.evolve import evolution
 from darwinlm.search.evolve.evolution import Guide, evolve
 from darwinlm.search.evolve.state import Generation, SearchState
 from darwinlm.search.predict.curvature import Curvature
 from darwinlm.search.predict.surrogate import first_order
-from darwinlm.search.problem.budget import Budget
 from darwinlm.search.problem.cost import CostModel
-from darwinlm.search.problem.problem import Problem
+from darwinlm.search.problem.problem import Budget, Problem
 from darwinlm.search.problem.space import Allocation, SearchSpace
 
 WINDOWS, WHOLE = [(0, 2), (2, 4)], (0, 4)
@@ -103,7 +101,7 @@ def test_a_resumed_search_goes_on_with_its_time_and_the_losses_of_its_parent(tmp
 
 def test_no_generation_is_begun_that_takes_longer_than_the_time_left(tmp_path, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("darwinlm.search.evaluate.clock.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("darwinlm.search.evaluate.fitness.time", SimpleNamespace(monotonic=lambda: now[0]))
 
     def slow(parent, window):
         now[0] += 10

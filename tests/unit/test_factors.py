@@ -54,7 +54,7 @@ def test_every_width_is_least_squares(kind, r, d, p):
     for k in range(p + 1):
         V, error = least_squares(H, W, columns[:k].numpy())
         assert_weights(kept_weights(factors, k), V)
-        assert factors.errors[k].item() == pytest.approx(error, rel=1e-4, abs=1e-12 * factors.total)
+        assert factors.errors[k].item() == pytest.approx(error, rel=1e-4, abs=1e-12 * float(factors.errors[0]))
 
 
 @pytest.mark.parametrize("kind", ["plain", "low rank", "outliers"])
@@ -112,7 +112,7 @@ def test_form_of_the_factors():
     assert torch.equal(factors.factor, factors.factor.tril())
     ordered = H[factors.columns][:, factors.columns]
     torch.testing.assert_close(factors.factor @ factors.factor.T, ordered, rtol=1e-5, atol=1e-5)
-    assert factors.total == pytest.approx(float((W.double() @ H.double() @ W.double().T).trace()))
+    assert float(factors.errors[0]) == pytest.approx(float((W.double() @ H.double() @ W.double().T).trace()))
     assert (factors.errors.diff() <= 0).all()
     assert kept_weights(factors, 0).shape == (6, 0)
     assert kept_weights(factors, 7).dtype == torch.float32
@@ -124,8 +124,6 @@ def test_full_target_needs_only_factor_and_weights():
     factors = nested_factors(H, W, columns)
     again = full_target(factors.factor, W, columns)
     torch.testing.assert_close(again, factors.target, rtol=1e-5, atol=1e-5 * float(factors.target.abs().max()))
-    with pytest.raises(ValueError, match="8 of 20 columns"):
-        full_target(factors.factor[:8, :8], W, columns[:8])
 
 
 def test_dead_inputs_cost_nothing_and_keep_their_weights():
@@ -134,14 +132,14 @@ def test_dead_inputs_cost_nothing_and_keep_their_weights():
     H[:, [2, 5]] = 0
     columns = torch.tensor([0, 1, 3, 4, 6, 7, 8, 9, 10, 11, 2, 5])
     factors = nested_factors(damp(H), W, columns)
-    assert factors.errors[10] <= 1e-10 * factors.total
+    assert factors.errors[10] <= 1e-10 * float(factors.errors[0])
     torch.testing.assert_close(kept_weights(factors, 12)[:, 10:], W.float()[:, [2, 5]])
     torch.testing.assert_close(kept_weights(factors, 10), W.float()[:, columns[:10]])
 
 
 def test_all_inputs_dead():
     factors = nested_factors(damp(torch.zeros(5, 5)), weight(3, 5), torch.arange(5))
-    assert factors.total < 1e-20
+    assert float(factors.errors[0]) < 1e-20
     torch.testing.assert_close(kept_weights(factors, 3), weight(3, 5)[:, :3].float())
 
 
@@ -164,24 +162,3 @@ def test_not_finite_and_not_positive_definite():
             nested_factors(bad_H, bad_W, torch.arange(6), name="block 3 mlp")
     with pytest.raises(NumericsError, match=r"block 3 mlp: .* positive definite"):
         nested_factors(torch.zeros(6, 6), W, torch.arange(6), name="block 3 mlp")
-
-
-@pytest.mark.parametrize(
-    ("columns", "width", "message"),
-    [
-        (torch.tensor([0, 1, 1]), 4, "columns must"),
-        (torch.tensor([0, 4]), 4, "columns must"),
-        (torch.tensor([-1, 0]), 4, "columns must"),
-        (torch.arange(4.0), 4, "list of integers"),
-        (torch.arange(4), 5, "d x d"),
-    ],
-)
-def test_arguments_that_do_not_fit(columns, width, message):
-    with pytest.raises(ValueError, match=message):
-        nested_factors(torch.eye(4), torch.ones(2, width), columns)
-    factors = nested_factors(torch.eye(4), torch.ones(2, 4), torch.arange(4))
-    for k in (-1, 5):
-        with pytest.raises(ValueError, match="between 0 and 4"):
-            kept_weights(factors, k)
-    with pytest.raises(ValueError, match="6 entries"):
-        unpack_lower(torch.zeros(5), 3)

@@ -39,7 +39,7 @@ def kept(bounded: Bounded[int, int], keys: range) -> list[int]:
 
 
 def test_what_was_used_last_stays():
-    bounded: Bounded[int, int] = Bounded(lambda value: value, lambda: 30)
+    bounded: Bounded[int, int] = Bounded(lambda value: value, lambda reserved: 30)
     for key in range(5):
         assert bounded.put(key, 10)
         bounded.get(0)
@@ -50,11 +50,11 @@ def test_what_was_used_last_stays():
 
 def test_of_a_scan_the_first_stay():
     """Where the last used stayed, a scan that is a little longer than the room would never find anything."""
-    rooms = iter([30, 10])
-    bounded: Bounded[int, int] = Bounded(lambda value: value, lambda: next(rooms), scanned=True)
+    rooms = iter([30, 14])
+    bounded: Bounded[int, int] = Bounded(lambda value: value, lambda reserved: next(rooms) - reserved, scanned=True)
     assert [bounded.put(key, 10) for key in range(5)] == [True, True, True, False, False]
     assert kept(bounded, range(5)) == [0, 1, 2]
     assert not bounded.has_room(10)
-    bounded.clear()
+    bounded.clear(4)
     assert bounded.has_room(10)
-    assert not bounded.has_room(11), "the room was measured again"
+    assert not bounded.has_room(11), "the room was measured again, without what is reserved"

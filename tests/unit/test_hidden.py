@@ -9,8 +9,8 @@ import torch
 from darwinlm.calibration import hidden
 from darwinlm.calibration.hidden import HiddenMemory, HiddenStates
 from darwinlm.calibration.moments import SecondMoment
-from darwinlm.database import spill
-from darwinlm.database.spill import Spilled
+from darwinlm.database import build
+from darwinlm.database.build import Spilled
 from darwinlm.errors import ArtifactError, NumericsError, StorageError
 
 SHAPES = [(3, 5, 4), (3, 5, 4), (1, 5, 4)]
@@ -28,7 +28,7 @@ def test_a_stream_gives_back_what_it_got(dtype, place, tmp_path):
     given = batches(dtype)
     states = HiddenStates(iter(given), ELEMENTS, HiddenMemory(tmp_path, place))
     assert states.place == place
-    assert (states.elements, states.sequences) == (ELEMENTS, 7)
+    assert states.elements == ELEMENTS
     assert len(states) == 3
     for found, expected in zip(states, given, strict=True):
         assert torch.equal(found, expected)
@@ -83,7 +83,7 @@ def full():
 
 @pytest.mark.parametrize("small", [0, 1 << 22])
 def test_a_spilled_matrix_comes_back_whole_in_rows_or_alone(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(spill, "SMALL", small)
+    monkeypatch.setattr(build, "SMALL", small)
     generator = torch.Generator().manual_seed(0)
     matrix, three = torch.randn(600, 600, generator=generator), torch.randn(3, 7, 7, generator=generator)
     with Spilled(matrix.clone(), tmp_path) as place, Spilled(three.clone(), tmp_path) as other:
@@ -97,7 +97,7 @@ def test_a_spilled_matrix_comes_back_whole_in_rows_or_alone(small, tmp_path, mon
 
 
 def test_nothing_stays_spilled_after_a_failure(tmp_path, monkeypatch, full):
-    monkeypatch.setattr(spill, "SMALL", 0)
+    monkeypatch.setattr(build, "SMALL", 0)
     with pytest.raises(NumericsError), Spilled(torch.ones(2, 2), tmp_path):
         raise NumericsError("not finite")
     assert list(tmp_path.iterdir()) == []
@@ -108,7 +108,7 @@ def test_nothing_stays_spilled_after_a_failure(tmp_path, monkeypatch, full):
 
 
 def test_a_spilled_matrix_that_is_gone_is_a_damaged_artifact(tmp_path, monkeypatch):
-    monkeypatch.setattr(spill, "SMALL", 0)
+    monkeypatch.setattr(build, "SMALL", 0)
     with Spilled(torch.ones(2, 2), tmp_path) as place:
         (path,) = tmp_path.iterdir()
         path.unlink()

@@ -102,15 +102,13 @@ def test_a_real_models_size_is_solved_within_its_budget():
 
 
 def test_choices_that_the_solver_takes_for_allowed_are_checked_and_forbidden(monkeypatch):
-    offered, forbidden = [(1, 1), (0, 0), (0, 1)], []
-    monkeypatch.setattr(knapsack._Problem, "solve", lambda self: offered[len(forbidden)])
-    monkeypatch.setattr(knapsack._Problem, "forbid", lambda self, choice: forbidden.append(choice))
-    assert solve_knapsack([[1.0, 0.0], [1.0, 0.0]], [[0, 10], [0, 10]], 10, 10) == (0, 1)
-    assert forbidden == offered[:2], "too large, and too small"
+    whole, offered = knapsack.milp, []
 
+    def tolerant(constraints, **arguments):
+        one_each, _, *forbidden = constraints
+        offered.append(whole(constraints=[one_each, *forbidden], **arguments))
+        return offered[-1]
 
-def test_a_forbidden_choice_is_not_offered_again():
-    problem = knapsack._Problem([[1.0, 0.0], [1.0, 0.5]], [[0, 1], [0, 1]], 1, 2, 30)
-    assert problem.solve() == (1, 1)
-    problem.forbid((1, 1))
-    assert problem.solve() == (1, 0)
+    monkeypatch.setattr(knapsack, "milp", tolerant)
+    assert solve_knapsack([[1.0, 0.0], [1.0, 0.5]], [[0, 10], [0, 10]], 10, 10) == (1, 0)
+    assert [found.x.round().tolist() for found in offered] == [[0, 1, 0, 1], [0, 1, 1, 0]], "the first is too large"

@@ -100,7 +100,9 @@ def test_a_file_of_measured_rates_is_a_device(tmp_path: Path) -> None:
     path.write_text(f"{ROW}, efficiency: 0.5, product_efficiency: 0.8}}", encoding="utf-8")
     device = find_device(str(path))
     assert (device.name, device.memory, device.rates["bfloat16"]) == ("measured", 80e9, 700e12)
-    assert (device.efficiency["float64"], device.product_efficiency) == (0.5, 0.8)
+    assert (device.efficiency["float64"], device.product_efficiency, device.disk) == (0.5, 0.8, 2e9)
+    path.write_text(f"{ROW}, disk: 0.5}}", encoding="utf-8")
+    assert find_device(str(path)).disk == 0.5e9
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.pipeline import run_stages
 from darwinlm.planning import training
-from darwinlm.planning.devices import find_device
+from darwinlm.planning.devices import DISK, find_device
 from darwinlm.planning.model import Sizes
-from darwinlm.planning.need import DISK, StageNeed
+from darwinlm.planning.need import StageNeed
 from darwinlm.planning.plan import Plan, advice, estimate, make_plan
 from darwinlm.recipe import load_recipe
-from darwinlm.recovery.heads import Objective, batch_loss, run_dense
+from darwinlm.recovery.model import batch_loss, run_dense
 from darwinlm.search.evaluate.dense_side import ExpectedRows
 from darwinlm.search.evaluate.fitness import Window
 from darwinlm.search.predict.gradients import Gradients
@@ -61,10 +61,9 @@ def test_operations_are_those_of_a_step(tiny_llama: Path, distillation: int, *, 
     if checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     tokens = torch.arange(4 * 32).view(4, 32)
-    objective = Objective(distillation)
     with FlopCounterMode(display=False) as counter:
         seen = run_dense(dense, tokens) if distillation else None
-        batch_loss(model, dense if distillation else None, tokens, seen, objective).backward()
+        batch_loss(model, dense if distillation else None, tokens, seen, distillation).backward()
     need = need_of(make_plan(sizes, find_device("h100")), "recover")
     assert need.flops / need.tokens == pytest.approx(counter.get_total_flops() / tokens.numel(), rel=0.1)
 
@@ -77,7 +76,7 @@ def test_a_head_that_is_not_trained_saves_one_product_in_three(tiny_llama: Path)
         model.get_output_embeddings().requires_grad_(trained)
         model.get_input_embeddings().requires_grad_(trained)
         with FlopCounterMode(display=False) as counter:
-            batch_loss(model, None, tokens, None, Objective(0)).backward()
+            batch_loss(model, None, tokens, None, 0).backward()
         counted.append(counter.get_total_flops() / tokens.numel())
         settings = ("recovery.distillation=0", f"recovery.embeddings={trained}")
         need = need_of(make_plan(sizes_of(tiny_llama, *settings, "budget.keep=99.9%"), find_device("h100")), "recover")

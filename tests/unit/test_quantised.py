@@ -5,8 +5,7 @@ import re
 import pytest
 from tests.tiny.checkpoint import tiny_checkpoint
 
-from darwinlm.database.levels import module_levels
-from darwinlm.database.quantised import unfit_widths
+from darwinlm.database.levels import module_levels, unfit_widths
 from darwinlm.errors import RecipeError
 from darwinlm.export.gguf.write import BY_LIBRARY, PLAIN
 from darwinlm.families.checkpoint import Checkpoint

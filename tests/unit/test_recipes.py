@@ -19,8 +19,7 @@ from darwinlm.families.family import family_of
 from darwinlm.families.shapes import module_shapes
 from darwinlm.recipe import find_recipe, load_recipe, shipped_recipes
 from darwinlm.recovery.schedule import plan_steps
-from darwinlm.search.problem.budget import resolve_budget
-from darwinlm.search.problem.problem import Problem, counted_costs
+from darwinlm.search.problem.problem import Problem, counted_costs, resolve_budget
 from darwinlm.search.problem.space import SearchSpace
 from darwinlm.search.propose.start import random_start
 from darwinlm.surgery.stitch import chosen_levels, empty_model, layer_table, sizes_in, smaller_config

@@ -19,11 +19,10 @@ from darwinlm.artifact import read_json, write_json
 from darwinlm.errors import ArtifactError
 from darwinlm.recipe import RecoverySettings
 from darwinlm.recovery import train as training
-from darwinlm.recovery.checkpoints import TrainingState
-from darwinlm.recovery.guard import LossGuard
-from darwinlm.recovery.heads import run_dense
+from darwinlm.recovery.checkpoints import LossGuard, TrainingState
+from darwinlm.recovery.model import run_dense
 from darwinlm.recovery.schedule import plan_steps, rate_share
-from darwinlm.recovery.train import Trained, train
+from darwinlm.recovery.train import Trained, Training
 
 LENGTH = 16
 SETTINGS = RecoverySettings(
@@ -51,7 +50,7 @@ HELD_OUT = torch.stack([Text()[100 + row]["input_ids"] for row in range(5)])
 
 
 def trained(folder: Path, settings: RecoverySettings = SETTINGS, *, dropout: bool = False, **more) -> Trained:
-    return train(
+    return Training(
         lambda: tiny_model("llama", 1, attention_dropout=0.1 * dropout),
         tiny_model("llama", 0),
         Text(),
@@ -63,7 +62,7 @@ def trained(folder: Path, settings: RecoverySettings = SETTINGS, *, dropout: boo
         device=torch.device("cpu"),
         dtype=torch.float32,
         **more,
-    )
+    ).train()
 
 
 def test_the_loop_is_the_one_by_hand(tmp_path, monkeypatch):
@@ -156,7 +155,7 @@ def test_a_state_with_a_rising_loss_is_not_kept(tmp_path, monkeypatch):
 def test_the_objective_decides_what_is_better(share, better):
     log = [{"eval_perplexity": 10.0, "eval_kl": 1.0}, {"loss": 2.0}, {"eval_perplexity": 12.0, "eval_kl": 0.1}]
     told = SimpleNamespace(settings=SimpleNamespace(distillation=share), state=SimpleNamespace(log=log))
-    assert training._Training._better(told) is better
+    assert training.Training._better(told) is better
 
 
 def test_every_step_has_random_numbers_of_its_own(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from darwinlm.artifact import StageFolder, read_tensors
 from darwinlm.families.family import families
 from darwinlm.figures import FitChoice
 from darwinlm.stages import refit as stages_refit
-from darwinlm.stages.refit import run_through, stream_divergences
+from darwinlm.stages.refit import run_through, stream_divergence
 from darwinlm.surgery.projection_fit import Moments, fit_output
 from darwinlm.surgery.refit import Streams, refit
 
@@ -67,7 +67,7 @@ def refitted(
     choices = refit(folder, Streams(stream(dense, fitted), stream(small, fitted)), validation, ridges, progress)
     unchanged = stream(small, held_out)
     run_through(unchanged)
-    before, after = stream_divergences(validation.dense, [unchanged, validation.small])
+    before, after = (stream_divergence(validation.dense, each) for each in (unchanged, validation.small))
     weights = {}
     for path in sorted(stage.glob("block_*.safetensors")):
         prefix = validation.small.checkpoint.block_prefix(int(path.stem.removeprefix("block_")))
@@ -91,10 +91,10 @@ def test_the_comparison_is_the_same_in_pieces(tiny_folder, tmp_path, monkeypatch
     small = stream(damaged(tmp_path / "small", "llama", 0.3), VALIDATION)
     for each in (dense, small):
         run_through(each)
-    whole = stream_divergences(dense, [small, dense])
+    whole = [stream_divergence(dense, each) for each in (small, dense)]
     # Batches have ten sequences of 32 tokens: pieces of three leave a remainder.
     monkeypatch.setattr(stages_refit, "HEAD_TOKENS", 100)
-    assert stream_divergences(dense, [small, dense]) == pytest.approx(whole, rel=1e-6, abs=1e-7)
+    assert [stream_divergence(dense, each) for each in (small, dense)] == pytest.approx(whole, rel=1e-6, abs=1e-7)
     assert whole[0] > 1e-3 > whole[1]
 
 

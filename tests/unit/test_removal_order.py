@@ -11,7 +11,6 @@ from darwinlm.database.order import (
     Removal,
     cholesky_,
     damp,
-    dead_inputs,
     exact_products,
     halves_,
     removal_order,
@@ -301,35 +300,11 @@ def test_not_a_second_moment(monkeypatch):
         removal_order(torch.eye(4), torch.ones(2, 4), channels(4), name="down_proj")
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"H": torch.ones(3, 4)}, "H must be square"),
-        ({"H": torch.eye(4).half()}, "H must be square"),
-        ({"W": torch.ones(2, 5)}, "4 columns"),
-        ({"W": torch.ones(2, 4).long()}, "4 columns"),
-        ({"units": torch.arange(4)}, "integer matrix"),
-        ({"units": torch.arange(4.0)[:, None]}, "integer matrix"),
-        ({"units": torch.tensor([[0], [1], [2]])}, "exactly once"),
-        ({"units": torch.tensor([[0, 1], [2, 2]])}, "exactly once"),
-        ({"units": torch.tensor([[0, 1], [2, 4]])}, "exactly once"),
-        ({"saliency": torch.eye(3)}, "saliency"),
-        ({"block": 0}, "block"),
-        ({"dtype": torch.float16}, "dtype"),
-    ],
-)
-def test_arguments_that_do_not_fit(changes, message):
-    arguments = {"H": torch.eye(4), "W": torch.ones(2, 4), "units": channels(4)} | changes
-    with pytest.raises(ValueError, match=message):
-        removal_order(**arguments)
-
-
 def test_damp():
     H = torch.diag(torch.tensor([1.0, 0.0, 3.0]))
     H[0, 1] = H[1, 0] = 0.5  # can't come from data: a dead input has no moments
     H[0, 2] = H[2, 0] = 0.25
     damped = damp(H, 0.03)
-    assert dead_inputs(H).tolist() == [False, True, False]
     torch.testing.assert_close(damped[0], torch.tensor([1.04, 0.0, 0.25]))
     torch.testing.assert_close(damped[2], torch.tensor([0.25, 0.0, 3.04]))
     assert damped[1, [0, 2]].tolist() == [0, 0]

@@ -14,8 +14,8 @@ from darwinlm.families.family import families
 from darwinlm.families.shapes import module_parameters, module_shapes
 from darwinlm.pipeline import run_stages
 from darwinlm.recipe import BudgetSettings, UnitsSettings
-from darwinlm.search.problem.budget import resolve_budget
 from darwinlm.search.problem.cost import parameter_costs
+from darwinlm.search.problem.problem import resolve_budget
 from darwinlm.search.problem.space import SearchSpace
 from darwinlm.surgery.stitch import block_parameters, empty_model, smaller_config, stitch
 

@@ -9,11 +9,9 @@ import pytest
 from darwinlm.database.levels import Level, ModuleLevels
 from darwinlm.errors import BudgetError
 from darwinlm.recipe import SearchSettings
-from darwinlm.search.evaluate.clock import Clock
-from darwinlm.search.evaluate.fitness import Fitness
-from darwinlm.search.problem.budget import Budget
+from darwinlm.search.evaluate.fitness import Clock, Fitness
 from darwinlm.search.problem.cost import parameter_costs
-from darwinlm.search.problem.problem import Problem
+from darwinlm.search.problem.problem import Budget, Problem
 from darwinlm.search.problem.space import Allocation, SearchSpace
 from darwinlm.search.propose.start import neighbour_start, uniform_allocations, uniform_start
 from darwinlm.search.search import best_uniform, first_parent

@@ -10,10 +10,10 @@ from tests.tiny.models import tiny_model
 from torch.utils.data import Dataset, default_collate
 
 from darwinlm.errors import ArtifactError, StorageError
-from darwinlm.recovery import cache, heads
+from darwinlm.recovery import cache, model
 from darwinlm.recovery.cache import STORED, CacheKey, bytes_per_token, cached_text
-from darwinlm.recovery.heads import Objective, batch_loss, run_dense
 from darwinlm.recovery.losses import TopK
+from darwinlm.recovery.model import batch_loss, run_dense
 
 LENGTH = 16
 KEY = CacheKey("a model", "float32", 12)
@@ -57,7 +57,7 @@ def teacher():
 def store(teacher, tmp_path, monkeypatch):
     """Store seven blocks in shards of two, or other text and settings."""
 
-    monkeypatch.setattr(heads, "LOGIT_CHUNK", 5)
+    monkeypatch.setattr(model, "LOGIT_CHUNK", 5)
 
     def run(text=None, key=KEY, folder=tmp_path / "cache", **more):
         more = {"batch_rows": 1, "shard_tokens": 2 * LENGTH} | more
@@ -71,18 +71,17 @@ def test_the_loss_is_that_of_the_same_top_k_from_the_living_model(store, model_t
     living, ours, again = (tiny_model(model_type, seed).requires_grad_(seed > 0) for seed in (0, 1, 1))
     stored = store(key=CacheKey("a", "float32", 12), teacher=living)
     batch = default_collate([stored[block] for block in (6, 0, 3)])
-    objective = Objective(0.8, chunk=7)
     tokens = batch["input_ids"]
     assert torch.equal(tokens, Blocks(7).tokens[[6, 0, 3]])
     kept = TopK(*(batch[name] for name in STORED))
-    found = batch_loss(ours, None, tokens, kept, objective)
-    expected = batch_loss(again, None, tokens, heads.dense_top(living, tokens, 12), objective)
+    found = batch_loss(ours, None, tokens, kept, 0.8, chunk=7)
+    expected = batch_loss(again, None, tokens, model.dense_top(living, tokens, 12), 0.8, chunk=7)
     for loss in (found, expected):
         loss.backward()
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
     for ours_of, theirs in zip(ours.parameters(), again.parameters(), strict=True):
         torch.testing.assert_close(ours_of.grad, theirs.grad, rtol=1e-2, atol=1e-4)
-    assert abs(batch_loss(again, living, tokens, run_dense(living, tokens), objective) - expected) > 1e-2
+    assert abs(batch_loss(again, living, tokens, run_dense(living, tokens), 0.8) - expected) > 1e-2
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import nullcontext
 
 import pytest
@@ -39,6 +40,7 @@ class Stream:
 def without_gpu(monkeypatch):
     """Movers between main memory and itself."""
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: Stream())
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
@@ -60,6 +62,17 @@ def test_a_stream_moves_on_and_is_read_again(place, without_gpu, tmp_path):
     _ = states[4]
     states[5] = batches[0]
     assert torch.equal(states[5], batches[0]), "what was fetched ahead is old"
+
+
+def test_the_thread_works_on_the_movers_gpu(without_gpu, monkeypatch):
+    chosen: list[object] = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append((device, threading.get_ident())))
+    mover = Mover(torch.device("cuda:3"), through_file=True)
+    assert mover._thread is not None
+    assert chosen == []
+    there = mover._thread.submit(threading.get_ident).result()
+    assert chosen == [(torch.device("cuda:3"), there)]
+    assert there != threading.get_ident()
 
 
 def test_pinned_memory_comes_in_powers_of_two():

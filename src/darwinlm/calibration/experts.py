@@ -16,7 +16,6 @@ from torch.nn.functional import linear, logsigmoid
 from torch.utils.hooks import RemovableHandle
 
 from darwinlm.calibration.expert_order import ExpertOrder, Total, expert_order
-from darwinlm.calibration.moments import ExpertMoments
 from darwinlm.families.parts import Experts, Mlp
 
 Divisor = Callable[[Tensor], Tensor | None]
@@ -45,21 +44,11 @@ class Routing:
     weights: Tensor
 
 
-def watch_routing(module: Any, note: Callable[[Routing], None]) -> RemovableHandle:
-    """Report the arguments of every call of the experts until the handle is removed, before the experts run.
+def watch_experts(module: Any, note: Callable[[Routing, Tensor], None]) -> RemovableHandle:
+    """Report the routing and the result [n, m] of every call of the experts until the handle is removed.
 
     The module is called with hidden states [n, m], chosen experts [n, k] and their weights [n, k].
     """
-
-    def called(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        others = (named[name] for name in ("hidden_states", "top_k_index", "top_k_weights") if name in named)
-        note(Routing(*arguments, *others))
-
-    return module.register_forward_pre_hook(called, with_kwargs=True)  # type: ignore[no-any-return]
-
-
-def watch_outputs(module: Any, note: Callable[[Routing, Tensor], None]) -> RemovableHandle:
-    """Report the arguments and the result [n, m] of every call of the experts, as in `watch_routing`, after it."""
 
     def called(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
         others = (named[name] for name in ("hidden_states", "top_k_index", "top_k_weights") if name in named)
@@ -68,49 +57,42 @@ def watch_outputs(module: Any, note: Callable[[Routing, Tensor], None]) -> Remov
     return module.register_forward_hook(called, with_kwargs=True)  # type: ignore[no-any-return]
 
 
-def watch_experts(module: Any, experts: Experts, moments: ExpertMoments, divisor: Divisor) -> RemovableHandle:
-    """Add the inputs of all calls of the experts, as in `watch_routing`, to the moments until the handle is removed.
+class RoutedSample:
+    """What a mixture does with the first tokens that reach it: at most `wanted`.
 
-    They are divided by what a norm behind the experts divides the output by.
+    Attributes:
+        hidden: Input of the experts, [n, m].
+        logits: Logits of the router, [n, e] float32.
+        divisor: What a norm behind the experts divides their output by, [n, 1] float32; None without a norm.
+        beside: Output of the shared expert, [n, m], divided likewise; None without one.
     """
 
-    def note(routing: Routing, output: Tensor) -> None:
-        moments.count += len(routing.hidden)
-        by = divisor(output)
-        for expert in torch.unique(routing.chosen).tolist():
-            token, x = expert_inputs(module, experts, routing, expert)
-            moments.add(expert, x if by is None else x / by[token])
-
-    return watch_outputs(module, note)
-
-
-class RoutedSample:
-    """What a mixture does with the first tokens that reach it."""
-
     def __init__(self, block: nn.Module, part: Mlp, wanted: int, divisor: Divisor) -> None:
+        assert part.experts is not None
         self._wanted, self._divisor = wanted, divisor
         self._seen: dict[str, list[Tensor]] = {}
-        experts = part.experts
-        assert experts is not None
-        self._module = mixture_module(block, part, experts.name)
-        self._router = mixture_module(block, part, experts.logits or experts.router)
-        self._shared = mixture_module(block, part, experts.shared)
+        self._module = mixture_module(block, part, part.experts.name)
+        self._router = mixture_module(block, part, part.experts.logits or part.experts.router)
+        self._shared = mixture_module(block, part, part.experts.shared)
 
     @contextmanager
     def watch(self) -> Iterator[None]:
         """Collect while the block runs."""
-        assert self._module is not None
-        assert self._router is not None
         with ExitStack() as hooks:
-            hooks.callback(watch_outputs(self._module, self._routed).remove)
+            hooks.enter_context(watch_experts(self._module, self._routed))
             for name, module in (("logits", self._router), ("beside", self._shared)):
                 if module is not None:
 
                     def note(_: nn.Module, __: Any, output: Any, name: str = name) -> None:
-                        self._add(name, output[0] if isinstance(output, tuple) else output)
+                        self._add(name, _widest(output) if isinstance(output, tuple) else output)
 
-                    hooks.callback(module.register_forward_hook(note).remove)
+                    hooks.enter_context(module.register_forward_hook(note))
             yield
+        self.hidden, self.divisor = torch.cat(self._seen["hidden"]), self._joined("divisor")
+        self.logits, self.beside = torch.cat(self._seen["logits"]).float(), self._joined("beside")
+        by = None if self.beside is None else self._divisor(self.beside)
+        if self.beside is not None and by is not None:
+            self.beside = self.beside.float() / by
 
     def _routed(self, routing: Routing, output: Tensor) -> None:
         by = self._divisor(output)
@@ -126,31 +108,10 @@ class RoutedSample:
     def _joined(self, name: str) -> Tensor | None:
         return torch.cat(self._seen[name]) if name in self._seen else None
 
-    @property
-    def hidden(self) -> Tensor:
-        """Input of the experts, [n, m]."""
-        hidden = self._joined("hidden")
-        assert hidden is not None
-        return hidden
 
-    @property
-    def logits(self) -> Tensor:
-        """Logits of the router, [n, e] float32."""
-        logits = self._joined("logits")
-        assert logits is not None
-        return logits.float()
-
-    @property
-    def divisor(self) -> Tensor | None:
-        """What a norm behind the experts divides their output by, [n, 1] float32; None without a norm."""
-        return self._joined("divisor")
-
-    @property
-    def beside(self) -> Tensor | None:
-        """Output of the shared expert, [n, m], divided likewise; None without one."""
-        beside = self._joined("beside")
-        by = None if beside is None else self._divisor(beside)
-        return beside if beside is None or by is None else beside.float() / by
+def _widest(parts: tuple[Tensor, ...]) -> Tensor:
+    """The logits in a router's result. Releases of transformers differ in its order."""
+    return max((part for part in parts if part.is_floating_point()), key=lambda part: part.shape[-1])
 
 
 def expert_output(module: Any, hidden: Tensor, expert: int) -> Tensor:

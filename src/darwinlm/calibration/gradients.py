@@ -114,7 +114,7 @@ def _back_through(
 
                 output.register_hook(add)  # type: ignore[no-untyped-call]
 
-            hooks.callback(module.register_forward_hook(watch).remove)
+            hooks.enter_context(module.register_forward_hook(watch))
         for index in range(len(inputs)):
             with torch.enable_grad():
                 hidden = inputs[index].requires_grad_()

@@ -101,11 +101,6 @@ class HiddenStates(Sequence[Tensor]):
         """Number of elements in all batches together."""
         return sum(batch.numel() for batch in self._held)
 
-    @property
-    def sequences(self) -> int:
-        """Number of sequences in all batches together."""
-        return sum(len(batch) for batch in self._held)
-
     def copied(self, memory: HiddenMemory | None) -> HiddenStates:
         """The current stream in an allowed place; tensors that don't move aren't copied."""
         return HiddenStates(iter(self), self.elements, memory)

@@ -15,6 +15,8 @@ from darwinlm import parallel
 from darwinlm.calibration.expert_order import ExpertOrder
 from darwinlm.calibration.experts import (
     RoutedSample,
+    Routing,
+    expert_inputs,
     expert_module,
     order_experts,
     output_sizes,
@@ -27,7 +29,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.decoder import Decoder
 from darwinlm.families.expert_tensors import by_rows
 from darwinlm.families.family import Family
-from darwinlm.families.parts import ModuleKind
+from darwinlm.families.parts import Experts, ModuleKind
 from darwinlm.families.shapes import output_name
 
 Saliency = Callable[[int], Mapping[ModuleKind, Tensor]]
@@ -253,11 +255,20 @@ def _run_watched(
     with ExitStack() as hooks:
         mixture = expert_module(stream.decoder.blocks[block], family.mlp)
         if mixture is not None and watch:
-            assert family.mlp.experts is not None
-            count, _, width = output_sizes(mixture, family.mlp.experts)
+            experts = family.mlp.experts
+            assert experts is not None
+            count, _, width = output_sizes(mixture, experts)
             moments["mlp"] = of_experts = ExpertMoments(count, width, stream.device)
             divisor = partial(norm_divisor, stream.checkpoint, "mlp")
-            hooks.callback(watch_experts(mixture, family.mlp.experts, of_experts, divisor).remove)
+
+            def watch_mixture(routing: Routing, output: Tensor, experts: Experts = experts) -> None:
+                of_experts.count += len(routing.hidden)
+                by = divisor(output)
+                for expert in torch.unique(routing.chosen).tolist():
+                    token, x = expert_inputs(mixture, experts, routing, expert)
+                    of_experts.add(expert, x if by is None else x / by[token])
+
+            hooks.enter_context(watch_experts(mixture, watch_mixture))
             wanted = -(-ORDER_TOKENS // parallel.size())
             sample = RoutedSample(stream.decoder.blocks[block], family.mlp, wanted, divisor)
             hooks.enter_context(sample.watch())
@@ -272,7 +283,7 @@ def _run_watched(
                     divisor = norm_divisor(stream.checkpoint, kind, y)
                     to.add(inputs[0] if divisor is None else inputs[0].float() / divisor)
 
-                hooks.callback(output.register_forward_hook(watch_inputs).remove)
+                hooks.enter_context(output.register_forward_hook(watch_inputs))
         stream.run(block)
     # Copies, because a tensor keeps the whole mapped file in memory.
     weights = {

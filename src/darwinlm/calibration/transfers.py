@@ -30,7 +30,9 @@ class Mover:
     def __init__(self, device: torch.device, *, through_file: bool) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._thread = ThreadPoolExecutor(1) if through_file else None
+        self._thread: ThreadPoolExecutor | None = None
+        if through_file:  # a new thread's GPU is the first one, where it would take memory
+            self._thread = ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=(device,))
         self._waiting: deque[Future[None]] = deque()
 
     def fetch(self, host: Tensor) -> Arriving | Future[Arriving]:

@@ -43,7 +43,7 @@ def demo(
 def _sizes(console: Console, results: Any, kept: float | None) -> None:
     """Print losses of several sizes, predicted by the database and scaled to the measured one of the present size."""
     from darwinlm.demo import SIZES
-    from darwinlm.search.predict.sizes import predicted_sizes
+    from darwinlm.search.predict.module_losses import predicted_sizes
 
     shares = sorted({*SIZES, *([kept] if kept else [])}, reverse=True)
     sizes = predicted_sizes(results.plan.space, results.database.reader, shares)

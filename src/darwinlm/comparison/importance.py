@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.calibration.experts import Routing, expert_module, expert_output, output_sizes, watch_routing
+from darwinlm.calibration.experts import Routing, expert_module, expert_output, output_sizes, watch_experts
 from darwinlm.calibration.stream import BlockStream, output_projection
 from darwinlm.comparison.ranked import Place, UnitScores
 from darwinlm.errors import FamilyError
@@ -114,7 +114,7 @@ class ExpertScores:
         self.asked = torch.zeros(count, dtype=torch.float64)
         self.sums = torch.zeros(count, dtype=torch.float64)
 
-    def note(self, routing: Routing) -> None:
+    def note(self, routing: Routing, _: Tensor) -> None:
         """Add the routing of a call."""
         for expert in torch.unique(routing.chosen).tolist():
             token, place = torch.where(routing.chosen == expert)
@@ -140,7 +140,7 @@ def expert_scores(stream: BlockStream, progress: Progress = lambda done, total: 
         mixture = expert_module(stream.decoder.blocks[block], part)
         if mixture is not None and part.experts is not None:
             by_block[block] = ExpertScores(mixture, output_sizes(mixture, part.experts)[0])
-            hooks.callback(watch_routing(mixture, by_block[block].note).remove)
+            hooks.enter_context(watch_experts(mixture, by_block[block].note))
     if not by_block:
         raise FamilyError("reap and frequency rank experts, but this model has no mixture of experts: leave them out")
     return by_block

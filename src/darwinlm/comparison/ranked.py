@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from darwinlm.database.kept import Kept, kept_groups
-from darwinlm.database.levels import Level
+from darwinlm.database.levels import Kept, Level, kept_groups
 from darwinlm.database.store import DatabaseReader
 from darwinlm.errors import FamilyError
 from darwinlm.families.checkpoint import Checkpoint

@@ -12,17 +12,18 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from darwinlm.data.arrow import unpacked_bytes
-from darwinlm.data.chat import CHAT_FIELD, chat_text
 from darwinlm.errors import DataError, MissingExtraError
 from darwinlm.limits import shorten
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from transformers import PreTrainedTokenizerBase
 
     from darwinlm.data.shuffle import Shuffle
 
+CHAT_FIELD = "messages"
+"""Field for the chat of a record without text."""
 TEXT_FIELDS = ("text", "passage", "page", "content", CHAT_FIELD)
 """Fields that may hold a record's text, in order of preference; `messages` holds a chat."""
 
@@ -115,10 +116,7 @@ def _read_file(path: Path, field: str | None, tokenizer: PreTrainedTokenizerBase
             raise DataError(f"{path}: a text file has no field '#{field}'. Leave '#{field}' out.")
         yield from _split_text(path)
     elif extension in _JSON_EXTENSIONS:
-        for where, record in json_records(path):
-            names = text_fields(list(record), field, where)
-            field = "+".join(names)  # of all records the same
-            yield text_of([record[name] for name in names], names, where, tokenizer)
+        yield from texts_of(json_records(path), field, tokenizer)
     else:
         yield from _read_arrow(path, field, tokenizer, is_parquet=extension == ".parquet")
 
@@ -304,6 +302,16 @@ def text_fields(names: Sequence[str], wanted: str | None, where: str) -> tuple[s
     return (chosen,)
 
 
+def texts_of(
+    records: Iterable[tuple[str, dict[str, Any]]], field: str | None, tokenizer: PreTrainedTokenizerBase | None
+) -> Iterator[str]:
+    """Texts of records, each with its place for messages; all have the text fields of the first. Raises DataError."""
+    for where, record in records:
+        names = text_fields(list(record), field, where)
+        field = "+".join(names)
+        yield text_of([record[name] for name in names], names, where, tokenizer)
+
+
 def text_of(
     values: Sequence[object], fields: Sequence[str], where: str, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> str:
@@ -336,3 +344,37 @@ def text_of(
     except UnicodeEncodeError:
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return value
+
+
+def chat_text(messages: object, tokenizer: PreTrainedTokenizerBase | None, where: str) -> str:
+    """Render a chat with the model's template, without the bos token, which packing adds.
+
+    `messages` is a list of records with a `role` and a `content`, both text; `where` names the record in errors. Raises
+    DataError if it isn't a list of messages, the tokenizer has no template, or the template refuses the chat.
+    """
+    from jinja2 import TemplateError
+
+    if not isinstance(messages, list) or not all(
+        isinstance(each, dict) and isinstance(each.get("role"), str) and isinstance(each.get("content"), str)
+        for each in messages
+    ):
+        raise DataError(
+            f"{where}: the field with the chat holds no list of messages like "
+            '[{"role": "user", "content": "..."}]. Name the field that holds the text or the chat after a \'#\'.'
+        )
+    if tokenizer is None or not tokenizer.chat_template:
+        raise DataError(
+            f"{where}: this is a chat, but the model's tokenizer has no chat template to render it. Give plain "
+            "text, or a model with a chat template."
+        )
+    if not messages:
+        return ""
+    template: Any = tokenizer.apply_chat_template
+    try:
+        text = str(template(messages, tokenize=False))
+    except TemplateError as error:
+        raise DataError(
+            f"{where}: the model's chat template refuses this chat ({error}). Correct or remove it."
+        ) from error
+    bos = tokenizer.bos_token
+    return text.removeprefix(str(bos)) if bos else text

@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import Dataset
 
 from darwinlm.artifact import check_room, damaged, file_digest, read_json, write_atomically, write_json
-from darwinlm.data.packing import Document, document_hash, tokenise
+from darwinlm.data.packing import Document, added_bos, document_hash, tokenise
 from darwinlm.errors import DataError
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def pack_documents(
         return
     size, remedy = writer.lacks * writer.dtype.itemsize, "choose another output folder, or lower recovery.tokens"
     check_room(folder, size, "the packed training text takes", remedy)
-    seen = set(reserved)
+    seen, bos = set(reserved), added_bos(tokenizer)
     waiting: list[Document] = []
     count = 0
     for text in documents:
@@ -128,12 +128,12 @@ def pack_documents(
         if count > int(writer.index["documents"]):  # the others are in finished shards
             waiting.append(Document(hashed, text))
         if len(waiting) >= _BATCH:
-            tokenise(waiting, tokenizer)
+            tokenise(waiting, tokenizer, bos)
             writer.add(waiting, count)
             waiting = []
             if writer.lacks <= 0:
                 return
-    tokenise(waiting, tokenizer)
+    tokenise(waiting, tokenizer, bos)
     writer.add(waiting, count)
     if writer.lacks > 0:
         named = f"Text source {source!r}" if source else "The text"

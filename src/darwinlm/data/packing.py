@@ -44,12 +44,12 @@ def added_bos(tokenizer: Any) -> int | None:
     return bos if bos is not None and by_default[:1] == [bos] and bare[:1] != [bos] else None
 
 
-def tokenise(documents: list[Document], tokenizer: Any) -> None:
+def tokenise(documents: list[Document], tokenizer: Any, bos: int | None) -> None:
     """Tokenise the documents without tokens, each with the tokens around it as described in `splits`."""
     waiting = [document for document in documents if document.tokens is None]
     if not waiting:
         return
-    before, after = ([] if token is None else [token] for token in (added_bos(tokenizer), tokenizer.eos_token_id))
+    before, after = ([] if token is None else [token] for token in (bos, tokenizer.eos_token_id))
     for document, ids in zip(waiting, token_ids(tokenizer, [document.text for document in waiting]), strict=True):
         document.tokens = np.asarray([*before, *ids, *after] if ids else [], dtype=np.int64)
 

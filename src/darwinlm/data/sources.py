@@ -29,8 +29,7 @@ from darwinlm.data.files import (
     extension_of,
     listed,
     read_files,
-    text_fields,
-    text_of,
+    texts_of,
 )
 from darwinlm.errors import DataError, MissingExtraError
 from darwinlm.limits import shorten
@@ -171,7 +170,7 @@ def read_documents(
             import datasets
         except ImportError as error:
             raise MissingExtraError("datasets", "hub", "Reading text from the Hugging Face hub") from error
-        documents = _read_hub(parsed, datasets.load_dataset, shuffle, tokenizer)
+        documents = texts_of(_hub_rows(parsed, datasets.load_dataset, shuffle), parsed.field, tokenizer)
     else:
         documents = read_files(parsed.files(), parsed.field, shuffle, tokenizer)
     return _visible(documents, source, tally or Tally())
@@ -222,25 +221,14 @@ def _visible(documents: Iterator[str], source: str, tally: Tally) -> Iterator[st
         raise DataError(f"Text source {source!r}: there is no text in it. Give a source with at least one document.")
 
 
-def _read_hub(
-    source: HubSource, load_dataset: Any, shuffle: Shuffle | None, tokenizer: PreTrainedTokenizerBase | None
-) -> Iterator[str]:
-    field = source.field
-    rows = _hub_rows(source, load_dataset, shuffle)
-    for number, row in enumerate(rows, start=1):
-        where = f"{source}, row {number}"
-        names = text_fields(list(row), field, where)
-        field = "+".join(names)
-        yield text_of([row[name] for name in names], names, where, tokenizer)
-
-
-def _hub_rows(source: HubSource, load_dataset: Any, shuffle: Shuffle | None) -> Iterator[dict[str, Any]]:
+def _hub_rows(source: HubSource, load_dataset: Any, shuffle: Shuffle | None) -> Iterator[tuple[str, dict[str, Any]]]:
     """Stream the rows; all network errors of the library become a `DataError`."""
     try:
         rows = load_dataset(source.name, source.config, split=source.split, streaming=True)
         if shuffle is not None:
             rows = rows.shuffle(seed=shuffle.seed, buffer_size=shuffle.documents)
-        yield from rows
+        for number, row in enumerate(rows, start=1):
+            yield f"{source}, row {number}", row
     except Exception as error:
         raise _hub_error(source, error) from error
 

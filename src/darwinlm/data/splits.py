@@ -10,7 +10,7 @@ Letters: B blocks, T tokens in a block (`seq_len`).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING
@@ -40,12 +40,6 @@ class TextTooShortError(DataError):
 
 _SMALLEST_WEIGHT = 0.02
 """Minimum share of documents of a purpose; with less, filling it would read too much of a stream."""
-
-_FIRST_BATCH_CHARACTERS = 1 << 12
-"""Characters of the first batch, which gives the average length of a token."""
-
-_BATCH_CHARACTERS = 1 << 18
-"""Maximum number of characters in a batch for the tokenizer, except for its last document."""
 
 _SPARE_CHARACTERS_PER_TOKEN = 16
 """Characters of surplus documents that are kept for each requested token."""
@@ -99,7 +93,7 @@ def split_documents(
 ) -> dict[str, TokenBlocks]:
     """Assign documents to purposes, disjointly, and pack the text of each purpose into blocks.
 
-    Documents are read until every purpose has its tokens, in batches. A repeated document (see `document_hash`) is
+    Documents are read until every purpose has its tokens. A repeated document (see `document_hash`) is
     dropped. Documents of full purposes are kept as surplus. If the source ends and other purposes need text, they get
     the surplus in the order of the hashes. Each document is tokenised at most once.
 
@@ -123,17 +117,16 @@ def split_documents(
         for purpose in PURPOSES
         if purpose in shares
     }
-    dealer = _Dealer(plan, shelves, tokenizer)
+    bos, n_documents, n_repeated = added_bos(tokenizer), 0, 0
     if any(shelf.lacks for shelf in shelves.values()):
-        dealer.deal(documents)
-    bos = added_bos(tokenizer)
+        n_documents, n_repeated = _deal(documents, plan, shelves, tokenizer, bos)
     short = [purpose for purpose, shelf in shelves.items() if shelf.lacks]
     if short:
         settings = ["search.stages" if purpose == "training" else f"text.{purpose}_tokens" for purpose in short]
         shortages = "; ".join(
             f"{purpose} has {shelves[purpose].n_tokens} of {shelves[purpose].wanted} tokens" for purpose in short
         )
-        read = f"{dealer.n_documents} documents were read, {dealer.n_repeated} of them repeated"
+        read = f"{n_documents} documents were read, {n_repeated} of them repeated"
         named = f"Text source {source!r}" if source else "The text"
         raise TextTooShortError(
             f"{named} is too short: {shortages} ({read}; no document serves two purposes). "
@@ -179,13 +172,13 @@ class _Shelf:
         """Number of tokens still needed."""
         return self.wanted - self.n_tokens
 
-    def put(self, document: Document) -> int:
-        """Add as many of a document's tokens as are needed and allowed; returns the allowed number."""
+    def put(self, document: Document) -> None:
+        """Add as many of a document's tokens as are needed and allowed."""
         tokens = document.tokens
         assert tokens is not None, "documents are tokenised before they are placed"
         most = min(self.document_tokens, len(tokens))
         if not most:
-            return 0
+            return
         start = int(document.hashed, 16) % (len(tokens) - most + 1)
         self.hashes.append(document.hashed)
         self._add(tokens[start : start + most])
@@ -193,7 +186,6 @@ class _Shelf:
             if len(left) and self._left_tokens < _LEFT * self.wanted:
                 self._left.append(left)
                 self._left_tokens += len(left)
-        return most
 
     def fill(self) -> None:
         """Add unused parts of the documents in turn until there are enough tokens."""
@@ -217,81 +209,41 @@ class _Shelf:
         return blocks
 
 
-class _Dealer:
-    """Assigns documents to the shelves in batches."""
+def _deal(
+    documents: Iterable[str],
+    plan: TextPlan,
+    shelves: Mapping[str, _Shelf],
+    tokenizer: PreTrainedTokenizerBase,
+    bos: int | None,
+) -> tuple[int, int]:
+    """Fill the shelves from the documents and, if these are too few, from the surplus of full purposes.
 
-    def __init__(self, plan: TextPlan, shelves: Mapping[str, _Shelf], tokenizer: PreTrainedTokenizerBase) -> None:
-        self.n_documents = 0
-        self.n_repeated = 0
-        self._plan = plan
-        self._shelves = shelves
-        self._tokenizer = tokenizer
-        self._tokenised_characters = 0
-        self._tokenised_tokens = 0
-        self._spare: list[Document] = []
-        self._spare_room = _SPARE_CHARACTERS_PER_TOKEN * sum(shelf.wanted for shelf in shelves.values())
+    Returns the numbers of documents read, and of repeated ones.
+    """
+    seen: set[str] = set()
+    spare: list[Document] = []
+    count, room = 0, _SPARE_CHARACTERS_PER_TOKEN * sum(shelf.wanted for shelf in shelves.values())
 
-    def deal(self, documents: Iterable[str]) -> None:
-        """Fill the shelves from the documents and, if these are too few, from the surplus."""
-        batch: list[tuple[str, Document]] = []
-        waiting_characters = 0
-        for document in self._new(documents):
-            purpose = self._plan.purpose_of(document.hashed)
-            if not self._shelves[purpose].lacks:
-                self._set_aside(document)
-                continue
-            batch.append((purpose, document))
-            waiting_characters += len(document.text)
-            if waiting_characters >= self._batch_size():
-                self._place(batch)
-                batch, waiting_characters = [], 0
-                if self._missing() == 0:
-                    return
-        self._place(batch)
-        self._hand_out_spare()
+    def place(document: Document, shelf: _Shelf) -> None:
+        tokenise([document], tokenizer, bos)
+        shelf.put(document)
 
-    def _new(self, documents: Iterable[str]) -> Iterator[Document]:
-        """Yield each distinct document once, by its hash."""
-        seen: set[str] = set()
-        for text in documents:
-            self.n_documents += 1
-            hashed = document_hash(text)
-            if hashed in seen:
-                self.n_repeated += 1
-                continue
-            seen.add(hashed)
-            yield Document(hashed, text)
-
-    def _missing(self) -> int:
-        return sum(shelf.lacks for shelf in self._shelves.values())
-
-    def _batch_size(self) -> int:
-        """Number of characters to tokenise at once: many for speed, but not many more than needed."""
-        if self._tokenised_tokens == 0:
-            return min(_FIRST_BATCH_CHARACTERS, self._missing())
-        characters_per_token = self._tokenised_characters / self._tokenised_tokens
-        return min(_BATCH_CHARACTERS, math.ceil(characters_per_token * self._missing()))
-
-    def _place(self, batch: list[tuple[str, Document]]) -> None:
-        tokenise([document for _, document in batch], self._tokenizer)
-        for purpose, document in batch:
-            shelf = self._shelves[purpose]
-            if shelf.lacks:
-                self._tokenised_characters += len(document.text)
-                self._tokenised_tokens += shelf.put(document)
-            else:
-                self._set_aside(document)
-
-    def _set_aside(self, document: Document) -> None:
-        """Keep a document of a full purpose as surplus, unless there is already enough."""
-        if self._spare_room > 0:
-            self._spare_room -= len(document.text)
-            self._spare.append(document)
-
-    def _hand_out_spare(self) -> None:
-        spare = iter(sorted(self._spare, key=lambda document: document.hashed))
-        for shelf in self._shelves.values():
-            while shelf.lacks and (document := next(spare, None)) is not None:
-                tokenise([document], self._tokenizer)
-                shelf.put(document)
-            shelf.fill()
+    for count, text in enumerate(documents, start=1):
+        document = Document(document_hash(text), text)
+        if document.hashed in seen:
+            continue
+        seen.add(document.hashed)
+        shelf = shelves[plan.purpose_of(document.hashed)]
+        if shelf.lacks:
+            place(document, shelf)
+            if not any(shelf.lacks for shelf in shelves.values()):
+                return count, count - len(seen)
+        elif room > 0:
+            room -= len(text)
+            spare.append(document)
+    left = iter(sorted(spare, key=lambda document: document.hashed))
+    for shelf in shelves.values():
+        while shelf.lacks and (extra := next(left, None)) is not None:
+            place(extra, shelf)
+        shelf.fill()
+    return count, count - len(seen)

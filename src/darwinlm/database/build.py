@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from darwinlm import parallel
-from darwinlm.artifact import StageFolder, read_tensors, write_tensors
+from darwinlm.artifact import StageFolder, damaged, read_tensors, write_tensors
 from darwinlm.calibration.stream import BlockMoments, BlockStream, Saliency, stream_moments
 from darwinlm.database.blocks import Curve, block_file, experts_tensors, module_tensors, order_tensors
+from darwinlm.database.elimination import ROWS
 from darwinlm.database.factors import check_energy, estimated_losses, kept_weights, nested_factors, whole_factor_
 from darwinlm.database.levels import variants
 from darwinlm.database.order import Removal, damp, damp_, ordered_moment, removal_order
-from darwinlm.database.spill import Spilled
 from darwinlm.errors import ArtifactError
 from darwinlm.families.shapes import ModuleShape, module_shapes
 from darwinlm.recipe import UnitsSettings
+
+SMALL = 16 << 20
+"""Maximum bytes of a matrix that stays in memory."""
+
+NUMBERS = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -89,9 +97,7 @@ def _factorise_together(
             tensors = _block_factors(method, own_shapes, mine)
     for block in blocks:
         collected = parallel.collect(tensors if block == own_block else {})
-        with parallel.agree():
-            if parallel.is_main():
-                write_tensors(stage.folder / block_file(block), collected)
+        parallel.in_main(write_tensors, stage.folder / block_file(block), collected)
 
 
 def _block_factors(method: BuildSettings, shapes: Sequence[ModuleShape], moments: BlockMoments) -> dict[str, Tensor]:
@@ -201,3 +207,44 @@ def _finished(stage: StageFolder, total: int) -> int:
             break
         done += 1
     return done
+
+
+class Spilled:
+    """A matrix, or several of one size, in a file until the end of a `with` block. GPU matrices stay on the GPU.
+
+    The matrix is [d, d] or [e, d, d]; the caller should drop it. The temporary file is in `folder`. Raises StorageError
+    if the disk is full.
+    """
+
+    def __init__(self, matrix: Tensor, folder: Path) -> None:
+        self._kept: Tensor | None = None
+        self._path = folder / f".spilled-{os.getpid()}-{next(NUMBERS)}.tmp"
+        self._size = matrix.shape[-1]
+        if matrix.device.type != "cpu" or matrix.nbytes <= SMALL:
+            self._kept = matrix
+        else:
+            write_tensors(self._path, {"matrix": matrix})
+
+    def __enter__(self) -> Spilled:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._kept is None:
+            self._path.unlink(missing_ok=True)
+        self._kept = None
+
+    def read(self, place: int | slice = slice(None)) -> Tensor:
+        """The whole matrix, or an index of its first dimension. Raises ArtifactError."""
+        if self._kept is not None:
+            return self._kept[place]
+        try:
+            with safe_open(self._path, framework="pt") as stream:
+                part: Tensor = stream.get_slice("matrix")[place]
+        except (OSError, SafetensorError) as error:
+            raise damaged(self._path, str(error)) from error
+        return part
+
+    def rows(self) -> Iterator[Tensor]:
+        """Consecutive groups of rows; only these are loaded from a file. Raises ArtifactError."""
+        for start in range(0, self._size, ROWS):
+            yield self.read(slice(start, min(start + ROWS, self._size)))

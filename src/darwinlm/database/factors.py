@@ -66,11 +66,6 @@ class NestedFactors:
         """Bytes of all tensors."""
         return self.columns.nbytes + self.factor.nbytes + self.target.nbytes + self.errors.nbytes
 
-    @property
-    def total(self) -> float:
-        """Energy of the output, tr(W H Wᵀ): the error of keeping nothing."""
-        return float(self.errors[0])
-
 
 @torch.no_grad()
 def nested_factors(H_damped: Tensor, W: Tensor, columns: Tensor, *, name: str = "module") -> NestedFactors:
@@ -85,9 +80,11 @@ def nested_factors(H_damped: Tensor, W: Tensor, columns: Tensor, *, name: str = 
 
     Raises:
         NumericsError: An input isn't finite, or H isn't positive definite on the columns.
-        ValueError: Shapes don't agree, or columns repeat or lie outside.
     """
-    kept, dropped = _split_columns(H_damped, W, columns)
+    kept = columns.to(H_damped.device, torch.int64)
+    absent = torch.ones(len(H_damped), dtype=torch.bool, device=H_damped.device)
+    absent[kept] = False
+    dropped = absent.nonzero().view(-1)
     if not bool(torch.isfinite(H_damped).all()) or not bool(torch.isfinite(W).all()):
         raise NumericsError(f"{name}: the second moment or the weight holds NaN or infinity")
 
@@ -194,11 +191,8 @@ def _factor(A: Tensor, name: str) -> Tensor:
 def full_target(factor: Tensor, W: Tensor, columns: Tensor) -> Tensor:
     """Target T = W_π L of a module with every column, [r, d] float32, recomputed from its weights.
 
-    L is [d, d] floating, W [r, d] floating, π [d] integer. Raises ValueError if columns are missing, since their part
-    of the target needs H.
+    L is [d, d] floating, W [r, d] floating, π [d] integer.
     """
-    if len(columns) != W.shape[1]:
-        raise ValueError(f"the target of {len(columns)} of {W.shape[1]} columns can't be recomputed from the weights")
     ordered = W.to(factor.device).index_select(1, columns.to(factor.device, torch.int64))
     return (ordered.to(torch.float64) @ factor.to(torch.float64)).float()
 
@@ -229,13 +223,7 @@ def narrower_factors(whole: NestedFactors, W: Tensor, columns: Tensor, errors: T
 
 @torch.no_grad()
 def kept_weights(factors: NestedFactors, k: int) -> Tensor:
-    """Optimal weights on the first k of p columns, T[:, :k] L[:k, :k]⁻¹: [r, k] float32, in the order of the columns.
-
-    Raises ValueError if k is out of range.
-    """
-    widest = len(factors.columns)
-    if not 0 <= k <= widest:
-        raise ValueError(f"between 0 and {widest} columns can be kept, not {k}")
+    """Optimal weights on the first k of p columns, T[:, :k] L[:k, :k]⁻¹: [r, k] float32, in their order."""
     target, factor = factors.target[:, :k], factors.factor[:k, :k]
     weights: Tensor = torch.linalg.solve_triangular(factor.double(), target.double(), upper=False, left=False)
     return weights.float()
@@ -256,12 +244,7 @@ def pack_lower(L: Tensor, room: Tensor | None = None) -> Tensor:
 
 
 def unpack_lower(packed: Tensor, d: int) -> Tensor:
-    """Lower triangular matrix [d, d], zero above the diagonal, from its packed rows, in their type and on their device.
-
-    Raises ValueError if their number doesn't fit d.
-    """
-    if packed.shape != (d * (d + 1) // 2,):
-        raise ValueError(f"{d} packed rows have {d * (d + 1) // 2} entries, not {tuple(packed.shape)}")
+    """Lower triangular matrix [d, d], zero above the diagonal, from its packed rows, in their type."""
     L = packed.new_empty(d, d)
     across = torch.arange(d, device=packed.device)
     for top in range(0, d, ROWS):
@@ -272,20 +255,3 @@ def unpack_lower(packed: Tensor, d: int) -> Tensor:
         L[top:end, :end] = packed[place].tril_(diagonal=top)
         L[top:end, end:] = 0
     return L
-
-
-def _split_columns(H: Tensor, W: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Columns that may be kept, [p] int64, and the others, ascending. Raises ValueError if shapes don't match."""
-    d = H.shape[0]
-    if H.ndim != 2 or H.shape != (d, d) or W.ndim != 2 or W.shape[1] != d:
-        raise ValueError(f"H must be d x d and W r x d, not {tuple(H.shape)} and {tuple(W.shape)}")
-    if columns.ndim != 1 or columns.is_floating_point() or columns.dtype == torch.bool:
-        raise ValueError(f"columns must be a list of integers, not {tuple(columns.shape)} {columns.dtype}")
-    kept = columns.to(H.device, torch.int64)
-    if bool(((kept < 0) | (kept >= d)).any()):
-        raise ValueError(f"columns must lie in 0..{d - 1}")
-    absent = torch.ones(d, dtype=torch.bool, device=H.device)
-    absent[kept] = False
-    if d - int(absent.sum()) != len(kept):
-        raise ValueError("columns must be distinct")
-    return kept, absent.nonzero().view(-1)

@@ -68,12 +68,6 @@ class RemovalOrder:
         return units.to(self.units)[self.units].reshape(-1)
 
 
-def dead_inputs(H: Tensor) -> Tensor:
-    """Mask [d] of inputs that were zero in every sample: their diagonal in H, [d, d] not damped, is exactly zero."""
-    dead: Tensor = H.diagonal() == 0
-    return dead
-
-
 DAMPING = 0.01
 """Damping of a second moment as a share of its mean diagonal, as for GPTQ (arXiv 2210.17323). From 0.003 to 0.03, KL
 rises by 0.02 (docs/notebook/database.md, "Calibration tokens or damping")."""
@@ -91,7 +85,7 @@ def damp(H: Tensor, relative: float = DAMPING) -> Tensor:
 
 def damp_(H: Tensor, relative: float = DAMPING) -> Tensor:
     """`damp` in place; returns H."""
-    dead = dead_inputs(H)
+    dead = H.diagonal() == 0
     mean = H.diagonal().mean()
     H.diagonal().add_(relative * mean)
     if bool(dead.any()):
@@ -103,12 +97,7 @@ def damp_(H: Tensor, relative: float = DAMPING) -> Tensor:
 
 
 @torch.no_grad()
-def removal_order(
-    H: Tensor,
-    W: Tensor,
-    units: Tensor,
-    **settings: Any,
-) -> RemovalOrder:
+def removal_order(H: Tensor, W: Tensor, units: Tensor, **settings: Any) -> RemovalOrder:
     """The order of `Removal`, whose arguments and errors these are, in one step."""
     return Removal(H, W, units, **settings).run()
 
@@ -135,7 +124,6 @@ class Removal:
 
     Raises:
         NumericsError: H, W or the saliency isn't finite, H isn't a second moment, or precision ran out.
-        ValueError: Shapes don't agree or units don't cover the columns.
     """
 
     def __init__(
@@ -150,11 +138,6 @@ class Removal:
         damping: float = DAMPING,
         name: str = "module",
     ) -> None:
-        _check_shapes(H, W, units, saliency)
-        if block < 1:
-            raise ValueError(f"block must be at least 1, not {block}")
-        if dtype not in (None, torch.float32, torch.float64):
-            raise ValueError(f"dtype must be float32 or float64, not {dtype}")
         device = H.device if isinstance(H, Tensor) else W.device
         self.name, self.block, self.n = name, block, units.shape[0]
         columns = units.to(device=device, dtype=torch.int64).reshape(-1)
@@ -164,7 +147,7 @@ class Removal:
                 raise NumericsError(f"{name}: the {what} holds NaN or infinity; check the weights and the input text")
         if bool((A.diagonal() < 0).any()):
             raise NumericsError(f"{name}: the second moment of the inputs has a negative diagonal")
-        dead = dead_inputs(A)
+        dead = A.diagonal() == 0
         C, scale = _scaled_inverse_(damp_(A, damping), name)
         del A
         exact = exact_products() and float(C.diagonal().max()) <= FLOAT32_MAX_INFLATION
@@ -195,23 +178,6 @@ def ordered_moment(H: Tensor | Iterable[Tensor], columns: Tensor) -> Tensor:
         start += len(rows)
     assert start == len(columns)
     return ordered
-
-
-def _check_shapes(H: Tensor | Iterable[Tensor], W: Tensor, units: Tensor, saliency: Tensor | None) -> None:
-    """Check the shapes of the matrices. Raises ValueError."""
-    if isinstance(H, Tensor) and (
-        H.ndim != 2 or H.shape[0] != H.shape[1] or len(H) == 0 or H.dtype not in (torch.float32, torch.float64)
-    ):
-        raise ValueError(f"H must be square, in float32 or float64, not {tuple(H.shape)} {H.dtype}")
-    d = len(H) if isinstance(H, Tensor) else W.shape[-1]
-    if W.ndim != 2 or W.shape[1] != d or not W.is_floating_point():
-        raise ValueError(f"W must be floating with {d} columns, not {tuple(W.shape)} {W.dtype}")
-    if saliency is not None and saliency.shape != (W.shape[0], W.shape[0]):
-        raise ValueError(f"saliency must be {W.shape[0]} x {W.shape[0]}, not {tuple(saliency.shape)}")
-    if units.ndim != 2 or units.is_floating_point() or units.dtype == torch.bool:
-        raise ValueError(f"units must be an integer matrix, not {tuple(units.shape)} {units.dtype}")
-    if units.numel() != d or not torch.equal(units.reshape(-1).sort().values.cpu().long(), torch.arange(d)):
-        raise ValueError(f"units must hold each of the {d} columns exactly once")
 
 
 def _scaled_inverse_(damped: Tensor, name: str) -> tuple[Tensor, Tensor]:

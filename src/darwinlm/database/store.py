@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,7 @@ from darwinlm.database.factors import (
     narrower_factors,
     unpack_lower,
 )
-from darwinlm.database.kept import Kept, kept_groups
-from darwinlm.database.levels import Level, ModuleLevels, module_levels, variants
+from darwinlm.database.levels import Kept, Level, ModuleLevels, kept_groups, module_levels, variants
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.expert_tensors import by_rows
 from darwinlm.families.parts import ModuleKind
@@ -38,19 +36,6 @@ DEVICE_SHARE = 0.5
 
 HOST_SHARE = 0.4
 """Share of the free main memory for packed factors that don't fit on the device."""
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """Inputs of a module's factors in main memory: packed factor and dense output projection, of each expert."""
-
-    packed: Tensor
-    W: Tensor
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of both."""
-        return int(self.packed.nbytes + self.W.nbytes)
 
 
 class DatabaseReader:
@@ -83,15 +68,14 @@ class DatabaseReader:
         self._verified: set[int] = set()
         self.reads = 0
         self._small: dict[int, dict[str, Tensor]] = {}
-        self._reserved = 0
         self._last: tuple[tuple[int, ModuleKind, int], tuple[NestedFactors, ...]] | None = None
         self._factors: Bounded[tuple[int, ModuleKind, int], tuple[NestedFactors, ...]] = Bounded(
             lambda factors: sum(each.nbytes for each in factors),
-            room_on(device, DEVICE_SHARE, lambda: self._reserved),
+            room_on(device, DEVICE_SHARE),
             scanned=True,
         )
-        self._stored: Bounded[tuple[int, ModuleKind], _Stored] = Bounded(
-            lambda stored: stored.nbytes, room_on(CPU, HOST_SHARE), scanned=True
+        self._stored: Bounded[tuple[int, ModuleKind], tuple[Tensor, Tensor]] = Bounded(
+            lambda stored: sum(tensor.nbytes for tensor in stored), room_on(CPU, HOST_SHARE), scanned=True
         )
 
     def shape(self, block: int, kind: ModuleKind) -> ModuleShape:
@@ -127,10 +111,13 @@ class DatabaseReader:
         return factors
 
     def release(self, reserve: int = 0) -> None:
-        """Release the factors on the device, which are recomputed on demand and then leave `reserve` bytes free."""
-        self._reserved = reserve
-        self._last = None
-        self._factors.clear()
+        """Release the factors on a GPU, which are recomputed on demand and then leave `reserve` bytes free.
+
+        A CPU keeps them.
+        """
+        if self.device.type != "cpu":
+            self._last = None
+            self._factors.clear(reserve)
 
     def _computed(self, block: int, kind: ModuleKind, variant: int) -> tuple[NestedFactors, ...]:
         shape = self.shape(block, kind)
@@ -141,27 +128,27 @@ class DatabaseReader:
             (whole,) = self.factors(block, kind, last)
             W = self.dense_weight(block, kind)
             return (narrower_factors(whole, W, columns, errors),)
-        stored = self._read(block, kind)
-        packed = stored.packed.to(self.device, non_blocking=True)
-        W = stored.W.to(self.device, non_blocking=True)
+        packed, W = (tensor.to(self.device, non_blocking=True) for tensor in self._read(block, kind))
         if not shape.experts:
             return (_full_factors(columns, packed, errors, W),)
         return tuple(map(_full_factors, columns, packed, errors, W))
 
-    def _read(self, block: int, kind: ModuleKind) -> _Stored:
-        """Inputs of a module's factors, cached in main memory if the factors don't fit on the device."""
+    def _read(self, block: int, kind: ModuleKind) -> tuple[Tensor, Tensor]:
+        """Packed factor and dense output projection of a module (of each expert).
+
+        They are cached in main memory if the factors don't fit on the device.
+        """
         stored = self._stored.get((block, kind))
         if stored is None:
             with self._opened(block) as stream:
-                packed = stream.get_tensor(f"{kind}.factor")
-            stored = _Stored(packed, self._dense_weight(block, kind))
+                stored = stream.get_tensor(f"{kind}.factor"), self._dense_weight(block, kind)
             self.reads += 1
             shape = self.shape(block, kind)
             # Bytes of the factor and the target on the device.
             size = 4 * max(shape.experts, 1) * shape.width * (shape.width + int(self.checkpoint.config.hidden_size))
             if self.device.type != "cpu" and not self._factors.has_room(size):
                 if self.device.type == "cuda":
-                    stored = _Stored(stored.packed.pin_memory(), stored.W.pin_memory())
+                    stored = stored[0].pin_memory(), stored[1].pin_memory()
                 self._stored.put((block, kind), stored)
         return stored
 

@@ -143,17 +143,20 @@ class Tail(SubLayer):
 
 
 class Experts(Closed):
-    """Names inside the MLP of a mixture of experts. All experts of a block are cut to the same width."""
+    """Names inside the MLP of a mixture of experts. All experts of a block are cut to the same width.
 
-    name: str
+    The defaults are names that most mixtures of transformers have in common.
+    """
+
+    name: str = "experts"
     """Module of all experts; the first dimension of each of its tensors counts experts."""
-    router: str
+    router: str = "gate"
     """Router: each of its tensors has a row for every expert, and its scores give the weights. Other parts of the
     mixture, such as a shared expert, are never changed."""
     common: tuple[str, ...] = ()
     """Tensors of the router that have no row for every expert."""
     logits: str | None = None
-    """Module whose output is the router's logits; None if the router returns them, alone or first."""
+    """Module whose output is the router's logits; None if the router returns them, alone or with others."""
     factors: str | None = None
     """Tensor of the router with a factor on the output of every expert (Gemma 4)."""
     scores: Literal["softmax", "sigmoid"] = "softmax"
@@ -181,14 +184,14 @@ class Experts(Closed):
     chosen: str = "num_experts_per_tok"
     """Configuration field for the number of experts chosen for a token, which is the minimum to keep. It may be a list
     of equal numbers, one for each layer."""
-    inputs: tuple[str, ...]
+    inputs: tuple[str, ...] = ("gate_up_proj", "gate_up_proj")
     """Tensors [experts, rows, columns] whose rows are channels. A name that is listed twice is a fused tensor. The bias
     of a tensor, if it has one, is named after it: `down_proj_bias`."""
     transposed: bool = False
     """Whether tensors are [experts, columns, rows] instead (gpt-oss)."""
     interleaved: bool = False
     """Whether the rows of a fused tensor alternate between its parts (gpt-oss)."""
-    output: str
+    output: str = "down_proj"
     """Tensor [experts, rows, columns] whose columns are channels."""
     width: str
     """Configuration field for the number of channels of an expert."""

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from darwinlm.artifact import write_json
-from darwinlm.database.kept import Kept, kept_groups
-from darwinlm.database.levels import Level
+from darwinlm.database.levels import Kept, Level, kept_groups
 from darwinlm.errors import CheckpointError, ModelError
 from darwinlm.export.check import SAME_ARITHMETIC, ExportReport, check_tokens, compare_streams, model_streams
 from darwinlm.export.hf import save_model, saved_bytes, tokenizer_of, unchecked

@@ -15,8 +15,7 @@ import torch
 from torch import nn
 
 from darwinlm.compute import now
-from darwinlm.database.kept import kept_groups
-from darwinlm.database.levels import Level
+from darwinlm.database.levels import Level, kept_groups
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.parts import ModuleKind
 from darwinlm.families.shapes import ModuleShape

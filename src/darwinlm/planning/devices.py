@@ -35,6 +35,7 @@ class Device:
         block_seconds: Minimum time of a pass through one block, even with few tokens.
         step_seconds: Minimum time of one step of a removal order.
         source: Source of the figures.
+        disk: Bytes per second that the machine's disk reads or writes.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Device:
     block_seconds: float
     step_seconds: float
     source: str
+    disk: float
 
     @property
     def is_cpu(self) -> bool:
@@ -57,6 +59,9 @@ class Device:
         """The device in PyTorch."""
         return torch.device("cpu" if self.is_cpu else "cuda")
 
+
+DISK = 2e9
+"""Bytes per second of a disk, measured by `benchmarks/gpu.py`. Our choice, 2026-11-27; NVMe drives state 3 to 7e9."""
 
 GPU_EFFICIENCY = 0.4
 """Share of the nominal throughput that forward and backward passes reach. Our choice, similar to the model FLOPs
@@ -117,7 +122,7 @@ def find_device(name: str) -> Device:
 
 
 def _measured(path: Path) -> Device:
-    """The device of a file with a row as `devices.yaml` has them, and its efficiencies and `step_seconds`."""
+    """The device of a file with a row as `devices.yaml` has them, its efficiencies, `step_seconds` and `disk`."""
     try:
         ((name, row),) = parse_yaml(path.read_text(encoding="utf-8")).items()
         numbers = [float(value) for field, value in row.items() if field != "source"]
@@ -142,6 +147,7 @@ def _from_row(name: str, row: dict[str, Any]) -> Device:
         GPU_BLOCK_SECONDS,
         row.get("step_seconds", GPU_STEP_SECONDS),
         str(row["source"]),
+        row["disk"] * GIGA if "disk" in row else DISK,
     )
 
 
@@ -185,7 +191,7 @@ def measure_cpu(clock: Callable[[], float] = time.perf_counter) -> Device:
     if has_matrix_tiles():
         efficiency["bfloat16"] = TILES_EFFICIENCY
     calls = (BLOCK_CALLS * call, CPU_STEP_SECONDS)
-    return Device("cpu", memory, rates, bandwidth, efficiency, 1.0, *calls, _circumstances())
+    return Device("cpu", memory, rates, bandwidth, efficiency, 1.0, *calls, _circumstances(), DISK)
 
 
 def present_load() -> str:

@@ -16,9 +16,8 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import module_shapes
 from darwinlm.planning.counted import Passes, count_passes
 from darwinlm.recipe import Recipe, load_recipe
-from darwinlm.search.problem.budget import Budget, resolve_budget
 from darwinlm.search.problem.cost import CostModel
-from darwinlm.search.problem.problem import counted_costs, space_of
+from darwinlm.search.problem.problem import Budget, counted_costs, resolve_budget, space_of
 from darwinlm.vocabulary.choose import kept_size
 
 

@@ -8,9 +8,6 @@ from dataclasses import dataclass, field
 from darwinlm.planning.devices import Device
 from darwinlm.planning.model import Sizes
 
-DISK = 2e9
-"""Bytes per second that a disk reads or writes. Our choice, 2026-11-27; NVMe drives state 3 to 7 GB/s."""
-
 RESERVE = 0.9
 """Share of a device's memory that a run may use; the rest is the runtime's and fragmentation's. Our choice."""
 
@@ -124,7 +121,7 @@ class StageNeed:
     @property
     def disk_seconds(self) -> float:
         """Time of the disk, which processes share."""
-        return (self.read + self.disk) / DISK
+        return (self.read + self.disk) / self.device.disk
 
     @property
     def unbounded_seconds(self) -> float:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
-from darwinlm.database.quantised import unfit_widths
+from darwinlm.database.levels import unfit_widths
 from darwinlm.errors import FamilyError, RecipeError
 from darwinlm.planning import pruning, training
 from darwinlm.planning.devices import Device

@@ -8,7 +8,7 @@ from darwinlm.planning.model import Sizes
 from darwinlm.planning.need import Items, StageNeed, largest
 from darwinlm.recovery.cache import bytes_per_token
 from darwinlm.recovery.checkpoints import KEPT
-from darwinlm.recovery.heads import LOGIT_CHUNK
+from darwinlm.recovery.model import LOGIT_CHUNK
 from darwinlm.search.evaluate.dense_side import LOGIT_TOKENS
 from darwinlm.search.evaluate.student import PART
 from darwinlm.search.evaluate.training import HOST_SHARE, LOGIT_BYTES, STEP_TOKENS

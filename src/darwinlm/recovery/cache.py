@@ -26,7 +26,7 @@ from torch.utils.data import Dataset
 from darwinlm import parallel
 from darwinlm.artifact import check_room, digest_of, write_tensors
 from darwinlm.errors import ArtifactError
-from darwinlm.recovery.heads import dense_top
+from darwinlm.recovery.model import dense_top
 
 STORED = ("top_log_p", "top_places", "top_log_rest")
 """Keys of a batch besides its tokens, in the order of `TopK`'s fields."""

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: safetensors and JSON, written atomically, and verified by hash.
+"""State and checkpoints of a training: safetensors and JSON, written atomically, and verified by hash.
 
 A checkpoint holds the trained weights, AdamW's two moments and `state.json`. Rates, the order of the text and random
 numbers depend only on the step. Tensors aren't sharded, so any number of processes can resume from them.
@@ -6,6 +6,7 @@ numbers depend only on the step. Tensors aren't sharded, so any number of proces
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -20,15 +21,57 @@ from torch import Tensor, nn
 
 from darwinlm import parallel
 from darwinlm.artifact import check_room, digest_of, file_digest, write_json, write_tensors, write_text
-from darwinlm.errors import ArtifactError, StorageError, first_line, storage_error
-from darwinlm.recovery.guard import LossGuard
+from darwinlm.errors import ArtifactError, NumericsError, StorageError, first_line, storage_error
 
 WEIGHTS, FIRST, SECOND = "weights", "first_moments", "second_moments"
 MANIFEST, STATE = "manifest.json", "state.json"
-_FILES = {STATE, *(f"{part}.safetensors" for part in (WEIGHTS, FIRST, SECOND))}
+_FILES = (STATE, *(f"{part}.safetensors" for part in (WEIGHTS, FIRST, SECOND)))
 _PREFIX, _PARTIAL = "checkpoint-", "partial"
 KEPT = 2
 """Number of checkpoints to keep: the older one serves if the newest is damaged."""
+_SMOOTHING = 0.9
+_SETTLED = 10
+DIVERGENCE = 2.0
+"""Ratio of the smoothed loss to its lowest value at which training stops."""
+
+
+class LossGuard(BaseModel):
+    """Stops training before an update if the loss is not finite or the smoothed loss diverges.
+
+    `smoothed` is the exponentially weighted mean of the last losses, `lowest` its lowest value so far.
+    """
+
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
+
+    smoothed: float = 0.0
+    lowest: float = math.inf
+    steps: int = 0
+
+    def see(self, loss: float, step: int) -> None:
+        """Record the loss of a step before its update. Raises NumericsError."""
+        if not math.isfinite(loss):
+            raise NumericsError(self._message(step, f"the loss is {loss}"))
+        self.steps += 1
+        weight = min(_SMOOTHING, 1 - 1 / self.steps)
+        self.smoothed = weight * self.smoothed + (1 - weight) * loss
+        if self.steps >= _SETTLED:
+            self.lowest = min(self.lowest, self.smoothed)
+        if self.smoothed > DIVERGENCE * self.lowest:
+            raise NumericsError(
+                self._message(step, f"the loss has risen from {self.lowest:.4g} to {self.smoothed:.4g}")
+            )
+
+    @property
+    def good(self) -> bool:
+        """Whether a state at this loss is worth keeping."""
+        return self.smoothed <= (1 + DIVERGENCE) / 2 * self.lowest
+
+    @staticmethod
+    def _message(step: int, what: str) -> str:
+        return (
+            f"recovery stopped before the update of step {step + 1}: {what}. The last good checkpoint is kept; lower "
+            "recovery.learning_rate, and delete the stage's folder to start again"
+        )
 
 
 class TrainingState(BaseModel):
@@ -87,25 +130,20 @@ class Checkpoints:
             raise _damaged(path, f"it has no {MANIFEST}: it wasn't completed")
         try:
             manifest = _Manifest.model_validate_json((path / MANIFEST).read_bytes())
-        except (OSError, ValidationError) as error:
+            digests = _digests(path)
+        except ValidationError as error:
             raise _damaged(path, f"{MANIFEST}: {first_line(error)}") from error
+        except OSError as error:
+            raise _damaged(path, f"{Path(error.filename).name}: {error.strerror}") from error
         if digest_of(manifest.run) != digest_of(self.run):
             names = sorted(name for name in {*manifest.run, *self.run} if manifest.run.get(name) != self.run.get(name))
             raise ArtifactError(
                 f"{path} belongs to another run ({', '.join(names)} differ): choose another output folder, or delete "
                 f"{self.folder} to start again"
             )
-        there = {name: path / name for name in sorted(_FILES) if (path / name).is_file()}
-        missing = sorted(_FILES - there.keys())
-        if missing:
-            raise _damaged(path, f"{missing[0]} is missing")
-        try:
-            digests = _digests(there)
-        except OSError as error:
-            raise _damaged(path, str(error)) from error
-        wrong = sorted(name for name, digest in digests.items() if digest != manifest.files.get(name))
-        if wrong:
-            raise _damaged(path, f"{wrong[0]} was changed")
+        for name, digest in digests.items():
+            if digest != manifest.files.get(name):
+                raise _damaged(path, f"{name} was changed")
 
     def save(self, state: TrainingState, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Write a checkpoint under a temporary name, rename it, and delete old ones.
@@ -121,21 +159,16 @@ class Checkpoints:
         try:
             for part, named in tensors.items():
                 whole = gathered(named)
-                with parallel.agree():
-                    if parallel.is_main():
-                        write_tensors(partial / f"{part}.safetensors", whole)
-            with parallel.agree():
-                if parallel.is_main():
-                    write_text(partial / STATE, state.model_dump_json())
-                    self._finish(partial, target)
+                parallel.in_main(write_tensors, partial / f"{part}.safetensors", whole)
+            parallel.in_main(write_text, partial / STATE, state.model_dump_json())
+            parallel.in_main(self._finish, partial, target)
         except StorageError:
             shutil.rmtree(partial, ignore_errors=True)
             raise
 
     def _finish(self, partial: Path, target: Path) -> None:
         try:
-            files = _digests({name: partial / name for name in sorted(_FILES)})
-            write_json(partial / MANIFEST, {"run": self.run, "files": files})
+            write_json(partial / MANIFEST, {"run": self.run, "files": _digests(partial)})
             for path in partial.iterdir():
                 with path.open("rb") as stream:
                     os.fsync(stream.fileno())
@@ -165,9 +198,9 @@ class Checkpoints:
         check_room(self.folder, wanted, what, "or choose another output folder")
 
 
-def _digests(files: dict[str, Path]) -> dict[str, str]:
+def _digests(folder: Path) -> dict[str, str]:
     with ThreadPoolExecutor() as pool:  # hashing releases the GIL
-        return dict(zip(files, pool.map(file_digest, files.values()), strict=True))
+        return dict(zip(_FILES, pool.map(lambda name: file_digest(folder / name), _FILES), strict=True))
 
 
 def _damaged(path: Path, reason: str) -> ArtifactError:

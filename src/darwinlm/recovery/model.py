@@ -1,20 +1,39 @@
-"""The trained model: its trainable weights, its losses, and its distribution over devices."""
+"""The trained model: its trainable weights, its losses, and its distribution over devices.
+
+Losses are computed from the last residual stream in pieces, so that the logits of a whole batch never exist at once.
+The computation between decoder and logits (head, scaling, soft caps) is the family's own forward pass, with a stored
+result in place of the decoder's.
+"""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from darwinlm import parallel
+from darwinlm.evaluation.chunks import chunked_loss
 from darwinlm.recipe import RecoverySettings
-from darwinlm.recovery.heads import Dense, Objective, batch_loss, decoder_of, held_out_sums
+from darwinlm.recovery.losses import TopK, forward_kl, next_token_loss, top_k_kl, top_of
 
 LORA_ALPHA = 16.0
 """Scale of adapters times their rank, as for QLoRA (arXiv 2305.14314)."""
+
+CORRECTION = "e_score_correction_bias"
+"""Tensor of a router that only changes the choice of experts, so that it gets no gradient, for which DDP would wait."""
+
+LOGIT_CHUNK = 1024
+"""Tokens whose logits are in memory at once: 4 GB at the peak for a vocabulary of 131,072."""
+
+Dense = Tensor | TopK
+"""Outputs of the dense model for a batch: residual streams [b, t, m] after its final norm, or stored most likely tokens
+[b, t, k]."""
 
 
 def prepared(model: Any, settings: RecoverySettings) -> Any:
@@ -26,7 +45,8 @@ def prepared(model: Any, settings: RecoverySettings) -> Any:
         else:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
     if not settings.lora_rank:
-        model.requires_grad_(requires_grad=True)
+        for name, weight in model.named_parameters():
+            weight.requires_grad = not name.endswith(CORRECTION)
         if not settings.embeddings:
             for module in (model.get_input_embeddings(), model.get_output_embeddings()):
                 module.requires_grad_(requires_grad=False)
@@ -47,16 +67,142 @@ def prepared(model: Any, settings: RecoverySettings) -> Any:
         return get_peft_model(model, config)
 
 
+class _Result(BaseModelOutputWithPast):  # type: ignore[misc]
+    """Result of a decoder. Fields that some families add, such as the logits of routers, are None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+class _Stored(nn.Module):
+    """Replaces a decoder whose result is known."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+    def forward(self, *_: Any, **__: Any) -> _Result:
+        return _Result(last_hidden_state=self.hidden)
+
+
+@contextmanager
+def _stored(model: Any, hidden: Tensor) -> Iterator[None]:
+    decoder = decoder_of(model)
+    setattr(model, model.base_model_prefix, _Stored(hidden))
+    try:
+        yield
+    finally:
+        setattr(model, model.base_model_prefix, decoder)
+
+
+def logits_of(model: Any, hidden: Tensor) -> Tensor:
+    """Logits [n, v] of residual streams [n, m] after the last block and the final norm."""
+    with _stored(model, hidden[None]):
+        # The forward of the class, since that of the instance may be the caller.
+        tokens = torch.zeros(1, len(hidden), dtype=torch.int64, device=hidden.device)
+        result: Tensor = type(model).forward(model, input_ids=tokens, use_cache=False).logits[0]
+    return result
+
+
+def decoder_of(model: Any) -> nn.Module:
+    """The model without its head."""
+    decoder: nn.Module = getattr(model, model.base_model_prefix)
+    return decoder
+
+
+def _streams(model: Any, tokens: Tensor) -> Tensor:
+    """Residual streams of tokens [b, t] after the final norm, [b, t, m]."""
+    hidden: Tensor = decoder_of(model)(input_ids=tokens, use_cache=False).last_hidden_state
+    return hidden
+
+
+@torch.no_grad()
+def run_dense(teacher: Any, tokens: Tensor) -> Tensor:
+    """Residual streams of the dense model on tokens [b, t] after its final norm, [b, t, m]."""
+    return _streams(teacher, tokens)
+
+
+@torch.no_grad()
+def dense_top(teacher: Any, tokens: Tensor, k: int) -> TopK:
+    """The dense model's k most likely next tokens after each of tokens [b, t], [b, t, k]."""
+    hidden = _streams(teacher, tokens).flatten(0, 1)
+    parts = [top_of(logits_of(teacher, part), k) for part in torch.split(hidden, LOGIT_CHUNK)]
+    joined = (torch.cat(of) for of in zip(*((part.log_p, part.places, part.log_rest) for part in parts), strict=True))
+    return TopK(*(tensor.reshape(*tokens.shape, *tensor.shape[1:]) for tensor in joined))
+
+
+def _next_tokens(tokens: Tensor) -> Tensor:
+    """Next token of each of tokens [b, t], [b·t]; -1 at the end of a sequence."""
+    return torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], -1)], 1).flatten()
+
+
+def batch_loss(
+    model: Any,
+    teacher: Any,
+    tokens: Tensor,
+    dense: Dense | None,
+    distillation: float,
+    *,
+    chunk: int = LOGIT_CHUNK,
+    again: bool = False,
+) -> Tensor:
+    """Mean loss per token of a batch, a differentiable scalar.
+
+    Tokens are [b, t]. `distillation` is the weight of the KL to the dense model; the next-token loss has the rest. At 0
+    the dense model and its outputs are None. `chunk` tokens have their logits in memory at once; `again` is that of
+    `chunked_loss`.
+    """
+    hidden, following = _streams(model, tokens).flatten(0, 1), _next_tokens(tokens)
+    n_following = tokens[:, 1:].numel()
+    flat = None if dense is None else dense.flatten(0, 1)
+
+    def divergence(logits: Tensor, reference: Dense) -> Tensor:
+        if isinstance(reference, TopK):
+            return top_k_kl(logits, reference)
+        with torch.no_grad():
+            dense_logits = logits_of(teacher, reference)
+        return forward_kl(logits, dense_logits)
+
+    def loss_of(rows: slice, part: Tensor) -> Tensor:
+        logits = logits_of(model, part)
+        loss = logits.new_zeros((), dtype=torch.float32)
+        if flat is not None:
+            loss = loss + distillation * divergence(logits, flat[rows]) / len(hidden)
+        if distillation < 1:
+            loss = loss + (1 - distillation) * next_token_loss(logits, following[rows]) / n_following
+        return loss
+
+    # The trained weights between the last residual stream and the logits, including a tied embedding.
+    head = [weight for weight in model.get_output_embeddings().parameters() if weight.requires_grad]
+    return chunked_loss(loss_of, hidden, head, chunk, again=again)
+
+
+@torch.no_grad()
+def held_out_sums(model: Any, teacher: Any, tokens: Tensor, dense: Tensor | None) -> tuple[float, float]:
+    """Sums of the cross-entropy and of the KL to the dense model over tokens [b, t].
+
+    `dense` holds its streams on them, [b, t, m]; without them, KL is 0.
+    """
+    hidden, following = _streams(model, tokens).flatten(0, 1), _next_tokens(tokens)
+    loss = divergence = 0.0
+    for start in range(0, len(hidden), LOGIT_CHUNK):
+        piece = slice(start, start + LOGIT_CHUNK)
+        logits = logits_of(model, hidden[piece])
+        loss += float(next_token_loss(logits, following[piece]))
+        if dense is not None:
+            divergence += float(forward_kl(logits, logits_of(teacher, dense.flatten(0, 1)[piece])))
+    return loss, divergence
+
+
 class Losses(nn.Module):
     """A model whose call returns losses, because DDP and FSDP only act on a module's call."""
 
-    def __init__(
-        self, model: Any, teacher: Any, settings: RecoverySettings, dtype: torch.dtype, *, sharded: bool
-    ) -> None:
+    def __init__(self, model: Any, teacher: Any, distillation: float, dtype: torch.dtype, *, sharded: bool) -> None:
         super().__init__()
         self.model = model
         self.teacher = (teacher,)  # a tuple, so that it isn't a submodule
-        self.objective = Objective(settings.distillation, again=sharded)
+        self.distillation = distillation
         self.low = torch.bfloat16 if dtype == torch.bfloat16 else None
         self.sharded = sharded
 
@@ -67,8 +213,8 @@ class Losses(nn.Module):
         with torch.autocast(tokens.device.type, self.low, enabled=self.low is not None):
             if held_out:
                 assert dense is None or isinstance(dense, Tensor)
-                return held_out_sums(causal, teacher, tokens, dense, self.objective.chunk)
-            return batch_loss(causal, teacher, tokens, dense, self.objective)
+                return held_out_sums(causal, teacher, tokens, dense)
+            return batch_loss(causal, teacher, tokens, dense, self.distillation, again=self.sharded)
 
 
 def spread(losses: Losses, device: torch.device) -> nn.Module:

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Sized
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from darwinlm import parallel
+from darwinlm.artifact import digest_of
 from darwinlm.malloc import kept_memory
 from darwinlm.recipe import RecoverySettings
-from darwinlm.recovery.batches import Batches
 from darwinlm.recovery.cache import STORED
-from darwinlm.recovery.checkpoints import FIRST, SECOND, WEIGHTS, Checkpoints, TrainingState, gathered
-from darwinlm.recovery.guard import LossGuard
-from darwinlm.recovery.heads import Dense, run_dense
+from darwinlm.recovery.checkpoints import FIRST, SECOND, WEIGHTS, Checkpoints, LossGuard, TrainingState, gathered
 from darwinlm.recovery.losses import TopK
-from darwinlm.recovery.model import Losses, prepared, spread
+from darwinlm.recovery.model import Dense, Losses, prepared, run_dense, spread
 from darwinlm.recovery.schedule import Steps, rate_share
-from darwinlm.recovery.trackers import start_trackers
 
 BETAS, MAX_GRAD_NORM = (0.9, 0.95), 1.0
 """AdamW's betas, and the maximum norm of gradients, as for Llama 2 (arXiv 2307.09288)."""
@@ -47,88 +45,74 @@ class Trained:
     record: dict[str, Any]
 
 
-def train(
-    student: Callable[[], Any],
-    teacher: Any,
-    text: Dataset[dict[str, Tensor]],
-    held_out: Tensor,
-    steps: Steps,
-    settings: RecoverySettings,
-    folder: Path,
-    run: dict[str, Any],
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    logs: Path | None = None,
-    say: Callable[[str], None] = lambda message: None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-    each_step: Callable[[int, Any], None] = lambda tokens, model: None,
-) -> Trained:
-    """Train, or resume from the last checkpoint in `folder`.
-
-    `student` builds the smaller model, float32 in main memory, the same one each time. `teacher` is the dense model in
-    the type of the forward pass; None if the objective doesn't need it. `text` is one epoch, with the dense model's
-    log-probabilities if they were stored (`darwinlm.recovery.cache`); `held_out` is [n, t]. `run` is the identity of
-    the training, as JSON. `dtype` is that of forward and backward passes; trained weights are always float32. Without
-    `logs`, TensorBoard's files lie beside the checkpoints. `each_step` gets the number of tokens so far and the model,
-    after each step and before its checkpoint.
-
-    Raises:
-        NumericsError: The loss isn't finite or diverges; the last good checkpoint is kept.
-        StorageError: The disk is full; the last checkpoint is kept.
-        ArtifactError: A checkpoint belongs to another training, or is damaged.
-    """
-    checkpoints = Checkpoints(folder, run)
-    newest = checkpoints.newest()
-    model = prepared(student(), settings)
-    with parallel.agree():
-        checkpoints.check_room(model)
-    teacher = None if teacher is None else teacher.to(device)
-    arguments = (model, teacher, text, held_out, steps, settings, checkpoints, device, dtype)
-    training = _Training(*arguments, say, progress, each_step)
-    if newest is not None:
-        say(f"recovery: resuming from {newest.name}")
-        training.load(newest)
-    training.trackers = start_trackers(settings.log_to, logs or folder, run, training.state.step)
-    with kept_memory(device):
-        training.run()
-    for tracker in training.trackers:
-        tracker.finish()
-    return Trained(training.result(student), training.record())
-
-
 @dataclass(eq=False)
-class _Training:
-    """One training in this process: weights, optimizer and state. The fields are arguments of `train`."""
+class Training:
+    """One training in this process, which resumes from the last checkpoint in `folder`.
 
-    model: Any
+    Attributes:
+        student: Builds the smaller model, float32 in main memory, the same one each time.
+        teacher: Dense model in the type of the forward pass; None if the objective doesn't need it.
+        text: One epoch, with the dense model's log-probabilities if they were stored (`darwinlm.recovery.cache`).
+        held_out: Validation text, [n, t].
+        key: Identity of the training, as JSON.
+        dtype: Element type of forward and backward passes; trained weights are always float32.
+        logs: Folder of TensorBoard's files; None puts them beside the checkpoints.
+        each_step: Gets the number of tokens so far and the model, after each step and before its checkpoint.
+    """
+
+    student: Callable[[], Any]
     teacher: Any
     text: Dataset[dict[str, Tensor]]
     held_out: Tensor
     steps: Steps
     settings: RecoverySettings
-    checkpoints: Checkpoints
+    folder: Path
+    key: dict[str, Any]
+    _: KW_ONLY
     device: torch.device
     dtype: torch.dtype
-    say: Callable[[str], None]
-    progress: Callable[[int, int], None]
-    each_step: Callable[[int, Any], None]
+    logs: Path | None = None
+    say: Callable[[str], None] = lambda message: None
+    progress: Callable[[int, int], None] = lambda done, total: None
+    each_step: Callable[[int, Any], None] = lambda tokens, model: None
 
-    def __post_init__(self) -> None:
+    def train(self) -> Trained:
+        """Train, or resume.
+
+        Raises:
+            NumericsError: The loss isn't finite or diverges; the last good checkpoint is kept.
+            StorageError: The disk is full; the last checkpoint is kept.
+            ArtifactError: A checkpoint belongs to another training, or is damaged.
+        """
         settings = self.settings
+        self.checkpoints = Checkpoints(self.folder, self.key)
+        newest = self.checkpoints.newest()
+        self.model = prepared(self.student(), settings)
+        with parallel.agree():
+            self.checkpoints.check_room(self.model)
+        if self.teacher is not None:
+            self.teacher = self.teacher.to(self.device)
         self.batches = Batches(self.text, self.steps, settings.seed)
         self.sharded = settings.sharding == "fsdp" and parallel.size() > 1
-        self.losses = Losses(self.model, self.teacher, settings, self.dtype, sharded=self.sharded)
-        self.call = spread(self.losses, self.device).train()
+        losses = Losses(self.model, self.teacher, settings.distillation, self.dtype, sharded=self.sharded)
+        self.call = spread(losses, self.device).train()
         self.trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
         # The fused optimizer doesn't copy the tensors that it updates.
         self.optimizer = torch.optim.AdamW(
             self.trained.values(), settings.learning_rate, BETAS, weight_decay=0.0, fused=True
         )
         self.state = TrainingState(guard=LossGuard())
-        self.trackers: list[Any] = []
         self.last = self.steps.count
         self.dense_on_held_out: dict[int, Tensor] = {}
+        if newest is not None:
+            self.say(f"recovery: resuming from {newest.name}")
+            self.load(newest)
+        self.trackers = start_trackers(settings.log_to, self.logs or self.folder, self.key, self.state.step)
+        with kept_memory(self.device):
+            self.run()
+        for tracker in self.trackers:
+            tracker.finish()
+        return Trained(self.result(), self.record())
 
     # ------------------------------------------------------------------------------------------------- a step
 
@@ -206,7 +190,7 @@ class _Training:
         dense: Dense | None = None
         if STORED[0] in batch:
             dense = TopK(*(batch[name] for name in STORED))
-        elif self.losses.objective.needs_teacher:
+        elif self.settings.distillation:
             dense = run_dense(self.teacher, tokens)
         loss: Tensor = self.call(tokens, dense)
         return loss
@@ -299,18 +283,75 @@ class _Training:
             "log": self.state.log,
         }
 
-    def result(self, student: Callable[[], Any]) -> Any:
+    def result(self) -> Any:
         """The better model with plain weights, in the first process; sharded weights are gathered."""
         model = self.model
         if not self._better():
             self.say("recovery: no improvement on held-out text, so the weights before training are kept")
-            model = student() if parallel.is_main() else None
+            model = self.student() if parallel.is_main() else None
         elif self.sharded:
             weights = gathered(self.trained)
-            model = student() if parallel.is_main() else None
+            model = self.student() if parallel.is_main() else None
             for name, weight in dict(model.named_parameters()).items() if model is not None else ():
                 if name in weights:
                     weight.data.copy_(weights[name])
         elif self.settings.lora_rank:
             model = model.merge_and_unload()
         return model if model is None else model.cpu().eval().requires_grad_(requires_grad=False)
+
+
+class Batches:
+    """Micro-batches of this process, each read while the one before it is computed.
+
+    Args:
+        text: One epoch.
+        steps: Its division into steps.
+        seed: Seed of the order, which differs between epochs.
+    """
+
+    def __init__(self, text: Dataset[dict[str, Tensor]], steps: Steps, seed: int) -> None:
+        self.text, self.steps, self.seed = text, steps, seed
+        self._reader = ThreadPoolExecutor(1)
+        self._ahead: dict[tuple[int, int], Future[dict[str, Tensor]]] = {}
+        self._order: tuple[int, Tensor] | None = None
+
+    def get(self, step: int, number: int) -> dict[str, Tensor]:
+        """Micro-batch `number` of a step in main memory; starts to read the one after it."""
+        coming = self._ahead.pop((step, number), None) or self._reader.submit(self._read, step, number)
+        following = (step, number + 1) if number + 1 < self.steps.accumulation else (step + 1, 0)
+        self._ahead.clear()
+        if following[0] < self.steps.count:
+            self._ahead[following] = self._reader.submit(self._read, *following)
+        return coming.result()
+
+    def _read(self, step: int, number: int) -> dict[str, Tensor]:
+        epoch, place = divmod(step, self.steps.per_epoch)
+        if self._order is None or self._order[0] != epoch:
+            generator = torch.Generator().manual_seed(self.seed + epoch)
+            self._order = epoch, torch.randperm(len(cast(Sized, self.text)), generator=generator)
+        begin = place * self.steps.step_rows + (number * parallel.size() + parallel.rank()) * self.steps.rows
+        rows = self._order[1][begin : begin + self.steps.rows].tolist()
+        batch: dict[str, Tensor] = default_collate([self.text[row] for row in rows])
+        return batch
+
+
+def start_trackers(names: Sequence[str], folder: Path, run: dict[str, Any], step: int) -> list[Any]:
+    """External logs by name, through accelerate, in the first process; the others get none.
+
+    `run` is the identity of the training; a service continues the run with this identity. TensorBoard hides entries
+    after `step`.
+    """
+    if not names or not parallel.is_main():
+        return []
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    name = digest_of(run)[:16]
+    options: dict[str, dict[str, Any]] = {
+        "tensorboard": {"logging_dir": folder, "purge_step": step + 1},
+        "trackio": {"name": name, "resume": "allow"},
+        "wandb": {"name": name, "id": name, "resume": "allow"},
+    }
+    started = [LOGGER_TYPE_TO_CLASS[kind](run_name="darwinlm", **options[kind]) for kind in names]
+    for tracker in started:
+        tracker.start()
+    return started

@@ -11,7 +11,7 @@ from darwinlm.report import wording
 from darwinlm.report.render import render
 from darwinlm.report.strip import block_rows, kept_cells
 from darwinlm.report.summary import BlockFigures
-from darwinlm.search.predict.sizes import FACTOR, POWER, PredictedSize
+from darwinlm.search.predict.module_losses import FACTOR, POWER, PredictedSize
 from darwinlm.search.problem.space import SearchSpace
 
 START = 0.5

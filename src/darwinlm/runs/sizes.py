@@ -18,7 +18,7 @@ from darwinlm.lock import hold_target
 from darwinlm.recipe import UnitsSettings
 from darwinlm.report import wording
 from darwinlm.report.sizes import sizes_page
-from darwinlm.search.predict.sizes import predicted_sizes
+from darwinlm.search.predict.module_losses import predicted_sizes
 from darwinlm.search.problem.cost import parameter_costs
 from darwinlm.search.problem.space import SearchSpace
 

@@ -22,8 +22,7 @@ from darwinlm.database.store import DatabaseReader
 from darwinlm.errors import BudgetError
 from darwinlm.families.decoder import Decoder
 from darwinlm.recipe import SearchSettings
-from darwinlm.search.evaluate.clock import Clock
-from darwinlm.search.evaluate.fitness import Fitness
+from darwinlm.search.evaluate.fitness import Clock, Fitness
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.evaluate.training import MARGIN, CandidateTrainer
 from darwinlm.search.evolve.evolution import Guide, evolve

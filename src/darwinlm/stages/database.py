@@ -83,10 +83,8 @@ def database_stage(run: Run, texts: Texts) -> PruningDatabase:
                     f"removal order: its steps can't be recorded as a CUDA graph ({reason}) and took longer, with the "
                     "same results"
                 )
-            with parallel.agree():
-                if parallel.is_main():
-                    about = {"source": text.source, "tokens": text.n_tokens, "documents": list(text.document_hashes)}
-                    write_json(stage.folder / TEXT, about)
+            about = {"source": text.source, "tokens": text.n_tokens, "documents": list(text.document_hashes)}
+            parallel.in_main(write_json, stage.folder / TEXT, about)
     return PruningDatabase(stage, DatabaseReader(stage.folder, run.checkpoint, recipe.units, device=run.device))
 
 
@@ -107,9 +105,7 @@ def _saliency_stage(run: Run, text: TokenBlocks) -> Saliency:
             total = run.checkpoint.n_blocks
             with kept_memory(run.device):
                 for block, moments in output_gradients(stream_of(run, tokens, memory), tokens, memory):
-                    with parallel.agree():
-                        if parallel.is_main():
-                            write_tensors(stage.folder / block_file(block), {str(k): S for k, S in moments.items()})
+                    parallel.in_main(write_tensors, stage.folder / block_file(block), moments)
                     run.reporter.advance(total - block, total)
     folder, device = stage.folder, run.device
 

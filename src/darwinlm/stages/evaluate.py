@@ -19,6 +19,7 @@ from darwinlm.evaluation.quality import measure_quality
 from darwinlm.evaluation.speed import continue_greedily, measure_speed
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.figures import LookingBackFigures, ModelFigures, ModelKey
+from darwinlm.memory import free_bytes
 from darwinlm.run import Run
 from darwinlm.stages.text import Texts
 from darwinlm.surgery.stitch import as_dtype, block_parameters, stitch
@@ -54,7 +55,7 @@ def evaluate_stage(run: Run, results: StageResults) -> Measured:
         if work:
             loaders: Loaders = {
                 "dense": partial(run.teacher.load, run.dtype, run.device),
-                "uniform": lambda: as_dtype(stitch(results.database.reader, results.search.uniform), run.dtype),
+                "uniform": partial(_uniform, run, results),
                 "stitched": partial(stitched.checkpoint.load, run.dtype, run.device),
             }
             final = partial(Checkpoint.open(exported.folder).load, run.dtype, run.device)
@@ -65,10 +66,16 @@ def evaluate_stage(run: Run, results: StageResults) -> Measured:
             if results.recover is not None:
                 loaders["recovered"] = final
             measured = measure_models(run, loaders, results.text, exported.dtype)
-            with parallel.agree():
-                if parallel.is_main():
-                    save_figures(stage.folder / FIGURES, measured)
+            parallel.in_main(save_figures, stage.folder / FIGURES, measured)
         return read_figures(stage.folder / FIGURES)
+
+
+def _uniform(run: Run, results: StageResults) -> Any:
+    """The best uniform model at the same budget."""
+    reader = results.database.reader
+    model = as_dtype(stitch(reader, results.search.uniform), run.dtype)
+    reader.release()
+    return model
 
 
 def save_figures(path: Path, measured: Measured) -> None:
@@ -85,8 +92,8 @@ def read_figures(path: Path) -> Measured:
 
 
 def room_for_models(device: torch.device) -> float | None:
-    """Bytes of a GPU for models, half of its free memory; None on a CPU."""
-    return torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else None
+    """Bytes of a GPU for models: half of its free memory, the least of all processes; None on a CPU."""
+    return min(parallel.gather(free_bytes(device))) / 2 if device.type == "cuda" else None
 
 
 def takes_another(sizes: Sequence[int], room: float | None) -> bool:

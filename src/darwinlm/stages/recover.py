@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from darwinlm import parallel
-from darwinlm.artifact import MANIFEST, StageFolder, digest_of, read_json, write_json
+from darwinlm.artifact import MANIFEST, STAGES, StageFolder, digest_of, read_json, write_json
 from darwinlm.data import Shuffle, check_not_evaluation_text, read_documents
 from darwinlm.data.looking_back import ordinary_tokens, with_repeats
 from darwinlm.data.packed import PackedText, pack_documents
@@ -106,8 +106,7 @@ def recover_model(
         ArtifactError: A checkpoint belongs to another run.
         MissingExtraError: A package isn't installed.
     """
-    settings = run.recipe.recovery
-    distils, teacher = settings.distillation > 0, run.teacher
+    settings, (small, tokenizer) = run.recipe.recovery, described
     with parallel.agree():
         steps = check_recovery(run, described)
     source = settings.text or run.recipe.text.source
@@ -119,7 +118,7 @@ def recover_model(
     how = settings.model_dump(exclude=without_effect) | {"cached": settings.teacher_cache is not None}
     key = {
         **before,
-        "teacher": teacher.digest if distils else None,
+        "teacher": run.teacher.digest if settings.distillation else None,
         "recovery": how,
         "length": steps.length,
         "source": fingerprint(source),
@@ -127,75 +126,63 @@ def recover_model(
         "reserved": digest_of(reserved),
         "held_out": texts["validation"].digest,
         "arithmetic": run.arithmetic,
-        "blocks_begin_with": added_bos(described[1]),
+        "blocks_begin_with": added_bos(tokenizer),
     }
     if run.recipe.text.looking_back:
         key["looking_back"] = run.recipe.text.looking_back
     if run.skipped_tokens:
         key["skipped"] = run.skipped_tokens
-    work = _work_folder(run)
+    work = run.folder / STAGES / "recover-work"  # checkpoints and packed text, deleted after the training
     if parallel.is_main() and (run.path("recover") / MANIFEST).exists():
         shutil.rmtree(work, ignore_errors=True)  # left by a training that was killed at its end
     with run.stage("recover", key, "recovery", shared=True) as (stage, work_to_do):
         if work_to_do:
-            _train(run, stage, texts, teacher if distils else None, described, student, (source, reserved, steps))
+            with parallel.main_first():
+                if parallel.is_main():
+                    _begin(work, stage.digest)
+                    pack_documents(
+                        read_documents(source, shuffle=Shuffle(run.recipe.search.seed), tokenizer=tokenizer),
+                        work / "text",
+                        run.skipped_tokens + steps.blocks * steps.length,
+                        tokenizer,
+                        reserved=reserved,
+                        vocabulary=int(small.config.vocab_size),
+                        source=source,
+                        progress=run.reporter.advance,
+                    )
+            _train(run, stage, work, texts, tokenizer, student, steps)
     if parallel.is_main():
         shutil.rmtree(work, ignore_errors=True)
     return Recovered(stage, Checkpoint.open(stage.folder / "model"), read_json(stage.folder / RECORD))
 
 
 def _train(
-    run: Run,
-    stage: StageFolder,
-    texts: Texts,
-    teacher: Checkpoint | None,
-    described: tuple[Checkpoint, Any],
-    student: Callable[[], Any],
-    details: tuple[str, list[str], Steps],
+    run: Run, stage: StageFolder, work: Path, texts: Texts, tokenizer: Any, student: Callable[[], Any], steps: Steps
 ) -> None:
+    """Train on the packed text, and save the model and the record."""
     from darwinlm.recovery.cache import CacheKey, cached_text
-    from darwinlm.recovery.train import train
+    from darwinlm.recovery.train import Training
 
-    settings, tokenizer = run.recipe.recovery, described[1]
-    source, reserved, steps = details
-    work = _work_folder(run)
-    with parallel.main_first():
-        if parallel.is_main():
-            _begin(work, stage.digest)
-            pack_documents(
-                read_documents(source, shuffle=Shuffle(run.recipe.search.seed), tokenizer=tokenizer),
-                work / "text",
-                run.skipped_tokens + steps.blocks * steps.length,
-                tokenizer,
-                reserved=reserved,
-                vocabulary=int(described[0].config.vocab_size),
-                source=source,
-                progress=run.reporter.advance,
-            )
+    settings, looking_back, seed = run.recipe.recovery, run.recipe.text.looking_back, run.recipe.search.seed
     with parallel.agree():
-        repeats = partial(
-            with_repeats,
-            share=run.recipe.text.looking_back,
-            seed=run.recipe.search.seed,
-            ordinary=ordinary_tokens(tokenizer),
-        )
+        repeats = partial(with_repeats, share=looking_back, seed=seed, ordinary=ordinary_tokens(tokenizer))
         bos = added_bos(tokenizer)
         text: PackedText | CachedText = PackedText(
             work / "text", steps.length, steps.blocks, run.skipped_tokens, bos, repeats=repeats
         )
-        dense = None if teacher is None else teacher.load(run.dtype, run.device)
-    if teacher is not None and settings.teacher_cache is not None:
+        dense = run.teacher.load(run.dtype, run.device) if settings.distillation else None
+    if settings.teacher_cache is not None:
         text = cached_text(
             text,
             dense,
             Path(settings.teacher_cache).expanduser(),
-            CacheKey(teacher.digest, run.recipe.compute.dtype),
+            CacheKey(run.teacher.digest, run.recipe.compute.dtype),
             batch_rows=steps.rows,
             say=run.reporter.say,
             progress=run.reporter.advance,
         )
     with parallel.agree():
-        trained = train(
+        trained = Training(
             student,
             dense,
             text,
@@ -209,16 +196,9 @@ def _train(
             logs=stage.folder / "logs",
             say=run.reporter.say,
             progress=run.reporter.advance,
-        )
-    with parallel.agree():
-        if parallel.is_main():
-            save_model(trained.model, stage.folder / "model", tokenizer=tokenizer)
-            write_json(stage.folder / RECORD, trained.record)
-
-
-def _work_folder(run: Run) -> Path:
-    """Folder of checkpoints and packed text, beside the stages; deleted after the training."""
-    return run.folder / "stages" / "recover-work"
+        ).train()
+    parallel.in_main(lambda: save_model(trained.model, stage.folder / "model", tokenizer=tokenizer))
+    parallel.in_main(write_json, stage.folder / RECORD, trained.record)
 
 
 def _begin(work: Path, digest: str) -> None:

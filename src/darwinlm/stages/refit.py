@@ -19,13 +19,14 @@ from darwinlm import parallel
 from darwinlm.artifact import StageFolder, read_json, read_tensors, write_json
 from darwinlm.calibration.hidden import HiddenMemory
 from darwinlm.calibration.stream import BlockStream
+from darwinlm.database.blocks import block_file
 from darwinlm.evaluation.divergence import DenseDistribution
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.run import Run
 from darwinlm.stages.database import stream_of
 from darwinlm.stages.stitch import Stitched
 from darwinlm.stages.text import Texts
-from darwinlm.surgery.refit import Streams, put_weights, refit, weights_file
+from darwinlm.surgery.refit import Streams, put_weights, refit
 
 RECORD = "record.json"
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
@@ -104,12 +105,12 @@ def refit_stage(run: Run, texts: Texts, stitched: Stitched) -> Refitted | None:
                 fit = Streams(stream_of(run, text, memory), small(text, memory))
                 validation = Streams(stream_of(run, held_out, memory), small(held_out, memory))
             choices = refit(stage, fit, validation, progress=run.reporter.advance)
-            losses = {1.0: stream_divergences(validation.dense, [validation.small])[0]}
+            losses = {1.0: stream_divergence(validation.dense, validation.small)}
             for strength in sorted({0.0, *STRENGTHS} - losses.keys()):
                 with parallel.agree():
                     between = small(held_out, memory)
                     run_through(between, partial(_interpolated, stage.folder, stitched.checkpoint, strength=strength))
-                losses[strength] = stream_divergences(validation.dense, [between])[0]
+                losses[strength] = stream_divergence(validation.dense, between)
             summed_up = _record(losses)
             fitted = sum(choice.ridge is not None for choice in choices)
             improved = summed_up["kept"] == "refit"
@@ -119,17 +120,15 @@ def refit_stage(run: Run, texts: Texts, stitched: Stitched) -> Refitted | None:
                 f"{summed_up['kl_before']:.3f} -> {summed_up['kl_after']:.3f}"
                 + ("" if improved else ": no improvement, so the stitched weights are kept")
             )
-            with parallel.agree():
-                if parallel.is_main():
-                    write_json(stage.folder / "choices.json", [asdict(choice) for choice in choices])
-                    write_json(stage.folder / RECORD, summed_up)
+            parallel.in_main(write_json, stage.folder / "choices.json", [asdict(choice) for choice in choices])
+            parallel.in_main(write_json, stage.folder / RECORD, summed_up)
         decisions, record = read_json(stage.folder / "choices.json"), read_json(stage.folder / RECORD)
     return Refitted(stage, decisions, record)
 
 
 def _interpolated(folder: Path, checkpoint: Checkpoint, block: int, strength: float) -> dict[str, Tensor]:
     """Weights of a block interpolated between the stitched (0) and the fitted ones (1), float32 by name in it."""
-    path = folder / weights_file(block)
+    path = folder / block_file(block)
     if strength == 0 or not path.exists():
         return {}
     fitted = read_tensors(path)
@@ -149,27 +148,24 @@ def run_through(stream: BlockStream, weights: Callable[[int], dict[str, Tensor]]
 
 
 @torch.no_grad()
-def stream_divergences(dense: BlockStream, others: list[BlockStream]) -> list[float]:
+def stream_divergence(dense: BlockStream, other: BlockStream) -> float:
     """KL(dense ‖ other) in nats per token, from residual streams after the last block on the same text.
 
-    Processes share the text; all get the same figures.
+    Processes share the text; all get the same figure. The dense model's head stays loaded.
     """
-    sums = torch.zeros(len(others) + 1, dtype=torch.float64)
-    for stream in (dense, *others):
+    sums = torch.zeros(2, dtype=torch.float64)
+    for stream in (dense, other):
         stream.load_head()
     for index, hidden in enumerate(dense.hidden):
         step = max(1, HEAD_TOKENS // hidden.shape[1])
         for start in range(0, len(hidden), step):
             part = slice(start, start + step)
             reference = DenseDistribution(_logits(dense, hidden[part]))
-            for number, other in enumerate(others):
-                divergence = reference.kl(_logits(other, other.hidden[index][part]))
-                sums[number] += float(divergence.sum(dtype=torch.float64))
-            sums[-1] += len(reference)
-    for stream in others:
-        stream.unload_head()
-    *totals, tokens = parallel.all_reduce(sums).tolist()
-    return [max(total / tokens, 0.0) for total in totals]
+            divergence = reference.kl(_logits(other, other.hidden[index][part]))
+            sums += torch.tensor([float(divergence.sum(dtype=torch.float64)), len(reference)], dtype=torch.float64)
+    other.unload_head()
+    total, tokens = map(float, parallel.all_reduce(sums))
+    return max(total / tokens, 0.0)
 
 
 def _logits(stream: BlockStream, hidden: Tensor) -> Tensor:

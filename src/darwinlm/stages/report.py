@@ -51,26 +51,8 @@ def report_stage(run: Run, results: StageResults) -> Summary:
         BudgetError: The saved model exceeds the budget.
         StorageError: The disk is full.
     """
-    summary = summarise(run, results)
-    write_report(run.folder, results.export.folder, summary)
-    return summary
-
-
-def write_report(folder: Path, model: Path, summary: Summary) -> None:
-    """Write summary.json and report.html into an output folder, and the card beside the weights.
-
-    Among several processes only the first one writes. Raises StorageError if the disk is full.
-    """
-    if parallel.is_main():
-        write_json(folder / FILE, summary.as_json())
-        write_text(folder / PAGE, render_page(summary))
-        write_text(model / "README.md", model_card(summary))
-
-
-def summarise(run: Run, results: StageResults) -> Summary:
-    """Summary of a run. Raises BudgetError if the saved model is too large."""
     models, refitted, recovered = results.evaluate, results.refit, results.recover
-    return summary_of(
+    summary = summary_of(
         run,
         results.text,
         results.export,
@@ -86,6 +68,19 @@ def summarise(run: Run, results: StageResults) -> Summary:
         vocabulary=results.vocabulary,
         time=run.time,
     )
+    write_report(run.folder, results.export.folder, summary)
+    return summary
+
+
+def write_report(folder: Path, model: Path, summary: Summary) -> None:
+    """Write summary.json and report.html into an output folder, and the card beside the weights.
+
+    Among several processes only the first one writes. Raises StorageError if the disk is full.
+    """
+    if parallel.is_main():
+        write_json(folder / FILE, summary.as_json())
+        write_text(folder / PAGE, render_page(summary))
+        write_text(model / "README.md", model_card(summary))
 
 
 def summary_of(run: Run, texts: Texts, exported: Exported, models: Measured, **made: Any) -> Summary:

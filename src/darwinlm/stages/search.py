@@ -63,8 +63,6 @@ def search_stage(
                 batch_tokens=run.batch_tokens,
                 neighbour=neighbour,
             )
-            if parallel.is_main():
-                write_json(stage.folder / RESULT, result)
-            parallel.barrier()
+            parallel.in_main(write_json, stage.folder / RESULT, result)
         result = read_json(stage.folder / RESULT)
     return SearchResult(stage, tuple(result["allocation"]), tuple(result["uniform"]), result["record"])

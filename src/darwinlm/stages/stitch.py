@@ -27,4 +27,5 @@ def stitch_stage(run: Run, database: PruningDatabase, search: SearchResult) -> S
     with run.stage("stitch", key, "stitch") as (stage, work):
         if work:
             save_model(stitch(database.reader, search.allocation), stage.folder / "model")
+    database.reader.release()  # the factors of the search; later stages need the memory
     return Stitched(stage, Checkpoint.open(stage.folder / "model"))

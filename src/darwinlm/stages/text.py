@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from darwinlm.artifact import digest_of, file_digest
 from darwinlm.data import (
+    PURPOSES,
     Shuffle,
     TokenBlocks,
     assert_disjoint,
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Texts = dict[str, TokenBlocks]
-
-
-PURPOSES = ("calibration", "fitness", "validation", "evaluation", "training")
 
 
 def text_stage(run: Run, purposes: tuple[str, ...] = PURPOSES) -> Texts:

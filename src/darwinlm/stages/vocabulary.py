@@ -24,7 +24,8 @@ from darwinlm.vocabulary.tokenizer import TokenizerTree
 
 CHARACTERS = 1 << 25
 """Maximum number of characters of text for the choice; tokens are counted at about a million characters per second."""
-BATCH_CHARACTERS = 1 << 20
+BATCH_DOCUMENTS = 512
+"""Documents that are tokenised at once."""
 CHARACTERS_PER_TOKEN = 3
 """Length of held-out passages, so that they fit into a sequence; SmolLM2's tokens have about 4.5."""
 FIGURES = "figures.json"
@@ -125,9 +126,10 @@ def _choose(run: Run, texts: Texts, tokenizer: Any) -> tuple[list[int], dict[str
             f"vocabulary: {size:,} tokens requested, but bytes, special tokens and the chat template need "
             f"{len(always):,}: request more"
         )
+    documents = [text for of_domain in texts.values() for text in of_domain]
     uses: Counter[int] = Counter()
-    for batch in _batches([text for documents in texts.values() for text in documents]):
-        for ids in token_ids(tokenizer, batch):
+    for start in range(0, len(documents), BATCH_DOCUMENTS):
+        for ids in token_ids(tokenizer, documents[start : start + BATCH_DOCUMENTS]):
             uses.update(ids)
     if uses.total() < size:
         raise DataError(
@@ -137,19 +139,6 @@ def _choose(run: Run, texts: Texts, tokenizer: Any) -> tuple[list[int], dict[str
     paths = {token: tree.path(token) for token in tree.tokens}
     rows = tree.ordered(choose_tokens(uses, always, paths, size))
     return rows, tree.cut(rows)
-
-
-def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    characters = 0
-    for text in texts:
-        batch.append(text)
-        characters += len(text)
-        if characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
 
 
 def _measure(run: Run, small: Checkpoint, rows: Sequence[int], held_out: Texts) -> VocabularyFigures:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from darwinlm import parallel
-from darwinlm.calibration.experts import Routing, expert_inputs, expert_module, watch_outputs
+from darwinlm.calibration.experts import Routing, expert_inputs, expert_module, watch_experts
 from darwinlm.calibration.stream import norm_divisor
 from darwinlm.families.parts import Experts
 from darwinlm.surgery.projection_fit import Fit, Moments, fit_output
@@ -103,14 +103,11 @@ def mixture_of(walk: BlockWalk, targets: Iterable[Tensor], outputs: Sequence[Ten
         if normed:
             made.append(output)
 
-    handle = watch_outputs(module, note)
-    try:
+    with watch_experts(module, note):
         for before, after, target in zip(walk.stream.hidden, walk.ahead("mlp"), targets, strict=True):
             if not normed:
                 energy += float((target.double() - before.double()).square().sum())
                 missing.append((target.float() - after.float()).flatten(0, 1))
-    finally:
-        handle.remove()
     for output, goal in zip(made, outputs, strict=True):
         divisor = norm_divisor(checkpoint, "mlp", goal)
         assert divisor is not None

@@ -175,11 +175,8 @@ def watched_spread(walk: BlockWalk, kind: ModuleKind) -> Iterator[list[Tensor]]:
         assert divisor is not None
         spread.append(divisor)
 
-    handle = output.register_forward_hook(watch)
-    try:
+    with output.register_forward_hook(watch):
         yield spread
-    finally:
-        handle.remove()
 
 
 def module_moments(

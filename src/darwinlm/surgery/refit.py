@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from darwinlm import parallel
 from darwinlm.artifact import StageFolder, read_json, read_tensors, write_json, write_tensors
 from darwinlm.calibration.stream import BlockStream
+from darwinlm.database.blocks import block_file
 from darwinlm.errors import ArtifactError
 from darwinlm.families.expert_tensors import as_stored, by_rows
 from darwinlm.families.parts import ModuleKind
@@ -65,58 +67,49 @@ def refit(
     """
     choices: list[FitChoice] = []
     total = fit.dense.checkpoint.n_blocks
-    done = sum(_notes_of(stage, block).exists() for block in range(total))
+    done = sum(_paths(stage, block)[1].exists() for block in range(total))
     progress(done, total)
+    streams = (fit.dense, fit.small, validation.dense, validation.small)
     for block in range(total):
-        for streams in (fit, validation):
-            streams.dense.load(block)
-            streams.small.load(block)
+        weights_path, notes_path = _paths(stage, block)
+        for stream in streams:
+            stream.load(block)
         notes = parallel.broadcast(_finished(stage, block) if parallel.is_main() else None)
         if notes is not None:
             with parallel.agree():
-                weights = read_tensors(_weights_of(stage, block)) if notes["weights"] else {}
-                for streams in (fit, validation):
-                    put_weights(streams.small.decoder.blocks[block], weights)
-                    streams.dense.run(block)
-                    streams.small.run(block)
+                weights = read_tensors(weights_path) if notes["weights"] else {}
+                for both in (fit, validation):
+                    put_weights(both.small.decoder.blocks[block], weights)
+                for stream in streams:
+                    stream.run(block)
         else:
             weights, modules = _refit_block(block, fit, validation, ridges)
             notes = {"weights": bool(weights), "modules": [asdict(choice) for choice in modules]}
-            with parallel.agree():
-                if parallel.is_main():
-                    if weights:
-                        write_tensors(_weights_of(stage, block), weights)
-                    write_json(_notes_of(stage, block), notes)
-        for streams in (fit, validation):
-            streams.dense.unload(block)
-            streams.small.unload(block)
+            if weights:
+                parallel.in_main(write_tensors, weights_path, weights)
+            parallel.in_main(write_json, notes_path, notes)
+        for stream in streams:
+            stream.unload(block)
         choices.extend(FitChoice(**note) for note in notes["modules"])
         progress(max(done, block + 1), total)
     return choices
 
 
-def weights_file(block: int) -> str:
-    """File name of a block's fitted weights; the file doesn't exist if all stitched weights were kept."""
-    return f"block_{block:04d}.safetensors"
-
-
-def _weights_of(stage: StageFolder, block: int) -> Any:
-    return stage.folder / weights_file(block)
-
-
-def _notes_of(stage: StageFolder, block: int) -> Any:
-    return stage.folder / f"block_{block:04d}.json"
+def _paths(stage: StageFolder, block: int) -> tuple[Path, Path]:
+    """Files of a block's fitted weights, which don't exist if all stitched weights were kept, and of its decisions."""
+    weights = stage.folder / block_file(block)
+    return weights, weights.with_suffix(".json")
 
 
 def _finished(stage: StageFolder, block: int) -> dict[str, Any] | None:
     """Decisions of an interrupted run about a block, if its files are intact."""
-    path = _notes_of(stage, block)
+    weights, path = _paths(stage, block)
     if not path.exists():
         return None
     try:
         notes: dict[str, Any] = read_json(path)
         if notes["weights"]:
-            read_tensors(_weights_of(stage, block))
+            read_tensors(weights)
     except ArtifactError:
         path.unlink()
         return None

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from darwinlm.database.kept import Kept
-from darwinlm.database.levels import Level
+from darwinlm.database.levels import Kept, Level
 from darwinlm.families.decoder import part_of
 from darwinlm.families.expert_tensors import as_stored, by_rows
 from darwinlm.families.family import Family

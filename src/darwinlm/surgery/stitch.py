@@ -13,8 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from darwinlm.database.kept import kept_groups
-from darwinlm.database.levels import Level, ModuleLevels
+from darwinlm.database.levels import Level, ModuleLevels, kept_groups
 from darwinlm.database.store import DatabaseReader
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import PREFIX

@@ -7,7 +7,7 @@ else around it are the family's code. Adding zero is exact, so all parts togethe
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -116,13 +116,8 @@ class BlockWalk:
             seen.append(inputs[0])
             raise _Reached
 
-        handle = output.register_forward_pre_hook(note)
-        try:
+        with output.register_forward_pre_hook(note), suppress(_Reached):
             self._half(kind, index, hidden)
-        except _Reached:
-            pass
-        finally:
-            handle.remove()
         return seen[0]
 
     @contextmanager

@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from darwinlm import parallel
-from darwinlm.errors import NumericsError
-from darwinlm.search.evaluate.clock import Clock
+from darwinlm.errors import NumericsError, TimeLimitError
 from darwinlm.search.evaluate.dense_side import Distributions, ExpectedRows, LinearHead
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.problem.space import Allocation
@@ -27,11 +28,32 @@ from darwinlm.search.problem.space import Allocation
 CPU_TOKENS = 1024
 """Maximum number of tokens in a forward pass on a CPU, so that the residual stream stays in its caches."""
 
-Piece = tuple[int, int]
-"""Range of sequences that are run in one forward pass: first index, end."""
-
 Window = tuple[int, int]
-"""Range of sequences on which candidates are compared: first index, end."""
+"""Range of sequences on which candidates are compared, or a piece of it for one forward pass: first index, end."""
+
+
+@dataclass
+class Clock:
+    """Wall-clock time of a search in seconds, with those `before` an interruption, and its limit."""
+
+    limit: float = math.inf
+    before: float = 0.0
+    begun: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds used so far."""
+        return self.before + time.monotonic() - self.begun
+
+    @property
+    def left(self) -> float:
+        """Seconds left, negative after the limit."""
+        return self.limit - self.seconds
+
+    def check(self) -> None:
+        """Raise TimeLimitError after the limit."""
+        if self.left < 0:
+            raise TimeLimitError("the search has used its time")
 
 
 class Fitness:
@@ -42,7 +64,7 @@ class Fitness:
     Attributes:
         dense: The dense model's stream after the last block, [n, t, m].
         evaluations: Number of evaluations of a candidate.
-        clock: Time limit that stops an evaluation; None until there is a first result.
+        clock: Time limit that stops an evaluation, once there is a first result.
     """
 
     def __init__(self, placed: PlacedModules, tokens: Tensor, *, batch_tokens: int) -> None:
@@ -52,7 +74,7 @@ class Fitness:
         self.tokens = tokens
         self.n_sequences, self.sequence_length = tokens.shape
         self.evaluations = 0
-        self.clock: Clock | None = None
+        self.clock = Clock()
         self._batch_sequences = max(
             1, (min(batch_tokens, CPU_TOKENS) if on_cpu else batch_tokens) // self.sequence_length
         )
@@ -60,7 +82,7 @@ class Fitness:
         self._dense: list[ExpectedRows | Distributions] = []
         self.dense: Tensor
         self._base: Allocation | None = None
-        self._inputs: dict[Piece, list[Tensor]] = {}
+        self._inputs: dict[Window, list[Tensor]] = {}
         self._prepare_dense()
 
     @torch.no_grad()
@@ -83,7 +105,7 @@ class Fitness:
             # The input of the first block is the same for all.
             self._inputs = {piece: inputs[:1] for piece, inputs in self._inputs.items()}
 
-    def _pieces(self, begin: int, end: int) -> Iterator[Piece]:
+    def _pieces(self, begin: int, end: int) -> Iterator[Window]:
         """Parts of a range for one forward pass each, with fixed borders."""
         while begin < end:
             border = min((begin // self._batch_sequences + 1) * self._batch_sequences, end)
@@ -155,7 +177,7 @@ class Fitness:
     @torch.no_grad()
     def _run_base(self, candidates: Sequence[Allocation], window: Window) -> None:
         """Compute the block inputs of the base that any of these candidates shares."""
-        shared: dict[Piece, int] = {}
+        shared: dict[Window, int] = {}
         for each in candidates:
             for piece in self._missing(each, window):
                 shared[piece] = max(shared.get(piece, 0), self._first_changed(each))
@@ -173,13 +195,12 @@ class Fitness:
         first = self._first_changed(allocation)
         by_sequence: dict[int, float] = {}
         for piece in self._missing(allocation, window):
-            if self.clock is not None:
-                self.clock.check()
+            self.clock.check()
             losses = self._run(piece, self._embedded(piece)[: first + 1])
             by_sequence |= zip(range(*piece), losses, strict=True)
         return by_sequence
 
-    def _missing(self, allocation: Allocation, window: Window) -> Iterator[Piece]:
+    def _missing(self, allocation: Allocation, window: Window) -> Iterator[Window]:
         """Parts of a window that weren't evaluated for a candidate."""
         known = self._known.get(allocation, {})
         for piece in self._pieces(*window):
@@ -187,27 +208,27 @@ class Fitness:
             if unknown:
                 yield unknown[0], unknown[-1] + 1
 
-    def _embedded(self, piece: Piece) -> list[Tensor]:
+    def _embedded(self, piece: Window) -> list[Tensor]:
         """Kept block inputs of the base on a piece; at least that of the first block."""
         if piece not in self._inputs:
             self._inputs[piece] = [self.decoder.embed(self.tokens[slice(*piece)])]
         return self._inputs[piece]
 
-    def _through(self, piece: Piece, hidden: Tensor, first: int, end: int) -> Iterator[Tensor]:
+    def _through(self, piece: Window, hidden: Tensor, first: int, end: int) -> Iterator[Tensor]:
         """The residual stream after each block from `first` up to `end`."""
         arguments = self.decoder.block_arguments(self.tokens[slice(*piece)])
         for block in range(first, end):
             hidden = self.decoder.run_block(block, hidden, arguments[block])
             yield hidden
 
-    def _last(self, piece: Piece, inputs: Sequence[Tensor]) -> Tensor:
+    def _last(self, piece: Window, inputs: Sequence[Tensor]) -> Tensor:
         """The stream after the last block, from the last of the given block inputs on."""
         hidden = inputs[-1]
         for behind in self._through(piece, hidden, len(inputs) - 1, len(self.decoder.blocks)):
             hidden = behind
         return hidden
 
-    def _run(self, piece: Piece, inputs: Sequence[Tensor]) -> list[float]:
+    def _run(self, piece: Window, inputs: Sequence[Tensor]) -> list[float]:
         """Losses of the sequences of a piece, from the last of the given block inputs on."""
         start = piece[0] % self._batch_sequences * self.sequence_length
         divergence = self._dense[piece[0] // self._batch_sequences].kl(self._last(piece, inputs).flatten(0, 1), start)

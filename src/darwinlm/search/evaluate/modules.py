@@ -31,17 +31,15 @@ class PlacedModules:
         self.space = space
         self.dense = [decoder.module(module.block, module.kind) for module in space.modules]
         self.current: list[int] = list(space.dense)
-        self._reserved = 0
         self._small: Bounded[tuple[int, int], nn.Module] = Bounded(
             lambda module: sum(tensor.nbytes for tensor in module.parameters()),
-            room_on(decoder.device, SHARE, lambda: self._reserved),
+            room_on(decoder.device, SHARE),
         )
         self._dense_weights: HostCopy | None = None
 
     def reserve(self, size: int) -> None:
         """Leave so many bytes of the device free from now on: small modules and factors are kept in the rest."""
-        self._reserved = size
-        self._small.clear()
+        self._small.clear(size)
         self.database.release(size)
 
     def module(self, index: int, level: int) -> nn.Module:

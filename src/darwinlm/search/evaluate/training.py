@@ -186,8 +186,7 @@ class CandidateTrainer:
         """Train on one round of text, the sequences from `begin` to `end`; every batch is a step."""
         dense = iter(self._dense[begin, end])
         for batch in self._batches(begin, end):
-            if self.fitness.clock is not None:
-                self.fitness.clock.check()
+            self.fitness.clock.check()
             for rows in self._pieces(batch):
                 expected = self._expected(next(dense).flatten(0, 1), several=len(students) > 1)
                 for student in students:
@@ -218,8 +217,7 @@ class CandidateTrainer:
 
     def _streams(self, pieces: Iterator[Tensor]) -> Iterator[Tensor]:
         for rows in pieces:
-            if self.fitness.clock is not None:
-                self.fitness.clock.check()
+            self.fitness.clock.check()
             yield self._last(rows)
 
     def _last(self, rows: Tensor) -> Tensor:

@@ -1,1 +1,1 @@
-"""The loop of the search, and its saved state."""
+"""The loop of the search, children from the knapsack, and its saved state."""

@@ -13,6 +13,7 @@ uninterrupted one.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -24,8 +25,7 @@ import numpy as np
 from darwinlm import parallel
 from darwinlm.errors import BudgetError, NumericsError, TimeLimitError
 from darwinlm.recipe import SearchSettings
-from darwinlm.search.evaluate.clock import Clock
-from darwinlm.search.evaluate.fitness import Fitness, Window
+from darwinlm.search.evaluate.fitness import Clock, Fitness, Window
 from darwinlm.search.evaluate.training import CandidateTrainer
 from darwinlm.search.evolve.state import Generation, SearchState
 from darwinlm.search.predict.curvature import Curvature
@@ -33,7 +33,7 @@ from darwinlm.search.predict.surrogate import INTERACTION, Observation, Surrogat
 from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import Allocation, PerLevel
 from darwinlm.search.propose.level_switch import level_switch, paper_switch
-from darwinlm.search.propose.solve import solved_children
+from darwinlm.search.propose.start import knapsack_start
 
 STRENGTHS = (0.8, 1.15, 1.7)
 """Factors on the curvature; a generation solves for each, since none is always best (notebook, "Children that are
@@ -87,14 +87,8 @@ class Offspring:
     window: Window | None = None
 
 
-@dataclass(frozen=True)
-class Selected:
-    """Result of a generation. `kl` is the loss of the best on the tokens of the last stage."""
-
-    best: Allocation
-    kl: float
-    evaluations: int
-    observations: list[Observation] = field(default_factory=list)
+Selected = tuple[Allocation, float, int, list[Observation]]
+"""Best allocation of a generation, its loss on the last stage's tokens, number of evaluations, and observations."""
 
 
 def evolve(
@@ -154,7 +148,7 @@ def evolve(
             report(state)
         if parallel.is_main():
             state.save(state_file)
-    fitness.clock = None
+    fitness.clock = Clock()
     return state
 
 
@@ -177,19 +171,18 @@ def _generation(
         return
     if any(stage.training_tokens for stage in settings.stages):
         assert trainer is not None
-        selected = _trained_rounds(state, offspring, settings, trainer)
+        best, kl, evaluations, observed = _trained_rounds(state, offspring, settings, trainer)
     else:
-        selected = _rounds(state, offspring, fitness, settings)
-    moved = sum(old != new for old, new in zip(state.parent, selected.best, strict=True))
+        best, kl, evaluations, observed = _rounds(state, offspring, fitness, settings)
+    moved = sum(old != new for old, new in zip(state.parent, best, strict=True))
     state.done += 1
     state.misses = max(state.misses - 1, 0) if moved else state.misses + 1
     state.seen += offspring.children
     state.slopes = offspring.slopes
-    state.observations += selected.observations
-    state.parent, state.kl = selected.best, selected.kl
-    state.parent_losses = fitness.losses(selected.best)
-    evaluations = state.history[-1].evaluations + selected.evaluations
-    state.history.append(Generation(state.done, selected.kl, moved > 0, moved, evaluations, state.seconds))
+    state.observations += observed
+    state.parent, state.kl, state.parent_losses = best, kl, fitness.losses(best)
+    evaluations += state.history[-1].evaluations
+    state.history.append(Generation(state.done, kl, moved > 0, moved, evaluations, state.seconds))
 
 
 # ------------------------------------------------------------------------------------------------------------ children
@@ -240,6 +233,30 @@ def _guided(
     return Offspring(children, slopes, windows[(state.done + 1) % len(windows)])
 
 
+def solved_children(
+    parent: Allocation,
+    surrogate: Surrogate,
+    problem: Problem,
+    *,
+    strengths: Sequence[float],
+    slope_parts: Sequence[float] = (),
+) -> list[Allocation]:
+    """Children from knapsacks over predicted losses, which move all modules at once; distinct, without the parent.
+
+    `strengths` are factors on the curvature: 1 for the fitted curvature, larger ones for shorter steps. `slope_parts`
+    are factors on the slopes that are added to single-module losses. They allow longer steps around the first parent;
+    later, single-module losses would only pull the search back.
+    """
+    losses = [surrogate.losses(parent, strength) for strength in strengths]
+    rows = list(zip(surrogate.curvature.losses, map(np.asarray, surrogate.slopes), strict=True))
+    losses += [[loss + part * slope for loss, slope in rows] for part in slope_parts]
+    children: list[Allocation] = []
+    for each in losses:
+        with contextlib.suppress(BudgetError):  # no solution: the parent was built in another way
+            children.append(knapsack_start(problem, [row.tolist() for row in each]))
+    return [child for child in dict.fromkeys(children) if child != parent]
+
+
 def _switches(
     state: SearchState, seed: int, count: int, switch: Callable[[random.Random, set[Allocation]], Allocation]
 ) -> list[Allocation]:
@@ -247,12 +264,10 @@ def _switches(
     rng = random.Random(f"{seed}:{state.done}")  # noqa: S311
     seen = set(state.seen)
     children: list[Allocation] = []
-    try:
+    with contextlib.suppress(BudgetError):  # All neighbours have been tried.
         for _ in range(count):
             children.append(switch(rng, seen))
             seen.add(children[-1])
-    except BudgetError:
-        pass  # All neighbours have been tried.
     return children
 
 
@@ -292,7 +307,7 @@ def _rounds(state: SearchState, offspring: Offspring, fitness: Fitness, settings
         (parent, child, change, first_order(offspring.slopes, parent, child) if offspring.slopes else 0.0)
         for child, change in changes.items()
     ]
-    return Selected(best, fitness.kls([best], final)[0], evaluations, observations)
+    return best, fitness.kls([best], final)[0], evaluations, observations
 
 
 def _trained_rounds(
@@ -317,4 +332,4 @@ def _trained_rounds(
         trainer.keep([*candidates, parent])
     trainer.keep(())
     kl, best = ranked[0]
-    return Selected(best, kl, evaluations)
+    return best, kl, evaluations, []

@@ -31,72 +31,59 @@ from darwinlm import parallel
 from darwinlm.database.factors import NestedFactors
 from darwinlm.errors import NumericsError
 from darwinlm.families.decoder import Absent
-from darwinlm.search.evaluate.clock import Clock
-from darwinlm.search.evaluate.fitness import CPU_TOKENS, Window
+from darwinlm.search.evaluate.fitness import CPU_TOKENS, Clock, Window
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.problem.space import Allocation
 
 LOGIT_GRADIENT_TOKENS = 128
 """Tokens whose logits and gradients are in memory at once."""
 
-Slopes = list[list[float]]
-"""First-order loss of every level of every module, in nats per token."""
-
 
 class Gradients:
-    """First-order losses of all levels around an allocation, with a cache of the last result.
+    """First-order losses of all levels around an allocation.
 
     The text is [n, t], `dense` [n, t, m] the dense model's stream after the last block. The clock's time limit stops a
     computation.
     """
 
     def __init__(
-        self, placed: PlacedModules, tokens: Tensor, dense: Tensor, *, batch_tokens: int, clock: Clock | None = None
+        self, placed: PlacedModules, tokens: Tensor, dense: Tensor, *, batch_tokens: int, clock: Clock
     ) -> None:
-        self.clock = clock or Clock()
+        self.clock = clock
         self.placed = placed
         self.decoder = placed.decoder
         if self.decoder.device.type == "cpu":
             batch_tokens = min(batch_tokens, CPU_TOKENS)
         self.tokens, self.dense = tokens, dense
         self._batch_sequences = max(1, batch_tokens // tokens.shape[1])
-        self._places = {(module.block, module.kind): index for index, module in enumerate(placed.space.modules)}
-        self._last: tuple[Allocation, Window, Slopes] | None = None
 
-    def around(self, allocation: Allocation, window: Window | None = None) -> Slopes:
-        """First-order losses of every level; zero for a mixture of experts, where routing would change.
+    def around(self, allocation: Allocation, window: Window) -> list[list[float]]:
+        """First-order losses of every level, in nats per token; zero for a mixture, where routing would change.
 
-        Processes share the text; the result doesn't depend on their number. `window` selects sequences of the text;
-        None takes all.
+        Processes share the text; the result doesn't depend on their number. `window` selects sequences of the text.
 
         Raises:
             NumericsError: The gradient isn't finite.
             TimeLimitError: The clock's limit has passed.
         """
-        window = window or (0, len(self.tokens))
-        if self._last is None or self._last[:2] != (allocation, window):
-            pieces = [
-                (at, min(at + self._batch_sequences, window[1]))
-                for at in range(window[0], window[1], self._batch_sequences)
-            ]
-            with parallel.agree():
-                mine = parallel.mine(pieces)
-                self.placed.apply(allocation)
-                by_piece: dict[Window, Tensor] = {}
-                for piece in mine:
-                    self.clock.check()
-                    by_piece[piece] = self._of_piece(piece)
-            sums = {piece: part for share in parallel.gather(by_piece) for piece, part in share.items()}
-            total = sum((sums[piece] for piece in pieces), torch.zeros(()))
-            if not bool(torch.isfinite(total).all()):
-                raise NumericsError(
-                    "the gradient of the best allocation's loss isn't finite: try compute.dtype=float32, or "
-                    "search.method=paper"
-                )
-            n_tokens = (window[1] - window[0]) * self.tokens.shape[1]
-            split = torch.split(total / n_tokens, [len(module.levels) for module in self.placed.space.modules])
-            self._last = allocation, window, [row.tolist() for row in split]
-        return self._last[2]
+        begin, end = window
+        pieces = [(at, min(at + self._batch_sequences, end)) for at in range(begin, end, self._batch_sequences)]
+        with parallel.agree():
+            self.placed.apply(allocation)
+            by_piece: dict[Window, Tensor] = {}
+            for piece in parallel.mine(pieces):
+                self.clock.check()
+                by_piece[piece] = self._of_piece(piece)
+        sums = {piece: part for share in parallel.gather(by_piece) for piece, part in share.items()}
+        total = sum((sums[piece] for piece in pieces), torch.zeros(()))
+        if not bool(torch.isfinite(total).all()):
+            raise NumericsError(
+                "the gradient of the best allocation's loss isn't finite: try compute.dtype=float32, or "
+                "search.method=paper"
+            )
+        n_tokens = (end - begin) * self.tokens.shape[1]
+        split = torch.split(total / n_tokens, [len(module.levels) for module in self.placed.space.modules])
+        return [row.tolist() for row in split]
 
     @torch.no_grad()
     def _inputs(self, tokens: Tensor) -> tuple[list[Tensor], list[dict[str, Any]]]:
@@ -139,7 +126,7 @@ class Gradients:
         self, block: int, hidden: Tensor, gradient: Tensor, arguments: dict[str, Any]
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """The gradient before a block, and the slopes of each of its modules by module index."""
-        places = [index for (at, _), index in self._places.items() if at == block]
+        places = [index for index, module in enumerate(self.placed.space.modules) if module.block == block]
         watched = [one for one in map(self._watched, places) if one is not None]
         with ExitStack() as hooks:
             for one in watched:
@@ -243,23 +230,20 @@ class _Watched:
             return (self.output, *output[1:]) if isinstance(output, tuple) else self.output
 
         gone = isinstance(self.standing, Absent)
-        hooks.callback(self.standing.register_forward_pre_hook(called, with_kwargs=True).remove)
+        hooks.enter_context(self.standing.register_forward_pre_hook(called, with_kwargs=True))
         if self.norm is not None:
-            hooks.callback(self.norm.register_forward_hook(absent if gone else projected).remove)
+            hooks.enter_context(self.norm.register_forward_hook(absent if gone else projected))
         elif gone:
-            hooks.callback(self.standing.register_forward_hook(absent).remove)
+            hooks.enter_context(self.standing.register_forward_hook(absent))
         else:
-            projection = getattr(self.standing, self.projection)
-            hooks.callback(projection.register_forward_hook(projected).remove)
+            hooks.enter_context(getattr(self.standing, self.projection).register_forward_hook(projected))
 
     @torch.no_grad()
     def dense_input(self) -> Tensor:
         """Input of the dense module's output projection on the same stream, [b, t, d]."""
         inputs: list[Tensor] = []
         arguments, named = self._call
-        hook = getattr(self.dense, self.projection).register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
-        try:
+        projection = getattr(self.dense, self.projection)
+        with projection.register_forward_pre_hook(lambda _, given: inputs.append(given[0])):
             self.dense(*arguments, **named)
-        finally:
-            hook.remove()
         return inputs[0]

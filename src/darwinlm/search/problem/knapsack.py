@@ -44,52 +44,27 @@ def solve_knapsack(
     low, high = -((base - lower) // divisor), (upper - base) // divisor
     if low > high or high < 0 or low > sum(max(row) for row in extra) // divisor:
         raise refusal
-    problem = _Problem(losses, [[cost // divisor for cost in row] for row in extra], low, high, seconds)
+    sizes = [len(row) for row in losses]
+    loss = np.concatenate([np.asarray(row, dtype=np.float64) for row in losses])
+    cost = np.concatenate([np.asarray([each // divisor for each in row], dtype=np.float64) for row in extra])
+    owner, ones = np.repeat(np.arange(len(sizes)), sizes), np.ones(len(sizes))
+    one_each: Any = csr_matrix((np.ones(len(loss)), (owner, np.arange(len(loss)))), shape=(len(sizes), len(loss)))
+    constraints = [LinearConstraint(one_each, ones, ones), LinearConstraint(csr_matrix(cost[None]), low, high)]
     for _ in range(RETRIES):
-        choice = problem.solve()
-        if choice is None:
-            raise refusal
-        if lower <= sum(row[index] for row, index in zip(costs, choice, strict=True)) <= upper:
-            return choice
-        problem.forbid(choice)
-    raise refusal
-
-
-class _Problem:
-    """The integer programme. Choices that violate the bounds within the solver's tolerance can be forbidden."""
-
-    def __init__(
-        self,
-        losses: Sequence[Sequence[float]],
-        costs: Sequence[Sequence[int]],
-        low: int,
-        high: int,
-        seconds: float,
-    ) -> None:
-        self.sizes = [len(row) for row in losses]
-        self.loss = np.concatenate([np.asarray(row, dtype=np.float64) for row in losses])
-        self.seconds = seconds
-        cost = np.concatenate([np.asarray(row, dtype=np.float64) for row in costs])
-        owner = np.repeat(np.arange(len(self.sizes)), self.sizes)
-        shape = (len(self.sizes), len(self.loss))
-        one_each: Any = csr_matrix((np.ones(len(self.loss)), (owner, np.arange(len(self.loss)))), shape=shape)
-        ones = np.ones(len(self.sizes))
-        self.constraints = [LinearConstraint(one_each, ones, ones), LinearConstraint(csr_matrix(cost[None]), low, high)]
-
-    def solve(self) -> tuple[int, ...] | None:
         result = milp(
-            c=self.loss,
-            constraints=self.constraints,
-            integrality=np.ones(len(self.loss), dtype=np.int64),
+            c=loss,
+            constraints=constraints,
+            integrality=np.ones(len(loss), dtype=np.int64),
             bounds=Bounds(0, 1),
-            options={"time_limit": self.seconds, "mip_rel_gap": 1e-4},
+            options={"time_limit": seconds, "mip_rel_gap": 1e-4},
         )
         if result.x is None:
-            return None
-        return tuple(int(part.argmax()) for part in np.split(result.x, np.cumsum(self.sizes)[:-1]))
-
-    def forbid(self, choice: Sequence[int]) -> None:
-        starts = np.cumsum([0, *self.sizes[:-1]])
-        row = np.zeros((1, len(self.loss)))
-        row[0, starts + np.asarray(choice)] = 1
-        self.constraints.append(LinearConstraint(csr_matrix(row), -np.inf, len(self.sizes) - 1))
+            break
+        choice = tuple(int(part.argmax()) for part in np.split(result.x, np.cumsum(sizes)[:-1]))
+        if lower <= sum(row[index] for row, index in zip(costs, choice, strict=True)) <= upper:
+            return choice
+        # It violates the bounds within the solver's tolerance, so it is forbidden.
+        taken = np.zeros((1, len(loss)))
+        taken[0, np.cumsum([0, *sizes[:-1]]) + np.asarray(choice)] = 1
+        constraints.append(LinearConstraint(csr_matrix(taken), -np.inf, len(sizes) - 1))
+    raise refusal

@@ -1,1 +1,1 @@
-"""Proposals for evaluation: the first parent, the level switch, children from the knapsack."""
+"""Proposals for evaluation: the first parent and the level switch."""

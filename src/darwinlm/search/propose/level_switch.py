@@ -10,7 +10,7 @@ import random
 from collections.abc import Hashable, Sequence
 
 from darwinlm.errors import BudgetError
-from darwinlm.search.problem.budget import Budget
+from darwinlm.search.problem.problem import Budget
 from darwinlm.search.problem.space import Allocation
 
 ATTEMPTS = 200
@@ -118,34 +118,20 @@ def _repair(
     others = [i for i in range(len(child)) if i not in moved] or list(range(len(child)))
     # A few modules take the whole correction, since a change of all modules would lose the parent's qualities.
     partners = rng.sample(others, k=min(len(others), rng.choice((1, 2, 3))))
+
+    def change(index: int, direction: int) -> int:
+        return costs[index][child[index] + direction] - costs[index][child[index]]
+
     for pool in (partners, others):
         for _ in range(4 * len(pool) * 64):
             if budget.allows(total):
                 return True
             direction = 1 if total < budget.lower else -1
-            options = _steps(child, costs, pool, direction, total, budget)
+            options = [i for i in pool if 0 <= child[i] + direction < len(costs[i])]
+            options = [i for i in options if direction < 0 or total + change(i, direction) <= budget.upper]
             if not options:
                 break
             index = rng.choice(options)
-            total += costs[index][child[index] + direction] - costs[index][child[index]]
+            total += change(index, direction)
             child[index] += direction
     return budget.allows(total)
-
-
-def _steps(
-    child: list[int],
-    costs: Sequence[Sequence[int]],
-    pool: Sequence[int],
-    direction: int,
-    total: int,
-    budget: Budget,
-) -> list[int]:
-    """Modules of the pool that can move one level in a direction; upwards only within the budget."""
-    movable = []
-    for index in pool:
-        level = child[index] + direction
-        if 0 <= level < len(costs[index]):
-            after = total + costs[index][level] - costs[index][child[index]]
-            if direction < 0 or after <= budget.upper:
-                movable.append(index)
-    return movable
