@@ -1,5 +1,7 @@
 """Budgets: notation, contradictions, and costs of allocations."""
 
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,8 +11,9 @@ from darwinlm.database.levels import Level, ModuleLevels
 from darwinlm.errors import BudgetError, RecipeError
 from darwinlm.recipe import BudgetSettings, Recipe, load_recipe, load_recipes, parse_recipe
 from darwinlm.search.problem.cost import CostModel, KvCache, amount_words, byte_costs, parameter_costs, time_costs
-from darwinlm.search.problem.problem import Budget, resolve_budget
+from darwinlm.search.problem.problem import Budget, Problem, resolve_budget
 from darwinlm.search.problem.space import SearchSpace
+from darwinlm.stages.report import _budget
 
 
 @pytest.mark.parametrize(
@@ -193,20 +196,42 @@ def test_a_tolerance_below_one_level_is_one_level():
 
 @pytest.mark.parametrize(
     ("budget", "limit"),
-    [({"keep": 0.5}, 205), ({"params": 205}, 205), ({"speedup": 2}, 205)],
+    [
+        ({"keep": 0.5}, 205),
+        ({"params": 205}, 205),
+        ({"speedup": 2}, 205),
+        ({"keep": 1 / 3}, 136),
+        ({"speedup": 3}, 136),
+    ],
 )
 def test_bounds_use_the_budget_and_no_more(budget, limit):
     bounds = resolve_budget(parameter_costs(SPACE, fixed=0), BudgetSettings(**budget, tolerance=0.1))
     assert bounds.limit == limit
     assert bounds.allows(limit)
     assert not bounds.allows(limit + 1)
-    assert bounds.lower == limit - 100, "one level of the attention is more than a tenth of the budget"
+    assert bounds.lower == max(limit - 100, 70), "one level of the attention is more than a tenth of the budget"
 
 
 def test_what_is_not_pruned_counts_too():
     bounds = resolve_budget(parameter_costs(SPACE, fixed=1000), BudgetSettings(params=1200))
     assert (bounds.limit, bounds.upper) == (1200, 200)
     assert bounds.words == "1,100 and 1,200 parameters"
+
+
+@pytest.mark.parametrize(
+    ("allocation", "block_params", "params"), [((1, 1), 171, 1170), ((1, 1), 170, 1171), ((2, 1), 270, 1270)]
+)
+def test_a_saved_model_that_is_not_the_planned_one_is_refused(allocation, block_params, params):
+    """The last check of every run, on the parameters of the saved model itself."""
+    problem = Problem(SPACE, parameter_costs(SPACE), Budget(100, 205), outside=1000)
+    run = SimpleNamespace(recipe=Recipe(), teacher=None, checkpoint=None)
+    results = SimpleNamespace(plan=problem, search=SimpleNamespace(allocation=(1, 1)))
+    dense, saved = (SimpleNamespace(block_params=size, params=size + 1000) for size in (410, 170))
+    found = _budget(run, results, dense, saved)
+    assert (found.used, found.upper, found.unused, found.block_params) == (170, 205, 1 - 170 / 205, 170)
+    results.search.allocation, saved.block_params, saved.params = allocation, block_params, params
+    with pytest.raises(BudgetError, match=r"were planned for a budget of 205 block parameters: please report this"):
+        _budget(run, results, dense, saved)
 
 
 IN_TIME = CostModel("nanoseconds", ((0, 2_000_000), (0, 3_000_000)), 1_000_000)
