@@ -21,7 +21,7 @@ from darwinlm.runs import prune as pruning
         ("--params 1k", "less than the smallest model that the units allow"),
         ("--bytes 1kB", "budget.bytes: 1000 bytes requested, less than the smallest model"),
         ("--time 3d", "time: has an unknown unit 'd'"),
-        ("--preset papers", "preset: Input should be 'default' or 'paper'"),
+        ("--preset papers", "preset: must be 'default' or 'paper'"),
         ("--keep 75%,75%", "budget.keep: duplicate value"),
         ("--set search.stages=[{tokens:64,survivors:1,training_tokens:900000}]", "search.stages"),
     ],
@@ -91,5 +91,5 @@ def test_a_budget_of_the_function_displaces_the_recipes(recipes, python):
         python(recipe=recipe, speedup="2x")
     assert [recipe.budget.kind for recipe in recipes] == ["params", "speedup"] * 2
     assert [recipe.budget.params for recipe in recipes] == [2_700_000_000, None] * 2
-    with pytest.raises(RecipeError, match=r"budget\.bytes: Input should be greater than 0"):
+    with pytest.raises(RecipeError, match=r"budget\.bytes: must be greater than 0"):
         python(bytes=0)

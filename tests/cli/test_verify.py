@@ -58,7 +58,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     ),
     "budget": (
         lambda run: summary(run, lambda tree: tree["budget"].update(used=9, upper=8)),
-        ("the first is budget: 9.0 of 8.0 are used",),
+        ("the first is budget: 9 of 8 are used",),
     ),
     "no summary": (lambda run: (run / "summary.json").unlink(), ("hasn't written it yet",)),
 }

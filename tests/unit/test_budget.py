@@ -59,15 +59,15 @@ def test_time_for_the_search(text, minutes):
         ({"budget": {"latency": "30min"}}, "budget.latency: has an unknown unit 'min'"),
         ({"budget": {"speedup": "0.5x"}}, "budget.speedup: must be at least 1"),
         ({"budget": {"speedup": True}}, "budget.speedup: must be something like 2x, not true or false"),
-        ({"budget": {"params": 0}}, "budget.params: Input should be greater than 0"),
-        ({"budget": {"bytes": "-4GiB"}}, "budget.bytes: Input should be greater than 0"),
+        ({"budget": {"params": 0}}, "budget.params: must be greater than 0"),
+        ({"budget": {"bytes": "-4GiB"}}, "budget.bytes: must be greater than 0"),
         ({"budget": {"keep": "50%", "params": "1B"}}, "budget: give one bound only, not keep and params at once"),
         ({"budget": {"speedup": 2, "latency": "1s"}}, "budget: give one bound only, not speedup and latency at once"),
         ({"budget": {"keep": None}}, "budget: no bound is given: give one of keep, params, bytes, speedup, latency"),
         ({"budget": {"speedup": 2, "prefill_tokens": 0, "decode_tokens": 0}}, "there is nothing to time"),
         ({"search": {"stages": [{"amount": 3}]}}, "known fields are tokens, survivors, training_tokens"),
         ({"search": {"minutes": "30 days"}}, "search.minutes: has an unknown unit 'days'"),
-        ({"preset": "papers"}, "preset: Input should be 'default' or 'paper' (it is 'papers')"),
+        ({"preset": "papers"}, "preset: must be 'default' or 'paper' (it is 'papers')"),
     ],
 )
 def test_wrong_bounds_are_refused(tree, said):

@@ -58,7 +58,7 @@ SENTENCES = [
     ([text_of, card_of], recovered(), [], ["without its continued", UNLEARNT]),
     ([text_of, card_of], given(), ["was trained on 24,576 tokens after pruning", LEARNT], ["evolution", "refitted"]),
     ([text_of, card_of], given(), [], ["searched", "evaluations", UNLEARNT]),
-    ([text_of, card_of], changed(recovered(), recovery={"kept": "before"}), [UNLEARNT], [LEARNT]),
+    ([text_of, card_of], changed(recovered(), recovery={"kept": "before"}), [UNLEARNT], [LEARNT, "was then trained"]),
     ([text_of, card_of], changed(given(), recovery={"kept": "before"}), [UNLEARNT], [LEARNT]),
     (
         [text_of],
