@@ -17,6 +17,7 @@ os.environ |= {
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -111,6 +112,12 @@ def sharded(tiny_llama: Path, tmp_path: Path) -> Path:
     for path in tiny_llama.glob("tokenizer*"):
         shutil.copy(path, folder)
     return folder
+
+
+@pytest.fixture
+def little_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk with a kilobyte left."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=10**9, used=10**9, free=1000))
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,7 @@ QUICK: dict[str, Any] = {
     "search.generations": 1,
     "search.offspring": 3,
     "search.stages": [{"tokens": 1024, "survivors": 2}, {"tokens": 2048, "survivors": 1}],
-    "recovery.tokens": 5120,
+    "recovery.tokens": 4096,
     "recovery.batch_tokens": 1024,
     "recovery.learning_rate": 2e-5,
     "evaluation.prompts": (),

@@ -25,11 +25,13 @@ def test_no_model(command, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_place_that_holds_no_model(prune, tmp_path):
+def test_a_place_that_holds_no_model(prune, model_copy, tmp_path):
     (tmp_path / "model.bin").write_bytes(b"\x00" * 100)
     prune(model=tmp_path / "model.bin").refused("model.bin is a file, but not a .gguf one")
     (tmp_path / "empty").mkdir()
     prune(model=tmp_path / "empty").refused("holds no model: there is no config.json")
+    (model_copy / "adapter_config.json").write_text("{}")
+    prune(model=model_copy).refused("holds an adapter of another model: merge the two first")
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "foo"])

@@ -1,5 +1,6 @@
 """`darwinlm compare` on a tiny model: budgets, rows of the pipeline itself, resuming, and refusals."""
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from darwinlm.artifact import MANIFEST, read_json
 from darwinlm.comparison.entries import EVERYWHERE, parse_methods
+from darwinlm.comparison.methods import BASELINES
 from darwinlm.comparison.record import ComparedMethod
 from darwinlm.comparison.table import _minutes
 from darwinlm.recipe import load_recipe
@@ -168,6 +170,16 @@ def test_text_that_is_measured_on_is_not_trained_on(compare, folder):
     settings = (*RECOVERY, f"recovery.text={few}", "recovery.epochs=1", "recovery.tokens=4096")
     ended = compare("--methods", "ziplm+recovery", "--domain", f"few={few}", *sets(settings))
     ended.refused("few.txt", "of other purposes")
+
+
+def test_a_method_beyond_the_budget_is_no_row(compare, tmp_path, monkeypatch):
+    def whole(inputs, folder):
+        return dataclasses.replace(magnitude.make(inputs, folder), allocation=inputs.plan.space.dense)
+
+    magnitude = BASELINES["magnitude"]
+    monkeypatch.setitem(BASELINES, "magnitude", dataclasses.replace(magnitude, make=whole))
+    ended = compare("--methods", "magnitude", "--out", tmp_path / "out")
+    ended.refused("magnitude needs", "parameters, more than the budget: please report this")
 
 
 def test_random_draws_until_the_search_would_end(compare, folder):

@@ -231,7 +231,10 @@ def test_sizes_that_cannot_be_told(command, copied, prune, tiny_folder, tmp_path
     assert prune("--until", "plan", model=other).code == 0
     shutil.copytree(tmp_path / "out" / "stages" / "plan", plan)
     command("inspect", copied, "--html", page).refused("belong to different models", "rerun the command that made them")
-    plan_key = json.loads((plan / "key.json").read_text())
+    whole, plan_key = (plan / "key.json").read_text(), json.loads((plan / "key.json").read_text())
+    (plan / "key.json").write_text(json.dumps(plan_key | {"units": {}}))
+    command("inspect", copied, "--html", page).refused("manifest.json is damaged", "its key differs from key.json")
+    (plan / "key.json").write_text(whole)
     for path in (plan / "key.json", plan / "manifest.json"):
         tree = json.loads(path.read_text())
         (tree if path.name == "key.json" else tree["key"])["units"] = {"attention": "none"}

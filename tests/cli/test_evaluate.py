@@ -200,13 +200,6 @@ def test_failed_task_leaves_a_partial_table(command, data, tiny_llama, tmp_path)
     assert found["tasks"][1]["value"] is not None
 
 
-def test_model_without_tokenizer(command, data, tiny_llama, tmp_path):
-    ignored = shutil.ignore_patterns("tokenizer*", "special_tokens*")
-    folder = shutil.copytree(tiny_llama, tmp_path / "bare", ignore=ignored)
-    ended = command("evaluate", folder, "--suite", "piqa", "--data-dir", data)
-    ended.refused(str(folder), "holds no tokenizer that can be read (", "): put the files")
-
-
 SHORT = ("--sequence-length", 32, "--tokens", 64)
 
 

@@ -209,6 +209,10 @@ def test_what_cannot_be_imported(command, tmp_path):
     command("import", plain, "--out", out).refused("fit no known family", "give --family")
     part = edited(plain_checkpoint(tmp_path / "part", "llama"), lambda tensors: tensors.pop("model.norm.weight"))
     command("import", part, "--out", out).refused("lacks model.norm.weight: it isn't a whole model")
+    more = edited(
+        plain_checkpoint(tmp_path / "more", "llama"), lambda found: found.update({"extra.weight": torch.ones(2)})
+    )
+    command("import", more, "--out", out).refused("holds the tensor extra.weight, which a llama model does not have")
     edited(part, lambda tensors: [tensors.update({f"body.{key}": tensors.pop(key)}) for key in list(tensors)])
     command("import", part, "--out", out, "--family", "llama").refused(
         "holds no tensors of a llama model: give the right --family"

@@ -46,11 +46,7 @@ def test_the_advice_takes_less_memory(stage: str, tmp_path: Path) -> None:
     def needed(sizes: Sizes) -> float:
         return next(need for need in make_plan(sizes, device).needs if need.name == stage).device_bytes
 
-    said = advice(sizes, stage, device)
-    if "would fit" not in said:
-        assert "no single setting" in said
-        return
-    changes = said.partition(" would fit")[0].split(" and ")
+    changes = advice(sizes, stage, device).partition(" would fit")[0].split(" and ")
     assert needed(Sizes(sizes.checkpoint, load_recipe(recipe, changes, {}))) < 0.85 * needed(sizes)
 
 

@@ -52,12 +52,6 @@ def test_what_a_kill_at_the_start_leaves_is_no_obstacle(prune, tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["darwinlm.json", "stages"]
 
 
-def test_what_a_kill_at_the_start_of_a_sweep_leaves_is_no_obstacle(prune, tmp_path):
-    (tmp_path / "out" / "keep-80").mkdir(parents=True)
-    (tmp_path / "out" / "keep-80" / ".lock").write_text("")
-    assert prune("--keep", "80%,60%", "--until", "plan").code == 0
-
-
 def test_a_refused_sweep_leaves_no_folder(prune, tmp_path):
     prune("--keep", "80%,60%", "--set", "text.sequence_length=512").refused("text.sequence_length")
     assert not (tmp_path / "out").exists()

@@ -83,6 +83,11 @@ def test_tokens(command, hub: Hub, finished_llama: Path, monkeypatch, tmp_path: 
     assert hub.repos == {}
 
 
+def test_another_refusal_of_the_hub(command, hub: Hub, finished_llama: Path, monkeypatch) -> None:
+    monkeypatch.setattr(hub.RequestHandlerClass, "_create", lambda self, _: self._send(400, {"error": "no room"}))
+    command("push", finished_llama, "me/half").refused("the hub refuses me/half: Bad request")
+
+
 def test_a_card_that_the_hub_refuses(command, hub: Hub, finished_llama: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(finished_llama / "model", tmp_path / "broken"))
     (folder / "README.md").write_text("---\nlicense: [\n---\n# card\n")

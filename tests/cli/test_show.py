@@ -15,7 +15,9 @@ from darwinlm.report.summary import read_summary
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A finished run, as far as its summary tells."""
-    write_json(tmp_path / "half" / "summary.json", made(searched()).as_json())
+    tree = searched()
+    tree["allocation"][3].update(experts=4, dense_experts=8)
+    write_json(tmp_path / "half" / "summary.json", made(tree).as_json())
     return tmp_path / "half"
 
 
@@ -25,7 +27,7 @@ def test_show_draws_every_block_and_says_what_next(command, run: Path) -> None:
     for row in read_summary(run / "summary.json").allocation:
         (line,) = [line for line in lines if line.startswith(f"{row.block:>3} ")]
         assert f" {row.heads}/{row.dense_heads} " in line
-        assert line.endswith(f" {row.width}/{row.dense_width}")
+        assert line.endswith(f" {row.width * (row.experts or 1)}/{row.dense_width * (row.dense_experts or 1)}")
     for word in ("perplexity", f"darwinlm chat {run}", f"darwinlm recover {run}", "darwinlm push"):
         assert word in ended.out
     assert json.loads(command("show", run, "--json").out) == json.loads((run / "summary.json").read_text())

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 from tests.tiny.checkpoint import SETTINGS
-from transformers import AutoModelForCausalLM
 
 import darwinlm
 from darwinlm import pipeline
@@ -18,15 +17,12 @@ from darwinlm.runs import prune as pruning
     ("options", "said"),
     [
         ("--keep 50% --params 1M", "budget: give one bound only, not keep and params at once"),
-        ("--speedup 2x --latency 1s", "not speedup and latency at once"),
         ("--params 10T", "more than the whole model: there is nothing to prune; the smallest is"),
         ("--params 1k", "less than the smallest model that the units allow"),
         ("--bytes 1kB", "budget.bytes: 1000 bytes requested, less than the smallest model"),
-        ("--latency 30", "budget.latency: needs a unit"),
         ("--time 3d", "time: has an unknown unit 'd'"),
-        ("--preset papers", "preset: Input should be 'default' or 'paper'"),
+        ("--preset papers", "preset: must be 'default' or 'paper'"),
         ("--keep 75%,75%", "budget.keep: duplicate value"),
-        ("--keep 75%,high", "budget.keep"),
         ("--set search.stages=[{tokens:64,survivors:1,training_tokens:900000}]", "search.stages"),
     ],
 )
@@ -89,34 +85,11 @@ def test_the_function_asks_for_what_the_command_asks_for(prune, python, recipes,
         assert recipe.budget.kind == (name if section == "budget" else "keep")
 
 
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ({"keep": 0.5, "params": "1M"}, "give one bound only, not keep and params at once"),
-        ({"latency": 30}, "budget.latency: needs a unit"),
-        ({"bytes": 0}, "budget.bytes: Input should be greater than 0"),
-    ],
-)
-def test_the_function_refuses_what_the_command_refuses(python, tmp_path, given, said):
-    with pytest.raises(RecipeError, match=said):
-        python(**given)
-    assert not (tmp_path / "out").exists()
-
-
 def test_a_budget_of_the_function_displaces_the_recipes(recipes, python):
     for recipe in ("llama2-7b-2.7b", darwinlm.load_recipe("llama2-7b-2.7b")):
         python(recipe=recipe)
         python(recipe=recipe, speedup="2x")
     assert [recipe.budget.kind for recipe in recipes] == ["params", "speedup"] * 2
     assert [recipe.budget.params for recipe in recipes] == [2_700_000_000, None] * 2
-
-
-def test_the_function_keeps_a_bound_on_parameters(python, tiny_llama, tmp_path):
-    target = int(0.75 * AutoModelForCausalLM.from_pretrained(tiny_llama).num_parameters())
-    result = python(params=target)
-    saved = AutoModelForCausalLM.from_pretrained(result.model).num_parameters()
-    assert 0.95 * target <= saved <= target
-    assert result.summary.budget.kind == "params"
-    assert result.folder == tmp_path / "out"
-    assert result.report.is_file()
-    assert json.loads((result.folder / "summary.json").read_text()) == result.summary.as_json()
+    with pytest.raises(RecipeError, match=r"budget\.bytes: must be greater than 0"):
+        python(bytes=0)

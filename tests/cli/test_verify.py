@@ -1,8 +1,67 @@
 """`darwinlm verify`: a run is what its records claim, or it is said what isn't."""
 
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import pytest
 from tests.tiny.damage import flip
+
+
+def edit(path: Path, change: Callable[[Any], None]) -> None:
+    tree = json.loads(path.read_text())
+    change(tree)
+    path.write_text(json.dumps(tree))
+
+
+def other_key(stage: Path, *, recorded: bool) -> None:
+    """Another key, which its manifest has too if it is `recorded`."""
+    edit(stage / "key.json", lambda key: key.update(more=1))
+    if recorded:
+        edit(stage / "manifest.json", lambda manifest: manifest["key"].update(more=1))
+
+
+def summary(run: Path, change: Callable[[Any], None]) -> None:
+    edit(run / "summary.json", change)
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
+    "weights": (
+        lambda run: flip(run / "model" / "model.safetensors"),
+        ("model/model.safetensors", "was changed after"),
+    ),
+    "a missing file": (
+        lambda run: (run / "model" / "model.safetensors").unlink(),
+        ("model/model.safetensors: it is missing",),
+    ),
+    "a stage": (lambda run: flip(run / "stages" / "search" / "result.json"), ("stage search", "is damaged")),
+    "an unfinished stage": (
+        lambda run: (run / "stages" / "refit" / "manifest.json").unlink(),
+        ("stage refit: it isn't finished",),
+    ),
+    "another key": (
+        lambda run: other_key(run / "stages" / "search", recorded=False),
+        ("stage search: manifest.json and key.json have different keys",),
+    ),
+    "another refit": (
+        lambda run: other_key(run / "stages" / "refit", recorded=True),
+        ("export follows refit: it belongs to another result of refit",),
+    ),
+    "parameters": (
+        lambda run: summary(run, lambda tree: tree["models"]["refit"].update(params=7)),
+        ("the first is parameters: ", "exist, 7 are stated"),
+    ),
+    "block parameters": (
+        lambda run: summary(run, lambda tree: tree["budget"].update(block_params=7)),
+        ("the first is block parameters: ", "exist, 7 are stated"),
+    ),
+    "budget": (
+        lambda run: summary(run, lambda tree: tree["budget"].update(used=9, upper=8)),
+        ("the first is budget: 9 of 8 are used",),
+    ),
+    "no summary": (lambda run: (run / "summary.json").unlink(), ("hasn't written it yet",)),
+}
 
 
 def test_a_finished_run(command, finished_llama):
@@ -12,19 +71,12 @@ def test_a_finished_run(command, finished_llama):
     assert "budget: as recorded" in ended.out
 
 
-def test_what_is_not_as_recorded(command, finished_copy, tmp_path):
-    finished = finished_copy
-    flip(finished / "model" / "model.safetensors")
-    command("verify", finished).refused("model/model.safetensors", "was changed after the export")
-    flip(finished / "model" / "model.safetensors")
-    flip(finished / "stages" / "search" / "result.json")
-    command("verify", finished).refused("stage search", "is damaged")
-    flip(finished / "stages" / "search" / "result.json")
-    path = finished / "summary.json"
-    summary = json.loads(path.read_text())
-    summary["budget"]["block_params"] += 1
-    path.write_text(json.dumps(summary))
-    command("verify", finished).refused("block parameters", "are stated")
-    path.unlink()
-    command("verify", finished).refused("hasn't written it yet")
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_is_not_as_recorded(command, finished_copy, damage):
+    change, said = DAMAGES[damage]
+    change(finished_copy)
+    command("verify", finished_copy).refused(" checks failed; the first is ", *said)
+
+
+def test_what_is_no_run(command, tmp_path):
     command("verify", tmp_path).refused("isn't the output folder of a run")

@@ -9,9 +9,11 @@ from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
 from darwinlm.engines import ENGINES
 from darwinlm.errors import ExportError, MissingExtraError
 from darwinlm.export import folder as folders
+from darwinlm.export.check import LOGITS, compare_streams
 from darwinlm.export.gguf import export as gguf_export
 from darwinlm.export.gguf import tensors
 from darwinlm.export.gguf.write import QUANTISATIONS
+from darwinlm.export.reshape import Reshaper
 from darwinlm.export.run import export_model
 
 ROWS = {0: (2, 1, 96), 2: (4, 2, 64)}
@@ -60,6 +62,21 @@ def test_scores_and_halves_that_a_family_has_otherwise(tmp_path, monkeypatch, fa
     wrong = {"_score_scale": lambda *_: 1.0, "permute_rows": lambda tensor, heads, turned: whole(tensor, heads)}
     monkeypatch.setattr(tensors, fault, wrong[fault])
     refused(tmp_path, model, "block 0 attention", quantisation="f16")
+
+
+def test_a_tensor_that_is_not_written(tmp_path, monkeypatch):
+    model = pruned_checkpoint(tmp_path / "model", "llama", ROWS)
+    block = Reshaper.block
+
+    def without(reshaper, target):
+        return {name: tensor for name, tensor in block(reshaper, target).items() if name != "mlp.up_proj.weight"}
+
+    monkeypatch.setattr(Reshaper, "block", without)
+    with pytest.raises(
+        ExportError, match=r"tensors that the pruned one lacks: model\.layers\.0\.mlp\.up_proj\.weight, "
+    ):
+        export_model(model, tmp_path / "out", to="dense")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_a_permutation_too_many(tmp_path, monkeypatch):
@@ -136,6 +153,26 @@ def test_the_report_says_what_was_compared(tmp_path):
     assert any("not loaded into llama.cpp itself" in note for note in report.notes)
     assert report.bytes == (tmp_path / "m.gguf").stat().st_size
     assert report.details["tensor_types"] == {"Q8_0": 23, "F32": 7}
+
+
+@pytest.mark.parametrize("place", [LOGITS, "block 1 mlp"])
+@pytest.mark.parametrize("fault", ["one token differs", "all but a large one differ", "another shape", "NaN"])
+def test_a_difference_of_few_tokens_and_a_small_one_of_most_are_seen(place, fault):
+    right = torch.randn(100, 16, generator=torch.Generator().manual_seed(0))
+    right[0] *= 1e6
+    left = right.clone()
+    if fault == "another shape":
+        left = left[:-1]
+    elif fault == "NaN":
+        left[7, 3] = torch.nan
+    else:
+        changed = slice(0, 1) if fault == "one token differs" else slice(1, None)
+        left[changed] += 0.1 * right[changed].flip(-1)
+    streams = {"block 1 mlp": right, LOGITS: right}
+    where = "the logits" if place == LOGITS else "the residual stream after block 1 mlp"
+    with pytest.raises(ExportError, match=f"the file and the model differ by .* in {where}"):
+        compare_streams(("the model", streams), ("the file", streams | {place: left}), 1e-3)
+    assert compare_streams(("the model", streams), ("the file", streams), 1e-3).relative == 0
 
 
 def test_equal_layers_need_no_masked_dense(tmp_path):

@@ -62,6 +62,13 @@ def test_quantised_files(tmp_path, quantisation):
 
 
 MIXED = {0: (0, 0, 96), 1: (2, 2, 0), 2: (2, 1, 40)}
+DELTA = {"num_hidden_layers": 4, "linear_key_head_dim": 32, "linear_value_head_dim": 32}
+APART = ["full_attention", "linear_attention", "linear_attention", "full_attention"]
+CONVOLUTIONS = {
+    "hidden_size": 128,
+    "layer_types": ["conv", "full_attention", "conv"],
+    "block_auto_adjust_ff_dim": False,
+}
 OSS = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"], "swiglu_limit": 7.0}
 
 
@@ -86,6 +93,14 @@ OSS = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attent
         ("deepseek_v2", {}, {"num_hidden_layers": 27, "q_lora_rank": 32}, "blocks for a Lite one"),
         ("deepseek_v3", {}, {"rope_interleave": False, "head_dim": 8}, "pairs halves of a head"),
         ("deepseek_v3", {}, {"head_dim": 8}, r"self_attn.\w+.bias, which .* deepseek2 does not support"),
+        (
+            "qwen3_5_text",
+            {1: (4, 2, 40)},
+            DELTA,
+            "its layers differ, and in llama.cpp all blocks of this family have the",
+        ),
+        ("lfm2", {1: (4, 2, 40)}, CONVOLUTIONS, "its layers differ, and in llama.cpp all blocks of this family have"),
+        ("qwen3_5_text", None, DELTA | {"layer_types": APART}, "its attentions don't come at equal distances"),
         ("vaultgemma", {}, {"layer_types": ["full_attention"] * 3}, "llama.cpp has no architecture for this family"),
         ("gemma2", MIXED, {"layer_types": ["full_attention"] * 3}, "its layers differ, and no architecture"),
         ("gemma3_text", {}, {"layer_types": ["full_attention"] * 3}, "every 6. layer has no window"),

@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from tests.tiny.llama_cpp import LLAMA3, assert_checked_in_the_library, assert_same_as_transformers, exported
-from tests.tiny.pruned import any_checkpoint, plain_checkpoint
+from tests.tiny.pruned import any_checkpoint
 from transformers import AutoModelForCausalLM
 
 from darwinlm.engines import EngineProcess
 from darwinlm.errors import ExportError
-from darwinlm.export.gguf.reference import GgufFile
 
 pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra llama-cpp")
 
@@ -92,14 +91,6 @@ def test_longrope_takes_the_long_factors_in_long_contexts(tmp_path, rows):
     with EngineProcess("llama.cpp", tmp_path / "m.gguf", exact=True, context=512) as engine:
         found = torch.from_numpy(engine.logits(ids[0].tolist()))
     assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
-
-
-def test_what_the_keys_say(tmp_path):
-    exported(plain_checkpoint(tmp_path / "model", "llama", **yarn(attention_factor=1.5)), tmp_path / "m.gguf")
-    keys = GgufFile(tmp_path / "m.gguf").keys
-    found = {name.removeprefix("llama.rope.scaling."): value for name, value in keys.items() if ".scaling." in name}
-    assert found.pop("attn_factor") == pytest.approx(1.5 / 1.2079442)  # 0.1 ln 8 + 1 is llama.cpp's own
-    assert found == {"type": "yarn", "factor": 8.0, "original_context_length": 64}
 
 
 def gemma3(full, base=1e4):

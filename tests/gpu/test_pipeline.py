@@ -16,7 +16,7 @@ from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.problem.space import SearchSpace
 from darwinlm.stages import refit as stages_refit
 from darwinlm.stages.results import StageResults
-from tests.gpu.device import NAME, MixedDevicesError, Tally, pretend_gpu
+from tests.gpu.device import NAME, Tally, pretend_gpu
 from tests.tiny.checkpoint import tiny_checkpoint
 
 KERNELS = 35
@@ -151,48 +151,6 @@ def test_factors_that_do_not_fit_on_the_device_stay_in_main_memory(make_run, tmp
                 torch.testing.assert_close(found.weight.cpu(), expected.weight)
                 assert torch.equal(found.columns, expected.columns)
     assert none.reads == len(none.modules)
-
-
-BUGS = {
-    "a matrix of the order in main memory": ("darwinlm.database.elimination._Elimination._cheapest", 0),
-    "moments in main memory": ("darwinlm.calibration.moments.SecondMoment.take", 0),
-    "rotary arguments in main memory": ("darwinlm.families.decoder.Decoder.block_arguments", 0),
-}
-
-
-def _brought_down(found: Any) -> Any:
-    """A copy with all tensors in main memory."""
-    return torch.utils._pytree.tree_map(lambda one: one.cpu() if isinstance(one, torch.Tensor) else one, found)
-
-
-@pytest.mark.parametrize("bug", BUGS)
-def test_a_tensor_on_the_wrong_device_is_caught(bug, make_run, tmp_path, monkeypatch):
-    place, _ = BUGS[bug]
-    model = tiny_checkpoint(tmp_path / "model", "llama", num_hidden_layers=2)
-    owner, _, name = place.rpartition(".")
-    module, _, cls = owner.rpartition(".")
-    target = getattr(__import__(module, fromlist=[cls]), cls)
-    right = getattr(target, name)
-    monkeypatch.setattr(target, name, lambda *arguments: _brought_down(right(*arguments)))
-    with pretend_gpu(), pytest.raises(MixedDevicesError):
-        run_stages(make_run(model, tmp_path / "out", f"compute.device={NAME}", *FEW), "refit")
-
-
-def test_a_wait_in_the_inner_loop_is_caught(monkeypatch):
-    from darwinlm.database.elimination import _Elimination
-
-    right = _Elimination._cheapest
-
-    def waiting(self: _Elimination) -> torch.Tensor:
-        place = right(self)
-        int(place)
-        return place
-
-    monkeypatch.setattr(_Elimination, "_cheapest", waiting)
-    with pretend_gpu() as gpu:
-        matrix = torch.eye(64, device=NAME)
-        eliminate(matrix.clone(), matrix, 64, 64)
-    assert sum(gpu.tally.waits.values()) > WAITS * 64
 
 
 def test_caches_leave_room_for_what_a_search_holds(make_run, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import torch
 
 from darwinlm.recipe import RecoverySettings
 from darwinlm.recovery.schedule import plan_steps
-from darwinlm.recovery.train import train
+from darwinlm.recovery.train import Training
 from tests.gpu.device import NAME, Gpu
 from tests.tiny.models import tiny_model
 
@@ -23,10 +23,10 @@ def log_of(device: str, folder: Path, **more: Any) -> list[dict[str, float]]:
     """The log of a training."""
     text: Any = [{"input_ids": row} for row in TOKENS[4:]]
     options = {"device": torch.device(device), "dtype": torch.float32, **more}
-    trained = train(
+    training = Training(
         lambda: tiny_model("llama", 1), tiny_model("llama", 0), text, TOKENS[:4], STEPS, SETTINGS, folder, {}, **options
     )
-    return trained.record["log"]
+    return training.train().record["log"]
 
 
 def test_a_training_is_the_cpus_and_waits_little(gpu: Gpu, tmp_path):

@@ -103,20 +103,6 @@ def test_a_step_that_reads_a_number_can_not_be_recorded(recorder, monkeypatch):
     assert "not permitted when stream is capturing" in why_not_recorded()
 
 
-def test_a_number_of_python_in_a_step_is_caught(recorder, monkeypatch):
-    """The emulation shows what a graph would do with `pending` instead of `slot`: it would stay as recorded."""
-    right = elimination._Elimination._remove
-
-    def frozen(self: elimination._Elimination, place: Tensor) -> None:
-        self.slot.fill_(self.pending)
-        right(self, place)
-
-    monkeypatch.setattr(elimination._Elimination, "_remove", frozen)
-    C, G = matrices(96)
-    expected = on("cpu", C, G, 96)[0]
-    assert not torch.equal(on(NAME, C, G, 96)[0], expected)
-
-
 def test_full_memory_is_no_reason_to_go_on(recorder, monkeypatch):
     monkeypatch.setattr(elimination, "recorded", mock.Mock(side_effect=torch.OutOfMemoryError("full")))
     with pytest.raises(torch.OutOfMemoryError):

@@ -12,8 +12,8 @@ from darwinlm.errors import BudgetError
 from darwinlm.latency.timing import ModelTimer
 from darwinlm.lock import release_all
 from darwinlm.pipeline import run_stages
-from darwinlm.recipe import BudgetSettings, load_recipe
-from darwinlm.runs.sweep import member_name, prune_sweep
+from darwinlm.recipe import BudgetSettings, Recipe, load_recipe
+from darwinlm.runs.sweep import _ordered, member_name, prune_sweep
 from darwinlm.stages.plan import plan_stage
 
 TOLERANCE = 0.05
@@ -167,6 +167,9 @@ def test_a_family_shares_its_database_and_starts_from_its_neighbour(tiny_llama, 
             assert not (folder / "stages" / shared).exists()
         assert saved(folder).num_parameters() == row.params
         assert json.loads((folder / "summary.json").read_text())["search"]["kl"] >= 0
+    searches = [tmp_path / "out" / row.name / "stages" / "search" for row in rows[1:]]
+    found = [json.loads((search / "result.json").read_text())["allocation"] for search in searches]
+    assert [json.loads((search / "key.json").read_text())["neighbour"] for search in searches] == [None, *found[:-1]]
     sizes = [row.params for row in rows]
     assert sizes == sorted(sizes, reverse=True)
     assert rows[0].kl == pytest.approx(0, abs=1e-6)
@@ -194,3 +197,12 @@ def test_a_family_shares_its_database_and_starts_from_its_neighbour(tiny_llama, 
 )
 def test_members_are_named_after_their_budget(budget, name):
     assert member_name(BudgetSettings(**budget)) == name
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "ordered"),
+    [("keep", ("40%", "80%"), ["keep-80", "keep-40"]), ("speedup", ("3x", "2x"), ["speedup-2x", "speedup-3x"])],
+)
+def test_the_largest_member_is_pruned_first(kind, given, ordered):
+    recipes = [load_recipe(Recipe(), (), {f"budget.{kind}": bound}) for bound in given]
+    assert [member_name(recipe.budget) for recipe in _ordered(recipes)] == ordered

@@ -2,22 +2,23 @@
 
 import pytest
 import torch
-from tests.tiny.checkpoint import tiny_checkpoint
+from tests.tiny.checkpoint import stream_over, tiny_checkpoint
 from tests.tiny.models import tiny_model
 
 from darwinlm.artifact import read_json
 from darwinlm.calibration.gradients import output_gradients
 from darwinlm.calibration.hidden import HiddenMemory
-from darwinlm.calibration.stream import BlockStream, output_projection, stream_moments
+from darwinlm.calibration.stream import output_projection, stream_moments
 from darwinlm.database.finished import find_database
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import module_shapes
 from darwinlm.pipeline import run_stages
 
 LENGTH = 24
+TOKENS = torch.randint(3, 250, (5, LENGTH), generator=torch.Generator().manual_seed(0))
 
 
-def second_moments(checkpoint: Checkpoint, tokens: torch.Tensor) -> dict[tuple[int, str], torch.Tensor]:
+def second_moments(checkpoint: Checkpoint) -> dict[tuple[int, str], torch.Tensor]:
     """E[g gᵀ] of the gradient of the summed loss at every module's output, from the model as transformers loads it.
 
     In front of a norm, the gradient is that of the norm's output before the gain.
@@ -33,13 +34,13 @@ def second_moments(checkpoint: Checkpoint, tokens: torch.Tensor) -> dict[tuple[i
             last = projection if norm is None else getattr(layer, norm)
             gains[block, kind] = torch.ones(()) if norm is None else last(torch.ones(projection.out_features)).detach()
             last.register_forward_hook(lambda _, __, out, key=(block, kind): outputs.__setitem__(key, out))
-    logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
-    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
+    logits = model(input_ids=TOKENS, use_cache=False).logits[:, :-1]
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), TOKENS[:, 1:].flatten(), reduction="sum")
     found = torch.autograd.grad(loss, list(outputs.values()))
     moments = {}
     for key, gradient in zip(outputs, found, strict=True):
         g = gradient.flatten(0, 1) * gains[key]
-        moments[key] = g.T @ g / tokens.numel()
+        moments[key] = g.T @ g / TOKENS.numel()
     return moments
 
 
@@ -47,20 +48,12 @@ def second_moments(checkpoint: Checkpoint, tokens: torch.Tensor) -> dict[tuple[i
 @pytest.mark.parametrize("place", ["file", "device"])
 def test_gradients_are_those_of_the_whole_model(model_type, place, tiny_folder, tmp_path):
     checkpoint = Checkpoint.open(tiny_folder(model_type))
-    tokens = torch.randint(3, 250, (5, LENGTH), generator=torch.Generator().manual_seed(0))
     memory = HiddenMemory(tmp_path, place)
-    stream = BlockStream(
-        checkpoint,
-        tokens,
-        dtype=torch.float32,
-        device=torch.device("cpu"),
-        batch_tokens=2 * LENGTH,
-        memory=memory,
-    )
+    stream = stream_over(checkpoint, TOKENS, 2 * LENGTH, memory=memory)
     assert stream.hidden.place == place
-    expected = second_moments(checkpoint, tokens)
+    expected = second_moments(checkpoint)
     seen = []
-    for block, moments in output_gradients(stream, tokens, memory):
+    for block, moments in output_gradients(stream, TOKENS, memory):
         for kind, S in moments.items():
             torch.testing.assert_close(S, expected[block, kind], rtol=1e-3, atol=1e-5 * float(S.abs().max()))
             seen.append((block, kind))
@@ -73,8 +66,7 @@ def test_gradients_are_those_of_the_whole_model(model_type, place, tiny_folder, 
 def test_errors_in_front_of_a_norm_are_those_behind_it(model_type, tiny_folder):
     """tr(W H Wᵀ) is the mean square of the norm's output before the gain, which every token shares equally."""
     checkpoint = Checkpoint.open(tiny_folder(model_type))
-    tokens = torch.randint(3, 250, (5, LENGTH), generator=torch.Generator().manual_seed(0))
-    stream = BlockStream(checkpoint, tokens, dtype=torch.float32, device=torch.device("cpu"), batch_tokens=2 * LENGTH)
+    stream = stream_over(checkpoint, TOKENS, 2 * LENGTH)
     model, behind = checkpoint.load(torch.float32), {}
     for block, layer in enumerate(model.get_submodule(checkpoint.family.layers)):
         for kind in checkpoint.family.kinds:
@@ -86,7 +78,7 @@ def test_errors_in_front_of_a_norm_are_those_behind_it(model_type, tiny_folder):
 
             norm.register_forward_hook(watch)
     with torch.no_grad():
-        model(input_ids=tokens, use_cache=False)
+        model(input_ids=TOKENS, use_cache=False)
     for seen in stream_moments(stream):
         for shape in (each for each in module_shapes(checkpoint) if each.block == seen.block):
             W = seen.weights[shape.output].float()
@@ -104,26 +96,22 @@ def test_removing_a_module_in_front_of_a_norm_has_a_cost(model_type, tmp_path):
         down.weight.copy_(torch.randn(down.out_features, 1) * torch.randn(1, down.in_features))
     model.save_pretrained(tmp_path)
     checkpoint, place = Checkpoint.open(tmp_path), (1, "mlp")
-    tokens = torch.randint(3, 250, (5, LENGTH), generator=torch.Generator().manual_seed(0))
-    streams = [
-        BlockStream(checkpoint, tokens, dtype=torch.float32, device=torch.device("cpu"), batch_tokens=2 * LENGTH)
-        for _ in range(2)
-    ]
-    S = dict(output_gradients(streams[0], tokens))[1]["mlp"]
+    streams = [stream_over(checkpoint, TOKENS, 2 * LENGTH) for _ in range(2)]
+    S = dict(output_gradients(streams[0], TOKENS))[1]["mlp"]
     (H,) = (each.moments["mlp"] for each in stream_moments(streams[1]) if each.block == 1)
     W = down.weight.detach()
-    assert float((S * (W @ H @ W.T)).sum()) == pytest.approx(removal_square(checkpoint, tokens, place), rel=1e-3)
+    assert float((S * (W @ H @ W.T)).sum()) == pytest.approx(removal_square(checkpoint, place), rel=1e-3)
 
 
-def removal_square(checkpoint: Checkpoint, tokens: torch.Tensor, place: tuple[int, str]) -> float:
+def removal_square(checkpoint: Checkpoint, place: tuple[int, str]) -> float:
     """E⟨g, y⟩² at the output y of the norm behind a module: twice its second-order estimate of the cost of removal."""
     model, seen = checkpoint.load(torch.float32), []
     layer = model.get_submodule(checkpoint.family.layers)[place[0]]
     norm = getattr(layer, checkpoint.family.module(place[1]).post_norm)
     norm.weight.requires_grad_(True)
     norm.register_forward_hook(lambda _, __, out: seen.append(out))
-    logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
-    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
+    logits = model(input_ids=TOKENS, use_cache=False).logits[:, :-1]
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), TOKENS[:, 1:].flatten(), reduction="sum")
     (g,) = torch.autograd.grad(loss, seen)
     return float((g * seen[0].detach()).sum(-1).square().mean())
 

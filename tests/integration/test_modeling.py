@@ -6,13 +6,11 @@ import pickle
 
 import pytest
 import torch
-from tests.tiny.cutting import NAMES, PLANS, blanked, cut, logits, near, plan_for, tokens
+from tests.tiny.cutting import PLANS, blanked, cut, logits, near, plan_for, tokens
 from tests.tiny.models import SIZES, tiny_config, tiny_model
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from darwinlm.families.family import family_of
-from darwinlm.families.modeling_darwinlm import LLAMA
-from darwinlm.families.modeling_darwinlm import NAMES as PARTS
+from darwinlm.families.family import families, family_of
 from darwinlm.families.pruned import auto_map, modeling_source, pruned_classes, pruned_config
 from darwinlm.families.shapes import head_dim
 
@@ -53,13 +51,11 @@ def test_save_and_load(pruned, tmp_path):
     assert type(decoder) is type(pruned.model)
     assert torch.equal(decoder(ids).last_hidden_state, pruned.model(ids).last_hidden_state)
     stored = json.loads((tmp_path / "config.json").read_text())
-    prefix = NAMES[stored["model_type"].removeprefix("darwinlm_")][0]
-    assert stored["auto_map"] == auto_map(prefix)
+    names = family_of(pruned.config).class_names
+    assert stored["auto_map"] == auto_map(names[0])
     name = type(pruned.config).attribute_map.get("head_dim", "head_dim")
     assert stored[name] == head_dim(pruned.config)
-    assert (tmp_path / "modeling_darwinlm.py").read_text() == modeling_source(*NAMES[pruned.config.model_type[9:]])
-    stated = NAMES[pruned.config.model_type[9:]]
-    assert family_of(pruned.config).class_names == (*stated, *("", LLAMA, PARTS)[len(stated) - 2 :])
+    assert (tmp_path / "modeling_darwinlm.py").read_text() == modeling_source(*names)
 
 
 def test_built_on_the_meta_device_and_pickled(pruned):
@@ -139,14 +135,6 @@ def test_variants_of_families(model_type, overrides, tmp_path):
     assert tied == dense.config.tie_word_embeddings
 
 
-def test_classes_are_made_once():
-    first = pruned_classes("Llama", "llama")
-    assert first == pruned_classes("Llama", "llama")
-    assert [cls.__name__ for cls in first] == ["DarwinLlamaConfig", "DarwinLlamaModel", "DarwinLlamaForCausalLM"]
-    assert {cls.__module__ for cls in first} == {"darwinlm.families.modeling_darwinlm"}
-    assert first[0].model_type == "darwinlm_llama"
-
-
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -167,7 +155,7 @@ def test_head_size_is_kept_where_the_family_would_divide(model_type):
     sizes = {name: value for name, value in SIZES.items() if name != "head_dim"}
     dense = AutoConfig.for_model(model_type, **sizes)
     assert not hasattr(dense, "head_dim")
-    config_class, _, model_class = pruned_classes(*NAMES[model_type])
+    config_class, _, model_class = pruned_classes(*families()[model_type].class_names)
     config = pruned_config(config_class, dense, {0: {"num_attention_heads": 3}})
     assert model_class(config).model.layers[0].self_attn.o_proj.in_features == 3 * 8
 

@@ -35,6 +35,7 @@ def test_other_settings_run_through(tiny_llama, make_run, tmp_path, assignment):
     assert final.perplexity > 0
     assert ("refit" in summary.models) == (assignment != "refit.tokens=0")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
+    assert final.bytes == final.params * model.dtype.itemsize
     assert model.dtype == (torch.bfloat16 if assignment == "export.dtype=bfloat16" else torch.float32)
 
 

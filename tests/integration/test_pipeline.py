@@ -1,6 +1,5 @@
 """The whole pipeline on tiny random models, against masked dense models and least squares."""
 
-import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +14,10 @@ from transformers import AutoModelForCausalLM
 from darwinlm.calibration.moments import SecondMoment
 from darwinlm.calibration.stream import output_projection, stream_moments
 from darwinlm.database.order import damp
-from darwinlm.export.hf import save_model
 from darwinlm.pipeline import run_stages
 from darwinlm.run import Run
 from darwinlm.search.evaluate.fitness import Fitness
 from darwinlm.search.evaluate.modules import PlacedModules
-from darwinlm.search.propose.start import uniform_allocations
 from darwinlm.stages.database import stream_of
 from darwinlm.surgery.stitch import stitch
 
@@ -185,28 +182,3 @@ def test_the_summary_describes_the_saved_layers(whole):
             assert block.self_attn.o_proj.in_features == row.heads * block.self_attn.head_dim
         if row.width:
             assert config.intermediate_size == block.mlp.down_proj.in_features == row.width
-
-
-def test_equal_layers_are_saved_as_the_plain_class(whole, tmp_path):
-    if whole.run.recipe.units.attention == "query_head":
-        pytest.skip("its layers are equal in number of heads, but hardly in which ones")
-    plain = type(whole.checkpoint.load(torch.float32)).__name__
-    tokens = whole.texts["evaluation"].tokens[:2]
-    tried = 0
-    for number, allocation in enumerate(uniform_allocations(whole.plan)):
-        levels = whole.plan.space.levels(allocation)
-        if not all(level.width for level in levels):
-            continue
-        tried += 1
-        model, folder = stitch(whole.reader, allocation), tmp_path / str(number)
-        save_model(model, folder)
-        config = json.loads((folder / "config.json").read_text())
-        assert config["architectures"] == [plain]
-        assert not {"auto_map", "per_layer_config"} & config.keys()
-        assert not (folder / "modeling_darwinlm.py").exists()
-        assert (config["num_key_value_heads"], config["intermediate_size"]) == (levels[0].groups, levels[1].width)
-        loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        assert type(loaded).__name__ == plain
-        assert torch.equal(logits(loaded, tokens), logits(model, tokens))
-        assert_equal_logits(model, masked(whole.reader, allocation), tokens)
-    assert tried

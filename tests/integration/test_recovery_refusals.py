@@ -1,7 +1,6 @@
 """Recoveries that can't end well are refused before they train."""
 
 import shutil
-from collections import namedtuple
 from pathlib import Path
 
 import pytest
@@ -51,9 +50,7 @@ def test_a_teacher_with_another_tokenizer(refused, inputs, tmp_path):
     refused(ModelError, "gives different tokens than", teacher=teacher)
 
 
-def test_no_room_for_checkpoints(refused, monkeypatch):
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 10**5))
+def test_no_room_for_checkpoints(refused, little_room):
     refused(StorageError, r"2 checkpoints and a temporary one take .* GB, but 0.0 GB are free: free some space")
 
 
@@ -84,7 +81,6 @@ def test_a_checkpoint_of_another_recovery(interrupted, refused, tmp_path):
     ("settings", "error", "message"),
     [
         ("recovery.tokens=0", RecipeError, "recovery.tokens is 0: say how many"),
-        ("recovery.tokens=many", RecipeError, "recovery.tokens: .*'many'"),
         (
             "recovery.tokens=20",
             RecipeError,
@@ -92,9 +88,7 @@ def test_a_checkpoint_of_another_recovery(interrupted, refused, tmp_path):
         ),
         ("recovery.tokens=100k", DataError, "is too short: training needs 99840 tokens.*recovery.epochs"),
         ("text.sequence_length=512", RecipeError, "text.sequence_length is 512, but .* allows 256"),
-        ("recovery.distillation=1.5", RecipeError, "recovery.distillation: .*less than or equal to 1"),
         ("recovery.batch_tokens=500", RecipeError, r"recovery.batch_tokens is 500.*multiple of 32"),
-        ("recovery.cross_entropy=1", RecipeError, "unknown field 'recovery.cross_entropy'"),
         ("rounds=[50%,75%]", RecipeError, "rounds: shares must decrease"),
         ("rounds=[75%,60%] budget.keep=50%", RecipeError, "budget.keep is 50%, but rounds end at 60%"),
         ("recovery.sharding=fsdp recovery.lora_rank=4", RecipeError, "shards trained weights, not .*lora_rank=4"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.tiny.cutting import MIXED, NAMES, cut, logits, tokens
+from tests.tiny.cutting import MIXED, cut, logits, tokens
 from tests.tiny.models import FAMILIES, tiny_model
 from tests.tiny.process import python
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -73,13 +73,13 @@ def test_all_families_are_registered_once(tmp_path: Path):
 
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_a_configuration_made_by_name_is_of_the_real_class(model_type):
-    switch = families()[model_type].switch
+    switch, (prefix, *_) = families()[model_type].switch, families()[model_type].class_names
     sizes = tiny_model(model_type).config.to_dict()
     model_type = sizes.pop("model_type")
     layers = {int(layer): values for layer, values in sizes.pop("per_layer_config", {}).items()}  # Gemma 4 has some
     layers[0] = {"skip": ["mlp"], **({} if switch is None else {switch: type(sizes[switch])()})}
     config = AutoConfig.for_model(f"darwinlm_{model_type}", **sizes, per_layer_config=layers)
-    assert type(config).__name__ == f"Darwin{NAMES[model_type][0]}Config"
+    assert type(config).__name__ == f"Darwin{prefix}Config"
     model = AutoModelForCausalLM.from_config(config)
-    assert type(model).__name__ == f"Darwin{NAMES[model_type][0]}ForCausalLM"
+    assert type(model).__name__ == f"Darwin{prefix}ForCausalLM"
     assert not any("layers.0.mlp" in name for name, _ in model.named_parameters())

@@ -41,11 +41,6 @@ def test_loading_shows_no_bars_and_leaves_the_users_setting(
     assert logging.is_progress_bar_enabled()
 
 
-def test_the_allocation_is_the_one_of_the_summary(result: Result) -> None:
-    assert [row.block for row in result.allocation] == list(range(len(result.allocation)))
-    assert result.allocation == result.summary.allocation
-
-
 def test_a_notebook_shows_a_few_lines(result: Result) -> None:
     html = result._repr_html_()
     assert len(html) < 1000

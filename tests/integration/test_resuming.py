@@ -160,6 +160,10 @@ def test_a_model_that_was_moved_is_the_same_model(finished_copy, tiny_llama, mak
         ("llama", "search.generations=2", "60%", STAGES[:4], ["search"]),
         ("llama", "search.generations=3", "40%", ["text", "database"], ["plan", *STAGES[4:]]),
         ("llama", "evaluation.prompts=['a letter']", "60%", STAGES[:-1], ["evaluate"]),
+        ("llama", "export.dtype=bfloat16", "60%", STAGES[:7], STAGES[7:]),
+        ("llama", "refit.tokens=512", "60%", STAGES[:6], STAGES[6:]),
+        ("llama", "units.attention=kv_group", "60%", ["text", "saliency"], ["plan", *STAGES[3:]]),
+        ("llama", "text.looking_back=0", "60%", ["plan"], ["text", *STAGES[2:]]),
         ("qwen2", "search.generations=3", "60%", [], STAGES[1:]),
     ],
 )

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.tiny.cutting import NAMES, cut, logits, plan_for, tokens
+from tests.tiny.cutting import cut, logits, plan_for, tokens
 from tests.tiny.models import FAMILIES, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from darwinlm.families.family import family_of
 from darwinlm.families.pruned import auto_map
 from darwinlm.pipeline import run_stages
 
@@ -183,7 +184,7 @@ def test_every_family_without_its_first_layer_runs_elsewhere(tmp_path):
             assert there["made"] == made.tolist(), model_type
         for place in (model_type, f"{model_type}-again"):
             stored = json.loads((tmp_path / place / "config.json").read_text())
-            assert stored["auto_map"] == auto_map(NAMES[model.config.model_type[9:]][0])
+            assert stored["auto_map"] == auto_map(family_of(model.config).class_names[0])
 
 
 def test_the_tokenizer_runs_no_code_of_the_checkpoint(finished_llama, tmp_path):

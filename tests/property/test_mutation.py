@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from darwinlm.errors import BudgetError
 from darwinlm.search.problem.problem import Budget
-from darwinlm.search.propose.level_switch import level_switch
+from darwinlm.search.propose.level_switch import level_switch, paper_switch
 
 
 def total(costs, allocation):
@@ -32,16 +32,30 @@ def problems(draw):
     return costs, parent, Budget(max(0, used - below), used + above)
 
 
+def papers(parent, costs, budget, rng, *, step, seen):
+    """The paper's switch, with modules of as many levels for one kind: what one gives, another of its kind takes."""
+    kinds = [len(row) for row in costs]
+    child = paper_switch(parent, costs, kinds, budget, rng, seen=seen)
+    for kind in kinds:
+        moves = [b - a for a, b, own in zip(parent, child, kinds, strict=True) if own == kind]
+        assert sum(moves) == 0
+        assert sum(map(abs, moves)) <= 6
+    return child
+
+
+SWITCHES = st.sampled_from([level_switch, papers])
+
+
 @settings(deadline=None, max_examples=300)
-@given(problems(), st.integers(0, 2**32), st.floats(0.01, 1), st.booleans())
-def test_every_child_is_new_within_range_and_within_the_budget(problem, seed, step, parent_is_seen):
+@given(problems(), st.integers(0, 2**32), st.floats(0.01, 1), st.booleans(), SWITCHES)
+def test_every_child_is_new_within_range_and_within_the_budget(problem, seed, step, parent_is_seen, switch):
     costs, parent, budget = problem
     copies, rng = [list(row) for row in costs], random.Random(seed)
     seen = {parent} if parent_is_seen else set()
     for _ in range(12):
         before = set(seen)
         try:
-            child = level_switch(parent, costs, budget, rng, step=step, seen=seen)
+            child = switch(parent, costs, budget, rng, step=step, seen=seen)
         except BudgetError:
             break
         assert child not in {parent, *seen}
@@ -54,15 +68,15 @@ def test_every_child_is_new_within_range_and_within_the_budget(problem, seed, st
 
 
 @settings(deadline=None)
-@given(problems(), st.integers(0, 2**32), st.floats(0.01, 1))
-def test_the_same_seed_gives_the_same_children(problem, seed, step):
+@given(problems(), st.integers(0, 2**32), st.floats(0.01, 1), SWITCHES)
+def test_the_same_seed_gives_the_same_children(problem, seed, step, switch):
     costs, parent, budget = problem
 
     def children():
         rng, seen = random.Random(seed), set()
         for _ in range(5):
             try:
-                child = level_switch(parent, costs, budget, rng, step=step, seen=seen)
+                child = switch(parent, costs, budget, rng, step=step, seen=seen)
             except BudgetError:
                 return [*seen, "exhausted"]
             seen.add(child)

@@ -2,11 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from tests.tiny.command import command_runner
+from tests.tiny.pruned import layer_row
 
 from darwinlm.data import read_documents
 from darwinlm.demo import demo_model, demo_text
@@ -32,20 +32,10 @@ CUTS = {
 SEQUENCE, SEQUENCES = 256, 2
 
 
-def layer(groups: int, width: int) -> dict[str, Any]:
-    """Overrides of one layer."""
-    row: dict[str, Any] = {}
-    if groups:
-        row |= {"num_attention_heads": groups * HEADS // GROUPS, "num_key_value_heads": groups}
-    if width:
-        row["intermediate_size"] = width
-    gone = [name for name, size in (("attention", groups), ("mlp", width)) if not size]
-    return row | ({"skip": gone} if gone else {})
-
-
 def cut(dense: Checkpoint, folder: Path) -> Path:
     """Cut without a database: the last KV groups and the channels of the least magnitude go."""
-    table = {block: layer(*CUTS.get(block, (GROUPS, WIDTH))) for block in range(dense.n_blocks)}
+    sizes = [CUTS.get(block, (GROUPS, WIDTH)) for block in range(dense.n_blocks)]
+    table = {block: layer_row((groups * HEADS // GROUPS, groups, width)) for block, (groups, width) in enumerate(sizes)}
     model = empty_model(smaller_config(dense, table), dense)
     tensors = dense.read()
     for block, (groups, width) in CUTS.items():

@@ -6,6 +6,11 @@ import random
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from darwinlm.calibration.stream import BlockStream
+from darwinlm.families.checkpoint import Checkpoint
 from tests.tiny.models import tiny_model
 from tests.tiny.tokenizer import tiny_tokenizer
 
@@ -38,6 +43,13 @@ def tiny_checkpoint(folder: Path, model_type: str = "llama", **overrides: Any) -
     tiny_model(model_type, **overrides).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
+
+
+def stream_over(model: Path | Checkpoint, tokens: Tensor, batch_tokens: int, **more: Any) -> BlockStream:
+    """A model's blocks over tokens [n, t], on the CPU, in float32 unless `more` says otherwise."""
+    checkpoint = model if isinstance(model, Checkpoint) else Checkpoint.open(model)
+    settings: dict[str, Any] = {"dtype": torch.float32, "device": torch.device("cpu"), **more}
+    return BlockStream(checkpoint, tokens, batch_tokens=batch_tokens, **settings)
 
 
 def tiny_text(path: Path, documents: int = 120, seed: int = 0) -> Path:

@@ -10,61 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from darwinlm.families.modeling_darwinlm import LLAMA
+from darwinlm.families.family import family_of
 from darwinlm.families.pruned import pruned_classes, pruned_config
 from tests.tiny.masked import mlp_of, output_of, shut_out
 from tests.tiny.models import FAMILIES
 
-AFTER = (("post_attention_layernorm",), ("post_feedforward_layernorm",))
-AROUND = (
-    ("input_layernorm", "post_attention_layernorm"),
-    ("pre_feedforward_layernorm", "post_feedforward_layernorm"),
-)
-AROUND_GLM = (("input_layernorm", "post_self_attn_layernorm"), ("post_attention_layernorm", "post_mlp_layernorm"))
-NAMES: dict[str, Any] = {
-    "llama": ("Llama", "llama"),
-    "mistral": ("Mistral", "mistral"),
-    "qwen2": ("Qwen2", "qwen2"),
-    "qwen3": ("Qwen3", "qwen3"),
-    "gemma": ("Gemma", "gemma"),
-    "gemma2": ("Gemma2", "gemma2", "", AROUND),
-    "gemma3_text": ("Gemma3", "gemma3", "Text", AROUND),
-    "gemma4_text": ("Gemma4", "gemma4", "Text", AROUND),
-    "smollm3": ("SmolLM3", "smollm3"),
-    "granite": ("Granite", "granite"),
-    "phi3": ("Phi3", "phi3"),
-    "mixtral": ("Mixtral", "mixtral"),
-    "qwen3_moe": ("Qwen3Moe", "qwen3_moe"),
-    "olmoe": ("Olmoe", "olmoe"),
-    "qwen2_moe": ("Qwen2Moe", "qwen2_moe"),
-    "ernie4_5_moe": ("Ernie4_5_Moe", "ernie4_5_moe"),
-    "minimax_m2": ("MiniMaxM2", "minimax_m2"),
-    "hunyuan_v1_moe": ("HunYuanMoEV1", "hunyuan_v1_moe"),
-    "deepseek_v2": ("DeepseekV2", "deepseek_v2"),
-    "deepseek_v3": ("DeepseekV3", "deepseek_v3"),
-    "glm4_moe": ("Glm4Moe", "glm4_moe"),
-    "glm4_moe_lite": ("Glm4MoeLite", "glm4_moe_lite"),
-    "gpt_oss": ("GptOss", "gpt_oss"),
-    "olmo2": ("Olmo2", "olmo2", "", AFTER),
-    "olmo3": ("Olmo3", "olmo3", "", AFTER),
-    "exaone4": ("Exaone4", "exaone4", "", AFTER),
-    "ministral3": ("Ministral3", "ministral3"),
-    "glm": ("Glm", "glm"),
-    "glm4": ("Glm4", "glm4", "", AROUND_GLM),
-    "ernie4_5": ("Ernie4_5", "ernie4_5"),
-    "hunyuan_v1_dense": ("HunYuanDenseV1", "hunyuan_v1_dense"),
-    "seed_oss": ("SeedOss", "seed_oss"),
-    "helium": ("Helium", "helium"),
-    "arcee": ("Arcee", "arcee"),
-    "nemotron": ("Nemotron", "nemotron"),
-    "apertus": ("Apertus", "apertus", "", (("attention_layernorm",), ("feedforward_layernorm",))),
-    "vaultgemma": ("VaultGemma", "vaultgemma", "", (("input_layernorm",), ("pre_feedforward_layernorm",))),
-    "qwen3_5_text": ("Qwen3_5", "qwen3_5", "Text"),
-    "qwen3_5_moe_text": ("Qwen3_5Moe", "qwen3_5_moe", "Text"),
-    "qwen3_next": ("Qwen3Next", "qwen3_next"),
-    "lfm2": ("Lfm2", "lfm2", "", (("operator_norm",), ("ffn_norm",)), ("self_attn", "feed_forward")),
-    "granitemoehybrid": ("GraniteMoeHybrid", "granitemoehybrid", "", LLAMA, ("self_attn", "shared_mlp")),
-}
 LFM2, GEMMA4 = {"block_auto_adjust_ff_dim": False}, {"use_double_wide_mlp": False}
 GROUPS, PER_GROUP, WIDTH = 3, 2, 96
 ALL = [(group, head) for group in range(GROUPS) for head in range(PER_GROUP)]
@@ -241,7 +191,7 @@ def stays_of_gpt_oss(name: str, weight: torch.Tensor, kept: Kept, size: int) -> 
 
 def cut(dense: Any, plan: list[Kept]) -> Any:
     """The smaller model: kept rows and columns of the dense one, loaded strictly."""
-    config_class, _, model_class = pruned_classes(*NAMES[dense.config.model_type])
+    config_class, _, model_class = pruned_classes(*family_of(dense.config).class_names)
     experts = "moe_intermediate_size" if hasattr(dense.config, "moe_intermediate_size") else "intermediate_size"
     counts = ("num_local_experts", "n_routed_experts", "num_experts", "moe_num_experts")
     count = next((name for name in counts if name in dense.config.to_dict()), "")

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from darwinlm.families.family import families
 from darwinlm.families.pruned import pruned_classes, pruned_config
 from tests.tiny.checkpoint import WORDS
 from tests.tiny.models import tiny_config
+from tests.tiny.vocabulary import trained_bytes
 
 ENGINE_SIZES: dict[str, Any] = {
     "vocab_size": 320,
@@ -33,18 +33,8 @@ Row = tuple[int, ...]
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE of a few merges, as GPT-2's."""
-    inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=310,
-        special_tokens=["<pad>", "<s>", "</s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    inner.train_from_iterator([" ".join(WORDS)] * 3, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=inner,
+        tokenizer_object=trained_bytes(WORDS, 310),
         pad_token="<pad>",
         bos_token="<s>",
         eos_token="</s>",

@@ -17,6 +17,8 @@ from darwinlm.report.page import render_page
 from darwinlm.report.summary import Summary
 
 NASTY = '<script>alert("x")</script> & "quotes" `ticks` | pipe'
+DROPPED = {"kept": "stitched", "strength": 0.0}
+"""A refit that was no better."""
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
 
@@ -197,7 +199,7 @@ def made(tree):
 def changed(tree, **sections):
     """The tree with other sections; those that are mappings are changed in some fields only."""
     for name, value in sections.items():
-        tree[name] = {**tree[name], **value} if isinstance(value, dict) else value
+        tree[name] = {**(tree.get(name) or {}), **value} if isinstance(value, dict) else value
     return tree
 
 

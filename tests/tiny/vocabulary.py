@@ -20,18 +20,24 @@ CHAT = (
 )
 
 
-def byte_level() -> Tokenizer:
-    """BPE on bytes, as GPT-2's, with bos."""
+def trained_bytes(words: list[str], size: int) -> Tokenizer:
+    """BPE on bytes, as GPT-2's, that knows these words."""
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=TOKENS,
+        vocab_size=size,
         special_tokens=["<pad>", "<s>", "</s>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    inner.train_from_iterator([" ".join(WORDS + OTHERS)] * 3, trainer)
+    inner.train_from_iterator([" ".join(words)] * 3, trainer)
+    return inner
+
+
+def byte_level() -> Tokenizer:
+    """BPE on bytes with bos, and a token for chats."""
+    inner = trained_bytes(WORDS + OTHERS, TOKENS)
     inner.add_special_tokens([AddedToken("<|user|>", special=True)])
     inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return inner

@@ -10,7 +10,6 @@ import torch
 from safetensors import SafetensorError
 from tests.tiny.damage import flip
 
-from darwinlm import artifact
 from darwinlm.artifact import (
     KEY,
     MANIFEST,
@@ -237,21 +236,6 @@ def test_what_a_disk_refuses(tmp_path, monkeypatch, call, error, said):
     with pytest.raises(StorageError, match=said):
         call(tmp_path)
     assert not names(tmp_path)
-
-
-def test_a_disk_that_fills_up_at_the_end_leaves_a_stage_unfinished(tmp_path, monkeypatch):
-    made = stage(tmp_path / "s")
-    made.begin()
-    write_json(tmp_path / "s" / "a.json", 1)
-    with monkeypatch.context() as patch:
-        patch.setattr(artifact, "write_json", lambda path, value: write_atomically(path, full))
-        with pytest.raises(StorageError):
-            made.finish()
-    assert names(tmp_path / "s") == {KEY, "a.json"}
-    again = stage(tmp_path / "s")
-    again.begin()
-    again.finish()
-    assert again.is_complete()
 
 
 def test_a_file_in_place_of_a_folder(tmp_path):

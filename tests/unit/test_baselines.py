@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.tiny.checkpoint import tiny_checkpoint
+from tests.tiny.checkpoint import stream_over, tiny_checkpoint
 from tests.tiny.masked import masked
 from torch import Tensor
 
@@ -47,7 +47,7 @@ def checkpoint(request: pytest.FixtureRequest, tiny_folder: Callable[[str], Path
 
 @pytest.fixture
 def stream(checkpoint: Checkpoint) -> BlockStream:
-    return BlockStream(checkpoint, TOKENS, dtype=torch.float32, device=torch.device("cpu"), batch_tokens=32)
+    return stream_over(checkpoint, TOKENS, 32)
 
 
 def half(checkpoint: Checkpoint) -> Problem:

@@ -1,5 +1,7 @@
 """Budgets: notation, contradictions, and costs of allocations."""
 
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,8 +11,9 @@ from darwinlm.database.levels import Level, ModuleLevels
 from darwinlm.errors import BudgetError, RecipeError
 from darwinlm.recipe import BudgetSettings, Recipe, load_recipe, load_recipes, parse_recipe
 from darwinlm.search.problem.cost import CostModel, KvCache, amount_words, byte_costs, parameter_costs, time_costs
-from darwinlm.search.problem.problem import Budget, resolve_budget
+from darwinlm.search.problem.problem import Budget, Problem, resolve_budget
 from darwinlm.search.problem.space import SearchSpace
+from darwinlm.stages.report import _budget
 
 
 @pytest.mark.parametrize(
@@ -56,15 +59,15 @@ def test_time_for_the_search(text, minutes):
         ({"budget": {"latency": "30min"}}, "budget.latency: has an unknown unit 'min'"),
         ({"budget": {"speedup": "0.5x"}}, "budget.speedup: must be at least 1"),
         ({"budget": {"speedup": True}}, "budget.speedup: must be something like 2x, not true or false"),
-        ({"budget": {"params": 0}}, "budget.params: Input should be greater than 0"),
-        ({"budget": {"bytes": "-4GiB"}}, "budget.bytes: Input should be greater than 0"),
+        ({"budget": {"params": 0}}, "budget.params: must be greater than 0"),
+        ({"budget": {"bytes": "-4GiB"}}, "budget.bytes: must be greater than 0"),
         ({"budget": {"keep": "50%", "params": "1B"}}, "budget: give one bound only, not keep and params at once"),
         ({"budget": {"speedup": 2, "latency": "1s"}}, "budget: give one bound only, not speedup and latency at once"),
         ({"budget": {"keep": None}}, "budget: no bound is given: give one of keep, params, bytes, speedup, latency"),
         ({"budget": {"speedup": 2, "prefill_tokens": 0, "decode_tokens": 0}}, "there is nothing to time"),
         ({"search": {"stages": [{"amount": 3}]}}, "known fields are tokens, survivors, training_tokens"),
         ({"search": {"minutes": "30 days"}}, "search.minutes: has an unknown unit 'days'"),
-        ({"preset": "papers"}, "preset: Input should be 'default' or 'paper' (it is 'papers')"),
+        ({"preset": "papers"}, "preset: must be 'default' or 'paper' (it is 'papers')"),
     ],
 )
 def test_wrong_bounds_are_refused(tree, said):
@@ -193,20 +196,42 @@ def test_a_tolerance_below_one_level_is_one_level():
 
 @pytest.mark.parametrize(
     ("budget", "limit"),
-    [({"keep": 0.5}, 205), ({"params": 205}, 205), ({"speedup": 2}, 205)],
+    [
+        ({"keep": 0.5}, 205),
+        ({"params": 205}, 205),
+        ({"speedup": 2}, 205),
+        ({"keep": 1 / 3}, 136),
+        ({"speedup": 3}, 136),
+    ],
 )
 def test_bounds_use_the_budget_and_no_more(budget, limit):
     bounds = resolve_budget(parameter_costs(SPACE, fixed=0), BudgetSettings(**budget, tolerance=0.1))
     assert bounds.limit == limit
     assert bounds.allows(limit)
     assert not bounds.allows(limit + 1)
-    assert bounds.lower == limit - 100, "one level of the attention is more than a tenth of the budget"
+    assert bounds.lower == max(limit - 100, 70), "one level of the attention is more than a tenth of the budget"
 
 
 def test_what_is_not_pruned_counts_too():
     bounds = resolve_budget(parameter_costs(SPACE, fixed=1000), BudgetSettings(params=1200))
     assert (bounds.limit, bounds.upper) == (1200, 200)
     assert bounds.words == "1,100 and 1,200 parameters"
+
+
+@pytest.mark.parametrize(
+    ("allocation", "block_params", "params"), [((1, 1), 171, 1170), ((1, 1), 170, 1171), ((2, 1), 270, 1270)]
+)
+def test_a_saved_model_that_is_not_the_planned_one_is_refused(allocation, block_params, params):
+    """The last check of every run, on the parameters of the saved model itself."""
+    problem = Problem(SPACE, parameter_costs(SPACE), Budget(100, 205), outside=1000)
+    run = SimpleNamespace(recipe=Recipe(), teacher=None, checkpoint=None)
+    results = SimpleNamespace(plan=problem, search=SimpleNamespace(allocation=(1, 1)))
+    dense, saved = (SimpleNamespace(block_params=size, params=size + 1000) for size in (410, 170))
+    found = _budget(run, results, dense, saved)
+    assert (found.used, found.upper, found.unused, found.block_params) == (170, 205, 1 - 170 / 205, 170)
+    results.search.allocation, saved.block_params, saved.params = allocation, block_params, params
+    with pytest.raises(BudgetError, match=r"were planned for a budget of 205 block parameters: please report this"):
+        _budget(run, results, dense, saved)
 
 
 IN_TIME = CostModel("nanoseconds", ((0, 2_000_000), (0, 3_000_000)), 1_000_000)

@@ -45,6 +45,7 @@ def test_improbable_answers_do_not_vanish():
         sample([-1.0, -2.0], [" a", " b"], 2),
         sample([-1.0, -2.0], [" a", " b"], "c"),
         sample([-1.0, -2.0], [" a", " b"], [0, 1]),
+        sample([-1.0, -2.0], [" a", " a"], "a"),
         sample([-1.0], [" a"], 0),
         sample([-1.0, -2.0], ["", " b"], 0),
         {"arguments": [("How many?", {"until": ["."]})], "filtered_resps": ["seven"], "target": "7"},

@@ -59,14 +59,6 @@ def test_a_part_of_the_tokens_can_be_compared(start, n):
     )
 
 
-def test_probabilities_are_a_distribution():
-    distribution = DenseDistribution(logits(ROWS + 1, 90, 0))
-    assert len(distribution) == ROWS + 1
-    torch.testing.assert_close(distribution.probabilities.sum(-1), torch.ones(ROWS + 1))
-    entropy = torch.distributions.Categorical(logits=logits(ROWS + 1, 90, 0)).entropy()
-    torch.testing.assert_close(-distribution.negative_entropy, entropy)
-
-
 @pytest.mark.parametrize("n", [1, ROWS, ROWS + 1, 2 * ROWS + 9])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_token_losses_are_cross_entropies(n, dtype):

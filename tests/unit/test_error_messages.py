@@ -8,9 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tests.fuzz.gguf_bytes import gguf_file, plain_keys, plain_tensors
 
 from darwinlm import demo, errors
-from darwinlm.artifact import KEY, MANIFEST, read_json, write_json
+from darwinlm.artifact import KEY, MANIFEST, read_json, read_manifest, write_json
 from darwinlm.database.blocks import block_file
 from darwinlm.database.finished import find_database
 from darwinlm.database.levels import Level, kept_groups
@@ -21,14 +22,20 @@ from darwinlm.errors import (
     CheckpointError,
     DataError,
     EngineError,
+    ExportError,
     MissingExtraError,
     ModelError,
     install,
 )
+from darwinlm.export.gguf.write import _numbers
+from darwinlm.export.hf import check_saved
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.gguf_header import read_header
 from darwinlm.families.shapes import ModuleShape
 from darwinlm.importing.foreign import open_foreign
+from darwinlm.latency.measure import read_table
 from darwinlm.recipe import UnitsSettings
+from darwinlm.stages.evaluate import read_figures
 
 
 def test_database_with_another_key_and_block_that_is_not_listed(finished_llama: Path, tmp_path: Path) -> None:
@@ -44,6 +51,71 @@ def test_database_with_another_key_and_block_that_is_not_listed(finished_llama: 
     write_json(folder / KEY, {**read_json(folder / KEY), "arithmetic": None})
     with pytest.raises(ArtifactError, match=r"its key isn't that of key.json"):
         find_database(folder)
+
+
+@pytest.mark.parametrize(
+    ("read", "content", "message"),
+    [
+        (read_table, {"seconds": {}}, "it isn't a latency table: 'dense'"),
+        (read_figures, {"dense": {"params": 1}}, "it doesn't hold figures of models: "),
+        (read_figures, [], "it doesn't hold figures of models: "),
+        (
+            lambda path: read_manifest(path.parent),
+            {"key": {}, "facts": [], "files": {}},
+            "its key, facts or list of files are miss",
+        ),
+    ],
+)
+def test_artifacts_that_hold_something_else(read, content, message, tmp_path: Path) -> None:
+    write_json(tmp_path / MANIFEST, content)
+    with pytest.raises(ArtifactError, match=rf"{MANIFEST} is damaged .*{message}"):
+        read(tmp_path / MANIFEST)
+
+
+@torch.no_grad()
+def test_a_saved_model_that_differs_from_the_one_in_memory(tiny_llama: Path) -> None:
+    """What ends every run: the folder is loaded again, and compared exactly."""
+    model, tokens = Checkpoint.open(tiny_llama).load(torch.float32), torch.arange(3, 11)[None]
+    check_saved(model, tiny_llama, tokens)
+    model.model.layers[1].mlp.down_proj.weight[0, 0] += 1e-3
+    with pytest.raises(CheckpointError, match=r"differs from the one in memory by .* stream after 2 blocks: don't use"):
+        check_saved(model, tiny_llama, tokens)
+
+
+PARTS = plain_keys(**{"split.count": ("u32", 3)})
+NAMELESS = {name: value for name, value in plain_keys().items() if name != "general.architecture"}
+NORMLESS = {name: shape for name, shape in plain_tensors().items() if name != "output_norm.weight"}
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"version": 1}, "is GGUF version 1, but 2 and 3 are known: convert it again"),
+        ({"keys": PARTS}, "is one of 3 parts: join them with llama-gguf-split --merge first"),
+        ({"keys": NAMELESS}, "names no architecture: it isn't a language model. Give another file"),
+        ({"tensors": {}}, "holds no tensors, only a tokenizer: give the file of the whole model"),
+        ({"tensors": NORMLESS}, "lacks the tensor output_norm.weight: fetch it again"),
+        (
+            {"types": {"blk.0.attn_q.weight": 26}},
+            "blk.0.attn_q.weight holds I32 numbers, not weights: use another file",
+        ),
+    ],
+)
+def test_gguf_files_that_are_no_model(how, message: str, tmp_path: Path) -> None:
+    pytest.importorskip("gguf", reason="the extra gguf")
+    (tmp_path / "m.gguf").write_bytes(gguf_file(**how))
+    with pytest.raises(CheckpointError, match=message):
+        read_header(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(torch.nan, "aren't finite: the model is damaged"), (1e5, "beyond float16's range: use --quant bf16 or f32")],
+)
+def test_numbers_that_a_gguf_file_cannot_hold(value: float, message: str) -> None:
+    gguf = pytest.importorskip("gguf", reason="the extra gguf")
+    with pytest.raises(ExportError, match=f"the tensor blk.0.ffn_up.weight holds numbers .*{message}"):
+        _numbers(gguf, "blk.0.ffn_up.weight", torch.full((2, 32), value), "F16")
 
 
 def test_columns_of_another_database() -> None:

@@ -1,12 +1,16 @@
-"""Models that don't fit side by side are measured in pairs, with the same figures."""
+"""Models that don't fit side by side are measured in pairs, with the same figures; speeds and continuations."""
 
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 
 from darwinlm import parallel
 from darwinlm.artifact import read_json
+from darwinlm.evaluation import speed
+from darwinlm.evaluation.speed import Speed, continue_greedily, measure_speed
+from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.pipeline import run_stages
 from darwinlm.stages import evaluate
 from darwinlm.stages.evaluate import takes_another
@@ -39,3 +43,45 @@ def test_figures_are_those_of_all_at_once(finished_llama, tiny_llama, make_run, 
         for figure in ("params", "block_params", "perplexity", "kl", "tokens", "continuations"):
             assert figures[figure] == all_at_once[name][figure], (name, figure)
         assert figures["tokens_per_second"] > 0
+
+
+class Timed:
+    """A model that takes so many seconds for a prompt and for a new token, on a clock of its own."""
+
+    device, now = torch.device("cpu"), 0.0
+
+    def __init__(self, prompt: float, token: float) -> None:
+        self.prompt, self.token, self.passes = prompt, token, 0
+
+    def __call__(self, input_ids: torch.Tensor, use_cache: bool) -> None:
+        self.passes += 1
+        Timed.now += self.prompt
+
+    def generate(self, tokens: torch.Tensor, *, min_new_tokens: int, max_new_tokens: int, **_: object) -> None:
+        assert min_new_tokens == max_new_tokens
+        Timed.now += self.token * max_new_tokens
+
+
+@pytest.mark.parametrize(("late", "seconds", "passes"), [(False, 100, 4), (True, 100, 2), (False, 5, 2)])
+def test_speeds_are_tokens_by_seconds_of_rounds_after_the_first(
+    monkeypatch, late: bool, seconds: float, passes: int
+) -> None:
+    monkeypatch.setattr(speed, "now", lambda device: Timed.now)
+    monkeypatch.setattr(speed, "SPEED_ROUNDS", 3)
+    monkeypatch.setattr(speed, "SPEED_SECONDS", seconds)
+    models = {"dense": Timed(2.0, 0.5), "small": Timed(0.5, 0.25)}
+    found = measure_speed(models, torch.zeros(1, 32, dtype=torch.int64), late=lambda: late)
+    assert found == {"dense": Speed(16.0, 2.0), "small": Speed(64.0, 4.0)}
+    assert {model.passes for model in models.values()} == {passes}
+
+
+@torch.no_grad()
+def test_continuations_are_greedy_and_without_their_prompts(tiny_llama: Path) -> None:
+    checkpoint, prompt = Checkpoint.open(tiny_llama), "the river"
+    model, tokenizer = checkpoint.load(torch.float32), checkpoint.tokenizer()
+    ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+    expected = []
+    for _ in range(speed.NEW_TOKENS):
+        expected.append(int(model(input_ids=ids).logits[0, -1].argmax()))
+        ids = torch.cat([ids, torch.tensor([expected[-1:]])], 1)
+    assert continue_greedily(model, tokenizer, (prompt,)) == [tokenizer.decode(expected, skip_special_tokens=True)]

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -59,11 +60,19 @@ def slopes_on(parent: Allocation, window: Window) -> list[list[float]]:
 
 
 def run(
-    folder: Path, told: Told, generations: int, gradient: Any = slopes_on, offspring: int = 4, curvature: Any = FLAT
+    folder: Path,
+    told: Told,
+    generations: int,
+    gradient: Any = slopes_on,
+    offspring: int = 4,
+    curvature: Any = FLAT,
+    training: int = 0,
+    **more: Any,
 ) -> SearchState:
-    settings = SearchSettings.model_validate({"generations": generations, "offspring": offspring, "stages": STAGES})
-    fitness, guide = cast(Fitness, told), Guide(curvature, gradient)
-    return evolve(fitness, PROBLEM, settings, lambda: START, folder / "state.json", clock=Clock(), guide=guide)
+    stages = [stage | {"training_tokens": training} for stage in STAGES]
+    settings = SearchSettings.model_validate({"generations": generations, "offspring": offspring, "stages": stages})
+    fitness, more = cast(Fitness, told), {"clock": Clock(), "guide": Guide(curvature, gradient), **more}
+    return evolve(fitness, PROBLEM, settings, lambda: START, folder / "state.json", **more)
 
 
 def after_misses(folder: Path, misses: int) -> None:
@@ -78,6 +87,60 @@ def better(allocation: Allocation, window: Window) -> float:
 
 def worse(allocation: Allocation, window: Window) -> float:
     return 1.0 + (allocation != START)
+
+
+def test_a_resumed_search_goes_on_with_its_time_and_the_losses_of_its_parent(tmp_path):
+    history = [Generation(0, 1.0, improved=False, moved=0, evaluations=1, seconds=50.0)]
+    state = SearchState(START, 1.0, [0.25, 0.75], seconds=50.0, seen=[START], history=history)
+    state.save(tmp_path / "state.json")
+    told, remembered = Told(worse), []
+    told.remember = lambda *known: remembered.append(known)
+    assert run(tmp_path, told, 1).seconds >= 50
+    assert remembered == [(START, [0.25, 0.75])]
+
+
+def test_no_generation_is_begun_that_takes_longer_than_the_time_left(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("darwinlm.search.evaluate.fitness.time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def slow(parent, window):
+        now[0] += 10
+        return slopes_on(parent, window)
+
+    state = run(tmp_path, Told(worse), 9, slow, clock=Clock(25.0, begun=0.0))
+    assert (state.done, state.ended) == (2, evolution.OUT_OF_TIME)
+
+
+def test_a_child_of_equal_loss_is_not_taken(tmp_path):
+    assert run(tmp_path, Told(lambda allocation, window: 1.0), 1).parent == START
+
+
+class Trainer:
+    """Stands in for training: losses by a function, and a record of what was trained."""
+
+    def __init__(self, loss: Callable[[Allocation], float]) -> None:
+        self.loss = loss
+        self.judged: list[tuple[list[Allocation], int, int, int]] = []
+
+    def keep(self, candidates: Sequence[Allocation]) -> None:
+        """Whose states are kept."""
+
+    def judge(self, pool: Sequence[Allocation], training: int, tokens: int, *, staying: int) -> list[float]:
+        self.judged.append((list(pool), training, tokens, staying))
+        return [self.loss(each) for each in pool]
+
+
+def test_the_parent_is_trained_and_judged_with_its_children(tmp_path):
+    trainer = Trainer(lambda each: better(each, WHOLE))
+    state = run(tmp_path, Told(better), 1, training=32, trainer=trainer)
+    (everyone, *first), (rest, *second) = trainer.judged
+    assert (first, second) == ([32, 64, 3], [32, 128, 0])
+    assert everyone[0] == rest[0] == START
+    assert rest[1:] == sorted(everyone[1:], key=trainer.loss)[:2]
+    assert state.parent == rest[1]
+    assert state.history[-1].evaluations == len(everyone) + len(rest)
+    with pytest.raises(NumericsError, match=r"no candidate's values are finite after training: lower search\.tra"):
+        run(tmp_path / "other", Told(better), 1, training=32, trainer=Trainer(lambda each: math.inf))
 
 
 def test_children_are_measured_on_another_window_than_their_gradient(tmp_path):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tests.unit.test_removal_order import second_moment, weight
 
 from darwinlm.database.factors import (
     estimated_losses,
@@ -16,21 +17,6 @@ from darwinlm.database.factors import (
 )
 from darwinlm.database.order import damp, damp_, ordered_moment
 from darwinlm.errors import NumericsError
-
-
-def second_moment(d, kind="plain", seed=0):
-    rng = np.random.default_rng(seed)
-    X = rng.standard_normal((max(1, d // 4) if kind == "low rank" else 3 * d, d))
-    if kind == "steep":
-        X = rng.standard_normal((d, d)) * np.logspace(0, -5, d)[:, None]
-    if kind == "outliers":
-        X[:, ::7] *= 200
-    X = X @ (np.eye(d) + 0.3 * rng.standard_normal((d, d)))
-    return torch.from_numpy(X.T @ X / len(X))
-
-
-def weight(r, d, seed=1):
-    return torch.from_numpy(np.random.default_rng(seed).standard_normal((r, d)))
 
 
 def permutation(d, seed=2):
@@ -119,7 +105,7 @@ def test_estimated_losses_weigh_the_error_by_the_gradients(p):
 
 
 def test_form_of_the_factors():
-    H, W, columns = damp(second_moment(20)).float(), weight(6, 20).bfloat16(), permutation(20).int()
+    H, W, columns = damp(second_moment(20, "plain")).float(), weight(6, 20).bfloat16(), permutation(20).int()
     factors = nested_factors(H, W, columns)
     dtypes = [t.dtype for t in (factors.columns, factors.factor, factors.target, factors.errors)]
     assert dtypes == [torch.int64, torch.float32, torch.float32, torch.float64]
@@ -141,7 +127,7 @@ def test_full_target_needs_only_factor_and_weights():
 
 
 def test_dead_inputs_cost_nothing_and_keep_their_weights():
-    H, W = second_moment(12), weight(4, 12)
+    H, W = second_moment(12, "plain"), weight(4, 12)
     H[[2, 5]] = 0
     H[:, [2, 5]] = 0
     columns = torch.tensor([0, 1, 3, 4, 6, 7, 8, 9, 10, 11, 2, 5])
@@ -169,7 +155,7 @@ def test_packed_rows_come_back(d):
 
 
 def test_not_finite_and_not_positive_definite():
-    H, W = damp(second_moment(6)), weight(3, 6)
+    H, W = damp(second_moment(6, "plain")), weight(3, 6)
     for bad_H, bad_W in [(H.clone(), W), (H, W.clone())]:
         (bad_H if bad_W is W else bad_W)[2, 2] = float("nan")
         with pytest.raises(NumericsError, match="block 3 mlp"):

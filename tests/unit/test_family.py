@@ -88,20 +88,6 @@ def config_of(experts: dict[str, int]) -> PreTrainedConfig:
     return CONFIG_MAPPING["gemma4_text"](enable_moe_block=True, num_hidden_layers=2, **experts)
 
 
-@pytest.mark.parametrize("key", ["gemma4_text_experts", "granitemoehybrid_experts"])
-def test_parts_of_a_block_that_belong_to_experts_beside_an_mlp(key):
-    mlp = families()[key].mlp
-    shared = {"gemma4_text_experts": "mlp", "granitemoehybrid_experts": "shared_mlp"}[key]
-    assert mlp.prefix == ""
-    assert mlp.owns(f"{shared}.gate_proj.weight")
-    assert mlp.owns(f"{mlp.experts.name}.down_proj")
-    assert not mlp.owns("self_attn.q_proj.weight")
-    assert not mlp.owns("post_attention_layernorm.weight")
-    assert not mlp.experts.counted(f"{shared}.gate_proj.weight")
-    assert not mlp.experts.counted("router.scale")
-    assert mlp.experts.counted(f"{mlp.experts.router}.weight")
-
-
 def test_keys_and_values_that_are_shared_keep_their_attentions():
     kinds = ["sliding_attention", "full_attention"] * 3
     config = CONFIG_MAPPING["gemma4_text"](num_hidden_layers=6, layer_types=kinds, num_kv_shared_layers=3)
@@ -131,18 +117,6 @@ def test_a_post_norm_goes_with_its_sub_layer():
             described(mlp=SANDWICH | {"post_norm": wrong})
     with pytest.raises(ValidationError, match="post_normm"):
         described(post_normm="x")
-
-
-def test_what_the_configuration_multiplies_sub_layers_by():
-    config = SimpleNamespace(residual_multiplier=0.25)
-    assert described().residual_scale(config) == 1
-    assert described(residual_multiplier="residual_multiplier").residual_scale(config) == 0.25
-
-
-def test_class_names():
-    norms = (("before", "after"), ("second",)), ("attn", "mlp")
-    assert described().class_names == ("Otter", "otter", "", *norms)
-    assert described(package="sea", class_infix="Text").class_names == ("Otter", "sea", "Text", *norms)
 
 
 def test_defaults_without_a_number_of_kv_heads_are_valid():

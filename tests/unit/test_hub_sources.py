@@ -5,22 +5,10 @@ import sys
 from types import ModuleType
 
 import pytest
+from tests.unit.test_sources import ROWS, TEXTS, message, read
 
 from darwinlm.data import DEFAULT_SOURCE, read_documents
 from darwinlm.errors import DataError, MissingExtraError
-
-ROWS = [{"id": index, "text": f"document {index}"} for index in range(5)]
-TEXTS = [row["text"] for row in ROWS]
-
-
-def read(source):
-    return list(read_documents(source))
-
-
-def message(source):
-    with pytest.raises(DataError) as caught:
-        read(source)
-    return str(caught.value)
 
 
 @pytest.fixture

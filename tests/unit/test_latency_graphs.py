@@ -1,6 +1,6 @@
-"""Decoding with a cache of fixed size gives the logits of a growing one, as a graph too, which the CPU plays."""
+"""Decoding with a cache of fixed size gives the logits of a growing one, and models are timed with it as a graph."""
 
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from unittest.mock import Mock
 
 import pytest
@@ -11,59 +11,23 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import families
 from darwinlm.families.shapes import module_shapes
 from darwinlm.latency import graphs
-from darwinlm.latency.graphs import GraphedDecoding, StaticDecoding, cache_name
+from darwinlm.latency.graphs import StaticDecoding, cache_name
 from darwinlm.latency.timing import ModelTimer
 from darwinlm.recipe import BudgetSettings, UnitsSettings
 
 TOKENS = torch.randint(3, 250, (2, 9), generator=torch.Generator().manual_seed(0))
 
 
-class Graph:
-    """Records nothing: the step is run anew when it is replayed."""
-
-    decoding: GraphedDecoding
-
-    def replay(self) -> None:
-        decoding = self.decoding
-        decoding.logits.copy_(StaticDecoding.step(decoding))
-
-
 @pytest.fixture
-def played(monkeypatch):
-    """CUDA's graphs and streams, played by the CPU: what is recorded isn't run."""
-    made = []
+def recordings(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
+    """The steps that would be recorded as CUDA graphs; a replay runs them."""
+    made: list[Callable[[], object]] = []
 
-    class Played(Graph):
-        def __init__(self) -> None:
-            made.append(self)
+    def recorded(step: Callable[[], object], device: torch.device) -> Callable[[], object]:
+        made.append(step)
+        return step
 
-    @contextmanager
-    def recording(graph, **options):
-        step = StaticDecoding.step
-
-        # Kernels that are recorded don't run: the counts stay.
-        def quiet(self):
-            found = step(self)
-            for count, _ in self._states:
-                count.sub_(1)
-            return found
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(StaticDecoding, "step", quiet)
-            yield
-
-    whole = GraphedDecoding.__init__
-
-    def remembered(self, *arguments):
-        whole(self, *arguments)
-        made[-1].decoding = self
-
-    monkeypatch.setattr(GraphedDecoding, "__init__", remembered)
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Played)
-    monkeypatch.setattr(torch.cuda, "graph", recording)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
-    for name in ("device", "stream"):
-        monkeypatch.setattr(torch.cuda, name, lambda place: nullcontext())
+    monkeypatch.setattr(graphs, "recorded", recorded)
     return made
 
 
@@ -98,27 +62,27 @@ def timer_of(folder, **request: int):
     return timer, dense, cut
 
 
-def test_models_are_timed_as_graphs_where_there_are_any(played, tiny_llama):
+def test_models_are_timed_as_graphs_where_there_are_any(recordings, tiny_llama):
     """The dense one's is recorded once, those of others go with them; an attention may be gone."""
     timer, dense, cut = timer_of(tiny_llama)
     timer.compare(dense, cut)
-    assert not played, "on a CPU nothing is recorded"
+    assert not recordings, "on a CPU nothing is recorded"
     timer.graphs = True
     for _ in range(2):
         ratio, seconds = timer.compare(dense, cut)
         assert ratio > 0 < seconds
-    assert len(played) == 3
+    assert len(recordings) == 3
     assert list(timer._graphed) == [id(timer._reference)]
     assert timer.graphs
 
 
-def test_both_are_timed_as_they_are_where_one_can_not_be_recorded(played, tiny_llama, monkeypatch):
+def test_both_are_timed_as_they_are_where_one_can_not_be_recorded(recordings, tiny_llama, monkeypatch):
     timer, dense, cut = timer_of(tiny_llama)
     timer.graphs = True
     whole = graphs.GraphedDecoding.__init__
 
     def failing(self, model, *rest):
-        if played:  # the dense one's is there
+        if recordings:  # the dense one's is there
             raise RuntimeError("operation not permitted when stream is capturing")
         whole(self, model, *rest)
 
@@ -129,7 +93,7 @@ def test_both_are_timed_as_they_are_where_one_can_not_be_recorded(played, tiny_l
     assert not timer._graphed
 
 
-def test_a_full_device_is_told(played, tiny_llama, monkeypatch):
+def test_a_full_device_is_told(recordings, tiny_llama, monkeypatch):
     timer, dense, cut = timer_of(tiny_llama)
     timer.graphs = True
     full = Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory"))

@@ -4,13 +4,10 @@ import json
 import time
 
 import pytest
+from tests.fuzz.cases import LAUGHS
 
 from darwinlm import limits
 from darwinlm.limits import LimitError, load_json, parse_json, parse_yaml, shorten
-
-LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10)
-)
 
 
 @pytest.mark.parametrize(

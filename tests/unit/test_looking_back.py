@@ -217,6 +217,20 @@ class Table:
         return SimpleNamespace(logits=logits)
 
 
+def test_a_measurement_that_is_late_ends_with_its_batch():
+    tokens = torch.randint(50, (5, 150), generator=torch.Generator().manual_seed(1))
+    dense, other = Table(1), Table(2)
+    found = measure_quality(dense, {"other": other}, tokens, batch_tokens=300, late=lambda: True)
+    assert found == measure_quality(dense, {"other": other}, tokens[:2], batch_tokens=300)
+
+
+def test_a_perplexity_beyond_all_numbers_is_a_large_one():
+    lost = Table(2)
+    lost.logits *= 1e6
+    tokens = torch.randint(50, (2, 150), generator=torch.Generator().manual_seed(1))
+    assert measure_quality(Table(1), {"lost": lost}, tokens, batch_tokens=300)["lost"].perplexity == math.exp(700)
+
+
 @pytest.mark.parametrize("batch_tokens", [1, 200, 4000])
 def test_kl_divides_into_seen_and_new_and_into_positions(batch_tokens):
     tokens = torch.randint(50, (5, 150), generator=torch.Generator().manual_seed(1))

@@ -1,8 +1,6 @@
 """Training text on disk: the source's tokens end to end, in any length, also after a kill; and the end of the text."""
 
 import os
-import shutil
-from collections import namedtuple
 
 import pytest
 import torch
@@ -92,15 +90,15 @@ def test_text_that_other_purposes_used_up_is_refused(tmp_path):
         pack(tmp_path, tokens=50_000, reserved=reserved)
 
 
-def test_a_disk_without_room_is_refused_before_anything_is_read(tmp_path, monkeypatch):
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 100))
+def test_a_disk_without_room_is_refused_before_anything_is_read(tmp_path, little_room):
     with pytest.raises(StorageError, match=r"training text takes .* GB, but 0.0 GB are free"):
         pack(tmp_path, documents=iter(()))
 
 
 def test_a_shard_that_is_gone_or_cut_is_refused(tmp_path):
     pack(tmp_path)
+    with pytest.raises(ArtifactError, match="3100 tokens are needed, but the shards hold 3000"):
+        PackedText(tmp_path, 100, 31)
     path = tmp_path / "tokens_00001.bin"
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ArtifactError, match=r"tokens_00001\.bin is damaged .it was changed after it was written"):

@@ -84,20 +84,6 @@ def test_two_processes(tmp_path):
     assert found[1]["main breaks"] == ("ParallelError", "the first process stopped: KeyError: 'k'")
 
 
-def test_one_process_needs_no_other():
-    tensor = torch.ones(2)
-    assert parallel.all_reduce(tensor) is tensor
-    assert (parallel.rank(), parallel.size(), parallel.is_main()) == (0, 1, True)
-    assert parallel.gather(7) == [7]
-    assert parallel.broadcast(7) == 7
-    assert list(parallel.mine([1, 2, 3])) == [1, 2, 3]
-    assert parallel.collect({"a": tensor}) == {"a": tensor}
-    with pytest.raises(DataError, match="here"), parallel.agree():
-        raise DataError("here")
-    with parallel.main_first():
-        parallel.barrier()
-
-
 def test_half_an_environment_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")

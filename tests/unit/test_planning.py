@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.tiny.checkpoint import SETTINGS
+from tests.tiny.checkpoint import SETTINGS, stream_over
 from tests.tiny.command import Command
 from tests.tiny.models import FAMILIES
 from tests.tiny.published import PARAMETERS, published_config
@@ -17,7 +17,6 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from darwinlm.calibration.gradients import output_gradients
-from darwinlm.calibration.stream import BlockStream
 from darwinlm.errors import FamilyError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.pruned import pruned_classes, pruned_config
@@ -158,9 +157,7 @@ def test_gradients_take_what_the_flop_counter_counts(model_type: str, tiny_folde
     (need, *_) = make_plan(sizes, find_device("h100")).needs
     assert (need.name, need.tokens) == ("saliency", 128)
     tokens = torch.randint(3, 250, (4, 32), generator=torch.Generator().manual_seed(0))
-    stream = BlockStream(
-        Checkpoint.open(folder), tokens, dtype=torch.float32, device=torch.device("cpu"), batch_tokens=64
-    )
+    stream = stream_over(folder, tokens, 64)
     stream.decoder.model.set_attn_implementation("eager")
     with Operations() as counter:
         moments = [part for _, part in output_gradients(stream, tokens)]
@@ -250,15 +247,10 @@ def test_what_does_not_fit_names_the_setting_that_would(tmp_path: Path, monkeypa
     assert "no single setting makes it fit; the largest item is" in hopeless
 
 
-def test_gguf_header_is_enough(monkeypatch: pytest.MonkeyPatch, tiny_llama: Path, tmp_path: Path) -> None:
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(tiny_llama)
-    path = tmp_path / "m.gguf"
-    path.write_bytes(b"GGUF")
-    monkeypatch.setattr("darwinlm.families.resolve.read_header", lambda path: None)
-    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda folder, **options: config)
-    assert describe_model(str(path)).family.model_type == "llama"
+def test_gguf_header_is_enough(gguf_bytes: bytes, tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(gguf_bytes)
+    found = describe_model(str(tmp_path / "m.gguf"))
+    assert (found.family.model_type, found.n_blocks) == ("llama", 3)
 
 
 def test_damaged_gguf_is_refused(command: Command, tmp_path: Path) -> None:

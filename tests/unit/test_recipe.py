@@ -135,12 +135,6 @@ def test_a_file_then_assignments_then_overrides(tmp_path):
     assert recipe.model == "m"
 
 
-def test_a_whole_recipe_survives_yaml(tmp_path):
-    recipe = load_recipe(None, ["search.seed=4", "units.levels=[0.5]", "text.source=a.txt"])
-    path = written(tmp_path / "r.yaml", yaml.safe_dump(recipe.model_dump(mode="json")))
-    assert load_recipe(path) == recipe
-
-
 @pytest.mark.parametrize("text", ["", "# only a comment\n", "---\n"])
 def test_an_empty_file_is_the_default(tmp_path, text):
     assert load_recipe(written(tmp_path / "r.yaml", text)) == Recipe()

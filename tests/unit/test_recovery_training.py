@@ -213,6 +213,9 @@ def test_a_time_limit_ends_the_training_with_its_schedule(tmp_path, monkeypatch)
     assert "eval_kl" in record["log"][-1]
     ends = [entry for entry in record["log"] if "learning_rate" in entry]
     assert ends[-1]["step"] == record["steps"]
+    assert ends[-1]["learning_rate"] == 0.01 * rate_share(record["steps"], record["steps"] - 1)
+    again = trained(tmp_path, limited).record["steps"]
+    assert again <= record["steps"] + 1 < STEPS.count, "the time before an interruption counts"
 
 
 def test_a_state_survives_a_checkpoint():

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.tiny.checkpoint import stream_over
 from tests.tiny.models import tiny_model
 from tests.tiny.recovering import Stopped
 from tests.unit.test_parallel import in_two_processes
 
 from darwinlm import parallel
 from darwinlm.artifact import StageFolder, read_tensors
-from darwinlm.calibration.stream import BlockStream
-from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import families
 from darwinlm.figures import FitChoice
 from darwinlm.stages import refit as stages_refit
@@ -27,11 +26,7 @@ FIT = torch.randint(3, 250, (60, 32), generator=GENERATOR)
 VALIDATION = torch.randint(3, 250, (12, 32), generator=GENERATOR)
 
 
-def stream(folder: Path, tokens: torch.Tensor) -> BlockStream:
-    checkpoint = Checkpoint.open(folder)
-    return BlockStream(checkpoint, tokens, dtype=torch.float32, device=torch.device("cpu"), batch_tokens=320)
-
-
+stream = partial(stream_over, batch_tokens=320)
 OUTPUTS = ("o_proj", "out_proj", "down_proj", "w2", "output_linear")
 """Names of output projections of attentions, other mixers, MLPs and experts."""
 

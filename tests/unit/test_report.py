@@ -11,17 +11,16 @@ import matplotlib as mpl
 import pytest
 from rich.console import Console
 from tests.tiny.summaries import (
+    DROPPED,
     NASTY,
     SUMMARIES,
     Page,
-    card_of,
     changed,
     given,
     made,
     plain,
     recovered,
     searched,
-    text_of,
 )
 
 from darwinlm.artifact import write_json
@@ -108,107 +107,6 @@ def test_every_generation_is_drawn(monkeypatch):
     )
     render_page(made(searched()))
     assert [point.kl for point in drawn[0]] == [each["kl"] for each in searched()["search"]["history"]]
-
-
-def taken_out(fields):
-    """A run that left other fields than these as they were."""
-    tree = searched()
-    for entry in tree["allocation"]:
-        entry.update({field: entry[f"dense_{field}"] for field in {"groups", "heads", "width"} - set(fields)})
-    return tree
-
-
-def never_there():
-    tree = plain()
-    tree["allocation"][3].update(groups=0, heads=0, dense_groups=0, dense_heads=0)
-    return tree
-
-
-DROPPED = {"kept": "stitched", "strength": 0.0}
-LEARNT = "Facts and other abilities that this text does not teach have not returned"
-UNLEARNT = "after pruning did not help on held-out text, so the weights from before it were kept"
-SENTENCES = [
-    # Training
-    (
-        [text_of, card_of],
-        searched(),
-        ["was not trained after"],
-        ["was trained on", "was then trained", "How its sizes"],
-    ),
-    ([text_of, card_of], recovered(), ["was trained on 24,576 tokens after pruning", LEARNT], ["was not trained"]),
-    ([text_of, card_of], recovered(), [], ["without its continued", UNLEARNT]),
-    ([text_of, card_of], given(), ["was trained on 24,576 tokens after pruning", LEARNT], ["evolution", "refitted"]),
-    ([text_of, card_of], given(), [], ["searched", "evaluations", UNLEARNT]),
-    ([text_of, card_of], changed(recovered(), recovery={"kept": "before"}), [UNLEARNT], [LEARNT]),
-    ([text_of, card_of], changed(given(), recovery={"kept": "before"}), [UNLEARNT], [LEARNT]),
-    (
-        [text_of],
-        changed(given(), recovery={"kept": "before"}),
-        ["on held-out text did not fall, so the weights from before were kept"],
-        [],
-    ),
-    ([card_of], searched(), ["refitted by ridge regression", "without its continued training"], []),
-    ([card_of], recovered(), ["was then trained on 24,576 tokens of hf:HuggingFaceFW/fineweb-edu"], []),
-    ([text_of], recovered(), ["held-out loss while training"], []),
-    # Refit
-    ([text_of], searched(), ["second moments of the database; the refit", "strength of the refit"], ["while training"]),
-    ([text_of], changed(searched(), refit={"strength": 0.75}), ["took 75% of the way to these weights"], ["(KL 0.5"]),
-    (
-        [text_of],
-        changed(searched(), refit=DROPPED),
-        ["not better with them on validation text, so the weights before the refit"],
-        ["(KL 0.5"],
-    ),
-    (
-        [text_of],
-        changed(searched(), refit={"kl_before": 0.5, "kl_after": 0.4}),
-        ["on validation text (KL 0.500 before, 0.400 after)"],
-        [],
-    ),
-    ([card_of], changed(recovered(), refit=DROPPED), ["on validation text and was dropped"], ["refitted by ridge"]),
-    # Search
-    ([text_of], plain(), ["How the sizes were chosen isn't recorded"], ["Refit", "Recovery", "trust_remote_code"]),
-    ([text_of], plain(), [], ["searched", "the refit"]),
-    ([card_of], plain(), ["How its sizes were chosen isn't recorded"], ["trust_remote_code", "ridge"]),
-    ([card_of, text_of], searched(), ["an evolutionary search of 19 generations guided by gradients"], []),
-    ([card_of, text_of], recovered(), ["1 generation with the paper's level switch"], ["guided by gradients"]),
-    ([card_of], changed(recovered(), search={"method": "gradient"}), ["1 generation guided by gradients"], []),
-    ([card_of], changed(recovered(), search={"history": []}), ["equal layers", "without a generation of search"], []),
-    # Rounds
-    ([text_of], recovered(), ["to the dense model and ended"], ["this round"]),
-    (
-        [text_of],
-        searched(),
-        ["the KL to the dense model (nats per token, logarithmic scale) that the database predicts"],
-        [],
-    ),
-    ([text_of], changed(recovered(), from_pruned=True), ["to the model that this round cut"], []),
-    ([text_of], changed(searched(), from_pruned=True), ["the KL to the model that the last round cut (nats"], []),
-    ([card_of], changed(recovered(), from_pruned=True), ["pruned in several rounds"], []),
-    # Sizes
-    (
-        [card_of],
-        taken_out(["groups", "heads", "width"]),
-        ["query heads, key and value heads and MLP channels removed"],
-        [],
-    ),
-    ([card_of], taken_out(["width"]), ["with MLP channels removed."], []),
-    ([card_of], taken_out(["groups", "heads"]), ["with query heads and key and value heads removed."], []),
-    ([card_of], taken_out([]), ["with nothing removed."], []),
-    ([text_of], never_there(), ["never there", "No attention or MLP is removed"], []),
-    # Looking back
-    ([text_of, card_of], searched(), [], ["Copying from the context", "copied"]),
-]
-
-
-@pytest.mark.parametrize(("writers", "tree", "said", "unsaid"), SENTENCES)
-def test_what_is_said_is_what_the_run_did(writers, tree, said, unsaid):
-    for write in writers:
-        text = write(tree)
-        for words in said:
-            assert words in text, words
-        for words in unsaid:
-            assert words not in text, words
 
 
 @pytest.mark.parametrize("write", [render_page, model_card])

@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ET
 from dataclasses import replace
 
 import pytest
-from tests.tiny.summaries import NASTY, SUMMARIES, Page, changed, made, recovered, searched, text_of
+from tests.tiny.summaries import DROPPED, NASTY, SUMMARIES, Page, changed, made, recovered, searched, text_of
 from tests.unit.test_docs import parse
 
 from darwinlm.report.page import render_page
@@ -114,13 +114,12 @@ def test_loss_by_position_is_a_table_of_the_smaller_models():
 
 
 def test_a_dropped_refit_is_one_model_under_two_names():
-    dropped = {"kept": "stitched", "strength": 0.0}
     full = [name for name, _ in where_rows(made(measured(recovered())))[1]]
-    summary = made(changed(measured(recovered()), refit=dropped))
+    summary = made(changed(measured(recovered()), refit=DROPPED))
     short = [name for name, _ in where_rows(summary)[1]]
     assert (len(full), len(short)) == (4, 3)
     assert [row[0] for row in looking_back_rows(summary)[1]] == ["dense", *short]
-    rows = where_rows(made(changed(measured(searched()), refit=dropped)))[1]
+    rows = where_rows(made(changed(measured(searched()), refit=DROPPED)))[1]
     assert rows[-1][0] == "searched + refit (no gain)", "the saved model is always there"
 
 
@@ -161,9 +160,9 @@ def test_the_page_is_small_and_folds_the_recipe_in_print_too():
     assert "details:not(.folded)::details-content" in html
 
 
-def swept(second_kl):
+def swept(second_kl, second_params=80_000_000):
     large, small = searched(), recovered()
-    for tree, params, kl in ((large, 110_000_000, 0.6), (small, 80_000_000, second_kl)):
+    for tree, params, kl in ((large, 110_000_000, 0.6), (small, second_params, second_kl)):
         list(tree["models"].values())[-1].update(params=params, kl=kl)
     runs = [("keep-75", made(large)), ("keep-50", made(small))]
     sweep = SweepSummary.of(runs)
@@ -171,14 +170,16 @@ def swept(second_kl):
 
 
 @pytest.mark.parametrize(
-    ("second_kl", "said"),
+    ("second_kl", "second_params", "said"),
     [
-        (1.2, "Each size loses less than every smaller one."),
-        (0.5, "keep-75 loses more than a model of the same size or a smaller one."),
+        (1.2, 80_000_000, "Each size loses less than every smaller one."),
+        (0.6, 110_000_000, "Each size loses less than every smaller one."),
+        (0.5, 110_000_000, "keep-75 loses more than a model of the same size or a smaller one."),
+        (0.5, 80_000_000, "keep-75 loses more than a model of the same size or a smaller one."),
     ],
 )
-def test_the_page_of_a_sweep_links_to_each_size(second_kl, said):
-    sweep, html = swept(second_kl)
+def test_the_page_of_a_sweep_links_to_each_size(second_kl, second_params, said):
+    sweep, html = swept(second_kl, second_params)
     page = Page(html)
     assert [link for link in page.links if "report" in link] == ["keep-75/report.html", "keep-50/report.html"]
     assert page.resources == []

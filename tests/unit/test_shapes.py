@@ -4,13 +4,14 @@ from dataclasses import dataclass, replace
 
 import pytest
 from tests.tiny.checkpoint import tiny_checkpoint
+from tests.tiny.pruned import pruned_checkpoint
 
 from darwinlm.database.levels import module_levels
 from darwinlm.database.store import DatabaseReader
 from darwinlm.errors import BudgetError, CheckpointError, RecipeError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import families
-from darwinlm.families.shapes import head_dim, module_parameters, module_shapes
+from darwinlm.families.shapes import module_parameters, module_shapes
 from darwinlm.pipeline import run_stages
 from darwinlm.recipe import BudgetSettings, UnitsSettings
 from darwinlm.search.problem.cost import parameter_costs
@@ -165,16 +166,12 @@ def test_equal_layers_keep_the_class_of_their_family(tiny_folder, model_type):
     assert all(row.items() <= layer.to_dict().items() for layer in config.per_layer_config)
 
 
-@dataclass
-class Config:
-    hidden_size: int = 48
-    num_attention_heads: int = 6
-    head_dim: int | None = None
-
-
-def test_the_head_size_is_the_one_that_is_stated():
-    assert head_dim(Config()) == 8
-    assert head_dim(Config(head_dim=20)) == 20
+def test_equal_layers_of_a_pruned_model_are_of_the_plain_class_again(tmp_path):
+    checkpoint = Checkpoint.open(pruned_checkpoint(tmp_path / "model", "llama", {1: (2, 1, 64)}))
+    row = {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 64}
+    config = smaller_config(checkpoint, dict.fromkeys(range(checkpoint.n_blocks), row))
+    assert type(empty_model(config, checkpoint)).__name__ == "LlamaForCausalLM"
+    assert not {"auto_map", "per_layer_config"} & config.to_dict().keys()
 
 
 def test_query_heads_that_do_not_divide_by_the_groups(tiny_llama):

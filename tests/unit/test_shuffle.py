@@ -90,19 +90,3 @@ def test_data_set_of_the_hub_is_shuffled_by_its_library(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", module)
     assert list(read_documents("hf:someone/things", shuffle=Shuffle(3, 7))) == ["2", "1", "0"]
     assert calls == [{"seed": 3, "buffer_size": 7}]
-
-
-def test_real_library_shuffles_a_stream(tmp_path, monkeypatch):
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    path = write(tmp_path / "a.jsonl", NUMBERS)
-    load = datasets.load_dataset
-
-    def local(*_arguments, **_options):
-        return load("json", data_files=path, split="train", streaming=True, cache_dir=str(tmp_path / "cache"))
-
-    monkeypatch.setattr(datasets, "load_dataset", local)
-    found = list(read_documents("hf:someone/things", shuffle=Shuffle(1, 100)))
-    assert sorted(found) == sorted(NUMBERS)
-    assert found != NUMBERS
-    assert found == list(read_documents("hf:someone/things", shuffle=Shuffle(1, 100)))

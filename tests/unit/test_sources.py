@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from darwinlm.data import read_documents
+from darwinlm.data import files, read_documents
 from darwinlm.errors import DataError, MissingExtraError
 
 ROWS = [{"id": index, "text": f"document {index}"} for index in range(5)]
@@ -196,6 +196,14 @@ def test_places_without_text(tmp_path):
     parquet = write_parquet(tmp_path / "a.parquet", [{"text": None, "id": 1}, {"text": "", "id": 2}])
     assert NO_TEXT in message(parquet)
     assert "row 1: the field 'id' holds a int" in message(f"{parquet}#id")
+
+
+def test_lines_that_are_no_text(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LINE_BYTES", 20)
+    monkeypatch.setattr(files, "BLANK_LINES", 3)
+    long = write(tmp_path / "a.jsonl", json_lines([{"text": "short"}, {"text": "a longer one"}]))
+    assert "line 2: the line has more than 20 bytes. Every line has to be one record of text" in message(long)
+    assert "line 5: 3 lines in a row are blank. Give a text file" in message(write(tmp_path / "a.txt", "a" + "\n" * 9))
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "arrow"])

@@ -16,7 +16,7 @@ from darwinlm.data import (
     split_documents,
 )
 from darwinlm.data.splits import shares_within
-from darwinlm.errors import ArtifactError, DataError, StorageError
+from darwinlm.errors import ArtifactError, DataError
 
 SHARES = {"calibration": 640, "fitness": 128, "validation": 64, "evaluation": 256}
 
@@ -271,9 +271,3 @@ def test_foreign_descriptions(tmp_path, blocks, change, message):
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ArtifactError, match=message):
         TokenBlocks.load(tmp_path)
-
-
-def test_unwritable_folder(tmp_path, blocks):
-    (tmp_path / "tokens.safetensors").mkdir()
-    with pytest.raises(StorageError, match="can't write"):
-        blocks.save(tmp_path)

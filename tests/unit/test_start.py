@@ -111,6 +111,12 @@ def test_modules_of_a_neighbour_move_towards_the_budget_or_stay(bounds, neighbou
     assert neighbour_start(problem_of(*bounds, *((0, 5, 10),) * 3), losses, neighbour) == moved
 
 
+def test_a_neighbour_that_cannot_be_moved_to_the_budget_is_left_out() -> None:
+    problem, fitness = problem_of(16, 16, (0, 7), (0, 9), (0, 13)), Measured(lambda each, tokens: 0.0)
+    assert first_parent(problem, cast(Fitness, fitness), SearchSettings(), LOSSES, (0, 0, 1), (0, 0, 1)) == (1, 1, 0)
+    assert fitness.asked == []
+
+
 @pytest.mark.parametrize(("neighbours_loss", "first"), [(0.5, (0, 1, 0)), (2.0, (1, 0, 0))])
 def test_a_neighbour_is_the_first_parent_where_its_loss_is_lower(neighbours_loss, first) -> None:
     problem = problem_of(5, 5, (0, 5), (0, 5), (0, 5))

@@ -1,7 +1,6 @@
 """Stored log-probabilities of the dense model: equal losses, computed once; foreign or damaged files are refused."""
 
 import shutil
-from collections import namedtuple
 
 import pytest
 import torch
@@ -179,8 +178,6 @@ def test_a_file_instead_of_a_folder(store, tmp_path):
         store(folder=tmp_path / "cache" / "below")
 
 
-def test_no_room(store, monkeypatch):
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 1000))
+def test_no_room(store, little_room):
     with pytest.raises(StorageError, match=r"the teacher cache takes 0.0 GB, but 0.0 GB are free.*folder"):
         store()

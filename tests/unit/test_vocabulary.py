@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 from tests.tiny.checkpoint import WORDS
-from tests.tiny.vocabulary import BYTES, KINDS, OTHERS, TOKENS, fast, wordy_checkpoint
-from tokenizers import Tokenizer, models
+from tests.tiny.vocabulary import BYTES, CHAT, KINDS, OTHERS, TOKENS, fast, wordy_checkpoint
+from tokenizers import Tokenizer, models, processors
 
 from darwinlm.data.packing import token_ids
 from darwinlm.errors import CheckpointError, ModelError
@@ -82,6 +82,50 @@ def test_bytes_special_tokens_and_those_of_the_chat_template_stay_and_then_the_m
     assert other not in kept
     fallback = fast(KINDS["BPE with bytes"]())
     assert set(fallback.convert_tokens_to_ids(BYTES)) <= TokenizerTree(fallback, "it").indispensable(fallback)
+
+
+def test_unknown_characters_score_as_before():
+    """They score ten less than the lowest piece: without it, an unknown one and another would be a better path."""
+    scores = {"<unk>": 0.0, "ab": -12.0, "c": -12.0, "bc": -1.0, "zz": -40.0, "yy": -20.0}
+    tokenizer = fast(Tokenizer(models.Unigram(list(scores.items()), unk_id=0)))
+    tree = TokenizerTree(tokenizer, "it")
+    kept = closed_choice(tree, tokenizer, {1: 1, 3: 1}, len(tree.indispensable(tokenizer)) + 2)
+    small = Tokenizer.from_str(json.dumps(tree.cut(kept)))
+    assert small.encode("abc").tokens == ["ab", "c"]
+    assert small.token_to_id("yy") is None
+
+
+def test_a_chat_template_may_refuse_system_messages():
+    tokenizer = fast(KINDS["byte-level BPE"]())
+    refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}"
+    tokenizer.chat_template = refusal + CHAT
+    zebra = tokenizer("zebra", add_special_tokens=False)["input_ids"]
+    assert set(zebra) <= TokenizerTree(tokenizer, "it").indispensable(tokenizer)
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_a_word_that_no_merge_gives_counts_if_it_is_looked_up_directly(direct):
+    """As Llama 3's tokenizer does."""
+    tree = json.loads(KINDS["byte-level BPE"]().to_str())
+    tree["model"]["ignore_merges"] = direct
+    tree["model"]["merges"] = [pair for pair in tree["model"]["merges"] if "".join(pair) != "Ġjungle"]
+    tokenizer = fast(Tokenizer.from_str(json.dumps(tree)))
+    tree, word = TokenizerTree(tokenizer, "it"), tokenizer.convert_tokens_to_ids("Ġjungle")
+    kept = closed_choice(tree, tokenizer, {word: 5}, len(tree.indispensable(tokenizer)) + 1)
+    assert (word in kept) is direct
+
+
+def test_numbers_in_processors_and_padding_follow():
+    inner = KINDS["byte-level BPE"]()
+    first, second, last = ((f"Ġ{word}", inner.token_to_id(f"Ġ{word}")) for word in ("jungle", "quartz", "puzzle"))
+    template = processors.TemplateProcessing(single=f"{first[0]} $A", special_tokens=[first])
+    inner.post_processor = processors.Sequence([processors.BertProcessing(last, second), template])
+    inner.enable_padding(pad_id=TOKENS, pad_token="<|user|>")
+    tokenizer = fast(inner)
+    tree = TokenizerTree(tokenizer, "it")
+    small = Tokenizer.from_str(json.dumps(tree.cut(closed_choice(tree, tokenizer, {}, 320))))
+    assert [small.id_to_token(number) for number in small.encode("a").ids] == ["Ġjungle", "Ġquartz", "a", "Ġpuzzle"]
+    assert small.padding["pad_id"] == small.token_to_id("<|user|>") == 319
 
 
 def test_other_tokenizers_are_refused():

@@ -2,22 +2,17 @@
 
 import pytest
 import torch
+from tests.tiny.checkpoint import stream_over
 from tests.tiny.models import tiny_model
 from torch.nn import functional
 
-from darwinlm.calibration.stream import BlockStream, output_projection
+from darwinlm.calibration.stream import output_projection
 from darwinlm.errors import NumericsError
-from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import families
 from darwinlm.surgery import sublayers
 from darwinlm.surgery.sublayers import BlockWalk
 
 TOKENS = torch.randint(3, 250, (7, 24), generator=torch.Generator().manual_seed(0))
-
-
-def stream_over(folder, dtype=torch.float32):
-    checkpoint = Checkpoint.open(folder)
-    return BlockStream(checkpoint, TOKENS, dtype=dtype, device=torch.device("cpu"), batch_tokens=48)
 
 
 @pytest.fixture
@@ -27,7 +22,7 @@ def room(monkeypatch):
 
 
 def walked(folder, dtype=torch.float32):
-    stream = stream_over(folder, dtype)
+    stream = stream_over(folder, TOKENS, 48, dtype=dtype)
     for block in range(stream.checkpoint.n_blocks):
         stream.load(block)
         walk = BlockWalk(stream, block)
@@ -47,7 +42,7 @@ CASES += [(name, *how) for name in ("llama", "gemma2", "gemma4_text", "lfm2", "m
 @pytest.mark.parametrize(("model_type", "memory", "dtype"), CASES)
 def test_two_halves_are_the_whole_block(tiny_folder, model_type, memory, dtype, room):
     room(memory)
-    whole = stream_over(tiny_folder(model_type), dtype)
+    whole = stream_over(tiny_folder(model_type), TOKENS, 48, dtype=dtype)
     for block in range(whole.checkpoint.n_blocks):
         whole.load(block)
         whole.run(block)
@@ -56,7 +51,7 @@ def test_two_halves_are_the_whole_block(tiny_folder, model_type, memory, dtype, 
 
 
 def test_what_is_seen_is_what_goes_into_the_projection(tiny_folder):
-    stream = stream_over(tiny_folder("llama"))
+    stream = stream_over(tiny_folder("llama"), TOKENS, 48)
     weights = stream.load(0)
     hidden = [part.clone() for part in stream.hidden]
     walk = BlockWalk(stream, 0)
@@ -71,7 +66,7 @@ def test_what_is_seen_is_what_goes_into_the_projection(tiny_folder):
 @pytest.mark.parametrize("kind", ["attention", "mlp"])
 def test_a_projection_that_changes_after_its_inputs_were_seen_counts(tiny_folder, memory, kind, room):
     room(memory)
-    stream = stream_over(tiny_folder("llama"))
+    stream = stream_over(tiny_folder("llama"), TOKENS, 48)
     stream.load(0)
     before = [part.clone() for part in stream.hidden]
     walk = BlockWalk(stream, 0)

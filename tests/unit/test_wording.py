@@ -4,7 +4,7 @@ import ast
 import math
 
 import pytest
-from tests.tiny.summaries import NASTY, front_matter, made, plain, searched
+from tests.tiny.summaries import NASTY, changed, front_matter, made, plain, searched
 
 from darwinlm.report import wording
 from darwinlm.report.card import model_card
@@ -117,8 +117,12 @@ def test_card_of_a_searched_model():
         assert expected in body, expected
 
 
-def test_card_of_a_plain_model():
-    assert "custom_code" not in front_matter(model_card(made(plain())))[0]["tags"]
+def test_card_of_a_plain_model_with_images_and_a_licence_of_its_own():
+    tree = changed(plain() | {"origin": {"license_name": "ours"}}, export={"whole": True})
+    fields, body = front_matter(model_card(made(tree)))
+    assert "custom_code" not in fields["tags"]
+    assert (fields["license"], fields["pipeline_tag"]) == ("other", "image-text-to-text")
+    assert "AutoModelForImageTextToText" in body
 
 
 def test_card_keeps_paths_and_markup_out():

@@ -177,7 +177,7 @@ def _explain(detail: Any) -> str:
         known = _fields_at(location[:-1])
         hint = suggestion(location[-1], known, f"known fields are {', '.join(known)}")
         return f"unknown field '{name}': {hint}"
-    message = str(detail["msg"]).removeprefix("Value error, ")
+    message = str(detail["msg"]).removeprefix("Value error, ").replace("Input should", "must")
     if not name:
         return message
     value = detail["input"]

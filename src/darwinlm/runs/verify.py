@@ -97,7 +97,8 @@ def _sizes(model: Path, summary: Summary) -> Iterator[Finding]:
         return
     wrong = f"{blocks:,} exist, {budget.block_params} are stated"
     yield Finding("block parameters", None if blocks == budget.block_params else wrong)
-    yield Finding("budget", None if budget.used <= budget.upper else f"{budget.used} of {budget.upper} are used")
+    wrong = f"{budget.used:,.10g} of {budget.upper:,.10g} are used"
+    yield Finding("budget", None if budget.used <= budget.upper else wrong)
     if budget.kind == "params":
         wrong = f"{counted:,} of {budget.upper:,} are used"
         yield Finding("budget in parameters", None if counted <= budget.upper else wrong)
