@@ -36,7 +36,7 @@ from darwinlm.search.propose.start import knapsack_start
 from darwinlm.stages.database import PruningDatabase, database_stage, stream_of
 from darwinlm.stages.refit import refit_stage
 from darwinlm.stages.stitch import Stitched
-from darwinlm.stages.text import text_stage
+from darwinlm.stages.text import Texts, text_stage
 from darwinlm.surgery.stitch import stitch
 from small_models import LENGTH
 
@@ -96,15 +96,42 @@ def allocations(reader: DatabaseReader, keep: float) -> tuple[dict[str, Allocati
     return rows, limit
 
 
+def run_of(options: argparse.Namespace) -> Run:
+    """The run of a benchmark; its stages are in the folder `out`."""
+    assignments = [f"text.sequence_length={LENGTH}", f"search.seed={options.seed}", *(options.set or ())]
+    given = {"model": str(options.model), "text.source": str(options.text), "budget.keep": options.keep}
+    return Run(load_recipe(None, assignments, given), options.out, Reporter(quiet=True))
+
+
+def measured(
+    run: Run, texts: Texts, name: str, source: DatabaseReader, allocation: Allocation
+) -> dict[str, float | list[list[int]]]:
+    """Cut the mixture; its KL on evaluation text with and without a refit, and the kept experts and widths."""
+    levels = SearchSpace(source.modules).levels(allocation)
+    place = name.replace(": ", "_").replace(", ", "_").replace(" ", "_")
+    with run.stage(f"method_{place}", {"allocation": allocation, "seed": run.recipe.search.seed}, name) as (
+        stage,
+        work,
+    ):
+        if work:
+            save_model(stitch(source, allocation), stage.folder / "model")
+    stitched = Stitched(stage, Checkpoint.open(stage.folder / "model"))
+    refitted = refit_stage(steps_run(run, MethodRow(place, ("refit",))), texts, stitched)
+    assert refitted is not None
+    models = {"kl": stitched.checkpoint.load(torch.float32), "kl refitted": refitted.model(stitched.checkpoint)}
+    dense = run.checkpoint.load(torch.float32)
+    qualities = measure_quality(dense, models, texts["evaluation"].tokens, batch_tokens=4096)
+    return {
+        "block_params": sum(level.params for level in levels),
+        **{key: round(own.kl, 4) for key, own in qualities.items()},
+        "perplexity refitted": round(qualities["kl refitted"].perplexity, 2),
+        "kept": [[level.experts, level.width] for level in levels if level.experts],
+    }
+
+
 def compare(options: argparse.Namespace) -> None:
     """Cut the mixture in several ways to one size. Prints a JSON line for each, with and without a refit."""
-    assignments = [
-        f"text.sequence_length={LENGTH}",
-        f"search.seed={options.seed}",
-        *(options.set or ()),
-    ]
-    given = {"model": str(options.model), "text.source": str(options.text), "budget.keep": options.keep}
-    run = Run(load_recipe(None, assignments, given), options.out, Reporter(quiet=True))
+    run = run_of(options)
     texts = text_stage(run)
     database = database_stage(run, texts)
     reader, units = database.reader, run.recipe.units
@@ -112,49 +139,37 @@ def compare(options: argparse.Namespace) -> None:
     rows, limit = allocations(reader, options.keep)
     cuts: dict[str, tuple[DatabaseReader, Allocation]] = {name: (reader, rows[name]) for name in rows if name != "drop"}
     cuts |= {f"drop: {name}": (ExpertReader(run.checkpoint, units, own), rows["drop"]) for name, own in orders.items()}
-    dense = run.checkpoint.load(torch.float32)
     for name, (source, allocation) in cuts.items():
         if options.only and not any(part in name for part in options.only):
             continue
-        place = name.replace(": ", "_").replace(", ", "_").replace(" ", "_")
-        with run.stage(f"method_{place}", {"allocation": allocation, "seed": options.seed}, name) as (stage, work):
-            if work:
-                save_model(stitch(source, allocation), stage.folder / "model")
-        stitched = Stitched(stage, Checkpoint.open(stage.folder / "model"))
-        refitted = refit_stage(steps_run(run, MethodRow(place, ("refit",))), texts, stitched)
-        assert refitted is not None
-        models = {"kl": stitched.checkpoint.load(torch.float32), "kl refitted": refitted.model(stitched.checkpoint)}
-        qualities = measure_quality(dense, models, texts["evaluation"].tokens, batch_tokens=4096)
-        parameters = sum(level.params for level in SearchSpace(source.modules).levels(allocation))
         line = {
             "benchmark": "mixture",
             "cut": name,
             "seed": options.seed,
             "keep": options.keep,
-            "block_params": parameters,
             "limit": limit,
-            **{key: round(own.kl, 4) for key, own in qualities.items()},
-            "perplexity refitted": round(qualities["kl refitted"].perplexity, 2),
-            "kept": [
-                [level.experts, level.width]
-                for level in SearchSpace(source.modules).levels(allocation)
-                if level.experts
-            ],
+            **measured(run, texts, name, source, allocation),
         }
         with (options.out / "compare.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
         print(json.dumps(line), flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def options_parser(description: str | None) -> argparse.ArgumentParser:
+    """Options of the benchmarks that cut a mixture."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="a mixture, such as the folder `model` that small_models.py makes")
     parser.add_argument("--text", required=True, help="documents outside the mixture's training text")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--keep", type=float, default=0.5, help="share of the experts' parameters")
     parser.add_argument("--seed", type=int, default=0, help="seed of the split of the text")
-    parser.add_argument("--only", action="append", help="only cuts whose name contains this; default: all")
     parser.add_argument("--set", action="append", metavar="FIELD=VALUE", help="of the recipe")
+    return parser
+
+
+def main() -> None:
+    parser = options_parser(__doc__)
+    parser.add_argument("--only", action="append", help="only cuts whose name contains this; default: all")
     compare(parser.parse_args())
 
 
