@@ -66,7 +66,7 @@ def test_the_text_that_is_handed_on_is_the_answer(opened: Opened) -> None:
 
 def test_there_must_be_something_to_continue(tiny_llama: Path) -> None:
     with pytest.raises(DataError, match="there is no text to continue: write something"):
-        Conversation(open_model(str(tiny_llama), dtype=torch.float32), AnswerSettings(4, 0.0)).answer("")
+        Conversation(open_model(str(tiny_llama), dtype="float32"), AnswerSettings(4, 0.0)).answer("")
 
 
 def test_turns_are_remembered_and_forgotten(opened: Opened) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def test_what_is_begun_is_left_when_time_is_up(folder, tiny_llama, make_run, mon
     run_sequences, ticks = Fitness._run, []
 
     def slow(self, piece, inputs):
-        if self.clock is not None:
+        if math.isfinite(self.clock.limit):
             ticks.append(piece)
             self.clock.before += 60
         return run_sequences(self, piece, inputs)

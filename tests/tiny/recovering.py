@@ -47,16 +47,16 @@ def losses(summary: Summary) -> list[float]:
 
 def watch_text(monkeypatch: Any) -> tuple[list[Any], list[Any]]:
     """Blocks of tokens that recoveries from now on train on, and those that they hold out."""
-    from darwinlm.recovery import train
+    from darwinlm.recovery.train import Training
 
-    trained, held_out, whole = [], [], train.train
+    trained, held_out, whole = [], [], Training.train
 
-    def watched(student: Any, teacher: Any, blocks: Any, held: Any, *rest: Any, **more: Any) -> Any:
-        trained.extend(blocks[number]["input_ids"] for number in range(len(blocks)))
-        held_out.extend(held)
-        return whole(student, teacher, blocks, held, *rest, **more)
+    def watched(training: Any) -> Any:
+        trained.extend(training.text[number]["input_ids"] for number in range(len(training.text)))
+        held_out.extend(training.held_out)
+        return whole(training)
 
-    monkeypatch.setattr(train, "train", watched)
+    monkeypatch.setattr(Training, "train", watched)
     return trained, held_out
 
 
