@@ -17,10 +17,9 @@ import torch
 from darwinlm.artifact import model_folder
 from darwinlm.compute import DTYPES
 from darwinlm.engines import EngineProcess, Timing, require_engine
-from darwinlm.errors import EngineError, ModelError
+from darwinlm.errors import EngineError
 from darwinlm.export.gguf.export import export_gguf
-from darwinlm.export.gguf.reference import GgufFile
-from darwinlm.export.gguf.write import QUANTISATIONS, require_gguf
+from darwinlm.export.gguf.write import QUANTISATIONS
 from darwinlm.export.source import open_source
 from darwinlm.families.config import read_config
 from darwinlm.families.gguf_header import read_header
@@ -191,15 +190,7 @@ def _vocabulary(path: Path) -> int:
     """Size of a model's vocabulary."""
     if path.is_dir():
         return int(read_config(path / "config.json")["vocab_size"])
-    require_gguf()
-    read_header(path)
-    try:
-        embedding = GgufFile(path).shape("token_embd.weight")
-    except (ValueError, OSError, KeyError) as error:
-        raise ModelError(
-            f"{path} is not a GGUF file of a language model ({error}): fetch or export it again"
-        ) from error
-    return embedding[0]
+    return read_header(path).tensors["token_embd.weight"][0]
 
 
 def _ratios(measured: Sequence[EngineSpeed]) -> dict[str, Spread]:

@@ -315,7 +315,6 @@ def _trained_rounds(
 ) -> Selected:
     """Selection with training; the parent is trained on the same text as its children."""
     parent, candidates, evaluations = state.parent, offspring.children, 0
-    trainer.keep(())
     ranked: list[tuple[float, Allocation]] = []
     for stage in settings.stages:
         pool = [parent, *candidates]
