@@ -1,6 +1,7 @@
 """Model families as data: one small YAML file for each family beside this module.
 
-`parts.py` describes the sub-layers. `family_of` finds the description for a configuration.
+`parts.py` describes the sub-layers. A file may name a family in `like`: fields that it leaves out, of its own or of a
+sub-layer, are those of the other one. `family_of` finds the description for a configuration.
 """
 
 from __future__ import annotations
@@ -124,16 +125,22 @@ class Family(Closed):
         return part
 
 
+DATA = resources.files("darwinlm.families") / "data"
+
+
+@cache
+def _description(file: str) -> dict[str, Any]:
+    """Contents of a family's file, completed by those of the family that it is like."""
+    own: dict[str, Any] = yaml.safe_load((DATA / file).read_text(encoding="utf-8"))
+    base = _description(f"{own.pop('like')}.yaml") if "like" in own else {}
+    return base | own | {kind: base.get(kind, {}) | own[kind] for kind in KINDS if kind in own}
+
+
 @cache
 def families() -> dict[str, Family]:
     """All known families by model type; those with a switch by another name."""
-    folder = resources.files("darwinlm.families") / "data"
-    by_type = {}
-    for entry in sorted(folder.iterdir(), key=lambda item: item.name):
-        if entry.name.endswith(".yaml"):
-            family = Family.model_validate(yaml.safe_load(entry.read_text(encoding="utf-8")))
-            by_type[family.key] = family
-    return by_type
+    files = sorted(entry.name for entry in DATA.iterdir() if entry.name.endswith(".yaml"))
+    return {family.key: family for family in map(Family.model_validate, map(_description, files))}
 
 
 def family_of(config: Any) -> Family:
