@@ -15,7 +15,7 @@ from pydantic import Field
 
 from darwinlm.errors import FamilyError
 from darwinlm.families.gguf_architecture import Architecture
-from darwinlm.families.parts import KINDS, Attention, Closed, Mixer, Mlp, ModuleKind, Part, Stored, Tail
+from darwinlm.families.parts import KINDS, Attention, Closed, Mixer, Mlp, ModuleKind, Part, Tail
 from darwinlm.families.refusal import why_not
 
 PREFIX = "darwinlm_"
@@ -59,8 +59,6 @@ class Family(Closed):
 
     gguf: Architecture | None = None
     """Its architecture in llama.cpp, if there is one."""
-    stored: Stored = Stored()
-    """Differing names in checkpoints."""
     exact: tuple[str, ...] = ()
     """Parts of names of weights that the class makes in float32 and doesn't list."""
     unsupported: dict[str, str] = Field(default_factory=dict)

@@ -21,6 +21,7 @@ from darwinlm.export.reshape import Reshaper
 from darwinlm.export.sizes import BlockSizes, Tensors, split_rows
 from darwinlm.families.expert_tensors import by_rows, row_axis
 from darwinlm.families.family import Family
+from darwinlm.families.layout import stored_name
 from darwinlm.families.parts import Attention, Mlp
 from darwinlm.families.shapes import row_segments
 
@@ -82,19 +83,19 @@ def _names(architecture: str) -> Any:
 
 def _place(name: str, family: Family, layout: Layout) -> str | None:
     """Name in the file of a tensor by its name in the model, in block 0 if it is in one; None without a place."""
-    for end, spelled in SPELLED.items():
-        name = name.removesuffix(end) + spelled if name.endswith(f".{end}") else name
-    if name.endswith("_bias"):
-        name = f"{name.removesuffix('_bias')}.bias"
-    stored = name
-    for theirs, ours in family.stored.renamed.items():
-        stored = stored.replace(f".{ours}", f".{theirs}")
     table = _names(layout.architecture.name)
-    place = next(filter(None, (table.get_name(each, SUFFIXES) for each in (name, stored))), None)
+    names = map(_spelled, (name, stored_name(family, name)))
+    place = next(filter(None, (table.get_name(each, SUFFIXES) for each in names)), None)
     if place is None:
         return None
     inside = str(place).removeprefix("blk.0.")
     return inside if inside.endswith(SUFFIXES) or inside in BARE else f"{inside}.weight"
+
+
+def _spelled(name: str) -> str:
+    for end, spelled in SPELLED.items():
+        name = name.removesuffix(end) + spelled if name.endswith(f".{end}") else name
+    return f"{name.removesuffix('_bias')}.bias" if name.endswith("_bias") else name
 
 
 def _outside(reshaper: Reshaper, layout: Layout) -> Iterator[tuple[str, Tensor]]:
