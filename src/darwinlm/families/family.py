@@ -41,8 +41,6 @@ class Family(Closed):
     """Name of the list of blocks."""
     embedding: str = "model.embed_tokens"
     """Token embedding."""
-    final_norm: str = "model.norm"
-    """Norm before the head."""
     head: str = "lm_head"
     """Output projection to the vocabulary."""
     residual_multiplier: str | None = None
@@ -61,8 +59,6 @@ class Family(Closed):
     """Its architecture in llama.cpp, if there is one."""
     exact: tuple[str, ...] = ()
     """Parts of names of weights that the class makes in float32 and doesn't list."""
-    unsupported: dict[str, str] = Field(default_factory=dict)
-    """Configuration fields that must not be set, each with the reason as a clause."""
     switch: str | None = None
     """Configuration field that is set if a model of this type belongs to this family, and not to the one without a
     switch. In layers without MLP it is zero, so that they have no experts."""
@@ -94,7 +90,7 @@ class Family(Closed):
         chosen = getattr(config, self.mlp.experts.chosen, None) if self.mlp.experts is not None else None
         if isinstance(chosen, list) and len(set(chosen)) > 1:
             return "its layers choose different numbers of experts for a token"
-        return next((reason for field, reason in self.unsupported.items() if getattr(config, field, None)), None)
+        return None
 
     @property
     def kinds(self) -> tuple[ModuleKind, ...]:

@@ -109,7 +109,7 @@ def _outside(reshaper: Reshaper, layout: Layout) -> Iterator[tuple[str, Tensor]]
             continue
         if place is None:
             raise _no_place(name, layout)
-        if name == f"{reshaper.family.final_norm}.weight":
+        if place == "output_norm.weight":
             yield place, _norm(tensor, layout)
         elif place == "token_embd.weight":
             yield place, tensor * embedding
