@@ -126,7 +126,7 @@ def test_a_splitting_by_name_is_the_one_that_exports_know(tmp_path, name):
     )
     split_as_named(tokenizer, name)
     folder = plain_checkpoint(tmp_path / "model", "llama", tokenizer=tokenizer)
-    assert read_tokenizer(folder, tokenizer, 320).values["pre"] == ALIASES.get(name, name)
+    assert read_tokenizer(folder, tokenizer, 320)["tokenizer.ggml.pre"] == ALIASES.get(name, name)
 
 
 @pytest.mark.parametrize("name", [None, "chatglm-bpe"])

@@ -33,7 +33,7 @@ from darwinlm.export.check import (
 from darwinlm.export.gguf.layout import Layout, choose_layout
 from darwinlm.export.gguf.reference import Get, GgufFile, reference_streams
 from darwinlm.export.gguf.tensors import block_tensors, gguf_tensors
-from darwinlm.export.gguf.tokenizer import TokenizerKeys, copy_tokenizer, read_tokenizer
+from darwinlm.export.gguf.tokenizer import MODEL, TEMPLATE, copy_tokenizer, read_tokenizer
 from darwinlm.export.gguf.write import BY_LIBRARY, QUANTISATIONS, require_gguf, write_gguf
 from darwinlm.export.reshape import Reshaper
 from darwinlm.families.checkpoint import Checkpoint
@@ -89,7 +89,7 @@ def export_gguf(
         else read_tokenizer(checkpoint.folder, checkpoint.tokenizer(), vocabulary)
     )
     report = ExportReport("gguf", str(out), notes=list(layout.notes))
-    job = _Job(reshaper, layout, tokenizer, quantisation, threads, report)
+    job = _Job(reshaper, layout, tokenizer, tokenizer_from is not None, quantisation, threads, report)
     if checkpoint.whole is not None:
         report.notes.append("the file holds the language model alone, without the parts around it")
     temporary = out.with_name(f".{out.name}.partial")
@@ -115,7 +115,8 @@ def export_gguf(
 class _Job:
     reshaper: Reshaper
     layout: Layout
-    tokenizer: TokenizerKeys
+    tokenizer: dict[str, Any]
+    copied: bool
     quantisation: str
     threads: int
     report: ExportReport
@@ -137,20 +138,20 @@ def _check(job: _Job, path: Path) -> None:
     """Compare masked dense, pruned, the file's tensors before quantisation, the file, and llama.cpp."""
     reshaper, layout, tokenizer, report = job.reshaper, job.layout, job.tokenizer, job.report
     checkpoint = reshaper.checkpoint
-    tokens = check_tokens(checkpoint, report)[: layout.features.context]
+    tokens = check_tokens(checkpoint, report)[: layout.context]
     blocks = [target.block for target in layout.targets]
     model = checkpoint.load(torch.float32)
     expected = MEMORY, model_streams(model, checkpoint.family, tokens)
     check_masked(reshaper, expected[1], tokens, report)
-    if layout.features.rope.rounded:
+    if layout.rope.rounded:
         expected = ROUNDED_YARN, _with_rounded_yarn(model, job, expected[1], tokens)
     pruned = expected[1]
     file = GgufFile(path)
     report.details |= {
         "architecture": layout.architecture.name,
         "quantisation": job.quantisation,
-        "tokenizer": f"{tokenizer.model}{' ' + str(tokenizer.values['pre']) if 'pre' in tokenizer.values else ''}",
-        "chat_template": tokenizer.chat_template is not None,
+        "tokenizer": " ".join(str(tokenizer[key]) for key in (MODEL, "tokenizer.ggml.pre") if key in tokenizer),
+        "chat_template": TEMPLATE in tokenizer,
     }
     _note_size(file, job)
     types = report.details["tensor_types"] = dict(_check_types(file, reshaper, layout))
@@ -285,21 +286,20 @@ def _check_engine(job: _Job, path: Path, tokens: Tensor, expected: tuple[str, St
             ENGINE_ERROR.get(job.quantisation, QUANTISED_ERROR if expected[0] == WRITTEN else ROUNDED),
         )
     )
-    _check_tokenizer(ids, job.reshaper.checkpoint, job.tokenizer, report)
+    _check_tokenizer(ids, job)
     return logits
 
 
-def _check_tokenizer(ids: list[int], checkpoint: Checkpoint, keys: TokenizerKeys, report: ExportReport) -> None:
-    ours: Any = checkpoint.tokenizer()(TEXT)["input_ids"]
+def _check_tokenizer(ids: list[int], job: _Job) -> None:
+    ours: Any = job.reshaper.checkpoint.tokenizer()(TEXT)["input_ids"]
+    job.report.details["tokenizer_agrees"] = ids == ours
     if ids == ours:
-        report.details["tokenizer_agrees"] = True
         return
-    report.details["tokenizer_agrees"] = False
     place = next((i for i, (a, b) in enumerate(zip(ids, ours, strict=False)) if a != b), min(len(ids), len(ours)))
     message = f"llama.cpp splits the check's text into other tokens than transformers, from token {place} on"
-    if not keys.copied:
+    if not job.copied:
         raise ExportError(
             f"the export fails its check: {message}; nothing was written. If the model comes from a GGUF file, pass it "
             "as --tokenizer-from F.gguf"
         )
-    report.notes.append(f"{message}; the tokenizer was copied from another file as requested")
+    job.report.notes.append(f"{message}; the tokenizer was copied from another file as requested")

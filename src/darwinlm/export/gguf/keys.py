@@ -46,7 +46,7 @@ def _smallest_head(reshaper: Reshaper, _: Layout) -> int:
 
 def _sections(reshaper: Reshaper, layout: Layout) -> list[int]:
     stated = reshaper.checkpoint.config.rope_parameters.get("mrope_section")
-    return [*(stated or [layout.features.rope.turned // 2] * 3), 0][:4]
+    return [*(stated or [layout.rope.turned // 2] * 3), 0][:4]
 
 
 def _dense_blocks(_: Reshaper, layout: Layout) -> int:

@@ -66,7 +66,7 @@ def gguf_tensors(reshaper: Reshaper, layout: Layout) -> Iterator[tuple[str, Tens
         ExportError: The model has a tensor that the architecture doesn't support.
     """
     yield from _outside(reshaper, layout)
-    yield from rope_tensors(layout.features.rope, whole_heads=layout.architecture.whole_heads).items()
+    yield from rope_tensors(layout.rope, whole_heads=layout.architecture.whole_heads).items()
     for number, target in enumerate(layout.targets):
         for name, tensor in block_tensors(reshaper, layout, target).items():
             yield f"blk.{number}.{name}", tensor.contiguous()
@@ -208,7 +208,7 @@ def _arranged(tensor: Tensor, place: str, name: str, reshaper: Reshaper, layout:
 
 def _turned(tensor: Tensor, heads: int, reshaper: Reshaper, layout: Layout) -> Tensor:
     """Queries or keys for the rotary embedding of the architecture."""
-    rope = layout.features.rope
+    rope = layout.rope
     if layout.architecture.permuted and not reshaper.family.attention.neighbours:
         tensor = permute_rows(tensor, heads, rope.turned)
     if layout.architecture.whole_heads and rope.turned < rope.columns:

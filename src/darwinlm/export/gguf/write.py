@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from darwinlm.export.gguf.keys import write_further
 from darwinlm.export.gguf.layout import Layout
 from darwinlm.export.gguf.rope import write_rope
 from darwinlm.export.gguf.tensors import gguf_tensors
-from darwinlm.export.gguf.tokenizer import TokenizerKeys, write_tokenizer
+from darwinlm.export.gguf.tokenizer import write_tokenizer
 from darwinlm.export.reshape import Reshaper
 
 PLAIN = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
@@ -44,7 +45,7 @@ def require_gguf() -> Any:
 
 
 def write_gguf(
-    path: Path, reshaper: Reshaper, layout: Layout, tokenizer: TokenizerKeys, quantisation: str, later: str = "f32"
+    path: Path, reshaper: Reshaper, layout: Layout, tokenizer: Mapping[str, Any], quantisation: str, later: str = "f32"
 ) -> None:
     """Write the file.
 
@@ -108,7 +109,7 @@ def _numbers(gguf: Any, name: str, tensor: Tensor, kind: str) -> np.ndarray[Any,
 
 
 def _write_keys(writer: Any, reshaper: Reshaper, layout: Layout, file_types: Any, quantisation: str) -> None:
-    config, features, architecture = reshaper.checkpoint.config, layout.features, layout.architecture
+    config, architecture = reshaper.checkpoint.config, layout.architecture
     heads, groups, widths = ([target.sizes[i] for target in layout.targets] for i in range(3))
     if architecture.per_layer and reshaper.family.mlp.experts is not None:
         widths = [int(config.intermediate_size)] * len(widths)  # of the MLPs beside experts
@@ -119,7 +120,7 @@ def _write_keys(writer: Any, reshaper: Reshaper, layout: Layout, file_types: Any
     writer.add_file_type(file_types["ALL_F32" if quantisation == "f32" else f"MOSTLY_{PLAIN[quantisation]}"])
     writer.add_quantization_version(2)
     writer.add_vocab_size(int(config.vocab_size))
-    writer.add_context_length(features.context)
+    writer.add_context_length(layout.context)
     writer.add_embedding_length(int(config.hidden_size))
     writer.add_block_count(len(layout.targets))
     writer.add_feed_forward_length(widths[0] if uniform else widths)
@@ -133,14 +134,14 @@ def _write_keys(writer: Any, reshaper: Reshaper, layout: Layout, file_types: Any
     add_eps = writer.add_layer_norm_eps if architecture.layer_norms else writer.add_layer_norm_rms_eps
     add_eps(float(getattr(config, "rms_norm_eps", None) or config.norm_eps))
     write_further(writer, reshaper, layout)
-    write_rope(writer, features.rope, whole_heads=architecture.whole_heads)
+    write_rope(writer, layout.rope, whole_heads=architecture.whole_heads)
     if architecture.multipliers:
         writer.add_attention_scale(float(config.attention_multiplier))
         writer.add_embedding_scale(float(config.embedding_multiplier))
         writer.add_residual_scale(float(config.residual_multiplier))
         writer.add_logit_scale(float(config.logits_scaling))
-    if features.window is not None:
-        writer.add_sliding_window(features.window)
+    if layout.window is not None:
+        writer.add_sliding_window(layout.window)
     if architecture.caps:
         writer.add_attn_logit_softcapping(float(config.attn_logit_softcapping or NO_CAP))
         writer.add_final_logit_softcapping(float(config.final_logit_softcapping or NO_CAP))
