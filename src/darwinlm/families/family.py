@@ -27,25 +27,15 @@ class Family(Closed):
     title: str
     """Usual name of the models, for the documentation."""
     model_type: str
-    """Model type in config.json."""
-    class_prefix: str
-    """Prefix of the classes in transformers: `Llama` for LlamaForCausalLM."""
-    class_infix: str = ""
-    """Infix in the names of the configuration and the decoder: `Text` for Gemma3TextModel."""
-    package: str = ""
-    """Package in `transformers.models`, if its name differs from the model type."""
-    inside: dict[str, str] = Field(default_factory=dict)
-    """Model types with further parts, such as a vision tower, around such a language model, and the prefixes of their
-    classes in transformers."""
+    """Model type in config.json, which is the name of the file unless there is a switch."""
+    inside: tuple[str, ...] = ()
+    """Model types with further parts, such as a vision tower, around such a language model."""
     layers: str = "model.layers"
     """Name of the list of blocks."""
     embedding: str = "model.embed_tokens"
     """Token embedding."""
     head: str = "lm_head"
     """Output projection to the vocabulary."""
-    residual_multiplier: str | None = None
-    """Configuration field for the factor a on every sub-layer's output before it is added to the residual stream
-    (Granite); none means 1. Least-squares fits of an output projection divide their target by it."""
     attention: Attention
     """Names of the attention."""
     mixer: Mixer | None = None
@@ -71,14 +61,20 @@ class Family(Closed):
     @property
     def class_names(self) -> tuple[str, str, str, tuple[tuple[str, ...], tuple[str, ...]], tuple[str, str]]:
         """Class prefix, package, class infix, norms and sub-layers, which define the classes of the modelling file."""
+        from transformers.models.auto.configuration_auto import model_type_to_module_name
+
         if self.switch is not None:
             return families()[self.model_type].class_names
+        infix = "Text" if self.model_type.endswith("_text") else ""
         norms, names = (self.attention.norms, self.mlp.norms), (self.attention.name, self.mlp.name)
-        return self.class_prefix, self.package or self.model_type, self.class_infix, norms, names
+        return class_prefix(self.model_type), model_type_to_module_name(self.model_type), infix, norms, names
 
     def residual_scale(self, config: Any) -> float:
-        """Factor on every sub-layer's output before it is added to the residual stream."""
-        return 1.0 if self.residual_multiplier is None else float(getattr(config, self.residual_multiplier))
+        """Factor a on every sub-layer's output before it is added to the residual stream (Granite).
+
+        Least-squares fits of an output projection divide their target by it.
+        """
+        return float(getattr(config, "residual_multiplier", 1.0))
 
     def applies(self, config: Any) -> bool:
         """Whether the switch is set in any layer."""
@@ -97,15 +93,11 @@ class Family(Closed):
         """Kinds of modules of its blocks."""
         return tuple(kind for kind in KINDS if kind in ("attention", "mlp") or getattr(self, kind) is not None)
 
-    def is_cut(self, kind: ModuleKind) -> bool:
-        """Whether modules of this kind are cut or removed."""
-        return kind == "mlp" or (kind == "attention" and self.attention.cut != "never")
-
     def cut_kinds(self, config: Any, block: int) -> list[ModuleKind]:
         """Kinds of the modules of a block that are cut or removed."""
         sources = self.attention.sources(config)
-        shared = block in sources or block in sources.values()
-        return [kind for kind in self.kinds if self.is_cut(kind) and not (kind == "attention" and shared)]
+        kept = self.attention.cut == "never" or block in sources or block in sources.values()
+        return ["mlp"] if kept else ["attention", "mlp"]
 
     def linked(self, config: Any) -> bool:
         """Whether blocks get more than the residual stream from the tokens or from earlier blocks."""
@@ -119,22 +111,30 @@ class Family(Closed):
         return part
 
 
+def class_prefix(model_type: str) -> str:
+    """Prefix of the classes of a model type in transformers: `Llama` for LlamaForCausalLM."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    return str(CONFIG_MAPPING_NAMES[model_type]).removesuffix("Config").removesuffix("Text")
+
+
 DATA = resources.files("darwinlm.families") / "data"
 
 
 @cache
-def _description(file: str) -> dict[str, Any]:
+def _description(name: str) -> dict[str, Any]:
     """Contents of a family's file, completed by those of the family that it is like."""
-    own: dict[str, Any] = yaml.safe_load((DATA / file).read_text(encoding="utf-8"))
-    base = _description(f"{own.pop('like')}.yaml") if "like" in own else {}
+    own: dict[str, Any] = yaml.safe_load((DATA / f"{name}.yaml").read_text(encoding="utf-8"))
+    base = _description(own.pop("like")) if "like" in own else {}
+    own |= {} if "switch" in own else {"model_type": name}
     return base | own | {kind: base.get(kind, {}) | own[kind] for kind in KINDS if kind in own}
 
 
 @cache
 def families() -> dict[str, Family]:
     """All known families by model type; those with a switch by another name."""
-    files = sorted(entry.name for entry in DATA.iterdir() if entry.name.endswith(".yaml"))
-    return {family.key: family for family in map(Family.model_validate, map(_description, files))}
+    names = sorted(entry.name.removesuffix(".yaml") for entry in DATA.iterdir() if entry.name.endswith(".yaml"))
+    return {name: Family.model_validate(_description(name)) for name in names}
 
 
 def family_of(config: Any) -> Family:

@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText
 
 from darwinlm.artifact import read_json, write_json, write_text
 from darwinlm.errors import CheckpointError, first_line
-from darwinlm.families.family import PREFIX, families
+from darwinlm.families.family import PREFIX, class_prefix, families
 from darwinlm.families.loading import UNUSABLE
 from darwinlm.families.pruned import WHOLE, auto_map, modeling_source
 
@@ -92,7 +92,7 @@ def add_modeling_file(folder: Path) -> None:
     if kind.startswith(PREFIX):
         family = families()[kind.removeprefix(PREFIX)]
         whole = plain["model_type"].removeprefix(PREFIX)
-        prefix = family.inside[whole]
+        prefix = class_prefix(whole)
         ours = {"model_type": PREFIX + whole, "architectures": [f"Darwin{prefix}ForConditionalGeneration"]}
         write_json(path, plain | ours | {"auto_map": auto_map(prefix, WHOLE)})
         write_text(folder / "modeling_darwinlm.py", modeling_source(*family.class_names, whole=(prefix, whole)))

@@ -16,7 +16,7 @@ from transformers import AutoConfig
 from darwinlm.database.levels import Level, ModuleLevels, kept_groups
 from darwinlm.database.store import DatabaseReader
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.family import PREFIX
+from darwinlm.families.family import PREFIX, class_prefix
 from darwinlm.families.parts import KINDS, Experts, ModuleKind
 from darwinlm.families.pruned import pruned_classes, pruned_config
 from darwinlm.families.shapes import head_dim, module_shapes
@@ -88,7 +88,7 @@ def smaller_config(checkpoint: Checkpoint, table: dict[int, dict[str, Any]]) -> 
         # Some families' classes refuse head counts that don't divide the hidden size; our class accepts them.
         with contextlib.suppress(StrictDataclassError):
             config = AutoConfig.for_model(**tree)
-            config.architectures = [f"{family.class_prefix}ForCausalLM"]
+            config.architectures = [f"{class_prefix(family.model_type)}ForCausalLM"]
             return config
     changes = {}
     experts = family.mlp.experts

@@ -31,7 +31,7 @@ from darwinlm.export.check import (
     model_streams,
 )
 from darwinlm.export.gguf.layout import Layout, choose_layout
-from darwinlm.export.gguf.reference import Get, GgufFile, reference_streams
+from darwinlm.export.gguf.reference import Get, GgufFile, computes, reference_streams
 from darwinlm.export.gguf.tensors import block_tensors, gguf_tensors
 from darwinlm.export.gguf.tokenizer import MODEL, TEMPLATE, copy_tokenizer, read_tokenizer
 from darwinlm.export.gguf.write import BY_LIBRARY, QUANTISATIONS, require_gguf, write_gguf
@@ -80,7 +80,7 @@ def export_gguf(
         require_engine(ENGINE, f"quantising to {quantisation}")
     reshaper = Reshaper(checkpoint)
     layout = choose_layout(reshaper, mlp_multiple=mlp_multiple)
-    if not layout.architecture.referenced:
+    if not computes(layout.architecture.name, slides=layout.window is not None):
         require_engine(ENGINE, f"checking a file of the architecture {layout.architecture.name}")
     vocabulary = int(checkpoint.config.vocab_size)
     tokenizer = (
@@ -156,7 +156,7 @@ def _check(job: _Job, path: Path) -> None:
     _note_size(file, job)
     types = report.details["tensor_types"] = dict(_check_types(file, reshaper, layout))
     _note_fallbacks(types, job.quantisation, report)
-    if layout.architecture.referenced:
+    if computes(layout.architecture.name, slides=layout.window is not None):
         arranged = reference_streams(file.keys, _meant(reshaper, layout), tokens, blocks)
         report.comparisons.append(
             compare_streams((MEMORY, pruned), ("its tensors as arranged for the file", arranged), SAME_ARITHMETIC)

@@ -25,7 +25,7 @@ def read_features(stock: Architecture, config: Any, columns: int) -> tuple[Rope,
     """
     _check(stock, config)
     rope = read_rope(config, columns, one_base=stock.one_base)
-    if rope.turned < columns and not stock.partial:
+    if rope.turned < columns and stock.whole_heads and not stock.partial:
         raise UnsupportedError("only a part of each head is rotated")
     notes = []
     context, window = int(config.max_position_embeddings), None

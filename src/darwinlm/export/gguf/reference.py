@@ -18,9 +18,18 @@ from torch.nn.functional import gelu, linear, relu, rms_norm, silu
 Get = Callable[[str], Tensor | None]
 NEIGHBOURS = ("llama", "deci", "granite", "smollm3", "glm4", "arcee")
 """Architectures whose rotary embedding pairs neighbouring columns; the others pair halves."""
+ARCHITECTURES = frozenset(
+    (*NEIGHBOURS, "exaone4", "gemma", "gemma2", "gemma3", "olmo2", "openelm", "phi3", "qwen2", "qwen3", "qwen3moe")
+)
+"""Architectures that are computed here. Files of others are checked by llama.cpp alone, which must then be installed."""
 SLIDING_BASE = 10000.0
 PERIODS = {"gemma2": 2, "gemma3": 6}
 """Architectures with sliding windows, with the period of the layers without one."""
+
+
+def computes(architecture: str, *, slides: bool) -> bool:
+    """Whether an architecture is computed here, with layers that slide over a window if it `slides`."""
+    return architecture in ARCHITECTURES and (not slides or architecture in PERIODS)
 
 
 class GgufFile:
