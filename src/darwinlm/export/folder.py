@@ -19,10 +19,11 @@ from darwinlm.export.check import (
     compare_streams,
     model_streams,
 )
-from darwinlm.export.hf import is_custom, save_model, saved_bytes, tokenizer_of, unchecked
+from darwinlm.export.hf import save_model, saved_bytes, tokenizer_of, unchecked
 from darwinlm.export.reshape import Reshaper, plain_sizes
 from darwinlm.export.sizes import BlockSizes
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.family import is_custom
 from darwinlm.families.pruned import pruned_classes, pruned_config
 from darwinlm.families.shapes import output_name
 

@@ -111,6 +111,11 @@ class Family(Closed):
         return part
 
 
+def is_custom(config: Any) -> bool:
+    """Whether a configuration is one of ours, so that the model needs the modelling file beside it."""
+    return str(config.model_type).startswith(PREFIX)
+
+
 def class_prefix(model_type: str) -> str:
     """Prefix of the classes of a model type in transformers: `Llama` for LlamaForCausalLM."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
