@@ -1,7 +1,8 @@
 """Model families as data: one small YAML file for each family beside this module.
 
-`parts.py` describes the sub-layers. A file may name a family in `like`: fields that it leaves out, of its own or of a
-sub-layer, are those of the other one. `family_of` finds the description for a configuration.
+`parts.py` describes the sub-layers. A file may name a family in `like`: fields that it leaves out, of its own, of a
+sub-layer, or of a `gguf` without a name, are those of the other one. `family_of` finds the description for a
+configuration.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from importlib import resources
 from typing import Any
 
 import yaml
-from pydantic import Field
 
 from darwinlm.errors import FamilyError
 from darwinlm.families.gguf_architecture import Architecture
@@ -132,7 +132,10 @@ def _description(name: str) -> dict[str, Any]:
     own: dict[str, Any] = yaml.safe_load((DATA / f"{name}.yaml").read_text(encoding="utf-8"))
     base = _description(own.pop("like")) if "like" in own else {}
     own |= {} if "switch" in own else {"model_type": name}
-    return base | own | {kind: base.get(kind, {}) | own[kind] for kind in KINDS if kind in own}
+    parts = {part: own[part] for part in (*KINDS, "gguf") if own.get(part)}
+    if "name" in parts.get("gguf", ()):  # another architecture
+        del parts["gguf"]
+    return base | own | {part: base.get(part, {}) | fields for part, fields in parts.items()}
 
 
 @cache

@@ -21,7 +21,7 @@ NEIGHBOURS = ("llama", "deci", "granite", "smollm3", "glm4", "arcee")
 ARCHITECTURES = frozenset(
     (*NEIGHBOURS, "exaone4", "gemma", "gemma2", "gemma3", "olmo2", "openelm", "phi3", "qwen2", "qwen3", "qwen3moe")
 )
-"""Architectures that are computed here. Files of others are checked by llama.cpp alone, which must then be installed."""
+"""Architectures computed here. Files of others are checked by llama.cpp alone, which must be installed then."""
 SLIDING_BASE = 10000.0
 PERIODS = {"gemma2": 2, "gemma3": 6}
 """Architectures with sliding windows, with the period of the layers without one."""
