@@ -60,24 +60,15 @@ def export_folder(
         report.notes.append(SLOW)
     else:
         model = _for_vllm(reshaper, dtype, tensor_parallel, report)
+    card = checkpoint.folder / "README.md"
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None
     with unchecked(out) as temporary:
-        _save(model, checkpoint, temporary)
+        save_model(model, temporary, tokenizer=tokenizer_of(checkpoint), card=text, source=checkpoint.folder)
         report.bytes = saved_bytes(temporary)
         say("checking")
         _check(reshaper, temporary, dtype, report)
         write_json(temporary / REPORT, asdict(report))
     return report
-
-
-def _save(model: Any, checkpoint: Checkpoint, folder: Path) -> None:
-    card = checkpoint.folder / "README.md"
-    save_model(
-        model,
-        folder,
-        tokenizer=tokenizer_of(checkpoint),
-        card=card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None,
-        source=checkpoint.folder,
-    )
 
 
 def _check(reshaper: Reshaper, folder: Path, dtype: torch.dtype, report: ExportReport) -> None:

@@ -143,7 +143,8 @@ def _dequantise(path: Path, work: Path) -> Path:
         if header.keys.get("tokenizer.ggml.model") == BYTE_LEVEL:
             _readable(path, lambda: split_as_named(tokenizer, header.keys.get("tokenizer.ggml.pre")))
         quantised = _readable(path, lambda: load_model(str(path.parent), torch.float32, **source))
-    config = _plain_config(quantised.config)
+    tree = {name: value for name, value in quantised.config.to_dict().items() if name != "quantization_config"}
+    config = type(quantised.config).from_dict(tree)
     factors = _check_all_read(path, header, quantised)
     family_of(config)
     if factors:
@@ -181,11 +182,6 @@ def _parsed_once() -> Iterator[None]:
     finally:
         for name, each in slow.items():
             setattr(gguf, name, each)
-
-
-def _plain_config(config: Any) -> Any:
-    tree = {name: value for name, value in config.to_dict().items() if name != "quantization_config"}
-    return type(config).from_dict(tree)
 
 
 def _readable(path: Path, read: Callable[[], T]) -> T:

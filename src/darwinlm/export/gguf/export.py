@@ -210,12 +210,12 @@ def _meant(reshaper: Reshaper, layout: Layout) -> Get:
 def _check_types(file: GgufFile, reshaper: Reshaper, layout: Layout) -> Counter[str]:
     """Compare each tensor of the file with the expected one, within the error of its element type."""
     types: Counter[str] = Counter()
-    missing = set(file.names)
+    missing = set(file.tensors)
     for name, meant in gguf_tensors(reshaper, layout):
         tensor = file.get(name)
         if tensor is None or tensor.shape != meant.shape:
             raise ExportError(f"the export fails its check: {name} isn't in the file as expected; nothing was written")
-        kind = file.kind(name)
+        kind = str(file.tensors[name].tensor_type.name)
         types[kind] += 1
         error = float((tensor - meant).norm() / meant.norm().clamp_min(1e-12))
         if not error <= TYPE_ERROR.get(kind, 0.5):
@@ -234,7 +234,7 @@ def _note_size(file: GgufFile, job: _Job) -> None:
     checkpoint, report = job.reshaper.checkpoint, job.report
     stored = checkpoint.stored_shapes()
     ours = sum(math.prod(parts.shape(stored.__getitem__)) for parts in checkpoint.tensors.values())
-    held = sum(math.prod(file.shape(name)) for name in file.names)
+    held = sum(int(tensor.n_elements) for tensor in file.tensors.values())
     report.details |= {"weights": held, "weights_of_the_model": ours}
     pairs = ((job.reshaper.sizes[target.block], target) for target in job.layout.targets)
     if any((old.width, old.experts) != (new.width, new.experts) for old, new in pairs):

@@ -18,7 +18,7 @@ from typing import Any
 from darwinlm.errors import ExportError
 from darwinlm.export.gguf.features import read_features
 from darwinlm.export.gguf.rope import Rope, UnsupportedError
-from darwinlm.export.reshape import Reshaper, plain_sizes, rounded
+from darwinlm.export.reshape import Reshaper, plain_sizes
 from darwinlm.export.sizes import BlockSizes
 from darwinlm.families.family import Family
 from darwinlm.families.gguf_architecture import Architecture
@@ -162,7 +162,7 @@ def differ(kept: Sequence[BlockSizes]) -> bool:
 
 
 def _padded(sizes: BlockSizes, architecture: Architecture, *, first: bool, multiple: int) -> BlockSizes:
-    target = replace(sizes, width=rounded(max(sizes.width, 1), multiple))
+    target = replace(sizes, width=-(-max(sizes.width, 1) // multiple) * multiple)
     if sizes.heads == 0 and not sizes.mixer and (first or not architecture.skips_attention):
         target = replace(target, heads=1, groups=1)
     return target

@@ -33,11 +33,7 @@ def computes(architecture: str, *, slides: bool) -> bool:
 
 
 class GgufFile:
-    """Keys and dequantised tensors of a file.
-
-    Args:
-        path: The file.
-    """
+    """Keys and dequantised tensors of a file."""
 
     def __init__(self, path: Path) -> None:
         from gguf import GGUFReader
@@ -46,30 +42,13 @@ class GgufFile:
         self.keys: dict[str, Any] = {
             name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.")
         }
-        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the tensors."""
-        return list(self._tensors)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Rows and columns of a tensor. Raises KeyError."""
-        return tuple(int(size) for size in reversed(self._tensors[name].shape))
-
-    def kind(self, name: str) -> str:
-        """Element type of a tensor."""
-        return str(self._tensors[name].tensor_type.name)
-
-    def bytes_of(self, name: str) -> int:
-        """Size of a tensor in the file."""
-        return int(self._tensors[name].n_bytes)
+        self.tensors: dict[str, Any] = {tensor.name: tensor for tensor in reader.tensors}
 
     def get(self, name: str) -> Tensor | None:
         """A tensor in float32; None if the file doesn't have it."""
         from gguf.quants import dequantize
 
-        tensor = self._tensors.get(name)
+        tensor = self.tensors.get(name)
         return None if tensor is None else torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy()).float()
 
 
