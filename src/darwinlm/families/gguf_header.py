@@ -54,11 +54,7 @@ class GgufHeader:
 
 
 def read_header(path: Path, *, weights: bool = True) -> GgufHeader:
-    """Read and check the header of a file.
-
-    Args:
-        path: The file.
-        weights: Whether the file must hold a whole model; otherwise a tokenizer is enough.
+    """Read and check the header of a file, which without `weights` may hold a tokenizer alone.
 
     Raises:
         CheckpointError: The file isn't GGUF, is damaged, or contradicts its header.

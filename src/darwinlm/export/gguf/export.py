@@ -32,6 +32,7 @@ from darwinlm.export.check import (
 )
 from darwinlm.export.gguf.layout import Layout, choose_layout
 from darwinlm.export.gguf.reference import Get, GgufFile, computes, reference_streams
+from darwinlm.export.gguf.rope import UnsupportedError
 from darwinlm.export.gguf.tensors import block_tensors, gguf_tensors
 from darwinlm.export.gguf.tokenizer import MODEL, TEMPLATE, copy_tokenizer, read_tokenizer
 from darwinlm.export.gguf.write import BY_LIBRARY, QUANTISATIONS, require_gguf, write_gguf
@@ -79,7 +80,12 @@ def export_gguf(
     if quantisation in BY_LIBRARY:
         require_engine(ENGINE, f"quantising to {quantisation}")
     reshaper = Reshaper(checkpoint)
-    layout = choose_layout(reshaper, mlp_multiple=mlp_multiple)
+    try:
+        layout = choose_layout(reshaper, mlp_multiple)
+    except UnsupportedError as error:
+        raise ExportError(
+            f"no architecture of stock llama.cpp supports this {reshaper.family.key} model: {error}"
+        ) from error
     if not computes(layout.architecture.name, slides=layout.window is not None):
         require_engine(ENGINE, f"checking a file of the architecture {layout.architecture.name}")
     vocabulary = int(checkpoint.config.vocab_size)

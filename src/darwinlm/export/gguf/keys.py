@@ -14,13 +14,7 @@ XIELU = "mlp.act_fn."
 
 
 def write_further(writer: Any, reshaper: Reshaper, layout: Layout) -> None:
-    """Add the keys of `Architecture.keys`.
-
-    Args:
-        writer: Writer of the package `gguf`.
-        reshaper: The model.
-        layout: Its layout.
-    """
+    """Add the keys of `Architecture.keys`."""
     for name, source in layout.architecture.keys.items():
         value = _value(name, source, reshaper, layout)
         if value is not None:

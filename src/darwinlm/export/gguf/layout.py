@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from darwinlm.errors import ExportError
 from darwinlm.export.gguf.features import read_features
 from darwinlm.export.gguf.rope import Rope, UnsupportedError
 from darwinlm.export.reshape import Reshaper, plain_sizes
@@ -58,21 +57,12 @@ class Layout:
     shared: int = 0
 
 
-def choose_layout(reshaper: Reshaper, *, mlp_multiple: int = 32) -> Layout:
+def choose_layout(reshaper: Reshaper, mlp_multiple: int) -> Layout:
     """Choose the architecture and the padding; MLP widths are rounded up to `mlp_multiple`.
 
     Raises:
-        ExportError: No architecture of stock llama.cpp supports this model; the message gives the reason.
+        UnsupportedError: No architecture of stock llama.cpp supports this model; the message gives the reason.
     """
-    try:
-        return _choose(reshaper, mlp_multiple)
-    except UnsupportedError as error:
-        raise ExportError(
-            f"no architecture of stock llama.cpp supports this {reshaper.family.key} model: {error}"
-        ) from error
-
-
-def _choose(reshaper: Reshaper, mlp_multiple: int) -> Layout:
     config, stock = reshaper.checkpoint.config, reshaper.family.gguf
     if stock is None:
         raise UnsupportedError(UNKNOWN)

@@ -241,12 +241,7 @@ def _tiled(tensor: Tensor, leaf: str, config: Any) -> Tensor:
     """Reorder value heads of linear attention.
 
     Transformers gives key head k the next r value heads, llama.cpp those with the numbers k, k + n, k + 2n and so on,
-    with n key heads.
-
-    Args:
-        tensor: A tensor of the linear attention.
-        leaf: Its name.
-        config: Configuration of the model.
+    with n key heads. `leaf` is the tensor's name in the linear attention.
     """
     n, share = config.linear_num_key_heads, config.linear_num_value_heads // config.linear_num_key_heads
     columns = {"in_proj_a": 1, "in_proj_b": 1, "dt_bias": 1, "A_log": 1}.get(leaf, config.linear_value_head_dim)
