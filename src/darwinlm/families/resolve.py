@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 
 from darwinlm.artifact import StageFolder, file_digest, read_json, stage_version, write_json
-from darwinlm.errors import CheckpointError, MissingExtraError, ModelError, first_line, storage_error
+from darwinlm.errors import CheckpointError, MissingExtraError, ModelError, first_line, import_extra, storage_error
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
 from darwinlm.families.gguf_header import GgufHeader, read_header
@@ -129,10 +129,7 @@ def _download(name: str, revision: str | None) -> Path:
 def _dequantise(path: Path, work: Path) -> Path:
     """Convert a GGUF file to a folder of float32 safetensors, once."""
     for package in ("gguf", "accelerate"):  # transformers needs both, and reports it late
-        try:
-            import_module(package)
-        except ImportError as error:
-            raise MissingExtraError(package, "gguf", f"reading {path.name}") from error
+        import_extra(package, "gguf", f"reading {path.name}")
     header = read_header(path)
     stage = StageFolder(work, {"gguf": file_digest(path), "version": stage_version("source")})
     if stage.is_complete():

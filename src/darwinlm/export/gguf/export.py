@@ -16,7 +16,7 @@ from torch import Tensor
 
 from darwinlm.artifact import write_json
 from darwinlm.engines import EngineProcess, require_engine
-from darwinlm.errors import EngineError, ExportError, MissingExtraError, storage_error
+from darwinlm.errors import EngineError, ExportError, MissingExtraError, import_extra, storage_error
 from darwinlm.export.check import (
     LOGITS,
     SAME_ARITHMETIC,
@@ -35,7 +35,7 @@ from darwinlm.export.gguf.reference import Get, GgufFile, computes, reference_st
 from darwinlm.export.gguf.rope import UnsupportedError
 from darwinlm.export.gguf.tensors import block_tensors, gguf_tensors
 from darwinlm.export.gguf.tokenizer import MODEL, TEMPLATE, copy_tokenizer, read_tokenizer
-from darwinlm.export.gguf.write import BY_LIBRARY, QUANTISATIONS, require_gguf, write_gguf
+from darwinlm.export.gguf.write import BY_LIBRARY, QUANTISATIONS, write_gguf
 from darwinlm.export.reshape import Reshaper
 from darwinlm.families.checkpoint import Checkpoint
 
@@ -76,7 +76,7 @@ def export_gguf(
     """
     if quantisation not in QUANTISATIONS:
         raise ExportError(f"there is no quantisation '{quantisation}'; known are {', '.join(QUANTISATIONS)}")
-    require_gguf()
+    import_extra("gguf", "gguf", "writing GGUF files")
     if quantisation in BY_LIBRARY:
         require_engine(ENGINE, f"quantising to {quantisation}")
     reshaper = Reshaper(checkpoint)

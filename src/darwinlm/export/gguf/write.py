@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from darwinlm.errors import ExportError, MissingExtraError
+from darwinlm.errors import ExportError
 from darwinlm.export.gguf.keys import write_further
 from darwinlm.export.gguf.layout import Layout
 from darwinlm.export.gguf.rope import write_rope
@@ -35,15 +35,6 @@ NO_CAP = 1e5
 """A soft cap without effect: cap · tanh(x / cap) is x to six digits up to x = 170."""
 
 
-def require_gguf() -> Any:
-    """The package `gguf`. Raises MissingExtraError."""
-    try:
-        import gguf
-    except ImportError as error:
-        raise MissingExtraError("gguf", "gguf", "writing GGUF files") from error
-    return gguf
-
-
 def write_gguf(
     path: Path, reshaper: Reshaper, layout: Layout, tokenizer: Mapping[str, Any], quantisation: str, later: str = "f32"
 ) -> None:
@@ -56,7 +47,8 @@ def write_gguf(
         ExportError: A weight is out of the type's range, or the rows of a matrix aren't whole blocks.
         OSError: The disk is full.
     """
-    gguf = require_gguf()
+    import gguf
+
     writer = gguf.GGUFWriter(path, layout.architecture.name)
     try:
         _write_keys(writer, reshaper, layout, gguf.LlamaFileType, quantisation)
