@@ -65,7 +65,7 @@ def main() -> None:
                 kind = request.pop("engine")
                 module, name = CLASSES[kind]
                 engine = getattr(import_module(f"darwinlm.engines.{module}"), name)(**request)
-                reply = {"result": None}
+                reply: dict[str, Any] = {"result": None}
             else:
                 reply = {"result": answer(engine, name, request, kind)}
         except Exception as error:  # noqa: BLE001 - whatever it was, the parent reports it
