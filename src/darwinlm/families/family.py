@@ -1,8 +1,8 @@
 """Model families as data: one small YAML file for each family beside this module.
 
 `parts.py` describes the sub-layers. A file may name a family in `like`: fields that it leaves out, of its own, of a
-sub-layer, or of a `gguf` without a name, are those of the other one. `family_of` finds the description for a
-configuration.
+sub-layer and its experts, or of a `gguf` without a name, are those of the other one. `family_of` finds the description
+for a configuration.
 """
 
 from __future__ import annotations
@@ -81,13 +81,6 @@ class Family(Closed):
         layers = getattr(config, "per_layer_config", None) or [config]
         return self.switch is not None and any(getattr(layer, self.switch, None) for layer in layers)
 
-    def refuses(self, config: Any) -> str | None:
-        """The reason, as a clause, why a model with this configuration isn't supported; None if it is."""
-        chosen = getattr(config, self.mlp.experts.chosen, None) if self.mlp.experts is not None else None
-        if isinstance(chosen, list) and len(set(chosen)) > 1:
-            return "its layers choose different numbers of experts for a token"
-        return None
-
     @property
     def kinds(self) -> tuple[ModuleKind, ...]:
         """Kinds of modules of its blocks."""
@@ -131,11 +124,14 @@ def _description(name: str) -> dict[str, Any]:
     """Contents of a family's file, completed by those of the family that it is like."""
     own: dict[str, Any] = yaml.safe_load((DATA / f"{name}.yaml").read_text(encoding="utf-8"))
     base = _description(own.pop("like")) if "like" in own else {}
-    own |= {} if "switch" in own else {"model_type": name}
-    parts = {part: own[part] for part in (*KINDS, "gguf") if own.get(part)}
-    if "name" in parts.get("gguf", ()):  # another architecture
-        del parts["gguf"]
-    return base | own | {part: base.get(part, {}) | fields for part, fields in parts.items()}
+    return _merged(base, own if "switch" in own else {"model_type": name, **own})
+
+
+def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """The fields of both, of which the own ones count; parts are merged in turn, unless `gguf` is another one."""
+    both = [part for part in (*KINDS, "experts", "gguf") if base.get(part) and own.get(part)]
+    merged = {part: _merged(base[part], own[part]) for part in both if part != "gguf" or "name" not in own[part]}
+    return base | own | merged
 
 
 @cache
@@ -170,8 +166,12 @@ def family_of(config: Any) -> Family:
     more = families().get(f"{model_type}_experts")
     if more is not None and more.applies(config):
         family = more
-    if (reason := family.refuses(config)) is not None:
-        raise FamilyError(f"this model of the type '{model_type}' can't be pruned: {reason}")
+    chosen = getattr(config, family.mlp.experts.chosen, None) if family.mlp.experts is not None else None
+    if isinstance(chosen, list) and len(set(chosen)) > 1:
+        raise FamilyError(
+            f"this model of the type '{model_type}' can't be pruned: its layers choose different numbers of experts "
+            "for a token"
+        )
     return family
 
 

@@ -61,13 +61,8 @@ def _stand_in(model_type: str, family: Family, whole: tuple[str, str] | None = N
         def __new__(cls, *args: Any, **values: Any) -> Any:
             return real()(*args, **values)
 
-        @classmethod
-        def from_dict(cls, *args: Any, **values: Any) -> Any:
-            return real().from_dict(*args, **values)
-
-        @classmethod
-        def from_pretrained(cls, *args: Any, **values: Any) -> Any:
-            return real().from_pretrained(*args, **values)
+        from_dict = staticmethod(lambda *args, **values: real().from_dict(*args, **values))
+        from_pretrained = staticmethod(lambda *args, **values: real().from_pretrained(*args, **values))
 
     StandIn.model_type = model_type  # type: ignore[attr-defined]
     StandIn.__name__ = StandIn.__qualname__ = f"Darwin{family.class_names[0]}Config"
