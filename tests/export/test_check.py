@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
 
-from darwinlm.engines import ENGINES
+from darwinlm.engines.process import ENGINES
 from darwinlm.errors import ExportError, MissingExtraError
 from darwinlm.export import folder as folders
 from darwinlm.export.check import LOGITS, compare_streams

@@ -14,7 +14,7 @@ from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import GemmaTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
-from darwinlm.engines import EngineProcess
+from darwinlm.engines.process import EngineProcess
 from darwinlm.errors import CheckpointError, ExportError, ModelError
 from darwinlm.export.gguf.tokenizer import read_tokenizer
 from darwinlm.export.run import export_model

@@ -10,7 +10,7 @@ from tests.tiny.pruned import layer_row
 
 from darwinlm.data import read_documents
 from darwinlm.demo import demo_model, demo_text
-from darwinlm.engines import EngineProcess
+from darwinlm.engines.process import EngineProcess
 from darwinlm.errors import DataError, MissingExtraError, ModelError
 from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint

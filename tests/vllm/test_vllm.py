@@ -14,7 +14,7 @@ from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
 from transformers import AutoModelForCausalLM
 
 from darwinlm.bench import run_bench
-from darwinlm.engines import EngineProcess
+from darwinlm.engines.process import EngineProcess
 from darwinlm.engines.vllm_plugin import TESTED
 from darwinlm.export.run import export_model
 

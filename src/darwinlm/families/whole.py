@@ -6,7 +6,6 @@ unchanged. `Family.inside` lists the model types; in transformers, all of them h
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -98,4 +97,4 @@ def add_modeling_file(folder: Path) -> None:
 def is_whole(folder: Path) -> bool:
     """Whether a folder holds such a model."""
     path = folder / "config.json"
-    return path.is_file() and text_type(json.loads(path.read_text(encoding="utf-8")), path) is not None
+    return path.is_file() and text_type(read_json(path), path) is not None

@@ -39,7 +39,7 @@ def open_foreign(
 ) -> Reshaper:
     """Read a checkpoint's shapes.
 
-    Options are those of `darwinlm.importing.import_model`.
+    Options are those of `darwinlm.importing.convert.import_model`.
 
     Returns:
         The checkpoint with the stock configuration of the dense model, and the sizes of its blocks with the KV head of

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from darwinlm.artifact import write_json
-from darwinlm.engines import EngineProcess, require_engine
+from darwinlm.engines.process import EngineProcess, require_engine
 from darwinlm.errors import EngineError, ExportError, MissingExtraError, import_extra, storage_error
 from darwinlm.export.check import (
     LOGITS,
