@@ -26,15 +26,12 @@ from darwinlm.recipe import Recipe
 if TYPE_CHECKING:
     from darwinlm.report.summary import TimeFigures
 
-OF_SWEEP = frozenset({"source", "vocabulary", "vocabulary_teacher", "text", "latency", "saliency", "database"})
-"""Stages shared by runs with different budgets."""
-
 
 class Run:
     """The state shared by stages. Its constructor checks the output folder; the first stage with work creates it.
 
-    The output folder is new, empty, or of an earlier run. `shared` is the output folder of a sweep, whose stages before
-    the search are shared; `elsewhere` are the folders of single stages that another run shares.
+    The output folder is new, empty, or of an earlier run. `elsewhere` are the folders of stages that another run
+    shares, which holds their locks.
 
     Raises:
         ArtifactError: The folder holds something else.
@@ -43,20 +40,12 @@ class Run:
     """
 
     def __init__(
-        self,
-        recipe: Recipe,
-        folder: Path,
-        reporter: Reporter,
-        *,
-        shared: Path | None = None,
-        elsewhere: Mapping[str, Path] | None = None,
+        self, recipe: Recipe, folder: Path, reporter: Reporter, *, elsewhere: Mapping[str, Path] | None = None
     ) -> None:
         if recipe.model is None:
             raise RecipeError("no model is given: name a hub id, a folder or a GGUF file")
         self.folder = folder
-        self.elsewhere = dict(elsewhere or {})
-        if shared is not None:
-            self.elsewhere |= {stage: shared / STAGES / stage for stage in OF_SWEEP}
+        self.elsewhere = elsewhere or {}
         self.timings: list[StageTime] = []
         self.time: TimeFigures | None = None
         self.evaluation_ends: float | None = None
@@ -66,15 +55,14 @@ class Run:
         with parallel.agree():
             self.device = resolve_device(recipe.compute.device)
             self.recipe = settled(recipe, self.device)
-        # The locks of the first process cover all processes; they end with this object or the process.
-        self.locks: list[Lock] = []
+        # The lock of the first process covers all processes; it ends with this object or the process.
+        self.lock: Lock | None = None
         with parallel.agree():
             if parallel.is_main():
                 _check_output(folder)
-                self.locks = [hold_folder(each) for each in (shared, folder) if each is not None]
-        for lock in self.locks:
-            if lock.problem is not None:
-                self.reporter.say(f"{lock.path.parent} can't be locked ({lock.problem}): don't start another run there")
+                self.lock = hold_folder(folder)
+        if self.lock is not None and self.lock.problem is not None:
+            self.reporter.say(f"{folder} can't be locked ({self.lock.problem}): don't start another run there")
 
     @property
     def dtype(self) -> torch.dtype:
