@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from darwinlm import __version__, parallel
-from darwinlm.artifact import MARKER, write_json
+from darwinlm import parallel
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.planning.time_limit import TimeLimit
-from darwinlm.run import Run
+from darwinlm.run import Run, mark
 from darwinlm.search.problem.space import Allocation
 from darwinlm.stages.database import database_stage
 from darwinlm.stages.evaluate import evaluate_stage
@@ -77,8 +76,7 @@ def _last_round(run: Run) -> Run:
     original dense model.
     """
     recipe = run.recipe
-    if parallel.is_main():
-        write_json(run.folder / MARKER, {"made_by": "darwinlm", "version": __version__})
+    parallel.in_main(mark, run.folder)
     dense = _block_parameters(run.checkpoint)
     model, kept = str(recipe.model), dense
     *earlier, last = recipe.rounds

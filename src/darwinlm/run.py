@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cached_property
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,19 +119,17 @@ class Run:
         if shared:
             with parallel.main_first():
                 complete = not parallel.is_main() or folder.is_complete()
-            with self._worked(folder, title, work=not parallel.broadcast(complete), together=parallel.agree) as work:
+            with self._worked(folder, title, work=not parallel.broadcast(complete)) as work:
                 yield folder, work
         else:
             with parallel.main_first():
                 unfinished = parallel.is_main() and not folder.is_complete()
-                with self._worked(folder, title, work=unfinished, together=nullcontext) as work:
+                with self._worked(folder, title, work=unfinished) as work:
                     yield folder, work
 
     @contextmanager
-    def _worked(
-        self, folder: StageFolder, title: str, *, work: bool, together: Callable[[], AbstractContextManager[None]]
-    ) -> Iterator[bool]:
-        """Begin and finish a stage around its body, in the first process; `together` shares its errors."""
+    def _worked(self, folder: StageFolder, title: str, *, work: bool) -> Iterator[bool]:
+        """Begin and finish a stage around its body, in the first process."""
         name = folder.key["stage"]
         if not work:
             facts = read_manifest(folder.folder).facts
@@ -143,8 +141,8 @@ class Run:
         if parallel.is_main() and (reason := folder.why_redone()):
             self.reporter.say(f"{title}: {reason}, redone")
         begun, resumed = time.monotonic(), False
-        with self._guarded(folder.folder, together), self.reporter.stage(title):
-            with together():
+        with self._guarded(folder.folder), self.reporter.stage(title):
+            with parallel.agree():
                 if parallel.is_main():
                     resumed = folder.begin()
             if resumed:
@@ -156,20 +154,14 @@ class Run:
         # For a resumed stage, only the last part is timed.
         seconds = round(time.monotonic() - begun, 2)
         self.timings.append(StageTime(name, seconds, reused=False, resumed=resumed))
-        with together():
-            if parallel.is_main():
-                folder.finish(seconds=seconds, resumed=resumed)
+        parallel.in_main(partial(folder.finish, seconds=seconds, resumed=resumed))
         self.reporter.say(f"{title}: {seconds:.0f} s")
 
     @contextmanager
-    def _guarded(
-        self, stage: Path, together: Callable[[], AbstractContextManager[None]] = nullcontext
-    ) -> Iterator[None]:
+    def _guarded(self, stage: Path) -> Iterator[None]:
         """Mark the output folder as ours; after an error, remove it if nothing was finished."""
         folder = stage.parent.parent
-        with together():
-            if parallel.is_main():
-                write_json(folder / MARKER, {"made_by": "darwinlm", "version": __version__})
+        parallel.in_main(mark, folder)
         try:
             yield
         except DarwinLMError:
@@ -185,6 +177,11 @@ class Run:
         folder = stage.parent.parent
         if all(path.name == MARKER or is_ours(path) for path in folder.iterdir()):
             (folder / MARKER).unlink()  # the folder itself is removed with its lock
+
+
+def mark(folder: Path) -> None:
+    """Mark an output folder as ours. Raises StorageError."""
+    write_json(folder / MARKER, {"made_by": "darwinlm", "version": __version__})
 
 
 def _check_output(folder: Path) -> None:

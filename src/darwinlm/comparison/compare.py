@@ -261,9 +261,7 @@ def _measure(run: Run, name: str, checkpoint: Checkpoint, texts: Mapping[str, To
                     dense, {name: model}, text.tokens, batch_tokens=run.batch_tokens, progress=run.reporter.advance
                 )
                 row["texts"][place] = asdict(quality[name])
-            with parallel.agree():
-                if parallel.is_main():
-                    write_json(stage.folder / "row.json", row)
+            parallel.in_main(write_json, stage.folder / "row.json", row)
         measured: Row = read_json(stage.folder / "row.json")
     return measured
 

@@ -117,9 +117,7 @@ def _finish(run: Run, texts: Texts, student: Checkpoint, recovered: Recovered, m
             }
             loaders: Loaders = {name: partial(model.load, run.dtype, run.device) for name, model in models.items()}
             figures = measure_models(run, loaders, texts, dtype)
-            with parallel.agree():
-                if parallel.is_main():
-                    save_figures(stage.folder / FIGURES, figures)
+            parallel.in_main(save_figures, stage.folder / FIGURES, figures)
         measured = read_figures(stage.folder / FIGURES)
     saved = Checkpoint.open(target)
     of_teacher, of_saved = (vars(origin_of(model.folder, model.source)) for model in (run.teacher, saved))
