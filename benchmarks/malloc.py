@@ -21,7 +21,7 @@ import torch
 
 from darwinlm.demo import demo_model
 from darwinlm.families.resolve import resolve_model
-from darwinlm.malloc import kept_memory
+from darwinlm.memory import kept_memory
 from darwinlm.recovery.model import batch_loss, dense_top
 
 CPU = torch.device("cpu")

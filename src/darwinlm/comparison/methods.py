@@ -32,7 +32,7 @@ from darwinlm.database.store import DatabaseReader
 from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.decoder import Decoder
-from darwinlm.malloc import kept_memory
+from darwinlm.memory import kept_memory
 from darwinlm.run import Run
 from darwinlm.search.evaluate.fitness import Fitness
 from darwinlm.search.evaluate.modules import PlacedModules
