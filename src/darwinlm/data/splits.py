@@ -93,23 +93,18 @@ def split_documents(
 ) -> dict[str, TokenBlocks]:
     """Assign documents to purposes, disjointly, and pack the text of each purpose into blocks.
 
-    Documents are read until every purpose has its tokens. A repeated document (see `document_hash`) is
-    dropped. Documents of full purposes are kept as surplus. If the source ends and other purposes need text, they get
-    the surplus in the order of the hashes. Each document is tokenised at most once.
+    Documents are read until every purpose has its tokens, as many as `shares` says. A repeated document (see
+    `document_hash`) is dropped. Documents of full purposes are kept as surplus. If the source ends and other purposes
+    need text, they get the surplus in the order of the hashes.
 
     Packing: a document becomes the bos token (if the tokenizer adds one by default), its tokens without special ones,
-    and the eos token (if there is one). These are joined and cut into blocks of exactly T tokens; the remainder is
-    dropped. If the tokenizer adds bos, it replaces the first token of every block. A document with more than
-    `document_tokens` tokens contributes a passage of this length, from a position given by its hash, so that a few
-    thousand tokens come from many documents. Only if the source ends and a purpose needs more text, further tokens of
-    the same documents are used, in turn. `shares` holds the number of tokens for each purpose. `source` names the
-    documents, for messages and in the result.
+    and the eos token (if there is one). These are joined and cut into blocks of exactly T tokens. If the tokenizer adds
+    bos, it replaces the first token of every block. A document with more than `document_tokens` tokens contributes a
+    passage of this length, from a position given by its hash, so that a few thousand tokens come from many documents.
+    Only if the source ends and a purpose needs more text, further tokens of the same documents are used, in turn.
 
-    Returns:
-        For each purpose in `shares`, blocks [B, T]; B is 0 if the share is.
-
-    Raises:
-        TextTooShortError: There is too little text; the message gives the shortages and the settings to lower.
+    Returns blocks [B, T] for each purpose in `shares`; B is 0 if the share is. Raises TextTooShortError; its message
+    gives the shortages and the settings to lower.
     """
     plan = TextPlan(shares, seq_len, seed)
     shelves = {

@@ -17,7 +17,7 @@ from typing import Any
 
 from darwinlm import parallel
 from darwinlm.errors import MissingExtraError, first_line
-from darwinlm.evaluation.choices import RightAnswers, right_answers
+from darwinlm.evaluation.choices import right_answers
 from darwinlm.evaluation.local_data import Rows, read_task
 from darwinlm.evaluation.suites import KNOWN, Wanted, check_names
 
@@ -27,10 +27,11 @@ HOMES = ("sciq", "piqa", "arc", "logiqa", "super_glue/boolq", "winogrande", "hel
 
 
 @dataclass
-class TaskScore(RightAnswers):
-    """Result of one task; without figures of right answers if items have no choices.
+class TaskScore:
+    """Result of one task.
 
     Attributes:
+        bits, bits_stderr, log_p, log_p_stderr: As from `right_answers`; None if the items have no choices.
         task: Name in the harness.
         shots: Number of examples in the prompt.
         value: Score between 0 and 1; None if the task failed.
@@ -42,6 +43,10 @@ class TaskScore(RightAnswers):
         error: Reason of a failure; empty on success.
     """
 
+    bits: float | None = field(default=None, kw_only=True)
+    bits_stderr: float | None = field(default=None, kw_only=True)
+    log_p: float | None = field(default=None, kw_only=True)
+    log_p_stderr: float | None = field(default=None, kw_only=True)
     task: str
     title: str
     shots: int | None
@@ -234,9 +239,7 @@ def _read_result(score: TaskScore, results: Any, name: str) -> None:
     metric, _, filtered = chosen.partition(",")
     score.metric, score.value = metric, score.metrics[chosen]
     score.stderr = score.metrics.get(f"{metric}_stderr,{filtered}")
-    right = right_answers(chain.from_iterable(results["samples"].values()))
-    if right is not None:
-        vars(score).update(vars(right))
+    vars(score).update(right_answers(chain.from_iterable(results["samples"].values())))
     counts = results["n-samples"].values()
     score.items = sum(int(count["effective"]) for count in counts)
     score.total = sum(int(count["original"]) for count in counts)
