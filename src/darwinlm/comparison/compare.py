@@ -63,8 +63,7 @@ class ComparisonRequest:
 def compare_methods(run: Run, comparison: ComparisonRequest) -> ComparisonRecord:
     """Run and measure the methods in turn; writes `comparison.json` after each.
 
-    Raises:
-        DarwinLMError: The input is wrong. Suite, steps and training are checked before anything runs.
+    Raises DarwinLMError. Suite, steps and training are checked before anything runs.
     """
     if comparison.suite is not None:
         harness.check_suite(parse_suite(comparison.suite), comparison.data_dir)
@@ -228,7 +227,7 @@ def _add(
 ) -> ComparisonRecord:
     """Measure a row's model and write the table so far."""
     measured = _measure(run, name, checkpoint, texts)
-    scores = _suite(run, name, checkpoint, comparison, comparison.suite) if comparison.suite else []
+    scores = _suite(run, name, checkpoint, comparison) if comparison.suite else []
     row = {"method": name, **facts, **measured, "tasks": harness.as_json(scores)}
     compared = compared.model_copy(update={"rows": (*compared.rows, ComparedMethod.model_validate(row))})
     if parallel.is_main():
@@ -266,13 +265,12 @@ def _measure(run: Run, name: str, checkpoint: Checkpoint, texts: Mapping[str, To
     return measured
 
 
-def _suite(
-    run: Run, name: str, checkpoint: Checkpoint, comparison: ComparisonRequest, suite: str
-) -> list[harness.TaskScore]:
+def _suite(run: Run, name: str, checkpoint: Checkpoint, comparison: ComparisonRequest) -> list[harness.TaskScore]:
     """Scores from the file of an earlier run, completed by the missing ones."""
+    assert comparison.suite is not None
     key = {
         "model": checkpoint.digest,
-        "suite": suite,
+        "suite": comparison.suite,
         "data": None if comparison.data_dir is None else str(comparison.data_dir.absolute()),
         "limit": comparison.limit,
         "arithmetic": run.arithmetic,
@@ -282,7 +280,7 @@ def _suite(
     with parallel.agree():
         if parallel.is_main() and file.exists():
             before = harness.from_json(read_json(file))
-    before, wanted = parallel.broadcast(before), parse_suite(suite)
+    before, wanted = parallel.broadcast(before), parse_suite(comparison.suite)
     if all(one.task in before and not before[one.task].error for one in wanted):
         return [before[one.task] for one in wanted]
     with parallel.agree():

@@ -108,13 +108,8 @@ def shear(
     """Learn masks of units; the model's weights are trained with them, in place.
 
     The dense model is in float32. `batches` are [n, t], the tokens of each step. With a `rate` of 0 the weights stay.
-
-    Returns:
-        Scores of every module's units, and the record: losses and the largest gap to the target at the end.
-
-    Raises:
-        NumericsError: The loss isn't finite.
-        FamilyError: The model is a mixture of experts.
+    Returns scores of every module's units, and the record: losses and the largest gap to the target at the end.
+    Raises FamilyError for a mixture of experts, NumericsError if the loss isn't finite.
     """
     if any(shape.experts for shape in shapes):
         raise FamilyError("sheared does not support mixtures of experts: leave it out")

@@ -75,12 +75,7 @@ def run_suite(
     """Evaluate tasks in turn, each in all processes; a failure is recorded, and the other tasks continue.
 
     `limit` is the number of items of each task, spread over the tasks of a group such as MMLU; None scores all. Scores
-    in `done` without an error are kept. `save` gets all scores so far, after each task.
-
-    Raises:
-        MissingExtraError: The extra `eval` isn't installed.
-        RecipeError: The harness doesn't know a task.
-        DataError: A local file is missing or wrong; all are read before the first task runs.
+    in `done` without an error are kept. `save` gets all scores so far, after each task. Raises as `check_suite`.
     """
     manager, local = check_suite(wanted, data_dir)
     from darwinlm.evaluation.shared_context import QuietLM, SharedContextLM
@@ -118,7 +113,10 @@ def _no_machine_report() -> Iterator[None]:
 
 
 def check_suite(wanted: Sequence[Wanted], data_dir: Path | None) -> tuple[Any, dict[str, Any]]:
-    """The harness's index of tasks, and their local rows; run before a model is loaded. Raises as `run_suite`."""
+    """The harness's index of tasks, and their local rows; run before a model is loaded.
+
+    Raises MissingExtraError, RecipeError if the harness doesn't know a task, or DataError if a local file is wrong.
+    """
     _require_harness()
     manager = _manager(all(one.task in KNOWN for one in wanted))
     check_names(wanted, manager.task_index)

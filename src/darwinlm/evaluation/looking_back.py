@@ -76,11 +76,7 @@ def word_tokens(tokenizer: Any) -> list[int]:
 
 
 def word_lists(tokenizer: Any, n: int, *, lists: int = LISTS) -> Copying:
-    """Lists of n different random words of the tokenizer's vocabulary, each twice.
-
-    Raises:
-        DataError: The tokenizer has too few words.
-    """
+    """Lists of n different random words of the tokenizer's vocabulary, each twice. Raises DataError."""
     words = word_tokens(tokenizer)
     if len(words) < FEWEST_WORDS:
         raise DataError(
