@@ -41,9 +41,6 @@ if TYPE_CHECKING:
 
     from darwinlm.data.shuffle import Shuffle
 
-DEFAULT_SOURCE = "hf:HuggingFaceFW/fineweb-edu"
-"""Default source: broad web text of good quality."""
-
 _DATASET_METADATA = frozenset({"dataset_info.json", "dataset_dict.json", "dataset_infos.json", "state.json"})
 _HUB_PATTERN = re.compile(
     r"hf:(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[^:@#]+))?(?:@(?P<split>[^@#]+))?(?:#(?P<field>.+))?"

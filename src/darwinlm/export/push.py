@@ -84,9 +84,7 @@ def push_folder(
             say(f"uploading {len(files_to_push(folder)) + (extra is not None)} files to {created}")
             api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload a pruned model")
             if extra is not None:
-                api.upload_file(
-                    repo_id=repo, path_or_fileobj=extra, path_in_repo=extra.name, commit_message="Add GGUF"
-                )
+                api.upload_file(repo_id=repo, path_or_fileobj=extra, path_in_repo=extra.name, commit_message="Add GGUF")
         except OfflineModeIsEnabled as error:
             raise ExportError("HF_HUB_OFFLINE is set: unset it to reach the hub") from error
         except HfHubHTTPError as error:
