@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from darwinlm.errors import RecipeError
-from darwinlm.limits import SHOWN, LimitError, parse_yaml, shorten, suggestion
+from darwinlm.limits import SHOWN, parse_yaml, shorten, suggestion
 from darwinlm.recipe.sections import BUDGETS, Recipe, SearchStage
 
 OPTIONS: Mapping[str, str] = {
@@ -122,7 +121,7 @@ def _assembled(
             raise RecipeError(f"--set takes section.field=value, not '{assignment}'")
         try:
             value = parse_yaml(text)
-        except (yaml.YAMLError, LimitError) as error:
+        except ValueError as error:
             raise RecipeError(
                 f"--set {shorten(name)}: '{shorten(text)}' isn't a YAML value: {shorten(error, 300)}"
             ) from error
@@ -173,7 +172,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         tree = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"can't read the recipe {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, LimitError) as error:
+    except ValueError as error:
         raise RecipeError(f"the recipe {path} isn't YAML: {shorten(error, 300)}") from error
     if tree is None:
         return {}
