@@ -111,11 +111,7 @@ class Lock:
 def hold(path: Path, what: Path) -> Lock:
     """Lock a file for this process; repeated calls for the same file return the same lock.
 
-    `what` is the locked object, for messages.
-
-    Raises:
-        BusyError: Another process has the lock.
-        StorageError: The file can't be created.
+    `what` is the locked object, for messages. Raises BusyError if another process has the lock, or StorageError.
     """
     key = path.absolute()
     held = _HELD.get(key)

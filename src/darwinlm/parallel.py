@@ -62,11 +62,7 @@ def local_size() -> int:
 
 
 def gpu() -> int:
-    """Index of this process's GPU among the visible ones.
-
-    Raises:
-        ParallelError: There are more processes than GPUs.
-    """
+    """Index of this process's GPU among the visible ones. Raises ParallelError if there are more processes."""
     import torch
 
     count, index = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
@@ -81,8 +77,7 @@ def gpu() -> int:
 def init_from_environment() -> None:
     """Connect to the other processes of torchrun; does nothing in a single process or on repeated calls.
 
-    gloo transfers tensors in main memory, NCCL those on GPUs. Raises ParallelError if environment variables of torchrun
-    are missing, the other processes don't answer, or two of them have the same GPU.
+    gloo transfers tensors in main memory, NCCL those on GPUs. Raises ParallelError.
     """
     if _initialized() or expected() < 2:
         return
@@ -199,11 +194,7 @@ def collect(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @contextmanager
 def agree() -> Iterator[None]:
-    """Context for work without communication that may fail in any process; then it fails in all.
-
-    Raises:
-        DarwinLMError: The error of the first process that raised one.
-    """
+    """Context for work without communication; if it fails in any process, the first error is raised in all."""
     raised: DarwinLMError | None = None
     try:
         yield

@@ -31,12 +31,8 @@ class Run:
     """The state shared by stages. Its constructor checks the output folder; the first stage with work creates it.
 
     The output folder is new, empty, or of an earlier run. `elsewhere` are the folders of stages that another run
-    shares, which holds their locks.
-
-    Raises:
-        ArtifactError: The folder holds something else.
-        BusyError: Another run works in the folder.
-        RecipeError: No model is given, or the device doesn't exist.
+    shares, which holds their locks. Raises ArtifactError if the folder holds something else, BusyError if another run
+    works in it, RecipeError if no model is given or the device doesn't exist.
     """
 
     def __init__(

@@ -55,12 +55,8 @@ def recover(
         assignments: "section.field=value" strings, applied to the recipe.
         reporter: Receiver of progress; None prints to the terminal.
 
-    Returns:
-        The contents of summary.json: figures of the dense model and of the smaller one before and after training, the
-        record of the training, and search and refit of the pruning run.
-
-    Raises:
-        DarwinLMError: The input is wrong; see `darwinlm.errors`.
+    Returns the contents of summary.json: figures of the dense model and of the smaller one before and after training,
+    the record of the training, and search and refit of the pruning run. Raises DarwinLMError.
     """
     folder = Path(model).expanduser()
     small = model_folder(folder)

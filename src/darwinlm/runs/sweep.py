@@ -44,13 +44,8 @@ def prune_sweep(
         reporter: Receiver of progress; None prints to the terminal.
         begun: Start of the recipes' time limit, `time.monotonic()`; None is now. The models share the limit.
 
-    Returns:
-        The contents of sweep.json: a row for each model, the dense one first; no rows if the last stage isn't the
-        report.
-
-    Raises:
-        DarwinLMError: As in `darwinlm.prune`.
-        RecipeError: The recipes differ in more than their bound, or two are the same.
+    Returns the contents of sweep.json: a row for each model, the dense one first; no rows if the last stage isn't the
+    report. Raises DarwinLMError.
     """
     folder = Path(out)
     ordered = _ordered(recipes)
