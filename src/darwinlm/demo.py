@@ -48,16 +48,13 @@ QUICK: dict[str, Any] = {
 gained nothing on so little text."""
 
 FULL: dict[str, Any] = {
-    "text.calibration_tokens": 65536,
-    "text.validation_tokens": 8192,
-    "text.evaluation_tokens": 16384,
     "refit.tokens": 45056,
     "search.generations": 10,
     "search.offspring": 6,
-    "search.stages": [{"tokens": 2048, "survivors": 2}, {"tokens": 8192, "survivors": 1}],
     "recovery.tokens": 24576,
     "budget.keep": 0.5,
 }
+"""Settings for half of the block parameters with the default amounts of text."""
 
 
 def demo_model() -> Path:

@@ -72,7 +72,9 @@ def text_table(saved: Mapping[str, Mapping[str, Any]]) -> Table | None:
     headings = ("text", *(f"{figure}, {name}" for name in saved for figure in ("perplexity", "KL")))
     cells, remarks = [], []
     for source in sources:
-        row = [next((text for text in one["texts"] if text["source"] == source), {}) for one in saved.values()]
+        row: list[Mapping[str, Any]] = [
+            next((text for text in one["texts"] if text["source"] == source), {}) for one in saved.values()
+        ]
         figures = ((number(text.get("perplexity"), ".4g"), number(text.get("kl"), ".4f")) for text in row)
         cells.append((source, *chain.from_iterable(figures)))
         counts = {name: text["tokens"] for name, text in zip(saved, row, strict=True) if text}
