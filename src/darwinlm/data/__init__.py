@@ -1,8 +1,6 @@
 """Text: sources, disjoint splits, packing, and checks that search never sees evaluation text."""
 
 from darwinlm.data.blocks import TokenBlocks as TokenBlocks
-from darwinlm.data.files import EXTENSIONS as EXTENSIONS
-from darwinlm.data.files import TEXT_FIELDS as TEXT_FIELDS
 from darwinlm.data.leakage import assert_disjoint as assert_disjoint
 from darwinlm.data.leakage import check_not_evaluation_text as check_not_evaluation_text
 from darwinlm.data.packing import document_hash as document_hash
