@@ -7,5 +7,5 @@ from darwinlm.data.packing import document_hash as document_hash
 from darwinlm.data.shuffle import Shuffle as Shuffle
 from darwinlm.data.sources import read_documents as read_documents
 from darwinlm.data.splits import PURPOSES as PURPOSES
-from darwinlm.data.splits import TextPlan as TextPlan
+from darwinlm.data.splits import purpose_of as purpose_of
 from darwinlm.data.splits import split_documents as split_documents
