@@ -173,10 +173,13 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+BOTH = ("weights.safetensors", "manifest.json")
+OTHERS = ("first_moments.safetensors", "second_moments.safetensors", "state.json")
+
+
 @pytest.mark.parametrize(
-    "name",
-    ["weights.safetensors", "first_moments.safetensors", "second_moments.safetensors", "state.json", "manifest.json"],
+    ("name", "damage"),
+    [*((name, damage) for name in BOTH for damage in DAMAGES), *((name, "changed") for name in OTHERS)],
 )
 def test_a_damaged_checkpoint_is_refused(stopped, tmp_path, name, damage):
     folder = shutil.copytree(stopped, tmp_path / "training")
