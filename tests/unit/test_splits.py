@@ -142,11 +142,6 @@ def test_long_documents_give_a_part_each_from_their_own_place(tokenizer):
     assert split(texts, {"fitness": 640, "evaluation": 320}, tokenizer=tokenizer, most=32) == many
 
 
-def test_shorter_documents_are_taken_whole(tokenizer):
-    texts = list(documents(300))
-    assert split(texts, tokenizer=tokenizer, most=10_000) == split(texts, tokenizer=tokenizer)
-
-
 def test_more_of_each_document_in_turn_when_there_are_no_others(tokenizer):
     texts = [f"{index} " * 300 for index in range(4)]
     result = split(texts, {"fitness": 1024}, tokenizer=tokenizer, most=16)["fitness"]
