@@ -46,7 +46,7 @@ def papers(parent, costs, budget, rng, *, step, seen):
 SWITCHES = st.sampled_from([level_switch, papers])
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(problems(), st.integers(0, 2**32), st.floats(0.01, 1), st.booleans(), SWITCHES)
 def test_every_child_is_new_within_range_and_within_the_budget(problem, seed, step, parent_is_seen, switch):
     costs, parent, budget = problem
