@@ -218,12 +218,6 @@ def test_the_papers_grid_has_eleven_levels_of_multiples_of_32(tmp_path):
     assert [level.width for level in levels] == [0, 96, 192, 320, 416, 512, 608, 704, 832, 928, 1024]
 
 
-@pytest.mark.parametrize("levels", ["most", [1.5], "[half]"])
-def test_a_grid_that_is_none(levels):
-    with pytest.raises(ValueError, match="levels"):
-        UnitsSettings.model_validate({"levels": levels})
-
-
 def test_heads_that_are_shared_unevenly_can_only_be_cut_by_query_heads(tiny_llama, make_run, tmp_path):
     run = make_run(tiny_llama, tmp_path / "out", "units.attention=query_head", "units.mlp_multiple=32")
     database = run_stages(run, "database").database.reader
