@@ -120,7 +120,7 @@ def test_code_of_its_own_under_a_known_name_is_not_run(prune, model_copy, tmp_pa
     """Families that are known are read by the classes that are known."""
     for permission in ((), ("--allow-remote-code",)):
         with_code(model_copy, "llama")
-        prune(*permission, model=model_copy).succeeded()
+        prune(*permission, "--until", "export", model=model_copy).succeeded()
         assert "code.Mine" not in (tmp_path / "out" / "model" / "config.json").read_text()
         shutil.rmtree(tmp_path / "out")
     with_code(model_copy, "darwinlm_llama")
