@@ -86,12 +86,6 @@ def test_an_engine_that_is_not_installed(command, model, monkeypatch, engine, ex
     command("bench", model, "--engine", engine).refused(f"measuring speed in {engine}", install(extra))
 
 
-def test_a_file_that_llama_cpp_refuses(command, tmp_path):
-    pytest.importorskip("cyllama", reason="comes with the extra llama-cpp")
-    (tmp_path / "m.gguf").write_bytes(b"no model at all" * 100)
-    command("bench", tmp_path / "m.gguf").refused("its first bytes aren't those of GGUF")
-
-
 def test_an_engine_that_dies_is_a_message(tmp_path, monkeypatch):
     """A width of 0 in the last block makes llama.cpp abort its process."""
     pytest.importorskip("cyllama", reason="comes with the extra llama-cpp")

@@ -165,11 +165,6 @@ def test_a_search_keeps_what_the_slopes_said_of_its_candidates(tiny_llama, make_
         assert slope == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
 
-def test_without_slopes_nothing_is_said_of_them(tiny_llama, make_run, tmp_path):
-    run_stages(make_run(tiny_llama, tmp_path / "run", "search.method=paper", "search.generations=2"), "search")
-    assert {slope for *_, slope in state_of(tmp_path / "run")["observations"]} == {0.0}
-
-
 def test_a_gradient_is_left_when_time_is_up(llama):
     _, gradients, allocation = llama
     with pytest.raises(TimeLimitError):

@@ -7,11 +7,9 @@ from tests.unit.test_removal_order import second_moment, weight
 
 from darwinlm.database.factors import (
     estimated_losses,
-    full_target,
     kept_weights,
     narrower_factors,
     nested_factors,
-    pack_lower,
     unpack_lower,
     whole_factor_,
 )
@@ -104,28 +102,6 @@ def test_estimated_losses_weigh_the_error_by_the_gradients(p):
         torch.testing.assert_close(stored, found, rtol=1e-3, atol=1e-5 * float(found[0]))
 
 
-def test_form_of_the_factors():
-    H, W, columns = damp(second_moment(20, "plain")).float(), weight(6, 20).bfloat16(), permutation(20).int()
-    factors = nested_factors(H, W, columns)
-    dtypes = [t.dtype for t in (factors.columns, factors.factor, factors.target, factors.errors)]
-    assert dtypes == [torch.int64, torch.float32, torch.float32, torch.float64]
-    assert torch.equal(factors.factor, factors.factor.tril())
-    ordered = H[factors.columns][:, factors.columns]
-    torch.testing.assert_close(factors.factor @ factors.factor.T, ordered, rtol=1e-5, atol=1e-5)
-    assert float(factors.errors[0]) == pytest.approx(float((W.double() @ H.double() @ W.double().T).trace()))
-    assert (factors.errors.diff() <= 0).all()
-    assert kept_weights(factors, 0).shape == (6, 0)
-    assert kept_weights(factors, 7).dtype == torch.float32
-    torch.testing.assert_close(kept_weights(factors, 20), W.float()[:, columns.long()], rtol=1e-4, atol=1e-5)
-
-
-def test_full_target_needs_only_factor_and_weights():
-    H, W, columns = damp(second_moment(20, "outliers")), weight(6, 20), permutation(20)
-    factors = nested_factors(H, W, columns)
-    again = full_target(factors.factor, W, columns)
-    torch.testing.assert_close(again, factors.target, rtol=1e-5, atol=1e-5 * float(factors.target.abs().max()))
-
-
 def test_dead_inputs_cost_nothing_and_keep_their_weights():
     H, W = second_moment(12, "plain"), weight(4, 12)
     H[[2, 5]] = 0
@@ -135,23 +111,6 @@ def test_dead_inputs_cost_nothing_and_keep_their_weights():
     assert factors.errors[10] <= 1e-10 * float(factors.errors[0])
     torch.testing.assert_close(kept_weights(factors, 12)[:, 10:], W.float()[:, [2, 5]])
     torch.testing.assert_close(kept_weights(factors, 10), W.float()[:, columns[:10]])
-
-
-def test_all_inputs_dead():
-    factors = nested_factors(damp(torch.zeros(5, 5)), weight(3, 5), torch.arange(5))
-    assert float(factors.errors[0]) < 1e-20
-    torch.testing.assert_close(kept_weights(factors, 3), weight(3, 5)[:, :3].float())
-
-
-@pytest.mark.parametrize("d", [0, 1, 2, 9])
-def test_packed_rows_come_back(d):
-    L = torch.randn(d, d, generator=torch.Generator().manual_seed(d)).tril()
-    packed = pack_lower(L + torch.ones(d, d).triu(1))
-    assert packed.shape == (d * (d + 1) // 2,)
-    assert packed.dtype == torch.float32
-    assert torch.equal(unpack_lower(packed, d), L)
-    for k in range(d):
-        assert torch.equal(unpack_lower(packed[: k * (k + 1) // 2], k), L[:k, :k])
 
 
 def test_not_finite_and_not_positive_definite():
