@@ -29,8 +29,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distribution
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 if TYPE_CHECKING:
@@ -151,6 +152,14 @@ class MissingExtraError(DarwinLMError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs the package '{package}': {install(extra)}")
+
+
+def import_extra(package: str, extra: str, purpose: str) -> Any:
+    """Import an optional package. Raises MissingExtraError if it isn't installed."""
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise MissingExtraError(package, extra, purpose) from error
 
 
 class DeviceMemoryError(DarwinLMError):

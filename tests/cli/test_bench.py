@@ -5,7 +5,7 @@ import json
 import pytest
 from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
 
-from darwinlm.engines import ENGINES, EngineProcess
+from darwinlm.engines.process import ENGINES, EngineProcess
 from darwinlm.errors import EngineError, ExportError, install
 from darwinlm.export.gguf import layout
 from darwinlm.export.run import export_model

@@ -14,7 +14,7 @@ from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import GemmaTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
-from darwinlm.engines import EngineProcess
+from darwinlm.engines.process import EngineProcess
 from darwinlm.errors import CheckpointError, ExportError, ModelError
 from darwinlm.export.gguf.tokenizer import read_tokenizer
 from darwinlm.export.run import export_model
@@ -126,7 +126,7 @@ def test_a_splitting_by_name_is_the_one_that_exports_know(tmp_path, name):
     )
     split_as_named(tokenizer, name)
     tokenizer.save_pretrained(tmp_path)
-    assert read_tokenizer(tmp_path, tokenizer, 320).values["pre"] == ALIASES.get(name, name)
+    assert read_tokenizer(tmp_path, tokenizer, 320)["tokenizer.ggml.pre"] == ALIASES.get(name, name)
 
 
 @pytest.mark.parametrize("name", [None, "chatglm-bpe"])

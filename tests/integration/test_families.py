@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM
 from darwinlm.evaluation.divergence import DenseDistribution
 from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.family import families
+from darwinlm.families.family import class_prefix, families
 from darwinlm.pipeline import run_stages
 from darwinlm.recipe import RecoverySettings
 from darwinlm.recovery.model import batch_loss, prepared, run_dense
@@ -93,7 +93,7 @@ def test_layers_that_are_cut_alike_make_the_familys_own_class(whole):
     """Its MLPs are smaller; mixtures lose an expert, or half of every expert's channels."""
     allocation = whole.cut_alike()
     small = stitch(whole.reader, allocation)
-    assert type(small).__name__ == f"{whole.checkpoint.family.class_prefix}ForCausalLM"
+    assert type(small).__name__ == f"{class_prefix(whole.checkpoint.family.model_type)}ForCausalLM"
     assert block_parameters(small, whole.checkpoint.family.layers) == whole.plan.space.params(allocation)
     assert whole.plan.space.params(allocation) < whole.plan.space.params(whole.plan.space.dense)
     assert_equal_logits(small, masked(whole.reader, allocation), whole.text["evaluation"].tokens[:2])

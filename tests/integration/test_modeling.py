@@ -11,7 +11,8 @@ from tests.tiny.models import SIZES, tiny_config, tiny_model
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from darwinlm.families.family import families, family_of
-from darwinlm.families.pruned import auto_map, modeling_source, pruned_classes, pruned_config
+from darwinlm.families.modeling_darwinlm import auto_map, modeling_source
+from darwinlm.families.pruned import pruned_classes, pruned_config
 from darwinlm.families.shapes import head_dim
 
 

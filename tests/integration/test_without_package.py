@@ -13,7 +13,7 @@ from tests.tiny.models import FAMILIES, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from darwinlm.families.family import family_of
-from darwinlm.families.pruned import auto_map
+from darwinlm.families.modeling_darwinlm import auto_map
 from darwinlm.pipeline import run_stages
 
 WITHOUT = """

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from darwinlm.console import Reporter
 from darwinlm.data import read_documents
-from darwinlm.engines import EngineProcess
+from darwinlm.engines.process import EngineProcess
 from darwinlm.errors import DataError, MissingExtraError, ModelError
 from darwinlm.export.run import export_model
 from darwinlm.families.resolve import resolve_model

@@ -12,7 +12,7 @@ from darwinlm.database.levels import module_levels
 from darwinlm.database.store import DatabaseReader
 from darwinlm.errors import BudgetError, CheckpointError, RecipeError
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.family import families
+from darwinlm.families.family import class_prefix, families
 from darwinlm.families.shapes import module_parameters, module_shapes
 from darwinlm.pipeline import run_stages
 from darwinlm.recipe import BudgetSettings, UnitsSettings
@@ -147,7 +147,7 @@ def test_equal_layers_keep_the_class_of_their_family(tiny_folder, model_type):
     row = {checkpoint.family.mlp.width: 40} if experts is None else {experts.width: 40, experts.count: 3}
     config = smaller_config(checkpoint, dict.fromkeys(range(checkpoint.n_blocks), row))
     model = empty_model(config, checkpoint)
-    assert type(model).__name__ == f"{checkpoint.family.class_prefix}ForCausalLM"
+    assert type(model).__name__ == f"{class_prefix(checkpoint.family.model_type)}ForCausalLM"
     assert type(model).__module__.startswith("transformers.models.")
     assert all(row.items() <= layer.to_dict().items() for layer in config.per_layer_config)
 

@@ -13,7 +13,7 @@ import torch
 from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
 from transformers import AutoModelForCausalLM
 
-from darwinlm.engines import EngineProcess
+from darwinlm.engines.process import EngineProcess
 from darwinlm.engines.vllm_plugin import TESTED
 from darwinlm.export.run import export_model
 from darwinlm.runs.bench import run_bench

@@ -16,7 +16,7 @@ import torch
 
 from darwinlm.artifact import model_folder
 from darwinlm.compute import DTYPES
-from darwinlm.engines import EngineProcess, Timing, require_engine
+from darwinlm.engines.process import EngineProcess, Timing, require_engine
 from darwinlm.errors import EngineError
 from darwinlm.export.gguf.export import export_gguf
 from darwinlm.export.gguf.write import QUANTISATIONS

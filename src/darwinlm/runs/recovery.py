@@ -13,8 +13,9 @@ from darwinlm.artifact import model_folder
 from darwinlm.compute import saved_dtype
 from darwinlm.console import Reporter
 from darwinlm.errors import RecipeError
-from darwinlm.export.hf import check_saved, is_custom, save_model
+from darwinlm.export.hf import check_saved, save_model
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.family import is_custom
 from darwinlm.families.origin import Origin, origin_of
 from darwinlm.figures import ModelKey
 from darwinlm.recipe import Recipe, load_recipe, parse_recipe

@@ -9,8 +9,9 @@ import torch
 
 from darwinlm.artifact import file_digest, read_json, write_json
 from darwinlm.compute import saved_dtype
-from darwinlm.export.hf import check_saved, is_custom, save_model
+from darwinlm.export.hf import check_saved, save_model
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.family import is_custom
 from darwinlm.run import Run
 from darwinlm.stages.recover import Recovered
 from darwinlm.stages.refit import Refitted

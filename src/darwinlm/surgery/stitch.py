@@ -16,7 +16,7 @@ from transformers import AutoConfig
 from darwinlm.database.levels import Level, ModuleLevels, kept_groups
 from darwinlm.database.store import DatabaseReader
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.family import PREFIX
+from darwinlm.families.family import class_prefix, is_custom
 from darwinlm.families.parts import KINDS, Experts, ModuleKind
 from darwinlm.families.pruned import pruned_classes, pruned_config
 from darwinlm.families.shapes import head_dim, module_shapes
@@ -88,7 +88,7 @@ def smaller_config(checkpoint: Checkpoint, table: dict[int, dict[str, Any]]) -> 
         # Some families' classes refuse head counts that don't divide the hidden size; our class accepts them.
         with contextlib.suppress(StrictDataclassError):
             config = AutoConfig.for_model(**tree)
-            config.architectures = [f"{family.class_prefix}ForCausalLM"]
+            config.architectures = [f"{class_prefix(family.model_type)}ForCausalLM"]
             return config
     changes = {}
     experts = family.mlp.experts
@@ -102,7 +102,7 @@ def smaller_config(checkpoint: Checkpoint, table: dict[int, dict[str, Any]]) -> 
 
 def _dense_table(checkpoint: Checkpoint) -> dict[int, dict[str, Any]] | None:
     """The table of a model whose family has layers of different sizes (Gemma 4); None if it was pruned."""
-    if str(checkpoint.config.model_type).startswith(PREFIX):
+    if is_custom(checkpoint.config):
         return None
     table: dict[int, dict[str, Any]] = {block: {} for block in range(checkpoint.n_blocks)}
     for shape in module_shapes(checkpoint):
@@ -133,7 +133,7 @@ def _common_sizes(table: dict[int, dict[str, Any]], experts: Experts | None) -> 
 
 def empty_model(config: Any, checkpoint: Checkpoint) -> Any:
     """The smaller model on the meta device, except for buffers that aren't saved."""
-    if str(config.model_type).startswith(PREFIX):
+    if is_custom(config):
         pruned_classes(*checkpoint.family.class_names)
     return Checkpoint(checkpoint.folder, config, checkpoint.family, checkpoint.source).skeleton()
 
