@@ -8,7 +8,6 @@ import torch
 
 from darwinlm.database import order as order_module
 from darwinlm.database.order import (
-    Removal,
     cholesky_,
     damp,
     exact_products,
@@ -237,22 +236,11 @@ def test_not_finite(which, value, u):
         )
 
 
-def test_order_in_two_steps_needs_the_moment_in_the_first_only():
-    H, W = second_moment(24, "plain"), weight(6, 24)
-    expected = removal_order(H, W, channels(24))
-    removal = Removal(H, W, channels(24))
-    H.zero_()
-    W.zero_()
-    found = removal.run()
-    assert torch.equal(found.units, expected.units)
-    assert torch.equal(found.costs, expected.costs)
-
-
 @pytest.mark.parametrize("kind", ["plain", "outliers"])
 def test_rows_of_the_moment_are_as_good_as_the_moment(kind):
     H, W, units = second_moment(300, kind), weight(6, 300), torch.arange(300).flip(0).view(-1, 3)
     expected = removal_order(H, W, units)
-    found = Removal(iter([H[:7], H[7:290], H[290:]]), W, units).run()
+    found = removal_order(iter([H[:7], H[7:290], H[290:]]), W, units)
     assert torch.equal(found.units, expected.units)
     assert torch.equal(found.costs, expected.costs)
 

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from darwinlm.artifact import damaged, file_digest, read_manifest
+from darwinlm.artifact import check_file, open_tensors, read_manifest
 from darwinlm.calibration.expert_order import ExpertOrder
 from darwinlm.database.blocks import block_file
 from darwinlm.database.factors import (
@@ -162,27 +161,13 @@ class DatabaseReader:
 
     @contextmanager
     def _opened(self, block: int) -> Iterator[Any]:
-        """The verified file of a block. Raises ArtifactError."""
+        """The file of a block, compared with its hash once. Raises ArtifactError."""
         path = self.folder / block_file(block)
-        self._verify(block, path)
-        try:
-            with safe_open(path, framework="pt") as stream:
-                yield stream
-        except (OSError, SafetensorError) as error:
-            raise damaged(path, str(error)) from error
-
-    def _verify(self, block: int, path: Path) -> None:
-        """Compare a file with its hash in the manifest, once. Raises ArtifactError."""
-        if block in self._verified:
-            return
-        expected = read_manifest(self.folder).files.get(path.name)
-        if expected is None:
-            raise damaged(path, "the manifest doesn't name it")
-        if not path.is_file():
-            raise damaged(path, "it is missing")
-        if file_digest(path) != expected:
-            raise damaged(path, "it was changed after it was written")
-        self._verified.add(block)
+        if block not in self._verified:
+            check_file(path, read_manifest(self.folder).files.get(path.name))
+            self._verified.add(block)
+        with open_tensors(path) as stream:
+            yield stream
 
     def errors(self, block: int, kind: ModuleKind, variant: int) -> Tensor:
         """[p + 1] float64: squared output error of keeping the first k columns of a variant.
