@@ -270,7 +270,7 @@ def moments(setup: Setup) -> None:
 
     tokens, width = (256, 96) if setup.tiny else (8192, 11008)
     x = torch.randn(tokens, width, device=setup.kind, dtype=torch.bfloat16)
-    moment = SecondMoment(width, setup.kind)
+    moment = SecondMoment(width, device=setup.kind)
     moment.add(x)
     part = x[:, : min(width, 2048)].double()
     exact = part.T @ part / tokens

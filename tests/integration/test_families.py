@@ -115,7 +115,7 @@ def test_what_was_saved_is_what_was_searched(whole):
     model = copy.deepcopy(AutoModelForCausalLM.from_pretrained(folder))
     expected = copy.deepcopy(whole.stitched.checkpoint.load(torch.float32))
     weights = dict(expected.named_parameters())
-    for name, weight in whole.refitted.weights(whole.stitched.checkpoint).items():
+    for name, weight in whole.refitted.weights().items():
         weights[name].data = weight
     assert torch.equal(logits(model, tokens), logits(expected, tokens))
     counted = block_parameters(model, whole.checkpoint.family.layers)

@@ -275,7 +275,7 @@ def _run_watched(
         for kind in family.cut_kinds(stream.checkpoint.config, block) if watch else ():
             output = output_projection(stream.decoder.blocks[block], family, kind)
             if output is not None:
-                moment = moments[kind] = SecondMoment(output.weight.shape[1], stream.device)
+                moment = moments[kind] = SecondMoment(output.weight.shape[1], device=stream.device)
 
                 def watch_inputs(
                     _: nn.Module, inputs: Any, y: Tensor, to: SecondMoment = moment, kind: ModuleKind = kind

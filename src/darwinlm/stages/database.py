@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from darwinlm.database.elimination import why_not_recorded
 from darwinlm.database.finished import TEXT, calibration_documents, check_fits, find_database
 from darwinlm.database.store import DatabaseReader
 from darwinlm.errors import DataError
+from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.parts import KINDS
 from darwinlm.malloc import kept_memory
 from darwinlm.run import Run
@@ -37,11 +39,12 @@ class PruningDatabase:
     reader: DatabaseReader
 
 
-def stream_of(run: Run, tokens: Tensor, memory: HiddenMemory | None = None) -> BlockStream:
-    """The dense model's residual stream on tokens [n, t], before the first block."""
-    return BlockStream(
-        run.checkpoint, tokens, dtype=run.dtype, device=run.device, batch_tokens=run.batch_tokens, memory=memory
-    )
+def stream_of(
+    run: Run, tokens: Tensor, memory: HiddenMemory | None = None, *, checkpoint: Checkpoint | None = None
+) -> BlockStream:
+    """The residual stream of a model, by default the dense one, on tokens [n, t], before the first block."""
+    how: dict[str, Any] = {"dtype": run.dtype, "device": run.device, "batch_tokens": run.batch_tokens}
+    return BlockStream(checkpoint or run.checkpoint, tokens, **how, memory=memory)
 
 
 def database_stage(run: Run, texts: Texts) -> PruningDatabase:

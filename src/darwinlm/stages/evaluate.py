@@ -60,7 +60,7 @@ def evaluate_stage(run: Run, results: StageResults) -> Measured:
             }
             final = partial(Checkpoint.open(exported.folder).load, run.dtype, run.device)
             if refitted is not None and results.recover is not None:
-                loaders["refit"] = lambda: as_dtype(refitted.model(stitched.checkpoint), run.dtype)
+                loaders["refit"] = lambda: as_dtype(refitted.model(), run.dtype)
             elif refitted is not None:
                 loaders["refit"] = final
             if results.recover is not None:

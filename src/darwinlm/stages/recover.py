@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from darwinlm import parallel
 from darwinlm.artifact import MANIFEST, STAGES, StageFolder, digest_of, read_json, write_json
 from darwinlm.data import Shuffle, check_not_evaluation_text, read_documents
@@ -34,11 +32,9 @@ RECORD = "record.json"
 
 
 @dataclass(frozen=True)
-class Recovered:
-    """The trained model."""
+class Recovered(Stitched):
+    """The trained model, with the record of its training."""
 
-    stage: StageFolder
-    checkpoint: Checkpoint
     record: dict[str, Any]
 
 
@@ -51,13 +47,8 @@ def recover_stage(run: Run, texts: Texts, stitched: Stitched, refitted: Refitted
     if not run.recipe.recovery.tokens:
         return None
     before = {"stitched": stitched.stage.digest, "refit": refitted.stage.digest if refitted else None}
-
-    def student() -> Any:
-        if refitted is None:
-            return stitched.checkpoint.load(torch.float32)
-        return refitted.model(stitched.checkpoint)
-
-    return recover_model(run, texts, (stitched.checkpoint, run.checkpoint.tokenizer()), student, before)
+    described = stitched.checkpoint, run.checkpoint.tokenizer()
+    return recover_model(run, texts, described, (refitted or stitched).model, before)
 
 
 def check_recovery(run: Run, described: tuple[Checkpoint, Any] | None = None) -> Steps:
