@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from darwinlm.artifact import damaged, read_json, write_json
 from darwinlm.database.levels import ModuleLevels
 from darwinlm.families.parts import KINDS, ModuleKind
@@ -57,20 +59,17 @@ def measure_table(
     measured = [ratio(f"check:{number}", _choice(space, each)) for number, each in enumerate(checks)]
     seconds = statistics.median(dense_seconds for _, dense_seconds in known.values())
     lines = {kind: lines_of(of_kind, _counts(kind, cut), seconds) for kind, of_kind in ratios.items()}
-    table = LatencyTable(lines, seconds, 0.0)
-    of_modules = sum(table.seconds(module.kind, size_of(module.levels[-1])) for module in cut)
-    table = LatencyTable(lines, seconds, max(0.0, seconds - of_modules))
+    whole = LatencyTable(seconds=lines, fixed=0.0)
+    of_modules = sum(whole.of(module.kind, size_of(module.levels[-1])) for module in cut)
+    table = whole.model_copy(update={"fixed": max(0.0, seconds - of_modules)})
     cost = table_costs(table, space)
+    predicted = [cost.of(each) / 1e9 for each in checks]
     comparisons = [
-        {
-            "predicted": cost.of(each) / 1e9,
-            "measured": ratio_of * seconds,
-            "error": cost.of(each) / 1e9 / ratio_of / seconds - 1,
-        }
-        for each, ratio_of in zip(checks, measured, strict=True)
+        {"predicted": time, "measured": ratio_of * seconds, "error": time / ratio_of / seconds - 1}
+        for time, ratio_of in zip(predicted, measured, strict=True)
     ]
     return {
-        "seconds": {kind: {str(heads): line for heads, line in of_kind.items()} for kind, of_kind in lines.items()},
+        "seconds": lines,
         "dense": seconds,
         "fixed": table.fixed,
         "models_timed": len(known),
@@ -79,23 +78,18 @@ def measure_table(
     }
 
 
-def read_table(path: Path) -> tuple[LatencyTable, float]:
-    """A measured table, and the largest error of its predictions. Raises ArtifactError."""
-    tree = read_json(path)
+def read_table(path: Path) -> LatencyTable:
+    """A measured table. Raises ArtifactError."""
     try:
-        lines = {
-            kind: {int(heads): tuple((int(w), float(t)) for w, t in line) for heads, line in of_kind.items()}
-            for kind, of_kind in tree["seconds"].items()
-        }
-        return LatencyTable(lines, float(tree["dense"]), float(tree["fixed"])), float(tree["worst_error"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise damaged(path, f"it isn't a latency table: {error}") from error
+        return LatencyTable.model_validate(read_json(path))
+    except ValidationError as error:
+        raise damaged(path, "it isn't a latency table") from error
 
 
 def table_costs(table: LatencyTable, space: SearchSpace) -> CostModel:
     """Costs in nanoseconds of every level."""
     times = {
-        (module.block, module.kind): [table.seconds(module.kind, size_of(level)) for level in module.levels]
+        (module.block, module.kind): [table.of(module.kind, size_of(level)) for level in module.levels]
         if len(module.levels) > 1
         else [0.0]
         for module in space.modules

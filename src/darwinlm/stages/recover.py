@@ -151,7 +151,7 @@ def _train(
     run: Run, stage: StageFolder, work: Path, texts: Texts, tokenizer: Any, student: Callable[[], Any], steps: Steps
 ) -> None:
     """Train on the packed text, and save the model and the record."""
-    from darwinlm.recovery.cache import CacheKey, cached_text
+    from darwinlm.recovery.cache import cached_text
     from darwinlm.recovery.train import Training
 
     settings, looking_back, seed = run.recipe.recovery, run.recipe.text.looking_back, run.recipe.search.seed
@@ -167,7 +167,7 @@ def _train(
             text,
             dense,
             Path(settings.teacher_cache).expanduser(),
-            CacheKey(run.teacher.digest, run.recipe.compute.dtype),
+            {"teacher": run.teacher.digest, "dtype": run.recipe.compute.dtype},
             batch_rows=steps.rows,
             say=run.reporter.say,
             progress=run.reporter.advance,
