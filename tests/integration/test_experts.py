@@ -135,7 +135,7 @@ def test_an_expert_that_no_token_asked_for_keeps_its_largest_weights(built, tmp_
     assert torch.equal(unused.columns, W.square().sum(dim=0).argsort(descending=True))
     assert unused.errors[0] < 1e-12 * used.errors[0]
     L = unpack_lower(packed, shape.width)
-    factors = NestedFactors(unused.columns, L, full_target(L, W, unused.columns), unused.errors)
+    factors = NestedFactors(unused.columns, L, full_target(L, W, unused.columns))
     torch.testing.assert_close(kept_weights(factors, 8), W[:, unused.columns[:8]])
 
 

@@ -10,7 +10,7 @@ import darwinlm
 from darwinlm.database.levels import Level, ModuleLevels
 from darwinlm.errors import BudgetError, RecipeError
 from darwinlm.recipe import BudgetSettings, Recipe, load_recipe, load_recipes, parse_recipe
-from darwinlm.search.problem.cost import CostModel, KvCache, amount_words, byte_costs, parameter_costs, time_costs
+from darwinlm.search.problem.cost import CostModel, amount_words, byte_costs, parameter_costs, time_costs
 from darwinlm.search.problem.problem import Budget, Problem, resolve_budget
 from darwinlm.search.problem.space import SearchSpace
 from darwinlm.stages.report import _budget
@@ -154,7 +154,7 @@ def test_a_tolerance_is_a_small_share():
 ATTENTION = ModuleLevels(0, "attention", (Level(0, 0, 0, 0), Level(1, 2, 8, 100), Level(2, 2, 16, 200)))
 MLP = ModuleLevels(1, "mlp", (Level(0, 0, 0, 0), Level(1, 1, 8, 70), Level(1, 1, 24, 210)))
 SPACE = SearchSpace((ATTENTION, MLP))
-CACHE = KvCache(head_dim=[4, 4], tokens=[10, 6], batch=3, itemsize=2, counters=frozenset({0}))
+KV_BYTES = [lambda heads: 2 * (heads or 1) * 4 * 10 * 3 * 2, lambda heads: 2 * heads * 4 * 6 * 3 * 2]
 
 
 def test_parameters_of_the_blocks_and_of_the_whole():
@@ -164,7 +164,7 @@ def test_parameters_of_the_blocks_and_of_the_whole():
 
 
 def test_bytes_are_weights_and_keys_and_values():
-    cost = byte_costs(SPACE, outside=1000, itemsize=2, cache=CACHE)
+    cost = byte_costs(SPACE, outside=1000, itemsize=2, kv_bytes=KV_BYTES)
     head = 2 * 4 * 10 * 3 * 2  # keys and values, columns, tokens, sequences, bytes
     without_attention = 2 * 4 * 6 * 3 * 2 * 0  # block 1 has none and doesn't count positions
     assert cost.of((2, 2)) == 2 * (1000 + 200 + 210) + 2 * head + without_attention

@@ -16,7 +16,7 @@ from darwinlm.artifact import StageFolder, open_tensors, read_tensors, write_ten
 from darwinlm.calibration.stream import BlockMoments, BlockStream, Saliency, stream_moments
 from darwinlm.database.blocks import Curve, block_file, experts_tensors, module_tensors, order_tensors
 from darwinlm.database.elimination import ROWS
-from darwinlm.database.factors import check_energy, estimated_losses, kept_weights, nested_factors, whole_factor_
+from darwinlm.database.factors import check_energy, kept_weights, nested_factors, whole_factor_
 from darwinlm.database.levels import variants
 from darwinlm.database.order import damp, damp_, ordered_moment, removal_order
 from darwinlm.errors import ArtifactError
@@ -176,11 +176,11 @@ def _narrow_curve(name: str, H: Tensor, W: Tensor, units: Tensor, S: Tensor | No
     """Curve over units [n, u] of some columns; the other columns are already removed."""
     damped = damp(H)
     flat = units.reshape(-1)
-    W_kept = kept_weights(nested_factors(damped, W, flat, name=name), len(flat))
+    W_kept = kept_weights(nested_factors(damped, W, flat, name=name)[0], len(flat))
     places = torch.arange(len(flat), device=H.device).view(units.shape)
     order = removal_order(H[flat][:, flat], W_kept, places, saliency=S, name=name)
-    factors = nested_factors(damped, W, order.columns(units), name=name)
-    return Curve(factors.columns, factors.errors, None if S is None else estimated_losses(factors, damped, W, S))
+    factors, errors, losses = nested_factors(damped, W, order.columns(units), S, name=name)
+    return Curve(factors.columns, errors, losses)
 
 
 def _finished(stage: StageFolder, total: int) -> int:

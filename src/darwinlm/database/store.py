@@ -121,16 +121,15 @@ class DatabaseReader:
     def _computed(self, block: int, kind: ModuleKind, variant: int) -> tuple[NestedFactors, ...]:
         shape = self.shape(block, kind)
         last = variants(shape, self.units)[-1]
-        curves = self._curves(block)
-        columns, errors = curves[f"{kind}.{variant}.columns"].long(), curves[f"{kind}.{variant}.errors"]
+        columns = self._curves(block)[f"{kind}.{variant}.columns"].long()
         if variant != last:
             (whole,) = self.factors(block, kind, last)
             W = self.dense_weight(block, kind)
-            return (narrower_factors(whole, W, columns, errors),)
+            return (narrower_factors(whole, W, columns),)
         packed, W = (tensor.to(self.device, non_blocking=True) for tensor in self._read(block, kind))
         if not shape.experts:
-            return (_full_factors(columns, packed, errors, W),)
-        return tuple(map(_full_factors, columns, packed, errors, W))
+            return (_full_factors(columns, packed, W),)
+        return tuple(map(_full_factors, columns, packed, W))
 
     def _read(self, block: int, kind: ModuleKind) -> tuple[Tensor, Tensor]:
         """Packed factor and dense output projection of a module (of each expert).
@@ -266,7 +265,7 @@ class DatabaseReader:
         return Kept(columns, weight, groups, query_groups, experts)
 
 
-def _full_factors(columns: Tensor, packed: Tensor, errors: Tensor, W: Tensor) -> NestedFactors:
+def _full_factors(columns: Tensor, packed: Tensor, W: Tensor) -> NestedFactors:
     """Factors over every column, with the target from the dense weights, on the device of the packed factor."""
     factor, columns = unpack_lower(packed, len(columns)), columns.to(packed.device)
-    return NestedFactors(columns, factor, full_target(factor, W, columns), errors)
+    return NestedFactors(columns, factor, full_target(factor, W, columns))

@@ -14,9 +14,10 @@ from darwinlm.artifact import damaged, read_json, write_json
 from darwinlm.database.levels import ModuleLevels
 from darwinlm.families.parts import KINDS, ModuleKind
 from darwinlm.latency.table import ABSENT, LatencyTable, Size, lines_of, measured_lines, refine, size_of
-from darwinlm.latency.timing import Choice, ModelTimer
+from darwinlm.latency.timing import ModelTimer
 from darwinlm.search.problem.cost import CostModel, time_costs
-from darwinlm.search.problem.space import Allocation, SearchSpace
+from darwinlm.search.problem.space import SearchSpace
+from darwinlm.surgery.stitch import Chosen, chosen_levels
 
 CHECKS = 3
 """Number of random allocations for checking predictions."""
@@ -38,11 +39,11 @@ def measure_table(
     Returns:
         The table for `read_table`, with predicted and measured times of a few random allocations.
     """
-    dense = _choice(space, space.dense)
+    dense = chosen_levels(space.modules, space.dense)
     known: dict[str, list[float]] = read_json(record) if record.exists() else {}
     total = 2 * points + CHECKS
 
-    def ratio(name: str, choice: Choice) -> float:
+    def ratio(name: str, choice: Chosen) -> float:
         if name not in known:
             known[name] = list(timer.compare(dense, choice))
             write_json(record, known)
@@ -56,7 +57,7 @@ def measure_table(
             ratios[kind] = _ratios_of(kind, space, ratio, points)
     rng = random.Random(0)  # noqa: S311
     checks = [tuple(rng.randrange(len(module.levels)) for module in space.modules) for _ in range(CHECKS)]
-    measured = [ratio(f"check:{number}", _choice(space, each)) for number, each in enumerate(checks)]
+    measured = [ratio(f"check:{number}", chosen_levels(space.modules, each)) for number, each in enumerate(checks)]
     seconds = statistics.median(dense_seconds for _, dense_seconds in known.values())
     lines = {kind: lines_of(of_kind, _counts(kind, cut), seconds) for kind, of_kind in ratios.items()}
     whole = LatencyTable(seconds=lines, fixed=0.0)
@@ -108,20 +109,15 @@ def _counts(kind: str, modules: Sequence[ModuleLevels]) -> dict[int, int]:
     return counts
 
 
-def _choice(space: SearchSpace, allocation: Allocation) -> Choice:
-    levels = space.levels(allocation)
-    return {(module.block, module.kind): level for module, level in zip(space.modules, levels, strict=True)}
-
-
 def _ratios_of(
-    kind: ModuleKind, space: SearchSpace, ratio: Callable[[str, Choice], float], points: int
+    kind: ModuleKind, space: SearchSpace, ratio: Callable[[str, Chosen], float], points: int
 ) -> dict[Size, float]:
     """Times of whole models with all modules of a kind at one size, relative to the dense model."""
     modules = [module for module in space.modules if module.kind == kind and len(module.levels) > 1]
     levels = {size_of(level): level for module in modules for level in module.levels}
     places = [(module.block, module.kind) for module in modules]
     mixtures = {place: bool(module.levels[-1].experts) for place, module in zip(places, modules, strict=True)}
-    others = {place: level for place, level in _choice(space, space.dense).items() if place not in places}
+    others = {place: level for place, level in chosen_levels(space.modules, space.dense).items() if place not in places}
     tops = {size_of(module.levels[-1]) for module in modules}
     known = {next(iter(tops)): 1.0} if len(tops) == 1 else {}
 

@@ -60,15 +60,20 @@ def database_stage(run: Run, texts: Texts) -> PruningDatabase:
     if recipe.database.folder is not None:
         with parallel.agree():
             stage = _finished_database(run, Path(recipe.database.folder), texts)
-        return PruningDatabase(stage, DatabaseReader(stage.folder, run.checkpoint, recipe.units, device=run.device))
+    else:
+        stage = _built_database(run, texts["calibration"])
+    return PruningDatabase(stage, DatabaseReader(stage.folder, run.checkpoint, recipe.units, device=run.device))
+
+
+def _built_database(run: Run, text: TokenBlocks) -> StageFolder:
+    recipe = run.recipe
     key = {
         "model": run.checkpoint.digest,
-        "calibration": texts["calibration"].digest,
+        "calibration": text.digest,
         "units": recipe.units.attention,
         "database": recipe.database.model_dump(exclude={"folder"}),
         "arithmetic": run.arithmetic,
     }
-    text = texts["calibration"]
     if len(text.tokens) < parallel.size():
         raise DataError(
             f"text.calibration_tokens: {len(text.tokens)} sequences can't be shared by {parallel.size()} processes"
@@ -88,7 +93,7 @@ def database_stage(run: Run, texts: Texts) -> PruningDatabase:
                 )
             about = {"source": text.source, "tokens": text.n_tokens, "documents": list(text.document_hashes)}
             parallel.in_main(write_json, stage.folder / TEXT, about)
-    return PruningDatabase(stage, DatabaseReader(stage.folder, run.checkpoint, recipe.units, device=run.device))
+    return stage
 
 
 def gradient_tokens(calibration_tokens: int) -> int:

@@ -34,7 +34,7 @@ def chosen_levels(modules: tuple[ModuleLevels, ...], allocation: tuple[int, ...]
 
 def layer_table(
     n_blocks: int,
-    chosen: Mapping[tuple[int, ModuleKind], Level],
+    chosen: Chosen,
     sizes: Callable[[int, ModuleKind, Level], dict[str, Any]],
 ) -> dict[int, dict[str, Any]]:
     """`per_layer_config` of a smaller model: `sizes` of the modules of every layer, and sub-layers that it skips."""
@@ -54,7 +54,7 @@ def sizes_in(database: DatabaseReader, block: int, kind: ModuleKind, level: Leve
     """Configuration fields of a layer for a module of a database at a level."""
     shape, query_groups = database.shape(block, kind), None
     if kind == "attention":
-        _, query_groups = kept_groups(shape, level, database.columns(block, kind, level).sort().values)
+        _, query_groups = kept_groups(shape, level, database.columns(block, kind, level))
     return layer_overrides(database.checkpoint.family, shape, level, query_groups)
 
 
@@ -174,12 +174,8 @@ def stitch(database: DatabaseReader, allocation: tuple[int, ...]) -> Any:
     checkpoint = database.checkpoint
     chosen = chosen_levels(database.modules, allocation)
     table = layer_table(checkpoint.n_blocks, chosen, partial(sizes_in, database))
-    config = smaller_config(checkpoint, table)
-    model = empty_model(config, checkpoint)
-    tensors = {}
-    for name, tensor in stitched_tensors(database, chosen):
-        tensors[name] = tensor.clone()
-    left, _ = fill(model, tensors)
+    model = empty_model(smaller_config(checkpoint, table), checkpoint)
+    left, _ = fill(model, {name: tensor.clone() for name, tensor in stitched_tensors(database, chosen)})
     assert not left, f"stitching left {left} without weights"
     return model.eval().requires_grad_(requires_grad=False)
 
