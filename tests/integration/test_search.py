@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 from tests.tiny.checkpoint import tiny_checkpoint
-from tests.tiny.searching import searched, state_of
+from tests.tiny.searching import searched, state_of, within_budget
 
 from darwinlm.artifact import read_json
 from darwinlm.console import Reporter
@@ -76,7 +76,7 @@ def test_what_is_begun_is_left_when_time_is_up(folder, tiny_llama, make_run, mon
     assert record["ended"] == "time is up"
     assert len(ticks) == 2, "the second minute ends it, in the middle of a generation"
     assert len(record["history"]) == 1
-    assert found.plan.allows(found.search.allocation)
+    assert within_budget(found.plan, found.search.allocation)
     assert record["kl"] == record["start_kl"]
 
 
@@ -88,7 +88,7 @@ def test_a_search_ends_with_its_best_where_nothing_new_is_left(folder, tiny_llam
     found = searched(make_run(tiny_llama, folder, *settings, reporter=Reporter(said)))
     assert found.search.record["ended"] == "every neighbour of the best allocation has been tried"
     assert "every neighbour of the best allocation has been tried" in said.export_text()
-    assert found.plan.allows(found.search.allocation)
+    assert within_budget(found.plan, found.search.allocation)
     assert len(found.search.record["history"]) < 1000
 
 
@@ -99,7 +99,7 @@ def test_a_level_may_be_larger_than_the_tolerance(make_run, tmp_path, layers):
     found = searched(make_run(model, tmp_path / "out", *settings, keep="50%"))
     problem = found.plan
     assert problem.budget.upper - problem.budget.lower == problem.cost.finest_step
-    assert problem.allows(found.search.allocation)
+    assert within_budget(problem, found.search.allocation)
 
 
 def test_the_papers_rules_trade_single_levels_between_equals(folder, tiny_llama, make_run):

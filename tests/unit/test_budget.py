@@ -172,8 +172,7 @@ def test_bytes_are_weights_and_keys_and_values():
 
 
 def test_times_are_whole_nanoseconds_in_steps_that_keep_the_solver_exact():
-    times = {(0, "attention"): [0.0, 0.5, 1.0], (1, "mlp"): [0.0, 0.25, 2.0]}
-    cost = time_costs(SPACE, times, 0.5)
+    cost = time_costs([[0.0, 0.5, 1.0], [0.0, 0.25, 2.0]], 0.5)
     assert cost.dense == pytest.approx(3.5e9, rel=1e-5)
     assert cost.of((1, 1)) == pytest.approx(1.25e9, rel=1e-5)
     assert cost.fixed == 500_000_000

@@ -146,11 +146,11 @@ def expert_factors(
     for expert in range(shape.experts):
         name = f"{shape.name} expert {expert}"
         H, weight = moment.read(expert), W[expert].to(moment.device, torch.float32)
-        damped_input = H if bool(H.any()) else torch.eye(shape.width, device=H.device)
-        columns = removal_order(damped_input, weight, channels, name=name).units
+        metric = H if bool(H.any()) else torch.eye(shape.width, device=H.device)
+        columns = removal_order(metric, weight, channels, name=name).units
         A = damp_(ordered_moment(H, columns))
         packed, errors, losses = whole_factor_(A, weight, columns, S, name=name)
-        if damped_input is H:
+        if metric is H:
             check_energy(float(errors[0]), name)
         yield Curve(columns, errors, losses), packed.clone()  # frees the memory of A
 

@@ -89,13 +89,11 @@ def read_table(path: Path) -> LatencyTable:
 
 def table_costs(table: LatencyTable, space: SearchSpace) -> CostModel:
     """Costs in nanoseconds of every level."""
-    times = {
-        (module.block, module.kind): [table.of(module.kind, size_of(level)) for level in module.levels]
-        if len(module.levels) > 1
-        else [0.0]
+    rows = [
+        [table.of(module.kind, size_of(level)) for level in module.levels] if len(module.levels) > 1 else [0.0]
         for module in space.modules
-    }
-    return time_costs(space, times, table.fixed)
+    ]
+    return time_costs(rows, table.fixed)
 
 
 def _counts(kind: str, modules: Sequence[ModuleLevels]) -> dict[int, int]:

@@ -123,17 +123,17 @@ def recover_model(
         key["looking_back"] = run.recipe.text.looking_back
     if run.skipped_tokens:
         key["skipped"] = run.skipped_tokens
-    work = run.folder / STAGES / "recover-work"  # checkpoints and packed text, deleted after the training
+    scratch = run.folder / STAGES / "recover-work"  # checkpoints and packed text, deleted after the training
     if parallel.is_main() and (run.path("recover") / MANIFEST).exists():
-        shutil.rmtree(work, ignore_errors=True)  # left by a training that was killed at its end
-    with run.stage("recover", key, "recovery", shared=True) as (stage, work_to_do):
-        if work_to_do:
+        shutil.rmtree(scratch, ignore_errors=True)  # left by a training that was killed at its end
+    with run.stage("recover", key, "recovery", shared=True) as (stage, work):
+        if work:
             with parallel.main_first():
                 if parallel.is_main():
-                    _begin(work, stage.digest)
+                    _begin(scratch, stage.digest)
                     pack_documents(
                         read_documents(source, shuffle=Shuffle(run.recipe.search.seed), tokenizer=tokenizer),
-                        work / "text",
+                        scratch / "text",
                         run.skipped_tokens + steps.blocks * steps.length,
                         tokenizer,
                         reserved=reserved,
@@ -141,14 +141,14 @@ def recover_model(
                         source=source,
                         progress=run.reporter.advance,
                     )
-            _train(run, stage, work, texts, tokenizer, student, steps)
+            _train(run, stage, scratch, texts, tokenizer, student, steps)
     if parallel.is_main():
-        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
     return Recovered(stage, Checkpoint.open(stage.folder / "model"), read_json(stage.folder / RECORD))
 
 
 def _train(
-    run: Run, stage: StageFolder, work: Path, texts: Texts, tokenizer: Any, student: Callable[[], Any], steps: Steps
+    run: Run, stage: StageFolder, scratch: Path, texts: Texts, tokenizer: Any, student: Callable[[], Any], steps: Steps
 ) -> None:
     """Train on the packed text, and save the model and the record."""
     from darwinlm.recovery.cache import cached_text
@@ -159,7 +159,7 @@ def _train(
         repeats = partial(with_repeats, share=looking_back, seed=seed, ordinary=ordinary_tokens(tokenizer))
         bos = added_bos(tokenizer)
         text: PackedText | CachedText = PackedText(
-            work / "text", steps.length, steps.blocks, run.skipped_tokens, bos, repeats=repeats
+            scratch / "text", steps.length, steps.blocks, run.skipped_tokens, bos, repeats=repeats
         )
         dense = run.teacher.load(run.dtype, run.device) if settings.distillation else None
     if settings.teacher_cache is not None:
@@ -180,7 +180,7 @@ def _train(
             texts["validation"].tokens,
             steps,
             settings,
-            work / "training",
+            scratch / "training",
             {"key": stage.digest, "steps": steps.count},
             device=run.device,
             dtype=run.dtype,

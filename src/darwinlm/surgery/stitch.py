@@ -26,6 +26,17 @@ SKIP = "skip"
 Chosen = dict[tuple[int, ModuleKind], Level]
 
 
+def stitch(database: DatabaseReader, allocation: tuple[int, ...]) -> Any:
+    """The smaller model of an allocation, in memory, in the checkpoint's types."""
+    checkpoint = database.checkpoint
+    chosen = chosen_levels(database.modules, allocation)
+    table = layer_table(checkpoint.n_blocks, chosen, partial(sizes_in, database))
+    model = empty_model(smaller_config(checkpoint, table), checkpoint)
+    left, _ = fill(model, {name: tensor.clone() for name, tensor in stitched_tensors(database, chosen)})
+    assert not left, f"stitching left {left} without weights"
+    return model.eval().requires_grad_(requires_grad=False)
+
+
 def chosen_levels(modules: tuple[ModuleLevels, ...], allocation: tuple[int, ...]) -> Chosen:
     """The level of each module by block and kind."""
     pairs = zip(modules, allocation, strict=True)
@@ -167,17 +178,6 @@ def stitched_tensors(database: DatabaseReader, chosen: Chosen) -> Iterator[tuple
                 yield f"{prefix}{part.prefix}{name}", tensor
             for name, tensor in norms.items():
                 yield prefix + name, tensor
-
-
-def stitch(database: DatabaseReader, allocation: tuple[int, ...]) -> Any:
-    """The smaller model of an allocation, in memory, in the checkpoint's types."""
-    checkpoint = database.checkpoint
-    chosen = chosen_levels(database.modules, allocation)
-    table = layer_table(checkpoint.n_blocks, chosen, partial(sizes_in, database))
-    model = empty_model(smaller_config(checkpoint, table), checkpoint)
-    left, _ = fill(model, {name: tensor.clone() for name, tensor in stitched_tensors(database, chosen)})
-    assert not left, f"stitching left {left} without weights"
-    return model.eval().requires_grad_(requires_grad=False)
 
 
 def block_parameters(model: nn.Module, layers: str) -> int:

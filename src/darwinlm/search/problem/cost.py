@@ -6,13 +6,12 @@ part for everything that isn't pruned. So knapsack, mutation and evolution work 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from darwinlm.families.parts import ModuleKind
-from darwinlm.search.problem.space import SearchSpace
+from darwinlm.search.problem.space import PerLevel, SearchSpace
 
 Unit = Literal["block parameters", "parameters", "bytes", "nanoseconds"]
 Costs = tuple[tuple[int, ...], ...]
@@ -95,13 +94,8 @@ def byte_costs(
     return CostModel("bytes", tuple(costs), outside * itemsize + kept + buffers)
 
 
-def time_costs(space: SearchSpace, times: Mapping[tuple[int, ModuleKind], Sequence[float]], fixed: float) -> CostModel:
-    """Costs in nanoseconds.
-
-    `times` are seconds of each level of each module, by block and kind; `fixed` are those of everything that isn't
-    pruned.
-    """
-    rows = [times[module.block, module.kind] for module in space.modules]
+def time_costs(rows: PerLevel, fixed: float) -> CostModel:
+    """Costs in nanoseconds, from seconds of every level of every module and of everything that isn't pruned."""
     quantum = max(1, round(1e9 * (fixed + sum(row[-1] for row in rows)) / STEPS))
     costs = tuple(tuple(quantum * max(0, round(1e9 * time / quantum)) for time in row) for row in rows)
     return CostModel("nanoseconds", costs, round(1e9 * fixed))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -59,10 +59,6 @@ class Problem:
     cost: CostModel
     budget: Budget
     outside: int = 0
-
-    def allows(self, allocation: Sequence[int]) -> bool:
-        """Whether the cost of an allocation lies within the budget's bounds."""
-        return self.budget.allows(self.cost.of(allocation) - self.cost.fixed)
 
 
 def space_of(recipe: Recipe, checkpoint: Checkpoint, shapes: list[ModuleShape]) -> SearchSpace:
