@@ -97,7 +97,7 @@ def test_each_expert_is_direct_least_squares_on_channels_of_its_own(built):
     model = reader.checkpoint.load(torch.float32)
     different = 0
     for module in reader.modules:
-        shape = reader.shape(module.block, module.kind)
+        shape = reader.shapes[module.block, module.kind]
         if not shape.experts:
             continue
         W = outputs(mlp_of(model.model.layers[module.block]).experts).double()

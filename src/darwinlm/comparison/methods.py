@@ -134,7 +134,7 @@ def _sheared(inputs: MethodInputs, folder: Path) -> MethodResult:
     run, space = inputs.run, inputs.plan.space
     target = even_uniform(inputs.plan)
     dense = dense_reader(run.checkpoint, run.recipe.units)
-    shapes = [dense.shape(module.block, module.kind) for module in space.modules]
+    shapes = [dense.shapes[module.block, module.kind] for module in space.modules]
     tokens = inputs.texts["calibration"].tokens
     tokens = tokens[: -(-SHEARED_TOKENS // tokens.shape[1])]
     batches = torch.split(tokens, max(1, SHEARED_BATCH // tokens.shape[1]))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from darwinlm.artifact import damaged, read_json, write_json
-from darwinlm.database.levels import ModuleLevels
 from darwinlm.families.parts import KINDS, ModuleKind
 from darwinlm.latency.table import ABSENT, LatencyTable, Size, lines_of, measured_lines, refine, size_of
 from darwinlm.latency.timing import ModelTimer
@@ -50,7 +49,7 @@ def measure_table(
         progress(len(known), max(total, len(known)))
         return known[name][0]
 
-    ratios: dict[str, dict[Size, float]] = {}
+    ratios: dict[str, tuple[dict[Size, float], dict[int, int]]] = {}
     cut = [module for module in space.modules if len(module.levels) > 1]
     for kind in KINDS:
         if any(module.kind == kind for module in cut):
@@ -59,7 +58,7 @@ def measure_table(
     checks = [tuple(rng.randrange(len(module.levels)) for module in space.modules) for _ in range(CHECKS)]
     measured = [ratio(f"check:{number}", chosen_levels(space.modules, each)) for number, each in enumerate(checks)]
     seconds = statistics.median(dense_seconds for _, dense_seconds in known.values())
-    lines = {kind: lines_of(of_kind, _counts(kind, cut), seconds) for kind, of_kind in ratios.items()}
+    lines = {kind: lines_of(times, counts, seconds) for kind, (times, counts) in ratios.items()}
     whole = LatencyTable(seconds=lines, fixed=0.0)
     of_modules = sum(whole.of(module.kind, size_of(module.levels[-1])) for module in cut)
     table = whole.model_copy(update={"fixed": max(0.0, seconds - of_modules)})
@@ -96,32 +95,29 @@ def table_costs(table: LatencyTable, space: SearchSpace) -> CostModel:
     return time_costs(rows, table.fixed)
 
 
-def _counts(kind: str, modules: Sequence[ModuleLevels]) -> dict[int, int]:
-    """Number of modules of a kind by query heads per group, or by experts: MLPs and mixtures count apart."""
-    counts: dict[int, int] = {}
-    for module in modules:
-        if module.kind == kind:
-            mixture = bool(module.levels[-1].experts)
-            alike = sum(other.kind == kind and bool(other.levels[-1].experts) == mixture for other in modules)
-            counts |= {size_of(level)[1]: alike for level in module.levels if level.width}
-    return counts
-
-
 def _ratios_of(
     kind: ModuleKind, space: SearchSpace, ratio: Callable[[str, Chosen], float], points: int
-) -> dict[Size, float]:
-    """Times of whole models with all modules of a kind at one size, relative to the dense model."""
+) -> tuple[dict[Size, float], dict[int, int]]:
+    """Times of whole models with all modules of a kind at one size, relative to the dense model.
+
+    MLPs and mixtures are timed apart, so the second result is the number of modules that were timed together, by query
+    heads per group, or by experts.
+    """
     modules = [module for module in space.modules if module.kind == kind and len(module.levels) > 1]
     levels = {size_of(level): level for module in modules for level in module.levels}
-    places = [(module.block, module.kind) for module in modules]
-    mixtures = {place: bool(module.levels[-1].experts) for place, module in zip(places, modules, strict=True)}
-    others = {place: level for place, level in chosen_levels(space.modules, space.dense).items() if place not in places}
+    alike: dict[bool, list[tuple[int, ModuleKind]]] = {False: [], True: []}
+    for module in modules:
+        alike[bool(module.levels[-1].experts)].append((module.block, kind))
+    dense = chosen_levels(space.modules, space.dense)
+    others = {place: level for place, level in dense.items() if place not in (*alike[False], *alike[True])}
     tops = {size_of(module.levels[-1]) for module in modules}
     known = {next(iter(tops)): 1.0} if len(tops) == 1 else {}
 
     def measure(size: Size) -> float:
-        alike = [place for place in places if mixtures[place] == bool(levels[size].experts)]
-        return ratio(f"{kind}:{':'.join(map(str, size))}", {**others, **dict.fromkeys(alike, levels[size])})
+        places = alike[bool(levels[size].experts)]
+        return ratio(f"{kind}:{':'.join(map(str, size))}", {**others, **dict.fromkeys(places, levels[size])})
 
     gone = ratio(f"{kind}:gone", others)
-    return {**refine(measured_lines(list(levels)), measure, points=points, known=known), ABSENT: gone}
+    ratios = refine(measured_lines(list(levels)), measure, points=points, known=known)
+    counts = {size[1]: len(alike[bool(level.experts)]) for size, level in levels.items() if level.width}
+    return {**ratios, ABSENT: gone}, counts

@@ -29,11 +29,7 @@ RATIOS = "ratios.json"
 def latency_stage(
     run: Run, space: SearchSpace, shapes: dict[tuple[int, ModuleKind], ModuleShape], dtype: torch.dtype
 ) -> CostModel:
-    """Measure the table, or reuse it; costs are nanoseconds of the recipe's workload.
-
-    Raises:
-        ArtifactError: The table is damaged.
-    """
+    """Measure the table, or reuse it; costs are nanoseconds of the recipe's workload. Raises ArtifactError."""
     budget, on_gpu = run.recipe.budget, run.device.type == "cuda"
     name = torch.cuda.get_device_name(run.device) if on_gpu else platform.processor() or platform.machine()
     key = {

@@ -39,11 +39,7 @@ class Recovered(Stitched):
 
 
 def recover_stage(run: Run, texts: Texts, stitched: Stitched, refitted: Refitted | None) -> Recovered | None:
-    """Train the refitted (or stitched) model; None if the recipe skips recovery.
-
-    Raises:
-        DarwinLMError: See `recover_model`.
-    """
+    """Train the refitted (or stitched) model, as `recover_model`; None if the recipe skips recovery."""
     if not run.recipe.recovery.tokens:
         return None
     before = {"stitched": stitched.stage.digest, "refit": refitted.stage.digest if refitted else None}
@@ -192,15 +188,15 @@ def _train(
     parallel.in_main(write_json, stage.folder / RECORD, trained.record)
 
 
-def _begin(work: Path, digest: str) -> None:
-    """Mark the work folder as of a training; that of another one is deleted. Raises ArtifactError if it has begun."""
-    marker = work / "key.json"
+def _begin(scratch: Path, digest: str) -> None:
+    """Mark the folder as of a training; that of another one is deleted. Raises ArtifactError if it has begun."""
+    marker = scratch / "key.json"
     if marker.exists() and read_json(marker) != digest:
-        begun = sorted((work / "training").glob("checkpoint-*"))
+        begun = sorted((scratch / "training").glob("checkpoint-*"))
         if begun:
             raise ArtifactError(
                 f"{begun[-1]} belongs to an unfinished recovery with other settings, text or weights: resume with "
-                f"those, choose another output folder, or delete {work} to discard it"
+                f"those, choose another output folder, or delete {scratch} to discard it"
             )
-        shutil.rmtree(work)
+        shutil.rmtree(scratch)
     write_json(marker, digest)

@@ -63,7 +63,7 @@ def layer_table(
 
 def sizes_in(database: DatabaseReader, block: int, kind: ModuleKind, level: Level) -> dict[str, Any]:
     """Configuration fields of a layer for a module of a database at a level."""
-    shape, query_groups = database.shape(block, kind), None
+    shape, query_groups = database.shapes[block, kind], None
     if kind == "attention":
         _, query_groups = kept_groups(shape, level, database.columns(block, kind, level))
     return layer_overrides(database.checkpoint.family, shape, level, query_groups)
@@ -174,7 +174,7 @@ def stitched_tensors(database: DatabaseReader, chosen: Chosen) -> Iterator[tuple
                 continue
             tensors, norms = split_block(inside, part)
             kept = database.kept(block, kind, level)
-            for name, tensor in shrink_tensors(family, database.shape(block, kind), tensors, kept).items():
+            for name, tensor in shrink_tensors(family, database.shapes[block, kind], tensors, kept).items():
                 yield f"{prefix}{part.prefix}{name}", tensor
             for name, tensor in norms.items():
                 yield prefix + name, tensor

@@ -66,11 +66,7 @@ class BlockWalk:
 
     @torch.no_grad()
     def finish(self, kind: ModuleKind) -> None:
-        """Move the stream past a sub-layer, with the current output projection.
-
-        Raises:
-            NumericsError: The stream is no longer finite.
-        """
+        """Move the stream past a sub-layer, with the current output projection. Raises NumericsError."""
         stream = self.stream
         if kind != "tail" and not stream.decoder.has(self.block, kind):
             return

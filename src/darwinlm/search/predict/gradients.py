@@ -146,7 +146,7 @@ class Gradients:
     def _watched(self, index: int) -> _Watched | None:
         """A module whose slopes can be computed; None for fixed modules and mixtures."""
         module, family = self.placed.space.modules[index], self.decoder.family
-        if len(module.levels) == 1 or self.placed.database.shape(module.block, module.kind).experts:
+        if len(module.levels) == 1 or self.placed.database.shapes[module.block, module.kind].experts:
             return None
         present = self.decoder.module(module.block, module.kind)
         part = family.module(module.kind)
