@@ -96,7 +96,7 @@ def nested_factors(
     def part(rows: Tensor, cols: Tensor) -> Tensor:
         return H_damped.index_select(0, rows).index_select(1, cols).to(torch.float64)
 
-    L = _factor(part(kept, kept), name)
+    L = cholesky_(part(kept, kept), name)
     exact = W.to(H_damped.device, torch.float64)
     T = exact.index_select(1, kept) @ L
     floor = T.new_zeros(())
@@ -150,7 +150,7 @@ def whole_factor_(
     Raises:
         NumericsError: A isn't positive definite.
     """
-    L = _factor(A, name)
+    L = cholesky_(A, name)
     energies = L.new_zeros(len(L))
     for rows in torch.split(W, ROWS):
         energies += (rows.index_select(1, columns).to(L) @ L).square_().sum(0)
@@ -177,14 +177,6 @@ def check_energy(energy: float, name: str) -> None:
             f"{name}: the energy of its outputs is {energy:.1g}, outside {LEAST_ENERGY:g} to {1 / LEAST_ENERGY:g}, "
             "where float32 can tell columns apart: scale its weights, or set them to zero"
         )
-
-
-def _factor(A: Tensor, name: str) -> Tensor:
-    """Cholesky factor, in the memory of the matrix on a CPU. Raises NumericsError."""
-    L, definite = cholesky_(A)
-    if not definite:
-        raise NumericsError(f"{name}: the damped second moment isn't positive definite; use more text")
-    return L
 
 
 @torch.no_grad()
@@ -214,7 +206,7 @@ def narrower_factors(whole: NestedFactors, W: Tensor, columns: Tensor) -> Nested
     place = torch.empty_like(every)
     place[every] = torch.arange(len(place), device=place.device)
     rows = L.index_select(0, place[columns])
-    factor = _factor(rows @ rows.T, "the database")
+    factor = cholesky_(rows @ rows.T, "the database")
     WH = (W.to(L).index_select(1, every) @ L) @ rows.T
     target = torch.linalg.solve_triangular(factor.T, WH, upper=True, left=False)
     return NestedFactors(columns, factor.float(), target.float())

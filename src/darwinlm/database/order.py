@@ -178,10 +178,8 @@ def _scaled_inverse_(damped: Tensor, name: str) -> tuple[Tensor, Tensor]:
     scale = damped.diagonal().sqrt()
     damped /= scale
     damped /= scale[:, None]
-    factor, definite = cholesky_(damped)
+    factor = cholesky_(damped, name)
     del damped
-    if not definite:
-        raise NumericsError(f"{name}: the damped second moment isn't positive definite; use more text")
     if factor.device.type == "cpu":
         torch.cholesky_inverse(factor, out=factor)
     else:
@@ -190,17 +188,21 @@ def _scaled_inverse_(damped: Tensor, name: str) -> tuple[Tensor, Tensor]:
     return factor.mT.contiguous(), scale
 
 
-def cholesky_(A: Tensor) -> tuple[Tensor, bool]:
-    """Lower Cholesky factor of a symmetric [d, d] matrix, and whether it is positive definite.
+def cholesky_(A: Tensor, name: str) -> Tensor:
+    """Lower Cholesky factor of a damped second moment [d, d], in its memory on a CPU.
 
-    On a CPU it overwrites the matrix. LAPACK works on columns, which are the rows of the transpose here.
+    LAPACK works on columns, which are the rows of the transpose here. Raises NumericsError if the matrix isn't positive
+    definite, with the name of the module.
     """
+    factor: Tensor
     if A.device.type != "cpu":
         factor, info = torch.linalg.cholesky_ex(A)
     else:
         factor, info = A.mT, torch.empty((), dtype=torch.int32)
         torch.linalg.cholesky_ex(factor, out=(factor, info))
-    return factor, not bool(info != 0)
+    if bool(info != 0):
+        raise NumericsError(f"{name}: the damped second moment isn't positive definite; use more text")
+    return factor
 
 
 @torch.no_grad()
