@@ -259,7 +259,7 @@ def test_rounding_and_cholesky_take_the_memory_of_their_matrix(d):
     L = cholesky_(A, "module")
     assert L.data_ptr() == place
     torch.testing.assert_close(L, expected)
-    with pytest.raises(NumericsError, match="module: .* positive definite"):
+    with pytest.raises(NumericsError, match=r"module: .* positive definite"):
         cholesky_(torch.eye(3, dtype=torch.float64) - 2, "module")
 
 
