@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -107,6 +107,18 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise damaged(path, str(error)) from error
 
 
+@contextlib.contextmanager
+def open_tensors(path: Path) -> Iterator[Any]:
+    """Safetensors that a stage wrote, to read some of them. Raises ArtifactError if the file is missing or damaged."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="pt") as stream:
+            yield stream
+    except (OSError, SafetensorError) as error:
+        raise damaged(path, str(error)) from error
+
+
 def check_room(folder: Path, wanted: float, what: str, remedy: str) -> None:
     """Create a folder, and check that its disk has room for some bytes. Raises StorageError."""
     try:
@@ -165,6 +177,18 @@ def read_manifest(folder: Path) -> Manifest:
         raise damaged(folder / MANIFEST, "its key, facts or list of files are missing") from error
 
 
+def check_file(path: Path, expected: str | None, stage: Path | None = None) -> None:
+    """Compare a file of a stage with its hash in the manifest; None if that lacks it. Raises ArtifactError."""
+    try:
+        digest = file_digest(path) if path.is_file() else None
+    except (OSError, ValueError) as error:  # such as a name that is too long
+        raise damaged(path, str(error), stage) from error
+    if digest is None:
+        raise damaged(path, "it is missing", stage)
+    if digest != expected:
+        raise damaged(path, "it was changed after it was written", stage)
+
+
 @cache
 def stage_version(name: str) -> int:
     """Version of a stage's code, which is a part of its key, so that results of older code are redone.
@@ -201,14 +225,7 @@ class StageFolder:
         if manifest.key != self.key:
             return False
         for name, expected in manifest.files.items():
-            file = self.folder / name
-            try:
-                if not file.is_file():
-                    raise damaged(file, "it is missing", self.folder)
-                if file_digest(file) != expected:
-                    raise damaged(file, "it was changed after it was written", self.folder)
-            except (OSError, ValueError) as error:  # such as a name that is too long
-                raise damaged(file, str(error), self.folder) from error
+            check_file(self.folder / name, expected, self.folder)
         return True
 
     def why_redone(self) -> str:

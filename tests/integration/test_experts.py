@@ -15,13 +15,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from darwinlm.calibration.stream import BlockMoments, stream_moments
-from darwinlm.database.build import BuildSettings, Spilled, expert_factors
+from darwinlm.database.build import Spilled, expert_factors
 from darwinlm.database.factors import NestedFactors, full_target, kept_weights, unpack_lower
 from darwinlm.database.order import damp
 from darwinlm.errors import CheckpointError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
 from darwinlm.recipe import UnitsSettings
+from darwinlm.pipeline import run_stages
 from darwinlm.stages.database import PruningDatabase, database_stage, stream_of
 from darwinlm.stages.text import text_stage
 
@@ -85,7 +86,7 @@ def test_each_expert_is_direct_least_squares_on_channels_of_its_own(built):
     model = reader.checkpoint.load(torch.float32)
     different = 0
     for module in reader.modules:
-        shape = reader.shape(module.block, module.kind)
+        shape = reader.shapes[module.block, module.kind]
         if not shape.experts:
             continue
         W = outputs(mlp_of(model.model.layers[module.block]).experts).double()
@@ -117,14 +118,13 @@ def test_an_expert_that_no_token_asked_for_keeps_its_largest_weights(built, tmp_
     (shape,) = (shape for key, shape in reader.shapes.items() if key == (2, "mlp"))
     H = seen[2].moments["mlp"].clone()
     H[1] = 0
-    method = BuildSettings(UnitsSettings(), torch.device("cpu"), tmp_path)
     with Spilled(H, tmp_path) as moment:
-        (used, _), (unused, packed), *_ = expert_factors(method, shape, moment, seen[2].weights[shape.output])
+        (used, _), (unused, packed), *_ = expert_factors(shape, moment, seen[2].weights[shape.output])
     W = reader.dense_weight(2, "mlp")[1]
     assert torch.equal(unused.columns, W.square().sum(dim=0).argsort(descending=True))
     assert unused.errors[0] < 1e-12 * used.errors[0]
     L = unpack_lower(packed, shape.width)
-    factors = NestedFactors(unused.columns, L, full_target(L, W, unused.columns), unused.errors)
+    factors = NestedFactors(unused.columns, L, full_target(L, W, unused.columns))
     torch.testing.assert_close(kept_weights(factors, 8), W[:, unused.columns[:8]])
 
 

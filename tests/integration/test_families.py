@@ -124,7 +124,7 @@ def test_what_was_saved_is_what_was_searched(whole):
     model = copy.deepcopy(AutoModelForCausalLM.from_pretrained(folder))
     expected = copy.deepcopy(whole.stitch.checkpoint.load(torch.float32))
     weights = dict(expected.named_parameters())
-    for name, weight in whole.refit.weights(whole.stitch.checkpoint).items():
+    for name, weight in whole.refit.weights().items():
         weights[name].data = weight
     assert torch.equal(logits(model, tokens), logits(expected, tokens))
     counted = block_parameters(model, whole.checkpoint.family.layers)

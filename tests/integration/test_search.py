@@ -6,7 +6,7 @@ import math
 
 import pytest
 from rich.console import Console
-from tests.tiny.searching import searched, state_of
+from tests.tiny.searching import searched, state_of, within_budget
 
 from darwinlm.artifact import read_json
 from darwinlm.console import Reporter
@@ -60,7 +60,7 @@ def test_what_is_begun_is_left_when_time_is_up(finished_copy, tiny_llama, make_r
     assert record["ended"] == "time is up"
     assert len(ticks) == 2, "the second minute ends it, in the middle of a generation"
     assert len(record["history"]) == 1
-    assert found.plan.allows(found.search.allocation)
+    assert within_budget(found.plan, found.search.allocation)
     assert record["kl"] == record["start_kl"]
 
 
@@ -72,7 +72,7 @@ def test_a_search_ends_with_its_best_where_nothing_new_is_left(finished_copy, ti
     found = searched(make_run(tiny_llama, finished_copy, *settings, reporter=Reporter(said)))
     assert found.search.record["ended"] == "every neighbour of the best allocation has been tried"
     assert "every neighbour of the best allocation has been tried" in said.export_text()
-    assert found.plan.allows(found.search.allocation)
+    assert within_budget(found.plan, found.search.allocation)
     assert len(found.search.record["history"]) < 1000
 
 

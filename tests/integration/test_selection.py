@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.tiny.searching import searched
+from tests.tiny.searching import searched, within_budget
 from tests.tiny.whole import Whole
 from torch.nn import functional
 
@@ -171,7 +171,7 @@ def test_training_inside_each_generation(folder, tmp_path, tiny_llama, make_run,
     history = found.search.record["history"]
     assert len(history) == 3
     assert history[1]["kl"] < history[0]["kl"], "trained losses are smaller than the start's, which had no training"
-    assert found.plan.allows(found.search.allocation)
+    assert within_budget(found.plan, found.search.allocation)
     assert found.text["training"].document_hashes
     hashes = [set(part.document_hashes) for part in found.text.values()]
     assert len(set.union(*hashes)) == sum(map(len, hashes)), "training text is nobody else's"

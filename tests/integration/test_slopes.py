@@ -103,7 +103,7 @@ def test_slopes_are_derivatives_of_the_loss(model_type, tiny_folder, make_run, t
     compared = 0
     for index, row in enumerate(slopes):
         module = placed.space.modules[index]
-        if placed.database.shape(module.block, module.kind).experts:
+        if placed.database.shapes[module.block, module.kind].experts:
             assert set(row) == {0.0}, module
             continue
         for level in {0, len(row) // 2, len(row) - 1}:
@@ -119,7 +119,7 @@ def test_what_two_levels_both_remove_is_counted(llama):
         assert (shared is None) == (module.kind == "mlp"), "only attentions have variants that aren't nested"
         if shared is None:
             continue
-        every = set(range(placed.database.shape(module.block, module.kind).width))
+        every = set(range(placed.database.shapes[module.block, module.kind].width))
         kept = [set(placed.database.columns(module.block, module.kind, level).tolist()) for level in module.levels]
         for one, own in enumerate(kept):
             for other, theirs in enumerate(kept):

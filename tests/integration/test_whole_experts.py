@@ -61,7 +61,7 @@ def test_a_mixture_that_gives_its_router_logits_is_pruned_and_still_gives_them(t
 def test_levels_are_numbers_of_experts_times_widths(built):
     _, _, reader = built
     for module in reader.modules:
-        shape = reader.shape(module.block, module.kind)
+        shape = reader.shapes[module.block, module.kind]
         if not shape.experts:
             continue
         found = {(level.experts, level.width) for level in module.levels}
@@ -76,7 +76,7 @@ def test_levels_are_numbers_of_experts_times_widths(built):
 @torch.no_grad()
 def test_equal_numbers_are_the_plain_class_with_fewer_experts(built, folder, tmp_path):
     _, texts, reader = built
-    allocation = at(reader, experts=3, width=reader.shape(0, "mlp").width)
+    allocation = at(reader, experts=3, width=reader.shapes[0, "mlp"].width)
     small = stitch(reader, allocation)
     assert type(small).__name__ == "MixtralForCausalLM"
     assert small.config.num_local_experts == 3

@@ -172,7 +172,7 @@ def test_masks_whose_loss_is_not_finite_are_refused(tiny_llama: Path) -> None:
     with torch.no_grad():
         model.model.norm.weight[0] = torch.nan
     reader = DatabaseReader(Path(), checkpoint, UNITS)
-    shapes = [reader.shape(module.block, module.kind) for module in reader.modules]
+    shapes = [reader.shapes[module.block, module.kind] for module in reader.modules]
     levels = [module.levels[-1] for module in reader.modules]
     with pytest.raises(NumericsError, match=r"sheared: the loss isn't finite in step 1: leave it out of --methods"):
         shear(model, checkpoint.family, shapes, levels, torch.arange(32).view(2, 1, 16), seed=0)

@@ -8,7 +8,7 @@ import darwinlm
 from darwinlm.database.levels import Level, ModuleLevels
 from darwinlm.errors import BudgetError, RecipeError
 from darwinlm.recipe import BudgetSettings, Recipe, load_recipe, load_recipes, parse_recipe
-from darwinlm.search.problem.cost import CostModel, KvCache, byte_costs, parameter_costs, time_costs
+from darwinlm.search.problem.cost import CostModel, amount_words, byte_costs, parameter_costs, time_costs
 from darwinlm.search.problem.problem import Budget, Problem, resolve_budget
 from darwinlm.search.problem.space import SearchSpace
 from darwinlm.stages.report import _budget
@@ -142,7 +142,7 @@ def test_a_tolerance_is_a_small_share():
 ATTENTION = ModuleLevels(0, "attention", (Level(0, 0, 0, 0), Level(1, 2, 8, 100), Level(2, 2, 16, 200)))
 MLP = ModuleLevels(1, "mlp", (Level(0, 0, 0, 0), Level(1, 1, 8, 70), Level(1, 1, 24, 210)))
 SPACE = SearchSpace((ATTENTION, MLP))
-CACHE = KvCache(head_dim=[4, 4], tokens=[10, 6], batch=3, itemsize=2, counters=frozenset({0}))
+KV_BYTES = [lambda heads: 2 * (heads or 1) * 4 * 10 * 3 * 2, lambda heads: 2 * heads * 4 * 6 * 3 * 2]
 
 
 def test_parameters_of_the_blocks_and_of_the_whole():
@@ -152,7 +152,7 @@ def test_parameters_of_the_blocks_and_of_the_whole():
 
 
 def test_bytes_are_weights_and_keys_and_values():
-    cost = byte_costs(SPACE, outside=1000, itemsize=2, cache=CACHE)
+    cost = byte_costs(SPACE, outside=1000, itemsize=2, kv_bytes=KV_BYTES)
     head = 2 * 4 * 10 * 3 * 2  # keys and values, columns, tokens, sequences, bytes
     without_attention = 2 * 4 * 6 * 3 * 2 * 0  # block 1 has none and doesn't count positions
     assert cost.of((2, 2)) == 2 * (1000 + 200 + 210) + 2 * head + without_attention
@@ -160,8 +160,7 @@ def test_bytes_are_weights_and_keys_and_values():
 
 
 def test_times_are_whole_nanoseconds_in_steps_that_keep_the_solver_exact():
-    times = {(0, "attention"): [0.0, 0.5, 1.0], (1, "mlp"): [0.0, 0.25, 2.0]}
-    cost = time_costs(SPACE, times, 0.5)
+    cost = time_costs([[0.0, 0.5, 1.0], [0.0, 0.25, 2.0]], 0.5)
     assert cost.dense == pytest.approx(3.5e9, rel=1e-5)
     assert cost.of((1, 1)) == pytest.approx(1.25e9, rel=1e-5)
     assert cost.fixed == 500_000_000

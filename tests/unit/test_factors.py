@@ -6,7 +6,6 @@ import torch
 from tests.unit.test_removal_order import second_moment, weight
 
 from darwinlm.database.factors import (
-    estimated_losses,
     kept_weights,
     narrower_factors,
     nested_factors,
@@ -44,15 +43,15 @@ SIZES = [(12, 40, 40), (60, 40, 40), (1, 17, 17), (5, 1, 1), *((11, 30, p) for p
 def test_every_width_is_least_squares(kind, r, d, p):
     """Also where some columns are gone: the others still approximate the dense output."""
     H, W, columns = damp(second_moment(d, kind)), weight(r, d), permutation(d)[:p]
-    factors = nested_factors(H, W, columns)
+    factors, errors, _ = nested_factors(H, W, columns)
     assert factors.factor.shape == (p, p)
     assert factors.target.shape == (r, p)
-    assert factors.errors.shape == (p + 1,)
-    assert p < d or factors.errors[d] == 0
+    assert errors.shape == (p + 1,)
+    assert p < d or errors[d] == 0
     for k in range(p + 1):
         V, error = least_squares(H, W, columns[:k].numpy())
         assert_weights(kept_weights(factors, k), V)
-        assert factors.errors[k].item() == pytest.approx(error, rel=1e-4, abs=1e-12 * float(factors.errors[0]))
+        assert errors[k].item() == pytest.approx(error, rel=1e-4, abs=1e-12 * float(errors[0]))
 
 
 @pytest.mark.parametrize("kind", ["plain", "low rank", "outliers"])
@@ -60,9 +59,8 @@ def test_every_width_is_least_squares(kind, r, d, p):
 def test_any_columns_follow_from_the_factors_over_all(kind, p):
     """Only L of every column is stored: a subset, or another order, is as good as least squares on H itself."""
     H, W = damp(second_moment(40, kind)), weight(12, 40)
-    whole, columns = nested_factors(H, W, permutation(40)), permutation(40, seed=3)[:p]
-    direct = nested_factors(H, W, columns)
-    found = narrower_factors(whole, W, columns, direct.errors)
+    (whole, _, _), columns = nested_factors(H, W, permutation(40)), permutation(40, seed=3)[:p]
+    found = narrower_factors(whole, W, columns)
     assert torch.equal(found.columns, columns)
     for k in {1, p // 2, p}:
         expected, _ = least_squares(H, W, columns[:k].numpy())
@@ -72,12 +70,12 @@ def test_any_columns_follow_from_the_factors_over_all(kind, p):
 @pytest.mark.parametrize("kind", ["plain", "low rank", "steep", "outliers"])
 def test_what_is_stored_is_the_factor_over_all_columns(kind):
     H, W, columns = second_moment(300, kind).float(), weight(20, 300).float(), permutation(300)
-    expected = nested_factors(damp(H.double()), W, columns)
+    expected, expected_errors, _ = nested_factors(damp(H.double()), W, columns)
     ordered = ordered_moment(H, columns)
     assert torch.equal(ordered, H[columns][:, columns].double())
     packed, errors, losses = whole_factor_(damp_(ordered), W, columns, name="block 0 mlp")
     torch.testing.assert_close(unpack_lower(packed, 300), expected.factor)
-    torch.testing.assert_close(errors, expected.errors)
+    torch.testing.assert_close(errors, expected_errors)
     assert losses is None
     with pytest.raises(NumericsError, match=r"block 0 mlp: .* positive definite"):
         whole_factor_(-torch.eye(300, dtype=torch.float64), W, columns, name="block 0 mlp")
@@ -89,8 +87,7 @@ def test_estimated_losses_weigh_the_error_by_the_gradients(p):
     H, W, columns = second_moment(300, "outliers").float(), weight(20, 300).float(), permutation(300)[:p]
     S = second_moment(20, "steep").float()
     damped = damp(H.double())
-    factors = nested_factors(damped, W, columns)
-    found = estimated_losses(factors, damped, W, S)
+    factors, _, found = nested_factors(damped, W, columns, S)
     assert found.shape == (p + 1,)
     for k in {0, 1, p // 2, p}:
         error = W.double().clone()
@@ -107,8 +104,8 @@ def test_dead_inputs_cost_nothing_and_keep_their_weights():
     H[[2, 5]] = 0
     H[:, [2, 5]] = 0
     columns = torch.tensor([0, 1, 3, 4, 6, 7, 8, 9, 10, 11, 2, 5])
-    factors = nested_factors(damp(H), W, columns)
-    assert factors.errors[10] <= 1e-10 * float(factors.errors[0])
+    factors, errors, _ = nested_factors(damp(H), W, columns)
+    assert errors[10] <= 1e-10 * float(errors[0])
     torch.testing.assert_close(kept_weights(factors, 12)[:, 10:], W.float()[:, [2, 5]])
     torch.testing.assert_close(kept_weights(factors, 10), W.float()[:, columns[:10]])
 

@@ -8,7 +8,6 @@ import torch
 
 from darwinlm.database import order as order_module
 from darwinlm.database.order import (
-    Removal,
     cholesky_,
     damp,
     exact_products,
@@ -227,10 +226,7 @@ def test_not_finite(which, value, u):
 def test_rows_of_the_moment_are_as_good_as_the_moment(kind):
     H, W, units = second_moment(300, kind), weight(6, 300), torch.arange(300).flip(0).view(-1, 3)
     expected = removal_order(H, W, units)
-    removal = Removal(iter([H[:7], H[7:290], H[290:]]), W, units)
-    H.zero_()
-    W.zero_()  # they are needed in the first step only
-    found = removal.run()
+    found = removal_order(iter([H[:7], H[7:290], H[290:]]), W, units)
     assert torch.equal(found.units, expected.units)
     assert torch.equal(found.costs, expected.costs)
 
@@ -246,11 +242,11 @@ def test_rounding_and_cholesky_take_the_memory_of_their_matrix(d):
     assert rounded.untyped_storage().nbytes() == 8 * d * d
     A = damp(second_moment(d, "plain"), DAMPING)
     expected, place = torch.linalg.cholesky(A), A.data_ptr()
-    L, definite = cholesky_(A)
-    assert definite
+    L = cholesky_(A, "module")
     assert L.data_ptr() == place
     torch.testing.assert_close(L, expected)
-    assert not cholesky_(torch.eye(3, dtype=torch.float64) - 2)[1]
+    with pytest.raises(NumericsError, match=r"module: .* positive definite"):
+        cholesky_(torch.eye(3, dtype=torch.float64) - 2, "module")
 
 
 @pytest.mark.parametrize("u", [1, 2])

@@ -107,7 +107,7 @@ def test_every_level_weighs_what_is_built(case):
         model = stitch(case.database, allocation)
         for module, level in zip(case.space.modules, case.space.levels(allocation), strict=True):
             built = parts_of(model, case.checkpoint, module.block, module.kind)
-            shape = case.database.shape(module.block, module.kind)
+            shape = case.database.shapes[module.block, module.kind]
             family = case.checkpoint.family
             experts = level.experts or None
             assert module_parameters(family, shape, level.groups, level.width, experts) == level.params

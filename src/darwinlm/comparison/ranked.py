@@ -54,13 +54,13 @@ class RankedReader(DatabaseReader):
         """Columns of the best units of a module, [k] ascending."""
         if (block, kind) not in self.scores:
             return super().columns(block, kind, level)
-        return best_columns(self.shape(block, kind), level, self.scores[block, kind])
+        return best_columns(self.shapes[block, kind], level, self.scores[block, kind])
 
     def kept(self, block: int, kind: ModuleKind, level: Level) -> Kept:
         """Columns of the best units of a module, with the dense weights on them."""
         if (block, kind) not in self.scores:
             return super().kept(block, kind, level)
-        shape, scale = self.shape(block, kind), self.scores[block, kind].scale
+        shape, scale = self.shapes[block, kind], self.scores[block, kind].scale
         columns = self.columns(block, kind, level)
         groups = kept_groups(shape, level, columns) if kind == "attention" else (None, None)
         if level.width == shape.width and scale is None:

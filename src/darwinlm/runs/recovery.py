@@ -103,7 +103,7 @@ def _finish(run: Run, texts: Texts, student: Checkpoint, recovered: Recovered, m
     with run.stage("export", key, "export and evaluation", shared=True) as (stage, work):
         with parallel.agree():
             if parallel.is_main() and (work or not (target / "config.json").is_file()):
-                final = as_dtype(recovered.checkpoint.load(torch.float32), dtype)
+                final = as_dtype(recovered.model(), dtype)
                 save_model(final, target, tokenizer=student.tokenizer(), source=student.folder)
                 check_saved(final, target, texts["validation"].tokens[:2, :128])
         if work:

@@ -26,6 +26,17 @@ SKIP = "skip"
 Chosen = dict[tuple[int, ModuleKind], Level]
 
 
+def stitch(database: DatabaseReader, allocation: tuple[int, ...]) -> Any:
+    """The smaller model of an allocation, in memory, in the checkpoint's types."""
+    checkpoint = database.checkpoint
+    chosen = chosen_levels(database.modules, allocation)
+    table = layer_table(checkpoint.n_blocks, chosen, partial(sizes_in, database))
+    model = empty_model(smaller_config(checkpoint, table), checkpoint)
+    left, _ = fill(model, {name: tensor.clone() for name, tensor in stitched_tensors(database, chosen)})
+    assert not left, f"stitching left {left} without weights"
+    return model.eval().requires_grad_(requires_grad=False)
+
+
 def chosen_levels(modules: tuple[ModuleLevels, ...], allocation: tuple[int, ...]) -> Chosen:
     """The level of each module by block and kind."""
     pairs = zip(modules, allocation, strict=True)
@@ -34,7 +45,7 @@ def chosen_levels(modules: tuple[ModuleLevels, ...], allocation: tuple[int, ...]
 
 def layer_table(
     n_blocks: int,
-    chosen: Mapping[tuple[int, ModuleKind], Level],
+    chosen: Chosen,
     sizes: Callable[[int, ModuleKind, Level], dict[str, Any]],
 ) -> dict[int, dict[str, Any]]:
     """`per_layer_config` of a smaller model: `sizes` of the modules of every layer, and sub-layers that it skips."""
@@ -52,9 +63,9 @@ def layer_table(
 
 def sizes_in(database: DatabaseReader, block: int, kind: ModuleKind, level: Level) -> dict[str, Any]:
     """Configuration fields of a layer for a module of a database at a level."""
-    shape, query_groups = database.shape(block, kind), None
+    shape, query_groups = database.shapes[block, kind], None
     if kind == "attention":
-        _, query_groups = kept_groups(shape, level, database.columns(block, kind, level).sort().values)
+        _, query_groups = kept_groups(shape, level, database.columns(block, kind, level))
     return layer_overrides(database.checkpoint.family, shape, level, query_groups)
 
 
@@ -163,25 +174,10 @@ def stitched_tensors(database: DatabaseReader, chosen: Chosen) -> Iterator[tuple
                 continue
             tensors, norms = split_block(inside, part)
             kept = database.kept(block, kind, level)
-            for name, tensor in shrink_tensors(family, database.shape(block, kind), tensors, kept).items():
+            for name, tensor in shrink_tensors(family, database.shapes[block, kind], tensors, kept).items():
                 yield f"{prefix}{part.prefix}{name}", tensor
             for name, tensor in norms.items():
                 yield prefix + name, tensor
-
-
-def stitch(database: DatabaseReader, allocation: tuple[int, ...]) -> Any:
-    """The smaller model of an allocation, in memory, in the checkpoint's types."""
-    checkpoint = database.checkpoint
-    chosen = chosen_levels(database.modules, allocation)
-    table = layer_table(checkpoint.n_blocks, chosen, partial(sizes_in, database))
-    config = smaller_config(checkpoint, table)
-    model = empty_model(config, checkpoint)
-    tensors = {}
-    for name, tensor in stitched_tensors(database, chosen):
-        tensors[name] = tensor.clone()
-    left, _ = fill(model, tensors)
-    assert not left, f"stitching left {left} without weights"
-    return model.eval().requires_grad_(requires_grad=False)
 
 
 def block_parameters(model: nn.Module, layers: str) -> int:
