@@ -20,6 +20,7 @@ from darwinlm.pipeline import run_stages
 from darwinlm.recovery.train import Training
 from darwinlm.report.summary import read_summary
 from darwinlm.runs.recovery import recover
+from darwinlm.runs.verify import verify
 from darwinlm.stages import recover as stage
 
 WORK = Path("stages/recover-work")
@@ -88,6 +89,14 @@ def test_the_same_call_again_reuses_it(whole, inputs, tmp_path, monkeypatch):
     out = shutil.copytree(whole[0], tmp_path / "out")
     monkeypatch.setattr(Training, "run", lambda *_, **__: pytest.fail("it trains again"))
     assert recover_tiny(*inputs, out).models == whole[1].models
+
+
+def test_a_lost_tokenizer_is_noticed_and_written_again(whole, inputs, tmp_path):
+    out = shutil.copytree(whole[0], tmp_path / "out")
+    (out / "model" / "tokenizer.json").unlink()
+    assert [finding.what for finding in verify(out) if finding.wrong] == ["model/tokenizer.json"]
+    recover_tiny(*inputs, out)
+    assert [finding for finding in verify(out) if finding.wrong] == []
 
 
 def test_a_recovery_leaves_a_page_a_card_and_a_summary(whole):

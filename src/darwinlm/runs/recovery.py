@@ -21,7 +21,7 @@ from darwinlm.recipe import Recipe, load_recipe, parse_recipe
 from darwinlm.report.summary import FILE, RecoveryFigures, Summary, read_summary
 from darwinlm.run import Run
 from darwinlm.stages.evaluate import FIGURES, Loaders, measure_models, read_figures, save_figures
-from darwinlm.stages.export import Exported
+from darwinlm.stages.export import Exported, changed_file, record_files
 from darwinlm.stages.recover import Recovered, check_recovery, recover_model
 from darwinlm.stages.report import summary_of, write_report
 from darwinlm.stages.text import Texts, text_stage
@@ -105,10 +105,16 @@ def _finish(run: Run, texts: Texts, student: Checkpoint, recovered: Recovered, m
     }
     with run.stage("export", key, "export and evaluation", shared=True) as (stage, work):
         with parallel.agree():
-            if parallel.is_main() and (work or not (target / "config.json").is_file()):
+            changed = changed_file(target, stage) if parallel.is_main() and not work else None
+            if changed:
+                run.reporter.say(f"export: {changed}, so the model is written again")
+            if parallel.is_main() and (work or changed):
                 final = as_dtype(recovered.checkpoint.load(torch.float32), dtype)
                 save_model(final, target, tokenizer=student.tokenizer(), source=student.folder)
                 check_saved(final, target, texts["validation"].tokens[:2, :128])
+                record_files(target, stage)
+                if not work:
+                    stage.finish(seconds=0.0)
         if work:
             models: dict[ModelKey, Checkpoint] = {
                 "dense": run.teacher,
