@@ -13,7 +13,9 @@ from darwinlm.cli.app import LOOK, command
 
 @command(LOOK, "darwinlm verify runs/half", "darwinlm verify half.gguf")
 def verify(
-    path: Annotated[Path, typer.Argument(help="Output folder of a run, folder of an export, or exported GGUF file.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="Output folder of a run, folder of an export, or exported GGUF file.")
+    ],
 ) -> None:
     """Check that files are as written; of a run also the chain of its stages, the model's parameters and its budget."""
     from darwinlm.errors import ArtifactError
