@@ -147,6 +147,7 @@ def test_public_names() -> None:
         "prune",
         "prune_sweep",
         "recover",
+        "write_sizes",
     ]
 
 

@@ -29,8 +29,8 @@ SECONDS = 3.0
 """Time limit for the choice of levels of each size."""
 
 
-def write_sizes(folder: Path, out: Path) -> int:
-    """Predict sizes of a model from its database and write the page, without reading the model.
+def write_sizes(folder: str | Path, out: str | Path) -> int:
+    """Predict sizes of a model from its database and write the page `out`, without reading the model.
 
     `folder` is the output folder of `darwinlm database` or `darwinlm prune`. Returns the number of sizes.
 
@@ -40,6 +40,7 @@ def write_sizes(folder: Path, out: Path) -> int:
         StorageError: The page can't be written.
         BusyError: Another process writes the page.
     """
+    folder, out = Path(folder), Path(out)
     with hold_target(out):
         stage = find_database(folder)
         plan = _plan(stage, folder)
