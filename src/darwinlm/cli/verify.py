@@ -30,4 +30,4 @@ def verify(
         raise ArtifactError(
             f"{path}: {len(wrong)} of {len(findings)} checks failed; the first is {wrong[0].what}: {wrong[0].wrong}"
         )
-    console.print(f"{path}: all {len(findings)} checks passed", soft_wrap=True)
+    console.print(f"{path}: all checks passed ({len(findings)})", soft_wrap=True)

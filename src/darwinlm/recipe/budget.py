@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
@@ -52,6 +53,16 @@ class BudgetSettings(Section):
             hint = f"; did you mean {keep:g}%?" if 2 <= keep <= 100 else ""
             raise ValueError(f"must be above 0 and at most 100 %{hint}")
         return keep
+
+    @field_validator("bytes", mode="before")
+    @classmethod
+    def _bytes_are_no_billions(cls, given: Any) -> Any:
+        number = str(given).strip()[:-1].strip()
+        if isinstance(given, str) and given.strip()[-1:] in ("B", "b") and re.fullmatch(r"\d{1,3}|\d*\.\d+", number):
+            raise ValueError(
+                f"B means bytes: write {number}GB, or give params, which counts {number} billion parameters"
+            )
+        return given
 
     @field_validator("speedup")
     @classmethod
