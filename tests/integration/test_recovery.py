@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from darwinlm import artifact
 from darwinlm.artifact import read_json
 from darwinlm.console import Reporter
+from darwinlm.errors import ArtifactError
 from darwinlm.pipeline import run_stages
 from darwinlm.recovery.train import Training
 from darwinlm.report.summary import read_summary
@@ -107,6 +108,21 @@ def test_a_recovery_leaves_a_page_a_card_and_a_summary(whole):
         assert "was trained on 6,144 tokens after pruning" in text
         assert "was not trained" not in text
     assert summary.search is None, "of a bare folder nothing is known"
+
+
+def test_a_recipe_beside_a_run_needs_neither_its_model_nor_its_text(finished_llama, tmp_path):
+    (tmp_path / "r.yaml").write_text("recovery: {batch_tokens: 128}\ncompute: {dtype: float32}", encoding="utf-8")
+    short = ("text.sequence_length=32", "text.validation_tokens=256", "text.evaluation_tokens=256")
+    options = {"tokens": 256, "recipe": tmp_path / "r.yaml", "assignments": (*short, "text.calibration_tokens=1024")}
+    summary = recover(finished_llama, tmp_path / "out", **options, reporter=Reporter(quiet=True))
+    made = read_summary(finished_llama / "summary.json")
+    assert (summary.model, summary.text.training_source) == (made.model, made.text.source)
+
+
+def test_a_run_is_not_trained_into_itself(finished_copy):
+    with pytest.raises(ArtifactError, match="is the model that is to be trained: choose another output folder"):
+        recover(finished_copy, finished_copy, tokens=256)
+    assert [finding for finding in verify(finished_copy) if finding.wrong] == []
 
 
 def test_a_recovery_of_a_run_tells_how_the_model_was_made(finished_llama, tmp_path):

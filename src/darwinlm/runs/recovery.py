@@ -12,7 +12,7 @@ from darwinlm import parallel
 from darwinlm.artifact import model_folder
 from darwinlm.compute import saved_dtype
 from darwinlm.console import Reporter
-from darwinlm.errors import RecipeError
+from darwinlm.errors import ArtifactError, RecipeError
 from darwinlm.export.hf import check_saved, is_custom, save_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.origin import Origin, origin_of
@@ -51,7 +51,8 @@ def recover(
         teacher: The dense model; overrides the recipe's.
         tokens: Number of training tokens, 300000 or "10B"; overrides the recipe.
         text: Source of the training text; overrides the recipe's.
-        recipe: Recipe or path of one; None starts from that of the run, or from the defaults.
+        recipe: Recipe or path of one; None starts from that of the run, or from the defaults. The run's dense model and
+            text are used if the recipe names none.
         assignments: "section.field=value" strings, applied to the recipe.
         reporter: Receiver of progress; None prints to the terminal.
 
@@ -63,16 +64,20 @@ def recover(
         DarwinLMError: The input is wrong; see `darwinlm.errors`.
     """
     folder = Path(model).expanduser()
+    if Path(out).resolve() == folder.resolve():
+        raise ArtifactError(f"--out {out} is the model that is to be trained: choose another output folder")
     small = model_folder(folder)
     of_a_run = small != folder
     summary = read_summary(folder / FILE) if of_a_run and (folder / FILE).is_file() else None
     overrides = {"recovery.tokens": tokens, "recovery.text": text}
     if not of_a_run and text is not None:
         overrides["text.source"] = text
-    if recipe is None and summary is not None:
-        recipe = parse_recipe(summary.recipe, str(folder / FILE))
-    resolved = load_recipe(recipe, assignments, {**overrides, "teacher": teacher})
-    resolved = resolved.model_copy(update={"model": resolved.teacher or resolved.model, "rounds": ()})
+    of_run = parse_recipe(summary.recipe, str(folder / FILE)) if summary is not None else Recipe()
+    resolved = load_recipe(of_run if recipe is None else recipe, assignments, {**overrides, "teacher": teacher})
+    dense = resolved.teacher or resolved.model or of_run.teacher or of_run.model
+    unnamed = {} if "source" in resolved.text.model_fields_set else {"source": of_run.text.source}
+    settings = resolved.text.model_copy(update=unnamed)
+    resolved = resolved.model_copy(update={"model": dense, "text": settings, "rounds": ()})
     if resolved.model is None:
         raise RecipeError("no dense model is given: name the original model with --teacher")
     if not resolved.recovery.tokens:
