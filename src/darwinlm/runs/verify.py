@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from darwinlm.artifact import (
@@ -23,6 +23,7 @@ from darwinlm.export.hf import recorded_digests, what_changed
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.importing.convert import REPORT as IMPORT_REPORT
 from darwinlm.report.summary import FILE, Summary, read_summary
+from darwinlm.runs.sweep import SWEEP
 from darwinlm.stages.export import FILES
 from darwinlm.surgery.stitch import block_parameters
 
@@ -56,7 +57,10 @@ def verify(path: Path) -> list[Finding]:
 
 def _run(folder: Path) -> list[Finding]:
     findings = [_stage(stage) for stage in sorted((folder / STAGES).iterdir()) if stage.is_dir()]
-    findings += list(_model(folder))
+    if not (folder / f"{SWEEP}.json").is_file():
+        return [*findings, *_model(folder)]
+    for member in sorted(path.parent for path in folder.glob(f"*/{MARKER}")):
+        findings += [replace(finding, what=f"{member.name}: {finding.what}") for finding in _run(member)]
     return findings
 
 
