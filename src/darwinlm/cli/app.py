@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -85,6 +86,12 @@ class _Command(TyperCommand):
     def get_params(self, ctx: Any) -> list[Any]:
         *parameters, last = super().get_params(ctx)
         return _readable([*parameters, *_common_options(), last])  # --help stays last
+
+    def invoke(self, ctx: Any) -> Any:
+        for name, value in ctx.params.items():
+            if isinstance(value, Path):  # shells leave the ~ of --out=~/runs
+                ctx.params[name] = value.expanduser()
+        return super().invoke(ctx)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         pieces = ["[OPTIONS]"]

@@ -64,7 +64,7 @@ def recover(
         DarwinLMError: The input is wrong; see `darwinlm.errors`.
     """
     folder = Path(model).expanduser()
-    if Path(out).resolve() == folder.resolve():
+    if Path(out).expanduser().resolve() == folder.resolve():
         raise ArtifactError(f"--out {out} is the model that is to be trained: choose another output folder")
     small = model_folder(folder)
     of_a_run = small != folder
@@ -83,7 +83,7 @@ def recover(
     if not resolved.recovery.tokens:
         raise RecipeError("recovery.tokens is 0: say how many tokens to train on, such as --tokens 300M")
     student = Checkpoint.open(small, allow_remote_code=resolved.allow_remote_code)
-    run = Run(resolved, Path(out), reporter or Reporter())
+    run = Run(resolved, Path(out).expanduser(), reporter or Reporter())
     run.checkpoint = with_vocabulary_of(run, run.checkpoint, student)
     check_recovery(run, (student, student.tokenizer()))
     texts = text_stage(run) if of_a_run else text_stage(run, BARE_PURPOSES)

@@ -40,7 +40,7 @@ def write_sizes(folder: str | Path, out: str | Path) -> int:
         StorageError: The page can't be written.
         BusyError: Another process writes the page.
     """
-    folder, out = Path(folder), Path(out)
+    folder, out = Path(folder).expanduser(), Path(out).expanduser()
     with hold_target(out):
         stage = find_database(folder)
         plan = _plan(stage, folder)

@@ -49,7 +49,7 @@ def prune_sweep(
         DarwinLMError: As in `darwinlm.prune`.
         RecipeError: The recipes differ in more than their bound, or two are the same.
     """
-    folder = Path(out)
+    folder = Path(out).expanduser()
     ordered = _ordered(recipes)
     whole = Run(ordered[0], folder, reporter or Reporter())  # refuses a foreign folder, and locks it to the end
     summaries: list[tuple[str, Summary]] = []
