@@ -1,9 +1,9 @@
 """darwinlm: make a language model smaller and faster while preserving its quality.
 
-`prune` runs the whole pipeline, `prune_sweep` runs it for several sizes, and `recover` trains the result. `Recipe`,
-`load_recipe` and `load_recipes` describe runs. Every error that input can cause is a `DarwinLMError`. Names are loaded
-on first use, so that `import darwinlm` is fast. After the import, the Auto classes of transformers load models with
-unequal layers without `trust_remote_code`.
+`prune` runs the whole pipeline, `prune_sweep` runs it for several sizes, `write_sizes` predicts sizes from a database,
+and `recover` trains the result. `Recipe`, `load_recipe` and `load_recipes` describe runs. Every error that input can
+cause is a `DarwinLMError`. Names are loaded on first use, so that `import darwinlm` is fast. After the import, the Auto
+classes of transformers load models with unequal layers without `trust_remote_code`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from darwinlm.runs.prune import Result as Result
     from darwinlm.runs.prune import prune as prune
     from darwinlm.runs.recovery import recover as recover
+    from darwinlm.runs.sizes import write_sizes as write_sizes
     from darwinlm.runs.sweep import prune_sweep as prune_sweep
 
 _HOMES = {
@@ -34,6 +35,7 @@ _HOMES = {
     "prune": "darwinlm.runs.prune",
     "prune_sweep": "darwinlm.runs.sweep",
     "recover": "darwinlm.runs.recovery",
+    "write_sizes": "darwinlm.runs.sizes",
 }
 
 __all__ = ["__version__", *_HOMES]  # noqa: PLE0604 - they are strings

@@ -96,6 +96,9 @@ def test_a_place_that_holds_no_model(command, prune, tmp_path):
     prune(model=tmp_path / "model.bin").refused("model.bin is a file, but not a .gguf one")
     (tmp_path / "empty").mkdir()
     prune(model=tmp_path / "empty").refused("holds no model: there is no config.json")
+    (tmp_path / "empty" / "model").mkdir()
+    (tmp_path / "empty" / "model" / "config.json").touch()
+    prune(model=tmp_path / "empty").refused(f"in it; give {tmp_path / 'empty' / 'model'}, the model of this run")
     assert not (tmp_path / "out").exists()
 
 

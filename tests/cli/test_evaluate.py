@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 from darwinlm.errors import install
 from darwinlm.evaluation import harness
+from darwinlm.evaluation.evaluate import Copied, Evaluated, EvaluationRequest
 from darwinlm.families.checkpoint import Checkpoint
 
 pytestmark = QUIET
@@ -152,6 +153,11 @@ def test_copying_needs_words_and_no_text(command, tiny_llama, tmp_path):
     (copied,) = result(tmp_path / "out.json")["copying"]
     assert [score["name"] for score in copied["scores"]] == ["16 words", "64 words"]
     command("evaluate", tiny_llama, "--looking-back").refused("the tokenizer has 0 tokens that are words of 3 letters")
+
+
+def test_copying_that_was_not_measured_is_no_empty_table():
+    (table,) = Evaluated(EvaluationRequest("M"), copying=[Copied("M", (), ("sequences are shorter",))]).tables()
+    assert table == (("copied, %, and loss in nats", ""), [("M", "not measured")], ["sequences are shorter"])
 
 
 def worded(folder: Path, **overrides: Any) -> Path:

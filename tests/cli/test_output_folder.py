@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from tests.tiny.damage import flip
 
+import darwinlm
 from darwinlm import pipeline
+from darwinlm.errors import RecipeError
 
 
 def test_an_output_folder_that_holds_something_else(prune, tmp_path):
@@ -117,3 +119,16 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(prune, tmp_path, monkeypatch
         assert part in line
     assert "--keep '50 %'" in line, "as a shell takes it"
     assert prune("--keep", "50 %", "--until", "plan").code == 0
+
+
+def test_a_tilde_is_the_home_folder(prune, command, tiny_llama, tmp_path, monkeypatch):
+    """Shells don't expand it in --out=~/runs, nor does Python in a string."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    prune("--until", "plan", out="~/out").succeeded()
+    command("plan", tiny_llama, "--out", "~/plan.json").succeeded()
+    with pytest.raises(RecipeError, match=f"can't read the recipe {tmp_path}/none.yaml"):
+        darwinlm.load_recipe("~/none.yaml")
+    assert (tmp_path / "out" / "stages" / "plan").is_dir()
+    assert (tmp_path / "plan.json").is_file()
+    assert not (tmp_path / "~").exists()

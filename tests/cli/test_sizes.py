@@ -31,12 +31,15 @@ def test_one_message_for_what_is_wrong(prune, tmp_path, options, said):
     assert not (tmp_path / "out" / "model").exists()
 
 
-def test_a_family_from_the_command_line(prune, tmp_path):
+def test_a_family_from_the_command_line(prune, command, tmp_path):
     ended = prune("--keep", "80%,50%").succeeded()
     assert "size against loss" in ended.out
     assert str(tmp_path / "out" / "index.html") in ended.out
     rows = json.loads((tmp_path / "out" / "sweep.json").read_text())["rows"]
     assert [row["name"] for row in rows] == ["dense", "keep-80", "keep-50"]
+    assert "keep-50: model/tokenizer.json: as recorded" in command("verify", tmp_path / "out").succeeded().out
+    (tmp_path / "out" / "keep-50" / "model" / "tokenizer.json").unlink()
+    command("verify", tmp_path / "out").refused("the first is keep-50: model/tokenizer.json: it is missing")
 
 
 @pytest.fixture

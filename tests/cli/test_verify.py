@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from tests.tiny.damage import flip
+from tests.tiny.pruned import pruned_checkpoint
 
 
 def edit(path: Path, change: Callable[[Any], None]) -> None:
@@ -29,11 +30,23 @@ def summary(run: Path, change: Callable[[Any], None]) -> None:
 DAMAGES: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "weights": (
         lambda run: flip(run / "model" / "model.safetensors"),
-        ("model/model.safetensors", "was changed after"),
+        ("model/model.safetensors: it was changed after it was written: rerun the run's command",),
     ),
     "a missing file": (
         lambda run: (run / "model" / "model.safetensors").unlink(),
         ("model/model.safetensors: it is missing",),
+    ),
+    "a tokenizer": (
+        lambda run: (run / "model" / "tokenizer.json").unlink(),
+        ("model/tokenizer.json: it is missing: rerun the run's command, which writes the model again",),
+    ),
+    "settings of the tokenizer": (
+        lambda run: edit(run / "model" / "tokenizer_config.json", lambda tree: tree.update(more=1)),
+        ("model/tokenizer_config.json: it was changed after it was written: rerun",),
+    ),
+    "the modelling file": (
+        lambda run: flip(run / "model" / "modeling_darwinlm.py"),
+        ("model/modeling_darwinlm.py: it was changed",),
     ),
     "a stage": (lambda run: flip(run / "stages" / "search" / "result.json"), ("stage search", "is damaged")),
     "an unfinished stage": (
@@ -79,4 +92,28 @@ def test_what_is_not_as_recorded(command, finished_copy, damage):
 
 
 def test_what_is_no_run(command, tmp_path):
-    command("verify", tmp_path).refused("isn't the output folder of a run")
+    command("verify", tmp_path).refused("is neither a run nor an export")
+    command("verify", tmp_path / "none").refused("is neither a run nor an export")
+
+
+def test_an_export(command, finished_llama, tmp_path):
+    out = tmp_path / "exported"
+    command("export", finished_llama, "--to", "hf", "--out", out).succeeded()
+    (out / "README.md").write_text("people edit the card")
+    ended = command("verify", out).succeeded()
+    assert "tokenizer.json: as recorded" in ended.out
+    (out / "tokenizer.json").unlink()
+    command("verify", out).refused("1 of ", "the first is tokenizer.json: it is missing: run the command")
+    (out / "export.json").write_text("{}")
+    command("verify", out).refused("export.json is damaged (it holds no hashes of files)")
+
+
+def test_a_gguf_file(command, tmp_path):
+    model, out = pruned_checkpoint(tmp_path / "model", "llama", {1: (2, 1, 32)}), tmp_path / "small.gguf"
+    command("export", model, "--to", "gguf", "--quant", "f32", "--out", out).succeeded()
+    command("verify", out).succeeded()
+    out.rename(tmp_path / "other.gguf")
+    (tmp_path / "small.gguf.export.json").rename(tmp_path / "other.gguf.export.json")
+    command("verify", tmp_path / "other.gguf").succeeded()
+    flip(tmp_path / "other.gguf")
+    command("verify", tmp_path / "other.gguf").refused("the first is small.gguf: it was changed")

@@ -21,8 +21,6 @@ from darwinlm.database.order import damp
 from darwinlm.errors import CheckpointError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
-from darwinlm.recipe import UnitsSettings
-from darwinlm.pipeline import run_stages
 from darwinlm.stages.database import PruningDatabase, database_stage, stream_of
 from darwinlm.stages.text import text_stage
 

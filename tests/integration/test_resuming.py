@@ -165,7 +165,7 @@ def test_what_a_change_leaves_untouched_is_reused(
     assert summary.prompts == run.recipe.evaluation.prompts
 
 
-@pytest.mark.parametrize("damage", ["deleted", "flipped", "without weights", "emptied"])
+@pytest.mark.parametrize("damage", ["deleted", "flipped", "without weights", "without a tokenizer", "emptied"])
 def test_a_model_folder_that_was_changed_is_exported_again(finished_copy, tiny_llama, make_run, damage):
     """People move and delete what they were given."""
     folder, weights = finished_copy / "model", finished_copy / "model" / "model.safetensors"
@@ -174,10 +174,13 @@ def test_a_model_folder_that_was_changed_is_exported_again(finished_copy, tiny_l
         flip(weights)
     elif damage == "without weights":
         weights.unlink()
+    elif damage == "without a tokenizer":
+        (folder / "tokenizer.json").unlink()
     else:
         shutil.rmtree(folder)
     if damage == "emptied":
         folder.mkdir()
     run_stages(make_run(tiny_llama, finished_copy), "report")
     assert weights.read_bytes() == original
+    assert (folder / "tokenizer.json").is_file()
     AutoModelForCausalLM.from_pretrained(folder)

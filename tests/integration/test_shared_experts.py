@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.tiny.checkpoint import tiny_checkpoint
 from tests.tiny.masked import assert_equal_logits, masked
-from transformers import AutoModelForCausalLM, Mxfp4Config
+from tests.unit.test_docs import ROOT, blocks
 
 from darwinlm.errors import CheckpointError, RecipeError
 from darwinlm.export.run import export_model
@@ -20,6 +20,8 @@ from darwinlm.stages.database import database_stage
 from darwinlm.stages.plan import plan_stage
 from darwinlm.stages.text import text_stage
 from darwinlm.surgery.stitch import stitch
+
+OWN_MODEL = ROOT / "docs" / "own-model.md"
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +106,11 @@ def packed(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return made
 
 
-def test_packed_experts_are_refused_with_advice_that_works(make_run, tmp_path):
-    folder = tiny_checkpoint(tmp_path / "gpt-oss", "gpt_oss", hidden_size=64, intermediate_size=32)
+def test_packed_experts_are_refused_with_advice_that_works(make_run, tmp_path, monkeypatch):
+    """The code is that of docs/own-model.md; a local folder has precedence over the hub's model of the same name."""
+    folder = tmp_path / "openai" / "gpt-oss-20b"
+    folder.parent.mkdir()
+    tiny_checkpoint(folder, "gpt_oss", hidden_size=64, intermediate_size=32)
     rewritten(folder, packed)
     config = json.loads((folder / "config.json").read_text())
     config |= {"dtype": "bfloat16", "quantization_config": {"quant_method": "mxfp4"}}
@@ -114,11 +119,10 @@ def test_packed_experts_are_refused_with_advice_that_works(make_run, tmp_path):
         CheckpointError, match=r"says mxfp4.*quantization_config=Mxfp4Config\(dequantize=True\), and save"
     ):
         Checkpoint.open(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=Mxfp4Config(dequantize=True))
-    model.save_pretrained(tmp_path / "floats")
-    for file in folder.glob("*token*"):
-        (tmp_path / "floats" / file.name).write_bytes(file.read_bytes())
-    run_stages(make_run(tmp_path / "floats", tmp_path / "out", "refit.tokens=0"), "export")
+    (code,) = blocks(OWN_MODEL, "python")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, OWN_MODEL.name, "exec"), {"__name__": "own-model"})
+    run_stages(make_run(tmp_path / "gpt-oss-20b-bf16", tmp_path / "out", "refit.tokens=0"), "export")
     assert Checkpoint.open(tmp_path / "out" / "model").family.model_type == "gpt_oss"
 
 

@@ -8,7 +8,7 @@ import darwinlm
 from darwinlm.database.levels import Level, ModuleLevels
 from darwinlm.errors import BudgetError, RecipeError
 from darwinlm.recipe import BudgetSettings, Recipe, load_recipe, load_recipes, parse_recipe
-from darwinlm.search.problem.cost import CostModel, amount_words, byte_costs, parameter_costs, time_costs
+from darwinlm.search.problem.cost import CostModel, byte_costs, parameter_costs, time_costs
 from darwinlm.search.problem.problem import Budget, Problem, resolve_budget
 from darwinlm.search.problem.space import SearchSpace
 from darwinlm.stages.report import _budget
@@ -31,6 +31,14 @@ def test_bounds_are_written_as_people_write_them(field, text, value):
     assert budget.keep is None
 
 
+@pytest.mark.parametrize(
+    ("field", "text", "value"),
+    [("params", "2.7b", 2.7e9), ("params", "350m", 350e6), ("bytes", "500mb", 500e6), ("bytes", "4gib", 4 * 2**30)],
+)
+def test_units_in_small_letters(field, text, value):
+    assert getattr(Recipe.model_validate({"budget": {field: text}}).budget, field) == value
+
+
 @pytest.mark.parametrize(("text", "minutes"), [("30m", 30), ("1.5h", 90), ("90s", 1.5), (2, 2), ("2", 2)])
 def test_time_for_the_search(text, minutes):
     assert Recipe.model_validate({"search": {"minutes": text}}).search.minutes == minutes
@@ -42,6 +50,7 @@ def test_time_for_the_search(text, minutes):
         ({"budget": {"params": "2.7Q"}}, "budget.params: has an unknown unit 'Q'; known are k, K, M, B, G, T"),
         ({"budget": {"params": "many"}}, "budget.params: must be a number with a unit, such as 2.7B"),
         ({"budget": {"bytes": "4gigs"}}, "unknown unit 'gigs'; known are B, kB, MB, GB, TB, KiB, MiB, GiB, TiB"),
+        ({"budget": {"bytes": "2.7B"}}, "budget.bytes: B means bytes: write 2.7GB, or give params"),
         ({"budget": {"latency": 30}}, "budget.latency: needs a unit, as in 30ms; known are s, ms, us"),
         ({"budget": {"latency": "30"}}, "budget.latency: needs a unit"),
         ({"budget": {"latency": "30min"}}, "budget.latency: has an unknown unit 'min'"),

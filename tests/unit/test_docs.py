@@ -1,5 +1,7 @@
 """What the documents say can be done: command lines parse, make targets exist, Python runs, paths are there."""
 
+import ast
+import json
 import re
 import shlex
 import shutil
@@ -11,6 +13,7 @@ import pytest
 import typer
 from tests.tiny.process import python
 
+import darwinlm
 from darwinlm.cli import app
 from darwinlm.cli.main import UsageError
 
@@ -108,6 +111,35 @@ def test_python_of_the_first_pages_runs(tmp_path, monkeypatch, capsys, tiny_llam
         for block in code:
             exec(compile(block, page, "exec"), {"__name__": "readme"})
     assert "report.html" in capsys.readouterr().out
+
+
+def code_of_people() -> list[tuple[str, str]]:
+    """(place, code) of every block of Python in the documents, and of every cell of code in the notebooks."""
+    found = [(path.name, block) for path in DOCUMENTS for block in blocks(path, "python")]
+    for path in sorted((ROOT / "docs" / "examples").glob("*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        found += [(path.name, "".join(cell["source"])) for cell in cells if cell["cell_type"] == "code"]
+    return found
+
+
+def private_names(code: str) -> set[str]:
+    """Imports from modules of the package, and attributes of it that aren't public."""
+    found = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] == "darwinlm":
+            found |= {f"{node.module}.{name.name}" for name in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {name.name for name in node.names if name.name.startswith("darwinlm.")}
+        elif isinstance(node, ast.Attribute) and getattr(node.value, "id", None) == "darwinlm":
+            found |= {f"darwinlm.{node.attr}"} - {f"darwinlm.{name}" for name in darwinlm.__all__}
+    return found
+
+
+def test_people_are_shown_public_names_only() -> None:
+    assert sum("darwinlm" in code for _, code in code_of_people()) >= 4
+    assert [(place, names) for place, code in code_of_people() if (names := private_names(code))] == []
+    private = "import darwinlm.run\nfrom darwinlm.runs.sizes import write_sizes\ndarwinlm.prune()\ndarwinlm.sizes()"
+    assert private_names(private) == {"darwinlm.run", "darwinlm.runs.sizes.write_sizes", "darwinlm.sizes"}
 
 
 def prose(text: str) -> str:

@@ -14,7 +14,7 @@ from tests.tiny.recovering import Stopped
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from darwinlm.artifact import read_json, write_json
+from darwinlm.artifact import file_digest, read_json, write_json
 from darwinlm.errors import ArtifactError
 from darwinlm.recipe import RecoverySettings
 from darwinlm.recovery import train as training
@@ -209,8 +209,24 @@ def test_a_time_limit_ends_the_training_with_its_schedule(tmp_path, monkeypatch)
     ends = [entry for entry in record["log"] if "learning_rate" in entry]
     assert ends[-1]["step"] == record["steps"]
     assert ends[-1]["learning_rate"] == 0.01 * rate_share(record["steps"], record["steps"] - 1)
-    again = trained(tmp_path, limited).record["steps"]
-    assert again <= record["steps"] + 1 < STEPS.count, "the time before an interruption counts"
+    said: list[str] = []
+    again = trained(tmp_path, limited, say=said.append).record
+    assert again["steps"] == record["steps"], "the time before an interruption counts"
+    assert again["log"] == record["log"]
+    assert "recovery: the time limit leaves no time for another step" in said
+
+
+def test_a_resumed_training_takes_the_steps_that_fit_into_the_rest_of_its_time(stopped, tmp_path):
+    folder = shutil.copytree(stopped, tmp_path / "training")
+    state = folder / CHECKPOINT / "state.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "seconds": 40.0}))  # ten for each step
+    manifest = read_json(folder / CHECKPOINT / "manifest.json")
+    manifest["files"]["state.json"] = file_digest(state)
+    write_json(folder / CHECKPOINT / "manifest.json", manifest)
+    for seconds, steps in ((39, 4), (48, 4), (1000, 6)):
+        limited = SETTINGS.model_copy(update={"minutes": seconds / 60})
+        copy = shutil.copytree(folder, tmp_path / str(seconds))
+        assert trained(copy, limited, dropout=True).record["steps"] == steps
 
 
 def test_a_state_survives_a_checkpoint():

@@ -11,6 +11,10 @@ from tests.tiny.process import python
 import darwinlm
 from darwinlm.cli import app
 from darwinlm.cli.app import ORDER
+from darwinlm.cli.arguments import UNTIL
+from darwinlm.comparison.entries import OURS
+from darwinlm.comparison.methods import BASELINES
+from darwinlm.pipeline import STAGES
 
 HEAVY = {"torch", "transformers", "numpy", "scipy", "datasets", "matplotlib", "huggingface_hub", "safetensors"}
 
@@ -67,6 +71,44 @@ def test_every_command_has_an_example_that_it_takes(name: str) -> None:
         found.make_context(name, words[2:], resilient_parsing=False)
 
 
+@pytest.mark.parametrize("name", [name for panel in ORDER for name in panel])
+def test_help_shows_what_to_write(command, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No type of a library, such as `<int range> [x>=1]`, and no default in parentheses."""
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = command(name, "--help").succeeded().out
+    assert re.findall(r"<[\w\[\] ]+>|x>=|\[default: \(|\{\w+\}", shown) == []
+    for parameter in typer.main.get_command(app).commands[name].params:
+        if parameter.name != "help" and not getattr(parameter, "is_flag", False):
+            assert parameter.metavar, f"{name} {parameter.name}"
+            assert parameter.metavar in shown
+
+
+def test_help_names_the_stages() -> None:
+    """Written out, since their module imports PyTorch."""
+    assert tuple(re.findall(r"\w+", UNTIL.replace(" or ", ", "))) == STAGES
+
+
+def test_help_names_the_methods() -> None:
+    methods = next(
+        option for option in typer.main.get_command(app).commands["compare"].params if option.name == "methods"
+    )
+    assert {*BASELINES, OURS} <= set(re.findall(r"\w+", methods.help))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("chat M --max-tokens 0", "'--max-tokens': must be 1 or more, not 0"),
+        ("chat M --seed -1", "'--seed': must be 0 or more, not -1"),
+        ("evaluate M --sequence-length 1", "'--sequence-length': must be 2 or more, not 1"),
+        ("plan M --processes 0", "'--processes': must be 1 or more, not 0"),
+        ("bench M --threads many", "'--threads'"),
+    ],
+)
+def test_numbers_out_of_range(command, line: str, said: str) -> None:
+    command(*line.split()).refused(said)
+
+
 def test_help_in_a_terminal_of_forty_columns(command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     monkeypatch.setenv("NO_COLOR", "1")
@@ -95,7 +137,7 @@ def test_a_closed_pipe_ends_quietly() -> None:
 
 
 def test_public_names() -> None:
-    names = "DarwinLMError Recipe Result load_recipe load_recipes prune prune_sweep recover"
+    names = "DarwinLMError Recipe Result load_recipe load_recipes prune prune_sweep recover write_sizes"
     assert " ".join(name for name in dir(darwinlm) if not name.startswith("_")) == names
 
 

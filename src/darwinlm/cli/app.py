@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -33,18 +34,20 @@ class _Group(TyperGroup):
     """Lists commands in the order of `ORDER`."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        return _without_types_of_flags(super().get_params(ctx))
+        return _readable(super().get_params(ctx))
 
     def list_commands(self, ctx: Any) -> list[str]:
         order = [name for panel in ORDER for name in panel]
         return sorted(super().list_commands(ctx), key=lambda name: order.index(name) if name in order else len(order))
 
 
-def _without_types_of_flags(parameters: list[Any]) -> list[Any]:
-    """Flags take no value, so the help shows none (Typer 0.29 writes `<bool>` after them)."""
+def _readable(parameters: list[Any]) -> list[Any]:
+    """Options show what to write, flags and arguments nothing: Typer 0.29 would write types such as `<str>`."""
     for parameter in parameters:
         if getattr(parameter, "is_flag", False):
             parameter.metavar = ""
+        elif parameter.param_type_name == "argument":
+            parameter.display_type_rich = lambda ctx: None
     return parameters
 
 
@@ -82,7 +85,21 @@ class _Command(TyperCommand):
 
     def get_params(self, ctx: Any) -> list[Any]:
         *parameters, last = super().get_params(ctx)
-        return _without_types_of_flags([*parameters, *_common_options(), last])  # --help stays last
+        return _readable([*parameters, *_common_options(), last])  # --help stays last
+
+    def invoke(self, ctx: Any) -> Any:
+        for name, value in ctx.params.items():
+            if isinstance(value, Path):  # shells leave the ~ of --out=~/runs
+                ctx.params[name] = value.expanduser()
+        return super().invoke(ctx)
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        pieces = ["[OPTIONS]"]
+        for argument in self.params:
+            if argument.param_type_name == "argument":
+                name = str(argument.metavar) + "..." * (argument.nargs < 0)
+                pieces.append(name if argument.required else f"[{name}]")
+        return pieces
 
 
 app = typer.Typer(
@@ -117,6 +134,7 @@ def root(
 ) -> None:
     """Make a language model physically smaller and faster, and report what it lost.
 
-    Start with [cyan]darwinlm prune MODEL --keep 75% --text TEXT --out runs/mine[/cyan], then look at the result with
-    [cyan]darwinlm show runs/mine[/cyan] and talk to it with [cyan]darwinlm chat runs/mine[/cyan].
+    Start with [cyan]darwinlm prune MODEL --keep 75% --text TEXT --out runs/mine[/cyan].
+    Then look at the result with [cyan]darwinlm show runs/mine[/cyan],
+    and talk to it with [cyan]darwinlm chat runs/mine[/cyan].
     """

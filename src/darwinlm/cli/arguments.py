@@ -10,15 +10,38 @@ import typer
 _BUDGET = "Budget (choose one)"
 
 
-def _bound(name: str, help: str, *, default: str | bool = False) -> Any:
-    return typer.Option(name, help=help, show_default=default, rich_help_panel=_BUDGET)
+def _bound(name: str, metavar: str, help: str) -> Any:
+    return typer.Option(name, metavar=metavar, help=help, rich_help_panel=_BUDGET)
 
 
-Model = Annotated[str | None, typer.Argument(help="Hub id, local folder, or GGUF file.")]
-Out = Annotated[
-    Path, typer.Option("--out", "-o", help="Output folder. Rerun with the same folder to resume an interrupted run.")
+def number(metavar: str, help: str, *, least: int = 1) -> Any:
+    """An option that takes whole numbers from `least` on; `help` continues with them."""
+
+    def check(value: int | None) -> int | None:
+        if value is not None and value < least:
+            raise typer.BadParameter(f"must be {least} or more, not {value}")
+        return value
+
+    return typer.Option(metavar=metavar, help=f"{help}, {least} or more.", callback=check)
+
+
+Model = Annotated[
+    str | None,
+    typer.Argument(metavar="MODEL", help="Hub id, local folder, or GGUF file. A recipe can name it instead."),
 ]
-RecipeFile = Annotated[str | None, typer.Option("--recipe", help="YAML recipe, or the name of a bundled one.")]
+Out = Annotated[
+    Path,
+    typer.Option(
+        "--out", "-o", metavar="FOLDER", help="Output folder. Rerun with the same folder to resume an interrupted run."
+    ),
+]
+OutFile = Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write all figures here as JSON.")]
+RecipeFile = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe", metavar="RECIPE", help="YAML file, or the name of a bundled recipe, such as llama2-7b-2.7b-fast."
+    ),
+]
 Set = Annotated[
     list[str] | None,
     typer.Option(
@@ -29,34 +52,40 @@ Set = Annotated[
 ]
 Text = Annotated[
     str | None,
-    typer.Option("--text", help="Local text file or folder, or hf:owner/name.", show_default="hf:.../fineweb-edu"),
+    typer.Option(
+        "--text",
+        metavar="SOURCE",
+        help="Text file, folder, or hf:owner/name. Without it, FineWeb-Edu is streamed from the hub.",
+    ),
 ]
-Keep = Annotated[str | None, _bound("--keep", "Share of the block parameters to keep.", default="50%")]
-Keeps = Annotated[
-    str | None,
-    _bound("--keep", "Share of the block parameters to keep. Several (75%,50%) give one model each.", default="50%"),
+_SHARE = "Share of the block parameters to keep: 75% or 0.75. Without any budget, 50%."
+Keep = Annotated[str | None, _bound("--keep", "SHARE", _SHARE)]
+Keeps = Annotated[str | None, _bound("--keep", "SHARE", f"{_SHARE} Several (75%,50%) give one model each.")]
+Params = Annotated[str | None, _bound("--params", "COUNT", "Parameters of the whole smaller model: 2.7B or 350M.")]
+Bytes = Annotated[str | None, _bound("--bytes", "SIZE", "Weights and KV cache of the smaller model: 4GiB or 900MB.")]
+Speedup = Annotated[
+    str | None, _bound("--speedup", "FACTOR", "Speed relative to the original model on this machine: 2x.")
 ]
-Params = Annotated[str | None, _bound("--params", "Parameters of the whole smaller model: 2.7B.")]
-Bytes = Annotated[str | None, _bound("--bytes", "Weights and KV cache of the smaller model: 4GiB.")]
-Speedup = Annotated[str | None, _bound("--speedup", "Speedup on this machine: 2x.")]
-Latency = Annotated[str | None, _bound("--latency", "Time of one request on this machine: 30ms.")]
+Latency = Annotated[str | None, _bound("--latency", "DURATION", "Time of one request on this machine: 30ms or 1.5s.")]
 Vocab = Annotated[
     str | None,
     typer.Option(
         "--vocab",
-        help="Tokens to keep, as a share or a number: 50% or 24k. The budget counts the smaller embedding.",
-        show_default="all",
+        metavar="SHARE|COUNT",
+        help="Tokens to keep: 50% or 24k. Without it, all. The budget counts the smaller embedding.",
     ),
 ]
 Time = Annotated[
     str | None,
-    typer.Option("--time", help="Time limit of the whole run: 30m. Less text and fewer steps are used to keep it."),
+    typer.Option(
+        "--time",
+        metavar="DURATION",
+        help="Time limit of the whole run: 30m, 2h or 90s. Less text and fewer steps are used to keep it.",
+    ),
 ]
 Preset = Annotated[
     str | None,
-    typer.Option(
-        "--preset", help="default, or paper: the paper's text, units and search, no refit.", show_default="default"
-    ),
+    typer.Option("--preset", metavar="NAME", help="default, or paper: the paper's text, units and search, no refit."),
 ]
 For = Annotated[
     str | None,
@@ -70,15 +99,33 @@ RemoteCode = Annotated[
     bool, typer.Option("--allow-remote-code", help="Allow a checkpoint to run the Python code that it contains.")
 ]
 Database = Annotated[
-    Path | None, typer.Option("--database", help="Finished database of this model, instead of building one.")
+    Path | None,
+    typer.Option(
+        "--database",
+        metavar="FOLDER",
+        help="Output folder of darwinlm database for this model, instead of building a database.",
+    ),
 ]
-Until = Annotated[str, typer.Option("--until", help="Stop after this stage.")]
+UNTIL = "vocabulary, text, plan, database, search, stitch, refit, recover, export, evaluate or report"
+Until = Annotated[str, typer.Option("--until", metavar="STAGE", help=f"Last stage to run: {UNTIL}.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...")]
-Dtype = Annotated[str, typer.Option("--dtype", help="auto, bfloat16, float16 or float32.")]
+Markdown = Annotated[Path | None, typer.Option("--markdown", metavar="FILE", help="Write the tables here as Markdown.")]
+Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:1.")]
+Dtype = Annotated[str, typer.Option("--dtype", metavar="TYPE", help="auto, bfloat16, float16 or float32.")]
 Suite = Annotated[
-    str | None, typer.Option("--suite", help="paper, quick, or tasks such as piqa,arc_challenge:25 (25 shots).")
+    str | None,
+    typer.Option(
+        "--suite",
+        metavar="TASKS",
+        help="Benchmarks: paper, quick, or tasks such as piqa,arc_challenge:25 (25 examples in the prompt).",
+    ),
 ]
-DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Local tasks: TASK/SPLIT.jsonl[.gz].")]
-Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Items per task.")]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir", metavar="FOLDER", help="Local data of the benchmarks: TASK/SPLIT.jsonl, or the same with .gz."
+    ),
+]
+Limit = Annotated[int | None, number("ITEMS", "Items of each task (without it, all)")]
+Threads = Annotated[int, number("THREADS", "CPU threads")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing --out.")]

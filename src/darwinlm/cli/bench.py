@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -24,18 +23,29 @@ if TYPE_CHECKING:
     "darwinlm bench runs/half --against MODEL --engine llama.cpp --quant q8_0",
 )
 def bench(
-    model: Annotated[str, typer.Argument(help="Folder, finished run, hub id or GGUF file.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder, finished run, hub id or GGUF file.")],
     against: Annotated[
-        str | None, typer.Option(help="Second model, such as the dense one; the two are timed in turn.")
+        str | None,
+        typer.Option(metavar="MODEL", help="Second model, such as the original one; the two are timed in turn."),
     ] = None,
-    engine: Annotated[str | None, typer.Option(help="torch, llama.cpp or vllm.", show_default="by the model")] = None,
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens in the prompt.")] = 512,
-    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate after the first.")] = 64,
-    runs: Annotated[int, typer.Option(min=1, help="Measured rounds after the warm-up.")] = 5,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
-    dtype: Annotated[str | None, typer.Option(help="torch and vllm: bfloat16, float16 or float32.")] = None,
-    quant: Annotated[str | None, typer.Option(help="llama.cpp: convert to this type first.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write all figures here as JSON.")] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ENGINE", help="torch, llama.cpp or vllm. Without it, llama.cpp for GGUF files, else torch."
+        ),
+    ] = None,
+    prompt_tokens: Annotated[int, arguments.number("TOKENS", "Length of the prompt")] = 512,
+    new_tokens: Annotated[int, arguments.number("TOKENS", "Tokens to generate after the first")] = 64,
+    runs: Annotated[int, arguments.number("ROUNDS", "Measured rounds after the warm-up")] = 5,
+    threads: arguments.Threads = 1,
+    dtype: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="torch and vllm: bfloat16, float16 or float32.")
+    ] = None,
+    quant: Annotated[
+        str | None,
+        typer.Option(metavar="TYPE", help="llama.cpp: convert a folder to this type first: f16, q8_0, q4_k_m ..."),
+    ] = None,
+    out: arguments.OutFile = None,
     as_json: arguments.Json = False,
     allow_remote_code: arguments.RemoteCode = False,
 ) -> None:

@@ -32,15 +32,24 @@ HELP = "/reset forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C stops a
     "echo 'What is the capital of France?' | darwinlm chat runs/half --temperature 0",
 )
 def chat(
-    model: Annotated[str, typer.Argument(help="Run, folder, hub id or GGUF file.")],
-    against: Annotated[str | None, typer.Option(help="Second model, answering the same questions beside it.")] = None,
-    system: Annotated[str | None, typer.Option(help="System message, for models that take one.")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
-    temperature: Annotated[
-        float | None, typer.Option(help="0 takes the most likely token.", show_default="the model's own")
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder, finished run, hub id or GGUF file.")],
+    against: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Second model, answering the same questions beside it.")
     ] = None,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1, the model repeats itself less.")] = 1.1,
-    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="System message, for models that take one.")
+    ] = None,
+    max_tokens: Annotated[int, arguments.number("TOKENS", "Longest answer")] = 256,
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            metavar="NUMBER", help="From 0 to below 100; 0 takes the most likely token. Without it, the model's own."
+        ),
+    ] = None,
+    repetition_penalty: Annotated[
+        float, typer.Option(metavar="NUMBER", help="From above 0 to below 100; above 1, the model repeats itself less.")
+    ] = 1.1,
+    seed: Annotated[int, arguments.number("NUMBER", "Seed of the sampling", least=0)] = 0,
     device: arguments.Device = "auto",
     dtype: arguments.Dtype = "auto",
     allow_remote_code: arguments.RemoteCode = False,

@@ -20,18 +20,22 @@ def compare(
     methods: Annotated[
         str,
         typer.Option(
-            help="all, or some of uniform,random,magnitude,minitron,shortgpt,ziplm,sheared,darwinlm and names of "
-            "variants; each may be followed by +refit, +recovery or +refit+recovery."
+            metavar="METHODS",
+            help="all, or some, with commas: uniform, random, magnitude, minitron, shortgpt, ziplm, sheared, darwinlm; "
+            "for mixtures of experts also reap and frequency; names of variants. Each may end in +refit, +recovery or "
+            "+refit+recovery.",
         ),
     ] = "all",
     out: arguments.Out = Path("runs/comparison"),
     keep: arguments.Keep = None,
     text: arguments.Text = None,
     domain: Annotated[
-        list[str] | None, typer.Option(help="NAME=SOURCE of another evaluation text; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="NAME=SOURCE", help="Another text to measure on, with its name in the table; repeatable."),
     ] = None,
     variant: Annotated[
-        list[str] | None, typer.Option(help="NAME=RECIPE.yaml of another search as a method; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="NAME=RECIPE", help="Another search as a method: its name and YAML file; repeatable."),
     ] = None,
     suite: arguments.Suite = None,
     data_dir: arguments.DataDir = None,

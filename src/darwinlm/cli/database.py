@@ -50,10 +50,11 @@ def database(
     "darwinlm inspect runs/half --html sizes.html",
 )
 def inspect(
-    folder: Annotated[Path, typer.Argument(help="A database, or the run that built it.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Output folder of database or prune.")],
     as_json: arguments.Json = False,
     page: Annotated[
-        Path | None, typer.Option("--html", help="Write a page with predicted losses of all sizes.")
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Write a page with predicted losses of all sizes here."),
     ] = None,
 ) -> None:
     """Show what each attention and MLP loses at every width, and the loss of the model that this predicts."""

@@ -17,26 +17,33 @@ from darwinlm.cli.app import LOOK, command
     "darwinlm evaluate runs/half --text TEXT --against MODEL",
 )
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Hub id, folder, output folder of a run, or GGUF file.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder, finished run, hub id or GGUF file.")],
     suite: arguments.Suite = None,
     data_dir: arguments.DataDir = None,
     limit: arguments.Limit = None,
-    text: Annotated[list[str] | None, typer.Option(help="Text to measure perplexity on; repeatable.")] = None,
-    against: Annotated[str | None, typer.Option(help="Dense model; adds KL to it (with --text).")] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SOURCE", help="Text file, folder or hf:owner/name to measure perplexity on; repeatable."),
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Original (dense) model; adds KL to it (with --text).")
+    ] = None,
     looking_back: Annotated[
         bool, typer.Option("--looking-back", help="Measure copying of random words; --text always does.")
     ] = False,
-    tokens: Annotated[int, typer.Option(min=1, help="Tokens per text.")] = 16384,
-    sequence_length: Annotated[int, typer.Option(min=2, help="Tokens per sequence.")] = 512,
-    batch_size: Annotated[int, typer.Option(min=1, help="Sequences per forward pass.")] = 8,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write JSON here; rerun to resume.")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Write the tables here as Markdown.")] = None,
+    tokens: Annotated[int, arguments.number("TOKENS", "Tokens of each text")] = 16384,
+    sequence_length: Annotated[int, arguments.number("TOKENS", "Tokens of each sequence", least=2)] = 512,
+    batch_size: Annotated[int, arguments.number("SEQUENCES", "Sequences in a forward pass")] = 8,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write JSON here; rerun to resume.")
+    ] = None,
+    markdown: arguments.Markdown = None,
     as_json: arguments.Json = False,
     device: arguments.Device = "auto",
     dtype: arguments.Dtype = "auto",
     allow_remote_code: arguments.RemoteCode = False,
 ) -> None:
-    """Measure a model: benchmarks (EleutherAI's lm-evaluation-harness), perplexity, KL to the dense model."""
+    """Measure a model: benchmarks (EleutherAI's lm-evaluation-harness), perplexity, KL to the original one."""
     from darwinlm.errors import DataError
     from darwinlm.evaluation.evaluate import EvaluationRequest, evaluate_model
 

@@ -22,17 +22,37 @@ if TYPE_CHECKING:
     "darwinlm export runs/half --to vllm --out half-vllm",
 )
 def export(
-    model: Annotated[Path, typer.Argument(help="Folder of a model, or of a finished run.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="File (gguf) or folder to write.")],
-    to: Annotated[str, typer.Option(help="gguf, vllm, hf or dense.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a model, or of a finished run.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="PATH", help="File (gguf) or folder to write.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            metavar="FORMAT",
+            help="gguf (llama.cpp), vllm, hf (transformers), or dense: the original shapes, with zeros.",
+        ),
+    ],
     quant: Annotated[
-        str | None, typer.Option(help="gguf: f32, f16, bf16, q8_0, q4_0, q3_k_m, q4_k_s, q4_k_m, q5_k_m or q6_k.")
+        str | None,
+        typer.Option(
+            metavar="TYPE",
+            help="gguf: f32, f16 (default), bf16, q8_0, q4_0, q3_k_m, q4_k_s, q4_k_m, q5_k_m or q6_k.",
+        ),
     ] = None,
-    dtype: Annotated[str | None, typer.Option(help="Other formats: bfloat16, float16 or float32.")] = None,
-    tensor_parallel: Annotated[int, typer.Option(help="vllm: GPUs that share each layer.")] = 1,
-    tokenizer_from: Annotated[Path | None, typer.Option(help="gguf: copy the tokenizer from this GGUF file.")] = None,
-    mlp_multiple: Annotated[int, typer.Option(help="gguf: pad MLP widths to a multiple.")] = 32,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    dtype: Annotated[
+        str | None,
+        typer.Option(metavar="TYPE", help="Other formats: bfloat16, float16 or float32. Without it, the model's own."),
+    ] = None,
+    tensor_parallel: Annotated[int, arguments.number("GPUS", "vllm: GPUs that share each layer")] = 1,
+    tokenizer_from: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="gguf: copy the tokenizer from this GGUF file.")
+    ] = None,
+    mlp_multiple: Annotated[
+        int,
+        typer.Option(
+            metavar="CHANNELS", help="gguf: MLP widths are padded to multiples of this multiple of 32; K-quants: 256."
+        ),
+    ] = 32,
+    threads: arguments.Threads = 1,
     overwrite: arguments.Overwrite = False,
     allow_remote_code: arguments.RemoteCode = False,
 ) -> None:

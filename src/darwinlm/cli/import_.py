@@ -14,12 +14,17 @@ from darwinlm.cli.export import show_report
 
 @command(USE, "darwinlm import PRUNED --out imported", name="import")
 def import_command(
-    model: Annotated[Path, typer.Argument(help="Folder with config.json and safetensors.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
-    family: Annotated[str | None, typer.Option(help="Model type of the dense model: llama.")] = None,
-    head_dim: Annotated[int | None, typer.Option(min=1, help="Size of one attention head.")] = None,
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder with config.json and safetensors.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Folder to write.")],
+    family: Annotated[
+        str | None,
+        typer.Option(metavar="TYPE", help="Model type of the original model, such as llama. Without it, detected."),
+    ] = None,
+    head_dim: Annotated[
+        int | None, arguments.number("COLUMNS", "Size of one attention head (without it, the configuration's)")
+    ] = None,
     query_groups: Annotated[
-        str | None, typer.Option(help="first or spread: how query heads share KV heads, if unknown.")
+        str | None, typer.Option(metavar="NAME", help="first or spread: how query heads share KV heads, if unknown.")
     ] = None,
     overwrite: arguments.Overwrite = False,
     allow_remote_code: arguments.RemoteCode = False,

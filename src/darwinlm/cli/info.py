@@ -28,7 +28,11 @@ FIRST = (
 @command(LEARN, "darwinlm schema", "darwinlm schema recovery", "darwinlm schema all")
 def schema(
     section: Annotated[
-        str | None, typer.Argument(help="Section of the recipe, or all.", show_default="the ten settings to know first")
+        str | None,
+        typer.Argument(
+            metavar="SECTION",
+            help="Section of the recipe, one setting, or all. Without it, the ten settings to know first.",
+        ),
     ] = None,
     as_json: arguments.Json = False,
 ) -> None:

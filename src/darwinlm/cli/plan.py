@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,14 +22,17 @@ def plan(
         str,
         typer.Option(
             "--device",
+            metavar="DEVICE",
             help="h100, h200, a100, a100-40gb, l40s, rtx4090, rtx3090, cuda (this machine's GPU), cpu, or a file "
             "from benchmarks/gpu.py.",
         ),
     ] = "cpu",
-    processes: Annotated[int, typer.Option(min=1, help="Number of torchrun processes.")] = 1,
-    ram: Annotated[str | None, typer.Option(help="Memory of the machine for all processes: 256GB.")] = None,
-    disk: Annotated[str | None, typer.Option(help="Free space for the output folder: 1TB.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the plan here as JSON.")] = None,
+    processes: Annotated[int, arguments.number("PROCESSES", "Number of torchrun processes")] = 1,
+    ram: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Memory of the machine for all processes: 256GB.")
+    ] = None,
+    disk: Annotated[str | None, typer.Option(metavar="SIZE", help="Free space for the output folder: 1TB.")] = None,
+    out: arguments.OutFile = None,
     as_json: arguments.Json = False,
     assignments: arguments.Set = None,
     allow_remote_code: arguments.RemoteCode = False,

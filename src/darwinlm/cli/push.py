@@ -17,9 +17,11 @@ from darwinlm.cli.app import USE, command
     "darwinlm push runs/half you/SmolLM2-half --gguf q8_0 --private",
 )
 def push(
-    run: Annotated[Path, typer.Argument(help="Output folder of a run, or folder of a model.")],
-    repo: Annotated[str, typer.Argument(help="Repository on the hub: owner/name.")],
-    gguf: Annotated[str | None, typer.Option(help="Add a GGUF file of this type: f16, q8_0, q4_k_m ...")] = None,
+    run: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a model, or of a finished run.")],
+    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository on the hub.")],
+    gguf: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="Add a GGUF file of this type: f16, q8_0, q4_k_m ...")
+    ] = None,
     private: Annotated[bool, typer.Option("--private", help="Create a private repository.")] = False,
     update: Annotated[bool, typer.Option("--update", help="Add to an existing repository.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be uploaded, and stop.")] = False,

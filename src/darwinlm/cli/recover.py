@@ -17,18 +17,29 @@ from darwinlm.cli.app import SHRINK, command
     "darwinlm recover SMALL --teacher MODEL --tokens 10B --text hf:HuggingFaceFW/fineweb-edu --out runs/recovered",
 )
 def recover(
-    model: Annotated[Path, typer.Argument(help="Folder of a pruned model, or of a run.")],
-    teacher: Annotated[str | None, typer.Option(help="The dense model: hub id, folder or GGUF file.")] = None,
-    tokens: Annotated[str | None, typer.Option(help="Tokens to train on: 300M, 10B.")] = None,
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a pruned model, or of a finished run.")],
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="The original model: hub id, folder or GGUF file. Without it, that of the run."
+        ),
+    ] = None,
+    tokens: Annotated[
+        str | None, typer.Option(metavar="COUNT", help="Tokens to train on: 300000, 300M or 10B.")
+    ] = None,
     out: arguments.Out = Path("runs/recovered"),
     text: Annotated[
         str | None,
-        typer.Option(help="Training text; by default that of the run, without the documents of its other stages."),
+        typer.Option(
+            metavar="SOURCE",
+            help="Training text: file, folder or hf:owner/name. Without it, that of the run, except documents that the "
+            "run used for other purposes.",
+        ),
     ] = None,
     recipe: arguments.RecipeFile = None,
     assignments: arguments.Set = None,
 ) -> None:
-    """Train a pruned model, by default by distillation from the dense one. Rerun to resume from a checkpoint."""
+    """Train a pruned model, by default by distillation from the original one. Rerun to resume from a checkpoint."""
     from darwinlm import parallel
     from darwinlm.report.table import comparison_table
     from darwinlm.runs.recovery import recover as run_recovery

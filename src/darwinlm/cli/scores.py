@@ -13,8 +13,10 @@ from darwinlm.cli.app import LOOK, command
 
 @command(LOOK, "darwinlm scores dense.json half.json")
 def scores(
-    files: Annotated[list[Path], typer.Argument(help="Files from darwinlm evaluate --out, one per model.")],
-    markdown: Annotated[Path | None, typer.Option(help="Write the tables here as Markdown.")] = None,
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE", help="Files from darwinlm evaluate --out, one per model.")
+    ],
+    markdown: arguments.Markdown = None,
     as_json: arguments.Json = False,
 ) -> None:
     """Compare saved evaluations in one table. Two files also give the difference and its standard error."""

@@ -24,7 +24,7 @@ LONGEST_BAR, SHORTEST_BAR = 24, 4
 
 @command(LOOK, "darwinlm show runs/half", "darwinlm show runs/half --json")
 def show(
-    run: Annotated[Path, typer.Argument(help="Output folder of prune or recover.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Output folder of prune or recover.")],
     as_json: arguments.Json = False,
 ) -> None:
     """Show what is left of every block, what was lost, and next steps."""

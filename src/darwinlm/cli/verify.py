@@ -1,4 +1,4 @@
-"""`darwinlm verify`: compare a run's folder with its records."""
+"""`darwinlm verify`: compare a run or an export with its records."""
 
 from __future__ import annotations
 
@@ -11,19 +11,23 @@ from darwinlm.cli import terminal
 from darwinlm.cli.app import LOOK, command
 
 
-@command(LOOK, "darwinlm verify runs/half")
-def verify(folder: Annotated[Path, typer.Argument(help="Output folder of a run.")]) -> None:
-    """Check every file's hash, the chain of the stages, the model's parameters and its budget."""
+@command(LOOK, "darwinlm verify runs/half", "darwinlm verify half.gguf")
+def verify(
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="Output folder of a run, folder of an export, or exported GGUF file.")
+    ],
+) -> None:
+    """Check that files are as written; of a run also the chain of its stages, the model's parameters and its budget."""
     from darwinlm.errors import ArtifactError
-    from darwinlm.runs.verify import verify_run
+    from darwinlm.runs import verify as verification
 
     console = terminal.console()
-    findings = verify_run(folder)
+    findings = verification.verify(path)
     for finding in findings:
         console.print(f"{finding.what}: {finding.wrong or 'as recorded'}", soft_wrap=True)
     wrong = [finding for finding in findings if finding.wrong is not None]
     if wrong:
         raise ArtifactError(
-            f"{folder}: {len(wrong)} of {len(findings)} checks failed; the first is {wrong[0].what}: {wrong[0].wrong}"
+            f"{path}: {len(wrong)} of {len(findings)} checks failed; the first is {wrong[0].what}: {wrong[0].wrong}"
         )
-    console.print(f"{folder}: all {len(findings)} checks passed", soft_wrap=True)
+    console.print(f"{path}: all checks passed ({len(findings)})", soft_wrap=True)

@@ -86,12 +86,13 @@ class Evaluated:
         if self.texts:
             yield from _text_tables(self.texts)
         if self.copying:
-            headings = ("copied, %, and loss in nats", *(score.name for score in self.copying[0].scores))
-            cells = [
-                (each.model, *(f"{summary.percent(score.accuracy)} ({score.loss:.2f})" for score in each.scores))
+            names = [score.name for score in self.copying[0].scores]
+            shares = [
+                [f"{summary.percent(score.accuracy)} ({score.loss:.2f})" for score in each.scores]
                 for each in self.copying
             ]
-            yield headings, cells, list(self.copying[0].remarks)
+            cells = [(each.model, *(row or ["not measured"])) for each, row in zip(self.copying, shares, strict=True)]
+            yield ("copied, %, and loss in nats", *(names or [""])), cells, list(self.copying[0].remarks)
         if self.scores:
             yield summary.HEADINGS, summary.rows(self.scores), summary.notes(self.scores)
 

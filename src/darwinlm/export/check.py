@@ -66,12 +66,14 @@ class ExportReport:
     Attributes:
         format: Format: hf, dense, vllm or gguf.
         bytes: Size of its weights.
+        files: Hash of each file by its path in the folder; for gguf by the file's own name.
         notes: Differences in shape from the model, for the user.
     """
 
     format: str
     path: str
     bytes: int = 0
+    files: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)

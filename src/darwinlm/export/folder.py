@@ -19,7 +19,7 @@ from darwinlm.export.check import (
     compare_streams,
     model_streams,
 )
-from darwinlm.export.hf import save_model, saved_bytes, tokenizer_of, unchecked
+from darwinlm.export.hf import save_model, saved_bytes, saved_digests, tokenizer_of, unchecked
 from darwinlm.export.reshape import Reshaper, plain_sizes
 from darwinlm.export.sizes import BlockSizes
 from darwinlm.families.checkpoint import Checkpoint
@@ -67,6 +67,7 @@ def export_folder(
         report.bytes = saved_bytes(temporary)
         say("checking")
         _check(reshaper, temporary, dtype, report)
+        report.files = saved_digests(temporary)
         write_json(temporary / REPORT, asdict(report))
     return report
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-from darwinlm.artifact import write_text
+from darwinlm.artifact import damaged, file_digest, read_record, write_text
 from darwinlm.errors import CheckpointError, ModelError, NumericsError, storage_error
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.loading import without_bars
@@ -101,6 +101,28 @@ def _put(temporary: Path, folder: Path) -> None:
 def saved_bytes(folder: Path) -> int:
     """Size of the weights in a folder in bytes."""
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def saved_digests(folder: Path) -> dict[str, str]:
+    """Hash of every file of a saved model by its path in the folder, except the card, which people edit."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = {path: path.relative_to(folder).as_posix() for path in paths}
+    return {name: file_digest(path) for path, name in names.items() if name != "README.md" and not name.startswith(".")}
+
+
+def recorded_digests(record: Path) -> dict[str, str]:
+    """The hashes in the field `files` of a record. Raises ArtifactError."""
+    files = read_record(record).get("files")
+    if not isinstance(files, dict) or not files or not all(isinstance(digest, str) for digest in files.values()):
+        raise damaged(record, "it holds no hashes of files")
+    return files
+
+
+def what_changed(path: Path, digest: str) -> str | None:
+    """The difference of a file from its recorded hash; None if there is none."""
+    if not path.is_file():
+        return "it is missing"
+    return None if file_digest(path) == digest else "it was changed after it was written"
 
 
 @torch.no_grad()

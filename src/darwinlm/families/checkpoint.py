@@ -71,7 +71,9 @@ class Checkpoint:
         """Read only the configuration of a folder, without checking for weights. Raises as `open`."""
         path = folder / "config.json"
         if not path.is_file():
-            raise ModelError(f"{folder} holds no model: there is no config.json in it")
+            inside = folder / "model"
+            hint = f"; give {inside}, the model of this run" if (inside / "config.json").is_file() else ""
+            raise ModelError(f"{folder} holds no model: there is no config.json in it{hint}")
         if (folder / "adapter_config.json").is_file():
             raise ModelError(f"{folder} holds an adapter of another model: merge the two first, and give the result")
         plain = read_config(path)

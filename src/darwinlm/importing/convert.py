@@ -15,7 +15,7 @@ from darwinlm.artifact import write_json
 from darwinlm.database.levels import Kept, Level, kept_groups
 from darwinlm.errors import CheckpointError, ModelError
 from darwinlm.export.check import SAME_ARITHMETIC, ExportReport, check_tokens, compare_streams, model_streams
-from darwinlm.export.hf import save_model, saved_bytes, tokenizer_of, unchecked
+from darwinlm.export.hf import save_model, saved_bytes, saved_digests, tokenizer_of, unchecked
 from darwinlm.export.reshape import Reshaper
 from darwinlm.export.sizes import BlockSizes, Tensors, head_owners, split_rows
 from darwinlm.export.source import check_target
@@ -83,6 +83,7 @@ def import_model(
         report.details["dtype"] = str(dtype).removeprefix("torch.")
         say("checking")
         _check(foreign, temporary, report)
+        report.files = saved_digests(temporary)
         write_json(temporary / REPORT, asdict(report))
     return report
 

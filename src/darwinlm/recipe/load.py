@@ -156,7 +156,7 @@ def find_recipe(recipe: str | Path) -> Path:
 
     Raises RecipeError if it is neither; the message lists the bundled recipes.
     """
-    path = Path(recipe)
+    path = Path(recipe).expanduser()
     if path.exists() or path.suffix in (".yaml", ".yml") or len(path.parts) != 1:
         return path
     shipped = shipped_recipes()

@@ -1,7 +1,7 @@
 """Numbers with units: 50%, 2.7B, 4GiB, 30ms, 2x, 30m.
 
 Each parser converts a text to a number and leaves other values to the type check. For an unknown unit, the message
-lists the known ones.
+lists the known ones. Case counts only where it distinguishes two units.
 """
 
 from __future__ import annotations
@@ -55,7 +55,10 @@ def parse_quantity(value: Any, units: Mapping[str, float], example: str) -> Any:
     match = _NUMBER.fullmatch(value)
     if match is None:
         raise ValueError(f"must be a number with a unit, such as {example}; known units are {known}")
-    number, unit = match.groups()
+    number, written = match.groups()
+    unit = (
+        next((each for each in units if each.lower() == written.lower()), written) if written not in units else written
+    )
     if unit not in units:
         missing = "needs a unit" if not unit else f"has an unknown unit '{unit}'"
         raise ValueError(f"{missing}; known are {known}, as in {example}")

@@ -6,6 +6,7 @@ suggestion if a similar one exists.
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 from math import lcm
 from typing import Any, Literal, get_args
@@ -176,6 +177,16 @@ class BudgetSettings(Section):
             hint = f"; did you mean {keep:g}%?" if 2 <= keep <= 100 else ""
             raise ValueError(f"must be above 0 and at most 100 %{hint}")
         return keep
+
+    @field_validator("bytes", mode="before")
+    @classmethod
+    def _bytes_are_no_billions(cls, given: Any) -> Any:
+        number = str(given).strip()[:-1].strip()
+        if isinstance(given, str) and given.strip()[-1:] in ("B", "b") and re.fullmatch(r"\d{1,3}|\d*\.\d+", number):
+            raise ValueError(
+                f"B means bytes: write {number}GB, or give params, which counts {number} billion parameters"
+            )
+        return given
 
     @field_validator("speedup")
     @classmethod

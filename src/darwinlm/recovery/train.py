@@ -123,6 +123,10 @@ class Training:
         if not self.state.step:
             self.evaluate()
         self.stepping = time.monotonic()
+        if self.first:
+            self.last = self._last_step(self.first)
+            if self.last == self.first:
+                self.say("recovery: the time limit leaves no time for another step")
         every = max(1, self.settings.save_every // self.steps.tokens)
         while self.state.step < self.last:
             self.update(self.state.step)
@@ -136,12 +140,16 @@ class Training:
                     self.save()
 
     def _last_step(self, done: int) -> int:
-        """The last step that ends before the time limit, with an evaluation as long as the first one."""
+        """The last step that ends before the time limit, with an evaluation as long as the first one.
+
+        At the start of a resumed training, when it is the step of the checkpoint, steps take as long as until then.
+        """
         if self.settings.minutes is None:
             return self.steps.count
         now = time.monotonic()
         left = 60 * self.settings.minutes - self.before - (now - self.begun) - (self.stepping - self.begun)
-        more = int(left * (done - self.first) / max(now - self.stepping, 1e-9))
+        taken, seconds = (done - self.first, now - self.stepping) if done > self.first else (done, self.before)
+        more = int(left * taken / max(seconds, 1e-9))
         return parallel.broadcast(min(done + max(more, 0), self.steps.count))
 
     def update(self, step: int) -> None:

@@ -110,6 +110,6 @@ def prune(
     size = {"keep": keep, "params": params, "bytes": bytes, "speedup": speedup, "latency": latency}
     others = {"vocab": vocab, "time": time, "ready_for": ready_for, "text": text}
     resolved = load_recipe(recipe, assignments, options(model=model, **size, **others))
-    run = Run(resolved, Path(out), reporter or Reporter())
+    run = Run(resolved, Path(out).expanduser(), reporter or Reporter())
     summary = run_stages(run, "report").report
     return Result(run.folder, run.folder / "model", run.folder / "report.html", summary)

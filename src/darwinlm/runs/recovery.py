@@ -12,7 +12,7 @@ from darwinlm import parallel
 from darwinlm.artifact import model_folder
 from darwinlm.compute import saved_dtype
 from darwinlm.console import Reporter
-from darwinlm.errors import RecipeError
+from darwinlm.errors import ArtifactError, RecipeError
 from darwinlm.export.hf import check_saved, save_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import is_custom
@@ -22,7 +22,7 @@ from darwinlm.recipe import Recipe, load_recipe, parse_recipe
 from darwinlm.report.summary import FILE, RecoveryFigures, Summary, read_summary
 from darwinlm.run import Run
 from darwinlm.stages.evaluate import FIGURES, Loaders, measure_models, read_figures, save_figures
-from darwinlm.stages.export import Exported
+from darwinlm.stages.export import Exported, changed_file, record_files
 from darwinlm.stages.recover import Recovered, check_recovery, recover_model
 from darwinlm.stages.report import summary_of, write_report
 from darwinlm.stages.text import Texts, text_stage
@@ -52,7 +52,8 @@ def recover(
         teacher: The dense model; overrides the recipe's.
         tokens: Number of training tokens, 300000 or "10B"; overrides the recipe.
         text: Source of the training text; overrides the recipe's.
-        recipe: Recipe or path of one; None starts from that of the run, or from the defaults.
+        recipe: Recipe or path of one; None starts from that of the run, or from the defaults. The run's dense model and
+            text are used if the recipe names none.
         assignments: "section.field=value" strings, applied to the recipe.
         reporter: Receiver of progress; None prints to the terminal.
 
@@ -60,22 +61,26 @@ def recover(
     the record of the training, and search and refit of the pruning run. Raises DarwinLMError.
     """
     folder = Path(model).expanduser()
+    if Path(out).expanduser().resolve() == folder.resolve():
+        raise ArtifactError(f"--out {out} is the model that is to be trained: choose another output folder")
     small = model_folder(folder)
     of_a_run = small != folder
     summary = read_summary(folder / FILE) if of_a_run and (folder / FILE).is_file() else None
     overrides = {"recovery.tokens": tokens, "recovery.text": text}
     if not of_a_run and text is not None:
         overrides["text.source"] = text
-    if recipe is None and summary is not None:
-        recipe = parse_recipe(summary.recipe, str(folder / FILE))
-    resolved = load_recipe(recipe, assignments, {**overrides, "teacher": teacher})
-    resolved = resolved.model_copy(update={"model": resolved.teacher or resolved.model, "rounds": ()})
+    of_run = parse_recipe(summary.recipe, str(folder / FILE)) if summary is not None else Recipe()
+    resolved = load_recipe(of_run if recipe is None else recipe, assignments, {**overrides, "teacher": teacher})
+    dense = resolved.teacher or resolved.model or of_run.teacher or of_run.model
+    unnamed = {} if "source" in resolved.text.model_fields_set else {"source": of_run.text.source}
+    settings = resolved.text.model_copy(update=unnamed)
+    resolved = resolved.model_copy(update={"model": dense, "text": settings, "rounds": ()})
     if resolved.model is None:
         raise RecipeError("no dense model is given: name the original model with --teacher")
     if not resolved.recovery.tokens:
         raise RecipeError("recovery.tokens is 0: say how many tokens to train on, such as --tokens 300M")
     student = Checkpoint.open(small, allow_remote_code=resolved.allow_remote_code)
-    run = Run(resolved, Path(out), reporter or Reporter())
+    run = Run(resolved, Path(out).expanduser(), reporter or Reporter())
     run.checkpoint = with_vocabulary_of(run, run.checkpoint, student)
     check_recovery(run, (student, student.tokenizer()))
     texts = text_stage(run) if of_a_run else text_stage(run, BARE_PURPOSES)
@@ -102,10 +107,16 @@ def _finish(run: Run, texts: Texts, student: Checkpoint, recovered: Recovered, m
     }
     with run.stage("export", key, "export and evaluation", shared=True) as (stage, work):
         with parallel.agree():
-            if parallel.is_main() and (work or not (target / "config.json").is_file()):
+            changed = changed_file(target, stage) if parallel.is_main() and not work else None
+            if changed:
+                run.reporter.say(f"export: {changed}, so the model is written again")
+            if parallel.is_main() and (work or changed):
                 final = as_dtype(recovered.model(), dtype)
                 save_model(final, target, tokenizer=student.tokenizer(), source=student.folder)
                 check_saved(final, target, texts["validation"].tokens[:2, :128])
+                record_files(target, stage)
+                if not work:
+                    stage.finish(seconds=0.0)
         if work:
             models: dict[ModelKey, Checkpoint] = {
                 "dense": run.teacher,

@@ -29,13 +29,14 @@ SECONDS = 3.0
 """Time limit for the choice of levels of each size."""
 
 
-def write_sizes(folder: Path, out: Path) -> int:
-    """Predict sizes of a model from its database and write the page, without reading the model.
+def write_sizes(folder: str | Path, out: str | Path) -> int:
+    """Predict sizes of a model from its database and write the page `out`, without reading the model.
 
     `folder` is the output folder of `darwinlm database` or `darwinlm prune`. Returns the number of sizes. Raises
     ArtifactError if there is no finished database, it predicts no losses, or the plan beside it is missing, damaged or
     of another model; StorageError, BusyError.
     """
+    folder, out = Path(folder).expanduser(), Path(out).expanduser()
     with hold_target(out):
         stage = find_database(folder)
         plan = _plan(stage, folder)

@@ -47,7 +47,7 @@ def prune_sweep(
     Returns the contents of sweep.json: a row for each model, the dense one first; no rows if the last stage isn't the
     report. Raises DarwinLMError.
     """
-    folder = Path(out)
+    folder = Path(out).expanduser()
     ordered = _ordered(recipes)
     whole = Run(ordered[0], folder, reporter or Reporter())  # refuses a foreign folder, and locks it to the end
     summaries: list[tuple[str, Summary]] = []

@@ -1,9 +1,9 @@
-"""Verification of a run's output folder: file hashes, the chain of stages, sizes and budget."""
+"""Verification of a run's output folder (file hashes, the chain of stages, sizes, budget) and of an export's files."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from darwinlm.artifact import (
@@ -13,14 +13,18 @@ from darwinlm.artifact import (
     STAGES,
     StageFolder,
     digest_of,
-    file_digest,
     read_json,
     read_manifest,
-    read_record,
 )
 from darwinlm.errors import ArtifactError, DarwinLMError
+from darwinlm.export.folder import REPORT
+from darwinlm.export.gguf.export import report_beside
+from darwinlm.export.hf import recorded_digests, what_changed
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.importing.convert import REPORT as IMPORT_REPORT
 from darwinlm.report.summary import FILE, Summary, read_summary
+from darwinlm.runs.sweep import SWEEP
+from darwinlm.stages.export import FILES
 from darwinlm.surgery.stitch import block_parameters
 
 CHAIN = {"stitched": "stitch", "refit": "refit", "recover": "recover"}
@@ -35,12 +39,28 @@ class Finding:
     wrong: str | None = None
 
 
-def verify_run(folder: Path) -> list[Finding]:
-    """Check a finished run. Raises ArtifactError if the folder isn't the output folder of a run."""
-    if not (folder / MARKER).is_file() or not (folder / STAGES).is_dir():
-        raise ArtifactError(f"{folder} isn't the output folder of a run: give the --out folder of darwinlm prune")
+def verify(path: Path) -> list[Finding]:
+    """Check a finished run by its output folder, or an export by its folder or GGUF file.
+
+    Raises ArtifactError if the path is neither, or an export's record of its files is damaged.
+    """
+    if (path / MARKER).is_file() and (path / STAGES).is_dir():
+        return _run(path)
+    for record in (report_beside(path), path / REPORT, path / IMPORT_REPORT):
+        if record.is_file():
+            return list(_files(path, record, "", "run the command that wrote it again, with --overwrite"))
+    raise ArtifactError(
+        f"{path} is neither a run nor an export: give the --out folder of darwinlm prune, recover, export or import, "
+        "or a GGUF file with its .export.json beside it"
+    )
+
+
+def _run(folder: Path) -> list[Finding]:
     findings = [_stage(stage) for stage in sorted((folder / STAGES).iterdir()) if stage.is_dir()]
-    findings += list(_model(folder))
+    if not (folder / f"{SWEEP}.json").is_file():
+        return [*findings, *_model(folder)]
+    for member in sorted(path.parent for path in folder.glob(f"*/{MARKER}")):
+        findings += [replace(finding, what=f"{member.name}: {finding.what}") for finding in _run(member)]
     return findings
 
 
@@ -69,21 +89,21 @@ def _model(folder: Path) -> Iterator[Finding]:
         if key.get(field) is not None and (folder / STAGES / name / MANIFEST).is_file():
             same = digest_of(read_manifest(folder / STAGES / name).key) == key[field]
             yield Finding(f"export follows {name}", None if same else f"it belongs to another result of {name}")
-    yield from _files(model, export)
     try:
+        yield from _files(model, export / FILES, "model/", "rerun the run's command, which writes the model again")
         yield from _sizes(model, read_summary(folder / FILE))
     except DarwinLMError as error:
         yield Finding("model", str(error))
 
 
-def _files(model: Path, export: Path) -> Iterator[Finding]:
-    if not (export / "export.json").is_file():
-        return  # a recovery without pruning stores no hashes of its model
-    files = read_record(export / "export.json").get("files", {})
-    for name, digest in files.items():
-        there = (model / name).is_file()
-        wrong = None if there and file_digest(model / name) == digest else "it was changed after the export"
-        yield Finding(f"model/{name}", wrong if there else "it is missing")
+def _files(folder: Path, record: Path, prefix: str, remedy: str) -> Iterator[Finding]:
+    """Compare files with the hashes in a record; `prefix` stands before their names, and `remedy` after differences.
+
+    A `folder` that is a file itself, which may have been renamed, is compared with the record's only hash.
+    """
+    for name, digest in recorded_digests(record).items():
+        wrong = what_changed(folder if folder.is_file() else folder / name, digest)
+        yield Finding(f"{prefix}{name}", wrong and f"{wrong}: {remedy}")
 
 
 def _sizes(model: Path, summary: Summary) -> Iterator[Finding]:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from darwinlm.artifact import file_digest, read_json, write_json
+from darwinlm.artifact import StageFolder, write_json
 from darwinlm.compute import saved_dtype
-from darwinlm.export.hf import check_saved, save_model
+from darwinlm.export.hf import check_saved, recorded_digests, save_model, saved_digests, what_changed
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import is_custom
 from darwinlm.run import Run
@@ -18,6 +18,9 @@ from darwinlm.stages.refit import Refitted
 from darwinlm.stages.stitch import Stitched
 from darwinlm.stages.text import Texts
 from darwinlm.surgery.stitch import as_dtype
+
+FILES = "export.json"
+"""Hashes of the files in `model/`, which is outside of the stage's folder."""
 
 
 @dataclass(frozen=True)
@@ -47,23 +50,33 @@ def export_stage(
         "recover": recovered.stage.digest if recovered else None,
         "dtype": str(dtype),
     }
-    record = run.path("export") / "export.json"
     with run.stage("export", key, "export") as (stage, work):
-        # Users may move or delete the exported files.
-        intact = not work and (folder / "config.json").is_file() and _digests(folder) == read_json(record)["files"]
-        if not intact:
+        changed = None if work else changed_file(folder, stage)
+        if changed:
+            run.reporter.say(f"export: {changed}, so the model is written again")
+        if work or changed:
             model = as_dtype((recovered or refitted or stitched).model(), dtype)
             save_model(model, folder, tokenizer=run.checkpoint.tokenizer(), source=run.teacher.folder)
             check_saved(model, folder, texts["validation"].tokens[:2, :128])
-            write_json(
-                stage.folder / "export.json", {"files": _digests(folder), "custom_code": is_custom(model.config)}
-            )
+            record_files(folder, stage)
             if not work:
                 stage.finish(seconds=0.0)
         opened = Checkpoint.open(folder)
     return Exported(folder, dtype, is_custom(opened.config), opened.digest)
 
 
-def _digests(folder: Path) -> dict[str, str]:
-    weights = [*folder.glob("*.safetensors"), folder / "config.json"]
-    return {path.name: file_digest(path) for path in sorted(weights)}
+def record_files(folder: Path, stage: StageFolder) -> None:
+    """Record hashes of an exported model's files in its stage. Raises StorageError."""
+    write_json(stage.folder / FILES, {"files": saved_digests(folder)})
+
+
+def changed_file(folder: Path, stage: StageFolder) -> str | None:
+    """The first file of an exported model that isn't as recorded, with the reason: users may move, delete or edit them.
+
+    Raises ArtifactError if the record is damaged.
+    """
+    record = stage.folder / FILES
+    if not record.is_file():
+        return f"{record} is missing"
+    found = ((folder / name, what_changed(folder / name, digest)) for name, digest in recorded_digests(record).items())
+    return next((f"{path}: {wrong}" for path, wrong in found if wrong), None)

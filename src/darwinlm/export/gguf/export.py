@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.artifact import write_json
+from darwinlm.artifact import file_digest, write_json
 from darwinlm.engines.process import EngineProcess, require_engine
 from darwinlm.errors import EngineError, ExportError, MissingExtraError, import_extra, storage_error
 from darwinlm.export.check import (
@@ -107,7 +107,8 @@ def export_gguf(
         say("checking")
         _check(job, temporary)
         report.bytes = temporary.stat().st_size
-        write_json(out.with_name(f"{out.name}.export.json"), asdict(report))
+        report.files = {out.name: file_digest(temporary)}
+        write_json(report_beside(out), asdict(report))
         temporary.replace(out)
     except OSError as error:
         raise storage_error(out, error) from error
@@ -115,6 +116,11 @@ def export_gguf(
         temporary.unlink(missing_ok=True)
         plain.unlink(missing_ok=True)
     return report
+
+
+def report_beside(file: Path) -> Path:
+    """Path of the report of a GGUF file."""
+    return file.with_name(f"{file.name}.export.json")
 
 
 @dataclass(frozen=True)
