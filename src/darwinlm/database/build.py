@@ -15,7 +15,7 @@ from torch import Tensor
 
 from darwinlm import parallel
 from darwinlm.artifact import StageFolder, damaged, read_tensors, write_tensors
-from darwinlm.calibration.stream import BlockMoments, BlockStream, Saliency, stream_moments
+from darwinlm.calibration.stream import BlockMoments, BlockStream, Orders, Saliency, stream_moments
 from darwinlm.database.blocks import Curve, block_file, experts_tensors, module_tensors, order_tensors
 from darwinlm.database.elimination import ROWS
 from darwinlm.database.factors import check_energy, estimated_losses, kept_weights, nested_factors, whole_factor_
@@ -50,13 +50,14 @@ def build_database(
     stream: BlockStream,
     units: UnitsSettings,
     saliency: Saliency = lambda block: {},
+    orders: Orders = lambda block, module, wanted: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Write the factors of every module. Finished blocks of an interrupted run are kept.
 
     Each process runs its part of the text and factorises its part of the blocks. The stage folder is open for writing;
     its key describes model, text and units. The stream is the calibration text before the first block. `saliency` is as
-    in `BuildSettings`; `progress` gets the numbers of finished and of all blocks.
+    in `BuildSettings`, and `orders` as in `stream_moments`, needed for mixtures; `progress` gets the numbers of finished and of all blocks.
 
     Raises:
         NumericsError: Values aren't finite.
@@ -70,7 +71,7 @@ def build_database(
         progress(done, total)
     waiting: list[int] = []
     mine: BlockMoments | None = None
-    for moments in stream_moments(stream, skip=done, saliency=saliency):
+    for moments in stream_moments(stream, skip=done, orders=orders):
         if len(waiting) == parallel.place():
             mine = moments
         waiting.append(moments.block)

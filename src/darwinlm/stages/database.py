@@ -11,6 +11,7 @@ from darwinlm import parallel
 from darwinlm.artifact import StageFolder, read_tensors, write_json, write_tensors
 from darwinlm.calibration.gradients import output_gradients
 from darwinlm.calibration.hidden import HiddenMemory
+from darwinlm.calibration.lens import Lens
 from darwinlm.calibration.stream import BlockStream, Saliency
 from darwinlm.data import TokenBlocks
 from darwinlm.database.blocks import block_file
@@ -77,7 +78,10 @@ def database_stage(run: Run, texts: Texts) -> PruningDatabase:
             memory = HiddenMemory(stage.folder)
             with parallel.agree():
                 stream = stream_of(run, tokens, memory)
-            build_database(stage, stream, recipe.units, weights, run.reporter.advance)
+                mixture = run.checkpoint.family.mlp.experts is not None
+                lens = Lens(lambda rows: stream_of(run, rows), text.tokens) if mixture else None
+            orders = {} if lens is None else {"orders": lens.order}
+            build_database(stage, stream, recipe.units, weights, progress=run.reporter.advance, **orders)
             if reason := why_not_recorded():
                 run.reporter.say(
                     f"removal order: its steps can't be recorded as a CUDA graph ({reason}) and took longer, with the "
