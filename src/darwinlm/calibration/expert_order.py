@@ -5,14 +5,14 @@ remaining experts. The output projections of these are then fitted in turn towar
 of a projection (its channels x times the router's weight g), the fit of a change adds the ridge solution of the
 difference that is still missing. Experts are removed in steps, those without which the model's loss is lowest first.
 
-Letters: n tokens, e experts, k experts chosen for a token, a = k + 1 candidates of a token, m residual width, d channels
-of an expert. Sources: backward elimination (Hassibi & Stork 1993); expert pruning (REAP, Lasby et al. 2025, arXiv
-2510.13999), which considers neither the tokens' next choices nor a refit.
+Letters: n tokens, e experts, k experts chosen for a token, a = k + 1 candidates of a token, m residual width,
+d channels of an expert. Sources: backward elimination (Hassibi & Stork 1993); expert pruning (REAP, Lasby et al. 2025,
+arXiv 2510.13999), which considers neither the tokens' next choices nor a refit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,12 +30,12 @@ ROUNDS: Final = 2
 """Fits of each expert in one trial."""
 
 RIDGE, STRENGTH = 0.1, 0.75
-"""Damping of a fit relative to the mean diagonal, and the share of its change that is applied to other tokens. Of the
-order that the refit chooses itself; with these values the order was measured (docs/notebook/experts.md)."""
+"""Damping of a fit relative to the mean diagonal, and the share of its change that other tokens get. The stage `refit`
+chooses both from such values; the order was measured with these (docs/notebook/experts.md)."""
 
 SHARE, TRIALS = 8, 8
-"""A step removes one in so many of the remaining experts (at least one), and tries twice as many and at least so many:
-those with the fewest tokens. So up to 8 experts all are tried, and many experts take 2 trials each."""
+"""A step removes one in so many of the remaining experts (at least one). It tries twice as many, at least so many: those
+with the fewest tokens. Of up to 8 experts, all are tried; 128 experts of which 8 are used take 321 trials."""
 
 NOTHING: Final = 1e-20
 """Smallest damping, so that an expert without tokens can be factorised."""
@@ -47,7 +47,7 @@ class ExpertOrder:
 
     Attributes:
         experts: [e] int64, the last one removed first.
-        errors: [e + 1] float64, squared error of the output by number of kept experts; the energy of the output below k.
+        errors: [e + 1] float64, squared error of the output by number of kept experts; its energy below k.
         losses: [e + 1] float64, estimated loss of the model in nats per token. Below k it also counts a shared expert,
             which is removed with the whole mixture.
     """
@@ -91,13 +91,18 @@ def routed_weights(routed: RoutedTokens, chosen: Tensor, alive: Tensor) -> Tenso
     used = alive[chosen]
     used &= used.cumsum(-1) <= routed.k
     picked = routed.logits.gather(1, chosen)
-    among = picked.masked_fill(~used, -torch.inf) if routed.normalised else routed.logits.masked_fill(~alive, -torch.inf)
+    among = (
+        picked.masked_fill(~used, -torch.inf) if routed.normalised else routed.logits.masked_fill(~alive, -torch.inf)
+    )
     shares = (picked - among.logsumexp(-1, keepdim=True)).exp()
     return shares.where(used, 0) * routed.factors[chosen]
 
 
 def ridge_change(x: Tensor, missing: Tensor) -> Tensor:
-    """Change of a projection, [d, m], that adds what is missing, [n, m], for inputs [n, d]; the smaller system is solved."""
+    """Change of a projection, [d, m], that adds what is missing, [n, m], for inputs [n, d].
+
+    The smaller one of the two equivalent systems is solved.
+    """
     n, d = x.shape
     gram = x @ x.T if n < d else x.T @ x
     gram.diagonal().add_((RIDGE / d * x.square().sum()).clamp_min(NOTHING))
@@ -118,7 +123,9 @@ class Remaining:
         among = min(routed.k + 1, int(alive.sum()))
         self.chosen = routed.choice.masked_fill(~alive, -torch.inf).topk(among, dim=-1).indices
         experts = self.chosen.flatten()
-        count = torch.stack([each.bincount(minlength=len(alive)) for each in (experts, experts[: routed.fitted * among])])
+        count = torch.stack(
+            [each.bincount(minlength=len(alive)) for each in (experts, experts[: routed.fitted * among])]
+        )
         places = experts.argsort(stable=True)
         totals, fitted = count.tolist()
         self.groups = [
@@ -148,36 +155,41 @@ def usage(routed: RoutedTokens, alive: Tensor) -> Tensor:
     return chosen.flatten().bincount(minlength=len(alive)).double().masked_fill(~alive, torch.inf)
 
 
+def steps(experts: int, k: int) -> Iterator[tuple[int, int, int]]:
+    """Remaining experts before each step, removed ones, and tried ones; the last step removes none."""
+    while True:
+        gone = min(max(1, experts // SHARE), experts - k)
+        yield experts, gone, min(max(TRIALS, 2 * gone), experts) if gone else 0
+        if not gone:
+            return
+        experts -= gone
+
+
 def removal_order(
     experts: int, k: int, used: Callable[[Tensor], Tensor], judge: Judge, *, device: torch.device
 ) -> ExpertOrder:
     """Remove experts down to k.
 
-    `used` gives the `usage` of the remaining experts. Several experts that are removed in one step get errors and losses
-    between those before and after it.
+    `used` gives the `usage` of the remaining experts. Numbers of experts inside a step get errors and losses between
+    those before and after it.
     """
     alive = torch.ones(experts, dtype=torch.bool, device=device)
     curves = torch.zeros(2, experts + 1, dtype=torch.float64)
     removed: list[int] = []
-    before = remaining = experts
-    while True:
-        gone = min(max(1, remaining // SHARE), remaining - k)
-        tries = used(alive).argsort(stable=True)[: max(TRIALS, 2 * gone)].tolist() if gone else []
-        tries = tries[: remaining]
-        trials = [alive]
-        for expert in tries:
-            trials.append(alive.clone())
-            trials[-1][expert] = False
+    before = experts
+    for remaining, gone, tried in steps(experts, k):
+        tries = used(alive).argsort(stable=True)[:tried].tolist()
+        trials = [alive.clone() for _ in range(1 + tried)]
+        for expert, trial in zip(tries, trials[1:], strict=True):
+            trial[expert] = False
         results = torch.stack(judge(alive, trials))
         if remaining == experts:
             results[:, 0] = 0  # of the dense mixture, without rounding
-        parts = torch.linspace(0, 1, before - remaining + 1, dtype=torch.float64)[None]
-        curves[:, remaining : before + 1] = torch.lerp(results[:, :1], curves[:, before, None], parts)
-        if not gone:
-            break
+        between = torch.linspace(0, 1, before - remaining + 1, dtype=torch.float64)
+        curves[:, remaining : before + 1] = torch.lerp(results[:, :1], curves[:, before, None], between)
         for place in results[1, 1:].argsort(stable=True)[:gone].tolist():
             removed.append(tries[place])
             alive[tries[place]] = False
-        before, remaining = remaining, remaining - gone
+        before = remaining
     last = [expert for expert in range(experts) if expert not in removed]
     return ExpertOrder(torch.tensor([*last, *reversed(removed)], dtype=torch.int64), *curves)

@@ -19,7 +19,13 @@ from torch.nn.functional import kl_div, logsigmoid
 
 from darwinlm import parallel
 from darwinlm.calibration.expert_order import ExpertOrder, Remaining, RoutedTokens, removal_order, usage
-from darwinlm.calibration.experts import RoutedSample, expert_channels, expert_module, mixture_module, projected_channels
+from darwinlm.calibration.experts import (
+    RoutedSample,
+    expert_channels,
+    expert_module,
+    mixture_module,
+    projected_channels,
+)
 from darwinlm.calibration.stream import BlockStream, norm_divisor
 from darwinlm.errors import NumericsError
 

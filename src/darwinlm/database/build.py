@@ -57,7 +57,8 @@ def build_database(
 
     Each process runs its part of the text and factorises its part of the blocks. The stage folder is open for writing;
     its key describes model, text and units. The stream is the calibration text before the first block. `saliency` is as
-    in `BuildSettings`, and `orders` as in `stream_moments`, needed for mixtures; `progress` gets the numbers of finished and of all blocks.
+    in `BuildSettings`, and `orders` as in `stream_moments` (needed for mixtures). `progress` gets the numbers of
+    finished and of all blocks.
 
     Raises:
         NumericsError: Values aren't finite.
