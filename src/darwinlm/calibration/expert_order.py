@@ -34,8 +34,8 @@ RIDGE, STRENGTH = 0.1, 0.75
 chooses both from such values; the order was measured with these (docs/notebook/experts.md)."""
 
 SHARE, TRIALS = 8, 8
-"""A step removes one in so many of the remaining experts (at least one). It tries twice as many, at least so many: those
-with the fewest tokens. Of up to 8 experts, all are tried; 128 experts of which 8 are used take 321 trials."""
+"""A step removes one in so many of the remaining experts (at least one). It tries twice as many, and at least so many:
+those with the fewest tokens. Of up to 8 experts, all are tried. 128 experts, 8 for each token, take 321 trials."""
 
 NOTHING: Final = 1e-20
 """Smallest damping, so that an expert without tokens can be factorised."""
@@ -91,10 +91,8 @@ def routed_weights(routed: RoutedTokens, chosen: Tensor, alive: Tensor) -> Tenso
     used = alive[chosen]
     used &= used.cumsum(-1) <= routed.k
     picked = routed.logits.gather(1, chosen)
-    among = (
-        picked.masked_fill(~used, -torch.inf) if routed.normalised else routed.logits.masked_fill(~alive, -torch.inf)
-    )
-    shares = (picked - among.logsumexp(-1, keepdim=True)).exp()
+    logits, absent = (picked, ~used) if routed.normalised else (routed.logits, ~alive)
+    shares = (picked - logits.masked_fill(absent, -torch.inf).logsumexp(-1, keepdim=True)).exp()
     return shares.where(used, 0) * routed.factors[chosen]
 
 
@@ -123,14 +121,12 @@ class Remaining:
         among = min(routed.k + 1, int(alive.sum()))
         self.chosen = routed.choice.masked_fill(~alive, -torch.inf).topk(among, dim=-1).indices
         experts = self.chosen.flatten()
-        count = torch.stack(
-            [each.bincount(minlength=len(alive)) for each in (experts, experts[: routed.fitted * among])]
-        )
         places = experts.argsort(stable=True)
-        totals, fitted = count.tolist()
+        parts = (experts, experts[: routed.fitted * among])
+        totals, fitted = torch.stack([part.bincount(minlength=len(alive)) for part in parts]).tolist()
         self.groups = [
             (rows // among, rows % among, *outputs(expert, rows // among), fitted[expert])
-            for expert, rows in enumerate(places.split(totals))
+            for expert, rows in enumerate(torch.split(places, totals))
             if len(rows)
         ]
 

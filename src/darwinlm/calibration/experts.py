@@ -70,7 +70,7 @@ class RoutedSample:
         assert part.experts is not None
         self._divisor = divisor
         self._module = mixture_module(block, part, part.experts.name)
-        self._router = mixture_module(block, part, part.experts.logits or part.experts.router)
+        self._router: Any = mixture_module(block, part, part.experts.logits or part.experts.router)
 
     @contextmanager
     def watch(self) -> Iterator[None]:

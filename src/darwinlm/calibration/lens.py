@@ -159,7 +159,7 @@ class _Mixture:
             for place in range(parallel.place(), len(trials), parallel.size()):
                 missing = self._judged(remaining.missing(trials[place]))
                 results[0, place] = (self._judged(self.routed.scale) * missing).square().sum(dtype=torch.float64)
-                parts = iter((self._judged(self.routed.y) - missing).to(self.after.dtype).split(self._lengths()))
+                parts = iter(torch.split((self._judged(self.routed.y) - missing).to(self.after.dtype), self._lengths()))
                 with _replaced(self.experts, lambda *_, parts=parts, **__: next(parts)):
                     moved.append(self._moved())
             results[0] /= len(self.after)
