@@ -154,7 +154,7 @@ def usage(routed: RoutedTokens, alive: Tensor) -> Tensor:
 def steps(experts: int, k: int) -> Iterator[tuple[int, int, int]]:
     """Remaining experts before each step, removed ones, and tried ones; the last step removes none."""
     while True:
-        gone = min(max(1, experts // SHARE), experts - k)
+        gone = max(min(max(1, experts // SHARE), experts - k), 0)
         yield experts, gone, min(max(TRIALS, 2 * gone), experts) if gone else 0
         if not gone:
             return

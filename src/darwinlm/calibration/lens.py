@@ -54,17 +54,18 @@ class Lens:
         rows = tokens[:: max(1, len(tokens) // wanted)][:wanted]
         judged = max(1, round(len(rows) * JUDGED / (FITTED + JUDGED)))
         self.fitted, self.judged = stream_over(rows[: max(1, len(rows) - judged)]), stream_over(rows[-judged:])
-        self.last = stream_over(rows[-judged:])
-        for block in range(self.last.checkpoint.n_blocks):
-            self.last.load(block)
-            self.last.run(block)
-            self.last.unload(block)
-        self.last.load_head()
-        self.stream = _joined(self.last)
+        self.checkpoint = self.judged.checkpoint
+        first = self.judged.hidden.copied(None)
+        for block in range(self.checkpoint.n_blocks):
+            self.judged.load(block)
+            self.judged.run(block)
+            self.judged.unload(block)
+        self.last, self.judged.hidden = _joined(self.judged), first
+        self.judged.load_head()
 
     def order(self, block: int, module: nn.Module, wanted: bool = True) -> ExpertOrder | None:
         """Move on to a loaded block; the order of its experts if it is a mixture."""
-        part, checkpoint = self.last.checkpoint.family.mlp, self.last.checkpoint
+        part = self.checkpoint.family.mlp
         for stream in (self.fitted, self.judged):
             stream.decoder.blocks[block] = module
         if not wanted or expert_module(module, part) is None:
@@ -72,7 +73,7 @@ class Lens:
             self.judged.run(block)
             return None
         before = list(self.judged.hidden)
-        sample = RoutedSample(module, part, partial(norm_divisor, checkpoint, "mlp"))
+        sample = RoutedSample(module, part, partial(norm_divisor, self.checkpoint, "mlp"))
         with sample.watch():
             self.fitted.run(block)
             self.judged.run(block)
@@ -81,17 +82,17 @@ class Lens:
     @torch.no_grad()
     def losses(self, errors: Sequence[Tensor]) -> Tensor:
         """KL in nats per token for errors [n, m] of the stream after the last block, [c] float64."""
-        total = torch.zeros(len(errors), dtype=torch.float64, device=self.stream.device)
-        for start in range(0, len(self.stream), HEAD_TOKENS):
+        total = torch.zeros(len(errors), dtype=torch.float64, device=self.last.device)
+        for start in range(0, len(self.last), HEAD_TOKENS):
             piece = slice(start, start + HEAD_TOKENS)
-            dense = self._log_probabilities(self.stream[piece])
+            dense = self._log_probabilities(self.last[piece])
             for place, error in enumerate(errors):
-                other = self._log_probabilities(self.stream[piece] + error[piece])
+                other = self._log_probabilities(self.last[piece] + error[piece])
                 total[place] += kl_div(other, dense, reduction="none", log_target=True).sum(dtype=torch.float64)
-        return (total / len(self.stream)).clamp_min(0)
+        return (total / len(self.last)).clamp_min(0)
 
     def _log_probabilities(self, stream: Tensor) -> Tensor:
-        return self.last.decoder.head(stream).float().log_softmax(-1)
+        return self.judged.decoder.head(stream).float().log_softmax(-1)
 
 
 class _Mixture:
@@ -99,7 +100,7 @@ class _Mixture:
 
     def __init__(self, lens: Lens, block: int, module: nn.Module, before: list[Tensor], sample: RoutedSample) -> None:
         self.lens, self.block, self.module, self.before, self.sample = lens, block, module, before, sample
-        self.part, self.config = lens.last.checkpoint.family.mlp, lens.last.checkpoint.config
+        self.part, self.config = lens.checkpoint.family.mlp, lens.checkpoint.config
         self.after = _joined(lens.judged)
         assert self.part.experts is not None
         self.names = self.part.experts
@@ -117,7 +118,7 @@ class _Mixture:
             choice=choice,
             y=sample.output.float(),
             scale=torch.ones_like(logits[:, :1]) if sample.divisor is None else 1 / sample.divisor,
-            fitted=len(sample.output) - len(lens.stream),
+            fitted=len(sample.output) - len(lens.last),
             k=names.chosen_of(self.config),
             normalised=names.sums_to_one(self.config),
             factors=factors,
@@ -166,7 +167,7 @@ class _Mixture:
             results[1, parallel.place() :: parallel.size()] = self.lens.losses(moved)
             if not bool(torch.isfinite(results).all()):
                 raise NumericsError(
-                    f"block {self.block} of {self.lens.last.checkpoint.folder}: the loss without some experts isn't "
+                    f"block {self.block} of {self.lens.checkpoint.folder}: the loss without some experts isn't "
                     "finite; try compute.dtype=float32"
                 )
         errors, losses = parallel.all_reduce(results).cpu()

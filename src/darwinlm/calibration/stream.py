@@ -212,9 +212,7 @@ def norm_gain(block: nn.Module, checkpoint: Checkpoint, kind: ModuleKind) -> Ten
     return gain
 
 
-def stream_moments(
-    stream: BlockStream, *, skip: int = 0, orders: Orders = lambda block, module, wanted: None
-) -> Iterator[BlockMoments]:
+def stream_moments(stream: BlockStream, *, skip: int = 0, orders: Orders | None = None) -> Iterator[BlockMoments]:
     """Second moments of every block in order, and `orders` of its experts; the first `skip` blocks are only run.
 
     Several processes, each with a stream over a part of the text, get the moments over all of it. In front of a norm
@@ -223,7 +221,7 @@ def stream_moments(
     for block in range(stream.checkpoint.n_blocks):
         with parallel.agree():
             weights, moments = _run_watched(stream, block, watch=block >= skip)
-        order = orders(block, stream.decoder.blocks[block], block >= skip)
+        order = None if orders is None else orders(block, stream.decoder.blocks[block], block >= skip)
         stream.unload(block)
         if block >= skip:
             totals = {kind: moment.take(parallel.all_reduce) for kind, moment in moments.items()}

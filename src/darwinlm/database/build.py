@@ -50,7 +50,7 @@ def build_database(
     stream: BlockStream,
     units: UnitsSettings,
     saliency: Saliency = lambda block: {},
-    orders: Orders = lambda block, module, wanted: None,
+    orders: Orders | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Write the factors of every module. Finished blocks of an interrupted run are kept.

@@ -138,8 +138,10 @@ def database(need: StageNeed) -> None:
     if not need.device.is_cpu:
         factorising |= {"second moments of one block": max(moments.values()), "inverses": 16 * squares}
     need.held = streams(need, "residual stream of the calibration text", tokens * r) | largest(passing, factorising)
-    # The checkpoint is hashed and read once.
-    need.read, need.disk = 2.0 * sizes.params * sizes.saved, database_bytes(sizes)
+    if ordered:
+        need.held["embedding and head"] = float(sizes.outside * sizes.size)
+    # The checkpoint is hashed and read once, and once more for the dense stream after the last block.
+    need.read, need.disk = (3.0 if ordered else 2.0) * sizes.params * sizes.saved, database_bytes(sizes)
 
 
 def _order_experts(need: StageNeed, shape: ModuleShape) -> Items:
@@ -147,7 +149,7 @@ def _order_experts(need: StageNeed, shape: ModuleShape) -> Items:
     sizes, d, r = need.sizes, float(shape.width), float(need.sizes.width)
     share = min(1.0, sizes.recipe.text.calibration_tokens / (FITTED + JUDGED))
     fitted, judged = share * FITTED, share * JUDGED
-    counts = list(steps(shape.experts, shape.chosen))
+    counts = list(steps(shape.experts, shape.chosen if shape.droppable else shape.experts))
     need.run(fitted + 2 * judged, blocks=1 / sizes.depth)
     for remaining, _, tried in counts:
         own = fitted * (shape.chosen + 1) / remaining
@@ -159,7 +161,6 @@ def _order_experts(need: StageNeed, shape: ModuleShape) -> Items:
     return {
         "outputs of experts for the removal order": (fitted + judged) * (shape.chosen + 1) * (d + r) * 4,
         "streams of trials": most * judged * r * sizes.size,
-        "embedding and head": float(sizes.outside * sizes.size),
         "logits of one piece": float(min(LENS_TOKENS, judged) * sizes.vocabulary * (sizes.size + 12)),
     }
 

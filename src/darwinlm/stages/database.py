@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -79,9 +80,8 @@ def database_stage(run: Run, texts: Texts) -> PruningDatabase:
             with parallel.agree():
                 stream = stream_of(run, tokens, memory)
                 mixture = run.checkpoint.family.mlp.experts is not None
-                lens = Lens(lambda rows: stream_of(run, rows), text.tokens) if mixture else None
-            orders = {} if lens is None else {"orders": lens.order}
-            build_database(stage, stream, recipe.units, weights, progress=run.reporter.advance, **orders)
+                orders = Lens(partial(stream_of, run), text.tokens).order if mixture else None
+            build_database(stage, stream, recipe.units, weights, orders, run.reporter.advance)
             if reason := why_not_recorded():
                 run.reporter.say(
                     f"removal order: its steps can't be recorded as a CUDA graph ({reason}) and took longer, with the "
