@@ -163,7 +163,7 @@ def test_checkpoints_hold_an_expert_at_a_time_and_are_read_as_the_model_holds_th
 
 
 def test_a_pruned_mixture_is_stored_as_it_is_held(folder, make_run, tmp_path):
-    summary = run_stages(make_run(folder, tmp_path / "out", "units.mlp_multiple=8", keep="80%"), "report").report
+    summary = run_stages(make_run(folder, tmp_path / "out", "units.mlp_multiple=4", keep="70%"), "report").report
     assert summary.export.custom_code is True
     found = Checkpoint.open(tmp_path / "out" / "model")
     assert set(found.shards) == set(found.tensors) == stored_names(tmp_path / "out" / "model")

@@ -63,7 +63,8 @@ class RoutedTokens:
 
     Attributes:
         logits: [n, e] float32 of the router, or logarithms of other scores.
-        choice: [n, e] float32, scores by which experts are chosen.
+        choice: Scores [n, e] float32 by which experts are chosen, for the remaining ones, [e] boolean; others have
+            minus infinity.
         y: [n, m] float32, output of the mixture.
         scale: [n, 1] float32, weights of errors in fits: what a norm behind the mixture multiplies its output by.
         fitted: Number of tokens for fits; the losses are those of the others.
@@ -74,7 +75,7 @@ class RoutedTokens:
     """
 
     logits: Tensor
-    choice: Tensor
+    choice: Callable[[Tensor], Tensor]
     y: Tensor
     scale: Tensor
     fitted: int
@@ -113,13 +114,14 @@ def ridge_change(x: Tensor, missing: Tensor) -> Tensor:
 class Remaining:
     """The experts that remain at one step, with their outputs on the tokens that use them or would use them next.
 
-    These are a vector of d + m numbers for each token and candidate.
+    These are a vector of d + m numbers for each token and candidate. A trial without one more expert keeps the order of
+    choice. That is exact, except for softmax shares with a correction (ERNIE 4.5): there, the next step corrects it.
     """
 
     def __init__(self, routed: RoutedTokens, alive: Tensor, outputs: Outputs) -> None:
         self.routed = routed
         among = min(routed.k + 1, int(alive.sum()))
-        self.chosen = routed.choice.masked_fill(~alive, -torch.inf).topk(among, dim=-1).indices
+        self.chosen = routed.choice(alive).topk(among, dim=-1).indices
         experts = self.chosen.flatten()
         places = experts.argsort(stable=True)
         parts = (experts, experts[: routed.fitted * among])
@@ -147,7 +149,7 @@ class Remaining:
 
 def usage(routed: RoutedTokens, alive: Tensor) -> Tensor:
     """Number of tokens of each remaining expert, [e] float64; infinite for removed ones."""
-    chosen = routed.choice.masked_fill(~alive, -torch.inf).topk(routed.k, dim=-1).indices
+    chosen = routed.choice(alive).topk(routed.k, dim=-1).indices
     return chosen.flatten().bincount(minlength=len(alive)).double().masked_fill(~alive, torch.inf)
 
 
