@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 DISK = {
@@ -45,7 +46,10 @@ DISK = {
 
 
 class DarwinLMError(Exception):
-    """Base class of all errors that input can cause."""
+    """Base class of all errors that input can cause. Other processes get the message alone."""
+
+    def __reduce__(self) -> tuple[Callable[..., DarwinLMError], tuple[type[DarwinLMError], str]]:
+        return _with_message, (type(self), str(self))
 
 
 class ModelError(DarwinLMError):
@@ -174,6 +178,12 @@ class StorageError(DarwinLMError):
 
     What to do: free the space in the message, or choose another output folder. Rerun the command to resume.
     """
+
+
+def _with_message(kind: type[DarwinLMError], message: str) -> DarwinLMError:
+    error = kind.__new__(kind)
+    Exception.__init__(error, message)
+    return error
 
 
 def install(extra: str) -> str:

@@ -76,7 +76,7 @@ def test_wrong_options(command, model, tmp_path, arguments, parts):
 
 def test_an_output_that_cannot_be_written_is_refused_before_measuring(command, model, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr("darwinlm.bench.run_bench", None)
+    monkeypatch.setattr("darwinlm.runs.bench.run_bench", None)
     command("bench", model, "--out", tmp_path / "file" / "b.json").refused("can't write")
 
 

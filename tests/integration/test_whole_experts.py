@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from darwinlm.comparison.allocations import equal_experts
 from darwinlm.comparison.importance import expert_scores
-from darwinlm.comparison.ranked import ExpertReader, dense_reader
+from darwinlm.comparison.ranked import ExpertReader
+from darwinlm.database.store import DatabaseReader
 from darwinlm.errors import BudgetError, ExportError, FamilyError, RecipeError
 from darwinlm.export.run import export_model
 from darwinlm.families.checkpoint import Checkpoint
@@ -177,7 +178,7 @@ def test_a_mixture_whose_router_is_not_known_is_refused(folder):
 def test_rankings_of_experts_need_experts_that_may_go(built, tiny_llama, make_run, tmp_path):
     _, _, reader = built
     units = UnitsSettings(experts="width", mlp_multiple=8)
-    narrow = SearchSpace(dense_reader(reader.checkpoint, units).modules)
+    narrow = SearchSpace(DatabaseReader(Path(), reader.checkpoint, units).modules)
     with pytest.raises(BudgetError, match="the same number of whole experts in every block, and none fits into"):
         equal_experts(Problem(narrow, parameter_costs(narrow), Budget(0, narrow.params(narrow.dense) // 2)))
     run = make_run(tiny_llama, tmp_path / "out")

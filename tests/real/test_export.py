@@ -9,12 +9,12 @@ from tests.tiny.command import command_runner
 from tests.tiny.pruned import layer_row
 
 from darwinlm.data import read_documents
-from darwinlm.demo import demo_model, demo_text
 from darwinlm.engines import EngineProcess
 from darwinlm.errors import DataError, MissingExtraError, ModelError
 from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.resolve import resolve_model
+from darwinlm.runs.demo import demo_model, demo_text
 from darwinlm.surgery.stitch import empty_model, smaller_config
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]

@@ -10,10 +10,10 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from darwinlm.console import Reporter
-from darwinlm.demo import demo_recipe
 from darwinlm.errors import DataError, MissingExtraError, ModelError
 from darwinlm.pipeline import run_stages
 from darwinlm.run import Run
+from darwinlm.runs.demo import demo_recipe
 from darwinlm.surgery.stitch import block_parameters
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(1200)]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tests.fuzz.gguf_bytes import gguf_file, plain_keys, plain_tensors
 
-from darwinlm import demo, errors
+from darwinlm import errors
 from darwinlm.artifact import KEY, MANIFEST, read_json, read_manifest, write_json
 from darwinlm.database.blocks import block_file
 from darwinlm.database.finished import find_database
@@ -35,6 +35,7 @@ from darwinlm.families.shapes import ModuleShape
 from darwinlm.importing.foreign import open_foreign
 from darwinlm.latency.measure import read_table
 from darwinlm.recipe import UnitsSettings
+from darwinlm.runs import demo
 from darwinlm.stages.evaluate import read_figures
 
 

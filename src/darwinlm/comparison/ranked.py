@@ -38,8 +38,7 @@ class UnitScores:
 class RankedReader(DatabaseReader):
     """Keeps the units of every module with the highest scores; their weights don't change.
 
-    Raises:
-        FamilyError: The model is a mixture of experts, whose units these methods don't score.
+    Raises FamilyError if the model is a mixture of experts, whose units these methods don't score.
     """
 
     def __init__(self, checkpoint: Checkpoint, units: UnitsSettings, scores: Mapping[Place, UnitScores]) -> None:
@@ -83,11 +82,6 @@ class ExpertReader(DatabaseReader):
     def experts(self, block: int, level: Level) -> Tensor:
         """The best experts of a mixture, [e] ascending."""
         return _best(self.scores[block], level.experts)
-
-
-def dense_reader(checkpoint: Checkpoint, units: UnitsSettings) -> DatabaseReader:
-    """A reader without a database, which keeps or removes whole modules."""
-    return DatabaseReader(Path(), checkpoint, units)
 
 
 def best_columns(shape: ModuleShape, level: Level, scores: UnitScores) -> Tensor:

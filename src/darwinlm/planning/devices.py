@@ -127,7 +127,7 @@ def _measured(path: Path) -> Device:
         ((name, row),) = parse_yaml(path.read_text(encoding="utf-8")).items()
         numbers = [float(value) for field, value in row.items() if field != "source"]
         device = _from_row(str(name), row)
-    except (OSError, yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise RecipeError(f"--device {path}: it describes no device ({reason}): {REMEDY}") from error
     if not all(math.isfinite(number) and number > 0 for number in numbers):

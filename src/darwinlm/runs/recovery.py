@@ -55,12 +55,8 @@ def recover(
         assignments: "section.field=value" strings, applied to the recipe.
         reporter: Receiver of progress; None prints to the terminal.
 
-    Returns:
-        The contents of summary.json: figures of the dense model and of the smaller one before and after training, the
-        record of the training, and search and refit of the pruning run.
-
-    Raises:
-        DarwinLMError: The input is wrong; see `darwinlm.errors`.
+    Returns the contents of summary.json: figures of the dense model and of the smaller one before and after training,
+    the record of the training, and search and refit of the pruning run. Raises DarwinLMError.
     """
     folder = Path(model).expanduser()
     small = model_folder(folder)
@@ -117,9 +113,7 @@ def _finish(run: Run, texts: Texts, student: Checkpoint, recovered: Recovered, m
             }
             loaders: Loaders = {name: partial(model.load, run.dtype, run.device) for name, model in models.items()}
             figures = measure_models(run, loaders, texts, dtype)
-            with parallel.agree():
-                if parallel.is_main():
-                    save_figures(stage.folder / FIGURES, figures)
+            parallel.in_main(save_figures, stage.folder / FIGURES, figures)
         measured = read_figures(stage.folder / FIGURES)
     saved = Checkpoint.open(target)
     of_teacher, of_saved = (vars(origin_of(model.folder, model.source)) for model in (run.teacher, saved))

@@ -22,7 +22,7 @@ from darwinlm.database.finished import TEXT, calibration_documents, check_fits, 
 from darwinlm.database.store import DatabaseReader
 from darwinlm.errors import DataError
 from darwinlm.families.parts import KINDS
-from darwinlm.malloc import kept_memory
+from darwinlm.memory import kept_memory
 from darwinlm.run import Run
 from darwinlm.stages.text import Texts
 

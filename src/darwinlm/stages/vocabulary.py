@@ -11,7 +11,7 @@ from darwinlm.artifact import digest_of, read_json, write_json
 from darwinlm.data import Shuffle, check_not_evaluation_text, document_hash
 from darwinlm.data.packing import token_ids
 from darwinlm.data.sources import read_domains
-from darwinlm.data.splits import TextPlan
+from darwinlm.data.splits import purpose_of
 from darwinlm.errors import DataError, RecipeError
 from darwinlm.evaluation.spelling import measure_bits, measure_spelling
 from darwinlm.families.checkpoint import Checkpoint
@@ -94,11 +94,11 @@ def _documents(run: Run, source: str, tokenizer: Any) -> tuple[Texts, Texts]:
     """Documents for the choice, and held-out ones, by domain. Those for the evaluation are held out."""
     settings = run.recipe.text
     check_not_evaluation_text(source, allow_benchmark_text=settings.allow_benchmark_text)
-    plan = TextPlan(shares_of(run.recipe), settings.sequence_length, run.recipe.search.seed)
+    shares, seed = shares_of(run.recipe), run.recipe.search.seed
     texts: Texts = {}
     held_out: Texts = {}
-    for domain, text in read_domains(source, CHARACTERS, shuffle=Shuffle(run.recipe.search.seed), tokenizer=tokenizer):
-        held = plan.purpose_of(document_hash(text)) == "evaluation"
+    for domain, text in read_domains(source, CHARACTERS, shuffle=Shuffle(seed), tokenizer=tokenizer):
+        held = purpose_of(document_hash(text), shares, seed) == "evaluation"
         (held_out if held else texts).setdefault(domain, []).append(text)
     if not texts or not held_out:
         raise DataError(
