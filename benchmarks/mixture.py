@@ -42,7 +42,7 @@ from small_models import LENGTH
 
 FORBIDDEN = 1e3
 """Loss of levels that a kind of cut excludes."""
-ORDERS = ("frequency", "reap", "second moment", "gradients", "next choice")
+ORDERS = ("frequency", "reap", "second moment", "gradients", "lens")
 
 
 def expert_orders(database: PruningDatabase, scores: dict[int, ExpertScores]) -> dict[str, dict[int, Tensor]]:
@@ -96,13 +96,6 @@ def allocations(reader: DatabaseReader, keep: float) -> tuple[dict[str, Allocati
     return rows, limit
 
 
-def run_of(options: argparse.Namespace) -> Run:
-    """The run of a benchmark; its stages are in the folder `out`."""
-    assignments = [f"text.sequence_length={LENGTH}", f"search.seed={options.seed}", *(options.set or ())]
-    given = {"model": str(options.model), "text.source": str(options.text), "budget.keep": options.keep}
-    return Run(load_recipe(None, assignments, given), options.out, Reporter(quiet=True))
-
-
 def measured(
     run: Run, texts: Texts, name: str, source: DatabaseReader, allocation: Allocation
 ) -> dict[str, float | list[list[int]]]:
@@ -131,7 +124,9 @@ def measured(
 
 def compare(options: argparse.Namespace) -> None:
     """Cut the mixture in several ways to one size. Prints a JSON line for each, with and without a refit."""
-    run = run_of(options)
+    assignments = [f"text.sequence_length={LENGTH}", f"search.seed={options.seed}", *(options.set or ())]
+    given = {"model": str(options.model), "text.source": str(options.text), "budget.keep": options.keep}
+    run = Run(load_recipe(None, assignments, given), options.out, Reporter(quiet=True))
     texts = text_stage(run)
     database = database_stage(run, texts)
     reader, units = database.reader, run.recipe.units
@@ -155,20 +150,14 @@ def compare(options: argparse.Namespace) -> None:
         print(json.dumps(line), flush=True)
 
 
-def options_parser(description: str | None) -> argparse.ArgumentParser:
-    """Options of the benchmarks that cut a mixture."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="a mixture, such as the folder `model` that small_models.py makes")
     parser.add_argument("--text", required=True, help="documents outside the mixture's training text")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--keep", type=float, default=0.5, help="share of the experts' parameters")
     parser.add_argument("--seed", type=int, default=0, help="seed of the split of the text")
     parser.add_argument("--set", action="append", metavar="FIELD=VALUE", help="of the recipe")
-    return parser
-
-
-def main() -> None:
-    parser = options_parser(__doc__)
     parser.add_argument("--only", action="append", help="only cuts whose name contains this; default: all")
     compare(parser.parse_args())
 

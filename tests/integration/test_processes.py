@@ -24,7 +24,8 @@ POSIX = pytest.mark.skipif(sys.platform == "win32", reason="torchrun's standalon
 def torchrun(command: str, model: Path, text: Path, out: Path, *more: str, status: int = 0) -> CompletedProcess[str]:
     """The command in two processes, one thread each."""
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", "darwinlm")
-    options = ("--text", text, "--keep", "60%", "--out", out, *sets(SETTINGS), *more)
+    keep = () if command == "database" else ("--keep", "60%")
+    options = ("--text", text, *keep, "--out", out, *sets(SETTINGS), *more)
     return python(*launch, command, model, *options, status=status, seconds=200, PYTHONWARNINGS="ignore")
 
 
@@ -36,16 +37,32 @@ def test_two_processes_give_the_database_of_one(tiny_llama, tiny_text_file, make
     assert "summary" in done.stdout
     assert (tmp_path / "two" / "summary.json").is_file()
     run_stages(make_run(tiny_llama, tmp_path / "one"), "database")
-    files = sorted((tmp_path / "one" / "stages" / "database").glob("*.safetensors"))
+    same_databases(tmp_path)
+    check_refit_and_evaluation(make_run, tiny_llama, tmp_path)
+
+
+@POSIX
+def test_two_processes_give_the_order_of_experts_of_one(tiny_folder, tiny_text_file, make_run, tmp_path):
+    """They divide the trials of experts."""
+    mixtral = tiny_folder("mixtral")
+    torchrun("database", mixtral, tiny_text_file, tmp_path / "two")
+    run_stages(make_run(mixtral, tmp_path / "one"), "database")
+    assert "mlp.order_losses" in same_databases(tmp_path)
+
+
+def same_databases(folder: Path) -> set[str]:
+    """Compare the databases in `one` and `two`: the same but for rounding. Returns the names of their tensors."""
+    files = sorted((folder / "one" / "stages" / "database").glob("*.safetensors"))
     assert len(files) == 4
     for file in files:
-        one, two = load_file(file), load_file(tmp_path / "two" / "stages" / "database" / file.name)
+        one, two = load_file(file), load_file(folder / "two" / "stages" / "database" / file.name)
         assert one.keys() == two.keys()
         for name, tensor in one.items():
             if tensor.is_floating_point():
                 torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-5 * float(tensor.abs().max()))
             else:
                 assert torch.equal(two[name], tensor), f"{file.name} {name}"
+    return set(one)
 
 
 @POSIX

@@ -55,7 +55,9 @@ def test_a_mixture_that_gives_its_router_logits_is_pruned_and_still_gives_them(t
     folder = tiny_checkpoint(tmp_path / "mixtral", "mixtral", sliding_window=None, output_router_logits=True)
     made = run_stages(make_run(folder, tmp_path / "out", WHOLE, "refit.tokens=0"), "export")
     assert made.export.folder.is_dir()
-    assert json.loads((made.export.folder / "config.json").read_text())["output_router_logits"]
+    scores = {block: torch.arange(4.0) for block in range(4)}
+    reader = ExpertReader(Checkpoint.open(folder), UnitsSettings(mlp_multiple=8), scores)
+    assert stitch(reader, at(reader, experts=3, width=96)).config.output_router_logits
 
 
 def test_levels_are_numbers_of_experts_times_widths(built):

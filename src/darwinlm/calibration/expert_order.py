@@ -1,37 +1,44 @@
-"""Removal order of whole experts of a mixture, with the error of its output after each step.
+"""Removal order of whole experts of a mixture, each judged after a refit of the remaining ones.
 
 When an expert is removed, its tokens move to their next choice, and the router's weights are recomputed for the
-remaining experts. The error accounts for both. F_t holds the outputs of the experts that token t uses or would use
-next, and y_t is the dense output. Every mixture is a combination c of the rows of F_t. Its error,
+remaining experts. The output projections of these are then fitted in turn towards the dense output: with the input g x
+of a projection (its channels x times the router's weight g), the fit of a change adds the ridge solution of the
+difference that is still missing. Experts are removed in steps, those without which the model's loss is lowest first.
 
-    ‖Σ_j c_j f_j - y‖²_S = [c; -1]ᵀ G_t [c; -1]    with    G_t = [F_t; y_t] S [F_t; y_t]ᵀ,
-
-needs only one small matrix for each token. Experts are removed one at a time, the cheapest first. If S is the second
-moment of the output gradients, half of the error estimates KL as in `database/factors.py`.
-
-Letters: n tokens, e experts, k experts chosen for a token, a = k + 1 candidates of a token, m residual width.
-Sources: expert pruning by what an expert adds (REAP, Lasby et al. 2025, arXiv 2510.13999) and backward elimination
-(Hassibi & Stork 1993). Neither considers that tokens move to another expert.
+Letters: n tokens, e experts, k experts chosen for a token, a = k + 1 candidates of a token, m residual width,
+d channels of an expert. Sources: backward elimination (Hassibi & Stork 1993); expert pruning (REAP, Lasby et al. 2025,
+arXiv 2510.13999), which considers neither the tokens' next choices nor a refit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import torch
 from torch import Tensor
 
-Outputs = Callable[[int, Tensor], Tensor]
-"""Unweighted output [i, m] of one expert on some of the tokens [i]."""
+Outputs = Callable[[int, Tensor], tuple[Tensor, Tensor]]
+"""Channels [i, d] and unweighted outputs [i, m] of one expert on some of the tokens [i], float32."""
 
-Total = Callable[[Tensor], Tensor]
-"""Sums a tensor over several processes, in place."""
+Judge = Callable[[Tensor, Sequence[Tensor]], tuple[Tensor, Tensor]]
+"""For the remaining experts of a step and for each trial without some of them, [e] boolean: squared error of the output
+and loss of the model, [c] float64 each, in main memory."""
 
+ROUNDS: Final = 2
+"""Fits of each expert in one trial."""
 
-PIECE: Final = 1024
-"""Tokens whose outputs are multiplied at once."""
+RIDGE, STRENGTH = 0.1, 0.75
+"""Damping of a fit relative to the mean diagonal, and the share of its change that other tokens get. The stage `refit`
+chooses both from such values; the order was measured with these (docs/notebook/experts.md)."""
+
+SHARE, TRIALS = 8, 8
+"""A step removes one in so many of the remaining experts (at least one). It tries twice as many, and at least so many:
+those with the fewest tokens. Of up to 8 experts, all are tried. 128 experts, 8 for each token, take 321 trials."""
+
+NOTHING: Final = 1e-20
+"""Smallest damping, so that an expert without tokens can be factorised."""
 
 
 @dataclass(frozen=True)
@@ -40,179 +47,147 @@ class ExpertOrder:
 
     Attributes:
         experts: [e] int64, the last one removed first.
-        errors: [e + 1] float64, squared error by number of kept experts; the energy of y below k.
-        losses: [e + 1] float64, estimated loss of the model in nats per token; None without output gradients. The first
-            one also counts a shared expert, which is removed with the whole mixture.
+        errors: [e + 1] float64, squared error of the output by number of kept experts; its energy below k.
+        losses: [e + 1] float64, estimated loss of the model in nats per token. Below k it also counts a shared expert,
+            which is removed with the whole mixture.
     """
 
     experts: Tensor
     errors: Tensor
-    losses: Tensor | None
+    losses: Tensor
 
 
-def chosen_weights(logits: Tensor, chosen: Tensor, alive: Tensor, *, normalised: bool) -> Tensor:
-    """The router's weights [n, k] of the chosen experts.
+@dataclass(frozen=True)
+class RoutedTokens:
+    """What a mixture does with some tokens.
 
-    Args:
-        logits: [n, e], logits of the router, or logarithms of other scores.
-        chosen: [n, k], chosen experts.
-        alive: [n, e] or [e] boolean, the remaining experts.
-        normalised: Whether the weights sum to one; otherwise they are shares of the softmax over all remaining experts.
-    """
-    picked = logits.gather(1, chosen)
-    if normalised:
-        return picked.softmax(-1)
-    return (picked - logits.masked_fill(~alive, -torch.inf).logsumexp(-1, keepdim=True)).exp()
-
-
-class _Mixture:
-    """A mixture on some text, with the experts of each token and its next choice; arguments as in `expert_order`."""
-
-    def __init__(
-        self, logits: Tensor, choice: Tensor, outputs: Outputs, k: int, S: Tensor | None, *, normalised: bool
-    ) -> None:
-        self.logits, self.choice, self.outputs, self.k, self.normalised = logits, choice, outputs, k, normalised
-        self.alive = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
-        self.candidates = choice.topk(min(k + 1, logits.shape[1]), dim=-1).indices  # [n, a]
-        width = outputs(0, self.candidates[:1, 0]).shape[-1]
-        self.F = torch.zeros(*self.candidates.shape, width, device=logits.device)  # [n, a, m]
-        self.every = torch.arange(len(logits), device=logits.device)
-        for slot in range(self.candidates.shape[1]):
-            self._fill(self.every, slot)
-        weights = self._weights()
-        self.y = (weights[..., None] * self.F[:, :k]).sum(1)
-        self.metrics = (None,) if S is None else (None, S.to(self.F))
-        self.grams = [self._grams(self.every, metric) for metric in self.metrics]
-
-    def _weights(self) -> Tensor:
-        """The router's weights [n, k] of the experts in use."""
-        return chosen_weights(self.logits, self.candidates[:, : self.k], self.alive, normalised=self.normalised)
-
-    def _fill(self, tokens: Tensor, slot: int) -> None:
-        """Compute the outputs of the candidates in one slot for some of the tokens."""
-        chosen = self.candidates[tokens, slot]
-        for expert in torch.unique(chosen).tolist():
-            members = tokens[chosen == expert]
-            self.F[members, slot] = self.outputs(expert, members).float()
-
-    def _grams(self, tokens: Tensor, metric: Tensor | None) -> Tensor:
-        """G of some of the tokens [i], [i, a + 1, a + 1]."""
-        grams = []
-        for part in torch.split(tokens, PIECE):
-            vectors = torch.cat([self.F[part], self.y[part, None]], dim=1)
-            grams.append((vectors if metric is None else vectors @ metric) @ vectors.mT)
-        return torch.cat(grams)
-
-    def energy(self, which: int, beside: Tensor | None = None) -> Tensor:
-        """Summed squares of the dense output, in one of the metrics; with an output [n, m] that is added to it."""
-        if beside is None:
-            return self.grams[which][:, -1, -1].sum(dtype=torch.float64)
-        y, metric = self.y + beside.float(), self.metrics[which]
-        squares: Tensor = torch.linalg.vecdot(y if metric is None else y @ metric, y)
-        return squares.sum(dtype=torch.float64)
-
-    def error(self, which: int) -> Tensor:
-        """Summed squared error of the current mixture."""
-        weights = self._weights()
-        return self._squares(self.grams[which], weights, range(self.k)).sum(dtype=torch.float64)
-
-    def costs(self) -> Tensor:
-        """Increase of the summed squared error by removing each expert, [e] float64; infinite for removed ones."""
-        n, a = self.candidates.shape
-        gram = self.grams[-1]
-        weights = self._weights()
-        now = self._squares(gram, weights, range(self.k))
-        changes = torch.zeros_like(self.logits) if self.normalised else self._rescaling_change(gram, weights)
-        for slot in range(self.k):
-            rest = [place for place in range(a) if place != slot]
-            alive = self.alive.expand(n, -1).scatter(1, self.candidates[:, slot, None], value=False)
-            weights = chosen_weights(self.logits, self.candidates[:, rest], alive, normalised=self.normalised)
-            change = self._squares(gram, weights, rest) - now
-            changes.scatter_(1, self.candidates[:, slot, None], change[:, None])
-        return changes.sum(0, dtype=torch.float64).masked_fill(~self.alive, torch.inf)
-
-    def _rescaling_change(self, gram: Tensor, weights: Tensor) -> Tensor:
-        """Change of the squared error by removing an expert that the token doesn't use, [n, e].
-
-        All other shares of the softmax then grow by the factor 1 / (1 - the expert's share).
-        """
-        mixed = (gram[:, :, : self.k] @ weights[..., None])[..., 0]  # [n, a + 1], products with the current mixture
-        with_itself, with_y = torch.linalg.vecdot(mixed[:, : self.k], weights), mixed[:, -1]
-        shares = self.logits.masked_fill(~self.alive, -torch.inf).softmax(-1)
-        more = 1 / (1 - shares).clamp_min(torch.finfo(shares.dtype).eps)
-        change: Tensor = (more.square() - 1) * with_itself[:, None] - 2 * (more - 1) * with_y[:, None]
-        return change
-
-    def _squares(self, gram: Tensor, weights: Tensor, places: list[int] | range) -> Tensor:
-        """Squared error of a combination of some slots, [n]."""
-        c = torch.zeros(gram.shape[:2], device=gram.device)
-        c[:, list(places)] = weights
-        c[:, -1] = -1
-        squares: Tensor = torch.linalg.vecdot((gram @ c[..., None])[..., 0], c)
-        return squares
-
-    def remove(self, expert: int) -> None:
-        """Remove an expert: tokens with it among their candidates get their next choice."""
-        self.alive[expert] = False
-        places = (self.candidates == expert).nonzero()
-        if int(self.alive.sum()) <= self.k:  # there is no further choice
-            keep = self.candidates != expert
-            self.candidates = self.candidates[keep].view(len(self.candidates), self.k)
-            self.F = self.F[keep].view(len(self.candidates), self.k, -1)
-            self.grams = [self._grams(self.every, metric) for metric in self.metrics]
-            return
-        tokens, slots = places.unbind(1)
-        after = torch.arange(self.candidates.shape[1], device=slots.device)
-        moved = (after + (after >= slots[:, None])).clamp_max(self.candidates.shape[1] - 1)
-        hand = self.candidates[tokens].gather(1, moved)
-        left = self.choice[tokens].masked_fill(~self.alive, -torch.inf).scatter(1, hand[:, :-1], -torch.inf)
-        hand[:, -1] = left.argmax(-1)
-        self.candidates[tokens] = hand
-        self.F[tokens] = self.F[tokens].gather(1, moved[..., None].expand(-1, -1, self.F.shape[2]))
-        self._fill(tokens, self.candidates.shape[1] - 1)
-        for which, metric in enumerate(self.metrics):
-            self.grams[which][tokens] = self._grams(tokens, metric)
-
-
-@torch.no_grad()
-def expert_order(
-    logits: Tensor,
-    outputs: Outputs,
-    k: int,
-    S: Tensor | None = None,
-    *,
-    normalised: bool,
-    choice: Tensor | None = None,
-    beside: Tensor | None = None,
-    total: Total = lambda tensor: tensor,
-) -> ExpertOrder:
-    """Remove experts one at a time, down to the number that a token uses.
-
-    Args:
+    Attributes:
         logits: [n, e] float32 of the router, or logarithms of other scores.
-        outputs: Outputs of the experts.
+        choice: Scores [n, e] float32 by which experts are chosen, for the remaining ones, [e] boolean; others have
+            minus infinity.
+        y: [n, m] float32, output of the mixture.
+        scale: [n, 1] float32, weights of errors in fits: what a norm behind the mixture multiplies its output by.
+        fitted: Number of tokens for fits; the losses are those of the others.
         k: Experts chosen for each token.
-        S: [m, m] floating, second moment of the gradient of the summed loss at the mixture's output, per token.
-        normalised: Whether the weights of the chosen experts sum to one.
-        choice: [n, e] float32, scores by which experts are chosen; None takes the logits.
-        beside: [n, m] output of a shared expert, which is removed with the last experts.
-        total: Sum over processes that hold different tokens, so that all of them get the same order.
+        normalised: Whether the weights of the chosen experts sum to one; otherwise they are shares of the softmax over
+            all remaining experts.
+        factors: [e] float32, factors on the weights.
     """
-    n_experts = logits.shape[1]
-    count = total(torch.tensor([len(logits)], dtype=torch.float64, device=logits.device))
-    mixture = _Mixture(logits, logits if choice is None else choice, outputs, k, S, normalised=normalised)
-    curves = torch.zeros(len(mixture.grams), n_experts + 1, dtype=torch.float64, device=logits.device)
-    for which, curve in enumerate(curves):
-        curve[:k] = mixture.energy(which)
-    if beside is not None and S is not None:
-        curves[1, 0] = mixture.energy(1, beside)
+
+    logits: Tensor
+    choice: Callable[[Tensor], Tensor]
+    y: Tensor
+    scale: Tensor
+    fitted: int
+    k: int
+    normalised: bool
+    factors: Tensor
+
+
+def routed_weights(routed: RoutedTokens, chosen: Tensor, alive: Tensor) -> Tensor:
+    """The router's weights [n, a] of the candidates in `chosen`, of which the first k that remain are used.
+
+    `chosen` are experts [n, a] in the order of choice, and `alive` the remaining experts, [e] boolean.
+    """
+    used = alive[chosen]
+    used &= used.cumsum(-1) <= routed.k
+    picked = routed.logits.gather(1, chosen)
+    logits, absent = (picked, ~used) if routed.normalised else (routed.logits, ~alive)
+    shares = (picked - logits.masked_fill(absent, -torch.inf).logsumexp(-1, keepdim=True)).exp()
+    return shares.where(used, 0) * routed.factors[chosen]
+
+
+def ridge_change(x: Tensor, missing: Tensor) -> Tensor:
+    """Change of a projection, [d, m], that adds what is missing, [n, m], for inputs [n, d].
+
+    The smaller one of the two equivalent systems is solved.
+    """
+    n, d = x.shape
+    gram = x @ x.T if n < d else x.T @ x
+    gram.diagonal().add_((RIDGE / d * x.square().sum()).clamp_min(NOTHING))
+    factor, _ = torch.linalg.cholesky_ex(gram)
+    if n < d:
+        return x.T @ torch.cholesky_solve(missing, factor)
+    return torch.cholesky_solve(x.T @ missing, factor)
+
+
+class Remaining:
+    """The experts that remain at one step, with their outputs on the tokens that use them or would use them next.
+
+    These are a vector of d + m numbers for each token and candidate. A trial without one more expert keeps the order of
+    choice. That is exact, except for softmax shares with a correction (ERNIE 4.5): there, the next step corrects it.
+    """
+
+    def __init__(self, routed: RoutedTokens, alive: Tensor, outputs: Outputs) -> None:
+        self.routed = routed
+        among = min(routed.k + 1, int(alive.sum()))
+        self.chosen = routed.choice(alive).topk(among, dim=-1).indices
+        experts = self.chosen.flatten()
+        places = experts.argsort(stable=True)
+        parts = (experts, experts[: routed.fitted * among])
+        totals, fitted = torch.stack([part.bincount(minlength=len(alive)) for part in parts]).tolist()
+        self.groups = [
+            (rows // among, rows % among, *outputs(expert, rows // among), fitted[expert])
+            for expert, rows in enumerate(torch.split(places, totals))
+            if len(rows)
+        ]
+
+    def missing(self, alive: Tensor) -> Tensor:
+        """The dense output minus that of the experts of a trial after their refit, [n, m]."""
+        routed, weights = self.routed, routed_weights(self.routed, self.chosen, alive)[..., None]
+        missing = routed.y.clone()
+        step = torch.full_like(routed.scale, -1)
+        step[routed.fitted :] = -STRENGTH
+        for token, slot, _, output, _ in self.groups:
+            missing.index_add_(0, token, weights[token, slot] * output, alpha=-1)
+        for token, slot, channels, _, fitted in self.groups * ROUNDS:
+            x, scale = weights[token, slot] * channels, routed.scale[token[:fitted]]
+            change = ridge_change(scale * x[:fitted], scale * missing[token[:fitted]])
+            missing.index_add_(0, token, step[token] * (x @ change))
+        return missing
+
+
+def usage(routed: RoutedTokens, alive: Tensor) -> Tensor:
+    """Number of tokens of each remaining expert, [e] float64; infinite for removed ones."""
+    chosen = routed.choice(alive).topk(routed.k, dim=-1).indices
+    return chosen.flatten().bincount(minlength=len(alive)).double().masked_fill(~alive, torch.inf)
+
+
+def steps(experts: int, k: int) -> Iterator[tuple[int, int, int]]:
+    """Remaining experts before each step, removed ones, and tried ones; the last step removes none."""
+    while True:
+        gone = max(min(max(1, experts // SHARE), experts - k), 0)
+        yield experts, gone, min(max(TRIALS, 2 * gone), experts) if gone else 0
+        if not gone:
+            return
+        experts -= gone
+
+
+def removal_order(
+    experts: int, k: int, used: Callable[[Tensor], Tensor], judge: Judge, *, device: torch.device
+) -> ExpertOrder:
+    """Remove experts down to k.
+
+    `used` gives the `usage` of the remaining experts. Numbers of experts inside a step get errors and losses between
+    those before and after it.
+    """
+    alive = torch.ones(experts, dtype=torch.bool, device=device)
+    curves = torch.zeros(2, experts + 1, dtype=torch.float64)
     removed: list[int] = []
-    for kept in range(n_experts - 1, k - 1, -1):
-        removed.append(int(total(mixture.costs()).argmin()))
-        mixture.remove(removed[-1])
-        for which, curve in enumerate(curves):
-            curve[kept] = mixture.error(which)
-    curves = total(curves) / count
-    last = [expert for expert in range(n_experts) if expert not in removed]
-    order = torch.tensor([*last, *reversed(removed)], dtype=torch.int64)
-    return ExpertOrder(order, curves[0].cpu(), None if S is None else curves[1].cpu() / 2)
+    before = experts
+    for remaining, gone, tried in steps(experts, k):
+        tries = used(alive).argsort(stable=True)[:tried].tolist()
+        trials = [alive.clone() for _ in range(1 + tried)]
+        for expert, trial in zip(tries, trials[1:], strict=True):
+            trial[expert] = False
+        results = torch.stack(judge(alive, trials))
+        if remaining == experts:
+            results[:, 0] = 0  # of the dense mixture, without rounding
+        between = torch.linspace(0, 1, before - remaining + 1, dtype=torch.float64)
+        curves[:, remaining : before + 1] = torch.lerp(results[:, :1], curves[:, before, None], between)
+        for place in results[1, 1:].argsort(stable=True)[:gone].tolist():
+            removed.append(tries[place])
+            alive[tries[place]] = False
+        before = remaining
+    last = [expert for expert in range(experts) if expert not in removed]
+    return ExpertOrder(torch.tensor([*last, *reversed(removed)], dtype=torch.int64), *curves)

@@ -6,22 +6,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from darwinlm import parallel
 from darwinlm.calibration.expert_order import ExpertOrder
-from darwinlm.calibration.experts import (
-    RoutedSample,
-    Routing,
-    expert_inputs,
-    expert_module,
-    order_experts,
-    output_sizes,
-    watch_experts,
-)
+from darwinlm.calibration.experts import Routing, expert_inputs, expert_module, output_sizes, watch_experts
 from darwinlm.calibration.hidden import HiddenMemory, HiddenStates
 from darwinlm.calibration.moments import ExpertMoments, SecondMoment
 from darwinlm.errors import NumericsError
@@ -35,8 +27,9 @@ from darwinlm.families.shapes import output_name
 Saliency = Callable[[int], Mapping[ModuleKind, Tensor]]
 """Second moments [r, r] of the output gradients of a block's modules, for weighted removal orders."""
 
-ORDER_TOKENS: Final = 8192
-"""Tokens of all processes for the removal order of experts; each takes k + 2 vectors of the residual width."""
+Orders = Callable[[int, nn.Module, bool], ExpertOrder | None]
+"""Removal order of the experts of a loaded block, or None; called for all blocks in order, also for those whose order
+isn't wanted (False)."""
 
 
 @dataclass
@@ -222,21 +215,16 @@ def norm_gain(block: nn.Module, checkpoint: Checkpoint, kind: ModuleKind) -> Ten
     return gain
 
 
-def stream_moments(
-    stream: BlockStream, *, skip: int = 0, saliency: Saliency = lambda block: {}
-) -> Iterator[BlockMoments]:
-    """Second moments of every block in order; the first `skip` blocks are only run.
+def stream_moments(stream: BlockStream, *, skip: int = 0, orders: Orders | None = None) -> Iterator[BlockMoments]:
+    """Second moments of every block in order, and `orders` of its experts; the first `skip` blocks are only run.
 
     Several processes, each with a stream over a part of the text, get the moments over all of it. In front of a norm
     the inputs are divided by what the norm divides the output by, so that errors are those behind it.
     """
     for block in range(stream.checkpoint.n_blocks):
         with parallel.agree():
-            weights, moments, sample = _run_watched(stream, block, watch=block >= skip)
-        order = None
-        if sample is not None:
-            part, config, S = stream.checkpoint.family.mlp, stream.checkpoint.config, saliency(block).get("mlp")
-            order = order_experts(stream.decoder.blocks[block], part, config, sample, S, parallel.all_reduce)
+            weights, moments = _run_watched(stream, block, watch=block >= skip)
+        order = None if orders is None else orders(block, stream.decoder.blocks[block], block >= skip)
         stream.unload(block)
         if block >= skip:
             totals = {kind: moment.take(parallel.all_reduce) for kind, moment in moments.items()}
@@ -245,16 +233,15 @@ def stream_moments(
 
 def _run_watched(
     stream: BlockStream, block: int, *, watch: bool
-) -> tuple[dict[str, Tensor], dict[ModuleKind, SecondMoment | ExpertMoments], RoutedSample | None]:
+) -> tuple[dict[str, Tensor], dict[ModuleKind, SecondMoment | ExpertMoments]]:
     """Move the stream through a block; return the weights of its output projections and moments of their inputs.
 
-    The block stays loaded. The third result is what its mixture did with the first tokens.
+    The block stays loaded.
     """
     family = stream.checkpoint.family
     weights = stream.load(block)
     outputs = [(part, output_name(part, weights)) for part in (family.attention, family.mlp)]
     moments: dict[ModuleKind, SecondMoment | ExpertMoments] = {}
-    sample = None
     with ExitStack() as hooks:
         mixture = expert_module(stream.decoder.blocks[block], family.mlp)
         if mixture is not None and watch:
@@ -272,9 +259,6 @@ def _run_watched(
                     of_experts.add(expert, x if by is None else x / by[token])
 
             hooks.enter_context(watch_experts(mixture, watch_mixture))
-            wanted = -(-ORDER_TOKENS // parallel.size())
-            sample = RoutedSample(stream.decoder.blocks[block], family.mlp, wanted, divisor)
-            hooks.enter_context(sample.watch())
         for kind in family.cut_kinds(stream.checkpoint.config, block) if watch else ():
             output = output_projection(stream.decoder.blocks[block], family, kind)
             if output is not None:
@@ -294,4 +278,4 @@ def _run_watched(
         for part, name in outputs
         if name is not None
     }
-    return weights, moments, sample
+    return weights, moments

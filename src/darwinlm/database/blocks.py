@@ -63,5 +63,8 @@ def experts_tensors(experts: Iterable[tuple[Curve, Tensor]]) -> dict[str, Tensor
 
 def order_tensors(order: ExpertOrder) -> dict[str, Tensor]:
     """Named tensors of the removal order of whole experts."""
-    tensors = {"mlp.order": order.experts.to(torch.int32), "mlp.order_errors": order.errors}
-    return tensors if order.losses is None else {**tensors, "mlp.order_losses": order.losses}
+    return {
+        "mlp.order": order.experts.to(torch.int32),
+        "mlp.order_errors": order.errors,
+        "mlp.order_losses": order.losses,
+    }

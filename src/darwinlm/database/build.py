@@ -13,7 +13,7 @@ from torch import Tensor
 
 from darwinlm import parallel
 from darwinlm.artifact import StageFolder, open_tensors, read_tensors, write_tensors
-from darwinlm.calibration.stream import BlockMoments, BlockStream, Saliency, stream_moments
+from darwinlm.calibration.stream import BlockMoments, BlockStream, Orders, Saliency, stream_moments
 from darwinlm.database.blocks import Curve, block_file, experts_tensors, module_tensors, order_tensors
 from darwinlm.database.elimination import ROWS
 from darwinlm.database.factors import check_energy, kept_weights, nested_factors, whole_factor_
@@ -34,14 +34,15 @@ def build_database(
     stream: BlockStream,
     units: UnitsSettings,
     saliency: Saliency = lambda block: {},
+    orders: Orders | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Write the factors of every module. Finished blocks of an interrupted run are kept.
 
     Each process runs its part of the text and factorises its part of the blocks. The stage folder is open for writing;
     its key describes model, text and units. The stream is the calibration text before the first block. `saliency` gives
-    second moments [r, r] of the output gradients of a block's modules, empty for the unweighted order. `progress` gets
-    the numbers of finished and of all blocks.
+    second moments [r, r] of the output gradients of a block's modules, empty for the unweighted order. `orders`
+    is as in `stream_moments` (needed for mixtures). `progress` gets the numbers of finished and of all blocks.
 
     Raises:
         NumericsError: Values aren't finite.
@@ -54,7 +55,7 @@ def build_database(
         progress(done, total)
     waiting: list[int] = []
     mine: BlockMoments | None = None
-    for moments in stream_moments(stream, skip=done, saliency=saliency):
+    for moments in stream_moments(stream, skip=done, orders=orders):
         if len(waiting) == parallel.place():
             mine = moments
         waiting.append(moments.block)

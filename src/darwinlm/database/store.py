@@ -197,7 +197,6 @@ class DatabaseReader:
         shared = experts is not None and experts.shared is not None and self.shapes[block, kind].experts > 0
         if level.experts or shared:
             dropped = self._order(block).losses
-            assert dropped is not None
             if not level.experts:
                 return float(dropped[0])
             return float(dropped[level.experts] + curves[:, 0].sum() * self._narrowed(curves, level, block))
@@ -215,7 +214,7 @@ class DatabaseReader:
     def _order(self, block: int) -> ExpertOrder:
         """Removal order of a mixture's experts. Raises ArtifactError."""
         curves = self._curves(block)
-        return ExpertOrder(curves["mlp.order"].long(), curves["mlp.order_errors"], curves.get("mlp.order_losses"))
+        return ExpertOrder(curves["mlp.order"].long(), curves["mlp.order_errors"], curves["mlp.order_losses"])
 
     def experts(self, block: int, level: Level) -> Tensor:
         """Experts of a mixture that a level keeps, [e] int64, ascending."""

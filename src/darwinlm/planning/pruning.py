@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+from darwinlm.calibration.expert_order import ROUNDS as FITS
+from darwinlm.calibration.expert_order import steps
 from darwinlm.calibration.gradients import HEAD_TOKENS as GRADIENT_TOKENS
-from darwinlm.calibration.stream import ORDER_TOKENS
+from darwinlm.calibration.lens import FITTED, JUDGED
+from darwinlm.calibration.lens import HEAD_TOKENS as LENS_TOKENS
 from darwinlm.database.levels import variants
 from darwinlm.evaluation import speed
 from darwinlm.evaluation.looking_back import LIST_LENGTHS, PASSAGES, number_of_lists
@@ -111,7 +114,8 @@ def database(need: StageNeed) -> None:
     need.run(tokens)
     moments: defaultdict[int, float] = defaultdict(float)
     outputs: defaultdict[int, float] = defaultdict(float)
-    work = squares = ordered = 0.0
+    work = squares = 0.0
+    ordered: Items = {}
     for shape in sizes.cut:
         d, experts, orders = float(shape.width), max(shape.experts, 1), orders_of(sizes, shape)
         need.multiply("float32", 2 * tokens * d * d + orders * (ORDER * d**3 + 2 * d * d * r))
@@ -123,19 +127,42 @@ def database(need: StageNeed) -> None:
         own = (4 * experts if shape.experts else 0) * d * d + (0 if tokens > d else 8 * d * d)
         own += 8 * d * d if orders == experts else 16 * d * d + 24 * r * d
         work, squares = max(work, own), max(squares, d * d)
-        ordered = max(ordered, min(tokens, ORDER_TOKENS) * (shape.chosen + 2) * r * 4 if shape.experts else 0)
+        ordered = _order_experts(need, shape) if shape.experts else ordered
     in_float32 = 0 if sizes.size == sizes.saved else sizes.block * sizes.saved
     passing = a_pass(sizes) | {
         "weights of one block": float(sizes.block * sizes.size + in_float32),
         "second moments of one block": max(moments.values()),
-        "outputs of experts for the removal order": ordered,
     }
+    passing |= ordered
     factorising = {"output projections of one block": max(outputs.values()), "factors of one module": work}
     if not need.device.is_cpu:
         factorising |= {"second moments of one block": max(moments.values()), "inverses": 16 * squares}
     need.held = streams(need, "residual stream of the calibration text", tokens * r) | largest(passing, factorising)
-    # The checkpoint is hashed and read once.
-    need.read, need.disk = 2.0 * sizes.params * sizes.saved, database_bytes(sizes)
+    if ordered:
+        need.held["embedding and head"] = float(sizes.outside * sizes.size)
+    # The checkpoint is hashed and read once, and once more for the dense stream after the last block.
+    need.read, need.disk = (3.0 if ordered else 2.0) * sizes.params * sizes.saved, database_bytes(sizes)
+
+
+def _order_experts(need: StageNeed, shape: ModuleShape) -> Items:
+    """Trials without some experts of a block: fits, the rest of the block, and the head; returns what they hold."""
+    sizes, d, r = need.sizes, float(shape.width), float(need.sizes.width)
+    share = min(1.0, sizes.recipe.text.calibration_tokens / (FITTED + JUDGED))
+    fitted, judged = share * FITTED, share * JUDGED
+    counts = list(steps(shape.experts, shape.chosen if shape.droppable else shape.experts))
+    need.run(fitted + 2 * judged, blocks=1 / sizes.depth)
+    for remaining, _, tried in counts:
+        own = fitted * (shape.chosen + 1) / remaining
+        side = min(own, d)
+        fit = 2 * own * d * side + side**3 / 3 + 2 * side**2 * r + 4 * own * d * r
+        need.multiply("float32", (1 + tried) * remaining * FITS * (fit + 2 * own * judged / fitted * d * r))
+        need.run(judged, blocks=1 / sizes.depth, times=1 + tried, heads=1)
+    most = 1 + max(tried for _, _, tried in counts)
+    return {
+        "outputs of experts for the removal order": (fitted + judged) * (shape.chosen + 1) * (d + r) * 4,
+        "streams of trials": most * judged * r * sizes.size,
+        "logits of one piece": float(min(LENS_TOKENS, judged) * sizes.vocabulary * (sizes.size + 12)),
+    }
 
 
 def search(need: StageNeed) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from darwinlm import parallel
 from darwinlm.artifact import StageFolder, read_tensors, write_json, write_tensors
 from darwinlm.calibration.gradients import output_gradients
 from darwinlm.calibration.hidden import HiddenMemory
+from darwinlm.calibration.lens import Lens
 from darwinlm.calibration.stream import BlockStream, Saliency
 from darwinlm.data import TokenBlocks
 from darwinlm.database.blocks import block_file
@@ -85,7 +87,9 @@ def _built_database(run: Run, text: TokenBlocks) -> StageFolder:
             memory = HiddenMemory(stage.folder)
             with parallel.agree():
                 stream = stream_of(run, tokens, memory)
-            build_database(stage, stream, recipe.units, weights, run.reporter.advance)
+                mixture = run.checkpoint.family.mlp.experts is not None
+                orders = Lens(partial(stream_of, run), text.tokens).order if mixture else None
+            build_database(stage, stream, recipe.units, weights, orders, run.reporter.advance)
             if reason := why_not_recorded():
                 run.reporter.say(
                     f"removal order: its steps can't be recorded as a CUDA graph ({reason}) and took longer, with the "
