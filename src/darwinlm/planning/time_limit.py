@@ -1,9 +1,9 @@
 """A time limit of a run: before a stage, the settings of the remaining ones are fitted to the time that is left.
 
-A pass through a real block is timed first, so that the plan holds for this machine and its present load; the stage that
-ran last corrects it too. If the remaining stages take too long, all of their text and steps are lowered to
-the same share, down to a run without refit and recovery on the least text. Search and recovery also get time limits.
-The settings are kept in a file, with which an interrupted run resumes.
+A pass through a real block is timed first, so that the plan holds for this machine and its present load. If the
+remaining stages take too long, all of their text and steps are lowered to the same share, down to a run without refit
+and recovery on the least text. Search, recovery and evaluation also end by the clock. The settings are kept in a file,
+with which an interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -38,14 +38,8 @@ RESERVE = 0.93
 UNPLANNED = 0.04
 """Share of the limit for stages without a plan after the last fitted one: export, report."""
 
-LONGEST_PROBE = 20.0
-"""Maximum of the minimum duration of timed passes."""
-
 FIRST_GENERATION = 1.4
 """Measured by planned time of a search with one generation (docs/notebook/speed.md, "A time limit for a run")."""
-
-LAST = 0.02
-"""Share of the limit for the report."""
 
 SHARES = (*(0.85**step for step in range(26)), 0.0)
 """Shares of the recipe's amounts, the largest first. 0 is the least text, without refit and recovery."""
@@ -54,8 +48,8 @@ FAR = 10.0
 """A run is refused if even the least text takes this many times as long as the limit. Below that it warns, because a
 plan on a busy machine is too long once the machine is idle."""
 
-PASS_SECONDS, PROBE_SECONDS, PROBE_SHARE = 0.3, 1.5, 0.01
-"""Planned duration of one timed pass, minimum duration of all of them, and the same as a share of the limit."""
+PASS_SECONDS, PROBE_SECONDS = 0.3, 2.0
+"""Planned duration of one timed pass, and minimum duration of all of them."""
 
 SEARCH = ("fitness", "training")
 """Purposes of text whose amount `search.stages` gives."""
@@ -83,7 +77,6 @@ class TimeLimit:
         self.device: Device | None = None
         self.asked: Recipe | None = None
         self.settings: list[str] = []
-        self.planned: tuple[str, float] | None = None
 
     @classmethod
     def of(cls, recipe: Recipe, *, runs: int = 1, begun: float | None = None) -> TimeLimit | None:
@@ -112,7 +105,7 @@ class TimeLimit:
             run.recipe = load_recipe(self.asked, self.settings, {})
             results.text = {purpose: _beginning(part, run.recipe, purpose) for purpose, part in results.text.items()}
         if stage == STAGES[-1]:
-            run.evaluation_ends = self.clock() + max((1 - LAST) * self.seconds - self.used, 0.0) / self.runs
+            run.evaluation_ends = self.clock() + max((1 - UNPLANNED) * self.seconds - self.used, 0.0) / self.runs
         shorter = [*differences(self.asked, run.recipe)]
         if hasattr(results, "search") and results.search.record["ended"] == OUT_OF_TIME:
             done = results.search.record["history"][-1]["number"]
@@ -144,15 +137,16 @@ class TimeLimit:
         sizes = _sizes(run, self.asked)
         if stage not in self._planned(sizes, stage, 1):
             return []
-        passes = self._of_passes(run, sizes, tokens)
-        slower = (passes + (self._of_last_stage(run) or passes)) / 2
+        slower = self._of_passes(run, sizes, tokens)
         room = RESERVE * self.seconds - self.used
         if stage != STAGES[-1]:
             room -= self.runs * UNPLANNED * self.seconds
         if stage != STAGES[0]:
             room /= self.runs
-        share, planned = self._longest(sizes, stage, room / slower)
-        self.planned = stage, planned.get(stage, 0.0)
+        for share in SHARES:
+            planned = self._planned(sizes, stage, share)
+            if slower * sum(planned.values()) <= room:
+                break
         seconds = slower * sum(planned.values())
         settings = _assignments(shortened(self.asked, share, stage))
         # Search and recovery can stop at any time, so they get what the others leave.
@@ -178,14 +172,6 @@ class TimeLimit:
             run.reporter.say(f"time limit: {hours(max(room, 0))} left, no {OPTIONAL[stage].partition('.')[0]}")
         return settings
 
-    def _longest(self, sizes: Sizes, stage: str, room: float) -> tuple[float, dict[str, float]]:
-        """The largest share of the amounts that fits into some seconds of the plan, or the smallest, and its plan."""
-        for share in SHARES:
-            planned = self._planned(sizes, stage, share)
-            if sum(planned.values()) <= room:
-                break
-        return share, planned
-
     def _planned(self, sizes: Sizes, stage: str, share: float, *, generations: int = 1) -> dict[str, float]:
         """Seconds of a stage and its successors on the plan's device, without the search's own time limit."""
         assert self.asked is not None
@@ -206,9 +192,8 @@ class TimeLimit:
     def _of_passes(self, run: Run, sizes: Sizes, tokens: Tensor) -> float:
         """Measured by planned seconds of passes through the first block, with the present load."""
         assert self.device is not None
-        kind = sizes.kind
         sequence = sizes.forward / sizes.depth * tokens.shape[1]
-        sequence /= self.device.rates[kind] * self.device.efficiency[kind]
+        sequence /= self.device.rates[sizes.kind] * self.device.efficiency
         most = min(len(tokens), max(1, run.batch_tokens // tokens.shape[1]))
         sequences = max(1, min(most, int(PASS_SECONDS / sequence)))
         stream = BlockStream(
@@ -217,23 +202,11 @@ class TimeLimit:
         stream.load(0)
         stream.run(0)
         begun, passes = self.clock(), 0
-        enough = min(max(PROBE_SECONDS, PROBE_SHARE * self.seconds), LONGEST_PROBE)
-        while not passes or self.clock() - begun < enough:
+        while not passes or self.clock() - begun < PROBE_SECONDS:
             stream.run(0)
             passes += 1
         measured = (self.clock() - begun) / passes
         return measured / (sequences * sequence + self.device.block_seconds)
-
-    def _of_last_stage(self, run: Run) -> float:
-        """Measured by planned seconds of the stage that was fitted last; 0 if it has none."""
-        if self.planned is None:
-            return 0.0
-        stage, planned = self.planned
-        names = ("saliency", stage) if stage == STAGES[0] else (stage,)
-        ran = [entry for entry in run.timings if entry.name in names]
-        if not ran or planned <= 0 or stage == "search" or any(entry.reused or entry.resumed for entry in ran):
-            return 0.0
-        return sum(entry.seconds for entry in ran) / planned
 
 
 def _device(run: Run) -> Device:
@@ -248,7 +221,7 @@ def _sizes(run: Run, recipe: Recipe) -> Sizes:
     if recipe.budget.kind in ("speedup", "latency"):
         recipe = load_recipe(recipe, ["budget.keep=0.5"], {})
     sizes = Sizes(run.checkpoint, recipe, parallel.size())
-    _ = sizes.budget  # kept for other settings
+    _ = sizes.kept_blocks  # kept for other settings
     return sizes
 
 
