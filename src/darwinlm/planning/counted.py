@@ -53,24 +53,15 @@ class Passes:
     saved: float
 
 
-def count_passes(
-    checkpoint: Checkpoint,
-    model: Any,
-    length: int,
-    dtype: torch.dtype,
-    low: torch.dtype | None = None,
-    *,
-    backward: bool = False,
-) -> Passes:
+def count_passes(checkpoint: Checkpoint, model: Any, length: int, dtype: torch.dtype, *, backward: bool) -> Passes:
     """Count a pass through every block. The skeleton's tensors are replaced by fake ones.
 
-    `dtype` is that of weights and residual stream, `low` that of products if autocast lowers it. With `backward`, a
-    backward pass follows, with gradients of all weights. Raises FamilyError if PyTorch can't run the blocks without
-    data.
+    With `backward`, a backward pass follows, with gradients of all weights. Raises FamilyError if PyTorch can't run the
+    blocks without data.
     """
     family, scale = checkpoint.family, 1.0
     if family.mlp.experts is not None:  # PyTorch knows the grouped products of fake tensors in bfloat16 alone
-        scale, dtype, low = (low or dtype).itemsize / 2, torch.bfloat16, None
+        scale, dtype = dtype.itemsize / 2, torch.bfloat16
     decoder, count = Decoder(model, family), max(1, TOKENS // length)
     sizes = [sum(parameter.numel() for parameter in block.parameters()) for block in decoder.blocks]
     kinds: dict[frozenset[str], list[int]] = {}
@@ -92,7 +83,7 @@ def count_passes(
                 if index in sources:  # whose keys and values it reuses
                     with torch.no_grad():
                         decoder.run_block(sources[index], hidden, arguments[sources[index]])
-                found = _count(decoder, index, hidden, arguments[index], low, backward=backward)
+                found = _count(decoder, index, hidden, arguments[index], backward=backward)
                 alike = sum(sizes[each] for each in kind) / sizes[index]
                 flops, peak, saved = flops + alike * found[0], max(peak, found[1]), saved + alike * found[2]
     except ERRORS as error:
@@ -137,12 +128,12 @@ class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _count(
-    decoder: Decoder, index: int, hidden: Tensor, arguments: dict[str, Any], low: torch.dtype | None, *, backward: bool
+    decoder: Decoder, index: int, hidden: Tensor, arguments: dict[str, Any], *, backward: bool
 ) -> tuple[float, float, float]:
     """Operations of a forward pass, bytes at the peak, and bytes kept for the backward pass."""
     hidden = hidden.detach().requires_grad_(backward)
     decoder.blocks[index].requires_grad_(requires_grad=True)
-    with _Meter() as meter, torch.autocast("cpu", low, enabled=low is not None), torch.set_grad_enabled(backward):
+    with _Meter() as meter, torch.set_grad_enabled(backward):
         meter.hold(hidden)
         after = decoder.run_block(index, hidden, arguments)
         flops, saved = meter.flops, meter.held - after.nbytes

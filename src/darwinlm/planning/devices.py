@@ -19,8 +19,6 @@ from darwinlm.compute import has_matrix_tiles
 from darwinlm.errors import RecipeError, first_line
 from darwinlm.limits import parse_yaml, suggestion
 
-GIGA, TERA = 1e9, 1e12
-
 
 @dataclass(frozen=True)
 class Device:
@@ -63,20 +61,15 @@ class Device:
         return torch.device("cpu" if self.is_cpu else "cuda")
 
 
-CPU_STEP_SECONDS = 3e-4
-"""Minimum time of one step of a removal order on a CPU. Set on a run on two cores, 2026-11-24."""
-
-BLOCK_CALLS = 90
-"""Number of small operations that take as long as a block's pass over one token; measured on a very narrow Llama,
-2026-11-24."""
-
 CPU_EFFICIENCY, TILES_EFFICIENCY = 0.57, 0.8
 """Share of a large product's speed that passes reach on a CPU without matrix tiles, and with them. Measured on
 2026-11-24 (docs/notebook/speed.md)."""
 
-REMEDY = "give the YAML file that benchmarks/gpu.py wrote"
-
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+UNITS = dict.fromkeys(DTYPES, 1e12) | dict.fromkeys(("memory", "bandwidth", "disk"), 1e9)
+UNITS |= dict.fromkeys(("efficiency", "product_efficiency", "step_seconds"), 1.0)
+"""Units of the figures of a device in a file."""
+
 TRIALS, LONG_ENOUGH = 6, 0.3
 """Maximum number of trials of a measurement, and time limit for starting another one in seconds."""
 
@@ -109,23 +102,20 @@ def _measured(path: Path) -> Device:
     """The device of a file with a row as `devices.yaml` has them, its efficiencies, `step_seconds` and `disk`."""
     try:
         ((name, row),) = parse_yaml(path.read_text(encoding="utf-8")).items()
-        numbers = [float(value) for field, value in row.items() if field != "source"]
-        device = _from_row(str(name), row)
+        if not all(0 < float(value) < math.inf for field, value in row.items() if field != "source"):
+            raise ValueError("figures must be above 0")
+        return _from_row(str(name), row)
     except (OSError, yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise RecipeError(f"--device {path}: it describes no device ({reason}): {REMEDY}") from error
-    if not all(math.isfinite(number) and number > 0 for number in numbers):
-        raise RecipeError(f"--device {path}: it describes no device (figures must be above 0): {REMEDY}")
-    return device
+        raise RecipeError(
+            f"--device {path}: it describes no device ({type(error).__name__}: {first_line(error)}): give the YAML "
+            "file that benchmarks/gpu.py wrote"
+        ) from error
 
 
 def _from_row(name: str, row: dict[str, Any]) -> Device:
-    rates = {kind: row[kind] * TERA for kind in DTYPES}
-    optional = {field: row[field] for field in ("efficiency", "product_efficiency", "step_seconds") if field in row}
-    if "disk" in row:
-        optional["disk"] = row["disk"] * GIGA
-    memory, bandwidth = row["memory"] * GIGA, row["bandwidth"] * GIGA
-    return Device(name, memory, rates, bandwidth, str(row["source"]), **optional)
+    figures = {field: row[field] * unit for field, unit in UNITS.items() if field in row}
+    rates = {kind: figures.pop(kind) for kind in DTYPES}
+    return Device(name, rates=rates, source=str(row["source"]), **figures)
 
 
 def _card_at_hand(table: dict[str, dict[str, Any]]) -> Device:
@@ -137,7 +127,7 @@ def _card_at_hand(table: dict[str, dict[str, Any]]) -> Device:
     alike = [name for name in table if name.partition("-")[0] in spelled]
     if not alike:
         raise RecipeError(f"--device cuda: '{card.name}' isn't known: give the most similar of {', '.join(table)}")
-    name = min(alike, key=lambda each: abs(table[each]["memory"] * GIGA - card.total_memory))
+    name = min(alike, key=lambda each: abs(1e9 * table[each]["memory"] - card.total_memory))
     return replace(_from_row(name, table[name]), memory=float(card.total_memory))
 
 
@@ -161,8 +151,6 @@ def measure_cpu(clock: Callable[[], float] = time.perf_counter) -> Device:
     source = torch.zeros(16 << 20)
     target = torch.empty_like(source)
     bandwidth = 2 * source.nbytes / best(lambda: target.copy_(source))
-    small = torch.ones(1, 64)
-    call = best(lambda: [small.mul(1.0) for _ in range(100)]) / 100
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return Device(
         "cpu",
@@ -172,8 +160,7 @@ def measure_cpu(clock: Callable[[], float] = time.perf_counter) -> Device:
         _circumstances(),
         efficiency=TILES_EFFICIENCY if has_matrix_tiles() else CPU_EFFICIENCY,
         product_efficiency=1.0,
-        block_seconds=BLOCK_CALLS * call,
-        step_seconds=CPU_STEP_SECONDS,
+        step_seconds=3e-4,  # set on a run on two cores, 2026-11-24
     )
 
 

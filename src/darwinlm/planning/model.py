@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+
+import torch
 
 import torch
 
@@ -65,7 +66,7 @@ class Sizes:
         self.outside, self.depth = self.params - self.blocks, checkpoint.n_blocks
         self.saved = int(getattr(checkpoint.dtype, "itemsize", 4))
         self.head = 2.0 * self.width * self.vocabulary
-        self._counted: dict[tuple[Any, ...], Passes] = {}
+        self._counted: dict[tuple[int, torch.dtype, bool], Passes] = {}
 
     def with_settings(self, assignments: Sequence[str], processes: int | None = None) -> Sizes:
         """The same model with other settings, except units and budget."""
@@ -125,25 +126,20 @@ class Sizes:
         """Operations of one token's pass through all dense blocks."""
         return self.passes().flops
 
-    def passes(self, *, backward: bool = False, recovery: bool = False) -> Passes:
-        """Costs of one token in the dense blocks; in recovery, weights and stream are float32."""
-        length, dtype, low = self.recipe.text.sequence_length, DTYPES[self.kind], None
-        if recovery:
-            dtype, low = torch.float32, None if dtype == torch.float32 else dtype
-        key = (length, dtype, low, backward)
+    def passes(self, *, backward: bool = False) -> Passes:
+        """Costs of one token in the dense blocks."""
+        key = (self.recipe.text.sequence_length, DTYPES[self.kind], backward)
         if key not in self._counted:
-            self._counted[key] = count_passes(self.checkpoint, self._skeleton, *key[:3], backward=backward)
+            self._counted[key] = count_passes(self.checkpoint, self._skeleton, *key[:2], backward=backward)
         return self._counted[key]
 
-    def activations(self, *, recovery: bool = False, checkpointing: bool = False) -> float:
+    def activations(self, *, checkpointing: bool) -> float:
         """Bytes of one token in a forward and backward pass of the smaller model.
 
         With checkpointing, only the stream between blocks is saved, and blocks are recomputed.
         """
-        dense = self.passes(backward=True, recovery=recovery)
+        dense = self.passes(backward=True)
         around = min(AROUND * self.width * self.depth, dense.saved)
         saved = around + self.kept * (dense.saved - around)
         beside = max(dense.peak - dense.saved / self.depth, 0.0)
-        if checkpointing:
-            return self.depth * self.width * (4 if recovery else self.size) + saved / self.depth + beside
-        return saved + beside
+        return beside + (self.depth * self.width * self.size + saved / self.depth if checkpointing else saved)

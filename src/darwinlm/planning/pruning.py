@@ -32,21 +32,15 @@ STREAMS = 2 << 30
 """Bytes of residual streams that count as device memory. Larger ones are there too if they fit into a quarter of its
 free memory, but they are counted as files, which need no memory."""
 
-INPUTS = 4.0 * 2**30
-"""Bytes of cached inputs of a module in the refit; in a run they use free memory, and others are computed twice."""
-
 CACHES = 2 << 30
 """Bytes for factors, and half of those for modules, in the search; in a run they use what is free."""
 
 
-def a_pass(sizes: Sizes) -> Items:
-    """Activations of a pass through a block."""
-    return {"activations of one pass": sizes.pass_tokens * sizes.passes().peak}
-
-
-def a_block(sizes: Sizes, models: float = 1.0) -> Items:
-    """Weights of a block of one model, or more, as they are read and in the type of the passes."""
-    return {"weights of one block": models * sizes.block * (sizes.size + sizes.saved)}
+def a_pass(sizes: Sizes, models: float = 0, *, backward: bool = False) -> Items:
+    """A pass through a block, with its weights as they are read and in the type of the passes, of some models."""
+    activations = {"activations of one pass": sizes.pass_tokens * sizes.passes(backward=backward).peak}
+    weights = models * sizes.block * (sizes.size + sizes.saved)
+    return activations | ({"weights of one block": weights} if models else {})
 
 
 def orders_of(sizes: Sizes, shape: ModuleShape) -> int:
@@ -77,18 +71,15 @@ def saliency(need: StageNeed) -> None:
 
     In memory are the stream before every block, and the head or one block.
     """
-    sizes, square = need.sizes, float(need.sizes.width) ** 2
+    sizes = need.sizes
     need.tokens = sizes.whole(gradient_tokens(sizes.recipe.text.calibration_tokens))
-    # Forward pass; then again with gradients of the stream.
-    need.run(need.tokens, blocks=3, heads=2)
-    need.multiply("float32", 2.0 * need.tokens * square * len(sizes.shapes))
-    in_a_block = {"activations of the backward pass": sizes.pass_tokens * sizes.passes(backward=True).peak}
+    need.run(need.tokens, blocks=3, heads=2)  # forward pass; then again with gradients of the stream
     need.held = streams(need, need.tokens * sizes.width * (sizes.depth + 1)) | largest(
-        {"embedding and head": float(sizes.outside * sizes.size)}, a_block(sizes) | in_a_block
+        {"embedding and head": float(sizes.outside * sizes.size)}, a_pass(sizes, 1, backward=True)
     )
-    if need.device.is_cpu:  # memory freed by earlier passes stays with the process, in fragments between the streams
-        need.held |= a_pass(sizes)
-    need.read, need.disk = float(sizes.params * sizes.saved), 4.0 * square * len(sizes.shapes)
+    if need.device.is_cpu:  # memory that forward passes freed stays with the process, in fragments between the streams
+        need.held["fragments"] = sizes.pass_tokens * sizes.passes().peak
+    need.read, need.disk = float(sizes.params * sizes.saved), 4.0 * sizes.width**2 * len(sizes.shapes)
 
 
 def database(need: StageNeed) -> None:
@@ -112,7 +103,7 @@ def database(need: StageNeed) -> None:
         work = max(work, (8 * matrices + 4 * shape.experts) * d * d)
         ordered = max(ordered, min(tokens, ORDER_TOKENS) * (shape.chosen + 2) * r * 4 if shape.experts else 0)
     of_a_block = {"second moments of one block": float(max(moments.values()))}
-    passing = a_pass(sizes) | a_block(sizes) | of_a_block | {"outputs of experts for the removal order": ordered}
+    passing = a_pass(sizes, 1) | of_a_block | {"outputs of experts for the removal order": ordered}
     factorising = {"factors of one module": work} | ({} if need.device.is_cpu else of_a_block)
     need.held = streams(need, tokens * r) | largest(passing, factorising)
     # The checkpoint is hashed and read once.
@@ -130,7 +121,9 @@ def search(need: StageNeed) -> None:
     _evaluate_candidates(need, fitness)
     # Where candidates are trained, no parent's block inputs are kept, and caches leave the room to training.
     inputs, cache = (1, CACHES / 2) if training else (sizes.depth, CACHES)
-    kept = sizes.width if getattr(sizes.checkpoint.config, "final_logit_softcapping", None) is None else sizes.vocabulary
+    kept = (
+        sizes.width if getattr(sizes.checkpoint.config, "final_logit_softcapping", None) is None else sizes.vocabulary
+    )
     own = 0.0 if training else sizes.kept * sizes.blocks * sizes.size
     need.held = {
         "dense model": float(sizes.params * sizes.size),
@@ -200,12 +193,7 @@ def refit(need: StageNeed) -> None:
         need.multiply("float64", need.processes * len(RIDGES) * (d**3 / 3 + 4 * d * d * r))
     own, d = everything / need.processes, max(widths)
     need.held = {"residual streams, dense, smaller and target": 4.0 * own * r * size} | largest(
-        a_pass(sizes)
-        | a_block(sizes, 1 + sizes.kept)
-        | {
-            "moments of one module": (2 * d * d + d * r) * 4 + d * d * 16,
-            "projection inputs": min(own * d * size, INPUTS),
-        },
+        a_pass(sizes, 1 + sizes.kept) | {"moments of one module": (2 * d * d + d * r) * 4 + d * d * 16},
         {
             "heads: dense, smaller": 2.0 * sizes.vocabulary * r * size,
             "logits of one piece": float(HEAD_TOKENS * sizes.vocabulary * (4 + 2 * size)),
