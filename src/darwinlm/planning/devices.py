@@ -102,8 +102,6 @@ def _measured(path: Path) -> Device:
     """The device of a file with a row as `devices.yaml` has them, its efficiencies, `step_seconds` and `disk`."""
     try:
         ((name, row),) = parse_yaml(path.read_text(encoding="utf-8")).items()
-        if not all(0 < float(value) < math.inf for field, value in row.items() if field != "source"):
-            raise ValueError("figures must be above 0")
         return _from_row(str(name), row)
     except (OSError, yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise RecipeError(
@@ -114,6 +112,8 @@ def _measured(path: Path) -> Device:
 
 def _from_row(name: str, row: dict[str, Any]) -> Device:
     figures = {field: row[field] * unit for field, unit in UNITS.items() if field in row}
+    if not all(0 < figure < math.inf for figure in figures.values()):
+        raise ValueError("figures must be above 0")
     rates = {kind: figures.pop(kind) for kind in DTYPES}
     return Device(name, rates=rates, source=str(row["source"]), **figures)
 

@@ -8,8 +8,6 @@ from functools import cached_property
 
 import torch
 
-import torch
-
 from darwinlm.compute import DTYPES, saved_dtype
 from darwinlm.errors import RecipeError
 from darwinlm.families.checkpoint import Checkpoint

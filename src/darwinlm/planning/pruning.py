@@ -121,19 +121,16 @@ def search(need: StageNeed) -> None:
     _evaluate_candidates(need, fitness)
     # Where candidates are trained, no parent's block inputs are kept, and caches leave the room to training.
     inputs, cache = (1, CACHES / 2) if training else (sizes.depth, CACHES)
-    kept = (
-        sizes.width if getattr(sizes.checkpoint.config, "final_logit_softcapping", None) is None else sizes.vocabulary
-    )
-    own = 0.0 if training else sizes.kept * sizes.blocks * sizes.size
+    inputs_kept = fitness * (inputs + 1) + (sizes.pass_tokens * sizes.depth if guided else 0)
+    modules = min(2.0 * cache, 4.0 * sizes.blocks * sizes.size)
+    capped = getattr(sizes.checkpoint.config, "final_logit_softcapping", None)
     need.held = {
         "dense model": float(sizes.params * sizes.size),
-        "dense model's distributions": 4.0 * fitness * kept,
-        "block inputs of the parent, dense streams": float(fitness * sizes.width * (inputs + 1) * sizes.size),
-        "current and cached modules": max(min(2.0 * cache, 4.0 * sizes.blocks * sizes.size), own),
-        "cached factors": min(float(cache), sum(8.0 * shape.width**2 for shape in sizes.shapes)),
+        "dense model's distributions": 4.0 * fitness * (sizes.vocabulary if capped else sizes.width),
+        "block inputs of the dense model and the parent": float(inputs_kept * sizes.width * sizes.size),
+        "current and cached modules": max(modules, 0 if training else sizes.kept * sizes.blocks * sizes.size),
+        "cached factors": min(cache, sum(8.0 * shape.width**2 for shape in sizes.shapes)),
     }
-    if guided:
-        need.held["block inputs in the backward pass"] = float(sizes.pass_tokens) * sizes.width * sizes.depth * 2
     passing = a_pass(sizes) | {"logits": 10.0 * LOGIT_TOKENS * sizes.vocabulary}
     need.read = sizes.params * sizes.saved + database_bytes(sizes)
     need.bound = 60 * settings.minutes if settings.minutes is not None else need.bound
@@ -209,9 +206,7 @@ def evaluate(need: StageNeed) -> None:
     """
     sizes, recipe = need.sizes, need.sizes.recipe
     tokens, length = recipe.text.evaluation_tokens, recipe.text.sequence_length
-    lists = number_of_lists(tokens)
-    copied = lists * 2 * sum(LIST_LENGTHS)
-    copied += min(lists, tokens // length) * sum(2 * n + gap for n, gap in PASSAGES if n + gap < length)
+    copied = number_of_lists(tokens) * (2 * sum(LIST_LENGTHS) + sum(2 * n + gap for n, gap in PASSAGES))
     # The first process times the models while the others wait: a warm-up, and one round more.
     timed = 2 * length * need.processes
     decoded = need.processes * (speed.WARM_TOKENS + speed.NEW_TOKENS * (1 + len(recipe.evaluation.prompts)))

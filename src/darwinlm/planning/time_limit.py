@@ -32,17 +32,15 @@ from darwinlm.stages.results import StageResults
 
 FILE = "time_limit.json"
 
-RESERVE = 0.93
-"""Share of the limit that is planned; the rest is for errors of the plan."""
-
-UNPLANNED = 0.04
-"""Share of the limit for stages without a plan after the last fitted one: export, report."""
+PLANNED, EVALUATED = 0.9, 0.97
+"""Shares of the limit that are planned, and until which the evaluation may last. The rest is for stages without a plan
+(export, report) and for errors of the plan."""
 
 FIRST_GENERATION = 1.4
 """Measured by planned time of a search with one generation (docs/notebook/speed.md, "A time limit for a run")."""
 
-SHARES = (*(0.85**step for step in range(26)), 0.0)
-"""Shares of the recipe's amounts, the largest first. 0 is the least text, without refit and recovery."""
+SHARES = tuple(0.85**step for step in range(26))
+"""Shares of the recipe's amounts, the largest first. If none fits, 0 is the least text, without refit and recovery."""
 
 FAR = 10.0
 """A run is refused if even the least text takes this many times as long as the limit. Below that it warns, because a
@@ -75,6 +73,7 @@ class TimeLimit:
         self.seconds, self.runs, self.clock = seconds, runs, clock
         self.begun, self.earlier = clock() if begun is None else begun, 0.0
         self.device: Device | None = None
+        self.slower = 1.0
         self.asked: Recipe | None = None
         self.settings: list[str] = []
 
@@ -105,7 +104,7 @@ class TimeLimit:
             run.recipe = load_recipe(self.asked, self.settings, {})
             results.text = {purpose: _beginning(part, run.recipe, purpose) for purpose, part in results.text.items()}
         if stage == STAGES[-1]:
-            run.evaluation_ends = self.clock() + max((1 - UNPLANNED) * self.seconds - self.used, 0.0) / self.runs
+            run.evaluation_ends = self.clock() + max(EVALUATED * self.seconds - self.used, 0.0) / self.runs
         shorter = [*differences(self.asked, run.recipe)]
         if hasattr(results, "search") and results.search.record["ended"] == OUT_OF_TIME:
             done = results.search.record["history"][-1]["number"]
@@ -132,62 +131,57 @@ class TimeLimit:
     def _fitted(self, stage: str, run: Run, tokens: Tensor) -> list[str]:
         """Assignments with which the remaining stages fit into the time that is left."""
         assert self.asked is not None
-        if self.device is None:
-            self.device = _device(run)
+        self.device = self.device or _device(run)
         sizes = _sizes(run, self.asked)
         if stage not in self._planned(sizes, stage, 1):
             return []
-        slower = self._of_passes(run, sizes, tokens)
-        room = RESERVE * self.seconds - self.used
-        if stage != STAGES[-1]:
-            room -= self.runs * UNPLANNED * self.seconds
-        if stage != STAGES[0]:
-            room /= self.runs
-        for share in SHARES:
-            planned = self._planned(sizes, stage, share)
-            if slower * sum(planned.values()) <= room:
-                break
-        seconds = slower * sum(planned.values())
+        self.slower = self._of_passes(run, sizes, tokens)
+        room = (PLANNED * self.seconds - self.used) / (1 if stage == STAGES[0] else self.runs)
+        share = next((each for each in SHARES if sum(self._planned(sizes, stage, each).values()) <= room), 0.0)
+        planned = self._planned(sizes, stage, share)
         settings = _assignments(shortened(self.asked, share, stage))
         # Search and recovery can stop at any time, so they get what the others leave.
         limited = {"search": ("search.minutes", self.asked.search.minutes), "recover": ("recovery.minutes", None)}
         if stage in limited and stage in planned:
             name, given = limited[stage]
-            minutes = (max(room - seconds, 0.0) + slower * planned[stage]) / 60
+            minutes = (max(room - sum(planned.values()), 0.0) + planned[stage]) / 60
             settings.append(f"{name}={min(minutes, given or minutes):.4g}")
         part = "" if share == 1 else f" with {share:.0%} of the text" if share else " with the least text"
         if stage == STAGES[0]:
             whole = self._planned(sizes, stage, share, generations=self.asked.search.generations)
-            about = (self.used + max(seconds, min(slower * sum(whole.values()), room))) / (1 - UNPLANNED)
-            if about > FAR * self.seconds:
-                raise RecipeError(
-                    f"time: {hours(self.seconds)} is too short for this model on this machine: even with the least "
-                    f"text it takes about {hours(about)} at its present load: give at least that, or a faster device"
-                )
-            late = ", which can't be kept" if about > self.seconds else ""
-            run.reporter.say(f"this takes about {hours(about)} here{part} (time limit {hours(self.seconds)}{late})")
-        elif part and stage in planned:
-            run.reporter.say(f"time limit: {hours(max(room, 0))} left for {' + '.join(planned)}{part}")
+            about = self.used + max(sum(planned.values()), min(sum(whole.values()), room))
+            run.reporter.say(f"this takes about {hours(about)} here{part} (time limit {self._checked(about)})")
         elif part:
-            run.reporter.say(f"time limit: {hours(max(room, 0))} left, no {OPTIONAL[stage].partition('.')[0]}")
+            rest = f" left for {' + '.join(planned)}{part}"
+            without = f" left, no {OPTIONAL.get(stage, stage).partition('.')[0]}"
+            run.reporter.say(f"time limit: {hours(max(room, 0))}{rest if stage in planned else without}")
         return settings
 
+    def _checked(self, about: float) -> str:
+        """The limit in words, for a run of about so many seconds. Raises RecipeError if that is far more."""
+        if about > FAR * self.seconds:
+            raise RecipeError(
+                f"time: {hours(self.seconds)} is too short for this model on this machine: even with the least text it "
+                f"takes about {hours(about)} at its present load: give at least that, or a faster device"
+            )
+        return hours(self.seconds) + (", which can't be kept" if about > self.seconds else "")
+
     def _planned(self, sizes: Sizes, stage: str, share: float, *, generations: int = 1) -> dict[str, float]:
-        """Seconds of a stage and its successors on the plan's device, without the search's own time limit."""
+        """Seconds of a stage and its successors at the measured speed, without the search's own time limit."""
         assert self.asked is not None
         assert self.device is not None
         settings = [*self.settings, f"search.generations={generations}", "search.minutes=null"]
         remaining = STAGES[STAGES.index(stage) :]
         for name in remaining:
             settings += _assignments(shortened(self.asked, share, name))
-        found = dict.fromkeys(remaining, 0.0)
-        for need in estimate(sizes.with_settings(settings, sizes.processes), self.device):
+        found: dict[str, float] = {}
+        for need in estimate(sizes.with_settings(settings), self.device):
             name = "database" if need.name == "saliency" else need.name
-            if name in found:
-                several = float(self.runs) if stage == STAGES[0] and name != stage else 1.0
-                several *= FIRST_GENERATION if name == "search" and generations == 1 else 1.0
-                found[name] += several * need.unbounded_seconds
-        return {name: seconds for name, seconds in found.items() if seconds}
+            if name in remaining:
+                several = self.runs if stage == STAGES[0] and name != stage else 1
+                first = FIRST_GENERATION if name == "search" and generations == 1 else 1.0
+                found[name] = found.get(name, 0.0) + self.slower * several * first * need.unbounded_seconds
+        return found
 
     def _of_passes(self, run: Run, sizes: Sizes, tokens: Tensor) -> float:
         """Measured by planned seconds of passes through the first block, with the present load."""

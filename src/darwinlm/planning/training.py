@@ -122,7 +122,7 @@ def recover(need: StageNeed) -> None:
         "weights of the smaller model, float32": 4.0 * small / count,
         "gradients": 4.0 * weights / count,
         "AdamW's two moments": 8.0 * weights / count,
-        "activations of the backward pass": micro * activations,
+        "activations of the backward pass": micro * activations * (FLOAT32_STREAM if size == 2 else 1),
         "logits of one piece": float(min(LOGIT_CHUNK, micro) * sizes.vocabulary * RECOVERY_LOGIT_BYTES),
     }
     if size == 2:
