@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from operator import attrgetter
 from typing import Any
 
 from torch import Tensor
@@ -23,7 +24,6 @@ from darwinlm.errors import RecipeError
 from darwinlm.planning.devices import Device, find_device
 from darwinlm.planning.model import Sizes
 from darwinlm.planning.plan import estimate, hours
-from darwinlm.planning.shorten import OPTIONAL, STAGES, differences, shortened
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.report.summary import TimeFigures
 from darwinlm.run import Run
@@ -31,6 +31,21 @@ from darwinlm.search.evolve.evolution import OUT_OF_TIME
 from darwinlm.stages.results import StageResults
 
 FILE = "time_limit.json"
+
+STAGES = ("database", "search", "refit", "recover", "evaluate")
+"""Stages whose time depends on these settings, in order."""
+
+TEXT: dict[str, tuple[tuple[str, int, str], ...]] = {
+    "database": (("text.calibration_tokens", 4, "calibration text"),),
+    "refit": (("refit.tokens", 32, "text of the refit"), ("text.validation_tokens", 2, "validation text")),
+    "recover": (("recovery.tokens", 8, "training"), ("text.validation_tokens", 2, "validation text")),
+    "evaluate": (("text.evaluation_tokens", 2, "evaluation text"),),
+}
+"""Amounts of text of each stage: setting, least number of sequences, and name."""
+
+OPTIONAL = {"refit": "refit.tokens", "recover": "recovery.tokens"}
+"""Stages that are left out rather than run on less than their least text, with the setting of their amount. A refit on
+less gains nothing (see docs/notebook/training.md); for recovery it is our choice, 2026-11-27."""
 
 PLANNED, EVALUATED = 0.9, 0.97
 """Shares of the limit that are planned, and until which the evaluation may last. The rest is for stages without a plan
@@ -239,3 +254,44 @@ def _beginning(part: TokenBlocks, recipe: Recipe, purpose: str) -> TokenBlocks:
 
 def _assignments(settings: dict[str, Any]) -> list[str]:
     return [f"{name}={json.dumps(value)}" for name, value in settings.items()]
+
+
+def shortened(recipe: Recipe, share: float, stage: str) -> dict[str, Any]:
+    """Settings of one of `STAGES` by dotted name, with its amounts lowered to a share; those that stay are left out."""
+    length = recipe.text.sequence_length
+    if share >= 1:
+        return {}
+    if stage == "search":  # the first round keeps a sequence at least
+        given = [each.model_dump() for each in recipe.search.stages]
+        rounds = [
+            each
+            | {
+                "tokens": min(each["tokens"], max(int(share * each["tokens"]) // length, 1) * length),
+                "training_tokens": int(share * each["training_tokens"]),
+            }
+            for each in given
+        ]
+        return {"search.stages": rounds} if rounds != given else {}
+    settings: dict[str, Any] = {}
+    for name, sequences, _ in TEXT[stage]:
+        amount = attrgetter(name)(recipe)
+        if name == OPTIONAL.get(stage) and share * amount < sequences * length:
+            return {name: 0} if amount else {}
+        wanted = max(int(share * amount) // length, sequences) * length
+        if wanted < amount:
+            settings[name] = wanted
+    return settings
+
+
+def differences(asked: Recipe, taken: Recipe) -> Iterator[str]:
+    """What was shortened, in words: `calibration text 8,192 of 65,536 tokens`."""
+    for name in OPTIONAL.values():
+        if attrgetter(name)(asked) and not attrgetter(name)(taken):
+            yield f"no {name.partition('.')[0]}"
+    amounts = {name: words for stage in TEXT.values() for name, _, words in stage}
+    for name, words in amounts.items():
+        given, used = attrgetter(name)(asked), attrgetter(name)(taken)
+        if 0 < used < given:
+            yield f"{words} {used:,} of {given:,} tokens"
+    if taken.search.fitness_needed < asked.search.fitness_needed:
+        yield f"text of the search {taken.search.fitness_needed:,} of {asked.search.fitness_needed:,} tokens"

@@ -19,10 +19,6 @@ TRANSFER = 25e9
 STATE_BYTES = 12
 """Bytes of one weight's state: float32 master weight, AdamW's two moments."""
 
-FLOAT32_STREAM = 1.17
-"""Activations of recovery in bfloat16 by those of passes in bfloat16, since its stream is float32. Counted for Llama
-and Qwen2 under autocast, 2026-11-27; 1.03 to 1.17 in other families."""
-
 RECOVERY_LOGIT_BYTES = 30
 """Peak bytes per logit in recovery: logits of both models, their float32 log-softmax, and gradients."""
 
@@ -115,14 +111,12 @@ def recover(need: StageNeed) -> None:
         need.run(evaluated, blocks=0, heads=1)
     need.tokens = tokens
     update(need, tokens / min(settings.batch_tokens, settings.tokens), weights)
-    activations = sizes.activations(checkpointing=settings.gradient_checkpointing) * (
-        FLOAT32_STREAM if size == 2 else 1
-    )
+    activations = sizes.activations(checkpointing=settings.gradient_checkpointing, recovery=True)
     need.held = {
         "weights of the smaller model, float32": 4.0 * small / count,
         "gradients": 4.0 * weights / count,
         "AdamW's two moments": 8.0 * weights / count,
-        "activations of the backward pass": micro * activations * (FLOAT32_STREAM if size == 2 else 1),
+        "activations of the backward pass": micro * activations,
         "logits of one piece": float(min(LOGIT_CHUNK, micro) * sizes.vocabulary * RECOVERY_LOGIT_BYTES),
     }
     if size == 2:
