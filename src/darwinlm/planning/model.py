@@ -21,10 +21,6 @@ AROUND = 20
 """Bytes that a block keeps for the backward pass for each element of the stream, besides those in its sub-layers.
 Counted for Llama and Qwen2 in bfloat16, 2026-11-27; 8 to 38 in other families."""
 
-FLOAT32_STREAM = 1.17
-"""Activations under autocast to bfloat16 with a float32 stream, by those with all of it in bfloat16. Counted for Llama
-and Qwen2, 2026-11-27; 1.03 to 1.17 in other families."""
-
 
 class Sizes:
     """Sizes of a model and a recipe; operations and bytes are counted when they are asked for.
@@ -135,16 +131,14 @@ class Sizes:
             self._counted[key] = count_passes(self.checkpoint, self._skeleton, *key[:2], backward=backward)
         return self._counted[key]
 
-    def activations(self, *, checkpointing: bool, recovery: bool = False) -> float:
+    def activations(self, stream: int) -> float:
         """Bytes of one token in a forward and backward pass of the smaller model.
 
-        With checkpointing, only the stream between blocks is saved, and blocks are recomputed. In recovery, weights and
-        stream are float32.
+        With gradient checkpointing, only the stream between blocks is saved, with `stream` bytes for each element, and
+        blocks are recomputed. 0 saves everything.
         """
-        dense, more = self.passes(backward=True), FLOAT32_STREAM if recovery and self.size == 2 else 1.0
+        dense = self.passes(backward=True)
         around = min(AROUND * self.width * self.depth, dense.saved)
         saved = around + self.kept * (dense.saved - around)
         beside = max(dense.peak - dense.saved / self.depth, 0.0)
-        if checkpointing:
-            return self.depth * self.width * (4 if recovery else self.size) + more * (saved / self.depth + beside)
-        return more * (saved + beside)
+        return beside + (self.depth * self.width * stream + saved / self.depth if stream else saved)

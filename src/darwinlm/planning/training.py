@@ -60,7 +60,7 @@ def train_candidates(need: StageNeed, passing: Items) -> Items:
     # Weights and gradients in the type of the passes, and the state.
     own = (STATE_BYTES + 2.0 * sizes.size) * weights + (sizes.size * sizes.kept * sizes.blocks if rank else 0)
     back = {
-        "activations of the backward pass": piece * sizes.activations(checkpointing=not on_cpu),
+        "activations of the backward pass": piece * sizes.activations(0 if on_cpu else sizes.size),
         "logits of training": float(LOGIT_BYTES * LOGIT_TOKENS * sizes.vocabulary),
     }
     text = {"dense model's stream of the training text": float(learnt * sizes.width * sizes.size)}
@@ -111,12 +111,11 @@ def recover(need: StageNeed) -> None:
         need.run(evaluated, blocks=0, heads=1)
     need.tokens = tokens
     update(need, tokens / min(settings.batch_tokens, settings.tokens), weights)
-    activations = sizes.activations(checkpointing=settings.gradient_checkpointing, recovery=True)
     need.held = {
         "weights of the smaller model, float32": 4.0 * small / count,
         "gradients": 4.0 * weights / count,
         "AdamW's two moments": 8.0 * weights / count,
-        "activations of the backward pass": micro * activations,
+        "activations of the backward pass": micro * sizes.activations(4 if settings.gradient_checkpointing else 0),
         "logits of one piece": float(min(LOGIT_CHUNK, micro) * sizes.vocabulary * RECOVERY_LOGIT_BYTES),
     }
     if size == 2:
