@@ -36,11 +36,10 @@ CACHES = 2 << 30
 """Bytes for factors, and half of those for modules, in the search; in a run they use what is free."""
 
 
-def a_pass(sizes: Sizes, models: float = 0, *, backward: bool = False) -> Items:
-    """A pass through a block, with its weights as they are read and in the type of the passes, of some models."""
+def a_pass(sizes: Sizes, copies: float = 0, *, backward: bool = False) -> Items:
+    """A pass through a block, with copies of its weights in the type of the passes."""
     activations = {"activations of one pass": sizes.pass_tokens * sizes.passes(backward=backward).peak}
-    weights = models * sizes.block * (sizes.size + sizes.saved)
-    return activations | ({"weights of one block": weights} if models else {})
+    return activations | ({"weights of one block": copies * sizes.block * sizes.size} if copies else {})
 
 
 def orders_of(sizes: Sizes, shape: ModuleShape) -> int:
@@ -69,13 +68,13 @@ def streams(need: StageNeed, count: float) -> Items:
 def saliency(need: StageNeed) -> None:
     """Gradients of the loss at the outputs of modules; weights get none.
 
-    In memory are the stream before every block, and the head or one block.
+    In memory are the stream before every block, and the head or one block, as it is read and as it is used.
     """
     sizes = need.sizes
     need.tokens = sizes.whole(gradient_tokens(sizes.recipe.text.calibration_tokens))
     need.run(need.tokens, blocks=3, heads=2)  # forward pass; then again with gradients of the stream
     need.held = streams(need, need.tokens * sizes.width * (sizes.depth + 1)) | largest(
-        {"embedding and head": float(sizes.outside * sizes.size)}, a_pass(sizes, 1, backward=True)
+        {"embedding and head": float(sizes.outside * sizes.size)}, a_pass(sizes, 2, backward=True)
     )
     if need.device.is_cpu:  # memory that forward passes freed stays with the process, in fragments between the streams
         need.held["fragments"] = sizes.pass_tokens * sizes.passes().peak
@@ -172,7 +171,8 @@ def _evaluate_candidates(need: StageNeed, fitness: int) -> None:
 def refit(need: StageNeed) -> None:
     """Both models by block, fits of output projections, comparisons on validation text for the interpolation factor.
 
-    In memory are the streams, and a block with the moments of a module, or the heads at the end.
+    In memory are the streams, and a block of both models for each text with the moments of a module, or the heads at the
+    end.
     """
     sizes, recipe, size, r = need.sizes, need.sizes.recipe, need.sizes.size, float(need.sizes.width)
     held_out, widths = recipe.text.validation_tokens, [shape.width * sizes.kept for shape in sizes.shapes]
@@ -190,7 +190,7 @@ def refit(need: StageNeed) -> None:
         need.multiply("float64", need.processes * len(RIDGES) * (d**3 / 3 + 4 * d * d * r))
     own, d = everything / need.processes, max(widths)
     need.held = {"residual streams, dense, smaller and target": 4.0 * own * r * size} | largest(
-        a_pass(sizes, 1 + sizes.kept) | {"moments of one module": (2 * d * d + d * r) * 4 + d * d * 16},
+        a_pass(sizes, 2 + 2 * sizes.kept) | {"moments of one module": (2 * d * d + d * r) * 4 + d * d * 16},
         {
             "heads: dense, smaller": 2.0 * sizes.vocabulary * r * size,
             "logits of one piece": float(HEAD_TOKENS * sizes.vocabulary * (4 + 2 * size)),
