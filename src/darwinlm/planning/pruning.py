@@ -171,8 +171,7 @@ def _evaluate_candidates(need: StageNeed, fitness: int) -> None:
 def refit(need: StageNeed) -> None:
     """Both models by block, fits of output projections, comparisons on validation text for the interpolation factor.
 
-    In memory are the streams, and a block of both models for each text with the moments of a module, or the heads at the
-    end.
+    In memory are the streams, and a block of both models for each text and the moments of a module, or the heads.
     """
     sizes, recipe, size, r = need.sizes, need.sizes.recipe, need.sizes.size, float(need.sizes.width)
     held_out, widths = recipe.text.validation_tokens, [shape.width * sizes.kept for shape in sizes.shapes]
