@@ -138,5 +138,5 @@ def _count(
         after = decoder.run_block(index, hidden, arguments)
         flops, saved = meter.flops, meter.held - after.nbytes
         if backward:
-            after.backward(torch.empty_like(after))
+            after.backward(torch.empty_like(after))  # type: ignore[no-untyped-call]
     return flops, meter.peak, saved
