@@ -32,7 +32,7 @@ from darwinlm.calibration.stream import BlockStream
 from darwinlm.database.blocks import block_file
 from darwinlm.database.build import build_database
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.malloc import kept_memory
+from darwinlm.memory import kept_memory
 from darwinlm.recipe import UnitsSettings
 from random_llama import write_llama
 

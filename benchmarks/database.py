@@ -121,7 +121,7 @@ def measure(r: int, d: int, device: str, steps: int, full_below: int, repeats: i
         factor_seconds.append(seconds)
     peak = peak_bytes(device)
     L = unpack_lower(packed, d)
-    factors = NestedFactors(columns, L, full_target(L, W, columns), errors)
+    factors = NestedFactors(columns, L, full_target(L, W, columns))
     _, weights_seconds = timed(device, kept_weights, factors, d // 2)
 
     steps = d if d <= full_below else min(steps, d)

@@ -14,7 +14,7 @@ import json
 import sys
 import warnings
 
-from darwinlm.bench import run_bench
+from darwinlm.runs.bench import run_bench
 
 CASES = {
     "torch-bfloat16": {"engine": "torch", "dtype": "bfloat16"},

@@ -187,7 +187,7 @@ def main() -> None:
                 if parallel.is_main():
                     sys.stdout.write(f"{found[-1]}\n")
                     sys.stdout.flush()
-        parallel.barrier()
+        parallel.gather(None)
     failed = [line.name for line in found if line.ok is False]
     if parallel.is_main():
         options.out.write_text(json.dumps({"failed": failed, "lines": [asdict(line) for line in found]}, indent=1))

@@ -270,7 +270,7 @@ def moments(setup: Setup) -> None:
 
     tokens, width = (256, 96) if setup.tiny else (8192, 11008)
     x = torch.randn(tokens, width, device=setup.kind, dtype=torch.bfloat16)
-    moment = SecondMoment(width, setup.kind)
+    moment = SecondMoment(width, device=setup.kind)
     moment.add(x)
     part = x[:, : min(width, 2048)].double()
     exact = part.T @ part / tokens
@@ -285,9 +285,9 @@ def moments(setup: Setup) -> None:
 
 def order(setup: Setup) -> None:
     """Measure removal order and factor of one MLP: seconds of each step, and the order against the CPU's."""
-    from darwinlm.database.elimination import why_not_recorded
+    from darwinlm.database.elimination import eliminate, why_not_recorded
     from darwinlm.database.factors import unpack_lower, whole_factor_
-    from darwinlm.database.order import Removal, damp_, ordered_moment, removal_order
+    from darwinlm.database.order import BLOCK, damp, damp_, ordered_moment, removal_order
     from database import synthetic
 
     small = 96 if setup.tiny else 1536
@@ -309,25 +309,27 @@ def order(setup: Setup) -> None:
             setup.wait()
             times.append(time.perf_counter())
 
-        removal = Removal(H, W, units)
-        step()
-        columns = removal.run().columns(units)
+        columns = removal_order(H, W, units).columns(units)
         step()
         packed, _, _ = whole_factor_(damp_(ordered_moment(H, columns)), W, columns)
         step()
         unpack_lower(packed, d)
         step()
-        inverse, loop, factor, unpacking = (b - a for a, b in pairwise(times))
-        for name, value in (("inverse", inverse), ("loop", loop), ("factor", factor), ("unpacking", unpacking)):
+        ordered, factor, unpacking = (b - a for a, b in pairwise(times))
+        for name, value in (("order", ordered), ("factor", factor), ("unpacking", unpacking)):
             setup.told("order", f"d = {d} {name}", value, "s")
-        per_step = 1e6 * loop / d
-        setup.told("order", f"d = {d} for each removed channel", per_step, "µs")
         limit = 8.0 * (d / 11008) ** 2
-        setup.most("order", f"d = {d} order and factor", inverse + loop + factor, "s", limit, speed=True)
+        setup.most("order", f"d = {d} order and factor", ordered + factor, "s", limit, speed=True)
         if setup.kind.type == "cuda":
             peak = torch.cuda.max_memory_allocated() / d**2
             setup.most("order", f"d = {d} peak", peak, "bytes / d²", 36.0)  # 32, and the synthetic moment itself
-        del H, W, removal, columns, packed
+        C, G = damp(H), W.T @ W
+        step()
+        eliminate(C, G, d, BLOCK)
+        step()
+        per_step = 1e6 * (times[-1] - times[-2]) / d
+        setup.told("order", f"d = {d} for each removed channel", per_step, "µs")
+        del H, W, C, G, columns, packed
     setup.told("order", STEPS, per_step, "µs")
     if setup.kind.type == "cuda":
         reason = why_not_recorded()

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from darwinlm.console import Reporter
-from darwinlm.demo import demo_model
 from darwinlm.pipeline import run_stages
 from darwinlm.recipe import load_recipe
 from darwinlm.run import Run
+from darwinlm.runs.demo import demo_model
 
 SETTINGS = {
     "budget.keep": 0.5,

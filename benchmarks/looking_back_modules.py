@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.demo import demo_model
 from darwinlm.evaluation.divergence import DenseDistribution, token_losses
 from darwinlm.evaluation.looking_back import word_lists
 from darwinlm.evaluation.models import open_model
 from darwinlm.evaluation.text import pack
 from darwinlm.families.decoder import Absent, Decoder
 from darwinlm.families.family import family_of
+from darwinlm.runs.demo import demo_model
 
 WORDS = 16
 

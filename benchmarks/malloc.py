@@ -19,10 +19,10 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from darwinlm.demo import demo_model
 from darwinlm.families.resolve import resolve_model
-from darwinlm.malloc import kept_memory
+from darwinlm.memory import kept_memory
 from darwinlm.recovery.model import batch_loss, dense_top
+from darwinlm.runs.demo import demo_model
 
 CPU = torch.device("cpu")
 

@@ -118,7 +118,7 @@ def measured(
     stitched = Stitched(stage, Checkpoint.open(stage.folder / "model"))
     refitted = refit_stage(steps_run(run, MethodRow(place, ("refit",))), texts, stitched)
     assert refitted is not None
-    models = {"kl": stitched.checkpoint.load(torch.float32), "kl refitted": refitted.model(stitched.checkpoint)}
+    models = {"kl": stitched.model(), "kl refitted": refitted.model()}
     dense = run.checkpoint.load(torch.float32)
     qualities = measure_quality(dense, models, texts["evaluation"].tokens, batch_tokens=4096)
     return {

@@ -26,13 +26,13 @@ from rich.console import Console
 
 from calibration import peak_bytes
 from darwinlm.console import Reporter
-from darwinlm.demo import demo_recipe
 from darwinlm.pipeline import run_stages
 from darwinlm.planning.devices import Device, measure_cpu
 from darwinlm.planning.model import Sizes
 from darwinlm.planning.plan import make_plan
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.run import Run
+from darwinlm.runs.demo import demo_recipe
 from random_llama import write_llama
 
 STAGES = ("database", "search", "refit", "recover", "evaluate")
@@ -122,7 +122,7 @@ def random_model(folder: Path) -> Path:
     """Write the random model with the demo's tokenizer."""
     from transformers import AutoTokenizer
 
-    from darwinlm.demo import demo_model
+    from darwinlm.runs.demo import demo_model
 
     write_llama(folder, **RANDOM)
     demo = demo_model()

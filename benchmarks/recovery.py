@@ -52,7 +52,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import RecoverySettings
 from darwinlm.recipe.quantities import COUNTS, parse_quantity
 from darwinlm.recovery import train as recovery_train
-from darwinlm.recovery.cache import CacheKey, cached_text
+from darwinlm.recovery.cache import cached_text
 from darwinlm.recovery.checks import check_teacher
 from darwinlm.recovery.schedule import LEAST_RATE, plan_steps, rate_share, warm_up_steps
 from recovery_plot import draw
@@ -304,8 +304,9 @@ def run(options: argparse.Namespace) -> None:
             text,
             dense,
             options.cache or options.out / "teacher-cache",
-            CacheKey(teacher.digest, DTYPE, options.cached_top_k),
+            {"teacher": teacher.digest, "dtype": DTYPE},
             batch_rows=max(1, options.micro_tokens // options.length),
+            top_k=options.cached_top_k,
             say=lambda message: print(message, flush=True),
         )
     settings = {"learning_rate": options.learning_rate, "batch_tokens": options.batch_tokens}

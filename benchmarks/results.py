@@ -43,8 +43,8 @@ from pathlib import Path
 from darwinlm.comparison.methods import BASELINES
 from darwinlm.comparison.record import ComparisonRecord, read_comparison
 from darwinlm.comparison.table import comparison_cells
-from darwinlm.demo import REASON, demo_model, demo_text
 from darwinlm.evaluation.suites import parse_suite
+from darwinlm.runs.demo import REASON, demo_model, demo_text
 from darwinlm.tables import markdown
 
 PAPER = Path(__file__).with_name("paper_search.yaml")

@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from darwinlm.demo import REASON, demo_model, demo_text
+from darwinlm.runs.demo import REASON, demo_model, demo_text
 
 ARMS = ("once", "rounds")
 

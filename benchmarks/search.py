@@ -41,13 +41,13 @@ from darwinlm.artifact import StageFolder, read_json
 from darwinlm.console import Reporter
 from darwinlm.data import TokenBlocks
 from darwinlm.database.store import DatabaseReader
-from darwinlm.demo import demo_recipe
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.decoder import Decoder
 from darwinlm.pipeline import run_stages
 from darwinlm.recipe import Recipe, UnitsSettings, load_recipe
 from darwinlm.run import Run
+from darwinlm.runs.demo import demo_recipe
 from darwinlm.search.evaluate.fitness import Fitness
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.predict.module_losses import local_errors

@@ -52,7 +52,7 @@ def main() -> None:
 
     dtype = fast_dtype(torch.device("cpu"))
     dense = open_model(options.dense, dtype=dtype)
-    text = pack(options.text, dense.tokenizer, sequence_length=options.length, max_tokens=None)
+    text = pack(options.text, dense.tokenizer, sequence_length=options.length, max_tokens=1 << 40)
     counts = Counter(text.flatten().tolist())
     bos = dense.tokenizer.bos_token_id
     ids = torch.tensor(sorted({*counts, *([] if bos is None else [bos])}))

@@ -15,6 +15,8 @@ os.environ |= {
 }
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -130,3 +132,31 @@ def gguf_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     folder = tmp_path_factory.mktemp("gguf")
     export_gguf(Checkpoint.open(plain_checkpoint(folder / "model", "llama")), folder / "m.gguf", quantisation="f32")
     return (folder / "m.gguf").read_bytes()
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from darwinlm import lock
+held = getattr(lock, sys.argv[1])(Path(sys.argv[2]))
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder():
+    """Start processes that hold a lock: holder("hold_folder", path)."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(how: str, path: Path) -> subprocess.Popen[str]:
+        process = subprocess.Popen([sys.executable, "-c", HOLD, how, str(path)], stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()

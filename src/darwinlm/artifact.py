@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -49,11 +49,7 @@ def file_digest(path: Path) -> str:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write to a temporary file beside `path`, then rename it, so that `path` is always complete.
-
-    Raises:
-        StorageError: The disk is full or the folder can't be written.
-    """
+    """Write to a temporary file beside `path` and rename it, so that `path` is always complete. Raises StorageError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,6 +103,18 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
     try:
         return dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise damaged(path, str(error)) from error
+
+
+@contextlib.contextmanager
+def open_tensors(path: Path) -> Iterator[Any]:
+    """Safetensors that a stage wrote, to read some of them. Raises ArtifactError if the file is missing or damaged."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="pt") as stream:
+            yield stream
     except (OSError, SafetensorError) as error:
         raise damaged(path, str(error)) from error
 
@@ -169,6 +177,18 @@ def read_manifest(folder: Path) -> Manifest:
         raise damaged(folder / MANIFEST, "its key, facts or list of files are missing") from error
 
 
+def check_file(path: Path, expected: str | None, stage: Path | None = None) -> None:
+    """Compare a file of a stage with its hash in the manifest; None if that lacks it. Raises ArtifactError."""
+    try:
+        digest = file_digest(path) if path.is_file() else None
+    except (OSError, ValueError) as error:  # such as a name that is too long
+        raise damaged(path, str(error), stage) from error
+    if digest is None:
+        raise damaged(path, "it is missing", stage)
+    if digest != expected:
+        raise damaged(path, "it was changed after it was written", stage)
+
+
 @cache
 def stage_version(name: str) -> int:
     """Version of a stage's code, which is a part of its key, so that results of older code are redone.
@@ -197,8 +217,7 @@ class StageFolder:
     def is_complete(self) -> bool:
         """Whether the stage is finished for this key; its files are then compared with their hashes.
 
-        Raises:
-            ArtifactError: A file is missing or differs from what the manifest recorded.
+        Raises ArtifactError if a file is missing or differs from what the manifest recorded.
         """
         if not (self.folder / MANIFEST).exists():
             return False
@@ -206,15 +225,7 @@ class StageFolder:
         if manifest.key != self.key:
             return False
         for name, expected in manifest.files.items():
-            file = self.folder / name
-            try:
-                digest = file_digest(file) if file.is_file() else None
-            except (OSError, ValueError) as error:  # such as a name that is too long
-                raise damaged(file, str(error), self.folder) from error
-            if digest is None:
-                raise damaged(file, "it is missing", self.folder)
-            if digest != expected:
-                raise damaged(file, "it was changed after it was written", self.folder)
+            check_file(self.folder / name, expected, self.folder)
         return True
 
     def why_redone(self) -> str:
@@ -230,27 +241,24 @@ class StageFolder:
     def begin(self) -> bool:
         """Prepare the folder: keep files of an interrupted run with the same key, delete all others.
 
-        Returns:
-            Whether there was an interrupted run.
+        Returns whether there was an interrupted run. Raises ArtifactError if the folder isn't one of this run.
         """
         path = self.folder / KEY
+        if path.exists() and not (self.folder / MANIFEST).exists() and read_json(path) == self.key:
+            for leftover in self.folder.glob("*.tmp"):
+                leftover.unlink()
+            return True
         if self.folder.is_symlink() and not self.folder.exists():
             raise ArtifactError(f"{self.folder} is a broken link: remove it, or restore its target")
         if self.folder.exists():
-            same = path.exists() and not (self.folder / MANIFEST).exists() and read_json(path) == self.key
-            if not same:
-                if not self.folder.is_dir():
-                    raise ArtifactError(f"{self.folder} is a file where a folder should be: move it away")
-                if self.folder.is_symlink():
-                    raise ArtifactError(
-                        f"{self.folder} is a symbolic link to the results of another run, which are kept: remove the "
-                        "link and rerun the same command"
-                    )
-                shutil.rmtree(self.folder)
-        for leftover in self.folder.glob("*.tmp") if self.folder.exists() else ():
-            leftover.unlink()
-        if path.exists():
-            return True
+            if not self.folder.is_dir():
+                raise ArtifactError(f"{self.folder} is a file where a folder should be: move it away")
+            if self.folder.is_symlink():
+                raise ArtifactError(
+                    f"{self.folder} is a symbolic link to the results of another run, which are kept: remove the "
+                    "link and rerun the same command"
+                )
+            shutil.rmtree(self.folder)
         write_json(path, self.key)
         return False
 

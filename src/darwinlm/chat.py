@@ -15,15 +15,10 @@ from darwinlm.evaluation.models import Opened
 
 @dataclass(frozen=True)
 class AnswerSettings:
-    """Settings of answers.
+    """Settings of answers. Raises RecipeError if one is out of range.
 
-    Attributes:
-        temperature: Sampling temperature; 0 is greedy, None uses the model's generation config.
-        repetition_penalty: Penalty; above 1, tokens that were used before become less likely.
-        system: System prompt, for models with a chat template.
-
-    Raises:
-        RecipeError: A value is out of range.
+    A temperature of 0 is greedy, None uses the model's generation config. With a repetition penalty above 1, tokens
+    that were used before become less likely. The system prompt is for models with a chat template.
     """
 
     max_tokens: int = 256
@@ -59,11 +54,8 @@ class Conversation:
     def answer(self, text: str, on_text: Callable[[str], None] = lambda piece: None) -> str:
         """Answer, and add question and answer to the history. If the context is full, the oldest turns are dropped.
 
-        `on_text` gets each piece of the answer, a word or more.
-
-        Raises:
-            DataError: The text alone doesn't fit into the model's context.
-            ModelError: The chat template can't be applied.
+        `on_text` gets each piece of the answer, a word or more. Raises DataError if the text alone doesn't fit into the
+        model's context, ModelError if the chat template can't be applied.
         """
         ids = self._prompt(text)
         streamer = _Pieces(self.tokenizer, on_text)

@@ -19,9 +19,7 @@ AMPERE = 8
 def resolve_device(name: str) -> torch.device:
     """The device named in a recipe; each process has its own GPU.
 
-    Raises:
-        RecipeError: This machine doesn't have it.
-        ParallelError: There are more processes than GPUs.
+    Raises RecipeError if this machine doesn't have it, ParallelError if there are more processes than GPUs.
     """
     if name in ("auto", "cuda") and torch.cuda.is_available():
         return torch.device("cuda", parallel.gpu()) if parallel.size() > 1 else torch.device("cuda")
@@ -109,11 +107,7 @@ def _multiplies_quickly() -> bool:
 
 
 def settled(recipe: Recipe, device: torch.device) -> Recipe:
-    """The recipe with the element type of this device instead of `auto`.
-
-    Raises:
-        RecipeError: The device doesn't support an element type.
-    """
+    """The recipe with the element type of this device instead of `auto`. Raises RecipeError if it lacks the type."""
     compute = recipe.compute
     if compute.dtype == "bfloat16" and not gpu_has_bfloat16(device):
         raise RecipeError(

@@ -122,19 +122,14 @@ class Reporter:
     ) -> None:
         """Report the progress of a part of the stage, with figures.
 
-        Args:
-            done: Number of finished steps; 0 starts the clock of this part.
-            total: Number of steps of this part.
-            what: Name of the part or of its steps.
-            kl: KL at the start of this part, and the lowest so far.
-            count: Amount of finished work and its unit, for the rate.
-            left: Seconds until the time limit of this part.
+        `what` names the part or its steps. `kl` is the KL at its start and the lowest so far, `count` the amount of
+        finished work and its unit, for the rate, and `left` the seconds until the time limit of the part.
         """
-        if self._current is not None:
-            if self._current.what != what:
-                self._current.since = None
-            self._current.what, self._current.kl, self._current.count = what, kl, count
-            self._current.left = left
+        progress = self._current
+        if progress is not None:
+            if progress.what != what:
+                progress.since = None
+            progress.what, progress.kl, progress.count, progress.left = what, kl, count, left
         self.advance(done, total)
 
     def resumes(self) -> None:

@@ -29,11 +29,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distribution
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 DISK = {
@@ -45,7 +47,10 @@ DISK = {
 
 
 class DarwinLMError(Exception):
-    """Base class of all errors that input can cause."""
+    """Base class of all errors that input can cause. Other processes get the message alone."""
+
+    def __reduce__(self) -> tuple[Callable[..., DarwinLMError], tuple[type[DarwinLMError], str]]:
+        return _with_message, (type(self), str(self))
 
 
 class ModelError(DarwinLMError):
@@ -149,6 +154,14 @@ class MissingExtraError(DarwinLMError):
         super().__init__(f"{purpose} needs the package '{package}': {install(extra)}")
 
 
+def import_extra(package: str, extra: str, purpose: str) -> Any:
+    """Import an optional package. Raises MissingExtraError if it isn't installed."""
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise MissingExtraError(package, extra, purpose) from error
+
+
 class DeviceMemoryError(DarwinLMError):
     """A stage needs more memory than the device has.
 
@@ -174,6 +187,12 @@ class StorageError(DarwinLMError):
 
     What to do: free the space in the message, or choose another output folder. Rerun the command to resume.
     """
+
+
+def _with_message(kind: type[DarwinLMError], message: str) -> DarwinLMError:
+    error = kind.__new__(kind)
+    Exception.__init__(error, message)
+    return error
 
 
 def install(extra: str) -> str:

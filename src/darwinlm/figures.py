@@ -122,14 +122,9 @@ class StageTime:
 
 
 class LookingBackFigures(Figures):
-    """How far a model reads its context, on evaluation text.
+    """How far a model reads its context, on evaluation text: KL as in `evaluation.quality.Quality`, and copying.
 
-    Attributes:
-        kl_seen: mean KL where the next token stood in the block before; None where none did.
-        kl_new: mean KL where it didn't; None where all did.
-        seen: share of the predictions whose token stood before.
-        kl_by_position: mean KL up to each position, from the one before on.
-        copying, remarks: of lists and passages, and what was left out.
+    The remarks say what was left out.
     """
 
     kl_seen: float | None

@@ -29,65 +29,44 @@ MESSAGE = 1000
 """Maximum length of an error message in characters."""
 SHOWN = 80
 """Maximum number of characters of a value in a message."""
-
-
-class LimitError(ValueError):
-    """A file exceeds a limit on size or depth."""
+TOO_DEEP = f"it is nested more than {DEPTH} levels deep"
 
 
 def load_json(path: Path, most: int = JSON_BYTES) -> Any:
-    """Read a JSON file of bounded size and depth.
+    """Read a JSON file of at most so many bytes, and of bounded depth.
 
-    `most` is in bytes.
-
-    Raises:
-        OSError: The file can't be read.
-        ValueError: It isn't UTF-8 or JSON, or exceeds a limit.
+    Raises OSError, or ValueError if it isn't UTF-8 or JSON, or exceeds a limit.
     """
     size = path.stat().st_size
     if size > most:
-        raise LimitError(f"it has {size:,} bytes, more than the {most:,} that such a file may have")
-    return parse_json(path.read_text(encoding="utf-8"))
-
-
-def parse_json(text: str) -> Any:
-    """Parse JSON of bounded depth. Raises ValueError."""
+        raise ValueError(f"it has {size:,} bytes, more than the {most:,} that such a file may have")
     try:
-        value = json.loads(text)
+        value = json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:
-        raise LimitError(f"it is nested more than {DEPTH} levels deep") from None
-    check_depth(value)
-    return value
-
-
-def check_depth(value: Any) -> None:
-    """Refuse lists and mappings that are nested too deep. Raises LimitError."""
+        raise ValueError(TOO_DEEP) from None
     level = [value] if isinstance(value, dict | list) else []
     for _ in range(DEPTH):
         inside = (inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer))
         level = [inner for inner in inside if isinstance(inner, dict | list)]
         if not level:
-            return
-    raise LimitError(f"it is nested more than {DEPTH} levels deep")
+            return value
+    raise ValueError(TOO_DEEP)
 
 
 def parse_yaml(text: str) -> Any:
-    """Parse YAML of bounded size, depth and number of values; aliases count like their values.
-
-    Raises:
-        yaml.YAMLError: It isn't YAML.
-        LimitError: It exceeds a limit.
-    """
+    """Parse YAML of bounded size, depth and number of values, of which aliases count too. Raises ValueError."""
     if len(text) > YAML_BYTES:
-        raise LimitError(f"it has {len(text):,} characters, more than the {YAML_BYTES:,} that a recipe may have")
+        raise ValueError(f"it has {len(text):,} characters, more than the {YAML_BYTES:,} that a recipe may have")
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         _count(node, {}, 0)
         return yaml.safe_load(text)
     except RecursionError:
-        raise LimitError(f"it is nested more than {DEPTH} levels deep") from None
-    except (ValueError, OverflowError) as error:  # for example a date with month 13
-        raise LimitError(shorten(error)) from None
+        raise ValueError(TOO_DEEP) from None
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+    except OverflowError as error:
+        raise ValueError(shorten(error)) from None
 
 
 def _count(node: yaml.Node | None, known: dict[int, int], depth: int) -> int:
@@ -95,7 +74,7 @@ def _count(node: yaml.Node | None, known: dict[int, int], depth: int) -> int:
     if node is None:
         return 0
     if depth > DEPTH:
-        raise LimitError(f"it is nested more than {DEPTH} levels deep, or contains itself")
+        raise ValueError(f"{TOO_DEEP}, or contains itself")
     if id(node) not in known:
         below: list[yaml.Node] = []
         if isinstance(node, yaml.MappingNode):
@@ -104,7 +83,7 @@ def _count(node: yaml.Node | None, known: dict[int, int], depth: int) -> int:
             below = node.value
         known[id(node)] = 1 + sum(_count(part, known, depth + 1) for part in below)
     if known[id(node)] > YAML_NODES:
-        raise LimitError(f"its aliases expand to more than {YAML_NODES:,} values")
+        raise ValueError(f"its aliases expand to more than {YAML_NODES:,} values")
     return known[id(node)]
 
 

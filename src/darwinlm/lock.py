@@ -14,7 +14,6 @@ import re
 import shutil
 import socket
 from pathlib import Path
-from typing import Self
 from weakref import WeakValueDictionary
 
 from darwinlm.errors import BusyError, storage_error
@@ -33,7 +32,7 @@ _PARTIAL = (".model.partial", ".model.unchecked", f".model{ASIDE}")
 _HELD: WeakValueDictionary[Path, Lock] = WeakValueDictionary()
 
 
-class Lock:
+class Lock(contextlib.AbstractContextManager["Lock"]):
     """The lock of this process on a file; it ends with the object or the process.
 
     Attributes:
@@ -92,9 +91,6 @@ class Lock:
         self._file = None
         self._unmake()
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.release()
 
@@ -111,11 +107,7 @@ class Lock:
 def hold(path: Path, what: Path) -> Lock:
     """Lock a file for this process; repeated calls for the same file return the same lock.
 
-    `what` is the locked object, for messages.
-
-    Raises:
-        BusyError: Another process has the lock.
-        StorageError: The file can't be created.
+    `what` is the locked object, for messages. Raises BusyError if another process has the lock, or StorageError.
     """
     key = path.absolute()
     held = _HELD.get(key)
@@ -136,7 +128,7 @@ def hold_folder(folder: Path) -> Lock:
     """Lock the output folder of a run, and remove half-written files of killed runs. Raises as `hold`."""
     lock = hold(folder / LOCK, folder)
     if lock.problem is None:
-        for path in (*folder.glob("*"), *_below(folder / "stages"), *_below(folder / "model")):
+        for path in (*folder.glob("*"), *(folder / "stages").rglob("*"), *(folder / "model").rglob("*")):
             if _TEMPORARY.fullmatch(path.name) or path.name in _PARTIAL:
                 _remove(path)
     return lock
@@ -164,13 +156,6 @@ def is_ours(path: Path) -> bool:
     return path.name == LOCK or _TEMPORARY.fullmatch(path.name) is not None
 
 
-def _below(folder: Path) -> list[Path]:
-    paths: list[Path] = []
-    for root, folders, files in os.walk(folder):  # os.walk doesn't follow links
-        paths += [Path(root, name) for name in (*folders, *files)]
-    return paths
-
-
 def _remove(path: Path) -> None:
     whole = path.with_name(path.name[1:].removesuffix(ASIDE))
     if path.suffix == ASIDE and not whole.exists():  # its process was killed before the new one stood
@@ -184,11 +169,7 @@ def _remove(path: Path) -> None:
 
 def _make(folder: Path) -> list[Path]:
     """Create a folder and its parents; returns the created ones, the innermost first."""
-    missing = []
-    above = folder
-    while not above.exists() and above != above.parent:
-        missing.append(above)
-        above = above.parent
+    missing = [above for above in (folder, *folder.parents) if not above.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from darwinlm import errors, meeting
+from darwinlm import meeting
 from darwinlm.errors import DarwinLMError, ParallelError
 
 if TYPE_CHECKING:
@@ -28,8 +28,6 @@ T = TypeVar("T")
 
 PATIENCE = timedelta(minutes=15)
 """Time limit of a collective after all processes have met."""
-
-Failure = tuple[str, str] | None
 
 _meetings: meeting.Meetings | None = None
 _alone = False
@@ -64,11 +62,7 @@ def local_size() -> int:
 
 
 def gpu() -> int:
-    """Index of this process's GPU among the visible ones.
-
-    Raises:
-        ParallelError: There are more processes than GPUs.
-    """
+    """Index of this process's GPU among the visible ones. Raises ParallelError if there are more processes."""
     import torch
 
     count, index = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
@@ -83,8 +77,7 @@ def gpu() -> int:
 def init_from_environment() -> None:
     """Connect to the other processes of torchrun; does nothing in a single process or on repeated calls.
 
-    gloo transfers tensors in main memory, NCCL those on GPUs. Raises ParallelError if environment variables of torchrun
-    are missing, the other processes don't answer, or two of them have the same GPU.
+    gloo transfers tensors in main memory, NCCL those on GPUs. Raises ParallelError.
     """
     if _initialized() or expected() < 2:
         return
@@ -173,11 +166,6 @@ def broadcast(value: T) -> T:
     return box[0]
 
 
-def barrier() -> None:
-    """Wait until all processes are here."""
-    gather(None)
-
-
 def mine(items: Sequence[T]) -> Sequence[T]:
     """This process's share of some work: every `size()`-th item."""
     return items[place() :: size()]
@@ -206,20 +194,17 @@ def collect(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @contextmanager
 def agree() -> Iterator[None]:
-    """Context for work without communication that may fail in any process; then it fails in all.
-
-    Raises:
-        DarwinLMError: The error of the first process that raised one.
-    """
+    """Context for work without communication; if it fails in any process, the first error is raised in all."""
     raised: DarwinLMError | None = None
     try:
         yield
     except DarwinLMError as error:
         raised = error
-    failures = gather(_described(raised))
-    first = next((place for place, failure in enumerate(failures) if failure is not None), None)
-    if first is not None:
-        raise raised if raised is not None and first == place() else _rebuilt(failures[first])
+    failures = gather(raised)
+    failures[place()] = raised  # with its traceback
+    for failure in failures:
+        if failure is not None:
+            raise failure
 
 
 def in_main(work: Callable[..., object], *arguments: Any) -> None:
@@ -243,13 +228,14 @@ def main_first() -> Iterator[None]:
             with _by_itself():
                 yield
         except BaseException as error:
-            broadcast(_described(error))
+            other = ParallelError(f"the first process stopped: {type(error).__name__}: {error}")
+            broadcast(error if isinstance(error, DarwinLMError) else other)
             raise
         broadcast(None)
     else:
-        failure: Failure = broadcast(None)
+        failure: DarwinLMError | None = broadcast(None)
         if failure is not None:
-            raise _rebuilt(failure)
+            raise failure
         with _by_itself():
             yield
 
@@ -279,23 +265,6 @@ def _meeting(what: str) -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise meeting.lost(error) from error
-
-
-def _described(error: BaseException | None) -> Failure:
-    if error is None:
-        return None
-    if isinstance(error, DarwinLMError):
-        return type(error).__name__, str(error)
-    return "ParallelError", f"the first process stopped: {type(error).__name__}: {error}"
-
-
-def _rebuilt(failure: Failure) -> DarwinLMError:
-    assert failure is not None
-    kind, message = failure
-    cls = getattr(errors, kind, DarwinLMError)
-    error: DarwinLMError = cls.__new__(cls)
-    Exception.__init__(error, message)
-    return error
 
 
 def expected() -> int:

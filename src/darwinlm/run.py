@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cached_property
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,37 +26,22 @@ from darwinlm.recipe import Recipe
 if TYPE_CHECKING:
     from darwinlm.report.summary import TimeFigures
 
-OF_SWEEP = frozenset({"source", "vocabulary", "vocabulary_teacher", "text", "latency", "saliency", "database"})
-"""Stages shared by runs with different budgets."""
-
 
 class Run:
     """The state shared by stages. Its constructor checks the output folder; the first stage with work creates it.
 
-    The output folder is new, empty, or of an earlier run. `shared` is the output folder of a sweep, whose stages before
-    the search are shared; `elsewhere` are the folders of single stages that another run shares.
-
-    Raises:
-        ArtifactError: The folder holds something else.
-        BusyError: Another run works in the folder.
-        RecipeError: No model is given, or the device doesn't exist.
+    The output folder is new, empty, or of an earlier run. `elsewhere` are the folders of stages that another run
+    shares, which holds their locks. Raises ArtifactError if the folder holds something else, BusyError if another run
+    works in it, RecipeError if no model is given or the device doesn't exist.
     """
 
     def __init__(
-        self,
-        recipe: Recipe,
-        folder: Path,
-        reporter: Reporter,
-        *,
-        shared: Path | None = None,
-        elsewhere: Mapping[str, Path] | None = None,
+        self, recipe: Recipe, folder: Path, reporter: Reporter, *, elsewhere: Mapping[str, Path] | None = None
     ) -> None:
         if recipe.model is None:
             raise RecipeError("no model is given: name a hub id, a folder or a GGUF file")
         self.folder = folder
-        self.elsewhere = dict(elsewhere or {})
-        if shared is not None:
-            self.elsewhere |= {stage: shared / STAGES / stage for stage in OF_SWEEP}
+        self.elsewhere = elsewhere or {}
         self.timings: list[StageTime] = []
         self.time: TimeFigures | None = None
         self.evaluation_ends: float | None = None
@@ -66,15 +51,14 @@ class Run:
         with parallel.agree():
             self.device = resolve_device(recipe.compute.device)
             self.recipe = settled(recipe, self.device)
-        # The locks of the first process cover all processes; they end with this object or the process.
-        self.locks: list[Lock] = []
+        # The lock of the first process covers all processes; it ends with this object or the process.
+        self.lock: Lock | None = None
         with parallel.agree():
             if parallel.is_main():
                 _check_output(folder)
-                self.locks = [hold_folder(each) for each in (shared, folder) if each is not None]
-        for lock in self.locks:
-            if lock.problem is not None:
-                self.reporter.say(f"{lock.path.parent} can't be locked ({lock.problem}): don't start another run there")
+                self.lock = hold_folder(folder)
+        if self.lock is not None and self.lock.problem is not None:
+            self.reporter.say(f"{folder} can't be locked ({self.lock.problem}): don't start another run there")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -131,19 +115,17 @@ class Run:
         if shared:
             with parallel.main_first():
                 complete = not parallel.is_main() or folder.is_complete()
-            with self._worked(folder, title, work=not parallel.broadcast(complete), together=parallel.agree) as work:
+            with self._worked(folder, title, work=not parallel.broadcast(complete)) as work:
                 yield folder, work
         else:
             with parallel.main_first():
                 unfinished = parallel.is_main() and not folder.is_complete()
-                with self._worked(folder, title, work=unfinished, together=nullcontext) as work:
+                with self._worked(folder, title, work=unfinished) as work:
                     yield folder, work
 
     @contextmanager
-    def _worked(
-        self, folder: StageFolder, title: str, *, work: bool, together: Callable[[], AbstractContextManager[None]]
-    ) -> Iterator[bool]:
-        """Begin and finish a stage around its body, in the first process; `together` shares its errors."""
+    def _worked(self, folder: StageFolder, title: str, *, work: bool) -> Iterator[bool]:
+        """Begin and finish a stage around its body, in the first process."""
         name = folder.key["stage"]
         if not work:
             facts = read_manifest(folder.folder).facts
@@ -155,8 +137,8 @@ class Run:
         if parallel.is_main() and (reason := folder.why_redone()):
             self.reporter.say(f"{title}: {reason}, redone")
         begun, resumed = time.monotonic(), False
-        with self._guarded(folder.folder, together), self.reporter.stage(title):
-            with together():
+        with self._guarded(folder.folder), self.reporter.stage(title):
+            with parallel.agree():
                 if parallel.is_main():
                     resumed = folder.begin()
             if resumed:
@@ -168,20 +150,14 @@ class Run:
         # For a resumed stage, only the last part is timed.
         seconds = round(time.monotonic() - begun, 2)
         self.timings.append(StageTime(name, seconds, reused=False, resumed=resumed))
-        with together():
-            if parallel.is_main():
-                folder.finish(seconds=seconds, resumed=resumed)
+        parallel.in_main(partial(folder.finish, seconds=seconds, resumed=resumed))
         self.reporter.say(f"{title}: {seconds:.0f} s")
 
     @contextmanager
-    def _guarded(
-        self, stage: Path, together: Callable[[], AbstractContextManager[None]] = nullcontext
-    ) -> Iterator[None]:
+    def _guarded(self, stage: Path) -> Iterator[None]:
         """Mark the output folder as ours; after an error, remove it if nothing was finished."""
         folder = stage.parent.parent
-        with together():
-            if parallel.is_main():
-                write_json(folder / MARKER, {"made_by": "darwinlm", "version": __version__})
+        parallel.in_main(mark, folder)
         try:
             yield
         except DarwinLMError:
@@ -197,6 +173,11 @@ class Run:
         folder = stage.parent.parent
         if all(path.name == MARKER or is_ours(path) for path in folder.iterdir()):
             (folder / MARKER).unlink()  # the folder itself is removed with its lock
+
+
+def mark(folder: Path) -> None:
+    """Mark an output folder as ours. Raises StorageError."""
+    write_json(folder / MARKER, {"made_by": "darwinlm", "version": __version__})
 
 
 def _check_output(folder: Path) -> None:

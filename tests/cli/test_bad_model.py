@@ -11,6 +11,76 @@ from tests.tiny.checkpoint import tiny_checkpoint
 from tests.tiny.damage import assert_nothing_half_written, edit_config, weight_map, write_index
 from transformers import AutoModelForCausalLM
 
+WEIGHTS, TOKENIZER = "model.safetensors", "tokenizer.json"
+BROKEN = {"cut short": lambda whole: whole[:-50], "empty": lambda whole: b"", "junk": lambda whole: b"\xff" * 5000}
+AUTOS = dict.fromkeys(("AutoConfig", "AutoModel", "AutoModelForCausalLM"), "code.Mine")
+
+
+def damaged(path, how):
+    path.write_bytes(BROKEN[how](path.read_bytes()))
+
+
+def with_code(folder, model_type, auto_map=AUTOS):
+    """The model brings code that leaves a file beside it when it is run."""
+    edit_config(folder, model_type=model_type, auto_map=auto_map)
+    (folder / "code.py").write_text(f"open({str(folder.with_name('ran'))!r}, 'w').close()\n")
+
+
+def with_merges(folder, merges):
+    tree = json.loads((folder / TOKENIZER).read_text())
+    tree["model"]["merges"] = merges
+    (folder / TOKENIZER).write_text(json.dumps(tree))
+
+
+def with_weights(folder, change):
+    tensors = load_file(folder / WEIGHTS)
+    change(tensors)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def of_value(value):
+    return lambda tensors: tensors["model.layers.1.mlp.up_proj.weight"].__setitem__((0, 0), value)
+
+
+UNKNOWN = "the model type '{}' isn't known"
+LATENT = "can't be pruned: its keys and values are compressed (multi-head latent attention)"
+NO_TOKENIZER = ("holds no tokenizer that can be read (", "): put the files of the original model's tokenizer beside")
+REFUSED = {
+    "a family of transformers": (
+        lambda f: edit_config(f, model_type="gpt2"),
+        (UNKNOWN.format("gpt2"), "qwen3"),
+    ),
+    "a family of nobody": (lambda f: edit_config(f, model_type="foo"), (UNKNOWN.format("foo"), "llama", "YAML file")),
+    "a family that can't be cut, before its code is asked for": (lambda f: with_code(f, "minicpm3"), (LATENT,)),
+    "code of its own": (lambda f: with_code(f, "mine"), ("wants to run its own Python code", "--allow-remote-code")),
+    "code of its own under our name": (lambda f: with_code(f, "darwinlm_mine"), ("wants to run its own Python code",)),
+    "an adapter": (
+        lambda f: (f / "adapter_config.json").write_text("{}"),
+        ("holds an adapter of another model",),
+    ),
+    "no weights": (lambda f: (f / WEIGHTS).unlink(), ("safetensors",)),
+    "weights cut short": (lambda f: damaged(f / WEIGHTS, "cut short"), (WEIGHTS,)),
+    "empty weights": (lambda f: damaged(f / WEIGHTS, "empty"), (WEIGHTS,)),
+    "no tokenizer": (lambda f: (f / TOKENIZER).unlink(), NO_TOKENIZER),
+    "an open tokenizer": (lambda f: (f / TOKENIZER).write_text("{"), NO_TOKENIZER),
+    "merges of another tokenizer": (lambda f: with_merges(f, [["a", "zz"]]), ("tokenizer",)),
+    "another vocabulary": (
+        lambda f: edit_config(f, vocab_size=100),
+        ("model.embed_tokens.weight is 300 x 48", "requires 100 x 48"),
+    ),
+    "weights that are NaN": (lambda f: with_weights(f, of_value(torch.nan)), ("block 1", "aren't finite")),
+    "weights without bound": (lambda f: with_weights(f, of_value(torch.inf)), ("block 1", "aren't finite")),
+}
+
+
+@pytest.mark.parametrize("model", REFUSED)
+def test_a_model_that_cannot_be_used(prune, model_copy, tmp_path, model):
+    change, said = REFUSED[model]
+    change(model_copy)
+    prune(model=model_copy).refused(*said)
+    assert_nothing_half_written(tmp_path / "out")
+    assert not (tmp_path / "ran").exists()
+
 
 @pytest.mark.parametrize("model", ["nowhere", "/nowhere/at/all", "./nowhere", "nowhere.gguf", "a/b/c", "own/er"])
 def test_a_model_that_is_not_there(prune, tmp_path, model):
@@ -20,30 +90,12 @@ def test_a_model_that_is_not_there(prune, tmp_path, model):
     assert not (tmp_path / "out").exists()
 
 
-def test_no_model(command, tmp_path):
+def test_a_place_that_holds_no_model(command, prune, tmp_path):
     command("prune", "--out", tmp_path / "out").refused("no model is given")
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_place_that_holds_no_model(prune, model_copy, tmp_path):
     (tmp_path / "model.bin").write_bytes(b"\x00" * 100)
     prune(model=tmp_path / "model.bin").refused("model.bin is a file, but not a .gguf one")
     (tmp_path / "empty").mkdir()
     prune(model=tmp_path / "empty").refused("holds no model: there is no config.json")
-    (model_copy / "adapter_config.json").write_text("{}")
-    prune(model=model_copy).refused("holds an adapter of another model: merge the two first")
-
-
-@pytest.mark.parametrize("model_type", ["gpt2", "foo"])
-def test_a_family_that_is_not_known(prune, model_copy, tmp_path, model_type):
-    edit_config(model_copy, model_type=model_type)
-    prune(model=model_copy).refused(f"the model type '{model_type}' isn't known", "llama", "qwen3", "YAML file")
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_family_that_cannot_be_cut_is_refused_before_its_code_is_asked_for(prune, model_copy, tmp_path):
-    edit_config(model_copy, model_type="minicpm3", auto_map={"AutoConfig": "code.Config"})
-    prune(model=model_copy).refused("can't be pruned: its keys and values are compressed (multi-head latent attention)")
     assert not (tmp_path / "out").exists()
 
 
@@ -55,11 +107,6 @@ def test_a_configuration_that_does_not_fit(prune, model_copy, tmp_path, field, v
     assert_nothing_half_written(tmp_path / "out")
 
 
-def test_a_vocabulary_that_does_not_fit_the_weights(prune, model_copy):
-    edit_config(model_copy, vocab_size=100)
-    prune(model=model_copy).refused("model.embed_tokens.weight is 300 x 48", "requires 100 x 48")
-
-
 def test_a_tokenizer_of_another_model(prune, command, tmp_path, tiny_text_file, monkeypatch):
     model = tiny_checkpoint(tmp_path / "small", vocab_size=100)
     said = ("vocabulary ends at 99", "belongs to another model")
@@ -69,63 +116,33 @@ def test_a_tokenizer_of_another_model(prune, command, tmp_path, tiny_text_file, 
     command("chat", model, "--max-tokens", 8).refused(*said)
 
 
-def test_code_of_its_own_without_permission(prune, model_copy, tmp_path):
-    ran = tmp_path / "ran"
-    edit_config(model_copy, model_type="mine", auto_map={"AutoConfig": "code.Config"})
-    (model_copy / "code.py").write_text(f"open({str(ran)!r}, 'w').close()\n")
-    prune(model=model_copy).refused("wants to run its own Python code", "--allow-remote-code")
-    assert not ran.exists()
-    assert not (tmp_path / "out").exists()
-
-
 def test_code_of_its_own_under_a_known_name_is_not_run(prune, model_copy, tmp_path):
-    ran = tmp_path / "ran"
-    autos = dict.fromkeys(("AutoConfig", "AutoModel", "AutoModelForCausalLM"), "code.Mine")
-    (model_copy / "code.py").write_text(f"open({str(ran)!r}, 'w').close()\n")
-    edit_config(model_copy, model_type="darwinlm_mine", auto_map=autos)
-    prune(model=model_copy).refused("wants to run its own Python code")
+    """Families that are known are read by the classes that are known."""
     for permission in ((), ("--allow-remote-code",)):
-        edit_config(model_copy, model_type="llama", auto_map=autos)
-        prune(*permission, model=model_copy).succeeded()
+        with_code(model_copy, "llama")
+        prune(*permission, "--until", "export", model=model_copy).succeeded()
         assert "code.Mine" not in (tmp_path / "out" / "model" / "config.json").read_text()
         shutil.rmtree(tmp_path / "out")
-    edit_config(model_copy, model_type="darwinlm_llama", auto_map=autos)
+    with_code(model_copy, "darwinlm_llama")
     prune("--until", "plan", model=model_copy)
-    assert not ran.exists(), "families that are known are read by the classes that are known"
+    assert not (tmp_path / "ran").exists()
 
 
 def test_code_of_its_own_that_is_not_there(prune, model_copy):
-    edit_config(model_copy, model_type="mine", auto_map={"AutoConfig": "code.Config"})
+    edit_config(model_copy, model_type="mine", auto_map=AUTOS)
     prune("--allow-remote-code", model=model_copy).refused("config.json", "code.py")
 
 
-def test_a_missing_shard(prune, sharded, tmp_path):
-    shard = sorted(sharded.glob("*.safetensors"))[1]
-    shard.unlink()
-    prune(model=sharded).refused(f"lacks {shard.name}", "fetch the model again")
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("damage", ["truncated", "empty", "junk"])
+@pytest.mark.parametrize("damage", ["missing", *BROKEN])
 def test_a_damaged_shard(prune, sharded, tmp_path, damage):
     shard = sorted(sharded.glob("*.safetensors"))[1]
     whole = shard.read_bytes()
-    shard.write_bytes({"truncated": whole[:-50], "empty": b"", "junk": b"\xff" * 5000}[damage])
-    prune(model=sharded).refused(shard.name, "is damaged", "fetch the model again")
+    shard.unlink() if damage == "missing" else damaged(shard, damage)
+    said = f"lacks {shard.name}" if damage == "missing" else f"{shard.name} is damaged"
+    prune(model=sharded).refused(*said.split(" "), "fetch the model again")
     assert_nothing_half_written(tmp_path / "out")
     shard.write_bytes(whole)
-    assert prune("--until", "database", model=sharded).code == 0, "the same output folder goes on"
-
-
-@pytest.mark.parametrize("damage", ["truncated", "empty", "junk", "missing"])
-def test_a_damaged_single_file(prune, model_copy, tmp_path, damage):
-    path = model_copy / "model.safetensors"
-    whole = path.read_bytes()
-    path.write_bytes({"truncated": whole[:-50], "empty": b"", "junk": b"\xff" * 5000, "missing": b""}[damage])
-    if damage == "missing":
-        path.unlink()
-    prune(model=model_copy).refused("safetensors")
-    assert not (tmp_path / "out").exists()
+    assert prune("--until", "text", model=sharded).code == 0, "the same output folder goes on"
 
 
 @pytest.mark.parametrize("place", ["../outside.safetensors", "/etc/passwd", "below/model.safetensors", "..", "."])
@@ -144,47 +161,17 @@ def test_a_weight_that_is_missing(prune, sharded, tmp_path, name, how):
     if how == "in another shard":
         shards[name] = next(shard for shard in shards.values() if shard != place)
     write_index(sharded, shards)
-    ended = prune(model=sharded)
-    ended.refused(name.rpartition(".layers.1.")[2])
+    prune(model=sharded).refused(name.rpartition(".layers.1.")[2])
     assert_nothing_half_written(tmp_path / "out")
 
 
 def test_buffers_that_older_checkpoints_carry_do_no_harm(prune, model_copy):
-    path = model_copy / "model.safetensors"
-    tensors = load_file(path) | {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(4) for i in range(4)}
-    save_file(tensors, path, metadata={"format": "pt"})
+    buffers = {f"model.layers.{block}.self_attn.rotary_emb.inv_freq": torch.ones(4) for block in range(4)}
+    with_weights(model_copy, lambda tensors: tensors.update(buffers))
     assert prune("--until", "database", model=model_copy).code == 0
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite(prune, model_copy, value):
-    path = model_copy / "model.safetensors"
-    tensors = load_file(path)
-    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = value
-    save_file(tensors, path, metadata={"format": "pt"})
-    prune(model=model_copy).refused("block 1", "aren't finite")
-
-
-@pytest.mark.parametrize("content", [None, "", "{", "{}"])
-def test_a_tokenizer_that_can_not_be_read(prune, model_copy, content):
-    if content is None:
-        (model_copy / "tokenizer.json").unlink()
-    else:
-        (model_copy / "tokenizer.json").write_text(content)
-    prune(model=model_copy).refused(
-        "holds no tokenizer that can be read (", "): put the files of the original model's tokenizer beside"
-    )
-
-
-def test_a_tokenizer_whose_parts_do_not_fit(prune, model_copy):
-    path = model_copy / "tokenizer.json"
-    tokenizer = json.loads(path.read_text())
-    tokenizer["model"]["merges"] = [["a", "zz"]]
-    path.write_text(json.dumps(tokenizer))
-    prune(model=model_copy).refused("tokenizer")
-
-
-@pytest.mark.parametrize("share", [0, 3, 4, 20, 100, 5000, 0.05, 0.5, 0.999, "junk"])
+@pytest.mark.parametrize("share", [0, 3, 4, 20, 5000, 0.5, 0.999, "junk"])
 def test_a_damaged_gguf_file(prune, gguf_bytes, tmp_path, share):
     length = share if isinstance(share, int) else int((share if isinstance(share, float) else 0) * len(gguf_bytes))
     (tmp_path / "cut.gguf").write_bytes(b"junk" * 1000 if share == "junk" else gguf_bytes[:length])

@@ -5,7 +5,7 @@ import json
 import pytest
 from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
 
-from darwinlm.engines import ENGINES, EngineProcess
+from darwinlm.engines.process import ENGINES, EngineProcess
 from darwinlm.errors import EngineError, ExportError, install
 from darwinlm.export.gguf import layout
 from darwinlm.export.run import export_model
@@ -76,7 +76,7 @@ def test_wrong_options(command, model, tmp_path, arguments, parts):
 
 def test_an_output_that_cannot_be_written_is_refused_before_measuring(command, model, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr("darwinlm.bench.run_bench", None)
+    monkeypatch.setattr("darwinlm.runs.bench.run_bench", None)
     command("bench", model, "--out", tmp_path / "file" / "b.json").refused("can't write")
 
 
@@ -84,12 +84,6 @@ def test_an_output_that_cannot_be_written_is_refused_before_measuring(command, m
 def test_an_engine_that_is_not_installed(command, model, monkeypatch, engine, extra):
     monkeypatch.setitem(ENGINES, engine, ("not_installed_here", extra))
     command("bench", model, "--engine", engine).refused(f"measuring speed in {engine}", install(extra))
-
-
-def test_a_file_that_llama_cpp_refuses(command, tmp_path):
-    pytest.importorskip("cyllama", reason="comes with the extra llama-cpp")
-    (tmp_path / "m.gguf").write_bytes(b"no model at all" * 100)
-    command("bench", tmp_path / "m.gguf").refused("its first bytes aren't those of GGUF")
 
 
 def test_an_engine_that_dies_is_a_message(tmp_path, monkeypatch):

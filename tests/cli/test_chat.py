@@ -9,7 +9,6 @@ import pytest
 import torch
 from rich.console import Console
 
-from darwinlm import chat
 from darwinlm.chat import AnswerSettings, Conversation
 from darwinlm.cli.chat import _answer
 from darwinlm.errors import DataError
@@ -135,17 +134,6 @@ def test_what_is_refused(command, said, talker: Path, arguments, question, parts
         (talker / "chat_template.jinja").write_text("{{ raise_exception('roles must alternate') }}")
     said(f"{question}\n")
     command("chat", *arguments.format(model=talker).split(), "-q").refused(*parts)
-
-
-def test_a_closed_pipe(command, said, talker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def closed(*_: object) -> str:
-        raise BrokenPipeError
-
-    monkeypatch.setattr(chat.Conversation, "answer", closed)
-    monkeypatch.setattr("os.dup2", lambda *_: 0)
-    said("hello\n")
-    ended = command("chat", talker, "-q")
-    assert (ended.code, ended.err) == (141, "")
 
 
 def test_two_columns_in_a_terminal(opened: Opened) -> None:

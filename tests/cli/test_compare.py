@@ -16,8 +16,6 @@ from transformers import AutoModelForCausalLM
 from darwinlm.artifact import MANIFEST, read_json
 from darwinlm.comparison.entries import EVERYWHERE, parse_methods
 from darwinlm.comparison.methods import BASELINES
-from darwinlm.comparison.record import ComparedMethod
-from darwinlm.comparison.table import _minutes
 from darwinlm.recipe import load_recipe
 
 SETS = sets(SETTINGS)
@@ -187,13 +185,6 @@ def test_random_draws_until_the_search_would_end(compare, folder):
     tries = found(folder)["rows"][1]["record"]["tries"]
     assert 1 <= tries < 1000
     assert f"searches are limited to 0.0001 minutes, and so are random tries ({tries}" in ended.out
-
-
-def test_a_time_that_was_interrupted_is_marked() -> None:
-    figures = {"training_tokens": 0, "record": {}, "params": 1, "block_params": 1, "bytes": 1, "texts": {}}
-    row = ComparedMethod(method="ziplm", title="ZipLM", seconds=60.0, database_seconds=30.0, resumed=True, **figures)
-    assert _minutes(row) == "≥ 1.5"
-    assert _minutes(row.model_copy(update={"resumed": False})) == "1.5"
 
 
 def test_all_takes_the_steps_that_the_recipe_has() -> None:

@@ -14,7 +14,6 @@ from tests.tiny.damage import assert_nothing_half_written, flip
 from tests.tiny.summaries import Page
 from transformers import AutoModelForCausalLM
 
-from darwinlm.artifact import read_json
 from darwinlm.calibration import hidden
 from darwinlm.database.store import DatabaseReader
 from darwinlm.errors import ArtifactError
@@ -28,17 +27,9 @@ from darwinlm.search.problem.space import SearchSpace
 BLOCKS = 4
 
 
-@pytest.fixture(scope="module")
-def made(tiny_llama: Path, make_run, tmp_path_factory) -> Path:
-    """A run up to its database. It is shared: copy it before changing it."""
-    folder = tmp_path_factory.mktemp("made") / "db"
-    run_stages(make_run(tiny_llama, folder, keep=None), "database")
-    return folder
-
-
 @pytest.fixture
-def copied(made: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made, tmp_path / "db"))
+def copied(finished_llama: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished_llama, tmp_path / "db"))
 
 
 def test_database_alone_then_inspect_then_prune(command, prune, tiny_llama, tiny_text_file, finished_llama, tmp_path):
@@ -78,12 +69,12 @@ def test_database_alone_then_inspect_then_prune(command, prune, tiny_llama, tiny
     assert (tmp_path / "out" / weights).read_bytes() == (finished_llama / weights).read_bytes()
 
 
-def test_residual_streams_in_a_file_change_nothing(made, make_run, tiny_llama, tmp_path, monkeypatch):
+def test_residual_streams_in_a_file_change_nothing(finished_llama, make_run, tiny_llama, tmp_path, monkeypatch):
     monkeypatch.setattr(hidden, "SHARE", 0.0)
     run_stages(make_run(tiny_llama, tmp_path / "out"), "database")
     for block in range(BLOCKS):
         name = f"stages/database/block_{block:04d}.safetensors"
-        assert (tmp_path / "out" / name).read_bytes() == (made / name).read_bytes()
+        assert (tmp_path / "out" / name).read_bytes() == (finished_llama / name).read_bytes()
     assert [path for path in (tmp_path / "out").rglob("*") if path.name.endswith(".tmp")] == []
 
 
@@ -98,9 +89,11 @@ def test_no_room_for_residual_streams(prune, tmp_path, monkeypatch):
     assert_nothing_half_written(tmp_path / "out")
 
 
-def test_a_database_of_another_model(prune, made, tmp_path):
+def test_a_database_of_another_model(prune, finished_llama, tmp_path):
     other = tiny_checkpoint(tmp_path / "other", "llama", rms_norm_eps=1e-5)
-    prune("--database", made, model=other).refused(str(made), "was built from another model", str(other))
+    prune("--database", finished_llama, model=other).refused(
+        str(finished_llama), "was built from another model", str(other)
+    )
     assert_nothing_half_written(tmp_path / "out")
 
 
@@ -114,15 +107,15 @@ def test_a_database_of_another_model(prune, made, tmp_path):
         ),
     ],
 )
-def test_a_database_of_other_units_or_one_that_saw_the_evaluation_text(prune, made, settings, parts):
-    prune("--database", made, *sets(settings)).refused(str(made), *parts)
+def test_a_database_of_other_units_or_one_that_saw_the_evaluation_text(prune, finished_llama, settings, parts):
+    prune("--database", finished_llama, *sets(settings)).refused(str(finished_llama), *parts)
 
 
-def test_a_database_serves_every_grid_of_levels_and_other_text(prune, made, tmp_path):
+def test_a_database_serves_every_grid_of_levels_and_other_text(prune, finished_llama, tmp_path):
     grid = sets(("units.mlp_multiple=16", "units.levels=[75%, 50%, 25%]", "budget.tolerance=0.1"))
-    assert prune("--database", made, *grid, "--until", "search").code == 0
+    assert prune("--database", finished_llama, *grid, "--until", "search").code == 0
     new = tiny_text(tmp_path / "new.txt", seed=9)
-    assert prune("--database", made, "--until", "search", text=new).code == 0
+    assert prune("--database", finished_llama, "--until", "search", text=new).code == 0
 
 
 @pytest.mark.parametrize("how", ["inspect", "prune"])
@@ -142,9 +135,9 @@ def test_a_damaged_database(command, prune, copied, how, damage):
 
 
 @pytest.mark.parametrize(("columns", "shares"), [(100, 5), (80, 3), (40, 1)])
-def test_no_figure_is_cut_in_a_narrow_terminal(command, made, monkeypatch, columns, shares):
+def test_no_figure_is_cut_in_a_narrow_terminal(command, finished_llama, monkeypatch, columns, shares):
     monkeypatch.setenv("COLUMNS", str(columns))
-    ended = command("inspect", made).succeeded()
+    ended = command("inspect", finished_llama).succeeded()
     assert "…" not in ended.out
     assert sum(f"{share}%" in ended.out.partition("KL at")[0] for share in (90, 75, 50, 25, 10)) == shares
     assert all(len(line) <= columns for line in ended.out.splitlines())
@@ -166,12 +159,14 @@ def sizes_of(html):
     return found
 
 
-def test_the_page_of_sizes_tells_what_the_database_predicts(command, made, tiny_llama, tmp_path):
-    ended = command("inspect", made, "--html", tmp_path / "sizes.html").succeeded()
+def test_the_page_of_sizes_tells_what_the_database_predicts(command, finished_llama, tiny_llama, tmp_path):
+    ended = command("inspect", finished_llama, "--html", tmp_path / "sizes.html").succeeded()
     html = (tmp_path / "sizes.html").read_text()
     page = Page(html)
     assert page.resources == []
-    reader = DatabaseReader(made / "stages" / "database", Checkpoint.open(tiny_llama), UnitsSettings(mlp_multiple=8))
+    reader = DatabaseReader(
+        finished_llama / "stages" / "database", Checkpoint.open(tiny_llama), UnitsSettings(mlp_multiple=8)
+    )
     space = SearchSpace(reader.modules)
     shown = sizes_of(html)
     assert f"{len(shown)} sizes" in ended.out
@@ -195,15 +190,15 @@ def test_the_page_of_sizes_tells_what_the_database_predicts(command, made, tiny_
         "1,024 tokens of",
     ):
         assert words in page.text
-    assert str(made) not in (tmp_path / "sizes.html").read_text()
+    assert str(finished_llama) not in (tmp_path / "sizes.html").read_text()
 
 
-def test_sizes_of_a_finished_run_and_of_a_sweep(command, finished_llama, made, tmp_path):
+def test_sizes_of_a_finished_run_and_of_a_sweep(command, finished_llama, tmp_path):
     assert command("inspect", finished_llama, "--html", tmp_path / "a.html").code == 0
-    assert command("inspect", made / "stages" / "database", "--html", tmp_path / "b.html").code == 0
+    assert command("inspect", finished_llama / "stages" / "database", "--html", tmp_path / "b.html").code == 0
     sweep = tmp_path / "sweep"
-    shutil.copytree(made / "stages" / "database", sweep / "stages" / "database")
-    shutil.copytree(made / "stages" / "plan", sweep / "keep-75" / "stages" / "plan")
+    shutil.copytree(finished_llama / "stages" / "database", sweep / "stages" / "database")
+    shutil.copytree(finished_llama / "stages" / "plan", sweep / "keep-75" / "stages" / "plan")
     assert command("inspect", sweep, "--html", tmp_path / "c.html").code == 0
     assert (tmp_path / "b.html").read_text() == (tmp_path / "c.html").read_text()
 
@@ -251,8 +246,8 @@ def test_a_database_without_estimates_has_no_page_of_sizes(command, prune, tmp_p
     )
 
 
-def test_a_page_that_cannot_be_written(command, made, tmp_path):
-    command("inspect", made, "--html", tmp_path).refused("can't write", str(tmp_path))
+def test_a_page_that_cannot_be_written(command, finished_llama, tmp_path):
+    command("inspect", finished_llama, "--html", tmp_path).refused("can't write", str(tmp_path))
 
 
 def test_a_file_that_changes_under_the_reader(copied, tiny_llama):
@@ -264,15 +259,3 @@ def test_a_file_that_changes_under_the_reader(copied, tiny_llama):
     flip(folder / "block_0001.safetensors")
     with pytest.raises(ArtifactError, match=r"block_0001\.safetensors is damaged \(it was changed"):
         reader.kept(1, "attention", level)
-
-
-def test_the_database_is_smaller_than_dense_levels(made, tiny_llama):
-    """Against eleven dense matrices of every module in two bytes an element, as the reference code keeps them."""
-    checkpoint = Checkpoint.open(tiny_llama)
-    dense = 0
-    for block in range(BLOCKS):
-        weights = checkpoint.read(checkpoint.block_prefix(block))
-        dense += sum(11 * 2 * weights[name].numel() for name in ("self_attn.o_proj.weight", "mlp.down_proj.weight"))
-    files = list((made / "stages" / "database").glob("block_*"))
-    assert sum(path.stat().st_size for path in files) < 0.5 * dense, "tiny matrices have large headers"
-    assert read_json(made / "stages" / "database" / "text.json")["tokens"] == 1024

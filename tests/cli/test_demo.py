@@ -6,8 +6,8 @@ from rich.console import Console
 
 from darwinlm import chat
 from darwinlm.cli.demo import _answers
-from darwinlm.demo import QUESTIONS
 from darwinlm.evaluation import models
+from darwinlm.runs.demo import QUESTIONS
 
 
 def test_both_models_get_the_same_questions_and_a_cut_answer_says_so(monkeypatch, capsys, tmp_path):

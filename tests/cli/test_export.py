@@ -116,23 +116,6 @@ def test_other_model_types_are_refused(command, model, tmp_path, fields, parts):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_vocabulary_larger_than_the_embedding(command, tmp_path):
-    folder = plain_checkpoint(tmp_path / "small", "llama", vocab_size=300)
-    command("export", folder, "--to", "gguf", "--out", tmp_path / "m.gguf").refused("the embedding has 300 rows")
-
-
-def test_an_unknown_pre_tokenizer(command, model, tmp_path):
-    path = model / "tokenizer.json"
-    tree = json.loads(path.read_text())
-    split = {"type": "Split", "pattern": {"Regex": "[a-z]+"}, "behavior": "Isolated", "invert": False}
-    byte_level = {**tree["pre_tokenizer"], "use_regex": False}
-    tree["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, byte_level]}
-    path.write_text(json.dumps(tree))
-    command("export", model, "--to", "gguf", "--out", tmp_path / "m.gguf").refused(
-        "Split + ByteLevel", "--tokenizer-from"
-    )
-
-
 def test_a_full_disk(command, model, tmp_path, monkeypatch):
     from darwinlm.export.gguf import export as gguf_export
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
 
-from darwinlm.engines import ENGINES
+from darwinlm.engines.process import ENGINES
 from darwinlm.errors import ExportError, MissingExtraError
 from darwinlm.export import folder as folders
 from darwinlm.export.check import LOGITS, compare_streams
@@ -130,14 +130,14 @@ def test_heads_put_under_the_wrong_kv_head(tmp_path, monkeypatch):
 
 def test_a_folder_that_was_saved_wrongly(tmp_path, monkeypatch):
     model = pruned_checkpoint(tmp_path / "model", "llama", ROWS)
-    original = folders._save
+    original = folders.save_model
 
-    def wrong(found, *rest):
+    def wrong(found, *rest, **more):
         with torch.no_grad():
             found.model.layers[1].mlp.down_proj.weight[0, 0] += 5
-        original(found, *rest)
+        original(found, *rest, **more)
 
-    monkeypatch.setattr(folders, "_save", wrong)
+    monkeypatch.setattr(folders, "save_model", wrong)
     refused(tmp_path, model, "block 1 mlp", to="hf")
 
 

@@ -14,7 +14,7 @@ from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import GemmaTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
-from darwinlm.engines import EngineProcess
+from darwinlm.engines.process import EngineProcess
 from darwinlm.errors import CheckpointError, ExportError, ModelError
 from darwinlm.export.gguf.tokenizer import read_tokenizer
 from darwinlm.export.run import export_model
@@ -125,8 +125,8 @@ def test_a_splitting_by_name_is_the_one_that_exports_know(tmp_path, name):
         tokenizer_object=Tokenizer(models.BPE(vocab=vocabulary | {"ab": 256}, merges=[("a", "b")]))
     )
     split_as_named(tokenizer, name)
-    folder = plain_checkpoint(tmp_path / "model", "llama", tokenizer=tokenizer)
-    assert read_tokenizer(folder, tokenizer, 320).values["pre"] == ALIASES.get(name, name)
+    tokenizer.save_pretrained(tmp_path)
+    assert read_tokenizer(tmp_path, tokenizer, 320)["tokenizer.ggml.pre"] == ALIASES.get(name, name)
 
 
 @pytest.mark.parametrize("name", [None, "chatglm-bpe"])
@@ -138,20 +138,6 @@ def test_an_unknown_splitting_is_refused(name):
     assert tokenizer.backend_tokenizer.to_str() == before
 
 
-def whole_words() -> Tokenizer:
-    inner = Tokenizer(models.BPE(vocab={"a": 0, "b": 1, "ab": 2}, merges=[("a", "b")]))
-    inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    return inner
-
-
-def unigram() -> Tokenizer:
-    return Tokenizer(models.Unigram([("<unk>", 0.0), ("▁a", -1.0), ("a", -2.0)], unk_id=0))
-
-
-def whole_pieces() -> Tokenizer:
-    return Tokenizer(models.WordPiece(vocab={"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
-
-
 def split_its_own_way() -> Tokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate([*alphabet, "ab"])}
@@ -161,25 +147,25 @@ def split_its_own_way() -> Tokenizer:
     return inner
 
 
-def too_many() -> Tokenizer:
-    inner = split_its_own_way()
-    inner.add_tokens([f"extra {index}" for index in range(100)])
-    return inner
+UNIGRAM = models.Unigram([("<unk>", 0.0), ("▁a", -1.0), ("a", -2.0)], unk_id=0)
+WORD_PIECE = models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]")
 
 
 @pytest.mark.parametrize(
-    ("made", "reason"),
+    ("inner", "more", "reason"),
     [
-        (unigram, "its model is Unigram, but llama.cpp.*--tokenizer-from"),
-        (whole_pieces, "its model is WordPiece, not BPE.*--tokenizer-from"),
-        (whole_words, "it is neither byte-level nor SentencePiece.*--tokenizer-from"),
-        (split_its_own_way, r"its pre-tokenizer \(Digits \+ Digits \+ ByteLevel\) isn't known.*--tokenizer-from"),
-        (too_many, "the tokenizer has 357 tokens, but the embedding has 320 rows"),
+        (Tokenizer(UNIGRAM), 0, "its model is Unigram, but llama.cpp.*--tokenizer-from"),
+        (Tokenizer(WORD_PIECE), 0, "its model is WordPiece, not BPE.*--tokenizer-from"),
+        (Tokenizer(models.BPE({"a": 0}, [])), 0, "it is neither byte-level nor SentencePiece.*--tokenizer-from"),
+        (split_its_own_way(), 0, r"its pre-tokenizer \(Digits \+ Digits \+ ByteLevel\) isn't known.*--tokenizer-from"),
+        (split_its_own_way(), 100, "the tokenizer has 357 tokens, but the embedding has 320 rows"),
     ],
+    ids=["Unigram", "WordPiece", "whole words", "its own way", "too many"],
 )
-def test_tokenizers_that_are_refused(tmp_path, made, reason):
+def test_tokenizers_that_are_refused(tmp_path, inner, more, reason):
     pytest.importorskip("gguf", reason="the extra gguf")
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made())
+    inner.add_tokens([f"extra {index}" for index in range(more)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner)
     folder = pruned_checkpoint(tmp_path / "model", "llama", {1: (2, 1, 64)}, tokenizer=tokenizer)
     with pytest.raises(ExportError, match=reason):
         export_model(folder, tmp_path / "m.gguf", to="gguf")
@@ -216,6 +202,6 @@ def test_a_damaged_sentence_piece_model_is_refused(tmp_path):
 
 def test_a_unigram_model_with_its_tokenizer_json_is_read(tmp_path):
     model, _ = unigram_checkpoint(tmp_path)
-    PreTrainedTokenizerFast(tokenizer_object=unigram()).save_pretrained(model)
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(UNIGRAM)).save_pretrained(model)
     assert (model / "tokenizer.model").is_file()
     assert Checkpoint.open(model).tokenizer()("a")["input_ids"]

@@ -139,19 +139,9 @@ def _recipes() -> Iterator[Case]:
         "units.mlp_multiple",
         "compute.batch_tokens", "recovery.epochs", "recovery.tokens",
     )  # fmt: skip
+    values = ("-1", str(2**63), "1" + "0" * 40, "0x" + "f" * 400, "1e400", ".nan", ".inf", "[1]", "{a: 1}", "word")
     for field in fields:
-        for value in (
-            "-1",
-            str(2**63),
-            "1" + "0" * 40,
-            "0x" + "f" * 400,
-            "1e400",
-            ".nan",
-            ".inf",
-            "[1]",
-            "{a: 1}",
-            "word",
-        ):
+        for value in values:
             content = value
             for part in reversed(field.split(".")):
                 content = f"{{{part}: {content}}}"

@@ -48,28 +48,18 @@ class Tally:
         kernels: Operations that the device computes.
         waits: Times that the host waits for the device.
         uploads: Copies from main memory to the device.
-        doubles: Kernels on float64 matrices.
         mixes: Operations that CUDA would refuse, with the reason.
     """
 
     kernels: Counter[str] = field(default_factory=Counter)
     waits: Counter[str] = field(default_factory=Counter)
     uploads: Counter[str] = field(default_factory=Counter)
-    doubles: Counter[str] = field(default_factory=Counter)
     mixes: Counter[str] = field(default_factory=Counter)
 
     def inside(self, place: str) -> dict[str, int]:
         """Totals over the lines whose description holds a text, such as a file's name."""
-        named = {name: getattr(self, name) for name in ("kernels", "waits", "uploads", "doubles")}
+        named = {name: getattr(self, name) for name in ("kernels", "waits", "uploads")}
         return {name: sum(n for at, n in counter.items() if place in at) for name, counter in named.items()}
-
-    def __str__(self) -> str:
-        lines = []
-        for name in ("mixes", "waits", "uploads", "doubles", "kernels"):
-            counter: Counter[str] = getattr(self, name)
-            lines.append(f"{name}: {sum(counter.values()):,}")
-            lines += [f"  {count:8,}  {place}" for place, count in counter.most_common(12)]
-        return "\n".join(lines)
 
 
 class _Storage:
@@ -138,18 +128,14 @@ class PretendTensor(Tensor):
 class Gpu(TorchDispatchMode):
     """Checks, counts and runs operations on the pretend device.
 
-    Args:
-        strict: Raise where CUDA would refuse an operation; else it is noted and runs.
-
     Attributes:
         tally: What was counted since it was last replaced.
         allocated: Bytes that are in use.
         peak: The most that were, since `restart`.
     """
 
-    def __init__(self, *, strict: bool = True) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.strict = strict
         self.tally = Tally()
         self.allocated = self.peak = 0
         self._storages: weakref.WeakValueDictionary[int, _Storage] = weakref.WeakValueDictionary()
@@ -178,10 +164,9 @@ class Gpu(TorchDispatchMode):
         self.peak = max(self.peak, self.allocated)
 
     def refuse(self, reason: str) -> None:
-        """Note that CUDA would refuse this."""
+        """Note that CUDA would refuse this, and refuse it."""
         self.tally.mixes[f"{_line()}: {reason}"] += 1
-        if self.strict:
-            raise MixedDevicesError(f"expected all tensors to be on the same device: {_line()}: {reason}")
+        raise MixedDevicesError(f"expected all tensors to be on the same device: {_line()}: {reason}")
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Every operation in the mode."""
@@ -225,7 +210,6 @@ class Gpu(TorchDispatchMode):
     def _count(self, call: Call) -> None:
         line = _line()
         self.tally.kernels[line] += call.is_kernel
-        self.tally.doubles[line] += call.is_float64
         self.tally.uploads[line] += call.goes_up
         if call.waits:
             self.tally.waits[f"{line}: {call.waits}"] += 1
@@ -308,14 +292,10 @@ def _register() -> None:
 
 
 @contextmanager
-def pretend_gpu(*, strict: bool = True) -> Iterator[Gpu]:
-    """Give this PyTorch the device `pretend` for a while.
-
-    Args:
-        strict: See `Gpu`.
-    """
+def pretend_gpu() -> Iterator[Gpu]:
+    """Give this PyTorch the device `pretend` for a while."""
     _register()
-    gpu = Gpu(strict=strict)
+    gpu = Gpu()
     built_in = functional.scaled_dot_product_attention
 
     def attention(query: Tensor, *rest: Any, **named: Any) -> Tensor:

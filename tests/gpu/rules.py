@@ -102,12 +102,6 @@ class Call:
         return not (is_view or self.name in WITHOUT_KERNEL or self.name == "aten::record_stream")
 
     @property
-    def is_float64(self) -> bool:
-        """Whether it computes with float64 matrices, for which most cards have few units."""
-        sources = [one for one in self.tensors if one.dtype == torch.float64 and one.ndim >= 2 and min(one.shape) > 1]
-        return self.is_kernel and self.name not in COPIES and bool(sources)
-
-    @property
     def goes_up(self) -> bool:
         """Whether something is copied from main memory to the device."""
         if self.name == "aten::_to_copy":

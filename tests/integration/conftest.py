@@ -4,20 +4,28 @@ from typing import Any
 
 import pytest
 from tests.tiny.checkpoint import tiny_text
-from tests.tiny.cutting import Kept, cut, plan_for
-from tests.tiny.models import FAMILIES, tiny_model
+from tests.tiny.cutting import Kept, cases, cut, plan_for
+from tests.tiny.models import tiny_model
 
 
-@pytest.fixture(params=FAMILIES, scope="module")
-def dense(request: pytest.FixtureRequest) -> Any:
-    """The tiny model of a family."""
-    return tiny_model(request.param)
+@pytest.fixture(
+    params=cases("no attention first", "nothing first", "query heads", "experts"), scope="module", ids=" ".join
+)
+def case(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """A family and a plan."""
+    return request.param
 
 
-@pytest.fixture(params=["no attention first", "nothing first", "query heads", "experts"], scope="module")
-def plan(request: pytest.FixtureRequest, dense: Any) -> list[Kept]:
+@pytest.fixture(scope="module")
+def dense(case: tuple[str, str]) -> Any:
+    """The tiny model of the family."""
+    return tiny_model(case[0])
+
+
+@pytest.fixture(scope="module")
+def plan(case: tuple[str, str]) -> list[Kept]:
     """What stays of each of its blocks."""
-    return plan_for(dense.config.model_type, request.param)
+    return plan_for(*case)
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from tests.tiny.browser import chromium, look
-from tests.tiny.summaries import made, recovered
-from tests.unit.test_report_page import measured, swept
+from tests.tiny.summaries import made, measured, recovered
+from tests.unit.test_report_page import swept
 
 from darwinlm.report.page import render_page
 from darwinlm.runs.sizes import write_sizes

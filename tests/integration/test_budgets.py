@@ -10,9 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from darwinlm.errors import BudgetError
 from darwinlm.latency.timing import ModelTimer
-from darwinlm.lock import release_all
 from darwinlm.pipeline import run_stages
-from darwinlm.recipe import BudgetSettings, Recipe, load_recipe
+from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.runs.sweep import _ordered, member_name, prune_sweep
 from darwinlm.stages.plan import plan_stage
 
@@ -76,13 +75,6 @@ def test_bytes_of_weights_and_cache(tiny_folder, make_run, tmp_path, model_type)
     )
     assert used(found) == weights + kept
     assert target * (1 - TOLERANCE) <= weights + kept <= target
-
-
-def test_an_impossible_budget_is_refused_before_anything_is_read(tiny_llama, make_run, tmp_path):
-    with pytest.raises(BudgetError, match=r"budget\.params: .*less than the smallest .*; the largest is"):
-        plan_stage(make_run(tiny_llama, tmp_path / "out", "budget.params=1k", keep=None))
-    release_all()
-    assert not (tmp_path / "out").exists()
 
 
 def seconds_of(choice):
@@ -184,24 +176,14 @@ def test_a_family_shares_its_database_and_starts_from_its_neighbour(tiny_llama, 
 
 
 @pytest.mark.parametrize(
-    ("budget", "name"),
-    [
-        ({"keep": 0.75}, "keep-75"),
-        ({"keep": 0.333}, "keep-33.3"),
-        ({"params": "2.7B"}, "params-2.7B"),
-        ({"bytes": "4GiB"}, "bytes-4GiB"),
-        ({"bytes": "100"}, "bytes-100"),
-        ({"speedup": "2x"}, "speedup-2x"),
-        ({"latency": "30ms"}, "latency-30ms"),
-    ],
-)
-def test_members_are_named_after_their_budget(budget, name):
-    assert member_name(BudgetSettings(**budget)) == name
-
-
-@pytest.mark.parametrize(
     ("kind", "given", "ordered"),
-    [("keep", ("40%", "80%"), ["keep-80", "keep-40"]), ("speedup", ("3x", "2x"), ["speedup-2x", "speedup-3x"])],
+    [
+        ("keep", ("33.3%", "75%"), ["keep-75", "keep-33.3"]),
+        ("params", ("1.5M", "2.7B"), ["params-2.7B", "params-1.5M"]),
+        ("bytes", ("100", "4GiB"), ["bytes-4GiB", "bytes-100"]),
+        ("speedup", ("3x", "2x"), ["speedup-2x", "speedup-3x"]),
+        ("latency", ("30ms", "40ms"), ["latency-40ms", "latency-30ms"]),
+    ],
 )
 def test_the_largest_member_is_pruned_first(kind, given, ordered):
     recipes = [load_recipe(Recipe(), (), {f"budget.{kind}": bound}) for bound in given]

@@ -15,24 +15,8 @@ PLAIN = "database.saliency=output"
 
 
 @pytest.fixture(scope="module")
-def estimated(tiny_llama, make_run, tmp_path_factory):
-    return searched(make_run(tiny_llama, tmp_path_factory.mktemp("estimated") / "out"))
-
-
-def test_estimates_fall_with_the_width_and_agree_on_what_is_gone(estimated):
-    reader, space = estimated.database.reader, estimated.plan.space
-    losses = estimated_losses(space, reader)
-    assert losses is not None
-    for module, row in zip(space.modules, losses, strict=True):
-        gone, dense = row[0], row[-1]
-        assert dense == 0 < gone
-        by_variant: dict[int, list[tuple[int, float]]] = {}
-        for level, loss in zip(module.levels[1:-1], row[1:-1], strict=True):
-            assert 0 < loss < gone
-            by_variant.setdefault(level.heads, []).append((level.width, loss))
-        for curve in by_variant.values():
-            falling = [loss for _, loss in sorted(curve)]
-            assert falling == sorted(falling, reverse=True)
+def estimated(tiny_llama, make_run, finished_llama):
+    return searched(make_run(tiny_llama, finished_llama))
 
 
 def test_what_is_gone_costs_the_whole_output_weighted_by_the_gradients(estimated):

@@ -13,15 +13,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tests.tiny.masked import assert_equal_logits, logits, masked
 from tests.tiny.models import FAMILIES
-from tests.tiny.whole import Whole, opened
+from tests.tiny.whole import Whole
 from torch.nn.functional import cross_entropy, kl_div
 from transformers import AutoModelForCausalLM
 
 from darwinlm.evaluation.divergence import DenseDistribution
+from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.family import families
+from darwinlm.families.family import class_prefix, families
 from darwinlm.pipeline import run_stages
 from darwinlm.recipe import RecoverySettings
 from darwinlm.recovery.model import batch_loss, prepared, run_dense
@@ -33,7 +35,7 @@ from darwinlm.surgery.stitch import block_parameters, stitch
 def whole(request: pytest.FixtureRequest, tiny_folder: Callable[[str], Path], make_run, tmp_path_factory) -> Whole:
     folder = tmp_path_factory.mktemp("family") / "out"
     run = make_run(tiny_folder(request.param), folder)
-    return opened(run, run_stages(run, "report").report)
+    return Whole(run, run_stages(run, "report"))
 
 
 def test_every_described_family_is_tested():
@@ -41,7 +43,7 @@ def test_every_described_family_is_tested():
 
 
 def test_any_allocation_is_the_masked_dense_model_and_weighs_what_was_predicted(whole):
-    tokens = whole.texts["evaluation"].tokens[:2]
+    tokens = whole.text["evaluation"].tokens[:2]
     for allocation in whole.random_allocations(5):
         small = stitch(whole.reader, allocation)
         assert_equal_logits(small, masked(whole.reader, allocation), tokens)
@@ -50,7 +52,7 @@ def test_any_allocation_is_the_masked_dense_model_and_weighs_what_was_predicted(
 
 def test_the_search_sees_what_is_stitched(whole):
     """Above all where a sub-layer is gone between a norm before and one after it, which then gets zeros."""
-    tokens = whole.texts["fitness"].tokens
+    tokens = whole.text["fitness"].tokens
     placed = whole.placed()
     fitness = Fitness(placed, tokens, batch_tokens=96)
     dense = DenseDistribution(logits(whole.checkpoint.load(torch.float32), tokens).flatten(0, 1))
@@ -61,7 +63,7 @@ def test_the_search_sees_what_is_stitched(whole):
 
 def test_a_candidate_near_the_base_is_run_from_its_first_change_on(whole):
     """Or from the last block whose keys and values later ones reuse."""
-    tokens = whole.texts["fitness"].tokens
+    tokens = whole.text["fitness"].tokens
     placed = whole.placed()
     fitness = Fitness(placed, tokens, batch_tokens=96)
     base = whole.random_allocations(2, seed=3)[0]
@@ -73,28 +75,35 @@ def test_a_candidate_near_the_base_is_run_from_its_first_change_on(whole):
     assert [fitness.kl(each, tokens.numel()) for each in (base, candidate)] == pytest.approx(found, rel=1e-6)
 
 
-def test_the_dense_allocation_is_the_dense_model(whole):
-    tokens = whole.texts["evaluation"].tokens[:2]
+def stored_names(folder: Path) -> set[str]:
+    return set(load_file(folder / "model.safetensors"))
+
+
+def test_the_dense_allocation_is_the_dense_model(whole, tmp_path):
+    """And it is stored as that one is: experts one by one, if they are."""
+    tokens = whole.text["evaluation"].tokens[:2]
     small = stitch(whole.reader, whole.plan.space.dense)
     assert torch.equal(logits(small, tokens), logits(whole.checkpoint.load(torch.float32), tokens))
     assert small.config.model_type == whole.checkpoint.config.model_type
+    save_model(small, tmp_path / "dense")
+    assert stored_names(tmp_path / "dense") == stored_names(whole.checkpoint.folder)
 
 
 def test_layers_that_are_cut_alike_make_the_familys_own_class(whole):
     """Its MLPs are smaller; mixtures lose an expert, or half of every expert's channels."""
     allocation = whole.cut_alike()
     small = stitch(whole.reader, allocation)
-    assert type(small).__name__ == f"{whole.checkpoint.family.class_prefix}ForCausalLM"
+    assert type(small).__name__ == f"{class_prefix(whole.checkpoint.family.model_type)}ForCausalLM"
     assert block_parameters(small, whole.checkpoint.family.layers) == whole.plan.space.params(allocation)
     assert whole.plan.space.params(allocation) < whole.plan.space.params(whole.plan.space.dense)
-    assert_equal_logits(small, masked(whole.reader, allocation), whole.texts["evaluation"].tokens[:2])
+    assert_equal_logits(small, masked(whole.reader, allocation), whole.text["evaluation"].tokens[:2])
 
 
 def test_recovery_trains_every_weight(whole):
     """Its loss and its gradients, made in pieces, are those of the models' own logits."""
-    tokens = whole.texts["calibration"].tokens[:4]
+    tokens = whole.text["calibration"].tokens[:4]
     teacher = whole.checkpoint.load(torch.float32)
-    model = prepared(whole.stitched.checkpoint.load(torch.float32), RecoverySettings(tokens=1))
+    model = prepared(whole.stitch.checkpoint.load(torch.float32), RecoverySettings(tokens=1))
     left_out = [name for name, weight in model.named_parameters() if not weight.requires_grad]
     assert all(name.endswith("correction_bias") for name in left_out)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
@@ -110,31 +119,30 @@ def test_recovery_trains_every_weight(whole):
 
 def test_what_was_saved_is_what_was_searched(whole):
     folder = whole.run.folder / "model"
-    tokens = whole.texts["evaluation"].tokens[:2]
+    tokens = whole.text["evaluation"].tokens[:2]
     # Copies are aligned alike, on which rounding depends.
     model = copy.deepcopy(AutoModelForCausalLM.from_pretrained(folder))
-    expected = copy.deepcopy(whole.stitched.checkpoint.load(torch.float32))
+    expected = copy.deepcopy(whole.stitch.checkpoint.load(torch.float32))
     weights = dict(expected.named_parameters())
-    for name, weight in whole.refitted.weights(whole.stitched.checkpoint).items():
+    for name, weight in whole.refit.weights().items():
         weights[name].data = weight
     assert torch.equal(logits(model, tokens), logits(expected, tokens))
     counted = block_parameters(model, whole.checkpoint.family.layers)
-    assert counted == whole.summary.budget.block_params == whole.plan.space.params(whole.search.allocation)
+    assert counted == whole.report.budget.block_params == whole.plan.space.params(whole.search.allocation)
     assert counted <= whole.plan.budget.upper
     model_type = json.loads((folder / "config.json").read_text())["model_type"]
     assert model_type == f"darwinlm_{whole.checkpoint.family.model_type}"
+    again = Checkpoint.open(folder)
+    assert set(again.shards) == set(again.tensors) == stored_names(folder), "as it is held"
 
 
 def test_a_pruned_model_is_pruned_again(whole, make_run, tmp_path):
     """Layers that differ, sub-layers that are gone, and the same answers."""
     run = make_run(whole.run.folder / "model", tmp_path / "out", keep="75%")
-    second = opened(run, run_stages(run, "report").report)
+    second = run_stages(run, "stitch")
     before = whole.plan.space.params(whole.search.allocation)
-    assert second.plan.space.params(second.plan.space.dense) == before == second.summary.budget.dense_block_params
-    saved = whole.summary.models["refit"].perplexity
-    assert second.summary.models["dense"].perplexity == pytest.approx(saved, rel=1e-5)
-    tokens = second.texts["evaluation"].tokens[:2]
-    small = second.stitched.checkpoint.load(torch.float32)
-    assert_equal_logits(small, masked(second.reader, second.search.allocation), tokens)
-    again = Checkpoint.open(tmp_path / "out" / "model")
-    assert block_parameters(again.load(torch.float32), again.family.layers) <= 0.75 * before
+    assert second.plan.space.params(second.plan.space.dense) == before
+    small = second.stitch.checkpoint.load(torch.float32)
+    reference = masked(second.database.reader, second.search.allocation)
+    assert_equal_logits(small, reference, second.text["evaluation"].tokens[:2])
+    assert block_parameters(small, whole.checkpoint.family.layers) <= 0.75 * before

@@ -6,12 +6,13 @@ import pickle
 
 import pytest
 import torch
-from tests.tiny.cutting import PLANS, blanked, cut, logits, near, plan_for, tokens
+from tests.tiny.cutting import blanked, cut, logits, near, plan_for, tokens
 from tests.tiny.models import SIZES, tiny_config, tiny_model
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from darwinlm.families.family import families, family_of
-from darwinlm.families.pruned import auto_map, modeling_source, pruned_classes, pruned_config
+from darwinlm.families.modeling_darwinlm import auto_map, modeling_source
+from darwinlm.families.pruned import pruned_classes, pruned_config
 from darwinlm.families.shapes import head_dim
 
 
@@ -158,8 +159,3 @@ def test_head_size_is_kept_where_the_family_would_divide(model_type):
     config_class, _, model_class = pruned_classes(*families()[model_type].class_names)
     config = pruned_config(config_class, dense, {0: {"num_attention_heads": 3}})
     assert model_class(config).model.layers[0].self_attn.o_proj.in_features == 3 * 8
-
-
-def test_a_static_cache_reserves_one_head_for_a_layer_without_attention():
-    pruned = cut(tiny_model("llama"), PLANS["skips"])
-    assert [layer.num_key_value_heads for layer in pruned.config.per_layer_config] == [3, 1, 3, 1]

@@ -5,23 +5,34 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from tests.tiny.cutting import MIXED, PLANS, Kept, cut, logits, mixers, near, plan_for, tokens
-from tests.tiny.models import tiny_model
+from tests.tiny.cutting import MIXED, PLANS, cases, cut, logits, mixers, near, plan_for, tokens
+from tests.tiny.models import FAMILIES, tiny_model
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from darwinlm.families.family import family_of
 
+MIXED_LAYERS = ["llama", *(name for name, settings in FAMILIES.items() if "layer_types" in settings)]
+"""Families with caches of several kinds, for which it matters which layer of a kind is the first with an attention."""
+PROJECTIONS = ("llama", "phi3", "qwen3", "gemma2", "qwen3_5_text", "gemma4_text")
+"""Plain, fused, normed, capped, gated and shared ones."""
 
-@pytest.fixture(params=["no attention first", "nothing first", "query heads"], scope="module")
-def plan(request: pytest.FixtureRequest, dense) -> list[Kept]:
-    """The plans in which something is odd beyond sizes."""
-    return plan_for(dense.config.model_type, request.param)
+
+@pytest.fixture(
+    params=cases("no attention first", "query heads") + [(name, "nothing first") for name in MIXED_LAYERS],
+    scope="module",
+    ids=" ".join,
+)
+def case(request):
+    """A family and a plan in which something is odd beyond sizes."""
+    return request.param
 
 
-@pytest.fixture(params=["no attention first", "query heads"], scope="module")
-def odd(request, dense) -> torch.nn.Module:
-    return cut(dense, plan_for(dense.config.model_type, request.param))
+@pytest.fixture(
+    params=cases("no attention first") + [(name, "query heads") for name in PROJECTIONS], scope="module", ids=" ".join
+)
+def odd(request):
+    return cut(tiny_model(request.param[0]), plan_for(*request.param))
 
 
 def test_cached_equals_uncached(pruned):

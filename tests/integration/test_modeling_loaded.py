@@ -9,7 +9,7 @@ from tests.tiny.models import tiny_model
 from transformers import AutoModelForCausalLM
 
 from darwinlm.families.family import family_of
-from darwinlm.families.pruned import auto_map
+from darwinlm.families.modeling_darwinlm import auto_map
 
 
 @pytest.fixture(params=["llama", "gemma3_text", "phi3"], scope="module")

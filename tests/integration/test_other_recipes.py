@@ -56,12 +56,14 @@ def test_a_chat_models_settings_and_licence_go_along(tiny_llama, make_run, tmp_p
     dense = Path(shutil.copytree(tiny_llama, tmp_path / "dense"))
     settings = {"temperature": 0.6, "top_p": 0.9, "do_sample": True, "eos_token_id": [2, 0]}
     (dense / "generation_config.json").write_text(json.dumps(settings))
-    (dense / "LICENSE").write_text("Do as you like.")
+    for name in ("LICENSE", "NOTICE.txt", "weights.bin"):
+        (dense / name).write_text("Do as you like.")
     (dense / "README.md").write_text("---\nlicense: apache-2.0\nlanguage:\n- en\n---\n")
     run_stages(make_run(dense, tmp_path / "out"), "report")
     model = tmp_path / "out" / "model"
     assert json.loads((model / "generation_config.json").read_text()) == settings
-    assert (model / "LICENSE").read_text() == "Do as you like."
+    assert (model / "LICENSE").read_text() == (model / "NOTICE.txt").read_text() == "Do as you like."
+    assert not (model / "weights.bin").exists()
     found = yaml.safe_load((model / "README.md").read_text().split("---\n")[1])
     assert (found["license"], found["language"]) == ("apache-2.0", ["en"])
     assert AutoModelForCausalLM.from_pretrained(model).generation_config.eos_token_id == [2, 0]

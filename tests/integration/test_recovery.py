@@ -90,16 +90,6 @@ def test_the_same_call_again_reuses_it(whole, inputs, tmp_path, monkeypatch):
     assert recover_tiny(*inputs, out).models == whole[1].models
 
 
-def test_a_recovery_leaves_a_page_a_card_and_a_summary(whole):
-    out, summary = whole
-    assert read_summary(out / "summary.json") == summary
-    assert [key for key, _ in summary.measured()] == ["dense", "before", "recovered"]
-    for text in ((out / "report.html").read_text(), (out / "model" / "README.md").read_text()):
-        assert "was trained on 6,144 tokens after pruning" in text
-        assert "was not trained" not in text
-    assert summary.search is None, "of a bare folder nothing is known"
-
-
 def test_a_recovery_of_a_run_tells_how_the_model_was_made(finished_llama, tmp_path):
     settings = ("recovery.batch_tokens=128", "compute.dtype=float32")
     made = read_summary(finished_llama / "summary.json")

@@ -2,18 +2,19 @@
 
 import pytest
 import torch
-from tests.tiny.whole import opened
+from tests.tiny.whole import Whole
 
 from darwinlm.artifact import read_tensors
 from darwinlm.evaluation.quality import measure_quality
-from darwinlm.report.summary import read_summary
+from darwinlm.pipeline import run_stages
 from darwinlm.stages import refit as stages_refit
 from darwinlm.stages.refit import refit_stage
 
 
 @pytest.fixture(scope="module")
 def whole(finished_llama, tiny_llama, make_run):
-    return opened(make_run(tiny_llama, finished_llama), read_summary(finished_llama / "summary.json"))
+    run = make_run(tiny_llama, finished_llama)
+    return Whole(run, run_stages(run, "refit"))
 
 
 @pytest.fixture
@@ -22,13 +23,13 @@ def refitted(whole, tiny_llama, make_run, tmp_path, monkeypatch):
 
     def make(*strengths):
         monkeypatch.setattr(stages_refit, "STRENGTHS", strengths)
-        return refit_stage(make_run(tiny_llama, tmp_path / "out"), whole.texts, whole.stitched)
+        return refit_stage(make_run(tiny_llama, tmp_path / "out"), whole.text, whole.stitch)
 
     return make
 
 
 def test_it_goes_as_far_as_is_best_on_validation_text(whole):
-    record = whole.refitted.record
+    record = whole.refit.record
     losses = {float(strength): loss for strength, loss in record["kl_by_strength"].items()}
     assert set(losses) == {0.0, *stages_refit.STRENGTHS}
     assert losses[record["strength"]] == min(losses.values()) == record["kl_after"]
@@ -42,7 +43,7 @@ def test_weights_and_losses_are_those_of_the_way_there(whole, refitted, strength
     losses = {float(strength): loss for strength, loss in found.record["kl_by_strength"].items()}
     assert set(losses) == {0.0, *strengths}
     assert found.record["strength"] in strengths, "any of them is better than none here"
-    checkpoint = whole.stitched.checkpoint
+    checkpoint = whole.stitch.checkpoint
     stitched = checkpoint.load(torch.float32).state_dict()
     changed = found.weights(checkpoint)
     paths = list(found.stage.folder.glob("block_*.safetensors"))
@@ -54,7 +55,7 @@ def test_weights_and_losses_are_those_of_the_way_there(whole, refitted, strength
             torch.testing.assert_close(changed.pop(prefix + name), expected, rtol=1e-5, atol=1e-6)
     assert paths
     assert not changed
-    tokens = whole.texts["validation"].tokens
+    tokens = whole.text["validation"].tokens
     models = {"0": checkpoint.load(torch.float32), "best": found.model(checkpoint)}
     measured = measure_quality(whole.checkpoint.load(torch.float32), models, tokens, batch_tokens=256)
     assert losses[0.0] == pytest.approx(measured["0"].kl, rel=1e-3)
@@ -68,4 +69,4 @@ def test_none_of_it_is_taken_where_all_is_worse(whole, refitted, monkeypatch):
     assert found.record["kept"] == "stitched"
     assert found.record["strength"] == 0
     assert (found.record["kl_before"], found.record["kl_after"]) == (1.0, 1.5)
-    assert found.weights(whole.stitched.checkpoint) == {}
+    assert found.weights(whole.stitch.checkpoint) == {}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.tiny.searching import searched
+from tests.tiny.searching import searched, within_budget
 from tests.tiny.whole import Whole
 from torch.nn import functional
 
@@ -16,9 +16,6 @@ from darwinlm.recipe import TrainingSettings
 from darwinlm.search.evaluate.fitness import Clock, Fitness
 from darwinlm.search.evaluate.student import LowRank, Student
 from darwinlm.search.evaluate.training import CandidateTrainer
-from darwinlm.stages.database import database_stage
-from darwinlm.stages.plan import plan_stage
-from darwinlm.stages.text import text_stage
 from darwinlm.surgery.stitch import stitch
 
 FAST = TrainingSettings(learning_rate=3e-3)
@@ -43,15 +40,14 @@ def folder(tiny_llama, make_run, tmp_path_factory):
 def bench(folder, tiny_llama, make_run):
     """The run's results, the placed modules and the fitness."""
     run = make_run(tiny_llama, folder, TEXT)
-    texts, plan = text_stage(run), plan_stage(run)
-    whole = Whole(run, {}, texts, plan, database_stage(run, texts), None, None, None)
+    whole = Whole(run, run_stages(run, "database"))
     placed = whole.placed()
-    return whole, placed, Fitness(placed, texts["fitness"].tokens, batch_tokens=128)
+    return whole, placed, Fitness(placed, whole.text["fitness"].tokens, batch_tokens=128)
 
 
 def trainer_of(bench, settings=FAST):
     whole, placed, fitness = bench
-    return CandidateTrainer(placed, fitness, whole.texts["training"].tokens, settings, whole.run.folder)
+    return CandidateTrainer(placed, fitness, whole.text["training"].tokens, settings, whole.run.folder)
 
 
 def test_training_brings_small_candidates_nearer_to_the_dense_model(bench):
@@ -61,7 +57,7 @@ def test_training_brings_small_candidates_nearer_to_the_dense_model(bench):
     before = fitness.kls(candidates, 256)
     after = trainer.judge(candidates, 512, 256)
     assert all(b < 0.97 * a for a, b in zip(before, after, strict=True)), (before, after)
-    again = Fitness(placed, whole.texts["fitness"].tokens, batch_tokens=128)
+    again = Fitness(placed, whole.text["fitness"].tokens, batch_tokens=128)
     assert again.kls(candidates, 256) == before, "the placed's own modules have learnt nothing"
 
 
@@ -101,7 +97,7 @@ def test_one_step_is_plain_distillation(bench):
     settings = TrainingSettings(learning_rate=1e-3)
     trainer = trainer_of(bench, settings)
     trainer.judge([allocation], 64, 64)
-    tokens = whole.texts["training"].tokens[:2]
+    tokens = whole.text["training"].tokens[:2]
     small, dense = stitch(whole.reader, allocation), whole.checkpoint.load(torch.float32)
     names = [n for n, _ in small.named_parameters() if "self_attn" in n or ".mlp." in n]
     parameters = [p.requires_grad_() for n, p in small.named_parameters() if n in names]
@@ -175,7 +171,7 @@ def test_training_inside_each_generation(folder, tmp_path, tiny_llama, make_run,
     history = found.search.record["history"]
     assert len(history) == 3
     assert history[1]["kl"] < history[0]["kl"], "trained losses are smaller than the start's, which had no training"
-    assert found.plan.allows(found.search.allocation)
+    assert within_budget(found.plan, found.search.allocation)
     assert found.text["training"].document_hashes
     hashes = [set(part.document_hashes) for part in found.text.values()]
     assert len(set.union(*hashes)) == sum(map(len, hashes)), "training text is nobody else's"

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from darwinlm.comparison.allocations import equal_experts
 from darwinlm.comparison.importance import expert_scores
-from darwinlm.comparison.ranked import ExpertReader, dense_reader
+from darwinlm.comparison.ranked import ExpertReader
+from darwinlm.database.store import DatabaseReader
 from darwinlm.errors import BudgetError, ExportError, FamilyError, RecipeError
 from darwinlm.export.run import export_model
 from darwinlm.families.checkpoint import Checkpoint
@@ -60,7 +61,7 @@ def test_a_mixture_that_gives_its_router_logits_is_pruned_and_still_gives_them(t
 def test_levels_are_numbers_of_experts_times_widths(built):
     _, _, reader = built
     for module in reader.modules:
-        shape = reader.shape(module.block, module.kind)
+        shape = reader.shapes[module.block, module.kind]
         if not shape.experts:
             continue
         found = {(level.experts, level.width) for level in module.levels}
@@ -75,7 +76,7 @@ def test_levels_are_numbers_of_experts_times_widths(built):
 @torch.no_grad()
 def test_equal_numbers_are_the_plain_class_with_fewer_experts(built, folder, tmp_path):
     _, texts, reader = built
-    allocation = at(reader, experts=3, width=reader.shape(0, "mlp").width)
+    allocation = at(reader, experts=3, width=reader.shapes[0, "mlp"].width)
     small = stitch(reader, allocation)
     assert type(small).__name__ == "MixtralForCausalLM"
     assert small.config.num_local_experts == 3
@@ -175,7 +176,7 @@ def test_a_mixture_whose_router_is_not_known_is_refused(folder):
 def test_rankings_of_experts_need_experts_that_may_go(built, tiny_llama, make_run, tmp_path):
     _, _, reader = built
     units = UnitsSettings(experts="width", mlp_multiple=8)
-    narrow = SearchSpace(dense_reader(reader.checkpoint, units).modules)
+    narrow = SearchSpace(DatabaseReader(Path(), reader.checkpoint, units).modules)
     with pytest.raises(BudgetError, match="the same number of whole experts in every block, and none fits into"):
         equal_experts(Problem(narrow, parameter_costs(narrow), Budget(0, narrow.params(narrow.dense) // 2)))
     run = make_run(tiny_llama, tmp_path / "out")

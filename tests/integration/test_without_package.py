@@ -13,7 +13,7 @@ from tests.tiny.models import FAMILIES, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from darwinlm.families.family import family_of
-from darwinlm.families.pruned import auto_map
+from darwinlm.families.modeling_darwinlm import auto_map
 from darwinlm.pipeline import run_stages
 
 WITHOUT = """
@@ -145,16 +145,11 @@ def assert_same_as_here(found: dict, folder: Path) -> None:
     assert found["ours"] == []
 
 
-@pytest.mark.parametrize("model_type", ["llama", "qwen3"])
-def test_unequal_layers_load_and_generate_elsewhere(tiny_folder, make_run, tmp_path, model_type):
-    summary = run_stages(make_run(tiny_folder(model_type), tmp_path / "out"), "report").report
-    assert summary.export.custom_code is True
-    folder = tmp_path / "out" / "model"
-    assert (folder / "modeling_darwinlm.py").is_file()
-    found = loaded_elsewhere(folder, tmp_path, custom=True)
+def test_unequal_layers_load_and_generate_elsewhere(finished_llama, tmp_path):
+    found = loaded_elsewhere(finished_llama / "model", tmp_path, custom=True)
     assert found["class"].startswith("Darwin")
     assert found["module"].startswith("transformers_modules.")
-    assert_same_as_here(found, folder)
+    assert_same_as_here(found, finished_llama / "model")
 
 
 def test_equal_layers_load_elsewhere_without_custom_code(tiny_llama, make_run, tmp_path):

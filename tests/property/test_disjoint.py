@@ -7,23 +7,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.tiny.tokenizer import EOS_ID, tiny_tokenizer
 
-from darwinlm.data import PURPOSES, TextPlan, TokenBlocks, assert_disjoint, document_hash, split_documents
+from darwinlm.data import PURPOSES, TokenBlocks, assert_disjoint, document_hash, purpose_of, split_documents
 from darwinlm.errors import DataError
 
 TOKENIZER = tiny_tokenizer()
 
 texts = st.lists(st.text(max_size=40), max_size=40)
-plans = st.builds(
-    TextPlan,
+plans = st.tuples(
     st.dictionaries(st.sampled_from(PURPOSES), st.integers(1, 60), min_size=1),
     st.integers(1, 16),
     st.integers(0, 2**32),
 )
+"""Tokens for each purpose, length of a block, seed."""
 
 
-def split(documents: list[str], plan: TextPlan) -> dict[str, TokenBlocks] | None:
+def split(documents: list[str], plan: tuple[dict[str, int], int, int]) -> dict[str, TokenBlocks] | None:
+    shares, seq_len, seed = plan
     try:
-        return split_documents(documents, plan.shares, TOKENIZER, plan.seq_len, plan.seed)
+        return split_documents(documents, shares, TOKENIZER, seq_len, seed)
     except DataError:
         return None
 
@@ -36,11 +37,12 @@ def test_purposes_are_disjoint_whole_blocks_and_the_same_twice(documents, plan):
     if result is None:
         return
     assert_disjoint(result)
+    shares, seq_len, _ = plan
     known = {document_hash(document) for document in documents}
     for purpose, blocks in result.items():
-        assert blocks.tokens.shape == (plan.blocks_wanted(purpose), plan.seq_len)
+        assert blocks.tokens.shape[1] == seq_len
         assert blocks.tokens.dtype == torch.int64
-        assert 0 <= blocks.n_tokens - plan.shares[purpose] < plan.seq_len
+        assert 0 <= blocks.n_tokens - shares[purpose] < seq_len
         assert set(blocks.document_hashes) <= known
         assert len(set(blocks.document_hashes)) == len(blocks.document_hashes)
 
@@ -63,15 +65,14 @@ def test_tokens_are_those_of_the_documents_named(documents, plan):
 def test_assignment_depends_on_neither_order_nor_company(documents, seed, shuffler: random.Random):
     """With an ample stream, every document lands where its hash says, in any order and with any text after it."""
     shares = {"calibration": 64, "fitness": 16, "evaluation": 32}
-    plan = TextPlan(shares, 8, seed)
     filler = [f"filler number {index}" for index in range(200)]
     shuffled = documents + filler
     shuffler.shuffle(shuffled)
     for order in (documents + filler, shuffled):
-        result = split(order, plan)
+        result = split(order, (shares, 8, seed))
         assert result is not None
         for purpose, blocks in result.items():
-            assert {plan.purpose_of(hashed) for hashed in blocks.document_hashes} == {purpose}
+            assert {purpose_of(hashed, shares, seed) for hashed in blocks.document_hashes} == {purpose}
 
 
 @settings(max_examples=100, deadline=None)

@@ -1,4 +1,4 @@
-"""The demo's model, SmolLM2-135M, with a smaller recipe: minutes on two cores, and the order of results that counts."""
+"""The demo's model, SmolLM2-135M, with a smaller recipe: minutes on two cores. The order of results, and llama.cpp."""
 
 import json
 import os
@@ -7,13 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
+from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from darwinlm.console import Reporter
-from darwinlm.demo import demo_recipe
+from darwinlm.data import read_documents
+from darwinlm.engines.process import EngineProcess
 from darwinlm.errors import DataError, MissingExtraError, ModelError
+from darwinlm.export.run import export_model
+from darwinlm.families.resolve import resolve_model
 from darwinlm.pipeline import run_stages
 from darwinlm.run import Run
+from darwinlm.runs.demo import demo_model, demo_recipe, demo_text
+from darwinlm.stages.results import StageResults
 from darwinlm.surgery.stitch import block_parameters
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(1200)]
@@ -34,7 +40,7 @@ MODELS = ("dense", "uniform", "stitched", "refit", "recovered")
 FIGURES = ("params", "block_params", "bytes", "perplexity", "kl", "tokens_per_second")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module", autouse=True)
 def all_cores():
     """A real model is the one thing here that more than one thread makes faster."""
     before = torch.get_num_threads()
@@ -43,17 +49,19 @@ def all_cores():
     torch.set_num_threads(before)
 
 
-def test_half_of_smollm2(all_cores, tmp_path: Path):
+@pytest.fixture(scope="module")
+def half(tmp_path_factory, all_cores) -> tuple[StageResults, Path]:
+    """A run that keeps half of the model: its results, and its output folder."""
+    out = tmp_path_factory.mktemp("half") / "out"
     try:
-        recipe = demo_recipe(SMALLER, full=True)
-    except (ModelError, DataError) as missing:
-        pytest.skip(str(missing))
-    run = Run(recipe, tmp_path / "out", Reporter(Console(quiet=True)))
-    try:
-        summary = run_stages(run, "report").report
-    except MissingExtraError as missing:
+        run = Run(demo_recipe(SMALLER, full=True), out, Reporter(Console(quiet=True)))
+        return run_stages(run, "report"), out
+    except (ModelError, DataError, MissingExtraError) as missing:
         pytest.skip(str(missing))
 
+
+def test_half_of_smollm2(half):
+    summary, out = half[0].report, half[1]
     models = summary.models
     assert tuple(models) == MODELS
     for name, figures in models.items():
@@ -76,10 +84,10 @@ def test_half_of_smollm2(all_cores, tmp_path: Path):
     assert models["refit"].bytes < 0.75 * models["dense"].bytes
 
     for name in ("report.html", "summary.json"):
-        assert (tmp_path / "out" / name).stat().st_size > 1000
-    assert json.loads((tmp_path / "out" / "summary.json").read_text())["models"].keys() == models.keys()
+        assert (out / name).stat().st_size > 1000
+    assert json.loads((out / "summary.json").read_text())["models"].keys() == models.keys()
 
-    folder = tmp_path / "out" / "model"
+    folder = out / "model"
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert sum(parameter.numel() for parameter in model.parameters()) == models["recovered"].params
     assert block_parameters(model, "model.layers") == budget.block_params
@@ -87,3 +95,31 @@ def test_half_of_smollm2(all_cores, tmp_path: Path):
     inputs = tokenizer("Water boils when", return_tensors="pt")
     made = model.generate(**inputs, do_sample=False, min_new_tokens=8, max_new_tokens=8)
     assert tokenizer.decode(made[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+
+@torch.no_grad()
+def test_it_is_as_good_on_held_out_text_in_llama_cpp(half, tmp_path: Path):
+    pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra llama-cpp")
+    report = export_model(half[1] / "model", tmp_path / "half.gguf", to="gguf", quantisation="f16")
+    assert report.details["architecture"] == "deci"
+    tokens = half[0].text["evaluation"].tokens[:2, :256]
+    with EngineProcess("llama.cpp", tmp_path / "half.gguf", context=256) as engine:
+        found = torch.stack([torch.from_numpy(engine.logits(row.tolist())) for row in tokens])
+    expected = AutoModelForCausalLM.from_pretrained(half[1] / "model", dtype=torch.float32)(tokens).logits
+    ours, theirs = (cross_entropy(each[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()) for each in (found, expected))
+    assert float(ours.exp()) == pytest.approx(float(theirs.exp()), rel=0.01)
+
+
+def test_the_tokenizer_of_the_file_splits_text_as_llama_cpp_does(tmp_path: Path):
+    pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra llama-cpp")
+    try:
+        source, dense = demo_text(), resolve_model(str(demo_model()), tmp_path / "dense")
+    except (ModelError, DataError, MissingExtraError) as missing:
+        pytest.skip(str(missing))
+    passages = read_documents(source.replace("#question+passage", "#passage"))
+    texts = [*(document for _, document in zip(range(200), passages, strict=False)), "a  12 and\n\n  3400 or x7\t 8"]
+    assert sum(text.count(f" {digit}") for text in texts for digit in range(10)) > 100
+    tokenizer = dense.tokenizer()
+    with EngineProcess("llama.cpp", demo_model(), context=256) as engine:
+        for text in texts:
+            assert engine.tokenize(text) == tokenizer(text)["input_ids"], text

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from darwinlm.families.family import family_of
+from darwinlm.families.family import families, family_of
 from darwinlm.families.pruned import pruned_classes, pruned_config
 from tests.tiny.masked import mlp_of, output_of, shut_out
 from tests.tiny.models import FAMILIES
@@ -113,6 +113,13 @@ def plan_for(model_type: str, name: str) -> list[Kept]:
     whole = [mixer or block in SHARED.get(model_type, ()) for block, mixer in enumerate(mixers(model_type))]
     plan = [replace(kept, heads=ALL, all_groups=False) if one else kept for kept, one in zip(plan, whole, strict=True)]
     return [replace(kept, experts=None) for kept in plan] if model_type in GROUPED else plan
+
+
+def cases(*names: str) -> list[tuple[str, str]]:
+    """Families, each with those of the plans that cut something in it which the other plans don't."""
+    mixtures = {name for name, family in families().items() if family.mlp.experts is not None}
+    pointless = {"query heads": WHOLE, "experts": (FAMILIES.keys() - mixtures) | set(GROUPED)}
+    return [(family, name) for family in FAMILIES for name in names if family not in pointless.get(name, ())]
 
 
 def mixers(model_type: str) -> list[bool]:

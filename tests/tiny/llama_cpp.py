@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from darwinlm.engines import EngineProcess
+from darwinlm.engines.process import EngineProcess
 from darwinlm.export.run import export_model
 
 TEXT = "the river turns slowly under the silver bridge and 12 engines hold 340 letters."

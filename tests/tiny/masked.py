@@ -24,7 +24,7 @@ def masked(reader: DatabaseReader, allocation: Allocation) -> Any:
     checkpoint = reader.checkpoint
     model = checkpoint.load(torch.float32)
     for module, index in zip(reader.modules, allocation, strict=True):
-        level, shape = module.levels[index], reader.shape(module.block, module.kind)
+        level, shape = module.levels[index], reader.shapes[module.block, module.kind]
         kept = reader.kept(module.block, module.kind, level)
         if kept.weight is None:
             continue

@@ -41,11 +41,33 @@ DELTA: dict[str, Any] = {
     "linear_num_value_heads": 4,
 }
 
-SHARED_EXPERT: dict[str, Any] = {
-    "num_experts": 5,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 48,
-    "shared_expert_intermediate_size": 24,
+EXPERTS: dict[str, Any] = {"num_experts": 5, "num_experts_per_tok": 2}
+
+SHARED_EXPERT: dict[str, Any] = {**EXPERTS, "moe_intermediate_size": 48, "shared_expert_intermediate_size": 24}
+
+ROUTED: dict[str, Any] = {"n_routed_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 96}
+
+LATENT: dict[str, Any] = {
+    "num_key_value_heads": 6,
+    "kv_lora_rank": 16,
+    "q_lora_rank": 24,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+}
+
+GEMMA: dict[str, Any] = {**SLIDING, "head_dim": 16, "query_pre_attn_scalar": 16, "tie_word_embeddings": True}
+
+GEMMA4: dict[str, Any] = {
+    **SLIDING,
+    "global_head_dim": 16,
+    "num_global_key_value_heads": 3,
+    "final_logit_softcapping": 5.0,
+    "tie_word_embeddings": True,
+}
+
+HALF_TURNED: dict[str, Any] = {
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
 }
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -54,27 +76,19 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": {"tie_word_embeddings": True},
     "qwen3": {"head_dim": 16, "tie_word_embeddings": True},
     "gemma": {"head_dim": 16, "tie_word_embeddings": True},
-    "gemma2": {**SLIDING, "head_dim": 16, "query_pre_attn_scalar": 16, "tie_word_embeddings": True},
-    "gemma3_text": {**SLIDING, "head_dim": 16, "query_pre_attn_scalar": 16, "tie_word_embeddings": True},
+    "gemma2": GEMMA,
+    "gemma3_text": GEMMA,
     "gemma4_text": {
-        "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
-        "sliding_window": 8,
+        **GEMMA4,
         "num_key_value_heads": 3,
-        "global_head_dim": 16,
-        "num_global_key_value_heads": 3,
         "hidden_size_per_layer_input": 8,
         "vocab_size_per_layer_input": 300,
         "num_kv_shared_layers": 1,
         "use_double_wide_mlp": True,
-        "final_logit_softcapping": 5.0,
-        "tie_word_embeddings": True,
     },
     "gemma4_text_experts": {
+        **GEMMA4,
         "model_type": "gemma4_text",
-        "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
-        "sliding_window": 8,
-        "global_head_dim": 16,
-        "num_global_key_value_heads": 3,
         "attention_k_eq_v": True,
         "hidden_size_per_layer_input": 0,
         "enable_moe_block": True,
@@ -82,20 +96,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "top_k_experts": 2,
         "moe_intermediate_size": 96,
         "intermediate_size": 64,
-        "final_logit_softcapping": 5.0,
-        "tie_word_embeddings": True,
     },
     "smollm3": {"no_rope_layers": [1, 1, 1, 0], "tie_word_embeddings": True},
     "granite": {"residual_multiplier": 0.7, "logits_scaling": 2.0, "attention_multiplier": 0.3},
-    "phi3": {
-        "resid_pdrop": 0.1,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
-    },
+    "phi3": {**HALF_TURNED, "resid_pdrop": 0.1},
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
     "qwen3_moe": {
+        **EXPERTS,
         "head_dim": 16,
-        "num_experts": 5,
-        "num_experts_per_tok": 2,
         "moe_intermediate_size": 32,
         "mlp_only_layers": [1],
         "norm_topk_prob": True,
@@ -109,62 +117,28 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "use_bias": True,
         "tie_word_embeddings": True,
     },
-    "minimax_m2": {
-        "num_local_experts": 5,
-        "num_experts_per_tok": 2,
-        "head_dim": 16,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
-    },
+    "minimax_m2": {**HALF_TURNED, "num_local_experts": 5, "num_experts_per_tok": 2, "head_dim": 16},
     "hunyuan_v1_moe": {"num_experts": 5, "moe_topk": [2, 2, 2, 2], "tie_word_embeddings": True},
-    "olmoe": {"num_experts": 5, "num_experts_per_tok": 2},
+    "olmoe": EXPERTS,
     "deepseek_v2": {
-        "num_key_value_heads": 6,
-        "kv_lora_rank": 16,
+        **LATENT,
+        **ROUTED,
         "q_lora_rank": None,
-        "qk_nope_head_dim": 12,
-        "qk_rope_head_dim": 8,
-        "v_head_dim": 16,
-        "n_routed_experts": 5,
         "n_shared_experts": 2,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 96,
         "first_k_dense_replace": 1,
         "routed_scaling_factor": 1.5,
     },
     "deepseek_v3": {
-        "num_key_value_heads": 6,
-        "kv_lora_rank": 16,
-        "q_lora_rank": 24,
-        "qk_nope_head_dim": 12,
-        "qk_rope_head_dim": 8,
-        "v_head_dim": 16,
+        **LATENT,
+        **ROUTED,
         "n_routed_experts": 8,
-        "num_experts_per_tok": 2,
         "n_group": 4,
         "topk_group": 2,
-        "moe_intermediate_size": 96,
         "first_k_dense_replace": 2,
         "attention_bias": True,
     },
-    "glm4_moe": {
-        "n_routed_experts": 5,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 96,
-        "routed_scaling_factor": 1.5,
-        "attention_bias": True,
-        "use_qk_norm": True,
-    },
-    "glm4_moe_lite": {
-        "num_key_value_heads": 6,
-        "kv_lora_rank": 16,
-        "q_lora_rank": 24,
-        "qk_nope_head_dim": 12,
-        "qk_rope_head_dim": 8,
-        "v_head_dim": 16,
-        "n_routed_experts": 5,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 96,
-    },
+    "glm4_moe": {**ROUTED, "routed_scaling_factor": 1.5, "attention_bias": True, "use_qk_norm": True},
+    "glm4_moe_lite": {**LATENT, **ROUTED},
     "gpt_oss": {**SLIDING, "num_local_experts": 5, "num_experts_per_tok": 2, "swiglu_limit": 2.0},
     "olmo2": {"attention_bias": True},
     "olmo3": SLIDING,
@@ -187,7 +161,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "arcee": {"mlp_bias": True},
     "nemotron": {"attention_bias": True},
     "apertus": {},
-    "vaultgemma": {**SLIDING, "head_dim": 16, "query_pre_attn_scalar": 16, "tie_word_embeddings": True},
+    "vaultgemma": GEMMA,
     "qwen3_5_text": {**DELTA, "tie_word_embeddings": True},
     "qwen3_5_moe_text": {**DELTA, **SHARED_EXPERT},
     "qwen3_next": {**DELTA, **SHARED_EXPERT, "mlp_only_layers": [2]},

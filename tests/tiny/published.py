@@ -7,32 +7,15 @@ from pathlib import Path
 from typing import Any
 
 PUBLISHED: dict[str, dict[str, Any]] = {
-    "llama2-7b-2.7b": {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 32,
-        "vocab_size": 32000,
-        "max_position_embeddings": 4096,
-        "tie_word_embeddings": False,
-    },
+    "llama2-7b-2.7b": {"model_type": "llama", "max_position_embeddings": 4096},
     "llama3.1-8b-4.6b": {
-        "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "hidden_size": 4096,
         "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
         "num_key_value_heads": 8,
         "vocab_size": 128256,
         "max_position_embeddings": 131072,
-        "tie_word_embeddings": False,
     },
     "qwen2.5-14b-8.4b": {
-        "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",
         "hidden_size": 5120,
         "intermediate_size": 13824,
@@ -40,8 +23,6 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "num_attention_heads": 40,
         "num_key_value_heads": 8,
         "vocab_size": 152064,
-        "max_position_embeddings": 32768,
-        "tie_word_embeddings": False,
     },
 }
 """By recipe; what they leave out is the default of their class."""

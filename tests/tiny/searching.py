@@ -12,6 +12,8 @@ from darwinlm.families.decoder import Decoder
 from darwinlm.pipeline import run_stages
 from darwinlm.run import Run
 from darwinlm.search.evaluate.modules import PlacedModules
+from darwinlm.search.problem.problem import Problem
+from darwinlm.search.problem.space import Allocation
 from darwinlm.stages.database import database_stage
 from darwinlm.stages.plan import plan_stage
 from darwinlm.stages.results import StageResults
@@ -40,3 +42,8 @@ def timeless(tree: dict[str, Any]) -> dict[str, Any]:
     """A state or a record without what a clock says."""
     history = [{name: value for name, value in entry.items() if name != "seconds"} for entry in tree["history"]]
     return {name: value for name, value in tree.items() if name != "seconds"} | {"history": history}
+
+
+def within_budget(problem: Problem, allocation: Allocation) -> bool:
+    """Whether the cost of an allocation lies within the bounds."""
+    return problem.budget.allows(problem.cost.of(allocation) - problem.cost.fixed)

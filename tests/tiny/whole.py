@@ -1,44 +1,35 @@
-"""A finished run, opened again."""
+"""A finished run, and ways to try other allocations on it."""
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from darwinlm.database.store import DatabaseReader
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.decoder import Decoder
-from darwinlm.report.summary import Summary
 from darwinlm.run import Run
 from darwinlm.search.evaluate.modules import PlacedModules
-from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import Allocation
-from darwinlm.stages.database import PruningDatabase, database_stage
-from darwinlm.stages.plan import plan_stage
-from darwinlm.stages.refit import Refitted, refit_stage
-from darwinlm.stages.search import SearchResult, search_stage
-from darwinlm.stages.stitch import Stitched, stitch_stage
-from darwinlm.stages.text import Texts, text_stage
+from darwinlm.stages.results import StageResults
 
 
 @dataclass(frozen=True)
 class Whole:
-    """What each stage of a finished run handed on."""
+    """A run and what its stages handed on, which are attributes here too."""
 
     run: Run
-    summary: Summary
-    texts: Texts
-    plan: Problem
-    database: PruningDatabase
-    search: SearchResult
-    stitched: Stitched
-    refitted: Refitted
+    found: StageResults
+
+    def __getattr__(self, stage: str) -> Any:
+        return getattr(self.found, stage)
 
     @property
     def reader(self) -> DatabaseReader:
-        return self.database.reader
+        return self.found.database.reader
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -71,14 +62,3 @@ class Whole:
             sizes[module].index(target) if cut else len(module.levels) - 1
             for module, cut in zip(modules, alike, strict=True)
         )
-
-
-def opened(run: Run, summary: Summary) -> Whole:
-    """Take what the stages of a finished run hand on; none of them is run again."""
-    texts, plan = text_stage(run), plan_stage(run)
-    database = database_stage(run, texts)
-    search = search_stage(run, texts, database, plan)
-    stitched = stitch_stage(run, database, search)
-    refitted = refit_stage(run, texts, stitched)
-    assert refitted is not None
-    return Whole(run, summary, texts, plan, database, search, stitched, refitted)

@@ -24,9 +24,10 @@ from darwinlm.comparison.allocations import (
 )
 from darwinlm.comparison.hard_concrete import HardConcrete
 from darwinlm.comparison.importance import activation_scores, block_influence, magnitude_scores
-from darwinlm.comparison.ranked import RankedReader, UnitScores, best_columns, dense_reader
+from darwinlm.comparison.ranked import RankedReader, UnitScores, best_columns
 from darwinlm.comparison.sheared import shear
 from darwinlm.database.levels import Level
+from darwinlm.database.store import DatabaseReader
 from darwinlm.errors import BudgetError, FamilyError, NumericsError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import ModuleShape, module_shapes
@@ -52,7 +53,7 @@ def stream(checkpoint: Checkpoint) -> BlockStream:
 
 def half(checkpoint: Checkpoint) -> Problem:
     """The problem of keeping half of a model."""
-    space = SearchSpace(dense_reader(checkpoint, UNITS).modules)
+    space = SearchSpace(DatabaseReader(Path(), checkpoint, UNITS).modules)
     upper = space.params(space.dense) // 2
     return Problem(space, parameter_costs(space), Budget(int(0.9 * upper), upper))
 
@@ -170,8 +171,8 @@ def test_masks_whose_loss_is_not_finite_are_refused(tiny_llama: Path) -> None:
     model = checkpoint.load(torch.float32)
     with torch.no_grad():
         model.model.norm.weight[0] = torch.nan
-    reader = dense_reader(checkpoint, UNITS)
-    shapes = [reader.shape(module.block, module.kind) for module in reader.modules]
+    reader = DatabaseReader(Path(), checkpoint, UNITS)
+    shapes = [reader.shapes[module.block, module.kind] for module in reader.modules]
     levels = [module.levels[-1] for module in reader.modules]
     with pytest.raises(NumericsError, match=r"sheared: the loss isn't finite in step 1: leave it out of --methods"):
         shear(model, checkpoint.family, shapes, levels, torch.arange(32).view(2, 1, 16), seed=0)

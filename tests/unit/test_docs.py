@@ -4,6 +4,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -39,14 +40,22 @@ def command_lines() -> list[tuple[str, str]]:
 COMMANDS = command_lines()
 
 
-def test_documents_have_commands() -> None:
-    assert {"README.md"} <= {name for name, _ in COMMANDS}
-    assert sum(text.startswith("darwinlm ") for _, text in COMMANDS) >= 5
-
-
-@pytest.mark.parametrize("text", sorted({text for _, text in COMMANDS if text.startswith("darwinlm ")}))
-def test_darwinlm_line_is_one_that_the_command_takes(text: str) -> None:
-    parse(text)
+@pytest.mark.parametrize("text", sorted({text for _, text in COMMANDS}))
+def test_a_command_line_can_be_run(text: str) -> None:
+    match shlex.split(text):
+        case ["darwinlm", *_]:
+            parse(text)
+        case ["make", *targets]:
+            make = shutil.which("make") or pytest.skip("there is no make")
+            words = [make, "-n", *targets]
+            ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+            assert ended.returncode == 0, ended.stderr
+        case ["pip", "install", "-e", package, *_]:
+            project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+            extras = package.partition("[")[2].rstrip("]").split(",")
+            assert set(extras) <= set(project["optional-dependencies"])
+        case ["python", script, *_] if script != "-m":
+            assert (ROOT / script).is_file()
 
 
 def parse(text: str) -> None:
@@ -69,35 +78,11 @@ def test_what_is_wrong_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("See [this](docs/nowhere.md), `surgery/nothing.py` and `benchmarks/none.py`.", encoding="utf-8")
     assert named_paths(page) == {"docs/nowhere.md", "src/darwinlm/surgery/nothing.py", "benchmarks/none.py"}
-
-
-@pytest.mark.parametrize("text", sorted({text for _, text in COMMANDS if text.startswith("make ")}))
-def test_make_target_exists(text: str) -> None:
-    make = shutil.which("make")
-    if make is None:
-        pytest.skip("there is no make")
-    ended = subprocess.run(
-        [make, "-n", *shlex.split(text)[1:]], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
-    )
-    assert ended.returncode == 0, ended.stderr
-
-
-@pytest.mark.parametrize("text", sorted({text for _, text in COMMANDS if text.startswith("pip install -e")}))
-def test_extras_exist(text: str) -> None:
-    import tomllib
-
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    named = re.search(r"\[([\w,-]+)\]", text)
-    assert named is not None
-    assert set(named[1].split(",")) <= set(extras)
-
-
-@pytest.mark.parametrize("text", sorted({text for _, text in COMMANDS if text.startswith("python ")}))
-def test_script_exists(text: str) -> None:
-    words = shlex.split(text)
-    if words[1] == "-m":
-        pytest.skip("a module of another package")
-    assert (ROOT / words[1]).is_file()
+    page.write_text("`database/order.py::damp`, `database/order.py::dump`, `tests/unit/test_none.py::test_a`", "utf-8")
+    assert missing_names(page) == ["database/order.py::dump", "tests/unit/test_none.py::test_a"]
+    assert {"README.md"} <= {name for name, _ in COMMANDS}
+    assert sum(text.startswith("darwinlm ") for _, text in COMMANDS) >= 5
+    assert (ROOT / "docs" / "method.md").read_text(encoding="utf-8").count(".py::") >= 40
 
 
 def test_python_of_the_first_pages_runs(tmp_path, monkeypatch, capsys, tiny_llama, tiny_text_file, finished_llama):
@@ -186,13 +171,6 @@ def missing_names(path: Path) -> list[str]:
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_named_functions_and_tests_exist(path: Path) -> None:
     assert missing_names(path) == []
-
-
-def test_a_name_that_is_missing_is_found(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text("`database/order.py::damp`, `database/order.py::dump`, `tests/unit/test_none.py::test_a`", "utf-8")
-    assert missing_names(page) == ["database/order.py::dump", "tests/unit/test_none.py::test_a"]
-    assert (ROOT / "docs" / "method.md").read_text(encoding="utf-8").count(".py::") >= 40
 
 
 @pytest.mark.parametrize("path", NOTEBOOK, ids=lambda path: path.name)

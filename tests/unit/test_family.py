@@ -14,7 +14,6 @@ from darwinlm.families.pruned import pruned_classes, pruned_config
 DESCRIPTION = """
 title: Otters
 model_type: otter
-class_prefix: Otter
 attention: {name: attn, query: [q], key_value: [k, v], output: o, norms: [before, after], post_norm: after}
 mlp: {name: mlp, inputs: [up], output: down, norms: [second]}
 """

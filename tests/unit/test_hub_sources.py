@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 from tests.unit.test_sources import ROWS, TEXTS, message, read
 
-from darwinlm.data import DEFAULT_SOURCE, read_documents
+from darwinlm.data import read_documents
 from darwinlm.errors import DataError, MissingExtraError
 
 
@@ -42,7 +42,7 @@ def hub(monkeypatch):
         ("hf:someone/things:small-1.0", "someone/things", "small-1.0", "train"),
         ("hf:someone/things@test", "someone/things", None, "test"),
         ("hf:things:small@train[:10%]", "things", "small", "train[:10%]"),
-        (DEFAULT_SOURCE, "HuggingFaceFW/fineweb-edu", None, "train"),
+        ("hf:HuggingFaceFW/fineweb-edu", "HuggingFaceFW/fineweb-edu", None, "train"),
     ],
 )
 def test_hub_is_streamed(hub, source, name, config, split):

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from tests.tiny.cutting import cut, plan_for
 from tests.tiny.models import tiny_model
 from tests.tiny.tokenizer import tiny_tokenizer
@@ -12,19 +11,13 @@ from tests.tiny.tokenizer import tiny_tokenizer
 from darwinlm.errors import ExportError, FamilyError
 from darwinlm.export.run import export_model
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.shapes import gated_rows, module_shapes
+from darwinlm.families.shapes import module_shapes
 from darwinlm.importing.convert import import_model
 from darwinlm.recipe import load_recipe
 from darwinlm.search.problem.problem import space_of
 from darwinlm.search.problem.space import kept_whole
 
 HYBRIDS = ("qwen3_5_text", "lfm2", "granitemoehybrid", "gemma4_text")
-
-
-def test_the_rows_of_a_head_are_those_of_its_queries_and_of_its_gate():
-    rows = torch.arange(3 * 2 * 4).view(3, 2, 4)
-    columns = torch.arange(3 * 4).view(3, 4)
-    assert torch.equal(gated_rows(columns[[0, 2]].flatten(), 4), rows[[0, 2]].flatten())
 
 
 @pytest.mark.parametrize(

@@ -53,10 +53,10 @@ def test_modules_take_their_share_of_the_models_time():
     lines = lines_of(ratios, {1: 4, 2: 4}, dense=8.0)
     assert dict(lines[1]) == pytest.approx({10: 0.2, 20: 0.8, 30: 0.8}), "a wider module never takes less"
     assert dict(lines[2]) == pytest.approx({20: 1.0})
-    table = LatencyTable({"mlp": lines}, 8.0, 1.0)
-    assert table.seconds("mlp", ABSENT) == 0
-    assert table.seconds("mlp", (1, 1, 15)) == pytest.approx(0.5)
-    assert table.seconds("mlp", (1, 1, 25)) == pytest.approx(0.8)
+    table = LatencyTable(seconds={"mlp": lines}, fixed=1.0)
+    assert table.of("mlp", ABSENT) == 0
+    assert table.of("mlp", (1, 1, 15)) == pytest.approx(0.5)
+    assert table.of("mlp", (1, 1, 25)) == pytest.approx(0.8)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from darwinlm.data import DEFAULT_SOURCE, check_not_evaluation_text
+from darwinlm.data import check_not_evaluation_text
 from darwinlm.errors import DataError
 
 
@@ -96,7 +96,7 @@ def test_evaluation_splits_of_the_hub_are_refused(source):
 @pytest.mark.parametrize(
     "source",
     [
-        DEFAULT_SOURCE,
+        "hf:HuggingFaceFW/fineweb-edu",
         "hf:allenai/sciq",
         "hf:cais/mmlu:all@auxiliary_train",
         "hf:Salesforce/wikitext:wikitext-2-raw-v1",

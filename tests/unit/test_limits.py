@@ -7,21 +7,24 @@ import pytest
 from tests.fuzz.cases import LAUGHS
 
 from darwinlm import limits
-from darwinlm.limits import LimitError, load_json, parse_json, parse_yaml, shorten
+from darwinlm.limits import load_json, parse_yaml, shorten
 
 
 @pytest.mark.parametrize(
     "text", ["[" * 101 + "]" * 101, "[" * 100_000, '{"a":' * 100_000, "[" * 99_999 + "]" * 99_999], ids=range(4)
 )
-def test_json_that_is_nested_too_deep(text):
-    assert parse_json("[" * 50 + "]" * 50)
+def test_json_that_is_nested_too_deep(tmp_path, text):
+    file = tmp_path / "a.json"
+    file.write_text("[" * 50 + "]" * 50)
+    assert load_json(file)
+    file.write_text(text)
     with pytest.raises(ValueError, match=r"nested|Expecting"):
-        parse_json(text)
+        load_json(file)
 
 
 def test_a_json_file_that_is_too_large(tmp_path, monkeypatch):
     (tmp_path / "a.json").write_text(json.dumps(list(range(100))))
-    with pytest.raises(LimitError, match="more than the 50"):
+    with pytest.raises(ValueError, match="more than the 50"):
         load_json(tmp_path / "a.json", 50)
 
 
@@ -30,7 +33,7 @@ def test_a_json_file_that_is_too_large(tmp_path, monkeypatch):
 )
 def test_yaml_that_is_more_than_it_looks(text):
     begun = time.process_time()
-    with pytest.raises(LimitError):
+    with pytest.raises(ValueError, match=r"nested|aliases|month"):
         parse_yaml(text)
     assert time.process_time() - begun < 5
 
@@ -40,7 +43,7 @@ def test_yaml_with_aliases_that_are_fine():
 
 
 def test_a_recipe_that_is_too_large():
-    with pytest.raises(LimitError, match="that a recipe may have"):
+    with pytest.raises(ValueError, match="that a recipe may have"):
         parse_yaml("#" * (limits.YAML_BYTES + 1))
 
 

@@ -60,20 +60,6 @@ def test_a_gguf_file_tells_its_licence_and_its_end_tokens(tmp_path):
     assert json.loads((tmp_path / "generation_config.json").read_text()) == {"temperature": 0.6, "eos_token_id": [2, 7]}
 
 
-def test_settings_and_licences_are_carried_as_they_are(tmp_path):
-    source, target = tmp_path / "source", tmp_path / "target"
-    source.mkdir()
-    target.mkdir()
-    settings = '{"temperature": 0.6, "top_p": 0.9, "eos_token_id": [2, 0]}'
-    (source / "generation_config.json").write_text(settings)
-    (target / "generation_config.json").write_text('{"eos_token_id": 2}')
-    for name in ("LICENSE", "NOTICE.txt", "weights.bin"):
-        (source / name).write_text(name)
-    carry(source, target)
-    assert (target / "generation_config.json").read_text() == settings
-    assert sorted(path.name for path in target.iterdir()) == ["LICENSE", "NOTICE.txt", "generation_config.json"]
-
-
 @pytest.mark.parametrize("content", ["{", "[1]"])
 def test_settings_that_cannot_be_read_are_refused(tmp_path, content):
     (tmp_path / "generation_config.json").write_text(content)

@@ -42,7 +42,7 @@ def _everything(rank):
     found["both"] = _failing(lambda: _agreed(DataError(f"of {rank}")))
     found["main fails"] = _failing(lambda: _main_first(rank, MissingExtraError("p", "e", "x")))
     found["main breaks"] = _failing(lambda: _main_first(rank, KeyError("k")))
-    parallel.barrier()
+    parallel.gather(None)
     return found
 
 

@@ -19,7 +19,7 @@ from darwinlm.planning import training
 from darwinlm.planning.devices import find_device
 from darwinlm.planning.model import Sizes
 from darwinlm.planning.need import StageNeed
-from darwinlm.planning.plan import Plan, advice, estimate, make_plan
+from darwinlm.planning.plan import Plan, advice, disk_of, estimate, make_plan
 from darwinlm.recipe import load_recipe
 from darwinlm.recovery.model import batch_loss, run_dense
 from darwinlm.search.evaluate.dense_side import ExpectedRows
@@ -207,7 +207,9 @@ def test_advice_where_the_budget_is_measured(tiny_llama: Path) -> None:
 
 def test_full_disk_names_the_checkpoints(tmp_path: Path) -> None:
     sizes = published(tmp_path, "llama2-7b-2.7b-fast", "recovery.tokens=1B")
-    (hopeless,) = make_plan(sizes, find_device("h200"), disk=1e9).problems
+    plan = make_plan(sizes, find_device("h200"), disk=1e9)
+    (hopeless,) = plan.problems
+    assert disk_of(plan.needs) > need_of(plan, "recover").scratch > 50e9
     assert "no single setting makes it fit; the largest item is 'recover'" in hopeless
 
 

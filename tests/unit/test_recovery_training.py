@@ -13,7 +13,6 @@ from tests.tiny.models import tiny_model
 from tests.tiny.recovering import Stopped
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.data import Dataset
 
 from darwinlm.artifact import read_json, write_json
 from darwinlm.errors import ArtifactError
@@ -38,22 +37,15 @@ STEPS = plan_steps(SETTINGS, LENGTH, 4 * LENGTH)
 CHECKPOINT = "checkpoint-4"
 
 
-class Text(Dataset):
-    def __len__(self):
-        return STEPS.blocks
-
-    def __getitem__(self, row):
-        return {"input_ids": torch.randint(3, 250, (LENGTH,), generator=torch.Generator().manual_seed(row))}
-
-
-HELD_OUT = torch.stack([Text()[100 + row]["input_ids"] for row in range(5)])
+TOKENS = [torch.randint(3, 250, (LENGTH,), generator=torch.Generator().manual_seed(row)) for row in range(105)]
+TEXT, HELD_OUT = [{"input_ids": row} for row in TOKENS[: STEPS.blocks]], torch.stack(TOKENS[100:])
 
 
 def trained(folder: Path, settings: RecoverySettings = SETTINGS, *, dropout: bool = False, **more) -> Trained:
     return Training(
         lambda: tiny_model("llama", 1, attention_dropout=0.1 * dropout),
         tiny_model("llama", 0),
-        Text(),
+        TEXT,
         HELD_OUT,
         STEPS,
         settings,
@@ -73,7 +65,7 @@ def test_the_loop_is_the_one_by_hand(tmp_path, monkeypatch):
     for step in range(6):
         generator = torch.Generator().manual_seed(3 + step // 3)
         rows = torch.randperm(24, generator=generator)[step % 3 * 8 : step % 3 * 8 + 8]
-        tokens = torch.stack([Text()[int(row)]["input_ids"] for row in rows])
+        tokens = torch.stack([TOKENS[row] for row in rows])
         logits = model(input_ids=tokens).logits
         p, q = (torch.log_softmax(each, -1).flatten(0, 1) for each in (teacher(input_ids=tokens).logits, logits))
         loss = 0.6 * functional.kl_div(q, p, reduction="batchmean", log_target=True)
@@ -173,10 +165,13 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+BOTH = ("weights.safetensors", "manifest.json")
+OTHERS = ("first_moments.safetensors", "second_moments.safetensors", "state.json")
+
+
 @pytest.mark.parametrize(
-    "name",
-    ["weights.safetensors", "first_moments.safetensors", "second_moments.safetensors", "state.json", "manifest.json"],
+    ("name", "damage"),
+    [*((name, damage) for name in BOTH for damage in DAMAGES), *((name, "changed") for name in OTHERS)],
 )
 def test_a_damaged_checkpoint_is_refused(stopped, tmp_path, name, damage):
     folder = shutil.copytree(stopped, tmp_path / "training")

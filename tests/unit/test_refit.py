@@ -151,7 +151,7 @@ def test_two_processes_fit_what_one_fits(tiny_folder, tmp_path, model_type, held
             torch.testing.assert_close(ours[name], weight, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("model_type", sorted(families()))
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "phi3", "mixtral", "gpt_oss", "gemma4_text", "qwen3_5_text"])
 def test_it_is_never_worse_on_validation_text(tiny_folder, tmp_path, model_type):
     small = damaged(tmp_path / "small", model_type, 0.5, ("o_proj", "down_proj", "q_proj", "up_proj", "qkv_proj"))
     found = refitted(tiny_folder(model_type), small, tmp_path / "stage", (0.01, 0.1))

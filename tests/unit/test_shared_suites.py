@@ -1,12 +1,9 @@
-"""Processes that share the requests of a benchmark."""
-
-from __future__ import annotations
-
-import sys
+"""Processes that share the requests of a benchmark, one after the other in this process."""
 
 import pytest
 from tests.tiny.benchmarks import QUIET
-from tests.unit.test_parallel import in_two_processes
+
+from darwinlm import parallel
 
 pytestmark = QUIET
 
@@ -14,37 +11,31 @@ CONTEXTS = ([1, 2], [1, 2], [3], [4, 5], [4, 5], [6])
 REQUESTS = [(("", ""), context, [number]) for number, context in enumerate(CONTEXTS)]
 
 
-def _answered(rank):
+@pytest.mark.parametrize("failing", [None, 1])
+def test_each_context_is_answered_by_one_process_and_a_failure_is_everybodys(monkeypatch, failing):
     from darwinlm.evaluation.shared_context import QuietLM
 
     class Model(QuietLM):
-        def __init__(self) -> None:
-            self.answered: list[int] = []
+        def __init__(self, process):
+            self.process = process
 
         def _answers(self, requests, override_bs):
-            self.answered += [continuation[0] for _, _, continuation in requests]
-            if rank == 1 and self.fails:
+            if self.process == failing:
                 raise IndexError("too long")
             return [(float(continuation[0]), False) for _, _, continuation in requests]
 
-    model, found = Model(), {}
-    model.fails = False
-    found["answers"] = model._loglikelihood_tokens(REQUESTS)
-    found["share"] = list(model.answered)
-    model.fails = True
-    with pytest.raises((IndexError, RuntimeError)) as failure:
-        model._loglikelihood_tokens(REQUESTS)
-    found["failure"] = f"{failure.type.__name__}: {failure.value}"
-    model.fails = False
-    found["again"] = model._loglikelihood_tokens(REQUESTS)
-    return found
+    def ended(rank, gather):
+        monkeypatch.setattr(parallel, "mine", lambda items: items[rank::2])
+        monkeypatch.setattr(parallel, "gather", gather)
+        try:
+            return Model(rank)._loglikelihood_tokens(REQUESTS)
+        except (IndexError, RuntimeError, KeyError) as error:
+            return f"{type(error).__name__}: {error}"
 
-
-@pytest.mark.skipif(sys.platform == "win32", reason="gloo meets in a file on POSIX systems only")
-def test_each_context_is_answered_by_one_process_and_a_failure_is_everybodys(tmp_path):
-    found = in_two_processes(_answered, tmp_path)
-    assert [found[rank]["share"] for rank in (0, 1)] == [[0, 1, 3, 4], [2, 5]]
-    for one in found.values():
-        assert one["answers"] == one["again"] == [(float(number), False) for number in range(6)]
-    assert found[1]["failure"] == "IndexError: too long"
-    assert found[0]["failure"] == "RuntimeError: IndexError: too long"
+    parts = []
+    for rank in (0, 1):
+        ended(rank, lambda part: parts.append(part) or parts)
+    assert sorted(parts[0][0]) == [0, 1, 3, 4]
+    whole = [(float(number), False) for number in range(6)]
+    expected = [whole, whole] if failing is None else ["RuntimeError: IndexError: too long", "IndexError: too long"]
+    assert [ended(rank, lambda _: parts) for rank in (0, 1)] == expected

@@ -81,10 +81,6 @@ def test_text_and_json_lines(tmp_path, name, content, expected):
     assert read(write(tmp_path / name, content)) == expected
 
 
-def test_parquet(tmp_path):
-    assert read(write_parquet(tmp_path / "a.parquet", ROWS)) == TEXTS
-
-
 @pytest.mark.parametrize("compression", [None, "lz4", "zstd"])
 @pytest.mark.parametrize("stream", [True, False])
 def test_arrow_stream_and_file(tmp_path, stream, compression):
@@ -100,12 +96,8 @@ def test_arrow_with_a_dictionary(tmp_path):
     assert read(tmp_path / "a.arrow") == TEXTS
 
 
-def test_rows_like_those_of_boolq(tmp_path):
-    rows = [{"question": "is it so", "answer": False, "passage": "It is not so."}]
-    assert read(write_arrow(tmp_path / "a.arrow", rows, stream=True)) == ["It is not so."]
-
-
-def test_explicit_field(tmp_path):
+def test_parquet_and_explicit_fields(tmp_path):
+    assert read(write_parquet(tmp_path / "b.parquet", ROWS)) == TEXTS
     rows = [{"text": "no", "body": "yes"}]
     write(tmp_path / "a.jsonl", json_lines(rows))
     write_parquet(tmp_path / "a.parquet", rows)

@@ -6,13 +6,13 @@ from collections import Counter
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.tiny.tokenizer import BOS_ID, EOS_ID, tiny_tokenizer
+from tests.tiny.tokenizer import EOS_ID, tiny_tokenizer
 
 from darwinlm.data import (
-    TextPlan,
     TokenBlocks,
     assert_disjoint,
     document_hash,
+    purpose_of,
     split_documents,
 )
 from darwinlm.data.splits import shares_within
@@ -83,17 +83,17 @@ def test_repeated_documents_are_dropped_whatever_their_case_and_white_space(toke
 
 
 def test_documents_follow_the_shares():
-    plan = TextPlan({"calibration": 600, "fitness": 100, "evaluation": 300}, seq_len=4)
-    assigned = [plan.purpose_of(document_hash(text)) for text in documents(4000)]
-    for purpose, tokens in plan.shares.items():
+    shares = {"calibration": 600, "fitness": 100, "evaluation": 300}
+    assigned = [purpose_of(document_hash(text), shares, 0) for text in documents(4000)]
+    for purpose, tokens in shares.items():
         assert assigned.count(purpose) / 4000 == pytest.approx(tokens / 1000, abs=0.03)
 
 
 def test_changing_one_share_moves_no_document_between_two_others():
-    before = TextPlan({"calibration": 600, "fitness": 100, "evaluation": 300}, seq_len=4)
-    after = TextPlan({"calibration": 600, "fitness": 900, "evaluation": 300}, seq_len=4)
+    before = {"calibration": 600, "fitness": 100, "evaluation": 300}
+    after = before | {"fitness": 900}
     for hashed in map(document_hash, documents(500)):
-        assert after.purpose_of(hashed) in {before.purpose_of(hashed), "fitness"}
+        assert purpose_of(hashed, after, 0) in {purpose_of(hashed, before, 0), "fitness"}
 
 
 def test_seed_deals_documents_out_differently(tokenizer):
@@ -107,7 +107,7 @@ def test_what_a_full_purpose_left_serves_the_others_when_the_text_ends(tokenizer
     shares = {"calibration": 64, "evaluation": 7 * 64}
 
     def hashed_to_calibration(seed):
-        return [TextPlan(shares, 64, seed).purpose_of(document_hash(text)) for text in texts].count("calibration")
+        return [purpose_of(document_hash(text), shares, seed) for text in texts].count("calibration")
 
     seed = next(seed for seed in range(100) if hashed_to_calibration(seed) == 3)
     wrapped, tokenised = counting(tokenizer)
@@ -142,11 +142,6 @@ def test_long_documents_give_a_part_each_from_their_own_place(tokenizer):
     assert split(texts, {"fitness": 640, "evaluation": 320}, tokenizer=tokenizer, most=32) == many
 
 
-def test_shorter_documents_are_taken_whole(tokenizer):
-    texts = list(documents(300))
-    assert split(texts, tokenizer=tokenizer, most=10_000) == split(texts, tokenizer=tokenizer)
-
-
 def test_more_of_each_document_in_turn_when_there_are_no_others(tokenizer):
     texts = [f"{index} " * 300 for index in range(4)]
     result = split(texts, {"fitness": 1024}, tokenizer=tokenizer, most=16)["fitness"]
@@ -165,24 +160,22 @@ def test_documents_that_another_purpose_left_come_before_more_of_the_same(tokeni
     assert [len(blocks.document_hashes) for blocks in result.values()] == [1, 11]
 
 
-def test_bos_begins_every_block_where_the_tokenizer_adds_it():
-    adding = tiny_tokenizer(add_bos=True)
-    tokens = split(["abcdefghij"], {"fitness": 12}, tokenizer=adding, seq_len=4)["fitness"].tokens
-    assert tokens[:, 0].tolist() == [BOS_ID] * 3
-    assert adding.decode(tokens[1]) == "<s>efg", "it takes the place of the d"
-    tokens = split(["ab", "cd"], {"fitness": 8}, tokenizer=adding, seq_len=4)["fitness"].tokens
-    assert tokens[:, [0, 3]].tolist() == [[BOS_ID, EOS_ID]] * 2
-
-
-def test_without_eos_nothing_stands_between_documents():
-    bare = tiny_tokenizer(with_eos=False)
-    tokens = split(["ab", "cd"], {"fitness": 4}, tokenizer=bare, seq_len=4)["fitness"].tokens
-    assert bare.decode(tokens[0]) == "abcd"
-
-
-def test_documents_without_tokens_leave_no_trace(tokenizer):
-    result = split(["", "abcd"], {"fitness": 4}, tokenizer=tokenizer, seq_len=4)
-    assert result["fitness"].document_hashes == (document_hash("abcd"),)
+@pytest.mark.parametrize(
+    ("texts", "options", "tokens", "documents", "blocks"),
+    [
+        (["abcdefghij"], {"add_bos": True}, 12, 1, ["<s>abc", "<s>efg", "<s>ij</s>"]),  # in the place of d and h
+        (["ab", "cd"], {"add_bos": True}, 8, 2, ["<s>ab</s>", "<s>cd</s>"]),
+        (["ab", "cd"], {"with_eos": False}, 4, 2, ["abcd"]),
+        (["", "abcd"], {}, 4, 1, ["abcd"]),
+    ],
+)
+def test_documents_stand_end_to_end_and_every_block_begins_with_bos_if_one_is_added(
+    texts, options, tokens, documents, blocks
+):
+    made = tiny_tokenizer(**options)
+    found = split(texts, {"fitness": tokens}, tokenizer=made, seq_len=4)["fitness"]
+    assert sorted(map(made.decode, found.tokens)) == sorted(blocks)
+    assert len(found.document_hashes) == documents
 
 
 def test_too_little_text_says_what_lacks_and_what_to_lower(tokenizer):
@@ -193,9 +186,6 @@ def test_too_little_text_says_what_lacks_and_what_to_lower(tokenizer):
     assert "1 documents were read, 0 of them repeated" in text
     assert "evaluation has 32 of 64 tokens" in text or "evaluation has 0 of 64 tokens" in text
     assert "text.evaluation_tokens" in text
-
-
-def test_too_little_text_names_every_purpose_that_lacks(tokenizer):
     with pytest.raises(DataError, match=r"The text is too short: calibration has 0 of 640 .* and text\.evaluation_tok"):
         split([], tokenizer=tokenizer)
 

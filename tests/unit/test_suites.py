@@ -1,7 +1,6 @@
 """Suites, local data files, and the table: what is refused, what is average and what is partial."""
 
 import gzip
-import json
 import math
 from pathlib import Path
 
@@ -22,19 +21,9 @@ def score(task: str, value: float | None, stderr: float | None = 0.02, items: in
 
 
 def test_paper_suite_has_the_papers_shots() -> None:
-    assert {one.task: one.shots for one in SUITES["paper"]} == {
-        "sciq": 0,
-        "piqa": 0,
-        "winogrande": 5,
-        "arc_easy": 0,
-        "arc_challenge": 25,
-        "hellaswag": 10,
-        "logiqa": 0,
-        "boolq": 0,
-        "mmlu": 5,
-    }
-    assert {one.shots for one in SUITES["quick"]} == {0}
-    assert len(SUITES["quick"]) == 6
+    without = dict.fromkeys(("sciq", "piqa", "arc_easy", "logiqa", "boolq"), 0)
+    some = {"winogrande": 5, "arc_challenge": 25, "hellaswag": 10, "mmlu": 5}
+    assert {one.task: one.shots for one in SUITES["paper"]} == without | some
 
 
 def test_tasks_and_shots_are_read() -> None:
@@ -135,10 +124,3 @@ def test_no_average_over_failed_tasks_and_a_partial_one_over_some_items() -> Non
     text = tables.markdown(summary.HEADINGS, summary.rows([score("a", 0.4, items=5)]), [mean.partial])
     assert "| A | 0 | acc | 40.00 | 2.00 | 5 of 10 |" in text
     assert text.rstrip().endswith(mean.partial)
-
-
-def test_scores_survive_json() -> None:
-    from darwinlm.evaluation.harness import as_json, from_json
-
-    scores = [score("a", 0.4), score("b", None)]
-    assert list(from_json(json.loads(json.dumps(as_json(scores)))).values()) == scores

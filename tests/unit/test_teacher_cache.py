@@ -11,12 +11,12 @@ from torch.utils.data import Dataset, default_collate
 
 from darwinlm.errors import ArtifactError, StorageError
 from darwinlm.recovery import cache, model
-from darwinlm.recovery.cache import STORED, CacheKey, bytes_per_token, cached_text
+from darwinlm.recovery.cache import STORED, bytes_per_token, cached_text
 from darwinlm.recovery.losses import TopK
 from darwinlm.recovery.model import batch_loss, run_dense
 
 LENGTH = 16
-KEY = CacheKey("a model", "float32", 12)
+KEY = {"teacher": "a model", "dtype": "float32"}
 
 
 class Blocks(Dataset):
@@ -60,7 +60,7 @@ def store(teacher, tmp_path, monkeypatch):
     monkeypatch.setattr(model, "LOGIT_CHUNK", 5)
 
     def run(text=None, key=KEY, folder=tmp_path / "cache", **more):
-        more = {"batch_rows": 1, "shard_tokens": 2 * LENGTH} | more
+        more = {"batch_rows": 1, "top_k": 12, "shard_tokens": 2 * LENGTH} | more
         return cached_text(text or Blocks(7), more.pop("teacher", teacher), folder, key, **more)
 
     return run
@@ -69,7 +69,7 @@ def store(teacher, tmp_path, monkeypatch):
 @pytest.mark.parametrize("model_type", ["llama", "gemma2"])
 def test_the_loss_is_that_of_the_same_top_k_from_the_living_model(store, model_type):
     living, ours, again = (tiny_model(model_type, seed).requires_grad_(seed > 0) for seed in (0, 1, 1))
-    stored = store(key=CacheKey("a", "float32", 12), teacher=living)
+    stored = store(key={"teacher": "a", "dtype": "float32"}, teacher=living)
     batch = default_collate([stored[block] for block in (6, 0, 3)])
     tokens = batch["input_ids"]
     assert torch.equal(tokens, Blocks(7).tokens[[6, 0, 3]])
@@ -106,7 +106,7 @@ def test_text_is_gone_over_once_and_longer_text_takes_what_it_shares(store, monk
     longer.tokens[:6] = Blocks(6).tokens
     store(longer)
     assert passes.blocks == 9
-    for key in (CacheKey("another", "float32", 12), CacheKey("a model", "bfloat16", 12)):
+    for key in ({**KEY, "teacher": "another"}, {**KEY, "dtype": "bfloat16"}):
         store(Blocks(6), key)
     assert passes.blocks == 21
 
@@ -163,7 +163,7 @@ def test_a_damaged_shard_is_refused(store, tmp_path, how):
 
 def test_a_shard_of_something_else_is_refused(store, tmp_path):
     store()
-    store(key=CacheKey("another", "float32", 12), folder=tmp_path / "other")
+    store(key={**KEY, "teacher": "another"}, folder=tmp_path / "other")
     path = shards(tmp_path / "cache")[0]
     shutil.copy(shards(tmp_path / "other")[0], path)
     with pytest.raises(ArtifactError, match=rf"{path.name} belongs to another dense model or another text"):

@@ -25,8 +25,8 @@ def run(folder: Path, *options: str, status: int = 0) -> CompletedProcess[str]:
     return python(TOOL, folder / "demo.log", "--out", folder / "demo.svg", *options, status=status)
 
 
-def draw(folder: Path, *options: str, log: str = LOG) -> str:
-    (folder / "demo.log").write_text(log, encoding="utf-8")
+def draw(folder: Path, *options: str) -> str:
+    (folder / "demo.log").write_text(LOG, encoding="utf-8")
     run(folder, *options)
     return (folder / "demo.svg").read_text(encoding="utf-8")
 
@@ -41,8 +41,9 @@ def rows(svg: str) -> list[str]:
     return [row.replace("\xa0", " ").rstrip() for _, row in sorted(found.items())]
 
 
-def test_the_log_is_shown_as_it_is(tmp_path: Path) -> None:
-    assert rows(draw(tmp_path, "--command", "make demo")) == [
+def test_the_log_is_shown_as_it_is_in_colours_and_nothing_is_loaded(tmp_path: Path) -> None:
+    svg = draw(tmp_path, "--command", "make demo")
+    assert rows(svg) == [
         "$ make demo",
         "text: 0 s",
         "search  2/2",
@@ -52,6 +53,11 @@ def test_the_log_is_shown_as_it_is(tmp_path: Path) -> None:
         "model  ───────  79.6 M (75.0 %)",
         "a line that is longer than the twenty-four columns of this terminal",
     ]
+    style = re.search(r'class="([\w-]+)"[^>]*>perplexity<', svg)
+    assert "font-weight: bold" in re.search(rf"\.{style[1]} {{([^}}]*)}}", svg)[1]
+    assert "url(http" not in svg
+    assert "@font-face" not in svg
+    assert draw(tmp_path, "--command", "make demo") == svg, "the same each time"
 
 
 def test_long_lines_are_folded_and_nothing_is_lost(tmp_path: Path) -> None:
@@ -64,16 +70,6 @@ def test_long_lines_are_folded_and_nothing_is_lost(tmp_path: Path) -> None:
 def test_skipped_lines_leave_one_ellipsis(tmp_path: Path) -> None:
     shown = rows(draw(tmp_path, "--skip", "^refit"))
     assert shown[1:4] == ["search  2/2", "…", "perplexity <37.1> & KL 0.620"]
-
-
-def test_colours_are_kept_and_nothing_is_loaded(tmp_path: Path) -> None:
-    svg = draw(tmp_path)
-    style = re.search(r'class="([\w-]+)"[^>]*>perplexity<', svg)
-    assert style is not None
-    assert "font-weight: bold" in re.search(rf"\.{style[1]} {{([^}}]*)}}", svg)[1]
-    assert "url(http" not in svg
-    assert "@font-face" not in svg
-    assert draw(tmp_path) == svg, "the same each time"
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe"])

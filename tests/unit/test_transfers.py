@@ -89,7 +89,3 @@ def test_a_copy_in_main_memory_gives_back_every_byte(slab, monkeypatch):
     given = [torch.zeros_like(tensor) for tensor in tensors]
     copy.copy_to(given)
     assert all(torch.equal(there, was) for there, was in zip(given, tensors, strict=True))
-
-
-def test_a_copy_of_nothing():
-    HostCopy([]).copy_to([])

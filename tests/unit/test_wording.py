@@ -29,61 +29,45 @@ def test_a_uniform_model_that_is_smaller_is_not_said_to_be_of_the_same_size():
     assert "same size" not in render_page(summary)
 
 
-COPIED = " the best of the best of the best of the best of"
+FIGURES = {
+    wording.count: {820: "820", 999_999: "1.0 M", 53_101_440: "53.1 M", 1_235_814_400: "1.24 B", None: "–"},
+    wording.megabytes: {52_000: "0.052", 2_471_645_608: "2,472"},
+    wording.perplexity: {4.312: "4.31", 9.999: "10.0", 999.96: "1,000", 2.5e7: "2e7", math.inf: "∞", math.nan: "–"},
+    wording.divergence: {0.87149: "0.871", math.inf: "∞"},
+    wording.rate: {1234.5: "1,234", math.nan: "–"},
+    wording.duration: {0.04: "0.0 s", 59.97: "1 min 0 s", 4350: "1 h 12 min", 3599.9: "1 h 0 min"},
+    wording.short_source: {
+        "/home/someone/models/tiny.gguf": "tiny.gguf",
+        "C:\\models\\tiny\\": "tiny",
+        "hf:owner/name:config": "hf:owner/name:config",
+        None: "unnamed",
+    },
+    wording.hub_id: {"owner/name": "owner/name", "./models/tiny": None, "models/tiny.gguf": None},
+    wording.factor: {
+        **{(18, 10): "1.8", (10, 10): "1.0", (9, 10): "0.9", (0.947, 1): "0.9"},
+        **{(1, 30): "0.033", (99.9, 10): "10", (None, 1): "", (1, 0): ""},
+    },
+    wording.collapsed: {
+        " Paris, the capital.  ": " Paris, the capital.",
+        " the best of the best of the best of the best of": " the best of … [×4]",
+        "one\n\n \n\ntwo": "one\n\ntwo",
+        " ha ha ha": " ha ha ha",
+        "": "",
+    },
+    wording.plain_name: {
+        "HuggingFaceTB/SmolLM2-135M@main": "SmolLM2-135M",
+        "/models/SmolLM2-135M-Instruct.Q4_1.gguf": "SmolLM2-135M-Instruct",
+        "C:\\models\\tiny-f16.GGUF": "tiny",
+        "/home/someone/llama/": "llama",
+    },
+}
 
 
 @pytest.mark.parametrize(
-    ("write", "given", "expected"),
-    [
-        (wording.count, [820], "820"),
-        (wording.count, [999_999], "1.0 M"),
-        (wording.count, [53_101_440], "53.1 M"),
-        (wording.count, [1_235_814_400], "1.24 B"),
-        (wording.count, [None], "–"),
-        (wording.megabytes, [52_000], "0.052"),
-        (wording.megabytes, [2_471_645_608], "2,472"),
-        (wording.perplexity, [4.312], "4.31"),
-        (wording.perplexity, [9.999], "10.0"),
-        (wording.perplexity, [999.96], "1,000"),
-        (wording.perplexity, [2.5e7], "2e7"),
-        (wording.perplexity, [math.inf], "∞"),
-        (wording.perplexity, [math.nan], "–"),
-        (wording.divergence, [0.87149], "0.871"),
-        (wording.divergence, [math.inf], "∞"),
-        (wording.rate, [1234.5], "1,234"),
-        (wording.rate, [math.nan], "–"),
-        (wording.duration, [0.04], "0.0 s"),
-        (wording.duration, [59.97], "1 min 0 s"),
-        (wording.duration, [4350], "1 h 12 min"),
-        (wording.duration, [3599.9], "1 h 0 min"),
-        (wording.short_source, ["/home/someone/models/tiny.gguf"], "tiny.gguf"),
-        (wording.short_source, ["C:\\models\\tiny\\"], "tiny"),
-        (wording.short_source, ["hf:owner/name:config"], "hf:owner/name:config"),
-        (wording.short_source, [None], "unnamed"),
-        (wording.hub_id, ["owner/name"], "owner/name"),
-        (wording.hub_id, ["./models/tiny"], None),
-        (wording.hub_id, ["models/tiny.gguf"], None),
-        (wording.factor, [18, 10], "1.8"),
-        (wording.factor, [10, 10], "1.0"),
-        (wording.factor, [9, 10], "0.9"),
-        (wording.factor, [0.947, 1], "0.9"),
-        (wording.factor, [1, 30], "0.033"),
-        (wording.factor, [99.9, 10], "10"),
-        (wording.factor, [None, 1], ""),
-        (wording.factor, [1, 0], ""),
-        (wording.collapsed, [" Paris, the capital.  "], " Paris, the capital."),
-        (wording.collapsed, [COPIED], " the best of … [×4]"),
-        (wording.collapsed, ["one\n\n \n\ntwo"], "one\n\ntwo"),
-        (wording.collapsed, [" ha ha ha"], " ha ha ha"),
-        (wording.collapsed, [""], ""),
-        (wording.plain_name, ["HuggingFaceTB/SmolLM2-135M@main"], "SmolLM2-135M"),
-        (wording.plain_name, ["/models/SmolLM2-135M-Instruct.Q4_1.gguf"], "SmolLM2-135M-Instruct"),
-        (wording.plain_name, ["C:\\models\\tiny-f16.GGUF"], "tiny"),
-        (wording.plain_name, ["/home/someone/llama/"], "llama"),
-    ],
+    ("write", "given", "said"), [(write, *case) for write, cases in FIGURES.items() for case in cases.items()]
 )
-def test_figures_and_names_for_people(write, given, expected):
-    assert write(*given) == expected
+def test_figures_and_names_for_people(write, given, said):
+    assert (write(*given) if isinstance(given, tuple) else write(given)) == said
 
 
 def test_card_of_a_searched_model():

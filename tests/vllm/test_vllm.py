@@ -13,10 +13,10 @@ import torch
 from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
 from transformers import AutoModelForCausalLM
 
-from darwinlm.bench import run_bench
-from darwinlm.engines import EngineProcess
+from darwinlm.engines.process import EngineProcess
 from darwinlm.engines.vllm_plugin import TESTED
 from darwinlm.export.run import export_model
+from darwinlm.runs.bench import run_bench
 
 pytest.importorskip("vllm", reason="vLLM lives in an environment of its own: make test-vllm")
 pytestmark = pytest.mark.timeout(1800)  # an engine takes a minute to start, on a busy machine many

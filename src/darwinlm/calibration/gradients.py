@@ -99,7 +99,7 @@ def _back_through(
     moments: dict[ModuleKind, SecondMoment] = {}
     with ExitStack() as hooks:
         for kind, module, width in _outputs(stream, block):
-            moment = moments[kind] = SecondMoment(width, stream.device)
+            moment = moments[kind] = SecondMoment(width, device=stream.device)
             gain = norm_gain(layer, stream.checkpoint, kind)
 
             def watch(

@@ -19,28 +19,25 @@ class _Moment:
         self._sum = torch.zeros(*shape, dtype=torch.float32, device=device)
         self.count = 0
 
-    def mean(self) -> Tensor:
-        """The sum divided by the number of tokens, float32."""
-        return self._sum / max(self.count, 1)
-
     def take(self, total: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Tensor:
-        """`mean` without a copy; `total` sums over processes in place. Nothing can be added afterwards."""
+        """The sum divided by the number of tokens; `total` sums over processes in place. Then nothing can be added."""
         tokens = total(torch.tensor([self.count], dtype=torch.float64, device=self._sum.device))
         mean, self._sum = total(self._sum).div_(max(float(tokens), 1.0)), self._sum.new_empty(0)
         return mean
 
 
 class SecondMoment(_Moment):
-    """E[x xᵀ], [d, d], over all added tokens."""
+    """E[x xᵀ], [d, d], over all added tokens; E[y xᵀ], [r, d], with a number of `outputs`."""
 
-    def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
-        super().__init__(width, width, device=device)
+    def __init__(self, inputs: int, outputs: int | None = None, *, device: torch.device | str = "cpu") -> None:
+        super().__init__(inputs if outputs is None else outputs, inputs, device=device)
 
-    def add(self, inputs: Tensor) -> None:
-        """Add inputs of shape [..., d]."""
-        rows = inputs.reshape(-1, inputs.shape[-1])
-        add_products_(self._sum, rows, rows)
-        self.count += rows.shape[0]
+    def add(self, inputs: Tensor, outputs: Tensor | None = None) -> None:
+        """Add inputs [..., d], and their outputs [..., r] if there are any."""
+        right = inputs.reshape(-1, inputs.shape[-1])
+        left = right if outputs is None else outputs.reshape(-1, outputs.shape[-1])
+        add_products_(self._sum, left, right)
+        self.count += right.shape[0]
 
 
 class ExpertMoments(_Moment):
@@ -57,19 +54,6 @@ class ExpertMoments(_Moment):
     def add(self, expert: int, inputs: Tensor) -> None:
         """Add the inputs [n, d] of one expert, float32, multiplied by the factors on its outputs."""
         self._sum[expert].addmm_(inputs.T, inputs)
-
-
-class CrossMoment(_Moment):
-    """E[y xᵀ], [r, d], over all added tokens."""
-
-    def __init__(self, outputs: int, inputs: int, device: torch.device | str = "cpu") -> None:
-        super().__init__(outputs, inputs, device=device)
-
-    def add(self, outputs: Tensor, inputs: Tensor) -> None:
-        """Add outputs [..., r] and their inputs [..., d]."""
-        right = inputs.reshape(-1, inputs.shape[-1])
-        add_products_(self._sum, outputs.reshape(-1, outputs.shape[-1]), right)
-        self.count += right.shape[0]
 
 
 def add_products_(total: Tensor, left: Tensor, right: Tensor) -> None:

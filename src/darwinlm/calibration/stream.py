@@ -183,13 +183,16 @@ class BlockStream:
     def run(self, block: int) -> None:
         """Move the residual stream through a loaded block. Raises NumericsError if the stream is no longer finite."""
         for index, hidden in enumerate(self.hidden):
-            after = self.decoder.run_block(block, hidden, self.arguments(index, block))
-            if not bool(torch.isfinite(after).all()):
-                raise NumericsError(
-                    f"block {block} of {self.checkpoint.folder} gives values that aren't finite on the calibration "
-                    "text: the checkpoint is broken, or try compute.dtype=float32"
-                )
-            self.hidden[index] = after
+            self.move(block, index, self.decoder.run_block(block, hidden, self.arguments(index, block)))
+
+    def move(self, block: int, index: int, after: Tensor) -> None:
+        """Replace a batch by the stream behind a block or a part of it. Raises NumericsError if that isn't finite."""
+        if not bool(torch.isfinite(after).all()):
+            raise NumericsError(
+                f"block {block} of {self.checkpoint.folder} gives values that aren't finite on the calibration text: "
+                "the checkpoint is broken, or try compute.dtype=float32"
+            )
+        self.hidden[index] = after
 
 
 def output_projection(block: nn.Module, family: Family, kind: ModuleKind) -> nn.Linear | None:
@@ -275,7 +278,7 @@ def _run_watched(
         for kind in family.cut_kinds(stream.checkpoint.config, block) if watch else ():
             output = output_projection(stream.decoder.blocks[block], family, kind)
             if output is not None:
-                moment = moments[kind] = SecondMoment(output.weight.shape[1], stream.device)
+                moment = moments[kind] = SecondMoment(output.weight.shape[1], device=stream.device)
 
                 def watch_inputs(
                     _: nn.Module, inputs: Any, y: Tensor, to: SecondMoment = moment, kind: ModuleKind = kind

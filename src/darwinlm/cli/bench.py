@@ -15,7 +15,7 @@ from darwinlm.cli import arguments, terminal
 from darwinlm.cli.app import LOOK, command
 
 if TYPE_CHECKING:
-    from darwinlm.bench import SpeedReport, Spread
+    from darwinlm.runs.bench import SpeedReport, Spread
 
 
 @command(
@@ -41,8 +41,8 @@ def bench(
 ) -> None:
     """Measure speed: tokens per second, time to the first token, peak memory and file size."""
     from darwinlm.artifact import write_json
-    from darwinlm.bench import run_bench
     from darwinlm.lock import hold_target
+    from darwinlm.runs.bench import run_bench
 
     with hold_target(out) if out is not None else nullcontext():
         report = run_bench(

@@ -23,7 +23,7 @@ def demo(
     assignments: arguments.Set = None,
 ) -> None:
     """Prune SmolLM2-135M-Instruct (from PyPI), train it briefly, and compare its answers with the original's."""
-    from darwinlm.demo import demo_recipe
+    from darwinlm.runs.demo import demo_recipe
 
     recipe = demo_recipe(tuple(assignments or ()), full=full)
     results = run_recipe(recipe, out, "report")
@@ -42,7 +42,7 @@ def demo(
 
 def _sizes(console: Console, results: Any, kept: float | None) -> None:
     """Print losses of several sizes, predicted by the database and scaled to the measured one of the present size."""
-    from darwinlm.demo import SIZES
+    from darwinlm.runs.demo import SIZES
     from darwinlm.search.predict.module_losses import predicted_sizes
 
     shares = sorted({*SIZES, *([kept] if kept else [])}, reverse=True)
@@ -62,8 +62,8 @@ def _sizes(console: Console, results: Any, kept: float | None) -> None:
 def _answers(console: Console, out: Path) -> None:
     """Ask questions through the chat template and print the answers of both models."""
     from darwinlm.chat import AnswerSettings, Conversation
-    from darwinlm.demo import QUESTIONS
     from darwinlm.evaluation.models import open_model
+    from darwinlm.runs.demo import QUESTIONS
 
     settings = AnswerSettings(max_tokens=40, temperature=0)
     folders = {"dense": out / "stages" / "source", "smaller": out / "model"}

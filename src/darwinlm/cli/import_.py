@@ -26,7 +26,7 @@ def import_command(
 ) -> None:
     """Convert a checkpoint pruned by another tool: rows and columns of zeros are removed."""
     from darwinlm.errors import RecipeError
-    from darwinlm.importing import import_model
+    from darwinlm.importing.convert import import_model
     from darwinlm.importing.foreign import QUERY_GROUPS
 
     if query_groups is not None and query_groups not in QUERY_GROUPS:

@@ -25,20 +25,20 @@ def push(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be uploaded, and stop.")] = False,
 ) -> None:
     """Upload a model to the Hugging Face hub: model card, weights, tokenizer and, if wanted, a GGUF file."""
-    from darwinlm.publishing import CARD, Upload, publish
+    from darwinlm.export.push import files_to_push, folder_to_push, gguf_name, push_folder
 
-    upload = Upload(run, repo, gguf, private, update)
-    files = upload.files()
+    folder = folder_to_push(run, repo, gguf)
+    files = files_to_push(folder)
     console = terminal.console()
-    if CARD not in [name for name, _ in files]:
-        terminal.say(f"{upload.folder} has no model card ({CARD}): the model's page will be empty")
+    if "README.md" not in [name for name, _ in files]:
+        terminal.say(f"{folder} has no model card (README.md): the model's page will be empty")
     if dry_run:
         width = max(len(name) for name, _ in files)
         lines = [f"{name:<{width}}  {size / 1e6:>10,.2f} MB" for name, size in files]
-        lines += [f"{upload.gguf_name}  built from the weights"] if gguf else []
+        lines += [f"{gguf_name(repo, gguf)}  built from the weights"] if gguf else []
         total = sum(size for _, size in files)
         lines.append(f"{total / 1e6:,.1f} MB would go to {repo}; nothing was uploaded")
         console.print("\n".join(lines), soft_wrap=True)
         return
-    page = publish(upload, terminal.say)
+    page = push_folder(folder, repo, gguf, private=private, update=update, say=terminal.say)
     console.print(f"published: {page}", soft_wrap=True)

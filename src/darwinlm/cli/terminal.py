@@ -8,7 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterable
-from enum import IntEnum
+from enum import Enum, auto
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,12 +26,12 @@ PIPED_WIDTH = 1000
 """Width of output without a terminal; rich would cut tables at 80 columns."""
 
 
-class Verbosity(IntEnum):
+class Verbosity(Enum):
     """Amount of output of a command."""
 
-    QUIET = -1
-    NORMAL = 0
-    VERBOSE = 1
+    QUIET = auto()
+    NORMAL = auto()
+    VERBOSE = auto()
 
 
 _level = [Verbosity.NORMAL]
@@ -45,11 +45,6 @@ def set_verbosity(level: Verbosity) -> None:
         warnings.simplefilter("default")
 
 
-def verbosity() -> Verbosity:
-    """The verbosity set by `-q` and `-v`."""
-    return _level[0]
-
-
 def console() -> Console:
     """Console for plain text, silent in all processes but the first. Piped output isn't wrapped."""
     wide = not sys.stdout.isatty() and "COLUMNS" not in os.environ
@@ -61,13 +56,12 @@ def reporter() -> Reporter:
     """Reporter for progress, silent with `-q`."""
     from darwinlm.console import Reporter
 
-    level = verbosity()
-    return Reporter(console(), quiet=level is Verbosity.QUIET, every_step=level is Verbosity.VERBOSE)
+    return Reporter(console(), quiet=_level[0] is Verbosity.QUIET, every_step=_level[0] is Verbosity.VERBOSE)
 
 
 def say(message: str) -> None:
     """Print a line of progress, except with `-q`."""
-    if verbosity() is not Verbosity.QUIET:
+    if _level[0] is not Verbosity.QUIET:
         console().print(message)
 
 

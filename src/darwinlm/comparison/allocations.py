@@ -49,16 +49,10 @@ def best_random(
     seed: int,
     seconds: float | None = None,
 ) -> tuple[Allocation, int]:
-    """The best of several random allocations.
+    """The best of several random allocations, and the number of draws. Raises BudgetError if none fits.
 
     `tries` counts without a time limit; with one, as many as fit into `seconds` are drawn, at least one. Duplicates are
     evaluated once.
-
-    Returns:
-        The allocation, and the number of draws.
-
-    Raises:
-        BudgetError: No allocation fits.
     """
     rng = random.Random(seed)  # noqa: S311
     begun = time.monotonic()

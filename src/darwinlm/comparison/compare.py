@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from darwinlm import __version__, parallel
 from darwinlm.artifact import digest_of, read_json, write_json
-from darwinlm.comparison.entries import HELD_OUT, OURS, MethodRow, steps_run, variant_run
+from darwinlm.comparison.entries import DENSE, HELD_OUT, OURS, MethodRow, steps_run, variant_run
 from darwinlm.comparison.methods import BASELINES, MethodInputs
 from darwinlm.comparison.record import ComparedBudget, ComparedMethod, ComparisonRecord, MeasuredText
 from darwinlm.data import Shuffle, TokenBlocks, assert_disjoint, read_documents, split_documents
@@ -42,7 +42,7 @@ class ComparisonRequest:
         rows: Methods with their steps, in the order of the table.
         every: Whether these are all methods; those that the model doesn't allow are then left out.
         domains: Name and source of further evaluation texts, besides the run's held-out part.
-        variants: Name and recipe file of further searches; those not among the rows get a row without steps.
+        variants: Name and recipe file of further searches.
     """
 
     rows: tuple[MethodRow, ...]
@@ -53,28 +53,21 @@ class ComparisonRequest:
     limit: int | None = None
     every: bool = False
 
-    @property
-    def all_rows(self) -> tuple[MethodRow, ...]:
-        """All rows, including variants that aren't among `rows`."""
-        named = {row.base for row in self.rows}
-        return (*self.rows, *(MethodRow(name) for name, _ in self.variants if name not in named))
-
 
 def compare_methods(run: Run, comparison: ComparisonRequest) -> ComparisonRecord:
     """Run and measure the methods in turn; writes `comparison.json` after each.
 
-    Raises:
-        DarwinLMError: The input is wrong. Suite, steps and training are checked before anything runs.
+    Raises DarwinLMError. Suite, steps and training are checked before anything runs.
     """
     if comparison.suite is not None:
         harness.check_suite(parse_suite(comparison.suite), comparison.data_dir)
     vocabulary_stage(run)
     runs = {name: variant_run(run, name, source) for name, source in comparison.variants}
-    for row in comparison.all_rows:
+    for row in comparison.rows:
         row.check(runs.get(row.base, run).recipe)
     inputs = MethodInputs(run, text_stage(run), plan_stage(run))
-    comparison = _possible(run, comparison, inputs.plan.space)
-    for row in comparison.all_rows:
+    methods = _possible(run, comparison, inputs.plan.space)
+    for row in methods:
         if "recovery" in row.steps:
             check_recovery(runs.get(row.base, run))
     variant_inputs = {name: MethodInputs(variant, inputs.texts, plan_stage(variant)) for name, variant in runs.items()}
@@ -96,24 +89,31 @@ def compare_methods(run: Run, comparison: ComparisonRequest) -> ComparisonRecord
         limit=comparison.limit,
         recipe=run.recipe.model_dump(mode="json"),
     )
-    compared = _add(run, compared, "dense", run.checkpoint, {"title": "Dense"}, texts, comparison)
-    for row in comparison.all_rows:
-        checkpoint, facts = _made(variant_inputs.get(row.base, inputs), row, domains)
-        compared = _add(run, compared, row.name, checkpoint, facts, texts, comparison)
+    for method in (MethodRow(DENSE), *methods):
+        checkpoint, facts = _made(variant_inputs.get(method.base, inputs), method, domains)
+        measured = _measure(run, method.name, checkpoint, texts)
+        scores = _suite(run, method.name, checkpoint, comparison) if comparison.suite else []
+        figures = {"method": method.name, **facts, **measured, "tasks": harness.as_json(scores)}
+        rows = (*compared.rows, ComparedMethod.model_validate(figures))
+        compared = compared.model_copy(update={"rows": rows})
+        if parallel.is_main():
+            write_json(run.folder / "comparison.json", compared.as_json())
     return compared
 
 
-def _possible(run: Run, comparison: ComparisonRequest, space: SearchSpace) -> ComparisonRequest:
-    """The request without methods of `all` that remove whole blocks, if some modules are never cut."""
+def _possible(run: Run, comparison: ComparisonRequest, space: SearchSpace) -> list[MethodRow]:
+    """The rows without methods of `all` that remove whole blocks, if some modules are never cut."""
     if not comparison.every or all(len(module.levels) > 1 for module in space.modules):
-        return comparison
+        return list(comparison.rows)
     left_out = {row.base for row in comparison.rows if row.base in BASELINES and BASELINES[row.base].blocks}
     run.reporter.say(f"left out, since {kept_whole(space, run.checkpoint.family)}: {', '.join(sorted(left_out))}")
-    return replace(comparison, rows=tuple(row for row in comparison.rows if row.base not in left_out))
+    return [row for row in comparison.rows if row.base not in left_out]
 
 
 def _made(inputs: MethodInputs, row: MethodRow, domains: Mapping[str, TokenBlocks]) -> tuple[Checkpoint, Row]:
     """The model of a row, and its description."""
+    if row.base == DENSE:
+        return inputs.run.checkpoint, {"title": "Dense"}
     stitched, facts = _baseline(inputs, row.base) if row.base in BASELINES else _searched(inputs, row.base)
     if not row.steps:
         return stitched.checkpoint, facts
@@ -217,25 +217,6 @@ def _domains(run: Run, inputs: MethodInputs, comparison: ComparisonRequest) -> d
     return domains
 
 
-def _add(
-    run: Run,
-    compared: ComparisonRecord,
-    name: str,
-    checkpoint: Checkpoint,
-    facts: Row,
-    texts: Mapping[str, TokenBlocks],
-    comparison: ComparisonRequest,
-) -> ComparisonRecord:
-    """Measure a row's model and write the table so far."""
-    measured = _measure(run, name, checkpoint, texts)
-    scores = _suite(run, name, checkpoint, comparison, comparison.suite) if comparison.suite else []
-    row = {"method": name, **facts, **measured, "tasks": harness.as_json(scores)}
-    compared = compared.model_copy(update={"rows": (*compared.rows, ComparedMethod.model_validate(row))})
-    if parallel.is_main():
-        write_json(run.folder / "comparison.json", compared.as_json())
-    return compared
-
-
 def _measure(run: Run, name: str, checkpoint: Checkpoint, texts: Mapping[str, TokenBlocks]) -> Row:
     """Sizes of a model, and its perplexity and KL on every text."""
     key = {
@@ -261,20 +242,17 @@ def _measure(run: Run, name: str, checkpoint: Checkpoint, texts: Mapping[str, To
                     dense, {name: model}, text.tokens, batch_tokens=run.batch_tokens, progress=run.reporter.advance
                 )
                 row["texts"][place] = asdict(quality[name])
-            with parallel.agree():
-                if parallel.is_main():
-                    write_json(stage.folder / "row.json", row)
+            parallel.in_main(write_json, stage.folder / "row.json", row)
         measured: Row = read_json(stage.folder / "row.json")
     return measured
 
 
-def _suite(
-    run: Run, name: str, checkpoint: Checkpoint, comparison: ComparisonRequest, suite: str
-) -> list[harness.TaskScore]:
+def _suite(run: Run, name: str, checkpoint: Checkpoint, comparison: ComparisonRequest) -> list[harness.TaskScore]:
     """Scores from the file of an earlier run, completed by the missing ones."""
+    assert comparison.suite is not None
     key = {
         "model": checkpoint.digest,
-        "suite": suite,
+        "suite": comparison.suite,
         "data": None if comparison.data_dir is None else str(comparison.data_dir.absolute()),
         "limit": comparison.limit,
         "arithmetic": run.arithmetic,
@@ -284,7 +262,7 @@ def _suite(
     with parallel.agree():
         if parallel.is_main() and file.exists():
             before = harness.from_json(read_json(file))
-    before, wanted = parallel.broadcast(before), parse_suite(suite)
+    before, wanted = parallel.broadcast(before), parse_suite(comparison.suite)
     if all(one.task in before and not before[one.task].error for one in wanted):
         return [before[one.task] for one in wanted]
     with parallel.agree():

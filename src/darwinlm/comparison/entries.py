@@ -13,7 +13,7 @@ from darwinlm.recipe import Recipe, find_recipe, load_recipe
 from darwinlm.recipe.load import read_yaml
 from darwinlm.run import Run
 
-OURS = "darwinlm"
+OURS, DENSE = "darwinlm", "dense"
 STEPS = ("refit", "recovery")
 """Steps after a method, in this order."""
 HELD_OUT = "held out"
@@ -47,14 +47,14 @@ def parse_methods(text: str, recipe: Recipe, variants: Sequence[str] = ()) -> tu
     """Read `uniform,ziplm+recovery,darwinlm+refit+recovery`.
 
     `all` stands for all methods except those that rank experts, and for DarwinLM with every step of the recipe.
-    `variants` are names of further searches, which may have steps too. Raises RecipeError if a name or a step isn't
-    known (the message suggests a similar one), or a row is named twice.
+    `variants` are names of further searches, which may have steps too; those that aren't named follow without steps.
+    Raises RecipeError if a name or a step isn't known (the message suggests a similar one), or a row is named twice.
     """
     if text == "all":
         refit = ("refit",) if recipe.refit.tokens else ()
         chains = [refit, (*refit, "recovery") if recipe.recovery.tokens else ()]
         plain = (MethodRow(name) for name in (*EVERYWHERE, OURS))
-        return (*plain, *(MethodRow(OURS, steps) for steps in chains if steps))
+        return (*plain, *(MethodRow(OURS, steps) for steps in chains if steps), *map(MethodRow, variants))
     items = [part.strip() for part in text.split(",") if part.strip()]
     known = [*BASELINES, OURS, *variants]
     if not items:
@@ -72,7 +72,7 @@ def parse_methods(text: str, recipe: Recipe, variants: Sequence[str] = ()) -> tu
         rows.append(MethodRow(base, tuple(steps)))
     if len(set(rows)) < len(rows):
         raise RecipeError(f"--methods names one twice: {', '.join(row.name for row in rows)}")
-    return tuple(rows)
+    return (*rows, *(MethodRow(name) for name in variants if name not in {row.base for row in rows}))
 
 
 def parse_named(option: str, items: Sequence[str]) -> tuple[tuple[str, str], ...]:
@@ -82,7 +82,7 @@ def parse_named(option: str, items: Sequence[str]) -> tuple[tuple[str, str], ...
         name, separator, source = (part.strip() for part in item.partition("="))
         if not separator or not name or not source:
             raise RecipeError(f"{option} takes NAME=SOURCE, not '{item}'")
-        if name in (HELD_OUT, *BASELINES, OURS, *(known for known, _ in named)):
+        if name in (HELD_OUT, *BASELINES, OURS, DENSE, *(known for known, _ in named)):
             raise RecipeError(f"{option} names '{name}' twice")
         if set(name) & set("+,/\\"):
             raise RecipeError(f"{option}: the name '{name}' must not contain + , / or \\")

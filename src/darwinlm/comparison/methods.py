@@ -26,13 +26,14 @@ from darwinlm.comparison.importance import (
     expert_scores,
     magnitude_scores,
 )
-from darwinlm.comparison.ranked import ExpertReader, RankedReader, dense_reader
+from darwinlm.comparison.ranked import ExpertReader, RankedReader
 from darwinlm.comparison.sheared import shear
 from darwinlm.database.store import DatabaseReader
 from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.decoder import Decoder
-from darwinlm.malloc import kept_memory
+from darwinlm.families.shapes import module_shapes
+from darwinlm.memory import kept_memory
 from darwinlm.run import Run
 from darwinlm.search.evaluate.fitness import Fitness
 from darwinlm.search.evaluate.modules import PlacedModules
@@ -111,7 +112,8 @@ def _shortgpt(inputs: MethodInputs, _: Path) -> MethodResult:
     run = inputs.run
     influence = block_influence(stream_of(run, inputs.texts["calibration"].tokens), run.reporter.advance)
     chosen = without_blocks(inputs.plan, influence)
-    return MethodResult(dense_reader(run.checkpoint, run.recipe.units), chosen, {"block_influence": influence})
+    reader = DatabaseReader(Path(), run.checkpoint, run.recipe.units)  # whole modules need no database
+    return MethodResult(reader, chosen, {"block_influence": influence})
 
 
 def _ranked_experts(inputs: MethodInputs, _: Path, *, scores: Callable[[ExpertScores], Tensor]) -> MethodResult:
@@ -133,8 +135,6 @@ SHEARED_TOKENS, SHEARED_BATCH = 65536, 2048
 def _sheared(inputs: MethodInputs, folder: Path) -> MethodResult:
     run, space = inputs.run, inputs.plan.space
     target = even_uniform(inputs.plan)
-    dense = dense_reader(run.checkpoint, run.recipe.units)
-    shapes = [dense.shape(module.block, module.kind) for module in space.modules]
     tokens = inputs.texts["calibration"].tokens
     tokens = tokens[: -(-SHEARED_TOKENS // tokens.shape[1])]
     batches = torch.split(tokens, max(1, SHEARED_BATCH // tokens.shape[1]))
@@ -143,7 +143,7 @@ def _sheared(inputs: MethodInputs, folder: Path) -> MethodResult:
         scores, record = shear(
             model,
             run.checkpoint.family,
-            shapes,
+            module_shapes(run.checkpoint),
             space.levels(target),
             batches,
             seed=run.recipe.search.seed,

@@ -38,8 +38,7 @@ class UnitScores:
 class RankedReader(DatabaseReader):
     """Keeps the units of every module with the highest scores; their weights don't change.
 
-    Raises:
-        FamilyError: The model is a mixture of experts, whose units these methods don't score.
+    Raises FamilyError if the model is a mixture of experts, whose units these methods don't score.
     """
 
     def __init__(self, checkpoint: Checkpoint, units: UnitsSettings, scores: Mapping[Place, UnitScores]) -> None:
@@ -55,13 +54,13 @@ class RankedReader(DatabaseReader):
         """Columns of the best units of a module, [k] ascending."""
         if (block, kind) not in self.scores:
             return super().columns(block, kind, level)
-        return best_columns(self.shape(block, kind), level, self.scores[block, kind])
+        return best_columns(self.shapes[block, kind], level, self.scores[block, kind])
 
     def kept(self, block: int, kind: ModuleKind, level: Level) -> Kept:
         """Columns of the best units of a module, with the dense weights on them."""
         if (block, kind) not in self.scores:
             return super().kept(block, kind, level)
-        shape, scale = self.shape(block, kind), self.scores[block, kind].scale
+        shape, scale = self.shapes[block, kind], self.scores[block, kind].scale
         columns = self.columns(block, kind, level)
         groups = kept_groups(shape, level, columns) if kind == "attention" else (None, None)
         if level.width == shape.width and scale is None:
@@ -83,11 +82,6 @@ class ExpertReader(DatabaseReader):
     def experts(self, block: int, level: Level) -> Tensor:
         """The best experts of a mixture, [e] ascending."""
         return _best(self.scores[block], level.experts)
-
-
-def dense_reader(checkpoint: Checkpoint, units: UnitsSettings) -> DatabaseReader:
-    """A reader without a database, which keeps or removes whole modules."""
-    return DatabaseReader(Path(), checkpoint, units)
 
 
 def best_columns(shape: ModuleShape, level: Level, scores: UnitScores) -> Tensor:

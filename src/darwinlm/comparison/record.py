@@ -5,18 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from darwinlm.evaluation.quality import Quality
 from darwinlm.figures import FORMAT, Figures, read_figures
-
-
-class TextQuality(BaseModel):
-    """Perplexity, KL(dense ‖ model) and further figures on one text."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    perplexity: float
-    kl: float
 
 
 class MeasuredText(Figures):
@@ -55,7 +47,7 @@ class ComparedMethod(Figures):
     params: int
     block_params: int
     bytes: int
-    texts: dict[str, TextQuality]
+    texts: dict[str, Quality]
     tasks: tuple[dict[str, Any], ...] = ()
 
 

@@ -44,19 +44,16 @@ class ModuleMask(nn.Module):
     def __init__(self, shape: ModuleShape, level: Level, generator: torch.Generator) -> None:
         super().__init__()
         self.shape = shape
-        self.parts = nn.ModuleDict()
-        self.targets: dict[str, float] = {}
         if shape.kind == "mlp":
-            self._add("channels", shape.width, level.width / shape.width, generator)
+            counts = {"channels": shape.width}
+            self.targets = {"channels": level.width / shape.width}
         else:
-            self._add("groups", shape.groups, level.groups / shape.groups, generator)
-            heads = level.query_heads / (level.groups * shape.heads) if level.groups else 1.0
+            counts = {"groups": shape.groups}
+            self.targets = {"groups": level.groups / shape.groups}
             if shape.heads > 1:
-                self._add("heads", shape.groups * shape.heads, heads, generator)
-
-    def _add(self, name: str, n: int, target: float, generator: torch.Generator) -> None:
-        self.parts[name] = HardConcrete(n, generator)
-        self.targets[name] = target
+                counts["heads"] = shape.groups * shape.heads
+                self.targets["heads"] = level.query_heads / (level.groups * shape.heads) if level.groups else 1.0
+        self.parts = nn.ModuleDict({name: HardConcrete(n, generator) for name, n in counts.items()})
 
     def columns(self, z: dict[str, Tensor]) -> Tensor:
         """Masks of units expanded to columns, [width]."""
@@ -108,13 +105,8 @@ def shear(
     """Learn masks of units; the model's weights are trained with them, in place.
 
     The dense model is in float32. `batches` are [n, t], the tokens of each step. With a `rate` of 0 the weights stay.
-
-    Returns:
-        Scores of every module's units, and the record: losses and the largest gap to the target at the end.
-
-    Raises:
-        NumericsError: The loss isn't finite.
-        FamilyError: The model is a mixture of experts.
+    Returns scores of every module's units, and the record: losses and the largest gap to the target at the end.
+    Raises FamilyError for a mixture of experts, NumericsError if the loss isn't finite.
     """
     if any(shape.experts for shape in shapes):
         raise FamilyError("sheared does not support mixtures of experts: leave it out")

@@ -48,14 +48,9 @@ class TokenBlocks:
         """Number of tokens in all blocks together."""
         return self.tokens.numel()
 
-    def save(self, folder: Path | str) -> None:
-        """Write the blocks as ``tokens.safetensors`` and then ``blocks.json``.
-
-        The folder is created if needed, and earlier blocks in it are replaced. Raises StorageError if the disk is full
-        or can't be written.
-        """
-        home = Path(folder)
-        write_tensors(home / _TOKENS_FILE, {"tokens": self.tokens})
+    def save(self, folder: Path) -> None:
+        """Write the blocks into a folder, which is created if needed. Raises StorageError."""
+        write_tensors(folder / _TOKENS_FILE, {"tokens": self.tokens})
         description = {
             "format": _FORMAT,
             "source": self.source,
@@ -63,28 +58,23 @@ class TokenBlocks:
             "shape": list(self.tokens.shape),
             "document_hashes": list(self.document_hashes),
         }
-        write_json(home / _DESCRIPTION_FILE, description)
+        write_json(folder / _DESCRIPTION_FILE, description)
 
     @classmethod
-    def load(cls, folder: Path | str) -> TokenBlocks:
-        """Read what `save` wrote.
-
-        Raises:
-            ArtifactError: The folder has no blocks, they are damaged, or an incompatible version wrote them.
-        """
-        home = Path(folder)
-        path = home / _DESCRIPTION_FILE
+    def load(cls, folder: Path) -> TokenBlocks:
+        """Read what `save` wrote. Raises ArtifactError."""
+        path = folder / _DESCRIPTION_FILE
         description = read_json(path)
         if not isinstance(description, dict) or description.get("format") != _FORMAT:
             raise damaged(path, f"it isn't format {_FORMAT} of token blocks")
-        tokens = read_tensors(home / _TOKENS_FILE).get("tokens")
+        tokens = read_tensors(folder / _TOKENS_FILE).get("tokens")
         if tokens is None or tokens.dim() != 2 or tokens.dtype != torch.int64:
-            raise damaged(home / _TOKENS_FILE, "there are no blocks of tokens in it")
+            raise damaged(folder / _TOKENS_FILE, "there are no blocks of tokens in it")
         try:
             blocks = cls(tokens, tuple(description["document_hashes"]), description["source"])
             recorded = description["digest"]
         except (KeyError, TypeError) as error:
             raise damaged(path, f"it lacks {error}") from error
         if blocks.digest != recorded:
-            raise damaged(home / _TOKENS_FILE, f"its tokens aren't those that {_DESCRIPTION_FILE} describes")
+            raise damaged(folder / _TOKENS_FILE, f"its tokens aren't those that {_DESCRIPTION_FILE} describes")
         return blocks

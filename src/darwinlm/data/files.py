@@ -88,11 +88,8 @@ def read_files(
     """Read the documents of files, one of each in turn, so that the first documents come from all files.
 
     At most `OPEN_FILES` are read at once; when one ends, the next one is opened. `field` holds the text of a record;
-    None tries `TEXT_FIELDS`. Without `shuffle`, the order is kept. Only chats need the tokenizer.
-
-    Raises:
-        DataError: A file is unreadable or damaged, or a record has no text.
-        MissingExtraError: The format needs an optional package that isn't installed.
+    None tries `TEXT_FIELDS`. Without `shuffle`, the order is kept. Only chats need the tokenizer. Raises DataError,
+    MissingExtraError.
     """
     waiting = [_read_file(path, field, tokenizer) for path in files]
     if shuffle is not None:
@@ -282,11 +279,9 @@ def _arrow_batches(path: Path, field: str | None) -> Iterator[tuple[tuple[str, .
 
 
 def text_fields(names: Sequence[str], wanted: str | None, where: str) -> tuple[str, ...]:
-    """Choose the text fields.
+    """Choose the text fields: the wanted one, or two joined by a plus, a question and its answer.
 
-    `wanted` is the field given by the user, or two joined by a plus: a question and its answer. None takes the first
-    existing one of `TEXT_FIELDS`. `where` names the record or file in errors. Raises DataError if there is no such
-    field.
+    None takes the first existing one of `TEXT_FIELDS`. `where` names the record or file in errors. Raises DataError.
     """
     if wanted is not None and wanted not in names and wanted.count("+") == 1:
         question, answer = wanted.split("+")
@@ -315,10 +310,9 @@ def texts_of(
 def text_of(
     values: Sequence[object], fields: Sequence[str], where: str, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> str:
-    """Text of a record: a string is returned as it is; messages, or a question and its answer, are rendered as a chat.
+    """Text of a record: a string as it is; messages, or a question and its answer, rendered as a chat.
 
-    Only chats need the tokenizer. `where` names the record in errors. Raises DataError if a value is something else, or
-    a chat that the template can't render.
+    Only chats need the tokenizer. `where` names the record in errors. Raises DataError.
     """
     if len(values) == 2:
         parts = [text_of([value], [field], where) for value, field in zip(values, fields, strict=True)]
@@ -349,8 +343,7 @@ def text_of(
 def chat_text(messages: object, tokenizer: PreTrainedTokenizerBase | None, where: str) -> str:
     """Render a chat with the model's template, without the bos token, which packing adds.
 
-    `messages` is a list of records with a `role` and a `content`, both text; `where` names the record in errors. Raises
-    DataError if it isn't a list of messages, the tokenizer has no template, or the template refuses the chat.
+    `messages` should be a list of records with a `role` and a `content`, both text. Raises DataError.
     """
     from jinja2 import TemplateError
 

@@ -36,11 +36,7 @@ _TEST_WORDS = frozenset({"test", "testing", "all"})
 
 
 def assert_disjoint(named: Mapping[str, TokenBlocks]) -> None:
-    """Refuse two purposes that share a document.
-
-    Raises:
-        DataError: Two purposes share documents; the message names the purposes and the number.
-    """
+    """Refuse two purposes that share a document. Raises DataError."""
     for (first, one), (second, other) in combinations(named.items(), 2):
         shared = len(set(one.document_hashes) & set(other.document_hashes))
         if shared:

@@ -35,21 +35,11 @@ def ordinary_tokens(tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int64]:
 
 
 def with_repeats(tokens: torch.Tensor, *, share: float, seed: int, ordinary: NDArray[np.int64]) -> torch.Tensor:
-    """Blocks in which a share of the tokens repeats earlier passages.
+    """Blocks in which a share of the tokens, from 0 to below 1, repeats earlier passages, int64 [B, T] -> [B, T].
 
-    Passages have 8 to 128 tokens, with a log-uniform distribution. Half of them are repeated at once, the others
-    anywhere later. At their first occurrence a quarter of all passages are shuffled, and a quarter are random tokens;
-    half of the random ones begin a block, and are repeated at once. Text that no longer fits is dropped at the end of
-    the block. A special token at the beginning of a block stays.
-
-    Args:
-        tokens: Blocks of text, int64 [B, T].
-        share: Share of each block's tokens that repeats, from 0 to below 1.
-        seed: Seed; together with a block's tokens it determines the repeated passages and their positions.
-        ordinary: Tokens from which random passages are drawn, [n].
-
-    Returns:
-        New blocks, int64 [B, T]; the given ones if the share is 0.
+    Passages have 8 to 128 tokens, with a log-uniform distribution; random ones are drawn from the `ordinary` tokens,
+    [n]. Text that no longer fits is dropped at the end of the block. A special token at the beginning of a block stays.
+    The seed and a block's tokens determine its passages.
     """
     if share == 0:
         return tokens

@@ -10,6 +10,7 @@ Letters: B blocks, T tokens in a block.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,11 +106,7 @@ def pack_documents(
 
     Finished shards of an interrupted call are kept; their documents are read again but not tokenised. Documents must
     come in the same order every time. `reserved` are the hashes of documents of other purposes. The size of the model's
-    vocabulary determines the bytes per token.
-
-    Raises:
-        DataError: The source has too few tokens.
-        StorageError: The disk has too little room, or can't be written.
+    vocabulary determines the bytes per token. Raises StorageError, or DataError if the source has too few tokens.
     """
     writer = _Writer(folder, tokens, np.dtype("<u2" if vocabulary <= 1 << 16 else "<u4"), shard_tokens, progress)
     if writer.lacks <= 0:
@@ -145,21 +142,21 @@ def pack_documents(
         )
 
 
+@dataclass
 class _Writer:
     """Fills shards in order, and tracks the progress."""
 
-    def __init__(
-        self, folder: Path, wanted: int, dtype: np.dtype[Any], shard_tokens: int, progress: Callable[[int, int], None]
-    ) -> None:
-        self.folder = folder
-        self.wanted = wanted
-        self.dtype = dtype
-        self.shard_tokens = shard_tokens
-        self.progress = progress
-        self.index: dict[str, Any] = {"dtype": dtype.str, "shard_tokens": shard_tokens, "shards": 0, "written": 0}
-        self.index |= {"documents": 0, "carry": [], "digests": []}
-        if (folder / INDEX).exists():
-            self.index = read_json(folder / INDEX)
+    folder: Path
+    wanted: int
+    dtype: np.dtype[Any]
+    shard_tokens: int
+    progress: Callable[[int, int], None]
+
+    def __post_init__(self) -> None:
+        self.index: dict[str, Any] = {"dtype": self.dtype.str, "shard_tokens": self.shard_tokens}
+        self.index |= {"shards": 0, "written": 0, "documents": 0, "carry": [], "digests": []}
+        if (self.folder / INDEX).exists():
+            self.index = read_json(self.folder / INDEX)
         self._pieces: list[NDArray[np.int64]] = [np.asarray(self.index["carry"], dtype=np.int64)]
         self._held = len(self._pieces[0])
 

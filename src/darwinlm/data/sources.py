@@ -41,9 +41,6 @@ if TYPE_CHECKING:
 
     from darwinlm.data.shuffle import Shuffle
 
-DEFAULT_SOURCE = "hf:HuggingFaceFW/fineweb-edu"
-"""Default source: broad web text of good quality."""
-
 _DATASET_METADATA = frozenset({"dataset_info.json", "dataset_dict.json", "dataset_infos.json", "state.json"})
 _HUB_PATTERN = re.compile(
     r"hf:(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[^:@#]+))?(?:@(?P<split>[^@#]+))?(?:#(?P<field>.+))?"
@@ -60,8 +57,7 @@ class LocalSource:
     def files(self) -> list[Path]:
         """List the files to read, sorted by path, without hidden files and metadata of `datasets`.
 
-        Raises:
-            DataError: The file's extension isn't supported, or the folder has no readable file.
+        Raises DataError if the file's extension isn't supported, or the folder has no readable file.
         """
         if not self.path.is_dir():
             if extension_of(self.path) is None:
@@ -99,11 +95,7 @@ class HubSource:
 
 
 def parse_source(source: str) -> LocalSource | HubSource:
-    """Parse a source string without opening the source.
-
-    An existing local path is used as it is, even if it contains a ``#``. Raises DataError if the string is empty or
-    malformed, or there is no such file or folder.
-    """
+    """Parse a source string; an existing path is used as it is, even with a ``#``. Raises DataError."""
     if not source.strip():
         raise DataError("Text source: the name is empty. Give a file, a folder or hf:owner/name.")
     if source.startswith("hf:"):
@@ -145,8 +137,8 @@ def read_documents(
 
     A ``.txt`` file is split at two or more consecutive blank lines (a line of white space is blank). So a single blank
     line separates paragraphs, and a file with many articles, such as WikiText, gives many documents. In all other
-    formats a record is a document. Documents without a visible character are skipped. A byte-order mark is removed. An
-    unpaired surrogate, which JSON allows and tokenizers refuse, becomes U+FFFD.
+    formats a record is a document. A byte-order mark is removed. An unpaired surrogate, which JSON allows and
+    tokenizers refuse, becomes U+FFFD.
 
     Args:
         source: Source in the syntax at the top of this module.
@@ -156,12 +148,9 @@ def read_documents(
         tally: Counter of text that is left out: documents are cut to `files.DOCUMENT_CHARACTERS`, empty ones are
             skipped.
 
-    Returns:
-        The documents. Errors of the source's name are raised by the call, errors of its content by the iterator.
-
     Raises:
-        DataError: The source is missing, unreadable, damaged or empty, a record has no text, or the hub can't be
-            reached; or a chat can't be rendered.
+        DataError: From the call, if there is no such source; from the iterator, if it is unreadable, damaged or empty,
+            a record has no text, a chat can't be rendered, or the hub can't be reached.
         MissingExtraError: The format needs an optional package that isn't installed.
     """
     parsed = parse_source(source)
@@ -181,24 +170,17 @@ def read_domains(
 ) -> Iterator[tuple[str, str]]:
     """Read documents with the names of their domains: each file is one, and so is a data set of the hub.
 
-    Reading ends after `characters`, of which files get equal parts. The other arguments are as in `read_documents`.
-    Raises DataError, MissingExtraError as in `read_documents`.
+    Reading ends after `characters`, of which files get equal parts. Otherwise as `read_documents`.
     """
     parsed = parse_source(source)
     if isinstance(parsed, HubSource):
-        parts = [(parsed.name, read_documents(source, shuffle=shuffle, tokenizer=tokenizer))]
+        parts = [(parsed.name, source)]
     else:
-        files, tally = parsed.files(), Tally()
-        parts = [
-            (
-                path.name.removesuffix(extension_of(path) or ""),
-                _visible(read_files([path], parsed.field, shuffle, tokenizer), str(path), tally),
-            )
-            for path in files
-        ]
-    for name, documents in parts:
+        mark = f"#{parsed.field}" if parsed.field else ""
+        parts = [(path.name.removesuffix(extension_of(path) or ""), f"{path}{mark}") for path in parsed.files()]
+    for name, part in parts:
         left = characters // len(parts)
-        for document in documents:
+        for document in read_documents(part, shuffle=shuffle, tokenizer=tokenizer):
             yield name, document
             left -= len(document)
             if left <= 0:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
@@ -52,35 +51,6 @@ DOCUMENT_TOKENS = 512
 see docs/notebook/quality.md."""
 
 
-@dataclass(frozen=True)
-class TextPlan:
-    """Amount of text for each purpose, in tokens and rounded up to whole blocks, and the assignment of documents."""
-
-    shares: Mapping[str, int]
-    seq_len: int
-    seed: int = 0
-
-    def blocks_wanted(self, purpose: str) -> int:
-        """Number of blocks of a purpose, B: its share, rounded up to whole blocks."""
-        return -(-self.shares[purpose] // self.seq_len)
-
-    def purpose_of(self, hashed: str) -> str:
-        """Purpose of a document, by the seed and its hash alone.
-
-        Every purpose draws a number from the hash, -ln(u) / weight, and the smallest wins. So purposes get documents in
-        proportion to their weights, and changing one share never moves documents between two others. A weight is the
-        share of the tokens, but at least 2 %.
-        """
-        total = sum(self.shares.values())
-        draws: list[tuple[float, str]] = []
-        for purpose, tokens in self.shares.items():
-            if tokens > 0:
-                digest = blake2b(f"{self.seed}:{purpose}:{hashed}".encode(), digest_size=8).digest()
-                uniform = (int.from_bytes(digest, "big") + 1) / 2**64
-                draws.append((-math.log(uniform) / max(tokens / total, _SMALLEST_WEIGHT), purpose))
-        return min(draws)[1]
-
-
 def split_documents(
     documents: Iterable[str],
     shares: Mapping[str, int],
@@ -93,33 +63,27 @@ def split_documents(
 ) -> dict[str, TokenBlocks]:
     """Assign documents to purposes, disjointly, and pack the text of each purpose into blocks.
 
-    Documents are read until every purpose has its tokens. A repeated document (see `document_hash`) is
-    dropped. Documents of full purposes are kept as surplus. If the source ends and other purposes need text, they get
-    the surplus in the order of the hashes. Each document is tokenised at most once.
+    Documents are read until every purpose has its tokens, as many as `shares` says. A repeated document (see
+    `document_hash`) is dropped. Documents of full purposes are kept as surplus. If the source ends and other purposes
+    need text, they get the surplus in the order of the hashes.
 
     Packing: a document becomes the bos token (if the tokenizer adds one by default), its tokens without special ones,
-    and the eos token (if there is one). These are joined and cut into blocks of exactly T tokens; the remainder is
-    dropped. If the tokenizer adds bos, it replaces the first token of every block. A document with more than
-    `document_tokens` tokens contributes a passage of this length, from a position given by its hash, so that a few
-    thousand tokens come from many documents. Only if the source ends and a purpose needs more text, further tokens of
-    the same documents are used, in turn. `shares` holds the number of tokens for each purpose. `source` names the
-    documents, for messages and in the result.
+    and the eos token (if there is one). These are joined and cut into blocks of exactly T tokens. If the tokenizer adds
+    bos, it replaces the first token of every block. A document with more than `document_tokens` tokens contributes a
+    passage of this length, from a position given by its hash, so that a few thousand tokens come from many documents.
+    Only if the source ends and a purpose needs more text, further tokens of the same documents are used, in turn.
 
-    Returns:
-        For each purpose in `shares`, blocks [B, T]; B is 0 if the share is.
-
-    Raises:
-        TextTooShortError: There is too little text; the message gives the shortages and the settings to lower.
+    Returns blocks [B, T] for each purpose in `shares`; B is 0 if the share is. Raises TextTooShortError; its message
+    gives the shortages and the settings to lower.
     """
-    plan = TextPlan(shares, seq_len, seed)
     shelves = {
-        purpose: _Shelf(plan.blocks_wanted(purpose) * seq_len, document_tokens)
+        purpose: _Shelf(-(-shares[purpose] // seq_len) * seq_len, document_tokens)  # whole blocks
         for purpose in PURPOSES
         if purpose in shares
     }
     bos, n_documents, n_repeated = added_bos(tokenizer), 0, 0
     if any(shelf.lacks for shelf in shelves.values()):
-        n_documents, n_repeated = _deal(documents, plan, shelves, tokenizer, bos)
+        n_documents, n_repeated = _deal(documents, shares, seed, shelves, tokenizer, bos)
     short = [purpose for purpose, shelf in shelves.items() if shelf.lacks]
     if short:
         settings = ["search.stages" if purpose == "training" else f"text.{purpose}_tokens" for purpose in short]
@@ -137,6 +101,23 @@ def split_documents(
         purpose: TokenBlocks(shelf.blocks(seq_len, bos), tuple(shelf.hashes), source)
         for purpose, shelf in shelves.items()
     }
+
+
+def purpose_of(hashed: str, shares: Mapping[str, int], seed: int) -> str:
+    """Purpose of a document, by the seed and its hash alone; `shares` holds the number of tokens for each purpose.
+
+    Every purpose draws a number from the hash, -ln(u) / weight, and the smallest wins. So purposes get documents in
+    proportion to their weights, and changing one share never moves documents between two others. A weight is the share
+    of the tokens, but at least 2 %.
+    """
+    total = sum(shares.values())
+    draws: list[tuple[float, str]] = []
+    for purpose, tokens in shares.items():
+        if tokens > 0:
+            digest = blake2b(f"{seed}:{purpose}:{hashed}".encode(), digest_size=8).digest()
+            uniform = (int.from_bytes(digest, "big") + 1) / 2**64
+            draws.append((-math.log(uniform) / max(tokens / total, _SMALLEST_WEIGHT), purpose))
+    return min(draws)[1]
 
 
 def shares_within(shares: Mapping[str, int], available: int, seq_len: int) -> dict[str, int] | None:
@@ -211,7 +192,8 @@ class _Shelf:
 
 def _deal(
     documents: Iterable[str],
-    plan: TextPlan,
+    shares: Mapping[str, int],
+    seed: int,
     shelves: Mapping[str, _Shelf],
     tokenizer: PreTrainedTokenizerBase,
     bos: int | None,
@@ -233,7 +215,7 @@ def _deal(
         if document.hashed in seen:
             continue
         seen.add(document.hashed)
-        shelf = shelves[plan.purpose_of(document.hashed)]
+        shelf = shelves[purpose_of(document.hashed, shares, seed)]
         if shelf.lacks:
             place(document, shelf)
             if not any(shelf.lacks for shelf in shelves.values()):

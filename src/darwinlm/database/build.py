@@ -6,21 +6,19 @@ import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from darwinlm import parallel
-from darwinlm.artifact import StageFolder, damaged, read_tensors, write_tensors
+from darwinlm.artifact import StageFolder, open_tensors, read_tensors, write_tensors
 from darwinlm.calibration.stream import BlockMoments, BlockStream, Saliency, stream_moments
 from darwinlm.database.blocks import Curve, block_file, experts_tensors, module_tensors, order_tensors
 from darwinlm.database.elimination import ROWS
-from darwinlm.database.factors import check_energy, estimated_losses, kept_weights, nested_factors, whole_factor_
+from darwinlm.database.factors import check_energy, kept_weights, nested_factors, whole_factor_
 from darwinlm.database.levels import variants
-from darwinlm.database.order import Removal, damp, damp_, ordered_moment, removal_order
+from darwinlm.database.order import damp, damp_, ordered_moment, removal_order
 from darwinlm.errors import ArtifactError
 from darwinlm.families.shapes import ModuleShape, module_shapes
 from darwinlm.recipe import UnitsSettings
@@ -29,20 +27,6 @@ SMALL = 16 << 20
 """Maximum bytes of a matrix that stays in memory."""
 
 NUMBERS = itertools.count()
-
-
-@dataclass(frozen=True)
-class BuildSettings:
-    """Settings of ordering and factorisation.
-
-    `saliency` gives second moments [r, r] of the output gradients of a block's modules, empty for the unweighted order.
-    Matrices are moved out of memory to `folder`.
-    """
-
-    units: UnitsSettings
-    device: torch.device
-    folder: Path
-    saliency: Saliency = field(default=lambda block: {})
 
 
 def build_database(
@@ -55,14 +39,14 @@ def build_database(
     """Write the factors of every module. Finished blocks of an interrupted run are kept.
 
     Each process runs its part of the text and factorises its part of the blocks. The stage folder is open for writing;
-    its key describes model, text and units. The stream is the calibration text before the first block. `saliency` is as
-    in `BuildSettings`; `progress` gets the numbers of finished and of all blocks.
+    its key describes model, text and units. The stream is the calibration text before the first block. `saliency` gives
+    second moments [r, r] of the output gradients of a block's modules, empty for the unweighted order. `progress` gets
+    the numbers of finished and of all blocks.
 
     Raises:
         NumericsError: Values aren't finite.
         StorageError: The disk is full.
     """
-    method = BuildSettings(units, stream.device, stage.folder, saliency)
     shapes = module_shapes(stream.checkpoint)
     total = stream.checkpoint.n_blocks
     done = parallel.broadcast(_finished(stage, total) if parallel.is_main() else 0)
@@ -76,110 +60,113 @@ def build_database(
         waiting.append(moments.block)
         del moments
         if len(waiting) == parallel.size() or waiting[-1] == total - 1:
-            _factorise_together(stage, method, shapes, waiting, mine)
+            own_shapes = [shape for shape in shapes if mine is not None and shape.block == mine.block]
+            _factorise_together(stage, units, own_shapes, waiting, mine, saliency)
             progress(waiting[-1] + 1, total)
             waiting, mine = [], None
 
 
 def _factorise_together(
     stage: StageFolder,
-    method: BuildSettings,
-    shapes: Sequence[ModuleShape],
+    units: UnitsSettings,
+    own_shapes: Sequence[ModuleShape],
     blocks: Sequence[int],
     mine: BlockMoments | None,
+    saliency: Saliency,
 ) -> None:
     """Each process factorises at most one of the blocks; the first process writes all of them."""
     tensors: dict[str, Tensor] = {}
-    own_block = None if mine is None else mine.block
     with parallel.agree():
         if mine is not None:
-            own_shapes = [shape for shape in shapes if shape.block == own_block and shape.kind in mine.moments]
-            tensors = _block_factors(method, own_shapes, mine)
+            tensors = _block_factors(units, own_shapes, mine, saliency, stage.folder)
     for block in blocks:
-        collected = parallel.collect(tensors if block == own_block else {})
+        collected = parallel.collect(tensors if mine is not None and block == mine.block else {})
         parallel.in_main(write_tensors, stage.folder / block_file(block), collected)
 
 
-def _block_factors(method: BuildSettings, shapes: Sequence[ModuleShape], moments: BlockMoments) -> dict[str, Tensor]:
+def _block_factors(
+    units: UnitsSettings, shapes: Sequence[ModuleShape], moments: BlockMoments, saliency: Saliency, folder: Path
+) -> dict[str, Tensor]:
     """Tensors that the database stores for a block; its second moments are used up.
 
-    Moments of other modules are moved to files, so that only those of the current module are in memory.
+    Moments of other modules are moved to files in `folder`, so that only those of the current module are in memory.
     """
     tensors: dict[str, Tensor] = {}
     with ExitStack() as files:
         kinds = list(moments.moments)
-        spilled = {kind: files.enter_context(Spilled(moments.moments.pop(kind), method.folder)) for kind in kinds}
+        spilled = {kind: files.enter_context(Spilled(moments.moments.pop(kind), folder)) for kind in kinds}
         for shape in shapes:
-            tensors.update(module_factors(method, shape, spilled[shape.kind], moments.weights[shape.output]))
+            if shape.kind in spilled:
+                W, S = moments.weights[shape.output], saliency(shape.block).get(shape.kind)
+                tensors |= module_factors(units, shape, spilled[shape.kind], W, S)
     return tensors if moments.experts is None else tensors | order_tensors(moments.experts)
 
 
-def module_factors(method: BuildSettings, shape: ModuleShape, moment: Spilled, W: Tensor) -> dict[str, Tensor]:
+def module_factors(
+    units: UnitsSettings, shape: ModuleShape, moment: Spilled, W: Tensor, S: Tensor | None
+) -> dict[str, Tensor]:
     """Tensors that the database stores for one module.
 
-    `moment` is that of the output projection's inputs, [d, d], and W the projection, [r, d] floating; for a mixture
-    [e, d, d] and [e, r, d], of its experts.
+    `moment` is that of the output projection's inputs, [d, d], W the projection, [r, d] floating, and S the second
+    moment of the output gradients, [r, r]; for a mixture moment and projection are [e, d, d] and [e, r, d].
 
     Raises:
         NumericsError: Values aren't finite.
         StorageError: The disk is full.
     """
-    S = method.saliency(shape.block).get(shape.kind)
     if shape.experts:
-        return experts_tensors(expert_factors(method, shape, moment, W, S))
-    W = W.to(method.device)
+        return experts_tensors(expert_factors(shape, moment, W, S))
+    W = W.to(moment.device)
     curves: dict[int, Curve] = {}
-    variant, units = 1, torch.arange(shape.width, device=method.device)[:, None]
+    variant, columns = 1, torch.arange(shape.width, device=moment.device)[:, None]
     if shape.kind != "mlp":  # the last variant has every column
         H = moment.read()
-        *narrow, (variant, units) = _candidates(method, shape, H, W, S).items()
-        curves = {heads: _narrow_curve(shape.name, H, W, columns, S) for heads, columns in narrow}
+        *narrow, (variant, columns) = _candidates(units, shape, H, W, S).items()
+        curves = {heads: _narrow_curve(shape.name, H, W, some, S) for heads, some in narrow}
         del H
-    removal = Removal(moment.rows(), W, units, saliency=S, name=shape.name)
-    columns = removal.run().columns(units)
-    del removal
-    A = damp_(ordered_moment(moment.rows(), columns))
-    packed, errors, losses = whole_factor_(A, W, columns, S, name=shape.name)
+    order = removal_order(moment.rows(), W, columns, saliency=S, name=shape.name).columns(columns)
+    A = damp_(ordered_moment(moment.rows(), order))
+    packed, errors, losses = whole_factor_(A, W, order, S, name=shape.name)
     check_energy(float(errors[0]), shape.name)
-    curves[variant] = Curve(columns, errors, losses)
+    curves[variant] = Curve(order, errors, losses)
     if shape.kind == "attention":
         packed = packed.clone()  # frees the memory of A before the MLP
     return module_tensors(shape.kind, curves, packed)
 
 
 def expert_factors(
-    method: BuildSettings, shape: ModuleShape, moment: Spilled, W: Tensor, S: Tensor | None = None
+    shape: ModuleShape, moment: Spilled, W: Tensor, S: Tensor | None = None
 ) -> Iterator[tuple[Curve, Tensor]]:
     """Curve and factor of each expert of a mixture. All experts have the same width, but each keeps different channels.
 
     An unused expert has a second moment of zero. Its channels are removed by the size of their weights, and the
     remaining weights are unchanged.
     """
-    channels = torch.arange(shape.width, device=method.device)[:, None]
+    channels = torch.arange(shape.width, device=moment.device)[:, None]
     for expert in range(shape.experts):
         name = f"{shape.name} expert {expert}"
-        H, weight = moment.read(expert), W[expert].to(method.device, torch.float32)
-        damped_input = H if bool(H.any()) else torch.eye(shape.width, device=H.device)
-        columns = removal_order(damped_input, weight, channels, name=name).units
+        H, weight = moment.read(expert), W[expert].to(moment.device, torch.float32)
+        metric = H if bool(H.any()) else torch.eye(shape.width, device=H.device)
+        columns = removal_order(metric, weight, channels, name=name).units
         A = damp_(ordered_moment(H, columns))
         packed, errors, losses = whole_factor_(A, weight, columns, S, name=name)
-        if damped_input is H:
+        if metric is H:
             check_energy(float(errors[0]), name)
         yield Curve(columns, errors, losses), packed.clone()  # frees the memory of A
 
 
-def _candidates(method: BuildSettings, shape: ModuleShape, H: Tensor, W: Tensor, S: Tensor | None) -> dict[int, Tensor]:
+def _candidates(units: UnitsSettings, shape: ModuleShape, H: Tensor, W: Tensor, S: Tensor | None) -> dict[int, Tensor]:
     """Columns [n, u] of every unit, for each variant of an attention; the last variant has every column."""
     heads = torch.arange(shape.width, device=H.device).view(-1, shape.head_dim)
-    known = variants(shape, method.units)
+    known = variants(shape, units)
     if known == [0]:
         return {0: heads}
-    if method.units.attention not in ("lattice", "group_heads") or shape.heads == 1:
+    if units.attention not in ("lattice", "group_heads") or shape.heads == 1:
         return {shape.heads: heads.view(shape.groups, -1)}
     order = removal_order(H, W, heads, saliency=S, name=shape.name).units.tolist()
     by_rank = [[head for head in order if head // shape.heads == group] for group in range(shape.groups)]
     ranked = torch.tensor(by_rank, device=H.device)
-    if method.units.attention == "group_heads":
+    if units.attention == "group_heads":
         return {shape.heads: heads[ranked.T].reshape(shape.heads, -1)}
     best = {count: ranked[:, :count].sort(dim=1).values for count in known}
     return {count: heads[chosen].reshape(shape.groups, -1) for count, chosen in best.items()}
@@ -189,11 +176,11 @@ def _narrow_curve(name: str, H: Tensor, W: Tensor, units: Tensor, S: Tensor | No
     """Curve over units [n, u] of some columns; the other columns are already removed."""
     damped = damp(H)
     flat = units.reshape(-1)
-    W_kept = kept_weights(nested_factors(damped, W, flat, name=name), len(flat))
+    W_kept = kept_weights(nested_factors(damped, W, flat, name=name)[0], len(flat))
     places = torch.arange(len(flat), device=H.device).view(units.shape)
     order = removal_order(H[flat][:, flat], W_kept, places, saliency=S, name=name)
-    factors = nested_factors(damped, W, order.columns(units), name=name)
-    return Curve(factors.columns, factors.errors, None if S is None else estimated_losses(factors, damped, W, S))
+    factors, errors, losses = nested_factors(damped, W, order.columns(units), S, name=name)
+    return Curve(factors.columns, errors, losses)
 
 
 def _finished(stage: StageFolder, total: int) -> int:
@@ -217,6 +204,7 @@ class Spilled:
     """
 
     def __init__(self, matrix: Tensor, folder: Path) -> None:
+        self.device = matrix.device
         self._kept: Tensor | None = None
         self._path = folder / f".spilled-{os.getpid()}-{next(NUMBERS)}.tmp"
         self._size = matrix.shape[-1]
@@ -237,11 +225,8 @@ class Spilled:
         """The whole matrix, or an index of its first dimension. Raises ArtifactError."""
         if self._kept is not None:
             return self._kept[place]
-        try:
-            with safe_open(self._path, framework="pt") as stream:
-                part: Tensor = stream.get_slice("matrix")[place]
-        except (OSError, SafetensorError) as error:
-            raise damaged(self._path, str(error)) from error
+        with open_tensors(self._path) as stream:
+            part: Tensor = stream.get_slice("matrix")[place]
         return part
 
     def rows(self) -> Iterator[Tensor]:

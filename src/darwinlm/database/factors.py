@@ -52,23 +52,22 @@ class NestedFactors:
         columns: [p] int64, the columns that may be kept, last removed first.
         factor: [p, p] float32, lower triangular L with H_ππ = L Lᵀ.
         target: [r, p] float32, T = (W H)_π L⁻ᵀ.
-        errors: [p + 1] float64, squared output error of keeping the first k columns, k = 0..p, in units of E‖y‖² under
-            the damped second moment. Never increases with k.
     """
 
     columns: Tensor
     factor: Tensor
     target: Tensor
-    errors: Tensor
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        return self.columns.nbytes + self.factor.nbytes + self.target.nbytes + self.errors.nbytes
+        return self.columns.nbytes + self.factor.nbytes + self.target.nbytes
 
 
 @torch.no_grad()
-def nested_factors(H_damped: Tensor, W: Tensor, columns: Tensor, *, name: str = "module") -> NestedFactors:
+def nested_factors(
+    H_damped: Tensor, W: Tensor, columns: Tensor, S: Tensor | None = None, *, name: str = "module"
+) -> tuple[NestedFactors, Tensor, Tensor | None]:
     """Factorise once for all widths, in float64, on the device of H.
 
     Args:
@@ -76,7 +75,13 @@ def nested_factors(H_damped: Tensor, W: Tensor, columns: Tensor, *, name: str = 
         W: [r, d] floating, output projection of the dense module.
         columns: [p] integer, distinct, last removed first: all of 0..d-1, or the remaining ones of a module that has
             already lost some.
+        S: [r, r] floating, second moment of the gradient of the summed loss at the output, per token.
         name: Name of the module, for messages.
+
+    Returns:
+        The factors; the squared output error of keeping the first k columns, k = 0..p, [p + 1] float64, in units of
+        E‖y‖² under the damped second moment, which never increases with k; and with S the KL to the dense model at
+        every width, to second order, [p + 1] float64 in nats per token.
 
     Raises:
         NumericsError: An input isn't finite, or H isn't positive definite on the columns.
@@ -91,31 +96,28 @@ def nested_factors(H_damped: Tensor, W: Tensor, columns: Tensor, *, name: str = 
     def part(rows: Tensor, cols: Tensor) -> Tensor:
         return H_damped.index_select(0, rows).index_select(1, cols).to(torch.float64)
 
-    L = _factor(part(kept, kept), name)
-    W = W.to(H_damped.device, torch.float64)
-    T = W.index_select(1, kept) @ L
+    L = cholesky_(part(kept, kept), name)
+    exact = W.to(H_damped.device, torch.float64)
+    T = exact.index_select(1, kept) @ L
     floor = T.new_zeros(())
     if len(dropped):
-        W_dropped = W.index_select(1, dropped)
+        W_dropped = exact.index_select(1, dropped)
         explained = torch.linalg.solve_triangular(L.T, W_dropped @ part(dropped, kept), upper=True, left=False)
         T += explained
         energy = (W_dropped @ part(dropped, dropped)).mul_(W_dropped).sum()
         floor = (energy - explained.square().sum()).clamp(min=0)
-    losses = T.square().sum(0)
-    errors = torch.cat([losses.flip(0).cumsum(0).flip(0), losses.new_zeros(1)]) + floor
-    return NestedFactors(columns=kept, factor=L.float(), target=T.float(), errors=errors)
-
-
-@torch.no_grad()
-def estimated_losses(factors: NestedFactors, H_damped: Tensor, W: Tensor, S: Tensor) -> Tensor:
-    """KL to the dense model at every width, to second order, [p + 1] float64 in nats per token.
-
-    H and W are those of the factors. S is [r, r] floating, the second moment of the gradient of the summed loss at the
-    output, per token.
-    """
+    errors = _remaining(T.square().sum(0)) + floor
+    factors = NestedFactors(kept, L.float(), T.float())
+    if S is None:
+        return factors, errors, None
     W = W.to(H_damped)
     energy = ((S.to(W) @ W) * (W @ H_damped)).sum(dtype=torch.float64)
-    return _losses(_weighted_squares(factors.target, S), energy)
+    return factors, errors, _losses(_weighted_squares(factors.target, S), energy)
+
+
+def _remaining(squares: Tensor) -> Tensor:
+    """Sums of squares [p] over all columns but the first k, [p + 1]."""
+    return torch.cat([squares.flip(0).cumsum(0).flip(0), squares.new_zeros(1)])
 
 
 def _weighted_squares(T: Tensor, S: Tensor) -> Tensor:
@@ -143,28 +145,26 @@ def whole_factor_(
         name: Name of the module, for messages.
 
     Returns:
-        [d (d + 1) / 2] float32, L as `pack_lower` writes it, in the memory of A (on a CPU), the errors [d + 1]
-        float64, and with S the losses as `estimated_losses`.
+        [d (d + 1) / 2] float32, L as `pack_lower` writes it, in the memory of A (on a CPU); errors and losses.
 
     Raises:
         NumericsError: A isn't positive definite.
     """
-    L = _factor(A, name)
-    losses = L.new_zeros(len(L))
+    L = cholesky_(A, name)
+    energies = L.new_zeros(len(L))
     for rows in torch.split(W, ROWS):
-        losses += (rows.index_select(1, columns).to(L) @ L).square_().sum(0)
-    errors = torch.cat([losses.flip(0).cumsum(0).flip(0), losses.new_zeros(1)])
-    estimates = None
+        energies += (rows.index_select(1, columns).to(L) @ L).square_().sum(0)
+    losses = None
     if S is not None:
         ordered = W.index_select(1, columns).to(L.device, torch.float32)
         starts = range(0, len(L), ROWS)
         parts = [_weighted_squares(ordered[:, at:] @ L[at:, at : at + ROWS].float(), S) for at in starts]
         squares = torch.cat(parts)
-        estimates = _losses(squares, squares.sum())
+        losses = _losses(squares, squares.sum())
         del ordered
     # L is stored column by column.
     transposed, room = halves_(L.mT.contiguous())
-    return pack_lower(transposed.mT, room.view(-1)), errors, estimates
+    return pack_lower(transposed.mT, room.view(-1)), _remaining(energies), losses
 
 
 def check_energy(energy: float, name: str) -> None:
@@ -179,14 +179,6 @@ def check_energy(energy: float, name: str) -> None:
         )
 
 
-def _factor(A: Tensor, name: str) -> Tensor:
-    """Cholesky factor, in the memory of the matrix on a CPU. Raises NumericsError."""
-    L, definite = cholesky_(A)
-    if not definite:
-        raise NumericsError(f"{name}: the damped second moment isn't positive definite; use more text")
-    return L
-
-
 @torch.no_grad()
 def full_target(factor: Tensor, W: Tensor, columns: Tensor) -> Tensor:
     """Target T = W_π L of a module with every column, [r, d] float32, recomputed from its weights.
@@ -198,14 +190,13 @@ def full_target(factor: Tensor, W: Tensor, columns: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def narrower_factors(whole: NestedFactors, W: Tensor, columns: Tensor, errors: Tensor) -> NestedFactors:
+def narrower_factors(whole: NestedFactors, W: Tensor, columns: Tensor) -> NestedFactors:
     """Factors over some of the columns, or in another order, from those over all of them, which determine H.
 
     Args:
         whole: Factors over every column; the target isn't used.
         W: [r, d] floating, output projection of the dense module.
         columns: [p] integer, distinct, last removed first.
-        errors: [p + 1] float64, from `nested_factors` for these columns.
 
     Raises:
         NumericsError: H isn't positive definite on the columns.
@@ -215,10 +206,10 @@ def narrower_factors(whole: NestedFactors, W: Tensor, columns: Tensor, errors: T
     place = torch.empty_like(every)
     place[every] = torch.arange(len(place), device=place.device)
     rows = L.index_select(0, place[columns])
-    factor = _factor(rows @ rows.T, "the database")
+    factor = cholesky_(rows @ rows.T, "the database")
     WH = (W.to(L).index_select(1, every) @ L) @ rows.T
     target = torch.linalg.solve_triangular(factor.T, WH, upper=True, left=False)
-    return NestedFactors(columns, factor.float(), target.float(), errors)
+    return NestedFactors(columns, factor.float(), target.float())
 
 
 @torch.no_grad()

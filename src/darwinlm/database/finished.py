@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from darwinlm.artifact import KEY, MANIFEST, StageFolder, damaged, read_json, stage_version
+from darwinlm.artifact import KEY, MANIFEST, StageFolder, damaged, open_tensors, read_json, stage_version
 from darwinlm.database.blocks import block_file
 from darwinlm.errors import ArtifactError
 
@@ -88,13 +87,9 @@ def calibration_documents(stage: StageFolder) -> set[str]:
 def read_curves(stage: StageFolder) -> Iterator[ModuleCurves]:
     """Error curves of every module. Raises ArtifactError."""
     for block in range(sum(1 for _ in stage.folder.glob("block_*.safetensors"))):
-        path = stage.folder / block_file(block)
-        try:
-            with safe_open(path, framework="pt") as stream:
-                wanted = [name for name in stream.keys() if name.endswith((".errors", ".losses"))]  # noqa: SIM118
-                named = {name: stream.get_tensor(name) for name in wanted}
-        except (OSError, SafetensorError) as error:
-            raise damaged(path, str(error)) from error
+        with open_tensors(stage.folder / block_file(block)) as stored:
+            wanted = [name for name in stored.keys() if name.endswith((".errors", ".losses"))]  # noqa: SIM118
+            named = {name: stored.get_tensor(name) for name in wanted}
         curves = {name: tensor.sum(dim=0) if tensor.ndim == 2 else tensor for name, tensor in sorted(named.items())}
         for name, whole in curves.items():
             if name.endswith(".errors"):

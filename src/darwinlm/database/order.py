@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -97,20 +97,23 @@ def damp_(H: Tensor, relative: float = DAMPING) -> Tensor:
 
 
 @torch.no_grad()
-def removal_order(H: Tensor, W: Tensor, units: Tensor, **settings: Any) -> RemovalOrder:
-    """The order of `Removal`, whose arguments and errors these are, in one step."""
-    return Removal(H, W, units, **settings).run()
-
-
-class Removal:
+def removal_order(
+    H: Tensor | Iterable[Tensor],
+    W: Tensor,
+    units: Tensor,
+    *,
+    saliency: Tensor | None = None,
+    block: int = BLOCK,
+    dtype: torch.dtype | None = None,
+    damping: float = DAMPING,
+    name: str = "module",
+) -> RemovalOrder:
     """Backward elimination of units: the cheapest is removed first, and the others compensate for it.
-
-    It has two steps, of which the second, long one doesn't need H and W in memory. It holds one float64 matrix [d, d]
-    besides a few rows (two if the loop runs in float64).
 
     The inverse is computed in float64. The loop runs in float32, or in float64 if the largest variance inflation factor
     exceeds `FLOAT32_MAX_INFLATION` or if float32 matrix products have reduced precision. Ties are broken by the lowest
-    index, so dead inputs are removed first, by index, at no cost.
+    index, so dead inputs are removed first, by index, at no cost. Besides H and W, one float64 matrix [d, d] and a few
+    rows are in memory (two matrices if the loop runs in float64).
 
     Args:
         H: [d, d] float32 or float64, E[x xᵀ] of the inputs, symmetric, not damped; or consecutive groups of its rows.
@@ -125,44 +128,26 @@ class Removal:
     Raises:
         NumericsError: H, W or the saliency isn't finite, H isn't a second moment, or precision ran out.
     """
-
-    def __init__(
-        self,
-        H: Tensor | Iterable[Tensor],
-        W: Tensor,
-        units: Tensor,
-        *,
-        saliency: Tensor | None = None,
-        block: int = BLOCK,
-        dtype: torch.dtype | None = None,
-        damping: float = DAMPING,
-        name: str = "module",
-    ) -> None:
-        device = H.device if isinstance(H, Tensor) else W.device
-        self.name, self.block, self.n = name, block, units.shape[0]
-        columns = units.to(device=device, dtype=torch.int64).reshape(-1)
-        A = ordered_moment(H, columns)
-        for what, tensor in (("second moment", A), ("weight", W), ("saliency", saliency)):
-            if tensor is not None and not all(bool(torch.isfinite(rows).all()) for rows in torch.split(tensor, ROWS)):
-                raise NumericsError(f"{name}: the {what} holds NaN or infinity; check the weights and the input text")
-        if bool((A.diagonal() < 0).any()):
-            raise NumericsError(f"{name}: the second moment of the inputs has a negative diagonal")
-        dead = A.diagonal() == 0
-        C, scale = _scaled_inverse_(damp_(A, damping), name)
-        del A
-        exact = exact_products() and float(C.diagonal().max()) <= FLOAT32_MAX_INFLATION
-        self.work = dtype or (torch.float32 if exact else torch.float64)
-        self.C, room = halves_(C) if self.work == torch.float32 else (C, torch.empty_like(C))
-        self.G, self.gain = _gram_(room, W.to(device), columns, scale.masked_fill_(dead, 0), saliency)
-
-    @torch.no_grad()
-    def run(self) -> RemovalOrder:
-        """Remove all units. It can be called only once, because the matrices are used up."""
-        picks, costs = eliminate(self.C, self.G, self.n, self.block)
-        costs *= self.gain
-        if not bool(torch.isfinite(costs).all()):
-            raise NumericsError(f"{self.name}: the removal order lost all precision; use more calibration text")
-        return RemovalOrder(units=picks.flip(0), costs=costs.flip(0))
+    device = H.device if isinstance(H, Tensor) else W.device
+    columns = units.to(device=device, dtype=torch.int64).reshape(-1)
+    A = ordered_moment(H, columns)
+    for what, tensor in (("second moment", A), ("weight", W), ("saliency", saliency)):
+        if tensor is not None and not all(bool(torch.isfinite(rows).all()) for rows in torch.split(tensor, ROWS)):
+            raise NumericsError(f"{name}: the {what} holds NaN or infinity; check the weights and the input text")
+    if bool((A.diagonal() < 0).any()):
+        raise NumericsError(f"{name}: the second moment of the inputs has a negative diagonal")
+    dead = A.diagonal() == 0
+    C, scale = _scaled_inverse_(damp_(A, damping), name)
+    del A
+    exact = exact_products() and float(C.diagonal().max()) <= FLOAT32_MAX_INFLATION
+    work = dtype or (torch.float32 if exact else torch.float64)
+    C, room = halves_(C) if work == torch.float32 else (C, torch.empty_like(C))
+    G, gain = _gram_(room, W.to(device), columns, scale.masked_fill_(dead, 0), saliency)
+    picks, costs = eliminate(C, G, len(units), block)
+    costs *= gain
+    if not bool(torch.isfinite(costs).all()):
+        raise NumericsError(f"{name}: the removal order lost all precision; use more calibration text")
+    return RemovalOrder(units=picks.flip(0), costs=costs.flip(0))
 
 
 @torch.no_grad()
@@ -193,10 +178,8 @@ def _scaled_inverse_(damped: Tensor, name: str) -> tuple[Tensor, Tensor]:
     scale = damped.diagonal().sqrt()
     damped /= scale
     damped /= scale[:, None]
-    factor, definite = cholesky_(damped)
+    factor = cholesky_(damped, name)
     del damped
-    if not definite:
-        raise NumericsError(f"{name}: the damped second moment isn't positive definite; use more text")
     if factor.device.type == "cpu":
         torch.cholesky_inverse(factor, out=factor)
     else:
@@ -205,17 +188,21 @@ def _scaled_inverse_(damped: Tensor, name: str) -> tuple[Tensor, Tensor]:
     return factor.mT.contiguous(), scale
 
 
-def cholesky_(A: Tensor) -> tuple[Tensor, bool]:
-    """Lower Cholesky factor of a symmetric [d, d] matrix, and whether it is positive definite.
+def cholesky_(A: Tensor, name: str) -> Tensor:
+    """Lower Cholesky factor of a damped second moment [d, d], in its memory on a CPU.
 
-    On a CPU it overwrites the matrix. LAPACK works on columns, which are the rows of the transpose here.
+    LAPACK works on columns, which are the rows of the transpose here. Raises NumericsError if the matrix isn't positive
+    definite, with the name of the module.
     """
+    factor: Tensor
     if A.device.type != "cpu":
         factor, info = torch.linalg.cholesky_ex(A)
     else:
         factor, info = A.mT, torch.empty((), dtype=torch.int32)
         torch.linalg.cholesky_ex(factor, out=(factor, info))
-    return factor, not bool(info != 0)
+    if bool(info != 0):
+        raise NumericsError(f"{name}: the damped second moment isn't positive definite; use more text")
+    return factor
 
 
 @torch.no_grad()

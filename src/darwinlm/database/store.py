@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from darwinlm.artifact import damaged, file_digest, read_manifest
+from darwinlm.artifact import check_file, open_tensors, read_manifest
 from darwinlm.calibration.expert_order import ExpertOrder
 from darwinlm.database.blocks import block_file
 from darwinlm.database.factors import (
@@ -25,7 +24,7 @@ from darwinlm.database.levels import Kept, Level, ModuleLevels, kept_groups, mod
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.expert_tensors import by_rows
 from darwinlm.families.parts import ModuleKind
-from darwinlm.families.shapes import ModuleShape, module_shapes
+from darwinlm.families.shapes import module_shapes
 from darwinlm.memory import Bounded, room_on
 from darwinlm.recipe import UnitsSettings
 
@@ -46,6 +45,7 @@ class DatabaseReader:
     dense model's.
 
     Attributes:
+        shapes: Sizes of every module, by block and kind.
         reads: Number of factors read from files.
     """
 
@@ -78,30 +78,22 @@ class DatabaseReader:
             lambda stored: sum(tensor.nbytes for tensor in stored), room_on(CPU, HOST_SHARE), scanned=True
         )
 
-    def shape(self, block: int, kind: ModuleKind) -> ModuleShape:
-        """Sizes of a module."""
-        return self.shapes[block, kind]
-
     def dense_weight(self, block: int, kind: ModuleKind) -> Tensor:
         """Output projection of the dense module, [r, d] float32, or [e, r, d] for the experts of a mixture."""
         return self._dense_weight(block, kind).float()
 
     def _dense_weight(self, block: int, kind: ModuleKind) -> Tensor:
-        part, name = self.checkpoint.family.module(kind), self.shape(block, kind).output
+        part, name = self.checkpoint.family.module(kind), self.shapes[block, kind].output
         tensor = self.checkpoint.read(self.checkpoint.block_prefix(block) + name)[""]
         return by_rows(part, name.removeprefix(part.prefix), tensor)
 
     def variant(self, block: int, kind: ModuleKind, level: Level) -> int:
         """The variant of a module that a level belongs to."""
-        known = variants(self.shape(block, kind), self.units)
+        known = variants(self.shapes[block, kind], self.units)
         return level.heads if level.heads in known else known[-1]
 
     def factors(self, block: int, kind: ModuleKind, variant: int) -> tuple[NestedFactors, ...]:
-        """Factors of one variant of a module: one for each expert of a mixture, else a single one.
-
-        Raises:
-            ArtifactError: The file is damaged.
-        """
+        """Factors of one variant of a module: one for each expert of a mixture, else one. Raises ArtifactError."""
         key = (block, kind, variant)
         factors = self._last[1] if self._last is not None and self._last[0] == key else self._factors.get(key)
         if factors is None:
@@ -120,18 +112,17 @@ class DatabaseReader:
             self._factors.clear(reserve)
 
     def _computed(self, block: int, kind: ModuleKind, variant: int) -> tuple[NestedFactors, ...]:
-        shape = self.shape(block, kind)
+        shape = self.shapes[block, kind]
         last = variants(shape, self.units)[-1]
-        curves = self._curves(block)
-        columns, errors = curves[f"{kind}.{variant}.columns"].long(), curves[f"{kind}.{variant}.errors"]
+        columns = self._curves(block)[f"{kind}.{variant}.columns"].long()
         if variant != last:
             (whole,) = self.factors(block, kind, last)
             W = self.dense_weight(block, kind)
-            return (narrower_factors(whole, W, columns, errors),)
+            return (narrower_factors(whole, W, columns),)
         packed, W = (tensor.to(self.device, non_blocking=True) for tensor in self._read(block, kind))
         if not shape.experts:
-            return (_full_factors(columns, packed, errors, W),)
-        return tuple(map(_full_factors, columns, packed, errors, W))
+            return (_full_factors(columns, packed, W),)
+        return tuple(map(_full_factors, columns, packed, W))
 
     def _read(self, block: int, kind: ModuleKind) -> tuple[Tensor, Tensor]:
         """Packed factor and dense output projection of a module (of each expert).
@@ -143,7 +134,7 @@ class DatabaseReader:
             with self._opened(block) as stream:
                 stored = stream.get_tensor(f"{kind}.factor"), self._dense_weight(block, kind)
             self.reads += 1
-            shape = self.shape(block, kind)
+            shape = self.shapes[block, kind]
             # Bytes of the factor and the target on the device.
             size = 4 * max(shape.experts, 1) * shape.width * (shape.width + int(self.checkpoint.config.hidden_size))
             if self.device.type != "cpu" and not self._factors.has_room(size):
@@ -162,27 +153,13 @@ class DatabaseReader:
 
     @contextmanager
     def _opened(self, block: int) -> Iterator[Any]:
-        """The verified file of a block. Raises ArtifactError."""
+        """The file of a block, compared with its hash once. Raises ArtifactError."""
         path = self.folder / block_file(block)
-        self._verify(block, path)
-        try:
-            with safe_open(path, framework="pt") as stream:
-                yield stream
-        except (OSError, SafetensorError) as error:
-            raise damaged(path, str(error)) from error
-
-    def _verify(self, block: int, path: Path) -> None:
-        """Compare a file with its hash in the manifest, once. Raises ArtifactError."""
-        if block in self._verified:
-            return
-        expected = read_manifest(self.folder).files.get(path.name)
-        if expected is None:
-            raise damaged(path, "the manifest doesn't name it")
-        if not path.is_file():
-            raise damaged(path, "it is missing")
-        if file_digest(path) != expected:
-            raise damaged(path, "it was changed after it was written")
-        self._verified.add(block)
+        if block not in self._verified:
+            check_file(path, read_manifest(self.folder).files.get(path.name))
+            self._verified.add(block)
+        with open_tensors(path) as stream:
+            yield stream
 
     def errors(self, block: int, kind: ModuleKind, variant: int) -> Tensor:
         """[p + 1] float64: squared output error of keeping the first k columns of a variant.
@@ -195,7 +172,7 @@ class DatabaseReader:
 
     def error(self, block: int, kind: ModuleKind, level: Level) -> float:
         """Squared output error of a level relative to the output's energy: 0 is dense, 1 is removed."""
-        shape = self.shape(block, kind)
+        shape = self.shapes[block, kind]
         if level.is_dense(shape):
             return 0.0
         if level.experts:
@@ -208,17 +185,16 @@ class DatabaseReader:
     def loss(self, block: int, kind: ModuleKind, level: Level) -> float | None:
         """Estimated loss of the model with this module alone at the level, in nats per token; None without an estimate.
 
-        Raises:
-            ArtifactError: The file is damaged.
+        Raises ArtifactError if the file is damaged.
         """
-        if level.is_dense(self.shape(block, kind)):
+        if level.is_dense(self.shapes[block, kind]):
             return 0.0
         name = f"{kind}.{self.variant(block, kind, level)}.losses"
         curves = self._curves(block).get(name)
         if curves is None:
             return None
         experts = self.checkpoint.family.mlp.experts
-        shared = experts is not None and experts.shared is not None and self.shape(block, kind).experts > 0
+        shared = experts is not None and experts.shared is not None and self.shapes[block, kind].experts > 0
         if level.experts or shared:
             dropped = self._order(block).losses
             assert dropped is not None
@@ -243,13 +219,13 @@ class DatabaseReader:
 
     def experts(self, block: int, level: Level) -> Tensor:
         """Experts of a mixture that a level keeps, [e] int64, ascending."""
-        if level.experts == self.shape(block, "mlp").experts:
+        if level.experts == self.shapes[block, "mlp"].experts:
             return torch.arange(level.experts)
         return self._order(block).experts[: level.experts].sort().values
 
     def columns(self, block: int, kind: ModuleKind, level: Level) -> Tensor:
         """Columns of the output projection that a level keeps, [k] int64 (or [e, k] of kept experts), ascending."""
-        shape = self.shape(block, kind)
+        shape = self.shapes[block, kind]
         if level.width in (0, shape.width):
             columns = torch.arange(level.width)
             return columns.expand(level.experts, -1) if shape.experts else columns
@@ -260,7 +236,7 @@ class DatabaseReader:
 
     def kept(self, block: int, kind: ModuleKind, level: Level) -> Kept:
         """Columns and weights of a module at a level."""
-        shape = self.shape(block, kind)
+        shape = self.shapes[block, kind]
         columns = self.columns(block, kind, level)
         experts = self.experts(block, level) if shape.experts else None
         weight: Tensor | None = None
@@ -281,7 +257,7 @@ class DatabaseReader:
         return Kept(columns, weight, groups, query_groups, experts)
 
 
-def _full_factors(columns: Tensor, packed: Tensor, errors: Tensor, W: Tensor) -> NestedFactors:
+def _full_factors(columns: Tensor, packed: Tensor, W: Tensor) -> NestedFactors:
     """Factors over every column, with the target from the dense weights, on the device of the packed factor."""
     factor, columns = unpack_lower(packed, len(columns)), columns.to(packed.device)
-    return NestedFactors(columns, factor, full_target(factor, W, columns), errors)
+    return NestedFactors(columns, factor, full_target(factor, W, columns))

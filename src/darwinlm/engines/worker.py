@@ -8,34 +8,14 @@ import sys
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from darwinlm.engines.process import ENGINES, Generated
+from darwinlm.engines.process import ENGINES
 
 CLASSES = {"torch": ("torch", "Torch"), "llama.cpp": ("llama_cpp", "LlamaCpp"), "vllm": ("vllm", "Vllm")}
-"""Module and class of each engine."""
-
-
-class Engine(Protocol):
-    """Interface of all engines; tokens are lists of ids."""
-
-    def logits(self, tokens: list[int]) -> np.ndarray[Any, Any]:
-        """Logits [t, v]."""
-
-    def generate(self, tokens: list[int], new_tokens: int) -> Generated:
-        """The greedy continuation."""
-
-    def tokenize(self, text: str) -> list[int]:
-        """Tokens of a text."""
-
-
-def load(engine: str, model: str, **options: Any) -> Engine:
-    """Load a model into an engine."""
-    module, name = CLASSES[engine]
-    loaded: Engine = getattr(import_module(f"darwinlm.engines.{module}"), name)(model, **options)
-    return loaded
+"""Module and class of each engine. They have the methods of `torch.Torch`."""
 
 
 def peak_memory() -> int:
@@ -51,7 +31,7 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def answer(engine: Engine, name: str, request: dict[str, Any], kind: str) -> Any:
+def answer(engine: Any, name: str, request: dict[str, Any], kind: str) -> Any:
     """Answer one request."""
     if name == "logits":
         np.save(request["path"], engine.logits(request["tokens"]))
@@ -75,19 +55,19 @@ def main() -> None:
     """Serve until stdin ends. Output of libraries goes to stderr, so that stdout only holds answers."""
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    engine: Engine | None = None
+    engine: Any = None
     kind = ""
     for line in sys.stdin:
         request = json.loads(line)
         name = request.pop("request")
         try:
             if name == "load":
-                kind = request["engine"]
-                engine, result = load(**request), None
+                kind = request.pop("engine")
+                module, name = CLASSES[kind]
+                engine = getattr(import_module(f"darwinlm.engines.{module}"), name)(**request)
+                reply: dict[str, Any] = {"result": None}
             else:
-                assert engine is not None
-                result = answer(engine, name, request, kind)
-            reply = {"result": result}
+                reply = {"result": answer(engine, name, request, kind)}
         except Exception as error:  # noqa: BLE001 - whatever it was, the parent reports it
             reply = {"error": f"{type(error).__name__}: {str(error).strip()[:400]}"}
         channel.write(json.dumps(reply) + "\n")

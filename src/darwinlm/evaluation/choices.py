@@ -9,42 +9,28 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from scipy.special import log_softmax
 
 
-@dataclass(kw_only=True)
-class RightAnswers:
-    """Means over the items of a task that have one right answer among several, with standard errors.
+def right_answers(samples: Iterable[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Means over the items that have one right answer among several, by name; empty if there are none.
 
-    Attributes:
-        bits: Bits per byte of the right answer, given its prompt; lower is better.
-        bits_stderr: Standard error of `bits`; None for a single item.
-        log_p: Natural logarithm of the right answer's probability among the choices; higher is better, and a model
-            without preference among n choices has -log n.
-    """
+    `bits` are bits per byte of the right answer, given its prompt; lower is better. `log_p` is the natural logarithm of
+    its probability among the choices; higher is better, and a model without preference among n choices has -log n.
+    `bits_stderr` and `log_p_stderr` are their standard errors; None for a single item.
 
-    bits: float | None = None
-    bits_stderr: float | None = None
-    log_p: float | None = None
-    log_p_stderr: float | None = None
-
-
-def right_answers(samples: Iterable[Mapping[str, Any]]) -> RightAnswers | None:
-    """Means from the harness's samples; None if no item has choices and one right answer.
-
-    Args:
-        samples: Samples with `arguments` (context and answer of each choice), `filtered_resps` (log-probability of
-            each) and `target` (number or text of the right one).
+    The harness's samples hold `arguments` (context and answer of each choice), `filtered_resps` (log-probability of
+    each) and `target` (number or text of the right one).
     """
     items = [one for one in map(_of_item, samples) if one is not None]
-    if not items:
-        return None
-    bits, bits_error = _mean([bits for bits, _ in items])
-    log_p, log_p_error = _mean([log_p for _, log_p in items])
-    return RightAnswers(bits=bits, bits_stderr=bits_error, log_p=log_p, log_p_stderr=log_p_error)
+    figures: dict[str, float | None] = {}
+    for at, name in enumerate(("bits", "log_p") if items else ()):
+        values = [item[at] for item in items]
+        figures[name] = statistics.fmean(values)
+        figures[f"{name}_stderr"] = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return figures
 
 
 def _of_item(sample: Mapping[str, Any]) -> tuple[float, float] | None:
@@ -69,8 +55,3 @@ def _place(target: object, answers: list[str]) -> int | None:
             return named[0]
         target = int(target) if target.isdigit() else None
     return target if isinstance(target, int) and 0 <= target < len(answers) else None
-
-
-def _mean(values: list[float]) -> tuple[float, float | None]:
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-    return statistics.fmean(values), error

@@ -13,13 +13,7 @@ from darwinlm.artifact import read_json, write_json
 from darwinlm.compute import resolve_device, resolve_dtype
 from darwinlm.errors import ArtifactError, RecipeError
 from darwinlm.evaluation import harness, summary
-from darwinlm.evaluation.looking_back import (
-    LIST_LENGTHS,
-    all_copying,
-    longest_sequence,
-    measure_copying,
-    word_lists,
-)
+from darwinlm.evaluation.looking_back import LIST_LENGTHS, all_copying, longest_sequence, measure_copying, word_lists
 from darwinlm.evaluation.models import Opened, open_model
 from darwinlm.evaluation.suites import Wanted, parse_suite
 from darwinlm.evaluation.text import TextScore, measure_text, pack, share_vocabulary
@@ -72,10 +66,9 @@ class EvaluationRequest:
 
     def key(self) -> dict[str, Any]:
         """Fields that must match before an earlier result is reused."""
-        plain = asdict(self)
         names = ("model", "limit", "dtype", "sequence_length", "tokens", "against")
         folder = None if self.data_dir is None else str(self.data_dir)
-        return {name: plain[name] for name in names} | {"data_dir": folder}
+        return {name: getattr(self, name) for name in names} | {"data_dir": folder}
 
 
 @dataclass
@@ -91,8 +84,7 @@ class Evaluated:
     def tables(self) -> Iterator[Table]:
         """Each table: headings, cells and remarks."""
         if self.texts:
-            yield _text_table(self.texts)
-            yield from _divided_tables(self.texts)
+            yield from _text_tables(self.texts)
         if self.copying:
             headings = ("copied, %, and loss in nats", *(score.name for score in self.copying[0].scores))
             cells = [
@@ -117,50 +109,32 @@ class Evaluated:
         }
 
 
-def _text_table(texts: list[TextScore]) -> Table:
-    headings = ("text", "tokens", "perplexity", "dense perplexity", "KL, nats per token")
-    cells: list[tuple[str, ...]] = [
-        (
-            text.source,
-            f"{text.tokens}",
-            f"{text.perplexity:.4g}",
-            "-" if text.dense_perplexity is None else f"{text.dense_perplexity:.4g}",
-            "-" if text.kl is None else f"{text.kl:.4f}",
-        )
-        for text in texts
-    ]
-    return headings, cells, []
-
-
-def _divided_tables(texts: list[TextScore]) -> Iterator[Table]:
-    """KL for repeated and new next tokens, and by position, of texts that were measured against another model."""
+def _text_tables(texts: list[TextScore]) -> Iterator[Table]:
+    """Perplexity and KL; of texts that were measured against another model, also KL by next token and by position."""
+    number = summary.number
+    cells: list[tuple[str, ...]] = []
+    for text in texts:
+        perplexities = (number(text.perplexity, ".4g"), number(text.dense_perplexity, ".4g"))
+        cells.append((text.source, f"{text.tokens}", *perplexities, number(text.kl, ".4f")))
+    yield ("text", "tokens", "perplexity", "dense perplexity", "KL, nats per token"), cells, []
     divided = [text for text in texts if text.kl_by_position]
     if divided:
-        cells: list[tuple[str, ...]] = [
-            (text.source, _nats(text.kl_seen), _nats(text.kl_new), summary.percent(text.seen)) for text in divided
+        cells = [
+            (text.source, number(text.kl_seen, ".4f"), number(text.kl_new, ".4f"), summary.percent(text.seen))
+            for text in divided
         ]
         yield ("KL where the next token", "occurred before", "is new", "share that occurred before, %"), cells, []
     for text in divided:
         ends = (f"{end}" for end, _ in text.kl_by_position)
-        line = (text.source, *(_nats(kl) for _, kl in text.kl_by_position))
-        yield ("KL by position, up to", *ends), [line], []
-
-
-def _nats(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+        yield ("KL by position, up to", *ends), [(text.source, *(f"{kl:.4f}" for _, kl in text.kl_by_position))], []
 
 
 def evaluate_model(request: EvaluationRequest, out: Path | None = None, console: Any = None) -> Evaluated:
     """Measure a model; processes share the text and the benchmarks' items.
 
     `out` is a JSON file, written after every part; finished tasks of an interrupted run for the same request are kept.
-    The console gets every finished task.
-
-    Raises:
-        DarwinLMError: The request, the model or the data is wrong. A task that fails while running is recorded in its
-            score instead.
-        ArtifactError: The JSON file belongs to another request.
-        BusyError: Another process writes the JSON file.
+    The console gets every finished task. Raises DarwinLMError, except for a task that fails while running: this is
+    recorded in its score.
     """
     parallel.init_from_environment()
     with ExitStack() as held:

@@ -17,7 +17,7 @@ from typing import Any
 
 from darwinlm import parallel
 from darwinlm.errors import MissingExtraError, first_line
-from darwinlm.evaluation.choices import RightAnswers, right_answers
+from darwinlm.evaluation.choices import right_answers
 from darwinlm.evaluation.local_data import Rows, read_task
 from darwinlm.evaluation.suites import KNOWN, Wanted, check_names
 
@@ -27,10 +27,11 @@ HOMES = ("sciq", "piqa", "arc", "logiqa", "super_glue/boolq", "winogrande", "hel
 
 
 @dataclass
-class TaskScore(RightAnswers):
-    """Result of one task; without figures of right answers if items have no choices.
+class TaskScore:
+    """Result of one task.
 
     Attributes:
+        bits, bits_stderr, log_p, log_p_stderr: As from `right_answers`; None if the items have no choices.
         task: Name in the harness.
         shots: Number of examples in the prompt.
         value: Score between 0 and 1; None if the task failed.
@@ -42,6 +43,10 @@ class TaskScore(RightAnswers):
         error: Reason of a failure; empty on success.
     """
 
+    bits: float | None = field(default=None, kw_only=True)
+    bits_stderr: float | None = field(default=None, kw_only=True)
+    log_p: float | None = field(default=None, kw_only=True)
+    log_p_stderr: float | None = field(default=None, kw_only=True)
     task: str
     title: str
     shots: int | None
@@ -70,12 +75,7 @@ def run_suite(
     """Evaluate tasks in turn, each in all processes; a failure is recorded, and the other tasks continue.
 
     `limit` is the number of items of each task, spread over the tasks of a group such as MMLU; None scores all. Scores
-    in `done` without an error are kept. `save` gets all scores so far, after each task.
-
-    Raises:
-        MissingExtraError: The extra `eval` isn't installed.
-        RecipeError: The harness doesn't know a task.
-        DataError: A local file is missing or wrong; all are read before the first task runs.
+    in `done` without an error are kept. `save` gets all scores so far, after each task. Raises as `check_suite`.
     """
     manager, local = check_suite(wanted, data_dir)
     from darwinlm.evaluation.shared_context import QuietLM, SharedContextLM
@@ -113,7 +113,10 @@ def _no_machine_report() -> Iterator[None]:
 
 
 def check_suite(wanted: Sequence[Wanted], data_dir: Path | None) -> tuple[Any, dict[str, Any]]:
-    """The harness's index of tasks, and their local rows; run before a model is loaded. Raises as `run_suite`."""
+    """The harness's index of tasks, and their local rows; run before a model is loaded.
+
+    Raises MissingExtraError, RecipeError if the harness doesn't know a task, or DataError if a local file is wrong.
+    """
     _require_harness()
     manager = _manager(all(one.task in KNOWN for one in wanted))
     check_names(wanted, manager.task_index)
@@ -234,9 +237,7 @@ def _read_result(score: TaskScore, results: Any, name: str) -> None:
     metric, _, filtered = chosen.partition(",")
     score.metric, score.value = metric, score.metrics[chosen]
     score.stderr = score.metrics.get(f"{metric}_stderr,{filtered}")
-    right = right_answers(chain.from_iterable(results["samples"].values()))
-    if right is not None:
-        vars(score).update(vars(right))
+    vars(score).update(right_answers(chain.from_iterable(results["samples"].values())))
     counts = results["n-samples"].values()
     score.items = sum(int(count["effective"]) for count in counts)
     score.total = sum(int(count["original"]) for count in counts)

@@ -16,15 +16,10 @@ Rows = list[dict[str, Any]]
 
 
 def read_task(folder: Path, wanted: Wanted) -> tuple[dict[str, Rows], str]:
-    """Checked rows of a task's splits.
+    """Checked rows of the scored split and, with shots, of the split for examples.
 
-    Returns:
-        Rows of the scored split and, with shots, of the split for examples; and a remark if the latter isn't the
-        official one, else an empty string.
-
-    Raises:
-        RecipeError: The file layout of this task isn't known, or the folder is missing.
-        DataError: A file is missing, unreadable or empty, or a row lacks a field.
+    Also returns a remark, which is empty unless the latter isn't the official one. Raises RecipeError if the file
+    layout of this task isn't known or the folder is missing; DataError if a file or a row is wrong.
     """
     if wanted.task not in KNOWN:
         raise RecipeError(

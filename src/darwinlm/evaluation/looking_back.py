@@ -76,11 +76,7 @@ def word_tokens(tokenizer: Any) -> list[int]:
 
 
 def word_lists(tokenizer: Any, n: int, *, lists: int = LISTS) -> Copying:
-    """Lists of n different random words of the tokenizer's vocabulary, each twice.
-
-    Raises:
-        DataError: The tokenizer has too few words.
-    """
+    """Lists of n different random words of the tokenizer's vocabulary, each twice. Raises DataError."""
     words = word_tokens(tokenizer)
     if len(words) < FEWEST_WORDS:
         raise DataError(
@@ -88,9 +84,8 @@ def word_lists(tokenizer: Any, n: int, *, lists: int = LISTS) -> Copying:
             f"random words take {FEWEST_WORDS}: copying of lists can't be measured with it, only that of text"
         )
     draw = random.Random(f"{SEED}:{n}")  # noqa: S311 - no secret hangs on it
-    drawn = [draw.sample(words, n) for _ in range(lists)]
-    before = _bos(tokenizer)
-    return Copying(f"{n} words", n, torch.tensor([[*before, *row, *row] for row in drawn]))
+    drawn = torch.tensor([draw.sample(words, n) for _ in range(lists)])
+    return Copying(f"{n} words", n, _after_bos(tokenizer, drawn, drawn))
 
 
 def passages(tokenizer: Any, text: Tensor, n: int, gap: int = 0, *, lists: int = LISTS) -> Copying | None:
@@ -102,14 +97,15 @@ def passages(tokenizer: Any, text: Tensor, n: int, gap: int = 0, *, lists: int =
     blocks = text[:lists, 1 : 1 + n + gap]
     if blocks.shape[1] < n + gap or not len(blocks):
         return None
-    before = torch.tensor(_bos(tokenizer), dtype=torch.int64).expand(len(blocks), -1)
     name = f"{n} tokens of text" + (f", {gap} apart" if gap else "")
-    return Copying(name, n, torch.cat([before, blocks, blocks[:, :n]], dim=1))
+    return Copying(name, n, _after_bos(tokenizer, blocks, blocks[:, :n]))
 
 
-def _bos(tokenizer: Any) -> list[int]:
+def _after_bos(tokenizer: Any, *parts: Tensor) -> Tensor:
+    """Tokens [b, t] joined, after bos if the tokenizer adds it."""
     bos = added_bos(tokenizer)
-    return [] if bos is None else [bos]
+    before = parts[0].new_full((len(parts[0]), 0 if bos is None else 1), bos or 0)
+    return torch.cat([before, *parts], dim=1)
 
 
 def longest_sequence(config: Any) -> int | None:

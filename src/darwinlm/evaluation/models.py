@@ -43,11 +43,7 @@ def open_model(source: str, *, dtype: str = "auto", device: str = "cpu", allow_r
     """Load a model and its tokenizer.
 
     `source` is a hub id, folder, output folder of a run, or GGUF file; `dtype` and `device` are named as in options.
-
-    Raises:
-        RecipeError: There is no such device or element type.
-        ModelError: The model doesn't exist, can't be loaded, or has no tokenizer.
-        MissingExtraError: A GGUF file without the extra `gguf`.
+    Raises RecipeError, ModelError, MissingExtraError.
     """
     where = resolve_device(device)
     kind = resolve_dtype(dtype, where)
@@ -56,10 +52,8 @@ def open_model(source: str, *, dtype: str = "auto", device: str = "cpu", allow_r
     with tempfile.TemporaryDirectory(prefix="darwinlm-") as work:
         try:
             checkpoint = resolve_model(path, Path(work) / "model", allow_remote_code=allow_remote_code)
-        except FamilyError:
-            # A family that can't be pruned.
-            folder: Path | str = Path(path).expanduser()
-            folder = folder if Path(folder).is_dir() else path
+        except FamilyError:  # can't be pruned
+            folder = inside if inside.is_dir() else path
             model = load_model(folder, kind, allow_remote_code=allow_remote_code)
             tokenizer = load_tokenizer(folder, None, allow_remote_code=allow_remote_code)
             return Opened(source, model.eval().requires_grad_(requires_grad=False).to(where), tokenizer)

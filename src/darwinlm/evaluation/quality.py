@@ -13,7 +13,7 @@ from torch import Tensor
 
 from darwinlm import parallel
 from darwinlm.evaluation.divergence import DenseDistribution, log_normalisers, token_losses
-from darwinlm.malloc import kept_memory
+from darwinlm.memory import kept_memory
 
 FIRST_POSITIONS = 64
 """End of the first range of positions; each further range ends at twice the previous end."""

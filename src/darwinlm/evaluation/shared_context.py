@@ -34,24 +34,18 @@ class QuietLM(HFLM):  # type: ignore[misc]
     ) -> list[Answer]:
         """Log-likelihood of each answer, and whether it is the greedy choice, in the order of the requests.
 
-        Raises:
-            Exception: The error of this process, of any type, since it comes from the harness.
-            RuntimeError: An error of another process, with its type and text.
+        Raises the error of this process, or a RuntimeError with type and text of another's.
         """
         contexts = list(dict.fromkeys(tuple(context) for _, context, _ in requests))
         here = set(parallel.mine(contexts))
         mine = [index for index, (_, context, _) in enumerate(requests) if tuple(context) in here]
         found: dict[int, Answer] = {}
-        failure: Exception | None = None
-        reason = ""
         try:
             found.update(zip(mine, self._answers([requests[index] for index in mine], override_bs), strict=True))
-        except Exception as error:  # noqa: BLE001 - raised below, once the others know of it
-            failure, reason = error, f"{type(error).__name__}: {first_line(error)}"
-        parts = parallel.gather((found, reason))
-        if failure is not None:
-            raise failure
-        for part, elsewhere in parts:
+        except Exception as error:
+            parallel.gather((found, f"{type(error).__name__}: {first_line(error)}"))
+            raise
+        for part, elsewhere in parallel.gather((found, "")):
             if elsewhere:
                 raise RuntimeError(elsewhere)
             found |= part

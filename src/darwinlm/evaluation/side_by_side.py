@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from darwinlm.artifact import read_json
 from darwinlm.errors import ArtifactError, RecipeError
 from darwinlm.evaluation.harness import TaskScore, from_json
-from darwinlm.evaluation.summary import average, notes, percent, with_error
+from darwinlm.evaluation.summary import average, notes, number, percent, with_error
 from darwinlm.tables import Table
 
 
 def read_saved(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    """Results of `darwinlm evaluate --out`, by file name.
-
-    Raises:
-        RecipeError: A file is named twice.
-        ArtifactError: A file is missing or holds something else.
-    """
+    """Results of `darwinlm evaluate --out`, by file name. Raises RecipeError, ArtifactError."""
     if len(set(paths)) < len(paths):
         raise RecipeError(f"a file is named twice: {', '.join(map(str, paths))}")
     stems = [path.stem for path in paths]
@@ -76,13 +72,12 @@ def text_table(saved: Mapping[str, Mapping[str, Any]]) -> Table | None:
     headings = ("text", *(f"{figure}, {name}" for name in saved for figure in ("perplexity", "KL")))
     cells, remarks = [], []
     for source in sources:
-        row = [next((text for text in one["texts"] if text["source"] == source), None) for one in saved.values()]
-        line = [source]
-        for text in row:
-            line.append("-" if text is None else f"{text['perplexity']:.4g}")
-            line.append("-" if text is None or text["kl"] is None else f"{text['kl']:.4f}")
-        cells.append(tuple(line))
-        counts = {name: text["tokens"] for name, text in zip(saved, row, strict=True) if text is not None}
+        row: list[Mapping[str, Any]] = [
+            next((text for text in one["texts"] if text["source"] == source), {}) for one in saved.values()
+        ]
+        figures = ((number(text.get("perplexity"), ".4g"), number(text.get("kl"), ".4f")) for text in row)
+        cells.append((source, *chain.from_iterable(figures)))
+        counts = {name: text["tokens"] for name, text in zip(saved, row, strict=True) if text}
         if len(set(counts.values())) > 1:
             listed = ", ".join(f"{name} {count}" for name, count in counts.items())
             remarks.append(f"{source}: not the same predictions: {listed}")

@@ -85,12 +85,7 @@ SUITES: dict[str, tuple[Wanted, ...]] = {
 
 
 def parse_suite(text: str) -> tuple[Wanted, ...]:
-    """Read the name of a suite, or tasks: `piqa,arc_challenge:25`.
-
-    Raises:
-        RecipeError: A number of shots is invalid, a task is named twice, or no task is named. Task names are checked by
-            `darwinlm.evaluation.harness`.
-    """
+    """Read the name of a suite, or tasks: `piqa,arc_challenge:25`; names are checked later. Raises RecipeError."""
     if text in SUITES:
         return SUITES[text]
     wanted: list[Wanted] = []

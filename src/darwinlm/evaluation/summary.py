@@ -70,7 +70,7 @@ def rows(scores: Sequence[TaskScore]) -> list[tuple[str, ...]]:
             continue
         items = f"{score.items}" if score.items == score.total else f"{score.items} of {score.total}"
         accuracy = (score.metric, percent(score.value), percent(score.stderr))
-        right = (plain(score.bits, score.bits_stderr), plain(score.log_p, score.log_p_stderr))
+        right = (number(score.bits, ".3f", score.bits_stderr), number(score.log_p, ".3f", score.log_p_stderr))
         table.append((name, shots, *accuracy, items, *right))
     if len(scores) > 1:
         mean = average(scores)
@@ -78,11 +78,12 @@ def rows(scores: Sequence[TaskScore]) -> list[tuple[str, ...]]:
     return table
 
 
-def plain(value: float | None, stderr: float | None) -> str:
-    """A figure with its standard error; a dash for None."""
+def number(value: float | None, digits: str, stderr: float | None = None) -> str:
+    """A figure in the format `digits`, with its standard error if it has one; a dash for None."""
     if value is None:
         return "-"
-    return f"{value:.3f}" if stderr is None or not math.isfinite(stderr) else f"{value:.3f} ± {stderr:.3f}"
+    error = "" if stderr is None or not math.isfinite(stderr) else f" ± {stderr:{digits}}"
+    return f"{value:{digits}}{error}"
 
 
 def with_error(value: float | None, stderr: float | None) -> str:

@@ -37,18 +37,18 @@ class TextScore:
     kl_by_position: tuple[tuple[int, float], ...] = ()
 
 
-def pack(source: str, tokenizer: Any, *, sequence_length: int, max_tokens: int | None) -> Tensor:
+def pack(source: str, tokenizer: Any, *, sequence_length: int, max_tokens: int) -> Tensor:
     """The documents of a text, each followed by the end token, joined and cut into blocks [n, t].
 
     If the tokenizer adds bos, it replaces the first token of every block. t is `sequence_length`; at most `max_tokens`
     are read. Raises DataError if the text is missing, unreadable, or shorter than one block.
     """
-    wanted = None if max_tokens is None else max(1, max_tokens // sequence_length) * sequence_length
+    wanted = max(1, max_tokens // sequence_length) * sequence_length
     ids: list[int] = []
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     for document in read_documents(source, tokenizer=tokenizer):
         ids += [*token_ids(tokenizer, [document])[0], *end]
-        if wanted is not None and len(ids) >= wanted:
+        if len(ids) >= wanted:
             break
     count = len(ids[:wanted]) // sequence_length
     if count == 0:

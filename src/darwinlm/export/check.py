@@ -6,8 +6,6 @@ compares the residual stream after every attention and every MLP, and the logits
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,10 +14,10 @@ import torch
 from torch import Tensor
 
 from darwinlm.errors import ExportError
-from darwinlm.export.hf import is_custom, tokenizer_of
+from darwinlm.export.hf import tokenizer_of
 from darwinlm.export.reshape import Reshaper
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.family import Family
+from darwinlm.families.family import Family, is_custom
 
 Streams = dict[str, Tensor]
 """Residual stream [t, m] after each sub-layer by `block N attention` and `block N mlp`, and `logits` [t, v]."""
@@ -103,27 +101,21 @@ def model_streams(model: Any, family: Family, tokens: Tensor) -> Streams:
     `tokens` is [t]; the model is in evaluation mode.
     """
     streams: Streams = {}
-    with _watched(model, family, lambda name, stream: streams.__setitem__(name, stream[0].float().cpu())):
-        streams[LOGITS] = model(input_ids=tokens[None].to(model.device), use_cache=False).logits[0].float().cpu()
-    return streams
 
+    def before(name: str, _: Any, arguments: tuple[Tensor, ...]) -> None:
+        streams[name] = arguments[0][0].float().cpu()
 
-@contextmanager
-def _watched(model: Any, family: Family, keep: Callable[[str, Tensor], None]) -> Iterator[None]:
+    def after(name: str, _: Any, __: Any, output: Any) -> None:
+        before(name, _, output if isinstance(output, tuple) else (output,))
+
     handles = []
     for number, block in enumerate(model.get_submodule(family.layers)):
-
-        def before(name: str, _: Any, arguments: tuple[Tensor, ...]) -> None:
-            keep(name, arguments[0])
-
-        def after(name: str, _: Any, __: Any, output: Any) -> None:
-            keep(name, output[0] if isinstance(output, tuple) else output)
-
         reads = getattr(block, family.mlp.input_norm or family.mlp.name)  # its input is the stream after attention
         handles.append(reads.register_forward_pre_hook(partial(before, f"block {number} attention")))
         handles.append(block.register_forward_hook(partial(after, f"block {number} mlp")))
     try:
-        yield
+        streams[LOGITS] = model(input_ids=tokens[None].to(model.device), use_cache=False).logits[0].float().cpu()
+        return streams
     finally:
         for handle in handles:
             handle.remove()

@@ -19,10 +19,11 @@ from darwinlm.export.check import (
     compare_streams,
     model_streams,
 )
-from darwinlm.export.hf import is_custom, save_model, saved_bytes, tokenizer_of, unchecked
+from darwinlm.export.hf import save_model, saved_bytes, tokenizer_of, unchecked
 from darwinlm.export.reshape import Reshaper, plain_sizes
 from darwinlm.export.sizes import BlockSizes
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.family import is_custom
 from darwinlm.families.pruned import pruned_classes, pruned_config
 from darwinlm.families.shapes import output_name
 
@@ -59,24 +60,15 @@ def export_folder(
         report.notes.append(SLOW)
     else:
         model = _for_vllm(reshaper, dtype, tensor_parallel, report)
+    card = checkpoint.folder / "README.md"
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None
     with unchecked(out) as temporary:
-        _save(model, checkpoint, temporary)
+        save_model(model, temporary, tokenizer=tokenizer_of(checkpoint), card=text, source=checkpoint.folder)
         report.bytes = saved_bytes(temporary)
         say("checking")
         _check(reshaper, temporary, dtype, report)
         write_json(temporary / REPORT, asdict(report))
     return report
-
-
-def _save(model: Any, checkpoint: Checkpoint, folder: Path) -> None:
-    card = checkpoint.folder / "README.md"
-    save_model(
-        model,
-        folder,
-        tokenizer=tokenizer_of(checkpoint),
-        card=card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None,
-        source=checkpoint.folder,
-    )
 
 
 def _check(reshaper: Reshaper, folder: Path, dtype: torch.dtype, report: ExportReport) -> None:

@@ -16,16 +16,10 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from darwinlm.artifact import write_text
 from darwinlm.errors import CheckpointError, ModelError, NumericsError, storage_error
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.family import PREFIX
 from darwinlm.families.loading import without_bars
 from darwinlm.families.origin import carry
 from darwinlm.families.whole import add_modeling_file, is_whole, put_inside
 from darwinlm.lock import ASIDE
-
-
-def is_custom(config: Any) -> bool:
-    """Whether the model needs the modelling file beside it."""
-    return str(config.model_type).startswith(PREFIX)
 
 
 def save_model(

@@ -118,14 +118,6 @@ class Reshaper:
         for name in sorted(self.checkpoint.names_outside_blocks()):
             yield name, self.checkpoint.read(name)[""]
 
-    def whole(self, targets: Sequence[BlockSizes]) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor of the model with its blocks at the targets' sizes, one block in memory at a time."""
-        yield from self.outside()
-        for target in targets:
-            prefix = self.checkpoint.block_prefix(target.block)
-            for name, tensor in self.block(target).items():
-                yield prefix + name, tensor
-
     def model(self, config: Any, targets: Sequence[BlockSizes], dtype: torch.dtype) -> Any:
         """A model in memory with its blocks at the targets' sizes.
 
@@ -133,7 +125,10 @@ class Reshaper:
             ExportError: The checkpoint lacks tensors of such a model.
         """
         model = Checkpoint(self.checkpoint.folder, config, self.family, self.checkpoint.source).skeleton()
-        tensors = {name: tensor.to(dtype) for name, tensor in self.whole(targets)}
+        tensors = {name: tensor.to(dtype) for name, tensor in self.outside()}
+        for target in targets:
+            prefix = self.checkpoint.block_prefix(target.block)
+            tensors |= {prefix + name: tensor.to(dtype) for name, tensor in self.block(target).items()}
         missing, _ = fill(model, tensors)
         if missing:
             raise ExportError(f"the exported model has tensors that the pruned one lacks: {', '.join(missing)}")
@@ -143,8 +138,3 @@ class Reshaper:
 def plain_sizes(sizes: BlockSizes) -> BlockSizes:
     """The same block with evenly shared heads: a KV head for each query head if they weren't."""
     return sizes if sizes.owners is None else BlockSizes(sizes.block, sizes.heads, sizes.heads, sizes.width)
-
-
-def rounded(width: int, multiple: int) -> int:
-    """The width, rounded up to a multiple."""
-    return -(-width // multiple) * multiple

@@ -43,7 +43,27 @@ def export_model(
     """
     if to not in ALL_FORMATS:
         raise ExportError(f"--to {to}: there is no such format; the formats are {', '.join(ALL_FORMATS)}")
-    _check_options(to, quantisation, dtype, tensor_parallel, tokenizer_from, mlp_multiple)
+    refused = (
+        (
+            quantisation is not None and to != "gguf",
+            f"--quant {quantisation}: only --to gguf quantises; --to {to} takes --dtype",
+        ),
+        (dtype is not None and to == "gguf", f"--dtype {dtype}: --to gguf takes --quant"),
+        (dtype is not None and dtype not in DTYPES, f"--dtype {dtype}: the types are {', '.join(DTYPES)}"),
+        (tensor_parallel != 1 and to != "vllm", "--tensor-parallel belongs to --to vllm"),
+        (
+            to != "gguf" and (tokenizer_from is not None or mlp_multiple != 32),
+            "--tokenizer-from and --mlp-multiple belong to --to gguf",
+        ),
+        (mlp_multiple < 32 or mlp_multiple % 32, f"--mlp-multiple {mlp_multiple}: must be a multiple of 32"),
+        (
+            tokenizer_from is not None and not tokenizer_from.is_file(),
+            f"--tokenizer-from {tokenizer_from}: there is no such file",
+        ),
+    )
+    for holds, reason in refused:
+        if holds:
+            raise ExportError(reason)
     checkpoint = open_source(model, allow_remote_code=allow_remote_code)
     check_target(out, checkpoint.folder, folder=to != "gguf", overwrite=overwrite)
     with hold_target(out):
@@ -59,27 +79,3 @@ def export_model(
             threads=threads,
             say=say,
         )
-
-
-def _check_options(
-    to: str,
-    quantisation: str | None,
-    dtype: str | None,
-    tensor_parallel: int,
-    tokenizer_from: Path | None,
-    mlp_multiple: int,
-) -> None:
-    if quantisation is not None and to != "gguf":
-        raise ExportError(f"--quant {quantisation}: only --to gguf quantises; --to {to} takes --dtype")
-    if dtype is not None and to == "gguf":
-        raise ExportError(f"--dtype {dtype}: --to gguf takes --quant")
-    if dtype is not None and dtype not in DTYPES:
-        raise ExportError(f"--dtype {dtype}: the types are {', '.join(DTYPES)}")
-    if tensor_parallel != 1 and to != "vllm":
-        raise ExportError("--tensor-parallel belongs to --to vllm")
-    if to != "gguf" and (tokenizer_from is not None or mlp_multiple != 32):
-        raise ExportError("--tokenizer-from and --mlp-multiple belong to --to gguf")
-    if mlp_multiple < 32 or mlp_multiple % 32:
-        raise ExportError(f"--mlp-multiple {mlp_multiple}: must be a multiple of 32")
-    if tokenizer_from is not None and not tokenizer_from.is_file():
-        raise ExportError(f"--tokenizer-from {tokenizer_from}: there is no such file")

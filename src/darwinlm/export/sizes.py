@@ -19,6 +19,7 @@ from transformers import AutoConfig
 from darwinlm.errors import ExportError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.expert_tensors import as_stored, by_rows, row_axis, shape_by_rows
+from darwinlm.families.family import class_prefix
 from darwinlm.families.parts import Attention, Mlp, Part, RowUnit
 from darwinlm.families.shapes import gated_rows, head_dim, module_shapes, output_name, resized, row_segments
 
@@ -96,7 +97,7 @@ def stock_config(checkpoint: Checkpoint) -> Any:
             block: {"head_dim": size, "num_key_value_heads": count} for block, (size, count) in enumerate(rows)
         }
     config = AutoConfig.for_model(**{**tree, "model_type": checkpoint.family.model_type, "head_dim": columns[0]})
-    config.architectures = [f"{checkpoint.family.class_prefix}ForCausalLM"]
+    config.architectures = [f"{class_prefix(checkpoint.family.model_type)}ForCausalLM"]
     config.dtype = checkpoint.dtype
     return config
 

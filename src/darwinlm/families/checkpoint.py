@@ -23,10 +23,10 @@ from darwinlm.artifact import digest_of, file_digest
 from darwinlm.errors import CheckpointError, ModelError, first_line
 from darwinlm.families.bounds import check_blocks, check_quantised, check_types
 from darwinlm.families.config import open_config, read_config
-from darwinlm.families.family import PREFIX, Family, family_of
+from darwinlm.families.family import Family, family_of, is_custom
 from darwinlm.families.layout import Parts, tensor_parts
 from darwinlm.families.loading import UNUSABLE, load_model, load_tokenizer
-from darwinlm.families.whole import check_text_part, text_config, text_name, text_type
+from darwinlm.families.whole import text_config, text_name, text_type
 from darwinlm.limits import load_json, shorten
 
 INDEX = "model.safetensors.index.json"
@@ -78,9 +78,9 @@ class Checkpoint:
         model_type = plain.get("model_type", "")
         if not model_type or not isinstance(model_type, str):
             raise CheckpointError(f"{path} names no model_type: this isn't a transformers model")
-        check_text_part(plain, path)
+        kind = text_type(plain, path)
         config = open_config(folder, model_type, own_code="auto_map" in plain, allow_remote_code=allow_remote_code)
-        whole = config if text_type(plain) is not None else None
+        whole = config if kind is not None else None
         config = config if whole is None else text_config(whole)
         family = family_of(config)
         check_quantised(plain, path)
@@ -94,7 +94,7 @@ class Checkpoint:
                 f"{self.folder} holds no language model: none of its tensors belongs to the text part of a "
                 f"{self.whole.model_type} model. Give the whole model's folder"
             )
-        layers = (getattr(self.config, "per_layer_config", None) or ()) if _is_ours(self.config) else ()
+        layers = (getattr(self.config, "per_layer_config", None) or ()) if is_custom(self.config) else ()
         absent = sum(1 for row in layers if len(set(getattr(row, "skip", ()))) > 1)
         check_blocks(self.n_blocks, self.tensors, self.family.layers, self.folder / "config.json", absent=absent)
         model = self.skeleton()
@@ -330,10 +330,6 @@ class Checkpoint:
                 model._init_weights(module)
         model.tie_weights()
         return model.eval().requires_grad_(requires_grad=False)
-
-
-def _is_ours(config: Any) -> bool:
-    return str(config.model_type).startswith(PREFIX)
 
 
 def is_buffer(name: str) -> bool:

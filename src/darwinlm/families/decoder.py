@@ -88,11 +88,7 @@ def absent(part: Part) -> nn.Module:
 
 
 class Decoder:
-    """Access to the blocks of a model, which is never copied.
-
-    Args:
-        model: A causal LM of transformers in evaluation mode.
-        family: Family of the model.
+    """Access to the blocks of a causal LM of transformers in evaluation mode, which is never copied.
 
     Attributes:
         linked: Whether the arguments of a block depend on the tokens, and hold what earlier blocks computed.

@@ -16,7 +16,7 @@ MATRIX = 3
 
 def by_rows(part: SubLayer, name: str, tensor: Tensor) -> Tensor:
     """A tensor inside a sub-layer, [e, r, c] or [e, r] if it belongs to experts; other tensors are unchanged."""
-    experts = _owner(part, name)
+    experts = experts_with(part, name)
     if experts is None:
         return tensor
     if experts.transposed and tensor.ndim == MATRIX:
@@ -26,7 +26,7 @@ def by_rows(part: SubLayer, name: str, tensor: Tensor) -> Tensor:
 
 def as_stored(part: SubLayer, name: str, tensor: Tensor) -> Tensor:
     """The inverse of `by_rows`."""
-    experts = _owner(part, name)
+    experts = experts_with(part, name)
     if experts is None:
         return tensor
     if _alternate(experts, name):
@@ -36,14 +36,14 @@ def as_stored(part: SubLayer, name: str, tensor: Tensor) -> Tensor:
 
 def shape_by_rows(part: SubLayer, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Shape of the result of `by_rows`."""
-    experts = _owner(part, name)
+    experts = experts_with(part, name)
     turned = experts is not None and experts.transposed and len(shape) == MATRIX
     return (shape[0], shape[2], shape[1]) if turned else shape
 
 
 def row_axis(part: SubLayer, name: str) -> int:
     """The dimension of a projection's rows: the first, or the second after that of experts."""
-    return 0 if _owner(part, name) is None else 1
+    return 0 if experts_with(part, name) is None else 1
 
 
 def _regrouped(tensor: Tensor, outer: int, inner: int) -> Tensor:
@@ -51,8 +51,8 @@ def _regrouped(tensor: Tensor, outer: int, inner: int) -> Tensor:
     return tensor.reshape(len(tensor), outer, inner, *tensor.shape[2:]).transpose(1, 2).flatten(1, 2)
 
 
-def _owner(part: SubLayer, name: str) -> Experts | None:
-    """The experts to which a tensor belongs."""
+def experts_with(part: SubLayer, name: str) -> Experts | None:
+    """The experts to which a tensor belongs, if it is one of theirs."""
     experts: Experts | None = getattr(part, "experts", None)
     return experts if experts is not None and name.rpartition(".")[0] == experts.name else None
 

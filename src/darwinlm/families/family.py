@@ -1,6 +1,8 @@
 """Model families as data: one small YAML file for each family beside this module.
 
-`parts.py` describes the sub-layers. `family_of` finds the description for a configuration.
+`parts.py` describes the sub-layers. A file may name a family in `like`: fields that it leaves out, of its own, of a
+sub-layer and its experts, or of a `gguf` without a name, are those of the other one. `family_of` finds the description
+for a configuration.
 """
 
 from __future__ import annotations
@@ -10,11 +12,10 @@ from importlib import resources
 from typing import Any
 
 import yaml
-from pydantic import Field
 
 from darwinlm.errors import FamilyError
 from darwinlm.families.gguf_architecture import Architecture
-from darwinlm.families.parts import KINDS, Attention, Closed, Mixer, Mlp, ModuleKind, Part, Stored, Tail
+from darwinlm.families.parts import KINDS, Attention, Closed, Mixer, Mlp, ModuleKind, Part, Tail
 from darwinlm.families.refusal import why_not
 
 PREFIX = "darwinlm_"
@@ -26,27 +27,15 @@ class Family(Closed):
     title: str
     """Usual name of the models, for the documentation."""
     model_type: str
-    """Model type in config.json."""
-    class_prefix: str
-    """Prefix of the classes in transformers: `Llama` for LlamaForCausalLM."""
-    class_infix: str = ""
-    """Infix in the names of the configuration and the decoder: `Text` for Gemma3TextModel."""
-    package: str = ""
-    """Package in `transformers.models`, if its name differs from the model type."""
-    inside: dict[str, str] = Field(default_factory=dict)
-    """Model types with further parts, such as a vision tower, around such a language model, and the prefixes of their
-    classes in transformers."""
+    """Model type in config.json, which is the name of the file unless there is a switch."""
+    inside: tuple[str, ...] = ()
+    """Model types with further parts, such as a vision tower, around such a language model."""
     layers: str = "model.layers"
     """Name of the list of blocks."""
     embedding: str = "model.embed_tokens"
     """Token embedding."""
-    final_norm: str = "model.norm"
-    """Norm before the head."""
     head: str = "lm_head"
     """Output projection to the vocabulary."""
-    residual_multiplier: str | None = None
-    """Configuration field for the factor a on every sub-layer's output before it is added to the residual stream
-    (Granite); none means 1. Least-squares fits of an output projection divide their target by it."""
     attention: Attention
     """Names of the attention."""
     mixer: Mixer | None = None
@@ -58,12 +47,8 @@ class Family(Closed):
 
     gguf: Architecture | None = None
     """Its architecture in llama.cpp, if there is one."""
-    stored: Stored = Stored()
-    """Differing names in checkpoints."""
     exact: tuple[str, ...] = ()
     """Parts of names of weights that the class makes in float32 and doesn't list."""
-    unsupported: dict[str, str] = Field(default_factory=dict)
-    """Configuration fields that must not be set, each with the reason as a clause."""
     switch: str | None = None
     """Configuration field that is set if a model of this type belongs to this family, and not to the one without a
     switch. In layers without MLP it is zero, so that they have no experts."""
@@ -76,41 +61,36 @@ class Family(Closed):
     @property
     def class_names(self) -> tuple[str, str, str, tuple[tuple[str, ...], tuple[str, ...]], tuple[str, str]]:
         """Class prefix, package, class infix, norms and sub-layers, which define the classes of the modelling file."""
+        from transformers.models.auto.configuration_auto import model_type_to_module_name
+
         if self.switch is not None:
             return families()[self.model_type].class_names
+        infix = "Text" if self.model_type.endswith("_text") else ""
         norms, names = (self.attention.norms, self.mlp.norms), (self.attention.name, self.mlp.name)
-        return self.class_prefix, self.package or self.model_type, self.class_infix, norms, names
+        return class_prefix(self.model_type), model_type_to_module_name(self.model_type), infix, norms, names
 
     def residual_scale(self, config: Any) -> float:
-        """Factor on every sub-layer's output before it is added to the residual stream."""
-        return 1.0 if self.residual_multiplier is None else float(getattr(config, self.residual_multiplier))
+        """Factor a on every sub-layer's output before it is added to the residual stream (Granite).
+
+        Least-squares fits of an output projection divide their target by it.
+        """
+        return float(getattr(config, "residual_multiplier", 1.0))
 
     def applies(self, config: Any) -> bool:
         """Whether the switch is set in any layer."""
         layers = getattr(config, "per_layer_config", None) or [config]
         return self.switch is not None and any(getattr(layer, self.switch, None) for layer in layers)
 
-    def refuses(self, config: Any) -> str | None:
-        """The reason, as a clause, why a model with this configuration isn't supported; None if it is."""
-        chosen = getattr(config, self.mlp.experts.chosen, None) if self.mlp.experts is not None else None
-        if isinstance(chosen, list) and len(set(chosen)) > 1:
-            return "its layers choose different numbers of experts for a token"
-        return next((reason for field, reason in self.unsupported.items() if getattr(config, field, None)), None)
-
     @property
     def kinds(self) -> tuple[ModuleKind, ...]:
         """Kinds of modules of its blocks."""
         return tuple(kind for kind in KINDS if kind in ("attention", "mlp") or getattr(self, kind) is not None)
 
-    def is_cut(self, kind: ModuleKind) -> bool:
-        """Whether modules of this kind are cut or removed."""
-        return kind == "mlp" or (kind == "attention" and self.attention.cut != "never")
-
     def cut_kinds(self, config: Any, block: int) -> list[ModuleKind]:
         """Kinds of the modules of a block that are cut or removed."""
         sources = self.attention.sources(config)
-        shared = block in sources or block in sources.values()
-        return [kind for kind in self.kinds if self.is_cut(kind) and not (kind == "attention" and shared)]
+        kept = self.attention.cut == "never" or block in sources or block in sources.values()
+        return ["mlp"] if kept else ["attention", "mlp"]
 
     def linked(self, config: Any) -> bool:
         """Whether blocks get more than the residual stream from the tokens or from earlier blocks."""
@@ -124,16 +104,41 @@ class Family(Closed):
         return part
 
 
+def is_custom(config: Any) -> bool:
+    """Whether a configuration is one of ours, so that the model needs the modelling file beside it."""
+    return str(config.model_type).startswith(PREFIX)
+
+
+def class_prefix(model_type: str) -> str:
+    """Prefix of the classes of a model type in transformers: `Llama` for LlamaForCausalLM."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    return str(CONFIG_MAPPING_NAMES[model_type]).removesuffix("Config").removesuffix("Text")
+
+
+DATA = resources.files("darwinlm.families") / "data"
+
+
+@cache
+def _description(name: str) -> dict[str, Any]:
+    """Contents of a family's file, completed by those of the family that it is like."""
+    own: dict[str, Any] = yaml.safe_load((DATA / f"{name}.yaml").read_text(encoding="utf-8"))
+    base = _description(own.pop("like")) if "like" in own else {}
+    return _merged(base, own if "switch" in own else {"model_type": name, **own})
+
+
+def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """The fields of both, of which the own ones count; parts are merged in turn, unless `gguf` is another one."""
+    both = [part for part in (*KINDS, "experts", "gguf") if base.get(part) and own.get(part)]
+    merged = {part: _merged(base[part], own[part]) for part in both if part != "gguf" or "name" not in own[part]}
+    return base | own | merged
+
+
 @cache
 def families() -> dict[str, Family]:
     """All known families by model type; those with a switch by another name."""
-    folder = resources.files("darwinlm.families") / "data"
-    by_type = {}
-    for entry in sorted(folder.iterdir(), key=lambda item: item.name):
-        if entry.name.endswith(".yaml"):
-            family = Family.model_validate(yaml.safe_load(entry.read_text(encoding="utf-8")))
-            by_type[family.key] = family
-    return by_type
+    names = sorted(entry.name.removesuffix(".yaml") for entry in DATA.iterdir() if entry.name.endswith(".yaml"))
+    return {name: Family.model_validate(_description(name)) for name in names}
 
 
 def family_of(config: Any) -> Family:
@@ -161,8 +166,12 @@ def family_of(config: Any) -> Family:
     more = families().get(f"{model_type}_experts")
     if more is not None and more.applies(config):
         family = more
-    if (reason := family.refuses(config)) is not None:
-        raise FamilyError(f"this model of the type '{model_type}' can't be pruned: {reason}")
+    chosen = getattr(config, family.mlp.experts.chosen, None) if family.mlp.experts is not None else None
+    if isinstance(chosen, list) and len(set(chosen)) > 1:
+        raise FamilyError(
+            f"this model of the type '{model_type}' can't be pruned: its layers choose different numbers of experts "
+            "for a token"
+        )
     return family
 
 

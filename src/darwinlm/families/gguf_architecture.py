@@ -35,9 +35,9 @@ class Architecture(Closed):
     permuted: bool = False
     """Whether rows of Q and K are reordered, because its rope rotates neighbouring columns instead of halves."""
     whole_heads: bool = True
-    """Whether its rope rotates all columns of a head."""
+    """Whether its rope rotates all columns of a head. Otherwise the family may rotate only a part of each head."""
     partial: bool = False
-    """Whether the family may rotate only a part of each head."""
+    """Whether the family may do so too, by divisors of the frequencies (GLM)."""
     one_base: bool = False
     """Whether sliding layers rotate with the base of the others, without their scaling (OLMo 3)."""
     frequencies: bool = False
@@ -89,6 +89,3 @@ class Architecture(Closed):
     product of fields, or `computed` by the function of this name in `keys.py`. Empty fields aren't written."""
     requires: tuple[Requirement, ...] = ()
     """Limits of the architecture."""
-    referenced: bool = True
-    """Whether `reference.py` computes it. Otherwise the file is checked by llama.cpp alone, which must then be
-    installed."""

@@ -15,7 +15,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from darwinlm.errors import CheckpointError, MissingExtraError
+from darwinlm.errors import CheckpointError, import_extra
 from darwinlm.families.bounds import LIMITS, check_config
 from darwinlm.limits import shorten
 
@@ -54,11 +54,7 @@ class GgufHeader:
 
 
 def read_header(path: Path, *, weights: bool = True) -> GgufHeader:
-    """Read and check the header of a file.
-
-    Args:
-        path: The file.
-        weights: Whether the file must hold a whole model; otherwise a tokenizer is enough.
+    """Read and check the header of a file, which without `weights` may hold a tokenizer alone.
 
     Raises:
         CheckpointError: The file isn't GGUF, is damaged, or contradicts its header.
@@ -178,12 +174,9 @@ def _check_places(path: Path, header: GgufHeader, kinds: Mapping[str, tuple[int,
     """Check that each tensor lies inside the file, and that none overlap."""
     if not header.tensors:
         return
-    try:
-        from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-    except ImportError as error:
-        raise MissingExtraError("gguf", "gguf", f"reading {path.name}") from error
-    sizes = {int(kind): sizes for kind, sizes in GGML_QUANT_SIZES.items()}
-    names = {int(kind): kind.name for kind in GGMLQuantizationType}
+    constants = import_extra("gguf", "gguf", f"reading {path.name}").constants
+    sizes = {int(kind): sizes for kind, sizes in constants.GGML_QUANT_SIZES.items()}
+    names = {int(kind): kind.name for kind in constants.GGMLQuantizationType}
     places = []
     for name, shape in header.tensors.items():
         kind, offset = kinds[name]

@@ -9,9 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from darwinlm.families.family import Family
 
@@ -47,6 +52,22 @@ class Parts:
         return torch.stack([torch.cat([tensors(name) for name in expert]) for expert in self.names])
 
 
+@cache
+def _conversions(model_type: str) -> tuple[list[Any], list[Any]]:
+    """How transformers renames stored tensors, and puts together those of experts."""
+    steps = get_checkpoint_conversion_mapping(model_type) or []
+    return [each for each in steps if type(each) is WeightRenaming], [
+        each for each in steps if isinstance(each, WeightConverter)
+    ]
+
+
+def stored_name(family: Family, name: str) -> str:
+    """Name of a renamed tensor in a checkpoint; other names are unchanged."""
+    for renaming in _conversions(family.model_type)[0]:
+        name, _ = renaming.reverse_transform().rename_source_key(name)
+    return name
+
+
 def tensor_parts(
     family: Family, stored: Iterable[str], alone: Callable[[str], str | None] = lambda name: name
 ) -> dict[str, Parts]:
@@ -54,27 +75,24 @@ def tensor_parts(
 
     `alone` gives the name of a tensor in the language model alone; None for one that isn't in it.
     """
+    renamings, converters = _conversions(family.model_type)
+    patterns = {pattern: each.source_patterns for each in converters for pattern in each.source_patterns}
     result: dict[str, Parts] = {}
-    experts: dict[str, dict[int, dict[str, str]]] = {}
-    fused = {part: whole for whole, parts in family.stored.experts.items() for part in parts}
+    experts: dict[str, dict[tuple[int, str], str]] = {}
     for name in stored:
-        renamed = alone(name)
-        if renamed is None:
+        inside = alone(name)
+        if inside is None:
             continue
-        for theirs, ours in family.stored.renamed.items():
-            renamed = f"{renamed}.".replace(f".{theirs}.", f".{ours}.").removesuffix(".")
-        match = (
-            re.fullmatch(r"(.+)\.(\d+)\.(\w+)\.weight", renamed) if renamed.startswith(family.layers + ".") else None
-        )
-        if match and match[3] in fused:
-            whole = f"{match[1]}.{fused[match[3]]}"
-            experts.setdefault(whole, {}).setdefault(int(match[2]), {})[match[3]] = name
+        renamed, pattern = rename_source_key(inside, renamings, converters)
+        expert = re.search(r"\.(\d+)\.\w+\.weight$", inside)
+        if pattern is None or expert is None:
+            result[renamed if pattern is None else inside] = Parts(((name,),), stacked=False)
         else:
-            result[renamed] = Parts(((name,),), stacked=False)
-    for whole, by_expert in experts.items():
-        wanted = family.stored.experts[whole.rpartition(".")[2]]
-        complete = sorted(by_expert) == list(range(len(by_expert)))
-        if complete and all(renamed.keys() == set(wanted) for renamed in by_expert.values()):
-            names = tuple(tuple(by_expert[expert][part] for part in wanted) for expert in range(len(by_expert)))
+            experts.setdefault(renamed, {})[int(expert[1]), pattern] = name
+    for whole, named in experts.items():
+        wanted = patterns[next(iter(named))[1]]
+        count = len(named) // len(wanted)
+        if named.keys() == set(product(range(count), wanted)):
+            names = tuple(tuple(named[expert, part] for part in wanted) for expert in range(count))
             result[whole] = Parts(names, stacked=True)
     return result

@@ -274,13 +274,3 @@ class Mlp(SubLayer):
 
 
 Part = Attention | Mixer | Mlp | Tail
-
-
-class Stored(Closed):
-    """Names of tensors inside a block of a checkpoint, if they differ from those of the model."""
-
-    renamed: dict[str, str] = {}
-    """Parts of stored names (between dots) and their names in the model."""
-    experts: dict[str, tuple[str, ...]] = {}
-    """Tensors over all experts, and the stored projections of a single expert from which they are assembled:
-    `gate_up_proj: [w1, w3]` for `experts.0.w1.weight`, `experts.0.w3.weight` and so on."""

@@ -47,14 +47,9 @@ ALIASES = {
 
 
 def split_as_named(tokenizer: Any, name: str | None) -> None:
-    """Make a byte-level tokenizer split text as its GGUF file states, since transformers ignores this name.
+    """Make a byte-level tokenizer split text by the file's `tokenizer.ggml.pre`, which transformers ignores.
 
-    Args:
-        tokenizer: Tokenizer that transformers built from a GGUF file; changed in place.
-        name: The file's `tokenizer.ggml.pre`.
-
-    Raises:
-        CheckpointError: The name is missing or unknown.
+    The tokenizer is changed in place. Raises CheckpointError if the name is missing or unknown.
     """
     known = ALIASES.get(str(name), str(name))
     regexes = {other: patterns for patterns, other in PATTERNS.items()}

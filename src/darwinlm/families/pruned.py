@@ -10,9 +10,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
 
-from darwinlm.families.modeling_darwinlm import WHOLE, auto_map, define_classes, define_whole, modeling_source
-
-__all__ = ["WHOLE", "auto_map", "modeling_source", "pruned_classes", "pruned_config", "pruned_whole"]
+from darwinlm.families.modeling_darwinlm import define_classes, define_whole
 
 
 def pruned_classes(*named: Any) -> tuple[type, type, type]:

@@ -34,15 +34,15 @@ def register_families() -> None:
     """Register a stand-in for the configuration of every family that has no class yet."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
 
-    from darwinlm.families.family import PREFIX, families
+    from darwinlm.families.family import PREFIX, class_prefix, families
 
     for family in families().values():
         model_type = PREFIX + family.model_type
         if model_type not in CONFIG_MAPPING:
             AutoConfig.register(model_type, _stand_in(model_type, family))
-        for name, prefix in family.inside.items():
+        for name in family.inside:
             if PREFIX + name not in CONFIG_MAPPING:
-                AutoConfig.register(PREFIX + name, _stand_in(PREFIX + name, family, (prefix, name)))
+                AutoConfig.register(PREFIX + name, _stand_in(PREFIX + name, family, (class_prefix(name), name)))
 
 
 def _stand_in(model_type: str, family: Family, whole: tuple[str, str] | None = None) -> type:
@@ -61,16 +61,11 @@ def _stand_in(model_type: str, family: Family, whole: tuple[str, str] | None = N
         def __new__(cls, *args: Any, **values: Any) -> Any:
             return real()(*args, **values)
 
-        @classmethod
-        def from_dict(cls, *args: Any, **values: Any) -> Any:
-            return real().from_dict(*args, **values)
-
-        @classmethod
-        def from_pretrained(cls, *args: Any, **values: Any) -> Any:
-            return real().from_pretrained(*args, **values)
+        from_dict = staticmethod(lambda *args, **values: real().from_dict(*args, **values))
+        from_pretrained = staticmethod(lambda *args, **values: real().from_pretrained(*args, **values))
 
     StandIn.model_type = model_type  # type: ignore[attr-defined]
-    StandIn.__name__ = StandIn.__qualname__ = f"Darwin{family.class_prefix}Config"
+    StandIn.__name__ = StandIn.__qualname__ = f"Darwin{family.class_names[0]}Config"
     return StandIn
 
 

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 
 from darwinlm.artifact import StageFolder, file_digest, read_json, stage_version, write_json
-from darwinlm.errors import CheckpointError, MissingExtraError, ModelError, first_line, storage_error
+from darwinlm.errors import CheckpointError, MissingExtraError, ModelError, first_line, import_extra, storage_error
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
 from darwinlm.families.gguf_header import GgufHeader, read_header
@@ -129,10 +129,7 @@ def _download(name: str, revision: str | None) -> Path:
 def _dequantise(path: Path, work: Path) -> Path:
     """Convert a GGUF file to a folder of float32 safetensors, once."""
     for package in ("gguf", "accelerate"):  # transformers needs both, and reports it late
-        try:
-            import_module(package)
-        except ImportError as error:
-            raise MissingExtraError(package, "gguf", f"reading {path.name}") from error
+        import_extra(package, "gguf", f"reading {path.name}")
     header = read_header(path)
     stage = StageFolder(work, {"gguf": file_digest(path), "version": stage_version("source")})
     if stage.is_complete():
@@ -143,7 +140,8 @@ def _dequantise(path: Path, work: Path) -> Path:
         if header.keys.get("tokenizer.ggml.model") == BYTE_LEVEL:
             _readable(path, lambda: split_as_named(tokenizer, header.keys.get("tokenizer.ggml.pre")))
         quantised = _readable(path, lambda: load_model(str(path.parent), torch.float32, **source))
-    config = _plain_config(quantised.config)
+    tree = {name: value for name, value in quantised.config.to_dict().items() if name != "quantization_config"}
+    config = type(quantised.config).from_dict(tree)
     factors = _check_all_read(path, header, quantised)
     family_of(config)
     if factors:
@@ -181,11 +179,6 @@ def _parsed_once() -> Iterator[None]:
     finally:
         for name, each in slow.items():
             setattr(gguf, name, each)
-
-
-def _plain_config(config: Any) -> Any:
-    tree = {name: value for name, value in config.to_dict().items() if name != "quantization_config"}
-    return type(config).from_dict(tree)
 
 
 def _readable(path: Path, read: Callable[[], T]) -> T:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from darwinlm.errors import CheckpointError, FamilyError
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.expert_tensors import row_axis, shape_by_rows
+from darwinlm.families.expert_tensors import experts_with, row_axis, shape_by_rows
 from darwinlm.families.family import Family
 from darwinlm.families.parts import Mixer, Mlp, ModuleKind, Part, RowUnit, Tail
 
@@ -217,9 +217,6 @@ def gated_rows(columns: Tensor, head_dim: int) -> Tensor:
 
 def row_segments(part: Part, name: str) -> list[RowUnit]:
     """Kinds of rows of a tensor inside a sub-layer, in order; empty if they are never cut."""
-    owner = name.rpartition(".")[0]
-    if isinstance(part, Mlp) and part.experts is not None:
-        holder, _, leaf = name.rpartition(".")
-        if holder == part.experts.name:
-            return part.experts.rows_of(leaf)
-    return part.segments.get(owner, [])
+    owner, _, leaf = name.rpartition(".")
+    experts = experts_with(part, name)
+    return part.segments.get(owner, []) if experts is None else experts.rows_of(leaf)

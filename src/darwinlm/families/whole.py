@@ -6,7 +6,6 @@ unchanged. `Family.inside` lists the model types; in transformers, all of them h
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,9 @@ from transformers import AutoModelForImageTextToText
 
 from darwinlm.artifact import read_json, write_json, write_text
 from darwinlm.errors import CheckpointError, first_line
-from darwinlm.families.family import PREFIX, families
+from darwinlm.families.family import PREFIX, class_prefix, families
 from darwinlm.families.loading import UNUSABLE
-from darwinlm.families.pruned import WHOLE, auto_map, modeling_source
+from darwinlm.families.modeling_darwinlm import WHOLE, auto_map, modeling_source
 
 PREFIXES = {
     "model.language_model.model.": "model.",
@@ -29,25 +28,22 @@ PREFIXES = {
 third; the others are those of older checkpoints and of models that were loaded from these and saved again."""
 
 
-def text_type(plain: dict[str, Any]) -> str | None:
-    """Model type of the text part in a config.json; None for a plain language model and for unsupported models."""
-    text = plain.get("text_config")
-    kind = text.get("model_type") if isinstance(text, dict) else None
-    family = families().get(kind.removeprefix(PREFIX)) if isinstance(kind, str) else None
-    whole = str(plain.get("model_type", "")).removeprefix(PREFIX)
-    return kind if family is not None and whole in family.inside else None
+def text_type(plain: dict[str, Any], path: Path) -> str | None:
+    """Model type of the text part in a config.json; None for a plain language model and for unsupported models.
 
-
-def check_text_part(plain: dict[str, Any], path: Path) -> None:
-    """Refuse a model with further parts whose configuration has no text part. Raises CheckpointError."""
+    Raises CheckpointError for a model with further parts whose configuration has no text part.
+    """
     whole, text = str(plain.get("model_type", "")).removeprefix(PREFIX), plain.get("text_config")
-    family = next((family for family in families().values() if whole in family.inside), None)
     kind = text.get("model_type") if isinstance(text, dict) else None
-    if family is not None and not isinstance(kind, str):
+    known = [family.model_type for family in families().values() if whole in family.inside]
+    if not known:
+        return None
+    if not isinstance(kind, str):
         raise CheckpointError(
             f"{path}: a {whole} model has a language model, but text_config doesn't describe one: it has no "
-            f"model_type, such as {family.model_type}. Fetch the model again"
+            f"model_type, such as {known[0]}. Fetch the model again"
         )
+    return kind if kind.removeprefix(PREFIX) in known else None
 
 
 def text_config(whole: Any) -> Any:
@@ -92,7 +88,7 @@ def add_modeling_file(folder: Path) -> None:
     if kind.startswith(PREFIX):
         family = families()[kind.removeprefix(PREFIX)]
         whole = plain["model_type"].removeprefix(PREFIX)
-        prefix = family.inside[whole]
+        prefix = class_prefix(whole)
         ours = {"model_type": PREFIX + whole, "architectures": [f"Darwin{prefix}ForConditionalGeneration"]}
         write_json(path, plain | ours | {"auto_map": auto_map(prefix, WHOLE)})
         write_text(folder / "modeling_darwinlm.py", modeling_source(*family.class_names, whole=(prefix, whole)))
@@ -101,4 +97,4 @@ def add_modeling_file(folder: Path) -> None:
 def is_whole(folder: Path) -> bool:
     """Whether a folder holds such a model."""
     path = folder / "config.json"
-    return path.is_file() and text_type(json.loads(path.read_text(encoding="utf-8"))) is not None
+    return path.is_file() and text_type(read_json(path), path) is not None

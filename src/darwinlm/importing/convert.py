@@ -23,7 +23,7 @@ from darwinlm.families.checkpoint import Checkpoint, is_buffer
 from darwinlm.families.loading import listed
 from darwinlm.families.parts import Attention, Mlp, ModuleKind, Part, RowUnit
 from darwinlm.families.shapes import ModuleShape, head_dim
-from darwinlm.importing.foreign import Foreign, open_foreign
+from darwinlm.importing.foreign import open_foreign
 from darwinlm.lock import hold_target
 from darwinlm.surgery.shrink import layer_overrides, shrink_tensors, split_block
 from darwinlm.surgery.stitch import SKIP, empty_model, fill, smaller_config
@@ -87,7 +87,7 @@ def import_model(
     return report
 
 
-def _cut(foreign: Foreign, report: ExportReport) -> tuple[dict[int, dict[str, Any]], Tensors]:
+def _cut(foreign: Reshaper, report: ExportReport) -> tuple[dict[int, dict[str, Any]], Tensors]:
     """The sizes of every layer and all tensors, without units that have no effect."""
     checkpoint, columns = foreign.checkpoint, head_dim(foreign.checkpoint.config)
     family = checkpoint.family
@@ -135,7 +135,8 @@ def useful_units(tensors: Tensors, part: Part, sizes: BlockSizes, columns: int) 
     else:
         inputs = dict.fromkeys(part.inputs) if isinstance(part, Mlp) else ()
         useful = torch.stack([output, *(each for name in inputs for each in _rows(tensors, part, name, rows))]).all(0)
-    return useful.nonzero()[:, 0].tolist() or ([0] if _has_bias(tensors, part.output) else [])
+    bias = tensors.get(f"{part.output}.bias")
+    return useful.nonzero()[:, 0].tolist() or ([0] if bias is not None and bool(bias.ne(0).any()) else [])
 
 
 def _rows(tensors: Tensors, part: Part, name: str, sizes: Mapping[RowUnit, int]) -> list[Tensor]:
@@ -143,11 +144,6 @@ def _rows(tensors: Tensors, part: Part, name: str, sizes: Mapping[RowUnit, int])
     nonzero = tensors[f"{name}.weight"].ne(0).any(1)
     bias = tensors.get(f"{name}.bias")
     return split_rows(nonzero if bias is None else nonzero | bias.ne(0), part.segments[name], sizes)
-
-
-def _has_bias(tensors: Tensors, name: str) -> bool:
-    bias = tensors.get(f"{name}.bias")
-    return bias is not None and bool(bias.ne(0).any())
 
 
 def _shape(there: BlockSizes, part: Part, tensors: Tensors, columns: int) -> ModuleShape:
@@ -169,12 +165,11 @@ def _kept(shape: ModuleShape, units: list[int], output: Tensor) -> tuple[Level, 
     return level, Kept(columns, output[:, columns], groups), owners
 
 
-def _check(foreign: Foreign, folder: Path, report: ExportReport) -> None:
+def _check(foreign: Reshaper, folder: Path, report: ExportReport) -> None:
     """Compare the checkpoint's weights in the family's stock class with the written folder."""
     checkpoint = foreign.checkpoint
     tokens = check_tokens(checkpoint, report)
-    reshaper = Reshaper(checkpoint, foreign.sizes)
-    stock = model_streams(reshaper.masked(torch.float32), checkpoint.family, tokens)
+    stock = model_streams(foreign.masked(torch.float32), checkpoint.family, tokens)
     left = ("the checkpoint's weights in stock shapes", stock)
     again = Checkpoint.open(folder)
     right = ("the folder read again", model_streams(again.load(torch.float32), again.family, tokens))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from darwinlm.errors import CheckpointError, FamilyError, ModelError, first_line
+from darwinlm.export.reshape import Reshaper
 from darwinlm.export.sizes import BlockSizes
 from darwinlm.families.bounds import LIMITS, check_quantised
 from darwinlm.families.checkpoint import Checkpoint
@@ -29,17 +29,6 @@ QUERY_GROUPS = ("first", "spread")
 of the i-th head in the dense model. `spread`: they are distributed as evenly as possible."""
 
 
-@dataclass(frozen=True)
-class Foreign:
-    """A checkpoint, described by its weights, with the stock configuration of the dense model.
-
-    The sizes of each block hold the KV head of each query head.
-    """
-
-    checkpoint: Checkpoint
-    sizes: tuple[BlockSizes, ...]
-
-
 def open_foreign(
     folder: Path,
     *,
@@ -47,10 +36,14 @@ def open_foreign(
     head_dim: int | None = None,
     query_groups: str | None = None,
     allow_remote_code: bool = False,
-) -> Foreign:
+) -> Reshaper:
     """Read a checkpoint's shapes.
 
-    Options are those of `darwinlm.importing.import_model`.
+    Options are those of `darwinlm.importing.convert.import_model`.
+
+    Returns:
+        The checkpoint with the stock configuration of the dense model, and the sizes of its blocks with the KV head of
+        each query head.
 
     Raises:
         ModelError: The folder holds no model, or one of this package.
@@ -95,7 +88,7 @@ def open_foreign(
     for block, (some, of, width) in enumerate(zip(heads, groups, widths, strict=True)):
         owners = _owners(block, some, of, share, _kept_heads(raw, block, some), query_groups)
         sizes.append(BlockSizes(block, some, of, width, owners))
-    return Foreign(checkpoint, tuple(sizes))
+    return Reshaper(checkpoint, sizes)
 
 
 def _rows(

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from darwinlm.artifact import damaged, read_json, write_json
-from darwinlm.database.levels import ModuleLevels
 from darwinlm.families.parts import KINDS, ModuleKind
 from darwinlm.latency.table import ABSENT, LatencyTable, Size, lines_of, measured_lines, refine, size_of
-from darwinlm.latency.timing import Choice, ModelTimer
+from darwinlm.latency.timing import ModelTimer
 from darwinlm.search.problem.cost import CostModel, time_costs
-from darwinlm.search.problem.space import Allocation, SearchSpace
+from darwinlm.search.problem.space import SearchSpace
+from darwinlm.surgery.stitch import Chosen, chosen_levels
 
 CHECKS = 3
 """Number of random allocations for checking predictions."""
@@ -36,41 +38,38 @@ def measure_table(
     Returns:
         The table for `read_table`, with predicted and measured times of a few random allocations.
     """
-    dense = _choice(space, space.dense)
+    dense = chosen_levels(space.modules, space.dense)
     known: dict[str, list[float]] = read_json(record) if record.exists() else {}
     total = 2 * points + CHECKS
 
-    def ratio(name: str, choice: Choice) -> float:
+    def ratio(name: str, choice: Chosen) -> float:
         if name not in known:
             known[name] = list(timer.compare(dense, choice))
             write_json(record, known)
         progress(len(known), max(total, len(known)))
         return known[name][0]
 
-    ratios: dict[str, dict[Size, float]] = {}
+    ratios: dict[str, tuple[dict[Size, float], dict[int, int]]] = {}
     cut = [module for module in space.modules if len(module.levels) > 1]
     for kind in KINDS:
         if any(module.kind == kind for module in cut):
             ratios[kind] = _ratios_of(kind, space, ratio, points)
     rng = random.Random(0)  # noqa: S311
     checks = [tuple(rng.randrange(len(module.levels)) for module in space.modules) for _ in range(CHECKS)]
-    measured = [ratio(f"check:{number}", _choice(space, each)) for number, each in enumerate(checks)]
+    measured = [ratio(f"check:{number}", chosen_levels(space.modules, each)) for number, each in enumerate(checks)]
     seconds = statistics.median(dense_seconds for _, dense_seconds in known.values())
-    lines = {kind: lines_of(of_kind, _counts(kind, cut), seconds) for kind, of_kind in ratios.items()}
-    table = LatencyTable(lines, seconds, 0.0)
-    of_modules = sum(table.seconds(module.kind, size_of(module.levels[-1])) for module in cut)
-    table = LatencyTable(lines, seconds, max(0.0, seconds - of_modules))
+    lines = {kind: lines_of(times, counts, seconds) for kind, (times, counts) in ratios.items()}
+    whole = LatencyTable(seconds=lines, fixed=0.0)
+    of_modules = sum(whole.of(module.kind, size_of(module.levels[-1])) for module in cut)
+    table = whole.model_copy(update={"fixed": max(0.0, seconds - of_modules)})
     cost = table_costs(table, space)
+    predicted = [cost.of(each) / 1e9 for each in checks]
     comparisons = [
-        {
-            "predicted": cost.of(each) / 1e9,
-            "measured": ratio_of * seconds,
-            "error": cost.of(each) / 1e9 / ratio_of / seconds - 1,
-        }
-        for each, ratio_of in zip(checks, measured, strict=True)
+        {"predicted": time, "measured": ratio_of * seconds, "error": time / ratio_of / seconds - 1}
+        for time, ratio_of in zip(predicted, measured, strict=True)
     ]
     return {
-        "seconds": {kind: {str(heads): line for heads, line in of_kind.items()} for kind, of_kind in lines.items()},
+        "seconds": lines,
         "dense": seconds,
         "fixed": table.fixed,
         "models_timed": len(known),
@@ -79,61 +78,46 @@ def measure_table(
     }
 
 
-def read_table(path: Path) -> tuple[LatencyTable, float]:
-    """A measured table, and the largest error of its predictions. Raises ArtifactError."""
-    tree = read_json(path)
+def read_table(path: Path) -> LatencyTable:
+    """A measured table. Raises ArtifactError."""
     try:
-        lines = {
-            kind: {int(heads): tuple((int(w), float(t)) for w, t in line) for heads, line in of_kind.items()}
-            for kind, of_kind in tree["seconds"].items()
-        }
-        return LatencyTable(lines, float(tree["dense"]), float(tree["fixed"])), float(tree["worst_error"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise damaged(path, f"it isn't a latency table: {error}") from error
+        return LatencyTable.model_validate(read_json(path))
+    except ValidationError as error:
+        raise damaged(path, "it isn't a latency table") from error
 
 
 def table_costs(table: LatencyTable, space: SearchSpace) -> CostModel:
     """Costs in nanoseconds of every level."""
-    times = {
-        (module.block, module.kind): [table.seconds(module.kind, size_of(level)) for level in module.levels]
-        if len(module.levels) > 1
-        else [0.0]
+    rows = [
+        [table.of(module.kind, size_of(level)) for level in module.levels] if len(module.levels) > 1 else [0.0]
         for module in space.modules
-    }
-    return time_costs(space, times, table.fixed)
-
-
-def _counts(kind: str, modules: Sequence[ModuleLevels]) -> dict[int, int]:
-    """Number of modules of a kind by query heads per group, or by experts: MLPs and mixtures count apart."""
-    counts: dict[int, int] = {}
-    for module in modules:
-        if module.kind == kind:
-            mixture = bool(module.levels[-1].experts)
-            alike = sum(other.kind == kind and bool(other.levels[-1].experts) == mixture for other in modules)
-            counts |= {size_of(level)[1]: alike for level in module.levels if level.width}
-    return counts
-
-
-def _choice(space: SearchSpace, allocation: Allocation) -> Choice:
-    levels = space.levels(allocation)
-    return {(module.block, module.kind): level for module, level in zip(space.modules, levels, strict=True)}
+    ]
+    return time_costs(rows, table.fixed)
 
 
 def _ratios_of(
-    kind: ModuleKind, space: SearchSpace, ratio: Callable[[str, Choice], float], points: int
-) -> dict[Size, float]:
-    """Times of whole models with all modules of a kind at one size, relative to the dense model."""
+    kind: ModuleKind, space: SearchSpace, ratio: Callable[[str, Chosen], float], points: int
+) -> tuple[dict[Size, float], dict[int, int]]:
+    """Times of whole models with all modules of a kind at one size, relative to the dense model.
+
+    MLPs and mixtures are timed apart, so the second result is the number of modules that were timed together, by query
+    heads per group, or by experts.
+    """
     modules = [module for module in space.modules if module.kind == kind and len(module.levels) > 1]
     levels = {size_of(level): level for module in modules for level in module.levels}
-    places = [(module.block, module.kind) for module in modules]
-    mixtures = {place: bool(module.levels[-1].experts) for place, module in zip(places, modules, strict=True)}
-    others = {place: level for place, level in _choice(space, space.dense).items() if place not in places}
+    alike: dict[bool, list[tuple[int, ModuleKind]]] = {False: [], True: []}
+    for module in modules:
+        alike[bool(module.levels[-1].experts)].append((module.block, kind))
+    dense = chosen_levels(space.modules, space.dense)
+    others = {place: level for place, level in dense.items() if place not in (*alike[False], *alike[True])}
     tops = {size_of(module.levels[-1]) for module in modules}
     known = {next(iter(tops)): 1.0} if len(tops) == 1 else {}
 
     def measure(size: Size) -> float:
-        alike = [place for place in places if mixtures[place] == bool(levels[size].experts)]
-        return ratio(f"{kind}:{':'.join(map(str, size))}", {**others, **dict.fromkeys(alike, levels[size])})
+        places = alike[bool(levels[size].experts)]
+        return ratio(f"{kind}:{':'.join(map(str, size))}", {**others, **dict.fromkeys(places, levels[size])})
 
     gone = ratio(f"{kind}:gone", others)
-    return {**refine(measured_lines(list(levels)), measure, points=points, known=known), ABSENT: gone}
+    ratios = refine(measured_lines(list(levels)), measure, points=points, known=known)
+    counts = {size[1]: len(alike[bool(level.experts)]) for size, level in levels.items() if level.width}
+    return {**ratios, ABSENT: gone}, counts

@@ -8,9 +8,9 @@ Further widths are measured where the interpolation is inaccurate.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
+from pydantic import BaseModel
 
 from darwinlm.database.levels import Level
 
@@ -72,22 +72,22 @@ def refine(
     return times
 
 
-@dataclass(frozen=True)
-class LatencyTable:
-    """Seconds of one module at each size: ascending widths and seconds for each number of query heads per group.
+class LatencyTable(BaseModel):
+    """Times of modules, in seconds, and the largest error of predictions for whole models.
 
-    `fixed` are those of everything else, including modules that are never cut.
+    `seconds` are ascending widths and times for each kind of module and number of query heads per group. `fixed` is the
+    time of everything else, including modules that are never cut.
     """
 
-    lines: Mapping[str, Mapping[int, tuple[tuple[int, float], ...]]]
-    dense: float
+    seconds: dict[str, dict[int, tuple[tuple[int, float], ...]]]
     fixed: float
+    worst_error: float = 0.0
 
-    def seconds(self, kind: str, size: Size) -> float:
+    def of(self, kind: str, size: Size) -> float:
         """Time of one module; widths between measured ones are interpolated."""
         if not size[2]:
             return 0.0
-        pairs = self.lines[kind][size[1]]
+        pairs = self.seconds[kind][size[1]]
         return float(np.interp(size[2], [width for width, _ in pairs], [time for _, time in pairs]))
 
 

@@ -22,9 +22,8 @@ from darwinlm.families.shapes import ModuleShape
 from darwinlm.latency.graphs import GraphedDecoding, cache_name
 from darwinlm.recipe import BudgetSettings
 from darwinlm.surgery.shrink import layer_overrides
-from darwinlm.surgery.stitch import empty_model, layer_table, smaller_config
+from darwinlm.surgery.stitch import Chosen, empty_model, layer_table, smaller_config
 
-Choice = Mapping[tuple[int, ModuleKind], Level]
 DECODE_STEPS = 8
 """Number of decoded tokens whose median time is used for all."""
 
@@ -70,7 +69,7 @@ class ModelTimer:
         vocabulary = int(checkpoint.config.vocab_size)
         self._tokens = torch.randint(vocabulary, (budget.batch, length), generator=generator).to(device)
 
-    def compare(self, dense: Choice, choice: Choice) -> tuple[float, float]:
+    def compare(self, dense: Chosen, choice: Chosen) -> tuple[float, float]:
         """Time of a model relative to the dense one (median of paired passes), and the dense one's time in seconds."""
         if self._reference is None:
             self._reference = self.build(dense)
@@ -83,7 +82,7 @@ class ModelTimer:
         self._graphed.pop(id(model), None)
         return statistics.median(b / a for a, b in pairs), statistics.median(a for a, _ in pairs)
 
-    def build(self, choice: Choice) -> Any:
+    def build(self, choice: Chosen) -> Any:
         """A model with modules at the given levels; other modules are removed."""
         table = layer_table(self.checkpoint.n_blocks, choice, self._sizes)
         model = empty_model(smaller_config(self.checkpoint, table), self.checkpoint)

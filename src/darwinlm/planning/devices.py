@@ -103,7 +103,7 @@ def _measured(path: Path) -> Device:
     try:
         ((name, row),) = parse_yaml(path.read_text(encoding="utf-8")).items()
         return _from_row(str(name), row)
-    except (OSError, yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise RecipeError(
             f"--device {path}: it describes no device ({type(error).__name__}: {first_line(error)}): give the YAML "
             "file that benchmarks/gpu.py wrote"

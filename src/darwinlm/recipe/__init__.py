@@ -1,26 +1,17 @@
 """The configuration: its schema in stage order, and its loader."""
 
-from darwinlm.recipe.budget import BUDGETS, BudgetSettings
-from darwinlm.recipe.load import describe_fields, load_recipe, load_recipes, options, parse_recipe
-from darwinlm.recipe.recovery import RecoverySettings
-from darwinlm.recipe.search import SearchSettings, SearchStage, TrainingSettings
-from darwinlm.recipe.sections import Recipe, UnitsSettings
-from darwinlm.recipe.shipped import find_recipe, shipped_recipes
-
-__all__ = [
-    "BUDGETS",
-    "BudgetSettings",
-    "Recipe",
-    "RecoverySettings",
-    "SearchSettings",
-    "SearchStage",
-    "TrainingSettings",
-    "UnitsSettings",
-    "describe_fields",
-    "find_recipe",
-    "load_recipe",
-    "load_recipes",
-    "options",
-    "parse_recipe",
-    "shipped_recipes",
-]
+from darwinlm.recipe.load import describe_fields as describe_fields
+from darwinlm.recipe.load import find_recipe as find_recipe
+from darwinlm.recipe.load import load_recipe as load_recipe
+from darwinlm.recipe.load import load_recipes as load_recipes
+from darwinlm.recipe.load import options as options
+from darwinlm.recipe.load import parse_recipe as parse_recipe
+from darwinlm.recipe.load import shipped_recipes as shipped_recipes
+from darwinlm.recipe.sections import BUDGETS as BUDGETS
+from darwinlm.recipe.sections import BudgetSettings as BudgetSettings
+from darwinlm.recipe.sections import Recipe as Recipe
+from darwinlm.recipe.sections import RecoverySettings as RecoverySettings
+from darwinlm.recipe.sections import SearchSettings as SearchSettings
+from darwinlm.recipe.sections import SearchStage as SearchStage
+from darwinlm.recipe.sections import TrainingSettings as TrainingSettings
+from darwinlm.recipe.sections import UnitsSettings as UnitsSettings

@@ -7,15 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from darwinlm.errors import RecipeError
-from darwinlm.limits import SHOWN, LimitError, parse_yaml, shorten, suggestion
-from darwinlm.recipe.budget import BUDGETS
-from darwinlm.recipe.search import SearchStage
-from darwinlm.recipe.sections import Recipe
-from darwinlm.recipe.shipped import find_recipe, shipped_recipes
+from darwinlm.limits import SHOWN, parse_yaml, shorten, suggestion
+from darwinlm.recipe.sections import BUDGETS, Recipe, SearchStage
 
 OPTIONS: Mapping[str, str] = {
     "model": "model",
@@ -29,6 +25,9 @@ OPTIONS: Mapping[str, str] = {
     "allow_remote_code": "allow_remote_code",
 }
 """Short names of fields: options of the command `prune` and arguments of the function."""
+
+_HOMES = (Path(__file__).parents[1] / "recipes", Path(__file__).parents[3] / "recipes")
+"""Folders of the bundled recipes: in an installed wheel, and in the repository."""
 
 MISTAKES = 5
 """Maximum number of wrong fields in a message."""
@@ -122,7 +121,7 @@ def _assembled(
             raise RecipeError(f"--set takes section.field=value, not '{assignment}'")
         try:
             value = parse_yaml(text)
-        except (yaml.YAMLError, LimitError) as error:
+        except ValueError as error:
             raise RecipeError(
                 f"--set {shorten(name)}: '{shorten(text)}' isn't a YAML value: {shorten(error, 300)}"
             ) from error
@@ -145,13 +144,35 @@ def parse_recipe(tree: Mapping[str, Any], where: str) -> Recipe:
     return recipe
 
 
+def shipped_recipes() -> dict[str, Path]:
+    """Files of the bundled recipes, by name."""
+    home = next((home for home in _HOMES if (home / "llama2-7b-2.7b.yaml").is_file()), None)
+    paths = sorted(home.glob("*.yaml"), key=lambda path: path.stem) if home is not None else []
+    return {path.name.removesuffix(".yaml"): path for path in paths}
+
+
+def find_recipe(recipe: str | Path) -> Path:
+    """File of a recipe, from a path, which has precedence if it exists, or the name of a bundled recipe.
+
+    Raises RecipeError if it is neither; the message lists the bundled recipes.
+    """
+    path = Path(recipe)
+    if path.exists() or path.suffix in (".yaml", ".yml") or len(path.parts) != 1:
+        return path
+    shipped = shipped_recipes()
+    if str(recipe) in shipped:
+        return shipped[str(recipe)]
+    hint = suggestion(str(recipe), shipped, f"give a YAML file, or one of {', '.join(shipped)}")
+    raise RecipeError(f"there is no recipe at {recipe}: {hint}")
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The tree of a recipe file; empty for an empty file. Raises RecipeError."""
     try:
         tree = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"can't read the recipe {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, LimitError) as error:
+    except ValueError as error:
         raise RecipeError(f"the recipe {path} isn't YAML: {shorten(error, 300)}") from error
     if tree is None:
         return {}

@@ -19,11 +19,7 @@ GROUPS: dict[str, int] = {
 
 
 def known_quantisation(name: str) -> str:
-    """A name as in `GROUPS`: `Q4_K_M` and `q4-k-m` are `q4_k_m`.
-
-    Raises:
-        ValueError: There is no such quantisation; the message suggests others.
-    """
+    """A name as in `GROUPS`: `Q4_K_M` and `q4-k-m` are `q4_k_m`. Raises ValueError, which suggests others."""
     plain = name.strip().lower().replace("-", "_")
     if plain in GROUPS:
         return plain

@@ -8,19 +8,36 @@ from __future__ import annotations
 
 from itertools import pairwise
 from math import lcm
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from darwinlm.recipe.base import Section
-from darwinlm.recipe.budget import BudgetSettings
+from darwinlm.recipe.presets import PRESETS, completed
 from darwinlm.recipe.quantisation import GROUPS, known_quantisation
-from darwinlm.recipe.quantities import Minutes, Part, Repeats, Share, Whole, parse_share
-from darwinlm.recipe.recovery import RecoverySettings
-from darwinlm.recipe.search import PRESETS, SearchSettings, completed
+from darwinlm.recipe.quantities import (
+    ByteCount,
+    Count,
+    Duration,
+    Factor,
+    Minutes,
+    Part,
+    Repeats,
+    Share,
+    Whole,
+    parse_share,
+)
 
 AttentionUnit = Literal["kv_group", "group_heads", "query_head", "lattice"]
 ExpertUnit = Literal["both", "whole", "width"]
+BudgetKind = Literal["keep", "params", "bytes", "speedup", "latency"]
+BUDGETS: tuple[BudgetKind, ...] = get_args(BudgetKind)
+"""Kinds of budget; a recipe names exactly one."""
+
+
+class Section(BaseModel):
+    """A closed, frozen part of the recipe."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class ComputeSettings(Section):
@@ -121,11 +138,184 @@ class DatabaseSettings(Section):
     """Finished database of this model to use, instead of building one."""
 
 
+class BudgetSettings(Section):
+    """The bound on the smaller model: exactly one of keep, params, bytes, speedup and latency."""
+
+    keep: Share | None = 0.5
+    """Largest share of the block parameters to keep: 0.5 or 50%. The default if no other bound is given."""
+    params: Count | None = Field(None, gt=0)
+    """Parameters of the whole saved model; a tied embedding counts once: 2.7B, 350M."""
+    bytes: ByteCount | None = Field(None, gt=0)
+    """Weights, and the KV cache of `context` tokens for `batch` sequences, both in the saved type: 4GiB, 900MB."""
+    speedup: Factor | None = None
+    """Speed relative to the dense model on this machine, for `prefill_tokens` and `decode_tokens`: 2x."""
+    latency: Duration | None = Field(None, gt=0)
+    """Time for `prefill_tokens` and `decode_tokens` on this machine: 30ms, 1.5s."""
+    tolerance: Share = Field(0.005, gt=0, le=0.1)
+    """Largest unused share of the budget: 0.005 or 0.5%. If units are coarser, one level."""
+    context: Whole = Field(4096, ge=0)
+    """Tokens in the KV cache of each sequence, for `bytes`; 0 counts only the weights."""
+    batch: Whole = Field(1, ge=1)
+    """Number of parallel sequences, for `bytes`, `speedup` and `latency`."""
+    prefill_tokens: Whole = Field(512, ge=0)
+    """Tokens of the timed prompt; 0 skips it."""
+    decode_tokens: Whole = Field(128, ge=0)
+    """Number of generated tokens whose time is added; 0 skips them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_gives_way(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "keep" not in data and any(data.get(kind) is not None for kind in BUDGETS):
+            return {**data, "keep": None}
+        return data
+
+    @field_validator("keep")
+    @classmethod
+    def _keep_is_a_share(cls, keep: float | None) -> float | None:
+        if keep is not None and not 0 < keep <= 1:
+            hint = f"; did you mean {keep:g}%?" if 2 <= keep <= 100 else ""
+            raise ValueError(f"must be above 0 and at most 100 %{hint}")
+        return keep
+
+    @field_validator("speedup")
+    @classmethod
+    def _speedup_is_one(cls, speedup: float | None) -> float | None:
+        if speedup is not None and speedup < 1:
+            raise ValueError("must be at least 1: the smaller model should be faster than the dense one")
+        return speedup
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> BudgetSettings:
+        given = [kind for kind in BUDGETS if getattr(self, kind) is not None]
+        if not given:
+            raise ValueError("no bound is given: give one of " + ", ".join(BUDGETS))
+        if len(given) > 1:
+            raise ValueError(f"give one bound only, not {' and '.join(given)} at once")
+        if self.kind in ("speedup", "latency") and not self.prefill_tokens and not self.decode_tokens:
+            raise ValueError("prefill_tokens and decode_tokens are both 0: there is nothing to time")
+        return self
+
+    @property
+    def kind(self) -> BudgetKind:
+        """Kind of the given bound."""
+        return next(kind for kind in BUDGETS if getattr(self, kind) is not None)
+
+
+class SearchStage(Section):
+    """One round of selection in a generation; all candidates are evaluated on the same tokens."""
+
+    tokens: Whole = Field(gt=0)
+    """Fitness tokens for each candidate."""
+    survivors: Repeats = Field(gt=0)
+    """Number of candidates that survive the round."""
+    training_tokens: Whole = Field(0, ge=0)
+    """Training tokens of each candidate before its evaluation, in addition to earlier rounds; 0 for none."""
+
+
+class TrainingSettings(Section):
+    """Training of candidates before their evaluation: AdamW on float32 master weights, KL to the dense model."""
+
+    learning_rate: float = Field(1e-4, gt=0)
+    """Learning rate after a warm-up of four steps; the paper has 1e-5 for models of 7B to 14B."""
+    lora_rank: Repeats = Field(0, ge=0)
+    """Rank of low-rank adapters that are trained instead of the weights, with less memory; 0 trains the weights."""
+
+
+class SearchSettings(Section):
+    """Evolution over allocations: one level for every module."""
+
+    minutes: Minutes | None = Field(None, gt=0)
+    """Time limit of the search (30, 30m, 1h, 90s); it then returns the best allocation so far."""
+    method: Literal["gradient", "paper"] = "gradient"
+    """`gradient`: children predicted from gradients of the loss and the database's estimates; any modules may trade,
+    and steps shrink. `paper`: DarwinLM's level switch, one level up and one down within a kind."""
+    generations: Repeats = Field(40, ge=1)
+    """Maximum number of generations; the paper has 200."""
+    offspring: Repeats = Field(12, ge=1)
+    """Maximum number of candidates in a generation; the paper has 16."""
+    stages: tuple[SearchStage, ...] = (
+        SearchStage(tokens=2048, survivors=2),
+        SearchStage(tokens=8192, survivors=1),
+    )
+    """Rounds of selection as in the paper: `tokens` of fitness text, `survivors`, and `training_tokens` before the
+    evaluation. The largest `tokens` is the amount of fitness text, of which `gradient` uses a different part in the
+    first round of each generation."""
+    training: TrainingSettings = TrainingSettings()
+    """Training of candidates, if a stage asks for it."""
+    seed: Whole = 0
+    """Seed of all random choices of the search, and of the split of the text."""
+
+    @model_validator(mode="after")
+    def _survivors_shrink(self) -> SearchSettings:
+        if not self.stages:
+            raise ValueError("stages: at least one is needed")
+        counts = [self.offspring, *(stage.survivors for stage in self.stages)]
+        if any(later >= earlier for earlier, later in pairwise(counts)):
+            raise ValueError(f"stages: survivors must decrease, starting below the offspring, but they are {counts}")
+        if counts[-1] != 1:
+            raise ValueError(f"stages: the last one must leave one survivor, but it leaves {counts[-1]}")
+        return self
+
+    @property
+    def training_needed(self) -> int:
+        """Number of training tokens that the search needs."""
+        return sum(stage.training_tokens for stage in self.stages)
+
+    @property
+    def fitness_needed(self) -> int:
+        """Number of fitness tokens that the search needs."""
+        return max(stage.tokens for stage in self.stages)
+
+
 class RefitSettings(Section):
     """Least-squares correction of the stitched model's output projections towards the dense residual stream."""
 
     tokens: Whole = Field(65536, ge=0)
     """Calibration tokens for the fit; at most `text.calibration_tokens`. 0 skips the refit."""
+
+
+class RecoverySettings(Section):
+    """Continued training of the smaller model (the paper's post-training), by distillation or on plain text."""
+
+    tokens: Count = Field(0, ge=0)
+    """Number of training tokens: 300000, 300M or 10B. 0 skips recovery."""
+    minutes: Minutes | None = Field(None, gt=0)
+    """Time limit of the training (30, 30m, 1h, 90s); the learning-rate schedule is shortened to end with it."""
+    text: str | None = None
+    """Source of the training text; none uses `text.source` without the documents of other purposes."""
+    epochs: Repeats = Field(1, ge=1)
+    """Maximum number of passes over the text if it has fewer tokens than `tokens`."""
+    batch_tokens: Count = Field(32768, gt=0)
+    """Tokens in one step, over all processes. If `tokens` is smaller, it is divided into up to eight steps."""
+    distillation: Share = Field(1.0, ge=0, le=1)
+    """Weight of distillation, KL(dense ‖ model) in nats per token, from 0 to 1. The next-token loss has the rest: 0.5
+    weights both equally, and 0 needs no dense model."""
+    teacher_cache: str | None = None
+    """Folder for the 64 most likely tokens of the dense model at each position. It then reads each text once for all
+    epochs, seeds and smaller models. A position takes 388 bytes, or 260 if the vocabulary has at most 65,536 tokens."""
+    learning_rate: float = Field(4e-4, gt=0)
+    """Learning rate of AdamW after a short warm-up; it falls to a tenth along a cosine."""
+    gradient_checkpointing: bool = False
+    """Recompute the activations of every block in the backward pass: less memory, about a third more time."""
+    embeddings: bool = True
+    """Whether to train the embedding and the output head too; pruning doesn't change them."""
+    lora_rank: Repeats = Field(0, ge=0)
+    """Rank of low-rank adapters that are trained on every projection and then merged; 0 trains all weights."""
+    sharding: Literal["none", "fsdp"] = "none"
+    """Distribution over several processes: `none` keeps the whole model in each (DDP), `fsdp` shards its weights
+    (FSDP2, without adapters)."""
+    save_every: Count = Field(10_000_000, gt=0)
+    """Tokens between two checkpoints, each with an evaluation on validation text; one more is written at the end."""
+    log_to: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
+    """Additional logs; TensorBoard's files are written to the stage's folder."""
+    seed: Whole = 0
+    """Seed of the order of the text and of the adapters' first weights."""
+
+    @model_validator(mode="after")
+    def _cache_is_used(self) -> RecoverySettings:
+        if self.teacher_cache is not None and self.distillation == 0:
+            raise ValueError("teacher_cache is only used by distillation: set distillation above 0")
+        return self
 
 
 class EvaluationSettings(Section):

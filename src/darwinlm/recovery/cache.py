@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sized
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sized
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,15 +34,6 @@ TOP_K = 64
 SHARD_TOKENS = 1 << 16
 _SMALL_VOCABULARY = 1 << 16
 _LEAST = -6e4
-
-
-@dataclass(frozen=True)
-class CacheKey:
-    """Inputs of stored log-probabilities besides the tokens."""
-
-    teacher: str
-    dtype: str
-    top_k: int = TOP_K
 
 
 class CachedText(Dataset[dict[str, Tensor]]):
@@ -74,9 +64,10 @@ def cached_text(
     text: Dataset[dict[str, Tensor]],
     teacher: Any,
     folder: Path,
-    key: CacheKey,
+    key: Mapping[str, str],
     *,
     batch_rows: int,
+    top_k: int = TOP_K,
     shard_tokens: int = SHARD_TOKENS,
     say: Callable[[str], None] = lambda message: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -84,8 +75,9 @@ def cached_text(
     """Load cached shards of a text, run the dense model on the rest, and check all of them.
 
     Several processes share the work. An interrupted call leaves complete shards, which the next call uses. Blocks are
-    `input_ids` [t] of one length, of which `batch_rows` are run at once. The folder may hold shards of other texts and
-    models. `say` gets a message about the size and time of the cache before it is built.
+    `input_ids` [t] of one length, of which `batch_rows` are run at once. `key` identifies the dense model and its
+    element type; the folder may hold shards of other texts and models. `say` gets a message about the size and time of
+    the cache before it is built.
 
     Raises:
         ArtifactError: A shard is damaged or belongs to other inputs, or the folder is a file.
@@ -97,21 +89,21 @@ def cached_text(
     length = len(text[0]["input_ids"])
     shard_blocks = max(1, shard_tokens // length)
     parts = [range(start, min(start + shard_blocks, blocks)) for start in range(0, blocks, shard_blocks)]
-    keys = [{**asdict(key), "tokens": _digest_of_tokens(_tokens(text, part))} for part in parts]
-    paths = [folder / f"top{key.top_k}_{digest_of(shard)}.safetensors" for shard in keys]
+    keys = [{**key, "top_k": top_k, "tokens": _digest_of_tokens(_tokens(text, part))} for part in parts]
+    paths = [folder / f"top{top_k}_{digest_of(shard)}.safetensors" for shard in keys]
     missing = [number for number, path in enumerate(paths) if not path.exists()]
     vocabulary = int(teacher.config.vocab_size)
-    size = sum(len(parts[number]) for number in missing) * length * bytes_per_token(vocabulary, key.top_k)
+    size = sum(len(parts[number]) for number in missing) * length * bytes_per_token(vocabulary, top_k)
     with parallel.agree():
         if parallel.is_main():
             shards = f"{len(missing)} of {len(parts)} shards are computed now and take {size / 1e9:.2f} GB on disk"
-            what = f"teacher cache: top {key.top_k} of {blocks * length:,} tokens in {folder}"
+            what = f"teacher cache: top {top_k} of {blocks * length:,} tokens in {folder}"
             say(f"{what}: {shards if missing else 'all there'}")
             check_room(folder, size, "the teacher cache takes", "or choose another folder")
         mine = parallel.mine(missing)
     with parallel.agree():
         for done, number in enumerate(mine):
-            _write(teacher, _tokens(text, parts[number]), paths[number], keys[number], key, batch_rows)
+            _write(teacher, _tokens(text, parts[number]), paths[number], keys[number], batch_rows)
             progress(done + 1, len(mine))
     with parallel.agree():
         for path, wanted in zip(paths, keys, strict=True):
@@ -144,11 +136,11 @@ def _digest_of_tensors(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _write(teacher: Any, tokens: Tensor, path: Path, shard: dict[str, Any], key: CacheKey, batch_rows: int) -> None:
+def _write(teacher: Any, tokens: Tensor, path: Path, shard: dict[str, Any], batch_rows: int) -> None:
     """Run the dense model on tokens [b, t] and store its log-probabilities."""
     tops = []
     for batch in torch.split(tokens, batch_rows):
-        top = dense_top(teacher, batch.to(teacher.device), key.top_k)
+        top = dense_top(teacher, batch.to(teacher.device), shard["top_k"])
         # Log-probabilities below the range of float16 are negligible.
         log_p = top.log_p.clamp_min(_LEAST).to(torch.float16)
         places = top.places.cpu().to(_places_type(int(teacher.config.vocab_size)))

@@ -188,11 +188,7 @@ class Checkpoints:
         return TrainingState.model_validate_json((path / STATE).read_bytes())
 
     def check_room(self, model: nn.Module) -> None:
-        """Check the free space for checkpoints: trained weights and two moments of each.
-
-        Raises:
-            StorageError: There is too little free space.
-        """
+        """Check the free space for checkpoints: trained weights and two moments of each. Raises StorageError."""
         wanted = 3 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad) * (KEPT + 1)
         what = f"{KEPT} checkpoints and a temporary one take"
         check_room(self.folder, wanted, what, "or choose another output folder")

@@ -14,11 +14,7 @@ _LOGS = {"tensorboard": ("tensorboard", "train"), "trackio": ("trackio", "tracki
 
 
 def check_teacher(teacher: Checkpoint, student: Checkpoint, tokenizer: Any) -> None:
-    """Refuse a dense model whose tokens differ from the smaller model's.
-
-    Raises:
-        ModelError: Vocabulary or tokenizer differ.
-    """
+    """Refuse a dense model whose vocabulary or tokens differ from the smaller model's. Raises ModelError."""
     sizes = int(teacher.config.vocab_size), int(student.config.vocab_size)
     if sizes[0] != sizes[1]:
         raise ModelError(

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, default_collate
 
 from darwinlm import parallel
 from darwinlm.artifact import digest_of
-from darwinlm.malloc import kept_memory
+from darwinlm.memory import kept_memory
 from darwinlm.recipe import RecoverySettings
 from darwinlm.recovery.cache import STORED
 from darwinlm.recovery.checkpoints import FIRST, SECOND, WEIGHTS, Checkpoints, LossGuard, TrainingState, gathered

@@ -20,13 +20,11 @@ def count(value: float | None) -> str:
     """Write a number of parameters or tokens: 820, 53.0 M, 1.24 B."""
     if value is None or not math.isfinite(value):
         return NOTHING
-    if abs(value) < 999.5:
-        return f"{value:.0f}"
-    for unit, digits in (("k", 1), ("M", 1), ("B", 2), ("T", 2)):
+    for unit, digits in (("", 0), (" k", 1), (" M", 1), (" B", 2)):
+        if round(abs(value), digits) < 1000:
+            return f"{value:.{digits}f}{unit}"
         value /= 1000
-        if round(abs(value), digits) < 1000 or unit == "T":
-            return f"{value:.{digits}f} {unit}"
-    raise AssertionError("every number has a unit")
+    return f"{value:.2f} T"
 
 
 def megabytes(value: float | None) -> str:

@@ -1,1 +1,1 @@
-"""Entry points: a sweep of sizes, rounds of pruning, recovery without pruning."""
+"""Entry points: one size, a sweep of sizes, recovery without pruning, the demo, speed in engines, verification."""

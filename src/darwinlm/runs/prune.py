@@ -36,11 +36,8 @@ class Result:
     def load(self, *, device: str = "auto", dtype: str = "auto") -> tuple[Any, Any]:
         """Load the smaller model and its tokenizer as transformers objects.
 
-        `device` is auto, cpu, cuda ..., `dtype` auto, bfloat16, float16 or float32.
-
-        Raises:
-            ModelError: The model no longer exists.
-            RecipeError: There is no such device or element type.
+        `device` is auto, cpu, cuda ..., `dtype` auto, bfloat16, float16 or float32. Raises ModelError if the model no
+        longer exists, RecipeError if there is no such device or element type.
         """
         opened = self._opened(device, dtype)
         return opened.model, opened.tokenizer
@@ -48,11 +45,8 @@ class Result:
     def generate(self, prompt: str, *, max_tokens: int = 128, temperature: float | None = None) -> str:
         """Answer a prompt, with the chat template if the model has one. Every call loads the model.
 
-        The answer has at most `max_tokens`. A temperature of 0 is greedy, None uses the model's generation config.
-
-        Raises:
-            DataError: The prompt doesn't fit into the model's context.
-            ModelError, RecipeError: As in `load`.
+        A temperature of 0 is greedy, None uses the model's generation config. Raises as `load`, or DataError if the
+        prompt doesn't fit into the model's context.
         """
         from darwinlm.chat import AnswerSettings, Conversation
 
@@ -111,7 +105,6 @@ def prune(
         reporter: Receiver of progress; None prints to the terminal.
 
     Raises:
-        RecipeError: Two budgets are given, or a value has no meaning.
         DarwinLMError: The input is wrong; see `darwinlm.errors`.
     """
     size = {"keep": keep, "params": params, "bytes": bytes, "speedup": speedup, "latency": latency}

@@ -13,8 +13,9 @@ from darwinlm.artifact import model_folder
 from darwinlm.compute import saved_dtype
 from darwinlm.console import Reporter
 from darwinlm.errors import RecipeError
-from darwinlm.export.hf import check_saved, is_custom, save_model
+from darwinlm.export.hf import check_saved, save_model
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.family import is_custom
 from darwinlm.families.origin import Origin, origin_of
 from darwinlm.figures import ModelKey
 from darwinlm.recipe import Recipe, load_recipe, parse_recipe
@@ -55,12 +56,8 @@ def recover(
         assignments: "section.field=value" strings, applied to the recipe.
         reporter: Receiver of progress; None prints to the terminal.
 
-    Returns:
-        The contents of summary.json: figures of the dense model and of the smaller one before and after training, the
-        record of the training, and search and refit of the pruning run.
-
-    Raises:
-        DarwinLMError: The input is wrong; see `darwinlm.errors`.
+    Returns the contents of summary.json: figures of the dense model and of the smaller one before and after training,
+    the record of the training, and search and refit of the pruning run. Raises DarwinLMError.
     """
     folder = Path(model).expanduser()
     small = model_folder(folder)
@@ -106,7 +103,7 @@ def _finish(run: Run, texts: Texts, student: Checkpoint, recovered: Recovered, m
     with run.stage("export", key, "export and evaluation", shared=True) as (stage, work):
         with parallel.agree():
             if parallel.is_main() and (work or not (target / "config.json").is_file()):
-                final = as_dtype(recovered.checkpoint.load(torch.float32), dtype)
+                final = as_dtype(recovered.model(), dtype)
                 save_model(final, target, tokenizer=student.tokenizer(), source=student.folder)
                 check_saved(final, target, texts["validation"].tokens[:2, :128])
         if work:
@@ -117,9 +114,7 @@ def _finish(run: Run, texts: Texts, student: Checkpoint, recovered: Recovered, m
             }
             loaders: Loaders = {name: partial(model.load, run.dtype, run.device) for name, model in models.items()}
             figures = measure_models(run, loaders, texts, dtype)
-            with parallel.agree():
-                if parallel.is_main():
-                    save_figures(stage.folder / FIGURES, figures)
+            parallel.in_main(save_figures, stage.folder / FIGURES, figures)
         measured = read_figures(stage.folder / FIGURES)
     saved = Checkpoint.open(target)
     of_teacher, of_saved = (vars(origin_of(model.folder, model.source)) for model in (run.teacher, saved))

@@ -32,13 +32,9 @@ SECONDS = 3.0
 def write_sizes(folder: Path, out: Path) -> int:
     """Predict sizes of a model from its database and write the page, without reading the model.
 
-    `folder` is the output folder of `darwinlm database` or `darwinlm prune`. Returns the number of sizes.
-
-    Raises:
-        ArtifactError: There is no finished database, it predicts no losses, or the plan beside it is missing, damaged
-            or of another model.
-        StorageError: The page can't be written.
-        BusyError: Another process writes the page.
+    `folder` is the output folder of `darwinlm database` or `darwinlm prune`. Returns the number of sizes. Raises
+    ArtifactError if there is no finished database, it predicts no losses, or the plan beside it is missing, damaged or
+    of another model; StorageError, BusyError.
     """
     with hold_target(out):
         stage = find_database(folder)
@@ -77,10 +73,9 @@ def _plan(stage: StageFolder, folder: Path) -> StageFolder:
 
 
 def _model(plan: StageFolder) -> tuple[Checkpoint, UnitsSettings, int, str]:
-    """Configuration and units of a plan, number of parameters outside the blocks, and the model's name.
+    """Configuration and units of a plan, number of parameters outside the blocks, and the model's name or type.
 
-    Raises:
-        ArtifactError: Something of this is missing or damaged; without a name, the model type stands for it.
+    Raises ArtifactError.
     """
     record: dict[str, Any] = read_record(plan.folder / "plan.json")
     try:

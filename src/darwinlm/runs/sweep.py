@@ -17,6 +17,9 @@ from darwinlm.report.summary import Summary
 from darwinlm.report.sweep import HEADINGS, SweepSummary, sweep_cells, sweep_page
 from darwinlm.run import Run
 
+SHARED = ("source", "vocabulary", "vocabulary_teacher", "text", "latency", "saliency", "database")
+"""Stages that runs with different budgets share."""
+
 SWEEP = "sweep"
 PAGE = "index.html"
 
@@ -41,23 +44,19 @@ def prune_sweep(
         reporter: Receiver of progress; None prints to the terminal.
         begun: Start of the recipes' time limit, `time.monotonic()`; None is now. The models share the limit.
 
-    Returns:
-        The contents of sweep.json: a row for each model, the dense one first; no rows if the last stage isn't the
-        report.
-
-    Raises:
-        DarwinLMError: As in `darwinlm.prune`.
-        RecipeError: The recipes differ in more than their bound, or two are the same.
+    Returns the contents of sweep.json: a row for each model, the dense one first; no rows if the last stage isn't the
+    report. Raises DarwinLMError.
     """
     folder = Path(out)
     ordered = _ordered(recipes)
     whole = Run(ordered[0], folder, reporter or Reporter())  # refuses a foreign folder, and locks it to the end
     summaries: list[tuple[str, Summary]] = []
     neighbour, limit = None, TimeLimit.of(ordered[0], runs=len(ordered), begun=begun)
+    shared = {stage: whole.path(stage) for stage in SHARED}
     for recipe in ordered:
         name = member_name(recipe.budget)
         whole.reporter.say(name)
-        run = Run(recipe, folder / name, whole.reporter, shared=folder)
+        run = Run(recipe, folder / name, whole.reporter, elsewhere=shared)
         results = run_stages(run, until, neighbour=neighbour, limit=limit)
         if STAGES.index(until) >= STAGES.index("search"):
             neighbour = results.search.allocation

@@ -166,8 +166,7 @@ def first_parent(
 ) -> Allocation:
     """Equal layers adjusted to the budget, or the neighbouring result moved to it if its loss is lower.
 
-    Raises:
-        BudgetError: No allocation lies within the budget's bounds.
+    Raises BudgetError if no allocation lies within the bounds.
     """
     start = uniform_start(problem, losses, uniform, random.Random(settings.seed))  # noqa: S311
     if neighbour is None:

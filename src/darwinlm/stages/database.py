@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -19,8 +20,9 @@ from darwinlm.database.elimination import why_not_recorded
 from darwinlm.database.finished import TEXT, calibration_documents, check_fits, find_database
 from darwinlm.database.store import DatabaseReader
 from darwinlm.errors import DataError
+from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.parts import KINDS
-from darwinlm.malloc import kept_memory
+from darwinlm.memory import kept_memory
 from darwinlm.run import Run
 from darwinlm.stages.text import Texts
 
@@ -37,11 +39,12 @@ class PruningDatabase:
     reader: DatabaseReader
 
 
-def stream_of(run: Run, tokens: Tensor, memory: HiddenMemory | None = None) -> BlockStream:
-    """The dense model's residual stream on tokens [n, t], before the first block."""
-    return BlockStream(
-        run.checkpoint, tokens, dtype=run.dtype, device=run.device, batch_tokens=run.batch_tokens, memory=memory
-    )
+def stream_of(
+    run: Run, tokens: Tensor, memory: HiddenMemory | None = None, *, checkpoint: Checkpoint | None = None
+) -> BlockStream:
+    """The residual stream of a model, by default the dense one, on tokens [n, t], before the first block."""
+    how: dict[str, Any] = {"dtype": run.dtype, "device": run.device, "batch_tokens": run.batch_tokens}
+    return BlockStream(checkpoint or run.checkpoint, tokens, **how, memory=memory)
 
 
 def database_stage(run: Run, texts: Texts) -> PruningDatabase:
@@ -57,15 +60,20 @@ def database_stage(run: Run, texts: Texts) -> PruningDatabase:
     if recipe.database.folder is not None:
         with parallel.agree():
             stage = _finished_database(run, Path(recipe.database.folder), texts)
-        return PruningDatabase(stage, DatabaseReader(stage.folder, run.checkpoint, recipe.units, device=run.device))
+    else:
+        stage = _built_database(run, texts["calibration"])
+    return PruningDatabase(stage, DatabaseReader(stage.folder, run.checkpoint, recipe.units, device=run.device))
+
+
+def _built_database(run: Run, text: TokenBlocks) -> StageFolder:
+    recipe = run.recipe
     key = {
         "model": run.checkpoint.digest,
-        "calibration": texts["calibration"].digest,
+        "calibration": text.digest,
         "units": recipe.units.attention,
         "database": recipe.database.model_dump(exclude={"folder"}),
         "arithmetic": run.arithmetic,
     }
-    text = texts["calibration"]
     if len(text.tokens) < parallel.size():
         raise DataError(
             f"text.calibration_tokens: {len(text.tokens)} sequences can't be shared by {parallel.size()} processes"
@@ -85,7 +93,7 @@ def database_stage(run: Run, texts: Texts) -> PruningDatabase:
                 )
             about = {"source": text.source, "tokens": text.n_tokens, "documents": list(text.document_hashes)}
             parallel.in_main(write_json, stage.folder / TEXT, about)
-    return PruningDatabase(stage, DatabaseReader(stage.folder, run.checkpoint, recipe.units, device=run.device))
+    return stage
 
 
 def gradient_tokens(calibration_tokens: int) -> int:

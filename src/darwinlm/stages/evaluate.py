@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -60,7 +61,7 @@ def evaluate_stage(run: Run, results: StageResults) -> Measured:
             }
             final = partial(Checkpoint.open(exported.folder).load, run.dtype, run.device)
             if refitted is not None and results.recover is not None:
-                loaders["refit"] = lambda: as_dtype(refitted.model(stitched.checkpoint), run.dtype)
+                loaders["refit"] = lambda: as_dtype(refitted.model(), run.dtype)
             elif refitted is not None:
                 loaders["refit"] = final
             if results.recover is not None:
@@ -127,9 +128,7 @@ def _bytes(model: Any) -> int:
 
 def _late(run: Run) -> Callable[[float], Callable[[], bool]]:
     """For a share of the time until the evaluation must end: whether this share has passed."""
-    begun, ends = time.monotonic(), run.evaluation_ends
-    if ends is None:
-        return lambda share: lambda: False
+    begun, ends = time.monotonic(), math.inf if run.evaluation_ends is None else run.evaluation_ends
     return lambda share: lambda: time.monotonic() - begun > share * (ends - begun)
 
 

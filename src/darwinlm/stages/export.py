@@ -9,8 +9,9 @@ import torch
 
 from darwinlm.artifact import file_digest, read_json, write_json
 from darwinlm.compute import saved_dtype
-from darwinlm.export.hf import check_saved, is_custom, save_model
+from darwinlm.export.hf import check_saved, save_model
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.family import is_custom
 from darwinlm.run import Run
 from darwinlm.stages.recover import Recovered
 from darwinlm.stages.refit import Refitted
@@ -51,13 +52,7 @@ def export_stage(
         # Users may move or delete the exported files.
         intact = not work and (folder / "config.json").is_file() and _digests(folder) == read_json(record)["files"]
         if not intact:
-            if recovered is not None:
-                model = recovered.checkpoint.load(torch.float32)
-            elif refitted is not None:
-                model = refitted.model(stitched.checkpoint)
-            else:
-                model = stitched.checkpoint.load(torch.float32)
-            model = as_dtype(model, dtype)
+            model = as_dtype((recovered or refitted or stitched).model(), dtype)
             save_model(model, folder, tokenizer=run.checkpoint.tokenizer(), source=run.teacher.folder)
             check_saved(model, folder, texts["validation"].tokens[:2, :128])
             write_json(

@@ -29,11 +29,7 @@ RATIOS = "ratios.json"
 def latency_stage(
     run: Run, space: SearchSpace, shapes: dict[tuple[int, ModuleKind], ModuleShape], dtype: torch.dtype
 ) -> CostModel:
-    """Measure the table, or reuse it; costs are nanoseconds of the recipe's workload.
-
-    Raises:
-        ArtifactError: The table is damaged.
-    """
+    """Measure the table, or reuse it; costs are nanoseconds of the recipe's workload. Raises ArtifactError."""
     budget, on_gpu = run.recipe.budget, run.device.type == "cuda"
     name = torch.cuda.get_device_name(run.device) if on_gpu else platform.processor() or platform.machine()
     key = {
@@ -60,10 +56,10 @@ def latency_stage(
             write_json(stage.folder / TABLE, measured)
             if on_gpu and not timer.graphs:
                 run.reporter.say("latency table: decoding can't be recorded as a CUDA graph and was timed without one")
-        table, worst = read_table(stage.folder / TABLE)
+        table = read_table(stage.folder / TABLE)
         if work:
-            run.reporter.say(f"latency table: whole models are predicted to within {worst:.1%}")
-            if worst > WORRYING:
+            run.reporter.say(f"latency table: whole models are predicted to within {table.worst_error:.1%}")
+            if table.worst_error > WORRYING:
                 run.reporter.say(
                     f"the machine was busy or its speed changed: close other programs, delete {stage.folder} and "
                     "repeat the command"

@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from darwinlm import parallel
 from darwinlm.artifact import MANIFEST, STAGES, StageFolder, digest_of, read_json, write_json
 from darwinlm.data import Shuffle, check_not_evaluation_text, read_documents
@@ -34,30 +32,19 @@ RECORD = "record.json"
 
 
 @dataclass(frozen=True)
-class Recovered:
-    """The trained model."""
+class Recovered(Stitched):
+    """The trained model, with the record of its training."""
 
-    stage: StageFolder
-    checkpoint: Checkpoint
     record: dict[str, Any]
 
 
 def recover_stage(run: Run, texts: Texts, stitched: Stitched, refitted: Refitted | None) -> Recovered | None:
-    """Train the refitted (or stitched) model; None if the recipe skips recovery.
-
-    Raises:
-        DarwinLMError: See `recover_model`.
-    """
+    """Train the refitted (or stitched) model, as `recover_model`; None if the recipe skips recovery."""
     if not run.recipe.recovery.tokens:
         return None
     before = {"stitched": stitched.stage.digest, "refit": refitted.stage.digest if refitted else None}
-
-    def student() -> Any:
-        if refitted is None:
-            return stitched.checkpoint.load(torch.float32)
-        return refitted.model(stitched.checkpoint)
-
-    return recover_model(run, texts, (stitched.checkpoint, run.checkpoint.tokenizer()), student, before)
+    described = stitched.checkpoint, run.checkpoint.tokenizer()
+    return recover_model(run, texts, described, (refitted or stitched).model, before)
 
 
 def check_recovery(run: Run, described: tuple[Checkpoint, Any] | None = None) -> Steps:
@@ -132,17 +119,17 @@ def recover_model(
         key["looking_back"] = run.recipe.text.looking_back
     if run.skipped_tokens:
         key["skipped"] = run.skipped_tokens
-    work = run.folder / STAGES / "recover-work"  # checkpoints and packed text, deleted after the training
+    scratch = run.folder / STAGES / "recover-work"  # checkpoints and packed text, deleted after the training
     if parallel.is_main() and (run.path("recover") / MANIFEST).exists():
-        shutil.rmtree(work, ignore_errors=True)  # left by a training that was killed at its end
-    with run.stage("recover", key, "recovery", shared=True) as (stage, work_to_do):
-        if work_to_do:
+        shutil.rmtree(scratch, ignore_errors=True)  # left by a training that was killed at its end
+    with run.stage("recover", key, "recovery", shared=True) as (stage, work):
+        if work:
             with parallel.main_first():
                 if parallel.is_main():
-                    _begin(work, stage.digest)
+                    _begin(scratch, stage.digest)
                     pack_documents(
                         read_documents(source, shuffle=Shuffle(run.recipe.search.seed), tokenizer=tokenizer),
-                        work / "text",
+                        scratch / "text",
                         run.skipped_tokens + steps.blocks * steps.length,
                         tokenizer,
                         reserved=reserved,
@@ -150,17 +137,17 @@ def recover_model(
                         source=source,
                         progress=run.reporter.advance,
                     )
-            _train(run, stage, work, texts, tokenizer, student, steps)
+            _train(run, stage, scratch, texts, tokenizer, student, steps)
     if parallel.is_main():
-        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
     return Recovered(stage, Checkpoint.open(stage.folder / "model"), read_json(stage.folder / RECORD))
 
 
 def _train(
-    run: Run, stage: StageFolder, work: Path, texts: Texts, tokenizer: Any, student: Callable[[], Any], steps: Steps
+    run: Run, stage: StageFolder, scratch: Path, texts: Texts, tokenizer: Any, student: Callable[[], Any], steps: Steps
 ) -> None:
     """Train on the packed text, and save the model and the record."""
-    from darwinlm.recovery.cache import CacheKey, cached_text
+    from darwinlm.recovery.cache import cached_text
     from darwinlm.recovery.train import Training
 
     settings, looking_back, seed = run.recipe.recovery, run.recipe.text.looking_back, run.recipe.search.seed
@@ -168,7 +155,7 @@ def _train(
         repeats = partial(with_repeats, share=looking_back, seed=seed, ordinary=ordinary_tokens(tokenizer))
         bos = added_bos(tokenizer)
         text: PackedText | CachedText = PackedText(
-            work / "text", steps.length, steps.blocks, run.skipped_tokens, bos, repeats=repeats
+            scratch / "text", steps.length, steps.blocks, run.skipped_tokens, bos, repeats=repeats
         )
         dense = run.teacher.load(run.dtype, run.device) if settings.distillation else None
     if settings.teacher_cache is not None:
@@ -176,7 +163,7 @@ def _train(
             text,
             dense,
             Path(settings.teacher_cache).expanduser(),
-            CacheKey(run.teacher.digest, run.recipe.compute.dtype),
+            {"teacher": run.teacher.digest, "dtype": run.recipe.compute.dtype},
             batch_rows=steps.rows,
             say=run.reporter.say,
             progress=run.reporter.advance,
@@ -189,7 +176,7 @@ def _train(
             texts["validation"].tokens,
             steps,
             settings,
-            work / "training",
+            scratch / "training",
             {"key": stage.digest, "steps": steps.count},
             device=run.device,
             dtype=run.dtype,
@@ -201,15 +188,15 @@ def _train(
     parallel.in_main(write_json, stage.folder / RECORD, trained.record)
 
 
-def _begin(work: Path, digest: str) -> None:
-    """Mark the work folder as of a training; that of another one is deleted. Raises ArtifactError if it has begun."""
-    marker = work / "key.json"
+def _begin(scratch: Path, digest: str) -> None:
+    """Mark the folder as of a training; that of another one is deleted. Raises ArtifactError if it has begun."""
+    marker = scratch / "key.json"
     if marker.exists() and read_json(marker) != digest:
-        begun = sorted((work / "training").glob("checkpoint-*"))
+        begun = sorted((scratch / "training").glob("checkpoint-*"))
         if begun:
             raise ArtifactError(
                 f"{begun[-1]} belongs to an unfinished recovery with other settings, text or weights: resume with "
-                f"those, choose another output folder, or delete {work} to discard it"
+                f"those, choose another output folder, or delete {scratch} to discard it"
             )
-        shutil.rmtree(work)
+        shutil.rmtree(scratch)
     write_json(marker, digest)

@@ -45,24 +45,26 @@ class Refitted:
     """
 
     stage: StageFolder
+    stitched: Stitched
     choices: list[dict[str, Any]]
     record: dict[str, Any]
 
-    def weights(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
+    def weights(self) -> dict[str, Tensor]:
         """The corrected weights by tensor name, float32; empty if the stitched model was better."""
         corrected: dict[str, Tensor] = {}
         if self.record["kept"] == "stitched":
             return corrected
+        checkpoint = self.stitched.checkpoint
         for block in range(checkpoint.n_blocks):
             weights = _interpolated(self.stage.folder, checkpoint, block, self.record["strength"])
             corrected |= {checkpoint.block_prefix(block) + name: weight for name, weight in weights.items()}
         return corrected
 
-    def model(self, checkpoint: Checkpoint) -> Any:
+    def model(self) -> Any:
         """The corrected model in memory, float32."""
-        model = checkpoint.load(torch.float32)
+        model = self.stitched.model()
         parameters = dict(model.named_parameters())
-        for name, weight in self.weights(checkpoint).items():
+        for name, weight in self.weights().items():
             parameters[name].data = weight
         return model
 
@@ -84,17 +86,7 @@ def refit_stage(run: Run, texts: Texts, stitched: Stitched) -> Refitted | None:
         "tokens": tokens,
         "arithmetic": run.arithmetic,
     }
-
-    def small(text: Tensor, memory: HiddenMemory) -> BlockStream:
-        return BlockStream(
-            stitched.checkpoint,
-            text,
-            dtype=run.dtype,
-            device=run.device,
-            batch_tokens=run.batch_tokens,
-            memory=memory,
-        )
-
+    small = partial(stream_of, run, checkpoint=stitched.checkpoint)
     with run.stage("refit", key, "refit", shared=True) as (stage, work):
         if work:
             memory = HiddenMemory(stage.folder)
@@ -123,7 +115,7 @@ def refit_stage(run: Run, texts: Texts, stitched: Stitched) -> Refitted | None:
             parallel.in_main(write_json, stage.folder / "choices.json", [asdict(choice) for choice in choices])
             parallel.in_main(write_json, stage.folder / RECORD, summed_up)
         decisions, record = read_json(stage.folder / "choices.json"), read_json(stage.folder / RECORD)
-    return Refitted(stage, decisions, record)
+    return Refitted(stage, stitched, decisions, record)
 
 
 def _interpolated(folder: Path, checkpoint: Checkpoint, block: int, strength: float) -> dict[str, Tensor]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+import torch
 
 from darwinlm.artifact import StageFolder
 from darwinlm.export.hf import save_model
@@ -19,6 +22,10 @@ class Stitched:
 
     stage: StageFolder
     checkpoint: Checkpoint
+
+    def model(self) -> Any:
+        """The model in memory, float32."""
+        return self.checkpoint.load(torch.float32)
 
 
 def stitch_stage(run: Run, database: PruningDatabase, search: SearchResult) -> Stitched:

@@ -11,7 +11,7 @@ from darwinlm.artifact import digest_of, read_json, write_json
 from darwinlm.data import Shuffle, check_not_evaluation_text, document_hash
 from darwinlm.data.packing import token_ids
 from darwinlm.data.sources import read_domains
-from darwinlm.data.splits import TextPlan
+from darwinlm.data.splits import purpose_of
 from darwinlm.errors import DataError, RecipeError
 from darwinlm.evaluation.spelling import measure_bits, measure_spelling
 from darwinlm.families.checkpoint import Checkpoint
@@ -29,7 +29,7 @@ BATCH_DOCUMENTS = 512
 CHARACTERS_PER_TOKEN = 3
 """Length of held-out passages, so that they fit into a sequence; SmolLM2's tokens have about 4.5."""
 FIGURES = "figures.json"
-Texts = dict[str, list[str]]
+ByDomain = dict[str, list[str]]
 
 
 def vocabulary_stage(run: Run) -> VocabularyFigures | None:
@@ -90,15 +90,15 @@ def with_vocabulary_of(run: Run, dense: Checkpoint, small: Checkpoint) -> Checkp
     return Checkpoint.open(stage.folder / "model", dense.source)
 
 
-def _documents(run: Run, source: str, tokenizer: Any) -> tuple[Texts, Texts]:
+def _documents(run: Run, source: str, tokenizer: Any) -> tuple[ByDomain, ByDomain]:
     """Documents for the choice, and held-out ones, by domain. Those for the evaluation are held out."""
     settings = run.recipe.text
     check_not_evaluation_text(source, allow_benchmark_text=settings.allow_benchmark_text)
-    plan = TextPlan(shares_of(run.recipe), settings.sequence_length, run.recipe.search.seed)
-    texts: Texts = {}
-    held_out: Texts = {}
-    for domain, text in read_domains(source, CHARACTERS, shuffle=Shuffle(run.recipe.search.seed), tokenizer=tokenizer):
-        held = plan.purpose_of(document_hash(text)) == "evaluation"
+    shares, seed = shares_of(run.recipe), run.recipe.search.seed
+    texts: ByDomain = {}
+    held_out: ByDomain = {}
+    for domain, text in read_domains(source, CHARACTERS, shuffle=Shuffle(seed), tokenizer=tokenizer):
+        held = purpose_of(document_hash(text), shares, seed) == "evaluation"
         (held_out if held else texts).setdefault(domain, []).append(text)
     if not texts or not held_out:
         raise DataError(
@@ -108,7 +108,7 @@ def _documents(run: Run, source: str, tokenizer: Any) -> tuple[Texts, Texts]:
     return texts, held_out
 
 
-def _choose(run: Run, texts: Texts, tokenizer: Any) -> tuple[list[int], dict[str, Any]]:
+def _choose(run: Run, texts: ByDomain, tokenizer: Any) -> tuple[list[int], dict[str, Any]]:
     """Old numbers of the kept tokens in their new order, and the smaller tokenizer."""
     dense, wanted = run.checkpoint, run.recipe.vocabulary
     assert wanted is not None
@@ -141,7 +141,7 @@ def _choose(run: Run, texts: Texts, tokenizer: Any) -> tuple[list[int], dict[str
     return rows, tree.cut(rows)
 
 
-def _measure(run: Run, small: Checkpoint, rows: Sequence[int], held_out: Texts) -> VocabularyFigures:
+def _measure(run: Run, small: Checkpoint, rows: Sequence[int], held_out: ByDomain) -> VocabularyFigures:
     """What the smaller vocabulary costs, on held-out text."""
     dense, whole, cut = run.checkpoint, run.checkpoint.tokenizer(), small.tokenizer()
     domains = {name: asdict(measure_spelling(texts, whole, cut, rows)) for name, texts in held_out.items()}
@@ -159,7 +159,7 @@ def _measure(run: Run, small: Checkpoint, rows: Sequence[int], held_out: Texts) 
     )
 
 
-def _passages(run: Run, held_out: Texts) -> Iterator[str]:
+def _passages(run: Run, held_out: ByDomain) -> Iterator[str]:
     """Beginnings of held-out documents, of each domain in turn, in all as long as the evaluation text."""
     settings = run.recipe.text
     length = CHARACTERS_PER_TOKEN * settings.sequence_length

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from darwinlm import parallel
 from darwinlm.calibration.experts import expert_module
-from darwinlm.calibration.moments import CrossMoment, SecondMoment
+from darwinlm.calibration.moments import SecondMoment
 from darwinlm.calibration.stream import norm_divisor, norm_gain, output_projection
 from darwinlm.families.parts import ModuleKind
 from darwinlm.surgery.ridge import ridge_solution, squared_error
@@ -54,10 +54,11 @@ class Moments:
     """
 
     def __init__(self, inputs: int, outputs: int, device: torch.device, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
-        second, cross, energy = SecondMoment(inputs, device), CrossMoment(outputs, inputs, device), 0.0
+        second, cross = SecondMoment(inputs, device=device), SecondMoment(inputs, outputs, device=device)
+        energy = 0.0
         for x, y in pairs:
             second.add(x)
-            cross.add(y, x)
+            cross.add(x, y)
             energy += float(y.double().square().sum())
         self.H, self.C = second.take(parallel.all_reduce), cross.take(parallel.all_reduce)
         energy, self.count = parallel.all_reduce(torch.tensor([energy, second.count], dtype=torch.float64)).tolist()

@@ -91,15 +91,6 @@ def layer_overrides(
     return {ATTENTION_HEADS: level.query_heads, KV_HEADS: level.query_heads, **repeated}
 
 
-def layer_config(config: Any, block: int, overrides: Mapping[str, Any]) -> Any:
-    """A copy of the configuration for one layer, with the same attention implementation."""
-    one = copy.copy(config.per_layer_config[block])
-    one.__dict__.pop("_heterogeneity_spec", None)
-    for name, value in overrides.items():
-        setattr(one, name, value)
-    return one
-
-
 def small_module(
     block: nn.Module,
     config: Any,
@@ -120,7 +111,10 @@ def small_module(
         overrides = {QUERY_GROUPS: None, STORED_KV_HEADS: None, **overrides, "head_dim": shape.head_dim}
     else:
         overrides = {SHARED_WIDTH: None, **overrides}
-    one = layer_config(config, shape.block, overrides)
+    one = copy.copy(config.per_layer_config[shape.block])
+    one.__dict__.pop("_heterogeneity_spec", None)
+    for name, value in overrides.items():
+        setattr(one, name, value)
     with torch.device("meta"):
         layer = type(block)(one, shape.block)
         module = part_of(layer, family.module(kind))

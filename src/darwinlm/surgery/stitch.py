@@ -16,7 +16,7 @@ from transformers import AutoConfig
 from darwinlm.database.levels import Level, ModuleLevels, kept_groups
 from darwinlm.database.store import DatabaseReader
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.family import PREFIX
+from darwinlm.families.family import class_prefix, is_custom
 from darwinlm.families.parts import KINDS, Experts, ModuleKind
 from darwinlm.families.pruned import pruned_classes, pruned_config
 from darwinlm.families.shapes import head_dim, module_shapes
@@ -24,6 +24,17 @@ from darwinlm.surgery.shrink import KV_HEADS, QUERY_GROUPS, SHARED_WIDTH, layer_
 
 SKIP = "skip"
 Chosen = dict[tuple[int, ModuleKind], Level]
+
+
+def stitch(database: DatabaseReader, allocation: tuple[int, ...]) -> Any:
+    """The smaller model of an allocation, in memory, in the checkpoint's types."""
+    checkpoint = database.checkpoint
+    chosen = chosen_levels(database.modules, allocation)
+    table = layer_table(checkpoint.n_blocks, chosen, partial(sizes_in, database))
+    model = empty_model(smaller_config(checkpoint, table), checkpoint)
+    left, _ = fill(model, {name: tensor.clone() for name, tensor in stitched_tensors(database, chosen)})
+    assert not left, f"stitching left {left} without weights"
+    return model.eval().requires_grad_(requires_grad=False)
 
 
 def chosen_levels(modules: tuple[ModuleLevels, ...], allocation: tuple[int, ...]) -> Chosen:
@@ -34,7 +45,7 @@ def chosen_levels(modules: tuple[ModuleLevels, ...], allocation: tuple[int, ...]
 
 def layer_table(
     n_blocks: int,
-    chosen: Mapping[tuple[int, ModuleKind], Level],
+    chosen: Chosen,
     sizes: Callable[[int, ModuleKind, Level], dict[str, Any]],
 ) -> dict[int, dict[str, Any]]:
     """`per_layer_config` of a smaller model: `sizes` of the modules of every layer, and sub-layers that it skips."""
@@ -52,9 +63,9 @@ def layer_table(
 
 def sizes_in(database: DatabaseReader, block: int, kind: ModuleKind, level: Level) -> dict[str, Any]:
     """Configuration fields of a layer for a module of a database at a level."""
-    shape, query_groups = database.shape(block, kind), None
+    shape, query_groups = database.shapes[block, kind], None
     if kind == "attention":
-        _, query_groups = kept_groups(shape, level, database.columns(block, kind, level).sort().values)
+        _, query_groups = kept_groups(shape, level, database.columns(block, kind, level))
     return layer_overrides(database.checkpoint.family, shape, level, query_groups)
 
 
@@ -88,7 +99,7 @@ def smaller_config(checkpoint: Checkpoint, table: dict[int, dict[str, Any]]) -> 
         # Some families' classes refuse head counts that don't divide the hidden size; our class accepts them.
         with contextlib.suppress(StrictDataclassError):
             config = AutoConfig.for_model(**tree)
-            config.architectures = [f"{family.class_prefix}ForCausalLM"]
+            config.architectures = [f"{class_prefix(family.model_type)}ForCausalLM"]
             return config
     changes = {}
     experts = family.mlp.experts
@@ -102,7 +113,7 @@ def smaller_config(checkpoint: Checkpoint, table: dict[int, dict[str, Any]]) -> 
 
 def _dense_table(checkpoint: Checkpoint) -> dict[int, dict[str, Any]] | None:
     """The table of a model whose family has layers of different sizes (Gemma 4); None if it was pruned."""
-    if str(checkpoint.config.model_type).startswith(PREFIX):
+    if is_custom(checkpoint.config):
         return None
     table: dict[int, dict[str, Any]] = {block: {} for block in range(checkpoint.n_blocks)}
     for shape in module_shapes(checkpoint):
@@ -133,7 +144,7 @@ def _common_sizes(table: dict[int, dict[str, Any]], experts: Experts | None) -> 
 
 def empty_model(config: Any, checkpoint: Checkpoint) -> Any:
     """The smaller model on the meta device, except for buffers that aren't saved."""
-    if str(config.model_type).startswith(PREFIX):
+    if is_custom(config):
         pruned_classes(*checkpoint.family.class_names)
     return Checkpoint(checkpoint.folder, config, checkpoint.family, checkpoint.source).skeleton()
 
@@ -163,25 +174,10 @@ def stitched_tensors(database: DatabaseReader, chosen: Chosen) -> Iterator[tuple
                 continue
             tensors, norms = split_block(inside, part)
             kept = database.kept(block, kind, level)
-            for name, tensor in shrink_tensors(family, database.shape(block, kind), tensors, kept).items():
+            for name, tensor in shrink_tensors(family, database.shapes[block, kind], tensors, kept).items():
                 yield f"{prefix}{part.prefix}{name}", tensor
             for name, tensor in norms.items():
                 yield prefix + name, tensor
-
-
-def stitch(database: DatabaseReader, allocation: tuple[int, ...]) -> Any:
-    """The smaller model of an allocation, in memory, in the checkpoint's types."""
-    checkpoint = database.checkpoint
-    chosen = chosen_levels(database.modules, allocation)
-    table = layer_table(checkpoint.n_blocks, chosen, partial(sizes_in, database))
-    config = smaller_config(checkpoint, table)
-    model = empty_model(config, checkpoint)
-    tensors = {}
-    for name, tensor in stitched_tensors(database, chosen):
-        tensors[name] = tensor.clone()
-    left, _ = fill(model, tensors)
-    assert not left, f"stitching left {left} without weights"
-    return model.eval().requires_grad_(requires_grad=False)
 
 
 def block_parameters(model: nn.Module, layers: str) -> int:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from darwinlm.calibration.stream import BlockStream, output_projection
-from darwinlm.errors import NumericsError
 from darwinlm.families.decoder import absent
 from darwinlm.families.parts import ModuleKind, SubLayer
 from darwinlm.memory import free_bytes
@@ -67,11 +66,7 @@ class BlockWalk:
 
     @torch.no_grad()
     def finish(self, kind: ModuleKind) -> None:
-        """Move the stream past a sub-layer, with the current output projection.
-
-        Raises:
-            NumericsError: The stream is no longer finite.
-        """
+        """Move the stream past a sub-layer, with the current output projection. Raises NumericsError."""
         stream = self.stream
         if kind != "tail" and not stream.decoder.has(self.block, kind):
             return
@@ -83,12 +78,7 @@ class BlockWalk:
             else:
                 with self._standing_in(kind, _Given(stream.checkpoint.family.module(kind), output(x))):
                     result = self._half(kind, index, stream.hidden[index])
-            if not bool(torch.isfinite(result).all()):
-                raise NumericsError(
-                    f"block {self.block} of {stream.checkpoint.folder} gives values that aren't finite on the "
-                    "calibration text: the checkpoint is broken, or try compute.dtype=float32"
-                )
-            stream.hidden[index] = result
+            stream.move(self.block, index, result)
 
     @torch.no_grad()
     def ahead(self, kind: ModuleKind) -> Iterator[Tensor]:

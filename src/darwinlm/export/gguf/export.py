@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from darwinlm.artifact import write_json
-from darwinlm.engines import EngineProcess, require_engine
-from darwinlm.errors import EngineError, ExportError, MissingExtraError, storage_error
+from darwinlm.engines.process import EngineProcess, require_engine
+from darwinlm.errors import EngineError, ExportError, MissingExtraError, import_extra, storage_error
 from darwinlm.export.check import (
     LOGITS,
     SAME_ARITHMETIC,
@@ -31,10 +31,11 @@ from darwinlm.export.check import (
     model_streams,
 )
 from darwinlm.export.gguf.layout import Layout, choose_layout
-from darwinlm.export.gguf.reference import Get, GgufFile, reference_streams
+from darwinlm.export.gguf.reference import Get, GgufFile, computes, reference_streams
+from darwinlm.export.gguf.rope import UnsupportedError
 from darwinlm.export.gguf.tensors import block_tensors, gguf_tensors
-from darwinlm.export.gguf.tokenizer import TokenizerKeys, copy_tokenizer, read_tokenizer
-from darwinlm.export.gguf.write import BY_LIBRARY, QUANTISATIONS, require_gguf, write_gguf
+from darwinlm.export.gguf.tokenizer import MODEL, TEMPLATE, copy_tokenizer, read_tokenizer
+from darwinlm.export.gguf.write import BY_LIBRARY, QUANTISATIONS, write_gguf
 from darwinlm.export.reshape import Reshaper
 from darwinlm.families.checkpoint import Checkpoint
 
@@ -75,12 +76,17 @@ def export_gguf(
     """
     if quantisation not in QUANTISATIONS:
         raise ExportError(f"there is no quantisation '{quantisation}'; known are {', '.join(QUANTISATIONS)}")
-    require_gguf()
+    import_extra("gguf", "gguf", "writing GGUF files")
     if quantisation in BY_LIBRARY:
         require_engine(ENGINE, f"quantising to {quantisation}")
     reshaper = Reshaper(checkpoint)
-    layout = choose_layout(reshaper, mlp_multiple=mlp_multiple)
-    if not layout.architecture.referenced:
+    try:
+        layout = choose_layout(reshaper, mlp_multiple)
+    except UnsupportedError as error:
+        raise ExportError(
+            f"no architecture of stock llama.cpp supports this {reshaper.family.key} model: {error}"
+        ) from error
+    if not computes(layout.architecture.name, slides=layout.window is not None):
         require_engine(ENGINE, f"checking a file of the architecture {layout.architecture.name}")
     vocabulary = int(checkpoint.config.vocab_size)
     tokenizer = (
@@ -89,7 +95,7 @@ def export_gguf(
         else read_tokenizer(checkpoint.folder, checkpoint.tokenizer(), vocabulary)
     )
     report = ExportReport("gguf", str(out), notes=list(layout.notes))
-    job = _Job(reshaper, layout, tokenizer, quantisation, threads, report)
+    job = _Job(reshaper, layout, tokenizer, tokenizer_from is not None, quantisation, threads, report)
     if checkpoint.whole is not None:
         report.notes.append("the file holds the language model alone, without the parts around it")
     temporary = out.with_name(f".{out.name}.partial")
@@ -115,7 +121,8 @@ def export_gguf(
 class _Job:
     reshaper: Reshaper
     layout: Layout
-    tokenizer: TokenizerKeys
+    tokenizer: dict[str, Any]
+    copied: bool
     quantisation: str
     threads: int
     report: ExportReport
@@ -137,25 +144,25 @@ def _check(job: _Job, path: Path) -> None:
     """Compare masked dense, pruned, the file's tensors before quantisation, the file, and llama.cpp."""
     reshaper, layout, tokenizer, report = job.reshaper, job.layout, job.tokenizer, job.report
     checkpoint = reshaper.checkpoint
-    tokens = check_tokens(checkpoint, report)[: layout.features.context]
+    tokens = check_tokens(checkpoint, report)[: layout.context]
     blocks = [target.block for target in layout.targets]
     model = checkpoint.load(torch.float32)
     expected = MEMORY, model_streams(model, checkpoint.family, tokens)
     check_masked(reshaper, expected[1], tokens, report)
-    if layout.features.rope.rounded:
+    if layout.rope.rounded:
         expected = ROUNDED_YARN, _with_rounded_yarn(model, job, expected[1], tokens)
     pruned = expected[1]
     file = GgufFile(path)
     report.details |= {
         "architecture": layout.architecture.name,
         "quantisation": job.quantisation,
-        "tokenizer": f"{tokenizer.model}{' ' + str(tokenizer.values['pre']) if 'pre' in tokenizer.values else ''}",
-        "chat_template": tokenizer.chat_template is not None,
+        "tokenizer": " ".join(str(tokenizer[key]) for key in (MODEL, "tokenizer.ggml.pre") if key in tokenizer),
+        "chat_template": TEMPLATE in tokenizer,
     }
     _note_size(file, job)
     types = report.details["tensor_types"] = dict(_check_types(file, reshaper, layout))
     _note_fallbacks(types, job.quantisation, report)
-    if layout.architecture.referenced:
+    if computes(layout.architecture.name, slides=layout.window is not None):
         arranged = reference_streams(file.keys, _meant(reshaper, layout), tokens, blocks)
         report.comparisons.append(
             compare_streams((MEMORY, pruned), ("its tensors as arranged for the file", arranged), SAME_ARITHMETIC)
@@ -209,12 +216,12 @@ def _meant(reshaper: Reshaper, layout: Layout) -> Get:
 def _check_types(file: GgufFile, reshaper: Reshaper, layout: Layout) -> Counter[str]:
     """Compare each tensor of the file with the expected one, within the error of its element type."""
     types: Counter[str] = Counter()
-    missing = set(file.names)
+    missing = set(file.tensors)
     for name, meant in gguf_tensors(reshaper, layout):
         tensor = file.get(name)
         if tensor is None or tensor.shape != meant.shape:
             raise ExportError(f"the export fails its check: {name} isn't in the file as expected; nothing was written")
-        kind = file.kind(name)
+        kind = str(file.tensors[name].tensor_type.name)
         types[kind] += 1
         error = float((tensor - meant).norm() / meant.norm().clamp_min(1e-12))
         if not error <= TYPE_ERROR.get(kind, 0.5):
@@ -233,7 +240,7 @@ def _note_size(file: GgufFile, job: _Job) -> None:
     checkpoint, report = job.reshaper.checkpoint, job.report
     stored = checkpoint.stored_shapes()
     ours = sum(math.prod(parts.shape(stored.__getitem__)) for parts in checkpoint.tensors.values())
-    held = sum(math.prod(file.shape(name)) for name in file.names)
+    held = sum(int(tensor.n_elements) for tensor in file.tensors.values())
     report.details |= {"weights": held, "weights_of_the_model": ours}
     pairs = ((job.reshaper.sizes[target.block], target) for target in job.layout.targets)
     if any((old.width, old.experts) != (new.width, new.experts) for old, new in pairs):
@@ -285,21 +292,20 @@ def _check_engine(job: _Job, path: Path, tokens: Tensor, expected: tuple[str, St
             ENGINE_ERROR.get(job.quantisation, QUANTISED_ERROR if expected[0] == WRITTEN else ROUNDED),
         )
     )
-    _check_tokenizer(ids, job.reshaper.checkpoint, job.tokenizer, report)
+    _check_tokenizer(ids, job)
     return logits
 
 
-def _check_tokenizer(ids: list[int], checkpoint: Checkpoint, keys: TokenizerKeys, report: ExportReport) -> None:
-    ours: Any = checkpoint.tokenizer()(TEXT)["input_ids"]
+def _check_tokenizer(ids: list[int], job: _Job) -> None:
+    ours: Any = job.reshaper.checkpoint.tokenizer()(TEXT)["input_ids"]
+    job.report.details["tokenizer_agrees"] = ids == ours
     if ids == ours:
-        report.details["tokenizer_agrees"] = True
         return
-    report.details["tokenizer_agrees"] = False
     place = next((i for i, (a, b) in enumerate(zip(ids, ours, strict=False)) if a != b), min(len(ids), len(ours)))
     message = f"llama.cpp splits the check's text into other tokens than transformers, from token {place} on"
-    if not keys.copied:
+    if not job.copied:
         raise ExportError(
             f"the export fails its check: {message}; nothing was written. If the model comes from a GGUF file, pass it "
             "as --tokenizer-from F.gguf"
         )
-    report.notes.append(f"{message}; the tokenizer was copied from another file as requested")
+    job.report.notes.append(f"{message}; the tokenizer was copied from another file as requested")

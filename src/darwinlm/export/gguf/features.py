@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from darwinlm.export.gguf.rope import Rope, UnsupportedError, read_rope
@@ -14,37 +13,19 @@ SLIDING_EXAONE = 64
 """Number of blocks by which llama.cpp recognises EXAONE 4 with sliding-window layers."""
 
 
-@dataclass(frozen=True)
-class Features:
-    """Features for the keys of a file.
+def read_features(stock: Architecture, config: Any, columns: int) -> tuple[Rope, int, int | None, list[str]]:
+    """Read the features from the configuration of a model with heads of so many columns.
 
-    Attributes:
-        rope: Rotary embedding.
-        context: Maximum context in which the file and the model give the same results.
-        window: Window of sliding layers, if the architecture has such layers.
-        notes: Remarks for the user.
-    """
-
-    rope: Rope
-    context: int
-    window: int | None = None
-    notes: tuple[str, ...] = ()
-
-
-def read_features(stock: Architecture, config: Any, columns: int) -> Features:
-    """Read the features from the configuration.
-
-    Args:
-        stock: Architecture of the family.
-        config: Configuration of the model.
-        columns: Columns of a head.
+    Returns:
+        The rotary embedding, the maximum context in which the file and the model give the same results, the window of
+        sliding layers if the architecture has such layers, and remarks for the user.
 
     Raises:
         UnsupportedError: The architecture doesn't support this.
     """
     _check(stock, config)
     rope = read_rope(config, columns, one_base=stock.one_base)
-    if rope.turned < columns and not stock.partial:
+    if rope.turned < columns and stock.whole_heads and not stock.partial:
         raise UnsupportedError("only a part of each head is rotated")
     notes = []
     context, window = int(config.max_position_embeddings), None
@@ -71,7 +52,7 @@ def read_features(stock: Architecture, config: Any, columns: int) -> Features:
             f"rope factors for long texts: llama.cpp uses them if its context is larger than {rope.original} "
             "tokens, transformers if the text is longer"
         )
-    return Features(rope, context, window, tuple(notes))
+    return rope, context, window, notes
 
 
 def _check(stock: Architecture, config: Any) -> None:

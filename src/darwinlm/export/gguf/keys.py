@@ -14,26 +14,17 @@ XIELU = "mlp.act_fn."
 
 
 def write_further(writer: Any, reshaper: Reshaper, layout: Layout) -> None:
-    """Add the keys of `Architecture.keys`.
-
-    Args:
-        writer: Writer of the package `gguf`.
-        reshaper: The model.
-        layout: Its layout.
-    """
+    """Add the keys of `Architecture.keys`."""
     for name, source in layout.architecture.keys.items():
-        value = _value(name, source, reshaper, layout)
+        value: Any = source
+        if source == "computed":
+            value = COMPUTED[name](reshaper, layout)
+        elif isinstance(source, str):
+            value = getattr(reshaper.checkpoint.config, source)
+        elif isinstance(source, tuple):
+            value = prod(getattr(reshaper.checkpoint.config, field) for field in source)
         if value is not None:
             getattr(writer, f"add_{name}")(value)
-
-
-def _value(name: str, source: str | int | tuple[str, ...], reshaper: Reshaper, layout: Layout) -> Any:
-    if source == "computed":
-        return COMPUTED[name](reshaper, layout)
-    if isinstance(source, int):
-        return source
-    config = reshaper.checkpoint.config
-    return getattr(config, source) if isinstance(source, str) else prod(getattr(config, field) for field in source)
 
 
 def _config(find: Callable[[Any], Any]) -> Callable[[Reshaper, Layout], Any]:
@@ -46,11 +37,7 @@ def _smallest_head(reshaper: Reshaper, _: Layout) -> int:
 
 def _sections(reshaper: Reshaper, layout: Layout) -> list[int]:
     stated = reshaper.checkpoint.config.rope_parameters.get("mrope_section")
-    return [*(stated or [layout.features.rope.turned // 2] * 3), 0][:4]
-
-
-def _dense_blocks(_: Reshaper, layout: Layout) -> int:
-    return [bool(target.experts) for target in layout.targets].index(True)
+    return [*(stated or [layout.rope.turned // 2] * 3), 0][:4]
 
 
 def _router(reshaper: Reshaper, _: Layout) -> Any:
@@ -76,7 +63,7 @@ COMPUTED: dict[str, Callable[[Reshaper, Layout], Any]] = {
     "full_attention_interval": _config(lambda c: c.layer_types.index("full_attention") + 1),
     "rope_dimension_sections": _sections,
     "rope_scaling_finetuned": _config(lambda c: c.position_embedding_type == "rope"),  # whether there is one
-    "leading_dense_block_count": _dense_blocks,
+    "leading_dense_block_count": lambda _, layout: [bool(each.experts) for each in layout.targets].index(True),
     "expert_shared_count": lambda _, layout: layout.shared,
     "expert_shared_feed_forward_length": lambda _, layout: layout.shared * layout.targets[-1].width,
     "expert_weights_scale": lambda r, _: r.family.mlp.experts.weight_scale(r.checkpoint.config),  # type: ignore[union-attr]

@@ -15,10 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from darwinlm.errors import ExportError
-from darwinlm.export.gguf.features import Features, read_features
-from darwinlm.export.gguf.rope import UnsupportedError
-from darwinlm.export.reshape import Reshaper, plain_sizes, rounded
+from darwinlm.export.gguf.features import read_features
+from darwinlm.export.gguf.rope import Rope, UnsupportedError
+from darwinlm.export.reshape import Reshaper, plain_sizes
 from darwinlm.export.sizes import BlockSizes
 from darwinlm.families.family import Family
 from darwinlm.families.gguf_architecture import Architecture
@@ -40,7 +39,9 @@ class Layout:
     Attributes:
         architecture: Architecture of llama.cpp.
         targets: Sizes of the blocks in the file, in order, each with its index in the model.
-        features: Further features that the keys describe.
+        rope: Rotary embedding.
+        context: Maximum context in which the file and the model give the same results.
+        window: Window of sliding layers, if the architecture has such layers.
         notes: Padded, omitted or expanded parts, for the user.
         scaled: Multipliers of Granite that are folded into the weights.
         shared: Width of the shared experts as a multiple of that of the others; zeros fill it up.
@@ -48,45 +49,33 @@ class Layout:
 
     architecture: Architecture
     targets: tuple[BlockSizes, ...]
-    features: Features
+    rope: Rope
+    context: int
+    window: int | None
     notes: tuple[str, ...]
     scaled: bool = False
     shared: int = 0
 
 
-def choose_layout(reshaper: Reshaper, *, mlp_multiple: int = 32) -> Layout:
-    """Choose the architecture and the padding.
-
-    Args:
-        reshaper: The model.
-        mlp_multiple: Multiple to which MLP widths are rounded up.
+def choose_layout(reshaper: Reshaper, mlp_multiple: int) -> Layout:
+    """Choose the architecture and the padding; MLP widths are rounded up to `mlp_multiple`.
 
     Raises:
-        ExportError: No architecture of stock llama.cpp supports this model; the message gives the reason.
+        UnsupportedError: No architecture of stock llama.cpp supports this model; the message gives the reason.
     """
-    try:
-        return _choose(reshaper, mlp_multiple)
-    except UnsupportedError as error:
-        raise ExportError(
-            f"no architecture of stock llama.cpp supports this {reshaper.family.key} model: {error}"
-        ) from error
-
-
-def _choose(reshaper: Reshaper, mlp_multiple: int) -> Layout:
     config, stock = reshaper.checkpoint.config, reshaper.family.gguf
     if stock is None:
         raise UnsupportedError(UNKNOWN)
     columns = max(map(reshaper.columns_of, range(reshaper.checkpoint.n_blocks)))
-    features = read_features(stock, config, columns)
-    if stock.rounds:
-        features = replace(features, rope=features.rope.with_rounded_bounds())
+    rope, context, window, remarks = read_features(stock, config, columns)
+    rope = rope.with_rounded_bounds() if stock.rounds else rope
     keep = reshaper.family.tail is not None
     kept = [plain_sizes(sizes) for sizes in reshaper.sizes if keep or not sizes.empty]
     if not kept:
         raise UnsupportedError("all blocks are empty")
     padded = _filled_up(reshaper, kept)
-    why = _unfit(reshaper, stock, padded, features)
-    architecture = stock if why is None else _unequal(reshaper.family, stock, config, features, why)
+    why = _unfit(reshaper, stock, padded, rope)
+    architecture = stock if why is None else _unequal(reshaper.family, stock, config, rope, why)
     notes = [
         f"block {sizes.block}: every query head gets a copy of its KV head ({sizes.groups} → {sizes.heads} KV heads)"
         for sizes in reshaper.sizes
@@ -99,7 +88,7 @@ def _choose(reshaper: Reshaper, mlp_multiple: int) -> Layout:
     notes += _pad_notes(kept, targets)
     scaled = stock.multipliers and not architecture.multipliers
     shared = max(_shared_multiple(reshaper, target) for target in targets)
-    return Layout(architecture, tuple(targets), features, (*notes, *features.notes), scaled, shared)
+    return Layout(architecture, tuple(targets), rope, context, window, (*notes, *remarks), scaled, shared)
 
 
 def _filled_up(reshaper: Reshaper, kept: Sequence[BlockSizes]) -> Sequence[BlockSizes]:
@@ -127,7 +116,7 @@ def _filled_up(reshaper: Reshaper, kept: Sequence[BlockSizes]) -> Sequence[Block
     return [replace(sizes, width=widest[sizes.experts]) for sizes in equal]
 
 
-def _unfit(reshaper: Reshaper, stock: Architecture, kept: Sequence[BlockSizes], features: Features) -> str | None:
+def _unfit(reshaper: Reshaper, stock: Architecture, kept: Sequence[BlockSizes], rope: Rope) -> str | None:
     """Reason why the family's architecture doesn't support the model; None if it does."""
     if stock.per_layer:
         return None
@@ -137,8 +126,8 @@ def _unfit(reshaper: Reshaper, stock: Architecture, kept: Sequence[BlockSizes], 
         return "its heads don't fill the hidden size"
     if (stock.whole_depth or stock.period or reshaper.family.mixer) and len(kept) < len(reshaper.sizes):
         return "whole blocks were removed"
-    if features.rope.per_frequency and not stock.frequencies:
-        return f"its rope scaling of the type {features.rope.kind} has a divisor for every frequency"
+    if rope.per_frequency and not stock.frequencies:
+        return f"its rope scaling of the type {rope.kind} has a divisor for every frequency"
     return None
 
 
@@ -163,7 +152,7 @@ def differ(kept: Sequence[BlockSizes]) -> bool:
 
 
 def _padded(sizes: BlockSizes, architecture: Architecture, *, first: bool, multiple: int) -> BlockSizes:
-    target = replace(sizes, width=rounded(max(sizes.width, 1), multiple))
+    target = replace(sizes, width=-(-max(sizes.width, 1) // multiple) * multiple)
     if sizes.heads == 0 and not sizes.mixer and (first or not architecture.skips_attention):
         target = replace(target, heads=1, groups=1)
     return target
@@ -196,18 +185,18 @@ def _blocks(blocks: Sequence[int]) -> str:
     return f"block{'s' if len(blocks) > 1 else ''} {', '.join(map(str, blocks))}"
 
 
-def _unequal(named: Family, stock: Architecture, config: Any, features: Features, why: str) -> Architecture:
-    scaling = f"its rope scaling of the type {features.rope.kind} has a divisor for every frequency"
+def _unequal(named: Family, stock: Architecture, config: Any, rope: Rope, why: str) -> Architecture:
+    scaling = f"its rope scaling of the type {rope.kind} has a divisor for every frequency"
     if stock.unequal == "openelm":
         if not config.tie_word_embeddings:
             raise UnsupportedError(
                 f"{why}, and the only architecture per layer with normed queries and keys has a tied output"
             )
-        if features.rope.per_frequency:
+        if rope.per_frequency:
             raise UnsupportedError(f"{scaling}, which no architecture with normed queries and keys reads")
     if stock.unequal is not None:
         return UNEQUAL[stock.unequal]
-    if features.rope.per_frequency and not stock.frequencies:
+    if rope.per_frequency and not stock.frequencies:
         raise UnsupportedError(f"{scaling}, which its architecture ignores")
     if named.mixer is not None:
         raise UnsupportedError(f"{why}, and in llama.cpp all blocks of this family have the same sizes")

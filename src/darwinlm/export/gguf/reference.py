@@ -18,17 +18,22 @@ from torch.nn.functional import gelu, linear, relu, rms_norm, silu
 Get = Callable[[str], Tensor | None]
 NEIGHBOURS = ("llama", "deci", "granite", "smollm3", "glm4", "arcee")
 """Architectures whose rotary embedding pairs neighbouring columns; the others pair halves."""
+ARCHITECTURES = frozenset(
+    (*NEIGHBOURS, "exaone4", "gemma", "gemma2", "gemma3", "olmo2", "openelm", "phi3", "qwen2", "qwen3", "qwen3moe")
+)
+"""Architectures computed here. Files of others are checked by llama.cpp alone, which must be installed then."""
 SLIDING_BASE = 10000.0
 PERIODS = {"gemma2": 2, "gemma3": 6}
 """Architectures with sliding windows, with the period of the layers without one."""
 
 
-class GgufFile:
-    """Keys and dequantised tensors of a file.
+def computes(architecture: str, *, slides: bool) -> bool:
+    """Whether an architecture is computed here, with layers that slide over a window if it `slides`."""
+    return architecture in ARCHITECTURES and (not slides or architecture in PERIODS)
 
-    Args:
-        path: The file.
-    """
+
+class GgufFile:
+    """Keys and dequantised tensors of a file."""
 
     def __init__(self, path: Path) -> None:
         from gguf import GGUFReader
@@ -37,30 +42,13 @@ class GgufFile:
         self.keys: dict[str, Any] = {
             name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.")
         }
-        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the tensors."""
-        return list(self._tensors)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Rows and columns of a tensor. Raises KeyError."""
-        return tuple(int(size) for size in reversed(self._tensors[name].shape))
-
-    def kind(self, name: str) -> str:
-        """Element type of a tensor."""
-        return str(self._tensors[name].tensor_type.name)
-
-    def bytes_of(self, name: str) -> int:
-        """Size of a tensor in the file."""
-        return int(self._tensors[name].n_bytes)
+        self.tensors: dict[str, Any] = {tensor.name: tensor for tensor in reader.tensors}
 
     def get(self, name: str) -> Tensor | None:
         """A tensor in float32; None if the file doesn't have it."""
         from gguf.quants import dequantize
 
-        tensor = self._tensors.get(name)
+        tensor = self.tensors.get(name)
         return None if tensor is None else torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy()).float()
 
 

@@ -26,7 +26,7 @@ SLIDING_BASE = 10000.0
 
 
 class UnsupportedError(Exception):
-    """llama.cpp doesn't support the model, for a reason, a clause; `choose_layout` tells the user."""
+    """llama.cpp doesn't support the model, for a reason, a clause; `export_gguf` tells the user."""
 
     def __init__(self, reason: str, remedy: str = OTHERWISE) -> None:
         super().__init__(f"{reason}. {remedy}")
@@ -87,12 +87,9 @@ class Rope:
 
 
 def read_rope(config: Any, columns: int, *, one_base: bool = False) -> Rope:
-    """Read the rotary embedding from a configuration of transformers.
+    """Read the rotary embedding from a configuration of transformers with heads of so many columns.
 
-    Args:
-        config: Configuration of the model.
-        columns: Columns of a head.
-        one_base: Whether llama.cpp rotates sliding layers with the base of the others, without their scaling (OLMo 3).
+    With `one_base`, llama.cpp rotates sliding layers with the base of the others, without their scaling (OLMo 3).
 
     Raises:
         UnsupportedError: Llama.cpp doesn't support it.
@@ -154,13 +151,7 @@ def _long_attention(rope: Mapping[str, Any], longest: int) -> float:
 
 
 def write_rope(writer: Any, rope: Rope, *, whole_heads: bool) -> None:
-    """Add the keys to a file.
-
-    Args:
-        writer: Writer of the package `gguf`.
-        rope: Rotary embedding to write.
-        whole_heads: Whether the architecture only rotates whole heads.
-    """
+    """Add the keys to a file, of an architecture that only rotates `whole_heads` or not."""
     from gguf import RopeScalingType
 
     writer.add_rope_dimension_count(rope.columns if whole_heads else rope.turned)

@@ -21,6 +21,7 @@ from darwinlm.export.reshape import Reshaper
 from darwinlm.export.sizes import BlockSizes, Tensors, split_rows
 from darwinlm.families.expert_tensors import by_rows, row_axis
 from darwinlm.families.family import Family
+from darwinlm.families.layout import stored_name
 from darwinlm.families.parts import Attention, Mlp
 from darwinlm.families.shapes import row_segments
 
@@ -65,7 +66,7 @@ def gguf_tensors(reshaper: Reshaper, layout: Layout) -> Iterator[tuple[str, Tens
         ExportError: The model has a tensor that the architecture doesn't support.
     """
     yield from _outside(reshaper, layout)
-    yield from rope_tensors(layout.features.rope, whole_heads=layout.architecture.whole_heads).items()
+    yield from rope_tensors(layout.rope, whole_heads=layout.architecture.whole_heads).items()
     for number, target in enumerate(layout.targets):
         for name, tensor in block_tensors(reshaper, layout, target).items():
             yield f"blk.{number}.{name}", tensor.contiguous()
@@ -82,19 +83,19 @@ def _names(architecture: str) -> Any:
 
 def _place(name: str, family: Family, layout: Layout) -> str | None:
     """Name in the file of a tensor by its name in the model, in block 0 if it is in one; None without a place."""
-    for end, spelled in SPELLED.items():
-        name = name.removesuffix(end) + spelled if name.endswith(f".{end}") else name
-    if name.endswith("_bias"):
-        name = f"{name.removesuffix('_bias')}.bias"
-    stored = name
-    for theirs, ours in family.stored.renamed.items():
-        stored = stored.replace(f".{ours}", f".{theirs}")
     table = _names(layout.architecture.name)
-    place = next(filter(None, (table.get_name(each, SUFFIXES) for each in (name, stored))), None)
+    names = map(_spelled, (name, stored_name(family, name)))
+    place = next(filter(None, (table.get_name(each, SUFFIXES) for each in names)), None)
     if place is None:
         return None
     inside = str(place).removeprefix("blk.0.")
     return inside if inside.endswith(SUFFIXES) or inside in BARE else f"{inside}.weight"
+
+
+def _spelled(name: str) -> str:
+    for end, spelled in SPELLED.items():
+        name = name.removesuffix(end) + spelled if name.endswith(f".{end}") else name
+    return f"{name.removesuffix('_bias')}.bias" if name.endswith("_bias") else name
 
 
 def _outside(reshaper: Reshaper, layout: Layout) -> Iterator[tuple[str, Tensor]]:
@@ -108,7 +109,7 @@ def _outside(reshaper: Reshaper, layout: Layout) -> Iterator[tuple[str, Tensor]]
             continue
         if place is None:
             raise _no_place(name, layout)
-        if name == f"{reshaper.family.final_norm}.weight":
+        if place == "output_norm.weight":
             yield place, _norm(tensor, layout)
         elif place == "token_embd.weight":
             yield place, tensor * embedding
@@ -207,7 +208,7 @@ def _arranged(tensor: Tensor, place: str, name: str, reshaper: Reshaper, layout:
 
 def _turned(tensor: Tensor, heads: int, reshaper: Reshaper, layout: Layout) -> Tensor:
     """Queries or keys for the rotary embedding of the architecture."""
-    rope = layout.features.rope
+    rope = layout.rope
     if layout.architecture.permuted and not reshaper.family.attention.neighbours:
         tensor = permute_rows(tensor, heads, rope.turned)
     if layout.architecture.whole_heads and rope.turned < rope.columns:
@@ -240,12 +241,7 @@ def _tiled(tensor: Tensor, leaf: str, config: Any) -> Tensor:
     """Reorder value heads of linear attention.
 
     Transformers gives key head k the next r value heads, llama.cpp those with the numbers k, k + n, k + 2n and so on,
-    with n key heads.
-
-    Args:
-        tensor: A tensor of the linear attention.
-        leaf: Its name.
-        config: Configuration of the model.
+    with n key heads. `leaf` is the tensor's name in the linear attention.
     """
     n, share = config.linear_num_key_heads, config.linear_num_value_heads // config.linear_num_key_heads
     columns = {"in_proj_a": 1, "in_proj_b": 1, "dt_bias": 1, "A_log": 1}.get(leaf, config.linear_value_head_dim)

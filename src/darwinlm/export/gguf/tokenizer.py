@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +14,11 @@ from darwinlm.families.pre_tokenizer import DIGITS, MERGED, PATTERNS, PLAIN
 from darwinlm.limits import shorten
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
-PREFIX = "tokenizer."
+MODEL, TOKENS, TEMPLATE = "tokenizer.ggml.model", "tokenizer.ggml.tokens", "tokenizer.chat_template"
 
 
-@dataclass(frozen=True)
-class TokenizerKeys:
-    """Keys of a tokenizer.
-
-    Attributes:
-        model: `gpt2` for byte-level BPE, `llama` for SentencePiece.
-        values: Further keys without the prefix `tokenizer.ggml.`, plain JSON values.
-        chat_template: Chat template of the tokenizer.
-        copied: Whether the keys were copied from another GGUF file.
-    """
-
-    model: str
-    values: dict[str, Any] = field(default_factory=dict)
-    chat_template: str | None = None
-    copied: bool = False
-
-
-def read_tokenizer(folder: Path, tokenizer: Any, vocabulary: int) -> TokenizerKeys:
-    """Describe the tokenizer of a model folder.
+def read_tokenizer(folder: Path, tokenizer: Any, vocabulary: int) -> dict[str, Any]:
+    """Keys of a file for the tokenizer of a model folder.
 
     The list of tokens is padded to `vocabulary`, the number of rows of the embedding. Raises ExportError if llama.cpp
     has no tokenizer of this kind.
@@ -74,10 +56,12 @@ def read_tokenizer(folder: Path, tokenizer: Any, vocabulary: int) -> TokenizerKe
     else:
         raise _unknown(folder, "it is neither byte-level nor SentencePiece")
     values |= _special(tokenizer)
-    return TokenizerKeys(kind, values, getattr(tokenizer, "chat_template", None) or None)
+    keys = {MODEL: kind, **{f"tokenizer.ggml.{name}": value for name, value in values.items()}}
+    template = getattr(tokenizer, "chat_template", None)
+    return keys | ({TEMPLATE: template} if template else {})
 
 
-def copy_tokenizer(path: Path, vocabulary: int) -> TokenizerKeys:
+def copy_tokenizer(path: Path, vocabulary: int) -> dict[str, Any]:
     """Copy the tokenizer's keys from another GGUF file.
 
     Raises:
@@ -90,30 +74,24 @@ def copy_tokenizer(path: Path, vocabulary: int) -> TokenizerKeys:
         fields = GGUFReader(path).fields
     except (OSError, ValueError, LookupError) as error:
         raise ExportError(f"can't read the tokenizer of {path}: {shorten(error)}") from error
-    copied = {name: value.contents() for name, value in fields.items() if name.startswith(PREFIX)}
-    values = {name.removeprefix("tokenizer.ggml."): value for name, value in copied.items() if ".ggml." in name}
-    if "model" not in values or len(values.get("tokens", ())) != vocabulary:
+    names = sorted((name for name in fields if name.startswith("tokenizer.ggml.")), key=lambda name: name != MODEL)
+    keys = {name: fields[name].contents() for name in (*names, *({TEMPLATE} & fields.keys()))}
+    if MODEL not in keys or len(keys.get(TOKENS, ())) != vocabulary:
         raise ExportError(
-            f"the tokenizer in {path} has {len(values.get('tokens', ()))} tokens, the model {vocabulary}: give the "
+            f"the tokenizer in {path} has {len(keys.get(TOKENS, ()))} tokens, the model {vocabulary}: give the "
             "GGUF file of this model"
         )
-    return TokenizerKeys(str(values.pop("model")), values, copied.get("tokenizer.chat_template"), copied=True)
+    return keys
 
 
-def write_tokenizer(writer: Any, keys: TokenizerKeys) -> None:
+def write_tokenizer(writer: Any, keys: Mapping[str, Any]) -> None:
     """Add the keys to a file."""
-    writer.add_tokenizer_model(keys.model)
-    for name, value in keys.values.items():
-        if isinstance(value, bool):
-            writer.add_bool(f"tokenizer.ggml.{name}", value)
-        elif isinstance(value, int):
-            writer.add_uint32(f"tokenizer.ggml.{name}", value)
-        elif isinstance(value, str):
-            writer.add_string(f"tokenizer.ggml.{name}", value)
+    add = {bool: writer.add_bool, int: writer.add_uint32, str: writer.add_string}
+    for name, value in keys.items():
+        if name == TEMPLATE:
+            writer.add_chat_template(value)
         else:
-            writer.add_array(f"tokenizer.ggml.{name}", value)
-    if keys.chat_template:
-        writer.add_chat_template(keys.chat_template)
+            add.get(type(value), writer.add_array)(name, value)
 
 
 def _tokens(tree: dict[str, Any], vocabulary: int, folder: Path) -> tuple[list[str], list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from darwinlm.errors import ExportError, MissingExtraError
+from darwinlm.errors import ExportError
 from darwinlm.export.gguf.keys import write_further
 from darwinlm.export.gguf.layout import Layout
 from darwinlm.export.gguf.rope import write_rope
 from darwinlm.export.gguf.tensors import gguf_tensors
-from darwinlm.export.gguf.tokenizer import TokenizerKeys, write_tokenizer
+from darwinlm.export.gguf.tokenizer import write_tokenizer
 from darwinlm.export.reshape import Reshaper
 
 PLAIN = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
@@ -34,17 +35,8 @@ NO_CAP = 1e5
 """A soft cap without effect: cap · tanh(x / cap) is x to six digits up to x = 170."""
 
 
-def require_gguf() -> Any:
-    """The package `gguf`. Raises MissingExtraError."""
-    try:
-        import gguf
-    except ImportError as error:
-        raise MissingExtraError("gguf", "gguf", "writing GGUF files") from error
-    return gguf
-
-
 def write_gguf(
-    path: Path, reshaper: Reshaper, layout: Layout, tokenizer: TokenizerKeys, quantisation: str, later: str = "f32"
+    path: Path, reshaper: Reshaper, layout: Layout, tokenizer: Mapping[str, Any], quantisation: str, later: str = "f32"
 ) -> None:
     """Write the file.
 
@@ -55,7 +47,8 @@ def write_gguf(
         ExportError: A weight is out of the type's range, or the rows of a matrix aren't whole blocks.
         OSError: The disk is full.
     """
-    gguf = require_gguf()
+    import gguf
+
     writer = gguf.GGUFWriter(path, layout.architecture.name)
     try:
         _write_keys(writer, reshaper, layout, gguf.LlamaFileType, quantisation)
@@ -108,7 +101,7 @@ def _numbers(gguf: Any, name: str, tensor: Tensor, kind: str) -> np.ndarray[Any,
 
 
 def _write_keys(writer: Any, reshaper: Reshaper, layout: Layout, file_types: Any, quantisation: str) -> None:
-    config, features, architecture = reshaper.checkpoint.config, layout.features, layout.architecture
+    config, architecture = reshaper.checkpoint.config, layout.architecture
     heads, groups, widths = ([target.sizes[i] for target in layout.targets] for i in range(3))
     if architecture.per_layer and reshaper.family.mlp.experts is not None:
         widths = [int(config.intermediate_size)] * len(widths)  # of the MLPs beside experts
@@ -119,7 +112,7 @@ def _write_keys(writer: Any, reshaper: Reshaper, layout: Layout, file_types: Any
     writer.add_file_type(file_types["ALL_F32" if quantisation == "f32" else f"MOSTLY_{PLAIN[quantisation]}"])
     writer.add_quantization_version(2)
     writer.add_vocab_size(int(config.vocab_size))
-    writer.add_context_length(features.context)
+    writer.add_context_length(layout.context)
     writer.add_embedding_length(int(config.hidden_size))
     writer.add_block_count(len(layout.targets))
     writer.add_feed_forward_length(widths[0] if uniform else widths)
@@ -133,14 +126,14 @@ def _write_keys(writer: Any, reshaper: Reshaper, layout: Layout, file_types: Any
     add_eps = writer.add_layer_norm_eps if architecture.layer_norms else writer.add_layer_norm_rms_eps
     add_eps(float(getattr(config, "rms_norm_eps", None) or config.norm_eps))
     write_further(writer, reshaper, layout)
-    write_rope(writer, features.rope, whole_heads=architecture.whole_heads)
+    write_rope(writer, layout.rope, whole_heads=architecture.whole_heads)
     if architecture.multipliers:
         writer.add_attention_scale(float(config.attention_multiplier))
         writer.add_embedding_scale(float(config.embedding_multiplier))
         writer.add_residual_scale(float(config.residual_multiplier))
         writer.add_logit_scale(float(config.logits_scaling))
-    if features.window is not None:
-        writer.add_sliding_window(features.window)
+    if layout.window is not None:
+        writer.add_sliding_window(layout.window)
     if architecture.caps:
         writer.add_attn_logit_softcapping(float(config.attn_logit_softcapping or NO_CAP))
         writer.add_final_logit_softcapping(float(config.final_logit_softcapping or NO_CAP))

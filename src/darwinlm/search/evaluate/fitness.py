@@ -79,7 +79,7 @@ class Fitness:
             1, (min(batch_tokens, CPU_TOKENS) if on_cpu else batch_tokens) // self.sequence_length
         )
         self._known: dict[Allocation, dict[int, float]] = {}
-        self._dense: list[ExpectedRows | Distributions] = []
+        self._sides: list[ExpectedRows | Distributions] = []
         self.dense: Tensor
         self._base: Allocation | None = None
         self._inputs: dict[Window, list[Tensor]] = {}
@@ -89,13 +89,13 @@ class Fitness:
     def _prepare_dense(self) -> None:
         self.placed.apply(self.placed.space.dense)
         head = LinearHead.of(self.decoder)
-        streams = [self._last(piece, self._embedded(piece)) for piece in self._pieces(0, self.n_sequences)]
+        streams = [self._last(piece, self._base_inputs(piece)) for piece in self._pieces(0, self.n_sequences)]
         for stream in streams:
             hidden = stream.flatten(0, 1)
             if head is None:
-                self._dense.append(Distributions(self.decoder, hidden))
+                self._sides.append(Distributions(self.decoder, hidden))
             else:
-                self._dense.append(ExpectedRows(self.decoder, head, hidden))
+                self._sides.append(ExpectedRows(self.decoder, head, hidden))
         self.dense = torch.cat(streams)
 
     def set_base(self, allocation: Allocation | None) -> None:
@@ -161,7 +161,7 @@ class Fitness:
         losses = [
             loss
             for piece in self._pieces(0, self.sequences(n_tokens))
-            for loss in self._run(piece, self._embedded(piece))
+            for loss in self._run(piece, self._base_inputs(piece))
         ]
         return _mean(losses, self.sequence_length)
 
@@ -182,7 +182,7 @@ class Fitness:
             for piece in self._missing(each, window):
                 shared[piece] = max(shared.get(piece, 0), self._first_changed(each))
         for piece, first in shared.items():
-            inputs = self._embedded(piece)
+            inputs = self._base_inputs(piece)
             if len(inputs) <= first:
                 assert self._base is not None
                 self.placed.apply(self._base)
@@ -196,7 +196,7 @@ class Fitness:
         by_sequence: dict[int, float] = {}
         for piece in self._missing(allocation, window):
             self.clock.check()
-            losses = self._run(piece, self._embedded(piece)[: first + 1])
+            losses = self._run(piece, self._base_inputs(piece)[: first + 1])
             by_sequence |= zip(range(*piece), losses, strict=True)
         return by_sequence
 
@@ -208,7 +208,7 @@ class Fitness:
             if unknown:
                 yield unknown[0], unknown[-1] + 1
 
-    def _embedded(self, piece: Window) -> list[Tensor]:
+    def _base_inputs(self, piece: Window) -> list[Tensor]:
         """Kept block inputs of the base on a piece; at least that of the first block."""
         if piece not in self._inputs:
             self._inputs[piece] = [self.decoder.embed(self.tokens[slice(*piece)])]
@@ -231,7 +231,7 @@ class Fitness:
     def _run(self, piece: Window, inputs: Sequence[Tensor]) -> list[float]:
         """Losses of the sequences of a piece, from the last of the given block inputs on."""
         start = piece[0] % self._batch_sequences * self.sequence_length
-        divergence = self._dense[piece[0] // self._batch_sequences].kl(self._last(piece, inputs).flatten(0, 1), start)
+        divergence = self._sides[piece[0] // self._batch_sequences].kl(self._last(piece, inputs).flatten(0, 1), start)
         losses = divergence.view(-1, self.sequence_length).sum(1, dtype=torch.float64).tolist()
         return [loss if math.isfinite(loss) else math.inf for loss in losses]
 

@@ -59,7 +59,7 @@ class PlacedModules:
         family = self.decoder.family
         if chosen.width == 0:
             return absent(family.module(module.kind))
-        shape = self.database.shape(module.block, module.kind)
+        shape = self.database.shapes[module.block, module.kind]
         kept = self.database.kept(module.block, module.kind, chosen)
         tensors = shrink_tensors(family, shape, self.dense[index].state_dict(), kept)
         block, config = self.decoder.blocks[module.block], self.decoder.model.config

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +19,9 @@ WARMUP = 4
 
 CLIP = 1.0
 """Largest norm of a gradient."""
+
+Update = tuple[Tensor, Tensor, Tensor]
+"""Master weight, working weight and gradient."""
 
 PART = 1 << 28
 """Largest number of weights with float32 gradients at once."""
@@ -111,16 +113,16 @@ class Student:
     @torch.no_grad()
     def step(self) -> None:
         """Update the master weights with the accumulated gradients, and copy them to the working weights."""
-        learning = [
-            _Update(master, working, working.grad)
-            for master, working in zip(self.master, self.working, strict=True)
-            if working.grad is not None
+        gradients = [weight.grad for weight in self.working]
+        triples = zip(self.master, self.working, gradients, strict=True)
+        learning: list[Update] = [
+            (master, working, gradient) for master, working, gradient in triples if gradient is not None
         ]
         if not learning:
             return
-        for each in learning:
-            each.working.grad = None
-        norms = [torch.linalg.vector_norm(each.gradient, dtype=torch.float32) for each in learning]
+        for weight in self.working:
+            weight.grad = None
+        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for _, _, gradient in learning]
         norm = torch.linalg.vector_norm(torch.stack(norms))
         self.steps += 1
         if not torch.isfinite(norm):  # a batch that overflows is left out
@@ -129,13 +131,13 @@ class Student:
         for group in self.optimiser.param_groups:
             group["lr"] = self.settings.learning_rate * min(1.0, self.steps / WARMUP)
         for part in _parts(learning):  # AdamW leaves weights without a gradient as they are
-            for each in part:
-                each.master.grad = each.gradient.float().mul_(shrink)
+            for master, _, gradient in part:
+                master.grad = gradient.float().mul_(shrink)
             self.optimiser.step()
-            for each in part:
-                each.master.grad = None
-                if each.master is not each.working:
-                    each.working.copy_(each.master)
+            for master, working, _ in part:
+                master.grad = None
+                if master is not working:
+                    working.copy_(master)
 
     def park(self) -> Parked:
         """A copy of the state in main memory."""
@@ -163,22 +165,14 @@ class Student:
         return {"step": step, "exp_avg": torch.zeros_like(master), "exp_avg_sq": torch.zeros_like(master)}
 
 
-class _Update(NamedTuple):
-    """A trained weight."""
-
-    master: Tensor
-    working: Tensor
-    gradient: Tensor
-
-
-def _parts(updates: list[_Update]) -> Iterator[list[_Update]]:
+def _parts(updates: list[Update]) -> Iterator[list[Update]]:
     """Updates in groups with a limited number of float32 gradients."""
-    part: list[_Update] = []
+    part: list[Update] = []
     size = 0
     for each in updates:
-        if part and size + each.master.numel() > PART:
+        if part and size + each[0].numel() > PART:
             yield part
             part, size = [], 0
         part.append(each)
-        size += each.master.numel()
+        size += each[0].numel()
     yield part

@@ -24,8 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from darwinlm import parallel
 from darwinlm.calibration.hidden import HiddenMemory, HiddenStates
 from darwinlm.evaluation.chunks import chunked_loss
-from darwinlm.malloc import kept_memory
-from darwinlm.memory import free_bytes, free_host_bytes
+from darwinlm.memory import free_bytes, free_host_bytes, kept_memory
 from darwinlm.recipe import TrainingSettings
 from darwinlm.search.evaluate.dense_side import LOGIT_TOKENS
 from darwinlm.search.evaluate.fitness import Fitness

@@ -18,6 +18,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -191,10 +192,7 @@ def _generation(
 def _by_the_paper(state: SearchState, problem: Problem, settings: SearchSettings) -> Offspring:
     """Children by the paper's level switch."""
     kinds = [module.kind for module in problem.space.modules]
-
-    def switch(rng: random.Random, seen: set[Allocation]) -> Allocation:
-        return paper_switch(state.parent, problem.cost.costs, kinds, problem.budget, rng, seen=seen)
-
+    switch = partial(paper_switch, state.parent, problem.cost.costs, kinds, problem.budget)
     return Offspring(_switches(state, settings.seed, settings.offspring, switch))
 
 
@@ -222,10 +220,7 @@ def _guided(
     if state.misses > PATIENCE or not children:
         seen.update(children)
         wanted = max(settings.offspring - len(children), 0)
-
-        def switch(rng: random.Random, seen: set[Allocation]) -> Allocation:
-            return level_switch(parent, problem.cost.costs, problem.budget, rng, step=LONGEST / shrunk, seen=seen)
-
+        switch = partial(level_switch, parent, problem.cost.costs, problem.budget, step=LONGEST / shrunk)
         proposals = [each for each in _switches(state, settings.seed, wanted * PROPOSALS, switch) if each not in seen]
         at_random, others = proposals[: wanted // 4], proposals[wanted // 4 :]
         promising = sorted(others, key=lambda child: (surrogate.change(parent, child), child))
@@ -257,16 +252,14 @@ def solved_children(
     return [child for child in dict.fromkeys(children) if child != parent]
 
 
-def _switches(
-    state: SearchState, seed: int, count: int, switch: Callable[[random.Random, set[Allocation]], Allocation]
-) -> list[Allocation]:
-    """Up to `count` new allocations."""
+def _switches(state: SearchState, seed: int, count: int, switch: Callable[..., Allocation]) -> list[Allocation]:
+    """Up to `count` new allocations from a level switch, which lacks its random numbers and `seen`."""
     rng = random.Random(f"{seed}:{state.done}")  # noqa: S311
     seen = set(state.seen)
     children: list[Allocation] = []
     with contextlib.suppress(BudgetError):  # All neighbours have been tried.
         for _ in range(count):
-            children.append(switch(rng, seen))
+            children.append(switch(rng, seen=seen))
             seen.add(children[-1])
     return children
 

@@ -56,14 +56,14 @@ def removed_together(space: SearchSpace, database: DatabaseReader) -> list[np.nd
     """`shared` of `Curvature`: shares of removed columns that two levels have in common."""
     shares: list[np.ndarray | None] = []
     for module in space.modules:
-        if database.shape(module.block, module.kind).experts:
-            shares.append(_mixture_shared(module, database.shape(module.block, module.kind)))
+        if database.shapes[module.block, module.kind].experts:
+            shares.append(_mixture_shared(module, database.shapes[module.block, module.kind]))
             continue
         variants = {database.variant(module.block, module.kind, level) for level in module.levels if level.width}
         if len(variants) < 2:
             shares.append(None)
             continue
-        removed = np.ones((len(module.levels), database.shape(module.block, module.kind).width))
+        removed = np.ones((len(module.levels), database.shapes[module.block, module.kind].width))
         for row, level in zip(removed, module.levels, strict=True):
             row[database.columns(module.block, module.kind, level).numpy()] = 0
         counts = removed.sum(axis=1, keepdims=True)

@@ -146,7 +146,7 @@ class Gradients:
     def _watched(self, index: int) -> _Watched | None:
         """A module whose slopes can be computed; None for fixed modules and mixtures."""
         module, family = self.placed.space.modules[index], self.decoder.family
-        if len(module.levels) == 1 or self.placed.database.shape(module.block, module.kind).experts:
+        if len(module.levels) == 1 or self.placed.database.shapes[module.block, module.kind].experts:
             return None
         present = self.decoder.module(module.block, module.kind)
         part = family.module(module.kind)
@@ -209,7 +209,7 @@ class _Watched:
         self, index: int, present: nn.Module, dense: nn.Module, projection: str, norm: nn.Module | None
     ) -> None:
         self.index = index
-        self.standing = present
+        self.present = present
         self.dense = dense
         self.projection = projection
         self.norm = norm
@@ -229,14 +229,10 @@ class _Watched:
             self.output = (output[0] if isinstance(output, tuple) else output).detach().requires_grad_()
             return (self.output, *output[1:]) if isinstance(output, tuple) else self.output
 
-        gone = isinstance(self.standing, Absent)
-        hooks.enter_context(self.standing.register_forward_pre_hook(called, with_kwargs=True))
-        if self.norm is not None:
-            hooks.enter_context(self.norm.register_forward_hook(absent if gone else projected))
-        elif gone:
-            hooks.enter_context(self.standing.register_forward_hook(absent))
-        else:
-            hooks.enter_context(getattr(self.standing, self.projection).register_forward_hook(projected))
+        gone = isinstance(self.present, Absent)
+        last = self.norm or (self.present if gone else getattr(self.present, self.projection))
+        hooks.enter_context(self.present.register_forward_pre_hook(called, with_kwargs=True))
+        hooks.enter_context(last.register_forward_hook(absent if gone else projected))
 
     @torch.no_grad()
     def dense_input(self) -> Tensor:

@@ -6,14 +6,12 @@ part for everything that isn't pruned. So knapsack, mutation and evolution work 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from darwinlm.database.levels import Level
-from darwinlm.families.parts import ModuleKind
-from darwinlm.search.problem.space import SearchSpace
+from darwinlm.search.problem.space import PerLevel, SearchSpace
 
 Unit = Literal["block parameters", "parameters", "bytes", "nanoseconds"]
 Costs = tuple[tuple[int, ...], ...]
@@ -76,58 +74,28 @@ def parameter_costs(space: SearchSpace, *, fixed: int | None = None) -> CostMode
     return CostModel("block parameters" if fixed is None else "parameters", costs, fixed or 0)
 
 
-@dataclass(frozen=True)
-class KvCache:
-    """Sizes of the KV cache of a model.
-
-    Attributes:
-        head_dim: Columns of a head, by block.
-        tokens: Cached tokens per sequence, by block; fewer with a sliding window.
-        batch: Number of sequences.
-        itemsize: Bytes per element.
-        counters: Blocks whose cache stores one head even without attention, because it determines positions.
-        latent: Elements per token of compressed keys and values, which are cached instead; 0 if there are none.
-    """
-
-    head_dim: Sequence[int]
-    tokens: Sequence[int]
-    batch: int
-    itemsize: int
-    counters: frozenset[int]
-    latent: int = 0
-
-    def bytes_of(self, block: int, level: Level) -> int:
-        """Bytes of keys and values of one attention at a level."""
-        heads = level.groups or (1 if block in self.counters else 0)
-        elements = self.latent or 2 * heads * self.head_dim[block]
-        return elements * self.tokens[block] * self.batch * self.itemsize
-
-
-def byte_costs(space: SearchSpace, *, outside: int, itemsize: int, cache: KvCache, buffers: int = 0) -> CostModel:
+def byte_costs(
+    space: SearchSpace, *, outside: int, itemsize: int, kv_bytes: Sequence[Callable[[int], int]], buffers: int = 0
+) -> CostModel:
     """Costs in bytes of weights and KV cache.
 
-    `itemsize` is that of a saved weight; `buffers` are saved tensors that aren't parameters, in bytes.
+    `itemsize` is that of a saved weight. `kv_bytes` give the bytes of a block's keys and values, from its number of KV
+    heads. `buffers` are saved tensors that aren't parameters, in bytes.
     """
     costs = []
-    with_attention = set()
+    without_attention = set(range(len(kv_bytes)))
     for module in space.modules:
         attention = module.kind == "attention"
         if attention:
-            with_attention.add(module.block)
-        kv = [cache.bytes_of(module.block, level) if attention else 0 for level in module.levels]
+            without_attention.discard(module.block)
+        kv = [kv_bytes[module.block](level.groups) if attention else 0 for level in module.levels]
         costs.append(tuple(level.params * itemsize + extra for level, extra in zip(module.levels, kv, strict=True)))
-    gone = Level(0, 0, 0, 0)
-    kept = sum(cache.bytes_of(block, gone) for block in range(len(cache.tokens)) if block not in with_attention)
+    kept = sum(kv_bytes[block](0) for block in without_attention)
     return CostModel("bytes", tuple(costs), outside * itemsize + kept + buffers)
 
 
-def time_costs(space: SearchSpace, times: Mapping[tuple[int, ModuleKind], Sequence[float]], fixed: float) -> CostModel:
-    """Costs in nanoseconds.
-
-    `times` are seconds of each level of each module, by block and kind; `fixed` are those of everything that isn't
-    pruned.
-    """
-    rows = [times[module.block, module.kind] for module in space.modules]
+def time_costs(rows: PerLevel, fixed: float) -> CostModel:
+    """Costs in nanoseconds, from seconds of every level of every module and of everything that isn't pruned."""
     quantum = max(1, round(1e9 * (fixed + sum(row[-1] for row in rows)) / STEPS))
     costs = tuple(tuple(quantum * max(0, round(1e9 * time / quantum)) for time in row) for row in rows)
     return CostModel("nanoseconds", costs, round(1e9 * fixed))

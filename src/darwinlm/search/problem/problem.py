@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from darwinlm.errors import BudgetError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import ModuleShape, head_dim
 from darwinlm.recipe import BudgetSettings, Recipe
-from darwinlm.search.problem.cost import CostModel, KvCache, Unit, amount_words, byte_costs, parameter_costs
+from darwinlm.search.problem.cost import CostModel, Unit, amount_words, byte_costs, parameter_costs
 from darwinlm.search.problem.space import SearchSpace
 
 
@@ -59,10 +60,6 @@ class Problem:
     budget: Budget
     outside: int = 0
 
-    def allows(self, allocation: Sequence[int]) -> bool:
-        """Whether the cost of an allocation lies within the budget's bounds."""
-        return self.budget.allows(self.cost.of(allocation) - self.cost.fixed)
-
 
 def space_of(recipe: Recipe, checkpoint: Checkpoint, shapes: list[ModuleShape]) -> SearchSpace:
     """Modules and levels. Raises RecipeError if the units don't fit the model."""
@@ -86,32 +83,33 @@ def counted_costs(
         return parameter_costs(space)
     if settings.kind == "params":
         return parameter_costs(space, fixed=outside)
-    cache = _cache(settings, checkpoint, shapes, dtype)
-    buffers = checkpoint.buffer_bytes
-    return byte_costs(space, outside=outside, itemsize=dtype.itemsize, cache=cache, buffers=buffers)
+    kv_bytes, buffers = _kv_bytes(settings, checkpoint, shapes, dtype), checkpoint.buffer_bytes
+    return byte_costs(space, outside=outside, itemsize=dtype.itemsize, kv_bytes=kv_bytes, buffers=buffers)
 
 
-def _cache(settings: BudgetSettings, checkpoint: Checkpoint, shapes: list[ModuleShape], dtype: torch.dtype) -> KvCache:
-    """Sizes of the saved model's KV cache, including sliding windows."""
-    config = checkpoint.config
-    n_blocks = checkpoint.n_blocks
-    kind = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
-    kinds = list(getattr(config, "layer_types", None) or [kind] * n_blocks)
-    window = getattr(config, "sliding_window", None) or settings.context
-    columns = {block: head_dim(config, block) for block in range(n_blocks)}
-    columns |= {shape.block: shape.head_dim for shape in shapes if shape.kind == "attention"}
-    sliding, reusing = "sliding_attention", checkpoint.family.attention.sources(config)
-    return KvCache(
-        head_dim=[columns[block] for block in range(n_blocks)],
-        tokens=[
-            0 if block in reusing else min(settings.context, window) if kind == sliding else settings.context
-            for block, kind in enumerate(kinds)
-        ],
-        batch=settings.batch,
-        latent=latent_columns(config),
-        itemsize=dtype.itemsize,
-        counters=frozenset(i for i, kind in enumerate(kinds) if kind == sliding or kind not in kinds[:i]),
-    )
+def _kv_bytes(
+    settings: BudgetSettings, checkpoint: Checkpoint, shapes: list[ModuleShape], dtype: torch.dtype
+) -> list[Callable[[int], int]]:
+    """For each block the bytes of its keys and values in the saved model's cache, from its number of KV heads.
+
+    A block that determines positions caches one head even without attention. Sliding windows hold fewer tokens, and
+    blocks that reuse others' keys and values none.
+    """
+    config, context, sliding = checkpoint.config, settings.context, "sliding_attention"
+    window = getattr(config, "sliding_window", None)
+    kind = sliding if window else "full_attention"
+    kinds = list(getattr(config, "layer_types", None) or [kind] * checkpoint.n_blocks)
+    columns = {shape.block: shape.head_dim for shape in shapes if shape.kind == "attention"}
+    reusing, latent = checkpoint.family.attention.sources(config), latent_columns(config)
+
+    def of_block(block: int, heads: int) -> int:
+        kind = kinds[block]
+        tokens = 0 if block in reusing else min(context, window or context) if kind == sliding else context
+        heads = heads or int(kind == sliding or kind not in kinds[:block])
+        elements = latent or 2 * heads * (columns.get(block) or head_dim(config, block))
+        return elements * tokens * settings.batch * dtype.itemsize
+
+    return [partial(of_block, block) for block in range(checkpoint.n_blocks)]
 
 
 def latent_columns(config: Any) -> int:

@@ -16,7 +16,7 @@ import torch
 
 from darwinlm.artifact import model_folder
 from darwinlm.compute import DTYPES
-from darwinlm.engines import EngineProcess, Timing, require_engine
+from darwinlm.engines.process import EngineProcess, Timing, require_engine
 from darwinlm.errors import EngineError
 from darwinlm.export.gguf.export import export_gguf
 from darwinlm.export.gguf.write import QUANTISATIONS
@@ -35,22 +35,16 @@ class Spread:
     high: float
     runs: tuple[float, ...]
 
-    @classmethod
-    def of(cls, runs: Sequence[float]) -> Spread:
-        """Summarise repetitions."""
-        return cls(statistics.median(runs), min(runs), max(runs), tuple(runs))
+
+def _spread(runs: Sequence[float]) -> Spread:
+    return Spread(statistics.median(runs), min(runs), max(runs), tuple(runs))
 
 
 @dataclass(frozen=True)
 class EngineSpeed:
-    """One model in one engine.
+    """One model in one engine: bytes of its weights on disk and of the process's peak memory with libraries.
 
-    Attributes:
-        file_bytes: Size of its weights on disk.
-        peak_memory: Peak resident memory of the engine's process in bytes, including libraries.
-        prompt: Prompt tokens per second.
-        first_token: Milliseconds from the prompt to the first new token.
-        decode: New tokens per second after the first.
+    Rates of `prompt` and `decode` (after the first token) are in tokens per second, `first_token` is in milliseconds.
     """
 
     name: str
@@ -63,12 +57,10 @@ class EngineSpeed:
 
 @dataclass(frozen=True)
 class SpeedReport:
-    """A whole measurement.
+    """A whole measurement; `engine` has its version.
 
-    Attributes:
-        engine: Name and version of the engine.
-        ratios: Ratios of the first model to the second for prompt, decode and first_token (inverted, since it is a
-            time), from pairs of consecutive runs.
+    `ratios` are of the first model to the second for prompt, decode and first_token (inverted, since it is a time),
+    from pairs of consecutive runs.
     """
 
     engine: str
@@ -96,12 +88,7 @@ def run_bench(
 
     A model is a folder, finished run, hub id or GGUF file. Without an `engine`, a GGUF file runs in llama.cpp, anything
     else in PyTorch. llama.cpp converts models to `quantisation` first; by default it leaves a GGUF file unchanged and
-    converts folders to f16.
-
-    Raises:
-        MissingExtraError: The engine isn't installed.
-        EngineError: The engine can't run the model, or doesn't support the options.
-        ModelError, ExportError: The model can't be read or converted.
+    converts folders to f16. Raises MissingExtraError, EngineError, ModelError, ExportError.
     """
     engine = engine or ("llama.cpp" if model.endswith(".gguf") else "torch")
     require_engine(engine, f"measuring speed in {engine}")
@@ -112,9 +99,8 @@ def run_bench(
         paths = []
         for number, name in enumerate(names):
             say(f"preparing {name}")
-            paths.append(
-                _prepare(name, engine, quantisation, Path(work, str(number)), threads, allow=allow_remote_code)
-            )
+            room = Path(work, str(number))
+            paths.append(_prepare(name, engine, quantisation, room, threads, allow=allow_remote_code))
         # An artificial prompt, since speed doesn't depend on the tokens.
         vocabulary, generator = min(_vocabulary(path) for path in paths), torch.Generator().manual_seed(0)
         tokens = torch.randint(vocabulary, (prompt_tokens,), generator=generator).tolist()
@@ -137,9 +123,9 @@ def run_bench(
                     name=name,
                     file_bytes=sum(file.stat().st_size for file in weights),
                     peak_memory=int(facts[i]["peak_memory"]),
-                    prompt=Spread.of([prompt_tokens / timing.first for timing in timings]),
-                    first_token=Spread.of([1000 * timing.first for timing in timings]),
-                    decode=Spread.of([new_tokens / timing.decode for timing in timings]),
+                    prompt=_spread([prompt_tokens / timing.first for timing in timings]),
+                    first_token=_spread([1000 * timing.first for timing in timings]),
+                    decode=_spread([new_tokens / timing.decode for timing in timings]),
                 )
             )
     return SpeedReport(
@@ -187,7 +173,6 @@ def _prepare(name: str, engine: str, quantisation: str | None, work: Path, threa
 
 
 def _vocabulary(path: Path) -> int:
-    """Size of a model's vocabulary."""
     if path.is_dir():
         return int(read_config(path / "config.json")["vocab_size"])
     return read_header(path).tensors["token_embd.weight"][0]
@@ -197,4 +182,4 @@ def _ratios(measured: Sequence[EngineSpeed]) -> dict[str, Spread]:
     left, right = measured
     pairs = {"prompt": (left.prompt, right.prompt), "decode": (left.decode, right.decode)}
     pairs["first_token"] = right.first_token, left.first_token
-    return {name: Spread.of([a / b for a, b in zip(x.runs, y.runs, strict=True)]) for name, (x, y) in pairs.items()}
+    return {name: _spread([a / b for a, b in zip(x.runs, y.runs, strict=True)]) for name, (x, y) in pairs.items()}

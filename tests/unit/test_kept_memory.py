@@ -6,13 +6,13 @@ import pytest
 import torch
 from tests.tiny.process import python
 
-from darwinlm import malloc
-from darwinlm.malloc import kept_memory
+from darwinlm import memory
+from darwinlm.memory import kept_memory
 
 SCRIPT = """
 from pathlib import Path
 import torch
-from darwinlm.malloc import kept_memory
+from darwinlm.memory import kept_memory
 
 CPU = torch.device("cpu")
 MEGABYTES = 256
@@ -44,7 +44,7 @@ print("after an error", freed())
 """
 
 
-@pytest.mark.skipif(malloc._glibc() is None, reason="only glibc has mallopt")
+@pytest.mark.skipif(memory._glibc() is None, reason="only glibc has mallopt")
 def test_freed_memory_stays_while_the_body_runs_and_goes_back_after_it():
     """In a process of its own: where earlier tests left a hole in the heap, a piece lands in it and stays."""
     done = python("-c", SCRIPT)
@@ -56,6 +56,6 @@ def test_freed_memory_stays_while_the_body_runs_and_goes_back_after_it():
 @pytest.mark.parametrize(("device", "platform"), [("cuda", "linux"), ("cpu", "darwin")])
 def test_elsewhere_nothing_is_set(monkeypatch, device, platform):
     monkeypatch.setattr(sys, "platform", platform)
-    monkeypatch.setattr(malloc, "_set", lambda *_: pytest.fail("mallopt was called"))
+    monkeypatch.setattr(memory, "_set", lambda *_: pytest.fail("mallopt was called"))
     with kept_memory(torch.device(device)):
         pass
