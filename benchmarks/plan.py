@@ -60,8 +60,7 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 def between(before: Device, after: Device) -> Device:
     """Mean of two measurements of a device."""
     rates = {kind: (rate + after.rates[kind]) / 2 for kind, rate in before.rates.items()}
-    halves = {name: (getattr(before, name) + getattr(after, name)) / 2 for name in ("bandwidth", "block_seconds")}
-    return dataclasses.replace(before, rates=rates, **halves)
+    return dataclasses.replace(before, rates=rates, bandwidth=(before.bandwidth + after.bandwidth) / 2)
 
 
 def opened(recipe: Recipe, folder: Path) -> Run:
@@ -107,7 +106,6 @@ def measure(recipe: Recipe, folder: Path, stage: str, clock: str) -> dict[str, A
         "planned_parts_s": {cause: round(seconds, 1) for cause, seconds in need.times.items()},
         "rates": {kind: f"{rate:.3g}" for kind, rate in device.rates.items()},
         "bandwidth": f"{device.bandwidth:.3g}",
-        "block_s": f"{device.block_seconds:.2g}",
         "clock": clock,
         "device": device.source,
         "load": round(os.getloadavg()[0], 1),

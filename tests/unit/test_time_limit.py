@@ -13,8 +13,7 @@ from darwinlm.planning import time_limit
 from darwinlm.planning.devices import find_device
 from darwinlm.planning.model import Sizes
 from darwinlm.planning.plan import estimate
-from darwinlm.planning.shorten import differences, shortened
-from darwinlm.planning.time_limit import FILE, TimeLimit
+from darwinlm.planning.time_limit import FILE, TimeLimit, differences, shortened
 from darwinlm.recipe import load_recipe
 from darwinlm.run import Run
 from darwinlm.stages.results import StageResults
@@ -78,6 +77,8 @@ def simulate(
             continue
         taken = drift * slower(stage) * planned(run).get(stage, 0.0)
         bound = {"search": run.recipe.search.minutes, "recover": run.recipe.recovery.minutes}.get(stage)
+        if stage == "evaluate" and run.evaluation_ends is not None:
+            bound = max(run.evaluation_ends - clock.now, 0.0) / 60
         clock.now += taken if bound is None else min(taken, 60 * bound)
         run.timings.append(StageTime(stage, taken, reused=False))
     return clock.now

@@ -7,14 +7,13 @@ widths; the largest one is counted, and others cost as much per parameter.
 
 from __future__ import annotations
 
-import copy
 import logging
 import weakref
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -22,9 +21,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from darwinlm.errors import FamilyError, first_line
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.decoder import Absent, Decoder, absent
-from darwinlm.families.family import Family
-from darwinlm.families.parts import Part
+from darwinlm.families.decoder import Decoder
 
 KERNELS = flop_registry | {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
@@ -38,8 +35,8 @@ if hasattr(torch.ops.aten, "_grouped_mm"):  # PyTorch 2.8 or later
 ERRORS = (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, AttributeError, AssertionError)
 logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # `FamilyError` says it
 
-ENOUGH = 16384
-"""Tokens with which activations, not the gradient of one weight, determine the peak."""
+TOKENS = 1 << 20
+"""Tokens of a counted pass: so many that copies and gradients of weights don't count beside activations."""
 
 
 @dataclass(frozen=True)
@@ -57,84 +54,46 @@ class Passes:
     saved: float
 
 
-class _Thin(Absent):
-    """A sub-layer of width 1, for the costs of the stream around sub-layers."""
+def count_passes(checkpoint: Checkpoint, model: Any, length: int, dtype: torch.dtype, *, backward: bool) -> Passes:
+    """Count a pass through every block. The skeleton's tensors are replaced by fake ones.
 
-    def __init__(self, part: Part, width: int, dtype: torch.dtype) -> None:
-        super().__init__(part)
-        self.input, self.output = nn.Linear(width, 1, dtype=dtype), nn.Linear(1, width, dtype=dtype)
-
-    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Any:
-        """As the sub-layer."""
-        result = self.output(self.input(hidden_states))
-        return (result, None) if self.pair else result
-
-
-def _make_thin(layer: nn.Module, family: Family, width: int, dtype: torch.dtype) -> None:
-    """Replace the sub-layers of a block."""
-    for part in (family.attention, family.mlp):
-        for name in (part.name,) if part.name else absent(part)._modules:
-            if layer._modules.get(name) is not None:
-                layer._modules[name] = _Thin(part, width, dtype)
-
-
-def count_passes(
-    checkpoint: Checkpoint,
-    model: Any,
-    length: int,
-    dtype: torch.dtype,
-    low: torch.dtype | None = None,
-    backward: bool = False,
-    thin: bool = False,
-) -> Passes:
-    """Count a pass through every block.
-
-    A pass of n + 1 sequences minus one of n is what tokens cost, without weights and their gradients. The skeleton's
-    tensors are replaced by fake ones. `dtype` is that of weights and residual stream, `low` that of products if
-    autocast lowers it. With `backward`, a backward pass follows, with gradients of all weights. With `thin`, sub-layers
-    have a width of 1. Raises FamilyError if PyTorch can't run the blocks without data.
+    With `backward`, a backward pass follows, with gradients of all weights. Raises FamilyError if PyTorch can't run the
+    blocks without data.
     """
     family, scale = checkpoint.family, 1.0
     if family.mlp.experts is not None:  # PyTorch knows the grouped products of fake tensors in bfloat16 alone
-        scale, dtype, low = (low or dtype).itemsize / 2, torch.bfloat16, None
-    decoder, few = Decoder(model, family), max(1, ENOUGH // length)
+        scale, dtype = dtype.itemsize / 2, torch.bfloat16
+    decoder, count = Decoder(model, family), max(1, TOKENS // length)
     sizes = [sum(parameter.numel() for parameter in block.parameters()) for block in decoder.blocks]
     kinds: dict[frozenset[str], list[int]] = {}
     for index, block in enumerate(decoder.blocks):
         kinds.setdefault(frozenset(name for name, _ in block.named_parameters()), []).append(index)
-    largest = {max(kind, key=sizes.__getitem__): sum(sizes[index] for index in kind) for kind in kinds.values()}
-    sources = {i: source for i, source in family.attention.sources(checkpoint.config).items() if i in largest}
-    needed = {*largest, *sources.values()}
-    left_out = tuple(checkpoint.block_prefix(i) for i in range(len(sizes)) if i not in needed)
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items() if not name.startswith(left_out)}
+    sources = family.attention.sources(checkpoint.config)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     flops = peak = saved = 0.0
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
             fake = {name: torch.empty(shape, dtype=dtype) for name, shape in shapes.items()}
             model.load_state_dict(fake, assign=True, strict=False)
-            texts = [torch.zeros(count, length, dtype=torch.int64) for count in (few, few + 1)]
-            inputs = [(decoder.embed(tokens), decoder.block_arguments(tokens)) for tokens in texts]
-            for index, size in largest.items():
+            tokens = torch.zeros(count, length, dtype=torch.int64)
+            hidden, arguments = decoder.embed(tokens), decoder.block_arguments(tokens)
+            for kind in kinds.values():
+                index = max(kind, key=sizes.__getitem__)
                 if not sizes[index]:
                     continue
-                layer = copy.copy(decoder.blocks[index])
-                layer._modules = dict(layer._modules)
-                if thin:
-                    _make_thin(layer, family, model.config.hidden_size, dtype)
                 if index in sources:  # whose keys and values it reuses
-                    for hidden, each in inputs:
-                        with torch.no_grad():
-                            decoder.run_block(sources[index], hidden, each[sources[index]])
-                one, two = (_count(layer, hidden, each[index], low, backward=backward) for hidden, each in inputs)
-                flops += (two[0] - one[0]) * size / sizes[index]
-                peak = max(peak, two[1] - one[1])
-                saved += (two[2] - one[2]) * size / sizes[index]
+                    with torch.no_grad():
+                        decoder.run_block(sources[index], hidden, arguments[sources[index]])
+                found = _count(decoder, index, hidden, arguments[index], backward=backward)
+                alike = sum(sizes[each] for each in kind) / sizes[index]
+                flops, peak, saved = flops + alike * found[0], max(peak, found[1]), saved + alike * found[2]
     except ERRORS as error:
         raise FamilyError(
             f"can't plan {checkpoint.source}: PyTorch can't count what its blocks cost ({first_line(error)}): check "
             "its config.json; darwinlm prune needs no plan"
         ) from error
-    return Passes(flops / length, scale * peak / length, scale * saved / length)
+    number = count * length
+    return Passes(flops / number, scale * peak / number, scale * saved / number)
 
 
 class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -170,17 +129,15 @@ class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _count(
-    layer: nn.Module, hidden: Tensor, arguments: dict[str, Any], low: torch.dtype | None, *, backward: bool
+    decoder: Decoder, index: int, hidden: Tensor, arguments: dict[str, Any], *, backward: bool
 ) -> tuple[float, float, float]:
     """Operations of a forward pass, bytes at the peak, and bytes kept for the backward pass."""
     hidden = hidden.detach().requires_grad_(backward)
-    for weight in layer.requires_grad_(requires_grad=True).parameters():
-        weight.grad = torch.empty_like(weight)
-    with _Meter() as meter, torch.autocast("cpu", low, enabled=low is not None), torch.set_grad_enabled(backward):
+    decoder.blocks[index].requires_grad_(requires_grad=True)
+    with _Meter() as meter, torch.set_grad_enabled(backward):
         meter.hold(hidden)
-        after = layer(hidden, **arguments)
-        after = after[0] if isinstance(after, tuple) else after
+        after = decoder.run_block(index, hidden, arguments)
         flops, saved = meter.flops, meter.held - after.nbytes
         if backward:
-            after.backward(torch.empty_like(after))
+            after.backward(torch.empty_like(after))  # type: ignore[no-untyped-call]
     return flops, meter.peak, saved

@@ -19,8 +19,6 @@ from darwinlm.compute import has_matrix_tiles
 from darwinlm.errors import RecipeError, first_line
 from darwinlm.limits import parse_yaml, suggestion
 
-GIGA, TERA = 1e9, 1e12
-
 
 @dataclass(frozen=True)
 class Device:
@@ -30,24 +28,27 @@ class Device:
         memory: Memory in bytes.
         rates: Operations per second of dense matrix products, by element type.
         bandwidth: Memory bandwidth in bytes per second.
-        efficiency: Share of `rates` that a forward pass reaches, by element type.
-        product_efficiency: Share of `rates` that other large matrix products reach.
-        block_seconds: Minimum time of a pass through one block, even with few tokens.
-        step_seconds: Minimum time of one step of a removal order.
         source: Source of the figures.
-        disk: Bytes per second that the machine's disk reads or writes.
+        efficiency: Share of `rates` that passes through a model reach. Our choice for GPUs, similar to the model FLOPs
+            utilisation of well-tuned training (PaLM, arXiv 2204.02311, section 4.1, reached 0.46).
+        product_efficiency: Share of `rates` that other large matrix products reach.
+        block_seconds: Minimum time of a pass through one block, even with few tokens; about forty kernel launches.
+        step_seconds: Minimum time of one step of a removal order: 31 kernels of a CUDA graph at 3 microseconds each,
+            and recordings of graphs.
+        disk: Bytes per second that the machine's disk reads or writes, as `benchmarks/gpu.py` measures them; NVMe
+            drives state 3 to 7e9.
     """
 
     name: str
     memory: float
     rates: dict[str, float]
     bandwidth: float
-    efficiency: dict[str, float]
-    product_efficiency: float
-    block_seconds: float
-    step_seconds: float
     source: str
-    disk: float
+    efficiency: float = 0.4
+    product_efficiency: float = 0.4
+    block_seconds: float = 4e-4
+    step_seconds: float = 1.1e-4
+    disk: float = 2e9
 
     @property
     def is_cpu(self) -> bool:
@@ -60,39 +61,15 @@ class Device:
         return torch.device("cpu" if self.is_cpu else "cuda")
 
 
-DISK = 2e9
-"""Bytes per second of a disk, measured by `benchmarks/gpu.py`. Our choice, 2026-11-27; NVMe drives state 3 to 7e9."""
-
-GPU_EFFICIENCY = 0.4
-"""Share of the nominal throughput that forward and backward passes reach. Our choice, similar to the model FLOPs
-utilisation of well-tuned training (PaLM, arXiv 2204.02311, section 4.1, reached 0.46)."""
-
-GPU_BLOCK_SECONDS = 4e-4
-"""Minimum time of a block's pass on a GPU in seconds, for about forty kernel launches; our choice, 2026-11-24."""
-
-GPU_STEP_SECONDS = 1.1e-4
-"""Minimum time of a step of a removal order on a GPU in seconds: 31 kernels of a CUDA graph, counted on the simulated
-device of the tests, at 3 microseconds each, and recordings of graphs. Our choice, 2026-11-27; `benchmarks/gpu.py`
-measures it."""
-
-CPU_STEP_SECONDS = 3e-4
-"""The same on a CPU. Set on a run on two cores, 2026-11-24."""
-
-BLOCK_CALLS = 90
-"""Number of small operations that take as long as a block's pass over one token; measured on a very narrow Llama,
-2026-11-24."""
-
-CPU_EFFICIENCY = 0.57
-"""Share of a large product's speed that passes reach on a CPU in float32 and bfloat16. Measured on two cores
-without matrix tiles, 2026-11-24 (docs/notebook/speed.md)."""
-
-TILES_EFFICIENCY = 0.8
-"""The same for bfloat16 on a CPU with matrix tiles. Measured on an earlier run, 2026-11-24."""
-
-
-REMEDY = "give the YAML file that benchmarks/gpu.py wrote"
+CPU_EFFICIENCY, TILES_EFFICIENCY = 0.57, 0.8
+"""Share of a large product's speed that passes reach on a CPU without matrix tiles, and with them. Measured on
+2026-11-24 (docs/notebook/speed.md)."""
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+UNITS = dict.fromkeys(DTYPES, 1e12) | dict.fromkeys(("memory", "bandwidth", "disk"), 1e9)
+UNITS |= dict.fromkeys(("efficiency", "product_efficiency", "step_seconds"), 1.0)
+"""Units of the figures of a device in a file."""
+
 TRIALS, LONG_ENOUGH = 6, 0.3
 """Maximum number of trials of a measurement, and time limit for starting another one in seconds."""
 
@@ -125,30 +102,20 @@ def _measured(path: Path) -> Device:
     """The device of a file with a row as `devices.yaml` has them, its efficiencies, `step_seconds` and `disk`."""
     try:
         ((name, row),) = parse_yaml(path.read_text(encoding="utf-8")).items()
-        numbers = [float(value) for field, value in row.items() if field != "source"]
-        device = _from_row(str(name), row)
+        return _from_row(str(name), row)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise RecipeError(f"--device {path}: it describes no device ({reason}): {REMEDY}") from error
-    if not all(math.isfinite(number) and number > 0 for number in numbers):
-        raise RecipeError(f"--device {path}: it describes no device (figures must be above 0): {REMEDY}")
-    return device
+        raise RecipeError(
+            f"--device {path}: it describes no device ({type(error).__name__}: {first_line(error)}): give the YAML "
+            "file that benchmarks/gpu.py wrote"
+        ) from error
 
 
 def _from_row(name: str, row: dict[str, Any]) -> Device:
-    rates = {kind: row[kind] * TERA for kind in DTYPES}
-    return Device(
-        name,
-        row["memory"] * GIGA,
-        rates,
-        row["bandwidth"] * GIGA,
-        dict.fromkeys(rates, row.get("efficiency", GPU_EFFICIENCY)),
-        row.get("product_efficiency", GPU_EFFICIENCY),
-        GPU_BLOCK_SECONDS,
-        row.get("step_seconds", GPU_STEP_SECONDS),
-        str(row["source"]),
-        row["disk"] * GIGA if "disk" in row else DISK,
-    )
+    figures = {field: row[field] * unit for field, unit in UNITS.items() if field in row}
+    if not all(0 < figure < math.inf for figure in figures.values()):
+        raise ValueError("figures must be above 0")
+    rates = {kind: figures.pop(kind) for kind in DTYPES}
+    return Device(name, rates=rates, source=str(row["source"]), **figures)
 
 
 def _card_at_hand(table: dict[str, dict[str, Any]]) -> Device:
@@ -160,7 +127,7 @@ def _card_at_hand(table: dict[str, dict[str, Any]]) -> Device:
     alike = [name for name in table if name.partition("-")[0] in spelled]
     if not alike:
         raise RecipeError(f"--device cuda: '{card.name}' isn't known: give the most similar of {', '.join(table)}")
-    name = min(alike, key=lambda each: abs(table[each]["memory"] * GIGA - card.total_memory))
+    name = min(alike, key=lambda each: abs(1e9 * table[each]["memory"] - card.total_memory))
     return replace(_from_row(name, table[name]), memory=float(card.total_memory))
 
 
@@ -184,14 +151,17 @@ def measure_cpu(clock: Callable[[], float] = time.perf_counter) -> Device:
     source = torch.zeros(16 << 20)
     target = torch.empty_like(source)
     bandwidth = 2 * source.nbytes / best(lambda: target.copy_(source))
-    small = torch.ones(1, 64)
-    call = best(lambda: [small.mul(1.0) for _ in range(100)]) / 100
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    efficiency = dict.fromkeys(rates, CPU_EFFICIENCY)
-    if has_matrix_tiles():
-        efficiency["bfloat16"] = TILES_EFFICIENCY
-    calls = (BLOCK_CALLS * call, CPU_STEP_SECONDS)
-    return Device("cpu", memory, rates, bandwidth, efficiency, 1.0, *calls, _circumstances(), DISK)
+    return Device(
+        "cpu",
+        memory,
+        rates,
+        bandwidth,
+        _circumstances(),
+        efficiency=TILES_EFFICIENCY if has_matrix_tiles() else CPU_EFFICIENCY,
+        product_efficiency=1.0,
+        step_seconds=3e-4,  # set on a run on two cores, 2026-11-24
+    )
 
 
 def present_load() -> str:

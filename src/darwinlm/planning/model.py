@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import astuple
 from functools import cached_property
-from typing import Any
 
 import torch
 
@@ -16,9 +14,12 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import module_shapes
 from darwinlm.planning.counted import Passes, count_passes
 from darwinlm.recipe import Recipe, load_recipe
-from darwinlm.search.problem.cost import CostModel
-from darwinlm.search.problem.problem import Budget, counted_costs, resolve_budget, space_of
+from darwinlm.search.problem.problem import counted_costs, resolve_budget, space_of
 from darwinlm.vocabulary.choose import kept_size
+
+AROUND = 20
+"""Bytes that a block keeps for the backward pass for each element of the stream, besides those in its sub-layers.
+Counted for Llama and Qwen2 in bfloat16, 2026-11-27; 8 to 38 in other families."""
 
 
 class Sizes:
@@ -27,7 +28,6 @@ class Sizes:
     The checkpoint's weights aren't read. Each of the processes that share the work has its own device.
 
     Attributes:
-        skeleton: The dense model without data.
         shapes: Shapes of all modules.
         space: Modules and their levels.
         cut: Shapes of modules with several levels.
@@ -38,36 +38,33 @@ class Sizes:
         depth: Number of blocks.
         width: Residual width.
         vocabulary: Size of the vocabulary that the recipe keeps.
-        linear_head: Whether logits are a linear function of the head's input (`search/evaluate/dense_side.py`).
         saved: Bytes of one saved weight; those of float32 if the configuration has no type.
         head: Operations of one token's logits.
     """
 
     def __init__(self, checkpoint: Checkpoint, recipe: Recipe, processes: int = 1) -> None:
         self.checkpoint, self.recipe, self.processes = checkpoint, recipe, processes
-        self.skeleton = checkpoint.skeleton()
-        names = self.skeleton.named_parameters(remove_duplicate=False)
-        self.shapes = module_shapes(checkpoint, {name: tuple(parameter.shape) for name, parameter in names})
+        self._skeleton = checkpoint.skeleton()
+        parameters = dict(self._skeleton.named_parameters(remove_duplicate=False))
+        self.shapes = module_shapes(checkpoint, {name: tuple(each.shape) for name, each in parameters.items()})
         self.space = space_of(recipe, checkpoint, self.shapes)
         modules = zip(self.shapes, self.space.modules, strict=True)
         self.cut = [shape for shape, module in modules if len(module.levels) > 1]
-        config = checkpoint.config
-        self.width, rows = int(config.hidden_size), int(config.vocab_size)
+        self.width, rows = int(checkpoint.config.hidden_size), int(checkpoint.config.vocab_size)
         self.vocabulary = kept_size(recipe.vocabulary or 1, rows)
-        self.params: int = sum(
-            parameter.numel() // rows * self.vocabulary
-            if parameter.shape[:1] == (rows,) and not name.startswith(f"{checkpoint.family.layers}.")
-            else parameter.numel()
-            for name, parameter in self.skeleton.named_parameters()
-        )
+        blocks = self._skeleton.get_submodule(checkpoint.family.layers)
+        self.block = max(sum(each.numel() for each in block.parameters()) for block in blocks)
         self.blocks = self.space.params(self.space.dense)
-        blocks = self.skeleton.get_submodule(checkpoint.family.layers)
-        self.block = max(sum(parameter.numel() for parameter in block.parameters()) for block in blocks)
+        self.params: int = sum(
+            each.numel() // rows * self.vocabulary
+            if each.shape[:1] == (rows,) and not name.startswith(f"{checkpoint.family.layers}.")
+            else each.numel()
+            for name, each in self._skeleton.named_parameters()
+        )
         self.outside, self.depth = self.params - self.blocks, checkpoint.n_blocks
-        self.linear_head = not getattr(config, "final_logit_softcapping", None)
         self.saved = int(getattr(checkpoint.dtype, "itemsize", 4))
         self.head = 2.0 * self.width * self.vocabulary
-        self._counted: dict[tuple[Any, ...], Passes] = {}
+        self._counted: dict[tuple[int, torch.dtype, bool], Passes] = {}
 
     def with_settings(self, assignments: Sequence[str], processes: int | None = None) -> Sizes:
         """The same model with other settings, except units and budget."""
@@ -76,42 +73,32 @@ class Sizes:
         return other
 
     @cached_property
-    def cost(self) -> CostModel:
-        """Costs in the unit of the budget. Raises RecipeError if they would have to be measured."""
-        budget = self.recipe.budget
+    def kept_blocks(self) -> tuple[int, int]:
+        """Smallest and largest number of block parameters to keep; approximate for a budget in bytes.
+
+        Raises:
+            BudgetError: The budget is too small or too large.
+            RecipeError: It would have to be measured.
+        """
+        budget, dtype = self.recipe.budget, saved_dtype(self.recipe, self.checkpoint.dtype)
         if budget.kind in ("speedup", "latency"):
             raise RecipeError(
                 f"budget.{budget.kind} is measured on the device when the run starts: plan with keep, params or bytes"
             )
-        dtype = saved_dtype(self.recipe, self.checkpoint.dtype)
-        return counted_costs(budget, self.checkpoint, self.space, self.shapes, outside=self.outside, dtype=dtype)
-
-    @cached_property
-    def budget(self) -> Budget:
-        """Bounds on the modules' cost. Raises BudgetError."""
-        return resolve_budget(self.cost, self.recipe.budget)
+        cost = counted_costs(budget, self.checkpoint, self.space, self.shapes, outside=self.outside, dtype=dtype)
+        bounds = resolve_budget(cost, budget)
+        share = self.blocks / (cost.dense - cost.fixed)  # 1 for a budget in parameters
+        return round(share * bounds.lower), round(share * bounds.upper)
 
     @property
     def kept(self) -> float:
-        """Largest share of block parameters to keep; for a budget in bytes, share of the modules' bytes."""
-        return self.budget.upper / (self.cost.dense - self.cost.fixed)
-
-    @property
-    def kept_blocks(self) -> tuple[int, int]:
-        """Smallest and largest number of block parameters to keep; approximate for a budget in bytes."""
-        if self.cost.unit != "bytes":
-            return self.budget.lower, self.budget.upper
-        most = self.kept * self.blocks
-        return round(most * self.budget.lower / self.budget.upper), round(most)
+        """Largest share of block parameters to keep."""
+        return self.kept_blocks[1] / self.blocks
 
     @property
     def small(self) -> int:
         """Largest number of parameters of the smaller model."""
         return self.kept_blocks[1] + self.outside
-
-    def bytes_of(self, kept: float = 1.0) -> float:
-        """Bytes of a model in passes, with a share of its blocks' parameters."""
-        return (kept * self.blocks + self.outside) * self.size
 
     @property
     def kind(self) -> str:
@@ -137,29 +124,21 @@ class Sizes:
         """Operations of one token's pass through all dense blocks."""
         return self.passes().flops
 
-    def passes(self, kept: float = 1.0, *, backward: bool = False, recovery: bool = False) -> Passes:
-        """Costs of one token in the blocks.
-
-        `kept` is the share of the widths that the blocks keep. In recovery, weights and stream are float32, whatever
-        the type of products is.
-        """
-        length, dtype, low = self.recipe.text.sequence_length, DTYPES[self.kind], None
-        if recovery:
-            dtype, low = torch.float32, None if dtype == torch.float32 else dtype
-        key = (length, dtype, low, backward, kept != 1)
+    def passes(self, *, backward: bool = False) -> Passes:
+        """Costs of one token in the dense blocks."""
+        key = (self.recipe.text.sequence_length, DTYPES[self.kind], backward)
         if key not in self._counted:
-            self._counted[key] = count_passes(self.checkpoint, self.skeleton, *key)
-        if kept == 1:
-            return self._counted[key]
-        none, whole = self._counted[key], self.passes(backward=backward, recovery=recovery)
-        return Passes(*(a + kept * (b - a) for a, b in zip(astuple(none), astuple(whole), strict=True)))
+            self._counted[key] = count_passes(self.checkpoint, self._skeleton, *key[:2], backward=backward)
+        return self._counted[key]
 
-    def activations(self, kept: float = 1.0, *, recovery: bool = False, checkpointing: bool = False) -> float:
-        """Bytes of one token in a forward and backward pass.
+    def activations(self, stream: int) -> float:
+        """Bytes of one token in a forward and backward pass of the smaller model.
 
-        With checkpointing, only the stream between blocks is saved, and blocks are recomputed. Others as in `passes`.
+        With gradient checkpointing, only the stream between blocks is saved, with `stream` bytes for each element, and
+        blocks are recomputed. 0 saves everything.
         """
-        one = self.passes(kept, backward=True, recovery=recovery)
-        if checkpointing:
-            return self.depth * self.width * (4 if recovery else self.size) + one.peak
-        return one.saved + max(one.peak - one.saved / self.depth, 0.0)
+        dense = self.passes(backward=True)
+        around = min(AROUND * self.width * self.depth, dense.saved)
+        saved = around + self.kept * (dense.saved - around)
+        beside = max(dense.peak - dense.saved / self.depth, 0.0)
+        return beside + (self.depth * self.width * stream + saved / self.depth if stream else saved)

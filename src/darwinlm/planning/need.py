@@ -15,10 +15,6 @@ LIBRARIES = 0.45e9
 """Memory of Python, PyTorch and transformers without a model. Measured on 2026-11-24; 0.40 GB of it are there before
 the first stage (docs/notebook/database.md)."""
 
-LOGIT_BYTES = 28
-"""Bytes moved per logit in one pass through the head: written, read as float32, exponentiated, and as often again for
-gradients. The code moves 12 to 40 (docs/notebook/speed.md)."""
-
 Items = dict[str, float]
 """Bytes by name."""
 
@@ -35,11 +31,9 @@ class StageNeed:
     Processes share the work and the machine's disk. Work that each of them repeats counts once for each.
 
     Attributes:
-        machine: Bytes of the machine's memory; None means enough.
         tokens: Number of tokens that the stage reads; repeated ones count each time.
         flops: Number of operations.
-        times: Seconds of what processes share, by cause.
-        host: Seconds on the CPU, independent of the device and of the number of processes.
+        times: Seconds by cause, without the disk's.
         bound: Time limit of the stage in seconds.
         held: Bytes of what is in the device's memory at the peak, by name.
         ram: Bytes in the machine's memory, in addition.
@@ -52,11 +46,9 @@ class StageNeed:
     name: str
     sizes: Sizes
     device: Device
-    machine: float | None
     tokens: float = 0
     flops: float = 0
     times: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    host: float = 0
     bound: float = float("inf")
     held: Items = field(default_factory=dict)
     ram: Items = field(default_factory=lambda: {"libraries": LIBRARIES})
@@ -66,47 +58,30 @@ class StageNeed:
     note: str = ""
 
     def run(
-        self,
-        tokens: float,
-        kept: float = 1.0,
-        *,
-        times: float = 1.0,
-        blocks: float = 1.0,
-        heads: float = 0.0,
-        batch: int | None = None,
+        self, tokens: float, kept: float = 1.0, *, blocks: float = 1.0, heads: float = 0.0, batch: float | None = None
     ) -> None:
-        """Add passes of `times` runs over some tokens.
+        """Add passes of tokens through a model.
 
         Args:
-            tokens: Tokens of one run.
+            tokens: Number of tokens.
             kept: Share of the blocks' parameters that the model keeps.
-            times: Number of runs.
             blocks: Passes through the blocks in units of a forward pass. A backward pass is one for the gradients of
                 inputs, and another one for those of weights.
             heads: Passes through the head, in the same unit.
-            batch: Tokens in one pass; None is the recipe's batch.
+            batch: Tokens in one pass, which reads all weights; None is the recipe's batch.
         """
-        sizes = self.sizes
-        passes = times * tokens * (blocks * kept * sizes.forward + heads * sizes.head)
-        self._compute("passes", passes, sizes.kind, self.device.efficiency[sizes.kind])
-        self.wait(times * blocks * -(-tokens // (batch or sizes.pass_tokens)))
-        self.move(times * tokens * heads * sizes.vocabulary * LOGIT_BYTES)
+        sizes, device = self.sizes, self.device
+        passes = tokens / (batch or sizes.pass_tokens)
+        count = tokens * (blocks * kept * sizes.forward + heads * sizes.head)
+        reading = passes * (kept * sizes.blocks + sizes.outside) * sizes.size / device.bandwidth
+        self.flops += count
+        self.times["passes"] += max(count / (device.rates[sizes.kind] * device.efficiency), reading)
+        self.times["calls"] += blocks * passes * sizes.depth * device.block_seconds
 
     def multiply(self, kind: str, count: float) -> None:
         """Add operations of other matrix products in an element type."""
-        self._compute(kind, count, kind, self.device.product_efficiency)
-
-    def _compute(self, cause: str, count: float, kind: str, efficiency: float) -> None:
         self.flops += count
-        self.times[cause] += count / (self.device.rates[kind] * efficiency)
-
-    def wait(self, passes: float) -> None:
-        """Add the minimum time of passes through all blocks."""
-        self.times["calls"] += passes * self.sizes.depth * self.device.block_seconds
-
-    def move(self, count: float) -> None:
-        """Add bytes moved through memory besides those of matrix products."""
-        self.times["moved"] += count / self.device.bandwidth
+        self.times[kind] += count / (self.device.rates[kind] * self.device.product_efficiency)
 
     @property
     def processes(self) -> int:
@@ -119,14 +94,9 @@ class StageNeed:
         return self.disk + self.scratch
 
     @property
-    def disk_seconds(self) -> float:
-        """Time of the disk, which processes share."""
-        return (self.read + self.disk) / self.device.disk
-
-    @property
     def unbounded_seconds(self) -> float:
         """Time without a limit."""
-        return sum(self.times.values()) / self.processes + self.host + self.disk_seconds
+        return sum(self.times.values()) / self.processes + (self.read + self.disk) / self.device.disk
 
     @property
     def seconds(self) -> float:

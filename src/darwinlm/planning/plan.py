@@ -29,16 +29,12 @@ STAGES: dict[str, tuple[Callable[[StageNeed], None], Callable[[Recipe], object]]
 """What a stage needs, and whether a recipe has it."""
 
 
-def estimate(sizes: Sizes, device: Device, ram: float | None = None, only: str | None = None) -> list[StageNeed]:
-    """Needs of the stages.
-
-    `ram` is the machine's memory in bytes, for states that wait there; None means enough. `only` is the only stage to
-    plan. Raises FamilyError if PyTorch can't count what the model's blocks cost.
-    """
+def estimate(sizes: Sizes, device: Device, only: str | None = None) -> list[StageNeed]:
+    """Needs of the stages, or of one only. Raises FamilyError if PyTorch can't count what the model's blocks cost."""
     needs = []
     for name, (add_needs, has) in STAGES.items():
         if only in (None, name) and has(sizes.recipe):
-            needs.append(StageNeed(name, sizes, device, ram))
+            needs.append(StageNeed(name, sizes, device))
             add_needs(needs[-1])
     return needs
 
@@ -77,17 +73,9 @@ class Plan:
             "params": {"lower": lower + sizes.outside, "upper": upper + sizes.outside},
             "bytes": sizes.small * sizes.saved,
             "stages": [
-                {
-                    "stage": need.name,
-                    "tokens": need.tokens,
-                    "flops": need.flops,
-                    "seconds": need.seconds,
-                    "device_bytes": need.device_bytes,
-                    "ram_bytes": need.ram_bytes,
-                    "disk_bytes": need.disk,
-                    "scratch_bytes": need.scratch,
-                    "items": need.held | need.ram,
-                }
+                {"stage": need.name, "disk_bytes": need.disk, "scratch_bytes": need.scratch}
+                | {name: getattr(need, name) for name in ("tokens", "flops", "seconds", "device_bytes", "ram_bytes")}
+                | {"items": need.held | need.ram}
                 for need in self.needs
             ],
             "processes": sizes.processes,
@@ -103,23 +91,20 @@ def make_plan(sizes: Sizes, device: Device, *, ram: float | None = None, disk: f
     `ram` and `disk` are free bytes; None skips the check. On a CPU, `ram` is the device's memory. Raises BudgetError,
     RecipeError as in the run.
     """
-    _ = sizes.budget
-    needs = estimate(sizes, device, ram)
-    problems = [problem for need in needs for problem in _problems(need)]
+    _ = sizes.kept_blocks
+    needs = estimate(sizes, device)
+    problems = [problem for need in needs for problem in _problems(need, ram)]
     if disk is not None and disk_of(needs) > disk:
         reason = _hopeless({need.name: need.disk_bytes for need in needs})
         problems.append(f"the run takes {gigabytes(disk_of(needs))} of disk, but {gigabytes(disk)} are free: {reason}")
     return Plan(sizes, device, tuple(needs), tuple(problems))
 
 
-LOWERED = {"database": "text.calibration_tokens", "refit": "refit.tokens"}
-"""Setting of a stage that is halved until the stage fits, if `compute.batch_tokens` isn't enough."""
-
-
 def _remedies(sizes: Sizes, stage: str) -> Iterator[tuple[tuple[str, ...], int]]:
     """Settings that need less memory, with a number of processes; those with the least effect on results come first."""
     recipe, here = sizes.recipe, sizes.processes
-    for name in filter(None, ("compute.batch_tokens", LOWERED.get(stage))):
+    lowered = {"database": ["text.calibration_tokens"], "refit": ["refit.tokens"]}.get(stage, [])
+    for name in ("compute.batch_tokens", *lowered):
         value = attrgetter(name)(recipe)
         while (value := value // 2) >= recipe.text.sequence_length:
             yield (f"{name}={value}",), here
@@ -142,7 +127,7 @@ def _remedy(need: StageNeed, room: float) -> str:
     for settings, processes in _remedies(need.sizes, need.name):
         if need.device.is_cpu and processes > need.processes:
             continue
-        (again,) = estimate(need.sizes.with_settings(settings, processes), need.device, need.machine, need.name)
+        (again,) = estimate(need.sizes.with_settings(settings, processes), need.device, need.name)
         if again.device_bytes <= room:
             several = f" on {processes} devices" if processes > need.processes else ""
             return f"{' and '.join(settings)}{several} would fit ({gigabytes(again.device_bytes)})"
@@ -154,7 +139,7 @@ def _hopeless(items: Items) -> str:
     return f"no single setting makes it fit; the largest item is '{largest}' ({gigabytes(items[largest])})"
 
 
-def _problems(need: StageNeed) -> Iterator[str]:
+def _problems(need: StageNeed, ram: float | None) -> Iterator[str]:
     shared = f" in {need.processes} processes" if need.processes > 1 else ""
     if need.device_bytes > need.room:
         each = " for each process" if need.device.is_cpu and shared else ""
@@ -162,11 +147,10 @@ def _problems(need: StageNeed) -> Iterator[str]:
             f"{need.name} needs {gigabytes(need.device_bytes)} of memory, but {need.device.name} has "
             f"{gigabytes(need.room)} to spare{each}: {_remedy(need, need.room)}"
         )
-    ram = math.inf if need.machine is None or need.device.is_cpu else need.machine * RESERVE
-    if need.ram_bytes > ram:
+    if ram is not None and not need.device.is_cpu and need.ram_bytes > ram * RESERVE:
         yield (
-            f"{need.name} needs {gigabytes(need.ram_bytes)} of RAM{shared}, but the machine has {gigabytes(ram)} to "
-            f"spare: {_hopeless(need.ram)}"
+            f"{need.name} needs {gigabytes(need.ram_bytes)} of RAM{shared}, but the machine has "
+            f"{gigabytes(ram * RESERVE)} to spare: {_hopeless(need.ram)}"
         )
     if need.unbounded_seconds > need.bound:
         yield (
@@ -186,7 +170,7 @@ def advice(sizes: Sizes, stage: str, device: Device) -> str:
     The device is the one on which it ran, with all of its memory.
     """
     with contextlib.suppress(FamilyError, RecipeError):  # blocks that can't be counted, a budget in seconds
-        for need in estimate(sizes, device, only=stage):
+        for need in estimate(sizes, device, stage):
             return _remedy(need, min(need.room, SAVING * need.device_bytes))
     return "lower compute.batch_tokens"
 

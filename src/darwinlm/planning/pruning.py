@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
 
 from darwinlm.calibration.expert_order import ROUNDS as FITS
 from darwinlm.calibration.expert_order import steps
-from darwinlm.calibration.gradients import HEAD_TOKENS as GRADIENT_TOKENS
 from darwinlm.calibration.lens import FITTED, JUDGED
 from darwinlm.calibration.lens import HEAD_TOKENS as LENS_TOKENS
 from darwinlm.database.levels import variants
@@ -19,8 +18,7 @@ from darwinlm.planning.training import train_candidates
 from darwinlm.search.evaluate.dense_side import LOGIT_TOKENS
 from darwinlm.search.evolve import evolution
 from darwinlm.stages.database import gradient_tokens
-from darwinlm.stages.refit import HEAD_TOKENS as REFIT_TOKENS
-from darwinlm.stages.refit import STRENGTHS
+from darwinlm.stages.refit import HEAD_TOKENS, STRENGTHS
 from darwinlm.surgery.refit import RIDGES
 
 REUSED = 0.55
@@ -33,23 +31,18 @@ CONFIRMED = 1.5
 ORDER = 8.0
 """Operations of a removal order in units of d³: an inverse (2), and updates of two shrinking matrices (2 · 3)."""
 
-ROUNDS = 2
-"""Passes that time a model: a warm-up and one more. Only short ones are repeated (`SPEED_SECONDS`)."""
-
 STREAMS = 2 << 30
 """Bytes of residual streams that count as device memory. Larger ones are there too if they fit into a quarter of its
 free memory, but they are counted as files, which need no memory."""
 
-INPUTS = 4.0 * 2**30
-"""Bytes of cached inputs of a module in the refit; in a run they use free memory, and others are computed twice."""
-
-CACHES, CACHES_IN_TRAINING = 2 << 30, 1 << 30
+CACHES = 2 << 30
 """Bytes for factors, and half of those for modules, in the search; in a run they use what is free."""
 
 
-def a_pass(sizes: Sizes) -> Items:
-    """Activations of a pass through a block."""
-    return {"activations of one pass": sizes.pass_tokens * sizes.passes().peak}
+def a_pass(sizes: Sizes, copies: float = 0, *, backward: bool = False) -> Items:
+    """A pass through a block, with copies of its weights in the type of the passes."""
+    activations = {"activations of one pass": sizes.pass_tokens * sizes.passes(backward=backward).peak}
+    return activations | ({"weights of one block": copies * sizes.block * sizes.size} if copies else {})
 
 
 def orders_of(sizes: Sizes, shape: ModuleShape) -> int:
@@ -66,11 +59,11 @@ def database_bytes(sizes: Sizes) -> float:
     return sum(factors) + sum(orders_of(sizes, shape) * shape.width * 12 for shape in sizes.cut)
 
 
-def streams(need: StageNeed, name: str, count: float) -> Items:
+def streams(need: StageNeed, count: float) -> Items:
     """Residual streams with this number of elements for all processes: on the device, or in a file."""
     size = count * need.sizes.size
     if size / need.processes <= STREAMS:
-        return {name: size / need.processes}
+        return {"residual streams": size / need.processes}
     need.scratch = size
     return {}
 
@@ -78,27 +71,17 @@ def streams(need: StageNeed, name: str, count: float) -> Items:
 def saliency(need: StageNeed) -> None:
     """Gradients of the loss at the outputs of modules; weights get none.
 
-    In memory are the stream before every block, and the head or one block.
+    In memory are the stream before every block, and the head or one block, as it is read and as it is used.
     """
-    sizes, batch, square = need.sizes, need.sizes.pass_tokens, float(need.sizes.width) ** 2
+    sizes = need.sizes
     need.tokens = sizes.whole(gradient_tokens(sizes.recipe.text.calibration_tokens))
-    # Forward pass; then again with gradients of the stream.
-    need.run(need.tokens, blocks=3, heads=2)
-    need.multiply("float32", 2.0 * need.tokens * square * len(sizes.shapes))
-    at_the_head = {
-        "embedding and head": float(sizes.outside * sizes.size),
-        "logits of one piece": float(min(GRADIENT_TOKENS, batch) * sizes.vocabulary * (sizes.size + 12)),
-    }
-    in_a_block = {
-        "weights of one block": float(sizes.block * (sizes.size + sizes.saved)),
-        "activations of the backward pass": batch * sizes.passes(backward=True).peak,
-        "second moments of one block": 8 * square,
-    }
-    need.held = streams(need, "residual streams before every block", need.tokens * sizes.width * (sizes.depth + 1))
-    need.held |= largest(at_the_head, in_a_block)
-    if need.device.is_cpu:  # memory freed by earlier passes stays with the process, in fragments between the streams
-        need.held |= a_pass(sizes)
-    need.read, need.disk = float(sizes.params * sizes.saved), 4.0 * square * len(sizes.shapes)
+    need.run(need.tokens, blocks=3, heads=2)  # forward pass; then again with gradients of the stream
+    need.held = streams(need, need.tokens * sizes.width * (sizes.depth + 1)) | largest(
+        {"embedding and head": float(sizes.outside * sizes.size)}, a_pass(sizes, 2, backward=True)
+    )
+    if need.device.is_cpu:  # memory that forward passes freed stays with the process, in fragments between the streams
+        need.held["fragments"] = sizes.pass_tokens * sizes.passes().peak
+    need.read, need.disk = float(sizes.params * sizes.saved), 4.0 * sizes.width**2 * len(sizes.shapes)
 
 
 def database(need: StageNeed) -> None:
@@ -109,35 +92,23 @@ def database(need: StageNeed) -> None:
     than columns and its order needs float64. On a GPU, moments stay, and matrix, factor and inverse are separate.
     """
     sizes, r = need.sizes, float(need.sizes.width)
-    tokens = sizes.recipe.text.calibration_tokens
+    tokens, moments, work = sizes.recipe.text.calibration_tokens, Counter[int](), 0.0
+    ordered: Items = {}
     need.tokens = tokens
     need.run(tokens)
-    moments: defaultdict[int, float] = defaultdict(float)
-    outputs: defaultdict[int, float] = defaultdict(float)
-    work = squares = 0.0
-    ordered: Items = {}
     for shape in sizes.cut:
         d, experts, orders = float(shape.width), max(shape.experts, 1), orders_of(sizes, shape)
         need.multiply("float32", 2 * tokens * d * d + orders * (ORDER * d**3 + 2 * d * d * r))
         need.multiply("float64", orders * (d**3 / 3 + 2 * d * d * r))
         need.times["steps"] += orders * d / shape.head_dim * need.device.step_seconds
-        moments[shape.block] += experts * d * d * 4
-        outputs[shape.block] += experts * r * d * sizes.saved
-        # Packed factors of experts, separate and joined; float64 copies of moment, weights and target of each variant.
-        own = (4 * experts if shape.experts else 0) * d * d + (0 if tokens > d else 8 * d * d)
-        own += 8 * d * d if orders == experts else 16 * d * d + 24 * r * d
-        work, squares = max(work, own), max(squares, d * d)
+        moments[shape.block] += experts * shape.width**2 * 4
+        matrices = (1 if need.device.is_cpu else 3) + (tokens <= d)
+        work = max(work, (8 * matrices + 4 * shape.experts) * d * d)
         ordered = _order_experts(need, shape) if shape.experts else ordered
-    in_float32 = 0 if sizes.size == sizes.saved else sizes.block * sizes.saved
-    passing = a_pass(sizes) | {
-        "weights of one block": float(sizes.block * sizes.size + in_float32),
-        "second moments of one block": max(moments.values()),
-    }
-    passing |= ordered
-    factorising = {"output projections of one block": max(outputs.values()), "factors of one module": work}
-    if not need.device.is_cpu:
-        factorising |= {"second moments of one block": max(moments.values()), "inverses": 16 * squares}
-    need.held = streams(need, "residual stream of the calibration text", tokens * r) | largest(passing, factorising)
+    of_a_block = {"second moments of one block": float(max(moments.values()))}
+    passing = a_pass(sizes, 1) | of_a_block | ordered
+    factorising = {"factors of one module": work} | ({} if need.device.is_cpu else of_a_block)
+    need.held = streams(need, tokens * r) | largest(passing, factorising)
     if ordered:
         need.held["embedding and head"] = float(sizes.outside * sizes.size)
     # The checkpoint is hashed and read once, and once more for the dense stream after the last block.
@@ -150,13 +121,13 @@ def _order_experts(need: StageNeed, shape: ModuleShape) -> Items:
     share = min(1.0, sizes.recipe.text.calibration_tokens / (FITTED + JUDGED))
     fitted, judged = share * FITTED, share * JUDGED
     counts = list(steps(shape.experts, shape.chosen if shape.droppable else shape.experts))
-    need.run(fitted + 2 * judged, blocks=1 / sizes.depth)
+    need.run(fitted + 2 * judged, 1 / sizes.depth)
     for remaining, _, tried in counts:
         own = fitted * (shape.chosen + 1) / remaining
         side = min(own, d)
         fit = 2 * own * d * side + side**3 / 3 + 2 * side**2 * r + 4 * own * d * r
         need.multiply("float32", (1 + tried) * remaining * FITS * (fit + 2 * own * judged / fitted * d * r))
-        need.run(judged, blocks=1 / sizes.depth, times=1 + tried, heads=1)
+        need.run((1 + tried) * judged, 1 / sizes.depth, heads=1)
     most = 1 + max(tried for _, _, tried in counts)
     return {
         "outputs of experts for the removal order": (fitted + judged) * (shape.chosen + 1) * (d + r) * 4,
@@ -175,17 +146,17 @@ def search(need: StageNeed) -> None:
     fitness = sizes.whole(settings.fitness_needed)
     _evaluate_candidates(need, fitness)
     # Where candidates are trained, no parent's block inputs are kept, and caches leave the room to training.
-    inputs, cache = (1, CACHES_IN_TRAINING) if training else (sizes.depth, CACHES)
-    own = 0.0 if training else sizes.kept * sizes.blocks * sizes.size
+    inputs, cache = (1, CACHES / 2) if training else (sizes.depth, CACHES)
+    inputs_kept = fitness * (inputs + 1) + (sizes.pass_tokens * sizes.depth if guided else 0)
+    modules = min(2.0 * cache, 4.0 * sizes.blocks * sizes.size)
+    capped = getattr(sizes.checkpoint.config, "final_logit_softcapping", None)
     need.held = {
         "dense model": float(sizes.params * sizes.size),
-        "dense model's distributions": 4.0 * fitness * (sizes.width + 4 if sizes.linear_head else sizes.vocabulary),
-        "block inputs of the parent, dense streams": float(fitness * sizes.width * (inputs + 1) * sizes.size),
-        "current and cached modules": max(min(2.0 * cache, 4.0 * sizes.blocks * sizes.size), own),
-        "cached factors": min(float(cache), sum(8.0 * shape.width**2 for shape in sizes.shapes)),
+        "dense model's distributions": 4.0 * fitness * (sizes.vocabulary if capped else sizes.width),
+        "block inputs of the dense model and the parent": float(inputs_kept * sizes.width * sizes.size),
+        "current and cached modules": max(modules, 0 if training else sizes.kept * sizes.blocks * sizes.size),
+        "cached factors": min(cache, sum(8.0 * shape.width**2 for shape in sizes.shapes)),
     }
-    if guided:
-        need.held["block inputs in the backward pass"] = float(sizes.pass_tokens) * sizes.width * sizes.depth * 2
     passing = a_pass(sizes) | {"logits": 10.0 * LOGIT_TOKENS * sizes.vocabulary}
     need.read = sizes.params * sizes.saved + database_bytes(sizes)
     need.bound = 60 * settings.minutes if settings.minutes is not None else need.bound
@@ -194,43 +165,40 @@ def search(need: StageNeed) -> None:
 
 def _evaluate_candidates(need: StageNeed, fitness: int) -> None:
     sizes, settings = need.sizes, need.sizes.recipe.search
-    guided, kept, times = settings.method == "gradient", sizes.kept, settings.generations
+    guided, times = settings.method == "gradient", settings.generations
     cut = [module for module in sizes.space.modules if len(module.levels) > 1]
     window = sizes.whole(settings.stages[0].tokens)
-    uniform = max((len(module.levels) for module in cut if module.kind == "attention"), default=1)
-    need.run(fitness, heads=1)
-    need.tokens = fitness
     # All uniform models on a quarter of the tokens, the best three on the others.
-    quarter = sizes.whole(settings.stages[0].tokens // 4)
-    for models, part in ((uniform, quarter), (min(uniform, 3), window - quarter)):
-        need.run(part, kept, times=models, heads=1)
-        need.tokens += models * part
+    uniform = max((len(module.levels) for module in cut if module.kind == "attention"), default=1)
+    quarter = sizes.whole(window // 4)
+    evaluated = float(uniform * quarter + min(uniform, 3) * (window - quarter))
     # One child is solved for each strength; the level switch adds children after two without improvement.
     first = count = float(min(len(evolution.STRENGTHS), settings.offspring) if guided else settings.offspring)
     before = 0
     for stage in settings.stages:
         # Losses of earlier rounds are stored by sequence, so only new text is run, unless candidates are trained.
-        new = sizes.whole(stage.tokens) - (0 if stage.training_tokens else before)
-        # Solved children move most modules, so they share few blocks with their parent.
-        need.run(new, kept, times=times * count, blocks=1 if guided else REUSED, heads=1)
-        need.tokens += times * count * new
+        evaluated += times * count * (sizes.whole(stage.tokens) - (0 if stage.training_tokens else before))
         count, before = min(stage.survivors, CONFIRMED) if guided else stage.survivors, sizes.whole(stage.tokens)
+    # Solved children move most modules, so they share few blocks with their parent.
+    batch = min(window, sizes.pass_tokens)
+    need.run(evaluated, sizes.kept, blocks=1 if guided else REUSED, heads=1, batch=batch)
+    need.run(fitness, heads=1)
+    need.tokens = evaluated + fitness
     if guided:
-        tokens = min(window, fitness)
-        need.run(tokens, kept, times=times, blocks=3, heads=3)
-        need.tokens += times * tokens
+        need.run(times * window, sizes.kept, blocks=3, heads=3)
+        need.tokens += times * window
         # The product of a module's gradients and inputs, and one triangular solve for all of its widths.
-        solves = sum(2.0 * tokens * shape.width + shape.width**2 for shape in sizes.shapes)
+        solves = sum(2.0 * window * shape.width + shape.width**2 for shape in sizes.shapes)
         need.multiply("float32", times * solves * sizes.width)
     changed = times * (2 * len(cut) if guided else first * 3)
-    squares = sum(float(shape.width) ** 2 for shape in sizes.shapes) / max(len(sizes.shapes), 1)
-    need.multiply("float64", changed * squares * kept**2 * sizes.width)
+    squares = sum(float(shape.width) ** 2 for shape in sizes.shapes) / len(sizes.shapes)
+    need.multiply("float64", changed * squares * sizes.kept**2 * sizes.width)
 
 
 def refit(need: StageNeed) -> None:
     """Both models by block, fits of output projections, comparisons on validation text for the interpolation factor.
 
-    In memory are the streams, and a block with the moments of a module, or the heads at the end.
+    In memory are the streams, and a block of both models for each text and the moments of a module, or the heads.
     """
     sizes, recipe, size, r = need.sizes, need.sizes.recipe, need.sizes.size, float(need.sizes.width)
     held_out, widths = recipe.text.validation_tokens, [shape.width * sizes.kept for shape in sizes.shapes]
@@ -238,38 +206,23 @@ def refit(need: StageNeed) -> None:
     # The smaller stream once for the inputs of each module and once to advance.
     need.run(everything)
     need.run(everything, sizes.kept, blocks=2)
-    # The stream of the fitted weights exists already; each comparison recomputes the dense model's logits.
-    strengths = {0.0, *STRENGTHS}
-    again = len(strengths - {1.0})
-    need.run(held_out, sizes.kept, times=again)
-    need.run(held_out, times=len(strengths), blocks=0, heads=2)
-    need.tokens = everything + again * held_out
+    # Without the fit and with each strength but the whole one, whose stream exists; dense logits each time.
+    compared = len(STRENGTHS) * held_out
+    need.run(compared, sizes.kept, heads=2)
+    need.tokens = everything + compared
     for d in widths:
         need.multiply("float32", everything * (2 * d * d + 2 * d * r))
         # Every process solves for the same weights.
         need.multiply("float64", need.processes * len(RIDGES) * (d**3 / 3 + 4 * d * d * r))
-    held_out = -(-held_out // need.processes)
-    own = -(-recipe.refit.tokens // need.processes) + held_out
-    in_a_block = a_pass(sizes) | {
-        "weights of one block, dense and smaller": sizes.block * (1 + sizes.kept) * (size + sizes.saved),
-        "moments of one module": max((2 * d * d + d * r) * 4 + d * d * 16 for d in widths),
-        "projection inputs": min(own * max(widths) * size, INPUTS),
-    }
-    at_the_end = {
-        "heads: dense, smaller": 2.0 * sizes.vocabulary * r * size,
-        "logits of one piece": float(REFIT_TOKENS * sizes.vocabulary * (4 + 2 * size)),
-    }
-    need.held = {"residual streams, dense, smaller and target": 4.0 * own * r * size}
-    need.held |= largest(in_a_block, at_the_end)
+    own, d = everything / need.processes, max(widths)
+    need.held = {"residual streams, dense, smaller and target": 4.0 * own * r * size} | largest(
+        a_pass(sizes, 2 + 2 * sizes.kept) | {"moments of one module": (2 * d * d + d * r) * 4 + d * d * 16},
+        {
+            "heads: dense, smaller": 2.0 * sizes.vocabulary * r * size,
+            "logits of one piece": float(HEAD_TOKENS * sizes.vocabulary * (4 + 2 * size)),
+        },
+    )
     need.read, need.disk = float((sizes.params + sizes.small) * sizes.saved), sum(r * d * 4 for d in widths)
-
-
-def _copied(sizes: Sizes) -> int:
-    """Tokens of the lists and passages whose copying is measured."""
-    tokens, length = sizes.recipe.text.evaluation_tokens, sizes.recipe.text.sequence_length
-    lists = number_of_lists(tokens)
-    passages = min(lists, tokens // length)
-    return lists * 2 * sum(LIST_LENGTHS) + passages * sum(2 * n + gap for n, gap in PASSAGES if n + gap < length)
 
 
 def evaluate(need: StageNeed) -> None:
@@ -278,24 +231,24 @@ def evaluate(need: StageNeed) -> None:
     In memory are two models, and a pass with its logits; on a CPU the others wait.
     """
     sizes, recipe = need.sizes, need.sizes.recipe
+    tokens, length = recipe.text.evaluation_tokens, recipe.text.sequence_length
+    copied = number_of_lists(tokens) * (2 * sum(LIST_LENGTHS) + sum(2 * n + gap for n, gap in PASSAGES))
+    # The first process times the models while the others wait: a warm-up, and one round more.
+    timed = 2 * length * need.processes
+    decoded = need.processes * (speed.WARM_TOKENS + speed.NEW_TOKENS * (1 + len(recipe.evaluation.prompts)))
     # Uniform, searched, refitted, recovered.
     smaller = 2 + bool(recipe.refit.tokens) + bool(recipe.recovery.tokens)
-    # The first process times the models while the others wait.
-    continued = speed.NEW_TOKENS * (ROUNDS - 1 + len(recipe.evaluation.prompts))
-    decoded = need.processes * (speed.WARM_TOKENS + continued)
     for kept, models in ((1.0, 1), (sizes.kept, smaller)):
-        need.run(recipe.text.evaluation_tokens, kept, times=models, heads=1)
-        need.run(recipe.text.sequence_length, kept, times=models * ROUNDS * need.processes, heads=1)
-        need.run(_copied(sizes), kept, times=models)
-        need.wait(models * decoded)
-        need.move(decoded * models * sizes.bytes_of(kept))
-    need.tokens = recipe.text.evaluation_tokens * (1 + smaller)
+        need.run(models * (tokens + timed), kept, heads=1)
+        need.run(models * copied, kept)
+        need.run(models * decoded, kept, batch=1)
+    need.tokens = tokens * (1 + smaller)
     need.held = a_pass(sizes) | {
-        "dense model and one other model": sizes.bytes_of() + sizes.bytes_of(sizes.kept),
+        "dense model and one other model": float((sizes.params + sizes.small) * sizes.size),
         "logits of one pass": 2 * 4.0 * sizes.pass_tokens * sizes.vocabulary,
     }
     if need.device.is_cpu:
-        need.ram["the other models"] = (smaller - 1) * sizes.bytes_of(sizes.kept)
+        need.ram["the other models"] = float((smaller - 1) * sizes.small * sizes.size)
     else:
         in_float32 = recipe.refit.tokens and recipe.recovery.tokens
         need.ram["a model while it is loaded"] = float(sizes.small * (4 if in_float32 else sizes.saved))

@@ -1,16 +1,17 @@
 """A time limit of a run: before a stage, the settings of the remaining ones are fitted to the time that is left.
 
-A pass through a real block is timed first, so that the plan holds for this machine and its present load; the stage that
-ran last corrects it too. If the remaining stages take too long, all of their text and steps are lowered to
-the same share, down to a run without refit and recovery on the least text. Search and recovery also get time limits.
-The settings are kept in a file, with which an interrupted run resumes.
+A pass through a real block is timed first, so that the plan holds for this machine and its present load. If the
+remaining stages take too long, all of their text and steps are lowered to the same share, down to a run without refit
+and recovery on the least text. Search, recovery and evaluation also end by the clock. The settings are kept in a file,
+with which an interrupted run resumes.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from operator import attrgetter
 from typing import Any
 
 from torch import Tensor
@@ -23,7 +24,6 @@ from darwinlm.errors import RecipeError
 from darwinlm.planning.devices import Device, find_device
 from darwinlm.planning.model import Sizes
 from darwinlm.planning.plan import estimate, hours
-from darwinlm.planning.shorten import OPTIONAL, STAGES, differences, shortened
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.report.summary import TimeFigures
 from darwinlm.run import Run
@@ -32,30 +32,37 @@ from darwinlm.stages.results import StageResults
 
 FILE = "time_limit.json"
 
-RESERVE = 0.93
-"""Share of the limit that is planned; the rest is for errors of the plan."""
+STAGES = ("database", "search", "refit", "recover", "evaluate")
+"""Stages whose time depends on these settings, in order."""
 
-UNPLANNED = 0.04
-"""Share of the limit for stages without a plan after the last fitted one: export, report."""
+TEXT: dict[str, tuple[tuple[str, int, str], ...]] = {
+    "database": (("text.calibration_tokens", 4, "calibration text"),),
+    "refit": (("refit.tokens", 32, "text of the refit"), ("text.validation_tokens", 2, "validation text")),
+    "recover": (("recovery.tokens", 8, "training"), ("text.validation_tokens", 2, "validation text")),
+    "evaluate": (("text.evaluation_tokens", 2, "evaluation text"),),
+}
+"""Amounts of text of each stage: setting, least number of sequences, and name."""
 
-LONGEST_PROBE = 20.0
-"""Maximum of the minimum duration of timed passes."""
+OPTIONAL = {"refit": "refit.tokens", "recover": "recovery.tokens"}
+"""Stages that are left out rather than run on less than their least text, with the setting of their amount. A refit on
+less gains nothing (see docs/notebook/training.md); for recovery it is our choice, 2026-11-27."""
+
+PLANNED, EVALUATED = 0.9, 0.97
+"""Shares of the limit that are planned, and until which the evaluation may last. The rest is for stages without a plan
+(export, report) and for errors of the plan."""
 
 FIRST_GENERATION = 1.4
 """Measured by planned time of a search with one generation (docs/notebook/speed.md, "A time limit for a run")."""
 
-LAST = 0.02
-"""Share of the limit for the report."""
-
-SHARES = (*(0.85**step for step in range(26)), 0.0)
-"""Shares of the recipe's amounts, the largest first. 0 is the least text, without refit and recovery."""
+SHARES = tuple(0.85**step for step in range(26))
+"""Shares of the recipe's amounts, the largest first. If none fits, 0 is the least text, without refit and recovery."""
 
 FAR = 10.0
 """A run is refused if even the least text takes this many times as long as the limit. Below that it warns, because a
 plan on a busy machine is too long once the machine is idle."""
 
-PASS_SECONDS, PROBE_SECONDS, PROBE_SHARE = 0.3, 1.5, 0.01
-"""Planned duration of one timed pass, minimum duration of all of them, and the same as a share of the limit."""
+PASS_SECONDS, PROBE_SECONDS = 0.3, 2.0
+"""Planned duration of one timed pass, and minimum duration of all of them."""
 
 SEARCH = ("fitness", "training")
 """Purposes of text whose amount `search.stages` gives."""
@@ -81,9 +88,9 @@ class TimeLimit:
         self.seconds, self.runs, self.clock = seconds, runs, clock
         self.begun, self.earlier = clock() if begun is None else begun, 0.0
         self.device: Device | None = None
+        self.slower = 1.0
         self.asked: Recipe | None = None
         self.settings: list[str] = []
-        self.planned: tuple[str, float] | None = None
 
     @classmethod
     def of(cls, recipe: Recipe, *, runs: int = 1, begun: float | None = None) -> TimeLimit | None:
@@ -112,7 +119,7 @@ class TimeLimit:
             run.recipe = load_recipe(self.asked, self.settings, {})
             results.text = {purpose: _beginning(part, run.recipe, purpose) for purpose, part in results.text.items()}
         if stage == STAGES[-1]:
-            run.evaluation_ends = self.clock() + max((1 - LAST) * self.seconds - self.used, 0.0) / self.runs
+            run.evaluation_ends = self.clock() + max(EVALUATED * self.seconds - self.used, 0.0) / self.runs
         shorter = [*differences(self.asked, run.recipe)]
         if hasattr(results, "search") and results.search.record["ended"] == OUT_OF_TIME:
             done = results.search.record["history"][-1]["number"]
@@ -139,76 +146,63 @@ class TimeLimit:
     def _fitted(self, stage: str, run: Run, tokens: Tensor) -> list[str]:
         """Assignments with which the remaining stages fit into the time that is left."""
         assert self.asked is not None
-        if self.device is None:
-            self.device = _device(run)
+        self.device = self.device or _device(run)
         sizes = _sizes(run, self.asked)
         if stage not in self._planned(sizes, stage, 1):
             return []
-        passes = self._of_passes(run, sizes, tokens)
-        slower = (passes + (self._of_last_stage(run) or passes)) / 2
-        room = RESERVE * self.seconds - self.used
-        if stage != STAGES[-1]:
-            room -= self.runs * UNPLANNED * self.seconds
-        if stage != STAGES[0]:
-            room /= self.runs
-        share, planned = self._longest(sizes, stage, room / slower)
-        self.planned = stage, planned.get(stage, 0.0)
-        seconds = slower * sum(planned.values())
+        self.slower = self._of_passes(run, sizes, tokens)
+        room = (PLANNED * self.seconds - self.used) / (1 if stage == STAGES[0] else self.runs)
+        share = next((each for each in SHARES if sum(self._planned(sizes, stage, each).values()) <= room), 0.0)
+        planned = self._planned(sizes, stage, share)
         settings = _assignments(shortened(self.asked, share, stage))
         # Search and recovery can stop at any time, so they get what the others leave.
         limited = {"search": ("search.minutes", self.asked.search.minutes), "recover": ("recovery.minutes", None)}
         if stage in limited and stage in planned:
             name, given = limited[stage]
-            minutes = (max(room - seconds, 0.0) + slower * planned[stage]) / 60
+            minutes = (max(room - sum(planned.values()), 0.0) + planned[stage]) / 60
             settings.append(f"{name}={min(minutes, given or minutes):.4g}")
         part = "" if share == 1 else f" with {share:.0%} of the text" if share else " with the least text"
         if stage == STAGES[0]:
             whole = self._planned(sizes, stage, share, generations=self.asked.search.generations)
-            about = (self.used + max(seconds, min(slower * sum(whole.values()), room))) / (1 - UNPLANNED)
-            if about > FAR * self.seconds:
-                raise RecipeError(
-                    f"time: {hours(self.seconds)} is too short for this model on this machine: even with the least "
-                    f"text it takes about {hours(about)} at its present load: give at least that, or a faster device"
-                )
-            late = ", which can't be kept" if about > self.seconds else ""
-            run.reporter.say(f"this takes about {hours(about)} here{part} (time limit {hours(self.seconds)}{late})")
-        elif part and stage in planned:
-            run.reporter.say(f"time limit: {hours(max(room, 0))} left for {' + '.join(planned)}{part}")
+            about = self.used + max(sum(planned.values()), min(sum(whole.values()), room))
+            run.reporter.say(f"this takes about {hours(about)} here{part} (time limit {self._checked(about)})")
         elif part:
-            run.reporter.say(f"time limit: {hours(max(room, 0))} left, no {OPTIONAL[stage].partition('.')[0]}")
+            rest = f" left for {' + '.join(planned)}{part}"
+            without = f" left, no {OPTIONAL.get(stage, stage).partition('.')[0]}"
+            run.reporter.say(f"time limit: {hours(max(room, 0))}{rest if stage in planned else without}")
         return settings
 
-    def _longest(self, sizes: Sizes, stage: str, room: float) -> tuple[float, dict[str, float]]:
-        """The largest share of the amounts that fits into some seconds of the plan, or the smallest, and its plan."""
-        for share in SHARES:
-            planned = self._planned(sizes, stage, share)
-            if sum(planned.values()) <= room:
-                break
-        return share, planned
+    def _checked(self, about: float) -> str:
+        """The limit in words, for a run of about so many seconds. Raises RecipeError if that is far more."""
+        if about > FAR * self.seconds:
+            raise RecipeError(
+                f"time: {hours(self.seconds)} is too short for this model on this machine: even with the least text it "
+                f"takes about {hours(about)} at its present load: give at least that, or a faster device"
+            )
+        return hours(self.seconds) + (", which can't be kept" if about > self.seconds else "")
 
     def _planned(self, sizes: Sizes, stage: str, share: float, *, generations: int = 1) -> dict[str, float]:
-        """Seconds of a stage and its successors on the plan's device, without the search's own time limit."""
+        """Seconds of a stage and its successors at the measured speed, without the search's own time limit."""
         assert self.asked is not None
         assert self.device is not None
         settings = [*self.settings, f"search.generations={generations}", "search.minutes=null"]
         remaining = STAGES[STAGES.index(stage) :]
         for name in remaining:
             settings += _assignments(shortened(self.asked, share, name))
-        found = dict.fromkeys(remaining, 0.0)
-        for need in estimate(sizes.with_settings(settings, sizes.processes), self.device):
+        found: dict[str, float] = {}
+        for need in estimate(sizes.with_settings(settings), self.device):
             name = "database" if need.name == "saliency" else need.name
-            if name in found:
-                several = float(self.runs) if stage == STAGES[0] and name != stage else 1.0
-                several *= FIRST_GENERATION if name == "search" and generations == 1 else 1.0
-                found[name] += several * need.unbounded_seconds
-        return {name: seconds for name, seconds in found.items() if seconds}
+            if name in remaining:
+                several = self.runs if stage == STAGES[0] and name != stage else 1
+                first = FIRST_GENERATION if name == "search" and generations == 1 else 1.0
+                found[name] = found.get(name, 0.0) + self.slower * several * first * need.unbounded_seconds
+        return found
 
     def _of_passes(self, run: Run, sizes: Sizes, tokens: Tensor) -> float:
         """Measured by planned seconds of passes through the first block, with the present load."""
         assert self.device is not None
-        kind = sizes.kind
         sequence = sizes.forward / sizes.depth * tokens.shape[1]
-        sequence /= self.device.rates[kind] * self.device.efficiency[kind]
+        sequence /= self.device.rates[sizes.kind] * self.device.efficiency
         most = min(len(tokens), max(1, run.batch_tokens // tokens.shape[1]))
         sequences = max(1, min(most, int(PASS_SECONDS / sequence)))
         stream = BlockStream(
@@ -217,23 +211,11 @@ class TimeLimit:
         stream.load(0)
         stream.run(0)
         begun, passes = self.clock(), 0
-        enough = min(max(PROBE_SECONDS, PROBE_SHARE * self.seconds), LONGEST_PROBE)
-        while not passes or self.clock() - begun < enough:
+        while not passes or self.clock() - begun < PROBE_SECONDS:
             stream.run(0)
             passes += 1
         measured = (self.clock() - begun) / passes
         return measured / (sequences * sequence + self.device.block_seconds)
-
-    def _of_last_stage(self, run: Run) -> float:
-        """Measured by planned seconds of the stage that was fitted last; 0 if it has none."""
-        if self.planned is None:
-            return 0.0
-        stage, planned = self.planned
-        names = ("saliency", stage) if stage == STAGES[0] else (stage,)
-        ran = [entry for entry in run.timings if entry.name in names]
-        if not ran or planned <= 0 or stage == "search" or any(entry.reused or entry.resumed for entry in ran):
-            return 0.0
-        return sum(entry.seconds for entry in ran) / planned
 
 
 def _device(run: Run) -> Device:
@@ -248,7 +230,7 @@ def _sizes(run: Run, recipe: Recipe) -> Sizes:
     if recipe.budget.kind in ("speedup", "latency"):
         recipe = load_recipe(recipe, ["budget.keep=0.5"], {})
     sizes = Sizes(run.checkpoint, recipe, parallel.size())
-    _ = sizes.budget  # kept for other settings
+    _ = sizes.kept_blocks  # kept for other settings
     return sizes
 
 
@@ -272,3 +254,44 @@ def _beginning(part: TokenBlocks, recipe: Recipe, purpose: str) -> TokenBlocks:
 
 def _assignments(settings: dict[str, Any]) -> list[str]:
     return [f"{name}={json.dumps(value)}" for name, value in settings.items()]
+
+
+def shortened(recipe: Recipe, share: float, stage: str) -> dict[str, Any]:
+    """Settings of one of `STAGES` by dotted name, with its amounts lowered to a share; those that stay are left out."""
+    length = recipe.text.sequence_length
+    if share >= 1:
+        return {}
+    if stage == "search":  # the first round keeps a sequence at least
+        given = [each.model_dump() for each in recipe.search.stages]
+        rounds = [
+            each
+            | {
+                "tokens": min(each["tokens"], max(int(share * each["tokens"]) // length, 1) * length),
+                "training_tokens": int(share * each["training_tokens"]),
+            }
+            for each in given
+        ]
+        return {"search.stages": rounds} if rounds != given else {}
+    settings: dict[str, Any] = {}
+    for name, sequences, _ in TEXT[stage]:
+        amount = attrgetter(name)(recipe)
+        if name == OPTIONAL.get(stage) and share * amount < sequences * length:
+            return {name: 0} if amount else {}
+        wanted = max(int(share * amount) // length, sequences) * length
+        if wanted < amount:
+            settings[name] = wanted
+    return settings
+
+
+def differences(asked: Recipe, taken: Recipe) -> Iterator[str]:
+    """What was shortened, in words: `calibration text 8,192 of 65,536 tokens`."""
+    for name in OPTIONAL.values():
+        if attrgetter(name)(asked) and not attrgetter(name)(taken):
+            yield f"no {name.partition('.')[0]}"
+    amounts = {name: words for stage in TEXT.values() for name, _, words in stage}
+    for name, words in amounts.items():
+        given, used = attrgetter(name)(asked), attrgetter(name)(taken)
+        if 0 < used < given:
+            yield f"{words} {used:,} of {given:,} tokens"
+    if taken.search.fitness_needed < asked.search.fitness_needed:
+        yield f"text of the search {taken.search.fitness_needed:,} of {asked.search.fitness_needed:,} tokens"
