@@ -129,7 +129,7 @@ def measure(r: int, d: int, device: str, steps: int, full_below: int, repeats: i
     inversion = baseline_seconds - per_step * steps
     baseline = inversion + per_step * d
     ours = min(order_seconds) + min(factor_seconds)
-    ours_at_steps = factors.errors.flip(0)[1 : steps + 1].cpu()
+    ours_at_steps = errors.flip(0)[1 : steps + 1].cpu()
     theirs_at_steps = torch.tensor(costs, dtype=torch.float64).cumsum(0)
     stored = packed.nbytes + columns.to(torch.int32).nbytes + errors.nbytes
     return {

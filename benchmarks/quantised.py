@@ -87,11 +87,12 @@ def pruned_matrices(run: Run, file: GgufFile, blocks: list[int]) -> dict[str, An
         cut = {"attention": 0 < new.heads < old.heads, "mlp": 0 < new.width < old.width}
         for kind, names in PARTS.items():
             for name in names if cut[kind] else ():
-                tensor = f"blk.{number}.{name}.weight"
-                types["rows shortened" if name in CUT_ALONG_ROWS else "rows of the hidden size"][file.kind(tensor)] += 1
-                rows, columns = file.shape(tensor)
-                weights += rows * columns
-                bits += 8 * file.bytes_of(tensor)
+                tensor = file.tensors[f"blk.{number}.{name}.weight"]
+                types["rows shortened" if name in CUT_ALONG_ROWS else "rows of the hidden size"][
+                    tensor.tensor_type.name
+                ] += 1
+                weights += int(tensor.n_elements)
+                bits += 8 * tensor.n_bytes
     return {"types": {where: dict(counts) for where, counts in types.items()}, "bits": round(bits / max(weights, 1), 3)}
 
 

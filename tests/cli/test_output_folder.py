@@ -72,15 +72,16 @@ def test_a_stage_that_is_a_link_to_another_runs(prune, tmp_path):
     prune().refused(str(stage), "is a broken link")
 
 
-def test_a_damaged_run_is_not_advised_to_be_deleted(command, finished_copy):
-    for name in ("summary.json", "darwinlm.json"):
-        whole = (finished_copy / name).read_text()
-        (finished_copy / name).write_text("[]" if name == "summary.json" else "{")
-        ended = command("recover", finished_copy, "--tokens", "100000", "--out", finished_copy)
-        said = "holds no summary of a run" if name == "summary.json" else "is damaged"
-        ended.refused(str(finished_copy / name), said)
+def test_a_damaged_run_is_not_advised_to_be_deleted(command, finished_copy, tmp_path):
+    out = shutil.copytree(finished_copy, tmp_path / "out")
+    for file, text, said in (
+        (out / "darwinlm.json", "{", "is damaged"),
+        (finished_copy / "summary.json", "[]", "holds no summary of a run"),
+    ):
+        file.write_text(text)
+        ended = command("recover", finished_copy, "--tokens", "256", "--out", out)
+        ended.refused(str(file), said)
         assert "delete" not in ended.err
-        (finished_copy / name).write_text(whole)
 
 
 @pytest.mark.parametrize(

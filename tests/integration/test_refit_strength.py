@@ -45,7 +45,7 @@ def test_weights_and_losses_are_those_of_the_way_there(whole, refitted, strength
     assert found.record["strength"] in strengths, "any of them is better than none here"
     checkpoint = whole.stitch.checkpoint
     stitched = checkpoint.load(torch.float32).state_dict()
-    changed = found.weights(checkpoint)
+    changed = found.weights()
     paths = list(found.stage.folder.glob("block_*.safetensors"))
     for path in paths:
         prefix = checkpoint.block_prefix(int(path.stem.removeprefix("block_")))
@@ -56,7 +56,7 @@ def test_weights_and_losses_are_those_of_the_way_there(whole, refitted, strength
     assert paths
     assert not changed
     tokens = whole.text["validation"].tokens
-    models = {"0": checkpoint.load(torch.float32), "best": found.model(checkpoint)}
+    models = {"0": checkpoint.load(torch.float32), "best": found.model()}
     measured = measure_quality(whole.checkpoint.load(torch.float32), models, tokens, batch_tokens=256)
     assert losses[0.0] == pytest.approx(measured["0"].kl, rel=1e-3)
     assert found.record["kl_after"] == pytest.approx(measured["best"].kl, rel=1e-3)
@@ -69,4 +69,4 @@ def test_none_of_it_is_taken_where_all_is_worse(whole, refitted, monkeypatch):
     assert found.record["kept"] == "stitched"
     assert found.record["strength"] == 0
     assert (found.record["kl_before"], found.record["kl_after"]) == (1.0, 1.5)
-    assert found.weights(whole.stitch.checkpoint) == {}
+    assert found.weights() == {}

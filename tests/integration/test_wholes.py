@@ -56,7 +56,8 @@ def finished(request: pytest.FixtureRequest, make_run, tmp_path_factory) -> tupl
     """Model type, folder of the original and output folder of a run on it."""
     folder = tmp_path_factory.mktemp("whole")
     source = tiny_whole(folder / "source", request.param)
-    run_stages(make_run(source, folder / "out"), "report")
+    keep = "50%" if request.param == "qwen3_5_moe" else "60%"  # at 60 %, its layers stay equal
+    run_stages(make_run(source, folder / "out", keep=keep), "report")
     return request.param, source, folder / "out"
 
 
