@@ -133,3 +133,9 @@ def test_a_tilde_is_the_home_folder(prune, command, tiny_llama, tmp_path, monkey
     assert (tmp_path / "out" / "stages" / "plan").is_dir()
     assert (tmp_path / "plan.json").is_file()
     assert not (tmp_path / "~").exists()
+
+
+@pytest.mark.parametrize("place", ["model", "--out"])
+def test_a_tilde_with_a_name_that_is_no_user(command, tiny_llama, tmp_path, place):
+    words = ("~nobody-here/x",) if place == "model" else (tiny_llama, "--out", "~nobody-here/x")
+    command("plan", *words).refused("~nobody-here/x: there is no such user; write the whole path")

@@ -96,9 +96,11 @@ def test_what_is_no_run(command, tmp_path):
     command("verify", tmp_path / "none").refused("is neither a run nor an export")
 
 
-def test_an_export(command, finished_llama, tmp_path):
+def test_an_export(command, finished_llama, tmp_path, monkeypatch):
     out = tmp_path / "exported"
     command("export", finished_llama, "--to", "hf", "--out", out).succeeded()
+    monkeypatch.chdir(out)
+    command("verify", ".").succeeded()
     (out / "README.md").write_text("people edit the card")
     ended = command("verify", out).succeeded()
     assert "tokenizer.json: as recorded" in ended.out

@@ -14,7 +14,7 @@ from tests.tiny.recovering import Stopped, losses, recover_tiny
 from transformers import AutoModelForCausalLM
 
 from darwinlm import artifact
-from darwinlm.artifact import read_json
+from darwinlm.artifact import read_json, read_manifest
 from darwinlm.console import Reporter
 from darwinlm.errors import ArtifactError
 from darwinlm.pipeline import run_stages
@@ -94,24 +94,26 @@ def test_the_same_call_again_reuses_it(whole, inputs, tmp_path, monkeypatch):
 
 def test_a_lost_tokenizer_is_noticed_and_written_again(whole, inputs, tmp_path):
     out = shutil.copytree(whole[0], tmp_path / "out")
+    facts = read_manifest(out / "stages" / "export").facts
     (out / "model" / "tokenizer.json").unlink()
     assert [finding.what for finding in verify(out) if finding.wrong] == ["model/tokenizer.json"]
     recover_tiny(*inputs, out)
     assert [finding for finding in verify(out) if finding.wrong] == []
+    assert read_manifest(out / "stages" / "export").facts == facts, "its seconds are those of the evaluation"
 
 
 def test_a_recipe_beside_a_run_needs_neither_its_model_nor_its_text(finished_llama, tmp_path):
     (tmp_path / "r.yaml").write_text("recovery: {batch_tokens: 128}\ncompute: {dtype: float32}", encoding="utf-8")
-    short = ("text.sequence_length=32", "text.validation_tokens=256", "text.evaluation_tokens=256")
-    options = {"tokens": 256, "recipe": tmp_path / "r.yaml", "assignments": (*short, "text.calibration_tokens=1024")}
-    summary = recover(finished_llama, tmp_path / "out", **options, reporter=Reporter(quiet=True))
+    options = {"tokens": 256, "recipe": tmp_path / "r.yaml", "reporter": Reporter(quiet=True)}
+    summary = recover(finished_llama, tmp_path / "out", **options)
     made = read_summary(finished_llama / "summary.json")
     assert (summary.model, summary.text.training_source) == (made.model, made.text.source)
 
 
 def test_a_run_is_not_trained_into_itself(finished_copy):
-    with pytest.raises(ArtifactError, match="is the model that is to be trained: choose another output folder"):
-        recover(finished_copy, finished_copy, tokens=256)
+    for model in (finished_copy, finished_copy / "model"):
+        with pytest.raises(ArtifactError, match="holds the model that is to be trained: choose another output folder"):
+            recover(model, finished_copy, tokens=256)
     assert [finding for finding in verify(finished_copy) if finding.wrong] == []
 
 

@@ -12,6 +12,7 @@ from tests.fuzz.gguf_bytes import gguf_file, plain_keys, plain_tensors
 
 from darwinlm import errors
 from darwinlm.artifact import KEY, MANIFEST, read_json, read_manifest, write_json
+from darwinlm.cli.main import _message
 from darwinlm.database.blocks import block_file
 from darwinlm.database.finished import find_database
 from darwinlm.database.levels import Level, kept_groups
@@ -21,6 +22,7 @@ from darwinlm.errors import (
     ArtifactError,
     CheckpointError,
     DataError,
+    DeviceMemoryError,
     EngineError,
     ExportError,
     MissingExtraError,
@@ -193,3 +195,8 @@ def test_a_package_that_is_not_installed_names_the_index(monkeypatch):
 
     monkeypatch.setattr(errors, "distribution", missing)
     assert install("eval") == "pip install 'darwinlm[eval]'"
+
+
+def test_a_full_device_of_another_process_is_a_message_too():
+    """The error of the first process reaches the others without its run."""
+    assert _message(DeviceMemoryError("export: the memory of cuda is full")) == "export: the memory of cuda is full"

@@ -216,6 +216,14 @@ def test_a_time_limit_ends_the_training_with_its_schedule(tmp_path, monkeypatch)
     assert "recovery: the time limit leaves no time for another step" in said
 
 
+def test_a_finished_training_without_a_limit_says_nothing_of_time(tmp_path):
+    trained(tmp_path, SETTINGS)
+    said: list[str] = []
+    trained(tmp_path, SETTINGS, say=said.append)
+    assert said
+    assert not any("time limit" in line for line in said)
+
+
 def test_a_resumed_training_takes_the_steps_that_fit_into_the_rest_of_its_time(stopped, tmp_path):
     folder = shutil.copytree(stopped, tmp_path / "training")
     state = folder / CHECKPOINT / "state.json"

@@ -51,6 +51,7 @@ class Lens:
     """
 
     def __init__(self, stream_over: Callable[[Tensor], BlockStream], tokens: Tensor) -> None:
+        tokens = tokens[:, :JUDGED]  # the beginning of longer sequences
         wanted = -(-(FITTED + JUDGED) // tokens.shape[1])
         rows = tokens[:: max(1, len(tokens) // wanted)][:wanted]
         judged = max(1, round(len(rows) * JUDGED / (FITTED + JUDGED)))

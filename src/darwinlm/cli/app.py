@@ -89,8 +89,12 @@ class _Command(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         for name, value in ctx.params.items():
-            if isinstance(value, Path):  # shells leave the ~ of --out=~/runs
-                ctx.params[name] = value.expanduser()
+            if isinstance(value, Path) or (name in ("model", "text", "teacher") and isinstance(value, str)):
+                try:  # shells leave the ~ of --out=~/runs, and that of a user who doesn't exist
+                    path = Path(value).expanduser()
+                except RuntimeError as error:
+                    raise typer.BadParameter(f"{value}: there is no such user; write the whole path") from error
+                ctx.params[name] = path if isinstance(value, Path) else value
         return super().invoke(ctx)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:

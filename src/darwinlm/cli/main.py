@@ -78,7 +78,7 @@ def _pipe_closed(self: Console) -> None:
 
 def _message(error: Exception) -> str:
     """The message of an error: the problem and the remedy in one line."""
-    if isinstance(error, DeviceMemoryError):
+    if isinstance(error, DeviceMemoryError) and error.run is not None:
         return f"{error}: {_advice(error)}, then rerun the same command; finished work is kept"
     if isinstance(error, UsageError):
         return error.format_message() or "give a command; see darwinlm --help"  # type: ignore[attr-defined]

@@ -125,7 +125,7 @@ class Training:
         self.stepping = time.monotonic()
         if self.first:
             self.last = self._last_step(self.first)
-            if self.last == self.first:
+            if self.last == self.first < self.steps.count:
                 self.say("recovery: the time limit leaves no time for another step")
         every = max(1, self.settings.save_every // self.steps.tokens)
         while self.state.step < self.last:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from darwinlm import parallel
-from darwinlm.artifact import model_folder
+from darwinlm.artifact import model_folder, read_manifest
 from darwinlm.compute import saved_dtype
 from darwinlm.console import Reporter
 from darwinlm.errors import ArtifactError, RecipeError
@@ -61,8 +61,8 @@ def recover(
     the record of the training, and search and refit of the pruning run. Raises DarwinLMError.
     """
     folder = Path(model).expanduser()
-    if Path(out).expanduser().resolve() == folder.resolve():
-        raise ArtifactError(f"--out {out} is the model that is to be trained: choose another output folder")
+    if folder.resolve().is_relative_to(Path(out).expanduser().resolve()):
+        raise ArtifactError(f"--out {out} holds the model that is to be trained: choose another output folder")
     small = model_folder(folder)
     of_a_run = small != folder
     summary = read_summary(folder / FILE) if of_a_run and (folder / FILE).is_file() else None
@@ -72,8 +72,10 @@ def recover(
     of_run = parse_recipe(summary.recipe, str(folder / FILE)) if summary is not None else Recipe()
     resolved = load_recipe(of_run if recipe is None else recipe, assignments, {**overrides, "teacher": teacher})
     dense = resolved.teacher or resolved.model or of_run.teacher or of_run.model
-    unnamed = {} if "source" in resolved.text.model_fields_set else {"source": of_run.text.source}
-    settings = resolved.text.model_copy(update=unnamed)
+    settings = resolved.text
+    if "source" not in settings.model_fields_set:  # the run's text, with its permission and its split
+        given = {name: getattr(settings, name) for name in settings.model_fields_set}
+        settings = of_run.text.model_copy(update=given)
     resolved = resolved.model_copy(update={"model": dense, "text": settings, "rounds": ()})
     if resolved.model is None:
         raise RecipeError("no dense model is given: name the original model with --teacher")
@@ -116,7 +118,7 @@ def _finish(run: Run, texts: Texts, student: Checkpoint, recovered: Recovered, m
                 check_saved(final, target, texts["validation"].tokens[:2, :128])
                 record_files(target, stage)
                 if not work:
-                    stage.finish(seconds=0.0)
+                    stage.finish(**read_manifest(stage.folder).facts)
         if work:
             models: dict[ModelKey, Checkpoint] = {
                 "dense": run.teacher,

@@ -46,7 +46,8 @@ def verify(path: Path) -> list[Finding]:
     """
     if (path / MARKER).is_file() and (path / STAGES).is_dir():
         return _run(path)
-    for record in (report_beside(path), path / REPORT, path / IMPORT_REPORT):
+    beside = [report_beside(path)] if path.name else []  # "." and "/" have no name
+    for record in (*beside, path / REPORT, path / IMPORT_REPORT):
         if record.is_file():
             return list(_files(path, record, "", "run the command that wrote it again, with --overwrite"))
     raise ArtifactError(
@@ -56,7 +57,7 @@ def verify(path: Path) -> list[Finding]:
 
 
 def _run(folder: Path) -> list[Finding]:
-    findings = [_stage(stage) for stage in sorted((folder / STAGES).iterdir()) if stage.is_dir()]
+    findings = [_stage(stage) for stage in sorted((folder / STAGES).glob("*")) if stage.is_dir()]
     if not (folder / f"{SWEEP}.json").is_file():
         return [*findings, *_model(folder)]
     for member in sorted(path.parent for path in folder.glob(f"*/{MARKER}")):

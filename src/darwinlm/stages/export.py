@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from darwinlm.artifact import StageFolder, write_json
+from darwinlm.artifact import StageFolder, read_manifest, write_json
 from darwinlm.compute import saved_dtype
 from darwinlm.export.hf import check_saved, recorded_digests, save_model, saved_digests, what_changed
 from darwinlm.families.checkpoint import Checkpoint
@@ -60,7 +60,7 @@ def export_stage(
             check_saved(model, folder, texts["validation"].tokens[:2, :128])
             record_files(folder, stage)
             if not work:
-                stage.finish(seconds=0.0)
+                stage.finish(**read_manifest(stage.folder).facts)
         opened = Checkpoint.open(folder)
     return Exported(folder, dtype, is_custom(opened.config), opened.digest)
 
