@@ -108,7 +108,12 @@ OSS = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attent
         ("gemma2", {1: (0, 0, 0)}, {"layer_types": ["full_attention"] * 3}, "whole blocks were removed"),
         ("gemma3_text", {}, {"layer_types": ["sliding_attention"] * 3, "final_logit_softcapping": 30.0}, "it caps"),
         ("qwen3_moe", {}, {"mlp_only_layers": [1]}, "some of its MLPs aren't mixtures of experts"),
-        ("qwen3_moe", {}, {"mlp_only_layers": [], "norm_topk_prob": False}, "don't sum to one"),
+        (
+            "qwen3_moe",
+            {},
+            {"mlp_only_layers": [], "norm_topk_prob": False},
+            r"in llama.cpp they do\. Use --to vllm or --to hf$",
+        ),
         ("qwen3", None, {"attention_bias": True}, r"layers.0.self_attn.\w+.bias, which .* qwen3 does not support"),
         ("qwen2_moe", None, {"hidden_size": 128, "mlp_only_layers": []}, r"q8_0 needs .*down_shexp.* has rows of 24"),
         ("llama", {1: (2, 1, 64)}, {"hidden_size": 48}, r"q8_0 needs rows .* multiple of 32.*has rows of 48"),

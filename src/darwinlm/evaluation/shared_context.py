@@ -42,7 +42,7 @@ class QuietLM(HFLM):  # type: ignore[misc]
         found: dict[int, Answer] = {}
         try:
             found.update(zip(mine, self._answers([requests[index] for index in mine], override_bs), strict=True))
-        except Exception as error:
+        except Exception as error:  # the harness raises any type; the others wait for this process
             parallel.gather((found, f"{type(error).__name__}: {first_line(error)}"))
             raise
         for part, elsewhere in parallel.gather((found, "")):

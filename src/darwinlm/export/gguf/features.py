@@ -9,6 +9,8 @@ from darwinlm.export.gguf.rope import Rope, UnsupportedError, read_rope
 from darwinlm.families.gguf_architecture import Architecture
 
 LITE = 26, 27
+OTHER_FORMATS = "Use --to vllm or --to hf"
+"""Remedy where llama.cpp computes something else, also for layers of stock shapes."""
 SLIDING_EXAONE = 64
 """Number of blocks by which llama.cpp recognises EXAONE 4 with sliding-window layers."""
 
@@ -58,10 +60,10 @@ def read_features(stock: Architecture, config: Any, columns: int) -> tuple[Rope,
 def _check(stock: Architecture, config: Any) -> None:
     activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", "silu")
     if activation not in stock.activations:
-        raise UnsupportedError(f"its MLPs use {activation}")
+        raise UnsupportedError(f"its MLPs use {activation}", OTHER_FORMATS)
     for each in stock.requires:
         if not each.meets(config) or not (each.test is None or TESTS[each.test](config)):
-            raise UnsupportedError(each.otherwise)
+            raise UnsupportedError(each.otherwise, OTHER_FORMATS)
 
 
 def _window_of_all(config: Any) -> int | None:
