@@ -25,15 +25,15 @@ from pathlib import Path
 
 import torch
 
-from darwinlm.artifact import StageFolder, write_tensors
 from darwinlm.calibration.gradients import output_gradients
-from darwinlm.calibration.hidden import HiddenMemory
-from darwinlm.calibration.stream import BlockStream
 from darwinlm.database.blocks import block_file
 from darwinlm.database.build import build_database
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.memory import kept_memory
 from darwinlm.recipe import UnitsSettings
+from darwinlm.runtime.artifact import StageFolder, write_tensors
+from darwinlm.runtime.memory import kept_memory
+from darwinlm.streaming.hidden import HiddenMemory
+from darwinlm.streaming.stream import BlockStream
 from random_llama import write_llama
 
 

@@ -23,12 +23,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from darwinlm import parallel
-from darwinlm.artifact import read_json
-from darwinlm.console import Reporter
 from darwinlm.pipeline import run_stages
 from darwinlm.recipe import load_recipe
 from darwinlm.run import Run
+from darwinlm.runtime import parallel
+from darwinlm.runtime.artifact import read_json
+from darwinlm.runtime.console import Reporter
 from gpu_stages import model_of, recovered
 from gpu_units import Line, Setup
 

@@ -14,24 +14,24 @@ from unittest import mock
 
 import torch
 
-from darwinlm import parallel
-from darwinlm.artifact import StageFolder, write_tensors
-from darwinlm.calibration.hidden import HiddenMemory, Place
-from darwinlm.calibration.stream import BlockStream
 from darwinlm.database.blocks import Curve, block_file, module_tensors
 from darwinlm.database.factors import pack_lower
 from darwinlm.database.levels import variants
 from darwinlm.database.store import DatabaseReader
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.decoder import Decoder
 from darwinlm.families.shapes import module_shapes
 from darwinlm.recipe import UnitsSettings, load_recipe
 from darwinlm.recovery.checkpoints import Checkpoints
 from darwinlm.recovery.schedule import plan_steps
 from darwinlm.recovery.train import Training
+from darwinlm.runtime import parallel
+from darwinlm.runtime.artifact import StageFolder, write_tensors
 from darwinlm.search.evaluate.fitness import Clock
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.problem.space import SearchSpace
+from darwinlm.streaming.decoder import Decoder
+from darwinlm.streaming.hidden import HiddenMemory, Place
+from darwinlm.streaming.stream import BlockStream
 from gpu_units import Setup
 from random_llama import write_llama
 

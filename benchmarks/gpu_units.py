@@ -213,10 +213,10 @@ def _run(setup: Setup, family: str, device: str, *assignments: str) -> tuple[Pat
     from rich.console import Console
     from tests.tiny.checkpoint import SETTINGS, tiny_checkpoint, tiny_text
 
-    from darwinlm.console import Reporter
     from darwinlm.pipeline import run_stages
     from darwinlm.recipe import load_recipe
     from darwinlm.run import Run
+    from darwinlm.runtime.console import Reporter
 
     model, text = setup.work / family, setup.work / "text.txt"
     if not model.exists():
@@ -339,8 +339,8 @@ def order(setup: Setup) -> None:
 def traps(setup: Setup) -> None:
     """Check that wrong input ends with a one-line message."""
     from darwinlm.cli.main import _message
-    from darwinlm.compute import resolve_device
-    from darwinlm.errors import DarwinLMError
+    from darwinlm.runtime.compute import resolve_device
+    from darwinlm.runtime.errors import DarwinLMError
 
     for name in ("cuda:99", "meta", "gpu"):
         try:

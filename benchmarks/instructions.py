@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from darwinlm.chat import AnswerSettings, Conversation
+from darwinlm.evaluation.chat import AnswerSettings, Conversation
 from darwinlm.evaluation.models import open_model
 
 TOPICS = (

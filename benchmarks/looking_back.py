@@ -17,11 +17,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from darwinlm.console import Reporter
 from darwinlm.pipeline import run_stages
 from darwinlm.recipe import load_recipe
 from darwinlm.run import Run
 from darwinlm.runs.demo import demo_model
+from darwinlm.runtime.console import Reporter
 
 SETTINGS = {
     "budget.keep": 0.5,

@@ -22,9 +22,9 @@ from darwinlm.evaluation.divergence import DenseDistribution, token_losses
 from darwinlm.evaluation.looking_back import word_lists
 from darwinlm.evaluation.models import open_model
 from darwinlm.evaluation.text import pack
-from darwinlm.families.decoder import Absent, Decoder
 from darwinlm.families.family import family_of
 from darwinlm.runs.demo import demo_model
+from darwinlm.streaming.decoder import Absent, Decoder
 
 WORDS = 16
 

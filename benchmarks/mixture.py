@@ -16,11 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from darwinlm.artifact import read_tensors
 from darwinlm.comparison.entries import MethodRow, steps_run
 from darwinlm.comparison.importance import ExpertScores, expert_scores
 from darwinlm.comparison.ranked import ExpertReader
-from darwinlm.console import Reporter
 from darwinlm.database.blocks import block_file
 from darwinlm.database.store import DatabaseReader
 from darwinlm.evaluation.quality import measure_quality
@@ -28,6 +26,8 @@ from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import load_recipe
 from darwinlm.run import Run
+from darwinlm.runtime.artifact import read_tensors
+from darwinlm.runtime.console import Reporter
 from darwinlm.search.predict.module_losses import estimated_losses
 from darwinlm.search.problem.cost import parameter_costs
 from darwinlm.search.problem.problem import Budget, Problem

@@ -25,7 +25,6 @@ from typing import Any
 from rich.console import Console
 
 from calibration import peak_bytes
-from darwinlm.console import Reporter
 from darwinlm.pipeline import run_stages
 from darwinlm.planning.devices import Device, measure_cpu
 from darwinlm.planning.model import Sizes
@@ -33,6 +32,7 @@ from darwinlm.planning.plan import make_plan
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.run import Run
 from darwinlm.runs.demo import demo_recipe
+from darwinlm.runtime.console import Reporter
 from random_llama import write_llama
 
 STAGES = ("database", "search", "refit", "recover", "evaluate")

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.console import Reporter
 from darwinlm.evaluation.divergence import DenseDistribution
 from darwinlm.export.gguf.reference import GgufFile, reference_streams
 from darwinlm.export.hf import save_model
@@ -30,6 +29,7 @@ from darwinlm.export.sizes import block_sizes
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.run import Run
 from darwinlm.runs.demo import demo_recipe
+from darwinlm.runtime.console import Reporter
 from darwinlm.search.predict.module_losses import estimated_losses
 from darwinlm.search.propose.start import knapsack_start
 from darwinlm.stages.database import database_stage

@@ -41,11 +41,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from darwinlm.compute import fast_dtype
 from darwinlm.data import TokenBlocks, read_documents, split_documents
 from darwinlm.data.packed import PackedText, pack_documents
 from darwinlm.data.packing import added_bos, document_hash
-from darwinlm.errors import DarwinLMError, RecipeError
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
@@ -55,6 +53,8 @@ from darwinlm.recovery import train as recovery_train
 from darwinlm.recovery.cache import cached_text
 from darwinlm.recovery.checks import check_teacher
 from darwinlm.recovery.schedule import LEAST_RATE, plan_steps, rate_share, warm_up_steps
+from darwinlm.runtime.compute import fast_dtype
+from darwinlm.runtime.errors import DarwinLMError, RecipeError
 from recovery_plot import draw
 
 DTYPE = fast_dtype(torch.device("cpu"))

@@ -11,7 +11,7 @@ from matplotlib import rc_context, style
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from darwinlm.errors import DataError
+from darwinlm.runtime.errors import DataError
 
 COLOURS = ("#2a6fb8", "#c0640f", "#23845a", "#8a4fa3", "#6a7079")
 

@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 
-from darwinlm.artifact import StageFolder, read_tensors
-from darwinlm.calibration.stream import BlockStream
 from darwinlm.data import read_documents, split_documents
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.runtime.artifact import StageFolder, read_tensors
+from darwinlm.streaming.stream import BlockStream
 from darwinlm.surgery.refit import Streams, refit
 
 LENGTH = 512

@@ -45,7 +45,7 @@ from darwinlm.comparison.record import ComparisonRecord, read_comparison
 from darwinlm.comparison.table import comparison_cells
 from darwinlm.evaluation.suites import parse_suite
 from darwinlm.runs.demo import REASON, demo_model, demo_text
-from darwinlm.tables import markdown
+from darwinlm.runtime.tables import markdown
 
 PAPER = Path(__file__).with_name("paper_search.yaml")
 ALL = (*BASELINES, "darwinlm", "darwinlm+refit", "paper")

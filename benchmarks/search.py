@@ -37,17 +37,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
-from darwinlm.artifact import StageFolder, read_json
-from darwinlm.console import Reporter
 from darwinlm.data import TokenBlocks
 from darwinlm.database.store import DatabaseReader
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.decoder import Decoder
 from darwinlm.pipeline import run_stages
 from darwinlm.recipe import Recipe, UnitsSettings, load_recipe
 from darwinlm.run import Run
 from darwinlm.runs.demo import demo_recipe
+from darwinlm.runtime.artifact import StageFolder, read_json
+from darwinlm.runtime.console import Reporter
 from darwinlm.search.evaluate.fitness import Fitness
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.predict.module_losses import local_errors
@@ -58,6 +57,7 @@ from darwinlm.search.propose.start import knapsack_start
 from darwinlm.stages.database import PruningDatabase
 from darwinlm.stages.plan import plan_stage
 from darwinlm.stages.search import search_stage
+from darwinlm.streaming.decoder import Decoder
 from darwinlm.surgery.stitch import as_dtype, stitch
 
 ROUNDS = ((1024, 8), (2048, 4), (4096, 1))

@@ -25,11 +25,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.compute import fast_dtype
 from darwinlm.evaluation.divergence import DenseDistribution
 from darwinlm.evaluation.models import open_model
 from darwinlm.evaluation.text import pack
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.runtime.compute import fast_dtype
 
 AT_ONCE = 512
 """Number of one-token sequences in a pass."""

@@ -16,13 +16,13 @@ from pathlib import Path
 
 from darwinlm.database.store import DatabaseReader
 from darwinlm.evaluation.quality import measure_quality
-from darwinlm.families.decoder import Decoder
 from darwinlm.run import Run
 from darwinlm.search.evaluate.fitness import Fitness
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.predict.module_losses import estimated_losses, local_errors
 from darwinlm.search.problem.space import Allocation
 from darwinlm.search.propose.start import knapsack_start, uniform_allocations
+from darwinlm.streaming.decoder import Decoder
 from darwinlm.surgery.stitch import as_dtype, stitch
 from search import Bench, Json, each_arm, machine, open_bench
 

@@ -26,11 +26,11 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
-from darwinlm.console import Reporter
 from darwinlm.evaluation import speed
 from darwinlm.pipeline import run_stages
 from darwinlm.recipe import load_recipe
 from darwinlm.run import Run
+from darwinlm.runtime.console import Reporter
 from tests.tiny.checkpoint import SETTINGS, tiny_checkpoint, tiny_text
 from tests.tiny.command import Command, command_runner
 from tests.tiny.pruned import plain_checkpoint
@@ -137,7 +137,7 @@ def gguf_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 HOLD = """
 import sys, time
 from pathlib import Path
-from darwinlm import lock
+from darwinlm.runtime import lock
 held = getattr(lock, sys.argv[1])(Path(sys.argv[2]))
 print("held", flush=True)
 time.sleep(60)

@@ -16,12 +16,12 @@ from pathlib import Path
 
 from transformers import CONFIG_MAPPING
 
-from darwinlm import errors
 from darwinlm.engines.vllm_plugin import TESTED
 from darwinlm.export.gguf.layout import UNKNOWN
 from darwinlm.families.family import Family, families
 from darwinlm.families.refusal import why_not
 from darwinlm.recipe import describe_fields
+from darwinlm.runtime import errors
 
 ROOT = Path(__file__).parents[1]
 ATTENTION = {"heads": "heads", "whole": "kept or removed", "never": "kept"}

@@ -16,7 +16,6 @@ from darwinlm.families.registration import register_when_imported
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from darwinlm.errors import DarwinLMError as DarwinLMError
     from darwinlm.recipe import Recipe as Recipe
     from darwinlm.recipe import load_recipe as load_recipe
     from darwinlm.recipe import load_recipes as load_recipes
@@ -25,9 +24,10 @@ if TYPE_CHECKING:
     from darwinlm.runs.recovery import recover as recover
     from darwinlm.runs.sizes import write_sizes as write_sizes
     from darwinlm.runs.sweep import prune_sweep as prune_sweep
+    from darwinlm.runtime.errors import DarwinLMError as DarwinLMError
 
 _HOMES = {
-    "DarwinLMError": "darwinlm.errors",
+    "DarwinLMError": "darwinlm.runtime.errors",
     "Recipe": "darwinlm.recipe",
     "Result": "darwinlm.runs.prune",
     "load_recipe": "darwinlm.recipe",

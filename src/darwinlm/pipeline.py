@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from darwinlm import parallel
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.planning.time_limit import TimeLimit
 from darwinlm.run import Run, mark
+from darwinlm.runtime import parallel
 from darwinlm.search.problem.space import Allocation
 from darwinlm.stages.database import database_stage
 from darwinlm.stages.evaluate import evaluate_stage

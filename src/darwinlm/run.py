@@ -12,16 +12,27 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from darwinlm import __version__, parallel
-from darwinlm.artifact import KEY, MARKER, STAGES, StageFolder, read_json, read_manifest, stage_version, write_json
-from darwinlm.compute import DTYPES, resolve_device, settled
-from darwinlm.console import Reporter
-from darwinlm.errors import ArtifactError, DarwinLMError, DeviceMemoryError, RecipeError
+from darwinlm import __version__
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.resolve import resolve_model
-from darwinlm.figures import StageTime
-from darwinlm.lock import Lock, hold_folder, is_ours
 from darwinlm.recipe import Recipe
+from darwinlm.recipe.settled import settled
+from darwinlm.runtime import parallel
+from darwinlm.runtime.artifact import (
+    KEY,
+    MARKER,
+    STAGES,
+    StageFolder,
+    read_json,
+    read_manifest,
+    stage_version,
+    write_json,
+)
+from darwinlm.runtime.compute import DTYPES, resolve_device
+from darwinlm.runtime.console import Reporter
+from darwinlm.runtime.errors import ArtifactError, DarwinLMError, DeviceMemoryError, RecipeError
+from darwinlm.runtime.figures import StageTime
+from darwinlm.runtime.lock import Lock, hold_folder, is_ours
 
 if TYPE_CHECKING:
     from darwinlm.report.summary import TimeFigures

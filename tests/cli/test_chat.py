@@ -9,10 +9,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from darwinlm.chat import AnswerSettings, Conversation
 from darwinlm.cli.chat import _answer
-from darwinlm.errors import DataError
+from darwinlm.evaluation.chat import AnswerSettings, Conversation
 from darwinlm.evaluation.models import Opened, open_model
+from darwinlm.runtime.errors import DataError
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"

@@ -13,10 +13,10 @@ from tests.tiny.command import Command, sets
 from tests.tiny.recovering import stop_at
 from transformers import AutoModelForCausalLM
 
-from darwinlm.artifact import MANIFEST, read_json
 from darwinlm.comparison.entries import EVERYWHERE, parse_methods
 from darwinlm.comparison.methods import BASELINES
 from darwinlm.recipe import load_recipe
+from darwinlm.runtime.artifact import MANIFEST, read_json
 
 SETS = sets(SETTINGS)
 

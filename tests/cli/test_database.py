@@ -14,15 +14,15 @@ from tests.tiny.damage import assert_nothing_half_written, flip
 from tests.tiny.summaries import Page
 from transformers import AutoModelForCausalLM
 
-from darwinlm.calibration import hidden
 from darwinlm.database.store import DatabaseReader
-from darwinlm.errors import ArtifactError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.pipeline import run_stages
 from darwinlm.recipe import UnitsSettings
 from darwinlm.runs.sizes import write_sizes
+from darwinlm.runtime.errors import ArtifactError
 from darwinlm.search.predict.module_losses import predicted_sizes
 from darwinlm.search.problem.space import SearchSpace
+from darwinlm.streaming import hidden
 
 BLOCKS = 4
 

@@ -4,9 +4,8 @@ from types import SimpleNamespace
 
 from rich.console import Console
 
-from darwinlm import chat
 from darwinlm.cli.demo import _answers
-from darwinlm.evaluation import models
+from darwinlm.evaluation import chat, models
 from darwinlm.runs.demo import QUESTIONS
 
 

@@ -19,10 +19,10 @@ from tests.tiny.checkpoint import tiny_checkpoint
 from tests.tiny.tokenizer import tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from darwinlm.errors import install
 from darwinlm.evaluation import harness
 from darwinlm.evaluation.evaluate import Copied, Evaluated, EvaluationRequest
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.runtime.errors import install
 
 pytestmark = QUIET
 

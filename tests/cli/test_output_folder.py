@@ -9,7 +9,7 @@ from tests.tiny.damage import flip
 
 import darwinlm
 from darwinlm import pipeline
-from darwinlm.errors import RecipeError
+from darwinlm.runtime.errors import RecipeError
 
 
 def test_an_output_folder_that_holds_something_else(prune, tmp_path):

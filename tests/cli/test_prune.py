@@ -11,9 +11,9 @@ from tests.tiny.command import Ended, sets
 from tests.tiny.process import python
 
 from darwinlm import pipeline
-from darwinlm.errors import RecipeError
 from darwinlm.planning import devices
 from darwinlm.recipe import describe_fields
+from darwinlm.runtime.errors import RecipeError
 
 
 def process(*arguments: object, status: int = 0) -> Ended:

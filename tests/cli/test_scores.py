@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from tests.tiny.command import Command
 
-from darwinlm.artifact import write_json
 from darwinlm.evaluation.harness import TaskScore, as_json
+from darwinlm.runtime.artifact import write_json
 
 
 def score(task: str, value: float | None, items: int = 100, **more: Any) -> TaskScore:

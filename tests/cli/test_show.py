@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from tests.tiny.summaries import SUMMARIES, made, searched
 
-from darwinlm.artifact import MARKER, write_json
 from darwinlm.cli.show import allocation_lines
 from darwinlm.report.summary import read_summary
+from darwinlm.runtime.artifact import MARKER, write_json
 
 
 @pytest.fixture

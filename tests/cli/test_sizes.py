@@ -8,9 +8,9 @@ from tests.tiny.checkpoint import SETTINGS
 
 import darwinlm
 from darwinlm import pipeline
-from darwinlm.console import Reporter
-from darwinlm.errors import RecipeError
 from darwinlm.runs import prune as pruning
+from darwinlm.runtime.console import Reporter
+from darwinlm.runtime.errors import RecipeError
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import torch
 from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
 
 from darwinlm.engines.process import ENGINES
-from darwinlm.errors import ExportError, MissingExtraError
 from darwinlm.export import folder as folders
 from darwinlm.export.check import LOGITS, compare_streams
 from darwinlm.export.gguf import export as gguf_export
@@ -15,6 +14,7 @@ from darwinlm.export.gguf import tensors
 from darwinlm.export.gguf.write import QUANTISATIONS
 from darwinlm.export.reshape import Reshaper
 from darwinlm.export.run import export_model
+from darwinlm.runtime.errors import ExportError, MissingExtraError
 
 ROWS = {0: (2, 1, 96), 2: (4, 2, 64)}
 

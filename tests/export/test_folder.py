@@ -13,9 +13,9 @@ from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
 from tests.tiny.tokenizer import tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from darwinlm.errors import ExportError
 from darwinlm.export.run import export_model
 from darwinlm.families.family import families
+from darwinlm.runtime.errors import ExportError
 
 MIXED = {0: (0, 0, 96), 1: (2, 2, 0), 2: (2, 1, 40)}
 

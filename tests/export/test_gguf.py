@@ -7,8 +7,8 @@ import torch
 from tests.tiny.llama_cpp import assert_same_as_transformers, exported
 from tests.tiny.pruned import Row, any_checkpoint, pruned_checkpoint
 
-from darwinlm.errors import ExportError
 from darwinlm.export.run import export_model
+from darwinlm.runtime.errors import ExportError
 
 pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra llama-cpp")
 

@@ -9,12 +9,12 @@ from tests.tiny.models import FAMILIES
 from tests.tiny.pruned import any_checkpoint, plain_checkpoint, pruned_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from darwinlm.errors import MissingExtraError
 from darwinlm.export.check import TEXT, divergence
 from darwinlm.export.gguf.export import ROUNDED_YARN
 from darwinlm.export.gguf.reference import GgufFile, computes
 from darwinlm.families.family import families
 from darwinlm.pipeline import run_stages
+from darwinlm.runtime.errors import MissingExtraError
 
 pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra llama-cpp")
 

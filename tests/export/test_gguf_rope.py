@@ -9,7 +9,7 @@ from tests.tiny.pruned import any_checkpoint
 from transformers import AutoModelForCausalLM
 
 from darwinlm.engines.process import EngineProcess
-from darwinlm.errors import ExportError
+from darwinlm.runtime.errors import ExportError
 
 pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra llama-cpp")
 

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from darwinlm.console import Reporter
 from darwinlm.pipeline import run_stages
 from darwinlm.recipe import load_recipe
 from darwinlm.run import Run
 from darwinlm.runs.recovery import recover
+from darwinlm.runtime.console import Reporter
 from tests.tiny.checkpoint import SETTINGS, tiny_checkpoint, tiny_text
 from tests.tiny.recovering import RECOVERY
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from darwinlm.artifact import StageFolder, read_manifest
 from darwinlm.data.sources import read_documents
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.gguf_header import read_header
@@ -13,6 +12,7 @@ from darwinlm.planning.devices import find_device
 from darwinlm.planning.model import Sizes
 from darwinlm.planning.plan import make_plan
 from darwinlm.recipe import load_recipe
+from darwinlm.runtime.artifact import StageFolder, read_manifest
 
 
 def model(folder: Path) -> None:

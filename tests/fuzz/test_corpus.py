@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from darwinlm.errors import DarwinLMError
-from darwinlm.limits import MESSAGE, shorten
+from darwinlm.runtime.errors import DarwinLMError
+from darwinlm.runtime.limits import MESSAGE, shorten
 from tests.fuzz.case import REFUSED, Case
 from tests.fuzz.cases import corpus
 from tests.fuzz.readers import READERS

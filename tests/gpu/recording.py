@@ -84,7 +84,7 @@ def _held(values: Any) -> Any:
 
 
 class Recorder:
-    """Stands for `darwinlm.cuda_graph.recorded`.
+    """Stands for `darwinlm.runtime.cuda_graph.recorded`.
 
     Attributes:
         recordings: All recordings, in order.

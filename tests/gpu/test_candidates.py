@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from darwinlm.families.decoder import Decoder
 from darwinlm.pipeline import run_stages
 from darwinlm.planning.devices import find_device
 from darwinlm.planning.model import Sizes
@@ -20,6 +19,7 @@ from darwinlm.search.evaluate.fitness import Fitness
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.evaluate.training import CandidateTrainer
 from darwinlm.search.problem.space import Allocation, SearchSpace
+from darwinlm.streaming.decoder import Decoder
 from tests.gpu.device import NAME, Gpu, pretend_gpu
 from tests.tiny.checkpoint import tiny_checkpoint
 

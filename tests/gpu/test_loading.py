@@ -5,9 +5,9 @@ import shutil
 import pytest
 import torch
 
-from darwinlm.errors import CheckpointError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import families
+from darwinlm.runtime.errors import CheckpointError
 from tests.gpu.device import NAME, pretend_gpu
 
 TOKENS = torch.randint(3, 250, (2, 20), generator=torch.Generator().manual_seed(0))

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from darwinlm import cuda_graph
 from darwinlm.database import elimination
 from darwinlm.database.elimination import eliminate, why_not_recorded
 from darwinlm.pipeline import run_stages
+from darwinlm.runtime import cuda_graph
 from tests.gpu.device import NAME, Gpu
 from tests.gpu.recording import Recorder
 from tests.tiny.checkpoint import tiny_checkpoint

@@ -8,11 +8,11 @@ from safetensors.torch import load_file
 from tests.tiny.summaries import Page
 from transformers import AutoModelForCausalLM
 
-from darwinlm.errors import BudgetError
 from darwinlm.latency.timing import ModelTimer
 from darwinlm.pipeline import run_stages
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.runs.sweep import _ordered, member_name, prune_sweep
+from darwinlm.runtime.errors import BudgetError
 from darwinlm.stages.plan import plan_stage
 
 TOLERANCE = 0.05

@@ -7,8 +7,8 @@ import torch
 from rich.console import Console
 from tests.tiny.searching import searched
 
-from darwinlm.artifact import read_tensors
-from darwinlm.console import Reporter
+from darwinlm.runtime.artifact import read_tensors
+from darwinlm.runtime.console import Reporter
 from darwinlm.search.predict.module_losses import estimated_losses, local_errors
 
 PLAIN = "database.saliency=output"

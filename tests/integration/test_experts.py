@@ -14,13 +14,13 @@ from tests.tiny.models import FAMILIES
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from darwinlm.calibration.stream import BlockMoments, stream_moments
+from darwinlm.database.block_moments import BlockMoments, stream_moments
 from darwinlm.database.build import Spilled, expert_factors
 from darwinlm.database.factors import NestedFactors, full_target, kept_weights, unpack_lower
 from darwinlm.database.order import damp
-from darwinlm.errors import CheckpointError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
+from darwinlm.runtime.errors import CheckpointError
 from darwinlm.stages.database import PruningDatabase, database_stage, stream_of
 from darwinlm.stages.text import text_stage
 

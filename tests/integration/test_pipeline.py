@@ -12,13 +12,14 @@ from tests.tiny.whole import Whole
 from transformers import AutoModelForCausalLM
 
 from darwinlm.calibration.moments import SecondMoment
-from darwinlm.calibration.stream import output_projection, stream_moments
+from darwinlm.database.block_moments import stream_moments
 from darwinlm.database.order import damp
 from darwinlm.pipeline import run_stages
 from darwinlm.run import Run
 from darwinlm.search.evaluate.fitness import Fitness
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.stages.database import stream_of
+from darwinlm.streaming.outputs import output_projection
 from darwinlm.surgery.stitch import stitch
 
 CASES = [("llama", "kv_group"), ("qwen2", "query_head")]

@@ -14,8 +14,8 @@ from tests.tiny.checkpoint import SETTINGS, tiny_checkpoint, tiny_text
 from tests.tiny.command import sets
 from tests.tiny.process import python
 
-from darwinlm.artifact import read_json
 from darwinlm.pipeline import run_stages
+from darwinlm.runtime.artifact import read_json
 
 pytestmark = QUIET
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="torchrun's standalone mode needs a POSIX system")

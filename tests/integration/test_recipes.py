@@ -14,11 +14,11 @@ from tests.tiny.process import python
 from tests.tiny.published import PUBLISHED
 from transformers import AutoModelForCausalLM
 
-from darwinlm.artifact import read_json
-from darwinlm.console import Reporter
 from darwinlm.pipeline import run_stages
 from darwinlm.recipe import Recipe, load_recipe, shipped_recipes
 from darwinlm.run import Run
+from darwinlm.runtime.artifact import read_json
+from darwinlm.runtime.console import Reporter
 
 SHRUNKEN = {
     "llama2-7b-2.7b": ("llama", {"num_attention_heads": 4, "num_key_value_heads": 4}),
@@ -103,8 +103,8 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from rich.console import Console
-from darwinlm import parallel
-from darwinlm.console import Reporter
+from darwinlm.runtime import parallel
+from darwinlm.runtime.console import Reporter
 from darwinlm.pipeline import run_stages
 from darwinlm.recipe import load_recipe
 from darwinlm.run import Run

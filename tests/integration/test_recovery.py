@@ -13,15 +13,15 @@ from safetensors.torch import load_file
 from tests.tiny.recovering import Stopped, losses, recover_tiny
 from transformers import AutoModelForCausalLM
 
-from darwinlm import artifact
-from darwinlm.artifact import read_json, read_manifest
-from darwinlm.console import Reporter
-from darwinlm.errors import ArtifactError
 from darwinlm.pipeline import run_stages
 from darwinlm.recovery.train import Training
 from darwinlm.report.summary import read_summary
 from darwinlm.runs.recovery import recover
 from darwinlm.runs.verify import verify
+from darwinlm.runtime import artifact
+from darwinlm.runtime.artifact import read_json, read_manifest
+from darwinlm.runtime.console import Reporter
+from darwinlm.runtime.errors import ArtifactError
 from darwinlm.stages import recover as stage
 
 WORK = Path("stages/recover-work")

@@ -9,9 +9,9 @@ import pytest
 import torch
 from tests.tiny.recovering import Stopped, losses, recover_tiny
 
-from darwinlm.errors import RecipeError
 from darwinlm.recovery import cache, train
 from darwinlm.recovery.model import dense_top, run_dense
+from darwinlm.runtime.errors import RecipeError
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

@@ -9,9 +9,13 @@ from tests.tiny.checkpoint import tiny_checkpoint
 from tests.tiny.recovering import Stopped, recover_tiny, stop_at
 from tests.tiny.tokenizer import tiny_tokenizer
 
-from darwinlm import artifact
-from darwinlm.artifact import read_json
-from darwinlm.errors import (
+from darwinlm.pipeline import run_stages
+from darwinlm.recovery import checks
+from darwinlm.recovery.train import Training
+from darwinlm.runs.recovery import recover
+from darwinlm.runtime import artifact
+from darwinlm.runtime.artifact import read_json
+from darwinlm.runtime.errors import (
     ArtifactError,
     DataError,
     MissingExtraError,
@@ -19,10 +23,6 @@ from darwinlm.errors import (
     RecipeError,
     StorageError,
 )
-from darwinlm.pipeline import run_stages
-from darwinlm.recovery import checks
-from darwinlm.recovery.train import Training
-from darwinlm.runs.recovery import recover
 
 WORK = Path("stages/recover-work")
 

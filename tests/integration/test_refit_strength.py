@@ -4,9 +4,9 @@ import pytest
 import torch
 from tests.tiny.whole import Whole
 
-from darwinlm.artifact import read_tensors
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.pipeline import run_stages
+from darwinlm.runtime.artifact import read_tensors
 from darwinlm.stages import refit as stages_refit
 from darwinlm.stages.refit import refit_stage
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from darwinlm.errors import ModelError, RecipeError
 from darwinlm.report.summary import read_summary
 from darwinlm.runs.prune import Result
+from darwinlm.runtime.errors import ModelError, RecipeError
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from tests.tiny.benchmarks import QUIET, tiny_benchmarks
 from tests.tiny.checkpoint import SETTINGS, tiny_checkpoint, tiny_text
 from tests.tiny.command import Command, sets
 
-from darwinlm.artifact import read_json
+from darwinlm.runtime.artifact import read_json
 
 pytestmark = QUIET
 

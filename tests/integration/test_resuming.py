@@ -12,10 +12,10 @@ from tests.tiny.damage import flip
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from darwinlm.console import Reporter
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.pipeline import run_stages
 from darwinlm.report.summary import Summary, read_summary
+from darwinlm.runtime.console import Reporter
 
 
 class Stopping(Reporter):

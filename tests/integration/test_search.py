@@ -8,10 +8,10 @@ import pytest
 from rich.console import Console
 from tests.tiny.searching import searched, state_of, within_budget
 
-from darwinlm.artifact import read_json
-from darwinlm.console import Reporter
-from darwinlm.errors import ArtifactError
 from darwinlm.pipeline import run_stages
+from darwinlm.runtime.artifact import read_json
+from darwinlm.runtime.console import Reporter
+from darwinlm.runtime.errors import ArtifactError
 from darwinlm.search.evaluate.fitness import Fitness
 
 

@@ -9,13 +9,13 @@ from tests.tiny.searching import searched, within_budget
 from tests.tiny.whole import Whole
 from torch.nn import functional
 
-from darwinlm.errors import TimeLimitError
-from darwinlm.families.decoder import Absent
 from darwinlm.pipeline import run_stages
 from darwinlm.recipe import TrainingSettings
+from darwinlm.runtime.errors import TimeLimitError
 from darwinlm.search.evaluate.fitness import Clock, Fitness
 from darwinlm.search.evaluate.student import LowRank, Student
 from darwinlm.search.evaluate.training import CandidateTrainer
+from darwinlm.streaming.decoder import Absent
 from darwinlm.surgery.stitch import stitch
 
 FAST = TrainingSettings(learning_rate=3e-3)

@@ -10,11 +10,11 @@ from tests.tiny.checkpoint import tiny_checkpoint
 from tests.tiny.masked import assert_equal_logits, masked
 from tests.unit.test_docs import ROOT, blocks
 
-from darwinlm.errors import CheckpointError, RecipeError
 from darwinlm.export.run import export_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import module_shapes
 from darwinlm.pipeline import run_stages
+from darwinlm.runtime.errors import CheckpointError, RecipeError
 from darwinlm.search.problem.problem import latent_columns
 from darwinlm.stages.database import database_stage
 from darwinlm.stages.plan import plan_stage

@@ -7,8 +7,8 @@ import torch
 from tests.tiny.searching import placed_in, state_of
 from torch import nn
 
-from darwinlm.errors import NumericsError, TimeLimitError
 from darwinlm.pipeline import run_stages
+from darwinlm.runtime.errors import NumericsError, TimeLimitError
 from darwinlm.search.evaluate.fitness import Clock, Fitness
 from darwinlm.search.predict.curvature import removed_together
 from darwinlm.search.predict.gradients import Gradients

@@ -12,13 +12,13 @@ from tests.tiny.recovering import recover_tiny, watch_text
 from tests.tiny.tokenizer import BOS_ID, tiny_tokenizer
 from transformers import AutoTokenizer
 
-from darwinlm.artifact import read_json
-from darwinlm.console import Reporter
 from darwinlm.data import document_hash, split_documents
 from darwinlm.data.looking_back import ordinary_tokens, with_repeats
-from darwinlm.errors import DataError
 from darwinlm.evaluation.text import pack
 from darwinlm.pipeline import run_stages
+from darwinlm.runtime.artifact import read_json
+from darwinlm.runtime.console import Reporter
+from darwinlm.runtime.errors import DataError
 from darwinlm.stages import recover
 from darwinlm.stages.text import text_stage
 

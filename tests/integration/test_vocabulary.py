@@ -13,13 +13,13 @@ from tests.tiny.pruned import ENGINE_SIZES
 from tests.tiny.vocabulary import TOKENS, wordy_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from darwinlm.artifact import read_json
-from darwinlm.errors import DataError, RecipeError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.pipeline import run_stages
 from darwinlm.planning.model import Sizes
 from darwinlm.recipe import parse_recipe
 from darwinlm.report.summary import VocabularyFigures, read_summary
+from darwinlm.runtime.artifact import read_json
+from darwinlm.runtime.errors import DataError, RecipeError
 from darwinlm.stages.vocabulary import vocabulary_stage
 
 SIZE = 320

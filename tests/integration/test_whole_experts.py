@@ -13,13 +13,13 @@ from darwinlm.comparison.allocations import equal_experts
 from darwinlm.comparison.importance import expert_scores
 from darwinlm.comparison.ranked import ExpertReader
 from darwinlm.database.store import DatabaseReader
-from darwinlm.errors import BudgetError, ExportError, FamilyError, RecipeError
 from darwinlm.export.run import export_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import families
 from darwinlm.families.shapes import module_shapes
 from darwinlm.pipeline import run_stages
 from darwinlm.recipe import UnitsSettings
+from darwinlm.runtime.errors import BudgetError, ExportError, FamilyError, RecipeError
 from darwinlm.search.problem.cost import parameter_costs
 from darwinlm.search.problem.problem import Budget, Problem
 from darwinlm.search.problem.space import SearchSpace

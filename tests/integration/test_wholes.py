@@ -13,10 +13,10 @@ from tests.tiny.vocabulary import byte_level, fast
 from tests.tiny.wholes import WHOLES, tiny_whole
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
-from darwinlm.errors import CheckpointError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.whole import text_name
 from darwinlm.pipeline import run_stages
+from darwinlm.runtime.errors import CheckpointError
 from darwinlm.surgery.stitch import block_parameters
 
 ELSEWHERE = """

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tests.tiny.tokenizer import EOS_ID, tiny_tokenizer
 
 from darwinlm.data import PURPOSES, TokenBlocks, assert_disjoint, document_hash, purpose_of, split_documents
-from darwinlm.errors import DataError
+from darwinlm.runtime.errors import DataError
 
 TOKENIZER = tiny_tokenizer()
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from darwinlm.errors import BudgetError
+from darwinlm.runtime.errors import BudgetError
 from darwinlm.search.problem.problem import Budget
 from darwinlm.search.propose.level_switch import level_switch, paper_switch
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from darwinlm.database.factors import check_energy, kept_weights, nested_factors
 from darwinlm.database.order import removal_order
-from darwinlm.errors import NumericsError
+from darwinlm.runtime.errors import NumericsError
 
 D, R = 12, 8
 

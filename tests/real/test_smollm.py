@@ -10,15 +10,15 @@ from rich.console import Console
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from darwinlm.console import Reporter
 from darwinlm.data import read_documents
 from darwinlm.engines.process import EngineProcess
-from darwinlm.errors import DataError, MissingExtraError, ModelError
 from darwinlm.export.run import export_model
 from darwinlm.families.resolve import resolve_model
 from darwinlm.pipeline import run_stages
 from darwinlm.run import Run
 from darwinlm.runs.demo import demo_model, demo_recipe, demo_text
+from darwinlm.runtime.console import Reporter
+from darwinlm.runtime.errors import DataError, MissingExtraError, ModelError
 from darwinlm.stages.results import StageResults
 from darwinlm.surgery.stitch import block_parameters
 

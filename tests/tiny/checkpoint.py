@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.calibration.stream import BlockStream
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.streaming.stream import BlockStream
 from tests.tiny.models import tiny_model
 from tests.tiny.tokenizer import tiny_tokenizer
 

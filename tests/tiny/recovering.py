@@ -78,9 +78,9 @@ def recover_tiny(small: Path, teacher: Path, text: Path, out: Path, *assignments
     """Recover a tiny model in this process, and log every step."""
     from rich.console import Console
 
-    from darwinlm.console import Reporter
     from darwinlm.recovery import train
     from darwinlm.runs.recovery import recover
+    from darwinlm.runtime.console import Reporter
 
     settings = (*RECOVERY, *assignments)
     quiet = Reporter(Console(quiet=True))

@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 
-from darwinlm.artifact import read_json
-from darwinlm.families.decoder import Decoder
 from darwinlm.pipeline import run_stages
 from darwinlm.run import Run
+from darwinlm.runtime.artifact import read_json
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import Allocation
@@ -18,6 +17,7 @@ from darwinlm.stages.database import database_stage
 from darwinlm.stages.plan import plan_stage
 from darwinlm.stages.results import StageResults
 from darwinlm.stages.text import Texts, text_stage
+from darwinlm.streaming.decoder import Decoder
 
 
 def searched(run: Run) -> StageResults:

@@ -10,11 +10,11 @@ import torch
 
 from darwinlm.database.store import DatabaseReader
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.decoder import Decoder
 from darwinlm.run import Run
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.problem.space import Allocation
 from darwinlm.stages.results import StageResults
+from darwinlm.streaming.decoder import Decoder
 
 
 @dataclass(frozen=True)

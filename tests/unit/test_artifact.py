@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from tests.tiny.damage import flip
 
-from darwinlm.artifact import (
+from darwinlm.runtime.artifact import (
     KEY,
     MANIFEST,
     StageFolder,
@@ -23,7 +23,7 @@ from darwinlm.artifact import (
     write_tensors,
     write_text,
 )
-from darwinlm.errors import ArtifactError, StorageError
+from darwinlm.runtime.errors import ArtifactError, StorageError
 
 CONTENT = {"a.json": {"value": [1, 2]}, "below/b.json": {"value": "é"}}
 

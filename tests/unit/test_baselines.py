@@ -14,7 +14,6 @@ from tests.tiny.checkpoint import stream_over, tiny_checkpoint
 from tests.tiny.masked import masked
 from torch import Tensor
 
-from darwinlm.calibration.stream import BlockStream
 from darwinlm.comparison.allocations import (
     best_random,
     best_uniform,
@@ -28,13 +27,14 @@ from darwinlm.comparison.ranked import RankedReader, UnitScores, best_columns
 from darwinlm.comparison.sheared import shear
 from darwinlm.database.levels import Level
 from darwinlm.database.store import DatabaseReader
-from darwinlm.errors import BudgetError, FamilyError, NumericsError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import ModuleShape, module_shapes
 from darwinlm.recipe import UnitsSettings
+from darwinlm.runtime.errors import BudgetError, FamilyError, NumericsError
 from darwinlm.search.problem.cost import parameter_costs
 from darwinlm.search.problem.problem import Budget, Problem
 from darwinlm.search.problem.space import SearchSpace
+from darwinlm.streaming.stream import BlockStream
 from darwinlm.surgery.stitch import stitch
 
 UNITS = UnitsSettings(mlp_multiple=8)

@@ -9,7 +9,7 @@ from tests.tiny.tokenizer import BOS_ID, EOS_ID, tiny_tokenizer
 
 from darwinlm.data import read_documents
 from darwinlm.data.packing import Document, added_bos, tokenise
-from darwinlm.errors import DataError
+from darwinlm.runtime.errors import DataError
 
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"

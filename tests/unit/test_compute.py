@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from darwinlm import parallel
-from darwinlm.compute import fast_dtype, resolve_device, settled
-from darwinlm.console import Reporter
-from darwinlm.errors import ParallelError, RecipeError
 from darwinlm.recipe import Recipe, load_recipe
+from darwinlm.recipe.settled import settled
 from darwinlm.run import Run
+from darwinlm.runtime import parallel
+from darwinlm.runtime.compute import fast_dtype, resolve_device
+from darwinlm.runtime.console import Reporter
+from darwinlm.runtime.errors import ParallelError, RecipeError
 
 CPU = torch.device("cpu")
 

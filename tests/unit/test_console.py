@@ -5,8 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from darwinlm import console
-from darwinlm.console import Reporter, clock
+from darwinlm.runtime import console
+from darwinlm.runtime.console import Reporter, clock
 
 
 class Clock:

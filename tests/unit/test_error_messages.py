@@ -10,15 +10,24 @@ import pytest
 import torch
 from tests.fuzz.gguf_bytes import gguf_file, plain_keys, plain_tensors
 
-from darwinlm import errors
-from darwinlm.artifact import KEY, MANIFEST, read_json, read_manifest, write_json
 from darwinlm.cli.main import _message
 from darwinlm.database.blocks import block_file
 from darwinlm.database.finished import find_database
 from darwinlm.database.levels import Level, kept_groups
 from darwinlm.database.store import DatabaseReader
 from darwinlm.engines.process import EngineProcess
-from darwinlm.errors import (
+from darwinlm.export.gguf.write import _numbers
+from darwinlm.export.hf import check_saved
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.gguf_header import read_header
+from darwinlm.families.shapes import ModuleShape
+from darwinlm.importing.foreign import open_foreign
+from darwinlm.latency.measure import read_table
+from darwinlm.recipe import UnitsSettings
+from darwinlm.runs import demo
+from darwinlm.runtime import errors
+from darwinlm.runtime.artifact import KEY, MANIFEST, read_json, read_manifest, write_json
+from darwinlm.runtime.errors import (
     ArtifactError,
     CheckpointError,
     DataError,
@@ -29,15 +38,6 @@ from darwinlm.errors import (
     ModelError,
     install,
 )
-from darwinlm.export.gguf.write import _numbers
-from darwinlm.export.hf import check_saved
-from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.gguf_header import read_header
-from darwinlm.families.shapes import ModuleShape
-from darwinlm.importing.foreign import open_foreign
-from darwinlm.latency.measure import read_table
-from darwinlm.recipe import UnitsSettings
-from darwinlm.runs import demo
 from darwinlm.stages.evaluate import read_figures
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from darwinlm import parallel
-from darwinlm.artifact import read_json
 from darwinlm.evaluation import speed
 from darwinlm.evaluation.speed import Speed, continue_greedily, measure_speed
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.pipeline import run_stages
+from darwinlm.runtime import parallel
+from darwinlm.runtime.artifact import read_json
 from darwinlm.stages import evaluate
 from darwinlm.stages.evaluate import takes_another
 

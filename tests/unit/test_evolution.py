@@ -8,8 +8,8 @@ from typing import Any, cast
 
 import pytest
 
-from darwinlm.errors import NumericsError
 from darwinlm.recipe import SearchSettings
+from darwinlm.runtime.errors import NumericsError
 from darwinlm.search.evaluate.fitness import Clock, Fitness, Window
 from darwinlm.search.evolve import evolution
 from darwinlm.search.evolve.evolution import Guide, evolve

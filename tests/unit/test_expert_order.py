@@ -8,11 +8,11 @@ import pytest
 import torch
 from tests.tiny.checkpoint import stream_over, tiny_checkpoint
 
-from darwinlm.calibration import lens as lens_module
-from darwinlm.calibration.expert_order import RIDGE, STRENGTH, removal_order, ridge_change
-from darwinlm.calibration.lens import Lens
-from darwinlm.errors import NumericsError
+from darwinlm.database import lens as lens_module
+from darwinlm.database.expert_order import RIDGE, STRENGTH, removal_order, ridge_change
+from darwinlm.database.lens import Lens
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.runtime.errors import NumericsError
 
 BLOCK, LENGTH = 2, 24
 TOKENS = torch.randint(3, 250, (9, LENGTH), generator=torch.Generator().manual_seed(0))

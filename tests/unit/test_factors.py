@@ -13,7 +13,7 @@ from darwinlm.database.factors import (
     whole_factor_,
 )
 from darwinlm.database.order import damp, damp_, ordered_moment
-from darwinlm.errors import NumericsError
+from darwinlm.runtime.errors import NumericsError
 
 
 def permutation(d, seed=2):

@@ -7,9 +7,9 @@ import yaml
 from pydantic import ValidationError
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
-from darwinlm.errors import FamilyError
 from darwinlm.families.family import Family, families, family_of
 from darwinlm.families.pruned import pruned_classes, pruned_config
+from darwinlm.runtime.errors import FamilyError
 
 DESCRIPTION = """
 title: Otters

@@ -2,8 +2,8 @@
 
 import torch
 
-from darwinlm import memory, parallel
-from darwinlm.memory import Bounded
+from darwinlm.runtime import memory, parallel
+from darwinlm.runtime.memory import Bounded
 
 
 def test_a_machine_says_what_it_has_available(tmp_path, monkeypatch):

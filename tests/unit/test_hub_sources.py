@@ -8,7 +8,7 @@ import pytest
 from tests.unit.test_sources import ROWS, TEXTS, message, read
 
 from darwinlm.data import read_documents
-from darwinlm.errors import DataError, MissingExtraError
+from darwinlm.runtime.errors import DataError, MissingExtraError
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ from tests.tiny.cutting import cut, plan_for
 from tests.tiny.models import tiny_model
 from tests.tiny.tokenizer import tiny_tokenizer
 
-from darwinlm.errors import ExportError, FamilyError
 from darwinlm.export.run import export_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import module_shapes
 from darwinlm.importing.convert import import_model
 from darwinlm.recipe import load_recipe
+from darwinlm.runtime.errors import ExportError, FamilyError
 from darwinlm.search.problem.problem import space_of
 from darwinlm.search.problem.space import kept_whole
 

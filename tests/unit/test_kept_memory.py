@@ -6,13 +6,13 @@ import pytest
 import torch
 from tests.tiny.process import python
 
-from darwinlm import memory
-from darwinlm.memory import kept_memory
+from darwinlm.runtime import memory
+from darwinlm.runtime.memory import kept_memory
 
 SCRIPT = """
 from pathlib import Path
 import torch
-from darwinlm.memory import kept_memory
+from darwinlm.runtime.memory import kept_memory
 
 CPU = torch.device("cpu")
 MEGABYTES = 256

@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from darwinlm.errors import BudgetError
+from darwinlm.runtime.errors import BudgetError
 from darwinlm.search.problem import knapsack
 from darwinlm.search.problem.knapsack import solve_knapsack
 

@@ -3,7 +3,7 @@
 import pytest
 
 from darwinlm.data import check_not_evaluation_text
-from darwinlm.errors import DataError
+from darwinlm.runtime.errors import DataError
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import time
 import pytest
 from tests.fuzz.cases import LAUGHS
 
-from darwinlm import limits
-from darwinlm.limits import load_json, parse_yaml, shorten
+from darwinlm.runtime import limits
+from darwinlm.runtime.limits import load_json, parse_yaml, shorten
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import signal
 
 import pytest
 
-from darwinlm import lock
-from darwinlm.errors import BusyError
-from darwinlm.lock import hold_folder, hold_target, release_all
+from darwinlm.runtime import lock
+from darwinlm.runtime.errors import BusyError
+from darwinlm.runtime.lock import hold_folder, hold_target, release_all
 
 
 @pytest.mark.parametrize("how", ["hold_folder", "hold_target"])

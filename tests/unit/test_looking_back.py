@@ -14,7 +14,6 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast
 
 from darwinlm.data.looking_back import ordinary_tokens, with_repeats
-from darwinlm.errors import DataError
 from darwinlm.evaluation.looking_back import (
     all_copying,
     measure_copying,
@@ -23,6 +22,7 @@ from darwinlm.evaluation.looking_back import (
     word_tokens,
 )
 from darwinlm.evaluation.quality import measure_quality, seen_before
+from darwinlm.runtime.errors import DataError
 
 VOCABULARY = 1000
 ORDINARY = np.arange(1_000_000, 2_000_000)

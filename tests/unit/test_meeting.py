@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch.distributed as dist
 
-from darwinlm.errors import ParallelError
-from darwinlm.meeting import Meetings
+from darwinlm.runtime.errors import ParallelError
+from darwinlm.runtime.meeting import Meetings
 
 
 @pytest.fixture

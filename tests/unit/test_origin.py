@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from darwinlm.errors import CheckpointError
 from darwinlm.families.origin import Origin, carry, origin_of, write_gguf_origin
+from darwinlm.runtime.errors import CheckpointError
 
 CARD = "---\nlicense: other\nlicense_name: ours\nlicense_link: https://x.org/l\nlanguage:\n- en\n- de\n---\n# A model\n"
 

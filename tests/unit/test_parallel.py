@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from darwinlm import parallel
-from darwinlm.errors import DarwinLMError, DataError, MissingExtraError, NumericsError, ParallelError, install
+from darwinlm.runtime import parallel
+from darwinlm.runtime.errors import DarwinLMError, DataError, MissingExtraError, NumericsError, ParallelError, install
 
 
 def in_two_processes(work, tmp_path):

@@ -17,7 +17,6 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from darwinlm.calibration.gradients import output_gradients
-from darwinlm.errors import FamilyError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.pruned import pruned_classes, pruned_config
 from darwinlm.families.resolve import describe_model
@@ -28,6 +27,7 @@ from darwinlm.planning.need import StageNeed
 from darwinlm.planning.plan import make_plan
 from darwinlm.recipe import load_recipe
 from darwinlm.report.wording import count
+from darwinlm.runtime.errors import FamilyError
 
 
 class Operations(TorchDispatchMode):

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from darwinlm.errors import RecipeError
 from darwinlm.planning.devices import find_device, measure_cpu
+from darwinlm.runtime.errors import RecipeError
 
 
 @pytest.mark.parametrize(("tiles", "expected"), [(True, 0.8), (False, 0.57)])

@@ -7,8 +7,8 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from darwinlm.errors import RecipeError
 from darwinlm.recipe import Recipe, SearchStage, describe_fields, load_recipe, parse_recipe
+from darwinlm.runtime.errors import RecipeError
 
 
 def message(tree: dict[str, Any]) -> str:

@@ -11,14 +11,14 @@ from tests.tiny.published import PARAMETERS, PUBLISHED, published_config
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from darwinlm.comparison.ranked import RankedReader, UnitScores
-from darwinlm.compute import saved_dtype
 from darwinlm.database.levels import module_levels
-from darwinlm.errors import RecipeError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
 from darwinlm.families.shapes import module_shapes
 from darwinlm.recipe import find_recipe, load_recipe, shipped_recipes
+from darwinlm.recipe.settled import saved_dtype
 from darwinlm.recovery.schedule import plan_steps
+from darwinlm.runtime.errors import RecipeError
 from darwinlm.search.problem.problem import Problem, counted_costs, resolve_budget
 from darwinlm.search.problem.space import SearchSpace
 from darwinlm.search.propose.start import random_start

@@ -7,12 +7,12 @@ import torch
 from tests.tiny.models import tiny_model
 from torch.nn import functional
 
-from darwinlm.errors import NumericsError, RecipeError
 from darwinlm.recipe import RecoverySettings
 from darwinlm.recovery.checkpoints import LossGuard
 from darwinlm.recovery.losses import forward_kl, top_k_kl, top_of
 from darwinlm.recovery.model import batch_loss, prepared, run_dense
 from darwinlm.recovery.schedule import plan_steps, rate_share, warm_up_steps
+from darwinlm.runtime.errors import NumericsError, RecipeError
 
 GENERATOR = torch.Generator().manual_seed(1)
 OURS, DENSE = (2 * torch.randn(9, 40, generator=GENERATOR) for _ in range(2))

@@ -14,14 +14,14 @@ from tests.tiny.recovering import Stopped
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from darwinlm.artifact import file_digest, read_json, write_json
-from darwinlm.errors import ArtifactError
 from darwinlm.recipe import RecoverySettings
 from darwinlm.recovery import train as training
 from darwinlm.recovery.checkpoints import LossGuard, TrainingState
 from darwinlm.recovery.model import run_dense
 from darwinlm.recovery.schedule import plan_steps, rate_share
 from darwinlm.recovery.train import Trained, Training
+from darwinlm.runtime.artifact import file_digest, read_json, write_json
+from darwinlm.runtime.errors import ArtifactError
 
 LENGTH = 16
 SETTINGS = RecoverySettings(

@@ -6,10 +6,10 @@ from tests.tiny.models import FAMILIES, tiny_model
 from torch import nn
 
 from darwinlm.evaluation.divergence import DenseDistribution
-from darwinlm.families.decoder import Decoder
 from darwinlm.families.family import families
 from darwinlm.search.evaluate import dense_side as reference
 from darwinlm.search.evaluate.dense_side import Distributions, ExpectedRows, LinearHead
+from darwinlm.streaming.decoder import Decoder
 
 N, M, V = 37, 24, 700
 

@@ -12,10 +12,10 @@ from tests.tiny.models import tiny_model
 from tests.tiny.recovering import Stopped
 from tests.unit.test_parallel import in_two_processes
 
-from darwinlm import parallel
-from darwinlm.artifact import StageFolder, read_tensors
 from darwinlm.families.family import families
-from darwinlm.figures import FitChoice
+from darwinlm.runtime import parallel
+from darwinlm.runtime.artifact import StageFolder, read_tensors
+from darwinlm.runtime.figures import FitChoice
 from darwinlm.stages import refit as stages_refit
 from darwinlm.stages.refit import run_through, stream_divergence
 from darwinlm.surgery.projection_fit import Moments, fit_output

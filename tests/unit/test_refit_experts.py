@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from darwinlm.calibration.experts import Routing
 from darwinlm.families.family import families
+from darwinlm.streaming.experts import Routing
 from darwinlm.surgery import experts as fitted
 from darwinlm.surgery.experts import Mixture, fit_experts
 

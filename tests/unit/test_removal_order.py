@@ -14,7 +14,7 @@ from darwinlm.database.order import (
     halves_,
     removal_order,
 )
-from darwinlm.errors import NumericsError
+from darwinlm.runtime.errors import NumericsError
 
 DAMPING = 0.01
 

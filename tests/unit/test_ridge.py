@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from darwinlm.errors import NumericsError
+from darwinlm.runtime.errors import NumericsError
 from darwinlm.surgery.ridge import ridge_solution, squared_error
 
 

@@ -10,12 +10,12 @@ from darwinlm.comparison.importance import magnitude_scores
 from darwinlm.comparison.ranked import RankedReader
 from darwinlm.database.levels import module_levels
 from darwinlm.database.store import DatabaseReader
-from darwinlm.errors import BudgetError, CheckpointError, RecipeError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import class_prefix, families
 from darwinlm.families.shapes import module_parameters, module_shapes
 from darwinlm.pipeline import run_stages
 from darwinlm.recipe import BudgetSettings, UnitsSettings
+from darwinlm.runtime.errors import BudgetError, CheckpointError, RecipeError
 from darwinlm.search.problem.cost import parameter_costs
 from darwinlm.search.problem.problem import resolve_budget
 from darwinlm.search.problem.space import SearchSpace

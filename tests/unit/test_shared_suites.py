@@ -3,7 +3,7 @@
 import pytest
 from tests.tiny.benchmarks import QUIET
 
-from darwinlm import parallel
+from darwinlm.runtime import parallel
 
 pytestmark = QUIET
 

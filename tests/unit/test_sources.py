@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from darwinlm.data import files, read_documents
-from darwinlm.errors import DataError, MissingExtraError
+from darwinlm.runtime.errors import DataError, MissingExtraError
 
 ROWS = [{"id": index, "text": f"document {index}"} for index in range(5)]
 TEXTS = [row["text"] for row in ROWS]

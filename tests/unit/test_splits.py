@@ -16,7 +16,7 @@ from darwinlm.data import (
     split_documents,
 )
 from darwinlm.data.splits import shares_within
-from darwinlm.errors import ArtifactError, DataError
+from darwinlm.runtime.errors import ArtifactError, DataError
 
 SHARES = {"calibration": 640, "fitness": 128, "validation": 64, "evaluation": 256}
 

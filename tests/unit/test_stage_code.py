@@ -7,11 +7,11 @@ import pytest
 from rich.console import Console
 from tests import stage_code
 
-from darwinlm import artifact
-from darwinlm.artifact import StageFolder, stage_version
-from darwinlm.console import Reporter
 from darwinlm.database.finished import check_fits
-from darwinlm.errors import ArtifactError
+from darwinlm.runtime import artifact
+from darwinlm.runtime.artifact import StageFolder, stage_version
+from darwinlm.runtime.console import Reporter
+from darwinlm.runtime.errors import ArtifactError
 
 
 def test_every_change_of_a_stages_code_was_looked_at():

@@ -7,8 +7,8 @@ from typing import cast
 import pytest
 
 from darwinlm.database.levels import Level, ModuleLevels
-from darwinlm.errors import BudgetError
 from darwinlm.recipe import SearchSettings
+from darwinlm.runtime.errors import BudgetError
 from darwinlm.search.evaluate.fitness import Clock, Fitness
 from darwinlm.search.problem.cost import parameter_costs
 from darwinlm.search.problem.problem import Budget, Problem

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from tests.tiny.benchmarks import tiny_benchmarks
 
-from darwinlm import tables
-from darwinlm.errors import DataError, RecipeError
 from darwinlm.evaluation import summary
 from darwinlm.evaluation.harness import TaskScore
 from darwinlm.evaluation.local_data import read_task
 from darwinlm.evaluation.suites import KNOWN, SUITES, Wanted, check_names, parse_suite
+from darwinlm.runtime import tables
+from darwinlm.runtime.errors import DataError, RecipeError
 
 
 def score(task: str, value: float | None, stderr: float | None = 0.02, items: int = 10, total: int = 10) -> TaskScore:

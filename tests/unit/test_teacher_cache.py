@@ -9,11 +9,11 @@ from safetensors.torch import load
 from tests.tiny.models import tiny_model
 from torch.utils.data import Dataset, default_collate
 
-from darwinlm.errors import ArtifactError, StorageError
 from darwinlm.recovery import cache, model
 from darwinlm.recovery.cache import STORED, bytes_per_token, cached_text
 from darwinlm.recovery.losses import TopK
 from darwinlm.recovery.model import batch_loss, run_dense
+from darwinlm.runtime.errors import ArtifactError, StorageError
 
 LENGTH = 16
 KEY = {"teacher": "a model", "dtype": "float32"}

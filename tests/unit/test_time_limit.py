@@ -6,8 +6,6 @@ import pytest
 from tests.tiny.checkpoint import SETTINGS
 from tests.tiny.command import sets
 
-from darwinlm.errors import RecipeError
-from darwinlm.figures import StageTime
 from darwinlm.pipeline import STAGES, run_stages
 from darwinlm.planning import time_limit
 from darwinlm.planning.devices import find_device
@@ -16,6 +14,8 @@ from darwinlm.planning.plan import estimate
 from darwinlm.planning.time_limit import FILE, TimeLimit, differences, shortened
 from darwinlm.recipe import load_recipe
 from darwinlm.run import Run
+from darwinlm.runtime.errors import RecipeError
+from darwinlm.runtime.figures import StageTime
 from darwinlm.stages.results import StageResults
 from darwinlm.stages.text import text_stage
 

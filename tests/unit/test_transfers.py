@@ -8,9 +8,9 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from darwinlm.calibration import hidden, transfers
-from darwinlm.calibration.hidden import HiddenMemory, HiddenStates
-from darwinlm.calibration.transfers import HostCopy, Mover, pinned_bytes
+from darwinlm.streaming import hidden, transfers
+from darwinlm.streaming.hidden import HiddenMemory, HiddenStates
+from darwinlm.streaming.transfers import HostCopy, Mover, pinned_bytes
 
 
 class Event:

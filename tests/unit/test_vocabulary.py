@@ -10,9 +10,9 @@ from tests.tiny.vocabulary import BYTES, CHAT, KINDS, OTHERS, TOKENS, fast, word
 from tokenizers import Tokenizer, models, processors
 
 from darwinlm.data.packing import token_ids
-from darwinlm.errors import CheckpointError, ModelError
 from darwinlm.evaluation.spelling import measure_spelling
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.runtime.errors import CheckpointError, ModelError
 from darwinlm.vocabulary.choose import choose_tokens, kept_size
 from darwinlm.vocabulary.cut import cut_weights, rows_in, special_numbers
 from darwinlm.vocabulary.tokenizer import TokenizerTree

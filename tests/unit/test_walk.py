@@ -5,9 +5,9 @@ import torch
 from tests.tiny.checkpoint import stream_over
 from tests.tiny.models import tiny_model
 
-from darwinlm.calibration.stream import output_projection
-from darwinlm.errors import NumericsError
 from darwinlm.families.family import families
+from darwinlm.runtime.errors import NumericsError
+from darwinlm.streaming.outputs import output_projection
 from darwinlm.surgery import sublayers
 from darwinlm.surgery.sublayers import BlockWalk
 

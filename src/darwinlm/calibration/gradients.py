@@ -18,13 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from darwinlm import parallel
-from darwinlm.calibration.experts import expert_module, output_sizes
-from darwinlm.calibration.hidden import HiddenMemory, HiddenStates
 from darwinlm.calibration.moments import SecondMoment
-from darwinlm.calibration.stream import BlockStream, norm_divisor, norm_gain, output_projection
-from darwinlm.errors import NumericsError
 from darwinlm.families.parts import ModuleKind
+from darwinlm.runtime import parallel
+from darwinlm.runtime.errors import NumericsError
+from darwinlm.streaming.experts import expert_module, output_sizes
+from darwinlm.streaming.hidden import HiddenMemory, HiddenStates
+from darwinlm.streaming.outputs import norm_divisor, norm_gain, output_projection
+from darwinlm.streaming.stream import BlockStream
 
 HEAD_TOKENS = 128
 """Tokens whose logits are in memory at once."""

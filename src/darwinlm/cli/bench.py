@@ -50,9 +50,9 @@ def bench(
     allow_remote_code: arguments.RemoteCode = False,
 ) -> None:
     """Measure speed: tokens per second, time to the first token, peak memory and file size."""
-    from darwinlm.artifact import write_json
-    from darwinlm.lock import hold_target
     from darwinlm.runs.bench import run_bench
+    from darwinlm.runtime.artifact import write_json
+    from darwinlm.runtime.lock import hold_target
 
     with hold_target(out) if out is not None else nullcontext():
         report = run_bench(

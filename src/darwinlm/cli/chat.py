@@ -14,10 +14,10 @@ from rich.text import Text
 
 from darwinlm.cli import arguments, terminal
 from darwinlm.cli.app import LOOK, command
-from darwinlm.errors import DataError
+from darwinlm.runtime.errors import DataError
 
 if TYPE_CHECKING:
-    from darwinlm.chat import Conversation
+    from darwinlm.evaluation.chat import Conversation
 
 SIDE_BY_SIDE = 60
 """Minimum terminal width for two answers side by side."""
@@ -55,7 +55,7 @@ def chat(
     allow_remote_code: arguments.RemoteCode = False,
 ) -> None:
     """Talk to a model. Answers appear as they are written; piped input is read as one question per line."""
-    from darwinlm.chat import AnswerSettings, Conversation
+    from darwinlm.evaluation.chat import AnswerSettings, Conversation
     from darwinlm.evaluation.models import open_model
 
     settings = AnswerSettings(max_tokens, temperature, repetition_penalty, seed, system)

@@ -45,12 +45,12 @@ def compare(
     allow_remote_code: arguments.RemoteCode = False,
 ) -> None:
     """Prune with several methods under the same budget and compare them in one table."""
-    from darwinlm import parallel
     from darwinlm.comparison.compare import ComparisonRequest, compare_methods
     from darwinlm.comparison.entries import parse_methods, parse_named
     from darwinlm.comparison.table import comparison_cells
     from darwinlm.recipe import load_recipe, options
     from darwinlm.run import Run
+    from darwinlm.runtime import parallel
 
     overrides = options(model=model, keep=keep, text=text, allow_remote_code=allow_remote_code or None)
     chosen = load_recipe(recipe, assignments or (), overrides)

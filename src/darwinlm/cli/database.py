@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from darwinlm import tables
 from darwinlm.cli import arguments, terminal
 from darwinlm.cli.app import LOOK, SHRINK, command
+from darwinlm.runtime import tables
 
 SHARES = {92: (0.9, 0.75, 0.5, 0.25, 0.1), 76: (0.75, 0.5, 0.25), 0: (0.5,)}
 """Shares of the columns in the table, by the terminal's minimum width."""

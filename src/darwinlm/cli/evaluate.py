@@ -44,8 +44,8 @@ def evaluate(
     allow_remote_code: arguments.RemoteCode = False,
 ) -> None:
     """Measure a model: benchmarks (EleutherAI's lm-evaluation-harness), perplexity, KL to the original one."""
-    from darwinlm.errors import DataError
     from darwinlm.evaluation.evaluate import EvaluationRequest, evaluate_model
+    from darwinlm.runtime.errors import DataError
 
     request = EvaluationRequest(
         model=model,

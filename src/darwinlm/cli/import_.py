@@ -30,9 +30,9 @@ def import_command(
     allow_remote_code: arguments.RemoteCode = False,
 ) -> None:
     """Convert a checkpoint pruned by another tool: rows and columns of zeros are removed."""
-    from darwinlm.errors import RecipeError
     from darwinlm.importing.convert import import_model
     from darwinlm.importing.foreign import QUERY_GROUPS
+    from darwinlm.runtime.errors import RecipeError
 
     if query_groups is not None and query_groups not in QUERY_GROUPS:
         raise RecipeError(f"--query-groups {query_groups}: must be {' or '.join(QUERY_GROUPS)}")

@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from darwinlm import __version__, tables
+from darwinlm import __version__
 from darwinlm.cli import arguments, terminal
 from darwinlm.cli.app import LEARN, command
+from darwinlm.runtime import tables
 
 FIRST = (
     "budget.keep",
@@ -37,9 +38,9 @@ def schema(
     as_json: arguments.Json = False,
 ) -> None:
     """List settings of the recipe with their defaults and meanings. Change them with --set or a YAML recipe."""
-    from darwinlm.errors import RecipeError
-    from darwinlm.limits import suggestion
     from darwinlm.recipe import describe_fields
+    from darwinlm.runtime.errors import RecipeError
+    from darwinlm.runtime.limits import suggestion
 
     fields = describe_fields()
     sections = list(dict.fromkeys(name.partition(".")[0] for name, _, _ in fields))

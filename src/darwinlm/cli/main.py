@@ -16,12 +16,12 @@ import warnings
 import typer
 from rich.console import Console
 
-from darwinlm import parallel
 from darwinlm.cli import terminal
 from darwinlm.cli.app import app
-from darwinlm.errors import DarwinLMError, DeviceMemoryError, ParallelError
-from darwinlm.limits import MESSAGE, shorten
-from darwinlm.lock import release_all
+from darwinlm.runtime import parallel
+from darwinlm.runtime.errors import DarwinLMError, DeviceMemoryError, ParallelError
+from darwinlm.runtime.limits import MESSAGE, shorten
+from darwinlm.runtime.lock import release_all
 
 INTERRUPTED = 130
 SHARED = frozenset({"prune", "demo", "database", "recover", "compare", "evaluate"})

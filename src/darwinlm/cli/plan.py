@@ -38,8 +38,8 @@ def plan(
     allow_remote_code: arguments.RemoteCode = False,
 ) -> None:
     """Estimate what a run needs before it starts: memory, disk, FLOPs and hours of every stage."""
-    from darwinlm.errors import RecipeError
     from darwinlm.recipe import load_recipe, options
+    from darwinlm.runtime.errors import RecipeError
 
     remote_code = allow_remote_code or None
     overrides = options(model=model, keep=keep, params=params, ready_for=ready_for, allow_remote_code=remote_code)
@@ -48,14 +48,14 @@ def plan(
         raise RecipeError("no model is given: name a hub id, a folder or a GGUF file")
     room = {"ram": read_bytes("--ram", ram), "disk": read_bytes("--disk", disk)}
     from darwinlm import tables  # with PyTorch, which takes seconds
-    from darwinlm.artifact import write_json
-    from darwinlm.compute import settled
     from darwinlm.families.resolve import describe_model
-    from darwinlm.lock import hold_target
     from darwinlm.planning.devices import find_device
     from darwinlm.planning.model import Sizes
     from darwinlm.planning.plan import HEADINGS, cells, make_plan
+    from darwinlm.recipe.settled import settled
     from darwinlm.report.wording import count
+    from darwinlm.runtime.artifact import write_json
+    from darwinlm.runtime.lock import hold_target
 
     console = terminal.console()
     card = find_device(device)
@@ -87,8 +87,8 @@ def plan(
 
 def read_bytes(option: str, text: str | None) -> float | None:
     """A size such as 256GB. Raises RecipeError."""
-    from darwinlm.errors import RecipeError
     from darwinlm.recipe.quantities import BYTES, parse_quantity
+    from darwinlm.runtime.errors import RecipeError
 
     if text is None:
         return None

@@ -38,9 +38,9 @@ def prune(
     database: arguments.Database = None,
 ) -> None:
     """Prune a model to a budget and report what was lost. Rerun the same command to resume."""
-    from darwinlm.errors import RecipeError
     from darwinlm.pipeline import STAGES
     from darwinlm.recipe import load_recipes, options
+    from darwinlm.runtime.errors import RecipeError
 
     if until not in STAGES:
         raise RecipeError(f"--until {until}: there is no such stage; the stages are {', '.join(STAGES)}")
@@ -55,9 +55,9 @@ def prune(
 
 
 def _run_sweep(recipes: list[Any], out: Path, until: str) -> None:
-    from darwinlm import tables
     from darwinlm.report.sweep import HEADINGS, sweep_cells
     from darwinlm.runs.sweep import PAGE, SWEEP, prune_sweep
+    from darwinlm.runtime import tables
 
     console = terminal.console()
     sweep = prune_sweep(recipes, out, until=until, reporter=terminal.reporter(), begun=terminal.BEGUN)
@@ -71,12 +71,12 @@ def _run_sweep(recipes: list[Any], out: Path, until: str) -> None:
 
 def run_recipe(recipe: Any, out: Path, until: str) -> Any:
     """Run the stages and print the result; returns the results of all stages."""
-    from darwinlm import tables
     from darwinlm.pipeline import run_stages
     from darwinlm.planning.time_limit import TimeLimit
     from darwinlm.report import wording
     from darwinlm.report.table import comparison_table, looking_back_rows
     from darwinlm.run import Run
+    from darwinlm.runtime import tables
 
     console = terminal.console()
     run = Run(recipe, out, terminal.reporter())
@@ -117,12 +117,12 @@ def run_recipe(recipe: Any, out: Path, until: str) -> Any:
 
 def _expect(run: Any) -> None:
     """Print the planned time and memory, and parts that don't fit."""
-    from darwinlm import parallel
-    from darwinlm.compute import settled
-    from darwinlm.errors import FamilyError, RecipeError
     from darwinlm.planning.devices import find_device, present_load
     from darwinlm.planning.model import Sizes
     from darwinlm.planning.plan import gigabytes, hours, make_plan
+    from darwinlm.recipe.settled import settled
+    from darwinlm.runtime import parallel
+    from darwinlm.runtime.errors import FamilyError, RecipeError
 
     if run.device.type not in ("cpu", "cuda") or run.recipe.budget.kind in ("speedup", "latency"):
         return

@@ -40,9 +40,9 @@ def recover(
     assignments: arguments.Set = None,
 ) -> None:
     """Train a pruned model, by default by distillation from the original one. Rerun to resume from a checkpoint."""
-    from darwinlm import parallel
     from darwinlm.report.table import comparison_table
     from darwinlm.runs.recovery import recover as run_recovery
+    from darwinlm.runtime import parallel
 
     console = terminal.console()
     summary = run_recovery(

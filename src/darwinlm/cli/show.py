@@ -11,7 +11,7 @@ from rich.text import Text
 
 from darwinlm.cli import arguments, terminal
 from darwinlm.cli.app import LOOK, command
-from darwinlm.errors import ArtifactError
+from darwinlm.runtime.errors import ArtifactError
 
 if TYPE_CHECKING:
     from darwinlm.report.summary import Summary
@@ -39,7 +39,7 @@ def show(
 
 def _summary_of(run: Path) -> Path:
     """Path of the run's summary. Raises ArtifactError if there is none."""
-    from darwinlm.artifact import MARKER
+    from darwinlm.runtime.artifact import MARKER
 
     path = run / "summary.json"
     if path.is_file():

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from darwinlm import parallel, tables
+from darwinlm.runtime import parallel, tables
 
 if TYPE_CHECKING:
-    from darwinlm.console import Reporter
+    from darwinlm.runtime.console import Reporter
 
 BEGUN = time.monotonic()
 """Start of the command, before slow imports."""
@@ -54,7 +54,7 @@ def console() -> Console:
 
 def reporter() -> Reporter:
     """Reporter for progress, silent with `-q`."""
-    from darwinlm.console import Reporter
+    from darwinlm.runtime.console import Reporter
 
     return Reporter(console(), quiet=_level[0] is Verbosity.QUIET, every_step=_level[0] is Verbosity.VERBOSE)
 
@@ -67,8 +67,8 @@ def say(message: str) -> None:
 
 def show_tables(several: Iterable[tables.Table], markdown: Path | None) -> None:
     """Print tables with remarks, and write them to a Markdown file if given. Raises StorageError, BusyError."""
-    from darwinlm.artifact import write_text
-    from darwinlm.lock import hold_target
+    from darwinlm.runtime.artifact import write_text
+    from darwinlm.runtime.lock import hold_target
 
     output = console()
     parts: list[str] = []

@@ -18,8 +18,8 @@ def verify(
     ],
 ) -> None:
     """Check that files are as written; of a run also the chain of its stages, the model's parameters and its budget."""
-    from darwinlm.errors import ArtifactError
     from darwinlm.runs import verify as verification
+    from darwinlm.runtime.errors import ArtifactError
 
     console = terminal.console()
     findings = verification.verify(path)

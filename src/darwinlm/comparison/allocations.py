@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from darwinlm.database.store import DatabaseReader
-from darwinlm.errors import BudgetError
 from darwinlm.families.parts import KINDS
+from darwinlm.runtime.errors import BudgetError
 from darwinlm.search.predict.module_losses import local_errors
 from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import Allocation

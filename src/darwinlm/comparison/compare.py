@@ -7,19 +7,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from darwinlm import __version__, parallel
-from darwinlm.artifact import digest_of, read_json, write_json
+from darwinlm import __version__
 from darwinlm.comparison.entries import DENSE, HELD_OUT, OURS, MethodRow, steps_run, variant_run
 from darwinlm.comparison.methods import BASELINES, MethodInputs
 from darwinlm.comparison.record import ComparedBudget, ComparedMethod, ComparisonRecord, MeasuredText
 from darwinlm.data import Shuffle, TokenBlocks, assert_disjoint, read_documents, split_documents
-from darwinlm.errors import BudgetError
 from darwinlm.evaluation import harness
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.evaluation.suites import parse_suite
 from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.run import Run
+from darwinlm.runtime import parallel
+from darwinlm.runtime.artifact import digest_of, read_json, write_json
+from darwinlm.runtime.errors import BudgetError
 from darwinlm.search.problem.space import SearchSpace, kept_whole
 from darwinlm.stages.export import export_stage
 from darwinlm.stages.plan import plan_stage

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from darwinlm.comparison.methods import BASELINES
-from darwinlm.errors import RecipeError
-from darwinlm.limits import shorten, suggestion
 from darwinlm.recipe import Recipe, find_recipe, load_recipe
 from darwinlm.recipe.load import read_yaml
 from darwinlm.run import Run
+from darwinlm.runtime.errors import RecipeError
+from darwinlm.runtime.limits import shorten, suggestion
 
 OURS, DENSE = "darwinlm", "dense"
 STEPS = ("refit", "recovery")

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.calibration.experts import Routing, expert_module, expert_output, output_sizes, watch_experts
-from darwinlm.calibration.stream import BlockStream, output_projection
 from darwinlm.comparison.ranked import Place, UnitScores
-from darwinlm.errors import FamilyError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.parts import RowUnit
 from darwinlm.families.shapes import ModuleShape, module_shapes, row_counts, row_segments
+from darwinlm.runtime.errors import FamilyError
+from darwinlm.streaming.experts import Routing, expert_module, expert_output, output_sizes, watch_experts
+from darwinlm.streaming.outputs import output_projection
+from darwinlm.streaming.stream import BlockStream
 
 Progress = Callable[[int, int], None]
 

@@ -31,16 +31,16 @@ from darwinlm.comparison.sheared import shear
 from darwinlm.database.store import DatabaseReader
 from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.decoder import Decoder
 from darwinlm.families.shapes import module_shapes
-from darwinlm.memory import kept_memory
 from darwinlm.run import Run
+from darwinlm.runtime.memory import kept_memory
 from darwinlm.search.evaluate.fitness import Fitness
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import Allocation
 from darwinlm.stages.database import PruningDatabase, database_stage, stream_of
 from darwinlm.stages.text import Texts
+from darwinlm.streaming.decoder import Decoder
 
 
 @dataclass(frozen=True)

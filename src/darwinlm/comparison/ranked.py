@@ -11,11 +11,11 @@ from torch import Tensor
 
 from darwinlm.database.levels import Kept, Level, kept_groups
 from darwinlm.database.store import DatabaseReader
-from darwinlm.errors import FamilyError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.parts import ModuleKind
 from darwinlm.families.shapes import ModuleShape
 from darwinlm.recipe import UnitsSettings
+from darwinlm.runtime.errors import FamilyError
 
 Place = tuple[int, ModuleKind]
 

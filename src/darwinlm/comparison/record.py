@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from darwinlm.evaluation.quality import Quality
-from darwinlm.figures import FORMAT, Figures, read_figures
+from darwinlm.runtime.figures import FORMAT, Figures, read_figures
 
 
 class MeasuredText(Figures):

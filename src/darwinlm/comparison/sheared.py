@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from darwinlm.calibration.stream import output_projection
 from darwinlm.comparison.hard_concrete import HardConcrete
 from darwinlm.comparison.ranked import Place, UnitScores
 from darwinlm.database.levels import Level
-from darwinlm.errors import FamilyError, NumericsError
 from darwinlm.families.family import Family
 from darwinlm.families.shapes import ModuleShape
+from darwinlm.runtime.errors import FamilyError, NumericsError
+from darwinlm.streaming.outputs import output_projection
 
 MASK_RATE = 0.3
 """Learning rate of the masks; the paper's is 1, over 3200 steps."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from darwinlm.comparison.record import ComparedMethod, ComparisonRecord
 from darwinlm.evaluation import harness, summary
-from darwinlm.tables import Table
+from darwinlm.runtime.tables import Table
 
 
 def comparison_cells(compared: ComparisonRecord) -> Table:

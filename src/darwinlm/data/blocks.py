@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from darwinlm.artifact import damaged, read_json, read_tensors, write_json, write_tensors
+from darwinlm.runtime.artifact import damaged, read_json, read_tensors, write_json, write_tensors
 
 _TOKENS_FILE = "tokens.safetensors"
 _DESCRIPTION_FILE = "blocks.json"

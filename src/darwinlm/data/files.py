@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from darwinlm.data.arrow import unpacked_bytes
-from darwinlm.errors import DataError, MissingExtraError
-from darwinlm.limits import shorten
+from darwinlm.runtime.errors import DataError, MissingExtraError
+from darwinlm.runtime.limits import shorten
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

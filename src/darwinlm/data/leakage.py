@@ -7,7 +7,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from darwinlm.data.sources import HubSource, LocalSource, parse_source
-from darwinlm.errors import DataError
+from darwinlm.runtime.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

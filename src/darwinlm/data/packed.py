@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from darwinlm.artifact import check_room, damaged, file_digest, read_json, write_atomically, write_json
 from darwinlm.data.packing import Document, added_bos, document_hash, tokenise
-from darwinlm.errors import DataError
+from darwinlm.runtime.artifact import check_room, damaged, file_digest, read_json, write_atomically, write_json
+from darwinlm.runtime.errors import DataError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

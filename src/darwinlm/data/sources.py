@@ -31,8 +31,8 @@ from darwinlm.data.files import (
     read_files,
     texts_of,
 )
-from darwinlm.errors import DataError, MissingExtraError
-from darwinlm.limits import shorten
+from darwinlm.runtime.errors import DataError, MissingExtraError
+from darwinlm.runtime.limits import shorten
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -19,7 +19,7 @@ import torch
 
 from darwinlm.data.blocks import TokenBlocks
 from darwinlm.data.packing import Document, added_bos, document_hash, tokenise
-from darwinlm.errors import DataError
+from darwinlm.runtime.errors import DataError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

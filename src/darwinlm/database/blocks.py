@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from darwinlm.calibration.expert_order import ExpertOrder
+from darwinlm.database.expert_order import ExpertOrder
 from darwinlm.families.parts import ModuleKind
 
 

@@ -11,17 +11,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from darwinlm import parallel
-from darwinlm.artifact import StageFolder, open_tensors, read_tensors, write_tensors
-from darwinlm.calibration.stream import BlockMoments, BlockStream, Orders, Saliency, stream_moments
+from darwinlm.database.block_moments import BlockMoments, Orders, Saliency, stream_moments
 from darwinlm.database.blocks import Curve, block_file, experts_tensors, module_tensors, order_tensors
 from darwinlm.database.elimination import ROWS
 from darwinlm.database.factors import check_energy, kept_weights, nested_factors, whole_factor_
 from darwinlm.database.levels import variants
 from darwinlm.database.order import damp, damp_, ordered_moment, removal_order
-from darwinlm.errors import ArtifactError
 from darwinlm.families.shapes import ModuleShape, module_shapes
 from darwinlm.recipe import UnitsSettings
+from darwinlm.runtime import parallel
+from darwinlm.runtime.artifact import StageFolder, open_tensors, read_tensors, write_tensors
+from darwinlm.runtime.errors import ArtifactError
+from darwinlm.streaming.stream import BlockStream
 
 SMALL = 16 << 20
 """Maximum bytes of a matrix that stays in memory."""

@@ -24,8 +24,8 @@ from typing import ClassVar, Final
 import torch
 from torch import Tensor
 
-from darwinlm.cuda_graph import can_record, recorded
-from darwinlm.errors import first_line
+from darwinlm.runtime.cuda_graph import can_record, recorded
+from darwinlm.runtime.errors import first_line
 
 ROWS: Final = 256
 """Rows of a matrix that are processed at once to save memory."""

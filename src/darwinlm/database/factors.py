@@ -38,7 +38,7 @@ from torch import Tensor
 
 from darwinlm.database.elimination import ROWS
 from darwinlm.database.order import cholesky_, halves_
-from darwinlm.errors import NumericsError
+from darwinlm.runtime.errors import NumericsError
 
 LEAST_ENERGY = 1e-30
 """Smallest allowed energy of a module's outputs; the largest is its inverse."""

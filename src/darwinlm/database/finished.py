@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from darwinlm.artifact import KEY, MANIFEST, StageFolder, damaged, open_tensors, read_json, stage_version
 from darwinlm.database.blocks import block_file
-from darwinlm.errors import ArtifactError
+from darwinlm.runtime.artifact import KEY, MANIFEST, StageFolder, damaged, open_tensors, read_json, stage_version
+from darwinlm.runtime.errors import ArtifactError
 
 TEXT = "text.json"
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from darwinlm.errors import ArtifactError, RecipeError
 from darwinlm.families.family import Family
 from darwinlm.families.parts import ModuleKind
 from darwinlm.families.shapes import ModuleShape, module_parameters
 from darwinlm.recipe import UnitsSettings
+from darwinlm.runtime.errors import ArtifactError, RecipeError
 
 MOST_COUNTS = 16
 """Maximum number of expert counts among a mixture's levels; with more experts, counts are multiples."""

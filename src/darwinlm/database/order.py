@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from darwinlm.database.elimination import ROWS, eliminate
-from darwinlm.errors import NumericsError
+from darwinlm.runtime.errors import NumericsError
 
 DEAD_LEVEL: Final = 2.0**-40
 """Diagonal of a dead input after `damp`, as a share of the mean diagonal."""

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.artifact import check_file, open_tensors, read_manifest
-from darwinlm.calibration.expert_order import ExpertOrder
 from darwinlm.database.blocks import block_file
+from darwinlm.database.expert_order import ExpertOrder
 from darwinlm.database.factors import (
     NestedFactors,
     full_target,
@@ -25,8 +24,9 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.expert_tensors import by_rows
 from darwinlm.families.parts import ModuleKind
 from darwinlm.families.shapes import module_shapes
-from darwinlm.memory import Bounded, room_on
 from darwinlm.recipe import UnitsSettings
+from darwinlm.runtime.artifact import check_file, open_tensors, read_manifest
+from darwinlm.runtime.memory import Bounded, room_on
 
 CPU = torch.device("cpu")
 

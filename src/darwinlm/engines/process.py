@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from darwinlm.errors import EngineError, MissingExtraError
+from darwinlm.runtime.errors import EngineError, MissingExtraError
 
 ENGINES = {"torch": ("torch", ""), "llama.cpp": ("cyllama", "llama-cpp"), "vllm": ("vllm", "vllm")}
 """Python package of each engine, and the extra that installs it."""

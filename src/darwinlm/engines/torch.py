@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from darwinlm.compute import DTYPES
 from darwinlm.engines.process import Generated
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.runtime.compute import DTYPES
 
 
 class Torch:

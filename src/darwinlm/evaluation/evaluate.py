@@ -8,18 +8,18 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from darwinlm import parallel
-from darwinlm.artifact import read_json, write_json
-from darwinlm.compute import resolve_device, resolve_dtype
-from darwinlm.errors import ArtifactError, RecipeError
 from darwinlm.evaluation import harness, summary
 from darwinlm.evaluation.looking_back import LIST_LENGTHS, all_copying, longest_sequence, measure_copying, word_lists
 from darwinlm.evaluation.models import Opened, open_model
 from darwinlm.evaluation.suites import Wanted, parse_suite
 from darwinlm.evaluation.text import TextScore, measure_text, pack, share_vocabulary
-from darwinlm.figures import CopyingScore
-from darwinlm.lock import hold_target
-from darwinlm.tables import Table
+from darwinlm.runtime import parallel
+from darwinlm.runtime.artifact import read_json, write_json
+from darwinlm.runtime.compute import resolve_device, resolve_dtype
+from darwinlm.runtime.errors import ArtifactError, RecipeError
+from darwinlm.runtime.figures import CopyingScore
+from darwinlm.runtime.lock import hold_target
+from darwinlm.runtime.tables import Table
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from darwinlm import parallel
-from darwinlm.errors import MissingExtraError, first_line
 from darwinlm.evaluation.choices import right_answers
 from darwinlm.evaluation.local_data import Rows, read_task
 from darwinlm.evaluation.suites import KNOWN, Wanted, check_names
+from darwinlm.runtime import parallel
+from darwinlm.runtime.errors import MissingExtraError, first_line
 
 LOCAL_MMLU = "mmlu_local"
 HOMES = ("sciq", "piqa", "arc", "logiqa", "super_glue/boolq", "winogrande", "hellaswag", "mmlu/default")

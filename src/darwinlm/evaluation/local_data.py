@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from darwinlm.data.files import json_records
-from darwinlm.errors import DataError, RecipeError
 from darwinlm.evaluation.suites import KNOWN, Wanted
+from darwinlm.runtime.errors import DataError, RecipeError
 
 Rows = list[dict[str, Any]]
 

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm import parallel
 from darwinlm.data.packing import added_bos
-from darwinlm.errors import DataError
 from darwinlm.evaluation.divergence import token_losses
-from darwinlm.figures import CopyingScore
+from darwinlm.runtime import parallel
+from darwinlm.runtime.errors import DataError
+from darwinlm.runtime.figures import CopyingScore
 
 FEWEST_LISTS, LISTS, LIST_TOKENS = 4, 16, 512
 """Fewest and most sequences of each kind and length, and evaluation tokens for each of them."""

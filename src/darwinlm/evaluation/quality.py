@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm import parallel
 from darwinlm.evaluation.divergence import DenseDistribution, log_normalisers, token_losses
-from darwinlm.memory import kept_memory
+from darwinlm.runtime import parallel
+from darwinlm.runtime.memory import kept_memory
 
 FIRST_POSITIONS = 64
 """End of the first range of positions; each further range ends at twice the previous end."""

@@ -15,8 +15,8 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from transformers.cache_utils import DynamicCache
 
-from darwinlm import parallel
-from darwinlm.errors import first_line
+from darwinlm.runtime import parallel
+from darwinlm.runtime.errors import first_line
 
 Request = tuple[tuple[str, str], list[int], list[int]]
 Answer = tuple[float, bool]

@@ -8,11 +8,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from darwinlm.artifact import read_json
-from darwinlm.errors import ArtifactError, RecipeError
 from darwinlm.evaluation.harness import TaskScore, from_json
 from darwinlm.evaluation.summary import average, notes, number, percent, with_error
-from darwinlm.tables import Table
+from darwinlm.runtime.artifact import read_json
+from darwinlm.runtime.errors import ArtifactError, RecipeError
+from darwinlm.runtime.tables import Table
 
 
 def read_saved(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:

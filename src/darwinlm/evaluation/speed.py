@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.compute import now
+from darwinlm.runtime.compute import now
 
 NEW_TOKENS = 32
 """Tokens of a continuation, and of a timed one."""

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from darwinlm.data.packing import added_bos, token_ids
-from darwinlm.errors import CheckpointError
 from darwinlm.evaluation.divergence import log_normalisers, token_losses
-from darwinlm.figures import Spelling
+from darwinlm.runtime.errors import CheckpointError
+from darwinlm.runtime.figures import Spelling
 
 
 def measure_spelling(texts: Sequence[str], dense: Any, small: Any, rows: Sequence[int]) -> Spelling:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from darwinlm.errors import RecipeError
-from darwinlm.limits import suggestion
+from darwinlm.runtime.errors import RecipeError
+from darwinlm.runtime.limits import suggestion
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from darwinlm.data import read_documents
 from darwinlm.data.packing import added_bos, token_ids
-from darwinlm.errors import DataError, ModelError
 from darwinlm.evaluation.quality import measure_quality
+from darwinlm.runtime.errors import DataError, ModelError
 from darwinlm.vocabulary.cut import cut_model, rows_in
 
 

@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 
-from darwinlm.artifact import write_json
-from darwinlm.errors import ExportError
 from darwinlm.export.check import (
     SAME_ARITHMETIC,
     ExportReport,
@@ -26,6 +24,8 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import is_custom
 from darwinlm.families.pruned import pruned_classes, pruned_config
 from darwinlm.families.shapes import output_name
+from darwinlm.runtime.artifact import write_json
+from darwinlm.runtime.errors import ExportError
 
 REPORT = "export.json"
 FORMATS = ("hf", "dense", "vllm")

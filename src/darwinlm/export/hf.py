@@ -13,13 +13,13 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-from darwinlm.artifact import damaged, file_digest, read_record, write_text
-from darwinlm.errors import CheckpointError, ModelError, NumericsError, storage_error
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.loading import without_bars
 from darwinlm.families.origin import carry
 from darwinlm.families.whole import add_modeling_file, is_whole, put_inside
-from darwinlm.lock import ASIDE
+from darwinlm.runtime.artifact import damaged, file_digest, read_record, write_text
+from darwinlm.runtime.errors import CheckpointError, ModelError, NumericsError, storage_error
+from darwinlm.runtime.lock import ASIDE
 
 
 def save_model(

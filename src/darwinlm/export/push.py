@@ -7,10 +7,10 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from darwinlm.artifact import model_folder
-from darwinlm.errors import ExportError, ModelError, first_line
 from darwinlm.export.gguf.write import QUANTISATIONS
 from darwinlm.export.run import export_model
+from darwinlm.runtime.artifact import model_folder
+from darwinlm.runtime.errors import ExportError, ModelError, first_line
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.errors import ExportError
 from darwinlm.export.sizes import (
     BlockSizes,
     Tensors,
@@ -23,6 +22,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.expert_tensors import shape_by_rows
 from darwinlm.families.parts import Attention, Mixer, Mlp, Tail
 from darwinlm.families.shapes import head_dim, output_name
+from darwinlm.runtime.errors import ExportError
 from darwinlm.surgery.shrink import split_block
 from darwinlm.surgery.stitch import fill
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from darwinlm.compute import DTYPES
-from darwinlm.errors import ExportError
 from darwinlm.export.check import ExportReport
 from darwinlm.export.folder import FORMATS, export_folder
 from darwinlm.export.gguf.export import export_gguf
 from darwinlm.export.source import check_target, open_source
-from darwinlm.lock import hold_target
+from darwinlm.runtime.compute import DTYPES
+from darwinlm.runtime.errors import ExportError
+from darwinlm.runtime.lock import hold_target
 
 ALL_FORMATS = (*FORMATS, "gguf")
 
@@ -39,7 +39,7 @@ def export_model(
     to gguf.
 
     Raises:
-        ModelError, ExportError, MissingExtraError, StorageError, BusyError: See `darwinlm.errors`.
+        ModelError, ExportError, MissingExtraError, StorageError, BusyError: See `darwinlm.runtime.errors`.
     """
     if to not in ALL_FORMATS:
         raise ExportError(f"--to {to}: there is no such format; the formats are {', '.join(ALL_FORMATS)}")

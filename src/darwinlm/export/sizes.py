@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
-from darwinlm.errors import ExportError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.expert_tensors import as_stored, by_rows, row_axis, shape_by_rows
 from darwinlm.families.family import class_prefix
 from darwinlm.families.parts import Attention, Mlp, Part, RowUnit
 from darwinlm.families.shapes import gated_rows, head_dim, module_shapes, output_name, resized, row_segments
+from darwinlm.runtime.errors import ExportError
 
 Tensors = dict[str, Tensor]
 NEVER = -1e9

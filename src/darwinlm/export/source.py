@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from darwinlm.artifact import model_folder
-from darwinlm.errors import ExportError, ModelError
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.lock import hold_target
+from darwinlm.runtime.artifact import model_folder
+from darwinlm.runtime.errors import ExportError, ModelError
+from darwinlm.runtime.lock import hold_target
 
 
 def open_source(path: Path, *, allow_remote_code: bool = False) -> Checkpoint:

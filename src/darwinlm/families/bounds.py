@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
-from darwinlm.errors import CheckpointError
-from darwinlm.limits import DEPTH, shorten
+from darwinlm.runtime.errors import CheckpointError
+from darwinlm.runtime.limits import DEPTH, shorten
 
 _NAMES = yaml.safe_load(resources.files("darwinlm.families").joinpath("bounds.yaml").read_text(encoding="utf-8"))
 LIMITS: dict[str, int] = {name: most for most, names in _NAMES["largest"].items() for name in names}

@@ -19,15 +19,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from darwinlm.artifact import digest_of, file_digest
-from darwinlm.errors import CheckpointError, ModelError, first_line
 from darwinlm.families.bounds import check_blocks, check_quantised, check_types
 from darwinlm.families.config import open_config, read_config
 from darwinlm.families.family import Family, family_of, is_custom
 from darwinlm.families.layout import Parts, tensor_parts
 from darwinlm.families.loading import UNUSABLE, load_model, load_tokenizer
 from darwinlm.families.whole import text_config, text_name, text_type
-from darwinlm.limits import load_json, shorten
+from darwinlm.runtime.artifact import digest_of, file_digest
+from darwinlm.runtime.errors import CheckpointError, ModelError, first_line
+from darwinlm.runtime.limits import load_json, shorten
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

@@ -7,12 +7,12 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig
 
-from darwinlm.errors import CheckpointError, first_line
 from darwinlm.families.bounds import check_config
 from darwinlm.families.family import PREFIX, families, family_of
 from darwinlm.families.loading import UNUSABLE, remote_code
 from darwinlm.families.pruned import pruned_classes
-from darwinlm.limits import load_json, shorten
+from darwinlm.runtime.errors import CheckpointError, first_line
+from darwinlm.runtime.limits import load_json, shorten
 
 
 def open_config(folder: Path, model_type: str, *, own_code: bool, allow_remote_code: bool) -> Any:

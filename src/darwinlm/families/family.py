@@ -13,10 +13,10 @@ from typing import Any
 
 import yaml
 
-from darwinlm.errors import FamilyError
 from darwinlm.families.gguf_architecture import Architecture
 from darwinlm.families.parts import KINDS, Attention, Closed, Mixer, Mlp, ModuleKind, Part, Tail
 from darwinlm.families.refusal import why_not
+from darwinlm.runtime.errors import FamilyError
 
 PREFIX = "darwinlm_"
 

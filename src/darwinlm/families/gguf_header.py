@@ -15,9 +15,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from darwinlm.errors import CheckpointError, import_extra
 from darwinlm.families.bounds import LIMITS, check_config
-from darwinlm.limits import shorten
+from darwinlm.runtime.errors import CheckpointError, import_extra
+from darwinlm.runtime.limits import shorten
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)

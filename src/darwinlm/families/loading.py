@@ -17,9 +17,9 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from darwinlm.errors import CheckpointError, ModelError, RemoteCodeError, first_line
 from darwinlm.families.sentence_piece import MODEL, check_sentence_piece
-from darwinlm.limits import TOKENIZER_BYTES, load_json, shorten
+from darwinlm.runtime.errors import CheckpointError, ModelError, RemoteCodeError, first_line
+from darwinlm.runtime.limits import TOKENIZER_BYTES, load_json, shorten
 
 TOKENS = 1 << 22
 """Largest allowed token id."""

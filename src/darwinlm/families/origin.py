@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from darwinlm.artifact import read_json, write_json
-from darwinlm.errors import CheckpointError, first_line
+from darwinlm.runtime.artifact import read_json, write_json
+from darwinlm.runtime.errors import CheckpointError, first_line
 
 GENERATION = "generation_config.json"
 FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*")

@@ -6,7 +6,7 @@ from typing import Any
 
 from tokenizers import Regex, pre_tokenizers
 
-from darwinlm.errors import CheckpointError
+from darwinlm.runtime.errors import CheckpointError
 
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _SLASHED = _REST.replace("[\\r\\n]*", "[\\r\\n/]*", 1)

@@ -15,8 +15,6 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError
 
-from darwinlm.artifact import StageFolder, file_digest, read_json, stage_version, write_json
-from darwinlm.errors import CheckpointError, MissingExtraError, ModelError, first_line, import_extra, storage_error
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
 from darwinlm.families.gguf_header import GgufHeader, read_header
@@ -24,7 +22,16 @@ from darwinlm.families.gguf_rope import FACTORS, read_llama3
 from darwinlm.families.loading import listed, load_model, load_tokenizer
 from darwinlm.families.origin import FILES, write_gguf_origin
 from darwinlm.families.pre_tokenizer import split_as_named
-from darwinlm.limits import shorten
+from darwinlm.runtime.artifact import StageFolder, file_digest, read_json, stage_version, write_json
+from darwinlm.runtime.errors import (
+    CheckpointError,
+    MissingExtraError,
+    ModelError,
+    first_line,
+    import_extra,
+    storage_error,
+)
+from darwinlm.runtime.limits import shorten
 
 T = TypeVar("T")
 BYTE_LEVEL = "gpt2"

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from darwinlm.errors import CheckpointError
+from darwinlm.runtime.errors import CheckpointError
 
 MODEL = "tokenizer.model"
 UNIGRAM = 1  # of sentencepiece.TrainerSpec.ModelType

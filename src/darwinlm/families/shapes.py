@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.errors import CheckpointError, FamilyError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.expert_tensors import experts_with, row_axis, shape_by_rows
 from darwinlm.families.family import Family
 from darwinlm.families.parts import Mixer, Mlp, ModuleKind, Part, RowUnit, Tail
+from darwinlm.runtime.errors import CheckpointError, FamilyError
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from transformers import AutoModelForImageTextToText
 
-from darwinlm.artifact import read_json, write_json, write_text
-from darwinlm.errors import CheckpointError, first_line
 from darwinlm.families.family import PREFIX, class_prefix, families
 from darwinlm.families.loading import UNUSABLE
 from darwinlm.families.modeling_darwinlm import WHOLE, auto_map, modeling_source
+from darwinlm.runtime.artifact import read_json, write_json, write_text
+from darwinlm.runtime.errors import CheckpointError, first_line
 
 PREFIXES = {
     "model.language_model.model.": "model.",

@@ -11,9 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.artifact import write_json
 from darwinlm.database.levels import Kept, Level, kept_groups
-from darwinlm.errors import CheckpointError, ModelError
 from darwinlm.export.check import SAME_ARITHMETIC, ExportReport, check_tokens, compare_streams, model_streams
 from darwinlm.export.hf import save_model, saved_bytes, saved_digests, tokenizer_of, unchecked
 from darwinlm.export.reshape import Reshaper
@@ -24,7 +22,9 @@ from darwinlm.families.loading import listed
 from darwinlm.families.parts import Attention, Mlp, ModuleKind, Part, RowUnit
 from darwinlm.families.shapes import ModuleShape, head_dim
 from darwinlm.importing.foreign import open_foreign
-from darwinlm.lock import hold_target
+from darwinlm.runtime.artifact import write_json
+from darwinlm.runtime.errors import CheckpointError, ModelError
+from darwinlm.runtime.lock import hold_target
 from darwinlm.surgery.shrink import layer_overrides, shrink_tensors, split_block
 from darwinlm.surgery.stitch import SKIP, empty_model, fill, smaller_config
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from darwinlm.cuda_graph import recorded
+from darwinlm.runtime.cuda_graph import recorded
 
 WARM_UP = 3
 """Warm-up steps before a graph is recorded, for the initialisation of libraries."""

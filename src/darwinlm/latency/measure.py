@@ -10,10 +10,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from darwinlm.artifact import damaged, read_json, write_json
 from darwinlm.families.parts import KINDS, ModuleKind
 from darwinlm.latency.table import ABSENT, LatencyTable, Size, lines_of, measured_lines, refine, size_of
 from darwinlm.latency.timing import ModelTimer
+from darwinlm.runtime.artifact import damaged, read_json, write_json
 from darwinlm.search.problem.cost import CostModel, time_costs
 from darwinlm.search.problem.space import SearchSpace
 from darwinlm.surgery.stitch import Chosen, chosen_levels

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from darwinlm.compute import now
 from darwinlm.database.levels import Level, kept_groups
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.parts import ModuleKind
 from darwinlm.families.shapes import ModuleShape
 from darwinlm.latency.graphs import GraphedDecoding, cache_name
 from darwinlm.recipe import BudgetSettings
+from darwinlm.runtime.compute import now
 from darwinlm.surgery.shrink import layer_overrides
 from darwinlm.surgery.stitch import Chosen, empty_model, layer_table, smaller_config
 

@@ -19,9 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-from darwinlm.errors import FamilyError, first_line
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.decoder import Decoder
+from darwinlm.runtime.errors import FamilyError, first_line
+from darwinlm.streaming.decoder import Decoder
 
 KERNELS = flop_registry | {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (

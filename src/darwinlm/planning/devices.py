@@ -15,9 +15,9 @@ from typing import Any
 import torch
 import yaml
 
-from darwinlm.compute import has_matrix_tiles
-from darwinlm.errors import RecipeError, first_line
-from darwinlm.limits import parse_yaml, suggestion
+from darwinlm.runtime.compute import has_matrix_tiles
+from darwinlm.runtime.errors import RecipeError, first_line
+from darwinlm.runtime.limits import parse_yaml, suggestion
 
 
 @dataclass(frozen=True)

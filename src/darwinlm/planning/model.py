@@ -8,12 +8,13 @@ from functools import cached_property
 
 import torch
 
-from darwinlm.compute import DTYPES, saved_dtype
-from darwinlm.errors import RecipeError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import module_shapes
 from darwinlm.planning.counted import Passes, count_passes
 from darwinlm.recipe import Recipe, load_recipe
+from darwinlm.recipe.settled import saved_dtype
+from darwinlm.runtime.compute import DTYPES
+from darwinlm.runtime.errors import RecipeError
 from darwinlm.search.problem.problem import counted_costs, resolve_budget, space_of
 from darwinlm.vocabulary.choose import kept_size
 

@@ -10,12 +10,12 @@ from operator import attrgetter
 from typing import Any
 
 from darwinlm.database.levels import unfit_widths
-from darwinlm.errors import FamilyError, RecipeError
 from darwinlm.planning import pruning, training
 from darwinlm.planning.devices import Device
 from darwinlm.planning.model import Sizes
 from darwinlm.planning.need import RESERVE, Items, StageNeed
 from darwinlm.recipe import Recipe
+from darwinlm.runtime.errors import FamilyError, RecipeError
 from darwinlm.search.problem.space import kept_whole
 
 STAGES: dict[str, tuple[Callable[[StageNeed], None], Callable[[Recipe], object]]] = {

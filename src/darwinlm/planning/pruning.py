@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 
-from darwinlm.calibration.expert_order import ROUNDS as FITS
-from darwinlm.calibration.expert_order import steps
-from darwinlm.calibration.lens import FITTED, JUDGED
-from darwinlm.calibration.lens import HEAD_TOKENS as LENS_TOKENS
+from darwinlm.database.expert_order import ROUNDS as FITS
+from darwinlm.database.expert_order import steps
+from darwinlm.database.lens import FITTED, JUDGED
+from darwinlm.database.lens import HEAD_TOKENS as LENS_TOKENS
 from darwinlm.database.levels import variants
 from darwinlm.evaluation import speed
 from darwinlm.evaluation.looking_back import LIST_LENGTHS, PASSAGES, number_of_lists

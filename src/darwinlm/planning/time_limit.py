@@ -16,19 +16,19 @@ from typing import Any
 
 from torch import Tensor
 
-from darwinlm import parallel
-from darwinlm.artifact import digest_of, read_record, write_json
-from darwinlm.calibration.stream import BlockStream
 from darwinlm.data import TokenBlocks
-from darwinlm.errors import RecipeError
 from darwinlm.planning.devices import Device, find_device
 from darwinlm.planning.model import Sizes
 from darwinlm.planning.plan import estimate, hours
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.report.summary import TimeFigures
 from darwinlm.run import Run
+from darwinlm.runtime import parallel
+from darwinlm.runtime.artifact import digest_of, read_record, write_json
+from darwinlm.runtime.errors import RecipeError
 from darwinlm.search.evolve.evolution import OUT_OF_TIME
 from darwinlm.stages.results import StageResults
+from darwinlm.streaming.stream import BlockStream
 
 FILE = "time_limit.json"
 

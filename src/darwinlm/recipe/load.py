@@ -9,9 +9,9 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from darwinlm.errors import RecipeError
-from darwinlm.limits import SHOWN, parse_yaml, shorten, suggestion
 from darwinlm.recipe.sections import BUDGETS, Recipe, SearchStage
+from darwinlm.runtime.errors import RecipeError
+from darwinlm.runtime.limits import SHOWN, parse_yaml, shorten, suggestion
 
 OPTIONS: Mapping[str, str] = {
     "model": "model",

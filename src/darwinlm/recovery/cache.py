@@ -22,10 +22,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from darwinlm import parallel
-from darwinlm.artifact import check_room, digest_of, write_tensors
-from darwinlm.errors import ArtifactError
 from darwinlm.recovery.model import dense_top
+from darwinlm.runtime import parallel
+from darwinlm.runtime.artifact import check_room, digest_of, write_tensors
+from darwinlm.runtime.errors import ArtifactError
 
 STORED = ("top_log_p", "top_places", "top_log_rest")
 """Keys of a batch besides its tokens, in the order of `TopK`'s fields."""

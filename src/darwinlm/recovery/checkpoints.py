@@ -19,9 +19,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from darwinlm import parallel
-from darwinlm.artifact import check_room, digest_of, file_digest, write_json, write_tensors, write_text
-from darwinlm.errors import ArtifactError, NumericsError, StorageError, first_line, storage_error
+from darwinlm.runtime import parallel
+from darwinlm.runtime.artifact import check_room, digest_of, file_digest, write_json, write_tensors, write_text
+from darwinlm.runtime.errors import ArtifactError, NumericsError, StorageError, first_line, storage_error
 
 WEIGHTS, FIRST, SECOND = "weights", "first_moments", "second_moments"
 MANIFEST, STATE = "manifest.json", "state.json"

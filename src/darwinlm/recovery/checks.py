@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Any
 
-from darwinlm.errors import MissingExtraError, ModelError, RecipeError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import RecoverySettings
+from darwinlm.runtime.errors import MissingExtraError, ModelError, RecipeError
 
 _SAMPLE = "The quick brown fox, 3.14 apples:\n\tif (x != y) { return 'naïve café'; }  Ünïcode — 東京 🙂"
 _LOGS = {"tensorboard": ("tensorboard", "train"), "trackio": ("trackio", "trackio"), "wandb": ("wandb", "wandb")}

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from darwinlm import parallel
 from darwinlm.evaluation.chunks import chunked_loss
 from darwinlm.recipe import RecoverySettings
 from darwinlm.recovery.losses import TopK, forward_kl, next_token_loss, top_k_kl, top_of
+from darwinlm.runtime import parallel
 
 LORA_ALPHA = 16.0
 """Scale of adapters times their rank, as for QLoRA (arXiv 2305.14314)."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from darwinlm.errors import RecipeError
 from darwinlm.recipe import RecoverySettings
+from darwinlm.runtime.errors import RecipeError
 
 WARM_UP = 0.02
 """Share of warm-up steps."""

@@ -15,15 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 
-from darwinlm import parallel
-from darwinlm.artifact import digest_of
-from darwinlm.memory import kept_memory
 from darwinlm.recipe import RecoverySettings
 from darwinlm.recovery.cache import STORED
 from darwinlm.recovery.checkpoints import FIRST, SECOND, WEIGHTS, Checkpoints, LossGuard, TrainingState, gathered
 from darwinlm.recovery.losses import TopK
 from darwinlm.recovery.model import Dense, Losses, prepared, run_dense, spread
 from darwinlm.recovery.schedule import Steps, rate_share
+from darwinlm.runtime import parallel
+from darwinlm.runtime.artifact import digest_of
+from darwinlm.runtime.memory import kept_memory
 
 BETAS, MAX_GRAD_NORM = (0.9, 0.95), 1.0
 """AdamW's betas, and the maximum norm of gradients, as for Llama 2 (arXiv 2307.09288)."""

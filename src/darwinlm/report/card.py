@@ -7,11 +7,11 @@ from typing import Any
 
 import yaml
 
-from darwinlm import tables
 from darwinlm.report import wording
 from darwinlm.report.render import render
 from darwinlm.report.summary import Summary
 from darwinlm.report.table import COLUMNS, WORDS, comparison_rows, looking_back_rows
+from darwinlm.runtime import tables
 
 
 def model_card(summary: Summary) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from darwinlm.figures import Sensitivity
 from darwinlm.report import wording
 from darwinlm.report.summary import BlockFigures
+from darwinlm.runtime.figures import Sensitivity
 
 FAINTEST = 0.06
 """Opacity of the least loss."""

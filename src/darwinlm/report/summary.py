@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from darwinlm.families.origin import Origin
-from darwinlm.figures import (
+from darwinlm.runtime.figures import (
     FORMAT,
     Extract,
     Figures,

@@ -6,10 +6,10 @@ from functools import partial
 from typing import Literal
 
 from darwinlm import __version__
-from darwinlm.figures import FORMAT, Figures, ModelFigures
 from darwinlm.report import plots, wording
 from darwinlm.report.render import render
 from darwinlm.report.summary import BudgetFigures, Summary
+from darwinlm.runtime.figures import FORMAT, Figures, ModelFigures
 
 HEADINGS = ("model", "parameters", "weights", "KL", "perplexity", "prompt", "decode", "on the front")
 

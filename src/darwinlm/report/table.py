@@ -6,10 +6,10 @@ import re
 
 from rich.table import Table
 
-from darwinlm import tables
-from darwinlm.figures import ModelKey
 from darwinlm.report import wording
 from darwinlm.report.summary import Summary
+from darwinlm.runtime import tables
+from darwinlm.runtime.figures import ModelKey
 
 COLUMNS = (
     "model",

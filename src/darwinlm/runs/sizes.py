@@ -9,15 +9,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from darwinlm.artifact import KEY, MANIFEST, StageFolder, damaged, read_record, write_text
 from darwinlm.database.finished import describe, find_database, read_curves
 from darwinlm.database.store import DatabaseReader
-from darwinlm.errors import ArtifactError
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.lock import hold_target
 from darwinlm.recipe import UnitsSettings
 from darwinlm.report import wording
 from darwinlm.report.sizes import sizes_page
+from darwinlm.runtime.artifact import KEY, MANIFEST, StageFolder, damaged, read_record, write_text
+from darwinlm.runtime.errors import ArtifactError
+from darwinlm.runtime.lock import hold_target
 from darwinlm.search.predict.module_losses import predicted_sizes
 from darwinlm.search.problem.cost import parameter_costs
 from darwinlm.search.problem.space import SearchSpace

@@ -5,10 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from darwinlm import parallel, tables
-from darwinlm.artifact import write_json, write_text
-from darwinlm.console import Reporter
-from darwinlm.errors import RecipeError
 from darwinlm.pipeline import STAGES, run_stages
 from darwinlm.planning.time_limit import TimeLimit
 from darwinlm.recipe import BudgetSettings, Recipe
@@ -16,6 +12,10 @@ from darwinlm.report.plots import size_plot
 from darwinlm.report.summary import Summary
 from darwinlm.report.sweep import HEADINGS, SweepSummary, sweep_cells, sweep_page
 from darwinlm.run import Run
+from darwinlm.runtime import parallel, tables
+from darwinlm.runtime.artifact import write_json, write_text
+from darwinlm.runtime.console import Reporter
+from darwinlm.runtime.errors import RecipeError
 
 SHARED = ("source", "vocabulary", "vocabulary_teacher", "text", "latency", "saliency", "database")
 """Stages that runs with different budgets share."""

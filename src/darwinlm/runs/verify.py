@@ -6,7 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from darwinlm.artifact import (
+from darwinlm.export.folder import REPORT
+from darwinlm.export.gguf.export import report_beside
+from darwinlm.export.hf import recorded_digests, what_changed
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.importing.convert import REPORT as IMPORT_REPORT
+from darwinlm.report.summary import FILE, Summary, read_summary
+from darwinlm.runs.sweep import SWEEP
+from darwinlm.runtime.artifact import (
     KEY,
     MANIFEST,
     MARKER,
@@ -16,14 +23,7 @@ from darwinlm.artifact import (
     read_json,
     read_manifest,
 )
-from darwinlm.errors import ArtifactError, DarwinLMError
-from darwinlm.export.folder import REPORT
-from darwinlm.export.gguf.export import report_beside
-from darwinlm.export.hf import recorded_digests, what_changed
-from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.importing.convert import REPORT as IMPORT_REPORT
-from darwinlm.report.summary import FILE, Summary, read_summary
-from darwinlm.runs.sweep import SWEEP
+from darwinlm.runtime.errors import ArtifactError, DarwinLMError
 from darwinlm.stages.export import FILES
 from darwinlm.surgery.stitch import block_parameters
 

@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from darwinlm import parallel
 from darwinlm.database.store import DatabaseReader
-from darwinlm.errors import BudgetError
-from darwinlm.families.decoder import Decoder
 from darwinlm.recipe import SearchSettings
+from darwinlm.runtime import parallel
+from darwinlm.runtime.errors import BudgetError
 from darwinlm.search.evaluate.fitness import Clock, Fitness
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.evaluate.training import MARGIN, CandidateTrainer
@@ -33,9 +32,10 @@ from darwinlm.search.predict.module_losses import estimated_losses, local_errors
 from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import Allocation, PerLevel
 from darwinlm.search.propose.start import neighbour_start, uniform_allocations, uniform_start
+from darwinlm.streaming.decoder import Decoder
 
 if TYPE_CHECKING:
-    from darwinlm.console import Reporter
+    from darwinlm.runtime.console import Reporter
 
 STATE = "evolution.json"
 

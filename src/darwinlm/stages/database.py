@@ -9,24 +9,25 @@ from typing import Any
 
 from torch import Tensor
 
-from darwinlm import parallel
-from darwinlm.artifact import StageFolder, read_tensors, write_json, write_tensors
 from darwinlm.calibration.gradients import output_gradients
-from darwinlm.calibration.hidden import HiddenMemory
-from darwinlm.calibration.lens import Lens
-from darwinlm.calibration.stream import BlockStream, Saliency
 from darwinlm.data import TokenBlocks
+from darwinlm.database.block_moments import Saliency
 from darwinlm.database.blocks import block_file
 from darwinlm.database.build import build_database
 from darwinlm.database.elimination import why_not_recorded
 from darwinlm.database.finished import TEXT, calibration_documents, check_fits, find_database
+from darwinlm.database.lens import Lens
 from darwinlm.database.store import DatabaseReader
-from darwinlm.errors import DataError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.parts import KINDS
-from darwinlm.memory import kept_memory
 from darwinlm.run import Run
+from darwinlm.runtime import parallel
+from darwinlm.runtime.artifact import StageFolder, read_tensors, write_json, write_tensors
+from darwinlm.runtime.errors import DataError
+from darwinlm.runtime.memory import kept_memory
 from darwinlm.stages.text import Texts
+from darwinlm.streaming.hidden import HiddenMemory
+from darwinlm.streaming.stream import BlockStream
 
 GRADIENT_TOKENS, GRADIENT_SHARE = 8192, 8
 """Most calibration tokens for the gradients of the loss, and the part of the calibration text that they are: an eighth.

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pydantic import ValidationError
 
-from darwinlm import parallel
-from darwinlm.artifact import damaged, read_json, write_json
-from darwinlm.errors import first_line
 from darwinlm.evaluation.looking_back import all_copying, longest_sequence, measure_copying, number_of_lists
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.evaluation.speed import continue_greedily, measure_speed
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.figures import LookingBackFigures, ModelFigures, ModelKey
-from darwinlm.memory import free_bytes
 from darwinlm.run import Run
+from darwinlm.runtime import parallel
+from darwinlm.runtime.artifact import damaged, read_json, write_json
+from darwinlm.runtime.errors import first_line
+from darwinlm.runtime.figures import LookingBackFigures, ModelFigures, ModelKey
+from darwinlm.runtime.memory import free_bytes
 from darwinlm.stages.text import Texts
 from darwinlm.surgery.stitch import as_dtype, block_parameters, stitch
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from darwinlm.artifact import StageFolder, read_manifest, write_json
-from darwinlm.compute import saved_dtype
 from darwinlm.export.hf import check_saved, recorded_digests, save_model, saved_digests, what_changed
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import is_custom
+from darwinlm.recipe.settled import saved_dtype
 from darwinlm.run import Run
+from darwinlm.runtime.artifact import StageFolder, read_manifest, write_json
 from darwinlm.stages.recover import Recovered
 from darwinlm.stages.refit import Refitted
 from darwinlm.stages.stitch import Stitched

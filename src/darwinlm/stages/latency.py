@@ -6,12 +6,12 @@ import platform
 
 import torch
 
-from darwinlm.artifact import write_json
 from darwinlm.families.parts import ModuleKind
 from darwinlm.families.shapes import ModuleShape
 from darwinlm.latency.measure import measure_table, read_table, table_costs
 from darwinlm.latency.timing import ModelTimer
 from darwinlm.run import Run
+from darwinlm.runtime.artifact import write_json
 from darwinlm.search.problem.cost import CostModel
 from darwinlm.search.problem.space import SearchSpace
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from darwinlm.artifact import write_json
-from darwinlm.compute import saved_dtype
 from darwinlm.database.levels import unfit_widths
 from darwinlm.families.shapes import module_shapes
+from darwinlm.recipe.settled import saved_dtype
 from darwinlm.run import Run
+from darwinlm.runtime.artifact import write_json
 from darwinlm.search.problem.problem import Problem, counted_costs, resolve_budget, space_of
 from darwinlm.stages.latency import latency_stage
 

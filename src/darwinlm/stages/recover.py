@@ -9,18 +9,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from darwinlm import parallel
-from darwinlm.artifact import MANIFEST, STAGES, StageFolder, digest_of, read_json, write_json
 from darwinlm.data import Shuffle, check_not_evaluation_text, read_documents
 from darwinlm.data.looking_back import ordinary_tokens, with_repeats
 from darwinlm.data.packed import PackedText, pack_documents
 from darwinlm.data.packing import added_bos
-from darwinlm.errors import ArtifactError
 from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recovery.checks import check_length, check_packages, check_sharding, check_teacher
 from darwinlm.recovery.schedule import Steps, plan_steps
 from darwinlm.run import Run
+from darwinlm.runtime import parallel
+from darwinlm.runtime.artifact import MANIFEST, STAGES, StageFolder, digest_of, read_json, write_json
+from darwinlm.runtime.errors import ArtifactError
 from darwinlm.stages.refit import Refitted
 from darwinlm.stages.stitch import Stitched
 from darwinlm.stages.text import Texts, fingerprint

@@ -15,17 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm import parallel
-from darwinlm.artifact import StageFolder, read_json, read_tensors, write_json
-from darwinlm.calibration.hidden import HiddenMemory
-from darwinlm.calibration.stream import BlockStream
 from darwinlm.database.blocks import block_file
 from darwinlm.evaluation.divergence import DenseDistribution
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.run import Run
+from darwinlm.runtime import parallel
+from darwinlm.runtime.artifact import StageFolder, read_json, read_tensors, write_json
 from darwinlm.stages.database import stream_of
 from darwinlm.stages.stitch import Stitched
 from darwinlm.stages.text import Texts
+from darwinlm.streaming.hidden import HiddenMemory
+from darwinlm.streaming.stream import BlockStream
 from darwinlm.surgery.refit import Streams, put_weights, refit
 
 RECORD = "record.json"

@@ -8,14 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
-from darwinlm import __version__, parallel
-from darwinlm.artifact import write_json, write_text
-from darwinlm.errors import BudgetError
+from darwinlm import __version__
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.origin import origin_of
 from darwinlm.families.shapes import module_shapes
 from darwinlm.families.whole import is_whole
-from darwinlm.figures import ModelFigures
 from darwinlm.report.card import model_card
 from darwinlm.report.page import render_page
 from darwinlm.report.summary import (
@@ -32,6 +29,10 @@ from darwinlm.report.summary import (
     TextFigures,
 )
 from darwinlm.run import Run
+from darwinlm.runtime import parallel
+from darwinlm.runtime.artifact import write_json, write_text
+from darwinlm.runtime.errors import BudgetError
+from darwinlm.runtime.figures import ModelFigures
 from darwinlm.search.predict.module_losses import sensitivities
 from darwinlm.search.problem.space import kept_whole
 from darwinlm.stages.export import Exported

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from darwinlm.figures import ModelFigures, ModelKey
 from darwinlm.report.summary import Summary, VocabularyFigures
+from darwinlm.runtime.figures import ModelFigures, ModelKey
 from darwinlm.search.problem.problem import Problem
 from darwinlm.stages.database import PruningDatabase
 from darwinlm.stages.export import Exported

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from darwinlm import parallel
-from darwinlm.artifact import StageFolder, read_json, write_json
-from darwinlm.families.decoder import Decoder
 from darwinlm.run import Run
+from darwinlm.runtime import parallel
+from darwinlm.runtime.artifact import StageFolder, read_json, write_json
 from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import Allocation
 from darwinlm.search.search import search
 from darwinlm.stages.database import PruningDatabase
 from darwinlm.stages.text import Texts
+from darwinlm.streaming.decoder import Decoder
 
 RESULT = "result.json"
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from darwinlm.artifact import StageFolder
 from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.run import Run
+from darwinlm.runtime.artifact import StageFolder
 from darwinlm.stages.database import PruningDatabase
 from darwinlm.stages.search import SearchResult
 from darwinlm.surgery.stitch import stitch

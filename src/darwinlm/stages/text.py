@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from darwinlm.artifact import digest_of, file_digest
 from darwinlm.data import (
     PURPOSES,
     Shuffle,
@@ -22,10 +21,11 @@ from darwinlm.data.looking_back import ordinary_tokens, with_repeats
 from darwinlm.data.packing import added_bos
 from darwinlm.data.sources import LocalSource, parse_source
 from darwinlm.data.splits import TextTooShortError, shares_within
-from darwinlm.errors import DataError, RecipeError
 from darwinlm.recipe import Recipe
 from darwinlm.recovery.checks import check_length
 from darwinlm.run import Run
+from darwinlm.runtime.artifact import digest_of, file_digest
+from darwinlm.runtime.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -7,16 +7,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from darwinlm.artifact import digest_of, read_json, write_json
 from darwinlm.data import Shuffle, check_not_evaluation_text, document_hash
 from darwinlm.data.packing import token_ids
 from darwinlm.data.sources import read_domains
 from darwinlm.data.splits import purpose_of
-from darwinlm.errors import DataError, RecipeError
 from darwinlm.evaluation.spelling import measure_bits, measure_spelling
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.report.summary import VocabularyFigures
 from darwinlm.run import Run
+from darwinlm.runtime.artifact import digest_of, read_json, write_json
+from darwinlm.runtime.errors import DataError, RecipeError
 from darwinlm.stages.text import fingerprint, given_source, shares_of
 from darwinlm.vocabulary.choose import choose_tokens, kept_size
 from darwinlm.vocabulary.cut import check_whole, cut_weights, rows_in, special_numbers, write_tokenizer

@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm import parallel
-from darwinlm.calibration.experts import Routing, expert_inputs, expert_module, watch_experts
-from darwinlm.calibration.stream import norm_divisor
 from darwinlm.families.parts import Experts
+from darwinlm.runtime import parallel
+from darwinlm.streaming.experts import Routing, expert_inputs, expert_module, watch_experts
+from darwinlm.streaming.outputs import norm_divisor
 from darwinlm.surgery.projection_fit import Fit, Moments, fit_output
 from darwinlm.surgery.sublayers import BlockWalk
 

@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from darwinlm import parallel
-from darwinlm.artifact import StageFolder, read_json, read_tensors, write_json, write_tensors
-from darwinlm.calibration.stream import BlockStream
 from darwinlm.database.blocks import block_file
-from darwinlm.errors import ArtifactError
 from darwinlm.families.expert_tensors import as_stored, by_rows
 from darwinlm.families.parts import ModuleKind
 from darwinlm.families.shapes import output_name
-from darwinlm.figures import FitChoice
+from darwinlm.runtime import parallel
+from darwinlm.runtime.artifact import StageFolder, read_json, read_tensors, write_json, write_tensors
+from darwinlm.runtime.errors import ArtifactError
+from darwinlm.runtime.figures import FitChoice
+from darwinlm.streaming.stream import BlockStream
 from darwinlm.surgery.experts import fit_experts, mixture_of
 from darwinlm.surgery.projection_fit import (
     Fit,

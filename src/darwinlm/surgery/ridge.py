@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from darwinlm.errors import NumericsError
+from darwinlm.runtime.errors import NumericsError
 
 
 @torch.no_grad()

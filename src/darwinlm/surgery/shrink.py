@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from darwinlm.database.levels import Kept, Level
-from darwinlm.families.decoder import part_of
 from darwinlm.families.expert_tensors import as_stored, by_rows
 from darwinlm.families.family import Family
 from darwinlm.families.modeling_darwinlm import keep_shared_width, share_kv_heads
 from darwinlm.families.parts import Mlp, ModuleKind, Part, RowUnit
 from darwinlm.families.shapes import ModuleShape, gated_rows, row_counts, row_segments, shared_width
+from darwinlm.streaming.decoder import part_of
 
 ATTENTION_HEADS = "num_attention_heads"
 KV_HEADS = "num_key_value_heads"

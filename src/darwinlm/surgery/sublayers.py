@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from darwinlm.calibration.stream import BlockStream, output_projection
-from darwinlm.families.decoder import absent
 from darwinlm.families.parts import ModuleKind, SubLayer
-from darwinlm.memory import free_bytes
+from darwinlm.runtime.memory import free_bytes
+from darwinlm.streaming.decoder import absent
+from darwinlm.streaming.outputs import output_projection
+from darwinlm.streaming.stream import BlockStream
 
 SHARE = 0.2
 """Share of the device's free memory for the projection inputs of one walk."""

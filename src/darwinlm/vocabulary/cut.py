@@ -14,11 +14,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from darwinlm.artifact import write_json, write_tensors
-from darwinlm.errors import CheckpointError, ModelError
 from darwinlm.families.checkpoint import INDEX, Checkpoint
 from darwinlm.families.origin import GENERATION, RECORD, carry, origin_of
-from darwinlm.limits import load_json
+from darwinlm.runtime.artifact import write_json, write_tensors
+from darwinlm.runtime.errors import CheckpointError, ModelError
+from darwinlm.runtime.limits import load_json
 
 TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 """Files that a tokenizer keeps beside tokenizer.json; all others hold the whole vocabulary."""

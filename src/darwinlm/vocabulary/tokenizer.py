@@ -15,7 +15,7 @@ from itertools import pairwise
 from math import inf
 from typing import Any
 
-from darwinlm.errors import ModelError
+from darwinlm.runtime.errors import ModelError
 
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 CHAT = tuple({"role": role, "content": "a"} for role in ("system", "user", "assistant"))

@@ -14,9 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.artifact import file_digest, write_json
 from darwinlm.engines.process import EngineProcess, require_engine
-from darwinlm.errors import EngineError, ExportError, MissingExtraError, import_extra, storage_error
 from darwinlm.export.check import (
     LOGITS,
     SAME_ARITHMETIC,
@@ -38,6 +36,8 @@ from darwinlm.export.gguf.tokenizer import MODEL, TEMPLATE, copy_tokenizer, read
 from darwinlm.export.gguf.write import BY_LIBRARY, QUANTISATIONS, write_gguf
 from darwinlm.export.reshape import Reshaper
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.runtime.artifact import file_digest, write_json
+from darwinlm.runtime.errors import EngineError, ExportError, MissingExtraError, import_extra, storage_error
 
 ENGINE = "llama.cpp"
 TYPE_ERROR = {

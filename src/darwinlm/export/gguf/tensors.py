@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.errors import ExportError
 from darwinlm.export.gguf.keys import XIELU
 from darwinlm.export.gguf.layout import Layout
 from darwinlm.export.gguf.rope import rope_tensors
@@ -24,6 +23,7 @@ from darwinlm.families.family import Family
 from darwinlm.families.layout import stored_name
 from darwinlm.families.parts import Attention, Mlp
 from darwinlm.families.shapes import row_segments
+from darwinlm.runtime.errors import ExportError
 
 PARTS = ("attn_q", "attn_k", "attn_v")
 MLP_PARTS = ("ffn_gate", "ffn_up")

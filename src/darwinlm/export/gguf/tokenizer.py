@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from darwinlm.errors import ExportError
 from darwinlm.families.gguf_header import read_header
 from darwinlm.families.loading import check_tokenizer_files
 from darwinlm.families.pre_tokenizer import DIGITS, MERGED, PATTERNS, PLAIN
-from darwinlm.limits import shorten
+from darwinlm.runtime.errors import ExportError
+from darwinlm.runtime.limits import shorten
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 MODEL, TOKENS, TEMPLATE = "tokenizer.ggml.model", "tokenizer.ggml.tokens", "tokenizer.chat_template"

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from darwinlm.evaluation.divergence import DenseDistribution
-from darwinlm.families.decoder import Decoder
+from darwinlm.streaming.decoder import Decoder
 
 LOGIT_TOKENS = 512
 """Tokens whose logits over the whole vocabulary are computed at once."""

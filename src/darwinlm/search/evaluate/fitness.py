@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from darwinlm import parallel
-from darwinlm.errors import NumericsError, TimeLimitError
+from darwinlm.runtime import parallel
+from darwinlm.runtime.errors import NumericsError, TimeLimitError
 from darwinlm.search.evaluate.dense_side import Distributions, ExpectedRows, LinearHead
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.problem.space import Allocation

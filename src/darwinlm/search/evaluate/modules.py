@@ -8,11 +8,11 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from darwinlm.calibration.transfers import HostCopy
 from darwinlm.database.store import DatabaseReader
-from darwinlm.families.decoder import Decoder, absent
-from darwinlm.memory import Bounded, room_on
+from darwinlm.runtime.memory import Bounded, room_on
 from darwinlm.search.problem.space import Allocation, SearchSpace
+from darwinlm.streaming.decoder import Decoder, absent
+from darwinlm.streaming.transfers import HostCopy
 from darwinlm.surgery.shrink import shrink_tensors, small_module
 
 SHARE = 0.3

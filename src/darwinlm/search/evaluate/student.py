@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from darwinlm.calibration.transfers import HostCopy
 from darwinlm.recipe import TrainingSettings
+from darwinlm.streaming.transfers import HostCopy
 
 WARMUP = 4
 """Warm-up steps, because the first steps of AdamW all have full size."""

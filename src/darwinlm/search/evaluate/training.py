@@ -21,16 +21,16 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from darwinlm import parallel
-from darwinlm.calibration.hidden import HiddenMemory, HiddenStates
 from darwinlm.evaluation.chunks import chunked_loss
-from darwinlm.memory import free_bytes, free_host_bytes, kept_memory
 from darwinlm.recipe import TrainingSettings
+from darwinlm.runtime import parallel
+from darwinlm.runtime.memory import free_bytes, free_host_bytes, kept_memory
 from darwinlm.search.evaluate.dense_side import LOGIT_TOKENS
 from darwinlm.search.evaluate.fitness import Fitness
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.evaluate.student import Parked, Student
 from darwinlm.search.problem.space import Allocation
+from darwinlm.streaming.hidden import HiddenMemory, HiddenStates
 
 HOST_SHARE = 0.5
 """Largest share of free main memory for states of waiting candidates."""

@@ -23,9 +23,9 @@ from pathlib import Path
 
 import numpy as np
 
-from darwinlm import parallel
-from darwinlm.errors import BudgetError, NumericsError, TimeLimitError
 from darwinlm.recipe import SearchSettings
+from darwinlm.runtime import parallel
+from darwinlm.runtime.errors import BudgetError, NumericsError, TimeLimitError
 from darwinlm.search.evaluate.fitness import Clock, Fitness, Window
 from darwinlm.search.evaluate.training import CandidateTrainer
 from darwinlm.search.evolve.state import Generation, SearchState

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from darwinlm.artifact import damaged, read_json, write_json
-from darwinlm.errors import first_line
+from darwinlm.runtime.artifact import damaged, read_json, write_json
+from darwinlm.runtime.errors import first_line
 from darwinlm.search.predict.surrogate import Observation
 from darwinlm.search.problem.space import Allocation
 

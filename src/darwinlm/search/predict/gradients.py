@@ -27,13 +27,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from darwinlm import parallel
 from darwinlm.database.factors import NestedFactors
-from darwinlm.errors import NumericsError
-from darwinlm.families.decoder import Absent
+from darwinlm.runtime import parallel
+from darwinlm.runtime.errors import NumericsError
 from darwinlm.search.evaluate.fitness import CPU_TOKENS, Clock, Window
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.problem.space import Allocation
+from darwinlm.streaming.decoder import Absent
 
 LOGIT_GRADIENT_TOKENS = 128
 """Tokens whose logits and gradients are in memory at once."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from darwinlm.database.store import DatabaseReader
-from darwinlm.figures import Sensitivity
+from darwinlm.runtime.figures import Sensitivity
 from darwinlm.search.problem.cost import parameter_costs
 from darwinlm.search.problem.knapsack import solve_knapsack
 from darwinlm.search.problem.space import Allocation, PerLevel, SearchSpace

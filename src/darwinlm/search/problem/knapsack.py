@@ -13,7 +13,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_matrix
 
-from darwinlm.errors import BudgetError
+from darwinlm.runtime.errors import BudgetError
 
 RETRIES = 20
 

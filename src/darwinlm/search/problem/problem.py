@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from darwinlm.database.levels import module_levels
-from darwinlm.errors import BudgetError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import ModuleShape, head_dim
 from darwinlm.recipe import BudgetSettings, Recipe
+from darwinlm.runtime.errors import BudgetError
 from darwinlm.search.problem.cost import CostModel, Unit, amount_words, byte_costs, parameter_costs
 from darwinlm.search.problem.space import SearchSpace
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Hashable, Sequence
 
-from darwinlm.errors import BudgetError
+from darwinlm.runtime.errors import BudgetError
 from darwinlm.search.problem.problem import Budget
 from darwinlm.search.problem.space import Allocation
 

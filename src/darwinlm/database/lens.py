@@ -17,17 +17,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, logsigmoid
 
-from darwinlm import parallel
-from darwinlm.calibration.expert_order import ExpertOrder, Remaining, RoutedTokens, removal_order, usage
-from darwinlm.calibration.experts import (
+from darwinlm.database.expert_order import ExpertOrder, Remaining, RoutedTokens, removal_order, usage
+from darwinlm.runtime import parallel
+from darwinlm.runtime.errors import NumericsError
+from darwinlm.streaming.experts import (
     RoutedSample,
     expert_channels,
     expert_module,
     mixture_module,
     projected_channels,
 )
-from darwinlm.calibration.stream import BlockStream, norm_divisor
-from darwinlm.errors import NumericsError
+from darwinlm.streaming.outputs import norm_divisor
+from darwinlm.streaming.stream import BlockStream
 
 FITTED, JUDGED = 8192, 4096
 """Tokens for fits and for losses, with which the order was measured (docs/notebook/experts.md). KL of 4,096 tokens

@@ -2,51 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from darwinlm import parallel
-from darwinlm.calibration.expert_order import ExpertOrder
-from darwinlm.calibration.experts import Routing, expert_inputs, expert_module, output_sizes, watch_experts
-from darwinlm.calibration.hidden import HiddenMemory, HiddenStates
-from darwinlm.calibration.moments import ExpertMoments, SecondMoment
-from darwinlm.errors import NumericsError
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.decoder import Decoder
-from darwinlm.families.expert_tensors import by_rows
-from darwinlm.families.family import Family
-from darwinlm.families.parts import Experts, ModuleKind
-from darwinlm.families.shapes import output_name
-
-Saliency = Callable[[int], Mapping[ModuleKind, Tensor]]
-"""Second moments [r, r] of the output gradients of a block's modules, for weighted removal orders."""
-
-Orders = Callable[[int, nn.Module, bool], ExpertOrder | None]
-"""Removal order of the experts of a loaded block, or None; called for all blocks in order, also for those whose order
-isn't wanted (False)."""
-
-
-@dataclass
-class BlockMoments:
-    """Calibration results of one block.
-
-    Attributes:
-        moments: E[x xᵀ] of the output projection's input, [d, d] float32, for each module that exists and may be cut;
-            [e, d, d] for the experts of a mixture.
-        weights: Weights of the output projections in the checkpoint's type, by name inside the block.
-        experts: Removal order of whole experts; None without a mixture.
-    """
-
-    block: int
-    moments: dict[ModuleKind, Tensor]
-    weights: dict[str, Tensor]
-    experts: ExpertOrder | None = None
+from darwinlm.runtime.errors import NumericsError
+from darwinlm.streaming.decoder import Decoder
+from darwinlm.streaming.hidden import HiddenMemory, HiddenStates
 
 
 class BlockStream:
@@ -186,96 +152,3 @@ class BlockStream:
                 "the checkpoint is broken, or try compute.dtype=float32"
             )
         self.hidden[index] = after
-
-
-def output_projection(block: nn.Module, family: Family, kind: ModuleKind) -> nn.Linear | None:
-    """The output projection of a module; None if the module is absent or a mixture of experts."""
-    part = family.module(kind)
-    return getattr(getattr(block, part.name, None), part.output, None) if part.name else None
-
-
-def norm_divisor(checkpoint: Checkpoint, kind: ModuleKind, output: Tensor) -> Tensor | None:
-    """What the norm behind a module divides each token's output [..., r] by, [..., 1] float32; None without a norm."""
-    if checkpoint.family.module(kind).post_norm is None:
-        return None
-    mean_square = output.float().square().mean(-1, keepdim=True)
-    epsilon: float = checkpoint.config.rms_norm_eps
-    return (mean_square + epsilon).sqrt()
-
-
-@torch.no_grad()
-def norm_gain(block: nn.Module, checkpoint: Checkpoint, kind: ModuleKind) -> Tensor | None:
-    """Gain of the norm behind a module of a loaded block, [r] float32; None without a norm."""
-    part = checkpoint.family.module(kind)
-    if part.post_norm is None:
-        return None
-    norm = getattr(block, part.post_norm)
-    # The norm of a vector of ones is its gain, however the norm stores it.
-    gain: Tensor = norm(torch.ones_like(norm.weight)).float()
-    return gain
-
-
-def stream_moments(stream: BlockStream, *, skip: int = 0, orders: Orders | None = None) -> Iterator[BlockMoments]:
-    """Second moments of every block in order, and `orders` of its experts; the first `skip` blocks are only run.
-
-    Several processes, each with a stream over a part of the text, get the moments over all of it. In front of a norm
-    the inputs are divided by what the norm divides the output by, so that errors are those behind it.
-    """
-    for block in range(stream.checkpoint.n_blocks):
-        with parallel.agree():
-            weights, moments = _run_watched(stream, block, watch=block >= skip)
-        order = None if orders is None else orders(block, stream.decoder.blocks[block], block >= skip)
-        stream.unload(block)
-        if block >= skip:
-            totals = {kind: moment.take(parallel.all_reduce) for kind, moment in moments.items()}
-            yield BlockMoments(block, totals, weights, order)
-
-
-def _run_watched(
-    stream: BlockStream, block: int, *, watch: bool
-) -> tuple[dict[str, Tensor], dict[ModuleKind, SecondMoment | ExpertMoments]]:
-    """Move the stream through a block; return the weights of its output projections and moments of their inputs.
-
-    The block stays loaded.
-    """
-    family = stream.checkpoint.family
-    weights = stream.load(block)
-    outputs = [(part, output_name(part, weights)) for part in (family.attention, family.mlp)]
-    moments: dict[ModuleKind, SecondMoment | ExpertMoments] = {}
-    with ExitStack() as hooks:
-        mixture = expert_module(stream.decoder.blocks[block], family.mlp)
-        if mixture is not None and watch:
-            experts = family.mlp.experts
-            assert experts is not None
-            count, _, width = output_sizes(mixture, experts)
-            moments["mlp"] = of_experts = ExpertMoments(count, width, stream.device)
-            divisor = partial(norm_divisor, stream.checkpoint, "mlp")
-
-            def watch_mixture(routing: Routing, output: Tensor, experts: Experts = experts) -> None:
-                of_experts.count += len(routing.hidden)
-                by = divisor(output)
-                for expert in torch.unique(routing.chosen).tolist():
-                    token, x = expert_inputs(mixture, experts, routing, expert)
-                    of_experts.add(expert, x if by is None else x / by[token])
-
-            hooks.enter_context(watch_experts(mixture, watch_mixture))
-        for kind in family.cut_kinds(stream.checkpoint.config, block) if watch else ():
-            output = output_projection(stream.decoder.blocks[block], family, kind)
-            if output is not None:
-                moment = moments[kind] = SecondMoment(output.weight.shape[1], device=stream.device)
-
-                def watch_inputs(
-                    _: nn.Module, inputs: Any, y: Tensor, to: SecondMoment = moment, kind: ModuleKind = kind
-                ) -> None:
-                    divisor = norm_divisor(stream.checkpoint, kind, y)
-                    to.add(inputs[0] if divisor is None else inputs[0].float() / divisor)
-
-                hooks.enter_context(output.register_forward_hook(watch_inputs))
-        stream.run(block)
-    # Copies, because a tensor keeps the whole mapped file in memory.
-    weights = {
-        name: by_rows(part, name.removeprefix(part.prefix), weights[name]).clone()
-        for part, name in outputs
-        if name is not None
-    }
-    return weights, moments

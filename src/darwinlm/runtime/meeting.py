@@ -10,7 +10,7 @@ import threading
 import time
 from typing import Any
 
-from darwinlm.errors import ParallelError, first_line
+from darwinlm.runtime.errors import ParallelError, first_line
 
 PATIENCE = 600.0
 """Seconds without a heartbeat after which a process counts as lost."""

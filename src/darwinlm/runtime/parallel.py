@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from darwinlm import meeting
-from darwinlm.errors import DarwinLMError, ParallelError
+from darwinlm.runtime import meeting
+from darwinlm.runtime.errors import DarwinLMError, ParallelError
 
 if TYPE_CHECKING:
     from torch import Tensor

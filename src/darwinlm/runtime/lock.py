@@ -16,7 +16,7 @@ import socket
 from pathlib import Path
 from weakref import WeakValueDictionary
 
-from darwinlm.errors import BusyError, storage_error
+from darwinlm.runtime.errors import BusyError, storage_error
 
 try:
     import fcntl

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from transformers import TextStreamer
 
-from darwinlm.errors import DataError, ModelError, RecipeError, first_line
 from darwinlm.evaluation.models import Opened
+from darwinlm.runtime.errors import DataError, ModelError, RecipeError, first_line
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,8 @@ import time
 
 import torch
 
-from darwinlm import parallel
-from darwinlm.errors import RecipeError, first_line
-from darwinlm.recipe import Recipe
+from darwinlm.runtime import parallel
+from darwinlm.runtime.errors import RecipeError, first_line
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -104,21 +103,3 @@ def _multiplies_quickly() -> bool:
     able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     vectors = bool(able.get("avx512_bf16", False)) and str(able.get("cpu_name", "")).startswith("AMD")
     return vectors or has_matrix_tiles()
-
-
-def settled(recipe: Recipe, device: torch.device) -> Recipe:
-    """The recipe with the element type of this device instead of `auto`. Raises RecipeError if it lacks the type."""
-    compute = recipe.compute
-    if compute.dtype == "bfloat16" and not gpu_has_bfloat16(device):
-        raise RecipeError(
-            f"compute.dtype=bfloat16: {torch.cuda.get_device_name(device)} doesn't support bfloat16: use float32, "
-            "or auto"
-        )
-    if compute.dtype == "auto":
-        compute = compute.model_copy(update={"dtype": fast_dtype(device)})
-    return recipe.model_copy(update={"compute": compute})
-
-
-def saved_dtype(recipe: Recipe, dense: torch.dtype) -> torch.dtype:
-    """Element type of the saved model: from the recipe, else that of the dense checkpoint."""
-    return dense if recipe.export.dtype == "auto" else DTYPES[recipe.export.dtype]

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-from darwinlm import parallel
+from darwinlm.runtime import parallel
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")

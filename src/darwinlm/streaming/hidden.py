@@ -18,9 +18,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from darwinlm.calibration.transfers import Arriving, Mover, pinned_bytes, pinned_like
-from darwinlm.errors import storage_error
-from darwinlm.memory import free_bytes, free_host_bytes
+from darwinlm.runtime.errors import storage_error
+from darwinlm.runtime.memory import free_bytes, free_host_bytes
+from darwinlm.streaming.transfers import Arriving, Mover, pinned_bytes, pinned_like
 
 NUMBERS = itertools.count()
 CHUNK = 1 << 24

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 
-from darwinlm.errors import ArtifactError, ModelError, StorageError, storage_error
-from darwinlm.limits import load_json, shorten
+from darwinlm.runtime.errors import ArtifactError, ModelError, StorageError, storage_error
+from darwinlm.runtime.limits import load_json, shorten
 
 if TYPE_CHECKING:
     import torch

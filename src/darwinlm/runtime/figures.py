@@ -8,8 +8,8 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from darwinlm.artifact import read_json
-from darwinlm.errors import ArtifactError
+from darwinlm.runtime.artifact import read_json
+from darwinlm.runtime.errors import ArtifactError
 
 FORMAT: Literal[1] = 1
 

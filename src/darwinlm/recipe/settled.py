@@ -1,0 +1,27 @@
+"""Settings that depend on the device or on the model."""
+
+from __future__ import annotations
+
+import torch
+
+from darwinlm.recipe.sections import Recipe
+from darwinlm.runtime.compute import DTYPES, fast_dtype, gpu_has_bfloat16
+from darwinlm.runtime.errors import RecipeError
+
+
+def settled(recipe: Recipe, device: torch.device) -> Recipe:
+    """The recipe with the element type of this device instead of `auto`. Raises RecipeError if it lacks the type."""
+    compute = recipe.compute
+    if compute.dtype == "bfloat16" and not gpu_has_bfloat16(device):
+        raise RecipeError(
+            f"compute.dtype=bfloat16: {torch.cuda.get_device_name(device)} doesn't support bfloat16: use float32, "
+            "or auto"
+        )
+    if compute.dtype == "auto":
+        compute = compute.model_copy(update={"dtype": fast_dtype(device)})
+    return recipe.model_copy(update={"compute": compute})
+
+
+def saved_dtype(recipe: Recipe, dense: torch.dtype) -> torch.dtype:
+    """Element type of the saved model: from the recipe, else that of the dense checkpoint."""
+    return dense if recipe.export.dtype == "auto" else DTYPES[recipe.export.dtype]

@@ -1,0 +1,1 @@
+"""What every room stands on: errors, artifacts, processes, memory, devices and the console."""

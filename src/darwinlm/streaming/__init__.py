@@ -1,0 +1,1 @@
+"""A model walked through block by block: its decoder, its residual stream, and hidden states in memory or in files."""
