@@ -47,13 +47,13 @@ def plan(
     if chosen.model is None:
         raise RecipeError("no model is given: name a hub id, a folder or a GGUF file")
     room = {"ram": read_bytes("--ram", ram), "disk": read_bytes("--disk", disk)}
-    from darwinlm.runtime import tables  # with PyTorch, which takes seconds
     from darwinlm.families.resolve import describe_model
     from darwinlm.planning.devices import find_device
     from darwinlm.planning.model import Sizes
     from darwinlm.planning.plan import HEADINGS, cells, make_plan
     from darwinlm.recipe.settled import settled
     from darwinlm.report.wording import count
+    from darwinlm.runtime import tables  # with PyTorch, which takes seconds
     from darwinlm.runtime.artifact import write_json
     from darwinlm.runtime.lock import hold_target
 
