@@ -27,12 +27,13 @@ WITHOUT_EFFECT = frozenset(f"darwinlm.runtime.{name}" for name in ("errors", "co
 
 def roots() -> dict[str, frozenset[str]]:
     """Modules that hold the functions of each stage, by the stage's name; all baselines are `method`."""
-    from darwinlm.comparison.compare import METHODS, ONE_SHOT
+    from darwinlm.comparison.compare import METHODS, row_graph
+    from darwinlm.comparison.entries import MethodRow
     from darwinlm.pipeline import PRUNE
     from darwinlm.runs.recovery import RECOVERY
 
     found = {"source": frozenset({"darwinlm.families.resolve"})}
-    for graph in (PRUNE, RECOVERY, METHODS, ONE_SHOT):
+    for graph in (PRUNE, RECOVERY, METHODS, row_graph(MethodRow("uniform"))):
         for stage in graph:
             if stage.work is not None:
                 functions = filter(None, (stage.work, stage.result, stage.key))
@@ -110,10 +111,15 @@ def _says_nothing(node: Any) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
+@cache
+def digest_of(module: str) -> str:
+    """Digest of a module's code."""
+    return hashlib.blake2b(code_of(module).encode(), digest_size=6).hexdigest()
+
+
 def digests() -> dict[str, str]:
     """Digest of the code of every module that a stage depends on."""
-    modules = sorted(set().union(*map(closure, roots().values())))
-    return {each: hashlib.blake2b(code_of(each).encode(), digest_size=6).hexdigest() for each in modules}
+    return {each: digest_of(each) for each in sorted(set().union(*map(closure, roots().values())))}
 
 
 def read() -> dict[str, dict[str, Any]]:

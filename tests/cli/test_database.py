@@ -11,12 +11,12 @@ import pytest
 from tests.tiny.checkpoint import SETTINGS, tiny_checkpoint, tiny_text
 from tests.tiny.command import sets
 from tests.tiny.damage import assert_nothing_half_written, flip
+from tests.tiny.stages import run_stages
 from tests.tiny.summaries import Page
 from transformers import AutoModelForCausalLM
 
 from darwinlm.database.store import DatabaseReader
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.pipeline import run_stages
 from darwinlm.recipe import UnitsSettings
 from darwinlm.runs.sizes import write_sizes
 from darwinlm.runtime.errors import ArtifactError

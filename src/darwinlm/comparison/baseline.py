@@ -43,7 +43,9 @@ def baseline_stage(name: str) -> Stage[Baseline]:
         database: PruningDatabase | None = None,
     ) -> None:
         texts = calibration.tokens, fitness.tokens
-        result = method.make(MethodInputs(task.context, task.recipe, dense, *texts, plan, database), task.folder)
+        result = BASELINES[name].make(
+            MethodInputs(task.context, task.recipe, dense, *texts, plan, database), task.folder
+        )
         used = plan.cost.of(result.allocation)
         if used > plan.budget.limit:
             raise BudgetError(f"{name} needs {plan.cost.words(used)}, more than the budget: please report this")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from darwinlm.evaluation import harness
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.evaluation.suites import parse_suite
 from darwinlm.execution.run import Run
-from darwinlm.execution.stage import Graph, Stage, Task
+from darwinlm.execution.stage import Deferred, Graph, Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.pipeline import PRUNE
 from darwinlm.recipe import Recipe
@@ -98,10 +99,6 @@ MEASURE: Stage[Row] = Stage(
 )
 
 
-def _row_graph(model: Stage[Checkpoint]) -> Graph:
-    return Graph(*PRUNE, model, MEASURE, given=(*PRUNE.given, "domains"))
-
-
 def _of_stitch(task: Task, stitch: Stitched) -> Checkpoint:
     return stitch.checkpoint
 
@@ -110,10 +107,17 @@ def _of_export(task: Task, export: Exported) -> Checkpoint:
     return export.checkpoint
 
 
-ONE_SHOT, WITH_STEPS, WHOLE = (
-    _row_graph(Stage("model", result)) for result in (_of_stitch, _of_export, lambda task, dense: dense)
-)
-"""Graphs of a row: a method alone, one with steps after it, and the dense model."""
+def _of_dense(task: Task, dense: Checkpoint) -> Checkpoint:
+    return dense
+
+
+def row_graph(row: MethodRow) -> Graph:
+    """The stages of a row: a method alone, one with steps after it, or the dense model."""
+    model = _of_dense if row.base == DENSE_ROW else _of_export if row.steps else _of_stitch
+    measure = replace(MEASURE, title=f"measure {row.name}")
+    return Graph(*PRUNE, Stage("model", model), measure, given=(*PRUNE.given, "domains"))
+
+
 METHODS = Graph(*PRUNE, *map(baseline_stage, BASELINES), given=PRUNE.given)
 
 
@@ -151,7 +155,8 @@ def compare_methods(recipe: Recipe, out: Path, reporter: Reporter, comparison: C
     )
     for row in rows:
         run = runs[row]
-        facts, measured = _facts(base, run, row), run[MEASURE]
+        facts = _facts(base, run, row)
+        measured = run[MEASURE]
         scores = _suite(run, row.name, dense, comparison) if comparison.suite else []
         figures = {"method": row.name, **facts, **measured, "tasks": harness.as_json(scores)}
         compared = compared.model_copy(update={"rows": (*compared.rows, ComparedMethod.model_validate(figures))})
@@ -173,18 +178,22 @@ def _runs(
     held_out = {hashed for text in domains.values() for hashed in text.document_hashes}
     documents = base[RESERVED]
     reserved = tuple(sorted(held_out.union(documents)))
-    stitched = {row.base: base[METHODS[f"method_{row.base}"]].stitched for row in rows if row.base in BASELINES}
+    stitched = {name: Deferred(partial(_stitched, base, name)) for name in BASELINES}
     runs: dict[MethodRow, Run] = {}
     for row in sorted(rows, key=lambda each: len(each.steps)):
         given: dict[str, Any] = {"domains": domains, "reserved": reserved}
         if row.base in stitched:
             given["stitch"] = stitched[row.base]
-        graph = WHOLE if row.base == DENSE_ROW else WITH_STEPS if row.steps else ONE_SHOT
         parent = runs.get(MethodRow(row.base, row.steps[:1]), searches.get(row.base, base))
         of_row = row.recipe(variants.get(row.base, recipe))
-        runs[row] = Run(graph, of_row, out / "rows" / row.name, reporter, given=given, parent=parent)
+        runs[row] = Run(row_graph(row), of_row, out / "rows" / row.name, reporter, given=given, parent=parent)
         runs[row].check(RECOVER.name)
     return runs
+
+
+def _stitched(base: Run, name: str) -> Stitched:
+    stitched: Stitched = base[METHODS[f"method_{name}"]].stitched
+    return stitched
 
 
 def _possible(base: Run, comparison: ComparisonRequest, space: SearchSpace) -> list[MethodRow]:
@@ -229,7 +238,7 @@ def _baseline(base: Run, name: str) -> Row:
         "resumed": method.database and _resumed(base, DATABASE),
         "training_tokens": result.record.get("tokens", 0),
         "allocation": result.allocation,
-        "record": result.record,
+        "record": dict(result.record),
     }
 
 

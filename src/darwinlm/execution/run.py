@@ -19,7 +19,7 @@ import torch
 from darwinlm.execution.context import open_context
 from darwinlm.execution.output import claim, guarded
 from darwinlm.execution.pace import Pace
-from darwinlm.execution.stage import Graph, Result, Stage, Task, parameters
+from darwinlm.execution.stage import Deferred, Graph, Result, Stage, Task, parameters
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import StageFolder, read_manifest, stage_version
@@ -55,12 +55,12 @@ class Run:
             raise RecipeError("no model is given: name a hub id, a folder or a GGUF file")
         self.graph, self.pace = graph, pace
         self.context, self.asked = open_context(recipe, folder, reporter)
+        self._lock = claim(folder, self.context.reporter)  # before the parent, so that it ends before the parent's
         self._assignments: list[str] = []
         self._given, self._parent, self._alike = dict(given or {}), parent, (*alike, recipe)
         self._results: dict[str, tuple[Any, Any]] = {}
         self._folders: dict[str, StageFolder] = {}
         self._times: dict[str, StageTime] = {}
-        self._lock = claim(folder, self.context.reporter)
 
     @property
     def folder(self) -> Path:
@@ -102,7 +102,8 @@ class Run:
 
     def _value(self, name: str) -> Any:
         if name in self._given or name in self.graph.given:
-            return self._given.get(name)
+            given = self._given.get(name)
+            return given.make() if isinstance(given, Deferred) else given
         stage = self.graph[name]
         if self._parent is not None and self._is_shared(name):
             return self._taken(self._parent, name)

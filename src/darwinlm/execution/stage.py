@@ -117,6 +117,13 @@ def _plain(recipe: Recipe, name: str, ignored: tuple[str, ...]) -> Any:
     return value.model_dump(exclude={each.removeprefix(f"{name}.") for each in ignored if each.startswith(f"{name}.")})
 
 
+@dataclass(frozen=True, eq=False)
+class Deferred:
+    """A given result that is made when it is needed."""
+
+    make: Callable[[], Any]
+
+
 class Graph:
     """Stages in the order in which a whole run needs them; inputs come before the stages that use them.
 

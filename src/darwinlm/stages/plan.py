@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from darwinlm.database.levels import unfit_widths
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
@@ -27,6 +29,12 @@ def _problem(task: Task, dense: Checkpoint, latency: CostModel | None) -> Proble
     dtype = saved_dtype(recipe, dense.dtype)
     cost = latency or counted_costs(recipe.budget, dense, space, shapes, outside=outside, dtype=dtype)
     return Problem(space, cost, resolve_budget(cost, recipe.budget), outside)
+
+
+def _costs(task: Task, dense: Checkpoint, latency: CostModel | None) -> dict[str, Any]:
+    """Measured costs, or the element type that costs in bytes depend on."""
+    dtype = str(saved_dtype(task.recipe, dense.dtype)) if task.recipe.budget.kind == "bytes" else None
+    return {"costs": None if latency is None else [latency.fixed, latency.costs], "dtype": dtype}
 
 
 def _write(task: Task, dense: Checkpoint, latency: CostModel | None) -> None:
@@ -62,7 +70,7 @@ PLAN = Stage(
     work=_write,
     title="plan",
     writes="levels of every module, their costs, the budget",
-    settings=("units", "budget", "export.dtype"),
-    key=lambda task, dense, latency: {"costs": None if latency is None else [latency.fixed, latency.costs]},
+    settings=("units", "budget"),
+    key=_costs,
 )
 """The search problem: levels of each module, their costs, and the budget."""

@@ -28,7 +28,7 @@ from darwinlm.stages.text_source import fingerprint, given_source
 if TYPE_CHECKING:
     from darwinlm.recovery.cache import CachedText
 
-RECORD = "record.json"
+RECORD, MARKER = "record.json", "key.json"
 SCRATCH = "recover-work"
 """Folder of checkpoints and packed text beside those of the stages; it is deleted after the training."""
 
@@ -90,6 +90,7 @@ def _recover(
     settings, tokenizer, seed = recipe.recovery, dense.tokenizer(), recipe.text.seed
     source, scratch = settings.text or given_source(recipe), context.path(SCRATCH)
     if parallel.broadcast((task.folder / RECORD).exists()):  # killed between the training and the manifest
+        parallel.in_main(_end, scratch)
         return
     with parallel.agree():
         steps = check_recovery(task, teacher, dense)
@@ -139,10 +140,12 @@ def _recover(
         ).train()
     parallel.in_main(lambda: save_model(trained.model, task.folder / "model", tokenizer=tokenizer))
     parallel.in_main(write_json, task.folder / RECORD, trained.record)
-    parallel.in_main(partial(shutil.rmtree, scratch, ignore_errors=True))
+    parallel.in_main(_end, scratch)
 
 
 def _read(task: Task) -> Recovered:
+    if parallel.is_main():
+        shutil.rmtree(task.context.path(SCRATCH), ignore_errors=True)
     return Recovered(Checkpoint.open(task.folder / "model"), read_json(task.folder / RECORD))
 
 
@@ -174,8 +177,10 @@ RECOVER: Stage[Recovered | None] = Stage(
 
 def _begin(scratch: Path, digest: str) -> None:
     """Mark the folder as of a training; that of another one is deleted. Raises ArtifactError if it has begun."""
-    marker = scratch / "key.json"
-    if marker.exists() and read_json(marker) != digest:
+    marker = scratch / MARKER
+    if not marker.exists():  # the training has ended
+        shutil.rmtree(scratch, ignore_errors=True)
+    elif read_json(marker) != digest:
         begun = sorted((scratch / "training").glob("checkpoint-*"))
         if begun:
             raise ArtifactError(
@@ -184,3 +189,8 @@ def _begin(scratch: Path, digest: str) -> None:
             )
         shutil.rmtree(scratch)
     write_json(marker, digest)
+
+
+def _end(scratch: Path) -> None:
+    """Mark the folder as of a training that has ended."""
+    (scratch / MARKER).unlink(missing_ok=True)
