@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import gzip
-import json
 import struct
 import zlib
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 from darwinlm.data.arrow import unpacked_bytes
 from darwinlm.runtime.errors import DataError, MissingExtraError
-from darwinlm.runtime.limits import shorten
+from darwinlm.runtime.limits import LINE_NODES, parse_json, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -38,7 +37,7 @@ OPEN_FILES = 64
 
 DOCUMENT_CHARACTERS = 1 << 24
 """Maximum length of a document in characters; longer ones are cut and counted."""
-LINE_BYTES = 1 << 26
+LINE_BYTES = 1 << 24
 """Maximum length of a line in bytes; longer lines of text are cut, longer records are refused."""
 BLANK_LINES = 10**6
 """Maximum number of consecutive blank lines."""
@@ -206,8 +205,8 @@ def json_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             continue
         where = f"{path}, line {number}"
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            record = parse_json(line, LINE_NODES)
+        except ValueError as error:
             raise DataError(
                 f"{where}: this isn't JSON ({shorten(error, 200)}). Every line has to be one whole record."
             ) from error

@@ -17,10 +17,11 @@ from safetensors import SafetensorError
 
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
+from darwinlm.families.files import LICENCES
 from darwinlm.families.gguf_header import GgufHeader, read_header
 from darwinlm.families.gguf_rope import FACTORS, read_llama3
 from darwinlm.families.loading import listed, load_model, load_tokenizer
-from darwinlm.families.origin import FILES, write_gguf_origin
+from darwinlm.families.origin import write_gguf_origin
 from darwinlm.families.pre_tokenizer import split_as_named
 from darwinlm.runtime.artifact import StageFolder, file_digest, read_json, stage_version, write_json
 from darwinlm.runtime.errors import (
@@ -129,7 +130,7 @@ def from_hub(model: str, fetch: Callable[[str, str | None], Path], otherwise: st
 def _download(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py", "README.md", *FILES]
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py", "README.md", *LICENCES]
     return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
 
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib import resources
@@ -32,8 +33,8 @@ KEY = "key.json"
 MARKER = "darwinlm.json"
 STAGES = "stages"
 """The file that marks a run's output folder, and the folder of the stages in it."""
-ARTIFACT_BYTES = 1 << 30
-"""Largest JSON file of a stage: the hashes of thirty million documents."""
+ARTIFACT_BYTES, ARTIFACT_NODES = 1 << 30, 1 << 26
+"""Largest JSON file of a stage, in bytes and in values: the hashes of thirty million documents."""
 
 
 def digest_of(value: Any) -> str:
@@ -49,11 +50,20 @@ def file_digest(path: Path) -> str:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write to a temporary file beside `path` and rename it, so that `path` is always complete. Raises StorageError."""
+    """Write to a temporary file beside `path` and rename it, so that `path` is always complete.
+
+    The temporary file is a new one, so that no link is followed, and has the permissions that new files get. Raises
+    StorageError.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)
+        made = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        mode = stat.S_IMODE(os.fstat(made).st_mode)
+        os.close(made)
         write(temporary)
+        temporary.chmod(mode)  # safetensors replaces the file by one that only its owner may read
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         raise storage_error(path, error) from error
@@ -84,7 +94,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Map
 def read_json(path: Path) -> Any:
     """Read JSON that a stage wrote. Raises ArtifactError if the file is missing or isn't JSON."""
     try:
-        return load_json(path, ARTIFACT_BYTES)
+        return load_json(path, ARTIFACT_BYTES, ARTIFACT_NODES)
     except (OSError, ValueError) as error:
         raise damaged(path, str(error)) from error
 
