@@ -72,5 +72,4 @@ def test_what_lies_beside_is_written(command, finished_copy, tiny_text_file, mon
     for _ in range(2):
         command(*EVALUATE[:1], "model", "--text", tiny_text_file, *EVALUATE[4:], "--out", "model/scores.json").succeeded()
     command("scores", "model/scores.json", "--markdown", "model/scores.md").succeeded()
-    command("export", ".", "--to", "gguf", "--out", "half.gguf").succeeded()
     command("export", ".", "--to", "gguf", "--out", "summary.json", "--overwrite").refused("is not a GGUF file")

@@ -6,6 +6,7 @@ folder of safetensors shards, and none loads more weights than it uses.
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -340,7 +341,7 @@ class Checkpoint:
         """The model with parameters on the meta device, and with the buffers that aren't saved."""
         try:
             with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(self.config, trust_remote_code=False)
+                model = AutoModelForCausalLM.from_config(copy.deepcopy(self.config), trust_remote_code=False)
         except UNUSABLE as error:
             raise CheckpointError(
                 f"{self.folder / 'config.json'} describes no valid model: {first_line(error)}"
