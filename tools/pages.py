@@ -17,9 +17,9 @@ from pathlib import Path
 from transformers import CONFIG_MAPPING
 
 from darwinlm.engines.vllm_plugin import TESTED
-from darwinlm.export.gguf.layout import UNKNOWN
 from darwinlm.families.family import Family, families
 from darwinlm.families.refusal import why_not
+from darwinlm.gguf.layout import UNKNOWN
 from darwinlm.recipe import describe_fields
 from darwinlm.runtime import errors
 

@@ -10,9 +10,9 @@ from tests.tiny.pruned import any_checkpoint, plain_checkpoint, pruned_checkpoin
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from darwinlm.export.check import TEXT, divergence
-from darwinlm.export.gguf.export import ROUNDED_YARN
-from darwinlm.export.gguf.reference import GgufFile, computes
+from darwinlm.export.gguf import ROUNDED_YARN
 from darwinlm.families.family import families
+from darwinlm.gguf.reference import GgufFile, computes
 from darwinlm.pipeline import run_stages
 from darwinlm.runtime.errors import MissingExtraError
 
@@ -349,7 +349,7 @@ def test_a_file_that_only_llama_cpp_can_check_needs_it(tmp_path, monkeypatch):
     def missing(engine, purpose):
         raise MissingExtraError("cyllama", "llama-cpp", purpose)
 
-    monkeypatch.setattr("darwinlm.export.gguf.export.require_engine", missing)
+    monkeypatch.setattr("darwinlm.export.gguf.require_engine", missing)
     with pytest.raises(MissingExtraError, match="checking a file of the architecture lfm2"):
         exported(folder, tmp_path / "m.gguf")
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import yaml
 
-from darwinlm.families.gguf_architecture import Architecture
 from darwinlm.families.parts import KINDS, Attention, Closed, Mixer, Mlp, ModuleKind, Part, Tail
 from darwinlm.families.refusal import why_not
+from darwinlm.gguf.architecture import Architecture
 from darwinlm.runtime.errors import FamilyError
 
 PREFIX = "darwinlm_"

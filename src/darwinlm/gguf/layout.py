@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from darwinlm.export.gguf.features import read_features
-from darwinlm.export.gguf.rope import Rope, UnsupportedError
-from darwinlm.export.reshape import Reshaper, plain_sizes
-from darwinlm.export.sizes import BlockSizes
 from darwinlm.families.family import Family
-from darwinlm.families.gguf_architecture import Architecture
+from darwinlm.gguf.architecture import Architecture
+from darwinlm.gguf.features import read_features
+from darwinlm.gguf.rope import Rope, UnsupportedError
+from darwinlm.surgery.reshape import Reshaper, plain_sizes
+from darwinlm.surgery.sizes import BlockSizes
 
 UNEQUAL = {
     "deci": Architecture(

@@ -17,11 +17,11 @@ from safetensors import SafetensorError
 
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
-from darwinlm.families.gguf_header import GgufHeader, read_header
-from darwinlm.families.gguf_rope import FACTORS, read_llama3
 from darwinlm.families.loading import listed, load_model, load_tokenizer
 from darwinlm.families.origin import FILES, write_gguf_origin
-from darwinlm.families.pre_tokenizer import split_as_named
+from darwinlm.gguf.header import GgufHeader, read_header
+from darwinlm.gguf.llama3 import FACTORS, read_llama3
+from darwinlm.gguf.pre_tokenizer import split_as_named
 from darwinlm.runtime.artifact import StageFolder, file_digest, read_json, stage_version, write_json
 from darwinlm.runtime.errors import (
     CheckpointError,
