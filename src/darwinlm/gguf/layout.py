@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from darwinlm.families.family import Family
-from darwinlm.gguf.architecture import Architecture
+from darwinlm.gguf.architecture import Architecture, architecture_of
 from darwinlm.gguf.features import read_features
 from darwinlm.gguf.rope import Rope, UnsupportedError
 from darwinlm.surgery.reshape import Reshaper, plain_sizes
@@ -63,7 +63,7 @@ def choose_layout(reshaper: Reshaper, mlp_multiple: int) -> Layout:
     Raises:
         UnsupportedError: No architecture of stock llama.cpp supports this model; the message gives the reason.
     """
-    config, stock = reshaper.checkpoint.config, reshaper.family.gguf
+    config, stock = reshaper.checkpoint.config, architecture_of(reshaper.family)
     if stock is None:
         raise UnsupportedError(UNKNOWN)
     columns = max(map(reshaper.columns_of, range(reshaper.checkpoint.n_blocks)))
