@@ -20,21 +20,48 @@ WRITERS = {
     "prune by a link": ["prune", "link", "--keep", "60%", "--text", "text.txt", *SET, "--out", "run"],
     "prune to a link": ["prune", "run/model", "--keep", "60%", "--text", "text.txt", *SET, "--out", "of-run"],
     "prune with that teacher": [
-        "prune", "model", "--keep", "60%", "--text", "text.txt", *SET, "--set", "teacher=run/model", "--out", "run",
+        "prune",
+        "model",
+        "--keep",
+        "60%",
+        "--text",
+        "text.txt",
+        *SET,
+        "--set",
+        "teacher=run/model",
+        "--out",
+        "run",
     ],
     "a sweep": ["prune", "run/model", "--keep", "80%,60%", "--text", "text.txt", *SET, "--out", "run"],
     "its text": ["prune", "model", "--keep", "60%", "--text", "run/stages/text/t.txt", *SET, "--out", "run"],
     "a field of its text": ["prune", "model", "--keep", "60%", "--text", "run/t.jsonl#body", *SET, "--out", "run"],
     "into its text": ["prune", "model", "--keep", "60%", "--text", "texts", *SET, "--out", "texts/run"],
     "the cache of the teacher": [
-        "prune", "model", "--keep", "60%", "--text", "text.txt", *SET, "--out", "new",
+        "prune",
+        "model",
+        "--keep",
+        "60%",
+        "--text",
+        "text.txt",
+        *SET,
+        "--out",
+        "new",
         *sets(["recovery.teacher_cache=model", "recovery.tokens=512"]),
     ],
     "database": ["database", "run/model", "--text", "text.txt", *SET, "--out", "run"],
     "compare": ["compare", "run/model", "--keep", "60%", "--text", "text.txt", *SET, "--out", "run"],
     "another text of compare": [
-        "compare", "model", "--keep", "60%", "--text", "text.txt", "--domain", "a=run/stages/text/t.txt", *SET,
-        "--out", "run",
+        "compare",
+        "model",
+        "--keep",
+        "60%",
+        "--text",
+        "text.txt",
+        "--domain",
+        "a=run/stages/text/t.txt",
+        *SET,
+        "--out",
+        "run",
     ],
     "recover": ["recover", "run", "--tokens", "512", "--text", "text.txt", "--out", "run"],
     "recover its model": ["recover", "run/model", "--teacher", "model", "--tokens", "512", "--out", "run"],
@@ -48,11 +75,13 @@ WRITERS = {
     "scores": ["scores", "run/summary.json", "--markdown", "run/summary.json"],
     "inspect": ["inspect", "run", "--html", "run/report.html"],
     "plan": ["plan", "run/model", "--out", "run/model/config.json"],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_command_does_not_write_over_its_inputs(command, finished_copy, model_copy, tiny_text_file, tmp_path, monkeypatch, name):  # fmt: skip
+def test_a_command_does_not_write_over_its_inputs(
+    command, finished_copy, model_copy, tiny_text_file, tmp_path, monkeypatch, name
+):
     monkeypatch.chdir(tmp_path)
     finished_copy.rename("run")
     Path("link").symlink_to("run/model")
@@ -70,6 +99,8 @@ def test_a_command_does_not_write_over_its_inputs(command, finished_copy, model_
 def test_what_lies_beside_is_written(command, finished_copy, tiny_text_file, monkeypatch):
     monkeypatch.chdir(finished_copy)
     for _ in range(2):
-        command(*EVALUATE[:1], "model", "--text", tiny_text_file, *EVALUATE[4:], "--out", "model/scores.json").succeeded()
+        command(
+            *EVALUATE[:1], "model", "--text", tiny_text_file, *EVALUATE[4:], "--out", "model/scores.json"
+        ).succeeded()
     command("scores", "model/scores.json", "--markdown", "model/scores.md").succeeded()
     command("export", ".", "--to", "gguf", "--out", "summary.json", "--overwrite").refused("is not a GGUF file")

@@ -35,15 +35,24 @@ PRINTED = {
     "a tensor's name": (_tensor, ["chat", "model"]),
     "a model type": (lambda folder: edit_config(folder, model_type=EVIL), ["chat", "model"]),
     "a field's value": (lambda folder: edit_config(folder, hidden_act=EVIL), ["chat", "model"]),
-    "a recipe's key": (lambda folder: Path("r.yaml").write_text(json.dumps({EVIL: 1})), ["prune", "model", "--recipe", "r.yaml"]),
+    "a recipe's key": (
+        lambda folder: Path("r.yaml").write_text(json.dumps({EVIL: 1})),
+        ["prune", "model", "--recipe", "r.yaml"],
+    ),
     "a recipe's path": (lambda folder: None, ["prune", "model", "--recipe", f"{EVIL}.yaml"]),
-    "a model's path": (lambda folder: folder.rename(EVIL), ["plan", EVIL, "--keep", "50%", "--set", "units.mlp_multiple=8"]),
-    "a model's path as JSON": (lambda folder: folder.rename(EVIL), ["plan", EVIL, "--keep", "50%", "--set", "units.mlp_multiple=8", "--json"]),
+    "a model's path": (
+        lambda folder: folder.rename(EVIL),
+        ["plan", EVIL, "--keep", "50%", "--set", "units.mlp_multiple=8"],
+    ),
+    "a model's path as JSON": (
+        lambda folder: folder.rename(EVIL),
+        ["plan", EVIL, "--keep", "50%", "--set", "units.mlp_multiple=8", "--json"],
+    ),
     "an option": (lambda folder: None, ["plan", "model", f"--{EVIL}"]),
     "a command": (lambda folder: None, [EVIL]),
     "a setting": (lambda folder: None, ["plan", "model", "--set", f"{EVIL}={EVIL}"]),
     "a text": (lambda folder: None, ["evaluate", "model", "--text", EVIL]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", PRINTED)

@@ -1,4 +1,4 @@
-"""Every stage reads the same weights as transformers does, whatever a checkpoint looks like: keeping all changes nothing."""
+"""Every stage reads the weights that transformers reads, however odd a checkpoint is: keeping all changes nothing."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -68,7 +68,10 @@ def _split(folder: Path, *, keep_whole: bool) -> None:
 
 
 ODD: dict[str, tuple[Callable[[Path], object], str | None]] = {
-    "a head that is the embedding": (lambda folder: _tie(folder, lambda t: t.update({HEAD: t[EMBEDDING].clone()})), None),
+    "a head that is the embedding": (
+        lambda folder: _tie(folder, lambda t: t.update({HEAD: t[EMBEDDING].clone()})),
+        None,
+    ),
     "no head": (lambda folder: _tie(folder, lambda t: t.pop(HEAD)), None),
     "another head": (lambda folder: _tie(folder, lambda t: None), "tie_word_embeddings"),
     "a head alone": (lambda folder: _tie(folder, lambda t: t.pop(EMBEDDING)), EMBEDDING),
@@ -76,14 +79,22 @@ ODD: dict[str, tuple[Callable[[Path], object], str | None]] = {
     "mixed types": (lambda folder: _rewrite(folder, lambda t: t.update({HEAD: t[HEAD].half()})), None),
     "shards": (lambda folder: _split(folder, keep_whole=False), None),
     "shards beside other weights": (lambda folder: _split(folder, keep_whole=True), SINGLE),
-    "an index of one file": (lambda folder: write_index(folder, dict.fromkeys(load_file(folder / SINGLE), SINGLE)), None),
-    "buffers of old releases": (
-        lambda folder: _rewrite(folder, lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)})),
+    "an index of one file": (
+        lambda folder: write_index(folder, dict.fromkeys(load_file(folder / SINGLE), SINGLE)),
         None,
     ),
-    "NaN in a block": (lambda folder: _rewrite(folder, lambda t: t["model.layers.1.mlp.up_proj.weight"][0].fill_(torch.nan)), "finite"),
+    "buffers of old releases": (
+        lambda folder: _rewrite(
+            folder, lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)})
+        ),
+        None,
+    ),
+    "NaN in a block": (
+        lambda folder: _rewrite(folder, lambda t: t["model.layers.1.mlp.up_proj.weight"][0].fill_(torch.nan)),
+        "finite",
+    ),
     "the type in words": (lambda folder: edit_config(folder, dtype="bfloat16"), None),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", ODD)

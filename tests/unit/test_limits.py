@@ -32,8 +32,25 @@ def test_a_json_file_that_is_too_large(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "text",
     [
-        *(LAUGHS, "a: &a [*a]", "a: &a {b: *a}", "[" * 5000 + "]" * 5000, "[],\n" * 50_000, "- a\n" * 50_000, "[" * 900),
-        *("a: 2021-13-45", "date: 2024-02-30", "!!int x", "!!int ''", "!!bool x", "!!timestamp x", "!!float x", "!!omap x"),
+        *(
+            LAUGHS,
+            "a: &a [*a]",
+            "a: &a {b: *a}",
+            "[" * 5000 + "]" * 5000,
+            "[],\n" * 50_000,
+            "- a\n" * 50_000,
+            "[" * 900,
+        ),
+        *(
+            "a: 2021-13-45",
+            "date: 2024-02-30",
+            "!!int x",
+            "!!int ''",
+            "!!bool x",
+            "!!timestamp x",
+            "!!float x",
+            "!!omap x",
+        ),
         *("!!binary é", "!!python/name:os.system x", "a: *b", "1: [1, 2", "? {a: 1}\n: 2", "\x00"),
     ],
     ids=range(21),

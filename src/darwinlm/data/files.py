@@ -229,8 +229,8 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
         if line:
             where = f"{path}, line {number}"
             try:
-                yield where, json.loads(line)
-            except (ValueError, RecursionError) as error:
+                yield where, parse_json(line, LINE_NODES)
+            except ValueError as error:
                 raise DataError(
                     f"{where}: this isn't JSON ({shorten(error, 200)}). Every line has to be one whole record, or the "
                     "file one list of records."

@@ -45,7 +45,9 @@ def check_target(path: Path, *sources: Path | None, folder: bool, overwrite: boo
         raise ExportError(f"--out {path} exists: choose another path, or pass --overwrite to replace it")
     marked = (path / "config.json").is_file() if folder else not occupied or _is_gguf(path)
     if occupied and not marked:
-        raise ExportError(f"--out {path} exists and is not {'a model' if folder else 'a GGUF file'}: choose another path")
+        raise ExportError(
+            f"--out {path} exists and is not {'a model' if folder else 'a GGUF file'}: choose another path"
+        )
 
 
 def _is_gguf(path: Path) -> bool:

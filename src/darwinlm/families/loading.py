@@ -89,7 +89,11 @@ def load_model(model: Path | str, dtype: torch.dtype, *, allow_remote_code: bool
 def check_finite(tensors: Mapping[str, torch.Tensor], where: Path | str) -> None:
     """Refuse weights that aren't finite. Raises CheckpointError; the message names the tensor."""
     for name, tensor in tensors.items():
-        parts = torch.split(torch.atleast_1d(tensor), 4096) if tensor.dtype in DTYPES.values() else ()
+        parts = (
+            torch.split(tensor.view(-1) if tensor.ndim == 0 else tensor, 4096)
+            if tensor.dtype in DTYPES.values()
+            else ()
+        )
         if not all(bool(part.isfinite().all()) for part in parts):
             raise CheckpointError(
                 f"{where}: the tensor {name} holds numbers that aren't finite (NaN or infinity): fetch the model "
