@@ -135,6 +135,7 @@ def load_tokenizer(folder: Path | str, config: Any = None, *, allow_remote_code:
         raise no_tokenizer(folder, error) from error
     if isinstance(folder, Path):
         check_sentence_piece(folder, tokenizer)
+    tokenizer.init_kwargs.pop("local_files_only", None)  # how it was loaded would be saved with it
     return tokenizer
 
 

@@ -58,10 +58,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.unlink(missing_ok=True)
-        made = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        mode = stat.S_IMODE(os.fstat(made).st_mode)
-        os.close(made)
+        mode = create(temporary)
         write(temporary)
         temporary.chmod(mode)  # safetensors replaces the file by one that only its owner may read
         temporary.replace(path)
@@ -70,6 +67,26 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def create(path: Path) -> int:
+    """Create an empty file in place of a left-over file or a planted link; returns its permissions. Raises OSError."""
+    path.unlink(missing_ok=True)
+    made = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(made).st_mode)
+    finally:
+        os.close(made)
+
+
+def share(folder: Path) -> None:
+    """Give all files in a folder the permissions of new files; safetensors lets only the owner read its own."""
+    probe = folder / f".permissions.{os.getpid()}.tmp"
+    mode = create(probe)
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink() and stat.S_IMODE(path.stat().st_mode) != mode:
+            path.chmod(mode)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -274,6 +291,7 @@ class StageFolder:
 
     def finish(self, **facts: Any) -> None:
         """Write the manifest, which marks the stage as finished."""
+        share(self.folder)
         files = {
             str(path.relative_to(self.folder)): file_digest(path)
             for path in sorted(self.folder.rglob("*"))
