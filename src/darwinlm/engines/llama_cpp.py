@@ -64,7 +64,7 @@ class LlamaCpp:
 
     def logits(self, tokens: list[int], keep: int = 0) -> np.ndarray[Any, Any]:
         """Logits [t, v] in float32, or of the last `keep` tokens; the start of the last such text isn't read again."""
-        begun = 0
+        begun, keep = 0, min(keep, len(tokens))
         if keep:
             same = (old == new for old, new in zip(self.read, tokens[:-keep], strict=False))
             begun = next((i for i, equal in enumerate(same) if not equal), min(len(self.read), len(tokens) - keep))
