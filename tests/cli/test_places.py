@@ -67,7 +67,6 @@ WRITERS = {
     "recover its model": ["recover", "run/model", "--teacher", "model", "--tokens", "512", "--out", "run"],
     "export": ["export", "run", "--to", "hf", "--out", "run", "--overwrite"],
     "export of its model": ["export", "run/model", "--to", "hf", "--out", "run", "--overwrite"],
-    "export to a file of it": ["export", "run", "--to", "gguf", "--out", "run/model/config.json", "--overwrite"],
     "import": ["import", "model", "--out", "model", "--overwrite"],
     "evaluate": [*EVALUATE, "--out", "text.txt"],
     "a table of evaluate": [*EVALUATE, "--markdown", "run/model/README.md"],
@@ -103,4 +102,5 @@ def test_what_lies_beside_is_written(command, finished_copy, tiny_text_file, mon
             *EVALUATE[:1], "model", "--text", tiny_text_file, *EVALUATE[4:], "--out", "model/scores.json"
         ).succeeded()
     command("scores", "model/scores.json", "--markdown", "model/scores.md").succeeded()
-    command("export", ".", "--to", "gguf", "--out", "summary.json", "--overwrite").refused("is not a GGUF file")
+    for path in ("summary.json", "model/config.json"):
+        command("export", ".", "--to", "gguf", "--out", path, "--overwrite").refused("is not a GGUF file")
