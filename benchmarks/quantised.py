@@ -23,11 +23,10 @@ from torch import Tensor
 
 from darwinlm.evaluation.divergence import DenseDistribution
 from darwinlm.execution.run import Run
-from darwinlm.export.gguf.reference import GgufFile, reference_streams
 from darwinlm.export.hf import save_model
 from darwinlm.export.run import export_model
-from darwinlm.export.sizes import block_sizes
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.gguf.reference import GgufFile, reference_streams
 from darwinlm.runs.demo import demo_recipe
 from darwinlm.runtime.console import Reporter
 from darwinlm.search.predict.module_losses import estimated_losses
@@ -36,6 +35,7 @@ from darwinlm.stages.database import DATABASE
 from darwinlm.stages.model import DENSE
 from darwinlm.stages.plan import PLAN
 from darwinlm.stages.text import TEXT
+from darwinlm.surgery.sizes import block_sizes
 from darwinlm.surgery.stitch import as_dtype, stitch
 from search import Json, each_arm, machine
 

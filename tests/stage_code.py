@@ -32,7 +32,7 @@ def roots() -> dict[str, frozenset[str]]:
     from darwinlm.pipeline import PRUNE
     from darwinlm.runs.recovery import RECOVERY
 
-    found = {"source": frozenset({"darwinlm.families.resolve"})}
+    found = {"source": frozenset({"darwinlm.gguf.read"})}
     for graph in (PRUNE, RECOVERY, METHODS, row_graph(MethodRow("uniform"))):
         for stage in graph:
             if stage.work is not None:

@@ -65,7 +65,7 @@ def _sizes(console: Console, run: Any, kept: float | None) -> None:
 def _answers(console: Console, run: Any) -> None:
     """Ask questions through the chat template and print the answers of both models."""
     from darwinlm.evaluation.chat import AnswerSettings, Conversation
-    from darwinlm.evaluation.models import open_model
+    from darwinlm.models.opened import open_model
     from darwinlm.runs.demo import QUESTIONS
     from darwinlm.stages.export import EXPORT
     from darwinlm.stages.model import SOURCE

@@ -26,6 +26,7 @@ from darwinlm.recipe import Recipe
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import digest_of, read_json, write_json
 from darwinlm.runtime.console import Reporter
+from darwinlm.runtime.places import check_output
 from darwinlm.search.problem.space import SearchSpace, kept_whole
 from darwinlm.stages.database import DATABASE, SALIENCY
 from darwinlm.stages.export import EXPORT, Exported
@@ -126,6 +127,7 @@ def compare_methods(recipe: Recipe, out: Path, reporter: Reporter, comparison: C
 
     Raises DarwinLMError. Suite, steps and training are checked before anything runs.
     """
+    check_output(out, "--out", (), [source for _, source in comparison.domains])
     if comparison.suite is not None:
         harness.check_suite(parse_suite(comparison.suite), comparison.data_dir)
     recipes = {name: variant_recipe(recipe, name, source) for name, source in comparison.variants}

@@ -8,21 +8,25 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from darwinlm import __version__
+from darwinlm.recipe import Recipe
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import KEY, MARKER, read_json, write_json
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import ArtifactError, DarwinLMError
 from darwinlm.runtime.lock import Lock, hold_folder, is_ours
+from darwinlm.runtime.places import check_output
 
 
-def claim(folder: Path, reporter: Reporter) -> Lock | None:
+def claim(folder: Path, recipe: Recipe, reporter: Reporter) -> Lock | None:
     """Lock a new, empty or earlier output folder for all processes; the lock ends with its object or the process.
 
-    Raises ArtifactError if the folder holds something else, BusyError if another run works in it.
+    Raises ArtifactError if the folder holds something else, also what the recipe reads, BusyError if another run works
+    in it.
     """
     lock = None
     with parallel.agree():
         if parallel.is_main():
+            _check_inputs(folder, recipe)
             _check(folder)
             lock = hold_folder(folder)
     if lock is not None and lock.problem is not None:
@@ -55,6 +59,14 @@ def _tidy(stage: Path) -> None:
     folder = stage.parent.parent
     if all(path.name == MARKER or is_ours(path) for path in folder.iterdir()):
         (folder / MARKER).unlink()  # the folder itself is removed with its lock
+
+
+def _check_inputs(folder: Path, recipe: Recipe) -> None:
+    """Refuse to write over the models and the text that are read. Raises ArtifactError."""
+    models, text = (recipe.model, recipe.teacher), (recipe.text.source, recipe.recovery.text)
+    check_output(folder, "--out", models, text)
+    if recipe.recovery.teacher_cache is not None:
+        check_output(Path(recipe.recovery.teacher_cache), "recovery.teacher_cache", models, text)
 
 
 def _check(folder: Path) -> None:

@@ -55,7 +55,9 @@ class Run:
             raise RecipeError("no model is given: name a hub id, a folder or a GGUF file")
         self.graph, self.pace = graph, pace
         self.context, self.asked = open_context(recipe, folder, reporter)
-        self._lock = claim(folder, self.context.reporter)  # before the parent, so that it ends before the parent's
+        self._lock = claim(
+            folder, recipe, self.context.reporter
+        )  # before the parent, so that it ends before the parent's
         self._assignments: list[str] = []
         self._given, self._parent, self._alike = dict(given or {}), parent, (*alike, recipe)
         self._results: dict[str, tuple[Any, Any]] = {}

@@ -17,7 +17,7 @@ from darwinlm.runtime.console import Reporter
 from darwinlm.stages.report import REPORT
 
 if TYPE_CHECKING:
-    from darwinlm.evaluation.models import Opened
+    from darwinlm.models.opened import Opened
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Result:
         return Conversation(self._opened("auto", "auto"), settings).answer(prompt)
 
     def _opened(self, device: str, dtype: str) -> Opened:
-        from darwinlm.evaluation.models import open_model
+        from darwinlm.models.opened import open_model
 
         return open_model(str(self.model), dtype=dtype, device=device)
 

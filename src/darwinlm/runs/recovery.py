@@ -15,7 +15,8 @@ from darwinlm.recipe import Recipe, load_recipe, parse_recipe
 from darwinlm.report.summary import FILE, RecoveryFigures, Summary, read_summary
 from darwinlm.runtime.artifact import model_folder
 from darwinlm.runtime.console import Reporter
-from darwinlm.runtime.errors import ArtifactError, RecipeError
+from darwinlm.runtime.errors import RecipeError
+from darwinlm.runtime.places import check_output
 from darwinlm.stages.evaluate import EVALUATE, Measured, Models
 from darwinlm.stages.export import EXPORT, Exported
 from darwinlm.stages.model import DENSE, cut_to, read_cut, resolved_model
@@ -109,8 +110,7 @@ def recover(
     the record of the training, and search and refit of the pruning run. Raises DarwinLMError.
     """
     folder = Path(model).expanduser()
-    if folder.resolve().is_relative_to(Path(out).expanduser().resolve()):
-        raise ArtifactError(f"--out {out} holds the model that is to be trained: choose another output folder")
+    check_output(Path(out).expanduser(), "--out", [folder])
     small = model_folder(folder)
     of_a_run = small != folder
     made = read_summary(folder / FILE) if of_a_run and (folder / FILE).is_file() else None

@@ -7,7 +7,7 @@ from pathlib import Path
 from darwinlm.execution.output import guarded
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.resolve import resolve_model
+from darwinlm.models.resolve import resolve_model
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import digest_of, read_json, write_json
 from darwinlm.stages.vocabulary import CutVocabulary

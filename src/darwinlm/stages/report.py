@@ -14,6 +14,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.origin import origin_of
 from darwinlm.families.shapes import module_shapes
 from darwinlm.families.whole import is_whole
+from darwinlm.gguf.sizes import predicted_sizes
 from darwinlm.report.card import model_card
 from darwinlm.report.page import render_page
 from darwinlm.report.summary import (
@@ -21,6 +22,7 @@ from darwinlm.report.summary import (
     BlockFigures,
     BudgetFigures,
     ExportFigures,
+    FileFigures,
     MachineFigures,
     PurposeFigures,
     RecoveryFigures,
@@ -113,6 +115,7 @@ def summary_of(
         models=models,
         prompts=recipe.evaluation.prompts,
         allocation=allocation_figures(teacher, Checkpoint.describe(exported.folder)),
+        file=_file(Path(teacher.source), exported.folder),
         text=TextFigures(
             source=recipe.text.source,
             sequence_length=recipe.text.sequence_length,
@@ -140,6 +143,12 @@ def summary_of(
         recipe=recipe.model_dump(mode="json"),
         **made,
     )
+
+
+def _file(source: Path, small: Path) -> FileFigures | None:
+    if source.suffix != ".gguf" or not source.is_file():
+        return None
+    return FileFigures(bytes=source.stat().st_size, predicted=predicted_sizes(Checkpoint.open(small), source))
 
 
 def _budget(task: Task, plan: Problem, search: SearchResult, models: Measured, *, whole: bool) -> BudgetFigures:

@@ -14,8 +14,9 @@ from darwinlm.data import (
     read_documents,
     split_documents,
 )
-from darwinlm.data.files import Tally, listed
+from darwinlm.data.files import Tally
 from darwinlm.data.looking_back import ordinary_tokens, with_repeats
+from darwinlm.data.records import listed
 from darwinlm.data.splits import TextTooShortError, shares_within
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
