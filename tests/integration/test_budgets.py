@@ -161,7 +161,10 @@ def test_a_family_shares_its_database_and_starts_from_its_neighbour(tiny_llama, 
         assert json.loads((folder / "summary.json").read_text())["search"]["kl"] >= 0
     searches = [tmp_path / "out" / row.name / "stages" / "search" for row in rows[1:]]
     found = [json.loads((search / "result.json").read_text())["allocation"] for search in searches]
-    assert [json.loads((search / "key.json").read_text())["neighbour"] for search in searches] == [None, *found[:-1]]
+    assert [json.loads((search / "key.json").read_text())["inputs"]["neighbour"] for search in searches] == [
+        None,
+        *found[:-1],
+    ]
     sizes = [row.params for row in rows]
     assert sizes == sorted(sizes, reverse=True)
     assert rows[0].kl == pytest.approx(0, abs=1e-6)

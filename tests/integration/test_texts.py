@@ -81,15 +81,13 @@ def test_every_purpose_but_evaluation_has_repeats_of_its_own_documents(texts_of,
         assert torch.equal(found.tokens, blocks.tokens) == (purpose == "evaluation")
 
 
-def test_the_share_is_part_of_what_the_text_is_and_off_leaves_no_trace(texts_of, tmp_path):
+def test_the_share_is_part_of_what_the_text_is(texts_of, tmp_path):
     key = tmp_path / "run" / "stages" / "text" / "key.json"
     some = texts_of("run")["fitness"].digest
-    assert read_json(key)["looking_back"] == 0.2
+    assert read_json(key)["settings"]["text.looking_back"] == 0.2
     other = texts_of("run", "text.looking_back=0.1")["fitness"].digest
-    assert read_json(key)["looking_back"] == 0.1
+    assert read_json(key)["settings"]["text.looking_back"] == 0.1
     assert other != some
-    texts_of("run", "text.looking_back=0")
-    assert "looking_back" not in read_json(key), "runs from before there was a share go on"
     assert texts_of("run")["fitness"].digest == some
 
 

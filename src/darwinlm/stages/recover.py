@@ -178,9 +178,9 @@ RECOVER: Stage[Recovered | None] = Stage(
 def _begin(scratch: Path, digest: str) -> None:
     """Mark the folder as of a training; that of another one is deleted. Raises ArtifactError if it has begun."""
     marker = scratch / MARKER
-    if not marker.exists():  # the training has ended
+    if scratch.exists() and not marker.exists():  # the training has ended
         shutil.rmtree(scratch, ignore_errors=True)
-    elif read_json(marker) != digest:
+    elif marker.exists() and read_json(marker) != digest:
         begun = sorted((scratch / "training").glob("checkpoint-*"))
         if begun:
             raise ArtifactError(
