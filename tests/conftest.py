@@ -61,6 +61,12 @@ def tiny_llama(tiny_folder: Callable[[str], Path]) -> Path:
     return tiny_folder("llama")
 
 
+@pytest.fixture
+def model_copy(tiny_llama: Path, tmp_path: Path) -> Path:
+    """A tiny Llama that may be damaged."""
+    return Path(shutil.copytree(tiny_llama, tmp_path / "model"))
+
+
 @pytest.fixture(scope="session")
 def tiny_text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A text file that is long enough for the tiny settings."""
@@ -126,7 +132,7 @@ def little_room(monkeypatch: pytest.MonkeyPatch) -> None:
 def gguf_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A GGUF file of a tiny Llama of three blocks, with weights in float32."""
     pytest.importorskip("gguf", reason="the extra gguf")
-    from darwinlm.export.gguf.export import export_gguf
+    from darwinlm.export.gguf import export_gguf
     from darwinlm.families.checkpoint import Checkpoint
 
     folder = tmp_path_factory.mktemp("gguf")

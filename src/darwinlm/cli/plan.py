@@ -47,7 +47,7 @@ def plan(
     if chosen.model is None:
         raise RecipeError("no model is given: name a hub id, a folder or a GGUF file")
     room = {"ram": read_bytes("--ram", ram), "disk": read_bytes("--disk", disk)}
-    from darwinlm.families.resolve import describe_model
+    from darwinlm.models.resolve import describe_model
     from darwinlm.planning.devices import find_device
     from darwinlm.planning.model import Sizes
     from darwinlm.planning.plan import HEADINGS, cells, make_plan
@@ -56,7 +56,10 @@ def plan(
     from darwinlm.runtime import tables  # with PyTorch, which takes seconds
     from darwinlm.runtime.artifact import write_json
     from darwinlm.runtime.lock import hold_target
+    from darwinlm.runtime.places import check_output
 
+    if out is not None:
+        check_output(out, "--out", [chosen.model])
     console = terminal.console()
     card = find_device(device)
     checkpoint = describe_model(chosen.model, allow_remote_code=chosen.allow_remote_code)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import TextStreamer
 
-from darwinlm.evaluation.models import Opened
+from darwinlm.models.opened import Opened
 from darwinlm.runtime.errors import DataError, ModelError, RecipeError, first_line
 
 
@@ -60,7 +60,7 @@ class Conversation:
         ids = self._prompt(text)
         streamer = _Pieces(self.tokenizer, on_text)
         torch.manual_seed(self.settings.seed)
-        ids = ids.to(next(self.model.parameters()).device)
+        ids = ids.to(self.model.device)
         try:
             out = self.model.generate(ids, attention_mask=torch.ones_like(ids), streamer=streamer, **self._how())
         except KeyboardInterrupt:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from darwinlm.export.check import ExportReport
 from darwinlm.export.folder import FORMATS, export_folder
-from darwinlm.export.gguf.export import export_gguf
+from darwinlm.export.gguf import export_gguf
 from darwinlm.export.source import check_target, open_source
 from darwinlm.runtime.compute import DTYPES
 from darwinlm.runtime.errors import ExportError
@@ -65,7 +65,7 @@ def export_model(
         if holds:
             raise ExportError(reason)
     checkpoint = open_source(model, allow_remote_code=allow_remote_code)
-    check_target(out, checkpoint.folder, folder=to != "gguf", overwrite=overwrite)
+    check_target(out, checkpoint.folder, model, tokenizer_from, folder=to != "gguf", overwrite=overwrite)
     with hold_target(out):
         if to != "gguf":
             element = DTYPES[dtype] if dtype else None
