@@ -35,7 +35,7 @@ fuzz: $(VENV)/dev.stamp
 SECONDS ?= 300
 fuzz-guided: $(VENV)/dev.stamp
 	$(BIN)/python -m pip install --quiet atheris
-	for target in gguf header index config tokenizer tokenizer-config recipe lines arrow parquet manifest; do \
+	for target in gguf header index config tokenizer tokenizer-config recipe lines list csv arrow parquet manifest; do \
 		$(BIN)/python -m tests.fuzz.guided $$target $(SECONDS) || exit 1; done
 
 # Memory and open files of 500 generations and of 50 resumed recoveries.

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from darwinlm.evaluation.chat import AnswerSettings, Conversation
-from darwinlm.evaluation.models import open_model
+from darwinlm.models.opened import open_model
 
 TOPICS = (
     "the sea", "a dog", "the moon", "bread", "winter", "a school", "the city of Paris", "music", "a bicycle",

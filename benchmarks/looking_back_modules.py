@@ -20,9 +20,9 @@ from torch import Tensor
 
 from darwinlm.evaluation.divergence import DenseDistribution, token_losses
 from darwinlm.evaluation.looking_back import word_lists
-from darwinlm.evaluation.models import open_model
 from darwinlm.evaluation.text import pack
 from darwinlm.families.family import family_of
+from darwinlm.models.opened import open_model
 from darwinlm.runs.demo import demo_model
 from darwinlm.streaming.decoder import Absent, Decoder
 

@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from darwinlm.families.resolve import resolve_model
+from darwinlm.models.resolve import resolve_model
 from darwinlm.recovery.model import batch_loss, dense_top
 from darwinlm.runs.demo import demo_model
 from darwinlm.runtime.memory import kept_memory

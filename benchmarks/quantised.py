@@ -22,11 +22,10 @@ import torch
 from torch import Tensor
 
 from darwinlm.evaluation.divergence import DenseDistribution
-from darwinlm.export.gguf.reference import GgufFile, reference_streams
 from darwinlm.export.hf import save_model
 from darwinlm.export.run import export_model
-from darwinlm.export.sizes import block_sizes
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.gguf.reference import GgufFile, reference_streams
 from darwinlm.run import Run
 from darwinlm.runs.demo import demo_recipe
 from darwinlm.runtime.console import Reporter
@@ -35,6 +34,7 @@ from darwinlm.search.propose.start import knapsack_start
 from darwinlm.stages.database import database_stage
 from darwinlm.stages.plan import plan_stage
 from darwinlm.stages.text import text_stage
+from darwinlm.surgery.sizes import block_sizes
 from darwinlm.surgery.stitch import as_dtype, stitch
 from search import Json, each_arm, machine
 

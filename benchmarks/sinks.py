@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from darwinlm.evaluation.divergence import DenseDistribution
-from darwinlm.evaluation.models import open_model
 from darwinlm.evaluation.text import pack
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.models.opened import open_model
 from darwinlm.runtime.compute import fast_dtype
 
 AT_ONCE = 512

@@ -126,7 +126,7 @@ def little_room(monkeypatch: pytest.MonkeyPatch) -> None:
 def gguf_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A GGUF file of a tiny Llama of three blocks, with weights in float32."""
     pytest.importorskip("gguf", reason="the extra gguf")
-    from darwinlm.export.gguf.export import export_gguf
+    from darwinlm.export.gguf import export_gguf
     from darwinlm.families.checkpoint import Checkpoint
 
     folder = tmp_path_factory.mktemp("gguf")

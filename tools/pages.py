@@ -17,9 +17,10 @@ from pathlib import Path
 from transformers import CONFIG_MAPPING
 
 from darwinlm.engines.vllm_plugin import TESTED
-from darwinlm.export.gguf.layout import UNKNOWN
 from darwinlm.families.family import Family, families
 from darwinlm.families.refusal import why_not
+from darwinlm.gguf.architecture import architecture_of
+from darwinlm.gguf.layout import UNKNOWN
 from darwinlm.recipe import describe_fields
 from darwinlm.runtime import errors
 
@@ -95,9 +96,10 @@ def gguf_when_layers_differ(family: Family) -> str:
     """Whether an architecture of llama.cpp supports the family's pruned layers."""
     if family.mlp.experts is not None:
         return PADDED if family.mlp.experts.excluding else IF_NARROWED
-    if family.gguf is not None and family.gguf.unequal == "openelm":
+    stock = architecture_of(family)
+    if stock is not None and stock.unequal == "openelm":
         return "with tied embeddings"
-    return "yes" if family.gguf is not None and (family.gguf.per_layer or family.gguf.unequal) else "no"
+    return "yes" if stock is not None and (stock.per_layer or stock.unequal) else "no"
 
 
 def parts_cut(family: Family) -> tuple[str, str, str]:
@@ -144,8 +146,9 @@ def _whole_parts() -> dict[str, list[Family]]:
 
 def gguf_words(known: dict[str, Family]) -> list[str]:
     """Families without GGUF, and what llama.cpp does otherwise."""
-    rounded = ", ".join(family.title for family in known.values() if family.gguf and family.gguf.rounds)
-    square = [family for family in known.values() if family.gguf and family.gguf.square and not family.gguf.unequal]
+    stock = [(family, each) for family in known.values() if (each := architecture_of(family)) is not None]
+    rounded = ", ".join(family.title for family, each in stock if each.rounds)
+    square = [family for family, each in stock if each.square and not each.unequal]
     mixtures = [family for family in known.values() if family.mlp.experts]
     excluding = [family for family in mixtures if family.mlp.experts and family.mlp.experts.excluding]
     heads = [family for family in square if family.attention.cut == "heads"]
@@ -194,7 +197,7 @@ def families_page() -> str:
     ]
     known = families()
     for family in sorted(known.values(), key=lambda family: family.title.lower()):
-        equal = "no" if family.gguf is None else f"`{family.gguf.name}`"
+        equal = "no" if family.gguf is None else f"`{family.gguf['name']}`"
         vllm = "yes" if family.key in TESTED else ""
         cells = family.title, f"`{family.model_type}`", *parts_cut(family), equal, gguf_when_layers_differ(family), vllm
         lines.append("| " + " | ".join(cells) + " |")

@@ -14,7 +14,7 @@ import torch
 
 from darwinlm import __version__
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.resolve import resolve_model
+from darwinlm.models.resolve import resolve_model
 from darwinlm.recipe import Recipe
 from darwinlm.recipe.settled import settled
 from darwinlm.runtime import parallel

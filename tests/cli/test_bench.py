@@ -6,8 +6,8 @@ import pytest
 from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
 
 from darwinlm.engines.process import ENGINES, EngineProcess
-from darwinlm.export.gguf import layout
 from darwinlm.export.run import export_model
+from darwinlm.gguf import layout
 from darwinlm.runtime.errors import EngineError, ExportError, install
 
 FAST = ("--prompt-tokens", 24, "--new-tokens", 6, "--runs", 3)

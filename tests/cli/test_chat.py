@@ -11,7 +11,7 @@ from rich.console import Console
 
 from darwinlm.cli.chat import _answer
 from darwinlm.evaluation.chat import AnswerSettings, Conversation
-from darwinlm.evaluation.models import Opened, open_model
+from darwinlm.models.opened import Opened, open_model
 from darwinlm.runtime.errors import DataError
 
 TEMPLATE = (

@@ -117,7 +117,7 @@ def test_other_model_types_are_refused(command, model, tmp_path, fields, parts):
 
 
 def test_a_full_disk(command, model, tmp_path, monkeypatch):
-    from darwinlm.export.gguf import export as gguf_export
+    from darwinlm.export import gguf as gguf_export
 
     def full(path, *_):
         path.write_bytes(b"half")

@@ -8,13 +8,13 @@ from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
 
 from darwinlm.engines.process import ENGINES
 from darwinlm.export import folder as folders
+from darwinlm.export import gguf as gguf_export
 from darwinlm.export.check import LOGITS, compare_streams
-from darwinlm.export.gguf import export as gguf_export
-from darwinlm.export.gguf import tensors
-from darwinlm.export.gguf.write import QUANTISATIONS
-from darwinlm.export.reshape import Reshaper
 from darwinlm.export.run import export_model
+from darwinlm.gguf import tensors
+from darwinlm.gguf.write import QUANTISATIONS
 from darwinlm.runtime.errors import ExportError, MissingExtraError
+from darwinlm.surgery.reshape import Reshaper
 
 ROWS = {0: (2, 1, 96), 2: (4, 2, 64)}
 

@@ -10,9 +10,10 @@ from tests.tiny.pruned import any_checkpoint, plain_checkpoint, pruned_checkpoin
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from darwinlm.export.check import TEXT, divergence
-from darwinlm.export.gguf.export import ROUNDED_YARN
-from darwinlm.export.gguf.reference import GgufFile, computes
+from darwinlm.export.gguf import ROUNDED_YARN
 from darwinlm.families.family import families
+from darwinlm.gguf.architecture import architecture_of
+from darwinlm.gguf.reference import GgufFile, computes
 from darwinlm.pipeline import run_stages
 from darwinlm.runtime.errors import MissingExtraError
 
@@ -25,7 +26,8 @@ STILL = {"sliding_window": None, "layer_types": ["full_attention"] * 3}
 LONGER = {"rope_parameters": FAMILIES["ministral3"]["rope_parameters"] | {"original_max_position_embeddings": 256}}
 WHOLE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}}
 
-STOCK = {name: family.gguf for name, family in families().items() if family.gguf is not None}
+ALL = {name: architecture_of(family) for name, family in families().items()}
+STOCK = {name: each for name, each in ALL.items() if each is not None}
 REFERENCED = {name: computes(stock.name, slides=stock.period is not None) for name, stock in STOCK.items()}
 
 DELTA = {"num_hidden_layers": 4, "linear_key_head_dim": 32, "linear_value_head_dim": 32}
@@ -349,7 +351,7 @@ def test_a_file_that_only_llama_cpp_can_check_needs_it(tmp_path, monkeypatch):
     def missing(engine, purpose):
         raise MissingExtraError("cyllama", "llama-cpp", purpose)
 
-    monkeypatch.setattr("darwinlm.export.gguf.export.require_engine", missing)
+    monkeypatch.setattr("darwinlm.export.gguf.require_engine", missing)
     with pytest.raises(MissingExtraError, match="checking a file of the architecture lfm2"):
         exported(folder, tmp_path / "m.gguf")
 

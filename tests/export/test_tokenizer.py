@@ -15,10 +15,10 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import GemmaTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
 from darwinlm.engines.process import EngineProcess
-from darwinlm.export.gguf.tokenizer import read_tokenizer
 from darwinlm.export.run import export_model
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.pre_tokenizer import ALIASES, DIGITS, MERGED, PATTERNS, PLAIN, split_as_named
+from darwinlm.gguf.pre_tokenizer import ALIASES, DIGITS, MERGED, PATTERNS, PLAIN, split_as_named
+from darwinlm.gguf.tokenizer import read_tokenizer
 from darwinlm.runtime.errors import CheckpointError, ExportError, ModelError
 
 TEXTS = (

@@ -169,6 +169,15 @@ def _texts() -> Iterator[Case]:
             "a long number": b'{"text": ' + b"9" * 100_000 + b"}", "blank lines": lambda: b"\n" * 2_000_000,
             "a long line": lambda: b'{"text": "' + b"a" * (70 << 20) + b'"}',
         },
+        "text.json": {
+            "an open list": b'[{"text": "a"}', "a deep list": b"[" * 100_000, "a list of lists": b"[[]]",
+            "not UTF-8": b'[{"text": "\xff"}]', "a long item": lambda: b'[{"text": "' + b"a" * (70 << 20) + b'"}]',
+        },
+        "text.csv": {
+            "empty": b"", "no text": b"a,b\n1,2\n", "an open quote": b'text\n"a', "a zero byte": b"text\n\0\n",
+            "a long row": b"text\n" + b"," * 100_000, "only a header": b"text\n",
+            "an endless cell": lambda: b'text\n"' + b"a\n" * (20 << 20),
+        },
         "text.parquet": {"empty": b"", "word": b"PAR1", "twice": b"PAR1" + b"\xff" * 100 + b"PAR1"},
         "text.arrow": {"empty": b"", "word": b"ARROW1", "junk": b"\xff" * 4 + b"\x7f" * 100, "zeros": b"\0" * 100},
         "text.pdf": {"unknown": b"%PDF"},
@@ -245,6 +254,10 @@ def _mutations(rng: random.Random) -> Iterator[Case]:
     for number in range(40):
         content = _damage(line, random.Random(rng.randrange(2**32)))
         yield Case(f"text: damage {number}", "text", alone("text.jsonl", content), ANY)
+        content = _damage(b'[{"messages": [{"role": "user", "content": "a"}]}, {"text": "b"}]', random.Random(number))
+        yield Case(f"text: damage {number} of a list", "text", alone("text.json", content), ANY)
+        content = _damage(b'id,text\n1,"a, b"\n2,c\n', random.Random(number))
+        yield Case(f"text: damage {number} of a table", "text", alone("text.csv", content), ANY)
     for name, table in _tables().items():
         for number in range(40):
             content = _damage(table, random.Random(rng.randrange(2**32)))

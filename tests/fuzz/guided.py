@@ -26,6 +26,8 @@ TARGETS = {
     "tokenizer-config": ("model", "tokenizer_config.json"),
     "recipe": ("recipe", "recipe.yaml"),
     "lines": ("text", "text.jsonl"),
+    "list": ("text", "text.json"),
+    "csv": ("text", "text.csv"),
     "arrow": ("text", "text.arrow"),
     "parquet": ("text", "text.parquet"),
     "manifest": ("artifact", "manifest.json"),

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from darwinlm.data.sources import read_documents
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.gguf_header import read_header
-from darwinlm.families.resolve import resolve_model
+from darwinlm.gguf.header import read_header
 from darwinlm.importing.foreign import open_foreign
+from darwinlm.models.resolve import resolve_model
 from darwinlm.planning.devices import find_device
 from darwinlm.planning.model import Sizes
 from darwinlm.planning.plan import make_plan

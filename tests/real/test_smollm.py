@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from darwinlm.data import read_documents
 from darwinlm.engines.process import EngineProcess
 from darwinlm.export.run import export_model
-from darwinlm.families.resolve import resolve_model
+from darwinlm.models.resolve import resolve_model
 from darwinlm.pipeline import run_stages
 from darwinlm.run import Run
 from darwinlm.runs.demo import demo_model, demo_recipe, demo_text

@@ -1,4 +1,4 @@
-"""Chats in a `messages` column or in two columns, written out by the model's chat template, and what is refused."""
+"""Chats in the shapes that people have them in, written out by the model's chat template, and what is refused."""
 
 import json
 
@@ -44,6 +44,68 @@ def test_text_goes_before_messages_and_any_field_can_be_named(tmp_path, tokenize
     assert list(read_documents(source, tokenizer=tokenizer)) == ["plain"]
     assert list(read_documents(f"{source}#messages", tokenizer=tokenizer)) == [WRITTEN]
     assert list(read_documents(f"{source}#conversation", tokenizer=tokenizer)) == ["[user]Which river?\n"]
+
+
+TOOLS = [{"type": "function", "function": {"name": "depth", "parameters": {"type": "object"}}}]
+CALL = {"id": "1", "type": "function", "function": {"name": "depth", "arguments": '{"of": "Rhine"}'}}
+CALLING = [
+    {"role": "developer", "content": "Be brief."},
+    {"role": "user", "content": [{"type": "text", "text": "Which "}, {"type": "text", "text": "river?"}]},
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    {"role": "tool", "tool_call_id": "1", "content": "8 m"},
+]
+TOOL_TEMPLATE = (
+    "{% for tool in tools or [] %}<{{ tool.function.name }}>{% endfor %}{% for m in messages %}[{{ m.role }}]"
+    "{{ m.content }}{% for call in m.tool_calls or [] %}{{ call.function.name }}({{ call.function.arguments.of }})"
+    "{% endfor %}{% endfor %}"
+)
+CALLED = "[system]Be brief.[user]Which river?[assistant]depth(Rhine)[tool]8 m"
+SHORT = "[user]Which river?[assistant]The Rhine."
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize(
+    ("record", "written"),
+    [
+        ({"instruction": "Which river?", "input": "", "output": "The Rhine."}, SHORT),
+        (
+            {"instruction": "Which", "input": "river?", "output": "The Rhine."},
+            "[user]Which\n\nriver?[assistant]The Rhine.",
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "Which river?"}, {"from": "gpt", "value": "The Rhine."}]},
+            SHORT,
+        ),
+        ({"conversations": CHAT, "system": "Be brief."}, f"[system]Be brief.{SHORT}"),
+        ({"prompt": "Which river?", "completion": "The Rhine."}, SHORT),
+        ({"prompt": CHAT[:1], "completion": CHAT[1:]}, SHORT),
+        ({"messages": CHAT, "tools": None}, SHORT),
+        ({"messages": CHAT, "tools": json.dumps(TOOLS)}, f"<depth>{SHORT}"),
+        ({"messages": CALLING}, CALLED),
+        ({"messages": CALLING, "tools": TOOLS}, f"<depth>{CALLED}"),
+    ],
+)
+def test_chats_as_people_have_them(tmp_path, tokenizer, kind, record, written):
+    tokenizer.chat_template = TOOL_TEMPLATE
+    if kind == "jsonl":
+        source = lines(tmp_path / "a.jsonl", record)
+    elif any(isinstance(message.get("content"), list) for message in record.get("messages", [])):
+        pytest.skip("a column has one type")
+    else:
+        source = str(tmp_path / "a.parquet")
+        pq.write_table(pa.Table.from_pylist([record]), source)
+    assert list(read_documents(source, tokenizer=tokenizer)) == [written]
+
+
+@pytest.mark.parametrize("record", [{"messages": CHAT, "tools": TOOLS}, {"messages": CALLING[1:3]}])
+def test_tools_that_the_template_leaves_out_are_told(tmp_path, tokenizer, record):
+    with pytest.raises(DataError, match="line 1: the model's chat template leaves out the tool 'depth'"):
+        list(read_documents(lines(tmp_path / "a.jsonl", record), tokenizer=tokenizer))
+
+
+def test_tools_that_are_not_json_are_told(tmp_path, tokenizer):
+    with pytest.raises(DataError, match="line 1: tools or their arguments aren't JSON"):
+        list(read_documents(lines(tmp_path / "a.jsonl", {"messages": CHAT, "tools": "{"}), tokenizer=tokenizer))
 
 
 def test_a_question_and_its_answer_are_a_chat_in_every_format(tmp_path, tokenizer):

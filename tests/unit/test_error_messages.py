@@ -16,11 +16,11 @@ from darwinlm.database.finished import find_database
 from darwinlm.database.levels import Level, kept_groups
 from darwinlm.database.store import DatabaseReader
 from darwinlm.engines.process import EngineProcess
-from darwinlm.export.gguf.write import _numbers
 from darwinlm.export.hf import check_saved
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.gguf_header import read_header
 from darwinlm.families.shapes import ModuleShape
+from darwinlm.gguf.header import read_header
+from darwinlm.gguf.write import _numbers
 from darwinlm.importing.foreign import open_foreign
 from darwinlm.latency.measure import read_table
 from darwinlm.recipe import UnitsSettings

@@ -7,9 +7,9 @@ from tests.tiny.pruned import plain_checkpoint
 from transformers import AutoModelForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from darwinlm.export.gguf.export import export_gguf
+from darwinlm.export.gguf import export_gguf
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.resolve import resolve_model
+from darwinlm.models.resolve import resolve_model
 from darwinlm.runtime.errors import CheckpointError
 
 gguf = pytest.importorskip("gguf")

@@ -19,7 +19,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from darwinlm.calibration.gradients import output_gradients
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.pruned import pruned_classes, pruned_config
-from darwinlm.families.resolve import describe_model
+from darwinlm.models.resolve import describe_model
 from darwinlm.planning import pruning
 from darwinlm.planning.devices import find_device
 from darwinlm.planning.model import Sizes

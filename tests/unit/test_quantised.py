@@ -6,9 +6,9 @@ import pytest
 from tests.tiny.checkpoint import tiny_checkpoint
 
 from darwinlm.database.levels import module_levels, unfit_widths
-from darwinlm.export.gguf.write import BY_LIBRARY, PLAIN
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import module_shapes
+from darwinlm.gguf.write import BY_LIBRARY, PLAIN
 from darwinlm.recipe import UnitsSettings, load_recipe, options
 from darwinlm.recipe.quantisation import GROUPS
 from darwinlm.runtime.errors import RecipeError

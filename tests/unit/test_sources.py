@@ -74,6 +74,14 @@ ARTICLE = " \n = Title = \n \n A paragraph . \n \n = = Section = = \n \n Another
         *(("a.jsonl", json_lines([{"id": 1, name: "hello"}]), ["hello"]) for name in USUAL),
         ("a.jsonl", json_lines([{"content": "no", "text": "yes"}]), ["yes"]),
         ("a.jsonl", json_lines([{"text": None}, {"text": " \n"}, {"text": ""}, {"text": "hello"}]), ["hello"]),
+        ("a.json", json.dumps(ROWS), TEXTS),
+        ("a.json", "\ufeff\n" + json.dumps(ROWS, indent=4), TEXTS),
+        ("a.jsonl.gz", gzip.compress(json.dumps(ROWS).encode(), mtime=0), TEXTS),
+        ("a.csv", 'id,text\n1,"one, ""quoted""\nin two lines"\n\n2,two\n3\n', ['one, "quoted"\nin two lines', "two"]),
+        ("a.csv", b"\xef\xbb\xbftext;id\r\none, two;1\r\n", ["one, two"]),
+        ("a.tsv", "id\ttext\n1\tone, two\n", ["one, two"]),
+        ("a.csv.gz", gzip.compress(b"text\none\ntwo\n", mtime=0), ["one", "two"]),
+        ("a.md", "# One\n\ntext\n\n\n# Two\n", ["# One\n\ntext", "# Two"]),
         ("a.jsonl", '{"text": "a\\ud800b \\ud83d\\ude00"}', ["a\ufffdb \U0001f600"]),
     ],
 )
@@ -131,6 +139,12 @@ def test_folder_is_read_in_sorted_order_without_what_is_no_text(tmp_path):
     assert read(tmp_path) == read(f"{tmp_path}/") == ["a", "b", "c"]
 
 
+def test_a_long_list_is_read_in_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "PIECE", 7)
+    rows = [{"text": "x" * number} for number in range(1, 40)]
+    assert read(write(tmp_path / "a.json", json.dumps(rows))) == [row["text"] for row in rows]
+
+
 def test_nothing_is_read_before_it_is_asked_for(tmp_path):
     documents = read_documents(str(write(tmp_path / "a.jsonl", json_lines(ROWS[:1]) + "not JSON\n")))
     assert next(documents) == "document 0"
@@ -168,7 +182,14 @@ NO_UTF8 = "line 2: byte 0xe9 at column 14 isn't UTF-8. Convert the file"
         ),
         ("a.jsonl", '{"text": 3}', "line 1: the field 'text' holds a int"),
         ("a.jsonl", '{"text": "a"}\n{"text": "cut', "a.jsonl, line 2: this isn't JSON (Unterminated string"),
-        ("a.json", '[{"text": "a"}]', "line 1: the line holds a list, not a record"),
+        ("a.json", '[{"text": "a"}, 7]', "record 2: this is a int, not a record"),
+        ("a.json", '[{"text": "a"}, {"text": "b"', "record 2: this isn't JSON"),
+        ("a.json", b'[{"text": "caf\xe9"}]', "the file isn't UTF-8"),
+        ("a.json", "[]", NO_TEXT),
+        ("a.jsonl", '"a"', "line 1: this is a str, not a record"),
+        ("a.csv", "id,text\n1,one, two\n", "line 2: there are more cells than columns"),
+        ("a.csv", 'text\n"never closed\n', "unexpected end of data. Correct the line"),
+        ("a.csv", "review,stars\ngood,5\n", "the existing fields are: review, stars"),
         ("a.parquet", b"", "the file is damaged or isn't Parquet"),
         ("a.parquet", b"not a table at all, whatever its name says", "the file is damaged or isn't Parquet"),
         ("a.arrow", b"", "the file is damaged or isn't Arrow"),
@@ -209,7 +230,8 @@ def test_field_not_found_names_the_fields_there_are(tmp_path, kind):
     else:
         write_arrow(path, rows, stream=True)
     text = message(path)
-    assert "no field text, passage, page, content or messages; the existing fields are: body, title" in text
+    assert "no field text, passage" in text
+    assert "prompt+completion; the existing fields are: body, title" in text
     assert "after a '#'" in text
     assert "no field summary; the existing fields are: body, title" in message(f"{path}#summary")
 

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from tests.tiny.tokenizer import tiny_tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from darwinlm.evaluation.models import open_model
 from darwinlm.families import checkpoint, loading
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.resolve import resolve_model
+from darwinlm.models.opened import open_model
+from darwinlm.models.resolve import resolve_model
 from darwinlm.runtime.errors import CheckpointError, MissingExtraError, RemoteCodeError, install
 
 

@@ -56,7 +56,7 @@ def chat(
 ) -> None:
     """Talk to a model. Answers appear as they are written; piped input is read as one question per line."""
     from darwinlm.evaluation.chat import AnswerSettings, Conversation
-    from darwinlm.evaluation.models import open_model
+    from darwinlm.models.opened import open_model
 
     settings = AnswerSettings(max_tokens, temperature, repetition_penalty, seed, system)
     talks = {}

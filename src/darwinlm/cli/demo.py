@@ -62,7 +62,7 @@ def _sizes(console: Console, results: Any, kept: float | None) -> None:
 def _answers(console: Console, out: Path) -> None:
     """Ask questions through the chat template and print the answers of both models."""
     from darwinlm.evaluation.chat import AnswerSettings, Conversation
-    from darwinlm.evaluation.models import open_model
+    from darwinlm.models.opened import open_model
     from darwinlm.runs.demo import QUESTIONS
 
     settings = AnswerSettings(max_tokens=40, temperature=0)

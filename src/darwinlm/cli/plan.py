@@ -47,7 +47,7 @@ def plan(
     if chosen.model is None:
         raise RecipeError("no model is given: name a hub id, a folder or a GGUF file")
     room = {"ram": read_bytes("--ram", ram), "disk": read_bytes("--disk", disk)}
-    from darwinlm.families.resolve import describe_model
+    from darwinlm.models.resolve import describe_model
     from darwinlm.planning.devices import find_device
     from darwinlm.planning.model import Sizes
     from darwinlm.planning.plan import HEADINGS, cells, make_plan

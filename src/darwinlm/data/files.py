@@ -1,36 +1,38 @@
-"""Read documents from the files of a source: text, JSON lines, Parquet and Arrow."""
+"""Read documents from the files of a source: text, JSON, CSV, Parquet and Arrow."""
 
 from __future__ import annotations
 
 import codecs
+import csv
 import gzip
+import io
 import json
+import re
 import struct
 import zlib
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from darwinlm.data.arrow import unpacked_bytes
+from darwinlm.data.records import CHAT_COLUMNS, text_fields, text_of, texts_of
 from darwinlm.runtime.errors import DataError, MissingExtraError
 from darwinlm.runtime.limits import shorten
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from transformers import PreTrainedTokenizerBase
 
     from darwinlm.data.shuffle import Shuffle
 
-CHAT_FIELD = "messages"
-"""Field for the chat of a record without text."""
-TEXT_FIELDS = ("text", "passage", "page", "content", CHAT_FIELD)
-"""Fields that may hold a record's text, in order of preference; `messages` holds a chat."""
-
-_TEXT_EXTENSIONS = (".txt", ".txt.gz")
+_TEXT_EXTENSIONS = (".txt", ".txt.gz", ".md")
 _JSON_EXTENSIONS = (".jsonl", ".jsonl.gz", ".json")
+_CSV_EXTENSIONS = (".csv", ".csv.gz", ".tsv")
 _ARROW_EXTENSIONS = (".parquet", ".arrow")
-EXTENSIONS = _TEXT_EXTENSIONS + _JSON_EXTENSIONS + _ARROW_EXTENSIONS
+EXTENSIONS = _TEXT_EXTENSIONS + _JSON_EXTENSIONS + _CSV_EXTENSIONS + _ARROW_EXTENSIONS
 """Supported file extensions."""
 
 OPEN_FILES = 64
@@ -40,6 +42,10 @@ DOCUMENT_CHARACTERS = 1 << 24
 """Maximum length of a document in characters; longer ones are cut and counted."""
 LINE_BYTES = 1 << 26
 """Maximum length of a line in bytes; longer lines of text are cut, longer records are refused."""
+CELL_CHARACTERS = 1 << 22
+"""Maximum length of a cell of a CSV table."""
+PIECE = 1 << 20
+"""Characters of a JSON list that are read at once."""
 BLANK_LINES = 10**6
 """Maximum number of consecutive blank lines."""
 FREE_BYTES, RATIO = 1 << 26, 200
@@ -48,6 +54,7 @@ FREE_BYTES, RATIO = 1 << 26, 200
 _ROWS_PER_BATCH = 8
 """Rows that are unpacked at once; a dictionary may repeat a long text in all of them."""
 _ARROW_FILE = b"ARROW1"
+_BETWEEN = re.compile(r"[\s,]*")
 _BOMB = f"{{}}: the file unpacks to more than {RATIO} times its size, as text never does. Give the text itself."
 
 
@@ -74,11 +81,6 @@ def extension_of(path: Path) -> str | None:
     return next((extension for extension in EXTENSIONS if name.endswith(extension)), None)
 
 
-def listed(names: Sequence[str]) -> str:
-    """Names as a list for messages: a, b or c."""
-    return f"{', '.join(names[:-1])} or {names[-1]}" if len(names) > 1 else names[0]
-
-
 def read_files(
     files: Sequence[Path],
     field: str | None,
@@ -88,7 +90,7 @@ def read_files(
     """Read the documents of files, one of each in turn, so that the first documents come from all files.
 
     At most `OPEN_FILES` are read at once; when one ends, the next one is opened. `field` holds the text of a record;
-    None tries `TEXT_FIELDS`. Without `shuffle`, the order is kept. Only chats need the tokenizer. Raises DataError,
+    None finds it by its name. Without `shuffle`, the order is kept. Only chats need the tokenizer. Raises DataError,
     MissingExtraError.
     """
     waiting = [_read_file(path, field, tokenizer) for path in files]
@@ -114,48 +116,55 @@ def _read_file(path: Path, field: str | None, tokenizer: PreTrainedTokenizerBase
         yield from _split_text(path)
     elif extension in _JSON_EXTENSIONS:
         yield from texts_of(json_records(path), field, tokenizer)
+    elif extension in _CSV_EXTENSIONS:
+        yield from texts_of(_csv_records(path), field, tokenizer)
     else:
         yield from _read_arrow(path, field, tokenizer, is_parquet=extension == ".parquet")
 
 
-def _lines(path: Path, *, cut: bool) -> Iterator[tuple[int, str]]:
-    """Yield (line number from 1, line without its end) of a UTF-8 file, unpacked if its name ends in ``.gz``.
-
-    A line longer than `LINE_BYTES` is cut or refused. A blank line is yielded as "".
-    """
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file, unpacked if its name ends in ``.gz``; errors of reading become a `DataError`."""
     opened = gzip.open if path.name.lower().endswith(".gz") else Path.open
     try:
         with cast("IO[bytes]", opened(path, "rb")) as handle:
-            number, blank, most = 0, 0, max(FREE_BYTES, RATIO * path.stat().st_size)
-            while raw := handle.readline(LINE_BYTES):
-                number += 1
-                whole = raw.endswith(b"\n") or len(raw) < LINE_BYTES
-                if not whole and not cut:
-                    raise DataError(
-                        f"{path}, line {number}: the line has more than {LINE_BYTES:,} bytes. Every line has to be one "
-                        "record of text."
-                    )
-                line = _decoded(raw, path, number, whole=whole)
-                blank = 0 if line else blank + 1
-                if blank > BLANK_LINES:
-                    raise DataError(
-                        f"{path}, line {number}: {BLANK_LINES:,} lines in a row are blank. Give a text file."
-                    )
-                yield number, line
-                while not whole:
-                    _check_unpacked(path, handle, most)
-                    rest = handle.readline(LINE_BYTES)
-                    whole = rest.endswith(b"\n") or not rest
-                if number % 4096 == 0 or len(raw) > 1 << 20:
-                    _check_unpacked(path, handle, most)
+            yield handle
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: the file is damaged or isn't gzip ({error}). Pack or download it again.") from error
     except OSError as error:
         raise DataError(f"{path}: the file can't be read ({error.strerror}). Check its permissions.") from error
 
 
-def _check_unpacked(path: Path, handle: IO[bytes], most: int) -> None:
-    if path.name.lower().endswith(".gz") and handle.tell() > most:
+def _lines(path: Path, *, cut: bool) -> Iterator[tuple[int, str]]:
+    """Yield (line number from 1, line without its end) of a UTF-8 file.
+
+    A line longer than `LINE_BYTES` is cut or refused. A blank line is yielded as "".
+    """
+    with _opened(path) as handle:
+        number, blank = 0, 0
+        while raw := handle.readline(LINE_BYTES):
+            number += 1
+            whole = raw.endswith(b"\n") or len(raw) < LINE_BYTES
+            if not whole and not cut:
+                raise DataError(
+                    f"{path}, line {number}: the line has more than {LINE_BYTES:,} bytes. Every line has to be one "
+                    "record of text."
+                )
+            line = _decoded(raw, path, number, whole=whole)
+            blank = 0 if line else blank + 1
+            if blank > BLANK_LINES:
+                raise DataError(f"{path}, line {number}: {BLANK_LINES:,} lines in a row are blank. Give a text file.")
+            yield number, line
+            while not whole:
+                _check_unpacked(path, handle)
+                rest = handle.readline(LINE_BYTES)
+                whole = rest.endswith(b"\n") or not rest
+            if number % 4096 == 0 or len(raw) > 1 << 20:
+                _check_unpacked(path, handle)
+
+
+def _check_unpacked(path: Path, handle: IO[bytes]) -> None:
+    if path.name.lower().endswith(".gz") and handle.tell() > max(FREE_BYTES, RATIO * path.stat().st_size):
         raise DataError(_BOMB.format(path))
 
 
@@ -200,23 +209,83 @@ def _split_text(path: Path) -> Iterator[str]:
 
 
 def json_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (place for messages, record) of every line of a file that isn't blank. Raises DataError."""
-    for number, line in _lines(path, cut=False):
-        if not line:
-            continue
-        where = f"{path}, line {number}"
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(
-                f"{where}: this isn't JSON ({shorten(error, 200)}). Every line has to be one whole record."
-            ) from error
+    """Yield (place for messages, record) of a file with one record per line, or with one list of records.
+
+    Raises DataError.
+    """
+    with _opened(path) as handle:
+        is_list = handle.read(PIECE).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
+    for where, record in _json_list(path) if is_list else _json_lines(path):
         if not isinstance(record, dict):
             raise DataError(
-                f"{where}: the line holds a {type(record).__name__}, not a record. "
-                'Every line has to be an object like {"text": "..."}.'
+                f"{where}: this is a {type(record).__name__}, not a record. "
+                'Give one object like {"text": "..."} on every line, or one list of such objects.'
             )
         yield where, record
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    for number, line in _lines(path, cut=False):
+        if line:
+            where = f"{path}, line {number}"
+            try:
+                yield where, json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise DataError(
+                    f"{where}: this isn't JSON ({shorten(error, 200)}). Every line has to be one whole record, or the "
+                    "file one list of records."
+                ) from error
+
+
+def _json_list(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the items of a file that is one list, of which never more than one piece and one item are in memory."""
+    decode = json.JSONDecoder().raw_decode
+    with _opened(path) as handle:
+        pieces = io.TextIOWrapper(handle, encoding="utf-8-sig")
+        number, text, place = 0, "", 0
+        try:
+            while True:
+                try:
+                    place = cast("re.Match[str]", _BETWEEN.match(text, place)).end()
+                    if text[place : place + 1] == "]":
+                        return
+                    record, place = decode(text, place)
+                except (ValueError, RecursionError) as error:
+                    text, place = text[place:], 0
+                    piece = pieces.read(min(max(PIECE, len(text)), LINE_BYTES - len(text)))
+                    if not piece:
+                        raise DataError(
+                            f"{path}, record {number + 1}: this isn't JSON ({shorten(error, 200)}). Correct the list, "
+                            "or write one record per line."
+                        ) from error
+                    text += piece if number or text else piece.lstrip().removeprefix("[")
+                    _check_unpacked(path, handle)
+                else:
+                    number += 1
+                    yield f"{path}, record {number}", record
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: the file isn't UTF-8 ({error}). Convert it (for example with iconv).") from error
+
+
+def _csv_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (place, record) of a table with commas, semicolons or tabs, whose first line names the columns."""
+    lines = (f"{line}\n" for _, line in _lines(path, cut=False))
+    first = next(lines, "")
+    csv.field_size_limit(CELL_CHARACTERS)
+    table = csv.DictReader(chain([first], lines), delimiter=max(",;\t", key=first.count), strict=True)
+    try:
+        for record in table:
+            where = f"{path}, line {table.line_num}"
+            if None in record:
+                raise DataError(
+                    f"{where}: there are more cells than columns in the first line. Put cells with "
+                    f"{table.reader.dialect.delimiter!r} in double quotes."
+                )
+            yield where, record
+    except csv.Error as error:
+        raise DataError(
+            f"{path}, line {table.line_num}: {error}. Correct the line, or write the table again."
+        ) from error
 
 
 def _read_arrow(
@@ -230,28 +299,34 @@ def _read_arrow(
     row = 0
     batches = _parquet_batches(path, field) if is_parquet else _arrow_batches(path, field)
     try:
-        for names, columns in batches:
-            for values in zip(*columns, strict=True):
+        for names, batch in batches:
+            for record in batch.to_pylist():
                 row += 1
-                yield text_of(values, names, f"{path}, row {row}", tokenizer)
+                yield text_of(record, names, f"{path}, row {row}", tokenizer)
     except (pa.ArrowException, OSError, ValueError, LookupError, OverflowError, struct.error) as error:
         kind = "Parquet" if is_parquet else "Arrow"
         reason = shorten(error, 200)
         raise DataError(f"{path}: the file is damaged or isn't {kind} ({reason}). Write it again.") from error
 
 
-def _parquet_batches(path: Path, field: str | None) -> Iterator[tuple[tuple[str, ...], list[list[Any]]]]:
-    """Yield (names of the text columns, a batch of the values of each); other columns aren't read."""
+def _parquet_batches(path: Path, field: str | None) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield (names of the text columns, a batch of rows); columns that hold no text aren't read."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path, pre_buffer=False) as table:
-        names = text_fields(table.schema_arrow.names, field, str(path))
-        for batch in table.iter_batches(batch_size=_ROWS_PER_BATCH, columns=list(names)):
-            yield names, [batch.column(name).to_pylist() for name in names]
+        names, columns = _columns(table.schema_arrow.names, field, path)
+        for batch in table.iter_batches(batch_size=_ROWS_PER_BATCH, columns=columns):
+            yield names, batch
 
 
-def _arrow_batches(path: Path, field: str | None) -> Iterator[tuple[tuple[str, ...], list[list[Any]]]]:
-    """Yield (names of the text columns, a batch of the values of each) of an Arrow stream or file."""
+def _columns(names: Sequence[str], field: str | None, path: Path) -> tuple[tuple[str, ...], list[str]]:
+    """The text fields of a table, and the columns to read."""
+    chosen = text_fields(names, field, str(path))
+    return chosen, [*chosen, *(name for name in CHAT_COLUMNS if name in names and name not in chosen)]
+
+
+def _arrow_batches(path: Path, field: str | None) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield (names of the text columns, a batch of rows) of an Arrow stream or file."""
     import pyarrow as pa
 
     with pa.memory_map(str(path)) as mapped:
@@ -267,107 +342,9 @@ def _arrow_batches(path: Path, field: str | None) -> Iterator[tuple[tuple[str, .
             raise DataError(_BOMB.format(path))
         mapped.seek(start)
         reader = pa.ipc.open_stream(mapped)
-        schema = reader.schema
-        names = text_fields(schema.names, field, str(path))
-        places = [schema.get_field_index(name) for name in names]
+        names, columns = _columns(reader.schema.names, field, path)
         for batch in reader:
-            columns = [batch.column(place) for place in places]
-            for column in columns:
-                column.validate(full=True)  # else an offset beyond the file ends the process
-            for start in range(0, batch.num_rows, _ROWS_PER_BATCH):
-                yield names, [column.slice(start, _ROWS_PER_BATCH).to_pylist() for column in columns]
-
-
-def text_fields(names: Sequence[str], wanted: str | None, where: str) -> tuple[str, ...]:
-    """Choose the text fields: the wanted one, or two joined by a plus, a question and its answer.
-
-    None takes the first existing one of `TEXT_FIELDS`. `where` names the record or file in errors. Raises DataError.
-    """
-    if wanted is not None and wanted not in names and wanted.count("+") == 1:
-        question, answer = wanted.split("+")
-        return text_fields(names, question, where) + text_fields(names, answer, where)
-    candidates = TEXT_FIELDS if wanted is None else (wanted,)
-    chosen = next((name for name in candidates if name in names), None)
-    if chosen is None:
-        there = shorten(", ".join(sorted(map(str, names))), 200) or "none"
-        raise DataError(
-            f"{where}: there is no field {listed(candidates)}; the existing fields are: {there}. "
-            "Name the one that holds the text after a '#' at the end of the source."
-        )
-    return (chosen,)
-
-
-def texts_of(
-    records: Iterable[tuple[str, dict[str, Any]]], field: str | None, tokenizer: PreTrainedTokenizerBase | None
-) -> Iterator[str]:
-    """Texts of records, each with its place for messages; all have the text fields of the first. Raises DataError."""
-    for where, record in records:
-        names = text_fields(list(record), field, where)
-        field = "+".join(names)
-        yield text_of([record[name] for name in names], names, where, tokenizer)
-
-
-def text_of(
-    values: Sequence[object], fields: Sequence[str], where: str, tokenizer: PreTrainedTokenizerBase | None = None
-) -> str:
-    """Text of a record: a string as it is; messages, or a question and its answer, rendered as a chat.
-
-    Only chats need the tokenizer. `where` names the record in errors. Raises DataError.
-    """
-    if len(values) == 2:
-        parts = [text_of([value], [field], where) for value, field in zip(values, fields, strict=True)]
-        if not all(map(str.strip, parts)):
-            return ""
-        return chat_text(
-            [{"role": role, "content": part} for role, part in zip(("user", "assistant"), parts, strict=True)],
-            tokenizer,
-            where,
-        )
-    (value,), (field,) = values, fields
-    if value is None:
-        return ""
-    if isinstance(value, list) or field == CHAT_FIELD:
-        value = chat_text(value, tokenizer, where)
-    if not isinstance(value, str):
-        raise DataError(
-            f"{where}: the field '{field}' holds a {type(value).__name__}, not text. "
-            "Name the one that holds the text after a '#' at the end of the source."
-        )
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return value
-
-
-def chat_text(messages: object, tokenizer: PreTrainedTokenizerBase | None, where: str) -> str:
-    """Render a chat with the model's template, without the bos token, which packing adds.
-
-    `messages` should be a list of records with a `role` and a `content`, both text. Raises DataError.
-    """
-    from jinja2 import TemplateError
-
-    if not isinstance(messages, list) or not all(
-        isinstance(each, dict) and isinstance(each.get("role"), str) and isinstance(each.get("content"), str)
-        for each in messages
-    ):
-        raise DataError(
-            f"{where}: the field with the chat holds no list of messages like "
-            '[{"role": "user", "content": "..."}]. Name the field that holds the text or the chat after a \'#\'.'
-        )
-    if tokenizer is None or not tokenizer.chat_template:
-        raise DataError(
-            f"{where}: this is a chat, but the model's tokenizer has no chat template to render it. Give plain "
-            "text, or a model with a chat template."
-        )
-    if not messages:
-        return ""
-    template: Any = tokenizer.apply_chat_template
-    try:
-        text = str(template(messages, tokenize=False))
-    except TemplateError as error:
-        raise DataError(
-            f"{where}: the model's chat template refuses this chat ({error}). Correct or remove it."
-        ) from error
-    bos = tokenizer.bos_token
-    return text.removeprefix(str(bos)) if bos else text
+            rows = batch.select(columns)
+            rows.validate(full=True)  # else an offset beyond the file ends the process
+            for start in range(0, rows.num_rows, _ROWS_PER_BATCH):
+                yield names, rows.slice(start, _ROWS_PER_BATCH)

@@ -2,12 +2,14 @@
 
 A source is one of
 
-- a text file, ``.txt`` or ``.txt.gz``;
-- a file of records, ``.jsonl``, ``.jsonl.gz``, ``.json`` (one record per line), ``.parquet`` or ``.arrow`` (stream or
-  file format), with text in the field ``text``, else ``passage``, ``page`` or ``content``, or in the field named after
-  a ``#``: ``reviews.jsonl#body``; a field ``messages``, or a named field with a list of messages, is a chat, and so are
-  two fields with a question and its answer, ``faq.jsonl#question+answer``; the model's chat template renders chats;
-- a folder of such files, read in sorted order, subfolders included;
+- a text file, ``.txt``, ``.txt.gz`` or ``.md``;
+- a file of records: ``.jsonl``, ``.jsonl.gz`` or ``.json`` (one record per line, or one list of records), ``.csv``,
+  ``.csv.gz``, ``.tsv``, ``.parquet`` or ``.arrow`` (stream or file format). The text is the field named after a ``#``,
+  as in ``reviews.jsonl#body``, else ``text``, ``passage``, ``page`` or ``content``. Chats are rendered by the model's
+  chat template: ``messages`` (OpenAI), ``conversations`` (ShareGPT), ``instruction``, ``input`` and ``output``
+  (Alpaca), ``prompt`` and ``completion`` (TRL), or a question and its answer, ``faq.csv#question+answer``. ``system``
+  and ``tools`` beside them become part of the chat;
+- a folder of such files, read in sorted order, subfolders included, without ``README.md``;
 - a data set of the Hugging Face hub, ``hf:owner/name[:config][@split][#field]``, streamed.
 
 Everything is read lazily. A consumer that stops early only pays for the documents that it took and, with shuffling, for
@@ -22,15 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from darwinlm.data.files import (
-    DOCUMENT_CHARACTERS,
-    EXTENSIONS,
-    Tally,
-    extension_of,
-    listed,
-    read_files,
-    texts_of,
-)
+from darwinlm.data.files import DOCUMENT_CHARACTERS, EXTENSIONS, Tally, extension_of, read_files
+from darwinlm.data.records import listed, texts_of
 from darwinlm.runtime.errors import DataError, MissingExtraError
 from darwinlm.runtime.limits import shorten
 
@@ -41,7 +36,9 @@ if TYPE_CHECKING:
 
     from darwinlm.data.shuffle import Shuffle
 
-_DATASET_METADATA = frozenset({"dataset_info.json", "dataset_dict.json", "dataset_infos.json", "state.json"})
+_DATASET_METADATA = frozenset(
+    {"README.md", "dataset_info.json", "dataset_dict.json", "dataset_infos.json", "state.json"}
+)
 _HUB_PATTERN = re.compile(
     r"hf:(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[^:@#]+))?(?:@(?P<split>[^@#]+))?(?:#(?P<field>.+))?"
 )
@@ -135,7 +132,7 @@ def read_documents(
 ) -> Iterator[str]:
     """Read a source as documents, lazily and always in the same order.
 
-    A ``.txt`` file is split at two or more consecutive blank lines (a line of white space is blank). So a single blank
+    A text file is split at two or more consecutive blank lines (a line of white space is blank). So a single blank
     line separates paragraphs, and a file with many articles, such as WikiText, gives many documents. In all other
     formats a record is a document. A byte-order mark is removed. An unpaired surrogate, which JSON allows and
     tokenizers refuse, becomes U+FFFD.
@@ -216,7 +213,7 @@ def _hub_rows(source: HubSource, load_dataset: Any, shuffle: Shuffle | None) -> 
 
 
 def _hub_error(source: HubSource, error: Exception) -> DataError:
-    local = "Or pass local text instead: a .txt, .jsonl or .parquet file, or a folder of them."
+    local = "Or pass local text instead: a .txt, .jsonl, .csv or .parquet file, or a folder of them."
     yes = {"1", "ON", "YES", "TRUE"}
     names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
     offline = [name for name in names if os.environ.get(name, "").strip().upper() in yes]

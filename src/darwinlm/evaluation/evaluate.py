@@ -10,9 +10,9 @@ from typing import Any
 
 from darwinlm.evaluation import harness, summary
 from darwinlm.evaluation.looking_back import LIST_LENGTHS, all_copying, longest_sequence, measure_copying, word_lists
-from darwinlm.evaluation.models import Opened, open_model
 from darwinlm.evaluation.suites import Wanted, parse_suite
 from darwinlm.evaluation.text import TextScore, measure_text, pack, share_vocabulary
+from darwinlm.models.opened import Opened, open_model
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import read_json, write_json
 from darwinlm.runtime.compute import resolve_device, resolve_dtype

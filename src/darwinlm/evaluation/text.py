@@ -66,7 +66,7 @@ def pack(source: str, tokenizer: Any, *, sequence_length: int, max_tokens: int) 
 def share_vocabulary(model: Any, dense: Any) -> bool:
     """Give a dense model the tokens of a smaller model, in memory.
 
-    Both are `evaluation.models.Opened`. If the dense one has all tokens of the smaller model and more, its embedding
+    Both are `models.opened.Opened`. If the dense one has all tokens of the smaller model and more, its embedding
     and head are cut. Returns whether it was cut. Raises ModelError if the vocabularies have different tokens.
     """
     sizes = (int(each.model.get_input_embeddings().weight.shape[0]) for each in (model, dense))

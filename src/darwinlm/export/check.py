@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from darwinlm.export.hf import tokenizer_of
-from darwinlm.export.reshape import Reshaper
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import Family, is_custom
 from darwinlm.runtime.errors import ExportError
+from darwinlm.surgery.reshape import Reshaper
 
 Streams = dict[str, Tensor]
 """Residual stream [t, m] after each sub-layer by `block N attention` and `block N mlp`, and `logits` [t, v]."""

@@ -18,14 +18,14 @@ from darwinlm.export.check import (
     model_streams,
 )
 from darwinlm.export.hf import save_model, saved_bytes, saved_digests, tokenizer_of, unchecked
-from darwinlm.export.reshape import Reshaper, plain_sizes
-from darwinlm.export.sizes import BlockSizes
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import is_custom
 from darwinlm.families.pruned import pruned_classes, pruned_config
 from darwinlm.families.shapes import output_name
 from darwinlm.runtime.artifact import write_json
 from darwinlm.runtime.errors import ExportError
+from darwinlm.surgery.reshape import Reshaper, plain_sizes
+from darwinlm.surgery.sizes import BlockSizes
 
 REPORT = "export.json"
 FORMATS = ("hf", "dense", "vllm")

@@ -7,8 +7,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from darwinlm.export.gguf.write import QUANTISATIONS
 from darwinlm.export.run import export_model
+from darwinlm.gguf.write import QUANTISATIONS
 from darwinlm.runtime.artifact import model_folder
 from darwinlm.runtime.errors import ExportError, ModelError, first_line
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from darwinlm.export.check import ExportReport
 from darwinlm.export.folder import FORMATS, export_folder
-from darwinlm.export.gguf.export import export_gguf
+from darwinlm.export.gguf import export_gguf
 from darwinlm.export.source import check_target, open_source
 from darwinlm.runtime.compute import DTYPES
 from darwinlm.runtime.errors import ExportError

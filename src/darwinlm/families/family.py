@@ -13,7 +13,6 @@ from typing import Any
 
 import yaml
 
-from darwinlm.families.gguf_architecture import Architecture
 from darwinlm.families.parts import KINDS, Attention, Closed, Mixer, Mlp, ModuleKind, Part, Tail
 from darwinlm.families.refusal import why_not
 from darwinlm.runtime.errors import FamilyError
@@ -45,8 +44,8 @@ class Family(Closed):
     tail: Tail | None = None
     """Names of what follows the MLP."""
 
-    gguf: Architecture | None = None
-    """Its architecture in llama.cpp, if there is one."""
+    gguf: dict[str, Any] | None = None
+    """Its architecture in llama.cpp, if there is one, as `darwinlm.gguf.architecture` describes it."""
     exact: tuple[str, ...] = ()
     """Parts of names of weights that the class makes in float32 and doesn't list."""
     switch: str | None = None

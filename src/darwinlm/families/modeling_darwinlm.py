@@ -99,6 +99,7 @@ class Saved:
         """Save config.json and, beside it, the modelling file that `auto_map` in it names."""
         whole = self._whole_definition
         self.auto_map = auto_map(self._definition[0]) if whole is None else auto_map(whole[0], WHOLE)
+        self.tokenizer_only = {"model_type": ""}  # AutoTokenizer, which runs no code, would warn about an unknown type
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         definition = getattr(self if whole is None else self.text_config, "_definition", None)
         if definition:

@@ -14,8 +14,6 @@ from torch import Tensor
 from darwinlm.database.levels import Kept, Level, kept_groups
 from darwinlm.export.check import SAME_ARITHMETIC, ExportReport, check_tokens, compare_streams, model_streams
 from darwinlm.export.hf import save_model, saved_bytes, saved_digests, tokenizer_of, unchecked
-from darwinlm.export.reshape import Reshaper
-from darwinlm.export.sizes import BlockSizes, Tensors, head_owners, split_rows
 from darwinlm.export.source import check_target
 from darwinlm.families.checkpoint import Checkpoint, is_buffer
 from darwinlm.families.loading import listed
@@ -25,7 +23,9 @@ from darwinlm.importing.foreign import open_foreign
 from darwinlm.runtime.artifact import write_json
 from darwinlm.runtime.errors import CheckpointError, ModelError
 from darwinlm.runtime.lock import hold_target
+from darwinlm.surgery.reshape import Reshaper
 from darwinlm.surgery.shrink import layer_overrides, shrink_tensors, split_block
+from darwinlm.surgery.sizes import BlockSizes, Tensors, head_owners, split_rows
 from darwinlm.surgery.stitch import SKIP, empty_model, fill, smaller_config
 
 REPORT = "import.json"

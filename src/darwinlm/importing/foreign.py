@@ -14,14 +14,14 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
-from darwinlm.export.reshape import Reshaper
-from darwinlm.export.sizes import BlockSizes
 from darwinlm.families.bounds import LIMITS, check_quantised
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.config import read_config
 from darwinlm.families.family import PREFIX, Family, families
 from darwinlm.families.parts import Attention, Mlp
 from darwinlm.runtime.errors import CheckpointError, FamilyError, ModelError, first_line
+from darwinlm.surgery.reshape import Reshaper
+from darwinlm.surgery.sizes import BlockSizes
 
 SIZES = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "num_hidden_layers")
 QUERY_GROUPS = ("first", "spread")

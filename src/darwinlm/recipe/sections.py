@@ -58,7 +58,7 @@ class TextSettings(Section):
     """Text for calibration, search, training and evaluation; the parts are disjoint by document."""
 
     source: str | None = "hf:HuggingFaceFW/fineweb-edu"
-    """A local .txt, .jsonl[.gz], .parquet or .arrow file, a folder of them, or `hf:owner/name[:config][@split]`. A
+    """A local .txt, .md, .jsonl, .json, .csv or .parquet file, a folder of them, or `hf:owner/name[:config][@split]`. A
     field with the text or a chat can follow: `#field`, `#question+answer`."""
     sequence_length: Repeats = Field(512, ge=8)
     """Length in tokens of the sequences into which the text is cut."""

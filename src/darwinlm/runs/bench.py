@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 from darwinlm.engines.process import EngineProcess, Timing, require_engine
-from darwinlm.export.gguf.export import export_gguf
-from darwinlm.export.gguf.write import QUANTISATIONS
+from darwinlm.export.gguf import export_gguf
 from darwinlm.export.source import open_source
 from darwinlm.families.config import read_config
-from darwinlm.families.gguf_header import read_header
-from darwinlm.families.resolve import resolve_model
+from darwinlm.gguf.header import read_header
+from darwinlm.gguf.write import QUANTISATIONS
+from darwinlm.models.resolve import resolve_model
 from darwinlm.runtime.artifact import model_folder
 from darwinlm.runtime.compute import DTYPES
 from darwinlm.runtime.errors import EngineError

@@ -16,7 +16,7 @@ from darwinlm.run import Run
 from darwinlm.runtime.console import Reporter
 
 if TYPE_CHECKING:
-    from darwinlm.evaluation.models import Opened
+    from darwinlm.models.opened import Opened
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Result:
         return Conversation(self._opened("auto", "auto"), settings).answer(prompt)
 
     def _opened(self, device: str, dtype: str) -> Opened:
-        from darwinlm.evaluation.models import open_model
+        from darwinlm.models.opened import open_model
 
         return open_model(str(self.model), dtype=dtype, device=device)
 

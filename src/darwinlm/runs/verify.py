@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from darwinlm.export.folder import REPORT
-from darwinlm.export.gguf.export import report_beside
+from darwinlm.export.gguf import report_beside
 from darwinlm.export.hf import recorded_digests, what_changed
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.importing.convert import REPORT as IMPORT_REPORT

@@ -16,9 +16,10 @@ from darwinlm.data import (
     read_documents,
     split_documents,
 )
-from darwinlm.data.files import Tally, listed
+from darwinlm.data.files import Tally
 from darwinlm.data.looking_back import ordinary_tokens, with_repeats
 from darwinlm.data.packing import added_bos
+from darwinlm.data.records import listed
 from darwinlm.data.sources import LocalSource, parse_source
 from darwinlm.data.splits import TextTooShortError, shares_within
 from darwinlm.recipe import Recipe

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from darwinlm.families.loading import load_model, load_tokenizer
-from darwinlm.families.resolve import resolve_model
+from darwinlm.models.resolve import resolve_model
 from darwinlm.runtime.artifact import model_folder
 from darwinlm.runtime.compute import resolve_device, resolve_dtype
 from darwinlm.runtime.errors import FamilyError, ModelError

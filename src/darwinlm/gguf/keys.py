@@ -6,8 +6,8 @@ from collections.abc import Callable
 from math import prod
 from typing import Any
 
-from darwinlm.export.gguf.layout import Layout
-from darwinlm.export.reshape import Reshaper
+from darwinlm.gguf.layout import Layout
+from darwinlm.surgery.reshape import Reshaper
 
 XIELU = "mlp.act_fn."
 """Parameters of Apertus' activation, which are keys of the file."""

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from darwinlm.families.gguf_header import read_header
 from darwinlm.families.loading import check_tokenizer_files
-from darwinlm.families.pre_tokenizer import DIGITS, MERGED, PATTERNS, PLAIN
+from darwinlm.gguf.header import read_header
+from darwinlm.gguf.pre_tokenizer import DIGITS, MERGED, PATTERNS, PLAIN
 from darwinlm.runtime.errors import ExportError
 from darwinlm.runtime.limits import shorten
 

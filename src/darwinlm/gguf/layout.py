@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from darwinlm.export.gguf.features import read_features
-from darwinlm.export.gguf.rope import Rope, UnsupportedError
-from darwinlm.export.reshape import Reshaper, plain_sizes
-from darwinlm.export.sizes import BlockSizes
 from darwinlm.families.family import Family
-from darwinlm.families.gguf_architecture import Architecture
+from darwinlm.gguf.architecture import Architecture, architecture_of
+from darwinlm.gguf.features import read_features
+from darwinlm.gguf.rope import Rope, UnsupportedError
+from darwinlm.surgery.reshape import Reshaper, plain_sizes
+from darwinlm.surgery.sizes import BlockSizes
 
 UNEQUAL = {
     "deci": Architecture(
@@ -63,7 +63,7 @@ def choose_layout(reshaper: Reshaper, mlp_multiple: int) -> Layout:
     Raises:
         UnsupportedError: No architecture of stock llama.cpp supports this model; the message gives the reason.
     """
-    config, stock = reshaper.checkpoint.config, reshaper.family.gguf
+    config, stock = reshaper.checkpoint.config, architecture_of(reshaper.family)
     if stock is None:
         raise UnsupportedError(UNKNOWN)
     columns = max(map(reshaper.columns_of, range(reshaper.checkpoint.n_blocks)))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from darwinlm.export.gguf.rope import Rope, UnsupportedError, read_rope
-from darwinlm.families.gguf_architecture import Architecture
+from darwinlm.gguf.architecture import Architecture
+from darwinlm.gguf.rope import Rope, UnsupportedError, read_rope
 
 LITE = 26, 27
 OTHER_FORMATS = "Use --to vllm or --to hf"

@@ -1,8 +1,7 @@
-"""From a hub id, folder or GGUF file to a local checkpoint."""
+"""From a GGUF file to a checkpoint: transformers dequantises it, and its result is checked against the header."""
 
 from __future__ import annotations
 
-import errno
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,20 +16,13 @@ from safetensors import SafetensorError
 
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
-from darwinlm.families.gguf_header import GgufHeader, read_header
-from darwinlm.families.gguf_rope import FACTORS, read_llama3
 from darwinlm.families.loading import listed, load_model, load_tokenizer
-from darwinlm.families.origin import FILES, write_gguf_origin
-from darwinlm.families.pre_tokenizer import split_as_named
+from darwinlm.families.origin import write_gguf_origin
+from darwinlm.gguf.header import GgufHeader, read_header
+from darwinlm.gguf.llama3 import FACTORS, read_llama3
+from darwinlm.gguf.pre_tokenizer import split_as_named
 from darwinlm.runtime.artifact import StageFolder, file_digest, read_json, stage_version, write_json
-from darwinlm.runtime.errors import (
-    CheckpointError,
-    MissingExtraError,
-    ModelError,
-    first_line,
-    import_extra,
-    storage_error,
-)
+from darwinlm.runtime.errors import CheckpointError, MissingExtraError, first_line, import_extra, storage_error
 from darwinlm.runtime.limits import shorten
 
 T = TypeVar("T")
@@ -41,54 +33,8 @@ GGUF_DTYPE = "bfloat16"
 """Type in which models of GGUF files are saved; the files don't record the original one."""
 
 
-def resolve_model(model: str, work: Path, *, allow_remote_code: bool = False) -> Checkpoint:
-    """Find a model (hub id `owner/name[@revision]`, folder or GGUF file) and return it as a local checkpoint.
-
-    Converted files go to the folder `work`.
-
-    Raises:
-        ModelError: The model doesn't exist or can't be reached.
-        FamilyError: Its architecture isn't known.
-        CheckpointError: Its files are damaged.
-        MissingExtraError: A GGUF file without the extra `gguf`.
-    """
-    path = Path(model).expanduser()
-    try:
-        path.stat()
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENOTDIR, None):
-            raise ModelError(f"there is no model at '{shorten(model)}': {error.strerror}") from error
-    except ValueError:  # a zero byte
-        raise ModelError(f"there is no model at {model[:80]!r}: this isn't a path") from None
-    if path.is_file():
-        if path.suffix != ".gguf":
-            raise ModelError(f"{path} is a file, but not a .gguf one: give a folder, a GGUF file or a hub id")
-        checkpoint = Checkpoint.open(_dequantise(path, work), model)
-    elif path.is_dir():
-        checkpoint = Checkpoint.open(path, allow_remote_code=allow_remote_code)
-    else:
-        checkpoint = Checkpoint.open(from_hub(model, _download), model, allow_remote_code=allow_remote_code)
-    checkpoint.check_embeddings()
-    return checkpoint
-
-
-def describe_model(model: str, *, allow_remote_code: bool = False) -> Checkpoint:
-    """A model's configuration, without its weights.
-
-    Of a hub id only config.json is fetched, of a GGUF file only the header is read.
-
-    Raises:
-        ModelError: There is no such model, or it can't be reached.
-        FamilyError: Its architecture isn't known.
-    """
-    path = Path(model).expanduser()
-    if path.is_file() and path.suffix == ".gguf":
-        return _header(path)
-    folder = path if path.is_dir() else from_hub(model, _fetch, ", or give a folder that holds its config.json")
-    return Checkpoint.describe(folder, model, allow_remote_code=allow_remote_code)
-
-
-def _header(path: Path) -> Checkpoint:
+def describe_gguf(path: Path) -> Checkpoint:
+    """The configuration in a file's header, without weights. Raises CheckpointError."""
     from transformers import AutoConfig
 
     read_header(path)
@@ -99,41 +45,7 @@ def _header(path: Path) -> Checkpoint:
     return Checkpoint(path.parent, config, family_of(config), str(path))
 
 
-def _fetch(name: str, revision: str | None) -> Path:
-    from huggingface_hub import hf_hub_download
-
-    return Path(hf_hub_download(name, "config.json", revision=revision)).parent
-
-
-def from_hub(model: str, fetch: Callable[[str, str | None], Path], otherwise: str = "") -> Path:
-    """The folder that `fetch` gets for a name on the hub and its revision.
-
-    Raises ModelError if the name is none of the hub, or nothing is found; the message ends with what to do `otherwise`.
-    """
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    path = Path(model).expanduser()
-    if path.suffix == ".gguf" or path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
-        raise ModelError(f"there is no model at '{model}': give a folder, a GGUF file or a hub id such as owner/name")
-    name, _, revision = model.partition("@")
-    try:
-        return fetch(name, revision or None)
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = first_line(error)
-        raise ModelError(
-            f"can't find the model '{model}' on this machine or on the hub ({reason}): check the name, the network "
-            f"and, for gated models, your login{otherwise}"
-        ) from error
-
-
-def _download(name: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py", "README.md", *FILES]
-    return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-
-
-def _dequantise(path: Path, work: Path) -> Path:
+def dequantise(path: Path, work: Path) -> Path:
     """Convert a GGUF file to a folder of float32 safetensors, once."""
     for package in ("gguf", "accelerate"):  # transformers needs both, and reports it late
         import_extra(package, "gguf", f"reading {path.name}")

@@ -28,16 +28,16 @@ from darwinlm.export.check import (
     divergence,
     model_streams,
 )
-from darwinlm.export.gguf.layout import Layout, choose_layout
-from darwinlm.export.gguf.reference import Get, GgufFile, computes, reference_streams
-from darwinlm.export.gguf.rope import UnsupportedError
-from darwinlm.export.gguf.tensors import block_tensors, gguf_tensors
-from darwinlm.export.gguf.tokenizer import MODEL, TEMPLATE, copy_tokenizer, read_tokenizer
-from darwinlm.export.gguf.write import BY_LIBRARY, QUANTISATIONS, write_gguf
-from darwinlm.export.reshape import Reshaper
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.gguf.layout import Layout, choose_layout
+from darwinlm.gguf.reference import Get, GgufFile, computes, reference_streams
+from darwinlm.gguf.rope import UnsupportedError
+from darwinlm.gguf.tensors import block_tensors, gguf_tensors
+from darwinlm.gguf.tokenizer import MODEL, TEMPLATE, copy_tokenizer, read_tokenizer
+from darwinlm.gguf.write import BY_LIBRARY, QUANTISATIONS, write_gguf
 from darwinlm.runtime.artifact import file_digest, write_json
 from darwinlm.runtime.errors import EngineError, ExportError, MissingExtraError, import_extra, storage_error
+from darwinlm.surgery.reshape import Reshaper
 
 ENGINE = "llama.cpp"
 TYPE_ERROR = {

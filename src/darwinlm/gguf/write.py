@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from darwinlm.export.gguf.keys import write_further
-from darwinlm.export.gguf.layout import Layout
-from darwinlm.export.gguf.rope import write_rope
-from darwinlm.export.gguf.tensors import gguf_tensors
-from darwinlm.export.gguf.tokenizer import write_tokenizer
-from darwinlm.export.reshape import Reshaper
+from darwinlm.gguf.keys import write_further
+from darwinlm.gguf.layout import Layout
+from darwinlm.gguf.rope import write_rope
+from darwinlm.gguf.tensors import gguf_tensors
+from darwinlm.gguf.tokenizer import write_tokenizer
 from darwinlm.runtime.errors import ExportError
+from darwinlm.surgery.reshape import Reshaper
 
 PLAIN = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
 """Quantisations that the package `gguf` computes itself."""

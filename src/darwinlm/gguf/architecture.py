@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, Literal
 
 from pydantic import Field
 
+from darwinlm.families.family import Family, families
 from darwinlm.families.parts import Closed
 
 FusedTensor = Literal["attn_qkv", "ffn_up", "ffn_gate_up_exps"]
@@ -89,3 +91,14 @@ class Architecture(Closed):
     product of fields, or `computed` by the function of this name in `keys.py`. Empty fields aren't written."""
     requires: tuple[Requirement, ...] = ()
     """Limits of the architecture."""
+
+
+def architecture_of(family: Family) -> Architecture | None:
+    """The architecture of a known family; None if llama.cpp has none."""
+    return _architectures()[family.key]
+
+
+@cache
+def _architectures() -> dict[str, Architecture | None]:
+    known = families().items()
+    return {key: None if each.gguf is None else Architecture.model_validate(each.gguf) for key, each in known}

@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.export.gguf.keys import XIELU
-from darwinlm.export.gguf.layout import Layout
-from darwinlm.export.gguf.rope import rope_tensors
-from darwinlm.export.reshape import Reshaper
-from darwinlm.export.sizes import BlockSizes, Tensors, split_rows
 from darwinlm.families.expert_tensors import by_rows, row_axis
 from darwinlm.families.family import Family
 from darwinlm.families.layout import stored_name
 from darwinlm.families.parts import Attention, Mlp
 from darwinlm.families.shapes import row_segments
+from darwinlm.gguf.keys import XIELU
+from darwinlm.gguf.layout import Layout
+from darwinlm.gguf.rope import rope_tensors
 from darwinlm.runtime.errors import ExportError
+from darwinlm.surgery.reshape import Reshaper
+from darwinlm.surgery.sizes import BlockSizes, Tensors, split_rows
 
 PARTS = ("attn_q", "attn_k", "attn_v")
 MLP_PARTS = ("ffn_gate", "ffn_up")

@@ -9,7 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.export.sizes import (
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.expert_tensors import shape_by_rows
+from darwinlm.families.parts import Attention, Mixer, Mlp, Tail
+from darwinlm.families.shapes import head_dim, output_name
+from darwinlm.runtime.errors import ExportError
+from darwinlm.surgery.shrink import split_block
+from darwinlm.surgery.sizes import (
     BlockSizes,
     Tensors,
     block_sizes,
@@ -18,12 +24,6 @@ from darwinlm.export.sizes import (
     widen_mlp,
     zero_sublayer,
 )
-from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.expert_tensors import shape_by_rows
-from darwinlm.families.parts import Attention, Mixer, Mlp, Tail
-from darwinlm.families.shapes import head_dim, output_name
-from darwinlm.runtime.errors import ExportError
-from darwinlm.surgery.shrink import split_block
 from darwinlm.surgery.stitch import fill
 
 

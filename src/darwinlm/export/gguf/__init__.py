@@ -1,1 +1,0 @@
-"""GGUF files for stock llama.cpp: architecture, tensors, tokenizer, and an independent reader."""

@@ -1,0 +1,1 @@
+"""GGUF files: architectures of llama.cpp, headers, tensors, tokenizers; read and written."""
