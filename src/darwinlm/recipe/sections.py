@@ -416,6 +416,15 @@ class Recipe(Section):
         return {**tree, "budget": {**budget, "keep": shares[-1]}}
 
     @model_validator(mode="after")
+    def _equal_layers_have_equal_groups(self) -> Recipe:
+        if self.search.layers == "equal" and self.units.attention == "query_head":
+            raise ValueError(
+                "search.layers is equal, but units.attention=query_head removes single heads, after which KV heads "
+                "serve different numbers of them; use units.attention=lattice"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _time_is_of_one_round(self) -> Recipe:
         if self.time is not None and self.rounds:
             raise ValueError("time: it can't be limited with rounds; set search.minutes and recovery.tokens")

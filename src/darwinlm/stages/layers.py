@@ -6,13 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 from darwinlm.database.levels import Level
-from darwinlm.export.gguf.layout import choose_layout
-from darwinlm.export.gguf.rope import UnsupportedError
-from darwinlm.export.reshape import Reshaper
-from darwinlm.export.sizes import BlockSizes
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import is_custom
 from darwinlm.families.shapes import ModuleShape
+from darwinlm.gguf.layout import choose_layout
+from darwinlm.gguf.rope import UnsupportedError
 from darwinlm.recipe import Recipe
 from darwinlm.recipe.quantisation import in_gguf
 from darwinlm.runtime.errors import BudgetError, RecipeError
@@ -21,7 +19,9 @@ from darwinlm.search.problem.problem import Budget
 from darwinlm.search.problem.space import Allocation, SearchSpace
 from darwinlm.search.propose.equal import EqualLayers, equal_layers
 from darwinlm.surgery.depth import can_lose_blocks, without_blocks
+from darwinlm.surgery.reshape import Reshaper
 from darwinlm.surgery.shrink import layer_overrides
+from darwinlm.surgery.sizes import BlockSizes
 from darwinlm.surgery.stitch import chosen_levels, layer_table, smaller_config
 
 
@@ -37,19 +37,13 @@ def choose_layers(
     if layers == "equal":
         if is_custom(checkpoint.config):
             raise RecipeError("--layers equal: the layers of this model already differ; prune its original instead")
-        if recipe.units.attention == "query_head":
-            raise RecipeError(
-                "--layers equal: units.attention=query_head removes single heads, after which KV heads serve different "
-                "numbers of them; use units.attention=lattice"
-            )
         return True, None
-    reason = _why_not_unequal(checkpoint, space, shapes)
-    if reason is None:
+    if layers == "unequal" or not _only_equal_in_gguf(checkpoint, space, shapes):
         return False, None
-    about = f"GGUF files of {checkpoint.family.model_type} models need equal layers ({reason})"
-    if layers == "auto" and for_gguf:
-        return True, f"--for {recipe.units.quantisation}: {about}, so all layers get the same sizes (--layers equal)"
-    return False, f"{about}: for a GGUF file, stop here and prune with --for gguf; this run makes unequal layers"
+    about = f"llama.cpp runs {checkpoint.family.model_type} models only with equal layers"
+    if for_gguf:
+        return True, f"{about}: with --for {recipe.units.quantisation} all layers get the same sizes"
+    return False, f"{about}, and this run makes unequal ones: for a GGUF file, stop it and prune with --for gguf"
 
 
 def layers_that_run(
@@ -107,14 +101,14 @@ def _sizes(space: SearchSpace, shapes: list[ModuleShape], allocation: Allocation
     return list(blocks.values())
 
 
-def _why_not_unequal(checkpoint: Checkpoint, space: SearchSpace, shapes: list[ModuleShape]) -> str | None:
-    """Why llama.cpp runs this model only with equal layers; None if it also runs others, or doesn't run it at all."""
+def _only_equal_in_gguf(checkpoint: Checkpoint, space: SearchSpace, shapes: list[ModuleShape]) -> bool:
+    """Whether llama.cpp runs this model, but not with a narrower MLP in one of its blocks."""
     sizes = _sizes(space, shapes, space.dense)
     if is_custom(checkpoint.config) or _why_not_gguf(checkpoint, checkpoint.config, sizes) is not None:
-        return None
+        return False
     first = next(each for each in sizes if each.width)
     other = [replace(each, width=each.width // 2) if each is first else each for each in sizes]
-    return _why_not_gguf(checkpoint, checkpoint.config, other)
+    return _why_not_gguf(checkpoint, checkpoint.config, other) is not None
 
 
 def _why_not_gguf(checkpoint: Checkpoint, config: Any, sizes: list[BlockSizes]) -> str | None:

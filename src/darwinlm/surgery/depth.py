@@ -87,7 +87,9 @@ def _shortened(tree: dict[str, Any], kept: Sequence[int]) -> dict[str, Any]:
 def _alike(block: nn.Module, other: nn.Module) -> bool:
     """Whether two blocks compute the same with the same weights, whatever their numbers."""
     pairs = list(zip(block.named_modules(), other.named_modules(), strict=False))
-    same = all(name == named and _settings(one) == _settings(two) for (name, one), (named, two) in pairs)
+    same = all(
+        name == named and _settings(two).items() <= _settings(one).items() for (name, one), (named, two) in pairs
+    )
     return same and len(pairs) == sum(1 for _ in block.modules()) == sum(1 for _ in other.modules())
 
 
@@ -97,4 +99,4 @@ def _settings(module: nn.Module) -> dict[str, Any]:
     plain = {k: v for k, v in vars(module).items() if isinstance(v, kinds) and not k.startswith("_")}
     shapes = {name: tuple(weight.shape) for name, weight in module.named_parameters(recurse=False)}
     number = {"layer_idx": None, "layer_id": None}
-    return {"class": type(module), **plain, **shapes, **number}
+    return {"class": getattr(type(module), "_parent", type(module)), **plain, **shapes, **number}

@@ -140,8 +140,8 @@ def equal_layers(
         space: Modules and levels.
         cost: Cost of allocations.
         upper: Maximum cost of the modules.
-        runs: Why the sizes of an allocation can't be used; None if they can. Of dense models, only the widest MLP is
-            tried with each size of attentions.
+        runs: Why the sizes of an allocation can't be used; None if they can. Of dense models, only the narrowest and
+            the widest MLP are tried with each size of attentions.
         removable: Whether whole blocks may be removed.
 
     Raises:
@@ -153,12 +153,13 @@ def equal_layers(
     mixture = any(module.levels[-1].experts for module in space.modules)
     for uniform in uniform_sizes(space):
         standing = [each for each in uniform if all(each[index] for index in cut)]
-        # The width of shared experts may have to be a multiple of that of the others.
-        refusals = [runs(each) for each in (standing if mixture else standing[-1:])]
-        reason = next(filter(None, refusals), reason)
-        if mixture:
-            standing = [each for each, refusal in zip(standing, refusals, strict=True) if refusal is None]
-        if standing and None in refusals:
+        # The width of shared experts may have to be a multiple of that of the others, so all are tried.
+        tried = standing if mixture else [*standing[:1], *standing[-1:]]
+        refusals = {each: runs(each) for each in tried}
+        reason = next(filter(None, refusals.values()), reason)
+        if any(refusals.values()):
+            standing = [each for each in tried if refusals[each] is None]
+        if standing:
             sizes[tuple(dict.fromkeys(standing))] = None
     if not sizes:
         raise BudgetError(f"--layers equal: {reason or 'no module can be cut'}")
