@@ -30,6 +30,7 @@ def prune(
     time: arguments.Time = None,
     preset: arguments.Preset = None,
     ready_for: arguments.For = None,
+    layers: arguments.Layers = None,
     text: arguments.Text = None,
     recipe: arguments.RecipeFile = None,
     assignments: arguments.Set = None,
@@ -42,7 +43,11 @@ def prune(
 
     budget = {"keep": keep, "params": params, "bytes": size, "speedup": speedup, "latency": latency}
     others: dict[str, Any] = {"vocab": vocab, "time": time, "preset": preset, "text": text, "ready_for": ready_for}
-    others |= {"database": str(database) if database else None, "allow_remote_code": allow_remote_code or None}
+    others |= {
+        "layers": layers,
+        "database": str(database) if database else None,
+        "allow_remote_code": allow_remote_code or None,
+    }
     recipes = load_recipes(recipe, assignments or (), options(model=model, **budget, **others))
     last = _last_stage(until)
     if len(recipes) > 1:

@@ -17,6 +17,7 @@ from darwinlm.runtime.artifact import write_json
 from darwinlm.stages.recover import Recovered
 from darwinlm.stages.refit import Refitted
 from darwinlm.stages.stitch import Stitched
+from darwinlm.surgery.depth import in_family_class
 from darwinlm.surgery.stitch import as_dtype
 
 FILES = "export.json"
@@ -55,6 +56,7 @@ def _save(
     """
     folder = task.context.folder / MODEL
     model = as_dtype((recover or refit or stitch).model(), saved_dtype(task.recipe, dense.dtype))
+    model = in_family_class(model, stitch.checkpoint)
     save_model(model, folder, tokenizer=dense.tokenizer(), source=teacher.folder)
     check_saved(model, folder, validation.tokens[:2, :128])
     write_json(task.folder / FILES, {"files": saved_digests(folder)})

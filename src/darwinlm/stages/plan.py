@@ -8,10 +8,12 @@ from darwinlm.database.levels import unfit_widths
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import module_shapes
+from darwinlm.recipe.quantisation import in_gguf
 from darwinlm.recipe.settled import saved_dtype
 from darwinlm.runtime.artifact import write_json
 from darwinlm.search.problem.cost import CostModel
 from darwinlm.search.problem.problem import Problem, counted_costs, resolve_budget, space_of
+from darwinlm.stages.layers import choose_layers, layers_that_run
 
 FILE = "plan.json"
 
@@ -28,7 +30,13 @@ def _problem(task: Task, dense: Checkpoint, latency: CostModel | None) -> Proble
     outside = sum(each.numel() for each in dense.skeleton().parameters()) - space.params(space.dense)
     dtype = saved_dtype(recipe, dense.dtype)
     cost = latency or counted_costs(recipe.budget, dense, space, shapes, outside=outside, dtype=dtype)
-    return Problem(space, cost, resolve_budget(cost, recipe.budget), outside)
+    budget = resolve_budget(cost, recipe.budget)
+    equal, _ = choose_layers(recipe, dense, space, shapes)
+    layers = None
+    if equal:
+        for_gguf = in_gguf(recipe.units.quantisation)
+        layers = layers_that_run(dense, space, shapes, cost, budget, for_gguf=for_gguf)
+    return Problem(space, cost, budget, outside, layers)
 
 
 def _costs(task: Task, dense: Checkpoint, latency: CostModel | None) -> dict[str, Any]:
@@ -39,9 +47,11 @@ def _costs(task: Task, dense: Checkpoint, latency: CostModel | None) -> dict[str
 
 def _write(task: Task, dense: Checkpoint, latency: CostModel | None) -> None:
     problem, recipe = _problem(task, dense, latency), task.recipe
-    unfit = unfit_widths(recipe.units, module_shapes(dense), int(dense.config.hidden_size))
-    if unfit is not None:
-        task.context.reporter.say(unfit)
+    shapes = module_shapes(dense)
+    unfit = unfit_widths(recipe.units, shapes, int(dense.config.hidden_size))
+    _, note = choose_layers(recipe, dense, problem.space, shapes)
+    for message in filter(None, (unfit, note)):
+        task.context.reporter.say(message)
     space, cost, budget = problem.space, problem.cost, problem.budget
     modules = [
         {"module": module.name, "levels": len(module.levels), "params": module.levels[-1].params}
@@ -70,7 +80,7 @@ PLAN = Stage(
     work=_write,
     title="plan",
     writes="levels of every module, their costs, the budget",
-    settings=("units", "budget"),
+    settings=("units", "budget", "search.layers"),
     key=_costs,
 )
 """The search problem: levels of each module, their costs, and the budget."""

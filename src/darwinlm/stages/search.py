@@ -15,6 +15,7 @@ from darwinlm.search.problem.space import Allocation
 from darwinlm.search.search import search
 from darwinlm.stages.database import PruningDatabase
 from darwinlm.streaming.decoder import Decoder
+from darwinlm.streaming.streamed import StreamedDecoder
 
 RESULT = "result.json"
 
@@ -46,8 +47,13 @@ def _search(
     """
     context = task.context
     texts = {"fitness": fitness.tokens} | ({} if training is None else {"training": training.tokens})
+    model: Decoder
+    if task.recipe.search.training_needed:  # candidates in training are whole models
+        model = Decoder(dense.load(context.dtype, context.device), dense.family)
+    else:
+        model = StreamedDecoder(dense, fitness.tokens, dtype=context.dtype, device=context.device)
     result = search(
-        Decoder(dense.load(context.dtype, context.device), dense.family),
+        model,
         database.reader,
         plan,
         texts,
