@@ -214,7 +214,7 @@ def _run(setup: Setup, family: str, device: str, *assignments: str) -> tuple[Pat
     from tests.tiny.checkpoint import SETTINGS, tiny_checkpoint, tiny_text
     from tests.tiny.stages import run_stages
 
-    from darwinlm.execution.run import Run
+    from darwinlm.pipeline import open_run
     from darwinlm.recipe import load_recipe
     from darwinlm.runtime.console import Reporter
 
@@ -227,7 +227,7 @@ def _run(setup: Setup, family: str, device: str, *assignments: str) -> tuple[Pat
     few = ("search.generations=1", "compute.batch_tokens=512")
     recipe = load_recipe(None, [*SETTINGS, *few, *assignments], named)
     last = "recover" if recipe.recovery.tokens else "refit"
-    return folder, run_stages(Run(recipe, folder, Reporter(Console(quiet=True))), last)
+    return folder, run_stages(open_run(recipe, folder, Reporter(Console(quiet=True))), last)
 
 
 def equality(setup: Setup) -> None:

@@ -110,7 +110,7 @@ def command(part: Part, options: argparse.Namespace) -> list[str]:
     if part.suite:
         line += ["--suite", part.suite, "--limit", str(part.limit)]
         line += ["--data-dir", str(options.data_dir)] if options.data_dir else []
-    settings = [f"search.seed={part.seed}", f"search.minutes={options.minutes}"]
+    settings = [f"text.seed={part.seed}", f"search.seed={part.seed}", f"search.minutes={options.minutes}"]
     if options.recovery:
         # The recipe's step size suits long trainings: so few tokens would give only nine steps.
         settings += [f"recovery.tokens={options.recovery}", f"recovery.batch_tokens={STEP_TOKENS}"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from darwinlm.database.store import DatabaseReader
+from darwinlm.database.modules import ModuleReader
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.report import wording
 from darwinlm.report.render import render
@@ -21,7 +21,7 @@ START = 0.5
 def sizes_page(
     name: str,
     checkpoint: Checkpoint,
-    reader: DatabaseReader,
+    reader: ModuleReader,
     outside: int,
     sizes: Sequence[PredictedSize],
     calibration: str,
@@ -65,7 +65,7 @@ def sizes_page(
     )
 
 
-def _blocks(n_blocks: int, reader: DatabaseReader, space: SearchSpace, size: PredictedSize) -> list[BlockFigures]:
+def _blocks(n_blocks: int, reader: ModuleReader, space: SearchSpace, size: PredictedSize) -> list[BlockFigures]:
     """What each block keeps at a size."""
     rows: list[dict[str, Any]] = [{"block": block} for block in range(n_blocks)]
     for shape, level in zip(reader.shapes.values(), space.levels(size.allocation), strict=True):

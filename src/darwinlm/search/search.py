@@ -92,7 +92,7 @@ def search(
                 "search: the database has no estimated losses (database.saliency=output), so local errors are used"
             )
         gradients = Gradients(
-            placed, fitness.tokens, fitness.dense, batch_tokens=batch_tokens, clock=clock, memory=memory
+            placed, database, fitness.tokens, fitness.dense, batch_tokens=batch_tokens, clock=clock, memory=memory
         )
         guide = Guide(Curvature(losses, removed_together(problem.space, database)), gradients.around)
     trainer = None
