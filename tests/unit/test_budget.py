@@ -8,8 +8,9 @@ import darwinlm
 from darwinlm.database.levels import Level, ModuleLevels
 from darwinlm.recipe import BudgetSettings, Recipe, load_recipe, load_recipes, parse_recipe
 from darwinlm.runtime.errors import BudgetError, RecipeError
+from darwinlm.search.problem.budgets import resolve_budget
 from darwinlm.search.problem.cost import CostModel, byte_costs, parameter_costs, time_costs
-from darwinlm.search.problem.problem import Budget, Problem, resolve_budget
+from darwinlm.search.problem.problem import Budget, Problem
 from darwinlm.search.problem.space import SearchSpace
 from darwinlm.stages.report import _budget
 

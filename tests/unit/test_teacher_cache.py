@@ -9,14 +9,17 @@ from safetensors.torch import load
 from tests.tiny.models import tiny_model
 from torch.utils.data import Dataset, default_collate
 
+from darwinlm.recipe import RecoverySettings
 from darwinlm.recovery import cache, model
 from darwinlm.recovery.cache import STORED, bytes_per_token, cached_text
-from darwinlm.recovery.losses import TopK
+from darwinlm.recovery.losses import TopK, weighted
 from darwinlm.recovery.model import batch_loss, run_dense
 from darwinlm.runtime.errors import ArtifactError, StorageError
 
 LENGTH = 16
 KEY = {"teacher": "a model", "dtype": "float32"}
+
+MOSTLY = weighted(RecoverySettings(distillation=0.8))
 
 
 class Blocks(Dataset):
@@ -74,14 +77,14 @@ def test_the_loss_is_that_of_the_same_top_k_from_the_living_model(store, model_t
     tokens = batch["input_ids"]
     assert torch.equal(tokens, Blocks(7).tokens[[6, 0, 3]])
     kept = TopK(*(batch[name] for name in STORED))
-    found = batch_loss(ours, None, tokens, kept, 0.8, chunk=7)
-    expected = batch_loss(again, None, tokens, model.dense_top(living, tokens, 12), 0.8, chunk=7)
+    found = batch_loss(ours, None, tokens, kept, MOSTLY, chunk=7)
+    expected = batch_loss(again, None, tokens, model.dense_top(living, tokens, 12), MOSTLY, chunk=7)
     for loss in (found, expected):
         loss.backward()
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
     for ours_of, theirs in zip(ours.parameters(), again.parameters(), strict=True):
         torch.testing.assert_close(ours_of.grad, theirs.grad, rtol=1e-2, atol=1e-4)
-    assert abs(batch_loss(again, living, tokens, run_dense(living, tokens), 0.8) - expected) > 1e-2
+    assert abs(batch_loss(again, living, tokens, run_dense(living, tokens), MOSTLY) - expected) > 1e-2
 
 
 @torch.no_grad()

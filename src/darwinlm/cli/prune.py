@@ -141,7 +141,7 @@ def _expect(run: Any) -> None:
     from darwinlm.stages.model import SOURCE
 
     device_type = run.context.device.type
-    if device_type not in ("cpu", "cuda") or run.recipe.budget.kind in ("speedup", "latency"):
+    if device_type not in ("cpu", "cuda") or run.recipe.budget.timed:
         return
     sizes = Sizes(run[SOURCE], run.recipe, parallel.size())
     try:

@@ -114,7 +114,7 @@ def _show(console: Console, run: Path, summary: Summary) -> None:
         for key, model in summary.measured():
             console.print(
                 f"{wording.model_name(key, summary)}: {wording.count(model.params)} parameters, perplexity "
-                f"{wording.perplexity(model.perplexity)}, KL {wording.divergence(model.kl)}"
+                f"{wording.perplexity(model.perplexity)}, KL {wording.kl(model.kl)}"
             )
     console.print()
     beside = run if run.name else Path("..") / run.resolve().name  # the current folder "." has no name

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, logsigmoid
 
-from darwinlm.database.expert_order import ExpertOrder, Remaining, RoutedTokens, removal_order, usage
+from darwinlm.database.expert_order import ExpertOrder, Remaining, RoutedTokens, expert_order, usage
 from darwinlm.runtime import parallel
 from darwinlm.runtime.errors import NumericsError
 from darwinlm.streaming.experts import (
@@ -143,7 +143,7 @@ class _Mixture:
         """Removal order; all experts stay where the router can't do without some of them."""
         count, k, y = self.routed.logits.shape[1], self.routed.k, self._judged(self.routed.y)
         least = k if self.names.droppable(self.config) else count
-        order = removal_order(count, least, self._usage, self._judge, device=y.device)
+        order = expert_order(count, least, self._usage, self._judge, device=y.device)
         order.errors[:least] = float(self._judged(self.routed.scale * self.routed.y).square().sum()) / len(y)
         with ExitStack() as removed:
             for name in (self.names.name, self.names.shared):

@@ -40,7 +40,7 @@ def sizes_page(
         view = {
             "keep": f"{100 * size.share:.4g}%",
             "kept": wording.percent(size.params, dense),
-            "kl": wording.divergence(size.kl),
+            "kl": wording.kl(size.kl),
             "bar": 100 * size.kl / most,
             "params": wording.count(params),
             "bytes": f"{wording.megabytes(params * dtype.itemsize)} MB",

@@ -226,6 +226,19 @@ class MachineFigures(Figures):
     compute_dtype: str | None = None
 
 
+class SweepRow(ModelFigures):
+    """One model of a sweep, named after its budget, with the folder of its run inside the sweep's.
+
+    The dense model, `dense`, has neither. A model is on the front if none of its size or smaller has less KL(dense ‖
+    model), in nats per token.
+    """
+
+    name: str
+    folder: str | None
+    budget: BudgetFigures | None
+    on_front: bool = False
+
+
 class Summary(Figures):
     """A finished run, or a finished recovery.
 

@@ -50,7 +50,7 @@ def perplexity(value: float | None) -> str:
     return f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
 
 
-def divergence(value: float | None) -> str:
+def kl(value: float | None) -> str:
     """Write a KL in nats per token."""
     if value is None or math.isnan(value):
         return NOTHING

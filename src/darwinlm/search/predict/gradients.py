@@ -34,7 +34,7 @@ from darwinlm.runtime.errors import NumericsError
 from darwinlm.search.evaluate.fitness import CPU_TOKENS, Clock, Window
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.problem.space import Allocation
-from darwinlm.streaming.decoder import Absent
+from darwinlm.streaming.decoder import Removed
 from darwinlm.streaming.hidden import HiddenMemory, HiddenStates
 
 LOGIT_GRADIENT_TOKENS = 128
@@ -264,7 +264,7 @@ class _Watched:
             self.output = (output[0] if isinstance(output, tuple) else output).detach().requires_grad_()
             return (self.output, *output[1:]) if isinstance(output, tuple) else self.output
 
-        gone = isinstance(self.present, Absent)
+        gone = isinstance(self.present, Removed)
         last = self.norm or (self.present if gone else getattr(self.present, self.projection))
         hooks.enter_context(self.present.register_forward_pre_hook(called, with_kwargs=True))
         hooks.enter_context(last.register_forward_hook(absent if gone else projected))

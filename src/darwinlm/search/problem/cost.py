@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 from darwinlm.search.problem.space import PerLevel, SearchSpace
 
-Unit = Literal["block parameters", "parameters", "bytes", "nanoseconds"]
 Costs = tuple[tuple[int, ...], ...]
 
 STEPS = 1_000_000
@@ -22,9 +20,12 @@ STEPS = 1_000_000
 
 @dataclass(frozen=True)
 class CostModel:
-    """Cost of each level of each module; a module with one level is never cut. `fixed` is that of everything else."""
+    """Cost of each level of each module; a module with one level is never cut. `fixed` is that of everything else.
 
-    unit: Unit
+    Units are block parameters, parameters, bytes, nanoseconds, or another word for what is counted.
+    """
+
+    unit: str
     costs: Costs
     fixed: int = 0
 
@@ -56,7 +57,7 @@ class CostModel:
         return amount_words(amount, self.unit)
 
 
-def amount_words(amount: int, unit: Unit) -> str:
+def amount_words(amount: int, unit: str) -> str:
     """An amount with its unit, for messages."""
     if unit == "bytes":
         for size, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
