@@ -1,5 +1,4 @@
-"""Write the generated documentation: the recipe reference, the list of errors, and the tables of model families
-and of stages.
+"""Write the generated documentation: the recipe reference, the errors, and the tables of families and stages.
 
     python tools/pages.py
 

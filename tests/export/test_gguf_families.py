@@ -10,7 +10,7 @@ from tests.tiny.pruned import any_checkpoint, plain_checkpoint, pruned_checkpoin
 from tests.tiny.stages import run_stages
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from darwinlm.export.check import TEXT
+from darwinlm.export.check import TEXT, mean_kl
 from darwinlm.export.gguf import ROUNDED_YARN
 from darwinlm.families.family import families
 from darwinlm.gguf.architecture import architecture_of

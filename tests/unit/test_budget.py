@@ -213,7 +213,7 @@ def test_what_is_not_pruned_counts_too():
     bounds = resolve_budget(parameter_costs(SPACE, fixed=1000), BudgetSettings(params=1200))
     assert (bounds.limit, bounds.upper) == (1200, 200)
     assert bounds.words == "1,100 and 1,200 parameters"
-    assert Budget(0, 1 << 30, "bytes", 1 << 30).words == "1.00 GiB and 2.00 GiB"
+    assert Budget(0, 1 << 30, "bytes", 1 << 30).words == "1.07 GB and 2.15 GB"
     assert Budget(10**6, 2 * 10**6, "nanoseconds").words == "1 ms and 2 ms"
 
 

@@ -14,6 +14,7 @@ from darwinlm.recovery import cache, model
 from darwinlm.recovery.cache import STORED, bytes_per_token, cached_text
 from darwinlm.recovery.losses import TopK, weighted
 from darwinlm.recovery.model import batch_loss, run_dense
+from darwinlm.runtime.amounts import size
 from darwinlm.runtime.errors import ArtifactError, StorageError
 
 LENGTH = 16
@@ -137,8 +138,8 @@ def test_it_says_what_it_takes_before_it_is_made(store, tmp_path, vocabulary):
             payload += sum(file.get_tensor(name).nbytes for name in STORED)
     assert payload == 7 * LENGTH * bytes_per_token(vocabulary, 12)
     assert said == [
-        f"teacher cache: top 12 of 112 tokens in {tmp_path / 'cache'}: 4 of 4 shards are computed now and take 0.00 GB "
-        "on disk"
+        f"teacher cache: top 12 of 112 tokens in {tmp_path / 'cache'}: 4 of 4 shards are computed now and take "
+        f"{size(payload)} on disk"
     ]
     store(say=said.append, teacher=living)
     assert said[1].endswith(": all there")
@@ -182,5 +183,5 @@ def test_a_file_instead_of_a_folder(store, tmp_path):
 
 
 def test_no_room(store, little_room):
-    with pytest.raises(StorageError, match=r"the teacher cache takes 0.0 GB, but 0.0 GB are free.*folder"):
+    with pytest.raises(StorageError, match=r"the teacher cache takes .*, but 0 bytes are free.*folder"):
         store()

@@ -134,7 +134,7 @@ class TrainingPoint(Extract):
 
 
 class RecoveryFigures(Extract):
-    """The training after pruning; `before` was kept where held-out text doesn't speak for it."""
+    """The training after pruning; `kept` is `before` if training did not improve the held-out loss."""
 
     steps: int
     tokens: int

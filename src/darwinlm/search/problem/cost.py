@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from darwinlm.runtime import amounts
 from darwinlm.search.problem.space import PerLevel, SearchSpace
 
 Costs = tuple[tuple[int, ...], ...]
@@ -53,20 +54,8 @@ class CostModel:
         return min((max(b - a for a, b in pairwise(row)) for row in rows if len(row) > 1), default=0)
 
     def words(self, amount: int) -> str:
-        """An amount for messages: `1,234 parameters`, `1.50 GiB`, `30.1 ms`."""
-        return amount_words(amount, self.unit)
-
-
-def amount_words(amount: int, unit: str) -> str:
-    """An amount with its unit, for messages."""
-    if unit == "bytes":
-        for size, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
-            if amount >= size:
-                return f"{amount / size:.2f} {name}"
-        return f"{amount} bytes"
-    if unit == "nanoseconds":
-        return f"{amount / 1e6:,.3g} ms" if amount < 1e9 else f"{amount / 1e9:,.3g} s"
-    return f"{amount:,} {unit}"
+        """An amount for messages: `1,234 parameters`, `1.5 GB`, `30.1 ms`."""
+        return amounts.amount(amount, self.unit)
 
 
 def parameter_costs(space: SearchSpace, *, fixed: int | None = None) -> CostModel:

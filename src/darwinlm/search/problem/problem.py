@@ -9,8 +9,9 @@ from darwinlm.database.levels import module_levels
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import ModuleShape
 from darwinlm.recipe import Recipe
+from darwinlm.runtime.amounts import amount
 from darwinlm.runtime.artifact import digest_of
-from darwinlm.search.problem.cost import CostModel, amount_words
+from darwinlm.search.problem.cost import CostModel
 from darwinlm.search.problem.space import SearchSpace
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Budget:
         """The bounds for messages, in terms of the whole model."""
         low, high = self.lower + self.fixed, self.upper + self.fixed
         if self.unit in ("bytes", "nanoseconds"):
-            return f"{amount_words(low, self.unit)} and {amount_words(high, self.unit)}"
+            return f"{amount(low, self.unit)} and {amount(high, self.unit)}"
         return f"{low:,} and {high:,} {self.unit}"
 
 
