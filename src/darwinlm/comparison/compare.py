@@ -262,7 +262,6 @@ def _searched(run: Run, name: str) -> Row:
 
 
 def _seconds(run: Run, *stages: Stage[Any]) -> float:
-    """Total time of stages."""
     names = {stage.name for stage in stages}
     return sum(entry.seconds for entry in run.times if entry.name in names)
 

@@ -179,7 +179,6 @@ class _Elimination:
         self.gone.index_fill_(0, place, True)
 
     def _solved(self, C_gg: Tensor, C_rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Q and P."""
         if self.recordable:
             root = C_gg.sqrt()
             Q = C_rows / root

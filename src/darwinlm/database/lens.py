@@ -99,8 +99,6 @@ class Lens:
 
 
 class _Mixture:
-    """The mixture of a block."""
-
     def __init__(self, lens: Lens, block: int, module: nn.Module, before: list[Tensor], sample: RoutedSample) -> None:
         self.lens, self.block, self.module, self.before, self.sample = lens, block, module, before, sample
         self.part, self.config = lens.checkpoint.family.mlp, lens.checkpoint.config

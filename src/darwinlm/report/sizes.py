@@ -66,7 +66,6 @@ def sizes_page(
 
 
 def _blocks(n_blocks: int, reader: ModuleReader, space: SearchSpace, size: PredictedSize) -> list[BlockFigures]:
-    """What each block keeps at a size."""
     rows: list[dict[str, Any]] = [{"block": block} for block in range(n_blocks)]
     for shape, level in zip(reader.shapes.values(), space.levels(size.allocation), strict=True):
         if shape.kind == "attention":
