@@ -8,7 +8,7 @@ import re
 import shlex
 from collections.abc import Sequence
 
-from darwinlm.report.summary import BlockFigures, SearchFigures, Summary, TimeFigures, VocabularyFigures
+from darwinlm.report.summary import BlockFigures, FileFigures, SearchFigures, Summary, TimeFigures, VocabularyFigures
 from darwinlm.runtime.figures import ModelKey
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -182,9 +182,18 @@ def headline(summary: Summary) -> str:
     if prompt and decode:
         parts.append(f"prompt speed ×{prompt}, decode speed ×{decode}")
     parts.append(f"{megabytes(final.bytes)} MB of weights instead of {megabytes(dense.bytes)} MB")
+    if (file := summary.file) is not None:
+        sizes = f"{file.smaller} file of about {megabytes(file.predicted[file.smaller])} MB"
+        parts.append(f"as a GGUF {sizes} instead of the {megabytes(file.bytes)} MB that came in")
     if summary.vocabulary is not None:
         parts.append(f"{kept_tokens(summary.vocabulary)}, {more_tokens(summary.vocabulary)}")
     return ", ".join(parts) + "."
+
+
+def file_words(file: FileFigures) -> str:
+    """Sizes of GGUF files, in words."""
+    sizes = ", ".join(f"{name} {megabytes(size)} MB" for name, size in file.predicted.items())
+    return f"The GGUF file that came in has {megabytes(file.bytes)} MB. Predicted sizes of this model's: {sizes}."
 
 
 def kept_tokens(vocabulary: VocabularyFigures) -> str:
@@ -325,6 +334,7 @@ def next_steps(summary: Summary, run: str, beside: str, model: str | None) -> li
     New files and folders begin with the path `beside`. `model` is the dense one; None where it has no name that others
     know.
     """
+    kind = summary.file.smaller if summary.file else "q8_0"
     run, recovered, gguf = (shlex.quote(path) for path in (run, f"{beside}-recovered", f"{beside}.gguf"))
     against = f" --against {shlex.quote(model)}" if model else ""
     train = (
@@ -335,7 +345,7 @@ def next_steps(summary: Summary, run: str, beside: str, model: str | None) -> li
         (f"talk to it{' beside the dense model' if model else ''}", f"darwinlm chat {run}{against}"),
         *([train] if summary.recovery is None else []),
         ("measure it on benchmarks", f"darwinlm evaluate {run} --suite quick"),
-        ("write a file for llama.cpp", f"darwinlm export {run} --to gguf --quant q8_0 --out {gguf}"),
+        ("write a file for llama.cpp", f"darwinlm export {run} --to gguf --quant {kind} --out {gguf}"),
         ("publish it", f"darwinlm push {run} OWNER/NAME --dry-run"),
     ]
 
