@@ -51,6 +51,7 @@ def evaluate(
     """Measure a model: benchmarks (EleutherAI's lm-evaluation-harness), perplexity, KL to the original one."""
     from darwinlm.evaluation.evaluate import EvaluationRequest, evaluate_model
     from darwinlm.runtime.errors import DataError
+    from darwinlm.runtime.places import check_output
 
     request = EvaluationRequest(
         model=model,
@@ -68,6 +69,8 @@ def evaluate(
         looking_back=looking_back,
         chat=chat,
     )
+    if markdown is not None:
+        check_output(markdown, "--markdown", (model, against, out), request.texts)
     console = terminal.console()
     result = evaluate_model(request, out, None if as_json else console)
     if as_json:

@@ -56,7 +56,10 @@ def plan(
     from darwinlm.runtime import tables  # with PyTorch, which takes seconds
     from darwinlm.runtime.artifact import write_json
     from darwinlm.runtime.lock import hold_target
+    from darwinlm.runtime.places import check_output
 
+    if out is not None:
+        check_output(out, "--out", [chosen.model])
     console = terminal.console()
     card = find_device(device)
     checkpoint = describe_model(chosen.model, allow_remote_code=chosen.allow_remote_code)
