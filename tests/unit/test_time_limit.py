@@ -1,11 +1,13 @@
 """A time limit holds on a machine that gets slower, and says what it shortened."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 from tests.tiny.checkpoint import SETTINGS
 from tests.tiny.command import sets
 
+from darwinlm.execution.run import Run
 from darwinlm.pipeline import STAGES, run_stages
 from darwinlm.planning import time_limit
 from darwinlm.planning.devices import find_device
@@ -13,11 +15,10 @@ from darwinlm.planning.model import Sizes
 from darwinlm.planning.plan import estimate
 from darwinlm.planning.time_limit import FILE, TimeLimit, differences, shortened
 from darwinlm.recipe import load_recipe
-from darwinlm.run import Run
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.runtime.figures import StageTime
-from darwinlm.stages.results import StageResults
-from darwinlm.stages.text import text_stage
+from darwinlm.stages.model import DENSE
+from darwinlm.stages.text import TEXT
 
 TRAINING = ("recovery.tokens=2048", "recovery.batch_tokens=128", "search.generations=40")
 
@@ -40,7 +41,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> None:
 def planned(run: Run) -> dict[str, float]:
     """Seconds of every stage with the run's settings."""
     found: dict[str, float] = {}
-    for need in estimate(Sizes(run.checkpoint, run.recipe), find_device("rtx3090")):
+    for need in estimate(Sizes(run[DENSE], run.recipe), find_device("rtx3090")):
         name = "database" if need.name == "saliency" else need.name
         found[name] = found.get(name, 0.0) + need.unbounded_seconds
     return found
@@ -65,11 +66,11 @@ def simulate(
         drift: How much slower it gets once a stage has begun.
         limit: The limit, if it is shared by several runs; the database of later ones is finished.
     """
-    results, later = StageResults(), limit is not None and limit.asked is not None
+    results, later = SimpleNamespace(), limit is not None and limit.asked is not None
     limit = limit or TimeLimit(seconds, clock=Clock())
     clock = limit.clock
     assert isinstance(clock, Clock)
-    results.text = text_stage(run)
+    results.text = run[TEXT]
     for stage in STAGES[2:]:
         monkeypatch.setattr(limit, "_of_passes", lambda *_, at=stage: slower(at))
         limit.before(stage, run, results)
@@ -80,7 +81,7 @@ def simulate(
         if stage == "evaluate" and run.evaluation_ends is not None:
             bound = max(run.evaluation_ends - clock.now, 0.0) / 60
         clock.now += taken if bound is None else min(taken, 60 * bound)
-        run.timings.append(StageTime(stage, taken, reused=False))
+        run.times.append(StageTime(stage, taken, reused=False))
     return clock.now
 
 
@@ -139,7 +140,7 @@ def test_a_limit_that_is_a_little_short_leaves_parts_out(card, monkeypatch, make
     """The run says so before its work, and does the least instead of ending without a model."""
     run = make_run(tiny_llama, tmp_path / "run", *TRAINING)
     said: list[str] = []
-    monkeypatch.setattr(run.reporter, "say", said.append)
+    monkeypatch.setattr(run.context.reporter, "say", said.append)
     simulate(monkeypatch, run, 0.1 * sum(planned(run).values()), lambda stage: 1.0)
     (expected,) = (line for line in said if line.startswith("this takes about"))
     assert "with the least text (time limit" in expected
