@@ -1,6 +1,6 @@
 """The main path in order.
 
-vocabulary → text → plan → saliency → database → search → stitch → refit → recover → export → evaluate → report
+corpus → vocabulary → text → plan → saliency → database → search → stitch → refit → recover → export → evaluate → report
 
 Each name is a stage or a value, declared in `stages/` with its inputs, settings, work and result. A stage is skipped
 if its folder is complete for the same inputs, otherwise resumed.

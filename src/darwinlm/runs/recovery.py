@@ -17,7 +17,7 @@ from darwinlm.runtime.artifact import STAGES, model_folder
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.runtime.places import check_output
-from darwinlm.stages.corpus import CORPUS, CORPUS_RECOVERY, corpus_stage, tokens_for
+from darwinlm.stages.corpus import CORPUS, CORPUS_RECOVERY, amount_for_pruning, corpus_stage
 from darwinlm.stages.evaluate import EVALUATE, Measured, Models
 from darwinlm.stages.export import EXPORT, Exported
 from darwinlm.stages.model import DENSE, cut_to, read_cut, resolved_model
@@ -80,7 +80,9 @@ def _graph(text: Stage[Texts], corpus: Stage[Path | None]) -> Graph:
 
 
 RECOVERY = _graph(TEXT, CORPUS)
-BARE_RECOVERY = _graph(text_stage(BARE), corpus_stage("corpus", CORPUS.title, 0, tokens_for(*BARE)))
+BARE_RECOVERY = _graph(
+    text_stage(BARE), corpus_stage("corpus", CORPUS.title, partial(amount_for_pruning, purposes=BARE))
+)
 """Training of a smaller model, the `source`; `made` is the summary of the run that pruned it, if there was one."""
 
 
