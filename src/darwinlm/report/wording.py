@@ -121,7 +121,7 @@ def short_source(source: str | None) -> str:
     if "," in source:
         return " and ".join(map(short_source, source.split(",")))
     if source == "self":
-        return "the dense model's own text"
+        return "text that the dense model wrote"
     if source.startswith("hf:") or hub_id(source):
         return source
     return re.split(r"[/\\]", source.rstrip("/\\"))[-1] or source

@@ -17,7 +17,7 @@ from darwinlm.runtime.artifact import STAGES, model_folder
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.runtime.places import check_output
-from darwinlm.stages.corpus import CORPUS, CORPUS_RECOVERY, amount_for_pruning, corpus_stage
+from darwinlm.stages.corpus import CORPUS, CORPUS_RECOVERY, DOCUMENTS, amount_for_pruning, corpus_stage
 from darwinlm.stages.evaluate import EVALUATE, Measured, Models
 from darwinlm.stages.export import EXPORT, Exported
 from darwinlm.stages.model import DENSE, cut_to, read_cut, resolved_model
@@ -129,7 +129,7 @@ def recover(
     if "source" not in settings.model_fields_set:  # the run's text, with its permission and its split
         given = {name: getattr(settings, name) for name in settings.model_fields_set}
         settings = of_run.text.model_copy(update=given)
-    recovery, corpus = resolved.recovery, folder / STAGES / CORPUS.name
+    recovery, corpus = resolved.recovery, folder / STAGES / CORPUS.name / DOCUMENTS
     if corpus.is_dir():  # text that the dense model has written is read from there; what it trains on is new
         recovery = recovery.model_copy(update={"text": recovery.text or settings.source})
         settings = settings.model_copy(update={"source": with_corpus(str(settings.source), corpus)})

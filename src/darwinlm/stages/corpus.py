@@ -17,6 +17,8 @@ SPARE, SPARE_BLOCKS = 1.15, 8
 """Factor and blocks above the tokens that are needed, because documents don't end at the borders of purposes."""
 FIRST_FOR_RECOVERY = 1 << 20
 """Number of the first document that recovery trains on; those of a run for pruning are lower."""
+DOCUMENTS = "documents"
+"""Folder of the files in that of a stage."""
 TIME_SHARE = 0.3
 """Share of a time limit after which text for pruning ends."""
 
@@ -53,7 +55,7 @@ def corpus_stage(
         write_corpus(
             original.load(context.dtype, context.device),
             original.tokenizer(),
-            task.folder,
+            task.folder / DOCUMENTS,
             amount(recipe),
             length=recipe.text.sequence_length,
             seed=recipe.text.seed,
@@ -65,7 +67,7 @@ def corpus_stage(
 
     return Stage(
         name,
-        lambda task: task.folder,
+        lambda task: task.folder / DOCUMENTS,
         work=work,
         title=title,
         writes="text that the dense model writes itself, if a text is `self`",
