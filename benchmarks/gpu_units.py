@@ -98,7 +98,7 @@ class Setup:
     def plan(self, part: str, checkpoint: Any, stage: str, *settings: str) -> float:
         """Bytes on a device that the plan says for a stage at the benchmark's budget."""
         from darwinlm.planning.devices import find_device
-        from darwinlm.planning.model import Sizes
+        from darwinlm.needs.sizes import Sizes
         from darwinlm.planning.plan import estimate
         from darwinlm.recipe import load_recipe
 

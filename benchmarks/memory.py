@@ -23,7 +23,7 @@ from unittest import mock
 
 from darwinlm.pipeline import run_stages
 from darwinlm.planning.devices import find_device
-from darwinlm.planning.model import Sizes
+from darwinlm.needs.sizes import Sizes
 from darwinlm.planning.plan import make_plan
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.runs.demo import demo_recipe

@@ -28,7 +28,7 @@ from tests.tiny.stages import run_stages
 from calibration import peak_bytes
 from darwinlm.execution.run import Run
 from darwinlm.planning.devices import Device, measure_cpu
-from darwinlm.planning.model import Sizes
+from darwinlm.needs.sizes import Sizes
 from darwinlm.planning.plan import make_plan
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.runs.demo import demo_recipe

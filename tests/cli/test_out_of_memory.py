@@ -9,8 +9,8 @@ from tests.tiny.command import sets
 from tests.tiny.published import published_config
 
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.needs.sizes import Sizes
 from darwinlm.planning.devices import find_device
-from darwinlm.planning.model import Sizes
 from darwinlm.planning.plan import advice, make_plan
 from darwinlm.recipe import load_recipe
 from darwinlm.recovery.train import Training
