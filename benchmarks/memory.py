@@ -21,16 +21,13 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from darwinlm.pipeline import run_stages
-from darwinlm.planning.devices import find_device
 from darwinlm.needs.sizes import Sizes
+from darwinlm.planning.devices import find_device
 from darwinlm.planning.plan import make_plan
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.runs.demo import demo_recipe
-from plan import alone, opened, prepare, random_model
-
-STAGES = {"database": "plan", "search": "database", "stitch": "search", "refit": "stitch", "evaluate": "export"}
-"""Measured stages, each with the one before it, which must be complete."""
+from darwinlm.stages.model import DENSE
+from plan import STAGES, alone, opened, prepare, random_model
 
 LITTLE = (
     "compute.device=cpu",
@@ -69,10 +66,10 @@ def watched(recipe: Recipe, folder: Path, stage: str, memory: float) -> dict[str
     begun = time.perf_counter()
     with mock.patch("darwinlm.runtime.memory._available", side_effect=lambda _: max(int(memory) - anonymous(), 0)):
         run = opened(recipe, folder)
-        run_stages(run, stage)
+        run.until(stage)
     ended.set()
     thread.join()
-    needs = {need.name: need for need in make_plan(Sizes(run.checkpoint, run.recipe), find_device("cpu")).needs}
+    needs = {need.name: need for need in make_plan(Sizes(run[DENSE], run.recipe), find_device("cpu")).needs}
     return {
         "stage": stage,
         "peak_gb": round(peak / 1e9, 2),
@@ -105,7 +102,7 @@ def main() -> None:
                 random_model(folder / "model", **sizes)
             recipe = load_recipe(demo_recipe((*LITTLE, *options.settings)), (), {"model": str(folder / "model")})
             for stage in options.stages:
-                alone(prepare, recipe, folder / "run", STAGES[stage])
+                alone(prepare, recipe, folder / "run", stage)
                 row = alone(watched, recipe, folder / "run", stage, options.memory * 1e9)
                 load = round(os.getloadavg()[0], 1)
                 print(

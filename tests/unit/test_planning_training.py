@@ -1,7 +1,7 @@
 """The plan of training: operations, saved activations, optimiser states, and advice if it doesn't fit."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from darwinlm.recovery.model import batch_loss, run_dense
 from darwinlm.search.evaluate.dense_side import ExpectedRows
 from darwinlm.search.evaluate.fitness import Window
 from darwinlm.search.predict.gradients import Gradients
+from darwinlm.search.problem.space import Allocation
 
 TRAINING = ("recovery.tokens=4096", "recovery.batch_tokens=256", "compute.batch_tokens=128")
 
@@ -72,13 +73,13 @@ def test_a_head_that_is_not_trained_saves_one_product_in_three(tiny_llama: Path)
     model = Checkpoint.open(tiny_llama).load(torch.float32).requires_grad_(True).train()
     tokens = torch.arange(4 * 32).view(4, 32)
     counted, planned = [], []
-    for trained in (True, False):
-        model.get_output_embeddings().requires_grad_(trained)
-        model.get_input_embeddings().requires_grad_(trained)
+    for whole in (True, False):
+        model.get_output_embeddings().requires_grad_(whole)
+        model.get_input_embeddings().requires_grad_(whole)
         with FlopCounterMode(display=False) as counter:
             batch_loss(model, None, tokens, None, 0).backward()
         counted.append(counter.get_total_flops() / tokens.numel())
-        settings = ("recovery.distillation=0", f"recovery.embeddings={trained}")
+        settings = ("recovery.distillation=0", f"recovery.embeddings={whole}")
         need = need_of(make_plan(sizes_of(tiny_llama, *settings, "budget.keep=99.9%"), find_device("h100")), "recover")
         planned.append(need.flops / need.tokens)
     assert planned[0] - planned[1] == pytest.approx(counted[0] - counted[1], rel=0.01)
@@ -166,14 +167,14 @@ def test_search_runs_new_text_only(tiny_llama: Path, make_run, tmp_path: Path, m
         counted.append(len(hidden))
         return whole(self, hidden, start)
 
-    back = Gradients._of_piece
+    back = Gradients._of_pieces
 
-    def sloping(self: Gradients, piece: Window) -> Tensor:
-        counted.append((piece[1] - piece[0]) * self.tokens.shape[1])
-        return back(self, piece)
+    def sloping(self: Gradients, allocation: Allocation, pieces: Sequence[Window]) -> dict[Window, Tensor]:
+        counted.extend((end - start) * self.tokens.shape[1] for start, end in pieces)
+        return back(self, allocation, pieces)
 
     monkeypatch.setattr(ExpectedRows, "kl", counting)
-    monkeypatch.setattr(Gradients, "_of_piece", sloping)
+    monkeypatch.setattr(Gradients, "_of_pieces", sloping)
     assignments = ("search.generations=12", "search.offspring=8", "units.attention=kv_group")
     run_stages(make_run(tiny_llama, tmp_path / "out", *assignments), "search")
     need = need_of(make_plan(sizes_of(tiny_llama, *assignments, "budget.keep=60%"), find_device("h100")), "search")
@@ -188,7 +189,7 @@ def test_distributions_are_kept_only_where_logits_are_capped(model_type: str, ke
 
 
 def test_a_bound_in_minutes_ends_the_search(tiny_llama: Path) -> None:
-    long = ("search.generations=100000", "search.minutes=2")
+    long = ("search.generations=1000000000", "search.minutes=2")
     plan = make_plan(sizes_of(tiny_llama, *long), find_device("h100"))
     search = need_of(plan, "search")
     assert search.seconds(plan.rates) == 120
