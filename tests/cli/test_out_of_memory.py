@@ -52,4 +52,4 @@ def test_the_advice_takes_less_memory(stage: str, tmp_path: Path) -> None:
 
 def test_advice_for_a_stage_without_a_plan(tiny_llama: Path) -> None:
     sizes = Sizes(Checkpoint.describe(tiny_llama), load_recipe(None, SETTINGS, {"model": str(tiny_llama)}))
-    assert advice(sizes, "export", find_device("h100")) == "lower compute.batch_tokens"
+    assert advice(sizes, "latency", find_device("h100")) == "lower compute.batch_tokens"

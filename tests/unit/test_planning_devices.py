@@ -59,7 +59,7 @@ def sizes_of(folder: Path, *assignments: str) -> Sizes:
     return Sizes(Checkpoint.describe(folder), load_recipe(None, (*SETTINGS, *assignments), {"model": str(folder)}))
 
 
-@pytest.mark.parametrize("model_type", ["llama", "qwen3_moe", "gemma3n_text", "lfm2"])
+@pytest.mark.parametrize("model_type", ["llama", "qwen3_moe", "gemma2", "lfm2"])
 def test_every_kind_of_work_is_measured_on_random_weights(model_type: str, tiny_folder) -> None:
     sizes = sizes_of(tiny_folder(model_type), "recovery.tokens=256")
     machine = Machine(sizes, CPU)

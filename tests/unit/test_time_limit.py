@@ -68,16 +68,16 @@ class Simulation:
         self.clock, self.machine = Clock(), Simulated(RATES)
         self.limit = TimeLimit(seconds, runs=runs, clock=self.clock, machine=lambda *_: self.machine)
 
-    def run(self, run: Run, *, slower: float = 1.0, finished: tuple[str, ...] = ()) -> float:
+    def run(self, run: Run, *, slower: float = 1.0, finished: bool = False, first: str = "text") -> float:
         """Move the clock through all stages, `slower` from the search on; returns its time."""
-        for stage in PRUNE.steps:
+        for stage in PRUNE.steps[PRUNE.steps.index(first) :]:
             self.machine.slower = slower if stage == "search" else self.machine.slower
             run._assignments += self.limit.before(stage, run)
             taken = self.machine.slower * planned(run, run.recipe).get(stage, 0.0)
             bound = {"search": run.recipe.search.minutes, "recover": run.recipe.recovery.minutes}.get(stage)
             if stage == "evaluate" and (ends := self.limit.ends()) is not None:
                 bound = max(ends - self.clock.now, 0.0) / 60
-            if stage not in finished:
+            if not finished:
                 self.clock.now += taken if bound is None else min(taken, 60 * bound)
         return self.clock.now
 
@@ -131,7 +131,7 @@ def test_an_interrupted_run_goes_on_with_its_settings(make_run, tiny_llama, tmp_
     taken = run.recipe
     run._lock = None
     again, second = make_run(tiny_llama, tmp_path / "run", *MUCH), Simulation(limit)
-    second.run(again, slower=50.0, finished=PRUNE.steps)
+    second.run(again, slower=50.0, finished=True)
     assert again.recipe == taken
     assert 0.5 * used < second.limit.used <= limit
     assert (tmp_path / "run" / "stages" / FILE).exists()
@@ -143,7 +143,7 @@ def test_a_sweep_shares_the_limit_and_the_database(make_run, tiny_llama, tmp_pat
     both = Simulation(limit, runs=2)
     first = both.run(runs[0])
     runs[1]._assignments += [each for each in runs[0]._assignments if "calibration" in each]
-    whole = both.run(runs[1], finished=("text", "saliency", "database"))
+    whole = both.run(runs[1], first="search")
     assert 0.3 * limit < first < 0.8 * limit
     assert 0.6 * limit < whole <= limit
     assert runs[0].recipe.text.calibration_tokens == runs[1].recipe.text.calibration_tokens
