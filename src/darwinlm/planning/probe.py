@@ -22,7 +22,7 @@ from torch import Tensor
 
 from darwinlm.calibration.moments import add_products_
 from darwinlm.database.elimination import eliminate
-from darwinlm.database.order import BLOCK
+from darwinlm.database.order import DELAY
 from darwinlm.evaluation.divergence import DenseDistribution
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.needs.counted import typical_blocks
@@ -246,7 +246,7 @@ class Machine(Mapping[Work, float]):
         d = self._width
         C, G = self._spd(d, torch.float32), self._spd(d, torch.float32)
         C, G = C @ C.T, G @ G.T
-        return 2 * d**3 / self._timed(lambda: eliminate(C.clone(), G.clone(), d, BLOCK))
+        return 2 * d**3 / self._timed(lambda: eliminate(C.clone(), G.clone(), d, DELAY))
 
     def _solves(self) -> float:
         d, r = self._width, min(self.sizes.width, WIDTH)

@@ -19,6 +19,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.needs.need import Need
 from darwinlm.needs.training import STATE_BYTES, add_updates, trained
 from darwinlm.recovery.checks import check_length, check_packages, check_sharding, check_teacher
+from darwinlm.recovery.losses import needs_dense
 from darwinlm.recovery.schedule import Steps, plan_steps
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import read_json, write_json
@@ -58,11 +59,11 @@ def check_recovery(task: Task, teacher: Checkpoint, dense: Checkpoint) -> Steps:
     settings, text = task.recipe.recovery, task.recipe.text
     check_packages(settings)
     check_sharding(settings)
-    check_length(text.sequence_length, dense, *([teacher] if settings.distillation else []))
+    check_length(text.sequence_length, dense, *([teacher] if needs_dense(settings) else []))
     source = settings.text or text.source
     if source is not None:
         check_source(source, text.allow_benchmark_text)
-    if settings.distillation and teacher is not dense:
+    if needs_dense(settings) and teacher is not dense:
         check_teacher(teacher, dense, dense.tokenizer())
     return plan_steps(settings, text.sequence_length, task.context.batch_tokens, parallel.size())
 
@@ -78,7 +79,7 @@ def _need(need: Need) -> None:
     from darwinlm.recovery.model import LOGIT_CHUNK
 
     sizes, recipe, size, small = need.sizes, need.sizes.recipe, need.sizes.size, float(need.sizes.small)
-    settings, held_out, distils = recipe.recovery, recipe.text.validation_tokens, recipe.recovery.distillation > 0
+    settings, held_out, distils = recipe.recovery, recipe.text.validation_tokens, needs_dense(recipe.recovery)
     tokens, unique = float(settings.tokens), settings.tokens / settings.epochs
     micro = min(sizes.pass_tokens, settings.step_tokens)
     count = need.processes if settings.sharding == "fsdp" else 1
@@ -168,7 +169,7 @@ def _recover(
         repeats = partial(with_repeats, share=recipe.text.looking_back, seed=seed, ordinary=ordinary_tokens(tokenizer))
         bos = added_bos(tokenizer)
         text: PackedText | CachedText = PackedText(scratch / "text", steps.length, steps.blocks, bos, repeats=repeats)
-        reference = teacher.load(context.dtype, context.device) if settings.distillation else None
+        reference = teacher.load(context.dtype, context.device) if needs_dense(settings) else None
     if settings.teacher_cache is not None:
         text = cached_text(
             text,
