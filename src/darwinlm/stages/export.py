@@ -43,7 +43,7 @@ class Exported:
 def _need(need: Need) -> None:
     """The model in float32, its rounded weights, and the saved model beside it for the check."""
     small, saved = float(need.sizes.small), need.sizes.saved
-    need.held = {"the smaller model in float32": 4 * small, "as it is saved, and read again": 2 * saved * small}
+    need.ram |= {"the smaller model in float32": 4 * small, "as it is saved, and read again": 2 * saved * small}
     need.add("hashing", small * saved)
     need.files(2 * small * saved, small * saved)
 

@@ -46,7 +46,7 @@ def stitching(need: Need) -> None:
 def _need(need: Need) -> None:
     sizes = need.sizes
     stitching(need)
-    need.held["the smaller model"] = float(sizes.small * sizes.saved)
+    need.ram["the smaller model"] = float(sizes.small * sizes.saved)
     need.held["weights of one block"] = float(sizes.block * sizes.saved)
     need.files(sizes.params * sizes.saved + database_bytes(sizes), float(sizes.small * sizes.saved))
 
