@@ -23,8 +23,8 @@ def plan(
         typer.Option(
             "--device",
             metavar="DEVICE",
-            help="h100, h200, a100, a100-40gb, l40s, rtx4090, rtx3090, cuda (this machine's GPU), cpu, or a file "
-            "from benchmarks/gpu.py.",
+            help="cpu or cuda of this machine, which is measured, or a card: h100, h200, a100, a100-40gb, l40s, "
+            "rtx4090, rtx3090. A card's time is a floor, at its peak.",
         ),
     ] = "cpu",
     processes: Annotated[int, arguments.number("PROCESSES", "Number of torchrun processes")] = 1,
@@ -37,7 +37,7 @@ def plan(
     assignments: arguments.Set = None,
     allow_remote_code: arguments.RemoteCode = False,
 ) -> None:
-    """Estimate what a run needs before it starts: memory, disk, FLOPs and hours of every stage."""
+    """Estimate what a run needs before it starts: memory, disk and time of every stage."""
     from darwinlm.recipe import load_recipe, options
     from darwinlm.runtime.errors import RecipeError
 
@@ -48,9 +48,9 @@ def plan(
         raise RecipeError("no model is given: name a hub id, a folder or a GGUF file")
     room = {"ram": read_bytes("--ram", ram), "disk": read_bytes("--disk", disk)}
     from darwinlm.models.resolve import describe_model
+    from darwinlm.needs.sizes import Sizes
     from darwinlm.planning.devices import find_device
-    from darwinlm.planning.model import Sizes
-    from darwinlm.planning.plan import HEADINGS, cells, make_plan
+    from darwinlm.planning.plan import cells, gibibytes, headings, make_plan
     from darwinlm.recipe.settled import settled
     from darwinlm.report.wording import count
     from darwinlm.runtime import tables  # with PyTorch, which takes seconds
@@ -63,7 +63,7 @@ def plan(
     console = terminal.console()
     card = find_device(device)
     checkpoint = describe_model(chosen.model, allow_remote_code=chosen.allow_remote_code)
-    if card.is_cpu and disk is None:
+    if card.kind.type == "cpu" and disk is None:
         room["disk"] = float(shutil.disk_usage(".").free)
     plan_of_run = make_plan(Sizes(checkpoint, settled(chosen, card.kind), processes), card, **room)
     sizes = plan_of_run.sizes
@@ -78,10 +78,10 @@ def plan(
         f"{chosen.model}: {count(sizes.params)} parameters → "
         f"{most if least == most else f'{least} to {most}'}, "
         f"at most {sizes.kept_blocks[1] / sizes.blocks:.2%} of the {count(sizes.blocks)} in the blocks\n"
-        f"{f'{processes} x ' if processes > 1 else ''}{card.name}: {card.memory / 1e9:.0f} GB ({card.source})",
+        f"{f'{processes} x ' if processes > 1 else ''}{card.name}: {gibibytes(card.memory)} ({card.source})",
         soft_wrap=True,
     )
-    console.print(tables.terminal(HEADINGS, cells(plan_of_run)))
+    console.print(tables.terminal(headings(plan_of_run), cells(plan_of_run)))
     for note in plan_of_run.notes:
         console.print(note, soft_wrap=True)
     for problem in plan_of_run.problems:

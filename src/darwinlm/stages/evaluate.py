@@ -14,22 +14,30 @@ import torch
 from pydantic import ValidationError
 
 from darwinlm.data import TokenBlocks
-from darwinlm.evaluation.looking_back import all_copying, longest_sequence, measure_copying, number_of_lists
+from darwinlm.evaluation.looking_back import (
+    LIST_LENGTHS,
+    PASSAGES,
+    all_copying,
+    longest_sequence,
+    measure_copying,
+    number_of_lists,
+)
 from darwinlm.evaluation.quality import measure_quality
-from darwinlm.evaluation.speed import continue_greedily, measure_speed
+from darwinlm.evaluation.speed import NEW_TOKENS, WARM_TOKENS, continue_greedily, measure_speed
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.needs.need import Need
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import damaged, digest_of, read_json, write_json
 from darwinlm.runtime.errors import first_line
 from darwinlm.runtime.figures import LookingBackFigures, ModelFigures, ModelKey
 from darwinlm.runtime.memory import free_bytes
-from darwinlm.stages.database import PruningDatabase
+from darwinlm.stages.database import PruningDatabase, database_bytes
 from darwinlm.stages.export import Exported
 from darwinlm.stages.recover import Recovered
 from darwinlm.stages.refit import Refitted
 from darwinlm.stages.search import SearchResult
-from darwinlm.stages.stitch import Stitched
+from darwinlm.stages.stitch import Stitched, stitching
 from darwinlm.surgery.stitch import as_dtype, block_parameters
 from darwinlm.surgery.stitch import stitch as stitched
 
@@ -93,6 +101,36 @@ def _models(
 MODELS = Stage("models", _models)
 
 
+def _need(need: Need) -> None:
+    """Every model on evaluation text, timed passes, and continuations, of which each token reads all weights.
+
+    In memory are two models, and a pass with its logits; on a CPU the others wait.
+    """
+    sizes, recipe = need.sizes, need.sizes.recipe
+    tokens, length = recipe.text.evaluation_tokens, recipe.text.sequence_length
+    copied = number_of_lists(tokens) * (2 * sum(LIST_LENGTHS) + sum(2 * n + gap for n, gap in PASSAGES))
+    # The first process times the models while the others wait: a warm-up, and one round more.
+    timed = 2 * length * need.processes
+    decoded = need.processes * (WARM_TOKENS + NEW_TOKENS * (1 + len(recipe.evaluation.prompts)))
+    smaller = 2 + bool(recipe.refit.tokens) + bool(recipe.recovery.tokens)  # uniform, searched, refitted, recovered
+    stitching(need)  # the uniform one
+    for kept, models in ((1.0, 1), (sizes.kept, smaller)):
+        need.run(models * (tokens + timed), kept, heads=1)
+        need.run(models * copied, kept)
+        need.add("decoding", models * decoded * (kept * sizes.blocks + sizes.outside) * sizes.size)
+    need.tokens = tokens * (1 + smaller)
+    need.held = need.a_pass() | {
+        "dense model and one other model": float((sizes.params + sizes.small) * sizes.size),
+        "logits of one pass": 2 * 4.0 * sizes.pass_tokens * sizes.vocabulary,
+    }
+    if need.on_cpu:
+        need.ram["the other models"] = float((smaller - 1) * sizes.small * sizes.size)
+    else:
+        in_float32 = recipe.refit.tokens and recipe.recovery.tokens
+        need.ram["a model while it is loaded"] = float(sizes.small * (4 if in_float32 else sizes.saved))
+    need.files((sizes.params + smaller * sizes.small) * sizes.saved + database_bytes(sizes))
+
+
 def _measure(task: Task, dense: Checkpoint, models: Models, export: Exported, evaluation: TokenBlocks) -> None:
     measured = measure_models(task, dense, models.loaders, evaluation, export.dtype)
     parallel.in_main(save_figures, task.folder / FIGURES, measured)
@@ -107,6 +145,7 @@ EVALUATE: Stage[Measured] = Stage(
     settings=("evaluation",),
     arithmetic=True,
     together=True,
+    need=_need,
 )
 """Figures of each model, on the same held-out text."""
 

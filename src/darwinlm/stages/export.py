@@ -12,6 +12,7 @@ from darwinlm.execution.stage import Stage, Task
 from darwinlm.export.hf import check_saved, recorded_digests, save_model, saved_digests, what_changed
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import is_custom
+from darwinlm.needs.need import Need
 from darwinlm.recipe.settled import saved_dtype
 from darwinlm.runtime.artifact import write_json
 from darwinlm.stages.recover import Recovered
@@ -37,6 +38,14 @@ class Exported:
     def folder(self) -> Path:
         """Where the model lies."""
         return self.checkpoint.folder
+
+
+def _need(need: Need) -> None:
+    """The model in float32, its rounded weights, and the saved model beside it for the check."""
+    small, saved = float(need.sizes.small), need.sizes.saved
+    need.ram |= {"the smaller model in float32": 4 * small, "as it is saved, and read again": 2 * saved * small}
+    need.add("hashing", small * saved)
+    need.files(2 * small * saved, small * saved)
 
 
 def _save(
@@ -87,5 +96,6 @@ EXPORT = Stage(
     writes="hashes of the files in model/",
     settings=("export.dtype",),
     spoiled=_changed,
+    need=_need,
 )
 """The final model in `model/` of the output folder."""
