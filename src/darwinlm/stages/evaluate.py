@@ -99,12 +99,19 @@ def _models(
     def of_blocks(checkpoint: Checkpoint, weights: Callable[[int], dict[str, Tensor]], tokens: Tensor) -> Any:
         return StreamedDecoder(checkpoint, tokens, dtype=context.dtype, device=context.device, weights=weights)
 
+    def uniform_blocks(tokens: Tensor) -> Any:
+        checkpoint, weights = stitched_blocks(database.reader, search.uniform)
+
+        def of(block: int) -> dict[str, Tensor]:
+            cut = weights(block)
+            database.reader.release()
+            return cut
+
+        return of_blocks(checkpoint, of, tokens)
+
     models: dict[str, Any] = {
         "dense": stored(teacher),
-        "uniform": (
-            Source(lambda tokens: of_blocks(*stitched_blocks(database.reader, search.uniform), tokens), uniform),
-            [database.digest, search.uniform],
-        ),
+        "uniform": (Source(uniform_blocks, uniform), [database.digest, search.uniform]),
         "stitched": stored(stitch.checkpoint),
     }
     if refit is not None and recover is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -194,7 +195,7 @@ def _described(config: Any, checkpoint: Checkpoint) -> Checkpoint:
     """The dense checkpoint's files with the configuration of a smaller model."""
     if is_custom(config):
         pruned_classes(*checkpoint.family.class_names)
-    return Checkpoint(checkpoint.folder, config, checkpoint.family, checkpoint.source)
+    return replace(checkpoint, config=config)
 
 
 def fill(model: Any, tensors: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:
