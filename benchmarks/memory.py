@@ -21,8 +21,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from tests.tiny.stages import run_stages
-
 from darwinlm.planning.devices import find_device
 from darwinlm.planning.model import Sizes
 from darwinlm.planning.plan import make_plan
@@ -66,12 +64,12 @@ def watched(recipe: Recipe, folder: Path, stage: str, memory: float) -> dict[str
         while not ended.wait(0.01):
             peak = max(peak, anonymous())
 
-    thread = threading.Thread(target=watch, daemon=True)
+    thread = threading.Thread(target=watch)
     thread.start()
     begun = time.perf_counter()
     with mock.patch("darwinlm.runtime.memory._available", side_effect=lambda _: max(int(memory) - anonymous(), 0)):
         run = opened(recipe, folder)
-        run_stages(run, stage)
+        run.until(stage)
     ended.set()
     thread.join()
     needs = {need.name: need for need in make_plan(Sizes(run[DENSE], run.recipe), find_device("cpu")).needs}
