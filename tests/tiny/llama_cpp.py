@@ -36,8 +36,9 @@ def exported(folder: Path, out: Path, **options: Any) -> dict[str, Any]:
 
 def assert_checked_in_the_library(report: dict[str, Any], tolerance: float) -> None:
     """The export's own chain of comparisons led from transformers to the real library, each within the tolerance."""
-    assert report["comparisons"][-2]["left"] == "pruned in memory"
-    assert report["comparisons"][-1]["right"] == "the file in llama.cpp"
+    last = report["comparisons"][-1]
+    assert last["left"].startswith("pruned in memory")
+    assert last["right"] == "the file in llama.cpp"
     assert all(row["relative"] < tolerance and row["tokens"] > 40 for row in report["comparisons"])
 
 
