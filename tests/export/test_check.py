@@ -118,7 +118,7 @@ def test_a_tensor_that_was_written_wrongly(tmp_path, monkeypatch):
 
 def test_heads_put_under_the_wrong_kv_head(tmp_path, monkeypatch):
     model = pruned_checkpoint(tmp_path / "model", "llama", {1: (2, 2, 96)})
-    from darwinlm.export import sizes
+    from darwinlm.surgery import sizes
 
     monkeypatch.setattr(sizes, "head_owners", lambda found: (1, 0) if found.block == 1 else (0, 0, 1, 1))
     refused(tmp_path, model, "block 1 attention", to="dense")

@@ -30,7 +30,7 @@ LLAMA3 = {
 def exported(folder: Path, out: Path, **options: Any) -> dict[str, Any]:
     """Export, and return the report, which must be the one that lies beside the file."""
     report = export_model(folder, out, to="gguf", **options)
-    assert json.loads(Path(f"{out}.export.json").read_text()) == json.loads(json.dumps(asdict(report)))
+    assert json.loads(Path(f"{out}.export.json").read_text()) == json.loads(json.dumps(report.as_json()))
     return asdict(report)
 
 
