@@ -44,8 +44,8 @@ TYPE_ERROR = {
 """Largest relative rounding error of a tensor by element type."""
 ENGINE_ERROR = {"f32": 2e-3, "f16": 2e-2, "bf16": 0.1}
 """Tolerance for llama.cpp's arithmetic, which rounds activations to the type of the weights, or to 8 bits."""
-ROUNDED = 1.0
-"""The same for a quantised file."""
+ROUNDED = 1.3
+"""The same for a quantised file, whose tensors are compared one by one; unrelated logits differ by 1.4."""
 MEMORY = "pruned in memory"
 ROUNDED_YARN = "pruned in memory, with the bounds of its rope scaling rounded"
 INTERMEDIATE = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
