@@ -48,7 +48,7 @@ def prepared(model: Any, settings: RecoverySettings) -> Any:
         still = experts.correction if experts is not None else None
         for name, weight in model.named_parameters():
             weight.requires_grad = still is None or not name.endswith(still)
-        if not settings.embeddings:
+        if not settings.trains_embeddings:
             for module in (model.get_input_embeddings(), model.get_output_embeddings()):
                 module.requires_grad_(requires_grad=False)
         return model
