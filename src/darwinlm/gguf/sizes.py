@@ -10,6 +10,7 @@ from math import prod
 from pathlib import Path
 
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.shapes import module_shapes
 from darwinlm.gguf.header import read_header
 from darwinlm.gguf.write import BLOCK, BY_LIBRARY, PLAIN, QUANTISATIONS, UNBLOCKED
 
@@ -70,8 +71,8 @@ def _in_block(name: str, kind: str, quantisation: str, block: int, blocks: int, 
     if quantisation == "q4_k_s" and (down or value):
         return "Q5_K" if block < (blocks // 8 if down else 4) else kind
     if quantisation == "q2_k" and (down or value or f".{attention.output}." in name):
-        shared = checkpoint.config.num_attention_heads // (getattr(checkpoint.config, "num_key_value_heads", None) or 1)
-        return "Q4_K" if value and shared >= 4 else "Q3_K"
+        heads = next((each.heads for each in module_shapes(checkpoint) if each.kind == "attention"), 0)
+        return "Q4_K" if value and heads >= 4 else "Q3_K"  # query heads of each KV group, in the first block
     if quantisation == "q3_k_m" and (down or value or f".{attention.output}." in name):
         first = blocks // 16 if down else 2 if value else 0
         return "Q5_K" if block < first else "Q4_K"
