@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.whole import check_carried
 from darwinlm.planning.time_limit import TimeLimit
 from darwinlm.run import Run, mark
 from darwinlm.runtime import parallel
@@ -45,6 +46,8 @@ def run_stages(
     limit = limit or TimeLimit.of(run.recipe)
     if run.recipe.recovery.tokens and STAGES.index(until) >= STAGES.index("recover"):
         check_recovery(run)
+    with parallel.main_first():
+        check_carried(run.teacher)
     vocabulary = vocabulary_stage(run)
     if run.recipe.rounds:
         run = _last_round(run)

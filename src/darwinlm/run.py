@@ -23,9 +23,9 @@ from darwinlm.runtime.artifact import (
     MARKER,
     STAGES,
     StageFolder,
+    code_version,
     read_json,
     read_manifest,
-    stage_version,
     write_json,
 )
 from darwinlm.runtime.compute import DTYPES, resolve_device
@@ -124,7 +124,7 @@ class Run:
         work on a shared stage together; only the first one writes into its folder. Raises ArtifactError if an earlier
         result for the same key is damaged.
         """
-        folder = StageFolder(self.path(name), {"stage": name, "version": stage_version(name), **key})
+        folder = StageFolder(self.path(name), {"stage": name, **code_version(name), **key})
         if shared:
             with parallel.main_first():
                 complete = not parallel.is_main() or folder.is_complete()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from darwinlm.evaluation.divergence import DenseDistribution, log_normalisers, token_losses
 from darwinlm.runtime import parallel
+from darwinlm.runtime.errors import NumericsError
 from darwinlm.runtime.memory import kept_memory
 
 FIRST_POSITIONS = 64
@@ -56,7 +57,7 @@ def measure_quality(
     """Measure several models on the same tokens; processes share the sequences.
 
     `tokens` is [n, t] held-out text. The dense model, the reference of the KL, may be among the models. `late` tells
-    whether this process stops after this batch.
+    whether this process stops after this batch. Raises NumericsError if a loss isn't finite.
     """
     tokens = tokens[parallel.place() :: parallel.size()]
     sequences = max(1, batch_tokens // tokens.shape[1])
@@ -75,7 +76,11 @@ def measure_quality(
                 break
     measured, n_seen = parallel.all_reduce(torch.tensor([measured, n_seen])).tolist()
     predictions = measured * (tokens.shape[1] - 1)
-    by_model = zip(models, parallel.all_reduce(sums), strict=True)
+    sums = parallel.all_reduce(sums)
+    for name, total in zip(models, sums, strict=True):
+        if not bool(total.isfinite().all()):
+            raise NumericsError(f"the losses of {name} aren't finite (NaN or infinity): try float32, or another model")
+    by_model = zip(models, sums, strict=True)
     return {name: _quality(total, measured, predictions, n_seen) for name, total in by_model}
 
 

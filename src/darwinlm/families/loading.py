@@ -79,11 +79,16 @@ def load_model(model: Path | str, dtype: torch.dtype, *, allow_remote_code: bool
         if _wants_code(error):
             raise remote_code(model) from error
         raise CheckpointError(f"can't load the weights in {model}: {first_line(error)}") from error
+    check_loaded(loaded, report, model)
+    return loaded
+
+
+def check_loaded(loaded: Any, report: Mapping[str, Any], model: Path | str) -> None:
+    """Refuse weights that transformers made up, and ones that aren't finite. Raises CheckpointError."""
     missing = sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])})
     if missing:
         raise CheckpointError(f"{model} lacks {listed(missing)}: its weights aren't complete. Fetch the model again")
     check_finite(loaded.state_dict(), model)
-    return loaded
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor], where: Path | str) -> None:

@@ -12,6 +12,7 @@ from darwinlm.export.hf import check_saved, save_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import is_custom
 from darwinlm.families.origin import Origin, origin_of
+from darwinlm.families.whole import check_carried
 from darwinlm.recipe import Recipe, load_recipe, parse_recipe
 from darwinlm.recipe.settled import saved_dtype
 from darwinlm.report.summary import FILE, RecoveryFigures, Summary, read_summary
@@ -83,6 +84,9 @@ def recover(
         raise RecipeError("recovery.tokens is 0: say how many tokens to train on, such as --tokens 300M")
     student = Checkpoint.open(small, allow_remote_code=resolved.allow_remote_code)
     run = Run(resolved, Path(out).expanduser(), reporter or Reporter())
+    with parallel.main_first():
+        check_carried(student)
+        check_carried(run.teacher)
     run.checkpoint = with_vocabulary_of(run, run.checkpoint, student)
     check_recovery(run, (student, student.tokenizer()))
     texts = text_stage(run) if of_a_run else text_stage(run, BARE_PURPOSES)
