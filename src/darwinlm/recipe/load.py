@@ -20,6 +20,7 @@ OPTIONS: Mapping[str, str] = {
     "preset": "preset",
     "text": "text.source",
     "ready_for": "units.quantisation",
+    "layers": "search.layers",
     "vocab": "vocabulary",
     "database": "database.folder",
     "allow_remote_code": "allow_remote_code",

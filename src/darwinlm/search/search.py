@@ -31,7 +31,8 @@ from darwinlm.search.predict.gradients import Gradients
 from darwinlm.search.predict.module_losses import estimated_losses, local_errors
 from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import Allocation, PerLevel
-from darwinlm.search.propose.start import neighbour_start, uniform_allocations, uniform_start
+from darwinlm.search.propose.start import neighbour_start, uniform_start
+from darwinlm.search.propose.uniform import uniform_allocations
 from darwinlm.streaming.decoder import Decoder
 
 if TYPE_CHECKING:
@@ -97,13 +98,18 @@ def search(
             left=clock.left if math.isfinite(clock.limit) else None,
         )
 
-    uniform = best_uniform(problem, fitness, losses, settings.stages[0].tokens, clock)
+    tokens = settings.stages[0].tokens
+    uniform = best_of(uniform_allocations(problem), fitness, losses, tokens, clock)
     uniform_kl = fitness.kl(uniform, settings.stages[-1].tokens)
     state = evolve(
         fitness,
         problem,
         settings,
-        lambda: first_parent(problem, fitness, settings, losses, uniform, neighbour),
+        lambda: (
+            first_parent(problem, fitness, settings, losses, uniform, neighbour)
+            if problem.equal is None
+            else best_of(problem.equal.first(losses), fitness, losses, tokens, clock)
+        ),
         folder / STATE,
         clock=clock,
         guide=guide,
@@ -138,15 +144,14 @@ def _held(problem: Problem, model: Decoder, streams: int, batch_tokens: int) -> 
     return int(MARGIN * (modules + stream) * model.dtype.itemsize)
 
 
-def best_uniform(problem: Problem, fitness: Fitness, losses: PerLevel, n_tokens: int, clock: Clock) -> Allocation:
-    """The best uniform allocation.
+def best_of(choices: list[Allocation], fitness: Fitness, losses: PerLevel, n_tokens: int, clock: Clock) -> Allocation:
+    """The best of at least one allocation.
 
     All are measured on a quarter of the tokens, in the order of their predicted losses, so that the likely ones come
     first if time runs out. The best three are compared on all `n_tokens` fitness tokens. At least one allocation is
-    measured, whatever the clock says. Raises BudgetError if no uniform allocation fits.
+    measured, whatever the clock says.
     """
-    choices = uniform_allocations(problem)
-    choices.sort(key=lambda choice: sum(row[level] for row, level in zip(losses, choice, strict=True)))
+    choices = sorted(choices, key=lambda choice: sum(row[level] for row, level in zip(losses, choice, strict=True)))
     for tokens in (max(n_tokens // 4, 1), n_tokens):
         measured: list[float] = []
         while len(measured) < len(choices) and (not measured or parallel.broadcast(clock.left) > 0):

@@ -48,6 +48,7 @@ def search_stage(
         "budget": recipe.budget.model_dump(),
         "costs": [problem.cost.unit, problem.cost.fixed, problem.cost.costs],
         "neighbour": neighbour,
+        "equal": None if problem.equal is None else [problem.equal.sizes, problem.equal.blocks],
         "training": texts["training"].digest if "training" in texts else None,
     }
     with run.stage("search", key, "search", shared=True) as (stage, work):
