@@ -63,7 +63,7 @@ def begin(given: Given) -> None:
         (given.before / name / "link").symlink_to("real")
     planted = given.before / "evaluate beside planted links"
     planted.mkdir()
-    for name in (".scores.json.partial", ".scores.json.123.tmp", ".scores.md.456.tmp"):
+    for name in (".scores.json.partial", ".scores.json.123.tmp"):
         (planted / name).symlink_to(given.text)
     tiny_text(given.text)
     plain_checkpoint(given.zeros, "llama", num_hidden_layers=2)
