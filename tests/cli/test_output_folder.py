@@ -8,7 +8,6 @@ import pytest
 from tests.tiny.damage import flip
 
 import darwinlm
-from darwinlm import pipeline
 from darwinlm.runtime.errors import RecipeError
 
 
@@ -106,7 +105,7 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(prune, tmp_path, monkeypatch
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "search_stage", interrupted)
+        patch.setattr("darwinlm.stages.search.search", interrupted)
         ended = prune("--keep", "50 %")
     assert ended.code == 130
     (line,) = ended.err.strip().splitlines()

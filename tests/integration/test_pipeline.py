@@ -8,14 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.tiny.masked import assert_equal_logits, logits, masked
+from tests.tiny.stages import run_stages
 from tests.tiny.whole import Whole
 from transformers import AutoModelForCausalLM
 
 from darwinlm.calibration.moments import SecondMoment
 from darwinlm.database.block_moments import stream_moments
 from darwinlm.database.order import damp
-from darwinlm.pipeline import run_stages
-from darwinlm.run import Run
+from darwinlm.execution.run import Run
 from darwinlm.search.evaluate.fitness import Fitness
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.stages.database import stream_of
@@ -63,7 +63,7 @@ def test_the_database_is_direct_least_squares(whole):
     """Weights and errors of a few levels of every module, solved anew on the same second moments."""
     reader = whole.reader
     modules = {(module.block, module.kind): module for module in reader.modules}
-    for seen in stream_moments(stream_of(whole.run, whole.text["calibration"].tokens)):
+    for seen in stream_moments(stream_of(whole.run.context, whole.checkpoint, whole.text["calibration"].tokens)):
         for kind in whole.checkpoint.family.kinds:
             H = damp(seen.moments[kind].double())
             W = reader.dense_weight(seen.block, kind).double()
@@ -96,7 +96,7 @@ def test_the_block_stream_sees_what_hooks_on_the_whole_model_see(whole):
             output.register_forward_pre_hook(lambda _, inputs, to=moment: to.add(inputs[0]))
     for rows in torch.split(tokens, 5):  # another batch size than the stream's
         logits(model, rows)
-    for seen in stream_moments(stream_of(whole.run, whole.text["calibration"].tokens)):
+    for seen in stream_moments(stream_of(whole.run.context, whole.checkpoint, whole.text["calibration"].tokens)):
         for kind, found in seen.moments.items():
             expected = moments[seen.block, kind]
             assert expected.count == tokens.numel()
@@ -132,18 +132,26 @@ def test_blocks_that_candidates_share_with_the_base_are_run_once(whole, placed, 
     base = whole.plan.space.dense
     run = []
     real = placed.decoder.run_block
-    monkeypatch.setattr(
-        placed.decoder, "run_block", lambda block, *given: run.append((block, placed.current[:])) or real(block, *given)
-    )
+
+    def levels(block, allocation):
+        return [level for m, level in zip(modules, allocation, strict=True) if m.block == block]
+
+    def run_block(block, *given):
+        run.append((block, levels(block, placed.current)))
+        return real(block, *given)
+
+    monkeypatch.setattr(placed.decoder, "run_block", run_block)
 
     def changed(block):
         return tuple(0 if module.block == block else level for module, level in zip(modules, base, strict=True))
 
     fitness.set_base(base)
     fitness.kls([changed(0), changed(1)], tokens.numel())
-    assert [block for block, held in run if held == list(base)] == [0]
-    assert [block for block, held in run if held == list(changed(0))] == list(range(blocks))
-    assert [block for block, held in run if held == list(changed(1))] == list(range(1, blocks))
+    assert run.count((0, levels(0, base))) == 1, "the base, for the second candidate"
+    assert run.count((0, levels(0, changed(0)))) == 1
+    assert run.count((1, levels(1, base))) == 1, "the first candidate"
+    assert run.count((1, levels(1, changed(1)))) == 1
+    assert [block for block, _ in run] == [0, 0, *(block for block in range(1, blocks) for _ in range(2))]
     run.clear()
     fitness.kls([changed(blocks - 1)], tokens.numel())
     assert [block for block, _ in run] == list(range(1, blocks))

@@ -26,10 +26,10 @@ def demo(
     from darwinlm.runs.demo import demo_recipe
 
     recipe = demo_recipe(tuple(assignments or ()), full=full)
-    results = run_recipe(recipe, out, "report")
+    run = run_recipe(recipe, out)
     console = terminal.console()
-    _sizes(console, results, recipe.budget.keep)
-    _answers(console, out)
+    _sizes(console, run, recipe.budget.keep)
+    _answers(console, run)
     quoted = shlex.quote(str(out))
     console.print(
         f"\nnext\n"
@@ -40,17 +40,20 @@ def demo(
     )
 
 
-def _sizes(console: Console, results: Any, kept: float | None) -> None:
+def _sizes(console: Console, run: Any, kept: float | None) -> None:
     """Print losses of several sizes, predicted by the database and scaled to the measured one of the present size."""
     from darwinlm.runs.demo import SIZES
     from darwinlm.search.predict.module_losses import predicted_sizes
+    from darwinlm.stages.database import DATABASE
+    from darwinlm.stages.plan import PLAN
+    from darwinlm.stages.report import REPORT
 
     shares = sorted({*SIZES, *([kept] if kept else [])}, reverse=True)
-    sizes = predicted_sizes(results.plan.space, results.database.reader, shares)
+    sizes = predicted_sizes(run[PLAN].space, run[DATABASE].reader, shares)
     if not sizes:
         return
     console.print("\nKL of other sizes, estimated from the database and scaled to the measured one", style="bold")
-    measured = results.report.models["stitched"].kl
+    measured = run[REPORT].models["stitched"].kl
     scale = next((measured / size.kl for size in sizes if size.share == kept and size.kl), 1.0)
     most = max(size.kl for size in sizes)
     for size in sizes:
@@ -59,14 +62,16 @@ def _sizes(console: Console, results: Any, kept: float | None) -> None:
         console.print(f"  {size.share:4.0%}  {size.params / 1e6:6.1f} M  {here:8} {scale * size.kl:.2f}  {bar}")
 
 
-def _answers(console: Console, out: Path) -> None:
+def _answers(console: Console, run: Any) -> None:
     """Ask questions through the chat template and print the answers of both models."""
     from darwinlm.evaluation.chat import AnswerSettings, Conversation
     from darwinlm.models.opened import open_model
     from darwinlm.runs.demo import QUESTIONS
+    from darwinlm.stages.export import EXPORT
+    from darwinlm.stages.model import SOURCE
 
     settings = AnswerSettings(max_tokens=40, temperature=0)
-    folders = {"dense": out / "stages" / "source", "smaller": out / "model"}
+    folders = {"dense": run[SOURCE].folder, "smaller": run[EXPORT].folder}
     models = {name: open_model(str(folder), dtype="float32") for name, folder in folders.items()}
     for question in QUESTIONS:
         console.print(f"\n{question}", style="bold", markup=False)

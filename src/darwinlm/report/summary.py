@@ -23,6 +23,7 @@ from darwinlm.runtime.figures import (
     Sensitivity,
     Spelling,
     StageTime,
+    TimeFigures,
     read_figures,
 )
 
@@ -223,14 +224,6 @@ class MachineFigures(Figures):
     torch: str | None = None
     transformers: str | None = None
     compute_dtype: str | None = None
-
-
-class TimeFigures(Figures):
-    """A time limit, the seconds used before the report, and what the limit lowered, in words."""
-
-    limit: float
-    seconds: float
-    shortened: tuple[str, ...] = ()
 
 
 class Summary(Figures):

@@ -8,8 +8,8 @@ import re
 import shlex
 from collections.abc import Sequence
 
-from darwinlm.report.summary import BlockFigures, FileFigures, SearchFigures, Summary, TimeFigures, VocabularyFigures
-from darwinlm.runtime.figures import ModelKey
+from darwinlm.report.summary import BlockFigures, FileFigures, SearchFigures, Summary, VocabularyFigures
+from darwinlm.runtime.figures import ModelKey, TimeFigures
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 NOTHING = "–"

@@ -8,12 +8,13 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from darwinlm.pipeline import run_stages
+from darwinlm.pipeline import open_run
+from darwinlm.planning.time_limit import TimeLimit
 from darwinlm.recipe import Recipe, load_recipe, options
 from darwinlm.report import wording
 from darwinlm.report.summary import BlockFigures, Summary
-from darwinlm.run import Run
 from darwinlm.runtime.console import Reporter
+from darwinlm.stages.report import REPORT
 
 if TYPE_CHECKING:
     from darwinlm.models.opened import Opened
@@ -112,6 +113,6 @@ def prune(
     size = {"keep": keep, "params": params, "bytes": bytes, "speedup": speedup, "latency": latency}
     others = {"vocab": vocab, "time": time, "ready_for": ready_for, "layers": layers, "text": text}
     resolved = load_recipe(recipe, assignments, options(model=model, **size, **others))
-    run = Run(resolved, Path(out).expanduser(), reporter or Reporter())
-    summary = run_stages(run, "report").report
-    return Result(run.folder, run.folder / "model", run.folder / "report.html", summary)
+    run = open_run(resolved, Path(out).expanduser(), reporter or Reporter(), pace=TimeLimit.of(resolved))
+    run.until(REPORT.name)
+    return Result(run.folder, run.folder / "model", run.folder / "report.html", run[REPORT])
