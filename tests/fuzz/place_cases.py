@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.fuzz.case import ANY, Case, alone, changed, copied, replaced
+from darwinlm.runtime.limits import DEPTH
+from tests.fuzz.case import ANY, REFUSED, Case, alone, changed, copied, replaced
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\r\x7f\u202e"
 LINKED = (
@@ -57,11 +58,11 @@ def places() -> Iterator[Case]:
     for name in LINKED:
         for target in TARGETS:
             # What isn't there, and no file either, is as if the link weren't.
-            outcome = ANY if target in ("nowhere", "../../..", "/dev/zero") else "refused"
+            outcome = ANY if target in ("nowhere", "../../..", "/dev/zero") else REFUSED
             yield Case(f"place: {name} is a link to {target}", "model", _link(name, target), outcome)
     for name, front in CARDS.items():
         write = replaced("README.md", f"---\n{front}\n---\n# Model\n")
-        yield Case(f"card: {name}", "model", write, "refused" if name == "zero" else ANY)
+        yield Case(f"card: {name}", "model", write, REFUSED if name == "zero" else ANY)
     for name, content in {
         "LICENSE": b"\x7fELF\0\0", "NOTICE": b"\xff\xfe", "COPYING": b"a" * (5 << 20), "README.md": b"a" * (5 << 20),
     }.items():  # fmt: skip
@@ -86,7 +87,8 @@ def values() -> Iterator[Case]:
             ("artifact", "manifest.json"),
         ):
             write = replaced(file, deep) if reader == "model" else alone(file, deep)
-            yield Case(f"values: {file} of depth {depth}", reader, write)
+            harmless = depth < DEPTH and file == "tokenizer_config.json"
+            yield Case(f"values: {file} of depth {depth}", reader, write, ANY if harmless else REFUSED)
     text = json.dumps({"text": "1,2,[3],{4}," * 200_000})
     yield Case("values: a text of commas and brackets", "text", alone("text.jsonl", text + "\n"), ANY)
 
