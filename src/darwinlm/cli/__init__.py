@@ -16,6 +16,7 @@ from darwinlm.cli import (  # noqa: F401 - each declares its command
     recover,
     scores,
     show,
+    tradeoff,
     verify,
 )
 from darwinlm.cli.app import app
