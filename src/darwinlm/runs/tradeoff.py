@@ -31,6 +31,7 @@ from darwinlm.runtime.artifact import write_json, write_text
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import ExportError
 from darwinlm.runtime.lock import hold_folder
+from darwinlm.runtime.places import check_output
 
 ENGINE = "llama.cpp"
 FILES, SIZES, PAGE = "files", "sizes", "index.html"
@@ -85,6 +86,7 @@ def measure_tradeoff(
     """
     reporter, first = reporter or Reporter(), recipes[0]
     _check(quantisations)
+    check_output(out, "--out", (first.model,), (first.text.source, held_out))
     lock = hold_folder(out)
     dense = resolve_model(str(first.model), out / "dense", allow_remote_code=first.allow_remote_code)
     sequence_length = first.text.sequence_length
