@@ -24,7 +24,8 @@ def test_the_model_is_loaded_and_answers(result: Result) -> None:
     assert next(model.parameters()).dtype == torch.float32
     answer = result.generate("the river", max_tokens=5, temperature=0)
     assert tokenizer.vocab_size > 0
-    assert answer.startswith(result.generate("the river", max_tokens=1, temperature=0))
+    first = result.generate("the river", max_tokens=1, temperature=0)
+    assert answer.startswith(first.rstrip("\ufffd")), "a token may be a part of a character"
     assert answer == result.generate("the river", max_tokens=5, temperature=0)
 
 
