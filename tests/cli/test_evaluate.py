@@ -17,10 +17,11 @@ import yaml
 from safetensors.torch import load_file, save_file
 from tests.tiny.benchmarks import QUIET, tiny_benchmarks
 from tests.tiny.checkpoint import tiny_checkpoint
+from tests.tiny.models import tiny_model
 from tests.tiny.tokenizer import tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from darwinlm.evaluation import harness
+from darwinlm.evaluation import harness, instructions
 from darwinlm.evaluation.evaluate import Copied, Evaluated, EvaluationRequest
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.runtime.errors import install
@@ -232,9 +233,9 @@ def test_a_family_that_cannot_be_pruned_and_a_gguf_file_are_measured(command, ti
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("", "nothing to measure: give --suite, --text or --looking-back"),
+        ("", "nothing to measure: give --suite, --text, --chat or --looking-back"),
         ("--suite pica", "there is no task 'pica': did you mean 'piqa'"),
-        ("--suite piqa --against x", "--against needs --text"),
+        ("--suite piqa --against x", "--against needs --text or --chat"),
         ("--suite piqa --dtype int8", "dtype int8: use auto, bfloat16"),
         ("--suite piqa --data-dir nowhere", "there is no such folder"),
         ("--text nowhere.txt", "nowhere.txt"),
@@ -286,3 +287,30 @@ def test_weights_that_are_not_finite(command, model_copy, tiny_text_file, tmp_pa
     text = [tiny_text_file, "--out", tmp_path / "a.json"] if words[1:] else []
     command(words[0], model_copy, *words[1:], *text).refused("model.layers.1.mlp.up_proj.weight", "finite")
     assert not (tmp_path / "a.json").exists()
+
+
+def test_chats_of_two_models(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(instructions, "TOPICS", ("the sea",))
+    folders = []
+    for name, seed in (("dense", 0), ("small", 1)):
+        model = tiny_model("llama", seed=seed)
+        model.lm_head.weight.data[2] = model.lm_head.weight.data.abs().mean(0) * 3
+        folders.append(tmp_path / name)
+        model.save_pretrained(folders[-1])
+        tokenizer = tiny_tokenizer()
+        tokenizer.chat_template = (
+            "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</s>{% endfor %}"
+            "{% if add_generation_prompt %}<assistant>{% endif %}"
+        )
+        tokenizer.save_pretrained(folders[-1])
+    dense, small = folders
+    request = ("--chat", "--tokens", 64, "--dtype", "float32", "--out", tmp_path / "chat.json")
+    ended = command("evaluate", small, "--against", dense, *request).succeeded()
+    first, second = result(tmp_path / "chat.json")["chat"]
+    assert first["answers"]["kl"] > 0.1
+    assert first["answers"]["tokens"] >= 32
+    assert second["answers"] is None
+    assert first["instructions"]["prompts"] == second["instructions"]["prompts"] == 12
+    assert "on the dense model's own answers" in ended.out
+    plain = tiny_checkpoint(tmp_path / "plain")
+    command("evaluate", plain, "--chat").refused("no chat template: instructions are for chat models")
