@@ -5,7 +5,8 @@ from types import SimpleNamespace
 from rich.console import Console
 
 from darwinlm.cli.demo import _answers
-from darwinlm.evaluation import chat, models
+from darwinlm.evaluation import chat
+from darwinlm.models import opened as models
 from darwinlm.runs.demo import QUESTIONS
 
 

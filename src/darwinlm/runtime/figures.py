@@ -174,7 +174,7 @@ class ModelFigures(Figures):
 
     Sizes are in the element type of the saved model. KL(dense ‖ model) is in nats per token; it and the perplexity are
     means of as many predictions as there are `tokens`. Speeds are medians of the runs, of a prompt and of new text.
-    `looking_back` and `answers` are None where that wasn't measured; `answers` is for chat models.
+    `looking_back` is None where that wasn't measured.
     """
 
     params: int
@@ -187,4 +187,3 @@ class ModelFigures(Figures):
     decode_tokens_per_second: float | None = None
     continuations: tuple[str, ...] = ()
     looking_back: LookingBackFigures | None = None
-    answers: AnswerFigures | None = None
