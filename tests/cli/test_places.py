@@ -48,10 +48,6 @@ WRITERS = {
         "new",
         *sets(["recovery.teacher_cache=model", "recovery.tokens=512"]),
     ],
-    "tradeoff": [
-        *("tradeoff", "run/model", "--keep", "60%", "--text", "text.txt", "--held-out", "texts"),
-        *(*SET, "--out", "run"),
-    ],
     "database": ["database", "run/model", "--text", "text.txt", *SET, "--out", "run"],
     "compare": ["compare", "run/model", "--keep", "60%", "--text", "text.txt", *SET, "--out", "run"],
     "tradeoff": ["tradeoff", "run/model", "--text", "text.txt", "--held-out", "texts", *SET, "--out", "run"],
