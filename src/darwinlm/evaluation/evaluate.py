@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from darwinlm.evaluation import harness, summary
 from darwinlm.evaluation.looking_back import LIST_LENGTHS, all_copying, longest_sequence, measure_copying, word_lists
+from darwinlm.evaluation.side_by_side import task_table
 from darwinlm.evaluation.suites import Wanted, parse_suite
 from darwinlm.evaluation.text import TextScore, measure_text, pack, share_vocabulary
 from darwinlm.models.opened import Opened, open_model
@@ -53,8 +55,8 @@ class EvaluationRequest:
         """The tasks, after all checks that don't need a model. Raises DarwinLMError."""
         if self.suite is None and not self.texts and not self.looking_back:
             raise RecipeError("nothing to measure: give --suite, --text or --looking-back")
-        if self.against is not None and not self.texts:
-            raise RecipeError("--against needs --text: KL is measured on a text")
+        if self.against is not None and not self.texts and self.suite is None:
+            raise RecipeError("--against needs --text or --suite: give what both models are measured on")
         wanted = () if self.suite is None else parse_suite(self.suite)
         if wanted:
             harness.check_suite(wanted, self.data_dir)
@@ -73,11 +75,12 @@ class EvaluationRequest:
 
 @dataclass
 class Evaluated:
-    """Results of an evaluation. Copying is that of the model, and of the dense one if there is one."""
+    """Results of an evaluation. Copying is that of the model, and of the dense one if there is one; so are scores."""
 
     request: EvaluationRequest
     params: int = 0
     scores: list[harness.TaskScore] = field(default_factory=list)
+    dense_scores: list[harness.TaskScore] = field(default_factory=list)
     texts: list[TextScore] = field(default_factory=list)
     copying: list[Copied] = field(default_factory=list)
 
@@ -95,6 +98,11 @@ class Evaluated:
             yield ("copied, %, and loss in nats", *(names or [""])), cells, list(self.copying[0].remarks)
         if self.scores:
             yield summary.HEADINGS, summary.rows(self.scores), summary.notes(self.scores)
+        if self.dense_scores:
+            both = {"dense": self.dense_scores, "this model": self.scores}
+            table = task_table({name: {"tasks": harness.as_json(scores)} for name, scores in both.items()})
+            assert table is not None
+            yield table[0], table[1], []
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for --out."""
@@ -105,6 +113,7 @@ class Evaluated:
             "texts": [asdict(text) for text in self.texts],
             "copying": [asdict(copied) for copied in self.copying],
             "tasks": harness.as_json(self.scores),
+            "dense_tasks": harness.as_json(self.dense_scores),
             "average": asdict(mean) if mean and len(self.scores) > 1 else None,
             "partial": mean.partial if mean else "",
         }
@@ -140,6 +149,7 @@ def evaluate_model(request: EvaluationRequest, out: Path | None = None, console:
     parallel.init_from_environment()
     with ExitStack() as held:
         done: dict[str, harness.TaskScore] = {}
+        dense_done: dict[str, harness.TaskScore] = {}
         with parallel.agree():
             if out is not None and parallel.is_main():
                 held.enter_context(hold_target(out))
@@ -147,36 +157,42 @@ def evaluate_model(request: EvaluationRequest, out: Path | None = None, console:
             request = replace(request, dtype=str(dtype).removeprefix("torch."))
             wanted = request.check()
             if parallel.is_main():
-                done = _resumed(request, out)
-        done = parallel.broadcast(done)
+                done, dense_done = _resumed(request, out)
+        done, dense_done = parallel.broadcast((done, dense_done))
         with parallel.agree():
             opened = request.open(request.model)
         result = Evaluated(request, opened.params)
+        result.dense_scores = list(dense_done.values())
 
-        def save(scores: list[harness.TaskScore]) -> None:
-            result.scores = list(scores)
+        def save(scores: list[harness.TaskScore], *, dense: bool = False) -> None:
+            if dense:
+                result.dense_scores = list(scores)
+            else:
+                result.scores = list(scores)
             if out is not None and parallel.is_main():
                 write_json(out, result.as_json())
             if console is not None and scores:
                 last = scores[-1]
-                console.print(f"{last.title}: {last.error or summary.with_error(last.value, last.stderr)}")
+                whose = "dense, " if dense else ""
+                console.print(f"{whose}{last.title}: {last.error or summary.with_error(last.value, last.stderr)}")
 
         if request.texts or request.looking_back:
             result.texts, result.copying = _texts(request, opened)
             if not done:
                 save([])
         if wanted:
-            harness.run_suite(
-                opened.model,
-                opened.tokenizer,
-                wanted,
-                data_dir=request.data_dir,
-                limit=request.limit,
-                batch_size=request.batch_size,
-                done=done,
-                save=save,
-            )
+            _suite(request, wanted, opened, done, save)
+            if request.against is not None:
+                del opened
+                with parallel.agree():
+                    dense = request.open(request.against)
+                _suite(request, wanted, dense, dense_done, partial(save, dense=True))
         return result
+
+
+def _suite(request: EvaluationRequest, wanted: tuple[Wanted, ...], opened: Opened, done: Any, save: Any) -> None:
+    how: dict[str, Any] = {name: getattr(request, name) for name in ("data_dir", "limit", "batch_size")}
+    harness.run_suite(opened.model, opened.tokenizer, wanted, **how, done=done, save=save)
 
 
 def _texts(request: EvaluationRequest, opened: Opened) -> tuple[list[TextScore], list[Copied]]:
@@ -210,13 +226,14 @@ def _texts(request: EvaluationRequest, opened: Opened) -> tuple[list[TextScore],
     return scores, [Copied(name, tuple(copied[name]), tuple(remarks)) for name in models]
 
 
-def _resumed(request: EvaluationRequest, out: Path | None) -> dict[str, harness.TaskScore]:
+def _resumed(request: EvaluationRequest, out: Path | None) -> tuple[dict[str, harness.TaskScore], ...]:
+    """Finished scores of the model and of the dense one."""
     if out is None or not out.exists():
-        return {}
+        return {}, {}
     before = read_json(out)
     if not isinstance(before, dict) or "request" not in before or "tasks" not in before:
         raise ArtifactError(f"{out} is not a result of darwinlm evaluate: choose another file")
     earlier = {name: value for name, value in before["request"].items() if name != "suite"}
     if earlier != request.key():
         raise ArtifactError(f"{out} holds the result of another request ({earlier}): choose another file, or delete it")
-    return harness.from_json(before["tasks"])
+    return harness.from_json(before["tasks"]), harness.from_json(before.get("dense_tasks", ()))

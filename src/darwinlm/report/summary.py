@@ -283,3 +283,15 @@ class Summary(Figures):
 def read_summary(path: Path) -> Summary:
     """Read a summary.json. Raises ArtifactError as `read_figures`."""
     return read_figures(path, Summary, "summary of a run: give the output folder of darwinlm prune or recover")
+
+
+def dense_of(source: str) -> str | None:
+    """The original model of a finished run, which `source` names by its folder; None if it is something else.
+
+    Raises ArtifactError if the run's summary is damaged.
+    """
+    run = Path(source).expanduser()
+    if not (run / FILE).is_file():
+        return None
+    converted = run / "stages" / "source"  # of a GGUF file
+    return str(converted) if converted.is_dir() else read_summary(run / FILE).model
