@@ -163,31 +163,29 @@ def evaluate_model(request: EvaluationRequest, out: Path | None = None, console:
             opened = request.open(request.model)
         result = Evaluated(request, opened.params)
         result.dense_scores = list(dense_done.values())
-
-        def save(scores: list[harness.TaskScore], *, dense: bool = False) -> None:
-            if dense:
-                result.dense_scores = list(scores)
-            else:
-                result.scores = list(scores)
-            if out is not None and parallel.is_main():
-                write_json(out, result.as_json())
-            if console is not None and scores:
-                last = scores[-1]
-                whose = "dense, " if dense else ""
-                console.print(f"{whose}{last.title}: {last.error or summary.with_error(last.value, last.stderr)}")
-
+        save = partial(_save, result, out, console)
         if request.texts or request.looking_back:
             result.texts, result.copying = _texts(request, opened)
             if not done:
-                save([])
+                save("scores", [])
         if wanted:
-            _suite(request, wanted, opened, done, save)
+            _suite(request, wanted, opened, done, partial(save, "scores"))
             if request.against is not None:
                 del opened
                 with parallel.agree():
                     dense = request.open(request.against)
-                _suite(request, wanted, dense, dense_done, partial(save, dense=True))
+                _suite(request, wanted, dense, dense_done, partial(save, "dense_scores"))
         return result
+
+
+def _save(result: Evaluated, out: Path | None, console: Any, which: str, scores: list[harness.TaskScore]) -> None:
+    """Keep scores, write the result, and print the newest score."""
+    setattr(result, which, list(scores))
+    if out is not None and parallel.is_main():
+        write_json(out, result.as_json())
+    if console is not None and scores:
+        last, whose = scores[-1], "dense, " if which == "dense_scores" else ""
+        console.print(f"{whose}{last.title}: {last.error or summary.with_error(last.value, last.stderr)}")
 
 
 def _suite(request: EvaluationRequest, wanted: tuple[Wanted, ...], opened: Opened, done: Any, save: Any) -> None:

@@ -25,10 +25,15 @@ SPEED_ROUNDS, SPEED_SECONDS = 3, 5.0
 
 @dataclass(frozen=True)
 class Speed:
-    """Medians of the runs, in tokens per second: of a prompt in one forward pass, and of greedy decoding after it."""
+    """Medians of the runs, in tokens per second: of a prompt in one forward pass, and of greedy decoding after it.
+
+    `spread` is by how much the fastest run exceeds the slowest, as a share of the median, the larger of both; None
+    after a single run.
+    """
 
     prompt: float
     decode: float
+    spread: float | None = None
 
 
 @torch.no_grad()
@@ -60,7 +65,13 @@ def measure_speed(
                 timed += seconds + whole
         if number and (timed > SPEED_SECONDS or late()):
             break
-    return {name: Speed(statistics.median(prompts[name]), statistics.median(decodes[name])) for name in models}
+    return {name: _speed(prompts[name], decodes[name]) for name in models}
+
+
+def _speed(prompts: list[float], decodes: list[float]) -> Speed:
+    medians = [statistics.median(runs) for runs in (prompts, decodes)]
+    spreads = [(max(runs) - min(runs)) / middle for runs, middle in zip((prompts, decodes), medians, strict=True)]
+    return Speed(medians[0], medians[1], max(spreads) if len(prompts) > 1 else None)
 
 
 def _greedy(model: Any, ids: Tensor, new: int, **more: Any) -> Tensor:

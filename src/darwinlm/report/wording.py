@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import re
@@ -9,8 +10,11 @@ import shlex
 from collections.abc import Sequence
 
 from darwinlm.report.summary import BlockFigures, SearchFigures, Summary, TimeFigures, VocabularyFigures
+from darwinlm.runtime.errors import install
 from darwinlm.runtime.figures import ModelKey
 
+_PACKAGES = {"eval": "lm_eval", "gguf": "gguf"}
+"""Extras that next steps need, and the package that shows that each is installed."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 NOTHING = "–"
 """Stands where a figure is missing."""
@@ -177,14 +181,27 @@ def headline(summary: Summary) -> str:
         of = "of the same size" if _same_size(summary) else f"that keeps {percent(uniform.block_params, whole)}"
         loss += f" ({perplexity(uniform.perplexity)} for a uniform model {of})"
     parts = [f"{count(kept)} of {count(whole)} block parameters kept ({percent(kept, whole)})", loss]
-    prompt = factor(final.tokens_per_second, dense.tokens_per_second)
-    decode = factor(final.decode_tokens_per_second, dense.decode_tokens_per_second)
-    if prompt and decode:
-        parts.append(f"prompt speed ×{prompt}, decode speed ×{decode}")
+    parts += [f"{what} ×{factor(rate, before)}" for what, rate, before in speeds(summary)]
     parts.append(f"{megabytes(final.bytes)} MB of weights instead of {megabytes(dense.bytes)} MB")
     if summary.vocabulary is not None:
         parts.append(f"{kept_tokens(summary.vocabulary)}, {more_tokens(summary.vocabulary)}")
     return ", ".join(parts) + "."
+
+
+def speeds(summary: Summary) -> list[tuple[str, float, float]]:
+    """Each speed that differs from the dense model's by more than the timed runs do: what, its and the dense rate.
+
+    A difference of less than a tenth, or of models that were timed once, isn't one.
+    """
+    final, dense = summary.saved, summary.dense
+    if final.speed_spread is None or dense.speed_spread is None:
+        return []
+    noise = max(0.1, final.speed_spread + dense.speed_spread)
+    rates = (
+        ("prompt speed", final.tokens_per_second, dense.tokens_per_second),
+        ("decode speed", final.decode_tokens_per_second, dense.decode_tokens_per_second),
+    )
+    return [(what, rate, before) for what, rate, before in rates if rate and before and abs(rate / before - 1) > noise]
 
 
 def kept_tokens(vocabulary: VocabularyFigures) -> str:
@@ -319,11 +336,13 @@ def loading_code(summary: Summary) -> str:
     )
 
 
-def next_steps(summary: Summary, run: str, beside: str, model: str | None) -> list[tuple[str, str]]:
+def next_steps(
+    summary: Summary, run: str, beside: str, model: str | None, *, here: bool = False
+) -> list[tuple[str, str]]:
     """What people do with a finished run: each wish and the command that fulfils it.
 
     New files and folders begin with the path `beside`. `model` is the dense one; None where it has no name that others
-    know.
+    know. A wish names the extra that it needs; `here`, on this machine, how to install it if it isn't.
     """
     run, recovered, gguf = (shlex.quote(path) for path in (run, f"{beside}-recovered", f"{beside}.gguf"))
     against = f" --against {shlex.quote(model)}" if model else ""
@@ -334,10 +353,19 @@ def next_steps(summary: Summary, run: str, beside: str, model: str | None) -> li
     return [
         (f"talk to it{' beside the dense model' if model else ''}", f"darwinlm chat {run}{against}"),
         *([train] if summary.recovery is None else []),
-        ("measure it on benchmarks", f"darwinlm evaluate {run} --suite quick"),
-        ("write a file for llama.cpp", f"darwinlm export {run} --to gguf --quant q8_0 --out {gguf}"),
+        (f"measure both on benchmarks{_needs('eval', here=here)}", f"darwinlm evaluate {run} --suite quick"),
+        (
+            f"write a file for llama.cpp{_needs('gguf', here=here)}",
+            f"darwinlm export {run} --to gguf --quant q8_0 --out {gguf}",
+        ),
         ("publish it", f"darwinlm push {run} OWNER/NAME --dry-run"),
     ]
+
+
+def _needs(extra: str, *, here: bool) -> str:
+    if not here:
+        return f" (needs darwinlm[{extra}])"
+    return "" if importlib.util.find_spec(_PACKAGES[extra]) else f" (first: {install(extra)})"
 
 
 def _same_size(summary: Summary) -> bool:

@@ -174,6 +174,7 @@ def _measure_together(run: Run, models: dict[ModelKey, Any], texts: Texts, dtype
             ),
             tokens_per_second=speed[name].prompt,
             decode_tokens_per_second=speed[name].decode,
+            speed_spread=speed[name].spread,
             continuations=tuple(continue_greedily(model, tokenizer, prompts)),
         )
     return measured
