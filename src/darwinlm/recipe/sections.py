@@ -176,6 +176,8 @@ class BudgetSettings(Section):
         if keep is not None and not 0 < keep <= 1:
             hint = f"; did you mean {keep:g}%?" if 2 <= keep <= 100 else ""
             raise ValueError(f"must be above 0 and at most 100 %{hint}")
+        if keep is not None and keep < 0.01:
+            raise ValueError(f"must be at least 1 %; did you mean {100 * keep:g} or {1e4 * keep:g}%?")
         return keep
 
     @field_validator("bytes", mode="before")

@@ -165,7 +165,7 @@ def removed(allocation: Sequence[BlockFigures]) -> str:
 def searched_by(search: SearchFigures) -> str:
     """What chose the sizes, in words: only what ran is named."""
     if not search.generations:
-        return "equal layers brought to the budget, without a generation of search,"
+        return "equal layers brought to the budget, without a generation of search"
     plural = "s" if search.generations != 1 else ""
     guided = " guided by gradients" if search.method == "gradient" else " with the paper's level switch"
     return f"an evolutionary search of {search.generations} generation{plural}{guided}"

@@ -100,6 +100,7 @@ class Reporter:
         resumed, progress.resumes = progress.resumes and done > 0, False
         if resumed:
             progress.since = (now, done, counted)
+        if resumed and done < total:
             self.say(f"{progress.title}: resumes after {progress.what or 'step'} {done} of {total}")
         elif not done:
             progress.since = (now, 0, counted)
