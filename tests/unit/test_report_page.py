@@ -11,7 +11,7 @@ from darwinlm.report.page import render_page
 from darwinlm.report.strip import FAINTEST, block_rows
 from darwinlm.report.sweep import SweepSummary, sweep_page
 from darwinlm.report.table import looking_back_rows, where_rows
-from darwinlm.report.wording import next_steps
+from darwinlm.report.wording import headline, next_steps
 
 
 def test_every_module_is_in_the_picture_and_in_the_table():
@@ -154,3 +154,9 @@ def test_names_in_the_page_of_a_sweep_are_escaped():
     tree["model"] = tree["text"]["source"] = name = NASTY.replace("/", "")
     runs = [("keep-75", made(tree))]
     assert name in Page(sweep_page(SweepSummary.of(runs), runs[0][1])).text
+
+
+def test_a_gguf_file_that_came_in_is_followed_by_a_smaller_one():
+    summary = made(changed(searched(), file={"bytes": 98, "predicted": {"q8_0": 128, "q4_k_m": 97, "q4_0": 83}}))
+    assert any("--quant q4_k_m" in line for _, line in next_steps(summary, ".", "../smaller", None))
+    assert "q4_k_m" in headline(summary)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
+from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from darwinlm.cli import arguments, terminal
@@ -14,6 +18,7 @@ from darwinlm.cli.app import LOOK, command
 from darwinlm.runtime.errors import ArtifactError
 
 if TYPE_CHECKING:
+    from darwinlm.gguf.facts import FileFacts
     from darwinlm.report.summary import Summary
 
 TABLE_WIDTH = 72
@@ -22,14 +27,23 @@ TABLE_WIDTH = 72
 LONGEST_BAR, SHORTEST_BAR = 24, 4
 
 
-@command(LOOK, "darwinlm show runs/half", "darwinlm show runs/half --json")
+@command(LOOK, "darwinlm show runs/half", "darwinlm show runs/half --json", "darwinlm show half.gguf")
 def show(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Output folder of prune or recover.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Output folder of prune or recover, or a GGUF file.")],
     as_json: arguments.Json = False,
 ) -> None:
     """Show what is left of every block, what was lost, and next steps."""
     from darwinlm.report.summary import read_summary
 
+    if run.suffix == ".gguf" and run.is_file():
+        from darwinlm.gguf.facts import read_facts
+
+        facts = read_facts(run)
+        if as_json:
+            terminal.print_json(asdict(facts))
+        else:
+            _show_file(terminal.console(), run, facts)
+        return
     summary = read_summary(_summary_of(run))
     if as_json:
         terminal.print_json(summary.as_json())
@@ -57,6 +71,30 @@ def _summary_of(run: Path) -> Path:
     if not run.exists():
         raise ArtifactError(f"there is no folder '{run}': give the output folder of darwinlm prune or recover")
     raise ArtifactError(f"{run} is not a run: give the output folder of darwinlm prune or recover")
+
+
+def _show_file(console: Console, path: Path, facts: FileFacts) -> None:
+    size = f"{facts.weights / 1e6:,.1f}M weights, {facts.bytes / 1e6:,.1f} MB"
+    console.print(f"{facts.name}: {facts.architecture}, {len(facts.heads)} blocks, {size}", style="bold", markup=False)
+    console.print("tensors: " + ", ".join(f"{count} {kind}" for kind, count in facts.types.items()))
+    template = "with" if facts.chat_template else "without"
+    console.print(f"tokenizer: {facts.tokenizer}, {facts.tokens:,} tokens, {template} a chat template")
+    console.print(f"context: {facts.context or 'not stated'} tokens\n")
+    rows = list(zip(facts.heads, facts.groups, facts.widths, strict=True))
+    table = Table("blocks", "query heads", "KV heads", "MLP channels", show_edge=False)
+    start = 0
+    for sizes, alike in groupby(rows):
+        end = start + len(list(alike))
+        table.add_row(f"{start}" if end == start + 1 else f"{start} to {end - 1}", *map(str, sizes))
+        start = end
+    console.print(table)
+    for wish, do in (
+        ("talk to it", f"darwinlm chat {shlex.quote(str(path))}"),
+        ("measure it", f"darwinlm evaluate {shlex.quote(str(path))} --text TEXT --against MODEL"),
+        ("time it", f"darwinlm bench {shlex.quote(str(path))}"),
+    ):
+        console.print(f"{wish}:", style="dim")
+        console.print(f"  {do}", soft_wrap=True)
 
 
 def _show(console: Console, run: Path, summary: Summary) -> None:

@@ -12,6 +12,8 @@ from gguf import LlamaFileType
 from darwinlm.engines.process import Generated
 
 F32 = 0  # of ggml_type
+BATCH = 512
+"""Tokens that are decoded at once, as in llama.cpp's own programs."""
 
 
 class _Model(library.LlamaModel):  # type: ignore[misc]
@@ -33,32 +35,49 @@ class LlamaCpp:
         library.llama_backend_init()
         self.model = _Model(model, library.LlamaModelParams(), verbose=False)
         parameters = library.LlamaContextParams()
-        parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = context
+        parameters.n_ctx = context
+        parameters.n_batch = parameters.n_ubatch = min(context, BATCH)
         parameters.n_threads = parameters.n_threads_batch = threads
         if exact:
             parameters.type_k = parameters.type_v = F32
             parameters.flash_attn_type = 0
         self.context = library.LlamaContext(self.model, parameters, verbose=False)
-        self.batch = library.LlamaBatch(n_tokens=context, embd=0, n_seq_max=1)
+        self.batch = library.LlamaBatch(n_tokens=min(context, BATCH), embd=0, n_seq_max=1)
+        self.read: list[int] = []
         self.vocabulary = self.model.get_vocab()
         self.sampler = library.LlamaSampler(library.LlamaSamplerChainParams())
         self.sampler.add_greedy()
 
-    def _decode(self, tokens: list[int], start: int, *, every: bool = False) -> None:
-        self.batch.reset()
-        for offset, token in enumerate(tokens):
-            self.batch.add(token, start + offset, [0], every or offset == len(tokens) - 1)
-        self.context.decode(self.batch)
+    def _decode(self, tokens: list[int], start: int, keep: int = 1) -> list[np.ndarray[Any, Any]]:
+        """Read further tokens. Returns the logits [v] of the last `keep` of them."""
+        logits = []
+        for begun in range(0, len(tokens), BATCH):
+            piece = tokens[begun : begun + BATCH]
+            first = max(len(tokens) - keep - begun, 0)
+            self.batch.reset()
+            for offset, token in enumerate(piece):
+                self.batch.add(token, start + begun + offset, [0], offset >= first)
+            self.context.decode(self.batch)
+            rows = (self.context.get_logits_ith(place) for place in range(first, len(piece)))
+            logits += [np.array(row, dtype=np.float32) for row in rows]
+        return logits
 
-    def logits(self, tokens: list[int]) -> np.ndarray[Any, Any]:
-        """Logits [t, v] in float32."""
-        self.context.kv_cache_clear(True)
-        self._decode(tokens, 0, every=True)
-        return np.array([self.context.get_logits_ith(i) for i in range(len(tokens))], dtype=np.float32)
+    def logits(self, tokens: list[int], keep: int = 0) -> np.ndarray[Any, Any]:
+        """Logits [t, v] in float32, or of the last `keep` tokens; the start of the last such text isn't read again."""
+        begun, keep = 0, min(keep, len(tokens))
+        if keep:
+            same = (old == new for old, new in zip(self.read, tokens[:-keep], strict=False))
+            begun = next((i for i, equal in enumerate(same) if not equal), min(len(self.read), len(tokens) - keep))
+        if not begun or not self.context.memory_seq_rm(0, begun, -1):
+            begun = 0
+            self.context.kv_cache_clear(True)
+        self.read = tokens
+        return np.stack(self._decode(tokens[begun:], begun, keep or len(tokens)))
 
     def generate(self, tokens: list[int], new_tokens: int) -> Generated:
         """The greedy continuation."""
         self.context.kv_cache_clear(True)
+        self.read = []
         begun = time.perf_counter()
         self._decode(tokens, 0)
         generated = [int(self.sampler.sample(self.context, -1))]

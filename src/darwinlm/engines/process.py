@@ -94,10 +94,10 @@ class EngineProcess:
                 continue
         self._folder.cleanup()
 
-    def logits(self, tokens: Sequence[int]) -> np.ndarray[Any, Any]:
-        """Logits [t, v] in float32 for a text of t tokens."""
+    def logits(self, tokens: Sequence[int], **more: Any) -> np.ndarray[Any, Any]:
+        """Logits [t, v] in float32 for a text of t tokens; in llama.cpp `keep` gives those of the last tokens only."""
         path = Path(self._folder.name, "logits.npy")
-        self._ask("logits", tokens=list(tokens), path=str(path))
+        self._ask("logits", tokens=list(tokens), path=str(path), **more)
         logits: np.ndarray[Any, Any] = np.load(path)
         return logits
 

@@ -34,7 +34,7 @@ def peak_memory() -> int:
 def answer(engine: Any, name: str, request: dict[str, Any], kind: str) -> Any:
     """Answer one request."""
     if name == "logits":
-        np.save(request["path"], engine.logits(request["tokens"]))
+        np.save(request.pop("path"), engine.logits(**request))
         return None
     if name == "facts":
         package, _ = ENGINES[kind]

@@ -60,7 +60,7 @@ class Conversation:
         ids = self._prompt(text)
         streamer = _Pieces(self.tokenizer, on_text)
         torch.manual_seed(self.settings.seed)
-        ids = ids.to(next(self.model.parameters()).device)
+        ids = ids.to(self.model.device)
         try:
             out = self.model.generate(ids, attention_mask=torch.ones_like(ids), streamer=streamer, **self._how())
         except KeyboardInterrupt:

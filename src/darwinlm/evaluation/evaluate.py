@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,15 +62,23 @@ class EvaluationRequest:
             harness.check_suite(wanted, self.data_dir)
         return wanted
 
-    def open(self, source: str) -> Opened:
+    def open(self, source: str, *, dequantised: bool = False) -> Opened:
         """A model as the request wants it. Raises as `open_model`."""
-        return open_model(source, dtype=self.dtype, device=self.device, allow_remote_code=self.allow_remote_code)
+        return open_model(
+            source,
+            dtype=self.dtype,
+            device=self.device,
+            allow_remote_code=self.allow_remote_code,
+            dequantised=dequantised,
+        )
 
     def key(self) -> dict[str, Any]:
         """Fields that must match before an earlier result is reused."""
-        names = ("model", "limit", "dtype", "sequence_length", "tokens", "against")
+        names = ("model", "limit", "sequence_length", "tokens", "against")
         folder = None if self.data_dir is None else str(self.data_dir)
-        return {name: getattr(self, name) for name in names} | {"data_dir": folder}
+        dtype = str(resolve_dtype(self.dtype, resolve_device(self.device))).removeprefix("torch.")
+        kind = self.dtype if self.model.endswith(".gguf") else dtype
+        return {name: getattr(self, name) for name in names} | {"dtype": kind, "data_dir": folder}
 
 
 @dataclass
@@ -79,6 +87,7 @@ class Evaluated:
 
     request: EvaluationRequest
     params: int = 0
+    engine: str = ""
     scores: list[harness.TaskScore] = field(default_factory=list)
     dense_scores: list[harness.TaskScore] = field(default_factory=list)
     texts: list[TextScore] = field(default_factory=list)
@@ -87,7 +96,7 @@ class Evaluated:
     def tables(self) -> Iterator[Table]:
         """Each table: headings, cells and remarks."""
         if self.texts:
-            yield from _text_tables(self.texts)
+            yield from _text_tables(self.texts, self.engine)
         if self.copying:
             names = [score.name for score in self.copying[0].scores]
             shares = [
@@ -110,6 +119,7 @@ class Evaluated:
         return {
             "request": self.request.key() | {"suite": self.request.suite},
             "params": self.params,
+            "engine": self.engine,
             "texts": [asdict(text) for text in self.texts],
             "copying": [asdict(copied) for copied in self.copying],
             "tasks": harness.as_json(self.scores),
@@ -119,14 +129,14 @@ class Evaluated:
         }
 
 
-def _text_tables(texts: list[TextScore]) -> Iterator[Table]:
+def _text_tables(texts: list[TextScore], engine: str) -> Iterator[Table]:
     """Perplexity and KL; of texts that were measured against another model, also KL by next token and by position."""
     number = summary.number
     cells: list[tuple[str, ...]] = []
     for text in texts:
         perplexities = (number(text.perplexity, ".4g"), number(text.dense_perplexity, ".4g"))
         cells.append((text.source, f"{text.tokens}", *perplexities, number(text.kl, ".4f")))
-    yield ("text", "tokens", "perplexity", "dense perplexity", "KL, nats per token"), cells, []
+    yield ("text", "tokens", "perplexity", "dense perplexity", "KL, nats per token"), cells, [f"run by {engine}"]
     divided = [text for text in texts if text.kl_by_position]
     if divided:
         cells = [
@@ -153,15 +163,14 @@ def evaluate_model(request: EvaluationRequest, out: Path | None = None, console:
         with parallel.agree():
             if out is not None and parallel.is_main():
                 held.enter_context(hold_target(out))
-            dtype = resolve_dtype(request.dtype, resolve_device(request.device))
-            request = replace(request, dtype=str(dtype).removeprefix("torch."))
+            request.key()  # refuses an unknown device or type
             wanted = request.check()
             if parallel.is_main():
                 done, dense_done = _resumed(request, out)
         done, dense_done = parallel.broadcast((done, dense_done))
         with parallel.agree():
             opened = request.open(request.model)
-        result = Evaluated(request, opened.params)
+        result = Evaluated(request, opened.params, opened.engine)
         result.dense_scores = list(dense_done.values())
         save = partial(_save, result, out, console)
         if request.texts or request.looking_back:
@@ -200,7 +209,7 @@ def _texts(request: EvaluationRequest, opened: Opened) -> tuple[list[TextScore],
     models = {opened.source: opened.model}
     against = None
     if request.against is not None:
-        dense = request.open(request.against)
+        dense = request.open(request.against, dequantised=True)
         cut = ", cut to the same tokens" if share_vocabulary(opened, dense) else ""
         against = models[f"{dense.source} (dense{cut})"] = dense.model
     packed = {

@@ -80,8 +80,8 @@ def run_suite(
     manager, local = check_suite(wanted, data_dir)
     from darwinlm.evaluation.shared_context import QuietLM, SharedContextLM
 
-    # On a CPU, answers share the forward pass of their context.
-    wrapper = SharedContextLM if model.device.type == "cpu" else QuietLM
+    # On a CPU, answers share the forward pass of their context; llama.cpp remembers it by itself.
+    wrapper = SharedContextLM if model.device.type == "cpu" and getattr(model.config, "use_cache", True) else QuietLM
     lm = wrapper(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
     scores: list[TaskScore] = []
     for number, one in enumerate(wanted):

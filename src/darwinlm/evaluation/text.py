@@ -71,6 +71,8 @@ def share_vocabulary(model: Any, dense: Any) -> bool:
     """
     sizes = (int(each.model.get_input_embeddings().weight.shape[0]) for each in (model, dense))
     rows = rows_in(model.tokenizer, dense.tokenizer, *sizes)
+    if rows is not None and not hasattr(dense.model.config, "hidden_size"):
+        raise ModelError(f"{dense.source} has more tokens than {model.source}: give the folder or hub id --against")
     if rows is not None:
         cut_model(dense.model, rows)
         return True

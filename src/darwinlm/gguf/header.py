@@ -36,11 +36,13 @@ class GgufHeader:
         keys: Numbers, strings and short arrays of either by name.
         counts: Length of every array by name.
         tensors: Shape of every tensor, rows first, by name.
+        types: Element type of every tensor by name.
     """
 
     keys: dict[str, Any] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     tensors: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    types: dict[str, str] = field(default_factory=dict)
 
     @property
     def architecture(self) -> str:
@@ -51,6 +53,10 @@ class GgufHeader:
         """The architecture's keys without their prefix."""
         prefix = f"{self.architecture}."
         return {name.removeprefix(prefix): value for name, value in self.keys.items() if name.startswith(prefix)}
+
+    def weights(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the tensors without those that only scale the rotary embedding."""
+        return {name: shape for name, shape in self.tensors.items() if not name.startswith("rope_")}
 
 
 def read_header(path: Path, *, weights: bool = True) -> GgufHeader:
@@ -186,6 +192,7 @@ def _check_places(path: Path, header: GgufHeader, kinds: Mapping[str, tuple[int,
             raise CheckpointError(
                 f"{path}: the tensor {shorten(name)} holds {names[kind]} numbers, not weights: use another file"
             )
+        header.types[name] = names[kind]
         block, each = sizes[kind]
         count = prod(shape)
         if not count or shape[-1] % block:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
@@ -21,6 +24,7 @@ from darwinlm.families.origin import write_gguf_origin
 from darwinlm.gguf.header import GgufHeader, read_header
 from darwinlm.gguf.llama3 import FACTORS, read_llama3
 from darwinlm.gguf.pre_tokenizer import split_as_named
+from darwinlm.gguf.tokenizer import unused_token
 from darwinlm.runtime.artifact import StageFolder, file_digest, read_json, stage_version, write_json
 from darwinlm.runtime.errors import CheckpointError, MissingExtraError, first_line, import_extra, storage_error
 from darwinlm.runtime.limits import shorten
@@ -28,6 +32,12 @@ from darwinlm.runtime.limits import shorten
 T = TypeVar("T")
 BYTE_LEVEL = "gpt2"
 """A GGUF file's name for byte-level BPE."""
+
+ELSEWHERE = (
+    "Give the model's original folder or hub id; chat, evaluate, bench and show take the file as it is, in llama.cpp "
+    "(pip install 'darwinlm[llama-cpp]')"
+)
+"""What to do with a file that transformers can't read."""
 
 GGUF_DTYPE = "bfloat16"
 """Type in which models of GGUF files are saved; the files don't record the original one."""
@@ -82,6 +92,23 @@ def dequantise(path: Path, work: Path) -> Path:
     return work
 
 
+def tokenizer_in(path: Path, header: GgufHeader) -> Any:
+    """The tokenizer in a file, for transformers, whatever the architecture. Raises CheckpointError."""
+
+    def read() -> Any:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(path.parent), gguf_file=path.name)
+        if header.keys.get("tokenizer.ggml.model") == BYTE_LEVEL:
+            split_as_named(tokenizer, header.keys.get("tokenizer.ggml.pre"))
+        tree = json.loads(tokenizer.backend_tokenizer.to_str())  # with tokens that transformers adds to the file's
+        words, count = tree["model"]["vocab"], header.counts["tokenizer.ggml.tokens"]
+        tree["added_tokens"] = [added for added in tree["added_tokens"] if added["id"] < count]
+        tree["model"]["vocab"] = {word: number for word, number in words.items() if word != unused_token(number)}
+        tokenizer._tokenizer = Tokenizer.from_str(json.dumps(tree))
+        return tokenizer
+
+    return _readable(path, read)
+
+
 @contextmanager
 def _parsed_once() -> Iterator[None]:
     """Let transformers parse a GGUF file once.
@@ -108,7 +135,7 @@ def _readable(path: Path, read: Callable[[], T]) -> T:
         raise
     except Exception as error:
         reason = shorten(first_line(error), 300)
-        raise CheckpointError(f"can't read the GGUF file {path}: {reason}") from error
+        raise CheckpointError(f"can't read the GGUF file {path}: {reason}. {ELSEWHERE}") from error
 
 
 def _check_all_read(path: Path, header: GgufHeader, model: Any) -> list[str]:

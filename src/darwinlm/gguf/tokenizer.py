@@ -94,6 +94,11 @@ def write_tokenizer(writer: Any, keys: Mapping[str, Any]) -> None:
             add.get(type(value), writer.add_array)(name, value)
 
 
+def unused_token(number: int) -> str:
+    """What fills a row of the embedding without a token."""
+    return f"[PAD{number}]"
+
+
 def _tokens(tree: dict[str, Any], vocabulary: int, folder: Path) -> tuple[list[str], list[int]]:
     by_id = {index: token for token, index in tree["model"]["vocab"].items()}
     kinds = dict.fromkeys(by_id, NORMAL)
@@ -111,7 +116,7 @@ def _tokens(tree: dict[str, Any], vocabulary: int, folder: Path) -> tuple[list[s
         raise ExportError(
             f"{folder}: the tokenizer has {max(by_id) + 1} tokens, but the embedding has {vocabulary} rows"
         )
-    tokens = [by_id.get(index, f"[PAD{index}]") for index in range(vocabulary)]
+    tokens = [by_id.get(index, unused_token(index)) for index in range(vocabulary)]
     return tokens, [kinds.get(index, UNUSED) for index in range(vocabulary)]
 
 

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from darwinlm.families.loading import load_model, load_tokenizer
+from darwinlm.models.in_llama_cpp import open_in_llama_cpp
 from darwinlm.models.resolve import resolve_model
 from darwinlm.runtime.artifact import model_folder
 from darwinlm.runtime.compute import resolve_device, resolve_dtype
-from darwinlm.runtime.errors import FamilyError, ModelError
+from darwinlm.runtime.errors import CheckpointError, FamilyError, ModelError
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A loaded model."""
+    """A loaded model. The engine runs it: PyTorch or llama.cpp."""
 
     source: str
     model: Any
     tokenizer: Any
+    engine: str = "PyTorch"
 
     @property
     def params(self) -> int:
@@ -39,14 +42,36 @@ class Opened:
             )
 
 
-def open_model(source: str, *, dtype: str = "auto", device: str = "cpu", allow_remote_code: bool = False) -> Opened:
+def open_model(
+    source: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    allow_remote_code: bool = False,
+    dequantised: bool = False,
+) -> Opened:
     """Load a model and its tokenizer.
 
-    `source` is a hub id, folder, output folder of a run, or GGUF file; `dtype` and `device` are named as in options.
-    Raises RecipeError, ModelError, MissingExtraError.
+    `source` is a hub id, folder, output folder of a run, or GGUF file; `dtype` and `device` are named as in options. A
+    GGUF file runs in llama.cpp as it is, if that is installed. PyTorch runs its weights with a `dtype` or `device`, or
+    if `dequantised` weights are asked for and transformers knows the architecture. Raises RecipeError, ModelError,
+    MissingExtraError, EngineError.
     """
+    path = Path(source).expanduser()
+    file = path.suffix == ".gguf" and path.is_file()
     where = resolve_device(device)
     kind = resolve_dtype(dtype, where)
+    if file and find_spec("cyllama") is not None and dtype == device == "auto":
+        if not dequantised:
+            return Opened(source, *open_in_llama_cpp(path), "llama.cpp")
+        try:
+            return _in_pytorch(source, kind, where, allow_remote_code=allow_remote_code)
+        except (CheckpointError, FamilyError):
+            return Opened(source, *open_in_llama_cpp(path), "llama.cpp")
+    return _in_pytorch(source, kind, where, allow_remote_code=allow_remote_code)
+
+
+def _in_pytorch(source: str, kind: torch.dtype, where: torch.device, *, allow_remote_code: bool) -> Opened:
     inside = model_folder(Path(source).expanduser())
     path = str(inside) if inside != Path(source).expanduser() else source
     with tempfile.TemporaryDirectory(prefix="darwinlm-") as work:

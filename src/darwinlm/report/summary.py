@@ -202,6 +202,19 @@ class ExportFigures(Figures):
     whole: bool = False
 
 
+class FileFigures(Figures):
+    """Bytes of the GGUF file that came in, and predicted bytes of the saved model as such a file by quantisation."""
+
+    bytes: int
+    predicted: dict[str, int]
+
+    @property
+    def smaller(self) -> str:
+        """The quantisation that makes the largest file smaller than the one that came in; the smallest without any."""
+        fits = [name for name, size in self.predicted.items() if size < self.bytes]
+        return fits[0] if fits else list(self.predicted)[-1]
+
+
 class MachineFigures(Figures):
     """What the figures were measured on."""
 
@@ -232,6 +245,7 @@ class Summary(Figures):
         kept: the modules that are never cut, as a clause; empty where every module may be.
         sensitivity: of the modules that could be cut; empty where the database predicts no losses.
         search, refit, recovery: None where there was none, or none is known of.
+        file: None where the model didn't come as a GGUF file.
         vocabulary: None where all tokens are kept; otherwise `dense` among the models has the smaller one, too.
         time: None where no limit was given.
     """
@@ -255,6 +269,7 @@ class Summary(Figures):
     stages: tuple[StageTime, ...] = ()
     time: TimeFigures | None = None
     export: ExportFigures
+    file: FileFigures | None = None
     machine: MachineFigures = MachineFigures()
     recipe: dict[str, Any] = Field(default_factory=dict)
 

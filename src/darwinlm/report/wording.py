@@ -9,7 +9,7 @@ import re
 import shlex
 from collections.abc import Sequence
 
-from darwinlm.report.summary import BlockFigures, SearchFigures, Summary, TimeFigures, VocabularyFigures
+from darwinlm.report.summary import BlockFigures, FileFigures, SearchFigures, Summary, TimeFigures, VocabularyFigures
 from darwinlm.runtime.errors import install
 from darwinlm.runtime.figures import ModelKey
 
@@ -183,6 +183,9 @@ def headline(summary: Summary) -> str:
     parts = [f"{count(kept)} of {count(whole)} block parameters kept ({percent(kept, whole)})", loss]
     parts += [f"{what} ×{factor(rate, before)}" for what, rate, before in speeds(summary)]
     parts.append(f"{megabytes(final.bytes)} MB of weights instead of {megabytes(dense.bytes)} MB")
+    if (file := summary.file) is not None:
+        sizes = f"{file.smaller} file of about {megabytes(file.predicted[file.smaller])} MB"
+        parts.append(f"as a GGUF {sizes} instead of the {megabytes(file.bytes)} MB that came in")
     if summary.vocabulary is not None:
         parts.append(f"{kept_tokens(summary.vocabulary)}, {more_tokens(summary.vocabulary)}")
     return ", ".join(parts) + "."
@@ -202,6 +205,12 @@ def speeds(summary: Summary) -> list[tuple[str, float, float]]:
         ("decode speed", final.decode_tokens_per_second, dense.decode_tokens_per_second),
     )
     return [(what, rate, before) for what, rate, before in rates if rate and before and abs(rate / before - 1) > noise]
+
+
+def file_words(file: FileFigures) -> str:
+    """Sizes of GGUF files, in words."""
+    sizes = ", ".join(f"{name} {megabytes(size)} MB" for name, size in file.predicted.items())
+    return f"The GGUF file that came in has {megabytes(file.bytes)} MB. Predicted sizes of this model's: {sizes}."
 
 
 def kept_tokens(vocabulary: VocabularyFigures) -> str:
@@ -344,6 +353,7 @@ def next_steps(
     New files and folders begin with the path `beside`. `model` is the dense one; None where it has no name that others
     know. A wish names the extra that it needs; `here`, on this machine, how to install it if it isn't.
     """
+    kind = summary.file.smaller if summary.file else "q8_0"
     run, recovered, gguf = (shlex.quote(path) for path in (run, f"{beside}-recovered", f"{beside}.gguf"))
     against = f" --against {shlex.quote(model)}" if model else ""
     train = (
@@ -356,7 +366,7 @@ def next_steps(
         (f"measure both on benchmarks{_needs('eval', here=here)}", f"darwinlm evaluate {run} --suite quick"),
         (
             f"write a file for llama.cpp{_needs('gguf', here=here)}",
-            f"darwinlm export {run} --to gguf --quant q8_0 --out {gguf}",
+            f"darwinlm export {run} --to gguf --quant {kind} --out {gguf}",
         ),
         ("publish it", f"darwinlm push {run} OWNER/NAME --dry-run"),
     ]

@@ -135,13 +135,39 @@ class LookingBackFigures(Figures):
     remarks: tuple[str, ...] = ()
 
 
+class AnswerFigures(Figures):
+    """How close a model is to the dense one on the dense model's own answers to its own prompts.
+
+    KL(dense ‖ model) in nats per token: mean, median and 99th percentile. `agreement` is the share of tokens at which
+    both rank the same token first. `acceptance` is the mean of Σ min(p, q), the share of the smaller model's tokens
+    that the dense one would accept from it as a draft.
+    """
+
+    tokens: int
+    kl: float
+    kl_median: float
+    kl_99: float
+    agreement: float
+    acceptance: float
+
+
+class InstructionFigures(Figures):
+    """Share of prompts whose rule an answer follows, with its standard error, and of answers that end in a loop."""
+
+    prompts: int
+    followed: float
+    error: float
+    loops: float
+    by_rule: dict[str, float]
+
+
 class ModelFigures(Figures):
     """One model, measured on evaluation text.
 
     Sizes are in the element type of the saved model. KL(dense ‖ model) is in nats per token; it and the perplexity are
     means of as many predictions as there are `tokens`. Speeds are medians of the runs, of a prompt and of new text;
     `speed_spread` is by how much runs differ, as a share of the median, None after a single one.
-    `looking_back` is None where that wasn't measured.
+    `looking_back` and `answers` are None where that wasn't measured; `answers` is for chat models.
     """
 
     params: int
@@ -155,3 +181,4 @@ class ModelFigures(Figures):
     speed_spread: float | None = None
     continuations: tuple[str, ...] = ()
     looking_back: LookingBackFigures | None = None
+    answers: AnswerFigures | None = None

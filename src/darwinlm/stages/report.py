@@ -13,6 +13,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.origin import origin_of
 from darwinlm.families.shapes import module_shapes
 from darwinlm.families.whole import is_whole
+from darwinlm.gguf.sizes import predicted_sizes
 from darwinlm.report.card import model_card
 from darwinlm.report.page import render_page
 from darwinlm.report.summary import (
@@ -20,6 +21,7 @@ from darwinlm.report.summary import (
     BlockFigures,
     BudgetFigures,
     ExportFigures,
+    FileFigures,
     MachineFigures,
     PurposeFigures,
     RecoveryFigures,
@@ -93,6 +95,7 @@ def summary_of(run: Run, texts: Texts, exported: Exported, models: Measured, **m
         models=models,
         prompts=recipe.evaluation.prompts,
         allocation=allocation_figures(run.teacher, Checkpoint.describe(exported.folder)),
+        file=_file(Path(run.teacher.source), exported.folder),
         text=TextFigures(
             source=recipe.text.source,
             sequence_length=recipe.text.sequence_length,
@@ -119,6 +122,12 @@ def summary_of(run: Run, texts: Texts, exported: Exported, models: Measured, **m
         recipe=recipe.model_dump(mode="json"),
         **made,
     )
+
+
+def _file(source: Path, small: Path) -> FileFigures | None:
+    if source.suffix != ".gguf" or not source.is_file():
+        return None
+    return FileFigures(bytes=source.stat().st_size, predicted=predicted_sizes(Checkpoint.open(small), source))
 
 
 def _budget(run: Run, results: StageResults, dense: ModelFigures, final: ModelFigures) -> BudgetFigures:

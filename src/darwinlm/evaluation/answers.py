@@ -1,0 +1,127 @@
+"""How close models are to the dense model on answers that the dense model has written itself.
+
+Letters: n tokens, v vocabulary. All figures are of next tokens of answers, given the prompt and the earlier tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from darwinlm.evaluation.divergence import ROWS
+from darwinlm.runtime import parallel
+from darwinlm.runtime.figures import AnswerFigures
+from darwinlm.sampling.sampler import Request, Sampled, Sampler
+from darwinlm.sampling.script import chats
+
+FIRST = 1 << 40
+"""Number of the first chat, which no text for pruning reaches."""
+LENGTH = 512
+"""Maximum number of tokens of a chat."""
+CHATS_AT_ONCE = 16
+"""Chats that a process begins before it counts their tokens."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Chats [n, t], padded on the right with 0, and whether each token belongs to an answer, [n, t] bool."""
+
+    tokens: Tensor
+    answer: Tensor
+
+
+@torch.no_grad()
+def write_answers(dense: Any, tokenizer: Any, tokens: int, *, seed: int = 0) -> Answers | str:
+    """Let the dense model write chats with at least `tokens` answer tokens, or the reason why it can't.
+
+    Processes share the work. Chats without an answer are left out.
+    """
+    length = min(LENGTH, getattr(dense.config, "max_position_embeddings", None) or LENGTH)
+    script = chats(dense, tokenizer, length)
+    if isinstance(script, str):
+        return script
+    sampler = Sampler(dense, script.prefix, script.segments, length, seed)
+    written: list[Sampled] = []
+    number, count, wanted = FIRST + parallel.place(), 0, -(-tokens // parallel.size())
+    most = wanted // CHATS_AT_ONCE + CHATS_AT_ONCE  # so that a model without answers comes to an end
+    while count < wanted and len(written) < most:
+        numbers = range(number, number + CHATS_AT_ONCE * parallel.size(), parallel.size())
+        number = numbers.stop
+        for sampled in sampler.sample(Request(each, script.prefix) for each in numbers):
+            written.append(sampled)
+            count += len(sampled.tokens) - sampled.begins[1] if len(sampled.begins) > 1 else 0
+    together = sorted((each for part in parallel.gather(written) for each in part), key=lambda each: each.number)
+    together = [each for each in together if len(each.begins) > 1 and len(each.tokens) > each.begins[1]]
+    if not together:
+        return "the dense model doesn't end the user's turn"
+    padded = torch.zeros(len(together), max(len(each.tokens) for each in together), dtype=torch.int64)
+    answer = torch.zeros_like(padded, dtype=torch.bool)
+    for row, each in enumerate(together):
+        padded[row, : len(each.tokens)] = torch.tensor(each.tokens)
+        answer[row, each.begins[1] : len(each.tokens)] = True
+    return Answers(padded, answer)
+
+
+@torch.no_grad()
+def measure_answers(
+    dense: Any,
+    models: Mapping[str, Any],
+    answers: Answers,
+    *,
+    batch_tokens: int,
+    late: Callable[[], bool] = lambda: False,
+) -> dict[str, AnswerFigures]:
+    """Measure several models on the same answers; processes share the chats.
+
+    The dense model may be among the models. `late` tells whether this process stops after this batch.
+    """
+    rows = parallel.mine(range(len(answers.tokens)))
+    size = max(1, batch_tokens // answers.tokens.shape[1])
+    found: dict[str, list[Tensor]] = {name: [] for name in models}
+    for start in range(0, len(rows), size):
+        batch = list(rows[start : start + size])
+        tokens, predicts = answers.tokens[batch].to(dense.device), answers.answer[batch].roll(-1, 1)
+        predicts[:, -1] = False
+        predicts = predicts.to(dense.device)
+        reference = dense(input_ids=tokens, use_cache=False).logits[predicts]
+        for name, model in models.items():
+            logits = reference if model is dense else model(input_ids=tokens, use_cache=False).logits[predicts]
+            found[name].append(closeness(reference, logits).cpu())
+        if late():
+            break
+    gathered = parallel.gather(found)
+    return {name: _figures(torch.cat([part for one in gathered for part in one[name]], 1)) for name in models}
+
+
+def closeness(dense: Tensor, logits: Tensor) -> Tensor:
+    """For logits [n, v] of two models: KL(dense ‖ model), Σ min(p, q) and whether they rank the same token first.
+
+    Returns [3, n] float32. The second is the probability that speculative sampling accepts the smaller model's token
+    (Leviathan et al., arXiv 2211.17192).
+    """
+    figures = torch.empty(3, len(dense), device=dense.device)
+    for start in range(0, len(dense), ROWS):
+        piece = slice(start, start + ROWS)
+        log_p, log_q = (torch.log_softmax(each[piece].float(), -1) for each in (dense, logits))
+        p = log_p.exp()
+        figures[0, piece] = (p * (log_p - log_q)).sum(-1).clamp_(min=0)
+        figures[1, piece] = torch.minimum(p, log_q.exp()).sum(-1)
+        figures[2, piece] = (log_p.argmax(-1) == log_q.argmax(-1)).float()
+    return figures
+
+
+def _figures(closeness: Tensor) -> AnswerFigures:
+    kl, accepted, agreed = closeness.double()
+    median, last = torch.quantile(kl, torch.tensor([0.5, 0.99], dtype=kl.dtype)).tolist()
+    return AnswerFigures(
+        tokens=len(kl),
+        kl=float(kl.mean()),
+        kl_median=median,
+        kl_99=last,
+        agreement=float(agreed.mean()),
+        acceptance=float(accepted.mean()),
+    )

@@ -1,0 +1,1 @@
+"""Text that a model writes itself: batched sampling, chats from the model's own template, and documents."""

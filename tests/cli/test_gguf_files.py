@@ -1,0 +1,102 @@
+"""Our own GGUF files as inputs: they answer, are measured and shown by llama.cpp, with the tokenizer in them."""
+
+import io
+import json
+import sys
+
+import pytest
+import torch
+from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
+
+from darwinlm.engines.process import ENGINES
+from darwinlm.export.run import export_model
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.gguf.sizes import predicted_sizes
+from darwinlm.models.in_llama_cpp import open_in_llama_cpp
+from darwinlm.models.opened import open_model
+from darwinlm.report.summary import FileFigures
+
+pytest.importorskip("cyllama", reason="comes with the extra llama-cpp")
+
+UNEQUAL = {0: (2, 1, 96), 1: (0, 0, 64), 2: (4, 2, 32)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return pruned_checkpoint(tmp_path_factory.mktemp("unequal") / "model", "llama", UNEQUAL)
+
+
+@pytest.fixture(scope="module")
+def file(folder):
+    export_model(folder, folder.parent / "m.gguf", to="gguf", quantisation="f32")
+    return folder.parent / "m.gguf"
+
+
+def test_its_logits_and_answers_are_those_of_the_folder(command, monkeypatch, folder, file):
+    """Also of padded texts, of the last tokens, and of a text that goes on."""
+    ours, theirs = open_model(str(file)), open_model(str(folder), dtype="float32")
+    assert (ours.engine, theirs.engine, ours.params) == ("llama.cpp", "PyTorch", theirs.params)
+    assert ours.tokenizer.get_vocab() == theirs.tokenizer.get_vocab()
+    tokens = torch.randint(300, (2, 40), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(tokens)
+    mask[1, :7] = 0
+    for keep, shown in ((0, None), (5, None), (0, mask)):
+        more = {} if shown is None else {"attention_mask": shown}
+        logits = [each.model(input_ids=tokens, logits_to_keep=keep, **more).logits for each in (ours, theirs)]
+        there = torch.ones(2, logits[0].shape[1], dtype=torch.bool) if shown is None else shown.bool()
+        found, meant = (each[there] for each in logits)
+        assert (found - meant).norm() < 5e-3 * meant.norm()
+    said = []
+    for model in (file, folder):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("the river turns\nand then?\n"))
+        dtype = ("--dtype", "float32") if model == folder else ()
+        said.append(command("chat", model, "--temperature", "0", "--max-tokens", "8", *dtype, "-q").succeeded().out)
+    assert said[0] == said[1]
+
+
+def test_longer_texts_than_the_engine_has_room_for(file, monkeypatch):
+    monkeypatch.setattr("darwinlm.models.in_llama_cpp.SHORTEST", 16)
+    model, _ = open_in_llama_cpp(file)
+    tokens = torch.randint(300, (1, 100), generator=torch.Generator().manual_seed(1))
+    short, long = model(input_ids=tokens[:, :10]).logits, model(input_ids=tokens).logits
+    assert torch.allclose(long[:, :10], short, atol=0.02)
+    assert model.room == 128
+
+
+def test_quality_of_a_quantised_file_against_the_folder(command, folder, tiny_text_file, tmp_path):
+    export_model(folder, tmp_path / "q.gguf", to="gguf", quantisation="q4_0")
+    request = ("--text", tiny_text_file, "--against", folder, "--sequence-length", "32", "--tokens", "256")
+    ended = command("evaluate", tmp_path / "q.gguf", *request, "--out", tmp_path / "e.json").succeeded()
+    found = json.loads((tmp_path / "e.json").read_text())
+    assert (found["engine"], found["request"]["dtype"]) == ("llama.cpp", "auto")
+    assert 0 < found["texts"][0]["kl"] < 2
+    assert "run by llama.cpp" in ended.out
+    assert command("evaluate", tmp_path / "q.gguf", *request, "--out", tmp_path / "e.json").code == 0
+
+
+def test_the_file_is_shown(command, file):
+    ended = command("show", file).succeeded()
+    for words in ("deci, 3 blocks", "with a chat template", f"darwinlm chat {file}", "F32"):
+        assert words in ended.out
+    facts = json.loads(command("show", file, "--json").out)
+    assert (facts["heads"], facts["groups"], facts["widths"]) == ([2, 0, 4], [1, 0, 2], [96, 64, 32])
+
+
+def test_a_file_that_nothing_here_can_read_names_what_to_do(command, prune, monkeypatch, file):
+    prune(model=file).refused("can't read the GGUF file", "give the model's original folder or hub id".capitalize())
+    monkeypatch.setitem(ENGINES, "llama.cpp", ("not_installed_here", "llama-cpp"))
+    command("chat", file).refused("running a model in llama.cpp needs", "[llama-cpp]")
+
+
+@pytest.mark.parametrize("width", [96, 256])
+def test_predicted_sizes_are_those_of_the_files(tmp_path, width):
+    """Rows of whole and of broken blocks of 256."""
+    sizes = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 8}
+    folder = plain_checkpoint(tmp_path / "model", "llama", **sizes)
+    export_model(folder, tmp_path / "f16.gguf", to="gguf", quantisation="f16")
+    predicted = predicted_sizes(Checkpoint.open(folder), tmp_path / "f16.gguf")
+    for quantisation in ("q8_0", "q4_0", "q3_k_m", "q4_k_m", "q5_k_m"):
+        report = export_model(folder, tmp_path / f"{quantisation}.gguf", to="gguf", quantisation=quantisation)
+        assert predicted[quantisation] == pytest.approx(report.bytes, rel=0.002)
+    file = FileFigures(bytes=predicted["q4_k_m"] + 1, predicted=predicted)
+    assert file.smaller == "q4_k_m"

@@ -1,0 +1,130 @@
+"""Figures of chat models: closeness on the dense model's answers, and instructions that a program checks."""
+
+import pytest
+import torch
+from tests.tiny.models import tiny_model
+from tests.tiny.tokenizer import EOS, tiny_tokenizer
+from torch.nn import functional
+
+from darwinlm.evaluation.answers import Answers, closeness, measure_answers, write_answers
+from darwinlm.evaluation.instructions import RULES, greedy_answers, kept, measure_instructions
+from darwinlm.runtime.errors import ModelError
+from darwinlm.runtime.figures import InstructionFigures
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}" + EOS + "{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.fixture
+def tokenizer():
+    made = tiny_tokenizer()
+    made.chat_template = TEMPLATE
+    return made
+
+
+@pytest.fixture
+def ending():
+    """A model that ends its turns: eos is likely at every position."""
+    model = tiny_model("llama").eval()
+    with torch.no_grad():
+        model.lm_head.weight[2] = model.lm_head.weight.abs().mean(0) * 3
+    return model
+
+
+def test_closeness_is_that_of_pytorch():
+    dense, logits = (torch.randn(150, 30, generator=torch.Generator().manual_seed(seed)) * 2 for seed in (0, 1))
+    kl, accepted, agreed = closeness(dense, logits)
+    log_p, log_q = dense.log_softmax(-1), logits.log_softmax(-1)
+    torch.testing.assert_close(kl, functional.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1))
+    torch.testing.assert_close(accepted, 1 - (log_p.exp() - log_q.exp()).abs().sum(-1) / 2)
+    assert torch.equal(agreed.bool(), dense.argmax(-1) == logits.argmax(-1))
+    assert torch.equal(closeness(dense, dense)[0], torch.zeros(150))
+
+
+def test_only_answers_count_and_padding_does_not():
+    dense, other = (tiny_model("llama", seed=seed).eval() for seed in (0, 1))
+    rows = [(list(range(40, 60)), 8), (list(range(70, 82)), 5)]
+    tokens = torch.zeros(2, 20, dtype=torch.int64)
+    answer = torch.zeros(2, 20, dtype=torch.bool)
+    expected = []
+    for row, (ids, begin) in enumerate(rows):
+        tokens[row, : len(ids)] = torch.tensor(ids)
+        answer[row, begin : len(ids)] = True
+        with torch.no_grad():
+            logits = [m(input_ids=torch.tensor([ids])).logits[0, begin - 1 : len(ids) - 1] for m in (dense, other)]
+        expected.append(closeness(*logits))
+    kl, accepted, agreed = torch.cat(expected, 1)
+    for batch_tokens in (20, 40):
+        figures = measure_answers(
+            dense, {"dense": dense, "other": other}, Answers(tokens, answer), batch_tokens=batch_tokens
+        )
+        other_figures = figures["other"]
+        assert other_figures.tokens == len(kl) == 19
+        assert other_figures.kl == pytest.approx(float(kl.mean()), rel=1e-4)
+        assert other_figures.kl_median == pytest.approx(float(kl.quantile(0.5)), rel=1e-4)
+        assert other_figures.kl_99 == pytest.approx(float(kl.quantile(0.99)), rel=1e-4)
+        assert other_figures.agreement == pytest.approx(float(agreed.mean()))
+        assert other_figures.acceptance == pytest.approx(float(accepted.mean()), rel=1e-4)
+        assert (figures["dense"].kl, figures["dense"].agreement) == (0.0, 1.0)
+
+
+def test_the_dense_model_writes_the_answers(ending, tokenizer):
+    answers = write_answers(ending, tokenizer, 40)
+    assert isinstance(answers, Answers)
+    assert int(answers.answer.sum()) >= 40
+    header = tokenizer("<assistant>", add_special_tokens=False)["input_ids"]
+    for tokens, answer in zip(answers.tokens, answers.answer, strict=True):
+        begin = int(answer.int().argmax())
+        assert tokens[begin - len(header) : begin].tolist() == header
+    assert "no chat template" in write_answers(ending, tiny_tokenizer(), 40)
+
+
+@pytest.mark.parametrize(
+    ("rule", "obeys", "fails"),
+    [
+        ("capitals", "THE SEA.", "The sea."),
+        ("lower case", "the sea.", "The sea."),
+        ("no commas", "the sea is blue", "the sea, it is blue"),
+        ("twelve words", "a b c", "a " * 13),
+        ("numbered", "1. a\n2. b\n3. c\n4. d", "1. a\n2. b\n3. c"),
+        ("dashes", "- a\n- b", "Here:\n- a\n- b"),
+        ("first word", "Once upon", "Then once"),
+        ("last word", "It stops finally.", "Finally it stops."),
+        ("keyword", "A yellow sun", "A red sun"),
+        ("question", "Is it?", "Is it? Is it?"),
+        ("one sentence", "It is 3.5 km long.", "It is. It was."),
+        ("title", "The Sea\nIt is blue.", "The sea is blue.\nYes."),
+    ],
+)
+def test_rules(rule, obeys, fails):
+    assert RULES[rule][1](obeys)
+    assert not RULES[rule][1](fails)
+
+
+def test_answers_are_the_models_own(ending, tokenizer):
+    prompts = ["the sea", "a very long prompt about the sea"]
+    together = greedy_answers(ending, tokenizer, prompts, 8)
+    for prompt, answer in zip(prompts, together, strict=True):
+        ids = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )["input_ids"]
+        out = ending.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False, pad_token_id=0
+        )
+        assert answer == tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
+    figures = measure_instructions(ending, tokenizer)
+    assert figures.prompts == 240
+    assert set(figures.by_rule) == set(RULES)
+    assert figures.followed == pytest.approx(sum(figures.by_rule.values()) / len(RULES))
+    with pytest.raises(ModelError, match="no chat template: instructions are for chat models"):
+        greedy_answers(ending, tiny_tokenizer(), prompts, 8)
+
+
+def test_kept_counts_rules_that_the_dense_model_follows():
+    def of(**shares):
+        return InstructionFigures(prompts=1, followed=0, error=0, loops=0, by_rule=shares)
+
+    assert kept(of(a=0.3, b=0.4, c=0.5), of(a=0.5, b=0.5, c=0.1)) == pytest.approx(0.7)
+    assert kept(of(a=0.3), of(a=0.1)) is None
