@@ -9,10 +9,8 @@ from collections import defaultdict
 
 from matplotlib import rc_context, style
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import EngFormatter
 from results_plot import DOCS, plain, table
-
-from darwinlm.report.wording import count
 
 HEADING = "## Accuracy against training tokens"
 COLOURS = {"darwinlm": "#0d3f73", "SmolLM2": "#c0640f", "Pythia-160M": "#8a4fa3", "Pythia-70M": "#6a7079"}
@@ -23,7 +21,7 @@ def draw() -> None:
     rows = table((DOCS / "results.md").read_text(encoding="utf-8"), HEADING)
     lines: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for row in rows:
-        lines[row["model"]].append((float(row["tokens"].replace(",", "")), float(row["mean"])))
+        lines[f"{row['model']} ({row['block parameters']} in blocks)"].append((float(row["tokens"].replace(",", "")), float(row["mean"])))
     with style.context("default"), rc_context({"svg.fonttype": "none", "svg.hashsalt": "darwinlm", "font.size": 9}):
         figure = Figure(figsize=(7.2, 3.4), layout="constrained")
         axis = figure.subplots()
@@ -38,7 +36,7 @@ def draw() -> None:
             axis.plot(tokens, means, color=colour, marker="o", linewidth=2.4 if ours else 1.4, label=name)
         axis.set_xscale("log")
         axis.set_xlim(4e4, 6e11)
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.set(xlabel="training tokens", ylabel="mean of SciQ, ARC-E and PIQA, %")
         axis.legend(frameon=False, loc="lower right")
         plain(axis)
