@@ -21,7 +21,9 @@ def draw() -> None:
     rows = table((DOCS / "results.md").read_text(encoding="utf-8"), HEADING)
     lines: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for row in rows:
-        lines[f"{row['model']} ({row['block parameters']} in blocks)"].append((float(row["tokens"].replace(",", "")), float(row["mean"])))
+        lines[f"{row['model']} ({row['block parameters']} in blocks)"].append(
+            (float(row["tokens"].replace(",", "")), float(row["mean"]))
+        )
     with style.context("default"), rc_context({"svg.fonttype": "none", "svg.hashsalt": "darwinlm", "font.size": 9}):
         figure = Figure(figsize=(7.2, 3.4), layout="constrained")
         axis = figure.subplots()

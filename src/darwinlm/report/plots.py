@@ -47,6 +47,14 @@ _SALT = "darwinlm"
 
 
 def search_plot(points: Sequence[GenerationFigures], uniform: float, *, narrow: bool = False) -> str:
+    """The figure of the search as SVG."""
+    with _style():
+        return _svg(
+            search_figure(points, uniform, narrow=narrow), "search", narrow, "Best KL of the search against time"
+        )
+
+
+def search_figure(points: Sequence[GenerationFigures], uniform: float, *, narrow: bool = False) -> Figure:
     """Draw the best KL so far against time.
 
     `points` are the start, then every step; at least one. `uniform` is the KL of the best model with equal layers.
@@ -64,10 +72,17 @@ def search_plot(points: Sequence[GenerationFigures], uniform: float, *, narrow: 
         axis.xaxis.set_major_locator(MaxNLocator(nbins=4 if narrow else 8, integer=True))
         axis.margins(x=0.03, y=0.12)
         axis.legend(loc="best")
-        return _svg(figure, "search", narrow, "Best KL of the search against time")
+        return figure
 
 
 def recovery_plot(log: Sequence[TrainingPoint], *, narrow: bool = False) -> str:
+    """The figure of the recovery as SVG."""
+    with _style():
+        figure = recovery_figure(log, narrow=narrow)
+        return _svg(figure, "recovery", narrow, "Training loss and held-out KL against tokens")
+
+
+def recovery_figure(log: Sequence[TrainingPoint], *, narrow: bool = False) -> Figure:
     """Draw the training loss and the held-out KL against tokens."""
     with _style():
         figure, axis = _axes("tokens trained on", "nats/token", narrow=narrow)
@@ -83,7 +98,7 @@ def recovery_plot(log: Sequence[TrainingPoint], *, narrow: bool = False) -> str:
         axis.margins(x=0.03, y=0.12)
         if any(axis.get_legend_handles_labels()):
             axis.legend(loc="best")
-        return _svg(figure, "recovery", narrow, "Training loss and held-out KL against tokens")
+        return figure
 
 
 def size_plot(rows: Sequence[SweepRow], *, narrow: bool = False) -> str:

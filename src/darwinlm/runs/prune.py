@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from darwinlm.pipeline import run_stages
 from darwinlm.recipe import Recipe, load_recipe, options
 from darwinlm.report import wording
 from darwinlm.report.summary import BlockFigures, Summary
 from darwinlm.run import Run
+from darwinlm.runs.model import Model, load
 from darwinlm.runtime.console import Reporter
+from darwinlm.runtime.figures import ModelFigures
 
 if TYPE_CHECKING:
-    from darwinlm.models.opened import Opened
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -33,30 +36,30 @@ class Result:
         """The remaining part of each block."""
         return self.summary.allocation
 
-    def load(self, *, device: str = "auto", dtype: str = "auto") -> tuple[Any, Any]:
-        """Load the smaller model and its tokenizer as transformers objects.
+    @property
+    def models(self) -> dict[str, ModelFigures]:
+        """Figures of each measured model under its name in the tables: dense, searched, searched + refit ..."""
+        return {wording.model_name(key, self.summary): figures for key, figures in self.summary.measured()}
 
-        `device` is auto, cpu, cuda ..., `dtype` auto, bfloat16, float16 or float32. Raises ModelError if the model no
-        longer exists, RecipeError if there is no such device or element type.
-        """
-        opened = self._opened(device, dtype)
-        return opened.model, opened.tokenizer
+    def load(self, *, device: str = "auto", dtype: str = "auto") -> Model:
+        """Load the smaller model, as `darwinlm.load` with the run's folder does. Raises as it does."""
+        return load(self.folder, device=device, dtype=dtype)
 
     def generate(self, prompt: str, *, max_tokens: int = 128, temperature: float | None = None) -> str:
-        """Answer a prompt, with the chat template if the model has one. Every call loads the model.
+        """Answer a prompt, as `Model.generate`; the first call loads the model, which then stays in memory."""
+        return self._loaded.generate(prompt, max_tokens=max_tokens, temperature=temperature)
 
-        A temperature of 0 is greedy, None uses the model's generation config. Raises as `load`, or DataError if the
-        prompt doesn't fit into the model's context.
-        """
-        from darwinlm.evaluation.chat import AnswerSettings, Conversation
+    @cached_property
+    def _loaded(self) -> Model:
+        return self.load()
 
-        settings = AnswerSettings(max_tokens, temperature)
-        return Conversation(self._opened("auto", "auto"), settings).answer(prompt)
+    def plots(self) -> dict[str, Figure]:
+        """Figures of matplotlib by name: `search`, the best KL against time, and `recovery`, losses against tokens."""
+        from darwinlm.report import plots
 
-    def _opened(self, device: str, dtype: str) -> Opened:
-        from darwinlm.models.opened import open_model
-
-        return open_model(str(self.model), dtype=dtype, device=device)
+        search, recovery = self.summary.search, self.summary.recovery
+        figures = {} if search is None else {"search": plots.search_figure(search.history, search.uniform_kl)}
+        return figures | ({} if recovery is None else {"recovery": plots.recovery_figure(recovery.log)})
 
     def _repr_html_(self) -> str:
         """A few lines for notebooks."""
