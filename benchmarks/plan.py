@@ -118,13 +118,13 @@ def alone(action: Any, *arguments: Any) -> Any:
         return pool.submit(action, *arguments).result()
 
 
-def random_model(folder: Path) -> Path:
-    """Write the random model with the demo's tokenizer."""
+def random_model(folder: Path, **sizes: int) -> Path:
+    """Write the random model, with other sizes if given, and the demo's tokenizer."""
     from transformers import AutoTokenizer
 
     from darwinlm.runs.demo import demo_model
 
-    write_llama(folder, **RANDOM)
+    write_llama(folder, **{**RANDOM, **sizes})
     demo = demo_model()
     AutoTokenizer.from_pretrained(demo.parent, gguf_file=demo.name).save_pretrained(folder)
     return folder

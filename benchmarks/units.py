@@ -21,7 +21,8 @@ from darwinlm.search.evaluate.fitness import Fitness
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.predict.module_losses import estimated_losses, local_errors
 from darwinlm.search.problem.space import Allocation
-from darwinlm.search.propose.start import knapsack_start, uniform_allocations
+from darwinlm.search.propose.start import knapsack_start
+from darwinlm.search.propose.uniform import uniform_allocations
 from darwinlm.streaming.decoder import Decoder
 from darwinlm.surgery.stitch import as_dtype, stitch
 from search import Bench, Json, each_arm, machine, open_bench

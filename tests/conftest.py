@@ -61,6 +61,12 @@ def tiny_llama(tiny_folder: Callable[[str], Path]) -> Path:
     return tiny_folder("llama")
 
 
+@pytest.fixture
+def model_copy(tiny_llama: Path, tmp_path: Path) -> Path:
+    """A tiny Llama that may be damaged."""
+    return Path(shutil.copytree(tiny_llama, tmp_path / "model"))
+
+
 @pytest.fixture(scope="session")
 def tiny_text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A text file that is long enough for the tiny settings."""

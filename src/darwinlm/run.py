@@ -33,6 +33,7 @@ from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import ArtifactError, DarwinLMError, DeviceMemoryError, RecipeError
 from darwinlm.runtime.figures import StageTime
 from darwinlm.runtime.lock import Lock, hold_folder, is_ours
+from darwinlm.runtime.places import check_output
 
 if TYPE_CHECKING:
     from darwinlm.report.summary import TimeFigures
@@ -66,6 +67,7 @@ class Run:
         self.lock: Lock | None = None
         with parallel.agree():
             if parallel.is_main():
+                _check_places(recipe, folder)
                 _check_output(folder)
                 self.lock = hold_folder(folder)
         if self.lock is not None and self.lock.problem is not None:
@@ -189,6 +191,16 @@ class Run:
 def mark(folder: Path) -> None:
     """Mark an output folder as ours. Raises StorageError."""
     write_json(folder / MARKER, {"made_by": "darwinlm", "version": __version__})
+
+
+def _check_places(recipe: Recipe, folder: Path) -> None:
+    """Refuse to write over the models and the text that are read, except over a round's model. Raises ArtifactError."""
+    rounds = folder / "rounds"
+    models = [model for model in (recipe.model, recipe.teacher) if model and not Path(model).is_relative_to(rounds)]
+    text = (recipe.text.source, recipe.recovery.text)
+    check_output(folder, "--out", models, text)
+    if recipe.recovery.teacher_cache is not None:
+        check_output(Path(recipe.recovery.teacher_cache), "recovery.teacher_cache", models, text)
 
 
 def _check_output(folder: Path) -> None:

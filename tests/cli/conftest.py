@@ -1,6 +1,5 @@
 """`darwinlm prune` with tiny settings, and models that may be damaged."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,9 +17,3 @@ def prune(command: Command, tiny_llama: Path, tiny_text_file: Path, tmp_path) ->
         return command("prune", model, "--out", where, "--text", text, *sets(SETTINGS), *more)
 
     return run
-
-
-@pytest.fixture
-def model_copy(tiny_llama: Path, tmp_path: Path) -> Path:
-    """A tiny Llama that may be damaged."""
-    return Path(shutil.copytree(tiny_llama, tmp_path / "model"))

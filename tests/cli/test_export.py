@@ -78,7 +78,7 @@ def test_targets_that_would_destroy_something(command, model, tmp_path):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "mine").write_text("mine")
-    command("export", model, "--to", "hf", "--out", model).refused("is the folder of the model itself")
+    command("export", model, "--to", "hf", "--out", model).refused("which this command reads")
     command("export", model, "--to", "hf", "--out", tmp_path / "file").refused("needs a folder")
     command("export", model, "--to", "gguf", "--out", tmp_path / "folder").refused("this format is one file")
     command("export", model, "--to", "gguf", "--out", tmp_path / "file").refused("exists", "--overwrite")

@@ -192,7 +192,7 @@ def test_what_cannot_be_imported(command, tmp_path):
     command("import", plain, "--out", out, "--family", "bert").refused("--family bert: known are")
     command("import", plain, "--out", out, "--head-dim", 7).refused("--head-dim")
     command("import", plain, "--out", out, "--query-groups", "last").refused("must be first or spread")
-    command("import", plain, "--out", plain).refused("is the folder of the model itself")
+    command("import", plain, "--out", plain).refused("which this command reads")
     command("import", plain_checkpoint(tmp_path / "moe", "mixtral"), "--out", out).refused("is a mixture of experts")
     path = plain / "config.json"
     config = json.loads(path.read_text())

@@ -35,12 +35,6 @@ def test_an_output_folder_of_somebody_else(prune, tmp_path, marker):
     )
 
 
-def test_the_model_itself_as_output_folder(prune, model_copy):
-    before = sorted(path.name for path in model_copy.iterdir())
-    prune(model=model_copy, out=model_copy).refused("is not empty and not a run")
-    assert sorted(path.name for path in model_copy.iterdir()) == before
-
-
 def test_a_refused_sweep_leaves_no_folder(prune, tmp_path):
     prune("--keep", "80%,60%", "--set", "text.sequence_length=512").refused("text.sequence_length")
     assert not (tmp_path / "out").exists()

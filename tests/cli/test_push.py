@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from tests.tiny.hub import READ_ONLY, TOKEN, Hub
-from tests.tiny.pruned import plain_checkpoint
+from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
 
 pytestmark = pytest.mark.enable_socket  # the stand-in listens on the loopback
 
@@ -36,6 +37,65 @@ def test_card_weights_and_tokenizer_arrive_as_they_are(command, hub: Hub, finish
     assert {"README.md", "config.json", "model.safetensors"} <= set(hub.repos["me/half"])
     assert hub.private == {"me/half"}
     assert sum("/commit/" in path for _, path in hub.calls) == 1
+
+
+def _nan(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.norm.weight"][0] = float("nan")
+    path.unlink()
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _append(folder: Path) -> None:
+    with (folder / "modeling_darwinlm.py").open("a") as file:
+        file.write("import os\nos.system('id')\n")
+
+
+UNASKED = {
+    ".env": lambda folder: (folder / ".env").write_text("TOKEN=1"),
+    "optimizer.bin": lambda folder: (folder / "optimizer.bin").write_text("x"),
+    "more.safetensors": lambda folder: (folder / "more.safetensors").write_text("x"),
+    "deep/NOTES.md": lambda folder: ((folder / "deep").mkdir(), (folder / "deep" / "NOTES.md").write_text("x")),
+    "LICENSE": lambda folder: (folder / "LICENSE").symlink_to("/etc/hostname"),
+}
+WRONG = {"finite": _nan, "modeling_darwinlm.py": _append}
+
+
+@pytest.mark.parametrize("name", [*UNASKED, *WRONG])
+def test_a_run_is_published_as_it_was_written_or_not_at_all(command, hub: Hub, finished_copy: Path, name) -> None:
+    (UNASKED | WRONG)[name](finished_copy / "model")
+    for what in (finished_copy, finished_copy / "model"):
+        for more in ([], ["--dry-run"]):
+            command("push", what, "me/half", *more).refused("isn't as it was written: model/")
+    command("verify", finished_copy).refused("checks failed; the first is model/")
+    assert hub.calls == []
+
+
+@pytest.mark.parametrize("name", [*UNASKED, *WRONG])
+def test_a_model_without_a_record_goes_by_its_names(command, hub: Hub, tmp_path: Path, name) -> None:
+    folder = pruned_checkpoint(tmp_path / "half", "llama", {1: (2, 1, 64)})
+    before = files_of(folder)
+    (UNASKED | WRONG)[name](folder)
+    if name == "LICENSE" or name in WRONG:
+        command("push", folder, "me/half").refused(name)
+        assert hub.calls == []
+    else:
+        assert name not in command("push", folder, "me/half", "--dry-run").succeeded().out
+        command("push", folder, "me/half").succeeded()
+        assert hub.repos["me/half"] == before
+
+
+@pytest.mark.parametrize("to", ["the run", "hf", "dense", "vllm"])
+def test_nothing_published_names_this_machine(command, finished_llama: Path, tmp_path: Path, to) -> None:
+    folder = finished_llama / "model"
+    if to != "the run":
+        folder = tmp_path / "out"
+        command("export", finished_llama, "--to", to, "--out", folder).succeeded()
+    for name, content in files_of(folder).items():
+        assert str(tmp_path.parent).encode() not in content, name
+        assert b"local_files_only" not in content, name
+        assert (folder / name).stat().st_mode == (folder / "config.json").stat().st_mode, name
 
 
 def test_a_gguf_file_goes_along(command, hub: Hub, tmp_path: Path) -> None:

@@ -48,6 +48,14 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
         lambda run: flip(run / "model" / "modeling_darwinlm.py"),
         ("model/modeling_darwinlm.py: it was changed",),
     ),
+    "a file more": (
+        lambda run: (run / "model" / ".env").write_text("x"),
+        ("model/.env: it isn't part of the model: remove it",),
+    ),
+    "a file more in a stage": (
+        lambda run: (run / "stages" / "search" / "more.json").write_text("{}"),
+        ("stage search: more.json was not written by the run: remove it",),
+    ),
     "a stage": (lambda run: flip(run / "stages" / "search" / "result.json"), ("stage search", "is damaged")),
     "an unfinished stage": (
         lambda run: (run / "stages" / "refit" / "manifest.json").unlink(),

@@ -7,11 +7,12 @@ import torch
 
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import families
+from darwinlm.families.loading import load_model
 from darwinlm.runtime.errors import CheckpointError
 from tests.gpu.device import NAME, pretend_gpu
 
 TOKENS = torch.randint(3, 250, (2, 20), generator=torch.Generator().manual_seed(0))
-CPU, HALF = torch.device("cpu"), torch.bfloat16
+HALF = torch.bfloat16
 
 
 @pytest.mark.parametrize("model_type", sorted(families()))
@@ -19,7 +20,8 @@ CPU, HALF = torch.device("cpu"), torch.bfloat16
 def test_every_family_is_the_same_model(model_type, tiny_folder):
     """In bfloat16, with what a family keeps in float32."""
     checkpoint = Checkpoint.open(tiny_folder(model_type))
-    whole, placed = checkpoint.load(HALF), checkpoint._load_onto(CPU, HALF)
+    whole = load_model(checkpoint.folder, HALF, allow_remote_code=False).eval()
+    placed = checkpoint.load(HALF)
     assert torch.equal(whole(input_ids=TOKENS).logits, placed(input_ids=TOKENS).logits)
     assert placed.generation_config.to_dict() == whole.generation_config.to_dict()
     theirs, ours = dict(whole.named_parameters()), dict(placed.named_parameters())
@@ -43,11 +45,11 @@ def test_a_tensor_that_is_missing_is_named(tiny_llama):
     checkpoint = Checkpoint.open(tiny_llama)
     del checkpoint.tensors["model.norm.weight"]
     with pytest.raises(CheckpointError, match=r"lacks the tensor model\.norm\.weight: fetch the model again"):
-        checkpoint._load_onto(CPU, torch.float32)
+        checkpoint.load(torch.float32)
 
 
 def test_broken_generation_settings_are_named(tiny_llama, tmp_path):
     folder = shutil.copytree(tiny_llama, tmp_path / "model")
     (folder / "generation_config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"generation_config\.json is damaged"):
-        Checkpoint.open(folder)._load_onto(CPU, torch.float32)
+        Checkpoint.open(folder).load(torch.float32)

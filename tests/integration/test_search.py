@@ -46,15 +46,15 @@ def test_a_damaged_state_is_refused_with_what_to_do(interrupted, tiny_llama, mak
 
 def test_what_is_begun_is_left_when_time_is_up(finished_copy, tiny_llama, make_run, monkeypatch):
     """Every evaluation of a generation takes a minute, by the search's own clock."""
-    run_sequences, ticks = Fitness._run, []
+    losses, ticks = Fitness._losses, []
 
-    def slow(self, piece, inputs):
+    def slow(self, piece, hidden):
         if math.isfinite(self.clock.limit):
             ticks.append(piece)
             self.clock.before += 60
-        return run_sequences(self, piece, inputs)
+        return losses(self, piece, hidden)
 
-    monkeypatch.setattr(Fitness, "_run", slow)
+    monkeypatch.setattr(Fitness, "_losses", slow)
     found = searched(make_run(tiny_llama, finished_copy, "search.minutes=2m", "search.generations=9"))
     record = found.search.record
     assert record["ended"] == "time is up"

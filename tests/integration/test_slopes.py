@@ -100,7 +100,7 @@ def test_slopes_are_derivatives_of_the_loss(model_type, tiny_folder, make_run, t
     placed, tokens = bank_of(make_run, tiny_folder(model_type), tmp_path / "run")
     allocation = middle(placed.space)
     slopes = gradients_of(placed, tokens).around(allocation, WHOLE)
-    compared = 0
+    compared, noise = 0, 1e-5 if placed.decoder.dtype == torch.float64 else 3e-5
     for index, row in enumerate(slopes):
         module = placed.space.modules[index]
         if placed.database.shapes[module.block, module.kind].experts:
@@ -108,7 +108,7 @@ def test_slopes_are_derivatives_of_the_loss(model_type, tiny_folder, make_run, t
             continue
         for level in {0, len(row) // 2, len(row) - 1}:
             expected = by_difference(placed, tokens, allocation, index, level)
-            assert row[level] - row[allocation[index]] == pytest.approx(expected, rel=0.02, abs=1e-5), (module, level)
+            assert row[level] - row[allocation[index]] == pytest.approx(expected, rel=0.02, abs=noise), (module, level)
             compared += abs(expected) > 1e-4
     assert compared > 2
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -233,3 +234,19 @@ def test_a_file_in_place_of_a_folder(tmp_path):
     assert not stage(tmp_path / "s" / "below").is_complete()
     assert not stage(tmp_path / "s").is_complete()
     assert (tmp_path / "s").read_text() == "a file"
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_new_files_follow_the_umask_and_no_link(tmp_path, umask):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / f".a.safetensors.{os.getpid()}.tmp").symlink_to(victim)
+    before = os.umask(umask)
+    try:
+        write_tensors(tmp_path / "a.safetensors", {"x": torch.zeros(2)})
+        write_json(tmp_path / "a.json", {})
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE((tmp_path / f"a.{end}").stat().st_mode) for end in ("safetensors", "json")} == {0o666 & ~umask}
+    assert victim.read_text() == "precious"
+    assert not (tmp_path / "a.safetensors").is_symlink()

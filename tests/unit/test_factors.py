@@ -60,7 +60,7 @@ def test_any_columns_follow_from_the_factors_over_all(kind, p):
     """Only L of every column is stored: a subset, or another order, is as good as least squares on H itself."""
     H, W = damp(second_moment(40, kind)), weight(12, 40)
     (whole, _, _), columns = nested_factors(H, W, permutation(40)), permutation(40, seed=3)[:p]
-    found = narrower_factors(whole, W, columns)
+    found = narrower_factors(whole, columns)
     assert torch.equal(found.columns, columns)
     for k in {1, p // 2, p}:
         expected, _ = least_squares(H, W, columns[:k].numpy())

@@ -1,13 +1,14 @@
 """What is read from files is bounded before it is used."""
 
 import json
+import os
 import time
 
 import pytest
 from tests.fuzz.cases import LAUGHS
 
 from darwinlm.runtime import limits
-from darwinlm.runtime.limits import load_json, parse_yaml, shorten
+from darwinlm.runtime.limits import load_json, parse_yaml, read_text, shorten, visible
 
 
 @pytest.mark.parametrize(
@@ -29,13 +30,74 @@ def test_a_json_file_that_is_too_large(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "text", [LAUGHS, "a: &a [*a]", "a: &a {b: *a}", "[" * 5000 + "]" * 5000, "a: 2021-13-45"], ids=range(5)
+    "text",
+    [
+        *(
+            LAUGHS,
+            "a: &a [*a]",
+            "a: &a {b: *a}",
+            "[" * 5000 + "]" * 5000,
+            "[],\n" * 50_000,
+            "- a\n" * 50_000,
+            "[" * 900,
+        ),
+        *(
+            "a: 2021-13-45",
+            "date: 2024-02-30",
+            "!!int x",
+            "!!int ''",
+            "!!bool x",
+            "!!timestamp x",
+            "!!float x",
+            "!!omap x",
+        ),
+        *("!!binary é", "!!python/name:os.system x", "a: *b", "1: [1, 2", "? {a: 1}\n: 2", "\x00"),
+    ],
+    ids=range(21),
 )
 def test_yaml_that_is_more_than_it_looks(text):
     begun = time.process_time()
-    with pytest.raises(ValueError, match=r"nested|aliases|month"):
+    with pytest.raises(ValueError, match=r"."):
         parse_yaml(text)
     assert time.process_time() - begun < 5
+
+
+@pytest.mark.parametrize(
+    ("text", "refused"),
+    [
+        ('{"a": ' + "[" + "[]," * 999 + "[]]}", "values"),
+        ('{"a": "' + "[,{" * 5000 + '"}', None),
+        ('{"a": "' + r"\"[\\" + ",{" * 5000 + '"}', None),
+        (r'{"a": "\ud83d\ude00"}', None),
+        (r'{"a": "\ud83d"}', "surrogate"),
+    ],
+)
+def test_values_of_json_are_counted_outside_of_strings(tmp_path, text, refused):
+    (tmp_path / "a.json").write_text(text)
+    if refused is None:
+        assert load_json(tmp_path / "a.json", nodes=1000) == json.loads(text)
+    else:
+        with pytest.raises(ValueError, match=refused):
+            load_json(tmp_path / "a.json", nodes=1000)
+
+
+@pytest.mark.parametrize("what", ["pipe", "folder", "large", "not UTF-8", "zero byte"])
+def test_files_that_are_read_whole(tmp_path, what):
+    path = tmp_path / "a"
+    if what == "pipe":
+        os.mkfifo(path)
+    elif what == "folder":
+        path.mkdir()
+    else:
+        path.write_bytes({"large": b"a" * 101, "not UTF-8": b"\xff", "zero byte": b"\0"}[what])
+    with pytest.raises((ValueError, OSError)):
+        read_text(path, 100)
+
+
+def test_what_a_terminal_would_obey_is_shown():
+    assert visible("a\tb\nüñ世🙂 ") == "a\tb\nüñ世🙂 "
+    hostile = "\x1b]0;t\x07\x1b[2J\x9b1m\r\x7f\x00\u202e\u2066\ud800"
+    assert not set(visible(hostile)) & set("\x1b\x07\x9b\r\x7f\x00\u202e\u2066\ud800")
 
 
 def test_yaml_with_aliases_that_are_fine():
@@ -43,7 +105,7 @@ def test_yaml_with_aliases_that_are_fine():
 
 
 def test_a_recipe_that_is_too_large():
-    with pytest.raises(ValueError, match="that a recipe may have"):
+    with pytest.raises(ValueError, match=f"more than the {limits.YAML_BYTES:,}"):
         parse_yaml("#" * (limits.YAML_BYTES + 1))
 
 

@@ -3,11 +3,12 @@
 import errno
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from darwinlm.runtime import lock
-from darwinlm.runtime.errors import BusyError
+from darwinlm.runtime.errors import BusyError, StorageError
 from darwinlm.runtime.lock import hold_folder, hold_target, release_all
 
 
@@ -137,3 +138,34 @@ def test_what_a_run_may_have_left_at_its_start(tmp_path):
     assert all(map(lock.is_ours, tmp_path.iterdir()))
     (tmp_path / "keep-80" / "thesis.txt").write_text("")
     assert not lock.is_ours(tmp_path / "keep-80")
+
+
+@pytest.mark.parametrize("plant", ["symlink", "hardlink", "other content", "large", "pipe"])
+@pytest.mark.parametrize("how", ["hold_folder", "hold_target"])
+def test_a_lock_is_never_another_file(tmp_path, plant, how):
+    place = {"hold_folder": tmp_path / "out" / lock.LOCK, "hold_target": tmp_path / ".out.lock"}[how]
+    place.parent.mkdir(exist_ok=True)
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    if plant == "pipe":
+        os.mkfifo(place)
+    elif plant.endswith("link"):
+        (place.symlink_to if plant == "symlink" else place.hardlink_to)(victim)
+    else:
+        place.write_text("precious" if plant == "other content" else lock.OWNER.decode() + "1" * 9999)
+    with pytest.raises(StorageError, match="is a link, or holds something else than our lock"):
+        getattr(lock, how)(tmp_path / "out")
+    assert victim.read_text() == "precious"
+    assert plant != "other content" or place.read_text() == "precious"
+
+
+@pytest.mark.parametrize("other", ["out", "link"])
+def test_another_thread_is_refused_while_the_first_one_lives(tmp_path, other):
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    held = hold_folder(tmp_path / "out")
+    with ThreadPoolExecutor(1) as pool, pytest.raises(BusyError, match="in use by the thread MainThread"):
+        pool.submit(hold_folder, tmp_path / other).result()
+    held.release()
+    with ThreadPoolExecutor(1) as pool:
+        held = pool.submit(hold_folder, tmp_path / other).result()
+    assert hold_folder(tmp_path / "out") is held, "its thread has ended"

@@ -13,8 +13,9 @@ from darwinlm.search.evaluate.fitness import Clock, Fitness
 from darwinlm.search.problem.cost import parameter_costs
 from darwinlm.search.problem.problem import Budget, Problem
 from darwinlm.search.problem.space import Allocation, SearchSpace
-from darwinlm.search.propose.start import neighbour_start, uniform_allocations, uniform_start
-from darwinlm.search.search import best_uniform, first_parent
+from darwinlm.search.propose.start import neighbour_start, uniform_start
+from darwinlm.search.propose.uniform import uniform_allocations
+from darwinlm.search.search import best_of, first_parent
 
 
 def problem_of(lower: int, upper: int, *sizes: tuple[int, ...]) -> Problem:
@@ -85,7 +86,7 @@ def test_the_best_uniform_allocation_is_chosen_on_all_tokens_from_three() -> Non
     all_tokens = dict(zip(choices, (0.0, 1.0, 0.8, 0.5, 0.1), strict=True))
     fitness = Measured(lambda each, tokens: (few if tokens == 64 else all_tokens)[each])
     losses = [[0.0] * 5, [0.0] * 9]
-    best = best_uniform(problem, cast(Fitness, fitness), losses, 256, Clock())
+    best = best_of(uniform_allocations(problem), cast(Fitness, fitness), losses, 256, Clock())
     assert best == choices[3]
     assert fitness.asked == [(each, 64) for each in choices] + [(each, 256) for each in choices[1:4]]
 
@@ -94,7 +95,7 @@ def test_without_time_the_uniform_allocation_with_the_lowest_predicted_loss_is_t
     problem = attention_and_mlp()
     fitness = Measured(lambda each, tokens: 0.0)
     losses = [[4.0, 3.0, 0.0, 3.0, 4.0], [0.0] * 9]
-    best = best_uniform(problem, cast(Fitness, fitness), losses, 256, Clock(limit=-1.0))
+    best = best_of(uniform_allocations(problem), cast(Fitness, fitness), losses, 256, Clock(limit=-1.0))
     assert best[0] == 2
     assert {each for each, _ in fitness.asked} == {best}
 

@@ -92,7 +92,15 @@ For = Annotated[
     typer.Option(
         "--for",
         metavar="QUANTISATION",
-        help="Quantisation that will follow: q4_k_m, awq, gptq, w4a16, fp8 ... Widths are multiples of its groups.",
+        help="What will follow: gguf, q4_k_m, awq, gptq, w4a16, fp8 ... Widths are multiples of its groups.",
+    ),
+]
+Layers = Annotated[
+    str | None,
+    typer.Option(
+        "--layers",
+        metavar="KIND",
+        help="equal: the same sizes in all layers, for engines that need them. unequal loses less. auto follows --for.",
     ),
 ]
 RemoteCode = Annotated[

@@ -53,7 +53,10 @@ def bench(
     from darwinlm.runs.bench import run_bench
     from darwinlm.runtime.artifact import write_json
     from darwinlm.runtime.lock import hold_target
+    from darwinlm.runtime.places import check_output
 
+    if out is not None:
+        check_output(out, "--out", (model, against))
     with hold_target(out) if out is not None else nullcontext():
         report = run_bench(
             model,

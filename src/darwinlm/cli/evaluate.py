@@ -50,6 +50,7 @@ def evaluate(
     from darwinlm.evaluation.evaluate import EvaluationRequest, evaluate_model
     from darwinlm.report.summary import dense_of
     from darwinlm.runtime.errors import DataError
+    from darwinlm.runtime.places import check_output
 
     request = EvaluationRequest(
         model=model,
@@ -66,6 +67,8 @@ def evaluate(
         allow_remote_code=allow_remote_code,
         looking_back=looking_back,
     )
+    if markdown is not None:
+        check_output(markdown, "--markdown", (model, against, out), request.texts)
     console = terminal.console()
     result = evaluate_model(request, out, None if as_json else console)
     if as_json:

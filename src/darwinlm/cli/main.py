@@ -12,6 +12,7 @@ import os
 import shlex
 import sys
 import warnings
+from pathlib import Path
 
 import typer
 from rich.console import Console
@@ -22,11 +23,13 @@ from darwinlm.runtime import parallel
 from darwinlm.runtime.errors import DarwinLMError, DeviceMemoryError, ParallelError
 from darwinlm.runtime.limits import MESSAGE, shorten
 from darwinlm.runtime.lock import release_all
+from darwinlm.runtime.terminal import Terminal
 
 INTERRUPTED = 130
 SHARED = frozenset({"prune", "demo", "database", "recover", "compare", "evaluate"})
 """Commands that several processes of torchrun can share."""
 PIPE_CLOSED = 141
+STDERR = 2
 # In some releases Typer has its own copies of click's exceptions.
 UsageError: type[Exception] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
@@ -44,6 +47,7 @@ def main() -> None:
     for name, value in SILENT.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore")
+    _open_streams()
     terminal.set_verbosity(terminal.Verbosity.NORMAL)
     Console.on_broken_pipe = _pipe_closed  # type: ignore[method-assign]  # Typer's help has a console of its own
     code: object = 0
@@ -69,6 +73,19 @@ def main() -> None:
     if code == INTERRUPTED:
         _tell(f"interrupted; finished work is kept. Resume with: {shlex.join(['darwinlm', *sys.argv[1:]])}")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _open_streams() -> None:
+    """Replace closed standard streams, and let none fail at characters that its encoding lacks."""
+    while (opened := os.open(os.devnull, os.O_RDWR)) <= STDERR:  # else files of ours would get their numbers
+        os.set_inheritable(opened, True)
+    os.close(opened)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - until the end
+        elif isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="replace")
 
 
 def _pipe_closed(self: Console) -> None:
@@ -121,5 +138,5 @@ def _advice(error: DeviceMemoryError) -> str:
 
 def _tell(message: str, *, style: str | None = None) -> None:
     """Print a line to standard error."""
-    console = Console(stderr=True, quiet=not parallel.is_main())
+    console = Terminal(stderr=True, quiet=not parallel.is_main())
     console.print(message, highlight=False, markup=False, style=style, soft_wrap=True)

@@ -44,6 +44,7 @@ def plan(
     from darwinlm.runtime import tables  # with PyTorch, which takes seconds
     from darwinlm.runtime.artifact import write_json
     from darwinlm.runtime.lock import hold_target
+    from darwinlm.runtime.places import check_output
 
     console = terminal.console()
     plan_of_run = make(
@@ -61,6 +62,7 @@ def plan(
     card = plan_of_run.device
     sizes = plan_of_run.sizes
     if out is not None:
+        check_output(out, "--out", [sizes.checkpoint.source])
         with hold_target(out):
             write_json(out, plan_of_run.as_json())
     if as_json:

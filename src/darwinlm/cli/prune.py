@@ -30,6 +30,7 @@ def prune(
     time: arguments.Time = None,
     preset: arguments.Preset = None,
     ready_for: arguments.For = None,
+    layers: arguments.Layers = None,
     text: arguments.Text = None,
     recipe: arguments.RecipeFile = None,
     assignments: arguments.Set = None,
@@ -46,7 +47,11 @@ def prune(
         raise RecipeError(f"--until {until}: there is no such stage; the stages are {', '.join(STAGES)}")
     budget = {"keep": keep, "params": params, "bytes": size, "speedup": speedup, "latency": latency}
     others: dict[str, Any] = {"vocab": vocab, "time": time, "preset": preset, "text": text, "ready_for": ready_for}
-    others |= {"database": str(database) if database else None, "allow_remote_code": allow_remote_code or None}
+    others |= {
+        "layers": layers,
+        "database": str(database) if database else None,
+        "allow_remote_code": allow_remote_code or None,
+    }
     recipes = load_recipes(recipe, assignments or (), options(model=model, **budget, **others))
     if len(recipes) > 1:
         _run_sweep(recipes, out, until)

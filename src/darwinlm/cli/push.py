@@ -30,23 +30,26 @@ def push(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be uploaded, and stop.")] = False,
 ) -> None:
     """Upload a model to the Hugging Face hub: model card, weights, tokenizer and, if wanted, a GGUF file."""
-    from darwinlm.evaluation.hub_scores import write_scores
-    from darwinlm.export.push import files_to_push, folder_to_push, gguf_name, push_folder
+    from darwinlm.evaluation.hub_scores import FILE, write_scores
+    from darwinlm.export.push import folder_to_push, gguf_name, push_folder
+    from darwinlm.runs.verify import files_to_push
 
     folder = folder_to_push(run, repo, gguf)
+    names = files_to_push(run, folder)
     if scores is not None:
         write_scores(scores, folder)
-    files = files_to_push(folder)
+        names = sorted({*names, FILE})
     console = terminal.console()
-    if "README.md" not in [name for name, _ in files]:
+    if "README.md" not in names:
         terminal.say(f"{folder} has no model card (README.md): the model's page will be empty")
     if dry_run:
-        width = max(len(name) for name, _ in files)
-        lines = [f"{name:<{width}}  {size / 1e6:>10,.2f} MB" for name, size in files]
+        sizes = {name: (folder / name).stat().st_size for name in names}
+        width = max(map(len, names))
+        lines = [f"{name:<{width}}  {size / 1e6:>10,.2f} MB" for name, size in sizes.items()]
         lines += [f"{gguf_name(repo, gguf)}  built from the weights"] if gguf else []
-        total = sum(size for _, size in files)
+        total = sum(sizes.values())
         lines.append(f"{total / 1e6:,.1f} MB would go to {repo}; nothing was uploaded")
         console.print("\n".join(lines), soft_wrap=True)
         return
-    page = push_folder(folder, repo, gguf, private=private, update=update, say=terminal.say)
+    page = push_folder(folder, names, repo, gguf, private=private, update=update, say=terminal.say)
     console.print(f"published: {page}", soft_wrap=True)

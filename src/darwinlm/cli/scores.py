@@ -21,7 +21,10 @@ def scores(
 ) -> None:
     """Compare saved evaluations in one table. Two files also give the difference and its standard error."""
     from darwinlm.evaluation.side_by_side import read_saved, task_table, text_table
+    from darwinlm.runtime.places import check_output
 
+    if markdown is not None:
+        check_output(markdown, "--markdown", files)
     saved = read_saved(files)
     if as_json:
         terminal.print_json(saved)

@@ -12,9 +12,9 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from darwinlm.runtime import parallel, tables
+from darwinlm.runtime.limits import visible
+from darwinlm.runtime.terminal import Terminal
 
 if TYPE_CHECKING:
     from darwinlm.runtime.console import Reporter
@@ -45,11 +45,11 @@ def set_verbosity(level: Verbosity) -> None:
         warnings.simplefilter("default")
 
 
-def console() -> Console:
+def console() -> Terminal:
     """Console for plain text, silent in all processes but the first. Piped output isn't wrapped."""
     wide = not sys.stdout.isatty() and "COLUMNS" not in os.environ
     width = PIPED_WIDTH if wide else None
-    return Console(quiet=not parallel.is_main(), width=width, markup=False, highlight=False, emoji=False)
+    return Terminal(quiet=not parallel.is_main(), width=width, markup=False, highlight=False, emoji=False)
 
 
 def reporter() -> Reporter:
@@ -85,8 +85,10 @@ def show_tables(several: Iterable[tables.Table], markdown: Path | None) -> None:
 def print_json(value: Any) -> None:
     """Print one JSON document to standard output."""
     if parallel.is_main():
+        wide = (sys.stdout.encoding or "").lower().startswith("utf")
+        text = json.dumps(value, indent=1, ensure_ascii=not wide, allow_nan=False)
         try:
-            sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+            sys.stdout.write(visible(text) + "\n")  # JSON escapes most control characters itself
             sys.stdout.flush()
         except BrokenPipeError:
             raise BrokenPipeError from None  # with an errno, click would exit with status 1

@@ -21,6 +21,7 @@ from darwinlm.run import Run
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import digest_of, read_json, write_json
 from darwinlm.runtime.errors import BudgetError
+from darwinlm.runtime.places import check_output
 from darwinlm.search.problem.space import SearchSpace, kept_whole
 from darwinlm.stages.export import export_stage
 from darwinlm.stages.plan import plan_stage
@@ -60,6 +61,7 @@ def compare_methods(run: Run, comparison: ComparisonRequest) -> ComparisonRecord
 
     Raises DarwinLMError. Suite, steps and training are checked before anything runs.
     """
+    check_output(run.folder, "--out", (), [source for _, source in comparison.domains])
     if comparison.suite is not None:
         harness.check_suite(parse_suite(comparison.suite), comparison.data_dir)
     vocabulary_stage(run)

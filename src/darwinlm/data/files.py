@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 from darwinlm.data.arrow import unpacked_bytes
 from darwinlm.data.records import CHAT_COLUMNS, text_fields, text_of, texts_of
 from darwinlm.runtime.errors import DataError, MissingExtraError
-from darwinlm.runtime.limits import shorten
+from darwinlm.runtime.limits import LINE_NODES, parse_json, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -40,7 +40,7 @@ OPEN_FILES = 64
 
 DOCUMENT_CHARACTERS = 1 << 24
 """Maximum length of a document in characters; longer ones are cut and counted."""
-LINE_BYTES = 1 << 26
+LINE_BYTES = 1 << 24
 """Maximum length of a line in bytes; longer lines of text are cut, longer records are refused."""
 CELL_CHARACTERS = 1 << 22
 """Maximum length of a cell of a CSV table."""
@@ -229,8 +229,8 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
         if line:
             where = f"{path}, line {number}"
             try:
-                yield where, json.loads(line)
-            except (ValueError, RecursionError) as error:
+                yield where, parse_json(line, LINE_NODES)
+            except ValueError as error:
                 raise DataError(
                     f"{where}: this isn't JSON ({shorten(error, 200)}). Every line has to be one whole record, or the "
                     "file one list of records."

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from darwinlm.runtime.errors import DataError
-from darwinlm.runtime.limits import shorten
+from darwinlm.runtime.limits import LINE_NODES, parse_json, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -195,8 +194,8 @@ def _from_json(value: object, where: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value) if value.strip() else None
-    except (ValueError, RecursionError) as error:
+        return parse_json(value, LINE_NODES) if value.strip() else None
+    except ValueError as error:
         raise DataError(
             f"{where}: tools or their arguments aren't JSON ({shorten(error, 200)}). Correct them."
         ) from error

@@ -183,41 +183,38 @@ def check_energy(energy: float, name: str) -> None:
 def full_target(factor: Tensor, W: Tensor, columns: Tensor) -> Tensor:
     """Target T = W_π L of a module with every column, [r, d] float32, recomputed from its weights.
 
-    L is [d, d] floating, W [r, d] floating, π [d] integer.
+    L is [d, d] float32, W [r, d] floating, π [d] integer.
     """
     ordered = W.to(factor.device).index_select(1, columns.to(factor.device, torch.int64))
-    return (ordered.to(torch.float64) @ factor.to(torch.float64)).float()
+    return ordered.float() @ factor
 
 
 @torch.no_grad()
-def narrower_factors(whole: NestedFactors, W: Tensor, columns: Tensor) -> NestedFactors:
+def narrower_factors(whole: NestedFactors, columns: Tensor) -> NestedFactors:
     """Factors over some of the columns, or in another order, from those over all of them, which determine H.
 
-    Args:
-        whole: Factors over every column; the target isn't used.
-        W: [r, d] floating, output projection of the dense module.
-        columns: [p] integer, distinct, last removed first.
+    The rows of L of these columns are Rᵀ Qᵀ, so Rᵀ is their factor and T Q their target. No product is squared, so
+    float32 is enough.
 
-    Raises:
-        NumericsError: H isn't positive definite on the columns.
+    Args:
+        whole: Factors over every column.
+        columns: [p] integer, distinct, last removed first.
     """
-    L = whole.factor.to(torch.float64)
-    columns, every = columns.to(L.device), whole.columns.to(L.device)
+    columns, every = columns.to(whole.columns), whole.columns
     place = torch.empty_like(every)
     place[every] = torch.arange(len(place), device=place.device)
-    rows = L.index_select(0, place[columns])
-    factor = cholesky_(rows @ rows.T, "the database")
-    WH = (W.to(L).index_select(1, every) @ L) @ rows.T
-    target = torch.linalg.solve_triangular(factor.T, WH, upper=True, left=False)
-    return NestedFactors(columns, factor.float(), target.float())
+    Q, R = torch.linalg.qr(whole.factor.index_select(0, place[columns]).T)
+    signs = R.diagonal().sign()
+    return NestedFactors(columns, R.T * signs, whole.target @ Q * signs)
 
 
 @torch.no_grad()
 def kept_weights(factors: NestedFactors, k: int) -> Tensor:
     """Optimal weights on the first k of p columns, T[:, :k] L[:k, :k]⁻¹: [r, k] float32, in their order."""
-    target, factor = factors.target[:, :k], factors.factor[:k, :k]
-    weights: Tensor = torch.linalg.solve_triangular(factor.double(), target.double(), upper=False, left=False)
-    return weights.float()
+    weights: Tensor = torch.linalg.solve_triangular(
+        factors.factor[:k, :k], factors.target[:, :k], upper=False, left=False
+    )
+    return weights
 
 
 def pack_lower(L: Tensor, room: Tensor | None = None) -> Tensor:

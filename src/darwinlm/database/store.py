@@ -68,7 +68,7 @@ class DatabaseReader:
         self._verified: set[int] = set()
         self.reads = 0
         self._small: dict[int, dict[str, Tensor]] = {}
-        self._last: tuple[tuple[int, ModuleKind, int], tuple[NestedFactors, ...]] | None = None
+        self._last: dict[ModuleKind, tuple[tuple[int, int], tuple[NestedFactors, ...]]] = {}
         self._factors: Bounded[tuple[int, ModuleKind, int], tuple[NestedFactors, ...]] = Bounded(
             lambda factors: sum(each.nbytes for each in factors),
             room_on(device, DEVICE_SHARE),
@@ -95,20 +95,23 @@ class DatabaseReader:
     def factors(self, block: int, kind: ModuleKind, variant: int) -> tuple[NestedFactors, ...]:
         """Factors of one variant of a module: one for each expert of a mixture, else one. Raises ArtifactError."""
         key = (block, kind, variant)
-        factors = self._last[1] if self._last is not None and self._last[0] == key else self._factors.get(key)
+        last = self._last.get(kind)
+        factors = last[1] if last is not None and last[0] == (block, variant) else self._factors.get(key)
         if factors is None:
+            # Those of another block make room first.
+            self._last = {each: found for each, found in self._last.items() if found[0][0] == block and each != kind}
             factors = self._computed(block, kind, variant)
             self._factors.put(key, factors)
-        self._last = key, factors
+        self._last[kind] = (block, variant), factors
         return factors
 
     def release(self, reserve: int = 0) -> None:
         """Release the factors on a GPU, which are recomputed on demand and then leave `reserve` bytes free.
 
-        A CPU keeps them.
+        A CPU keeps them, unless others need the room.
         """
-        if self.device.type != "cpu":
-            self._last = None
+        if reserve or self.device.type != "cpu":
+            self._last = {}
             self._factors.clear(reserve)
 
     def _computed(self, block: int, kind: ModuleKind, variant: int) -> tuple[NestedFactors, ...]:
@@ -117,8 +120,7 @@ class DatabaseReader:
         columns = self._curves(block)[f"{kind}.{variant}.columns"].long()
         if variant != last:
             (whole,) = self.factors(block, kind, last)
-            W = self.dense_weight(block, kind)
-            return (narrower_factors(whole, W, columns),)
+            return (narrower_factors(whole, columns),)
         packed, W = (tensor.to(self.device, non_blocking=True) for tensor in self._read(block, kind))
         if not shape.experts:
             return (_full_factors(columns, packed, W),)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -48,6 +49,15 @@ def require_engine(engine: str, purpose: str) -> None:
         raise MissingExtraError(package, extra, purpose)
 
 
+def child_environment() -> dict[str, str]:
+    """Environment of a process of ours: neither it nor its children import or load code from the current folder.
+
+    Such a process also starts in another folder, because libraries may look for plugins in the current one.
+    """
+    paths = [str(Path(path).absolute()) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    return {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(paths)}
+
+
 class EngineProcess:
     """An engine with a loaded model, to be used as a context manager.
 
@@ -69,14 +79,17 @@ class EngineProcess:
         self._folder = tempfile.TemporaryDirectory(prefix="darwinlm-engine-")
         self._log = Path(self._folder.name, "log").open("w+", encoding="utf-8", errors="replace")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "darwinlm.engines.worker"],
+            [sys.executable, "-P", "-m", "darwinlm.engines.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
+            encoding="utf-8",
+            cwd=self._folder.name,
+            env=child_environment(),
         )
         try:
-            self._ask("load", engine=self.engine, model=str(self.model), **self._options)
+            self._ask("load", engine=self.engine, model=str(self.model.absolute()), **self._options)
         except BaseException:
             self.__exit__()
             raise
@@ -153,13 +166,17 @@ def quantise_file(source: Path, target: Path, quantisation: str, threads: int) -
     """
     require_engine("llama.cpp", f"quantising to {quantisation}")
     call = "import sys; from darwinlm.engines.llama_cpp import quantise; quantise(*sys.argv[1:4], int(sys.argv[4]))"
-    done = subprocess.run(  # noqa: S603 - our own interpreter and function
-        [sys.executable, "-c", call, str(source), str(target), quantisation, str(threads)],
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
+    paths = [str(path.absolute()) for path in (source, target)]
+    with tempfile.TemporaryDirectory(prefix="darwinlm-engine-") as folder:
+        done = subprocess.run(  # noqa: S603 - our own interpreter and function
+            [sys.executable, "-P", "-c", call, *paths, quantisation, str(threads)],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            cwd=folder,
+            env=child_environment(),
+        )
     if done.returncode or not target.is_file():
         last = [line for line in done.stderr.splitlines() if line.strip()][-1:] or ["it said nothing"]
         raise EngineError(f"llama.cpp can't quantise to {quantisation} (status {done.returncode}): {last[0][:300]}")

@@ -21,6 +21,7 @@ from darwinlm.runtime.compute import resolve_device, resolve_dtype
 from darwinlm.runtime.errors import ArtifactError, RecipeError
 from darwinlm.runtime.figures import CopyingScore
 from darwinlm.runtime.lock import hold_target
+from darwinlm.runtime.places import check_output
 from darwinlm.runtime.tables import Table
 
 
@@ -162,6 +163,7 @@ def evaluate_model(request: EvaluationRequest, out: Path | None = None, console:
         dense_done: dict[str, harness.TaskScore] = {}
         with parallel.agree():
             if out is not None and parallel.is_main():
+                check_output(out, "--out", (request.model, request.against), request.texts, resumed=True)
                 held.enter_context(hold_target(out))
             request.key()  # refuses an unknown device or type
             wanted = request.check()

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from darwinlm.data.packing import added_bos
 from darwinlm.evaluation.divergence import token_losses
+from darwinlm.evaluation.quality import HEAD_TOKENS, reading
 from darwinlm.runtime import parallel
 from darwinlm.runtime.errors import DataError
 from darwinlm.runtime.figures import CopyingScore
@@ -160,17 +161,19 @@ def measure_copying(
     for each in copying:
         if parallel.broadcast(late()):
             break
-        rows = max(1, batch_tokens // each.tokens.shape[1])
         share = each.tokens[parallel.place() :: parallel.size()]
+        batches = torch.split(share, max(1, batch_tokens // each.tokens.shape[1])) if len(share) else ()
         sums = torch.zeros(len(models), 3, dtype=torch.float64)
-        for row, model in zip(sums, models.values(), strict=True):
-            for start in range(0, len(share), rows):
-                here = share[start : start + rows].to(model.device)
-                targets = here[:, 1 - each.n :].flatten()
-                logits = model(input_ids=here, use_cache=False, logits_to_keep=each.n).logits[:, :-1].flatten(0, 1)
-                right = (logits.argmax(-1) == targets).sum()
-                lost = token_losses(logits, targets).sum(dtype=torch.float64)
-                row.add_(torch.tensor([float(right), float(lost), len(targets)], dtype=torch.float64))
+        for row, model in zip(sums, map(reading, models.values()), strict=True):
+            for batch, states in zip(batches, model.through(batches, keep=each.n), strict=True):
+                targets = batch[:, 1 - each.n :].flatten().to(states.device)
+                parts = (torch.split(each, HEAD_TOKENS) for each in (states[:, :-1].flatten(0, 1), targets))
+                for state, target in zip(*parts, strict=True):
+                    with model.with_head():
+                        logits = model.head(state)
+                    right = (logits.argmax(-1) == target).sum()
+                    lost = token_losses(logits, target).sum(dtype=torch.float64)
+                    row.add_(torch.tensor([float(right), float(lost), len(target)], dtype=torch.float64))
         for name, (right, lost, count) in zip(models, parallel.all_reduce(sums).tolist(), strict=True):
             scores[name].append(CopyingScore(each.name, right / count, lost / count, int(count)))
     return scores

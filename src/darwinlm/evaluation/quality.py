@@ -1,12 +1,16 @@
-"""Perplexity and KL to the dense model on held-out text, all models on the same tokens."""
+"""Perplexity and KL to the dense model on held-out text, all models on the same tokens.
+
+A decoder takes text through its blocks in one walk. Logits exist for a few tokens at once.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +18,11 @@ from torch import Tensor
 from darwinlm.evaluation.divergence import DenseDistribution, log_normalisers, token_losses
 from darwinlm.runtime import parallel
 from darwinlm.runtime.memory import kept_memory
+from darwinlm.streaming.decoder import Decoder
+from darwinlm.streaming.hidden import HiddenMemory
+
+HEAD_TOKENS = 256
+"""Tokens whose logits exist at once."""
 
 FIRST_POSITIONS = 64
 """End of the first range of positions; each further range ends at twice the previous end."""
@@ -43,6 +52,58 @@ class Quality:
     kl_by_position: tuple[tuple[int, float], ...] = ()
 
 
+class Read(Protocol):
+    """A model that text is read with: first through its blocks, then through its head."""
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model."""
+
+    def through(
+        self, batches: Sequence[Tensor], *, keep: int | None = None, memory: HiddenMemory | None = None
+    ) -> Iterable[Tensor]:
+        """States [b, t, m] behind the last block for batches [b, t]; those of the last `keep` positions."""
+
+    def head(self, states: Tensor) -> Tensor:
+        """Logits [n, v] of states [n, m]."""
+
+    def with_head(self) -> AbstractContextManager[None]:
+        """The head, while the body runs."""
+
+
+class WholeModel:
+    """A model in memory of any architecture: its states are its logits."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model."""
+        device: torch.device = self.model.device
+        return device
+
+    def through(
+        self, batches: Sequence[Tensor], *, keep: int | None = None, memory: HiddenMemory | None = None
+    ) -> Iterable[Tensor]:
+        """Logits [b, t, v] of each batch when it is asked for."""
+        more = {} if keep is None else {"logits_to_keep": keep}
+        return (self.model(input_ids=each.to(self.device), use_cache=False, **more).logits for each in batches)
+
+    def head(self, states: Tensor) -> Tensor:
+        """The logits themselves."""
+        return states
+
+    def with_head(self) -> AbstractContextManager[None]:
+        """Nothing to do."""
+        return nullcontext()
+
+
+def reading(model: Any) -> Read:
+    """A decoder, or a whole model of transformers, to read text with."""
+    return model if isinstance(model, Decoder) else WholeModel(model)
+
+
 @torch.no_grad()
 def measure_quality(
     dense: Any,
@@ -50,27 +111,34 @@ def measure_quality(
     tokens: Tensor,
     *,
     batch_tokens: int,
+    memory: HiddenMemory | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     late: Callable[[], bool] = lambda: False,
 ) -> dict[str, Quality]:
     """Measure several models on the same tokens; processes share the sequences.
 
-    `tokens` is [n, t] held-out text. The dense model, the reference of the KL, may be among the models. `late` tells
-    whether this process stops after this batch.
+    `tokens` is [n, t] held-out text. Models are decoders, or whole models of transformers. The dense model, the
+    reference of the KL, may be among them. Streams of decoders may go where `memory` says. Walks take one batch, then
+    two, four and so on; `late` tells after each whether this process stops.
     """
     tokens = tokens[parallel.place() :: parallel.size()]
+    readers = {id(model): reading(model) for model in (dense, *models.values())}
+    places = [list(readers).index(id(model)) for model in models.values()]
     sequences = max(1, batch_tokens // tokens.shape[1])
     sums = torch.zeros(len(models), 3 + tokens.shape[1], dtype=torch.float64)
-    n_seen, measured = 0, 0
-    starts = range(0, len(tokens), sequences)
-    with kept_memory(dense.device):
-        for done, start in enumerate(starts):
-            batch = tokens[start : start + sequences].to(dense.device)
-            seen = seen_before(batch)
-            n_seen += int(seen.sum())
-            sums += _measure_batch(dense, models, batch, seen)
-            measured += len(batch)
-            progress(done + 1, len(starts))
+    n_seen, measured, done = 0, 0, 0
+    batches = torch.split(tokens, sequences) if len(tokens) else ()
+    with kept_memory(readers[id(dense)].device):
+        while done < len(batches):
+            walk = batches[done : 2 * done + 1]
+            ends = [iter(reader.through(walk, memory=memory)) for reader in readers.values()]
+            for batch in walk:
+                seen = seen_before(batch)
+                n_seen += int(seen.sum())
+                found = _measure_batch(list(readers.values()), [next(end).flatten(0, 1) for end in ends], batch, seen)
+                sums += torch.stack([found[place] for place in places]) if places else sums
+                measured, done = measured + len(batch), done + 1
+                progress(done, len(batches))
             if late():
                 break
     measured, n_seen = parallel.all_reduce(torch.tensor([measured, n_seen])).tolist()
@@ -113,26 +181,33 @@ def _ranges(length: int) -> list[tuple[int, int]]:
     return list(pairwise(ends))
 
 
-def _measure_batch(dense: Any, models: Mapping[str, Any], batch: Tensor, seen: Tensor) -> Tensor:
-    """Sums over a batch, float64 [3 + t] for each model.
+def _measure_batch(readers: Sequence[Read], states: Sequence[Tensor], batch: Tensor, seen: Tensor) -> Tensor:
+    """Sums over a batch, float64 [3 + t] for each model; the first one is the reference of the KL.
 
     They are cross-entropy, KL for seen and for new next tokens, and KL by position.
 
-    A separate function, so that logits are released after each batch.
+    A separate function, so that states are released after each batch.
     """
+    device = states[0].device
     # The last position has no next token. It is skipped below, because slicing here would copy.
-    following = batch.roll(-1, 1).flatten()
-    reference = dense(input_ids=batch, use_cache=False).logits.flatten(0, 1)
-    distribution = DenseDistribution(reference)
-    sums = torch.zeros(len(models), 3 + batch.shape[1], dtype=torch.float64)
-    for row, model in zip(sums, models.values(), strict=True):
-        logits = reference if model is dense else model(input_ids=batch, use_cache=False).logits.flatten(0, 1)
-        totals = log_normalisers(logits)
-        losses = token_losses(logits, following, totals).view(len(batch), -1)[:, :-1]
-        divergence = distribution.kl(logits, normalisers=totals)
-        divergence = divergence.view(len(batch), -1)
-        of_next = divergence[:, :-1]
-        parts = [part.sum(dtype=torch.float64) for part in (losses, of_next[seen], of_next[~seen])]
-        row.copy_(torch.cat([torch.stack(parts), divergence.sum(0, dtype=torch.float64)]))
-        del logits
-    return sums
+    following, seen = batch.roll(-1, 1).flatten().to(device), seen.to(device)
+    losses, divergence = torch.empty(2, len(readers), batch.numel(), device=device)
+    for start in range(0, batch.numel(), HEAD_TOKENS):
+        piece = slice(start, start + HEAD_TOKENS)
+        for place, (reader, state) in enumerate(zip(readers, states, strict=True)):
+            with reader.with_head():
+                logits = reader.head(state[piece])
+            if place == 0:
+                distribution = DenseDistribution(logits)
+            totals = log_normalisers(logits)
+            losses[place, piece] = token_losses(logits, following[piece], totals)
+            divergence[place, piece] = distribution.kl(logits, normalisers=totals)
+            del logits
+    sums = []
+    for lost, kl in zip(
+        losses.view(len(readers), *batch.shape), divergence.view(len(readers), *batch.shape), strict=True
+    ):
+        of_next = kl[:, :-1]
+        parts = [part.sum(dtype=torch.float64) for part in (lost[:, :-1], of_next[seen], of_next[~seen])]
+        sums.append(torch.cat([torch.stack(parts), kl.sum(0, dtype=torch.float64)]))
+    return torch.stack(sums).cpu()

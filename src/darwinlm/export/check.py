@@ -6,8 +6,9 @@ compares the residual stream after every attention and every MLP, and the logits
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -77,6 +78,10 @@ class ExportReport:
     notes: list[str] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for the file beside the weights, which may be published: without folders of this machine."""
+        return asdict(self) | {"path": Path(self.path).name}
 
 
 def check_tokens(checkpoint: Checkpoint, report: ExportReport) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def export_folder(
         say("checking")
         _check(reshaper, temporary, dtype, report)
         report.files = saved_digests(temporary)
-        write_json(temporary / REPORT, asdict(report))
+        write_json(temporary / REPORT, report.as_json())
     return report
 
 

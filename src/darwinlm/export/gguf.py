@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import takewhile
 from pathlib import Path
@@ -35,7 +35,7 @@ from darwinlm.gguf.rope import UnsupportedError
 from darwinlm.gguf.tensors import block_tensors, gguf_tensors
 from darwinlm.gguf.tokenizer import MODEL, TEMPLATE, copy_tokenizer, read_tokenizer
 from darwinlm.gguf.write import BY_LIBRARY, QUANTISATIONS, write_gguf
-from darwinlm.runtime.artifact import file_digest, write_json
+from darwinlm.runtime.artifact import create, file_digest, write_json
 from darwinlm.runtime.errors import EngineError, ExportError, MissingExtraError, import_extra, storage_error
 from darwinlm.surgery.reshape import Reshaper
 
@@ -102,13 +102,15 @@ def export_gguf(
     plain = out.with_name(f".{out.name}.plain.partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        for each in (temporary, plain):
+            create(each)
         say(f"writing {layout.architecture.name} as {quantisation}")
         _write(job, temporary, plain)
         say("checking")
         _check(job, temporary)
         report.bytes = temporary.stat().st_size
         report.files = {out.name: file_digest(temporary)}
-        write_json(report_beside(out), asdict(report))
+        write_json(report_beside(out), report.as_json())
         temporary.replace(out)
     except OSError as error:
         raise storage_error(out, error) from error

@@ -14,10 +14,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.files import CARD
 from darwinlm.families.loading import without_bars
 from darwinlm.families.origin import carry
 from darwinlm.families.whole import add_modeling_file, is_whole, put_inside
-from darwinlm.runtime.artifact import damaged, file_digest, read_record, write_text
+from darwinlm.runtime.artifact import damaged, file_digest, read_record, share, write_text
 from darwinlm.runtime.errors import CheckpointError, ModelError, NumericsError, storage_error
 from darwinlm.runtime.lock import ASIDE
 
@@ -55,7 +56,8 @@ def save_model(
         if source is not None:
             carry(source, temporary)
         if card is not None:
-            write_text(temporary / "README.md", card)
+            write_text(temporary / CARD, card)
+        share(temporary)
 
 
 def tokenizer_of(checkpoint: Checkpoint) -> Any:
@@ -76,20 +78,20 @@ def unchecked(out: Path, suffix: str = "unchecked") -> Iterator[Path]:
         StorageError: The disk is full or the folder can't be written.
     """
     temporary = out.with_name(f".{out.name}.{suffix}")
-    shutil.rmtree(temporary, ignore_errors=True)
+    _remove(temporary)
     try:
         yield temporary
         _put(temporary, out)
     except (OSError, SafetensorError) as error:
         raise storage_error(out, error) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
 
 
 def _put(temporary: Path, folder: Path) -> None:
     """Rename a whole folder to its name; an older one is moved aside first, and removed when the new one stands."""
     old = folder.with_name(f".{folder.name}{ASIDE}")
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
     if folder.exists():
         folder.replace(old)
     try:
@@ -98,7 +100,14 @@ def _put(temporary: Path, folder: Path) -> None:
         if old.exists():
             old.replace(folder)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, or a link in its place."""
+    if folder.is_symlink():
+        folder.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def saved_bytes(folder: Path) -> int:
@@ -110,7 +119,7 @@ def saved_digests(folder: Path) -> dict[str, str]:
     """Hash of every file of a saved model by its path in the folder, except the card, which people edit."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     names = {path: path.relative_to(folder).as_posix() for path in paths}
-    return {name: file_digest(path) for path, name in names.items() if name != "README.md" and not name.startswith(".")}
+    return {name: file_digest(path) for path, name in names.items() if name != CARD and not name.startswith(".")}
 
 
 def recorded_digests(record: Path) -> dict[str, str]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from darwinlm.export.run import export_model
@@ -37,12 +38,6 @@ def folder_to_push(source: Path, repo: str, quantisation: str | None) -> Path:
     return folder
 
 
-def files_to_push(folder: Path) -> list[tuple[str, int]]:
-    """Names and sizes of the files in a model's folder."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    return [(str(path.relative_to(folder)), path.stat().st_size) for path in paths]
-
-
 def gguf_name(repo: str, quantisation: str) -> str:
     """Name of the GGUF file in a repository."""
     return f"{repo.partition('/')[2]}-{quantisation}.gguf"
@@ -50,6 +45,7 @@ def gguf_name(repo: str, quantisation: str) -> str:
 
 def push_folder(
     folder: Path,
+    names: Sequence[str],
     repo: str,
     quantisation: str | None,
     *,
@@ -57,7 +53,7 @@ def push_folder(
     update: bool,
     say: Callable[[str], None],
 ) -> str:
-    """Create the repository and upload the folder in one commit, after building and checking the GGUF file.
+    """Create the repository and upload these files of a folder in one commit, after building the GGUF file.
 
     With `update`, the repository may exist. Returns the address of the model's page. Raises ExportError if there is no
     token, the hub refuses the upload or can't be reached, or the repository exists.
@@ -81,8 +77,11 @@ def push_folder(
             export_model(folder, extra, to="gguf", quantisation=quantisation, say=say)
         try:
             created = api.create_repo(repo, private=private, exist_ok=update)
-            say(f"uploading {len(files_to_push(folder)) + (extra is not None)} files to {created}")
-            api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload a pruned model")
+            say(f"uploading {len(names) + (extra is not None)} files to {created}")
+            only = [glob.escape(name) for name in names]
+            api.upload_folder(
+                repo_id=repo, folder_path=folder, allow_patterns=only, commit_message="Upload a pruned model"
+            )
             if extra is not None:
                 api.upload_file(repo_id=repo, path_or_fileobj=extra, path_in_repo=extra.name, commit_message="Add GGUF")
         except OfflineModeIsEnabled as error:

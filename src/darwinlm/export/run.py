@@ -65,7 +65,7 @@ def export_model(
         if holds:
             raise ExportError(reason)
     checkpoint = open_source(model, allow_remote_code=allow_remote_code)
-    check_target(out, checkpoint.folder, folder=to != "gguf", overwrite=overwrite)
+    check_target(out, checkpoint.folder, model, tokenizer_from, folder=to != "gguf", overwrite=overwrite)
     with hold_target(out):
         if to != "gguf":
             element = DTYPES[dtype] if dtype else None

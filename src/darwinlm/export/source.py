@@ -8,6 +8,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.runtime.artifact import model_folder
 from darwinlm.runtime.errors import ExportError, ModelError
 from darwinlm.runtime.lock import hold_target
+from darwinlm.runtime.places import check_output
 
 
 def open_source(path: Path, *, allow_remote_code: bool = False) -> Checkpoint:
@@ -25,15 +26,15 @@ def open_source(path: Path, *, allow_remote_code: bool = False) -> Checkpoint:
     return Checkpoint.open(model_folder(path), allow_remote_code=allow_remote_code)
 
 
-def check_target(path: Path, source: Path, *, folder: bool, overwrite: bool) -> None:
+def check_target(path: Path, *sources: Path | None, folder: bool, overwrite: bool) -> None:
     """Refuse a target that would overwrite something.
 
     Raises:
-        ExportError: The target exists, is the source, or is of the wrong kind.
+        ArtifactError: The target is the source, holds it or is a file of it.
+        ExportError: The target exists, or is of the wrong kind.
         BusyError: Another process is writing it.
     """
-    if path.resolve() == source.resolve() or path.resolve() in source.resolve().parents:
-        raise ExportError(f"--out {path} is the folder of the model itself: choose another path")
+    check_output(path, "--out", sources, resumed=not folder)
     if folder and path.is_file():
         raise ExportError(f"--out {path} is a file: this format needs a folder")
     if not folder and path.is_dir():
@@ -42,5 +43,13 @@ def check_target(path: Path, source: Path, *, folder: bool, overwrite: bool) -> 
     if occupied and not overwrite:
         hold_target(path).release()  # removes leftover files of a process that was killed at its very end
         raise ExportError(f"--out {path} exists: choose another path, or pass --overwrite to replace it")
-    if occupied and folder and not (path / "config.json").is_file():
-        raise ExportError(f"--out {path} exists and is not a model: choose another path")
+    marked = (path / "config.json").is_file() if folder else not occupied or _is_gguf(path)
+    if occupied and not marked:
+        raise ExportError(
+            f"--out {path} exists and is not {'a model' if folder else 'a GGUF file'}: choose another path"
+        )
+
+
+def _is_gguf(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(4) == b"GGUF"

@@ -6,6 +6,7 @@ folder of safetensors shards, and none loads more weights than it uses.
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -22,8 +23,9 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from darwinlm.families.bounds import check_blocks, check_quantised, check_types
 from darwinlm.families.config import open_config, read_config
 from darwinlm.families.family import Family, family_of, is_custom
+from darwinlm.families.files import check_files
 from darwinlm.families.layout import Parts, tensor_parts
-from darwinlm.families.loading import UNUSABLE, load_model, load_tokenizer
+from darwinlm.families.loading import UNUSABLE, check_finite, load_tokenizer
 from darwinlm.families.whole import text_config, text_name, text_type
 from darwinlm.runtime.artifact import digest_of, file_digest
 from darwinlm.runtime.errors import CheckpointError, ModelError, first_line
@@ -74,6 +76,7 @@ class Checkpoint:
             inside = folder / "model"
             hint = f"; give {inside}, the model of this run" if (inside / "config.json").is_file() else ""
             raise ModelError(f"{folder} holds no model: there is no config.json in it{hint}")
+        check_files(folder)
         if (folder / "adapter_config.json").is_file():
             raise ModelError(f"{folder} holds an adapter of another model: merge the two first, and give the result")
         plain = read_config(path)
@@ -116,6 +119,23 @@ class Checkpoint:
                     f"{_sizes(tuple(tensor.shape))}: fetch the model again"
                 )
         self._check_no_more(set(self.tensors) - set(model.state_dict()), model)
+        self._check_tied(model)
+
+    def _check_tied(self, model: Any) -> None:
+        """Refuse a head that should be the embedding and isn't: transformers uses both, but saves only one."""
+        tied = (
+            (getattr(model, "_tied_weights_keys", None) or {})
+            if getattr(self.config, "tie_word_embeddings", False)
+            else {}
+        )
+        for name, other in tied.items():
+            if name in self.tensors and other in self.tensors:
+                left, right = (self.read(each)[""] for each in (name, other))
+                if left.shape != right.shape or not torch.equal(left, right):
+                    raise CheckpointError(
+                        f"{self.folder} holds {name} and another {other}, but its config.json says that they are the "
+                        'same: set "tie_word_embeddings" to false there, or remove the tensor that is wrong'
+                    )
 
     def _check_no_more(self, names: set[str], model: Any) -> None:
         """Refuse surplus weights, which would be ignored silently."""
@@ -155,18 +175,14 @@ class Checkpoint:
             CheckpointError: A value isn't finite; the message names the tensor.
         """
         for name in self.names_outside_blocks():
-            for tensor in self.read(name).values():
-                if not all(bool(part.isfinite().all()) for part in torch.split(tensor, 4096)):
-                    raise CheckpointError(
-                        f"{self.folder}: the tensor {name} holds numbers that aren't finite (NaN or infinity): fetch "
-                        "the model again, or set those rows to zero"
-                    )
+            check_finite({name: self.read(name)[""]}, self.folder)
 
     @cached_property
     def shards(self) -> dict[str, str]:
         """Name of the shard that holds each tensor."""
         index = self.folder / INDEX
         if index.is_file():
+            single = self.folder / SINGLE
             try:
                 shards = {str(k): str(v) for k, v in load_json(index)["weight_map"].items()}
             except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
@@ -176,6 +192,11 @@ class Checkpoint:
                     raise CheckpointError(
                         f"{index} points outside its folder ({shorten(shard)}): don't trust this model"
                     )
+            if single.is_file() and SINGLE not in shards.values():
+                raise CheckpointError(
+                    f"{self.folder} holds {SINGLE}, and {INDEX} that names other files: remove the weights that aren't "
+                    "the model's, since other tools read the former"
+                )
             return shards
         single = self.folder / SINGLE
         if not single.is_file():
@@ -277,21 +298,22 @@ class Checkpoint:
         return load_tokenizer(self.folder, self.whole or self.config, allow_remote_code=self.allow_remote_code)
 
     def load(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Any:
-        """The whole model, in evaluation mode. Raises CheckpointError if the weights don't fit the configuration."""
-        if torch.device(device).type != "cpu" or self.whole is not None:
-            return self._load_onto(torch.device(device), dtype)
-        model = load_model(self.folder, dtype, allow_remote_code=False)  # known families never need remote code
-        return model.eval().requires_grad_(requires_grad=False).to(device)
+        """The whole model, in evaluation mode, read as every stage reads it.
 
-    def _load_onto(self, device: torch.device, dtype: torch.dtype) -> Any:
-        """Load one block at a time, so that main memory never holds more than one. Raises CheckpointError."""
-        model = self.skeleton()
+        One block is read at a time, so that for a GPU main memory never holds more than one.
+
+        Raises:
+            CheckpointError: The weights don't fit the configuration, or aren't finite.
+        """
+        model, device = self.skeleton(), torch.device(device)
         for module in model.modules():
             for name, buffer in module.named_buffers(recurse=False):
                 if not buffer.is_meta:
                     module._buffers[name] = buffer.to(device)
         for prefix in (*self.names_outside_blocks(), *map(self.block_prefix, range(self.n_blocks))):
-            tensors = {prefix + name: tensor.to(device) for name, tensor in self.read(prefix, dtype=dtype).items()}
+            tensors = {prefix + name: tensor for name, tensor in self.read(prefix, dtype=dtype).items()}
+            check_finite(tensors, self.folder)
+            tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
             try:
                 model.load_state_dict(tensors, strict=False, assign=True)
             except RuntimeError as error:
@@ -319,7 +341,7 @@ class Checkpoint:
         """The model with parameters on the meta device, and with the buffers that aren't saved."""
         try:
             with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(self.config, trust_remote_code=False)
+                model = AutoModelForCausalLM.from_config(copy.deepcopy(self.config), trust_remote_code=False)
         except UNUSABLE as error:
             raise CheckpointError(
                 f"{self.folder / 'config.json'} describes no valid model: {first_line(error)}"
@@ -349,6 +371,8 @@ def _opened(shard: Path) -> Iterator[Any]:
     try:
         with safe_open(shard, framework="pt") as stream:
             yield stream
+    except PermissionError as error:
+        raise CheckpointError(f"{shard} can't be read: {error.strerror}. Change its permissions") from error
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{shard} is damaged ({shorten(error)}): fetch the model again") from error
 

@@ -6,7 +6,7 @@ both are refused with a clear message.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from darwinlm.families.sentence_piece import MODEL, check_sentence_piece
+from darwinlm.runtime.compute import DTYPES
 from darwinlm.runtime.errors import CheckpointError, ModelError, RemoteCodeError, first_line
-from darwinlm.runtime.limits import TOKENIZER_BYTES, load_json, shorten
+from darwinlm.runtime.limits import TOKENIZER_BYTES, TOKENIZER_NODES, load_json, shorten
 
 TOKENS = 1 << 22
 """Largest allowed token id."""
@@ -81,7 +82,23 @@ def load_model(model: Path | str, dtype: torch.dtype, *, allow_remote_code: bool
     missing = sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])})
     if missing:
         raise CheckpointError(f"{model} lacks {listed(missing)}: its weights aren't complete. Fetch the model again")
+    check_finite(loaded.state_dict(), model)
     return loaded
+
+
+def check_finite(tensors: Mapping[str, torch.Tensor], where: Path | str) -> None:
+    """Refuse weights that aren't finite. Raises CheckpointError; the message names the tensor."""
+    for name, tensor in tensors.items():
+        parts = (
+            torch.split(tensor.view(-1) if tensor.ndim == 0 else tensor, 4096)
+            if tensor.dtype in DTYPES.values()
+            else ()
+        )
+        if not all(bool(part.isfinite().all()) for part in parts):
+            raise CheckpointError(
+                f"{where}: the tensor {name} holds numbers that aren't finite (NaN or infinity): fetch the model "
+                "again, or set them to zero"
+            )
 
 
 def listed(names: Iterable[str]) -> str:
@@ -118,6 +135,7 @@ def load_tokenizer(folder: Path | str, config: Any = None, *, allow_remote_code:
         raise no_tokenizer(folder, error) from error
     if isinstance(folder, Path):
         check_sentence_piece(folder, tokenizer)
+    tokenizer.init_kwargs.pop("local_files_only", None)  # how it was loaded would be saved with it
     return tokenizer
 
 
@@ -136,7 +154,7 @@ def check_tokenizer_files(folder: Path) -> None:
         if not path.is_file():
             continue
         try:
-            tree = load_json(path, TOKENIZER_BYTES)
+            tree = load_json(path, TOKENIZER_BYTES, TOKENIZER_NODES)
         except (OSError, ValueError) as error:
             raise no_tokenizer(folder, ValueError(f"{name}: {shorten(error)}")) from error
         if not isinstance(tree, dict):

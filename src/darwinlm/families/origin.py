@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -10,17 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from darwinlm.families.files import CARD, GENERATION, LICENCES, PROCESSORS, model_files
 from darwinlm.runtime.artifact import read_json, write_json
 from darwinlm.runtime.errors import CheckpointError, first_line
-
-GENERATION = "generation_config.json"
-FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*")
-"""Files beside the weights that licences require to keep."""
-
-PROCESSORS = ("*processor_config.json", "chat_template.json")
-"""Settings of a multimodal model's inputs."""
+from darwinlm.runtime.limits import TEXT_BYTES, load_json, parse_yaml, read_text, shorten, visible
 
 RECORD = "origin.json"
 """Metadata of a GGUF file, saved beside the weights from it."""
@@ -50,7 +42,7 @@ def origin_of(folder: Path, source: str) -> Origin:
     if (folder / RECORD).is_file():
         record = _json(folder / RECORD)
         return _origin(_word(record.get("base_model")), record, "license_name", "license_link", "languages")
-    card = _front_matter(folder / "README.md")
+    card = _front_matter(folder / CARD)
     named = None
     if not Path(source).expanduser().exists() and re.fullmatch(rf"{_REPOSITORY}(@.+)?", source):
         named = source.partition("@")[0]
@@ -95,16 +87,13 @@ def carry(source: Path, target: Path) -> None:
     """
     if (source / GENERATION).is_file():
         _json(source / GENERATION)
-        shutil.copyfile(source / GENERATION, target / GENERATION)
-    for pattern in (*FILES, *PROCESSORS):
-        for path in sorted(source.glob(pattern)):
-            if path.is_file():
-                shutil.copyfile(path, target / path.name)
+    for name, path in model_files(source, (GENERATION, *PROCESSORS, *LICENCES)):
+        shutil.copyfile(path, target / name)
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = load_json(path)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"can't read {path} ({first_line(error)}): fetch the model again") from error
     if not isinstance(settings, dict):
@@ -116,19 +105,20 @@ def _front_matter(path: Path) -> dict[str, Any]:
     """The metadata of a model card; empty if it can't be read, since cards are free text."""
     if not path.is_file():
         return {}
-    match = re.match(r"---\s*\n(.*?)\n---", path.read_text(encoding="utf-8", errors="replace"), flags=re.DOTALL)
     try:
-        metadata = yaml.safe_load(match.group(1)) if match else None
-    except yaml.YAMLError:
+        match = re.match(r"---\s*\n(.*?)\n---", read_text(path, TEXT_BYTES), flags=re.DOTALL)
+        metadata = parse_yaml(match.group(1)) if match else None
+    except ValueError:
         return {}
     return metadata if isinstance(metadata, dict) else {}
 
 
 def _word(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
+    """A value that is a word, on one line."""
+    return shorten(visible(value), 300) or None if isinstance(value, str) else None
 
 
 def _words(value: Any) -> tuple[str, ...]:
     """A value that is one word or a list of words."""
     values = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
-    return tuple(each for each in values if isinstance(each, str))
+    return tuple(word for word in map(_word, values) if word is not None)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from darwinlm.runtime.errors import CheckpointError
+from darwinlm.runtime.limits import TOKENIZER_BYTES, read_bytes
 
 MODEL = "tokenizer.model"
 UNIGRAM = 1  # of sentencepiece.TrainerSpec.ModelType
@@ -38,7 +39,7 @@ def _is_unigram(path: Path) -> bool:
 
     model = sentencepiece_model_pb2.ModelProto()
     try:
-        model.ParseFromString(path.read_bytes())
-    except DecodeError as error:
+        model.ParseFromString(read_bytes(path, TOKENIZER_BYTES))
+    except (DecodeError, ValueError) as error:
         raise CheckpointError(f"{path} is not a SentencePiece model ({error}): fetch the model again") from error
     return int(model.trainer_spec.model_type) == UNIGRAM

@@ -134,7 +134,7 @@ def _module_shape(
         chosen, droppable = described.chosen_of(checkpoint.config), described.droppable(checkpoint.config)
         return replace(plain, experts=experts, chosen=chosen, droppable=droppable)
     if not part.key_value:  # compressed keys and values
-        heads = int(checkpoint.config.num_attention_heads)
+        heads = int(checkpoint.config.per_layer_config[block].num_attention_heads)
         return replace(plain, groups=heads, head_dim=width // heads)
     key, stored = part.segments[part.key_value[0]], tensors.get(f"{part.name}.{part.key_value[0]}.weight")
     if stored is None:  # reused keys and values

@@ -7,7 +7,7 @@ unchanged. `Family.inside` lists the model types; in transformers, all of them h
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import AutoModelForImageTextToText
 
@@ -16,6 +16,9 @@ from darwinlm.families.loading import UNUSABLE
 from darwinlm.families.modeling_darwinlm import WHOLE, auto_map, modeling_source
 from darwinlm.runtime.artifact import read_json, write_json, write_text
 from darwinlm.runtime.errors import CheckpointError, first_line
+
+if TYPE_CHECKING:
+    from darwinlm.families.checkpoint import Checkpoint
 
 PREFIXES = {
     "model.language_model.model.": "model.",
@@ -92,6 +95,13 @@ def add_modeling_file(folder: Path) -> None:
         ours = {"model_type": PREFIX + whole, "architectures": [f"Darwin{prefix}ForConditionalGeneration"]}
         write_json(path, plain | ours | {"auto_map": auto_map(prefix, WHOLE)})
         write_text(folder / "modeling_darwinlm.py", modeling_source(*family.class_names, whole=(prefix, whole)))
+
+
+def own_code(checkpoint: Checkpoint) -> str:
+    """The modelling file that a saved model of this kind has."""
+    whole = None if checkpoint.whole is None else str(checkpoint.whole.model_type).removeprefix(PREFIX)
+    around = None if whole is None else (class_prefix(whole), whole)
+    return modeling_source(*checkpoint.family.class_names, whole=around)
 
 
 def is_whole(folder: Path) -> bool:

@@ -30,6 +30,7 @@ class UnsupportedError(Exception):
 
     def __init__(self, reason: str, remedy: str = OTHERWISE) -> None:
         super().__init__(f"{reason}. {remedy}")
+        self.reason = reason
 
 
 @dataclass(frozen=True)

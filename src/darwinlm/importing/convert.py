@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +83,7 @@ def import_model(
         say("checking")
         _check(foreign, temporary, report)
         report.files = saved_digests(temporary)
-        write_json(temporary / REPORT, asdict(report))
+        write_json(temporary / REPORT, report.as_json())
     return report
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.origin import FILES
+from darwinlm.families.files import LICENCES
 from darwinlm.gguf.read import dequantise, describe_gguf
 from darwinlm.runtime.errors import ModelError, first_line
 from darwinlm.runtime.limits import shorten
@@ -90,5 +90,5 @@ def from_hub(model: str, fetch: Callable[[str, str | None], Path], otherwise: st
 def _download(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py", "README.md", *FILES]
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py", "README.md", *LICENCES]
     return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))

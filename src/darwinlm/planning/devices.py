@@ -17,7 +17,7 @@ import yaml
 
 from darwinlm.runtime.compute import has_matrix_tiles
 from darwinlm.runtime.errors import RecipeError, first_line
-from darwinlm.runtime.limits import parse_yaml, suggestion
+from darwinlm.runtime.limits import YAML_BYTES, parse_yaml, read_text, suggestion
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def find_device(name: str) -> Device:
 def _measured(path: Path) -> Device:
     """The device of a file with a row as `devices.yaml` has them, its efficiencies, `step_seconds` and `disk`."""
     try:
-        ((name, row),) = parse_yaml(path.read_text(encoding="utf-8")).items()
+        ((name, row),) = parse_yaml(read_text(path, YAML_BYTES)).items()
         return _from_row(str(name), row)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise RecipeError(

@@ -14,11 +14,13 @@ from darwinlm.evaluation.looking_back import LIST_LENGTHS, PASSAGES, number_of_l
 from darwinlm.families.shapes import ModuleShape
 from darwinlm.planning.model import Sizes
 from darwinlm.planning.need import Items, StageNeed, largest
-from darwinlm.planning.training import train_candidates
+from darwinlm.planning.training import TRANSFER, train_candidates
 from darwinlm.search.evaluate.dense_side import LOGIT_TOKENS
 from darwinlm.search.evolve import evolution
+from darwinlm.search.search import BLOCKS, PRODUCTS
 from darwinlm.stages.database import gradient_tokens
 from darwinlm.stages.refit import HEAD_TOKENS, STRENGTHS
+from darwinlm.streaming.streamed import SHARE
 from darwinlm.surgery.refit import RIDGES
 
 REUSED = 0.55
@@ -35,8 +37,8 @@ STREAMS = 2 << 30
 """Bytes of residual streams that count as device memory. Larger ones are there too if they fit into a quarter of its
 free memory, but they are counted as files, which need no memory."""
 
-CACHES = 2 << 30
-"""Bytes for factors, and half of those for modules, in the search; in a run they use what is free."""
+CACHES = 1 << 30
+"""Bytes for modules, and half of those for factors, while candidates are trained; in a run they use what is free."""
 
 
 def a_pass(sizes: Sizes, copies: float = 0, *, backward: bool = False) -> Items:
@@ -139,28 +141,40 @@ def _order_experts(need: StageNeed, shape: ModuleShape) -> Items:
 def search(need: StageNeed) -> None:
     """Candidates on fitness text, the dense model's side, gradients at new best allocations, candidates' training.
 
-    In memory are the dense model, caches, and a pass; one candidate in training, or all of them on a CPU.
+    In memory are the head, the present and the next block with a candidate's modules, and a module's factors with the
+    products of its slopes. Blocks that don't stay are copied again for every walk. With training there is the whole
+    dense model, and one candidate in training, or all of them on a CPU.
     """
     sizes, settings = need.sizes, need.sizes.recipe.search
     guided, training = settings.method == "gradient", settings.training_needed
     fitness = sizes.whole(settings.fitness_needed)
     _evaluate_candidates(need, fitness)
-    # Where candidates are trained, no parent's block inputs are kept, and caches leave the room to training.
-    inputs, cache = (1, CACHES / 2) if training else (sizes.depth, CACHES)
-    inputs_kept = fitness * (inputs + 1) + (sizes.pass_tokens * sizes.depth if guided else 0)
-    modules = min(2.0 * cache, 4.0 * sizes.blocks * sizes.size)
     capped = getattr(sizes.checkpoint.config, "final_logit_softcapping", None)
-    need.held = {
-        "dense model": float(sizes.params * sizes.size),
-        "dense model's distributions": 4.0 * fitness * (sizes.vocabulary if capped else sizes.width),
-        "block inputs of the dense model and the parent": float(inputs_kept * sizes.width * sizes.size),
-        "current and cached modules": max(modules, 0 if training else sizes.kept * sizes.blocks * sizes.size),
-        "cached factors": min(cache, sum(8.0 * shape.width**2 for shape in sizes.shapes)),
-    }
-    passing = a_pass(sizes) | {"logits": 10.0 * LOGIT_TOKENS * sizes.vocabulary}
+    need.held = {"dense model's distributions": 4.0 * fitness * (sizes.vocabulary if capped else sizes.width)}
+    stream, widest = float(fitness * sizes.width * sizes.size), max(shape.width for shape in sizes.shapes)
+    factors = 4.0 * widest * (widest + PRODUCTS * sizes.width)
+    if training:
+        need.held |= {
+            "dense model": float(sizes.params * sizes.size),
+            "block inputs of the dense model and the parent": 2 * stream,
+            "current and cached modules": min(CACHES, 4.0 * sizes.blocks * sizes.size),
+            "cached factors": min(CACHES / 2, sum(8.0 * shape.width**2 for shape in sizes.shapes)),
+        }
+    else:
+        need.held |= {
+            "head": float(sizes.vocabulary * sizes.width * sizes.size),
+            "blocks and a candidate's modules": float(BLOCKS * sizes.block * sizes.size),
+            "streams": min((settings.offspring + 2) * stream, float(STREAMS)),
+            "factors of one module": factors,
+        }
+    passing = a_pass(sizes, backward=guided) | {"logits": 10.0 * LOGIT_TOKENS * sizes.vocabulary}
     need.read = sizes.params * sizes.saved + database_bytes(sizes)
     need.bound = 60 * settings.minutes if settings.minutes is not None else need.bound
     need.held |= train_candidates(need, passing) if training else passing
+    if not training and not need.device.is_cpu:
+        staying = SHARE * max(need.room - need.device_bytes, 0)
+        walks = settings.generations * (len(settings.stages) + 2 * guided)
+        need.times["transfers"] += walks * max(sizes.blocks * sizes.size - staying, 0) / TRANSFER
 
 
 def _evaluate_candidates(need: StageNeed, fitness: int) -> None:
@@ -192,7 +206,7 @@ def _evaluate_candidates(need: StageNeed, fitness: int) -> None:
         need.multiply("float32", times * solves * sizes.width)
     changed = times * (2 * len(cut) if guided else first * 3)
     squares = sum(float(shape.width) ** 2 for shape in sizes.shapes) / len(sizes.shapes)
-    need.multiply("float64", changed * squares * sizes.kept**2 * sizes.width)
+    need.multiply("float32", changed * squares * sizes.kept**2 * sizes.width)
 
 
 def refit(need: StageNeed) -> None:

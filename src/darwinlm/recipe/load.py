@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from darwinlm.recipe.sections import BUDGETS, Recipe, SearchStage
 from darwinlm.runtime.errors import RecipeError
-from darwinlm.runtime.limits import SHOWN, parse_yaml, shorten, suggestion
+from darwinlm.runtime.limits import SHOWN, YAML_BYTES, parse_yaml, read_text, shorten, suggestion
 
 OPTIONS: Mapping[str, str] = {
     "model": "model",
@@ -20,6 +20,7 @@ OPTIONS: Mapping[str, str] = {
     "preset": "preset",
     "text": "text.source",
     "ready_for": "units.quantisation",
+    "layers": "search.layers",
     "vocab": "vocabulary",
     "database": "database.folder",
     "allow_remote_code": "allow_remote_code",
@@ -169,7 +170,7 @@ def find_recipe(recipe: str | Path) -> Path:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The tree of a recipe file; empty for an empty file. Raises RecipeError."""
     try:
-        tree = parse_yaml(path.read_text(encoding="utf-8"))
+        tree = parse_yaml(read_text(path, YAML_BYTES))
     except OSError as error:
         raise RecipeError(f"can't read the recipe {path}: {error.strerror}") from error
     except ValueError as error:

@@ -9,13 +9,23 @@ from __future__ import annotations
 
 import difflib
 
-GROUPS: dict[str, int] = {
+GGUF: dict[str, int] = {
     **dict.fromkeys(("q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k"), 256),
     **dict.fromkeys(("iq3_s", "iq3_m", "iq4_xs"), 256),
+    **dict.fromkeys(("gguf", "q8_0", "q5_0", "q4_0", "iq4_nl"), 32),
+}
+"""Columns of a group in the types of GGUF files; `gguf` stands for a file whose type isn't chosen yet."""
+GROUPS: dict[str, int] = {
+    **GGUF,
     **dict.fromkeys(("awq", "gptq", "w4a16", "w8a16", "fp8_block"), 128),
-    **dict.fromkeys(("q8_0", "q5_0", "q4_0", "iq4_nl", "mxfp4", "nvfp4", "fp8", "int8", "w8a8"), 32),
+    **dict.fromkeys(("mxfp4", "nvfp4", "fp8", "int8", "w8a8"), 32),
 }
 """Columns of a group, by the name of the quantisation."""
+
+
+def in_gguf(name: str | None) -> bool:
+    """Whether a quantisation, as in `GROUPS`, is one of GGUF files."""
+    return name in GGUF
 
 
 def known_quantisation(name: str) -> str:

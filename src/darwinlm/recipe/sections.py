@@ -242,6 +242,10 @@ class SearchSettings(Section):
     method: Literal["gradient", "paper"] = "gradient"
     """`gradient`: children predicted from gradients of the loss and the database's estimates; any modules may trade,
     and steps shrink. `paper`: DarwinLM's level switch, one level up and one down within a kind."""
+    layers: Literal["auto", "unequal", "equal"] = "auto"
+    """`equal`: all layers have the same sizes, and whole blocks may be removed; the family's own class and every engine
+    run such a model. `unequal` layers lose less. `auto` is equal if the GGUF file that `units.quantisation` asks for
+    needs it."""
     generations: Repeats = Field(40, ge=1)
     """Maximum number of generations; the paper has 200."""
     offspring: Repeats = Field(12, ge=1)
@@ -265,6 +269,8 @@ class SearchSettings(Section):
         counts = [self.offspring, *(stage.survivors for stage in self.stages)]
         if any(later >= earlier for earlier, later in pairwise(counts)):
             raise ValueError(f"stages: survivors must decrease, starting below the offspring, but they are {counts}")
+        if self.layers == "equal" and self.method == "paper":
+            raise ValueError("method=paper trades levels between layers, which layers=equal doesn't allow")
         if counts[-1] != 1:
             raise ValueError(f"stages: the last one must leave one survivor, but it leaves {counts[-1]}")
         return self
@@ -410,6 +416,15 @@ class Recipe(Section):
         if keep is not None and keep != shares[-1]:
             raise ValueError(f"budget.keep is {budget['keep']}, but rounds end at {rounds[-1]}: leave budget.keep out")
         return {**tree, "budget": {**budget, "keep": shares[-1]}}
+
+    @model_validator(mode="after")
+    def _equal_layers_have_equal_groups(self) -> Recipe:
+        if self.search.layers == "equal" and self.units.attention == "query_head":
+            raise ValueError(
+                "search.layers is equal, but units.attention=query_head removes single heads, after which KV heads "
+                "serve different numbers of them; use units.attention=lattice"
+            )
+        return self
 
     @model_validator(mode="after")
     def _time_is_of_one_round(self) -> Recipe:

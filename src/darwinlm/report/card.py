@@ -12,6 +12,7 @@ from darwinlm.report.render import render
 from darwinlm.report.summary import Summary
 from darwinlm.report.table import COLUMNS, WORDS, comparison_rows, looking_back_rows
 from darwinlm.runtime import tables
+from darwinlm.runtime.limits import visible
 
 
 def model_card(summary: Summary) -> str:
@@ -76,12 +77,12 @@ def _measured(summary: Summary) -> dict[str, Any]:
 
 def _plain(text: str) -> str:
     """Keep Markdown and HTML from reading anything into a name."""
-    return re.sub(r"([\\`*_\[\]<>&|#])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*_\[\]<>&|#])", r"\\\1", visible(" ".join(text.split())))
 
 
 def _code(text: str) -> str:
     """Quote a name as code, whatever backticks it holds."""
-    text = " ".join(text.split())
+    text = visible(" ".join(text.split()))
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * (longest + 1)
     pad = " " if longest else ""

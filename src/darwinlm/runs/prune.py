@@ -81,6 +81,7 @@ def prune(
     vocab: float | str | None = None,
     time: float | str | None = None,
     ready_for: str | None = None,
+    layers: str | None = None,
     text: str | None = None,
     recipe: Recipe | str | Path | None = None,
     assignments: Sequence[str] = (),
@@ -102,6 +103,7 @@ def prune(
         vocab: Tokens to keep, as a share or a number: 0.5, "50%" or "24k". None keeps all.
         time: Time limit of the whole run, in minutes or as "90s" or "1h". Text and steps are lowered to keep it.
         ready_for: Quantisation whose groups of columns all pruned widths fill: "q4_k_m", "awq", "fp8" ...
+        layers: "equal" gives all layers the same sizes, for engines that need them; "unequal" loses less.
         text: Source of the text; overrides the recipe's.
         recipe: Recipe, path of a recipe, or name of a bundled one; None starts from the defaults.
         assignments: "section.field=value" strings, applied to the recipe.
@@ -111,7 +113,7 @@ def prune(
         DarwinLMError: The input is wrong; see `darwinlm.runtime.errors`.
     """
     size = {"keep": keep, "params": params, "bytes": bytes, "speedup": speedup, "latency": latency}
-    others = {"vocab": vocab, "time": time, "ready_for": ready_for, "text": text}
+    others = {"vocab": vocab, "time": time, "ready_for": ready_for, "layers": layers, "text": text}
     resolved = load_recipe(recipe, assignments, options(model=model, **size, **others))
     run = Run(resolved, Path(out).expanduser(), reporter or Reporter())
     summary = run_stages(run, "report").report

@@ -19,8 +19,9 @@ from darwinlm.run import Run
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import model_folder, read_manifest
 from darwinlm.runtime.console import Reporter
-from darwinlm.runtime.errors import ArtifactError, RecipeError
+from darwinlm.runtime.errors import RecipeError
 from darwinlm.runtime.figures import ModelKey
+from darwinlm.runtime.places import check_output
 from darwinlm.stages.evaluate import FIGURES, Loaders, measure_models, read_figures, save_figures
 from darwinlm.stages.export import Exported, changed_file, record_files
 from darwinlm.stages.recover import Recovered, check_recovery, recover_model
@@ -61,8 +62,7 @@ def recover(
     the record of the training, and search and refit of the pruning run. Raises DarwinLMError.
     """
     folder = Path(model).expanduser()
-    if folder.resolve().is_relative_to(Path(out).expanduser().resolve()):
-        raise ArtifactError(f"--out {out} holds the model that is to be trained: choose another output folder")
+    check_output(Path(out).expanduser(), "--out", [folder])
     small = model_folder(folder)
     of_a_run = small != folder
     summary = read_summary(folder / FILE) if of_a_run and (folder / FILE).is_file() else None

@@ -18,6 +18,7 @@ from darwinlm.report.sizes import sizes_page
 from darwinlm.runtime.artifact import KEY, MANIFEST, StageFolder, damaged, read_record, write_text
 from darwinlm.runtime.errors import ArtifactError
 from darwinlm.runtime.lock import hold_target
+from darwinlm.runtime.places import check_output
 from darwinlm.search.predict.module_losses import predicted_sizes
 from darwinlm.search.problem.cost import parameter_costs
 from darwinlm.search.problem.space import SearchSpace
@@ -37,6 +38,7 @@ def write_sizes(folder: str | Path, out: str | Path) -> int:
     of another model; StorageError, BusyError.
     """
     folder, out = Path(folder).expanduser(), Path(out).expanduser()
+    check_output(out, "--html", [folder])
     with hold_target(out):
         stage = find_database(folder)
         plan = _plan(stage, folder)

@@ -9,7 +9,10 @@ from pathlib import Path
 from darwinlm.export.folder import REPORT
 from darwinlm.export.gguf import report_beside
 from darwinlm.export.hf import recorded_digests, what_changed
-from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.checkpoint import INDEX, Checkpoint
+from darwinlm.families.files import CARD, WEIGHTS, is_named, model_files
+from darwinlm.families.loading import check_finite
+from darwinlm.families.whole import own_code
 from darwinlm.importing.convert import REPORT as IMPORT_REPORT
 from darwinlm.report.summary import FILE, Summary, read_summary
 from darwinlm.runs.sweep import SWEEP
@@ -23,7 +26,9 @@ from darwinlm.runtime.artifact import (
     read_json,
     read_manifest,
 )
-from darwinlm.runtime.errors import ArtifactError, DarwinLMError
+from darwinlm.runtime.errors import ArtifactError, DarwinLMError, RemoteCodeError
+from darwinlm.runtime.limits import TEXT_BYTES, read_text
+from darwinlm.runtime.lock import is_ours
 from darwinlm.stages.export import FILES
 from darwinlm.surgery.stitch import block_parameters
 
@@ -47,13 +52,51 @@ def verify(path: Path) -> list[Finding]:
     if (path / MARKER).is_file() and (path / STAGES).is_dir():
         return _run(path)
     beside = [report_beside(path)] if path.name else []  # "." and "/" have no name
-    for record in (*beside, path / REPORT, path / IMPORT_REPORT):
+    for record in (*beside, *_records(path)):
         if record.is_file():
             return list(_files(path, record, "", "run the command that wrote it again, with --overwrite"))
     raise ArtifactError(
         f"{path} is neither a run nor an export: give the --out folder of darwinlm prune, recover, export or import, "
         "or a GGUF file with its .export.json beside it"
     )
+
+
+def _records(folder: Path) -> tuple[Path, Path]:
+    return folder / REPORT, folder / IMPORT_REPORT
+
+
+def files_to_push(source: Path, folder: Path) -> list[str]:
+    """Names of the files of a model that may be published, after all checks: none is damaged, unknown or private.
+
+    `source` is the folder of a run or of a model, and `folder` that of its model. What a run or an export recorded is
+    verified. Of a model without a record, files go by their names; its code must be ours, and its weights are read.
+
+    Raises:
+        ArtifactError: A file differs from its record, or there is a file that isn't in it.
+        ModelError: A model without a record is damaged, or has code of its own.
+    """
+    run = folder.parent if (folder.parent / MARKER).is_file() and folder.name == "model" else source
+    record = next(filter(Path.is_file, (run / STAGES / "export" / FILES, *_records(folder))), None)
+    if record is None:
+        return _unrecorded(folder)
+    if (wrong := next((finding for finding in verify(run) if finding.wrong), None)) is not None:
+        raise ArtifactError(f"{source} isn't as it was written: {wrong.what}: {wrong.wrong}")
+    names = {*recorded_digests(record), CARD, *(path.name for path in _records(folder))}
+    return sorted(name for name in names if (folder / name).is_file())
+
+
+def _unrecorded(folder: Path) -> list[str]:
+    checkpoint = Checkpoint.open(folder)
+    for block in (*checkpoint.names_outside_blocks(), *map(checkpoint.block_prefix, range(checkpoint.n_blocks))):
+        check_finite(checkpoint.read(block), folder)
+    weights = {*checkpoint.shards.values(), INDEX}
+    names = [name for name, _ in model_files(folder) if name in weights or not is_named(name, WEIGHTS)]
+    code = folder / "modeling_darwinlm.py"
+    if code.is_file() and read_text(code, TEXT_BYTES) != own_code(checkpoint):
+        raise RemoteCodeError(
+            f"{code} isn't the file that this release of darwinlm writes: export the model again to replace it"
+        )
+    return names
 
 
 def _run(folder: Path) -> list[Finding]:
@@ -74,6 +117,8 @@ def _stage(stage: Path) -> Finding:
         key = read_manifest(stage).key
         if not StageFolder(stage, key).is_complete() or read_json(stage / KEY) != key:
             return Finding(title, f"{MANIFEST} and {KEY} have different keys")
+        for name in _unknown(stage, {*read_manifest(stage).files, MANIFEST, KEY}):
+            return Finding(title, f"{name} was not written by the run: remove it")
     except DarwinLMError as error:
         return Finding(title, str(error))
     return Finding(title)
@@ -105,6 +150,17 @@ def _files(folder: Path, record: Path, prefix: str, remedy: str) -> Iterator[Fin
     for name, digest in recorded_digests(record).items():
         wrong = what_changed(folder if folder.is_file() else folder / name, digest)
         yield Finding(f"{prefix}{name}", wrong and f"{wrong}: {remedy}")
+    if folder.is_dir():
+        known = {*recorded_digests(record), CARD, *(path.name for path in _records(folder))}
+        yield from (
+            Finding(f"{prefix}{name}", "it isn't part of the model: remove it") for name in _unknown(folder, known)
+        )
+
+
+def _unknown(folder: Path, known: set[str]) -> list[str]:
+    """Paths of the files in a folder that aren't known, hidden ones included, without our own left-over ones."""
+    paths = [path for path in folder.rglob("*") if path.is_symlink() or not (path.is_dir() or is_ours(path))]
+    return sorted({path.relative_to(folder).as_posix() for path in paths} - known)
 
 
 def _sizes(model: Path, summary: Summary) -> Iterator[Finding]:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib import resources
@@ -32,8 +33,8 @@ KEY = "key.json"
 MARKER = "darwinlm.json"
 STAGES = "stages"
 """The file that marks a run's output folder, and the folder of the stages in it."""
-ARTIFACT_BYTES = 1 << 30
-"""Largest JSON file of a stage: the hashes of thirty million documents."""
+ARTIFACT_BYTES, ARTIFACT_NODES = 1 << 30, 1 << 26
+"""Largest JSON file of a stage, in bytes and in values: the hashes of thirty million documents."""
 
 
 def digest_of(value: Any) -> str:
@@ -49,17 +50,43 @@ def file_digest(path: Path) -> str:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write to a temporary file beside `path` and rename it, so that `path` is always complete. Raises StorageError."""
+    """Write to a temporary file beside `path` and rename it, so that `path` is always complete.
+
+    The temporary file is a new one, so that no link is followed, and has the permissions that new files get. Raises
+    StorageError.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        mode = create(temporary)
         write(temporary)
+        temporary.chmod(mode)  # safetensors replaces the file by one that only its owner may read
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         raise storage_error(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def create(path: Path) -> int:
+    """Create an empty file in place of a left-over file or a planted link; returns its permissions. Raises OSError."""
+    path.unlink(missing_ok=True)
+    made = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(made).st_mode)
+    finally:
+        os.close(made)
+
+
+def share(folder: Path) -> None:
+    """Give all files in a folder the permissions of new files; safetensors lets only the owner read its own."""
+    probe = folder / f".permissions.{os.getpid()}.tmp"
+    mode = create(probe)
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink() and stat.S_IMODE(path.stat().st_mode) != mode:
+            path.chmod(mode)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -84,7 +111,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Map
 def read_json(path: Path) -> Any:
     """Read JSON that a stage wrote. Raises ArtifactError if the file is missing or isn't JSON."""
     try:
-        return load_json(path, ARTIFACT_BYTES)
+        return load_json(path, ARTIFACT_BYTES, ARTIFACT_NODES)
     except (OSError, ValueError) as error:
         raise damaged(path, str(error)) from error
 
@@ -264,6 +291,7 @@ class StageFolder:
 
     def finish(self, **facts: Any) -> None:
         """Write the manifest, which marks the stage as finished."""
+        share(self.folder)
         files = {
             str(path.relative_to(self.folder)): file_digest(path)
             for path in sorted(self.folder.rglob("*"))

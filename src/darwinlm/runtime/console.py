@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Column
 
+from darwinlm.runtime.terminal import Terminal
+
 STEP_SECONDS, ADVANCE_SECONDS = 1.0, 10.0
 """Minimum seconds between two lines of a stage without a terminal: for steps with figures, and for plain ones."""
 
@@ -81,7 +83,7 @@ class Reporter:
         on_progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
         self.on_progress = on_progress
-        self.console = Console(quiet=True) if quiet else console or Console()
+        self.console = Terminal(quiet=True) if quiet else console or Terminal()
         self.every_step = every_step
         self._current: _StageProgress | None = None
         self._last_line = time.monotonic()

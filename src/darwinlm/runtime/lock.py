@@ -13,10 +13,12 @@ import os
 import re
 import shutil
 import socket
+import stat
+import threading
 from pathlib import Path
 from weakref import WeakValueDictionary
 
-from darwinlm.runtime.errors import BusyError, storage_error
+from darwinlm.runtime.errors import BusyError, StorageError, storage_error
 
 try:
     import fcntl
@@ -25,11 +27,20 @@ except ImportError:  # Windows
 
 LOCK = ".lock"
 """Name of the lock file in the output folder of a run."""
+OWNER, LONGEST = b"process ", 1024
+"""Beginning of a lock file, and its largest size in bytes."""
+NO_LINKS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+"""Windows has neither; elsewhere a link is refused and a pipe isn't waited for."""
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 ASIDE = ".old"
 """Ending of a hidden folder that is about to be replaced."""
 _PARTIAL = (".model.partial", ".model.unchecked", f".model{ASIDE}")
 _HELD: WeakValueDictionary[Path, Lock] = WeakValueDictionary()
+_ONE_AT_A_TIME = threading.RLock()
+
+
+def _busy(what: Path, owner: str) -> BusyError:
+    return BusyError(f"{what} is in use by {owner}: wait until it has finished, or choose another place")
 
 
 class Lock(contextlib.AbstractContextManager["Lock"]):
@@ -37,38 +48,47 @@ class Lock(contextlib.AbstractContextManager["Lock"]):
 
     Attributes:
         problem: Reason why nothing is locked, if the file system has no locks; else None.
+        thread: The thread that asked for it.
     """
 
     def __init__(self, path: Path, what: Path) -> None:
         self.path, self._what = path, what
         self.problem: str | None = None
         self._made = _make(path.parent)
-        self._pid = os.getpid()
+        self._pid, self.thread = os.getpid(), threading.current_thread()
         self._file = self._acquire()
 
     def _acquire(self) -> int | None:
         while True:
             try:
-                file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+                file = os.open(self.path, os.O_RDWR | os.O_CREAT | NO_LINKS, 0o644)
             except OSError as error:
                 self._unmake()
+                if self.path.is_symlink():
+                    raise self._foreign() from error
                 raise storage_error(self.path, error) from error
+            if not _is_lock(file):
+                os.close(file)
+                raise self._foreign()
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except (BlockingIOError, PermissionError):
                 owner = os.pread(file, 200, 0).decode("utf-8", "replace").strip() or "another process"
                 os.close(file)
-                raise BusyError(
-                    f"{self._what} is in use by {owner}: wait until it has finished, or choose another place"
-                ) from None
+                raise _busy(self._what, owner) from None
             except (OSError, AttributeError) as error:  # a file system or operating system without locks
                 self.problem = getattr(error, "strerror", None) or "this system has no file locks"
                 return file
             if self._is_current(file):
                 os.ftruncate(file, 0)
-                os.pwrite(file, f"process {self._pid} on {socket.gethostname()}".encode(), 0)
+                os.pwrite(file, f"{OWNER.decode()}{self._pid} on {socket.gethostname()}".encode(), 0)
                 return file
             os.close(file)  # the owner removed it between the two calls
+
+    def _foreign(self) -> StorageError:
+        return StorageError(
+            f"{self.path} is a link, or holds something else than our lock: move it away, or choose another place"
+        )
 
     def _is_current(self, file: int) -> bool:
         try:
@@ -104,16 +124,30 @@ class Lock(contextlib.AbstractContextManager["Lock"]):
             self.release()
 
 
-def hold(path: Path, what: Path) -> Lock:
-    """Lock a file for this process; repeated calls for the same file return the same lock.
+def _is_lock(file: int) -> bool:
+    """Whether an open file is a lock of ours, or new: it is written to, so it may be no other file under two names."""
+    facts = os.fstat(file)
+    if not stat.S_ISREG(facts.st_mode) or facts.st_nlink > 1:
+        return False
+    content = os.pread(file, LONGEST, 0)
+    return facts.st_size < LONGEST and (not content or content.startswith(OWNER))
 
-    `what` is the locked object, for messages. Raises BusyError if another process has the lock, or StorageError.
+
+def hold(path: Path, what: Path) -> Lock:
+    """Lock a file for this thread; repeated calls for the same file return the same lock.
+
+    `what` is the locked object, for messages. Raises BusyError if another process or thread has the lock, or
+    StorageError.
     """
-    key = path.absolute()
-    held = _HELD.get(key)
-    if held is None or not held.is_held:
-        held = _HELD[key] = Lock(key, what)
-    return held
+    with _ONE_AT_A_TIME:
+        key = path.parent.resolve() / path.name
+        held = _HELD.get(key)
+        if held is None or not held.is_held:
+            held = _HELD[key] = Lock(key, what)
+        elif held.thread is not threading.current_thread() and held.thread.is_alive():
+            raise _busy(what, f"the thread {held.thread.name} of this process")
+        held.thread = threading.current_thread()
+        return held
 
 
 @atexit.register

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import escape
 
 from rich import box
 from rich.table import Table as TerminalTable
 from rich.text import Text
+
+from darwinlm.runtime.limits import visible
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]], Sequence[str]]
 """Headings, rows of cells, and remarks below."""
@@ -24,7 +27,15 @@ def terminal(headings: Sequence[str], rows: Sequence[Sequence[str]], *, bold: in
 
 
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]], remarks: Sequence[str] = ()) -> str:
-    """A Markdown table, names on the left and figures on the right, with remarks below."""
-    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
+    """A Markdown table, names on the left and figures on the right, with remarks below.
+
+    Names from outside become neither HTML nor further cells; bold figures stay so.
+    """
+    quoted = [[_plain(cell) for cell in row] for row in (headings, *rows)]
+    lines = [quoted[0], ["---", *["---:"] * (len(headings) - 1)], *quoted[1:]]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return "\n\n".join([text, *remarks]) + "\n"
+    return "\n\n".join([text, *map(_plain, remarks)]) + "\n"
+
+
+def _plain(text: str) -> str:
+    return escape(visible(" ".join(text.split())), quote=False).replace("|", "\\|")

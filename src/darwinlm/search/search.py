@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -31,13 +32,22 @@ from darwinlm.search.predict.gradients import Gradients
 from darwinlm.search.predict.module_losses import estimated_losses, local_errors
 from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import Allocation, PerLevel
-from darwinlm.search.propose.start import neighbour_start, uniform_allocations, uniform_start
+from darwinlm.search.propose.start import neighbour_start, uniform_start
+from darwinlm.search.propose.uniform import uniform_allocations
 from darwinlm.streaming.decoder import Decoder
+from darwinlm.streaming.hidden import HiddenMemory
 
 if TYPE_CHECKING:
     from darwinlm.runtime.console import Reporter
 
 STATE = "evolution.json"
+
+BLOCKS = 3
+"""Dense blocks in memory: the present and the next one, and at most as much in a candidate's modules."""
+
+PRODUCTS = 4
+"""Matrices of the size of an output projection beside a factor: the target, products of gradients and inputs, and their
+solution."""
 
 PASS = 12
 """Residual streams that a pass through a block holds at once, with the inside of the MLP. Our estimate, 2026-11-27."""
@@ -69,7 +79,10 @@ def search(
     clock = Clock(math.inf if settings.minutes is None else 60 * settings.minutes)
     placed = PlacedModules(model, database, problem.space)
     sequences = -(-settings.fitness_needed // texts["fitness"].shape[1])
-    fitness = Fitness(placed, texts["fitness"][:sequences], batch_tokens=batch_tokens)
+    memory = HiddenMemory(folder)
+    if not settings.training_needed:
+        placed.reserve(_held(problem, model, batch_tokens))
+    fitness = Fitness(placed, texts["fitness"][:sequences], batch_tokens=batch_tokens, memory=memory)
     estimates = estimated_losses(problem.space, database)
     losses = local_errors(problem.space, database) if estimates is None else estimates
     guide = None
@@ -78,14 +91,14 @@ def search(
             reporter.say(
                 "search: the database has no estimated losses (database.saliency=output), so local errors are used"
             )
-        gradients = Gradients(placed, fitness.tokens, fitness.dense, batch_tokens=batch_tokens, clock=clock)
+        gradients = Gradients(
+            placed, fitness.tokens, fitness.dense, batch_tokens=batch_tokens, clock=clock, memory=memory
+        )
         guide = Guide(Curvature(losses, removed_together(problem.space, database)), gradients.around)
     trainer = None
     if settings.training_needed:
         trainer = CandidateTrainer(placed, fitness, texts["training"], settings.training, folder)
         trainer.reserve(max(map(problem.space.params, uniform_allocations(problem))))
-    elif model.device.type != "cpu":
-        placed.reserve(_held(problem, model, fitness.tokens.numel() + batch_tokens, batch_tokens))
 
     def tell(state: SearchState) -> None:
         reporter.step(
@@ -97,13 +110,18 @@ def search(
             left=clock.left if math.isfinite(clock.limit) else None,
         )
 
-    uniform = best_uniform(problem, fitness, losses, settings.stages[0].tokens, clock)
+    tokens = settings.stages[0].tokens
+    uniform = best_of(uniform_allocations(problem), fitness, losses, tokens, clock)
     uniform_kl = fitness.kl(uniform, settings.stages[-1].tokens)
     state = evolve(
         fitness,
         problem,
         settings,
-        lambda: first_parent(problem, fitness, settings, losses, uniform, neighbour),
+        lambda: (
+            first_parent(problem, fitness, settings, losses, uniform, neighbour)
+            if problem.equal is None
+            else best_of(problem.equal.first(losses), fitness, losses, tokens, clock)
+        ),
         folder / STATE,
         clock=clock,
         guide=guide,
@@ -126,31 +144,34 @@ def search(
     return {"allocation": state.parent, "uniform": uniform, "record": record}
 
 
-def _held(problem: Problem, model: Decoder, streams: int, batch_tokens: int) -> int:
-    """Bytes that a search without training holds besides the dense model and caches.
+def _held(problem: Problem, model: Decoder, batch_tokens: int) -> int:
+    """Bytes that a walk through the blocks needs besides caches and streams.
 
-    These are a candidate's modules, a pass, and the input of every block on `streams` tokens, for the parent and a
-    backward pass.
+    These are two dense blocks and one candidate's modules, a module's factors with the products of its slopes, and a
+    pass.
     """
-    modules = max(map(problem.space.params, uniform_allocations(problem)))
+    by_block = Counter[int]()
+    for module in problem.space.modules:
+        by_block[module.block] += module.levels[-1].params
     width = int(model.model.config.hidden_size)
-    stream = (streams * len(model.blocks) + PASS * batch_tokens) * width
-    return int(MARGIN * (modules + stream) * model.dtype.itemsize)
+    widest = max(level.width for module in problem.space.modules for level in module.levels)
+    passing = (BLOCKS * max(by_block.values()) + PASS * batch_tokens * width) * model.dtype.itemsize
+    return int(MARGIN * (passing + 4 * widest * (widest + PRODUCTS * width)))
 
 
-def best_uniform(problem: Problem, fitness: Fitness, losses: PerLevel, n_tokens: int, clock: Clock) -> Allocation:
-    """The best uniform allocation.
+def best_of(choices: list[Allocation], fitness: Fitness, losses: PerLevel, n_tokens: int, clock: Clock) -> Allocation:
+    """The best of at least one allocation.
 
     All are measured on a quarter of the tokens, in the order of their predicted losses, so that the likely ones come
     first if time runs out. The best three are compared on all `n_tokens` fitness tokens. At least one allocation is
-    measured, whatever the clock says. Raises BudgetError if no uniform allocation fits.
+    measured, whatever the clock says.
     """
-    choices = uniform_allocations(problem)
-    choices.sort(key=lambda choice: sum(row[level] for row, level in zip(losses, choice, strict=True)))
+    choices = sorted(choices, key=lambda choice: sum(row[level] for row, level in zip(losses, choice, strict=True)))
     for tokens in (max(n_tokens // 4, 1), n_tokens):
         measured: list[float] = []
         while len(measured) < len(choices) and (not measured or parallel.broadcast(clock.left) > 0):
-            measured += fitness.kls(choices[len(measured) : len(measured) + parallel.size()], tokens)
+            together = max(len(measured), parallel.size())  # twice as many on every walk through the blocks
+            measured += fitness.kls(choices[len(measured) : len(measured) + together], tokens)
         ranked = sorted(zip(measured, choices, strict=False), key=lambda each: each[0])
         choices = [choice for _, choice in ranked[:3]]
     return choices[0]

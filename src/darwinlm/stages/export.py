@@ -17,6 +17,7 @@ from darwinlm.stages.recover import Recovered
 from darwinlm.stages.refit import Refitted
 from darwinlm.stages.stitch import Stitched
 from darwinlm.stages.text import Texts
+from darwinlm.surgery.depth import in_family_class
 from darwinlm.surgery.stitch import as_dtype
 
 FILES = "export.json"
@@ -56,6 +57,7 @@ def export_stage(
             run.reporter.say(f"export: {changed}, so the model is written again")
         if work or changed:
             model = as_dtype((recovered or refitted or stitched).model(), dtype)
+            model = in_family_class(model, stitched.checkpoint)
             save_model(model, folder, tokenizer=run.checkpoint.tokenizer(), source=run.teacher.folder)
             check_saved(model, folder, texts["validation"].tokens[:2, :128])
             record_files(folder, stage)

@@ -39,6 +39,7 @@ from darwinlm.search.predict.module_losses import sensitivities
 from darwinlm.search.problem.space import kept_whole
 from darwinlm.stages.export import Exported
 from darwinlm.stages.text import Texts
+from darwinlm.surgery.depth import numbers_in
 
 if TYPE_CHECKING:
     from darwinlm.stages.evaluate import Measured
@@ -160,8 +161,9 @@ def allocation_figures(dense: Checkpoint, small: Checkpoint) -> tuple[BlockFigur
     """The remaining part of each block of the original model, from the shapes of both models' tensors."""
     blocks: list[dict[str, int]] = [{"block": block} for block in range(dense.n_blocks)]
     for checkpoint, prefix in ((dense, "dense_"), (small, "")):
+        numbers = numbers_in(checkpoint, dense)
         for shape in module_shapes(checkpoint):
-            row = blocks[shape.block]
+            row = blocks[numbers[shape.block]]
             if shape.kind == "attention":
                 row |= {f"{prefix}groups": shape.groups, f"{prefix}heads": shape.width // shape.head_dim}
             elif shape.kind == "mlp":

@@ -14,6 +14,7 @@ from darwinlm.search.search import search
 from darwinlm.stages.database import PruningDatabase
 from darwinlm.stages.text import Texts
 from darwinlm.streaming.decoder import Decoder
+from darwinlm.streaming.streamed import StreamedDecoder
 
 RESULT = "result.json"
 
@@ -48,15 +49,22 @@ def search_stage(
         "budget": recipe.budget.model_dump(),
         "costs": [problem.cost.unit, problem.cost.fixed, problem.cost.costs],
         "neighbour": neighbour,
+        "equal": None if problem.equal is None else [problem.equal.sizes, problem.equal.blocks],
         "training": texts["training"].digest if "training" in texts else None,
     }
     with run.stage("search", key, "search", shared=True) as (stage, work):
         if work:
+            tokens = {purpose: text.tokens for purpose, text in texts.items()}
+            model: Decoder
+            if recipe.search.training_needed:  # candidates in training are whole models
+                model = Decoder(run.checkpoint.load(run.dtype, run.device), run.checkpoint.family)
+            else:
+                model = StreamedDecoder(run.checkpoint, tokens["fitness"], dtype=run.dtype, device=run.device)
             result = search(
-                Decoder(run.checkpoint.load(run.dtype, run.device), run.checkpoint.family),
+                model,
                 database.reader,
                 problem,
-                {purpose: text.tokens for purpose, text in texts.items()},
+                tokens,
                 recipe.search,
                 stage.folder,
                 run.reporter,

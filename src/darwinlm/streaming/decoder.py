@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from darwinlm.families.family import Family
 from darwinlm.families.parts import Mlp, ModuleKind, Part
+from darwinlm.streaming.hidden import HiddenMemory, HiddenStates
 
 LARGE = 1e4
 """Size of artificial logits, far above any soft cap."""
@@ -119,6 +120,34 @@ class Decoder:
         dtype: torch.dtype = self.model.dtype
         return dtype
 
+    def walk(self, blocks: Iterable[int]) -> Iterator[int]:
+        """Blocks in this order, each with its weights while it is visited."""
+        yield from blocks
+
+    @torch.no_grad()
+    def through(
+        self, batches: Sequence[Tensor], *, keep: int | None = None, memory: HiddenMemory | None = None
+    ) -> HiddenStates:
+        """The residual stream of batches of tokens after the last block, in one walk; of the last `keep` positions."""
+        hidden = HiddenStates(
+            (self.embed(batch) for batch in batches),
+            sum(batch.numel() for batch in batches) * int(self.model.config.hidden_size),
+            memory,
+        )
+        arguments = [self.block_arguments(batch) for batch in batches]
+        for block in self.walk(range(len(self.blocks))):
+            for index, given in enumerate(arguments):
+                hidden[index] = self.run_block(block, hidden[index], given[block])
+        return hidden if keep is None else HiddenStates((each[:, -keep:] for each in hidden), hidden.elements)
+
+    def reserve(self, size: int) -> None:
+        """Leave so many bytes of the device free from now on; a decoder of a whole model holds all of it."""
+
+    @contextmanager
+    def with_head(self) -> Iterator[None]:
+        """The head, while the body runs."""
+        yield
+
     @torch.no_grad()
     def embed(self, tokens: Tensor) -> Tensor:
         """Residual stream before the first block, [b, t] -> [b, t, m]."""
@@ -197,7 +226,8 @@ class Decoder:
 
         hook = self.model.get_output_embeddings().register_forward_hook(replace)
         try:
-            logits = self.logits(torch.zeros(1, 1, dtype=torch.int64)).flatten().double()
+            hidden = torch.zeros(1, self.model.config.hidden_size, dtype=self.dtype, device=self.device)
+            logits = self.head(hidden).flatten().double()
         finally:
             hook.remove()
         given = inputs[0].double()

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.runtime.errors import NumericsError
-from darwinlm.streaming.decoder import Decoder
 from darwinlm.streaming.hidden import HiddenMemory, HiddenStates
+from darwinlm.streaming.streamed import StreamedDecoder
 
 
 class BlockStream:
@@ -37,18 +36,12 @@ class BlockStream:
         self.dtype = dtype
         self.device = device
         self.batch_sequences = max(1, batch_tokens // tokens.shape[1])
-        model = checkpoint.skeleton()
-        self.decoder = Decoder(model, checkpoint.family)
-        for name, module in model.named_modules():
-            if not name.startswith(checkpoint.family.layers):
-                for key, buffer in module.named_buffers(recurse=False):
-                    module._buffers[key] = buffer.to(device)
-        with self._small_embedding(tokens) as places:
-            batches = torch.split(places, self.batch_sequences) if len(places) else ()
-            elements = tokens.numel() * int(checkpoint.config.hidden_size)
-            self.hidden = HiddenStates((self.decoder.embed(batch) for batch in batches), elements, memory)
-            self._arguments: list[list[dict[str, Any]]] = []
-            self._slices = self._layer_inputs(batches, tokens.numel(), memory)
+        self.decoder = StreamedDecoder(checkpoint, tokens, dtype=dtype, device=device)
+        batches = torch.split(tokens, self.batch_sequences) if len(tokens) else ()
+        elements = tokens.numel() * int(checkpoint.config.hidden_size)
+        self.hidden = HiddenStates((self.decoder.embed(batch) for batch in batches), elements, memory)
+        self._arguments: list[list[dict[str, Any]]] = []
+        self._slices = self._layer_inputs(batches, tokens.numel(), memory)
 
     def _layer_inputs(
         self, batches: Sequence[Tensor], n_tokens: int, memory: HiddenMemory | None
@@ -75,68 +68,21 @@ class BlockStream:
         assert self.checkpoint.family.tail is not None
         return {**arguments, self.checkpoint.family.tail.argument: self._slices[index][:, :, block]}
 
-    @contextmanager
-    def _small_embedding(self, tokens: Tensor) -> Iterator[Tensor]:
-        """Temporarily reduce embeddings to the rows of these tokens; yields their indices in them, [n, t]."""
-        family, tail = self.checkpoint.family, self.checkpoint.family.tail
-        used, places = torch.unique(tokens, return_inverse=True)
-        names = [family.embedding]
-        if tail is not None and getattr(self.checkpoint.config, tail.width):
-            names.append(tail.embedding)
-            large = tuple(f"{name}." for name in (*names, family.head))
-            self._replace_outside(lambda name, old: old if name.startswith(large) else self._outside(name))
-        embeddings: list[Any] = [self.decoder.model.get_submodule(name) for name in names]
-        before = [(embedding.weight, embedding.padding_idx) for embedding in embeddings]
-        for name, embedding in zip(names, embeddings, strict=True):
-            rows = self.checkpoint.rows(f"{name}.weight", used, dtype=self.dtype).to(self.device)
-            embedding.weight, embedding.padding_idx = nn.Parameter(rows, requires_grad=False), None
-        try:
-            yield places
-        finally:
-            for embedding, (whole, padding) in zip(embeddings, before, strict=True):
-                embedding.weight, embedding.padding_idx = whole, padding
-
-    def _outside(self, name: str) -> Tensor:
-        """A tensor outside the blocks, in the type and on the device of the pass."""
-        return self.checkpoint.read(name, dtype=self.dtype)[""].to(self.device)
-
     def load_head(self) -> None:
-        """Load everything outside the blocks: embedding, last norm and head."""
-        self._replace_outside(lambda name, _: self._outside(name))
+        """Load the head."""
+        self.decoder.load_head()
 
     def unload_head(self) -> None:
-        """Release everything outside the blocks."""
-        self._replace_outside(lambda _, parameter: parameter.to("meta"))
-
-    def _replace_outside(self, replacement: Callable[[str, Tensor], Tensor]) -> None:
-        """Replace the parameters outside the blocks, by name and present value."""
-        model = self.decoder.model
-        for name in self.checkpoint.names_outside_blocks():
-            owner, _, leaf = name.rpartition(".")
-            module = model.get_submodule(owner)
-            if leaf in dict(module.named_parameters(recurse=False)):
-                tensor = replacement(name, getattr(module, leaf))
-                setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
-        model.tie_weights()
+        """Release the head."""
+        self.decoder.unload_head()
 
     def load(self, block: int) -> dict[str, Tensor]:
         """Read a block's weights, load them into the block, and return them in the checkpoint's type."""
-        prefix = self.checkpoint.block_prefix(block)
-        weights = self.checkpoint.read(prefix)
-        module = self.decoder.blocks[block]
-        # Older checkpoints contain buffers that current models compute.
-        wanted = module.state_dict().keys()
-        weights = {name: tensor for name, tensor in weights.items() if name in wanted}
-        cast = {
-            name: self.checkpoint.cast(prefix + name, tensor.to(self.device), self.dtype)
-            for name, tensor in weights.items()
-        }
-        module.load_state_dict(cast, assign=True)
-        return weights
+        return self.decoder.load(block)
 
     def unload(self, block: int) -> None:
         """Release a block's weights."""
-        self.decoder.blocks[block].to("meta")
+        self.decoder.unload(block)
 
     @torch.no_grad()
     def run(self, block: int) -> None:

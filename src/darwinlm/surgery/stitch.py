@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,13 +15,25 @@ from transformers import AutoConfig
 from darwinlm.database.levels import Level, ModuleLevels, kept_groups
 from darwinlm.database.store import DatabaseReader
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.family import class_prefix, is_custom
+from darwinlm.families.family import Family, class_prefix, is_custom
 from darwinlm.families.parts import KINDS, Experts, ModuleKind
 from darwinlm.families.pruned import pruned_classes, pruned_config
 from darwinlm.families.shapes import head_dim, module_shapes
-from darwinlm.surgery.shrink import KV_HEADS, QUERY_GROUPS, SHARED_WIDTH, layer_overrides, shrink_tensors, split_block
+from darwinlm.surgery.shrink import (
+    KV_HEADS,
+    QUERY_GROUPS,
+    SHARED_WIDTH,
+    STORED_KV_HEADS,
+    layer_overrides,
+    shrink_tensors,
+    split_block,
+)
 
 SKIP = "skip"
+OF_OUR_CLASS = (
+    "per_layer_config", "auto_map", "architectures", "stock_kv_heads", QUERY_GROUPS, STORED_KV_HEADS, SHARED_WIDTH,
+)  # fmt: skip
+"""Configuration fields that the family's own class lacks."""
 Chosen = dict[tuple[int, ModuleKind], Level]
 
 
@@ -81,26 +92,11 @@ def smaller_config(checkpoint: Checkpoint, table: dict[int, dict[str, Any]]) -> 
         off = {family.switch: type(getattr(checkpoint.config.per_layer_config[0], family.switch))()}
         table = {block: row | (off if "mlp" in row.get(SKIP, ()) else {}) for block, row in table.items()}
     columns = [head_dim(checkpoint.config, block) for block in table]
-    if len(set(columns)) > 1 and _dense_table(checkpoint) == table:
+    if len(set(columns)) > 1 and not is_custom(checkpoint.config) and layer_sizes(checkpoint) == table:
         return copy.deepcopy(checkpoint.config)
-    per_layer: dict[int, dict[str, Any]] = {}
-    if len(set(columns)) > 1:  # then the family's class takes KV heads by layer too
-        per_layer = {block: {name: row[name] for name in (KV_HEADS,) if name in row} for block, row in table.items()}
-    rest = {block: {k: v for k, v in row.items() if k not in per_layer.get(block, ())} for block, row in table.items()}
-    sizes = _common_sizes(rest, family.mlp.experts)
-    if sizes is not None:
-        for key in ("per_layer_config", "auto_map", "architectures"):
-            tree.pop(key, None)
-        tree |= sizes | {"model_type": family.model_type}
-        if per_layer:
-            tree["per_layer_config"] = {block: row | {"head_dim": columns[block]} for block, row in per_layer.items()}
-        else:
-            tree["head_dim"] = columns[0]
-        # Some families' classes refuse head counts that don't divide the hidden size; our class accepts them.
-        with contextlib.suppress(StrictDataclassError):
-            config = AutoConfig.for_model(**tree)
-            config.architectures = [f"{class_prefix(family.model_type)}ForCausalLM"]
-            return config
+    config = equal_config(family, tree, table, columns)
+    if config is not None:
+        return config
     changes = {}
     experts = family.mlp.experts
     if experts is not None and len({row[experts.count] for row in table.values() if experts.count in row}) > 1:
@@ -111,16 +107,49 @@ def smaller_config(checkpoint: Checkpoint, table: dict[int, dict[str, Any]]) -> 
     return config
 
 
-def _dense_table(checkpoint: Checkpoint) -> dict[int, dict[str, Any]] | None:
-    """The table of a model whose family has layers of different sizes (Gemma 4); None if it was pruned."""
-    if is_custom(checkpoint.config):
+def equal_config(
+    family: Family, tree: dict[str, Any], table: dict[int, dict[str, Any]], columns: Sequence[int]
+) -> Any | None:
+    """Configuration of the family's own class; None if the layers of `table` differ, or the class refuses their sizes.
+
+    `tree` is the configuration as plain values, `columns` the head size of each layer.
+    """
+    per_layer: dict[int, dict[str, Any]] = {}
+    if len(set(columns)) > 1:  # then the family's class takes KV heads by layer too
+        per_layer = {block: {name: row[name] for name in (KV_HEADS,) if name in row} for block, row in table.items()}
+    rest = {block: {k: v for k, v in row.items() if k not in per_layer.get(block, ())} for block, row in table.items()}
+    sizes = _common_sizes(rest, family.mlp.experts)
+    if sizes is None:
         return None
-    table: dict[int, dict[str, Any]] = {block: {} for block in range(checkpoint.n_blocks)}
-    for shape in module_shapes(checkpoint):
+    tree = {name: value for name, value in tree.items() if name not in OF_OUR_CLASS}
+    tree |= sizes | {"model_type": family.model_type}
+    if per_layer:
+        tree["per_layer_config"] = {block: row | {"head_dim": columns[block]} for block, row in per_layer.items()}
+    else:
+        tree["head_dim"] = columns[0]
+    # Some families' classes refuse head counts that don't divide the hidden size; our class accepts them.
+    try:
+        config = AutoConfig.for_model(**tree)
+    except StrictDataclassError:
+        return None
+    config.architectures = [f"{class_prefix(family.model_type)}ForCausalLM"]
+    return config
+
+
+def layer_sizes(checkpoint: Checkpoint) -> dict[int, dict[str, Any]]:
+    """The table of a model's layers as in `layer_table`, from the shapes of its weights."""
+    shapes = {(shape.block, shape.kind): shape for shape in module_shapes(checkpoint)}
+    chosen: Chosen = {}
+    for place, shape in shapes.items():
         heads = shape.width // shape.head_dim if shape.kind == "attention" else 0
-        level = Level(shape.groups, shape.heads, shape.width, 0, heads, shape.experts)
-        table[shape.block] |= layer_overrides(checkpoint.family, shape, level)
-    return table
+        chosen[place] = Level(shape.groups, shape.heads, shape.width, 0, heads, shape.experts)
+    return layer_table(
+        checkpoint.n_blocks,
+        chosen,
+        lambda block, kind, level: layer_overrides(
+            checkpoint.family, shapes[block, kind], level, shapes[block, kind].query_groups
+        ),
+    )
 
 
 def _common_sizes(table: dict[int, dict[str, Any]], experts: Experts | None) -> dict[str, Any] | None:

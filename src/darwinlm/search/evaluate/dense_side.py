@@ -51,10 +51,14 @@ class LinearHead:
     scale: float
 
     @classmethod
-    def of(cls, decoder: Decoder) -> LinearHead | None:
-        """The head of a model; None if the logits are processed further, as by a soft cap."""
+    def of(cls, decoder: Decoder, scale: float | None = None) -> LinearHead | None:
+        """The present head of a model; None if the logits are processed further, as by a soft cap.
+
+        The factor is found if it isn't given.
+        """
         head = decoder.model.get_output_embeddings()
-        scale = decoder.logit_scale() if type(head) is nn.Linear else None
+        if scale is None:
+            scale = decoder.logit_scale() if type(head) is nn.Linear else None
         if scale is None:
             return None
         return cls(head.weight.detach(), None if head.bias is None else head.bias.detach(), scale)
@@ -104,7 +108,7 @@ class ExpectedRows:
 
     def __init__(self, decoder: Decoder, head: LinearHead, hidden: Tensor) -> None:
         self.decoder = decoder
-        self.head = head
+        self.scale = head.scale
         parts = []
         for part in torch.split(hidden, head_tokens(decoder)):
             distribution = DenseDistribution(decoder.head(part))
@@ -117,11 +121,12 @@ class ExpectedRows:
 
     def kl(self, hidden: Tensor, start: int = 0) -> Tensor:
         """KL(dense ‖ candidate) of each token, [n'], of the candidate's `hidden` [n', m] from the token `start` on."""
-        x = self.decoder.head_inputs(hidden)
+        x, head = self.decoder.head_inputs(hidden), LinearHead.of(self.decoder, self.scale)
+        assert head is not None
         at = slice(start, start + len(x))
         cross = torch.linalg.vecdot(self.expected[at], x.float())
-        cross += self.largest[at] * self.head.rounding(x, self.likeliest[at])
-        kl: Tensor = self.constant[at] - cross + self.head.normalisers(x)
+        cross += self.largest[at] * head.rounding(x, self.likeliest[at])
+        kl: Tensor = self.constant[at] - cross + head.normalisers(x)
         return kl
 
 

@@ -1,9 +1,10 @@
 """KL of candidates to the dense model, evaluated from their first changed block on.
 
-The block inputs of one allocation, the base, are kept. A candidate shares everything before its first changed block
-with the base, so only the rest is run. The base is run only as far as the current candidates share it. All candidates
-see the same tokens, so their differences are paired. The loss of a candidate on each sequence is stored; a later round
-on more text only runs the new text. Several processes share the candidates of a round.
+All candidates of a round go through the blocks together: a block's weights are there once, and every candidate that has
+reached it runs with its own modules. A candidate shares everything before its first changed block with the base, whose
+stream it joins there. The base's block inputs are kept where there is room. All candidates see the same tokens, so
+their differences are paired. The loss of a candidate on each sequence is stored; a later round on more text only runs
+the new text. Several processes share the candidates of a round.
 
 A loss depends only on the candidate and the sequences, never on the base, the process or the order of evaluations.
 """
@@ -13,20 +14,26 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from darwinlm.runtime import parallel
 from darwinlm.runtime.errors import NumericsError, TimeLimitError
+from darwinlm.runtime.memory import Bounded, room_on
 from darwinlm.search.evaluate.dense_side import Distributions, ExpectedRows, LinearHead
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.problem.space import Allocation
+from darwinlm.streaming.hidden import HiddenMemory, HiddenStates
 
 CPU_TOKENS = 1024
 """Maximum number of tokens in a forward pass on a CPU, so that the residual stream stays in its caches."""
+
+INPUTS_SHARE = 0.25
+"""Share of the device's free memory for block inputs of the base."""
 
 Window = tuple[int, int]
 """Range of sequences on which candidates are compared, or a piece of it for one forward pass: first index, end."""
@@ -56,10 +63,20 @@ class Clock:
             raise TimeLimitError("the search has used its time")
 
 
+@dataclass
+class Walker:
+    """A candidate on its way through the blocks, from the block `first` on, with a stream for each piece of text."""
+
+    allocation: Allocation
+    first: int
+    pieces: list[Window]
+    streams: HiddenStates = field(init=False)
+
+
 class Fitness:
     """KL(dense ‖ candidate) in nats per token.
 
-    The fitness text is [n, t].
+    The fitness text is [n, t]; streams of candidates may go where `memory` says.
 
     Attributes:
         dense: The dense model's stream after the last block, [n, t, m].
@@ -67,8 +84,11 @@ class Fitness:
         clock: Time limit that stops an evaluation, once there is a first result.
     """
 
-    def __init__(self, placed: PlacedModules, tokens: Tensor, *, batch_tokens: int) -> None:
+    def __init__(
+        self, placed: PlacedModules, tokens: Tensor, *, batch_tokens: int, memory: HiddenMemory | None = None
+    ) -> None:
         self.placed = placed
+        self.memory = memory
         self.decoder = placed.decoder
         on_cpu = self.decoder.device.type == "cpu"
         self.tokens = tokens
@@ -82,28 +102,30 @@ class Fitness:
         self._sides: list[ExpectedRows | Distributions] = []
         self.dense: Tensor
         self._base: Allocation | None = None
-        self._inputs: dict[Window, list[Tensor]] = {}
+        self._inputs: Bounded[tuple[Window, int], Tensor] = Bounded(
+            lambda hidden: hidden.nbytes, room_on(self.decoder.device, INPUTS_SHARE), scanned=True
+        )
         self._prepare_dense()
 
     @torch.no_grad()
     def _prepare_dense(self) -> None:
-        self.placed.apply(self.placed.space.dense)
-        head = LinearHead.of(self.decoder)
-        streams = [self._last(piece, self._base_inputs(piece)) for piece in self._pieces(0, self.n_sequences)]
-        for stream in streams:
-            hidden = stream.flatten(0, 1)
-            if head is None:
-                self._sides.append(Distributions(self.decoder, hidden))
-            else:
-                self._sides.append(ExpectedRows(self.decoder, head, hidden))
-        self.dense = torch.cat(streams)
+        dense = Walker(self.placed.space.dense, 0, list(self._pieces(0, self.n_sequences)))
+        self._walk([dense])
+        self.dense = torch.cat(list(dense.streams))
+        with self.decoder.with_head():
+            head = LinearHead.of(self.decoder)
+            for stream in dense.streams:
+                hidden = stream.flatten(0, 1)
+                if head is None:
+                    self._sides.append(Distributions(self.decoder, hidden))
+                else:
+                    self._sides.append(ExpectedRows(self.decoder, head, hidden))
 
     def set_base(self, allocation: Allocation | None) -> None:
         """Keep the block inputs of this allocation, so that candidates near it are cheap; None keeps nothing."""
         if allocation != self._base:
             self._base = allocation
-            # The input of the first block is the same for all.
-            self._inputs = {piece: inputs[:1] for piece, inputs in self._inputs.items()}
+            self._inputs.clear()
 
     def _pieces(self, begin: int, end: int) -> Iterator[Window]:
         """Parts of a range for one forward pass each, with fixed borders."""
@@ -146,9 +168,7 @@ class Fitness:
         wanted = range(*window)
         missing = [each for each in dict.fromkeys(allocations) if not self._known.get(each, {}).keys() >= {*wanted}]
         with parallel.agree():
-            share = parallel.mine(missing)
-            self._run_base(share, window)
-            measured = {each: self._evaluate(each, window) for each in share}
+            measured = self._evaluate(parallel.mine(missing), window)
         for part in parallel.gather(measured):
             for each, losses in part.items():
                 self._known.setdefault(each, {}).update(losses)
@@ -158,11 +178,13 @@ class Fitness:
     @torch.no_grad()
     def kl_in_place(self, n_tokens: int) -> float:
         """Mean KL of the decoder's current modules, in this process; infinite where its logits aren't finite."""
-        losses = [
-            loss
-            for piece in self._pieces(0, self.sequences(n_tokens))
-            for loss in self._run(piece, self._base_inputs(piece))
-        ]
+        losses = []
+        for piece in self._pieces(0, self.sequences(n_tokens)):
+            tokens = self.tokens[slice(*piece)]
+            hidden = self.decoder.embed(tokens)
+            for block, arguments in enumerate(self.decoder.block_arguments(tokens)):
+                hidden = self.decoder.run_block(block, hidden, arguments)
+            losses += self._losses(piece, hidden)
         return _mean(losses, self.sequence_length)
 
     def losses(self, allocation: Allocation) -> list[float]:
@@ -175,30 +197,19 @@ class Fitness:
         self._known[allocation] = dict(enumerate(losses))
 
     @torch.no_grad()
-    def _run_base(self, candidates: Sequence[Allocation], window: Window) -> None:
-        """Compute the block inputs of the base that any of these candidates shares."""
-        shared: dict[Window, int] = {}
-        for each in candidates:
-            for piece in self._missing(each, window):
-                shared[piece] = max(shared.get(piece, 0), self._first_changed(each))
-        for piece, first in shared.items():
-            inputs = self._base_inputs(piece)
-            if len(inputs) <= first:
-                assert self._base is not None
-                self.placed.apply(self._base)
-                inputs += self._through(piece, inputs[-1], len(inputs) - 1, first)
-
-    @torch.no_grad()
-    def _evaluate(self, allocation: Allocation, window: Window) -> dict[int, float]:
-        """Losses of the window's sequences that aren't known yet."""
-        self.placed.apply(allocation)
-        first = self._first_changed(allocation)
-        by_sequence: dict[int, float] = {}
-        for piece in self._missing(allocation, window):
-            self.clock.check()
-            losses = self._run(piece, self._base_inputs(piece)[: first + 1])
-            by_sequence |= zip(range(*piece), losses, strict=True)
-        return by_sequence
+    def _evaluate(self, candidates: Sequence[Allocation], window: Window) -> dict[Allocation, dict[int, float]]:
+        """Losses of candidates on those sequences of a window for which they aren't known yet."""
+        walkers = [Walker(each, self._first_changed(each), list(self._missing(each, window))) for each in candidates]
+        measured: dict[Allocation, dict[int, float]] = {}
+        if walkers:
+            self._walk(walkers)
+            with self.decoder.with_head():
+                for each in walkers:
+                    found = measured[each.allocation] = {}
+                    for piece, hidden in zip(each.pieces, each.streams, strict=True):
+                        self.clock.check()
+                        found |= zip(range(*piece), self._losses(piece, hidden), strict=True)
+        return measured
 
     def _missing(self, allocation: Allocation, window: Window) -> Iterator[Window]:
         """Parts of a window that weren't evaluated for a candidate."""
@@ -208,30 +219,77 @@ class Fitness:
             if unknown:
                 yield unknown[0], unknown[-1] + 1
 
-    def _base_inputs(self, piece: Window) -> list[Tensor]:
-        """Kept block inputs of the base on a piece; at least that of the first block."""
-        if piece not in self._inputs:
-            self._inputs[piece] = [self.decoder.embed(self.tokens[slice(*piece)])]
-        return self._inputs[piece]
+    def _walk(self, walkers: Sequence[Walker]) -> None:
+        """Move candidates through the blocks together; each joins the base's stream at its first block."""
+        arguments = self._arguments()
+        first: dict[Window, int] = {}  # block at which the first candidate joins the base, and the last one
+        last: dict[Window, int] = {}
+        for each in walkers:
+            for piece in each.pieces:
+                first[piece] = min(first.get(piece, each.first), each.first)
+                last[piece] = max(last.get(piece, 0), each.first)
+        begin = {piece: self._deepest_input(piece, first[piece]) for piece in first}
+        base = {piece: self._input(piece, block) for piece, block in begin.items()}
+        for block in self.decoder.walk(range(min(begin.values()), len(self.decoder.blocks))):
+            with self.placed.visiting(block):
+                for each in [each for each in walkers if each.first == block]:
+                    elements = sum(base[piece].numel() for piece in each.pieces)
+                    each.streams = HiddenStates((base[piece] for piece in each.pieces), elements, self.memory)
+                for piece in [piece for piece in base if begin[piece] <= block]:
+                    hidden = base.pop(piece)
+                    if last[piece] > block:
+                        base[piece] = self._behind_base(block, piece, hidden, arguments)
+                # Candidates with the same modules follow each other, so that those are placed once.
+                there = [each for each in walkers if each.first <= block]
+                for each in sorted(there, key=lambda each: self.placed.levels(block, each.allocation)):
+                    self.placed.put(block, each.allocation)
+                    for number, piece in enumerate(each.pieces):
+                        self.clock.check()
+                        given = arguments(each.allocation, piece)[block]
+                        each.streams[number] = self.decoder.run_block(block, each.streams[number], given)
 
-    def _through(self, piece: Window, hidden: Tensor, first: int, end: int) -> Iterator[Tensor]:
-        """The residual stream after each block from `first` up to `end`."""
-        arguments = self.decoder.block_arguments(self.tokens[slice(*piece)])
-        for block in range(first, end):
-            hidden = self.decoder.run_block(block, hidden, arguments[block])
-            yield hidden
+    def _arguments(self) -> Callable[[Allocation | None, Window], list[dict[str, Any]]]:
+        """Arguments of the blocks for a candidate, or the base, on a piece, in one walk."""
+        own: dict[tuple[Allocation | None, Window], list[dict[str, Any]]] = {}
 
-    def _last(self, piece: Window, inputs: Sequence[Tensor]) -> Tensor:
-        """The stream after the last block, from the last of the given block inputs on."""
-        hidden = inputs[-1]
-        for behind in self._through(piece, hidden, len(inputs) - 1, len(self.decoder.blocks)):
-            hidden = behind
-        return hidden
+        def of(who: Allocation | None, piece: Window) -> list[dict[str, Any]]:
+            key = (who if self.decoder.linked else None, piece)
+            if key not in own:
+                own[key] = self.decoder.block_arguments(self.tokens[slice(*piece)])
+            return own[key]
 
-    def _run(self, piece: Window, inputs: Sequence[Tensor]) -> list[float]:
-        """Losses of the sequences of a piece, from the last of the given block inputs on."""
+        return of
+
+    def _deepest_input(self, piece: Window, most: int) -> int:
+        """The last block up to `most` whose input is kept for the base; 0 if none is."""
+        return next((block for block in range(most, 0, -1) if self._inputs.get((piece, block)) is not None), 0)
+
+    def _input(self, piece: Window, block: int) -> Tensor:
+        """Kept input of a block; that of the first block is embedded again."""
+        kept = self._inputs.get((piece, block))
+        return self.decoder.embed(self.tokens[slice(*piece)]) if kept is None else kept
+
+    def _behind_base(
+        self,
+        block: int,
+        piece: Window,
+        hidden: Tensor,
+        arguments: Callable[[Allocation | None, Window], list[dict[str, Any]]],
+    ) -> Tensor:
+        """The base's stream behind a block, which is kept if there is room."""
+        kept = self._inputs.get((piece, block + 1))
+        if kept is not None:
+            return kept
+        assert self._base is not None
+        self.placed.put(block, self._base)
+        behind = self.decoder.run_block(block, hidden, arguments(None, piece)[block])
+        self._inputs.put((piece, block + 1), behind)
+        return behind
+
+    def _losses(self, piece: Window, hidden: Tensor) -> list[float]:
+        """Losses of the sequences of a piece, from the stream after the last block."""
         start = piece[0] % self._batch_sequences * self.sequence_length
-        divergence = self._sides[piece[0] // self._batch_sequences].kl(self._last(piece, inputs).flatten(0, 1), start)
+        divergence = self._sides[piece[0] // self._batch_sequences].kl(hidden.flatten(0, 1), start)
         losses = divergence.view(-1, self.sequence_length).sum(1, dtype=torch.float64).tolist()
         return [loss if math.isfinite(loss) else math.inf for loss in losses]
 

@@ -1,4 +1,4 @@
-"""Pruned modules on demand, cut from the single dense model in memory, with a cache of recent ones."""
+"""Pruned modules on demand, cut from the dense modules of the block at hand, with a cache of recent ones."""
 
 from __future__ import annotations
 
@@ -31,6 +31,9 @@ class PlacedModules:
         self.space = space
         self.dense = [decoder.module(module.block, module.kind) for module in space.modules]
         self.current: list[int] = list(space.dense)
+        self._places: dict[int, list[int]] = {}
+        for index, module in enumerate(space.modules):
+            self._places.setdefault(module.block, []).append(index)
         self._small: Bounded[tuple[int, int], nn.Module] = Bounded(
             lambda module: sum(tensor.nbytes for tensor in module.parameters()),
             room_on(decoder.device, SHARE),
@@ -38,7 +41,8 @@ class PlacedModules:
         self._dense_weights: HostCopy | None = None
 
     def reserve(self, size: int) -> None:
-        """Leave so many bytes of the device free from now on: small modules and factors are kept in the rest."""
+        """Leave so many bytes of the device free from now on: blocks, modules and factors are kept in the rest."""
+        self.decoder.reserve(size)
         self._small.clear(size)
         self.database.release(size)
 
@@ -65,13 +69,29 @@ class PlacedModules:
         block, config = self.decoder.blocks[module.block], self.decoder.model.config
         return small_module(block, config, family, shape, chosen, tensors, kept.query_groups)
 
+    def put(self, block: int, allocation: Allocation) -> None:
+        """Put the modules of this allocation into a block, whose weights are there."""
+        for index in self._places.get(block, ()):
+            if self.current[index] != allocation[index]:
+                self.decoder.set_module(block, self.space.modules[index].kind, self.module(index, allocation[index]))
+                self.current[index] = allocation[index]
+
+    def levels(self, block: int, allocation: Allocation) -> tuple[int, ...]:
+        """Levels of an allocation in a block."""
+        return tuple(allocation[index] for index in self._places.get(block, ()))
+
+    @contextmanager
+    def visiting(self, block: int) -> Iterator[None]:
+        """Put the dense modules back into a block afterwards."""
+        try:
+            yield
+        finally:
+            self.put(block, self.space.dense)
+
     def apply(self, allocation: Allocation) -> None:
-        """Put the modules of this allocation into the decoder."""
-        for index, level in enumerate(allocation):
-            if self.current[index] != level:
-                module = self.space.modules[index]
-                self.decoder.set_module(module.block, module.kind, self.module(index, level))
-                self.current[index] = level
+        """Put the modules of this allocation into the decoder, which holds all weights."""
+        for block in self._places:
+            self.put(block, allocation)
 
     def place(self, modules: Sequence[nn.Module]) -> None:
         """Put the given modules in, one for each place; the next `apply` removes them."""

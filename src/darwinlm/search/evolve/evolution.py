@@ -57,6 +57,10 @@ evolution")."""
 LONGEST = 0.25
 """Longest level switch as a share of a module's levels; it shrinks down to one level."""
 
+EQUAL = 3
+"""Children with equal layers for each of `STRENGTHS`: they differ in the size of attentions or in the number of removed
+blocks, whose losses the prediction compares badly."""
+
 PROPOSALS = 16
 """Proposed level switches for each evaluated one; most are selected by predicted loss, some at random."""
 
@@ -220,8 +224,13 @@ def _guided(
     if state.misses > PATIENCE or not children:
         seen.update(children)
         wanted = max(settings.offspring - len(children), 0)
-        switch = partial(level_switch, parent, problem.cost.costs, problem.budget, step=LONGEST / shrunk)
-        proposals = [each for each in _switches(state, settings.seed, wanted * PROPOSALS, switch) if each not in seen]
+        if problem.equal is None:
+            switch = partial(level_switch, parent, problem.cost.costs, problem.budget, step=LONGEST / shrunk)
+            switched = _switches(state, settings.seed, wanted * PROPOSALS, switch)
+        else:
+            switched = problem.equal.neighbours(parent)
+            random.Random(f"{settings.seed}:{state.done}").shuffle(switched)  # noqa: S311
+        proposals = [each for each in switched if each not in seen]
         at_random, others = proposals[: wanted // 4], proposals[wanted // 4 :]
         promising = sorted(others, key=lambda child: (surrogate.change(parent, child), child))
         children += [*at_random, *promising][:wanted]
@@ -247,8 +256,11 @@ def solved_children(
     losses += [[loss + part * slope for loss, slope in rows] for part in slope_parts]
     children: list[Allocation] = []
     for each in losses:
+        predicted = [row.tolist() for row in each]
         with contextlib.suppress(BudgetError):  # no solution: the parent was built in another way
-            children.append(knapsack_start(problem, [row.tolist() for row in each]))
+            children += (
+                [knapsack_start(problem, predicted)] if problem.equal is None else problem.equal.best(predicted)[:EQUAL]
+            )
     return [child for child in dict.fromkeys(children) if child != parent]
 
 

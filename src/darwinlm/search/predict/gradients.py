@@ -20,7 +20,7 @@ Here it applies to whole levels, with the weights of each level.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -34,6 +34,7 @@ from darwinlm.search.evaluate.fitness import CPU_TOKENS, Clock, Window
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.problem.space import Allocation
 from darwinlm.streaming.decoder import Absent
+from darwinlm.streaming.hidden import HiddenMemory, HiddenStates
 
 LOGIT_GRADIENT_TOKENS = 128
 """Tokens whose logits and gradients are in memory at once."""
@@ -47,9 +48,17 @@ class Gradients:
     """
 
     def __init__(
-        self, placed: PlacedModules, tokens: Tensor, dense: Tensor, *, batch_tokens: int, clock: Clock
+        self,
+        placed: PlacedModules,
+        tokens: Tensor,
+        dense: Tensor,
+        *,
+        batch_tokens: int,
+        clock: Clock,
+        memory: HiddenMemory | None = None,
     ) -> None:
         self.clock = clock
+        self.memory = memory
         self.placed = placed
         self.decoder = placed.decoder
         if self.decoder.device.type == "cpu":
@@ -69,11 +78,7 @@ class Gradients:
         begin, end = window
         pieces = [(at, min(at + self._batch_sequences, end)) for at in range(begin, end, self._batch_sequences)]
         with parallel.agree():
-            self.placed.apply(allocation)
-            by_piece: dict[Window, Tensor] = {}
-            for piece in parallel.mine(pieces):
-                self.clock.check()
-                by_piece[piece] = self._of_piece(piece)
+            by_piece = self._of_pieces(allocation, parallel.mine(pieces))
         sums = {piece: part for share in parallel.gather(by_piece) for piece, part in share.items()}
         total = sum((sums[piece] for piece in pieces), torch.zeros(()))
         if not bool(torch.isfinite(total).all()):
@@ -85,26 +90,54 @@ class Gradients:
         split = torch.split(total / n_tokens, [len(module.levels) for module in self.placed.space.modules])
         return [row.tolist() for row in split]
 
-    @torch.no_grad()
-    def _inputs(self, tokens: Tensor) -> tuple[list[Tensor], list[dict[str, Any]]]:
-        """The residual stream before every block and after the last one, and the blocks' arguments."""
-        arguments = self.decoder.block_arguments(tokens)
-        inputs = [self.decoder.embed(tokens)]
-        for block in range(len(self.decoder.blocks)):
-            inputs.append(self.decoder.run_block(block, inputs[-1], arguments[block]))
-        return inputs, arguments
+    def _of_pieces(self, allocation: Allocation, pieces: Sequence[Window]) -> dict[Window, Tensor]:
+        """Concatenated slopes of all levels of all modules, summed over the tokens of each piece, float64.
 
-    def _of_piece(self, piece: Window) -> Tensor:
-        """Concatenated slopes of all levels of all modules, summed over the tokens of a piece, float64."""
-        tokens = self.tokens[slice(*piece)]
-        inputs, arguments = self._inputs(tokens)
-        gradient = self._behind_last_block(inputs.pop(), self.dense[slice(*piece)])
-        slopes = [torch.zeros(len(module.levels), dtype=torch.float64) for module in self.placed.space.modules]
-        for block in reversed(range(len(self.decoder.blocks))):
-            gradient, found = self._back_through(block, inputs.pop(), gradient, arguments[block])
-            for index, row in found.items():
-                slopes[index] = row
-        return torch.cat(slopes)
+        The text moves through the blocks together, and its gradients back through them.
+        """
+        if not pieces:
+            return {}
+        depth = len(self.decoder.blocks)
+        parts = [self.tokens[slice(*piece)] for piece in pieces]
+        arguments = [self.decoder.block_arguments(part) for part in parts]
+        inputs = [self._states(self.decoder.embed(part) for part in parts)]
+        for block in self.decoder.walk(range(depth)):
+            with self.placed.visiting(block):
+                self.placed.put(block, allocation)
+                inputs.append(self._states(self._through(block, inputs[-1], arguments)))
+        behind = inputs.pop()
+        with self.decoder.with_head():
+            dense = (self.dense[slice(*piece)] for piece in pieces)
+            gradients = self._states(map(self._behind_last_block, behind, dense))
+        rows = [
+            [torch.zeros(len(module.levels), dtype=torch.float64) for module in self.placed.space.modules]
+            for _ in pieces
+        ]
+        for block in self.decoder.walk(reversed(range(depth))):
+            with self.placed.visiting(block):
+                self.placed.put(block, allocation)
+                before = inputs.pop()
+                for number, hidden in enumerate(before):
+                    self.clock.check()
+                    gradients[number], found = self._back_through(
+                        block, hidden, gradients[number], arguments[number][block]
+                    )
+                    for index, row in found.items():
+                        rows[number][index] = row
+        return {piece: torch.cat(row) for piece, row in zip(pieces, rows, strict=True)}
+
+    def _states(self, streams: Iterable[Tensor]) -> HiddenStates:
+        """The stream of some pieces of the text between two blocks, in an allowed place."""
+        return HiddenStates(streams, self.dense.numel(), self.memory)
+
+    @torch.no_grad()
+    def _through(
+        self, block: int, inputs: HiddenStates, arguments: Sequence[Sequence[dict[str, Any]]]
+    ) -> Iterator[Tensor]:
+        """The streams behind a block."""
+        for hidden, given in zip(inputs, arguments, strict=True):
+            self.clock.check()
+            yield self.decoder.run_block(block, hidden, given[block])
 
     def _behind_last_block(self, hidden: Tensor, dense: Tensor) -> Tensor:
         """Gradient of the summed KL at the stream after the last block."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,6 +16,9 @@ from darwinlm.recipe import BudgetSettings, Recipe
 from darwinlm.runtime.errors import BudgetError
 from darwinlm.search.problem.cost import CostModel, Unit, amount_words, byte_costs, parameter_costs
 from darwinlm.search.problem.space import SearchSpace
+
+if TYPE_CHECKING:
+    from darwinlm.search.propose.equal import EqualLayers
 
 
 @dataclass(frozen=True)
@@ -52,13 +55,15 @@ class Budget:
 class Problem:
     """The search space, the cost of allocations in the unit of the budget, and the budget.
 
-    `outside` is the number of parameters that aren't pruned.
+    `outside` is the number of parameters that aren't pruned. `equal` restricts the allocations to equal layers; None
+    allows all.
     """
 
     space: SearchSpace
     cost: CostModel
     budget: Budget
     outside: int = 0
+    equal: EqualLayers | None = None
 
 
 def space_of(recipe: Recipe, checkpoint: Checkpoint, shapes: list[ModuleShape]) -> SearchSpace:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
-from itertools import product
 
-from darwinlm.database.levels import ModuleLevels
 from darwinlm.runtime.errors import BudgetError
 from darwinlm.search.problem.knapsack import solve_knapsack
 from darwinlm.search.problem.problem import Problem
@@ -57,54 +54,3 @@ def neighbour_start(problem: Problem, losses: PerLevel, neighbour: Allocation) -
         words=budget.words,
     )
     return tuple(places[at] for places, at in zip(allowed, choice, strict=True))
-
-
-def uniform_allocations(problem: Problem) -> list[Allocation]:
-    """Uniform allocations: one level for all attention modules, one for all MLPs, as large as the budget allows.
-
-    For each attention level, and each number of experts of a mixture, the widest MLP level within the budget is chosen.
-    If modules differ in size (in a pruned model), levels correspond by the share of the module that they keep. They
-    respect the budget's upper bound, but not always the lower one. Raises BudgetError if no uniform allocation fits.
-    """
-    space, cost = problem.space, problem.cost
-    cut = [index for index, module in enumerate(space.modules) if len(module.levels) > 1]
-    attention = [index for index in cut if space.modules[index].kind == "attention"]
-    mlp = [index for index in cut if space.modules[index].kind == "mlp"]
-    heads = {index: list(range(len(space.modules[index].levels))) for index in attention}
-    uniform: list[Allocation] = []
-    # Shares of experts that mixtures may keep, ascending; only 1 if there is no mixture.
-    levels = ((level, space.modules[index].levels[-1]) for index in mlp for level in space.modules[index].levels)
-    parts = sorted({level.experts / full.experts for level, full in levels if level.experts}) or [1.0]
-    for share, part in product(_shares(heads.values()), parts):
-        best: Allocation | None = None
-        widths = {index: _of_experts(space.modules[index], part) for index in mlp}
-        for width in _shares(widths.values()):
-            candidate = list(space.dense)
-            for index, places in heads.items():
-                candidate[index] = _place_at(places, share)
-            for index, places in widths.items():
-                candidate[index] = _place_at(places, width)
-            if cost.of(candidate) <= problem.budget.limit:
-                best = tuple(candidate)
-        if best is not None and best not in uniform:
-            uniform.append(best)
-    if not uniform:
-        raise BudgetError(f"no uniform model has at most {cost.words(problem.budget.limit)}")
-    return uniform
-
-
-def _of_experts(module: ModuleLevels, part: float) -> list[int]:
-    """Level indices of a module, ascending; for a mixture only those with this share of its experts, and 0."""
-    full = module.levels[-1].experts
-    counts = sorted({level.experts for level in module.levels if level.experts})
-    count = min(counts, key=lambda each: (abs(each - part * full), -each), default=0)
-    return [place for place, level in enumerate(module.levels) if level.experts in (0, count)]
-
-
-def _shares(modules: Iterable[Sequence[int]]) -> list[float]:
-    """Distinct relative positions in the lists of level indices, ascending; only 0 if there are none."""
-    return sorted({at / (len(places) - 1) for places in modules for at in range(len(places))}) or [0.0]
-
-
-def _place_at(places: Sequence[int], share: float) -> int:
-    return places[int(share * (len(places) - 1) + 1e-9)]

@@ -1,0 +1,117 @@
+"""Peak anonymous memory of each stage of a run on a random Llama, beside the plan's, on a machine with little memory.
+
+Anonymous memory is what a process holds besides mapped files, whose pages the system takes back when it needs them.
+Every stage runs in a separate process that sees `--memory` as the memory of its machine, so that caches take what is
+left of it. Nothing enforces the limit: the table shows whether the stages keep it. The model has the demo's tokenizer,
+and the text is the demo's.
+
+    python benchmarks/memory.py                                    # 1.17B parameters within 2.0 GB
+    python benchmarks/memory.py --layers 16 --layers 64 --hidden 512 --memory 1.2   # the same peak for both
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from darwinlm.pipeline import run_stages
+from darwinlm.planning.devices import find_device
+from darwinlm.planning.model import Sizes
+from darwinlm.planning.plan import make_plan
+from darwinlm.recipe import Recipe, load_recipe
+from darwinlm.runs.demo import demo_recipe
+from plan import alone, opened, prepare, random_model
+
+STAGES = {"database": "plan", "search": "database", "stitch": "search", "refit": "stitch", "evaluate": "export"}
+"""Measured stages, each with the one before it, which must be complete."""
+
+LITTLE = (
+    "compute.device=cpu",
+    "compute.batch_tokens=1024",
+    "text.sequence_length=128",
+    "text.calibration_tokens=2048",
+    "text.validation_tokens=512",
+    "text.evaluation_tokens=1024",
+    "search.generations=2",
+    "search.stages=[{tokens: 256, survivors: 2}, {tokens: 512, survivors: 1}]",
+    "refit.tokens=2048",
+    "recovery.tokens=0",
+    "evaluation.prompts=[]",
+    "budget.keep=0.5",
+)
+"""Little text, since memory is measured, not quality."""
+
+
+def anonymous() -> int:
+    """Bytes of anonymous memory of this process."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
+
+
+def watched(recipe: Recipe, folder: Path, stage: str, memory: float) -> dict[str, Any]:
+    """Run one stage in this process and return the peak of its memory."""
+    peak, ended = anonymous(), threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not ended.wait(0.01):
+            peak = max(peak, anonymous())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    begun = time.perf_counter()
+    with mock.patch("darwinlm.runtime.memory._available", side_effect=lambda _: max(int(memory) - anonymous(), 0)):
+        run = opened(recipe, folder)
+        run_stages(run, stage)
+    ended.set()
+    thread.join()
+    needs = {need.name: need for need in make_plan(Sizes(run.checkpoint, run.recipe), find_device("cpu")).needs}
+    return {
+        "stage": stage,
+        "peak_gb": round(peak / 1e9, 2),
+        "planned_gb": round(needs[stage].device_bytes / 1e9, 2) if stage in needs else None,
+        "seconds": round(time.perf_counter() - begun),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, action="append")
+    parser.add_argument("--hidden", type=int, default=2048, help="width; a head has 64, an MLP 2.75 times the width")
+    parser.add_argument("--memory", type=float, default=2.0, help="GB that the machine has")
+    parser.add_argument("--stages", nargs="*", default=list(STAGES), choices=STAGES)
+    parser.add_argument("--out", type=Path, help="folder; default: a temporary one")
+    parser.add_argument("--set", action="append", default=[], dest="settings", metavar="FIELD=VALUE")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="darwinlm-") as work:
+        for layers in options.layers or [22]:
+            folder = (options.out or Path(work)) / f"{layers}-{options.hidden}"
+            heads = options.hidden // 64
+            sizes = {
+                "num_hidden_layers": layers,
+                "hidden_size": options.hidden,
+                "intermediate_size": options.hidden * 11 // 4,
+                "num_attention_heads": heads,
+                "num_key_value_heads": max(heads // 8, 1),
+            }
+            if not (folder / "model" / "config.json").exists():
+                random_model(folder / "model", **sizes)
+            recipe = load_recipe(demo_recipe((*LITTLE, *options.settings)), (), {"model": str(folder / "model")})
+            for stage in options.stages:
+                alone(prepare, recipe, folder / "run", STAGES[stage])
+                row = alone(watched, recipe, folder / "run", stage, options.memory * 1e9)
+                load = round(os.getloadavg()[0], 1)
+                print(
+                    json.dumps({"benchmark": "memory", "layers": layers, "width": options.hidden, **row, "load": load})
+                )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""A decoder whose weights are read from the checkpoint when a walk reaches them; they stay where there is room.
+
+A walk holds one block, and on a GPU the next one, which is copied meanwhile. The head is read like a block. Of
+embeddings, only the rows of some text are there, for the whole life of the decoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.runtime.memory import Bounded, room_on
+from darwinlm.streaming.decoder import Decoder
+from darwinlm.streaming.transfers import Arriving, Mover
+
+SHARE = 0.5
+"""Share of the device's free memory for blocks that stay."""
+
+HEAD = -1
+"""The head among the blocks that stay."""
+
+
+class StreamedDecoder(Decoder):
+    """The decoder of a checkpoint on some text.
+
+    `tokens` are all tokens that it will embed; other ones give wrong rows. `dtype` and `device` are those of the pass.
+    `weights` gives those of a block by name in it; without, they are the checkpoint's.
+
+    Attributes:
+        params: Number of parameters of the whole model; a tied embedding counts once.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        tokens: Tensor,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        weights: Callable[[int], dict[str, Tensor]] | None = None,
+    ) -> None:
+        super().__init__(checkpoint.skeleton(), checkpoint.family)
+        self.checkpoint = checkpoint
+        self.params = sum(parameter.numel() for parameter in self.model.parameters())
+        self._weights = weights or (lambda block: checkpoint.read(checkpoint.block_prefix(block)))
+        self._dtype = dtype
+        self._mover = Mover(device, through_file=True) if device.type == "cuda" else None
+        self._coming: dict[int, dict[str, Arriving | Future[Arriving]]] = {}
+        self._loaded: set[int] = set()
+        self._staying: Bounded[int, list[Tensor]] = Bounded(
+            lambda weights: sum(weight.nbytes for weight in weights), room_on(device, SHARE), scanned=True
+        )
+        self._load_outside(torch.unique(tokens), device)
+
+    def _load_outside(self, used: Tensor, device: torch.device) -> None:
+        """Load rows of embeddings and the small parts outside the blocks, and prepare a separate head."""
+        family, tail = self.family, self.family.tail
+        for name, module in self.model.named_modules():
+            if not name.startswith(family.layers):
+                for key, buffer in module.named_buffers(recurse=False):
+                    module._buffers[key] = buffer.to(device)
+        head, embedding = self.model.get_output_embeddings(), self.model.get_submodule(family.embedding)
+        self._head_from = family.embedding if head.weight is embedding.weight else family.head
+        head.weight = nn.Parameter(head.weight.detach(), requires_grad=False)  # no longer tied
+        embeddings = [family.embedding]
+        if tail is not None and getattr(self.checkpoint.config, tail.width):
+            embeddings.append(tail.embedding)
+        for name in embeddings:
+            embedding = self.model.get_submodule(name)
+            rows = self.checkpoint.rows(f"{name}.weight", used, dtype=self._dtype).to(device)
+            embedding.weight, embedding.padding_idx = nn.Parameter(rows, requires_grad=False), None
+            embedding.register_forward_pre_hook(partial(_places, used.to(device)))
+        large = tuple(f"{name}." for name in (*embeddings, family.head))
+        for name in self.checkpoint.names_outside_blocks():
+            owner, _, leaf = name.rpartition(".")
+            if not name.startswith(large) and leaf in self.model.get_submodule(owner)._parameters:
+                tensor = self.checkpoint.read(name, dtype=self._dtype)[""].to(device)
+                setattr(self.model.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the residual stream and of what modules compute in."""
+        return self._dtype
+
+    def reserve(self, size: int) -> None:
+        """Leave so many bytes of the device free from now on."""
+        for block in [block for block in self._loaded if block != HEAD]:
+            self.unload(block)
+        self.unload_head()
+        self._staying.clear(size)
+
+    def walk(self, blocks: Iterable[int]) -> Iterator[int]:
+        """Blocks in this order, each with its weights while it is visited."""
+        order = list(blocks)
+        for place, block in enumerate(order):
+            self.load(block)
+            if place + 1 < len(order):
+                self._fetch(order[place + 1])
+            yield block
+            self._leave(block, list(self.blocks[block].parameters()))
+
+    def load(self, block: int) -> dict[str, Tensor]:
+        """Load a block; returns the weights that were read, in the checkpoint's type."""
+        if block in self._loaded:
+            return {}
+        read = self._read(block) if block not in self._coming else {}
+        coming = self._coming.pop(block, {})
+        there = read | {name: self._mover.take(each) for name, each in coming.items()} if self._mover else read
+        prefix = self.checkpoint.block_prefix(block)
+        cast = {
+            name: self.checkpoint.cast(prefix + name, tensor.to(self.device), self._dtype)
+            for name, tensor in there.items()
+        }
+        self.blocks[block].load_state_dict(cast, assign=True)
+        self._loaded.add(block)
+        return read
+
+    def unload(self, block: int) -> None:
+        """Release a block's weights."""
+        self.blocks[block].to("meta")
+        self._loaded.discard(block)
+
+    @contextmanager
+    def with_head(self) -> Iterator[None]:
+        """The head, while the body runs."""
+        self.load_head()
+        try:
+            yield
+        finally:
+            self._leave(HEAD, list(self.model.get_output_embeddings().parameters()))
+
+    def load_head(self) -> None:
+        """Load the head."""
+        if HEAD in self._loaded:
+            return
+        head: Any = self.model.get_output_embeddings()
+        for leaf, owner in (("weight", self._head_from), ("bias", self.family.head)):
+            if getattr(head, leaf, None) is not None:
+                tensor = self.checkpoint.read(f"{owner}.{leaf}", dtype=self._dtype)[""].to(self.device)
+                setattr(head, leaf, nn.Parameter(tensor, requires_grad=False))
+        self._loaded.add(HEAD)
+
+    def unload_head(self) -> None:
+        """Release the head."""
+        self.model.get_output_embeddings().to("meta")
+        self._loaded.discard(HEAD)
+
+    def _read(self, block: int) -> dict[str, Tensor]:
+        """Weights of a block in the checkpoint's type, as they are stored."""
+        wanted = self.blocks[block].state_dict().keys()  # older checkpoints contain buffers that models compute
+        return {name: tensor for name, tensor in self._weights(block).items() if name in wanted}
+
+    def _fetch(self, block: int) -> None:
+        """Begin to copy a block to a GPU."""
+        if self._mover is not None and block not in self._loaded and block not in self._coming:
+            self._coming[block] = {name: self._mover.fetch(tensor) for name, tensor in self._read(block).items()}
+
+    def _leave(self, block: int, weights: list[Tensor]) -> None:
+        """Keep a block or the head if there is room, or release it."""
+        if self._staying.get(block) is None and not self._staying.put(block, weights):
+            if block == HEAD:
+                self.unload_head()
+            else:
+                self.unload(block)
+
+
+def _places(used: Tensor, _: nn.Module, ids: tuple[Tensor, ...]) -> tuple[Tensor]:
+    """Places of tokens among the sorted ones whose rows are there."""
+    return (torch.searchsorted(used, ids[0]).clamp_(max=len(used) - 1),)

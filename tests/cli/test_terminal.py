@@ -1,0 +1,97 @@
+"""What a terminal is sent: nothing that it would obey, and no failure of its encoding or of a closed stream."""
+
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+from tests.tiny.damage import edit_config
+
+from darwinlm.evaluation.chat import Conversation
+
+EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\x7f\u202e"
+OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]")
+
+
+def _template(folder: Path, template: str) -> None:
+    edit = folder / "tokenizer_config.json"
+    edit.write_text(json.dumps(json.loads(edit.read_text()) | {"chat_template": template}))
+
+
+def _tensor(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    path.unlink()
+    save_file(tensors | {f"model.layers.0.{EVIL}": tensors["lm_head.weight"].clone()}, path, metadata={"format": "pt"})
+
+
+PRINTED = {
+    "an answer": (lambda folder: None, ["chat", "model"]),
+    "a template's error": (lambda folder: _template(folder, f"{{{{ raise_exception('{EVIL}') }}}}"), ["chat", "model"]),
+    "a tensor's name": (_tensor, ["chat", "model"]),
+    "a model type": (lambda folder: edit_config(folder, model_type=EVIL), ["chat", "model"]),
+    "a field's value": (lambda folder: edit_config(folder, hidden_act=EVIL), ["chat", "model"]),
+    "a recipe's key": (
+        lambda folder: Path("r.yaml").write_text(json.dumps({EVIL: 1})),
+        ["prune", "model", "--recipe", "r.yaml"],
+    ),
+    "a recipe's path": (lambda folder: None, ["prune", "model", "--recipe", f"{EVIL}.yaml"]),
+    "a model's path": (
+        lambda folder: folder.rename(EVIL),
+        ["plan", EVIL, "--keep", "50%", "--set", "units.mlp_multiple=8"],
+    ),
+    "a model's path as JSON": (
+        lambda folder: folder.rename(EVIL),
+        ["plan", EVIL, "--keep", "50%", "--set", "units.mlp_multiple=8", "--json"],
+    ),
+    "an option": (lambda folder: None, ["plan", "model", f"--{EVIL}"]),
+    "a command": (lambda folder: None, [EVIL]),
+    "a setting": (lambda folder: None, ["plan", "model", "--set", f"{EVIL}={EVIL}"]),
+    "a text": (lambda folder: None, ["evaluate", "model", "--text", EVIL]),
+}
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_nothing_that_is_printed_is_obeyed(command, model_copy, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    change, words = PRINTED[name]
+    change(model_copy)
+    monkeypatch.setattr("sys.stdin", ["hello"])
+    monkeypatch.setattr("darwinlm.cli.chat._questions", lambda console: ["hello"])
+    monkeypatch.setattr("sys.stdin", type("Input", (), {"isatty": lambda self: False})())
+    if name == "an answer":
+        monkeypatch.setattr(Conversation, "answer", lambda self, text, on_text: on_text(EVIL))
+    ended = command(*words)
+    assert "owned" in ended.out + ended.err
+    assert not OBEYED.search(ended.out + ended.err)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+@pytest.mark.parametrize("words", [["show"], ["inspect"], ["show", "--json"]], ids=" ".join)
+def test_any_encoding(command, finished_llama, monkeypatch, encoding, words):
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding=encoding, write_through=True))
+    ended = command(words[0], finished_llama, *words[1:]).succeeded()
+    assert ended.err == ""
+    text = written.getvalue().decode(encoding)
+    assert json.loads(text) if words[1:] else "attention" in text
+
+
+@pytest.mark.parametrize(("closed", "status"), [("<&- >&- 2>&-", 0), ("> /dev/full", 2)])
+def test_closed_and_full_streams(closed, status):
+    words = ["bash", "-c", f"{sys.executable} -m darwinlm --version {closed}"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    assert done.returncode == status, done.stderr
+
+
+def test_questions_that_are_not_utf_8(model_copy):
+    _template(model_copy, "{% for message in messages %}{{ message.content }}{% endfor %}")
+    words = [sys.executable, "-m", "darwinlm", "chat", model_copy, "--max-tokens", "2", "--device", "cpu"]
+    done = subprocess.run(words, input=b"caf\xe9 \xff\n", capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"Traceback" not in done.stderr

@@ -1,0 +1,154 @@
+"""Models with equal layers and fewer blocks: the family's own class runs them, in a process without darwinlm."""
+
+import io
+import json
+
+import pytest
+import torch
+from rich.console import Console
+from tests.integration.test_without_package import run_elsewhere
+from tests.tiny.checkpoint import tiny_checkpoint
+from tests.tiny.cutting import ALL, EVEN, WHOLE, Kept, cut, logits, mixers, near, tokens
+from tests.tiny.models import FAMILIES, tiny_model
+
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.family import families
+from darwinlm.pipeline import run_stages
+from darwinlm.runtime.artifact import read_json
+from darwinlm.runtime.console import Reporter
+from darwinlm.runtime.errors import BudgetError, RecipeError
+from darwinlm.surgery.depth import KEPT, can_lose_blocks, in_family_class
+
+PLAIN = """
+from transformers import AutoModelForCausalLM
+
+ids = torch.tensor(json.loads(sys.argv[1]))
+found = {}
+for name in sys.argv[2:]:
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).eval()
+    with torch.no_grad():
+        found[name] = {"class": type(model).__module__, "logits": model(ids).logits.tolist()}
+    found[name]["layers"] = len(model.model.layers)
+print(json.dumps(found))
+"""
+REMOVED = 1
+BY_NUMBER = {"deepseek_v2", "deepseek_v3", "ernie4_5_moe", "glm4_moe", "qwen2_moe", "qwen3_moe", "qwen3_next"}
+"""Families in whose tiny models it depends on a block's number whether its MLP is a mixture."""
+LINKED = {"gemma4_text", "gemma4_text_experts"}
+"""Families whose blocks read more than the residual stream."""
+
+
+def equal_plan(model_type: str) -> list[Kept]:
+    """The same sizes in all blocks, without one of them."""
+    heads = ALL if model_type in WHOLE or any(mixers(model_type)) else ALL[:2]
+    mixture = families()[model_type].mlp.experts is not None
+    plan = [Kept(heads, list(range(96)) if mixture else EVEN) for _ in range(4)]
+    plan[REMOVED] = Kept([], [])
+    return plan
+
+
+def test_every_family_without_a_block_is_its_own_class_elsewhere(tmp_path):
+    pruned, names = {}, []
+    for name in FAMILIES:
+        tiny_model(name).save_pretrained(tmp_path / "dense")
+        if not can_lose_blocks(Checkpoint.open(tmp_path / "dense")):
+            continue
+        names.append(name)
+        pruned[name] = cut(tiny_model(name), equal_plan(name))
+        pruned[name].save_pretrained(tmp_path / "unequal")
+        small = in_family_class(pruned[name], Checkpoint.open(tmp_path / "unequal"))
+        assert torch.equal(logits(small, tokens()), logits(pruned[name], tokens())), name
+        small.save_pretrained(tmp_path / name)
+        config = read_json(tmp_path / name / "config.json")
+        assert config["model_type"] == FAMILIES[name].get("model_type", name)
+        assert "auto_map" not in config
+        assert config[KEPT] == [0, 2, 3]
+    assert set(FAMILIES) - set(names) == BY_NUMBER | LINKED
+    found = run_elsewhere(PLAIN, [json.dumps(tokens().tolist()), *names], tmp_path)
+    for name in names:
+        assert found[name]["class"].startswith("transformers.models."), name
+        assert found[name]["layers"] == 3
+        near(torch.tensor(found[name]["logits"]), logits(pruned[name], tokens()), pruned[name])
+
+
+def test_unequal_layers_keep_our_class(tmp_path):
+    plan = equal_plan("llama")
+    plan[3] = Kept(ALL[:4], EVEN)
+    model = cut(tiny_model("llama"), plan)
+    model.save_pretrained(tmp_path)
+    assert in_family_class(model, Checkpoint.open(tmp_path)) is model
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen3_moe"])
+def test_a_run_with_equal_layers(model_type, tiny_folder, make_run, tmp_path):
+    """A block of the Llama goes, and in the mixture, where none can, the sizes of all layers shrink."""
+    run = make_run(tiny_folder(model_type), tmp_path / "out", "search.layers=equal", "search.generations=9")
+    results = run_stages(run, "report")
+    saved = read_json(tmp_path / "out" / "model" / "config.json")
+    assert saved["model_type"] == model_type
+    assert not list((tmp_path / "out" / "model").glob("*.py"))
+    assert not results.report.export.custom_code
+    kept = saved.get(KEPT, [0, 1, 2, 3])
+    assert (len(kept) < 4) == (model_type == "llama")
+    gone = [block.block for block in results.report.allocation if not block.heads and not block.width]
+    assert gone == [block for block in range(4) if block not in kept]
+    assert results.report.budget.used <= results.report.budget.upper
+    record = results.search.record
+    assert record["kl"] <= record["start_kl"]
+    assert results.report.models["refit"].kl <= results.report.models["stitched"].kl
+
+
+@pytest.mark.parametrize(
+    ("model_type", "settings", "said", "equal"),
+    [
+        ("gemma", ("units.quantisation=gguf",), "all layers get the same sizes", True),
+        ("gemma", (), "prune with --for gguf", False),
+        ("gemma", ("search.layers=unequal", "units.quantisation=gguf"), None, False),
+        ("llama", ("units.quantisation=gguf",), None, False),
+    ],
+)
+def test_layers_follow_what_llama_cpp_needs(model_type, settings, said, equal, tiny_folder, make_run, tmp_path):
+    console = Console(file=io.StringIO(), width=200, record=True)
+    settings = ("units.mlp_multiple=32", *settings)
+    run = make_run(tiny_folder(model_type), tmp_path / "out", *settings, reporter=Reporter(console))
+    assert (run_stages(run, "plan").plan.equal is not None) == equal
+    text = console.export_text()
+    assert (said is None and "llama.cpp" not in text) or (said is not None and said in text)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "settings", "keep", "error", "said"),
+    [
+        ("llama", ("search.method=paper",), "60%", RecipeError, "search: method=paper .* layers=equal"),
+        ("llama", ("units.attention=query_head",), "60%", RecipeError, "use units.attention=lattice"),
+        (
+            "llama",
+            ("units.levels=[50%]",),
+            "10%",
+            BudgetError,
+            "--layers equal: the smallest model .* raise the budget",
+        ),
+        ("gemma4_text", (), "60%", BudgetError, "--layers equal"),
+    ],
+)
+def test_what_equal_layers_cannot_be(model_type, settings, keep, error, said, tiny_folder, make_run, tmp_path):
+    with pytest.raises(error, match=said):
+        run_stages(
+            make_run(tiny_folder(model_type), tmp_path / "out", "search.layers=equal", *settings, keep=keep), "plan"
+        )
+    assert not (tmp_path / "out" / "stages" / "database").exists()
+
+
+def test_a_model_with_unequal_layers_is_refused(finished_llama, make_run, tmp_path):
+    with pytest.raises(RecipeError, match="already differ; prune its original"):
+        run_stages(make_run(finished_llama / "model", tmp_path / "out", "search.layers=equal"), "plan")
+
+
+def test_a_shorter_model_is_pruned_again_under_the_numbers_of_the_original(make_run, tmp_path):
+    settings = ("search.layers=equal", "rounds=[80%, 50%]", "recovery.tokens=512")
+    folder = tiny_checkpoint(tmp_path / "dense", "llama")
+    results = run_stages(make_run(folder, tmp_path / "out", *settings, keep=None), "report")
+    saved = read_json(tmp_path / "out" / "model" / "config.json")
+    standing = [block.block for block in results.report.allocation if block.heads]
+    assert saved.get(KEPT, [0, 1, 2, 3]) == standing
+    assert saved["num_hidden_layers"] == len(standing)
