@@ -29,7 +29,6 @@ def test_the_model_is_loaded_once_and_answers(result: Result, monkeypatch: pytes
     answer = result.generate("the river", max_tokens=5, temperature=0)
     assert tokenizer.vocab_size > 0
     monkeypatch.setattr("darwinlm.models.opened.open_model", None)
-    assert answer.startswith(result.generate("the river", max_tokens=1, temperature=0))
     assert answer == result.generate("the river", max_tokens=5, temperature=0)
     assert loaded.generate("the river", max_tokens=5, temperature=0)
 
@@ -38,16 +37,16 @@ def test_a_loaded_run_is_measured_against_its_dense_model_and_exported(
     result: Result, tiny_text_file: Path, tmp_path: Path
 ) -> None:
     loaded = darwinlm.load(result.folder, dtype="float32")
-    (text,) = loaded.evaluate(text=str(tiny_text_file)).texts
+    (text,) = loaded.evaluate(text=str(tiny_text_file), sequence_length=64).texts
     assert text.kl > 0
-    (alone,) = darwinlm.load(result.model, dtype="float32").evaluate(text=str(tiny_text_file)).texts
+    (alone,) = darwinlm.load(result.model, dtype="float32").evaluate(text=str(tiny_text_file), sequence_length=64).texts
     assert (alone.perplexity, alone.kl) == (pytest.approx(text.perplexity), None)
     assert loaded.export(tmp_path / "again", to="hf", dtype="float16").bytes > 0
     assert (tmp_path / "again" / "config.json").is_file()
 
 
 def test_figures_and_plots_have_the_names_of_the_tables(result: Result) -> None:
-    assert list(result.models)[:3] == ["dense", "uniform, same size", "searched"]
+    assert list(result.models)[:3] == ["dense", "uniform, same budget", "searched"]
     assert result.models["dense"].kl == pytest.approx(0, abs=1e-6)
     plots = result.plots()
     assert plots["search"].axes[0].get_ylabel() == "KL (nats/token)"
@@ -91,5 +90,5 @@ def test_what_is_refused(result: Result, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="dtype int3: use auto"):
         result.load(dtype="int3")
     gone = Result(tmp_path, tmp_path / "model", tmp_path / "report.html", result.summary)
-    with pytest.raises(ModelError, match="there is no model"):
+    with pytest.raises(ModelError, match="holds no model"):
         gone.load()

@@ -42,6 +42,8 @@ class Model:
         text: str | Sequence[str] = (),
         against: str | None = None,
         limit: int | None = None,
+        tokens: int = 16384,
+        sequence_length: int = 512,
         data_dir: str | Path | None = None,
         out: str | Path | None = None,
     ) -> Evaluated:
@@ -52,6 +54,8 @@ class Model:
             text: Sources of text for perplexity.
             against: The dense model; None takes that of the run, if the model was loaded from one.
             limit: Items of each task; None scores all.
+            tokens: Tokens of each text.
+            sequence_length: Tokens of each sequence of text.
             data_dir: Local data of the benchmarks.
             out: JSON file for the result; the same call resumes from it.
 
@@ -66,6 +70,8 @@ class Model:
             texts=(text,) if isinstance(text, str) else tuple(text),
             against=against or dense_of(self.source),
             limit=limit,
+            tokens=tokens,
+            sequence_length=sequence_length,
             data_dir=None if data_dir is None else Path(data_dir),
             **self._how,
         )
