@@ -22,10 +22,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from tests.tiny.stages import run_stages
 
-from darwinlm.pipeline import run_stages
+from darwinlm.execution.run import Run
 from darwinlm.recipe import load_recipe
-from darwinlm.run import Run
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import read_json
 from darwinlm.runtime.console import Reporter
@@ -143,7 +143,7 @@ def _run_up_to(stage: str, setup: Setup, model: Path, folder: Path) -> dict[str,
         load_recipe(None, (*SETTINGS, *(TINY if setup.tiny else LARGE)), named), folder, Reporter(Console(quiet=True))
     )
     run_stages(run, stage)
-    return {entry.name: entry.seconds for entry in run.timings if not entry.reused}
+    return {entry.name: entry.seconds for entry in run.times if not entry.reused}
 
 
 def recovery(setup: Setup) -> None:

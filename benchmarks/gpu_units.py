@@ -212,10 +212,10 @@ def _run(setup: Setup, family: str, device: str, *assignments: str) -> tuple[Pat
     """Run the pipeline up to the refit on a tiny model; return the run's folder and its results."""
     from rich.console import Console
     from tests.tiny.checkpoint import SETTINGS, tiny_checkpoint, tiny_text
+    from tests.tiny.stages import run_stages
 
-    from darwinlm.pipeline import run_stages
+    from darwinlm.execution.run import Run
     from darwinlm.recipe import load_recipe
-    from darwinlm.run import Run
     from darwinlm.runtime.console import Reporter
 
     model, text = setup.work / family, setup.work / "text.txt"

@@ -14,12 +14,12 @@ import argparse
 from pathlib import Path
 
 import torch
+from darwinlm.run import Run
 
 from darwinlm.evaluation.divergence import DenseDistribution
 from darwinlm.evaluation.text import pack
 from darwinlm.pipeline import run_stages
 from darwinlm.recipe import load_recipe
-from darwinlm.run import Run
 from darwinlm.runs.sweep import SHARED
 from darwinlm.runtime.console import Reporter
 from search import Json, each_arm, machine

@@ -17,9 +17,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from darwinlm.pipeline import run_stages
+from tests.tiny.stages import run_stages
+
+from darwinlm.execution.run import Run
 from darwinlm.recipe import load_recipe
-from darwinlm.run import Run
 from darwinlm.runs.demo import demo_model
 from darwinlm.runtime.console import Reporter
 

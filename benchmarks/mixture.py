@@ -22,10 +22,10 @@ from darwinlm.comparison.ranked import ExpertReader
 from darwinlm.database.blocks import block_file
 from darwinlm.database.store import DatabaseReader
 from darwinlm.evaluation.quality import measure_quality
+from darwinlm.execution.run import Run
 from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import load_recipe
-from darwinlm.run import Run
 from darwinlm.runtime.artifact import read_tensors
 from darwinlm.runtime.console import Reporter
 from darwinlm.search.predict.module_losses import estimated_losses
@@ -33,10 +33,11 @@ from darwinlm.search.problem.cost import parameter_costs
 from darwinlm.search.problem.problem import Budget, Problem
 from darwinlm.search.problem.space import Allocation, SearchSpace
 from darwinlm.search.propose.start import knapsack_start
-from darwinlm.stages.database import PruningDatabase, database_stage, stream_of
-from darwinlm.stages.refit import refit_stage
+from darwinlm.stages.database import DATABASE, PruningDatabase, stream_of
+from darwinlm.stages.model import DENSE
+from darwinlm.stages.refit import REFIT
 from darwinlm.stages.stitch import Stitched
-from darwinlm.stages.text import Texts, text_stage
+from darwinlm.stages.text import TEXT, Texts
 from darwinlm.surgery.stitch import stitch
 from small_models import LENGTH
 
@@ -109,10 +110,10 @@ def measured(
         if work:
             save_model(stitch(source, allocation), stage.folder / "model")
     stitched = Stitched(stage, Checkpoint.open(stage.folder / "model"))
-    refitted = refit_stage(steps_run(run, MethodRow(place, ("refit",))), texts, stitched)
+    refitted = steps_run(run, MethodRow(place, ("refit",)))[REFIT]
     assert refitted is not None
     models = {"kl": stitched.model(), "kl refitted": refitted.model()}
-    dense = run.checkpoint.load(torch.float32)
+    dense = run[DENSE].load(torch.float32)
     qualities = measure_quality(dense, models, texts["evaluation"].tokens, batch_tokens=4096)
     return {
         "block_params": sum(level.params for level in levels),
@@ -127,13 +128,13 @@ def compare(options: argparse.Namespace) -> None:
     assignments = [f"text.sequence_length={LENGTH}", f"search.seed={options.seed}", *(options.set or ())]
     given = {"model": str(options.model), "text.source": str(options.text), "budget.keep": options.keep}
     run = Run(load_recipe(None, assignments, given), options.out, Reporter(quiet=True))
-    texts = text_stage(run)
-    database = database_stage(run, texts)
+    texts = run[TEXT]
+    database = run[DATABASE]
     reader, units = database.reader, run.recipe.units
     orders = expert_orders(database, expert_scores(stream_of(run, texts["calibration"].tokens)))
     rows, limit = allocations(reader, options.keep)
     cuts: dict[str, tuple[DatabaseReader, Allocation]] = {name: (reader, rows[name]) for name in rows if name != "drop"}
-    cuts |= {f"drop: {name}": (ExpertReader(run.checkpoint, units, own), rows["drop"]) for name, own in orders.items()}
+    cuts |= {f"drop: {name}": (ExpertReader(run[DENSE], units, own), rows["drop"]) for name, own in orders.items()}
     for name, (source, allocation) in cuts.items():
         if options.only and not any(part in name for part in options.only):
             continue

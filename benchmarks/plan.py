@@ -23,16 +23,17 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from tests.tiny.stages import run_stages
 
 from calibration import peak_bytes
-from darwinlm.pipeline import run_stages
+from darwinlm.execution.run import Run
 from darwinlm.planning.devices import Device, measure_cpu
 from darwinlm.planning.model import Sizes
 from darwinlm.planning.plan import make_plan
 from darwinlm.recipe import Recipe, load_recipe
-from darwinlm.run import Run
 from darwinlm.runs.demo import demo_recipe
 from darwinlm.runtime.console import Reporter
+from darwinlm.stages.model import DENSE
 from random_llama import write_llama
 
 STAGES = ("database", "search", "refit", "recover", "evaluate")
@@ -81,12 +82,12 @@ def measure(recipe: Recipe, folder: Path, stage: str, clock: str) -> dict[str, A
     begun = now()
     run_stages(run, stage)
     taken = now() - begun
-    if any(entry.reused for entry in run.timings if entry.name == stage):
+    if any(entry.reused for entry in run.times if entry.name == stage):
         return None
     measure_cpu.cache_clear()
     device = between(before, measure_cpu(now))
     parts = (stage, *PARTS.get(stage, ()))
-    needs = [need for need in make_plan(Sizes(run.checkpoint, run.recipe), device).needs if need.name in parts]
+    needs = [need for need in make_plan(Sizes(run[DENSE], run.recipe), device).needs if need.name in parts]
     if not needs:
         return None
     planned, peak = sum(need.seconds for need in needs), peak_bytes()
@@ -94,7 +95,7 @@ def measure(recipe: Recipe, folder: Path, stage: str, clock: str) -> dict[str, A
     need = needs[-1]
     return {
         "benchmark": "plan",
-        "model": run.checkpoint.source,
+        "model": run[DENSE].source,
         "stage": stage,
         "planned_s": round(planned, 1),
         "taken_s": round(taken, 1),

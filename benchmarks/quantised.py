@@ -22,18 +22,19 @@ import torch
 from torch import Tensor
 
 from darwinlm.evaluation.divergence import DenseDistribution
+from darwinlm.execution.run import Run
 from darwinlm.export.hf import save_model
 from darwinlm.export.run import export_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.gguf.reference import GgufFile, reference_streams
-from darwinlm.run import Run
 from darwinlm.runs.demo import demo_recipe
 from darwinlm.runtime.console import Reporter
 from darwinlm.search.predict.module_losses import estimated_losses
 from darwinlm.search.propose.start import knapsack_start
-from darwinlm.stages.database import database_stage
-from darwinlm.stages.plan import plan_stage
-from darwinlm.stages.text import text_stage
+from darwinlm.stages.database import DATABASE
+from darwinlm.stages.model import DENSE
+from darwinlm.stages.plan import PLAN
+from darwinlm.stages.text import TEXT
 from darwinlm.surgery.sizes import block_sizes
 from darwinlm.surgery.stitch import as_dtype, stitch
 from search import Json, each_arm, machine
@@ -63,11 +64,11 @@ def smaller(options: argparse.Namespace, ready_for: str | None, keep: str, seed:
         settings += [f"units.quantisation={ready_for}", f"database.folder={first / 'stages' / 'database'}"]
     run = Run(demo_recipe(tuple(settings)), folder, Reporter())
     if not (run.folder / "model" / "config.json").is_file():
-        reader, plan = database_stage(run, text_stage(run)).reader, plan_stage(run)
+        reader, plan = run[DATABASE].reader, run[PLAN]
         losses = estimated_losses(plan.space, reader)
         assert losses is not None
         model = as_dtype(stitch(reader, knapsack_start(plan, losses)), torch.bfloat16)
-        save_model(model, run.folder / "model", tokenizer=run.checkpoint.tokenizer())
+        save_model(model, run.folder / "model", tokenizer=run[DENSE].tokenizer())
     return run
 
 
@@ -79,7 +80,7 @@ def kl(dense: Tensor, logits: Tensor) -> float:
 
 def pruned_matrices(run: Run, file: GgufFile, blocks: list[int]) -> dict[str, Any]:
     """Element types of matrices of pruned modules, and bits per weight of all of them."""
-    dense, small = block_sizes(run.checkpoint), block_sizes(Checkpoint.open(run.folder / "model"))
+    dense, small = block_sizes(run[DENSE]), block_sizes(Checkpoint.open(run.folder / "model"))
     types: dict[str, Counter[str]] = {"rows shortened": Counter(), "rows of the hidden size": Counter()}
     bits, weights = 0.0, 0
     for number, block in enumerate(blocks):
@@ -107,8 +108,8 @@ def compete(options: argparse.Namespace, arm: str, seed: int) -> Json:
     saved = Checkpoint.open(run.folder / "model")
     blocks = [sizes.block for sizes in block_sizes(saved) if not sizes.empty]
     file = GgufFile(path)
-    dense, small = (checkpoint.load(torch.float32) for checkpoint in (run.checkpoint, saved))
-    tokens = text_stage(run)["evaluation"].tokens[: options.sequences]
+    dense, small = (checkpoint.load(torch.float32) for checkpoint in (run[DENSE], saved))
+    tokens = run[TEXT]["evaluation"].tokens[: options.sequences]
     kls: dict[str, list[float]] = {"saved": [], "file": []}
     for sequence in tokens:
         expected = dense(input_ids=sequence[None], use_cache=False).logits[0]

@@ -34,16 +34,16 @@ from typing import Any
 import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
+from tests.tiny.stages import run_stages
 from torch import Tensor
 from torch.nn import functional
 
 from darwinlm.data import TokenBlocks
 from darwinlm.database.store import DatabaseReader
 from darwinlm.evaluation.quality import measure_quality
+from darwinlm.execution.run import Run
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.pipeline import run_stages
 from darwinlm.recipe import Recipe, UnitsSettings, load_recipe
-from darwinlm.run import Run
 from darwinlm.runs.demo import demo_recipe
 from darwinlm.runtime.artifact import StageFolder, read_json
 from darwinlm.runtime.console import Reporter
@@ -55,8 +55,8 @@ from darwinlm.search.problem.space import Allocation
 from darwinlm.search.propose.level_switch import level_switch
 from darwinlm.search.propose.start import knapsack_start
 from darwinlm.stages.database import PruningDatabase
-from darwinlm.stages.plan import plan_stage
-from darwinlm.stages.search import search_stage
+from darwinlm.stages.plan import PLAN
+from darwinlm.stages.search import SEARCH
 from darwinlm.streaming.decoder import Decoder
 from darwinlm.surgery.stitch import as_dtype, stitch
 
@@ -84,7 +84,7 @@ class Bench:
         """Open a separate run with the same model."""
         recipe = load_recipe(self.recipe, assignments, {"model": str(self.checkpoint.folder)})
         run = Run(recipe, folder, Reporter(Console(quiet=True)))
-        return run, plan_stage(run)
+        return run, run[PLAN]
 
 
 def open_bench(options: argparse.Namespace, *assignments: str, name: str = "run") -> Bench:
@@ -176,7 +176,7 @@ def measure_rate(options: argparse.Namespace) -> None:
     candidates = sorted(seen - {parent})
     tokens = bench.texts["fitness"].tokens
 
-    model = bench.checkpoint.load(run.dtype, run.device)
+    model = bench.checkpoint.load(run.context.dtype, run.context.device)
     placed = PlacedModules(Decoder(model, bench.checkpoint.family), reader, plan.space)
     fitness = Fitness(placed, tokens, batch_tokens=4096)
     fitness.kl(parent, ROUNDS[-1][0])
@@ -185,7 +185,7 @@ def measure_rate(options: argparse.Namespace) -> None:
     ours = generation(candidates, parent, fitness.kls)
     ours_seconds = time.perf_counter() - begun
 
-    plain = Plain(bench, reader, options.out / "plain", run.dtype)
+    plain = Plain(bench, reader, options.out / "plain", run.context.dtype)
     plain.prepare([parent, *candidates])
     with torch.no_grad():
         dense = torch.cat([plain.model(input_ids=part, use_cache=False).logits for part in torch.split(tokens, 8)])
@@ -251,9 +251,9 @@ def race(options: argparse.Namespace) -> None:
             settings = (*assignments, f"search.minutes={options.minutes}", f"search.seed={seed}")
             run, plan = bench.run(name, *settings)
             database = bench.database(run.recipe.units)
-            result = search_stage(run, bench.texts, database, plan)
-            dense = dense if dense is not None else bench.checkpoint.load(run.dtype, run.device)
-            model = as_dtype(stitch(database.reader, result.allocation), run.dtype)
+            result = run[SEARCH]
+            dense = dense if dense is not None else bench.checkpoint.load(run.context.dtype, run.context.device)
+            model = as_dtype(stitch(database.reader, result.allocation), run.context.dtype)
             quality = measure_quality(dense, {"model": model}, bench.texts["evaluation"].tokens, batch_tokens=4096)
             record = result.record
             row: Json = {
@@ -296,9 +296,9 @@ def each_arm(
 
 def machine(run: Run) -> Json:
     return {
-        "device": str(run.device),
+        "device": str(run.context.device),
         "threads": torch.get_num_threads(),
-        "dtype": str(run.dtype).removeprefix("torch."),
+        "dtype": str(run.context.dtype).removeprefix("torch."),
         "load": round(os.getloadavg()[0], 1),
     }
 

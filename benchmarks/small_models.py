@@ -30,8 +30,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from darwinlm.comparison.compare import ComparisonRequest, compare_methods
 from darwinlm.comparison.entries import HELD_OUT, parse_methods
 from darwinlm.data import read_documents
+from darwinlm.execution.run import Run
 from darwinlm.recipe import load_recipe
-from darwinlm.run import Run
 from darwinlm.runtime.console import Reporter
 
 VOCABULARY, LENGTH, HELD_OUT_SHARE = 2048, 256, 0.1

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from darwinlm.database.store import DatabaseReader
 from darwinlm.evaluation.quality import measure_quality
-from darwinlm.run import Run
+from darwinlm.execution.run import Run
 from darwinlm.search.evaluate.fitness import Fitness
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.predict.module_losses import estimated_losses, local_errors
@@ -39,8 +39,8 @@ ARMS = {
 
 def held_out(bench: Bench, run: Run, reader: DatabaseReader, allocations: dict[str, Allocation]) -> Json:
     """Held-out KL and perplexity of stitched models."""
-    dense = bench.checkpoint.load(run.dtype, run.device)
-    models = {name: as_dtype(stitch(reader, each), run.dtype) for name, each in allocations.items()}
+    dense = bench.checkpoint.load(run.context.dtype, run.context.device)
+    models = {name: as_dtype(stitch(reader, each), run.context.dtype) for name, each in allocations.items()}
     qualities = measure_quality(dense, models, bench.texts["evaluation"].tokens, batch_tokens=4096)
     return {
         name: {"kl": round(qualities[name].kl, 4), "perplexity": round(qualities[name].perplexity, 2)}
@@ -54,10 +54,10 @@ def compete(options: argparse.Namespace, arm: str, seed: int) -> Json:
     bench = open_bench(argparse.Namespace(out=folder, run=None, set=options.set), *ARMS[arm], f"search.seed={seed}")
     run, plan = bench.run(folder / "run")
     reader = bench.database(run.recipe.units).reader
-    model = bench.checkpoint.load(run.dtype, run.device)
+    model = bench.checkpoint.load(run.context.dtype, run.context.device)
     placed = PlacedModules(Decoder(model, bench.checkpoint.family), reader, plan.space)
     n_tokens = run.recipe.search.stages[0].tokens
-    fitness = Fitness(placed, bench.texts["fitness"].tokens, batch_tokens=run.batch_tokens)
+    fitness = Fitness(placed, bench.texts["fitness"].tokens, batch_tokens=run.context.batch_tokens)
     uniforms = uniform_allocations(plan)
     uniform = min(zip(fitness.kls(uniforms, n_tokens), uniforms, strict=True))[1]
     estimates = estimated_losses(plan.space, reader)

@@ -27,13 +27,15 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from darwinlm.evaluation import speed
-from darwinlm.pipeline import run_stages
+from darwinlm.execution.run import Run
+from darwinlm.pipeline import open_run
+from darwinlm.planning.time_limit import TimeLimit
 from darwinlm.recipe import load_recipe
-from darwinlm.run import Run
 from darwinlm.runtime.console import Reporter
 from tests.tiny.checkpoint import SETTINGS, tiny_checkpoint, tiny_text
 from tests.tiny.command import Command, command_runner
 from tests.tiny.pruned import plain_checkpoint
+from tests.tiny.stages import run_stages
 
 torch.set_num_threads(1)  # matrices this small gain nothing from threads, and wait long for them on a busy machine
 
@@ -93,7 +95,7 @@ def make_run(tiny_text_file: Path) -> MakeRun:
     ) -> Run:
         overrides = {"model": str(model), "text.source": str(text), "budget.keep": keep}
         recipe = load_recipe(None, (*SETTINGS, *assignments), overrides)
-        return Run(recipe, folder, reporter or Reporter(Console(quiet=True)))
+        return open_run(recipe, folder, reporter or Reporter(Console(quiet=True)), pace=TimeLimit.of(recipe))
 
     return make
 

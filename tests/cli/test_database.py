@@ -11,14 +11,15 @@ import pytest
 from tests.tiny.checkpoint import SETTINGS, tiny_checkpoint, tiny_text
 from tests.tiny.command import sets
 from tests.tiny.damage import assert_nothing_half_written, flip
+from tests.tiny.stages import run_stages
 from tests.tiny.summaries import Page
 from transformers import AutoModelForCausalLM
 
 from darwinlm.database.store import DatabaseReader
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.pipeline import run_stages
 from darwinlm.recipe import UnitsSettings
 from darwinlm.runs.sizes import write_sizes
+from darwinlm.runtime.artifact import file_digest
 from darwinlm.runtime.errors import ArtifactError
 from darwinlm.search.predict.module_losses import predicted_sizes
 from darwinlm.search.problem.space import SearchSpace
@@ -230,12 +231,12 @@ def test_sizes_that_cannot_be_told(command, copied, prune, tiny_folder, tmp_path
     (plan / "key.json").write_text(json.dumps(plan_key | {"units": {}}))
     command("inspect", copied, "--html", page).refused("manifest.json is damaged", "its key differs from key.json")
     (plan / "key.json").write_text(whole)
-    for path in (plan / "key.json", plan / "manifest.json"):
-        tree = json.loads(path.read_text())
-        (tree if path.name == "key.json" else tree["key"])["units"] = {"attention": "none"}
-        path.write_text(json.dumps(tree))
-    assert plan_key["units"] != {"attention": "none"}
-    command("inspect", copied, "--html", page).refused("key.json is damaged", "lacks the model's sizes")
+    record = json.loads((plan / "plan.json").read_text())
+    (plan / "plan.json").write_text(json.dumps(record | {"units": {"attention": "none"}}))
+    manifest = json.loads((plan / "manifest.json").read_text())
+    manifest["files"]["plan.json"] = file_digest(plan / "plan.json")
+    (plan / "manifest.json").write_text(json.dumps(manifest))
+    command("inspect", copied, "--html", page).refused("plan.json is damaged", "lacks the model's sizes")
     assert not page.exists()
 
 

@@ -10,7 +10,7 @@ from tests.tiny.checkpoint import SETTINGS
 from tests.tiny.command import Ended, sets
 from tests.tiny.process import python
 
-from darwinlm import pipeline
+from darwinlm.execution.run import Run
 from darwinlm.planning import devices
 from darwinlm.recipe import describe_fields
 from darwinlm.runtime.errors import RecipeError
@@ -66,7 +66,7 @@ def test_the_plan_is_told_before_the_first_stage(prune, monkeypatch, load, card,
 
     monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
     monkeypatch.setattr(devices, "find_device", find)
-    monkeypatch.setattr(pipeline, "run_stages", Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr(Run, "until", Mock(side_effect=KeyboardInterrupt))
     ended = prune()
     assert ended.code == 130
     assert re.search(said, ended.out)

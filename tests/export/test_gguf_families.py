@@ -7,6 +7,7 @@ import torch
 from tests.tiny.llama_cpp import LLAMA3, assert_checked_in_the_library, assert_same_as_transformers, exported
 from tests.tiny.models import FAMILIES
 from tests.tiny.pruned import any_checkpoint, plain_checkpoint, pruned_checkpoint
+from tests.tiny.stages import run_stages
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from darwinlm.export.check import TEXT, divergence
@@ -14,7 +15,6 @@ from darwinlm.export.gguf import ROUNDED_YARN
 from darwinlm.families.family import families
 from darwinlm.gguf.architecture import architecture_of
 from darwinlm.gguf.reference import GgufFile, computes
-from darwinlm.pipeline import run_stages
 from darwinlm.runtime.errors import MissingExtraError
 
 pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra llama-cpp")

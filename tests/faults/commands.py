@@ -85,8 +85,8 @@ COMMANDS: dict[str, Words] = {
         given, "--keep", "60%", "--until", "database", "--out", out / "out", model=given.gguf
     ),
     "prune a sweep": lambda given, out: _prune(given, "--keep", "80%,60%", "--out", out / "out"),
-    "prune in rounds": lambda given, out: _prune(
-        given, "--out", out / "out", *sets(("rounds=[80%,60%]", "recovery.tokens=1024", *TRAINING))
+    "prune and recover": lambda given, out: _prune(
+        given, "--keep", "60%", "--out", out / "out", *sets(("recovery.tokens=1024", *TRAINING))
     ),
     "database": lambda given, out: [
         "database", given.model, "--text", given.text, "--out", out / "out", *sets(SETTINGS)

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from darwinlm.pipeline import run_stages
+from darwinlm.pipeline import open_run
 from darwinlm.recipe import load_recipe
-from darwinlm.run import Run
 from darwinlm.runs.recovery import recover
 from darwinlm.runtime.console import Reporter
 from tests.tiny.checkpoint import SETTINGS, tiny_checkpoint, tiny_text
 from tests.tiny.recovering import RECOVERY
+from tests.tiny.stages import run_stages
 
 POINTS = 10
 
@@ -51,7 +51,7 @@ class Watching(Reporter):
 def _prune(model: Path, text: Path, out: Path, until: str, setting: str, every: int = 0) -> None:
     given = {"model": str(model), "text.source": str(text), "budget.keep": "60%"}
     recipe = load_recipe(None, (*SETTINGS, "units.mlp_multiple=2", setting), given)
-    run_stages(Run(recipe, out, Watching(every)), until)
+    run_stages(open_run(recipe, out, Watching(every)), until)
 
 
 def main(folder: Path, generations: int, recoveries: int) -> None:

@@ -8,20 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from darwinlm.pipeline import run_stages
+from darwinlm.execution.run import Run
 from darwinlm.planning.devices import find_device
 from darwinlm.planning.model import Sizes
 from darwinlm.planning.plan import estimate
 from darwinlm.recipe import TrainingSettings, load_recipe
-from darwinlm.run import Run
 from darwinlm.search.evaluate import modules, student, training
 from darwinlm.search.evaluate.fitness import Fitness
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.evaluate.training import CandidateTrainer
 from darwinlm.search.problem.space import Allocation, SearchSpace
+from darwinlm.stages.model import DENSE
 from darwinlm.streaming.decoder import Decoder
 from tests.gpu.device import NAME, Gpu, pretend_gpu
 from tests.tiny.checkpoint import tiny_checkpoint
+from tests.tiny.stages import run_stages
 
 WIDE = {"intermediate_size": 256, "num_hidden_layers": 2}
 SETTINGS = (
@@ -59,7 +60,7 @@ class Bench:
         run = self.run
         reader = run_stages(run, "database").database.reader
         reader = type(reader)(reader.folder, reader.checkpoint, reader.units, device=torch.device(device))
-        decoder = Decoder(run.checkpoint.load(torch.bfloat16, device), run.checkpoint.family)
+        decoder = Decoder(run[DENSE].load(torch.bfloat16, device), run[DENSE].family)
         placed = PlacedModules(decoder, reader, self.space)
         fitness = Fitness(placed, self.tokens["fitness"], batch_tokens=64)
         chosen = TrainingSettings(learning_rate=1e-3, **settings)
@@ -189,7 +190,7 @@ def test_sixteen_candidates_take_the_room_of_one(gpu, bench, monkeypatch):
 
 def test_the_peak_is_within_the_plan(gpu, bench, monkeypatch):
     monkeypatch.setattr(modules, "SHARE", 0.0)
-    sizes = Sizes(bench.run.checkpoint, load_recipe(bench.run.recipe, ["compute.dtype=bfloat16"], {}))
+    sizes = Sizes(bench.run[DENSE], load_recipe(bench.run.recipe, ["compute.dtype=bfloat16"], {}))
     need = next(need for need in estimate(sizes, find_device("h100")) if need.name == "search")
     planned = need.device_bytes
     bench_trainer = bench.trainer(NAME)

@@ -4,6 +4,7 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,12 +12,11 @@ import torch
 
 from darwinlm.database import order, store
 from darwinlm.database.elimination import eliminate
-from darwinlm.pipeline import run_stages
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.stages import refit as stages_refit
-from darwinlm.stages.results import StageResults
 from tests.gpu.device import NAME, Tally, pretend_gpu
 from tests.tiny.checkpoint import tiny_checkpoint
+from tests.tiny.stages import run_stages
 
 KERNELS = 35
 """Maximum number of kernels per removed unit."""
@@ -58,8 +58,8 @@ class Compared:
         left: Bytes in use on it after the last stage, without a collection of garbage.
     """
 
-    cpu: StageResults
-    device: StageResults
+    cpu: SimpleNamespace
+    device: SimpleNamespace
     tally: Tally
     removed: int
     peak: int

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from darwinlm.database import elimination
 from darwinlm.database.elimination import eliminate, why_not_recorded
-from darwinlm.pipeline import run_stages
 from darwinlm.runtime import cuda_graph
 from tests.gpu.device import NAME, Gpu
 from tests.gpu.recording import Recorder
 from tests.tiny.checkpoint import tiny_checkpoint
+from tests.tiny.stages import run_stages
 
 BLOCK = 16
 
@@ -140,7 +140,7 @@ def test_a_run_says_once_that_nothing_is_recorded(make_run, tmp_path, monkeypatc
     monkeypatch.setattr(elimination, "recorded", failing)
     run = make_run(tiny_checkpoint(tmp_path / "model", "llama", num_hidden_layers=2), tmp_path / "out")
     said: list[str] = []
-    monkeypatch.setattr(run.reporter, "say", said.append)
+    monkeypatch.setattr(run.context.reporter, "say", said.append)
     run_stages(run, "database")
     assert failing.call_count == 1, "not tried again"
     assert sum("can't be recorded as a CUDA graph (CUDA error: no graphs)" in line for line in said) == 1

@@ -5,15 +5,15 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.tiny.stages import run_stages
 from tests.tiny.summaries import Page
 from transformers import AutoModelForCausalLM
 
 from darwinlm.latency.timing import ModelTimer
-from darwinlm.pipeline import run_stages
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.runs.sweep import _ordered, member_name, prune_sweep
 from darwinlm.runtime.errors import BudgetError
-from darwinlm.stages.plan import plan_stage
+from darwinlm.stages.plan import PLAN
 
 TOLERANCE = 0.05
 
@@ -59,7 +59,7 @@ def test_bytes_of_weights_and_cache(tiny_folder, make_run, tmp_path, model_type)
     context, batch = 24, 2
     settings = ("budget.bytes=350kB", f"budget.context={context}", f"budget.batch={batch}", "export.dtype=float32")
     model = tiny_folder(model_type)
-    plan = plan_stage(make_run(model, tmp_path / "plan", *settings, keep=None))
+    plan = make_run(model, tmp_path / "plan", *settings, keep=None)[PLAN]
     target = int(0.7 * plan.cost.dense)
     settings = (f"budget.bytes={target}", *settings[1:])
     found = run_stages(make_run(model, tmp_path / "out", *settings, keep=None), "export")
@@ -102,15 +102,15 @@ def steady_machine(monkeypatch):
 
 def test_times_that_add_up_are_predicted(tiny_llama, make_run, tmp_path, steady_machine):
     run = make_run(tiny_llama, tmp_path / "out", "budget.speedup=1.5x", keep=None)
-    plan = plan_stage(run)
-    table = json.loads((run.path("latency") / "table.json").read_text())
+    plan = run[PLAN]
+    table = json.loads((run.context.path("latency") / "table.json").read_text())
     assert table["worst_error"] < 0.01
     assert plan.budget.limit == pytest.approx(1e9 * table["dense"] / 1.5, rel=1e-5)
     assert plan.cost.dense == pytest.approx(1e9 * table["dense"], rel=1e-4)
     assert len(steady_machine) < sum(len(module.levels) for module in plan.space.modules), "not one for each block"
     count = len(steady_machine)
     again = make_run(tiny_llama, tmp_path / "out", "budget.speedup=1.4x", keep=None)
-    plan_stage(again)
+    again[PLAN]
     assert len(steady_machine) == count, "the table serves every speed"
 
 
@@ -139,8 +139,8 @@ def test_real_clocks_run_too(tiny_folder, make_run, tmp_path, monkeypatch, model
     settings = ("budget.latency=1000s", "budget.prefill_tokens=8")
     run = make_run(tiny_folder(model_type), tmp_path / "out", *settings, "budget.decode_tokens=4", keep=None)
     with pytest.raises(BudgetError, match=r"budget\.latency: 1e\+03 s requested, more than the whole model"):
-        plan_stage(run)
-    table = json.loads((run.path("latency") / "table.json").read_text())
+        run[PLAN]
+    table = json.loads((run.context.path("latency") / "table.json").read_text())
     assert set(table["seconds"]) == ({"mlp"} if model_type == "glm4_moe" else {"attention", "mlp"})
     assert table["dense"] > 0
     assert len(table["checks"]) == 3
@@ -149,7 +149,7 @@ def test_real_clocks_run_too(tiny_folder, make_run, tmp_path, monkeypatch, model
 def test_a_family_shares_its_database_and_starts_from_its_neighbour(tiny_llama, make_run, tmp_path):
     run = make_run(tiny_llama, tmp_path / "unused")
     recipes = [load_recipe(run.recipe, (), {"budget.keep": keep}) for keep in ("40%", "80%", "60%")]
-    sweep = prune_sweep(recipes, tmp_path / "out", reporter=run.reporter)
+    sweep = prune_sweep(recipes, tmp_path / "out", reporter=run.context.reporter)
     rows = sweep.rows
     assert [row.name for row in rows] == ["dense", "keep-80", "keep-60", "keep-40"]
     assert (tmp_path / "out" / "stages" / "database").is_dir()
@@ -161,7 +161,10 @@ def test_a_family_shares_its_database_and_starts_from_its_neighbour(tiny_llama, 
         assert json.loads((folder / "summary.json").read_text())["search"]["kl"] >= 0
     searches = [tmp_path / "out" / row.name / "stages" / "search" for row in rows[1:]]
     found = [json.loads((search / "result.json").read_text())["allocation"] for search in searches]
-    assert [json.loads((search / "key.json").read_text())["neighbour"] for search in searches] == [None, *found[:-1]]
+    assert [json.loads((search / "key.json").read_text())["inputs"]["neighbour"] for search in searches] == [
+        None,
+        *found[:-1],
+    ]
     sizes = [row.params for row in rows]
     assert sizes == sorted(sizes, reverse=True)
     assert rows[0].kl == pytest.approx(0, abs=1e-6)
@@ -171,7 +174,7 @@ def test_a_family_shares_its_database_and_starts_from_its_neighbour(tiny_llama, 
     index = Page((tmp_path / "out" / "index.html").read_text())
     assert [link for link in index.links if "report" in link] == [f"{row.name}/report.html" for row in rows[1:]]
     assert all((tmp_path / "out" / link).is_file() for link in index.links if "report" in link)
-    again = prune_sweep(recipes, tmp_path / "out", reporter=run.reporter)
+    again = prune_sweep(recipes, tmp_path / "out", reporter=run.context.reporter)
     assert again == sweep, "everything is reused"
 
 

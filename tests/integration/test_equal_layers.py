@@ -10,10 +10,10 @@ from tests.integration.test_without_package import run_elsewhere
 from tests.tiny.checkpoint import tiny_checkpoint
 from tests.tiny.cutting import ALL, EVEN, WHOLE, Kept, cut, logits, mixers, near, tokens
 from tests.tiny.models import FAMILIES, tiny_model
+from tests.tiny.stages import run_stages
 
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import families
-from darwinlm.pipeline import run_stages
 from darwinlm.runtime.artifact import read_json
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import BudgetError, RecipeError
@@ -145,9 +145,10 @@ def test_a_model_with_unequal_layers_is_refused(finished_llama, make_run, tmp_pa
 
 
 def test_a_shorter_model_is_pruned_again_under_the_numbers_of_the_original(make_run, tmp_path):
-    settings = ("search.layers=equal", "rounds=[80%, 50%]", "recovery.tokens=512")
-    folder = tiny_checkpoint(tmp_path / "dense", "llama")
-    results = run_stages(make_run(folder, tmp_path / "out", *settings, keep=None), "report")
+    folder, first = tiny_checkpoint(tmp_path / "dense", "llama"), tmp_path / "first"
+    run_stages(make_run(folder, first, "search.layers=equal", keep="80%"), "export")
+    settings = ("search.layers=equal", f"teacher={folder}", "recovery.tokens=512")
+    results = run_stages(make_run(first / "model", tmp_path / "out", *settings), "report")
     saved = read_json(tmp_path / "out" / "model" / "config.json")
     standing = [block.block for block in results.report.allocation if block.heads]
     assert saved.get(KEPT, [0, 1, 2, 3]) == standing

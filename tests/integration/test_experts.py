@@ -21,8 +21,9 @@ from darwinlm.database.order import damp
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
 from darwinlm.runtime.errors import CheckpointError
-from darwinlm.stages.database import PruningDatabase, database_stage, stream_of
-from darwinlm.stages.text import text_stage
+from darwinlm.stages.database import DATABASE, PruningDatabase, stream_of
+from darwinlm.stages.model import DENSE
+from darwinlm.stages.text import TEXT
 
 MIXTURES = ("mixtral", "qwen3_moe", "olmoe", "deepseek_v2", "glm4_moe_lite", "gpt_oss")
 MIXTURES += ("granitemoehybrid_experts", "gemma4_text_experts")
@@ -42,9 +43,9 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="module")
 def built(folder, make_run, tmp_path_factory) -> tuple[PruningDatabase, list[BlockMoments], Tensor]:
     run = make_run(folder, tmp_path_factory.mktemp("built") / "out")
-    texts = text_stage(run)
-    seen = list(stream_moments(stream_of(run, texts["calibration"].tokens)))
-    return database_stage(run, texts), seen, texts["calibration"].tokens
+    texts = run[TEXT]
+    seen = list(stream_moments(stream_of(run.context, run[DENSE], texts["calibration"].tokens)))
+    return run[DATABASE], seen, texts["calibration"].tokens
 
 
 @torch.no_grad()

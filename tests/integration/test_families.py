@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from tests.tiny.masked import assert_equal_logits, logits, masked
 from tests.tiny.models import FAMILIES
+from tests.tiny.stages import run_stages
 from tests.tiny.whole import Whole
 from torch.nn.functional import cross_entropy, kl_div
 from transformers import AutoModelForCausalLM
@@ -24,7 +25,6 @@ from darwinlm.evaluation.divergence import DenseDistribution
 from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import class_prefix, families
-from darwinlm.pipeline import run_stages
 from darwinlm.recipe import RecoverySettings
 from darwinlm.recovery.model import batch_loss, prepared, run_dense
 from darwinlm.search.evaluate.fitness import Fitness

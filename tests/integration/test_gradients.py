@@ -3,13 +3,13 @@
 import pytest
 import torch
 from tests.tiny.checkpoint import stream_over, tiny_checkpoint
+from tests.tiny.stages import run_stages
 
 from darwinlm.calibration.gradients import output_gradients
 from darwinlm.database.block_moments import stream_moments
 from darwinlm.database.finished import find_database
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import module_shapes
-from darwinlm.pipeline import run_stages
 from darwinlm.runtime.artifact import read_json
 from darwinlm.streaming.hidden import HiddenMemory
 from darwinlm.streaming.outputs import output_projection

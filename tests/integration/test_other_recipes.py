@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from tests.tiny.stages import run_stages
 from transformers import AutoModelForCausalLM
-
-from darwinlm.pipeline import run_stages
 
 
 @pytest.mark.parametrize(

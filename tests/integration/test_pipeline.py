@@ -8,14 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.tiny.masked import assert_equal_logits, logits, masked
+from tests.tiny.stages import run_stages
 from tests.tiny.whole import Whole
 from transformers import AutoModelForCausalLM
 
 from darwinlm.calibration.moments import SecondMoment
 from darwinlm.database.block_moments import stream_moments
 from darwinlm.database.order import damp
-from darwinlm.pipeline import run_stages
-from darwinlm.run import Run
+from darwinlm.execution.run import Run
 from darwinlm.search.evaluate.fitness import Fitness
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.stages.database import stream_of
@@ -63,7 +63,7 @@ def test_the_database_is_direct_least_squares(whole):
     """Weights and errors of a few levels of every module, solved anew on the same second moments."""
     reader = whole.reader
     modules = {(module.block, module.kind): module for module in reader.modules}
-    for seen in stream_moments(stream_of(whole.run, whole.text["calibration"].tokens)):
+    for seen in stream_moments(stream_of(whole.run.context, whole.checkpoint, whole.text["calibration"].tokens)):
         for kind in whole.checkpoint.family.kinds:
             H = damp(seen.moments[kind].double())
             W = reader.dense_weight(seen.block, kind).double()
@@ -96,7 +96,7 @@ def test_the_block_stream_sees_what_hooks_on_the_whole_model_see(whole):
             output.register_forward_pre_hook(lambda _, inputs, to=moment: to.add(inputs[0]))
     for rows in torch.split(tokens, 5):  # another batch size than the stream's
         logits(model, rows)
-    for seen in stream_moments(stream_of(whole.run, whole.text["calibration"].tokens)):
+    for seen in stream_moments(stream_of(whole.run.context, whole.checkpoint, whole.text["calibration"].tokens)):
         for kind, found in seen.moments.items():
             expected = moments[seen.block, kind]
             assert expected.count == tokens.numel()

@@ -13,8 +13,8 @@ from tests.tiny.benchmarks import QUIET, tiny_benchmarks
 from tests.tiny.checkpoint import SETTINGS, tiny_checkpoint, tiny_text
 from tests.tiny.command import sets
 from tests.tiny.process import python
+from tests.tiny.stages import run_stages
 
-from darwinlm.pipeline import run_stages
 from darwinlm.runtime.artifact import read_json
 
 pytestmark = QUIET

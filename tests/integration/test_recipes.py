@@ -12,11 +12,11 @@ from rich.console import Console
 from tests.tiny.checkpoint import tiny_checkpoint
 from tests.tiny.process import python
 from tests.tiny.published import PUBLISHED
+from tests.tiny.stages import run_stages
 from transformers import AutoModelForCausalLM
 
-from darwinlm.pipeline import run_stages
+from darwinlm.pipeline import open_run
 from darwinlm.recipe import Recipe, load_recipe, shipped_recipes
-from darwinlm.run import Run
 from darwinlm.runtime.artifact import read_json
 from darwinlm.runtime.console import Reporter
 
@@ -82,7 +82,7 @@ def test_recipe_runs_end_to_end(name: str, tiny_text_file: Path, tmp_path: Path)
     assert recipe.units.levels == published.units.levels
     assert len(recipe.search.stages) == len(published.search.stages)
     out, reporter = tmp_path / "out", Reporter(Console(quiet=True))
-    summary = run_stages(Run(recipe, out, reporter), "report").report
+    summary = run_stages(open_run(recipe, out, reporter), "report").report
     models = summary.models
     assert set(models) == {"dense", "uniform", "stitched", *(["refit"] if recipe.refit.tokens else [])}
     kept = summary.budget.block_params / summary.budget.dense_block_params
@@ -92,7 +92,7 @@ def test_recipe_runs_end_to_end(name: str, tiny_text_file: Path, tmp_path: Path)
     if name not in GROWN:
         return
     searched = (out / "stages" / "search" / "result.json").stat().st_mtime_ns
-    grown = run_stages(Run(load_recipe(recipe, ["recovery.tokens=512"], {}), out, reporter), "report").report
+    grown = run_stages(open_run(load_recipe(recipe, ["recovery.tokens=512"], {}), out, reporter), "report").report
     assert (out / "stages" / "search" / "result.json").stat().st_mtime_ns == searched
     assert grown.models[summary.saved_key].kl == summary.saved.kl
     assert grown.recovery.steps == 8
@@ -105,12 +105,12 @@ from pathlib import Path
 from rich.console import Console
 from darwinlm.runtime import parallel
 from darwinlm.runtime.console import Reporter
-from darwinlm.pipeline import run_stages
+from tests.tiny.stages import run_stages
 from darwinlm.recipe import load_recipe
-from darwinlm.run import Run
+from darwinlm.execution.run import Run
 
 for recipe in map(Path, sys.argv[1:]):
-    run_stages(Run(load_recipe(recipe), recipe.parent / "both", Reporter(Console(quiet=True))), "stitch")
+    run_stages(open_run(load_recipe(recipe), recipe.parent / "both", Reporter(Console(quiet=True))), "stitch")
 assert parallel.size() == 2
 parallel.shutdown()
 """
@@ -119,7 +119,7 @@ parallel.shutdown()
 def test_two_processes_find_the_same_models(tiny_text_file: Path, tmp_path: Path) -> None:
     for name in PUBLISHED:
         recipe = recipe_for(name, model_for(name, tmp_path / name), tiny_text_file)
-        run_stages(Run(recipe, tmp_path / name / "alone", Reporter(Console(quiet=True))), "stitch")
+        run_stages(open_run(recipe, tmp_path / name / "alone", Reporter(Console(quiet=True))), "stitch")
     (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", tmp_path / "script.py")
     python(*launch, *(tmp_path / name / f"{name}.yaml" for name in PUBLISHED), GLOO_SOCKET_IFNAME="lo")

@@ -11,15 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.tiny.recovering import Stopped, losses, recover_tiny
+from tests.tiny.stages import run_stages
 from transformers import AutoModelForCausalLM
 
-from darwinlm.pipeline import run_stages
 from darwinlm.recovery.train import Training
 from darwinlm.report.summary import read_summary
 from darwinlm.runs.recovery import recover
 from darwinlm.runs.verify import verify
 from darwinlm.runtime import artifact
-from darwinlm.runtime.artifact import read_json, read_manifest
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import ArtifactError
 from darwinlm.stages import recover as stage
@@ -94,12 +93,10 @@ def test_the_same_call_again_reuses_it(whole, inputs, tmp_path, monkeypatch):
 
 def test_a_lost_tokenizer_is_noticed_and_written_again(whole, inputs, tmp_path):
     out = shutil.copytree(whole[0], tmp_path / "out")
-    facts = read_manifest(out / "stages" / "export").facts
     (out / "model" / "tokenizer.json").unlink()
     assert [finding.what for finding in verify(out) if finding.wrong] == ["model/tokenizer.json"]
     recover_tiny(*inputs, out)
     assert [finding for finding in verify(out) if finding.wrong] == []
-    assert read_manifest(out / "stages" / "export").facts == facts, "its seconds are those of the evaluation"
 
 
 def test_a_recipe_beside_a_run_needs_neither_its_model_nor_its_text(finished_llama, tmp_path):
@@ -159,25 +156,6 @@ def block_parameters(folder):
     return sum(tensor.numel() for name, tensor in tensors.items() if ".layers." in name)
 
 
-def test_rounds_prune_what_was_recovered_and_keep_the_first_model_as_teacher(tiny_llama, make_run, tmp_path):
-    settings = (*STEPS, "rounds=[80%, 60%]")
-    summary = run_stages(make_run(tiny_llama, tmp_path / "out", *settings), "report").report
-    first, last = tmp_path / "out" / "rounds" / "1", tmp_path / "out"
-    assert read_json(first / "stages" / "recover" / "record.json")["steps"] == 2
-    assert summary.recovery.steps == 2
-    dense, *sizes = map(block_parameters, (tiny_llama, first / "model", last / "model"))
-    assert 0.7 * dense < sizes[0] <= 0.8 * dense
-    assert 0.54 * dense < sizes[1] <= 0.6 * dense
-    assert summary.budget.dense_block_params == dense
-    assert summary.budget.block_params == sizes[1]
-    digests = [read_json(folder / "stages" / "recover" / "key.json")["teacher"] for folder in (first, last)]
-    assert digests[0] == digests[1]
-    assert read_json(last / "stages" / "database" / "key.json")["model"] != digests[0]
-    assert read_json(last / "stages" / "recover" / "key.json")["skipped"] == 512
-    again = run_stages(make_run(tiny_llama, last, *settings), "report").report
-    assert again.models["recovered"] == summary.models["recovered"]
-
-
 @pytest.mark.parametrize("step", [6, 11])
 def test_a_recovery_that_was_killed_ends_like_one_that_was_not(inputs, whole, tmp_path, step):
     process = program(*inputs, tmp_path / "out", "--kill-at", step)
@@ -218,7 +196,7 @@ def test_a_kill_while_a_finished_training_is_tidied_up_blocks_nothing(whole, inp
 
     def killed(folder, *rest, **more):
         if Path(folder).name == WORK.name:
-            (Path(folder) / "key.json").unlink()
+            (Path(folder) / "key.json").unlink(missing_ok=True)
             raise Stopped
         remove(folder, *rest, **more)
 

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 from tests.tiny.checkpoint import tiny_checkpoint
 from tests.tiny.recovering import Stopped, recover_tiny, stop_at
+from tests.tiny.stages import run_stages
 from tests.tiny.tokenizer import tiny_tokenizer
 
-from darwinlm.pipeline import run_stages
 from darwinlm.recovery import checks
 from darwinlm.recovery.train import Training
 from darwinlm.runs.recovery import recover
@@ -91,8 +91,6 @@ def test_a_checkpoint_of_another_recovery(interrupted, refused, tmp_path):
         ("recovery.tokens=100k", DataError, "is too short: training needs 99840 tokens.*recovery.epochs"),
         ("text.sequence_length=512", RecipeError, "text.sequence_length is 512, but .* allows 256"),
         ("recovery.batch_tokens=500", RecipeError, r"recovery.batch_tokens is 500.*multiple of 32"),
-        ("rounds=[50%,75%]", RecipeError, "rounds: shares must decrease"),
-        ("rounds=[75%,60%] budget.keep=50%", RecipeError, "budget.keep is 50%, but rounds end at 60%"),
         ("recovery.sharding=fsdp recovery.lora_rank=4", RecipeError, "shards trained weights, not .*lora_rank=4"),
     ],
 )

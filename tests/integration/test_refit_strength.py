@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from tests.tiny.stages import run_stages
 from tests.tiny.whole import Whole
 
 from darwinlm.evaluation.quality import measure_quality
-from darwinlm.pipeline import run_stages
 from darwinlm.runtime.artifact import read_tensors
 from darwinlm.stages import refit as stages_refit
-from darwinlm.stages.refit import refit_stage
+from darwinlm.stages.refit import REFIT
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def refitted(whole, tiny_llama, make_run, tmp_path, monkeypatch):
 
     def make(*strengths):
         monkeypatch.setattr(stages_refit, "STRENGTHS", strengths)
-        return refit_stage(make_run(tiny_llama, tmp_path / "out"), whole.text, whole.stitch)
+        return make_run(tiny_llama, tmp_path / "out")[REFIT]
 
     return make
 

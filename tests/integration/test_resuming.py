@@ -9,11 +9,11 @@ import pytest
 from pydantic import BaseModel
 from rich.console import Console
 from tests.tiny.damage import flip
+from tests.tiny.stages import run_stages
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.pipeline import run_stages
 from darwinlm.report.summary import Summary, read_summary
 from darwinlm.runtime.console import Reporter
 

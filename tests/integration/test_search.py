@@ -7,8 +7,8 @@ import math
 import pytest
 from rich.console import Console
 from tests.tiny.searching import searched, state_of, within_budget
+from tests.tiny.stages import run_stages
 
-from darwinlm.pipeline import run_stages
 from darwinlm.runtime.artifact import read_json
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import ArtifactError

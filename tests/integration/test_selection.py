@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from tests.tiny.searching import searched, within_budget
+from tests.tiny.stages import run_stages
 from tests.tiny.whole import Whole
 from torch.nn import functional
 
-from darwinlm.pipeline import run_stages
 from darwinlm.recipe import TrainingSettings
 from darwinlm.runtime.errors import TimeLimitError
 from darwinlm.search.evaluate.fitness import Clock, Fitness

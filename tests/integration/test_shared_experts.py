@@ -8,17 +8,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.tiny.checkpoint import tiny_checkpoint
 from tests.tiny.masked import assert_equal_logits, masked
+from tests.tiny.stages import run_stages
 from tests.unit.test_docs import ROOT, blocks
 
 from darwinlm.export.run import export_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import module_shapes
-from darwinlm.pipeline import run_stages
 from darwinlm.runtime.errors import CheckpointError, RecipeError
 from darwinlm.search.problem.problem import latent_columns
-from darwinlm.stages.database import database_stage
-from darwinlm.stages.plan import plan_stage
-from darwinlm.stages.text import text_stage
+from darwinlm.stages.database import DATABASE
+from darwinlm.stages.plan import PLAN
+from darwinlm.stages.text import TEXT
 from darwinlm.surgery.stitch import stitch
 
 OWN_MODEL = ROOT / "docs" / "own-model.md"
@@ -36,8 +36,8 @@ def rewritten(folder: Path, change) -> None:
 
 def test_experts_of_half_the_width_beside_a_shared_one_need_no_code_of_ours(folder, make_run, tmp_path):
     run = make_run(folder, tmp_path / "out")
-    texts = text_stage(run)
-    reader = database_stage(run, texts).reader
+    texts = run[TEXT]
+    reader = run[DATABASE].reader
     for width, name, count in ((48, "DeepseekV2ForCausalLM", 2), (40, "DarwinDeepseekV2ForCausalLM", 1)):
         allocation = tuple(
             next(
@@ -59,10 +59,10 @@ def test_experts_of_half_the_width_beside_a_shared_one_need_no_code_of_ours(fold
 
 def test_experts_behind_groups_can_only_be_narrowed(tiny_folder, make_run, tmp_path):
     grouped = tiny_folder("deepseek_v3")
-    plan = plan_stage(make_run(grouped, tmp_path / "out"))
+    plan = make_run(grouped, tmp_path / "out")[PLAN]
     assert {level.experts for module in plan.space.modules for level in module.levels} == {0, 8}
     with pytest.raises(RecipeError, match=r"router of block 2 mlp chooses among groups.*set units\.experts=width"):
-        plan_stage(make_run(grouped, tmp_path / "other", "units.experts=whole"))
+        make_run(grouped, tmp_path / "other", "units.experts=whole")[PLAN]
 
 
 def test_corrected_scores_stay_in_float32(tiny_folder):
@@ -77,7 +77,7 @@ def test_corrected_scores_stay_in_float32(tiny_folder):
 
 
 def test_the_cache_holds_a_latent(tiny_folder, make_run, tmp_path):
-    plan = plan_stage(make_run(tiny_folder("glm4_moe_lite"), tmp_path / "out", "budget.bytes=2.5MB", keep=None))
+    plan = make_run(tiny_folder("glm4_moe_lite"), tmp_path / "out", "budget.bytes=2.5MB", keep=None)[PLAN]
     weights = sum(module.levels[-1].params for module in plan.space.modules)
     context, batch = 4096, 1
     cached = 4 * latent_columns(Checkpoint.open(tiny_folder("glm4_moe_lite")).config) * context * batch

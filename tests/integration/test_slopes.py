@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 from tests.tiny.searching import placed_in, state_of
+from tests.tiny.stages import run_stages
 from torch import nn
 
-from darwinlm.pipeline import run_stages
 from darwinlm.runtime.errors import NumericsError, TimeLimitError
 from darwinlm.search.evaluate.fitness import Clock, Fitness
 from darwinlm.search.predict.curvature import removed_together

@@ -9,18 +9,18 @@ import torch
 from rich.console import Console
 from tests.tiny.checkpoint import tiny_checkpoint, tiny_text
 from tests.tiny.recovering import recover_tiny, watch_text
+from tests.tiny.stages import run_stages
 from tests.tiny.tokenizer import BOS_ID, tiny_tokenizer
 from transformers import AutoTokenizer
 
 from darwinlm.data import document_hash, split_documents
 from darwinlm.data.looking_back import ordinary_tokens, with_repeats
 from darwinlm.evaluation.text import pack
-from darwinlm.pipeline import run_stages
 from darwinlm.runtime.artifact import read_json
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import DataError
 from darwinlm.stages import recover
-from darwinlm.stages.text import text_stage
+from darwinlm.stages.text import TEXT
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["adds bos", "adds none"])
@@ -34,7 +34,7 @@ def bos(request, tmp_path_factory):
 
 def test_blocks_begin_with_bos_in_the_text_of_a_run(bos, make_run, tmp_path):
     folder, text, adds = bos
-    texts = text_stage(make_run(folder, tmp_path / "out", text=text))
+    texts = make_run(folder, tmp_path / "out", text=text)[TEXT]
     assert {"calibration", "fitness", "validation", "evaluation"} <= set(texts)
     for purpose, blocks in texts.items():
         assert bool((blocks.tokens[:, 0] == BOS_ID).all()) == adds, purpose
@@ -63,7 +63,7 @@ def test_blocks_begin_with_bos_in_the_text_that_is_measured_on(bos):
 def texts_of(tiny_llama, make_run, tmp_path):
     """The text of a run in a folder of this name, with more settings."""
     source = tiny_text(tmp_path / "text.txt", documents=200)
-    return lambda name, *settings: text_stage(make_run(tiny_llama, tmp_path / name, *settings, text=source))
+    return lambda name, *settings: make_run(tiny_llama, tmp_path / name, *settings, text=source)[TEXT]
 
 
 def test_every_purpose_but_evaluation_has_repeats_of_its_own_documents(texts_of, tiny_llama):
@@ -81,15 +81,13 @@ def test_every_purpose_but_evaluation_has_repeats_of_its_own_documents(texts_of,
         assert torch.equal(found.tokens, blocks.tokens) == (purpose == "evaluation")
 
 
-def test_the_share_is_part_of_what_the_text_is_and_off_leaves_no_trace(texts_of, tmp_path):
+def test_the_share_is_part_of_what_the_text_is(texts_of, tmp_path):
     key = tmp_path / "run" / "stages" / "text" / "key.json"
     some = texts_of("run")["fitness"].digest
-    assert read_json(key)["looking_back"] == 0.2
+    assert read_json(key)["settings"]["text.looking_back"] == 0.2
     other = texts_of("run", "text.looking_back=0.1")["fitness"].digest
-    assert read_json(key)["looking_back"] == 0.1
+    assert read_json(key)["settings"]["text.looking_back"] == 0.1
     assert other != some
-    texts_of("run", "text.looking_back=0")
-    assert "looking_back" not in read_json(key), "runs from before there was a share go on"
     assert texts_of("run")["fitness"].digest == some
 
 
@@ -133,7 +131,7 @@ def places(documents, short_passages, tiny_llama, make_run):
 
     def found(folder, *settings):
         run = make_run(tiny_llama, folder, *ASKED, *settings, text=documents[0])
-        return [documents[1][hashed] for hashed in text_stage(run)["evaluation"].document_hashes]
+        return [documents[1][hashed] for hashed in run[TEXT]["evaluation"].document_hashes]
 
     return found
 
@@ -142,7 +140,7 @@ def test_documents_come_from_all_of_a_file(places, tmp_path):
     drawn = places(tmp_path / "a")
     assert max(drawn) > 500
     assert 300 < np.mean(drawn) < 700
-    assert set(places(tmp_path / "c", "search.seed=5")) != set(drawn)
+    assert set(places(tmp_path / "c", "text.seed=5")) != set(drawn)
 
 
 def test_training_takes_its_text_from_all_of_a_file(documents, short_passages, inputs, tmp_path, monkeypatch):
@@ -190,11 +188,11 @@ def test_sixty_short_documents_make_a_model(tiny_llama, make_run, sixty, tmp_pat
 
 def test_enough_text_is_not_called_short(make_run, tiny_llama, tmp_path):
     console = Console(record=True, width=200, file=io.StringIO())
-    text_stage(make_run(tiny_llama, tmp_path / "out", reporter=Reporter(console)))
+    make_run(tiny_llama, tmp_path / "out", reporter=Reporter(console))[TEXT]
     assert "is short" not in console.export_text()
 
 
 def test_text_for_training_candidates_is_not_shortened(tiny_llama, make_run, sixty, tmp_path):
     stages = "search.stages=[{tokens: 64, survivors: 1, training_tokens: 100000}]"
     with pytest.raises(DataError, match=r"is too short: .*training has"):
-        text_stage(make_run(tiny_llama, tmp_path / "out", stages, text=sixty))
+        make_run(tiny_llama, tmp_path / "out", stages, text=sixty)[TEXT]

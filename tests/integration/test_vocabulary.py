@@ -10,17 +10,18 @@ from tests.tiny.checkpoint import SETTINGS, tiny_text
 from tests.tiny.command import sets
 from tests.tiny.llama_cpp import assert_same_as_transformers, exported
 from tests.tiny.pruned import ENGINE_SIZES
+from tests.tiny.stages import run_stages
 from tests.tiny.vocabulary import TOKENS, wordy_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.pipeline import run_stages
 from darwinlm.planning.model import Sizes
 from darwinlm.recipe import parse_recipe
 from darwinlm.report.summary import VocabularyFigures, read_summary
 from darwinlm.runtime.artifact import read_json
 from darwinlm.runtime.errors import DataError, RecipeError
-from darwinlm.stages.vocabulary import vocabulary_stage
+from darwinlm.stages.model import DENSE
+from darwinlm.stages.vocabulary import VOCABULARY
 
 SIZE = 320
 
@@ -50,10 +51,10 @@ def finished(dense, settings, make_run, tmp_path_factory):
 def test_logits_of_kept_tokens_are_the_same(tmp_path, make_run, model_type, kind):
     folder = wordy_checkpoint(tmp_path / "dense", model_type, kind)
     run = make_run(folder, tmp_path / "out", "vocabulary=75%")
-    figures = vocabulary_stage(run)
-    assert figures.tokens == run.checkpoint.config.vocab_size == 384
-    dense, small = (AutoModelForCausalLM.from_pretrained(each) for each in (folder, run.checkpoint.folder))
-    before, after = (AutoTokenizer.from_pretrained(each) for each in (folder, run.checkpoint.folder))
+    figures = run[VOCABULARY].figures
+    assert figures.tokens == run[DENSE].config.vocab_size == 384
+    dense, small = (AutoModelForCausalLM.from_pretrained(each) for each in (folder, run[DENSE].folder))
+    before, after = (AutoTokenizer.from_pretrained(each) for each in (folder, run[DENSE].folder))
     ids = after("the river, and a zebra over 12 bridges", return_tensors="pt")["input_ids"]
     rows = torch.tensor(before.convert_tokens_to_ids(after.convert_ids_to_tokens(range(figures.tokens))))
     with torch.no_grad():
@@ -99,7 +100,7 @@ def test_the_report_says_what_the_vocabulary_cost(finished):
 def test_a_finished_run_is_reused(dense, settings, finished, make_run):
     run = make_run(dense, finished, *settings, keep=None)
     run_stages(run, "text")
-    assert [(stage.name, stage.reused) for stage in run.timings] == [("vocabulary", True), ("text", True)]
+    assert [(stage.name, stage.reused) for stage in run.times] == [("vocabulary", True), ("text", True)]
 
 
 def test_it_loads_without_our_package(finished, tmp_path):
@@ -110,10 +111,10 @@ def test_llama_cpp_reads_the_smaller_vocabulary(tmp_path, make_run):
     pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra llama-cpp")
     sizes = {name: size for name, size in ENGINE_SIZES.items() if name != "vocab_size"}
     run = make_run(wordy_checkpoint(tmp_path / "dense", **sizes), tmp_path / "out", "vocabulary=320")
-    vocabulary_stage(run)
-    report = exported(run.checkpoint.folder, tmp_path / "m.gguf", quantisation="f32")
+    run[VOCABULARY]
+    report = exported(run[DENSE].folder, tmp_path / "m.gguf", quantisation="f32")
     assert report["details"]["tokenizer_agrees"]
-    assert_same_as_transformers(run.checkpoint.folder, tmp_path / "m.gguf", 1e-4)
+    assert_same_as_transformers(run[DENSE].folder, tmp_path / "m.gguf", 1e-4)
 
 
 def test_later_commands_take_it(command, dense, finished, tmp_path, tiny_text_file):
@@ -146,13 +147,12 @@ def test_a_comparison_has_one_vocabulary(command, dense, tiny_text_file, tmp_pat
     assert rows[0]["params"] == figures.params
 
 
-def test_rounds_and_a_teacher_have_the_same_vocabulary(dense, tmp_path, make_run):
+def test_a_teacher_gets_the_same_vocabulary(dense, tmp_path, make_run):
     teacher = wordy_checkpoint(tmp_path / "teacher", hidden_size=96)
-    settings = ("vocabulary=320", f"teacher={teacher}", "rounds=[80%, 60%]", "refit.tokens=0")
-    summary = run_stages(make_run(dense, tmp_path / "out", *settings, keep=None), "report").report
+    settings = ("vocabulary=320", f"teacher={teacher}", "refit.tokens=0")
+    summary = run_stages(make_run(dense, tmp_path / "out", *settings), "report").report
     assert summary.vocabulary.tokens == read_json(tmp_path / "out" / "model" / "config.json")["vocab_size"] == SIZE
     assert summary.dense.params > summary.vocabulary.params
-    assert read_json(tmp_path / "out" / "rounds" / "1" / "model" / "config.json")["vocab_size"] == SIZE
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_rounds_and_a_teacher_have_the_same_vocabulary(dense, tmp_path, make_run
 )
 def test_impossible_sizes_are_refused(dense, tmp_path, make_run, wanted, error, message):
     with pytest.raises(error, match=message):
-        vocabulary_stage(make_run(dense, tmp_path / "out", f"vocabulary={wanted}"))
+        make_run(dense, tmp_path / "out", f"vocabulary={wanted}")[VOCABULARY]
     assert not (tmp_path / "out").exists()
 
 
@@ -172,10 +172,10 @@ def test_too_little_text_is_refused(dense, tmp_path, make_run):
     text = tiny_text(tmp_path / "text.txt", documents=1)
     run = make_run(dense, tmp_path / "out", "vocabulary=320", text=text)
     with pytest.raises(DataError, match="too few documents to choose tokens"):
-        vocabulary_stage(run)
+        run[VOCABULARY]
     text.write_text("\n\n\n".join(map(str, range(40))))
     with pytest.raises(DataError, match=r"has \d+ tokens, too few to choose 320 of"):
-        vocabulary_stage(run)
+        run[VOCABULARY]
 
 
 def test_the_command_takes_a_share(command, dense, tiny_text_file, tmp_path):
@@ -192,4 +192,4 @@ def test_sizes_of_a_sweep_share_the_vocabulary(command, dense, tiny_text_file, t
     ended = command(*common, "--vocab", "320", "--keep", "75%,50%").succeeded()
     assert ended.out.count("tokens kept") == 1
     assert not (out / "keep-50" / "stages" / "vocabulary").exists()
-    assert read_json(out / "keep-50" / "stages" / "plan" / "key.json")["config"]["vocab_size"] == SIZE
+    assert read_json(out / "keep-50" / "stages" / "plan" / "plan.json")["config"]["vocab_size"] == SIZE

@@ -7,6 +7,7 @@ import pytest
 import torch
 from tests.tiny.checkpoint import tiny_checkpoint
 from tests.tiny.masked import assert_equal_logits, logits, masked
+from tests.tiny.stages import run_stages
 from transformers import AutoModelForCausalLM
 
 from darwinlm.comparison.allocations import equal_experts
@@ -17,14 +18,14 @@ from darwinlm.export.run import export_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import families
 from darwinlm.families.shapes import module_shapes
-from darwinlm.pipeline import run_stages
 from darwinlm.recipe import UnitsSettings
 from darwinlm.runtime.errors import BudgetError, ExportError, FamilyError, RecipeError
 from darwinlm.search.problem.cost import parameter_costs
 from darwinlm.search.problem.problem import Budget, Problem
 from darwinlm.search.problem.space import SearchSpace
-from darwinlm.stages.database import database_stage, stream_of
-from darwinlm.stages.text import text_stage
+from darwinlm.stages.database import DATABASE, stream_of
+from darwinlm.stages.model import DENSE
+from darwinlm.stages.text import TEXT
 from darwinlm.surgery.stitch import block_parameters, stitch
 
 WHOLE = "units.experts=whole"
@@ -38,8 +39,8 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def built(folder, make_run, tmp_path_factory):
     run = make_run(folder, tmp_path_factory.mktemp("built") / "out", "database.saliency=loss")
-    texts = text_stage(run)
-    return run, texts, database_stage(run, texts).reader
+    texts = run[TEXT]
+    return run, texts, run[DATABASE].reader
 
 
 def at(reader, **wanted):
@@ -124,7 +125,7 @@ def test_a_run_over_whole_experts_keeps_its_budget_and_its_widths(folder, make_r
 @torch.no_grad()
 def test_scores_are_those_of_a_loop_over_tokens(built):
     run, texts, reader = built
-    found = expert_scores(stream_of(run, texts["calibration"].tokens))
+    found = expert_scores(stream_of(run.context, run[DENSE], texts["calibration"].tokens))
     model = reader.checkpoint.load(torch.float32)
     seen = []
     mlp = model.model.layers[2].mlp
@@ -183,4 +184,4 @@ def test_rankings_of_experts_need_experts_that_may_go(built, tiny_llama, make_ru
         equal_experts(Problem(narrow, parameter_costs(narrow), Budget(0, narrow.params(narrow.dense) // 2)))
     run = make_run(tiny_llama, tmp_path / "out")
     with pytest.raises(FamilyError, match="this model has no mixture of experts"):
-        expert_scores(stream_of(run, text_stage(run)["calibration"].tokens))
+        expert_scores(stream_of(run.context, run[DENSE], run[TEXT]["calibration"].tokens))

@@ -9,13 +9,13 @@ from safetensors.torch import load_file, save_file
 from tests.integration.test_without_package import run_elsewhere
 from tests.tiny.masked import logits
 from tests.tiny.models import FAMILIES
+from tests.tiny.stages import run_stages
 from tests.tiny.vocabulary import byte_level, fast
 from tests.tiny.wholes import WHOLES, tiny_whole
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.whole import text_name
-from darwinlm.pipeline import run_stages
 from darwinlm.runtime.errors import CheckpointError
 from darwinlm.surgery.stitch import block_parameters
 

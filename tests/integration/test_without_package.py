@@ -10,11 +10,11 @@ import pytest
 import torch
 from tests.tiny.cutting import cut, logits, plan_for, tokens
 from tests.tiny.models import FAMILIES, tiny_model
+from tests.tiny.stages import run_stages
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from darwinlm.families.family import family_of
 from darwinlm.families.modeling_darwinlm import auto_map
-from darwinlm.pipeline import run_stages
 
 WITHOUT = """
 import copy, json, sys

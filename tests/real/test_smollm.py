@@ -3,10 +3,12 @@
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from rich.console import Console
+from tests.tiny.stages import run_stages
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -14,12 +16,10 @@ from darwinlm.data import read_documents
 from darwinlm.engines.process import EngineProcess
 from darwinlm.export.run import export_model
 from darwinlm.models.resolve import resolve_model
-from darwinlm.pipeline import run_stages
-from darwinlm.run import Run
+from darwinlm.pipeline import open_run
 from darwinlm.runs.demo import demo_model, demo_recipe, demo_text
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import DataError, MissingExtraError, ModelError
-from darwinlm.stages.results import StageResults
 from darwinlm.surgery.stitch import block_parameters
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(1200)]
@@ -50,11 +50,11 @@ def all_cores():
 
 
 @pytest.fixture(scope="module")
-def half(tmp_path_factory, all_cores) -> tuple[StageResults, Path]:
+def half(tmp_path_factory, all_cores) -> tuple[SimpleNamespace, Path]:
     """A run that keeps half of the model: its results, and its output folder."""
     out = tmp_path_factory.mktemp("half") / "out"
     try:
-        run = Run(demo_recipe(SMALLER, full=True), out, Reporter(Console(quiet=True)))
+        run = open_run(demo_recipe(SMALLER, full=True), out, Reporter(Console(quiet=True)))
         return run_stages(run, "report"), out
     except (ModelError, DataError, MissingExtraError) as missing:
         pytest.skip(str(missing))

@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from darwinlm.pipeline import run_stages
-from darwinlm.run import Run
+from darwinlm.execution.run import Run
 from darwinlm.runtime.artifact import read_json
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import Allocation
-from darwinlm.stages.database import database_stage
-from darwinlm.stages.plan import plan_stage
-from darwinlm.stages.results import StageResults
-from darwinlm.stages.text import Texts, text_stage
+from darwinlm.stages.database import DATABASE
+from darwinlm.stages.model import DENSE
+from darwinlm.stages.plan import PLAN
+from darwinlm.stages.text import TEXT, Texts
 from darwinlm.streaming.decoder import Decoder
+from tests.tiny.stages import run_stages
 
 
-def searched(run: Run) -> StageResults:
+def searched(run: Run) -> SimpleNamespace:
     """What each stage up to the search handed on."""
     return run_stages(run, "search")
 
 
 def placed_in(run: Run, dtype: torch.dtype = torch.float32) -> tuple[PlacedModules, Texts]:
     """The modules of a run in a decoder, with its texts; stages up to the database are run or reused."""
-    texts, plan = text_stage(run), plan_stage(run)
-    decoder = Decoder(run.checkpoint.load(dtype), run.checkpoint.family)
-    return PlacedModules(decoder, database_stage(run, texts).reader, plan.space), texts
+    texts, plan = run[TEXT], run[PLAN]
+    decoder = Decoder(run[DENSE].load(dtype), run[DENSE].family)
+    return PlacedModules(decoder, run[DATABASE].reader, plan.space), texts
 
 
 def state_of(folder: Path) -> dict[str, Any]:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from darwinlm.database.store import DatabaseReader
+from darwinlm.execution.run import Run
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.run import Run
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.problem.space import Allocation
-from darwinlm.stages.results import StageResults
+from darwinlm.stages.model import DENSE
 from darwinlm.streaming.decoder import Decoder
 
 
@@ -22,7 +23,7 @@ class Whole:
     """A run and what its stages handed on, which are attributes here too."""
 
     run: Run
-    found: StageResults
+    found: SimpleNamespace
 
     def __getattr__(self, stage: str) -> Any:
         return getattr(self.found, stage)
@@ -33,7 +34,7 @@ class Whole:
 
     @property
     def checkpoint(self) -> Checkpoint:
-        return self.run.checkpoint
+        return self.run[DENSE]
 
     def placed(self) -> PlacedModules:
         """The modules in a decoder of the dense model."""

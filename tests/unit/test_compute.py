@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from darwinlm.pipeline import open_run
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.recipe.settled import settled
-from darwinlm.run import Run
 from darwinlm.runtime import parallel
 from darwinlm.runtime.compute import fast_dtype, resolve_device
 from darwinlm.runtime.console import Reporter
@@ -52,8 +52,8 @@ def test_a_run_computes_and_names_what_its_recipe_then_says(processor, tmp_path)
     processor(amx_bf16=False)
     said = load_recipe(Recipe(), ["compute.dtype=bfloat16"], {})
     assert settled(said, CPU) == said, "it is left alone"
-    run = Run(load_recipe(Recipe(), [], {"model": "any"}), tmp_path / "out", Reporter(quiet=True))
-    assert run.dtype == torch.float32
+    run = open_run(load_recipe(Recipe(), [], {"model": "any"}), tmp_path / "out", Reporter(quiet=True))
+    assert run.context.dtype == torch.float32
     assert run.arithmetic["dtype"] == "torch.float32"
     assert run.recipe.compute.dtype == "float32"
 

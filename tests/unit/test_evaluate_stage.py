@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.tiny.stages import run_stages
 
 from darwinlm.evaluation import speed
 from darwinlm.evaluation.speed import Speed, continue_greedily, measure_speed
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.pipeline import run_stages
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import read_json
 from darwinlm.stages import evaluate

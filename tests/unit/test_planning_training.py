@@ -10,11 +10,11 @@ import torch
 from tests.tiny.checkpoint import SETTINGS
 from tests.tiny.command import Command, sets
 from tests.tiny.published import published_config
+from tests.tiny.stages import run_stages
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.pipeline import run_stages
 from darwinlm.planning import training
 from darwinlm.planning.devices import find_device
 from darwinlm.planning.model import Sizes

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import pytest
 from tests.tiny.checkpoint import tiny_checkpoint
 from tests.tiny.pruned import pruned_checkpoint
+from tests.tiny.stages import run_stages
 
 from darwinlm.comparison.importance import magnitude_scores
 from darwinlm.comparison.ranked import RankedReader
@@ -13,7 +14,6 @@ from darwinlm.database.store import DatabaseReader
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import class_prefix, families
 from darwinlm.families.shapes import module_parameters, module_shapes
-from darwinlm.pipeline import run_stages
 from darwinlm.recipe import BudgetSettings, UnitsSettings
 from darwinlm.runtime.errors import BudgetError, CheckpointError, RecipeError
 from darwinlm.search.problem.cost import parameter_costs

@@ -114,8 +114,10 @@ Database = Annotated[
         help="Output folder of darwinlm database for this model, instead of building a database.",
     ),
 ]
-UNTIL = "vocabulary, text, plan, database, search, stitch, refit, recover, export, evaluate or report"
-Until = Annotated[str, typer.Option("--until", metavar="STAGE", help=f"Last stage to run: {UNTIL}.")]
+Until = Annotated[
+    str | None,
+    typer.Option("--until", metavar="STAGE", help="Last stage to run, such as search; an unknown name lists them all."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Markdown = Annotated[Path | None, typer.Option("--markdown", metavar="FILE", help="Write the tables here as Markdown.")]
 Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:1.")]

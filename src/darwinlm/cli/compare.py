@@ -49,7 +49,6 @@ def compare(
     from darwinlm.comparison.entries import parse_methods, parse_named
     from darwinlm.comparison.table import comparison_cells
     from darwinlm.recipe import load_recipe, options
-    from darwinlm.run import Run
     from darwinlm.runtime import parallel
 
     overrides = options(model=model, keep=keep, text=text, allow_remote_code=allow_remote_code or None)
@@ -57,8 +56,7 @@ def compare(
     domains, variants = parse_named("--domain", domain or ()), parse_named("--variant", variant or ())
     methods_with_steps = parse_methods(methods, chosen, [name for name, _ in variants])
     wanted = ComparisonRequest(methods_with_steps, domains, variants, suite, data_dir, limit, every=methods == "all")
-    run = Run(chosen, out, terminal.reporter())
     page = out / "comparison.md"
-    record = compare_methods(run, wanted)
+    record = compare_methods(chosen, out, terminal.reporter(), wanted)
     terminal.show_tables([comparison_cells(record)], page if parallel.is_main() else None)
     terminal.console().print(f"table {page}\nfigures {out / 'comparison.json'}")

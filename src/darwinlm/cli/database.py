@@ -30,14 +30,15 @@ def database(
     allow_remote_code: arguments.RemoteCode = False,
 ) -> None:
     """Build only the pruning database, which `darwinlm prune --database OUT` reuses for any budget."""
-    from darwinlm.pipeline import run_stages
+    from darwinlm.pipeline import open_run
     from darwinlm.recipe import load_recipe, options
-    from darwinlm.run import Run
+    from darwinlm.stages.database import DATABASE
 
     overrides = options(model=model, text=text, allow_remote_code=allow_remote_code or None)
     chosen = load_recipe(recipe, assignments or (), overrides)
-    run = Run(chosen, out, terminal.reporter())
-    stage = run_stages(run, "database").database.stage
+    run = open_run(chosen, out, terminal.reporter())
+    run.until(DATABASE.name)
+    stage = run[DATABASE].stage
     size = sum(path.stat().st_size for path in stage.folder.glob("block_*"))
     console = terminal.console()
     console.print(f"{stage.folder}: {size / 1e6:,.1f} MB; see darwinlm inspect {shlex.quote(str(out))}", soft_wrap=True)

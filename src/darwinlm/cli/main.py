@@ -123,17 +123,18 @@ def _advice(error: DeviceMemoryError) -> str:
 
     import torch
 
+    from darwinlm.execution.run import Run
     from darwinlm.planning.devices import find_device
     from darwinlm.planning.model import Sizes
     from darwinlm.planning.plan import advice
-    from darwinlm.run import Run
+    from darwinlm.stages.model import DENSE
 
     assert isinstance(error.run, Run)
-    device = dataclasses.replace(find_device("h100"), name=str(error.run.device))  # only its memory counts
-    if error.run.device.type == "cuda":
-        device = dataclasses.replace(device, memory=float(torch.cuda.mem_get_info(error.run.device)[1]))
+    device = dataclasses.replace(find_device("h100"), name=str(error.run.context.device))  # only its memory counts
+    if error.run.context.device.type == "cuda":
+        device = dataclasses.replace(device, memory=float(torch.cuda.mem_get_info(error.run.context.device)[1]))
     recipe = error.run.recipe.model_copy(update={"vocabulary": None})  # the run's model has the smaller one
-    return advice(Sizes(error.run.checkpoint, recipe, parallel.size()), error.stage, device)
+    return advice(Sizes(error.run[DENSE], recipe, parallel.size()), error.stage, device)
 
 
 def _tell(message: str, *, style: str | None = None) -> None:

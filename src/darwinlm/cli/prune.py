@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from darwinlm.cli import arguments, terminal
 from darwinlm.cli.app import SHRINK, command
@@ -35,16 +37,15 @@ def prune(
     recipe: arguments.RecipeFile = None,
     assignments: arguments.Set = None,
     allow_remote_code: arguments.RemoteCode = False,
-    until: arguments.Until = "report",
+    until: arguments.Until = None,
     database: arguments.Database = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a finished run of another model or size in the folder.")
+    ] = False,
 ) -> None:
     """Prune a model to a budget and report what was lost. Rerun the same command to resume."""
-    from darwinlm.pipeline import STAGES
     from darwinlm.recipe import load_recipes, options
-    from darwinlm.runtime.errors import RecipeError
 
-    if until not in STAGES:
-        raise RecipeError(f"--until {until}: there is no such stage; the stages are {', '.join(STAGES)}")
     budget = {"keep": keep, "params": params, "bytes": size, "speedup": speedup, "latency": latency}
     others: dict[str, Any] = {"vocab": vocab, "time": time, "preset": preset, "text": text, "ready_for": ready_for}
     others |= {
@@ -53,10 +54,23 @@ def prune(
         "allow_remote_code": allow_remote_code or None,
     }
     recipes = load_recipes(recipe, assignments or (), options(model=model, **budget, **others))
+    last = _last_stage(until)
     if len(recipes) > 1:
-        _run_sweep(recipes, out, until)
+        _run_sweep(recipes, out, last)
     else:
-        run_recipe(recipes[0], out, until)
+        run_recipe(recipes[0], out, last, overwrite=overwrite)
+
+
+def _last_stage(until: str | None) -> str:
+    """The stage that --until names, or the last one. Raises RecipeError."""
+    from darwinlm.pipeline import PRUNE
+    from darwinlm.runtime.errors import RecipeError
+
+    if until is None:
+        return PRUNE.steps[-1]
+    if until not in PRUNE.steps:
+        raise RecipeError(f"--until {until}: there is no such stage; the stages are {', '.join(PRUNE.steps)}")
+    return until
 
 
 def _run_sweep(recipes: list[Any], out: Path, until: str) -> None:
@@ -66,7 +80,7 @@ def _run_sweep(recipes: list[Any], out: Path, until: str) -> None:
 
     console = terminal.console()
     sweep = prune_sweep(recipes, out, until=until, reporter=terminal.reporter(), begun=terminal.BEGUN)
-    if until != "report":
+    if not sweep.rows:
         console.print(f"stopped after {until}; the folders in {out} hold the results")
         return
     console.print("size against loss")
@@ -74,31 +88,43 @@ def _run_sweep(recipes: list[Any], out: Path, until: str) -> None:
     console.print(f"models  {out}/*/model\npage    {out / PAGE}\nsummary {out / SWEEP}.json")
 
 
-def run_recipe(recipe: Any, out: Path, until: str) -> Any:
-    """Run the stages and print the result; returns the results of all stages."""
-    from darwinlm.pipeline import run_stages
+def run_stages(recipe: Any, out: Path, until: str | None = None, *, overwrite: bool = False) -> Any:
+    """Say what to expect and run the stages; returns the run."""
+    from darwinlm.pipeline import open_run
     from darwinlm.planning.time_limit import TimeLimit
+    from darwinlm.runs.prune import check_replaced
+    from darwinlm.stages.report import REPORT
+    from darwinlm.stages.text import TEXT
+
+    check_replaced(recipe, out, overwrite=overwrite)
+    run = open_run(recipe, out, terminal.reporter(), pace=TimeLimit.of(recipe, begun=terminal.BEGUN))
+    until = until or REPORT.name
+    if until == REPORT.name and not run.context.path(TEXT.name).exists():
+        _expect(run)
+    run.until(until)
+    return run
+
+
+def run_recipe(recipe: Any, out: Path, until: str | None = None, *, overwrite: bool = False) -> None:
+    """Run the stages and print the result."""
     from darwinlm.report import wording
     from darwinlm.report.table import comparison_table, looking_back_rows
-    from darwinlm.run import Run
     from darwinlm.runtime import tables
+    from darwinlm.stages.report import REPORT
 
     console = terminal.console()
-    run = Run(recipe, out, terminal.reporter())
-    if until == "report" and not run.path("text").exists():
-        _expect(run)
-    results = run_stages(run, until, limit=TimeLimit.of(recipe, begun=terminal.BEGUN))
-    if until != "report":
+    run = run_stages(recipe, out, until, overwrite=overwrite)
+    if until not in (None, REPORT.name):
         console.print(f"stopped after {until}; {out / 'stages'} holds the result")
-        return results
-    summary = results.report
+        return
+    summary = run[REPORT]
     console.print(comparison_table(summary))
     looking_back = looking_back_rows(summary, losses=False)
     if looking_back is not None:
         headings, rows, remarks = looking_back
         console.print("", tables.terminal(headings, rows, bold=len(rows) - 1), *remarks)
     if summary.prompts:
-        console.print(f"\ncontinuations of {summary.prompts[0]!r}", style="bold")
+        console.print(f"\n{summary.prompts[0]}{'' if summary.chat else ' …'}", style="bold")
         for key in ("dense", summary.saved_key):
             text = wording.collapsed(summary.models[key].continuations[0])
             console.print(f"  {wording.model_name(key, summary)}: {text!r}")
@@ -117,7 +143,6 @@ def run_recipe(recipe: Any, out: Path, until: str) -> Any:
         f"darwinlm chat {quoted}    talk to the smaller model",
         soft_wrap=True,
     )
-    return results
 
 
 def _expect(run: Any) -> None:
@@ -125,15 +150,16 @@ def _expect(run: Any) -> None:
     from darwinlm.planning.devices import find_device, present_load
     from darwinlm.planning.model import Sizes
     from darwinlm.planning.plan import gigabytes, hours, make_plan
-    from darwinlm.recipe.settled import settled
     from darwinlm.runtime import parallel
     from darwinlm.runtime.errors import FamilyError, RecipeError
+    from darwinlm.stages.model import SOURCE
 
-    if run.device.type not in ("cpu", "cuda") or run.recipe.budget.kind in ("speedup", "latency"):
+    device_type = run.context.device.type
+    if device_type not in ("cpu", "cuda") or run.recipe.budget.kind in ("speedup", "latency"):
         return
-    sizes = Sizes(run.checkpoint, settled(run.recipe, run.device), parallel.size())
+    sizes = Sizes(run[SOURCE], run.recipe, parallel.size())
     try:
-        device = find_device(run.device.type)
+        device = find_device(device_type)
     except RecipeError:
         terminal.say("no plan: the speed of this GPU isn't known; darwinlm plan --device accepts a similar card")
         return

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from darwinlm.comparison.methods import BASELINES
 from darwinlm.recipe import Recipe, find_recipe, load_recipe
 from darwinlm.recipe.load import read_yaml
-from darwinlm.run import Run
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.runtime.limits import shorten, suggestion
 
@@ -31,6 +29,12 @@ class MethodRow:
     def name(self) -> str:
         """Name for `--methods`."""
         return "+".join((self.base, *self.steps))
+
+    def recipe(self, whole: Recipe) -> Recipe:
+        """A recipe with the refit and the recovery of this row only."""
+        refit = whole.refit if "refit" in self.steps else whole.refit.model_copy(update={"tokens": 0})
+        recovery = whole.recovery if "recovery" in self.steps else whole.recovery.model_copy(update={"tokens": 0})
+        return whole.model_copy(update={"refit": refit, "recovery": recovery})
 
     def check(self, recipe: Recipe) -> None:
         """Refuse steps that the recipe disables. Raises RecipeError."""
@@ -90,25 +94,10 @@ def parse_named(option: str, items: Sequence[str]) -> tuple[tuple[str, str], ...
     return tuple(named)
 
 
-def inner_run(base: Run, recipe: Recipe, folder: Path, elsewhere: Mapping[str, Path]) -> Run:
-    """A run inside another run's folder, with the same model; `elsewhere` are the folders of shared stages."""
-    run = Run(recipe, folder, base.reporter, elsewhere=elsewhere)
-    run.checkpoint, run.teacher = base.checkpoint, base.teacher
-    return run
+def variant_recipe(recipe: Recipe, name: str, source: str) -> Recipe:
+    """The same recipe with other search settings, from a recipe with only the differences.
 
-
-def steps_run(base: Run, row: MethodRow) -> Run:
-    """The run of the steps after a method; rows of the same method share the refit."""
-    rows = base.folder / "rows"
-    refit = rows / MethodRow(row.base, ("refit",)).name / "stages" / "refit"
-    return inner_run(base, base.recipe, rows / row.name, {"refit": refit})
-
-
-def variant_run(run: Run, name: str, source: str) -> Run:
-    """The same run with other search settings, from a recipe with only the differences.
-
-    It shares the text, and the database if the units are the same. Raises RecipeError if the recipe is wrong, or
-    changes more than search, units, database, refit and recovery.
+    Raises RecipeError if that is wrong, or changes more than search, units, database, refit and recovery.
     """
     path = find_recipe(source)
     tree = read_yaml(path) if path.is_file() else None
@@ -122,7 +111,4 @@ def variant_run(run: Run, name: str, source: str) -> Run:
         if not isinstance(part or {}, dict):
             raise RecipeError(f"--variant {name}: {section} must be a mapping of fields, not {shorten(part)}")
     flat = {f"{section}.{field}": value for section, part in tree.items() for field, value in (part or {}).items()}
-    recipe, shared = load_recipe(run.recipe, (), flat), ["text"]
-    if recipe.database == run.recipe.database:
-        shared += ["saliency"] + (["plan", "database"] if recipe.units == run.recipe.units else [])
-    return inner_run(run, recipe, run.folder / "variants" / name, {stage: run.path(stage) for stage in shared})
+    return load_recipe(recipe, (), flat)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +29,19 @@ from darwinlm.comparison.importance import (
 from darwinlm.comparison.ranked import ExpertReader, RankedReader
 from darwinlm.comparison.sheared import shear
 from darwinlm.database.store import DatabaseReader
+from darwinlm.execution.context import Context
 from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import module_shapes
-from darwinlm.run import Run
+from darwinlm.recipe import Recipe
 from darwinlm.runtime.memory import kept_memory
 from darwinlm.search.evaluate.fitness import Fitness
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import Allocation
-from darwinlm.stages.database import PruningDatabase, database_stage, stream_of
-from darwinlm.stages.text import Texts
+from darwinlm.stages.database import PruningDatabase, stream_of
 from darwinlm.streaming.decoder import Decoder
+from darwinlm.streaming.stream import BlockStream
 
 
 @dataclass(frozen=True)
@@ -52,31 +53,41 @@ class MethodResult:
     record: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(frozen=True)
 class MethodInputs:
-    """Inputs of all methods: the run, its text, space and budget, and the database if needed."""
+    """Inputs of all methods; the database is None for those that don't use it."""
 
-    run: Run
-    texts: Texts
+    context: Context
+    recipe: Recipe
+    dense: Checkpoint
+    calibration: Tensor
+    fitness: Tensor
     plan: Problem
+    database: PruningDatabase | None = None
 
-    @cached_property
-    def database(self) -> PruningDatabase:
-        """The database, built or reused on first access."""
-        return database_stage(self.run, self.texts)
+    @property
+    def reader(self) -> DatabaseReader:
+        """Modules of the database."""
+        assert self.database is not None
+        return self.database.reader
+
+    @property
+    def stream(self) -> BlockStream:
+        """The dense model's residual stream on the calibration text."""
+        return stream_of(self.context, self.dense, self.calibration)
 
     def loss(self, reader: DatabaseReader) -> Callable[[Allocation], float]:
         """KL to the dense model on the fitness tokens of the search's first stage."""
-        n_tokens = self.run.recipe.search.stages[0].tokens
-        tokens = self.texts["fitness"].tokens
-        model = self.run.checkpoint.load(self.run.dtype, self.run.device)
-        placed = PlacedModules(Decoder(model, self.run.checkpoint.family), reader, self.plan.space)
-        fitness = Fitness(placed, tokens[: -(-n_tokens // tokens.shape[1])], batch_tokens=self.run.batch_tokens)
+        n_tokens = self.recipe.search.stages[0].tokens
+        model = self.dense.load(self.context.dtype, self.context.device)
+        placed = PlacedModules(Decoder(model, self.dense.family), reader, self.plan.space)
+        tokens = self.fitness[: -(-n_tokens // self.fitness.shape[1])]
+        fitness = Fitness(placed, tokens, batch_tokens=self.context.batch_tokens)
         return lambda allocation: fitness.kl(allocation, n_tokens)
 
 
 def _from_database(inputs: MethodInputs, _: Path, *, measured: bool) -> MethodResult:
-    reader, plan = inputs.database.reader, inputs.plan
+    reader, plan = inputs.reader, inputs.plan
     chosen = best_uniform(plan, inputs.loss(reader)) if measured else least_local_error(plan, reader)
     return MethodResult(reader, chosen)
 
@@ -86,7 +97,7 @@ TRIES = 16
 
 
 def _random(inputs: MethodInputs, _: Path) -> MethodResult:
-    reader, recipe = inputs.database.reader, inputs.run.recipe
+    reader, recipe = inputs.reader, inputs.recipe
     minutes = recipe.search.minutes
     chosen, tries = best_random(
         inputs.plan,
@@ -99,29 +110,26 @@ def _random(inputs: MethodInputs, _: Path) -> MethodResult:
 
 
 def _ranked_units(inputs: MethodInputs, _: Path, *, activations: bool) -> MethodResult:
-    run = inputs.run
     if activations:
-        scores = activation_scores(stream_of(run, inputs.texts["calibration"].tokens), run.reporter.advance)
+        scores = activation_scores(inputs.stream, inputs.context.reporter.advance)
     else:
-        scores = magnitude_scores(run.checkpoint)
-    reader = RankedReader(run.checkpoint, run.recipe.units, scores)
+        scores = magnitude_scores(inputs.dense)
+    reader = RankedReader(inputs.dense, inputs.recipe.units, scores)
     return MethodResult(reader, best_uniform(inputs.plan, inputs.loss(reader)))
 
 
 def _shortgpt(inputs: MethodInputs, _: Path) -> MethodResult:
-    run = inputs.run
-    influence = block_influence(stream_of(run, inputs.texts["calibration"].tokens), run.reporter.advance)
+    influence = block_influence(inputs.stream, inputs.context.reporter.advance)
     chosen = without_blocks(inputs.plan, influence)
-    reader = DatabaseReader(Path(), run.checkpoint, run.recipe.units)  # whole modules need no database
+    reader = DatabaseReader(Path(), inputs.dense, inputs.recipe.units)  # whole modules need no database
     return MethodResult(reader, chosen, {"block_influence": influence})
 
 
 def _ranked_experts(inputs: MethodInputs, _: Path, *, scores: Callable[[ExpertScores], Tensor]) -> MethodResult:
-    run = inputs.run
-    measured = expert_scores(stream_of(run, inputs.texts["calibration"].tokens), run.reporter.advance)
+    measured = expert_scores(inputs.stream, inputs.context.reporter.advance)
     chosen = equal_experts(inputs.plan)
     by_block = {block: scores(of_block) for block, of_block in measured.items()}
-    return MethodResult(ExpertReader(run.checkpoint, run.recipe.units, by_block), chosen)
+    return MethodResult(ExpertReader(inputs.dense, inputs.recipe.units, by_block), chosen)
 
 
 _reap = partial(_ranked_experts, scores=lambda experts: experts.added)
@@ -133,24 +141,24 @@ SHEARED_TOKENS, SHEARED_BATCH = 65536, 2048
 
 
 def _sheared(inputs: MethodInputs, folder: Path) -> MethodResult:
-    run, space = inputs.run, inputs.plan.space
+    context, space = inputs.context, inputs.plan.space
     target = even_uniform(inputs.plan)
-    tokens = inputs.texts["calibration"].tokens
+    tokens = inputs.calibration
     tokens = tokens[: -(-SHEARED_TOKENS // tokens.shape[1])]
     batches = torch.split(tokens, max(1, SHEARED_BATCH // tokens.shape[1]))
-    model = run.checkpoint.load(torch.float32, run.device)
-    with kept_memory(run.device):
+    model = inputs.dense.load(torch.float32, context.device)
+    with kept_memory(context.device):
         scores, record = shear(
             model,
-            run.checkpoint.family,
-            module_shapes(run.checkpoint),
+            inputs.dense.family,
+            module_shapes(inputs.dense),
             space.levels(target),
             batches,
-            seed=run.recipe.search.seed,
-            progress=run.reporter.advance,
+            seed=inputs.recipe.search.seed,
+            progress=context.reporter.advance,
         )
     save_model(model.to("cpu"), folder / "trained")
-    reader = RankedReader(Checkpoint.open(folder / "trained"), run.recipe.units, scores)
+    reader = RankedReader(Checkpoint.open(folder / "trained"), inputs.recipe.units, scores)
     return MethodResult(reader, target, record | {"tokens": tokens.numel()})
 
 

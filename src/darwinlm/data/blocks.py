@@ -48,6 +48,13 @@ class TokenBlocks:
         """Number of tokens in all blocks together."""
         return self.tokens.numel()
 
+    def first(self, n_tokens: int) -> TokenBlocks:
+        """As many whole blocks as hold some tokens, from the beginning; at most all."""
+        wanted = -(-n_tokens // self.tokens.shape[1])
+        if wanted >= len(self.tokens):
+            return self
+        return TokenBlocks(self.tokens[:wanted], self.document_hashes, self.source)
+
     def save(self, folder: Path) -> None:
         """Write the blocks into a folder, which is created if needed. Raises StorageError."""
         write_tensors(folder / _TOKENS_FILE, {"tokens": self.tokens})

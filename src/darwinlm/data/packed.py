@@ -35,9 +35,9 @@ _BATCH = 512
 class PackedText(Dataset[dict[str, torch.Tensor]]):
     """Blocks of tokens on disk, written by `pack_documents`.
 
-    T is `seq_len`, which may differ from the length for which the shards were written, and B is `blocks`. The first
-    `skip` tokens are left out. `bos` replaces every block's first token. `repeats` makes blocks with repeated passages,
-    such as `looking_back.with_repeats`. Raises ArtifactError if a shard is missing or was changed.
+    T is `seq_len`, which may differ from the length for which the shards were written, and B is `blocks`. `bos`
+    replaces every block's first token. `repeats` makes blocks with repeated passages, such as
+    `looking_back.with_repeats`. Raises ArtifactError if a shard is missing or was changed.
     """
 
     def __init__(
@@ -45,7 +45,6 @@ class PackedText(Dataset[dict[str, torch.Tensor]]):
         folder: Path,
         seq_len: int,
         blocks: int,
-        skip: int = 0,
         bos: int | None = None,
         *,
         repeats: Callable[[torch.Tensor], torch.Tensor] | None = None,
@@ -53,7 +52,6 @@ class PackedText(Dataset[dict[str, torch.Tensor]]):
         index = read_json(folder / INDEX)
         self.seq_len = seq_len
         self.blocks = blocks
-        self.skip = skip
         self.bos = bos
         self.repeats = repeats
         self._shard_tokens = int(index["shard_tokens"])
@@ -68,8 +66,8 @@ class PackedText(Dataset[dict[str, torch.Tensor]]):
             if not intact:
                 raise damaged(path, "it was changed after it was written")
         there = sum(len(shard) for shard in self._shards)
-        if there < skip + blocks * seq_len:
-            raise damaged(folder / INDEX, f"{skip + blocks * seq_len} tokens are needed, but the shards hold {there}")
+        if there < blocks * seq_len:
+            raise damaged(folder / INDEX, f"{blocks * seq_len} tokens are needed, but the shards hold {there}")
 
     def __len__(self) -> int:
         return self.blocks
@@ -77,7 +75,7 @@ class PackedText(Dataset[dict[str, torch.Tensor]]):
     def __getitem__(self, block: int) -> dict[str, torch.Tensor]:
         """`input_ids` of a block, [T] int64."""
         parts = []
-        start = self.skip + block * self.seq_len
+        start = block * self.seq_len
         end = start + self.seq_len
         while start < end:
             shard, place = divmod(start, self._shard_tokens)

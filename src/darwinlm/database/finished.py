@@ -59,7 +59,7 @@ def check_fits(stage: StageFolder, path: Path, *, model: str, source: str, units
 
     `path` is as the user gave it. Raises ArtifactError, also for a database by another version.
     """
-    if stage.key.get("model") != model:
+    if stage.key.get("inputs", {}).get("dense") != model:
         raise ArtifactError(
             f"the database in {path} was built from another model than {source} (other weights or configuration): "
             "build one for this model, or prune the original model"
@@ -69,11 +69,16 @@ def check_fits(stage: StageFolder, path: Path, *, model: str, source: str, units
             f"the database in {path} was built by another version of darwinlm, whose databases differ: rebuild it "
             f"with darwinlm database {shlex.quote(source)} --out {shlex.quote(str(path))}"
         )
-    if stage.key.get("units") != units:
+    if units_of(stage) != units:
         raise ArtifactError(
-            f"the database in {path} was built for units.attention={stage.key.get('units')}, not {units}: set that, or "
+            f"the database in {path} was built for units.attention={units_of(stage)}, not {units}: set that, or "
             "build a database for these units"
         )
+
+
+def units_of(stage: StageFolder) -> Any:
+    """Attention units that a database was built for."""
+    return stage.key.get("settings", {}).get("units.attention")
 
 
 def calibration_documents(stage: StageFolder) -> set[str]:
@@ -106,7 +111,7 @@ def describe(stage: StageFolder) -> dict[str, Any]:
         "folder": str(stage.folder),
         "blocks": len(blocks),
         "bytes": sum(path.stat().st_size for path in blocks),
-        "units": stage.key.get("units"),
-        "settings": stage.key.get("database"),
+        "units": units_of(stage),
+        "settings": {"saliency": stage.key.get("settings", {}).get("database.saliency")},
         "calibration": {name: text.get(name) for name in ("source", "tokens")},
     }

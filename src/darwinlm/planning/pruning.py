@@ -249,7 +249,8 @@ def evaluate(need: StageNeed) -> None:
     copied = number_of_lists(tokens) * (2 * sum(LIST_LENGTHS) + sum(2 * n + gap for n, gap in PASSAGES))
     # The first process times the models while the others wait: a warm-up, and one round more.
     timed = 2 * length * need.processes
-    decoded = need.processes * (speed.WARM_TOKENS + speed.NEW_TOKENS * (1 + len(recipe.evaluation.prompts)))
+    prompts = speed.prompts_for(None, recipe.evaluation.prompts)
+    decoded = need.processes * (speed.WARM_TOKENS + speed.NEW_TOKENS * (1 + len(prompts)))
     # Uniform, searched, refitted, recovered.
     smaller = 2 + bool(recipe.refit.tokens) + bool(recipe.recovery.tokens)
     for kept, models in ((1.0, 1), (sizes.kept, smaller)):

@@ -14,28 +14,29 @@ from collections.abc import Callable, Iterator
 from operator import attrgetter
 from typing import Any
 
-from torch import Tensor
+import torch
 
-from darwinlm.data import TokenBlocks
+from darwinlm.execution.run import Run
 from darwinlm.planning.devices import Device, find_device
 from darwinlm.planning.model import Sizes
 from darwinlm.planning.plan import estimate, hours
 from darwinlm.recipe import Recipe, load_recipe
-from darwinlm.report.summary import TimeFigures
-from darwinlm.run import Run
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import digest_of, read_record, write_json
 from darwinlm.runtime.errors import RecipeError
+from darwinlm.runtime.figures import TimeFigures
 from darwinlm.search.evolve.evolution import OUT_OF_TIME
-from darwinlm.stages.results import StageResults
-from darwinlm.streaming.stream import BlockStream
+from darwinlm.stages.database import SALIENCY, stream_of
+from darwinlm.stages.model import DENSE
+from darwinlm.stages.search import SEARCH
+from darwinlm.stages.text import CALIBRATION, TEXT
 
 FILE = "time_limit.json"
 
 STAGES = ("database", "search", "refit", "recover", "evaluate")
 """Stages whose time depends on these settings, in order."""
 
-TEXT: dict[str, tuple[tuple[str, int, str], ...]] = {
+AMOUNTS: dict[str, tuple[tuple[str, int, str], ...]] = {
     "database": (("text.calibration_tokens", 4, "calibration text"),),
     "refit": (("refit.tokens", 32, "text of the refit"), ("text.validation_tokens", 2, "validation text")),
     "recover": (("recovery.tokens", 8, "training"), ("text.validation_tokens", 2, "validation text")),
@@ -64,7 +65,7 @@ plan on a busy machine is too long once the machine is idle."""
 PASS_SECONDS, PROBE_SECONDS = 0.3, 2.0
 """Planned duration of one timed pass, and minimum duration of all of them."""
 
-SEARCH = ("fitness", "training")
+SEARCH_TEXT = ("fitness", "training")
 """Purposes of text whose amount `search.stages` gives."""
 
 SIMILAR = "a100"
@@ -89,8 +90,12 @@ class TimeLimit:
         self.begun, self.earlier = clock() if begun is None else begun, 0.0
         self.device: Device | None = None
         self.slower = 1.0
-        self.asked: Recipe | None = None
-        self.settings: list[str] = []
+        self._run: Run | None = None
+        self._asked: Recipe | None = None
+        self._settings: list[str] = []
+        self._shared: list[str] = []
+        self._fitted_stages: list[str] = []
+        self._ends: float | None = None
 
     @classmethod
     def of(cls, recipe: Recipe, *, runs: int = 1, begun: float | None = None) -> TimeLimit | None:
@@ -102,74 +107,89 @@ class TimeLimit:
         """Seconds used so far, with those of an interrupted run."""
         return self.earlier + self.clock() - self.begun
 
-    def before(self, stage: str, run: Run, results: StageResults) -> None:
-        """Fit the run's recipe and texts to the time that is left for a stage and its successors.
+    def before(self, stage: str, run: Run) -> list[str]:
+        """Assignments that fit a stage and its successors into the time that is left.
 
         Raises:
             RecipeError: Even with the least text the run takes several times as long as the limit.
         """
+        stage = STAGES[0] if stage == SALIENCY.name else stage  # they have the same text
+        if stage not in STAGES:
+            return []
+        if run is not self._run:
+            self._asked = _available(run)  # which runs stages before this one
+            self._run, self._settings, self._fitted_stages = run, [] if stage == STAGES[0] else list(self._shared), []
+        if stage in self._fitted_stages:
+            return []
+        self._fitted_stages.append(stage)
+        with parallel.agree():
+            settings = self._kept(stage, run) if parallel.is_main() else []
+        settings = parallel.broadcast(settings)
+        self._settings += settings
         if stage == STAGES[0]:
-            self.asked, self.settings = _available(run.recipe, results), []
-        if self.asked is None:
-            return
-        if stage in STAGES:
-            with parallel.agree():
-                settings = self._settings(stage, run, results.text["calibration"].tokens) if parallel.is_main() else []
-            self.settings += parallel.broadcast(settings)
-            run.recipe = load_recipe(self.asked, self.settings, {})
-            results.text = {purpose: _beginning(part, run.recipe, purpose) for purpose, part in results.text.items()}
+            self._shared = list(settings)
         if stage == STAGES[-1]:
-            run.evaluation_ends = self.clock() + max(EVALUATED * self.seconds - self.used, 0.0) / self.runs
-        shorter = [*differences(self.asked, run.recipe)]
-        if hasattr(results, "search") and results.search.record["ended"] == OUT_OF_TIME:
-            done = results.search.record["history"][-1]["number"]
-            shorter.append(f"{done} of at most {self.asked.search.generations} generations of the search")
-        run.time = TimeFigures(limit=self.seconds, seconds=round(self.used, 1), shortened=tuple(shorter))
-        if stage == "report":
+            self._ends = self.clock() + max(EVALUATED * self.seconds - self.used, 0.0) / self.runs
             self.runs -= 1
+        return settings
 
-    def _settings(self, stage: str, run: Run, tokens: Tensor) -> list[str]:
+    def ends(self) -> float | None:
+        """When the evaluation must end; None before it is known."""
+        return self._ends
+
+    def figures(self) -> TimeFigures | None:
+        """The limit, the time used, and what was shortened in the present run."""
+        if self._run is None or self._asked is None:
+            return None
+        shorter = [*differences(self._asked, self._run.recipe)]
+        found = self._run[SEARCH]
+        if found.record["ended"] == OUT_OF_TIME:
+            done = found.record["history"][-1]["number"]
+            shorter.append(f"{done} of at most {self._asked.search.generations} generations of the search")
+        return TimeFigures(limit=self.seconds, seconds=round(self.used, 1), shortened=tuple(shorter))
+
+    def _kept(self, stage: str, run: Run) -> list[str]:
         """Assignments for a stage: those of an interrupted run, or new ones."""
-        assert self.asked is not None
-        file = run.path(stage).parent / FILE
+        assert self._asked is not None
+        file = run.context.path(stage).parent / FILE
         # The budgets of a sweep share a database.
-        key = digest_of(self.asked.model_dump(mode="json", exclude={"budget"} if stage == STAGES[0] else None))
+        key = digest_of(self._asked.model_dump(mode="json", exclude={"budget"} if stage == STAGES[0] else None))
         record = read_record(file) if file.exists() else {}
         entry = record.get(stage, {})
         if entry.get("key") != key:
-            settings = self._fitted(stage, run, tokens)
+            settings = self._fitted(stage, run)
             entry = record[stage] = {"key": key, "settings": settings, "used": round(self.used, 3)}
             write_json(file, record)
         self.earlier += max(0.0, entry["used"] - self.used)
         return list(entry["settings"])
 
-    def _fitted(self, stage: str, run: Run, tokens: Tensor) -> list[str]:
+    def _fitted(self, stage: str, run: Run) -> list[str]:
         """Assignments with which the remaining stages fit into the time that is left."""
-        assert self.asked is not None
-        self.device = self.device or _device(run)
-        sizes = _sizes(run, self.asked)
+        assert self._asked is not None
+        self.device = self.device or _device(run.context.device)
+        sizes = _sizes(run, self._asked)
         if stage not in self._planned(sizes, stage, 1):
             return []
-        self.slower = self._of_passes(run, sizes, tokens)
+        self.slower = self._of_passes(run, sizes)
         room = (PLANNED * self.seconds - self.used) / (1 if stage == STAGES[0] else self.runs)
         share = next((each for each in SHARES if sum(self._planned(sizes, stage, each).values()) <= room), 0.0)
         planned = self._planned(sizes, stage, share)
-        settings = _assignments(shortened(self.asked, share, stage))
+        settings = _assignments(shortened(self._asked, share, stage))
         # Search and recovery can stop at any time, so they get what the others leave.
-        limited = {"search": ("search.minutes", self.asked.search.minutes), "recover": ("recovery.minutes", None)}
+        limited = {"search": ("search.minutes", self._asked.search.minutes), "recover": ("recovery.minutes", None)}
         if stage in limited and stage in planned:
             name, given = limited[stage]
             minutes = (max(room - sum(planned.values()), 0.0) + planned[stage]) / 60
             settings.append(f"{name}={min(minutes, given or minutes):.4g}")
         part = "" if share == 1 else f" with {share:.0%} of the text" if share else " with the least text"
         if stage == STAGES[0]:
-            whole = self._planned(sizes, stage, share, generations=self.asked.search.generations)
+            whole = self._planned(sizes, stage, share, generations=self._asked.search.generations)
             about = self.used + max(sum(planned.values()), min(sum(whole.values()), room))
-            run.reporter.say(f"this takes about {hours(about)} here{part} (time limit {self._checked(about)})")
+            run.context.reporter.say(f"this takes about {hours(about)} here{part} (time limit {self._checked(about)})")
         elif part:
             rest = f" left for {' + '.join(planned)}{part}"
             without = f" left, no {OPTIONAL.get(stage, stage).partition('.')[0]}"
-            run.reporter.say(f"time limit: {hours(max(room, 0))}{rest if stage in planned else without}")
+            run.context.reporter.say(f"time limit: {hours(max(room, 0))}{rest if stage in planned else without}")
         return settings
 
     def _checked(self, about: float) -> str:
@@ -183,12 +203,12 @@ class TimeLimit:
 
     def _planned(self, sizes: Sizes, stage: str, share: float, *, generations: int = 1) -> dict[str, float]:
         """Seconds of a stage and its successors at the measured speed, without the search's own time limit."""
-        assert self.asked is not None
+        assert self._asked is not None
         assert self.device is not None
-        settings = [*self.settings, f"search.generations={generations}", "search.minutes=null"]
+        settings = [*self._settings, f"search.generations={generations}", "search.minutes=null"]
         remaining = STAGES[STAGES.index(stage) :]
         for name in remaining:
-            settings += _assignments(shortened(self.asked, share, name))
+            settings += _assignments(shortened(self._asked, share, name))
         found: dict[str, float] = {}
         for need in estimate(sizes.with_settings(settings), self.device):
             name = "database" if need.name == "saliency" else need.name
@@ -198,16 +218,15 @@ class TimeLimit:
                 found[name] = found.get(name, 0.0) + self.slower * several * first * need.unbounded_seconds
         return found
 
-    def _of_passes(self, run: Run, sizes: Sizes, tokens: Tensor) -> float:
+    def _of_passes(self, run: Run, sizes: Sizes) -> float:
         """Measured by planned seconds of passes through the first block, with the present load."""
         assert self.device is not None
+        context, tokens = run.context, run[CALIBRATION].tokens
         sequence = sizes.forward / sizes.depth * tokens.shape[1]
         sequence /= self.device.rates[sizes.kind] * self.device.efficiency
-        most = min(len(tokens), max(1, run.batch_tokens // tokens.shape[1]))
+        most = min(len(tokens), max(1, context.batch_tokens // tokens.shape[1]))
         sequences = max(1, min(most, int(PASS_SECONDS / sequence)))
-        stream = BlockStream(
-            run.checkpoint, tokens[:sequences], dtype=run.dtype, device=run.device, batch_tokens=run.batch_tokens
-        )
+        stream = stream_of(context, run[DENSE], tokens[:sequences])
         stream.load(0)
         stream.run(0)
         begun, passes = self.clock(), 0
@@ -218,9 +237,9 @@ class TimeLimit:
         return measured / (sequences * sequence + self.device.block_seconds)
 
 
-def _device(run: Run) -> Device:
+def _device(device: torch.device) -> Device:
     try:
-        return find_device(run.device.type)
+        return find_device(device.type)
     except RecipeError:
         return find_device(SIMILAR)
 
@@ -229,27 +248,18 @@ def _sizes(run: Run, recipe: Recipe) -> Sizes:
     """Sizes for the plan. Budgets in time are measured in the run, so half of the blocks stands for them."""
     if recipe.budget.kind in ("speedup", "latency"):
         recipe = load_recipe(recipe, ["budget.keep=0.5"], {})
-    sizes = Sizes(run.checkpoint, recipe, parallel.size())
+    sizes = Sizes(run[DENSE], recipe, parallel.size())
     _ = sizes.kept_blocks  # kept for other settings
     return sizes
 
 
-def _available(recipe: Recipe, results: StageResults) -> Recipe:
-    """The recipe with no more text than there is."""
-    there = {f"text.{purpose}_tokens": part.n_tokens for purpose, part in results.text.items() if purpose not in SEARCH}
+def _available(run: Run) -> Recipe:
+    """The run's recipe with no more text than there is."""
+    recipe, text = run.asked, run[TEXT]
+    there = {f"text.{purpose}_tokens": part.n_tokens for purpose, part in text.items() if purpose not in SEARCH_TEXT}
     section = recipe.text.model_dump()
     fewer = {name: n for name, n in there.items() if n < section[name.removeprefix("text.")]}
     return load_recipe(recipe, _assignments(fewer), {})
-
-
-def _beginning(part: TokenBlocks, recipe: Recipe, purpose: str) -> TokenBlocks:
-    """As many blocks of a text as the recipe asks for."""
-    if purpose in SEARCH:
-        return part
-    wanted = -(-getattr(recipe.text, f"{purpose}_tokens") // part.tokens.shape[1])
-    if wanted >= len(part.tokens):
-        return part
-    return TokenBlocks(part.tokens[:wanted], part.document_hashes, part.source)
 
 
 def _assignments(settings: dict[str, Any]) -> list[str]:
@@ -273,7 +283,7 @@ def shortened(recipe: Recipe, share: float, stage: str) -> dict[str, Any]:
         ]
         return {"search.stages": rounds} if rounds != given else {}
     settings: dict[str, Any] = {}
-    for name, sequences, _ in TEXT[stage]:
+    for name, sequences, _ in AMOUNTS[stage]:
         amount = attrgetter(name)(recipe)
         if name == OPTIONAL.get(stage) and share * amount < sequences * length:
             return {name: 0} if amount else {}
@@ -288,7 +298,7 @@ def differences(asked: Recipe, taken: Recipe) -> Iterator[str]:
     for name in OPTIONAL.values():
         if attrgetter(name)(asked) and not attrgetter(name)(taken):
             yield f"no {name.partition('.')[0]}"
-    amounts = {name: words for stage in TEXT.values() for name, _, words in stage}
+    amounts = {name: words for stage in AMOUNTS.values() for name, _, words in stage}
     for name, words in amounts.items():
         given, used = attrgetter(name)(asked), attrgetter(name)(taken)
         if 0 < used < given:

@@ -25,7 +25,6 @@ from darwinlm.recipe.quantities import (
     Repeats,
     Share,
     Whole,
-    parse_share,
 )
 
 AttentionUnit = Literal["kv_group", "group_heads", "query_head", "lattice"]
@@ -72,6 +71,8 @@ class TextSettings(Section):
     """Tokens for choices that must not use the fitted text, such as the strength of the refit."""
     evaluation_tokens: Whole = Field(16384, gt=0)
     """Tokens for the figures in the report; no choice depends on them."""
+    seed: Whole = 0
+    """Seed of the order of the documents, their split by purpose, and the repeated passages."""
     allow_benchmark_text: str = ""
     """Reason, in words, for using evaluation text of a benchmark. Without one such text is refused."""
 
@@ -260,7 +261,7 @@ class SearchSettings(Section):
     training: TrainingSettings = TrainingSettings()
     """Training of candidates, if a stage asks for it."""
     seed: Whole = 0
-    """Seed of all random choices of the search, and of the split of the text."""
+    """Seed of all random choices of the search."""
 
     @model_validator(mode="after")
     def _survivors_shrink(self) -> SearchSettings:
@@ -340,8 +341,9 @@ class RecoverySettings(Section):
 class EvaluationSettings(Section):
     """Measurements for the report."""
 
-    prompts: tuple[str, ...] = ("The capital of France is", "Water boils when", "To make bread, you first")
-    """Prompts that every model continues greedily."""
+    prompts: tuple[str, ...] | None = None
+    """Questions that the dense and the smaller model answer in the report, or beginnings of a text if the model has no
+    chat template. None gives three."""
 
 
 class ExportSettings(Section):
@@ -363,9 +365,6 @@ class Recipe(Section):
     vocabulary: Part | None = Field(None, gt=0)
     """Tokens of the vocabulary to keep, as a share or a number: 50% or 24k, rounded up to a multiple of 64. Those that
     `text.source` uses most are kept; other text takes more tokens. None keeps all."""
-    rounds: tuple[Share, ...] = ()
-    """Descending shares of the block parameters: prune to the first, recover, prune the result to the next, and so on.
-    `budget.keep` is the last of them. The rounds share `recovery.tokens`."""
     time: Minutes | None = Field(None, gt=0)
     """Time limit of the run (30, 30m, 1h, 90s). Before each stage, the amount of text and the number of steps are
     lowered until the rest fits, or refit and recovery are left out; the report says what was shortened."""
@@ -398,25 +397,6 @@ class Recipe(Section):
         preset = PRESETS.get(data.get("preset", "")) if isinstance(data, dict) else None
         return data if preset is None else completed(data, preset)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _rounds_end_at_the_budget(cls, tree: Any) -> Any:
-        rounds = tree.get("rounds") if isinstance(tree, dict) else None
-        if not isinstance(rounds, (list, tuple)) or not rounds:
-            return tree
-        shares = [parse_share(share) for share in rounds]
-        if not all(isinstance(share, (int, float)) for share in shares):
-            return tree
-        if any(not 0 < share < 1 for share in shares) or any(later >= earlier for earlier, later in pairwise(shares)):
-            raise ValueError(f"rounds: shares must decrease and lie between 0 and 1, but they are {list(rounds)}")
-        budget = tree.get("budget") or {}
-        if isinstance(budget, BaseModel):
-            budget = budget.model_dump()
-        keep = parse_share(budget.get("keep"))
-        if keep is not None and keep != shares[-1]:
-            raise ValueError(f"budget.keep is {budget['keep']}, but rounds end at {rounds[-1]}: leave budget.keep out")
-        return {**tree, "budget": {**budget, "keep": shares[-1]}}
-
     @model_validator(mode="after")
     def _equal_layers_have_equal_groups(self) -> Recipe:
         if self.search.layers == "equal" and self.units.attention == "query_head":
@@ -424,10 +404,4 @@ class Recipe(Section):
                 "search.layers is equal, but units.attention=query_head removes single heads, after which KV heads "
                 "serve different numbers of them; use units.attention=lattice"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _time_is_of_one_round(self) -> Recipe:
-        if self.time is not None and self.rounds:
-            raise ValueError("time: it can't be limited with rounds; set search.minutes and recovery.tokens")
         return self

@@ -23,6 +23,7 @@ from darwinlm.runtime.figures import (
     Sensitivity,
     Spelling,
     StageTime,
+    TimeFigures,
     read_figures,
 )
 
@@ -225,14 +226,6 @@ class MachineFigures(Figures):
     compute_dtype: str | None = None
 
 
-class TimeFigures(Figures):
-    """A time limit, the seconds used before the report, and what the limit lowered, in words."""
-
-    limit: float
-    seconds: float
-    shortened: tuple[str, ...] = ()
-
-
 class Summary(Figures):
     """A finished run, or a finished recovery.
 
@@ -242,6 +235,7 @@ class Summary(Figures):
             `refit` say is then relative to that model.
         budget: None where the model was pruned elsewhere.
         models: what was measured; the last one is the saved model.
+        chat: whether prompts are questions in the model's chat template; else they are beginnings of a text.
         kept: the modules that are never cut, as a clause; empty where every module may be.
         sensitivity: of the modules that could be cut; empty where the database predicts no losses.
         search, refit, recovery: None where there was none, or none is known of.
@@ -258,6 +252,7 @@ class Summary(Figures):
     models: dict[ModelKey, ModelFigures]
     origin: Origin = Origin()
     prompts: tuple[str, ...] = ()
+    chat: bool = False
     allocation: tuple[BlockFigures, ...] = ()
     kept: str = ""
     sensitivity: tuple[Sensitivity, ...] = ()

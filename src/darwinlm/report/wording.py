@@ -8,10 +8,11 @@ import math
 import re
 import shlex
 from collections.abc import Sequence
+from typing import Any
 
-from darwinlm.report.summary import BlockFigures, FileFigures, SearchFigures, Summary, TimeFigures, VocabularyFigures
+from darwinlm.report.summary import BlockFigures, FileFigures, SearchFigures, Summary, VocabularyFigures
 from darwinlm.runtime.errors import install
-from darwinlm.runtime.figures import ModelKey
+from darwinlm.runtime.figures import ModelKey, TimeFigures
 
 _PACKAGES = {"eval": "lm_eval", "gguf": "gguf"}
 """Extras that next steps need, and the package that shows that each is installed."""
@@ -125,6 +126,15 @@ def short_source(source: str | None) -> str:
     if source.startswith("hf:") or hub_id(source):
         return source
     return re.split(r"[/\\]", source.rstrip("/\\"))[-1] or source
+
+
+def without_folders(value: Any) -> Any:
+    """A recipe with files named without the folders that they lie in: pages and models are published."""
+    if isinstance(value, dict):
+        return {name: without_folders(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [without_folders(item) for item in value]
+    return short_source(value) if isinstance(value, str) and value.startswith(("/", "~", "\\")) else value
 
 
 def hub_id(source: str | None) -> str | None:

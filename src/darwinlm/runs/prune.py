@@ -9,14 +9,16 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from darwinlm.pipeline import run_stages
+from darwinlm.pipeline import open_run
+from darwinlm.planning.time_limit import TimeLimit
 from darwinlm.recipe import Recipe, load_recipe, options
 from darwinlm.report import wording
-from darwinlm.report.summary import BlockFigures, Summary
-from darwinlm.run import Run
+from darwinlm.report.summary import FILE, BlockFigures, Summary, read_summary
 from darwinlm.runs.model import Model, load
 from darwinlm.runtime.console import Reporter
+from darwinlm.runtime.errors import ArtifactError
 from darwinlm.runtime.figures import ModelFigures
+from darwinlm.stages.report import REPORT
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,6 +71,23 @@ class Result:
         )
 
 
+SIZED_BY = ("model", "budget", "vocabulary", "rounds")
+"""Settings that make another model of a run, rather than continue it."""
+
+
+def check_replaced(recipe: Recipe, folder: Path, *, overwrite: bool) -> None:
+    """Refuse to replace a finished run by one of another model or size. Raises ArtifactError."""
+    if overwrite or not (folder / FILE).is_file():
+        return
+    before, now = read_summary(folder / FILE).recipe, recipe.model_dump(mode="json")
+    changed = [name for name in SIZED_BY if name in before and before[name] != now[name]]
+    if changed:
+        raise ArtifactError(
+            f"{folder} holds a finished run with another {' and '.join(changed)}: choose another folder with --out, "
+            "or replace it with --overwrite"
+        )
+
+
 def prune(
     model: str | None = None,
     out: str | Path = "runs/pruned",
@@ -85,6 +104,7 @@ def prune(
     text: str | None = None,
     recipe: Recipe | str | Path | None = None,
     assignments: Sequence[str] = (),
+    overwrite: bool = False,
     reporter: Reporter | None = None,
 ) -> Result:
     """Prune a model: the whole pipeline of `darwinlm prune`.
@@ -107,6 +127,7 @@ def prune(
         text: Source of the text; overrides the recipe's.
         recipe: Recipe, path of a recipe, or name of a bundled one; None starts from the defaults.
         assignments: "section.field=value" strings, applied to the recipe.
+        overwrite: Whether a finished run of another model or size in `out` may be replaced.
         reporter: Receiver of progress; None prints to the terminal.
 
     Raises:
@@ -115,6 +136,7 @@ def prune(
     size = {"keep": keep, "params": params, "bytes": bytes, "speedup": speedup, "latency": latency}
     others = {"vocab": vocab, "time": time, "ready_for": ready_for, "layers": layers, "text": text}
     resolved = load_recipe(recipe, assignments, options(model=model, **size, **others))
-    run = Run(resolved, Path(out).expanduser(), reporter or Reporter())
-    summary = run_stages(run, "report").report
-    return Result(run.folder, run.folder / "model", run.folder / "report.html", summary)
+    check_replaced(resolved, Path(out).expanduser(), overwrite=overwrite)
+    run = open_run(resolved, Path(out).expanduser(), reporter or Reporter(), pace=TimeLimit.of(resolved))
+    run.until(REPORT.name)
+    return Result(run.folder, run.folder / "model", run.folder / "report.html", run[REPORT])

@@ -3,34 +3,82 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import torch
-
-from darwinlm.export.hf import check_saved, save_model
+from darwinlm.execution.run import Run
+from darwinlm.execution.stage import Graph, Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.family import is_custom
 from darwinlm.families.origin import Origin, origin_of
 from darwinlm.recipe import Recipe, load_recipe, parse_recipe
-from darwinlm.recipe.settled import saved_dtype
 from darwinlm.report.summary import FILE, RecoveryFigures, Summary, read_summary
-from darwinlm.run import Run
-from darwinlm.runtime import parallel
-from darwinlm.runtime.artifact import model_folder, read_manifest
+from darwinlm.runtime.artifact import model_folder
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import RecipeError
-from darwinlm.runtime.figures import ModelKey
 from darwinlm.runtime.places import check_output
-from darwinlm.stages.evaluate import FIGURES, Loaders, measure_models, read_figures, save_figures
-from darwinlm.stages.export import Exported, changed_file, record_files
-from darwinlm.stages.recover import Recovered, check_recovery, recover_model
+from darwinlm.stages.evaluate import EVALUATE, Measured, Models
+from darwinlm.stages.export import EXPORT, Exported
+from darwinlm.stages.model import DENSE, cut_to, read_cut, resolved_model
+from darwinlm.stages.recover import RECOVER, Recovered, check_recovery
 from darwinlm.stages.report import summary_of, write_report
-from darwinlm.stages.text import Texts, text_stage
-from darwinlm.stages.vocabulary import with_vocabulary_of
-from darwinlm.surgery.stitch import as_dtype
+from darwinlm.stages.stitch import Stitched
+from darwinlm.stages.text import EVALUATION, RESERVED, TEXT, VALIDATION, Texts, text_stage
 
-BARE_PURPOSES = ("validation", "evaluation")
+
+def _models(task: Task, teacher: Checkpoint, dense: Checkpoint, export: Exported) -> Models:
+    context, found = task.context, {"dense": teacher, "before": dense, "recovered": export.checkpoint}
+    loads = {name: partial(model.load, context.dtype, context.device) for name, model in found.items()}
+    return Models.of(**{name: (load, found[name].digest) for name, load in loads.items()})
+
+
+def _report(
+    task: Task,
+    teacher: Checkpoint,
+    text: Texts,
+    recover: Recovered,
+    export: Exported,
+    evaluate: Measured,
+    made: Summary | None,
+) -> Summary:
+    saved = export.checkpoint
+    of_teacher, of_saved = (vars(origin_of(model.folder, model.source)) for model in (teacher, saved))
+    # What the dense model doesn't say of itself, the smaller one may.
+    origin = Origin(**{name: value or of_saved[name] for name, value in of_teacher.items()})
+    recovery = RecoveryFigures.model_validate(recover.record)
+    of_the_run = ("from_pruned", "budget", "search", "refit", "vocabulary")
+    pruning = {} if made is None else {name: getattr(made, name) for name in of_the_run}
+    summary = summary_of(task, teacher, text, export, evaluate, origin=origin, recovery=recovery, **pruning)
+    write_report(task.context.folder, export.folder, summary)
+    return summary
+
+
+ORIGINAL = Stage("original", resolved_model, settings=("model", "allow_remote_code"))
+TEACHER = Stage(
+    "teacher",
+    read_cut,
+    work=cut_to,
+    title="vocabulary of the dense model",
+    writes="the dense model with the tokens of the smaller one",
+)
+STITCH: Stage[Stitched] = Stage("stitch", lambda task, dense: Stitched(dense))
+REPORT: Stage[Summary] = Stage("report", _report, writes="summary.json, report.html, model/README.md")
+BARE_TEXT = text_stage(("validation", "evaluation"))
+"""Text for a model without a run, whose other purposes aren't known."""
+
+
+def _graph(text: Stage[Texts]) -> Graph:
+    return Graph(
+        *(ORIGINAL, DENSE, TEACHER),
+        *(text, VALIDATION, EVALUATION, RESERVED, STITCH),
+        replace(RECOVER, check=check_recovery),
+        *(EXPORT, Stage("models", _models), EVALUATE, REPORT),
+        given=("source", "vocabulary", "refit", "made"),
+    )
+
+
+RECOVERY, BARE_RECOVERY = _graph(TEXT), _graph(BARE_TEXT)
+"""Training of a smaller model, the `source`; `made` is the summary of the run that pruned it, if there was one."""
 
 
 def recover(
@@ -65,78 +113,29 @@ def recover(
     check_output(Path(out).expanduser(), "--out", [folder])
     small = model_folder(folder)
     of_a_run = small != folder
-    summary = read_summary(folder / FILE) if of_a_run and (folder / FILE).is_file() else None
+    made = read_summary(folder / FILE) if of_a_run and (folder / FILE).is_file() else None
     overrides = {"recovery.tokens": tokens, "recovery.text": text}
     if not of_a_run and text is not None:
         overrides["text.source"] = text
-    of_run = parse_recipe(summary.recipe, str(folder / FILE)) if summary is not None else Recipe()
+    of_run = parse_recipe(made.recipe, str(folder / FILE)) if made is not None else Recipe()
     resolved = load_recipe(of_run if recipe is None else recipe, assignments, {**overrides, "teacher": teacher})
     dense = resolved.teacher or resolved.model or of_run.teacher or of_run.model
     settings = resolved.text
     if "source" not in settings.model_fields_set:  # the run's text, with its permission and its split
         given = {name: getattr(settings, name) for name in settings.model_fields_set}
         settings = of_run.text.model_copy(update=given)
-    resolved = resolved.model_copy(update={"model": dense, "text": settings, "rounds": ()})
+    resolved = resolved.model_copy(update={"model": dense, "text": settings})
     if resolved.model is None:
         raise RecipeError("no dense model is given: name the original model with --teacher")
     if not resolved.recovery.tokens:
         raise RecipeError("recovery.tokens is 0: say how many tokens to train on, such as --tokens 300M")
     student = Checkpoint.open(small, allow_remote_code=resolved.allow_remote_code)
-    run = Run(resolved, Path(out).expanduser(), reporter or Reporter())
-    run.checkpoint = with_vocabulary_of(run, run.checkpoint, student)
-    check_recovery(run, (student, student.tokenizer()))
-    texts = text_stage(run) if of_a_run else text_stage(run, BARE_PURPOSES)
-    recovered = recover_model(
-        run,
-        texts,
-        (student, student.tokenizer()),
-        lambda: student.load(torch.float32),
-        {"student": student.digest},
+    run = Run(
+        RECOVERY if of_a_run else BARE_RECOVERY,
+        resolved,
+        Path(out).expanduser(),
+        reporter or Reporter(),
+        given={"source": student, "made": made},
     )
-    return _finish(run, texts, student, recovered, summary)
-
-
-def _finish(run: Run, texts: Texts, student: Checkpoint, recovered: Recovered, made: Summary | None) -> Summary:
-    """Save the model in its element type, check it, measure it, and write the report."""
-    dtype = saved_dtype(run.recipe, student.dtype)
-    target = run.folder / "model"
-    key = {
-        "recover": recovered.stage.digest,
-        "dtype": str(dtype),
-        "text": texts["evaluation"].digest,
-        "evaluation": run.recipe.evaluation.model_dump(),
-        "arithmetic": run.arithmetic,
-    }
-    with run.stage("export", key, "export and evaluation", shared=True) as (stage, work):
-        with parallel.agree():
-            changed = changed_file(target, stage) if parallel.is_main() and not work else None
-            if changed:
-                run.reporter.say(f"export: {changed}, so the model is written again")
-            if parallel.is_main() and (work or changed):
-                final = as_dtype(recovered.model(), dtype)
-                save_model(final, target, tokenizer=student.tokenizer(), source=student.folder)
-                check_saved(final, target, texts["validation"].tokens[:2, :128])
-                record_files(target, stage)
-                if not work:
-                    stage.finish(**read_manifest(stage.folder).facts)
-        if work:
-            models: dict[ModelKey, Checkpoint] = {
-                "dense": run.teacher,
-                "before": student,
-                "recovered": Checkpoint.open(target),
-            }
-            loaders: Loaders = {name: partial(model.load, run.dtype, run.device) for name, model in models.items()}
-            figures = measure_models(run, loaders, texts, dtype)
-            parallel.in_main(save_figures, stage.folder / FIGURES, figures)
-        measured = read_figures(stage.folder / FIGURES)
-    saved = Checkpoint.open(target)
-    of_teacher, of_saved = (vars(origin_of(model.folder, model.source)) for model in (run.teacher, saved))
-    # What the dense model doesn't say of itself, the smaller one may.
-    origin = Origin(**{name: value or of_saved[name] for name, value in of_teacher.items()})
-    recovery = RecoveryFigures.model_validate(recovered.record)
-    of_the_run = ("from_pruned", "budget", "search", "refit", "vocabulary")
-    pruning = {} if made is None else {name: getattr(made, name) for name in of_the_run}
-    exported = Exported(target, dtype, is_custom(saved.config), saved.digest)
-    summary = summary_of(run, texts, exported, measured, origin=origin, recovery=recovery, **pruning)
-    write_report(run.folder, target, summary)
-    return summary
+    run.until(REPORT.name)
+    return run[REPORT]

@@ -5,29 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from darwinlm.export.hf import RECORD, recorded_digests, what_changed
+from darwinlm.export.hf import RECORD, what_changed
 from darwinlm.recipe.load import parse_recipe
 from darwinlm.report.summary import FILE, read_summary
 from darwinlm.report.wording import hub_id
 from darwinlm.runs.prune import prune
 from darwinlm.runs.verify import Finding
-from darwinlm.runtime.artifact import STAGES, read_record
+from darwinlm.runtime.artifact import model_folder, read_record
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import ArtifactError, RecipeError, first_line
-from darwinlm.stages.export import FILES
-
-
-def _record_of_run(run: Path) -> dict[str, Any]:
-    summary = read_summary(run / FILE)
-    return {"recipe": summary.recipe, "files": recorded_digests(run / STAGES / "export" / FILES)}
 
 
 def read_source(source: str) -> dict[str, Any]:
     """The record of a run's folder, of a published model's folder, or of a model on the hub. Raises ArtifactError."""
     folder = Path(source).expanduser()
-    if (folder / FILE).is_file():
-        return _record_of_run(folder)
-    path = folder / RECORD
+    path = model_folder(folder) / RECORD
     if not folder.exists() and hub_id(source):
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -37,8 +29,11 @@ def read_source(source: str) -> dict[str, Any]:
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
             raise ArtifactError(f"{source}: the hub gives no {RECORD} ({first_line(error)})") from error
     if not path.is_file():
-        raise ArtifactError(f"{source} holds neither {FILE} nor {RECORD}: give a run's folder")
-    return read_record(path)
+        raise ArtifactError(f"{source} holds no {RECORD}: give a run, or a model that darwinlm prune made")
+    record = read_record(path)
+    if (folder / FILE).is_file():  # where the folders of local files are known
+        record["recipe"] = read_summary(folder / FILE).recipe
+    return record
 
 
 def reproduce(

@@ -9,19 +9,20 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from darwinlm.database.finished import describe, find_database, read_curves
+from darwinlm.database.finished import describe, find_database, read_curves, units_of
 from darwinlm.database.store import DatabaseReader
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import UnitsSettings
 from darwinlm.report import wording
 from darwinlm.report.sizes import sizes_page
-from darwinlm.runtime.artifact import KEY, MANIFEST, StageFolder, damaged, read_record, write_text
+from darwinlm.runtime.artifact import KEY, MANIFEST, STAGES, StageFolder, damaged, read_record, write_text
 from darwinlm.runtime.errors import ArtifactError
 from darwinlm.runtime.lock import hold_target
 from darwinlm.runtime.places import check_output
 from darwinlm.search.predict.module_losses import predicted_sizes
 from darwinlm.search.problem.cost import parameter_costs
 from darwinlm.search.problem.space import SearchSpace
+from darwinlm.stages.plan import FILE, PLAN
 
 SHARES = tuple(share / 20 for share in range(4, 21))
 """Shares of the block parameters, smallest first; below a fifth the estimates are meaningless."""
@@ -64,7 +65,7 @@ def write_sizes(folder: str | Path, out: str | Path) -> int:
 
 def _plan(stage: StageFolder, folder: Path) -> StageFolder:
     """Plan of the run that built a database. Raises ArtifactError."""
-    candidates = [stage.folder.parent / "plan", *sorted(folder.glob("*/stages/plan"))]
+    candidates = [stage.folder.parent / PLAN.name, *sorted(folder.glob(f"*/{STAGES}/{PLAN.name}"))]
     path = next((plan for plan in candidates if (plan / MANIFEST).is_file()), None)
     if path is None:
         raise ArtifactError(
@@ -82,13 +83,13 @@ def _model(plan: StageFolder) -> tuple[Checkpoint, UnitsSettings, int, str | Non
 
     Raises ArtifactError.
     """
-    record: dict[str, Any] = read_record(plan.folder / "plan.json")
+    record: dict[str, Any] = read_record(plan.folder / FILE)
     try:
-        units = UnitsSettings.model_validate(plan.key.get("units"))
+        units = UnitsSettings.model_validate(record["units"])
         outside = int(record["params_outside_blocks"])
-        text = json.dumps(plan.key["config"])
+        text = json.dumps(record["config"])
     except (ValidationError, KeyError, TypeError, ValueError) as error:
-        raise damaged(plan.folder / KEY, f"it lacks the model's sizes: {type(error).__name__}") from error
+        raise damaged(plan.folder / FILE, f"it lacks the model's sizes: {type(error).__name__}") from error
     with tempfile.TemporaryDirectory(prefix="darwinlm-") as work:
         (Path(work) / "config.json").write_text(text, encoding="utf-8")
         checkpoint = Checkpoint.describe(Path(work))
@@ -104,7 +105,7 @@ def _check_same_model(stage: StageFolder, reader: DatabaseReader, folder: Path) 
         widths[key] = max(widths.get(key, 0), len(curve.errors) - 1)
     cut = [(module.block, module.kind) for module in reader.modules if len(module.levels) > 1]
     same = all(widths.get(key) == reader.shapes[key].width for key in cut) and widths.keys() <= reader.shapes.keys()
-    if not same or stage.key.get("units") != reader.units.attention:
+    if not same or units_of(stage) != reader.units.attention:
         raise ArtifactError(
             f"the plan and the database in {folder} belong to different models: rerun the command that made them"
         )

@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from darwinlm.pipeline import STAGES, run_stages
+from darwinlm.pipeline import open_run
 from darwinlm.planning.time_limit import TimeLimit
 from darwinlm.recipe import BudgetSettings, Recipe
 from darwinlm.report.plots import size_plot
 from darwinlm.report.summary import Summary
 from darwinlm.report.sweep import HEADINGS, SweepSummary, sweep_cells, sweep_page
-from darwinlm.run import Run
 from darwinlm.runtime import parallel, tables
 from darwinlm.runtime.artifact import write_json, write_text
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import RecipeError
-
-SHARED = ("source", "vocabulary", "vocabulary_teacher", "text", "latency", "saliency", "database")
-"""Stages that runs with different budgets share."""
+from darwinlm.stages.report import REPORT
+from darwinlm.stages.search import SEARCH
 
 SWEEP = "sweep"
 PAGE = "index.html"
@@ -28,7 +26,7 @@ def prune_sweep(
     recipes: Sequence[Recipe],
     out: str | Path,
     *,
-    until: str = "report",
+    until: str = REPORT.name,
     reporter: Reporter | None = None,
     begun: float | None = None,
 ) -> SweepSummary:
@@ -40,7 +38,7 @@ def prune_sweep(
         recipes: Recipes that differ only in their bound, which is of the same kind. `darwinlm.load_recipes` returns
             them for a bound with several values, such as `load_recipes(None, ["model=MODEL", "budget.keep=75%,50%"])`.
         out: Output folder; each model has a subfolder, such as `keep-75`.
-        until: Last stage as in `run_stages`.
+        until: Last stage.
         reporter: Receiver of progress; None prints to the terminal.
         begun: Start of the recipes' time limit, `time.monotonic()`; None is now. The models share the limit.
 
@@ -49,19 +47,28 @@ def prune_sweep(
     """
     folder = Path(out).expanduser()
     ordered = _ordered(recipes)
-    whole = Run(ordered[0], folder, reporter or Reporter())  # refuses a foreign folder, and locks it to the end
+    limit = TimeLimit.of(ordered[0], runs=len(ordered), begun=begun)
+    # Refuses a foreign folder, locks it to the end, and runs what doesn't depend on the budget.
+    whole = open_run(ordered[0], folder, reporter or Reporter(), pace=limit)
     summaries: list[tuple[str, Summary]] = []
-    neighbour, limit = None, TimeLimit.of(ordered[0], runs=len(ordered), begun=begun)
-    shared = {stage: whole.path(stage) for stage in SHARED}
+    neighbour = None
     for recipe in ordered:
         name = member_name(recipe.budget)
-        whole.reporter.say(name)
-        run = Run(recipe, folder / name, whole.reporter, elsewhere=shared)
-        results = run_stages(run, until, neighbour=neighbour, limit=limit)
-        if STAGES.index(until) >= STAGES.index("search"):
-            neighbour = results.search.allocation
-        if until == "report":
-            summaries.append((name, results.report))
+        whole.context.reporter.say(name)
+        run = open_run(
+            recipe,
+            folder / name,
+            whole.context.reporter,
+            given={"neighbour": neighbour},
+            parent=whole,
+            alike=ordered,
+            pace=limit,
+        )
+        run.until(until)
+        if SEARCH.name in run.graph.before(until):
+            neighbour = run[SEARCH].allocation
+        if until == REPORT.name:
+            summaries.append((name, run[REPORT]))
     if not summaries:
         return SweepSummary()
     sweep = SweepSummary.of(summaries)

@@ -29,11 +29,9 @@ from darwinlm.runtime.artifact import (
 from darwinlm.runtime.errors import ArtifactError, DarwinLMError, RemoteCodeError
 from darwinlm.runtime.limits import TEXT_BYTES, read_text
 from darwinlm.runtime.lock import is_ours
-from darwinlm.stages.export import FILES
+from darwinlm.stages.database import DATABASE
+from darwinlm.stages.export import EXPORT, FILES
 from darwinlm.surgery.stitch import block_parameters
-
-CHAIN = {"stitched": "stitch", "refit": "refit", "recover": "recover"}
-"""Fields of the export's key, and the stages whose digests they hold."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def files_to_push(source: Path, folder: Path) -> list[str]:
         ModelError: A model without a record is damaged, or has code of its own.
     """
     run = folder.parent if (folder.parent / MARKER).is_file() and folder.name == "model" else source
-    record = next(filter(Path.is_file, (run / STAGES / "export" / FILES, *_records(folder))), None)
+    record = next(filter(Path.is_file, (run / STAGES / EXPORT.name / FILES, *_records(folder))), None)
     if record is None:
         return _unrecorded(folder)
     if (wrong := next((finding for finding in verify(run) if finding.wrong), None)) is not None:
@@ -99,42 +97,52 @@ def _unrecorded(folder: Path) -> list[str]:
     return names
 
 
-def _run(folder: Path) -> list[Finding]:
-    findings = [_stage(stage) for stage in sorted((folder / STAGES).glob("*")) if stage.is_dir()]
+def _run(folder: Path, above: Path | None = None) -> list[Finding]:
+    stages = [stage for stage in sorted((folder / STAGES).glob("*")) if stage.is_dir()]
+    findings = [finding for stage in stages for finding in _stage(stage, above)]
     if not (folder / f"{SWEEP}.json").is_file():
         return [*findings, *_model(folder)]
     for member in sorted(path.parent for path in folder.glob(f"*/{MARKER}")):
-        findings += [replace(finding, what=f"{member.name}: {finding.what}") for finding in _run(member)]
+        findings += [replace(finding, what=f"{member.name}: {finding.what}") for finding in _run(member, folder)]
     return findings
 
 
-def _stage(stage: Path) -> Finding:
-    """Compare the files of a stage with their hashes, and its key with the initial one."""
+def _stage(stage: Path, above: Path | None) -> Iterator[Finding]:
+    """Compare the files of a stage with their hashes, its key with the initial one, and its inputs with their stages.
+
+    Stages that a size shares with others lie in the folder `above`.
+    """
     title = f"stage {stage.name}"
     if not (stage / MANIFEST).is_file():
-        return Finding(title, "it isn't finished")
+        yield Finding(title, "it isn't finished")
+        return
     try:
         key = read_manifest(stage).key
         if not StageFolder(stage, key).is_complete() or read_json(stage / KEY) != key:
-            return Finding(title, f"{MANIFEST} and {KEY} have different keys")
+            yield Finding(title, f"{MANIFEST} and {KEY} have different keys")
+            return
         for name in _unknown(stage, {*read_manifest(stage).files, MANIFEST, KEY}):
-            return Finding(title, f"{name} was not written by the run: remove it")
+            yield Finding(title, f"{name} was not written by the run: remove it")
+            return
+        for name, digest in key.get("inputs", {}).items():
+            places = [stage.parent / name, *([above / STAGES / name] if above else [])]
+            found = next((read_manifest(place).key for place in places if (place / MANIFEST).is_file()), {})
+            # A database may be another run's.
+            if found.get("stage") == name != DATABASE.name and digest_of(found) != digest:
+                yield Finding(f"{stage.name} follows {name}", f"it belongs to another result of {name}")
+                return
     except DarwinLMError as error:
-        return Finding(title, str(error))
-    return Finding(title)
+        yield Finding(title, str(error))
+        return
+    yield Finding(title)
 
 
 def _model(folder: Path) -> Iterator[Finding]:
     """Compare the model with the record of its export, and the summary with the model."""
-    export, model = folder / STAGES / "export", folder / "model"
+    export, model = folder / STAGES / EXPORT.name, folder / "model"
     if not (export / MANIFEST).is_file() or not (folder / FILE).is_file():
         yield Finding("model", "the run hasn't written it yet: rerun the same darwinlm prune command")
         return
-    key = read_manifest(export).key
-    for field, name in CHAIN.items():
-        if key.get(field) is not None and (folder / STAGES / name / MANIFEST).is_file():
-            same = digest_of(read_manifest(folder / STAGES / name).key) == key[field]
-            yield Finding(f"export follows {name}", None if same else f"it belongs to another result of {name}")
     try:
         yield from _files(model, export / FILES, "model/", "rerun the run's command, which writes the model again")
         yield from _sizes(model, read_summary(folder / FILE))

@@ -220,10 +220,10 @@ def check_file(path: Path, expected: str | None, stage: Path | None = None) -> N
 def stage_version(name: str) -> int:
     """Version of a stage's code, which is a part of its key, so that results of older code are redone.
 
-    Of names such as `measure_dense`, the part before the underscore counts.
+    Of names such as `method_uniform`, the part before the underscore counts.
     """
     lines = json.loads(resources.files("darwinlm").joinpath("stage_versions.json").read_text(encoding="utf-8"))
-    return int(lines[name.partition("_")[0]]["version"])
+    return int(lines["versions"][name.partition("_")[0]])
 
 
 class StageFolder:
@@ -288,6 +288,10 @@ class StageFolder:
             shutil.rmtree(self.folder)
         write_json(path, self.key)
         return False
+
+    def discard(self) -> None:
+        """Delete a finished result that can't be used, so that the stage starts again."""
+        shutil.rmtree(self.folder)
 
     def finish(self, **facts: Any) -> None:
         """Write the manifest, which marks the stage as finished."""

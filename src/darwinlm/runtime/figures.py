@@ -121,6 +121,14 @@ class StageTime:
     resumed: bool = False
 
 
+class TimeFigures(Figures):
+    """A time limit, the seconds used before the report, and what the limit lowered, in words."""
+
+    limit: float
+    seconds: float
+    shortened: tuple[str, ...] = ()
+
+
 class LookingBackFigures(Figures):
     """How far a model reads its context, on evaluation text: KL as in `evaluation.quality.Quality`, and copying.
 

@@ -1,4 +1,4 @@
-"""Database: calibrate and factorise every module, block by block, or use a finished database."""
+"""Gradients of the loss, and the database: every module at every level, or a finished database."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from darwinlm.database.elimination import why_not_recorded
 from darwinlm.database.finished import TEXT, calibration_documents, check_fits, find_database
 from darwinlm.database.lens import Lens
 from darwinlm.database.store import DatabaseReader
+from darwinlm.execution.context import Context
+from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.parts import KINDS
-from darwinlm.run import Run
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import StageFolder, read_tensors, write_json, write_tensors
 from darwinlm.runtime.errors import DataError
 from darwinlm.runtime.memory import kept_memory
-from darwinlm.stages.text import Texts
 from darwinlm.streaming.hidden import HiddenMemory
 from darwinlm.streaming.stream import BlockStream
 
@@ -34,71 +34,12 @@ GRADIENT_TOKENS, GRADIENT_SHARE = 8192, 8
 Measured databases have these amounts (docs/notebook/database.md)."""
 
 
-@dataclass(frozen=True)
-class PruningDatabase:
-    """A finished database and its stage."""
-
-    stage: StageFolder
-    reader: DatabaseReader
-
-
 def stream_of(
-    run: Run, tokens: Tensor, memory: HiddenMemory | None = None, *, checkpoint: Checkpoint | None = None
+    context: Context, checkpoint: Checkpoint, tokens: Tensor, memory: HiddenMemory | None = None
 ) -> BlockStream:
-    """The residual stream of a model, by default the dense one, on tokens [n, t], before the first block."""
-    how: dict[str, Any] = {"dtype": run.dtype, "device": run.device, "batch_tokens": run.batch_tokens}
-    return BlockStream(checkpoint or run.checkpoint, tokens, **how, memory=memory)
-
-
-def database_stage(run: Run, texts: Texts) -> PruningDatabase:
-    """Build the database, reuse it, or use the one named in the recipe.
-
-    Raises:
-        NumericsError: Values aren't finite.
-        StorageError: The disk is full.
-        ArtifactError: The database named in the recipe belongs to another model, or is damaged.
-        DataError: It was calibrated on text that is now search or evaluation text.
-    """
-    recipe = run.recipe
-    if recipe.database.folder is not None:
-        with parallel.agree():
-            stage = _finished_database(run, Path(recipe.database.folder), texts)
-    else:
-        stage = _built_database(run, texts["calibration"])
-    return PruningDatabase(stage, DatabaseReader(stage.folder, run.checkpoint, recipe.units, device=run.device))
-
-
-def _built_database(run: Run, text: TokenBlocks) -> StageFolder:
-    recipe = run.recipe
-    key = {
-        "model": run.checkpoint.digest,
-        "calibration": text.digest,
-        "units": recipe.units.attention,
-        "database": recipe.database.model_dump(exclude={"folder"}),
-        "arithmetic": run.arithmetic,
-    }
-    if len(text.tokens) < parallel.size():
-        raise DataError(
-            f"text.calibration_tokens: {len(text.tokens)} sequences can't be shared by {parallel.size()} processes"
-        )
-    tokens = text.tokens[parallel.place() :: parallel.size()]
-    weights = _saliency_stage(run, text) if recipe.database.saliency == "loss" else lambda block: {}
-    with run.stage("database", key, "calibration and database", shared=True) as (stage, work):
-        if work:
-            memory = HiddenMemory(stage.folder)
-            with parallel.agree():
-                stream = stream_of(run, tokens, memory)
-                mixture = run.checkpoint.family.mlp.experts is not None
-                orders = Lens(partial(stream_of, run), text.tokens).order if mixture else None
-            build_database(stage, stream, recipe.units, weights, orders, run.reporter.advance)
-            if reason := why_not_recorded():
-                run.reporter.say(
-                    f"removal order: its steps can't be recorded as a CUDA graph ({reason}) and took longer, with the "
-                    "same results"
-                )
-            about = {"source": text.source, "tokens": text.n_tokens, "documents": list(text.document_hashes)}
-            parallel.in_main(write_json, stage.folder / TEXT, about)
-    return stage
+    """The residual stream of a model on tokens [n, t], before the first block."""
+    how: dict[str, Any] = {"dtype": context.dtype, "device": context.device, "batch_tokens": context.batch_tokens}
+    return BlockStream(checkpoint, tokens, **how, memory=memory)
 
 
 def gradient_tokens(calibration_tokens: int) -> int:
@@ -106,40 +47,129 @@ def gradient_tokens(calibration_tokens: int) -> int:
     return min(max(calibration_tokens // GRADIENT_SHARE, 1), GRADIENT_TOKENS)
 
 
-def _saliency_stage(run: Run, text: TokenBlocks) -> Saliency:
+def _gradients(task: Task, dense: Checkpoint, calibration: TokenBlocks) -> None:
     """Second moments of output gradients on the beginning of the calibration text, a file for each block."""
-    wanted = -(-gradient_tokens(text.n_tokens) // text.tokens.shape[1])
-    sequences = min(max(wanted, parallel.size()), len(text.tokens))
-    tokens = text.tokens[:sequences][parallel.place() :: parallel.size()]
-    key = {"model": run.checkpoint.digest, "calibration": text.digest, "rows": sequences, "arithmetic": run.arithmetic}
-    with run.stage("saliency", key, "output gradients", shared=True) as (stage, work):
-        if work:
-            memory = HiddenMemory(stage.folder)
-            total = run.checkpoint.n_blocks
-            with kept_memory(run.device):
-                for block, moments in output_gradients(stream_of(run, tokens, memory), tokens, memory):
-                    parallel.in_main(write_tensors, stage.folder / block_file(block), moments)
-                    run.reporter.advance(total - block, total)
-    folder, device = stage.folder, run.device
-
-    def of_block(block: int) -> dict[str, Tensor]:
-        moments = read_tensors(folder / block_file(block))
-        return {kind: moments[kind].to(device) for kind in KINDS if kind in moments}
-
-    return of_block  # type: ignore[return-value]
+    context, wanted = task.context, -(-gradient_tokens(calibration.n_tokens) // calibration.tokens.shape[1])
+    sequences = min(max(wanted, parallel.size()), len(calibration.tokens))
+    tokens = calibration.tokens[:sequences][parallel.place() :: parallel.size()]
+    memory, total = HiddenMemory(task.folder), dense.n_blocks
+    with kept_memory(context.device):
+        stream = stream_of(context, dense, tokens, memory)
+        for block, moments in output_gradients(stream, tokens, memory):
+            parallel.in_main(write_tensors, task.folder / block_file(block), moments)
+            context.reporter.advance(total - block, total)
 
 
-def _finished_database(run: Run, path: Path, texts: Texts) -> StageFolder:
-    stage = find_database(path)
-    model, units = run.checkpoint, run.recipe.units.attention
-    check_fits(stage, path, model=model.digest, source=model.source, units=units)
-    calibrated = calibration_documents(stage)
-    for purpose, text in texts.items():
-        shared = calibrated & set(text.document_hashes) if purpose != "calibration" else set()
-        if shared:
-            raise DataError(
-                f"the database in {path} was calibrated on {len(shared)} documents that are now {purpose} text: use "
-                "other text, or the text settings and the seed of the database"
-            )
-    run.reporter.say(f"calibration and database: using {path}")
-    return stage
+@dataclass(frozen=True)
+class OutputGradients:
+    """Second moments of the gradients at the outputs of all modules, in files."""
+
+    folder: Path
+    context: Context
+
+    def __call__(self, block: int) -> dict[Any, Tensor]:
+        """Those of a block, [r, r] each, on the device."""
+        moments = read_tensors(self.folder / block_file(block))
+        return {kind: moments[kind].to(self.context.device) for kind in KINDS if kind in moments}
+
+
+SALIENCY: Stage[Saliency | None] = Stage(
+    "saliency",
+    lambda task, dense, calibration: OutputGradients(task.folder, task.context),
+    work=_gradients,
+    title="output gradients",
+    writes="second moments of output gradients",
+    arithmetic=True,
+    together=True,
+    wanted=lambda recipe: recipe.database.saliency == "loss" and recipe.database.folder is None,
+)
+
+
+@dataclass(frozen=True)
+class PruningDatabase:
+    """A finished database and its folder."""
+
+    stage: StageFolder
+    reader: DatabaseReader
+
+    @property
+    def digest(self) -> str:
+        """Hash of everything that it depends on."""
+        return self.stage.digest
+
+
+def _build(task: Task, dense: Checkpoint, calibration: TokenBlocks, saliency: Saliency | None) -> None:
+    """Calibrate and factorise every module, block by block.
+
+    Raises:
+        NumericsError: Values aren't finite.
+        StorageError: The disk is full.
+        DataError: There are fewer sequences than processes.
+    """
+    context, tokens = task.context, calibration.tokens
+    if len(tokens) < parallel.size():
+        raise DataError(
+            f"text.calibration_tokens: {len(tokens)} sequences can't be shared by {parallel.size()} processes"
+        )
+    memory = HiddenMemory(task.folder)
+    with parallel.agree():
+        stream = stream_of(context, dense, tokens[parallel.place() :: parallel.size()], memory)
+        mixture = dense.family.mlp.experts is not None
+        orders = Lens(partial(stream_of, context, dense), tokens).order if mixture else None
+    weights = saliency or (lambda block: {})
+    build_database(task.stage, stream, task.recipe.units, weights, orders, context.reporter.advance)
+    if reason := why_not_recorded():
+        context.reporter.say(
+            f"removal order: its steps can't be recorded as a CUDA graph ({reason}) and took longer, with the same "
+            "results"
+        )
+    about = {
+        "source": calibration.source,
+        "tokens": calibration.n_tokens,
+        "documents": list(calibration.document_hashes),
+    }
+    parallel.in_main(write_json, task.folder / TEXT, about)
+
+
+def _opened(task: Task, dense: Checkpoint, stage: StageFolder) -> PruningDatabase:
+    reader = DatabaseReader(stage.folder, dense, task.recipe.units, device=task.context.device)
+    return PruningDatabase(stage, reader)
+
+
+def _finished(task: Task, dense: Checkpoint, text: dict[str, TokenBlocks]) -> PruningDatabase:
+    """The database that the recipe names.
+
+    Raises:
+        ArtifactError: It belongs to another model, or is damaged.
+        DataError: It was calibrated on text that is now search or evaluation text.
+    """
+    assert task.recipe.database.folder is not None
+    path = Path(task.recipe.database.folder)
+    with parallel.agree():
+        stage = find_database(path)
+        check_fits(stage, path, model=dense.digest, source=dense.source, units=task.recipe.units.attention)
+        calibrated = calibration_documents(stage)
+        for purpose, part in text.items():
+            shared = calibrated & set(part.document_hashes) if purpose != "calibration" else set()
+            if shared:
+                raise DataError(
+                    f"the database in {path} was calibrated on {len(shared)} documents that are now {purpose} text: "
+                    "use other text, or the text settings and the seed of the database"
+                )
+    task.context.reporter.say(f"calibration and database: using {path}")
+    return _opened(task, dense, stage)
+
+
+DATABASE: Stage[PruningDatabase] = Stage(
+    "database",
+    lambda task, dense: _opened(task, dense, task.stage),
+    work=_build,
+    title="calibration and database",
+    writes="order, factor and errors of every module",
+    settings=("database.saliency", "database.folder", "units.attention"),
+    arithmetic=True,
+    together=True,
+    wanted=lambda recipe: recipe.database.folder is None,
+    otherwise=_finished,
+)
+"""Every module at every level."""

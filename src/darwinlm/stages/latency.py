@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import platform
+from typing import Any
 
 import torch
 
-from darwinlm.families.parts import ModuleKind
-from darwinlm.families.shapes import ModuleShape
+from darwinlm.execution.stage import Stage, Task
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.shapes import module_shapes
 from darwinlm.latency.measure import measure_table, read_table, table_costs
 from darwinlm.latency.timing import ModelTimer
-from darwinlm.run import Run
 from darwinlm.runtime.artifact import write_json
 from darwinlm.search.problem.cost import CostModel
-from darwinlm.search.problem.space import SearchSpace
+from darwinlm.search.problem.problem import space_of
 
 WORRYING = 0.05
 """Prediction error above which the user is warned."""
@@ -26,42 +27,58 @@ TABLE = "table.json"
 RATIOS = "ratios.json"
 
 
-def latency_stage(
-    run: Run, space: SearchSpace, shapes: dict[tuple[int, ModuleKind], ModuleShape], dtype: torch.dtype
-) -> CostModel:
-    """Measure the table, or reuse it; costs are nanoseconds of the recipe's workload. Raises ArtifactError."""
-    budget, on_gpu = run.recipe.budget, run.device.type == "cuda"
-    name = torch.cuda.get_device_name(run.device) if on_gpu else platform.processor() or platform.machine()
-    key = {
-        "config": run.checkpoint.plain_config(),
-        "units": run.recipe.units.model_dump(),
-        "request": [budget.prefill_tokens, budget.decode_tokens, budget.batch],
-        "points": POINTS,
-        "runs": RUNS,
-        "dtype": str(dtype),
-        "machine": [name, run.device.type, torch.get_num_threads(), torch.__version__],
+def _machine(task: Task) -> dict[str, Any]:
+    """What times depend on, besides the model and the request."""
+    device = task.context.device
+    on_gpu = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if on_gpu else platform.processor() or platform.machine()
+    return {
+        "dtype": str(task.context.dtype),
+        "machine": [name, device.type, torch.get_num_threads(), torch.__version__],
+        "timed": [POINTS, RUNS, "CUDA graph" if on_gpu else "eager"],
     }
-    if on_gpu:
-        key["decoding"] = "CUDA graph"
-    with run.stage("latency", key, "latency table") as (stage, work):
-        if work:
-            timer = ModelTimer(run.checkpoint, shapes, budget, dtype=dtype, device=run.device, runs=RUNS)
-            measured = measure_table(
-                space,
-                timer,
-                points=POINTS,
-                record=stage.folder / RATIOS,
-                progress=run.reporter.advance,
-            )
-            write_json(stage.folder / TABLE, measured)
-            if on_gpu and not timer.graphs:
-                run.reporter.say("latency table: decoding can't be recorded as a CUDA graph and was timed without one")
-        table = read_table(stage.folder / TABLE)
-        if work:
-            run.reporter.say(f"latency table: whole models are predicted to within {table.worst_error:.1%}")
-            if table.worst_error > WORRYING:
-                run.reporter.say(
-                    f"the machine was busy or its speed changed: close other programs, delete {stage.folder} and "
-                    "repeat the command"
-                )
-    return table_costs(table, space)
+
+
+def _measure(task: Task, dense: Checkpoint) -> None:
+    context, recipe = task.context, task.recipe
+    shapes = module_shapes(dense)
+    timer = ModelTimer(
+        dense,
+        {(shape.block, shape.kind): shape for shape in shapes},
+        recipe.budget,
+        dtype=context.dtype,
+        device=context.device,
+        runs=RUNS,
+    )
+    measured = measure_table(
+        space_of(recipe, dense, shapes),
+        timer,
+        points=POINTS,
+        record=task.folder / RATIOS,
+        progress=context.reporter.advance,
+    )
+    write_json(task.folder / TABLE, measured)
+    table = read_table(task.folder / TABLE)
+    context.reporter.say(f"latency table: whole models are predicted to within {table.worst_error:.1%}")
+    if table.worst_error > WORRYING:
+        context.reporter.say(
+            f"the machine was busy or its speed changed: close other programs, delete {task.folder} and repeat the "
+            "command"
+        )
+    if context.device.type == "cuda" and not timer.graphs:
+        context.reporter.say("latency table: decoding can't be recorded as a CUDA graph and was timed without one")
+
+
+LATENCY: Stage[CostModel | None] = Stage(
+    "latency",
+    lambda task, dense: table_costs(
+        read_table(task.folder / TABLE), space_of(task.recipe, dense, module_shapes(dense))
+    ),
+    work=_measure,
+    title="latency table",
+    writes="time of a module at every level",
+    settings=("units", "budget.prefill_tokens", "budget.decode_tokens", "budget.batch"),
+    key=_machine,
+    wanted=lambda recipe: recipe.budget.kind in ("speedup", "latency"),
+)
+"""Costs in nanoseconds of the recipe's request."""

@@ -15,20 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from darwinlm.data import TokenBlocks
 from darwinlm.database.blocks import block_file
 from darwinlm.evaluation.divergence import DenseDistribution
+from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.run import Run
 from darwinlm.runtime import parallel
-from darwinlm.runtime.artifact import StageFolder, read_json, read_tensors, write_json
+from darwinlm.runtime.artifact import read_json, read_tensors, write_json
 from darwinlm.stages.database import stream_of
 from darwinlm.stages.stitch import Stitched
-from darwinlm.stages.text import Texts
 from darwinlm.streaming.hidden import HiddenMemory
 from darwinlm.streaming.stream import BlockStream
 from darwinlm.surgery.refit import Streams, put_weights, refit
 
-RECORD = "record.json"
+RECORD, CHOICES = "record.json", "choices.json"
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 """Candidate factors of interpolation from the stitched to the fitted weights; 50 % is usually the best, see
 docs/notebook/training.md."""
@@ -44,7 +44,7 @@ class Refitted:
     chosen factor (`strength`).
     """
 
-    stage: StageFolder
+    folder: Path
     stitched: Stitched
     choices: list[dict[str, Any]]
     record: dict[str, Any]
@@ -56,7 +56,7 @@ class Refitted:
             return corrected
         checkpoint = self.stitched.checkpoint
         for block in range(checkpoint.n_blocks):
-            weights = _interpolated(self.stage.folder, checkpoint, block, self.record["strength"])
+            weights = _interpolated(self.folder, checkpoint, block, self.record["strength"])
             corrected |= {checkpoint.block_prefix(block) + name: weight for name, weight in weights.items()}
         return corrected
 
@@ -69,53 +69,53 @@ class Refitted:
         return model
 
 
-def refit_stage(run: Run, texts: Texts, stitched: Stitched) -> Refitted | None:
-    """Refit the stitched model; None if the recipe skips it.
+def _refit(task: Task, dense: Checkpoint, stitch: Stitched, calibration: TokenBlocks, validation: TokenBlocks) -> None:
+    """Fit the stitched model towards the dense one, and choose how far to go.
 
     Raises:
         NumericsError: Values aren't finite.
         StorageError: The disk is full.
     """
-    tokens = run.recipe.refit.tokens
-    if not tokens:
-        return None
-    key = {
-        "stitched": stitched.stage.digest,
-        "calibration": texts["calibration"].digest,
-        "validation": texts["validation"].digest,
-        "tokens": tokens,
-        "arithmetic": run.arithmetic,
-    }
-    small = partial(stream_of, run, checkpoint=stitched.checkpoint)
-    with run.stage("refit", key, "refit", shared=True) as (stage, work):
-        if work:
-            memory = HiddenMemory(stage.folder)
-            share = slice(parallel.place(), None, parallel.size())
-            text, held_out = texts["calibration"].tokens, texts["validation"].tokens[share]
-            text = text[: -(-tokens // text.shape[1])][share]
-            with parallel.agree():
-                fit = Streams(stream_of(run, text, memory), small(text, memory))
-                validation = Streams(stream_of(run, held_out, memory), small(held_out, memory))
-            choices = refit(stage, fit, validation, progress=run.reporter.advance)
-            losses = {1.0: stream_divergence(validation.dense, validation.small)}
-            for strength in sorted({0.0, *STRENGTHS} - losses.keys()):
-                with parallel.agree():
-                    between = small(held_out, memory)
-                    run_through(between, partial(_interpolated, stage.folder, stitched.checkpoint, strength=strength))
-                losses[strength] = stream_divergence(validation.dense, between)
-            summed_up = _record(losses)
-            fitted = sum(choice.ridge is not None for choice in choices)
-            improved = summed_up["kept"] == "refit"
-            far = f", interpolation {summed_up['strength']:.0%}" if improved else ""
-            run.reporter.say(
-                f"refit: {fitted} of {len(choices)} modules fitted{far}; KL on validation text "
-                f"{summed_up['kl_before']:.3f} -> {summed_up['kl_after']:.3f}"
-                + ("" if improved else ": no improvement, so the stitched weights are kept")
-            )
-            parallel.in_main(write_json, stage.folder / "choices.json", [asdict(choice) for choice in choices])
-            parallel.in_main(write_json, stage.folder / RECORD, summed_up)
-        decisions, record = read_json(stage.folder / "choices.json"), read_json(stage.folder / RECORD)
-    return Refitted(stage, stitched, decisions, record)
+    context, memory = task.context, HiddenMemory(task.folder)
+    share = slice(parallel.place(), None, parallel.size())
+    text, held_out = calibration.first(task.recipe.refit.tokens).tokens[share], validation.tokens[share]
+    large, small = (partial(stream_of, context, each) for each in (dense, stitch.checkpoint))
+    with parallel.agree():
+        fit = Streams(large(text, memory), small(text, memory))
+        held = Streams(large(held_out, memory), small(held_out, memory))
+    choices = refit(task.stage, fit, held, progress=context.reporter.advance)
+    losses = {1.0: stream_divergence(held.dense, held.small)}
+    for strength in sorted({0.0, *STRENGTHS} - losses.keys()):
+        with parallel.agree():
+            between = small(held_out, memory)
+            run_through(between, partial(_interpolated, task.folder, stitch.checkpoint, strength=strength))
+        losses[strength] = stream_divergence(held.dense, between)
+    summed_up = _record(losses)
+    fitted = sum(choice.ridge is not None for choice in choices)
+    improved = summed_up["kept"] == "refit"
+    far = f", interpolation {summed_up['strength']:.0%}" if improved else ""
+    context.reporter.say(
+        f"refit: {fitted} of {len(choices)} modules fitted{far}; KL on validation text "
+        f"{summed_up['kl_before']:.3f} -> {summed_up['kl_after']:.3f}"
+        + ("" if improved else ": no improvement, so the stitched weights are kept")
+    )
+    parallel.in_main(write_json, task.folder / CHOICES, [asdict(choice) for choice in choices])
+    parallel.in_main(write_json, task.folder / RECORD, summed_up)
+
+
+REFIT: Stage[Refitted | None] = Stage(
+    "refit",
+    lambda task, stitch: Refitted(
+        task.folder, stitch, read_json(task.folder / CHOICES), read_json(task.folder / RECORD)
+    ),
+    work=_refit,
+    title="refit",
+    writes="corrected output projections",
+    settings=("refit.tokens",),
+    arithmetic=True,
+    together=True,
+    wanted=lambda recipe: recipe.refit.tokens,
+)
 
 
 def _interpolated(folder: Path, checkpoint: Checkpoint, block: int, strength: float) -> dict[str, Tensor]:

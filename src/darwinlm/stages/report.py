@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import transformers
 
 from darwinlm import __version__
+from darwinlm.evaluation.speed import prompts_for
+from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.origin import origin_of
 from darwinlm.families.shapes import module_shapes
@@ -29,51 +31,70 @@ from darwinlm.report.summary import (
     SearchFigures,
     Summary,
     TextFigures,
+    read_summary,
 )
-from darwinlm.run import Run
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import write_json, write_text
 from darwinlm.runtime.errors import BudgetError
-from darwinlm.runtime.figures import ModelFigures
+from darwinlm.runtime.figures import TimeFigures
 from darwinlm.search.predict.module_losses import sensitivities
+from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import kept_whole
+from darwinlm.stages.database import PruningDatabase
+from darwinlm.stages.evaluate import Measured
 from darwinlm.stages.export import Exported
+from darwinlm.stages.recover import Recovered
+from darwinlm.stages.refit import Refitted
+from darwinlm.stages.search import SearchResult
 from darwinlm.stages.text import Texts
+from darwinlm.stages.vocabulary import CutVocabulary
 from darwinlm.surgery.depth import numbers_in
-
-if TYPE_CHECKING:
-    from darwinlm.stages.evaluate import Measured
-    from darwinlm.stages.results import StageResults
 
 PAGE = "report.html"
 
 
-def report_stage(run: Run, results: StageResults) -> Summary:
+def _report(
+    task: Task,
+    dense: Checkpoint,
+    teacher: Checkpoint,
+    vocabulary: CutVocabulary | None,
+    text: Texts,
+    plan: Problem,
+    database: PruningDatabase,
+    search: SearchResult,
+    refit: Refitted | None,
+    recover: Recovered | None,
+    export: Exported,
+    evaluate: Measured,
+) -> Summary:
     """Write the summary, the page and the card, on every run.
 
     Raises:
         BudgetError: The saved model exceeds the budget.
         StorageError: The disk is full.
     """
-    models, refitted, recovered = results.evaluate, results.refit, results.recover
     summary = summary_of(
-        run,
-        results.text,
-        results.export,
-        models,
-        from_pruned=run.teacher is not run.checkpoint,
-        budget=_budget(run, results, models["dense"], list(models.values())[-1]),
-        origin=origin_of(run.teacher.folder, run.teacher.source),
-        kept=kept_whole(results.plan.space, run.checkpoint.family),
-        sensitivity=tuple(sensitivities(results.plan.space, results.database.reader)),
-        search=SearchFigures.model_validate({"method": run.recipe.search.method, **results.search.record}),
-        refit=RefitFigures.model_validate({"choices": refitted.choices, **refitted.record}) if refitted else None,
-        recovery=RecoveryFigures.model_validate(recovered.record) if recovered else None,
-        vocabulary=results.vocabulary,
-        time=run.time,
+        task,
+        teacher,
+        text,
+        export,
+        evaluate,
+        from_pruned=teacher is not dense,
+        budget=_budget(task, plan, search, evaluate, whole=teacher is dense),
+        origin=origin_of(teacher.folder, teacher.source),
+        kept=kept_whole(plan.space, dense.family),
+        sensitivity=tuple(sensitivities(plan.space, database.reader)),
+        search=SearchFigures.model_validate({"method": task.recipe.search.method, **search.record}),
+        refit=None if refit is None else RefitFigures.model_validate({"choices": refit.choices, **refit.record}),
+        recovery=None if recover is None else RecoveryFigures.model_validate(recover.record),
+        vocabulary=None if vocabulary is None else vocabulary.figures,
     )
-    write_report(run.folder, results.export.folder, summary)
+    write_report(task.context.folder, export.folder, summary)
     return summary
+
+
+REPORT = Stage("report", _report, writes="summary.json, report.html, model/README.md")
+"""What the run made, written on every run."""
 
 
 def write_report(folder: Path, model: Path, summary: Summary) -> None:
@@ -87,16 +108,19 @@ def write_report(folder: Path, model: Path, summary: Summary) -> None:
         write_text(model / "README.md", model_card(summary))
 
 
-def summary_of(run: Run, texts: Texts, exported: Exported, models: Measured, **made: Any) -> Summary:
+def summary_of(
+    task: Task, teacher: Checkpoint, texts: Texts, exported: Exported, models: Measured, **made: Any
+) -> Summary:
     """Summary of a run or of a recovery alone; `made` holds the fields in which they differ."""
-    recipe = run.recipe
+    recipe, context, tokenizer = task.recipe, task.context, exported.checkpoint.tokenizer()
     return Summary(
         version=__version__,
-        model=run.teacher.source,
+        model=teacher.source,
         models=models,
-        prompts=recipe.evaluation.prompts,
-        allocation=allocation_figures(run.teacher, Checkpoint.describe(exported.folder)),
-        file=_file(Path(run.teacher.source), exported.folder),
+        prompts=prompts_for(tokenizer, recipe.evaluation.prompts),
+        chat=bool(tokenizer.chat_template),
+        allocation=allocation_figures(teacher, Checkpoint.describe(exported.folder)),
+        file=_file(Path(teacher.source), exported.folder),
         text=TextFigures(
             source=recipe.text.source,
             sequence_length=recipe.text.sequence_length,
@@ -106,7 +130,8 @@ def summary_of(run: Run, texts: Texts, exported: Exported, models: Measured, **m
             },
             training_source=(recipe.recovery.text or recipe.text.source) if recipe.recovery.tokens else None,
         ),
-        stages=tuple(run.timings),
+        stages=task.times,
+        time=_time(task),
         export=ExportFigures(
             folder=exported.folder.name,
             custom_code=exported.custom_code,
@@ -114,15 +139,23 @@ def summary_of(run: Run, texts: Texts, exported: Exported, models: Measured, **m
             whole=is_whole(exported.folder),
         ),
         machine=MachineFigures(
-            device=str(run.device),
+            device=str(context.device),
             threads=torch.get_num_threads(),
             torch=torch.__version__,
             transformers=transformers.__version__,
-            compute_dtype=str(run.dtype).removeprefix("torch."),
+            compute_dtype=str(context.dtype).removeprefix("torch."),
         ),
         recipe=recipe.model_dump(mode="json"),
         **made,
     )
+
+
+def _time(task: Task) -> TimeFigures | None:
+    """The time limit and what it lowered; a rerun that only reused stages keeps what the run said."""
+    before = task.context.folder / FILE
+    if all(each.reused for each in task.times) and before.is_file():
+        return read_summary(before).time
+    return None if task.pace is None else task.pace.figures()
 
 
 def _file(source: Path, small: Path) -> FileFigures | None:
@@ -131,9 +164,10 @@ def _file(source: Path, small: Path) -> FileFigures | None:
     return FileFigures(bytes=source.stat().st_size, predicted=predicted_sizes(Checkpoint.open(small), source))
 
 
-def _budget(run: Run, results: StageResults, dense: ModelFigures, final: ModelFigures) -> BudgetFigures:
+def _budget(task: Task, plan: Problem, search: SearchResult, models: Measured, *, whole: bool) -> BudgetFigures:
     """The budget and its use by the saved model. Raises BudgetError if it differs from the plan."""
-    settings, plan, allocation = run.recipe.budget, results.plan, results.search.allocation
+    settings, allocation = task.recipe.budget, search.allocation
+    dense, final = models["dense"], list(models.values())[-1]
     planned = plan.space.params(allocation)
     used = plan.cost.of(allocation)
     if (final.block_params, final.params) != (planned, planned + plan.outside) or used > plan.budget.limit:
@@ -145,8 +179,8 @@ def _budget(run: Run, results: StageResults, dense: ModelFigures, final: ModelFi
     return BudgetFigures(
         kind=settings.kind,
         bound=getattr(settings, settings.kind),
-        # In a later round, the share of the original model.
-        keep=settings.keep if run.teacher is run.checkpoint else planned / dense.block_params,
+        # If the model was pruned before, the share of the original one.
+        keep=settings.keep if whole else planned / dense.block_params,
         unit=plan.cost.unit,
         dense=plan.cost.dense,
         upper=plan.budget.limit,

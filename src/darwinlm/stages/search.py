@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from darwinlm.run import Run
+from darwinlm.data import TokenBlocks
+from darwinlm.execution.stage import Stage, Task
+from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import StageFolder, read_json, write_json
 from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import Allocation
 from darwinlm.search.search import search
 from darwinlm.stages.database import PruningDatabase
-from darwinlm.stages.text import Texts
 from darwinlm.streaming.decoder import Decoder
 from darwinlm.streaming.streamed import StreamedDecoder
 
@@ -29,48 +30,55 @@ class SearchResult:
     record: dict[str, Any]
 
 
-def search_stage(
-    run: Run, texts: Texts, database: PruningDatabase, problem: Problem, *, neighbour: Allocation | None = None
-) -> SearchResult:
-    """Find the allocation, or reuse it.
-
-    The search starts from `neighbour`, a result at another budget with the same database, if it is better.
+def _search(
+    task: Task,
+    dense: Checkpoint,
+    database: PruningDatabase,
+    plan: Problem,
+    fitness: TokenBlocks,
+    training: TokenBlocks | None,
+    neighbour: Allocation | None,
+) -> None:
+    """Find the allocation, from the `neighbour` at another budget with the same database if that is better.
 
     Raises:
         BudgetError: No allocation keeps the budget.
         NumericsError: Losses aren't finite.
     """
-    recipe = run.recipe
-    key = {
-        "database": database.stage.digest,
-        "fitness": texts["fitness"].digest,
-        "arithmetic": run.arithmetic,
-        "search": recipe.search.model_dump(),
-        "budget": recipe.budget.model_dump(),
-        "costs": [problem.cost.unit, problem.cost.fixed, problem.cost.costs],
-        "neighbour": neighbour,
-        "equal": None if problem.equal is None else [problem.equal.sizes, problem.equal.blocks],
-        "training": texts["training"].digest if "training" in texts else None,
-    }
-    with run.stage("search", key, "search", shared=True) as (stage, work):
-        if work:
-            tokens = {purpose: text.tokens for purpose, text in texts.items()}
-            model: Decoder
-            if recipe.search.training_needed:  # candidates in training are whole models
-                model = Decoder(run.checkpoint.load(run.dtype, run.device), run.checkpoint.family)
-            else:
-                model = StreamedDecoder(run.checkpoint, tokens["fitness"], dtype=run.dtype, device=run.device)
-            result = search(
-                model,
-                database.reader,
-                problem,
-                tokens,
-                recipe.search,
-                stage.folder,
-                run.reporter,
-                batch_tokens=run.batch_tokens,
-                neighbour=neighbour,
-            )
-            parallel.in_main(write_json, stage.folder / RESULT, result)
-        result = read_json(stage.folder / RESULT)
-    return SearchResult(stage, tuple(result["allocation"]), tuple(result["uniform"]), result["record"])
+    context = task.context
+    texts = {"fitness": fitness.tokens} | ({} if training is None else {"training": training.tokens})
+    model: Decoder
+    if task.recipe.search.training_needed:  # candidates in training are whole models
+        model = Decoder(dense.load(context.dtype, context.device), dense.family)
+    else:
+        model = StreamedDecoder(dense, fitness.tokens, dtype=context.dtype, device=context.device)
+    result = search(
+        model,
+        database.reader,
+        plan,
+        texts,
+        task.recipe.search,
+        task.folder,
+        context.reporter,
+        batch_tokens=context.batch_tokens,
+        neighbour=neighbour,
+    )
+    parallel.in_main(write_json, task.folder / RESULT, result)
+
+
+def _read(task: Task) -> SearchResult:
+    result = read_json(task.folder / RESULT)
+    return SearchResult(task.stage, tuple(result["allocation"]), tuple(result["uniform"]), result["record"])
+
+
+SEARCH = Stage(
+    "search",
+    _read,
+    work=_search,
+    title="search",
+    writes="the allocation, and the history of the search",
+    settings=("search",),
+    arithmetic=True,
+    together=True,
+)
+"""One level for every module."""

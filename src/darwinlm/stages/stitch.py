@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 
+from darwinlm.execution.stage import Stage, Task
 from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.run import Run
-from darwinlm.runtime.artifact import StageFolder
 from darwinlm.stages.database import PruningDatabase
 from darwinlm.stages.search import SearchResult
 from darwinlm.surgery.stitch import stitch
@@ -18,21 +17,28 @@ from darwinlm.surgery.stitch import stitch
 
 @dataclass(frozen=True)
 class Stitched:
-    """The smaller model before any correction."""
+    """The smaller model before any correction, or any other model that a refit or a recovery starts from."""
 
-    stage: StageFolder
     checkpoint: Checkpoint
+
+    @property
+    def digest(self) -> str:
+        """Hash of its weights and configuration."""
+        return self.checkpoint.digest
 
     def model(self) -> Any:
         """The model in memory, float32."""
         return self.checkpoint.load(torch.float32)
 
 
-def stitch_stage(run: Run, database: PruningDatabase, search: SearchResult) -> Stitched:
+def _stitch(task: Task, database: PruningDatabase, search: SearchResult) -> None:
     """Build and save the smaller model in the dense checkpoint's element types. Raises StorageError."""
-    key = {"database": database.stage.digest, "allocation": search.allocation}
-    with run.stage("stitch", key, "stitch") as (stage, work):
-        if work:
-            save_model(stitch(database.reader, search.allocation), stage.folder / "model")
+    save_model(stitch(database.reader, search.allocation), task.folder / "model")
+
+
+def _read(task: Task, database: PruningDatabase) -> Stitched:
     database.reader.release()  # the factors of the search; later stages need the memory
-    return Stitched(stage, Checkpoint.open(stage.folder / "model"))
+    return Stitched(Checkpoint.open(task.folder / "model"))
+
+
+STITCH = Stage("stitch", _read, work=_stitch, title="stitch", writes="the smaller model")

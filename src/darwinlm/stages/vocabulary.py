@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from darwinlm.data import Shuffle, check_not_evaluation_text, document_hash
@@ -12,14 +12,16 @@ from darwinlm.data.packing import token_ids
 from darwinlm.data.sources import read_domains
 from darwinlm.data.splits import purpose_of
 from darwinlm.evaluation.spelling import measure_bits, measure_spelling
+from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.recipe import Recipe
+from darwinlm.recipe.sections import TextSettings
 from darwinlm.report.summary import VocabularyFigures
-from darwinlm.run import Run
-from darwinlm.runtime.artifact import digest_of, read_json, write_json
+from darwinlm.runtime.artifact import read_json, write_json
 from darwinlm.runtime.errors import DataError, RecipeError
-from darwinlm.stages.text import fingerprint, given_source, shares_of
+from darwinlm.stages.text_source import TEXT_SETTINGS, given_source, shares_of, text_key
 from darwinlm.vocabulary.choose import choose_tokens, kept_size
-from darwinlm.vocabulary.cut import check_whole, cut_weights, rows_in, special_numbers, write_tokenizer
+from darwinlm.vocabulary.cut import check_whole, cut_weights, special_numbers, write_tokenizer
 from darwinlm.vocabulary.tokenizer import TokenizerTree
 
 CHARACTERS = 1 << 25
@@ -32,69 +34,58 @@ FIGURES = "figures.json"
 ByDomain = dict[str, list[str]]
 
 
-def vocabulary_stage(run: Run) -> VocabularyFigures | None:
-    """Cut the vocabulary of the run's models, if the recipe asks for it; they are then the smaller ones.
+@dataclass(frozen=True)
+class CutVocabulary:
+    """The dense model with fewer tokens, and what that costs."""
+
+    checkpoint: Checkpoint
+    figures: VocabularyFigures
+
+
+def _cut(task: Task, source: Checkpoint) -> None:
+    """Choose the tokens and write the smaller model.
 
     Raises:
-        ModelError: The tokenizer isn't of a known kind, or the teacher's tokens are others.
+        ModelError: The tokenizer isn't of a known kind.
         RecipeError: The vocabulary is larger than the model's, or too small for bytes and special tokens.
         DataError: The text is missing or too short.
         CheckpointError: The smaller tokenizer doesn't agree with the whole one.
     """
-    wanted = run.recipe.vocabulary
-    if wanted is None or wanted == 1:
-        return None
-    dense, settings = run.checkpoint, run.recipe.text
-    source = given_source(run)
-    key = {
-        "model": dense.digest,
-        "tokenizer": digest_of(sorted(dense.tokenizer().get_vocab().items())),
-        "wanted": wanted,
-        "source": fingerprint(source),
-        "shares": shares_of(run.recipe),
-        "sequence_length": settings.sequence_length,
-        "seed": run.recipe.search.seed,
-        "arithmetic": run.arithmetic,
-    }
-    with run.stage("vocabulary", key, "vocabulary") as (stage, work):
-        folder = stage.folder / "model"
-        if work:
-            tokenizer = dense.tokenizer()
-            texts, held_out = _documents(run, source, tokenizer)
-            rows, tree = _choose(run, texts, tokenizer)
-            cut_weights(dense, rows, folder)
-            write_tokenizer(tokenizer, tree, rows, folder)
-            figures = _measure(run, Checkpoint.open(folder), rows, held_out)
-            write_json(stage.folder / FIGURES, figures.model_dump(mode="json"))
-            run.reporter.say(
-                f"vocabulary: {figures.tokens:,} of {figures.dense_tokens:,} tokens kept; held-out text takes "
-                f"{figures.longer:.1%} more tokens"
-            )
-    teacher = run.teacher
-    run.checkpoint = Checkpoint.open(folder, dense.source)
-    run.teacher = run.checkpoint if teacher is dense else with_vocabulary_of(run, teacher, run.checkpoint)
-    return VocabularyFigures.model_validate(read_json(stage.folder / FIGURES))
+    tokenizer, folder = source.tokenizer(), task.folder / "model"
+    texts, held_out = _documents(task.recipe, given_source(task.recipe), tokenizer)
+    rows, tree = _choose(task.recipe, source, texts, tokenizer)
+    cut_weights(source, rows, folder)
+    write_tokenizer(tokenizer, tree, rows, folder)
+    figures = _measure(task, source, Checkpoint.open(folder), rows, held_out)
+    write_json(task.folder / FIGURES, figures.model_dump(mode="json"))
+    task.context.reporter.say(
+        f"vocabulary: {figures.tokens:,} of {figures.dense_tokens:,} tokens kept; held-out text takes "
+        f"{figures.longer:.1%} more tokens"
+    )
 
 
-def with_vocabulary_of(run: Run, dense: Checkpoint, small: Checkpoint) -> Checkpoint:
-    """A dense model with the tokens of a smaller model; unchanged unless it has all of these and more rows."""
-    tokenizers = small.tokenizer(), dense.tokenizer()
-    rows = rows_in(*tokenizers, int(small.config.vocab_size), int(dense.config.vocab_size))
-    if rows is None:
-        return dense
-    key = {"model": dense.digest, "rows": digest_of(rows)}
-    with run.stage("vocabulary_teacher", key, "vocabulary of the dense model") as (stage, work):
-        if work:
-            cut_weights(dense, rows, stage.folder / "model")
-            tokenizers[0].save_pretrained(stage.folder / "model")
-    return Checkpoint.open(stage.folder / "model", dense.source)
+def _read(task: Task, source: Checkpoint) -> CutVocabulary:
+    checkpoint = Checkpoint.open(task.folder / "model", source.source)
+    return CutVocabulary(checkpoint, VocabularyFigures.model_validate(read_json(task.folder / FIGURES)))
 
 
-def _documents(run: Run, source: str, tokenizer: Any) -> tuple[ByDomain, ByDomain]:
+VOCABULARY: Stage[CutVocabulary | None] = Stage(
+    "vocabulary",
+    _read,
+    work=_cut,
+    title="vocabulary",
+    writes="the dense model with fewer tokens, and what they cost",
+    settings=("vocabulary", *TEXT_SETTINGS),
+    key=lambda task, source: text_key(task, source, shares_of(task.recipe)),
+    arithmetic=True,
+    wanted=lambda recipe: recipe.vocabulary not in (None, 1),
+)
+
+
+def _documents(recipe: Recipe, source: str, tokenizer: Any) -> tuple[ByDomain, ByDomain]:
     """Documents for the choice, and held-out ones, by domain. Those for the evaluation are held out."""
-    settings = run.recipe.text
-    check_not_evaluation_text(source, allow_benchmark_text=settings.allow_benchmark_text)
-    shares, seed = shares_of(run.recipe), run.recipe.search.seed
+    check_not_evaluation_text(source, allow_benchmark_text=recipe.text.allow_benchmark_text)
+    shares, seed = shares_of(recipe), recipe.text.seed
     texts: ByDomain = {}
     held_out: ByDomain = {}
     for domain, text in read_domains(source, CHARACTERS, shuffle=Shuffle(seed), tokenizer=tokenizer):
@@ -108,9 +99,9 @@ def _documents(run: Run, source: str, tokenizer: Any) -> tuple[ByDomain, ByDomai
     return texts, held_out
 
 
-def _choose(run: Run, texts: ByDomain, tokenizer: Any) -> tuple[list[int], dict[str, Any]]:
+def _choose(recipe: Recipe, dense: Checkpoint, texts: ByDomain, tokenizer: Any) -> tuple[list[int], dict[str, Any]]:
     """Old numbers of the kept tokens in their new order, and the smaller tokenizer."""
-    dense, wanted = run.checkpoint, run.recipe.vocabulary
+    wanted = recipe.vocabulary
     assert wanted is not None
     tree = TokenizerTree(tokenizer, dense.source)
     check_whole(dense.config, tokenizer, dense.source)
@@ -133,7 +124,7 @@ def _choose(run: Run, texts: ByDomain, tokenizer: Any) -> tuple[list[int], dict[
             uses.update(ids)
     if uses.total() < size:
         raise DataError(
-            f"text.source {run.recipe.text.source} has {uses.total():,} tokens, too few to choose {size:,} of "
+            f"text.source {recipe.text.source} has {uses.total():,} tokens, too few to choose {size:,} of "
             f"{len(tree.tokens):,}: give more text, or leave out --vocab"
         )
     paths = {token: tree.path(token) for token in tree.tokens}
@@ -141,12 +132,15 @@ def _choose(run: Run, texts: ByDomain, tokenizer: Any) -> tuple[list[int], dict[
     return rows, tree.cut(rows)
 
 
-def _measure(run: Run, small: Checkpoint, rows: Sequence[int], held_out: ByDomain) -> VocabularyFigures:
+def _measure(
+    task: Task, dense: Checkpoint, small: Checkpoint, rows: Sequence[int], held_out: ByDomain
+) -> VocabularyFigures:
     """What the smaller vocabulary costs, on held-out text."""
-    dense, whole, cut = run.checkpoint, run.checkpoint.tokenizer(), small.tokenizer()
+    whole, cut, context = dense.tokenizer(), small.tokenizer(), task.context
     domains = {name: asdict(measure_spelling(texts, whole, cut, rows)) for name, texts in held_out.items()}
-    model = dense.load(run.dtype, run.device)
-    bits = measure_bits(model, list(_passages(run, held_out)), whole, cut, rows, run.reporter.advance)
+    model = dense.load(context.dtype, context.device)
+    passages = list(_passages(task.recipe.text, held_out))
+    bits = measure_bits(model, passages, whole, cut, rows, context.reporter.advance)
     params = sum(parameter.numel() for parameter in model.parameters())
     fewer = sum(parameter.numel() for parameter in small.skeleton().parameters())
     return VocabularyFigures(
@@ -159,9 +153,8 @@ def _measure(run: Run, small: Checkpoint, rows: Sequence[int], held_out: ByDomai
     )
 
 
-def _passages(run: Run, held_out: ByDomain) -> Iterator[str]:
+def _passages(settings: TextSettings, held_out: ByDomain) -> Iterator[str]:
     """Beginnings of held-out documents, of each domain in turn, in all as long as the evaluation text."""
-    settings = run.recipe.text
     length = CHARACTERS_PER_TOKEN * settings.sequence_length
     left = CHARACTERS_PER_TOKEN * settings.evaluation_tokens
     for number in range(max(map(len, held_out.values()))):

@@ -1,0 +1,255 @@
+"""Run the stages of a graph: each once, in its folder, skipped if the folder is complete for the same key.
+
+The key of a stage is derived from its declaration: the digests of its inputs, its settings, and the version of its
+code. A stage whose key would be the same in another run is that run's: sizes of a sweep and rows of a comparison share
+what doesn't depend on their differences.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from darwinlm.execution.context import open_context
+from darwinlm.execution.output import claim, guarded
+from darwinlm.execution.pace import Pace
+from darwinlm.execution.stage import Deferred, Graph, Result, Stage, Task, parameters
+from darwinlm.recipe import Recipe, load_recipe
+from darwinlm.runtime import parallel
+from darwinlm.runtime.artifact import StageFolder, read_manifest, stage_version
+from darwinlm.runtime.console import Reporter
+from darwinlm.runtime.errors import DeviceMemoryError, RecipeError
+from darwinlm.runtime.figures import StageTime
+
+
+class Run:
+    """One graph of stages with one recipe in one output folder.
+
+    `run[STAGE]` is the result of a stage; what it depends on is run first. `given` are results by name, in place of
+    stages. Stages that don't depend on differences between the recipes `alike` are taken from `parent`, whose recipe is
+    one of them. The folder is created by the first stage that works.
+
+    Raises ArtifactError if the folder holds something else, BusyError if another run works in it, RecipeError if no
+    model is given or the device doesn't exist.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        recipe: Recipe,
+        folder: Path,
+        reporter: Reporter,
+        *,
+        given: Mapping[str, Any] | None = None,
+        parent: Run | None = None,
+        alike: Sequence[Recipe] = (),
+        pace: Pace | None = None,
+    ) -> None:
+        if recipe.model is None:
+            raise RecipeError("no model is given: name a hub id, a folder or a GGUF file")
+        self.graph, self.pace = graph, pace
+        self.context, self.asked = open_context(recipe, folder, reporter)
+        self._lock = claim(
+            folder, recipe, self.context.reporter
+        )  # before the parent, so that it ends before the parent's
+        self._assignments: list[str] = []
+        self._given, self._parent, self._alike = dict(given or {}), parent, (*alike, recipe)
+        self._results: dict[str, tuple[Any, Any]] = {}
+        self._folders: dict[str, StageFolder] = {}
+        self._times: dict[str, StageTime] = {}
+
+    @property
+    def folder(self) -> Path:
+        """The output folder."""
+        return self.context.folder
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe, with what the time limit has changed so far."""
+        before = [] if self._parent is None else self._parent._assignments
+        assignments = [*before, *self._assignments]
+        return load_recipe(self.asked, assignments, {}) if assignments else self.asked
+
+    @property
+    def times(self) -> tuple[StageTime, ...]:
+        """Durations of the stages so far, in order."""
+        return tuple(self._times.values())
+
+    def __getitem__(self, stage: Stage[Result]) -> Result:
+        result: Result = self._value(stage.name)
+        return result
+
+    def result(self, name: str) -> Any:
+        """The result of a stage by its name in the graph."""
+        return self._value(name)
+
+    def check(self, name: str) -> None:
+        """Check what can be checked without work, for all stages up to one of them. Raises DarwinLMError."""
+        for each in self.graph.before(name):
+            stage = self.graph[each]
+            if stage.check is not None and stage.wanted(self.recipe):
+                self._call(stage.check, self._task(stage, StageFolder(self.context.path(each), {})))
+
+    def until(self, name: str) -> None:
+        """Check, then run the stages in order up to one of them. Raises DarwinLMError."""
+        self.check(name)
+        for each in self.graph.before(name):
+            self._value(each)
+
+    def _value(self, name: str) -> Any:
+        if name in self._given or name in self.graph.given:
+            given = self._given.get(name)
+            return given.make() if isinstance(given, Deferred) else given
+        stage = self.graph[name]
+        if self._parent is not None and self._is_shared(name):
+            return self._taken(self._parent, name)
+        if stage.work is not None and name in self._results:
+            return self._results[name][1]
+        if self.pace is not None and name not in self._results:
+            self._assignments += self.pace.before(name, self)
+        recipe = self.recipe
+        settings = stage.slice(recipe)
+        if name in self._results and self._results[name][0] == settings:
+            return self._results[name][1]
+        result = self._made(stage, recipe)
+        self._results[name] = settings, result
+        return result
+
+    def _made(self, stage: Stage[Any], recipe: Recipe) -> Any:
+        if not stage.wanted(recipe):
+            if stage.otherwise is None:
+                return None
+            return self._call(stage.otherwise, self._task(stage, StageFolder(self.context.path(stage.name), {})))
+        if stage.work is None:
+            return self._call(stage.result, self._task(stage, StageFolder(self.context.path(stage.name), {})))
+        inputs = {name: self._value(name) for name in stage.needs(recipe)}
+        task = self._task(stage, StageFolder(self.context.path(stage.name), {}))
+        folder = StageFolder(self.context.path(stage.name), self._key(stage, task, inputs))
+        task = self._task(stage, folder)
+        with self._opened(stage, task) as work:
+            if work:
+                stage.work(*_of(stage.work, task, inputs))
+        self._folders[stage.name] = folder
+        return stage.result(*_of(stage.result, task, inputs))
+
+    def _task(self, stage: Stage[Any], folder: StageFolder) -> Task:
+        return Task(self.context, self.recipe, folder, self.pace, self.times)
+
+    def _call(self, function: Callable[..., Any], task: Task) -> Any:
+        return function(*_of(function, task, {name: self._value(name) for name in parameters(function)}))
+
+    def _key(self, stage: Stage[Any], task: Task, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Everything that the content of a stage's folder depends on."""
+        key: dict[str, Any] = {"stage": stage.name, "version": stage_version(stage.name)}
+        key["inputs"] = {name: self.digest(name, inputs[name]) for name in stage.inputs}
+        key["settings"] = stage.slice(task.recipe)
+        if stage.arithmetic:
+            key["arithmetic"] = self.context.arithmetic
+        if stage.key is not None:
+            key |= stage.key(*_of(stage.key, task, inputs))
+        return key
+
+    def digest(self, name: str, result: Any) -> Any:
+        """Identity of a stage's result: that of its folder, else its own digest, or the plain value itself."""
+        if name in self._folders:
+            return self._folders[name].digest
+        if self._parent is not None and name in self.graph.stages and name not in self._given and self._is_shared(name):
+            return self._parent.digest(name, result)
+        if isinstance(result, Mapping):
+            return {key: self.digest("", value) for key, value in result.items()}
+        return getattr(result, "digest", result)
+
+    def _is_shared(self, name: str) -> bool:
+        """Whether a stage has the same inputs and settings in all runs, so that it is the parent's."""
+        assert self._parent is not None
+        if name in self.graph.given or name not in self._parent.graph.stages:
+            return False
+        stages = list(self.graph.upstream(name, self.asked))
+        needed = {each for stage in stages for each in (stage.name, *stage.needs(self.asked))}
+        first, *others = self._parent.asked, *self._alike
+        theirs, ours = self._parent._given, self._given
+        if any(theirs.get(each) is not ours[each] for each in needed & ours.keys()):
+            return False
+        return all(
+            bool(stage.wanted(first)) == bool(stage.wanted(other)) and stage.slice(first) == stage.slice(other)
+            for stage in stages
+            for other in others
+        )
+
+    def _taken(self, parent: Run, name: str) -> Any:
+        before = parent._times.get(name)
+        result = parent._value(name)
+        if (taken := parent._times.get(name)) is not None and name not in self._times:
+            self._times[name] = taken if before is None else StageTime(name, taken.seconds, True, taken.resumed)
+        return result
+
+    @contextmanager
+    def _opened(self, stage: Stage[Any], task: Task) -> Iterator[bool]:
+        """Open a stage's folder: yields whether there is work; after the body the folder is finished.
+
+        Among several processes, the first one runs the body alone, then the others run it without work. All processes
+        work on a shared stage together; only the first one writes into its folder. Raises ArtifactError if an earlier
+        result for the same key is damaged.
+        """
+        folder = task.stage
+        if stage.together:
+            with parallel.main_first():
+                complete = not parallel.is_main() or self._is_complete(stage, task)
+            with self._worked(stage, folder, work=not parallel.broadcast(complete)) as work:
+                yield work
+        else:
+            with parallel.main_first():
+                unfinished = parallel.is_main() and not self._is_complete(stage, task)
+                with self._worked(stage, folder, work=unfinished) as work:
+                    yield work
+
+    def _is_complete(self, stage: Stage[Any], task: Task) -> bool:
+        if not task.stage.is_complete():
+            return False
+        reason = None if stage.spoiled is None else stage.spoiled(task)
+        if reason is not None:
+            self.context.reporter.say(f"{stage.title}: {reason}, so it is written again")
+            task.stage.discard()
+        return reason is None
+
+    @contextmanager
+    def _worked(self, stage: Stage[Any], folder: StageFolder, *, work: bool) -> Iterator[bool]:
+        """Begin and finish a stage around its body, in the first process."""
+        title, reporter = stage.title or stage.name, self.context.reporter
+        if not work:
+            facts = read_manifest(folder.folder).facts
+            reporter.say(f"{title}: already done, reused")
+            seconds, resumed = float(facts.get("seconds", 0.0)), bool(facts.get("resumed", False))
+            self._times[stage.name] = StageTime(stage.name, seconds, reused=True, resumed=resumed)
+            yield False
+            return
+        if parallel.is_main() and (reason := folder.why_redone()):
+            reporter.say(f"{title}: {reason}, redone")
+        begun, resumed = time.monotonic(), False
+        with guarded(folder.folder), reporter.stage(title):
+            with parallel.agree():
+                if parallel.is_main():
+                    resumed = folder.begin()
+            if resumed:
+                reporter.resumes()
+            try:
+                yield True
+            except torch.OutOfMemoryError as error:
+                device = self.context.device
+                raise DeviceMemoryError(f"{title}: the memory of {device} is full", stage.name, self) from error
+        # For a resumed stage, only the last part is timed.
+        seconds = round(time.monotonic() - begun, 2)
+        self._times[stage.name] = StageTime(stage.name, seconds, reused=False, resumed=resumed)
+        parallel.in_main(partial(folder.finish, seconds=seconds, resumed=resumed))
+        reporter.say(f"{title}: {seconds:.0f} s")
+
+
+def _of(function: Callable[..., Any], task: Task, inputs: Mapping[str, Any]) -> list[Any]:
+    """Arguments of a stage's function: the task and its inputs."""
+    return [task, *(inputs[name] for name in parameters(function))]
