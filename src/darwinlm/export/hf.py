@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
+from darwinlm.export.other_engines import for_other_engines
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.files import CARD
 from darwinlm.families.loading import without_bars
@@ -51,6 +52,7 @@ def save_model(
             add_modeling_file(temporary)
         else:
             model.save_pretrained(temporary)
+        for_other_engines(temporary, model.config)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
         if source is not None:
