@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import darwinlm
-from darwinlm.pipeline import run_stages
 from darwinlm.report.summary import read_summary
 from darwinlm.runs.prune import Result
 from darwinlm.runtime.errors import ModelError, RecipeError
@@ -55,7 +54,7 @@ def test_figures_and_plots_have_the_names_of_the_tables(result: Result) -> None:
 def test_progress_can_be_followed(tiny_llama: Path, make_run: Any, tmp_path: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     reporter = darwinlm.Reporter(quiet=True, on_progress=lambda *each: seen.append(each))
-    run_stages(make_run(tiny_llama, tmp_path / "out", reporter=reporter), "database")
+    make_run(tiny_llama, tmp_path / "out", reporter=reporter).until("database")
     assert any("database" in title and done == total for title, done, total in seen)
 
 
