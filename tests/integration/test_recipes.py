@@ -107,7 +107,7 @@ from darwinlm.runtime import parallel
 from darwinlm.runtime.console import Reporter
 from tests.tiny.stages import run_stages
 from darwinlm.recipe import load_recipe
-from darwinlm.execution.run import Run
+from darwinlm.pipeline import open_run
 
 for recipe in map(Path, sys.argv[1:]):
     run_stages(open_run(load_recipe(recipe), recipe.parent / "both", Reporter(Console(quiet=True))), "stitch")

@@ -46,7 +46,7 @@ def test_weights_and_losses_are_those_of_the_way_there(whole, refitted, strength
     checkpoint = whole.stitch.checkpoint
     stitched = checkpoint.load(torch.float32).state_dict()
     changed = found.weights()
-    paths = list(found.stage.folder.glob("block_*.safetensors"))
+    paths = list(found.folder.glob("block_*.safetensors"))
     for path in paths:
         prefix = checkpoint.block_prefix(int(path.stem.removeprefix("block_")))
         for name, fitted in read_tensors(path).items():

@@ -222,14 +222,14 @@ def test_what_is_not_pruned_counts_too():
 def test_a_saved_model_that_is_not_the_planned_one_is_refused(allocation, block_params, params):
     """The last check of every run, on the parameters of the saved model itself."""
     problem = Problem(SPACE, parameter_costs(SPACE), Budget(100, 205), outside=1000)
-    run = SimpleNamespace(recipe=Recipe(), teacher=None, checkpoint=None)
-    results = SimpleNamespace(plan=problem, search=SimpleNamespace(allocation=(1, 1)))
+    task, search = SimpleNamespace(recipe=Recipe()), SimpleNamespace(allocation=(1, 1))
     dense, saved = (SimpleNamespace(block_params=size, params=size + 1000) for size in (410, 170))
-    found = _budget(run, results, dense, saved)
+    models = {"dense": dense, "refit": saved}
+    found = _budget(task, problem, search, models, whole=True)
     assert (found.used, found.upper, found.unused, found.block_params) == (170, 205, 1 - 170 / 205, 170)
-    results.search.allocation, saved.block_params, saved.params = allocation, block_params, params
+    search.allocation, saved.block_params, saved.params = allocation, block_params, params
     with pytest.raises(BudgetError, match=r"were planned for a budget of 205 block parameters: please report this"):
-        _budget(run, results, dense, saved)
+        _budget(task, problem, search, models, whole=True)
 
 
 IN_TIME = CostModel("nanoseconds", ((0, 2_000_000), (0, 3_000_000)), 1_000_000)

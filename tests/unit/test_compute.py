@@ -54,7 +54,7 @@ def test_a_run_computes_and_names_what_its_recipe_then_says(processor, tmp_path)
     assert settled(said, CPU) == said, "it is left alone"
     run = open_run(load_recipe(Recipe(), [], {"model": "any"}), tmp_path / "out", Reporter(quiet=True))
     assert run.context.dtype == torch.float32
-    assert run.arithmetic["dtype"] == "torch.float32"
+    assert run.context.arithmetic["dtype"] == "torch.float32"
     assert run.recipe.compute.dtype == "float32"
 
 

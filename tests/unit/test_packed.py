@@ -26,8 +26,8 @@ def pack(folder, tokens=3000, documents=DOCUMENTS, **options):
     pack_documents(documents, folder, tokens, tiny_tokenizer(), **options)
 
 
-def read(folder, seq_len, blocks, skip=0):
-    text = PackedText(folder, seq_len, blocks, skip)
+def read(folder, seq_len, blocks):
+    text = PackedText(folder, seq_len, blocks)
     return torch.cat([text[number]["input_ids"] for number in range(len(text))])
 
 
@@ -42,8 +42,8 @@ def test_it_is_the_sources_tokens_end_to_end(tmp_path, seq_len, vocabulary):
 
 def test_bos_takes_the_place_of_every_first_token(tmp_path):
     pack(tmp_path)
-    text = PackedText(tmp_path, 50, 20, skip=1234, bos=7)
-    plain = tokens_of(DOCUMENTS)[1234:2234].view(20, 50)
+    text = PackedText(tmp_path, 50, 20, bos=7)
+    plain = tokens_of(DOCUMENTS)[:1000].view(20, 50)
     found = torch.stack([text[number]["input_ids"] for number in range(20)])
     assert found[:, 0].tolist() == [7] * 20
     assert torch.equal(found[:, 1:], plain[:, 1:])

@@ -17,6 +17,7 @@ from darwinlm.cli import (  # noqa: F401 - each declares its command
     reproduce,
     scores,
     show,
+    tradeoff,
     verify,
 )
 from darwinlm.cli.app import app

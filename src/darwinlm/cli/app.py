@@ -22,7 +22,7 @@ USE = "Use a model elsewhere"
 LEARN = "Learn more"
 
 ORDER = (
-    ("prune", "recover", "database", "compare", "demo"),
+    ("prune", "recover", "database", "compare", "tradeoff", "demo"),
     ("show", "chat", "evaluate", "bench", "inspect", "scores", "verify"),
     ("export", "push", "import"),
     ("plan", "reproduce", "schema", "version"),

@@ -35,7 +35,7 @@ def export(
         str | None,
         typer.Option(
             metavar="TYPE",
-            help="gguf: f32, f16 (default), bf16, q8_0, q4_0, q3_k_m, q4_k_s, q4_k_m, q5_k_m or q6_k.",
+            help="gguf: f32, f16 (default), bf16, q8_0, q4_0, q2_k, q3_k_m, q4_k_s, q4_k_m, q5_k_m or q6_k.",
         ),
     ] = None,
     dtype: Annotated[

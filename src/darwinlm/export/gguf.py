@@ -43,6 +43,7 @@ ENGINE = "llama.cpp"
 TYPE_ERROR = {
     "F32": 1e-7, "F16": 2e-3, "BF16": 6e-3, "Q8_0": 0.02, "Q6_K": 0.06, "Q5_K": 0.1, "Q5_0": 0.1, "Q5_1": 0.1,
     "Q4_K": 0.2, "Q4_0": 0.2, "Q4_1": 0.2, "IQ4_NL": 0.2, "Q3_K": 0.35,
+    "Q2_K": 0.5,
 }  # fmt: skip
 """Largest relative rounding error of a tensor by element type."""
 ENGINE_ERROR = {"f32": 2e-3, "f16": 2e-2, "bf16": 0.1}

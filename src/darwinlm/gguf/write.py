@@ -20,7 +20,14 @@ from darwinlm.surgery.reshape import Reshaper
 
 PLAIN = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
 """Quantisations that the package `gguf` computes itself."""
-BY_LIBRARY = {"q3_k_m": "Q3_K_M", "q4_k_s": "Q4_K_S", "q4_k_m": "Q4_K_M", "q5_k_m": "Q5_K_M", "q6_k": "Q6_K"}
+BY_LIBRARY = {
+    "q2_k": "Q2_K",
+    "q3_k_m": "Q3_K_M",
+    "q4_k_s": "Q4_K_S",
+    "q4_k_m": "Q4_K_M",
+    "q5_k_m": "Q5_K_M",
+    "q6_k": "Q6_K",
+}
 """Quantisations that llama.cpp's own quantiser computes."""
 QUANTISATIONS = (*PLAIN, *BY_LIBRARY)
 BLOCK = 32

@@ -71,6 +71,12 @@ class LlamaCppModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         """Tokens of the engine's own tokenizer."""
         return self._running(0).tokenize(text)
 
+    def close(self) -> None:
+        """End the engine's process; a further text starts it again."""
+        if self.engine is not None:
+            self.engine.__exit__()
+            self.engine = None
+
     def _running(self, tokens: int) -> EngineProcess:
         """The engine with room for a text."""
         if self.engine is None or tokens > self.room:

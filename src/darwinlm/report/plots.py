@@ -48,8 +48,8 @@ _SALT = "darwinlm"
 
 def search_plot(points: Sequence[GenerationFigures], uniform: float, *, narrow: bool = False) -> str:
     """The figure of the search as SVG."""
-    with _style():
-        return _svg(
+    with plot_style():
+        return as_svg(
             search_figure(points, uniform, narrow=narrow), "search", narrow, "Best KL of the search against time"
         )
 
@@ -59,8 +59,8 @@ def search_figure(points: Sequence[GenerationFigures], uniform: float, *, narrow
 
     `points` are the start, then every step; at least one. `uniform` is the KL of the best model with equal layers.
     """
-    with _style():
-        figure, axis = _axes("seconds of search", "KL (nats/token)", narrow=narrow)
+    with plot_style():
+        figure, axis = empty_axes("seconds of search", "KL (nats/token)", narrow=narrow)
         places, losses = [point.seconds for point in points], [point.kl for point in points]
         axis.step(places, losses, where="post", color=ATTENTION, linewidth=1.6, zorder=2)
         better = [point for point in points if point.improved]
@@ -77,15 +77,15 @@ def search_figure(points: Sequence[GenerationFigures], uniform: float, *, narrow
 
 def recovery_plot(log: Sequence[TrainingPoint], *, narrow: bool = False) -> str:
     """The figure of the recovery as SVG."""
-    with _style():
+    with plot_style():
         figure = recovery_figure(log, narrow=narrow)
-        return _svg(figure, "recovery", narrow, "Training loss and held-out KL against tokens")
+        return as_svg(figure, "recovery", narrow, "Training loss and held-out KL against tokens")
 
 
 def recovery_figure(log: Sequence[TrainingPoint], *, narrow: bool = False) -> Figure:
     """Draw the training loss and the held-out KL against tokens."""
-    with _style():
-        figure, axis = _axes("tokens trained on", "nats/token", narrow=narrow)
+    with plot_style():
+        figure, axis = empty_axes("tokens trained on", "nats/token", narrow=narrow)
         for colour, label, points in (
             (MUTED, "training loss", [(point.tokens, point.loss) for point in log]),
             (GAIN, "held-out KL", [(point.tokens, point.eval_kl) for point in log]),
@@ -109,17 +109,17 @@ def size_plot(rows: Sequence[SweepRow], *, narrow: bool = False) -> str:
     points = [(row, row.params / 1e6, row.perplexity) for row in rows if row.perplexity is not None]
     lost = [row.name for row, _, loss in points if not loss <= _LARGEST_LOSS]
     points = [point for point in points if point[2] <= _LARGEST_LOSS]
-    with _style():
+    with plot_style():
         beyond = f" (off the scale: {'; '.join(lost)})" if lost else ""
-        figure, axis = _axes("parameters (M)" + beyond, "perplexity (lower is better)", narrow=narrow)
+        figure, axis = empty_axes("parameters (M)" + beyond, "perplexity (lower is better)", narrow=narrow)
         if points:
             _draw_points(axis, points)
         figure.draw_without_rendering()
         _label_points(axis, points)
-        return _svg(figure, "size", narrow, "Perplexity of each model against its size")
+        return as_svg(figure, "size", narrow, "Perplexity of each model against its size")
 
 
-def _axes(across: str, upward: str, *, narrow: bool) -> tuple[Figure, Any]:
+def empty_axes(across: str, upward: str, *, narrow: bool) -> tuple[Figure, Any]:
     """An empty figure with the titles of its axes and a grid."""
     figure = Figure(figsize=_NARROW if narrow else _BROAD, layout="constrained")
     axis = figure.subplots()
@@ -167,7 +167,7 @@ def _label_points(axis: Any, points: Sequence[Point]) -> None:
         )
 
 
-def _style() -> Any:
+def plot_style() -> Any:
     """Matplotlib's own defaults, whatever the user has set, with our colours and sizes; undone at the end."""
     ours = {
         "font.family": "sans-serif",
@@ -197,7 +197,7 @@ def _style() -> Any:
     return style.context(["default", ours])
 
 
-def _svg(figure: Any, name: str, narrow: bool, title: str) -> str:
+def as_svg(figure: Any, name: str, narrow: bool, title: str) -> str:
     """Write a figure as an `<svg>` element that can stand in a page beside others.
 
     `name` begins every id, since ids are unique in a page. `title` is read out where the picture can't be seen.

@@ -47,11 +47,16 @@ def gradient_tokens(calibration_tokens: int) -> int:
     return min(max(calibration_tokens // GRADIENT_SHARE, 1), GRADIENT_TOKENS)
 
 
+def _gradient_rows(calibration: TokenBlocks) -> int:
+    """Number of sequences for the gradients; each process needs one."""
+    wanted = -(-gradient_tokens(calibration.n_tokens) // calibration.tokens.shape[1])
+    return min(max(wanted, parallel.size()), len(calibration.tokens))
+
+
 def _gradients(task: Task, dense: Checkpoint, calibration: TokenBlocks) -> None:
     """Second moments of output gradients on the beginning of the calibration text, a file for each block."""
-    context, wanted = task.context, -(-gradient_tokens(calibration.n_tokens) // calibration.tokens.shape[1])
-    sequences = min(max(wanted, parallel.size()), len(calibration.tokens))
-    tokens = calibration.tokens[:sequences][parallel.place() :: parallel.size()]
+    context, rows = task.context, _gradient_rows(calibration)
+    tokens = calibration.tokens[:rows][parallel.place() :: parallel.size()]
     memory, total = HiddenMemory(task.folder), dense.n_blocks
     with kept_memory(context.device):
         stream = stream_of(context, dense, tokens, memory)
@@ -79,6 +84,7 @@ SALIENCY: Stage[Saliency | None] = Stage(
     work=_gradients,
     title="output gradients",
     writes="second moments of output gradients",
+    key=lambda task, calibration: {"rows": _gradient_rows(calibration)},
     arithmetic=True,
     together=True,
     wanted=lambda recipe: recipe.database.saliency == "loss" and recipe.database.folder is None,
