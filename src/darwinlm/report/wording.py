@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from darwinlm.evaluation.suites import KNOWN, SUITES
 from darwinlm.report.summary import BlockFigures, FileFigures, SearchFigures, Summary, VocabularyFigures
 from darwinlm.runtime.errors import install
 from darwinlm.runtime.figures import ModelKey, TimeFigures
@@ -125,7 +126,13 @@ def short_source(source: str | None) -> str:
         return "unnamed"
     if source.startswith("hf:") or hub_id(source):
         return source
-    return re.split(r"[/\\]", source.rstrip("/\\"))[-1] or source
+    name = re.split(r"[/\\]", source.rstrip("/\\"))[-1] or source
+    return " ".join([*(KNOWN[task].title for task in _benchmarks(source) if not name.startswith(task)), name])
+
+
+def _benchmarks(source: str) -> list[str]:
+    """Benchmarks whose folders or files a source names."""
+    return [part for part in re.split(r"[/\\.#]", source) if part in KNOWN]
 
 
 def without_folders(value: Any) -> Any:
@@ -364,6 +371,8 @@ def next_steps(
     know. A wish names the extra that it needs; `here`, on this machine, how to install it if it isn't.
     """
     kind = summary.file.smaller if summary.file else "q8_0"
+    seen = _benchmarks(summary.text.source or "")
+    suite = ",".join(one.task for one in SUITES["quick"] if one.task not in seen) if seen else "quick"
     run, recovered, gguf = (shlex.quote(path) for path in (run, f"{beside}-recovered", f"{beside}.gguf"))
     against = f" --against {shlex.quote(model)}" if model else ""
     train = (
@@ -373,7 +382,7 @@ def next_steps(
     return [
         (f"talk to it{' beside the dense model' if model else ''}", f"darwinlm chat {run}{against}"),
         *([train] if summary.recovery is None else []),
-        (f"measure both on benchmarks{_needs('eval', here=here)}", f"darwinlm evaluate {run} --suite quick"),
+        (f"measure both on benchmarks{_needs('eval', here=here)}", f"darwinlm evaluate {run} --suite {suite}"),
         (
             f"write a file for llama.cpp{_needs('gguf', here=here)}",
             f"darwinlm export {run} --to gguf --quant {kind} --out {gguf}",
