@@ -186,7 +186,7 @@ def test_named_paths_exist(path: Path) -> None:
     assert not missing, f"{path.name} names {missing}"
 
 
-RUN_FOLDERS = {"model/", "stages/"}
+RUN_FOLDERS = {"model/", "stages/", "files/"}
 
 
 def missing_names(path: Path) -> list[str]:
