@@ -53,8 +53,6 @@ SEARCHING = ("random", "sheared", "darwinlm", "darwinlm+refit", "paper")
 """Methods with results that depend on a seed."""
 PAPER_ROWS = ("uniform", "ziplm", "sheared", "paper", "darwinlm", "darwinlm+refit")
 """Rows of the paper's suite; some of them are trained in the first table."""
-STEP_TOKENS = 4096
-"""Tokens in one step of a trained row."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +110,7 @@ def command(part: Part, options: argparse.Namespace) -> list[str]:
         line += ["--data-dir", str(options.data_dir)] if options.data_dir else []
     settings = [f"search.seed={part.seed}", f"search.minutes={options.minutes}"]
     if options.recovery:
-        # The recipe's step size suits long trainings: so few tokens would give only nine steps.
-        settings += [f"recovery.tokens={options.recovery}", f"recovery.batch_tokens={STEP_TOKENS}"]
+        settings.append(f"recovery.tokens={options.recovery}")
         settings += [f"recovery.text={options.recovery_text}"] if options.recovery_text else []
     settings += options.settings
     if not options.text:

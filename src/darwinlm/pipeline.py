@@ -1,6 +1,6 @@
 """The main path in order.
 
-vocabulary → text → plan → saliency → database → search → stitch → refit → recover → export → evaluate → report
+corpus → vocabulary → text → plan → saliency → database → search → stitch → refit → recover → export → evaluate → report
 
 Each name is a stage or a value, declared in `stages/` with its inputs, settings, work and result. A stage is skipped
 if its folder is complete for the same inputs, otherwise resumed.
@@ -17,6 +17,7 @@ from darwinlm.execution.run import Run
 from darwinlm.execution.stage import Graph
 from darwinlm.recipe import Recipe
 from darwinlm.runtime.console import Reporter
+from darwinlm.stages.corpus import CORPUS, CORPUS_RECOVERY
 from darwinlm.stages.database import DATABASE, SALIENCY
 from darwinlm.stages.evaluate import EVALUATE, MODELS
 from darwinlm.stages.export import EXPORT
@@ -32,10 +33,10 @@ from darwinlm.stages.text import CALIBRATION, EVALUATION, FITNESS, RESERVED, TEX
 from darwinlm.stages.vocabulary import VOCABULARY
 
 PRUNE = Graph(
-    *(SOURCE, ORIGINAL, VOCABULARY, DENSE, TEACHER),
+    *(SOURCE, ORIGINAL, CORPUS, VOCABULARY, DENSE, TEACHER),
     *(TEXT, CALIBRATION, FITNESS, VALIDATION, EVALUATION, TRAINING, RESERVED),
     *(LATENCY, PLAN, SALIENCY, DATABASE),
-    *(SEARCH, STITCH, REFIT, RECOVER, EXPORT),
+    *(SEARCH, STITCH, REFIT, CORPUS_RECOVERY, RECOVER, EXPORT),
     *(MODELS, EVALUATE, REPORT),
     given=("neighbour",),
 )

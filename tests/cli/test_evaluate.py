@@ -16,10 +16,11 @@ import torch
 import yaml
 from tests.tiny.benchmarks import QUIET, tiny_benchmarks
 from tests.tiny.checkpoint import tiny_checkpoint
+from tests.tiny.models import tiny_model
 from tests.tiny.tokenizer import tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from darwinlm.evaluation import harness
+from darwinlm.evaluation import harness, instructions
 from darwinlm.evaluation.evaluate import Copied, Evaluated, EvaluationRequest
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.runtime.errors import install
@@ -245,9 +246,9 @@ def test_a_family_that_cannot_be_pruned_and_a_gguf_file_are_measured(command, ti
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("", "nothing to measure: give --suite, --text or --looking-back"),
+        ("", "nothing to measure: give --suite, --text, --chat or --looking-back"),
         ("--suite pica", "there is no task 'pica': did you mean 'piqa'"),
-        ("--looking-back --against x", "--against needs --text or --suite"),
+        ("--looking-back --against x", "--against needs --text, --chat or --suite"),
         ("--suite piqa --dtype int8", "dtype int8: use auto, bfloat16"),
         ("--suite piqa --data-dir nowhere", "there is no such folder"),
         ("--text nowhere.txt", "nowhere.txt"),
@@ -287,3 +288,30 @@ def test_result_of_another_request_is_kept(command, tiny_llama, tiny_text_file, 
 def test_missing_harness_names_its_extra(command, tiny_llama, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     command("evaluate", tiny_llama, "--suite", "piqa").refused("lm-eval", install("eval"))
+
+
+def test_chats_of_two_models(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(instructions, "TOPICS", ("the sea",))
+    folders = []
+    for name, seed in (("dense", 0), ("small", 1)):
+        model = tiny_model("llama", seed=seed)
+        model.lm_head.weight.data[2] = model.lm_head.weight.data.abs().mean(0) * 3
+        folders.append(tmp_path / name)
+        model.save_pretrained(folders[-1])
+        tokenizer = tiny_tokenizer()
+        tokenizer.chat_template = (
+            "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</s>{% endfor %}"
+            "{% if add_generation_prompt %}<assistant>{% endif %}"
+        )
+        tokenizer.save_pretrained(folders[-1])
+    dense, small = folders
+    request = ("--chat", "--tokens", 64, "--dtype", "float32", "--out", tmp_path / "chat.json")
+    ended = command("evaluate", small, "--against", dense, *request).succeeded()
+    first, second = result(tmp_path / "chat.json")["chat"]
+    assert first["answers"]["kl"] > 0.1
+    assert first["answers"]["tokens"] >= 32
+    assert second["answers"] is None
+    assert first["instructions"]["prompts"] == second["instructions"]["prompts"] == 12
+    assert "on the dense model's own answers" in ended.out
+    plain = tiny_checkpoint(tmp_path / "plain")
+    command("evaluate", plain, "--chat").refused("no chat template: instructions are for chat models")

@@ -110,7 +110,7 @@ def test_what_is_kept_for_the_way_back(model_type: str, dtype: str, tiny_folder:
 
 
 def test_weights_gradients_and_moments_are_the_optimisers(tiny_llama: Path) -> None:
-    sizes = sizes_of(tiny_llama, "budget.keep=99.9%", "compute.dtype=float32")
+    sizes = sizes_of(tiny_llama, "budget.keep=99.9%", "compute.dtype=float32", "recovery.embeddings=true")
     need = need_of(make_plan(sizes, find_device("h100")), "recover")
     model = Checkpoint.open(tiny_llama).load(torch.float32).requires_grad_(True)
     optimiser = torch.optim.AdamW(model.parameters())

@@ -118,6 +118,11 @@ def test_a_step_that_cannot_be_divided_is_refused():
         (8000, 32768, 1, 1, (8, 8, 31)),
         (8000, 32768, 1, 4, (8, 8, 28)),
         (100, 32768, 1, 2, (1, 1, 2)),
+        (24576, None, 1, 1, (8, 8, 96)),
+        (49152, None, 1, 1, (12, 12, 128)),
+        (98304, None, 1, 1, (24, 24, 128)),
+        (1_000_000, None, 1, 1, (244, 244, 128)),
+        (300_000_000, None, 1, 8, (9155, 9155, 1024)),
     ],
 )
 def test_epochs_share_the_steps_and_fewer_tokens_than_a_step_are_cut(tokens, batch, epochs, processes, expected):
@@ -151,4 +156,6 @@ def test_embedding_and_head_stay_where_the_recipe_says_so(tied):
     weights = prepared(model, RecoverySettings(embeddings=False)).named_parameters()
     frozen = {name for name, weight in weights if not weight.requires_grad}
     assert frozen == ({"model.embed_tokens.weight"} if tied else {"model.embed_tokens.weight", "lm_head.weight"})
-    assert all(weight.requires_grad for weight in prepared(model, RecoverySettings()).parameters())
+    short, long = RecoverySettings(tokens=1_000_000), RecoverySettings(tokens=10_000_000)
+    assert {name for name, weight in prepared(model, short).named_parameters() if not weight.requires_grad} == frozen
+    assert all(weight.requires_grad for weight in prepared(model, long).parameters())

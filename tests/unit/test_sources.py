@@ -274,3 +274,15 @@ def test_tables_without_pyarrow(tmp_path, monkeypatch, name):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MissingExtraError, match=r"needs the package 'pyarrow': pip install .*\[parquet\]'"):
         read(write(tmp_path / name, b""))
+
+
+def test_several_sources_give_equal_parts(tmp_path):
+    short = write(tmp_path / "a.txt", "\n\n\n".join(f"a{number:02}" for number in range(40)))
+    long = write(tmp_path / "b.jsonl", json_lines([{"text": f"b{number}" * 10} for number in range(3)]))
+    found = list(read_documents(f"{short},{long}"))
+    assert found[:9] == ["a00", "b0" * 10, *(f"a{number:02}" for number in range(1, 7)), "b1" * 10]
+    assert len(found) == 43
+    (tmp_path / "c,d.txt").write_text("one path")
+    assert list(read_documents(str(tmp_path / "c,d.txt"))) == ["one path"]
+    with pytest.raises(DataError, match="no such file"):
+        read_documents(f"{short},{tmp_path / 'nowhere.txt'}")

@@ -55,7 +55,7 @@ Text = Annotated[
     typer.Option(
         "--text",
         metavar="SOURCE",
-        help="Text file, folder, or hf:owner/name. Without it, FineWeb-Edu is streamed from the hub.",
+        help="Text file, folder, or hf:owner/name; several with commas. Without it, self: the model writes the text.",
     ),
 ]
 _SHARE = "Share of the block parameters to keep: 75% or 0.75. Without any budget, 50%."

@@ -15,6 +15,7 @@ from darwinlm.cli.app import LOOK, command
     LOOK,
     "darwinlm evaluate runs/half --suite quick --out quick.json",
     "darwinlm evaluate runs/half --text TEXT --against MODEL",
+    "darwinlm evaluate runs/half --chat --against MODEL",
 )
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder, finished run, hub id or GGUF file.")],
@@ -30,6 +31,10 @@ def evaluate(
     ] = None,
     looking_back: Annotated[
         bool, typer.Option("--looking-back", help="Measure copying of random words; --text always does.")
+    ] = False,
+    chat: Annotated[
+        bool,
+        typer.Option("--chat", help="Measure instructions followed, loops, and KL on answers of --against."),
     ] = False,
     tokens: Annotated[int, arguments.number("TOKENS", "Tokens of each text")] = 16384,
     sequence_length: Annotated[int, arguments.number("TOKENS", "Tokens of each sequence", least=2)] = 512,
@@ -66,6 +71,7 @@ def evaluate(
         dtype=dtype,
         allow_remote_code=allow_remote_code,
         looking_back=looking_back,
+        chat=chat,
     )
     if markdown is not None:
         check_output(markdown, "--markdown", (model, against, out), request.texts)

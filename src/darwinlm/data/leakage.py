@@ -6,7 +6,7 @@ import re
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from darwinlm.data.sources import HubSource, LocalSource, parse_source
+from darwinlm.data.sources import HubSource, LocalSource, parse_source, parts_of
 from darwinlm.runtime.errors import DataError
 
 if TYPE_CHECKING:
@@ -58,9 +58,10 @@ def check_not_evaluation_text(source: str, *, allow_benchmark_text: str = "") ->
     """
     if allow_benchmark_text.strip():
         return
-    parsed = parse_source(source)
-    match = _in_hub_name(parsed) if isinstance(parsed, HubSource) else _in_local_files(parsed)
-    if match is not None:
+    for each in map(parse_source, parts_of(source)):
+        match = _in_hub_name(each) if isinstance(each, HubSource) else _in_local_files(each)
+        if match is None:
+            continue
         benchmark, where = match
         raise DataError(
             f"Text source {source!r}: {where} looks like evaluation text of {benchmark}, which would inflate the "

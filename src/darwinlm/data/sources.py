@@ -10,7 +10,8 @@ A source is one of
   (Alpaca), ``prompt`` and ``completion`` (TRL), or a question and its answer, ``faq.csv#question+answer``. ``system``
   and ``tools`` beside them become part of the chat;
 - a folder of such files, read in sorted order, subfolders included, without ``README.md``;
-- a data set of the Hugging Face hub, ``hf:owner/name[:config][@split][#field]``, streamed.
+- a data set of the Hugging Face hub, ``hf:owner/name[:config][@split][#field]``, streamed;
+- several of these, separated by commas: equal parts of each.
 
 Everything is read lazily. A consumer that stops early only pays for the documents that it took and, with shuffling, for
 those in the buffer.
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 _DATASET_METADATA = frozenset(
     {"README.md", "dataset_info.json", "dataset_dict.json", "dataset_infos.json", "state.json"}
 )
+_USED_CHARACTERS = 2048
+"""Characters of a document that splits use, about 512 tokens."""
 _HUB_PATTERN = re.compile(
     r"hf:(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[^:@#]+))?(?:@(?P<split>[^@#]+))?(?:#(?P<field>.+))?"
 )
@@ -116,6 +119,11 @@ def parse_source(source: str) -> LocalSource | HubSource:
     )
 
 
+def parts_of(source: str) -> list[str]:
+    """The sources that a string names, separated by commas; an existing path with a comma is one."""
+    return [source] if "," not in source or _exists(Path(source).expanduser()) else source.split(",")
+
+
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
@@ -150,6 +158,8 @@ def read_documents(
             a record has no text, a chat can't be rendered, or the hub can't be reached.
         MissingExtraError: The format needs an optional package that isn't installed.
     """
+    if len(parts := parts_of(source)) > 1:
+        return _in_balance([read_documents(each, shuffle=shuffle, tokenizer=tokenizer, tally=tally) for each in parts])
     parsed = parse_source(source)
     if isinstance(parsed, HubSource):
         try:
@@ -162,6 +172,22 @@ def read_documents(
     return _visible(documents, source, tally or Tally())
 
 
+def _in_balance(sources: list[Iterator[str]]) -> Iterator[str]:
+    """Documents of several sources, the next one from the source with the least text so far.
+
+    Of a long document only as much counts as is used of it.
+    """
+    read = dict.fromkeys(range(len(sources)), 0)
+    while read:
+        least = min(read, key=read.__getitem__)
+        document = next(sources[least], None)
+        if document is None:
+            del read[least]
+        else:
+            read[least] += min(len(document), _USED_CHARACTERS)
+            yield document
+
+
 def read_domains(
     source: str, characters: int, *, shuffle: Shuffle | None = None, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> Iterator[tuple[str, str]]:
@@ -169,12 +195,14 @@ def read_domains(
 
     Reading ends after `characters`, of which files get equal parts. Otherwise as `read_documents`.
     """
-    parsed = parse_source(source)
-    if isinstance(parsed, HubSource):
-        parts = [(parsed.name, source)]
-    else:
-        mark = f"#{parsed.field}" if parsed.field else ""
-        parts = [(path.name.removesuffix(extension_of(path) or ""), f"{path}{mark}") for path in parsed.files()]
+    parts: list[tuple[str, str]] = []
+    for each in parts_of(source):
+        parsed = parse_source(each)
+        if isinstance(parsed, HubSource):
+            parts.append((parsed.name, each))
+        else:
+            mark = f"#{parsed.field}" if parsed.field else ""
+            parts += [(path.name.removesuffix(extension_of(path) or ""), f"{path}{mark}") for path in parsed.files()]
     for name, part in parts:
         left = characters // len(parts)
         for document in read_documents(part, shuffle=shuffle, tokenizer=tokenizer):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from darwinlm.evaluation import harness, summary
+from darwinlm.evaluation.chat_scores import ChatScore, chat_tables, measure_chats
 from darwinlm.evaluation.looking_back import LIST_LENGTHS, all_copying, longest_sequence, measure_copying, word_lists
 from darwinlm.evaluation.side_by_side import task_table
 from darwinlm.evaluation.suites import Wanted, parse_suite
@@ -51,13 +52,14 @@ class EvaluationRequest:
     dtype: str = "auto"
     allow_remote_code: bool = False
     looking_back: bool = False
+    chat: bool = False
 
     def check(self) -> tuple[Wanted, ...]:
         """The tasks, after all checks that don't need a model. Raises DarwinLMError."""
-        if self.suite is None and not self.texts and not self.looking_back:
-            raise RecipeError("nothing to measure: give --suite, --text or --looking-back")
-        if self.against is not None and not self.texts and self.suite is None:
-            raise RecipeError("--against needs --text or --suite: give what both models are measured on")
+        if self.suite is None and not self.texts and not self.looking_back and not self.chat:
+            raise RecipeError("nothing to measure: give --suite, --text, --chat or --looking-back")
+        if self.against is not None and not self.texts and not self.chat and self.suite is None:
+            raise RecipeError("--against needs --text, --chat or --suite: give what both models are measured on")
         wanted = () if self.suite is None else parse_suite(self.suite)
         if wanted:
             harness.check_suite(wanted, self.data_dir)
@@ -93,6 +95,7 @@ class Evaluated:
     dense_scores: list[harness.TaskScore] = field(default_factory=list)
     texts: list[TextScore] = field(default_factory=list)
     copying: list[Copied] = field(default_factory=list)
+    chats: list[ChatScore] = field(default_factory=list)
 
     def tables(self) -> Iterator[Table]:
         """Each table: headings, cells and remarks."""
@@ -106,6 +109,8 @@ class Evaluated:
             ]
             cells = [(each.model, *(row or ["not measured"])) for each, row in zip(self.copying, shares, strict=True)]
             yield ("copied, %, and loss in nats", *(names or [""])), cells, list(self.copying[0].remarks)
+        if self.chats:
+            yield from chat_tables(self.chats)
         if self.scores:
             yield summary.HEADINGS, summary.rows(self.scores), summary.notes(self.scores)
         if self.dense_scores:
@@ -123,6 +128,7 @@ class Evaluated:
             "engine": self.engine,
             "texts": [asdict(text) for text in self.texts],
             "copying": [asdict(copied) for copied in self.copying],
+            "chat": [score.as_json() for score in self.chats],
             "tasks": harness.as_json(self.scores),
             "dense_tasks": harness.as_json(self.dense_scores),
             "average": asdict(mean) if mean and len(self.scores) > 1 else None,
@@ -137,7 +143,11 @@ def _text_tables(texts: list[TextScore], engine: str) -> Iterator[Table]:
     for text in texts:
         perplexities = (number(text.perplexity, ".4g"), number(text.dense_perplexity, ".4g"))
         cells.append((text.source, f"{text.tokens}", *perplexities, number(text.kl, ".4f")))
-    yield ("text", "tokens", "perplexity", "dense perplexity", "KL, nats per token"), cells, [f"run by {engine}"]
+    remarks = [f"run by {engine}"]
+    if len(compared := [text for text in texts if text.kl is not None]) > 1:
+        worst = max(compared, key=lambda text: text.kl or 0.0)
+        remarks.append(f"the highest KL is on {worst.source}")
+    yield ("text", "tokens", "perplexity", "dense perplexity", "KL, nats per token"), cells, remarks
     divided = [text for text in texts if text.kl_by_position]
     if divided:
         cells = [
@@ -171,21 +181,29 @@ def evaluate_model(request: EvaluationRequest, out: Path | None = None, console:
                 done, dense_done = _resumed(request, out)
         done, dense_done = parallel.broadcast((done, dense_done))
         with parallel.agree():
-            opened = request.open(request.model)
+            opened, dense = _opened(request)
         result = Evaluated(request, opened.params, opened.engine)
         result.dense_scores = list(dense_done.values())
         save = partial(_save, result, out, console)
         if request.texts or request.looking_back:
-            result.texts, result.copying = _texts(request, opened)
-            if not done:
-                save("scores", [])
+            result.texts, result.copying = _texts(request, opened, dense)
+        if request.chat:
+            result.chats = measure_chats(
+                (opened.source, opened.model),
+                dense,
+                opened.tokenizer,
+                tokens=request.tokens // 2,
+                batch_tokens=request.batch_size * request.sequence_length,
+            )
+        if not done:
+            save("scores", [])
         if wanted:
             _suite(request, wanted, opened, done, partial(save, "scores"))
             if request.against is not None:
-                del opened
+                del opened, dense
                 with parallel.agree():
-                    dense = request.open(request.against)
-                _suite(request, wanted, dense, dense_done, partial(save, "dense_scores"))
+                    original = request.open(request.against)
+                _suite(request, wanted, original, dense_done, partial(save, "dense_scores"))
         return result
 
 
@@ -204,16 +222,29 @@ def _suite(request: EvaluationRequest, wanted: tuple[Wanted, ...], opened: Opene
     harness.run_suite(opened.model, opened.tokenizer, wanted, **how, done=done, save=save)
 
 
-def _texts(request: EvaluationRequest, opened: Opened) -> tuple[list[TextScore], list[Copied]]:
+def _opened(request: EvaluationRequest) -> tuple[Opened, tuple[str, Any] | None]:
+    """The model, and the dense one with its name. Raises DarwinLMError."""
+    opened = request.open(request.model, dequantised=request.chat)
+    both = request.against is not None and (request.texts or request.chat)
+    dense = request.open(str(request.against), dequantised=True) if both else None
+    for each in (opened, dense):
+        if request.chat and each is not None and each.engine != "PyTorch":
+            raise RecipeError(f"--chat: PyTorch can't run {each.source}: give a folder instead of a GGUF file")
+    if dense is None:
+        return opened, None
+    cut = ", cut to the same tokens" if share_vocabulary(opened, dense) else ""
+    return opened, (f"{dense.source} (dense{cut})", dense.model)
+
+
+def _texts(
+    request: EvaluationRequest, opened: Opened, dense: tuple[str, Any] | None
+) -> tuple[list[TextScore], list[Copied]]:
     """Scores of texts, then copying of lists and of the first text's passages, for both models."""
     if request.looking_back:
         word_lists(opened.tokenizer, LIST_LENGTHS[0])
     models = {opened.source: opened.model}
-    against = None
-    if request.against is not None:
-        dense = request.open(request.against, dequantised=True)
-        cut = ", cut to the same tokens" if share_vocabulary(opened, dense) else ""
-        against = models[f"{dense.source} (dense{cut})"] = dense.model
+    against = None if dense is None else dense[1]
+    models |= {} if dense is None else dict([dense])
     packed = {
         source: pack(source, opened.tokenizer, sequence_length=request.sequence_length, max_tokens=request.tokens)
         for source in request.texts

@@ -19,6 +19,7 @@ from darwinlm.runtime.errors import FamilyError, RecipeError
 from darwinlm.search.problem.space import kept_whole
 
 STAGES: dict[str, tuple[Callable[[StageNeed], None], Callable[[Recipe], object]]] = {
+    "corpus": (pruning.corpus, pruning.own_tokens),
     "saliency": (pruning.saliency, lambda recipe: recipe.database.saliency == "loss"),
     "database": (pruning.database, lambda _: True),
     "search": (pruning.search, lambda _: True),

@@ -15,9 +15,12 @@ from darwinlm.families.shapes import ModuleShape
 from darwinlm.planning.model import Sizes
 from darwinlm.planning.need import Items, StageNeed, largest
 from darwinlm.planning.training import TRANSFER, train_candidates
+from darwinlm.recipe import Recipe
+from darwinlm.sampling.sampler import CPU_ROWS, GPU_ROWS
 from darwinlm.search.evaluate.dense_side import LOGIT_TOKENS
 from darwinlm.search.evolve import evolution
 from darwinlm.search.search import BLOCKS, PRODUCTS
+from darwinlm.stages.corpus import amount_for_pruning, amount_for_recovery
 from darwinlm.stages.database import gradient_tokens
 from darwinlm.stages.refit import HEAD_TOKENS, STRENGTHS
 from darwinlm.streaming.streamed import SHARE
@@ -36,6 +39,9 @@ ORDER = 8.0
 STREAMS = 2 << 30
 """Bytes of residual streams that count as device memory. Larger ones are there too if they fit into a quarter of its
 free memory, but they are counted as files, which need no memory."""
+
+CHARACTERS_PER_TOKEN = 6.0
+"""Bytes of a file of records for each token."""
 
 CACHES = 1 << 30
 """Bytes for modules, and half of those for factors, while candidates are trained; in a run they use what is free."""
@@ -68,6 +74,20 @@ def streams(need: StageNeed, count: float) -> Items:
         return {"residual streams": size / need.processes}
     need.scratch = size
     return {}
+
+
+def own_tokens(recipe: Recipe) -> int:
+    """Tokens that the dense model writes itself."""
+    return amount_for_pruning(recipe) + amount_for_recovery(recipe)
+
+
+def corpus(need: StageNeed) -> None:
+    """Text that the dense model writes; each step reads all weights and adds a token to every row."""
+    sizes = need.sizes
+    need.tokens = own_tokens(sizes.recipe)
+    need.run(need.tokens, heads=1, batch=CPU_ROWS if need.device.is_cpu else GPU_ROWS)
+    need.held = {"dense model": float((sizes.blocks + sizes.outside) * sizes.size)}
+    need.read, need.disk = float(sizes.params * sizes.saved), CHARACTERS_PER_TOKEN * need.tokens
 
 
 def saliency(need: StageNeed) -> None:

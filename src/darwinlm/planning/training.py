@@ -95,9 +95,9 @@ def recover(need: StageNeed) -> None:
     sizes, recipe, size, small = need.sizes, need.sizes.recipe, need.sizes.size, float(need.sizes.small)
     settings, held_out, distils = recipe.recovery, recipe.text.validation_tokens, recipe.recovery.distillation > 0
     tokens, unique = float(settings.tokens), settings.tokens / settings.epochs
-    micro = min(sizes.pass_tokens, settings.batch_tokens, settings.tokens)
+    micro = min(sizes.pass_tokens, settings.step_tokens)
     count = need.processes if settings.sharding == "fsdp" else 1
-    whole_head = settings.embeddings and not settings.lora_rank
+    whole_head = settings.trains_embeddings and not settings.lora_rank
     weights = small if whole_head else trained(sizes, settings.lora_rank)
     # The head keeps no activations: each piece of its logits is differentiated at once, or recomputed when sharded.
     heads, blocks = 2 + whole_head + (count > 1), 3 + settings.gradient_checkpointing
@@ -110,7 +110,7 @@ def recover(need: StageNeed) -> None:
         need.run(held_out)
         need.run(evaluated, blocks=0, heads=1)
     need.tokens = tokens
-    update(need, tokens / min(settings.batch_tokens, settings.tokens), weights)
+    update(need, tokens / max(settings.step_tokens, 1), weights)
     need.held = {
         "weights of the smaller model, float32": 4.0 * small / count,
         "gradients": 4.0 * weights / count,

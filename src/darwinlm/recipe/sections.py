@@ -56,9 +56,10 @@ class ComputeSettings(Section):
 class TextSettings(Section):
     """Text for calibration, search, training and evaluation; the parts are disjoint by document."""
 
-    source: str | None = "hf:HuggingFaceFW/fineweb-edu"
-    """A local .txt, .md, .jsonl, .json, .csv or .parquet file, a folder of them, or `hf:owner/name[:config][@split]`. A
-    field with the text or a chat can follow: `#field`, `#question+answer`."""
+    source: str | None = "self"
+    """`self`: text that the dense model writes itself, chats if it has a chat template. Or a local .txt, .md, .jsonl,
+    .json, .csv or .parquet file, a folder of them, or `hf:owner/name[:config][@split]`. A field with the text or a chat
+    can follow: `#field`, `#question+answer`. Several sources, separated by commas, give equal parts."""
     sequence_length: Repeats = Field(512, ge=8)
     """Length in tokens of the sequences into which the text is cut."""
     looking_back: Share = Field(0.2, ge=0, le=0.5)
@@ -294,6 +295,11 @@ class RefitSettings(Section):
     """Calibration tokens for the fit; at most `text.calibration_tokens`. 0 skips the refit."""
 
 
+SHORT_STEPS, SMALL_STEP, LONG_TRAINING = 8, 4096, 10_000_000
+"""Steps of a training with few tokens, so that its rate can rise and fall; tokens in a step of up to 2M tokens; tokens
+from which the embedding is trained too."""
+
+
 class RecoverySettings(Section):
     """Continued training of the smaller model (the paper's post-training), by distillation or on plain text."""
 
@@ -305,8 +311,9 @@ class RecoverySettings(Section):
     """Source of the training text; none uses `text.source` without the documents of other purposes."""
     epochs: Repeats = Field(1, ge=1)
     """Maximum number of passes over the text if it has fewer tokens than `tokens`."""
-    batch_tokens: Count = Field(32768, gt=0)
-    """Tokens in one step, over all processes. If `tokens` is smaller, it is divided into up to eight steps."""
+    batch_tokens: Count | None = Field(None, gt=0)
+    """Tokens in one step, over all processes. None takes a 256th of `tokens`, but 4096 to 32768, and an eighth of fewer
+    than 32768 tokens. If `tokens` is smaller than a given batch, it is divided into up to eight steps."""
     distillation: Share = Field(1.0, ge=0, le=1)
     """Weight of distillation, KL(dense ‖ model) in nats per token, from 0 to 1. The next-token loss has the rest: 0.5
     weights both equally, and 0 needs no dense model."""
@@ -317,8 +324,9 @@ class RecoverySettings(Section):
     """Learning rate of AdamW after a short warm-up; it falls to a tenth along a cosine."""
     gradient_checkpointing: bool = False
     """Recompute the activations of every block in the backward pass: less memory, about a third more time."""
-    embeddings: bool = True
-    """Whether to train the embedding and the output head too; pruning doesn't change them."""
+    embeddings: bool | None = None
+    """Whether to train the embedding and the output head too; pruning doesn't change them. None trains them from 10M
+    tokens on; up to a million, models were as good or better without."""
     lora_rank: Repeats = Field(0, ge=0)
     """Rank of low-rank adapters that are trained on every projection and then merged; 0 trains all weights."""
     sharding: Literal["none", "fsdp"] = "none"
@@ -330,6 +338,20 @@ class RecoverySettings(Section):
     """Additional logs; TensorBoard's files are written to the stage's folder."""
     seed: Whole = 0
     """Seed of the order of the text and of the adapters' first weights."""
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens in one step, before they are divided into sequences."""
+        if self.batch_tokens is not None:
+            return self.batch_tokens if self.batch_tokens <= self.tokens else self.tokens // SHORT_STEPS
+        return min(
+            self.tokens // SHORT_STEPS, max(SMALL_STEP, min(self.tokens // 256 // SMALL_STEP * SMALL_STEP, 32768))
+        )
+
+    @property
+    def trains_embeddings(self) -> bool:
+        """Whether the embedding and the output head are trained."""
+        return self.tokens >= LONG_TRAINING if self.embeddings is None else self.embeddings
 
     @model_validator(mode="after")
     def _cache_is_used(self) -> RecoverySettings:

@@ -47,7 +47,7 @@ def prepared(model: Any, settings: RecoverySettings) -> Any:
     if not settings.lora_rank:
         for name, weight in model.named_parameters():
             weight.requires_grad = not name.endswith(CORRECTION)
-        if not settings.embeddings:
+        if not settings.trains_embeddings:
             for module in (model.get_input_embeddings(), model.get_output_embeddings()):
                 module.requires_grad_(requires_grad=False)
         return model

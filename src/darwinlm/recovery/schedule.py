@@ -17,9 +17,6 @@ LEAST_STEPS = 10
 LEAST_RATE = 0.1
 """Final learning rate as a share of the largest, as for Llama 2 (arXiv 2307.09288)."""
 
-SHORT_STEPS = 8
-"""Steps of a training with fewer tokens than `batch_tokens`, so that its rate can rise and fall."""
-
 
 @dataclass(frozen=True)
 class Steps:
@@ -53,20 +50,20 @@ class Steps:
 
 
 def plan_steps(settings: RecoverySettings, length: int, micro: int, processes: int = 1) -> Steps:
-    """Divide the tokens into steps of `batch_tokens`; the remainder is dropped.
+    """Divide the tokens into steps of `settings.step_tokens`; the remainder is dropped.
 
-    Fewer tokens are divided into `SHORT_STEPS` smaller steps, or as many as have a sequence for each process. `length`
-    is the number of tokens in a sequence, `micro` that of tokens that one process may run at once. Raises RecipeError
-    if a step can't be divided evenly, or there are too few tokens for one.
+    A batch that isn't given is rounded to sequences for each process. `length` is the number of tokens in a sequence,
+    `micro` that of tokens that one process may run at once. Raises RecipeError if a given batch can't be divided
+    evenly, or there are too few tokens for one step.
     """
-    batch, least = settings.batch_tokens, length * processes
-    if settings.tokens < batch:
-        if settings.tokens < least:
-            raise RecipeError(
-                f"recovery.tokens is {settings.tokens}, too few for one step, which takes a sequence of {length} "
-                f"tokens for each of {processes} process(es): give at least {least}, or lower text.sequence_length"
-            )
-        batch = max(settings.tokens // SHORT_STEPS // least, 1) * least
+    batch, least = settings.step_tokens, length * processes
+    if settings.tokens < least:
+        raise RecipeError(
+            f"recovery.tokens is {settings.tokens}, too few for one step, which takes a sequence of {length} "
+            f"tokens for each of {processes} process(es): give at least {least}, or lower text.sequence_length"
+        )
+    if batch != settings.batch_tokens:
+        batch = max(batch // least, 1) * least
     if batch % least:
         raise RecipeError(
             f"recovery.batch_tokens is {batch}, which {processes} process(es) can't share evenly in sequences of "

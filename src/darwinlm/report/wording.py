@@ -124,6 +124,10 @@ def short_source(source: str | None) -> str:
     """Name a model or a text without telling where it lies on someone's disk: hub ids whole, files by their name."""
     if not source:
         return "unnamed"
+    if "," in source:
+        return " and ".join(map(short_source, source.split(",")))
+    if source == "self":
+        return "text that the dense model wrote"
     if source.startswith("hf:") or hub_id(source):
         return source
     name = re.split(r"[/\\]", source.rstrip("/\\"))[-1] or source

@@ -68,7 +68,6 @@ def demo_recipe(assignments: tuple[str, ...] = (), *, full: bool = False) -> Rec
         "model": str(demo_model()),
         "text.source": demo_text(),
         "text.allow_benchmark_text": REASON,
-        "recovery.embeddings": False,
         "recovery.batch_tokens": 2048,
     }
     settings = source | (FULL if full else QUICK)

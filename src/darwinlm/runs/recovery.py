@@ -13,10 +13,11 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.origin import Origin, origin_of
 from darwinlm.recipe import Recipe, load_recipe, parse_recipe
 from darwinlm.report.summary import FILE, RecoveryFigures, Summary, read_summary
-from darwinlm.runtime.artifact import model_folder
+from darwinlm.runtime.artifact import STAGES, model_folder
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.runtime.places import check_output
+from darwinlm.stages.corpus import CORPUS, CORPUS_RECOVERY, DOCUMENTS, amount_for_pruning, corpus_stage
 from darwinlm.stages.evaluate import EVALUATE, Measured, Models
 from darwinlm.stages.export import EXPORT, Exported
 from darwinlm.stages.model import DENSE, cut_to, read_cut, resolved_model
@@ -24,6 +25,7 @@ from darwinlm.stages.recover import RECOVER, Recovered, check_recovery
 from darwinlm.stages.report import summary_of, write_report
 from darwinlm.stages.stitch import Stitched
 from darwinlm.stages.text import EVALUATION, RESERVED, TEXT, VALIDATION, Texts, text_stage
+from darwinlm.stages.text_source import with_corpus
 
 
 def _models(task: Task, teacher: Checkpoint, dense: Checkpoint, export: Exported) -> Models:
@@ -63,13 +65,13 @@ TEACHER = Stage(
 )
 STITCH: Stage[Stitched] = Stage("stitch", lambda task, dense: Stitched(dense))
 REPORT: Stage[Summary] = Stage("report", _report, writes="summary.json, report.html, model/README.md")
-BARE_TEXT = text_stage(("validation", "evaluation"))
-"""Text for a model without a run, whose other purposes aren't known."""
+BARE = ("validation", "evaluation")
+"""Purposes of text for a model without a run, whose other text isn't known."""
 
 
-def _graph(text: Stage[Texts]) -> Graph:
+def _graph(text: Stage[Texts], corpus: Stage[Path | None]) -> Graph:
     return Graph(
-        *(ORIGINAL, DENSE, TEACHER),
+        *(ORIGINAL, corpus, CORPUS_RECOVERY, DENSE, TEACHER),
         *(text, VALIDATION, EVALUATION, RESERVED, STITCH),
         replace(RECOVER, check=check_recovery),
         *(EXPORT, Stage("models", _models), EVALUATE, REPORT),
@@ -77,7 +79,10 @@ def _graph(text: Stage[Texts]) -> Graph:
     )
 
 
-RECOVERY, BARE_RECOVERY = _graph(TEXT), _graph(BARE_TEXT)
+RECOVERY = _graph(TEXT, CORPUS)
+BARE_RECOVERY = _graph(
+    text_stage(BARE), corpus_stage("corpus", CORPUS.title, partial(amount_for_pruning, purposes=BARE))
+)
 """Training of a smaller model, the `source`; `made` is the summary of the run that pruned it, if there was one."""
 
 
@@ -124,7 +129,11 @@ def recover(
     if "source" not in settings.model_fields_set:  # the run's text, with its permission and its split
         given = {name: getattr(settings, name) for name in settings.model_fields_set}
         settings = of_run.text.model_copy(update=given)
-    resolved = resolved.model_copy(update={"model": dense, "text": settings})
+    recovery, corpus = resolved.recovery, folder / STAGES / CORPUS.name / DOCUMENTS
+    if corpus.is_dir():  # text that the dense model has written is read from there; what it trains on is new
+        recovery = recovery.model_copy(update={"text": recovery.text or settings.source})
+        settings = settings.model_copy(update={"source": with_corpus(str(settings.source), corpus)})
+    resolved = resolved.model_copy(update={"model": dense, "text": settings, "recovery": recovery})
     if resolved.model is None:
         raise RecipeError("no dense model is given: name the original model with --teacher")
     if not resolved.recovery.tokens:

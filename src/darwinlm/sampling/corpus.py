@@ -31,6 +31,7 @@ def write_corpus(
     rows: int | None = None,
     say: Callable[[str], None] = lambda message: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    late: Callable[[], bool] = lambda: False,
 ) -> None:
     """Let a model write at least `tokens` tokens of chats or, if it can't, of documents.
 
@@ -38,8 +39,8 @@ def write_corpus(
     repeated prompts and empty texts are left out. A model that has no usable chat template, doesn't end its turn, or
     repeats one prompt writes documents instead; `say` gets the reason.
 
-    Documents have at most `length` tokens. A document's random numbers depend on `seed` and its number; `first` is the
-    number of the first one.
+    Documents have at most `length` tokens. No more of them are begun once `late` says so. A document's random numbers
+    depend on `seed` and its number; `first` is the number of the first one.
 
     Raises:
         DataError: The model writes no usable text.
@@ -61,7 +62,7 @@ def write_corpus(
             failed = parallel.broadcast(failed)
             if not failed:
                 with parallel.agree():
-                    corpus.write(model, rows)
+                    corpus.write(model, rows, late)
                 return
             reason = failed
     raise DataError(f"the model writes no text of its own that can be used ({reason}): name a text with --text")
@@ -129,14 +130,14 @@ class _Corpus:
             "unended": f"it doesn't end the user's turn in {self.why[worst]} of {among} prompts",
         }[worst]
 
-    def write(self, model: Any, rows: int | None) -> None:
+    def write(self, model: Any, rows: int | None, late: Callable[[], bool]) -> None:
         """Write until there are enough tokens. Raises DataError if hardly any of the last sequences are usable."""
         place, size = parallel.place(), parallel.size()
 
         def numbers() -> Iterator[int]:
             for number in count(self.first + TRIAL + place, size):
                 unfinished = (self.begun - len(self.tried)) * (self.written / max(len(self.tried), 1))
-                if self.written + unfinished >= self.wanted:
+                if self.written + unfinished >= self.wanted or late():
                     return
                 yield number
 

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from darwinlm.data import Shuffle, TokenBlocks, check_not_evaluation_text, read_documents
+from darwinlm.data import Shuffle, TokenBlocks, read_documents
 from darwinlm.data.looking_back import ordinary_tokens, with_repeats
 from darwinlm.data.packed import PackedText, pack_documents
 from darwinlm.data.packing import added_bos
@@ -23,7 +23,7 @@ from darwinlm.runtime.artifact import read_json, write_json
 from darwinlm.runtime.errors import ArtifactError
 from darwinlm.stages.refit import Refitted
 from darwinlm.stages.stitch import Stitched
-from darwinlm.stages.text_source import fingerprint, given_source
+from darwinlm.stages.text_source import check_source, fingerprint, given_source, with_corpus
 
 if TYPE_CHECKING:
     from darwinlm.recovery.cache import CachedText
@@ -57,7 +57,7 @@ def check_recovery(task: Task, teacher: Checkpoint, dense: Checkpoint) -> Steps:
     check_length(text.sequence_length, dense, *([teacher] if settings.distillation else []))
     source = settings.text or text.source
     if source is not None:
-        check_not_evaluation_text(source, allow_benchmark_text=text.allow_benchmark_text)
+        check_source(source, text.allow_benchmark_text)
     if settings.distillation and teacher is not dense:
         check_teacher(teacher, dense, dense.tokenizer())
     return plan_steps(settings, text.sequence_length, task.context.batch_tokens, parallel.size())
@@ -71,6 +71,7 @@ def _recover(
     refit: Refitted | None,
     validation: TokenBlocks,
     reserved: Collection[str],
+    corpus_recovery: Path | None,
 ) -> None:
     """Train the refitted or stitched model, in one process or several.
 
@@ -88,7 +89,8 @@ def _recover(
 
     recipe, context, small = task.recipe, task.context, stitch.checkpoint
     settings, tokenizer, seed = recipe.recovery, dense.tokenizer(), recipe.text.seed
-    source, scratch = settings.text or given_source(recipe), context.path(SCRATCH)
+    source = with_corpus(settings.text or given_source(recipe), corpus_recovery)
+    scratch = context.path(SCRATCH)
     if parallel.broadcast((task.folder / RECORD).exists()):  # killed between the training and the manifest
         parallel.in_main(_end, scratch)
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from darwinlm.data import (
@@ -10,7 +11,6 @@ from darwinlm.data import (
     Shuffle,
     TokenBlocks,
     assert_disjoint,
-    check_not_evaluation_text,
     read_documents,
     split_documents,
 )
@@ -22,7 +22,7 @@ from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recovery.checks import check_length
 from darwinlm.runtime.errors import DataError
-from darwinlm.stages.text_source import TEXT_SETTINGS, given_source, shares_of, text_key
+from darwinlm.stages.text_source import TEXT_SETTINGS, check_source, given_source, shares_of, text_key, with_corpus
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,9 +40,10 @@ def text_stage(purposes: tuple[str, ...] = PURPOSES) -> Stage[Texts]:
     def shares_in(task: Task) -> dict[str, int]:
         return {purpose: tokens for purpose, tokens in shares_of(task.recipe).items() if purpose in purposes}
 
-    def work(task: Task, dense: Checkpoint) -> None:
+    def work(task: Task, dense: Checkpoint, corpus: Path | None) -> None:
         settings, tokenizer = task.recipe.text, dense.tokenizer()
-        blocks, tally = _split(task, given_source(task.recipe), shares_in(task), tokenizer)
+        source = with_corpus(given_source(task.recipe), corpus)
+        blocks, tally = _split(task, source, shares_in(task), tokenizer)
         assert_disjoint(blocks)
         if (left_out := tally.words()) is not None:
             task.context.reporter.say(f"text: {left_out}")
@@ -66,7 +67,7 @@ def text_stage(purposes: tuple[str, ...] = PURPOSES) -> Stage[Texts]:
     def check(task: Task, source: Checkpoint) -> None:
         settings = task.recipe.text
         check_length(settings.sequence_length, source)
-        check_not_evaluation_text(given_source(task.recipe), allow_benchmark_text=settings.allow_benchmark_text)
+        check_source(given_source(task.recipe), settings.allow_benchmark_text)
 
     return Stage(
         "text",

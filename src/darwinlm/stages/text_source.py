@@ -6,8 +6,9 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from darwinlm.data import check_not_evaluation_text
 from darwinlm.data.packing import added_bos
-from darwinlm.data.sources import LocalSource, parse_source
+from darwinlm.data.sources import LocalSource, parse_source, parts_of
 from darwinlm.execution.stage import Task
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import Recipe
@@ -18,11 +19,31 @@ TEXT_SETTINGS = ("text.source", "text.sequence_length", "text.seed", "text.allow
 """Settings that decide which documents a run reads."""
 
 
+SELF = "self"
+"""Source that stands for text which the dense model writes itself."""
+
+
 def given_source(recipe: Recipe) -> str:
     """Source of the run's text. Raises RecipeError if there is none."""
     if not recipe.text.source:
-        raise RecipeError("text.source: no text is given; name a file, a folder, or hf:owner/name")
+        raise RecipeError("text.source: no text is given; name a file, a folder, hf:owner/name, or self")
     return recipe.text.source
+
+
+def named_parts(source: str) -> list[str]:
+    """The sources that a string names; `self` is never a file."""
+    return [source] if source == SELF else parts_of(source)
+
+
+def with_corpus(source: str, corpus: Path | None) -> str:
+    """A source with the files of the model's own text in place of `self`."""
+    return ",".join(str(corpus) if part == SELF else part for part in named_parts(source))
+
+
+def check_source(source: str, allow_benchmark_text: str) -> None:
+    """Refuse evaluation text of a benchmark, as `check_not_evaluation_text`; the model's own text is none."""
+    if others := [part for part in named_parts(source) if part != SELF]:
+        check_not_evaluation_text(",".join(others), allow_benchmark_text=allow_benchmark_text)
 
 
 def shares_of(recipe: Recipe) -> dict[str, int]:
@@ -49,11 +70,15 @@ def text_key(task: Task, model: Checkpoint, shares: dict[str, int]) -> dict[str,
     }
 
 
-def fingerprint(source: str) -> dict[str, object]:
-    """Identity of a source for keys: hashes of local files, or the name of a data set of the hub."""
-    parsed = parse_source(source)
+def fingerprint(source: str) -> list[dict[str, object]]:
+    """Identity of a source for keys: hashes of local files, names of data sets of the hub, or `self`."""
+    return [{SELF: True} if part == SELF else _fingerprint(part) for part in named_parts(source)]
+
+
+def _fingerprint(part: str) -> dict[str, object]:
+    parsed = parse_source(part)
     if not isinstance(parsed, LocalSource):
-        return {"hub": source}
+        return {"hub": part}
     root = parsed.path if parsed.path.is_dir() else parsed.path.parent
     files = {str(Path(file).relative_to(root)): file_digest(file) for file in parsed.files()}
     return {"files": files, "field": parsed.field}

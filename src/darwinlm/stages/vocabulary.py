@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from darwinlm.data import Shuffle, check_not_evaluation_text, document_hash
+from darwinlm.data import Shuffle, document_hash
 from darwinlm.data.packing import token_ids
 from darwinlm.data.sources import read_domains
 from darwinlm.data.splits import purpose_of
@@ -19,7 +20,7 @@ from darwinlm.recipe.sections import TextSettings
 from darwinlm.report.summary import VocabularyFigures
 from darwinlm.runtime.artifact import read_json, write_json
 from darwinlm.runtime.errors import DataError, RecipeError
-from darwinlm.stages.text_source import TEXT_SETTINGS, given_source, shares_of, text_key
+from darwinlm.stages.text_source import TEXT_SETTINGS, check_source, given_source, shares_of, text_key, with_corpus
 from darwinlm.vocabulary.choose import choose_tokens, kept_size
 from darwinlm.vocabulary.cut import check_whole, cut_weights, special_numbers, write_tokenizer
 from darwinlm.vocabulary.tokenizer import TokenizerTree
@@ -42,7 +43,7 @@ class CutVocabulary:
     figures: VocabularyFigures
 
 
-def _cut(task: Task, source: Checkpoint) -> None:
+def _cut(task: Task, source: Checkpoint, corpus: Path | None) -> None:
     """Choose the tokens and write the smaller model.
 
     Raises:
@@ -52,7 +53,8 @@ def _cut(task: Task, source: Checkpoint) -> None:
         CheckpointError: The smaller tokenizer doesn't agree with the whole one.
     """
     tokenizer, folder = source.tokenizer(), task.folder / "model"
-    texts, held_out = _documents(task.recipe, given_source(task.recipe), tokenizer)
+    check_source(given_source(task.recipe), task.recipe.text.allow_benchmark_text)
+    texts, held_out = _documents(task.recipe, with_corpus(given_source(task.recipe), corpus), tokenizer)
     rows, tree = _choose(task.recipe, source, texts, tokenizer)
     cut_weights(source, rows, folder)
     write_tokenizer(tokenizer, tree, rows, folder)
@@ -84,7 +86,6 @@ VOCABULARY: Stage[CutVocabulary | None] = Stage(
 
 def _documents(recipe: Recipe, source: str, tokenizer: Any) -> tuple[ByDomain, ByDomain]:
     """Documents for the choice, and held-out ones, by domain. Those for the evaluation are held out."""
-    check_not_evaluation_text(source, allow_benchmark_text=recipe.text.allow_benchmark_text)
     shares, seed = shares_of(recipe), recipe.text.seed
     texts: ByDomain = {}
     held_out: ByDomain = {}

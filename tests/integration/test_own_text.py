@@ -1,0 +1,93 @@
+"""Text that the dense model writes itself as a stage: the default, kept, resumed, mixed, and for recovery."""
+
+import json
+
+import pytest
+from tests.tiny.checkpoint import SETTINGS, tiny_text
+from tests.tiny.models import tiny_model
+from tests.tiny.tokenizer import tiny_tokenizer
+
+from darwinlm.recipe import load_recipe
+from darwinlm.stages.corpus import amount_for_pruning, amount_for_recovery
+
+SMALL = (
+    *SETTINGS,
+    "text.calibration_tokens=256",
+    "text.validation_tokens=64",
+    "text.evaluation_tokens=64",
+    "refit.tokens=256",
+    "search.generations=1",
+)
+
+
+@pytest.fixture(scope="module")
+def chatting(tmp_path_factory):
+    """A model with a chat template that ends its turns."""
+    folder = tmp_path_factory.mktemp("model") / "chatting"
+    model = tiny_model("llama")
+    model.lm_head.weight.data[2] *= 6
+    model.save_pretrained(folder)
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}?{% else %}!{% endif %}{{ m['content'] }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}!{% endif %}"
+    )
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def set_all(*settings):
+    return [part for each in settings for part in ("--set", each)]
+
+
+def written(out, name="corpus"):
+    return [
+        json.loads(line)
+        for path in sorted((out / "stages" / name / "documents").glob("*.jsonl"))
+        for line in path.open()
+    ]
+
+
+def test_a_run_needs_no_text(command, chatting, tmp_path):
+    out = tmp_path / "run"
+    first = command("prune", chatting, "--keep", "75%", "--out", out, *set_all(*SMALL)).succeeded()
+    chats = written(out)
+    assert all(set(each) >= {"messages", "tokens"} for each in chats)
+    assert sum(each["tokens"] for each in chats) >= 640
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["text"]["source"] == "self"
+    assert "text that the dense model wrote" in (out / "report.html").read_text()
+    again = command("prune", chatting, "--keep", "75%", "--out", out, *set_all(*SMALL)).succeeded()
+    assert "the model's own text: already done, reused" in again.out
+    assert "the model's own text: already done" not in first.out
+
+    recovered = tmp_path / "recovered"
+    settings = set_all("compute.batch_tokens=256")
+    command("recover", out, "--tokens", 512, "--out", recovered, *settings).succeeded()
+    assert not (recovered / "stages" / "corpus").exists()
+    new = written(recovered, "corpus_recovery")
+    assert min(each["number"] for each in new) >= 1 << 20
+    assert sum(each["tokens"] for each in new) >= 512
+
+
+def test_own_text_beside_a_file(command, tiny_llama, tmp_path):
+    text = tiny_text(tmp_path / "text.txt", documents=400)
+    out = tmp_path / "run"
+    ended = command(
+        "prune", tiny_llama, "--text", f"self,{text}", "--out", out, "--until", "text", *set_all(*SMALL)
+    ).succeeded()
+    assert "the model has no chat template, so it writes documents instead of chats" in ended.out
+    assert sum(each["tokens"] for each in written(out)) >= 320
+    assert all("text" in each for each in written(out))
+
+
+def test_amounts_follow_the_recipe():
+    def of(*settings):
+        recipe = load_recipe(None, (*SMALL, *settings), {"model": "x"})
+        return amount_for_pruning(recipe), amount_for_recovery(recipe)
+
+    assert of() == (int(1.15 * 640) + 256, 0)
+    assert of("text.source='self,a.txt'") == (int(1.15 * 320) + 256, 0)
+    assert of("text.source=a.txt", "recovery.tokens=1000") == (0, 0)
+    assert of("recovery.tokens=1000", "recovery.text=a.txt")[1] == 0
+    assert of("recovery.tokens=1000", "recovery.epochs=2")[1] == int(1.15 * 500) + 256
