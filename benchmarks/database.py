@@ -116,7 +116,7 @@ def measure(r: int, d: int, device: str, steps: int, full_below: int, repeats: i
     for _ in range(repeats):
         order, seconds = timed(device, removal_order, H, W, units)
         order_seconds.append(seconds)
-        columns = order.columns(units)
+        columns = units[order.units].reshape(-1)
         (packed, errors), seconds = timed(device, factorise, H, W, columns)
         factor_seconds.append(seconds)
     peak = peak_bytes(device)

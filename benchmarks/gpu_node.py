@@ -22,9 +22,8 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from tests.tiny.stages import run_stages
 
-from darwinlm.execution.run import Run
+from darwinlm.pipeline import open_run
 from darwinlm.recipe import load_recipe
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import read_json
@@ -139,10 +138,10 @@ def _run_up_to(stage: str, setup: Setup, model: Path, folder: Path) -> dict[str,
         "budget.keep": "60%",
         "compute.device": setup.device,
     }
-    run = Run(
+    run = open_run(
         load_recipe(None, (*SETTINGS, *(TINY if setup.tiny else LARGE)), named), folder, Reporter(Console(quiet=True))
     )
-    run_stages(run, stage)
+    run.until(stage)
     return {entry.name: entry.seconds for entry in run.times if not entry.reused}
 
 

@@ -172,7 +172,7 @@ def candidates(setup: Setup) -> None:
         seconds, reads = timed(children)
         setup.fast("candidates", f"children that move {name}", 60 * len(children) / seconds, "a minute", floor)
         setup.most("candidates", f"factors read for each of them, {name}", reads / len(children), "", 0.0)
-    gradients = Gradients(placed, tokens, fitness.dense, batch_tokens=2 * length, clock=Clock())
+    gradients = Gradients(placed, reader, tokens, fitness.dense, batch_tokens=2 * length, clock=Clock())
     before, begun = reader.reads, time.perf_counter()
     gradients.around(parent, (0, 1))
     setup.wait()

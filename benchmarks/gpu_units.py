@@ -214,7 +214,7 @@ def _run(setup: Setup, family: str, device: str, *assignments: str) -> tuple[Pat
     from tests.tiny.checkpoint import SETTINGS, tiny_checkpoint, tiny_text
     from tests.tiny.stages import run_stages
 
-    from darwinlm.execution.run import Run
+    from darwinlm.pipeline import open_run
     from darwinlm.recipe import load_recipe
     from darwinlm.runtime.console import Reporter
 
@@ -227,7 +227,7 @@ def _run(setup: Setup, family: str, device: str, *assignments: str) -> tuple[Pat
     few = ("search.generations=1", "compute.batch_tokens=512")
     recipe = load_recipe(None, [*SETTINGS, *few, *assignments], named)
     last = "recover" if recipe.recovery.tokens else "refit"
-    return folder, run_stages(Run(recipe, folder, Reporter(Console(quiet=True))), last)
+    return folder, run_stages(open_run(recipe, folder, Reporter(Console(quiet=True))), last)
 
 
 def equality(setup: Setup) -> None:
@@ -287,7 +287,7 @@ def order(setup: Setup) -> None:
     """Measure removal order and factor of one MLP: seconds of each step, and the order against the CPU's."""
     from darwinlm.database.elimination import eliminate, why_not_recorded
     from darwinlm.database.factors import unpack_lower, whole_factor_
-    from darwinlm.database.order import BLOCK, damp, damp_, ordered_moment, removal_order
+    from darwinlm.database.order import DELAY, damp, damp_, ordered_moment, removal_order
     from database import synthetic
 
     small = 96 if setup.tiny else 1536
@@ -309,7 +309,7 @@ def order(setup: Setup) -> None:
             setup.wait()
             times.append(time.perf_counter())
 
-        columns = removal_order(H, W, units).columns(units)
+        columns = units[removal_order(H, W, units).units].reshape(-1)
         step()
         packed, _, _ = whole_factor_(damp_(ordered_moment(H, columns)), W, columns)
         step()
@@ -325,7 +325,7 @@ def order(setup: Setup) -> None:
             setup.most("order", f"d = {d} peak", peak, "bytes / d²", 36.0)  # 32, and the synthetic moment itself
         C, G = damp(H), W.T @ W
         step()
-        eliminate(C, G, d, BLOCK)
+        eliminate(C, G, d, DELAY)
         step()
         per_step = 1e6 * (times[-1] - times[-2]) / d
         setup.told("order", f"d = {d} for each removed channel", per_step, "µs")

@@ -14,14 +14,18 @@ import argparse
 from pathlib import Path
 
 import torch
-from darwinlm.run import Run
 
 from darwinlm.evaluation.divergence import DenseDistribution
 from darwinlm.evaluation.text import pack
-from darwinlm.pipeline import run_stages
-from darwinlm.recipe import load_recipe
-from darwinlm.runs.sweep import SHARED
+from darwinlm.pipeline import open_run
+from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.runtime.console import Reporter
+from darwinlm.stages.model import DENSE
+from darwinlm.stages.plan import PLAN
+from darwinlm.stages.recover import RECOVER
+from darwinlm.stages.refit import REFIT
+from darwinlm.stages.search import SEARCH
+from darwinlm.stages.stitch import STITCH
 from search import Json, each_arm, machine
 
 ARMS = [f"{layers} {keep}" for keep in ("75%", "50%") for layers in ("unequal", "equal")]
@@ -39,20 +43,23 @@ def kl(dense: torch.nn.Module, model: torch.nn.Module, tokens: torch.Tensor) -> 
 
 def compete(options: argparse.Namespace, arm: str, seed: int) -> Json:
     """Prune to one size with one kind of layers."""
-    layers, keep = arm.split()
-    given = {"model": options.model, "text.source": options.text, "search.seed": seed, "search.layers": layers}
-    recipe = load_recipe(None, options.set or (), {**given, "budget.keep": keep})
-    first = options.out / str(seed)
-    shared = {stage: first / "stages" / stage for stage in SHARED}
-    run = Run(recipe, first / arm.replace(" ", "-").rstrip("%"), Reporter(), elsewhere=shared)
-    results = run_stages(run, "recover")
-    tokens = pack(options.held_out, run.checkpoint.tokenizer(), sequence_length=512, max_tokens=options.tokens)
-    dense = run.checkpoint.load(torch.float32)
-    row: Json = {"benchmark": "layers", "arm": arm, "seed": seed, "search": round(results.search.record["kl"], 4)}
-    stages = {"one_shot": results.stitch, "refit": results.refit, "recovered": results.recover}
-    row |= {name: round(kl(dense, stage.model(), tokens), 4) for name, stage in stages.items() if stage is not None}
-    plan = results.plan
-    levels = plan.space.levels(results.search.allocation)
+    given = {"model": options.model, "text.source": options.text, "text.seed": seed, "search.seed": seed}
+
+    def of(arm: str) -> Recipe:
+        layers, keep = arm.split()
+        return load_recipe(None, options.set or (), {**given, "search.layers": layers, "budget.keep": keep})
+
+    every = [of(each) for each in ARMS]
+    base = open_run(every[0], options.out / str(seed), Reporter())
+    folder = options.out / str(seed) / arm.replace(" ", "-").rstrip("%")
+    run = open_run(of(arm), folder, Reporter(), parent=base, alike=every)
+    tokens = pack(options.held_out, run[DENSE].tokenizer(), sequence_length=512, max_tokens=options.tokens)
+    dense, search = run[DENSE].load(torch.float32), run[SEARCH]
+    row: Json = {"benchmark": "layers", "arm": arm, "seed": seed, "search": round(search.record["kl"], 4)}
+    models = {"one_shot": run[STITCH], "refit": run[REFIT], "recovered": run[RECOVER]}
+    row |= {name: round(kl(dense, stage.model(), tokens), 4) for name, stage in models.items() if stage is not None}
+    plan = run[PLAN]
+    levels = plan.space.levels(search.allocation)
     widths = sorted(
         {level.width for module, level in zip(plan.space.modules, levels, strict=True) if module.kind == "mlp"}
     )
@@ -63,7 +70,7 @@ def compete(options: argparse.Namespace, arm: str, seed: int) -> Json:
             if m.kind == "attention"
         }
     )
-    used = plan.space.params(results.search.allocation) / plan.space.params(plan.space.dense)
+    used = plan.space.params(search.allocation) / plan.space.params(plan.space.dense)
     return row | {"used": round(used, 5), "mlp": widths, "attention": heads, "tokens": tokens.numel()} | machine(run)
 
 

@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from darwinlm.pipeline import run_stages
 from darwinlm.planning.devices import find_device
 from darwinlm.planning.model import Sizes
 from darwinlm.planning.plan import make_plan
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.runs.demo import demo_recipe
+from darwinlm.stages.model import DENSE
 from plan import alone, opened, prepare, random_model
 
 STAGES = {"database": "plan", "search": "database", "stitch": "search", "refit": "stitch", "evaluate": "export"}
@@ -69,10 +69,10 @@ def watched(recipe: Recipe, folder: Path, stage: str, memory: float) -> dict[str
     begun = time.perf_counter()
     with mock.patch("darwinlm.runtime.memory._available", side_effect=lambda _: max(int(memory) - anonymous(), 0)):
         run = opened(recipe, folder)
-        run_stages(run, stage)
+        run.until(stage)
     ended.set()
     thread.join()
-    needs = {need.name: need for need in make_plan(Sizes(run.checkpoint, run.recipe), find_device("cpu")).needs}
+    needs = {need.name: need for need in make_plan(Sizes(run[DENSE], run.recipe), find_device("cpu")).needs}
     return {
         "stage": stage,
         "peak_gb": round(peak / 1e9, 2),

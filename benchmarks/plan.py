@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from tests.tiny.stages import run_stages
 
 from calibration import peak_bytes
 from darwinlm.execution.run import Run
+from darwinlm.pipeline import open_run
 from darwinlm.planning.devices import Device, measure_cpu
 from darwinlm.planning.model import Sizes
 from darwinlm.planning.plan import make_plan
@@ -66,12 +66,12 @@ def between(before: Device, after: Device) -> Device:
 
 def opened(recipe: Recipe, folder: Path) -> Run:
     """Open the run again, to reuse its finished stages."""
-    return Run(recipe, folder, Reporter(Console(quiet=True)))
+    return open_run(recipe, folder, Reporter(Console(quiet=True)))
 
 
 def prepare(recipe: Recipe, folder: Path, until: str) -> None:
     """Run all stages that a stage depends on."""
-    run_stages(opened(recipe, folder), until)
+    opened(recipe, folder).until(until)
 
 
 def measure(recipe: Recipe, folder: Path, stage: str, clock: str) -> dict[str, Any] | None:
@@ -80,7 +80,7 @@ def measure(recipe: Recipe, folder: Path, stage: str, clock: str) -> dict[str, A
     before = measure_cpu(now)
     run = opened(recipe, folder)
     begun = now()
-    run_stages(run, stage)
+    run.until(stage)
     taken = now() - begun
     if any(entry.reused for entry in run.times if entry.name == stage):
         return None

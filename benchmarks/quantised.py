@@ -27,6 +27,7 @@ from darwinlm.export.hf import save_model
 from darwinlm.export.run import export_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.gguf.reference import GgufFile, reference_streams
+from darwinlm.pipeline import open_run
 from darwinlm.runs.demo import demo_recipe
 from darwinlm.runtime.console import Reporter
 from darwinlm.search.predict.module_losses import estimated_losses
@@ -57,12 +58,12 @@ CUT_ALONG_ROWS = ("attn_output", "ffn_down")
 
 def smaller(options: argparse.Namespace, ready_for: str | None, keep: str, seed: int) -> Run:
     """The run of an arm, with the stitched model in its folder; the arms of a seed share the database."""
-    settings = [*BUDGET, *(options.set or ()), f"search.seed={seed}", f"budget.keep={keep}"]
+    settings = [*BUDGET, *(options.set or ()), f"text.seed={seed}", f"search.seed={seed}", f"budget.keep={keep}"]
     folder = first = options.out / f"plain-{seed}"
     if ready_for is not None:
         folder = options.out / f"{ready_for}-{keep.rstrip('%')}-{seed}"
         settings += [f"units.quantisation={ready_for}", f"database.folder={first / 'stages' / 'database'}"]
-    run = Run(demo_recipe(tuple(settings)), folder, Reporter())
+    run = open_run(demo_recipe(tuple(settings)), folder, Reporter())
     if not (run.folder / "model" / "config.json").is_file():
         reader, plan = run[DATABASE].reader, run[PLAN]
         losses = estimated_losses(plan.space, reader)

@@ -108,7 +108,7 @@ def command(part: Part, options: argparse.Namespace) -> list[str]:
     if part.suite:
         line += ["--suite", part.suite, "--limit", str(part.limit)]
         line += ["--data-dir", str(options.data_dir)] if options.data_dir else []
-    settings = [f"search.seed={part.seed}", f"search.minutes={options.minutes}"]
+    settings = [f"text.seed={part.seed}", f"search.seed={part.seed}", f"search.minutes={options.minutes}"]
     if options.recovery:
         settings.append(f"recovery.tokens={options.recovery}")
         settings += [f"recovery.text={options.recovery_text}"] if options.recovery_text else []

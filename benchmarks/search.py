@@ -34,7 +34,6 @@ from typing import Any
 import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
-from tests.tiny.stages import run_stages
 from torch import Tensor
 from torch.nn import functional
 
@@ -43,6 +42,7 @@ from darwinlm.database.store import DatabaseReader
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.execution.run import Run
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.pipeline import open_run
 from darwinlm.recipe import Recipe, UnitsSettings, load_recipe
 from darwinlm.runs.demo import demo_recipe
 from darwinlm.runtime.artifact import StageFolder, read_json
@@ -54,7 +54,7 @@ from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import Allocation
 from darwinlm.search.propose.level_switch import level_switch
 from darwinlm.search.propose.start import knapsack_start
-from darwinlm.stages.database import PruningDatabase
+from darwinlm.stages.database import DATABASE, PruningDatabase
 from darwinlm.stages.plan import PLAN
 from darwinlm.stages.search import SEARCH
 from darwinlm.streaming.decoder import Decoder
@@ -81,9 +81,10 @@ class Bench:
         return PruningDatabase(stage, DatabaseReader(self.folder / "database", self.checkpoint, units))
 
     def run(self, folder: Path, *assignments: str) -> tuple[Run, Problem]:
-        """Open a separate run with the same model."""
+        """Open a separate run with the same model and database."""
         recipe = load_recipe(self.recipe, assignments, {"model": str(self.checkpoint.folder)})
-        run = Run(recipe, folder, Reporter(Console(quiet=True)))
+        given = {DATABASE.name: self.database(recipe.units)}
+        run = open_run(recipe, folder, Reporter(Console(quiet=True)), given=given)
         return run, run[PLAN]
 
 
@@ -92,7 +93,7 @@ def open_bench(options: argparse.Namespace, *assignments: str, name: str = "run"
     recipe = demo_recipe((*assignments, *(options.set or ())))
     folder = options.run or options.out / name
     if options.run is None:
-        run_stages(Run(recipe, folder, Reporter()), "database")
+        open_run(recipe, folder, Reporter()).until(DATABASE.name)
     texts = {path.parent.name: TokenBlocks.load(path.parent) for path in (folder / "stages/text").glob("*/blocks.json")}
     source = folder / "stages" / "source"  # holds the dequantised GGUF file
     checkpoint = Checkpoint.open(source if source.is_dir() else Path(str(recipe.model)))
@@ -167,7 +168,7 @@ def generation(candidates: list[Allocation], parent: Allocation, evaluate: Any) 
 def measure_rate(options: argparse.Namespace) -> None:
     bench = open_bench(options)
     run, plan = bench.run(options.out / "rate")
-    reader = bench.database(run.recipe.units).reader
+    reader = run[DATABASE].reader
     parent = knapsack_start(plan, local_errors(plan.space, reader))
     rng = random.Random(0)
     seen = {parent}
@@ -243,17 +244,16 @@ def race(options: argparse.Namespace) -> None:
     finished = {(row["arm"], row["seed"], row["minutes"]) for row in done}
     dense: Any = None
     for seed in options.seed or [0]:
-        bench = open_bench(options, f"search.seed={seed}", name=f"run-{seed}")
+        bench = open_bench(options, f"text.seed={seed}", name=f"run-{seed}")
         for arm, assignments in arms(bench.texts["fitness"].n_tokens).items():
             if (arm, seed, options.minutes) in finished or (options.arm and arm not in options.arm):
                 continue
             name = options.out / f"race-{arm}-{seed}-{options.minutes:g}"
             settings = (*assignments, f"search.minutes={options.minutes}", f"search.seed={seed}")
             run, plan = bench.run(name, *settings)
-            database = bench.database(run.recipe.units)
             result = run[SEARCH]
             dense = dense if dense is not None else bench.checkpoint.load(run.context.dtype, run.context.device)
-            model = as_dtype(stitch(database.reader, result.allocation), run.context.dtype)
+            model = as_dtype(stitch(run[DATABASE].reader, result.allocation), run.context.dtype)
             quality = measure_quality(dense, {"model": model}, bench.texts["evaluation"].tokens, batch_tokens=4096)
             record = result.record
             row: Json = {

@@ -2,7 +2,7 @@
 
 Random weights have no outlier channels, no grown norms and no structure in the residual stream. Where no package ships
 a real model of a style (norms, gates, token mixers), `train` makes a small one with its tokenizer. A tenth of the
-documents is held out and written beside the model as `held_out.jsonl`, for `prune` and `mixture.py`:
+documents is held out and written beside the model as `held_out.jsonl`, for `prune`:
 
     python benchmarks/small_models.py train nemotron --text texts/ --out nemotron
     python benchmarks/small_models.py prune nemotron/model --text nemotron/held_out.jsonl --out nemotron/pruned
@@ -30,7 +30,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from darwinlm.comparison.compare import ComparisonRequest, compare_methods
 from darwinlm.comparison.entries import HELD_OUT, parse_methods
 from darwinlm.data import read_documents
-from darwinlm.execution.run import Run
 from darwinlm.recipe import load_recipe
 from darwinlm.runtime.console import Reporter
 
@@ -194,10 +193,11 @@ def train(options: argparse.Namespace) -> None:
 def prune(options: argparse.Namespace) -> None:
     """Prune a model uniformly and by the search, with and without a refit. Prints a JSON line for each."""
     given = {"model": str(options.model), "text.source": str(options.text), "budget.keep": options.keep}
-    assignments = [f"text.sequence_length={LENGTH}", f"search.seed={options.seed}", *(options.set or ())]
+    seeds = [f"text.seed={options.seed}", f"search.seed={options.seed}"]
+    assignments = [f"text.sequence_length={LENGTH}", *seeds, *(options.set or ())]
     recipe = load_recipe(None, assignments, given)
     rows = parse_methods(options.methods, recipe)
-    record = compare_methods(Run(recipe, options.out, Reporter(quiet=True)), ComparisonRequest(rows))
+    record = compare_methods(recipe, options.out, Reporter(quiet=True), ComparisonRequest(rows))
     for row in record.rows:
         line = {
             "benchmark": "small_models",

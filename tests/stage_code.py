@@ -27,13 +27,13 @@ WITHOUT_EFFECT = frozenset(f"darwinlm.runtime.{name}" for name in ("errors", "co
 
 def roots() -> dict[str, frozenset[str]]:
     """Modules that hold the functions of each stage, by the stage's name; all baselines are `method`."""
-    from darwinlm.comparison.compare import METHODS, row_graph
+    from darwinlm.comparison.compare import methods_graph, row_graph
     from darwinlm.comparison.entries import MethodRow
     from darwinlm.pipeline import PRUNE
     from darwinlm.runs.recovery import RECOVERY
 
     found = {"source": frozenset({"darwinlm.gguf.read"})}
-    for graph in (PRUNE, RECOVERY, METHODS, row_graph(MethodRow("uniform"))):
+    for graph in (PRUNE, RECOVERY, methods_graph(), row_graph(MethodRow("uniform"))):
         for stage in graph:
             if stage.work is not None:
                 functions = filter(None, (stage.work, stage.result, stage.key))

@@ -1,4 +1,4 @@
-"""Write the generated documentation: the recipe reference, the list of errors, and the tables of model families.
+"""Write the generated documentation: the recipe reference, the errors, and the tables of families and stages.
 
     python tools/pages.py
 
@@ -25,6 +25,7 @@ from darwinlm.families.family import Family, families
 from darwinlm.families.refusal import why_not
 from darwinlm.gguf.architecture import architecture_of
 from darwinlm.gguf.layout import UNKNOWN
+from darwinlm.pipeline import PRUNE
 from darwinlm.recipe import Recipe, describe_fields
 from darwinlm.runtime import errors
 
@@ -262,7 +263,7 @@ def families_page() -> str:
         *(f"| {', '.join(titles)} | {reason} |" for reason, titles in reasons.items()),
         "",
         "A new family whose blocks are one token mixer followed by one MLP needs only a YAML file:",
-        "[how](architecture.md#how-to-add).",
+        "[how](extending.md#a-model-family).",
     ]
     return "\n".join(lines) + "\n"
 
@@ -305,12 +306,35 @@ def readme_page() -> str:
     return SUPPORT.sub(lambda found: found[1] + support_table() + found[2], text)
 
 
+STAGES = re.compile(r"(<!-- stages: tools/pages.py -->\n).*?(<!-- end -->)", flags=re.S)
+
+
+def stages_table() -> str:
+    """Every stage of a run with its inputs, settings and files, then the values between stages."""
+    lines = ["| stage | reads | settings | writes |", "| --- | --- | --- | --- |"]
+    for stage in PRUNE:
+        if stage.writes:
+            settings = ", ".join(f"`{name}`" for name in stage.settings)
+            cells = f"`{stage.name}`", ", ".join(stage.inputs), settings, stage.writes
+            lines.append("| " + " | ".join(cells) + " |")
+    values = [f"{stage.name} (from {', '.join(stage.inputs)})" for stage in PRUNE if not stage.writes and stage.inputs]
+    lines += ["", f"Values without a folder: {', '.join(values)}. Given by the caller: {', '.join(PRUNE.given)}."]
+    return "\n".join(lines) + "\n"
+
+
+def architecture_page() -> str:
+    """The page on the architecture with the present table of stages."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    return STAGES.sub(lambda found: found[1] + stages_table() + found[2], text)
+
+
 PAGES = {
     "README.md": readme_page,
     "docs/recipe.md": recipe_page,
     "recipe.default.yaml": default_recipe,
     "docs/troubleshooting.md": errors_page,
     "docs/families.md": families_page,
+    "docs/architecture.md": architecture_page,
 }
 
 

@@ -13,7 +13,7 @@ from tests.tiny.command import Command, sets
 from tests.tiny.recovering import stop_at
 from transformers import AutoModelForCausalLM
 
-from darwinlm.comparison.entries import EVERYWHERE, parse_methods
+from darwinlm.comparison.entries import everywhere, parse_methods
 from darwinlm.comparison.methods import BASELINES
 from darwinlm.recipe import load_recipe
 from darwinlm.runtime.artifact import MANIFEST, read_json
@@ -44,7 +44,7 @@ def test_every_method_keeps_the_budget(compare, folder):
     compare("--methods", "all").succeeded()
     result = found(folder)
     rows = {row["method"]: row for row in result["rows"]}
-    assert list(rows) == ["dense", *EVERYWHERE, "darwinlm", "darwinlm+refit"]
+    assert list(rows) == ["dense", *everywhere(), "darwinlm", "darwinlm+refit"]
     assert rows["dense"]["texts"]["other"]["kl"] == pytest.approx(0, abs=1e-6)
     for name, row in rows.items():
         assert set(row["texts"]) == {"held out", "other"}
@@ -53,7 +53,7 @@ def test_every_method_keeps_the_budget(compare, folder):
             assert row["block_params"] > 0.7 * result["budget"]["upper"]
             assert row["texts"]["held out"]["kl"] > 0
             assert f"| {row['title']} |" in (folder / "out" / "comparison.md").read_text(encoding="utf-8")
-    for name in EVERYWHERE:
+    for name in everywhere():
         stage = folder / "out" / "stages" / f"method_{name}"
         model = AutoModelForCausalLM.from_pretrained(stage / "model")
         inside = sum(parameter.numel() for parameter in model.model.layers.parameters())
@@ -75,7 +75,7 @@ def test_blocks_of_several_kinds(
     common = ("--text", tiny_text_file, "--keep", "60%", "--out", tmp_path / "out", *SETS)
     ended = command("compare", tiny_folder(model_type), *common, "--methods", "all").succeeded()
     rows = {row["method"]: row for row in found(tmp_path)["rows"]}
-    assert list(rows) == ["dense", *(name for name in EVERYWHERE if name != "shortgpt"), "darwinlm", "darwinlm+refit"]
+    assert list(rows) == ["dense", *(name for name in everywhere() if name != "shortgpt"), "darwinlm", "darwinlm+refit"]
     assert re.search(r"left out, since .* (is|are) kept: shortgpt", ended.out)
     for name, row in rows.items():
         if name != "dense":
@@ -191,8 +191,8 @@ def test_all_takes_the_steps_that_the_recipe_has() -> None:
     def names(*assignments: str) -> list[str]:
         return [row.name for row in parse_methods("all", load_recipe(None, assignments))]
 
-    assert names() == [*EVERYWHERE, "darwinlm", "darwinlm+refit"]
-    assert names("refit.tokens=0") == [*EVERYWHERE, "darwinlm"]
+    assert names() == [*everywhere(), "darwinlm", "darwinlm+refit"]
+    assert names("refit.tokens=0") == [*everywhere(), "darwinlm"]
     assert names("recovery.tokens=1M")[-2:] == ["darwinlm+refit", "darwinlm+refit+recovery"]
     assert names("recovery.tokens=1M", "refit.tokens=0")[-2:] == ["darwinlm", "darwinlm+recovery"]
 

@@ -10,7 +10,7 @@ from tests.tiny.pruned import any_checkpoint, plain_checkpoint, pruned_checkpoin
 from tests.tiny.stages import run_stages
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from darwinlm.export.check import TEXT, divergence
+from darwinlm.export.check import TEXT, mean_kl
 from darwinlm.export.gguf import ROUNDED_YARN
 from darwinlm.families.family import families
 from darwinlm.gguf.architecture import architecture_of
@@ -229,7 +229,7 @@ def test_bounds_of_yarn_that_llama_cpp_rounds(tmp_path):
             )
             for truncate in (False, True)
         )
-    kl = divergence(exact.logits[0], rounded.logits[0])
+    kl = mean_kl(exact.logits[0], rounded.logits[0])
     assert report["details"]["kl_of_rounded_yarn"] == pytest.approx(kl, rel=1e-3)
     assert kl > 0.01
     assert [note for note in report["notes"] if f"a KL of {kl:.2g} over the check's 128 tokens" in note]

@@ -41,7 +41,7 @@ def test_local_errors_stand_for_estimates_that_are_missing(tiny_llama, make_run,
     assert estimated_losses(space, reader) is None
     assert all(any(error > 0 for error in row) for row in local_errors(space, reader))
     assert (
-        "the database has no estimated losses (database.saliency=output), so local errors are used"
+        "the database has no estimated losses (database.saliency=loss has), so local errors are used"
         in said.export_text()
     )
     assert found.search.record["kl"] <= found.search.record["start_kl"]

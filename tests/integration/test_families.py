@@ -26,6 +26,7 @@ from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import class_prefix, families
 from darwinlm.recipe import RecoverySettings
+from darwinlm.recovery.losses import weighted
 from darwinlm.recovery.model import batch_loss, prepared, run_dense
 from darwinlm.search.evaluate.fitness import Fitness
 from darwinlm.surgery.stitch import block_parameters, stitch
@@ -108,7 +109,7 @@ def test_recovery_trains_every_weight(whole):
     left_out = [name for name, weight in model.named_parameters() if not weight.requires_grad]
     assert all(name.endswith("correction_bias") for name in left_out)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    loss = batch_loss(model, teacher, tokens, run_dense(teacher, tokens), 0.5)
+    loss = batch_loss(model, teacher, tokens, run_dense(teacher, tokens), weighted(RecoverySettings(distillation=0.5)))
     found = torch.autograd.grad(loss, weights)
     own = model(tokens, use_cache=False).logits
     divergence = kl_div(own.log_softmax(-1), logits(teacher, tokens).log_softmax(-1), reduction="sum", log_target=True)

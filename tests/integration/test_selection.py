@@ -15,7 +15,7 @@ from darwinlm.runtime.errors import TimeLimitError
 from darwinlm.search.evaluate.fitness import Clock, Fitness
 from darwinlm.search.evaluate.student import LowRank, Student
 from darwinlm.search.evaluate.training import CandidateTrainer
-from darwinlm.streaming.decoder import Absent
+from darwinlm.streaming.decoder import Removed
 from darwinlm.surgery.stitch import stitch
 
 FAST = TrainingSettings(learning_rate=3e-3)
@@ -70,7 +70,7 @@ def test_what_was_removed_can_not_come_back(bench):
     for index, level in enumerate(allocation):
         own, theirs = student.modules[index], placed.module(index, level)
         assert [p.shape for p in own.parameters()] == [p.shape for p in theirs.parameters()]
-        assert isinstance(own, Absent) == (level == 0)
+        assert isinstance(own, Removed) == (level == 0)
 
 
 def test_all_learn_from_the_same_batches_whoever_else_does(bench):

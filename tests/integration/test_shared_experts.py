@@ -15,7 +15,7 @@ from darwinlm.export.run import export_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import module_shapes
 from darwinlm.runtime.errors import CheckpointError, RecipeError
-from darwinlm.search.problem.problem import latent_columns
+from darwinlm.search.problem.budgets import latent_columns
 from darwinlm.stages.database import DATABASE
 from darwinlm.stages.plan import PLAN
 from darwinlm.stages.text import TEXT

@@ -55,7 +55,9 @@ def test_losses_and_slopes_are_those_of_the_whole_model(model_type, tiny_folder,
     assert found == expected
     assert decoder.read == list(range(len(decoder.blocks))), "all candidates in one walk"
     with_memory = {"batch_tokens": 64, "clock": Clock(), "memory": memory}
-    slopes = [Gradients(placed, tokens, fitness[0].dense, **with_memory) for placed in (whole, streamed)]
+    slopes = [
+        Gradients(placed, whole.database, tokens, fitness[0].dense, **with_memory) for placed in (whole, streamed)
+    ]
     assert slopes[1].around(base, window) == slopes[0].around(base, window)
     assert decoder.most == 1
     assert streamed.current == list(whole.space.dense)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from darwinlm.comparison.allocations import equal_experts
 from darwinlm.comparison.importance import expert_scores
 from darwinlm.comparison.ranked import ExpertReader
-from darwinlm.database.store import DatabaseReader
+from darwinlm.database.modules import ModuleReader
 from darwinlm.export.run import export_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import families
@@ -179,7 +179,7 @@ def test_a_mixture_whose_router_is_not_known_is_refused(folder):
 def test_rankings_of_experts_need_experts_that_may_go(built, tiny_llama, make_run, tmp_path):
     _, _, reader = built
     units = UnitsSettings(experts="width", mlp_multiple=8)
-    narrow = SearchSpace(DatabaseReader(Path(), reader.checkpoint, units).modules)
+    narrow = SearchSpace(ModuleReader(reader.checkpoint, units).modules)
     with pytest.raises(BudgetError, match="the same number of whole experts in every block, and none fits into"):
         equal_experts(Problem(narrow, parameter_costs(narrow), Budget(0, narrow.params(narrow.dense) // 2)))
     run = make_run(tiny_llama, tmp_path / "out")

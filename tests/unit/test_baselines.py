@@ -26,7 +26,7 @@ from darwinlm.comparison.importance import activation_scores, block_influence, m
 from darwinlm.comparison.ranked import RankedReader, UnitScores, best_columns
 from darwinlm.comparison.sheared import shear
 from darwinlm.database.levels import Level
-from darwinlm.database.store import DatabaseReader
+from darwinlm.database.modules import ModuleReader
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import ModuleShape, module_shapes
 from darwinlm.recipe import UnitsSettings
@@ -53,7 +53,7 @@ def stream(checkpoint: Checkpoint) -> BlockStream:
 
 def half(checkpoint: Checkpoint) -> Problem:
     """The problem of keeping half of a model."""
-    space = SearchSpace(DatabaseReader(Path(), checkpoint, UNITS).modules)
+    space = SearchSpace(ModuleReader(checkpoint, UNITS).modules)
     upper = space.params(space.dense) // 2
     return Problem(space, parameter_costs(space), Budget(int(0.9 * upper), upper))
 
@@ -171,7 +171,7 @@ def test_masks_whose_loss_is_not_finite_are_refused(tiny_llama: Path) -> None:
     model = checkpoint.load(torch.float32)
     with torch.no_grad():
         model.model.norm.weight[0] = torch.nan
-    reader = DatabaseReader(Path(), checkpoint, UNITS)
+    reader = ModuleReader(checkpoint, UNITS)
     shapes = [reader.shapes[module.block, module.kind] for module in reader.modules]
     levels = [module.levels[-1] for module in reader.modules]
     with pytest.raises(NumericsError, match=r"sheared: the loss isn't finite in step 1: leave it out of --methods"):

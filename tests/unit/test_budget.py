@@ -8,8 +8,9 @@ import darwinlm
 from darwinlm.database.levels import Level, ModuleLevels
 from darwinlm.recipe import BudgetSettings, Recipe, load_recipe, load_recipes, parse_recipe
 from darwinlm.runtime.errors import BudgetError, RecipeError
+from darwinlm.search.problem.budgets import resolve_budget
 from darwinlm.search.problem.cost import CostModel, byte_costs, parameter_costs, time_costs
-from darwinlm.search.problem.problem import Budget, Problem, resolve_budget
+from darwinlm.search.problem.problem import Budget, Problem
 from darwinlm.search.problem.space import SearchSpace
 from darwinlm.stages.report import _budget
 
@@ -212,7 +213,7 @@ def test_what_is_not_pruned_counts_too():
     bounds = resolve_budget(parameter_costs(SPACE, fixed=1000), BudgetSettings(params=1200))
     assert (bounds.limit, bounds.upper) == (1200, 200)
     assert bounds.words == "1,100 and 1,200 parameters"
-    assert Budget(0, 1 << 30, "bytes", 1 << 30).words == "1.00 GiB and 2.00 GiB"
+    assert Budget(0, 1 << 30, "bytes", 1 << 30).words == "1.07 GB and 2.15 GB"
     assert Budget(10**6, 2 * 10**6, "nanoseconds").words == "1 ms and 2 ms"
 
 

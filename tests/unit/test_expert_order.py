@@ -9,7 +9,7 @@ import torch
 from tests.tiny.checkpoint import stream_over, tiny_checkpoint
 
 from darwinlm.database import lens as lens_module
-from darwinlm.database.expert_order import RIDGE, STRENGTH, removal_order, ridge_change
+from darwinlm.database.expert_order import RIDGE, STRENGTH, expert_order, ridge_change
 from darwinlm.database.lens import Lens
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.runtime.errors import NumericsError
@@ -207,7 +207,7 @@ def test_of_many_experts_several_go_at_once_and_those_with_many_tokens_are_not_t
     def used(alive: torch.Tensor) -> torch.Tensor:
         return tokens.masked_fill(~alive, torch.inf)
 
-    order = removal_order(40, 4, used, judge, device=torch.device("cpu"))
+    order = expert_order(40, 4, used, judge, device=torch.device("cpu"))
     by_cost = costs[1:].argsort().add(1).tolist()
     # As long as more than eight remain. Then all are tried, also the cheap one with many tokens.
     assert order.experts.tolist()[::-1][:33] == [*by_cost[:32], 0]

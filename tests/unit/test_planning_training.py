@@ -20,7 +20,8 @@ from darwinlm.planning.devices import find_device
 from darwinlm.planning.model import Sizes
 from darwinlm.planning.need import StageNeed
 from darwinlm.planning.plan import Plan, advice, disk_of, estimate, make_plan
-from darwinlm.recipe import load_recipe
+from darwinlm.recipe import RecoverySettings, load_recipe
+from darwinlm.recovery.losses import weighted
 from darwinlm.recovery.model import batch_loss, run_dense
 from darwinlm.search.evaluate.dense_side import ExpectedRows
 from darwinlm.search.evaluate.fitness import Window
@@ -63,7 +64,9 @@ def test_operations_are_those_of_a_step(tiny_llama: Path, distillation: int, *, 
     tokens = torch.arange(4 * 32).view(4, 32)
     with FlopCounterMode(display=False) as counter:
         seen = run_dense(dense, tokens) if distillation else None
-        batch_loss(model, dense if distillation else None, tokens, seen, distillation).backward()
+        batch_loss(
+            model, dense if distillation else None, tokens, seen, weighted(RecoverySettings(distillation=distillation))
+        ).backward()
     need = need_of(make_plan(sizes, find_device("h100")), "recover")
     assert need.flops / need.tokens == pytest.approx(counter.get_total_flops() / tokens.numel(), rel=0.1)
 
@@ -76,7 +79,7 @@ def test_a_head_that_is_not_trained_saves_one_product_in_three(tiny_llama: Path)
         model.get_output_embeddings().requires_grad_(trained)
         model.get_input_embeddings().requires_grad_(trained)
         with FlopCounterMode(display=False) as counter:
-            batch_loss(model, None, tokens, None, 0).backward()
+            batch_loss(model, None, tokens, None, weighted(RecoverySettings(distillation=0))).backward()
         counted.append(counter.get_total_flops() / tokens.numel())
         settings = ("recovery.distillation=0", f"recovery.embeddings={trained}")
         need = need_of(make_plan(sizes_of(tiny_llama, *settings, "budget.keep=99.9%"), find_device("h100")), "recover")

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from darwinlm.recipe import Recipe, SearchStage, describe_fields, load_recipe, parse_recipe
+from darwinlm.recipe import Recipe, SelectionRound, describe_fields, load_recipe, parse_recipe
 from darwinlm.runtime.errors import RecipeError
 
 
@@ -207,7 +207,7 @@ def test_values_of_assignments_are_yaml():
     assert recipe.recovery.embeddings is False
     assert recipe.text.source is None
     assert recipe.search.seed == 9
-    assert recipe.search.stages == (SearchStage(tokens=64, survivors=1),)
+    assert recipe.search.stages == (SelectionRound(tokens=64, survivors=1),)
 
 
 def test_merge_changes_what_it_is_told_and_nothing_else():

@@ -19,7 +19,8 @@ from darwinlm.recipe import Recipe, describe_fields, find_recipe, load_recipe, s
 from darwinlm.recipe.settled import saved_dtype
 from darwinlm.recovery.schedule import plan_steps
 from darwinlm.runtime.errors import RecipeError
-from darwinlm.search.problem.problem import Problem, counted_costs, resolve_budget
+from darwinlm.search.problem.budgets import RULES, Counted, resolve_budget
+from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import SearchSpace
 from darwinlm.search.propose.start import random_start
 from darwinlm.surgery.stitch import chosen_levels, empty_model, layer_table, sizes_in, smaller_config
@@ -52,7 +53,7 @@ def test_recipe_gives_the_size_it_is_named_after(name: str, tmp_path: Path) -> N
     outside = total - space.params(space.dense)
     target = float(re.search(r"-([\d.]+)b$", base)[1]) * 1e9
     dtype = saved_dtype(recipe, checkpoint.dtype)
-    cost = counted_costs(recipe.budget, checkpoint, space, shapes, outside=outside, dtype=dtype)
+    cost = RULES[recipe.budget.kind].costs(Counted(checkpoint, space, shapes, outside, dtype), recipe.budget)
     budget = resolve_budget(cost, recipe.budget)
     assert budget.limit == target
     assert outside + budget.lower == pytest.approx(target, rel=0.01)

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from darwinlm.recipe import RecoverySettings
 from darwinlm.recovery.checkpoints import LossGuard
-from darwinlm.recovery.losses import forward_kl, top_k_kl, top_of
+from darwinlm.recovery.losses import forward_kl, top_k_kl, top_of, weighted
 from darwinlm.recovery.model import batch_loss, prepared, run_dense
 from darwinlm.recovery.schedule import plan_steps, rate_share, warm_up_steps
 from darwinlm.runtime.errors import NumericsError, RecipeError
@@ -51,7 +51,7 @@ def test_a_batch_in_chunks_is_the_batch(model_type, name):
     distillation, how = OBJECTIVES[name]
     teacher, ours, again = (tiny_model(model_type, seed).requires_grad_(seed > 0) for seed in (0, 1, 1))
     dense = run_dense(teacher, TOKENS) if distillation else None
-    loss = batch_loss(ours, teacher, TOKENS, dense, distillation, **how)
+    loss = batch_loss(ours, teacher, TOKENS, dense, weighted(RecoverySettings(distillation=distillation)), **how)
     loss.backward()
     output = again(input_ids=TOKENS)
     with torch.no_grad():

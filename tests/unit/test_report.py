@@ -27,8 +27,7 @@ from tests.tiny.summaries import (
 from darwinlm.report import plots
 from darwinlm.report.card import model_card
 from darwinlm.report.page import render_page
-from darwinlm.report.summary import GenerationFigures, read_summary
-from darwinlm.report.sweep import SweepRow
+from darwinlm.report.summary import GenerationFigures, SweepRow, read_summary
 from darwinlm.report.table import COLUMNS, TERMINAL_COLUMNS, comparison_rows, comparison_table, looking_back_rows
 from darwinlm.runtime.artifact import write_json
 from darwinlm.runtime.errors import ArtifactError

@@ -16,8 +16,8 @@ from darwinlm.families.family import class_prefix, families
 from darwinlm.families.shapes import module_parameters, module_shapes
 from darwinlm.recipe import BudgetSettings, UnitsSettings
 from darwinlm.runtime.errors import BudgetError, CheckpointError, RecipeError
+from darwinlm.search.problem.budgets import resolve_budget
 from darwinlm.search.problem.cost import parameter_costs
-from darwinlm.search.problem.problem import resolve_budget
 from darwinlm.search.problem.space import SearchSpace
 from darwinlm.surgery.stitch import block_parameters, empty_model, smaller_config, stitch
 

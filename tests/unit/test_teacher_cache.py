@@ -9,14 +9,18 @@ from safetensors.torch import load
 from tests.tiny.models import tiny_model
 from torch.utils.data import Dataset, default_collate
 
+from darwinlm.recipe import RecoverySettings
 from darwinlm.recovery import cache, model
 from darwinlm.recovery.cache import STORED, bytes_per_token, cached_text
-from darwinlm.recovery.losses import TopK
+from darwinlm.recovery.losses import TopK, weighted
 from darwinlm.recovery.model import batch_loss, run_dense
+from darwinlm.runtime.amounts import size
 from darwinlm.runtime.errors import ArtifactError, StorageError
 
 LENGTH = 16
 KEY = {"teacher": "a model", "dtype": "float32"}
+
+MOSTLY = weighted(RecoverySettings(distillation=0.8))
 
 
 class Blocks(Dataset):
@@ -74,14 +78,14 @@ def test_the_loss_is_that_of_the_same_top_k_from_the_living_model(store, model_t
     tokens = batch["input_ids"]
     assert torch.equal(tokens, Blocks(7).tokens[[6, 0, 3]])
     kept = TopK(*(batch[name] for name in STORED))
-    found = batch_loss(ours, None, tokens, kept, 0.8, chunk=7)
-    expected = batch_loss(again, None, tokens, model.dense_top(living, tokens, 12), 0.8, chunk=7)
+    found = batch_loss(ours, None, tokens, kept, MOSTLY, chunk=7)
+    expected = batch_loss(again, None, tokens, model.dense_top(living, tokens, 12), MOSTLY, chunk=7)
     for loss in (found, expected):
         loss.backward()
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
     for ours_of, theirs in zip(ours.parameters(), again.parameters(), strict=True):
         torch.testing.assert_close(ours_of.grad, theirs.grad, rtol=1e-2, atol=1e-4)
-    assert abs(batch_loss(again, living, tokens, run_dense(living, tokens), 0.8) - expected) > 1e-2
+    assert abs(batch_loss(again, living, tokens, run_dense(living, tokens), MOSTLY) - expected) > 1e-2
 
 
 @torch.no_grad()
@@ -134,8 +138,8 @@ def test_it_says_what_it_takes_before_it_is_made(store, tmp_path, vocabulary):
             payload += sum(file.get_tensor(name).nbytes for name in STORED)
     assert payload == 7 * LENGTH * bytes_per_token(vocabulary, 12)
     assert said == [
-        f"teacher cache: top 12 of 112 tokens in {tmp_path / 'cache'}: 4 of 4 shards are computed now and take 0.00 GB "
-        "on disk"
+        f"teacher cache: top 12 of 112 tokens in {tmp_path / 'cache'}: 4 of 4 shards are computed now and take "
+        f"{size(payload)} on disk"
     ]
     store(say=said.append, teacher=living)
     assert said[1].endswith(": all there")
@@ -179,5 +183,5 @@ def test_a_file_instead_of_a_folder(store, tmp_path):
 
 
 def test_no_room(store, little_room):
-    with pytest.raises(StorageError, match=r"the teacher cache takes 0.0 GB, but 0.0 GB are free.*folder"):
+    with pytest.raises(StorageError, match=r"the teacher cache takes .*, but 0 bytes are free.*folder"):
         store()

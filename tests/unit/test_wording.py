@@ -10,6 +10,7 @@ from darwinlm.report import wording
 from darwinlm.report.card import model_card
 from darwinlm.report.page import render_page
 from darwinlm.report.table import comparison_rows
+from darwinlm.runtime import amounts
 
 
 def test_headline():
@@ -48,9 +49,9 @@ FIGURES = {
     wording.count: {820: "820", 999_999: "1.0 M", 53_101_440: "53.1 M", 1_235_814_400: "1.24 B", None: "–"},
     wording.megabytes: {52_000: "0.052", 2_471_645_608: "2,472"},
     wording.perplexity: {4.312: "4.31", 9.999: "10.0", 999.96: "1,000", 2.5e7: "2e7", math.inf: "∞", math.nan: "–"},
-    wording.divergence: {0.87149: "0.871", math.inf: "∞"},
+    wording.kl: {0.87149: "0.871", math.inf: "∞"},
     wording.rate: {1234.5: "1,234", math.nan: "–"},
-    wording.duration: {0.04: "0.0 s", 59.97: "1 min 0 s", 4350: "1 h 12 min", 3599.9: "1 h 0 min"},
+    amounts.duration: {0.04: "0.0 s", 59.97: "1 min 0 s", 4350: "1 h 12 min", 3599.9: "1 h 0 min"},
     wording.short_source: {
         "/home/someone/models/tiny.gguf": "tiny.gguf",
         "C:\\models\\tiny\\": "tiny",

@@ -10,7 +10,7 @@ import typer
 
 from darwinlm.cli import arguments, terminal
 from darwinlm.cli.app import LOOK, SHRINK, command
-from darwinlm.runtime import tables
+from darwinlm.runtime import amounts, tables
 
 SHARES = {92: (0.9, 0.75, 0.5, 0.25, 0.1), 76: (0.75, 0.5, 0.25), 0: (0.5,)}
 """Shares of the columns in the table, by the terminal's minimum width."""
@@ -41,7 +41,7 @@ def database(
     stage = run[DATABASE].stage
     size = sum(path.stat().st_size for path in stage.folder.glob("block_*"))
     console = terminal.console()
-    console.print(f"{stage.folder}: {size / 1e6:,.1f} MB; see darwinlm inspect {shlex.quote(str(out))}", soft_wrap=True)
+    console.print(f"{stage.folder}: {amounts.size(size)}; see darwinlm inspect {shlex.quote(str(out))}", soft_wrap=True)
 
 
 @command(
@@ -104,7 +104,7 @@ def inspect(
     if estimated:
         notes.append("KL: estimated KL to the dense model in nats/token, with this module pruned alone.")
     notes.append(
-        f"{about['blocks']} blocks, {about['bytes'] / 1e6:,.1f} MB, units {about['units']}, calibrated on "
+        f"{about['blocks']} blocks, {amounts.size(about['bytes'])}, units {about['units']}, calibrated on "
         f"{calibration['tokens']:,} tokens of {calibration['source']}"
     )
     if console.width < wide:

@@ -47,7 +47,7 @@ def _screen(console: Console, run: Any, out: Path) -> None:
         predicted = megabytes(file.predicted[file.smaller])
         lines.append(("file", f"{megabytes(file.bytes)} MB as it came → about {predicted} MB as {file.smaller}"))
     lines += [
-        ("lost", f"KL {wording.divergence(small.kl)} nats per token to the original; 0 means the same predictions"),
+        ("lost", f"KL {wording.kl(small.kl)} nats per token to the original; 0 means the same predictions"),
         ("", f"on {wording.measured_on(summary)}"),
     ]
     if larger := _predicted(run):

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from darwinlm.cli import arguments, terminal
 from darwinlm.cli.app import USE, command
+from darwinlm.runtime.amounts import size
 
 if TYPE_CHECKING:
     from darwinlm.export.check import ExportReport
@@ -87,4 +88,4 @@ def show_report(console: Console, report: ExportReport) -> None:
     console.print(table)
     for note in report.notes:
         console.print(f"- {note}", soft_wrap=True)
-    console.print(f"{report.path}: {report.bytes / 1e6:.1f} MB written")
+    console.print(f"{report.path}: {size(report.bytes)} written")

@@ -138,6 +138,5 @@ def _advice(error: DeviceMemoryError) -> str:
 
 
 def _tell(message: str, *, style: str | None = None) -> None:
-    """Print a line to standard error."""
     console = Terminal(stderr=True, quiet=not parallel.is_main())
     console.print(message, highlight=False, markup=False, style=style, soft_wrap=True)

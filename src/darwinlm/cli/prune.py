@@ -109,7 +109,7 @@ def run_recipe(recipe: Any, out: Path, until: str | None = None, *, overwrite: b
     """Run the stages and print the result."""
     from darwinlm.report import wording
     from darwinlm.report.table import comparison_table, looking_back_rows
-    from darwinlm.runtime import tables
+    from darwinlm.runtime import amounts, tables
     from darwinlm.stages.report import REPORT
 
     console = terminal.console()
@@ -133,7 +133,7 @@ def run_recipe(recipe: Any, out: Path, until: str | None = None, *, overwrite: b
     budget = summary.budget
     assert budget is not None
     quoted = shlex.quote(str(out))
-    limit = "" if budget.kind == "keep" else f" of {wording.amount(budget.upper, budget.unit)}"
+    limit = "" if budget.kind == "keep" else f" of {amounts.amount(budget.upper, budget.unit)}"
     console.print(
         f"\n{budget.block_params:,} of {budget.dense_block_params:,} block parameters kept "
         f"({budget.block_params / budget.dense_block_params:.2%}; {budget.unused:.2%} of the budget{limit} "
@@ -155,7 +155,7 @@ def _expect(run: Any) -> None:
     from darwinlm.stages.model import SOURCE
 
     device_type = run.context.device.type
-    if device_type not in ("cpu", "cuda") or run.recipe.budget.kind in ("speedup", "latency"):
+    if device_type not in ("cpu", "cuda") or run.recipe.budget.timed:
         return
     sizes = Sizes(run[SOURCE], run.recipe, parallel.size())
     try:

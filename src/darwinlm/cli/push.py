@@ -9,6 +9,7 @@ import typer
 
 from darwinlm.cli import terminal
 from darwinlm.cli.app import USE, command
+from darwinlm.runtime import amounts
 
 
 @command(
@@ -45,10 +46,10 @@ def push(
     if dry_run:
         sizes = {name: (folder / name).stat().st_size for name in names}
         width = max(map(len, names))
-        lines = [f"{name:<{width}}  {size / 1e6:>10,.2f} MB" for name, size in sizes.items()]
+        lines = [f"{name:<{width}}  {amounts.size(size):>10}" for name, size in sizes.items()]
         lines += [f"{gguf_name(repo, gguf)}  built from the weights"] if gguf else []
         total = sum(sizes.values())
-        lines.append(f"{total / 1e6:,.1f} MB would go to {repo}; nothing was uploaded")
+        lines.append(f"{amounts.size(total)} would go to {repo}; nothing was uploaded")
         console.print("\n".join(lines), soft_wrap=True)
         return
     page = push_folder(folder, names, repo, gguf, private=private, update=update, say=terminal.say)

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from darwinlm.cli import arguments, terminal
 from darwinlm.cli.app import LOOK, command
+from darwinlm.runtime import amounts
 from darwinlm.runtime.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def _summary_of(run: Path) -> Path:
 
 
 def _show_file(console: Console, path: Path, facts: FileFacts) -> None:
-    size = f"{facts.weights / 1e6:,.1f}M weights, {facts.bytes / 1e6:,.1f} MB"
+    size = f"{facts.weights / 1e6:,.1f}M weights, {amounts.size(facts.bytes)}"
     console.print(f"{facts.name}: {facts.architecture}, {len(facts.heads)} blocks, {size}", style="bold", markup=False)
     console.print("tensors: " + ", ".join(f"{count} {kind}" for kind, count in facts.types.items()))
     template = "with" if facts.chat_template else "without"
@@ -114,7 +115,7 @@ def _show(console: Console, run: Path, summary: Summary) -> None:
         for key, model in summary.measured():
             console.print(
                 f"{wording.model_name(key, summary)}: {wording.count(model.params)} parameters, perplexity "
-                f"{wording.perplexity(model.perplexity)}, KL {wording.divergence(model.kl)}"
+                f"{wording.perplexity(model.perplexity)}, KL {wording.kl(model.kl)}"
             )
     console.print()
     beside = run if run.name else Path("..") / run.resolve().name  # the current folder "." has no name

@@ -119,7 +119,9 @@ def row_graph(row: MethodRow) -> Graph:
     return Graph(*PRUNE, Stage("model", model), measure, given=(*PRUNE.given, "domains"))
 
 
-METHODS = Graph(*PRUNE, *map(baseline_stage, BASELINES), given=PRUNE.given)
+def methods_graph() -> Graph:
+    """The stages of a run, and those of all baselines."""
+    return Graph(*PRUNE, *map(baseline_stage, BASELINES), given=PRUNE.given)
 
 
 def compare_methods(recipe: Recipe, out: Path, reporter: Reporter, comparison: ComparisonRequest) -> ComparisonRecord:
@@ -133,7 +135,7 @@ def compare_methods(recipe: Recipe, out: Path, reporter: Reporter, comparison: C
     recipes = {name: variant_recipe(recipe, name, source) for name, source in comparison.variants}
     for row in comparison.rows:
         row.check(recipes.get(row.base, recipe))
-    base = Run(METHODS, MethodRow("").recipe(recipe), out, reporter)
+    base = Run(methods_graph(), MethodRow("").recipe(recipe), out, reporter)
     base.check(PLAN.name)
     plan, dense = base[PLAN], base[DENSE]
     rows = (MethodRow(DENSE_ROW), *_possible(base, comparison, plan.space))
@@ -194,7 +196,7 @@ def _runs(
 
 
 def _stitched(base: Run, name: str) -> Stitched:
-    stitched: Stitched = base[METHODS[f"method_{name}"]].stitched
+    stitched: Stitched = base.result(f"method_{name}").stitched
     return stitched
 
 
@@ -230,7 +232,7 @@ def _facts(base: Run, run: Run, row: MethodRow) -> Row:
 
 
 def _baseline(base: Run, name: str) -> Row:
-    method, stage = BASELINES[name], METHODS[f"method_{name}"]
+    method, stage = BASELINES[name], base.graph[f"method_{name}"]
     result = base[stage]
     return {
         "title": method.title,
@@ -260,7 +262,6 @@ def _searched(run: Run, name: str) -> Row:
 
 
 def _seconds(run: Run, *stages: Stage[Any]) -> float:
-    """Total time of stages."""
     names = {stage.name for stage in stages}
     return sum(entry.seconds for entry in run.times if entry.name in names)
 

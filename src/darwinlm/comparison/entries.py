@@ -15,7 +15,11 @@ OURS, DENSE = "darwinlm", "dense"
 STEPS = ("refit", "recovery")
 """Steps after a method, in this order."""
 HELD_OUT = "held out"
-EVERYWHERE = tuple(name for name, method in BASELINES.items() if not method.mixtures)
+
+
+def everywhere() -> tuple[str, ...]:
+    """Baselines for every model: all but those that rank experts."""
+    return tuple(name for name, method in BASELINES.items() if not method.mixtures)
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ def parse_methods(text: str, recipe: Recipe, variants: Sequence[str] = ()) -> tu
     if text == "all":
         refit = ("refit",) if recipe.refit.tokens else ()
         chains = [refit, (*refit, "recovery") if recipe.recovery.tokens else ()]
-        plain = (MethodRow(name) for name in (*EVERYWHERE, OURS))
+        plain = (MethodRow(name) for name in (*everywhere(), OURS))
         return (*plain, *(MethodRow(OURS, steps) for steps in chains if steps), *map(MethodRow, variants))
     items = [part.strip() for part in text.split(",") if part.strip()]
     known = [*BASELINES, OURS, *variants]

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.comparison.ranked import Place, UnitScores
+from darwinlm.comparison.ranked import UnitScores
+from darwinlm.database.modules import Place
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.parts import RowUnit
 from darwinlm.families.shapes import ModuleShape, module_shapes, row_counts, row_segments

@@ -28,6 +28,7 @@ from darwinlm.comparison.importance import (
 )
 from darwinlm.comparison.ranked import ExpertReader, RankedReader
 from darwinlm.comparison.sheared import shear
+from darwinlm.database.modules import ModuleReader
 from darwinlm.database.store import DatabaseReader
 from darwinlm.execution.context import Context
 from darwinlm.export.hf import save_model
@@ -48,7 +49,7 @@ from darwinlm.streaming.stream import BlockStream
 class MethodResult:
     """Result of a method."""
 
-    reader: DatabaseReader
+    reader: ModuleReader
     allocation: Allocation
     record: dict[str, Any] = field(default_factory=dict)
 
@@ -76,7 +77,7 @@ class MethodInputs:
         """The dense model's residual stream on the calibration text."""
         return stream_of(self.context, self.dense, self.calibration)
 
-    def loss(self, reader: DatabaseReader) -> Callable[[Allocation], float]:
+    def loss(self, reader: ModuleReader) -> Callable[[Allocation], float]:
         """KL to the dense model on the fitness tokens of the search's first stage."""
         n_tokens = self.recipe.search.stages[0].tokens
         model = self.dense.load(self.context.dtype, self.context.device)
@@ -121,8 +122,7 @@ def _ranked_units(inputs: MethodInputs, _: Path, *, activations: bool) -> Method
 def _shortgpt(inputs: MethodInputs, _: Path) -> MethodResult:
     influence = block_influence(inputs.stream, inputs.context.reporter.advance)
     chosen = without_blocks(inputs.plan, influence)
-    reader = DatabaseReader(Path(), inputs.dense, inputs.recipe.units)  # whole modules need no database
-    return MethodResult(reader, chosen, {"block_influence": influence})
+    return MethodResult(ModuleReader(inputs.dense, inputs.recipe.units), chosen, {"block_influence": influence})
 
 
 def _ranked_experts(inputs: MethodInputs, _: Path, *, scores: Callable[[ExpertScores], Tensor]) -> MethodResult:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from darwinlm.database.levels import Kept, Level, kept_groups
-from darwinlm.database.store import DatabaseReader
+from darwinlm.database.levels import Level
+from darwinlm.database.modules import ModuleReader, Place
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.parts import ModuleKind
 from darwinlm.families.shapes import ModuleShape
 from darwinlm.recipe import UnitsSettings
 from darwinlm.runtime.errors import FamilyError
-
-Place = tuple[int, ModuleKind]
 
 
 @dataclass(frozen=True)
@@ -35,14 +32,14 @@ class UnitScores:
     scale: Tensor | None = None
 
 
-class RankedReader(DatabaseReader):
-    """Keeps the units of every module with the highest scores; their weights don't change.
+class RankedReader(ModuleReader):
+    """Keeps the units of every module with the highest scores; their weights don't change, apart from the scale.
 
     Raises FamilyError if the model is a mixture of experts, whose units these methods don't score.
     """
 
     def __init__(self, checkpoint: Checkpoint, units: UnitsSettings, scores: Mapping[Place, UnitScores]) -> None:
-        super().__init__(Path(), checkpoint, units)
+        super().__init__(checkpoint, units)
         self.scores = scores
         mixtures = [shape.name for shape in self.shapes.values() if shape.experts]
         if mixtures:
@@ -50,36 +47,30 @@ class RankedReader(DatabaseReader):
                 f"{mixtures[0]} is a mixture of experts, which this method does not support: leave it out, or use ziplm"
             )
 
-    def columns(self, block: int, kind: ModuleKind, level: Level) -> Tensor:
+    def best_columns(self, block: int, kind: ModuleKind, level: Level) -> Tensor:
         """Columns of the best units of a module, [k] ascending."""
-        if (block, kind) not in self.scores:
-            return super().columns(block, kind, level)
         return best_columns(self.shapes[block, kind], level, self.scores[block, kind])
 
-    def kept(self, block: int, kind: ModuleKind, level: Level) -> Kept:
-        """Columns of the best units of a module, with the dense weights on them."""
-        if (block, kind) not in self.scores:
-            return super().kept(block, kind, level)
-        shape, scale = self.shapes[block, kind], self.scores[block, kind].scale
+    def weight(self, block: int, kind: ModuleKind, level: Level) -> Tensor | None:
+        """Dense weights on the kept columns, times their scale."""
+        scores = self.scores.get((block, kind))
+        if scores is None or scores.scale is None:
+            return super().weight(block, kind, level)
         columns = self.columns(block, kind, level)
-        groups = kept_groups(shape, level, columns) if kind == "attention" else (None, None)
-        if level.width == shape.width and scale is None:
-            return Kept(columns, None, *groups)
-        weight = self.dense_weight(block, kind)[:, columns]
-        return Kept(columns, weight if scale is None else weight * scale[columns], *groups)
+        return self.dense_weight(block, kind)[:, columns] * scores.scale[columns]
 
 
-class ExpertReader(DatabaseReader):
+class ExpertReader(ModuleReader):
     """Keeps the experts of every mixture with the highest scores; their weights don't change.
 
     Scores are [e] of each mixture, by block.
     """
 
     def __init__(self, checkpoint: Checkpoint, units: UnitsSettings, scores: Mapping[int, Tensor]) -> None:
-        super().__init__(Path(), checkpoint, units)
+        super().__init__(checkpoint, units)
         self.scores = scores
 
-    def experts(self, block: int, level: Level) -> Tensor:
+    def best_experts(self, block: int, level: Level) -> Tensor:
         """The best experts of a mixture, [e] ascending."""
         return _best(self.scores[block], level.experts)
 
@@ -90,8 +81,6 @@ def best_columns(shape: ModuleShape, level: Level, scores: UnitScores) -> Tensor
     An attention keeps its best heads in the groups with the largest sum of these heads' scores and the group's score.
     An MLP keeps its best channels. On ties the first unit is preferred.
     """
-    if not level.width:
-        return torch.arange(0)
     if shape.kind == "mlp":
         return _best(scores.units, level.width)
     if level.heads:

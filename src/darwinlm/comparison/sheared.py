@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from darwinlm.comparison.hard_concrete import HardConcrete
-from darwinlm.comparison.ranked import Place, UnitScores
+from darwinlm.comparison.ranked import UnitScores
 from darwinlm.database.levels import Level
+from darwinlm.database.modules import Place
 from darwinlm.families.family import Family
 from darwinlm.families.shapes import ModuleShape
 from darwinlm.runtime.errors import FamilyError, NumericsError

@@ -16,7 +16,8 @@ from darwinlm.database.blocks import Curve, block_file, experts_tensors, module_
 from darwinlm.database.elimination import ROWS
 from darwinlm.database.factors import check_energy, kept_weights, nested_factors, whole_factor_
 from darwinlm.database.levels import variants
-from darwinlm.database.order import damp, damp_, ordered_moment, removal_order
+from darwinlm.database.metrics import Order, least_error
+from darwinlm.database.order import damp, damp_, ordered_moment
 from darwinlm.families.shapes import ModuleShape, module_shapes
 from darwinlm.recipe import UnitsSettings
 from darwinlm.runtime import parallel
@@ -37,13 +38,15 @@ def build_database(
     saliency: Saliency = lambda block: {},
     orders: Orders | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    order: Order = least_error,
 ) -> None:
     """Write the factors of every module. Finished blocks of an interrupted run are kept.
 
     Each process runs its part of the text and factorises its part of the blocks. The stage folder is open for writing;
     its key describes model, text and units. The stream is the calibration text before the first block. `saliency` gives
     second moments [r, r] of the output gradients of a block's modules, empty for the unweighted order. `orders`
-    is as in `stream_moments` (needed for mixtures). `progress` gets the numbers of finished and of all blocks.
+    is as in `stream_moments` (needed for mixtures). `progress` gets the numbers of finished and of all blocks. `order`
+    ranks the units of a module.
 
     Raises:
         NumericsError: Values aren't finite.
@@ -63,7 +66,7 @@ def build_database(
         del moments
         if len(waiting) == parallel.size() or waiting[-1] == total - 1:
             own_shapes = [shape for shape in shapes if mine is not None and shape.block == mine.block]
-            _factorise_together(stage, units, own_shapes, waiting, mine, saliency)
+            _factorise_together(stage, units, own_shapes, waiting, mine, saliency, order)
             progress(waiting[-1] + 1, total)
             waiting, mine = [], None
 
@@ -75,19 +78,25 @@ def _factorise_together(
     blocks: Sequence[int],
     mine: BlockMoments | None,
     saliency: Saliency,
+    order: Order,
 ) -> None:
     """Each process factorises at most one of the blocks; the first process writes all of them."""
     tensors: dict[str, Tensor] = {}
     with parallel.agree():
         if mine is not None:
-            tensors = _block_factors(units, own_shapes, mine, saliency, stage.folder)
+            tensors = _block_factors(units, own_shapes, mine, saliency, order, stage.folder)
     for block in blocks:
         collected = parallel.collect(tensors if mine is not None and block == mine.block else {})
         parallel.in_main(write_tensors, stage.folder / block_file(block), collected)
 
 
 def _block_factors(
-    units: UnitsSettings, shapes: Sequence[ModuleShape], moments: BlockMoments, saliency: Saliency, folder: Path
+    units: UnitsSettings,
+    shapes: Sequence[ModuleShape],
+    moments: BlockMoments,
+    saliency: Saliency,
+    order: Order,
+    folder: Path,
 ) -> dict[str, Tensor]:
     """Tensors that the database stores for a block; its second moments are used up.
 
@@ -100,12 +109,12 @@ def _block_factors(
         for shape in shapes:
             if shape.kind in spilled:
                 W, S = moments.weights[shape.output], saliency(shape.block).get(shape.kind)
-                tensors |= module_factors(units, shape, spilled[shape.kind], W, S)
+                tensors |= module_factors(units, shape, spilled[shape.kind], W, S, order)
     return tensors if moments.experts is None else tensors | order_tensors(moments.experts)
 
 
 def module_factors(
-    units: UnitsSettings, shape: ModuleShape, moment: Spilled, W: Tensor, S: Tensor | None
+    units: UnitsSettings, shape: ModuleShape, moment: Spilled, W: Tensor, S: Tensor | None, order: Order
 ) -> dict[str, Tensor]:
     """Tensors that the database stores for one module.
 
@@ -117,27 +126,27 @@ def module_factors(
         StorageError: The disk is full.
     """
     if shape.experts:
-        return experts_tensors(expert_factors(shape, moment, W, S))
+        return experts_tensors(expert_factors(shape, moment, W, S, order))
     W = W.to(moment.device)
     curves: dict[int, Curve] = {}
     variant, columns = 1, torch.arange(shape.width, device=moment.device)[:, None]
     if shape.kind != "mlp":  # the last variant has every column
         H = moment.read()
-        *narrow, (variant, columns) = _candidates(units, shape, H, W, S).items()
-        curves = {heads: _narrow_curve(shape.name, H, W, some, S) for heads, some in narrow}
+        *narrow, (variant, columns) = _candidates(units, shape, H, W, S, order).items()
+        curves = {heads: _narrow_curve(shape.name, H, W, some, S, order) for heads, some in narrow}
         del H
-    order = removal_order(moment.rows(), W, columns, saliency=S, name=shape.name).columns(columns)
-    A = damp_(ordered_moment(moment.rows(), order))
-    packed, errors, losses = whole_factor_(A, W, order, S, name=shape.name)
+    kept = columns[order(moment.rows(), W, columns, S, shape.name)].reshape(-1)
+    A = damp_(ordered_moment(moment.rows(), kept))
+    packed, errors, losses = whole_factor_(A, W, kept, S, name=shape.name)
     check_energy(float(errors[0]), shape.name)
-    curves[variant] = Curve(order, errors, losses)
+    curves[variant] = Curve(kept, errors, losses)
     if shape.kind == "attention":
         packed = packed.clone()  # frees the memory of A before the MLP
     return module_tensors(shape.kind, curves, packed)
 
 
 def expert_factors(
-    shape: ModuleShape, moment: Spilled, W: Tensor, S: Tensor | None = None
+    shape: ModuleShape, moment: Spilled, W: Tensor, S: Tensor | None = None, order: Order = least_error
 ) -> Iterator[tuple[Curve, Tensor]]:
     """Curve and factor of each expert of a mixture. All experts have the same width, but each keeps different channels.
 
@@ -149,7 +158,7 @@ def expert_factors(
         name = f"{shape.name} expert {expert}"
         H, weight = moment.read(expert), W[expert].to(moment.device, torch.float32)
         metric = H if bool(H.any()) else torch.eye(shape.width, device=H.device)
-        columns = removal_order(metric, weight, channels, name=name).units
+        columns = order(metric, weight, channels, None, name)
         A = damp_(ordered_moment(H, columns))
         packed, errors, losses = whole_factor_(A, weight, columns, S, name=name)
         if metric is H:
@@ -157,7 +166,9 @@ def expert_factors(
         yield Curve(columns, errors, losses), packed.clone()  # frees the memory of A
 
 
-def _candidates(units: UnitsSettings, shape: ModuleShape, H: Tensor, W: Tensor, S: Tensor | None) -> dict[int, Tensor]:
+def _candidates(
+    units: UnitsSettings, shape: ModuleShape, H: Tensor, W: Tensor, S: Tensor | None, order: Order
+) -> dict[int, Tensor]:
     """Columns [n, u] of every unit, for each variant of an attention; the last variant has every column."""
     heads = torch.arange(shape.width, device=H.device).view(-1, shape.head_dim)
     known = variants(shape, units)
@@ -165,8 +176,8 @@ def _candidates(units: UnitsSettings, shape: ModuleShape, H: Tensor, W: Tensor, 
         return {0: heads}
     if units.attention not in ("lattice", "group_heads") or shape.heads == 1:
         return {shape.heads: heads.view(shape.groups, -1)}
-    order = removal_order(H, W, heads, saliency=S, name=shape.name).units.tolist()
-    by_rank = [[head for head in order if head // shape.heads == group] for group in range(shape.groups)]
+    ranks = order(H, W, heads, S, shape.name).tolist()
+    by_rank = [[head for head in ranks if head // shape.heads == group] for group in range(shape.groups)]
     ranked = torch.tensor(by_rank, device=H.device)
     if units.attention == "group_heads":
         return {shape.heads: heads[ranked.T].reshape(shape.heads, -1)}
@@ -174,14 +185,14 @@ def _candidates(units: UnitsSettings, shape: ModuleShape, H: Tensor, W: Tensor, 
     return {count: heads[chosen].reshape(shape.groups, -1) for count, chosen in best.items()}
 
 
-def _narrow_curve(name: str, H: Tensor, W: Tensor, units: Tensor, S: Tensor | None) -> Curve:
+def _narrow_curve(name: str, H: Tensor, W: Tensor, units: Tensor, S: Tensor | None, order: Order) -> Curve:
     """Curve over units [n, u] of some columns; the other columns are already removed."""
     damped = damp(H)
     flat = units.reshape(-1)
     W_kept = kept_weights(nested_factors(damped, W, flat, name=name)[0], len(flat))
     places = torch.arange(len(flat), device=H.device).view(units.shape)
-    order = removal_order(H[flat][:, flat], W_kept, places, saliency=S, name=name)
-    factors, errors, losses = nested_factors(damped, W, order.columns(units), S, name=name)
+    kept = units[order(H[flat][:, flat], W_kept, places, S, name)].reshape(-1)
+    factors, errors, losses = nested_factors(damped, W, kept, S, name=name)
     return Curve(factors.columns, errors, losses)
 
 

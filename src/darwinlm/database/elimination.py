@@ -42,22 +42,22 @@ inversion and the matrix products use all threads.
 """
 
 
-def eliminate(C: Tensor, G: Tensor, n: int, block: int) -> tuple[Tensor, Tensor]:
+def eliminate(C: Tensor, G: Tensor, n: int, delay: int) -> tuple[Tensor, Tensor]:
     """Remove all units, cheapest first.
 
     Args:
         C: [d, d], inverse second moment with the columns of each unit adjacent, contiguous; overwritten.
         G: [d, d], Gram matrix of the weights in the same order, contiguous; overwritten.
         n: Number of units, each d / n neighbouring columns.
-        block: Columns removed between two applications of the pending updates.
+        delay: Columns removed between two applications of the pending updates.
 
     Returns:
         [n] int64 units, the first one removed first, and [n] float64 costs.
     """
     d = len(C)
-    state = _Elimination(C, G, n, max(1, block * n // d))
+    state = _Elimination(C, G, n, max(1, delay * n // d))
     all_threads = torch.get_num_threads()
-    with _threads(all_threads if 6 * block * d * (d // n) > SHORT_STEP else 1):
+    with _threads(all_threads if 6 * delay * d * (d // n) > SHORT_STEP else 1):
         for number in range(n):
             if state.pending == state.steps:
                 with _threads(all_threads):
@@ -73,7 +73,7 @@ def why_not_recorded() -> str:
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """Use `count` CPU threads inside the block."""
+    """Use `count` CPU threads inside the body."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -179,7 +179,6 @@ class _Elimination:
         self.gone.index_fill_(0, place, True)
 
     def _solved(self, C_gg: Tensor, C_rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Q and P."""
         if self.recordable:
             root = C_gg.sqrt()
             Q = C_rows / root

@@ -163,7 +163,7 @@ def steps(experts: int, k: int) -> Iterator[tuple[int, int, int]]:
         experts -= gone
 
 
-def removal_order(
+def expert_order(
     experts: int, k: int, used: Callable[[Tensor], Tensor], judge: Judge, *, device: torch.device
 ) -> ExpertOrder:
     """Remove experts down to k.

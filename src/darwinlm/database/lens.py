@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, logsigmoid
 
-from darwinlm.database.expert_order import ExpertOrder, Remaining, RoutedTokens, removal_order, usage
+from darwinlm.database.expert_order import ExpertOrder, Remaining, RoutedTokens, expert_order, usage
 from darwinlm.runtime import parallel
 from darwinlm.runtime.errors import NumericsError
 from darwinlm.streaming.experts import (
@@ -99,8 +99,6 @@ class Lens:
 
 
 class _Mixture:
-    """The mixture of a block."""
-
     def __init__(self, lens: Lens, block: int, module: nn.Module, before: list[Tensor], sample: RoutedSample) -> None:
         self.lens, self.block, self.module, self.before, self.sample = lens, block, module, before, sample
         self.part, self.config = lens.checkpoint.family.mlp, lens.checkpoint.config
@@ -143,7 +141,7 @@ class _Mixture:
         """Removal order; all experts stay where the router can't do without some of them."""
         count, k, y = self.routed.logits.shape[1], self.routed.k, self._judged(self.routed.y)
         least = k if self.names.droppable(self.config) else count
-        order = removal_order(count, least, self._usage, self._judge, device=y.device)
+        order = expert_order(count, least, self._usage, self._judge, device=y.device)
         order.errors[:least] = float(self._judged(self.routed.scale * self.routed.y).square().sum()) / len(y)
         with ExitStack() as removed:
             for name in (self.names.name, self.names.shared):

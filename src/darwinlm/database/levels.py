@@ -128,7 +128,6 @@ def _mlp_counts(shape: ModuleShape, units: UnitsSettings) -> list[tuple[int, int
 
 
 def _expert_counts(shape: ModuleShape, units: UnitsSettings) -> list[int]:
-    """Allowed numbers of experts of a mixture."""
     if shape.chosen > shape.experts:
         raise RecipeError(
             f"{shape.name} has {shape.experts} experts, but its configuration sends each token to {shape.chosen}"

@@ -34,7 +34,7 @@ DEAD_LEVEL: Final = 2.0**-40
 DEAD_FLOOR: Final = 2.0**-80
 """Diagonal of every input after `damp` if all are dead; its root and its inverse are exact in float32."""
 
-BLOCK: Final = 64
+DELAY: Final = 64
 """Columns removed between two applications of the pending updates."""
 
 FLOAT32_MAX_INFLATION: Final = 500.0
@@ -59,13 +59,6 @@ class RemovalOrder:
 
     units: Tensor
     costs: Tensor
-
-    def columns(self, units: Tensor) -> Tensor:
-        """Columns, last removed first: [n * u] int64, grouped by unit, with the columns of a unit in the given order.
-
-        `units` are [n, u] integer, the columns of every unit, as given to `removal_order`.
-        """
-        return units.to(self.units)[self.units].reshape(-1)
 
 
 DAMPING = 0.01
@@ -103,7 +96,7 @@ def removal_order(
     units: Tensor,
     *,
     saliency: Tensor | None = None,
-    block: int = BLOCK,
+    delay: int = DELAY,
     dtype: torch.dtype | None = None,
     damping: float = DAMPING,
     name: str = "module",
@@ -120,7 +113,7 @@ def removal_order(
         W: [r, d] floating, output projection.
         units: [n, u] integer, columns of every unit; together each of 0..d-1 exactly once.
         saliency: [r, r] floating, symmetric positive semi-definite weight of the output error; None is the identity.
-        block: Columns removed between two applications of the pending updates; affects time and memory only.
+        delay: Columns removed between two applications of the pending updates; affects time and memory only.
         dtype: Float32 or float64 for the loop; None chooses by the inflation.
         damping: Relative damping of H, see `damp`.
         name: Name of the module, for messages.
@@ -143,7 +136,7 @@ def removal_order(
     work = dtype or (torch.float32 if exact else torch.float64)
     C, room = halves_(C) if work == torch.float32 else (C, torch.empty_like(C))
     G, gain = _gram_(room, W.to(device), columns, scale.masked_fill_(dead, 0), saliency)
-    picks, costs = eliminate(C, G, len(units), block)
+    picks, costs = eliminate(C, G, len(units), delay)
     costs *= gain
     if not bool(torch.isfinite(costs).all()):
         raise NumericsError(f"{name}: the removal order lost all precision; use more calibration text")

@@ -19,11 +19,10 @@ from darwinlm.database.factors import (
     narrower_factors,
     unpack_lower,
 )
-from darwinlm.database.levels import Kept, Level, ModuleLevels, kept_groups, module_levels, variants
+from darwinlm.database.levels import Level, variants
+from darwinlm.database.modules import ModuleReader
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.expert_tensors import by_rows
 from darwinlm.families.parts import ModuleKind
-from darwinlm.families.shapes import module_shapes
 from darwinlm.recipe import UnitsSettings
 from darwinlm.runtime.artifact import check_file, open_tensors, read_manifest
 from darwinlm.runtime.memory import Bounded, room_on
@@ -37,7 +36,7 @@ HOST_SHARE = 0.4
 """Share of the free main memory for packed factors that don't fit on the device."""
 
 
-class DatabaseReader:
+class DatabaseReader(ModuleReader):
     """Reads any module at any level. Files are compared with their hashes in the manifest before use.
 
     Searches repeatedly need the factors of all modules in turn. As many as fit stay on the device, on which weights are
@@ -45,7 +44,6 @@ class DatabaseReader:
     dense model's.
 
     Attributes:
-        shapes: Sizes of every module, by block and kind.
         reads: Number of factors read from files.
     """
 
@@ -57,14 +55,9 @@ class DatabaseReader:
         *,
         device: torch.device = CPU,
     ) -> None:
+        super().__init__(checkpoint, units)
         self.folder = folder
-        self.checkpoint = checkpoint
-        self.units = units
         self.device = device
-        self.shapes = {(shape.block, shape.kind): shape for shape in module_shapes(checkpoint)}
-        self.modules: tuple[ModuleLevels, ...] = tuple(
-            module_levels(checkpoint.family, shape, units) for shape in self.shapes.values()
-        )
         self._verified: set[int] = set()
         self.reads = 0
         self._small: dict[int, dict[str, Tensor]] = {}
@@ -77,15 +70,6 @@ class DatabaseReader:
         self._stored: Bounded[tuple[int, ModuleKind], tuple[Tensor, Tensor]] = Bounded(
             lambda stored: sum(tensor.nbytes for tensor in stored), room_on(CPU, HOST_SHARE), scanned=True
         )
-
-    def dense_weight(self, block: int, kind: ModuleKind) -> Tensor:
-        """Output projection of the dense module, [r, d] float32, or [e, r, d] for the experts of a mixture."""
-        return self._dense_weight(block, kind).float()
-
-    def _dense_weight(self, block: int, kind: ModuleKind) -> Tensor:
-        part, name = self.checkpoint.family.module(kind), self.shapes[block, kind].output
-        tensor = self.checkpoint.read(self.checkpoint.block_prefix(block) + name)[""]
-        return by_rows(part, name.removeprefix(part.prefix), tensor)
 
     def variant(self, block: int, kind: ModuleKind, level: Level) -> int:
         """The variant of a module that a level belongs to."""
@@ -218,44 +202,29 @@ class DatabaseReader:
         curves = self._curves(block)
         return ExpertOrder(curves["mlp.order"].long(), curves["mlp.order_errors"], curves["mlp.order_losses"])
 
-    def experts(self, block: int, level: Level) -> Tensor:
+    def best_experts(self, block: int, level: Level) -> Tensor:
         """Experts of a mixture that a level keeps, [e] int64, ascending."""
-        if level.experts == self.shapes[block, "mlp"].experts:
-            return torch.arange(level.experts)
         return self._order(block).experts[: level.experts].sort().values
 
-    def columns(self, block: int, kind: ModuleKind, level: Level) -> Tensor:
+    def best_columns(self, block: int, kind: ModuleKind, level: Level) -> Tensor:
         """Columns of the output projection that a level keeps, [k] int64 (or [e, k] of kept experts), ascending."""
-        shape = self.shapes[block, kind]
-        if level.width in (0, shape.width):
-            columns = torch.arange(level.width)
-            return columns.expand(level.experts, -1) if shape.experts else columns
         columns = self._curves(block)[f"{kind}.{self.variant(block, kind, level)}.columns"].long()
-        if shape.experts:
+        if self.shapes[block, kind].experts:
             columns = columns[self.experts(block, level)]
         return columns[..., : level.width].sort(dim=-1).values
 
-    def kept(self, block: int, kind: ModuleKind, level: Level) -> Kept:
-        """Columns and weights of a module at a level."""
+    def weight(self, block: int, kind: ModuleKind, level: Level) -> Tensor | None:
+        """The corrected output projection on kept columns, [r, k] float32 (or [e, r, k]); None if it is dense."""
         shape = self.shapes[block, kind]
-        columns = self.columns(block, kind, level)
-        experts = self.experts(block, level) if shape.experts else None
-        weight: Tensor | None = None
-        if level.width == 0:
-            outputs = int(self.checkpoint.config.hidden_size)
-            weight = torch.empty(*((shape.experts,) if shape.experts else ()), outputs, 0)
-        elif level.width < shape.width:
-            factors = self.factors(block, kind, self.variant(block, kind, level))
-            places = range(len(factors)) if experts is None else experts.tolist()
-            weights = [
-                kept_weights(factors[place], level.width)[:, factors[place].columns[: level.width].argsort()]
-                for place in places
-            ]
-            weight = weights[0] if experts is None else torch.stack(weights)
-        elif experts is not None and level.experts < shape.experts:
-            weight = self.dense_weight(block, kind)[experts]
-        groups, query_groups = kept_groups(shape, level, columns) if kind == "attention" else (None, None)
-        return Kept(columns, weight, groups, query_groups, experts)
+        if level.width in (0, shape.width):
+            return super().weight(block, kind, level)
+        factors = self.factors(block, kind, self.variant(block, kind, level))
+        places = self.experts(block, level).tolist() if shape.experts else range(len(factors))
+        weights = [
+            kept_weights(factors[place], level.width)[:, factors[place].columns[: level.width].argsort()]
+            for place in places
+        ]
+        return torch.stack(weights) if shape.experts else weights[0]
 
 
 def _full_factors(columns: Tensor, packed: Tensor, W: Tensor) -> NestedFactors:

@@ -176,7 +176,7 @@ def _differs(left: str, right: str, place: str, difference: float, tolerance: fl
     )
 
 
-def divergence(reference: Tensor, other: Tensor) -> float:
+def mean_kl(reference: Tensor, other: Tensor) -> float:
     """Mean KL(reference ‖ other) in nats per token, from logits [t, v]."""
     left, right = (logits.double().log_softmax(-1) for logits in (reference, other))
     return float((left.exp() * (left - right)).sum(-1).mean().clamp_min(0))

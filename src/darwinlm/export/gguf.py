@@ -25,7 +25,7 @@ from darwinlm.export.check import (
     check_tokens,
     compare_logits,
     compare_streams,
-    divergence,
+    mean_kl,
     model_streams,
 )
 from darwinlm.families.checkpoint import Checkpoint
@@ -197,7 +197,7 @@ def _with_rounded_yarn(model: Any, job: _Job, exact: Streams, tokens: Tensor) ->
     decoder.rotary_emb.config.rope_parameters["truncate"] = True
     decoder.rotary_emb = type(decoder.rotary_emb)(decoder.rotary_emb.config)
     rounded = model_streams(model, job.reshaper.family, tokens)
-    kl = job.report.details["kl_of_rounded_yarn"] = divergence(exact[LOGITS], rounded[LOGITS])
+    kl = job.report.details["kl_of_rounded_yarn"] = mean_kl(exact[LOGITS], rounded[LOGITS])
     job.report.notes.append(
         f"llama.cpp rounds the bounds of the rope scaling (yarn), here and in every GGUF file of this family: a KL of "
         f"{kl:.2g} over the check's {len(tokens)} tokens, more in long texts"
@@ -260,7 +260,7 @@ def _note_size(file: GgufFile, job: _Job) -> None:
 
 def _note_rounding(logits: Tensor, rounded: Tensor, report: ExportReport) -> None:
     report.details |= {
-        "kl_of_rounding": divergence(logits, rounded),
+        "kl_of_rounding": mean_kl(logits, rounded),
         "same_top_after_rounding": float((logits.argmax(-1) == rounded.argmax(-1)).float().mean()),
     }
 

@@ -28,7 +28,7 @@ class Family(Closed):
     model_type: str
     """Model type in config.json, which is the name of the file unless there is a switch."""
     inside: tuple[str, ...] = ()
-    """Model types with further parts, such as a vision tower, around such a language model."""
+    """Model types that contain such a language model and other parts, such as a vision tower."""
     layers: str = "model.layers"
     """Name of the list of blocks."""
     embedding: str = "model.embed_tokens"
@@ -47,10 +47,10 @@ class Family(Closed):
     gguf: dict[str, Any] | None = None
     """Its architecture in llama.cpp, if there is one, as `darwinlm.gguf.architecture` describes it."""
     exact: tuple[str, ...] = ()
-    """Parts of names of weights that the class makes in float32 and doesn't list."""
+    """Name patterns of weights that transformers creates in float32 without listing them."""
     switch: str | None = None
-    """Configuration field that is set if a model of this type belongs to this family, and not to the one without a
-    switch. In layers without MLP it is zero, so that they have no experts."""
+    """Configuration field that is set in this family, and not in the other of its model type. Layers without an MLP
+    set it to zero, so that they have no experts."""
 
     @property
     def key(self) -> str:
@@ -92,7 +92,7 @@ class Family(Closed):
         return ["mlp"] if kept else ["attention", "mlp"]
 
     def linked(self, config: Any) -> bool:
-        """Whether blocks get more than the residual stream from the tokens or from earlier blocks."""
+        """Whether blocks have inputs besides the residual stream: per-layer embeddings, or keys of earlier blocks."""
         per_layer = self.tail is not None and getattr(config, self.tail.width)
         return bool(per_layer) or bool(self.attention.sources(config))
 
@@ -120,14 +120,14 @@ DATA = resources.files("darwinlm.families") / "data"
 
 @cache
 def _description(name: str) -> dict[str, Any]:
-    """Contents of a family's file, completed by those of the family that it is like."""
+    """Contents of a family's file, completed by those of the family it is `like`."""
     own: dict[str, Any] = yaml.safe_load((DATA / f"{name}.yaml").read_text(encoding="utf-8"))
     base = _description(own.pop("like")) if "like" in own else {}
     return _merged(base, own if "switch" in own else {"model_type": name, **own})
 
 
 def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """The fields of both, of which the own ones count; parts are merged in turn, unless `gguf` is another one."""
+    """Fields of both; own ones take precedence. Parts are merged in turn, but `gguf` only if its name is the same."""
     both = [part for part in (*KINDS, "experts", "gguf") if base.get(part) and own.get(part)]
     merged = {part: _merged(base[part], own[part]) for part in both if part != "gguf" or "name" not in own[part]}
     return base | own | merged

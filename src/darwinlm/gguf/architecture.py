@@ -1,4 +1,4 @@
-"""A family in llama.cpp: the architecture of its GGUF files, and what that architecture does otherwise."""
+"""A family in llama.cpp: the architecture of its GGUF files, and its differences from transformers."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ class Architecture(Closed):
     whole_heads: bool = True
     """Whether its rope rotates all columns of a head. Otherwise the family may rotate only a part of each head."""
     partial: bool = False
-    """Whether the family may do so too, by divisors of the frequencies (GLM)."""
+    """Whether partial rotation can be emulated with frequency divisors (GLM)."""
     one_base: bool = False
     """Whether sliding layers rotate with the base of the others, without their scaling (OLMo 3)."""
     frequencies: bool = False
     """Whether it reads divisors of the rotary frequencies."""
     rounds: bool = False
-    """Whether models are exported though llama.cpp rounds the bounds of their rope scaling (yarn). The file is then
-    compared with the model of rounded bounds, and the difference between both models is reported."""
+    """Whether llama.cpp rounds the bounds of the rope scaling (yarn). The file is then compared with a model of rounded
+    bounds, and the difference between the two models is reported."""
     period: int | None = None
     """Distance of layers without a sliding window, if the others have one."""
     fixed_period: bool = False
-    """Whether sliding layers have another rotary embedding, so that the period is required without a window too."""
+    """Whether sliding layers have their own rotary embedding, so that the period is required even without a window."""
     fused: tuple[FusedTensor, ...] = ()
     """Tensors of several projections: Q, K and V, or both inputs of an MLP or of experts."""
     whole_depth: bool = False
@@ -63,7 +63,7 @@ class Architecture(Closed):
     skips_attention: bool = False
     """Whether layers after the first may have no heads."""
     groups_by_layer: bool = False
-    """Whether numbers of KV heads are listed for each layer, since they tell which layers have an attention."""
+    """Whether each layer's number of KV heads is listed. It tells which layers have an attention."""
     square: bool = False
     """Whether query heads must fill the residual width."""
     unit_norms: bool = False
@@ -73,15 +73,15 @@ class Architecture(Closed):
     biases: bool = False
     """Whether projections may have biases."""
     own_head: bool = False
-    """Whether it reads an output projection even if that of the model is its embedding."""
+    """Whether it reads an output projection even if the model ties it to the embedding."""
     multipliers: bool = False
     """Whether its keys scale the embedding, scores, residual stream and logits (Granite)."""
     caps: bool = False
     """Whether it caps scores and logits (Gemma 2)."""
     scores: Literal["attn_q", "attn_q_norm"] | None = None
-    """Tensor that takes the factor between the scale of scores in llama.cpp and `query_pre_attn_scalar`."""
+    """Tensor that is multiplied by the ratio of llama.cpp's score scale to `query_pre_attn_scalar`."""
     large: int | None = None
-    """Number of blocks by which llama.cpp recognises Gemma 27B, whose scores it scales differently."""
+    """Number of blocks of Gemma 27B, by which llama.cpp recognises it to scale its scores differently."""
     tiled: bool = False
     """Whether value heads of linear attention are numbered across key heads."""
     activations: tuple[str, ...] = ("silu", "swish")

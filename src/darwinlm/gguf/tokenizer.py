@@ -134,7 +134,6 @@ def _pre_tokenizers(tree: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _pre_name(steps: list[dict[str, Any]], folder: Path, *, ignores_merges: bool) -> str:
-    """Name of the pre-tokenizer in llama.cpp."""
     kinds = [step["type"] for step in steps]
     if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
         return PLAIN

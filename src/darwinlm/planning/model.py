@@ -15,7 +15,8 @@ from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.recipe.settled import saved_dtype
 from darwinlm.runtime.compute import DTYPES
 from darwinlm.runtime.errors import RecipeError
-from darwinlm.search.problem.problem import counted_costs, resolve_budget, space_of
+from darwinlm.search.problem.budgets import RULES, Counted, resolve_budget
+from darwinlm.search.problem.problem import space_of
 from darwinlm.vocabulary.choose import kept_size
 
 AROUND = 20
@@ -82,11 +83,12 @@ class Sizes:
             RecipeError: It would have to be measured.
         """
         budget, dtype = self.recipe.budget, saved_dtype(self.recipe, self.checkpoint.dtype)
-        if budget.kind in ("speedup", "latency"):
+        counted = RULES[budget.kind].costs
+        if counted is None:
             raise RecipeError(
                 f"budget.{budget.kind} is measured on the device when the run starts: plan with keep, params or bytes"
             )
-        cost = counted_costs(budget, self.checkpoint, self.space, self.shapes, outside=self.outside, dtype=dtype)
+        cost = counted(Counted(self.checkpoint, self.space, self.shapes, self.outside, dtype), budget)
         bounds = resolve_budget(cost, budget)
         share = self.blocks / (cost.dense - cost.fixed)  # 1 for a budget in parameters
         return round(share * bounds.lower), round(share * bounds.upper)

@@ -246,7 +246,7 @@ def _device(device: torch.device) -> Device:
 
 def _sizes(run: Run, recipe: Recipe) -> Sizes:
     """Sizes for the plan. Budgets in time are measured in the run, so half of the blocks stands for them."""
-    if recipe.budget.kind in ("speedup", "latency"):
+    if recipe.budget.timed:
         recipe = load_recipe(recipe, ["budget.keep=0.5"], {})
     sizes = Sizes(run[DENSE], recipe, parallel.size())
     _ = sizes.kept_blocks  # kept for other settings

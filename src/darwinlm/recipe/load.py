@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from darwinlm.recipe.sections import BUDGETS, Recipe, SearchStage
+from darwinlm.recipe.sections import BUDGETS, Recipe, SelectionRound
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.runtime.limits import SHOWN, YAML_BYTES, parse_yaml, read_text, shorten, suggestion
 
@@ -212,7 +212,7 @@ def _fields_at(location: Sequence[str]) -> list[str]:
     section: type[BaseModel] = Recipe
     for part in location:
         annotation = section.model_fields[part].annotation
-        section = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else SearchStage
+        section = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else SelectionRound
     return list(section.model_fields)
 
 

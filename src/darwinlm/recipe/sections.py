@@ -134,9 +134,9 @@ class UnitsSettings(Section):
 class DatabaseSettings(Section):
     """Second-order pruning of every module at every level."""
 
-    saliency: Literal["output", "loss"] = "loss"
-    """Weighting of output errors in the removal order: by their effect on the `loss`, or equal (`output`, as in the
-    paper). `loss` made uniform models 0.14 nats better."""
+    saliency: str = "loss"
+    """Metric of the removal order: output errors weighted by their effect on the `loss`, or equally (`output`, as in
+    the paper). `loss` made uniform models 0.14 nats better."""
     folder: str | None = None
     """Finished database of this model to use, instead of building one."""
 
@@ -206,7 +206,7 @@ class BudgetSettings(Section):
             raise ValueError("no bound is given: give one of " + ", ".join(BUDGETS))
         if len(given) > 1:
             raise ValueError(f"give one bound only, not {' and '.join(given)} at once")
-        if self.kind in ("speedup", "latency") and not self.prefill_tokens and not self.decode_tokens:
+        if self.timed and not self.prefill_tokens and not self.decode_tokens:
             raise ValueError("prefill_tokens and decode_tokens are both 0: there is nothing to time")
         return self
 
@@ -215,8 +215,13 @@ class BudgetSettings(Section):
         """Kind of the given bound."""
         return next(kind for kind in BUDGETS if getattr(self, kind) is not None)
 
+    @property
+    def timed(self) -> bool:
+        """Whether the cost is measured time."""
+        return self.kind in ("speedup", "latency")
 
-class SearchStage(Section):
+
+class SelectionRound(Section):
     """One round of selection in a generation; all candidates are evaluated on the same tokens."""
 
     tokens: Whole = Field(gt=0)
@@ -252,9 +257,9 @@ class SearchSettings(Section):
     """Maximum number of generations; the paper has 200."""
     offspring: Repeats = Field(12, ge=1)
     """Maximum number of candidates in a generation; the paper has 16."""
-    stages: tuple[SearchStage, ...] = (
-        SearchStage(tokens=2048, survivors=2),
-        SearchStage(tokens=8192, survivors=1),
+    stages: tuple[SelectionRound, ...] = (
+        SelectionRound(tokens=2048, survivors=2),
+        SelectionRound(tokens=8192, survivors=1),
     )
     """Rounds of selection as in the paper: `tokens` of fitness text, `survivors`, and `training_tokens` before the
     evaluation. The largest `tokens` is the amount of fitness text, of which `gradient` uses a different part in the

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from darwinlm.recovery.model import dense_top
-from darwinlm.runtime import parallel
+from darwinlm.runtime import amounts, parallel
 from darwinlm.runtime.artifact import check_room, digest_of, write_tensors
 from darwinlm.runtime.errors import ArtifactError
 
@@ -96,7 +96,7 @@ def cached_text(
     size = sum(len(parts[number]) for number in missing) * length * bytes_per_token(vocabulary, top_k)
     with parallel.agree():
         if parallel.is_main():
-            shards = f"{len(missing)} of {len(parts)} shards are computed now and take {size / 1e9:.2f} GB on disk"
+            shards = f"{len(missing)} of {len(parts)} shards are computed now and take {amounts.size(size)} on disk"
             what = f"teacher cache: top {top_k} of {blocks * length:,} tokens in {folder}"
             say(f"{what}: {shards if missing else 'all there'}")
             check_room(folder, size, "the teacher cache takes", "or choose another folder")

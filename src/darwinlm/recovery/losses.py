@@ -6,11 +6,16 @@ temperature 1, KL(softmax(z_dense) ‖ softmax(z)), in nats per token.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+if TYPE_CHECKING:
+    from darwinlm.recipe import RecoverySettings
 
 
 @dataclass(frozen=True)
@@ -70,3 +75,42 @@ def _log_rest(log_part: Tensor) -> Tensor:
 def next_token_loss(logits: Tensor, following: Tensor) -> Tensor:
     """Summed cross-entropy, float32, from logits [n, v] and next tokens [n]; tokens of -1 are skipped."""
     return functional.cross_entropy(logits.float(), following, ignore_index=-1, reduction="sum")
+
+
+def dense_kl(logits: Tensor, dense: Tensor | TopK) -> Tensor:
+    """`forward_kl`, or `top_k_kl` if only the most likely tokens of the dense distributions are known."""
+    return top_k_kl(logits, dense) if isinstance(dense, TopK) else forward_kl(logits, dense)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A term of the training loss.
+
+    Attributes:
+        of: The sum over n tokens, a float32 scalar, from logits [n, v] and the dense model's, or, if the term is not
+            `dense`, the next tokens [n], of which -1 is skipped. With `recovery.teacher_cache` the dense model's are a
+            `TopK`.
+        weight: Its weight; a term with 0 is not computed.
+        dense: Whether it needs the dense model.
+    """
+
+    of: Callable[[Tensor, Any], Tensor]
+    weight: Callable[[RecoverySettings], float]
+    dense: bool = False
+
+
+LOSSES = {
+    "distillation": Loss(dense_kl, lambda settings: settings.distillation, dense=True),
+    "next token": Loss(next_token_loss, lambda settings: 1 - settings.distillation),
+}
+"""All terms; the loss is their weighted sum."""
+
+
+def weighted(settings: RecoverySettings) -> list[tuple[float, Loss]]:
+    """The terms that the settings ask for, with their weights."""
+    return [(weight, loss) for loss in LOSSES.values() if (weight := loss.weight(settings))]
+
+
+def needs_dense(settings: RecoverySettings) -> bool:
+    """Whether training needs the dense model."""
+    return any(loss.dense for _, loss in weighted(settings))

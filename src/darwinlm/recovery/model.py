@@ -8,7 +8,7 @@ result in place of the decoder's.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from darwinlm.evaluation.chunks import chunked_loss
 from darwinlm.recipe import RecoverySettings
-from darwinlm.recovery.losses import TopK, forward_kl, next_token_loss, top_k_kl, top_of
+from darwinlm.recovery.losses import Loss, TopK, forward_kl, next_token_loss, top_of, weighted
 from darwinlm.runtime import parallel
 
 LORA_ALPHA = 16.0
@@ -142,36 +142,34 @@ def batch_loss(
     teacher: Any,
     tokens: Tensor,
     dense: Dense | None,
-    distillation: float,
+    losses: Sequence[tuple[float, Loss]],
     *,
     chunk: int = LOGIT_CHUNK,
     again: bool = False,
 ) -> Tensor:
     """Mean loss per token of a batch, a differentiable scalar.
 
-    Tokens are [b, t]. `distillation` is the weight of the KL to the dense model; the next-token loss has the rest. At 0
-    the dense model and its outputs are None. `chunk` tokens have their logits in memory at once; `again` is that of
-    `chunked_loss`.
+    Tokens are [b, t]. `losses` are the terms with their weights; if none needs the dense model, it and its outputs are
+    None. `chunk` tokens have their logits in memory at once; `again` is that of `chunked_loss`.
     """
     hidden, following = _streams(model, tokens).flatten(0, 1), _next_tokens(tokens)
     n_following = tokens[:, 1:].numel()
     flat = None if dense is None else dense.flatten(0, 1)
 
-    def divergence(logits: Tensor, reference: Dense) -> Tensor:
-        if isinstance(reference, TopK):
-            return top_k_kl(logits, reference)
+    def reference(rows: slice) -> Dense | None:
+        part = None if flat is None else flat[rows]
+        if not isinstance(part, Tensor):
+            return part
         with torch.no_grad():
-            dense_logits = logits_of(teacher, reference)
-        return forward_kl(logits, dense_logits)
+            return logits_of(teacher, part)
 
     def loss_of(rows: slice, part: Tensor) -> Tensor:
-        logits = logits_of(model, part)
-        loss = logits.new_zeros((), dtype=torch.float32)
-        if flat is not None:
-            loss = loss + distillation * divergence(logits, flat[rows]) / len(hidden)
-        if distillation < 1:
-            loss = loss + (1 - distillation) * next_token_loss(logits, following[rows]) / n_following
-        return loss
+        logits, expected = logits_of(model, part), reference(rows)
+        total = logits.new_zeros((), dtype=torch.float32)
+        for weight, loss in losses:
+            of_rows = loss.of(logits, expected if loss.dense else following[rows])
+            total = total + weight * of_rows / (len(hidden) if loss.dense else n_following)
+        return total
 
     # The trained weights between the last residual stream and the logits, including a tied embedding.
     head = [weight for weight in model.get_output_embeddings().parameters() if weight.requires_grad]
@@ -198,11 +196,13 @@ def held_out_sums(model: Any, teacher: Any, tokens: Tensor, dense: Tensor | None
 class Losses(nn.Module):
     """A model whose call returns losses, because DDP and FSDP only act on a module's call."""
 
-    def __init__(self, model: Any, teacher: Any, distillation: float, dtype: torch.dtype, *, sharded: bool) -> None:
+    def __init__(
+        self, model: Any, teacher: Any, settings: RecoverySettings, dtype: torch.dtype, *, sharded: bool
+    ) -> None:
         super().__init__()
         self.model = model
         self.teacher = (teacher,)  # a tuple, so that it isn't a submodule
-        self.distillation = distillation
+        self.losses = weighted(settings)
         self.low = torch.bfloat16 if dtype == torch.bfloat16 else None
         self.sharded = sharded
 
@@ -214,7 +214,7 @@ class Losses(nn.Module):
             if held_out:
                 assert dense is None or isinstance(dense, Tensor)
                 return held_out_sums(causal, teacher, tokens, dense)
-            return batch_loss(causal, teacher, tokens, dense, self.distillation, again=self.sharded)
+            return batch_loss(causal, teacher, tokens, dense, self.losses, again=self.sharded)
 
 
 def spread(losses: Losses, device: torch.device) -> nn.Module:

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, default_collate
 from darwinlm.recipe import RecoverySettings
 from darwinlm.recovery.cache import STORED
 from darwinlm.recovery.checkpoints import FIRST, SECOND, WEIGHTS, Checkpoints, LossGuard, TrainingState, gathered
-from darwinlm.recovery.losses import TopK
+from darwinlm.recovery.losses import TopK, needs_dense
 from darwinlm.recovery.model import Dense, Losses, prepared, run_dense, spread
 from darwinlm.recovery.schedule import Steps, rate_share
 from darwinlm.runtime import parallel
@@ -94,7 +94,7 @@ class Training:
             self.teacher = self.teacher.to(self.device)
         self.batches = Batches(self.text, self.steps, settings.seed)
         self.sharded = settings.sharding == "fsdp" and parallel.size() > 1
-        losses = Losses(self.model, self.teacher, settings.distillation, self.dtype, sharded=self.sharded)
+        losses = Losses(self.model, self.teacher, settings, self.dtype, sharded=self.sharded)
         self.call = spread(losses, self.device).train()
         self.trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
         # The fused optimizer doesn't copy the tensors that it updates.
@@ -198,7 +198,7 @@ class Training:
         dense: Dense | None = None
         if STORED[0] in batch:
             dense = TopK(*(batch[name] for name in STORED))
-        elif self.settings.distillation:
+        elif needs_dense(self.settings):
             dense = run_dense(self.teacher, tokens)
         loss: Tensor = self.call(tokens, dense)
         return loss

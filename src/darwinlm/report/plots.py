@@ -10,7 +10,7 @@ import io
 import re
 from collections.abc import Sequence
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
 import matplotlib as mpl
@@ -20,10 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from darwinlm.report import wording
-from darwinlm.report.summary import GenerationFigures, TrainingPoint
-
-if TYPE_CHECKING:
-    from darwinlm.report.sweep import SweepRow
+from darwinlm.report.summary import GenerationFigures, SweepRow, TrainingPoint
 
 COLOURS = {
     "ink": "#1d2129",
@@ -38,7 +35,7 @@ COLOURS = {
 INK, MUTED, GRID, ATTENTION, MLP, GAIN = COLOURS.values()
 _BROAD, _NARROW = (7.2, 3.0), (3.6, 2.9)
 """Sizes in inches. On a telephone the letters of a broad plot would have half their height."""
-Point = tuple["SweepRow", float, float]
+Point = tuple[SweepRow, float, float]
 """A model, its size in millions of parameters, and its perplexity."""
 
 _LABEL_GAP = 15.0

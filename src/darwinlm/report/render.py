@@ -12,10 +12,11 @@ from markupsafe import Markup
 
 from darwinlm import __version__
 from darwinlm.report import wording
+from darwinlm.runtime import amounts
 
 
 def render(template: str, *scripts: str, **values: Any) -> str:
-    """Fill a template, which also sees `wording`; in HTML every value is escaped.
+    """Fill a template, which also sees `wording` and `amounts`; in HTML every value is escaped.
 
     The page runs `scripts` and no others, by its own security policy.
     """
@@ -27,7 +28,7 @@ def render(template: str, *scripts: str, **values: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.globals["wording"] = wording
+    environment.globals |= {"wording": wording, "amounts": amounts}
     environment.filters["unbroken"] = _unbroken
     own = []
     for text in map(_file, scripts):

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from darwinlm.database.store import DatabaseReader
+from darwinlm.database.modules import ModuleReader
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.report import wording
 from darwinlm.report.render import render
@@ -22,7 +22,7 @@ START = 0.5
 def sizes_page(
     name: str,
     checkpoint: Checkpoint,
-    reader: DatabaseReader,
+    reader: ModuleReader,
     outside: int,
     sizes: Sequence[PredictedSize],
     calibration: str,
@@ -42,7 +42,7 @@ def sizes_page(
         view = {
             "keep": f"{100 * size.share:.4g}%",
             "kept": wording.percent(size.params, dense),
-            "kl": wording.divergence(size.kl),
+            "kl": wording.kl(size.kl),
             "bar": 100 * size.kl / most,
             "params": wording.count(params),
             "bytes": f"{wording.megabytes(params * dtype.itemsize)} MB",
@@ -68,8 +68,7 @@ def sizes_page(
     )
 
 
-def _blocks(n_blocks: int, reader: DatabaseReader, space: SearchSpace, size: PredictedSize) -> list[BlockFigures]:
-    """What each block keeps at a size."""
+def _blocks(n_blocks: int, reader: ModuleReader, space: SearchSpace, size: PredictedSize) -> list[BlockFigures]:
     rows: list[dict[str, Any]] = [{"block": block} for block in range(n_blocks)]
     for shape, level in zip(reader.shapes.values(), space.levels(size.allocation), strict=True):
         if shape.kind == "attention":

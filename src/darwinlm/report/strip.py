@@ -50,7 +50,6 @@ def nats(loss: float | None) -> str:
 
 
 def _shade(loss: float, darkest: float) -> float:
-    """Opacity of a loss."""
     if loss <= 0 or darkest <= 0:
         return FAINTEST
     return max(FAINTEST, 1 - (1 - FAINTEST) * math.log10(darkest / loss) / DECADES)

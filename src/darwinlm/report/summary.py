@@ -134,7 +134,7 @@ class TrainingPoint(Extract):
 
 
 class RecoveryFigures(Extract):
-    """The training after pruning; `before` was kept where held-out text doesn't speak for it."""
+    """The training after pruning; `kept` is `before` if training did not improve the held-out loss."""
 
     steps: int
     tokens: int
@@ -224,6 +224,19 @@ class MachineFigures(Figures):
     torch: str | None = None
     transformers: str | None = None
     compute_dtype: str | None = None
+
+
+class SweepRow(ModelFigures):
+    """One model of a sweep, named after its budget, with the folder of its run inside the sweep's.
+
+    The dense model, `dense`, has neither. A model is on the front if none of its size or smaller has less KL(dense ‖
+    model), in nats per token.
+    """
+
+    name: str
+    folder: str | None
+    budget: BudgetFigures | None
+    on_front: bool = False
 
 
 class Summary(Figures):

@@ -8,23 +8,10 @@ from typing import Literal
 from darwinlm import __version__
 from darwinlm.report import plots, wording
 from darwinlm.report.render import render
-from darwinlm.report.summary import BudgetFigures, Summary
-from darwinlm.runtime.figures import FORMAT, Figures, ModelFigures
+from darwinlm.report.summary import Summary, SweepRow
+from darwinlm.runtime.figures import FORMAT, Figures
 
 HEADINGS = ("model", "parameters", "weights", "KL", "perplexity", "prompt", "decode", "on the front")
-
-
-class SweepRow(ModelFigures):
-    """One model of a sweep, named after its budget, with the folder of its run inside the sweep's.
-
-    The dense model, `dense`, has neither. A model is on the front if none of its size or smaller has less KL(dense ‖
-    model), in nats per token.
-    """
-
-    name: str
-    folder: str | None
-    budget: BudgetFigures | None
-    on_front: bool = False
 
 
 class SweepSummary(Figures):
@@ -54,7 +41,7 @@ def sweep_cells(sweep: SweepSummary) -> list[tuple[str, ...]]:
             row.name,
             wording.count(row.params),
             f"{wording.megabytes(row.bytes)} MB",
-            wording.divergence(row.kl),
+            wording.kl(row.kl),
             wording.perplexity(row.perplexity),
             f"{wording.rate(row.tokens_per_second)} tokens/s",
             f"{wording.rate(row.decode_tokens_per_second)} tokens/s",

@@ -54,7 +54,7 @@ def comparison_rows(summary: Summary) -> list[tuple[str, ...]]:
                 blocks,
                 wording.megabytes(model.bytes),
                 wording.perplexity(model.perplexity),
-                wording.divergence(model.kl),
+                wording.kl(model.kl),
                 _speed(model.tokens_per_second, dense.tokens_per_second if dense else None),
                 _speed(model.decode_tokens_per_second, dense.decode_tokens_per_second if dense else None),
             )
@@ -109,7 +109,7 @@ def looking_back_rows(summary: Summary, *, losses: bool = True, split: bool = Tr
         copied = [
             f"{100 * score.accuracy:.0f} %" + (f" ({score.loss:.2f})" if losses else "") for score in figures.copying
         ]
-        halves = [wording.divergence(kl) for kl in (figures.kl_seen, figures.kl_new)] if split else []
+        halves = [wording.kl(kl) for kl in (figures.kl_seen, figures.kl_new)] if split else []
         rows.append((wording.model_name(key, summary), *halves, *copied))
     remarks = summary.dense.looking_back.remarks if summary.dense.looking_back else ()
     return headings, rows, [f"{each[:1].upper()}{each[1:]}." for each in remarks]

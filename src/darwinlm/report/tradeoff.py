@@ -76,7 +76,7 @@ def cells(tradeoff: Tradeoff) -> list[tuple[str, ...]]:
             row.model,
             row.quantisation,
             f"{wording.megabytes(row.bytes)} MB",
-            wording.divergence(row.kl),
+            wording.kl(row.kl),
             wording.perplexity(row.perplexity),
             _rate(row.prompt),
             _rate(row.decode),

@@ -12,6 +12,7 @@ from typing import Any
 
 from darwinlm.evaluation.suites import KNOWN, SUITES
 from darwinlm.report.summary import BlockFigures, FileFigures, SearchFigures, Summary, VocabularyFigures
+from darwinlm.runtime.amounts import duration
 from darwinlm.runtime.errors import install
 from darwinlm.runtime.figures import ModelKey, TimeFigures
 
@@ -56,7 +57,7 @@ def perplexity(value: float | None) -> str:
     return f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
 
 
-def divergence(value: float | None) -> str:
+def kl(value: float | None) -> str:
     """Write a KL in nats per token."""
     if value is None or math.isnan(value):
         return NOTHING
@@ -81,26 +82,6 @@ def factor(value: float | None, reference: float | None) -> str:
         return ""
     ratio = value / reference
     return f"{ratio:.0f}" if ratio >= 9.95 else f"{ratio:.1f}" if ratio >= 0.095 else f"{ratio:.2g}"
-
-
-def duration(seconds: float) -> str:
-    """Write a time: 0.4 s, 12.3 s, 5 min 3 s, 1 h 12 min."""
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60} min"
-
-
-def amount(value: float, unit: str) -> str:
-    """An amount of what a budget counts: parameters, bytes or nanoseconds."""
-    if unit == "bytes":
-        return f"{megabytes(value)} MB"
-    if unit == "nanoseconds":
-        return f"{value / 1e6:,.4g} ms" if value < 1e9 else f"{value / 1e9:.4g} s"
-    return f"{value:,.0f} {unit}"
 
 
 def model_name(key: ModelKey, summary: Summary) -> str:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 
+from darwinlm.runtime.amounts import size
 from darwinlm.runtime.errors import ArtifactError, ModelError, StorageError, storage_error
 from darwinlm.runtime.limits import load_json, shorten
 
@@ -154,9 +155,7 @@ def check_room(folder: Path, wanted: float, what: str, remedy: str) -> None:
         raise storage_error(folder, error) from error
     free = shutil.disk_usage(folder).free
     if wanted > free:
-        raise StorageError(
-            f"{folder}: {what} {wanted / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free: free some space, {remedy}"
-        )
+        raise StorageError(f"{folder}: {what} {size(wanted)}, but {size(free)} are free: free some space, {remedy}")
 
 
 def damaged(path: Path, reason: str, stage: Path | None = None) -> ArtifactError:

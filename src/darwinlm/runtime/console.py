@@ -23,8 +23,6 @@ STEP_SECONDS, ADVANCE_SECONDS = 1.0, 10.0
 
 @dataclass
 class _StageProgress:
-    """Progress of the current stage."""
-
     title: str
     begun: float
     what: str = ""

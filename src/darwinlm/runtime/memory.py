@@ -127,8 +127,8 @@ def kept_memory(device: torch.device) -> Iterator[None]:
     """Keep memory that training frees on a CPU in the process while the body runs, then return it.
 
     glibc returns every freed allocation above 32 MB to the system, and the next one needs new pages, which the system
-    fills with zeros. A training step frees and allocates gigabytes of activations and logits. `benchmarks/malloc.py`
-    measures the cost. Nested uses belong to the outer one. Nothing happens on a GPU or without glibc.
+    fills with zeros. A training step frees and allocates gigabytes of activations and logits. The cost is in
+    docs/notebook/speed.md. Nested uses belong to the outer one. Nothing happens on a GPU or without glibc.
     """
     global _kept  # noqa: PLW0603 - as mallopt's own settings, it is the process's
     library = _glibc() if device.type == "cpu" else None

@@ -89,10 +89,10 @@ def search(
     if settings.method == "gradient":
         if estimates is None:
             reporter.say(
-                "search: the database has no estimated losses (database.saliency=output), so local errors are used"
+                "search: the database has no estimated losses (database.saliency=loss has), so local errors are used"
             )
         gradients = Gradients(
-            placed, fitness.tokens, fitness.dense, batch_tokens=batch_tokens, clock=clock, memory=memory
+            placed, database, fitness.tokens, fitness.dense, batch_tokens=batch_tokens, clock=clock, memory=memory
         )
         guide = Guide(Curvature(losses, removed_together(problem.space, database)), gradients.around)
     trainer = None

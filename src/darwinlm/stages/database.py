@@ -17,6 +17,7 @@ from darwinlm.database.build import build_database
 from darwinlm.database.elimination import why_not_recorded
 from darwinlm.database.finished import TEXT, calibration_documents, check_fits, find_database
 from darwinlm.database.lens import Lens
+from darwinlm.database.metrics import find_metric
 from darwinlm.database.store import DatabaseReader
 from darwinlm.execution.context import Context
 from darwinlm.execution.stage import Stage, Task
@@ -87,7 +88,7 @@ SALIENCY: Stage[Saliency | None] = Stage(
     key=lambda task, calibration: {"rows": _gradient_rows(calibration)},
     arithmetic=True,
     together=True,
-    wanted=lambda recipe: recipe.database.saliency == "loss" and recipe.database.folder is None,
+    wanted=lambda recipe: find_metric(recipe.database.saliency).gradients and recipe.database.folder is None,
 )
 
 
@@ -122,8 +123,8 @@ def _build(task: Task, dense: Checkpoint, calibration: TokenBlocks, saliency: Sa
         stream = stream_of(context, dense, tokens[parallel.place() :: parallel.size()], memory)
         mixture = dense.family.mlp.experts is not None
         orders = Lens(partial(stream_of, context, dense), tokens).order if mixture else None
-    weights = saliency or (lambda block: {})
-    build_database(task.stage, stream, task.recipe.units, weights, orders, context.reporter.advance)
+    metric, weights = find_metric(task.recipe.database.saliency), saliency or (lambda block: {})
+    build_database(task.stage, stream, task.recipe.units, weights, orders, context.reporter.advance, metric.order)
     if reason := why_not_recorded():
         context.reporter.say(
             f"removal order: its steps can't be recorded as a CUDA graph ({reason}) and took longer, with the same "

@@ -79,6 +79,6 @@ LATENCY: Stage[CostModel | None] = Stage(
     writes="time of a module at every level",
     settings=("units", "budget.prefill_tokens", "budget.decode_tokens", "budget.batch"),
     key=_machine,
-    wanted=lambda recipe: recipe.budget.kind in ("speedup", "latency"),
+    wanted=lambda recipe: recipe.budget.timed,
 )
 """Costs in nanoseconds of the recipe's request."""

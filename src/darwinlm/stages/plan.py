@@ -11,8 +11,9 @@ from darwinlm.families.shapes import module_shapes
 from darwinlm.recipe.quantisation import in_gguf
 from darwinlm.recipe.settled import saved_dtype
 from darwinlm.runtime.artifact import write_json
+from darwinlm.search.problem.budgets import RULES, Counted, resolve_budget
 from darwinlm.search.problem.cost import CostModel
-from darwinlm.search.problem.problem import Problem, counted_costs, resolve_budget, space_of
+from darwinlm.search.problem.problem import Problem, space_of
 from darwinlm.stages.layers import choose_layers, layers_that_run
 
 FILE = "plan.json"
@@ -29,7 +30,9 @@ def _problem(task: Task, dense: Checkpoint, latency: CostModel | None) -> Proble
     space = space_of(recipe, dense, shapes)
     outside = sum(each.numel() for each in dense.skeleton().parameters()) - space.params(space.dense)
     dtype = saved_dtype(recipe, dense.dtype)
-    cost = latency or counted_costs(recipe.budget, dense, space, shapes, outside=outside, dtype=dtype)
+    counted = RULES[recipe.budget.kind].costs
+    cost = latency if counted is None else counted(Counted(dense, space, shapes, outside, dtype), recipe.budget)
+    assert cost is not None, "the cost is measured"
     budget = resolve_budget(cost, recipe.budget)
     equal, _ = choose_layers(recipe, dense, space, shapes)
     layers = None

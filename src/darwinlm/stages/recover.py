@@ -17,6 +17,7 @@ from darwinlm.execution.stage import Stage, Task
 from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recovery.checks import check_length, check_packages, check_sharding, check_teacher
+from darwinlm.recovery.losses import needs_dense
 from darwinlm.recovery.schedule import Steps, plan_steps
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import read_json, write_json
@@ -54,11 +55,11 @@ def check_recovery(task: Task, teacher: Checkpoint, dense: Checkpoint) -> Steps:
     settings, text = task.recipe.recovery, task.recipe.text
     check_packages(settings)
     check_sharding(settings)
-    check_length(text.sequence_length, dense, *([teacher] if settings.distillation else []))
+    check_length(text.sequence_length, dense, *([teacher] if needs_dense(settings) else []))
     source = settings.text or text.source
     if source is not None:
         check_source(source, text.allow_benchmark_text)
-    if settings.distillation and teacher is not dense:
+    if needs_dense(settings) and teacher is not dense:
         check_teacher(teacher, dense, dense.tokenizer())
     return plan_steps(settings, text.sequence_length, task.context.batch_tokens, parallel.size())
 
@@ -113,7 +114,7 @@ def _recover(
         repeats = partial(with_repeats, share=recipe.text.looking_back, seed=seed, ordinary=ordinary_tokens(tokenizer))
         bos = added_bos(tokenizer)
         text: PackedText | CachedText = PackedText(scratch / "text", steps.length, steps.blocks, bos, repeats=repeats)
-        reference = teacher.load(context.dtype, context.device) if settings.distillation else None
+        reference = teacher.load(context.dtype, context.device) if needs_dense(settings) else None
     if settings.teacher_cache is not None:
         text = cached_text(
             text,

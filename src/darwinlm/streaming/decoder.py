@@ -63,7 +63,7 @@ class _Pass(nn.Module):
         return hidden if self.stored is None else self.stored
 
 
-class Absent(nn.Module):
+class Removed(nn.Module):
     """Replaces a removed sub-layer and returns zeros, which its block adds."""
 
     def __init__(self, part: Part) -> None:
@@ -83,9 +83,9 @@ class Beside(nn.ModuleDict):
 def absent(part: Part) -> nn.Module:
     """The replacement of a removed sub-layer. Of one with several modules it lacks a router of its own."""
     if part.name:
-        return Absent(part)
+        return Removed(part)
     router = part.experts.router if isinstance(part, Mlp) and part.experts is not None else ""
-    return Beside({name: Absent(part) for name in part.modules if name != router})
+    return Beside({name: Removed(part) for name in part.modules if name != router})
 
 
 class Decoder:

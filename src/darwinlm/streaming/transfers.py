@@ -91,7 +91,7 @@ def pinned_bytes(size: int) -> int:
 
 
 class HostCopy:
-    """What some contiguous tensors hold, in main memory, pinned where they lie on a GPU.
+    """A host copy of contiguous tensors, pinned if they are on a GPU.
 
     The bytes lie one behind the other in pieces of one size: the allocator of pinned memory rounds each piece up to a
     power of two, and hands out pieces of the same size again.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from darwinlm.database.levels import Level, ModuleLevels, kept_groups
-from darwinlm.database.store import DatabaseReader
+from darwinlm.database.modules import ModuleReader
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import Family, class_prefix, is_custom
 from darwinlm.families.parts import KINDS, Experts, ModuleKind
@@ -37,7 +37,7 @@ OF_OUR_CLASS = (
 Chosen = dict[tuple[int, ModuleKind], Level]
 
 
-def stitch(database: DatabaseReader, allocation: tuple[int, ...]) -> Any:
+def stitch(database: ModuleReader, allocation: tuple[int, ...]) -> Any:
     """The smaller model of an allocation, in memory, in the checkpoint's types."""
     checkpoint = database.checkpoint
     chosen = chosen_levels(database.modules, allocation)
@@ -72,7 +72,7 @@ def layer_table(
     return table
 
 
-def sizes_in(database: DatabaseReader, block: int, kind: ModuleKind, level: Level) -> dict[str, Any]:
+def sizes_in(database: ModuleReader, block: int, kind: ModuleKind, level: Level) -> dict[str, Any]:
     """Configuration fields of a layer for a module of a database at a level."""
     shape, query_groups = database.shapes[block, kind], None
     if kind == "attention":
@@ -185,7 +185,7 @@ def fill(model: Any, tensors: Mapping[str, Tensor]) -> tuple[list[str], list[str
     return [name for name, parameter in model.named_parameters() if parameter.is_meta], unexpected
 
 
-def stitched_tensors(database: DatabaseReader, chosen: Chosen) -> Iterator[tuple[str, Tensor]]:
+def stitched_tensors(database: ModuleReader, chosen: Chosen) -> Iterator[tuple[str, Tensor]]:
     """Tensors of the smaller model, a block at a time, in the checkpoint's types."""
     checkpoint = database.checkpoint
     family = checkpoint.family

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from darwinlm.database.store import DatabaseReader
+from darwinlm.database.modules import ModuleReader
 from darwinlm.runtime.memory import Bounded, room_on
 from darwinlm.search.problem.space import Allocation, SearchSpace
 from darwinlm.streaming.decoder import Decoder, absent
@@ -25,7 +25,7 @@ PLACED = -1
 class PlacedModules:
     """Puts allocations into a decoder by swapping modules; the dense model is never copied."""
 
-    def __init__(self, decoder: Decoder, database: DatabaseReader, space: SearchSpace) -> None:
+    def __init__(self, decoder: Decoder, database: ModuleReader, space: SearchSpace) -> None:
         self.decoder = decoder
         self.database = database
         self.space = space

@@ -80,9 +80,9 @@ class CandidateTrainer:
     ) -> list[float]:
         """Train all candidates on the same next tokens, then compare them with the dense model.
 
-        Those that were trained before go on from there; new ones learn first what the others did. The first candidate
-        will be judged again whatever it loses, of the others at most `staying`. Training tokens are rounded up to whole
-        sequences.
+        Candidates trained before continue from their state; new ones are first trained on the earlier tokens. The
+        parent, which comes first, is always evaluated again in the next round, with at most `staying` other candidates.
+        Training tokens are rounded up to whole sequences.
 
         Returns:
             Mean KL of each on fitness text; infinite where values aren't finite.

@@ -194,7 +194,6 @@ def _generation(
 
 
 def _by_the_paper(state: SearchState, problem: Problem, settings: SearchSettings) -> Offspring:
-    """Children by the paper's level switch."""
     kinds = [module.kind for module in problem.space.modules]
     switch = partial(paper_switch, state.parent, problem.cost.costs, kinds, problem.budget)
     return Offspring(_switches(state, settings.seed, settings.offspring, switch))

@@ -28,12 +28,13 @@ import torch
 from torch import Tensor, nn
 
 from darwinlm.database.factors import NestedFactors
+from darwinlm.database.store import DatabaseReader
 from darwinlm.runtime import parallel
 from darwinlm.runtime.errors import NumericsError
 from darwinlm.search.evaluate.fitness import CPU_TOKENS, Clock, Window
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.problem.space import Allocation
-from darwinlm.streaming.decoder import Absent
+from darwinlm.streaming.decoder import Removed
 from darwinlm.streaming.hidden import HiddenMemory, HiddenStates
 
 LOGIT_GRADIENT_TOKENS = 128
@@ -50,6 +51,7 @@ class Gradients:
     def __init__(
         self,
         placed: PlacedModules,
+        database: DatabaseReader,
         tokens: Tensor,
         dense: Tensor,
         *,
@@ -59,7 +61,7 @@ class Gradients:
     ) -> None:
         self.clock = clock
         self.memory = memory
-        self.placed = placed
+        self.placed, self.database = placed, database
         self.decoder = placed.decoder
         if self.decoder.device.type == "cpu":
             batch_tokens = min(batch_tokens, CPU_TOKENS)
@@ -179,7 +181,7 @@ class Gradients:
     def _watched(self, index: int) -> _Watched | None:
         """A module whose slopes can be computed; None for fixed modules and mixtures."""
         module, family = self.placed.space.modules[index], self.decoder.family
-        if len(module.levels) == 1 or self.placed.database.shapes[module.block, module.kind].experts:
+        if len(module.levels) == 1 or self.database.shapes[module.block, module.kind].experts:
             return None
         present = self.decoder.module(module.block, module.kind)
         part = family.module(module.kind)
@@ -188,7 +190,7 @@ class Gradients:
 
     def _levels(self, index: int, x: Tensor, g: Tensor, norm: nn.Module | None) -> Tensor:
         """Slope of every level of a module, float64, from inputs [n, d] and gradients [n, r] of n tokens."""
-        module, reader = self.placed.space.modules[index], self.placed.database
+        module, reader = self.placed.space.modules[index], self.database
         C = (g.T @ x).to(reader.device) if norm is None else None
         output = getattr(self.placed.dense[index], self.decoder.family.module(module.kind).output)
         bias = 0.0 if output.bias is None else output.bias.float()
@@ -262,7 +264,7 @@ class _Watched:
             self.output = (output[0] if isinstance(output, tuple) else output).detach().requires_grad_()
             return (self.output, *output[1:]) if isinstance(output, tuple) else self.output
 
-        gone = isinstance(self.present, Absent)
+        gone = isinstance(self.present, Removed)
         last = self.norm or (self.present if gone else getattr(self.present, self.projection))
         hooks.enter_context(self.present.register_forward_pre_hook(called, with_kwargs=True))
         hooks.enter_context(last.register_forward_hook(absent if gone else projected))

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
+from darwinlm.runtime import amounts
 from darwinlm.search.problem.space import PerLevel, SearchSpace
 
-Unit = Literal["block parameters", "parameters", "bytes", "nanoseconds"]
 Costs = tuple[tuple[int, ...], ...]
 
 STEPS = 1_000_000
@@ -22,9 +21,12 @@ STEPS = 1_000_000
 
 @dataclass(frozen=True)
 class CostModel:
-    """Cost of each level of each module; a module with one level is never cut. `fixed` is that of everything else."""
+    """Cost of each level of each module; a module with one level is never cut. `fixed` is that of everything else.
 
-    unit: Unit
+    Units are block parameters, parameters, bytes, nanoseconds, or another word for what is counted.
+    """
+
+    unit: str
     costs: Costs
     fixed: int = 0
 
@@ -52,20 +54,8 @@ class CostModel:
         return min((max(b - a for a, b in pairwise(row)) for row in rows if len(row) > 1), default=0)
 
     def words(self, amount: int) -> str:
-        """An amount for messages: `1,234 parameters`, `1.50 GiB`, `30.1 ms`."""
-        return amount_words(amount, self.unit)
-
-
-def amount_words(amount: int, unit: Unit) -> str:
-    """An amount with its unit, for messages."""
-    if unit == "bytes":
-        for size, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
-            if amount >= size:
-                return f"{amount / size:.2f} {name}"
-        return f"{amount} bytes"
-    if unit == "nanoseconds":
-        return f"{amount / 1e6:,.3g} ms" if amount < 1e9 else f"{amount / 1e9:,.3g} s"
-    return f"{amount:,} {unit}"
+        """An amount for messages: `1,234 parameters`, `1.5 GB`, `30.1 ms`."""
+        return amounts.amount(amount, self.unit)
 
 
 def parameter_costs(space: SearchSpace, *, fixed: int | None = None) -> CostModel:

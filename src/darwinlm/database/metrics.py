@@ -1,0 +1,51 @@
+"""Metrics of removal: the order in which the units of a module are removed.
+
+To add one, write an `Order` and name it in `METRICS`. Weights at every level are then the least-squares solution on the
+units that the order keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from darwinlm.database.order import removal_order
+from darwinlm.runtime.errors import RecipeError
+from darwinlm.runtime.limits import suggestion
+
+Moment = Tensor | Iterable[Tensor]
+"""Second moment E[x xᵀ] of the inputs, [d, d], or consecutive groups of its rows."""
+
+Order = Callable[[Moment, Tensor, Tensor, Tensor | None, str], Tensor]
+"""Units in the order in which to keep them, [n] int64, the last one removed first.
+
+Called with the moment, the output projection [r, d], the columns of every unit [n, u], the second moment [r, r] of the
+output gradients (None without gradients), and the name of the module for messages.
+"""
+
+
+def least_error(moment: Moment, W: Tensor, units: Tensor, S: Tensor | None, name: str) -> Tensor:
+    """The unit whose removal adds least to the output error, weighted by S if given, is removed first."""
+    return removal_order(moment, W, units, saliency=S, name=name).units
+
+
+@dataclass(frozen=True)
+class Metric:
+    """An order, and whether it needs gradients of the loss."""
+
+    order: Order
+    gradients: bool = False
+
+
+METRICS = {"output": Metric(least_error), "loss": Metric(least_error, gradients=True)}
+"""Metrics by their names for `database.saliency`."""
+
+
+def find_metric(name: str) -> Metric:
+    """A metric by its name. Raises RecipeError, with a similar name."""
+    if name not in METRICS:
+        hint = suggestion(name, METRICS, f"known are {', '.join(METRICS)}")
+        raise RecipeError(f"database.saliency: there is no metric '{name}': {hint}")
+    return METRICS[name]

@@ -1,0 +1,145 @@
+"""Kinds of budget: the cost that each one bounds, and its limit.
+
+To add one, add its field to `BudgetSettings` and its name to `BudgetKind` in `recipe/sections.py`, and its rule here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.shapes import ModuleShape, head_dim
+from darwinlm.recipe import BudgetSettings
+from darwinlm.recipe.sections import BudgetKind
+from darwinlm.runtime.errors import BudgetError
+from darwinlm.search.problem.cost import CostModel, byte_costs, parameter_costs
+from darwinlm.search.problem.problem import Budget
+from darwinlm.search.problem.space import SearchSpace
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What costs are counted from: no weights are read.
+
+    Attributes:
+        outside: Number of parameters that aren't pruned.
+        dtype: Element type of the saved model.
+    """
+
+    checkpoint: Checkpoint
+    space: SearchSpace
+    shapes: list[ModuleShape]
+    outside: int
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One kind of budget.
+
+    Attributes:
+        limit: Maximum cost of the whole model, from its costs and the bound in the recipe.
+        words: Beginning of messages, from the costs, the bound and the limit.
+        costs: Cost of every level of every module; None if it is measured (`latency/`).
+    """
+
+    limit: Callable[[CostModel, Any], int]
+    costs: Callable[[Counted, BudgetSettings], CostModel] | None = None
+    words: Callable[[CostModel, Any, int], str] = lambda cost, bound, limit: f"{cost.words(limit)} requested"
+
+
+def _bytes(model: Counted, settings: BudgetSettings) -> CostModel:
+    return byte_costs(
+        model.space,
+        outside=model.outside,
+        itemsize=model.dtype.itemsize,
+        kv_bytes=_kv_bytes(model, settings),
+        buffers=model.checkpoint.buffer_bytes,
+    )
+
+
+RULES: dict[BudgetKind, Rule] = {
+    "keep": Rule(
+        lambda cost, share: int(share * cost.dense),
+        lambda model, _: parameter_costs(model.space),
+        lambda cost, share, limit: f"keeping {share:.4%} means {limit:,} of {cost.dense:,} {cost.unit}",
+    ),
+    "params": Rule(lambda _, params: int(params), lambda model, _: parameter_costs(model.space, fixed=model.outside)),
+    "bytes": Rule(lambda _, size: int(size), _bytes),
+    "speedup": Rule(
+        lambda cost, factor: int(cost.dense / factor),
+        words=lambda cost, factor, limit: f"{factor:g}x means {cost.words(limit)} of {cost.words(cost.dense)}",
+    ),
+    "latency": Rule(lambda _, seconds: round(1e9 * seconds)),
+}
+"""Rules by the names of the recipe's bounds."""
+
+
+def _kv_bytes(model: Counted, settings: BudgetSettings) -> list[Callable[[int], int]]:
+    """For each block the bytes of its keys and values in the saved model's cache, from its number of KV heads.
+
+    A block that determines positions caches one head even without attention. Sliding windows hold fewer tokens, and
+    blocks that reuse others' keys and values none.
+    """
+    checkpoint, shapes, dtype = model.checkpoint, model.shapes, model.dtype
+    config, context, sliding = checkpoint.config, settings.context, "sliding_attention"
+    window = getattr(config, "sliding_window", None)
+    kind = sliding if window else "full_attention"
+    kinds = list(getattr(config, "layer_types", None) or [kind] * checkpoint.n_blocks)
+    columns = {shape.block: shape.head_dim for shape in shapes if shape.kind == "attention"}
+    reusing, latent = checkpoint.family.attention.sources(config), latent_columns(config)
+
+    def of_block(block: int, heads: int) -> int:
+        kind = kinds[block]
+        tokens = 0 if block in reusing else min(context, window or context) if kind == sliding else context
+        heads = heads or int(kind == sliding or kind not in kinds[:block])
+        elements = latent or 2 * heads * (columns.get(block) or head_dim(config, block))
+        return elements * tokens * settings.batch * dtype.itemsize
+
+    return [partial(of_block, block) for block in range(checkpoint.n_blocks)]
+
+
+def latent_columns(config: Any) -> int:
+    """Elements per token of compressed keys and values (multi-head latent attention); 0 if they aren't compressed."""
+    rank = getattr(config, "kv_lora_rank", None)
+    return rank + config.qk_rope_head_dim if rank else 0
+
+
+def resolve_budget(cost: CostModel, budget: BudgetSettings) -> Budget:
+    """Bounds from the budget of a recipe.
+
+    An allocation may leave the recipe's tolerance unused, or one level of the finest module if that is more. In a small
+    model a level can exceed the tolerance, so that no allocation would be within the bounds. Raises BudgetError if the
+    budget is below the smallest or above the largest model.
+    """
+    if not cost.costs:
+        raise BudgetError("the model has no attention and no MLP that could be pruned")
+    rule, bound = RULES[budget.kind], getattr(budget, budget.kind)
+    limit = rule.limit(cost, bound)
+    beginning = f"budget.{budget.kind}: {rule.words(cost, bound, limit)}"
+    upper = limit - cost.fixed
+    if limit < cost.smallest:
+        raise BudgetError(
+            f"{beginning}, less than the smallest model that the units allow: {_with_share(cost, cost.smallest)}; the "
+            f"largest is {_with_share(cost, cost.dense)}"
+        )
+    if limit > cost.dense:
+        raise BudgetError(
+            f"{beginning}, more than the whole model: there is nothing to prune; the smallest is "
+            f"{_with_share(cost, cost.smallest)}, the largest {_with_share(cost, cost.dense)}"
+        )
+    unused = max(limit - int(limit * (1 - budget.tolerance)), cost.finest_step)
+    # At least one module must remain.
+    return Budget(max(upper - unused, cost.smallest - cost.fixed), upper, cost.unit, cost.fixed)
+
+
+def _with_share(cost: CostModel, amount: int) -> str:
+    if cost.unit == "block parameters":
+        return f"{amount:,} ({amount / cost.dense:.4%})"
+    times = f" ({cost.dense / amount:.2f}x)" if cost.unit == "nanoseconds" and amount else ""
+    return cost.words(amount) + times
