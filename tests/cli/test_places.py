@@ -50,6 +50,18 @@ WRITERS = {
     ],
     "database": ["database", "run/model", "--text", "text.txt", *SET, "--out", "run"],
     "compare": ["compare", "run/model", "--keep", "60%", "--text", "text.txt", *SET, "--out", "run"],
+    "tradeoff": ["tradeoff", "run/model", "--text", "text.txt", "--held-out", "texts", *SET, "--out", "run"],
+    "the other text of tradeoff": [
+        "tradeoff",
+        "model",
+        "--text",
+        "text.txt",
+        "--held-out",
+        "run/t.jsonl#body",
+        *SET,
+        "--out",
+        "run",
+    ],
     "another text of compare": [
         "compare",
         "model",

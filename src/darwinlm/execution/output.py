@@ -38,7 +38,7 @@ def claim(folder: Path, recipe: Recipe, reporter: Reporter) -> Lock | None:
 def guarded(stage: Path) -> Iterator[None]:
     """Mark the output folder of a stage as ours; after an error, remove what holds no finished work."""
     folder = stage.parent.parent
-    parallel.in_main(_mark, folder)
+    parallel.in_main(mark, folder)
     try:
         yield
     except DarwinLMError:
@@ -47,7 +47,8 @@ def guarded(stage: Path) -> Iterator[None]:
         raise
 
 
-def _mark(folder: Path) -> None:
+def mark(folder: Path) -> None:
+    """Mark an output folder as ours. Raises StorageError."""
     write_json(folder / MARKER, {"made_by": "darwinlm", "version": __version__})
 
 

@@ -10,12 +10,13 @@ from math import prod
 from pathlib import Path
 
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.shapes import module_shapes
 from darwinlm.gguf.header import read_header
 from darwinlm.gguf.write import BLOCK, BY_LIBRARY, PLAIN, QUANTISATIONS, UNBLOCKED
 
-NARROW = {"Q3_K": "IQ4_NL", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+NARROW = {"Q2_K": "IQ4_NL", "Q3_K": "IQ4_NL", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 """Types for rows that aren't whole blocks of 256."""
-BASE = {"q3_k_m": "Q3_K", "q4_k_s": "Q4_K", "q4_k_m": "Q4_K", "q5_k_m": "Q5_K", "q6_k": "Q6_K"}
+BASE = {"q2_k": "Q2_K", "q3_k_m": "Q3_K", "q4_k_s": "Q4_K", "q4_k_m": "Q4_K", "q5_k_m": "Q5_K", "q6_k": "Q6_K"}
 
 
 def predicted_sizes(checkpoint: Checkpoint, like: Path) -> dict[str, int]:
@@ -69,6 +70,9 @@ def _in_block(name: str, kind: str, quantisation: str, block: int, blocks: int, 
         return "Q6_K" if more else kind
     if quantisation == "q4_k_s" and (down or value):
         return "Q5_K" if block < (blocks // 8 if down else 4) else kind
+    if quantisation == "q2_k" and (down or value or f".{attention.output}." in name):
+        heads = next((each.heads for each in module_shapes(checkpoint) if each.kind == "attention"), 0)
+        return "Q4_K" if value and heads >= 4 else "Q3_K"  # query heads of each KV group, in the first block
     if quantisation == "q3_k_m" and (down or value or f".{attention.output}." in name):
         first = blocks // 16 if down else 2 if value else 0
         return "Q5_K" if block < first else "Q4_K"

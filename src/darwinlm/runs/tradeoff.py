@@ -18,6 +18,7 @@ from torch import Tensor
 from darwinlm.engines.process import EngineProcess, Timing, quantise_file, require_engine
 from darwinlm.evaluation.quality import Quality, measure_quality
 from darwinlm.evaluation.text import pack
+from darwinlm.execution.output import claim, mark
 from darwinlm.export.gguf import export_gguf
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.gguf.write import BY_LIBRARY, PLAIN, UNBLOCKED
@@ -30,7 +31,7 @@ from darwinlm.runtime import tables
 from darwinlm.runtime.artifact import write_json, write_text
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import ExportError
-from darwinlm.runtime.lock import hold_folder
+from darwinlm.runtime.places import check_output
 
 ENGINE = "llama.cpp"
 FILES, SIZES, PAGE = "files", "sizes", "index.html"
@@ -85,7 +86,9 @@ def measure_tradeoff(
     """
     reporter, first = reporter or Reporter(), recipes[0]
     _check(quantisations)
-    lock = hold_folder(out)
+    check_output(out, "--out", (), (held_out,))
+    lock = claim(out, first, reporter)
+    mark(out)
     dense = resolve_model(str(first.model), out / "dense", allow_remote_code=first.allow_remote_code)
     sequence_length = first.text.sequence_length
     text = pack(held_out, dense.tokenizer(), sequence_length=sequence_length, max_tokens=tokens)
@@ -111,7 +114,8 @@ def measure_tradeoff(
     write_json(out / "tradeoff.json", tradeoff.as_json())
     write_text(out / "tradeoff.md", tables.markdown(HEADINGS, cells(tradeoff), remarks(tradeoff)))
     write_text(out / PAGE, tradeoff_page(tradeoff))
-    lock.release()
+    if lock is not None:
+        lock.release()
     return tradeoff
 
 

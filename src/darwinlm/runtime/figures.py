@@ -175,7 +175,7 @@ class ModelFigures(Figures):
     Sizes are in the element type of the saved model. KL(dense ‖ model) is in nats per token; it and the perplexity are
     means of as many predictions as there are `tokens`. Speeds are medians of the runs, of a prompt and of new text;
     `speed_spread` is by how much runs differ, as a share of the median, None after a single one.
-    `looking_back` and `answers` are None where that wasn't measured; `answers` is for chat models.
+    `looking_back` is None where that wasn't measured.
     """
 
     params: int
@@ -189,4 +189,3 @@ class ModelFigures(Figures):
     speed_spread: float | None = None
     continuations: tuple[str, ...] = ()
     looking_back: LookingBackFigures | None = None
-    answers: AnswerFigures | None = None
