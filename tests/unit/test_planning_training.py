@@ -1,7 +1,7 @@
 """The plan of training: operations, saved activations, optimiser states, and advice if it doesn't fit."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
