@@ -49,7 +49,7 @@ def stitch(database: ModuleReader, allocation: tuple[int, ...]) -> Any:
 
 
 def stitched_blocks(
-    database: DatabaseReader, allocation: tuple[int, ...]
+    database: ModuleReader, allocation: tuple[int, ...]
 ) -> tuple[Checkpoint, Callable[[int], dict[str, Tensor]]]:
     """The smaller model of an allocation, to be read block by block.
 
@@ -215,7 +215,7 @@ def stitched_tensors(database: ModuleReader, chosen: Chosen) -> Iterator[tuple[s
             yield checkpoint.block_prefix(block) + name, tensor
 
 
-def _block_tensors(database: DatabaseReader, chosen: Chosen, block: int) -> Iterator[tuple[str, Tensor]]:
+def _block_tensors(database: ModuleReader, chosen: Chosen, block: int) -> Iterator[tuple[str, Tensor]]:
     """Tensors of a block of the smaller model by name in it."""
     checkpoint = database.checkpoint
     family = checkpoint.family
