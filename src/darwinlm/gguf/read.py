@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from darwinlm.families.checkpoint import Checkpoint
@@ -25,7 +26,7 @@ from darwinlm.gguf.header import GgufHeader, read_header
 from darwinlm.gguf.llama3 import FACTORS, read_llama3
 from darwinlm.gguf.pre_tokenizer import split_as_named
 from darwinlm.gguf.tokenizer import unused_token
-from darwinlm.runtime.artifact import StageFolder, file_digest, read_json, stage_version, write_json
+from darwinlm.runtime.artifact import StageFolder, code_version, file_digest, read_json, write_json
 from darwinlm.runtime.errors import CheckpointError, MissingExtraError, first_line, import_extra, storage_error
 from darwinlm.runtime.limits import shorten
 
@@ -60,7 +61,7 @@ def dequantise(path: Path, work: Path) -> Path:
     for package in ("gguf", "accelerate"):  # transformers needs both, and reports it late
         import_extra(package, "gguf", f"reading {path.name}")
     header = read_header(path)
-    stage = StageFolder(work, {"gguf": file_digest(path), "version": stage_version("source")})
+    stage = StageFolder(work, {"gguf": file_digest(path), **code_version("source")})
     if stage.is_complete():
         return work
     source: dict[str, Any] = {"gguf_file": path.name, "allow_remote_code": False}
@@ -170,3 +171,23 @@ def _scaling(path: Path, factors: list[str], config: Any) -> dict[str, Any]:
             "of the type llama3 give: give the model's original folder or hub id"
         )
     return found
+
+
+class FileTensors:
+    """Keys and dequantised tensors of a file."""
+
+    def __init__(self, path: Path) -> None:
+        from gguf import GGUFReader
+
+        reader = GGUFReader(path)
+        self.keys: dict[str, Any] = {
+            name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.")
+        }
+        self.tensors: dict[str, Any] = {tensor.name: tensor for tensor in reader.tensors}
+
+    def get(self, name: str) -> Tensor | None:
+        """A tensor in float32; None if the file doesn't have it."""
+        from gguf.quants import dequantize
+
+        tensor = self.tensors.get(name)
+        return None if tensor is None else torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy()).float()
