@@ -1,7 +1,7 @@
 """The plan of training: operations, saved activations, optimiser states, and advice if it doesn't fit."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -170,14 +170,14 @@ def test_search_runs_new_text_only(tiny_llama: Path, make_run, tmp_path: Path, m
         counted.append(len(hidden))
         return whole(self, hidden, start)
 
-    back = Gradients._of_pieces
+    around = Gradients.around
 
-    def sloping(self: Gradients, allocation: Allocation, pieces: Sequence[Window]) -> dict[Window, Tensor]:
-        counted.extend((end - start) * self.tokens.shape[1] for start, end in pieces)
-        return back(self, allocation, pieces)
+    def sloping(self: Gradients, allocation: Allocation, window: Window) -> list[list[float]]:
+        counted.append((window[1] - window[0]) * self.tokens.shape[1])
+        return around(self, allocation, window)
 
     monkeypatch.setattr(ExpectedRows, "kl", counting)
-    monkeypatch.setattr(Gradients, "_of_pieces", sloping)
+    monkeypatch.setattr(Gradients, "around", sloping)
     assignments = ("search.generations=12", "search.offspring=8", "units.attention=kv_group")
     run_stages(make_run(tiny_llama, tmp_path / "out", *assignments), "search")
     need = need_of(make_plan(sizes_of(tiny_llama, *assignments, "budget.keep=60%"), find_device("h100")), "search")

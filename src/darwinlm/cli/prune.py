@@ -110,7 +110,7 @@ def run_recipe(recipe: Any, out: Path, until: str | None = None) -> Any:
     if looking_back is not None:
         headings, rows, remarks = looking_back
         console.print("", tables.terminal(headings, rows, bold=len(rows) - 1), *remarks)
-    if summary.prompts:
+    if summary.prompts and summary.models["dense"].continuations:
         console.print(f"\ncontinuations of {summary.prompts[0]!r}", style="bold")
         for key in ("dense", summary.saved_key):
             text = wording.collapsed(summary.models[key].continuations[0])
