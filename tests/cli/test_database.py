@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from tests.tiny.checkpoint import SETTINGS, tiny_checkpoint, tiny_text
 from tests.tiny.command import sets
 from tests.tiny.damage import assert_nothing_half_written, flip
@@ -249,6 +250,23 @@ def test_a_database_without_estimates_has_no_page_of_sizes(command, prune, tmp_p
 
 def test_a_page_that_cannot_be_written(command, finished_llama, tmp_path):
     command("inspect", finished_llama, "--html", tmp_path).refused("can't write", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "change", ["mlp.factor", "attention.2.columns", "attention.1.errors", "mlp.1.losses", "values"]
+)
+def test_a_database_of_another_size_whose_hashes_were_recomputed(prune, copied, change):
+    path = copied / "stages" / "database" / "block_0001.safetensors"
+    tensors = load_file(path)
+    if change == "values":
+        tensors["mlp.1.columns"] += 1
+    else:
+        tensors[change] = tensors[change][:-1].clone()
+    save_file(tensors, path)
+    manifest = json.loads((path.parent / "manifest.json").read_text())
+    manifest["files"][path.name] = file_digest(path)
+    (path.parent / "manifest.json").write_text(json.dumps(manifest))
+    prune("--keep", "50%", "--database", copied).refused("block_0001.safetensors is damaged", "doesn't fit the module")
 
 
 def test_a_file_that_changes_under_the_reader(copied, tiny_llama):

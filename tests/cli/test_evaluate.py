@@ -14,6 +14,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from tests.tiny.benchmarks import QUIET, tiny_benchmarks
 from tests.tiny.checkpoint import tiny_checkpoint
 from tests.tiny.models import tiny_model
@@ -288,6 +289,18 @@ def test_result_of_another_request_is_kept(command, tiny_llama, tiny_text_file, 
 def test_missing_harness_names_its_extra(command, tiny_llama, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     command("evaluate", tiny_llama, "--suite", "piqa").refused("lm-eval", install("eval"))
+
+
+@pytest.mark.parametrize("words", [["evaluate", "--text"], ["chat"], ["bench"]], ids=lambda words: words[0])
+def test_weights_that_are_not_finite(command, model_copy, tiny_text_file, tmp_path, words):
+    path = model_copy / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
+    path.unlink()
+    save_file(tensors, path, metadata={"format": "pt"})
+    text = [tiny_text_file, "--out", tmp_path / "a.json"] if words[1:] else []
+    command(words[0], model_copy, *words[1:], *text).refused("model.layers.1.mlp.up_proj.weight", "finite")
+    assert not (tmp_path / "a.json").exists()
 
 
 def test_chats_of_two_models(command, tmp_path, monkeypatch):

@@ -55,6 +55,16 @@ def begin(given: Given) -> None:
     """Make what is there before any command ran."""
     given.folder.mkdir()
     tiny_checkpoint(given.model, num_hidden_layers=2)
+    (given.model / "README.md").write_text("---\nlicense: mit\nlanguage: [en]\n---\n# Tiny\n", encoding="utf-8")
+    (given.model / "LICENSE").write_text("Do what you like.\n", encoding="utf-8")
+    (given.folder / "linked").symlink_to(given.model)
+    for name in ("prune through links", "export through links"):
+        (given.before / name / "real").mkdir(parents=True)
+        (given.before / name / "link").symlink_to("real")
+    planted = given.before / "evaluate beside planted links"
+    planted.mkdir()
+    for name in (".scores.json.partial", ".scores.json.123.tmp"):
+        (planted / name).symlink_to(given.text)
     tiny_text(given.text)
     plain_checkpoint(given.zeros, "llama", num_hidden_layers=2)
     tiny_benchmarks(given.benchmarks)
@@ -81,6 +91,16 @@ Words = Callable[[Given, Path], list[object]]
 
 COMMANDS: dict[str, Words] = {
     "prune": lambda given, out: _prune(given, "--keep", "60%", "--out", out / "out"),
+    "prune through links": lambda given, out: _prune(
+        given, "--keep", "60%", "--until", "stitch", "--out", out / "link" / "out", model=given.folder / "linked"
+    ),
+    "export through links": lambda given, out: [
+        "export", given.finished, "--to", "hf", "--out", out / "link" / "hf"
+    ],
+    "evaluate beside planted links": lambda given, out: [
+        "evaluate", given.zeros, "--text", given.text, "--tokens", "64", "--sequence-length", "32",
+        "--out", out / "scores.json", "--markdown", out / "scores.md",
+    ],
     "prune a GGUF file": lambda given, out: _prune(
         given, "--keep", "60%", "--until", "database", "--out", out / "out", model=given.gguf
     ),

@@ -31,6 +31,7 @@ from safetensors import safe_open
 
 import darwinlm
 from darwinlm import cli
+from darwinlm.runtime.limits import visible
 from tests.faults.commands import COMMANDS, Given, begin, preparations
 from tests.faults.operations import Watched, watch
 
@@ -41,6 +42,8 @@ UNMEASURED = (".safetensors", ".gguf", ".bin", ".py", ".txt")
 """Endings of files that two runs of a command write byte for byte alike."""
 LEFT_OVER = (".tmp", ".partial", ".unchecked", ".lock", ".old")
 FULL = (errno.ENOSPC, errno.EDQUOT)
+HOSTILE = ("json", "numpy", "torch", "gguf", "cyllama", "darwinlm", "sitecustomize")
+"""Modules in the folder in which every command is started."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,10 @@ class Bench:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         self.folder, self.out, self.given = folder, folder / "work", Given(folder / "given")
+        self.hostile = folder / "hostile"
+        self.hostile.mkdir()
+        for name in HOSTILE:
+            (self.hostile / f"{name}.py").write_text(f"open({str(self.hostile / 'RAN')!r}, 'w').close()\n")
         _import_all()
         begin(self.given)
         for words in preparations(self.given):
@@ -75,7 +82,7 @@ class Bench:
         shutil.rmtree(self.out, ignore_errors=True)
         before = self.given.before / name
         if before.exists():
-            shutil.copytree(before, self.out)
+            shutil.copytree(before, self.out, symlinks=True)
         else:
             self.out.mkdir()
 
@@ -86,6 +93,7 @@ class Bench:
         if child == 0:
             code: Any = 70
             with contextlib.suppress(BaseException):
+                os.chdir(self.hostile)  # nothing of the current folder may run, in children neither
                 code = _command(words, Watched(self.out, at, error), seen, said)
             os._exit(code)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -196,6 +204,8 @@ class Case:
         lines = ended.err.strip().splitlines()
         if ended.code != 2 or len(lines) != 1 or not lines[0].startswith("error: "):
             return f"it ended with {ended.code} and said {ended.err[-1500:]!r}"
+        if visible(ended.err) != ended.err:
+            return f"it sent the terminal {ended.err!r}"
         if error != errno.EROFS and (left := half_written(self.bench.out)):
             return left
         return self._again()
@@ -260,6 +270,7 @@ def main(folder: Path, kills: int, disks: int, names: list[str]) -> int:
         print(f"{case.name}: {killed} kills, {len(tried) - killed} disks, {errors} wrong", flush=True)
         wrong += errors
     assert not difference(given, result(bench.given.folder)), "a command changed what it reads"
+    assert not (bench.hostile / "RAN").exists(), "a command ran code of the current folder"
     print(f"{wrong} wrong, {time.monotonic() - begun:.0f} s", flush=True)
     return wrong
 

@@ -14,6 +14,7 @@ from typing import Any
 from tests.fuzz.case import ANY, DEEP, REFUSED, Case, alone, copied
 from tests.fuzz.gguf_bytes import array, gguf_file, key, plain_keys, plain_tensors, string
 from tests.fuzz.model_cases import configs, indexes, json_files, tokenizers, unusable_tokenizers, weights
+from tests.fuzz.place_cases import places, terminals, values
 
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10)
@@ -35,6 +36,9 @@ def corpus(seed: int = 0) -> list[Case]:
         *_texts(),
         *_artifacts(),
         *_imports(),
+        *places(),
+        *values(),
+        *terminals(),
         *_mutations(rng),
     ]
     names = [case.name for case in made]

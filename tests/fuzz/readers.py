@@ -5,6 +5,7 @@ from pathlib import Path
 
 from darwinlm.data.sources import read_documents
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.whole import check_carried
 from darwinlm.gguf.header import read_header
 from darwinlm.importing.foreign import open_foreign
 from darwinlm.models.resolve import resolve_model
@@ -16,8 +17,10 @@ from darwinlm.runtime.artifact import StageFolder, read_manifest
 
 
 def model(folder: Path) -> None:
-    """As `prune`, `evaluate`, `export` and `bench` open a model, tokenizer and generation settings included."""
-    resolve_model(str(folder), folder / "work").tokenizer()
+    """As `prune` opens a model, with its tokenizer, generation settings, card and licences."""
+    checkpoint = resolve_model(str(folder), folder / "work")
+    checkpoint.tokenizer()
+    check_carried(checkpoint)
 
 
 def plan(folder: Path) -> None:

@@ -161,6 +161,23 @@ def test_a_configuration_without_a_text_part_is_refused(tmp_path, text):
         Checkpoint.open(folder)
 
 
+@pytest.mark.parametrize("how", ["missing", "finite"])
+def test_parts_around_the_language_model_are_checked_before_the_work(make_run, tmp_path, how):
+    """They are saved again at the end; transformers would fill them up with random numbers."""
+    path = tiny_whole(tmp_path / "source", "gemma3") / "model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if "vision" in name)
+    if how == "missing":
+        del tensors[name]
+    else:
+        tensors[name].view(-1)[0] = float("nan")
+    path.unlink()
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="lacks the tensor" if how == "missing" else "finite"):
+        run_stages(make_run(path.parent, tmp_path / "out"), "report")
+    assert not (tmp_path / "out" / "stages").exists()
+
+
 def test_weights_without_a_text_part_are_refused(tmp_path):
     folder = tiny_whole(tmp_path / "source", "gemma3")
     tensors = load_file(folder / "model.safetensors")

@@ -24,7 +24,7 @@ from darwinlm.runtime.artifact import (
     write_tensors,
     write_text,
 )
-from darwinlm.runtime.errors import ArtifactError, StorageError
+from darwinlm.runtime.errors import ArtifactError, NumericsError, StorageError
 
 CONTENT = {"a.json": {"value": [1, 2]}, "below/b.json": {"value": "é"}}
 
@@ -166,7 +166,7 @@ def test_what_was_written_is_read_back(tmp_path):
 
 
 def test_numbers_that_json_does_not_know_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="JSON"):
+    with pytest.raises(NumericsError, match="isn't finite"):
         write_json(tmp_path / "a.json", {"kl": float("nan")})
     assert not names(tmp_path)
 

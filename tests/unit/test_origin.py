@@ -6,6 +6,7 @@ import pytest
 
 from darwinlm.families.origin import Origin, carry, origin_of, write_gguf_origin
 from darwinlm.runtime.errors import CheckpointError
+from darwinlm.runtime.limits import visible
 
 CARD = "---\nlicense: other\nlicense_name: ours\nlicense_link: https://x.org/l\nlanguage:\n- en\n- de\n---\n# A model\n"
 
@@ -26,6 +27,26 @@ def test_a_folder_that_looks_like_a_hub_id_is_none(tmp_path, monkeypatch):
     (tmp_path / "runs" / "half").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert origin_of(tmp_path / "runs" / "half", "runs/half") == Origin()
+
+
+FRONT = {
+    "a date that isn't one": "date: 2024-02-30",
+    "a tag": "a: !!int x",
+    "brackets": "a: " + "[" * 900 + "]" * 900,
+    "aliases": "a: &a [*a]",
+    "many values": "a: [" + "1," * 20_000 + "]",
+    "half a pair": 'license: "\\ud800"',
+    "escape sequences": 'license: "\\e[2Jmit"',
+    "a long word": "license: " + "x" * 100_000,
+}
+
+
+@pytest.mark.parametrize("name", FRONT)
+def test_a_card_is_free_text(tmp_path, name):
+    """What can't be read of it is left out; what is read can be written and printed."""
+    (tmp_path / "README.md").write_text(f"---\n{FRONT[name]}\n---\n# A model\n")
+    licence = origin_of(tmp_path, str(tmp_path)).license
+    assert licence is None or (licence == visible(licence) and len(licence) <= 400)
 
 
 @pytest.mark.parametrize(

@@ -99,8 +99,10 @@ def test_a_result_of_another_version_is_done_again_with_a_word(tmp_path, tiny_ll
 
     said()
     assert "text: already done, reused" in said()
-    monkeypatch.setattr("darwinlm.execution.run.stage_version", lambda name: 99)
+    monkeypatch.setattr("darwinlm.runtime.artifact.stage_version", lambda name: 99)
     assert "text: done by another version of darwinlm, redone" in said()
+    monkeypatch.setattr("darwinlm.runtime.artifact.version", lambda name: "4.0")
+    assert "text: done by another version of transformers, redone" in said()
 
 
 def test_a_database_of_another_version_is_refused(tmp_path):

@@ -124,3 +124,12 @@ def test_no_average_over_failed_tasks_and_a_partial_one_over_some_items() -> Non
     text = tables.markdown(summary.HEADINGS, summary.rows([score("a", 0.4, items=5)]), [mean.partial])
     assert "| A | 0 | acc | 40.00 | 2.00 | 5 of 10 |" in text
     assert text.rstrip().endswith(mean.partial)
+
+
+def test_names_in_markdown_are_neither_html_nor_cells():
+    evil = "a|b <script>alert(1)</script>\x1b[2J\n| c"
+    text = tables.markdown(["text", "KL"], [[evil, "**0.1**"]], [evil])
+    assert "<script>" not in text
+    assert "\x1b" not in text
+    assert "**0.1**" in text
+    assert [line.replace("\\|", "").count("|") for line in text.splitlines()[:3]] == [3, 3, 3]

@@ -304,7 +304,7 @@ def _suite(run: Run, name: str, dense: Checkpoint, comparison: ComparisonRequest
     before: dict[str, harness.TaskScore] = {}
     with parallel.agree():
         if parallel.is_main() and file.exists():
-            before = harness.from_json(read_json(file))
+            before = harness.from_json(file, read_json(file))
     before, wanted = parallel.broadcast(before), parse_suite(comparison.suite)
     if all(one.task in before and not before[one.task].error for one in wanted):
         return [before[one.task] for one in wanted]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from darwinlm.comparison.record import ComparedMethod, ComparisonRecord
 from darwinlm.evaluation import harness, summary
 from darwinlm.runtime.tables import Table
@@ -29,7 +31,7 @@ def comparison_cells(compared: ComparisonRecord) -> Table:
         for place in places:
             line += [f"{row.texts[place].perplexity:.4g}", f"{row.texts[place].kl:.4f}"]
         if tasks:
-            scores = list(harness.from_json(row.tasks).values())
+            scores = list(harness.from_json(Path("comparison.json"), row.tasks).values())
             line += [summary.with_error(score.value, score.stderr) for score in scores]
             mean = summary.average(scores)
             if len(tasks) > 1:

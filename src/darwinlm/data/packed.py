@@ -10,7 +10,7 @@ Letters: B blocks, T tokens in a block.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,15 @@ import torch
 from torch.utils.data import Dataset
 
 from darwinlm.data.packing import Document, added_bos, document_hash, tokenise
-from darwinlm.runtime.artifact import check_room, damaged, file_digest, read_json, write_atomically, write_json
+from darwinlm.runtime.artifact import (
+    check_room,
+    damaged,
+    file_digest,
+    read_json,
+    validated,
+    write_atomically,
+    write_json,
+)
 from darwinlm.runtime.errors import DataError
 
 if TYPE_CHECKING:
@@ -49,7 +57,7 @@ class PackedText(Dataset[dict[str, torch.Tensor]]):
         *,
         repeats: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
-        index = read_json(folder / INDEX)
+        index = _read_index(folder)
         self.seq_len = seq_len
         self.blocks = blocks
         self.bos = bos
@@ -154,7 +162,7 @@ class _Writer:
         self.index: dict[str, Any] = {"dtype": self.dtype.str, "shard_tokens": self.shard_tokens}
         self.index |= {"shards": 0, "written": 0, "documents": 0, "carry": [], "digests": []}
         if (self.folder / INDEX).exists():
-            self.index = read_json(self.folder / INDEX)
+            self.index = _read_index(self.folder)
         self._pieces: list[NDArray[np.int64]] = [np.asarray(self.index["carry"], dtype=np.int64)]
         self._held = len(self._pieces[0])
 
@@ -189,6 +197,21 @@ class _Writer:
         self.index |= {"shards": self.index["shards"] + 1, "written": written, "documents": count, "carry": carry}
         write_json(self.folder / INDEX, self.index)
         self.progress(written, self.wanted)
+
+
+@dataclass(frozen=True)
+class _Index:
+    dtype: str
+    shard_tokens: int
+    shards: int
+    written: int
+    documents: int
+    carry: list[int]
+    digests: list[str]
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    return asdict(validated(folder / INDEX, _Index, read_json(folder / INDEX)))
 
 
 def _shard(folder: Path, number: int) -> Path:

@@ -24,7 +24,7 @@ from darwinlm.database.modules import ModuleReader
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.parts import ModuleKind
 from darwinlm.recipe import UnitsSettings
-from darwinlm.runtime.artifact import check_file, open_tensors, read_manifest
+from darwinlm.runtime.artifact import check_file, damaged, open_tensors, read_manifest
 from darwinlm.runtime.memory import Bounded, room_on
 
 CPU = torch.device("cpu")
@@ -134,8 +134,38 @@ class DatabaseReader(ModuleReader):
         if block not in self._small:
             with self._opened(block) as stream:
                 names = [name for name in stream.keys() if not name.endswith(".factor")]  # noqa: SIM118
-                self._small[block] = {name: stream.get_tensor(name) for name in names}
+                small = {name: stream.get_tensor(name) for name in names}
+                factors = {name: tuple(stream.get_slice(name).get_shape()) for name in {*stream.keys()} - {*names}}
+            self._check(block, small, factors)
+            self._small[block] = small
         return self._small[block]
+
+    def _check(self, block: int, small: dict[str, Tensor], factors: dict[str, tuple[int, ...]]) -> None:
+        """Compare shapes with the model's: hashes in a manifest can be recomputed. Raises ArtifactError."""
+        path = self.folder / block_file(block)
+        for name, columns in small.items():
+            if not name.endswith(".columns"):
+                continue
+            kind = name.partition(".")[0]
+            shape = next((shape for shape in self.shapes.values() if (shape.block, shape.kind) == (block, kind)), None)
+            if shape is None:
+                raise damaged(path, f"the model has no such module as that of {name}")
+            experts, width = (shape.experts,) if shape.experts else (), shape.width
+            count = columns.shape[-1] if columns.ndim else 0
+            wanted = {f"{kind}.factor": (*experts, width * (width + 1) // 2)}
+            for curve in ("errors", "losses"):
+                other = f"{name.removesuffix('columns')}{curve}"
+                wanted |= {other: (*experts, count + 1)} if other in small or curve == "errors" else {}
+            found = {**factors, **{other: tuple(tensor.shape) for other, tensor in small.items()}}
+            wrong = [other for other, size in wanted.items() if found.get(other) != size]
+            ordered = columns.long().sort(dim=-1).values
+            if (
+                wrong
+                or columns.shape[:-1] != experts
+                or count > width
+                or not bool((ordered.diff(dim=-1) > 0).all() and (ordered >= 0).all() and (ordered < width).all())
+            ):
+                raise damaged(path, f"{', '.join(wrong) or name} doesn't fit the module")
 
     @contextmanager
     def _opened(self, block: int) -> Iterator[Any]:

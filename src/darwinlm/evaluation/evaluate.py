@@ -271,9 +271,9 @@ def _resumed(request: EvaluationRequest, out: Path | None) -> tuple[dict[str, ha
     if out is None or not out.exists():
         return {}, {}
     before = read_json(out)
-    if not isinstance(before, dict) or "request" not in before or "tasks" not in before:
+    if not isinstance(before, dict) or not isinstance(before.get("request"), dict) or "tasks" not in before:
         raise ArtifactError(f"{out} is not a result of darwinlm evaluate: choose another file")
     earlier = {name: value for name, value in before["request"].items() if name != "suite"}
     if earlier != request.key():
         raise ArtifactError(f"{out} holds the result of another request ({earlier}): choose another file, or delete it")
-    return harness.from_json(before["tasks"]), harness.from_json(before.get("dense_tasks", ()))
+    return harness.from_json(out, before["tasks"]), harness.from_json(out, before.get("dense_tasks", []))

@@ -19,6 +19,7 @@ from darwinlm.evaluation.choices import right_answers
 from darwinlm.evaluation.local_data import Rows, read_task
 from darwinlm.evaluation.suites import KNOWN, Wanted, check_names
 from darwinlm.runtime import parallel
+from darwinlm.runtime.artifact import validated
 from darwinlm.runtime.errors import MissingExtraError, first_line
 
 LOCAL_MMLU = "mmlu_local"
@@ -250,6 +251,6 @@ def as_json(scores: Sequence[TaskScore]) -> list[dict[str, Any]]:
     return [asdict(score) for score in scores]
 
 
-def from_json(rows: Sequence[Mapping[str, Any]]) -> dict[str, TaskScore]:
-    """Scores by task, from the result of `as_json`."""
-    return {str(row["task"]): TaskScore(**row) for row in rows}
+def from_json(path: Path, rows: object) -> dict[str, TaskScore]:
+    """Scores by task, from the result of `as_json` in a file. Raises ArtifactError if it is something else."""
+    return {score.task: score for score in validated(path, list[TaskScore], rows)}

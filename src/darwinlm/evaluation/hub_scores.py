@@ -35,7 +35,7 @@ def write_scores(saved: Path, folder: Path) -> None:
     ((_, result),) = read_saved([saved]).items()
     entries = [
         EvalResultEntry(*DATA_SETS[task], round(100 * score.value, 2), notes=f"{score.metric}, {score.shots} shots")
-        for task, score in from_json(result["tasks"]).items()
+        for task, score in from_json(saved, result["tasks"]).items()
         if task in DATA_SETS and score.value is not None and score.items == score.total
     ]
     if not entries:

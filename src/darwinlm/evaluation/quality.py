@@ -17,6 +17,7 @@ from torch import Tensor
 
 from darwinlm.evaluation.divergence import DenseDistribution, log_normalisers, token_losses
 from darwinlm.runtime import parallel
+from darwinlm.runtime.errors import NumericsError
 from darwinlm.runtime.memory import kept_memory
 from darwinlm.streaming.decoder import Decoder
 from darwinlm.streaming.hidden import HiddenMemory
@@ -120,6 +121,8 @@ def measure_quality(
     `tokens` is [n, t] held-out text. Models are decoders, or whole models of transformers. The dense model, the
     reference of the KL, may be among them. Streams of decoders may go where `memory` says. Walks take one batch, then
     two, four and so on; `late` tells after each whether this process stops.
+
+    Raises NumericsError if a loss isn't finite.
     """
     tokens = tokens[parallel.place() :: parallel.size()]
     readers = {id(model): reading(model) for model in (dense, *models.values())}
@@ -143,7 +146,11 @@ def measure_quality(
                 break
     measured, n_seen = parallel.all_reduce(torch.tensor([measured, n_seen])).tolist()
     predictions = measured * (tokens.shape[1] - 1)
-    by_model = zip(models, parallel.all_reduce(sums), strict=True)
+    sums = parallel.all_reduce(sums)
+    for name, total in zip(models, sums, strict=True):
+        if not bool(total.isfinite().all()):
+            raise NumericsError(f"the losses of {name} aren't finite (NaN or infinity): try float32, or another model")
+    by_model = zip(models, sums, strict=True)
     return {name: _quality(total, measured, predictions, n_seen) for name, total in by_model}
 
 

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from darwinlm.evaluation.harness import TaskScore, from_json
 from darwinlm.evaluation.summary import average, notes, number, percent, with_error
-from darwinlm.runtime.artifact import read_json
+from darwinlm.runtime.artifact import read_json, validated
 from darwinlm.runtime.errors import ArtifactError, RecipeError
 from darwinlm.runtime.tables import Table
+
+
+@dataclass(frozen=True)
+class _Text:
+    """What is shown of a text."""
+
+    source: str
+    tokens: int
+    perplexity: float | None = None
+    kl: float | None = None
 
 
 def read_saved(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
@@ -28,6 +39,8 @@ def read_saved(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
         saved = read_json(path)
         if not isinstance(saved, dict) or not {"request", "tasks", "texts"} <= set(saved):
             raise ArtifactError(f"{path} holds no evaluation: give the --out file of darwinlm evaluate")
+        validated(path, list[_Text], saved["texts"])
+        from_json(path, saved["tasks"])
         results[name] = saved
     return results
 
@@ -37,7 +50,7 @@ def task_table(saved: Mapping[str, Mapping[str, Any]]) -> Table | None:
 
     Scores are treated as independent, so the standard error of a difference is that of unpaired samples.
     """
-    scores = {name: from_json(one["tasks"]) for name, one in saved.items()}
+    scores = {name: from_json(Path(name), one["tasks"]) for name, one in saved.items()}
     tasks = list(dict.fromkeys(task for each in scores.values() for task in each))
     if not tasks:
         return None

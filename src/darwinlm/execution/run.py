@@ -1,8 +1,8 @@
 """Run the stages of a graph: each once, in its folder, skipped if the folder is complete for the same key.
 
-The key of a stage is derived from its declaration: the digests of its inputs, its settings, and the version of its
-code. A stage whose key would be the same in another run is that run's: sizes of a sweep and rows of a comparison share
-what doesn't depend on their differences.
+The key of a stage is derived from its declaration: the digests of its inputs, its settings, and the versions of its
+code and of transformers. A stage whose key would be the same in another run is that run's: sizes of a sweep and rows of
+a comparison share what doesn't depend on their differences.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from darwinlm.execution.pace import Pace
 from darwinlm.execution.stage import Deferred, Graph, Result, Stage, Task, parameters
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.runtime import parallel
-from darwinlm.runtime.artifact import StageFolder, read_manifest, stage_version
+from darwinlm.runtime.artifact import StageFolder, code_version, read_manifest
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import DeviceMemoryError, RecipeError
 from darwinlm.runtime.figures import StageTime
@@ -146,7 +146,7 @@ class Run:
 
     def _key(self, stage: Stage[Any], task: Task, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Everything that the content of a stage's folder depends on."""
-        key: dict[str, Any] = {"stage": stage.name, "version": stage_version(stage.name)}
+        key: dict[str, Any] = {"stage": stage.name, **code_version(stage.name)}
         key["inputs"] = {name: self.digest(name, inputs[name]) for name in stage.inputs}
         key["settings"] = stage.slice(task.recipe)
         if stage.arithmetic:

@@ -29,7 +29,7 @@ from darwinlm.families.loading import UNUSABLE, check_finite, load_tokenizer
 from darwinlm.families.whole import text_config, text_name, text_type
 from darwinlm.runtime.artifact import digest_of, file_digest
 from darwinlm.runtime.errors import CheckpointError, ModelError, first_line
-from darwinlm.runtime.limits import load_json, shorten
+from darwinlm.runtime.limits import INDEX_NODES, load_json, shorten
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -184,7 +184,7 @@ class Checkpoint:
         if index.is_file():
             single = self.folder / SINGLE
             try:
-                shards = {str(k): str(v) for k, v in load_json(index)["weight_map"].items()}
+                shards = {str(k): str(v) for k, v in load_json(index, nodes=INDEX_NODES)["weight_map"].items()}
             except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
                 raise CheckpointError(f"{index} is damaged ({shorten(error)}): fetch the model again") from error
             for shard in set(shards.values()):

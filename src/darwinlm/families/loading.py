@@ -20,7 +20,7 @@ from transformers.utils import logging
 from darwinlm.families.sentence_piece import MODEL, check_sentence_piece
 from darwinlm.runtime.compute import DTYPES
 from darwinlm.runtime.errors import CheckpointError, ModelError, RemoteCodeError, first_line
-from darwinlm.runtime.limits import TOKENIZER_BYTES, TOKENIZER_NODES, load_json, shorten
+from darwinlm.runtime.limits import JSON_NODES, TOKENIZER_BYTES, TOKENIZER_NODES, load_json, shorten
 
 TOKENS = 1 << 22
 """Largest allowed token id."""
@@ -79,11 +79,16 @@ def load_model(model: Path | str, dtype: torch.dtype, *, allow_remote_code: bool
         if _wants_code(error):
             raise remote_code(model) from error
         raise CheckpointError(f"can't load the weights in {model}: {first_line(error)}") from error
+    check_loaded(loaded, report, model)
+    return loaded
+
+
+def check_loaded(loaded: Any, report: Mapping[str, Any], model: Path | str) -> None:
+    """Refuse weights that transformers made up, and ones that aren't finite. Raises CheckpointError."""
     missing = sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])})
     if missing:
         raise CheckpointError(f"{model} lacks {listed(missing)}: its weights aren't complete. Fetch the model again")
     check_finite(loaded.state_dict(), model)
-    return loaded
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor], where: Path | str) -> None:
@@ -154,7 +159,7 @@ def check_tokenizer_files(folder: Path) -> None:
         if not path.is_file():
             continue
         try:
-            tree = load_json(path, TOKENIZER_BYTES, TOKENIZER_NODES)
+            tree = load_json(path, TOKENIZER_BYTES, JSON_NODES if "_" in name else TOKENIZER_NODES)
         except (OSError, ValueError) as error:
             raise no_tokenizer(folder, ValueError(f"{name}: {shorten(error)}")) from error
         if not isinstance(tree, dict):

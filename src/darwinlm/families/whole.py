@@ -9,11 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import AutoModelForImageTextToText
 
 from darwinlm.families.family import PREFIX, class_prefix, families
-from darwinlm.families.loading import UNUSABLE
+from darwinlm.families.loading import UNUSABLE, check_loaded
 from darwinlm.families.modeling_darwinlm import WHOLE, auto_map, modeling_source
+from darwinlm.families.origin import origin_of
 from darwinlm.runtime.artifact import read_json, write_json, write_text
 from darwinlm.runtime.errors import CheckpointError, first_line
 
@@ -65,17 +67,34 @@ def text_name(name: str) -> str | None:
     return name if name.startswith("lm_head.") else None
 
 
+def load_whole(source: Path, dtype: torch.dtype) -> Any:
+    """The whole model in a folder. Raises CheckpointError if it can't be loaded, or isn't complete and finite."""
+    try:
+        whole, report = AutoModelForImageTextToText.from_pretrained(
+            source, dtype=dtype, local_files_only=True, trust_remote_code=False, output_loading_info=True
+        )
+    except UNUSABLE as error:
+        raise CheckpointError(f"can't load the model in {source}: {first_line(error)}") from error
+    check_loaded(whole, report, source)
+    return whole
+
+
+def check_carried(checkpoint: Checkpoint) -> None:
+    """Read early what the last stages read of a model: its origin and the parts around its language model.
+
+    Raises CheckpointError if they are damaged.
+    """
+    origin_of(checkpoint.folder, checkpoint.source)
+    if checkpoint.whole is not None:
+        load_whole(checkpoint.folder, checkpoint.dtype)
+
+
 def put_inside(model: Any, source: Path) -> Any:
     """The model in the folder `source` with a smaller language model in place of its own.
 
     Raises CheckpointError if the original model can't be loaded.
     """
-    try:
-        whole = AutoModelForImageTextToText.from_pretrained(
-            source, dtype=next(model.parameters()).dtype, local_files_only=True, trust_remote_code=False
-        )
-    except UNUSABLE as error:
-        raise CheckpointError(f"can't load the model in {source}: {first_line(error)}") from error
+    whole = load_whole(source, next(model.parameters()).dtype)
     whole.model.language_model = model.model
     whole.lm_head = model.lm_head
     whole.config.text_config = model.config

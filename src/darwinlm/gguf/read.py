@@ -25,7 +25,7 @@ from darwinlm.gguf.header import GgufHeader, read_header
 from darwinlm.gguf.llama3 import FACTORS, read_llama3
 from darwinlm.gguf.pre_tokenizer import split_as_named
 from darwinlm.gguf.tokenizer import unused_token
-from darwinlm.runtime.artifact import StageFolder, file_digest, read_json, stage_version, write_json
+from darwinlm.runtime.artifact import StageFolder, code_version, file_digest, read_json, write_json
 from darwinlm.runtime.errors import CheckpointError, MissingExtraError, first_line, import_extra, storage_error
 from darwinlm.runtime.limits import shorten
 
@@ -60,7 +60,7 @@ def dequantise(path: Path, work: Path) -> Path:
     for package in ("gguf", "accelerate"):  # transformers needs both, and reports it late
         import_extra(package, "gguf", f"reading {path.name}")
     header = read_header(path)
-    stage = StageFolder(work, {"gguf": file_digest(path), "version": stage_version("source")})
+    stage = StageFolder(work, {"gguf": file_digest(path), **code_version("source")})
     if stage.is_complete():
         return work
     source: dict[str, Any] = {"gguf_file": path.name, "allow_remote_code": False}

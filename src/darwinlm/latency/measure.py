@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from darwinlm.families.parts import KINDS, ModuleKind
 from darwinlm.latency.table import ABSENT, LatencyTable, Size, lines_of, measured_lines, refine, size_of
 from darwinlm.latency.timing import ModelTimer
-from darwinlm.runtime.artifact import damaged, read_json, write_json
+from darwinlm.runtime.artifact import damaged, read_json, validated, write_json
 from darwinlm.search.problem.cost import CostModel, time_costs
 from darwinlm.search.problem.space import SearchSpace
 from darwinlm.surgery.stitch import Chosen, chosen_levels
@@ -39,12 +39,12 @@ def measure_table(
         The table for `read_table`, with predicted and measured times of a few random allocations.
     """
     dense = chosen_levels(space.modules, space.dense)
-    known: dict[str, list[float]] = read_json(record) if record.exists() else {}
+    known = validated(record, dict[str, tuple[float, float]], read_json(record)) if record.exists() else {}
     total = 2 * points + CHECKS
 
     def ratio(name: str, choice: Chosen) -> float:
         if name not in known:
-            known[name] = list(timer.compare(dense, choice))
+            known[name] = timer.compare(dense, choice)
             write_json(record, known)
         progress(len(known), max(total, len(known)))
         return known[name][0]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from operator import attrgetter
 from typing import Any
 
@@ -22,7 +23,7 @@ from darwinlm.planning.model import Sizes
 from darwinlm.planning.plan import estimate, hours
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.runtime import parallel
-from darwinlm.runtime.artifact import digest_of, read_record, write_json
+from darwinlm.runtime.artifact import digest_of, read_json, validated, write_json
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.runtime.figures import TimeFigures
 from darwinlm.search.evolve.evolution import OUT_OF_TIME
@@ -70,6 +71,15 @@ SEARCH_TEXT = ("fitness", "training")
 
 SIMILAR = "a100"
 """Device of the plan for a GPU without known figures; the timed passes correct it."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What was decided for a stage: the key of the recipe, assignments, and seconds used until then."""
+
+    key: str
+    settings: list[str]
+    used: float
 
 
 class TimeLimit:
@@ -154,14 +164,14 @@ class TimeLimit:
         file = run.context.path(stage).parent / FILE
         # The budgets of a sweep share a database.
         key = digest_of(self._asked.model_dump(mode="json", exclude={"budget"} if stage == STAGES[0] else None))
-        record = read_record(file) if file.exists() else {}
-        entry = record.get(stage, {})
-        if entry.get("key") != key:
+        record = validated(file, dict[str, _Entry], read_json(file)) if file.exists() else {}
+        entry = record.get(stage)
+        if entry is None or entry.key != key:
             settings = self._fitted(stage, run)
-            entry = record[stage] = {"key": key, "settings": settings, "used": round(self.used, 3)}
-            write_json(file, record)
-        self.earlier += max(0.0, entry["used"] - self.used)
-        return list(entry["settings"])
+            entry = record[stage] = _Entry(key, settings, round(self.used, 3))
+            write_json(file, {name: asdict(each) for name, each in record.items()})
+        self.earlier += max(0.0, entry.used - self.used)
+        return list(entry.settings)
 
     def _fitted(self, stage: str, run: Run) -> list[str]:
         """Assignments with which the remaining stages fit into the time that is left."""

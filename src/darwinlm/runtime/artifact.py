@@ -16,19 +16,21 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib import resources
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
 from darwinlm.runtime.amounts import size
-from darwinlm.runtime.errors import ArtifactError, ModelError, StorageError, storage_error
+from darwinlm.runtime.errors import ArtifactError, ModelError, NumericsError, StorageError, storage_error
 from darwinlm.runtime.limits import load_json, shorten
 
 if TYPE_CHECKING:
     import torch
 
+T = TypeVar("T")
 MANIFEST = "manifest.json"
 KEY = "key.json"
 MARKER = "darwinlm.json"
@@ -91,8 +93,14 @@ def share(folder: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically. Raises StorageError."""
-    text = json.dumps(value, indent=1, sort_keys=False, ensure_ascii=False, allow_nan=False)
+    """Write JSON atomically. Raises StorageError, or NumericsError for NaN and infinity, which JSON doesn't know."""
+    try:
+        text = json.dumps(value, indent=1, sort_keys=False, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise NumericsError(
+            f"a figure for {path} isn't finite (NaN or infinity), so it isn't written: the model's activations "
+            "overflow; try float32"
+        ) from error
     write_text(path, text + "\n")
 
 
@@ -123,6 +131,17 @@ def read_record(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise damaged(path, f"it holds a {type(record).__name__}, not a mapping")
     return record
+
+
+def validated(path: Path, kind: type[T], value: Any) -> T:
+    """A part of a JSON file as a dataclass or a type with parameters. Raises ArtifactError if it is something else."""
+    try:
+        made: T = TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise damaged(path, f"it holds something else{where and f' at {where}'}: {first['msg']}") from error
+    return made
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -225,6 +244,11 @@ def stage_version(name: str) -> int:
     return int(lines["versions"][name.partition("_")[0]])
 
 
+def code_version(name: str) -> dict[str, Any]:
+    """Versions of a stage's code and of transformers, whose models and tokenizers it runs: a part of its key."""
+    return {"version": stage_version(name), "transformers": version("transformers")}
+
+
 class StageFolder:
     """The folder of a stage, with the key that its content must match.
 
@@ -260,8 +284,9 @@ class StageFolder:
         key = read_json(path) if path.exists() else None
         if not isinstance(key, dict) or key == self.key:
             return ""
-        if {**key, "version": None} == {**self.key, "version": None}:
-            return "done by another version of darwinlm"
+        for field, package in (("version", "darwinlm"), ("transformers", "transformers")):
+            if {**key, field: None} == {**self.key, field: None}:
+                return f"done by another version of {package}"
         return "its settings or inputs have changed"
 
     def begin(self) -> bool:

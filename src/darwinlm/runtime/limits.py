@@ -28,8 +28,10 @@ YAML_BYTES = MIB // 4
 """Largest recipe."""
 DEPTH = 100
 """Maximum depth of nested lists and mappings."""
-JSON_NODES, TOKENIZER_NODES, LINE_NODES = 1_000_000, 4_000_000, 100_000
-"""Maximum number of values in a JSON file, a tokenizer.json (1.8 million with a vocabulary of 256,000), and a line."""
+JSON_NODES = LINE_NODES = 100_000
+"""Maximum number of values in a JSON file and in a line of text in JSON."""
+INDEX_NODES, TOKENIZER_NODES = 1_000_000, 3_000_000
+"""The same for an index of weights and for a tokenizer.json (1.8 million with a vocabulary of 256,000)."""
 YAML_NODES = 10_000
 """Maximum number of values in a recipe, including repetitions by aliases."""
 MESSAGE = 1000

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from darwinlm.families.expert_tensors import as_stored, by_rows
 from darwinlm.families.parts import ModuleKind
 from darwinlm.families.shapes import output_name
 from darwinlm.runtime import parallel
-from darwinlm.runtime.artifact import StageFolder, read_json, read_tensors, write_json, write_tensors
+from darwinlm.runtime.artifact import StageFolder, read_json, read_tensors, validated, write_json, write_tensors
 from darwinlm.runtime.errors import ArtifactError
 from darwinlm.runtime.figures import FitChoice
 from darwinlm.streaming.stream import BlockStream
@@ -77,22 +76,30 @@ def refit(
         notes = parallel.broadcast(_finished(stage, block) if parallel.is_main() else None)
         if notes is not None:
             with parallel.agree():
-                weights = read_tensors(weights_path) if notes["weights"] else {}
+                weights = read_tensors(weights_path) if notes.weights else {}
                 for both in (fit, validation):
                     put_weights(both.small.decoder.blocks[block], weights)
                 for stream in streams:
                     stream.run(block)
         else:
             weights, modules = _refit_block(block, fit, validation, ridges)
-            notes = {"weights": bool(weights), "modules": [asdict(choice) for choice in modules]}
+            notes = _Notes(bool(weights), modules)
             if weights:
                 parallel.in_main(write_tensors, weights_path, weights)
-            parallel.in_main(write_json, notes_path, notes)
+            parallel.in_main(write_json, notes_path, asdict(notes))
         for stream in streams:
             stream.unload(block)
-        choices.extend(FitChoice(**note) for note in notes["modules"])
+        choices.extend(notes.modules)
         progress(max(done, block + 1), total)
     return choices
+
+
+@dataclass(frozen=True)
+class _Notes:
+    """Decisions about a block: whether it has fitted weights, and the choice for each module."""
+
+    weights: bool
+    modules: list[FitChoice]
 
 
 def _paths(stage: StageFolder, block: int) -> tuple[Path, Path]:
@@ -101,14 +108,14 @@ def _paths(stage: StageFolder, block: int) -> tuple[Path, Path]:
     return weights, weights.with_suffix(".json")
 
 
-def _finished(stage: StageFolder, block: int) -> dict[str, Any] | None:
+def _finished(stage: StageFolder, block: int) -> _Notes | None:
     """Decisions of an interrupted run about a block, if its files are intact."""
     weights, path = _paths(stage, block)
     if not path.exists():
         return None
     try:
-        notes: dict[str, Any] = read_json(path)
-        if notes["weights"]:
+        notes = validated(path, _Notes, read_json(path))
+        if notes.weights:
             read_tensors(weights)
     except ArtifactError:
         path.unlink()

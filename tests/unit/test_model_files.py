@@ -1,0 +1,72 @@
+"""Nothing is read from outside of a model's folder, and what is carried along is text of a bounded size."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.runtime.errors import CheckpointError
+from darwinlm.runtime.limits import TEXT_BYTES, TOKENIZER_BYTES
+
+NAMES = (
+    *("LICENSE", "LICENCE.txt", "NOTICE", "COPYING.LESSER", "README.md", "preprocessor_config.json"),
+    *("chat_template.jinja", "chat_template.json", "additional_chat_templates/a.jinja", "tokenizer.model", "vocab.txt"),
+    *("merges.txt", "config.json", "generation_config.json", "tokenizer.json", "model.safetensors"),
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("how", ["absolute", "relative", "by a folder", "of a link"])
+def test_no_link_leads_out(model_copy, tmp_path, name, how):
+    secret = tmp_path / "secret"
+    secret.write_text("a private key")
+    path = model_copy / name
+    path.unlink(missing_ok=True)
+    if how == "by a folder" and "/" in name:
+        outside = tmp_path / "outside"
+        outside.mkdir()
+        (outside / path.name).write_text("a private key")
+        path.parent.symlink_to(outside)
+    else:
+        path.parent.mkdir(exist_ok=True)
+        (tmp_path / "link").symlink_to(secret)
+        target = {"absolute": secret, "of a link": tmp_path / "link"}.get(how, os.path.relpath(secret, path.parent))
+        path.symlink_to(target)
+    with pytest.raises(CheckpointError, match="is a link to a file outside of the model's folder"):
+        Checkpoint.open(model_copy)
+
+
+def test_links_within_a_model_and_within_the_hubs_cache(model_copy, tmp_path):
+    (model_copy / "NOTICE").symlink_to("config.json")
+    cache = tmp_path / "models--owner--name"
+    (cache / "blobs").mkdir(parents=True)
+    (cache / "snapshots" / "abc").mkdir(parents=True)
+    for path in model_copy.iterdir():
+        (cache / "blobs" / path.name).write_bytes(path.read_bytes())
+        (cache / "snapshots" / "abc" / path.name).symlink_to(Path("..") / ".." / "blobs" / path.name)
+    (tmp_path / "by-a-link").symlink_to(model_copy)
+    for folder in (model_copy, cache / "snapshots" / "abc", tmp_path / "by-a-link"):
+        Checkpoint.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("LICENSE", b"\x7fELF\0"),
+        ("NOTICE", b"\xff\xfe"),
+        ("README.md", b"a" * (TEXT_BYTES + 1)),
+        ("COPYING", b"a" * (TEXT_BYTES + 1)),
+        ("vocab.txt", TOKENIZER_BYTES + 1),
+        ("chat_template.jinja", TOKENIZER_BYTES + 1),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_files_of_another_kind(model_copy, name, content):
+    with (model_copy / name).open("wb") as file:
+        if isinstance(content, int):
+            file.truncate(content)
+        else:
+            file.write(content)
+    with pytest.raises(CheckpointError, match=f"can't use .*{name}"):
+        Checkpoint.open(model_copy)
