@@ -4,8 +4,8 @@ All arms are the demo's model, from one database: the knapsack solution for the 
 search, a refit or training. They keep the same share of its block parameters, but for the last one, whose file is about
 as large as that of the first. Each is exported with llama.cpp's own quantiser; `padded` exports the model of multiples
 of 32 with its MLPs padded to whole groups. A line has the size of the file, the bits per weight of the pruned matrices,
-their element types, and the KL to the dense model on held-out text, of the model as saved and of the weights in the
-file. A pruned matrix is one that the allocation made smaller. Finished lines are in OUT/results.jsonl and aren't
+their element types, and the KL to the dense model on held-out text, of the model as saved and of the file in
+llama.cpp. A pruned matrix is one that the allocation made smaller. Finished lines are in OUT/results.jsonl and aren't
 repeated.
 
     python benchmarks/quantised.py --out runs/quantised --seed 0 --seed 1
@@ -21,12 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from darwinlm.engines.process import EngineProcess
 from darwinlm.evaluation.divergence import DenseDistribution
 from darwinlm.execution.run import Run
 from darwinlm.export.hf import save_model
 from darwinlm.export.run import export_model
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.gguf.reference import GgufFile, reference_streams
+from darwinlm.gguf.read import FileTensors
 from darwinlm.pipeline import open_run
 from darwinlm.runs.demo import demo_recipe
 from darwinlm.runtime.console import Reporter
@@ -79,7 +80,7 @@ def kl(dense: Tensor, logits: Tensor) -> float:
     return float(DenseDistribution(dense).kl(logits).double().mean())
 
 
-def pruned_matrices(run: Run, file: GgufFile, blocks: list[int]) -> dict[str, Any]:
+def pruned_matrices(run: Run, file: FileTensors, blocks: list[int]) -> dict[str, Any]:
     """Element types of matrices of pruned modules, and bits per weight of all of them."""
     dense, small = block_sizes(run[DENSE]), block_sizes(Checkpoint.open(run.folder / "model"))
     types: dict[str, Counter[str]] = {"rows shortened": Counter(), "rows of the hidden size": Counter()}
@@ -108,14 +109,15 @@ def compete(options: argparse.Namespace, arm: str, seed: int) -> Json:
     )
     saved = Checkpoint.open(run.folder / "model")
     blocks = [sizes.block for sizes in block_sizes(saved) if not sizes.empty]
-    file = GgufFile(path)
+    file = FileTensors(path)
     dense, small = (checkpoint.load(torch.float32) for checkpoint in (run[DENSE], saved))
     tokens = run[TEXT]["evaluation"].tokens[: options.sequences]
     kls: dict[str, list[float]] = {"saved": [], "file": []}
-    for sequence in tokens:
-        expected = dense(input_ids=sequence[None], use_cache=False).logits[0]
-        kls["saved"].append(kl(expected, small(input_ids=sequence[None], use_cache=False).logits[0]))
-        kls["file"].append(kl(expected, reference_streams(file.keys, file.get, sequence, blocks)["logits"]))
+    with EngineProcess("llama.cpp", path, context=tokens.shape[1], exact=True) as engine:
+        for sequence in tokens:
+            expected = dense(input_ids=sequence[None], use_cache=False).logits[0]
+            kls["saved"].append(kl(expected, small(input_ids=sequence[None], use_cache=False).logits[0]))
+            kls["file"].append(kl(expected, torch.from_numpy(engine.logits(sequence.tolist()))))
     row: Json = {"benchmark": "quantised", "arm": arm, "seed": seed, "bytes": path.stat().st_size}
     row |= {f"kl_{name}": round(sum(values) / len(values), 4) for name, values in kls.items()}
     row |= {"tensor_types": report.details["tensor_types"], "notes": report.notes}

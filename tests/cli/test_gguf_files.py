@@ -95,7 +95,7 @@ def test_predicted_sizes_are_those_of_the_files(tmp_path, width):
     folder = plain_checkpoint(tmp_path / "model", "llama", **sizes)
     export_model(folder, tmp_path / "f16.gguf", to="gguf", quantisation="f16")
     predicted = predicted_sizes(Checkpoint.open(folder), tmp_path / "f16.gguf")
-    for quantisation in ("q8_0", "q4_0", "q3_k_m", "q4_k_m", "q5_k_m"):
+    for quantisation in ("q8_0", "q4_0", "q2_k", "q3_k_m", "q4_k_m", "q5_k_m"):
         report = export_model(folder, tmp_path / f"{quantisation}.gguf", to="gguf", quantisation=quantisation)
         assert predicted[quantisation] == pytest.approx(report.bytes, rel=0.002)
     file = FileFigures(bytes=predicted["q4_k_m"] + 1, predicted=predicted)

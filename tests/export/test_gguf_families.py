@@ -14,8 +14,7 @@ from darwinlm.export.check import TEXT, mean_kl
 from darwinlm.export.gguf import ROUNDED_YARN
 from darwinlm.families.family import families
 from darwinlm.gguf.architecture import architecture_of
-from darwinlm.gguf.reference import GgufFile, computes
-from darwinlm.runtime.errors import MissingExtraError
+from darwinlm.gguf.read import FileTensors
 
 pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra llama-cpp")
 
@@ -28,7 +27,6 @@ WHOLE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial
 
 ALL = {name: architecture_of(family) for name, family in families().items()}
 STOCK = {name: each for name, each in ALL.items() if each is not None}
-REFERENCED = {name: computes(stock.name, slides=stock.period is not None) for name, stock in STOCK.items()}
 
 DELTA = {"num_hidden_layers": 4, "linear_key_head_dim": 32, "linear_value_head_dim": 32}
 MAMBA = {"num_hidden_layers": 4, "mamba_n_heads": 4, "mamba_d_head": 32}
@@ -204,16 +202,10 @@ def test_layers_compute_what_they_do_in_transformers(tmp_path, case):
     else:
         assert report["notes"] == [] or case in ("ministral3", "gpt_oss with exact bounds")
     # llama.cpp looks gelu up in a table of float16 numbers
-    tolerance = 2e-3 if "gemma" in case else 1e-5 if REFERENCED[model_type] else 1e-3
-    if REFERENCED[model_type]:
-        assert_checked_in_the_library(report, tolerance)
-    else:
-        (row,) = report["comparisons"]
-        assert (row["left"].partition(",")[0], row["right"]) == ("pruned in memory", "the file in llama.cpp")
-        assert row["relative"] < tolerance
+    tolerance = 2e-3 if "gemma" in case else 1e-4
+    assert_checked_in_the_library(report, tolerance)
     if case in CONTINUED:
-        loose = "gemma" in case or not REFERENCED[model_type]
-        assert_same_as_transformers(folder, tmp_path / "m.gguf", 2e-3 if loose else 1e-4)
+        assert_same_as_transformers(folder, tmp_path / "m.gguf", 2e-3)
 
 
 def test_bounds_of_yarn_that_llama_cpp_rounds(tmp_path):
@@ -287,7 +279,7 @@ def test_unequal_mixtures_are_filled_up(tmp_path, case):
     model_type, architecture, overrides = EQUAL[equal]
     folder = pruned_checkpoint(tmp_path / "model", model_type, rows, **overrides | OTHERWISE.get(case, {}))
     report = exported(folder, tmp_path / "m.gguf", quantisation="f32")
-    keys = GgufFile(tmp_path / "m.gguf").keys
+    keys = FileTensors(tmp_path / "m.gguf").keys
     assert keys[f"{architecture}.expert_count"] == experts
     assert keys[f"{architecture}.expert_feed_forward_length"] == width
     assert report["comparisons"][-1]["right"] == "the file in llama.cpp"
@@ -317,7 +309,7 @@ def test_unequal_layers_of_gemma4(tmp_path, more):
     report = exported(folder, tmp_path / "m.gguf", quantisation="f32")
     assert [row["left"] for row in report["comparisons"]] == ["masked dense", "pruned in memory"]
     assert report["comparisons"][1]["relative"] < 2e-3
-    widths = GgufFile(tmp_path / "m.gguf").keys["gemma4.feed_forward_length"]
+    widths = FileTensors(tmp_path / "m.gguf").keys["gemma4.feed_forward_length"]
     assert widths == ([64, 32, 192] if not more else [64, 32, 64])
     assert_same_as_transformers(folder, tmp_path / "m.gguf", 1e-3)
 
@@ -343,17 +335,6 @@ def test_quantised_hybrids(tmp_path, case, quantisation):
     assert 0 < report["details"]["kl_of_rounding"] < 2
     assert report["details"]["tensor_types"]["F32"] > 10
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.gguf", "m.gguf.export.json", "model"]
-
-
-def test_a_file_that_only_llama_cpp_can_check_needs_it(tmp_path, monkeypatch):
-    folder = plain_checkpoint(tmp_path / "model", "lfm2", **EQUAL["lfm2"][2])
-
-    def missing(engine, purpose):
-        raise MissingExtraError("cyllama", "llama-cpp", purpose)
-
-    monkeypatch.setattr("darwinlm.export.gguf.require_engine", missing)
-    with pytest.raises(MissingExtraError, match="checking a file of the architecture lfm2"):
-        exported(folder, tmp_path / "m.gguf")
 
 
 def test_where_queries_grow_the_file_ends(tmp_path):
@@ -386,5 +367,5 @@ def test_where_all_layers_slide_the_file_ends_at_the_window(tmp_path, model_type
     assert any("slides over a window of 100 tokens" in note for note in report["notes"])
     assert report["comparisons"][-1]["tokens"] == 100
     assert_checked_in_the_library(report, 1e-5)
-    keys = GgufFile(tmp_path / "m.gguf").keys
+    keys = FileTensors(tmp_path / "m.gguf").keys
     assert keys[f"{report['details']['architecture']}.context_length"] == 100

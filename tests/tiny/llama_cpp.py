@@ -30,14 +30,15 @@ LLAMA3 = {
 def exported(folder: Path, out: Path, **options: Any) -> dict[str, Any]:
     """Export, and return the report, which must be the one that lies beside the file."""
     report = export_model(folder, out, to="gguf", **options)
-    assert json.loads(Path(f"{out}.export.json").read_text()) == json.loads(json.dumps(asdict(report)))
+    assert json.loads(Path(f"{out}.export.json").read_text()) == json.loads(json.dumps(report.as_json()))
     return asdict(report)
 
 
 def assert_checked_in_the_library(report: dict[str, Any], tolerance: float) -> None:
     """The export's own chain of comparisons led from transformers to the real library, each within the tolerance."""
-    assert report["comparisons"][-2]["left"] == "pruned in memory"
-    assert report["comparisons"][-1]["right"] == "the file in llama.cpp"
+    last = report["comparisons"][-1]
+    assert last["left"].startswith("pruned in memory")
+    assert last["right"] == "the file in llama.cpp"
     assert all(row["relative"] < tolerance and row["tokens"] > 40 for row in report["comparisons"])
 
 

@@ -10,32 +10,24 @@ from tests.tiny.stages import run_stages
 from darwinlm.evaluation import speed
 from darwinlm.evaluation.speed import Speed, continue_greedily, measure_speed
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import read_json
 from darwinlm.stages import evaluate
-from darwinlm.stages.evaluate import takes_another
+from darwinlm.stages.evaluate import groups_that_fit
 
 
 def test_as_many_models_at_once_as_fit() -> None:
-    assert takes_another([10], 1.0), "one smaller model is always measured beside the dense one"
-    assert takes_another([10, 5], 20)
-    assert not takes_another([10, 5], 19)
-    assert not takes_another([10, 5, 6], 26), "the next one may be as large as the largest so far"
-    assert takes_another([10, 5, 6], None)
-
-
-def test_processes_agree_on_the_room_for_models(monkeypatch) -> None:
-    """Their sums would differ in shape if one had room for a model more; what PyTorch keeps for reuse is free."""
-    monkeypatch.setattr(evaluate, "free_bytes", lambda device: 10)
-    monkeypatch.setattr(parallel, "gather", lambda value: [value, 6, 8])
-    assert evaluate.room_for_models(torch.device("cuda")) == 3
-    assert evaluate.room_for_models(torch.device("cpu")) is None
+    sizes = {"dense": 10, "uniform": 5, "stitched": 4, "refit": 6}
+    assert groups_that_fit(sizes, 25) == [["dense", *list(sizes)[1:]]]
+    assert groups_that_fit(sizes, 19) == [["dense", "uniform", "stitched"], ["dense", "refit"]]
+    assert groups_that_fit(sizes, 15) == [["dense", "uniform"], ["dense", "stitched"]]
+    assert groups_that_fit(sizes, 13) == []
 
 
 def test_figures_are_those_of_all_at_once(finished_llama, tiny_llama, make_run, tmp_path, monkeypatch):
     out = Path(shutil.copytree(finished_llama, tmp_path / "out"))
     shutil.rmtree(out / "stages" / "evaluate")
-    monkeypatch.setattr(evaluate, "room_for_models", lambda device: 1.0)
+    pairs = [["dense", name] for name in ("uniform", "stitched", "refit")]
+    monkeypatch.setattr(evaluate, "groups_that_fit", lambda sizes, room: pairs)
     run_stages(make_run(tiny_llama, out), "evaluate")
     pairs, all_at_once = (read_json(folder / "stages" / "evaluate" / "models.json") for folder in (out, finished_llama))
     assert list(pairs) == list(all_at_once)
@@ -43,6 +35,20 @@ def test_figures_are_those_of_all_at_once(finished_llama, tiny_llama, make_run, 
         for figure in ("params", "block_params", "perplexity", "kl", "tokens", "continuations"):
             assert figures[figure] == all_at_once[name][figure], (name, figure)
         assert figures["tokens_per_second"] > 0
+
+
+def test_models_that_do_not_fit_are_measured_without_speeds(
+    finished_llama, tiny_llama, make_run, tmp_path, monkeypatch
+):
+    out = Path(shutil.copytree(finished_llama, tmp_path / "out"))
+    shutil.rmtree(out / "stages" / "evaluate")
+    monkeypatch.setattr(evaluate, "free_bytes", lambda device: 1000)
+    run_stages(make_run(tiny_llama, out), "report")
+    streamed, whole = (read_json(folder / "stages" / "evaluate" / "models.json") for folder in (out, finished_llama))
+    for name, figures in streamed.items():
+        assert figures["tokens_per_second"] is None
+        assert figures["continuations"] == []
+        assert all(figures[each] == whole[name][each] for each in ("params", "perplexity", "kl", "looking_back"))
 
 
 class Timed:

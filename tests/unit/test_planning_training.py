@@ -26,6 +26,7 @@ from darwinlm.recovery.model import batch_loss, run_dense
 from darwinlm.search.evaluate.dense_side import ExpectedRows
 from darwinlm.search.evaluate.fitness import Window
 from darwinlm.search.predict.gradients import Gradients
+from darwinlm.search.problem.space import Allocation
 
 TRAINING = ("recovery.tokens=4096", "recovery.batch_tokens=256", "compute.batch_tokens=128")
 
@@ -169,14 +170,14 @@ def test_search_runs_new_text_only(tiny_llama: Path, make_run, tmp_path: Path, m
         counted.append(len(hidden))
         return whole(self, hidden, start)
 
-    back = Gradients._of_piece
+    around = Gradients.around
 
-    def sloping(self: Gradients, piece: Window) -> Tensor:
-        counted.append((piece[1] - piece[0]) * self.tokens.shape[1])
-        return back(self, piece)
+    def sloping(self: Gradients, allocation: Allocation, window: Window) -> list[list[float]]:
+        counted.append((window[1] - window[0]) * self.tokens.shape[1])
+        return around(self, allocation, window)
 
     monkeypatch.setattr(ExpectedRows, "kl", counting)
-    monkeypatch.setattr(Gradients, "_of_piece", sloping)
+    monkeypatch.setattr(Gradients, "around", sloping)
     assignments = ("search.generations=12", "search.offspring=8", "units.attention=kv_group")
     run_stages(make_run(tiny_llama, tmp_path / "out", *assignments), "search")
     need = need_of(make_plan(sizes_of(tiny_llama, *assignments, "budget.keep=60%"), find_device("h100")), "search")

@@ -123,7 +123,7 @@ def run_recipe(recipe: Any, out: Path, until: str | None = None, *, overwrite: b
     if looking_back is not None:
         headings, rows, remarks = looking_back
         console.print("", tables.terminal(headings, rows, bold=len(rows) - 1), *remarks)
-    if summary.prompts:
+    if summary.prompts and summary.models["dense"].continuations:
         console.print(f"\n{summary.prompts[0]}{'' if summary.chat else ' …'}", style="bold")
         for key in ("dense", summary.saved_key):
             text = wording.collapsed(summary.models[key].continuations[0])

@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from darwinlm import __version__
 from darwinlm.comparison.baseline import baseline_stage
 from darwinlm.comparison.entries import DENSE as DENSE_ROW
@@ -37,6 +39,8 @@ from darwinlm.stages.refit import REFIT
 from darwinlm.stages.search import SEARCH
 from darwinlm.stages.stitch import Stitched
 from darwinlm.stages.text import EVALUATION, RESERVED, TEXT, Texts
+from darwinlm.streaming.hidden import HiddenMemory
+from darwinlm.streaming.streamed import StreamedDecoder
 from darwinlm.surgery.stitch import block_parameters
 
 Row = dict[str, Any]
@@ -66,23 +70,25 @@ def _measure(
     task: Task, dense: Checkpoint, model: Checkpoint, evaluation: TokenBlocks, domains: dict[str, TokenBlocks]
 ) -> None:
     """Sizes of a model, and its perplexity and KL on every text."""
-    context = task.context
+    context, texts = task.context, {HELD_OUT: evaluation, **domains}
+    read = torch.cat([text.tokens.flatten() for text in texts.values()])
     with parallel.agree():
-        reference = dense.load(context.dtype, context.device)
-        measured = reference if model is dense else model.load(context.dtype, context.device)
-    params = sum(parameter.numel() for parameter in measured.parameters())
+        reference, measured = (
+            StreamedDecoder(each, read, dtype=context.dtype, device=context.device) for each in (dense, model)
+        )
     row: Row = {
-        "params": params,
-        "block_params": block_parameters(measured, dense.family.layers),
-        "bytes": params * dense.dtype.itemsize,
+        "params": measured.params,
+        "block_params": block_parameters(measured.model, dense.family.layers),
+        "bytes": measured.params * dense.dtype.itemsize,
         "texts": {},
     }
-    for place, text in {HELD_OUT: evaluation, **domains}.items():
+    for place, text in texts.items():
         quality = measure_quality(
             reference,
-            {"model": measured},
+            {"model": reference if model is dense else measured},
             text.tokens,
             batch_tokens=context.batch_tokens,
+            memory=HiddenMemory(task.folder),
             progress=context.reporter.advance,
         )
         row["texts"][place] = asdict(quality["model"])

@@ -41,8 +41,8 @@ from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import Allocation
 from darwinlm.stages.database import PruningDatabase, stream_of
-from darwinlm.streaming.decoder import Decoder
 from darwinlm.streaming.stream import BlockStream
+from darwinlm.streaming.streamed import StreamedDecoder
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,9 @@ class MethodInputs:
     def loss(self, reader: ModuleReader) -> Callable[[Allocation], float]:
         """KL to the dense model on the fitness tokens of the search's first stage."""
         n_tokens = self.recipe.search.stages[0].tokens
-        model = self.dense.load(self.context.dtype, self.context.device)
-        placed = PlacedModules(Decoder(model, self.dense.family), reader, self.plan.space)
         tokens = self.fitness[: -(-n_tokens // self.fitness.shape[1])]
+        decoder = StreamedDecoder(self.dense, tokens, dtype=self.context.dtype, device=self.context.device)
+        placed = PlacedModules(decoder, reader, self.plan.space)
         fitness = Fitness(placed, tokens, batch_tokens=self.context.batch_tokens)
         return lambda allocation: fitness.kl(allocation, n_tokens)
 

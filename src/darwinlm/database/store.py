@@ -90,13 +90,9 @@ class DatabaseReader(ModuleReader):
         return factors
 
     def release(self, reserve: int = 0) -> None:
-        """Release the factors on a GPU, which are recomputed on demand and then leave `reserve` bytes free.
-
-        A CPU keeps them, unless others need the room.
-        """
-        if reserve or self.device.type != "cpu":
-            self._last = {}
-            self._factors.clear(reserve)
+        """Release the factors, which are recomputed on demand and then leave `reserve` bytes of the device free."""
+        self._last = {}
+        self._factors.clear(reserve)
 
     def _computed(self, block: int, kind: ModuleKind, variant: int) -> tuple[NestedFactors, ...]:
         shape = self.shapes[block, kind]

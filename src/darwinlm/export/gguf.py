@@ -6,8 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +15,20 @@ from torch import Tensor
 from darwinlm.engines.process import EngineProcess, require_engine
 from darwinlm.export.check import (
     LOGITS,
-    SAME_ARITHMETIC,
     TEXT,
     ExportReport,
     Streams,
     check_masked,
     check_tokens,
     compare_logits,
-    compare_streams,
     mean_kl,
     model_streams,
 )
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.gguf.layout import Layout, choose_layout
-from darwinlm.gguf.reference import Get, GgufFile, computes, reference_streams
+from darwinlm.gguf.read import FileTensors
 from darwinlm.gguf.rope import UnsupportedError
-from darwinlm.gguf.tensors import block_tensors, gguf_tensors
+from darwinlm.gguf.tensors import gguf_tensors
 from darwinlm.gguf.tokenizer import MODEL, TEMPLATE, copy_tokenizer, read_tokenizer
 from darwinlm.gguf.write import BY_LIBRARY, QUANTISATIONS, write_gguf
 from darwinlm.runtime.artifact import create, file_digest, write_json
@@ -48,10 +44,9 @@ TYPE_ERROR = {
 """Largest relative rounding error of a tensor by element type."""
 ENGINE_ERROR = {"f32": 2e-3, "f16": 2e-2, "bf16": 0.1}
 """Tolerance for llama.cpp's arithmetic, which rounds activations to the type of the weights, or to 8 bits."""
-QUANTISED_ERROR = 0.2
-ROUNDED = 1.0
-"""The same between a quantised file and the model itself."""
-MEMORY, WRITTEN = "pruned in memory", "the file's tensors, computed by PyTorch"
+ROUNDED = 1.3
+"""The same for a quantised file, whose tensors are compared one by one; unrelated logits differ by 1.4."""
+MEMORY = "pruned in memory"
 ROUNDED_YARN = "pruned in memory, with the bounds of its rope scaling rounded"
 INTERMEDIATE = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 
@@ -87,8 +82,6 @@ def export_gguf(
         raise ExportError(
             f"no architecture of stock llama.cpp supports this {reshaper.family.key} model: {error}"
         ) from error
-    if not computes(layout.architecture.name, slides=layout.window is not None):
-        require_engine(ENGINE, f"checking a file of the architecture {layout.architecture.name}")
     vocabulary = int(checkpoint.config.vocab_size)
     tokenizer = (
         copy_tokenizer(tokenizer_from, vocabulary)
@@ -150,18 +143,17 @@ def _write(job: _Job, path: Path, plain: Path) -> None:
 
 
 def _check(job: _Job, path: Path) -> None:
-    """Compare masked dense, pruned, the file's tensors before quantisation, the file, and llama.cpp."""
+    """Compare masked dense, pruned, the file's tensors, a file before quantisation, and the file in llama.cpp."""
     reshaper, layout, tokenizer, report = job.reshaper, job.layout, job.tokenizer, job.report
     checkpoint = reshaper.checkpoint
     tokens = check_tokens(checkpoint, report)[: layout.context]
-    blocks = [target.block for target in layout.targets]
     model = checkpoint.load(torch.float32)
     expected = MEMORY, model_streams(model, checkpoint.family, tokens)
     check_masked(reshaper, expected[1], tokens, report)
     if layout.rope.rounded:
         expected = ROUNDED_YARN, _with_rounded_yarn(model, job, expected[1], tokens)
     pruned = expected[1]
-    file = GgufFile(path)
+    file = FileTensors(path)
     report.details |= {
         "architecture": layout.architecture.name,
         "quantisation": job.quantisation,
@@ -171,24 +163,18 @@ def _check(job: _Job, path: Path) -> None:
     _note_size(file, job)
     types = report.details["tensor_types"] = dict(_check_types(file, reshaper, layout))
     _note_fallbacks(types, job.quantisation, report)
-    if computes(layout.architecture.name, slides=layout.window is not None):
-        arranged = reference_streams(file.keys, _meant(reshaper, layout), tokens, blocks)
-        report.comparisons.append(
-            compare_streams((MEMORY, pruned), ("its tensors as arranged for the file", arranged), SAME_ARITHMETIC)
-        )
-        written = reference_streams(file.keys, file.get, tokens, blocks)
-        _note_rounding(pruned[LOGITS], written[LOGITS], report)
-        _check_engine(job, path, tokens, (WRITTEN, written))
+    try:
+        require_engine(ENGINE, "checking the file in llama.cpp")
+    except MissingExtraError as missing:
+        report.notes.append(f"not checked in llama.cpp: {missing}")
         return
     if job.quantisation not in ENGINE_ERROR:  # rounding would hide a mistake, so a plain file is checked first
-        exact = INTERMEDIATE.get(checkpoint.dtype, "f32")
+        exact = "f32" if checkpoint.dtype == torch.float32 else "f16"
         unrounded = path.with_name(path.name.replace(".partial", ".plain.partial"))
         write_gguf(unrounded, reshaper, layout, tokenizer, exact)
         _check_engine(replace(job, quantisation=exact), unrounded, tokens, expected)
         unrounded.unlink()
-    logits = _check_engine(job, path, tokens, expected)
-    assert logits is not None
-    _note_rounding(pruned[LOGITS], logits, report)
+    _note_rounding(pruned[LOGITS], _check_engine(job, path, tokens, expected), report)
 
 
 def _with_rounded_yarn(model: Any, job: _Job, exact: Streams, tokens: Tensor) -> Streams:
@@ -205,24 +191,7 @@ def _with_rounded_yarn(model: Any, job: _Job, exact: Streams, tokens: Tensor) ->
     return rounded
 
 
-def _meant(reshaper: Reshaper, layout: Layout) -> Get:
-    """A reader of the expected tensors of a file before rounding, with one block in memory at a time."""
-    outside = dict(takewhile(lambda named: not named[0].startswith("blk."), gguf_tensors(reshaper, layout)))
-
-    @lru_cache(maxsize=1)
-    def block(number: int) -> dict[str, Tensor]:
-        return block_tensors(reshaper, layout, layout.targets[number])
-
-    def get(name: str) -> Tensor | None:
-        if not name.startswith("blk."):
-            return outside.get(name)
-        _, number, rest = name.split(".", 2)
-        return block(int(number)).get(rest)
-
-    return get
-
-
-def _check_types(file: GgufFile, reshaper: Reshaper, layout: Layout) -> Counter[str]:
+def _check_types(file: FileTensors, reshaper: Reshaper, layout: Layout) -> Counter[str]:
     """Compare each tensor of the file with the expected one, within the error of its element type."""
     types: Counter[str] = Counter()
     missing = set(file.tensors)
@@ -244,7 +213,7 @@ def _check_types(file: GgufFile, reshaper: Reshaper, layout: Layout) -> Counter[
     return types
 
 
-def _note_size(file: GgufFile, job: _Job) -> None:
+def _note_size(file: FileTensors, job: _Job) -> None:
     """Report the weights in the file and in the model, with a note if MLPs were padded."""
     checkpoint, report = job.reshaper.checkpoint, job.report
     stored = checkpoint.stored_shapes()
@@ -279,14 +248,9 @@ def _note_fallbacks(types: Mapping[str, int], quantisation: str, report: ExportR
         raise ExportError(f"{quantisation} doesn't fit: llama.cpp left some matrices in 16 bits; use f16 or q8_0")
 
 
-def _check_engine(job: _Job, path: Path, tokens: Tensor, expected: tuple[str, Streams]) -> Tensor | None:
-    """Load the file into llama.cpp, if it is installed; returns its logits [t, v]."""
+def _check_engine(job: _Job, path: Path, tokens: Tensor, expected: tuple[str, Streams]) -> Tensor:
+    """Compare a file in llama.cpp with the model; returns its logits [t, v]."""
     report = job.report
-    try:
-        require_engine(ENGINE, "checking the file in llama.cpp itself")
-    except MissingExtraError as missing:
-        report.notes.append(f"not loaded into llama.cpp itself: {missing}")
-        return None
     try:
         with EngineProcess(ENGINE, path, threads=job.threads, context=max(len(tokens), 64), exact=True) as engine:
             logits = torch.from_numpy(engine.logits(tokens.tolist()))
@@ -298,7 +262,7 @@ def _check_engine(job: _Job, path: Path, tokens: Tensor, expected: tuple[str, St
         compare_logits(
             (expected[0], expected[1][LOGITS]),
             ("the file in llama.cpp", logits),
-            ENGINE_ERROR.get(job.quantisation, QUANTISED_ERROR if expected[0] == WRITTEN else ROUNDED),
+            ENGINE_ERROR.get(job.quantisation, ROUNDED),
         )
     )
     _check_tokenizer(ids, job)

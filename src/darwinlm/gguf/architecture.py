@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from importlib import import_module
 from typing import Any, Literal
 
 from pydantic import Field
@@ -14,12 +15,12 @@ FusedTensor = Literal["attn_qkv", "ffn_up", "ffn_gate_up_exps"]
 
 
 class Requirement(Closed):
-    """Configurations that the architecture supports, by values of their fields or by a test in `features.py`."""
+    """Configurations that the architecture supports, by values of their fields or by a test in `quirks/`."""
 
     fields: dict[str, Any] = Field(default_factory=dict)
     """Required values of fields. Fields that must not be set are null, false or empty."""
     test: str | None = None
-    """Name of a test of the configuration."""
+    """Name of a test of the configuration: `layers.equal_distances`."""
     otherwise: str
     """Why another configuration can't be exported, as a clause."""
 
@@ -82,15 +83,23 @@ class Architecture(Closed):
     """Tensor that is multiplied by the ratio of llama.cpp's score scale to `query_pre_attn_scalar`."""
     large: int | None = None
     """Number of blocks of Gemma 27B, by which llama.cpp recognises it to scale its scores differently."""
-    tiled: bool = False
-    """Whether value heads of linear attention are numbered across key heads."""
+    tensors: dict[str, str] = Field(default_factory=dict)
+    """Transforms in `quirks/` of tensors by their names in a block."""
+    spelled: dict[str, str] = Field(default_factory=dict)
+    """Ends of names, as the package `gguf` spells them."""
     activations: tuple[str, ...] = ("silu", "swish")
     """Activations of MLPs that it computes."""
     keys: dict[str, str | int | tuple[str, ...]] = Field(default_factory=dict)
     """Further keys by their methods of `gguf.GGUFWriter` without `add_`: a number, a field of the configuration, a
-    product of fields, or `computed` by the function of this name in `keys.py`. Empty fields aren't written."""
+    product of fields, or a function in `quirks/` (a name with a dot). Empty values aren't written."""
     requires: tuple[Requirement, ...] = ()
     """Limits of the architecture."""
+
+
+def quirk(name: str) -> Any:
+    """A function of `quirks/`, by its module and name."""
+    module, _, function = name.partition(".")
+    return getattr(import_module(f"darwinlm.gguf.quirks.{module}"), function)
 
 
 def architecture_of(family: Family) -> Architecture | None:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from darwinlm.gguf.architecture import Architecture
+from darwinlm.gguf.architecture import Architecture, quirk
 from darwinlm.gguf.rope import Rope, UnsupportedError, read_rope
 
-LITE = 26, 27
 OTHER_FORMATS = "Use --to vllm or --to hf"
 """Remedy where llama.cpp computes something else, also for layers of stock shapes."""
-SLIDING_EXAONE = 64
-"""Number of blocks by which llama.cpp recognises EXAONE 4 with sliding-window layers."""
 
 
 def read_features(stock: Architecture, config: Any, columns: int) -> tuple[Rope, int, int | None, list[str]]:
@@ -62,7 +58,7 @@ def _check(stock: Architecture, config: Any) -> None:
     if activation not in stock.activations:
         raise UnsupportedError(f"its MLPs use {activation}", OTHER_FORMATS)
     for each in stock.requires:
-        if not each.meets(config) or not (each.test is None or TESTS[each.test](config)):
+        if not each.meets(config) or not (each.test is None or quirk(each.test)(config)):
             raise UnsupportedError(each.otherwise, OTHER_FORMATS)
 
 
@@ -81,24 +77,3 @@ def _window_of_some(stock: Architecture, period: int, config: Any) -> int:
     if not as_known and (stock.fixed_period or _window_of_all(config) is not None):
         raise UnsupportedError(f"in llama.cpp every {period}. layer has no window, this model has another order")
     return int(config.sliding_window) if as_known else int(config.max_position_embeddings)
-
-
-def _equal_distances(config: Any) -> bool:
-    """Whether attentions come at equal distances, the last block included."""
-    whole = [kind == "full_attention" for kind in config.layer_types]
-    step = whole.index(True) + 1 if any(whole) else 0
-    return bool(step) and whole == [(i + 1) % step == 0 for i in range(len(whole))]
-
-
-TESTS: dict[str, Callable[[Any], bool]] = {
-    "fourth_layers_without_rope": lambda c: (
-        list(c.no_rope_layers) == [int((i + 1) % 4 != 0) for i in range(c.num_hidden_layers)]
-    ),
-    "equal_distances": _equal_distances,
-    "equal_key_and_value_heads": lambda c: bool(c.linear_key_head_dim == c.linear_value_head_dim),
-    "not_64_blocks": lambda c: bool(c.num_hidden_layers != SLIDING_EXAONE),
-    "lite_without_compressed_queries": lambda c: c.num_hidden_layers not in LITE or not c.q_lora_rank,
-    "as_many_kv_heads": lambda c: bool(c.num_key_value_heads == c.num_attention_heads),
-    "only_first_mlps_dense": lambda c: (c.moe_layer_interval, c.moe_layer_end_index) == (1, c.num_hidden_layers - 1),
-}
-"""Tests of configurations, by their names in `Requirement.test`."""

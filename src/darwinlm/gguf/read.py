@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from darwinlm.families.checkpoint import Checkpoint
@@ -170,3 +171,23 @@ def _scaling(path: Path, factors: list[str], config: Any) -> dict[str, Any]:
             "of the type llama3 give: give the model's original folder or hub id"
         )
     return found
+
+
+class FileTensors:
+    """Keys and dequantised tensors of a file."""
+
+    def __init__(self, path: Path) -> None:
+        from gguf import GGUFReader
+
+        reader = GGUFReader(path)
+        self.keys: dict[str, Any] = {
+            name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.")
+        }
+        self.tensors: dict[str, Any] = {tensor.name: tensor for tensor in reader.tensors}
+
+    def get(self, name: str) -> Tensor | None:
+        """A tensor in float32; None if the file doesn't have it."""
+        from gguf.quants import dequantize
+
+        tensor = self.tensors.get(name)
+        return None if tensor is None else torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy()).float()

@@ -18,7 +18,7 @@ from darwinlm.families.family import Family
 from darwinlm.families.layout import stored_name
 from darwinlm.families.parts import Attention, Mlp
 from darwinlm.families.shapes import row_segments
-from darwinlm.gguf.keys import XIELU
+from darwinlm.gguf.architecture import quirk
 from darwinlm.gguf.layout import Layout
 from darwinlm.gguf.rope import rope_tensors
 from darwinlm.runtime.errors import ExportError
@@ -28,12 +28,6 @@ from darwinlm.surgery.sizes import BlockSizes, Tensors, split_rows
 PARTS = ("attn_q", "attn_k", "attn_v")
 MLP_PARTS = ("ffn_gate", "ffn_up")
 FUSED = {"attn_qkv": PARTS, "ffn_up": MLP_PARTS}
-SPELLED = {
-    "dt_bias": "dt_proj.bias",
-    "router.scale": "router.proj.scale",
-    "router.per_expert_scale": "experts.down_proj.scale",
-}
-"""Ends of names, as the package `gguf` spells them."""
 SUFFIXES = (".weight", ".bias", ".scale")
 BARE = ("ssm_a", "ssm_d")
 """Tensors whose names have no suffix."""
@@ -84,7 +78,7 @@ def _names(architecture: str) -> Any:
 def _place(name: str, family: Family, layout: Layout) -> str | None:
     """Name in the file of a tensor by its name in the model, in block 0 if it is in one; None without a place."""
     table = _names(layout.architecture.name)
-    names = map(_spelled, (name, stored_name(family, name)))
+    names = (_spelled(each, layout) for each in (name, stored_name(family, name)))
     place = next(filter(None, (table.get_name(each, SUFFIXES) for each in names)), None)
     if place is None:
         return None
@@ -92,8 +86,8 @@ def _place(name: str, family: Family, layout: Layout) -> str | None:
     return inside if inside.endswith(SUFFIXES) or inside in BARE else f"{inside}.weight"
 
 
-def _spelled(name: str) -> str:
-    for end, spelled in SPELLED.items():
+def _spelled(name: str, layout: Layout) -> str:
+    for end, spelled in layout.architecture.spelled.items():
         name = name.removesuffix(end) + spelled if name.endswith(f".{end}") else name
     return f"{name.removesuffix('_bias')}.bias" if name.endswith("_bias") else name
 
@@ -123,13 +117,11 @@ def block_tensors(reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Ten
     """One block's tensors under the names that follow `blk.N.`."""
     tensors: Tensors = {}
     for name, split, raw in _separate(reshaper, layout, target):
-        if XIELU in name:
-            continue
         place = split or _place(f"{reshaper.family.layers}.0.{name}", reshaper.family, layout)
         known = place in BIASES or (layout.architecture.biases and str(place).startswith(("attn_", "ffn_")))
         if place is None or (place.endswith(".bias") and not known):
             raise _no_place(f"{reshaper.checkpoint.block_prefix(target.block)}{name}", layout)
-        tensors[place] = _arranged(raw.float(), place, name, reshaper, layout, target)
+        tensors[place] = _arranged(raw.float(), place, reshaper, layout, target)
     for fused, parts in FUSED.items():
         if fused in layout.architecture.fused:
             tensors = _joined(tensors, parts, fused, layout)
@@ -157,7 +149,12 @@ def _separate(reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Iterato
     def last(name: str) -> int:
         return max((i for i, (holder, *_) in enumerate(groups) if name.startswith(f"{holder}.")), default=-1)
 
-    stored = _split_latent(reshaper.block(target), reshaper.checkpoint.config)
+    stored = dict(reshaper.block(target))
+    for name in stored.keys() & layout.architecture.tensors.keys():
+        made = quirk(layout.architecture.tensors[name])(stored[name].float(), reshaper.checkpoint.config)
+        if isinstance(made, dict):
+            del stored[name]
+        stored |= made if isinstance(made, dict) else {name: made}
     for name in sorted(stored, key=last):
         _, part, inputs, places = groups[last(name)]
         inside = name.removeprefix(part.prefix)
@@ -171,18 +168,7 @@ def _separate(reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Iterato
         yield from ((name, place, piece) for place, piece in zip_longest(names, pieces))
 
 
-def _split_latent(tensors: Tensors, config: Any) -> Tensors:
-    """A block's tensors with the projection from a latent [r] to heads split: keys [n, r, h] and values [n, h, r]."""
-    name = "self_attn.kv_b_proj.weight"
-    if name not in tensors:
-        return dict(tensors)
-    by_head = tensors[name].view(config.num_attention_heads, -1, config.kv_lora_rank)
-    keys, values = torch.split(by_head, [config.qk_nope_head_dim, config.v_head_dim], 1)
-    rest = {other: tensor for other, tensor in tensors.items() if other != name}
-    return rest | {"self_attn.k_b_proj.weight": keys.mT, "self_attn.v_b_proj.weight": values}
-
-
-def _arranged(tensor: Tensor, place: str, name: str, reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Tensor:
+def _arranged(tensor: Tensor, place: str, reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Tensor:
     """One tensor of a block, rearranged for the architecture."""
     config, kind = reshaper.checkpoint.config, place.rpartition(".")[0]
     if kind.endswith("_norm") and kind != "ssm_norm" and place.endswith(".weight"):
@@ -195,15 +181,9 @@ def _arranged(tensor: Tensor, place: str, name: str, reshaper: Reshaper, layout:
         tensor = tensor * (config.attention_multiplier * reshaper.columns**0.5)
     if layout.scaled and kind in ("attn_output", "ffn_down"):
         tensor = tensor * reshaper.family.residual_scale(config)
-    if kind in ("ffn_gate_inp_shexp", "exp_probs_b") and tensor.ndim > 1:
-        tensor = tensor[0]
-    if kind == "ffn_gate_inp_shexp" and not tensor.any():  # of a removed MLP
-        tensor = tensor + 1  # llama.cpp computes the sigmoid of x as silu(x) / x in qwen2moe
     if kind.endswith("_shexp") and layout.shared:
         tensor = _filled(tensor, layout.shared * target.width, int("down" in kind))
-    tiled = layout.architecture.tiled and name.startswith("linear_attn.")
-    tensor = _of_mixer(tensor, place, name, config)
-    return _tiled(tensor, name.removesuffix(".weight").rpartition(".")[2], config) if tiled else tensor
+    return tensor
 
 
 def _turned(tensor: Tensor, heads: int, reshaper: Reshaper, layout: Layout) -> Tensor:
@@ -219,43 +199,11 @@ def _turned(tensor: Tensor, heads: int, reshaper: Reshaper, layout: Layout) -> T
     return tensor
 
 
-def _of_mixer(tensor: Tensor, place: str, name: str, config: Any) -> Tensor:
-    """A tensor of a token mixer in the shape of the architecture; others are unchanged."""
-    if place in ("ssm_conv1d.weight", "shortconv.conv.weight"):
-        return tensor.squeeze(1)
-    if place == "ssm_a":
-        tensor = -tensor.exp()
-    if name in ("mamba.A_log", "mamba.D"):
-        return tensor[:, None]
-    return tensor.view(config.mamba_n_groups, -1) if name == "mamba.norm.weight" else tensor
-
-
 def _filled(tensor: Tensor, size: int, axis: int) -> Tensor:
     """The tensor with zeros up to a size along an axis. Only one of a removed MLP, all zeros, may be larger."""
     shape = list(tensor.shape)
     shape[axis] = max(size - shape[axis], 0)
     return torch.cat([tensor, tensor.new_zeros(shape)], axis).narrow(axis, 0, size)
-
-
-def _tiled(tensor: Tensor, leaf: str, config: Any) -> Tensor:
-    """Reorder value heads of linear attention.
-
-    Transformers gives key head k the next r value heads, llama.cpp those with the numbers k, k + n, k + 2n and so on,
-    with n key heads. `leaf` is the tensor's name in the linear attention.
-    """
-    n, share = config.linear_num_key_heads, config.linear_num_value_heads // config.linear_num_key_heads
-    columns = {"in_proj_a": 1, "in_proj_b": 1, "dt_bias": 1, "A_log": 1}.get(leaf, config.linear_value_head_dim)
-
-    def moved(values: Tensor) -> Tensor:
-        rest = values.shape[1:]
-        return values.reshape(n, share, columns, *rest).transpose(0, 1).reshape(n * share * columns, *rest)
-
-    if leaf == "out_proj":
-        return moved(tensor.T).T
-    if leaf in ("in_proj_qkv", "conv1d"):
-        before = 2 * n * config.linear_key_head_dim
-        return torch.cat([tensor[:before], moved(tensor[before:])])
-    return tensor if leaf == "norm" else moved(tensor)
 
 
 def _score_scale(reshaper: Reshaper, layout: Layout) -> float:

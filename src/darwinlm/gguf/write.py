@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from darwinlm.gguf.keys import write_further
+from darwinlm.gguf.architecture import quirk
 from darwinlm.gguf.layout import Layout
 from darwinlm.gguf.rope import write_rope
 from darwinlm.gguf.tensors import gguf_tensors
@@ -132,7 +133,7 @@ def _write_keys(writer: Any, reshaper: Reshaper, layout: Layout, file_types: Any
     writer.add_value_length(latent or columns)
     add_eps = writer.add_layer_norm_eps if architecture.layer_norms else writer.add_layer_norm_rms_eps
     add_eps(float(getattr(config, "rms_norm_eps", None) or config.norm_eps))
-    write_further(writer, reshaper, layout)
+    _write_further(writer, reshaper, layout)
     write_rope(writer, layout.rope, whole_heads=architecture.whole_heads)
     if architecture.multipliers:
         writer.add_attention_scale(float(config.attention_multiplier))
@@ -148,3 +149,16 @@ def _write_keys(writer: Any, reshaper: Reshaper, layout: Layout, file_types: Any
         writer.add_expert_count(max(target.experts for target in layout.targets))
         writer.add_expert_used_count(experts.chosen_of(config))
         writer.add_expert_feed_forward_length(next(target.width for target in layout.targets if target.experts))
+
+
+def _write_further(writer: Any, reshaper: Reshaper, layout: Layout) -> None:
+    """Add the keys of `Architecture.keys`."""
+    config = reshaper.checkpoint.config
+    for name, source in layout.architecture.keys.items():
+        value: Any = source
+        if isinstance(source, str):
+            value = quirk(source)(reshaper, layout) if "." in source else getattr(config, source)
+        elif isinstance(source, tuple):
+            value = prod(getattr(config, field) for field in source)
+        if value is not None:
+            getattr(writer, f"add_{name}")(value)

@@ -11,6 +11,7 @@ from darwinlm.database.lens import HEAD_TOKENS as LENS_TOKENS
 from darwinlm.database.levels import variants
 from darwinlm.evaluation import speed
 from darwinlm.evaluation.looking_back import LIST_LENGTHS, PASSAGES, number_of_lists
+from darwinlm.evaluation.quality import HEAD_TOKENS as PIECE
 from darwinlm.families.shapes import ModuleShape
 from darwinlm.planning.model import Sizes
 from darwinlm.planning.need import Items, StageNeed, largest
@@ -262,7 +263,7 @@ def refit(need: StageNeed) -> None:
 def evaluate(need: StageNeed) -> None:
     """Every model on evaluation text, timed passes, and continuations, of which each token reads all weights.
 
-    In memory are two models, and a pass with its logits; on a CPU the others wait.
+    In memory are a block and a head while models are read, then whole models where two fit into half of the memory.
     """
     sizes, recipe = need.sizes, need.sizes.recipe
     tokens, length = recipe.text.evaluation_tokens, recipe.text.sequence_length
@@ -278,15 +279,17 @@ def evaluate(need: StageNeed) -> None:
         need.run(models * copied, kept)
         need.run(models * decoded, kept, batch=1)
     need.tokens = tokens * (1 + smaller)
-    need.held = a_pass(sizes) | {
-        "dense model and one other model": float((sizes.params + sizes.small) * sizes.size),
-        "logits of one pass": 2 * 4.0 * sizes.pass_tokens * sizes.vocabulary,
-    }
-    if need.device.is_cpu:
-        need.ram["the other models"] = float((smaller - 1) * sizes.small * sizes.size)
-    else:
-        in_float32 = recipe.refit.tokens and recipe.recovery.tokens
-        need.ram["a model while it is loaded"] = float(sizes.small * (4 if in_float32 else sizes.saved))
+    head = float(sizes.vocabulary * sizes.width * sizes.size)
+    reading = a_pass(sizes, 2) | {"heads": 2 * head, "logits of one piece": 16.0 * PIECE * sizes.vocabulary}
+    reading |= streams(need, tokens * sizes.width * (1 + smaller))
+    whole, room = (sizes.params + sizes.small) * sizes.size, need.room / 2
+    timing: Items = {}
+    if whole <= room:
+        timing = {"whole models": min(float((sizes.params + smaller * sizes.small) * sizes.size), room)}
+        if not need.device.is_cpu:
+            in_float32 = recipe.refit.tokens and recipe.recovery.tokens
+            need.ram["a model while it is loaded"] = float(sizes.small * (4 if in_float32 else sizes.saved))
+    need.held = largest(reading, timing)
     # Two of the smaller models are stitched from the database: the evaluated uniform one, and the result.
     need.read = (sizes.params + smaller * sizes.small) * sizes.saved + database_bytes(sizes)
     need.disk = 2.0 * sizes.small * sizes.saved

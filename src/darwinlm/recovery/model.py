@@ -18,15 +18,13 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from darwinlm.evaluation.chunks import chunked_loss
+from darwinlm.families.family import family_of
 from darwinlm.recipe import RecoverySettings
 from darwinlm.recovery.losses import Loss, TopK, forward_kl, next_token_loss, top_of, weighted
 from darwinlm.runtime import parallel
 
 LORA_ALPHA = 16.0
 """Scale of adapters times their rank, as for QLoRA (arXiv 2305.14314)."""
-
-CORRECTION = "e_score_correction_bias"
-"""Tensor of a router that only changes the choice of experts, so that it gets no gradient, for which DDP would wait."""
 
 LOGIT_CHUNK = 1024
 """Tokens whose logits are in memory at once: 4 GB at the peak for a vocabulary of 131,072."""
@@ -45,8 +43,11 @@ def prepared(model: Any, settings: RecoverySettings) -> Any:
         else:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
     if not settings.lora_rank:
+        experts = family_of(model.config).mlp.experts
+        # It only changes the choice of experts, so it gets no gradient, for which DDP would wait.
+        still = experts.correction if experts is not None else None
         for name, weight in model.named_parameters():
-            weight.requires_grad = not name.endswith(CORRECTION)
+            weight.requires_grad = still is None or not name.endswith(still)
         if not settings.trains_embeddings:
             for module in (model.get_input_embeddings(), model.get_output_embeddings()):
                 module.requires_grad_(requires_grad=False)

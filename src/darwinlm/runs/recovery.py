@@ -18,7 +18,7 @@ from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.runtime.places import check_output
 from darwinlm.stages.corpus import CORPUS, CORPUS_RECOVERY, DOCUMENTS, amount_for_pruning, corpus_stage
-from darwinlm.stages.evaluate import EVALUATE, Measured, Models
+from darwinlm.stages.evaluate import EVALUATE, Measured, Models, Source
 from darwinlm.stages.export import EXPORT, Exported
 from darwinlm.stages.model import DENSE, cut_to, read_cut, resolved_model
 from darwinlm.stages.recover import RECOVER, Recovered, check_recovery
@@ -30,8 +30,7 @@ from darwinlm.stages.text_source import with_corpus
 
 def _models(task: Task, teacher: Checkpoint, dense: Checkpoint, export: Exported) -> Models:
     context, found = task.context, {"dense": teacher, "before": dense, "recovered": export.checkpoint}
-    loads = {name: partial(model.load, context.dtype, context.device) for name, model in found.items()}
-    return Models.of(**{name: (load, found[name].digest) for name, load in loads.items()})
+    return Models.of(**{name: (Source.of(model, context), model.digest) for name, model in found.items()})
 
 
 def _report(

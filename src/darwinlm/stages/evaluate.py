@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 
 from darwinlm.data import TokenBlocks
 from darwinlm.evaluation.looking_back import all_copying, longest_sequence, measure_copying, number_of_lists
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.evaluation.speed import continue_greedily, measure_speed, prompts_for
+from darwinlm.execution.context import Context
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.runtime import parallel
@@ -30,29 +32,47 @@ from darwinlm.stages.recover import Recovered
 from darwinlm.stages.refit import Refitted
 from darwinlm.stages.search import SearchResult
 from darwinlm.stages.stitch import Stitched
-from darwinlm.surgery.stitch import as_dtype, block_parameters
+from darwinlm.streaming.hidden import HiddenMemory
+from darwinlm.streaming.streamed import StreamedDecoder
+from darwinlm.surgery.stitch import as_dtype, block_parameters, stitched_blocks
 from darwinlm.surgery.stitch import stitch as stitched
 
 FIGURES = "models.json"
-QUALITY, SPEED, COPYING = 0.45, 0.65, 0.85
+QUALITY, COPYING, SPEED = 0.45, 0.65, 0.85
 """Shares of a limited time after which each measurement stops."""
 
 Measured = dict[ModelKey, ModelFigures]
-Loaders = dict[ModelKey, Callable[[], Any]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from: as a decoder that reads the given tokens block by block, and whole."""
+
+    decoder: Callable[[Tensor], StreamedDecoder]
+    load: Callable[[], Any]
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, context: Context) -> Source:
+        """A stored model."""
+        decoder = partial(StreamedDecoder, checkpoint, dtype=context.dtype, device=context.device)
+        return cls(decoder, partial(checkpoint.load, context.dtype, context.device))
+
+
+Sources = dict[ModelKey, Source]
 
 
 @dataclass(frozen=True)
 class Models:
     """The models to measure, the dense one first, with the digests that identify them."""
 
-    loaders: Loaders
+    sources: Sources
     digest: str
 
     @classmethod
-    def of(cls, **models: tuple[Callable[[], Any], Any]) -> Models:
-        """From pairs of a function that loads a model and what identifies it; None leaves a model out."""
-        loaders: Any = {name: model[0] for name, model in models.items() if model is not None}
-        return cls(loaders, digest_of({name: model[1] for name, model in models.items() if model is not None}))
+    def of(cls, **models: tuple[Source, Any]) -> Models:
+        """From pairs of a model's source and what identifies it."""
+        sources: Any = {name: model[0] for name, model in models.items()}
+        return cls(sources, digest_of({name: model[1] for name, model in models.items()}))
 
 
 def _models(
@@ -73,20 +93,34 @@ def _models(
         database.reader.release()
         return model
 
-    def loaded(checkpoint: Checkpoint) -> tuple[Callable[[], Any], str]:
-        return partial(checkpoint.load, context.dtype, context.device), checkpoint.digest
+    def stored(checkpoint: Checkpoint) -> tuple[Source, str]:
+        return Source.of(checkpoint, context), checkpoint.digest
+
+    def of_blocks(checkpoint: Checkpoint, weights: Callable[[int], dict[str, Tensor]], tokens: Tensor) -> Any:
+        return StreamedDecoder(checkpoint, tokens, dtype=context.dtype, device=context.device, weights=weights)
+
+    def uniform_blocks(tokens: Tensor) -> Any:
+        checkpoint, weights = stitched_blocks(database.reader, search.uniform)
+
+        def of(block: int) -> dict[str, Tensor]:
+            cut = weights(block)
+            database.reader.release()
+            return cut
+
+        return of_blocks(checkpoint, of, tokens)
 
     models: dict[str, Any] = {
-        "dense": loaded(teacher),
-        "uniform": (uniform, [database.digest, search.uniform]),
-        "stitched": loaded(stitch.checkpoint),
+        "dense": stored(teacher),
+        "uniform": (Source(uniform_blocks, uniform), [database.digest, search.uniform]),
+        "stitched": stored(stitch.checkpoint),
     }
     if refit is not None and recover is not None:
-        models["refit"] = (lambda: as_dtype(refit.model(), context.dtype)), refit.record
+        corrected = partial(of_blocks, stitch.checkpoint, refit.block)
+        models["refit"] = Source(corrected, lambda: as_dtype(refit.model(), context.dtype)), refit.record
     elif refit is not None:
-        models["refit"] = loaded(export.checkpoint)
+        models["refit"] = stored(export.checkpoint)
     if recover is not None:
-        models["recovered"] = loaded(export.checkpoint)
+        models["recovered"] = stored(export.checkpoint)
     return Models.of(**models)
 
 
@@ -94,7 +128,7 @@ MODELS = Stage("models", _models)
 
 
 def _measure(task: Task, dense: Checkpoint, models: Models, export: Exported, evaluation: TokenBlocks) -> None:
-    measured = measure_models(task, dense, models.loaders, evaluation, export.dtype)
+    measured = measure_models(task, dense, models.sources, evaluation, export.dtype)
     parallel.in_main(save_figures, task.folder / FIGURES, measured)
 
 
@@ -124,41 +158,6 @@ def read_figures(path: Path) -> Measured:
         raise damaged(path, f"it doesn't hold figures of models: {first_line(error)}") from error
 
 
-def room_for_models(device: torch.device) -> float | None:
-    """Bytes of a GPU for models: half of its free memory, the least of all processes; None on a CPU."""
-    return min(parallel.gather(free_bytes(device))) / 2 if device.type == "cuda" else None
-
-
-def takes_another(sizes: Sequence[int], room: float | None) -> bool:
-    """Whether another smaller model fits beside the dense one and the smaller ones after it; one always does."""
-    return len(sizes) < 2 or room is None or sum(sizes) + max(sizes[1:]) <= room
-
-
-def measure_models(task: Task, dense: Checkpoint, loaders: Loaders, text: TokenBlocks, dtype: torch.dtype) -> Measured:
-    """Measure models on the same text, as many at once as fit beside the dense one; processes share the text.
-
-    Models are loaded in the run's element type; their sizes in bytes are those in `dtype`.
-    """
-    measured: Measured = {}
-    last = list(loaders)[-1]
-    waiting, room = [name for name in loaders if name != "dense"], room_for_models(task.context.device)
-    models: dict[ModelKey, Any] = {}
-    while waiting:
-        models = {name: model for name, model in models.items() if name == "dense"}
-        with parallel.agree():
-            if not models:
-                models["dense"] = loaders["dense"]()
-            while waiting and takes_another([_bytes(model) for model in models.values()], room):
-                name = waiting.pop(0)
-                models[name] = loaders[name]().to(task.context.device)
-        measured = {**_measure_together(task, dense, models, text, dtype, shown=("dense", last)), **measured}
-    return {name: measured[name] for name in loaders}
-
-
-def _bytes(model: Any) -> int:
-    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-
-
 def _late(task: Task) -> Callable[[float], Callable[[], bool]]:
     """For a share of the time until the evaluation must end: whether this share has passed."""
     begun, ends = time.monotonic(), None if task.pace is None else task.pace.ends()
@@ -166,45 +165,40 @@ def _late(task: Task) -> Callable[[float], Callable[[], bool]]:
     return lambda share: lambda: time.monotonic() - begun > share * (ends - begun)
 
 
-def _measure_together(
-    task: Task,
-    dense: Checkpoint,
-    models: dict[ModelKey, Any],
-    text: TokenBlocks,
-    dtype: torch.dtype,
-    *,
-    shown: tuple[ModelKey, ...],
-) -> Measured:
-    """Measure models at once; those that are `shown` also write."""
-    context, tokens = task.context, text.tokens
-    named: dict[str, Any] = {str(name): model for name, model in models.items()}
-    late = _late(task)
+def measure_models(task: Task, dense: Checkpoint, models: Sources, text: TokenBlocks, dtype: torch.dtype) -> Measured:
+    """Measure models on the same text, block by block; processes share it.
+
+    Models compute in the run's element type; their sizes in bytes are those in `dtype`. Whole models are timed.
+    """
+    context, tokens, late = task.context, text.tokens, _late(task)
+    tokenizer = dense.tokenizer()
+    sequences, remarks = all_copying(
+        tokenizer, tokens, longest_sequence(dense.config), lists=number_of_lists(tokens.numel())
+    )
+    read = torch.cat([tokens.flatten(), *(each.tokens.flatten() for each in sequences)])
+    with parallel.agree():
+        decoders: dict[str, Any] = {str(name): model.decoder(read) for name, model in models.items()}
     quality = measure_quality(
-        models["dense"],
-        named,
+        decoders["dense"],
+        decoders,
         tokens,
         batch_tokens=context.batch_tokens,
+        memory=HiddenMemory(task.folder),
         progress=context.reporter.advance,
         late=late(QUALITY),
     )
-    # The first process alone times the models.
-    speed = parallel.broadcast(measure_speed(named, tokens[:1], late=late(SPEED)) if parallel.is_main() else {})
-    tokenizer = dense.tokenizer()
-    sequences, remarks = all_copying(
-        tokenizer, tokens, longest_sequence(models["dense"].config), lists=number_of_lists(tokens.numel())
-    )
-    copied = measure_copying(named, sequences, batch_tokens=context.batch_tokens, late=late(COPYING))
+    copied = measure_copying(decoders, sequences, batch_tokens=context.batch_tokens, late=late(COPYING))
     if skipped := [each.name for each in sequences[len(copied["dense"]) :]]:
         remarks.append(f"copying was not measured for lack of time: {'; '.join(skipped)}")
-    prompts = prompts_for(tokenizer, task.recipe.evaluation.prompts) if parallel.is_main() else ()
-    prompts = prompts[: 1 if late(COPYING)() else None]
-    measured: Measured = {}
-    for name, model in models.items():
-        params = sum(parameter.numel() for parameter in model.parameters())
-        measured[name] = ModelFigures(
-            params=params,
-            block_params=block_parameters(model, dense.family.layers),
-            bytes=params * dtype.itemsize,
+    params = {name: int(decoders[name].params) for name in models}
+    in_blocks = {name: block_parameters(decoders[name].model, dense.family.layers) for name in models}
+    del decoders
+    used = _use(task, models, params, tokenizer, tokens[:1], late)
+    return {
+        name: ModelFigures(
+            params=params[name],
+            block_params=in_blocks[name],
+            bytes=params[name] * dtype.itemsize,
             perplexity=quality[name].perplexity,
             kl=quality[name].kl,
             tokens=quality[name].tokens,
@@ -216,9 +210,59 @@ def _measure_together(
                 copying=tuple(copied[name]),
                 remarks=tuple(remarks),
             ),
-            tokens_per_second=speed[name].prompt,
-            decode_tokens_per_second=speed[name].decode,
-            speed_spread=speed[name].spread,
-            continuations=tuple(continue_greedily(model, tokenizer, prompts if name in shown else ())),
+            **used.get(name, {}),
         )
-    return measured
+        for name in models
+    }
+
+
+def groups_that_fit(sizes: Mapping[ModelKey, int], room: float) -> list[list[ModelKey]]:
+    """Models to hold at once, in groups, each with the dense one; without those that don't fit beside it."""
+    groups: list[list[ModelKey]] = []
+    for name, size in sizes.items():
+        if name == "dense" or sizes["dense"] + size > room:
+            continue
+        if not groups or sum(sizes[each] for each in groups[-1]) + size > room:
+            groups.append(["dense"])
+        groups[-1].append(name)
+    return groups
+
+
+def _use(
+    task: Task,
+    models: Sources,
+    params: Mapping[ModelKey, int],
+    tokenizer: Any,
+    prompt: Tensor,
+    late: Callable[[float], Callable[[], bool]],
+) -> dict[ModelKey, dict[str, Any]]:
+    """Speeds and continuations of models as figures, by model: of those that fit into half of the memory at once.
+
+    The first process measures while the others wait.
+    """
+    context, figures = task.context, dict[ModelKey, dict[str, Any]]()
+    sizes = {name: count * context.dtype.itemsize for name, count in params.items()}
+    room = min(parallel.gather(free_bytes(context.device))) / 2
+    held: dict[str, Any] = {}
+    shown = ("dense", list(models)[-1])  # the pages compare these two
+    for group in groups_that_fit(sizes, room) if parallel.is_main() else ():
+        held = {name: model for name, model in held.items() if name == "dense"}
+        held |= {name: models[name].load().to(context.device) for name in group if name not in held}
+        speeds = measure_speed(held, prompt, late=late(SPEED))
+        prompts = prompts_for(tokenizer, task.recipe.evaluation.prompts)[: 1 if late(SPEED)() else None]
+        for name in group:
+            if name not in figures:
+                figures[name] = {
+                    "tokens_per_second": speeds[name].prompt,
+                    "decode_tokens_per_second": speeds[name].decode,
+                    "speed_spread": speeds[name].spread,
+                    "continuations": tuple(continue_greedily(held[name], tokenizer, prompts if name in shown else ())),
+                }
+    figures = parallel.broadcast(figures)
+    if left_out := [name for name in models if name not in figures]:
+        context.reporter.say(
+            f"evaluate: no speeds and continuations of {', '.join(left_out)}: whole models with the dense one need up "
+            f"to {(sizes['dense'] + max(sizes[name] for name in left_out if name != 'dense')) / 1e9:.3g} GB, and "
+            f"{room / 1e9:.3g} GB are for them"
+        )
+    return figures

@@ -60,6 +60,14 @@ class Refitted:
             corrected |= {checkpoint.block_prefix(block) + name: weight for name, weight in weights.items()}
         return corrected
 
+    def block(self, block: int) -> dict[str, Tensor]:
+        """Weights of a block of the corrected model by name in it."""
+        checkpoint = self.stitched.checkpoint
+        stored = checkpoint.read(checkpoint.block_prefix(block))
+        if self.record["kept"] == "stitched":
+            return stored
+        return stored | _interpolated(self.folder, checkpoint, block, self.record["strength"])
+
     def model(self) -> Any:
         """The corrected model in memory, float32."""
         model = self.stitched.model()

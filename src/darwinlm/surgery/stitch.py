@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -39,13 +40,27 @@ Chosen = dict[tuple[int, ModuleKind], Level]
 
 def stitch(database: ModuleReader, allocation: tuple[int, ...]) -> Any:
     """The smaller model of an allocation, in memory, in the checkpoint's types."""
-    checkpoint = database.checkpoint
+    smaller, _ = stitched_blocks(database, allocation)
     chosen = chosen_levels(database.modules, allocation)
-    table = layer_table(checkpoint.n_blocks, chosen, partial(sizes_in, database))
-    model = empty_model(smaller_config(checkpoint, table), checkpoint)
+    model = smaller.skeleton()
     left, _ = fill(model, {name: tensor.clone() for name, tensor in stitched_tensors(database, chosen)})
     assert not left, f"stitching left {left} without weights"
     return model.eval().requires_grad_(requires_grad=False)
+
+
+def stitched_blocks(
+    database: ModuleReader, allocation: tuple[int, ...]
+) -> tuple[Checkpoint, Callable[[int], dict[str, Tensor]]]:
+    """The smaller model of an allocation, to be read block by block.
+
+    Returns a checkpoint with its configuration and everything outside its blocks, and the weights of a block by name in
+    it.
+    """
+    checkpoint = database.checkpoint
+    chosen = chosen_levels(database.modules, allocation)
+    table = layer_table(checkpoint.n_blocks, chosen, partial(sizes_in, database))
+    smaller = _described(smaller_config(checkpoint, table), checkpoint)
+    return smaller, lambda block: dict(_block_tensors(database, chosen, block))
 
 
 def chosen_levels(modules: tuple[ModuleLevels, ...], allocation: tuple[int, ...]) -> Chosen:
@@ -173,9 +188,14 @@ def _common_sizes(table: dict[int, dict[str, Any]], experts: Experts | None) -> 
 
 def empty_model(config: Any, checkpoint: Checkpoint) -> Any:
     """The smaller model on the meta device, except for buffers that aren't saved."""
+    return _described(config, checkpoint).skeleton()
+
+
+def _described(config: Any, checkpoint: Checkpoint) -> Checkpoint:
+    """The dense checkpoint's files with the configuration of a smaller model."""
     if is_custom(config):
         pruned_classes(*checkpoint.family.class_names)
-    return Checkpoint(checkpoint.folder, config, checkpoint.family, checkpoint.source).skeleton()
+    return replace(checkpoint, config=config)
 
 
 def fill(model: Any, tensors: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:
@@ -188,25 +208,30 @@ def fill(model: Any, tensors: Mapping[str, Tensor]) -> tuple[list[str], list[str
 def stitched_tensors(database: ModuleReader, chosen: Chosen) -> Iterator[tuple[str, Tensor]]:
     """Tensors of the smaller model, a block at a time, in the checkpoint's types."""
     checkpoint = database.checkpoint
-    family = checkpoint.family
     for name in checkpoint.names_outside_blocks():
         yield name, checkpoint.read(name)[""]
     for block in range(checkpoint.n_blocks):
-        prefix = checkpoint.block_prefix(block)
-        inside = checkpoint.read(prefix)
-        if family.tail is not None and family.tail.scale in inside:
-            yield prefix + family.tail.scale, inside[family.tail.scale]
-        for kind in family.kinds:
-            part = family.module(kind)
-            level = chosen.get((block, kind))
-            if level is None or level.width == 0:
-                continue
-            tensors, norms = split_block(inside, part)
-            kept = database.kept(block, kind, level)
-            for name, tensor in shrink_tensors(family, database.shapes[block, kind], tensors, kept).items():
-                yield f"{prefix}{part.prefix}{name}", tensor
-            for name, tensor in norms.items():
-                yield prefix + name, tensor
+        for name, tensor in _block_tensors(database, chosen, block):
+            yield checkpoint.block_prefix(block) + name, tensor
+
+
+def _block_tensors(database: ModuleReader, chosen: Chosen, block: int) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of a block of the smaller model by name in it."""
+    checkpoint = database.checkpoint
+    family = checkpoint.family
+    inside = checkpoint.read(checkpoint.block_prefix(block))
+    if family.tail is not None and family.tail.scale in inside:
+        yield family.tail.scale, inside[family.tail.scale]
+    for kind in family.kinds:
+        part = family.module(kind)
+        level = chosen.get((block, kind))
+        if level is None or level.width == 0:
+            continue
+        tensors, norms = split_block(inside, part)
+        kept = database.kept(block, kind, level)
+        for name, tensor in shrink_tensors(family, database.shapes[block, kind], tensors, kept).items():
+            yield f"{part.prefix}{name}", tensor
+        yield from norms.items()
 
 
 def block_parameters(model: nn.Module, layers: str) -> int:

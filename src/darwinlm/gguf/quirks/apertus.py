@@ -1,0 +1,25 @@
+"""Apertus: the parameters of its activation are keys of the file."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+XIELU = "mlp.act_fn."
+
+
+def key_instead(_: Tensor, __: Any) -> dict[str, Tensor]:
+    """No tensor."""
+    return {}
+
+
+def _values(name: str, reshaper: Any, layout: Any) -> list[float]:
+    """One value for each block; 0 where the MLP was removed."""
+    places = (reshaper.checkpoint.block_prefix(target.block) + XIELU + name for target in layout.targets)
+    values = (reshaper.checkpoint.read(place).values() for place in places)
+    return [float(tensor) for tensors in values for tensor in tensors or [0.0]]
+
+
+alpha_n, alpha_p, beta, eps = (partial(_values, name) for name in ("alpha_n", "alpha_p", "beta", "eps"))

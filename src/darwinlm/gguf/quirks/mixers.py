@@ -1,0 +1,86 @@
+"""Token mixers: state space (Granite 4), linear attention (Qwen3-Next, Qwen3.5), short convolutions (LFM2).
+
+In Qwen3.5, llama.cpp numbers value heads across key heads. Transformers gives key head k the next r value heads; there
+they are those with the numbers k, k + n, k + 2n and so on, with n key heads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def decay(tensor: Tensor, _: Any) -> Tensor:
+    """Logarithms as negative decays."""
+    return -tensor.exp()
+
+
+def convolution(tensor: Tensor, _: Any) -> Tensor:
+    """Filters [channels, 1, width] without the middle dimension."""
+    return tensor.squeeze(1)
+
+
+def tiled(tensor: Tensor, config: Any, columns: int | None = None) -> Tensor:
+    """Rows of value heads in llama.cpp's order; a head has as many as a value, unless stated otherwise."""
+    n, share = config.linear_num_key_heads, config.linear_num_value_heads // config.linear_num_key_heads
+    columns, rest = columns or config.linear_value_head_dim, tensor.shape[1:]
+    return tensor.reshape(n, share, columns, *rest).transpose(0, 1).reshape(n * share * columns, *rest)
+
+
+def tiled_single(tensor: Tensor, config: Any) -> Tensor:
+    """One row for each value head."""
+    return tiled(tensor, config, 1)
+
+
+def tiled_decay(tensor: Tensor, config: Any) -> Tensor:
+    """One decay for each value head."""
+    return tiled(decay(tensor, config), config, 1)
+
+
+def tiled_columns(tensor: Tensor, config: Any) -> Tensor:
+    """Columns of value heads."""
+    return tiled(tensor.T, config).T
+
+
+def tiled_values(tensor: Tensor, config: Any) -> Tensor:
+    """Rows of queries, keys and values, of which the values move."""
+    before = 2 * config.linear_num_key_heads * config.linear_key_head_dim
+    return torch.cat([tensor[:before], tiled(tensor[before:], config)])
+
+
+def tiled_convolution(tensor: Tensor, config: Any) -> Tensor:
+    """Filters of queries, keys and values."""
+    return tiled_values(convolution(tensor, config), config)
+
+
+def sections(reshaper: Any, layout: Any) -> list[int]:
+    """Pairs of the rotary embedding that turn with time, height and width."""
+    stated = reshaper.checkpoint.config.rope_parameters.get("mrope_section")
+    return [*(stated or [layout.rope.turned // 2] * 3), 0][:4]
+
+
+def equal_heads(config: Any) -> bool:
+    """Whether heads of keys and of values have one size."""
+    return bool(config.linear_key_head_dim == config.linear_value_head_dim)
+
+
+def decay_column(tensor: Tensor, _: Any) -> Tensor:
+    """Logarithms [n] as negative decays [n, 1]."""
+    return decay(tensor, None)[:, None]
+
+
+def column(tensor: Tensor, _: Any) -> Tensor:
+    """A vector [n] as [n, 1]."""
+    return tensor[:, None]
+
+
+def by_group(tensor: Tensor, config: Any) -> Tensor:
+    """The norm's weights by group."""
+    return tensor.view(config.mamba_n_groups, -1)
+
+
+def has_rope(reshaper: Any, _: Any) -> bool:
+    """Whether there is a rotary embedding, which llama.cpp calls finetuned scaling."""
+    return bool(reshaper.checkpoint.config.position_embedding_type == "rope")

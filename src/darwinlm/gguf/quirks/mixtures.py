@@ -1,0 +1,73 @@
+"""Mixtures of experts: what files say about the router and about shared experts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+
+def shared_gate(tensor: Tensor, _: Any) -> Tensor:
+    """The gate of a shared expert [1, m] as [m]; ones for a removed MLP.
+
+    llama.cpp computes the sigmoid of x as silu(x) / x in qwen2moe.
+    """
+    return tensor[0] if tensor.any() else tensor[0] + 1
+
+
+def first_row(tensor: Tensor, _: Any) -> Tensor:
+    """The only row of a correction (ERNIE 4.5)."""
+    return tensor[0]
+
+
+def leading_dense_blocks(_: Any, layout: Any) -> int:
+    """Number of blocks before the first mixture."""
+    return [bool(each.experts) for each in layout.targets].index(True)
+
+
+def shared_count(_: Any, layout: Any) -> int:
+    """Width of the shared experts as a multiple of that of the others."""
+    return int(layout.shared)
+
+
+def shared_width(_: Any, layout: Any) -> int:
+    """Width of the shared experts."""
+    return int(layout.shared * layout.targets[-1].width)
+
+
+def weight_scale(reshaper: Any, _: Any) -> float:
+    """Factor on the weights of experts."""
+    return float(reshaper.family.mlp.experts.weight_scale(reshaper.checkpoint.config))
+
+
+def sums_to_one(reshaper: Any, _: Any) -> bool:
+    """Whether weights of the chosen experts sum to one."""
+    return bool(reshaper.family.mlp.experts.sums_to_one(reshaper.checkpoint.config))
+
+
+def scores(reshaper: Any, _: Any) -> Any:
+    """Function of the router's logits."""
+    from gguf import ExpertGatingFuncType
+
+    return ExpertGatingFuncType[reshaper.family.mlp.experts.scores.upper()]
+
+
+def groups(reshaper: Any, _: Any) -> int | None:
+    """Groups of experts among which the router chooses first; None with a single one."""
+    config = reshaper.checkpoint.config
+    return config.n_group if (config.n_group or 1) > 1 else None
+
+
+def chosen_groups(reshaper: Any, layout: Any) -> int | None:
+    """Groups that the router chooses; None with a single one."""
+    return reshaper.checkpoint.config.topk_group if groups(reshaper, layout) else None
+
+
+def as_many_kv_heads(config: Any) -> bool:
+    """Whether query heads have KV heads of their own (OLMoE)."""
+    return bool(config.num_key_value_heads == config.num_attention_heads)
+
+
+def only_first_mlps_dense(config: Any) -> bool:
+    """Whether all MLPs after the first mixture are mixtures (ERNIE 4.5)."""
+    return (config.moe_layer_interval, config.moe_layer_end_index) == (1, config.num_hidden_layers - 1)
