@@ -7,7 +7,7 @@ separate process with a time limit, so one that runs out of memory or hangs does
 `name: value unit (bound) ok|FAIL`. The same is written as JSON, with plans based on the measured rates. The exit status
 is 1 if any line failed.
 `--tiny --device cpu` runs everything in minutes on small shapes, without bounds on speed. A test does this.
-A YAML file beside the JSON holds the measured rates, for `darwinlm plan --device gpu.yaml`.
+At the end it plans the shipped recipes, as `darwinlm plan --device cuda` does.
 Measurements of several GPUs are in `gpu_node.py`.
 """
 
@@ -28,10 +28,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
-from gpu_stages import PASSES, candidates, decoding, recovery, refit, resume, stream, training
-from gpu_units import STEPS, Line, Setup, equality, machine, mixed_types, moments, order, traps
+from gpu_stages import candidates, decoding, recovery, refit, resume, stream, training
+from gpu_units import Line, Setup, equality, machine, mixed_types, moments, order, traps
 
 PARTS: dict[str, tuple[int, Callable[[Setup], None]]] = {
     "machine": (60, machine),
@@ -57,11 +56,6 @@ TINY_BOX = 300
 """Time limit in seconds of each part with `--tiny`, on a machine that may be busy."""
 
 PLANNED = ("llama2-7b-2.7b", "llama2-7b-2.7b-fast")
-
-KINDS = ("bfloat16", "float32", "float64")
-
-PRODUCT_EFFICIENCY = 0.9
-"""Share of the measured rates that other large products reach."""
 
 
 def _run_part(name: str, setup: Setup) -> None:
@@ -110,37 +104,16 @@ def run_parts(chosen: list[str], setup: Setup, box: int | None) -> list[Line]:
     return results
 
 
-def measured_device(results: list[Line], device: str, out: Path) -> str | None:
-    """Write the rates of this machine as a device for the plan; return the file's name."""
-    parts = ("machine", "stream", "order")
-    values = {line.name: float(line.value) for line in results if line.part in parts and line.unit}
-    if not {f"{kind} product" for kind in KINDS} <= values.keys():
-        return None
-    on_gpu = torch.device(device).type == "cuda"
-    row = {kind: round(values[f"{kind} product"], 4) for kind in KINDS}
-    row["memory"] = torch.cuda.get_device_properties(0).total_memory / 1e9 if on_gpu else 80.0
-    row["bandwidth"] = round(values["memory bandwidth"], 2)
-    row["product_efficiency"] = PRODUCT_EFFICIENCY
-    row["disk"] = values["disk"]
-    if PASSES in values:
-        row["efficiency"] = round(values[PASSES] / values["bfloat16 product" if on_gpu else "float32 product"], 4)
-    if STEPS in values:
-        row["step_seconds"] = values[STEPS] / 1e6
-    name = "".join(filter(str.isalnum, torch.cuda.get_device_name().lower())) if on_gpu else "this-machine"
-    path = out.with_suffix(".yaml")
-    path.write_text(yaml.safe_dump({name: row | {"source": "measured by benchmarks/gpu.py"}}), encoding="utf-8")
-    return str(path)
-
-
 def plans(device: str) -> list[Line]:
-    """Planned hours of the shipped recipes, from a file of measured rates."""
+    """Planned hours of the shipped recipes, from pieces of their work on this device."""
     from transformers import AutoConfig
 
     from darwinlm.families.checkpoint import Checkpoint
+    from darwinlm.needs.sizes import Sizes
     from darwinlm.planning.devices import find_device
-    from darwinlm.planning.model import Sizes
     from darwinlm.planning.plan import make_plan
     from darwinlm.recipe import load_recipe
+    from darwinlm.recipe.settled import settled
 
     measured = find_device(device)
     lines = []
@@ -150,9 +123,9 @@ def plans(device: str) -> list[Line]:
         config.max_position_embeddings = 4096
         config.save_pretrained(folder)
         for name in PLANNED:
-            recipe = load_recipe(name, (), {"model": folder})
+            recipe = settled(load_recipe(name, (), {"model": folder}), measured.kind)
             plan = make_plan(Sizes(Checkpoint.describe(Path(folder)), recipe), measured)
-            lines += [Line("plan", f"{name} {n.name}", n.seconds / 60, "min") for n in plan.needs]
+            lines += [Line("plan", f"{name} {n.name}", n.seconds(plan.rates) / 60, "min") for n in plan.needs]
             lines.append(Line("plan", f"{name} all", plan.seconds / 3600, "h"))
     return lines
 
@@ -175,8 +148,7 @@ def main() -> None:
         lines: Any = multiprocessing.get_context("spawn").Queue()
         setup = Setup(options.device, tiny=options.tiny, work=Path(work), lines=lines)
         results = run_parts(options.part or list(PARTS), setup, TINY_BOX if options.tiny else None)
-    rates = measured_device(results, options.device, options.out)
-    planned = plans(rates) if rates else []
+    planned = plans(options.device) if "machine" in (options.part or PARTS) and not options.tiny else []
     for line in planned:
         print(line)
     results += planned

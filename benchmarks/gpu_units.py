@@ -97,8 +97,8 @@ class Setup:
 
     def plan(self, part: str, checkpoint: Any, stage: str, *settings: str) -> float:
         """Bytes on a device that the plan says for a stage at the benchmark's budget."""
+        from darwinlm.needs.sizes import Sizes
         from darwinlm.planning.devices import find_device
-        from darwinlm.planning.model import Sizes
         from darwinlm.planning.plan import estimate
         from darwinlm.recipe import load_recipe
 
@@ -143,7 +143,7 @@ def machine(setup: Setup) -> None:
     for kind in ("bfloat16", "float32", "float64"):
         a, b = (torch.randn(n, n, device=setup.kind).to(getattr(torch, kind)) for _ in range(2))
         rate = 2 * n**3 / setup.seconds(lambda a=a, b=b: a @ b) / 1e12
-        setup.fast("machine", f"{kind} product", rate, "TFLOP/s", stated and stated.rates[kind] / 2e12)
+        setup.fast("machine", f"{kind} product", rate, "TFLOP/s", stated and stated.peaks[kind] / 2e12)
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     a, b = (torch.randn(n, n, device=setup.kind) for _ in range(2))

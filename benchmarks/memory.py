@@ -21,16 +21,13 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from darwinlm.needs.sizes import Sizes
 from darwinlm.planning.devices import find_device
-from darwinlm.planning.model import Sizes
 from darwinlm.planning.plan import make_plan
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.runs.demo import demo_recipe
 from darwinlm.stages.model import DENSE
-from plan import alone, opened, prepare, random_model
-
-STAGES = {"database": "plan", "search": "database", "stitch": "search", "refit": "stitch", "evaluate": "export"}
-"""Measured stages, each with the one before it, which must be complete."""
+from plan import STAGES, alone, opened, prepare, random_model
 
 LITTLE = (
     "compute.device=cpu",
@@ -105,7 +102,7 @@ def main() -> None:
                 random_model(folder / "model", **sizes)
             recipe = load_recipe(demo_recipe((*LITTLE, *options.settings)), (), {"model": str(folder / "model")})
             for stage in options.stages:
-                alone(prepare, recipe, folder / "run", STAGES[stage])
+                alone(prepare, recipe, folder / "run", stage)
                 row = alone(watched, recipe, folder / "run", stage, options.memory * 1e9)
                 load = round(os.getloadavg()[0], 1)
                 print(

@@ -1,9 +1,9 @@
 """`darwinlm plan` against a real run: seconds and peak memory of the stages that compute, on this machine's CPU.
 
 Every stage runs in a separate process and prints one JSON line: planned and actual seconds, planned and actual peak
-memory, and both ratios. The CPU is measured right before and right after each stage, and the plan uses the mean. With
-`--clock cpu` and one thread, seconds are CPU time of the process, so that other load on the machine doesn't count. The
-load is part of the result. The default model and text are the demo's. Results in OUT are reused, and not timed.
+memory, and both ratios. The machine is measured right before each stage. With `--clock cpu` and one thread, seconds are
+processor time, so that other load on the machine doesn't count. The load is part of the result. The default model and
+text are the demo's. Results in OUT are reused, and not timed.
 
     python benchmarks/plan.py --set text.calibration_tokens=16384 --set refit.tokens=16384 --set search.generations=2
     python benchmarks/plan.py --random --set text.calibration_tokens=2048 --set refit.tokens=0   # 1.1B parameters
@@ -12,7 +12,6 @@ load is part of the result. The default model and text are the demo's. Results i
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import multiprocessing
 import os
@@ -26,9 +25,9 @@ from rich.console import Console
 
 from calibration import peak_bytes
 from darwinlm.execution.run import Run
-from darwinlm.pipeline import open_run
-from darwinlm.planning.devices import Device, measure_cpu
-from darwinlm.planning.model import Sizes
+from darwinlm.needs.sizes import Sizes
+from darwinlm.pipeline import PRUNE, open_run
+from darwinlm.planning.devices import find_device
 from darwinlm.planning.plan import make_plan
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.runs.demo import demo_recipe
@@ -36,14 +35,8 @@ from darwinlm.runtime.console import Reporter
 from darwinlm.stages.model import DENSE
 from random_llama import write_llama
 
-STAGES = ("database", "search", "refit", "recover", "evaluate")
+STAGES = tuple(stage.name for stage in PRUNE if stage.need is not None)
 """Planned stages."""
-
-BEFORE = {"database": "plan", "search": "database", "refit": "stitch", "recover": "refit", "evaluate": "export"}
-"""Stage that must be complete before each one, so that it isn't timed."""
-
-PARTS = {"database": ("saliency",)}
-"""Work with a separate plan that runs as a part of another stage."""
 
 RANDOM: dict[str, Any] = {
     "num_hidden_layers": 22,
@@ -58,41 +51,35 @@ RANDOM: dict[str, Any] = {
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
-def between(before: Device, after: Device) -> Device:
-    """Mean of two measurements of a device."""
-    rates = {kind: (rate + after.rates[kind]) / 2 for kind, rate in before.rates.items()}
-    return dataclasses.replace(before, rates=rates, bandwidth=(before.bandwidth + after.bandwidth) / 2)
-
-
 def opened(recipe: Recipe, folder: Path) -> Run:
     """Open the run again, to reuse its finished stages."""
     return open_run(recipe, folder, Reporter(Console(quiet=True)))
 
 
-def prepare(recipe: Recipe, folder: Path, until: str) -> None:
-    """Run all stages that a stage depends on."""
-    opened(recipe, folder).until(until)
+def prepare(recipe: Recipe, folder: Path, stage: str) -> None:
+    """Run all stages before one of them."""
+    before = PRUNE.steps[: PRUNE.steps.index(stage)]
+    if before:
+        opened(recipe, folder).until(before[-1])
 
 
 def measure(recipe: Recipe, folder: Path, stage: str, clock: str) -> dict[str, Any] | None:
     """Run one stage in this process; None if the recipe lacks it or its result existed."""
-    now = CLOCKS[clock]
-    before = measure_cpu(now)
-    run = opened(recipe, folder)
+    now, run = CLOCKS[clock], opened(recipe, folder)
+    plan = make_plan(Sizes(run[DENSE], run.recipe), find_device("cpu"))
+    need = next((need for need in plan.needs if need.name == stage), None)
+    if need is None:
+        return None
     begun = now()
-    run.until(stage)
-    taken = now() - begun
+    planned, parts = need.seconds(plan.rates), need.parts(plan.rates)
+    measuring = now() - begun
+    for name in PRUNE.before(stage)[:-1]:
+        run.result(name)
+    begun = now()
+    run.result(stage)
+    taken, peak = now() - begun, peak_bytes()
     if any(entry.reused for entry in run.times if entry.name == stage):
         return None
-    measure_cpu.cache_clear()
-    device = between(before, measure_cpu(now))
-    parts = (stage, *PARTS.get(stage, ()))
-    needs = [need for need in make_plan(Sizes(run[DENSE], run.recipe), device).needs if need.name in parts]
-    if not needs:
-        return None
-    planned, peak = sum(need.seconds for need in needs), peak_bytes()
-    memory = max(need.device_bytes for need in needs)
-    need = needs[-1]
     return {
         "benchmark": "plan",
         "model": run[DENSE].source,
@@ -100,15 +87,13 @@ def measure(recipe: Recipe, folder: Path, stage: str, clock: str) -> dict[str, A
         "planned_s": round(planned, 1),
         "taken_s": round(taken, 1),
         "ratio": round(planned / taken, 2),
-        "planned_memory_mb": round(memory / 1e6),
+        "planned_memory_mb": round(need.device_bytes / 1e6),
         "peak_memory_mb": round(peak / 1e6),
-        "memory_ratio": round(memory / peak, 2),
+        "memory_ratio": round(need.device_bytes / peak, 2),
         "flops": f"{need.flops:.3g}",
-        "planned_parts_s": {cause: round(seconds, 1) for cause, seconds in need.times.items()},
-        "rates": {kind: f"{rate:.3g}" for kind, rate in device.rates.items()},
-        "bandwidth": f"{device.bandwidth:.3g}",
+        "planned_parts_s": {kind: round(seconds, 1) for kind, seconds in parts.items()},
+        "measuring_s": round(measuring, 1),
         "clock": clock,
-        "device": device.source,
         "load": round(os.getloadavg()[0], 1),
     }
 
@@ -147,7 +132,7 @@ def main() -> None:
         recipe = load_recipe(recipe, (), {"model": model, "text.source": options.text})
         folder = options.out or Path(work) / "run"
         for stage in options.stages:
-            alone(prepare, recipe, folder, BEFORE[stage])
+            alone(prepare, recipe, folder, stage)
             line = alone(measure, recipe, folder, stage, options.clock)
             if line is not None:
                 print(json.dumps(line), flush=True)

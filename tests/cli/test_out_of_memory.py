@@ -9,8 +9,8 @@ from tests.tiny.command import sets
 from tests.tiny.published import published_config
 
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.needs.sizes import Sizes
 from darwinlm.planning.devices import find_device
-from darwinlm.planning.model import Sizes
 from darwinlm.planning.plan import advice, make_plan
 from darwinlm.recipe import load_recipe
 from darwinlm.recovery.train import Training
@@ -52,4 +52,4 @@ def test_the_advice_takes_less_memory(stage: str, tmp_path: Path) -> None:
 
 def test_advice_for_a_stage_without_a_plan(tiny_llama: Path) -> None:
     sizes = Sizes(Checkpoint.describe(tiny_llama), load_recipe(None, SETTINGS, {"model": str(tiny_llama)}))
-    assert advice(sizes, "export", find_device("h100")) == "lower compute.batch_tokens"
+    assert advice(sizes, "latency", find_device("h100")) == "lower compute.batch_tokens"

@@ -9,8 +9,8 @@ from darwinlm.families.whole import check_carried
 from darwinlm.gguf.header import read_header
 from darwinlm.importing.foreign import open_foreign
 from darwinlm.models.resolve import resolve_model
+from darwinlm.needs.sizes import Sizes
 from darwinlm.planning.devices import find_device
-from darwinlm.planning.model import Sizes
 from darwinlm.planning.plan import make_plan
 from darwinlm.recipe import load_recipe
 from darwinlm.runtime.artifact import StageFolder, read_manifest

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from darwinlm.planning.devices import find_device
 from tests.tiny.process import python
 
 ROOT = Path(__file__).parents[2]
@@ -29,12 +28,7 @@ def test_the_acceptance_test_runs_on_a_cpu(tmp_path):
     named = lines_of(out, "benchmarks/gpu.py", *(word for part in PARTS for word in ("--part", part)))
     assert named["factors read for slopes"]["ok"] is True
     assert named["differs from float64 by"]["ok"] is True
-    assert named["llama2-7b-2.7b-fast all"]["value"] > 0
-    assert {line["part"] for line in named.values()} == {*PARTS, "plan"}
-    measured = find_device(str(out.with_suffix(".yaml")))
-    assert measured.rates["float32"] == pytest.approx(1e12 * named["float32 product"]["value"], rel=0.01)
-    assert measured.disk == pytest.approx(1e9 * named["disk"]["value"])
-    assert measured.step_seconds == pytest.approx(named["removed channel"]["value"] / 1e6)
+    assert {line["part"] for line in named.values()} == set(PARTS)
 
 
 @pytest.mark.timeout(900)

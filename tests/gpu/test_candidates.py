@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from darwinlm.execution.run import Run
+from darwinlm.needs.sizes import Sizes
 from darwinlm.planning.devices import find_device
-from darwinlm.planning.model import Sizes
 from darwinlm.planning.plan import estimate
 from darwinlm.recipe import TrainingSettings, load_recipe
 from darwinlm.search.evaluate import modules, student, training

@@ -20,10 +20,10 @@ from darwinlm.calibration.gradients import output_gradients
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.pruned import pruned_classes, pruned_config
 from darwinlm.models.resolve import describe_model
-from darwinlm.planning import pruning
+from darwinlm.needs import need as needs_need
+from darwinlm.needs.need import Need
+from darwinlm.needs.sizes import Sizes
 from darwinlm.planning.devices import find_device
-from darwinlm.planning.model import Sizes
-from darwinlm.planning.need import StageNeed
 from darwinlm.planning.plan import make_plan
 from darwinlm.recipe import load_recipe
 from darwinlm.report.wording import count
@@ -153,7 +153,7 @@ def test_needs_grow_with_what_they_depend_on(tiny_llama: Path) -> None:
 def test_gradients_take_what_the_flop_counter_counts(model_type: str, tiny_folder) -> None:
     folder = tiny_folder(model_type)
     sizes = sizes_of(folder, "text.sequence_length=32", "text.calibration_tokens=1024")
-    (need, *_) = make_plan(sizes, find_device("h100")).needs
+    need = next(need for need in make_plan(sizes, find_device("h100")).needs if need.name == "saliency")
     assert (need.name, need.tokens) == ("saliency", 128)
     tokens = torch.randint(3, 250, (4, 32), generator=torch.Generator().manual_seed(0))
     stream = stream_over(folder, tokens, 64)
@@ -170,11 +170,12 @@ SMOLLM2 = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 3
 SMOLLM2 |= {"num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True}
 
 
-def first_need(folder: Path, config: dict[str, int], *settings: str, device: str = "cpu") -> StageNeed:
-    """What the first stage needs for a Llama of a configuration."""
+def first_need(folder: Path, config: dict[str, int], *settings: str, device: str = "cpu") -> Need:
+    """What the first stage after the text needs for a Llama of a configuration."""
     LlamaConfig(**config, dtype="bfloat16").save_pretrained(folder)
     recipe = load_recipe(None, (*settings, "refit.tokens=0"), {"model": str(folder)})
-    return make_plan(Sizes(Checkpoint.describe(folder), recipe), find_device(device)).needs[0]
+    needs = make_plan(Sizes(Checkpoint.describe(folder), recipe), find_device(device)).needs
+    return next(need for need in needs if need.name in ("saliency", "database"))
 
 
 def test_memory_of_the_database_is_what_a_larger_model_took(tmp_path: Path) -> None:
@@ -196,7 +197,7 @@ def test_memory_of_the_gradients_is_what_a_larger_model_took(tmp_path: Path, mon
     settings = ("compute.batch_tokens=512", "compute.dtype=bfloat16", "text.calibration_tokens=65536")
     in_memory = first_need(tmp_path, LARGER, *settings)
     assert in_memory.device_bytes == pytest.approx(1.492e9, rel=0.1)
-    monkeypatch.setattr(pruning, "STREAMS", 100_000_000)
+    monkeypatch.setattr(needs_need, "STREAMS", 100_000_000)
     in_file = first_need(tmp_path, LARGER, *settings)
     assert in_file.scratch == 8192 * 2048 * 2 * 23
     assert in_memory.device_bytes - in_file.device_bytes == in_file.scratch
@@ -218,7 +219,9 @@ def test_published_models_are_planned_without_weights(command: Command, tmp_path
         ended = command("plan", folder, "--recipe", f"{name}-fast", "--device", "h200", "--out", out).succeeded()
         found = json.loads(out.read_text(encoding="utf-8"))
         assert found["dense_params"] == params
-        assert [stage["stage"] for stage in found["stages"]] == ["saliency", "database", "search", "refit", "evaluate"]
+        assert [stage["stage"] for stage in found["stages"]] == [
+            *("text", "saliency", "database", "search", "stitch", "refit", "export", "evaluate")
+        ]
         assert found["seconds"] == pytest.approx(sum(stage["seconds"] for stage in found["stages"]))
         assert f"{count(params)} parameters" in ended.out
 
@@ -227,7 +230,7 @@ def test_what_does_not_fit_names_the_setting_that_would(tmp_path: Path, monkeypa
     folder = published_config(tmp_path, "llama3.1-8b-4.6b")
     recipe = load_recipe("llama3.1-8b-4.6b", (), {"model": str(folder)})
     device = find_device("a100")
-    monkeypatch.setattr(pruning, "STREAMS", 10**12)  # not in a file
+    monkeypatch.setattr(needs_need, "STREAMS", 10**12)  # not in a file
     (problem, *_) = make_plan(Sizes(Checkpoint.describe(folder), recipe), device).problems
     assert problem.startswith("database needs ")
     assert "text.calibration_tokens=" in problem
@@ -237,8 +240,9 @@ def test_what_does_not_fit_names_the_setting_that_would(tmp_path: Path, monkeypa
     assert not any(line.startswith("database") for line in again.problems)
     monkeypatch.undo()
     in_file = load_recipe("llama3.1-8b-4.6b", (), {"model": str(folder)})
-    (need, *_) = make_plan(Sizes(Checkpoint.describe(folder), in_file), device).needs
-    assert need.name == "database", "the paper's order needs no gradients"
+    names = {need.name: need for need in make_plan(Sizes(Checkpoint.describe(folder), in_file), device).needs}
+    assert "saliency" not in names, "the paper's order needs no gradients"
+    need = names["database"]
     assert need.device_bytes < 0.9 * device.memory
     assert need.scratch == in_file.text.calibration_tokens * 4096 * 2
     tiny = dataclasses.replace(device, memory=1e9)

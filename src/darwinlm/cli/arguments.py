@@ -83,6 +83,10 @@ Time = Annotated[
         help="Time limit of the whole run: 30m, 2h or 90s. Less text and fewer steps are used to keep it.",
     ),
 ]
+BestEffort = Annotated[
+    bool,
+    typer.Option("--best-effort", help="Keep the limit of --time even if it is too short for a useful model."),
+]
 Preset = Annotated[
     str | None,
     typer.Option("--preset", metavar="NAME", help="default, or paper: the paper's text, units and search, no refit."),

@@ -119,20 +119,14 @@ def _check_processes(words: list[str]) -> None:
 
 def _advice(error: DeviceMemoryError) -> str:
     """A setting that would fit, from the plan."""
-    import dataclasses
-
-    import torch
-
     from darwinlm.execution.run import Run
-    from darwinlm.planning.devices import find_device
-    from darwinlm.planning.model import Sizes
+    from darwinlm.needs.sizes import Sizes
+    from darwinlm.planning.devices import device_here
     from darwinlm.planning.plan import advice
     from darwinlm.stages.model import DENSE
 
     assert isinstance(error.run, Run)
-    device = dataclasses.replace(find_device("h100"), name=str(error.run.context.device))  # only its memory counts
-    if error.run.context.device.type == "cuda":
-        device = dataclasses.replace(device, memory=float(torch.cuda.mem_get_info(error.run.context.device)[1]))
+    device = device_here(error.run.context.device)
     recipe = error.run.recipe.model_copy(update={"vocabulary": None})  # the run's model has the smaller one
     return advice(Sizes(error.run[DENSE], recipe, parallel.size()), error.stage, device)
 

@@ -22,8 +22,8 @@ def plan(
         typer.Option(
             "--device",
             metavar="DEVICE",
-            help="h100, h200, a100, a100-40gb, l40s, rtx4090, rtx3090, cuda (this machine's GPU), cpu, or a file "
-            "from benchmarks/gpu.py.",
+            help="cpu or cuda of this machine, which is measured, or a card: h100, h200, a100, a100-40gb, l40s, "
+            "rtx4090, rtx3090. A card's time is a floor, at its peak.",
         ),
     ] = "cpu",
     processes: Annotated[int, arguments.number("PROCESSES", "Number of torchrun processes")] = 1,
@@ -36,9 +36,9 @@ def plan(
     assignments: arguments.Set = None,
     allow_remote_code: arguments.RemoteCode = False,
 ) -> None:
-    """Estimate what a run needs before it starts: memory, disk, FLOPs and hours of every stage."""
+    """Estimate what a run needs before it starts: memory, disk and time of every stage."""
     sizes_given = {"ram": read_bytes("--ram", ram), "disk": read_bytes("--disk", disk)}
-    from darwinlm.planning.plan import HEADINGS, cells
+    from darwinlm.planning.plan import cells, gibibytes, headings
     from darwinlm.report.wording import count
     from darwinlm.runs.plan import plan as make
     from darwinlm.runtime import tables  # with PyTorch, which takes seconds
@@ -73,10 +73,10 @@ def plan(
         f"{sizes.checkpoint.source}: {count(sizes.params)} parameters → "
         f"{most if least == most else f'{least} to {most}'}, "
         f"at most {sizes.kept_blocks[1] / sizes.blocks:.2%} of the {count(sizes.blocks)} in the blocks\n"
-        f"{f'{processes} x ' if processes > 1 else ''}{card.name}: {card.memory / 1e9:.0f} GB ({card.source})",
+        f"{f'{processes} x ' if processes > 1 else ''}{card.name}: {gibibytes(card.memory)} ({card.source})",
         soft_wrap=True,
     )
-    console.print(tables.terminal(HEADINGS, cells(plan_of_run)))
+    console.print(tables.terminal(headings(plan_of_run), cells(plan_of_run)))
     for note in plan_of_run.notes:
         console.print(note, soft_wrap=True)
     for problem in plan_of_run.problems:

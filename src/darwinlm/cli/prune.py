@@ -30,6 +30,7 @@ def prune(
     latency: arguments.Latency = None,
     vocab: arguments.Vocab = None,
     time: arguments.Time = None,
+    best_effort: arguments.BestEffort = False,
     preset: arguments.Preset = None,
     ready_for: arguments.For = None,
     layers: arguments.Layers = None,
@@ -50,6 +51,7 @@ def prune(
     others: dict[str, Any] = {"vocab": vocab, "time": time, "preset": preset, "text": text, "ready_for": ready_for}
     others |= {
         "layers": layers,
+        "best_effort": best_effort or None,
         "database": str(database) if database else None,
         "allow_remote_code": allow_remote_code or None,
     }
@@ -146,33 +148,29 @@ def run_recipe(recipe: Any, out: Path, until: str | None = None, *, overwrite: b
 
 
 def _expect(run: Any) -> None:
-    """Print the planned time and memory, and parts that don't fit."""
-    from darwinlm.planning.devices import find_device, present_load
-    from darwinlm.planning.model import Sizes
-    from darwinlm.planning.plan import gigabytes, hours, make_plan
+    """Print the planned time and memory, and parts that don't fit; progress lines begin with the planned time."""
+    from darwinlm.needs.sizes import Sizes
+    from darwinlm.planning.devices import device_here, present_load
+    from darwinlm.planning.plan import gibibytes, hours, make_plan
     from darwinlm.runtime import parallel
-    from darwinlm.runtime.errors import FamilyError, RecipeError
+    from darwinlm.runtime.errors import FamilyError
     from darwinlm.stages.model import SOURCE
 
-    device_type = run.context.device.type
-    if device_type not in ("cpu", "cuda") or run.recipe.budget.timed:
-        return
-    sizes = Sizes(run[SOURCE], run.recipe, parallel.size())
-    try:
-        device = find_device(device_type)
-    except RecipeError:
-        terminal.say("no plan: the speed of this GPU isn't known; darwinlm plan --device accepts a similar card")
+    device = run.context.device
+    if not parallel.is_main() or device.type not in ("cpu", "cuda") or run.recipe.budget.timed:
         return
     try:
-        plan = make_plan(sizes, device)
+        plan = make_plan(Sizes(run[SOURCE], run.recipe, parallel.size()), device_here(device))
     except FamilyError as error:
         terminal.say(f"no plan: {error}")
         return
-    memory = max(need.device_bytes for need in plan.needs)
-    # With a time limit, the plan of the time follows once the machine's speed was measured.
-    load = present_load() if device.is_cpu else ""
-    condition = f"at the present {load}" if load else "if nothing else runs"
-    duration = "" if run.recipe.time is not None else f"{hours(plan.seconds)} {condition}, "
-    terminal.say(f"planned: {duration}{gigabytes(memory)} of memory")
+    # With a time limit, the time follows from the limit.
+    duration = ""
+    if run.recipe.time is None:
+        load = present_load() if device.type == "cpu" else ""
+        slow = f" ({load}: it takes longer)" if load else ""
+        duration = f"{hours(plan.seconds)} if nothing else runs{slow}, "
+        run.context.reporter.expect({run.graph[need.name].title: need.seconds(plan.rates) for need in plan.needs})
+    terminal.say(f"planned: {duration}{gibibytes(max(need.device_bytes for need in plan.needs))} of memory")
     for problem in plan.problems:
         terminal.say(f"doesn't fit: {problem}")

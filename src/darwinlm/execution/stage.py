@@ -24,6 +24,7 @@ from darwinlm.runtime.figures import StageTime
 
 if TYPE_CHECKING:
     from darwinlm.execution.pace import Pace
+    from darwinlm.needs.need import Need
 
 Result = TypeVar("Result")
 Settings = dict[str, Any]
@@ -70,6 +71,7 @@ class Stage(Generic[Result]):
         key: Further properties that the result depends on, from the task and inputs.
         check: What can be checked before the first stage of a run works, from the task and inputs that need no work.
         spoiled: Why a finished result can't be used, if files outside the stage's folder were changed.
+        need: Adds the stage's work, memory and files to an empty `Need`, from its sizes and recipe.
     """
 
     name: str
@@ -86,6 +88,7 @@ class Stage(Generic[Result]):
     key: Callable[..., Mapping[str, Any]] | None = None
     check: Callable[..., object] | None = None
     spoiled: Callable[[Task], str | None] | None = None
+    need: Callable[[Need], None] | None = None
 
     @cached_property
     def inputs(self) -> tuple[str, ...]:

@@ -286,7 +286,8 @@ class Checkpoint:
     @property
     def dtype(self) -> torch.dtype:
         """Element type in the configuration; float32 if it has none."""
-        return getattr(self.config, "dtype", None) or torch.float32
+        dtype = getattr(self.config, "dtype", None) or torch.float32
+        return getattr(torch, dtype) if isinstance(dtype, str) else dtype  # that of a GGUF header is a name
 
     def tokenizer(self) -> Any:
         """The model's tokenizer.

@@ -4,39 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
 from darwinlm.database.levels import unfit_widths
-from darwinlm.planning import pruning, training
-from darwinlm.planning.devices import Device
-from darwinlm.planning.model import Sizes
-from darwinlm.planning.need import RESERVE, Items, StageNeed
-from darwinlm.recipe import Recipe
+from darwinlm.needs.need import RESERVE, Items, Need, Rates
+from darwinlm.needs.sizes import Sizes
+from darwinlm.pipeline import PRUNE
+from darwinlm.planning.devices import GIB, Device
+from darwinlm.planning.probe import Machine
+from darwinlm.recipe import load_recipe
 from darwinlm.runtime.errors import FamilyError, RecipeError
 from darwinlm.search.problem.space import kept_whole
-
-STAGES: dict[str, tuple[Callable[[StageNeed], None], Callable[[Recipe], object]]] = {
-    "corpus": (pruning.corpus, pruning.own_tokens),
-    "saliency": (pruning.saliency, lambda recipe: recipe.database.saliency == "loss"),
-    "database": (pruning.database, lambda _: True),
-    "search": (pruning.search, lambda _: True),
-    "refit": (pruning.refit, lambda recipe: recipe.refit.tokens),
-    "recover": (training.recover, lambda recipe: recipe.recovery.tokens),
-    "evaluate": (pruning.evaluate, lambda _: True),
-}
-"""What a stage needs, and whether a recipe has it."""
+from darwinlm.stages.database import DATABASE
+from darwinlm.stages.recover import RECOVER
+from darwinlm.stages.refit import REFIT
+from darwinlm.stages.search import SEARCH
 
 
-def estimate(sizes: Sizes, device: Device, only: str | None = None) -> list[StageNeed]:
+def estimate(sizes: Sizes, device: Device, only: str | None = None) -> list[Need]:
     """Needs of the stages, or of one only. Raises FamilyError if PyTorch can't count what the model's blocks cost."""
     needs = []
-    for name, (add_needs, has) in STAGES.items():
-        if only in (None, name) and has(sizes.recipe):
-            needs.append(StageNeed(name, sizes, device))
-            add_needs(needs[-1])
+    for stage in PRUNE:
+        if stage.need is not None and only in (None, stage.name) and stage.wanted(sizes.recipe):
+            needs.append(Need(stage.name, sizes, device.kind, device.memory))
+            stage.need(needs[-1])
     return needs
 
 
@@ -46,13 +40,14 @@ class Plan:
 
     sizes: Sizes
     device: Device
-    needs: tuple[StageNeed, ...]
+    needs: tuple[Need, ...]
+    rates: Rates
     problems: tuple[str, ...]
 
     @property
     def seconds(self) -> float:
-        """Time of all stages."""
-        return sum(need.seconds for need in self.needs)
+        """Time of all stages; for a card that isn't here, a floor."""
+        return sum(need.seconds(self.rates) for need in self.needs)
 
     @property
     def notes(self) -> list[str]:
@@ -75,12 +70,14 @@ class Plan:
             "bytes": sizes.small * sizes.saved,
             "stages": [
                 {"stage": need.name, "disk_bytes": need.disk, "scratch_bytes": need.scratch}
-                | {name: getattr(need, name) for name in ("tokens", "flops", "seconds", "device_bytes", "ram_bytes")}
+                | {name: getattr(need, name) for name in ("tokens", "flops", "device_bytes", "ram_bytes")}
+                | {"seconds": need.seconds(self.rates)}
                 | {"items": need.held | need.ram}
                 for need in self.needs
             ],
             "processes": sizes.processes,
             "seconds": self.seconds,
+            "floor": not self.device.is_here,
             "problems": list(self.problems),
             "notes": self.notes,
         }
@@ -94,24 +91,25 @@ def make_plan(sizes: Sizes, device: Device, *, ram: float | None = None, disk: f
     """
     _ = sizes.kept_blocks
     needs = estimate(sizes, device)
-    problems = [problem for need in needs for problem in _problems(need, ram)]
+    rates = Rates(Machine(sizes, device.kind)) if device.is_here else device.peak_rates(sizes.kind)
+    problems = [problem for need in needs for problem in _problems(need, device, rates, ram)]
     if disk is not None and disk_of(needs) > disk:
         reason = _hopeless({need.name: need.disk_bytes for need in needs})
-        problems.append(f"the run takes {gigabytes(disk_of(needs))} of disk, but {gigabytes(disk)} are free: {reason}")
-    return Plan(sizes, device, tuple(needs), tuple(problems))
+        problems.append(f"the run takes {gibibytes(disk_of(needs))} of disk, but {gibibytes(disk)} are free: {reason}")
+    return Plan(sizes, device, tuple(needs), rates, tuple(problems))
 
 
 def _remedies(sizes: Sizes, stage: str) -> Iterator[tuple[tuple[str, ...], int]]:
     """Settings that need less memory, with a number of processes; those with the least effect on results come first."""
     recipe, here = sizes.recipe, sizes.processes
-    lowered = {"database": ["text.calibration_tokens"], "refit": ["refit.tokens"]}.get(stage, [])
+    lowered = {DATABASE.name: ["text.calibration_tokens"], REFIT.name: ["refit.tokens"]}.get(stage, [])
     for name in ("compute.batch_tokens", *lowered):
         value = attrgetter(name)(recipe)
         while (value := value // 2) >= recipe.text.sequence_length:
             yield (f"{name}={value}",), here
-    if stage == "search" and recipe.search.training_needed:
+    if stage == SEARCH.name and recipe.search.training_needed:
         yield ("search.training.lora_rank=16",), here
-    if stage == "recover":
+    if stage == RECOVER.name:
         recovery = recipe.recovery
         base = () if recovery.gradient_checkpointing else ("recovery.gradient_checkpointing=true",)
         smallest = f"compute.batch_tokens={recipe.text.sequence_length}"
@@ -123,41 +121,42 @@ def _remedies(sizes: Sizes, stage: str) -> Iterator[tuple[tuple[str, ...], int]]
             yield (*base, *more, smallest), processes
 
 
-def _remedy(need: StageNeed, room: float) -> str:
+def _remedy(need: Need, device: Device, room: float) -> str:
     """The first change of settings with which a stage takes at most `room` bytes per process, else what is largest."""
     for settings, processes in _remedies(need.sizes, need.name):
-        if need.device.is_cpu and processes > need.processes:
+        if need.on_cpu and processes > need.processes:
             continue
-        (again,) = estimate(need.sizes.with_settings(settings, processes), need.device, need.name)
+        recipe = load_recipe(need.sizes.recipe, settings, {})
+        (again,) = estimate(need.sizes.with_recipe(recipe, processes), device, need.name)
         if again.device_bytes <= room:
             several = f" on {processes} devices" if processes > need.processes else ""
-            return f"{' and '.join(settings)}{several} would fit ({gigabytes(again.device_bytes)})"
+            return f"{' and '.join(settings)}{several} would fit ({gibibytes(again.device_bytes)})"
     return _hopeless(need.items)
 
 
 def _hopeless(items: Items) -> str:
     largest = max(items, key=items.__getitem__)
-    return f"no single setting makes it fit; the largest item is '{largest}' ({gigabytes(items[largest])})"
+    return f"no single setting makes it fit; the largest item is '{largest}' ({gibibytes(items[largest])})"
 
 
-def _problems(need: StageNeed, ram: float | None) -> Iterator[str]:
+def _problems(need: Need, device: Device, rates: Rates, ram: float | None) -> Iterator[str]:
     shared = f" in {need.processes} processes" if need.processes > 1 else ""
     if need.device_bytes > need.room:
-        each = " for each process" if need.device.is_cpu and shared else ""
+        each = " for each process" if need.on_cpu and shared else ""
         yield (
-            f"{need.name} needs {gigabytes(need.device_bytes)} of memory, but {need.device.name} has "
-            f"{gigabytes(need.room)} to spare{each}: {_remedy(need, need.room)}"
+            f"{need.name} needs {gibibytes(need.device_bytes)} of memory, but {device.name} has "
+            f"{gibibytes(need.room)} to spare{each}: {_remedy(need, device, need.room)}"
         )
-    if ram is not None and not need.device.is_cpu and need.ram_bytes > ram * RESERVE:
+    if ram is not None and not need.on_cpu and need.ram_bytes > ram * RESERVE:
         yield (
-            f"{need.name} needs {gigabytes(need.ram_bytes)} of RAM{shared}, but the machine has "
-            f"{gigabytes(ram * RESERVE)} to spare: {_hopeless(need.ram)}"
+            f"{need.name} needs {gibibytes(need.ram_bytes)} of RAM{shared}, but the machine has "
+            f"{gibibytes(ram * RESERVE)} to spare: {_hopeless(need.ram)}"
         )
-    if need.unbounded_seconds > need.bound:
+    if math.isfinite(need.bound) and (seconds := need.unbounded(rates)) > need.bound:
         yield (
-            f"{need.name} takes {hours(need.unbounded_seconds)}, but search.minutes={need.bound / 60:g} ends it after "
-            f"{need.bound / need.unbounded_seconds:.0%} of it: search.minutes={math.ceil(need.unbounded_seconds / 60)} "
-            "lets it finish, or lower search.generations"
+            f"{need.name} takes {hours(seconds)}, but search.minutes={need.bound / 60:g} ends it after "
+            f"{need.bound / seconds:.0%} of it: search.minutes={math.ceil(seconds / 60)} lets it finish, or lower "
+            "search.generations"
         )
 
 
@@ -172,11 +171,11 @@ def advice(sizes: Sizes, stage: str, device: Device) -> str:
     """
     with contextlib.suppress(FamilyError, RecipeError):  # blocks that can't be counted, a budget in seconds
         for need in estimate(sizes, device, stage):
-            return _remedy(need, min(need.room, SAVING * need.device_bytes))
+            return _remedy(need, device, min(need.room, SAVING * need.device_bytes))
     return "lower compute.batch_tokens"
 
 
-def disk_of(needs: Iterable[StageNeed]) -> float:
+def disk_of(needs: Iterable[Need]) -> float:
     """Peak disk use of a run: the output of stages, and the largest temporary files."""
     left, most = 0.0, 0.0
     for need in needs:
@@ -184,26 +183,28 @@ def disk_of(needs: Iterable[StageNeed]) -> float:
     return most
 
 
-def gigabytes(count: float) -> str:
-    """Gigabytes with three digits."""
-    return f"{count / 1e9:.3g} GB"
+def gibibytes(count: float) -> str:
+    """Gibibytes with three digits."""
+    return f"{count / GIB:.3g} GiB"
 
 
-HEADINGS = ("stage", "device memory", "RAM", "disk", "tokens", "FLOPs", "time")
+def headings(plan: Plan) -> tuple[str, ...]:
+    """Headings of `cells`. The time of a card that isn't here is a floor, at the card's peak."""
+    return ("stage", "device memory", "RAM", "disk", "tokens", "FLOPs", "time" if plan.device.is_here else "at least")
 
 
 def cells(plan: Plan) -> list[tuple[str, ...]]:
-    """Rows under `HEADINGS`, with the total last."""
+    """Rows under `headings`, with the total last."""
 
-    def amounts(*needs: StageNeed) -> tuple[str, str, str]:
+    def amounts(*needs: Need) -> tuple[str, str, str]:
         tokens, flops = sum(need.tokens for need in needs), sum(need.flops for need in needs)
-        return f"{tokens:,.0f}", f"{flops:.2e}", hours(sum(need.seconds for need in needs))
+        return f"{tokens:,.0f}", f"{flops:.2e}", hours(sum(need.seconds(plan.rates) for need in needs))
 
     rows = [
-        (need.name, *map(gigabytes, (need.device_bytes, need.ram_bytes, need.disk_bytes)), *amounts(need))
+        (need.name, *map(gibibytes, (need.device_bytes, need.ram_bytes, need.disk_bytes)), *amounts(need))
         for need in plan.needs
     ]
-    return [*rows, ("all", "", "", gigabytes(disk_of(plan.needs)), *amounts(*plan.needs))]
+    return [*rows, ("all", "", "", gibibytes(disk_of(plan.needs)), *amounts(*plan.needs))]
 
 
 def hours(seconds: float) -> str:

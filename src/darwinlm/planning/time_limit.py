@@ -1,76 +1,69 @@
 """A time limit of a run: before a stage, the settings of the remaining ones are fitted to the time that is left.
 
-A pass through a real block is timed first, so that the plan holds for this machine and its present load. If the
-remaining stages take too long, all of their text and steps are lowered to the same share, down to a run without refit
-and recovery on the least text. Search, recovery and evaluation also end by the clock. The settings are kept in a file,
-with which an interrupted run resumes.
+The plan is scaled by the present speed of passes. If the remaining stages take too long, all of their text and steps
+are lowered to the same share, but never below what a useful model needs; refit and recovery are left out instead. A run
+that can't become useful within its limit is refused before its first stage, unless it asks for the best effort. Search,
+recovery and evaluation also end by the clock. The settings are kept in a file, with which an interrupted run resumes.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from operator import attrgetter
 from typing import Any
 
-import torch
-
 from darwinlm.execution.run import Run
-from darwinlm.planning.devices import Device, find_device
-from darwinlm.planning.model import Sizes
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.needs.need import Rates
+from darwinlm.needs.sizes import Sizes
+from darwinlm.pipeline import PRUNE
+from darwinlm.planning.devices import device_here
 from darwinlm.planning.plan import estimate, hours
+from darwinlm.planning.probe import Machine
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import digest_of, read_json, validated, write_json
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.runtime.figures import TimeFigures
 from darwinlm.search.evolve.evolution import OUT_OF_TIME
-from darwinlm.stages.database import SALIENCY, stream_of
-from darwinlm.stages.model import DENSE
+from darwinlm.stages.database import DATABASE, SALIENCY
+from darwinlm.stages.evaluate import EVALUATE
+from darwinlm.stages.model import DENSE, SOURCE
+from darwinlm.stages.recover import RECOVER
+from darwinlm.stages.refit import REFIT
 from darwinlm.stages.search import SEARCH
-from darwinlm.stages.text import CALIBRATION, TEXT
+from darwinlm.stages.text import TEXT
 
 FILE = "time_limit.json"
 
-STAGES = ("database", "search", "refit", "recover", "evaluate")
-"""Stages whose time depends on these settings, in order."""
-
-AMOUNTS: dict[str, tuple[tuple[str, int, str], ...]] = {
-    "database": (("text.calibration_tokens", 4, "calibration text"),),
-    "refit": (("refit.tokens", 32, "text of the refit"), ("text.validation_tokens", 2, "validation text")),
-    "recover": (("recovery.tokens", 8, "training"), ("text.validation_tokens", 2, "validation text")),
-    "evaluate": (("text.evaluation_tokens", 2, "evaluation text"),),
+AMOUNTS: Mapping[str, tuple[tuple[str, int, str], ...]] = {
+    DATABASE.name: (("text.calibration_tokens", 8192, "calibration text"),),
+    SEARCH.name: (),
+    REFIT.name: (("refit.tokens", 16384, "text of the refit"), ("text.validation_tokens", 1024, "validation text")),
+    RECOVER.name: (("recovery.tokens", 4096, "training"), ("text.validation_tokens", 1024, "validation text")),
+    EVALUATE.name: (("text.evaluation_tokens", 1024, "evaluation text"),),
 }
-"""Amounts of text of each stage: setting, least number of sequences, and name."""
+"""Stages whose time depends on amounts of text, in order: setting, tokens that a useful model needs, and name. Measured
+on SmolLM2-135M (docs/notebook/speed.md, "The least that makes a useful model")."""
 
-OPTIONAL = {"refit": "refit.tokens", "recover": "recovery.tokens"}
-"""Stages that are left out rather than run on less than their least text, with the setting of their amount. A refit on
-less gains nothing (see docs/notebook/training.md); for recovery it is our choice, 2026-11-27."""
+OPTIONAL = {REFIT.name: "refit.tokens", RECOVER.name: "recovery.tokens"}
+"""Stages that are left out rather than run on less, with the setting of their amount."""
+
+ROUND_TOKENS = 1024
+"""Tokens of a search's rounds that a useful model needs."""
+
+SCARCE = 0.125
+"""Share of the needed amounts to which the best effort goes down."""
 
 PLANNED, EVALUATED = 0.9, 0.97
-"""Shares of the limit that are planned, and until which the evaluation may last. The rest is for stages without a plan
-(export, report) and for errors of the plan."""
-
-FIRST_GENERATION = 1.4
-"""Measured by planned time of a search with one generation (docs/notebook/speed.md, "A time limit for a run")."""
+"""Shares of the limit that are planned, and until which the evaluation may last."""
 
 SHARES = tuple(0.85**step for step in range(26))
 """Shares of the recipe's amounts, the largest first. If none fits, 0 is the least text, without refit and recovery."""
-
-FAR = 10.0
-"""A run is refused if even the least text takes this many times as long as the limit. Below that it warns, because a
-plan on a busy machine is too long once the machine is idle."""
-
-PASS_SECONDS, PROBE_SECONDS = 0.3, 2.0
-"""Planned duration of one timed pass, and minimum duration of all of them."""
-
-SEARCH_TEXT = ("fitness", "training")
-"""Purposes of text whose amount `search.stages` gives."""
-
-SIMILAR = "a100"
-"""Device of the plan for a GPU without known figures; the timed passes correct it."""
 
 
 @dataclass(frozen=True)
@@ -95,15 +88,13 @@ class TimeLimit:
         runs: int = 1,
         begun: float | None = None,
         clock: Callable[[], float] = time.monotonic,
+        machine: Callable[[Sizes, Any], Machine] = Machine,
     ) -> None:
-        self.seconds, self.runs, self.clock = seconds, runs, clock
+        self.seconds, self.runs, self.clock, self.machine = seconds, runs, clock, machine
         self.begun, self.earlier = clock() if begun is None else begun, 0.0
-        self.device: Device | None = None
-        self.slower = 1.0
+        self._measured: Machine | None = None
         self._run: Run | None = None
         self._asked: Recipe | None = None
-        self._settings: list[str] = []
-        self._shared: list[str] = []
         self._fitted_stages: list[str] = []
         self._ends: float | None = None
 
@@ -120,28 +111,30 @@ class TimeLimit:
     def before(self, stage: str, run: Run) -> list[str]:
         """Assignments that fit a stage and its successors into the time that is left.
 
-        Raises:
-            RecipeError: Even with the least text the run takes several times as long as the limit.
+        Raises RecipeError if a run that hasn't begun can't make a useful model in its time, and didn't ask for that.
         """
-        stage = STAGES[0] if stage == SALIENCY.name else stage  # they have the same text
-        if stage not in STAGES:
+        if run.graph[stage].need is None:
             return []
-        if run is not self._run:
+        if self._run is None:
+            self._run = run
+            with parallel.agree():
+                if parallel.is_main() and not (run.context.path(stage).parent / FILE).exists():
+                    self._check(run)
+        stage = DATABASE.name if stage == SALIENCY.name else stage  # they have the same text
+        if stage not in AMOUNTS:
+            return []
+        if run is not self._run or self._asked is None:
             self._asked = _available(run)  # which runs stages before this one
-            self._run, self._settings, self._fitted_stages = run, [] if stage == STAGES[0] else list(self._shared), []
+            self._run, self._fitted_stages = run, []
         if stage in self._fitted_stages:
             return []
         self._fitted_stages.append(stage)
         with parallel.agree():
             settings = self._kept(stage, run) if parallel.is_main() else []
-        settings = parallel.broadcast(settings)
-        self._settings += settings
-        if stage == STAGES[0]:
-            self._shared = list(settings)
-        if stage == STAGES[-1]:
+        if stage == EVALUATE.name:
             self._ends = self.clock() + max(EVALUATED * self.seconds - self.used, 0.0) / self.runs
             self.runs -= 1
-        return settings
+        return parallel.broadcast(settings)
 
     def ends(self) -> float | None:
         """When the evaluation must end; None before it is known."""
@@ -151,19 +144,40 @@ class TimeLimit:
         """The limit, the time used, and what was shortened in the present run."""
         if self._run is None or self._asked is None:
             return None
-        shorter = [*differences(self._asked, self._run.recipe)]
-        found = self._run[SEARCH]
-        if found.record["ended"] == OUT_OF_TIME:
-            done = found.record["history"][-1]["number"]
+        taken, record = self._run.recipe, self._run[SEARCH].record
+        shorter = [*differences(self._asked, taken)]
+        done = record["history"][-1]["number"]
+        if record["ended"] == OUT_OF_TIME:
             shorter.append(f"{done} of at most {self._asked.search.generations} generations of the search")
-        return TimeFigures(limit=self.seconds, seconds=round(self.used, 1), shortened=tuple(shorter))
+        too_short = is_scarce(self._asked, taken) or (not done and self._asked.search.generations > 0)
+        used = round(self.used, 1)
+        return TimeFigures(limit=self.seconds, seconds=used, shortened=tuple(shorter), too_short=too_short)
+
+    def _check(self, run: Run) -> None:
+        """Say how long the run takes. Raises RecipeError if the least that is useful takes longer than the limit."""
+        recipe = run.asked
+        sizes = _sizes(run[SOURCE], recipe)
+        slower = self._of(sizes, run).slowdown()
+        whole, least = (
+            slower * sum(self._planned(sizes, recipe, PRUNE.steps[0], share).values()) for share in (1.0, 0.0)
+        )
+        enough = (self.used + least) / PLANNED
+        if enough > self.seconds and not recipe.best_effort:
+            minutes = math.ceil(1.1 * enough / 60)
+            raise RecipeError(
+                f"time: {hours(self.seconds)} is too short for a useful model on this machine at its present speed, "
+                f"which takes about {hours(enough)}: repeat the command with --time {minutes}m, or with --best-effort "
+                "to go on anyway"
+            )
+        about = self.used + min(whole, max(least, PLANNED * self.seconds - self.used))
+        run.context.reporter.say(f"this takes about {hours(about)} here (time limit {hours(self.seconds)})")
 
     def _kept(self, stage: str, run: Run) -> list[str]:
         """Assignments for a stage: those of an interrupted run, or new ones."""
         assert self._asked is not None
         file = run.context.path(stage).parent / FILE
         # The budgets of a sweep share a database.
-        key = digest_of(self._asked.model_dump(mode="json", exclude={"budget"} if stage == STAGES[0] else None))
+        key = digest_of(self._asked.model_dump(mode="json", exclude={"budget"} if stage == DATABASE.name else None))
         record = validated(file, dict[str, _Entry], read_json(file)) if file.exists() else {}
         entry = record.get(stage)
         if entry is None or entry.key != key:
@@ -176,89 +190,64 @@ class TimeLimit:
     def _fitted(self, stage: str, run: Run) -> list[str]:
         """Assignments with which the remaining stages fit into the time that is left."""
         assert self._asked is not None
-        self.device = self.device or _device(run.context.device)
-        sizes = _sizes(run, self._asked)
-        if stage not in self._planned(sizes, stage, 1):
+        if not run.graph[stage].wanted(run.recipe):
             return []
-        self.slower = self._of_passes(run, sizes)
-        room = (PLANNED * self.seconds - self.used) / (1 if stage == STAGES[0] else self.runs)
-        share = next((each for each in SHARES if sum(self._planned(sizes, stage, each).values()) <= room), 0.0)
-        planned = self._planned(sizes, stage, share)
-        settings = _assignments(shortened(self._asked, share, stage))
+        sizes = _sizes(run[DENSE], self._asked)
+        slower = self._of(sizes, run).slowdown()
+        room = (PLANNED * self.seconds - self.used) / (1 if stage == DATABASE.name else self.runs)
+
+        def planned(share: float, scarce: float = 1.0) -> dict[str, float]:
+            found = self._planned(sizes, run.recipe, stage, share, scarce)
+            return {name: slower * seconds for name, seconds in found.items()}
+
+        choices = [(share, 1.0) for share in (*SHARES, 0.0)]
+        if self._asked.best_effort or stage != DATABASE.name:
+            choices.append((0.0, SCARCE))
+        share, scarce = next((each for each in choices if sum(planned(*each).values()) <= room), choices[-1])
+        seconds = planned(share, scarce)
+        settings = _assignments(shortened(self._asked, share, stage, scarce))
         # Search and recovery can stop at any time, so they get what the others leave.
-        limited = {"search": ("search.minutes", self._asked.search.minutes), "recover": ("recovery.minutes", None)}
-        if stage in limited and stage in planned:
+        limited = {
+            SEARCH.name: ("search.minutes", self._asked.search.minutes),
+            RECOVER.name: ("recovery.minutes", None),
+        }
+        if stage in limited and stage in seconds:
             name, given = limited[stage]
-            minutes = (max(room - sum(planned.values()), 0.0) + planned[stage]) / 60
+            minutes = (max(room - sum(seconds.values()), 0.0) + seconds[stage]) / 60
             settings.append(f"{name}={min(minutes, given or minutes):.4g}")
-        part = "" if share == 1 else f" with {share:.0%} of the text" if share else " with the least text"
-        if stage == STAGES[0]:
-            whole = self._planned(sizes, stage, share, generations=self._asked.search.generations)
-            about = self.used + max(sum(planned.values()), min(sum(whole.values()), room))
-            run.context.reporter.say(f"this takes about {hours(about)} here{part} (time limit {self._checked(about)})")
-        elif part:
-            rest = f" left for {' + '.join(planned)}{part}"
-            without = f" left, no {OPTIONAL.get(stage, stage).partition('.')[0]}"
-            run.context.reporter.say(f"time limit: {hours(max(room, 0))}{rest if stage in planned else without}")
+        if share < 1:
+            part = f" with {share:.0%} of the text" if share else " with the least text"
+            left = f"{' + '.join(name for name in seconds if name in AMOUNTS)}{part}"
+            run.context.reporter.say(f"time limit: {hours(max(room, 0))} left for {left}")
         return settings
 
-    def _checked(self, about: float) -> str:
-        """The limit in words, for a run of about so many seconds. Raises RecipeError if that is far more."""
-        if about > FAR * self.seconds:
-            raise RecipeError(
-                f"time: {hours(self.seconds)} is too short for this model on this machine: even with the least text it "
-                f"takes about {hours(about)} at its present load: give at least that, or a faster device"
-            )
-        return hours(self.seconds) + (", which can't be kept" if about > self.seconds else "")
+    def _of(self, sizes: Sizes, run: Run) -> Machine:
+        self._measured = self._measured or self.machine(sizes, run.context.device)
+        return self._measured
 
-    def _planned(self, sizes: Sizes, stage: str, share: float, *, generations: int = 1) -> dict[str, float]:
-        """Seconds of a stage and its successors at the measured speed, without the search's own time limit."""
-        assert self._asked is not None
-        assert self.device is not None
-        settings = [*self._settings, f"search.generations={generations}", "search.minutes=null"]
-        remaining = STAGES[STAGES.index(stage) :]
-        for name in remaining:
-            settings += _assignments(shortened(self._asked, share, name))
-        found: dict[str, float] = {}
-        for need in estimate(sizes.with_settings(settings), self.device):
-            name = "database" if need.name == "saliency" else need.name
-            if name in remaining:
-                several = self.runs if stage == STAGES[0] and name != stage else 1
-                first = FIRST_GENERATION if name == "search" and generations == 1 else 1.0
-                found[name] = found.get(name, 0.0) + self.slower * several * first * need.unbounded_seconds
-        return found
-
-    def _of_passes(self, run: Run, sizes: Sizes) -> float:
-        """Measured by planned seconds of passes through the first block, with the present load."""
-        assert self.device is not None
-        context, tokens = run.context, run[CALIBRATION].tokens
-        sequence = sizes.forward / sizes.depth * tokens.shape[1]
-        sequence /= self.device.rates[sizes.kind] * self.device.efficiency
-        most = min(len(tokens), max(1, context.batch_tokens // tokens.shape[1]))
-        sequences = max(1, min(most, int(PASS_SECONDS / sequence)))
-        stream = stream_of(context, run[DENSE], tokens[:sequences])
-        stream.load(0)
-        stream.run(0)
-        begun, passes = self.clock(), 0
-        while not passes or self.clock() - begun < PROBE_SECONDS:
-            stream.run(0)
-            passes += 1
-        measured = (self.clock() - begun) / passes
-        return measured / (sequences * sequence + self.device.block_seconds)
+    def _planned(self, sizes: Sizes, recipe: Recipe, stage: str, share: float, scarce: float = 1.0) -> dict[str, float]:
+        """Seconds of a stage and its successors on an idle machine, by stage, with one generation of the search."""
+        assert self._measured is not None
+        asked = self._asked or recipe
+        settings = ["search.generations=1", "search.minutes=null", "recovery.minutes=null"]
+        for name in AMOUNTS:
+            if PRUNE.steps.index(name) >= PRUNE.steps.index(stage):
+                settings += _assignments(shortened(asked, share, name, scarce))
+        planned: dict[str, float] = {}
+        first = SALIENCY.name if stage == DATABASE.name else stage
+        for need in estimate(sizes.with_recipe(load_recipe(recipe, settings, {})), device_here(self._measured.device)):
+            if PRUNE.steps.index(need.name) >= PRUNE.steps.index(first):
+                shared = PRUNE.steps.index(need.name) <= PRUNE.steps.index(DATABASE.name)
+                several = 1 if shared or PRUNE.steps.index(first) > PRUNE.steps.index(DATABASE.name) else self.runs
+                planned[need.name] = several * need.unbounded(Rates(self._measured))
+        return planned
 
 
-def _device(device: torch.device) -> Device:
-    try:
-        return find_device(device.type)
-    except RecipeError:
-        return find_device(SIMILAR)
-
-
-def _sizes(run: Run, recipe: Recipe) -> Sizes:
+def _sizes(checkpoint: Checkpoint, recipe: Recipe) -> Sizes:
     """Sizes for the plan. Budgets in time are measured in the run, so half of the blocks stands for them."""
     if recipe.budget.timed:
         recipe = load_recipe(recipe, ["budget.keep=0.5"], {})
-    sizes = Sizes(run[DENSE], recipe, parallel.size())
+    sizes = Sizes(checkpoint, recipe, parallel.size())
     _ = sizes.kept_blocks  # kept for other settings
     return sizes
 
@@ -266,9 +255,9 @@ def _sizes(run: Run, recipe: Recipe) -> Sizes:
 def _available(run: Run) -> Recipe:
     """The run's recipe with no more text than there is."""
     recipe, text = run.asked, run[TEXT]
-    there = {f"text.{purpose}_tokens": part.n_tokens for purpose, part in text.items() if purpose not in SEARCH_TEXT}
-    section = recipe.text.model_dump()
-    fewer = {name: n for name, n in there.items() if n < section[name.removeprefix("text.")]}
+    asked = recipe.text.model_dump()
+    fewer = {f"text.{name}_tokens": part.n_tokens for name, part in text.items() if f"{name}_tokens" in asked}
+    fewer = {name: count for name, count in fewer.items() if count < asked[name.removeprefix("text.")]}
     return load_recipe(recipe, _assignments(fewer), {})
 
 
@@ -276,28 +265,33 @@ def _assignments(settings: dict[str, Any]) -> list[str]:
     return [f"{name}={json.dumps(value)}" for name, value in settings.items()]
 
 
-def shortened(recipe: Recipe, share: float, stage: str) -> dict[str, Any]:
-    """Settings of one of `STAGES` by dotted name, with its amounts lowered to a share; those that stay are left out."""
+def shortened(recipe: Recipe, share: float, stage: str, scarce: float = 1.0) -> dict[str, Any]:
+    """Settings of a stage by dotted name, with its amounts lowered to a share; those that stay are left out.
+
+    No amount falls below what a useful model needs, times `scarce`.
+    """
     length = recipe.text.sequence_length
     if share >= 1:
         return {}
-    if stage == "search":  # the first round keeps a sequence at least
-        given = [each.model_dump() for each in recipe.search.stages]
-        rounds = [
+    if stage == SEARCH.name:
+        rounds = [each.model_dump() for each in recipe.search.stages]
+        least = max(int(scarce * ROUND_TOKENS), length)
+        shorter = [
             each
             | {
-                "tokens": min(each["tokens"], max(int(share * each["tokens"]) // length, 1) * length),
+                "tokens": min(each["tokens"], max(int(share * each["tokens"]), least) // length * length),
                 "training_tokens": int(share * each["training_tokens"]),
             }
-            for each in given
+            for each in rounds
         ]
-        return {"search.stages": rounds} if rounds != given else {}
+        return {"search.stages": shorter} if shorter != rounds else {}
     settings: dict[str, Any] = {}
-    for name, sequences, _ in AMOUNTS[stage]:
+    for name, needed, _ in AMOUNTS[stage]:
         amount = attrgetter(name)(recipe)
-        if name == OPTIONAL.get(stage) and share * amount < sequences * length:
+        if name == OPTIONAL.get(stage) and share * amount < needed:
             return {name: 0} if amount else {}
-        wanted = max(int(share * amount) // length, sequences) * length
+        least = max(int(scarce * needed), 2 * length)
+        wanted = max(int(share * amount), least) // length * length
         if wanted < amount:
             settings[name] = wanted
     return settings
@@ -308,10 +302,20 @@ def differences(asked: Recipe, taken: Recipe) -> Iterator[str]:
     for name in OPTIONAL.values():
         if attrgetter(name)(asked) and not attrgetter(name)(taken):
             yield f"no {name.partition('.')[0]}"
-    amounts = {name: words for stage in AMOUNTS.values() for name, _, words in stage}
-    for name, words in amounts.items():
+    for name, (_, words) in _named().items():
         given, used = attrgetter(name)(asked), attrgetter(name)(taken)
         if 0 < used < given:
             yield f"{words} {used:,} of {given:,} tokens"
     if taken.search.fitness_needed < asked.search.fitness_needed:
         yield f"text of the search {taken.search.fitness_needed:,} of {asked.search.fitness_needed:,} tokens"
+
+
+def is_scarce(asked: Recipe, taken: Recipe) -> bool:
+    """Whether a recipe was left with less text than a useful model needs."""
+    pairs = [(attrgetter(name)(asked), attrgetter(name)(taken), least) for name, (least, _) in _named().items()]
+    pairs.append((asked.search.fitness_needed, taken.search.fitness_needed, ROUND_TOKENS))
+    return any(0 < used < min(given, least) for given, used, least in pairs)
+
+
+def _named() -> dict[str, tuple[int, str]]:
+    return {name: (least, words) for stage in AMOUNTS.values() for name, least, words in stage}

@@ -395,6 +395,8 @@ class Recipe(Section):
     time: Minutes | None = Field(None, gt=0)
     """Time limit of the run (30, 30m, 1h, 90s). Before each stage, the amount of text and the number of steps are
     lowered until the rest fits, or refit and recovery are left out; the report says what was shortened."""
+    best_effort: bool = False
+    """Whether to keep the time limit even if it is too short for a useful model; the report then says so."""
     allow_remote_code: bool = False
     """Whether a checkpoint may run its own Python code."""
     compute: ComputeSettings = ComputeSettings()

@@ -304,7 +304,9 @@ def time_limit(time: TimeFigures) -> str:
     """What a time limit lowered, in a sentence."""
     used = f"{duration(time.seconds)} of {duration(time.limit)} used"
     lowered = "; ".join(time.shortened)
-    return f"Time limit: {used}. " + (f"To save time: {lowered}." if lowered else "Nothing had to be shortened.")
+    warning = " Warning: this was too little for a useful model; give it more time." if time.too_short else ""
+    said = f"To save time: {lowered}." if lowered else "Nothing had to be shortened."
+    return f"Time limit: {used}. {said}{warning}"
 
 
 def what_training_left(summary: Summary) -> str:

@@ -24,6 +24,7 @@ SIZES = (0.75, 0.5)
 
 QUICK: dict[str, Any] = {
     "time": 4.2,
+    "best_effort": True,
     "text.calibration_tokens": 8192,
     "text.validation_tokens": 1024,
     "text.evaluation_tokens": 2048,

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from darwinlm.models.resolve import describe_model
+from darwinlm.needs.sizes import Sizes
 from darwinlm.planning.devices import find_device
-from darwinlm.planning.model import Sizes
 from darwinlm.planning.plan import Plan, make_plan
 from darwinlm.recipe import Recipe, load_recipe, options
 from darwinlm.recipe.settled import settled
@@ -54,6 +54,6 @@ def plan(
         raise RecipeError("no model is given: name a hub id, a folder or a GGUF file")
     card = find_device(device)
     checkpoint = describe_model(chosen.model, allow_remote_code=chosen.allow_remote_code)
-    if card.is_cpu and disk is None:
+    if card.kind.type == "cpu" and disk is None:
         disk = float(shutil.disk_usage(".").free)
     return make_plan(Sizes(checkpoint, settled(chosen, card.kind), processes), card, ram=ram, disk=disk)

@@ -99,6 +99,7 @@ def prune(
     latency: str | None = None,
     vocab: float | str | None = None,
     time: float | str | None = None,
+    best_effort: bool | None = None,
     ready_for: str | None = None,
     layers: str | None = None,
     text: str | None = None,
@@ -122,6 +123,7 @@ def prune(
         latency: Time of a request on this machine, with a unit: "30ms".
         vocab: Tokens to keep, as a share or a number: 0.5, "50%" or "24k". None keeps all.
         time: Time limit of the whole run, in minutes or as "90s" or "1h". Text and steps are lowered to keep it.
+        best_effort: Keep the limit even if it is too short for a useful model.
         ready_for: Quantisation whose groups of columns all pruned widths fill: "q4_k_m", "awq", "fp8" ...
         layers: "equal" gives all layers the same sizes, for engines that need them; "unequal" loses less.
         text: Source of the text; overrides the recipe's.
@@ -135,6 +137,7 @@ def prune(
     """
     size = {"keep": keep, "params": params, "bytes": bytes, "speedup": speedup, "latency": latency}
     others = {"vocab": vocab, "time": time, "ready_for": ready_for, "layers": layers, "text": text}
+    others["best_effort"] = best_effort
     resolved = load_recipe(recipe, assignments, options(model=model, **size, **others))
     check_replaced(resolved, Path(out).expanduser(), overwrite=overwrite)
     run = open_run(resolved, Path(out).expanduser(), reporter or Reporter(), pace=TimeLimit.of(resolved))

@@ -33,13 +33,17 @@ class _StageProgress:
     left: float | None = None
     at: float = 0.0
     resumes: bool = False
+    expected: float | None = None
+    """Planned seconds; what is left of them is shown until steps are timed."""
     since: tuple[float, int, int] | None = None
     """Start of this part in this process: time, finished steps, and amount of finished work."""
 
     def __str__(self) -> str:
         """The line, such as `search  generation 4/6 · KL 1.461 → 1.244 · 5.1 evaluations/min · 2:10 left`."""
         if not self.total:
-            return f"{self.title}  {clock(time.monotonic() - self.begun)}"
+            used = time.monotonic() - self.begun
+            planned = "" if self.expected is None or self.expected <= used else clock(self.expected - used)
+            return f"{self.title}  {clock(used)}" + (f" · about {planned} left" if planned else "")
         parts = [f"{self.what} {self.done}/{self.total}".strip()]
         if self.kl is not None:
             before, best = self.kl
@@ -85,11 +89,16 @@ class Reporter:
         self.every_step = every_step
         self._current: _StageProgress | None = None
         self._last_line = time.monotonic()
+        self._expected: dict[str, float] = {}
+
+    def expect(self, seconds: dict[str, float]) -> None:
+        """Planned seconds of stages by title."""
+        self._expected = seconds
 
     @contextmanager
     def stage(self, title: str) -> Iterator[None]:
         """Show the progress of a stage while the block runs."""
-        outer, current = self._current, _StageProgress(title, time.monotonic())
+        outer, current = self._current, _StageProgress(title, time.monotonic(), expected=self._expected.get(title))
         live = self.console.is_terminal and not self.console.quiet and outer is None
         column = Column(no_wrap=True, overflow="ellipsis")
         columns = (SpinnerColumn(), TextColumn("{task.fields[current]}", markup=False, table_column=column))

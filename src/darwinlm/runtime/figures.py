@@ -122,11 +122,15 @@ class StageTime:
 
 
 class TimeFigures(Figures):
-    """A time limit, the seconds used before the report, and what the limit lowered, in words."""
+    """A time limit, the seconds used before the report, and what the limit lowered, in words.
+
+    It was too short if the search had no generation, or less text than a useful model needs.
+    """
 
     limit: float
     seconds: float
     shortened: tuple[str, ...] = ()
+    too_short: bool = False
 
 
 class LookingBackFigures(Figures):

@@ -9,14 +9,18 @@ from pathlib import Path
 from darwinlm.data import PURPOSES
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.needs.need import Need
 from darwinlm.recipe import Recipe
 from darwinlm.sampling.corpus import write_corpus
+from darwinlm.sampling.sampler import CPU_ROWS, GPU_ROWS
 from darwinlm.stages.text_source import SELF, named_parts, shares_of
 
 SPARE, SPARE_BLOCKS = 1.15, 8
 """Factor and blocks above the tokens that are needed, because documents don't end at the borders of purposes."""
 FIRST_FOR_RECOVERY = 1 << 20
 """Number of the first document that recovery trains on; those of a run for pruning are lower."""
+CHARACTERS_PER_TOKEN = 6.0
+"""Bytes of a file of records for each token."""
 DOCUMENTS = "documents"
 """Folder of the files in that of a stage."""
 TIME_SHARE = 0.3
@@ -65,6 +69,14 @@ def corpus_stage(
             late=lambda: seconds is not None and time.monotonic() - begun > seconds,
         )
 
+    def need_of(need: Need) -> None:
+        """Each step reads all weights and adds a token to every row."""
+        sizes = need.sizes
+        need.tokens = amount(sizes.recipe)
+        need.run(need.tokens, heads=1, batch=CPU_ROWS if need.on_cpu else GPU_ROWS)
+        need.held = {"dense model": float(sizes.params * sizes.size)}
+        need.files(sizes.params * sizes.saved, CHARACTERS_PER_TOKEN * need.tokens)
+
     return Stage(
         name,
         lambda task: task.folder / DOCUMENTS,
@@ -76,6 +88,7 @@ def corpus_stage(
         arithmetic=True,
         together=True,
         wanted=amount,
+        need=need_of,
     )
 
 

@@ -14,6 +14,7 @@ from darwinlm.export.hf import RECORD, check_saved, recorded_digests, save_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import is_custom
 from darwinlm.families.whole import check_carried
+from darwinlm.needs.need import Need
 from darwinlm.recipe.settled import saved_dtype
 from darwinlm.report.wording import without_folders
 from darwinlm.runtime.artifact import write_json
@@ -40,6 +41,14 @@ class Exported:
     def folder(self) -> Path:
         """Where the model lies."""
         return self.checkpoint.folder
+
+
+def _need(need: Need) -> None:
+    """The model in float32, its rounded weights, and the saved model beside it for the check."""
+    small, saved = float(need.sizes.small), need.sizes.saved
+    need.ram |= {"the smaller model in float32": 4 * small, "as it is saved, and read again": 2 * saved * small}
+    need.add("hashing", small * saved)
+    need.files(2 * small * saved, small * saved)
 
 
 def _save(
@@ -93,5 +102,6 @@ EXPORT = Stage(
     settings=("export.dtype",),
     check=lambda task, original: check_carried(original),
     spoiled=_changed,
+    need=_need,
 )
 """The final model in `model/` of the output folder."""

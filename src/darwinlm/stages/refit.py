@@ -20,13 +20,14 @@ from darwinlm.database.blocks import block_file
 from darwinlm.evaluation.divergence import DenseDistribution
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.needs.need import Need, largest
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import read_json, read_tensors, write_json
 from darwinlm.stages.database import stream_of
 from darwinlm.stages.stitch import Stitched
 from darwinlm.streaming.hidden import HiddenMemory
 from darwinlm.streaming.stream import BlockStream
-from darwinlm.surgery.refit import Streams, put_weights, refit
+from darwinlm.surgery.refit import RIDGES, Streams, put_weights, refit
 
 RECORD, CHOICES = "record.json", "choices.json"
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
@@ -77,6 +78,37 @@ class Refitted:
         return model
 
 
+def _need(need: Need) -> None:
+    """Both models by block, fits of output projections, comparisons on validation text for the interpolation factor.
+
+    In memory are the streams, and a block of both models for each text and the moments of a module, or the heads.
+    """
+    sizes, recipe, size, r = need.sizes, need.sizes.recipe, need.sizes.size, float(need.sizes.width)
+    held_out, widths = recipe.text.validation_tokens, [shape.width * sizes.kept for shape in sizes.shapes]
+    everything = recipe.refit.tokens + held_out
+    need.run(everything)
+    # The smaller stream once for the inputs of each module and once to advance.
+    need.run(everything, sizes.kept, blocks=2)
+    # Without the fit and with each strength but the whole one, whose stream exists; dense logits each time.
+    compared = len(STRENGTHS) * held_out
+    need.run(compared, sizes.kept, heads=2)
+    need.tokens = everything + compared
+    for d in widths:
+        need.add("moments", everything * (2 * d * d + 2 * d * r))
+        # Every process solves for the same weights.
+        need.add("factors", need.processes * len(RIDGES) * (d**3 / 3 + 4 * d * d * r))
+    own, d = everything / need.processes, max(widths)
+    need.held = {"residual streams, dense, smaller and target": 4.0 * own * r * size} | largest(
+        need.a_pass(2 + 2 * sizes.kept) | {"moments of one module": (2 * d * d + d * r) * 4 + d * d * 16},
+        {
+            "heads: dense, smaller": 2.0 * sizes.vocabulary * r * size,
+            "logits of one piece": float(HEAD_TOKENS * sizes.vocabulary * (4 + 2 * size)),
+        },
+    )
+    need.add("hashing", sizes.small * sizes.saved)
+    need.files((sizes.params + sizes.small) * sizes.saved, sum(r * d * 4 for d in widths))
+
+
 def _refit(task: Task, dense: Checkpoint, stitch: Stitched, calibration: TokenBlocks, validation: TokenBlocks) -> None:
     """Fit the stitched model towards the dense one, and choose how far to go.
 
@@ -123,6 +155,7 @@ REFIT: Stage[Refitted | None] = Stage(
     arithmetic=True,
     together=True,
     wanted=lambda recipe: recipe.refit.tokens,
+    need=_need,
 )
 
 

@@ -10,7 +10,8 @@ import torch
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.stages.database import PruningDatabase
+from darwinlm.needs.need import Need
+from darwinlm.stages.database import PruningDatabase, database_bytes
 from darwinlm.stages.search import SearchResult
 from darwinlm.surgery.stitch import stitch
 
@@ -31,6 +32,25 @@ class Stitched:
         return self.checkpoint.load(torch.float32)
 
 
+def stitching(need: Need) -> None:
+    """The weights of a smaller model from the database: its target, and a triangular solve for the kept columns."""
+    sizes, kept = need.sizes, need.sizes.kept
+    for shape in sizes.shapes:
+        d = float(shape.width)
+        need.add("solves", max(shape.experts, 1) * d * d * sizes.width * (2 + kept**2))
+    need.held["factors of one module"] = 4.0 * max(
+        shape.width * (shape.width + 2 * sizes.width) for shape in sizes.shapes
+    )
+
+
+def _need(need: Need) -> None:
+    sizes = need.sizes
+    stitching(need)
+    need.ram["the smaller model"] = float(sizes.small * sizes.saved)
+    need.held["weights of one block"] = float(sizes.block * sizes.saved)
+    need.files(sizes.params * sizes.saved + database_bytes(sizes), float(sizes.small * sizes.saved))
+
+
 def _stitch(task: Task, database: PruningDatabase, search: SearchResult) -> None:
     """Build and save the smaller model in the dense checkpoint's element types. Raises StorageError."""
     save_model(stitch(database.reader, search.allocation), task.folder / "model")
@@ -41,4 +61,4 @@ def _read(task: Task, database: PruningDatabase) -> Stitched:
     return Stitched(Checkpoint.open(task.folder / "model"))
 
 
-STITCH = Stage("stitch", _read, work=_stitch, title="stitch", writes="the smaller model")
+STITCH = Stage("stitch", _read, work=_stitch, title="stitch", writes="the smaller model", need=_need)

@@ -20,6 +20,7 @@ from darwinlm.data.records import listed
 from darwinlm.data.splits import TextTooShortError, shares_within
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.needs.need import Need
 from darwinlm.recovery.checks import check_length
 from darwinlm.runtime.errors import DataError
 from darwinlm.stages.text_source import TEXT_SETTINGS, check_source, given_source, shares_of, text_key, with_corpus
@@ -28,6 +29,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Texts = dict[str, TokenBlocks]
+
+
+def _need(need: Need) -> None:
+    """All purposes of the text, tokenised."""
+    need.tokens = sum(shares_of(need.sizes.recipe).values())
+    need.add("tokenising", need.tokens)
+    need.files(0, 4 * need.tokens)
 
 
 def text_stage(purposes: tuple[str, ...] = PURPOSES) -> Stage[Texts]:
@@ -78,6 +86,7 @@ def text_stage(purposes: tuple[str, ...] = PURPOSES) -> Stage[Texts]:
         settings=(*TEXT_SETTINGS, "text.looking_back"),
         key=lambda task, dense: text_key(task, dense, shares_in(task)),
         check=check,
+        need=_need,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,10 +65,6 @@ def count_passes(checkpoint: Checkpoint, model: Any, length: int, dtype: torch.d
     if family.mlp.experts is not None:  # PyTorch knows the grouped products of fake tensors in bfloat16 alone
         scale, dtype = dtype.itemsize / 2, torch.bfloat16
     decoder, count = Decoder(model, family), max(1, TOKENS // length)
-    sizes = [sum(parameter.numel() for parameter in block.parameters()) for block in decoder.blocks]
-    kinds: dict[frozenset[str], list[int]] = {}
-    for index, block in enumerate(decoder.blocks):
-        kinds.setdefault(frozenset(name for name, _ in block.named_parameters()), []).append(index)
     sources = family.attention.sources(checkpoint.config)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     flops = peak = saved = 0.0
@@ -77,15 +74,11 @@ def count_passes(checkpoint: Checkpoint, model: Any, length: int, dtype: torch.d
             model.load_state_dict(fake, assign=True, strict=False)
             tokens = torch.zeros(count, length, dtype=torch.int64)
             hidden, arguments = decoder.embed(tokens), decoder.block_arguments(tokens)
-            for kind in kinds.values():
-                index = max(kind, key=sizes.__getitem__)
-                if not sizes[index]:
-                    continue
+            for index, alike in typical_blocks(decoder):
                 if index in sources:  # whose keys and values it reuses
                     with torch.no_grad():
                         decoder.run_block(sources[index], hidden, arguments[sources[index]])
                 found = _count(decoder, index, hidden, arguments[index], backward=backward)
-                alike = sum(sizes[each] for each in kind) / sizes[index]
                 flops, peak, saved = flops + alike * found[0], max(peak, found[1]), saved + alike * found[2]
     except ERRORS as error:
         raise FamilyError(
@@ -94,6 +87,18 @@ def count_passes(checkpoint: Checkpoint, model: Any, length: int, dtype: torch.d
         ) from error
     number = count * length
     return Passes(flops / number, scale * peak / number, scale * saved / number)
+
+
+def typical_blocks(decoder: Decoder) -> Iterator[tuple[int, float]]:
+    """The largest block with each set of parameter names, and the number of blocks that cost as much together."""
+    sizes = [sum(parameter.numel() for parameter in block.parameters()) for block in decoder.blocks]
+    kinds: dict[frozenset[str], list[int]] = {}
+    for index, block in enumerate(decoder.blocks):
+        kinds.setdefault(frozenset(name for name, _ in block.named_parameters()), []).append(index)
+    for kind in kinds.values():
+        index = max(kind, key=sizes.__getitem__)
+        if sizes[index]:
+            yield index, sum(sizes[each] for each in kind) / sizes[index]
 
 
 class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from functools import cached_property
 
 import torch
 
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import module_shapes
-from darwinlm.planning.counted import Passes, count_passes
-from darwinlm.recipe import Recipe, load_recipe
+from darwinlm.needs.counted import Passes, count_passes
+from darwinlm.recipe import Recipe
 from darwinlm.recipe.settled import saved_dtype
 from darwinlm.runtime.compute import DTYPES
 from darwinlm.runtime.errors import RecipeError
@@ -64,14 +63,14 @@ class Sizes:
             for name, each in self._skeleton.named_parameters()
         )
         self.outside, self.depth = self.params - self.blocks, checkpoint.n_blocks
-        self.saved = int(getattr(checkpoint.dtype, "itemsize", 4))
+        self.saved = checkpoint.dtype.itemsize
         self.head = 2.0 * self.width * self.vocabulary
         self._counted: dict[tuple[int, torch.dtype, bool], Passes] = {}
 
-    def with_settings(self, assignments: Sequence[str], processes: int | None = None) -> Sizes:
+    def with_recipe(self, recipe: Recipe, processes: int | None = None) -> Sizes:
         """The same model with other settings, except units and budget."""
         other = copy.copy(self)
-        other.recipe, other.processes = load_recipe(self.recipe, assignments, {}), processes or self.processes
+        other.recipe, other.processes = recipe, processes or self.processes
         return other
 
     @cached_property
