@@ -18,7 +18,7 @@ OLDEST_TESTS := tests/integration/test_pipeline.py tests/integration/test_famili
 RESULTS ?= runs/results
 RESULTS_OPTIONS ?=
 
-.PHONY: demo results test fuzz fuzz-guided kills endurance test-oldest test-vllm check install pages docs audit release clean
+.PHONY: demo results test fuzz fuzz-guided kills endurance test-oldest test-vllm test-trainers check install pages docs audit release clean
 
 # FULL=1 keeps half of the block parameters and uses the default amounts of text.
 demo: $(VENV)/demo.stamp
@@ -55,6 +55,11 @@ test-oldest: $(OLDEST)/oldest.stamp
 # A separate environment, because vLLM needs other versions; a CPU build of about 3 GB.
 test-vllm: $(VLLM)/vllm.stamp
 	$(VLLM)/bin/python -m pytest -o addopts="--import-mode=importlib -ra" -W ignore tests/vllm
+
+# The examples of docs/trainers.md.
+test-trainers: $(VENV)/dev.stamp
+	$(BIN)/python -m pip install --quiet 'trl>=1.16,<2'
+	$(BIN)/python -m pytest -n 0 -W ignore tests/integration/test_trainers.py
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

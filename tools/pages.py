@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import operator
 import re
 import sys
 from collections.abc import Iterable
+from functools import reduce
 from pathlib import Path
+from textwrap import wrap
 
+import yaml
 from transformers import CONFIG_MAPPING
 
 from darwinlm.engines.vllm_plugin import TESTED
@@ -22,7 +26,7 @@ from darwinlm.families.refusal import why_not
 from darwinlm.gguf.architecture import architecture_of
 from darwinlm.gguf.layout import UNKNOWN
 from darwinlm.pipeline import PRUNE
-from darwinlm.recipe import describe_fields
+from darwinlm.recipe import Recipe, describe_fields
 from darwinlm.runtime import errors
 
 ROOT = Path(__file__).parents[1]
@@ -65,6 +69,25 @@ def recipe_page() -> str:
         sections.setdefault(name.rpartition(".")[0] or "recipe", []).append(row)
     for section, rows in sections.items():
         lines += ["", f"## {section}", "", "| field | default | meaning |", "| --- | --- | --- |", *rows]
+    return "\n".join(lines) + "\n"
+
+
+def default_recipe() -> str:
+    """A recipe with every default, each explained above it: a file to copy and shorten."""
+    lines = ["# Every setting with its default. Keep the lines that you change: a preset fills those that are absent."]
+    tree, before = Recipe().model_dump(mode="json"), [""]
+    fields = [(name.split("."), meaning) for name, _, meaning in describe_fields()]
+    order = list(dict.fromkeys(parts[0] for parts, _ in fields))
+    for parts, meaning in sorted(fields, key=lambda each: (order.index(each[0][0]), len(each[0]))):
+        *sections, field = parts
+        if sections != before:
+            lines += ["", *(f"{'  ' * (len(sections) - 1)}{section}:" for section in sections[-1:])]
+        before = sections
+        value = yaml.safe_dump(
+            {field: reduce(operator.getitem, [*sections, field], tree)}, sort_keys=False, allow_unicode=True, width=1000
+        )
+        explained = wrap(" ".join(meaning.split()), 110, initial_indent="# ", subsequent_indent="# ")
+        lines += ["  " * len(sections) + line for line in [*explained, *value.splitlines()]]
     return "\n".join(lines) + "\n"
 
 
@@ -308,6 +331,7 @@ def architecture_page() -> str:
 PAGES = {
     "README.md": readme_page,
     "docs/recipe.md": recipe_page,
+    "recipe.default.yaml": default_recipe,
     "docs/troubleshooting.md": errors_page,
     "docs/families.md": families_page,
     "docs/architecture.md": architecture_page,

@@ -27,7 +27,7 @@ LINES = {
 def table(text: str, heading: str) -> list[dict[str, str]]:
     """Rows of the first table after a heading, by column."""
     lines = text[text.index(f"{heading}\n") :].splitlines()
-    begin = next(number for number, line in enumerate(lines) if line.startswith("| method"))
+    begin = next(number for number, line in enumerate(lines) if line.startswith("| "))
     rows: list[list[str]] = []
     for line in lines[begin:]:
         if not line.startswith("|"):
@@ -68,11 +68,12 @@ def draw(text: str, to: Path) -> None:
                 )
         by_task.set(title="Tasks against KL, at half", xlabel="KL on the mixture", ylabel="mean of six tasks, %")
         for axis in (by_size, by_task):
-            _plain(axis)
+            plain(axis)
         figure.savefig(to, metadata={"Date": None})
 
 
-def _plain(axis: Any) -> None:
+def plain(axis: Any) -> None:
+    """Grid and two spines."""
     axis.grid(visible=True, color="#dcdfe4", linewidth=0.7)
     axis.spines[["top", "right"]].set_visible(False)
 

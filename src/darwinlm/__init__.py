@@ -1,9 +1,10 @@
 """darwinlm: make a language model smaller and faster while preserving its quality.
 
 `prune` runs the whole pipeline, `prune_sweep` runs it for several sizes, `write_sizes` predicts sizes from a database,
-and `recover` trains the result. `Recipe`, `load_recipe` and `load_recipes` describe runs. Every error that input can
-cause is a `DarwinLMError`. Names are loaded on first use, so that `import darwinlm` is fast. After the import, the Auto
-classes of transformers load models with unequal layers without `trust_remote_code`.
+`plan` memory and time, and `recover` trains the result. `load` loads a model to generate, evaluate and export.
+`Recipe`, `load_recipe` and `load_recipes` describe runs; a `Reporter` receives their progress. Every error that input
+can cause is a `DarwinLMError`. Names are loaded on first use, so that `import darwinlm` is fast. After the import, the
+Auto classes of transformers load models with unequal layers without `trust_remote_code`.
 """
 
 from __future__ import annotations
@@ -19,19 +20,27 @@ if TYPE_CHECKING:
     from darwinlm.recipe import Recipe as Recipe
     from darwinlm.recipe import load_recipe as load_recipe
     from darwinlm.recipe import load_recipes as load_recipes
+    from darwinlm.runs.model import Model as Model
+    from darwinlm.runs.model import load as load
+    from darwinlm.runs.plan import plan as plan
     from darwinlm.runs.prune import Result as Result
     from darwinlm.runs.prune import prune as prune
     from darwinlm.runs.recovery import recover as recover
     from darwinlm.runs.sizes import write_sizes as write_sizes
     from darwinlm.runs.sweep import prune_sweep as prune_sweep
+    from darwinlm.runtime.console import Reporter as Reporter
     from darwinlm.runtime.errors import DarwinLMError as DarwinLMError
 
 _HOMES = {
     "DarwinLMError": "darwinlm.runtime.errors",
+    "Model": "darwinlm.runs.model",
     "Recipe": "darwinlm.recipe",
+    "Reporter": "darwinlm.runtime.console",
     "Result": "darwinlm.runs.prune",
+    "load": "darwinlm.runs.model",
     "load_recipe": "darwinlm.recipe",
     "load_recipes": "darwinlm.recipe",
+    "plan": "darwinlm.runs.plan",
     "prune": "darwinlm.runs.prune",
     "prune_sweep": "darwinlm.runs.sweep",
     "recover": "darwinlm.runs.recovery",

@@ -1,32 +1,37 @@
-"""The questions at the end of the demo; its run is tested on the real model in `tests/real`."""
+"""The screen at the end of the demo; its run is tested on the real model in `tests/real`."""
 
-from types import SimpleNamespace
+import io
+from pathlib import Path
 
+import pytest
 from rich.console import Console
+from tests.tiny.summaries import made, recovered
 
-from darwinlm.cli.demo import _answers
-from darwinlm.evaluation import chat
-from darwinlm.models import opened as models
-from darwinlm.runs.demo import QUESTIONS
+from darwinlm.cli import demo
+from darwinlm.stages.report import REPORT
 
 
-def test_both_models_get_the_same_questions_and_a_cut_answer_says_so(monkeypatch, capsys, tmp_path):
-    opened, asked = [], []
-
-    def open_model(folder, **how):
-        opened.append(folder)
-        return SimpleNamespace(folder=folder)
-
-    def answer(self, question):
-        asked.append((self.opened.folder, question))
-        return "Paris." if self.opened.folder.endswith("source") else "Paris is\n the"
-
-    monkeypatch.setattr(models, "open_model", open_model)
-    monkeypatch.setattr(chat.Conversation, "__init__", lambda self, opened, settings: setattr(self, "opened", opened))
-    monkeypatch.setattr(chat.Conversation, "answer", answer)
-    _answers(Console(width=100, highlight=False), tmp_path)
-    dense, smaller = opened
-    assert (dense, smaller) == (str(tmp_path / "stages" / "source"), str(tmp_path / "model"))
-    assert asked == [(folder, question) for question in QUESTIONS for folder in (dense, smaller)]
-    said = capsys.readouterr().out
-    assert said.count("dense: Paris.\n") == said.count("smaller: Paris is the …\n") == len(QUESTIONS)
+def test_one_screen_has_sizes_the_loss_answers_and_next_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = recovered()
+    tree.update(prompts=["Which river?", "Which sea?", "Which town?"], chat=True)
+    for model in tree["models"].values():
+        model["continuations"] = ["The Rhine, " * 40, "The North Sea.", "Bonn."]
+    monkeypatch.setattr(demo, "_predicted", lambda run: "75% would lose about 0.63, 50% about 1.80")
+    said = io.StringIO()
+    demo._screen(Console(file=said, width=200, highlight=False), {REPORT: made(tree)}, Path("runs/demo"))
+    lines = said.getvalue().splitlines()
+    assert len(lines) <= 25
+    assert max(map(len, lines)) <= 120
+    text = "\n".join(lines)
+    for part in (
+        "parameters",
+        "KL ",
+        "75% would lose",
+        "original    The North Sea.",
+        "smaller     Bonn.",
+        " …",
+        "runs/demo",
+    ):
+        assert part in text
+    assert "tokens/s" not in text, "no speeds: two models of this size differ by less than the runs"
+    assert "perplexity" not in text

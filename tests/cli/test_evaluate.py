@@ -217,9 +217,23 @@ def test_run_folder_is_its_model(command, finished_llama, tiny_text_file, tmp_pa
         assert command("evaluate", source, *text, "--out", tmp_path / f"{source.name}.json").code == 0
     first, second = (result(tmp_path / f"{name}.json") for name in (finished_llama.name, "model"))
     assert first["texts"][0]["perplexity"] == second["texts"][0]["perplexity"]
+    assert first["texts"][0]["kl"] > 0
+    assert second["texts"][0]["kl"] is None
     (tmp_path / "run").mkdir()
     shutil.copy(finished_llama / "darwinlm.json", tmp_path / "run")
     command("evaluate", tmp_path / "run", *text).refused("isn't finished: it holds no exported model yet")
+
+
+def test_a_runs_dense_model_is_scored_too(command, data, finished_llama, tiny_llama, tmp_path):
+    suite = ("--suite", "piqa:0", "--data-dir", data, "--out", tmp_path / "run.json")
+    ended = command("evaluate", finished_llama, *suite).succeeded()
+    assert "difference" in ended.out
+    found = result(tmp_path / "run.json")
+    command("evaluate", tiny_llama, *suite[:-1], tmp_path / "dense.json").succeeded()
+    assert found["dense_tasks"][0]["metrics"] == result(tmp_path / "dense.json")["tasks"][0]["metrics"]
+    assert found["tasks"][0]["log_p"] != found["dense_tasks"][0]["log_p"]
+    command("evaluate", finished_llama / "model", *suite[:-1], tmp_path / "model.json").succeeded()
+    assert result(tmp_path / "model.json")["dense_tasks"] == []
 
 
 def test_a_family_that_cannot_be_pruned_and_a_gguf_file_are_measured(command, tiny_text_file, gguf_bytes, tmp_path):
@@ -235,7 +249,7 @@ def test_a_family_that_cannot_be_pruned_and_a_gguf_file_are_measured(command, ti
     [
         ("", "nothing to measure: give --suite, --text, --chat or --looking-back"),
         ("--suite pica", "there is no task 'pica': did you mean 'piqa'"),
-        ("--suite piqa --against x", "--against needs --text or --chat"),
+        ("--looking-back --against x", "--against needs --text, --chat or --suite"),
         ("--suite piqa --dtype int8", "dtype int8: use auto, bfloat16"),
         ("--suite piqa --data-dir nowhere", "there is no such folder"),
         ("--text nowhere.txt", "nowhere.txt"),

@@ -5,6 +5,7 @@ import shutil
 from typing import Any
 
 import pytest
+from tests.tiny.checkpoint import SETTINGS
 from tests.tiny.damage import flip
 
 import darwinlm
@@ -132,3 +133,20 @@ def test_a_tilde_is_the_home_folder(prune, command, tiny_llama, tmp_path, monkey
 def test_a_tilde_with_a_name_that_is_no_user(command, tiny_llama, tmp_path, place):
     words = ("~nobody-here/x",) if place == "model" else (tiny_llama, "--out", "~nobody-here/x")
     command("plan", *words).refused("~nobody-here/x: there is no such user; write the whole path")
+
+
+def test_a_finished_run_is_not_replaced_by_another_size(command, finished_copy, tiny_llama, tiny_text_file):
+    before = (finished_copy / "summary.json").read_bytes()
+    words = ("prune", tiny_llama, "--text", tiny_text_file, "--out", finished_copy, "--keep", "70%")
+    command(*words).refused("a finished run with another budget", "--out", "--overwrite")
+    assert (finished_copy / "summary.json").read_bytes() == before
+    quick = [word for setting in SETTINGS for word in ("--set", setting)]
+    assert command(*words, "--overwrite", "--until", "plan", *quick).code == 0
+
+
+def test_a_model_is_made_again_with_the_same_hashes(command, finished_llama, tmp_path):
+    ended = command("reproduce", finished_llama, "--out", tmp_path / "again").succeeded()
+    assert "model.safetensors: the same" in ended.out
+    record = finished_llama / "model" / "darwinlm_recipe.json"
+    assert str(tmp_path.parent) not in record.read_text()
+    command("reproduce", tmp_path, "--out", tmp_path / "other").refused("holds no darwinlm_recipe.json")

@@ -1,5 +1,6 @@
 """`darwinlm show`: bars, figures and next steps of a finished run, and what is no finished run."""
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ from tests.tiny.summaries import SUMMARIES, made, searched
 from darwinlm.cli.show import allocation_lines
 from darwinlm.report.summary import read_summary
 from darwinlm.runtime.artifact import MARKER, write_json
+from darwinlm.runtime.errors import install
 
 
 @pytest.fixture
@@ -97,3 +99,12 @@ def test_a_comparison_is_not_called_unfinished(command, tmp_path: Path) -> None:
     write_json(tmp_path / MARKER, {})
     write_json(tmp_path / "comparison.json", {})
     command("show", tmp_path).refused("compares methods", "comparison.md")
+
+
+def test_next_steps_run_with_what_is_installed(command, finished_llama, monkeypatch):
+    assert "first: pip install" not in command("show", finished_llama).succeeded().out
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: None if name == "gguf" else find(name, *more))
+    shown = command("show", finished_llama).succeeded().out
+    assert f"llama.cpp (first: {install('gguf')})" in shown
+    assert "benchmarks:" in shown

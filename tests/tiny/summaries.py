@@ -32,6 +32,7 @@ def model(params, blocks, perplexity, kl, speed, decode, texts):
         "kl": kl,
         "tokens_per_second": speed,
         "decode_tokens_per_second": decode,
+        "speed_spread": 0.05,
         "continuations": texts,
     }
 

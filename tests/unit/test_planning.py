@@ -277,7 +277,7 @@ def test_damaged_gguf_is_refused(command: Command, tmp_path: Path) -> None:
         (("{model}", "--recipe", "llama"), "there is no recipe at llama"),
         (("{model}", "--device", "h100", "--ram", "lots"), "--ram lots: must be a number with a unit"),
         (("{model}", "--device", "h100", "--disk", "5 parsecs"), "--disk 5 parsecs: has an unknown unit"),
-        (("{model}", "--device", "h100", "--set", "units.mlp_multiple=8", "--keep", "0.01%"), "less than the smallest"),
+        (("{model}", "--device", "h100", "--set", "units.mlp_multiple=8", "--params", "1"), "less than the smallest"),
     ],
 )
 def test_wrong_request(options: tuple[str, ...], message: str, command: Command, tiny_llama: Path) -> None:

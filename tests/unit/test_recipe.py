@@ -38,7 +38,7 @@ def test_the_defaults_are_valid():
         ({"search": {"stages": [{"token": 64, "survivors": 1}]}}, ["'search.stages.0.token': did you mean 'tokens'?"]),
         ({"qqqqqqq": 1}, ["unknown field 'qqqqqqq'", *Recipe.model_fields]),
         ({"database": {"qqqqqqq": 1}}, ["unknown field 'database.qqqqqqq'", "saliency"]),
-        ({"budgett": {}, "search": {"generations": 0}}, ["wrong recipe in here: ", "budgett", "search.generations"]),
+        ({"budgett": {}, "search": {"generations": 0}}, ["wrong setting in here: ", "budgett", "search.generations"]),
     ],
 )
 def test_unknown_fields_are_all_refused_with_the_near_one_or_those_that_are_known(tree, said):

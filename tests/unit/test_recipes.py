@@ -15,7 +15,7 @@ from darwinlm.database.levels import module_levels
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
 from darwinlm.families.shapes import module_shapes
-from darwinlm.recipe import find_recipe, load_recipe, shipped_recipes
+from darwinlm.recipe import Recipe, describe_fields, find_recipe, load_recipe, shipped_recipes
 from darwinlm.recipe.settled import saved_dtype
 from darwinlm.recovery.schedule import plan_steps
 from darwinlm.runtime.errors import RecipeError
@@ -25,6 +25,7 @@ from darwinlm.search.problem.space import SearchSpace
 from darwinlm.search.propose.start import random_start
 from darwinlm.surgery.stitch import chosen_levels, empty_model, layer_table, sizes_in, smaller_config
 
+ROOT = Path(__file__).parents[2]
 NAMES = [name + variant for name in PUBLISHED for variant in ("", "-fast")]
 
 
@@ -113,3 +114,9 @@ def test_a_recipe_of_ones_own_goes_first(tmp_path: Path, monkeypatch: pytest.Mon
 def test_unknown_name(name: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         load_recipe(name)
+
+
+def test_the_file_with_every_default_is_the_defaults_and_explains_each():
+    text = (ROOT / "recipe.default.yaml").read_text(encoding="utf-8")
+    assert load_recipe(ROOT / "recipe.default.yaml").model_dump() == Recipe().model_dump()
+    assert text.count("\n#") + text.count("  # ") >= len(list(describe_fields()))

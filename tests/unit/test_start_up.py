@@ -130,7 +130,10 @@ def test_a_closed_pipe_ends_quietly() -> None:
 
 
 def test_public_names() -> None:
-    names = "DarwinLMError Recipe Result load_recipe load_recipes prune prune_sweep recover write_sizes"
+    names = (
+        "DarwinLMError Model Recipe Reporter Result load load_recipe load_recipes plan prune prune_sweep recover "
+        "write_sizes"
+    )
     assert " ".join(name for name in dir(darwinlm) if not name.startswith("_")) == names
 
 

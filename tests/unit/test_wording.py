@@ -21,6 +21,21 @@ def test_headline():
     assert "uniform" not in wording.headline(made(plain()))
 
 
+@pytest.mark.parametrize(
+    ("spread", "factor", "shown"), [(0.05, 1.2, True), (0.05, 0.8, True), (0.05, 1.05, False), (0.2, 1.3, False)]
+)
+def test_speed_is_shown_where_it_differs_by_more_than_the_runs(spread, factor, shown):
+    summary = searched()
+    for model in summary["models"].values():
+        model.update(speed_spread=spread, tokens_per_second=100.0, decode_tokens_per_second=10.0)
+    summary["models"]["refit"]["tokens_per_second"] = 100 * factor
+    for text in (wording.headline(made(summary)), render_page(made(summary)).split("</div>")[3]):
+        assert ("prompt speed" in text) == shown
+        assert "decode speed" not in text
+    summary["models"]["dense"]["speed_spread"] = None
+    assert not wording.speeds(made(summary)), "after a single run"
+
+
 def test_a_uniform_model_that_is_smaller_is_not_said_to_be_of_the_same_size():
     summary = searched()
     summary["models"]["uniform"]["block_params"] = 50_000_000
@@ -41,6 +56,7 @@ FIGURES = {
         "/home/someone/models/tiny.gguf": "tiny.gguf",
         "C:\\models\\tiny\\": "tiny",
         "hf:owner/name:config": "hf:owner/name:config",
+        "/data/boolq/none/validation#question+passage": "BoolQ validation#question+passage",
         None: "unnamed",
     },
     wording.hub_id: {"owner/name": "owner/name", "./models/tiny": None, "models/tiny.gguf": None},
@@ -83,6 +99,7 @@ def test_card_of_a_searched_model():
         "language": ["en"],
         "license": "apache-2.0",
         "base_model": "HuggingFaceTB/SmolLM2-135M",
+        "base_model_relation": "finetune",
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["darwinlm", "pruning", "structured-pruning", "custom_code"],

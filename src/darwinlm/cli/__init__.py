@@ -14,6 +14,7 @@ from darwinlm.cli import (  # noqa: F401 - each declares its command
     prune,
     push,
     recover,
+    reproduce,
     scores,
     show,
     tradeoff,

@@ -25,7 +25,7 @@ ORDER = (
     ("prune", "recover", "database", "compare", "tradeoff", "demo"),
     ("show", "chat", "evaluate", "bench", "inspect", "scores", "verify"),
     ("export", "push", "import"),
-    ("plan", "schema", "version"),
+    ("plan", "reproduce", "schema", "version"),
 )
 """Commands in the order of the help."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from textwrap import shorten
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +12,7 @@ from rich.console import Console
 
 from darwinlm.cli import arguments, terminal
 from darwinlm.cli.app import SHRINK, command
-from darwinlm.cli.prune import run_recipe
+from darwinlm.cli.prune import run_stages
 
 
 @command(SHRINK, "darwinlm demo", "darwinlm demo --full --out runs/full")
@@ -25,57 +26,67 @@ def demo(
     """Prune SmolLM2-135M-Instruct (from PyPI), train it briefly, and compare its answers with the original's."""
     from darwinlm.runs.demo import demo_recipe
 
-    recipe = demo_recipe(tuple(assignments or ()), full=full)
-    run = run_recipe(recipe, out)
-    console = terminal.console()
-    _sizes(console, run, recipe.budget.keep)
-    _answers(console, run)
+    run = run_stages(demo_recipe(tuple(assignments or ()), full=full), out)
+    _screen(terminal.console(), run, out)
+
+
+def _screen(console: Console, run: Any, out: Path) -> None:
+    """Print sizes, what was lost, answers of both models, and next steps: one screen, the rest is for `show`."""
+    from darwinlm.report import wording
+    from darwinlm.stages.report import PAGE, REPORT
+
+    summary = run[REPORT]
+    dense, small = summary.dense, summary.saved
+    megabytes = wording.megabytes
+    console.print(f"\n{wording.title(summary)}", style="bold")
+    lines = [
+        ("parameters", f"{wording.count(dense.params)} → {wording.count(small.params)}"),
+        ("weights", f"{megabytes(dense.bytes)} → {megabytes(small.bytes)} MB in {summary.export.dtype}"),
+    ]
+    if (file := summary.file) is not None:
+        predicted = megabytes(file.predicted[file.smaller])
+        lines.append(("file", f"{megabytes(file.bytes)} MB as it came → about {predicted} MB as {file.smaller}"))
+    lines += [
+        ("lost", f"KL {wording.kl(small.kl)} nats per token to the original; 0 means the same predictions"),
+        ("", f"on {wording.measured_on(summary)}"),
+    ]
+    if larger := _predicted(run):
+        lines.append(("at less", f"{larger}, estimated"))
+    if summary.time is not None and summary.time.shortened:
+        lines.append(("in haste", f"the time limit lowered {len(summary.time.shortened)} amounts; show names them"))
+    for name, value in lines:
+        console.print(f"  {name:<11} {value}", soft_wrap=True)
+    for number, question in enumerate(summary.prompts):
+        if number < len(small.continuations):
+            console.print(f"\n{question}", style="bold")
+            for name, model in (("original", dense), ("smaller", small)):
+                answer = shorten(" ".join(wording.collapsed(model.continuations[number]).split()), 84, placeholder=" …")
+                console.print(f"  {name:<11} {answer}", soft_wrap=True)
     quoted = shlex.quote(str(out))
-    console.print(
-        f"\nnext\n"
-        f"  darwinlm chat {quoted}\n"
-        f"  darwinlm prune MODEL --keep 75% --text TEXT --out runs/mine\n"
-        f"  darwinlm recover {quoted} --tokens 1M --out runs/recovered",
-        soft_wrap=True,
+    steps = (
+        (f"darwinlm chat {quoted}", "talk to it"),
+        (f"darwinlm show {quoted}", f"all figures; as a page: {out / PAGE}"),
+        (f"darwinlm recover {quoted} --tokens 1M --out runs/recovered", "train it, an hour"),
+        ("darwinlm prune MODEL --keep 75% --text TEXT --out runs/mine", "your own model"),
     )
+    width = max(len(command) for command, _ in steps)
+    console.print()
+    for line, wish in steps:
+        console.print(f"  {line:<{width}}  {wish}", soft_wrap=True)
 
 
-def _sizes(console: Console, run: Any, kept: float | None) -> None:
-    """Print losses of several sizes, predicted by the database and scaled to the measured one of the present size."""
+def _predicted(run: Any) -> str:
+    """Losses of smaller sizes, predicted by the database and scaled to the measured one of the present size."""
     from darwinlm.runs.demo import SIZES
     from darwinlm.search.predict.module_losses import predicted_sizes
     from darwinlm.stages.database import DATABASE
     from darwinlm.stages.plan import PLAN
     from darwinlm.stages.report import REPORT
 
-    shares = sorted({*SIZES, *([kept] if kept else [])}, reverse=True)
-    sizes = predicted_sizes(run[PLAN].space, run[DATABASE].reader, shares)
-    if not sizes:
-        return
-    console.print("\nKL of other sizes, estimated from the database and scaled to the measured one", style="bold")
-    measured = run[REPORT].models["stitched"].kl
-    scale = next((measured / size.kl for size in sizes if size.share == kept and size.kl), 1.0)
-    most = max(size.kl for size in sizes)
-    for size in sizes:
-        bar = "#" * max(1, round(30 * size.kl / most))
-        here = "measured" if size.share == kept else "about"
-        console.print(f"  {size.share:4.0%}  {size.params / 1e6:6.1f} M  {here:8} {scale * size.kl:.2f}  {bar}")
-
-
-def _answers(console: Console, run: Any) -> None:
-    """Ask questions through the chat template and print the answers of both models."""
-    from darwinlm.evaluation.chat import AnswerSettings, Conversation
-    from darwinlm.models.opened import open_model
-    from darwinlm.runs.demo import QUESTIONS
-    from darwinlm.stages.export import EXPORT
-    from darwinlm.stages.model import SOURCE
-
-    settings = AnswerSettings(max_tokens=40, temperature=0)
-    folders = {"dense": run[SOURCE].folder, "smaller": run[EXPORT].folder}
-    models = {name: open_model(str(folder), dtype="float32") for name, folder in folders.items()}
-    for question in QUESTIONS:
-        console.print(f"\n{question}", style="bold", markup=False)
-        for name, opened in models.items():
-            answer = " ".join(Conversation(opened, settings).answer(question).split())
-            cut = "" if answer.endswith((".", "!", "?")) else " …"
-            console.print(f"  {name}: {answer}{cut}", markup=False, soft_wrap=True)
+    kept, measured = run.recipe.budget.keep, run[REPORT].models["stitched"].kl
+    shares = [share for share in SIZES if kept is not None and share < kept]
+    sizes = predicted_sizes(run[PLAN].space, run[DATABASE].reader, [kept, *shares]) if shares else []
+    if not sizes or not sizes[0].kl:
+        return ""
+    scale = measured / sizes[0].kl
+    return ", ".join(f"{size.share:.0%} would lose about {scale * size.kl:.2f}" for size in sizes[1:])

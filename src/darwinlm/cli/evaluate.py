@@ -27,7 +27,7 @@ def evaluate(
         typer.Option(metavar="SOURCE", help="Text file, folder or hf:owner/name to measure perplexity on; repeatable."),
     ] = None,
     against: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Original (dense) model; adds KL to it (--text, --chat).")
+        str | None, typer.Option(metavar="MODEL", help="Original (dense) model, measured too; a run names its own.")
     ] = None,
     looking_back: Annotated[
         bool, typer.Option("--looking-back", help="Measure copying of random words; --text always does.")
@@ -48,8 +48,12 @@ def evaluate(
     dtype: arguments.Dtype = "auto",
     allow_remote_code: arguments.RemoteCode = False,
 ) -> None:
-    """Measure a model: benchmarks (EleutherAI's lm-evaluation-harness), perplexity, KL to the original one."""
+    """Measure a model: benchmarks (EleutherAI's lm-evaluation-harness), perplexity, KL to the original one.
+
+    The dense model of a finished run is measured too; give the run's folder `model` to leave it out.
+    """
     from darwinlm.evaluation.evaluate import EvaluationRequest, evaluate_model
+    from darwinlm.report.summary import dense_of
     from darwinlm.runtime.errors import DataError
     from darwinlm.runtime.places import check_output
 
@@ -59,7 +63,7 @@ def evaluate(
         data_dir=data_dir,
         limit=limit,
         texts=tuple(text or ()),
-        against=against,
+        against=against or (dense_of(model) if suite or text else None),
         tokens=tokens,
         sequence_length=sequence_length,
         batch_size=batch_size,

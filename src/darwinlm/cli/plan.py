@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import Annotated
 
 import typer
@@ -38,36 +37,32 @@ def plan(
     allow_remote_code: arguments.RemoteCode = False,
 ) -> None:
     """Estimate what a run needs before it starts: memory, disk and time of every stage."""
-    from darwinlm.recipe import load_recipe, options
-    from darwinlm.runtime.errors import RecipeError
-
-    remote_code = allow_remote_code or None
-    overrides = options(model=model, keep=keep, params=params, ready_for=ready_for, allow_remote_code=remote_code)
-    chosen = load_recipe(recipe, assignments or (), overrides)
-    if chosen.model is None:
-        raise RecipeError("no model is given: name a hub id, a folder or a GGUF file")
-    room = {"ram": read_bytes("--ram", ram), "disk": read_bytes("--disk", disk)}
-    from darwinlm.models.resolve import describe_model
-    from darwinlm.needs.sizes import Sizes
-    from darwinlm.planning.devices import find_device
-    from darwinlm.planning.plan import cells, gibibytes, headings, make_plan
-    from darwinlm.recipe.settled import settled
+    sizes_given = {"ram": read_bytes("--ram", ram), "disk": read_bytes("--disk", disk)}
+    from darwinlm.planning.plan import cells, gibibytes, headings
     from darwinlm.report.wording import count
+    from darwinlm.runs.plan import plan as make
     from darwinlm.runtime import tables  # with PyTorch, which takes seconds
     from darwinlm.runtime.artifact import write_json
     from darwinlm.runtime.lock import hold_target
     from darwinlm.runtime.places import check_output
 
-    if out is not None:
-        check_output(out, "--out", [chosen.model])
     console = terminal.console()
-    card = find_device(device)
-    checkpoint = describe_model(chosen.model, allow_remote_code=chosen.allow_remote_code)
-    if card.kind.type == "cpu" and disk is None:
-        room["disk"] = float(shutil.disk_usage(".").free)
-    plan_of_run = make_plan(Sizes(checkpoint, settled(chosen, card.kind), processes), card, **room)
+    plan_of_run = make(
+        model,
+        keep=keep,
+        params=params,
+        device=device,
+        processes=processes,
+        ready_for=ready_for,
+        recipe=recipe,
+        assignments=assignments or (),
+        allow_remote_code=allow_remote_code,
+        **sizes_given,
+    )
+    card = plan_of_run.device
     sizes = plan_of_run.sizes
     if out is not None:
+        check_output(out, "--out", [sizes.checkpoint.source])
         with hold_target(out):
             write_json(out, plan_of_run.as_json())
     if as_json:
@@ -75,7 +70,7 @@ def plan(
         return
     least, most = (count(kept + sizes.outside) for kept in sizes.kept_blocks)
     console.print(
-        f"{chosen.model}: {count(sizes.params)} parameters → "
+        f"{sizes.checkpoint.source}: {count(sizes.params)} parameters → "
         f"{most if least == most else f'{least} to {most}'}, "
         f"at most {sizes.kept_blocks[1] / sizes.blocks:.2%} of the {count(sizes.blocks)} in the blocks\n"
         f"{f'{processes} x ' if processes > 1 else ''}{card.name}: {gibibytes(card.memory)} ({card.source})",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from darwinlm.cli import arguments, terminal
 from darwinlm.cli.app import SHRINK, command
@@ -38,6 +40,9 @@ def prune(
     allow_remote_code: arguments.RemoteCode = False,
     until: arguments.Until = None,
     database: arguments.Database = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a finished run of another model or size in the folder.")
+    ] = False,
 ) -> None:
     """Prune a model to a budget and report what was lost. Rerun the same command to resume."""
     from darwinlm.recipe import load_recipes, options
@@ -55,7 +60,7 @@ def prune(
     if len(recipes) > 1:
         _run_sweep(recipes, out, last)
     else:
-        run_recipe(recipes[0], out, last)
+        run_recipe(recipes[0], out, last, overwrite=overwrite)
 
 
 def _last_stage(until: str | None) -> str:
@@ -85,25 +90,35 @@ def _run_sweep(recipes: list[Any], out: Path, until: str) -> None:
     console.print(f"models  {out}/*/model\npage    {out / PAGE}\nsummary {out / SWEEP}.json")
 
 
-def run_recipe(recipe: Any, out: Path, until: str | None = None) -> Any:
-    """Run the stages and print the result; returns the run."""
+def run_stages(recipe: Any, out: Path, until: str | None = None, *, overwrite: bool = False) -> Any:
+    """Say what to expect and run the stages; returns the run."""
     from darwinlm.pipeline import open_run
     from darwinlm.planning.time_limit import TimeLimit
-    from darwinlm.report import wording
-    from darwinlm.report.table import comparison_table, looking_back_rows
-    from darwinlm.runtime import amounts, tables
+    from darwinlm.runs.prune import check_replaced
     from darwinlm.stages.report import REPORT
     from darwinlm.stages.text import TEXT
 
-    console = terminal.console()
+    check_replaced(recipe, out, overwrite=overwrite)
     run = open_run(recipe, out, terminal.reporter(), pace=TimeLimit.of(recipe, begun=terminal.BEGUN))
     until = until or REPORT.name
     if until == REPORT.name and not run.context.path(TEXT.name).exists():
         _expect(run)
     run.until(until)
-    if until != REPORT.name:
+    return run
+
+
+def run_recipe(recipe: Any, out: Path, until: str | None = None, *, overwrite: bool = False) -> None:
+    """Run the stages and print the result."""
+    from darwinlm.report import wording
+    from darwinlm.report.table import comparison_table, looking_back_rows
+    from darwinlm.runtime import amounts, tables
+    from darwinlm.stages.report import REPORT
+
+    console = terminal.console()
+    run = run_stages(recipe, out, until, overwrite=overwrite)
+    if until not in (None, REPORT.name):
         console.print(f"stopped after {until}; {out / 'stages'} holds the result")
-        return run
+        return
     summary = run[REPORT]
     console.print(comparison_table(summary))
     looking_back = looking_back_rows(summary, losses=False)
@@ -111,7 +126,7 @@ def run_recipe(recipe: Any, out: Path, until: str | None = None) -> Any:
         headings, rows, remarks = looking_back
         console.print("", tables.terminal(headings, rows, bold=len(rows) - 1), *remarks)
     if summary.prompts and summary.models["dense"].continuations:
-        console.print(f"\ncontinuations of {summary.prompts[0]!r}", style="bold")
+        console.print(f"\n{summary.prompts[0]}{'' if summary.chat else ' …'}", style="bold")
         for key in ("dense", summary.saved_key):
             text = wording.collapsed(summary.models[key].continuations[0])
             console.print(f"  {wording.model_name(key, summary)}: {text!r}")
@@ -130,7 +145,6 @@ def run_recipe(recipe: Any, out: Path, until: str | None = None) -> Any:
         f"darwinlm chat {quoted}    talk to the smaller model",
         soft_wrap=True,
     )
-    return run
 
 
 def _expect(run: Any) -> None:

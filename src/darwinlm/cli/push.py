@@ -25,14 +25,21 @@ def push(
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Create a private repository.")] = False,
     update: Annotated[bool, typer.Option("--update", help="Add to an existing repository.")] = False,
+    scores: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Benchmark scores from darwinlm evaluate --out, for the hub.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be uploaded, and stop.")] = False,
 ) -> None:
     """Upload a model to the Hugging Face hub: model card, weights, tokenizer and, if wanted, a GGUF file."""
+    from darwinlm.evaluation.hub_scores import FILE, write_scores
     from darwinlm.export.push import folder_to_push, gguf_name, push_folder
     from darwinlm.runs.verify import files_to_push
 
     folder = folder_to_push(run, repo, gguf)
     names = files_to_push(run, folder)
+    if scores is not None:
+        write_scores(scores, folder)
+        names = sorted({*names, FILE})
     console = terminal.console()
     if "README.md" not in names:
         terminal.say(f"{folder} has no model card (README.md): the model's page will be empty")

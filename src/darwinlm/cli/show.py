@@ -119,7 +119,7 @@ def _show(console: Console, run: Path, summary: Summary) -> None:
             )
     console.print()
     beside = run if run.name else Path("..") / run.resolve().name  # the current folder "." has no name
-    for wish, do in wording.next_steps(summary, str(run), str(beside), summary.model):
+    for wish, do in wording.next_steps(summary, str(run), str(beside), summary.model, here=True):
         console.print(f"{wish}:", style="dim")
         console.print(f"  {do}", soft_wrap=True)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from darwinlm.evaluation import harness, summary
 from darwinlm.evaluation.chat_scores import ChatScore, chat_tables, measure_chats
 from darwinlm.evaluation.looking_back import LIST_LENGTHS, all_copying, longest_sequence, measure_copying, word_lists
+from darwinlm.evaluation.side_by_side import task_table
 from darwinlm.evaluation.suites import Wanted, parse_suite
 from darwinlm.evaluation.text import TextScore, measure_text, pack, share_vocabulary
 from darwinlm.models.opened import Opened, open_model
@@ -56,8 +58,8 @@ class EvaluationRequest:
         """The tasks, after all checks that don't need a model. Raises DarwinLMError."""
         if self.suite is None and not self.texts and not self.looking_back and not self.chat:
             raise RecipeError("nothing to measure: give --suite, --text, --chat or --looking-back")
-        if self.against is not None and not self.texts and not self.chat:
-            raise RecipeError("--against needs --text or --chat: KL is measured on a text, or on the model's answers")
+        if self.against is not None and not self.texts and not self.chat and self.suite is None:
+            raise RecipeError("--against needs --text, --chat or --suite: give what both models are measured on")
         wanted = () if self.suite is None else parse_suite(self.suite)
         if wanted:
             harness.check_suite(wanted, self.data_dir)
@@ -84,12 +86,13 @@ class EvaluationRequest:
 
 @dataclass
 class Evaluated:
-    """Results of an evaluation. Copying is that of the model, and of the dense one if there is one."""
+    """Results of an evaluation. Copying is that of the model, and of the dense one if there is one; so are scores."""
 
     request: EvaluationRequest
     params: int = 0
     engine: str = ""
     scores: list[harness.TaskScore] = field(default_factory=list)
+    dense_scores: list[harness.TaskScore] = field(default_factory=list)
     texts: list[TextScore] = field(default_factory=list)
     copying: list[Copied] = field(default_factory=list)
     chats: list[ChatScore] = field(default_factory=list)
@@ -110,6 +113,11 @@ class Evaluated:
             yield from chat_tables(self.chats)
         if self.scores:
             yield summary.HEADINGS, summary.rows(self.scores), summary.notes(self.scores)
+        if self.dense_scores:
+            both = {"dense": self.dense_scores, "this model": self.scores}
+            table = task_table({name: {"tasks": harness.as_json(scores)} for name, scores in both.items()})
+            assert table is not None
+            yield table[0], table[1], []
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for --out."""
@@ -122,6 +130,7 @@ class Evaluated:
             "copying": [asdict(copied) for copied in self.copying],
             "chat": [score.as_json() for score in self.chats],
             "tasks": harness.as_json(self.scores),
+            "dense_tasks": harness.as_json(self.dense_scores),
             "average": asdict(mean) if mean and len(self.scores) > 1 else None,
             "partial": mean.partial if mean else "",
         }
@@ -161,6 +170,7 @@ def evaluate_model(request: EvaluationRequest, out: Path | None = None, console:
     parallel.init_from_environment()
     with ExitStack() as held:
         done: dict[str, harness.TaskScore] = {}
+        dense_done: dict[str, harness.TaskScore] = {}
         with parallel.agree():
             if out is not None and parallel.is_main():
                 check_output(out, "--out", (request.model, request.against), request.texts, resumed=True)
@@ -168,20 +178,13 @@ def evaluate_model(request: EvaluationRequest, out: Path | None = None, console:
             request.key()  # refuses an unknown device or type
             wanted = request.check()
             if parallel.is_main():
-                done = _resumed(request, out)
-        done = parallel.broadcast(done)
+                done, dense_done = _resumed(request, out)
+        done, dense_done = parallel.broadcast((done, dense_done))
         with parallel.agree():
             opened, dense = _opened(request)
         result = Evaluated(request, opened.params, opened.engine)
-
-        def save(scores: list[harness.TaskScore]) -> None:
-            result.scores = list(scores)
-            if out is not None and parallel.is_main():
-                write_json(out, result.as_json())
-            if console is not None and scores:
-                last = scores[-1]
-                console.print(f"{last.title}: {last.error or summary.with_error(last.value, last.stderr)}")
-
+        result.dense_scores = list(dense_done.values())
+        save = partial(_save, result, out, console)
         if request.texts or request.looking_back:
             result.texts, result.copying = _texts(request, opened, dense)
         if request.chat:
@@ -193,25 +196,37 @@ def evaluate_model(request: EvaluationRequest, out: Path | None = None, console:
                 batch_tokens=request.batch_size * request.sequence_length,
             )
         if not done:
-            save([])
+            save("scores", [])
         if wanted:
-            harness.run_suite(
-                opened.model,
-                opened.tokenizer,
-                wanted,
-                data_dir=request.data_dir,
-                limit=request.limit,
-                batch_size=request.batch_size,
-                done=done,
-                save=save,
-            )
+            _suite(request, wanted, opened, done, partial(save, "scores"))
+            if request.against is not None:
+                del opened, dense
+                with parallel.agree():
+                    original = request.open(request.against)
+                _suite(request, wanted, original, dense_done, partial(save, "dense_scores"))
         return result
+
+
+def _save(result: Evaluated, out: Path | None, console: Any, which: str, scores: list[harness.TaskScore]) -> None:
+    """Keep scores, write the result, and print the newest score."""
+    setattr(result, which, list(scores))
+    if out is not None and parallel.is_main():
+        write_json(out, result.as_json())
+    if console is not None and scores:
+        last, whose = scores[-1], "dense, " if which == "dense_scores" else ""
+        console.print(f"{whose}{last.title}: {last.error or summary.with_error(last.value, last.stderr)}")
+
+
+def _suite(request: EvaluationRequest, wanted: tuple[Wanted, ...], opened: Opened, done: Any, save: Any) -> None:
+    how: dict[str, Any] = {name: getattr(request, name) for name in ("data_dir", "limit", "batch_size")}
+    harness.run_suite(opened.model, opened.tokenizer, wanted, **how, done=done, save=save)
 
 
 def _opened(request: EvaluationRequest) -> tuple[Opened, tuple[str, Any] | None]:
     """The model, and the dense one with its name. Raises DarwinLMError."""
     opened = request.open(request.model, dequantised=request.chat)
-    dense = None if request.against is None else request.open(request.against, dequantised=True)
+    both = request.against is not None and (request.texts or request.chat)
+    dense = request.open(str(request.against), dequantised=True) if both else None
     for each in (opened, dense):
         if request.chat and each is not None and each.engine != "PyTorch":
             raise RecipeError(f"--chat: PyTorch can't run {each.source}: give a folder instead of a GGUF file")
@@ -251,13 +266,14 @@ def _texts(
     return scores, [Copied(name, tuple(copied[name]), tuple(remarks)) for name in models]
 
 
-def _resumed(request: EvaluationRequest, out: Path | None) -> dict[str, harness.TaskScore]:
+def _resumed(request: EvaluationRequest, out: Path | None) -> tuple[dict[str, harness.TaskScore], ...]:
+    """Finished scores of the model and of the dense one."""
     if out is None or not out.exists():
-        return {}
+        return {}, {}
     before = read_json(out)
     if not isinstance(before, dict) or not isinstance(before.get("request"), dict) or "tasks" not in before:
         raise ArtifactError(f"{out} is not a result of darwinlm evaluate: choose another file")
     earlier = {name: value for name, value in before["request"].items() if name != "suite"}
     if earlier != request.key():
         raise ArtifactError(f"{out} holds the result of another request ({earlier}): choose another file, or delete it")
-    return harness.from_json(out, before["tasks"])
+    return harness.from_json(out, before["tasks"]), harness.from_json(out, before.get("dense_tasks", []))

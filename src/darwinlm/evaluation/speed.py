@@ -13,6 +13,15 @@ from torch import Tensor
 
 from darwinlm.runtime.compute import now
 
+QUESTIONS = (
+    "What is the capital of France?",
+    "Name three fruits.",
+    "Rewrite in the past tense: I walk to the market and buy bread.",
+)
+"""Prompts for chat models: a fact, knowledge to be put together, and work on text that is given."""
+BEGINNINGS = ("The capital of France is", "Water boils when", "To make bread, you first")
+"""Prompts for other models."""
+
 NEW_TOKENS = 32
 """Tokens of a continuation, and of a timed one."""
 
@@ -25,10 +34,15 @@ SPEED_ROUNDS, SPEED_SECONDS = 3, 5.0
 
 @dataclass(frozen=True)
 class Speed:
-    """Medians of the runs, in tokens per second: of a prompt in one forward pass, and of greedy decoding after it."""
+    """Medians of the runs, in tokens per second: of a prompt in one forward pass, and of greedy decoding after it.
+
+    `spread` is by how much the fastest run exceeds the slowest, as a share of the median, the larger of both; None
+    after a single run.
+    """
 
     prompt: float
     decode: float
+    spread: float | None = None
 
 
 @torch.no_grad()
@@ -60,7 +74,13 @@ def measure_speed(
                 timed += seconds + whole
         if number and (timed > SPEED_SECONDS or late()):
             break
-    return {name: Speed(statistics.median(prompts[name]), statistics.median(decodes[name])) for name in models}
+    return {name: _speed(prompts[name], decodes[name]) for name in models}
+
+
+def _speed(prompts: list[float], decodes: list[float]) -> Speed:
+    medians = [statistics.median(runs) for runs in (prompts, decodes)]
+    spreads = [(max(runs) - min(runs)) / middle for runs, middle in zip((prompts, decodes), medians, strict=True)]
+    return Speed(medians[0], medians[1], max(spreads) if len(prompts) > 1 else None)
 
 
 def _greedy(model: Any, ids: Tensor, new: int, **more: Any) -> Tensor:
@@ -81,13 +101,25 @@ def _seconds(action: Callable[[], Any], device: torch.device) -> float:
     return now(device) - begun
 
 
+def prompts_for(tokenizer: Any, given: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The prompts that are given, or without any those that suit the model."""
+    return given if given is not None else QUESTIONS if getattr(tokenizer, "chat_template", None) else BEGINNINGS
+
+
+def as_question(prompt: str, tokenizer: Any) -> str:
+    """A prompt in the model's chat template, ready for the answer."""
+    chat = [{"role": "user", "content": prompt}]
+    return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+
+
 @torch.no_grad()
 def continue_greedily(model: Any, tokenizer: Any, prompts: tuple[str, ...]) -> list[str]:
-    """Greedy continuation of each prompt, without the prompt."""
+    """Greedy answer to each prompt of a model with a chat template, else its continuation; both without the prompt."""
     continuations = []
     end = model.config.eos_token_id
     for prompt in prompts:
-        ids = tokenizer(prompt, return_tensors="pt")["input_ids"].to(model.device)
+        text = as_question(prompt, tokenizer) if tokenizer.chat_template else prompt
+        ids = tokenizer(text, return_tensors="pt", add_special_tokens=text == prompt)["input_ids"].to(model.device)
         tokens = _greedy(model, ids, NEW_TOKENS, pad_token_id=end if isinstance(end, int) else 0)
         continuations.append(tokenizer.decode(tokens[0, ids.shape[1] :], skip_special_tokens=True))
     return continuations

@@ -23,6 +23,9 @@ from darwinlm.runtime.artifact import damaged, file_digest, read_record, share, 
 from darwinlm.runtime.errors import CheckpointError, ModelError, NumericsError, storage_error
 from darwinlm.runtime.lock import ASIDE
 
+RECORD = "darwinlm_recipe.json"
+"""File beside a model with the recipe that made it, and hashes of its files."""
+
 
 def save_model(
     model: Any, folder: Path, *, tokenizer: Any = None, card: str | None = None, source: Path | None = None

@@ -27,9 +27,13 @@ def for_other_engines(folder: Path, config: Any) -> None:
     tree |= older_rope(tree.get("rope_parameters") or {})
     if is_custom(config) and str(config.model_type).removeprefix(PREFIX) in IN_MLX and "text_config" not in tree:
         tree["model_file"] = MODEL_FILE
-        text = (resources.files("darwinlm.export") / MODEL_FILE).read_text(encoding="utf-8")
-        write_text(folder / MODEL_FILE, text)
+        write_text(folder / MODEL_FILE, mlx_code())
     write_json(path, tree)
+
+
+def mlx_code() -> str:
+    """The file for mlx-lm, the same for every model."""
+    return (resources.files("darwinlm.export") / MODEL_FILE).read_text(encoding="utf-8")
 
 
 def older_rope(rope: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,17 @@ TOKENIZER = (
     "vocab.txt", "merges.txt", "*.model", "*.tiktoken", "chat_template.jinja", "additional_chat_templates/*.jinja",
 )  # fmt: skip
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
-MODEL = ("config.json", GENERATION, CARD, "modeling_darwinlm.py", *WEIGHTS, *TOKENIZER, *PROCESSORS, *LICENCES)
+MODEL = (
+    "config.json",
+    GENERATION,
+    CARD,
+    "modeling_darwinlm.py",
+    "modeling_mlx.py",
+    *WEIGHTS,
+    *TOKENIZER,
+    *PROCESSORS,
+    *LICENCES,
+)
 """Names of the files that a model consists of."""
 
 

@@ -208,8 +208,8 @@ def cells(plan: Plan) -> list[tuple[str, ...]]:
 
 
 def hours(seconds: float) -> str:
-    """A duration in seconds, minutes, hours or days, with about three digits."""
-    for name, length in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
+    """A duration in seconds, minutes from two, or hours from one and a half, with about three digits."""
+    for name, length, least in (("h", 3600, 5400), ("min", 60, 120)):
+        if seconds >= least:
             return f"{seconds / length:.3g} {name}"
     return f"{seconds:.3g} s"

@@ -140,7 +140,7 @@ def parse_recipe(tree: Mapping[str, Any], where: str) -> Recipe:
         recipe = Recipe.model_validate(dict(tree))
     except ValidationError as error:
         lines = [_explain(detail) for detail in error.errors()[:MISTAKES]]
-        raise RecipeError(f"wrong recipe in {where}: " + "; ".join(lines)) from error
+        raise RecipeError(f"wrong setting in {where}: " + "; ".join(lines)) from error
     if recipe.model in shipped_recipes() and not Path(recipe.model).exists():
         raise RecipeError(f"{recipe.model} is a bundled recipe, not a model: use --recipe {recipe.model}, and a model")
     return recipe

@@ -178,6 +178,8 @@ class BudgetSettings(Section):
         if keep is not None and not 0 < keep <= 1:
             hint = f"; did you mean {keep:g}%?" if 2 <= keep <= 100 else ""
             raise ValueError(f"must be above 0 and at most 100 %{hint}")
+        if keep is not None and keep < 0.01:
+            raise ValueError(f"must be at least 1 %; did you mean {100 * keep:g} or {1e4 * keep:g}%?")
         return keep
 
     @field_validator("bytes", mode="before")
@@ -366,8 +368,9 @@ class RecoverySettings(Section):
 class EvaluationSettings(Section):
     """Measurements for the report."""
 
-    prompts: tuple[str, ...] = ("The capital of France is", "Water boils when", "To make bread, you first")
-    """Prompts that every model continues greedily."""
+    prompts: tuple[str, ...] | None = None
+    """Questions that the dense and the smaller model answer in the report, or beginnings of a text if the model has no
+    chat template. None gives three."""
 
 
 class ExportSettings(Section):

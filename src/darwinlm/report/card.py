@@ -41,6 +41,7 @@ def _front_matter(summary: Summary) -> str:
         "license_name": origin.license_name,
         "license_link": origin.license_link,
         "base_model": origin.base_model,
+        "base_model_relation": "finetune" if origin.base_model else None,  # the hub has no word for pruning
     }
     fields = {name: value for name, value in fields.items() if value}
     fields["library_name"] = "transformers"

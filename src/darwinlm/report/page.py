@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import yaml
 
@@ -39,17 +38,8 @@ def render_page(summary: Summary) -> str:
         samples=_samples(summary),
         search_plot=partial(plots.search_plot, search.history, search.uniform_kl) if search else None,
         recovery_plot=partial(plots.recovery_plot, recovery.log) if recovery else None,
-        recipe=yaml.safe_dump(_without_folders(summary.recipe), sort_keys=False, allow_unicode=True),
+        recipe=yaml.safe_dump(wording.without_folders(summary.recipe), sort_keys=False, allow_unicode=True),
     )
-
-
-def _without_folders(value: Any) -> Any:
-    """The recipe with files named without the folders that they lie in: pages are published."""
-    if isinstance(value, dict):
-        return {name: _without_folders(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_without_folders(item) for item in value]
-    return wording.short_source(value) if isinstance(value, str) and value.startswith(("/", "~", "\\")) else value
 
 
 def _numbers(summary: Summary) -> list[tuple[int, Cells]]:

@@ -44,6 +44,14 @@ _SALT = "darwinlm"
 
 
 def search_plot(points: Sequence[GenerationFigures], uniform: float, *, narrow: bool = False) -> str:
+    """The figure of the search as SVG."""
+    with plot_style():
+        return as_svg(
+            search_figure(points, uniform, narrow=narrow), "search", narrow, "Best KL of the search against time"
+        )
+
+
+def search_figure(points: Sequence[GenerationFigures], uniform: float, *, narrow: bool = False) -> Figure:
     """Draw the best KL so far against time.
 
     `points` are the start, then every step; at least one. `uniform` is the KL of the best model with equal layers.
@@ -61,10 +69,17 @@ def search_plot(points: Sequence[GenerationFigures], uniform: float, *, narrow: 
         axis.xaxis.set_major_locator(MaxNLocator(nbins=4 if narrow else 8, integer=True))
         axis.margins(x=0.03, y=0.12)
         axis.legend(loc="best")
-        return as_svg(figure, "search", narrow, "Best KL of the search against time")
+        return figure
 
 
 def recovery_plot(log: Sequence[TrainingPoint], *, narrow: bool = False) -> str:
+    """The figure of the recovery as SVG."""
+    with plot_style():
+        figure = recovery_figure(log, narrow=narrow)
+        return as_svg(figure, "recovery", narrow, "Training loss and held-out KL against tokens")
+
+
+def recovery_figure(log: Sequence[TrainingPoint], *, narrow: bool = False) -> Figure:
     """Draw the training loss and the held-out KL against tokens."""
     with plot_style():
         figure, axis = empty_axes("tokens trained on", "nats/token", narrow=narrow)
@@ -80,7 +95,7 @@ def recovery_plot(log: Sequence[TrainingPoint], *, narrow: bool = False) -> str:
         axis.margins(x=0.03, y=0.12)
         if any(axis.get_legend_handles_labels()):
             axis.legend(loc="best")
-        return as_svg(figure, "recovery", narrow, "Training loss and held-out KL against tokens")
+        return figure
 
 
 def size_plot(rows: Sequence[SweepRow], *, narrow: bool = False) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from darwinlm.database.modules import ModuleReader
@@ -25,11 +26,12 @@ def sizes_page(
     outside: int,
     sizes: Sequence[PredictedSize],
     calibration: str,
+    command: Mapping[str, str],
 ) -> str:
     """Render the page; without scripts it shows one allocation and the table of all sizes.
 
     `name` is the model's, `outside` the number of parameters outside the blocks; `calibration` names the text of the
-    database.
+    database. `command` has the `model`, `database` and `text` of the command that makes a size.
     """
     space = SearchSpace(reader.modules)
     dense, dtype = space.params(space.dense), checkpoint.dtype
@@ -62,6 +64,7 @@ def sizes_page(
         calibration=calibration,
         factor=FACTOR,
         power=POWER,
+        **{part: shlex.quote(value) for part, value in command.items()},
     )
 
 

@@ -248,6 +248,7 @@ class Summary(Figures):
             `refit` say is then relative to that model.
         budget: None where the model was pruned elsewhere.
         models: what was measured; the last one is the saved model.
+        chat: whether prompts are questions in the model's chat template; else they are beginnings of a text.
         kept: the modules that are never cut, as a clause; empty where every module may be.
         sensitivity: of the modules that could be cut; empty where the database predicts no losses.
         search, refit, recovery: None where there was none, or none is known of.
@@ -264,6 +265,7 @@ class Summary(Figures):
     models: dict[ModelKey, ModelFigures]
     origin: Origin = Origin()
     prompts: tuple[str, ...] = ()
+    chat: bool = False
     allocation: tuple[BlockFigures, ...] = ()
     kept: str = ""
     sensitivity: tuple[Sensitivity, ...] = ()
@@ -304,3 +306,15 @@ class Summary(Figures):
 def read_summary(path: Path) -> Summary:
     """Read a summary.json. Raises ArtifactError as `read_figures`."""
     return read_figures(path, Summary, "summary of a run: give the output folder of darwinlm prune or recover")
+
+
+def dense_of(source: str) -> str | None:
+    """The original model of a finished run, which `source` names by its folder; None if it is something else.
+
+    Raises ArtifactError if the run's summary is damaged.
+    """
+    run = Path(source).expanduser()
+    if not (run / FILE).is_file():
+        return None
+    converted = run / "stages" / "source"  # of a GGUF file
+    return str(converted) if converted.is_dir() else read_summary(run / FILE).model

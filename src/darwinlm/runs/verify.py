@@ -9,6 +9,7 @@ from pathlib import Path
 from darwinlm.export.folder import REPORT
 from darwinlm.export.gguf import report_beside
 from darwinlm.export.hf import recorded_digests, what_changed
+from darwinlm.export.other_engines import MODEL_FILE, mlx_code
 from darwinlm.families.checkpoint import INDEX, Checkpoint
 from darwinlm.families.files import CARD, WEIGHTS, is_named, model_files
 from darwinlm.families.loading import check_finite
@@ -89,11 +90,11 @@ def _unrecorded(folder: Path) -> list[str]:
         check_finite(checkpoint.read(block), folder)
     weights = {*checkpoint.shards.values(), INDEX}
     names = [name for name, _ in model_files(folder) if name in weights or not is_named(name, WEIGHTS)]
-    code = folder / "modeling_darwinlm.py"
-    if code.is_file() and read_text(code, TEXT_BYTES) != own_code(checkpoint):
-        raise RemoteCodeError(
-            f"{code} isn't the file that this release of darwinlm writes: export the model again to replace it"
-        )
+    for code, ours in ((folder / "modeling_darwinlm.py", own_code(checkpoint)), (folder / MODEL_FILE, mlx_code())):
+        if code.is_file() and read_text(code, TEXT_BYTES) != ours:
+            raise RemoteCodeError(
+                f"{code} isn't the file that this release of darwinlm writes: export the model again to replace it"
+            )
     return names
 
 

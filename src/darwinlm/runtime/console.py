@@ -7,7 +7,7 @@ stay short.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -71,9 +71,20 @@ class _StageProgress:
 
 
 class Reporter:
-    """Prints stages to a console. With `every_step`, every step is printed without a terminal, at any rate."""
+    """Prints stages to a console. With `every_step`, every step is printed without a terminal, at any rate.
 
-    def __init__(self, console: Console | None = None, *, quiet: bool = False, every_step: bool = False) -> None:
+    `on_progress` is called with the stage's title and the numbers of finished and of all steps, also if it is `quiet`.
+    """
+
+    def __init__(
+        self,
+        console: Console | None = None,
+        *,
+        quiet: bool = False,
+        every_step: bool = False,
+        on_progress: Callable[[str, int, int], None] | None = None,
+    ) -> None:
+        self.on_progress = on_progress
         self.console = Terminal(quiet=True) if quiet else console or Terminal()
         self.every_step = every_step
         self._current: _StageProgress | None = None
@@ -104,11 +115,14 @@ class Reporter:
         progress = self._current
         if progress is None:
             return
+        if self.on_progress is not None:
+            self.on_progress(progress.title, done, total)
         now = time.monotonic()
         counted = progress.count[0] if progress.count else 0
         resumed, progress.resumes = progress.resumes and done > 0, False
         if resumed:
             progress.since = (now, done, counted)
+        if resumed and done < total:
             self.say(f"{progress.title}: resumes after {progress.what or 'step'} {done} of {total}")
         elif not done:
             progress.since = (now, 0, counted)

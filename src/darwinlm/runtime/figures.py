@@ -177,7 +177,8 @@ class ModelFigures(Figures):
     """One model, measured on evaluation text.
 
     Sizes are in the element type of the saved model. KL(dense ‖ model) is in nats per token; it and the perplexity are
-    means of as many predictions as there are `tokens`. Speeds are medians of the runs, of a prompt and of new text.
+    means of as many predictions as there are `tokens`. Speeds are medians of the runs, of a prompt and of new text;
+    `speed_spread` is by how much runs differ, as a share of the median, None after a single one.
     `looking_back` is None where that wasn't measured.
     """
 
@@ -189,5 +190,6 @@ class ModelFigures(Figures):
     tokens: int | None = None
     tokens_per_second: float | None = None
     decode_tokens_per_second: float | None = None
+    speed_spread: float | None = None
     continuations: tuple[str, ...] = ()
     looking_back: LookingBackFigures | None = None

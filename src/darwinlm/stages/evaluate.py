@@ -24,7 +24,7 @@ from darwinlm.evaluation.looking_back import (
     number_of_lists,
 )
 from darwinlm.evaluation.quality import HEAD_TOKENS, measure_quality
-from darwinlm.evaluation.speed import NEW_TOKENS, WARM_TOKENS, continue_greedily, measure_speed
+from darwinlm.evaluation.speed import NEW_TOKENS, WARM_TOKENS, continue_greedily, measure_speed, prompts_for
 from darwinlm.execution.context import Context
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
@@ -145,7 +145,7 @@ def _need(need: Need) -> None:
     copied = number_of_lists(tokens) * (2 * sum(LIST_LENGTHS) + sum(2 * n + gap for n, gap in PASSAGES))
     # The first process times the models while the others wait: a warm-up, and one round more.
     timed = 2 * length * need.processes
-    decoded = need.processes * (WARM_TOKENS + NEW_TOKENS * (1 + len(recipe.evaluation.prompts)))
+    decoded = need.processes * (WARM_TOKENS + NEW_TOKENS * (1 + len(prompts_for(None, recipe.evaluation.prompts))))
     smaller = 2 + bool(recipe.refit.tokens) + bool(recipe.recovery.tokens)  # uniform, searched, refitted, recovered
     stitching(need)  # the uniform one
     for kept, models in ((1.0, 1), (sizes.kept, smaller)):
@@ -156,10 +156,10 @@ def _need(need: Need) -> None:
     head = float(sizes.vocabulary * sizes.width * sizes.size)
     reading = need.a_pass(2) | {"heads": 2 * head, "logits of one piece": 16.0 * HEAD_TOKENS * sizes.vocabulary}
     reading |= need.streams(tokens * sizes.width * (1 + smaller))
-    whole, room = (sizes.params + sizes.small) * sizes.size, need.room / 2
     timing: Items = {}
-    if whole <= room:
-        timing = {"whole models": min(float((sizes.params + smaller * sizes.small) * sizes.size), room)}
+    if (sizes.params + sizes.small) * sizes.size <= need.room / 2:
+        whole = float((sizes.params + smaller * sizes.small) * sizes.size)
+        timing = {"whole models": min(whole, need.room / 2)}
         if not need.on_cpu:
             in_float32 = recipe.refit.tokens and recipe.recovery.tokens
             need.ram["a model while it is loaded"] = float(sizes.small * (4 if in_float32 else sizes.saved))
@@ -285,17 +285,19 @@ def _use(
     sizes = {name: count * context.dtype.itemsize for name, count in params.items()}
     room = min(parallel.gather(free_bytes(context.device))) / 2
     held: dict[str, Any] = {}
+    shown = ("dense", list(models)[-1])
     for group in groups_that_fit(sizes, room) if parallel.is_main() else ():
         held = {name: model for name, model in held.items() if name == "dense"}
         held |= {name: models[name].load().to(context.device) for name in group if name not in held}
         speeds = measure_speed(held, prompt, late=late(SPEED))
-        prompts = task.recipe.evaluation.prompts[: 1 if late(SPEED)() else None]
+        prompts = prompts_for(tokenizer, task.recipe.evaluation.prompts)[: 1 if late(SPEED)() else None]
         for name in group:
             if name not in figures:
                 figures[name] = {
                     "tokens_per_second": speeds[name].prompt,
                     "decode_tokens_per_second": speeds[name].decode,
-                    "continuations": tuple(continue_greedily(held[name], tokenizer, prompts)),
+                    "speed_spread": speeds[name].spread,
+                    "continuations": tuple(continue_greedily(held[name], tokenizer, prompts if name in shown else ())),
                 }
     figures = parallel.broadcast(figures)
     if left_out := [name for name in models if name not in figures]:

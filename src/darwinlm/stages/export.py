@@ -7,14 +7,16 @@ from pathlib import Path
 
 import torch
 
+from darwinlm import __version__
 from darwinlm.data import TokenBlocks
 from darwinlm.execution.stage import Stage, Task
-from darwinlm.export.hf import check_saved, recorded_digests, save_model, saved_digests, what_changed
+from darwinlm.export.hf import RECORD, check_saved, recorded_digests, save_model, saved_digests, what_changed
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import is_custom
 from darwinlm.families.whole import check_carried
 from darwinlm.needs.need import Need
 from darwinlm.recipe.settled import saved_dtype
+from darwinlm.report.wording import without_folders
 from darwinlm.runtime.artifact import write_json
 from darwinlm.stages.recover import Recovered
 from darwinlm.stages.refit import Refitted
@@ -69,6 +71,8 @@ def _save(
     model = in_family_class(model, stitch.checkpoint)
     save_model(model, folder, tokenizer=dense.tokenizer(), source=teacher.folder)
     check_saved(model, folder, validation.tokens[:2, :128])
+    recipe = without_folders(task.recipe.model_dump(mode="json"))
+    write_json(folder / RECORD, {"version": __version__, "recipe": recipe, "files": saved_digests(folder)})
     write_json(task.folder / FILES, {"files": saved_digests(folder)})
 
 

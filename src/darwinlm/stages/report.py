@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from darwinlm import __version__
+from darwinlm.evaluation.speed import prompts_for
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.origin import origin_of
@@ -30,10 +31,12 @@ from darwinlm.report.summary import (
     SearchFigures,
     Summary,
     TextFigures,
+    read_summary,
 )
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import write_json, write_text
 from darwinlm.runtime.errors import BudgetError
+from darwinlm.runtime.figures import TimeFigures
 from darwinlm.search.predict.module_losses import sensitivities
 from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import kept_whole
@@ -109,12 +112,13 @@ def summary_of(
     task: Task, teacher: Checkpoint, texts: Texts, exported: Exported, models: Measured, **made: Any
 ) -> Summary:
     """Summary of a run or of a recovery alone; `made` holds the fields in which they differ."""
-    recipe, context = task.recipe, task.context
+    recipe, context, tokenizer = task.recipe, task.context, exported.checkpoint.tokenizer()
     return Summary(
         version=__version__,
         model=teacher.source,
         models=models,
-        prompts=recipe.evaluation.prompts,
+        prompts=prompts_for(tokenizer, recipe.evaluation.prompts),
+        chat=bool(tokenizer.chat_template),
         allocation=allocation_figures(teacher, Checkpoint.describe(exported.folder)),
         file=_file(Path(teacher.source), exported.folder),
         text=TextFigures(
@@ -127,7 +131,7 @@ def summary_of(
             training_source=(recipe.recovery.text or recipe.text.source) if recipe.recovery.tokens else None,
         ),
         stages=task.times,
-        time=None if task.pace is None else task.pace.figures(),
+        time=_time(task),
         export=ExportFigures(
             folder=exported.folder.name,
             custom_code=exported.custom_code,
@@ -144,6 +148,14 @@ def summary_of(
         recipe=recipe.model_dump(mode="json"),
         **made,
     )
+
+
+def _time(task: Task) -> TimeFigures | None:
+    """The time limit and what it lowered; a rerun that only reused stages keeps what the run said."""
+    before = task.context.folder / FILE
+    if all(each.reused for each in task.times) and before.is_file():
+        return read_summary(before).time
+    return None if task.pace is None else task.pace.figures()
 
 
 def _file(source: Path, small: Path) -> FileFigures | None:

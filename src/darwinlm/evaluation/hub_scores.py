@@ -1,0 +1,43 @@
+"""Benchmark scores as the hub shows them: `.eval_results/darwinlm.yaml` beside a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+
+from darwinlm.evaluation.harness import from_json
+from darwinlm.evaluation.side_by_side import read_saved
+from darwinlm.runtime.artifact import write_text
+from darwinlm.runtime.errors import DataError
+
+FILE = ".eval_results/darwinlm.yaml"
+DATA_SETS = {
+    "sciq": ("allenai/sciq", "default"),
+    "piqa": ("ybisk/piqa", "plain_text"),
+    "arc_easy": ("allenai/ai2_arc", "ARC-Easy"),
+    "arc_challenge": ("allenai/ai2_arc", "ARC-Challenge"),
+    "logiqa": ("EleutherAI/logiqa", "logiqa"),
+    "boolq": ("google/boolq", "default"),
+    "winogrande": ("allenai/winogrande", "winogrande_xl"),
+    "hellaswag": ("Rowan/hellaswag", "default"),
+    "mmlu": ("cais/mmlu", "all"),
+}
+"""Data set and task on the hub of each benchmark."""
+
+
+def write_scores(saved: Path, folder: Path) -> None:
+    """Write the finished scores of whole benchmarks, in per cent, into a model's folder.
+
+    `saved` comes from `darwinlm evaluate --out`. Raises ArtifactError if it doesn't, DataError if it has no such score.
+    """
+    ((_, result),) = read_saved([saved]).items()
+    entries = [
+        EvalResultEntry(*DATA_SETS[task], round(100 * score.value, 2), notes=f"{score.metric}, {score.shots} shots")
+        for task, score in from_json(saved, result["tasks"]).items()
+        if task in DATA_SETS and score.value is not None and score.items == score.total
+    ]
+    if not entries:
+        raise DataError(f"{saved}: there is no score of a whole benchmark. Evaluate without --limit.")
+    write_text(folder / FILE, yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False))

@@ -1,0 +1,111 @@
+"""A model to use from Python: `darwinlm.load`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from darwinlm.report.summary import dense_of
+
+if TYPE_CHECKING:
+    from darwinlm.evaluation.evaluate import Evaluated
+    from darwinlm.export.check import ExportReport
+    from darwinlm.models.opened import Opened
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model. `model` and `tokenizer` are those of transformers; `source` is what it was loaded from."""
+
+    source: str
+    model: Any = field(repr=False)
+    tokenizer: Any = field(repr=False)
+    _opened: Opened = field(repr=False)
+    _how: dict[str, Any] = field(repr=False)
+
+    def generate(self, prompt: str, *, max_tokens: int = 128, temperature: float | None = None) -> str:
+        """Answer a prompt, with the chat template if the model has one.
+
+        A temperature of 0 is greedy, None uses the model's generation config. Raises DataError if the prompt doesn't
+        fit into the model's context.
+        """
+        from darwinlm.evaluation.chat import AnswerSettings, Conversation
+
+        return Conversation(self._opened, AnswerSettings(max_tokens, temperature)).answer(prompt)
+
+    def evaluate(
+        self,
+        *,
+        suite: str | None = None,
+        text: str | Sequence[str] = (),
+        against: str | None = None,
+        limit: int | None = None,
+        tokens: int = 16384,
+        sequence_length: int = 512,
+        data_dir: str | Path | None = None,
+        out: str | Path | None = None,
+    ) -> Evaluated:
+        """Measure benchmarks, perplexity, and KL to the dense model, as `darwinlm evaluate`.
+
+        Args:
+            suite: "quick", "paper", or tasks such as "sciq,arc_easy".
+            text: Sources of text for perplexity.
+            against: The dense model; None takes that of the run, if the model was loaded from one.
+            limit: Items of each task; None scores all.
+            tokens: Tokens of each text.
+            sequence_length: Tokens of each sequence of text.
+            data_dir: Local data of the benchmarks.
+            out: JSON file for the result; the same call resumes from it.
+
+        Raises:
+            DarwinLMError: As `darwinlm evaluate`.
+        """
+        from darwinlm.evaluation.evaluate import EvaluationRequest, evaluate_model
+
+        request = EvaluationRequest(
+            model=self.source,
+            suite=suite,
+            texts=(text,) if isinstance(text, str) else tuple(text),
+            against=against or dense_of(self.source),
+            limit=limit,
+            tokens=tokens,
+            sequence_length=sequence_length,
+            data_dir=None if data_dir is None else Path(data_dir),
+            **self._how,
+        )
+        return evaluate_model(request, None if out is None else Path(out))
+
+    def export(
+        self,
+        out: str | Path,
+        *,
+        to: str = "gguf",
+        quant: str | None = None,
+        dtype: str | None = None,
+        overwrite: bool = False,
+    ) -> ExportReport:
+        """Write the model for an engine, and check it: to "gguf", "vllm", "hf" or "dense", as `darwinlm export`.
+
+        `quant` is the type of a GGUF file, such as "q8_0"; None is f16. `dtype` is that of a folder's weights. Raises
+        ExportError, MissingExtraError, StorageError, BusyError.
+        """
+        from darwinlm.export.run import export_model
+
+        remote = bool(self._how["allow_remote_code"])
+        how: dict[str, Any] = {"quantisation": quant, "dtype": dtype, "overwrite": overwrite}
+        return export_model(Path(self.source), Path(out), to=to, allow_remote_code=remote, **how)
+
+
+def load(source: str | Path, *, device: str = "auto", dtype: str = "auto", allow_remote_code: bool = False) -> Model:
+    """Load a model once, to use it as often as you like.
+
+    `source` is the output folder of a run, the folder of a model, a hub id or a GGUF file. `device` is auto, cpu,
+    cuda ..., `dtype` auto, bfloat16, float16 or float32. Raises ModelError, RecipeError, MissingExtraError.
+    """
+    from darwinlm.models.opened import open_model
+
+    how = {"device": device, "dtype": dtype, "allow_remote_code": allow_remote_code}
+    opened = open_model(str(source), device=device, dtype=dtype, allow_remote_code=allow_remote_code)
+    return Model(str(source), opened.model, opened.tokenizer, opened, how)
