@@ -13,6 +13,7 @@ from darwinlm.cli.chat import _answer
 from darwinlm.evaluation.chat import AnswerSettings, Conversation
 from darwinlm.models.opened import Opened, open_model
 from darwinlm.runtime.errors import DataError
+from darwinlm.runtime.limits import visible
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
@@ -43,7 +44,7 @@ def test_piped_questions_are_answered_in_turn(command, said, opened: Opened, tal
     said("hello\n\nand you?\n/exit\nnot asked\n")
     ended = command("chat", talker, "--temperature", "0", "--max-tokens", "8", "--dtype", "float32", "-q").succeeded()
     talk = Conversation(opened, AnswerSettings(8, 0.0))
-    assert ended.out == f"{talk.answer('hello')}\n{talk.answer('and you?')}\n"
+    assert ended.out == visible(f"{talk.answer('hello')}\n{talk.answer('and you?')}\n")
 
 
 def test_a_run_is_talked_to_beside_its_dense_model(command, said, finished_llama: Path, tiny_llama: Path) -> None:

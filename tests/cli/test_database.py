@@ -192,17 +192,19 @@ def test_the_page_of_sizes_tells_what_the_database_predicts(command, finished_ll
         "1,024 tokens of",
     ):
         assert words in page.text
-    assert str(finished_llama) not in (tmp_path / "sizes.html").read_text()
 
 
 def test_sizes_of_a_finished_run_and_of_a_sweep(command, finished_llama, tmp_path):
     assert command("inspect", finished_llama, "--html", tmp_path / "a.html").code == 0
-    assert command("inspect", finished_llama / "stages" / "database", "--html", tmp_path / "b.html").code == 0
+    database = finished_llama / "stages" / "database"
+    assert command("inspect", database, "--html", tmp_path / "b.html").code == 0
     sweep = tmp_path / "sweep"
     shutil.copytree(finished_llama / "stages" / "database", sweep / "stages" / "database")
     shutil.copytree(finished_llama / "stages" / "plan", sweep / "keep-75" / "stages" / "plan")
     assert command("inspect", sweep, "--html", tmp_path / "c.html").code == 0
-    assert (tmp_path / "b.html").read_text() == (tmp_path / "c.html").read_text()
+    pages = (((tmp_path / name).read_text(), folder) for name, folder in (("b.html", database), ("c.html", sweep)))
+    whole, of_sweep = (text.replace(str(folder), "FOLDER") for text, folder in pages)
+    assert whole == of_sweep
 
 
 def test_sizes_of_a_mixture_tell_its_experts(tiny_folder, make_run, tmp_path):

@@ -86,8 +86,8 @@ def test_targets_that_would_destroy_something(command, model, tmp_path):
         "exists and is not a model"
     )
     assert (tmp_path / "file").read_text() == (tmp_path / "folder" / "mine").read_text() == "mine"
-    assert command("export", model, "--to", "gguf", "--out", tmp_path / "file", "--overwrite").code == 0
-    assert (tmp_path / "file").read_bytes()[:4] == b"GGUF"
+    command("export", model, "--to", "gguf", "--out", tmp_path / "file", "--overwrite").refused("is not a GGUF file")
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_what_is_no_model(command, model, tmp_path):

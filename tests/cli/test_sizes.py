@@ -17,7 +17,7 @@ from darwinlm.runtime.errors import RecipeError
         ("--keep 50% --params 1M", "budget: give one bound only, not keep and params at once"),
         ("--params 10T", "more than the whole model: there is nothing to prune; the smallest is"),
         ("--params 1k", "less than the smallest model that the units allow"),
-        ("--bytes 1kB", "budget.bytes: 1000 bytes requested, less than the smallest model"),
+        ("--bytes 1kB", "budget.bytes: 1 kB requested, less than the smallest model"),
         ("--time 3d", "time: has an unknown unit 'd'"),
         ("--preset papers", "preset: must be 'default' or 'paper'"),
         ("--keep 75%,75%", "budget.keep: duplicate value"),

@@ -55,7 +55,7 @@ def test_quantised_files(tmp_path, quantisation):
     assert details["quantisation"] == quantisation
     assert [row["right"] for row in report["comparisons"]][-1] == "the file in llama.cpp"
     assert details["tokenizer_agrees"] is True
-    limits = {"f16": 1e-6, "bf16": 1e-6, "q8_0": 0.01, "q6_k": 0.05}
+    limits = {"f16": 1e-5, "bf16": 1e-3, "q8_0": 0.01, "q6_k": 0.05}
     assert 0 <= details["kl_of_rounding"] < limits.get(quantisation, 0.5)
     if quantisation.endswith("_m"):
         assert any("multiples of 256" in note for note in report["notes"])

@@ -27,6 +27,7 @@ RECOVERY = (
     "recovery.batch_tokens=512",
     "recovery.learning_rate=0.003",
     "recovery.save_every=2048",
+    "recovery.embeddings=true",
 )
 """Twelve steps, with checkpoints after the fourth, the eighth and the last."""
 

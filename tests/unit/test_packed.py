@@ -91,7 +91,7 @@ def test_text_that_other_purposes_used_up_is_refused(tmp_path):
 
 
 def test_a_disk_without_room_is_refused_before_anything_is_read(tmp_path, little_room):
-    with pytest.raises(StorageError, match=r"training text takes .*, but 0 bytes are free"):
+    with pytest.raises(StorageError, match=r"training text takes .*, but 1 kB are free"):
         pack(tmp_path, documents=iter(()))
 
 

@@ -32,6 +32,7 @@ SETTINGS = RecoverySettings(
     epochs=2,
     save_every=2 * 8 * LENGTH,
     seed=3,
+    embeddings=True,
 )
 STEPS = plan_steps(SETTINGS, LENGTH, 4 * LENGTH)
 CHECKPOINT = "checkpoint-4"

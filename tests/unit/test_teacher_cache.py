@@ -183,5 +183,5 @@ def test_a_file_instead_of_a_folder(store, tmp_path):
 
 
 def test_no_room(store, little_room):
-    with pytest.raises(StorageError, match=r"the teacher cache takes .*, but 0 bytes are free.*folder"):
+    with pytest.raises(StorageError, match=r"the teacher cache takes .*, but 1 kB are free.*folder"):
         store()

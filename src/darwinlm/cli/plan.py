@@ -47,6 +47,8 @@ def plan(
     from darwinlm.runtime.places import check_output
 
     console = terminal.console()
+    if out is not None:
+        check_output(out, "--out", [model])
     plan_of_run = make(
         model,
         keep=keep,

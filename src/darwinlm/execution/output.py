@@ -26,7 +26,7 @@ def claim(folder: Path, recipe: Recipe, reporter: Reporter) -> Lock | None:
     lock = None
     with parallel.agree():
         if parallel.is_main():
-            _check_inputs(folder, recipe)
+            check_inputs(folder, recipe)
             _check(folder)
             lock = hold_folder(folder)
     if lock is not None and lock.problem is not None:
@@ -62,7 +62,7 @@ def _tidy(stage: Path) -> None:
         (folder / MARKER).unlink()  # the folder itself is removed with its lock
 
 
-def _check_inputs(folder: Path, recipe: Recipe) -> None:
+def check_inputs(folder: Path, recipe: Recipe) -> None:
     """Refuse to write over the models and the text that are read. Raises ArtifactError."""
     models, text = (recipe.model, recipe.teacher), (recipe.text.source, recipe.recovery.text)
     check_output(folder, "--out", models, text)

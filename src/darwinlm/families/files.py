@@ -26,6 +26,7 @@ MODEL = (
     CARD,
     "modeling_darwinlm.py",
     "modeling_mlx.py",
+    "darwinlm_recipe.json",
     *WEIGHTS,
     *TOKENIZER,
     *PROCESSORS,

@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from darwinlm.execution.output import check_inputs
 from darwinlm.pipeline import open_run
 from darwinlm.planning.time_limit import TimeLimit
 from darwinlm.recipe import Recipe, load_recipe, options
@@ -71,12 +72,13 @@ class Result:
         )
 
 
-SIZED_BY = ("model", "budget", "vocabulary", "rounds")
+SIZED_BY = ("model", "budget", "vocabulary")
 """Settings that make another model of a run, rather than continue it."""
 
 
 def check_replaced(recipe: Recipe, folder: Path, *, overwrite: bool) -> None:
     """Refuse to replace a finished run by one of another model or size. Raises ArtifactError."""
+    check_inputs(folder, recipe)
     if overwrite or not (folder / FILE).is_file():
         return
     before, now = read_summary(folder / FILE).recipe, recipe.model_dump(mode="json")

@@ -50,6 +50,10 @@ def prune_sweep(
     limit = TimeLimit.of(ordered[0], runs=len(ordered), begun=begun)
     # Refuses a foreign folder, locks it to the end, and runs what doesn't depend on the budget.
     whole = open_run(ordered[0], folder, reporter or Reporter(), pace=limit)
+    budget = ordered[0].budget
+    other = budget.model_copy(update={"tolerance": budget.tolerance / 2})
+    # What depends on the budget is a size's own, even if there is only one size.
+    alike = [*ordered, ordered[0].model_copy(update={"budget": other})]
     summaries: list[tuple[str, Summary]] = []
     neighbour = None
     for recipe in ordered:
@@ -61,7 +65,7 @@ def prune_sweep(
             whole.context.reporter,
             given={"neighbour": neighbour},
             parent=whole,
-            alike=ordered,
+            alike=alike,
             pace=limit,
         )
         run.until(until)
