@@ -1,6 +1,6 @@
-# The demo on a CPU: docker build -t darwinlm . && docker run --rm -v "$PWD/runs:/work/runs" darwinlm
+# The demo on a CPU: docker build -t darwinlm . && docker run --rm -v "$PWD/runs:/app/runs" darwinlm
 FROM python:3.11-slim
-WORKDIR /work
+WORKDIR /app
 RUN pip install --no-cache-dir torch --index-url https://download.pytorch.org/whl/cpu
 COPY pyproject.toml README.md LICENSE ./
 COPY recipes recipes
