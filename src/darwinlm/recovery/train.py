@@ -175,7 +175,7 @@ class Training:
             losses, self.state.unlogged = self.state.unlogged, []
             logged = sum(losses) / len(losses)
             where = self._log(step + 1, {"loss": logged, "grad_norm": norm, "learning_rate": rate})
-            speed = (step + 1 - self.first) * self.steps.tokens / (time.monotonic() - self.begun)
+            speed = (step + 1 - self.first) * self.steps.tokens / max(time.monotonic() - self.begun, 1e-9)
             self.say(f"{where}: loss {logged:.4f}, rate {rate:.2e}, {speed:.0f} tokens/s")
 
     def _unsynchronized(self, number: int) -> AbstractContextManager[None]:
