@@ -63,7 +63,8 @@ def check_config(plain: Mapping[str, Any], path: Path | str) -> None:
 def _check_field(name: str, value: Any, where: str, path: Path | str) -> None:
     if "_implementation" in where and isinstance(value, str) and value not in IMPLEMENTATIONS:
         raise CheckpointError(
-            f"{path}: {shorten(where)} is {shorten(value)}, which may be code from elsewhere: use sdpa, or remove the field"
+            f"{path}: {shorten(where)} is {shorten(value)}, which may be code from elsewhere: set it to sdpa, or "
+            "remove the field"
         )
     name = name.rpartition(".")[2]
     most, least = LIMITS.get(name), int(name not in MAY_BE_ZERO)

@@ -189,8 +189,8 @@ def _check_paths(folder: Path, path: Path, tree: dict[str, Any]) -> None:
         for word in value if isinstance(value, list) else [value]:
             if isinstance(word, str) and os.path.isfile(word) and is_outside(folder, Path(word)):  # noqa: PTH113 - any word
                 raise CheckpointError(
-                    f"{path}: {shorten(name)} names the file {shorten(word)} outside of the model's folder, which may be "
-                    "private: remove the field"
+                    f"{path}: {shorten(name)} names the file {shorten(word)} outside of the model's folder, which may "
+                    "be private: remove the field"
                 )
 
 
