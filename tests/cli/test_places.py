@@ -125,7 +125,7 @@ def test_what_lies_beside_is_written(command, finished_copy, tiny_text_file, mon
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are text")
 @pytest.mark.parametrize("place", ["model", "text", "a text in a folder", "out"])
 def test_names_that_are_not_utf_8(command, prune, model_copy, tiny_text_file, tmp_path, place):
-    odd, words = os.fsdecode(bytes(tmp_path) + b"/\xff"), {"--until": "text"}
+    odd = os.fsdecode(bytes(tmp_path) + b"/\xff")
     given: dict[str, Any] = {"model": model_copy, "text": tiny_text_file, "out": tmp_path / "out"}
     if place == "a text in a folder":
         (tmp_path / "texts").mkdir()
@@ -135,5 +135,5 @@ def test_names_that_are_not_utf_8(command, prune, model_copy, tiny_text_file, tm
         given[place] = odd if place != "text" else f"{odd}.txt"
         if place != "out":
             Path(model_copy if place == "model" else shutil.copy(tiny_text_file, tmp_path)).rename(given[place])
-    prune(*next(iter(words.items())), **given).refused("name", "isn't UTF-8", "ename it")
+    prune("--until", "text", **given).refused("name", "isn't UTF-8", "ename it")
     assert not (tmp_path / "out").exists()
