@@ -39,7 +39,7 @@ CHECKPOINT = "checkpoint-4"
 
 
 TOKENS = [torch.randint(3, 250, (LENGTH,), generator=torch.Generator().manual_seed(row)) for row in range(105)]
-TEXT, HELD_OUT = [{"input_ids": row} for row in TOKENS[: STEPS.blocks]], torch.stack(TOKENS[100:])
+TEXT, HELD_OUT = [{"input_ids": row} for row in TOKENS[: STEPS.sequences]], torch.stack(TOKENS[100:])
 
 
 def trained(folder: Path, settings: RecoverySettings = SETTINGS, *, dropout: bool = False, **more) -> Trained:

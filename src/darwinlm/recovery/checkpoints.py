@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
@@ -154,15 +153,16 @@ class Checkpoints:
         Raises:
             StorageError: The disk is full or can't be written; the checkpoints before are kept.
         """
-        from torch.distributed import checkpoint as dcp
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+        from torch.distributed.checkpoint.state_dict_saver import save
 
         partial, target = self.folder / _PARTIAL, self.folder / f"{_PREFIX}{state.step}"
         files = {f"{part}.{name}": number for number, part in enumerate(tensors, 1) for name in tensors[part]}
         parallel.in_main(shutil.rmtree, partial, True)
         try:
             with _one_error(partial):
-                writer = dcp.HuggingFaceStorageWriter(str(partial), files, save_distributed=True)
-                dcp.save(_flat(tensors), storage_writer=writer)
+                writer = HuggingFaceStorageWriter(str(partial), files, save_distributed=True)
+                save(_flat(tensors), storage_writer=writer)
             parallel.in_main(write_text, partial / STATE, state.model_dump_json())
             parallel.in_main(self._finish, partial, target)
         except StorageError:
@@ -184,10 +184,11 @@ class Checkpoints:
 
     def load(self, path: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> TrainingState:
         """Copy a checkpoint verified by `newest` into tensors of the same names; returns its state."""
-        from torch.distributed import checkpoint as dcp
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+        from torch.distributed.checkpoint.state_dict_loader import load
 
         with _one_error(path):
-            dcp.load(_flat(tensors), storage_reader=dcp.HuggingFaceStorageReader(str(path)))
+            load(_flat(tensors), storage_reader=HuggingFaceStorageReader(str(path)))
         return TrainingState.model_validate_json((path / STATE).read_bytes())
 
     def check_room(self, model: nn.Module) -> None:
@@ -210,7 +211,7 @@ def _flat(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
 @contextmanager
 def _one_error(path: Path) -> Iterator[None]:
     """Raise the first error of any process in place of the library's collection of them."""
-    from torch.distributed.checkpoint import CheckpointException
+    from torch.distributed.checkpoint.api import CheckpointException
 
     try:
         with warnings.catch_warnings():
