@@ -31,7 +31,6 @@ from darwinlm.recovery.model import batch_loss, prepared, run_dense
 from darwinlm.search.evaluate.fitness import Fitness
 from darwinlm.surgery.stitch import block_parameters, stitch
 
-
 AGAIN = ("phi3", "gemma3_text", "qwen3_5_moe_text", "lfm2", "granitemoehybrid", "deepseek_v3", "gpt_oss", "gemma4_text")
 """Fused and normed projections, mixtures, hybrids, and compressed, gated and shared attention."""
 
