@@ -149,9 +149,9 @@ class DatabaseReader(ModuleReader):
     def _check(self, block: int, small: dict[str, Tensor], factors: dict[str, tuple[int, ...]]) -> None:
         """Compare with the model what a manifest with recomputed hashes can't vouch for. Raises ArtifactError."""
         path = self.folder / block_file(block)
-        for name, curve in small.items():
-            least = -SLACK * float(curve.abs().max()) if name.endswith((".errors", ".losses")) else -torch.inf
-            if not bool(curve.isfinite().all()) or bool((curve < least).any()):
+        for name, tensor in small.items():
+            least = -SLACK * float(tensor.abs().max()) if name.endswith((".errors", ".losses")) else -torch.inf
+            if not bool(tensor.isfinite().all()) or bool((tensor < least).any()):
                 raise damaged(path, f"{name} holds numbers that no module has")
         for name, columns in small.items():
             if not name.endswith(".columns"):
