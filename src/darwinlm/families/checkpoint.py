@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -298,10 +298,19 @@ class Checkpoint:
         """
         return load_tokenizer(self.folder, self.whole or self.config, allow_remote_code=self.allow_remote_code)
 
-    def load(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Any:
+    def load(
+        self,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        *,
+        weights: Callable[[int], dict[str, torch.Tensor]] | None = None,
+        keep: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor,
+    ) -> Any:
         """The whole model, in evaluation mode, read as every stage reads it.
 
-        One block is read at a time, so that for a GPU main memory never holds more than one.
+        One block is read at a time, so that for a GPU main memory never holds more than one. Weights in their stored
+        type stay in the checkpoint's mapped files. `weights` gives those of a block by name in it; without, they are
+        the checkpoint's. `keep` puts every tensor in its place.
 
         Raises:
             CheckpointError: The weights don't fit the configuration, or aren't finite.
@@ -311,10 +320,12 @@ class Checkpoint:
             for name, buffer in module.named_buffers(recurse=False):
                 if not buffer.is_meta:
                     module._buffers[name] = buffer.to(device)
-        for prefix in (*self.names_outside_blocks(), *map(self.block_prefix, range(self.n_blocks))):
-            tensors = {prefix + name: tensor for name, tensor in self.read(prefix, dtype=dtype).items()}
+        blocks = {self.block_prefix(block): block for block in range(self.n_blocks)}
+        for prefix in (*self.names_outside_blocks(), *blocks):
+            read = self.read(prefix) if weights is None or prefix not in blocks else weights(blocks[prefix])
+            tensors = {prefix + name: self.cast(prefix + name, tensor, dtype) for name, tensor in read.items()}
             check_finite(tensors, self.folder)
-            tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+            tensors = {name: keep(tensor.to(device)) for name, tensor in tensors.items()}
             try:
                 model.load_state_dict(tensors, strict=False, assign=True)
             except RuntimeError as error:

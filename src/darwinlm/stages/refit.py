@@ -50,17 +50,6 @@ class Refitted:
     choices: list[dict[str, Any]]
     record: dict[str, Any]
 
-    def weights(self) -> dict[str, Tensor]:
-        """The corrected weights by tensor name, float32; empty if the stitched model was better."""
-        corrected: dict[str, Tensor] = {}
-        if self.record["kept"] == "stitched":
-            return corrected
-        checkpoint = self.stitched.checkpoint
-        for block in range(checkpoint.n_blocks):
-            weights = _interpolated(self.folder, checkpoint, block, self.record["strength"])
-            corrected |= {checkpoint.block_prefix(block) + name: weight for name, weight in weights.items()}
-        return corrected
-
     def block(self, block: int) -> dict[str, Tensor]:
         """Weights of a block of the corrected model by name in it."""
         checkpoint = self.stitched.checkpoint
@@ -69,13 +58,9 @@ class Refitted:
             return stored
         return stored | _interpolated(self.folder, checkpoint, block, self.record["strength"])
 
-    def model(self) -> Any:
-        """The corrected model in memory, float32."""
-        model = self.stitched.model()
-        parameters = dict(model.named_parameters())
-        for name, weight in self.weights().items():
-            parameters[name].data = weight
-        return model
+    def model(self, dtype: torch.dtype = torch.float32, keep: Callable[[Tensor], Tensor] = lambda each: each) -> Any:
+        """The corrected model; `keep` puts every tensor in its place."""
+        return self.stitched.checkpoint.load(dtype, weights=self.block, keep=keep)
 
 
 def _need(need: Need) -> None:

@@ -6,7 +6,7 @@ embeddings, only the rows of some text are there, for the whole life of the deco
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
@@ -31,7 +31,8 @@ class StreamedDecoder(Decoder):
     """The decoder of a checkpoint on some text.
 
     `tokens` are all tokens that it will embed; other ones give wrong rows. `dtype` and `device` are those of the pass.
-    `weights` gives those of a block by name in it; without, they are the checkpoint's.
+    `weights` gives those of a block by name in it; without, they are the checkpoint's. `rows` are the checkpoint's
+    numbers of the tokens, if it has more.
 
     Attributes:
         params: Number of parameters of the whole model; a tied embedding counts once.
@@ -45,9 +46,11 @@ class StreamedDecoder(Decoder):
         dtype: torch.dtype,
         device: torch.device,
         weights: Callable[[int], dict[str, Tensor]] | None = None,
+        rows: Sequence[int] | None = None,
     ) -> None:
         super().__init__(checkpoint.skeleton(), checkpoint.family)
         self.checkpoint = checkpoint
+        self._rows = None if rows is None else torch.tensor(rows)
         self.params = sum(parameter.numel() for parameter in self.model.parameters())
         self._weights = weights or (lambda block: checkpoint.read(checkpoint.block_prefix(block)))
         self._dtype = dtype
@@ -74,7 +77,8 @@ class StreamedDecoder(Decoder):
             embeddings.append(tail.embedding)
         for name in embeddings:
             embedding = self.model.get_submodule(name)
-            rows = self.checkpoint.rows(f"{name}.weight", used, dtype=self._dtype).to(device)
+            stored = used if self._rows is None else self._rows[used]
+            rows = self.checkpoint.rows(f"{name}.weight", stored, dtype=self._dtype).to(device)
             embedding.weight, embedding.padding_idx = nn.Parameter(rows, requires_grad=False), None
             embedding.register_forward_pre_hook(partial(_places, used.to(device)))
         large = tuple(f"{name}." for name in (*embeddings, family.head))
@@ -143,8 +147,12 @@ class StreamedDecoder(Decoder):
         head: Any = self.model.get_output_embeddings()
         for leaf, owner in (("weight", self._head_from), ("bias", self.family.head)):
             if getattr(head, leaf, None) is not None:
-                tensor = self.checkpoint.read(f"{owner}.{leaf}", dtype=self._dtype)[""].to(self.device)
-                setattr(head, leaf, nn.Parameter(tensor, requires_grad=False))
+                name = f"{owner}.{leaf}"
+                if self._rows is None:
+                    tensor = self.checkpoint.read(name, dtype=self._dtype)[""]
+                else:
+                    tensor = self.checkpoint.rows(name, self._rows, dtype=self._dtype)
+                setattr(head, leaf, nn.Parameter(tensor.to(self.device), requires_grad=False))
         self._loaded.add(HEAD)
 
     def unload_head(self) -> None:
