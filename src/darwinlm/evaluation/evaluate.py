@@ -257,7 +257,8 @@ def _texts(
         )
     batch_tokens = request.batch_size * request.sequence_length
     sequences, remarks = all_copying(opened.tokenizer, next(iter(packed.values()), None), longest)
-    read = torch.cat([each.flatten() for each in (*packed.values(), *(each.tokens for each in sequences))])
+    texts = (torch.zeros(0, dtype=torch.int64), *packed.values(), *(each.tokens for each in sequences))
+    read = torch.cat([text.flatten() for text in texts])
     named = {opened.source: opened} | ({} if dense is None else dict([dense]))
     models = {name: each.decoder(read) for name, each in named.items()}
     against = None if dense is None else models[dense[0]]

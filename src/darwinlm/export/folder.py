@@ -97,9 +97,9 @@ class Rounded(Checkpoint):
 
     to: torch.dtype = torch.float32
 
-    def read(self, prefix: str = "", *, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    def read(self, prefix: str = "", *, dtype: torch.dtype | None = None, mapped: bool = True) -> dict[str, Tensor]:
         """As `Checkpoint.read`."""
-        tensors = super().read(prefix, dtype=self.to)
+        tensors = super().read(prefix, dtype=self.to, mapped=mapped)
         return {name: self.cast(prefix + name, each, dtype or self.to) for name, each in tensors.items()}
 
     def rows(self, name: str, index: Tensor, *, dtype: torch.dtype) -> Tensor:

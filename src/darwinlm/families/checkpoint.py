@@ -7,7 +7,9 @@ folder of safetensors shards, and none loads more weights than it uses.
 from __future__ import annotations
 
 import copy
+import errno
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -33,6 +35,8 @@ from darwinlm.runtime.limits import INDEX_NODES, load_json, shorten
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+GONE = (errno.ENOENT, errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN)
+"""Errors of a disk or folder that was there before."""
 NO_WEIGHTS = (r"rotary_emb\.inv_freq$", r"\.attn\.bias$", r"masked_bias$", r"position_ids$")
 """Buffers that old releases saved; they are recomputed."""
 
@@ -250,10 +254,13 @@ class Checkpoint:
         """Prefix of the tensor names of a block, including the dot."""
         return f"{self.family.layers}.{block}."
 
-    def read(self, prefix: str = "", *, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+    def read(
+        self, prefix: str = "", *, dtype: torch.dtype | None = None, mapped: bool = True
+    ) -> dict[str, torch.Tensor]:
         """Read all tensors whose name in the model starts with `prefix`; it is removed from the names.
 
-        Without a `dtype`, the stored one is kept. Raises CheckpointError if a shard is damaged.
+        Without a `dtype`, the stored one is kept. Tensors that aren't `mapped` are in memory; of mapped ones, a disk
+        that vanishes ends the process. Raises CheckpointError if a shard is damaged, or has gone.
         """
         wanted = {name: parts for name, parts in self.tensors.items() if name.startswith(prefix)}
         by_shard: dict[str, list[str]] = {}
@@ -262,7 +269,7 @@ class Checkpoint:
                 by_shard.setdefault(self.shards[name], []).append(name)
         stored: dict[str, torch.Tensor] = {}
         for shard, names in by_shard.items():
-            with _opened(self.folder / shard) as stream:
+            with _opened(self.folder / shard, "mmap" if mapped else "pread") as stream:
                 stored |= {name: stream.get_tensor(name) for name in names}
         tensors = {}
         for name, parts in wanted.items():
@@ -378,14 +385,19 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 @contextmanager
-def _opened(shard: Path) -> Iterator[Any]:
-    """A shard to read from. Raises CheckpointError if it is damaged, also while it is read."""
+def _opened(shard: Path, backend: str = "mmap") -> Iterator[Any]:
+    """A shard to read from. Raises CheckpointError if it is damaged or has gone, also while it is read."""
     try:
-        with safe_open(shard, framework="pt") as stream:
+        with safe_open(shard, framework="pt", backend=backend) as stream:
             yield stream
     except PermissionError as error:
         raise CheckpointError(f"{shard} can't be read: {error.strerror}. Change its permissions") from error
     except (OSError, SafetensorError) as error:
+        if any(os.strerror(number) in str(error) for number in GONE):
+            raise CheckpointError(
+                f"{shard} can't be read any more ({shorten(error)}): bring back its disk or folder, then rerun the "
+                "same command; finished work is kept"
+            ) from error
         raise CheckpointError(f"{shard} is damaged ({shorten(error)}): fetch the model again") from error
 
 

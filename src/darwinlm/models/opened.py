@@ -67,9 +67,9 @@ class Opened:
     @property
     def vocabulary(self) -> int:
         """Rows of its embedding."""
-        return len(
-            self.model.get_input_embeddings().weight if self.checkpoint is None else range(self.config.vocab_size)
-        )
+        if self.checkpoint is None:
+            return len(self.model.get_input_embeddings().weight)
+        return int(self.config.vocab_size)
 
     @property
     def params(self) -> int:
@@ -119,9 +119,7 @@ def open_model(
 def _in_pytorch(source: str, kind: torch.dtype, where: torch.device, *, allow_remote_code: bool) -> Opened:
     inside = model_folder(Path(source).expanduser())
     path = str(inside) if inside != Path(source).expanduser() else source
-    work = Path(
-        tempfile.mkdtemp(prefix="darwinlm-")
-    )  # dequantised weights, which are read as long as the model is used
+    work = Path(tempfile.mkdtemp(prefix="darwinlm-"))  # for dequantised weights, as long as the model is used
     try:
         checkpoint = resolve_model(path, work / "model", allow_remote_code=allow_remote_code)
     except FamilyError:  # can't be pruned

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.runtime.memory import Bounded, room_on
+from darwinlm.runtime.amounts import size
+from darwinlm.runtime.errors import DeviceMemoryError
+from darwinlm.runtime.memory import Bounded, all_bytes, room_on
 from darwinlm.streaming.decoder import Decoder
 from darwinlm.streaming.transfers import Arriving, Mover
 
@@ -52,10 +54,16 @@ class StreamedDecoder(Decoder):
         self.checkpoint = checkpoint
         self._rows = None if rows is None else torch.tensor(rows)
         self.params = sum(parameter.numel() for parameter in self.model.parameters())
-        self._weights = weights or (lambda block: checkpoint.read(checkpoint.block_prefix(block)))
+        largest = max(sum(weight.numel() for weight in block.parameters()) for block in self.blocks) * dtype.itemsize
+        if largest > (memory := all_bytes(device)):
+            raise DeviceMemoryError(
+                f"a block of {checkpoint.source} takes {size(largest)}, but {device} has {size(memory)}: use a device "
+                "with more memory, or compute.device=cpu"
+            )
+        self._weights = weights or (lambda block: checkpoint.read(checkpoint.block_prefix(block), mapped=False))
         self._dtype = dtype
         self._mover = Mover(device, through_file=True) if device.type == "cuda" else None
-        self._coming: dict[int, dict[str, Arriving | Future[Arriving]]] = {}
+        self._coming: dict[int, Future[dict[str, Arriving]]] = {}
         self._loaded: set[int] = set()
         self._staying: Bounded[int, list[Tensor]] = Bounded(
             lambda weights: sum(weight.nbytes for weight in weights), room_on(device, SHARE), scanned=True
@@ -93,12 +101,13 @@ class StreamedDecoder(Decoder):
         """Of the residual stream and of what modules compute in."""
         return self._dtype
 
-    def reserve(self, size: int) -> None:
+    def reserve(self, room: int) -> None:
         """Leave so many bytes of the device free from now on."""
         for block in [block for block in self._loaded if block != HEAD]:
             self.unload(block)
         self.unload_head()
-        self._staying.clear(size)
+        self._coming.clear()
+        self._staying.clear(room)
 
     def walk(self, blocks: Iterable[int]) -> Iterator[int]:
         """Blocks in this order, each with its weights while it is visited."""
@@ -114,9 +123,11 @@ class StreamedDecoder(Decoder):
         """Load a block; returns the weights that were read, in the checkpoint's type."""
         if block in self._loaded:
             return {}
-        read = self._read(block) if block not in self._coming else {}
-        coming = self._coming.pop(block, {})
-        there = read | {name: self._mover.take(each) for name, each in coming.items()} if self._mover else read
+        coming = self._coming.pop(block, None)
+        if coming is None or self._mover is None:
+            there = self._read(block)
+        else:
+            there = {name: self._mover.take(each) for name, each in coming.result().items()}
         prefix = self.checkpoint.block_prefix(block)
         cast = {
             name: self.checkpoint.cast(prefix + name, tensor.to(self.device), self._dtype)
@@ -124,7 +135,7 @@ class StreamedDecoder(Decoder):
         }
         self.blocks[block].load_state_dict(cast, assign=True)
         self._loaded.add(block)
-        return read
+        return there
 
     def unload(self, block: int) -> None:
         """Release a block's weights."""
@@ -168,7 +179,7 @@ class StreamedDecoder(Decoder):
     def _fetch(self, block: int) -> None:
         """Begin to copy a block to a GPU."""
         if self._mover is not None and block not in self._loaded and block not in self._coming:
-            self._coming[block] = {name: self._mover.fetch(tensor) for name, tensor in self._read(block).items()}
+            self._coming[block] = self._mover.fetch_all(partial(self._read, block))
 
     def _leave(self, block: int, weights: list[Tensor]) -> None:
         """Keep a block or the head if there is room, or release it."""
