@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.loading import load_model, load_tokenizer
+from darwinlm.families.loading import check_finite, load_model, load_tokenizer
 from darwinlm.models.in_llama_cpp import open_in_llama_cpp
 from darwinlm.models.resolve import resolve_model
 from darwinlm.runtime.artifact import model_folder
@@ -57,7 +57,16 @@ class Opened:
         """The model to read these tokens with, block by block if it can be."""
         if self.checkpoint is None:
             return self.model
-        return StreamedDecoder(self.checkpoint, tokens, dtype=self.dtype, device=self.device, rows=self.rows)
+        checkpoint = self.checkpoint
+
+        def weights(block: int) -> dict[str, Tensor]:
+            prefix = checkpoint.block_prefix(block)
+            found = checkpoint.read(prefix, mapped=False)
+            check_finite({prefix + name: tensor for name, tensor in found.items()}, checkpoint.folder)
+            return found
+
+        how: dict[str, Any] = {"dtype": self.dtype, "device": self.device}
+        return StreamedDecoder(checkpoint, tokens, **how, weights=weights, rows=self.rows)
 
     @property
     def config(self) -> Any:

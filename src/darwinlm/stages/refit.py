@@ -82,8 +82,8 @@ def _need(need: Need) -> None:
         need.add("moments", everything * (2 * d * d + 2 * d * r))
         # Every process solves for the same weights.
         need.add("factors", need.processes * len(RIDGES) * (d**3 / 3 + 4 * d * d * r))
-    own, d = everything / need.processes, max(widths)
-    need.held = {"residual streams, dense, smaller and target": 4.0 * own * r * size} | largest(
+    d = max(widths)
+    need.held = need.streams(4.0 * everything * r) | largest(
         need.a_pass(2 + 2 * sizes.kept) | {"moments of one module": (2 * d * d + d * r) * 4 + d * d * 16},
         {
             "heads: dense, smaller": 2.0 * sizes.vocabulary * r * size,
