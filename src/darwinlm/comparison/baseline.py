@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from darwinlm.comparison.methods import BASELINES, MethodInputs
-from darwinlm.data import TokenBlocks
+from darwinlm.data import TokenSequences
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
@@ -39,8 +39,8 @@ def baseline_stage(name: str) -> Stage[Baseline]:
     def made(
         task: Task,
         dense: Checkpoint,
-        calibration: TokenBlocks,
-        fitness: TokenBlocks,
+        calibration: TokenSequences,
+        fitness: TokenSequences,
         plan: Problem,
         database: PruningDatabase | None = None,
     ) -> None:
@@ -58,8 +58,8 @@ def baseline_stage(name: str) -> Stage[Baseline]:
     def made_from_database(
         task: Task,
         dense: Checkpoint,
-        calibration: TokenBlocks,
-        fitness: TokenBlocks,
+        calibration: TokenSequences,
+        fitness: TokenSequences,
         plan: Problem,
         database: PruningDatabase,
     ) -> None:

@@ -106,7 +106,7 @@ class Checkpoint:
         layers = (getattr(self.config, "per_layer_config", None) or ()) if is_custom(self.config) else ()
         absent = sum(1 for row in layers if len(set(getattr(row, "skip", ()))) > 1)
         check_blocks(self.n_blocks, self.tensors, self.family.layers, self.folder / "config.json", absent=absent)
-        model = self.skeleton()
+        model = self.outline
         tied = getattr(model, "_tied_weights_keys", None) or {}
         parts = {name: parts for name, parts in self.tensors.items() if all(part in stored for part in parts.flat())}
         shapes = {name: part.shape(stored.__getitem__) for name, part in parts.items()}
@@ -352,9 +352,14 @@ class Checkpoint:
     @property
     def buffer_bytes(self) -> int:
         """Bytes of saved tensors that aren't parameters, such as a router's correction of scores."""
-        model = self.skeleton()
+        model = self.outline
         parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         return sum(int(tensor.nbytes) for name, tensor in model.state_dict().items() if name not in parameters)
+
+    @cached_property
+    def outline(self) -> Any:
+        """A `skeleton` to look at, made once; nothing may change it."""
+        return self.skeleton()
 
     def skeleton(self) -> Any:
         """The model with parameters on the meta device, and with the buffers that aren't saved."""

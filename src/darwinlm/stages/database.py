@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from darwinlm.calibration.gradients import output_gradients
-from darwinlm.data import TokenBlocks
+from darwinlm.data import TokenSequences
 from darwinlm.database.block_moments import Saliency
 from darwinlm.database.blocks import block_file
 from darwinlm.database.build import build_database
@@ -55,7 +55,7 @@ def gradient_tokens(calibration_tokens: int) -> int:
     return min(max(calibration_tokens // GRADIENT_SHARE, 1), GRADIENT_TOKENS)
 
 
-def _gradient_rows(calibration: TokenBlocks) -> int:
+def _gradient_rows(calibration: TokenSequences) -> int:
     """Number of sequences for the gradients; each process needs one."""
     wanted = -(-gradient_tokens(calibration.n_tokens) // calibration.tokens.shape[1])
     return min(max(wanted, parallel.size()), len(calibration.tokens))
@@ -147,7 +147,7 @@ def _order_experts(need: Need, shape: ModuleShape) -> Items:
     }
 
 
-def _gradients(task: Task, dense: Checkpoint, calibration: TokenBlocks) -> None:
+def _gradients(task: Task, dense: Checkpoint, calibration: TokenSequences) -> None:
     """Second moments of output gradients on the beginning of the calibration text, a file for each block."""
     context, rows = task.context, _gradient_rows(calibration)
     tokens = calibration.tokens[:rows][parallel.place() :: parallel.size()]
@@ -199,7 +199,7 @@ class PruningDatabase:
         return self.stage.digest
 
 
-def _build(task: Task, dense: Checkpoint, calibration: TokenBlocks, saliency: Saliency | None) -> None:
+def _build(task: Task, dense: Checkpoint, calibration: TokenSequences, saliency: Saliency | None) -> None:
     """Calibrate and factorise every module, block by block.
 
     Raises:
@@ -237,7 +237,7 @@ def _opened(task: Task, dense: Checkpoint, stage: StageFolder) -> PruningDatabas
     return PruningDatabase(stage, reader)
 
 
-def _finished(task: Task, dense: Checkpoint, text: dict[str, TokenBlocks]) -> PruningDatabase:
+def _finished(task: Task, dense: Checkpoint, text: dict[str, TokenSequences]) -> PruningDatabase:
     """The database that the recipe names.
 
     Raises:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from darwinlm import __version__
-from darwinlm.data import TokenBlocks
+from darwinlm.data import TokenSequences
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.export.hf import RECORD, check_saved, recorded_digests, save_model, saved_digests, what_changed
 from darwinlm.families.checkpoint import Checkpoint
@@ -64,7 +64,7 @@ def _save(
     stitch: Stitched,
     refit: Refitted | None,
     recover: Recovered | None,
-    validation: TokenBlocks,
+    validation: TokenSequences,
 ) -> None:
     """Save the final model into `model/` of the output folder.
 

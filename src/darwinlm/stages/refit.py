@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.data import TokenBlocks
+from darwinlm.data import TokenSequences
 from darwinlm.database.blocks import block_file
 from darwinlm.evaluation.divergence import DenseDistribution
 from darwinlm.execution.stage import Stage, Task
@@ -94,7 +94,9 @@ def _need(need: Need) -> None:
     need.files((sizes.params + sizes.small) * sizes.saved, sum(r * d * 4 for d in widths))
 
 
-def _refit(task: Task, dense: Checkpoint, stitch: Stitched, calibration: TokenBlocks, validation: TokenBlocks) -> None:
+def _refit(
+    task: Task, dense: Checkpoint, stitch: Stitched, calibration: TokenSequences, validation: TokenSequences
+) -> None:
     """Fit the stitched model towards the dense one, and choose how far to go.
 
     Raises:
