@@ -49,8 +49,8 @@ def test_a_step_is_found():
     [
         ({"speedup": 3}, None),
         ({"speedup": 6}, "6x is out of reach: .* only 4.00x as fast"),
-        ({"latency": 0.6}, None),
-        ({"latency": 0.4}, "400 ms is out of reach: .* only as fast as 500 ms"),
+        ({"latency": "600ms"}, None),
+        ({"latency": "400ms"}, "400 ms is out of reach: .* only as fast as 500 ms"),
         ({"keep": 0.5}, None),
     ],
 )

@@ -283,7 +283,9 @@ def test_wrong_request(options: tuple[str, ...], message: str, command: Command,
     command("plan", *(option.format(model=tiny_llama) for option in options)).refused(message)
 
 
-@pytest.mark.parametrize(("budget", "share"), [("params=70k", None), ("bytes=150kB", None), ("keep=50%", 0.5), ("speedup=4x", 0.25)])
+@pytest.mark.parametrize(
+    ("budget", "share"), [("params=70k", None), ("bytes=150kB", None), ("keep=50%", 0.5), ("speedup=4x", 0.25)]
+)
 def test_budgets_of_other_kinds(budget: str, share: float | None, tiny_llama: Path) -> None:
     sizes = sizes_of(tiny_llama, f"budget.{budget}", "units.mlp_multiple=8", "budget.context=0")
     plan = make_plan(sizes, find_device("h100")).as_json()

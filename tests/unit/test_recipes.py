@@ -27,6 +27,7 @@ from darwinlm.surgery.stitch import chosen_levels, empty_model, layer_table, siz
 
 ROOT = Path(__file__).parents[2]
 
+
 def dense(name: str, folder: Path) -> Checkpoint:
     config = AutoConfig.from_pretrained(published_config(folder, name))
     return Checkpoint(folder, config, family_of(config), name)
@@ -89,7 +90,8 @@ def test_the_second_phase_has_a_third_of_the_first_ones_tokens_and_longer_sequen
     assert documents.text.sequence_length <= 4096 < chats.text.sequence_length
     for name, recipe in zip(PHASES, (chats, documents), strict=True):
         steps = plan_steps(recipe.recovery, recipe.text.sequence_length, recipe.compute.batch_tokens, 8)
-        said = re.search(r"our choice: (\d+) sequences; \d+B tokens are (\d+) steps", find_recipe(name).read_text("utf-8"))
+        text = find_recipe(name).read_text("utf-8")
+        said = re.search(r"our choice: (\d+) sequences; \d+B tokens are (\d+) steps", text)
         assert (steps.step_rows, steps.count) == (int(said[1]), int(said[2]))
 
 

@@ -56,8 +56,9 @@ def push_folder(
 ) -> str:
     """Create the repository and upload these files of a folder in one commit, after building the GGUF file.
 
-    That file and further `texts` by name go in a second commit, since the folder stays as it is. With `update`, the repository may exist. Returns the address of the model's page. Raises ExportError if there is no
-    token, the hub refuses the upload or can't be reached, or the repository exists.
+    That file and further `texts` by name go in a second commit, since the folder stays as it is. With `update`, the
+    repository may exist. Returns the address of the model's page. Raises ExportError if there is no token, the hub
+    refuses the upload or can't be reached, or the repository exists.
     """
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled

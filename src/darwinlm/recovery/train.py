@@ -182,7 +182,7 @@ class Training:
     def _unsynchronized(self, number: int) -> AbstractContextManager[None]:
         """Let processes accumulate gradients and sum them only once per step.
 
-        Of sharded weights, each process then holds whole gradients, so this begins after a step that left room for them.
+        Of sharded weights, each process then holds whole gradients, so it begins after a step that left room for them.
         """
         call, waits = cast(Any, self.call), number + 1 < self.steps.accumulation
         if self.sharded:
