@@ -28,6 +28,7 @@ QUICK: dict[str, Any] = {
     "text.calibration_tokens": 8192,
     "text.validation_tokens": 1024,
     "text.evaluation_tokens": 2048,
+    "evaluation.answer_tokens": 0,
     "refit.tokens": 0,
     "search.generations": 1,
     "search.offspring": 3,
