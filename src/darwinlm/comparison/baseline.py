@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from darwinlm.comparison.methods import BASELINES, MethodInputs
@@ -12,6 +13,7 @@ from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.runtime.artifact import read_json, write_json
 from darwinlm.runtime.errors import BudgetError
+from darwinlm.runtime.mapped import in_file
 from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import Allocation
 from darwinlm.stages.database import PruningDatabase
@@ -49,7 +51,8 @@ def baseline_stage(name: str) -> Stage[Baseline]:
         used = plan.cost.of(result.allocation)
         if used > plan.budget.limit:
             raise BudgetError(f"{name} needs {plan.cost.words(used)}, more than the budget: please report this")
-        save_model(stitch(result.reader, result.allocation), task.folder / "model")
+        place = partial(in_file, folder=task.folder)
+        save_model(stitch(result.reader, result.allocation, place), task.folder / "model")
         write_json(task.folder / RESULT, {"allocation": result.allocation, "record": result.record})
 
     def made_from_database(

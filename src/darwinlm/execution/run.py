@@ -135,6 +135,8 @@ class Run:
             if work:
                 stage.work(*_of(stage.work, task, inputs))
         self._folders[stage.name] = folder
+        if not parallel.is_main():
+            folder.await_manifest()
         return stage.result(*_of(stage.result, task, inputs))
 
     def _task(self, stage: Stage[Any], folder: StageFolder) -> Task:
@@ -222,6 +224,8 @@ class Run:
         """Begin and finish a stage around its body, in the first process."""
         title, reporter = stage.title or stage.name, self.context.reporter
         if not work:
+            if not parallel.is_main():
+                folder.await_manifest()
             facts = read_manifest(folder.folder).facts
             reporter.say(f"{title}: already done, reused")
             seconds, resumed = float(facts.get("seconds", 0.0)), bool(facts.get("resumed", False))

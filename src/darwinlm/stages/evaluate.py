@@ -124,7 +124,7 @@ def _models(
     }
     if refit is not None and recover is not None:
         corrected = partial(of_blocks, stitch.checkpoint, refit.block)
-        models["refit"] = Source(corrected, lambda: as_dtype(refit.model(), context.dtype)), refit.record
+        models["refit"] = Source(corrected, partial(refit.model, context.dtype)), refit.record
     elif refit is not None:
         models["refit"] = stored(export.checkpoint)
     if recover is not None:
