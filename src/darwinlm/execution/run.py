@@ -18,8 +18,7 @@ import torch
 
 from darwinlm.execution.context import open_context
 from darwinlm.execution.output import claim, guarded
-from darwinlm.execution.pace import Pace
-from darwinlm.execution.stage import Deferred, Graph, Result, Stage, Task, parameters
+from darwinlm.execution.stage import Deferred, Graph, Pace, Result, Stage, Task, parameters
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import StageFolder, code_version, read_manifest

@@ -372,6 +372,9 @@ class EvaluationSettings(Section):
     prompts: tuple[str, ...] | None = None
     """Questions that the dense and the smaller model answer in the report, or beginnings of a text if the model has no
     chat template. None gives three."""
+    answer_tokens: Whole = Field(4096, ge=0)
+    """Tokens of answers that the dense model writes, on which the smaller ones are compared with it, if it is a chat
+    model. 0 leaves out all figures on chats."""
 
 
 class ExportSettings(Section):
