@@ -1,4 +1,4 @@
-"""The demo's model, SmolLM2-135M, with the demo's recipe: minutes on two cores. Its figures, and llama.cpp."""
+"""The demo's model, SmolLM2-135M, with a smaller recipe: minutes on two cores. The order of results, and llama.cpp."""
 
 import json
 import os
@@ -12,30 +12,30 @@ from tests.tiny.stages import run_stages
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from darwinlm.data import read_documents
 from darwinlm.engines.process import EngineProcess
 from darwinlm.export.run import export_model
 from darwinlm.models.resolve import resolve_model
 from darwinlm.pipeline import open_run
-from darwinlm.runs.demo import demo_model, demo_recipe, demo_text
+from darwinlm.runs.demo import CHATS, demo_model, demo_recipe
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import DataError, MissingExtraError, ModelError
 from darwinlm.surgery.stitch import block_parameters
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(1200)]
 
-SETTINGS = (
-    "time=null",
-    "compute.dtype=float32",
+SMALLER = (
+    f"text.source={CHATS}",
+    "text.calibration_tokens=8192",
+    "text.validation_tokens=2048",
+    "text.evaluation_tokens=4096",
     "refit.tokens=8192",
+    "search.generations=3",
+    "search.offspring=6",
+    "search.stages=[{tokens: 512, survivors: 2}, {tokens: 1024, survivors: 1}]",
+    "recovery.tokens=4096",
+    "recovery.batch_tokens=1024",
     "evaluation.prompts=['The capital of France is']",
 )
-"""The demo's recipe without a time limit, and with a refit."""
-KL = {"dense": 0.0, "uniform": 0.4452, "stitched": 0.3166}
-PERPLEXITY = {"dense": 19.34, "uniform": 27.51, "stitched": 23.51}
-"""Figures of four runs of the demo on 2026-11-28 with different versions of the code, which gave the same digits. A KL
-that is 20 % worse is a fault; `SAME` leaves room for the kernels of other processors."""
-SAME = 0.08
 MODELS = ("dense", "uniform", "stitched", "refit", "recovered")
 FIGURES = ("params", "block_params", "bytes", "perplexity", "kl", "tokens_per_second")
 
@@ -50,18 +50,18 @@ def all_cores():
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory, all_cores) -> tuple[SimpleNamespace, Path]:
-    """A run that keeps 85 % of the block parameters: its results, and its output folder."""
-    out = tmp_path_factory.mktemp("demo") / "out"
+def half(tmp_path_factory, all_cores) -> tuple[SimpleNamespace, Path]:
+    """A run that keeps half of the model: its results, and its output folder."""
+    out = tmp_path_factory.mktemp("half") / "out"
     try:
-        run = open_run(demo_recipe(SETTINGS), out, Reporter(Console(quiet=True)))
+        run = open_run(demo_recipe(SMALLER, full=True), out, Reporter(Console(quiet=True)))
         return run_stages(run, "report"), out
     except (ModelError, DataError, MissingExtraError) as missing:
         pytest.skip(str(missing))
 
 
-def test_quality_of_the_demo(demo):
-    summary, out = demo[0].report, demo[1]
+def test_half_of_smollm2(half):
+    summary, out = half[0].report, half[1]
     models = summary.models
     assert tuple(models) == MODELS
     for name, figures in models.items():
@@ -71,9 +71,7 @@ def test_quality_of_the_demo(demo):
         assert all(text.strip() for text in figures.continuations), f"{name} has nothing to say"
 
     # Held-out text decides; nothing was chosen by it. With so little text, refit and training change hardly anything.
-    for name in KL:
-        assert models[name].kl == pytest.approx(KL[name], rel=SAME, abs=1e-4), name
-        assert models[name].perplexity == pytest.approx(PERPLEXITY[name], rel=SAME), name
+    assert models["dense"].kl == pytest.approx(0, abs=1e-4)
     for figure in ("perplexity", "kl"):
         dense, uniform, *searched = (getattr(models[name], figure) for name in MODELS)
         assert dense < min(searched), figure
@@ -81,9 +79,9 @@ def test_quality_of_the_demo(demo):
 
     budget = summary.budget
     assert 0 <= budget.unused <= 0.005
-    assert budget.block_params <= 0.85 * budget.dense_block_params
+    assert budget.block_params <= 0.5 * budget.dense_block_params
     assert models["uniform"].block_params <= budget.upper
-    assert models["refit"].bytes < 0.9 * models["dense"].bytes
+    assert models["refit"].bytes < 0.75 * models["dense"].bytes
 
     for name in ("report.html", "summary.json"):
         assert (out / name).stat().st_size > 1000
@@ -100,14 +98,14 @@ def test_quality_of_the_demo(demo):
 
 
 @torch.no_grad()
-def test_it_is_as_good_on_held_out_text_in_llama_cpp(demo, tmp_path: Path):
+def test_it_is_as_good_on_held_out_text_in_llama_cpp(half, tmp_path: Path):
     pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra llama-cpp")
-    report = export_model(demo[1] / "model", tmp_path / "small.gguf", to="gguf", quantisation="f16")
+    report = export_model(half[1] / "model", tmp_path / "half.gguf", to="gguf", quantisation="f16")
     assert report.details["architecture"] == "deci"
-    tokens = demo[0].text["evaluation"].tokens[:2, :256]
-    with EngineProcess("llama.cpp", tmp_path / "small.gguf", context=256) as engine:
+    tokens = half[0].text["evaluation"].tokens[:2, :256]
+    with EngineProcess("llama.cpp", tmp_path / "half.gguf", context=256) as engine:
         found = torch.stack([torch.from_numpy(engine.logits(row.tolist())) for row in tokens])
-    expected = AutoModelForCausalLM.from_pretrained(demo[1] / "model", dtype=torch.float32)(tokens).logits
+    expected = AutoModelForCausalLM.from_pretrained(half[1] / "model", dtype=torch.float32)(tokens).logits
     ours, theirs = (cross_entropy(each[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()) for each in (found, expected))
     assert float(ours.exp()) == pytest.approx(float(theirs.exp()), rel=0.01)
 
@@ -115,11 +113,11 @@ def test_it_is_as_good_on_held_out_text_in_llama_cpp(demo, tmp_path: Path):
 def test_the_tokenizer_of_the_file_splits_text_as_llama_cpp_does(tmp_path: Path):
     pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra llama-cpp")
     try:
-        source, dense = demo_text(), resolve_model(str(demo_model()), tmp_path / "dense")
-    except (ModelError, DataError, MissingExtraError) as missing:
+        dense = resolve_model(str(demo_model()), tmp_path / "dense")
+    except (ModelError, MissingExtraError) as missing:
         pytest.skip(str(missing))
-    passages = read_documents(source.replace("#question+passage", "#passage"))
-    texts = [*(document for _, document in zip(range(200), passages, strict=False)), "a  12 and\n\n  3400 or x7\t 8"]
+    chats = [json.loads(line)["messages"] for line in CHATS.read_text(encoding="utf-8").splitlines()]
+    texts = [*(message["content"] for chat in chats for message in chat), "a  12 and\n\n  3400 or x7\t 8"]
     assert sum(text.count(f" {digit}") for text in texts for digit in range(10)) > 100
     tokenizer = dense.tokenizer()
     with EngineProcess("llama.cpp", demo_model(), context=256) as engine:
