@@ -39,6 +39,5 @@ PRUNE = Graph(
 )
 """A whole run; `neighbour` is the allocation of a sweep's neighbouring size."""
 
-
 open_run = partial(Run, PRUNE)
 """A run of the whole pipeline, with the other arguments of `Run`. Raises as it does."""
