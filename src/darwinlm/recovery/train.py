@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass
@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, default_collate
 
 from darwinlm.recipe import RecoverySettings
 from darwinlm.recovery.cache import STORED
-from darwinlm.recovery.checkpoints import FIRST, SECOND, WEIGHTS, Checkpoints, LossGuard, TrainingState, gathered
+from darwinlm.recovery.checkpoints import Checkpoints, LossGuard, TrainingState
 from darwinlm.recovery.losses import TopK, needs_dense
 from darwinlm.recovery.model import Dense, Losses, prepared, run_dense, spread
 from darwinlm.recovery.schedule import Steps, rate_share
@@ -254,7 +254,7 @@ class Training:
                 self.optimizer.state[weight].update(step=step, **moments)
         kept = {name: self.optimizer.state[weight] for name, weight in self.trained.items()}
         first, second = ({name: state[kind] for name, state in kept.items()} for kind in ("exp_avg", "exp_avg_sq"))
-        return {WEIGHTS: dict(self.trained), FIRST: first, SECOND: second}
+        return {"weights": dict(self.trained), "first_moments": first, "second_moments": second}
 
     def save(self) -> None:
         """Write a checkpoint. Raises StorageError."""
@@ -298,7 +298,7 @@ class Training:
             self.say("recovery: no improvement on held-out text, so the weights before training are kept")
             model = self.student() if parallel.is_main() else None
         elif self.sharded:
-            weights = gathered(self.trained)
+            weights = _gathered(self.trained)
             model = self.student() if parallel.is_main() else None
             for name, weight in dict(model.named_parameters()).items() if model is not None else ():
                 if name in weights:
@@ -306,6 +306,18 @@ class Training:
         elif self.settings.lora_rank:
             model = model.merge_and_unload()
         return model if model is None else model.cpu().eval().requires_grad_(requires_grad=False)
+
+
+def _gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Unsharded tensors in main memory of the first process. All processes must call it; the others get none."""
+    collected = {}
+    for name, tensor in tensors.items():
+        whole = tensor.detach()
+        if hasattr(whole, "full_tensor"):
+            whole = whole.full_tensor()
+        if parallel.is_main():
+            collected[name] = whole.cpu()
+    return collected
 
 
 class Batches:

@@ -28,7 +28,7 @@ def _problem(task: Task, dense: Checkpoint, latency: CostModel | None) -> Proble
     """
     recipe, shapes = task.recipe, module_shapes(dense)
     space = space_of(recipe, dense, shapes)
-    outside = sum(each.numel() for each in dense.skeleton().parameters()) - space.params(space.dense)
+    outside = sum(each.numel() for each in dense.outline.parameters()) - space.params(space.dense)
     dtype = saved_dtype(recipe, dense.dtype)
     counted = RULES[recipe.budget.kind].costs
     cost = latency if counted is None else counted(Counted(dense, space, shapes, outside, dtype), recipe.budget)

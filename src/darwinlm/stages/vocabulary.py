@@ -143,7 +143,7 @@ def _measure(
     passages = list(_passages(task.recipe.text, held_out))
     bits = measure_bits(model, passages, whole, cut, rows, context.reporter.advance)
     params = sum(parameter.numel() for parameter in model.parameters())
-    fewer = sum(parameter.numel() for parameter in small.skeleton().parameters())
+    fewer = sum(parameter.numel() for parameter in small.outline.parameters())
     return VocabularyFigures(
         tokens=len(rows),
         dense_tokens=len(whole.get_vocab()),
