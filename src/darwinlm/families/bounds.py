@@ -24,6 +24,8 @@ MAY_BE_ZERO, BY_LAYER = frozenset(_NAMES["may_be_zero"]), frozenset(_NAMES["by_l
 LARGEST_INTEGER = 1 << 53
 """Largest allowed integer of a configuration, for any name."""
 DTYPES = frozenset({"float32", "float16", "bfloat16", "float64", "auto"})
+IMPLEMENTATIONS = frozenset({"eager", "sdpa", "flex_attention", "grouped_mm", "batched_mm"})
+"""What a configuration may choose for attention and experts; other words can name code on the hub that would run."""
 WEIGHTS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Element types of weights, as safetensors name them, that can be read as numbers."""
 
@@ -57,6 +59,11 @@ def check_config(plain: Mapping[str, Any], path: Path | str) -> None:
 
 
 def _check_field(name: str, value: Any, where: str, path: Path | str) -> None:
+    if "_implementation" in where and isinstance(value, str) and value not in IMPLEMENTATIONS:
+        raise CheckpointError(
+            f"{path}: {shorten(where)} is {shorten(value)}, which may be code from elsewhere: set it to sdpa, or "
+            "remove the field"
+        )
     name = name.rpartition(".")[2]
     most, least = LIMITS.get(name), int(name not in MAY_BE_ZERO)
     if most is None or value is None:

@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from darwinlm.families.bounds import check_blocks, check_types
 from darwinlm.families.config import open_config, read_config
 from darwinlm.families.family import Family, family_of, is_custom
-from darwinlm.families.files import check_files
+from darwinlm.families.files import WEIGHTS, check_files, is_named
 from darwinlm.families.layout import Parts, tensor_parts
 from darwinlm.families.loading import UNUSABLE, check_finite, load_tokenizer
 from darwinlm.families.whole import text_config, text_name, text_type
@@ -211,9 +211,10 @@ class Checkpoint:
             except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
                 raise CheckpointError(f"{index} is damaged ({shorten(error)}): fetch the model again") from error
             for shard in set(shards.values()):
-                if Path(shard).name != shard or len(shard) > 255 or "\0" in shard:
+                if Path(shard).name != shard or len(shard) > 255 or "\0" in shard or not is_named(shard, WEIGHTS[:1]):
                     raise CheckpointError(
-                        f"{index} points outside its folder ({shorten(shard)}): don't trust this model"
+                        f"{index} points outside its folder, or not to safetensors ({shorten(shard)}): don't trust "
+                        "this model"
                     )
             if single.is_file() and SINGLE not in shards.values():
                 raise CheckpointError(
@@ -446,9 +447,9 @@ def _opened(shard: Path, backend: str = "mmap") -> Iterator[Any]:
     try:
         with safe_open(shard, framework="pt", backend=backend) as stream:
             yield stream
-    except PermissionError as error:
-        raise CheckpointError(f"{shard} can't be read: {error.strerror}. Change its permissions") from error
     except (OSError, SafetensorError) as error:
+        if shard.is_file() and not os.access(shard, os.R_OK):  # the library says that it isn't there
+            raise CheckpointError(f"{shard} can't be read: change its permissions") from error
         if any(os.strerror(number) in str(error) for number in GONE):
             raise CheckpointError(
                 f"{shard} can't be read any more ({shorten(error)}): bring back its disk or folder, then rerun the "
