@@ -1,6 +1,7 @@
 """The main path in order.
 
-corpus → vocabulary → text → plan → saliency → database → search → stitch → refit → recover → export → evaluate → report
+corpus → vocabulary → text → plan → saliency → database → search → stitch → refit → recover → export → chats →
+evaluate → report
 
 Each name is a stage or a value, declared in `stages/` with its inputs, settings, work and result. A stage is skipped
 if its folder is complete for the same inputs, otherwise resumed.
@@ -16,6 +17,7 @@ from darwinlm.execution.run import Run
 from darwinlm.execution.stage import Graph, Pace
 from darwinlm.recipe import Recipe
 from darwinlm.runtime.console import Reporter
+from darwinlm.stages.chats import CHATS
 from darwinlm.stages.corpus import CORPUS, CORPUS_RECOVERY
 from darwinlm.stages.database import DATABASE, SALIENCY
 from darwinlm.stages.evaluate import EVALUATE, MODELS
@@ -36,7 +38,7 @@ PRUNE = Graph(
     *(TEXT, CALIBRATION, FITNESS, VALIDATION, EVALUATION, TRAINING, RESERVED),
     *(LATENCY, PLAN, SALIENCY, DATABASE),
     *(SEARCH, STITCH, REFIT, CORPUS_RECOVERY, RECOVER, EXPORT),
-    *(MODELS, EVALUATE, REPORT),
+    *(MODELS, CHATS, EVALUATE, REPORT),
     given=("neighbour",),
 )
 """A whole run; `neighbour` is the allocation of a sweep's neighbouring size."""
