@@ -176,7 +176,7 @@ class Training:
             losses, self.state.unlogged = self.state.unlogged, []
             logged = sum(losses) / len(losses)
             where = self._log(step + 1, {"loss": logged, "grad_norm": norm, "learning_rate": rate})
-            speed = (step + 1 - self.first) * self.steps.tokens / (time.monotonic() - self.begun)
+            speed = (step + 1 - self.first) * self.steps.tokens / max(time.monotonic() - self.begun, 1e-9)
             self.say(f"{where}: loss {logged:.4f}, rate {rate:.2e}, {speed:.0f} tokens/s")
 
     def _unsynchronized(self, number: int) -> AbstractContextManager[None]:
@@ -198,7 +198,6 @@ class Training:
         return float(parallel.all_reduce(fits)) == parallel.size()
 
     def _batch(self, step: int, number: int) -> dict[str, Tensor]:
-        """Micro-batch `number` of this process in a step."""
         pinned = self.device.type == "cuda"
         return {
             name: (tensor.pin_memory() if pinned else tensor).to(self.device, non_blocking=pinned)

@@ -100,4 +100,4 @@ LATENCY: Stage[CostModel | None] = Stage(
     need=_need,
     wanted=lambda recipe: recipe.budget.timed,
 )
-"""Costs in nanoseconds of the recipe's request."""
+"""Costs in nanoseconds of the recipe's request. It states no need: a budget in time can't be planned before it."""
