@@ -29,7 +29,7 @@ from darwinlm.families.files import check_files
 from darwinlm.families.layout import Parts, tensor_parts
 from darwinlm.families.loading import UNUSABLE, check_finite, load_tokenizer
 from darwinlm.families.whole import text_config, text_name, text_type
-from darwinlm.runtime.artifact import digest_of, file_digest
+from darwinlm.runtime.artifact import digest_of, file_digests
 from darwinlm.runtime.errors import CheckpointError, ModelError, first_line
 from darwinlm.runtime.limits import INDEX_NODES, load_json, shorten
 
@@ -237,7 +237,8 @@ class Checkpoint:
     @cached_property
     def digest(self) -> str:
         """Hash of the configuration and of all weights."""
-        files = {shard: file_digest(self.folder / shard) for shard in sorted(set(self.shards.values()))}
+        digests = file_digests(self.folder / shard for shard in sorted(set(self.shards.values())))
+        files = {path.name: digest for path, digest in digests.items()}
         return digest_of({"config": self.plain_config(), "files": files})
 
     def plain_config(self) -> dict[str, Any]:
