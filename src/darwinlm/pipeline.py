@@ -1,6 +1,7 @@
 """The main path in order.
 
-corpus → vocabulary → text → plan → saliency → database → search → stitch → refit → recover → export → evaluate → report
+corpus → vocabulary → text → plan → saliency → database → search → stitch → refit → recover → export → chats →
+evaluate → report
 
 Each name is a stage or a value, declared in `stages/` with its inputs, settings, work and result. A stage is skipped
 if its folder is complete for the same inputs, otherwise resumed.
@@ -8,15 +9,11 @@ if its folder is complete for the same inputs, otherwise resumed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from functools import partial
 
-from darwinlm.execution.pace import Pace
 from darwinlm.execution.run import Run
 from darwinlm.execution.stage import Graph
-from darwinlm.recipe import Recipe
-from darwinlm.runtime.console import Reporter
+from darwinlm.stages.chats import CHATS
 from darwinlm.stages.corpus import CORPUS, CORPUS_RECOVERY
 from darwinlm.stages.database import DATABASE, SALIENCY
 from darwinlm.stages.evaluate import EVALUATE, MODELS
@@ -37,21 +34,10 @@ PRUNE = Graph(
     *(TEXT, CALIBRATION, FITNESS, VALIDATION, EVALUATION, TRAINING, RESERVED),
     *(LATENCY, PLAN, SALIENCY, DATABASE),
     *(SEARCH, STITCH, REFIT, CORPUS_RECOVERY, RECOVER, EXPORT),
-    *(MODELS, EVALUATE, REPORT),
+    *(MODELS, CHATS, EVALUATE, REPORT),
     given=("neighbour",),
 )
 """A whole run; `neighbour` is the allocation of a sweep's neighbouring size."""
 
-
-def open_run(
-    recipe: Recipe,
-    folder: Path,
-    reporter: Reporter,
-    *,
-    given: Mapping[str, Any] | None = None,
-    parent: Run | None = None,
-    alike: Sequence[Recipe] = (),
-    pace: Pace | None = None,
-) -> Run:
-    """A run of the whole pipeline, with the arguments of `Run`. Raises as it does."""
-    return Run(PRUNE, recipe, folder, reporter, given=given, parent=parent, alike=alike, pace=pace)
+open_run = partial(Run, PRUNE)
+"""A run of the whole pipeline, with the other arguments of `Run`. Raises as it does."""

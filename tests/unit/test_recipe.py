@@ -1,7 +1,7 @@
 """The recipe: valid defaults, and errors with the field, the mistake and the probable intention."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -51,29 +51,16 @@ def test_unknown_fields_are_all_refused_with_the_near_one_or_those_that_are_know
     ("tree", "field", "said"),
     [
         ({"search": {"generations": "many"}}, "search.generations", "'many'"),
-        ({"search": {"generations": 2.5}}, "search.generations", "2.5"),
         ({"search": {"generations": 0}}, "search.generations", "greater than or equal to 1 (it is 0)"),
-        ({"search": {"offspring": 0}}, "search.offspring", "it is 0"),
-        ({"search": {"stages": 3}}, "search.stages", "it is 3"),
-        ({"search": {"minutes": 0}}, "search.minutes", "greater than 0"),
         ({"search": {"method": "best"}}, "search.method", "'gradient' or 'paper' (it is 'best')"),
-        ({"units": {"attention": "head"}}, "units.attention", "'query_head' or 'lattice' (it is 'head')"),
-        ({"units": {"mlp_multiple": 0}}, "units.mlp_multiple", "greater than 0"),
         ({"units": {"levels": ["150%"]}}, "units.levels", "must be all, paper, or shares from 0 to 100 %"),
-        ({"recovery": {"learning_rate": 0}}, "recovery.learning_rate", "greater than 0"),
         ({"recovery": {"learning_rate": float("nan")}}, "recovery.learning_rate", "finite"),
         ({"compute": {"dtype": "float8"}}, "compute.dtype", "it is 'float8'"),
-        ({"compute": {"batch_tokens": -4}}, "compute.batch_tokens", "it is -4"),
         ({"text": {"sequence_length": 7}}, "text.sequence_length", "greater than or equal to 8"),
         ({"text": {"looking_back": "60%"}}, "text.looking_back", "0.5"),
-        ({"text": {"validation_tokens": 0}}, "text.validation_tokens", "greater than 0"),
-        ({"text": None}, "text", "valid dictionary"),
         ({"budget": 0.5}, "budget", "valid dictionary or instance of BudgetSettings (it is 0.5)"),
         ({"budget": {"tolerance": 0.2}}, "budget.tolerance", "less than or equal to 0.1"),
-        ({"recovery": {"embeddings": "perhaps"}}, "recovery.embeddings", "boolean"),
         ({"model": 7}, "model", "valid string (it is 7)"),
-        ({"model": {"name": "x"}}, "model", "valid string"),
-        ({"export": {"dtype": "int4"}}, "export.dtype", "it is 'int4'"),
     ],
 )
 def test_a_wrong_value_is_refused_by_field_and_value(tree, field, said):
@@ -241,3 +228,18 @@ def test_describe_fields_covers_every_field_with_its_default_and_meaning():
         else:
             plain = [item.model_dump() if isinstance(item, BaseModel) else item for item in value]
             assert yaml.safe_load(default) == plain, name
+
+
+def test_no_number_has_two_bounds_of_one_kind():
+    """Pydantic checks only one of them."""
+    waiting: list[type[BaseModel]] = [Recipe]
+    while waiting:
+        for name, field in waiting.pop().model_fields.items():
+            bounds = [type(each).__name__ for each in field.metadata if type(each).__module__ == "annotated_types"]
+            assert len(set(bounds)) == len(bounds), (name, field.metadata)
+            waiting += [each for each in (field.annotation, *get_args(field.annotation)) if _is_section(each)]
+    assert message({"recovery": {"tokens": -1}, "refit": {"tokens": -1}}).count("greater than or equal to 0") == 2
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)

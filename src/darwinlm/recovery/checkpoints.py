@@ -172,7 +172,7 @@ class Checkpoints:
         try:
             write_json(partial / MANIFEST, {"run": self.run, "files": _digests(partial)})
             for path in partial.iterdir():
-                with path.open("rb") as stream:
+                with path.open("r+b") as stream:  # Windows flushes only files that are open for writing
                     os.fsync(stream.fileno())
             shutil.rmtree(target, ignore_errors=True)
             partial.replace(target)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +24,7 @@ from darwinlm.recovery.model import Dense, Losses, prepared, run_dense, spread
 from darwinlm.recovery.schedule import Steps, rate_share
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import digest_of
-from darwinlm.runtime.memory import kept_memory
+from darwinlm.runtime.memory import kept_memory, room_at_peak
 
 BETAS, MAX_GRAD_NORM = (0.9, 0.95), 1.0
 """AdamW's betas, and the maximum norm of gradients, as for Llama 2 (arXiv 2307.09288)."""
@@ -175,17 +176,28 @@ class Training:
             losses, self.state.unlogged = self.state.unlogged, []
             logged = sum(losses) / len(losses)
             where = self._log(step + 1, {"loss": logged, "grad_norm": norm, "learning_rate": rate})
-            speed = (step + 1 - self.first) * self.steps.tokens / (time.monotonic() - self.begun)
+            speed = (step + 1 - self.first) * self.steps.tokens / max(time.monotonic() - self.begun, 1e-9)
             self.say(f"{where}: loss {logged:.4f}, rate {rate:.2e}, {speed:.0f} tokens/s")
 
     def _unsynchronized(self, number: int) -> AbstractContextManager[None]:
-        """Let DDP accumulate gradients in each process and sum over processes only once per step."""
-        waits = hasattr(self.call, "no_sync") and number + 1 < self.steps.accumulation
-        held: AbstractContextManager[None] = cast(Any, self.call).no_sync() if waits else nullcontext()
+        """Let processes accumulate gradients and sum them only once per step.
+
+        Of sharded weights, each process then holds whole gradients, so it begins after a step that left room for them.
+        """
+        call, waits = cast(Any, self.call), number + 1 < self.steps.accumulation
+        if self.sharded:
+            call.set_requires_gradient_sync(not (waits and self.state.step > self.first and self.has_room))
+        held: AbstractContextManager[None] = call.no_sync() if waits and hasattr(call, "no_sync") else nullcontext()
         return held
 
+    @cached_property
+    def has_room(self) -> bool:
+        """Whether float32 gradients of all weights fit beside the peak so far, in every process."""
+        size = 4 * sum(weight.numel() for weight in self.trained.values())
+        fits = torch.tensor(float(size < room_at_peak(self.device)), device=self.device)
+        return float(parallel.all_reduce(fits)) == parallel.size()
+
     def _batch(self, step: int, number: int) -> dict[str, Tensor]:
-        """Micro-batch `number` of this process in a step."""
         pinned = self.device.type == "cuda"
         return {
             name: (tensor.pin_memory() if pinned else tensor).to(self.device, non_blocking=pinned)

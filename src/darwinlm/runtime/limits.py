@@ -137,7 +137,6 @@ def parse_yaml(text: str) -> Any:
 
 
 def _count(node: yaml.Node | None, known: dict[int, int], depth: int) -> int:
-    """Number of values below a node, including repetitions."""
     if node is None:
         return 0
     if depth > DEPTH:
@@ -152,6 +151,11 @@ def _count(node: yaml.Node | None, known: dict[int, int], depth: int) -> int:
     if known[id(node)] > YAML_NODES:
         raise ValueError(f"its aliases expand to more than {YAML_NODES:,} values")
     return known[id(node)]
+
+
+def is_utf8(name: str) -> bool:
+    """Whether the name of a file can be written as text: on Linux it may be any bytes."""
+    return name.isascii() or not re.search("[\ud800-\udfff]", name)
 
 
 def visible(text: str) -> str:

@@ -30,6 +30,13 @@ def free_bytes(device: torch.device) -> int:
     return free_host_bytes()
 
 
+def room_at_peak(device: torch.device) -> int:
+    """Bytes that a device had left for this process at its peak, less a tenth; on a CPU, those that are free now."""
+    if device.type == "cuda":
+        return int(0.9 * torch.cuda.mem_get_info(device)[1]) - torch.cuda.max_memory_allocated(device)
+    return free_host_bytes()
+
+
 def free_host_bytes() -> int:
     """Free bytes of main memory for this process; processes of a run share it equally."""
     known = [each for each in (_available(MEMINFO), _within_limit(CGROUP)) if each is not None]
@@ -44,7 +51,6 @@ def all_bytes(device: torch.device) -> int:
 
 
 def _available(meminfo: Path) -> int | None:
-    """Available memory without swapping, from Linux."""
     if meminfo.is_file():
         for line in meminfo.read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):

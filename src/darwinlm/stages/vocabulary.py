@@ -85,6 +85,7 @@ VOCABULARY: Stage[CutVocabulary | None] = Stage(
     arithmetic=True,
     wanted=lambda recipe: recipe.vocabulary not in (None, 1),
 )
+"""It states no need: most of its time goes into counting the tokens of a text whose length isn't known before."""
 
 
 def _documents(recipe: Recipe, source: str, tokenizer: Any) -> tuple[ByDomain, ByDomain]:
