@@ -8,6 +8,7 @@ from darwinlm.evaluation.chat_scores import measure_chats
 from darwinlm.evaluation.instructions import NEW_TOKENS, RULES, TOPICS
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.loading import FILES as TOKENIZER_FILES
 from darwinlm.needs.need import Need
 from darwinlm.runtime import amounts, parallel
 from darwinlm.runtime.artifact import damaged, read_json, write_json
@@ -68,9 +69,13 @@ def _read(task: Task) -> ChatFigures:
 
 
 def _need(need: Need) -> None:
-    """The dense model writes answers, and all models read them; the dense and the saved one answer instructions."""
+    """The dense model writes answers, and all models read them; the dense and the saved one answer instructions.
+
+    A model that is known by its configuration alone counts as a chat model.
+    """
     sizes = need.sizes
-    if isinstance(chat_parts(sizes.checkpoint.tokenizer()), str):
+    described = not any((sizes.checkpoint.folder / name).is_file() for name in TOKENIZER_FILES)
+    if not described and isinstance(chat_parts(sizes.checkpoint.tokenizer()), str):
         return
     tokens, rows = sizes.recipe.evaluation.answer_tokens, CPU_ROWS if need.on_cpu else GPU_ROWS
     need.run(CHAT * tokens + ANSWERED, heads=1, batch=rows)
