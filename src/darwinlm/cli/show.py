@@ -15,6 +15,7 @@ from rich.text import Text
 
 from darwinlm.cli import arguments, terminal
 from darwinlm.cli.app import LOOK, command
+from darwinlm.cli.prune import show_files
 from darwinlm.runtime import amounts
 from darwinlm.runtime.errors import ArtifactError
 
@@ -117,6 +118,7 @@ def _show(console: Console, run: Path, summary: Summary) -> None:
                 f"{wording.model_name(key, summary)}: {wording.count(model.params)} parameters, perplexity "
                 f"{wording.perplexity(model.perplexity)}, KL {wording.kl(model.kl)}"
             )
+    show_files(console, summary)
     console.print()
     beside = run if run.name else Path("..") / run.resolve().name  # the current folder "." has no name
     for wish, do in wording.next_steps(summary, str(run), str(beside), summary.model, here=True):

@@ -87,7 +87,8 @@ class Sizes:
             raise RecipeError(
                 f"budget.{budget.kind} is measured on the device when the run starts: plan with keep, params or bytes"
             )
-        cost = counted(Counted(self.checkpoint, self.space, self.shapes, self.outside, dtype), budget)
+        kind, equal = self.recipe.units.quantisation, self.recipe.search.layers == "equal"
+        cost = counted(Counted(self.checkpoint, self.space, self.shapes, self.outside, dtype, kind, equal), budget)
         bounds = resolve_budget(cost, budget)
         share = self.blocks / (cost.dense - cost.fixed)  # 1 for a budget in parameters
         return round(share * bounds.lower), round(share * bounds.upper)

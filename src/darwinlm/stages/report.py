@@ -15,7 +15,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.origin import origin_of
 from darwinlm.families.shapes import module_shapes
 from darwinlm.families.whole import is_whole
-from darwinlm.gguf.sizes import predicted_sizes
+from darwinlm.gguf.sizes import header_bytes, predicted_sizes
 from darwinlm.report.card import model_card
 from darwinlm.report.page import render_page
 from darwinlm.report.summary import (
@@ -35,8 +35,8 @@ from darwinlm.report.summary import (
 )
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import write_json, write_text
-from darwinlm.runtime.errors import BudgetError
-from darwinlm.runtime.figures import TimeFigures
+from darwinlm.runtime.errors import BudgetError, ExportError
+from darwinlm.runtime.figures import FileChoice, TimeFigures
 from darwinlm.search.predict.module_losses import sensitivities
 from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import kept_whole
@@ -66,6 +66,7 @@ def _report(
     recover: Recovered | None,
     export: Exported,
     evaluate: Measured,
+    file: FileChoice | None,
 ) -> Summary:
     """Write the summary, the page and the card, on every run.
 
@@ -88,6 +89,7 @@ def _report(
         refit=None if refit is None else RefitFigures.model_validate({"choices": refit.choices, **refit.record}),
         recovery=None if recover is None else RecoveryFigures.model_validate(recover.record),
         vocabulary=None if vocabulary is None else vocabulary.figures,
+        bounded=file,
     )
     write_report(task.context.folder, export.folder, summary)
     return summary
@@ -120,7 +122,7 @@ def summary_of(
         prompts=prompts_for(tokenizer, recipe.evaluation.prompts),
         chat=bool(tokenizer.chat_template),
         allocation=allocation_figures(teacher, Checkpoint.describe(exported.folder)),
-        file=_file(Path(teacher.source), exported.folder),
+        file=_file(teacher, exported.folder),
         text=TextFigures(
             source=recipe.text.source,
             sequence_length=recipe.text.sequence_length,
@@ -158,10 +160,17 @@ def _time(task: Task) -> TimeFigures | None:
     return None if task.pace is None else task.pace.figures()
 
 
-def _file(source: Path, small: Path) -> FileFigures | None:
-    if source.suffix != ".gguf" or not source.is_file():
+def _file(teacher: Checkpoint, folder: Path) -> FileFigures | None:
+    """Predicted sizes of GGUF files; None if llama.cpp can't run the model or doesn't know its tokenizer."""
+    source, small = Path(teacher.source), Checkpoint.open(folder)
+    came = source if source.suffix == ".gguf" and source.is_file() else None
+    try:
+        of_dense, of_small = (predicted_sizes(each, header_bytes(each, came)) for each in (teacher, small))
+    except ExportError:
         return None
-    return FileFigures(bytes=source.stat().st_size, predicted=predicted_sizes(Checkpoint.open(small), source))
+    if not of_small:
+        return None
+    return FileFigures(dense=of_dense, predicted=of_small, bytes=None if came is None else came.stat().st_size)
 
 
 def _budget(task: Task, plan: Problem, search: SearchResult, models: Measured, *, whole: bool) -> BudgetFigures:
