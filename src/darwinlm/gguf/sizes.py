@@ -21,6 +21,7 @@ from darwinlm.gguf.layout import UNEQUAL, choose_layout
 from darwinlm.gguf.rope import UnsupportedError
 from darwinlm.gguf.tokenizer import TOKENS, read_tokenizer
 from darwinlm.gguf.write import BLOCK, BY_LIBRARY, PLAIN, QUANTISATIONS, UNBLOCKED
+from darwinlm.runtime.errors import ExportError
 from darwinlm.surgery.reshape import Reshaper
 
 BYTES = {
@@ -179,6 +180,16 @@ def _stored(value: Any) -> int:
     if isinstance(value, str):
         return 8 + len(value.encode())
     return 12 + sum(map(_stored, value)) if isinstance(value, list) else 4
+
+
+def file_sizes(checkpoint: Checkpoint, source: str) -> dict[str, int]:
+    """`predicted_sizes` of a model that came from `source`; also empty if llama.cpp has no tokenizer of its kind."""
+    came = Path(source)
+    try:
+        header = header_bytes(checkpoint, came if came.suffix == ".gguf" and came.is_file() else None)
+    except ExportError:
+        return {}
+    return predicted_sizes(checkpoint, header)
 
 
 def predicted_sizes(checkpoint: Checkpoint, header: int) -> dict[str, int]:

@@ -12,7 +12,7 @@ from darwinlm.evaluation.quality import measure_quality
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.export.gguf import ENGINE, export_gguf
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.gguf.sizes import header_bytes, predicted_sizes
+from darwinlm.gguf.sizes import file_sizes
 from darwinlm.models.in_llama_cpp import open_in_llama_cpp
 from darwinlm.needs.need import Need
 from darwinlm.runtime.artifact import read_json, write_json
@@ -36,9 +36,7 @@ def _check(task: Task) -> None:
 
 def dense_that_fits(teacher: Checkpoint, bound: int) -> str | None:
     """The quantisation of the largest file of the dense model within a bound; None if there is none."""
-    came = Path(teacher.source)
-    sizes = predicted_sizes(teacher, header_bytes(teacher, came if came.suffix == ".gguf" else None))
-    return next((name for name, size in sizes.items() if size <= bound), None)
+    return next((name for name, size in file_sizes(teacher, teacher.source).items() if size <= bound), None)
 
 
 def _write(task: Task, teacher: Checkpoint, export: Exported, evaluation: TokenBlocks) -> None:

@@ -15,7 +15,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.origin import origin_of
 from darwinlm.families.shapes import module_shapes
 from darwinlm.families.whole import is_whole
-from darwinlm.gguf.sizes import header_bytes, predicted_sizes
+from darwinlm.gguf.sizes import file_sizes
 from darwinlm.report.card import model_card
 from darwinlm.report.page import render_page
 from darwinlm.report.summary import (
@@ -35,7 +35,7 @@ from darwinlm.report.summary import (
 )
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import write_json, write_text
-from darwinlm.runtime.errors import BudgetError, ExportError
+from darwinlm.runtime.errors import BudgetError
 from darwinlm.runtime.figures import FileChoice, TimeFigures
 from darwinlm.search.predict.module_losses import sensitivities
 from darwinlm.search.problem.problem import Problem
@@ -162,15 +162,12 @@ def _time(task: Task) -> TimeFigures | None:
 
 def _file(teacher: Checkpoint, folder: Path) -> FileFigures | None:
     """Predicted sizes of GGUF files; None if llama.cpp can't run the model or doesn't know its tokenizer."""
-    source, small = Path(teacher.source), Checkpoint.open(folder)
-    came = source if source.suffix == ".gguf" and source.is_file() else None
-    try:
-        of_dense, of_small = (predicted_sizes(each, header_bytes(each, came)) for each in (teacher, small))
-    except ExportError:
+    source = Path(teacher.source)
+    of_dense, of_small = (file_sizes(each, teacher.source) for each in (teacher, Checkpoint.open(folder)))
+    if not of_small or not of_dense:
         return None
-    if not of_small:
-        return None
-    return FileFigures(dense=of_dense, predicted=of_small, bytes=None if came is None else came.stat().st_size)
+    came = source.stat().st_size if source.suffix == ".gguf" and source.is_file() else None
+    return FileFigures(dense=of_dense, predicted=of_small, bytes=came)
 
 
 def _budget(task: Task, plan: Problem, search: SearchResult, models: Measured, *, whole: bool) -> BudgetFigures:
