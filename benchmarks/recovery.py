@@ -41,7 +41,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from darwinlm.data import TokenBlocks, read_documents, split_documents
+from darwinlm.data import TokenSequences, read_documents, split_documents
 from darwinlm.data.packed import PackedText, pack_documents
 from darwinlm.data.packing import added_bos, document_hash
 from darwinlm.evaluation.quality import measure_quality
@@ -203,7 +203,7 @@ def count(text: str) -> int:
 
 def held_out_of(
     sources: dict[str, str], tokenizer: Any, length: int, tokens: int, seen: set[str]
-) -> dict[str, dict[str, TokenBlocks]]:
+) -> dict[str, dict[str, TokenSequences]]:
     """Validation and evaluation text of each source without seen documents, the same for every model and seed."""
     shares = {"validation": 4096, "evaluation": tokens}
     splits = {}
@@ -216,7 +216,7 @@ def held_out_of(
 def documents_behind(folder: Path) -> set[str]:
     """Hashes of the documents for calibration, search and refit in the run that a model's folder lies in."""
     texts = [path for parent in folder.resolve().parents for path in (parent / "stages" / "text").glob("*/blocks.json")]
-    return {hashed for path in texts for hashed in TokenBlocks.load(path.parent).document_hashes}
+    return {hashed for path in texts for hashed in TokenSequences.load(path.parent).document_hashes}
 
 
 def training_text(

@@ -37,7 +37,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
-from darwinlm.data import TokenBlocks
+from darwinlm.data import TokenSequences
 from darwinlm.database.store import DatabaseReader
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.execution.run import Run
@@ -73,7 +73,7 @@ class Bench:
     recipe: Recipe
     folder: Path
     checkpoint: Checkpoint
-    texts: dict[str, TokenBlocks]
+    texts: dict[str, TokenSequences]
 
     def database(self, units: UnitsSettings) -> PruningDatabase:
         """The database with levels of these units."""
@@ -94,7 +94,9 @@ def open_bench(options: argparse.Namespace, *assignments: str, name: str = "run"
     folder = options.run or options.out / name
     if options.run is None:
         open_run(recipe, folder, Reporter()).until(DATABASE.name)
-    texts = {path.parent.name: TokenBlocks.load(path.parent) for path in (folder / "stages/text").glob("*/blocks.json")}
+    texts = {
+        path.parent.name: TokenSequences.load(path.parent) for path in (folder / "stages/text").glob("*/blocks.json")
+    }
     source = folder / "stages" / "source"  # holds the dequantised GGUF file
     checkpoint = Checkpoint.open(source if source.is_dir() else Path(str(recipe.model)))
     return Bench(recipe, folder / "stages", checkpoint, texts)

@@ -13,9 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from darwinlm.execution.pace import Pace
 from darwinlm.execution.run import Run
-from darwinlm.execution.stage import Graph
+from darwinlm.execution.stage import Graph, Pace
 from darwinlm.recipe import Recipe
 from darwinlm.runtime.console import Reporter
 from darwinlm.stages.corpus import CORPUS, CORPUS_RECOVERY

@@ -8,7 +8,7 @@ from tests.tiny.damage import assert_nothing_half_written
     ("name", "content", "parts"),
     [
         ("none.txt", None, ["there is no such file or folder"]),
-        ("short.txt", b"the river", ["less than a block of", "give more text, or lower text.sequence_length"]),
+        ("short.txt", b"the river", ["less than a sequence of", "give more text, or lower text.sequence_length"]),
         ("binary.txt", bytes(range(256)) * 40, ["isn't UTF-8"]),
     ],
 )

@@ -54,6 +54,11 @@ REFUSED = {
     "a family that can't be cut, before its code is asked for": (lambda f: with_code(f, "minicpm3"), (LATENT,)),
     "code of its own": (lambda f: with_code(f, "mine"), ("wants to run its own Python code", "--allow-remote-code")),
     "code of its own under our name": (lambda f: with_code(f, "darwinlm_mine"), ("wants to run its own Python code",)),
+    "attention from the hub": (lambda f: edit_config(f, attn_implementation="own/er"), ("attn_implementation", "sdpa")),
+    "experts from the hub": (
+        lambda f: edit_config(f, text_config={"_experts_implementation": {"": "sonicmoe"}}),
+        ("experts_implementation", "may be code from elsewhere"),
+    ),
     "an adapter": (
         lambda f: (f / "adapter_config.json").write_text("{}"),
         ("holds an adapter of another model",),
@@ -148,7 +153,9 @@ def test_a_damaged_shard(prune, sharded, tmp_path, damage):
     assert prune("--until", "text", model=sharded).code == 0, "the same output folder goes on"
 
 
-@pytest.mark.parametrize("place", ["../outside.safetensors", "/etc/passwd", "below/model.safetensors", "..", "."])
+@pytest.mark.parametrize(
+    "place", ["../outside.safetensors", "/etc/passwd", "below/model.safetensors", "weights", "..", "."]
+)
 def test_an_index_that_points_outside_its_folder(prune, sharded, tmp_path, place):
     write_index(sharded, {**weight_map(sharded), "model.norm.weight": place})
     said = ["points outside its folder", place, "don't trust this model"] if place.strip(".") else []

@@ -298,7 +298,7 @@ def test_weights_that_are_not_finite(command, model_copy, tiny_text_file, tmp_pa
     tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
     path.unlink()
     save_file(tensors, path, metadata={"format": "pt"})
-    text = [tiny_text_file, "--out", tmp_path / "a.json"] if words[1:] else []
+    text = [tiny_text_file, *SHORT, "--out", tmp_path / "a.json"] if words[1:] else []
     command(words[0], model_copy, *words[1:], *text).refused("model.layers.1.mlp.up_proj.weight", "finite")
     assert not (tmp_path / "a.json").exists()
 

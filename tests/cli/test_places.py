@@ -1,7 +1,11 @@
 """No command writes over what it reads, by whatever name the place is given."""
 
 import hashlib
+import os
+import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.tiny.checkpoint import SETTINGS
@@ -116,3 +120,20 @@ def test_what_lies_beside_is_written(command, finished_copy, tiny_text_file, mon
     command("scores", "model/scores.json", "--markdown", "model/scores.md").succeeded()
     for path in ("summary.json", "model/config.json"):
         command("export", ".", "--to", "gguf", "--out", path, "--overwrite").refused("is not a GGUF file")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are text")
+@pytest.mark.parametrize("place", ["model", "text", "a text in a folder", "out"])
+def test_names_that_are_not_utf_8(command, prune, model_copy, tiny_text_file, tmp_path, place):
+    odd = os.fsdecode(bytes(tmp_path) + b"/\xff")
+    given: dict[str, Any] = {"model": model_copy, "text": tiny_text_file, "out": tmp_path / "out"}
+    if place == "a text in a folder":
+        (tmp_path / "texts").mkdir()
+        Path(os.fsdecode(bytes(tmp_path) + b"/texts/\xff.txt")).write_text("words")
+        given["text"] = tmp_path / "texts"
+    else:
+        given[place] = odd if place != "text" else f"{odd}.txt"
+        if place != "out":
+            Path(model_copy if place == "model" else shutil.copy(tiny_text_file, tmp_path)).rename(given[place])
+    prune("--until", "text", **given).refused("name", "isn't UTF-8", "ename it")
+    assert not (tmp_path / "out").exists()

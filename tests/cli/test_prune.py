@@ -66,6 +66,14 @@ def test_the_plan_is_told_before_the_first_stage(prune, monkeypatch, load, card,
     ended = prune()
     assert ended.code == 130
     assert re.search(said, ended.out)
+    assert re.search(r"at most [\d.]+ (s|min) of it for the latency table", prune("--speedup", "2x").out)
+
+
+def test_a_speedup_out_of_reach_is_refused_before_the_latency_table(prune):
+    ended = prune("--speedup", "1000x")
+    ended.refused("speedup: 1000x is out of reach")
+    assert "at most" in ended.out
+    assert "whole models are predicted" not in ended.out
 
 
 def test_schema_prints_every_field(command, monkeypatch):

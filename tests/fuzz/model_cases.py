@@ -11,6 +11,8 @@ from safetensors.numpy import load_file, save_file
 from tests.fuzz.case import ANY, DEEP, HUGE, ODD, REFUSED, Case, changed, copied, replaced
 
 REFUSED_FIELDS: dict[str, tuple[Any, ...]] = {
+    "attn_implementation": ("flash_attention_2", "own/er", "paged|own/er@main:fn", {"": "own/er"}),
+    "_experts_implementation": ("deepgemm",),
     "dtype": (-1, "float8_e4m3fn", "int8", ["float32"]),
     "quantization_config": (
         *({"quant_method": "gptq", "bits": 4}, {"quant_method": "fp8"}, {"quant_method": "x" * 5000}, []),
@@ -29,7 +31,6 @@ ODD_FIELDS: dict[str, tuple[Any, ...]] = {
     "rms_norm_eps": ("small",),
     "rope_parameters": ([], {"rope_type": "nothing"}),
     "rope_scaling": ("linear",),
-    "attn_implementation": ("flash_attention_2",),
     "architectures": ("LlamaForCausalLM", 7),
     "tie_word_embeddings": ("yes",),
     "auto_map": ("x",),
@@ -118,6 +119,7 @@ def indexes() -> Iterator[Case]:
         "numbers": {"a": 5},
         "outside": {"a": "../model.safetensors"},
         "absolute": {"a": "/etc/passwd"},
+        "another kind of file": {"a": "LICENSE"},
         "dot": {"a": "."},
         "zero byte": {"a": "a\0b"},
         "long": {"a": "x" * 5000},

@@ -68,6 +68,14 @@ def places() -> Iterator[Case]:
     }.items():  # fmt: skip
         yield Case(f"card: {name} that is no text", "model", replaced(name, content))
 
+    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+        for field in ("vocab", "merges", "vocab_file", "spm_file", "init_inputs"):
+            for target in ("/etc/hostname", "/proc/self/environ", "/etc/../etc/passwd"):
+                value = [target] if field == "init_inputs" else target
+                yield Case(f"place: {field} in {file} is {target}", "model", changed(file, **{field: value}))
+    for name in ("._model.safetensors", "._config.json", "._README.md", ".DS_Store", "__MACOSX", "Thumbs.db"):
+        yield Case(f"place: {name} of an archive", "model", replaced(name, b"\0\5\x16\7" * 20), ANY)
+
 
 def values() -> Iterator[Case]:
     """Files within the limit of bytes whose many values would take long and much memory."""

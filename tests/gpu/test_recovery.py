@@ -16,7 +16,7 @@ from tests.tiny.models import tiny_model
 LENGTH = 16
 SETTINGS = RecoverySettings(tokens=3 * 8 * LENGTH, batch_tokens=8 * LENGTH, distillation=0.6, learning_rate=0.01)
 STEPS = plan_steps(SETTINGS, LENGTH, 2 * LENGTH)
-TOKENS = torch.randint(3, 250, (STEPS.blocks + 4, LENGTH), generator=torch.Generator().manual_seed(0))
+TOKENS = torch.randint(3, 250, (STEPS.sequences + 4, LENGTH), generator=torch.Generator().manual_seed(0))
 
 
 def log_of(device: str, folder: Path, **more: Any) -> list[dict[str, float]]:

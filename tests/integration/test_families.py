@@ -31,13 +31,16 @@ from darwinlm.recovery.model import batch_loss, prepared, run_dense
 from darwinlm.search.evaluate.fitness import Fitness
 from darwinlm.surgery.stitch import block_parameters, stitch
 
+AGAIN = ("phi3", "gemma3_text", "qwen3_5_moe_text", "lfm2", "granitemoehybrid", "deepseek_v3", "gpt_oss", "gemma4_text")
+"""Fused and normed projections, mixtures, hybrids, and compressed, gated and shared attention."""
+
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def whole(request: pytest.FixtureRequest, tiny_folder: Callable[[str], Path], make_run, tmp_path_factory) -> Whole:
     folder = tmp_path_factory.mktemp("family") / "out"
     keep = "50%" if request.param == "qwen3_5_moe_text" else "60%"  # at 60 %, its layers stay equal
     run = make_run(tiny_folder(request.param), folder, keep=keep)
-    return Whole(run, run_stages(run, "report"))
+    return Whole(run, run_stages(run, "evaluate"))
 
 
 def test_every_described_family_is_tested():
@@ -125,12 +128,10 @@ def test_what_was_saved_is_what_was_searched(whole):
     # Copies are aligned alike, on which rounding depends.
     model = copy.deepcopy(AutoModelForCausalLM.from_pretrained(folder))
     expected = copy.deepcopy(whole.stitch.checkpoint.load(torch.float32))
-    weights = dict(expected.named_parameters())
-    for name, weight in whole.refit.weights().items():
-        weights[name].data = weight
+    expected.load_state_dict(whole.refitted, strict=False)
     assert torch.equal(logits(model, tokens), logits(expected, tokens))
     counted = block_parameters(model, whole.checkpoint.family.layers)
-    assert counted == whole.report.budget.block_params == whole.plan.space.params(whole.search.allocation)
+    assert counted == whole.evaluate["refit"].block_params == whole.plan.space.params(whole.search.allocation)
     assert counted <= whole.plan.budget.upper
     model_type = json.loads((folder / "config.json").read_text())["model_type"]
     assert model_type == f"darwinlm_{whole.checkpoint.family.model_type}"
@@ -138,6 +139,7 @@ def test_what_was_saved_is_what_was_searched(whole):
     assert set(again.shards) == set(again.tensors) == stored_names(folder), "as it is held"
 
 
+@pytest.mark.parametrize("whole", AGAIN, indirect=True, scope="module")
 def test_a_pruned_model_is_pruned_again(whole, make_run, tmp_path):
     """Layers that differ, sub-layers that are gone, and the same answers."""
     run = make_run(whole.run.folder / "model", tmp_path / "out", keep="75%")

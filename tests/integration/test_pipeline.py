@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from darwinlm.calibration.moments import SecondMoment
 from darwinlm.database.block_moments import stream_moments
 from darwinlm.database.order import damp
+from darwinlm.database.store import DatabaseReader
 from darwinlm.execution.run import Run
 from darwinlm.search.evaluate.fitness import Fitness
 from darwinlm.search.evaluate.modules import PlacedModules
@@ -48,7 +49,7 @@ def test_the_chosen_allocation_stitches_to_the_masked_dense_model(whole):
 def test_the_refit_changes_output_projections_only(whole):
     stitched = load_file(whole.stitch.checkpoint.folder / "model.safetensors")
     final = load_file(whole.run.folder / "model" / "model.safetensors")
-    changed = whole.refit.weights()
+    changed = whole.refitted
     assert stitched.keys() == final.keys()
     assert changed, "at least one module gained from the refit"
     for name, tensor in final.items():
@@ -182,3 +183,14 @@ def test_the_summary_describes_the_saved_layers(whole):
             assert block.self_attn.o_proj.in_features == row.heads * block.self_attn.head_dim
         if row.width:
             assert config.intermediate_size == block.mlp.down_proj.in_features == row.width
+
+
+def test_factors_without_room_on_a_gpu_wait_in_pinned_memory(whole, monkeypatch):
+    reader = DatabaseReader(whole.reader.folder, whole.checkpoint, whole.run.recipe.units, device=torch.device("cpu"))
+    reader.device, pinned = torch.device("cuda"), []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+    monkeypatch.setattr(reader._factors, "has_room", lambda size: False)
+    first, again = (reader._read(0, "mlp") for _ in range(2))
+    assert all(one is other for one, other in zip(first, again, strict=True))
+    assert len(pinned) == 2
+    assert reader.reads == 1

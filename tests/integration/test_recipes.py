@@ -11,12 +11,13 @@ import yaml
 from rich.console import Console
 from tests.tiny.checkpoint import tiny_checkpoint
 from tests.tiny.process import python
-from tests.tiny.published import PUBLISHED
+from tests.tiny.published import NAMES, PUBLISHED
 from tests.tiny.stages import run_stages
 from transformers import AutoModelForCausalLM
 
 from darwinlm.pipeline import open_run
 from darwinlm.recipe import Recipe, load_recipe, shipped_recipes
+from darwinlm.runs.recovery import recover
 from darwinlm.runtime.artifact import read_json
 from darwinlm.runtime.console import Reporter
 
@@ -24,10 +25,11 @@ SHRUNKEN = {
     "llama2-7b-2.7b": ("llama", {"num_attention_heads": 4, "num_key_value_heads": 4}),
     "llama3.1-8b-4.6b": ("llama", {"num_attention_heads": 8, "num_key_value_heads": 2}),
     "qwen2.5-14b-8.4b": ("qwen2", {"num_attention_heads": 10, "num_key_value_heads": 2, "tie_word_embeddings": False}),
+    "qwen3-8b-4b": ("qwen3", {"num_attention_heads": 8, "num_key_value_heads": 2, "tie_word_embeddings": False}),
 }
 """Heads in the proportions of the published models."""
 
-SHARES = {"llama2-7b-2.7b": 0.3764, "llama3.1-8b-4.6b": 0.5085, "qwen2.5-14b-8.4b": 0.518}
+SHARES = {"llama2-7b-2.7b": 0.3764, "llama3.1-8b-4.6b": 0.5085, "qwen2.5-14b-8.4b": 0.518, "qwen3-8b-4b": 0.3967}
 """Shares of the block parameters that the published sizes keep."""
 
 WIDTHS = {"hidden_size": 64, "intermediate_size": 320, "head_dim": 8}
@@ -74,7 +76,27 @@ GROWN = ("llama2-7b-2.7b", "qwen2.5-14b-8.4b-fast")
 """Recipes whose model is trained afterwards: the paper's on text alone, ours by distillation."""
 
 
-@pytest.mark.parametrize("name", [name + variant for name in PUBLISHED for variant in ("", "-fast")])
+def trained_in_phases(run: Path, text: Path) -> list[int]:
+    """Train a run with the bundled recipes of both phases, with small numbers; returns the steps of each."""
+    steps = []
+    for phase in ("recover-documents", "recover-chats"):
+        tree = yaml.safe_load(shipped_recipes()[phase].read_text(encoding="utf-8"))
+        tree["compute"] |= {"dtype": "float32", "batch_tokens": 64}
+        tree["text"]["sequence_length"] //= 256
+        recovery = tree["recovery"]
+        scale = 2**21 // 64
+        recovery |= {name: recovery[name] // scale for name in ("batch_tokens", "save_every")}
+        recovery["tokens"] = {"10B": 512, "3B": 192}[recovery["tokens"]]
+        recovery["text"] = ",".join(str(text) for _ in recovery["text"].split(","))
+        path = run.parent / f"{phase}.yaml"
+        path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+        summary = recover(run, run.parent / phase, recipe=path, reporter=Reporter(Console(quiet=True)))
+        steps.append(summary.recovery.steps)
+        run = run.parent / phase
+    return steps
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_recipe_runs_end_to_end(name: str, tiny_text_file: Path, tmp_path: Path) -> None:
     recipe = recipe_for(name, model_for(name, tmp_path), tiny_text_file)
     published = load_recipe(name)
@@ -89,6 +111,8 @@ def test_recipe_runs_end_to_end(name: str, tiny_text_file: Path, tmp_path: Path)
     assert 0.85 * recipe.budget.keep <= kept <= recipe.budget.keep
     saved = AutoModelForCausalLM.from_pretrained(out / "model")
     assert sum(parameter.numel() for parameter in saved.model.layers.parameters()) == summary.budget.block_params
+    if name.endswith("-fast"):
+        assert trained_in_phases(out, tiny_text_file) == [8, 3]
     if name not in GROWN:
         return
     searched = (out / "stages" / "search" / "result.json").stat().st_mtime_ns
@@ -117,13 +141,14 @@ parallel.shutdown()
 
 
 def test_two_processes_find_the_same_models(tiny_text_file: Path, tmp_path: Path) -> None:
-    for name in PUBLISHED:
+    paper = [name for name in NAMES if name in PUBLISHED]
+    for name in paper:
         recipe = recipe_for(name, model_for(name, tmp_path / name), tiny_text_file)
         run_stages(open_run(recipe, tmp_path / name / "alone", Reporter(Console(quiet=True))), "stitch")
     (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", tmp_path / "script.py")
-    python(*launch, *(tmp_path / name / f"{name}.yaml" for name in PUBLISHED), GLOO_SOCKET_IFNAME="lo")
-    for name in PUBLISHED:
+    python(*launch, *(tmp_path / name / f"{name}.yaml" for name in paper), GLOO_SOCKET_IFNAME="lo")
+    for name in paper:
         folders = [tmp_path / name / place / "stages" / "search" for place in ("alone", "both")]
         alone, both = (read_json(folder / "result.json") for folder in folders)
         assert both["record"]["kl"] == pytest.approx(alone["record"]["kl"], rel=1e-3)

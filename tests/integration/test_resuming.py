@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.report.summary import Summary, read_summary
 from darwinlm.runtime.console import Reporter
+from darwinlm.runtime.errors import CheckpointError
 
 
 class Stopping(Reporter):
@@ -37,6 +38,20 @@ class Stopping(Reporter):
         self.titles.append(self.title)
         if self.calls == self.at:
             raise KeyboardInterrupt
+
+
+class Vanishing(Stopping):
+    """Moves the model's folder away at that call of `advance`, as if its disk had gone."""
+
+    def __init__(self, at: int, model: Path) -> None:
+        super().__init__(at)
+        self.model = model
+
+    def advance(self, done: int, total: int) -> None:
+        try:
+            super().advance(done, total)
+        except KeyboardInterrupt:
+            self.model.rename(self.model.with_name("away"))
 
 
 TIMES = {"seconds", "stages", "machine", "evaluations"}
@@ -184,3 +199,16 @@ def test_a_model_folder_that_was_changed_is_exported_again(finished_copy, tiny_l
     assert weights.read_bytes() == original
     assert (folder / "tokenizer.json").is_file()
     AutoModelForCausalLM.from_pretrained(folder)
+
+
+def test_a_model_that_vanishes_in_the_middle_and_comes_back(uninterrupted, make_run, tmp_path):
+    model, other, _, seen = uninterrupted
+    copied = Path(shutil.copytree(model, tmp_path / "model"))
+    at = seen.titles.index("calibration and database") + 2
+    with pytest.raises(CheckpointError, match=r"can't be read any more .*: bring back its disk .* work is kept"):
+        run_stages(make_run(copied, tmp_path / "out", reporter=Vanishing(at, copied)), "report")
+    assert list((tmp_path / "out" / "stages" / "database").glob("block_*")), "finished blocks"
+    copied.with_name("away").rename(copied)
+    run_stages(make_run(copied, tmp_path / "out"), "export")
+    ours, theirs = (folder / "model" / "model.safetensors" for folder in (tmp_path / "out", other))
+    assert ours.read_bytes() == theirs.read_bytes()

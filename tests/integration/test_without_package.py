@@ -65,7 +65,7 @@ print(json.dumps({
 TOKENIZER = """
 from transformers import AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=False)
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], **json.loads(sys.argv[2]))
 print(json.dumps({
     "ids": tokenizer("the river stone")["input_ids"],
     "ran": [name for name in sys.modules if name.startswith("transformers_modules")],
@@ -163,6 +163,7 @@ def test_equal_layers_load_elsewhere_without_custom_code(tiny_llama, make_run, t
     found = loaded_elsewhere(folder, tmp_path, custom=False)
     assert found["class"] == "LlamaForCausalLM"
     assert_same_as_here(found, folder)
+    assert run_elsewhere(TOKENIZER, [str(folder), "{}"], tmp_path)["ran"] == [], "it isn't even asked"
 
 
 def test_every_family_without_its_first_layer_runs_elsewhere(tmp_path):
@@ -184,7 +185,7 @@ def test_every_family_without_its_first_layer_runs_elsewhere(tmp_path):
 
 
 def test_the_tokenizer_runs_no_code_of_the_checkpoint_and_warns_of_nothing(finished_llama, tmp_path):
-    found = run_elsewhere(TOKENIZER, [str(finished_llama / "model")], tmp_path)
+    found = run_elsewhere(TOKENIZER, [str(finished_llama / "model"), '{"trust_remote_code": false}'], tmp_path)
     assert found["ran"] == []
     assert found["ids"] == AutoTokenizer.from_pretrained(finished_llama / "model")("the river stone")["input_ids"]
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.tiny.tokenizer import EOS_ID, tiny_tokenizer
 
-from darwinlm.data import PURPOSES, TokenBlocks, assert_disjoint, document_hash, purpose_of, split_documents
+from darwinlm.data import PURPOSES, TokenSequences, assert_disjoint, document_hash, purpose_of, split_documents
 from darwinlm.runtime.errors import DataError
 
 TOKENIZER = tiny_tokenizer()
@@ -21,7 +21,7 @@ plans = st.tuples(
 """Tokens for each purpose, length of a block, seed."""
 
 
-def split(documents: list[str], plan: tuple[dict[str, int], int, int]) -> dict[str, TokenBlocks] | None:
+def split(documents: list[str], plan: tuple[dict[str, int], int, int]) -> dict[str, TokenSequences] | None:
     shares, seq_len, seed = plan
     try:
         return split_documents(documents, shares, TOKENIZER, seq_len, seed)

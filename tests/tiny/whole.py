@@ -36,6 +36,15 @@ class Whole:
     def checkpoint(self) -> Checkpoint:
         return self.run[DENSE]
 
+    @property
+    def refitted(self) -> dict[str, torch.Tensor]:
+        """The weights that the refit changed, by name."""
+        small, found = self.stitch.checkpoint, self.refit
+        blocks = ((small.block_prefix(block), block) for block in range(small.n_blocks))
+        changed = {prefix + name: each for prefix, block in blocks for name, each in found.block(block).items()}
+        stored = small.read()
+        return {name: each for name, each in changed.items() if not torch.equal(each, stored[name].to(each.dtype))}
+
     def placed(self) -> PlacedModules:
         """The modules in a decoder of the dense model."""
         decoder = Decoder(self.checkpoint.load(torch.float32), self.checkpoint.family)

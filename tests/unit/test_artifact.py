@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -250,3 +251,47 @@ def test_new_files_follow_the_umask_and_no_link(tmp_path, umask):
     assert {stat.S_IMODE((tmp_path / f"a.{end}").stat().st_mode) for end in ("safetensors", "json")} == {0o666 & ~umask}
     assert victim.read_text() == "precious"
     assert not (tmp_path / "a.safetensors").is_symlink()
+
+
+def test_hidden_files_of_the_system_come_and_go(tmp_path):
+    """Such as those of NFS for files that are removed while they are open, and those of macOS."""
+    made = stage(tmp_path / "s")
+    made.begin()
+    for name in (".nfs0001", ".DS_Store", "._a.json", "a.json"):
+        (tmp_path / "s" / name).write_text("1")
+    made.finish()
+    assert set(read_manifest(tmp_path / "s").files) == {"a.json"}
+    (tmp_path / "s" / ".nfs0001").unlink()
+    (tmp_path / "s" / ".DS_Store").write_text("2")
+    assert made.is_complete()
+
+
+def test_a_disk_without_permissions(tmp_path, monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    finished_file = tmp_path / "a.json"
+    write_json(finished_file, 1)
+    assert read_json(finished_file) == 1
+
+
+def test_another_machine_may_see_a_manifest_late(tmp_path, monkeypatch):
+    made = finished(tmp_path / "s")
+    hidden = (tmp_path / "s" / MANIFEST).rename(tmp_path / "hidden")
+    threading.Timer(0.3, lambda: hidden.rename(tmp_path / "s" / MANIFEST)).start()
+    made.await_manifest()
+    assert made.is_complete()
+    monkeypatch.setattr("darwinlm.runtime.artifact.SEEN_LATE", 0.0)
+    stage(tmp_path / "none").await_manifest()
+
+
+def test_a_folder_that_cannot_be_removed(tmp_path, monkeypatch):
+    finished(tmp_path / "s")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "a.json")
+
+    monkeypatch.setattr("shutil.rmtree", refuse)
+    with pytest.raises(StorageError, match=f"can't write {tmp_path / 's'}: Permission denied"):
+        stage(tmp_path / "s", other=1).begin()

@@ -136,6 +136,12 @@ def private_names(code: str) -> set[str]:
     return found
 
 
+def test_every_notebook_opens_in_colab() -> None:
+    for path in sorted((ROOT / "docs" / "examples").glob("*.ipynb")):
+        first = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
+        assert re.search(rf"colab-badge.*/github/[\w-]+/darwinlm/blob/main/{path.relative_to(ROOT)}\)", first), path
+
+
 def test_people_are_shown_public_names_only() -> None:
     assert sum("darwinlm" in code for _, code in code_of_people()) >= 4
     assert [(place, names) for place, code in code_of_people() if (names := private_names(code))] == []

@@ -1,11 +1,15 @@
 """Times of modules from times of whole models: exact where times add up, and measured no more often than needed."""
 
 import random
+from contextlib import nullcontext
 
 import pytest
 
+from darwinlm.latency.measure import check_fastest
 from darwinlm.latency.table import ABSENT, LatencyTable, lines_of, measured_lines, refine
 from darwinlm.latency.timing import ModelTimer, steady
+from darwinlm.recipe import BudgetSettings
+from darwinlm.runtime.errors import BudgetError
 
 WIDTHS = [(1, 1, width) for width in range(32, 1537, 32)]
 
@@ -38,6 +42,21 @@ def test_a_step_is_found():
     below = max(size[2] for size, time in found.items() if time == 0.4)
     above = min(size[2] for size, time in found.items() if time == 0.9)
     assert above - below <= 128
+
+
+@pytest.mark.parametrize(
+    ("bound", "message"),
+    [
+        ({"speedup": 3}, None),
+        ({"speedup": 6}, "6x is out of reach: .* only 4.00x as fast"),
+        ({"latency": "600ms"}, None),
+        ({"latency": "400ms"}, "400 ms is out of reach: .* only as fast as 500 ms"),
+        ({"keep": 0.5}, None),
+    ],
+)
+def test_a_bound_that_no_model_reaches_is_refused_before_the_table(bound, message):
+    with nullcontext() if message is None else pytest.raises(BudgetError, match=message):
+        check_fastest(BudgetSettings(**bound), 0.25, 2.0)
 
 
 def test_no_more_points_than_allowed_and_none_that_are_known():

@@ -4,10 +4,12 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch.distributed as dist
 
+from darwinlm.runtime import meeting
 from darwinlm.runtime.errors import ParallelError
 from darwinlm.runtime.meeting import Meetings
 
@@ -76,3 +78,20 @@ def test_signs_of_life_end_with_the_process():
     meetings.wait("nobody")
     meetings.leave()
     assert not any(thread is meetings._beating for thread in threading.enumerate())
+
+
+def test_a_clock_that_jumps_loses_nobody(monkeypatch):
+    """As after a machine has slept: the other one's heartbeat comes only after the first look."""
+    store, pulses, now = dist.HashStore(), {}, 0
+    store.set("pulse/1", "1")
+    one = Meetings(store, 0, 2, beat=60.0)
+    monkeypatch.setattr(meeting, "time", SimpleNamespace(monotonic=lambda: now))
+    for _ in range(20):
+        now += 10**5
+        one._look_at(1, "a sum", pulses)
+    assert 0 < pulses[1].silent < 20
+    pulses[1].silent = 600.0
+    now += 1
+    with pytest.raises(ParallelError, match="has not responded for 10 minutes"):
+        one._look_at(1, "a sum", pulses)
+    one.leave()

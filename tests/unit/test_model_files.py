@@ -1,5 +1,6 @@
 """Nothing is read from outside of a model's folder, and what is carried along is text of a bounded size."""
 
+import json
 import os
 from pathlib import Path
 
@@ -12,7 +13,16 @@ from darwinlm.runtime.limits import TEXT_BYTES, TOKENIZER_BYTES
 NAMES = (
     *("LICENSE", "LICENCE.txt", "NOTICE", "COPYING.LESSER", "README.md", "preprocessor_config.json"),
     *("chat_template.jinja", "chat_template.json", "additional_chat_templates/a.jinja", "tokenizer.model", "vocab.txt"),
-    *("merges.txt", "config.json", "generation_config.json", "tokenizer.json", "model.safetensors"),
+    *(
+        "merges.txt",
+        "config.json",
+        "Readme.MD",
+        "license.txt",
+        "Tokenizer.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "model.safetensors",
+    ),
 )
 
 
@@ -69,4 +79,33 @@ def test_files_of_another_kind(model_copy, name, content):
         else:
             file.write(content)
     with pytest.raises(CheckpointError, match=f"can't use .*{name}"):
+        Checkpoint.open(model_copy)
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "special_tokens_map.json"])
+@pytest.mark.parametrize("field", ["vocab", "vocab_file", "merges", "init_inputs"])
+def test_no_field_of_a_tokenizer_reads_a_file_elsewhere(model_copy, tmp_path, monkeypatch, file, field):
+    """Transformers would make the lines of a private file the vocabulary, which is saved with the smaller model."""
+    (tmp_path / "credentials").write_text("[UNK]\nsecret\n")
+    monkeypatch.chdir(tmp_path)
+    path = model_copy / file
+    settings = json.loads(path.read_text()) if path.exists() else {}
+    for place in (str(tmp_path / "credentials"), "credentials", str(model_copy / ".." / "credentials")):
+        path.write_text(json.dumps(settings | {field: [place] if field == "init_inputs" else place}))
+        with pytest.raises(CheckpointError, match=f"{field} names the file .*credentials outside"):
+            Checkpoint.open(model_copy).tokenizer()
+    own = {"tokenizer_file": str(model_copy / "tokenizer.json"), "vocab_file": "/nowhere/vocab.txt"}
+    path.write_text(json.dumps(settings | own | {"bos_token": "<s>"}))
+    Checkpoint.open(model_copy).tokenizer()
+
+
+def test_weights_that_may_not_be_read_are_not_called_damaged(model_copy, monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise FileNotFoundError("No such file or directory")  # as safetensors says it
+
+    monkeypatch.setattr("darwinlm.families.checkpoint.safe_open", refuse)
+    with pytest.raises(CheckpointError, match="bring back its disk"):
+        Checkpoint.open(model_copy)
+    monkeypatch.setattr("os.access", lambda path, mode: mode != os.R_OK)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors can't be read: change its permissions"):
         Checkpoint.open(model_copy)

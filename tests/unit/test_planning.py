@@ -272,7 +272,6 @@ def test_damaged_gguf_is_refused(command: Command, tmp_path: Path) -> None:
         (("nowhere/at/all",), "there is no model at 'nowhere/at/all'"),
         (("owner/name",), "can't find the model 'owner/name'"),
         (("{model}", "--device", "abacus"), "'abacus' isn't known"),
-        (("{model}", "--device", "h100", "--set", "budget.speedup=2x"), "budget.speedup is measured on the device"),
         (("llama2-7b-2.7b",), "llama2-7b-2.7b is a bundled recipe, not a model: use --recipe llama2-7b-2.7b"),
         (("{model}", "--recipe", "llama"), "there is no recipe at llama"),
         (("{model}", "--device", "h100", "--ram", "lots"), "--ram lots: must be a number with a unit"),
@@ -284,10 +283,14 @@ def test_wrong_request(options: tuple[str, ...], message: str, command: Command,
     command("plan", *(option.format(model=tiny_llama) for option in options)).refused(message)
 
 
-@pytest.mark.parametrize(("budget", "share"), [("params=70k", None), ("bytes=150kB", None), ("keep=50%", 0.5)])
+@pytest.mark.parametrize(
+    ("budget", "share"), [("params=70k", None), ("bytes=150kB", None), ("keep=50%", 0.5), ("speedup=4x", 0.25)]
+)
 def test_budgets_of_other_kinds(budget: str, share: float | None, tiny_llama: Path) -> None:
     sizes = sizes_of(tiny_llama, f"budget.{budget}", "units.mlp_multiple=8", "budget.context=0")
     plan = make_plan(sizes, find_device("h100")).as_json()
+    assert any("is measured in the run" in note for note in plan["notes"]) == budget.startswith("speedup")
+    assert (plan["stages"][1]["stage"] == "latency") == budget.startswith("speedup")
     if share:
         assert sizes.kept == pytest.approx(share, abs=1e-3)
     elif budget.startswith("params"):

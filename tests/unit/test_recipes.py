@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.tiny.published import PARAMETERS, PUBLISHED, published_config
+from tests.tiny.published import NAMES, PARAMETERS, PHASES, published_config
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from darwinlm.comparison.ranked import RankedReader, UnitScores
@@ -26,7 +26,6 @@ from darwinlm.search.propose.start import random_start
 from darwinlm.surgery.stitch import chosen_levels, empty_model, layer_table, sizes_in, smaller_config
 
 ROOT = Path(__file__).parents[2]
-NAMES = [name + variant for name in PUBLISHED for variant in ("", "-fast")]
 
 
 def dense(name: str, folder: Path) -> Checkpoint:
@@ -35,7 +34,7 @@ def dense(name: str, folder: Path) -> Checkpoint:
 
 
 def test_every_recipe_comes_along() -> None:
-    assert sorted(shipped_recipes()) == sorted(NAMES)
+    assert sorted(shipped_recipes()) == sorted([*NAMES, *PHASES])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -75,13 +74,25 @@ def test_recipe_gives_the_size_it_is_named_after(name: str, tmp_path: Path) -> N
     assert sum(parameter.numel() for parameter in built.parameters()) == kept
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *PHASES])
 def test_every_figure_of_a_recipe_has_its_source(name: str) -> None:
     lines = find_recipe(name).read_text(encoding="utf-8").splitlines()
-    figures = [line for line in lines if re.search(r": *[\d.]+ *(#|$)", line)]
-    assert len(figures) >= 8
+    figures = [line for line in lines if re.search(r": *[\d.]+(e-\d)? *(#|$)", line)]
+    assert len(figures) >= 6
     for line in figures:
-        assert re.search(r"#.*(paper|reference|our choice)", line), line
+        assert re.search(r"#.*(paper|reference|our choice|arXiv|first phase)", line), line
+
+
+def test_the_second_phase_has_a_third_of_the_first_ones_tokens_and_longer_sequences() -> None:
+    chats, documents = map(load_recipe, PHASES)
+    assert chats.recovery.tokens == 0.3 * documents.recovery.tokens
+    assert chats.recovery.text.count(",") == 2, "two thirds are chats"
+    assert documents.text.sequence_length <= 4096 < chats.text.sequence_length
+    for name, recipe in zip(PHASES, (chats, documents), strict=True):
+        steps = plan_steps(recipe.recovery, recipe.text.sequence_length, recipe.compute.batch_tokens, 8)
+        text = find_recipe(name).read_text("utf-8")
+        said = re.search(r"our choice: (\d+) sequences; \d+B tokens are (\d+) steps", text)
+        assert (steps.step_rows, steps.count) == (int(said[1]), int(said[2]))
 
 
 @pytest.mark.parametrize("name", NAMES)

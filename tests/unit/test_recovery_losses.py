@@ -103,7 +103,7 @@ def test_every_step_has_its_tokens_however_they_are_divided(processes, micro):
     steps = plan_steps(RecoverySettings(tokens=10_000, batch_tokens=1024), 32, micro, processes)
     assert steps.rows * steps.accumulation * processes * 32 == steps.tokens == 1024
     assert steps.rows == 1 or steps.rows * 32 <= micro
-    assert (steps.count, steps.step_rows, steps.blocks) == (9, 32, 9 * 32)
+    assert (steps.count, steps.step_rows, steps.sequences) == (9, 32, 9 * 32)
 
 
 def test_a_step_that_cannot_be_divided_is_refused():
@@ -129,7 +129,7 @@ def test_epochs_share_the_steps_and_fewer_tokens_than_a_step_are_cut(tokens, bat
     steps = plan_steps(RecoverySettings(tokens=tokens, batch_tokens=batch, epochs=epochs), 32, 256, processes)
     assert (steps.count, steps.per_epoch, steps.step_rows) == expected
     assert steps.count * steps.tokens <= tokens
-    assert steps.blocks == steps.per_epoch * steps.step_rows
+    assert steps.sequences == steps.per_epoch * steps.step_rows
 
 
 def shares(steps):

@@ -39,7 +39,7 @@ CHECKPOINT = "checkpoint-4"
 
 
 TOKENS = [torch.randint(3, 250, (LENGTH,), generator=torch.Generator().manual_seed(row)) for row in range(105)]
-TEXT, HELD_OUT = [{"input_ids": row} for row in TOKENS[: STEPS.blocks]], torch.stack(TOKENS[100:])
+TEXT, HELD_OUT = [{"input_ids": row} for row in TOKENS[: STEPS.sequences]], torch.stack(TOKENS[100:])
 
 
 def trained(folder: Path, settings: RecoverySettings = SETTINGS, *, dropout: bool = False, **more) -> Trained:
@@ -166,8 +166,8 @@ DAMAGES = {
 }
 
 
-BOTH = ("weights.safetensors", "manifest.json")
-OTHERS = ("first_moments.safetensors", "second_moments.safetensors", "state.json")
+PARTS = [f"shard-00001-model-{part:05}-of-00003.safetensors" for part in (1, 2, 3)]
+BOTH, OTHERS = (PARTS[0], "manifest.json"), (*PARTS[1:], "state.json")
 
 
 @pytest.mark.parametrize(
@@ -254,9 +254,7 @@ def test_old_checkpoints_go_and_none_is_a_pickle(tmp_path):
     trained(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-4", "checkpoint-6"]
     assert read_json(tmp_path / "checkpoint-6" / "state.json")["step"] == 6
-    tensors = {f"{part}.safetensors" for part in ("weights", "first_moments", "second_moments")}
-    names = {path.name for path in (tmp_path / "checkpoint-6").iterdir()}
-    assert names == tensors | {"state.json", "manifest.json"}
+    assert {path.name for path in (tmp_path / "checkpoint-6").iterdir()} == {*PARTS, "state.json", "manifest.json"}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from tests.tiny.tokenizer import EOS_ID, tiny_tokenizer
 
 from darwinlm.data import (
-    TokenBlocks,
+    TokenSequences,
     assert_disjoint,
     document_hash,
     purpose_of,
@@ -204,7 +204,7 @@ def test_shares_of_a_short_text_keep_their_proportions_and_a_block_each():
 
 def test_shared_documents_are_named_and_counted():
     def blocks(*hashes):
-        return TokenBlocks(torch.zeros(1, 4, dtype=torch.int64), hashes, "")
+        return TokenSequences(torch.zeros(1, 4, dtype=torch.int64), hashes, "")
 
     assert_disjoint({"fitness": blocks("a"), "evaluation": blocks("b")})
     with pytest.raises(DataError, match="fitness and evaluation share 2 documents"):
@@ -215,36 +215,36 @@ def test_shared_documents_are_named_and_counted():
 
 @pytest.fixture
 def blocks():
-    return TokenBlocks(torch.arange(12).reshape(3, 4), ("ab", "cd"), "novels")
+    return TokenSequences(torch.arange(12).reshape(3, 4), ("ab", "cd"), "novels")
 
 
 @pytest.mark.parametrize("n_blocks", [0, 3])
 def test_blocks_come_back_as_they_were_saved(tmp_path, n_blocks):
-    before = TokenBlocks(torch.arange(n_blocks * 4).reshape(n_blocks, 4), ("ab",), "novels – été")
+    before = TokenSequences(torch.arange(n_blocks * 4).reshape(n_blocks, 4), ("ab",), "novels – été")
     before.save(tmp_path / "new" / "folder")
     before.save(tmp_path / "new" / "folder")
-    after = TokenBlocks.load(tmp_path / "new" / "folder")
+    after = TokenSequences.load(tmp_path / "new" / "folder")
     assert after == before
     assert torch.equal(after.tokens, before.tokens)
     assert {path.name for path in (tmp_path / "new" / "folder").iterdir()} == {"tokens.safetensors", "blocks.json"}
 
 
 def test_digest_depends_on_tokens_and_their_shape(blocks):
-    assert blocks.digest == TokenBlocks(torch.arange(12).reshape(3, 4), (), "elsewhere").digest
-    assert blocks.digest != TokenBlocks(torch.arange(12).reshape(4, 3), (), "").digest
-    assert blocks.digest != TokenBlocks(torch.arange(1, 13).reshape(3, 4), (), "").digest
+    assert blocks.digest == TokenSequences(torch.arange(12).reshape(3, 4), (), "elsewhere").digest
+    assert blocks.digest != TokenSequences(torch.arange(12).reshape(4, 3), (), "").digest
+    assert blocks.digest != TokenSequences(torch.arange(1, 13).reshape(3, 4), (), "").digest
 
 
 def test_missing_and_foreign_files(tmp_path, blocks):
     with pytest.raises(ArtifactError, match=r"blocks\.json is damaged"):
-        TokenBlocks.load(tmp_path)
+        TokenSequences.load(tmp_path)
     blocks.save(tmp_path)
     save_file({"tokens": torch.zeros(3)}, tmp_path / "tokens.safetensors")
-    with pytest.raises(ArtifactError, match="there are no blocks of tokens in it"):
-        TokenBlocks.load(tmp_path)
+    with pytest.raises(ArtifactError, match="there are no sequences of tokens in it"):
+        TokenSequences.load(tmp_path)
     (tmp_path / "tokens.safetensors").unlink()
     with pytest.raises(ArtifactError, match=r"tokens\.safetensors is damaged"):
-        TokenBlocks.load(tmp_path)
+        TokenSequences.load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -260,4 +260,4 @@ def test_foreign_descriptions(tmp_path, blocks, change, message):
     path = tmp_path / "blocks.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ArtifactError, match=message):
-        TokenBlocks.load(tmp_path)
+        TokenSequences.load(tmp_path)

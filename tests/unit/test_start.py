@@ -13,8 +13,7 @@ from darwinlm.search.evaluate.fitness import Clock, Fitness
 from darwinlm.search.problem.cost import parameter_costs
 from darwinlm.search.problem.problem import Budget, Problem
 from darwinlm.search.problem.space import Allocation, SearchSpace
-from darwinlm.search.propose.start import neighbour_start, uniform_start
-from darwinlm.search.propose.uniform import uniform_allocations
+from darwinlm.search.propose.start import neighbour_start, uniform_allocations, uniform_start
 from darwinlm.search.search import best_of, first_parent
 
 

@@ -8,9 +8,12 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from darwinlm.streaming import hidden, transfers
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.runtime.errors import DeviceMemoryError
+from darwinlm.streaming import hidden, streamed, transfers
 from darwinlm.streaming.hidden import HiddenMemory, HiddenStates
-from darwinlm.streaming.transfers import HostCopy, Mover, pinned_bytes
+from darwinlm.streaming.streamed import StreamedDecoder
+from darwinlm.streaming.transfers import HostCopy, Mover, pinned_bytes, pinned_like
 
 
 class Event:
@@ -62,6 +65,41 @@ def test_a_stream_moves_on_and_is_read_again(place, without_gpu, tmp_path):
     _ = states[4]
     states[5] = batches[0]
     assert torch.equal(states[5], batches[0]), "what was fetched ahead is old"
+
+
+def test_the_next_block_is_read_while_one_runs(without_gpu, tiny_llama):
+    checkpoint, tokens = Checkpoint.open(tiny_llama), torch.arange(3, 35).view(2, 16)
+    how = {"dtype": torch.float32, "device": torch.device("cpu")}
+    plain, ahead = (StreamedDecoder(checkpoint, tokens, **how) for _ in range(2))
+    ahead._mover = Mover(torch.device("cpu"), through_file=True)
+    reads: list[tuple[int, bool]] = []
+    weights, here = ahead._weights, threading.get_ident()
+
+    def noted(block: int) -> dict[str, torch.Tensor]:
+        reads.append((block, threading.get_ident() == here))
+        return weights(block)
+
+    ahead._weights = noted
+    ahead._staying._room = lambda reserved: 0
+    for _ in range(2):
+        (expected,), (found,) = (each.through([tokens]) for each in (plain, ahead))
+        assert torch.equal(found, expected)
+    count = len(plain.blocks)
+    assert reads == 2 * [(block, block == 0) for block in range(count)]
+    next(ahead.walk(range(count)))  # a walk that ends early
+    assert ahead.load(1).keys() == plain._read(1).keys(), "what was on its way"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="memory can be pinned")
+def test_no_room_for_pinned_memory_is_said():
+    with pytest.raises(DeviceMemoryError, match=r"can't pin 40 bytes of main memory .* finished work is kept"):
+        pinned_like(torch.zeros(10))
+
+
+def test_a_device_smaller_than_a_block_is_refused(tiny_llama, monkeypatch):
+    monkeypatch.setattr(streamed, "all_bytes", lambda device: 1000)
+    with pytest.raises(DeviceMemoryError, match=r"a block of .* takes .* kB, but cpu has 1 kB: use a device with more"):
+        StreamedDecoder(Checkpoint.open(tiny_llama), torch.arange(3), dtype=torch.float32, device=torch.device("cpu"))
 
 
 def test_the_thread_works_on_the_movers_gpu(without_gpu, monkeypatch):

@@ -23,12 +23,12 @@ def plan(
             "--device",
             metavar="DEVICE",
             help="cpu or cuda of this machine, which is measured, or a card: h100, h200, a100, a100-40gb, l40s, "
-            "rtx4090, rtx3090. A card's time is a floor, at its peak.",
+            "rtx4090, rtx3090, rtx4080, rtx4060. A card's time is a floor, at its peak.",
         ),
     ] = "cpu",
     processes: Annotated[int, arguments.number("PROCESSES", "Number of torchrun processes")] = 1,
     ram: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Memory of the machine for all processes: 256GB.")
+        str | None, typer.Option(metavar="SIZE", help="Memory of a machine for all processes, such as 256GB.")
     ] = None,
     disk: Annotated[str | None, typer.Option(metavar="SIZE", help="Free space for the output folder: 1TB.")] = None,
     out: arguments.OutFile = None,

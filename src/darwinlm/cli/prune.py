@@ -169,10 +169,11 @@ def _expect(run: Any) -> None:
     from darwinlm.planning.plan import gibibytes, hours, make_plan
     from darwinlm.runtime import parallel
     from darwinlm.runtime.errors import FamilyError
+    from darwinlm.stages.latency import LATENCY
     from darwinlm.stages.model import SOURCE
 
     device = run.context.device
-    if not parallel.is_main() or device.type not in ("cpu", "cuda") or run.recipe.budget.timed:
+    if not parallel.is_main() or device.type not in ("cpu", "cuda"):
         return
     try:
         plan = make_plan(Sizes(run[SOURCE], run.recipe, parallel.size()), device_here(device))
@@ -187,5 +188,8 @@ def _expect(run: Any) -> None:
         duration = f"{hours(plan.seconds)} if nothing else runs{slow}, "
         run.context.reporter.expect({run.graph[need.name].title: need.seconds(plan.rates) for need in plan.needs})
     terminal.say(f"planned: {duration}{gibibytes(max(need.device_bytes for need in plan.needs))} of memory")
+    if run.recipe.budget.timed:
+        table = sum(need.seconds(plan.rates) for need in plan.needs if need.name == LATENCY.name)
+        terminal.say(f"at most {hours(table)} of it for the latency table, from which the sizes then follow")
     for problem in plan.problems:
         terminal.say(f"doesn't fit: {problem}")

@@ -12,8 +12,7 @@ from darwinlm.runtime.errors import BudgetError
 from darwinlm.search.predict.module_losses import local_errors
 from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import Allocation
-from darwinlm.search.propose.start import knapsack_start, random_start
-from darwinlm.search.propose.uniform import uniform_allocations
+from darwinlm.search.propose.start import knapsack_start, random_start, uniform_allocations
 
 Loss = Callable[[Allocation], float]
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from darwinlm.comparison.methods import BASELINES, MethodInputs
-from darwinlm.data import TokenBlocks
+from darwinlm.data import TokenSequences
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.runtime.artifact import read_json, write_json
 from darwinlm.runtime.errors import BudgetError
+from darwinlm.runtime.mapped import in_file
 from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import Allocation
 from darwinlm.stages.database import PruningDatabase
@@ -37,8 +39,8 @@ def baseline_stage(name: str) -> Stage[Baseline]:
     def made(
         task: Task,
         dense: Checkpoint,
-        calibration: TokenBlocks,
-        fitness: TokenBlocks,
+        calibration: TokenSequences,
+        fitness: TokenSequences,
         plan: Problem,
         database: PruningDatabase | None = None,
     ) -> None:
@@ -49,14 +51,15 @@ def baseline_stage(name: str) -> Stage[Baseline]:
         used = plan.cost.of(result.allocation)
         if used > plan.budget.limit:
             raise BudgetError(f"{name} needs {plan.cost.words(used)}, more than the budget: please report this")
-        save_model(stitch(result.reader, result.allocation), task.folder / "model")
+        place = partial(in_file, folder=task.folder)
+        save_model(stitch(result.reader, result.allocation, place), task.folder / "model")
         write_json(task.folder / RESULT, {"allocation": result.allocation, "record": result.record})
 
     def made_from_database(
         task: Task,
         dense: Checkpoint,
-        calibration: TokenBlocks,
-        fitness: TokenBlocks,
+        calibration: TokenSequences,
+        fitness: TokenSequences,
         plan: Problem,
         database: PruningDatabase,
     ) -> None:

@@ -16,7 +16,7 @@ from darwinlm.comparison.entries import DENSE as DENSE_ROW
 from darwinlm.comparison.entries import HELD_OUT, OURS, MethodRow, variant_recipe
 from darwinlm.comparison.methods import BASELINES
 from darwinlm.comparison.record import ComparedBudget, ComparedMethod, ComparisonRecord, MeasuredText
-from darwinlm.data import Shuffle, TokenBlocks, assert_disjoint, read_documents, split_documents
+from darwinlm.data import Shuffle, TokenSequences, assert_disjoint, read_documents, split_documents
 from darwinlm.evaluation import harness
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.evaluation.suites import parse_suite
@@ -67,7 +67,7 @@ class ComparisonRequest:
 
 
 def _measure(
-    task: Task, dense: Checkpoint, model: Checkpoint, evaluation: TokenBlocks, domains: dict[str, TokenBlocks]
+    task: Task, dense: Checkpoint, model: Checkpoint, evaluation: TokenSequences, domains: dict[str, TokenSequences]
 ) -> None:
     """Sizes of a model, and its perplexity and KL on every text."""
     context, texts = task.context, {HELD_OUT: evaluation, **domains}

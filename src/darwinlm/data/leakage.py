@@ -12,7 +12,7 @@ from darwinlm.runtime.errors import DataError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from darwinlm.data.blocks import TokenBlocks
+    from darwinlm.data.sequences import TokenSequences
 
 _BENCHMARKS = {
     "SciQ": r"sciq",
@@ -35,7 +35,7 @@ _EVALUATION_WORDS = frozenset({"test", "testing", "validation", "valid", "val", 
 _TEST_WORDS = frozenset({"test", "testing", "all"})
 
 
-def assert_disjoint(named: Mapping[str, TokenBlocks]) -> None:
+def assert_disjoint(named: Mapping[str, TokenSequences]) -> None:
     """Refuse two purposes that share a document. Raises DataError."""
     for (first, one), (second, other) in combinations(named.items(), 2):
         shared = len(set(one.document_hashes) & set(other.document_hashes))

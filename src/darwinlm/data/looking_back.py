@@ -1,12 +1,12 @@
-"""Repeated passages: a share of a block's tokens repeats earlier passages of the same block.
+"""Repeated passages: a share of a sequence's tokens repeats earlier passages of the same sequence.
 
 Plain text rarely repeats itself, so a model that ignores its context loses little on it. Here passages are repeated at
-once or later. Half of them are the block's text. At the first occurrence, a quarter are shuffled, and a quarter are
-replaced with random tokens of the vocabulary, half of these at the beginning of the block. Without them, training may
-lose the copying of rare words where no text precedes them (notebook, "Lists of rare words"). Passages are only copied
-within a block. So each document keeps a single purpose, and any prefix of the text has the same mix.
+once or later. Half of them are the sequence's text. At the first occurrence, a quarter are shuffled, and a quarter are
+replaced with random tokens of the vocabulary, half of these at the beginning of the sequence. Without them, training
+may lose the copying of rare words where no text precedes them (notebook, "Lists of rare words"). Passages are only
+copied within a sequence. So each document keeps a single purpose, and any prefix of the text has the same mix.
 
-Letters: B blocks, T tokens in a block.
+Letters: B sequences, T tokens in a sequence.
 """
 
 from __future__ import annotations
@@ -35,33 +35,37 @@ def ordinary_tokens(tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int64]:
 
 
 def with_repeats(tokens: torch.Tensor, *, share: float, seed: int, ordinary: NDArray[np.int64]) -> torch.Tensor:
-    """Blocks in which a share of the tokens, from 0 to below 1, repeats earlier passages, int64 [B, T] -> [B, T].
+    """Sequences in which a share of the tokens, from 0 to below 1, repeats earlier passages, int64 [B, T] -> [B, T].
 
     Passages have 8 to 128 tokens, with a log-uniform distribution; random ones are drawn from the `ordinary` tokens,
-    [n]. Text that no longer fits is dropped at the end of the block. A special token at the beginning of a block stays.
-    The seed and a block's tokens determine its passages.
+    [n]. Text that no longer fits is dropped at the end of the sequence, and a special token at its beginning stays. The
+    seed and a sequence's tokens determine its passages.
     """
     if share == 0:
         return tokens
-    blocks = tokens.numpy()
+    sequences = tokens.numpy()
     return torch.from_numpy(
-        np.stack([_with_repeats(block, share, seed, ordinary) for block in blocks]) if len(blocks) else blocks
+        np.stack([_with_repeats(sequence, share, seed, ordinary) for sequence in sequences])
+        if len(sequences)
+        else sequences
     )
 
 
-def _with_repeats(block: NDArray[np.int64], share: float, seed: int, ordinary: NDArray[np.int64]) -> NDArray[np.int64]:
-    digest = blake2b(block.astype("<i8").tobytes(), digest_size=8, key=seed.to_bytes(8, "little", signed=True))
+def _with_repeats(
+    sequence: NDArray[np.int64], share: float, seed: int, ordinary: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    digest = blake2b(sequence.astype("<i8").tobytes(), digest_size=8, key=seed.to_bytes(8, "little", signed=True))
     rng = np.random.default_rng(int.from_bytes(digest.digest(), "little"))
-    length = len(block)
+    length = len(sequence)
     remaining = round(share * length)
-    plain = block[: length - remaining].copy()
-    first = 0 if np.isin(block[0], ordinary) else 1
+    plain = sequence[: length - remaining].copy()
+    first = 0 if np.isin(sequence[0], ordinary) else 1
     begins_random = False
     repeats: list[tuple[int, slice]] = []
     while remaining:
         size = _size(rng, min(remaining, (len(plain) - 1)))
         if size == 0:
-            return block
+            return sequence
         place = int(rng.integers(1 + size, len(plain) + 1))
         start = place - size if rng.random() < 0.5 else int(rng.integers(1, place - size + 1))
         kind = rng.random()

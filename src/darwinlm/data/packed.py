@@ -1,10 +1,10 @@
-"""Training text as packed blocks on disk, of any length, with random access, and resumable.
+"""Training text as packed sequences on disk, of any length, with random access, and resumable.
 
 A source is read once, tokenised, and written into shards of plain little-endian integers. Documents of other purposes
 are excluded by their hashes. Training can then start anywhere, in any order, without reading earlier text. A shortage
 of text is detected before training.
 
-Letters: B blocks, T tokens in a block.
+Letters: B sequences, T tokens in a sequence.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ _BATCH = 512
 
 
 class PackedText(Dataset[dict[str, torch.Tensor]]):
-    """Blocks of tokens on disk, written by `pack_documents`.
+    """Sequences of tokens on disk, written by `pack_documents`.
 
-    T is `seq_len`, which may differ from the length for which the shards were written, and B is `blocks`. `bos`
-    replaces every block's first token. `repeats` makes blocks with repeated passages, such as
+    T is `seq_len`, which may differ from the length for which the shards were written, and B is `sequences`. `bos`
+    replaces every sequence's first token. `repeats` makes sequences with repeated passages, such as
     `looking_back.with_repeats`. Raises ArtifactError if a shard is missing or was changed.
     """
 
@@ -52,14 +52,14 @@ class PackedText(Dataset[dict[str, torch.Tensor]]):
         self,
         folder: Path,
         seq_len: int,
-        blocks: int,
+        sequences: int,
         bos: int | None = None,
         *,
         repeats: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
         index = _read_index(folder)
         self.seq_len = seq_len
-        self.blocks = blocks
+        self.sequences = sequences
         self.bos = bos
         self.repeats = repeats
         self._shard_tokens = int(index["shard_tokens"])
@@ -74,16 +74,16 @@ class PackedText(Dataset[dict[str, torch.Tensor]]):
             if not intact:
                 raise damaged(path, "it was changed after it was written")
         there = sum(len(shard) for shard in self._shards)
-        if there < blocks * seq_len:
-            raise damaged(folder / INDEX, f"{blocks * seq_len} tokens are needed, but the shards hold {there}")
+        if there < sequences * seq_len:
+            raise damaged(folder / INDEX, f"{sequences * seq_len} tokens are needed, but the shards hold {there}")
 
     def __len__(self) -> int:
-        return self.blocks
+        return self.sequences
 
-    def __getitem__(self, block: int) -> dict[str, torch.Tensor]:
-        """`input_ids` of a block, [T] int64."""
+    def __getitem__(self, sequence: int) -> dict[str, torch.Tensor]:
+        """`input_ids` of a sequence, [T] int64."""
         parts = []
-        start = block * self.seq_len
+        start = sequence * self.seq_len
         end = start + self.seq_len
         while start < end:
             shard, place = divmod(start, self._shard_tokens)

@@ -37,7 +37,7 @@ class Document:
 def added_bos(tokenizer: Any) -> int | None:
     """The bos token, if the tokenizer adds it to every text by default; else None.
 
-    Models with such a tokenizer are used with bos, so every block of text begins with it.
+    Models with such a tokenizer are used with bos, so every sequence begins with it.
     """
     bos: int | None = tokenizer.bos_token_id
     bare, by_default = (tokenizer("a", **how)["input_ids"] for how in ({"add_special_tokens": False}, {}))

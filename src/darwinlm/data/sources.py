@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from darwinlm.data.files import DOCUMENT_CHARACTERS, EXTENSIONS, Tally, extension_of, read_files
 from darwinlm.data.records import listed, texts_of
 from darwinlm.runtime.errors import DataError, MissingExtraError
-from darwinlm.runtime.limits import shorten
+from darwinlm.runtime.limits import is_utf8, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,6 +72,9 @@ class LocalSource:
             for parts, path in sorted(inside.items())
             if extension_of(path) and path.name not in _DATASET_METADATA and not any(p.startswith(".") for p in parts)
         ]
+        odd = next((path for path in paths if not is_utf8(path.name)), None)
+        if odd is not None:
+            raise DataError(f"Text source {odd}: its name isn't UTF-8. Rename it.")
         if not paths:
             raise DataError(
                 f"Text source {self.path}: the folder has no readable file. "

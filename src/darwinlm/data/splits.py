@@ -1,10 +1,10 @@
-"""Text for each purpose, disjoint by document, as blocks of tokens.
+"""Text for each purpose, disjoint by document, as sequences of tokens.
 
 Search data is never evaluation data: every document has a single purpose. A seeded hash of the document determines it,
 independent of the order and number of documents. There is one exception: if a source ends before every purpose has
 enough text, surplus documents of full purposes are given to others.
 
-Letters: B blocks, T tokens in a block (`seq_len`).
+Letters: B sequences, T tokens in a sequence (`seq_len`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from darwinlm.data.blocks import TokenBlocks
 from darwinlm.data.packing import Document, added_bos, document_hash, tokenise
+from darwinlm.data.sequences import TokenSequences
 from darwinlm.runtime.errors import DataError
 
 if TYPE_CHECKING:
@@ -60,24 +60,24 @@ def split_documents(
     *,
     source: str = "",
     document_tokens: int = DOCUMENT_TOKENS,
-) -> dict[str, TokenBlocks]:
-    """Assign documents to purposes, disjointly, and pack the text of each purpose into blocks.
+) -> dict[str, TokenSequences]:
+    """Assign documents to purposes, disjointly, and pack the text of each purpose into sequences.
 
     Documents are read until every purpose has its tokens, as many as `shares` says. A repeated document (see
     `document_hash`) is dropped. Documents of full purposes are kept as surplus. If the source ends and other purposes
     need text, they get the surplus in the order of the hashes.
 
     Packing: a document becomes the bos token (if the tokenizer adds one by default), its tokens without special ones,
-    and the eos token (if there is one). These are joined and cut into blocks of exactly T tokens. If the tokenizer adds
-    bos, it replaces the first token of every block. A document with more than `document_tokens` tokens contributes a
+    and the eos token (if there is one). These are joined and cut into sequences of exactly T tokens. If the tokenizer
+    adds bos, it replaces the first token of every sequence. A document with more than `document_tokens` tokens gives a
     passage of this length, from a position given by its hash, so that a few thousand tokens come from many documents.
     Only if the source ends and a purpose needs more text, further tokens of the same documents are used, in turn.
 
-    Returns blocks [B, T] for each purpose in `shares`; B is 0 if the share is. Raises TextTooShortError; its message
+    Returns sequences [B, T] for each purpose in `shares`; B is 0 if the share is. Raises TextTooShortError; its message
     gives the shortages and the settings to lower.
     """
     shelves = {
-        purpose: _Shelf(-(-shares[purpose] // seq_len) * seq_len, document_tokens)  # whole blocks
+        purpose: _Shelf(-(-shares[purpose] // seq_len) * seq_len, document_tokens)  # whole sequences
         for purpose in PURPOSES
         if purpose in shares
     }
@@ -98,7 +98,7 @@ def split_documents(
             sum(shelf.n_tokens for shelf in shelves.values()),
         )
     return {
-        purpose: TokenBlocks(shelf.blocks(seq_len, bos), tuple(shelf.hashes), source)
+        purpose: TokenSequences(shelf.sequences(seq_len, bos), tuple(shelf.hashes), source)
         for purpose, shelf in shelves.items()
     }
 
@@ -121,19 +121,19 @@ def purpose_of(hashed: str, shares: Mapping[str, int], seed: int) -> str:
 
 
 def shares_within(shares: Mapping[str, int], available: int, seq_len: int) -> dict[str, int] | None:
-    """Shares scaled down to a short text, in whole blocks.
+    """Shares scaled down to a short text, in whole sequences.
 
-    `available` and `seq_len` are in tokens. There is at least a block for each purpose; None if there is too little
+    `available` and `seq_len` are in tokens. There is at least a sequence for each purpose; None if there is too little
     text for that.
     """
     most = available // seq_len
     if most < len(shares):
         return None
     part = min(1.0, available / sum(shares.values()))
-    blocks = {purpose: max(1, int(part * tokens / seq_len)) for purpose, tokens in shares.items()}
-    while sum(blocks.values()) > most:
-        blocks[max(blocks, key=blocks.__getitem__)] -= 1
-    return {purpose: count * seq_len for purpose, count in blocks.items()}
+    sequences = {purpose: max(1, int(part * tokens / seq_len)) for purpose, tokens in shares.items()}
+    while sum(sequences.values()) > most:
+        sequences[max(sequences, key=sequences.__getitem__)] -= 1
+    return {purpose: count * seq_len for purpose, count in sequences.items()}
 
 
 class _Shelf:
@@ -181,13 +181,13 @@ class _Shelf:
         self._pieces.append(kept)
         self.n_tokens += len(kept)
 
-    def blocks(self, seq_len: int, bos: int | None) -> torch.Tensor:
+    def sequences(self, seq_len: int, bos: int | None) -> torch.Tensor:
         """Join and cut the tokens, and set the bos token if there is one, [B, T]."""
         joined = np.concatenate(self._pieces) if self._pieces else np.empty(0, np.int64)
-        blocks = torch.from_numpy(joined.reshape(-1, seq_len))
+        sequences = torch.from_numpy(joined.reshape(-1, seq_len))
         if bos is not None:
-            blocks[:, 0] = bos
-        return blocks
+            sequences[:, 0] = bos
+        return sequences
 
 
 def _deal(

@@ -172,27 +172,19 @@ def _scaled_inverse_(damped: Tensor, name: str) -> tuple[Tensor, Tensor]:
     damped /= scale
     damped /= scale[:, None]
     factor = cholesky_(damped, name)
-    del damped
-    if factor.device.type == "cpu":
-        torch.cholesky_inverse(factor, out=factor)
-    else:
-        factor = torch.cholesky_inverse(factor)
+    torch.cholesky_inverse(factor, out=factor)  # CUDA works in one more matrix
     # LAPACK uses columns, which are the rows of the transpose; the matrix is symmetric.
     return factor.mT.contiguous(), scale
 
 
 def cholesky_(A: Tensor, name: str) -> Tensor:
-    """Lower Cholesky factor of a damped second moment [d, d], in its memory on a CPU.
+    """Lower Cholesky factor of a damped second moment [d, d] in its memory.
 
     LAPACK works on columns, which are the rows of the transpose here. Raises NumericsError if the matrix isn't positive
     definite, with the name of the module.
     """
-    factor: Tensor
-    if A.device.type != "cpu":
-        factor, info = torch.linalg.cholesky_ex(A)
-    else:
-        factor, info = A.mT, torch.empty((), dtype=torch.int32)
-        torch.linalg.cholesky_ex(factor, out=(factor, info))
+    factor, info = A.mT, torch.empty((), dtype=torch.int32, device=A.device)
+    torch.linalg.cholesky_ex(factor, out=(factor, info))
     if bool(info != 0):
         raise NumericsError(f"{name}: the damped second moment isn't positive definite; use more text")
     return factor

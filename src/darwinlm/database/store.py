@@ -21,6 +21,7 @@ from darwinlm.database.factors import (
 )
 from darwinlm.database.levels import Level, variants
 from darwinlm.database.modules import ModuleReader
+from darwinlm.families.bounds import WEIGHTS
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.parts import ModuleKind
 from darwinlm.recipe import UnitsSettings
@@ -34,6 +35,10 @@ DEVICE_SHARE = 0.5
 
 HOST_SHARE = 0.4
 """Share of the free main memory for packed factors that don't fit on the device."""
+
+
+SLACK = 1e-3
+"""How far below zero rounding may bring an error or a loss, as a share of the largest one."""
 
 
 class DatabaseReader(ModuleReader):
@@ -115,6 +120,8 @@ class DatabaseReader(ModuleReader):
         if stored is None:
             with self._opened(block) as stream:
                 stored = stream.get_tensor(f"{kind}.factor"), self._dense_weight(block, kind)
+            if not bool(stored[0].isfinite().all()):
+                raise damaged(self.folder / block_file(block), f"{kind}.factor holds numbers that aren't finite")
             self.reads += 1
             shape = self.shapes[block, kind]
             # Bytes of the factor and the target on the device.
@@ -131,14 +138,21 @@ class DatabaseReader(ModuleReader):
             with self._opened(block) as stream:
                 names = [name for name in stream.keys() if not name.endswith(".factor")]  # noqa: SIM118
                 small = {name: stream.get_tensor(name) for name in names}
-                factors = {name: tuple(stream.get_slice(name).get_shape()) for name in {*stream.keys()} - {*names}}
-            self._check(block, small, factors)
+                factors = {name: stream.get_slice(name) for name in {*stream.keys()} - {*names}}
+                shapes = {
+                    name: tuple(part.get_shape()) for name, part in factors.items() if part.get_dtype() in WEIGHTS
+                }
+            self._check(block, small, shapes)
             self._small[block] = small
         return self._small[block]
 
     def _check(self, block: int, small: dict[str, Tensor], factors: dict[str, tuple[int, ...]]) -> None:
-        """Compare shapes with the model's: hashes in a manifest can be recomputed. Raises ArtifactError."""
+        """Compare with the model what a manifest with recomputed hashes can't vouch for. Raises ArtifactError."""
         path = self.folder / block_file(block)
+        for name, tensor in small.items():
+            least = -SLACK * float(tensor.abs().max()) if name.endswith((".errors", ".losses")) else -torch.inf
+            if not bool(tensor.isfinite().all()) or bool((tensor < least).any()):
+                raise damaged(path, f"{name} holds numbers that no module has")
         for name, columns in small.items():
             if not name.endswith(".columns"):
                 continue

@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from darwinlm.evaluation import harness, summary
 from darwinlm.evaluation.chat_scores import ChatScore, chat_tables, measure_chats
 from darwinlm.evaluation.looking_back import LIST_LENGTHS, all_copying, longest_sequence, measure_copying, word_lists
@@ -190,7 +192,7 @@ def evaluate_model(request: EvaluationRequest, out: Path | None = None, console:
         if request.chat:
             result.chats = measure_chats(
                 (opened.source, opened.model),
-                dense,
+                None if dense is None else (dense[0], dense[1].model),
                 opened.tokenizer,
                 tokens=request.tokens // 2,
                 batch_tokens=request.batch_size * request.sequence_length,
@@ -222,7 +224,7 @@ def _suite(request: EvaluationRequest, wanted: tuple[Wanted, ...], opened: Opene
     harness.run_suite(opened.model, opened.tokenizer, wanted, **how, done=done, save=save)
 
 
-def _opened(request: EvaluationRequest) -> tuple[Opened, tuple[str, Any] | None]:
+def _opened(request: EvaluationRequest) -> tuple[Opened, tuple[str, Opened] | None]:
     """The model, and the dense one with its name. Raises DarwinLMError."""
     opened = request.open(request.model, dequantised=request.chat)
     both = request.against is not None and (request.texts or request.chat)
@@ -233,35 +235,37 @@ def _opened(request: EvaluationRequest) -> tuple[Opened, tuple[str, Any] | None]
     if dense is None:
         return opened, None
     cut = ", cut to the same tokens" if share_vocabulary(opened, dense) else ""
-    return opened, (f"{dense.source} (dense{cut})", dense.model)
+    return opened, (f"{dense.source} (dense{cut})", dense)
 
 
 def _texts(
-    request: EvaluationRequest, opened: Opened, dense: tuple[str, Any] | None
+    request: EvaluationRequest, opened: Opened, dense: tuple[str, Opened] | None
 ) -> tuple[list[TextScore], list[Copied]]:
     """Scores of texts, then copying of lists and of the first text's passages, for both models."""
     if request.looking_back:
         word_lists(opened.tokenizer, LIST_LENGTHS[0])
-    models = {opened.source: opened.model}
-    against = None if dense is None else dense[1]
-    models |= {} if dense is None else dict([dense])
     packed = {
         source: pack(source, opened.tokenizer, sequence_length=request.sequence_length, max_tokens=request.tokens)
         for source in request.texts
     }
     for tokens in packed.values():
         opened.check_tokens(tokens)
-    longest = longest_sequence(opened.model.config)
+    longest = longest_sequence(opened.config)
     if packed and longest is not None and request.sequence_length > longest:
         raise RecipeError(
             f"--sequence-length is {request.sequence_length}, but {opened.source} takes {longest} tokens at most"
         )
     batch_tokens = request.batch_size * request.sequence_length
+    sequences, remarks = all_copying(opened.tokenizer, next(iter(packed.values()), None), longest)
+    texts = (torch.zeros(0, dtype=torch.int64), *packed.values(), *(each.tokens for each in sequences))
+    read = torch.cat([text.flatten() for text in texts])
+    named = {opened.source: opened} | ({} if dense is None else dict([dense]))
+    models = {name: each.decoder(read) for name, each in named.items()}
+    against = None if dense is None else models[dense[0]]
     scores = [
-        measure_text(opened.model, against, source, tokens, batch_tokens=batch_tokens)
+        measure_text(models[opened.source], against, source, tokens, batch_tokens=batch_tokens)
         for source, tokens in packed.items()
     ]
-    sequences, remarks = all_copying(opened.tokenizer, next(iter(packed.values()), None), longest)
     copied = measure_copying(models, sequences, batch_tokens=batch_tokens)
     return scores, [Copied(name, tuple(copied[name]), tuple(remarks)) for name in models]
 

@@ -9,7 +9,6 @@ from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
 from darwinlm.evaluation.harness import from_json
 from darwinlm.evaluation.side_by_side import read_saved
-from darwinlm.runtime.artifact import write_text
 from darwinlm.runtime.errors import DataError
 
 FILE = ".eval_results/darwinlm.yaml"
@@ -27,8 +26,8 @@ DATA_SETS = {
 """Data set and task on the hub of each benchmark."""
 
 
-def write_scores(saved: Path, folder: Path) -> None:
-    """Write the finished scores of whole benchmarks, in per cent, into a model's folder.
+def scores_for_hub(saved: Path) -> str:
+    """The finished scores of whole benchmarks, in per cent, as the contents of `FILE`.
 
     `saved` comes from `darwinlm evaluate --out`. Raises ArtifactError if it doesn't, DataError if it has no such score.
     """
@@ -40,4 +39,4 @@ def write_scores(saved: Path, folder: Path) -> None:
     ]
     if not entries:
         raise DataError(f"{saved}: there is no score of a whole benchmark. Evaluate without --limit.")
-    write_text(folder / FILE, yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False))
+    return str(yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False))

@@ -12,7 +12,7 @@ from darwinlm.data import read_documents
 from darwinlm.data.packing import added_bos, token_ids
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.runtime.errors import DataError, ModelError
-from darwinlm.vocabulary.cut import cut_model, rows_in
+from darwinlm.vocabulary.cut import rows_in
 
 
 @dataclass(frozen=True)
@@ -64,17 +64,16 @@ def pack(source: str, tokenizer: Any, *, sequence_length: int, max_tokens: int) 
 
 
 def share_vocabulary(model: Any, dense: Any) -> bool:
-    """Give a dense model the tokens of a smaller model, in memory.
+    """Give a dense model the tokens of a smaller model.
 
     Both are `models.opened.Opened`. If the dense one has all tokens of the smaller model and more, its embedding
     and head are cut. Returns whether it was cut. Raises ModelError if the vocabularies have different tokens.
     """
-    sizes = (int(each.model.get_input_embeddings().weight.shape[0]) for each in (model, dense))
-    rows = rows_in(model.tokenizer, dense.tokenizer, *sizes)
-    if rows is not None and not hasattr(dense.model.config, "hidden_size"):
+    rows = rows_in(model.tokenizer, dense.tokenizer, model.vocabulary, dense.vocabulary)
+    if rows is not None and not hasattr(dense.config, "hidden_size"):
         raise ModelError(f"{dense.source} has more tokens than {model.source}: give the folder or hub id --against")
     if rows is not None:
-        cut_model(dense.model, rows)
+        dense.rows = rows
         return True
     if model.tokenizer.get_vocab() != dense.tokenizer.get_vocab():
         raise ModelError(

@@ -18,8 +18,7 @@ import torch
 
 from darwinlm.execution.context import open_context
 from darwinlm.execution.output import claim, guarded
-from darwinlm.execution.pace import Pace
-from darwinlm.execution.stage import Deferred, Graph, Result, Stage, Task, parameters
+from darwinlm.execution.stage import Deferred, Graph, Pace, Result, Stage, Task, parameters
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import StageFolder, code_version, read_manifest
@@ -136,6 +135,8 @@ class Run:
             if work:
                 stage.work(*_of(stage.work, task, inputs))
         self._folders[stage.name] = folder
+        if not parallel.is_main():
+            folder.await_manifest()
         return stage.result(*_of(stage.result, task, inputs))
 
     def _task(self, stage: Stage[Any], folder: StageFolder) -> Task:
@@ -223,6 +224,8 @@ class Run:
         """Begin and finish a stage around its body, in the first process."""
         title, reporter = stage.title or stage.name, self.context.reporter
         if not work:
+            if not parallel.is_main():
+                folder.await_manifest()
             facts = read_manifest(folder.folder).facts
             reporter.say(f"{title}: already done, reused")
             seconds, resumed = float(facts.get("seconds", 0.0)), bool(facts.get("resumed", False))

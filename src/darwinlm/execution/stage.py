@@ -13,21 +13,33 @@ from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from pydantic import BaseModel
 
 from darwinlm.execution.context import Context
 from darwinlm.recipe import Recipe
 from darwinlm.runtime.artifact import StageFolder
-from darwinlm.runtime.figures import StageTime
+from darwinlm.runtime.figures import StageTime, TimeFigures
 
 if TYPE_CHECKING:
-    from darwinlm.execution.pace import Pace
     from darwinlm.needs.need import Need
 
 Result = TypeVar("Result")
 Settings = dict[str, Any]
+
+
+class Pace(Protocol):
+    """A time limit: decides before each stage with which settings the rest of a run fits into its time."""
+
+    def before(self, stage: str, run: Any) -> list[str]:
+        """Assignments that hold from this stage of a run on; empty if nothing changes."""
+
+    def ends(self) -> float | None:
+        """When the evaluation must end, on the monotonic clock; None before it is known."""
+
+    def figures(self) -> TimeFigures | None:
+        """The limit, the time used, and what was shortened."""
 
 
 @dataclass(frozen=True)

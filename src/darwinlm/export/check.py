@@ -6,6 +6,7 @@ compares the residual stream after every attention and every MLP, and the logits
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,8 +17,10 @@ from torch import Tensor
 
 from darwinlm.export.hf import tokenizer_of
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.family import Family, is_custom
+from darwinlm.families.family import is_custom
 from darwinlm.runtime.errors import ExportError
+from darwinlm.streaming.decoder import Decoder
+from darwinlm.streaming.streamed import StreamedDecoder
 from darwinlm.surgery.reshape import Reshaper
 
 Streams = dict[str, Tensor]
@@ -102,30 +105,30 @@ def check_tokens(checkpoint: Checkpoint, report: ExportReport) -> Tensor:
 
 
 @torch.no_grad()
-def model_streams(model: Any, family: Family, tokens: Tensor) -> Streams:
-    """Run a model of transformers and record the residual stream after each sub-layer, in float32.
-
-    `tokens` is [t]; the model is in evaluation mode.
-    """
+def model_streams(decoder: Decoder, tokens: Tensor) -> Streams:
+    """Run a model block by block on tokens [t]; the residual stream after each sub-layer and the logits, in float32."""
     streams: Streams = {}
 
     def before(name: str, _: Any, arguments: tuple[Tensor, ...]) -> None:
         streams[name] = arguments[0][0].float().cpu()
 
-    def after(name: str, _: Any, __: Any, output: Any) -> None:
-        before(name, _, output if isinstance(output, tuple) else (output,))
+    mlp, arguments = decoder.family.mlp, decoder.block_arguments(tokens[None])
+    hidden = decoder.embed(tokens[None])
+    for number in decoder.walk(range(len(decoder.blocks))):
+        reads = getattr(decoder.blocks[number], mlp.input_norm or mlp.name)  # its input is the stream after attention
+        with reads.register_forward_pre_hook(partial(before, f"block {number} attention")):
+            hidden = decoder.run_block(number, hidden, arguments[number])
+        streams[f"block {number} mlp"] = hidden[0].float().cpu()
+    with decoder.with_head():
+        streams[LOGITS] = decoder.head(hidden[0]).float().cpu()
+    return streams
 
-    handles = []
-    for number, block in enumerate(model.get_submodule(family.layers)):
-        reads = getattr(block, family.mlp.input_norm or family.mlp.name)  # its input is the stream after attention
-        handles.append(reads.register_forward_pre_hook(partial(before, f"block {number} attention")))
-        handles.append(block.register_forward_hook(partial(after, f"block {number} mlp")))
-    try:
-        streams[LOGITS] = model(input_ids=tokens[None].to(model.device), use_cache=False).logits[0].float().cpu()
-        return streams
-    finally:
-        for handle in handles:
-            handle.remove()
+
+def exact_decoder(
+    checkpoint: Checkpoint, tokens: Tensor, weights: Callable[[int], dict[str, Tensor]] | None = None
+) -> StreamedDecoder:
+    """A model in float32 on the CPU; `weights` are those of its blocks if they aren't the checkpoint's."""
+    return StreamedDecoder(checkpoint, tokens, dtype=torch.float32, device=torch.device("cpu"), weights=weights)
 
 
 def compare_streams(left: tuple[str, Streams], right: tuple[str, Streams], tolerance: float) -> Comparison:
@@ -193,5 +196,6 @@ def check_masked(reshaper: Reshaper, pruned: Streams, tokens: Tensor, report: Ex
     if reshaper.lacking_experts:
         report.notes.append("not compared with a masked dense model: there is none for removed experts")
         return
-    masked = model_streams(reshaper.masked(torch.float32), reshaper.family, tokens)
+    stock, weights = reshaper.masked()
+    masked = model_streams(exact_decoder(stock, tokens, weights), tokens)
     report.comparisons.append(compare_streams(("masked dense", masked), ("pruned in memory", pruned), SAME_ARITHMETIC))

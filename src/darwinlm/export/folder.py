@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from darwinlm.export.check import (
     SAME_ARITHMETIC,
@@ -15,6 +17,7 @@ from darwinlm.export.check import (
     check_masked,
     check_tokens,
     compare_streams,
+    exact_decoder,
     model_streams,
 )
 from darwinlm.export.hf import save_model, saved_bytes, saved_digests, tokenizer_of, unchecked
@@ -24,7 +27,8 @@ from darwinlm.families.pruned import pruned_classes, pruned_config
 from darwinlm.families.shapes import output_name
 from darwinlm.runtime.artifact import write_json
 from darwinlm.runtime.errors import ExportError
-from darwinlm.surgery.reshape import Reshaper, plain_sizes
+from darwinlm.runtime.mapped import in_file
+from darwinlm.surgery.reshape import Reshaped, Reshaper, plain_sizes
 from darwinlm.surgery.sizes import BlockSizes
 
 REPORT = "export.json"
@@ -53,13 +57,13 @@ def export_folder(
     report = ExportReport(to, str(out), details={"dtype": str(dtype).removeprefix("torch.")})
     reshaper = Reshaper(checkpoint)
     say(f"writing {to}")
-    if to == "hf":
-        model = checkpoint.load(dtype)
-    elif to == "dense":
-        model = reshaper.masked(dtype) if is_custom(checkpoint.config) else checkpoint.load(dtype)
+    made: tuple[Checkpoint, Any] = checkpoint, None
+    if to == "dense":
+        made = reshaper.masked() if is_custom(checkpoint.config) else made
         report.notes.append(SLOW)
-    else:
-        model = _for_vllm(reshaper, dtype, tensor_parallel, report)
+    elif to == "vllm":
+        made = _for_vllm(reshaper, tensor_parallel, report) or made
+    model = made[0].load(dtype, weights=made[1], keep=partial(in_file, folder=out.parent))
     card = checkpoint.folder / "README.md"
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None
     with unchecked(out) as temporary:
@@ -76,29 +80,42 @@ def _check(reshaper: Reshaper, folder: Path, dtype: torch.dtype, report: ExportR
     """Compare masked dense, pruned in memory, rounded to the new type, and the folder read again."""
     checkpoint = reshaper.checkpoint
     tokens = check_tokens(checkpoint, report)
-    model = checkpoint.load(torch.float32)
-    pruned = model_streams(model, checkpoint.family, tokens)
+    pruned = model_streams(exact_decoder(checkpoint, tokens), tokens)
     check_masked(reshaper, pruned, tokens, report)
     rounded, name = pruned, "pruned in memory"
     if dtype not in (torch.float32, checkpoint.dtype):
-        for parameter in model.parameters():
-            parameter.data = parameter.data.to(dtype).float()
-        rounded, name = model_streams(model, checkpoint.family, tokens), f"pruned in memory, rounded to {dtype}"
-    del model
-    again = Checkpoint.open(folder)
-    written = model_streams(again.load(torch.float32), again.family, tokens)
+        own = {each.name: getattr(checkpoint, each.name) for each in fields(checkpoint)}
+        rounded = model_streams(exact_decoder(Rounded(**own, to=dtype), tokens), tokens)
+        name = f"pruned in memory, rounded to {dtype}"
+    written = model_streams(exact_decoder(Checkpoint.open(folder), tokens), tokens)
     report.comparisons.append(compare_streams((name, rounded), ("the folder read again", written), SAME_ARITHMETIC))
 
 
-def _for_vllm(reshaper: Reshaper, dtype: torch.dtype, tensor_parallel: int, report: ExportReport) -> Any:
-    """The model with a zero head in place of each removed attention, and with evenly shared KV heads."""
+@dataclass(frozen=True)
+class Rounded(Checkpoint):
+    """A checkpoint whose weights are rounded to a type when they are read."""
+
+    to: torch.dtype = torch.float32
+
+    def read(self, prefix: str = "", *, dtype: torch.dtype | None = None, mapped: bool = True) -> dict[str, Tensor]:
+        """As `Checkpoint.read`."""
+        tensors = super().read(prefix, dtype=self.to, mapped=mapped)
+        return {name: self.cast(prefix + name, each, dtype or self.to) for name, each in tensors.items()}
+
+    def rows(self, name: str, index: Tensor, *, dtype: torch.dtype) -> Tensor:
+        """As `Checkpoint.rows`."""
+        return super().rows(name, index, dtype=self.to).to(dtype)
+
+
+def _for_vllm(reshaper: Reshaper, tensor_parallel: int, report: ExportReport) -> Reshaped | None:
+    """The model with a zero head in place of each removed attention, and evenly shared KV heads; None if unchanged."""
     checkpoint = reshaper.checkpoint
     targets = [_with_attention(reshaper, plain_sizes(sizes)) for sizes in reshaper.sizes]
     check_divisible(targets, tensor_parallel)
     report.details["tensor_parallel"] = tensor_parallel
     if not is_custom(checkpoint.config):
         report.notes.append("the layers are equal: vLLM uses its class of this family")
-        return checkpoint.load(dtype)
+        return None
     part = checkpoint.family.mixer or checkpoint.family.tail
     if part is not None:
         raise ExportError(
@@ -120,7 +137,7 @@ def _for_vllm(reshaper: Reshaper, dtype: torch.dtype, tensor_parallel: int, repo
             "--to vllm: blocks keep different numbers of experts, but vLLM builds all mixtures of a model with the "
             "same number. Use --to hf, or prune with units.experts=width: it narrows experts instead of dropping them"
         )
-    return reshaper.model(_padded_config(checkpoint, targets), targets, dtype)
+    return reshaper.model(_padded_config(checkpoint, targets), targets)
 
 
 def _with_attention(reshaper: Reshaper, sizes: BlockSizes) -> BlockSizes:

@@ -21,6 +21,7 @@ from darwinlm.export.check import (
     check_masked,
     check_tokens,
     compare_logits,
+    exact_decoder,
     mean_kl,
     model_streams,
 )
@@ -147,11 +148,10 @@ def _check(job: _Job, path: Path) -> None:
     reshaper, layout, tokenizer, report = job.reshaper, job.layout, job.tokenizer, job.report
     checkpoint = reshaper.checkpoint
     tokens = check_tokens(checkpoint, report)[: layout.context]
-    model = checkpoint.load(torch.float32)
-    expected = MEMORY, model_streams(model, checkpoint.family, tokens)
+    expected = MEMORY, model_streams(exact_decoder(checkpoint, tokens), tokens)
     check_masked(reshaper, expected[1], tokens, report)
     if layout.rope.rounded:
-        expected = ROUNDED_YARN, _with_rounded_yarn(model, job, expected[1], tokens)
+        expected = ROUNDED_YARN, _with_rounded_yarn(job, expected[1], tokens)
     pruned = expected[1]
     file = FileTensors(path)
     report.details |= {
@@ -177,12 +177,13 @@ def _check(job: _Job, path: Path) -> None:
     _note_rounding(pruned[LOGITS], _check_engine(job, path, tokens, expected), report)
 
 
-def _with_rounded_yarn(model: Any, job: _Job, exact: Streams, tokens: Tensor) -> Streams:
+def _with_rounded_yarn(job: _Job, exact: Streams, tokens: Tensor) -> Streams:
     """Streams of the model with rounded bounds of its rope scaling; the difference from the exact ones is reported."""
-    decoder = model.get_submodule(job.reshaper.family.layers.rpartition(".")[0])
+    model = exact_decoder(job.reshaper.checkpoint, tokens)
+    decoder = model.model.get_submodule(job.reshaper.family.layers.rpartition(".")[0])
     decoder.rotary_emb.config.rope_parameters["truncate"] = True
     decoder.rotary_emb = type(decoder.rotary_emb)(decoder.rotary_emb.config)
-    rounded = model_streams(model, job.reshaper.family, tokens)
+    rounded = model_streams(model, tokens)
     kl = job.report.details["kl_of_rounded_yarn"] = mean_kl(exact[LOGITS], rounded[LOGITS])
     job.report.notes.append(
         f"llama.cpp rounds the bounds of the rope scaling (yarn), here and in every GGUF file of this family: a KL of "

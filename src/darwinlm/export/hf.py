@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from darwinlm.export.other_engines import for_other_engines
@@ -143,7 +143,8 @@ def what_changed(path: Path, digest: str) -> str | None:
 def check_saved(model: Any, folder: Path, tokens: Tensor) -> None:
     """Load the folder again and compare its logits with the model's, exactly.
 
-    `tokens` is [n, t]; the model is in float32 on the CPU or unchanged.
+    `tokens` is [n, t]; the model is in float32 on the CPU or unchanged. Of models in mapped files, a block each is in
+    memory.
 
     Raises:
         CheckpointError: The logits differ; the message names the first differing layer.
@@ -152,17 +153,49 @@ def check_saved(model: Any, folder: Path, tokens: Tensor) -> None:
     with without_bars():
         again = auto.from_pretrained(folder, dtype=next(model.parameters()).dtype, local_files_only=True)
     again = again.eval().to(model.device)
-    for parameter in (*model.parameters(), *again.parameters()):
-        parameter.data = parameter.data.clone()  # rounding depends on the alignment of weights, and files have any
     tokens = tokens.to(model.device)
-    ours = model(input_ids=tokens, use_cache=False, output_hidden_states=True)
-    theirs = again(input_ids=tokens, use_cache=False, output_hidden_states=True)
-    pairs = [*zip(ours.hidden_states, theirs.hidden_states, strict=True), (ours.logits, theirs.logits)]
-    for place, (left, right) in enumerate(pairs):
+    ours, theirs = (_states(each, tokens) for each in (model, again))
+    for place, (left, right) in enumerate(zip(ours, theirs, strict=True)):
         difference = float((left.float() - right.float()).abs().max())
         if difference != 0.0:
-            where = "the logits" if place == len(pairs) - 1 else f"the residual stream after {place} blocks"
+            where = "the logits" if place == len(ours) - 1 else f"the residual stream after {place} blocks"
             raise CheckpointError(
                 f"the model saved in {folder} differs from the one in memory by {difference:.3g} in {where}: don't use "
                 "it, and please report this"
             )
+
+
+def _states(model: Any, tokens: Tensor) -> list[Tensor]:
+    """The residual stream after each block, and the logits.
+
+    Every block computes with copies of its weights: rounding depends on the alignment of weights, and files have any.
+    """
+    stored: dict[nn.Module, list[Tensor]] = {}
+
+    def align(module: nn.Module, _: Any) -> None:
+        stored[module] = [parameter.data for parameter in module.parameters()]
+        for parameter in module.parameters():
+            parameter.data = parameter.data.clone()
+
+    def release(module: nn.Module, *_: Any) -> None:
+        for parameter, data in zip(module.parameters(), stored.pop(module), strict=True):
+            parameter.data = data
+
+    hooks = []
+    for part in _parts(model):
+        hooks += [part.register_forward_pre_hook(align), part.register_forward_hook(release)]
+    try:
+        found = model(input_ids=tokens, use_cache=False, output_hidden_states=True)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [*found.hidden_states, found.logits]
+
+
+def _parts(module: nn.Module) -> Iterator[nn.Module]:
+    """The blocks of a model, and the modules outside of them."""
+    for child in module.children():
+        if isinstance(module, nn.ModuleList) or not list(child.children()):
+            yield child
+        else:
+            yield from _parts(child)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import glob
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from darwinlm.export.run import export_model
 from darwinlm.gguf.write import QUANTISATIONS
-from darwinlm.runtime.artifact import model_folder
+from darwinlm.runtime.artifact import model_folder, write_text
 from darwinlm.runtime.errors import ExportError, ModelError, first_line
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -46,6 +46,7 @@ def gguf_name(repo: str, quantisation: str) -> str:
 def push_folder(
     folder: Path,
     names: Sequence[str],
+    texts: Mapping[str, str],
     repo: str,
     quantisation: str | None,
     *,
@@ -55,8 +56,9 @@ def push_folder(
 ) -> str:
     """Create the repository and upload these files of a folder in one commit, after building the GGUF file.
 
-    With `update`, the repository may exist. Returns the address of the model's page. Raises ExportError if there is no
-    token, the hub refuses the upload or can't be reached, or the repository exists.
+    That file and further `texts` by name go in a second commit, since the folder stays as it is. With `update`, the
+    repository may exist. Returns the address of the model's page. Raises ExportError if there is no token, the hub
+    refuses the upload or can't be reached, or the repository exists.
     """
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
@@ -71,19 +73,19 @@ def push_folder(
         raise ExportError("there is no token for the hub: run `hf auth login`, or set HF_TOKEN")
     api = HfApi(token=token, library_name="darwinlm")
     with tempfile.TemporaryDirectory(prefix="darwinlm-") as work:
-        extra = None
+        more = [*texts]
+        for name, text in texts.items():
+            write_text(Path(work) / name, text)
         if quantisation is not None:
-            extra = Path(work) / gguf_name(repo, quantisation)
-            export_model(folder, extra, to="gguf", quantisation=quantisation, say=say)
+            more.append(gguf_name(repo, quantisation))
+            export_model(folder, Path(work) / more[-1], to="gguf", quantisation=quantisation, say=say)
         try:
             created = api.create_repo(repo, private=private, exist_ok=update)
-            say(f"uploading {len(names) + (extra is not None)} files to {created}")
-            only = [glob.escape(name) for name in names]
-            api.upload_folder(
-                repo_id=repo, folder_path=folder, allow_patterns=only, commit_message="Upload a pruned model"
-            )
-            if extra is not None:
-                api.upload_file(repo_id=repo, path_or_fileobj=extra, path_in_repo=extra.name, commit_message="Add GGUF")
+            say(f"uploading {len(names) + len(more)} files to {created}")
+            uploads = ((folder, names, "Upload a pruned model"), (work, more, "Add further files"))
+            for where, which, message in uploads if more else uploads[:1]:
+                only = [glob.escape(name) for name in which]
+                api.upload_folder(repo_id=repo, folder_path=where, allow_patterns=only, commit_message=message)
         except OfflineModeIsEnabled as error:
             raise ExportError("HF_HUB_OFFLINE is set: unset it to reach the hub") from error
         except HfHubHTTPError as error:

@@ -26,6 +26,8 @@ LARGEST_INTEGER = 1 << 53
 DTYPES = frozenset({"float32", "float16", "bfloat16", "float64", "auto"})
 DEQUANTISED_BY = {"mxfp4": "Mxfp4Config", "fp8": "FineGrainedFP8Config"}
 """Configuration of transformers that turns weights of a quantisation into floats."""
+IMPLEMENTATIONS = frozenset({"eager", "sdpa", "flex_attention", "grouped_mm", "batched_mm"})
+"""What a configuration may choose for attention and experts; other words can name code on the hub that would run."""
 WEIGHTS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Element types of weights, as safetensors name them, that can be read as numbers."""
 
@@ -59,6 +61,11 @@ def check_config(plain: Mapping[str, Any], path: Path | str) -> None:
 
 
 def _check_field(name: str, value: Any, where: str, path: Path | str) -> None:
+    if "_implementation" in where and isinstance(value, str) and value not in IMPLEMENTATIONS:
+        raise CheckpointError(
+            f"{path}: {shorten(where)} is {shorten(value)}, which may be code from elsewhere: set it to sdpa, or "
+            "remove the field"
+        )
     name = name.rpartition(".")[2]
     most, least = LIMITS.get(name), int(name not in MAY_BE_ZERO)
     if most is None or value is None:

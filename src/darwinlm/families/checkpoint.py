@@ -7,9 +7,11 @@ folder of safetensors shards, and none loads more weights than it uses.
 from __future__ import annotations
 
 import copy
+import errno
 import json
+import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +25,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from darwinlm.families.bounds import check_blocks, check_quantised, check_types
 from darwinlm.families.config import open_config, read_config
 from darwinlm.families.family import Family, family_of, is_custom
-from darwinlm.families.files import check_files
+from darwinlm.families.files import WEIGHTS, check_files, is_named
 from darwinlm.families.layout import Parts, tensor_parts
 from darwinlm.families.loading import UNUSABLE, check_finite, load_tokenizer
 from darwinlm.families.whole import text_config, text_name, text_type
@@ -33,6 +35,8 @@ from darwinlm.runtime.limits import INDEX_NODES, load_json, shorten
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+GONE = (errno.ENOENT, errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN)
+"""Errors of a disk or folder that was there before."""
 NO_WEIGHTS = (r"rotary_emb\.inv_freq$", r"\.attn\.bias$", r"masked_bias$", r"position_ids$")
 """Buffers that old releases saved; they are recomputed."""
 
@@ -102,7 +106,7 @@ class Checkpoint:
         layers = (getattr(self.config, "per_layer_config", None) or ()) if is_custom(self.config) else ()
         absent = sum(1 for row in layers if len(set(getattr(row, "skip", ()))) > 1)
         check_blocks(self.n_blocks, self.tensors, self.family.layers, self.folder / "config.json", absent=absent)
-        model = self.skeleton()
+        model = self.outline
         tied = getattr(model, "_tied_weights_keys", None) or {}
         parts = {name: parts for name, parts in self.tensors.items() if all(part in stored for part in parts.flat())}
         shapes = {name: part.shape(stored.__getitem__) for name, part in parts.items()}
@@ -188,9 +192,10 @@ class Checkpoint:
             except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
                 raise CheckpointError(f"{index} is damaged ({shorten(error)}): fetch the model again") from error
             for shard in set(shards.values()):
-                if Path(shard).name != shard or len(shard) > 255 or "\0" in shard:
+                if Path(shard).name != shard or len(shard) > 255 or "\0" in shard or not is_named(shard, WEIGHTS[:1]):
                     raise CheckpointError(
-                        f"{index} points outside its folder ({shorten(shard)}): don't trust this model"
+                        f"{index} points outside its folder, or not to safetensors ({shorten(shard)}): don't trust "
+                        "this model"
                     )
             if single.is_file() and SINGLE not in shards.values():
                 raise CheckpointError(
@@ -250,10 +255,13 @@ class Checkpoint:
         """Prefix of the tensor names of a block, including the dot."""
         return f"{self.family.layers}.{block}."
 
-    def read(self, prefix: str = "", *, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+    def read(
+        self, prefix: str = "", *, dtype: torch.dtype | None = None, mapped: bool = True
+    ) -> dict[str, torch.Tensor]:
         """Read all tensors whose name in the model starts with `prefix`; it is removed from the names.
 
-        Without a `dtype`, the stored one is kept. Raises CheckpointError if a shard is damaged.
+        Without a `dtype`, the stored one is kept. Tensors that aren't `mapped` are in memory; of mapped ones, a disk
+        that vanishes ends the process. Raises CheckpointError if a shard is damaged, or has gone.
         """
         wanted = {name: parts for name, parts in self.tensors.items() if name.startswith(prefix)}
         by_shard: dict[str, list[str]] = {}
@@ -262,7 +270,7 @@ class Checkpoint:
                 by_shard.setdefault(self.shards[name], []).append(name)
         stored: dict[str, torch.Tensor] = {}
         for shard, names in by_shard.items():
-            with _opened(self.folder / shard) as stream:
+            with _opened(self.folder / shard, "mmap" if mapped else "pread") as stream:
                 stored |= {name: stream.get_tensor(name) for name in names}
         tensors = {}
         for name, parts in wanted.items():
@@ -298,10 +306,19 @@ class Checkpoint:
         """
         return load_tokenizer(self.folder, self.whole or self.config, allow_remote_code=self.allow_remote_code)
 
-    def load(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Any:
+    def load(
+        self,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        *,
+        weights: Callable[[int], dict[str, torch.Tensor]] | None = None,
+        keep: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor,
+    ) -> Any:
         """The whole model, in evaluation mode, read as every stage reads it.
 
-        One block is read at a time, so that for a GPU main memory never holds more than one.
+        One block is read at a time, so that for a GPU main memory never holds more than one. Weights in their stored
+        type stay in the checkpoint's mapped files. `weights` gives those of a block by name in it; without, they are
+        the checkpoint's. `keep` puts every tensor in its place.
 
         Raises:
             CheckpointError: The weights don't fit the configuration, or aren't finite.
@@ -311,10 +328,12 @@ class Checkpoint:
             for name, buffer in module.named_buffers(recurse=False):
                 if not buffer.is_meta:
                     module._buffers[name] = buffer.to(device)
-        for prefix in (*self.names_outside_blocks(), *map(self.block_prefix, range(self.n_blocks))):
-            tensors = {prefix + name: tensor for name, tensor in self.read(prefix, dtype=dtype).items()}
+        blocks = {self.block_prefix(block): block for block in range(self.n_blocks)}
+        for prefix in (*self.names_outside_blocks(), *blocks):
+            read = self.read(prefix) if weights is None or prefix not in blocks else weights(blocks[prefix])
+            tensors = {prefix + name: self.cast(prefix + name, tensor, dtype) for name, tensor in read.items()}
             check_finite(tensors, self.folder)
-            tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+            tensors = {name: keep(tensor.to(device)) for name, tensor in tensors.items()}
             try:
                 model.load_state_dict(tensors, strict=False, assign=True)
             except RuntimeError as error:
@@ -334,9 +353,14 @@ class Checkpoint:
     @property
     def buffer_bytes(self) -> int:
         """Bytes of saved tensors that aren't parameters, such as a router's correction of scores."""
-        model = self.skeleton()
+        model = self.outline
         parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         return sum(int(tensor.nbytes) for name, tensor in model.state_dict().items() if name not in parameters)
+
+    @cached_property
+    def outline(self) -> Any:
+        """A `skeleton` to look at, made once; nothing may change it."""
+        return self.skeleton()
 
     def skeleton(self) -> Any:
         """The model with parameters on the meta device, and with the buffers that aren't saved."""
@@ -367,14 +391,19 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 @contextmanager
-def _opened(shard: Path) -> Iterator[Any]:
-    """A shard to read from. Raises CheckpointError if it is damaged, also while it is read."""
+def _opened(shard: Path, backend: str = "mmap") -> Iterator[Any]:
+    """A shard to read from. Raises CheckpointError if it is damaged or has gone, also while it is read."""
     try:
-        with safe_open(shard, framework="pt") as stream:
+        with safe_open(shard, framework="pt", backend=backend) as stream:
             yield stream
-    except PermissionError as error:
-        raise CheckpointError(f"{shard} can't be read: {error.strerror}. Change its permissions") from error
     except (OSError, SafetensorError) as error:
+        if shard.is_file() and not os.access(shard, os.R_OK):  # the library says that it isn't there
+            raise CheckpointError(f"{shard} can't be read: change its permissions") from error
+        if any(os.strerror(number) in str(error) for number in GONE):
+            raise CheckpointError(
+                f"{shard} can't be read any more ({shorten(error)}): bring back its disk or folder, then rerun the "
+                "same command; finished work is kept"
+            ) from error
         raise CheckpointError(f"{shard} is damaged ({shorten(error)}): fetch the model again") from error
 
 

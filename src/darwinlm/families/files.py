@@ -36,8 +36,8 @@ MODEL = (
 
 
 def is_named(name: str, patterns: tuple[str, ...]) -> bool:
-    """Whether a file's path in its folder is among such names."""
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
+    """Whether a file's path in its folder is among such names, in any case: macOS and Windows open them alike."""
+    return any(fnmatchcase(name.lower(), pattern.lower()) for pattern in patterns)
 
 
 def model_files(folder: Path, patterns: tuple[str, ...] = MODEL) -> Iterator[tuple[str, Path]]:
@@ -46,6 +46,14 @@ def model_files(folder: Path, patterns: tuple[str, ...] = MODEL) -> Iterator[tup
         name = path.relative_to(folder).as_posix()
         if is_named(name, patterns) and path.is_file():
             yield name, path
+
+
+def is_outside(folder: Path, path: Path) -> bool:
+    """Whether a path leads out of a model's folder; links resolved. The hub's cache keeps a model's files elsewhere."""
+    whole = folder.resolve()
+    cached = whole.parent.name == "snapshots" and whole.parents[1].name.startswith("models--")
+    roots = (whole, whole.parents[1] / "blobs") if cached else (whole,)
+    return not any(path.resolve().is_relative_to(root) for root in roots)
 
 
 def check_files(folder: Path) -> None:
@@ -57,11 +65,8 @@ def check_files(folder: Path) -> None:
     Raises:
         CheckpointError: A file is a link that leads out of the folder, is too large, or should be text and isn't.
     """
-    whole = folder.resolve()
-    cached = whole.parent.name == "snapshots" and whole.parents[1].name.startswith("models--")
-    roots = (whole, whole.parents[1] / "blobs") if cached else (whole,)
     for name, path in model_files(folder):
-        if not any(path.resolve().is_relative_to(root) for root in roots):
+        if is_outside(folder, path):
             raise CheckpointError(
                 f"{path} is a link to a file outside of the model's folder, which may be private: put a copy of the "
                 "file there, or remove the link"

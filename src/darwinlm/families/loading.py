@@ -6,6 +6,7 @@ both are refused with a clear message.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
+from darwinlm.families.files import is_outside
 from darwinlm.families.sentence_piece import MODEL, check_sentence_piece
 from darwinlm.runtime.compute import DTYPES
 from darwinlm.runtime.errors import CheckpointError, ModelError, RemoteCodeError, first_line
@@ -25,6 +27,8 @@ from darwinlm.runtime.limits import JSON_NODES, TOKENIZER_BYTES, TOKENIZER_NODES
 TOKENS = 1 << 22
 """Largest allowed token id."""
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
+SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
+"""Those whose fields become arguments of transformers' class."""
 PROBE = "The river’s 3 banks, ├ 世界 🙂\n"
 """Text that every tokenizer must take; some damaged ones only fail on text, without an error of ours."""
 LISTED = 3
@@ -164,11 +168,29 @@ def check_tokenizer_files(folder: Path) -> None:
             raise no_tokenizer(folder, ValueError(f"{name}: {shorten(error)}")) from error
         if not isinstance(tree, dict):
             raise no_tokenizer(folder, ValueError(f"{name} holds a {type(tree).__name__}, not a mapping"))
+        if name in SETTINGS:
+            _check_paths(folder, path, tree)
         for number in _token_ids(name, tree):
             if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < TOKENS:
                 raise CheckpointError(
                     f"{path} gives a token the number {shorten(number)}, not one from 0 to {TOKENS - 1:,}: fetch the "
                     "model again"
+                )
+
+
+def _check_paths(folder: Path, path: Path, tree: dict[str, Any]) -> None:
+    """Refuse fields that name a file elsewhere: transformers would read a private one as the vocabulary, to be saved.
+
+    Raises CheckpointError.
+    """
+    for name, value in tree.items():
+        if "token" in name and not name.endswith("_file"):
+            continue
+        for word in value if isinstance(value, list) else [value]:
+            if isinstance(word, str) and os.path.isfile(word) and is_outside(folder, Path(word)):  # noqa: PTH113 - any word
+                raise CheckpointError(
+                    f"{path}: {shorten(name)} names the file {shorten(word)} outside of the model's folder, which may "
+                    "be private: remove the field"
                 )
 
 

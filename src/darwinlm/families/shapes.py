@@ -66,7 +66,7 @@ def module_shapes(checkpoint: Checkpoint, shapes: Shapes | None = None) -> list[
     Raises CheckpointError if the tensors of a module have inconsistent shapes.
     """
     if shapes is None:
-        parameters = checkpoint.skeleton().named_parameters(remove_duplicate=False)
+        parameters = checkpoint.outline.named_parameters(remove_duplicate=False)
         shapes = {name: tuple(parameter.shape) for name, parameter in parameters}
     family = checkpoint.family
     modules: list[ModuleShape] = []

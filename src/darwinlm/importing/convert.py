@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from darwinlm.database.levels import Kept, Level, kept_groups
-from darwinlm.export.check import SAME_ARITHMETIC, ExportReport, check_tokens, compare_streams, model_streams
+from darwinlm.export.check import (
+    SAME_ARITHMETIC,
+    ExportReport,
+    check_tokens,
+    compare_streams,
+    exact_decoder,
+    model_streams,
+)
 from darwinlm.export.hf import save_model, saved_bytes, saved_digests, tokenizer_of, unchecked
 from darwinlm.export.source import check_target
 from darwinlm.families.checkpoint import Checkpoint, is_buffer
@@ -169,8 +176,8 @@ def _check(foreign: Reshaper, folder: Path, report: ExportReport) -> None:
     """Compare the checkpoint's weights in the family's stock class with the written folder."""
     checkpoint = foreign.checkpoint
     tokens = check_tokens(checkpoint, report)
-    stock = model_streams(foreign.masked(torch.float32), checkpoint.family, tokens)
+    masked, weights = foreign.masked()
+    stock = model_streams(exact_decoder(masked, tokens, weights), tokens)
     left = ("the checkpoint's weights in stock shapes", stock)
-    again = Checkpoint.open(folder)
-    right = ("the folder read again", model_streams(again.load(torch.float32), again.family, tokens))
+    right = ("the folder read again", model_streams(exact_decoder(Checkpoint.open(folder), tokens), tokens))
     report.comparisons.append(compare_streams(left, right, SAME_ARITHMETIC))

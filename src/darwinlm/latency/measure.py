@@ -13,13 +13,36 @@ from pydantic import ValidationError
 from darwinlm.families.parts import KINDS, ModuleKind
 from darwinlm.latency.table import ABSENT, LatencyTable, Size, lines_of, measured_lines, refine, size_of
 from darwinlm.latency.timing import ModelTimer
+from darwinlm.recipe import BudgetSettings
 from darwinlm.runtime.artifact import damaged, read_json, validated, write_json
+from darwinlm.runtime.errors import BudgetError
 from darwinlm.search.problem.cost import CostModel, time_costs
 from darwinlm.search.problem.space import SearchSpace
 from darwinlm.surgery.stitch import Chosen, chosen_levels
 
 CHECKS = 3
 """Number of random allocations for checking predictions."""
+
+
+def fastest(space: SearchSpace, timer: ModelTimer) -> tuple[float, float]:
+    """Time of a model without all modules that may be cut, relative to the dense one's, and that one's in seconds."""
+    dense = chosen_levels(space.modules, space.dense)
+    cut = {(module.block, module.kind) for module in space.modules if len(module.levels) > 1}
+    return timer.compare(dense, {place: level for place, level in dense.items() if place not in cut})
+
+
+def check_fastest(budget: BudgetSettings, ratio: float, seconds: float) -> None:
+    """Refuse a bound in time that even `fastest` misses. Raises BudgetError."""
+    if budget.speedup is not None and budget.speedup * ratio > 1:
+        asked, most = f"speedup: {budget.speedup:g}x is", f"{1 / ratio:.2f}x as fast"
+    elif budget.latency is not None and ratio * seconds > budget.latency:
+        asked, most = f"latency: {1e3 * budget.latency:.3g} ms is", f"as fast as {1e3 * ratio * seconds:.3g} ms"
+    else:
+        return
+    raise BudgetError(
+        f"budget.{asked} out of reach: here the model without any attention and MLP is only {most}, because embedding "
+        "and output head stay; choose a bound well below that"
+    )
 
 
 def measure_table(

@@ -2,39 +2,93 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-from dataclasses import dataclass
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from darwinlm.families.loading import load_model, load_tokenizer
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.loading import check_finite, load_model, load_tokenizer
 from darwinlm.models.in_llama_cpp import open_in_llama_cpp
 from darwinlm.models.resolve import resolve_model
 from darwinlm.runtime.artifact import model_folder
 from darwinlm.runtime.compute import resolve_device, resolve_dtype
 from darwinlm.runtime.errors import CheckpointError, FamilyError, ModelError
+from darwinlm.streaming.streamed import StreamedDecoder
+from darwinlm.vocabulary.cut import cut_model
 
 
-@dataclass(frozen=True)
+@dataclass
 class Opened:
-    """A loaded model. The engine runs it: PyTorch or llama.cpp."""
+    """A model to use. The engine runs it: PyTorch or llama.cpp.
+
+    Attributes:
+        load: Loads the whole model, which is done when it is first asked for.
+        checkpoint: Its files, if its family can be read block by block.
+        rows: Old numbers of its tokens, if it has fewer of them than its files.
+    """
 
     source: str
-    model: Any
+    load: Callable[[], Any]
     tokenizer: Any
     engine: str = "PyTorch"
+    checkpoint: Checkpoint | None = None
+    dtype: torch.dtype = torch.float32
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    rows: list[int] | None = None
+
+    @cached_property
+    def model(self) -> Any:
+        """The whole model."""
+        model = self.load()
+        if self.rows is not None:
+            cut_model(model, self.rows)
+        return model
+
+    def decoder(self, tokens: Tensor) -> Any:
+        """The model to read these tokens with, block by block if it can be."""
+        if self.checkpoint is None:
+            return self.model
+        checkpoint = self.checkpoint
+
+        def weights(block: int) -> dict[str, Tensor]:
+            prefix = checkpoint.block_prefix(block)
+            found = checkpoint.read(prefix, mapped=False)
+            check_finite({prefix + name: tensor for name, tensor in found.items()}, checkpoint.folder)
+            return found
+
+        how: dict[str, Any] = {"dtype": self.dtype, "device": self.device}
+        return StreamedDecoder(checkpoint, tokens, **how, weights=weights, rows=self.rows)
+
+    @property
+    def config(self) -> Any:
+        """Its configuration."""
+        return self.model.config if self.checkpoint is None else self.checkpoint.config
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of its embedding."""
+        if self.checkpoint is None:
+            return len(self.model.get_input_embeddings().weight)
+        return int(self.config.vocab_size)
 
     @property
     def params(self) -> int:
         """Number of parameters; a tied embedding counts once."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        model = self.model if self.checkpoint is None else self.checkpoint.skeleton()
+        return sum(parameter.numel() for parameter in model.parameters())
 
-    def check_tokens(self, tokens: torch.Tensor) -> None:
+    def check_tokens(self, tokens: Tensor) -> None:
         """Refuse tokens beyond the embedding's rows. Raises ModelError."""
-        largest, rows = int(tokens.max()), len(self.model.get_input_embeddings().weight)
+        largest, rows = int(tokens.max()), self.vocabulary
         if largest >= rows:
             raise ModelError(
                 f"the tokenizer of {self.source} gives the token {largest}, but the model's vocabulary ends at "
@@ -63,24 +117,37 @@ def open_model(
     kind = resolve_dtype(dtype, where)
     if file and find_spec("cyllama") is not None and dtype == device == "auto":
         if not dequantised:
-            return Opened(source, *open_in_llama_cpp(path), "llama.cpp")
+            return _in_llama_cpp(source, path)
         try:
             return _in_pytorch(source, kind, where, allow_remote_code=allow_remote_code)
         except (CheckpointError, FamilyError):
-            return Opened(source, *open_in_llama_cpp(path), "llama.cpp")
+            return _in_llama_cpp(source, path)
     return _in_pytorch(source, kind, where, allow_remote_code=allow_remote_code)
 
 
 def _in_pytorch(source: str, kind: torch.dtype, where: torch.device, *, allow_remote_code: bool) -> Opened:
     inside = model_folder(Path(source).expanduser())
     path = str(inside) if inside != Path(source).expanduser() else source
-    with tempfile.TemporaryDirectory(prefix="darwinlm-") as work:
-        try:
-            checkpoint = resolve_model(path, Path(work) / "model", allow_remote_code=allow_remote_code)
-        except FamilyError:  # can't be pruned
-            folder = inside if inside.is_dir() else path
-            model = load_model(folder, kind, allow_remote_code=allow_remote_code)
-            tokenizer = load_tokenizer(folder, None, allow_remote_code=allow_remote_code)
-            return Opened(source, model.eval().requires_grad_(requires_grad=False).to(where), tokenizer)
-        tokenizer = checkpoint.tokenizer()
-        return Opened(source, checkpoint.load(kind, where), tokenizer)
+    work = Path(tempfile.mkdtemp(prefix="darwinlm-"))  # for dequantised weights, as long as the model is used
+    try:
+        checkpoint = resolve_model(path, work / "model", allow_remote_code=allow_remote_code)
+    except FamilyError:  # can't be pruned
+        shutil.rmtree(work, ignore_errors=True)
+        folder = inside if inside.is_dir() else path
+        model = load_model(folder, kind, allow_remote_code=allow_remote_code)
+        tokenizer = load_tokenizer(folder, None, allow_remote_code=allow_remote_code)
+        model = model.eval().requires_grad_(requires_grad=False).to(where)
+        return Opened(source, lambda: model, tokenizer)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    tokenizer = checkpoint.tokenizer()
+    load = partial(checkpoint.load, kind, where)
+    opened = Opened(source, load, tokenizer, checkpoint=checkpoint, dtype=kind, device=where)
+    weakref.finalize(opened, shutil.rmtree, work, ignore_errors=True)
+    return opened
+
+
+def _in_llama_cpp(source: str, path: Path) -> Opened:
+    model, tokenizer = open_in_llama_cpp(path)
+    return Opened(source, lambda: model, tokenizer, "llama.cpp")

@@ -13,7 +13,6 @@ from darwinlm.needs.counted import Passes, count_passes
 from darwinlm.recipe import Recipe
 from darwinlm.recipe.settled import saved_dtype
 from darwinlm.runtime.compute import DTYPES
-from darwinlm.runtime.errors import RecipeError
 from darwinlm.search.problem.budgets import RULES, Counted, resolve_budget
 from darwinlm.search.problem.problem import space_of
 from darwinlm.vocabulary.choose import kept_size
@@ -77,16 +76,13 @@ class Sizes:
     def kept_blocks(self) -> tuple[int, int]:
         """Smallest and largest number of block parameters to keep; approximate for a budget in bytes.
 
-        Raises:
-            BudgetError: The budget is too small or too large.
-            RecipeError: It would have to be measured.
+        A budget in time is measured in the run; an equal share of the blocks, or half of them, stands for it. Raises
+        BudgetError if the budget is too small or too large.
         """
         budget, dtype = self.recipe.budget, saved_dtype(self.recipe, self.checkpoint.dtype)
         counted = RULES[budget.kind].costs
         if counted is None:
-            raise RecipeError(
-                f"budget.{budget.kind} is measured on the device when the run starts: plan with keep, params or bytes"
-            )
+            return 0, round(self.blocks / (budget.speedup or 2))
         kind, equal = self.recipe.units.quantisation, self.recipe.search.layers == "equal"
         cost = counted(Counted(self.checkpoint, self.space, self.shapes, self.outside, dtype, kind, equal), budget)
         bounds = resolve_budget(cost, budget)

@@ -56,7 +56,9 @@ class Plan:
         whole = self.sizes.checkpoint.whole is not None
         around = "its parts around the language model are kept, and not counted here" if whole else ""
         unfit = unfit_widths(self.sizes.recipe.units, self.sizes.shapes, self.sizes.width)
-        return [note for note in (kept, around, unfit, *(need.note for need in self.needs)) if note]
+        budget = self.sizes.recipe.budget
+        timed = f"budget.{budget.kind} is measured in the run: the sizes are a guess until then" if budget.timed else ""
+        return [note for note in (timed, kept, around, unfit, *(need.note for need in self.needs)) if note]
 
     def as_json(self) -> dict[str, Any]:
         """The plan as plain values."""

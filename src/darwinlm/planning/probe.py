@@ -67,7 +67,7 @@ class RandomWeights(Checkpoint):
         """Names of all tensors."""
         return self.shapes
 
-    def read(self, prefix: str = "", *, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    def read(self, prefix: str = "", *, dtype: torch.dtype | None = None, mapped: bool = True) -> dict[str, Tensor]:
         """Random tensors."""
         found = {name: shape for name, shape in self.shapes.items() if name.startswith(prefix)}
         return {

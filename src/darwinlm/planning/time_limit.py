@@ -244,9 +244,6 @@ class TimeLimit:
 
 
 def _sizes(checkpoint: Checkpoint, recipe: Recipe) -> Sizes:
-    """Sizes for the plan. Budgets in time are measured in the run, so half of the blocks stands for them."""
-    if recipe.budget.timed:
-        recipe = load_recipe(recipe, ["budget.keep=0.5"], {})
     sizes = Sizes(checkpoint, recipe, parallel.size())
     _ = sizes.kept_blocks  # kept for other settings
     return sizes

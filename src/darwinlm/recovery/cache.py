@@ -39,21 +39,21 @@ _LEAST = -6e4
 class CachedText(Dataset[dict[str, Tensor]]):
     """Training text with the dense model's log-probabilities, stored by `cached_text`.
 
-    `shards` are files in the order of the blocks, each of `shard_blocks` blocks.
+    `shards` are files in the order of the sequences, each of `shard_sequences` sequences.
     """
 
-    def __init__(self, text: Dataset[dict[str, Tensor]], shards: list[Path], shard_blocks: int) -> None:
+    def __init__(self, text: Dataset[dict[str, Tensor]], shards: list[Path], shard_sequences: int) -> None:
         self.text = text
-        self.shard_blocks = shard_blocks
+        self.shard_sequences = shard_sequences
         self._shards: list[Any] = [safe_open(path, framework="pt") for path in shards]
 
     def __len__(self) -> int:
         return len(cast(Sized, self.text))
 
-    def __getitem__(self, block: int) -> dict[str, Tensor]:
+    def __getitem__(self, sequence: int) -> dict[str, Tensor]:
         """`input_ids` [t], and `top_log_p` [t, k] float16, `top_places` [t, k] int64, `top_log_rest` [t] float32."""
-        shard, row = divmod(block, self.shard_blocks)
-        item = dict(self.text[block])
+        shard, row = divmod(sequence, self.shard_sequences)
+        item = dict(self.text[sequence])
         for name in STORED:
             item[name] = self._shards[shard].get_slice(name)[row]
         item["top_places"] = item["top_places"].to(torch.int64)
@@ -74,8 +74,8 @@ def cached_text(
 ) -> CachedText:
     """Load cached shards of a text, run the dense model on the rest, and check all of them.
 
-    Several processes share the work. An interrupted call leaves complete shards, which the next call uses. Blocks are
-    `input_ids` [t] of one length, of which `batch_rows` are run at once. `key` identifies the dense model and its
+    Several processes share the work. An interrupted call leaves complete shards, which the next call uses. Sequences
+    are `input_ids` [t] of one length, of which `batch_rows` are run at once. `key` identifies the dense model and its
     element type; the folder may hold shards of other texts and models. `say` gets a message about the size and time of
     the cache before it is built.
 
@@ -85,10 +85,10 @@ def cached_text(
     """
     if folder.exists() and not folder.is_dir():
         raise ArtifactError(f"{folder} is a file, but the teacher cache needs a folder: choose another teacher_cache")
-    blocks = len(cast(Sized, text))
+    sequences = len(cast(Sized, text))
     length = len(text[0]["input_ids"])
-    shard_blocks = max(1, shard_tokens // length)
-    parts = [range(start, min(start + shard_blocks, blocks)) for start in range(0, blocks, shard_blocks)]
+    shard_sequences = max(1, shard_tokens // length)
+    parts = [range(start, min(start + shard_sequences, sequences)) for start in range(0, sequences, shard_sequences)]
     keys = [{**key, "top_k": top_k, "tokens": _digest_of_tokens(_tokens(text, part))} for part in parts]
     paths = [folder / f"top{top_k}_{digest_of(shard)}.safetensors" for shard in keys]
     missing = [number for number, path in enumerate(paths) if not path.exists()]
@@ -97,7 +97,7 @@ def cached_text(
     with parallel.agree():
         if parallel.is_main():
             shards = f"{len(missing)} of {len(parts)} shards are computed now and take {amounts.size(size)} on disk"
-            what = f"teacher cache: top {top_k} of {blocks * length:,} tokens in {folder}"
+            what = f"teacher cache: top {top_k} of {sequences * length:,} tokens in {folder}"
             say(f"{what}: {shards if missing else 'all there'}")
             check_room(folder, size, "the teacher cache takes", "or choose another folder")
         mine = parallel.mine(missing)
@@ -108,7 +108,7 @@ def cached_text(
     with parallel.agree():
         for path, wanted in zip(paths, keys, strict=True):
             _check(path, wanted)
-    return CachedText(text, paths, shard_blocks)
+    return CachedText(text, paths, shard_sequences)
 
 
 def bytes_per_token(vocabulary: int, top_k: int = TOP_K) -> int:
@@ -121,7 +121,7 @@ def _places_type(vocabulary: int) -> torch.dtype:
 
 
 def _tokens(text: Dataset[dict[str, Tensor]], part: range) -> Tensor:
-    return torch.stack([text[block]["input_ids"] for block in part])
+    return torch.stack([text[sequence]["input_ids"] for sequence in part])
 
 
 def _digest_of_tokens(tokens: Tensor) -> str:

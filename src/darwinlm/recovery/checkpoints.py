@@ -1,7 +1,8 @@
 """State and checkpoints of a training: safetensors and JSON, written atomically, and verified by hash.
 
 A checkpoint holds the trained weights, AdamW's two moments and `state.json`. Rates, the order of the text and random
-numbers depend only on the step. Tensors aren't sharded, so any number of processes can resume from them.
+numbers depend only on the step. `torch.distributed.checkpoint` writes each process's part of the tensors, and any
+number of processes can resume from them.
 """
 
 from __future__ import annotations
@@ -9,23 +10,21 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from darwinlm.runtime import parallel
-from darwinlm.runtime.artifact import check_room, digest_of, file_digest, write_json, write_tensors, write_text
+from darwinlm.runtime.artifact import check_room, digest_of, file_digest, write_json, write_text
 from darwinlm.runtime.errors import ArtifactError, NumericsError, StorageError, first_line, storage_error
 
-WEIGHTS, FIRST, SECOND = "weights", "first_moments", "second_moments"
 MANIFEST, STATE = "manifest.json", "state.json"
-_FILES = (STATE, *(f"{part}.safetensors" for part in (WEIGHTS, FIRST, SECOND)))
 _PREFIX, _PARTIAL = "checkpoint-", "partial"
 KEPT = 2
 """Number of checkpoints to keep: the older one serves if the newest is damaged."""
@@ -141,25 +140,29 @@ class Checkpoints:
                 f"{path} belongs to another run ({', '.join(names)} differ): choose another output folder, or delete "
                 f"{self.folder} to start again"
             )
-        for name, digest in digests.items():
-            if digest != manifest.files.get(name):
-                raise _damaged(path, f"{name} was changed")
+        for name in sorted({*digests, *manifest.files}):
+            if digests.get(name) != manifest.files.get(name):
+                raise _damaged(path, f"{name} was {'changed' if name in digests else 'deleted'}")
 
     def save(self, state: TrainingState, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Write a checkpoint under a temporary name, rename it, and delete old ones.
 
-        Tensors are weights and moments by name, in float32; each process passes its part of sharded ones.
+        Tensors are weights and moments by name, in float32; each process passes its part of sharded ones, and writes
+        it. Every part, such as the weights, has files of its own, so that only one part is copied at once.
 
         Raises:
             StorageError: The disk is full or can't be written; the checkpoints before are kept.
         """
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+        from torch.distributed.checkpoint.state_dict_saver import save
+
         partial, target = self.folder / _PARTIAL, self.folder / f"{_PREFIX}{state.step}"
-        if parallel.is_main():
-            shutil.rmtree(partial, ignore_errors=True)
+        files = {f"{part}.{name}": number for number, part in enumerate(tensors, 1) for name in tensors[part]}
+        parallel.in_main(shutil.rmtree, partial, True)
         try:
-            for part, named in tensors.items():
-                whole = gathered(named)
-                parallel.in_main(write_tensors, partial / f"{part}.safetensors", whole)
+            with _one_error(partial):
+                writer = HuggingFaceStorageWriter(str(partial), files, save_distributed=True)
+                save(_flat(tensors), storage_writer=writer)
             parallel.in_main(write_text, partial / STATE, state.model_dump_json())
             parallel.in_main(self._finish, partial, target)
         except StorageError:
@@ -170,7 +173,7 @@ class Checkpoints:
         try:
             write_json(partial / MANIFEST, {"run": self.run, "files": _digests(partial)})
             for path in partial.iterdir():
-                with path.open("rb") as stream:
+                with path.open("r+b") as stream:  # Windows flushes only files that are open for writing
                     os.fsync(stream.fileno())
             shutil.rmtree(target, ignore_errors=True)
             partial.replace(target)
@@ -181,10 +184,11 @@ class Checkpoints:
 
     def load(self, path: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> TrainingState:
         """Copy a checkpoint verified by `newest` into tensors of the same names; returns its state."""
-        for part, named in tensors.items():
-            with safe_open(path / f"{part}.safetensors", framework="pt") as file:
-                for name, tensor in named.items():
-                    _fill(tensor, file.get_tensor(name))
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+        from torch.distributed.checkpoint.state_dict_loader import load
+
+        with _one_error(path):
+            load(_flat(tensors), storage_reader=HuggingFaceStorageReader(str(path)))
         return TrainingState.model_validate_json((path / STATE).read_bytes())
 
     def check_room(self, model: nn.Module) -> None:
@@ -195,8 +199,27 @@ class Checkpoints:
 
 
 def _digests(folder: Path) -> dict[str, str]:
+    names = sorted(path.name for path in folder.iterdir() if path.name != MANIFEST)
     with ThreadPoolExecutor() as pool:  # hashing releases the GIL
-        return dict(zip(_FILES, pool.map(lambda name: file_digest(folder / name), _FILES), strict=True))
+        return dict(zip(names, pool.map(lambda name: file_digest(folder / name), names), strict=True))
+
+
+def _flat(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
+    return {f"{part}.{name}": tensor for part, named in tensors.items() for name, tensor in named.items()}
+
+
+@contextmanager
+def _one_error(path: Path) -> Iterator[None]:
+    """Raise the first error of any process in place of the library's collection of them."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is", UserWarning)  # in a single process
+            yield
+    except CheckpointException as failed:
+        error, _ = next(iter(failed.failures.values()))
+        raise storage_error(path, error) if isinstance(error, OSError) else error from failed
 
 
 def _damaged(path: Path, reason: str) -> ArtifactError:
@@ -204,27 +227,3 @@ def _damaged(path: Path, reason: str) -> ArtifactError:
         f"{path} is damaged ({reason}): delete that folder and rerun the same command; training then resumes from the "
         "previous checkpoint, or starts from the beginning if there is none"
     )
-
-
-def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Unsharded tensors in main memory of the first process. All processes must call it; the others get none."""
-    collected = {}
-    for name, tensor in tensors.items():
-        whole = tensor.detach()
-        if hasattr(whole, "full_tensor"):
-            whole = whole.full_tensor()
-        if parallel.is_main():
-            collected[name] = whole.cpu()
-    return collected
-
-
-@torch.no_grad()
-def _fill(tensor: Tensor, whole: Tensor) -> None:
-    """Copy an unsharded tensor into one that may be sharded."""
-    if hasattr(tensor, "full_tensor"):
-        from torch.distributed.tensor import DTensor, distribute_tensor
-
-        assert isinstance(tensor, DTensor)
-        tensor.copy_(distribute_tensor(whole.to(tensor.device), tensor.device_mesh, tensor.placements))
-    else:
-        tensor.copy_(whole)

@@ -39,7 +39,7 @@ class Steps:
     step_rows: int
 
     @property
-    def blocks(self) -> int:
+    def sequences(self) -> int:
         """Sequences in an epoch."""
         return self.per_epoch * self.step_rows
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,13 +18,13 @@ from torch.utils.data import Dataset, default_collate
 
 from darwinlm.recipe import RecoverySettings
 from darwinlm.recovery.cache import STORED
-from darwinlm.recovery.checkpoints import FIRST, SECOND, WEIGHTS, Checkpoints, LossGuard, TrainingState, gathered
+from darwinlm.recovery.checkpoints import Checkpoints, LossGuard, TrainingState
 from darwinlm.recovery.losses import TopK, needs_dense
 from darwinlm.recovery.model import Dense, Losses, prepared, run_dense, spread
 from darwinlm.recovery.schedule import Steps, rate_share
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import digest_of
-from darwinlm.runtime.memory import kept_memory
+from darwinlm.runtime.memory import kept_memory, room_at_peak
 
 BETAS, MAX_GRAD_NORM = (0.9, 0.95), 1.0
 """AdamW's betas, and the maximum norm of gradients, as for Llama 2 (arXiv 2307.09288)."""
@@ -175,14 +176,26 @@ class Training:
             losses, self.state.unlogged = self.state.unlogged, []
             logged = sum(losses) / len(losses)
             where = self._log(step + 1, {"loss": logged, "grad_norm": norm, "learning_rate": rate})
-            speed = (step + 1 - self.first) * self.steps.tokens / (time.monotonic() - self.begun)
+            speed = (step + 1 - self.first) * self.steps.tokens / max(time.monotonic() - self.begun, 1e-9)
             self.say(f"{where}: loss {logged:.4f}, rate {rate:.2e}, {speed:.0f} tokens/s")
 
     def _unsynchronized(self, number: int) -> AbstractContextManager[None]:
-        """Let DDP accumulate gradients in each process and sum over processes only once per step."""
-        waits = hasattr(self.call, "no_sync") and number + 1 < self.steps.accumulation
-        held: AbstractContextManager[None] = cast(Any, self.call).no_sync() if waits else nullcontext()
+        """Let processes accumulate gradients and sum them only once per step.
+
+        Of sharded weights, each process then holds whole gradients, so it begins after a step that left room for them.
+        """
+        call, waits = cast(Any, self.call), number + 1 < self.steps.accumulation
+        if self.sharded:
+            call.set_requires_gradient_sync(not (waits and self.state.step > self.first and self.has_room))
+        held: AbstractContextManager[None] = call.no_sync() if waits and hasattr(call, "no_sync") else nullcontext()
         return held
+
+    @cached_property
+    def has_room(self) -> bool:
+        """Whether float32 gradients of all weights fit beside the peak so far, in every process."""
+        size = 4 * sum(weight.numel() for weight in self.trained.values())
+        fits = torch.tensor(float(size < room_at_peak(self.device)), device=self.device)
+        return float(parallel.all_reduce(fits)) == parallel.size()
 
     def _batch(self, step: int, number: int) -> dict[str, Tensor]:
         """Micro-batch `number` of this process in a step."""
@@ -254,7 +267,7 @@ class Training:
                 self.optimizer.state[weight].update(step=step, **moments)
         kept = {name: self.optimizer.state[weight] for name, weight in self.trained.items()}
         first, second = ({name: state[kind] for name, state in kept.items()} for kind in ("exp_avg", "exp_avg_sq"))
-        return {WEIGHTS: dict(self.trained), FIRST: first, SECOND: second}
+        return {"weights": dict(self.trained), "first_moments": first, "second_moments": second}
 
     def save(self) -> None:
         """Write a checkpoint. Raises StorageError."""
@@ -298,7 +311,7 @@ class Training:
             self.say("recovery: no improvement on held-out text, so the weights before training are kept")
             model = self.student() if parallel.is_main() else None
         elif self.sharded:
-            weights = gathered(self.trained)
+            weights = _gathered(self.trained)
             model = self.student() if parallel.is_main() else None
             for name, weight in dict(model.named_parameters()).items() if model is not None else ():
                 if name in weights:
@@ -306,6 +319,18 @@ class Training:
         elif self.settings.lora_rank:
             model = model.merge_and_unload()
         return model if model is None else model.cpu().eval().requires_grad_(requires_grad=False)
+
+
+def _gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Unsharded tensors in main memory of the first process. All processes must call it; the others get none."""
+    collected = {}
+    for name, tensor in tensors.items():
+        whole = tensor.detach()
+        if hasattr(whole, "full_tensor"):
+            whole = whole.full_tensor()
+        if parallel.is_main():
+            collected[name] = whole.cpu()
+    return collected
 
 
 class Batches:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from darwinlm.models.resolve import describe_model
@@ -37,7 +38,7 @@ def plan(
         params: Parameters of the whole smaller model.
         device: Name of a device, such as "h100", "cuda" for this machine's GPU, "cpu", or a file of measured speeds.
         processes: Number of processes.
-        ram: Memory of the machine in bytes for all processes; None doesn't check it.
+        ram: Memory of the machine in bytes for all processes; None doesn't check it, and on a CPU is this machine's.
         disk: Free bytes for the output folder; None are those of the present folder on a CPU.
         ready_for: Quantisation that will follow.
         recipe: Recipe, path of a recipe, or name of a bundled one.
@@ -53,6 +54,8 @@ def plan(
     if chosen.model is None:
         raise RecipeError("no model is given: name a hub id, a folder or a GGUF file")
     card = find_device(device)
+    if card.kind.type == "cpu" and ram is not None:
+        card = replace(card, memory=ram)
     checkpoint = describe_model(chosen.model, allow_remote_code=chosen.allow_remote_code)
     if card.kind.type == "cpu" and disk is None:
         disk = float(shutil.disk_usage(".").free)

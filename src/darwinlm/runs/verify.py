@@ -175,7 +175,7 @@ def _unknown(folder: Path, known: set[str]) -> list[str]:
 def _sizes(model: Path, summary: Summary) -> Iterator[Finding]:
     """Recount the parameters, and compare them with the budget."""
     checkpoint = Checkpoint.open(model)
-    made, stated, budget = checkpoint.skeleton(), summary.saved, summary.budget
+    made, stated, budget = checkpoint.outline, summary.saved, summary.budget
     counted = sum(parameter.numel() for parameter in made.parameters())
     blocks = block_parameters(made, checkpoint.family.layers)
     yield Finding("parameters", None if counted == stated.params else f"{counted:,} exist, {stated.params} are stated")

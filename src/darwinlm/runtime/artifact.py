@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib import resources
@@ -36,6 +37,8 @@ KEY = "key.json"
 MARKER = "darwinlm.json"
 STAGES = "stages"
 """The file that marks a run's output folder, and the folder of the stages in it."""
+SEEN_LATE = 90.0
+"""Seconds after which every machine sees a file in a shared folder; NFS keeps what it knows of folders for up to 60."""
 ARTIFACT_BYTES, ARTIFACT_NODES = 1 << 30, 1 << 26
 """Largest JSON file of a stage, in bytes and in values: the hashes of thirty million documents."""
 
@@ -63,7 +66,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         mode = create(temporary)
         write(temporary)
-        temporary.chmod(mode)  # safetensors replaces the file by one that only its owner may read
+        _allow(temporary, mode)
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         raise storage_error(path, error) from error
@@ -88,8 +91,14 @@ def share(folder: Path) -> None:
     mode = create(probe)
     probe.unlink()
     for path in folder.rglob("*"):
-        if path.is_file() and not path.is_symlink() and stat.S_IMODE(path.stat().st_mode) != mode:
-            path.chmod(mode)
+        if path.is_file() and not path.is_symlink():
+            _allow(path, mode)
+
+
+def _allow(path: Path, mode: int) -> None:
+    """Set the permissions of a file, which safetensors reserves for its owner; some file systems can't change any."""
+    if stat.S_IMODE(path.stat().st_mode) != mode:
+        path.chmod(mode)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -278,6 +287,12 @@ class StageFolder:
             check_file(self.folder / name, expected, self.folder)
         return True
 
+    def await_manifest(self) -> None:
+        """Wait until this machine sees the manifest that another one wrote: NFS may show new files a minute late."""
+        ends = time.monotonic() + SEEN_LATE
+        while not (self.folder / MANIFEST).exists() and time.monotonic() < ends:
+            time.sleep(0.1)
+
     def why_redone(self) -> str:
         """Why an earlier, possibly unfinished result in the folder can't be used; empty if it can, or there is none."""
         path = self.folder / KEY
@@ -309,20 +324,23 @@ class StageFolder:
                     f"{self.folder} is a symbolic link to the results of another run, which are kept: remove the "
                     "link and rerun the same command"
                 )
-            shutil.rmtree(self.folder)
+            self.discard()
         write_json(path, self.key)
         return False
 
     def discard(self) -> None:
-        """Delete a finished result that can't be used, so that the stage starts again."""
-        shutil.rmtree(self.folder)
+        """Delete a result that can't be used, so that the stage starts again. Raises StorageError."""
+        try:
+            shutil.rmtree(self.folder)
+        except OSError as error:
+            raise storage_error(self.folder, error) from error
 
     def finish(self, **facts: Any) -> None:
-        """Write the manifest, which marks the stage as finished."""
+        """Write the manifest, which marks the stage as finished. Hidden files are the system's, and come and go."""
         share(self.folder)
         files = {
-            str(path.relative_to(self.folder)): file_digest(path)
+            path.relative_to(self.folder).as_posix(): file_digest(path)
             for path in sorted(self.folder.rglob("*"))
-            if path.is_file() and path.name not in (MANIFEST, KEY) and not path.name.endswith(".tmp")
+            if path.is_file() and path.name not in (MANIFEST, KEY) and not path.name.startswith(".")
         }
         write_json(self.folder / MANIFEST, Manifest(key=self.key, facts=facts, files=files).model_dump())

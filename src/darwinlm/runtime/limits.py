@@ -154,6 +154,11 @@ def _count(node: yaml.Node | None, known: dict[int, int], depth: int) -> int:
     return known[id(node)]
 
 
+def is_utf8(name: str) -> bool:
+    """Whether the name of a file can be written as text: on Linux it may be any bytes."""
+    return name.isascii() or not re.search("[\ud800-\udfff]", name)
+
+
 def visible(text: str) -> str:
     """Text from outside for a terminal or a page: without control characters, which could rewrite what stands there.
 

@@ -15,6 +15,7 @@ import shutil
 import socket
 import stat
 import threading
+import time
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -29,6 +30,8 @@ LOCK = ".lock"
 """Name of the lock file in the output folder of a run."""
 OWNER, LONGEST = b"process ", 1024
 """Beginning of a lock file, and its largest size in bytes."""
+TRIES = 500
+"""How often a lock is tried that others remove meanwhile, or whose file never looks the same."""
 NO_LINKS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 """Windows has neither; elsewhere a link is refused and a pipe isn't waited for."""
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
@@ -59,7 +62,7 @@ class Lock(contextlib.AbstractContextManager["Lock"]):
         self._file = self._acquire()
 
     def _acquire(self) -> int | None:
-        while True:
+        for left in reversed(range(TRIES)):
             try:
                 file = os.open(self.path, os.O_RDWR | os.O_CREAT | NO_LINKS, 0o644)
             except OSError as error:
@@ -80,10 +83,25 @@ class Lock(contextlib.AbstractContextManager["Lock"]):
                 self.problem = getattr(error, "strerror", None) or "this system has no file locks"
                 return file
             if self._is_current(file):
-                os.ftruncate(file, 0)
-                os.pwrite(file, f"{OWNER.decode()}{self._pid} on {socket.gethostname()}".encode(), 0)
+                self._sign(file)
+                return file
+            if not left:
+                self.problem = "its files don't keep their identity"
                 return file
             os.close(file)  # the owner removed it between the two calls
+            time.sleep(0.01)
+        raise AssertionError("the last try returns")
+
+    def _sign(self, file: int) -> None:
+        try:
+            os.ftruncate(file, 0)
+            os.pwrite(file, f"{OWNER.decode()}{self._pid} on {socket.gethostname()}".encode(), 0)
+        except OSError as error:
+            os.close(file)
+            with contextlib.suppress(OSError):
+                self.path.unlink()
+            self._unmake()
+            raise storage_error(self.path, error) from error
 
     def _foreign(self) -> StorageError:
         return StorageError(
@@ -184,10 +202,10 @@ def hold_target(path: Path) -> Lock:
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a path in an output folder may come from a run that was killed at its start."""
+    """Whether a path in an output folder may come from a run that was killed at its start, or from macOS."""
     if path.is_dir():  # of one size of a sweep
         return all(map(is_ours, path.iterdir()))
-    return path.name == LOCK or _TEMPORARY.fullmatch(path.name) is not None
+    return path.name in (LOCK, ".DS_Store") or _TEMPORARY.fullmatch(path.name) is not None
 
 
 def _remove(path: Path) -> None:

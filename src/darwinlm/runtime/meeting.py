@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from darwinlm.runtime.errors import ParallelError, first_line
@@ -22,6 +23,15 @@ FIRST_LOOK, LAST_LOOK = 5e-4, 0.1
 """Polling interval of the store in seconds: initial and maximum."""
 
 RESUME = "read its messages, then rerun the same command; finished work is kept"
+
+
+@dataclass
+class _Pulse:
+    """The last heartbeat of a process, the time of the last look at it, and seconds without a new one."""
+
+    beat: bytes
+    seen: float
+    silent: float = 0.0
 
 
 class Meetings:
@@ -48,7 +58,7 @@ class Meetings:
         is at another meeting.
         """
         self._held += 1
-        pulses: dict[int, tuple[bytes, float]] = {}
+        pulses: dict[int, _Pulse] = {}
         try:
             self.store.set(self._place(self.rank), what)
             arrived, pause = f"meeting/{self._held}/{what}", FIRST_LOOK
@@ -75,7 +85,7 @@ class Meetings:
     def _place(self, rank: int) -> str:
         return f"meeting/{self._held}/{rank}"
 
-    def _look_at(self, other: int, what: str, pulses: dict[int, tuple[bytes, float]]) -> None:
+    def _look_at(self, other: int, what: str, pulses: dict[int, _Pulse]) -> None:
         """Check whether a missing process may still come. Raises ParallelError."""
         if self.store.check([self._place(other)]):
             purpose = self.store.get(self._place(other)).decode()
@@ -88,9 +98,11 @@ class Meetings:
             raise ParallelError(f"process {other} has ended: {RESUME}")
         now = time.monotonic()
         pulse = self.store.get(f"pulse/{other}") if self.store.check([f"pulse/{other}"]) else b""
-        if other not in pulses or pulses[other][0] != pulse:
-            pulses[other] = pulse, now
-        elif now - pulses[other][1] > self.patience:
+        if other not in pulses or pulses[other].beat != pulse:
+            pulses[other] = _Pulse(pulse, now)
+        pulses[other].silent += min(now - pulses[other].seen, 10 * LAST_LOOK)  # a clock may jump after a sleep
+        pulses[other].seen = now
+        if pulses[other].silent > self.patience:
             raise ParallelError(f"process {other} has not responded for {self.patience / 60:.0f} minutes: {RESUME}")
 
     def _beat(self) -> None:

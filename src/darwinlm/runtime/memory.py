@@ -30,11 +30,24 @@ def free_bytes(device: torch.device) -> int:
     return free_host_bytes()
 
 
+def room_at_peak(device: torch.device) -> int:
+    """Bytes that a device had left for this process at its peak, less a tenth; on a CPU, those that are free now."""
+    if device.type == "cuda":
+        return int(0.9 * torch.cuda.mem_get_info(device)[1]) - torch.cuda.max_memory_allocated(device)
+    return free_host_bytes()
+
+
 def free_host_bytes() -> int:
     """Free bytes of main memory for this process; processes of a run share it equally."""
     known = [each for each in (_available(MEMINFO), _within_limit(CGROUP)) if each is not None]
-    everything = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(known, default=everything // 2) // parallel.local_size()
+    return min(known, default=all_bytes(torch.device("cpu")) // 2) // parallel.local_size()
+
+
+def all_bytes(device: torch.device) -> int:
+    """Bytes of all memory of a device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _available(meminfo: Path) -> int | None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from darwinlm.runtime.errors import ArtifactError
+from darwinlm.runtime.limits import is_utf8
 
 Given = str | Path | None
 """A path, a name on the hub, a source of text with a field, or nothing."""
@@ -16,11 +17,15 @@ def check_output(
 ) -> None:
     """Refuse an output that is an input or holds one, lies in a folder of text, or is an older file of an input.
 
-    Links are resolved. What is not on this machine can't be harmed. A `resumed` output may be an older file.
+    Links are resolved. What is not on this machine can't be harmed. A `resumed` output may be an older file. Names that
+    aren't UTF-8 are refused too: neither records nor safetensors can hold them.
 
     Raises:
         ArtifactError: The message names the output and the input.
     """
+    for each in (out, *inputs, *text):
+        if not is_utf8(str(each)):
+            raise ArtifactError(f"{each} has a name that isn't UTF-8: rename it")
     there, above = _identity(out), {_identity(path) for path in out.resolve().parents}
     for given, path in ((given, _local(given)) for given in (*inputs, *text)):
         if path is None:

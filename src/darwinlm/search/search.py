@@ -32,8 +32,7 @@ from darwinlm.search.predict.gradients import Gradients
 from darwinlm.search.predict.module_losses import estimated_losses, local_errors
 from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import Allocation, PerLevel
-from darwinlm.search.propose.start import neighbour_start, uniform_start
-from darwinlm.search.propose.uniform import uniform_allocations
+from darwinlm.search.propose.start import neighbour_start, uniform_allocations, uniform_start
 from darwinlm.streaming.decoder import Decoder
 from darwinlm.streaming.hidden import HiddenMemory
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from darwinlm.calibration.gradients import output_gradients
-from darwinlm.data import TokenBlocks
+from darwinlm.data import TokenSequences
 from darwinlm.database.block_moments import Saliency
 from darwinlm.database.blocks import block_file
 from darwinlm.database.build import build_database
@@ -55,7 +55,7 @@ def gradient_tokens(calibration_tokens: int) -> int:
     return min(max(calibration_tokens // GRADIENT_SHARE, 1), GRADIENT_TOKENS)
 
 
-def _gradient_rows(calibration: TokenBlocks) -> int:
+def _gradient_rows(calibration: TokenSequences) -> int:
     """Number of sequences for the gradients; each process needs one."""
     wanted = -(-gradient_tokens(calibration.n_tokens) // calibration.tokens.shape[1])
     return min(max(wanted, parallel.size()), len(calibration.tokens))
@@ -97,7 +97,7 @@ def _database_need(need: Need) -> None:
 
     In memory are the stream, and a block while it runs or while its modules are factorised. On a CPU, moments are moved
     to files, and a module is factorised in the memory of one float64 matrix. It takes two if there are fewer tokens
-    than columns and its order needs float64. On a GPU, moments stay, and matrix, factor and inverse are separate.
+    than columns and its order needs float64. On a GPU, moments stay, and an inverse takes one matrix more.
     """
     sizes, r = need.sizes, float(need.sizes.width)
     tokens, moments, work = sizes.recipe.text.calibration_tokens, Counter[int](), 0.0
@@ -112,7 +112,7 @@ def _database_need(need: Need) -> None:
         # An inverse for the order, then a factor and the target.
         need.add("factors", orders * (d**3 + d**3 / 3 + 2 * d * d * r))
         moments[shape.block] += experts * shape.width**2 * 4
-        matrices = (1 if need.on_cpu else 3) + (tokens <= d)
+        matrices = (1 if need.on_cpu else 2) + (tokens <= d)
         work = max(work, (8 * matrices + 4 * shape.experts) * d * d)
         ordered = _order_experts(need, shape) if shape.experts else ordered
     of_a_block = {"second moments of one block": float(max(moments.values()))}
@@ -147,7 +147,7 @@ def _order_experts(need: Need, shape: ModuleShape) -> Items:
     }
 
 
-def _gradients(task: Task, dense: Checkpoint, calibration: TokenBlocks) -> None:
+def _gradients(task: Task, dense: Checkpoint, calibration: TokenSequences) -> None:
     """Second moments of output gradients on the beginning of the calibration text, a file for each block."""
     context, rows = task.context, _gradient_rows(calibration)
     tokens = calibration.tokens[:rows][parallel.place() :: parallel.size()]
@@ -199,7 +199,7 @@ class PruningDatabase:
         return self.stage.digest
 
 
-def _build(task: Task, dense: Checkpoint, calibration: TokenBlocks, saliency: Saliency | None) -> None:
+def _build(task: Task, dense: Checkpoint, calibration: TokenSequences, saliency: Saliency | None) -> None:
     """Calibrate and factorise every module, block by block.
 
     Raises:
@@ -237,7 +237,7 @@ def _opened(task: Task, dense: Checkpoint, stage: StageFolder) -> PruningDatabas
     return PruningDatabase(stage, reader)
 
 
-def _finished(task: Task, dense: Checkpoint, text: dict[str, TokenBlocks]) -> PruningDatabase:
+def _finished(task: Task, dense: Checkpoint, text: dict[str, TokenSequences]) -> PruningDatabase:
     """The database that the recipe names.
 
     Raises:

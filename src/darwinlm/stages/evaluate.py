@@ -14,7 +14,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from darwinlm.data import TokenBlocks
+from darwinlm.data import TokenSequences
 from darwinlm.evaluation.looking_back import (
     LIST_LENGTHS,
     PASSAGES,
@@ -124,7 +124,7 @@ def _models(
     }
     if refit is not None and recover is not None:
         corrected = partial(of_blocks, stitch.checkpoint, refit.block)
-        models["refit"] = Source(corrected, lambda: as_dtype(refit.model(), context.dtype)), refit.record
+        models["refit"] = Source(corrected, partial(refit.model, context.dtype)), refit.record
     elif refit is not None:
         models["refit"] = stored(export.checkpoint)
     if recover is not None:
@@ -167,7 +167,7 @@ def _need(need: Need) -> None:
     need.files((sizes.params + smaller * sizes.small) * sizes.saved + database_bytes(sizes))
 
 
-def _measure(task: Task, dense: Checkpoint, models: Models, export: Exported, evaluation: TokenBlocks) -> None:
+def _measure(task: Task, dense: Checkpoint, models: Models, export: Exported, evaluation: TokenSequences) -> None:
     measured = measure_models(task, dense, models.sources, evaluation, export.dtype)
     parallel.in_main(save_figures, task.folder / FIGURES, measured)
 
@@ -206,7 +206,9 @@ def _late(task: Task) -> Callable[[float], Callable[[], bool]]:
     return lambda share: lambda: time.monotonic() - begun > share * (ends - begun)
 
 
-def measure_models(task: Task, dense: Checkpoint, models: Sources, text: TokenBlocks, dtype: torch.dtype) -> Measured:
+def measure_models(
+    task: Task, dense: Checkpoint, models: Sources, text: TokenSequences, dtype: torch.dtype
+) -> Measured:
     """Measure models on the same text, block by block; processes share it.
 
     Models compute in the run's element type; their sizes in bytes are those in `dtype`. Whole models are timed.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from darwinlm import __version__
-from darwinlm.data import TokenBlocks
+from darwinlm.data import TokenSequences
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.export.hf import RECORD, check_saved, recorded_digests, save_model, saved_digests, what_changed
 from darwinlm.families.checkpoint import Checkpoint
@@ -18,6 +19,7 @@ from darwinlm.needs.need import Need
 from darwinlm.recipe.settled import saved_dtype
 from darwinlm.report.wording import without_folders
 from darwinlm.runtime.artifact import write_json
+from darwinlm.runtime.mapped import in_file
 from darwinlm.stages.recover import Recovered
 from darwinlm.stages.refit import Refitted
 from darwinlm.stages.stitch import Stitched
@@ -44,11 +46,15 @@ class Exported:
 
 
 def _need(need: Need) -> None:
-    """The model in float32, its rounded weights, and the saved model beside it for the check."""
-    small, saved = float(need.sizes.small), need.sizes.saved
-    need.ram |= {"the smaller model in float32": 4 * small, "as it is saved, and read again": 2 * saved * small}
-    need.add("hashing", small * saved)
-    need.files(2 * small * saved, small * saved)
+    """The model and the saved one are in mapped files; a block of each runs on a few tokens."""
+    sizes, saved = need.sizes, need.sizes.saved
+    small = float(sizes.small) * saved
+    need.ram["weights of one block, and the head"] = 4.0 * sizes.block + 2.0 * saved * (
+        sizes.block + sizes.vocabulary * sizes.width
+    )
+    need.add("hashing", small)
+    need.files(3 * small, small)
+    need.scratch = small
 
 
 def _save(
@@ -58,7 +64,7 @@ def _save(
     stitch: Stitched,
     refit: Refitted | None,
     recover: Recovered | None,
-    validation: TokenBlocks,
+    validation: TokenSequences,
 ) -> None:
     """Save the final model into `model/` of the output folder.
 
@@ -67,7 +73,8 @@ def _save(
         StorageError: The disk is full.
     """
     folder = task.context.folder / MODEL
-    model = as_dtype((recover or refit or stitch).model(), saved_dtype(task.recipe, dense.dtype))
+    dtype, place = saved_dtype(task.recipe, dense.dtype), partial(in_file, folder=task.folder)
+    model = as_dtype((recover or refit or stitch).model(dtype, place), dtype)
     model = in_family_class(model, stitch.checkpoint)
     save_model(model, folder, tokenizer=dense.tokenizer(), source=teacher.folder)
     check_saved(model, folder, validation.tokens[:2, :128])

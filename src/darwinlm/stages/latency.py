@@ -10,8 +10,9 @@ import torch
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import module_shapes
-from darwinlm.latency.measure import measure_table, read_table, table_costs
-from darwinlm.latency.timing import ModelTimer
+from darwinlm.latency.measure import CHECKS, check_fastest, fastest, measure_table, read_table, table_costs
+from darwinlm.latency.timing import DECODE_STEPS, PATIENCE, ModelTimer
+from darwinlm.needs.need import Need
 from darwinlm.runtime.artifact import write_json
 from darwinlm.search.problem.cost import CostModel
 from darwinlm.search.problem.problem import space_of
@@ -22,6 +23,9 @@ WORRYING = 0.05
 POINTS, RUNS = 9, 3
 """Maximum number of timed widths for one kind of module (other times are interpolated), and timed passes at each width,
 whose median is used; up to three times as many if they disagree."""
+
+TIMED = 0.75
+"""Mean share of the blocks in a timed pass, for the plan: half of the passes are of the dense model."""
 
 TABLE = "table.json"
 RATIOS = "ratios.json"
@@ -39,9 +43,22 @@ def _machine(task: Task) -> dict[str, Any]:
     }
 
 
+def _need(need: Need) -> None:
+    """Alternating passes of two models, of which the second has three quarters of the blocks on average."""
+    sizes, budget = need.sizes, need.sizes.recipe.budget
+    models = POINTS * len({shape.kind for shape in sizes.cut}) + CHECKS
+    passes = models * (1 + 2 * PATIENCE * RUNS)
+    need.tokens = passes * budget.batch * (budget.prefill_tokens + budget.decode_tokens // 2)
+    need.run(need.tokens, TIMED, batch=need.tokens / passes)
+    steps = passes * min(DECODE_STEPS, budget.decode_tokens)
+    need.add("decoding", steps * (TIMED * sizes.blocks + sizes.outside) * sizes.size)
+    need.held = need.a_pass() | {"two models": 2.0 * sizes.params * sizes.size}
+
+
 def _measure(task: Task, dense: Checkpoint) -> None:
+    """Raises BudgetError if even a model without the modules that may be cut is too slow."""
     context, recipe = task.context, task.recipe
-    shapes = module_shapes(dense)
+    shapes, space = module_shapes(dense), space_of(recipe, dense, module_shapes(dense))
     timer = ModelTimer(
         dense,
         {(shape.block, shape.kind): shape for shape in shapes},
@@ -50,8 +67,9 @@ def _measure(task: Task, dense: Checkpoint) -> None:
         device=context.device,
         runs=RUNS,
     )
+    check_fastest(recipe.budget, *fastest(space, timer))
     measured = measure_table(
-        space_of(recipe, dense, shapes),
+        space,
         timer,
         points=POINTS,
         record=task.folder / RATIOS,
@@ -79,6 +97,7 @@ LATENCY: Stage[CostModel | None] = Stage(
     writes="time of a module at every level",
     settings=("units", "budget.prefill_tokens", "budget.decode_tokens", "budget.batch"),
     key=_machine,
+    need=_need,
     wanted=lambda recipe: recipe.budget.timed,
 )
-"""Costs in nanoseconds of the recipe's request."""
+"""Costs in nanoseconds of the recipe's request. It states no need: a budget in time can't be planned before it."""

@@ -15,9 +15,9 @@ from darwinlm.recipe import Recipe
 from darwinlm.recipe.quantisation import in_gguf
 from darwinlm.runtime.errors import BudgetError, RecipeError
 from darwinlm.search.problem.cost import CostModel
+from darwinlm.search.problem.equal import EqualLayers, equal_layers
 from darwinlm.search.problem.problem import Budget
 from darwinlm.search.problem.space import Allocation, SearchSpace
-from darwinlm.search.propose.equal import EqualLayers, equal_layers
 from darwinlm.surgery.depth import can_lose_blocks, without_blocks
 from darwinlm.surgery.reshape import Reshaper
 from darwinlm.surgery.shrink import layer_overrides

@@ -47,7 +47,7 @@ def _counted(
     recipe: Recipe, dense: Checkpoint, space: SearchSpace, shapes: list[ModuleShape]
 ) -> tuple[int, CostModel | None]:
     """Number of parameters that aren't pruned, and the cost of the levels; None if it must be measured."""
-    outside = sum(each.numel() for each in dense.skeleton().parameters()) - space.params(space.dense)
+    outside = sum(each.numel() for each in dense.outline.parameters()) - space.params(space.dense)
     costs = RULES[recipe.budget.kind].costs
     if costs is None:
         return outside, None

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from darwinlm.data import Shuffle, TokenBlocks, read_documents
+from darwinlm.data import Shuffle, TokenSequences, read_documents
 from darwinlm.data.looking_back import ordinary_tokens, with_repeats
 from darwinlm.data.packed import PackedText, pack_documents
 from darwinlm.data.packing import added_bos
@@ -125,7 +125,7 @@ def _recover(
     teacher: Checkpoint,
     stitch: Stitched,
     refit: Refitted | None,
-    validation: TokenBlocks,
+    validation: TokenSequences,
     reserved: Collection[str],
     corpus_recovery: Path | None,
 ) -> None:
@@ -158,7 +158,7 @@ def _recover(
             pack_documents(
                 read_documents(source, shuffle=Shuffle(seed), tokenizer=tokenizer),
                 scratch / "text",
-                steps.blocks * steps.length,
+                steps.sequences * steps.length,
                 tokenizer,
                 reserved=reserved,
                 vocabulary=int(small.config.vocab_size),
@@ -168,7 +168,9 @@ def _recover(
     with parallel.agree():
         repeats = partial(with_repeats, share=recipe.text.looking_back, seed=seed, ordinary=ordinary_tokens(tokenizer))
         bos = added_bos(tokenizer)
-        text: PackedText | CachedText = PackedText(scratch / "text", steps.length, steps.blocks, bos, repeats=repeats)
+        text: PackedText | CachedText = PackedText(
+            scratch / "text", steps.length, steps.sequences, bos, repeats=repeats
+        )
         reference = teacher.load(context.dtype, context.device) if needs_dense(settings) else None
     if settings.teacher_cache is not None:
         text = cached_text(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.data import TokenBlocks
+from darwinlm.data import TokenSequences
 from darwinlm.database.blocks import block_file
 from darwinlm.evaluation.divergence import DenseDistribution
 from darwinlm.execution.stage import Stage, Task
@@ -50,17 +50,6 @@ class Refitted:
     choices: list[dict[str, Any]]
     record: dict[str, Any]
 
-    def weights(self) -> dict[str, Tensor]:
-        """The corrected weights by tensor name, float32; empty if the stitched model was better."""
-        corrected: dict[str, Tensor] = {}
-        if self.record["kept"] == "stitched":
-            return corrected
-        checkpoint = self.stitched.checkpoint
-        for block in range(checkpoint.n_blocks):
-            weights = _interpolated(self.folder, checkpoint, block, self.record["strength"])
-            corrected |= {checkpoint.block_prefix(block) + name: weight for name, weight in weights.items()}
-        return corrected
-
     def block(self, block: int) -> dict[str, Tensor]:
         """Weights of a block of the corrected model by name in it."""
         checkpoint = self.stitched.checkpoint
@@ -69,13 +58,9 @@ class Refitted:
             return stored
         return stored | _interpolated(self.folder, checkpoint, block, self.record["strength"])
 
-    def model(self) -> Any:
-        """The corrected model in memory, float32."""
-        model = self.stitched.model()
-        parameters = dict(model.named_parameters())
-        for name, weight in self.weights().items():
-            parameters[name].data = weight
-        return model
+    def model(self, dtype: torch.dtype = torch.float32, keep: Callable[[Tensor], Tensor] = lambda each: each) -> Any:
+        """The corrected model; `keep` puts every tensor in its place."""
+        return self.stitched.checkpoint.load(dtype, weights=self.block, keep=keep)
 
 
 def _need(need: Need) -> None:
@@ -97,8 +82,8 @@ def _need(need: Need) -> None:
         need.add("moments", everything * (2 * d * d + 2 * d * r))
         # Every process solves for the same weights.
         need.add("factors", need.processes * len(RIDGES) * (d**3 / 3 + 4 * d * d * r))
-    own, d = everything / need.processes, max(widths)
-    need.held = {"residual streams, dense, smaller and target": 4.0 * own * r * size} | largest(
+    d = max(widths)
+    need.held = need.streams(4.0 * everything * r) | largest(
         need.a_pass(2 + 2 * sizes.kept) | {"moments of one module": (2 * d * d + d * r) * 4 + d * d * 16},
         {
             "heads: dense, smaller": 2.0 * sizes.vocabulary * r * size,
@@ -109,7 +94,9 @@ def _need(need: Need) -> None:
     need.files((sizes.params + sizes.small) * sizes.saved, sum(r * d * 4 for d in widths))
 
 
-def _refit(task: Task, dense: Checkpoint, stitch: Stitched, calibration: TokenBlocks, validation: TokenBlocks) -> None:
+def _refit(
+    task: Task, dense: Checkpoint, stitch: Stitched, calibration: TokenSequences, validation: TokenSequences
+) -> None:
     """Fit the stitched model towards the dense one, and choose how far to go.
 
     Raises:

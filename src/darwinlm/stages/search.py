@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from darwinlm.data import TokenBlocks
+from darwinlm.data import TokenSequences
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.needs.need import STREAMS, Items, Need, largest
@@ -50,8 +50,8 @@ def _search(
     dense: Checkpoint,
     database: PruningDatabase,
     plan: Problem,
-    fitness: TokenBlocks,
-    training: TokenBlocks | None,
+    fitness: TokenSequences,
+    training: TokenSequences | None,
     neighbour: Allocation | None,
 ) -> None:
     """Find the allocation, from the `neighbour` at another budget with the same database if that is better.

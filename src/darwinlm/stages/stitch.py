@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.needs.need import Need
+from darwinlm.runtime.mapped import in_file
 from darwinlm.stages.database import PruningDatabase, database_bytes
 from darwinlm.stages.search import SearchResult
 from darwinlm.surgery.stitch import stitch
@@ -27,9 +31,9 @@ class Stitched:
         """Hash of its weights and configuration."""
         return self.checkpoint.digest
 
-    def model(self) -> Any:
-        """The model in memory, float32."""
-        return self.checkpoint.load(torch.float32)
+    def model(self, dtype: torch.dtype = torch.float32, keep: Callable[[Tensor], Tensor] = lambda each: each) -> Any:
+        """The model; `keep` puts every tensor in its place."""
+        return self.checkpoint.load(dtype, keep=keep)
 
 
 def stitching(need: Need) -> None:
@@ -46,14 +50,15 @@ def stitching(need: Need) -> None:
 def _need(need: Need) -> None:
     sizes = need.sizes
     stitching(need)
-    need.ram["the smaller model"] = float(sizes.small * sizes.saved)
     need.held["weights of one block"] = float(sizes.block * sizes.saved)
+    need.scratch = float(sizes.small * sizes.saved)
     need.files(sizes.params * sizes.saved + database_bytes(sizes), float(sizes.small * sizes.saved))
 
 
 def _stitch(task: Task, database: PruningDatabase, search: SearchResult) -> None:
     """Build and save the smaller model in the dense checkpoint's element types. Raises StorageError."""
-    save_model(stitch(database.reader, search.allocation), task.folder / "model")
+    place = partial(in_file, folder=task.folder)
+    save_model(stitch(database.reader, search.allocation, place), task.folder / "model")
 
 
 def _read(task: Task, database: PruningDatabase) -> Stitched:

@@ -1,4 +1,4 @@
-"""Text: read, split into disjoint purposes by document, cut into blocks of tokens."""
+"""Text: read, split into disjoint purposes by document, cut into sequences of tokens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from darwinlm.data import (
     PURPOSES,
     Shuffle,
-    TokenBlocks,
+    TokenSequences,
     assert_disjoint,
     read_documents,
     split_documents,
@@ -28,7 +28,7 @@ from darwinlm.stages.text_source import TEXT_SETTINGS, check_source, given_sourc
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Texts = dict[str, TokenBlocks]
+Texts = dict[str, TokenSequences]
 
 
 def _need(need: Need) -> None:
@@ -39,10 +39,10 @@ def _need(need: Need) -> None:
 
 
 def text_stage(purposes: tuple[str, ...] = PURPOSES) -> Stage[Texts]:
-    """The stage that splits the text into disjoint purposes, in blocks of tokens.
+    """The stage that splits the text into disjoint purposes, in sequences of tokens.
 
     Its work raises DataError if the text is missing, empty, unreadable, too short, or belongs to a benchmark, and
-    RecipeError if none is given, or its blocks are longer than the model allows.
+    RecipeError if none is given, or its sequences are longer than the model allows.
     """
 
     def shares_in(task: Task) -> dict[str, int]:
@@ -51,18 +51,18 @@ def text_stage(purposes: tuple[str, ...] = PURPOSES) -> Stage[Texts]:
     def work(task: Task, dense: Checkpoint, corpus: Path | None) -> None:
         settings, tokenizer = task.recipe.text, dense.tokenizer()
         source = with_corpus(given_source(task.recipe), corpus)
-        blocks, tally = _split(task, source, shares_in(task), tokenizer)
-        assert_disjoint(blocks)
+        sequences, tally = _split(task, source, shares_in(task), tokenizer)
+        assert_disjoint(sequences)
         if (left_out := tally.words()) is not None:
             task.context.reporter.say(f"text: {left_out}")
         ordinary = ordinary_tokens(tokenizer)
-        for purpose, part in blocks.items():
+        for purpose, part in sequences.items():
             share = 0.0 if purpose == "evaluation" else settings.looking_back
             tokens = with_repeats(part.tokens, share=share, seed=settings.seed, ordinary=ordinary)
             replace(part, tokens=tokens).save(task.folder / purpose)
 
     def result(task: Task, dense: Checkpoint) -> Texts:
-        texts = {purpose: TokenBlocks.load(task.folder / purpose) for purpose in shares_in(task)}
+        texts = {purpose: TokenSequences.load(task.folder / purpose) for purpose in shares_in(task)}
         vocabulary = int(dense.config.vocab_size)
         largest = max(int(part.tokens.max()) for part in texts.values())
         if largest >= vocabulary:
@@ -82,7 +82,7 @@ def text_stage(purposes: tuple[str, ...] = PURPOSES) -> Stage[Texts]:
         result,
         work=work,
         title="text",
-        writes="blocks of tokens for each purpose",
+        writes="sequences of tokens for each purpose",
         settings=(*TEXT_SETTINGS, "text.looking_back"),
         key=lambda task, dense: text_key(task, dense, shares_in(task)),
         check=check,
@@ -93,10 +93,10 @@ def text_stage(purposes: tuple[str, ...] = PURPOSES) -> Stage[Texts]:
 TEXT = text_stage()
 
 
-def _part(purpose: str, *settings: str) -> Stage[TokenBlocks]:
+def _part(purpose: str, *settings: str) -> Stage[TokenSequences]:
     """The text of a purpose: as much as the recipe asks for now."""
 
-    def result(task: Task, text: Texts) -> TokenBlocks:
+    def result(task: Task, text: Texts) -> TokenSequences:
         wanted = shares_of(task.recipe).get(purpose)
         return text[purpose] if wanted is None else text[purpose].first(wanted)
 
@@ -106,8 +106,8 @@ def _part(purpose: str, *settings: str) -> Stage[TokenBlocks]:
 CALIBRATION = _part("calibration", "text.calibration_tokens")
 VALIDATION = _part("validation", "text.validation_tokens")
 EVALUATION = _part("evaluation", "text.evaluation_tokens")
-FITNESS: Stage[TokenBlocks] = Stage("fitness", lambda task, text: text["fitness"])
-TRAINING: Stage[TokenBlocks | None] = Stage("training", lambda task, text: text.get("training"))
+FITNESS: Stage[TokenSequences] = Stage("fitness", lambda task, text: text["fitness"])
+TRAINING: Stage[TokenSequences | None] = Stage("training", lambda task, text: text.get("training"))
 RESERVED: Stage[tuple[str, ...]] = Stage(
     "reserved", lambda task, text: tuple(sorted({each for part in text.values() for each in part.document_hashes}))
 )
@@ -116,17 +116,17 @@ RESERVED: Stage[tuple[str, ...]] = Stage(
 
 def _split(
     task: Task, source: str, shares: dict[str, int], tokenizer: PreTrainedTokenizerBase
-) -> tuple[dict[str, TokenBlocks], Tally]:
+) -> tuple[dict[str, TokenSequences], Tally]:
     """Text for every purpose, and a count of what was left out; a short text is divided in the recipe's proportions.
 
     Raises:
-        DataError: There is less than a block for each purpose, or too little for training candidates.
+        DataError: There is less than a sequence for each purpose, or too little for training candidates.
     """
     settings, wanted = task.recipe.text, shares
     while True:
         tally = Tally()
         try:
-            blocks = split_documents(
+            sequences = split_documents(
                 read_documents(source, shuffle=Shuffle(settings.seed), tokenizer=tokenizer, tally=tally),
                 shares,
                 tokenizer,
@@ -142,16 +142,17 @@ def _split(
             within = shares_within(wanted, available, settings.sequence_length)
             if within is None:
                 raise DataError(
-                    f"text.source {source} has {error.available:,} tokens, less than a block of "
+                    f"text.source {source} has {error.available:,} tokens, less than a sequence of "
                     f"{settings.sequence_length} for each of {listed(list(wanted))}: give more text, or lower "
                     "text.sequence_length"
                 ) from error
             shares = within
             continue
         if shares != wanted:
-            parts = ", ".join(f"{purpose} {part.tokens.numel():,}" for purpose, part in blocks.items())
+            parts = ", ".join(f"{purpose} {part.tokens.numel():,}" for purpose, part in sequences.items())
             task.context.reporter.say(
                 f"text: {source} is short. The recipe asks for {sum(wanted.values()):,} tokens and gets "
-                f"{sum(part.tokens.numel() for part in blocks.values()):,} ({parts}). More text makes a better model."
+                f"{sum(part.tokens.numel() for part in sequences.values()):,} ({parts}). More text makes a better "
+                "model."
             )
-        return blocks, tally
+        return sequences, tally

@@ -82,6 +82,7 @@ VOCABULARY: Stage[CutVocabulary | None] = Stage(
     arithmetic=True,
     wanted=lambda recipe: recipe.vocabulary not in (None, 1),
 )
+"""It states no need: most of its time goes into counting the tokens of a text whose length isn't known before."""
 
 
 def _documents(recipe: Recipe, source: str, tokenizer: Any) -> tuple[ByDomain, ByDomain]:
@@ -143,7 +144,7 @@ def _measure(
     passages = list(_passages(task.recipe.text, held_out))
     bits = measure_bits(model, passages, whole, cut, rows, context.reporter.advance)
     params = sum(parameter.numel() for parameter in model.parameters())
-    fewer = sum(parameter.numel() for parameter in small.skeleton().parameters())
+    fewer = sum(parameter.numel() for parameter in small.outline.parameters())
     return VocabularyFigures(
         tokens=len(rows),
         dense_tokens=len(whole.get_vocab()),

@@ -7,8 +7,6 @@ Letters: b sequences of a batch, t tokens, m residual width.
 
 from __future__ import annotations
 
-import itertools
-import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -18,12 +16,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from darwinlm.runtime.errors import storage_error
+from darwinlm.runtime.mapped import mapped_file
 from darwinlm.runtime.memory import free_bytes, free_host_bytes
 from darwinlm.streaming.transfers import Arriving, Mover, pinned_bytes, pinned_like
-
-NUMBERS = itertools.count()
-CHUNK = 1 << 24
 
 SHARE = 0.25
 """Share of the free memory of the device, or of the machine, for one stream."""
@@ -79,7 +74,7 @@ class HiddenStates(Sequence[Tensor]):
                 self._device = batch.device
                 self.place = memory.choose(batch.device, elements, batch)
                 if self.place == "file":
-                    mapped = _mapped_file(memory.folder, elements, batch.dtype)
+                    mapped = mapped_file(memory.folder, elements, batch.dtype)
                 if self.place != "device" and batch.device.type == "cuda":
                     self._mover = Mover(batch.device, through_file=mapped is not None)
             if self.place == "device":
@@ -128,22 +123,3 @@ class HiddenStates(Sequence[Tensor]):
             if self._ahead is not None and self._ahead[0] == index:
                 self._ahead = None
             self._mover.store(batch, self._held[index])
-
-
-def _mapped_file(folder: Path, elements: int, dtype: torch.dtype) -> Tensor:
-    """A file of that size as a flat tensor. All of it is allocated at once, so that a full disk is detected here."""
-    n_bytes = elements * dtype.itemsize
-    path = folder / f".hidden-{os.getpid()}-{next(NUMBERS)}.tmp"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as stream:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(stream.fileno(), 0, n_bytes)
-            else:
-                for start in range(0, n_bytes, CHUNK):
-                    stream.write(bytes(min(CHUNK, n_bytes - start)))
-        return torch.from_file(str(path), shared=True, size=elements, dtype=dtype)
-    except OSError as error:
-        raise storage_error(path, error) from error
-    finally:
-        path.unlink(missing_ok=True)  # the mapping keeps it alive, and no file remains after a crash

@@ -6,7 +6,7 @@ embeddings, only the rows of some text are there, for the whole life of the deco
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.runtime.memory import Bounded, room_on
+from darwinlm.runtime.amounts import size
+from darwinlm.runtime.errors import DeviceMemoryError
+from darwinlm.runtime.memory import Bounded, all_bytes, room_on
 from darwinlm.streaming.decoder import Decoder
 from darwinlm.streaming.transfers import Arriving, Mover
 
@@ -31,7 +33,8 @@ class StreamedDecoder(Decoder):
     """The decoder of a checkpoint on some text.
 
     `tokens` are all tokens that it will embed; other ones give wrong rows. `dtype` and `device` are those of the pass.
-    `weights` gives those of a block by name in it; without, they are the checkpoint's.
+    `weights` gives those of a block by name in it; without, they are the checkpoint's. `rows` are the checkpoint's
+    numbers of the tokens, if it has more.
 
     Attributes:
         params: Number of parameters of the whole model; a tied embedding counts once.
@@ -45,14 +48,22 @@ class StreamedDecoder(Decoder):
         dtype: torch.dtype,
         device: torch.device,
         weights: Callable[[int], dict[str, Tensor]] | None = None,
+        rows: Sequence[int] | None = None,
     ) -> None:
         super().__init__(checkpoint.skeleton(), checkpoint.family)
         self.checkpoint = checkpoint
+        self._rows = None if rows is None else torch.tensor(rows)
         self.params = sum(parameter.numel() for parameter in self.model.parameters())
-        self._weights = weights or (lambda block: checkpoint.read(checkpoint.block_prefix(block)))
+        largest = max(sum(weight.numel() for weight in block.parameters()) for block in self.blocks) * dtype.itemsize
+        if largest > (memory := all_bytes(device)):
+            raise DeviceMemoryError(
+                f"a block of {checkpoint.source} takes {size(largest)}, but {device} has {size(memory)}: use a device "
+                "with more memory, or compute.device=cpu"
+            )
+        self._weights = weights or (lambda block: checkpoint.read(checkpoint.block_prefix(block), mapped=False))
         self._dtype = dtype
         self._mover = Mover(device, through_file=True) if device.type == "cuda" else None
-        self._coming: dict[int, dict[str, Arriving | Future[Arriving]]] = {}
+        self._coming: dict[int, Future[dict[str, Arriving]]] = {}
         self._loaded: set[int] = set()
         self._staying: Bounded[int, list[Tensor]] = Bounded(
             lambda weights: sum(weight.nbytes for weight in weights), room_on(device, SHARE), scanned=True
@@ -74,7 +85,8 @@ class StreamedDecoder(Decoder):
             embeddings.append(tail.embedding)
         for name in embeddings:
             embedding = self.model.get_submodule(name)
-            rows = self.checkpoint.rows(f"{name}.weight", used, dtype=self._dtype).to(device)
+            stored = used if self._rows is None else self._rows[used]
+            rows = self.checkpoint.rows(f"{name}.weight", stored, dtype=self._dtype).to(device)
             embedding.weight, embedding.padding_idx = nn.Parameter(rows, requires_grad=False), None
             embedding.register_forward_pre_hook(partial(_places, used.to(device)))
         large = tuple(f"{name}." for name in (*embeddings, family.head))
@@ -89,12 +101,13 @@ class StreamedDecoder(Decoder):
         """Of the residual stream and of what modules compute in."""
         return self._dtype
 
-    def reserve(self, size: int) -> None:
+    def reserve(self, room: int) -> None:
         """Leave so many bytes of the device free from now on."""
         for block in [block for block in self._loaded if block != HEAD]:
             self.unload(block)
         self.unload_head()
-        self._staying.clear(size)
+        self._coming.clear()
+        self._staying.clear(room)
 
     def walk(self, blocks: Iterable[int]) -> Iterator[int]:
         """Blocks in this order, each with its weights while it is visited."""
@@ -110,9 +123,11 @@ class StreamedDecoder(Decoder):
         """Load a block; returns the weights that were read, in the checkpoint's type."""
         if block in self._loaded:
             return {}
-        read = self._read(block) if block not in self._coming else {}
-        coming = self._coming.pop(block, {})
-        there = read | {name: self._mover.take(each) for name, each in coming.items()} if self._mover else read
+        coming = self._coming.pop(block, None)
+        if coming is None or self._mover is None:
+            there = self._read(block)
+        else:
+            there = {name: self._mover.take(each) for name, each in coming.result().items()}
         prefix = self.checkpoint.block_prefix(block)
         cast = {
             name: self.checkpoint.cast(prefix + name, tensor.to(self.device), self._dtype)
@@ -120,7 +135,7 @@ class StreamedDecoder(Decoder):
         }
         self.blocks[block].load_state_dict(cast, assign=True)
         self._loaded.add(block)
-        return read
+        return there
 
     def unload(self, block: int) -> None:
         """Release a block's weights."""
@@ -143,8 +158,12 @@ class StreamedDecoder(Decoder):
         head: Any = self.model.get_output_embeddings()
         for leaf, owner in (("weight", self._head_from), ("bias", self.family.head)):
             if getattr(head, leaf, None) is not None:
-                tensor = self.checkpoint.read(f"{owner}.{leaf}", dtype=self._dtype)[""].to(self.device)
-                setattr(head, leaf, nn.Parameter(tensor, requires_grad=False))
+                name = f"{owner}.{leaf}"
+                if self._rows is None:
+                    tensor = self.checkpoint.read(name, dtype=self._dtype)[""]
+                else:
+                    tensor = self.checkpoint.rows(name, self._rows, dtype=self._dtype)
+                setattr(head, leaf, nn.Parameter(tensor.to(self.device), requires_grad=False))
         self._loaded.add(HEAD)
 
     def unload_head(self) -> None:
@@ -160,7 +179,7 @@ class StreamedDecoder(Decoder):
     def _fetch(self, block: int) -> None:
         """Begin to copy a block to a GPU."""
         if self._mover is not None and block not in self._loaded and block not in self._coming:
-            self._coming[block] = {name: self._mover.fetch(tensor) for name, tensor in self._read(block).items()}
+            self._coming[block] = self._mover.fetch_all(partial(self._read, block))
 
     def _leave(self, block: int, weights: list[Tensor]) -> None:
         """Keep a block or the head if there is room, or release it."""

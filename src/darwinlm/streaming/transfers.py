@@ -7,11 +7,14 @@ are copied through pinned memory by a thread.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor
+
+from darwinlm.runtime.amounts import size
+from darwinlm.runtime.errors import DeviceMemoryError, first_line
 
 MOST_WAITING = 2
 """Maximum number of pending batches to a file; the next one waits."""
@@ -41,6 +44,13 @@ class Mover:
             self._up(host)
             if self._thread is None
             else self._thread.submit(lambda: self._up(pinned_like(host).copy_(host)))
+        )
+
+    def fetch_all(self, read: Callable[[], dict[str, Tensor]]) -> Future[dict[str, Arriving]]:
+        """Begin to read tensors by name in the mover's thread, and to copy them to the device."""
+        assert self._thread is not None
+        return self._thread.submit(
+            lambda: {name: self._up(pinned_like(host).copy_(host)) for name, host in read().items()}
         )
 
     def take(self, coming: Arriving | Future[Arriving]) -> Tensor:
@@ -81,13 +91,19 @@ class Mover:
 
 
 def pinned_like(tensor: Tensor) -> Tensor:
-    """Pinned memory in the shape and type of a tensor."""
-    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    """Pinned memory in the shape and type of a tensor. Raises DeviceMemoryError if there is no room for it."""
+    try:
+        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    except RuntimeError as error:
+        raise DeviceMemoryError(
+            f"can't pin {size(tensor.nbytes)} of main memory for copies to the GPU ({first_line(error)}): free main "
+            "memory or raise the limit of locked memory (ulimit -l), then rerun the same command; finished work is kept"
+        ) from error
 
 
-def pinned_bytes(size: int) -> int:
-    """Bytes that PyTorch's allocator of pinned memory uses for `size` bytes; it rounds up to a power of two."""
-    return 1 << (size - 1).bit_length() if size else 0
+def pinned_bytes(wanted: int) -> int:
+    """Bytes that PyTorch's allocator of pinned memory uses for so many; it rounds up to a power of two."""
+    return 1 << (wanted - 1).bit_length() if wanted else 0
 
 
 class HostCopy:
@@ -100,9 +116,10 @@ class HostCopy:
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.nbytes = sum(tensor.nbytes for tensor in tensors)
         pinned = any(tensor.device.type == "cuda" for tensor in tensors)
-        size = min(self.nbytes, SLAB)
-        count = -(-self.nbytes // size) if size else 0
-        self._slabs = [torch.empty(size, dtype=torch.uint8, pin_memory=pinned) for _ in range(count)]
+        length = min(self.nbytes, SLAB)
+        count = -(-self.nbytes // length) if length else 0
+        slab = torch.empty(length, dtype=torch.uint8, device="meta")
+        self._slabs = [pinned_like(slab) if pinned else torch.empty_like(slab, device="cpu") for _ in range(count)]
         for part, held in self._parts(tensors):
             held.copy_(part, non_blocking=pinned)
         if pinned:

@@ -58,7 +58,7 @@ def can_lose_blocks(checkpoint: Checkpoint) -> bool:
         return False
     kept = range(1, count)
     short = empty_model(without_blocks(checkpoint.config, kept), checkpoint).get_submodule(family.layers)
-    whole = checkpoint.skeleton().get_submodule(family.layers)
+    whole = checkpoint.outline.get_submodule(family.layers)
     return all(_alike(whole[block], own) for block, own in zip(kept, short, strict=True))
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from darwinlm.families.checkpoint import Checkpoint
@@ -24,7 +24,10 @@ from darwinlm.surgery.sizes import (
     widen_mlp,
     zero_sublayer,
 )
-from darwinlm.surgery.stitch import fill
+
+Reshaped = tuple[Checkpoint, Callable[[int], Tensors]]
+"""A model at other sizes, to be read block by block: a checkpoint with its configuration and everything outside its
+blocks, and the weights of a block by name in it."""
 
 
 class Reshaper:
@@ -100,39 +103,27 @@ class Reshaper:
             result |= {f"{part.prefix}{name}": tensor for name, tensor in tensors.items()} | norms
         return result
 
-    def masked(self, dtype: torch.dtype) -> Any:
+    def masked(self) -> Reshaped:
         """The stock class at the sizes before pruning, with zeros for pruned units, so that results are the same.
 
         Raises:
-            ExportError: Whole experts were removed, or tensors are missing.
+            ExportError: Whole experts were removed.
         """
         if self.lacking_experts:
             raise ExportError(
                 f"--to dense: block {self.lacking_experts[0]} lost whole experts, and the stock model would "
                 "still send tokens to them, even to zeros. Use --to hf"
             )
-        return self.model(self.stock, [self.full(sizes.block) for sizes in self.sizes], dtype)
+        return self.model(self.stock, [self.full(sizes.block) for sizes in self.sizes])
 
     def outside(self) -> Iterator[tuple[str, Tensor]]:
         """Embedding, final norm and head."""
         for name in sorted(self.checkpoint.names_outside_blocks()):
             yield name, self.checkpoint.read(name)[""]
 
-    def model(self, config: Any, targets: Sequence[BlockSizes], dtype: torch.dtype) -> Any:
-        """A model in memory with its blocks at the targets' sizes.
-
-        Raises:
-            ExportError: The checkpoint lacks tensors of such a model.
-        """
-        model = Checkpoint(self.checkpoint.folder, config, self.family, self.checkpoint.source).skeleton()
-        tensors = {name: tensor.to(dtype) for name, tensor in self.outside()}
-        for target in targets:
-            prefix = self.checkpoint.block_prefix(target.block)
-            tensors |= {prefix + name: tensor.to(dtype) for name, tensor in self.block(target).items()}
-        missing, _ = fill(model, tensors)
-        if missing:
-            raise ExportError(f"the exported model has tensors that the pruned one lacks: {', '.join(missing)}")
-        return model
+    def model(self, config: Any, targets: Sequence[BlockSizes]) -> Reshaped:
+        """A model with its blocks at the targets' sizes."""
+        return replace(self.checkpoint, config=config), lambda block: self.block(targets[block])
 
 
 def plain_sizes(sizes: BlockSizes) -> BlockSizes:

@@ -38,12 +38,12 @@ OF_OUR_CLASS = (
 Chosen = dict[tuple[int, ModuleKind], Level]
 
 
-def stitch(database: ModuleReader, allocation: tuple[int, ...]) -> Any:
-    """The smaller model of an allocation, in memory, in the checkpoint's types."""
+def stitch(database: ModuleReader, allocation: tuple[int, ...], keep: Callable[[Tensor], Tensor] = torch.clone) -> Any:
+    """The smaller model of an allocation, in the checkpoint's types; `keep` puts every tensor in its place."""
     smaller, _ = stitched_blocks(database, allocation)
     chosen = chosen_levels(database.modules, allocation)
     model = smaller.skeleton()
-    left, _ = fill(model, {name: tensor.clone() for name, tensor in stitched_tensors(database, chosen)})
+    left, _ = fill(model, {name: keep(tensor) for name, tensor in stitched_tensors(database, chosen)})
     assert not left, f"stitching left {left} without weights"
     return model.eval().requires_grad_(requires_grad=False)
 

@@ -84,7 +84,7 @@ def _file(model: Counted, settings: BudgetSettings) -> CostModel:
     if not predicted_sizes(checkpoint, header):
         raise BudgetError(f"budget.file: llama.cpp doesn't run {checkpoint.family.model_type} models like this one")
     sizes = FileSizes(checkpoint, kind, joins_projections(checkpoint, equal=model.equal))
-    shapes = {name: tuple(each.shape) for name, each in checkpoint.skeleton().named_parameters()}
+    shapes = {name: tuple(each.shape) for name, each in checkpoint.outline.named_parameters()}
     inside = f"{checkpoint.family.layers}."
     outside = {name: size for name, size in file_tensors(checkpoint, shapes).items() if not name.startswith(inside)}
     by_place = {(shape.block, shape.kind): shape for shape in model.shapes}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from darwinlm.database.levels import module_levels
 from darwinlm.families.checkpoint import Checkpoint
@@ -12,10 +11,8 @@ from darwinlm.recipe import Recipe
 from darwinlm.runtime.amounts import amount
 from darwinlm.runtime.artifact import digest_of
 from darwinlm.search.problem.cost import CostModel
+from darwinlm.search.problem.equal import EqualLayers
 from darwinlm.search.problem.space import SearchSpace
-
-if TYPE_CHECKING:
-    from darwinlm.search.propose.equal import EqualLayers
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import random
 from darwinlm.runtime.errors import BudgetError
 from darwinlm.search.problem.knapsack import solve_knapsack
 from darwinlm.search.problem.problem import Problem
-from darwinlm.search.problem.space import Allocation, PerLevel
+from darwinlm.search.problem.space import Allocation, PerLevel, uniform_sizes
 from darwinlm.search.propose.level_switch import filled
 
 
@@ -54,3 +54,18 @@ def neighbour_start(problem: Problem, losses: PerLevel, neighbour: Allocation) -
         words=budget.words,
     )
     return tuple(places[at] for places, at in zip(allowed, choice, strict=True))
+
+
+def uniform_allocations(problem: Problem) -> list[Allocation]:
+    """Uniform allocations: one level for all attention modules, one for all MLPs, as large as the budget allows.
+
+    For each attention level, and each number of experts of a mixture, the widest MLP level within the budget is chosen.
+    They respect the budget's upper bound, but not always the lower one. Raises BudgetError if no uniform allocation
+    fits.
+    """
+    cost, limit = problem.cost, problem.budget.limit
+    fitting = ([each for each in sizes if cost.of(each) <= limit] for sizes in uniform_sizes(problem.space))
+    uniform = list(dict.fromkeys(sizes[-1] for sizes in fitting if sizes))
+    if not uniform:
+        raise BudgetError(f"no uniform model has at most {cost.words(limit)}")
+    return uniform

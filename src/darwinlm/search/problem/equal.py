@@ -17,8 +17,7 @@ import numpy as np
 
 from darwinlm.runtime.errors import BudgetError
 from darwinlm.search.problem.cost import CostModel
-from darwinlm.search.problem.space import Allocation, PerLevel, SearchSpace
-from darwinlm.search.propose.uniform import uniform_sizes
+from darwinlm.search.problem.space import Allocation, PerLevel, SearchSpace, uniform_sizes
 
 FIRST = 12
 """Allocations of the lowest predicted losses that are measured as first parents."""

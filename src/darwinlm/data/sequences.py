@@ -1,6 +1,6 @@
-"""Blocks of tokens for one purpose, in memory and on disk.
+"""Sequences of tokens for one purpose, in memory and on disk.
 
-Letters: B blocks, T tokens in a block.
+Letters: B sequences, T tokens in a sequence.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ _FORMAT = 1
 
 
 @dataclass(frozen=True)
-class TokenBlocks:
-    """Tokens for one purpose, cut into blocks of equal length.
+class TokenSequences:
+    """Tokens for one purpose, cut into sequences of equal length.
 
     Two are equal if their tokens, documents and sources are.
 
@@ -36,7 +36,7 @@ class TokenBlocks:
     digest: str = field(init=False)
 
     def __post_init__(self) -> None:
-        assert self.tokens.dim() == 2, "tokens are [blocks, tokens in a block]"
+        assert self.tokens.dim() == 2, "tokens are [sequences, tokens in a sequence]"
         assert self.tokens.dtype == torch.int64, "tokens are int64"
         shape = "x".join(map(str, self.tokens.shape))
         little_endian = self.tokens.detach().cpu().contiguous().numpy().astype("<i8", copy=False)
@@ -45,18 +45,18 @@ class TokenBlocks:
 
     @property
     def n_tokens(self) -> int:
-        """Number of tokens in all blocks together."""
+        """Number of tokens in all sequences together."""
         return self.tokens.numel()
 
-    def first(self, n_tokens: int) -> TokenBlocks:
-        """As many whole blocks as hold some tokens, from the beginning; at most all."""
+    def first(self, n_tokens: int) -> TokenSequences:
+        """As many whole sequences as hold some tokens, from the beginning; at most all."""
         wanted = -(-n_tokens // self.tokens.shape[1])
         if wanted >= len(self.tokens):
             return self
-        return TokenBlocks(self.tokens[:wanted], self.document_hashes, self.source)
+        return TokenSequences(self.tokens[:wanted], self.document_hashes, self.source)
 
     def save(self, folder: Path) -> None:
-        """Write the blocks into a folder, which is created if needed. Raises StorageError."""
+        """Write the sequences into a folder, which is created if needed. Raises StorageError."""
         write_tensors(folder / _TOKENS_FILE, {"tokens": self.tokens})
         description = {
             "format": _FORMAT,
@@ -68,20 +68,20 @@ class TokenBlocks:
         write_json(folder / _DESCRIPTION_FILE, description)
 
     @classmethod
-    def load(cls, folder: Path) -> TokenBlocks:
+    def load(cls, folder: Path) -> TokenSequences:
         """Read what `save` wrote. Raises ArtifactError."""
         path = folder / _DESCRIPTION_FILE
         description = read_json(path)
         if not isinstance(description, dict) or description.get("format") != _FORMAT:
-            raise damaged(path, f"it isn't format {_FORMAT} of token blocks")
+            raise damaged(path, f"it isn't format {_FORMAT} of token sequences")
         tokens = read_tensors(folder / _TOKENS_FILE).get("tokens")
         if tokens is None or tokens.dim() != 2 or tokens.dtype != torch.int64:
-            raise damaged(folder / _TOKENS_FILE, "there are no blocks of tokens in it")
+            raise damaged(folder / _TOKENS_FILE, "there are no sequences of tokens in it")
         try:
-            blocks = cls(tokens, tuple(description["document_hashes"]), description["source"])
+            sequences = cls(tokens, tuple(description["document_hashes"]), description["source"])
             recorded = description["digest"]
         except (KeyError, TypeError) as error:
             raise damaged(path, f"it lacks {error}") from error
-        if blocks.digest != recorded:
+        if sequences.digest != recorded:
             raise damaged(folder / _TOKENS_FILE, f"its tokens aren't those that {_DESCRIPTION_FILE} describes")
-        return blocks
+        return sequences
