@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 
-from darwinlm.data import TokenBlocks
 from darwinlm.engines.process import require_engine
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.execution.stage import Stage, Task
@@ -39,7 +38,7 @@ def dense_that_fits(teacher: Checkpoint, bound: int) -> str | None:
     return next((name for name, size in file_sizes(teacher, teacher.source).items() if size <= bound), None)
 
 
-def _write(task: Task, teacher: Checkpoint, export: Exported, evaluation: TokenBlocks) -> None:
+def _write(task: Task, teacher: Checkpoint, export: Exported, evaluation: TokenSequences) -> None:
     """Write both files, measure them in llama.cpp, and delete that of the dense model.
 
     Raises:
