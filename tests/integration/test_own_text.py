@@ -17,6 +17,7 @@ SMALL = (
     "text.evaluation_tokens=64",
     "refit.tokens=256",
     "search.generations=1",
+    "evaluation.answer_tokens=64",
 )
 
 
@@ -56,7 +57,12 @@ def test_a_run_needs_no_text(command, chatting, tmp_path):
     assert sum(each["tokens"] for each in chats) >= 640
     summary = json.loads((out / "summary.json").read_text())
     assert summary["text"]["source"] == "self"
-    assert "text that the dense model wrote" in (out / "report.html").read_text()
+    page, card = ((out / path).read_text() for path in ("report.html", "model/README.md"))
+    assert "text that the dense model wrote" in page
+    assert list(summary["chats"]["answers"]) == ["uniform", "stitched", "refit"]
+    assert all(each["kl"] > 0 and each["tokens"] >= 64 for each in summary["chats"]["answers"].values())
+    assert list(summary["chats"]["instructions"]) == ["dense", "refit"]
+    assert all("draft accepted" in words for words in (page, card, command("show", out).out))
     again = command("prune", chatting, "--keep", "75%", "--out", out, *set_all(*SMALL)).succeeded()
     assert "the model's own text: already done, reused" in again.out
     assert "the model's own text: already done" not in first.out
@@ -68,6 +74,7 @@ def test_a_run_needs_no_text(command, chatting, tmp_path):
     new = written(recovered, "corpus_recovery")
     assert min(each["number"] for each in new) >= 1 << 20
     assert sum(each["tokens"] for each in new) >= 512
+    assert list(json.loads((recovered / "summary.json").read_text())["chats"]["answers"]) == ["before", "recovered"]
 
 
 def test_own_text_beside_a_file(command, tiny_llama, tmp_path):

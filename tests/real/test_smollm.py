@@ -12,12 +12,11 @@ from tests.tiny.stages import run_stages
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from darwinlm.data import read_documents
 from darwinlm.engines.process import EngineProcess
 from darwinlm.export.run import export_model
 from darwinlm.models.resolve import resolve_model
 from darwinlm.pipeline import open_run
-from darwinlm.runs.demo import demo_model, demo_recipe, demo_text
+from darwinlm.runs.demo import CHATS, demo_model, demo_recipe
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import DataError, MissingExtraError, ModelError
 from darwinlm.surgery.stitch import block_parameters
@@ -25,6 +24,7 @@ from darwinlm.surgery.stitch import block_parameters
 pytestmark = [pytest.mark.real, pytest.mark.timeout(1200)]
 
 SMALLER = (
+    f"text.source={CHATS}",
     "text.calibration_tokens=8192",
     "text.validation_tokens=2048",
     "text.evaluation_tokens=4096",
@@ -113,11 +113,11 @@ def test_it_is_as_good_on_held_out_text_in_llama_cpp(half, tmp_path: Path):
 def test_the_tokenizer_of_the_file_splits_text_as_llama_cpp_does(tmp_path: Path):
     pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra llama-cpp")
     try:
-        source, dense = demo_text(), resolve_model(str(demo_model()), tmp_path / "dense")
-    except (ModelError, DataError, MissingExtraError) as missing:
+        dense = resolve_model(str(demo_model()), tmp_path / "dense")
+    except (ModelError, MissingExtraError) as missing:
         pytest.skip(str(missing))
-    passages = read_documents(source.replace("#question+passage", "#passage"))
-    texts = [*(document for _, document in zip(range(200), passages, strict=False)), "a  12 and\n\n  3400 or x7\t 8"]
+    chats = [json.loads(line)["messages"] for line in CHATS.read_text(encoding="utf-8").splitlines()]
+    texts = [*(message["content"] for chat in chats for message in chat), "a  12 and\n\n  3400 or x7\t 8"]
     assert sum(text.count(f" {digit}") for text in texts for digit in range(10)) > 100
     tokenizer = dense.tokenizer()
     with EngineProcess("llama.cpp", demo_model(), context=256) as engine:

@@ -1,7 +1,7 @@
 """The recipe: valid defaults, and errors with the field, the mistake and the probable intention."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -228,3 +228,18 @@ def test_describe_fields_covers_every_field_with_its_default_and_meaning():
         else:
             plain = [item.model_dump() if isinstance(item, BaseModel) else item for item in value]
             assert yaml.safe_load(default) == plain, name
+
+
+def test_no_number_has_two_bounds_of_one_kind():
+    """Pydantic checks only one of them."""
+    waiting: list[type[BaseModel]] = [Recipe]
+    while waiting:
+        for name, field in waiting.pop().model_fields.items():
+            bounds = [type(each).__name__ for each in field.metadata if type(each).__module__ == "annotated_types"]
+            assert len(set(bounds)) == len(bounds), (name, field.metadata)
+            waiting += [each for each in (field.annotation, *get_args(field.annotation)) if _is_section(each)]
+    assert message({"recovery": {"tokens": -1}, "refit": {"tokens": -1}}).count("greater than or equal to 0") == 2
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)

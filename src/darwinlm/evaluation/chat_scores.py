@@ -1,69 +1,82 @@
-"""Figures of a chat model, alone or beside the dense model: instructions, loops, and the dense model's own answers."""
+"""Figures of chat models: closeness to the dense model's own answers, instructions followed, and loops."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 from darwinlm.evaluation.answers import measure_answers, write_answers
 from darwinlm.evaluation.instructions import kept, measure_instructions
 from darwinlm.evaluation.summary import number, percent
 from darwinlm.runtime.errors import ModelError
-from darwinlm.runtime.figures import AnswerFigures, InstructionFigures
+from darwinlm.runtime.figures import ChatFigures
 from darwinlm.runtime.tables import Table
 
 
-@dataclass(frozen=True)
-class ChatScore:
-    """Figures of one model; `answers` are those of the dense model, None without one."""
-
-    model: str
-    instructions: InstructionFigures
-    answers: AnswerFigures | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values."""
-        answers = None if self.answers is None else self.answers.as_json()
-        return {"model": self.model, "instructions": self.instructions.as_json(), "answers": answers}
-
-
 def measure_chats(
-    model: tuple[str, Any], dense: tuple[str, Any] | None, tokenizer: Any, *, tokens: int, batch_tokens: int
-) -> list[ChatScore]:
-    """Measure a model, and a dense one if there is one, each with its name.
+    names: Iterable[str],
+    load: Callable[[str], Any],
+    dense: str | None,
+    tokenizer: Any,
+    *,
+    tokens: int,
+    batch_tokens: int,
+    asked: Collection[str] | None = None,
+) -> ChatFigures:
+    """Measure models, of which at most two are loaded at a time; processes share the work.
 
-    The dense model writes at least `tokens` tokens of answers. Raises ModelError if the models can't chat.
+    Args:
+        names: Names of the models.
+        load: Gives a model by its name.
+        dense: Name of the dense one, which writes at least `tokens` tokens of answers; None without one.
+        tokenizer: That of all models.
+        tokens: Answer tokens on which the others are compared with it.
+        batch_tokens: Tokens in one pass.
+        asked: Names of the models that get instructions; None is all.
+
+    Raises ModelError if the models can't chat.
     """
-    both = [model, *([dense] if dense is not None else [])]
-    closeness: dict[str, AnswerFigures] = {}
-    if dense is not None:
-        answers = write_answers(dense[1], tokenizer, tokens)
-        if isinstance(answers, str):
-            raise ModelError(f"{dense[0]} writes no chats: {answers}")
-        closeness = measure_answers(dense[1], dict([model]), answers, batch_tokens=batch_tokens)
-    return [ChatScore(name, measure_instructions(each, tokenizer), closeness.get(name)) for name, each in both]
+    found = ChatFigures(answers={}, instructions={})
+    original = None if dense is None else load(dense)
+    written = None if original is None else write_answers(original, tokenizer, tokens)
+    if isinstance(written, str):
+        raise ModelError(f"{dense} writes no chats: {written}")
+    for name in names:
+        model = original if name == dense else load(name)
+        if written is not None and name != dense:
+            found.answers.update(measure_answers(original, {name: model}, written, batch_tokens=batch_tokens))
+        if asked is None or name in asked:
+            found.instructions[name] = measure_instructions(model, tokenizer)
+    return found
 
 
-def chat_tables(scores: Sequence[ChatScore]) -> Iterator[Table]:
-    """Instructions followed and loops of each model, and closeness to the dense model."""
-    cells = [
+def chat_tables(found: ChatFigures, dense: str | None, name: Callable[[str], str] = str) -> Iterator[Table]:
+    """Closeness to the dense model, then instructions followed and loops; `name` gives a model's name for people."""
+    if found.answers:
+        headings = ("answers of the dense model", "KL", "KL, median", "KL, 99 %", "same first token", "draft accepted")
+        cells = []
+        for key, each in found.answers.items():
+            losses = (f"{kl:.3f}" for kl in (each.kl, each.kl_median, each.kl_99))
+            cells.append((name(key), *losses, f"{percent(each.agreement)} %", f"{percent(each.acceptance)} %"))
+        tokens = next(iter(found.answers.values())).tokens
+        yield headings, cells, [f"{tokens:,} tokens of new answers that the dense model wrote itself"]
+    rows = [
         (
-            score.model,
-            number(100 * score.instructions.followed, ".1f", 100 * score.instructions.error),
-            f"{100 * score.instructions.loops:.1f}",
+            name(key),
+            f"{number(100 * each.followed, '.1f', 100 * each.error)} %",
+            f"{100 * each.loops:.1f} %",
         )
-        for score in scores
+        for key, each in found.instructions.items()
     ]
-    remarks = [f"instructions: {scores[0].instructions.prompts} prompts with a rule that a program checks"]
-    if len(scores) > 1 and (share := kept(scores[0].instructions, scores[1].instructions)) is not None:
-        remarks.append(
-            f"of the rules that the dense model follows in more than 20 % of its answers, {share:.0%} is kept"
-        )
-    yield ("chat", "instructions followed, %", "answers that end in a loop, %"), cells, remarks
-    for score in scores:
-        if (found := score.answers) is not None:
-            headings = ("on the dense model's own answers", "tokens", "KL", "KL, median", "KL, 99 %")
-            row = (score.model, f"{found.tokens}", *(f"{kl:.4f}" for kl in (found.kl, found.kl_median, found.kl_99)))
-            shares = (percent(found.agreement), percent(found.acceptance))
-            yield (*headings, "same first token, %", "accepted as a draft, %"), [(*row, *shares)], []
+    if rows:
+        prompts = next(iter(found.instructions.values())).prompts
+        yield ("chat", "instructions followed", "answers that end in a loop"), rows, [*_remarks(found, dense, prompts)]
+
+
+def _remarks(found: ChatFigures, dense: str | None, prompts: int) -> Iterator[str]:
+    yield f"instructions: {prompts} prompts with a rule that a program checks"
+    others = [each for key, each in found.instructions.items() if key != dense]
+    if dense in found.instructions and others:
+        share = kept(others[-1], found.instructions[str(dense)])
+        if share is not None:
+            yield f"of the rules that the dense model follows in more than 20 % of its answers, {share:.0%} is kept"

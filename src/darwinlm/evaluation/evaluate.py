@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from darwinlm.evaluation import harness, summary
-from darwinlm.evaluation.chat_scores import ChatScore, chat_tables, measure_chats
+from darwinlm.evaluation.chat_scores import chat_tables, measure_chats
 from darwinlm.evaluation.looking_back import LIST_LENGTHS, all_copying, longest_sequence, measure_copying, word_lists
 from darwinlm.evaluation.side_by_side import task_table
 from darwinlm.evaluation.suites import Wanted, parse_suite
@@ -22,7 +22,7 @@ from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import read_json, write_json
 from darwinlm.runtime.compute import resolve_device, resolve_dtype
 from darwinlm.runtime.errors import ArtifactError, RecipeError
-from darwinlm.runtime.figures import CopyingScore
+from darwinlm.runtime.figures import ChatFigures, CopyingScore
 from darwinlm.runtime.lock import hold_target
 from darwinlm.runtime.places import check_output
 from darwinlm.runtime.tables import Table
@@ -97,7 +97,8 @@ class Evaluated:
     dense_scores: list[harness.TaskScore] = field(default_factory=list)
     texts: list[TextScore] = field(default_factory=list)
     copying: list[Copied] = field(default_factory=list)
-    chats: list[ChatScore] = field(default_factory=list)
+    chats: ChatFigures | None = None
+    dense: str | None = None
 
     def tables(self) -> Iterator[Table]:
         """Each table: headings, cells and remarks."""
@@ -111,8 +112,8 @@ class Evaluated:
             ]
             cells = [(each.model, *(row or ["not measured"])) for each, row in zip(self.copying, shares, strict=True)]
             yield ("copied, %, and loss in nats", *(names or [""])), cells, list(self.copying[0].remarks)
-        if self.chats:
-            yield from chat_tables(self.chats)
+        if self.chats is not None:
+            yield from chat_tables(self.chats, self.dense)
         if self.scores:
             yield summary.HEADINGS, summary.rows(self.scores), summary.notes(self.scores)
         if self.dense_scores:
@@ -130,7 +131,7 @@ class Evaluated:
             "engine": self.engine,
             "texts": [asdict(text) for text in self.texts],
             "copying": [asdict(copied) for copied in self.copying],
-            "chat": [score.as_json() for score in self.chats],
+            "chat": None if self.chats is None else self.chats.as_json(),
             "tasks": harness.as_json(self.scores),
             "dense_tasks": harness.as_json(self.dense_scores),
             "average": asdict(mean) if mean and len(self.scores) > 1 else None,
@@ -190,9 +191,12 @@ def evaluate_model(request: EvaluationRequest, out: Path | None = None, console:
         if request.texts or request.looking_back:
             result.texts, result.copying = _texts(request, opened, dense)
         if request.chat:
+            named = {opened.source: opened} | ({} if dense is None else dict([dense]))
+            result.dense = None if dense is None else dense[0]
             result.chats = measure_chats(
-                (opened.source, opened.model),
-                None if dense is None else (dense[0], dense[1].model),
+                named,
+                lambda name: named[name].model,
+                result.dense,
                 opened.tokenizer,
                 tokens=request.tokens // 2,
                 batch_tokens=request.batch_size * request.sequence_length,

@@ -30,6 +30,7 @@ from darwinlm.runtime.artifact import digest_of, read_json, validated, write_jso
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.runtime.figures import TimeFigures
 from darwinlm.search.evolve.evolution import OUT_OF_TIME
+from darwinlm.stages.chats import CHATS
 from darwinlm.stages.database import DATABASE, SALIENCY
 from darwinlm.stages.evaluate import EVALUATE
 from darwinlm.stages.model import DENSE, SOURCE
@@ -45,12 +46,13 @@ AMOUNTS: Mapping[str, tuple[tuple[str, int, str], ...]] = {
     SEARCH.name: (),
     REFIT.name: (("refit.tokens", 16384, "text of the refit"), ("text.validation_tokens", 1024, "validation text")),
     RECOVER.name: (("recovery.tokens", 4096, "training"), ("text.validation_tokens", 1024, "validation text")),
+    CHATS.name: (("evaluation.answer_tokens", 1024, "figures on chats"),),
     EVALUATE.name: (("text.evaluation_tokens", 1024, "evaluation text"),),
 }
 """Stages whose time depends on amounts of text, in order: setting, tokens that a useful model needs, and name. Measured
 on SmolLM2-135M (docs/notebook/speed.md, "The least that makes a useful model")."""
 
-OPTIONAL = {REFIT.name: "refit.tokens", RECOVER.name: "recovery.tokens"}
+OPTIONAL = {REFIT.name: "refit.tokens", RECOVER.name: "recovery.tokens", CHATS.name: "evaluation.answer_tokens"}
 """Stages that are left out rather than run on less, with the setting of their amount."""
 
 ROUND_TOKENS = 1024
@@ -296,9 +298,9 @@ def shortened(recipe: Recipe, share: float, stage: str, scarce: float = 1.0) -> 
 
 def differences(asked: Recipe, taken: Recipe) -> Iterator[str]:
     """What was shortened, in words: `calibration text 8,192 of 65,536 tokens`."""
-    for name in OPTIONAL.values():
+    for stage, name in OPTIONAL.items():
         if attrgetter(name)(asked) and not attrgetter(name)(taken):
-            yield f"no {name.partition('.')[0]}"
+            yield f"no {PRUNE[stage].title}"
     for name, (_, words) in _named().items():
         given, used = attrgetter(name)(asked), attrgetter(name)(taken)
         if 0 < used < given:

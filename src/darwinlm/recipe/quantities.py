@@ -76,8 +76,9 @@ def _whole(value: Any) -> Any:
     return round(value) if isinstance(value, float) and abs(value) < 1e18 else value
 
 
-Whole = Annotated[int, Field(ge=-(10**15), le=10**15)]
-"""A number of tokens, bytes or parameters, or a seed; no run needs a larger one."""
+Whole = Annotated[int, Field(le=10**15)]
+"""A number of tokens, bytes or parameters; no run needs a larger one. A `ge` here would replace that of a field."""
+Seed = Annotated[int, Field(ge=-(10**15), le=10**15)]
 Repeats = Annotated[int, Field(le=10**6)]
 """A number of repetitions, or a size of which memory is allocated."""
 Part = Annotated[float, BeforeValidator(parse_part)]

@@ -23,6 +23,7 @@ from darwinlm.recipe.quantities import (
     Minutes,
     Part,
     Repeats,
+    Seed,
     Share,
     Whole,
 )
@@ -72,7 +73,7 @@ class TextSettings(Section):
     """Tokens for choices that must not use the fitted text, such as the strength of the refit."""
     evaluation_tokens: Whole = Field(16384, gt=0)
     """Tokens for the figures in the report; no choice depends on them."""
-    seed: Whole = 0
+    seed: Seed = 0
     """Seed of the order of the documents, their split by purpose, and the repeated passages."""
     allow_benchmark_text: str = ""
     """Reason, in words, for using evaluation text of a benchmark. Without one such text is refused."""
@@ -268,7 +269,7 @@ class SearchSettings(Section):
     first round of each generation."""
     training: TrainingSettings = TrainingSettings()
     """Training of candidates, if a stage asks for it."""
-    seed: Whole = 0
+    seed: Seed = 0
     """Seed of all random choices of the search."""
 
     @model_validator(mode="after")
@@ -343,7 +344,7 @@ class RecoverySettings(Section):
     """Tokens between two checkpoints, each with an evaluation on validation text; one more is written at the end."""
     log_to: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
     """Additional logs; TensorBoard's files are written to the stage's folder."""
-    seed: Whole = 0
+    seed: Seed = 0
     """Seed of the order of the text and of the adapters' first weights."""
 
     @property
@@ -373,6 +374,9 @@ class EvaluationSettings(Section):
     prompts: tuple[str, ...] | None = None
     """Questions that the dense and the smaller model answer in the report, or beginnings of a text if the model has no
     chat template. None gives three."""
+    answer_tokens: Whole = Field(4096, ge=0)
+    """Tokens of answers that the dense model writes, on which the smaller ones are compared with it, if it is a chat
+    model. 0 leaves out all figures on chats."""
 
 
 class ExportSettings(Section):

@@ -10,7 +10,11 @@ from darwinlm.report import plots, wording
 from darwinlm.report.render import render
 from darwinlm.report.strip import KINDS, Cells, block_rows, kept_cells, nats
 from darwinlm.report.summary import Summary
+<<<<<<< HEAD
 from darwinlm.report.table import COLUMNS, COPIED, comparison_rows, file_rows, looking_back_rows, where_rows
+=======
+from darwinlm.report.table import COLUMNS, COPIED, chat_rows, comparison_rows, looking_back_rows, where_rows
+>>>>>>> main
 
 
 def render_page(summary: Summary) -> str:
@@ -35,6 +39,7 @@ def render_page(summary: Summary) -> str:
         where=where,
         most=max((kl for _, losses in where[1] for kl in losses if kl), default=1.0) if where else 1.0,
         copied=looking_back_rows(summary, split=False),
+        chats=chat_rows(summary),
         copied_words=COPIED,
         samples=_samples(summary),
         search_plot=partial(plots.search_plot, search.history, search.uniform_kl) if search else None,

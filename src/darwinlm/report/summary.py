@@ -15,6 +15,7 @@ from pydantic import Field
 from darwinlm.families.origin import Origin
 from darwinlm.runtime.figures import (
     FORMAT,
+    ChatFigures,
     Extract,
     Figures,
     FileChoice,
@@ -255,6 +256,7 @@ class Summary(Figures):
         budget: None where the model was pruned elsewhere.
         models: what was measured; the last one is the saved model.
         chat: whether prompts are questions in the model's chat template; else they are beginnings of a text.
+        chats: figures on chats; None where they weren't wanted.
         kept: the modules that are never cut, as a clause; empty where every module may be.
         sensitivity: of the modules that could be cut; empty where the database predicts no losses.
         search, refit, recovery: None where there was none, or none is known of.
@@ -273,6 +275,7 @@ class Summary(Figures):
     origin: Origin = Origin()
     prompts: tuple[str, ...] = ()
     chat: bool = False
+    chats: ChatFigures | None = None
     allocation: tuple[BlockFigures, ...] = ()
     kept: str = ""
     sensitivity: tuple[Sensitivity, ...] = ()

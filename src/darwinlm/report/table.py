@@ -6,6 +6,7 @@ import re
 
 from rich.table import Table
 
+from darwinlm.evaluation.chat_scores import chat_tables
 from darwinlm.report import wording
 from darwinlm.report.summary import Summary
 from darwinlm.runtime import tables
@@ -146,6 +147,12 @@ def where_rows(summary: Summary) -> tuple[tuple[str, ...], list[tuple[str, tuple
             by_position = (kl for _, kl in figures.kl_by_position)
             rows.append((wording.model_name(key, summary), (figures.kl_seen, figures.kl_new, *by_position)))
     return ("model", "next token seen", "next token new", *spans), rows
+
+
+def chat_rows(summary: Summary) -> list[tables.Table]:
+    """Tables of what the models do as chat models; none where that wasn't measured."""
+    found = summary.chats
+    return [] if found is None else list(chat_tables(found, "dense", lambda key: wording.model_name(key, summary)))  # type: ignore[arg-type]
 
 
 def _refit_dropped(key: ModelKey, summary: Summary) -> bool:

@@ -16,7 +16,9 @@ from darwinlm.report.summary import FILE, RecoveryFigures, Summary, read_summary
 from darwinlm.runtime.artifact import STAGES, model_folder
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import RecipeError
+from darwinlm.runtime.figures import ChatFigures
 from darwinlm.runtime.places import check_output
+from darwinlm.stages.chats import CHATS
 from darwinlm.stages.corpus import CORPUS, CORPUS_RECOVERY, DOCUMENTS, amount_for_pruning, corpus_stage
 from darwinlm.stages.evaluate import EVALUATE, Measured, Models, Source
 from darwinlm.stages.export import EXPORT, Exported
@@ -39,6 +41,7 @@ def _report(
     text: Texts,
     recover: Recovered,
     export: Exported,
+    chats: ChatFigures | None,
     evaluate: Measured,
     made: Summary | None,
 ) -> Summary:
@@ -49,7 +52,7 @@ def _report(
     recovery = RecoveryFigures.model_validate(recover.record)
     of_the_run = ("from_pruned", "budget", "search", "refit", "vocabulary")
     pruning = {} if made is None else {name: getattr(made, name) for name in of_the_run}
-    summary = summary_of(task, teacher, text, export, evaluate, origin=origin, recovery=recovery, **pruning)
+    summary = summary_of(task, teacher, text, export, chats, evaluate, origin=origin, recovery=recovery, **pruning)
     write_report(task.context.folder, export.folder, summary)
     return summary
 
@@ -73,7 +76,7 @@ def _graph(text: Stage[Texts], corpus: Stage[Path | None]) -> Graph:
         *(ORIGINAL, corpus, CORPUS_RECOVERY, DENSE, TEACHER),
         *(text, VALIDATION, EVALUATION, RESERVED, STITCH),
         replace(RECOVER, check=check_recovery),
-        *(EXPORT, Stage("models", _models), EVALUATE, REPORT),
+        *(EXPORT, Stage("models", _models), CHATS, EVALUATE, REPORT),
         given=("source", "vocabulary", "refit", "made"),
     )
 

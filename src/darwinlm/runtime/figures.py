@@ -193,6 +193,13 @@ class InstructionFigures(Figures):
     by_rule: dict[str, float]
 
 
+class ChatFigures(Figures):
+    """What models do as chat models, by name: on answers of the dense one, and with instructions."""
+
+    answers: dict[str, AnswerFigures]
+    instructions: dict[str, InstructionFigures]
+
+
 class ModelFigures(Figures):
     """One model, measured on evaluation text.
 

@@ -36,7 +36,7 @@ from darwinlm.report.summary import (
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import write_json, write_text
 from darwinlm.runtime.errors import BudgetError
-from darwinlm.runtime.figures import FileChoice, TimeFigures
+from darwinlm.runtime.figures import ChatFigures, FileChoice, TimeFigures
 from darwinlm.search.predict.module_losses import sensitivities
 from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import kept_whole
@@ -65,6 +65,7 @@ def _report(
     refit: Refitted | None,
     recover: Recovered | None,
     export: Exported,
+    chats: ChatFigures | None,
     evaluate: Measured,
     file: FileChoice | None,
 ) -> Summary:
@@ -79,6 +80,7 @@ def _report(
         teacher,
         text,
         export,
+        chats,
         evaluate,
         from_pruned=teacher is not dense,
         budget=_budget(task, plan, search, evaluate, whole=teacher is dense),
@@ -111,7 +113,13 @@ def write_report(folder: Path, model: Path, summary: Summary) -> None:
 
 
 def summary_of(
-    task: Task, teacher: Checkpoint, texts: Texts, exported: Exported, models: Measured, **made: Any
+    task: Task,
+    teacher: Checkpoint,
+    texts: Texts,
+    exported: Exported,
+    chats: ChatFigures | None,
+    models: Measured,
+    **made: Any,
 ) -> Summary:
     """Summary of a run or of a recovery alone; `made` holds the fields in which they differ."""
     recipe, context, tokenizer = task.recipe, task.context, exported.checkpoint.tokenizer()
@@ -121,6 +129,7 @@ def summary_of(
         models=models,
         prompts=prompts_for(tokenizer, recipe.evaluation.prompts),
         chat=bool(tokenizer.chat_template),
+        chats=chats,
         allocation=allocation_figures(teacher, Checkpoint.describe(exported.folder)),
         file=_file(teacher, exported.folder),
         text=TextFigures(
