@@ -1,27 +1,25 @@
 """What DeepSeek, GLM and gpt-oss have beside experts: shared ones, corrected scores, packed weights, more blocks."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.tiny.checkpoint import tiny_checkpoint
+from tests.tiny.damage import edit_config
 from tests.tiny.masked import assert_equal_logits, masked
 from tests.tiny.stages import run_stages
-from tests.unit.test_docs import ROOT, blocks
+from transformers import AutoModelForCausalLM, Mxfp4Config
 
 from darwinlm.export.run import export_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import module_shapes
-from darwinlm.runtime.errors import CheckpointError, RecipeError
+from darwinlm.runtime.errors import RecipeError
 from darwinlm.search.problem.budgets import latent_columns
 from darwinlm.stages.database import DATABASE
 from darwinlm.stages.plan import PLAN
 from darwinlm.stages.text import TEXT
 from darwinlm.surgery.stitch import stitch
-
-OWN_MODEL = ROOT / "docs" / "own-model.md"
 
 
 @pytest.fixture(scope="module")
@@ -106,23 +104,15 @@ def packed(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return made
 
 
-def test_packed_experts_are_refused_with_advice_that_works(make_run, tmp_path, monkeypatch):
-    """The code is that of docs/own-model.md; a local folder has precedence over the hub's model of the same name."""
-    folder = tmp_path / "openai" / "gpt-oss-20b"
-    folder.parent.mkdir()
-    tiny_checkpoint(folder, "gpt_oss", hidden_size=64, intermediate_size=32)
+def test_packed_experts_are_what_transformers_reads(make_run, tmp_path):
+    folder = tiny_checkpoint(tmp_path / "model", "gpt_oss", hidden_size=64, intermediate_size=32)
     rewritten(folder, packed)
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"dtype": "bfloat16", "quantization_config": {"quant_method": "mxfp4"}}
-    (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(
-        CheckpointError, match=r"says mxfp4.*quantization_config=Mxfp4Config\(dequantize=True\), and save"
-    ):
-        Checkpoint.open(folder)
-    (code,) = blocks(OWN_MODEL, "python")
-    monkeypatch.chdir(tmp_path)
-    exec(compile(code, OWN_MODEL.name, "exec"), {"__name__": "own-model"})
-    run_stages(make_run(tmp_path / "gpt-oss-20b-bf16", tmp_path / "out", "refit.tokens=0"), "export")
+    edit_config(folder, dtype="bfloat16", quantization_config={"quant_method": "mxfp4"})
+    theirs = AutoModelForCausalLM.from_pretrained(folder, quantization_config=Mxfp4Config(dequantize=True))
+    ours = Checkpoint.open(folder).read(dtype=torch.bfloat16)
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(ours[name].bfloat16(), tensor), name
+    run_stages(make_run(folder, tmp_path / "out", "refit.tokens=0"), "export")
     assert Checkpoint.open(tmp_path / "out" / "model").family.model_type == "gpt_oss"
 
 

@@ -24,8 +24,6 @@ MAY_BE_ZERO, BY_LAYER = frozenset(_NAMES["may_be_zero"]), frozenset(_NAMES["by_l
 LARGEST_INTEGER = 1 << 53
 """Largest allowed integer of a configuration, for any name."""
 DTYPES = frozenset({"float32", "float16", "bfloat16", "float64", "auto"})
-DEQUANTISED_BY = {"mxfp4": "Mxfp4Config", "fp8": "FineGrainedFP8Config"}
-"""Configuration of transformers that turns weights of a quantisation into floats."""
 IMPLEMENTATIONS = frozenset({"eager", "sdpa", "flex_attention", "grouped_mm", "batched_mm"})
 """What a configuration may choose for attention and experts; other words can name code on the hub that would run."""
 WEIGHTS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -109,25 +107,6 @@ def _check_layers(plain: Mapping[str, Any], path: Path | str) -> None:
             )
 
 
-def check_quantised(plain: Mapping[str, Any], path: Path | str) -> None:
-    """Refuse a checkpoint with packed integer or 8-bit float weights. Raises CheckpointError."""
-    quantisation = plain.get("quantization_config")
-    if quantisation is None:
-        return
-    method = quantisation.get("quant_method", "unknown") if isinstance(quantisation, Mapping) else quantisation
-    config = DEQUANTISED_BY.get(method) if isinstance(method, str) else None
-    how = (
-        f"dequantise it: load it with transformers and quantization_config={config}(dequantize=True), and save it with "
-        "save_pretrained"
-        if config
-        else "one that was dequantised to bfloat16"
-    )
-    raise CheckpointError(
-        f"{path}: the model is quantised (quantization_config says {shorten(method)}), and only float weights can be "
-        f"pruned: use the model that it was made from, or {how}"
-    )
-
-
 def check_blocks(stated: int, names: Iterable[str], layers: str, path: Path | str, *, absent: int = 0) -> None:
     """Refuse a number of blocks in the configuration that doesn't match the names of the stored tensors.
 
@@ -149,6 +128,6 @@ def check_types(types: Mapping[str, str], where: Path | str) -> None:
     for name, kind in types.items():
         if kind not in WEIGHTS:
             raise CheckpointError(
-                f"{where}: the tensor {shorten(name)} holds {kind} numbers, and only float weights can be pruned: use "
-                "the model as it was before it was quantised, or one that was dequantised to bfloat16"
+                f"{where}: the tensor {shorten(name)} holds {kind} numbers, and nothing that turns them into floats: "
+                "fetch the model again, or use the one that it was made from"
             )

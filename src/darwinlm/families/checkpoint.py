@@ -22,13 +22,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from darwinlm.families.bounds import check_blocks, check_quantised, check_types
+from darwinlm.families.bounds import check_blocks, check_types
 from darwinlm.families.config import open_config, read_config
 from darwinlm.families.family import Family, family_of, is_custom
 from darwinlm.families.files import WEIGHTS, check_files, is_named
 from darwinlm.families.layout import Parts, tensor_parts
 from darwinlm.families.loading import UNUSABLE, check_finite, load_tokenizer
 from darwinlm.families.whole import text_config, text_name, text_type
+from darwinlm.quantised.format import Format
+from darwinlm.quantised.read import UNUSED, Packed, formats_of, packed_weights
 from darwinlm.runtime.artifact import digest_of, file_digest
 from darwinlm.runtime.errors import CheckpointError, ModelError, first_line
 from darwinlm.runtime.limits import INDEX_NODES, load_json, shorten
@@ -46,7 +48,8 @@ class Checkpoint:
     """A local folder with config.json, safetensors shards and a tokenizer.
 
     `source` is the name of the model as the user gave it. With `allow_remote_code`, its tokenizer may run its own code.
-    If `config` is that of a text part, `whole` is that of the whole model.
+    If `config` is that of a text part, `whole` is that of the whole model. Quantised weights are in one of `formats`,
+    as `quantisation` says; they are read as floats.
     """
 
     folder: Path
@@ -55,6 +58,8 @@ class Checkpoint:
     source: str
     allow_remote_code: bool = False
     whole: Any = None
+    formats: tuple[Format, ...] = ()
+    quantisation: Any = None
 
     @classmethod
     def open(cls, folder: Path, source: str | None = None, *, allow_remote_code: bool = False) -> Checkpoint:
@@ -92,8 +97,15 @@ class Checkpoint:
         whole = config if kind is not None else None
         config = config if whole is None else text_config(whole)
         family = family_of(config)
-        check_quantised(plain, path)
-        return cls(folder, config, family, source or str(folder), allow_remote_code, whole)
+        formats = formats_of(plain, path)
+        if formats and whole is not None:
+            raise CheckpointError(
+                f"{path}: a quantised {whole.model_type} model can't be read: use the one that it was made from"
+            )
+        if formats:
+            del config.quantization_config  # a saved model is none
+        quantisation = plain.get("quantization_config")
+        return cls(folder, config, family, source or str(folder), allow_remote_code, whole, formats, quantisation)
 
     def _check_tensors(self) -> None:
         """Compare names, types and shapes in the shards' headers with the configuration."""
@@ -168,9 +180,16 @@ class Checkpoint:
                         f"{self.shards.get(name, 'no file')}: fetch the model again"
                     )
         stored = {name: shards[shard][name] for name, shard in self.shards.items() if name in shards[shard]}
-        weights = {name: kind for name, (kind, _) in stored.items() if not is_buffer(name)}
-        check_types(weights, self.folder)
-        return {name: shape for name, (_, shape) in stored.items()}
+        shapes = {name: self._packed_shape(packed, stored) for name, packed in self.packed.items()}
+        plain = {name: stored[name] for name in self._plain if name in stored}
+        check_types({name: kind for name, (kind, _) in plain.items() if not is_buffer(name)}, self.folder)
+        return shapes | {name: shape for name, (_, shape) in plain.items()}
+
+    def _packed_shape(self, packed: Packed, stored: dict[str, tuple[str, tuple[int, ...]]]) -> tuple[int, ...]:
+        try:
+            return packed.shape(stored, lambda name: self._stored([name])[name])
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.folder}: {error}: fetch the model again") from error
 
     def check_embeddings(self) -> None:
         """Refuse values outside the blocks that aren't finite, also in rows of tokens that calibration doesn't use.
@@ -213,10 +232,22 @@ class Checkpoint:
         return dict.fromkeys(_tensors_in(single), SINGLE)
 
     @cached_property
+    def packed(self) -> dict[str, Packed]:
+        """Quantised weights by the name that they would have as floats."""
+        return packed_weights(self.shards, self.formats, self.folder)
+
+    @cached_property
+    def _plain(self) -> list[str]:
+        """Names of stored tensors that aren't part of a quantised weight."""
+        parts = {name for packed in self.packed.values() for name in packed.names.values()}
+        others = [name for name in self.shards if name not in parts]
+        return [name for name in others if not (self.formats and name.rpartition(".")[2] in UNUSED)]
+
+    @cached_property
     def tensors(self) -> dict[str, Parts]:
         """Stored parts of each tensor of the model, by its name in the model."""
         unused = self._of_class("_keys_to_ignore_on_load_unexpected")  # blocks that predict further tokens
-        stored = (name for name in self.shards if not _matches(name, unused))
+        stored = (name for name in (*self._plain, *self.packed) if not _matches(name, unused))
         return tensor_parts(self.family, stored, *([] if self.whole is None else [text_name]))
 
     @cached_property
@@ -239,7 +270,8 @@ class Checkpoint:
     def digest(self) -> str:
         """Hash of the configuration and of all weights."""
         files = {shard: file_digest(self.folder / shard) for shard in sorted(set(self.shards.values()))}
-        return digest_of({"config": self.plain_config(), "files": files})
+        quantised = {"quantisation": self.quantisation} if self.formats else {}
+        return digest_of({"config": self.plain_config(), "files": files, **quantised})
 
     def plain_config(self) -> dict[str, Any]:
         """The configuration without its path and version, for JSON: infinite numbers are words."""
@@ -260,29 +292,48 @@ class Checkpoint:
     ) -> dict[str, torch.Tensor]:
         """Read all tensors whose name in the model starts with `prefix`; it is removed from the names.
 
-        Without a `dtype`, the stored one is kept. Tensors that aren't `mapped` are in memory; of mapped ones, a disk
-        that vanishes ends the process. Raises CheckpointError if a shard is damaged, or has gone.
+        Without a `dtype`, the stored one is kept; quantised weights have the configuration's. Tensors that aren't
+        `mapped` are in memory; of mapped ones, a disk that vanishes ends the process. Raises CheckpointError if a shard
+        is damaged, or has gone.
         """
         wanted = {name: parts for name, parts in self.tensors.items() if name.startswith(prefix)}
-        by_shard: dict[str, list[str]] = {}
-        for parts in wanted.values():
-            for name in parts.flat():
-                by_shard.setdefault(self.shards[name], []).append(name)
-        stored: dict[str, torch.Tensor] = {}
-        for shard, names in by_shard.items():
-            with _opened(self.folder / shard, "mmap" if mapped else "pread") as stream:
-                stored |= {name: stream.get_tensor(name) for name in names}
+        names = [name for parts in wanted.values() for part in parts.flat() for name in self._names(part)]
+        stored = self._stored(names, "mmap" if mapped else "pread")
+
+        def whole(part: str) -> torch.Tensor:
+            if part not in self.packed:
+                return stored.pop(part)
+            try:
+                return self.packed[part].weight(stored.pop).to(self.dtype if dtype is None else dtype)
+            except CheckpointError as error:
+                raise CheckpointError(f"{self.folder}: {error}: fetch the model again") from error
+
         tensors = {}
         for name, parts in wanted.items():
-            tensor = parts.join(stored.__getitem__)
-            for part in parts.flat():
-                del stored[part]
+            tensor = parts.join(whole)
             tensors[name.removeprefix(prefix)] = tensor if dtype is None else self.cast(name, tensor, dtype)
         return tensors
+
+    def _names(self, part: str) -> Iterable[str]:
+        """Names of the stored tensors of a plain or quantised weight."""
+        return self.packed[part].names.values() if part in self.packed else (part,)
+
+    def _stored(self, names: Iterable[str], how: str = "mmap") -> dict[str, torch.Tensor]:
+        """Stored tensors as they are. Raises CheckpointError if a shard is damaged."""
+        by_shard: dict[str, list[str]] = {}
+        for name in names:
+            by_shard.setdefault(self.shards[name], []).append(name)
+        stored: dict[str, torch.Tensor] = {}
+        for shard, inside in by_shard.items():
+            with _opened(self.folder / shard, how) as stream:
+                stored |= {name: stream.get_tensor(name) for name in inside}
+        return stored
 
     def rows(self, name: str, index: torch.Tensor, *, dtype: torch.dtype) -> torch.Tensor:
         """Read some rows of a tensor. Raises CheckpointError if a shard is damaged."""
         (stored,) = self.tensors[name].flat()
+        if stored in self.packed:
+            return self.read(name, dtype=dtype)[""].index_select(0, index)
         with _opened(self.folder / self.shards[stored]) as stream:
             rows: torch.Tensor = stream.get_tensor(stored).index_select(0, index).to(dtype)
             return rows

@@ -14,7 +14,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
-from darwinlm.families.bounds import LIMITS, check_quantised
+from darwinlm.families.bounds import LIMITS
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.config import read_config
 from darwinlm.families.family import PREFIX, Family, families
@@ -57,7 +57,6 @@ def open_foreign(
     model_type = str(raw.get("model_type", ""))
     if model_type.startswith(PREFIX):
         raise ModelError(f"{folder} is already a darwinlm model and needs no import")
-    check_quantised(raw, path)
     shapes = Checkpoint(folder, None, next(iter(families().values())), str(folder)).stored_shapes()
     described = _family(model_type, family, shapes)
     if described.mlp.experts is not None:

@@ -46,6 +46,10 @@ def cut_weights(checkpoint: Checkpoint, rows: Sequence[int], folder: Path) -> No
         names.append(f"{family.tail.embedding}.weight")
         sizes[family.tail.vocabulary] = len(rows)
     cut = {part for name in names if name in checkpoint.tensors for part in checkpoint.tensors[name].flat()}
+    if quantised := sorted(cut & checkpoint.packed.keys()):
+        raise CheckpointError(
+            f"{checkpoint.folder}: {quantised[0]} is quantised, so it can't be cut: leave out --vocab"
+        )
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     new = {old: number for number, old in enumerate(rows)}
