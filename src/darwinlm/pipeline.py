@@ -1,12 +1,7 @@
 """The main path in order.
 
-<<<<<<< HEAD
-corpus → vocabulary → text → plan → saliency → database → search → stitch → refit → recover → export → evaluate →
-file → report
-=======
 corpus → vocabulary → text → plan → saliency → database → search → stitch → refit → recover → export → chats →
-evaluate → report
->>>>>>> main
+evaluate → file → report
 
 Each name is a stage or a value, declared in `stages/` with its inputs, settings, work and result. A stage is skipped
 if its folder is complete for the same inputs, otherwise resumed.
@@ -44,11 +39,7 @@ PRUNE = Graph(
     *(TEXT, CALIBRATION, FITNESS, VALIDATION, EVALUATION, TRAINING, RESERVED),
     *(LATENCY, PLAN, SALIENCY, DATABASE),
     *(SEARCH, STITCH, REFIT, CORPUS_RECOVERY, RECOVER, EXPORT),
-<<<<<<< HEAD
-    *(MODELS, EVALUATE, FILE, REPORT),
-=======
-    *(MODELS, CHATS, EVALUATE, REPORT),
->>>>>>> main
+    *(MODELS, CHATS, EVALUATE, FILE, REPORT),
     given=("neighbour",),
 )
 """A whole run; `neighbour` is the allocation of a sweep's neighbouring size."""

@@ -119,14 +119,11 @@ def _show(console: Console, run: Path, summary: Summary) -> None:
                 f"{wording.model_name(key, summary)}: {wording.count(model.params)} parameters, perplexity "
                 f"{wording.perplexity(model.perplexity)}, KL {wording.kl(model.kl)}"
             )
-<<<<<<< HEAD
     show_files(console, summary)
-=======
     for headings, rows, remarks in chat_rows(summary):
         console.print()
         console.print(tables.terminal(headings, rows, bold=len(rows) - 1))
         console.print("; ".join(remarks), style="dim")
->>>>>>> main
     console.print()
     beside = run if run.name else Path("..") / run.resolve().name  # the current folder "." has no name
     for wish, do in wording.next_steps(summary, str(run), str(beside), summary.model, here=True):

@@ -10,11 +10,7 @@ from darwinlm.report import plots, wording
 from darwinlm.report.render import render
 from darwinlm.report.strip import KINDS, Cells, block_rows, kept_cells, nats
 from darwinlm.report.summary import Summary
-<<<<<<< HEAD
-from darwinlm.report.table import COLUMNS, COPIED, comparison_rows, file_rows, looking_back_rows, where_rows
-=======
-from darwinlm.report.table import COLUMNS, COPIED, chat_rows, comparison_rows, looking_back_rows, where_rows
->>>>>>> main
+from darwinlm.report.table import COLUMNS, COPIED, chat_rows, comparison_rows, file_rows, looking_back_rows, where_rows
 
 
 def render_page(summary: Summary) -> str:

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from darwinlm.data import TokenSequences
-
 from darwinlm.engines.process import require_engine
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.execution.stage import Stage, Task
