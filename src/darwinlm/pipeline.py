@@ -9,14 +9,10 @@ if its folder is complete for the same inputs, otherwise resumed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from functools import partial
 
 from darwinlm.execution.run import Run
-from darwinlm.execution.stage import Graph, Pace
-from darwinlm.recipe import Recipe
-from darwinlm.runtime.console import Reporter
+from darwinlm.execution.stage import Graph
 from darwinlm.stages.chats import CHATS
 from darwinlm.stages.corpus import CORPUS, CORPUS_RECOVERY
 from darwinlm.stages.database import DATABASE, SALIENCY
@@ -44,16 +40,5 @@ PRUNE = Graph(
 )
 """A whole run; `neighbour` is the allocation of a sweep's neighbouring size."""
 
-
-def open_run(
-    recipe: Recipe,
-    folder: Path,
-    reporter: Reporter,
-    *,
-    given: Mapping[str, Any] | None = None,
-    parent: Run | None = None,
-    alike: Sequence[Recipe] = (),
-    pace: Pace | None = None,
-) -> Run:
-    """A run of the whole pipeline, with the arguments of `Run`. Raises as it does."""
-    return Run(PRUNE, recipe, folder, reporter, given=given, parent=parent, alike=alike, pace=pace)
+open_run = partial(Run, PRUNE)
+"""A run of the whole pipeline, with the other arguments of `Run`. Raises as it does."""

@@ -81,8 +81,6 @@ def _common_options() -> list[Any]:
 
 
 class _Command(TyperCommand):
-    """A command with the additional options `-q` and `-v`."""
-
     def get_params(self, ctx: Any) -> list[Any]:
         *parameters, last = super().get_params(ctx)
         return _readable([*parameters, *_common_options(), last])  # --help stays last

@@ -85,7 +85,6 @@ def chat(
 
 
 def _questions(console: Console) -> Iterator[str]:
-    """Messages of the user until the end of input."""
     if not sys.stdin.isatty():
         for line in sys.stdin:
             if line.strip() == "/exit":

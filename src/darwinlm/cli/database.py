@@ -113,7 +113,6 @@ def inspect(
 
 
 def _points(curves: Any) -> dict[str, Any]:
-    """A curve sampled at a hundred points."""
     width = len(curves.errors) - 1
     points = sorted({round(point * width / POINTS) for point in range(POINTS + 1)})
     entry = {"block": curves.block, "kind": curves.kind, "heads_per_group": _heads(curves.kind, curves.variant)}

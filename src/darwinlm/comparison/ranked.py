@@ -94,5 +94,4 @@ def best_columns(shape: ModuleShape, level: Level, scores: UnitScores) -> Tensor
 
 
 def _best(values: Tensor, count: int) -> Tensor:
-    """Indices of the largest values, ascending."""
     return values.argsort(descending=True, stable=True)[:count].sort().values

@@ -150,8 +150,6 @@ def pack_documents(
 
 @dataclass
 class _Writer:
-    """Fills shards in order, and tracks the progress."""
-
     folder: Path
     wanted: int
     dtype: np.dtype[Any]

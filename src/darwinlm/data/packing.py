@@ -66,7 +66,6 @@ def token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
 
 @contextmanager
 def _all_cores() -> Iterator[None]:
-    """Let tokenizers work on several texts at once."""
     before = os.environ.get(THREADS)
     os.environ[THREADS] = "true"
     try:

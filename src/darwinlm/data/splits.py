@@ -137,8 +137,6 @@ def shares_within(shares: Mapping[str, int], available: int, seq_len: int) -> di
 
 
 class _Shelf:
-    """The text of one purpose so far."""
-
     def __init__(self, wanted: int, document_tokens: int) -> None:
         self.wanted = wanted
         self.document_tokens = document_tokens

@@ -109,7 +109,6 @@ class Conversation:
         return int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 30)
 
     def _how(self) -> dict[str, Any]:
-        """Arguments for `generate`."""
         temperature, named = self.settings.temperature, self.model.generation_config.eos_token_id
         ends = {*(named if isinstance(named, list) else [named]), self.tokenizer.eos_token_id}
         how: dict[str, Any] = {

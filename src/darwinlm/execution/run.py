@@ -254,5 +254,4 @@ class Run:
 
 
 def _of(function: Callable[..., Any], task: Task, inputs: Mapping[str, Any]) -> list[Any]:
-    """Arguments of a stage's function: the task and its inputs."""
     return [task, *(inputs[name] for name in parameters(function))]

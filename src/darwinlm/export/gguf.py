@@ -193,7 +193,6 @@ def _with_rounded_yarn(job: _Job, exact: Streams, tokens: Tensor) -> Streams:
 
 
 def _check_types(file: FileTensors, reshaper: Reshaper, layout: Layout) -> Counter[str]:
-    """Compare each tensor of the file with the expected one, within the error of its element type."""
     types: Counter[str] = Counter()
     missing = set(file.tensors)
     for name, meant in gguf_tensors(reshaper, layout):

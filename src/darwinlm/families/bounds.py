@@ -85,7 +85,6 @@ def _check_numbers(values: Iterable[Any], where: str, path: Path | str) -> None:
 
 
 def _check_layers(plain: Mapping[str, Any], path: Path | str) -> None:
-    """Check that `per_layer_config` maps layer numbers to fields."""
     layers = plain.get("per_layer_config")
     if layers is None:
         return

@@ -108,7 +108,6 @@ class Checkpoint:
         return cls(folder, config, family, source or str(folder), allow_remote_code, whole, formats, quantisation)
 
     def _check_tensors(self) -> None:
-        """Compare names, types and shapes in the shards' headers with the configuration."""
         stored = self.stored_shapes()
         if self.whole is not None and not self.tensors:
             raise CheckpointError(
@@ -459,7 +458,6 @@ def _opened(shard: Path, backend: str = "mmap") -> Iterator[Any]:
 
 
 def _tensors_in(shard: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Element type and shape of each tensor of a shard."""
     with _opened(shard) as stream:
         parts = {name: stream.get_slice(name) for name in stream.keys()}  # noqa: SIM118
         return {name: (str(part.get_dtype()), tuple(part.get_shape())) for name, part in parts.items()}

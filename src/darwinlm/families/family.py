@@ -175,7 +175,6 @@ def family_of(config: Any) -> Family:
 
 
 def _required(description: type[Closed]) -> list[str]:
-    """Names of the required fields of a description, including nested ones."""
     names = []
     for name, field in description.model_fields.items():
         if field.is_required():

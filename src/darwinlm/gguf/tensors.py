@@ -93,7 +93,6 @@ def _spelled(name: str, layout: Layout) -> str:
 
 
 def _outside(reshaper: Reshaper, layout: Layout) -> Iterator[tuple[str, Tensor]]:
-    """Embedding, final norm and head, and embeddings of the layers."""
     config = reshaper.checkpoint.config
     tied = bool(getattr(config, "tie_word_embeddings", False))
     embedding, head = (1.0, 1.0) if not layout.scaled else (config.embedding_multiplier, 1 / config.logits_scaling)
@@ -215,7 +214,6 @@ def _score_scale(reshaper: Reshaper, layout: Layout) -> float:
 
 
 def _joined(tensors: Tensors, parts: Sequence[str], name: str, layout: Layout) -> Tensors:
-    """Several projections concatenated into one tensor."""
     for odd in [odd for odd in tensors if odd.startswith(tuple(parts)) and odd.endswith(".bias")]:
         raise _no_place(odd, layout)
     pieces = [tensors.pop(f"{part}.weight") for part in parts if f"{part}.weight" in tensors]

@@ -173,7 +173,6 @@ def _kept(shape: ModuleShape, units: list[int], output: Tensor) -> tuple[Level, 
 
 
 def _check(foreign: Reshaper, folder: Path, report: ExportReport) -> None:
-    """Compare the checkpoint's weights in the family's stock class with the written folder."""
     checkpoint = foreign.checkpoint
     tokens = check_tokens(checkpoint, report)
     masked, weights = foreign.masked()

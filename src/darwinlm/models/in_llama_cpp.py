@@ -78,7 +78,6 @@ class LlamaCppModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             self.engine = None
 
     def _running(self, tokens: int) -> EngineProcess:
-        """The engine with room for a text."""
         if self.engine is None or tokens > self.room:
             if self.engine is not None:
                 self.engine.__exit__()

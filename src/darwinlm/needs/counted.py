@@ -136,7 +136,6 @@ class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _count(
     decoder: Decoder, index: int, hidden: Tensor, arguments: dict[str, Any], *, backward: bool
 ) -> tuple[float, float, float]:
-    """Operations of a forward pass, bytes at the peak, and bytes kept for the backward pass."""
     hidden = hidden.detach().requires_grad_(backward)
     decoder.blocks[index].requires_grad_(requires_grad=True)
     with _Meter() as meter, torch.set_grad_enabled(backward):

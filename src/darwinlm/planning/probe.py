@@ -154,7 +154,6 @@ class Machine(Mapping[Work, float]):
         return median(walls) if self.device.type == "cuda" else min(median(walls), median(processor))
 
     def _several(self, action: Callable[[], object]) -> tuple[list[float], list[float]]:
-        """Wall and processor times of several trials."""
         walls: list[float] = []
         processor: list[float] = []
         while len(walls) < TRIALS[0] or (len(walls) < TRIALS[1] and sum(walls) < ENOUGH):

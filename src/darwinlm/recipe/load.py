@@ -91,7 +91,6 @@ def load_recipes(
 
 
 def _several(tree: Mapping[str, Any]) -> str | None:
-    """The kind of budget with several values, if any."""
     budget = tree.get("budget")
     if not isinstance(budget, dict):
         return None

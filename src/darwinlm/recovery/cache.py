@@ -137,7 +137,6 @@ def _digest_of_tensors(tensors: dict[str, Tensor]) -> str:
 
 
 def _write(teacher: Any, tokens: Tensor, path: Path, shard: dict[str, Any], batch_rows: int) -> None:
-    """Run the dense model on tokens [b, t] and store its log-probabilities."""
     tops = []
     for batch in torch.split(tokens, batch_rows):
         top = dense_top(teacher, batch.to(teacher.device), shard["top_k"])

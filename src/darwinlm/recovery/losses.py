@@ -33,7 +33,6 @@ class TopK:
     log_rest: Tensor
 
     def __getitem__(self, rows: slice) -> TopK:
-        """The entries of some tokens."""
         return TopK(self.log_p[rows], self.places[rows], self.log_rest[rows])
 
     def flatten(self, first: int, last: int) -> TopK:

@@ -77,8 +77,6 @@ class _Result(BaseModelOutputWithPast):  # type: ignore[misc]
 
 
 class _Stored(nn.Module):
-    """Replaces a decoder whose result is known."""
-
     def __init__(self, hidden: Tensor) -> None:
         super().__init__()
         self.hidden = hidden

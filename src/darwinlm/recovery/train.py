@@ -198,7 +198,6 @@ class Training:
         return float(parallel.all_reduce(fits)) == parallel.size()
 
     def _batch(self, step: int, number: int) -> dict[str, Tensor]:
-        """Micro-batch `number` of this process in a step."""
         pinned = self.device.type == "cuda"
         return {
             name: (tensor.pin_memory() if pinned else tensor).to(self.device, non_blocking=pinned)

@@ -58,7 +58,6 @@ def _front_matter(summary: Summary) -> str:
 
 
 def _measured(summary: Summary) -> dict[str, Any]:
-    """Our figures as a `model-index` entry."""
     metrics = [
         {"type": "perplexity", "name": "Perplexity", "value": summary.saved.perplexity},
         {"type": "kl_divergence", "name": "KL from the dense model (nats/token)", "value": summary.saved.kl},

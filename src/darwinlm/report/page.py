@@ -58,7 +58,6 @@ def _numbers(summary: Summary) -> list[tuple[int, Cells]]:
 
 
 def _vocabulary_rows(summary: Summary) -> list[tuple[str, ...]]:
-    """Lengths of held-out text in both vocabularies."""
     return [
         (
             name,

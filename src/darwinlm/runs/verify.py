@@ -173,7 +173,6 @@ def _unknown(folder: Path, known: set[str]) -> list[str]:
 
 
 def _sizes(model: Path, summary: Summary) -> Iterator[Finding]:
-    """Recount the parameters, and compare them with the budget."""
     checkpoint = Checkpoint.open(model)
     made, stated, budget = checkpoint.outline, summary.saved, summary.budget
     counted = sum(parameter.numel() for parameter in made.parameters())

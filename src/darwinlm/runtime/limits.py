@@ -137,7 +137,6 @@ def parse_yaml(text: str) -> Any:
 
 
 def _count(node: yaml.Node | None, known: dict[int, int], depth: int) -> int:
-    """Number of values below a node, including repetitions."""
     if node is None:
         return 0
     if depth > DEPTH:

@@ -51,7 +51,6 @@ def all_bytes(device: torch.device) -> int:
 
 
 def _available(meminfo: Path) -> int | None:
-    """Available memory without swapping, from Linux."""
     if meminfo.is_file():
         for line in meminfo.read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):

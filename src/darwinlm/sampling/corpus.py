@@ -69,8 +69,6 @@ def write_corpus(
 
 
 class _Corpus:
-    """The file of this process."""
-
     def __init__(
         self,
         script: Script,

@@ -209,7 +209,6 @@ class Sampler:
         state.done = state.done | (state.segment == len(self.segments)) | full
 
     def _taken(self, state: _State, rows: list[int], positions: list[int]) -> Iterator[Sampled]:
-        """The sequences of rows that are done."""
         if not rows:
             return
         index = torch.tensor(rows, device=self.device)

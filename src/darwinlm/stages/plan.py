@@ -66,7 +66,6 @@ def _check(task: Task, original: Checkpoint) -> None:
 
 
 def _costs(task: Task, dense: Checkpoint, latency: CostModel | None) -> dict[str, Any]:
-    """Measured costs, or the element type that costs in bytes depend on."""
     dtype = str(saved_dtype(task.recipe, dense.dtype)) if task.recipe.budget.kind == "bytes" else None
     return {"costs": None if latency is None else [latency.fixed, latency.costs], "dtype": dtype}
 

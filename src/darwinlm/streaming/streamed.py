@@ -172,12 +172,10 @@ class StreamedDecoder(Decoder):
         self._loaded.discard(HEAD)
 
     def _read(self, block: int) -> dict[str, Tensor]:
-        """Weights of a block in the checkpoint's type, as they are stored."""
         wanted = self.blocks[block].state_dict().keys()  # older checkpoints contain buffers that models compute
         return {name: tensor for name, tensor in self._weights(block).items() if name in wanted}
 
     def _fetch(self, block: int) -> None:
-        """Begin to copy a block to a GPU."""
         if self._mover is not None and block not in self._loaded and block not in self._coming:
             self._coming[block] = self._mover.fetch_all(partial(self._read, block))
 

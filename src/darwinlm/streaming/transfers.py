@@ -131,7 +131,6 @@ class HostCopy:
             part.copy_(held, non_blocking=True)
 
     def _parts(self, tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Parts of the tensors, each with the place of its bytes."""
         place = 0
         for tensor in tensors:
             flat = tensor.detach().view(-1).view(torch.uint8)

@@ -103,7 +103,6 @@ class _Notes:
 
 
 def _paths(stage: StageFolder, block: int) -> tuple[Path, Path]:
-    """Files of a block's fitted weights, which don't exist if all stitched weights were kept, and of its decisions."""
     weights = stage.folder / block_file(block)
     return weights, weights.with_suffix(".json")
 

@@ -192,7 +192,6 @@ def empty_model(config: Any, checkpoint: Checkpoint) -> Any:
 
 
 def _described(config: Any, checkpoint: Checkpoint) -> Checkpoint:
-    """The dense checkpoint's files with the configuration of a smaller model."""
     if is_custom(config):
         pruned_classes(*checkpoint.family.class_names)
     return replace(checkpoint, config=config)
@@ -216,7 +215,6 @@ def stitched_tensors(database: ModuleReader, chosen: Chosen) -> Iterator[tuple[s
 
 
 def _block_tensors(database: ModuleReader, chosen: Chosen, block: int) -> Iterator[tuple[str, Tensor]]:
-    """Tensors of a block of the smaller model by name in it."""
     checkpoint = database.checkpoint
     family = checkpoint.family
     inside = checkpoint.read(checkpoint.block_prefix(block))

@@ -129,7 +129,6 @@ def _chat_tokens(tokenizer: Any) -> Iterator[int]:
 
 
 def _numbers_of(processor: dict[str, Any] | None) -> list[int]:
-    """Numbers of tokens in a post-processor."""
     numbers: list[int] = []
 
     def seen(number: int) -> int:

@@ -16,7 +16,6 @@ def key_instead(_: Tensor, __: Any) -> dict[str, Tensor]:
 
 
 def _values(name: str, reshaper: Any, layout: Any) -> list[float]:
-    """One value for each block; 0 where the MLP was removed."""
     places = (reshaper.checkpoint.block_prefix(target.block) + XIELU + name for target in layout.targets)
     values = (reshaper.checkpoint.read(place).values() for place in places)
     return [float(tensor) for tensors in values for tensor in tensors or [0.0]]

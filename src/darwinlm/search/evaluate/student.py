@@ -160,7 +160,6 @@ class Student:
                 working.copy_(master)
 
     def _blank(self, master: Tensor, updates: float) -> dict[str, Tensor]:
-        """AdamW's state of a weight with moments of zero."""
         step = torch.tensor(updates, device=master.device if self._fused else None)
         return {"step": step, "exp_avg": torch.zeros_like(master), "exp_avg_sq": torch.zeros_like(master)}
 
