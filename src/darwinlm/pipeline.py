@@ -1,7 +1,7 @@
 """The main path in order.
 
 corpus → vocabulary → text → plan → saliency → database → search → stitch → refit → recover → export → chats →
-evaluate → report
+evaluate → file → report
 
 Each name is a stage or a value, declared in `stages/` with its inputs, settings, work and result. A stage is skipped
 if its folder is complete for the same inputs, otherwise resumed.
@@ -18,6 +18,7 @@ from darwinlm.stages.corpus import CORPUS, CORPUS_RECOVERY
 from darwinlm.stages.database import DATABASE, SALIENCY
 from darwinlm.stages.evaluate import EVALUATE, MODELS
 from darwinlm.stages.export import EXPORT
+from darwinlm.stages.file import FILE
 from darwinlm.stages.latency import LATENCY
 from darwinlm.stages.model import DENSE, ORIGINAL, SOURCE, TEACHER
 from darwinlm.stages.plan import PLAN
@@ -34,7 +35,7 @@ PRUNE = Graph(
     *(TEXT, CALIBRATION, FITNESS, VALIDATION, EVALUATION, TRAINING, RESERVED),
     *(LATENCY, PLAN, SALIENCY, DATABASE),
     *(SEARCH, STITCH, REFIT, CORPUS_RECOVERY, RECOVER, EXPORT),
-    *(MODELS, CHATS, EVALUATE, REPORT),
+    *(MODELS, CHATS, EVALUATE, FILE, REPORT),
     given=("neighbour",),
 )
 """A whole run; `neighbour` is the allocation of a sweep's neighbouring size."""

@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
 from darwinlm.engines.process import ENGINES
 from darwinlm.export.run import export_model
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.gguf.sizes import predicted_sizes
+from darwinlm.gguf.sizes import header_bytes, predicted_sizes
 from darwinlm.models.in_llama_cpp import open_in_llama_cpp
 from darwinlm.models.opened import open_model
 from darwinlm.report.summary import FileFigures
@@ -88,15 +89,32 @@ def test_a_file_that_nothing_here_can_read_names_what_to_do(command, prune, monk
     command("chat", file).refused("running a model in llama.cpp needs", "[llama-cpp]")
 
 
-@pytest.mark.parametrize("width", [96, 256])
-def test_predicted_sizes_are_those_of_the_files(tmp_path, width):
-    """Rows of whole and of broken blocks of 256."""
-    sizes = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 8}
-    folder = plain_checkpoint(tmp_path / "model", "llama", **sizes)
+UNLIKE = {0: (0, 0, 96), 1: (2, 1, 0), 2: (4, 2, 64), 3: (0, 0, 0), 4: (4, 2, 96)}
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes", "unlike"),
+    [
+        ("llama", (96, 192, 8), None),
+        ("llama", (256, 512, 8), None),
+        ("llama", (64, 96, 5), UNLIKE),
+        ("qwen3", (64, 96, 5), UNLIKE),
+        ("nemotron", (128, 256, 4), None),
+    ],
+)
+def test_predicted_sizes_are_those_of_the_files(tmp_path, family, sizes, unlike):
+    """Rows of whole and of broken blocks of 256, absent sub-layers and blocks, joined projections, own heads."""
+    sizes = dict(zip(("hidden_size", "intermediate_size", "num_hidden_layers"), sizes, strict=True))
+    sizes |= {"tie_word_embeddings": True} if family != "llama" else {}
+    make = plain_checkpoint if unlike is None else partial(pruned_checkpoint, rows=unlike)
+    folder = make(tmp_path / "model", family, **sizes)
     export_model(folder, tmp_path / "f16.gguf", to="gguf", quantisation="f16")
-    predicted = predicted_sizes(Checkpoint.open(folder), tmp_path / "f16.gguf")
-    for quantisation in ("q8_0", "q4_0", "q2_k", "q3_k_m", "q4_k_m", "q5_k_m"):
-        report = export_model(folder, tmp_path / f"{quantisation}.gguf", to="gguf", quantisation=quantisation)
-        assert predicted[quantisation] == pytest.approx(report.bytes, rel=0.002)
-    file = FileFigures(bytes=predicted["q4_k_m"] + 1, predicted=predicted)
+    checkpoint = Checkpoint.open(folder)
+    for like in (tmp_path / "f16.gguf", None):
+        predicted = predicted_sizes(checkpoint, header_bytes(checkpoint, like))
+        for quantisation in ("q8_0", "q4_0", "q2_k", "q3_k_m", "q4_k_m", "q5_k_m"):
+            out = tmp_path / f"{quantisation}.gguf"
+            export_model(folder, out, to="gguf", quantisation=quantisation, overwrite=True)
+            assert predicted[quantisation] == pytest.approx(out.stat().st_size, abs=64 if like else 2048)
+    file = FileFigures(bytes=predicted["q4_k_m"] + 1, dense=predicted, predicted=predicted)
     assert file.smaller == "q4_k_m"

@@ -61,7 +61,7 @@ def test_time_for_the_search(text, minutes):
         ({"budget": {"bytes": "-4GiB"}}, "budget.bytes: must be greater than 0"),
         ({"budget": {"keep": "50%", "params": "1B"}}, "budget: give one bound only, not keep and params at once"),
         ({"budget": {"speedup": 2, "latency": "1s"}}, "budget: give one bound only, not speedup and latency at once"),
-        ({"budget": {"keep": None}}, "budget: no bound is given: give one of keep, params, bytes, speedup, latency"),
+        ({"budget": {"keep": None}}, "no bound is given: give one of keep, params, bytes, file, speedup"),
         ({"budget": {"speedup": 2, "prefill_tokens": 0, "decode_tokens": 0}}, "there is nothing to time"),
         ({"search": {"stages": [{"amount": 3}]}}, "known fields are tokens, survivors, training_tokens"),
         ({"search": {"minutes": "30 days"}}, "search.minutes: has an unknown unit 'days'"),

@@ -157,6 +157,15 @@ def test_names_in_the_page_of_a_sweep_are_escaped():
 
 
 def test_a_gguf_file_that_came_in_is_followed_by_a_smaller_one():
-    summary = made(changed(searched(), file={"bytes": 98, "predicted": {"q8_0": 128, "q4_k_m": 97, "q4_0": 83}}))
+    sizes = {"q8_0": 128_000_000, "q4_k_m": 97_000_000, "q4_0": 83_000_000}
+    file = {"bytes": 98_000_000, "predicted": sizes, "dense": {**sizes, "q4_0": 91_000_000}}
+    tree = changed(searched(), file=file)
+    tree["models"]["refit"] |= {"acceptance": 0.613, "agreement": 0.577}
+    summary = made(tree)
     assert any("--quant q4_k_m" in line for _, line in next_steps(summary, ".", "../smaller", None))
     assert "q4_k_m" in headline(summary)
+    text = text_of(tree)
+    assert "dense 128 97.0 91.0" in text
+    assert "61.3 % of its tokens at temperature 1 and 57.7 % greedily" in text
+    pages = [sweep_page(SweepSummary.of([("keep-75", each)]), each) for each in (summary, made(searched()))]
+    assert ["As GGUF files" in page for page in pages] == [True, False]

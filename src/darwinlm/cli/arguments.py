@@ -63,6 +63,9 @@ Keep = Annotated[str | None, _bound("--keep", "SHARE", _SHARE)]
 Keeps = Annotated[str | None, _bound("--keep", "SHARE", f"{_SHARE} Several (75%,50%) give one model each.")]
 Params = Annotated[str | None, _bound("--params", "COUNT", "Parameters of the whole smaller model: 2.7B or 350M.")]
 Bytes = Annotated[str | None, _bound("--bytes", "SIZE", "Weights and KV cache of the smaller model: 4GiB or 900MB.")]
+FileSize = Annotated[
+    str | None, _bound("--file", "SIZE", "GGUF file of the smaller model in the type that --for names: 95MB.")
+]
 Speedup = Annotated[
     str | None, _bound("--speedup", "FACTOR", "Speed relative to the original model on this machine: 2x.")
 ]

@@ -43,7 +43,7 @@ def _screen(console: Console, run: Any, out: Path) -> None:
         ("parameters", f"{wording.count(dense.params)} → {wording.count(small.params)}"),
         ("weights", f"{megabytes(dense.bytes)} → {megabytes(small.bytes)} MB in {summary.export.dtype}"),
     ]
-    if (file := summary.file) is not None:
+    if (file := summary.file) is not None and file.bytes is not None:
         predicted = megabytes(file.predicted[file.smaller])
         lines.append(("file", f"{megabytes(file.bytes)} MB as it came → about {predicted} MB as {file.smaller}"))
     lines += [

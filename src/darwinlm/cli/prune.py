@@ -18,6 +18,7 @@ from darwinlm.cli.app import SHRINK, command
     "darwinlm prune MODEL --params 2.7B --text TEXT --out runs/small",
     "darwinlm prune MODEL --keep 75%,50%,35% --text TEXT --out runs/sizes",
     "darwinlm prune MODEL --params 80M --vocab 50% --text TEXT --out runs/vocab",
+    "darwinlm prune MODEL --file 95MB --for q4_k_m --text TEXT --out runs/file",
     "darwinlm prune MODEL --speedup 2x --time 30m --text TEXT --out runs/fast",
 )
 def prune(
@@ -26,6 +27,7 @@ def prune(
     keep: arguments.Keeps = None,
     params: arguments.Params = None,
     size: arguments.Bytes = None,
+    file: arguments.FileSize = None,
     speedup: arguments.Speedup = None,
     latency: arguments.Latency = None,
     vocab: arguments.Vocab = None,
@@ -47,7 +49,7 @@ def prune(
     """Prune a model to a budget and report what was lost. Rerun the same command to resume."""
     from darwinlm.recipe import load_recipes, options
 
-    budget = {"keep": keep, "params": params, "bytes": size, "speedup": speedup, "latency": latency}
+    budget = {"keep": keep, "params": params, "bytes": size, "file": file, "speedup": speedup, "latency": latency}
     others: dict[str, Any] = {"vocab": vocab, "time": time, "preset": preset, "text": text, "ready_for": ready_for}
     others |= {
         "layers": layers,
@@ -107,6 +109,18 @@ def run_stages(recipe: Any, out: Path, until: str | None = None, *, overwrite: b
     return run
 
 
+def show_files(console: Any, summary: Any) -> None:
+    """Print sizes of GGUF files, and how good a draft the saved model is."""
+    from darwinlm.report import wording
+    from darwinlm.report.table import file_rows
+    from darwinlm.runtime import tables
+
+    if (files := file_rows(summary)) is not None:
+        console.print("", tables.terminal(files[0], files[1], bold=1), *files[2])
+    for said in filter(None, (wording.as_draft(summary), wording.bounded_file(summary))):
+        console.print(said, soft_wrap=True)
+
+
 def run_recipe(recipe: Any, out: Path, until: str | None = None, *, overwrite: bool = False) -> None:
     """Run the stages and print the result."""
     from darwinlm.report import wording
@@ -125,6 +139,7 @@ def run_recipe(recipe: Any, out: Path, until: str | None = None, *, overwrite: b
     if looking_back is not None:
         headings, rows, remarks = looking_back
         console.print("", tables.terminal(headings, rows, bold=len(rows) - 1), *remarks)
+    show_files(console, summary)
     if summary.prompts and summary.models["dense"].continuations:
         console.print(f"\n{summary.prompts[0]}{'' if summary.chat else ' …'}", style="bold")
         for key in ("dense", summary.saved_key):

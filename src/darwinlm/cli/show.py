@@ -15,6 +15,7 @@ from rich.text import Text
 
 from darwinlm.cli import arguments, terminal
 from darwinlm.cli.app import LOOK, command
+from darwinlm.cli.prune import show_files
 from darwinlm.runtime import amounts
 from darwinlm.runtime.errors import ArtifactError
 
@@ -118,6 +119,7 @@ def _show(console: Console, run: Path, summary: Summary) -> None:
                 f"{wording.model_name(key, summary)}: {wording.count(model.params)} parameters, perplexity "
                 f"{wording.perplexity(model.perplexity)}, KL {wording.kl(model.kl)}"
             )
+    show_files(console, summary)
     for headings, rows, remarks in chat_rows(summary):
         console.print()
         console.print(tables.terminal(headings, rows, bold=len(rows) - 1))

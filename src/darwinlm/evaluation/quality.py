@@ -25,6 +25,9 @@ from darwinlm.streaming.hidden import HiddenMemory
 HEAD_TOKENS = 256
 """Tokens whose logits exist at once."""
 
+SUMS = 5
+"""Sums over a batch beside those by position."""
+
 FIRST_POSITIONS = 64
 """End of the first range of positions; each further range ends at twice the previous end."""
 
@@ -37,6 +40,9 @@ class Quality:
         perplexity: Exponential of the mean cross-entropy of a token, given the earlier ones in its block.
         kl: Mean KL(dense ‖ model) in nats per token.
         tokens: Number of predictions.
+        acceptance: Mean of Σ min(p, q) over tokens: the share of the model's tokens, drawn at temperature 1, that the
+            dense model would accept from it as a draft.
+        agreement: Share of tokens at which both rank the same token first: the same for greedy drafts.
         kl_seen: Mean KL where the next token occurred earlier in the block; None without such tokens.
         kl_new: Mean KL where it did not; None without such tokens.
         seen: Share of next tokens that occurred earlier in the block.
@@ -47,6 +53,8 @@ class Quality:
     perplexity: float
     kl: float
     tokens: int
+    acceptance: float
+    agreement: float
     kl_seen: float | None = None
     kl_new: float | None = None
     seen: float = 0.0
@@ -128,7 +136,7 @@ def measure_quality(
     readers = {id(model): reading(model) for model in (dense, *models.values())}
     places = [list(readers).index(id(model)) for model in models.values()]
     sequences = max(1, batch_tokens // tokens.shape[1])
-    sums = torch.zeros(len(models), 3 + tokens.shape[1], dtype=torch.float64)
+    sums = torch.zeros(len(models), SUMS + tokens.shape[1], dtype=torch.float64)
     n_seen, measured, done = 0, 0, 0
     batches = torch.split(tokens, sequences) if len(tokens) else ()
     while done < len(batches):
@@ -167,12 +175,14 @@ def seen_before(tokens: Tensor) -> Tensor:
 
 def _quality(sums: Tensor, sequences: int, predictions: int, n_seen: int) -> Quality:
     """The figures, from the sums of `_measure_batch` over all batches."""
-    loss, kl_seen, kl_new = sums[:3].tolist()
-    by_position = sums[3:] / sequences
+    loss, accepted, agreed, kl_seen, kl_new = sums[:SUMS].tolist()
+    by_position = sums[SUMS:] / sequences
     return Quality(
         math.exp(min(loss / predictions, 700.0)),  # without overflow
         max(float(by_position.mean()), 0.0),
         predictions,
+        accepted / predictions,
+        agreed / predictions,
         max(kl_seen / n_seen, 0.0) if n_seen else None,
         max(kl_new / (predictions - n_seen), 0.0) if n_seen < predictions else None,
         n_seen / predictions,
@@ -189,32 +199,32 @@ def _ranges(length: int) -> list[tuple[int, int]]:
 
 
 def _measure_batch(readers: Sequence[Read], states: Sequence[Tensor], batch: Tensor, seen: Tensor) -> Tensor:
-    """Sums over a batch, float64 [3 + t] for each model; the first one is the reference of the KL.
+    """Sums over a batch, float64 [SUMS + t] for each model; the first one is the reference of the KL.
 
-    They are cross-entropy, KL for seen and for new next tokens, and KL by position.
+    They are cross-entropy, Σ min(p, q), agreement of the first rank, KL for seen and for new next tokens, and KL by
+    position.
 
     A separate function, so that states are released after each batch.
     """
     device = states[0].device
     # The last position has no next token. It is skipped below, because slicing here would copy.
     following, seen = batch.roll(-1, 1).flatten().to(device), seen.to(device)
-    losses, divergence = torch.empty(2, len(readers), batch.numel(), device=device)
+    losses, accepted, agreed, divergence = torch.empty(4, len(readers), batch.numel(), device=device)
     for start in range(0, batch.numel(), HEAD_TOKENS):
         piece = slice(start, start + HEAD_TOKENS)
         for place, (reader, state) in enumerate(zip(readers, states, strict=True)):
             with reader.with_head():
                 logits = reader.head(state[piece])
             if place == 0:
-                distribution = DenseDistribution(logits)
+                distribution, first = DenseDistribution(logits), logits.argmax(-1)
             totals = log_normalisers(logits)
             losses[place, piece] = token_losses(logits, following[piece], totals)
             divergence[place, piece] = distribution.kl(logits, normalisers=totals)
+            accepted[place, piece] = distribution.acceptance(logits, totals)
+            agreed[place, piece] = logits.argmax(-1) == first
             del logits
-    sums = []
-    for lost, kl in zip(
-        losses.view(len(readers), *batch.shape), divergence.view(len(readers), *batch.shape), strict=True
-    ):
-        of_next = kl[:, :-1]
-        parts = [part.sum(dtype=torch.float64) for part in (lost[:, :-1], of_next[seen], of_next[~seen])]
-        sums.append(torch.cat([torch.stack(parts), kl.sum(0, dtype=torch.float64)]))
-    return torch.stack(sums).cpu()
+    figures = torch.stack((losses, accepted, agreed, divergence), 1).view(len(readers), 4, *batch.shape)
+    whole = figures[:, :3, :, :-1].sum((2, 3), dtype=torch.float64)
+    kl, halves = figures[:, 3], torch.stack((seen, ~seen)).double()
+    by_next = torch.einsum("rnt,hnt->rh", kl[..., :-1].double(), halves)
+    return torch.cat([whole, by_next, kl.sum(1, dtype=torch.float64)], 1).cpu()

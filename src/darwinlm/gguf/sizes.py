@@ -1,4 +1,4 @@
-"""Sizes of GGUF files, predicted from the shapes of a checkpoint's weights.
+"""Sizes of GGUF files, predicted from the shapes of a model's weights.
 
 The rules for mixtures of types are those of llama.cpp's quantiser (`llama_tensor_get_type`), without its exceptions for
 single architectures.
@@ -6,74 +6,212 @@ single architectures.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.shapes import module_shapes
+from darwinlm.families.parts import Mlp
+from darwinlm.families.shapes import ModuleShape, Shapes, module_shapes, resized, row_counts
+from darwinlm.gguf.architecture import architecture_of
 from darwinlm.gguf.header import read_header
+from darwinlm.gguf.layout import UNEQUAL, choose_layout
+from darwinlm.gguf.rope import UnsupportedError
+from darwinlm.gguf.tokenizer import TOKENS, read_tokenizer
 from darwinlm.gguf.write import BLOCK, BY_LIBRARY, PLAIN, QUANTISATIONS, UNBLOCKED
+from darwinlm.runtime.errors import ExportError
+from darwinlm.surgery.reshape import Reshaper
 
+BYTES = {
+    "F32": (1, 4), "F16": (1, 2), "BF16": (1, 2), "Q8_0": (32, 34), "Q5_1": (32, 24), "Q5_0": (32, 22),
+    "Q4_1": (32, 20), "Q4_0": (32, 18), "IQ4_NL": (32, 18), "Q6_K": (256, 210), "Q5_K": (256, 176),
+    "Q4_K": (256, 144), "Q3_K": (256, 110), "Q2_K": (256, 84),
+}  # fmt: skip
+"""Weights of a block and its bytes, by element type."""
 NARROW = {"Q2_K": "IQ4_NL", "Q3_K": "IQ4_NL", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 """Types for rows that aren't whole blocks of 256."""
 BASE = {"q2_k": "Q2_K", "q3_k_m": "Q3_K", "q4_k_s": "Q4_K", "q4_k_m": "Q4_K", "q5_k_m": "Q5_K", "q6_k": "Q6_K"}
+TENSOR, KEYS = 60, 1024
+"""Bytes of a tensor's entry with its padding, and of the keys beside the tokenizer's."""
 
 
-def predicted_sizes(checkpoint: Checkpoint, like: Path) -> dict[str, int]:
-    """Bytes of a checkpoint's file by quantisation, the largest first; with the keys and tokenizer of another file."""
-    header = read_header(like)
-    kinds = ((header.types[name], shape) for name, shape in header.tensors.items())
-    rest = like.stat().st_size - sum(_bytes(kind, shape) for kind, shape in kinds)
+@dataclass(frozen=True)
+class FileSizes:
+    """Sizes of the tensors of a model, or of smaller ones made from it, in a file of one quantisation.
+
+    `fused` tells whether queries, keys and values are one tensor in the file.
+    """
+
+    checkpoint: Checkpoint
+    quantisation: str
+    fused: bool = False
+
+    def whole(self, shapes: Shapes) -> int:
+        """Bytes of all tensors of a model, from their shapes by name."""
+        numbers: dict[str, list[int]] = {}
+        for name in shapes:
+            block, inside = self._parts(name)
+            if inside:
+                numbers.setdefault(inside, []).append(block)
+        total = 0
+        for name, shape in shapes.items():
+            block, inside = self._parts(name)
+            own = sorted(numbers[inside]) if inside else [0]
+            total += self.tensor(name, shape, own.index(block), len(own))
+        return total
+
+    def tensor(self, name: str, shape: tuple[int, ...], number: int = 0, count: int = 1) -> int:
+        """Bytes of a tensor, the `number`th of `count` in as many blocks."""
+        block, size = BYTES[self._type(name, shape, number, count)]
+        return prod(shape) // block * size
+
+    def module(self, shape: ModuleShape, groups: int, width: int, experts: int | None = None) -> int:
+        """Bytes of a module of one size, see `module_parameters`. A removed MLP is written as one of zeros."""
+        count = self.checkpoint.n_blocks
+        sizes = module_tensors(self.checkpoint, shape, groups, width, experts)
+        return sum(self.tensor(name, size, shape.block, count) for name, size in sizes.items())
+
+    def _parts(self, name: str) -> tuple[int, str]:
+        """The block of a tensor and its name inside it; none outside the blocks."""
+        layers = f"{self.checkpoint.family.layers}."
+        block, _, inside = name.removeprefix(layers).partition(".")
+        return (int(block), inside) if name.startswith(layers) else (0, "")
+
+    @cached_property
+    def _heads(self) -> int:
+        """Query heads of each KV group, in the first block with attention."""
+        return next((each.heads for each in module_shapes(self.checkpoint) if each.kind == "attention"), 0)
+
+    def _type(self, name: str, shape: tuple[int, ...], number: int, count: int) -> str:
+        family, (_, inside) = self.checkpoint.family, self._parts(name)
+        experts = family.mlp.experts
+        router = experts is not None and f".{experts.router}." in name
+        if len(shape) == 1 or shape[-1] % BLOCK or name.endswith(".bias") or router:
+            return "F32"
+        if self.quantisation not in BY_LIBRARY:
+            return "Q8_0" if self.quantisation == "q4_0" and not inside else PLAIN[self.quantisation]
+        kind = BASE[self.quantisation]
+        if inside:
+            kind = self._in_block(inside, kind, number, count)
+        elif name == f"{family.head if self._has_head else family.embedding}.weight":
+            kind = "Q6_K"
+        return NARROW[kind] if shape[-1] % 256 else kind
+
+    @cached_property
+    def _has_head(self) -> bool:
+        stock = architecture_of(self.checkpoint.family)
+        return not self.checkpoint.config.tie_word_embeddings or (stock is not None and stock.own_head)
+
+    def _in_block(self, inside: str, kind: str, number: int, count: int) -> str:
+        attention, mlp, quantisation = self.checkpoint.family.attention, self.checkpoint.family.mlp, self.quantisation
+        more = number < count // 8 or number >= 7 * count // 8 or (number - count // 8) % 3 == 2
+        outputs = (mlp.output, mlp.experts.output if mlp.experts else mlp.output)
+        down = any(f".{output}" in inside for output in outputs)
+        values = attention.segments if self.fused else attention.key_value[-1:]  # one tensor counts as values
+        value = any(f".{part}." in inside for part in values)
+        if quantisation in ("q4_k_m", "q5_k_m") and (down or value):
+            return "Q6_K" if more else kind
+        if quantisation == "q4_k_s" and (down or value):
+            return "Q5_K" if number < (count // 8 if down else 4) else kind
+        if quantisation == "q2_k" and (down or value or f".{attention.output}." in inside):
+            return "Q4_K" if value and self._heads >= 4 else "Q3_K"
+        if quantisation == "q3_k_m" and (down or value or f".{attention.output}." in inside):
+            first = count // 16 if down else 2 if value else 0
+            return "Q5_K" if number < first else "Q4_K"
+        return kind
+
+
+def module_tensors(
+    checkpoint: Checkpoint, shape: ModuleShape, groups: int, width: int, experts: int | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of a module's tensors in a file by name, without those that are gone."""
+    part, prefix = checkpoint.family.module(shape.kind), checkpoint.block_prefix(shape.block)
+    if width == 0:
+        if not isinstance(part, Mlp) or shape.experts:
+            return {}
+        groups, width = 1, BLOCK
+    rows = row_counts(shape, groups, width)
+    return {
+        prefix + name: resized(
+            part, name.removeprefix(part.prefix), size, rows, width if name == shape.output else None, experts
+        )
+        for name, size in shape.tensors.items()
+    }
+
+
+def file_tensors(checkpoint: Checkpoint, shapes: Shapes) -> dict[str, tuple[int, ...]]:
+    """The tensors of a model that a file has: with a head of its own where its architecture needs one."""
+    family, stock = checkpoint.family, architecture_of(checkpoint.family)
+    found, head = dict(shapes), f"{family.head}.weight"
+    if checkpoint.config.tie_word_embeddings:
+        found.pop(head, None)
+        if stock is not None and stock.own_head:
+            found[head] = found[f"{family.embedding}.weight"]
+    return found
+
+
+def joins_projections(checkpoint: Checkpoint, *, equal: bool) -> bool:
+    """Whether a file of smaller models has queries, keys and values as one tensor."""
+    stock = architecture_of(checkpoint.family)
+    smaller = UNEQUAL.get(stock.unequal or "", stock) if stock is not None and not equal else stock
+    return smaller is not None and "attn_qkv" in smaller.fused
+
+
+def header_bytes(checkpoint: Checkpoint, like: Path | None = None) -> int:
+    """Bytes of a file without its tensors: those of the file that the model came as, or from its tokenizer.
+
+    Raises ExportError if llama.cpp has no tokenizer of this kind.
+    """
+    vocabulary = int(checkpoint.config.vocab_size)
+    if like is not None:
+        header = read_header(like)
+        if header.counts.get(TOKENS) == vocabulary:
+            kinds = ((BYTES[header.types[name]], shape) for name, shape in header.tensors.items())
+            return like.stat().st_size - sum(prod(shape) // block * size for (block, size), shape in kinds)
+    keys = read_tokenizer(checkpoint.folder, checkpoint.tokenizer(), vocabulary)
+    return (
+        KEYS + TENSOR * len(checkpoint.tensors) + sum(len(name) + 12 + _stored(value) for name, value in keys.items())
+    )
+
+
+def _stored(value: Any) -> int:
+    if isinstance(value, str):
+        return 8 + len(value.encode())
+    return 12 + sum(map(_stored, value)) if isinstance(value, list) else 4
+
+
+def file_sizes(checkpoint: Checkpoint, source: str) -> dict[str, int]:
+    """`predicted_sizes` of a model that came from `source`; also empty if llama.cpp has no tokenizer of its kind."""
+    came = Path(source)
+    try:
+        header = header_bytes(checkpoint, came if came.suffix == ".gguf" and came.is_file() else None)
+    except ExportError:
+        return {}
+    return predicted_sizes(checkpoint, header)
+
+
+def predicted_sizes(checkpoint: Checkpoint, header: int) -> dict[str, int]:
+    """Bytes of a checkpoint's file by quantisation, the largest first; empty if llama.cpp can't run the model."""
+    try:
+        layout = choose_layout(Reshaper(checkpoint), BLOCK)
+    except UnsupportedError:
+        return {}
     stored = checkpoint.stored_shapes()
-    shapes = {name: parts.shape(stored.__getitem__) for name, parts in checkpoint.tensors.items()}
+    whole = {name: parts.shape(stored.__getitem__) for name, parts in checkpoint.tensors.items()}
+    shapes, modules = file_tensors(checkpoint, whole), module_shapes(checkpoint, whole)
+    for target in layout.targets:  # with the sub-layers that the file fills up with zeros
+        for kind in ("attention", "mlp"):
+            alike = sorted((each for each in modules if each.kind == kind), key=lambda each: each.block != target.block)
+            width = target.heads * alike[0].head_dim if alike and kind == "attention" else target.width
+            if alike and width:
+                groups, experts = target.groups if kind == "attention" else 1, target.experts or None
+                shapes |= module_tensors(checkpoint, replace(alike[0], block=target.block), groups, width, experts)
+    fused = "attn_qkv" in layout.architecture.fused
     sizes = {
-        each: rest + sum(_bytes(_kind(checkpoint, name, shape, each), shape) for name, shape in shapes.items())
-        for each in QUANTISATIONS
-        if each not in UNBLOCKED
+        name: header + FileSizes(checkpoint, name, fused).whole(shapes)
+        for name in QUANTISATIONS
+        if name not in UNBLOCKED
     }
     return dict(sorted(sizes.items(), key=lambda size: -size[1]))
-
-
-def _bytes(kind: str, shape: tuple[int, ...]) -> int:
-    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-
-    block, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
-    return int(prod(shape) // block * size)
-
-
-def _kind(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], quantisation: str) -> str:
-    family, blocks = checkpoint.family, checkpoint.n_blocks
-    inside = name.startswith(f"{family.layers}.")
-    if len(shape) == 1 or shape[-1] % BLOCK or name.endswith(".bias"):
-        return "F32"
-    if quantisation not in BY_LIBRARY:
-        return "Q8_0" if quantisation == "q4_0" and not inside else PLAIN[quantisation]
-    kind = BASE[quantisation]
-    if not inside:
-        last = (
-            f"{family.head}.weight" if f"{family.head}.weight" in checkpoint.tensors else f"{family.embedding}.weight"
-        )
-        kind = "Q6_K" if name == last else kind
-    else:
-        block = int(name.removeprefix(f"{family.layers}.").partition(".")[0])
-        kind = _in_block(name, kind, quantisation, block, blocks, checkpoint)
-    return NARROW[kind] if shape[-1] % 256 else kind
-
-
-def _in_block(name: str, kind: str, quantisation: str, block: int, blocks: int, checkpoint: Checkpoint) -> str:
-    attention, mlp = checkpoint.family.attention, checkpoint.family.mlp
-    more = block < blocks // 8 or block >= 7 * blocks // 8 or (block - blocks // 8) % 3 == 2
-    outputs = (mlp.output, mlp.experts.output if mlp.experts else mlp.output)
-    down = any(f".{output}" in name for output in outputs)
-    value = bool(attention.key_value) and f".{attention.key_value[-1]}." in name
-    if quantisation in ("q4_k_m", "q5_k_m") and (down or value):
-        return "Q6_K" if more else kind
-    if quantisation == "q4_k_s" and (down or value):
-        return "Q5_K" if block < (blocks // 8 if down else 4) else kind
-    if quantisation == "q2_k" and (down or value or f".{attention.output}." in name):
-        heads = next((each.heads for each in module_shapes(checkpoint) if each.kind == "attention"), 0)
-        return "Q4_K" if value and heads >= 4 else "Q3_K"  # query heads of each KV group, in the first block
-    if quantisation == "q3_k_m" and (down or value or f".{attention.output}." in name):
-        first = blocks // 16 if down else 2 if value else 0
-        return "Q5_K" if block < first else "Q4_K"
-    return kind

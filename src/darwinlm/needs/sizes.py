@@ -83,7 +83,8 @@ class Sizes:
         counted = RULES[budget.kind].costs
         if counted is None:
             return 0, round(self.blocks / (budget.speedup or 2))
-        cost = counted(Counted(self.checkpoint, self.space, self.shapes, self.outside, dtype), budget)
+        kind, equal = self.recipe.units.quantisation, self.recipe.search.layers == "equal"
+        cost = counted(Counted(self.checkpoint, self.space, self.shapes, self.outside, dtype, kind, equal), budget)
         bounds = resolve_budget(cost, budget)
         share = self.blocks / (cost.dense - cost.fixed)  # 1 for a budget in parameters
         return round(share * bounds.lower), round(share * bounds.upper)

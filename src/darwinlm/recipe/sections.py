@@ -30,7 +30,7 @@ from darwinlm.recipe.quantities import (
 
 AttentionUnit = Literal["kv_group", "group_heads", "query_head", "lattice"]
 ExpertUnit = Literal["both", "whole", "width"]
-BudgetKind = Literal["keep", "params", "bytes", "speedup", "latency"]
+BudgetKind = Literal["keep", "params", "bytes", "file", "speedup", "latency"]
 BUDGETS: tuple[BudgetKind, ...] = get_args(BudgetKind)
 """Kinds of budget; a recipe names exactly one."""
 
@@ -143,7 +143,7 @@ class DatabaseSettings(Section):
 
 
 class BudgetSettings(Section):
-    """The bound on the smaller model: exactly one of keep, params, bytes, speedup and latency."""
+    """The bound on the smaller model: exactly one of keep, params, bytes, file, speedup and latency."""
 
     keep: Share | None = 0.5
     """Largest share of the block parameters to keep: 0.5 or 50%. The default if no other bound is given."""
@@ -151,6 +151,8 @@ class BudgetSettings(Section):
     """Parameters of the whole saved model; a tied embedding counts once: 2.7B, 350M."""
     bytes: ByteCount | None = Field(None, gt=0)
     """Weights, and the KV cache of `context` tokens for `batch` sequences, both in the saved type: 4GiB, 900MB."""
+    file: ByteCount | None = Field(None, gt=0)
+    """The GGUF file of the type `units.quantisation`, tokenizer included, to 1 %: 95MB."""
     speedup: Factor | None = None
     """Speed relative to the dense model on this machine, for `prefill_tokens` and `decode_tokens`: 2x."""
     latency: Duration | None = Field(None, gt=0)
@@ -183,7 +185,7 @@ class BudgetSettings(Section):
             raise ValueError(f"must be at least 1 %; did you mean {100 * keep:g} or {1e4 * keep:g}%?")
         return keep
 
-    @field_validator("bytes", mode="before")
+    @field_validator("bytes", "file", mode="before")
     @classmethod
     def _bytes_are_no_billions(cls, given: Any) -> Any:
         number = str(given).strip()[:-1].strip()

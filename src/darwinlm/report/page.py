@@ -10,7 +10,7 @@ from darwinlm.report import plots, wording
 from darwinlm.report.render import render
 from darwinlm.report.strip import KINDS, Cells, block_rows, kept_cells, nats
 from darwinlm.report.summary import Summary
-from darwinlm.report.table import COLUMNS, COPIED, chat_rows, comparison_rows, looking_back_rows, where_rows
+from darwinlm.report.table import COLUMNS, COPIED, chat_rows, comparison_rows, file_rows, looking_back_rows, where_rows
 
 
 def render_page(summary: Summary) -> str:
@@ -28,6 +28,7 @@ def render_page(summary: Summary) -> str:
         title=wording.title(summary),
         columns=COLUMNS,
         rows=comparison_rows(summary),
+        files=file_rows(summary),
         strips=block_rows(summary.allocation, summary.sensitivity),
         block_rows=_numbers(summary),
         vocabulary_rows=_vocabulary_rows(summary),

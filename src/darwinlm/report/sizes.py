@@ -27,11 +27,13 @@ def sizes_page(
     sizes: Sequence[PredictedSize],
     calibration: str,
     command: Mapping[str, str],
+    files: Mapping[str, int],
 ) -> str:
     """Render the page; without scripts it shows one allocation and the table of all sizes.
 
     `name` is the model's, `outside` the number of parameters outside the blocks; `calibration` names the text of the
-    database. `command` has the `model`, `database` and `text` of the command that makes a size.
+    database. `command` has the `model`, `database` and `text` of the command that makes a size. `files` are predicted
+    bytes of the dense model's GGUF files by quantisation.
     """
     space = SearchSpace(reader.modules)
     dense, dtype = space.params(space.dense), checkpoint.dtype
@@ -64,6 +66,7 @@ def sizes_page(
         calibration=calibration,
         factor=FACTOR,
         power=POWER,
+        files=", ".join(f"{kind} {wording.megabytes(size)} MB" for kind, size in files.items()),
         **{part: shlex.quote(value) for part, value in command.items()},
     )
 

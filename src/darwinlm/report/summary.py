@@ -18,6 +18,7 @@ from darwinlm.runtime.figures import (
     ChatFigures,
     Extract,
     Figures,
+    FileChoice,
     FitChoice,
     ModelFigures,
     ModelKey,
@@ -205,15 +206,19 @@ class ExportFigures(Figures):
 
 
 class FileFigures(Figures):
-    """Bytes of the GGUF file that came in, and predicted bytes of the saved model as such a file by quantisation."""
+    """GGUF files: predicted bytes of the dense and of the saved model by quantisation, the largest first.
 
-    bytes: int
+    `bytes` are those of the file that the model came as, None without one.
+    """
+
+    dense: dict[str, int]
     predicted: dict[str, int]
+    bytes: int | None = None
 
     @property
     def smaller(self) -> str:
         """The quantisation that makes the largest file smaller than the one that came in; the smallest without any."""
-        fits = [name for name, size in self.predicted.items() if size < self.bytes]
+        fits = [name for name, size in self.predicted.items() if self.bytes is None or size < self.bytes]
         return fits[0] if fits else list(self.predicted)[-1]
 
 
@@ -231,13 +236,14 @@ class SweepRow(ModelFigures):
     """One model of a sweep, named after its budget, with the folder of its run inside the sweep's.
 
     The dense model, `dense`, has neither. A model is on the front if none of its size or smaller has less KL(dense ‖
-    model), in nats per token.
+    model), in nats per token. `files` are predicted bytes of its GGUF files by quantisation.
     """
 
     name: str
     folder: str | None
     budget: BudgetFigures | None
     on_front: bool = False
+    files: dict[str, int] = Field(default_factory=dict)
 
 
 class Summary(Figures):
@@ -254,7 +260,8 @@ class Summary(Figures):
         kept: the modules that are never cut, as a clause; empty where every module may be.
         sensitivity: of the modules that could be cut; empty where the database predicts no losses.
         search, refit, recovery: None where there was none, or none is known of.
-        file: None where the model didn't come as a GGUF file.
+        file: None where llama.cpp can't run the saved model.
+        bounded: the file that the budget bounds; None for other budgets.
         vocabulary: None where all tokens are kept; otherwise `dense` among the models has the smaller one, too.
         time: None where no limit was given.
     """
@@ -281,6 +288,7 @@ class Summary(Figures):
     time: TimeFigures | None = None
     export: ExportFigures
     file: FileFigures | None = None
+    bounded: FileChoice | None = None
     machine: MachineFigures = MachineFigures()
     recipe: dict[str, Any] = Field(default_factory=dict)
 

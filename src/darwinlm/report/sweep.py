@@ -24,10 +24,14 @@ class SweepSummary(Figures):
     @classmethod
     def of(cls, runs: list[tuple[str, Summary]]) -> SweepSummary:
         """Put the summaries of a sweep's runs beside each other, each with the name of its folder."""
-        models = [("dense", runs[0][1].dense, None), *((name, one.saved, one.budget) for name, one in runs)]
+        first = runs[0][1]
+        models = [
+            ("dense", first.dense, None, first.file.dense if first.file else {}),
+            *((name, one.saved, one.budget, one.file.predicted if one.file else {}) for name, one in runs),
+        ]
         rows = [
-            SweepRow(**dict(model), name=name, folder=None if budget is None else name, budget=budget)
-            for name, model, budget in models
+            SweepRow(**dict(model), name=name, folder=None if budget is None else name, budget=budget, files=files)
+            for name, model, budget, files in models
         ]
         points = [(row.params, float("inf") if row.kl is None else row.kl) for row in rows]
         front = [not any(size <= params and loss < kl for size, loss in points) for params, kl in points]
@@ -51,6 +55,13 @@ def sweep_cells(sweep: SweepSummary) -> list[tuple[str, ...]]:
     ]
 
 
+def file_table(sweep: SweepSummary) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Headings and rows of the predicted sizes of GGUF files; no rows where llama.cpp can't run the models."""
+    kinds = tuple(sweep.rows[0].files) if all(row.files for row in sweep.rows) else ()
+    rows = [(row.name, *(wording.megabytes(row.files[kind]) for kind in kinds)) for row in sweep.rows] if kinds else []
+    return ("GGUF file, MB", *kinds), rows
+
+
 def sweep_page(sweep: SweepSummary, first: Summary) -> str:
     """`index.html`: the table with a link to each model's page, and the plot.
 
@@ -61,6 +72,7 @@ def sweep_page(sweep: SweepSummary, first: Summary) -> str:
         title=f"{wording.plain_name(first.model)} in {len(sweep.rows) - 1} smaller sizes",
         columns=HEADINGS[:-1],
         rows=[(row.folder, cells[:-1]) for row, cells in zip(sweep.rows, sweep_cells(sweep), strict=True)],
+        files=file_table(sweep),
         beaten=[row.name for row in sweep.rows if not row.on_front],
         draw=partial(plots.size_plot, sweep.rows),
         first=first,

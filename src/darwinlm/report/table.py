@@ -83,6 +83,19 @@ def _speed(rate: float | None, dense: float | None) -> str:
     return wording.rate(rate) + (f" (×{times})" if times else "")
 
 
+def file_rows(summary: Summary) -> tables.Table | None:
+    """Sizes of GGUF files of the dense and of the saved model; None where llama.cpp can't run the saved one."""
+    if (file := summary.file) is None:
+        return None
+    came = () if file.bytes is None else (f"The file that came in has {wording.megabytes(file.bytes)} MB.",)
+    names = ("dense", wording.model_name(summary.saved_key, summary))
+    rows = [
+        (name, *(wording.megabytes(sizes[kind]) for kind in file.predicted))
+        for name, sizes in zip(names, (file.dense, file.predicted), strict=True)
+    ]
+    return ("GGUF file, MB", *file.predicted), rows, ["Sizes are predicted.", *came]
+
+
 COPIED = (
     "Copied: the model is given words or text twice; the share of the repeated tokens that it predicts (loss in nats "
     "per token)."

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from darwinlm.evaluation.suites import KNOWN, SUITES
-from darwinlm.report.summary import BlockFigures, FileFigures, SearchFigures, Summary, VocabularyFigures
+from darwinlm.report.summary import BlockFigures, SearchFigures, Summary, VocabularyFigures
 from darwinlm.runtime.amounts import duration
 from darwinlm.runtime.errors import install
 from darwinlm.runtime.figures import ModelKey, TimeFigures
@@ -185,7 +185,7 @@ def headline(summary: Summary) -> str:
     parts = [f"{count(kept)} of {count(whole)} block parameters kept ({percent(kept, whole)})", loss]
     parts += [f"{what} ×{factor(rate, before)}" for what, rate, before in speeds(summary)]
     parts.append(f"{megabytes(final.bytes)} MB of weights instead of {megabytes(dense.bytes)} MB")
-    if (file := summary.file) is not None:
+    if (file := summary.file) is not None and file.bytes is not None:
         sizes = f"{file.smaller} file of about {megabytes(file.predicted[file.smaller])} MB"
         parts.append(f"as a GGUF {sizes} instead of the {megabytes(file.bytes)} MB that came in")
     if summary.vocabulary is not None:
@@ -209,10 +209,34 @@ def speeds(summary: Summary) -> list[tuple[str, float, float]]:
     return [(what, rate, before) for what, rate, before in rates if rate and before and abs(rate / before - 1) > noise]
 
 
-def file_words(file: FileFigures) -> str:
-    """Sizes of GGUF files, in words."""
-    sizes = ", ".join(f"{name} {megabytes(size)} MB" for name, size in file.predicted.items())
-    return f"The GGUF file that came in has {megabytes(file.bytes)} MB. Predicted sizes of this model's: {sizes}."
+def as_draft(summary: Summary) -> str:
+    """How often the dense model accepts the saved one's tokens, in a sentence; empty if it wasn't measured."""
+    drawn, greedy = summary.saved.acceptance, summary.saved.agreement
+    if drawn is None or greedy is None:
+        return ""
+    return (
+        f"As a draft for speculative decoding: the dense model accepts {percent(drawn, 1)} of its tokens at "
+        f"temperature 1 and {percent(greedy, 1)} greedily."
+    )
+
+
+def bounded_file(summary: Summary) -> str:
+    """The file that the budget bounds beside the quantised dense model, in sentences; empty without such a budget."""
+    if (found := summary.bounded) is None:
+        return ""
+    saved, dense = found.saved, found.dense
+    said = (
+        f"{found.file} has {megabytes(saved.bytes)} MB and KL {kl(saved.kl)} on {found.tokens:,} tokens of the "
+        "evaluation text in llama.cpp."
+    )
+    if dense is None:
+        return f"{said} No quantisation makes the dense model that small."
+    other = f"the dense model as {dense.quantisation} has {megabytes(dense.bytes)} MB and KL {kl(dense.kl)}"
+    if dense.kl > saved.kl:
+        return f"{said} It loses less than quantising alone: {other}."
+    model = shlex.quote(hub_id(summary.model) or short_source(summary.model))
+    do = f"darwinlm export {model} --to gguf --quant {dense.quantisation}"
+    return f"{said} Quantising alone loses less: {other}. Use that instead: {do}."
 
 
 def kept_tokens(vocabulary: VocabularyFigures) -> str:
@@ -357,7 +381,7 @@ def next_steps(
     New files and folders begin with the path `beside`. `model` is the dense one; None where it has no name that others
     know. A wish names the extra that it needs; `here`, on this machine, how to install it if it isn't.
     """
-    kind = summary.file.smaller if summary.file else "q8_0"
+    kind = summary.file.smaller if summary.file and summary.file.bytes is not None else "q8_0"
     seen = _benchmarks(summary.text.source or "")
     suite = ",".join(one.task for one in SUITES["quick"] if one.task not in seen) if seen else "quick"
     run, recovered, gguf = (shlex.quote(path) for path in (run, f"{beside}-recovered", f"{beside}.gguf"))

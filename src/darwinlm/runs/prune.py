@@ -97,6 +97,7 @@ def prune(
     keep: float | str | None = None,
     params: int | str | None = None,
     bytes: int | str | None = None,
+    file: int | str | None = None,
     speedup: float | str | None = None,
     latency: str | None = None,
     vocab: float | str | None = None,
@@ -121,6 +122,7 @@ def prune(
             it replaces the recipe's budget of any kind. Without any, the recipe's budget is used.
         params: Parameters of the whole smaller model, 350_000_000 or "350M".
         bytes: Bytes of its weights and KV cache, 4_000_000_000 or "4GB".
+        file: Bytes of its GGUF file in the type that `ready_for` names, 95_000_000 or "95MB".
         speedup: Speed relative to the dense model on this machine, 2 or "2x".
         latency: Time of a request on this machine, with a unit: "30ms".
         vocab: Tokens to keep, as a share or a number: 0.5, "50%" or "24k". None keeps all.
@@ -137,7 +139,7 @@ def prune(
     Raises:
         DarwinLMError: The input is wrong; see `darwinlm.runtime.errors`.
     """
-    size = {"keep": keep, "params": params, "bytes": bytes, "speedup": speedup, "latency": latency}
+    size = {"keep": keep, "params": params, "bytes": bytes, "file": file, "speedup": speedup, "latency": latency}
     others = {"vocab": vocab, "time": time, "ready_for": ready_for, "layers": layers, "text": text}
     others["best_effort"] = best_effort
     resolved = load_recipe(recipe, assignments, options(model=model, **size, **others))

@@ -43,7 +43,7 @@ def write_sizes(folder: str | Path, out: str | Path) -> int:
     with hold_target(out):
         stage = find_database(folder)
         plan = _plan(stage, folder)
-        checkpoint, units, outside, given = _model(plan)
+        checkpoint, units, outside, given, files = _model(plan)
         reader = DatabaseReader(stage.folder, checkpoint, units)
         _check_same_model(stage, reader, folder)
         space = SearchSpace(reader.modules)
@@ -59,7 +59,7 @@ def write_sizes(folder: str | Path, out: str | Path) -> int:
         calibration = f"{about['tokens']:,} tokens of {wording.short_source(about['source'])}"
         name = wording.plain_name(given) if given else checkpoint.family.model_type
         command = {"model": given or "MODEL", "database": str(folder), "text": str(about["source"] or "TEXT")}
-        write_text(out, sizes_page(name, checkpoint, reader, outside, sizes, calibration, command))
+        write_text(out, sizes_page(name, checkpoint, reader, outside, sizes, calibration, command, files))
         return len(sizes)
 
 
@@ -78,8 +78,8 @@ def _plan(stage: StageFolder, folder: Path) -> StageFolder:
     return plan
 
 
-def _model(plan: StageFolder) -> tuple[Checkpoint, UnitsSettings, int, str | None]:
-    """Configuration and units of a plan, number of parameters outside the blocks, and the model as it was named.
+def _model(plan: StageFolder) -> tuple[Checkpoint, UnitsSettings, int, str | None, dict[str, int]]:
+    """Configuration and units of a plan, number of parameters outside the blocks, the model as named, and its files.
 
     Raises ArtifactError.
     """
@@ -88,13 +88,14 @@ def _model(plan: StageFolder) -> tuple[Checkpoint, UnitsSettings, int, str | Non
         units = UnitsSettings.model_validate(record["units"])
         outside = int(record["params_outside_blocks"])
         text = json.dumps(record["config"])
-    except (ValidationError, KeyError, TypeError, ValueError) as error:
+        files = {str(name): int(size) for name, size in record.get("files", {}).items()}
+    except (ValidationError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise damaged(plan.folder / FILE, f"it lacks the model's sizes: {type(error).__name__}") from error
     with tempfile.TemporaryDirectory(prefix="darwinlm-") as work:
         (Path(work) / "config.json").write_text(text, encoding="utf-8")
         checkpoint = Checkpoint.describe(Path(work))
     given = record.get("model")
-    return checkpoint, units, outside, given if isinstance(given, str) else None
+    return checkpoint, units, outside, given if isinstance(given, str) else None, files
 
 
 def _check_same_model(stage: StageFolder, reader: DatabaseReader, folder: Path) -> None:

@@ -163,6 +163,26 @@ class AnswerFigures(Figures):
     acceptance: float
 
 
+class QuantisedFile(Figures):
+    """One GGUF file of a quantisation; KL(dense ‖ file) is in nats per token, as llama.cpp runs it."""
+
+    quantisation: str
+    bytes: int
+    kl: float
+
+
+class FileChoice(Figures):
+    """The file that a budget bounds, measured on `tokens`, and the dense model quantised to the same bound.
+
+    `dense` is None if no quantisation makes the dense model that small.
+    """
+
+    file: str
+    tokens: int
+    saved: QuantisedFile
+    dense: QuantisedFile | None = None
+
+
 class InstructionFigures(Figures):
     """Share of prompts whose rule an answer follows, with its standard error, and of answers that end in a loop."""
 
@@ -184,8 +204,10 @@ class ModelFigures(Figures):
     """One model, measured on evaluation text.
 
     Sizes are in the element type of the saved model. KL(dense ‖ model) is in nats per token; it and the perplexity are
-    means of as many predictions as there are `tokens`. Speeds are medians of the runs, of a prompt and of new text;
-    `speed_spread` is by how much runs differ, as a share of the median, None after a single one.
+    means of as many predictions as there are `tokens`; so are `acceptance`, Σ min(p, q), and `agreement`, of the first
+    rank: the shares of the model's tokens that the dense one accepts as a draft, at temperature 1 and greedy. Speeds
+    are medians of the runs, of a prompt and of new text; `speed_spread` is by how much runs differ, as a share of the
+    median, None after a single one.
     `looking_back` is None where that wasn't measured.
     """
 
@@ -195,6 +217,8 @@ class ModelFigures(Figures):
     perplexity: float | None = None
     kl: float | None = None
     tokens: int | None = None
+    acceptance: float | None = None
+    agreement: float | None = None
     tokens_per_second: float | None = None
     decode_tokens_per_second: float | None = None
     speed_spread: float | None = None

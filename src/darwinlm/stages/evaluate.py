@@ -250,6 +250,8 @@ def measure_models(
             perplexity=quality[name].perplexity,
             kl=quality[name].kl,
             tokens=quality[name].tokens,
+            acceptance=quality[name].acceptance,
+            agreement=quality[name].agreement,
             looking_back=LookingBackFigures(
                 kl_seen=quality[name].kl_seen,
                 kl_new=quality[name].kl_new,

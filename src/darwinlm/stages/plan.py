@@ -7,13 +7,16 @@ from typing import Any
 from darwinlm.database.levels import unfit_widths
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.shapes import module_shapes
+from darwinlm.families.shapes import ModuleShape, module_shapes
+from darwinlm.gguf.sizes import file_sizes
+from darwinlm.recipe import Recipe
 from darwinlm.recipe.quantisation import in_gguf
 from darwinlm.recipe.settled import saved_dtype
 from darwinlm.runtime.artifact import write_json
 from darwinlm.search.problem.budgets import RULES, Counted, resolve_budget
 from darwinlm.search.problem.cost import CostModel
 from darwinlm.search.problem.problem import Problem, space_of
+from darwinlm.search.problem.space import SearchSpace
 from darwinlm.stages.layers import choose_layers, layers_that_run
 
 FILE = "plan.json"
@@ -28,10 +31,8 @@ def _problem(task: Task, dense: Checkpoint, latency: CostModel | None) -> Proble
     """
     recipe, shapes = task.recipe, module_shapes(dense)
     space = space_of(recipe, dense, shapes)
-    outside = sum(each.numel() for each in dense.outline.parameters()) - space.params(space.dense)
-    dtype = saved_dtype(recipe, dense.dtype)
-    counted = RULES[recipe.budget.kind].costs
-    cost = latency if counted is None else counted(Counted(dense, space, shapes, outside, dtype), recipe.budget)
+    outside, cost = _counted(recipe, dense, space, shapes)
+    cost = latency if cost is None else cost
     assert cost is not None, "the cost is measured"
     budget = resolve_budget(cost, recipe.budget)
     equal, _ = choose_layers(recipe, dense, space, shapes)
@@ -40,6 +41,28 @@ def _problem(task: Task, dense: Checkpoint, latency: CostModel | None) -> Proble
         for_gguf = in_gguf(recipe.units.quantisation)
         layers = layers_that_run(dense, space, shapes, cost, budget, for_gguf=for_gguf)
     return Problem(space, cost, budget, outside, layers)
+
+
+def _counted(
+    recipe: Recipe, dense: Checkpoint, space: SearchSpace, shapes: list[ModuleShape]
+) -> tuple[int, CostModel | None]:
+    """Number of parameters that aren't pruned, and the cost of the levels; None if it must be measured."""
+    outside = sum(each.numel() for each in dense.outline.parameters()) - space.params(space.dense)
+    costs = RULES[recipe.budget.kind].costs
+    if costs is None:
+        return outside, None
+    equal, _ = choose_layers(recipe, dense, space, shapes)
+    dtype, kind = saved_dtype(recipe, dense.dtype), recipe.units.quantisation
+    return outside, costs(Counted(dense, space, shapes, outside, dtype, kind, equal), recipe.budget)
+
+
+def _check(task: Task, original: Checkpoint) -> None:
+    """Refuse an impossible budget before the first stage works, if it can be counted without a smaller vocabulary."""
+    recipe, shapes = task.recipe, module_shapes(original)
+    if recipe.vocabulary is None:
+        _, cost = _counted(recipe, original, space_of(recipe, original, shapes), shapes)
+        if cost is not None:
+            resolve_budget(cost, recipe.budget)
 
 
 def _costs(task: Task, dense: Checkpoint, latency: CostModel | None) -> dict[str, Any]:
@@ -72,6 +95,7 @@ def _write(task: Task, dense: Checkpoint, latency: CostModel | None) -> None:
         "lower": budget.lower + budget.fixed,
         "upper": budget.limit,
         "modules": modules,
+        "files": file_sizes(dense, dense.source),
     }
     write_json(task.folder / FILE, record)
 
@@ -84,5 +108,6 @@ PLAN = Stage(
     writes="levels of every module, their costs, the budget",
     settings=("units", "budget", "search.layers"),
     key=_costs,
+    check=_check,
 )
 """The search problem: levels of each module, their costs, and the budget."""

@@ -15,7 +15,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.origin import origin_of
 from darwinlm.families.shapes import module_shapes
 from darwinlm.families.whole import is_whole
-from darwinlm.gguf.sizes import predicted_sizes
+from darwinlm.gguf.sizes import file_sizes
 from darwinlm.report.card import model_card
 from darwinlm.report.page import render_page
 from darwinlm.report.summary import (
@@ -36,7 +36,7 @@ from darwinlm.report.summary import (
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import write_json, write_text
 from darwinlm.runtime.errors import BudgetError
-from darwinlm.runtime.figures import ChatFigures, TimeFigures
+from darwinlm.runtime.figures import ChatFigures, FileChoice, TimeFigures
 from darwinlm.search.predict.module_losses import sensitivities
 from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import kept_whole
@@ -67,6 +67,7 @@ def _report(
     export: Exported,
     chats: ChatFigures | None,
     evaluate: Measured,
+    file: FileChoice | None,
 ) -> Summary:
     """Write the summary, the page and the card, on every run.
 
@@ -90,6 +91,7 @@ def _report(
         refit=None if refit is None else RefitFigures.model_validate({"choices": refit.choices, **refit.record}),
         recovery=None if recover is None else RecoveryFigures.model_validate(recover.record),
         vocabulary=None if vocabulary is None else vocabulary.figures,
+        bounded=file,
     )
     write_report(task.context.folder, export.folder, summary)
     return summary
@@ -129,7 +131,7 @@ def summary_of(
         chat=bool(tokenizer.chat_template),
         chats=chats,
         allocation=allocation_figures(teacher, Checkpoint.describe(exported.folder)),
-        file=_file(Path(teacher.source), exported.folder),
+        file=_file(teacher, exported.folder),
         text=TextFigures(
             source=recipe.text.source,
             sequence_length=recipe.text.sequence_length,
@@ -167,10 +169,14 @@ def _time(task: Task) -> TimeFigures | None:
     return None if task.pace is None else task.pace.figures()
 
 
-def _file(source: Path, small: Path) -> FileFigures | None:
-    if source.suffix != ".gguf" or not source.is_file():
+def _file(teacher: Checkpoint, folder: Path) -> FileFigures | None:
+    """Predicted sizes of GGUF files; None if llama.cpp can't run the model or doesn't know its tokenizer."""
+    source = Path(teacher.source)
+    of_dense, of_small = (file_sizes(each, teacher.source) for each in (teacher, Checkpoint.open(folder)))
+    if not of_small or not of_dense:
         return None
-    return FileFigures(bytes=source.stat().st_size, predicted=predicted_sizes(Checkpoint.open(small), source))
+    came = source.stat().st_size if source.suffix == ".gguf" and source.is_file() else None
+    return FileFigures(dense=of_dense, predicted=of_small, bytes=came)
 
 
 def _budget(task: Task, plan: Problem, search: SearchResult, models: Measured, *, whole: bool) -> BudgetFigures:

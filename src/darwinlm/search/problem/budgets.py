@@ -8,15 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import ModuleShape, head_dim
+from darwinlm.gguf.sizes import BASE, FileSizes, file_tensors, header_bytes, joins_projections, predicted_sizes
+from darwinlm.gguf.write import PLAIN
 from darwinlm.recipe import BudgetSettings
 from darwinlm.recipe.sections import BudgetKind
-from darwinlm.runtime.errors import BudgetError
+from darwinlm.runtime.errors import BudgetError, RecipeError
 from darwinlm.search.problem.cost import CostModel, byte_costs, parameter_costs
 from darwinlm.search.problem.problem import Budget
 from darwinlm.search.problem.space import SearchSpace
@@ -29,6 +32,8 @@ class Counted:
     Attributes:
         outside: Number of parameters that aren't pruned.
         dtype: Element type of the saved model.
+        quantisation: Type of the GGUF file that will follow, if it is known.
+        equal: Whether all layers get the same sizes.
     """
 
     checkpoint: Checkpoint
@@ -36,6 +41,8 @@ class Counted:
     shapes: list[ModuleShape]
     outside: int
     dtype: torch.dtype
+    quantisation: str | None = None
+    equal: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,34 @@ def _bytes(model: Counted, settings: BudgetSettings) -> CostModel:
     )
 
 
+def _file(model: Counted, settings: BudgetSettings) -> CostModel:
+    """Bytes of the modules in a GGUF file, and of everything else in it.
+
+    Raises RecipeError if no type of a file is named, BudgetError if llama.cpp doesn't run the model.
+    """
+    checkpoint, kind = model.checkpoint, model.quantisation
+    if kind not in BASE and kind not in PLAIN:
+        named = ", ".join(dict.fromkeys((*PLAIN, *BASE)))
+        raise RecipeError(f"budget.file needs the type of the file: name one with --for, of {named}")
+    came = Path(checkpoint.source)
+    header = header_bytes(checkpoint, came if came.suffix == ".gguf" and came.is_file() else None)
+    if not predicted_sizes(checkpoint, header):
+        raise BudgetError(f"budget.file: llama.cpp doesn't run {checkpoint.family.model_type} models like this one")
+    sizes = FileSizes(checkpoint, kind, joins_projections(checkpoint, equal=model.equal))
+    shapes = {name: tuple(each.shape) for name, each in checkpoint.outline.named_parameters()}
+    inside = f"{checkpoint.family.layers}."
+    outside = {name: size for name, size in file_tensors(checkpoint, shapes).items() if not name.startswith(inside)}
+    by_place = {(shape.block, shape.kind): shape for shape in model.shapes}
+    costs = [
+        tuple(
+            sizes.module(by_place[module.block, module.kind], level.groups, level.width, level.experts or None)
+            for level in module.levels
+        )
+        for module in model.space.modules
+    ]
+    return CostModel("bytes", tuple(costs), header + sizes.whole(outside))
+
+
 RULES: dict[BudgetKind, Rule] = {
     "keep": Rule(
         lambda cost, share: int(share * cost.dense),
@@ -71,6 +106,7 @@ RULES: dict[BudgetKind, Rule] = {
     ),
     "params": Rule(lambda _, params: int(params), lambda model, _: parameter_costs(model.space, fixed=model.outside)),
     "bytes": Rule(lambda _, size: int(size), _bytes),
+    "file": Rule(lambda _, size: int(size), _file),
     "speedup": Rule(
         lambda cost, factor: int(cost.dense / factor),
         words=lambda cost, factor, limit: f"{factor:g}x means {cost.words(limit)} of {cost.words(cost.dense)}",

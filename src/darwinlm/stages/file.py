@@ -1,0 +1,94 @@
+"""File: the saved model in the GGUF file that the budget bounds, and the dense model quantised to the same bound."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from darwinlm.data import TokenSequences
+from darwinlm.engines.process import require_engine
+from darwinlm.evaluation.quality import measure_quality
+from darwinlm.execution.stage import Stage, Task
+from darwinlm.export.gguf import ENGINE, export_gguf
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.gguf.sizes import file_sizes
+from darwinlm.models.in_llama_cpp import open_in_llama_cpp
+from darwinlm.needs.need import Need
+from darwinlm.runtime.artifact import read_json, write_json
+from darwinlm.runtime.errors import BudgetError, import_extra
+from darwinlm.runtime.figures import FileChoice, QuantisedFile
+from darwinlm.stages.export import Exported
+
+RECORD = "file.json"
+TOKENS = 8192
+"""Maximum number of evaluation tokens that the files are measured on."""
+EXCESS = 1.01
+"""Bytes of the file relative to the bound that the prediction may be wrong by."""
+
+
+def _check(task: Task) -> None:
+    """Raise MissingExtraError before the first stage if the file can't be written or measured."""
+    if task.recipe.budget.kind == "file":
+        import_extra("gguf", "gguf", "a budget of a GGUF file")
+        require_engine(ENGINE, "a budget of a GGUF file")
+
+
+def dense_that_fits(teacher: Checkpoint, bound: int) -> str | None:
+    """The quantisation of the largest file of the dense model within a bound; None if there is none."""
+    return next((name for name, size in file_sizes(teacher, teacher.source).items() if size <= bound), None)
+
+
+def _write(task: Task, teacher: Checkpoint, export: Exported, evaluation: TokenSequences) -> None:
+    """Write both files, measure them in llama.cpp, and delete that of the dense model.
+
+    Raises:
+        BudgetError: The file exceeds the bound.
+        ExportError, EngineError: A file can't be written or run.
+    """
+    bound, quantisation = int(task.recipe.budget.file or 0), str(task.recipe.units.quantisation)
+    came, threads = Path(teacher.source), torch.get_num_threads()
+    tokenizer = (
+        came if came.suffix == ".gguf" and teacher.config.vocab_size == export.checkpoint.config.vocab_size else None
+    )
+    wanted = {"saved": (export.checkpoint, quantisation, task.context.folder / f"model-{quantisation}.gguf")}
+    if (fits := dense_that_fits(teacher, bound)) is not None:
+        wanted["dense"] = (teacher, fits, task.folder / "dense.gguf")
+    for checkpoint, kind, path in wanted.values():
+        export_gguf(checkpoint, path, quantisation=kind, tokenizer_from=tokenizer, threads=threads)
+    size = wanted["saved"][2].stat().st_size
+    if size > EXCESS * bound:
+        raise BudgetError(f"the file has {size:,} bytes, more than the {bound:,} of budget.file: please report this")
+    tokens = evaluation.tokens[: max(1, TOKENS // evaluation.tokens.shape[1])]
+    opened = {name: open_in_llama_cpp(path)[0] for name, (_, _, path) in wanted.items()}
+    found = measure_quality(teacher.load(torch.float32), opened, tokens, batch_tokens=tokens.shape[1])
+    record = {
+        name: QuantisedFile(quantisation=kind, bytes=path.stat().st_size, kl=found[name].kl).as_json()
+        for name, (_, kind, path) in wanted.items()
+    }
+    for model in opened.values():
+        model.close()
+    (task.folder / "dense.gguf").unlink(missing_ok=True)
+    write_json(task.folder / RECORD, {"file": wanted["saved"][2].name, "tokens": tokens.numel(), **record})
+
+
+def _need(need: Need) -> None:
+    """Two files, each read by llama.cpp as many times as there are tokens, and the dense model beside them."""
+    sizes = need.sizes
+    tokens = min(TOKENS, sizes.recipe.text.evaluation_tokens)
+    need.run(2 * tokens, heads=2)
+    need.files(2 * sizes.params * sizes.saved, sizes.small)
+
+
+FILE: Stage[FileChoice | None] = Stage(
+    "file",
+    lambda task: FileChoice.model_validate(read_json(task.folder / RECORD)),
+    work=_write,
+    title="file",
+    writes="sizes and losses of the GGUF files",
+    settings=("budget.file", "units.quantisation"),
+    wanted=lambda recipe: recipe.budget.kind == "file",
+    check=_check,
+    need=_need,
+)
+"""The file that `budget.file` bounds, `model-QUANTISATION.gguf` of the output folder; None for other budgets."""

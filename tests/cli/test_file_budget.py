@@ -1,0 +1,66 @@
+"""`darwinlm prune --file`: a bound on the GGUF file of a quantisation, and the quantised dense model beside it."""
+
+import json
+
+import pytest
+from tests.tiny.checkpoint import SETTINGS, tiny_text
+from tests.tiny.pruned import plain_checkpoint
+
+from darwinlm.engines import process
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.gguf.sizes import header_bytes, predicted_sizes
+from darwinlm.report.summary import read_summary
+from darwinlm.report.wording import bounded_file
+
+CHEAP = ("units.mlp_multiple=32", "refit.tokens=0", "search.generations=1", "budget.tolerance=0.02")
+SIZES = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 6}
+
+
+@pytest.fixture
+def given(command, tmp_path):
+    """Prune a model of several blocks to a file."""
+    model = plain_checkpoint(tmp_path / "model", "llama", **SIZES)
+    sets = [part for setting in (*SETTINGS, *CHEAP) for part in ("--set", setting)]
+    text = tiny_text(tmp_path / "text.txt")
+    return lambda *more: command("prune", model, "--text", text, "--out", tmp_path / "out", *sets, *more)
+
+
+def test_the_file_keeps_the_bound_and_the_quantised_dense_model_stands_beside_it(given, tmp_path):
+    pytest.importorskip("cyllama", reason="comes with the extra llama-cpp")
+    checkpoint = Checkpoint.open(tmp_path / "model")
+    dense = predicted_sizes(checkpoint, header_bytes(checkpoint))
+    bound = dense["q4_k_m"] - 100_000
+    ended = given("--file", bound, "--for", "q8_0").succeeded()
+    file = tmp_path / "out" / "model-q8_0.gguf"
+    assert 0.97 * bound < file.stat().st_size <= 1.01 * bound
+    found = read_summary(tmp_path / "out" / "summary.json").bounded
+    fits = next(name for name, size in dense.items() if size <= bound)
+    assert (found.saved.bytes, found.dense.quantisation) == (file.stat().st_size, fits)
+    assert found.dense.kl < found.saved.kl
+    assert f"darwinlm export model --to gguf --quant {fits}" in ended.out
+    assert found.dense.bytes <= bound
+    better = {"saved": {**found.saved.as_json(), "kl": 0.0}}
+    summary = read_summary(tmp_path / "out" / "summary.json")
+    said = bounded_file(summary.model_copy(update={"bounded": type(found).model_validate(found.as_json() | better)}))
+    assert "loses less than quantising alone" in said
+    assert not list((tmp_path / "out" / "stages" / "file").glob("*.gguf"))
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["budget"]["kind"] == "file"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--file", "1kB", "--for", "q8_0"), "less than the smallest model that the units allow"),
+        (("--file", "1MB"), "name one with --for"),
+        (("--file", "1MB", "--for", "awq"), "name one with --for"),
+    ],
+)
+def test_what_is_impossible_is_refused_before_the_first_stage(given, tmp_path, options, said):
+    given(*options).refused("budget.file", said)
+    assert not (tmp_path / "out" / "stages" / "text").exists()
+
+
+def test_without_the_engine_the_extra_is_named(given, tmp_path, monkeypatch):
+    monkeypatch.setitem(process.ENGINES, "llama.cpp", ("no_such_package", "llama-cpp"))
+    given("--file", "1MB", "--for", "q8_0").refused("llama-cpp")
+    assert not (tmp_path / "out" / "stages" / "text").exists()
