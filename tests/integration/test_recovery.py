@@ -234,7 +234,7 @@ def test_two_processes_that_share_the_weights_do_what_one_does(inputs, whole, tm
     codes, said = in_two_processes(port + 1, *command)
     assert codes == [0, 0], said
     sums = int(said[0].rpartition("sums of sharded gradients: ")[2])
-    assert sums % 11 == 0 < sums < 8 * 11, "of eight steps, the first sums after each of four batches, the others once"
+    assert sums == 4 + 7, "of eight steps, the first sums after each of four batches, the others once"
     summary = read_summary(tmp_path / "out" / "summary.json")
     assert (summary.recovery.processes, summary.recovery.sharded) == (2, True)
     assert_same_recovery(tmp_path / "out", whole[0], summary, whole[1])

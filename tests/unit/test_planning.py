@@ -290,7 +290,7 @@ def test_budgets_of_other_kinds(budget: str, share: float | None, tiny_llama: Pa
     sizes = sizes_of(tiny_llama, f"budget.{budget}", "units.mlp_multiple=8", "budget.context=0")
     plan = make_plan(sizes, find_device("h100")).as_json()
     assert any("is measured in the run" in note for note in plan["notes"]) == budget.startswith("speedup")
-    assert (plan["stages"][1]["stage"] == "latency") == budget.startswith("speedup")
+    assert ("latency" in [stage["stage"] for stage in plan["stages"]]) == budget.startswith("speedup")
     if share:
         assert sizes.kept == pytest.approx(share, abs=1e-3)
     elif budget.startswith("params"):

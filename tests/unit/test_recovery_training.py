@@ -296,3 +296,11 @@ def test_an_update_makes_no_copies_of_what_it_updates(monkeypatch, tmp_path):
     trained(tmp_path)
     assert len(found) == 6
     assert max(found[1:]) < 1024
+
+
+@pytest.mark.parametrize(("free", "fits"), [(41, True), (40, False)])
+def test_whole_gradients_are_held_only_where_they_fit(monkeypatch, free, fits):
+    one = Training.__new__(Training)
+    one.device, one.trained = torch.device("cpu"), {"a": torch.zeros(2, 3), "b": torch.zeros(4)}
+    monkeypatch.setattr(training, "room_at_peak", lambda device: free)
+    assert one.has_room is fits

@@ -131,10 +131,10 @@ def measure_quality(
     sums = torch.zeros(len(models), 3 + tokens.shape[1], dtype=torch.float64)
     n_seen, measured, done = 0, 0, 0
     batches = torch.split(tokens, sequences) if len(tokens) else ()
-    with kept_memory(readers[id(dense)].device):
-        while done < len(batches):
-            walk = batches[done : 2 * done + 1]
-            ends = [iter(reader.through(walk, memory=memory)) for reader in readers.values()]
+    while done < len(batches):
+        walk = batches[done : 2 * done + 1]
+        ends = [iter(reader.through(walk, memory=memory)) for reader in readers.values()]
+        with kept_memory(readers[id(dense)].device):  # of logits; blocks that come and go would fragment it
             for batch in walk:
                 seen = seen_before(batch)
                 n_seen += int(seen.sum())
@@ -142,8 +142,8 @@ def measure_quality(
                 sums += torch.stack([found[place] for place in places]) if places else sums
                 measured, done = measured + len(batch), done + 1
                 progress(done, len(batches))
-            if late():
-                break
+        if late():
+            break
     measured, n_seen = parallel.all_reduce(torch.tensor([measured, n_seen])).tolist()
     predictions = measured * (tokens.shape[1] - 1)
     sums = parallel.all_reduce(sums)

@@ -7,11 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from darwinlm.data.packing import added_bos, token_ids
 from darwinlm.evaluation.divergence import log_normalisers, token_losses
+from darwinlm.evaluation.quality import HEAD_TOKENS
 from darwinlm.runtime.errors import CheckpointError
 from darwinlm.runtime.figures import Spelling
+from darwinlm.streaming.decoder import Decoder
+from darwinlm.streaming.hidden import HiddenMemory
 
 
 def measure_spelling(texts: Sequence[str], dense: Any, small: Any, rows: Sequence[int]) -> Spelling:
@@ -41,17 +45,19 @@ def measure_spelling(texts: Sequence[str], dense: Any, small: Any, rows: Sequenc
 
 @torch.no_grad()
 def measure_bits(
-    model: Any,
+    read: Callable[[Tensor], Decoder],
     passages: Sequence[str],
     dense: Any,
     small: Any,
     rows: Sequence[int],
     progress: Callable[[int, int], None] = lambda done, total: None,
+    memory: HiddenMemory | None = None,
 ) -> Mapping[str, float]:
     """Bits per byte of a model in both vocabularies, and the probability of the tokens that the smaller one lacks.
 
-    Each passage is read after the bos token, or the end token, and predicted with its end. `rows` holds the number in
-    `dense` of every token of `small`.
+    `read` gives the model to read some tokens with; its streams may go where `memory` says. Each passage is read after
+    the bos token, or the end token, and predicted with its end. `rows` holds the number in `dense` of every token of
+    `small`.
 
     Returns:
         `dense_bits_per_byte`; `bits_per_byte` with the smaller vocabulary, whose probabilities sum to one; `mass_lost`,
@@ -60,24 +66,31 @@ def measure_bits(
     begin, end = added_bos(dense), dense.eos_token_id
     before = [token for token in (end if begin is None else begin,) if token is not None]
     after = [] if end is None else [end]
-    kept = torch.tensor(rows, device=model.device)
     new = {old: number for number, old in enumerate(rows)}
+    ends = [[new[token] for token in each] for each in (before, after)]
+    wholes = [torch.tensor([*before, *old, *after]) for old in token_ids(dense, list(passages))]
+    cuts = [torch.tensor([*ends[0], *ids, *ends[1]]) for ids in token_ids(small, list(passages))]
+    kept = torch.tensor(rows)
+    inputs = [each[None, :-1] for each in (*wholes, *(kept[cut] for cut in cuts))]
+    model = read(torch.cat([each[0] for each in inputs]))
+    kept = kept.to(model.device)
     totals = {"dense_bits_per_byte": 0.0, "bits_per_byte": 0.0, "mass_lost": 0.0}
-    tokens = n_bytes = 0
-    spelt = zip(passages, token_ids(dense, list(passages)), token_ids(small, list(passages)), strict=True)
-    for done, (text, old, ids) in enumerate(spelt):
-        whole = torch.tensor([*before, *old, *after], device=model.device)
-        logits = model(input_ids=whole[None, :-1], use_cache=False).logits[0]
-        totals["dense_bits_per_byte"] += float(token_losses(logits, whole[1:]).sum(dtype=torch.float64))
-        ends = [[new[token] for token in each] for each in (before, after)]
-        cut = torch.tensor([*ends[0], *ids, *ends[1]], device=model.device)
-        logits = model(input_ids=kept[cut][None, :-1], use_cache=False).logits[0]
-        mass = log_normalisers(logits)
-        logits = logits.index_select(-1, kept)
-        normalisers = log_normalisers(logits)
-        totals["bits_per_byte"] += float(token_losses(logits, cut[1:], normalisers).sum(dtype=torch.float64))
-        totals["mass_lost"] += float((mass - normalisers).sum(dtype=torch.float64))
-        tokens, n_bytes = tokens + len(cut) - 1, n_bytes + len(text.encode())
-        progress(done + 1, len(passages))
-    per_byte = 1 / (math.log(2) * n_bytes)
+    with model.with_head():
+        for done, (states, targets) in enumerate(
+            zip(model.through(inputs, memory=memory), (*wholes, *cuts), strict=True)
+        ):
+            pieces = (torch.split(each, HEAD_TOKENS) for each in (states[0], targets[1:].to(model.device)))
+            for state, target in zip(*pieces, strict=True):
+                logits = model.head(state)
+                if done < len(wholes):
+                    totals["dense_bits_per_byte"] += float(token_losses(logits, target).sum(dtype=torch.float64))
+                    continue
+                mass = log_normalisers(logits)
+                logits = logits.index_select(-1, kept)
+                normalisers = log_normalisers(logits)
+                totals["bits_per_byte"] += float(token_losses(logits, target, normalisers).sum(dtype=torch.float64))
+                totals["mass_lost"] += float((mass - normalisers).sum(dtype=torch.float64))
+            progress(done + 1, len(inputs))
+    tokens = sum(len(cut) - 1 for cut in cuts)
+    per_byte = 1 / (math.log(2) * sum(len(text.encode()) for text in passages))
     return {name: total * (per_byte if name.endswith("byte") else 1 / tokens) for name, total in totals.items()}

@@ -28,7 +28,7 @@ from darwinlm.families.shards import opened, shards_of, tensors_in
 from darwinlm.families.whole import text_config, text_name, text_type
 from darwinlm.quantised.format import Format
 from darwinlm.quantised.read import UNUSED, Packed, formats_of, packed_weights
-from darwinlm.runtime.artifact import digest_of, file_digest
+from darwinlm.runtime.artifact import digest_of, file_digests
 from darwinlm.runtime.errors import CheckpointError, ModelError, first_line
 from darwinlm.runtime.limits import shorten
 
@@ -235,7 +235,8 @@ class Checkpoint:
     @cached_property
     def digest(self) -> str:
         """Hash of the configuration and of all weights."""
-        files = {shard: file_digest(self.folder / shard) for shard in sorted(set(self.shards.values()))}
+        digests = file_digests(self.folder / shard for shard in sorted(set(self.shards.values())))
+        files = {path.name: digest for path, digest in digests.items()}
         quantised = {"quantisation": self.quantisation} if self.formats else {}
         return digest_of({"config": self.plain_config(), "files": files, **quantised})
 

@@ -12,7 +12,6 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from darwinlm.runtime import parallel
-from darwinlm.runtime.artifact import check_room, digest_of, file_digest, write_json, write_text
+from darwinlm.runtime.artifact import check_room, digest_of, file_digests, write_json, write_text
 from darwinlm.runtime.errors import ArtifactError, NumericsError, StorageError, first_line, storage_error
 
 MANIFEST, STATE = "manifest.json", "state.json"
@@ -199,9 +198,8 @@ class Checkpoints:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    names = sorted(path.name for path in folder.iterdir() if path.name != MANIFEST)
-    with ThreadPoolExecutor() as pool:  # hashing releases the GIL
-        return dict(zip(names, pool.map(lambda name: file_digest(folder / name), names), strict=True))
+    found = file_digests(sorted(path for path in folder.iterdir() if path.name != MANIFEST))
+    return {path.name: digest for path, digest in found.items()}
 
 
 def _flat(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:

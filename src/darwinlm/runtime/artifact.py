@@ -14,7 +14,8 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib import resources
 from importlib.metadata import version
@@ -37,6 +38,11 @@ KEY = "key.json"
 MARKER = "darwinlm.json"
 STAGES = "stages"
 """The file that marks a run's output folder, and the folder of the stages in it."""
+HASHED_TOGETHER = min(os.cpu_count() or 1, 8)
+"""Files that are hashed at a time."""
+TICK = 50_000_000
+"""Nanoseconds within which a change of a file may leave its time as it was."""
+_DIGESTS: dict[tuple[str, int, int, int], str] = {}
 SEEN_LATE = 90.0
 """Seconds after which every machine sees a file in a shared folder; NFS keeps what it knows of folders for up to 60."""
 ARTIFACT_BYTES, ARTIFACT_NODES = 1 << 30, 1 << 26
@@ -50,9 +56,23 @@ def digest_of(value: Any) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """Hash of a file's bytes (32 hex digits)."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    """Hash of a file's bytes (32 hex digits), computed once while the file doesn't change."""
+    status = path.stat()
+    key = str(path), status.st_ino, status.st_size, status.st_mtime_ns
+    digest = _DIGESTS.get(key)
+    if digest is None:
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        if time.time_ns() - status.st_mtime_ns > TICK:
+            _DIGESTS[key] = digest
+    return digest
+
+
+def file_digests(paths: Iterable[Path]) -> dict[Path, str]:
+    """Hashes of files, several at a time."""
+    files = list(paths)
+    with ThreadPoolExecutor(HASHED_TOGETHER) as threads:
+        return dict(zip(files, threads.map(file_digest, files), strict=True))
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -283,6 +303,8 @@ class StageFolder:
         manifest = read_manifest(self.folder)
         if manifest.key != self.key:
             return False
+        with contextlib.suppress(OSError, ValueError):  # `check_file` tells which one
+            file_digests(self.folder / name for name in manifest.files)
         for name, expected in manifest.files.items():
             check_file(self.folder / name, expected, self.folder)
         return True
@@ -338,9 +360,10 @@ class StageFolder:
     def finish(self, **facts: Any) -> None:
         """Write the manifest, which marks the stage as finished. Hidden files are the system's, and come and go."""
         share(self.folder)
-        files = {
-            path.relative_to(self.folder).as_posix(): file_digest(path)
+        found = file_digests(
+            path
             for path in sorted(self.folder.rglob("*"))
             if path.is_file() and path.name not in (MANIFEST, KEY) and not path.name.startswith(".")
-        }
+        )
+        files = {path.relative_to(self.folder).as_posix(): digest for path, digest in found.items()}
         write_json(self.folder / MANIFEST, Manifest(key=self.key, facts=facts, files=files).model_dump())

@@ -221,6 +221,11 @@ def measure_models(
     read = torch.cat([tokens.flatten(), *(each.tokens.flatten() for each in sequences)])
     with parallel.agree():
         decoders: dict[str, Any] = {str(name): model.decoder(read) for name, model in models.items()}
+    vocabulary = int(dense.config.vocab_size)
+    block = max(sum(weight.numel() for weight in each.parameters()) for each in decoders["dense"].blocks)
+    held = vocabulary * int(dense.config.hidden_size) + block
+    for decoder in decoders.values():  # blocks stay in the rest
+        decoder.reserve(16 * HEAD_TOKENS * vocabulary + 2 * context.dtype.itemsize * held)
     quality = measure_quality(
         decoders["dense"],
         decoders,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from darwinlm.report.summary import VocabularyFigures
 from darwinlm.runtime.artifact import read_json, write_json
 from darwinlm.runtime.errors import DataError, RecipeError
 from darwinlm.stages.text_source import TEXT_SETTINGS, check_source, given_source, shares_of, text_key, with_corpus
+from darwinlm.streaming.hidden import HiddenMemory
+from darwinlm.streaming.streamed import StreamedDecoder
 from darwinlm.vocabulary.choose import choose_tokens, kept_size
 from darwinlm.vocabulary.cut import check_whole, cut_weights, special_numbers, write_tokenizer
 from darwinlm.vocabulary.tokenizer import TokenizerTree
@@ -140,10 +143,11 @@ def _measure(
     """What the smaller vocabulary costs, on held-out text."""
     whole, cut, context = dense.tokenizer(), small.tokenizer(), task.context
     domains = {name: asdict(measure_spelling(texts, whole, cut, rows)) for name, texts in held_out.items()}
-    model = dense.load(context.dtype, context.device)
+    read = partial(StreamedDecoder, dense, dtype=context.dtype, device=context.device)
     passages = list(_passages(task.recipe.text, held_out))
-    bits = measure_bits(model, passages, whole, cut, rows, context.reporter.advance)
-    params = sum(parameter.numel() for parameter in model.parameters())
+    memory = HiddenMemory(task.folder)
+    bits = measure_bits(read, passages, whole, cut, rows, context.reporter.advance, memory)
+    params = sum(parameter.numel() for parameter in dense.outline.parameters())
     fewer = sum(parameter.numel() for parameter in small.outline.parameters())
     return VocabularyFigures(
         tokens=len(rows),
