@@ -11,7 +11,8 @@ from tests.tiny.models import FAMILIES
 from transformers import AutoModelForCausalLM
 
 from darwinlm.database.store import DatabaseReader
-from darwinlm.families.checkpoint import SINGLE, Checkpoint
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.shards import SINGLE
 from darwinlm.recipe import UnitsSettings
 from darwinlm.runtime.errors import CheckpointError
 from darwinlm.surgery.stitch import stitch

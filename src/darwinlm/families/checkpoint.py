@@ -7,38 +7,31 @@ folder of safetensors shards, and none loads more weights than it uses.
 from __future__ import annotations
 
 import copy
-import errno
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from darwinlm.families.bounds import check_blocks, check_types
 from darwinlm.families.config import open_config, read_config
 from darwinlm.families.family import Family, family_of, is_custom
-from darwinlm.families.files import WEIGHTS, check_files, is_named
+from darwinlm.families.files import check_files
 from darwinlm.families.layout import Parts, tensor_parts
 from darwinlm.families.loading import UNUSABLE, check_finite, load_tokenizer
+from darwinlm.families.shards import opened, shards_of, tensors_in
 from darwinlm.families.whole import text_config, text_name, text_type
 from darwinlm.quantised.format import Format
 from darwinlm.quantised.read import UNUSED, Packed, formats_of, packed_weights
 from darwinlm.runtime.artifact import digest_of, file_digests
 from darwinlm.runtime.errors import CheckpointError, ModelError, first_line
-from darwinlm.runtime.limits import INDEX_NODES, load_json, shorten
+from darwinlm.runtime.limits import shorten
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-GONE = (errno.ENOENT, errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN)
-"""Errors of a disk or folder that was there before."""
 NO_WEIGHTS = (r"rotary_emb\.inv_freq$", r"\.attn\.bias$", r"masked_bias$", r"position_ids$")
 """Buffers that old releases saved; they are recomputed."""
 
@@ -170,7 +163,7 @@ class Checkpoint:
             CheckpointError: A shard is damaged or holds a tensor that the index doesn't assign to it, or a tensor isn't
                 floating-point.
         """
-        shards = {shard: _tensors_in(self.folder / shard) for shard in sorted(set(self.shards.values()))}
+        shards = {shard: tensors_in(self.folder / shard) for shard in sorted(set(self.shards.values()))}
         for shard, names in shards.items():
             for name in names:
                 if self.shards.get(name) != shard and not is_buffer(name):  # transformers would read this one
@@ -202,33 +195,7 @@ class Checkpoint:
     @cached_property
     def shards(self) -> dict[str, str]:
         """Name of the shard that holds each tensor."""
-        index = self.folder / INDEX
-        if index.is_file():
-            single = self.folder / SINGLE
-            try:
-                shards = {str(k): str(v) for k, v in load_json(index, nodes=INDEX_NODES)["weight_map"].items()}
-            except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
-                raise CheckpointError(f"{index} is damaged ({shorten(error)}): fetch the model again") from error
-            for shard in set(shards.values()):
-                if Path(shard).name != shard or len(shard) > 255 or "\0" in shard or not is_named(shard, WEIGHTS[:1]):
-                    raise CheckpointError(
-                        f"{index} points outside its folder, or not to safetensors ({shorten(shard)}): don't trust "
-                        "this model"
-                    )
-            if single.is_file() and SINGLE not in shards.values():
-                raise CheckpointError(
-                    f"{self.folder} holds {SINGLE}, and {INDEX} that names other files: remove the weights that aren't "
-                    "the model's, since other tools read the former"
-                )
-            return shards
-        single = self.folder / SINGLE
-        if not single.is_file():
-            pickled = next(iter(sorted(self.folder.glob("*.bin"))), None)
-            why = f"; {pickled.name} is a pickle, which can run code and isn't read" if pickled is not None else ""
-            raise CheckpointError(
-                f"{self.folder} holds no safetensors weights ({SINGLE} or {INDEX}){why}: save the model as safetensors"
-            )
-        return dict.fromkeys(_tensors_in(single), SINGLE)
+        return shards_of(self.folder)
 
     @cached_property
     def packed(self) -> dict[str, Packed]:
@@ -325,7 +292,7 @@ class Checkpoint:
             by_shard.setdefault(self.shards[name], []).append(name)
         stored: dict[str, torch.Tensor] = {}
         for shard, inside in by_shard.items():
-            with _opened(self.folder / shard, how) as stream:
+            with opened(self.folder / shard, how) as stream:
                 stored |= {name: stream.get_tensor(name) for name in inside}
         return stored
 
@@ -334,7 +301,7 @@ class Checkpoint:
         (stored,) = self.tensors[name].flat()
         if stored in self.packed:
             return self.read(name, dtype=dtype)[""].index_select(0, index)
-        with _opened(self.folder / self.shards[stored]) as stream:
+        with opened(self.folder / self.shards[stored]) as stream:
             rows: torch.Tensor = stream.get_tensor(stored).index_select(0, index).to(dtype)
             return rows
 
@@ -439,29 +406,6 @@ def is_buffer(name: str) -> bool:
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(re.search(pattern, name) for pattern in patterns)
-
-
-@contextmanager
-def _opened(shard: Path, backend: str = "mmap") -> Iterator[Any]:
-    """A shard to read from. Raises CheckpointError if it is damaged or has gone, also while it is read."""
-    try:
-        with safe_open(shard, framework="pt", backend=backend) as stream:
-            yield stream
-    except (OSError, SafetensorError) as error:
-        if shard.is_file() and not os.access(shard, os.R_OK):  # the library says that it isn't there
-            raise CheckpointError(f"{shard} can't be read: change its permissions") from error
-        if any(os.strerror(number) in str(error) for number in GONE):
-            raise CheckpointError(
-                f"{shard} can't be read any more ({shorten(error)}): bring back its disk or folder, then rerun the "
-                "same command; finished work is kept"
-            ) from error
-        raise CheckpointError(f"{shard} is damaged ({shorten(error)}): fetch the model again") from error
-
-
-def _tensors_in(shard: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    with _opened(shard) as stream:
-        parts = {name: stream.get_slice(name) for name in stream.keys()}  # noqa: SIM118
-        return {name: (str(part.get_dtype()), tuple(part.get_shape())) for name, part in parts.items()}
 
 
 def _sizes(shape: tuple[int, ...]) -> str:

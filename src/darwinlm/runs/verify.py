@@ -10,9 +10,10 @@ from darwinlm.export.folder import REPORT
 from darwinlm.export.gguf import report_beside
 from darwinlm.export.hf import recorded_digests, what_changed
 from darwinlm.export.other_engines import MODEL_FILE, mlx_code
-from darwinlm.families.checkpoint import INDEX, Checkpoint
+from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.files import CARD, WEIGHTS, is_named, model_files
 from darwinlm.families.loading import check_finite
+from darwinlm.families.shards import INDEX
 from darwinlm.families.whole import own_code
 from darwinlm.importing.convert import REPORT as IMPORT_REPORT
 from darwinlm.report.summary import FILE, Summary, read_summary
