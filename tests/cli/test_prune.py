@@ -42,7 +42,7 @@ def test_prune_prints_its_plan_the_table_and_where_things_are_and_then_that_it_r
         assert str(tmp_path / "out" / name) in ended.out
         assert (tmp_path / "out" / name).exists()
     again = prune("--keep", "60%").succeeded()
-    assert again.out.count("already done, reused") == 9
+    assert again.out.count("already done, reused") == len(summary["stages"]) > 8
     assert "planned:" not in again.out
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -51,7 +52,7 @@ class SubLayer(Closed):
             raise ValueError(f"post_norm is {self.post_norm}, which must be the last of norms")
         return self
 
-    @property
+    @cached_property
     def segments(self) -> dict[str, list[RowUnit]]:
         """Kinds of rows of each input projection that is cut: one entry, or several for a fused one."""
         return {}
@@ -109,7 +110,7 @@ class Attention(SubLayer):
         last = {kinds[block]: block for block in range(first)}
         return {block: last[kinds[block]] for block in range(first, count) if kinds[block] in last}
 
-    @property
+    @cached_property
     def segments(self) -> dict[str, list[RowUnit]]:
         """Kinds of rows of each input projection of the attention: one entry, or several for a fused one."""
         query: RowUnit = "gated_query" if self.gated else "query"
@@ -196,7 +197,7 @@ class Experts(Closed):
     width: str
     """Configuration field for the number of channels of an expert."""
 
-    @property
+    @cached_property
     def segments(self) -> dict[str, list[RowUnit]]:
         """Kinds of rows of each input tensor of the experts: one entry, or several for a fused one."""
         return _by_name((name, "channel") for name in self.inputs)
@@ -259,7 +260,7 @@ class Mlp(SubLayer):
     experts: Experts | None = None
     """Names of the experts if the MLP is a mixture."""
 
-    @property
+    @cached_property
     def segments(self) -> dict[str, list[RowUnit]]:
         """Kinds of rows of each input projection of the MLP: one entry, or several for a fused one."""
         return _by_name((name, "channel") for name in self.inputs)
