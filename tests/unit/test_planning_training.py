@@ -263,7 +263,6 @@ def test_processes_share_everything_but_the_disk(tmp_path: Path) -> None:
         # Every process solves for the weights of the refit, and waits for the first one to time the models.
         share = {"evaluate": 0.9, "refit": 0.6}.get(alone.name, 0.15)
         assert shared.seconds(eight.rates) <= share * alone.seconds(one.rates), alone.name
-    assert need_of(eight, "refit").device_bytes < 0.5 * need_of(one, "refit").device_bytes
 
 
 def test_files_are_read_and_written_once_a_stage(tmp_path: Path) -> None:
