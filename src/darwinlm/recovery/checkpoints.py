@@ -161,7 +161,7 @@ class Checkpoints:
         try:
             with _one_error(partial):
                 writer = HuggingFaceStorageWriter(str(partial), files, save_distributed=True)
-                save(_flat(tensors), storage_writer=writer)
+                save(_flat(tensors), storage_writer=writer, no_dist=parallel.size() == 1)
             parallel.in_main(write_text, partial / STATE, state.model_dump_json())
             parallel.in_main(self._finish, partial, target)
         except StorageError:
@@ -187,7 +187,8 @@ class Checkpoints:
         from torch.distributed.checkpoint.state_dict_loader import load
 
         with _one_error(path):
-            load(_flat(tensors), storage_reader=HuggingFaceStorageReader(str(path)))
+            reader = HuggingFaceStorageReader(str(path))
+            load(_flat(tensors), storage_reader=reader, no_dist=parallel.size() == 1)
         return TrainingState.model_validate_json((path / STATE).read_bytes())
 
     def check_room(self, model: nn.Module) -> None:
