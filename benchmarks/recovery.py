@@ -181,7 +181,7 @@ class Bench:
             trained = recovery_train.Training(
                 lambda: small.load(torch.float32),
                 self.dense,
-                Subset(self.text, range(plan.blocks)),
+                Subset(self.text, range(plan.sequences)),
                 torch.cat([parts["validation"].tokens for parts in self.held_out.values()]),
                 plan,
                 settings,

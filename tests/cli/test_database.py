@@ -85,7 +85,7 @@ def test_no_room_for_residual_streams(prune, tmp_path, monkeypatch):
     def full(*_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(hidden.os, "posix_fallocate", full, raising=False)
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
     monkeypatch.setattr(hidden, "SHARE", 0.0)
     ended = prune()
     ended.refused("the disk is full", "rerun the same command; finished work is kept")

@@ -88,12 +88,3 @@ def test_all_parts_of_the_comparison(runner, tmp_path, tiny_text_file, monkeypat
     written = {path: path.stat().st_mtime_ns for path in models}
     assert run() == found
     assert {path: path.stat().st_mtime_ns for path in models} == written
-
-
-def test_models_made_of_boolqs_passages_are_not_judged_by_boolq(runner: ModuleType) -> None:
-    class Options:
-        text = None
-
-    assert "boolq" not in runner._suite("quick", Options())
-    Options.text = "books.txt"
-    assert "boolq:0" in runner._suite("quick", Options())

@@ -22,7 +22,7 @@ class TextScore:
     Attributes:
         dense_perplexity: Perplexity of the other model, if there is one.
         kl: KL(other ‖ model) in nats per token, if there is another model.
-        kl_seen, kl_new, seen, kl_by_position: As in `Quality`, if there is another model.
+        acceptance, agreement, kl_seen, kl_new, seen, kl_by_position: As in `Quality`, if there is another model.
     """
 
     source: str
@@ -31,6 +31,8 @@ class TextScore:
     perplexity: float
     dense_perplexity: float | None
     kl: float | None
+    acceptance: float | None = None
+    agreement: float | None = None
     kl_seen: float | None = None
     kl_new: float | None = None
     seen: float | None = None

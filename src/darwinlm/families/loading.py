@@ -27,6 +27,15 @@ from darwinlm.runtime.limits import JSON_NODES, TOKENIZER_BYTES, TOKENIZER_NODES
 TOKENS = 1 << 22
 """Largest allowed token id."""
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
+VOCABULARIES = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+)
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
 """Those whose fields become arguments of transformers' class."""
 PROBE = "The river’s 3 banks, ├ 世界 🙂\n"
@@ -181,13 +190,17 @@ def check_tokenizer_files(folder: Path) -> None:
 def _check_paths(folder: Path, path: Path, tree: dict[str, Any]) -> None:
     """Refuse fields that name a file elsewhere: transformers would read a private one as the vocabulary, to be saved.
 
+    It writes the place of a SentencePiece file itself; a file with such a name is no secret.
+
     Raises CheckpointError.
     """
     for name, value in tree.items():
         if "token" in name and not name.endswith("_file"):
             continue
         for word in value if isinstance(value, list) else [value]:
-            if isinstance(word, str) and os.path.isfile(word) and is_outside(folder, Path(word)):  # noqa: PTH113 - any word
+            if not isinstance(word, str) or os.path.basename(word) in VOCABULARIES:  # noqa: PTH119 - any word
+                continue
+            if os.path.isfile(word) and is_outside(folder, Path(word)):  # noqa: PTH113
                 raise CheckpointError(
                     f"{path}: {shorten(name)} names the file {shorten(word)} outside of the model's folder, which may "
                     "be private: remove the field"

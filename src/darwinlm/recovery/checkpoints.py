@@ -161,6 +161,7 @@ class Checkpoints:
         try:
             with _one_error(partial):
                 writer = HuggingFaceStorageWriter(str(partial), files, save_distributed=True)
+                writer.per_thread_copy_ahead = 0  # copies ahead need streams, which not every device has
                 save(_flat(tensors), storage_writer=writer, no_dist=parallel.size() == 1)
             parallel.in_main(write_text, partial / STATE, state.model_dump_json())
             parallel.in_main(self._finish, partial, target)
