@@ -50,13 +50,8 @@ def open_foreign(
         FamilyError: The family isn't known.
         CheckpointError: The weights don't fit the family; the message names the option to give.
     """
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ModelError(f"{folder} holds no model: there is no config.json in it")
-    raw = read_config(path)
+    raw = _configuration(folder)
     model_type = str(raw.get("model_type", ""))
-    if model_type.startswith(PREFIX):
-        raise ModelError(f"{folder} is already a darwinlm model and needs no import")
     shapes = Checkpoint(folder, None, next(iter(families().values())), str(folder)).stored_shapes()
     described = _family(model_type, family, shapes)
     if described.mlp.experts is not None:
@@ -192,6 +187,19 @@ def _stock_sizes(
     share = -(-sizes["num_attention_heads"] // sizes["num_key_value_heads"])
     sizes["num_attention_heads"] = share * sizes["num_key_value_heads"]
     return sizes
+
+
+def _configuration(folder: Path) -> dict[str, Any]:
+    """The fields of config.json. Raises ModelError or CheckpointError if it isn't that of another tool's model."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelError(f"{folder} holds no model: there is no config.json in it")
+    raw = read_config(path)
+    if str(raw.get("model_type", "")).startswith(PREFIX):
+        raise ModelError(f"{folder} is already a darwinlm model and needs no import")
+    if raw.get("quantization_config") is not None:
+        raise CheckpointError(f"{path}: a quantised model can't be imported: give the one that it was made from")
+    return raw
 
 
 def _config(
