@@ -190,9 +190,6 @@ def test_what_cannot_be_imported(command, tmp_path):
     command("import", tmp_path / "empty", "--out", out).refused("there is no config.json in it")
     plain = plain_checkpoint(tmp_path / "plain", "llama")
     command("import", plain, "--out", out, "--family", "bert").refused("--family bert: known are")
-    config = json.loads((plain / "config.json").read_text()) | {"quantization_config": {"quant_method": "gptq"}}
-    (plain / "config.json").write_text(json.dumps(config))
-    command("import", plain, "--out", out).refused("a quantised model can't be imported")
     command("import", plain, "--out", out, "--head-dim", 7).refused("--head-dim")
     command("import", plain, "--out", out, "--query-groups", "last").refused("must be first or spread")
     command("import", plain, "--out", plain).refused("which this command reads")
@@ -221,6 +218,9 @@ def test_what_cannot_be_imported(command, tmp_path):
         "holds no tensors of a llama model: give the right --family"
     )
     assert not out.exists()
+    config = json.loads((plain / "config.json").read_text()) | {"quantization_config": {"quant_method": "gptq"}}
+    (plain / "config.json").write_text(json.dumps(config))
+    command("import", plain, "--out", out).refused("a quantised model can't be imported")
 
 
 def test_a_cut_that_goes_wrong_is_seen(command, tmp_path, monkeypatch):
