@@ -63,10 +63,10 @@ def export_folder(
         report.notes.append(SLOW)
     elif to == "vllm":
         made = _for_vllm(reshaper, tensor_parallel, report) or made
-    model = made[0].load(dtype, weights=made[1], keep=partial(in_file, folder=out.parent))
     card = checkpoint.folder / "README.md"
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None
     with unchecked(out) as temporary:
+        model = made[0].load(dtype, weights=made[1], keep=partial(in_file, folder=temporary))
         save_model(model, temporary, tokenizer=tokenizer_of(checkpoint), card=text, source=checkpoint.folder)
         report.bytes = saved_bytes(temporary)
         say("checking")
