@@ -21,7 +21,7 @@ def mapped_file(folder: Path, elements: int, dtype: torch.dtype) -> Tensor:
     Raises StorageError.
     """
     n_bytes = elements * dtype.itemsize
-    path = folder / f".mapped-{os.getpid()}-{next(NUMBERS)}.tmp"
+    path = folder / f".mapped-{next(NUMBERS)}.{os.getpid()}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as stream:
