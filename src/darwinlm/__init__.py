@@ -13,8 +13,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from darwinlm.families.registration import register_when_imported
+from darwinlm.runtime.version import VERSION
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 if TYPE_CHECKING:
     from darwinlm.recipe import Recipe as Recipe

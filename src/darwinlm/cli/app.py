@@ -11,8 +11,8 @@ import typer
 from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 
-from darwinlm import __version__
 from darwinlm.cli.terminal import Verbosity, set_verbosity
+from darwinlm.runtime.version import VERSION
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -124,7 +124,7 @@ def command(panel: str, *examples: str, name: str | None = None) -> Callable[[F]
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(__version__)
+        typer.echo(VERSION)
         raise typer.Exit
 
 

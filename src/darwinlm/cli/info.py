@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from darwinlm import __version__
 from darwinlm.cli import arguments, terminal
 from darwinlm.cli.app import LEARN, command
 from darwinlm.runtime import tables
+from darwinlm.runtime.version import VERSION
 
 FIRST = (
     "budget.keep",
@@ -71,4 +71,4 @@ def schema(
 @command(LEARN)
 def version() -> None:
     """Print the version."""
-    typer.echo(__version__)
+    typer.echo(VERSION)

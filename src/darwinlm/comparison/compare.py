@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from darwinlm import __version__
 from darwinlm.comparison.baseline import baseline_stage
 from darwinlm.comparison.entries import DENSE as DENSE_ROW
 from darwinlm.comparison.entries import HELD_OUT, OURS, MethodRow, variant_recipe
@@ -29,6 +28,7 @@ from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import digest_of, read_json, write_json
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.places import check_output
+from darwinlm.runtime.version import VERSION
 from darwinlm.search.problem.space import SearchSpace, kept_whole
 from darwinlm.stages.database import DATABASE, SALIENCY
 from darwinlm.stages.export import EXPORT, Exported
@@ -149,7 +149,7 @@ def compare_methods(recipe: Recipe, out: Path, reporter: Reporter, comparison: C
     runs = _runs(base, rows, recipes, recipe, domains)
     texts = {HELD_OUT: base[EVALUATION], **domains}
     compared = ComparisonRecord(
-        version=__version__,
+        version=VERSION,
         model=dense.source,
         budget=ComparedBudget(
             kind=recipe.budget.kind,

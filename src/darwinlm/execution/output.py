@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from darwinlm import __version__
 from darwinlm.recipe import Recipe
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import KEY, MARKER, read_json, write_json
@@ -15,6 +14,7 @@ from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import ArtifactError, DarwinLMError
 from darwinlm.runtime.lock import Lock, hold_folder, is_ours
 from darwinlm.runtime.places import check_output
+from darwinlm.runtime.version import VERSION
 
 
 def claim(folder: Path, recipe: Recipe, reporter: Reporter) -> Lock | None:
@@ -49,7 +49,7 @@ def guarded(stage: Path) -> Iterator[None]:
 
 def mark(folder: Path) -> None:
     """Mark an output folder as ours. Raises StorageError."""
-    write_json(folder / MARKER, {"made_by": "darwinlm", "version": __version__})
+    write_json(folder / MARKER, {"made_by": "darwinlm", "version": VERSION})
 
 
 def _tidy(stage: Path) -> None:

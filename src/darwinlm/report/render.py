@@ -10,9 +10,9 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from darwinlm import __version__
 from darwinlm.report import wording
 from darwinlm.runtime import amounts
+from darwinlm.runtime.version import VERSION
 
 
 def render(template: str, *scripts: str, **values: Any) -> str:
@@ -34,7 +34,7 @@ def render(template: str, *scripts: str, **values: Any) -> str:
     for text in map(_file, scripts):
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         own.append({"text": Markup(text), "hash": f"sha256-{digest}"})  # noqa: S704
-    return environment.get_template(template).render({"scripts": own, "version": __version__, **values})
+    return environment.get_template(template).render({"scripts": own, "version": VERSION, **values})
 
 
 def _file(name: str) -> str:

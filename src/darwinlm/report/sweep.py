@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Literal
 
-from darwinlm import __version__
 from darwinlm.report import plots, wording
 from darwinlm.report.render import render
 from darwinlm.report.summary import Summary, SweepRow
 from darwinlm.runtime.figures import FORMAT, Figures
+from darwinlm.runtime.version import VERSION
 
 HEADINGS = ("model", "parameters", "weights", "KL", "perplexity", "prompt", "decode", "on the front")
 
@@ -18,7 +18,7 @@ class SweepSummary(Figures):
     """What sweep.json holds; the dense model comes first."""
 
     format: Literal[1] = FORMAT
-    version: str = __version__
+    version: str = VERSION
     rows: tuple[SweepRow, ...] = ()
 
     @classmethod

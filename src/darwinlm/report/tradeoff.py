@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from darwinlm import __version__
 from darwinlm.report import plots, wording
 from darwinlm.report.render import render
 from darwinlm.runtime.figures import FORMAT, Figures
+from darwinlm.runtime.version import VERSION
 
 HEADINGS = ("model", "type", "file", "KL", "perplexity", "prompt tokens/s", "decode tokens/s", "on the front")
 MARKS = "osD^vP*X"
@@ -47,7 +47,7 @@ class Tradeoff(Figures):
     """What tradeoff.json holds. Each table of files is in the order of the command."""
 
     format: Literal[1] = FORMAT
-    version: str = __version__
+    version: str = VERSION
     model: str
     calibration: str | None
     text: str

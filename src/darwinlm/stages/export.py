@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from darwinlm import __version__
 from darwinlm.data import TokenSequences
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.export.hf import RECORD, check_saved, recorded_digests, save_model, saved_digests, what_changed
@@ -20,6 +19,7 @@ from darwinlm.recipe.settled import saved_dtype
 from darwinlm.report.wording import without_folders
 from darwinlm.runtime.artifact import write_json
 from darwinlm.runtime.mapped import in_file
+from darwinlm.runtime.version import VERSION
 from darwinlm.stages.recover import Recovered
 from darwinlm.stages.refit import Refitted
 from darwinlm.stages.stitch import Stitched
@@ -79,7 +79,7 @@ def _save(
     save_model(model, folder, tokenizer=dense.tokenizer(), source=teacher.folder)
     check_saved(model, folder, validation.tokens[:2, :128])
     recipe = without_folders(task.recipe.model_dump(mode="json"))
-    write_json(folder / RECORD, {"version": __version__, "recipe": recipe, "files": saved_digests(folder)})
+    write_json(folder / RECORD, {"version": VERSION, "recipe": recipe, "files": saved_digests(folder)})
     write_json(task.folder / FILES, {"files": saved_digests(folder)})
 
 

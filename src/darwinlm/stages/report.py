@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import transformers
 
-from darwinlm import __version__
 from darwinlm.evaluation.speed import prompts_for
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
@@ -37,6 +36,7 @@ from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import write_json, write_text
 from darwinlm.runtime.errors import BudgetError
 from darwinlm.runtime.figures import ChatFigures, FileChoice, TimeFigures
+from darwinlm.runtime.version import VERSION
 from darwinlm.search.predict.module_losses import sensitivities
 from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import kept_whole
@@ -124,7 +124,7 @@ def summary_of(
     """Summary of a run or of a recovery alone; `made` holds the fields in which they differ."""
     recipe, context, tokenizer = task.recipe, task.context, exported.checkpoint.tokenizer()
     return Summary(
-        version=__version__,
+        version=VERSION,
         model=teacher.source,
         models=models,
         prompts=prompts_for(tokenizer, recipe.evaluation.prompts),

@@ -1,0 +1,3 @@
+"""The version of darwinlm, for everything that records it."""
+
+VERSION = "0.1.0"
