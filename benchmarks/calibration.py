@@ -76,7 +76,7 @@ def measure(model: Path, out: Path, options: argparse.Namespace) -> dict[str, ob
     seconds = time.perf_counter() - begun
     hidden = tokens.numel() * checkpoint.config.hidden_size * dtype.itemsize
     streams = hidden * (checkpoint.n_blocks + 1) if options.gradients else hidden
-    weights = sum((model / shard).stat().st_size for shard in set(checkpoint.shards.values()))
+    weights = sum((model / shard).stat().st_size for shard in set(checkpoint.stored.shards.values()))
     stored = sum(path.stat().st_size for path in sorted(out.glob("block_*"))[-options.factorise :])
     return {
         "benchmark": "calibration",

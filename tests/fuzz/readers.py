@@ -5,7 +5,6 @@ from pathlib import Path
 
 from darwinlm.data.sources import read_documents
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.whole import check_carried
 from darwinlm.gguf.header import read_header
 from darwinlm.importing.foreign import open_foreign
 from darwinlm.models.resolve import resolve_model
@@ -20,7 +19,7 @@ def model(folder: Path) -> None:
     """As `prune` opens a model, with its tokenizer, generation settings, card and licences."""
     checkpoint = resolve_model(str(folder), folder / "work")
     checkpoint.tokenizer()
-    check_carried(checkpoint)
+    checkpoint.check_carried()
 
 
 def plan(folder: Path) -> None:

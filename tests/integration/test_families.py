@@ -136,7 +136,7 @@ def test_what_was_saved_is_what_was_searched(whole):
     model_type = json.loads((folder / "config.json").read_text())["model_type"]
     assert model_type == f"darwinlm_{whole.checkpoint.family.model_type}"
     again = Checkpoint.open(folder)
-    assert set(again.shards) == set(again.tensors) == stored_names(folder), "as it is held"
+    assert set(again.stored.shards) == set(again.tensors) == stored_names(folder), "as it is held"
 
 
 @pytest.mark.parametrize("whole", AGAIN, indirect=True, scope="module")

@@ -216,7 +216,7 @@ def _check_types(file: FileTensors, reshaper: Reshaper, layout: Layout) -> Count
 def _note_size(file: FileTensors, job: _Job) -> None:
     """Report the weights in the file and in the model, with a note if MLPs were padded."""
     checkpoint, report = job.reshaper.checkpoint, job.report
-    stored = checkpoint.stored_shapes()
+    stored = checkpoint.stored.shapes()
     ours = sum(math.prod(parts.shape(stored.__getitem__)) for parts in checkpoint.tensors.values())
     held = sum(int(tensor.n_elements) for tensor in file.tensors.values())
     report.details |= {"weights": held, "weights_of_the_model": ours}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,22 +18,20 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from darwinlm.families.bounds import check_blocks, check_types
+from darwinlm.families.bounds import check_blocks
 from darwinlm.families.config import open_config, read_config
 from darwinlm.families.family import Family, family_of, is_custom
 from darwinlm.families.files import check_files
 from darwinlm.families.layout import Parts, tensor_parts
 from darwinlm.families.loading import UNUSABLE, check_finite, load_tokenizer
-from darwinlm.families.shards import opened, shards_of, tensors_in
-from darwinlm.families.whole import text_config, text_name, text_type
+from darwinlm.families.origin import origin_of
+from darwinlm.families.stored import Stored, is_buffer, matches
+from darwinlm.families.whole import load_whole, text_config, text_name, text_type
 from darwinlm.quantised.format import Format
-from darwinlm.quantised.read import UNUSED, Packed, formats_of, packed_weights
+from darwinlm.quantised.read import formats_of
 from darwinlm.runtime.artifact import digest_of, file_digests
 from darwinlm.runtime.errors import CheckpointError, ModelError, first_line
 from darwinlm.runtime.limits import shorten
-
-NO_WEIGHTS = (r"rotary_emb\.inv_freq$", r"\.attn\.bias$", r"masked_bias$", r"position_ids$")
-"""Buffers that old releases saved; they are recomputed."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ class Checkpoint:
             CheckpointError: Shards are missing or reach outside the folder.
         """
         checkpoint = cls.describe(folder, source, allow_remote_code=allow_remote_code)
-        missing = [shard for shard in sorted(set(checkpoint.shards.values())) if not (folder / shard).is_file()]
+        missing = [shard for shard in sorted(set(checkpoint.stored.shards.values())) if not (folder / shard).is_file()]
         if missing:
             raise CheckpointError(f"{folder} lacks {', '.join(missing)}: fetch the model again")
         checkpoint._check_tensors()
@@ -101,7 +99,7 @@ class Checkpoint:
         return cls(folder, config, family, source or str(folder), allow_remote_code, whole, formats, quantisation)
 
     def _check_tensors(self) -> None:
-        stored = self.stored_shapes()
+        stored = self.stored.shapes()
         if self.whole is not None and not self.tensors:
             raise CheckpointError(
                 f"{self.folder} holds no language model: none of its tensors belongs to the text part of a "
@@ -147,41 +145,23 @@ class Checkpoint:
 
     def _check_no_more(self, names: set[str], model: Any) -> None:
         """Refuse surplus weights, which would be ignored silently."""
-        ignored = [*(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()), *NO_WEIGHTS]
+        ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
         tied = getattr(model, "_tied_weights_keys", None) or {}
         for name in sorted(names):
-            if name not in tied and not _matches(name, ignored):
+            if name not in tied and not is_buffer(name) and not matches(name, ignored):
                 raise CheckpointError(
                     f"{self.folder} holds the tensor {shorten(name)}, which a {self.family.model_type} model with its "
                     "config.json does not have: fetch the model again, or use darwinlm import for pruned ones"
                 )
 
-    def stored_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every stored tensor, from the headers of the shards.
+    def check_carried(self) -> None:
+        """Read early what the last stages read of a model: its origin and the parts around its language model.
 
-        Raises:
-            CheckpointError: A shard is damaged or holds a tensor that the index doesn't assign to it, or a tensor isn't
-                floating-point.
+        Raises CheckpointError if they are damaged.
         """
-        shards = {shard: tensors_in(self.folder / shard) for shard in sorted(set(self.shards.values()))}
-        for shard, names in shards.items():
-            for name in names:
-                if self.shards.get(name) != shard and not is_buffer(name):  # transformers would read this one
-                    raise CheckpointError(
-                        f"{self.folder / shard} holds the tensor {shorten(name)}, but the index assigns it to "
-                        f"{self.shards.get(name, 'no file')}: fetch the model again"
-                    )
-        stored = {name: shards[shard][name] for name, shard in self.shards.items() if name in shards[shard]}
-        shapes = {name: self._packed_shape(packed, stored) for name, packed in self.packed.items()}
-        plain = {name: stored[name] for name in self._plain if name in stored}
-        check_types({name: kind for name, (kind, _) in plain.items() if not is_buffer(name)}, self.folder)
-        return shapes | {name: shape for name, (_, shape) in plain.items()}
-
-    def _packed_shape(self, packed: Packed, stored: dict[str, tuple[str, tuple[int, ...]]]) -> tuple[int, ...]:
-        try:
-            return packed.shape(stored, lambda name: self._stored([name])[name])
-        except CheckpointError as error:
-            raise CheckpointError(f"{self.folder}: {error}: fetch the model again") from error
+        origin_of(self.folder, self.source)
+        if self.whole is not None:
+            load_whole(self.folder, self.dtype)
 
     def check_embeddings(self) -> None:
         """Refuse values outside the blocks that aren't finite, also in rows of tokens that calibration doesn't use.
@@ -193,27 +173,15 @@ class Checkpoint:
             check_finite({name: self.read(name)[""]}, self.folder)
 
     @cached_property
-    def shards(self) -> dict[str, str]:
-        """Name of the shard that holds each tensor."""
-        return shards_of(self.folder)
-
-    @cached_property
-    def packed(self) -> dict[str, Packed]:
-        """Quantised weights by the name that they would have as floats."""
-        return packed_weights(self.shards, self.formats, self.folder)
-
-    @cached_property
-    def _plain(self) -> list[str]:
-        """Names of stored tensors that aren't part of a quantised weight."""
-        parts = {name for packed in self.packed.values() for name in packed.names.values()}
-        others = [name for name in self.shards if name not in parts]
-        return [name for name in others if not (self.formats and name.rpartition(".")[2] in UNUSED)]
+    def stored(self) -> Stored:
+        """The tensors of its shards."""
+        return Stored(self.folder, self.formats)
 
     @cached_property
     def tensors(self) -> dict[str, Parts]:
         """Stored parts of each tensor of the model, by its name in the model."""
         unused = self._of_class("_keys_to_ignore_on_load_unexpected")  # blocks that predict further tokens
-        stored = (name for name in (*self._plain, *self.packed) if not _matches(name, unused))
+        stored = (name for name in (*self.stored.plain, *self.stored.packed) if not matches(name, unused))
         return tensor_parts(self.family, stored, *([] if self.whole is None else [text_name]))
 
     @cached_property
@@ -230,12 +198,12 @@ class Checkpoint:
 
     def cast(self, name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """A tensor in an element type; scores of experts stay in float32 where the family asks for it."""
-        return tensor.to(torch.float32 if _matches(name, self.exact) else dtype)
+        return tensor.to(torch.float32 if matches(name, self.exact) else dtype)
 
     @cached_property
     def digest(self) -> str:
         """Hash of the configuration and of all weights."""
-        digests = file_digests(self.folder / shard for shard in sorted(set(self.shards.values())))
+        digests = file_digests(self.folder / shard for shard in sorted(set(self.stored.shards.values())))
         files = {path.name: digest for path, digest in digests.items()}
         quantised = {"quantisation": self.quantisation} if self.formats else {}
         return digest_of({"config": self.plain_config(), "files": files, **quantised})
@@ -264,46 +232,20 @@ class Checkpoint:
         is damaged, or has gone.
         """
         wanted = {name: parts for name, parts in self.tensors.items() if name.startswith(prefix)}
-        names = [name for parts in wanted.values() for part in parts.flat() for name in self._names(part)]
-        stored = self._stored(names, "mmap" if mapped else "pread")
-
-        def whole(part: str) -> torch.Tensor:
-            if part not in self.packed:
-                return stored.pop(part)
-            try:
-                return self.packed[part].weight(stored.pop).to(self.dtype if dtype is None else dtype)
-            except CheckpointError as error:
-                raise CheckpointError(f"{self.folder}: {error}: fetch the model again") from error
-
+        weights = [part for parts in wanted.values() for part in parts.flat()]
+        weight = self.stored.reader(weights, self.dtype if dtype is None else dtype, "mmap" if mapped else "pread")
         tensors = {}
         for name, parts in wanted.items():
-            tensor = parts.join(whole)
+            tensor = parts.join(weight)
             tensors[name.removeprefix(prefix)] = tensor if dtype is None else self.cast(name, tensor, dtype)
         return tensors
-
-    def _names(self, part: str) -> Iterable[str]:
-        """Names of the stored tensors of a plain or quantised weight."""
-        return self.packed[part].names.values() if part in self.packed else (part,)
-
-    def _stored(self, names: Iterable[str], how: str = "mmap") -> dict[str, torch.Tensor]:
-        """Stored tensors as they are. Raises CheckpointError if a shard is damaged."""
-        by_shard: dict[str, list[str]] = {}
-        for name in names:
-            by_shard.setdefault(self.shards[name], []).append(name)
-        stored: dict[str, torch.Tensor] = {}
-        for shard, inside in by_shard.items():
-            with opened(self.folder / shard, how) as stream:
-                stored |= {name: stream.get_tensor(name) for name in inside}
-        return stored
 
     def rows(self, name: str, index: torch.Tensor, *, dtype: torch.dtype) -> torch.Tensor:
         """Read some rows of a tensor. Raises CheckpointError if a shard is damaged."""
         (stored,) = self.tensors[name].flat()
-        if stored in self.packed:
+        if stored in self.stored.packed:
             return self.read(name, dtype=dtype)[""].index_select(0, index)
-        with opened(self.folder / self.shards[stored]) as stream:
-            rows: torch.Tensor = stream.get_tensor(stored).index_select(0, index).to(dtype)
-            return rows
+        return self.stored.rows(stored, index).to(dtype)
 
     def names_outside_blocks(self) -> Iterator[str]:
         """Names of the tensors that belong to no block: embedding, final norm, head."""
@@ -397,15 +339,6 @@ class Checkpoint:
                 model._init_weights(module)
         model.tie_weights()
         return model.eval().requires_grad_(requires_grad=False)
-
-
-def is_buffer(name: str) -> bool:
-    """Whether a stored tensor is a buffer that is recomputed."""
-    return _matches(name, NO_WEIGHTS)
-
-
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(re.search(pattern, name) for pattern in patterns)
 
 
 def _sizes(shape: tuple[int, ...]) -> str:

@@ -7,20 +7,16 @@ unchanged. `Family.inside` lists the model types; in transformers, all of them h
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import AutoModelForImageTextToText
 
-from darwinlm.families.family import PREFIX, class_prefix, families
+from darwinlm.families.family import PREFIX, Family, class_prefix, families
 from darwinlm.families.loading import UNUSABLE, check_loaded
 from darwinlm.families.modeling_darwinlm import WHOLE, auto_map, modeling_source
-from darwinlm.families.origin import origin_of
 from darwinlm.runtime.artifact import read_json, write_json, write_text
 from darwinlm.runtime.errors import CheckpointError, first_line
-
-if TYPE_CHECKING:
-    from darwinlm.families.checkpoint import Checkpoint
 
 PREFIXES = {
     "model.language_model.model.": "model.",
@@ -79,16 +75,6 @@ def load_whole(source: Path, dtype: torch.dtype) -> Any:
     return whole
 
 
-def check_carried(checkpoint: Checkpoint) -> None:
-    """Read early what the last stages read of a model: its origin and the parts around its language model.
-
-    Raises CheckpointError if they are damaged.
-    """
-    origin_of(checkpoint.folder, checkpoint.source)
-    if checkpoint.whole is not None:
-        load_whole(checkpoint.folder, checkpoint.dtype)
-
-
 def put_inside(model: Any, source: Path) -> Any:
     """The model in the folder `source` with a smaller language model in place of its own.
 
@@ -116,11 +102,11 @@ def add_modeling_file(folder: Path) -> None:
         write_text(folder / "modeling_darwinlm.py", modeling_source(*family.class_names, whole=(prefix, whole)))
 
 
-def own_code(checkpoint: Checkpoint) -> str:
-    """The modelling file that a saved model of this kind has."""
-    whole = None if checkpoint.whole is None else str(checkpoint.whole.model_type).removeprefix(PREFIX)
-    around = None if whole is None else (class_prefix(whole), whole)
-    return modeling_source(*checkpoint.family.class_names, whole=around)
+def own_code(family: Family, whole: Any) -> str:
+    """The modelling file of a saved model of a family, in a model with the configuration `whole` if it has one."""
+    kind = None if whole is None else str(whole.model_type).removeprefix(PREFIX)
+    around = None if kind is None else (class_prefix(kind), kind)
+    return modeling_source(*family.class_names, whole=around)
 
 
 def is_whole(folder: Path) -> bool:

@@ -198,7 +198,7 @@ def predicted_sizes(checkpoint: Checkpoint, header: int) -> dict[str, int]:
         layout = choose_layout(Reshaper(checkpoint), BLOCK)
     except UnsupportedError:
         return {}
-    stored = checkpoint.stored_shapes()
+    stored = checkpoint.stored.shapes()
     whole = {name: parts.shape(stored.__getitem__) for name, parts in checkpoint.tensors.items()}
     shapes, modules = file_tensors(checkpoint, whole), module_shapes(checkpoint, whole)
     for target in layout.targets:  # with the sub-layers that the file fills up with zeros

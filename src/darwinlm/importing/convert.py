@@ -21,10 +21,11 @@ from darwinlm.export.check import (
 )
 from darwinlm.export.hf import save_model, saved_bytes, saved_digests, tokenizer_of, unchecked
 from darwinlm.export.source import check_target
-from darwinlm.families.checkpoint import Checkpoint, is_buffer
+from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.loading import listed
 from darwinlm.families.parts import Attention, Mlp, ModuleKind, Part, RowUnit
 from darwinlm.families.shapes import ModuleShape, head_dim
+from darwinlm.families.stored import is_buffer
 from darwinlm.importing.foreign import open_foreign
 from darwinlm.runtime.artifact import write_json
 from darwinlm.runtime.errors import CheckpointError, ModelError

@@ -19,6 +19,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.config import read_config
 from darwinlm.families.family import PREFIX, Family, families
 from darwinlm.families.parts import Attention, Mlp
+from darwinlm.families.stored import Stored
 from darwinlm.runtime.errors import CheckpointError, FamilyError, ModelError, first_line
 from darwinlm.surgery.reshape import Reshaper
 from darwinlm.surgery.sizes import BlockSizes
@@ -52,7 +53,7 @@ def open_foreign(
     """
     raw = _configuration(folder)
     model_type = str(raw.get("model_type", ""))
-    shapes = Checkpoint(folder, None, next(iter(families().values())), str(folder)).stored_shapes()
+    shapes = Stored(folder).shapes()
     described = _family(model_type, family, shapes)
     if described.mlp.experts is not None:
         raise FamilyError(f"{folder} is a mixture of experts ({described.model_type}), which can't be imported yet")

@@ -89,9 +89,12 @@ def _unrecorded(folder: Path) -> list[str]:
     checkpoint = Checkpoint.open(folder)
     for block in (*checkpoint.names_outside_blocks(), *map(checkpoint.block_prefix, range(checkpoint.n_blocks))):
         check_finite(checkpoint.read(block), folder)
-    weights = {*checkpoint.shards.values(), INDEX}
+    weights = {*checkpoint.stored.shards.values(), INDEX}
     names = [name for name, _ in model_files(folder) if name in weights or not is_named(name, WEIGHTS)]
-    for code, ours in ((folder / "modeling_darwinlm.py", own_code(checkpoint)), (folder / MODEL_FILE, mlx_code())):
+    for code, ours in (
+        (folder / "modeling_darwinlm.py", own_code(checkpoint.family, checkpoint.whole)),
+        (folder / MODEL_FILE, mlx_code()),
+    ):
         if code.is_file() and read_text(code, TEXT_BYTES) != ours:
             raise RemoteCodeError(
                 f"{code} isn't the file that this release of darwinlm writes: export the model again to replace it"

@@ -13,7 +13,6 @@ from darwinlm.execution.stage import Stage, Task
 from darwinlm.export.hf import RECORD, check_saved, recorded_digests, save_model, saved_digests, what_changed
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import is_custom
-from darwinlm.families.whole import check_carried
 from darwinlm.needs.need import Need
 from darwinlm.recipe.settled import saved_dtype
 from darwinlm.report.wording import without_folders
@@ -107,7 +106,7 @@ EXPORT = Stage(
     title="export",
     writes="hashes of the files in model/",
     settings=("export.dtype",),
-    check=lambda task, original: check_carried(original),
+    check=lambda task, original: original.check_carried(),
     spoiled=_changed,
     need=_need,
 )

@@ -47,7 +47,7 @@ def cut_weights(checkpoint: Checkpoint, rows: Sequence[int], folder: Path) -> No
         names.append(f"{family.tail.embedding}.weight")
         sizes[family.tail.vocabulary] = len(rows)
     cut = {part for name in names if name in checkpoint.tensors for part in checkpoint.tensors[name].flat()}
-    if quantised := sorted(cut & checkpoint.packed.keys()):
+    if quantised := sorted(cut & checkpoint.stored.packed.keys()):
         raise CheckpointError(
             f"{checkpoint.folder}: {quantised[0]} is quantised, so it can't be cut: leave out --vocab"
         )
@@ -62,7 +62,7 @@ def cut_weights(checkpoint: Checkpoint, rows: Sequence[int], folder: Path) -> No
     if (folder / GENERATION).is_file():
         write_json(folder / GENERATION, _renumbered(load_json(folder / GENERATION), new, folder / GENERATION))
     write_json(folder / RECORD, vars(origin_of(checkpoint.folder, checkpoint.source)))
-    for shard in sorted(set(checkpoint.shards.values())):
+    for shard in sorted(set(checkpoint.stored.shards.values())):
         try:
             tensors = load_file(checkpoint.folder / shard)
         except (OSError, SafetensorError) as error:
@@ -70,7 +70,7 @@ def cut_weights(checkpoint: Checkpoint, rows: Sequence[int], folder: Path) -> No
         tensors |= {name: tensors[name].index_select(0, index) for name in cut & tensors.keys()}
         write_tensors(folder / shard, tensors, {"format": "pt"})
     if (checkpoint.folder / INDEX).is_file():
-        write_json(folder / INDEX, {"metadata": {}, "weight_map": checkpoint.shards})
+        write_json(folder / INDEX, {"metadata": {}, "weight_map": checkpoint.stored.shards})
 
 
 def write_tokenizer(tokenizer: Any, tree: Mapping[str, Any], rows: Sequence[int], folder: Path) -> None:

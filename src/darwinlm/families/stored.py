@@ -1,0 +1,128 @@
+"""The tensors that the shards of a checkpoint hold, by the names that they are stored under.
+
+A quantised weight consists of several of them; it is read as floats, under the name that it would have as such.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from darwinlm.families.bounds import check_types
+from darwinlm.families.shards import opened, shards_of, tensors_in
+from darwinlm.quantised.format import Format
+from darwinlm.quantised.read import UNUSED, Packed, packed_weights
+from darwinlm.runtime.errors import CheckpointError
+from darwinlm.runtime.limits import shorten
+
+NO_WEIGHTS = (r"rotary_emb\.inv_freq$", r"\.attn\.bias$", r"masked_bias$", r"position_ids$")
+"""Buffers that old releases saved; they are recomputed."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The shards of a folder, whose quantised weights are in one of `formats`."""
+
+    folder: Path
+    formats: tuple[Format, ...] = ()
+
+    @cached_property
+    def shards(self) -> dict[str, str]:
+        """Name of the shard that holds each tensor."""
+        return shards_of(self.folder)
+
+    @cached_property
+    def packed(self) -> dict[str, Packed]:
+        """Quantised weights by the name that they would have as floats."""
+        return packed_weights(self.shards, self.formats, self.folder)
+
+    @cached_property
+    def plain(self) -> list[str]:
+        """Names of stored tensors that aren't part of a quantised weight."""
+        parts = {name for packed in self.packed.values() for name in packed.names.values()}
+        others = [name for name in self.shards if name not in parts]
+        return [name for name in others if not (self.formats and name.rpartition(".")[2] in UNUSED)]
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every weight, from the headers of the shards.
+
+        Raises:
+            CheckpointError: A shard is damaged or holds a tensor that the index doesn't assign to it, or a tensor isn't
+                floating-point.
+        """
+        shards = {shard: tensors_in(self.folder / shard) for shard in sorted(set(self.shards.values()))}
+        for shard, names in shards.items():
+            for name in names:
+                if self.shards.get(name) != shard and not is_buffer(name):  # transformers would read this one
+                    raise CheckpointError(
+                        f"{self.folder / shard} holds the tensor {shorten(name)}, but the index assigns it to "
+                        f"{self.shards.get(name, 'no file')}: fetch the model again"
+                    )
+        stored = {name: shards[shard][name] for name, shard in self.shards.items() if name in shards[shard]}
+        with self._usable():
+            shapes = {
+                name: packed.shape(stored, lambda each: self._read([each])[each])
+                for name, packed in self.packed.items()
+            }
+        plain = {name: stored[name] for name in self.plain if name in stored}
+        check_types({name: kind for name, (kind, _) in plain.items() if not is_buffer(name)}, self.folder)
+        return shapes | {name: shape for name, (_, shape) in plain.items()}
+
+    def reader(
+        self, weights: Iterable[str], dtype: torch.dtype, backend: str = "mmap"
+    ) -> Callable[[str], torch.Tensor]:
+        """Read some weights, and get each of them once by name; quantised ones in `dtype`, others as they are stored.
+
+        Raises CheckpointError, also later, if a shard is damaged or has gone.
+        """
+        packed = self.packed
+        names = [name for each in weights for name in (packed[each].names.values() if each in packed else (each,))]
+        stored = self._read(names, backend)
+
+        def weight(name: str) -> torch.Tensor:
+            if name not in packed:
+                return stored.pop(name)
+            with self._usable():
+                return packed[name].weight(stored.pop).to(dtype)
+
+        return weight
+
+    def rows(self, name: str, index: torch.Tensor) -> torch.Tensor:
+        """Some rows of a tensor that isn't quantised. Raises CheckpointError if its shard is damaged."""
+        with opened(self.folder / self.shards[name]) as stream:
+            rows: torch.Tensor = stream.get_tensor(name).index_select(0, index)
+            return rows
+
+    def _read(self, names: Iterable[str], backend: str = "mmap") -> dict[str, torch.Tensor]:
+        by_shard: dict[str, list[str]] = {}
+        for name in names:
+            by_shard.setdefault(self.shards[name], []).append(name)
+        stored: dict[str, torch.Tensor] = {}
+        for shard, inside in by_shard.items():
+            with opened(self.folder / shard, backend) as stream:
+                stored |= {name: stream.get_tensor(name) for name in inside}
+        return stored
+
+    @contextmanager
+    def _usable(self) -> Iterator[None]:
+        """Say of errors of quantised weights where they are."""
+        try:
+            yield
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.folder}: {error}: fetch the model again") from error
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a stored tensor is a buffer that is recomputed."""
+    return matches(name, NO_WEIGHTS)
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a name has one of some regular expressions in it."""
+    return any(re.search(pattern, name) for pattern in patterns)
