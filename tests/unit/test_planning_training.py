@@ -23,6 +23,7 @@ from darwinlm.planning.plan import Plan, advice, disk_of, estimate, make_plan
 from darwinlm.recipe import RecoverySettings, load_recipe
 from darwinlm.recovery.losses import weighted
 from darwinlm.recovery.model import batch_loss, run_dense
+from darwinlm.runtime.amounts import size
 from darwinlm.search.evaluate.dense_side import ExpectedRows
 from darwinlm.search.evaluate.fitness import Window
 from darwinlm.search.predict.gradients import Gradients
@@ -312,7 +313,7 @@ def test_states_that_wait_are_named_and_not_needed(tmp_path: Path) -> None:
     sizes = published(tmp_path, "llama2-7b-2.7b")
     need = need_of(make_plan(sizes, find_device("h100"), ram=32e9), "search")
     state = 12 * sizes.kept * sizes.blocks
-    assert f"states of up to 9 candidates wait in free RAM, {state / (1 << 30):.3g} GiB each" in need.note
+    assert f"states of up to 9 candidates wait in free RAM, {size(state)} each" in need.note
     assert need.ram_bytes < state
     # Nine, five and three candidates leave and come back in each of 200 generations.
     assert need.work["transfers"] == pytest.approx(200 * 2 * (9 + 5 + 3) * state)

@@ -187,8 +187,8 @@ def test_labels_of_points_of_one_size_do_not_overlap():
 def test_rows_of_the_comparison():
     rows = comparison_rows(made(searched()))
     assert len(rows) == 4
-    assert rows[0] == ("dense", "134.5 M", "106.2 M", "269", "24.9", "0.000", "254", "13.3")
-    assert rows[3][1:] == ("81.3 M", "53.0 M (49.9 %)", "163", "48.4", "0.871", "541 (×2.1)", "24.6 (×1.8)")
+    assert rows[0] == ("dense", "134.5 M", "106.2 M", "269 MB", "24.9", "0.000", "254", "13.3")
+    assert rows[3][1:] == ("81.3 M", "53.0 M (49.9 %)", "163 MB", "48.4", "0.871", "541 (×2.1)", "24.6 (×1.8)")
 
 
 FULL = "searched + refit + recovery"

@@ -165,7 +165,7 @@ def test_a_gguf_file_that_came_in_is_followed_by_a_smaller_one():
     assert any("--quant q4_k_m" in line for _, line in next_steps(summary, ".", "../smaller", None))
     assert "q4_k_m" in headline(summary)
     text = text_of(tree)
-    assert "dense 128 97.0 91.0" in text
+    assert "dense 128 MB 97 MB 91 MB" in text
     assert "61.3 % of its tokens at temperature 1 and 57.7 % greedily" in text
     pages = [sweep_page(SweepSummary.of([("keep-75", each)]), each) for each in (summary, made(searched()))]
     assert ["As GGUF files" in page for page in pages] == [True, False]

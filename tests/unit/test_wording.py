@@ -47,7 +47,7 @@ def test_a_uniform_model_that_is_smaller_is_not_said_to_be_of_the_same_size():
 
 FIGURES = {
     wording.count: {820: "820", 999_999: "1.0 M", 53_101_440: "53.1 M", 1_235_814_400: "1.24 B", None: "–"},
-    wording.megabytes: {52_000: "0.052", 2_471_645_608: "2,472"},
+    wording.size: {52_000: "52 kB", 2_471_645_608: "2.47 GB", None: "–"},
     wording.perplexity: {4.312: "4.31", 9.999: "10.0", 999.96: "1,000", 2.5e7: "2e7", math.inf: "∞", math.nan: "–"},
     wording.kl: {0.87149: "0.871", math.inf: "∞"},
     wording.rate: {1234.5: "1,234", math.nan: "–"},

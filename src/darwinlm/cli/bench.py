@@ -12,6 +12,7 @@ from rich.table import Table
 
 from darwinlm.cli import arguments, terminal
 from darwinlm.cli.app import LOOK, command
+from darwinlm.runtime.amounts import size
 
 if TYPE_CHECKING:
     from darwinlm.runs.bench import SpeedReport, Spread
@@ -83,9 +84,9 @@ def _show(console: Console, report: SpeedReport) -> None:
     settings = report.settings
     threads = f"{settings['threads']} thread" + "s" * (settings["threads"] > 1)
     title = f"{report.engine}, {threads}, {settings['runs']} runs: median (lowest to highest)"
-    table = Table("model", "file MB", "memory MB", "prompt tokens/s", "first token ms", "decode tokens/s", title=title)
+    table = Table("model", "file", "memory", "prompt tokens/s", "first token ms", "decode tokens/s", title=title)
     for row in report.models:
-        sizes = (f"{row.file_bytes / 1e6:.1f}", f"{row.peak_memory / 1e6:.0f}")
+        sizes = (size(row.file_bytes), size(row.peak_memory))
         table.add_row(row.name, *sizes, *(_cell(spread) for spread in (row.prompt, row.first_token, row.decode)))
     if report.ratios:
         left, right = report.models

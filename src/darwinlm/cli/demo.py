@@ -37,15 +37,14 @@ def _screen(console: Console, run: Any, out: Path) -> None:
 
     summary = run[REPORT]
     dense, small = summary.dense, summary.saved
-    megabytes = wording.megabytes
     console.print(f"\n{wording.title(summary)}", style="bold")
     lines = [
         ("parameters", f"{wording.count(dense.params)} → {wording.count(small.params)}"),
-        ("weights", f"{megabytes(dense.bytes)} → {megabytes(small.bytes)} MB in {summary.export.dtype}"),
+        ("weights", f"{wording.size(dense.bytes)} → {wording.size(small.bytes)} in {summary.export.dtype}"),
     ]
     if (file := summary.file) is not None and file.bytes is not None:
-        predicted = megabytes(file.predicted[file.smaller])
-        lines.append(("file", f"{megabytes(file.bytes)} MB as it came → about {predicted} MB as {file.smaller}"))
+        predicted = wording.size(file.predicted[file.smaller])
+        lines.append(("file", f"{wording.size(file.bytes)} as it came → about {predicted} as {file.smaller}"))
     lines += [
         ("lost", f"KL {wording.kl(small.kl)} nats per token to the original; 0 means the same predictions"),
         ("", f"on {wording.measured_on(summary)}"),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from darwinlm.comparison.record import ComparedMethod, ComparisonRecord
 from darwinlm.evaluation import harness, summary
+from darwinlm.runtime.amounts import size
 from darwinlm.runtime.tables import Table
 
 
@@ -13,7 +14,7 @@ def comparison_cells(compared: ComparisonRecord) -> Table:
     """Headings, cells and remarks from the record of `darwinlm.comparison.compare`."""
     places = list(compared.texts)
     trains = any(row.training_tokens for row in compared.rows)
-    headings = ["method", "block params", "kept, %", "MB", "minutes", *(["trained on, tokens"] if trains else [])]
+    headings = ["method", "block params", "kept, %", "weights", "minutes", *(["trained on, tokens"] if trains else [])]
     headings += [f"{figure}, {place}" for place in places for figure in ("perplexity", "KL")]
     tasks = compared.rows[0].tasks if compared.rows else []
     headings += [f"{score['title']}, %" for score in tasks] + (["average, %"] if len(tasks) > 1 else [])
@@ -23,7 +24,7 @@ def comparison_cells(compared: ComparisonRecord) -> Table:
             row.title,
             f"{row.block_params / 1e6:.1f} M",
             f"{100 * row.block_params / compared.rows[0].block_params:.2f}",
-            f"{row.bytes / 1e6:.0f}",
+            size(row.bytes),
             _minutes(row),
         ]
         if trains:

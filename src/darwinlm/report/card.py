@@ -26,7 +26,7 @@ def model_card(summary: Summary) -> str:
         "card.md.j2",
         summary=summary,
         front_matter=_front_matter(summary),
-        figures=tables.markdown(COLUMNS, figures, ["In bold: this model. MB are 10⁶ bytes of weights."]),
+        figures=tables.markdown(COLUMNS, figures, ["In bold: this model."]),
         looking_back=tables.markdown(*looking_back[:2], [WORDS]) if looking_back else None,
         chats=[tables.markdown(*each) for each in chat_rows(summary)],
         plain=_plain,

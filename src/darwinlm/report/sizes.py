@@ -47,7 +47,7 @@ def sizes_page(
             "kl": wording.kl(size.kl),
             "bar": 100 * size.kl / most,
             "params": wording.count(params),
-            "bytes": f"{wording.megabytes(params * dtype.itemsize)} MB",
+            "bytes": wording.size(params * dtype.itemsize),
             "strips": block_rows(kept),
             "rows": [(block.block, kept_cells(block)) for block in kept],
         }
@@ -66,7 +66,7 @@ def sizes_page(
         calibration=calibration,
         factor=FACTOR,
         power=POWER,
-        files=", ".join(f"{kind} {wording.megabytes(size)} MB" for kind, size in files.items()),
+        files=", ".join(f"{kind} {wording.size(size)}" for kind, size in files.items()),
         **{part: shlex.quote(value) for part, value in command.items()},
     )
 

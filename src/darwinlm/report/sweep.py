@@ -44,7 +44,7 @@ def sweep_cells(sweep: SweepSummary) -> list[tuple[str, ...]]:
         (
             row.name,
             wording.count(row.params),
-            f"{wording.megabytes(row.bytes)} MB",
+            wording.size(row.bytes),
             wording.kl(row.kl),
             wording.perplexity(row.perplexity),
             f"{wording.rate(row.tokens_per_second)} tokens/s",
@@ -58,8 +58,8 @@ def sweep_cells(sweep: SweepSummary) -> list[tuple[str, ...]]:
 def file_table(sweep: SweepSummary) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Headings and rows of the predicted sizes of GGUF files; no rows where llama.cpp can't run the models."""
     kinds = tuple(sweep.rows[0].files) if all(row.files for row in sweep.rows) else ()
-    rows = [(row.name, *(wording.megabytes(row.files[kind]) for kind in kinds)) for row in sweep.rows] if kinds else []
-    return ("GGUF file, MB", *kinds), rows
+    rows = [(row.name, *(wording.size(row.files[kind]) for kind in kinds)) for row in sweep.rows] if kinds else []
+    return ("GGUF file", *kinds), rows
 
 
 def sweep_page(sweep: SweepSummary, first: Summary) -> str:

@@ -16,7 +16,7 @@ COLUMNS = (
     "model",
     "parameters",
     "block parameters",
-    "MB",
+    "weights",
     "perplexity",
     "KL (nats/token)",
     "prompt tokens/s",
@@ -28,7 +28,7 @@ TERMINAL_COLUMNS = (
     "model",
     "params",
     "block\nparams",
-    "MB",
+    "weights",
     "perplexity",
     "KL, nats\nper token",
     "prompt\ntokens/s",
@@ -53,7 +53,7 @@ def comparison_rows(summary: Summary) -> list[tuple[str, ...]]:
                 wording.model_name(key, summary),
                 wording.count(model.params),
                 blocks,
-                wording.megabytes(model.bytes),
+                wording.size(model.bytes),
                 wording.perplexity(model.perplexity),
                 wording.kl(model.kl),
                 _speed(model.tokens_per_second, dense.tokens_per_second if dense else None),
@@ -87,13 +87,13 @@ def file_rows(summary: Summary) -> tables.Table | None:
     """Sizes of GGUF files of the dense and of the saved model; None where llama.cpp can't run the saved one."""
     if (file := summary.file) is None:
         return None
-    came = () if file.bytes is None else (f"The file that came in has {wording.megabytes(file.bytes)} MB.",)
+    came = () if file.bytes is None else (f"The file that came in has {wording.size(file.bytes)}.",)
     names = ("dense", wording.model_name(summary.saved_key, summary))
     rows = [
-        (name, *(wording.megabytes(sizes[kind]) for kind in file.predicted))
+        (name, *(wording.size(sizes[kind]) for kind in file.predicted))
         for name, sizes in zip(names, (file.dense, file.predicted), strict=True)
     ]
-    return ("GGUF file, MB", *file.predicted), rows, ["Sizes are predicted.", *came]
+    return ("GGUF file", *file.predicted), rows, ["Sizes are predicted.", *came]
 
 
 COPIED = (

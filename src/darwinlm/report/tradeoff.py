@@ -75,7 +75,7 @@ def cells(tradeoff: Tradeoff) -> list[tuple[str, ...]]:
         (
             row.model,
             row.quantisation,
-            f"{wording.megabytes(row.bytes)} MB",
+            wording.size(row.bytes),
             wording.kl(row.kl),
             wording.perplexity(row.perplexity),
             _rate(row.prompt),
@@ -91,7 +91,7 @@ def remarks(tradeoff: Tradeoff) -> list[str]:
     rows, settings = tradeoff.rows, tradeoff.settings
     best = [rows[index] for index in front([(row.bytes, row.kl) for row in rows])]
     groups = [(way, list(group)) for way, group in groupby(best, key=_way)]
-    parts = [f"{way} from {wording.megabytes(group[0].bytes)} MB" for way, group in groups]
+    parts = [f"{way} from {wording.size(group[0].bytes)}" for way, group in groups]
     return [
         f"Least loss for its size: {', '.join(parts)} on.",
         f"KL to the original and perplexity: {tradeoff.tokens:,} tokens of {wording.short_source(tradeoff.text)}, "

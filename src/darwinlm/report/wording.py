@@ -12,6 +12,7 @@ from typing import Any
 
 from darwinlm.evaluation.suites import KNOWN, SUITES
 from darwinlm.report.summary import BlockFigures, SearchFigures, Summary, VocabularyFigures
+from darwinlm.runtime import amounts
 from darwinlm.runtime.amounts import duration
 from darwinlm.runtime.errors import install
 from darwinlm.runtime.figures import ModelKey, TimeFigures
@@ -34,14 +35,9 @@ def count(value: float | None) -> str:
     return f"{value:.2f} T"
 
 
-def megabytes(value: float | None) -> str:
-    """Write bytes as MB of 10⁶ bytes, three digits or more, without the unit."""
-    if value is None or not math.isfinite(value):
-        return NOTHING
-    value /= 1e6
-    if value >= 9.995:
-        return f"{value:,.0f}" if value >= 99.95 else f"{value:.1f}"
-    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
+def size(value: float | None) -> str:
+    """Write bytes."""
+    return NOTHING if value is None or not math.isfinite(value) else amounts.size(value)
 
 
 def perplexity(value: float | None) -> str:
@@ -184,10 +180,10 @@ def headline(summary: Summary) -> str:
         loss += f" ({perplexity(uniform.perplexity)} for a uniform model {of})"
     parts = [f"{count(kept)} of {count(whole)} block parameters kept ({percent(kept, whole)})", loss]
     parts += [f"{what} ×{factor(rate, before)}" for what, rate, before in speeds(summary)]
-    parts.append(f"{megabytes(final.bytes)} MB of weights instead of {megabytes(dense.bytes)} MB")
+    parts.append(f"{size(final.bytes)} of weights instead of {size(dense.bytes)}")
     if (file := summary.file) is not None and file.bytes is not None:
-        sizes = f"{file.smaller} file of about {megabytes(file.predicted[file.smaller])} MB"
-        parts.append(f"as a GGUF {sizes} instead of the {megabytes(file.bytes)} MB that came in")
+        sizes = f"{file.smaller} file of about {size(file.predicted[file.smaller])}"
+        parts.append(f"as a GGUF {sizes} instead of the {size(file.bytes)} that came in")
     if summary.vocabulary is not None:
         parts.append(f"{kept_tokens(summary.vocabulary)}, {more_tokens(summary.vocabulary)}")
     return ", ".join(parts) + "."
@@ -226,12 +222,12 @@ def bounded_file(summary: Summary) -> str:
         return ""
     saved, dense = found.saved, found.dense
     said = (
-        f"{found.file} has {megabytes(saved.bytes)} MB and KL {kl(saved.kl)} on {found.tokens:,} tokens of the "
+        f"{found.file} has {size(saved.bytes)} and KL {kl(saved.kl)} on {found.tokens:,} tokens of the "
         "evaluation text in llama.cpp."
     )
     if dense is None:
         return f"{said} No quantisation makes the dense model that small."
-    other = f"the dense model as {dense.quantisation} has {megabytes(dense.bytes)} MB and KL {kl(dense.kl)}"
+    other = f"the dense model as {dense.quantisation} has {size(dense.bytes)} and KL {kl(dense.kl)}"
     if dense.kl > saved.kl:
         return f"{said} It loses less than quantising alone: {other}."
     model = shlex.quote(hub_id(summary.model) or short_source(summary.model))

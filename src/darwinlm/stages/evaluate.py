@@ -30,6 +30,7 @@ from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.needs.need import Items, Need, largest
 from darwinlm.runtime import parallel
+from darwinlm.runtime.amounts import size
 from darwinlm.runtime.artifact import damaged, digest_of, read_json, write_json
 from darwinlm.runtime.errors import first_line
 from darwinlm.runtime.figures import LookingBackFigures, ModelFigures, ModelKey
@@ -269,10 +270,10 @@ def measure_models(
 def groups_that_fit(sizes: Mapping[ModelKey, int], room: float) -> list[list[ModelKey]]:
     """Models to hold at once, in groups, each with the dense one; without those that don't fit beside it."""
     groups: list[list[ModelKey]] = []
-    for name, size in sizes.items():
-        if name == "dense" or sizes["dense"] + size > room:
+    for name, own in sizes.items():
+        if name == "dense" or sizes["dense"] + own > room:
             continue
-        if not groups or sum(sizes[each] for each in groups[-1]) + size > room:
+        if not groups or sum(sizes[each] for each in groups[-1]) + own > room:
             groups.append(["dense"])
         groups[-1].append(name)
     return groups
@@ -310,9 +311,9 @@ def _use(
                 }
     figures = parallel.broadcast(figures)
     if left_out := [name for name in models if name not in figures]:
+        needed = size(sizes["dense"] + max(sizes[name] for name in left_out if name != "dense"))
         context.reporter.say(
             f"evaluate: no speeds and continuations of {', '.join(left_out)}: whole models with the dense one need up "
-            f"to {(sizes['dense'] + max(sizes[name] for name in left_out if name != 'dense')) / 1e9:.3g} GB, and "
-            f"{room / 1e9:.3g} GB are for them"
+            f"to {needed}, and {size(room)} are for them"
         )
     return figures

@@ -11,6 +11,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.needs.need import STREAMS, Items, Need, largest
 from darwinlm.needs.training import STATE_BYTES, add_updates, trained
 from darwinlm.runtime import parallel
+from darwinlm.runtime.amounts import size
 from darwinlm.runtime.artifact import StageFolder, read_json, write_json
 from darwinlm.search.evaluate.dense_side import LOGIT_TOKENS
 from darwinlm.search.evaluate.training import LOGIT_BYTES, STEP_TOKENS
@@ -188,7 +189,7 @@ def _training(need: Need, passing: Items) -> Items:
         state = STATE_BYTES * weights
         need.add("transfers", settings.generations * 2 * sum(learning[1:]) * state)
         need.note = (
-            f"search: states of up to {learning[1]} candidates wait in free RAM, {state / (1 << 30):.3g} GiB each; "
+            f"search: states of up to {learning[1]} candidates wait in free RAM, {size(state)} each; "
             "those without room repeat their training"
         )
     need.held["one candidate in training"] = own
