@@ -1,55 +1,18 @@
 """Output folders of others, damaged and half-made ones: nothing is lost, and the same command goes on."""
 
-import json
 import re
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from tests.tiny.checkpoint import SETTINGS
-from tests.tiny.command import sets
 from tests.tiny.damage import flip
-from tests.tiny.process import python
 
 import darwinlm
 from darwinlm.runtime.artifact import file_digest, read_manifest
-from darwinlm.runtime.errors import RecipeError
-
-PROCESSES = """
-import json, signal, subprocess, sys, time
-from pathlib import Path
-words = [sys.executable, "-m", "darwinlm", *sys.argv[1:]]
-first = subprocess.Popen(words, stdout=subprocess.DEVNULL)
-while not Path(sys.argv[8], ".lock").exists() and first.poll() is None:
-    time.sleep(0.01)
-first.send_signal(signal.SIGSTOP)
-second = subprocess.run(words, stdout=subprocess.DEVNULL).returncode
-first.send_signal(signal.SIGCONT)
-print(json.dumps([first.wait(), second]))
-"""
-THREADS = """
-import json, sys, threading
-from pathlib import Path
-from darwinlm.pipeline import open_run
-from darwinlm.recipe import load_recipe
-from darwinlm.runtime.console import Reporter
-from darwinlm.runtime.errors import DarwinLMError
-codes, begin, end = [], threading.Barrier(2), threading.Barrier(2)
-model, text, out = sys.argv[2], sys.argv[4], sys.argv[8]
-def run():
-    recipe = load_recipe(None, sys.argv[12::2], {"model": model, "text.source": text, "budget.keep": "60%"})
-    begin.wait()
-    try:
-        open_run(recipe, Path(out), Reporter(quiet=True)).until("database")
-        codes.append(0)
-    except DarwinLMError as error:
-        print(error, file=sys.stderr)
-        codes.append(2)
-    end.wait()
-both = [threading.Thread(target=run) for _ in range(2)]
-[each.start() for each in both], [each.join() for each in both]
-print(json.dumps(codes))
-"""
+from darwinlm.runtime.errors import DarwinLMError, RecipeError
 
 
 def test_an_output_folder_that_holds_something_else(prune, tmp_path):
@@ -93,15 +56,25 @@ def test_two_runs_in_one_folder(prune, holder, tmp_path):
     assert prune("--until", "database").code == 0
 
 
-@pytest.mark.parametrize("how", ["threads", "processes"])
-def test_two_commands_at_once(tiny_llama, tiny_text_file, tmp_path, how):
+def test_two_runs_at_once(make_run, tiny_llama, tmp_path):
     """One of them is refused, and the other one's result is whole."""
-    words = ["prune", str(tiny_llama), "--text", str(tiny_text_file), "--keep", "60%", "--out", str(tmp_path / "out")]
-    words += ["--until", "database", *sets(SETTINGS)]
-    done = python("-c", THREADS if how == "threads" else PROCESSES, *words, cwd=tmp_path)
-    assert sorted(json.loads(done.stdout.splitlines()[-1])) == [0, 2]
-    assert done.stderr.count("is in use by") == 1
-    assert "Traceback" not in done.stderr
+    begin, end = threading.Barrier(2), threading.Barrier(2)
+
+    def prune() -> str:
+        begin.wait()
+        try:
+            run = make_run(tiny_llama, tmp_path / "out")
+            run.until("database")
+        except DarwinLMError as error:
+            return str(error)
+        finally:
+            end.wait()
+        return ""
+
+    with ThreadPoolExecutor(2) as pool:
+        said = sorted(pool.map(lambda _: prune(), range(2)))
+    assert said[0] == ""
+    assert "is in use by" in said[1]
     assert (tmp_path / "out" / "stages" / "database" / "manifest.json").is_file()
 
 
