@@ -11,7 +11,8 @@ from darwinlm.report.page import render_page
 from darwinlm.report.strip import FAINTEST, block_rows
 from darwinlm.report.sweep import SweepSummary, sweep_page
 from darwinlm.report.table import looking_back_rows, where_rows
-from darwinlm.report.wording import headline, next_steps
+from darwinlm.report.usage import next_steps
+from darwinlm.report.wording import headline
 
 
 def test_every_module_is_in_the_picture_and_in_the_table():

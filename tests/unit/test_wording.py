@@ -10,6 +10,7 @@ from darwinlm.report import wording
 from darwinlm.report.card import model_card
 from darwinlm.report.page import render_page
 from darwinlm.report.table import comparison_rows
+from darwinlm.report.usage import loading_code
 from darwinlm.runtime import amounts
 
 
@@ -145,6 +146,6 @@ def test_card_keeps_paths_and_markup_out():
 def test_loading_code_is_python(prompt):
     summary = searched()
     summary["prompts"] = [prompt]
-    code = wording.loading_code(made(summary))
+    code = loading_code(made(summary))
     strings = [node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)]
     assert prompt in strings

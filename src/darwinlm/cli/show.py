@@ -100,7 +100,7 @@ def _show_file(console: Console, path: Path, facts: FileFacts) -> None:
 
 
 def _show(console: Console, run: Path, summary: Summary) -> None:
-    from darwinlm.report import wording
+    from darwinlm.report import usage, wording
     from darwinlm.report.table import chat_rows, comparison_table
     from darwinlm.runtime import tables
 
@@ -126,7 +126,7 @@ def _show(console: Console, run: Path, summary: Summary) -> None:
         console.print("; ".join(remarks), style="dim")
     console.print()
     beside = run if run.name else Path("..") / run.resolve().name  # the current folder "." has no name
-    for wish, do in wording.next_steps(summary, str(run), str(beside), summary.model, here=True):
+    for wish, do in usage.next_steps(summary, str(run), str(beside), summary.model, here=True):
         console.print(f"{wish}:", style="dim")
         console.print(f"  {do}", soft_wrap=True)
 

@@ -99,7 +99,6 @@ MEASURE: Stage[Row] = Stage(
     "measure",
     lambda task: read_json(task.folder / "row.json"),
     work=_measure,
-    title="measure",
     writes="sizes, perplexity and KL of a row",
     arithmetic=True,
     together=True,

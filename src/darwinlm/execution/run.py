@@ -222,7 +222,7 @@ class Run:
     @contextmanager
     def _worked(self, stage: Stage[Any], folder: StageFolder, *, work: bool) -> Iterator[bool]:
         """Begin and finish a stage around its body, in the first process."""
-        title, reporter = stage.title or stage.name, self.context.reporter
+        title, reporter = stage.title, self.context.reporter
         if not work:
             if not parallel.is_main():
                 folder.await_manifest()

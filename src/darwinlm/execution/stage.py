@@ -72,7 +72,7 @@ class Stage(Generic[Result]):
     Attributes:
         result: Its result, from the task and the inputs; reads what the work left in the folder.
         work: Writes the folder's files, from the task and the inputs; None for a value.
-        title: Name in messages and in the progress bar.
+        title: Name in messages and in the progress bar, if it is another.
         writes: Files, for the table in the docs.
         settings: Dotted names of sections and fields of the recipe that the result depends on.
         ignored: Names among these that don't change the result.
@@ -101,6 +101,9 @@ class Stage(Generic[Result]):
     check: Callable[..., object] | None = None
     spoiled: Callable[[Task], str | None] | None = None
     need: Callable[[Need], None] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "title", self.title or self.name)
 
     @cached_property
     def inputs(self) -> tuple[str, ...]:

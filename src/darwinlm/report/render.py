@@ -10,13 +10,13 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from darwinlm.report import wording
+from darwinlm.report import usage, wording
 from darwinlm.runtime import amounts
 from darwinlm.runtime.version import VERSION
 
 
 def render(template: str, *scripts: str, **values: Any) -> str:
-    """Fill a template, which also sees `wording` and `amounts`; in HTML every value is escaped.
+    """Fill a template, which also sees `wording`, `usage` and `amounts`; in HTML every value is escaped.
 
     The page runs `scripts` and no others, by its own security policy.
     """
@@ -28,7 +28,7 @@ def render(template: str, *scripts: str, **values: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.globals |= {"wording": wording, "amounts": amounts}
+    environment.globals |= {"wording": wording, "usage": usage, "amounts": amounts}
     environment.filters["unbroken"] = _unbroken
     own = []
     for text in map(_file, scripts):

@@ -92,7 +92,6 @@ CHATS = Stage(
     "chats",
     _read,
     work=_measure,
-    title="chats",
     writes="figures of chats, if the model is a chat model",
     settings=("evaluation.answer_tokens",),
     arithmetic=True,

@@ -177,7 +177,6 @@ EVALUATE: Stage[Measured] = Stage(
     "evaluate",
     lambda task: read_figures(task.folder / FIGURES),
     work=_measure,
-    title="evaluate",
     writes="figures of every model",
     settings=("evaluation.prompts",),
     arithmetic=True,

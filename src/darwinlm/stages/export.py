@@ -103,7 +103,6 @@ EXPORT = Stage(
     "export",
     _read,
     work=_save,
-    title="export",
     writes="hashes of the files in model/",
     settings=("export.dtype",),
     check=lambda task, original: original.check_carried(),

@@ -84,7 +84,6 @@ FILE: Stage[FileChoice | None] = Stage(
     "file",
     lambda task: FileChoice.model_validate(read_json(task.folder / RECORD)),
     work=_write,
-    title="file",
     writes="sizes and losses of the GGUF files",
     settings=("budget.file", "units.quantisation"),
     wanted=lambda recipe: recipe.budget.kind == "file",

@@ -104,7 +104,6 @@ PLAN = Stage(
     "plan",
     _problem,
     work=_write,
-    title="plan",
     writes="levels of every module, their costs, the budget",
     settings=("units", "budget", "search.layers"),
     key=_costs,

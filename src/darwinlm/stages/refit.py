@@ -136,7 +136,6 @@ REFIT: Stage[Refitted | None] = Stage(
         task.folder, stitch, read_json(task.folder / CHOICES), read_json(task.folder / RECORD)
     ),
     work=_refit,
-    title="refit",
     writes="corrected output projections",
     settings=("refit.tokens",),
     arithmetic=True,

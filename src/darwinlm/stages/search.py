@@ -210,7 +210,6 @@ SEARCH = Stage(
     "search",
     _read,
     work=_search,
-    title="search",
     writes="the allocation, and the history of the search",
     settings=("search",),
     arithmetic=True,

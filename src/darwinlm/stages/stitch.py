@@ -66,4 +66,4 @@ def _read(task: Task, database: PruningDatabase) -> Stitched:
     return Stitched(Checkpoint.open(task.folder / "model"))
 
 
-STITCH = Stage("stitch", _read, work=_stitch, title="stitch", writes="the smaller model", need=_need)
+STITCH = Stage("stitch", _read, work=_stitch, writes="the smaller model", need=_need)

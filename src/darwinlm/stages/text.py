@@ -81,7 +81,6 @@ def text_stage(purposes: tuple[str, ...] = PURPOSES) -> Stage[Texts]:
         "text",
         result,
         work=work,
-        title="text",
         writes="sequences of tokens for each purpose",
         settings=(*TEXT_SETTINGS, "text.looking_back"),
         key=lambda task, dense: text_key(task, dense, shares_in(task)),

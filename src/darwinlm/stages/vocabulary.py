@@ -78,7 +78,6 @@ VOCABULARY: Stage[CutVocabulary | None] = Stage(
     "vocabulary",
     _read,
     work=_cut,
-    title="vocabulary",
     writes="the dense model with fewer tokens, and what they cost",
     settings=("vocabulary", *TEXT_SETTINGS),
     key=lambda task, source: text_key(task, source, shares_of(task.recipe)),

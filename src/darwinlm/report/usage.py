@@ -1,0 +1,77 @@
+"""What people do with a finished run: commands, and code that loads the model."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shlex
+
+from darwinlm.evaluation.suites import SUITES
+from darwinlm.report.summary import Summary
+from darwinlm.report.wording import benchmarks
+from darwinlm.runtime.errors import install
+
+_PACKAGES = {"eval": "lm_eval", "gguf": "gguf"}
+"""Extras that next steps need, and the package that shows that each is installed."""
+
+
+def loading_code(summary: Summary) -> str:
+    """Python that loads the saved model and lets it write; it asks for remote code only where the model needs it."""
+    prompt = summary.prompts[0] if summary.prompts else "Once upon a time"
+    # The tokenizer is a plain one, but without an answer AutoTokenizer asks about the code of the configuration.
+    remote, plain = (
+        (", trust_remote_code=True", ", trust_remote_code=False") if summary.export.custom_code else ("", "")
+    )
+    auto = "AutoModelForImageTextToText" if summary.export.whole else "AutoModelForCausalLM"
+    return "\n".join(
+        [
+            f"from transformers import {auto}, AutoTokenizer",
+            "",
+            f"folder = {_python_string(summary.export.folder)}",
+            f"tokenizer = AutoTokenizer.from_pretrained(folder{plain})",
+            f'model = {auto}.from_pretrained(folder, dtype="auto"{remote})',
+            f'inputs = tokenizer({_python_string(prompt)}, return_tensors="pt")',
+            "tokens = model.generate(**inputs, max_new_tokens=32, do_sample=False)",
+            "print(tokenizer.decode(tokens[0], skip_special_tokens=True))",
+        ]
+    )
+
+
+def next_steps(
+    summary: Summary, run: str, beside: str, model: str | None, *, here: bool = False
+) -> list[tuple[str, str]]:
+    """What people do with a finished run: each wish and the command that fulfils it.
+
+    New files and folders begin with the path `beside`. `model` is the dense one; None where it has no name that others
+    know. A wish names the extra that it needs; `here`, on this machine, how to install it if it isn't.
+    """
+    kind = summary.file.smaller if summary.file and summary.file.bytes is not None else "q8_0"
+    seen = benchmarks(summary.text.source or "")
+    suite = ",".join(one.task for one in SUITES["quick"] if one.task not in seen) if seen else "quick"
+    run, recovered, gguf = (shlex.quote(path) for path in (run, f"{beside}-recovered", f"{beside}.gguf"))
+    against = f" --against {shlex.quote(model)}" if model else ""
+    train = (
+        "train it (needs a GPU; on a CPU try --tokens 1M): this gains the most quality",
+        f"darwinlm recover {run} --tokens 300M --out {recovered}",
+    )
+    return [
+        (f"talk to it{' beside the dense model' if model else ''}", f"darwinlm chat {run}{against}"),
+        *([train] if summary.recovery is None else []),
+        (f"measure both on benchmarks{_needs('eval', here=here)}", f"darwinlm evaluate {run} --suite {suite}"),
+        (
+            f"write a file for llama.cpp{_needs('gguf', here=here)}",
+            f"darwinlm export {run} --to gguf --quant {kind} --out {gguf}",
+        ),
+        ("publish it", f"darwinlm push {run} OWNER/NAME --dry-run"),
+    ]
+
+
+def _needs(extra: str, *, here: bool) -> str:
+    if not here:
+        return f" (needs darwinlm[{extra}])"
+    return "" if importlib.util.find_spec(_PACKAGES[extra]) else f" (first: {install(extra)})"
+
+
+def _python_string(text: str) -> str:
+    """A literal in double quotes, on one line: JSON's are Python's."""
+    return json.dumps(str(text), ensure_ascii=False)
