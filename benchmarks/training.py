@@ -2,9 +2,9 @@
 
 On a CPU, seconds are those of one thread's processor time, which other programs change less.
 
-Variants: activations of blocks recomputed (`checkpointing`), each block compiled (`compiled`, with a static shape), and
-a residual stream in bfloat16 instead of float32 (`bfloat16 stream`). A step is the dense model's pass, the smaller
-model's forward and backward passes, and AdamW's update.
+Variants: activations of blocks recomputed (`checkpointing`), each block compiled (`compiled`, with a static shape), a
+residual stream in bfloat16 instead of float32 (`bfloat16 stream`), and AdamW with 8-bit moments of torchao or of
+bitsandbytes. A step is the dense model's pass, the smaller model's forward and backward passes, and AdamW's update.
 
     python benchmarks/training.py DENSE runs/half/model --rounds 5
 """
@@ -16,7 +16,9 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,15 +32,26 @@ from darwinlm.recovery.model import Losses, prepared, run_dense
 from darwinlm.recovery.train import BETAS, MAX_GRAD_NORM
 
 
+@dataclass
+class Training:
+    """What a variant changes."""
+
+    model: Any
+    optimizer: Any
+    weights: list[torch.nn.Parameter]
+
+
 @contextmanager
-def low_stream(model: Any) -> Iterator[None]:
+def low_stream(training: Training) -> Iterator[None]:
+    model = training.model
     handle = model.get_input_embeddings().register_forward_hook(lambda *arguments: arguments[2].bfloat16())
     yield
     handle.remove()
 
 
 @contextmanager
-def compiled(model: Any) -> Iterator[None]:
+def compiled(training: Training) -> Iterator[None]:
+    model = training.model
     torch._dynamo.config.cache_size_limit = 4 * len(model.model.layers)  # layers of one class differ in shape
     for layer in model.model.layers:
         layer.compile()
@@ -48,16 +61,34 @@ def compiled(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def checkpointing(model: Any) -> Iterator[None]:
+def checkpointing(training: Training) -> Iterator[None]:
+    model = training.model
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     yield
     model.gradient_checkpointing_disable()
 
 
-VARIANTS: dict[str, Callable[[Any], Any]] = {
+def moments_in_8_bits(package: str) -> Callable[[Training], AbstractContextManager[None]]:
+    made: list[Any] = []
+
+    @contextmanager
+    def variant(training: Training) -> Iterator[None]:
+        if not made:
+            optimizer = import_module(package).AdamW8bit
+            made.append(optimizer(training.weights, 1e-6, betas=BETAS, weight_decay=0.0))
+        usual, training.optimizer = training.optimizer, made[0]
+        yield
+        training.optimizer = usual
+
+    return variant
+
+
+VARIANTS = {
     "checkpointing": checkpointing,
     "bfloat16 stream": low_stream,
     "compiled": compiled,
+    "8-bit AdamW, torchao": moments_in_8_bits("torchao.optim"),
+    "8-bit AdamW, bitsandbytes": moments_in_8_bits("bitsandbytes.optim"),
 }
 
 
@@ -77,7 +108,7 @@ def main() -> None:
     model = prepared(Checkpoint.open(options.small).load(torch.float32), settings)
     losses = Losses(model, teacher, settings, dtype, sharded=False).to(device).train()
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(weights, 1e-6, BETAS, weight_decay=0.0, fused=True)
+    training = Training(model, torch.optim.AdamW(weights, 1e-6, BETAS, weight_decay=0.0, fused=True), weights)
     tokens = torch.randint(1000, int(model.config.vocab_size), (options.tokens // 512, 512), device=device)
 
     clock = time.process_time if device.type == "cpu" else time.perf_counter
@@ -87,8 +118,8 @@ def main() -> None:
         loss = losses(tokens, run_dense(teacher, tokens))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, MAX_GRAD_NORM)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        training.optimizer.step()
+        training.optimizer.zero_grad(set_to_none=True)
         value = float(loss.detach())
         return clock() - begun, value
 
@@ -97,7 +128,7 @@ def main() -> None:
         pairs, first = [], 0.0
         for round_ in range(options.rounds):
             before = step()[0]
-            with VARIANTS[name](model):
+            with VARIANTS[name](training):
                 if not round_:
                     first = step()[0]  # with what is compiled once
                 after, loss = step()

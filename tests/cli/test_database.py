@@ -72,6 +72,16 @@ def test_database_alone_then_inspect_then_prune(command, prune, tiny_llama, tiny
     assert (tmp_path / "out" / weights).read_bytes() == (finished_llama / weights).read_bytes()
 
 
+def test_the_command_of_the_slider_names_what_the_database_was_made_of(command, copied, tiny_llama, tiny_text_file):
+    page = copied.parent / "sizes.html"
+    command("inspect", copied, "--html", page).succeeded()
+    found = re.findall(r"<code>(darwinlm prune .*?)</code>", page.read_text())
+    assert len(found) > 5
+    for size in found:
+        assert size.startswith(f"darwinlm prune {tiny_llama} --keep "), size
+        assert f"--database {copied} --text {tiny_text_file} --out" in size
+
+
 def test_residual_streams_in_a_file_change_nothing(finished_llama, make_run, tiny_llama, tmp_path, monkeypatch):
     monkeypatch.setattr(hidden, "SHARE", 0.0)
     run_stages(make_run(tiny_llama, tmp_path / "out"), "database")

@@ -41,7 +41,10 @@ def test_prune_prints_its_plan_the_table_and_where_things_are_and_then_that_it_r
     for name in ("model", "report.html", "summary.json"):
         assert str(tmp_path / "out" / name) in ended.out
         assert (tmp_path / "out" / name).exists()
+    times = {stage["name"]: stage["seconds"] for stage in summary["stages"]}
     again = prune("--keep", "60%").succeeded()
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert {stage["name"]: stage["seconds"] for stage in summary["stages"]} == times
     assert again.out.count("already done, reused") == len(summary["stages"]) > 8
     assert "planned:" not in again.out
 

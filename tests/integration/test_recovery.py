@@ -15,6 +15,7 @@ from tests.tiny.stages import run_stages
 from transformers import AutoModelForCausalLM
 
 from darwinlm.recovery.train import Training
+from darwinlm.report import wording
 from darwinlm.report.summary import read_summary
 from darwinlm.runs.recovery import recover
 from darwinlm.runs.verify import verify
@@ -121,6 +122,7 @@ def test_a_recovery_of_a_run_tells_how_the_model_was_made(finished_llama, tmp_pa
     assert (summary.search, summary.refit, summary.budget) == (made.search, made.refit, made.budget)
     assert summary.recovery.tokens == 256
     assert summary.allocation == made.allocation
+    assert wording.title(summary) == wording.title(made)
 
 
 @pytest.mark.parametrize(

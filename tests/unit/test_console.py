@@ -72,6 +72,14 @@ def test_a_stage_that_was_interrupted_says_where_it_goes_on_and_counts_from_ther
     ]
 
 
+def test_a_stage_whose_steps_were_all_done_does_not_say_that_it_resumes(moved: Clock) -> None:
+    reporter, stream = piped()
+    with reporter.stage("recovery"):
+        reporter.resumes()
+        reporter.advance(1, 1)
+    assert "resumes" not in stream.getvalue()
+
+
 def test_outside_of_a_stage_and_resumed_before_its_first_step_nothing_is_shown(moved: Clock) -> None:
     reporter, stream = piped()
     reporter.advance(1, 2)

@@ -163,7 +163,8 @@ def test_a_gguf_file_that_came_in_is_followed_by_a_smaller_one():
     tree = changed(searched(), file=file)
     tree["models"]["refit"] |= {"acceptance": 0.613, "agreement": 0.577}
     summary = made(tree)
-    assert any("--quant q4_k_m" in line for _, line in next_steps(summary, ".", "../smaller", None))
+    ((wish, _),) = [each for each in next_steps(summary, ".", "../smaller", None) if "--quant q4_k_m" in each[1]]
+    assert "darwinlm[llama-cpp]" in wish, "K-quants need llama.cpp's own quantiser"
     assert "q4_k_m" in headline(summary)
     text = text_of(tree)
     assert "dense 128 MB 97 MB 91 MB" in text

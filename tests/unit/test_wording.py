@@ -52,7 +52,14 @@ FIGURES = {
     wording.perplexity: {4.312: "4.31", 9.999: "10.0", 999.96: "1,000", 2.5e7: "2e7", math.inf: "∞", math.nan: "–"},
     wording.kl: {0.87149: "0.871", math.inf: "∞"},
     wording.rate: {1234.5: "1,234", math.nan: "–"},
-    amounts.duration: {0.04: "0.0 s", 59.97: "1 min 0 s", 4350: "1 h 12 min", 3599.9: "1 h 0 min"},
+    amounts.duration: {
+        0.04: "0.0 s",
+        59.97: "1 min",
+        4350: "1 h 12 min",
+        3599.9: "1 h",
+        599.6: "10 min",
+        2533: "42 min",
+    },
     wording.short_source: {
         "/home/someone/models/tiny.gguf": "tiny.gguf",
         "C:\\models\\tiny\\": "tiny",

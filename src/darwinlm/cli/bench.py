@@ -7,8 +7,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from darwinlm.cli import arguments, terminal
 from darwinlm.cli.app import LOOK, command
@@ -16,6 +14,8 @@ from darwinlm.runtime.amounts import size
 
 if TYPE_CHECKING:
     from darwinlm.runs.bench import SpeedReport, Spread
+
+HEADINGS = ("model", "file", "memory", "prompt tokens/s", "first token ms", "decode tokens/s")
 
 
 @command(
@@ -75,26 +75,26 @@ def bench(
         if as_json:
             terminal.print_json(asdict(report))
         else:
-            _show(terminal.console(), report)
+            _show(report)
         if out is not None:
             write_json(out, asdict(report))
 
 
-def _show(console: Console, report: SpeedReport) -> None:
+def _show(report: SpeedReport) -> None:
     settings = report.settings
     threads = f"{settings['threads']} thread" + "s" * (settings["threads"] > 1)
-    title = f"{report.engine}, {threads}, {settings['runs']} runs: median (lowest to highest)"
-    table = Table("model", "file", "memory", "prompt tokens/s", "first token ms", "decode tokens/s", title=title)
+    terminal.console().print(f"{report.engine}, {threads}, {settings['runs']} runs: median (lowest to highest)")
+    rows, remarks = [], []
     for row in report.models:
         sizes = (size(row.file_bytes), size(row.peak_memory))
-        table.add_row(row.name, *sizes, *(_cell(spread) for spread in (row.prompt, row.first_token, row.decode)))
+        rows.append((row.name, *sizes, *(_cell(spread) for spread in (row.prompt, row.first_token, row.decode))))
     if report.ratios:
         left, right = report.models
-        sizes = (f"x{left.file_bytes / right.file_bytes:.2f}", f"x{left.peak_memory / right.peak_memory:.2f}")
-        speeds = (f"x{_cell(report.ratios[name], 2)}" for name in ("prompt", "first_token", "decode"))
-        table.add_row("ratio", *sizes, *speeds)
-        table.caption = "ratio: first model to second, and second to first for the first token: above x1 is faster"
-    console.print(table)
+        sizes = (f"×{left.file_bytes / right.file_bytes:.2f}", f"×{left.peak_memory / right.peak_memory:.2f}")
+        speeds = (f"×{_cell(report.ratios[name], 2)}" for name in ("prompt", "first_token", "decode"))
+        rows.append(("ratio", *sizes, *speeds))
+        remarks.append("ratio: first model to second, and second to first for the first token: above ×1 is faster")
+    terminal.show_tables([(HEADINGS, rows, remarks)], None)
 
 
 def _cell(spread: Spread, digits: int = 1) -> str:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from darwinlm.cli import arguments, terminal
 from darwinlm.cli.app import LOOK, command
+from darwinlm.runtime import tables
 from darwinlm.runtime.errors import DataError
 
 if TYPE_CHECKING:
@@ -126,11 +126,11 @@ def _beside(console: Console, talks: Mapping[str, Conversation], text: str) -> N
     """Answers in columns, generated in turn, since they would share the same cores."""
     written = dict.fromkeys(talks, "")
 
-    def table() -> Table:
-        grid = Table(expand=True, show_edge=False)
-        for name in talks:
-            grid.add_column(Text(name), ratio=1)
-        grid.add_row(*(Text(answer) for answer in written.values()))
+    def table() -> tables.TerminalTable:
+        grid = tables.terminal(list(talks), [list(written.values())])
+        grid.expand = True
+        for column in grid.columns:
+            column.justify, column.overflow, column.ratio = "left", "fold", 1
         return grid
 
     with Live(table(), console=console, transient=True, auto_refresh=False) as live:

@@ -43,16 +43,18 @@ def _screen(console: Console, run: Any, out: Path) -> None:
         ("weights", f"{wording.size(dense.bytes)} → {wording.size(small.bytes)} in {summary.export.dtype}"),
     ]
     if (file := summary.file) is not None and file.bytes is not None:
-        predicted = wording.size(file.predicted[file.smaller])
-        lines.append(("file", f"{wording.size(file.bytes)} as it came → about {predicted} as {file.smaller}"))
+        sizes = f"{wording.size(file.dense[file.smaller])} → {wording.size(file.predicted[file.smaller])}"
+        lines.append(("file", f"{sizes} as {file.smaller}, estimated; it came with {wording.size(file.bytes)}"))
     lines += [
         ("lost", f"KL {wording.kl(small.kl)} nats per token to the original; 0 means the same predictions"),
         ("", f"on {wording.measured_on(summary)}"),
     ]
+    if (uniform := summary.models.get("uniform")) is not None:
+        lines.append(("", f"{wording.kl(uniform.kl)} if all layers are cut alike, without a search or training"))
     if larger := _predicted(run):
         lines.append(("at less", f"{larger}, estimated"))
     if summary.time is not None and summary.time.shortened:
-        lines.append(("in haste", f"the time limit lowered {len(summary.time.shortened)} amounts; show names them"))
+        lines.append(("shortened", f"by the time limit: {len(summary.time.shortened)} amounts, which the page names"))
     for name, value in lines:
         console.print(f"  {name:<11} {value}", soft_wrap=True)
     for number, question in enumerate(summary.prompts):
@@ -65,7 +67,7 @@ def _screen(console: Console, run: Any, out: Path) -> None:
     steps = (
         (f"darwinlm chat {quoted}", "talk to it"),
         (f"darwinlm show {quoted}", f"all figures; as a page: {out / PAGE}"),
-        (f"darwinlm recover {quoted} --tokens 1M --out runs/recovered", "train it, an hour"),
+        (f"darwinlm recover {quoted} --tokens 1M --text TEXT --out runs/recovered", "train it on your text, an hour"),
         ("darwinlm prune MODEL --keep 75% --text TEXT --out runs/mine", "your own model"),
     )
     width = max(len(command) for command, _ in steps)

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from darwinlm.cli import arguments, terminal
 from darwinlm.cli.app import USE, command
+from darwinlm.runtime import tables
 from darwinlm.runtime.amounts import size
 
 if TYPE_CHECKING:
     from darwinlm.export.check import ExportReport
+
+HEADINGS = ("compared", "with", "tokens", "relative difference", "allowed", "same next token")
 
 
 @command(
@@ -80,12 +82,11 @@ def export(
 
 def show_report(console: Console, report: ExportReport) -> None:
     """Print comparisons, differences in shape, and the path."""
-    table = Table("compared", "with", "tokens", "relative difference", "allowed", "same next token", title="check")
-    for row in report.comparisons:
-        table.add_row(
-            row.left, row.right, str(row.tokens), f"{row.relative:.1e}", f"{row.tolerance:.0e}", f"{row.same_top:.1%}"
-        )
-    console.print(table)
+    rows = [
+        (row.left, row.right, str(row.tokens), f"{row.relative:.1e}", f"{row.tolerance:.0e}", f"{row.same_top:.1%}")
+        for row in report.comparisons
+    ]
+    console.print(tables.terminal(HEADINGS, rows))
     for note in report.notes:
         console.print(f"- {note}", soft_wrap=True)
     console.print(f"{report.path}: {size(report.bytes)} written")

@@ -166,8 +166,9 @@ def _expect(run: Any) -> None:
     """Print the planned time and memory, and parts that don't fit; progress lines begin with the planned time."""
     from darwinlm.needs.sizes import Sizes
     from darwinlm.planning.devices import device_here, present_load
-    from darwinlm.planning.plan import gibibytes, hours, make_plan
+    from darwinlm.planning.plan import gibibytes, make_plan
     from darwinlm.runtime import parallel
+    from darwinlm.runtime.amounts import duration
     from darwinlm.runtime.errors import FamilyError
     from darwinlm.stages.latency import LATENCY
     from darwinlm.stages.model import SOURCE
@@ -181,15 +182,15 @@ def _expect(run: Any) -> None:
         terminal.say(f"no plan: {error}")
         return
     # With a time limit, the time follows from the limit.
-    duration = ""
+    time = ""
     if run.recipe.time is None:
         load = present_load() if device.type == "cpu" else ""
         slow = f" ({load}: it takes longer)" if load else ""
-        duration = f"{hours(plan.seconds)} if nothing else runs{slow}, "
+        time = f"{duration(plan.seconds)} if nothing else runs{slow}, "
         run.context.reporter.expect({run.graph[need.name].title: need.seconds(plan.rates) for need in plan.needs})
-    terminal.say(f"planned: {duration}{gibibytes(max(need.device_bytes for need in plan.needs))} of memory")
+    terminal.say(f"planned: {time}{gibibytes(max(need.device_bytes for need in plan.needs))} of memory")
     if run.recipe.budget.timed:
         table = sum(need.seconds(plan.rates) for need in plan.needs if need.name == LATENCY.name)
-        terminal.say(f"at most {hours(table)} of it for the latency table, from which the sizes then follow")
+        terminal.say(f"at most {duration(table)} of it for the latency table, from which the sizes then follow")
     for problem in plan.problems:
         terminal.say(f"doesn't fit: {problem}")

@@ -59,7 +59,8 @@ def recover(
         return
     assert summary.recovery is not None
     console.print(comparison_table(summary))
+    tokens, steps = summary.recovery.tokens, summary.recovery.steps
     console.print(
-        f"{summary.recovery.tokens:,} tokens in {summary.recovery.steps:,} steps\nmodel   {out / 'model'}\n"
+        f"{tokens:,} tokens in {steps:,} step{'s' * (steps != 1)}\nmodel   {out / 'model'}\n"
         f"report  {out / 'report.html'}\nsummary {out / 'summary.json'}"
     )

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from darwinlm.cli import arguments, terminal
 from darwinlm.cli.app import LOOK, command
 from darwinlm.cli.prune import show_files
-from darwinlm.runtime import amounts
+from darwinlm.runtime import amounts, tables
 from darwinlm.runtime.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -83,13 +82,12 @@ def _show_file(console: Console, path: Path, facts: FileFacts) -> None:
     console.print(f"tokenizer: {facts.tokenizer}, {facts.tokens:,} tokens, {template} a chat template")
     console.print(f"context: {facts.context or 'not stated'} tokens\n")
     rows = list(zip(facts.heads, facts.groups, facts.widths, strict=True))
-    table = Table("blocks", "query heads", "KV heads", "MLP channels", show_edge=False)
-    start = 0
+    cells, start = [], 0
     for sizes, alike in groupby(rows):
         end = start + len(list(alike))
-        table.add_row(f"{start}" if end == start + 1 else f"{start} to {end - 1}", *map(str, sizes))
+        cells.append((f"{start}" if end == start + 1 else f"{start} to {end - 1}", *map(str, sizes)))
         start = end
-    console.print(table)
+    console.print(tables.terminal(("blocks", "query heads", "KV heads", "MLP channels"), cells))
     for wish, do in (
         ("talk to it", f"darwinlm chat {shlex.quote(str(path))}"),
         ("measure it", f"darwinlm evaluate {shlex.quote(str(path))} --text TEXT --against MODEL"),
@@ -102,7 +100,6 @@ def _show_file(console: Console, path: Path, facts: FileFacts) -> None:
 def _show(console: Console, run: Path, summary: Summary) -> None:
     from darwinlm.report import usage, wording
     from darwinlm.report.table import chat_rows, comparison_table
-    from darwinlm.runtime import tables
 
     console.print(Text(wording.title(summary), style="bold"))
     console.print(wording.headline(summary))

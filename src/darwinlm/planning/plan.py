@@ -16,6 +16,7 @@ from darwinlm.pipeline import PRUNE
 from darwinlm.planning.devices import GIB, Device
 from darwinlm.planning.probe import Machine
 from darwinlm.recipe import load_recipe
+from darwinlm.runtime.amounts import duration
 from darwinlm.runtime.errors import FamilyError, RecipeError
 from darwinlm.search.problem.space import kept_whole
 from darwinlm.stages.database import DATABASE
@@ -156,7 +157,7 @@ def _problems(need: Need, device: Device, rates: Rates, ram: float | None) -> It
         )
     if math.isfinite(need.bound) and (seconds := need.unbounded(rates)) > need.bound:
         yield (
-            f"{need.name} takes {hours(seconds)}, but search.minutes={need.bound / 60:g} ends it after "
+            f"{need.name} takes {duration(seconds)}, but search.minutes={need.bound / 60:g} ends it after "
             f"{need.bound / seconds:.0%} of it: search.minutes={math.ceil(seconds / 60)} lets it finish, or lower "
             "search.generations"
         )
@@ -200,18 +201,10 @@ def cells(plan: Plan) -> list[tuple[str, ...]]:
 
     def amounts(*needs: Need) -> tuple[str, str, str]:
         tokens, flops = sum(need.tokens for need in needs), sum(need.flops for need in needs)
-        return f"{tokens:,.0f}", f"{flops:.2e}", hours(sum(need.seconds(plan.rates) for need in needs))
+        return f"{tokens:,.0f}", f"{flops:.2e}", duration(sum(need.seconds(plan.rates) for need in needs))
 
     rows = [
         (need.name, *map(gibibytes, (need.device_bytes, need.ram_bytes, need.disk_bytes)), *amounts(need))
         for need in plan.needs
     ]
     return [*rows, ("all", "", "", gibibytes(disk_of(plan.needs)), *amounts(*plan.needs))]
-
-
-def hours(seconds: float) -> str:
-    """A duration in seconds, minutes from two, or hours from one and a half, with about three digits."""
-    for name, length, least in (("h", 3600, 5400), ("min", 60, 120)):
-        if seconds >= least:
-            return f"{seconds / length:.3g} {name}"
-    return f"{seconds:.3g} s"

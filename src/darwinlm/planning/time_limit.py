@@ -22,10 +22,11 @@ from darwinlm.needs.need import Rates
 from darwinlm.needs.sizes import Sizes
 from darwinlm.pipeline import PRUNE
 from darwinlm.planning.devices import device_here
-from darwinlm.planning.plan import estimate, hours
+from darwinlm.planning.plan import estimate
 from darwinlm.planning.probe import Machine
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.runtime import parallel
+from darwinlm.runtime.amounts import duration
 from darwinlm.runtime.artifact import digest_of, read_json, validated, write_json
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.runtime.figures import TimeFigures
@@ -167,12 +168,12 @@ class TimeLimit:
         if enough > self.seconds and not recipe.best_effort:
             minutes = math.ceil(1.1 * enough / 60)
             raise RecipeError(
-                f"time: {hours(self.seconds)} is too short for a useful model on this machine at its present speed, "
-                f"which takes about {hours(enough)}: repeat the command with --time {minutes}m, or with --best-effort "
-                "to go on anyway"
+                f"time: {duration(self.seconds)} is too short for a useful model on this machine at its present speed, "
+                f"which takes about {duration(enough)}: repeat the command with --time {minutes}m, or with "
+                "--best-effort to go on anyway"
             )
         about = self.used + min(whole, max(least, PLANNED * self.seconds - self.used))
-        run.context.reporter.say(f"this takes about {hours(about)} here (time limit {hours(self.seconds)})")
+        run.context.reporter.say(f"this takes about {duration(about)} here (time limit {duration(self.seconds)})")
 
     def _kept(self, stage: str, run: Run) -> list[str]:
         """Assignments for a stage: those of an interrupted run, or new ones."""
@@ -220,7 +221,7 @@ class TimeLimit:
         if share < 1:
             part = f" with {share:.0%} of the text" if share else " with the least text"
             left = f"{' + '.join(name for name in seconds if name in AMOUNTS)}{part}"
-            run.context.reporter.say(f"time limit: {hours(max(room, 0))} left for {left}")
+            run.context.reporter.say(f"time limit: {duration(max(room, 0))} left for {left}")
         return settings
 
     def _of(self, sizes: Sizes, run: Run) -> Machine:

@@ -11,7 +11,7 @@ from darwinlm.report.summary import Summary
 from darwinlm.report.wording import benchmarks
 from darwinlm.runtime.errors import install
 
-_PACKAGES = {"eval": "lm_eval", "gguf": "gguf"}
+_PACKAGES = {"eval": "lm_eval", "gguf": "gguf", "llama-cpp": "cyllama"}
 """Extras that next steps need, and the package that shows that each is installed."""
 
 
@@ -51,15 +51,15 @@ def next_steps(
     run, recovered, gguf = (shlex.quote(path) for path in (run, f"{beside}-recovered", f"{beside}.gguf"))
     against = f" --against {shlex.quote(model)}" if model else ""
     train = (
-        "train it (needs a GPU; on a CPU try --tokens 1M): this gains the most quality",
-        f"darwinlm recover {run} --tokens 300M --out {recovered}",
+        "train it, which gains the most quality (needs a GPU; on a CPU try --tokens 1M)",
+        f"darwinlm recover {run} --tokens 300M --text TEXT --out {recovered}",
     )
     return [
         (f"talk to it{' beside the dense model' if model else ''}", f"darwinlm chat {run}{against}"),
         *([train] if summary.recovery is None else []),
         (f"measure both on benchmarks{_needs('eval', here=here)}", f"darwinlm evaluate {run} --suite {suite}"),
         (
-            f"write a file for llama.cpp{_needs('gguf', here=here)}",
+            f"write a file for llama.cpp{_needs('llama-cpp' if '_k' in kind else 'gguf', here=here)}",
             f"darwinlm export {run} --to gguf --quant {kind} --out {gguf}",
         ),
         ("publish it", f"darwinlm push {run} OWNER/NAME --dry-run"),

@@ -13,14 +13,14 @@ def size(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time: 0.4 s, 12.3 s, 5 min 3 s, 1 h 12 min."""
+    """A time: 0.4 s, 12.3 s, 5 min 3 s, 42 min, 1 h 12 min."""
     if seconds < 59.95:
         return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60} min"
+    if seconds < 599.5:
+        minutes, rest = divmod(round(seconds), 60)
+        return f"{minutes} min" + (f" {rest} s" if rest else "")
+    hours, rest = divmod(round(seconds / 60), 60)
+    return " ".join([f"{hours} h"] * (hours > 0) + [f"{rest} min"] * (rest > 0))
 
 
 def amount(value: float, unit: str) -> str:
