@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.live import Live
+from rich.table import Table
 from rich.text import Text
 
 from darwinlm.cli import arguments, terminal
@@ -126,7 +127,7 @@ def _beside(console: Console, talks: Mapping[str, Conversation], text: str) -> N
     """Answers in columns, generated in turn, since they would share the same cores."""
     written = dict.fromkeys(talks, "")
 
-    def table() -> tables.TerminalTable:
+    def table() -> Table:
         grid = tables.terminal(list(talks), [list(written.values())])
         grid.expand = True
         for column in grid.columns:

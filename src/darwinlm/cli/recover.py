@@ -59,8 +59,8 @@ def recover(
         return
     assert summary.recovery is not None
     console.print(comparison_table(summary))
-    tokens, steps = summary.recovery.tokens, summary.recovery.steps
+    steps = summary.recovery.steps
     console.print(
-        f"{tokens:,} tokens in {steps:,} step{'s' * (steps != 1)}\nmodel   {out / 'model'}\n"
+        f"{summary.recovery.tokens:,} tokens in {steps:,} step{'s' * (steps != 1)}\nmodel   {out / 'model'}\n"
         f"report  {out / 'report.html'}\nsummary {out / 'summary.json'}"
     )
