@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.tiny.recovering import Stopped, losses, recover_tiny
+from tests.tiny.recovering import Stopped, losses, recover_tiny, stop_at
 from tests.tiny.stages import run_stages
 from transformers import AutoModelForCausalLM
 
@@ -159,10 +159,11 @@ def block_parameters(folder):
 
 
 @pytest.mark.parametrize("step", [6, 11])
-def test_a_recovery_that_was_killed_ends_like_one_that_was_not(inputs, whole, tmp_path, step):
-    process = program(*inputs, tmp_path / "out", "--kill-at", step)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+def test_a_recovery_that_was_killed_ends_like_one_that_was_not(inputs, whole, tmp_path, monkeypatch, step):
+    with monkeypatch.context() as patched:
+        stop_at(patched, step, Stopped())
+        with pytest.raises(Stopped):
+            recover_tiny(*inputs, tmp_path / "out")
     there = sorted(path.name for path in (tmp_path / "out" / WORK / "training").glob("checkpoint-*"))
     assert there == (["checkpoint-4"] if step == 6 else ["checkpoint-4", "checkpoint-8"])
     summary = recover_tiny(*inputs, tmp_path / "out")
