@@ -106,8 +106,8 @@ def errors_table() -> str:
 
 
 def errors_page() -> str:
-    """The page on troubleshooting with the present table of errors."""
-    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    """The page of errors with the present table."""
+    text = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
     return ERRORS.sub(lambda found: found[1] + errors_table() + found[2], text)
 
 
@@ -199,6 +199,38 @@ def _titles(group: list[Family]) -> list[str]:
     return sorted((family.title for family in group), key=str.lower)
 
 
+QUANTISED = """\
+## Quantised checkpoints
+
+Weights are float32, float16 or bfloat16, in safetensors or GGUF. Quantised weights are read one block at a time and
+turned into floats; the smaller model is a plain one, so quantise it again at the end ([serving](serving.md)).
+
+| `quant_method` in config.json | what is read |
+| --- | --- |
+| `fp8` | DeepSeek's and Qwen's blocks, and one scale for each weight |
+| `compressed-tensors` | packed integers (2, 4 and 8 bits), int8 and FP8; not NVFP4, MXFP4 and sparse formats |
+| `gptq` | 2, 4 and 8 bits in the formats `gptq` and `gptq_v2`, with or without activation order |
+| `awq` | 4 bits in the version `gemm` |
+| `bitsandbytes` | NF4 and FP4, also with nested scales, and int8 |
+| `mxfp4` | gpt-oss |
+
+Anything else is refused before the run starts, as are quantised models with an image part. A quantised model has
+already lost something: if the original is at hand, prune that one."""
+UNEQUAL = """\
+- Unequal layers of families equivalent to Llama: architecture `deci`, with split projections; so are equal layers whose
+  heads don't fill the hidden size (Qwen2, Phi-3). Unequal Qwen3 with tied embeddings: `openelm`; untied: refused.
+- Padded with zeros: MLP widths to a multiple of 32 (`--mlp-multiple 256` suits K-quants), an absent MLP to 32 channels,
+  an absent first attention to one head. Rows that are not multiples of 32 cannot be quantised.
+- `--tokenizer-from MODEL.gguf` keeps the tokenizer of the file that the model came from.
+
+## MLX
+
+mlx-lm runs `modeling_mlx.py`, which lies beside the weights of a model with unequal layers. They load for ERNIE 4.5,
+EXAONE 4, Gemma 1 to 3, GLM-4-0414, Helium, Hunyuan, Llama, Ministral 3, Mistral, Nemotron, OLMo 2 and 3, Qwen3,
+Seed-OSS and SmolLM3; not for Qwen2, Phi-3 and Granite 3, nor with `units.attention=query_head`. Equal layers need no
+file."""
+
+
 def families_page() -> str:
     """Every family with its pruned units and the engines for the result, and reasons for refused models."""
     lines = [
@@ -249,12 +281,14 @@ def families_page() -> str:
         *(f"- {part}: {', '.join(_titles(parts))}." for part, parts in _whole_parts().items()),
         "",
         "A router that chooses among groups of experts first (DeepSeek-V3, DeepSeek-V2 but not Lite) keeps all of",
-        "them; they are narrowed. gpt-oss is published in MXFP4 and DeepSeek-V3 in FP8: dequantise them first, see",
-        "[your own model](own-model.md).",
+        "them; they are narrowed.",
+        "",
+        *QUANTISED.splitlines(),
         "",
         "## GGUF",
         "",
         *gguf_words(known),
+        *UNEQUAL.splitlines(),
         "",
         "## Refused models",
         "",
@@ -332,7 +366,7 @@ PAGES = {
     "README.md": readme_page,
     "docs/recipe.md": recipe_page,
     "recipe.default.yaml": default_recipe,
-    "docs/troubleshooting.md": errors_page,
+    "docs/errors.md": errors_page,
     "docs/families.md": families_page,
     "docs/architecture.md": architecture_page,
 }

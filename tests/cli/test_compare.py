@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,23 @@ def test_variant_of_the_search_is_a_row_of_its_own(compare, folder):
     assert read_json(stages / "search" / "result.json")["record"]["start"] == "uniform"
     variant.write_text("text: {calibration_tokens: 5}", encoding="utf-8")
     compare(*options).refused("must be a recipe with nothing but search, units, database, refit, recovery")
+
+
+def test_the_readmes_command_gives_the_rows_of_its_table(command, tiny_llama, tiny_text_file, tmp_path, monkeypatch):
+    root = Path(__file__).parents[2]
+    monkeypatch.chdir(root)
+    page = (root / "README.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^darwinlm (compare .*)$", page, flags=re.M)
+    (table,) = re.findall(r"^\|method\|.*?\n\n", page, flags=re.M | re.S)
+    places = {"MODEL": tiny_llama, "TEXT": tiny_text(tmp_path / "text.txt", documents=1000)}
+    places |= {"web=WEB": f"web={tiny_text_file}", "runs/table": tmp_path / "out"}
+    words = [places.get(word, word) for word in shlex.split(line)]
+    quick = sets(each for each in SETTINGS if "search" not in each)
+    command(*words, *quick, *sets(["search.minutes=0.05", "recovery.tokens=256"])).succeeded()
+    record = json.loads((tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"))
+    rows = [row for row in record["rows"] if row["method"] != "dense"]
+    assert len(rows) == len(table.strip().splitlines()) - 2
+    assert all(set(row["texts"]) == {"held out", "web"} for row in rows)
 
 
 RECOVERY = (

@@ -99,6 +99,7 @@ def test_devices_that_are_here(gpus):
         (4, "cuda:7", "there is no 'cuda:7' here, cuda:0 to cuda:3"),
         (0, "gpu", "'gpu' is not a device; use auto, cpu, cuda or cuda:1"),
         (0, "meta", "'meta' can't run a model"),
+        (0, "mps", "Apple's GPUs have no float64, which removal orders need; use auto or cpu"),
         (0, "xpu", r"'xpu' can't be used here \(.+\); use auto"),
     ],
 )

@@ -50,7 +50,9 @@ def _check_cuda(device: torch.device) -> None:
 
 
 def _check_other(device: torch.device) -> None:
-    """Refuse devices that PyTorch only knows by name."""
+    """Refuse devices that PyTorch only knows by name, and Apple's."""
+    if device.type == "mps":
+        raise RecipeError("compute.device: Apple's GPUs have no float64, which removal orders need; use auto or cpu")
     try:
         usable = device.type != "meta" and bool(torch.ones((), device=device) == 1)
     except (RuntimeError, AssertionError, ImportError, AttributeError) as error:
