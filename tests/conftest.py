@@ -26,7 +26,7 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
-from darwinlm.evaluation import speed
+from darwinlm.evaluation import instructions, speed
 from darwinlm.execution.run import Run
 from darwinlm.pipeline import open_run
 from darwinlm.planning.time_limit import TimeLimit
@@ -40,6 +40,7 @@ from tests.tiny.stages import run_stages
 torch.set_num_threads(1)  # matrices this small gain nothing from threads, and wait long for them on a busy machine
 
 speed.NEW_TOKENS, speed.SPEED_ROUNDS = 4, 1  # as little as there can be to measure
+instructions.NEW_TOKENS, instructions.TOPICS = 8, ("the sea",)
 
 MakeRun = Callable[..., Run]
 

@@ -21,7 +21,7 @@ from tests.tiny.models import tiny_model
 from tests.tiny.tokenizer import tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from darwinlm.evaluation import harness, instructions
+from darwinlm.evaluation import harness
 from darwinlm.evaluation.evaluate import Copied, Evaluated, EvaluationRequest
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.runtime.errors import install
@@ -303,8 +303,7 @@ def test_weights_that_are_not_finite(command, model_copy, tiny_text_file, tmp_pa
     assert not (tmp_path / "a.json").exists()
 
 
-def test_chats_of_two_models(command, tmp_path, monkeypatch):
-    monkeypatch.setattr(instructions, "TOPICS", ("the sea",))
+def test_chats_of_two_models(command, tmp_path):
     folders = []
     for name, seed in (("dense", 0), ("small", 1)):
         model = tiny_model("llama", seed=seed)

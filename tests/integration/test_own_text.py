@@ -17,7 +17,6 @@ SMALL = (
     "text.evaluation_tokens=64",
     "refit.tokens=256",
     "search.generations=1",
-    "evaluation.answer_tokens=64",
 )
 
 

@@ -35,6 +35,7 @@ SMALLER = (
     "recovery.tokens=4096",
     "recovery.batch_tokens=1024",
     "evaluation.prompts=['The capital of France is']",
+    "evaluation.answer_tokens=0",
 )
 MODELS = ("dense", "uniform", "stitched", "refit", "recovered")
 FIGURES = ("params", "block_params", "bytes", "perplexity", "kl", "tokens_per_second")

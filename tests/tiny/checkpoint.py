@@ -34,6 +34,7 @@ SETTINGS = (
     "search.offspring=4",
     "search.stages=[{tokens: 64, survivors: 2}, {tokens: 256, survivors: 1}]",
     "evaluation.prompts=['the river']",
+    "evaluation.answer_tokens=64",
 )
 """A recipe that runs in seconds."""
 

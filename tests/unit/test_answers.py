@@ -6,11 +6,11 @@ from tests.tiny.models import tiny_model
 from tests.tiny.tokenizer import EOS, tiny_tokenizer
 from torch.nn import functional
 
-from darwinlm.evaluation import instructions
 from darwinlm.evaluation.answers import Answers, closeness, measure_answers, write_answers
 from darwinlm.evaluation.instructions import RULES, greedy_answers, kept, measure_instructions
 from darwinlm.runtime.errors import ModelError
 from darwinlm.runtime.figures import InstructionFigures
+from darwinlm.stages.chats import TOPICS
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}" + EOS + "{% endfor %}"
@@ -104,7 +104,7 @@ def test_rules(rule, obeys, fails):
     assert not RULES[rule][1](fails)
 
 
-def test_answers_are_the_models_own(ending, tokenizer, monkeypatch):
+def test_answers_are_the_models_own(ending, tokenizer):
     prompts = ["the sea", "a very long prompt about the sea"]
     together = greedy_answers(ending, tokenizer, prompts, 8)
     for prompt, answer in zip(prompts, together, strict=True):
@@ -115,8 +115,7 @@ def test_answers_are_the_models_own(ending, tokenizer, monkeypatch):
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False, pad_token_id=0
         )
         assert answer == tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
-    assert len(instructions.TOPICS) * len(RULES) == 240
-    monkeypatch.setattr(instructions, "TOPICS", ("the sea",))
+    assert len(TOPICS) * len(RULES) == 240
     figures = measure_instructions(ending, tokenizer)
     assert figures.prompts == 12
     assert set(figures.by_rule) == set(RULES)
