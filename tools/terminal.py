@@ -1,7 +1,7 @@
 """Draw the terminal output of a command as SVG, for the top of the README.
 
-    COLUMNS=100 darwinlm demo --out runs/demo > demo.log
-    python tools/terminal.py demo.log --command "make demo" --out docs/demo.svg
+    COLUMNS=108 darwinlm demo --out runs/demo > demo.log
+    python tools/terminal.py demo.log --command "make demo" --width 108 --out docs/demo.svg
 
 The log is shown unchanged, with its colours (from `script -qc COMMAND demo.log`). `--skip` replaces lines that match a
 regular expression with one dim ellipsis. The picture loads no fonts, and the same log always gives the same picture.

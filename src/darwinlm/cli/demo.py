@@ -66,7 +66,7 @@ def _screen(console: Console, run: Any, out: Path) -> None:
     quoted = shlex.quote(str(out))
     steps = (
         (f"darwinlm chat {quoted}", "talk to it"),
-        (f"darwinlm show {quoted}", f"all figures; as a page: {out / PAGE}"),
+        (f"darwinlm show {quoted}", f"all figures; page: {PAGE}"),
         (f"darwinlm recover {quoted} --tokens 1M --text TEXT --out runs/recovered", "train it on your text, an hour"),
         ("darwinlm prune MODEL --keep 75% --text TEXT --out runs/mine", "your own model"),
     )
