@@ -129,26 +129,36 @@ def test_damaged_output_projections_get_better_where_no_fit_is_exact(tiny_folder
     assert found.after < (0.95 if both else 0.5) * found.before
 
 
-def _refitted_by_two(dense, small, stage, validation_text, rank):
-    found = refitted(dense, small, stage, (0.01, 0.1), validation_text=validation_text)
-    return found.choices, found.before, found.after
+SHARED = {"llama": 1, "gemma3_text": 12, "mixtral": 12}
+"""Families that two processes fit, with sequences of validation text; of a single one the second has none."""
+
+
+def _refitted_all(dense: dict[str, Path], folder: Path, place: str, rank: int) -> dict[str, tuple[list, float, float]]:
+    made = {}
+    for name, held_out in SHARED.items():
+        stage, text = folder / name / place, VALIDATION[:held_out]
+        found = refitted(dense[name], folder / name / "small", stage, (0.01, 0.1), validation_text=text)
+        made[name] = found.choices, found.before, found.after
+    return made
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="gloo meets in a file on POSIX systems only")
-@pytest.mark.parametrize(("model_type", "held_out"), [("llama", 1), ("gemma3_text", 12), ("mixtral", 12)])
-def test_two_processes_fit_what_one_fits(tiny_folder, tmp_path, model_type, held_out):
-    """A plain projection, one in front of a norm, and experts; a single sequence leaves the second process none."""
-    small, dense, text = damaged(tmp_path / "small", model_type, 0.3), tiny_folder(model_type), VALIDATION[:held_out]
-    one = refitted(dense, small, tmp_path / "one", (0.01, 0.1), validation_text=text)
-    found = in_two_processes(partial(_refitted_by_two, dense, small, tmp_path / "two", text), tmp_path)
+def test_two_processes_fit_what_one_fits(tiny_folder, tmp_path):
+    """A plain projection, one in front of a norm, and experts."""
+    dense = {name: tiny_folder(name) for name in SHARED}
+    for name in SHARED:
+        damaged(tmp_path / name / "small", name, 0.3)
+    alone = _refitted_all(dense, tmp_path, "one", 0)
+    found = in_two_processes(partial(_refitted_all, dense, tmp_path, "two"), tmp_path)
     assert found[0] == found[1]
-    choices, before, after = found[0]
-    assert (before, after) == pytest.approx((one.before, one.after), rel=1e-3, abs=1e-6)
-    assert [choice.ridge for choice in choices] == [choice.ridge for choice in one.choices]
-    for path in sorted((tmp_path / "one").glob("block_*.safetensors")):
-        ours, theirs = read_tensors(tmp_path / "two" / path.name), read_tensors(path)
-        for name, weight in theirs.items():
-            torch.testing.assert_close(ours[name], weight, rtol=1e-3, atol=1e-4)
+    for name, (choices, *losses) in found[0].items():
+        ours, *expected = alone[name]
+        assert losses == pytest.approx(expected, rel=1e-3, abs=1e-6)
+        assert [choice.ridge for choice in choices] == [choice.ridge for choice in ours]
+        for path in sorted((tmp_path / name / "one").glob("block_*.safetensors")):
+            both, single = read_tensors(tmp_path / name / "two" / path.name), read_tensors(path)
+            for weight in single:
+                torch.testing.assert_close(both[weight], single[weight], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gemma2", "phi3", "mixtral", "gpt_oss", "gemma4_text", "qwen3_5_text"])
