@@ -200,13 +200,7 @@ class PruningDatabase:
 
 
 def _build(task: Task, dense: Checkpoint, calibration: TokenSequences, saliency: Saliency | None) -> None:
-    """Calibrate and factorise every module, block by block.
-
-    Raises:
-        NumericsError: Values aren't finite.
-        StorageError: The disk is full.
-        DataError: There are fewer sequences than processes.
-    """
+    """Calibrate and factorise every module, block by block."""
     context, tokens = task.context, calibration.tokens
     if len(tokens) < parallel.size():
         raise DataError(
@@ -238,12 +232,7 @@ def _opened(task: Task, dense: Checkpoint, stage: StageFolder) -> PruningDatabas
 
 
 def _finished(task: Task, dense: Checkpoint, text: dict[str, TokenSequences]) -> PruningDatabase:
-    """The database that the recipe names.
-
-    Raises:
-        ArtifactError: It belongs to another model, or is damaged.
-        DataError: It was calibrated on text that is now search or evaluation text.
-    """
+    """The database that the recipe names."""
     assert task.recipe.database.folder is not None
     path = Path(task.recipe.database.folder)
     with parallel.agree():

@@ -65,12 +65,7 @@ def _save(
     recover: Recovered | None,
     validation: TokenSequences,
 ) -> None:
-    """Save the final model into `model/` of the output folder.
-
-    Raises:
-        CheckpointError: The saved model differs from the model in memory.
-        StorageError: The disk is full.
-    """
+    """Save the final model into `model/` of the output folder."""
     folder = task.context.folder / MODEL
     dtype, place = saved_dtype(task.recipe, dense.dtype), partial(in_file, folder=task.folder)
     model = as_dtype((recover or refit or stitch).model(dtype, place), dtype)

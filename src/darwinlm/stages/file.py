@@ -40,12 +40,7 @@ def dense_that_fits(teacher: Checkpoint, bound: int) -> str | None:
 
 
 def _write(task: Task, teacher: Checkpoint, export: Exported, evaluation: TokenSequences) -> None:
-    """Write both files, measure them in llama.cpp, and delete that of the dense model.
-
-    Raises:
-        BudgetError: The file exceeds the bound.
-        ExportError, EngineError: A file can't be written or run.
-    """
+    """Write both files, measure them in llama.cpp, and delete that of the dense model."""
     bound, quantisation = int(task.recipe.budget.file or 0), str(task.recipe.units.quantisation)
     came, threads = Path(teacher.source), torch.get_num_threads()
     tokenizer = (

@@ -23,12 +23,7 @@ FILE = "plan.json"
 
 
 def _problem(task: Task, dense: Checkpoint, latency: CostModel | None) -> Problem:
-    """The search space, its costs, and the budget.
-
-    Raises:
-        BudgetError: The budget is below the smallest or above the largest model.
-        RecipeError: The units don't fit the model.
-    """
+    """The search space, its costs, and the budget."""
     recipe, shapes = task.recipe, module_shapes(dense)
     space = space_of(recipe, dense, shapes)
     outside, cost = _counted(recipe, dense, space, shapes)

@@ -129,17 +129,7 @@ def _recover(
     reserved: Collection[str],
     corpus_recovery: Path | None,
 ) -> None:
-    """Train the refitted or stitched model, in one process or several.
-
-    Raises:
-        ModelError: The dense model has another vocabulary or tokenizer.
-        RecipeError: Sequences are too long, or a step can't be divided.
-        DataError: There is too little text.
-        NumericsError: The loss isn't finite or diverges.
-        StorageError: The disk is full.
-        ArtifactError: A checkpoint belongs to another run.
-        MissingExtraError: A package isn't installed.
-    """
+    """Train the refitted or stitched model, in one process or several."""
     from darwinlm.recovery.cache import cached_text
     from darwinlm.recovery.train import Training
 

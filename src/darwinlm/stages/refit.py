@@ -97,12 +97,7 @@ def _need(need: Need) -> None:
 def _refit(
     task: Task, dense: Checkpoint, stitch: Stitched, calibration: TokenSequences, validation: TokenSequences
 ) -> None:
-    """Fit the stitched model towards the dense one, and choose how far to go.
-
-    Raises:
-        NumericsError: Values aren't finite.
-        StorageError: The disk is full.
-    """
+    """Fit the stitched model towards the dense one, and choose how far to go."""
     context, memory = task.context, HiddenMemory(task.folder)
     share = slice(parallel.place(), None, parallel.size())
     text, held_out = calibration.first(task.recipe.refit.tokens).tokens[share], validation.tokens[share]

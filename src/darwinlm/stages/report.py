@@ -69,12 +69,7 @@ def _report(
     evaluate: Measured,
     file: FileChoice | None,
 ) -> Summary:
-    """Write the summary, the page and the card, on every run.
-
-    Raises:
-        BudgetError: The saved model exceeds the budget.
-        StorageError: The disk is full.
-    """
+    """Write the summary, the page and the card, on every run."""
     summary = summary_of(
         task,
         teacher,

@@ -55,12 +55,7 @@ def _search(
     training: TokenSequences | None,
     neighbour: Allocation | None,
 ) -> None:
-    """Find the allocation, from the `neighbour` at another budget with the same database if that is better.
-
-    Raises:
-        BudgetError: No allocation keeps the budget.
-        NumericsError: Losses aren't finite.
-    """
+    """Find the allocation, from the `neighbour` at another budget with the same database if that is better."""
     context = task.context
     texts = {"fitness": fitness.tokens} | ({} if training is None else {"training": training.tokens})
     model: Decoder

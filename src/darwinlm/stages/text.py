@@ -116,11 +116,7 @@ RESERVED: Stage[tuple[str, ...]] = Stage(
 def _split(
     task: Task, source: str, shares: dict[str, int], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[dict[str, TokenSequences], Tally]:
-    """Text for every purpose, and a count of what was left out; a short text is divided in the recipe's proportions.
-
-    Raises:
-        DataError: There is less than a sequence for each purpose, or too little for training candidates.
-    """
+    """Text for every purpose, and a count of what was left out; a short text is divided in the recipe's proportions."""
     settings, wanted = task.recipe.text, shares
     while True:
         tally = Tally()

@@ -47,14 +47,7 @@ class CutVocabulary:
 
 
 def _cut(task: Task, source: Checkpoint, corpus: Path | None) -> None:
-    """Choose the tokens and write the smaller model.
-
-    Raises:
-        ModelError: The tokenizer isn't of a known kind.
-        RecipeError: The vocabulary is larger than the model's, or too small for bytes and special tokens.
-        DataError: The text is missing or too short.
-        CheckpointError: The smaller tokenizer doesn't agree with the whole one.
-    """
+    """Choose the tokens and write the smaller model."""
     tokenizer, folder = source.tokenizer(), task.folder / "model"
     check_source(given_source(task.recipe), task.recipe.text.allow_benchmark_text)
     texts, held_out = _documents(task.recipe, with_corpus(given_source(task.recipe), corpus), tokenizer)
