@@ -1,6 +1,8 @@
 """Models with a vision tower: their text part is pruned, and everything else is as it was."""
 
 import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,19 +22,23 @@ from darwinlm.runtime.errors import CheckpointError
 from darwinlm.surgery.stitch import block_parameters
 
 ELSEWHERE = """
+import shutil
 from transformers import AutoModelForImageTextToText
 
-ids = torch.tensor(json.loads(sys.argv[2]))
-model = AutoModelForImageTextToText.from_pretrained(sys.argv[1], trust_remote_code=True, dtype=torch.float32).eval()
-assert type(model).__module__.startswith("transformers_modules."), type(model)
-model.save_pretrained(sys.argv[3])
-again = AutoModelForImageTextToText.from_pretrained(sys.argv[3], trust_remote_code=True, dtype=torch.float32).eval()
-with torch.no_grad():
-    logits = model(input_ids=ids).logits
-    assert torch.equal(again(input_ids=ids).logits, logits)
-    made = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False)
+ids, found = torch.tensor(json.loads(sys.argv[1])), []
+for place in sys.argv[2:]:
+    model = AutoModelForImageTextToText.from_pretrained(place, trust_remote_code=True, dtype=torch.float32).eval()
+    assert type(model).__module__.startswith("transformers_modules."), type(model)
+    model.save_pretrained("again")
+    again = AutoModelForImageTextToText.from_pretrained("again", trust_remote_code=True, dtype=torch.float32).eval()
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits
+        assert torch.equal(again(input_ids=ids).logits, logits)
+        made = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False)
+    found.append({"logits": logits.tolist(), "made": made.shape})
+    shutil.rmtree("again")
 assert not any(module.partition(".")[0] == "darwinlm" for module in sys.modules)
-print(json.dumps({"logits": logits.tolist(), "made": made.shape}))
+print(json.dumps(found))
 """
 IMAGES = {
     "gemma3": {"pixel_values": (1, 3, 16, 16)},
@@ -51,14 +57,24 @@ SIZES = {
 }
 
 
+@pytest.fixture(scope="module")
+def finish(make_run, tmp_path_factory) -> Callable[[str], tuple[str, Path, Path]]:
+    """Model type, folder of the original and output folder of a run on it, made once."""
+
+    @cache
+    def made(model_type: str) -> tuple[str, Path, Path]:
+        folder = tmp_path_factory.mktemp("whole")
+        source = tiny_whole(folder / "source", model_type)
+        keep = "50%" if model_type == "qwen3_5_moe" else "60%"  # at 60 %, its layers stay equal
+        run_stages(make_run(source, folder / "out", keep=keep), "report")
+        return model_type, source, folder / "out"
+
+    return made
+
+
 @pytest.fixture(scope="module", params=WHOLES)
-def finished(request: pytest.FixtureRequest, make_run, tmp_path_factory) -> tuple[str, Path, Path]:
-    """Model type, folder of the original and output folder of a run on it."""
-    folder = tmp_path_factory.mktemp("whole")
-    source = tiny_whole(folder / "source", request.param)
-    keep = "50%" if request.param == "qwen3_5_moe" else "60%"  # at 60 %, its layers stay equal
-    run_stages(make_run(source, folder / "out", keep=keep), "report")
-    return request.param, source, folder / "out"
+def finished(request: pytest.FixtureRequest, finish) -> tuple[str, Path, Path]:
+    return finish(request.param)
 
 
 def loaded(folder: Path) -> torch.nn.Module:
@@ -109,13 +125,13 @@ def test_images_are_seen(finished):
     assert (seen[0] - seen[1]).abs().max() > 1e-4
 
 
-def test_it_loads_where_the_package_is_not_installed(finished, tmp_path):
-    _, _, out = finished
+def test_they_load_where_the_package_is_not_installed(finish, tmp_path):
+    models = [finish(model_type)[2] / "model" for model_type in WHOLES]
     ids = torch.randint(3, 290, (2, 12), generator=torch.Generator().manual_seed(0))
-    arguments = [str(out / "model"), json.dumps(ids.tolist()), str(tmp_path / "again")]
-    found = run_elsewhere(ELSEWHERE, arguments, tmp_path)
-    assert torch.equal(torch.tensor(found["logits"]), logits(loaded(out / "model"), ids))
-    assert found["made"] == [2, 16]
+    found = run_elsewhere(ELSEWHERE, [json.dumps(ids.tolist()), *map(str, models)], tmp_path)
+    for one, model in zip(found, models, strict=True):
+        assert torch.equal(torch.tensor(one["logits"]), logits(loaded(model), ids))
+        assert one["made"] == [2, 16]
 
 
 def test_equal_layers_need_no_custom_code(make_run, tmp_path):
