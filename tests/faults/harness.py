@@ -23,6 +23,7 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,11 +158,14 @@ def difference(left: dict[str, str], right: dict[str, str]) -> str:
     return "; ".join(f"{what} {', '.join(names)}" for what, names in parts if names)
 
 
-def half_written(folder: Path) -> str:
-    """A file under a final name that isn't whole, or a left-over one, in words; empty where there is none."""
+def half_written(folder: Path, planted: Collection[Path] = ()) -> str:
+    """A file under a final name that isn't whole, or a left-over one, in words; empty where there is none.
+
+    Those that were `planted` before the command aren't its left-over ones.
+    """
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         try:
-            if path.name.endswith(LEFT_OVER):
+            if path.name.endswith(LEFT_OVER) and path not in planted:
                 return f"left behind: {path.name}"
             if path.suffix == ".json":
                 json.loads(path.read_text(encoding="utf-8"))
@@ -202,13 +206,14 @@ class Case:
     def refused(self, at: int, error: int) -> str:
         """The same after a disk that refused from operation `at` on."""
         self.bench.empty(self.name)
+        planted = set(self.bench.out.rglob("*"))
         ended = self.bench.run(self.words, at, error)
         lines = ended.err.strip().splitlines()
         if ended.code != 2 or len(lines) != 1 or not lines[0].startswith("error: "):
             return f"it ended with {ended.code} and said {ended.err[-1500:]!r}"
         if visible(ended.err) != ended.err:
             return f"it sent the terminal {ended.err!r}"
-        if error != errno.EROFS and (left := half_written(self.bench.out)):
+        if error != errno.EROFS and (left := half_written(self.bench.out, planted)):
             return left
         return self._again()
 
