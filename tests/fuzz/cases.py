@@ -14,7 +14,7 @@ from typing import Any
 from tests.fuzz.case import ANY, DEEP, REFUSED, Case, alone, copied
 from tests.fuzz.gguf_bytes import array, gguf_file, key, plain_keys, plain_tensors, string
 from tests.fuzz.model_cases import configs, indexes, json_files, tokenizers, unusable_tokenizers, weights
-from tests.fuzz.place_cases import places, terminals, values
+from tests.fuzz.place_cases import places, templates, terminals, values
 
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10)
@@ -37,6 +37,7 @@ def corpus(seed: int = 0) -> list[Case]:
         *_artifacts(),
         *_imports(),
         *places(),
+        *templates(),
         *values(),
         *terminals(),
         *_mutations(rng),

@@ -1,6 +1,7 @@
 """Hostile folders: links that lead out, cards, names that a terminal would obey, and files of very many values."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,21 @@ CARDS = {
     "zero": "\0",
 }
 
+TEMPLATES = (
+    "{{ 1/0 }}",
+    "{% for i in range(10**9) %}x{% endfor %}",
+    "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}",
+    "{{ messages[0].a.b }}",
+    "{{ messages.__class__.__mro__ }}",
+    "{{ ''.join(messages) }}",
+    "{{ 'a' * 'b' }}",
+    "{{ (messages|length)|tojson(indent='x') }}",
+    "{% set messages = 1 %}{{ messages[0] }}",
+    "{% include '/etc/hostname' %}",
+    "{% if",
+    "",
+)
+
 
 def _link(name: str, target: str) -> Callable[[Path, Path], None]:
     def write(folder: Path, model: Path) -> None:
@@ -39,6 +55,15 @@ def _link(name: str, target: str) -> Callable[[Path, Path], None]:
         (folder.parent / "outside").write_text("a private key")
         (folder / name).unlink(missing_ok=True)
         (folder / name).symlink_to(target)
+
+    return write
+
+
+def _pipe(name: str) -> Callable[[Path, Path], None]:
+    def write(folder: Path, model: Path) -> None:
+        copied(model, folder)
+        (folder / name).unlink(missing_ok=True)
+        os.mkfifo(folder / name)
 
     return write
 
@@ -60,6 +85,7 @@ def places() -> Iterator[Case]:
             # What isn't there, and no file either, is as if the link weren't.
             outcome = ANY if target in ("nowhere", "../../..", "/dev/zero") else REFUSED
             yield Case(f"place: {name} is a link to {target}", "model", _link(name, target), outcome)
+        yield Case(f"place: {name} is a pipe", "model", _pipe(name))
     for name, front in CARDS.items():
         write = replaced("README.md", f"---\n{front}\n---\n# Model\n")
         yield Case(f"card: {name}", "model", write, REFUSED if name == "zero" else ANY)
@@ -75,6 +101,12 @@ def places() -> Iterator[Case]:
                 yield Case(f"place: {field} in {file} is {target}", "model", changed(file, **{field: value}))
     for name in ("._model.safetensors", "._config.json", "._README.md", ".DS_Store", "__MACOSX", "Thumbs.db"):
         yield Case(f"place: {name} of an archive", "model", replaced(name, b"\0\5\x16\7" * 20), ANY)
+
+
+def templates() -> Iterator[Case]:
+    """Chat templates that fail, each in its own way; those that only take long are not among them."""
+    for template in TEMPLATES:
+        yield Case(f"template: {template[:40]}", "model", replaced("chat_template.jinja", template), ANY)
 
 
 def values() -> Iterator[Case]:

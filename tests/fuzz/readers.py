@@ -13,13 +13,15 @@ from darwinlm.planning.devices import find_device
 from darwinlm.planning.plan import make_plan
 from darwinlm.recipe import load_recipe
 from darwinlm.runtime.artifact import StageFolder, read_manifest
+from darwinlm.sampling.script import is_chat
 
 
 def model(folder: Path) -> None:
     """As `prune` opens a model, with its tokenizer, generation settings, card and licences."""
     checkpoint = resolve_model(str(folder), folder / "work")
-    checkpoint.tokenizer()
+    tokenizer = checkpoint.tokenizer()
     checkpoint.check_carried()
+    is_chat(tokenizer)
 
 
 def plan(folder: Path) -> None:

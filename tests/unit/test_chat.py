@@ -5,10 +5,12 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tests.tiny.models import tiny_model
 from tests.tiny.tokenizer import BOS_ID, EOS_ID, tiny_tokenizer
 
 from darwinlm.data import read_documents
 from darwinlm.data.packing import Document, added_bos, tokenise
+from darwinlm.evaluation.speed import BEGINNINGS, continue_greedily, prompts_for
 from darwinlm.runtime.errors import DataError
 
 TEMPLATE = (
@@ -163,3 +165,15 @@ def test_what_the_template_refuses_is_told(tmp_path, tokenizer):
     source = lines(tmp_path / "a.jsonl", {"messages": [{"role": "critic", "content": "No."}]})
     with pytest.raises(DataError, match=r"line 1: the model's chat template refuses this chat \(no role critic\)"):
         list(read_documents(source, tokenizer=tokenizer))
+
+
+@pytest.mark.parametrize("template", ["{{ 1/0 }}", "{% for i in range(10**9) %}x{% endfor %}", "{% if"])
+def test_a_template_that_fails_in_any_way_is_told_and_the_model_continues_text_instead(tmp_path, tokenizer, template):
+    tokenizer.chat_template = template
+    with pytest.raises(DataError, match="line 1: the model's chat template refuses this chat"):
+        list(read_documents(lines(tmp_path / "a.jsonl", {"messages": CHAT}), tokenizer=tokenizer))
+    assert prompts_for(tokenizer, None) == BEGINNINGS
+    model = tiny_model("llama")
+    (answer,) = continue_greedily(model, tokenizer, ("the river",))
+    tokenizer.chat_template = None
+    assert [answer] == continue_greedily(model, tokenizer, ("the river",))

@@ -47,6 +47,14 @@ def test_no_link_leads_out(model_copy, tmp_path, name, how):
         Checkpoint.open(model_copy)
 
 
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "generation_config.json", "notes"])
+def test_a_pipe_is_refused_before_it_is_read(model_copy, name):
+    (model_copy / name).unlink(missing_ok=True)
+    os.mkfifo(model_copy / name)
+    with pytest.raises(CheckpointError, match=f"{name} is neither a file nor a folder, but a pipe or a device"):
+        Checkpoint.open(model_copy)
+
+
 def test_links_within_a_model_and_within_the_hubs_cache(model_copy, tmp_path):
     (model_copy / "NOTICE").symlink_to("config.json")
     cache = tmp_path / "models--owner--name"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from darwinlm.runtime.errors import DataError
+from darwinlm.runtime.errors import DataError, first_line
 from darwinlm.runtime.limits import LINE_NODES, parse_json, shorten
 
 if TYPE_CHECKING:
@@ -134,8 +134,6 @@ def chat_text(messages: object, tokenizer: PreTrainedTokenizerBase | None, where
     Raises:
         DataError: This is no chat, or the template can't render it, tools included.
     """
-    from jinja2 import TemplateError
-
     if not isinstance(messages, list):
         raise DataError(_NO_CHAT.format(where))
     chat = [_message(each, where) for each in messages]
@@ -150,9 +148,9 @@ def chat_text(messages: object, tokenizer: PreTrainedTokenizerBase | None, where
     template: Any = tokenizer.apply_chat_template
     try:
         text = str(template(chat, tools=schemas or None, tokenize=False))
-    except (TemplateError, TypeError) as error:
+    except Exception as error:  # a template is a program; it may raise anything
         raise DataError(
-            f"{where}: the model's chat template refuses this chat ({error}). Correct or remove it."
+            f"{where}: the model's chat template refuses this chat ({first_line(error)}). Correct or remove it."
         ) from error
     calls = [call for message in chat for call in message.get("tool_calls", ())]
     for name in (tool["function"]["name"] for tool in (*schemas, *calls)):

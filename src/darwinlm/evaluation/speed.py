@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from darwinlm.runtime.compute import now
+from darwinlm.sampling.script import is_chat
 
 QUESTIONS = (
     "What is the capital of France?",
@@ -103,7 +104,7 @@ def _seconds(action: Callable[[], Any], device: torch.device) -> float:
 
 def prompts_for(tokenizer: Any, given: tuple[str, ...] | None) -> tuple[str, ...]:
     """The prompts that are given, or without any those that suit the model."""
-    return given if given is not None else QUESTIONS if getattr(tokenizer, "chat_template", None) else BEGINNINGS
+    return given if given is not None else QUESTIONS if is_chat(tokenizer) else BEGINNINGS
 
 
 def as_question(prompt: str, tokenizer: Any) -> str:
@@ -114,11 +115,11 @@ def as_question(prompt: str, tokenizer: Any) -> str:
 
 @torch.no_grad()
 def continue_greedily(model: Any, tokenizer: Any, prompts: tuple[str, ...]) -> list[str]:
-    """Greedy answer to each prompt of a model with a chat template, else its continuation; both without the prompt."""
-    continuations = []
+    """Greedy answer to each prompt of a chat model, else its continuation; both without the prompt."""
+    continuations, chat = [], is_chat(tokenizer)
     end = model.config.eos_token_id
     for prompt in prompts:
-        text = as_question(prompt, tokenizer) if tokenizer.chat_template else prompt
+        text = as_question(prompt, tokenizer) if chat else prompt
         ids = tokenizer(text, return_tensors="pt", add_special_tokens=text == prompt)["input_ids"].to(model.device)
         tokens = _greedy(model, ids, NEW_TOKENS, pad_token_id=end if isinstance(end, int) else 0)
         continuations.append(tokenizer.decode(tokens[0, ids.shape[1] :], skip_special_tokens=True))

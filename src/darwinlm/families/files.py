@@ -42,10 +42,14 @@ def is_named(name: str, patterns: tuple[str, ...]) -> bool:
 
 def model_files(folder: Path, patterns: tuple[str, ...] = MODEL) -> Iterator[tuple[str, Path]]:
     """Names and paths of a model's files, sorted."""
-    for path in sorted((*folder.glob("*"), *folder.glob("additional_chat_templates/*"))):
+    for path in _entries(folder):
         name = path.relative_to(folder).as_posix()
         if is_named(name, patterns) and path.is_file():
             yield name, path
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted((*folder.glob("*"), *folder.glob("additional_chat_templates/*")))
 
 
 def is_outside(folder: Path, path: Path) -> bool:
@@ -63,8 +67,12 @@ def check_files(folder: Path) -> None:
     that; only the hub's cache has links, which stay in the folder of a model.
 
     Raises:
-        CheckpointError: A file is a link that leads out of the folder, is too large, or should be text and isn't.
+        CheckpointError: A file is a link that leads out of the folder, is too large, or should be text and isn't; or
+            something is neither a file nor a folder: reading a pipe waits for ever.
     """
+    for path in _entries(folder):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise CheckpointError(f"{path} is neither a file nor a folder, but a pipe or a device: remove it")
     for name, path in model_files(folder):
         if is_outside(folder, path):
             raise CheckpointError(

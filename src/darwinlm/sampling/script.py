@@ -62,6 +62,11 @@ def chat_parts(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]] | str:
     return prefix, header
 
 
+def is_chat(tokenizer: Any) -> bool:
+    """Whether the model has a chat template that can be used."""
+    return not isinstance(chat_parts(tokenizer), str)
+
+
 def chats(model: Any, tokenizer: Any, length: int) -> Script | str:
     """Chats of at most `length` tokens with a prompt and an answer; or why the model can't write them."""
     parts = chat_parts(tokenizer)

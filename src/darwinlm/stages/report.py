@@ -37,6 +37,7 @@ from darwinlm.runtime.artifact import write_json, write_text
 from darwinlm.runtime.errors import BudgetError
 from darwinlm.runtime.figures import ChatFigures, FileChoice, TimeFigures
 from darwinlm.runtime.version import VERSION
+from darwinlm.sampling.script import is_chat
 from darwinlm.search.predict.module_losses import sensitivities
 from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import kept_whole
@@ -123,7 +124,7 @@ def summary_of(
         model=teacher.source,
         models=models,
         prompts=prompts_for(tokenizer, recipe.evaluation.prompts),
-        chat=bool(tokenizer.chat_template),
+        chat=is_chat(tokenizer),
         chats=chats,
         allocation=allocation_figures(teacher, Checkpoint.describe(exported.folder)),
         file=_file(teacher, exported.folder),
