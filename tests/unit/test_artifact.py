@@ -196,6 +196,7 @@ SERIALISING = "Error while serializing: IoError(Os { code: 28, message: 'No spac
         (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
         (SafetensorError(SERIALISING), "the disk is full"),
         (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), "your quota of the disk is used up"),
+        (OSError(errno.EFBIG, os.strerror(errno.EFBIG)), "allows no file this large"),
         (OSError(errno.EROFS, os.strerror(errno.EROFS)), "the disk is read-only"),
         (OSError(errno.EACCES, os.strerror(errno.EACCES), "x.tmp"), "Permission denied: check the path"),
     ],

@@ -1,5 +1,9 @@
 """Devices of the plan, and how fast this machine works, by simulated clocks."""
 
+import errno
+import os
+import re
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +18,7 @@ from darwinlm.planning.devices import find_device
 from darwinlm.planning.plan import estimate
 from darwinlm.planning.probe import Machine
 from darwinlm.recipe import load_recipe
-from darwinlm.runtime.errors import RecipeError
+from darwinlm.runtime.errors import RecipeError, StorageError
 
 CPU = torch.device("cpu")
 
@@ -100,3 +104,14 @@ def test_the_present_speed_is_that_of_the_wall_clock(tiny_llama: Path) -> None:
     # Of the present passes, the clock is read before and after each.
     assert machine.slowdown() == pytest.approx(0.8 * 3 / 2 / 0.2 / len(machine._blocks), rel=1.0)
     assert Machine(sizes_of(tiny_llama), CPU, (ticking(lambda _: 0.1), ticking(lambda _: 0.2))).slowdown() >= 1
+
+
+def test_a_disk_that_refuses_is_named(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(
+        StorageError, match=re.escape(f"can't write {tempfile.gettempdir()}: the file system, or a limit")
+    ):
+        Machine(sizes_of(tiny_llama), CPU)["disk"]

@@ -20,7 +20,7 @@ from rich.console import Console
 from darwinlm.cli import terminal
 from darwinlm.cli.app import app
 from darwinlm.runtime import parallel
-from darwinlm.runtime.errors import DarwinLMError, DeviceMemoryError, ParallelError
+from darwinlm.runtime.errors import DISK, DarwinLMError, DeviceMemoryError, ParallelError
 from darwinlm.runtime.limits import MESSAGE, shorten
 from darwinlm.runtime.lock import release_all
 from darwinlm.runtime.terminal import Terminal
@@ -102,7 +102,8 @@ def _message(error: Exception) -> str:
         return error.format_message() or "give a command; see darwinlm --help"  # type: ignore[attr-defined]
     if isinstance(error, OSError):
         where = shorten(error.filename) if error.filename else "a file"
-        return f"{where}: {error.strerror or shorten(error)}: check the path and its permissions"
+        advice = DISK.get(error.errno or 0, f"{error.strerror or shorten(error)}: check the path and its permissions")
+        return f"{where}: {advice}"
     if isinstance(error, MemoryError):
         return "the machine ran out of memory: see darwinlm plan, or lower compute.batch_tokens"
     return str(error)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import cached_property
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -30,6 +31,7 @@ from darwinlm.needs.need import Work
 from darwinlm.needs.sizes import Sizes
 from darwinlm.needs.training import UPDATE_BYTES
 from darwinlm.runtime.compute import DTYPES
+from darwinlm.runtime.errors import storage_error
 from darwinlm.streaming.streamed import StreamedDecoder
 
 TRIALS, ENOUGH = (3, 9), 0.3
@@ -303,7 +305,10 @@ class Machine(Mapping[Work, float]):
                 file.seek(0)
                 file.read()
 
-        return 2 * BYTES / self._timed(write_and_read)
+        try:
+            return 2 * BYTES / self._timed(write_and_read)
+        except OSError as error:
+            raise storage_error(Path(tempfile.gettempdir()), error) from error
 
     def _hashing(self) -> float:
         content = bytes(BYTES)
