@@ -112,6 +112,6 @@ def test_a_disk_that_refuses_is_named(tiny_llama: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     with pytest.raises(
-        StorageError, match=re.escape(f"can't write {tempfile.gettempdir()}: the file system, or a limit")
+        StorageError, match=re.escape(f"can't write {tempfile.gettempdir()}: the file system or a limit")
     ):
         Machine(sizes_of(tiny_llama), CPU)["disk"]

@@ -42,7 +42,7 @@ DISK = {
     errno.ENOSPC: "the disk is full: free some space",
     errno.EDQUOT: "your quota of the disk is used up: free some space",
     errno.EROFS: "the disk is read-only: make it writable or choose another place",
-    errno.EFBIG: "the file system, or a limit of this session, allows no file this large (FAT: 4 GiB): choose another place",
+    errno.EFBIG: "the file system or a limit allows no file this large (FAT: none of 4 GiB): choose another place",
 }
 """What a disk refuses, and what to do."""
 
