@@ -20,7 +20,7 @@ from rich.console import Console
 from darwinlm.cli import terminal
 from darwinlm.cli.app import app
 from darwinlm.runtime import parallel
-from darwinlm.runtime.errors import DISK, DarwinLMError, DeviceMemoryError, ParallelError
+from darwinlm.runtime.errors import DISK, ArtifactError, DarwinLMError, DeviceMemoryError, ParallelError
 from darwinlm.runtime.limits import MESSAGE, shorten
 from darwinlm.runtime.lock import release_all
 from darwinlm.runtime.terminal import Terminal
@@ -53,6 +53,7 @@ def main() -> None:
     Console.on_broken_pipe = _pipe_closed  # type: ignore[method-assign]  # Typer's help has a console of its own
     code: object = 0
     try:
+        _check_folder()
         _check_processes(sys.argv[1:])
         code = app(standalone_mode=False)
         sys.stdout.flush()
@@ -87,6 +88,14 @@ def _open_streams() -> None:
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - until the end
         elif isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors="replace")
+
+
+def _check_folder() -> None:
+    """Refuse a current folder that was removed: in one, libraries end the process with messages of their own."""
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise ArtifactError("the current folder was removed: change to one that exists") from error
 
 
 def _pipe_closed(self: Console) -> None:

@@ -26,7 +26,12 @@ def check_output(
     for each in (out, *inputs, *text):
         if not is_utf8(str(each)):
             raise ArtifactError(f"{each} has a name that isn't UTF-8: rename it")
-    there, above = _identity(out), {_identity(path) for path in out.resolve().parents}
+    try:
+        there, above = _identity(out), {_identity(path) for path in out.resolve().parents}
+    except RuntimeError as error:  # from 3.13 on, Python takes such a link as a name like any other
+        raise ArtifactError(
+            f"{option} {out} leads through a link to itself: remove it, or choose another place"
+        ) from error
     for given, path in ((given, _local(given)) for given in (*inputs, *text)):
         if path is None:
             continue
