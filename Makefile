@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 VLLM := .venv-vllm
+AXOLOTL := .venv-axolotl
 OUT ?= runs/demo
 # No target needs a hub: the model and text of the demo come from packages.
 export HF_HUB_OFFLINE := 1
@@ -18,7 +19,7 @@ OLDEST_TESTS := tests/integration/test_pipeline.py tests/integration/test_famili
 RESULTS ?= runs/results
 RESULTS_OPTIONS ?=
 
-.PHONY: demo results test fuzz fuzz-guided kills endurance test-oldest test-vllm test-trainers check install pages docs audit release clean
+.PHONY: demo results test fuzz fuzz-guided kills endurance test-oldest test-vllm test-trainers test-axolotl check install pages docs audit release clean
 
 # FULL=1 keeps half of the block parameters and uses the default amounts of text.
 demo: $(VENV)/demo.stamp
@@ -60,6 +61,11 @@ test-vllm: $(VLLM)/vllm.stamp
 test-trainers: $(VENV)/dev.stamp
 	$(BIN)/python -m pip install --quiet 'trl>=1.16,<2'
 	$(BIN)/python -m pytest -n 0 -W ignore tests/integration/test_trainers.py
+
+# The one for axolotl, in a separate environment, because axolotl needs other versions.
+test-axolotl: $(AXOLOTL)/axolotl.stamp
+	$(AXOLOTL)/bin/python -m pytest -o addopts="--import-mode=importlib -ra" -W ignore \
+		tests/integration/test_trainers.py -k axolotl
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
@@ -134,5 +140,11 @@ $(VLLM)/vllm.stamp: pyproject.toml
 	$(VLLM)/bin/python -m pip install --quiet -e '.[gguf]' pytest pytest-timeout
 	touch $@
 
+$(AXOLOTL)/axolotl.stamp: pyproject.toml
+	$(PYTHON) -m venv $(AXOLOTL)
+	$(AXOLOTL)/bin/python -m pip install --quiet axolotl==0.19.0
+	$(AXOLOTL)/bin/python -m pip install --quiet -e '.[gguf]' pytest pytest-timeout pytest-socket hypothesis jaxtyping beartype
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VLLM) $(OLDEST) runs build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(VLLM) $(AXOLOTL) $(OLDEST) runs build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -6,36 +6,60 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from tests.tiny.process import python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 PAGE = Path(__file__).parents[2] / "docs" / "trainers.md"
-EXAMPLES = re.findall(r"^## (.*?)\n.*?```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.M | re.S)
+TEXT = PAGE.read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"^## (.*?)\n.*?```python\n(.*?)```", TEXT, flags=re.M | re.S)
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 CHAT = [{"role": "user", "content": "Which river?"}, {"role": "assistant", "content": "The Rhine, in the north."}]
 
 
-@pytest.mark.timeout(240)
-@pytest.mark.parametrize("code", [code for _, code in EXAMPLES], ids=[title for title, _ in EXAMPLES])
-def test_an_example_trains_and_its_model_loads_again(code, finished_llama, tiny_llama, tmp_path):
-    pytest.importorskip("trl", reason="trl is not installed: pip install 'trl>=1.16'")
+@pytest.fixture
+def model(finished_llama, tmp_path):
+    """A model with unequal layers and a chat template, in tmp_path/model beside chats.jsonl."""
     tokenizer = AutoTokenizer.from_pretrained(finished_llama / "model")
     tokenizer.chat_template = TEMPLATE
     model = AutoModelForCausalLM.from_pretrained(finished_llama / "model")
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     (tmp_path / "chats.jsonl").write_text(f"{json.dumps({'messages': CHAT})}\n" * 32)
-    code = code.replace('"runs/mine/model"', repr(str(tmp_path / "model")))
-    code = code.replace("HuggingFaceTB/SmolLM2-135M-Instruct", str(tiny_llama))
-    code = code.replace("max_steps=1000", "max_steps=2, use_cpu=True, report_to='none'").replace("bf16=True, ", "")
-    assert "max_steps=2" in code
-    python("-c", code, cwd=tmp_path)
+    return model
 
-    (folder,) = (tmp_path / "runs").glob("*/model/config.json")
-    trained = AutoModelForCausalLM.from_pretrained(folder.parent)
+
+def assert_trained(model, folder):
+    trained = AutoModelForCausalLM.from_pretrained(folder)
     assert trained.config.to_dict()["per_layer_config"] == model.config.to_dict()["per_layer_config"]
     changed = [
         name for name, weight in trained.named_parameters() if not torch.equal(weight, model.get_parameter(name))
     ]
     assert any("self_attn" in name for name in changed)
     assert any("mlp" in name for name in changed)
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("code", [code for _, code in EXAMPLES], ids=[title for title, _ in EXAMPLES])
+def test_an_example_trains_and_its_model_loads_again(code, model, tiny_llama, tmp_path):
+    pytest.importorskip("trl", minversion="1.16", reason="trl is not installed: pip install 'trl>=1.16'")
+    code = code.replace('"runs/mine/model"', repr(str(tmp_path / "model")))
+    code = code.replace("HuggingFaceTB/SmolLM2-135M-Instruct", str(tiny_llama))
+    code = code.replace("max_steps=1000", "max_steps=2, use_cpu=True, report_to='none'").replace("bf16=True, ", "")
+    assert "max_steps=2" in code
+    python("-c", code, cwd=tmp_path)
+    (folder,) = (tmp_path / "runs").glob("*/model/config.json")
+    assert_trained(model, folder.parent)
+
+
+@pytest.mark.timeout(240)
+def test_the_configuration_for_axolotl_trains_and_its_model_loads_again(model, tmp_path):
+    pytest.importorskip("axolotl", reason="axolotl is not installed: make test-axolotl")
+    (said,) = re.findall(r"^```yaml\n(.*?)```", TEXT, flags=re.M | re.S)
+    settings = yaml.safe_load(said)
+    few = {"base_model": str(tmp_path / "model"), "max_steps": 2, "sequence_len": 128, "bf16": False}
+    few |= {"micro_batch_size": 1, "gradient_accumulation_steps": 1, "learning_rate": 1e-3}
+    assert settings.keys() >= few.keys()
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(settings | few), encoding="utf-8")
+    python("-m", "axolotl.cli.main", "train", "mine.yaml", "--launcher", "python", cwd=tmp_path, DO_NOT_TRACK="1")
+    assert_trained(model, tmp_path / settings["output_dir"])
