@@ -49,7 +49,8 @@ def main(target: str, seconds: str, options: list[str]) -> None:
     for number, case in enumerate(corpus()):
         if case.reader == reader and (name in case.name or reader != "model"):
             case.write(folder, model)
-            if (folder / name).is_file():  # some cases put a device or a pipe there, which never ends
+            # Some cases put a pipe there, or a link to what never ends.
+            if (folder / name).is_file() and not (folder / name).is_symlink():
                 (seeds / str(number)).write_bytes((folder / name).read_bytes()[:LARGEST])
         for path in folder.iterdir():
             path.unlink()
