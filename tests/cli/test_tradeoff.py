@@ -7,7 +7,7 @@ from tests.tiny.checkpoint import SETTINGS, tiny_text
 from tests.tiny.pruned import plain_checkpoint
 
 from darwinlm.engines import process
-from darwinlm.report.tradeoff import front
+from darwinlm.report.tradeoff import FileRow, Tradeoff, front, remarks
 from darwinlm.runs import tradeoff
 
 FAST = ("--tokens", 96, "--prompt-tokens", 24, "--new-tokens", 4, "--runs", 2)
@@ -78,3 +78,20 @@ def test_without_the_engine_the_extra_is_named(command, given, tmp_path, monkeyp
 
 def test_the_front_has_what_nothing_beats():
     assert front([(3, 1.0), (1, 5.0), (2, 5.0), (2, 2.0), (4, 1.0), (5, 0.5)]) == [1, 3, 0, 5]
+
+
+def test_speeds_whose_ranges_meet_are_said_not_to_differ():
+    def rows(model, low, high):
+        rate = {"median": low, "low": low, "high": high}
+        figures = {"file": "a.gguf", "bytes": 1, "kl": 0.1, "perplexity": 2.0, "decode": rate}
+        return [
+            FileRow(model=model, quantisation=kind, prompt={**rate, "high": 900.0}, **figures)
+            for kind in ("q8_0", "q2_k")
+        ]
+
+    said = {"calibration": "a", "text": "b", "tokens": 1, "seed": 0, "engine": "e"}
+    settings = {"prompt_tokens": 1, "new_tokens": 1, "rounds": 2, "threads": 1}
+    both = (*rows("dense", 10.0, 12.0), *rows("keep-70", 11.0, 13.0)[:1], *rows("keep-50", 13.0, 14.0))
+    *_, prompts, text = remarks(Tradeoff(model="m", settings=settings, rows=both, **said))
+    assert prompts.endswith("file of the same type: keep-70 q8_0, keep-50 q8_0, keep-50 q2_k.")
+    assert text == "No measurable change for new text to the original's file of the same type: keep-70 q8_0."

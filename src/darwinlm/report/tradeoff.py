@@ -100,7 +100,22 @@ def remarks(tradeoff: Tradeoff) -> list[str]:
         f"Speed: prompts of {settings['prompt_tokens']} tokens, then {settings['new_tokens']} new ones; "
         f"{settings['rounds']} rounds over all files in turn, {settings['threads']} threads; median (lowest "
         "to highest).",
+        *_unchanged("prompts", rows, lambda row: row.prompt),
+        *_unchanged("new text", rows, lambda row: row.decode),
     ]
+
+
+def _unchanged(what: str, rows: Sequence[FileRow], rate: Callable[[FileRow], Rate]) -> list[str]:
+    """The files whose range of speeds meets that of the original's file of the same type, in a sentence."""
+    dense = {row.quantisation: rate(row) for row in rows if row.model == "dense"}
+    ours = [row for row in rows if row.model != "dense"]
+    same = [
+        row
+        for row in ours
+        if dense[row.quantisation].low <= rate(row).high and rate(row).low <= dense[row.quantisation].high
+    ]
+    names = ", ".join(f"{row.model} {row.quantisation}" for row in same)
+    return [f"No measurable change for {what} to the original's file of the same type: {names}."] if same else []
 
 
 def _way(row: FileRow) -> str:
