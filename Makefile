@@ -19,7 +19,7 @@ OLDEST_TESTS := tests/integration/test_pipeline.py tests/integration/test_famili
 RESULTS ?= runs/results
 RESULTS_OPTIONS ?=
 
-.PHONY: demo results test fuzz fuzz-guided kills endurance test-oldest test-vllm test-trainers test-axolotl check install pages docs audit release clean
+.PHONY: demo results test fuzz fuzz-guided kills endurance test-oldest test-vllm test-axolotl check install pages docs audit release clean
 
 # FULL=1 keeps half of the block parameters and uses the default amounts of text.
 demo: $(VENV)/demo.stamp
@@ -57,12 +57,7 @@ test-oldest: $(OLDEST)/oldest.stamp
 test-vllm: $(VLLM)/vllm.stamp
 	$(VLLM)/bin/python -m pytest -o addopts="--import-mode=importlib -ra" -W ignore tests/vllm
 
-# The examples of docs/trainers.md.
-test-trainers: $(VENV)/dev.stamp
-	$(BIN)/python -m pip install --quiet 'trl>=1.16,<2'
-	$(BIN)/python -m pytest -n 0 -W ignore tests/integration/test_trainers.py
-
-# The one for axolotl, in a separate environment, because axolotl needs other versions.
+# The example of docs/trainers.md for axolotl, in a separate environment, because axolotl needs other versions.
 test-axolotl: $(AXOLOTL)/axolotl.stamp
 	$(AXOLOTL)/bin/python -m pytest -o addopts="--import-mode=importlib -ra" -W ignore \
 		tests/integration/test_trainers.py -k axolotl

@@ -42,7 +42,6 @@ def assert_trained(model, folder):
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("code", [code for _, code in EXAMPLES], ids=[title for title, _ in EXAMPLES])
 def test_an_example_trains_and_its_model_loads_again(code, model, tiny_llama, tmp_path):
-    pytest.importorskip("trl", minversion="1.16", reason="trl is not installed: pip install 'trl>=1.16'")
     code = code.replace('"runs/mine/model"', repr(str(tmp_path / "model")))
     code = code.replace("HuggingFaceTB/SmolLM2-135M-Instruct", str(tiny_llama))
     code = code.replace("max_steps=1000", "max_steps=2, use_cpu=True, report_to='none'").replace("bf16=True, ", "")
