@@ -16,6 +16,8 @@ from darwinlm.runtime.version import VERSION
 
 HEADINGS = ("model", "type", "file", "KL", "perplexity", "prompt tokens/s", "decode tokens/s", "on the front")
 MARKS = "osD^vP*X"
+LEAST = 1e-3
+"""The KL at which smaller ones are drawn: on a logarithmic axis, that of the original has no place."""
 UNQUANTISED = ("f32", "f16", "bf16")
 
 
@@ -144,30 +146,40 @@ def tradeoff_page(tradeoff: Tradeoff) -> str:
 def _plot(
     tradeoff: Tradeoff, across: str, name: str, place: Callable[[FileRow], float], *, less: bool, narrow: bool = False
 ) -> str:
-    """Draw files as points, KL upward; `less` tells whether a smaller place is better."""
-    points = [(place(row), max(row.kl, 1e-4)) for row in tradeoff.rows]
+    """Draw files as points, KL upward, and name those of the front; `less`: whether a smaller place is better."""
+    points = [(place(row), max(row.kl, LEAST)) for row in tradeoff.rows]
     with plots.plot_style():
         figure, axis = plots.empty_axes(across, "KL (nats/token)", narrow=narrow)
-        line = [points[index] for index in front([(x if less else -x, y) for x, y in points])]
-        axis.step(*zip(*line, strict=True), where="post" if less else "pre", color=plots.GAIN, linewidth=1.2, zorder=1)
+        best = front([(x if less else -x, y) for x, y in points])
+        axis.step(
+            *zip(*(points[index] for index in best), strict=True),
+            where="post" if less else "pre",
+            color=plots.GAIN,
+            linewidth=1.2,
+            zorder=1,
+        )
         for number, model in enumerate(dict.fromkeys(row.model for row in tradeoff.rows)):
             own = [index for index, row in enumerate(tradeoff.rows) if row.model == model]
             colour = plots.MUTED if model == "dense" else plots.ATTENTION
             mark: Any = {"color": colour, "marker": MARKS[number % len(MARKS)], "s": 34, "zorder": 3}
             axis.scatter(*zip(*(points[index] for index in own), strict=True), label=model, **mark)
-            for index in own:
+            for index in set(own).intersection(best):
                 axis.annotate(
                     tradeoff.rows[index].quantisation,
                     points[index],
-                    xytext=(5, 3),
+                    xytext=(2, 5) if less else (2, -10),
                     textcoords="offset points",
+                    rotation=40 if less else -40,
+                    rotation_mode="anchor",
                     fontsize=6 if narrow else 7,
                     color=plots.MUTED,
                 )
         axis.set_yscale("log")
-        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=9))
-        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
-        axis.yaxis.set_minor_formatter(NullFormatter())
+        axis.set_xscale("log")
+        for each, subs in ((axis.yaxis, (1.0, 3.0)), (axis.xaxis, (1.0, 1.5, 2.0, 3.0, 5.0, 7.0))):
+            each.set_major_locator(LogLocator(subs=subs, numticks=9))
+            each.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
+            each.set_minor_formatter(NullFormatter())
         axis.margins(x=0.1, y=0.12)
         axis.legend(loc="best")
         return plots.as_svg(figure, name, narrow, f"KL of each file against its {name}")
