@@ -14,7 +14,7 @@ from darwinlm.search.predict.curvature import removed_together
 from darwinlm.search.predict.gradients import Gradients
 from darwinlm.search.predict.surrogate import first_order
 
-STEP = 1e-3
+STEP = 3e-3
 
 
 class Mixed(nn.Module):

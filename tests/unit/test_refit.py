@@ -60,7 +60,7 @@ def refitted(
     validation_text: torch.Tensor = VALIDATION,
 ) -> Refit:
     folder = StageFolder(stage, {"made": "for a test"})
-    folder.begin()
+    parallel.in_main(folder.begin)
     share = slice(parallel.place(), None, parallel.size())
     fitted, held_out = FIT[share], validation_text[share]
     validation = Streams(stream(dense, held_out), stream(small, held_out))
