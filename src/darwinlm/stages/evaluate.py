@@ -35,6 +35,7 @@ from darwinlm.runtime.artifact import damaged, digest_of, read_json, write_json
 from darwinlm.runtime.errors import first_line
 from darwinlm.runtime.figures import LookingBackFigures, ModelFigures, ModelKey
 from darwinlm.runtime.memory import free_bytes
+from darwinlm.sampling.script import chat_parts
 from darwinlm.stages.database import PruningDatabase, database_bytes
 from darwinlm.stages.export import Exported
 from darwinlm.stages.recover import Recovered
@@ -295,6 +296,8 @@ def _use(
     room = min(parallel.gather(free_bytes(context.device))) / 2
     held: dict[str, Any] = {}
     shown = ("dense", list(models)[-1])
+    if tokenizer.chat_template and isinstance(reason := chat_parts(tokenizer), str):
+        context.reporter.say(f"evaluate: answers continue text: {reason}")
     for group in groups_that_fit(sizes, room) if parallel.is_main() else ():
         held = {name: model for name, model in held.items() if name == "dense"}
         held |= {name: models[name].load().to(context.device) for name in group if name not in held}
