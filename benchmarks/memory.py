@@ -1,12 +1,12 @@
 """Peak anonymous memory of each stage of a run on a random Llama, beside the plan's, on a machine with little memory.
 
 Anonymous memory is what a process holds besides mapped files, whose pages the system takes back when it needs them.
-Every stage runs in a separate process that sees `--memory` as the memory of its machine, so that caches take what is
-left of it. Nothing enforces the limit: the table shows whether the stages keep it. The model has the demo's tokenizer,
-and the text is the demo's.
+Every stage runs in a separate process that sees its planned memory, or `--memory`, as that of its machine, so that
+caches take what is left of it. Nothing enforces the limit: the table shows whether the stages keep it. The model has
+the demo's tokenizer, and the text is the demo's.
 
-    python benchmarks/memory.py                                    # 1.17B parameters within 2.0 GB
-    python benchmarks/memory.py --layers 16 --layers 64 --hidden 512 --memory 1.2   # the same peak for both
+    python benchmarks/memory.py --memory 2.0                       # 1.17B parameters within 2.0 GB
+    python benchmarks/memory.py --layers 16 --layers 64 --hidden 512                # the same peak for both
 """
 
 from __future__ import annotations
@@ -52,6 +52,13 @@ def anonymous() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
 
 
+def planned(recipe: Recipe, folder: Path) -> dict[str, float]:
+    """Planned memory in bytes by stage."""
+    run = opened(recipe, folder)
+    plan = make_plan(Sizes(run[DENSE], run.recipe), find_device("cpu"))
+    return {need.name: need.device_bytes for need in plan.needs}
+
+
 def watched(recipe: Recipe, folder: Path, stage: str, memory: float) -> dict[str, Any]:
     """Run one stage in this process and return the peak of its memory."""
     peak, ended = anonymous(), threading.Event()
@@ -65,29 +72,23 @@ def watched(recipe: Recipe, folder: Path, stage: str, memory: float) -> dict[str
     thread.start()
     begun = time.perf_counter()
     with mock.patch("darwinlm.runtime.memory._available", side_effect=lambda _: max(int(memory) - anonymous(), 0)):
-        run = opened(recipe, folder)
-        run.until(stage)
+        opened(recipe, folder).until(stage)
     ended.set()
     thread.join()
-    needs = {need.name: need for need in make_plan(Sizes(run[DENSE], run.recipe), find_device("cpu")).needs}
-    return {
-        "stage": stage,
-        "peak_gb": round(peak / 1e9, 2),
-        "planned_gb": round(needs[stage].device_bytes / 1e9, 2) if stage in needs else None,
-        "seconds": round(time.perf_counter() - begun),
-    }
+    return {"stage": stage, "peak_gb": round(peak / 1e9, 3), "seconds": round(time.perf_counter() - begun)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, action="append")
     parser.add_argument("--hidden", type=int, default=2048, help="width; a head has 64, an MLP 2.75 times the width")
-    parser.add_argument("--memory", type=float, default=2.0, help="GB that the machine has")
+    parser.add_argument("--memory", type=float, help="GB that the machine has; default: what the plan says")
     parser.add_argument("--stages", nargs="*", default=list(STAGES), choices=STAGES)
     parser.add_argument("--out", type=Path, help="folder; default: a temporary one")
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="FIELD=VALUE")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="darwinlm-") as work:
+        models = {}
         for layers in options.layers or [22]:
             folder = (options.out or Path(work)) / f"{layers}-{options.hidden}"
             heads = options.hidden // 64
@@ -101,13 +102,15 @@ def main() -> None:
             if not (folder / "model" / "config.json").exists():
                 random_model(folder / "model", **sizes)
             recipe = load_recipe(demo_recipe((*LITTLE, *options.settings)), (), {"model": str(folder / "model")})
-            for stage in options.stages:
-                alone(prepare, recipe, folder / "run", stage)
-                row = alone(watched, recipe, folder / "run", stage, options.memory * 1e9)
-                load = round(os.getloadavg()[0], 1)
-                print(
-                    json.dumps({"benchmark": "memory", "layers": layers, "width": options.hidden, **row, "load": load})
-                )
+            models[layers] = recipe, folder / "run", alone(planned, recipe, folder / "run")
+        for stage in options.stages:
+            for layers, (recipe, folder, plan) in models.items():
+                if stage not in plan:
+                    continue
+                alone(prepare, recipe, folder, stage)
+                row = alone(watched, recipe, folder, stage, options.memory * 1e9 if options.memory else plan[stage])
+                row |= {"planned_gb": round(plan[stage] / 1e9, 3), "load": round(os.getloadavg()[0], 1)}
+                print(json.dumps({"benchmark": "memory", "layers": layers, "width": options.hidden, **row}), flush=True)
 
 
 if __name__ == "__main__":

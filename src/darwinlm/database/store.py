@@ -30,7 +30,7 @@ from darwinlm.runtime.memory import Bounded, room_on
 
 CPU = torch.device("cpu")
 
-DEVICE_SHARE = 0.5
+DEVICE_SHARE = 0.3
 """Share of the device's free memory for factors."""
 
 HOST_SHARE = 0.4
@@ -97,7 +97,7 @@ class DatabaseReader(ModuleReader):
     def release(self, reserve: int = 0) -> None:
         """Release the factors, which are recomputed on demand and then leave `reserve` bytes of the device free."""
         self._last = {}
-        self._factors.clear(reserve)
+        self._factors.reserve(reserve)
 
     def _computed(self, block: int, kind: ModuleKind, variant: int) -> tuple[NestedFactors, ...]:
         shape = self.shapes[block, kind]

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 
 from darwinlm.needs.sizes import Sizes
+from darwinlm.streaming.hidden import STREAMS
 
 Work = Literal[
     "passes",  # operations of forward passes through blocks
@@ -42,10 +43,6 @@ RESERVE = 0.9
 LIBRARIES = 0.45e9
 """Memory of Python, PyTorch and transformers without a model. Measured on 2026-11-24; 0.40 GB of it are there before
 the first stage (docs/notebook/database.md)."""
-
-STREAMS = 2 << 30
-"""Bytes of residual streams that count as device memory. Larger ones are there too if they fit into a quarter of its
-free memory, but they are counted as files, which need no memory."""
 
 Items = dict[str, float]
 """Bytes by name."""
@@ -143,7 +140,10 @@ class Need:
         return activations | ({"weights of one block": copies * sizes.block * sizes.size} if copies else {})
 
     def streams(self, count: float) -> Items:
-        """Residual streams with this number of elements for all processes: on the device, or in a file."""
+        """Residual streams with this number of elements for all processes: on the device, or in a file.
+
+        Large ones are on the device too if they fit into a quarter of its free memory, but count as files.
+        """
         size = count * self.sizes.size
         if size / self.processes <= STREAMS:
             return {"residual streams": size / self.processes}

@@ -70,19 +70,22 @@ def _within_limit(cgroup: Path) -> int | None:
     return max(int(most) - int(used.read_text(encoding="ascii")) + int(counts.get("inactive_file", 0)), 0)
 
 
-class Bounded(Generic[K, V]):
-    """A cache whose size is a share of the free memory at its first use.
+ALL = sys.maxsize
+"""Bytes to reserve where nothing is read twice: a cache keeps nothing."""
 
-    `size` gives the bytes of a value, `room` those for all values, from the bytes reserved for others; it is called
-    once. If keys are accessed cyclically (`scanned`), the first values stay, and those that don't fit aren't kept;
-    otherwise the least recently used values are dropped.
+
+class Bounded(Generic[K, V]):
+    """A cache whose size is a share of the free memory at its first use, or when it last reserved memory for others.
+
+    `size` gives the bytes of a value, `room` those for all values, from the bytes reserved for others. If keys are
+    accessed cyclically (`scanned`), the first values stay, and those that don't fit aren't kept; otherwise the least
+    recently used values are dropped.
     """
 
     def __init__(self, size: Callable[[V], int], room: Callable[[int], int], *, scanned: bool = False) -> None:
         self._size = size
         self._room = room
         self._scanned = scanned
-        self._reserved = 0
         self._limit: int | None = None
         self._held = 0
         self._values: OrderedDict[K, V] = OrderedDict()
@@ -109,14 +112,19 @@ class Bounded(Generic[K, V]):
         self._held += size
         return True
 
-    def clear(self, reserved: int = 0) -> None:
-        """Drop all values; the free memory is measured again, without the bytes that are reserved for others."""
+    def clear(self) -> None:
+        """Drop all values."""
         self._values.clear()
-        self._held, self._limit, self._reserved = 0, None, reserved
+        self._held = 0
+
+    def reserve(self, size: int) -> None:
+        """Drop all values, and measure the free memory now, without so many bytes for others."""
+        self.clear()
+        self._limit = self._room(size)
 
     def _most(self) -> int:
         if self._limit is None:
-            self._limit = self._room(self._reserved)
+            self._limit = self._room(0)
         return self._limit
 
 

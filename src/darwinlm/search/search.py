@@ -22,6 +22,7 @@ from darwinlm.database.store import DatabaseReader
 from darwinlm.recipe import SearchSettings
 from darwinlm.runtime import parallel
 from darwinlm.runtime.errors import BudgetError
+from darwinlm.search.evaluate.dense_side import head_bytes
 from darwinlm.search.evaluate.fitness import Clock, Fitness
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.evaluate.training import MARGIN, CandidateTrainer
@@ -34,7 +35,7 @@ from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import Allocation, PerLevel
 from darwinlm.search.propose.start import neighbour_start, uniform_allocations, uniform_start
 from darwinlm.streaming.decoder import Decoder
-from darwinlm.streaming.hidden import HiddenMemory
+from darwinlm.streaming.hidden import STREAMS, HiddenMemory
 
 if TYPE_CHECKING:
     from darwinlm.runtime.console import Reporter
@@ -80,7 +81,9 @@ def search(
     sequences = -(-settings.fitness_needed // texts["fitness"].shape[1])
     memory = HiddenMemory(folder)
     if not settings.training_needed:
-        placed.reserve(_held(problem, model, batch_tokens))
+        memory = HiddenMemory(folder, reserved=_held(problem, model, batch_tokens))
+        stream = sequences * texts["fitness"].shape[1] * int(model.model.config.hidden_size) * model.dtype.itemsize
+        placed.reserve(memory.reserved + min((settings.offspring + 2) * stream, STREAMS))
     fitness = Fitness(placed, texts["fitness"][:sequences], batch_tokens=batch_tokens, memory=memory)
     estimates = estimated_losses(problem.space, database)
     losses = local_errors(problem.space, database) if estimates is None else estimates
@@ -146,16 +149,17 @@ def search(
 def _held(problem: Problem, model: Decoder, batch_tokens: int) -> int:
     """Bytes that a walk through the blocks needs besides caches and streams.
 
-    These are two dense blocks and one candidate's modules, a module's factors with the products of its slopes, and a
-    pass.
+    These are two dense blocks and one candidate's modules, the head, a module's factors with the products of its
+    slopes, and a pass.
     """
     by_block = Counter[int]()
     for module in problem.space.modules:
         by_block[module.block] += module.levels[-1].params
-    width = int(model.model.config.hidden_size)
+    width, vocabulary = int(model.model.config.hidden_size), int(model.model.config.vocab_size)
     widest = max(level.width for module in problem.space.modules for level in module.levels)
-    passing = (BLOCKS * max(by_block.values()) + PASS * batch_tokens * width) * model.dtype.itemsize
-    return int(MARGIN * (passing + 4 * widest * (widest + PRODUCTS * width)))
+    passing = (BLOCKS * max(by_block.values()) + (PASS * batch_tokens + vocabulary) * width) * model.dtype.itemsize
+    logits = head_bytes(vocabulary, on_cpu=model.device.type == "cpu")
+    return int(MARGIN * (passing + logits + 4 * widest * (widest + PRODUCTS * width)))
 
 
 def best_of(choices: list[Allocation], fitness: Fitness, losses: PerLevel, n_tokens: int, clock: Clock) -> Allocation:

@@ -8,12 +8,12 @@ from typing import Any
 from darwinlm.data import TokenSequences
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.needs.need import STREAMS, Items, Need, largest
+from darwinlm.needs.need import Items, Need, largest
 from darwinlm.needs.training import STATE_BYTES, add_updates, trained
 from darwinlm.runtime import parallel
 from darwinlm.runtime.amounts import size
 from darwinlm.runtime.artifact import StageFolder, read_json, write_json
-from darwinlm.search.evaluate.dense_side import LOGIT_TOKENS
+from darwinlm.search.evaluate.dense_side import LOGIT_TOKENS, head_bytes
 from darwinlm.search.evaluate.training import LOGIT_BYTES, STEP_TOKENS
 from darwinlm.search.evolve import evolution
 from darwinlm.search.problem.problem import Problem
@@ -21,6 +21,7 @@ from darwinlm.search.problem.space import Allocation
 from darwinlm.search.search import BLOCKS, PRODUCTS, search
 from darwinlm.stages.database import PruningDatabase, database_bytes
 from darwinlm.streaming.decoder import Decoder
+from darwinlm.streaming.hidden import STREAMS
 from darwinlm.streaming.streamed import SHARE, StreamedDecoder
 
 RESULT = "result.json"
@@ -105,7 +106,7 @@ def _need(need: Need) -> None:
             "streams": min((settings.offspring + 2) * stream, float(STREAMS)),
             "factors of one module": 4.0 * widest * (widest + PRODUCTS * sizes.width),
         }
-    passing = need.a_pass(backward=guided) | {"logits": 10.0 * LOGIT_TOKENS * sizes.vocabulary}
+    passing = need.a_pass(backward=guided) | {"logits": float(head_bytes(sizes.vocabulary, on_cpu=need.on_cpu))}
     need.files(sizes.params * sizes.saved + database_bytes(sizes))
     need.bound = 60 * settings.minutes if settings.minutes is not None else need.bound
     need.held |= _training(need, passing) if training else passing

@@ -15,6 +15,7 @@ from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.needs.need import Need
 from darwinlm.runtime.mapped import in_file
+from darwinlm.runtime.memory import ALL
 from darwinlm.stages.database import PruningDatabase, database_bytes
 from darwinlm.stages.search import SearchResult
 from darwinlm.surgery.stitch import stitch
@@ -57,12 +58,13 @@ def _need(need: Need) -> None:
 
 def _stitch(task: Task, database: PruningDatabase, search: SearchResult) -> None:
     """Build and save the smaller model in the dense checkpoint's element types. Raises StorageError."""
+    database.reader.release(ALL)
     place = partial(in_file, folder=task.folder)
     save_model(stitch(database.reader, search.allocation, place), task.folder / "model")
 
 
 def _read(task: Task, database: PruningDatabase) -> Stitched:
-    database.reader.release()  # the factors of the search; later stages need the memory
+    database.reader.release(ALL)  # the factors of the search; later stages need the memory
     return Stitched(Checkpoint.open(task.folder / "model"))
 
 

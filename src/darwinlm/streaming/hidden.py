@@ -23,6 +23,9 @@ from darwinlm.streaming.transfers import Arriving, Mover, pinned_bytes, pinned_l
 SHARE = 0.25
 """Share of the free memory of the device, or of the machine, for one stream."""
 
+STREAMS = 2 << 30
+"""Bytes of residual streams that a plan counts as device memory, and that caches leave free."""
+
 Place = Literal["device", "host", "file"]
 
 
@@ -33,17 +36,19 @@ class HiddenMemory:
     Attributes:
         folder: Folder for a file if memory is full; the file is deleted with the stream.
         place: Fixed place; None selects the first of device, host and file with room.
+        reserved: Bytes of the device that streams leave free.
     """
 
     folder: Path
     place: Place | None = None
+    reserved: int = 0
 
     def choose(self, device: torch.device, elements: int, batch: Tensor) -> Place:
         """The place for a stream with `elements` elements, in batches like the given one."""
         if self.place is not None:
             return self.place
         size = elements * batch.element_size()
-        if size <= SHARE * free_bytes(device):
+        if size <= SHARE * (free_bytes(device) - self.reserved):
             return "device"
         on_host = pinned_bytes(batch.nbytes) / batch.nbytes * size
         return "host" if device.type != "cpu" and on_host <= SHARE * free_host_bytes() else "file"

@@ -22,8 +22,8 @@ from darwinlm.runtime.memory import Bounded, all_bytes, room_on
 from darwinlm.streaming.decoder import Decoder
 from darwinlm.streaming.transfers import Arriving, Mover
 
-SHARE = 0.5
-"""Share of the device's free memory for blocks that stay."""
+SHARE = 0.4
+"""Share of the device's free memory for blocks that stay. The shares of all caches of a search add up to 1."""
 
 HEAD = -1
 """The head among the blocks that stay."""
@@ -107,7 +107,7 @@ class StreamedDecoder(Decoder):
             self.unload(block)
         self.unload_head()
         self._coming.clear()
-        self._staying.clear(room)
+        self._staying.reserve(room)
 
     def walk(self, blocks: Iterable[int]) -> Iterator[int]:
         """Blocks in this order, each with its weights while it is visited."""

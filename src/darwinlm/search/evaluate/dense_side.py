@@ -28,6 +28,9 @@ from darwinlm.streaming.decoder import Decoder
 LOGIT_TOKENS = 512
 """Tokens whose logits over the whole vocabulary are computed at once."""
 
+GRADIENT_TOKENS = 128
+"""Tokens whose logits and gradients are in memory at once."""
+
 CPU_LOGITS = 24 << 20
 """Maximum bytes of such logits on a CPU. glibc returns larger allocations to the system each time, and page faults are
 slow."""
@@ -35,8 +38,8 @@ slow."""
 CPU_PART = 1 << 21
 """Maximum number of float32 logits of a vocabulary part for all tokens on a CPU, so that they stay in its caches."""
 
-GPU_PART = 1 << 28
-"""The same on a GPU, where only memory limits them: 1 GiB."""
+GPU_PART = 1 << 26
+"""The same on a GPU, where only memory limits them: 256 MiB."""
 
 FEWEST = 256
 """Minimum number of vocabulary entries in a part."""
@@ -154,5 +157,12 @@ def head_tokens(decoder: Decoder) -> int:
     """Tokens whose logits over the whole vocabulary are computed at once."""
     if decoder.device.type != "cpu":
         return LOGIT_TOKENS
-    embedding: Tensor = decoder.model.get_input_embeddings().weight
-    return max(min(CPU_LOGITS // (len(embedding) * embedding.element_size()), LOGIT_TOKENS), 16)
+    logits = len(decoder.model.get_output_embeddings().weight) * decoder.dtype.itemsize  # of one token
+    return max(min(CPU_LOGITS // logits, LOGIT_TOKENS), 16)
+
+
+def head_bytes(vocabulary: int, *, on_cpu: bool) -> int:
+    """Bytes of logits, distributions and gradients at once."""
+    if on_cpu:
+        return max(16 * GRADIENT_TOKENS * vocabulary, 4 * CPU_LOGITS)
+    return max(10 * LOGIT_TOKENS * vocabulary, 6 * GPU_PART)

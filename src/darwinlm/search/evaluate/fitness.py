@@ -32,7 +32,7 @@ from darwinlm.streaming.hidden import HiddenMemory, HiddenStates
 CPU_TOKENS = 1024
 """Maximum number of tokens in a forward pass on a CPU, so that the residual stream stays in its caches."""
 
-INPUTS_SHARE = 0.25
+INPUTS_SHARE = 0.1
 """Share of the device's free memory for block inputs of the base."""
 
 Window = tuple[int, int]
@@ -105,6 +105,8 @@ class Fitness:
         self._inputs: Bounded[tuple[Window, int], Tensor] = Bounded(
             lambda hidden: hidden.nbytes, room_on(self.decoder.device, INPUTS_SHARE), scanned=True
         )
+        if placed.reserved:
+            self._inputs.reserve(placed.reserved)
         self._prepare_dense()
 
     @torch.no_grad()

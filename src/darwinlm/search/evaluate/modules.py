@@ -15,7 +15,7 @@ from darwinlm.streaming.decoder import Decoder, absent
 from darwinlm.streaming.transfers import HostCopy
 from darwinlm.surgery.shrink import shrink_tensors, small_module
 
-SHARE = 0.3
+SHARE = 0.2
 """Share of the device's free memory for pruned modules."""
 
 PLACED = -1
@@ -31,6 +31,7 @@ class PlacedModules:
         self.space = space
         self.dense = [decoder.module(module.block, module.kind) for module in space.modules]
         self.current: list[int] = list(space.dense)
+        self.reserved = 0
         self._places: dict[int, list[int]] = {}
         for index, module in enumerate(space.modules):
             self._places.setdefault(module.block, []).append(index)
@@ -42,8 +43,9 @@ class PlacedModules:
 
     def reserve(self, size: int) -> None:
         """Leave so many bytes of the device free from now on: blocks, modules and factors are kept in the rest."""
+        self.reserved = size
         self.decoder.reserve(size)
-        self._small.clear(size)
+        self._small.reserve(size)
         self.database.release(size)
 
     def module(self, index: int, level: int) -> nn.Module:

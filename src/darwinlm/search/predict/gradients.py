@@ -31,14 +31,12 @@ from darwinlm.database.factors import NestedFactors
 from darwinlm.database.store import DatabaseReader
 from darwinlm.runtime import parallel
 from darwinlm.runtime.errors import NumericsError
+from darwinlm.search.evaluate.dense_side import GRADIENT_TOKENS
 from darwinlm.search.evaluate.fitness import CPU_TOKENS, Clock, Window
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.problem.space import Allocation
 from darwinlm.streaming.decoder import Removed
 from darwinlm.streaming.hidden import HiddenMemory, HiddenStates
-
-LOGIT_GRADIENT_TOKENS = 128
-"""Tokens whose logits and gradients are in memory at once."""
 
 
 class Gradients:
@@ -145,15 +143,16 @@ class Gradients:
         """Gradient of the summed KL at the stream after the last block."""
         gradient = torch.empty_like(hidden)
         flat, hidden, dense = gradient.view(-1, hidden.shape[-1]), hidden.flatten(0, 1), dense.flatten(0, 1)
-        for start in range(0, len(flat), LOGIT_GRADIENT_TOKENS):
-            piece = slice(start, start + LOGIT_GRADIENT_TOKENS)
+        for start in range(0, len(flat), GRADIENT_TOKENS):
+            piece = slice(start, start + GRADIENT_TOKENS)
             with torch.no_grad():
                 p = self.decoder.head(dense[piece]).float().softmax(-1)
             with torch.enable_grad():
                 part = hidden[piece].detach().requires_grad_()
                 logits = self.decoder.head(part)
                 # d KL / d logits is the difference of the distributions.
-                towards = (logits.detach().float().softmax(-1) - p).to(logits.dtype)
+                towards = logits.detach().float().softmax(-1).sub_(p).to(logits.dtype)
+                del p
                 flat[piece] = torch.autograd.grad(logits, part, towards)[0]
         return gradient
 
