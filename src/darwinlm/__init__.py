@@ -9,6 +9,7 @@ Auto classes of transformers load models with unequal layers without `trust_remo
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ from darwinlm.families.registration import register_when_imported
 from darwinlm.runtime.version import VERSION
 
 __version__ = VERSION
+
+os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # before PyTorch: what Apple's GPUs lack runs on the CPU
 
 if TYPE_CHECKING:
     from darwinlm.recipe import Recipe as Recipe

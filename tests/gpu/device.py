@@ -1,6 +1,6 @@
 """A pretend GPU for machines without one: a device of its own whose tensors are computed on the CPU.
 
-    with pretend_gpu() as gpu:
+    with pretend_gpu() as gpu:  # or pretend_gpu(float64=False), as Apple's
         run_stages(open_run(..., "compute.device=pretend"), "report")
     assert not gpu.tally.mixes
 
@@ -30,6 +30,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from darwinlm.runtime import compute
 from tests.gpu.rules import Call
 
 NAME = "pretend"
@@ -132,10 +133,12 @@ class Gpu(TorchDispatchMode):
         tally: What was counted since it was last replaced.
         allocated: Bytes that are in use.
         peak: The most that were, since `restart`.
+        float64: Whether it has this type; Apple's GPUs don't.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, float64: bool = True) -> None:
         super().__init__()
+        self.float64 = float64
         self.tally = Tally()
         self.allocated = self.peak = 0
         self._storages: weakref.WeakValueDictionary[int, _Storage] = weakref.WeakValueDictionary()
@@ -168,6 +171,10 @@ class Gpu(TorchDispatchMode):
         self.tally.mixes[f"{_line()}: {reason}"] += 1
         raise MixedDevicesError(f"expected all tensors to be on the same device: {_line()}: {reason}")
 
+    def refuse_float64(self, what: str) -> None:
+        """Say what Apple's GPUs say."""
+        raise TypeError(f"the device doesn't support float64: {_line()}: {what}")
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Every operation in the mode."""
         return self.run(func, args, kwargs or {})
@@ -187,6 +194,9 @@ class Gpu(TorchDispatchMode):
         refusal = call.refusal()
         if refusal is not None:
             self.refuse(refusal)
+        doubles = kwargs.get("dtype") == torch.float64 or any(one.dtype == torch.float64 for one in ours)
+        if doubles and not self.float64:
+            self.refuse_float64(call.name)
         self._count(call)
         if call.name == "aten::record_stream":
             return None
@@ -201,6 +211,8 @@ class Gpu(TorchDispatchMode):
     def _wrapped(self, one: Any, device: torch.device, given: dict[int, PretendTensor]) -> Any:
         if not isinstance(one, Tensor) or device.type != NAME:
             return one
+        if one.dtype == torch.float64 and not self.float64:
+            self.refuse_float64("a result")
         if id(one) not in given:
             return PretendTensor(one, device, self)
         same = given[id(one)]  # changed in place
@@ -292,10 +304,10 @@ def _register() -> None:
 
 
 @contextmanager
-def pretend_gpu() -> Iterator[Gpu]:
-    """Give this PyTorch the device `pretend` for a while."""
+def pretend_gpu(*, float64: bool = True) -> Iterator[Gpu]:
+    """Give this PyTorch the device `pretend` for a while, with or without float64."""
     _register()
-    gpu = Gpu()
+    gpu = Gpu(float64=float64)
     built_in = functional.scaled_dot_product_attention
 
     def attention(query: Tensor, *rest: Any, **named: Any) -> Tensor:
@@ -309,6 +321,7 @@ def pretend_gpu() -> Iterator[Gpu]:
     try:
         with (
             mock.patch.object(functional, "scaled_dot_product_attention", attention),
+            mock.patch.object(compute, "WITHOUT_FLOAT64", frozenset() if float64 else frozenset({NAME})),
             torch.autograd.set_multithreading_enabled(False),  # a mode belongs to its thread
             gpu,
         ):

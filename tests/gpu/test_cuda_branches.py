@@ -1,4 +1,4 @@
-"""Every branch on the name of CUDA runs in some test, since the pretend GPU has another name."""
+"""Every branch on the name of CUDA or of Apple's GPUs runs in some test, since the pretend GPU has another name."""
 
 import re
 from pathlib import Path
@@ -22,6 +22,7 @@ BRANCHES = {
     "calibration/moments.py": "tests/unit/test_moments.py",
     "database/store.py": "tests/integration/test_pipeline.py",
     "latency/timing.py": HERE,
+    "planning/devices.py": "tests/unit/test_planning_devices.py",
     "planning/probe.py": HERE,
     "recovery/train.py": HERE,
     "runtime/compute.py": "tests/unit/test_compute.py",
@@ -42,7 +43,7 @@ def test_all_branches_are_listed():
     found = {
         path.relative_to(code).as_posix()
         for path in code.rglob("*.py")
-        if re.search(r'type [!=]= "cuda"', path.read_text(encoding="utf-8"))
+        if re.search(r'type [!=]= "(cuda|mps)"', path.read_text(encoding="utf-8"))
     }
     assert found == BRANCHES.keys()
     assert all((ROOT / test).is_file() for test in BRANCHES.values())

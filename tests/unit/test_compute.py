@@ -7,11 +7,11 @@ from darwinlm.pipeline import open_run
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.recipe.settled import settled
 from darwinlm.runtime import parallel
-from darwinlm.runtime.compute import fast_dtype, resolve_device
+from darwinlm.runtime.compute import exact_device, fast_dtype, now, resolve_device
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import ParallelError, RecipeError
 
-CPU = torch.device("cpu")
+CPU, MPS = torch.device("cpu"), torch.device("mps")
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_devices_that_are_here(gpus):
         (4, "cuda:7", "there is no 'cuda:7' here, cuda:0 to cuda:3"),
         (0, "gpu", "'gpu' is not a device; use auto, cpu, cuda or cuda:1"),
         (0, "meta", "'meta' can't run a model"),
-        (0, "mps", "Apple's GPUs have no float64, which removal orders need; use auto or cpu"),
+        (0, "mps", r"'mps' can't be used here \(.+\); use auto"),
         (0, "xpu", r"'xpu' can't be used here \(.+\); use auto"),
     ],
 )
@@ -107,6 +107,41 @@ def test_devices_that_are_not_here(gpus, count, name, message):
     gpus(count)
     with pytest.raises(RecipeError, match=message):
         resolve_device(name)
+
+
+@pytest.fixture
+def apple(monkeypatch):
+    """Simulate a Mac with a GPU, and a version of macOS."""
+
+    def make(macos):
+        monkeypatch.setattr(torch, "ones", lambda size, device: 1)
+        monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda *version: version <= macos)
+
+    return make
+
+
+def test_apples_gpu_is_used_by_name(gpus, apple, processes):
+    gpus(0)
+    apple((14, 2))
+    assert [resolve_device(name).type for name in ("auto", "mps")] == ["cpu", "mps"]
+    processes(0, 2)
+    with pytest.raises(RecipeError, match="mps is one GPU, but 2 processes were started: start one"):
+        resolve_device("mps")
+
+
+@pytest.mark.parametrize(("macos", "dtype"), [((14, 0), "bfloat16"), ((13, 6), "float32")])
+def test_apples_gpu_has_bfloat16_since_macos_14(apple, macos, dtype):
+    apple(macos)
+    assert fast_dtype(MPS) == dtype
+
+
+def test_float64_of_apples_gpu_is_the_cpus(monkeypatch):
+    awaited = []
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: awaited.append("mps"))
+    assert exact_device(MPS) == CPU
+    assert exact_device(torch.device("cuda:1")) == torch.device("cuda:1")
+    assert now(MPS) <= now(MPS)
+    assert awaited == ["mps", "mps"]
 
 
 def test_each_process_has_its_gpu(gpus, processes):

@@ -1,5 +1,6 @@
 """What is free, and what is kept of it."""
 
+import pytest
 import torch
 
 from darwinlm.runtime import memory, parallel
@@ -32,6 +33,16 @@ def test_memory_that_pytorch_holds_and_does_not_use_is_free(monkeypatch):
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 500)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 450)
     assert memory.free_bytes(torch.device("cuda")) == 150
+
+
+@pytest.mark.parametrize(("on_host", "free"), [(100, 60), (50, 50)])
+def test_apples_gpu_shares_the_machines_memory(monkeypatch, on_host, free):
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 90)
+    monkeypatch.setattr(torch.mps, "current_allocated_memory", lambda: 30)
+    monkeypatch.setattr(memory, "free_host_bytes", lambda: on_host)
+    device = torch.device("mps")
+    assert memory.all_bytes(device) == 90
+    assert memory.free_bytes(device) == memory.room_at_peak(device) == free
 
 
 def kept(bounded: Bounded[int, int], keys: range) -> list[int]:

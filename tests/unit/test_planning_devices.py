@@ -14,7 +14,7 @@ from tests.tiny.checkpoint import SETTINGS
 
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.needs.sizes import Sizes
-from darwinlm.planning.devices import find_device
+from darwinlm.planning.devices import device_here, find_device
 from darwinlm.planning.plan import estimate
 from darwinlm.planning.probe import Machine
 from darwinlm.recipe import load_recipe
@@ -48,6 +48,12 @@ def test_cuda_is_the_card_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         42,
         True,
     )
+
+
+def test_apples_gpu_has_its_share_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 42)
+    device = device_here(torch.device("mps"))
+    assert (device.name, device.memory, device.is_here) == ("mps", 42, True)
 
 
 def test_a_floor_runs_each_kind_at_its_type_and_never_faster_than_memory() -> None:

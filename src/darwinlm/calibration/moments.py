@@ -11,6 +11,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from darwinlm.runtime.compute import exact_device
+
 
 class _Moment:
     """A sum of products in float32, and the number of tokens in it (`count`)."""
@@ -21,7 +23,7 @@ class _Moment:
 
     def take(self, total: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Tensor:
         """The sum divided by the number of tokens; `total` sums over processes in place. Then nothing can be added."""
-        tokens = total(torch.tensor([self.count], dtype=torch.float64, device=self._sum.device))
+        tokens = total(torch.tensor([self.count], dtype=torch.float64, device=exact_device(self._sum.device)))
         mean, self._sum = total(self._sum).div_(max(float(tokens), 1.0)), self._sum.new_empty(0)
         return mean
 

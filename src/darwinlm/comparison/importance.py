@@ -17,6 +17,7 @@ from darwinlm.database.modules import Place
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.parts import RowUnit
 from darwinlm.families.shapes import ModuleShape, module_shapes, row_counts, row_segments
+from darwinlm.runtime.compute import exact
 from darwinlm.runtime.errors import FamilyError
 from darwinlm.streaming.experts import Routing, expert_module, expert_output, output_sizes, watch_experts
 from darwinlm.streaming.outputs import output_projection
@@ -99,7 +100,7 @@ def _blocks(stream: BlockStream, progress: Progress) -> Iterator[tuple[int, Exit
 
 def _adder(sums: dict[Place, Tensor], place: Place, shape: ModuleShape) -> Callable[[Any, tuple[Tensor, ...]], None]:
     def add(_: Any, inputs: tuple[Tensor, ...]) -> None:
-        x = inputs[0].double()  # [s, t, width]
+        x = exact(inputs[0]).double()  # [s, t, width]
         if shape.kind == "attention":
             x = x.view(*x.shape[:2], -1, shape.head_dim).norm(dim=-1)
         sizes = x.abs().mean(1).square().sum(0)
@@ -122,7 +123,8 @@ class ExpertScores:
             token, place = torch.where(routing.chosen == expert)
             norms = expert_output(self.module, routing.hidden[token], expert).float().norm(dim=-1)
             self.asked[expert] += len(token)
-            self.sums[expert] += float((norms * routing.weights[token, place].float()).sum(dtype=torch.float64))
+            weighted = exact(norms * routing.weights[token, place].float())
+            self.sums[expert] += float(weighted.sum(dtype=torch.float64))
 
     @property
     def added(self) -> Tensor:
@@ -162,7 +164,7 @@ def block_influence(stream: BlockStream, progress: Progress = lambda done, total
         stream.unload(block)
         total, count = 0.0, 0
         for old, new in zip(before, stream.hidden, strict=True):
-            cosine = torch.nn.functional.cosine_similarity(old.double(), new.double(), dim=-1)
+            cosine = torch.nn.functional.cosine_similarity(exact(old).double(), exact(new).double(), dim=-1)
             total += float(cosine.sum())
             count += cosine.numel()
         influence.append(1 - total / count)

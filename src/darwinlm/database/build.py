@@ -22,6 +22,7 @@ from darwinlm.families.shapes import ModuleShape, module_shapes
 from darwinlm.recipe import UnitsSettings
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import StageFolder, open_tensors, read_tensors, write_tensors
+from darwinlm.runtime.compute import exact
 from darwinlm.runtime.errors import ArtifactError
 from darwinlm.streaming.stream import BlockStream
 
@@ -125,6 +126,7 @@ def module_factors(
         NumericsError: Values aren't finite.
         StorageError: The disk is full.
     """
+    S = None if S is None else S.to(moment.device)
     if shape.experts:
         return experts_tensors(expert_factors(shape, moment, W, S, order))
     W = W.to(moment.device)
@@ -217,6 +219,7 @@ class Spilled:
     """
 
     def __init__(self, matrix: Tensor, folder: Path) -> None:
+        matrix = exact(matrix)  # from a GPU without float64, it is copied to main memory
         self.device = matrix.device
         self._kept: Tensor | None = None
         self._path = folder / f".spilled-{os.getpid()}-{next(NUMBERS)}.tmp"

@@ -19,6 +19,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from darwinlm.runtime.compute import exact
+
 Outputs = Callable[[int, Tensor], tuple[Tensor, Tensor]]
 """Channels [i, d] and unweighted outputs [i, m] of one expert on some of the tokens [i], float32."""
 
@@ -150,7 +152,7 @@ class Remaining:
 def usage(routed: RoutedTokens, alive: Tensor) -> Tensor:
     """Number of tokens of each remaining expert, [e] float64; infinite for removed ones."""
     chosen = routed.choice(alive).topk(routed.k, dim=-1).indices
-    return chosen.flatten().bincount(minlength=len(alive)).double().masked_fill(~alive, torch.inf)
+    return exact(chosen.flatten().bincount(minlength=len(alive))).double().masked_fill(exact(~alive), torch.inf)
 
 
 def steps(experts: int, k: int) -> Iterator[tuple[int, int, int]]:

@@ -19,6 +19,7 @@ from torch.nn.functional import kl_div, logsigmoid
 
 from darwinlm.database.expert_order import ExpertOrder, Remaining, RoutedTokens, expert_order, usage
 from darwinlm.runtime import parallel
+from darwinlm.runtime.compute import exact, exact_device
 from darwinlm.runtime.errors import NumericsError
 from darwinlm.streaming.experts import (
     RoutedSample,
@@ -85,13 +86,14 @@ class Lens:
     @torch.no_grad()
     def losses(self, errors: Sequence[Tensor]) -> Tensor:
         """KL in nats per token for errors [n, m] of the stream after the last block, [c] float64."""
-        total = torch.zeros(len(errors), dtype=torch.float64, device=self.last.device)
+        total = torch.zeros(len(errors), dtype=torch.float64, device=exact_device(self.last.device))
         for start in range(0, len(self.last), HEAD_TOKENS):
             piece = slice(start, start + HEAD_TOKENS)
             dense = self._log_probabilities(self.last[piece])
             for place, error in enumerate(errors):
                 other = self._log_probabilities(self.last[piece] + error[piece])
-                total[place] += kl_div(other, dense, reduction="none", log_target=True).sum(dtype=torch.float64)
+                kl = exact(kl_div(other, dense, reduction="none", log_target=True))
+                total[place] += kl.sum(dtype=torch.float64)
         return (total / len(self.last)).clamp_min(0)
 
     def _log_probabilities(self, stream: Tensor) -> Tensor:
@@ -159,13 +161,14 @@ class _Mixture:
 
     def _judge(self, alive: Tensor, trials: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Errors and losses of all trials; each process does its share."""
-        results = torch.zeros(2, len(trials), dtype=torch.float64, device=alive.device)
+        results = torch.zeros(2, len(trials), dtype=torch.float64, device=exact_device(alive.device))
         with parallel.agree():
             remaining = Remaining(self.routed, alive, self._outputs)
             moved: list[Tensor] = []
             for place in range(parallel.place(), len(trials), parallel.size()):
                 missing = self._judged(remaining.missing(trials[place]))
-                results[0, place] = (self._judged(self.routed.scale) * missing).square().sum(dtype=torch.float64)
+                squares = exact((self._judged(self.routed.scale) * missing).square())
+                results[0, place] = squares.sum(dtype=torch.float64)
                 parts = iter(torch.split((self._judged(self.routed.y) - missing).to(self.after.dtype), self._lengths()))
                 with _replaced(self.experts, lambda *_, parts=parts, **__: next(parts)):
                     moved.append(self._moved())

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from darwinlm.evaluation.divergence import ROWS
 from darwinlm.runtime import parallel
+from darwinlm.runtime.compute import exact
 from darwinlm.runtime.figures import AnswerFigures
 from darwinlm.sampling.sampler import Request, Sampled, Sampler
 from darwinlm.sampling.script import chats
@@ -115,7 +116,7 @@ def closeness(dense: Tensor, logits: Tensor) -> Tensor:
 
 
 def _figures(closeness: Tensor) -> AnswerFigures:
-    kl, accepted, agreed = closeness.double()
+    kl, accepted, agreed = exact(closeness).double()
     median, last = torch.quantile(kl, torch.tensor([0.5, 0.99], dtype=kl.dtype)).tolist()
     return AnswerFigures(
         tokens=len(kl),

@@ -20,6 +20,7 @@ from darwinlm.data.packing import added_bos
 from darwinlm.evaluation.divergence import token_losses
 from darwinlm.evaluation.quality import HEAD_TOKENS, reading
 from darwinlm.runtime import parallel
+from darwinlm.runtime.compute import exact
 from darwinlm.runtime.errors import DataError
 from darwinlm.runtime.figures import CopyingScore
 
@@ -172,7 +173,7 @@ def measure_copying(
                     with model.with_head():
                         logits = model.head(state)
                     right = (logits.argmax(-1) == target).sum()
-                    lost = token_losses(logits, target).sum(dtype=torch.float64)
+                    lost = exact(token_losses(logits, target)).sum(dtype=torch.float64)
                     row.add_(torch.tensor([float(right), float(lost), len(target)], dtype=torch.float64))
         for name, (right, lost, count) in zip(models, parallel.all_reduce(sums).tolist(), strict=True):
             scores[name].append(CopyingScore(each.name, right / count, lost / count, int(count)))

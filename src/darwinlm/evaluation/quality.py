@@ -17,6 +17,7 @@ from torch import Tensor
 
 from darwinlm.evaluation.divergence import DenseDistribution, log_normalisers, token_losses
 from darwinlm.runtime import parallel
+from darwinlm.runtime.compute import exact
 from darwinlm.runtime.errors import NumericsError
 from darwinlm.runtime.memory import kept_memory
 from darwinlm.streaming.decoder import Decoder
@@ -223,8 +224,8 @@ def _measure_batch(readers: Sequence[Read], states: Sequence[Tensor], batch: Ten
             accepted[place, piece] = distribution.acceptance(logits, totals)
             agreed[place, piece] = logits.argmax(-1) == first
             del logits
-    figures = torch.stack((losses, accepted, agreed, divergence), 1).view(len(readers), 4, *batch.shape)
+    figures = exact(torch.stack((losses, accepted, agreed, divergence), 1)).view(len(readers), 4, *batch.shape)
     whole = figures[:, :3, :, :-1].sum((2, 3), dtype=torch.float64)
-    kl, halves = figures[:, 3], torch.stack((seen, ~seen)).double()
+    kl, halves = figures[:, 3], exact(torch.stack((seen, ~seen))).double()
     by_next = torch.einsum("rnt,hnt->rh", kl[..., :-1].double(), halves)
     return torch.cat([whole, by_next, kl.sum(1, dtype=torch.float64)], 1).cpu()

@@ -12,6 +12,7 @@ from torch import Tensor
 from darwinlm.data.packing import added_bos, token_ids
 from darwinlm.evaluation.divergence import log_normalisers, token_losses
 from darwinlm.evaluation.quality import HEAD_TOKENS
+from darwinlm.runtime.compute import exact
 from darwinlm.runtime.errors import CheckpointError
 from darwinlm.runtime.figures import Spelling
 from darwinlm.streaming.decoder import Decoder
@@ -83,14 +84,18 @@ def measure_bits(
             for state, target in zip(*pieces, strict=True):
                 logits = model.head(state)
                 if done < len(wholes):
-                    totals["dense_bits_per_byte"] += float(token_losses(logits, target).sum(dtype=torch.float64))
+                    totals["dense_bits_per_byte"] += _total(token_losses(logits, target))
                     continue
                 mass = log_normalisers(logits)
                 logits = logits.index_select(-1, kept)
                 normalisers = log_normalisers(logits)
-                totals["bits_per_byte"] += float(token_losses(logits, target, normalisers).sum(dtype=torch.float64))
-                totals["mass_lost"] += float((mass - normalisers).sum(dtype=torch.float64))
+                totals["bits_per_byte"] += _total(token_losses(logits, target, normalisers))
+                totals["mass_lost"] += _total(mass - normalisers)
             progress(done + 1, len(inputs))
     tokens = sum(len(cut) - 1 for cut in cuts)
     per_byte = 1 / (math.log(2) * sum(len(text.encode()) for text in passages))
     return {name: total * (per_byte if name.endswith("byte") else 1 / tokens) for name, total in totals.items()}
+
+
+def _total(values: Tensor) -> float:
+    return float(exact(values).sum(dtype=torch.float64))

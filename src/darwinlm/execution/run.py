@@ -14,8 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from darwinlm.execution.context import open_context
 from darwinlm.execution.output import claim, guarded
 from darwinlm.execution.stage import Deferred, Graph, Pace, Result, Stage, Task, parameters
@@ -25,6 +23,7 @@ from darwinlm.runtime.artifact import StageFolder, code_version, read_manifest
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import DeviceMemoryError, RecipeError
 from darwinlm.runtime.figures import StageTime
+from darwinlm.runtime.memory import is_out_of_memory
 
 
 class Run:
@@ -243,7 +242,9 @@ class Run:
                 reporter.resumes()
             try:
                 yield True
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 device = self.context.device
                 raise DeviceMemoryError(f"{title}: the memory of {device} is full", stage.name, self) from error
         # For a resumed stage, only the last part is timed.

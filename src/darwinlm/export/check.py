@@ -18,6 +18,7 @@ from torch import Tensor
 from darwinlm.export.hf import tokenizer_of
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import is_custom
+from darwinlm.runtime.compute import exact
 from darwinlm.runtime.errors import ExportError
 from darwinlm.streaming.decoder import Decoder
 from darwinlm.streaming.streamed import StreamedDecoder
@@ -181,7 +182,7 @@ def _differs(left: str, right: str, place: str, difference: float, tolerance: fl
 
 def mean_kl(reference: Tensor, other: Tensor) -> float:
     """Mean KL(reference ‖ other) in nats per token, from logits [t, v]."""
-    left, right = (logits.double().log_softmax(-1) for logits in (reference, other))
+    left, right = (exact(logits).double().log_softmax(-1) for logits in (reference, other))
     return float((left.exp() * (left - right)).sum(-1).mean().clamp_min(0))
 
 

@@ -13,6 +13,7 @@ import yaml
 from darwinlm.needs.need import Rates, Work
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.runtime.limits import suggestion
+from darwinlm.runtime.memory import all_bytes
 
 GIB = 1 << 30
 
@@ -72,8 +73,11 @@ def device_here(kind: torch.device) -> Device:
     """A device of this machine. Raises RecipeError if there is no GPU."""
     if kind.type == "cpu":
         threads = torch.get_num_threads()
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return Device("cpu", kind, memory, f"measured here, {threads} thread{'' if threads == 1 else 's'}")
+        return Device(
+            "cpu", kind, float(all_bytes(kind)), f"measured here, {threads} thread{'' if threads == 1 else 's'}"
+        )
+    if kind.type == "mps":
+        return Device("mps", kind, float(all_bytes(kind)), "measured here")
     if not torch.cuda.is_available():
         raise RecipeError("--device cuda: this machine's PyTorch finds no GPU: name the card, such as h100, or cpu")
     card = torch.cuda.get_device_properties(kind)

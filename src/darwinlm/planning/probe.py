@@ -30,7 +30,7 @@ from darwinlm.needs.counted import typical_blocks
 from darwinlm.needs.need import Work
 from darwinlm.needs.sizes import Sizes
 from darwinlm.needs.training import UPDATE_BYTES
-from darwinlm.runtime.compute import DTYPES
+from darwinlm.runtime.compute import DTYPES, await_device, exact
 from darwinlm.runtime.errors import storage_error
 from darwinlm.streaming.streamed import StreamedDecoder
 
@@ -153,7 +153,7 @@ class Machine(Mapping[Work, float]):
                 _, processor = self._several(action)
             finally:
                 torch.set_num_threads(threads)
-        return median(walls) if self.device.type == "cuda" else min(median(walls), median(processor))
+        return min(median(walls), median(processor)) if self.device.type == "cpu" else median(walls)
 
     def _several(self, action: Callable[[], object]) -> tuple[list[float], list[float]]:
         walls: list[float] = []
@@ -161,8 +161,7 @@ class Machine(Mapping[Work, float]):
         while len(walls) < TRIALS[0] or (len(walls) < TRIALS[1] and sum(walls) < ENOUGH):
             before = [clock() for clock in self.clocks]
             action()
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
+            await_device(self.device)
             wall, used = (clock() - begun for clock, begun in zip(self.clocks, before, strict=True))
             walls.append(wall)
             processor.append(used)
@@ -268,7 +267,7 @@ class Machine(Mapping[Work, float]):
 
     def _factors(self) -> float:
         d = self._width
-        A = self._spd(d, torch.float64)
+        A = exact(self._spd(d, torch.float32)).double()
         A = A @ A.T
         return d**3 / self._timed(lambda: torch.cholesky_inverse(torch.linalg.cholesky_ex(A).L))
 

@@ -45,7 +45,7 @@ class ComputeSettings(Section):
     """Device and precision of the computation."""
 
     device: str = "auto"
-    """`auto` (the first GPU if there is one), `cpu`, `cuda`, `cuda:1` ..."""
+    """`auto` (the first NVIDIA or AMD GPU if there is one), `cpu`, `cuda`, `cuda:1` ..., `mps` (Apple's)."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Element type of forward and backward passes. `auto` is bfloat16 on GPUs and on processors that are fast with it
     (AMX, or AMD's AVX-512), else float32. Second moments, factors, KL and trained weights are always float32 or

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import torch
+from torch import Tensor
 
 from darwinlm.runtime import parallel
 from darwinlm.runtime.errors import RecipeError, first_line
@@ -14,9 +15,17 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 AMPERE = 8
 """Compute capability of the first NVIDIA GPUs with bfloat16."""
 
+SONOMA = (14, 0)
+"""First macOS with bfloat16 on Apple's GPUs."""
+
+WITHOUT_FLOAT64 = frozenset({"mps"})
+"""Types of devices without float64: Apple's GPUs."""
+
 
 def resolve_device(name: str) -> torch.device:
     """The device named in a recipe; each process has its own GPU.
+
+    `auto` doesn't choose Apple's GPU, on which nothing has run yet.
 
     Raises RecipeError if this machine doesn't have it, ParallelError if there are more processes than GPUs.
     """
@@ -50,9 +59,9 @@ def _check_cuda(device: torch.device) -> None:
 
 
 def _check_other(device: torch.device) -> None:
-    """Refuse devices that PyTorch only knows by name, and Apple's."""
-    if device.type == "mps":
-        raise RecipeError("compute.device: Apple's GPUs have no float64, which removal orders need; use auto or cpu")
+    """Refuse devices that PyTorch only knows by name."""
+    if device.type == "mps" and parallel.size() > 1:
+        raise RecipeError(f"compute.device: mps is one GPU, but {parallel.size()} processes were started: start one")
     try:
         usable = device.type != "meta" and bool(torch.ones((), device=device) == 1)
     except (RuntimeError, AssertionError, ImportError, AttributeError) as error:
@@ -61,10 +70,27 @@ def _check_other(device: torch.device) -> None:
         raise RecipeError(f"compute.device: '{device}' can't run a model; use auto, cpu or cuda")
 
 
-def now(device: torch.device) -> float:
-    """Seconds on a clock, after all work of the device."""
+def exact_device(device: torch.device) -> torch.device:
+    """Where a device's float64 products are computed: there, or on the CPU if it has no float64."""
+    return torch.device("cpu") if device.type in WITHOUT_FLOAT64 else device
+
+
+def exact(tensor: Tensor) -> Tensor:
+    """The tensor where its float64 products are computed; copied only if its device has no float64."""
+    return tensor.to(exact_device(tensor.device))
+
+
+def await_device(device: torch.device) -> None:
+    """Wait for all work of a device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def now(device: torch.device) -> float:
+    """Seconds on a clock, after all work of the device."""
+    await_device(device)
     return time.perf_counter()
 
 
@@ -80,7 +106,12 @@ def fast_dtype(device: torch.device) -> str:
 
 
 def gpu_has_bfloat16(device: torch.device) -> bool:
-    """Whether a GPU supports bfloat16: NVIDIA's from Ampere (8.0) on. A GPU of another machine is assumed to."""
+    """Whether a GPU supports bfloat16: NVIDIA's from Ampere (8.0) on, Apple's from macOS 14 on.
+
+    A GPU of another machine is assumed to.
+    """
+    if device.type == "mps":
+        return torch.backends.mps.is_macos_or_newer(*SONOMA)
     if device.type != "cuda" or not torch.cuda.is_available() or torch.version.cuda is None:
         return True
     return torch.cuda.get_device_capability(device)[0] >= AMPERE

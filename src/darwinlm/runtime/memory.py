@@ -27,14 +27,16 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + unused
+    if device.type == "mps":
+        return max(min(all_bytes(device) - torch.mps.current_allocated_memory(), free_host_bytes()), 0)
     return free_host_bytes()
 
 
 def room_at_peak(device: torch.device) -> int:
-    """Bytes that a device had left for this process at its peak, less a tenth; on a CPU, those that are free now."""
+    """Bytes that a GPU had left for this process at its peak, less a tenth; of other devices, those free now."""
     if device.type == "cuda":
         return int(0.9 * torch.cuda.mem_get_info(device)[1]) - torch.cuda.max_memory_allocated(device)
-    return free_host_bytes()
+    return free_bytes(device)
 
 
 def free_host_bytes() -> int:
@@ -47,7 +49,14 @@ def all_bytes(device: torch.device) -> int:
     """Bytes of all memory of a device."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[1])
+    if device.type == "mps":  # its share of the machine's memory
+        return int(torch.mps.recommended_max_memory())
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that a device's memory is full; Apple's has no class of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or str(error).startswith("MPS backend out of memory")
 
 
 def _available(meminfo: Path) -> int | None:

@@ -32,6 +32,7 @@ from darwinlm.needs.need import Items, Need, largest
 from darwinlm.needs.sizes import Sizes
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import StageFolder, read_tensors, write_json, write_tensors
+from darwinlm.runtime.compute import exact_device
 from darwinlm.runtime.errors import DataError
 from darwinlm.runtime.memory import kept_memory
 from darwinlm.streaming.hidden import HiddenMemory
@@ -227,7 +228,7 @@ def _build(task: Task, dense: Checkpoint, calibration: TokenSequences, saliency:
 
 
 def _opened(task: Task, dense: Checkpoint, stage: StageFolder) -> PruningDatabase:
-    reader = DatabaseReader(stage.folder, dense, task.recipe.units, device=task.context.device)
+    reader = DatabaseReader(stage.folder, dense, task.recipe.units, device=exact_device(task.context.device))
     return PruningDatabase(stage, reader)
 
 

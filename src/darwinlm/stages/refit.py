@@ -23,6 +23,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.needs.need import Need, largest
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import read_json, read_tensors, write_json
+from darwinlm.runtime.compute import exact
 from darwinlm.stages.database import stream_of
 from darwinlm.stages.stitch import Stitched
 from darwinlm.streaming.hidden import HiddenMemory
@@ -176,7 +177,8 @@ def stream_divergence(dense: BlockStream, other: BlockStream) -> float:
             part = slice(start, start + step)
             reference = DenseDistribution(_logits(dense, hidden[part]))
             divergence = reference.kl(_logits(other, other.hidden[index][part]))
-            sums += torch.tensor([float(divergence.sum(dtype=torch.float64)), len(reference)], dtype=torch.float64)
+            summed = exact(divergence).sum(dtype=torch.float64)
+            sums += torch.tensor([float(summed), len(reference)], dtype=torch.float64)
     other.unload_head()
     total, tokens = map(float, parallel.all_reduce(sums))
     return max(total / tokens, 0.0)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from darwinlm.families.family import Family
 from darwinlm.families.parts import Mlp, ModuleKind, Part
+from darwinlm.runtime.compute import exact
 from darwinlm.streaming.hidden import HiddenMemory, HiddenStates
 
 LARGE = 1e4
@@ -227,10 +228,10 @@ class Decoder:
         hook = self.model.get_output_embeddings().register_forward_hook(replace)
         try:
             hidden = torch.zeros(1, self.model.config.hidden_size, dtype=self.dtype, device=self.device)
-            logits = self.head(hidden).flatten().double()
+            logits = exact(self.head(hidden).flatten()).double()
         finally:
             hook.remove()
-        given = inputs[0].double()
+        given = exact(inputs[0]).double()
         scale = float(logits @ given / (given @ given))  # over all entries, so that rounding averages out
         return scale if torch.allclose(logits, scale * given, rtol=2.0**-6, atol=0.0) else None
 

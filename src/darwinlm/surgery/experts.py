@@ -23,6 +23,7 @@ from torch import Tensor
 
 from darwinlm.families.parts import Experts
 from darwinlm.runtime import parallel
+from darwinlm.runtime.compute import exact
 from darwinlm.streaming.experts import Routing, expert_inputs, expert_module, watch_experts
 from darwinlm.streaming.outputs import norm_divisor
 from darwinlm.surgery.projection_fit import Fit, Moments, fit_output
@@ -71,7 +72,7 @@ class Mixture:
     @property
     def remaining_error(self) -> float:
         """Summed squares of `missing` in all processes."""
-        return _of_all(sum(float(missing.double().square().sum()) for missing in self.missing))
+        return _of_all(sum(float(exact(missing).double().square().sum()) for missing in self.missing))
 
 
 def _of_all(value: float) -> float:
@@ -106,12 +107,12 @@ def mixture_of(walk: BlockWalk, targets: Iterable[Tensor], outputs: Sequence[Ten
     with watch_experts(module, note):
         for before, after, target in zip(walk.stream.hidden, walk.ahead("mlp"), targets, strict=True):
             if not normed:
-                energy += float((target.double() - before.double()).square().sum())
+                energy += float((exact(target).double() - exact(before).double()).square().sum())
                 missing.append((target.float() - after.float()).flatten(0, 1))
     for output, goal in zip(made, outputs, strict=True):
         divisor = norm_divisor(checkpoint, "mlp", goal)
         assert divisor is not None
-        energy += float((goal.double() / divisor).square().sum())
+        energy += float((exact(goal).double() / exact(divisor)).square().sum())
         missing.append((goal.float() - output.float()) / divisor)
         divisors.append(divisor)
     return Mixture(module, part.experts, routing, missing, scale, divisors), _of_all(energy)

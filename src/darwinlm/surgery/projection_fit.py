@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from darwinlm.calibration.moments import SecondMoment
 from darwinlm.families.parts import ModuleKind
 from darwinlm.runtime import parallel
+from darwinlm.runtime.compute import exact
 from darwinlm.streaming.experts import expert_module
 from darwinlm.streaming.outputs import norm_divisor, norm_gain, output_projection
 from darwinlm.surgery.ridge import ridge_solution, squared_error
@@ -59,7 +60,7 @@ class Moments:
         for x, y in pairs:
             second.add(x)
             cross.add(x, y)
-            energy += float(y.double().square().sum())
+            energy += float(exact(y).double().square().sum())
         self.H, self.C = second.take(parallel.all_reduce), cross.take(parallel.all_reduce)
         energy, self.count = parallel.all_reduce(torch.tensor([energy, second.count], dtype=torch.float64)).tolist()
         self.energy = energy / max(self.count, 1)
@@ -135,13 +136,13 @@ def limit(energies: Tensor, squared_gains: Tensor) -> Tensor:
     `energies` e are the mean squares of the channels for μ = 0, [r]. With μ, channel i has the energy eᵢ (cᵢ² / (cᵢ² +
     μ))²; the squared gains c² are above zero.
     """
-    e, c2 = energies.double(), squared_gains.double()
+    e, c2 = exact(energies).double(), exact(squared_gains).double()
     low, high = e.new_zeros(()), (e * c2.square()).mean().sqrt()
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         above = (e * (c2 / (c2 + middle)).square()).mean() > 1
         low, high = torch.where(above, middle, low), torch.where(above, high, middle)
-    return torch.where(e.mean() > 1, high, 0.0).to(energies.dtype)
+    return torch.where(e.mean() > 1, high, 0.0).to(energies.dtype).to(energies.device)
 
 
 @torch.no_grad()
@@ -225,9 +226,9 @@ def errors_behind_norm(
     sums = torch.zeros(len(candidates) + 1, dtype=torch.float64)
     for (x, before), target in zip(walk.inputs(kind), targets, strict=True):
         wanted = target.float() - before.float()
-        sums[-1] += float(wanted.double().square().sum())
+        sums[-1] += float(exact(wanted).double().square().sum())
         for index, W in enumerate(candidates):
             increment = norm(nn.functional.linear(x, W.to(x.dtype), output.bias)).float() * scale
-            sums[index] += float((wanted - increment).double().square().sum())
+            sums[index] += float(exact(wanted - increment).double().square().sum())
     *errors, energy = parallel.all_reduce(sums).tolist()
     return [each / energy if energy else 0.0 for each in errors]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from darwinlm.runtime.compute import exact
 from darwinlm.runtime.errors import NumericsError
 
 
@@ -24,16 +25,17 @@ def ridge_solution(H: Tensor, C: Tensor, W0: Tensor, ridge: float, *, name: str 
         name: Name of the module, for messages.
 
     Returns:
-        [r, d] float32.
+        [r, d] float32, where W0 is.
 
     Raises:
         NumericsError: An input isn't finite, or H + λI can't be factorised.
     """
     if not all(bool(torch.isfinite(matrix).all()) for matrix in (H, C, W0)):
         raise NumericsError(f"{name}: the moments of the refit hold NaN or infinity")
-    scale = float(H.diagonal().mean())
+    scale, device = float(H.diagonal().mean()), W0.device
     if scale == 0:
         return W0.float()
+    H, C, W0 = exact(H), exact(C), exact(W0)
     strength = ridge * scale
     damped = H.to(torch.float64, copy=True)
     damped.diagonal().add_(strength)
@@ -44,11 +46,11 @@ def ridge_solution(H: Tensor, C: Tensor, W0: Tensor, ridge: float, *, name: str 
             "which skips the refit"
         )
     wanted = C.double() + strength * W0.double()
-    return torch.cholesky_solve(wanted.T, L).T.float()
+    return torch.cholesky_solve(wanted.T, L).T.float().to(device)
 
 
 @torch.no_grad()
 def squared_error(H: Tensor, C: Tensor, energy: float, W: Tensor) -> float:
     """E‖W x - y‖² from moments: tr(W H Wᵀ) - 2 tr(W Cᵀ) + E‖y‖², with H [d, d], C [r, d] and W [r, d]."""
-    W64, H64 = W.double(), H.double()
-    return float(((W64 @ H64) * W64).sum() - 2 * (W64 * C.double()).sum() + energy)
+    W64, H64, C64 = (exact(matrix).double() for matrix in (W, H, C))
+    return float(((W64 @ H64) * W64).sum() - 2 * (W64 * C64).sum() + energy)

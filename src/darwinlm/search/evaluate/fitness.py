@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from darwinlm.runtime import parallel
+from darwinlm.runtime.compute import exact
 from darwinlm.runtime.errors import NumericsError, TimeLimitError
 from darwinlm.runtime.memory import Bounded, room_on
 from darwinlm.search.evaluate.dense_side import Distributions, ExpectedRows, LinearHead
@@ -292,7 +293,7 @@ class Fitness:
         """Losses of the sequences of a piece, from the stream after the last block."""
         start = piece[0] % self._batch_sequences * self.sequence_length
         divergence = self._sides[piece[0] // self._batch_sequences].kl(hidden.flatten(0, 1), start)
-        losses = divergence.view(-1, self.sequence_length).sum(1, dtype=torch.float64).tolist()
+        losses = exact(divergence).view(-1, self.sequence_length).sum(1, dtype=torch.float64).tolist()
         return [loss if math.isfinite(loss) else math.inf for loss in losses]
 
     def _first_changed(self, allocation: Allocation) -> int:

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from darwinlm.database.factors import NestedFactors
 from darwinlm.database.store import DatabaseReader
 from darwinlm.runtime import parallel
+from darwinlm.runtime.compute import exact
 from darwinlm.runtime.errors import NumericsError
 from darwinlm.search.evaluate.dense_side import GRADIENT_TOKENS
 from darwinlm.search.evaluate.fitness import CPU_TOKENS, Clock, Window
@@ -207,7 +208,7 @@ class Gradients:
                 assert norm is not None
                 at_widths = outputs(factors, x.to(reader.device), widths)
                 behind = (norm(y.to(g.device) + bias) for y in at_widths)
-                sums = torch.stack([(each * g).sum(dtype=torch.float64) for each in behind])
+                sums = torch.stack([exact(each * g).sum(dtype=torch.float64) for each in behind])
             slopes[[places[width] for width in widths]] = sums.cpu()
         return slopes
 
