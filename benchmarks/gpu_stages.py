@@ -212,7 +212,7 @@ def training(setup: Setup) -> None:
         "search",
         f"text.sequence_length={length}",
         "search.offspring=4",
-        f"search.stages=[{{tokens: {length}, survivors: 1, training_tokens: {n_tokens}}}]",
+        f"search.rounds=[{{tokens: {length}, survivors: 1, training_tokens: {n_tokens}}}]",
     )
     setup.peak("training", planned)
 

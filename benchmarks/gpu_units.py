@@ -190,7 +190,7 @@ EQUAL = {
         (
             "preset=paper",
             "search.generations=2",
-            "search.stages=[{tokens: 64, survivors: 2, training_tokens: 64}, "
+            "search.rounds=[{tokens: 64, survivors: 2, training_tokens: 64}, "
             "{tokens: 128, survivors: 1, training_tokens: 128}]",
         ),
     ),
@@ -198,7 +198,7 @@ EQUAL = {
     "trained candidates": (
         "llama",
         (
-            "search.stages=[{tokens: 64, survivors: 1, training_tokens: 64}]",
+            "search.rounds=[{tokens: 64, survivors: 1, training_tokens: 64}]",
             "search.training.lora_rank=2",
         ),
     ),

@@ -236,7 +236,7 @@ def arms(available: int) -> dict[str, tuple[str, ...]]:
         f"{{tokens: {min(tokens, available)}, survivors: {survivors}}}"
         for tokens, survivors in ((1024, 8), (2048, 4), (4096, 2), (8192, 1))
     )
-    paper = ("search.method=paper", "search.offspring=16", "units.levels=paper", f"search.stages=[{rounds}]")
+    paper = ("search.method=paper", "search.offspring=16", "units.levels=paper", f"search.rounds=[{rounds}]")
     return {"gradient": (ENDLESS,), "paper": (*paper, ENDLESS)}
 
 

@@ -119,7 +119,7 @@ def test_text_is_measured_as_by_hand(command, tiny_llama, tiny_text_file, tmp_pa
     ids: list[int] = []
     for document in tiny_text_file.read_text(encoding="utf-8").split("\n\n\n")[:20]:
         ids += [*tokenizer(document, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-    assert (found["blocks"], found["tokens"]) == (6, 186)
+    assert (found["sequences"], found["tokens"]) == (6, 186)
     tokens = torch.tensor(ids[:192]).view(6, 32)
     with torch.no_grad():
         q, p = (
@@ -267,7 +267,7 @@ def test_wrong_request(options, message, command, tiny_llama, tiny_text_file, mo
 
 def test_short_text_and_other_vocabulary(command, tiny_llama, tmp_path, tiny_text_file):
     (tmp_path / "short.txt").write_text("the river", encoding="utf-8")
-    command("evaluate", tiny_llama, "--text", tmp_path / "short.txt").refused("less than one block of 512")
+    command("evaluate", tiny_llama, "--text", tmp_path / "short.txt").refused("less than one sequence of 512")
     other, tokenizer = shutil.copytree(tiny_llama, tmp_path / "other"), tiny_tokenizer()
     tokenizer.add_tokens(["river"])
     tokenizer.save_pretrained(other)

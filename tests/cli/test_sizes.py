@@ -21,7 +21,7 @@ from darwinlm.runtime.errors import RecipeError
         ("--time 3d", "time: has an unknown unit 'd'"),
         ("--preset papers", "preset: must be 'default' or 'paper'"),
         ("--keep 75%,75%", "budget.keep: duplicate value"),
-        ("--set search.stages=[{tokens:64,survivors:1,training_tokens:900000}]", "search.stages"),
+        ("--set search.rounds=[{tokens:64,survivors:1,training_tokens:900000}]", "search.rounds"),
     ],
 )
 def test_one_message_for_what_is_wrong(prune, tmp_path, options, said):

@@ -20,7 +20,7 @@ SETTINGS = (
     "refit.tokens=512",
     "compute.device=cpu",
     "search.generations=2",
-    "search.stages=[{tokens: 64, survivors: 1}]",
+    "search.rounds=[{tokens: 64, survivors: 1}]",
 )
 TRAINING = (
     "recovery.batch_tokens=256",

@@ -119,7 +119,7 @@ def _recipes() -> Iterator[Case]:
         "laughs in a field": LAUGHS + "search: *a9\n",
         "deep": DEEP,
         "deep mapping": "{a: " * 2000 + "1" + "}" * 2000,
-        "itself": "search: &a {stages: *a}",
+        "itself": "search: &a {rounds: *a}",
         "list": "- a\n- b\n",
         "word": "word",
         "tabs": "search:\n\tgenerations: 5",
@@ -133,8 +133,8 @@ def _recipes() -> Iterator[Case]:
         "many wrong fields": "search: {" + ", ".join(f"a{i}: 1" for i in range(2000)) + "}",
         "sections that are lists": "search: []\ntext: []\nbudget: []",
         "a section that is a number": "search: 5",
-        "stages that are words": "search: {stages: [a, b]}",
-        "no stages": "search: {stages: []}",
+        "rounds that are words": "search: {rounds: [a, b]}",
+        "no rounds": "search: {rounds: []}",
     }
     for name, content in texts.items():
         yield Case(f"recipe: {name}", "recipe", alone("recipe.yaml", content))
@@ -251,7 +251,7 @@ def _mutations(rng: random.Random) -> Iterator[Case]:
     for number in range(150):
         content = _damage(head, random.Random(rng.randrange(2**32))) + whole[1400:]
         yield Case(f"gguf: damage {number}", "gguf", alone("model.gguf", content), ANY)
-    recipe = b"search: {generations: 5, offspring: 4, stages: [{tokens: 64, survivors: 1}]}\ntext: {source: a}\n"
+    recipe = b"search: {generations: 5, offspring: 4, rounds: [{tokens: 64, survivors: 1}]}\ntext: {source: a}\n"
     for number in range(60):
         content = _damage(recipe, random.Random(rng.randrange(2**32)))
         yield Case(f"recipe: damage {number}", "recipe", alone("recipe.yaml", content), ANY)

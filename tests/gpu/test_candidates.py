@@ -27,7 +27,7 @@ from tests.tiny.stages import run_stages
 WIDE = {"intermediate_size": 256, "num_hidden_layers": 2}
 SETTINGS = (
     "units.mlp_multiple=32",
-    "search.stages=[{tokens: 64, survivors: 1, training_tokens: 512}]",
+    "search.rounds=[{tokens: 64, survivors: 1, training_tokens: 512}]",
 )
 ROUNDS = ((32, 2), (32, 1), (64, 0))
 """Training tokens and survivors of each round."""

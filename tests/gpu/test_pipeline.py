@@ -37,7 +37,7 @@ CASES = {
         "llama",
         (
             "preset=paper",
-            "search.stages=[{tokens: 64, survivors: 2, training_tokens: 64}, "
+            "search.rounds=[{tokens: 64, survivors: 2, training_tokens: 64}, "
             "{tokens: 128, survivors: 1, training_tokens: 128}]",
         ),
     ),

@@ -14,7 +14,7 @@ from darwinlm.search.evolve.state import SearchState
 from darwinlm.search.problem.knapsack import solve_knapsack
 from darwinlm.stages.plan import PLAN
 
-SETTINGS = ("search.generations=6", "search.stages=[{tokens: 64, survivors: 2}, {tokens: 256, survivors: 1}]")
+SETTINGS = ("search.generations=6", "search.rounds=[{tokens: 64, survivors: 2}, {tokens: 256, survivors: 1}]")
 """Windows of two sequences, four of them."""
 
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
         "refit.tokens=0",
         "compute.dtype=bfloat16",
         "export.dtype=bfloat16",
-        "search.stages=[{tokens: 33, survivors: 1}]",
+        "search.rounds=[{tokens: 33, survivors: 1}]",
         "text.sequence_length=17",
         "compute.batch_tokens=1",
         "units.mlp_multiple=40",

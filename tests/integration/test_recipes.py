@@ -47,9 +47,9 @@ def shrunken(name: str) -> dict[str, Any]:
     tree["budget"] = {"keep": SHARES[name.removesuffix("-fast")], "tolerance": 0.1}
     search = tree.setdefault("search", {})
     search |= {"generations": 2}
-    search["stages"] = [
-        {**stage, "tokens": 16 * (place + 1), **({"training_tokens": 32} if stage.get("training_tokens") else {})}
-        for place, stage in enumerate(search["stages"])
+    search["rounds"] = [
+        {**each, "tokens": 16 * (place + 1), **({"training_tokens": 32} if each.get("training_tokens") else {})}
+        for place, each in enumerate(search["rounds"])
     ]
     if tree["refit"]["tokens"]:
         tree["refit"]["tokens"] = 512
@@ -102,7 +102,7 @@ def test_recipe_runs_end_to_end(name: str, tiny_text_file: Path, tmp_path: Path)
     published = load_recipe(name)
     assert recipe.units.attention == published.units.attention
     assert recipe.units.levels == published.units.levels
-    assert len(recipe.search.stages) == len(published.search.stages)
+    assert len(recipe.search.rounds) == len(published.search.rounds)
     out, reporter = tmp_path / "out", Reporter(Console(quiet=True))
     summary = run_stages(open_run(recipe, out, reporter), "report").report
     models = summary.models

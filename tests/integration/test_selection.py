@@ -19,7 +19,7 @@ from darwinlm.streaming.decoder import Removed
 from darwinlm.surgery.stitch import stitch
 
 FAST = TrainingSettings(learning_rate=3e-3)
-TEXT = "search.stages=[{tokens: 256, survivors: 1, training_tokens: 1024}]"
+TEXT = "search.rounds=[{tokens: 256, survivors: 1, training_tokens: 1024}]"
 
 
 @pytest.fixture(autouse=True)
@@ -163,10 +163,10 @@ def test_training_is_left_when_time_is_up(bench, monkeypatch):
 @pytest.mark.parametrize("method", ["gradient", "paper"])
 def test_training_inside_each_generation(folder, tmp_path, tiny_llama, make_run, method):
     """As in the preset `paper`, losses after training decide, and the parent is trained too."""
-    stages = [{"tokens": 64 * n, "survivors": 3 - n, "training_tokens": 64 * n} for n in (1, 2)]
+    rounds = [{"tokens": 64 * n, "survivors": 3 - n, "training_tokens": 64 * n} for n in (1, 2)]
     training = "search.training.learning_rate=0.0005"
     out = Path(shutil.copytree(folder, tmp_path / "out"))
-    settings = (f"search.stages={stages}", "search.generations=2", training, f"search.method={method}")
+    settings = (f"search.rounds={rounds}", "search.generations=2", training, f"search.method={method}")
     found = searched(make_run(tiny_llama, out, *settings))
     history = found.search.record["history"]
     assert len(history) == 3

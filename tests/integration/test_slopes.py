@@ -154,7 +154,7 @@ def test_a_gradient_that_is_not_finite_is_refused(llama, monkeypatch):
 
 
 def test_a_search_keeps_what_the_slopes_said_of_its_candidates(tiny_llama, make_run, tmp_path):
-    settings = ("search.generations=1", "search.stages=[{tokens: 64, survivors: 1}]")
+    settings = ("search.generations=1", "search.rounds=[{tokens: 64, survivors: 1}]")
     run_stages(make_run(tiny_llama, tmp_path / "run", *settings), "search")
     placed, tokens = bank_of(make_run, tiny_llama, tmp_path / "run", *settings)
     gradients = gradients_of(placed, tokens[:2])

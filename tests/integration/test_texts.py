@@ -67,7 +67,7 @@ def texts_of(tiny_llama, make_run, tmp_path):
 
 
 def test_every_purpose_but_evaluation_has_repeats_of_its_own_documents(texts_of, tiny_llama):
-    more = ("search.stages=[{tokens: 64, survivors: 1, training_tokens: 512}]",)
+    more = ("search.rounds=[{tokens: 64, survivors: 1, training_tokens: 512}]",)
     plain, mixed = texts_of("plain", "text.looking_back=0", *more), texts_of("mixed", "text.looking_back=25%", *more)
     ordinary = ordinary_tokens(AutoTokenizer.from_pretrained(tiny_llama))
     assert set(plain) == {"calibration", "fitness", "validation", "training", "evaluation"}
@@ -162,7 +162,7 @@ def test_training_takes_its_text_from_all_of_a_file(documents, short_passages, i
     assert read != sorted(read)
 
 
-MUCH = ("text.calibration_tokens=65536", "search.stages=[{tokens: 8192, survivors: 1}]", "refit.tokens=65536")
+MUCH = ("text.calibration_tokens=65536", "search.rounds=[{tokens: 8192, survivors: 1}]", "refit.tokens=65536")
 
 
 @pytest.fixture
@@ -193,6 +193,6 @@ def test_enough_text_is_not_called_short(make_run, tiny_llama, tmp_path):
 
 
 def test_text_for_training_candidates_is_not_shortened(tiny_llama, make_run, sixty, tmp_path):
-    stages = "search.stages=[{tokens: 64, survivors: 1, training_tokens: 100000}]"
+    rounds = "search.rounds=[{tokens: 64, survivors: 1, training_tokens: 100000}]"
     with pytest.raises(DataError, match=r"is too short: .*training has"):
-        make_run(tiny_llama, tmp_path / "out", stages, text=sixty)[TEXT]
+        make_run(tiny_llama, tmp_path / "out", rounds, text=sixty)[TEXT]

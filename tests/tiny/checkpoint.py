@@ -32,7 +32,7 @@ SETTINGS = (
     "budget.tolerance=0.05",
     "search.generations=3",
     "search.offspring=4",
-    "search.stages=[{tokens: 64, survivors: 2}, {tokens: 256, survivors: 1}]",
+    "search.rounds=[{tokens: 64, survivors: 2}, {tokens: 256, survivors: 1}]",
     "evaluation.prompts=['the river']",
     "evaluation.answer_tokens=64",
 )

@@ -63,7 +63,7 @@ def test_time_for_the_search(text, minutes):
         ({"budget": {"speedup": 2, "latency": "1s"}}, "budget: give one bound only, not speedup and latency at once"),
         ({"budget": {"keep": None}}, "no bound is given: give one of keep, params, bytes, file, speedup"),
         ({"budget": {"speedup": 2, "prefill_tokens": 0, "decode_tokens": 0}}, "there is nothing to time"),
-        ({"search": {"stages": [{"amount": 3}]}}, "known fields are tokens, survivors, training_tokens"),
+        ({"search": {"rounds": [{"amount": 3}]}}, "known fields are tokens, survivors, training_tokens"),
         ({"search": {"minutes": "30 days"}}, "search.minutes: has an unknown unit 'days'"),
         ({"preset": "papers"}, "preset: must be 'default' or 'paper' (it is 'papers')"),
     ],
@@ -128,9 +128,9 @@ def test_the_paper_preset_has_the_papers_numbers(recipe):
     assert (chosen.units.attention, chosen.units.levels) == ("query_head", "paper")
     assert (chosen.database.saliency, chosen.text.looking_back, chosen.refit.tokens) == ("output", 0, 0)
     assert (search.method, search.generations, search.offspring) == ("paper", 200, 16)
-    assert [stage.survivors for stage in search.stages] == [8, 4, 2, 1]
-    assert [stage.tokens for stage in search.stages] == [1024, 2048, 4096, 8192]
-    assert [stage.training_tokens for stage in search.stages] == [10_000, 50_000, 100_000, 200_000]
+    assert [each.survivors for each in search.rounds] == [8, 4, 2, 1]
+    assert [each.tokens for each in search.rounds] == [1024, 2048, 4096, 8192]
+    assert [each.training_tokens for each in search.rounds] == [10_000, 50_000, 100_000, 200_000]
 
 
 def test_what_the_user_gives_goes_before_the_preset(tmp_path):

@@ -24,7 +24,7 @@ WINDOWS, WHOLE = [(0, 2), (2, 4)], (0, 4)
 START = (4,) * 6
 PROBLEM = Problem(SearchSpace(()), CostModel("block parameters", [[10 * at for at in range(9)]] * 6), Budget(240, 240))
 FLAT = Curvature([[0.0] * 9] * 6, [None] * 6)
-STAGES = [{"tokens": 64, "survivors": 2}, {"tokens": 128, "survivors": 1}]
+ROUNDS = [{"tokens": 64, "survivors": 2}, {"tokens": 128, "survivors": 1}]
 Loss = Callable[[Allocation, Window], float]
 
 
@@ -69,8 +69,8 @@ def run(
     training: int = 0,
     **more: Any,
 ) -> SearchState:
-    stages = [stage | {"training_tokens": training} for stage in STAGES]
-    settings = SearchSettings.model_validate({"generations": generations, "offspring": offspring, "stages": stages})
+    rounds = [each | {"training_tokens": training} for each in ROUNDS]
+    settings = SearchSettings.model_validate({"generations": generations, "offspring": offspring, "rounds": rounds})
     fitness, more = cast(Fitness, told), {"clock": Clock(), "guide": Guide(curvature, gradient), **more}
     return evolve(fitness, PROBLEM, settings, lambda: START, folder / "state.json", **more)
 

@@ -187,7 +187,7 @@ def test_search_runs_new_text_only(tiny_llama: Path, make_run, tmp_path: Path, m
 
 @pytest.mark.parametrize(("model_type", "kept"), [("gemma", 48), ("gemma2", 300)])
 def test_distributions_are_kept_only_where_logits_are_capped(model_type: str, kept: int, tiny_folder) -> None:
-    settings = ("search.generations=1", "search.stages=[{tokens: 64, survivors: 1}]")
+    settings = ("search.generations=1", "search.rounds=[{tokens: 64, survivors: 1}]")
     need = need_of(make_plan(sizes_of(tiny_folder(model_type), *settings), find_device("h100")), "search")
     assert item(need, "dense model's distributions") == kept * 64 * 4
 
@@ -303,7 +303,7 @@ def test_one_candidate_learns_at_a_time(name: str, device: str, fits: bool, tmp_
 
 
 def test_on_a_cpu_candidates_learn_side_by_side(tiny_llama: Path) -> None:
-    settings = ("search.stages=[{tokens: 64, survivors: 2, training_tokens: 64}, {tokens: 64, survivors: 1}]",)
+    settings = ("search.rounds=[{tokens: 64, survivors: 2, training_tokens: 64}, {tokens: 64, survivors: 1}]",)
     need = next(need for need in estimate(sizes_of(tiny_llama, *settings), find_device("cpu")) if need.name == "search")
     assert "5 candidates in training" in need.held
     assert not need.note

@@ -35,7 +35,8 @@ def test_the_defaults_are_valid():
         ({"budgett": {}}, ["unknown field 'budgett': did you mean 'budget'?"]),
         ({"unit": {"mlp_multiple": 8}}, ["did you mean 'units'?"]),
         ({"budget": {"kep": 0.5}}, ["unknown field 'budget.kep': did you mean 'keep'?"]),
-        ({"search": {"stages": [{"token": 64, "survivors": 1}]}}, ["'search.stages.0.token': did you mean 'tokens'?"]),
+        ({"search": {"stages": []}}, ["unknown field 'search.stages': did you mean 'rounds'?"]),
+        ({"search": {"rounds": [{"token": 64, "survivors": 1}]}}, ["'search.rounds.0.token': did you mean 'tokens'?"]),
         ({"qqqqqqq": 1}, ["unknown field 'qqqqqqq'", *Recipe.model_fields]),
         ({"database": {"qqqqqqq": 1}}, ["unknown field 'database.qqqqqqq'", "saliency"]),
         ({"budgett": {}, "search": {"generations": 0}}, ["wrong setting in here: ", "budgett", "search.generations"]),
@@ -88,22 +89,22 @@ def test_a_share_that_is_no_finite_number_is_refused(keep):
     assert "budget.keep: " in message({"budget": {"keep": keep}})
 
 
-def stages(*pairs: tuple[int, int]) -> list[dict[str, int]]:
+def rounds(*pairs: tuple[int, int]) -> list[dict[str, int]]:
     return [{"tokens": tokens, "survivors": survivors} for tokens, survivors in pairs]
 
 
 @pytest.mark.parametrize(
     ("offspring", "rounds", "said"),
     [
-        (3, stages((64, 3), (128, 1)), ["search: stages: survivors must decrease", "[3, 3, 1]"]),
-        (8, stages((64, 2), (128, 4), (256, 1)), ["search: stages: survivors must decrease", "[8, 2, 4, 1]"]),
-        (1, stages((64, 1)), ["search: stages: survivors must decrease", "[1, 1]"]),
-        (8, stages((64, 2)), ["the last one must leave one survivor, but it leaves 2"]),
-        (8, [], ["stages: at least one is needed"]),
+        (3, rounds((64, 3), (128, 1)), ["search: rounds: survivors must decrease", "[3, 3, 1]"]),
+        (8, rounds((64, 2), (128, 4), (256, 1)), ["search: rounds: survivors must decrease", "[8, 2, 4, 1]"]),
+        (1, rounds((64, 1)), ["search: rounds: survivors must decrease", "[1, 1]"]),
+        (8, rounds((64, 2)), ["the last one must leave one survivor, but it leaves 2"]),
+        (8, [], ["rounds: at least one is needed"]),
     ],
 )
-def test_stages_must_shrink_to_one(offspring, rounds, said):
-    found = message({"search": {"offspring": offspring, "stages": rounds}})
+def test_rounds_must_shrink_to_one(offspring, rounds, said):
+    found = message({"search": {"offspring": offspring, "rounds": rounds}})
     for part in said:
         assert part in found
 
@@ -186,7 +187,7 @@ def test_values_of_assignments_are_yaml():
             "recovery.embeddings=false",
             "text.source=null",
             " search.seed =9",
-            "search.stages=[{tokens: 64, survivors: 1}]",
+            "search.rounds=[{tokens: 64, survivors: 1}]",
         ],
     )
     assert recipe.evaluation.prompts == ("a = b", "c")
@@ -194,7 +195,7 @@ def test_values_of_assignments_are_yaml():
     assert recipe.recovery.embeddings is False
     assert recipe.text.source is None
     assert recipe.search.seed == 9
-    assert recipe.search.stages == (SelectionRound(tokens=64, survivors=1),)
+    assert recipe.search.rounds == (SelectionRound(tokens=64, survivors=1),)
 
 
 def test_merge_changes_what_it_is_told_and_nothing_else():

@@ -124,4 +124,4 @@ def test_a_neighbour_is_the_first_parent_where_its_loss_is_lower(neighbours_loss
     losses = [[1.0, 0.0], [2.0, 0.0], [1.0, 0.0]]
     settings = SearchSettings()
     assert first_parent(problem, cast(Fitness, fitness), settings, losses, (1, 0, 0), (1, 1, 0)) == first
-    assert {tokens for _, tokens in fitness.asked} == {settings.stages[-1].tokens}
+    assert {tokens for _, tokens in fitness.asked} == {settings.rounds[-1].tokens}

@@ -76,6 +76,6 @@ def baseline_stage(name: str) -> Stage[Baseline]:
         work=made_from_database if method.database else made,
         title=method.title,
         writes="the model of a baseline",
-        settings=("units", "search.stages", "search.seed", *(("search.minutes",) if method.searches else ())),
+        settings=("units", "search.rounds", "search.seed", *(("search.minutes",) if method.searches else ())),
         arithmetic=True,
     )

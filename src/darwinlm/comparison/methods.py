@@ -79,7 +79,7 @@ class MethodInputs:
 
     def loss(self, reader: ModuleReader) -> Callable[[Allocation], float]:
         """KL to the dense model on the fitness tokens of the search's first stage."""
-        n_tokens = self.recipe.search.stages[0].tokens
+        n_tokens = self.recipe.search.rounds[0].tokens
         tokens = self.fitness[: -(-n_tokens // self.fitness.shape[1])]
         decoder = StreamedDecoder(self.dense, tokens, dtype=self.context.dtype, device=self.context.device)
         placed = PlacedModules(decoder, reader, self.plan.space)

@@ -53,7 +53,7 @@ def _footing(compared: ComparisonRecord) -> list[str]:
     """Remarks about the common conditions, and about the resources of each row."""
     recipe, names = compared.recipe, [row.method for row in compared.rows]
     text, search, recovery = recipe["text"], recipe["search"], recipe["recovery"]
-    fitness = max(stage["tokens"] for stage in search["stages"])
+    fitness = max(each["tokens"] for each in search["rounds"])
     lines = [
         f"same for all rows: model, budget, and {text['calibration_tokens']:,} calibration and "
         f"{fitness:,} fitness tokens of {text['source']}; measured on other documents: "

@@ -86,7 +86,7 @@ def split_documents(
         n_documents, n_repeated = _deal(documents, shares, seed, shelves, tokenizer, bos)
     short = [purpose for purpose, shelf in shelves.items() if shelf.lacks]
     if short:
-        settings = ["search.stages" if purpose == "training" else f"text.{purpose}_tokens" for purpose in short]
+        settings = ["search.rounds" if purpose == "training" else f"text.{purpose}_tokens" for purpose in short]
         shortages = "; ".join(
             f"{purpose} has {shelves[purpose].n_tokens} of {shelves[purpose].wanted} tokens" for purpose in short
         )

@@ -27,7 +27,7 @@ class TextScore:
 
     source: str
     tokens: int
-    blocks: int
+    sequences: int
     perplexity: float
     dense_perplexity: float | None
     kl: float | None
@@ -40,10 +40,10 @@ class TextScore:
 
 
 def pack(source: str, tokenizer: Any, *, sequence_length: int, max_tokens: int) -> Tensor:
-    """The documents of a text, each followed by the end token, joined and cut into blocks [n, t].
+    """The documents of a text, each followed by the end token, joined and cut into sequences [n, t].
 
-    If the tokenizer adds bos, it replaces the first token of every block. t is `sequence_length`; at most `max_tokens`
-    are read. Raises DataError if the text is missing, unreadable, or shorter than one block.
+    If the tokenizer adds bos, it replaces the first token of every sequence. t is `sequence_length`; at most `max_tokens`
+    are read. Raises DataError if the text is missing, unreadable, or shorter than one sequence.
     """
     wanted = max(1, max_tokens // sequence_length) * sequence_length
     ids: list[int] = []
@@ -55,14 +55,14 @@ def pack(source: str, tokenizer: Any, *, sequence_length: int, max_tokens: int) 
     count = len(ids[:wanted]) // sequence_length
     if count == 0:
         raise DataError(
-            f"Text source {source!r} has only {len(ids)} tokens, less than one block of {sequence_length}: give more "
+            f"Text source {source!r} has only {len(ids)} tokens, less than one sequence of {sequence_length}: give more "
             "text, or lower --sequence-length"
         )
-    blocks = torch.tensor(ids[: count * sequence_length]).view(count, sequence_length)
+    sequences = torch.tensor(ids[: count * sequence_length]).view(count, sequence_length)
     bos = added_bos(tokenizer)
     if bos is not None:
-        blocks[:, 0] = bos
-    return blocks
+        sequences[:, 0] = bos
+    return sequences
 
 
 def share_vocabulary(model: Any, dense: Any) -> bool:
@@ -93,4 +93,4 @@ def measure_text(model: Any, dense: Any | None, source: str, tokens: Tensor, *, 
     if dense is None:
         figures = {name: figures[name] for name in ("perplexity", "tokens")} | {"kl": None}
     against = None if dense is None else quality["dense"].perplexity
-    return TextScore(source=source, blocks=len(tokens), dense_perplexity=against, **figures)
+    return TextScore(source=source, sequences=len(tokens), dense_perplexity=against, **figures)

@@ -274,7 +274,7 @@ def shortened(recipe: Recipe, share: float, stage: str, scarce: float = 1.0) -> 
     if share >= 1:
         return {}
     if stage == SEARCH.name:
-        rounds = [each.model_dump() for each in recipe.search.stages]
+        rounds = [each.model_dump() for each in recipe.search.rounds]
         least = max(int(scarce * ROUND_TOKENS), length)
         shorter = [
             each
@@ -284,7 +284,7 @@ def shortened(recipe: Recipe, share: float, stage: str, scarce: float = 1.0) -> 
             }
             for each in rounds
         ]
-        return {"search.stages": shorter} if shorter != rounds else {}
+        return {"search.rounds": shorter} if shorter != rounds else {}
     settings: dict[str, Any] = {}
     for name, needed, _ in AMOUNTS[stage]:
         amount = attrgetter(name)(recipe)

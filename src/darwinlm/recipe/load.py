@@ -31,6 +31,8 @@ OPTIONS: Mapping[str, str] = {
 _HOMES = (Path(__file__).parents[1] / "recipes", Path(__file__).parents[3] / "recipes")
 """Folders of the bundled recipes: in an installed wheel, and in the repository."""
 
+RENAMED = {"search.stages": "rounds"}
+"""New names of fields, for messages."""
 MISTAKES = 5
 """Maximum number of wrong fields in a message."""
 
@@ -197,7 +199,7 @@ def _explain(detail: Any) -> str:
     name = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
         known = _fields_at(location[:-1])
-        hint = suggestion(location[-1], known, f"known fields are {', '.join(known)}")
+        hint = suggestion(RENAMED.get(name, location[-1]), known, f"known fields are {', '.join(known)}")
         return f"unknown field '{name}': {hint}"
     message = str(detail["msg"]).removeprefix("Value error, ").replace("Input should", "must")
     if not name:

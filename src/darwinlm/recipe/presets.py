@@ -12,7 +12,7 @@ PAPER: dict[str, Any] = {
         "method": "paper",
         "generations": 200,
         "offspring": 16,
-        "stages": [
+        "rounds": [
             {"tokens": 1024, "survivors": 8, "training_tokens": 10_000},
             {"tokens": 2048, "survivors": 4, "training_tokens": 50_000},
             {"tokens": 4096, "survivors": 2, "training_tokens": 100_000},

@@ -260,7 +260,7 @@ class SearchSettings(Section):
     """Maximum number of generations; the paper has 200."""
     offspring: Repeats = Field(12, ge=1)
     """Maximum number of candidates in a generation; the paper has 16."""
-    stages: tuple[SelectionRound, ...] = (
+    rounds: tuple[SelectionRound, ...] = (
         SelectionRound(tokens=2048, survivors=2),
         SelectionRound(tokens=8192, survivors=1),
     )
@@ -268,32 +268,32 @@ class SearchSettings(Section):
     evaluation. The largest `tokens` is the amount of fitness text, of which `gradient` uses a different part in the
     first round of each generation."""
     training: TrainingSettings = TrainingSettings()
-    """Training of candidates, if a stage asks for it."""
+    """Training of candidates, if a round asks for it."""
     seed: Seed = 0
     """Seed of all random choices of the search."""
 
     @model_validator(mode="after")
     def _survivors_shrink(self) -> SearchSettings:
-        if not self.stages:
-            raise ValueError("stages: at least one is needed")
-        counts = [self.offspring, *(stage.survivors for stage in self.stages)]
+        if not self.rounds:
+            raise ValueError("rounds: at least one is needed")
+        counts = [self.offspring, *(each.survivors for each in self.rounds)]
         if any(later >= earlier for earlier, later in pairwise(counts)):
-            raise ValueError(f"stages: survivors must decrease, starting below the offspring, but they are {counts}")
+            raise ValueError(f"rounds: survivors must decrease, starting below the offspring, but they are {counts}")
         if self.layers == "equal" and self.method == "paper":
             raise ValueError("method=paper trades levels between layers, which layers=equal doesn't allow")
         if counts[-1] != 1:
-            raise ValueError(f"stages: the last one must leave one survivor, but it leaves {counts[-1]}")
+            raise ValueError(f"rounds: the last one must leave one survivor, but it leaves {counts[-1]}")
         return self
 
     @property
     def training_needed(self) -> int:
         """Number of training tokens that the search needs."""
-        return sum(stage.training_tokens for stage in self.stages)
+        return sum(each.training_tokens for each in self.rounds)
 
     @property
     def fitness_needed(self) -> int:
         """Number of fitness tokens that the search needs."""
-        return max(stage.tokens for stage in self.stages)
+        return max(each.tokens for each in self.rounds)
 
 
 class RefitSettings(Section):

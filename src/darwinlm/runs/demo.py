@@ -32,7 +32,7 @@ QUICK: dict[str, Any] = {
     "refit.tokens": 0,
     "search.generations": 1,
     "search.offspring": 3,
-    "search.stages": [{"tokens": 1024, "survivors": 2}, {"tokens": 2048, "survivors": 1}],
+    "search.rounds": [{"tokens": 1024, "survivors": 2}, {"tokens": 2048, "survivors": 1}],
     "recovery.tokens": 4096,
     "recovery.batch_tokens": 1024,
     "recovery.learning_rate": 2e-5,

@@ -112,9 +112,9 @@ def search(
             left=clock.left if math.isfinite(clock.limit) else None,
         )
 
-    tokens = settings.stages[0].tokens
+    tokens = settings.rounds[0].tokens
     uniform = best_of(uniform_allocations(problem), fitness, losses, tokens, clock)
-    uniform_kl = fitness.kl(uniform, settings.stages[-1].tokens)
+    uniform_kl = fitness.kl(uniform, settings.rounds[-1].tokens)
     state = evolve(
         fitness,
         problem,
@@ -200,5 +200,5 @@ def first_parent(
     except BudgetError:  # no allocation between the neighbour and this budget
         return start
     fitness.set_base(None)
-    own_kl, moved_kl = fitness.kls([start, moved], settings.stages[-1].tokens)
+    own_kl, moved_kl = fitness.kls([start, moved], settings.rounds[-1].tokens)
     return moved if moved_kl < own_kl else start

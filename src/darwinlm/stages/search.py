@@ -112,7 +112,7 @@ def _need(need: Need) -> None:
     need.held |= _training(need, passing) if training else passing
     if not training:
         staying = SHARE * max(need.room - need.device_bytes, 0)
-        walks = settings.generations * (len(settings.stages) + 2 * guided)
+        walks = settings.generations * (len(settings.rounds) + 2 * guided)
         need.add("disk" if need.on_cpu else "transfers", walks * max(sizes.blocks * sizes.size - staying, 0))
 
 
@@ -120,7 +120,7 @@ def _evaluations(need: Need, fitness: int) -> None:
     sizes, settings = need.sizes, need.sizes.recipe.search
     guided, times = settings.method == "gradient", settings.generations
     cut = [module for module in sizes.space.modules if len(module.levels) > 1]
-    window = sizes.whole(settings.stages[0].tokens)
+    window = sizes.whole(settings.rounds[0].tokens)
     # All uniform models on a quarter of the tokens, the best three on the others.
     uniform = max((len(module.levels) for module in cut if module.kind == "attention"), default=1)
     quarter = sizes.whole(window // 4)
@@ -128,10 +128,10 @@ def _evaluations(need: Need, fitness: int) -> None:
     # One child is solved for each strength; the level switch adds children after two without improvement.
     first = count = float(min(len(evolution.STRENGTHS), settings.offspring) if guided else settings.offspring)
     before = 0
-    for stage in settings.stages:
+    for each in settings.rounds:
         # Losses of earlier rounds are stored by sequence, so only new text is run, unless candidates are trained.
-        evaluated += times * count * (sizes.whole(stage.tokens) - (0 if stage.training_tokens else before))
-        count, before = min(stage.survivors, CONFIRMED) if guided else stage.survivors, sizes.whole(stage.tokens)
+        evaluated += times * count * (sizes.whole(each.tokens) - (0 if each.training_tokens else before))
+        count, before = min(each.survivors, CONFIRMED) if guided else each.survivors, sizes.whole(each.tokens)
     # Solved children move most modules, so they share few blocks with their parent.
     batch = min(window, sizes.pass_tokens)
     need.run(evaluated, sizes.kept, blocks=1 if guided else REUSED, heads=1, batch=batch)
@@ -159,9 +159,9 @@ def _training(need: Need, passing: Items) -> Items:
     rank, on_cpu, learnt = settings.training.lora_rank, need.on_cpu, settings.training_needed
     weights = trained(sizes, rank)
     # The parent learns in every round too.
-    learning = [count + 1 for count in (settings.offspring, *(stage.survivors for stage in settings.stages[:-1]))]
-    rounds = zip(learning, settings.stages, strict=True)
-    read = settings.generations * sum(count * stage.training_tokens for count, stage in rounds)
+    learning = [count + 1 for count in (settings.offspring, *(each.survivors for each in settings.rounds[:-1]))]
+    rounds = zip(learning, settings.rounds, strict=True)
+    read = settings.generations * sum(count * each.training_tokens for count, each in rounds)
     # Forward and backward pass; on a GPU the inside of blocks and the dense model's logits once more.
     piece = max(LOGIT_TOKENS, length)
     need.run(read, sizes.kept, blocks=3 if on_cpu else 4, heads=2 if on_cpu else 3, batch=piece, kind="training")

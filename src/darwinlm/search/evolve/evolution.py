@@ -126,7 +126,7 @@ def evolve(
     else:
         first = start()
         fitness.set_base(None)
-        kl = fitness.kl(first, settings.stages[-1].tokens)
+        kl = fitness.kl(first, settings.rounds[-1].tokens)
         seconds = parallel.broadcast(clock.seconds)
         entry = Generation(0, kl, improved=False, moved=0, evaluations=fitness.evaluations, seconds=seconds)
         state = SearchState(first, kl, fitness.losses(first), seen=[first], seconds=seconds, history=[entry])
@@ -169,12 +169,12 @@ def _generation(
     offspring = (
         _by_the_paper(state, problem, settings)
         if guide is None
-        else _guided(state, problem, settings, guide, fitness.windows(settings.stages[0].tokens))
+        else _guided(state, problem, settings, guide, fitness.windows(settings.rounds[0].tokens))
     )
     if not offspring.children:
         state.ended = "every neighbour of the best allocation has been tried"
         return
-    if any(stage.training_tokens for stage in settings.stages):
+    if any(stage.training_tokens for stage in settings.rounds):
         assert trainer is not None
         best, kl, evaluations, observed = _trained_rounds(state, offspring, settings, trainer)
     else:
@@ -290,7 +290,7 @@ def _rounds(state: SearchState, offspring: Offspring, fitness: Fitness, settings
     fitness.set_base(parent)
     changes: dict[Allocation, float] = {}
     evaluations, loss = 0, math.nan
-    for number, stage in enumerate(settings.stages):
+    for number, stage in enumerate(settings.rounds):
         whole = (0, fitness.sequences(stage.tokens))
         window = offspring.window if offspring.window is not None and number == 0 else whole
         loss, *losses = fitness.kl_on([parent, *pool], window)
@@ -304,7 +304,7 @@ def _rounds(state: SearchState, offspring: Offspring, fitness: Fitness, settings
             continue  # The first step moves most modules and windows are small, so all children go on.
         # Children that are worse than the parent on one window are hardly ever better on the whole text.
         pool = [child for child in pool if judged[child] < 0 or not guided][: stage.survivors]
-    final = settings.stages[-1].tokens
+    final = settings.rounds[-1].tokens
     best = min(pool, key=lambda child: (judged[child], child), default=parent)
     best = best if best != parent and judged[best] < 0 else parent
     observations = [
@@ -320,9 +320,9 @@ def _trained_rounds(
     """Selection with training; the parent is trained on the same text as its children."""
     parent, candidates, evaluations = state.parent, offspring.children, 0
     ranked: list[tuple[float, Allocation]] = []
-    for stage in settings.stages:
+    for stage in settings.rounds:
         pool = [parent, *candidates]
-        staying = 0 if stage is settings.stages[-1] else 1 + stage.survivors
+        staying = 0 if stage is settings.rounds[-1] else 1 + stage.survivors
         losses = trainer.judge(pool, stage.training_tokens, stage.tokens, staying=staying)
         evaluations += len(pool)
         ranked = sorted(pair for pair in zip(losses, pool, strict=True) if math.isfinite(pair[0]))
