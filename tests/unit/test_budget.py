@@ -5,10 +5,11 @@ from types import SimpleNamespace
 import pytest
 
 import darwinlm
+from darwinlm.cli import arguments
 from darwinlm.database.levels import Level, ModuleLevels
-from darwinlm.recipe import BudgetSettings, Recipe, load_recipe, load_recipes, parse_recipe
+from darwinlm.recipe import BUDGETS, BudgetSettings, Recipe, load_recipe, load_recipes, parse_recipe
 from darwinlm.runtime.errors import BudgetError, RecipeError
-from darwinlm.search.problem.budgets import resolve_budget
+from darwinlm.search.problem.budgets import RULES, resolve_budget
 from darwinlm.search.problem.cost import CostModel, byte_costs, parameter_costs, time_costs
 from darwinlm.search.problem.problem import Budget, Problem
 from darwinlm.search.problem.space import SearchSpace
@@ -119,6 +120,13 @@ def test_one_recipe_has_one_bound(given_as):
         load_recipe(Recipe(), (), {"budget.keep": given_as})
     with pytest.raises(RecipeError, match=message):
         darwinlm.prune("model", keep=given_as)
+
+
+def test_every_kind_of_budget_has_a_rule_and_an_option():
+    assert tuple(RULES) == tuple(arguments.BUDGET) == BUDGETS
+    assert set(BUDGETS) <= BudgetSettings.model_fields.keys()
+    with pytest.raises(TypeError, match=r"unexpected arguments \['kep'\]: known are model, keep, params"):
+        darwinlm.prune("model", kep=0.5)
 
 
 @pytest.mark.parametrize("recipe", [(None, (), {"preset": "paper"}), ("llama2-7b-2.7b",)])

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
-_BUDGET = "Budget (choose one)"
+F = TypeVar("F", bound=Callable[..., Any])
+BUDGET = {
+    "keep": ("SHARE", "Share of the block parameters to keep: 75% or 0.75. Without any budget, 50%."),
+    "params": ("COUNT", "Parameters of the whole smaller model: 2.7B or 350M."),
+    "bytes": ("SIZE", "Weights and KV cache of the smaller model: 4GiB or 900MB."),
+    "file": ("SIZE", "GGUF file of the smaller model in the type that --for names: 95MB."),
+    "speedup": ("FACTOR", "Speed relative to the original model on this machine: 2x."),
+    "latency": ("DURATION", "Time of one request on this machine: 30ms or 1.5s."),
+}
+"""The value and the help of the option for each kind of budget."""
 
 
-def _bound(name: str, metavar: str, help: str) -> Any:
-    return typer.Option(name, metavar=metavar, help=help, rich_help_panel=_BUDGET)
+def with_budget(run: F) -> F:
+    """Give a command an option for each kind of budget in place of its last argument, `**budget`."""
+    whole = signature(run, eval_str=True)
+    *others, last = whole.parameters.values()
+    assert last.kind is Parameter.VAR_KEYWORD, last
+    for kind, (metavar, meaning) in BUDGET.items():
+        option = typer.Option(metavar=metavar, help=meaning, rich_help_panel="Budget (choose one)")
+        others.append(Parameter(kind, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option]))
+    run.__signature__ = whole.replace(parameters=others)  # type: ignore[attr-defined]
+    return run
 
 
 def number(metavar: str, help: str, *, least: int = 1) -> Any:
@@ -58,18 +77,10 @@ Text = Annotated[
         help="Text file, folder, or hf:owner/name; several with commas. Without it, self: the model writes the text.",
     ),
 ]
-_SHARE = "Share of the block parameters to keep: 75% or 0.75. Without any budget, 50%."
-Keep = Annotated[str | None, _bound("--keep", "SHARE", _SHARE)]
-Keeps = Annotated[str | None, _bound("--keep", "SHARE", f"{_SHARE} Several (75%,50%) give one model each.")]
-Params = Annotated[str | None, _bound("--params", "COUNT", "Parameters of the whole smaller model: 2.7B or 350M.")]
-Bytes = Annotated[str | None, _bound("--bytes", "SIZE", "Weights and KV cache of the smaller model: 4GiB or 900MB.")]
-FileSize = Annotated[
-    str | None, _bound("--file", "SIZE", "GGUF file of the smaller model in the type that --for names: 95MB.")
+Keeps = Annotated[
+    str | None,
+    typer.Option("--keep", metavar="SHARE", help=f"{BUDGET['keep'][1]} Several (75%,50%) give one model each."),
 ]
-Speedup = Annotated[
-    str | None, _bound("--speedup", "FACTOR", "Speed relative to the original model on this machine: 2x.")
-]
-Latency = Annotated[str | None, _bound("--latency", "DURATION", "Time of one request on this machine: 30ms or 1.5s.")]
 Vocab = Annotated[
     str | None,
     typer.Option(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,6 +15,7 @@ from darwinlm.cli.app import SHRINK, command
     SHRINK,
     "darwinlm compare MODEL --methods uniform,ziplm,darwinlm --keep 50% --text TEXT --out runs/comparison",
 )
+@arguments.with_budget
 def compare(
     model: arguments.Model = None,
     methods: Annotated[
@@ -27,7 +28,6 @@ def compare(
         ),
     ] = "all",
     out: arguments.Out = Path("runs/comparison"),
-    keep: arguments.Keep = None,
     text: arguments.Text = None,
     domain: Annotated[
         list[str] | None,
@@ -43,6 +43,7 @@ def compare(
     recipe: arguments.RecipeFile = None,
     assignments: arguments.Set = None,
     allow_remote_code: arguments.RemoteCode = False,
+    **budget: Any,
 ) -> None:
     """Prune with several methods under the same budget and compare them in one table."""
     from darwinlm.comparison.compare import ComparisonRequest, compare_methods
@@ -51,7 +52,7 @@ def compare(
     from darwinlm.recipe import load_recipe, options
     from darwinlm.runtime import parallel
 
-    overrides = options(model=model, keep=keep, text=text, allow_remote_code=allow_remote_code or None)
+    overrides = options(model=model, **budget, text=text, allow_remote_code=allow_remote_code or None)
     chosen = load_recipe(recipe, assignments or (), overrides)
     domains, variants = parse_named("--domain", domain or ()), parse_named("--variant", variant or ())
     methods_with_steps = parse_methods(methods, chosen, [name for name, _ in variants])

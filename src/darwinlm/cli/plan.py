@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,11 +11,10 @@ from darwinlm.cli.app import LEARN, command
 
 
 @command(LEARN, "darwinlm plan meta-llama/Llama-2-7b-hf --recipe llama2-7b-2.7b --device h100")
+@arguments.with_budget
 def plan(
     model: arguments.Model = None,
     recipe: arguments.RecipeFile = None,
-    keep: arguments.Keep = None,
-    params: arguments.Params = None,
     ready_for: arguments.For = None,
     device: Annotated[
         str,
@@ -35,9 +34,10 @@ def plan(
     as_json: arguments.Json = False,
     assignments: arguments.Set = None,
     allow_remote_code: arguments.RemoteCode = False,
+    **budget: Any,
 ) -> None:
     """Estimate what a run needs before it starts: memory, disk and time of every stage."""
-    sizes_given = {"ram": read_bytes("--ram", ram), "disk": read_bytes("--disk", disk)}
+    memory, space = read_bytes("--ram", ram), read_bytes("--disk", disk)
     from darwinlm.planning.plan import cells, gibibytes, headings
     from darwinlm.report.wording import count
     from darwinlm.runs.plan import plan as make
@@ -51,15 +51,15 @@ def plan(
         check_output(out, "--out", [model])
     plan_of_run = make(
         model,
-        keep=keep,
-        params=params,
+        **budget,
         device=device,
         processes=processes,
+        ram=memory,
+        disk=space,
         ready_for=ready_for,
         recipe=recipe,
         assignments=assignments or (),
         allow_remote_code=allow_remote_code,
-        **sizes_given,
     )
     card = plan_of_run.device
     sizes = plan_of_run.sizes

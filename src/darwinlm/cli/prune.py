@@ -21,15 +21,10 @@ from darwinlm.cli.app import SHRINK, command
     "darwinlm prune MODEL --file 95MB --for q4_k_m --text TEXT --out runs/file",
     "darwinlm prune MODEL --speedup 2x --time 30m --text TEXT --out runs/fast",
 )
+@arguments.with_budget
 def prune(
     model: arguments.Model = None,
     out: arguments.Out = Path("runs/pruned"),
-    keep: arguments.Keeps = None,
-    params: arguments.Params = None,
-    size: arguments.Bytes = None,
-    file: arguments.FileSize = None,
-    speedup: arguments.Speedup = None,
-    latency: arguments.Latency = None,
     vocab: arguments.Vocab = None,
     time: arguments.Time = None,
     best_effort: arguments.BestEffort = False,
@@ -45,11 +40,14 @@ def prune(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a finished run of another model or size in the folder.")
     ] = False,
+    **budget: Any,
 ) -> None:
-    """Prune a model to a budget and report what was lost. Rerun the same command to resume."""
+    """Prune a model to a budget, or to several (75%,50%), and report what was lost.
+
+    Rerun the same command to resume.
+    """
     from darwinlm.recipe import load_recipes, options
 
-    budget = {"keep": keep, "params": params, "bytes": size, "file": file, "speedup": speedup, "latency": latency}
     others: dict[str, Any] = {"vocab": vocab, "time": time, "preset": preset, "text": text, "ready_for": ready_for}
     others |= {
         "layers": layers,

@@ -42,8 +42,8 @@ class TextScore:
 def pack(source: str, tokenizer: Any, *, sequence_length: int, max_tokens: int) -> Tensor:
     """The documents of a text, each followed by the end token, joined and cut into sequences [n, t].
 
-    If the tokenizer adds bos, it replaces the first token of every sequence. t is `sequence_length`; at most `max_tokens`
-    are read. Raises DataError if the text is missing, unreadable, or shorter than one sequence.
+    If the tokenizer adds bos, it replaces the first token of every sequence. t is `sequence_length`; at most
+    `max_tokens` are read. Raises DataError if the text is missing, unreadable, or shorter than one sequence.
     """
     wanted = max(1, max_tokens // sequence_length) * sequence_length
     ids: list[int] = []
@@ -55,8 +55,8 @@ def pack(source: str, tokenizer: Any, *, sequence_length: int, max_tokens: int) 
     count = len(ids[:wanted]) // sequence_length
     if count == 0:
         raise DataError(
-            f"Text source {source!r} has only {len(ids)} tokens, less than one sequence of {sequence_length}: give more "
-            "text, or lower --sequence-length"
+            f"Text source {source!r} has only {len(ids)} tokens, less than one sequence of {sequence_length}: give "
+            "more text, or lower --sequence-length"
         )
     sequences = torch.tensor(ids[: count * sequence_length]).view(count, sequence_length)
     bos = added_bos(tokenizer)

@@ -8,6 +8,7 @@ from darwinlm.recipe.load import options as options
 from darwinlm.recipe.load import parse_recipe as parse_recipe
 from darwinlm.recipe.load import shipped_recipes as shipped_recipes
 from darwinlm.recipe.sections import BUDGETS as BUDGETS
+from darwinlm.recipe.sections import Bound as Bound
 from darwinlm.recipe.sections import BudgetSettings as BudgetSettings
 from darwinlm.recipe.sections import Recipe as Recipe
 from darwinlm.recipe.sections import RecoverySettings as RecoverySettings

@@ -38,7 +38,9 @@ MISTAKES = 5
 
 
 def options(**given: Any) -> dict[str, Any]:
-    """Overrides by dotted name for `load_recipe` from the short names in `OPTIONS`."""
+    """Overrides by dotted name for `load_recipe` from the short names in `OPTIONS`. Raises TypeError for another."""
+    if unknown := given.keys() - OPTIONS.keys():
+        raise TypeError(f"unexpected arguments {sorted(unknown)}: known are {', '.join(OPTIONS)}")
     return {OPTIONS[name]: value for name, value in given.items()}
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 from math import lcm
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -30,8 +30,20 @@ from darwinlm.recipe.quantities import (
 
 AttentionUnit = Literal["kv_group", "group_heads", "query_head", "lattice"]
 ExpertUnit = Literal["both", "whole", "width"]
-BudgetKind = Literal["keep", "params", "bytes", "file", "speedup", "latency"]
-BUDGETS: tuple[BudgetKind, ...] = get_args(BudgetKind)
+
+
+class Bound(TypedDict, total=False):
+    """The bound of a budget as an argument of Python; `BudgetSettings` describes each kind."""
+
+    keep: float | str | None
+    params: int | str | None
+    bytes: int | str | None
+    file: int | str | None
+    speedup: float | str | None
+    latency: str | None
+
+
+BUDGETS = tuple(Bound.__annotations__)
 """Kinds of budget; a recipe names exactly one."""
 
 
@@ -214,7 +226,7 @@ class BudgetSettings(Section):
         return self
 
     @property
-    def kind(self) -> BudgetKind:
+    def kind(self) -> str:
         """Kind of the given bound."""
         return next(kind for kind in BUDGETS if getattr(self, kind) is not None)
 

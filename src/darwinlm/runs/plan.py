@@ -6,12 +6,13 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Unpack
 
 from darwinlm.models.resolve import describe_model
 from darwinlm.needs.sizes import Sizes
 from darwinlm.planning.devices import find_device
 from darwinlm.planning.plan import Plan, make_plan
-from darwinlm.recipe import Recipe, load_recipe, options
+from darwinlm.recipe import Bound, Recipe, load_recipe, options
 from darwinlm.recipe.settled import settled
 from darwinlm.runtime.errors import RecipeError
 
@@ -19,8 +20,6 @@ from darwinlm.runtime.errors import RecipeError
 def plan(
     model: str | None = None,
     *,
-    keep: float | str | None = None,
-    params: int | str | None = None,
     device: str = "cpu",
     processes: int = 1,
     ram: float | None = None,
@@ -29,13 +28,12 @@ def plan(
     recipe: Recipe | str | Path | None = None,
     assignments: Sequence[str] = (),
     allow_remote_code: bool = False,
+    **budget: Unpack[Bound],
 ) -> Plan:
     """Predict what each stage of a run needs, from the model's configuration alone.
 
     Args:
-        model: Hub id, folder or GGUF file, as the next two for `darwinlm.prune`.
-        keep: Share of the block parameters to keep.
-        params: Parameters of the whole smaller model.
+        model: Hub id, folder or GGUF file.
         device: Name of a device, such as "h100", "cuda" for this machine's GPU, "cpu", or a file of measured speeds.
         processes: Number of processes.
         ram: Memory of the machine in bytes for all processes; None doesn't check it, and on a CPU is this machine's.
@@ -44,12 +42,13 @@ def plan(
         recipe: Recipe, path of a recipe, or name of a bundled one.
         assignments: "section.field=value" strings.
         allow_remote_code: Whether a checkpoint may run its own Python code.
+        budget: One bound, as for `darwinlm.prune`.
 
     Raises:
         RecipeError, ModelError, FamilyError: The input is wrong, or no plan can be made of it.
     """
     remote = allow_remote_code or None
-    overrides = options(model=model, keep=keep, params=params, ready_for=ready_for, allow_remote_code=remote)
+    overrides = options(model=model, **budget, ready_for=ready_for, allow_remote_code=remote)
     chosen = load_recipe(recipe, assignments, overrides)
     if chosen.model is None:
         raise RecipeError("no model is given: name a hub id, a folder or a GGUF file")

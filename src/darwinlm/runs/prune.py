@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from darwinlm.execution.output import check_inputs
 from darwinlm.pipeline import open_run
 from darwinlm.planning.time_limit import TimeLimit
-from darwinlm.recipe import Recipe, load_recipe, options
+from darwinlm.recipe import Bound, Recipe, load_recipe, options
 from darwinlm.report import wording
 from darwinlm.report.summary import FILE, BlockFigures, Summary, read_summary
 from darwinlm.runs.model import Model, load
@@ -94,12 +94,6 @@ def prune(
     model: str | None = None,
     out: str | Path = "runs/pruned",
     *,
-    keep: float | str | None = None,
-    params: int | str | None = None,
-    bytes: int | str | None = None,
-    file: int | str | None = None,
-    speedup: float | str | None = None,
-    latency: str | None = None,
     vocab: float | str | None = None,
     time: float | str | None = None,
     best_effort: bool | None = None,
@@ -110,6 +104,7 @@ def prune(
     assignments: Sequence[str] = (),
     overwrite: bool = False,
     reporter: Reporter | None = None,
+    **budget: Unpack[Bound],
 ) -> Result:
     """Prune a model: the whole pipeline of `darwinlm prune`.
 
@@ -118,13 +113,6 @@ def prune(
     Args:
         model: Hub id, folder or GGUF file; overrides the recipe's.
         out: Output folder; an earlier run of the same kind is resumed.
-        keep: Share of the block parameters to keep, 0.5 or "50%". At most one of this and the next four may be given;
-            it replaces the recipe's budget of any kind. Without any, the recipe's budget is used.
-        params: Parameters of the whole smaller model, 350_000_000 or "350M".
-        bytes: Bytes of its weights and KV cache, 4_000_000_000 or "4GB".
-        file: Bytes of its GGUF file in the type that `ready_for` names, 95_000_000 or "95MB".
-        speedup: Speed relative to the dense model on this machine, 2 or "2x".
-        latency: Time of a request on this machine, with a unit: "30ms".
         vocab: Tokens to keep, as a share or a number: 0.5, "50%" or "24k". None keeps all.
         time: Time limit of the whole run, in minutes or as "90s" or "1h". Text and steps are lowered to keep it.
         best_effort: Keep the limit even if it is too short for a useful model.
@@ -135,14 +123,15 @@ def prune(
         assignments: "section.field=value" strings, applied to the recipe.
         overwrite: Whether a finished run of another model or size in `out` may be replaced.
         reporter: Receiver of progress; None prints to the terminal.
+        budget: One of keep=0.5, params="350M", bytes="4GB", file="95MB", speedup="2x" and latency="30ms", as described
+            in `BudgetSettings`. It replaces the recipe's budget of any kind; without any, that one is used.
 
     Raises:
         DarwinLMError: The input is wrong; see `darwinlm.runtime.errors`.
     """
-    size = {"keep": keep, "params": params, "bytes": bytes, "file": file, "speedup": speedup, "latency": latency}
     others = {"vocab": vocab, "time": time, "ready_for": ready_for, "layers": layers, "text": text}
     others["best_effort"] = best_effort
-    resolved = load_recipe(recipe, assignments, options(model=model, **size, **others))
+    resolved = load_recipe(recipe, assignments, options(model=model, **budget, **others))
     check_replaced(resolved, Path(out).expanduser(), overwrite=overwrite)
     run = open_run(resolved, Path(out).expanduser(), reporter or Reporter(), pace=TimeLimit.of(resolved))
     run.until(REPORT.name)

@@ -1,6 +1,7 @@
 """Kinds of budget: the cost that each one bounds, and its limit.
 
-To add one, add its field to `BudgetSettings` and its name to `BudgetKind` in `recipe/sections.py`, and its rule here.
+To add one, add its name to `Bound` and its field to `BudgetSettings` in `recipe/sections.py`, its rule here, and its
+option to `BUDGET` in `cli/arguments.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from darwinlm.families.shapes import ModuleShape, head_dim
 from darwinlm.gguf.sizes import BASE, FileSizes, file_tensors, header_bytes, joins_projections, predicted_sizes
 from darwinlm.gguf.write import PLAIN
 from darwinlm.recipe import BudgetSettings
-from darwinlm.recipe.sections import BudgetKind
 from darwinlm.runtime.errors import BudgetError, RecipeError
 from darwinlm.search.problem.cost import CostModel, byte_costs, parameter_costs
 from darwinlm.search.problem.problem import Budget
@@ -98,7 +98,7 @@ def _file(model: Counted, settings: BudgetSettings) -> CostModel:
     return CostModel("bytes", tuple(costs), header + sizes.whole(outside))
 
 
-RULES: dict[BudgetKind, Rule] = {
+RULES: dict[str, Rule] = {
     "keep": Rule(
         lambda cost, share: int(share * cost.dense),
         lambda model, _: parameter_costs(model.space),
