@@ -27,11 +27,11 @@ def interrupted(finished_copy):
     ("spoil", "said"),
     [
         (lambda tree: "{", "is damaged"),
-        (lambda tree: [1], "doesn't hold the state of a search"),
+        (lambda tree: [1], "it holds something else"),
         (lambda tree: {**tree, "parent": [0, 1]}, "state of another search"),
         (lambda tree: {**tree, "parent": [99] * 8}, "state of another search"),
         (lambda tree: {**tree, "done": 99}, "state of another search"),
-        (lambda tree: {**tree, "kl": None}, "doesn't hold the state of a search"),
+        (lambda tree: {**tree, "kl": None}, "it holds something else"),
         (lambda tree: {**tree, "slopes": [[0.0]] * 8}, "state of another search"),
         (lambda tree: {**tree, "misses": -1}, "state of another search"),
     ],

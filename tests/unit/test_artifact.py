@@ -113,15 +113,15 @@ def test_damage_of_any_file_is_found(tmp_path, name, how):
         assert part in str(caught.value)
 
 
-LACKS = "its key, facts or list of files are missing"
-
-
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         *((content, "manifest") for content in ("", "{", "\x00")),
-        ("[]", "it holds a list"),
-        *((content, LACKS) for content in ("{}", '{"key": {}}', '{"key": {}, "files": [], "facts": {}}')),
+        ("[]", "it holds something else: "),
+        *(
+            (content, "it holds something else at (key|files|facts): ")
+            for content in ("{}", '{"key": {}}', '{"key": {}, "files": [], "facts": {}}')
+        ),
     ],
 )
 def test_a_damaged_manifest_is_named(tmp_path, content, said):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,11 +23,11 @@ from darwinlm.families.shapes import ModuleShape
 from darwinlm.gguf.header import read_header
 from darwinlm.gguf.write import _numbers
 from darwinlm.importing.foreign import open_foreign
-from darwinlm.latency.measure import read_table
+from darwinlm.latency.table import LatencyTable
 from darwinlm.recipe import UnitsSettings
 from darwinlm.runs import demo
 from darwinlm.runtime import errors
-from darwinlm.runtime.artifact import KEY, MANIFEST, read_json, read_manifest, write_json
+from darwinlm.runtime.artifact import KEY, MANIFEST, read_as, read_json, read_manifest, write_json
 from darwinlm.runtime.errors import (
     ArtifactError,
     CheckpointError,
@@ -37,7 +38,7 @@ from darwinlm.runtime.errors import (
     ModelError,
     install,
 )
-from darwinlm.stages.evaluate import read_figures
+from darwinlm.stages.evaluate import Measured
 
 
 def test_database_with_another_key_and_block_that_is_not_listed(finished_llama: Path, tmp_path: Path) -> None:
@@ -58,13 +59,13 @@ def test_database_with_another_key_and_block_that_is_not_listed(finished_llama: 
 @pytest.mark.parametrize(
     ("read", "content", "message"),
     [
-        (read_table, {"seconds": {}}, "it isn't a latency table"),
-        (read_figures, {"dense": {"params": 1}}, "it doesn't hold figures of models: "),
-        (read_figures, [], "it doesn't hold figures of models: "),
+        (partial(read_as, kind=LatencyTable), {"seconds": {}}, "it holds something else at fixed: Field required"),
+        (partial(read_as, kind=Measured), {"dense": {"params": 1}}, "it holds something else at dense.block_params: "),
+        (partial(read_as, kind=Measured), [], "it holds something else: Input should be a valid dictionary"),
         (
             lambda path: read_manifest(path.parent),
             {"key": {}, "facts": [], "files": {}},
-            "its key, facts or list of files are miss",
+            "it holds something else at facts: ",
         ),
     ],
 )

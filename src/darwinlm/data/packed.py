@@ -23,8 +23,7 @@ from darwinlm.runtime.artifact import (
     check_room,
     damaged,
     file_digest,
-    read_json,
-    validated,
+    read_as,
     write_atomically,
     write_json,
 )
@@ -209,7 +208,7 @@ class _Index:
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
-    return asdict(validated(folder / INDEX, _Index, read_json(folder / INDEX)))
+    return asdict(read_as(folder / INDEX, _Index))
 
 
 def _shard(folder: Path, number: int) -> Path:

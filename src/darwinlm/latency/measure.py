@@ -8,13 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from darwinlm.families.parts import KINDS, ModuleKind
 from darwinlm.latency.table import ABSENT, LatencyTable, Size, lines_of, measured_lines, refine, size_of
 from darwinlm.latency.timing import ModelTimer
 from darwinlm.recipe import BudgetSettings
-from darwinlm.runtime.artifact import damaged, read_json, validated, write_json
+from darwinlm.runtime.artifact import read_as, write_json
 from darwinlm.runtime.errors import BudgetError
 from darwinlm.search.problem.cost import CostModel, time_costs
 from darwinlm.search.problem.space import SearchSpace
@@ -59,10 +57,10 @@ def measure_table(
     that resumes.
 
     Returns:
-        The table for `read_table`, with predicted and measured times of a few random allocations.
+        A `LatencyTable`, with predicted and measured times of a few random allocations.
     """
     dense = chosen_levels(space.modules, space.dense)
-    known = validated(record, dict[str, tuple[float, float]], read_json(record)) if record.exists() else {}
+    known = read_as(record, dict[str, tuple[float, float]]) if record.exists() else {}
     total = 2 * points + CHECKS
 
     def ratio(name: str, choice: Chosen) -> float:
@@ -99,14 +97,6 @@ def measure_table(
         "checks": comparisons,
         "worst_error": max(abs(row["error"]) for row in comparisons),
     }
-
-
-def read_table(path: Path) -> LatencyTable:
-    """A measured table. Raises ArtifactError."""
-    try:
-        return LatencyTable.model_validate(read_json(path))
-    except ValidationError as error:
-        raise damaged(path, "it isn't a latency table") from error
 
 
 def table_costs(table: LatencyTable, space: SearchSpace) -> CostModel:

@@ -27,7 +27,7 @@ from darwinlm.planning.probe import Machine
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.runtime import parallel
 from darwinlm.runtime.amounts import duration
-from darwinlm.runtime.artifact import digest_of, read_json, validated, write_json
+from darwinlm.runtime.artifact import digest_of, read_as, write_json
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.runtime.figures import TimeFigures
 from darwinlm.search.evolve.evolution import OUT_OF_TIME
@@ -181,7 +181,7 @@ class TimeLimit:
         file = run.context.path(stage).parent / FILE
         # The budgets of a sweep share a database.
         key = digest_of(self._asked.model_dump(mode="json", exclude={"budget"} if stage == DATABASE.name else None))
-        record = validated(file, dict[str, _Entry], read_json(file)) if file.exists() else {}
+        record = read_as(file, dict[str, _Entry]) if file.exists() else {}
         entry = record.get(stage)
         if entry is None or entry.key != key:
             settings = self._fitted(stage, run)

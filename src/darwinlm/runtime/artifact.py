@@ -163,7 +163,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def validated(path: Path, kind: type[T], value: Any) -> T:
-    """A part of a JSON file as a dataclass or a type with parameters. Raises ArtifactError if it is something else."""
+    """A part of a JSON file, as in `read_as`. Raises ArtifactError if it is something else."""
     try:
         made: T = TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
@@ -171,6 +171,11 @@ def validated(path: Path, kind: type[T], value: Any) -> T:
         where = ".".join(map(str, first["loc"]))
         raise damaged(path, f"it holds something else{where and f' at {where}'}: {first['msg']}") from error
     return made
+
+
+def read_as(path: Path, kind: type[T]) -> T:
+    """A whole JSON file as a model, a dataclass or a type with parameters. Raises ArtifactError."""
+    return validated(path, kind, read_json(path))
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -245,10 +250,7 @@ class Manifest(BaseModel):
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a finished stage. Raises ArtifactError."""
-    try:
-        return Manifest.model_validate(read_record(folder / MANIFEST))
-    except ValidationError as error:
-        raise damaged(folder / MANIFEST, "its key, facts or list of files are missing") from error
+    return read_as(folder / MANIFEST, Manifest)
 
 
 def check_file(path: Path, expected: str | None, stage: Path | None = None) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pydantic import ValidationError
-
 from darwinlm.evaluation.chat_scores import measure_chats
 from darwinlm.evaluation.instructions import NEW_TOKENS, RULES, TOPICS
 from darwinlm.execution.stage import Stage, Task
@@ -11,8 +9,8 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.loading import FILES as TOKENIZER_FILES
 from darwinlm.needs.need import Need
 from darwinlm.runtime import amounts, parallel
-from darwinlm.runtime.artifact import damaged, read_json, write_json
-from darwinlm.runtime.errors import ModelError, first_line
+from darwinlm.runtime.artifact import read_as, write_json
+from darwinlm.runtime.errors import ModelError
 from darwinlm.runtime.figures import ChatFigures
 from darwinlm.runtime.memory import free_bytes
 from darwinlm.sampling.sampler import CPU_ROWS, GPU_ROWS
@@ -60,14 +58,6 @@ def _prevented(task: Task, teacher: Checkpoint) -> str:
     return ""
 
 
-def _read(task: Task) -> ChatFigures:
-    path = task.folder / FIGURES
-    try:
-        return ChatFigures.model_validate(read_json(path))
-    except ValidationError as error:
-        raise damaged(path, f"it doesn't hold figures of chats: {first_line(error)}") from error
-
-
 def _need(need: Need) -> None:
     """The dense model writes answers, and all models read them; the dense and the saved one answer instructions.
 
@@ -90,7 +80,7 @@ def _need(need: Need) -> None:
 
 CHATS = Stage(
     "chats",
-    _read,
+    lambda task: read_as(task.folder / FIGURES, ChatFigures),
     work=_measure,
     writes="figures of chats, if the model is a chat model",
     settings=("evaluation.answer_tokens",),

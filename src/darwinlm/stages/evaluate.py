@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from darwinlm.data import TokenSequences
@@ -31,8 +30,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.needs.need import Items, Need, largest
 from darwinlm.runtime import parallel
 from darwinlm.runtime.amounts import size
-from darwinlm.runtime.artifact import damaged, digest_of, read_json, write_json
-from darwinlm.runtime.errors import first_line
+from darwinlm.runtime.artifact import digest_of, read_as, write_json
 from darwinlm.runtime.figures import LookingBackFigures, ModelFigures, ModelKey
 from darwinlm.runtime.memory import free_bytes
 from darwinlm.sampling.script import chat_parts
@@ -176,7 +174,7 @@ def _measure(task: Task, dense: Checkpoint, models: Models, export: Exported, ev
 
 EVALUATE: Stage[Measured] = Stage(
     "evaluate",
-    lambda task: read_figures(task.folder / FIGURES),
+    lambda task: read_as(task.folder / FIGURES, Measured),
     work=_measure,
     writes="figures of every model",
     settings=("evaluation.prompts",),
@@ -190,14 +188,6 @@ EVALUATE: Stage[Measured] = Stage(
 def save_figures(path: Path, measured: Measured) -> None:
     """Write figures of models. Raises StorageError."""
     write_json(path, {key: figures.model_dump(mode="json") for key, figures in measured.items()})
-
-
-def read_figures(path: Path) -> Measured:
-    """Read figures of models. Raises ArtifactError."""
-    try:
-        return {key: ModelFigures.model_validate(tree) for key, tree in read_json(path).items()}
-    except (AttributeError, ValidationError) as error:
-        raise damaged(path, f"it doesn't hold figures of models: {first_line(error)}") from error
 
 
 def _late(task: Task) -> Callable[[float], Callable[[], bool]]:

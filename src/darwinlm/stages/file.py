@@ -15,7 +15,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.gguf.sizes import file_sizes
 from darwinlm.models.in_llama_cpp import open_in_llama_cpp
 from darwinlm.needs.need import Need
-from darwinlm.runtime.artifact import read_json, write_json
+from darwinlm.runtime.artifact import read_as, write_json
 from darwinlm.runtime.errors import BudgetError, import_extra
 from darwinlm.runtime.figures import FileChoice, QuantisedFile
 from darwinlm.stages.export import Exported
@@ -77,7 +77,7 @@ def _need(need: Need) -> None:
 
 FILE: Stage[FileChoice | None] = Stage(
     "file",
-    lambda task: FileChoice.model_validate(read_json(task.folder / RECORD)),
+    lambda task: read_as(task.folder / RECORD, FileChoice),
     work=_write,
     writes="sizes and losses of the GGUF files",
     settings=("budget.file", "units.quantisation"),

@@ -10,10 +10,11 @@ import torch
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import module_shapes
-from darwinlm.latency.measure import CHECKS, check_fastest, fastest, measure_table, read_table, table_costs
+from darwinlm.latency.measure import CHECKS, check_fastest, fastest, measure_table, table_costs
+from darwinlm.latency.table import LatencyTable
 from darwinlm.latency.timing import DECODE_STEPS, PATIENCE, ModelTimer
 from darwinlm.needs.need import Need
-from darwinlm.runtime.artifact import write_json
+from darwinlm.runtime.artifact import read_as, write_json
 from darwinlm.search.problem.cost import CostModel
 from darwinlm.search.problem.problem import space_of
 
@@ -76,7 +77,7 @@ def _measure(task: Task, dense: Checkpoint) -> None:
         progress=context.reporter.advance,
     )
     write_json(task.folder / TABLE, measured)
-    table = read_table(task.folder / TABLE)
+    table = read_as(task.folder / TABLE, LatencyTable)
     context.reporter.say(f"latency table: whole models are predicted to within {table.worst_error:.1%}")
     if table.worst_error > WORRYING:
         context.reporter.say(
@@ -90,7 +91,7 @@ def _measure(task: Task, dense: Checkpoint) -> None:
 LATENCY: Stage[CostModel | None] = Stage(
     "latency",
     lambda task, dense: table_costs(
-        read_table(task.folder / TABLE), space_of(task.recipe, dense, module_shapes(dense))
+        read_as(task.folder / TABLE, LatencyTable), space_of(task.recipe, dense, module_shapes(dense))
     ),
     work=_measure,
     title="latency table",

@@ -19,7 +19,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import Recipe
 from darwinlm.recipe.sections import TextSettings
 from darwinlm.report.summary import VocabularyFigures
-from darwinlm.runtime.artifact import read_json, write_json
+from darwinlm.runtime.artifact import read_as, write_json
 from darwinlm.runtime.errors import DataError, RecipeError
 from darwinlm.stages.text_source import TEXT_SETTINGS, check_source, given_source, shares_of, text_key, with_corpus
 from darwinlm.streaming.hidden import HiddenMemory
@@ -64,7 +64,7 @@ def _cut(task: Task, source: Checkpoint, corpus: Path | None) -> None:
 
 def _read(task: Task, source: Checkpoint) -> CutVocabulary:
     checkpoint = Checkpoint.open(task.folder / "model", source.source)
-    return CutVocabulary(checkpoint, VocabularyFigures.model_validate(read_json(task.folder / FIGURES)))
+    return CutVocabulary(checkpoint, read_as(task.folder / FIGURES, VocabularyFigures))
 
 
 VOCABULARY: Stage[CutVocabulary | None] = Stage(

@@ -19,7 +19,7 @@ from darwinlm.families.expert_tensors import as_stored, by_rows
 from darwinlm.families.parts import ModuleKind
 from darwinlm.families.shapes import output_name
 from darwinlm.runtime import parallel
-from darwinlm.runtime.artifact import StageFolder, read_json, read_tensors, validated, write_json, write_tensors
+from darwinlm.runtime.artifact import StageFolder, read_as, read_tensors, write_json, write_tensors
 from darwinlm.runtime.errors import ArtifactError
 from darwinlm.runtime.figures import FitChoice
 from darwinlm.streaming.stream import BlockStream
@@ -113,7 +113,7 @@ def _finished(stage: StageFolder, block: int) -> _Notes | None:
     if not path.exists():
         return None
     try:
-        notes = validated(path, _Notes, read_json(path))
+        notes = read_as(path, _Notes)
         if notes.weights:
             read_tensors(weights)
     except ArtifactError:

@@ -7,10 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
-
-from darwinlm.runtime.artifact import damaged, read_json, write_json
-from darwinlm.runtime.errors import first_line
+from darwinlm.runtime.artifact import damaged, read_as, write_json
 from darwinlm.search.predict.surrogate import Observation
 from darwinlm.search.problem.space import Allocation
 
@@ -70,10 +67,7 @@ class SearchState:
         Allocations and slopes must have the shapes of `costs`. Raises ArtifactError if the file can't be read, or holds
         another search's state.
         """
-        try:
-            state = TypeAdapter(cls).validate_python(read_json(path))
-        except ValidationError as error:
-            raise damaged(path, f"it doesn't hold the state of a search: {first_line(error)}") from error
+        state = read_as(path, cls)
         sizes = [len(row) for row in costs]
         fits = all(
             len(each) == len(sizes) and all(0 <= level < size for level, size in zip(each, sizes, strict=True))
