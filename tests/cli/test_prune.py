@@ -41,13 +41,13 @@ def test_prune_prints_its_plan_the_table_and_where_things_are_and_then_that_it_r
 @pytest.mark.parametrize(
     ("load", "card", "said"),
     [
-        (0.0, {}, r"planned: [\d.]+ (s|min) if nothing else runs, [\d.]+ GiB of memory"),
+        (0.0, {}, r"planned: [\d.]+ (s|min) if nothing else runs, [\d.]+ [kMG]B of memory"),
         (
             900.0,
             {},
-            r"planned: [\d.]+ (s|min) if nothing else runs \(load 900.0 on \d+ cores: it takes longer\), [\d.]+ GiB",
+            r"planned: [\d.]+ (s|min) if nothing else runs \(load 900.0 on \d+ cores: it takes longer\), [\d.]+ [kMG]B",
         ),
-        (0.0, {"memory": 1e6}, r"doesn't fit: \w[\w ]* needs [\d.]+ GiB of memory, but cpu has"),
+        (0.0, {"memory": 1e6}, r"doesn't fit: \w[\w ]* needs [\d.]+ [kMG]B of memory, but cpu has"),
     ],
 )
 def test_the_plan_is_told_before_the_first_stage(prune, monkeypatch, load, card, said):

@@ -38,10 +38,11 @@ def plan(
 ) -> None:
     """Estimate what a run needs before it starts: memory, disk and time of every stage."""
     memory, space = read_bytes("--ram", ram), read_bytes("--disk", disk)
-    from darwinlm.planning.plan import cells, gibibytes, headings
+    from darwinlm.planning.plan import cells, headings
     from darwinlm.report.wording import count
     from darwinlm.runs.plan import plan as make
     from darwinlm.runtime import tables  # with PyTorch, which takes seconds
+    from darwinlm.runtime.amounts import size
     from darwinlm.runtime.artifact import write_json
     from darwinlm.runtime.lock import hold_target
     from darwinlm.runtime.places import check_output
@@ -75,7 +76,7 @@ def plan(
         f"{sizes.checkpoint.source}: {count(sizes.params)} parameters → "
         f"{most if least == most else f'{least} to {most}'}, "
         f"at most {sizes.kept_blocks[1] / sizes.blocks:.2%} of the {count(sizes.blocks)} in the blocks\n"
-        f"{f'{processes} x ' if processes > 1 else ''}{card.name}: {gibibytes(card.memory)} ({card.source})",
+        f"{f'{processes} x ' if processes > 1 else ''}{card.name}: {size(card.memory)} ({card.source})",
         soft_wrap=True,
     )
     console.print(tables.terminal(headings(plan_of_run), cells(plan_of_run)))

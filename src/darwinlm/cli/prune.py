@@ -164,9 +164,9 @@ def _expect(run: Any) -> None:
     """Print the planned time and memory, and parts that don't fit; progress lines begin with the planned time."""
     from darwinlm.needs.sizes import Sizes
     from darwinlm.planning.devices import device_here, present_load
-    from darwinlm.planning.plan import gibibytes, make_plan
+    from darwinlm.planning.plan import make_plan
     from darwinlm.runtime import parallel
-    from darwinlm.runtime.amounts import duration
+    from darwinlm.runtime.amounts import duration, size
     from darwinlm.runtime.errors import FamilyError
     from darwinlm.stages.latency import LATENCY
     from darwinlm.stages.model import SOURCE
@@ -186,7 +186,7 @@ def _expect(run: Any) -> None:
         slow = f" ({load}: it takes longer)" if load else ""
         time = f"{duration(plan.seconds)} if nothing else runs{slow}, "
         run.context.reporter.expect({run.graph[need.name].title: need.seconds(plan.rates) for need in plan.needs})
-    terminal.say(f"planned: {time}{gibibytes(max(need.device_bytes for need in plan.needs))} of memory")
+    terminal.say(f"planned: {time}{size(max(need.device_bytes for need in plan.needs))} of memory")
     if run.recipe.budget.timed:
         table = sum(need.seconds(plan.rates) for need in plan.needs if need.name == LATENCY.name)
         terminal.say(f"at most {duration(table)} of it for the latency table, from which the sizes then follow")

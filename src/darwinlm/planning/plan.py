@@ -13,10 +13,10 @@ from darwinlm.database.levels import unfit_widths
 from darwinlm.needs.need import RESERVE, Items, Need, Rates
 from darwinlm.needs.sizes import Sizes
 from darwinlm.pipeline import PRUNE
-from darwinlm.planning.devices import GIB, Device
+from darwinlm.planning.devices import Device
 from darwinlm.planning.probe import Machine
 from darwinlm.recipe import load_recipe
-from darwinlm.runtime.amounts import duration
+from darwinlm.runtime.amounts import duration, size
 from darwinlm.runtime.errors import FamilyError, RecipeError
 from darwinlm.search.problem.space import kept_whole
 from darwinlm.stages.database import DATABASE
@@ -98,7 +98,7 @@ def make_plan(sizes: Sizes, device: Device, *, ram: float | None = None, disk: f
     problems = [problem for need in needs for problem in _problems(need, device, rates, ram)]
     if disk is not None and disk_of(needs) > disk:
         reason = _hopeless({need.name: need.disk_bytes for need in needs})
-        problems.append(f"the run takes {gibibytes(disk_of(needs))} of disk, but {gibibytes(disk)} are free: {reason}")
+        problems.append(f"the run takes {size(disk_of(needs))} of disk, but {size(disk)} are free: {reason}")
     return Plan(sizes, device, tuple(needs), rates, tuple(problems))
 
 
@@ -133,13 +133,13 @@ def _remedy(need: Need, device: Device, room: float) -> str:
         (again,) = estimate(need.sizes.with_recipe(recipe, processes), device, need.name)
         if again.device_bytes <= room:
             several = f" on {processes} devices" if processes > need.processes else ""
-            return f"{' and '.join(settings)}{several} would fit ({gibibytes(again.device_bytes)})"
+            return f"{' and '.join(settings)}{several} would fit ({size(again.device_bytes)})"
     return _hopeless(need.items)
 
 
 def _hopeless(items: Items) -> str:
     largest = max(items, key=items.__getitem__)
-    return f"no single setting makes it fit; the largest item is '{largest}' ({gibibytes(items[largest])})"
+    return f"no single setting makes it fit; the largest item is '{largest}' ({size(items[largest])})"
 
 
 def _problems(need: Need, device: Device, rates: Rates, ram: float | None) -> Iterator[str]:
@@ -147,13 +147,13 @@ def _problems(need: Need, device: Device, rates: Rates, ram: float | None) -> It
     if need.device_bytes > need.room:
         each = " for each process" if need.on_cpu and shared else ""
         yield (
-            f"{need.name} needs {gibibytes(need.device_bytes)} of memory, but {device.name} has "
-            f"{gibibytes(need.room)} to spare{each}: {_remedy(need, device, need.room)}"
+            f"{need.name} needs {size(need.device_bytes)} of memory, but {device.name} has "
+            f"{size(need.room)} to spare{each}: {_remedy(need, device, need.room)}"
         )
     if ram is not None and not need.on_cpu and need.ram_bytes > ram * RESERVE:
         yield (
-            f"{need.name} needs {gibibytes(need.ram_bytes)} of RAM{shared}, but the machine has "
-            f"{gibibytes(ram * RESERVE)} to spare: {_hopeless(need.ram)}"
+            f"{need.name} needs {size(need.ram_bytes)} of RAM{shared}, but the machine has "
+            f"{size(ram * RESERVE)} to spare: {_hopeless(need.ram)}"
         )
     if math.isfinite(need.bound) and (seconds := need.unbounded(rates)) > need.bound:
         yield (
@@ -186,11 +186,6 @@ def disk_of(needs: Iterable[Need]) -> float:
     return most
 
 
-def gibibytes(count: float) -> str:
-    """Gibibytes with three digits."""
-    return f"{count / GIB:.3g} GiB"
-
-
 def headings(plan: Plan) -> tuple[str, ...]:
     """Headings of `cells`. The time of a card that isn't here is a floor, at the card's peak."""
     return ("stage", "device memory", "RAM", "disk", "tokens", "FLOPs", "time" if plan.device.is_here else "at least")
@@ -204,7 +199,7 @@ def cells(plan: Plan) -> list[tuple[str, ...]]:
         return f"{tokens:,.0f}", f"{flops:.2e}", duration(sum(need.seconds(plan.rates) for need in needs))
 
     rows = [
-        (need.name, *map(gibibytes, (need.device_bytes, need.ram_bytes, need.disk_bytes)), *amounts(need))
+        (need.name, *map(size, (need.device_bytes, need.ram_bytes, need.disk_bytes)), *amounts(need))
         for need in plan.needs
     ]
-    return [*rows, ("all", "", "", gibibytes(disk_of(plan.needs)), *amounts(*plan.needs))]
+    return [*rows, ("all", "", "", size(disk_of(plan.needs)), *amounts(*plan.needs))]
