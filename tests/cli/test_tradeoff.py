@@ -39,6 +39,9 @@ def test_every_file_is_measured_and_the_front_is_drawn(command, given, tmp_path)
         assert by_name["keep-70", kind]["bytes"] < by_name["dense", kind]["bytes"]
         assert by_name["keep-70", kind]["kl"] > by_name["dense", kind]["kl"]
     assert not [path for path in (tmp_path / "out" / "files").iterdir() if path.suffix != ".gguf"]
+    stages = {path.name for path in (tmp_path / "out" / "sizes").glob("**/stages/*")}
+    assert "export" in stages  # and nothing that only a report shows
+    assert not stages & {"chats", "evaluate", "file", "report"}
     page = (tmp_path / "out" / "index.html").read_text()
     assert page.count("<svg") == 4  # two plots, each for broad and narrow screens
     for text in (ended.out, (tmp_path / "out" / "tradeoff.md").read_text()):

@@ -1,6 +1,7 @@
 """Prune, quantise, or both: `darwinlm tradeoff` measures GGUF files of a model and of smaller ones in llama.cpp.
 
 The original is quantised first, so that a type, a text or an engine that fails ends the command before any pruning.
+The runs end with their models: every figure of the table comes from a file.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from darwinlm.runtime.artifact import write_json, write_text
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import ExportError
 from darwinlm.runtime.places import check_output
+from darwinlm.stages.export import EXPORT
 
 ENGINE = "llama.cpp"
 FILES, SIZES, PAGE = "files", "sizes", "index.html"
@@ -95,7 +97,7 @@ def measure_tradeoff(
     given = Path(str(first.model)).expanduser()
     write = partial(_quantised, quantisations, out, timed.threads, reporter, given if given.suffix == ".gguf" else None)
     files = write(dense, "dense")
-    prune_sweep(recipes, out / SIZES, reporter=reporter)
+    prune_sweep(recipes, out / SIZES, until=EXPORT.name, reporter=reporter)
     for name in (member_name(recipe.budget) for recipe in recipes):
         files += write(Checkpoint.open(out / SIZES / name / "model"), name)
     _measure_loss(dense, files, text, reporter)
