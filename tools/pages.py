@@ -189,8 +189,8 @@ def gguf_words(known: dict[str, Family]) -> list[str]:
         "  with zeros to the largest number and width of any block, and gives the same results. It is larger than the",
         "  model, and as large as the unpruned one if a block is whole; the export's report gives both sizes. Added",
         f"  experts are never chosen if the router has a bias: {', '.join(_titles(excluding))}.",
-        "  With other routers, blocks must keep equal numbers of experts: prune with `units.experts=width`, which",
-        "  narrows experts and drops none.",
+        "  With other routers, blocks must keep equal numbers of experts. So `--for gguf` and `--layers equal` give",
+        "  all mixtures the same number of experts and the same width, and nothing is padded.",
         "- DeepSeek-V2: its tokenizer isn't written. Take it from a GGUF file of the model: `--tokenizer-from F.gguf`.",
     ]
 
@@ -227,8 +227,11 @@ UNEQUAL = """\
 
 mlx-lm runs `modeling_mlx.py`, which lies beside the weights of a model with unequal layers. They load for ERNIE 4.5,
 EXAONE 4, Gemma 1 to 3, GLM-4-0414, Helium, Hunyuan, Llama, Ministral 3, Mistral, Nemotron, OLMo 2 and 3, Qwen3,
-Seed-OSS and SmolLM3; not for Qwen2, Phi-3 and Granite 3, nor with `units.attention=query_head`. Equal layers need no
-file."""
+Seed-OSS and SmolLM3; not for Qwen2, Phi-3 and Granite 3, nor with `units.attention=query_head`.
+
+Equal layers of these families need no file. Those of Qwen2, Phi-3 and Granite 3 load if all heads are kept: mlx-lm
+derives the size of a head from their number. mlx-lm 0.32 ignores the sliding windows of Mistral and Gemma 2 and the
+partial rotation of GLM-4, in original models as well."""
 
 
 def families_page() -> str:
@@ -282,6 +285,9 @@ def families_page() -> str:
         "",
         "A router that chooses among groups of experts first (DeepSeek-V3, DeepSeek-V2 but not Lite) keeps all of",
         "them; they are narrowed.",
+        "",
+        "Multi-token prediction (DeepSeek-V3, GLM-4.5, Qwen3-Next and others) is left out: the plan and the report say",
+        "so, and the saved configuration counts no such blocks.",
         "",
         *QUANTISED.splitlines(),
         "",

@@ -44,6 +44,7 @@ def test_transformers_reads_the_same_configuration(tmp_path, model_type):
     save_model(model, tmp_path / "again")
     before, after = (AutoConfig.from_pretrained(tmp_path / name).to_dict() for name in ("model", "again"))
     more = {"partial_rotary_factor": 0.5} if model_type == "phi3" else {}
+    more |= dict.fromkeys(("num_nextn_predict_layers",) if "num_nextn_predict_layers" in before else (), 0)
     assert before | more == after | {"_name_or_path": before["_name_or_path"]}
     written = json.loads((tmp_path / "again" / "config.json").read_text())
     assert "rope_theta" in written or "rope_theta" not in str(before["rope_parameters"]) or model_type == "gemma4_text"
@@ -67,19 +68,23 @@ MORE = {
 
 
 @pytest.mark.parametrize("model_type", IN_MLX)
-def test_unequal_layers_in_mlx(tmp_path, model_type):
-    """In one pass, and in two through the cache."""
+@pytest.mark.parametrize("equal", [False, True], ids=["unequal", "equal"])
+def test_layers_in_mlx(tmp_path, model_type, equal):
+    """In one pass, and in two through the cache; equal layers without our file or a flag."""
     mx = pytest.importorskip("mlx.core", reason="mlx and mlx-lm")
     load = pytest.importorskip("mlx_lm.utils").load_model
-    rows = WHOLE if families()[model_type].attention.cut == "whole" else UNEQUAL
-    folder = any_checkpoint(tmp_path / "raw", model_type, rows, **SQUARE, **MORE.get(model_type, {}))
+    more, cut = SQUARE | MORE.get(model_type, {}), families()[model_type].attention.cut
+    rows, sizes = (WHOLE, {}) if cut == "whole" else (UNEQUAL, {"num_attention_heads": 2, "num_key_value_heads": 1})
+    if equal:
+        rows, more = None, more | sizes | {"intermediate_size": 40}
+    folder = any_checkpoint(tmp_path / "raw", model_type, rows, **more)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     save_model(model, tmp_path / "model")
-    assert (tmp_path / "model" / MODEL_FILE).is_file()
+    assert (tmp_path / "model" / MODEL_FILE).is_file() != equal
     ids = torch.randint(300, (1, 30), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         meant = model(ids).logits
-    there, _ = load(tmp_path / "model", trust_remote_code=True)
+    there, _ = load(tmp_path / "model", trust_remote_code=not equal)
     cache = pytest.importorskip("mlx_lm.models.cache").make_prompt_cache(there)
     given = mx.array(ids.tolist())
     for found in (

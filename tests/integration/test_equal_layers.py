@@ -92,6 +92,7 @@ def test_a_run_with_equal_layers(model_type, tiny_folder, make_run, tmp_path):
     assert (len(kept) < 4) == (model_type == "llama")
     gone = [block.block for block in results.report.allocation if not block.heads and not block.width]
     assert gone == [block for block in range(4) if block not in kept]
+    assert len({(block.channels, block.experts) for block in results.report.allocation if block.experts}) <= 1
     assert results.report.budget.used <= results.report.budget.upper
     record = results.search.record
     assert record["kl"] <= record["start_kl"]
@@ -105,6 +106,9 @@ def test_a_run_with_equal_layers(model_type, tiny_folder, make_run, tmp_path):
         ("gemma", (), "prune with --for gguf", False),
         ("gemma", ("search.layers=unequal", "units.quantisation=gguf"), None, False),
         ("llama", ("units.quantisation=gguf",), None, False),
+        ("mixtral", ("units.quantisation=gguf",), "one number of experts and one width for all layers: with", True),
+        ("minimax_m2", ("units.quantisation=q8_0",), "with --for q8_0 all layers get the same sizes", True),
+        ("mixtral", (), "prune with --for gguf", False),
     ],
 )
 def test_layers_follow_what_llama_cpp_needs(model_type, settings, said, equal, tiny_folder, make_run, tmp_path):
@@ -114,6 +118,12 @@ def test_layers_follow_what_llama_cpp_needs(model_type, settings, said, equal, t
     assert (run_stages(run, "plan").plan.equal is not None) == equal
     text = console.export_text()
     assert (said is None and "llama.cpp" not in text) or (said is not None and said in text)
+
+
+@pytest.mark.parametrize(("model_type", "most"), [("llama", 3), ("gemma3_text", 0), ("smollm3", 0)])
+def test_blocks_stay_where_engines_go_by_their_numbers(model_type, most, tiny_folder, make_run, tmp_path):
+    run = make_run(tiny_folder(model_type), tmp_path / "out", "search.layers=equal", "units.mlp_multiple=32")
+    assert run_stages(run, "plan").plan.equal.most_removed == most
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,28 @@
-"""Models with other token mixers than attention in some blocks: what is kept, counted and refused."""
+"""Models with more than attention and MLPs: what is kept, counted, left out and refused."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+from tests.tiny.checkpoint import tiny_checkpoint
 from tests.tiny.cutting import cut, plan_for
 from tests.tiny.models import tiny_model
 from tests.tiny.tokenizer import tiny_tokenizer
 
+from darwinlm.export.hf import save_model
 from darwinlm.export.run import export_model
-from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.checkpoint import FURTHER, Checkpoint
 from darwinlm.families.shapes import module_shapes
 from darwinlm.importing.convert import import_model
 from darwinlm.recipe import load_recipe
-from darwinlm.runtime.errors import ExportError, FamilyError
+from darwinlm.runtime.artifact import read_json
+from darwinlm.runtime.console import Reporter
+from darwinlm.runtime.errors import CheckpointError, ExportError, FamilyError
 from darwinlm.search.problem.problem import space_of
 from darwinlm.search.problem.space import kept_whole
 
@@ -42,6 +51,40 @@ def test_what_is_never_cut_is_named(tiny_folder: Callable[[str], Path], model_ty
     recipe = load_recipe(None, ("units.mlp_multiple=8",), {"model": "x", "budget.keep": "50%"})
     space = space_of(recipe, checkpoint, module_shapes(checkpoint))
     assert kept_whole(space, checkpoint.family) == words
+
+
+@pytest.mark.parametrize(
+    ("model_type", "names", "words"),
+    [
+        ("qwen3_next", ("mtp.fc.weight", "mtp.layers.0.mlp.gate.weight"), "multi-token prediction (2 tensors)"),
+        ("deepseek_v3", ("model.layers.4.eh_proj.weight",), "multi-token prediction (1 tensor) is left out"),
+        ("llama", (), ""),
+    ],
+)
+def test_multi_token_prediction_is_left_out_and_named(
+    tmp_path: Path, make_run: Callable[..., Any], model_type: str, names: tuple[str, ...], words: str
+):
+    folder = tiny_checkpoint(tmp_path / "model", model_type)
+    tensors = load_file(folder / "model.safetensors") | {name: torch.zeros(2, 2) for name in names}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    checkpoint = Checkpoint.open(folder)
+    assert set(checkpoint.further) == set(names)
+    assert not set(names) & set(checkpoint.tensors)
+    console = Console(file=io.StringIO(), width=200, record=True)
+    make_run(folder, tmp_path / "out", reporter=Reporter(console)).until("plan")
+    assert words in (said := console.export_text())
+    assert words or "multi-token" not in said
+    save_model(checkpoint.load(torch.float32), tmp_path / "saved")
+    assert not any(read_json(tmp_path / "saved" / "config.json").get(name) for name in FURTHER)
+
+
+def test_a_block_too_many_that_predicts_nothing_is_refused(tmp_path: Path):
+    folder = tiny_checkpoint(tmp_path / "model", "llama")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.4.mlp.down_proj.weight"] = torch.zeros(2, 2)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match="states 4 blocks, but the files hold 5"):
+        Checkpoint.open(folder)
 
 
 @pytest.fixture(scope="module", params=HYBRIDS)

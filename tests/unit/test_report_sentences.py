@@ -95,8 +95,9 @@ BOTH = [
     (searched(), ["an evolutionary search of 19 generations guided by gradients"], []),
     (recovered(), ["1 generation with the paper's level switch"], ["guided by gradients"]),
     (changed(searched(), kept="attention of 4 blocks is kept"), ["Attention of 4 blocks is k"], []),
+    (changed(searched(), left_out="multi-token prediction is left out"), ["Multi-token prediction is"], []),
     (changed(searched(), export={"whole": True}), ["Its parts around the language model are unc"], []),
-    (searched(), [], ["blocks is kept", "around the language model", "of its vocabulary"]),
+    (searched(), [], ["blocks is kept", "left out", "around the language model", "of its vocabulary"]),
     (
         changed(searched(), vocabulary=VOCABULARY),
         [

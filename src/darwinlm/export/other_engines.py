@@ -1,4 +1,7 @@
-"""What other engines read of a saved model: the rotary embedding under its older names, and a file for mlx-lm."""
+"""What other engines read of a saved model: the rotary embedding under its older names, and a file for mlx-lm.
+
+Blocks that predict further tokens aren't saved, so the configuration counts none.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from darwinlm.families.checkpoint import FURTHER
 from darwinlm.families.family import PREFIX, is_custom
 from darwinlm.runtime.artifact import read_json, write_json, write_text
 
@@ -25,6 +29,8 @@ def for_other_engines(folder: Path, config: Any) -> None:
     if "text_config" in tree:
         tree["text_config"] |= older_rope(tree["text_config"].get("rope_parameters") or {})
     tree |= older_rope(tree.get("rope_parameters") or {})
+    for part in (tree, tree.get("text_config", {})):
+        part.update(dict.fromkeys((name for name in FURTHER if part.get(name)), 0))
     if is_custom(config) and str(config.model_type).removeprefix(PREFIX) in IN_MLX and "text_config" not in tree:
         tree["model_file"] = MODEL_FILE
         write_text(folder / MODEL_FILE, mlx_code())

@@ -33,6 +33,9 @@ from darwinlm.runtime.artifact import digest_of, file_digests
 from darwinlm.runtime.errors import CheckpointError, ModelError, first_line
 from darwinlm.runtime.limits import shorten
 
+FURTHER = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
+"""Settings that count the blocks which predict further tokens."""
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -180,9 +183,31 @@ class Checkpoint:
     @cached_property
     def tensors(self) -> dict[str, Parts]:
         """Stored parts of each tensor of the model, by its name in the model."""
-        unused = self._of_class("_keys_to_ignore_on_load_unexpected")  # blocks that predict further tokens
-        stored = (name for name in (*self.stored.plain, *self.stored.packed) if not matches(name, unused))
+        unused, further = self._of_class("_keys_to_ignore_on_load_unexpected"), {*self.further}
+        names = (*self.stored.plain, *self.stored.packed)
+        stored = (name for name in names if name not in further and not matches(name, unused))
         return tensor_parts(self.family, stored, *([] if self.whole is None else [text_name]))
+
+    @cached_property
+    def further(self) -> tuple[str, ...]:
+        """Stored tensors that predict further tokens (multi-token prediction); no class of a causal model has them."""
+        stated = getattr(self.config, FURTHER[0], None)
+        last = self.n_blocks + (stated if isinstance(stated, int) else 0)
+        block = re.compile(rf"{re.escape(self.family.layers)}\.(\d{{1,9}})\.")
+        unused = self._of_class("_keys_to_ignore_on_load_unexpected")
+
+        def is_further(name: str) -> bool:
+            number = int(found[1]) if (found := block.match(name)) else -1
+            beyond = number >= self.n_blocks and (number < last or matches(name, unused))
+            return beyond or re.search(r"(^|\.)mtp", name) is not None
+
+        return tuple(name for name in (*self.stored.plain, *self.stored.packed) if is_further(name))
+
+    @property
+    def left_out(self) -> str:
+        """What of the stored model is neither read nor saved, as a clause; empty if there is nothing."""
+        count = len(self.further)
+        return f"multi-token prediction ({count} tensor{'s' if count > 1 else ''}) is left out" if count else ""
 
     @cached_property
     def exact(self) -> tuple[str, ...]:

@@ -52,14 +52,15 @@ class Plan:
 
     @property
     def notes(self) -> list[str]:
-        """What is never cut, how stages adapt to the machine, and widths that a quantisation doesn't fit."""
+        """What is never cut or left out, how stages adapt to the machine, and widths that no quantisation fits."""
         kept = kept_whole(self.sizes.space, self.sizes.checkpoint.family)
         whole = self.sizes.checkpoint.whole is not None
         around = "its parts around the language model are kept, and not counted here" if whole else ""
+        left_out = self.sizes.checkpoint.left_out
         unfit = unfit_widths(self.sizes.recipe.units, self.sizes.shapes, self.sizes.width)
         budget = self.sizes.recipe.budget
         timed = f"budget.{budget.kind} is measured in the run: the sizes are a guess until then" if budget.timed else ""
-        return [note for note in (timed, kept, around, unfit, *(need.note for need in self.needs)) if note]
+        return [note for note in (timed, kept, around, left_out, unfit, *(need.note for need in self.needs)) if note]
 
     def as_json(self) -> dict[str, Any]:
         """The plan as plain values."""

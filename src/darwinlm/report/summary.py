@@ -257,7 +257,8 @@ class Summary(Figures):
         models: what was measured; the last one is the saved model.
         chat: whether prompts are questions in the model's chat template; else they are beginnings of a text.
         chats: figures on chats; None where they weren't wanted.
-        kept: the modules that are never cut, as a clause; empty where every module may be.
+        kept, left_out: the modules that are never cut, and what the original has and no step reads, each as a clause;
+            empty where there is nothing.
         sensitivity: of the modules that could be cut; empty where the database predicts no losses.
         search, refit, recovery: None where there was none, or none is known of.
         file: None where llama.cpp can't run the saved model.
@@ -278,6 +279,7 @@ class Summary(Figures):
     chats: ChatFigures | None = None
     allocation: tuple[BlockFigures, ...] = ()
     kept: str = ""
+    left_out: str = ""
     sensitivity: tuple[Sensitivity, ...] = ()
     search: SearchFigures | None = None
     refit: RefitFigures | None = None

@@ -128,9 +128,9 @@ def hub_id(source: str | None) -> str | None:
 
 
 def kept_whole(summary: Summary) -> str:
-    """Sentences, each with a space before it, about what is never cut; empty if there is no such part."""
-    kept = f" {summary.kept[0].upper()}{summary.kept[1:]}." if summary.kept else ""
-    return kept + (
+    """Sentences, each with a space before it, about what is never cut or left out; empty if there is no such part."""
+    clauses = "".join(f" {each[0].upper()}{each[1:]}." for each in (summary.kept, summary.left_out) if each)
+    return clauses + (
         " Its parts around the language model are unchanged; the figures are of the language model alone."
         if summary.export.whole
         else ""

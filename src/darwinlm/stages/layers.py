@@ -9,6 +9,7 @@ from darwinlm.database.levels import Level
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import is_custom
 from darwinlm.families.shapes import ModuleShape
+from darwinlm.gguf.architecture import architecture_of
 from darwinlm.gguf.layout import choose_layout
 from darwinlm.gguf.rope import UnsupportedError
 from darwinlm.recipe import Recipe
@@ -41,6 +42,8 @@ def choose_layers(
     if layers == "unequal" or not _only_equal_in_gguf(checkpoint, space, shapes):
         return False, None
     about = f"llama.cpp runs {checkpoint.family.model_type} models only with equal layers"
+    if _has_mixtures(space):
+        about = "llama.cpp has one number of experts and one width for all layers"
     if for_gguf:
         return True, f"{about}: with --for {recipe.units.quantisation} all layers get the same sizes"
     return False, f"{about}, and this run makes unequal ones: for a GGUF file, stop it and prune with --for gguf"
@@ -57,6 +60,8 @@ def layers_that_run(
 ) -> EqualLayers:
     """All allocations with equal layers that the family's own class runs, and llama.cpp if asked for.
 
+    No block is removed where engines tell the kinds of layers apart by their numbers, as mlx-lm does in Gemma 3.
+
     Raises BudgetError if there is none.
     """
 
@@ -69,7 +74,9 @@ def layers_that_run(
         sizes = _sizes(space, shapes, allocation)[without_first:]
         return _why_not_gguf(checkpoint, config, sizes) if for_gguf else None
 
-    removable = can_lose_blocks(checkpoint) and runs(space.dense, without_first=True) is None
+    stock = architecture_of(checkpoint.family)
+    by_number = stock is not None and bool(stock.whole_depth or stock.period)  # in other engines as well
+    removable = can_lose_blocks(checkpoint) and not by_number and runs(space.dense, without_first=True) is None
     found = equal_layers(space, cost, budget.upper, runs=runs, removable=removable)
     if found.smallest > budget.limit:
         raise BudgetError(
@@ -102,13 +109,22 @@ def _sizes(space: SearchSpace, shapes: list[ModuleShape], allocation: Allocation
 
 
 def _only_equal_in_gguf(checkpoint: Checkpoint, space: SearchSpace, shapes: list[ModuleShape]) -> bool:
-    """Whether llama.cpp runs this model, but not with a narrower MLP in one of its blocks."""
+    """Whether llama.cpp runs this model, but not with a narrower MLP in one of its blocks.
+
+    Mixtures that differ are refused or padded to the largest one; equal ones of its size lose no more.
+    """
     sizes = _sizes(space, shapes, space.dense)
     if is_custom(checkpoint.config) or _why_not_gguf(checkpoint, checkpoint.config, sizes) is not None:
         return False
+    if _has_mixtures(space):
+        return True
     first = next(each for each in sizes if each.width)
     other = [replace(each, width=each.width // 2) if each is first else each for each in sizes]
     return _why_not_gguf(checkpoint, checkpoint.config, other) is not None
+
+
+def _has_mixtures(space: SearchSpace) -> bool:
+    return any(module.levels[-1].experts for module in space.modules)
 
 
 def _why_not_gguf(checkpoint: Checkpoint, config: Any, sizes: list[BlockSizes]) -> str | None:

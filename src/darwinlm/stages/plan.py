@@ -70,7 +70,7 @@ def _write(task: Task, dense: Checkpoint, latency: CostModel | None) -> None:
     shapes = module_shapes(dense)
     unfit = unfit_widths(recipe.units, shapes, int(dense.config.hidden_size))
     _, note = choose_layers(recipe, dense, problem.space, shapes)
-    for message in filter(None, (unfit, note)):
+    for message in filter(None, (unfit, note, dense.left_out)):
         task.context.reporter.say(message)
     space, cost, budget = problem.space, problem.cost, problem.budget
     modules = [

@@ -126,6 +126,7 @@ def summary_of(
         prompts=prompts_for(tokenizer, recipe.evaluation.prompts),
         chat=is_chat(tokenizer),
         chats=chats,
+        left_out=teacher.left_out,
         allocation=allocation_figures(teacher, Checkpoint.describe(exported.folder)),
         file=_file(teacher, exported.folder),
         text=TextFigures(
