@@ -17,13 +17,14 @@ import os
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from darwinlm.needs.sizes import Sizes
 from darwinlm.planning.devices import find_device
-from darwinlm.planning.plan import make_plan
+from darwinlm.planning.plan import estimate
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.runs.demo import demo_recipe
 from darwinlm.stages.model import DENSE
@@ -52,11 +53,11 @@ def anonymous() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
 
 
-def planned(recipe: Recipe, folder: Path) -> dict[str, float]:
-    """Planned memory in bytes by stage."""
-    run = opened(recipe, folder)
-    plan = make_plan(Sizes(run[DENSE], run.recipe), find_device("cpu"))
-    return {need.name: need.device_bytes for need in plan.needs}
+def planned(recipe: Recipe, folder: Path, memory: float | None) -> dict[str, float]:
+    """Planned memory in bytes by stage, on a machine with so many bytes, or on this one."""
+    run, device = opened(recipe, folder), find_device("cpu")
+    needs = estimate(Sizes(run[DENSE], run.recipe), replace(device, memory=memory or device.memory))
+    return {need.name: need.device_bytes for need in needs}
 
 
 def watched(recipe: Recipe, folder: Path, stage: str, memory: float) -> dict[str, Any]:
@@ -87,6 +88,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder; default: a temporary one")
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="FIELD=VALUE")
     options = parser.parse_args()
+    memory = options.memory and options.memory * 1e9
     with tempfile.TemporaryDirectory(prefix="darwinlm-") as work:
         models = {}
         for layers in options.layers or [22]:
@@ -102,13 +104,13 @@ def main() -> None:
             if not (folder / "model" / "config.json").exists():
                 random_model(folder / "model", **sizes)
             recipe = load_recipe(demo_recipe((*LITTLE, *options.settings)), (), {"model": str(folder / "model")})
-            models[layers] = recipe, folder / "run", alone(planned, recipe, folder / "run")
+            models[layers] = recipe, folder / "run", alone(planned, recipe, folder / "run", memory)
         for stage in options.stages:
             for layers, (recipe, folder, plan) in models.items():
                 if stage not in plan:
                     continue
                 alone(prepare, recipe, folder, stage)
-                row = alone(watched, recipe, folder, stage, options.memory * 1e9 if options.memory else plan[stage])
+                row = alone(watched, recipe, folder, stage, memory or plan[stage])
                 row |= {"planned_gb": round(plan[stage] / 1e9, 3), "load": round(os.getloadavg()[0], 1)}
                 print(json.dumps({"benchmark": "memory", "layers": layers, "width": options.hidden, **row}), flush=True)
 

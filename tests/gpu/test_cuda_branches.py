@@ -113,11 +113,14 @@ def test_latencies_are_of_the_card_and_its_graphs(card):
     assert timer.graphs
 
 
-@pytest.mark.parametrize(("free", "rows"), [(1, 1), (1 << 40, sampler.GPU_ROWS)])
-def test_sampled_rows_are_those_that_fit(monkeypatch, free, rows):
+CPU_ROWS = torch.device("cpu"), 1 << 40, sampler.CPU_ROWS
+
+
+@pytest.mark.parametrize(("device", "free", "rows"), [(CUDA, 1, 1), (CUDA, 1 << 40, sampler.GPU_ROWS), CPU_ROWS])
+def test_sampled_rows_are_those_that_fit(monkeypatch, device, free, rows):
     monkeypatch.setattr(sampler, "free_bytes", lambda device: free)
     layer = SimpleNamespace(keys=torch.zeros(1, 2, 3, 4), values=None)
-    made = SimpleNamespace(device=CUDA, _prompt=SimpleNamespace(layers=[layer]), length=7)
+    made = SimpleNamespace(device=device, _prompt=SimpleNamespace(layers=[layer]), length=7)
     assert sampler.Sampler._fitting_rows(made) == rows
 
 

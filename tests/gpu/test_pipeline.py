@@ -159,8 +159,7 @@ def test_caches_leave_room_for_what_a_search_holds(make_run, tmp_path, monkeypat
     with pretend_gpu():
         run = make_run(model, tmp_path / "out", f"compute.device={NAME}", *FEW)
         found = run_stages(run, "search")
-    (size,) = reserved
-    blocks = [sum(m.levels[-1].params for m in found.database.reader.modules if m.block == block) for block in (0, 1)]
-    assert size > 4 * 3 * max(blocks), "two blocks, and one candidate's modules"
     run_stages(make_run(model, tmp_path / "cpu", *FEW), "search")
-    assert reserved == [size, size]
+    blocks = [sum(m.levels[-1].params for m in found.database.reader.modules if m.block == block) for block in (0, 1)]
+    assert len(reserved) == 2
+    assert min(reserved) > 4 * 3 * max(blocks), "two blocks, and one candidate's modules"

@@ -212,6 +212,20 @@ def test_memory_of_the_gradients_is_what_a_small_model_took(tmp_path: Path, toke
     assert gpu < cpu
 
 
+@pytest.mark.parametrize(("card", "fits"), [("rtx4060", False), ("rtx4090", True)])
+def test_text_that_a_model_writes_needs_all_of_it(card: str, fits: bool, tmp_path: Path) -> None:
+    folder = published_config(tmp_path, "llama2-7b-2.7b")
+    recipe = load_recipe("llama2-7b-2.7b-fast", ("text.source=self",), {"model": str(folder)})
+    plan = make_plan(Sizes(Checkpoint.describe(folder), recipe), find_device(card))
+    held = next(need for need in plan.needs if need.name == "corpus").held
+    assert held["dense model"] == 2 * 6_738_415_616
+    assert held["keys and values"] >= 2 * 32 * 4096 * 2 * recipe.text.sequence_length
+    problems = [problem for problem in plan.problems if problem.startswith("corpus needs")]
+    assert [each.rpartition(": ")[2] for each in problems] == (
+        [] if fits else ["it runs the whole model, so give text of your own (text.source)"]
+    )
+
+
 def test_published_models_are_planned_without_weights(command: Command, tmp_path: Path) -> None:
     for name, params in PARAMETERS.items():
         folder = published_config(tmp_path / name, name)

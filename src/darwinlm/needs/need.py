@@ -139,6 +139,12 @@ class Need:
         activations = {"activations of one pass": sizes.pass_tokens * sizes.passes(backward=backward).peak}
         return activations | ({"weights of one block": copies * sizes.block * sizes.size} if copies else {})
 
+    def ends(self, tokens: float) -> tuple[Items, Items]:
+        """Memory of the embedding's rows of a text, and of the head."""
+        row = float(self.sizes.width * self.sizes.size)
+        rows = min(tokens, self.sizes.vocabulary)
+        return {"rows of the embedding": rows * row}, {"head": self.sizes.vocabulary * row}
+
     def streams(self, count: float) -> Items:
         """Residual streams with this number of elements for all processes: on the device, or in a file.
 

@@ -19,6 +19,7 @@ from darwinlm.recipe import load_recipe
 from darwinlm.runtime.amounts import duration, size
 from darwinlm.runtime.errors import FamilyError, RecipeError
 from darwinlm.search.problem.space import kept_whole
+from darwinlm.stages.corpus import CORPUS, CORPUS_RECOVERY
 from darwinlm.stages.database import DATABASE
 from darwinlm.stages.recover import RECOVER
 from darwinlm.stages.refit import REFIT
@@ -135,7 +136,7 @@ def _remedy(need: Need, device: Device, room: float) -> str:
         if again.device_bytes <= room:
             several = f" on {processes} devices" if processes > need.processes else ""
             return f"{' and '.join(settings)}{several} would fit ({size(again.device_bytes)})"
-    return _hopeless(need.items)
+    return OWN_TEXT.get(need.name) or _hopeless(need.items)
 
 
 def _hopeless(items: Items) -> str:
@@ -163,6 +164,12 @@ def _problems(need: Need, device: Device, rates: Rates, ram: float | None) -> It
             "search.generations"
         )
 
+
+OWN_TEXT = {
+    CORPUS.name: "it runs the whole model, so give text of your own (text.source)",
+    CORPUS_RECOVERY.name: "it runs the whole model, so give text of your own (recovery.text)",
+}
+"""Remedies of the stages in which the model writes text."""
 
 SAVING = 0.8
 """Share of the planned memory to aim at after a stage ran out of memory although its plan fits. Our choice."""

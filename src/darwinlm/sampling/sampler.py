@@ -27,7 +27,7 @@ from darwinlm.sampling.cache import RowCache, takes_rows
 CPU_ROWS, GPU_ROWS = 64, 256
 """Maximum number of sequences at once."""
 MEMORY_SHARE = 0.25
-"""Share of a GPU's free memory for keys and values."""
+"""Share of the device's free memory for keys and values."""
 STEPS = 8
 """Steps between two looks at which rows have ended."""
 
@@ -124,11 +124,10 @@ class Sampler:
         return output.get("cache") or output.get("past_key_values")
 
     def _fitting_rows(self) -> int:
-        if self.device.type != "cuda":
-            return CPU_ROWS
+        most = GPU_ROWS if self.device.type == "cuda" else CPU_ROWS
         parts = [part for layer in self._prompt.layers for part in (layer.keys, layer.values) if part is not None]
         column = sum(part[:, :, 0].numel() * part.element_size() for part in parts)
-        return int(max(1, min(GPU_ROWS, MEMORY_SHARE * free_bytes(self.device) // max(column * self.length, 1))))
+        return int(max(1, min(most, MEMORY_SHARE * free_bytes(self.device) // max(column * self.length, 1))))
 
     @torch.no_grad()
     def sample(self, requests: Iterator[Request]) -> Iterator[Sampled]:

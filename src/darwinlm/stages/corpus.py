@@ -12,7 +12,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.needs.need import Need
 from darwinlm.recipe import Recipe
 from darwinlm.sampling.corpus import write_corpus
-from darwinlm.sampling.sampler import CPU_ROWS, GPU_ROWS
+from darwinlm.sampling.sampler import CPU_ROWS, GPU_ROWS, MEMORY_SHARE
 from darwinlm.stages.text_source import SELF, named_parts, shares_of
 
 SPARE, SPARE_BLOCKS = 1.15, 8
@@ -70,11 +70,15 @@ def corpus_stage(
         )
 
     def need_of(need: Need) -> None:
-        """Each step reads all weights and adds a token to every row."""
-        sizes = need.sizes
+        """Each step reads all weights and adds a token to every row; rows are as many as fit, at least one."""
+        sizes, rows = need.sizes, CPU_ROWS if need.on_cpu else GPU_ROWS
         need.tokens = amount(sizes.recipe)
-        need.run(need.tokens, heads=1, batch=CPU_ROWS if need.on_cpu else GPU_ROWS)
+        need.run(need.tokens, heads=1, batch=rows)
+        heads = sum(shape.groups * shape.head_dim for shape in sizes.shapes if shape.kind == "attention")
+        row = 2.0 * heads * sizes.recipe.text.sequence_length * sizes.size
         need.held = {"dense model": float(sizes.params * sizes.size)}
+        room = MEMORY_SHARE * max(need.memory - need.device_bytes, 0.0)
+        need.held["keys and values"] = max(min(rows * row, room), row)
         need.files(sizes.params * sizes.saved, CHARACTERS_PER_TOKEN * need.tokens)
 
     return Stage(

@@ -71,9 +71,9 @@ def _gradients_need(need: Need) -> None:
     need.tokens = sizes.whole(gradient_tokens(sizes.recipe.text.calibration_tokens))
     need.run(need.tokens, heads=2)
     need.run(need.tokens, blocks=2, kind="training")
-    need.held = need.streams(need.tokens * sizes.width * (sizes.depth + 1)) | largest(
-        {"embedding and head": float(sizes.outside * sizes.size)}, need.a_pass(2, backward=True)
-    )
+    rows, head = need.ends(need.tokens)
+    need.held = need.streams(need.tokens * sizes.width * (sizes.depth + 1))
+    need.held |= rows | largest(head, need.a_pass(2, backward=True))
     if need.on_cpu:  # memory that forward passes freed stays with the process, in fragments between the streams
         need.held["fragments"] = sizes.pass_tokens * sizes.passes().peak
     need.files(sizes.params * sizes.saved, 4.0 * sizes.width**2 * len(sizes.shapes))
@@ -121,7 +121,8 @@ def _database_need(need: Need) -> None:
     factorising = {"factors of one module": work} | ({} if need.on_cpu else of_a_block)
     need.held = need.streams(tokens * r) | largest(passing, factorising)
     if ordered:
-        need.held["embedding and head"] = float(sizes.outside * sizes.size)
+        rows, head = need.ends(tokens)
+        need.held |= rows | head
     need.add("hashing", sizes.params * sizes.saved)
     # With experts, the model is read once more for the dense stream after the last block.
     need.files((2.0 if ordered else 1.0) * sizes.params * sizes.saved, database_bytes(sizes))
