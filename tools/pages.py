@@ -286,7 +286,7 @@ def families_page() -> str:
         "A router that chooses among groups of experts first (DeepSeek-V3, DeepSeek-V2 but not Lite) keeps all of",
         "them; they are narrowed.",
         "",
-        "Multi-token prediction (DeepSeek-V3, GLM-4.5, Qwen3-Next and others) is left out: the plan and the report say",
+        "Multi-token prediction (DeepSeek-V3, GLM-4.5, Qwen3-Next and others) is left out: the run and its report say",
         "so, and the saved configuration counts no such blocks.",
         "",
         *QUANTISED.splitlines(),

@@ -311,3 +311,13 @@ def test_budgets_of_other_kinds(budget: str, share: float | None, tiny_llama: Pa
         assert plan["params"]["upper"] == 70_000
     else:
         assert plan["params"]["upper"] * 4 == pytest.approx(150_000, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "said"), [("gemma", "only with equal layers"), ("qwen3_next", None), ("llama", None)]
+)
+def test_the_plan_reads_the_configuration_alone_and_names_equal_layers(model_type, said, tiny_folder, tmp_path) -> None:
+    (tmp_path / "config.json").write_bytes((tiny_folder(model_type) / "config.json").read_bytes())
+    sizes = sizes_of(tmp_path, "units.mlp_multiple=32", "units.quantisation=q8_0", "budget.keep=60%")
+    notes = [note for note in make_plan(sizes, find_device("h100")).notes if "llama.cpp" in note]
+    assert [said in note for note in notes] == ([] if said is None else [True])

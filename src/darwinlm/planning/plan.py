@@ -21,6 +21,7 @@ from darwinlm.runtime.errors import FamilyError, RecipeError
 from darwinlm.search.problem.space import kept_whole
 from darwinlm.stages.corpus import CORPUS, CORPUS_RECOVERY
 from darwinlm.stages.database import DATABASE
+from darwinlm.stages.layers import choose_layers
 from darwinlm.stages.recover import RECOVER
 from darwinlm.stages.refit import REFIT
 from darwinlm.stages.search import SEARCH
@@ -53,15 +54,18 @@ class Plan:
 
     @property
     def notes(self) -> list[str]:
-        """What is never cut or left out, how stages adapt to the machine, and widths that no quantisation fits."""
-        kept = kept_whole(self.sizes.space, self.sizes.checkpoint.family)
-        whole = self.sizes.checkpoint.whole is not None
-        around = "its parts around the language model are kept, and not counted here" if whole else ""
-        left_out = self.sizes.checkpoint.left_out
-        unfit = unfit_widths(self.sizes.recipe.units, self.sizes.shapes, self.sizes.width)
-        budget = self.sizes.recipe.budget
-        timed = f"budget.{budget.kind} is measured in the run: the sizes are a guess until then" if budget.timed else ""
-        return [note for note in (timed, kept, around, left_out, unfit, *(need.note for need in self.needs)) if note]
+        """What is never cut, whether layers are equal, how stages adapt to the machine, and widths that don't fit."""
+        sizes, checkpoint, budget = self.sizes, self.sizes.checkpoint, self.sizes.recipe.budget
+        whole = checkpoint.whole is not None
+        notes = (
+            f"budget.{budget.kind} is measured in the run: the sizes are a guess until then" if budget.timed else "",
+            kept_whole(sizes.space, checkpoint.family),
+            "its parts around the language model are kept, and not counted here" if whole else "",
+            choose_layers(sizes.recipe, checkpoint, sizes.space, sizes.shapes)[1],
+            unfit_widths(sizes.recipe.units, sizes.shapes, sizes.width),
+            *(need.note for need in self.needs),
+        )
+        return [note for note in notes if note]
 
     def as_json(self) -> dict[str, Any]:
         """The plan as plain values."""
