@@ -7,7 +7,6 @@ import gc
 import random
 import shutil
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -30,7 +29,7 @@ from darwinlm.search.evaluate.fitness import Clock
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.problem.space import SearchSpace
 from darwinlm.streaming.decoder import Decoder
-from darwinlm.streaming.hidden import HiddenMemory, Place
+from darwinlm.streaming.hidden import HiddenMemory
 from darwinlm.streaming.stream import BlockStream
 from gpu_units import Setup
 from random_llama import write_llama
@@ -104,8 +103,7 @@ def stream(setup: Setup) -> None:
     tokens = torch.randint(checkpoint.config.vocab_size, (n_tokens // length, length))
     dtype = torch.float32 if setup.tiny else torch.bfloat16
     rates: dict[str, float] = {}
-    places: tuple[Place, ...] = ("device", "host", "file")
-    for place in places:
+    for place in ("device", "host", "file"):
         memory = HiddenMemory(setup.work, place)
         options: dict[str, Any] = {"dtype": dtype, "device": setup.kind, "batch_tokens": 4 * length, "memory": memory}
         states = BlockStream(checkpoint, tokens, **options)
@@ -259,20 +257,9 @@ def refit(setup: Setup) -> None:
     setup.peak("refit", setup.plan("refit", dense, "refit", *sizes))
 
 
-@dataclass(frozen=True)
-class Recovered:
-    """A short recovery.
-
-    Attributes:
-        record: Record of the training.
-        rate: Tokens per second, without the first step, evaluations and checkpoints.
-    """
-
-    record: dict[str, Any]
-    rate: float
-
-
-def recovered(setup: Setup, layers: int, out: str, *more: str, checkpoints: bool = True) -> Recovered:
+def recovered(
+    setup: Setup, layers: int, out: str, *more: str, checkpoints: bool = True
+) -> tuple[dict[str, Any], float]:
     """Train the smaller model for six steps on random tokens.
 
     Args:
@@ -281,6 +268,8 @@ def recovered(setup: Setup, layers: int, out: str, *more: str, checkpoints: bool
         out: Name of the folder for checkpoints.
         more: Assignments for the recipe.
         checkpoints: Whether to write checkpoints; three of a 2.7B model take 97 GB.
+
+    Returns the record, and tokens per second without the first step, evaluations and checkpoints.
     """
     dense, small = model_of(setup, layers), smaller_model(setup, layers)
     length, step = _sizes(setup)
@@ -312,7 +301,7 @@ def recovered(setup: Setup, layers: int, out: str, *more: str, checkpoints: bool
         ).train()
     del teacher
     gc.collect()
-    return Recovered(trained.record, (len(ends) - 1) * step / max(ends[-1] - ends[0], 1e-9))
+    return trained.record, (len(ends) - 1) * step / max(ends[-1] - ends[0], 1e-9)
 
 
 def _sizes(setup: Setup) -> tuple[int, int]:
@@ -339,7 +328,7 @@ def recovery(setup: Setup) -> None:
     alone = ("recovery.distillation=0",)
     size = sum(parameter.numel() for parameter in smaller_model(setup, layers).skeleton().parameters())
     for name, more, floor in (("without a teacher", alone, 9000.0), ("with one", (), None)):
-        rate = recovered(setup, layers, f"recovered {name}", *more, checkpoints=False).rate
+        _, rate = recovered(setup, layers, f"recovered {name}", *more, checkpoints=False)
         setup.fast("recovery", f"tokens trained, {name}", rate, "a second", floor)
         setup.told("recovery", f"model operations, {name}", 6 * size * rate / 1e12, "TFLOP/s")
     planned = setup.plan("recovery", model_of(setup, layers), "recover", *recovery_settings(setup))
@@ -349,7 +338,7 @@ def recovery(setup: Setup) -> None:
 def resume(setup: Setup) -> None:
     """Recovery that is killed after a checkpoint and resumed, against one that isn't."""
     settings = (f"recovery.save_every={2 * _sizes(setup)[1]}",)
-    whole = recovered(setup, 4, "uninterrupted", *settings).record["log"][-1]
+    whole = recovered(setup, 4, "uninterrupted", *settings)[0]["log"][-1]
     shutil.rmtree(setup.work / "uninterrupted")
     update = Training.update
 
@@ -361,14 +350,14 @@ def resume(setup: Setup) -> None:
     with mock.patch.object(Training, "update", killed), contextlib.suppress(_KilledError):
         recovered(setup, 4, "interrupted", *settings)
     gc.collect()
-    begun: list[int] = []
+    begun = []
 
     def watched(self: Training, step: int) -> None:
         begun.append(step)
         update(self, step)
 
     with mock.patch.object(Training, "update", watched):
-        again = recovered(setup, 4, "interrupted", *settings).record["log"][-1]
+        again = recovered(setup, 4, "interrupted", *settings)[0]["log"][-1]
     shutil.rmtree(setup.work / "interrupted")
     setup.most("resume", "first step after the kill", float(begun[0]), "", 2.0)
     differs = abs(again["eval_perplexity"] / whole["eval_perplexity"] - 1)

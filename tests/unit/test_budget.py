@@ -56,7 +56,7 @@ def test_time_for_the_search(text, minutes):
         ({"budget": {"latency": 30}}, "budget.latency: needs a unit, as in 30ms; known are s, ms, us"),
         ({"budget": {"latency": "30"}}, "budget.latency: needs a unit"),
         ({"budget": {"latency": "30min"}}, "budget.latency: has an unknown unit 'min'"),
-        ({"budget": {"speedup": "0.5x"}}, "budget.speedup: must be at least 1"),
+        ({"budget": {"speedup": "0.5x"}}, "budget.speedup: must be greater than or equal to 1"),
         ({"budget": {"speedup": True}}, "budget.speedup: must be something like 2x, not true or false"),
         ({"budget": {"params": 0}}, "budget.params: must be greater than 0"),
         ({"budget": {"bytes": "-4GiB"}}, "budget.bytes: must be greater than 0"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -233,28 +233,19 @@ def measure_models(
     in_blocks = {name: block_parameters(decoders[name].model, dense.family.layers) for name in models}
     del decoders
     used = _use(task, models, params, tokenizer, tokens[:1], late)
-    return {
-        name: ModelFigures(
+    figures: Measured = {}
+    for name in models:
+        found = asdict(quality[name])
+        back = {each: found.pop(each) for each in found.keys() & LookingBackFigures.model_fields.keys()}
+        figures[name] = ModelFigures(
             params=params[name],
             block_params=in_blocks[name],
             bytes=params[name] * dtype.itemsize,
-            perplexity=quality[name].perplexity,
-            kl=quality[name].kl,
-            tokens=quality[name].tokens,
-            acceptance=quality[name].acceptance,
-            agreement=quality[name].agreement,
-            looking_back=LookingBackFigures(
-                kl_seen=quality[name].kl_seen,
-                kl_new=quality[name].kl_new,
-                seen=quality[name].seen,
-                kl_by_position=quality[name].kl_by_position,
-                copying=tuple(copied[name]),
-                remarks=tuple(remarks),
-            ),
+            looking_back=LookingBackFigures(**back, copying=tuple(copied[name]), remarks=tuple(remarks)),
+            **found,
             **used.get(name, {}),
         )
-        for name in models
-    }
+    return figures
 
 
 def groups_that_fit(sizes: Mapping[ModelKey, int], room: float) -> list[list[ModelKey]]:
