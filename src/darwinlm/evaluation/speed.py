@@ -107,19 +107,16 @@ def prompts_for(tokenizer: Any, given: tuple[str, ...] | None) -> tuple[str, ...
     return given if given is not None else QUESTIONS if is_chat(tokenizer) else BEGINNINGS
 
 
-def as_question(prompt: str, tokenizer: Any) -> str:
-    """A prompt in the model's chat template, ready for the answer."""
-    chat = [{"role": "user", "content": prompt}]
-    return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
-
-
 @torch.no_grad()
 def continue_greedily(model: Any, tokenizer: Any, prompts: tuple[str, ...]) -> list[str]:
     """Greedy answer to each prompt of a chat model, else its continuation; both without the prompt."""
     continuations, chat = [], is_chat(tokenizer)
     end = model.config.eos_token_id
     for prompt in prompts:
-        text = as_question(prompt, tokenizer) if chat else prompt
+        text = prompt
+        if chat:
+            asked = [{"role": "user", "content": prompt}]
+            text = str(tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True))
         ids = tokenizer(text, return_tensors="pt", add_special_tokens=text == prompt)["input_ids"].to(model.device)
         tokens = _greedy(model, ids, NEW_TOKENS, pad_token_id=end if isinstance(end, int) else 0)
         continuations.append(tokenizer.decode(tokens[0, ids.shape[1] :], skip_special_tokens=True))

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -169,7 +168,7 @@ def _need(need: Need) -> None:
 
 def _measure(task: Task, dense: Checkpoint, models: Models, export: Exported, evaluation: TokenSequences) -> None:
     measured = measure_models(task, dense, models.sources, evaluation, export.dtype)
-    parallel.in_main(save_figures, task.folder / FIGURES, measured)
+    parallel.in_main(write_json, task.folder / FIGURES, {key: each.as_json() for key, each in measured.items()})
 
 
 EVALUATE: Stage[Measured] = Stage(
@@ -183,11 +182,6 @@ EVALUATE: Stage[Measured] = Stage(
     need=_need,
 )
 """Figures of each model, on the same held-out text."""
-
-
-def save_figures(path: Path, measured: Measured) -> None:
-    """Write figures of models. Raises StorageError."""
-    write_json(path, {key: figures.model_dump(mode="json") for key, figures in measured.items()})
 
 
 def _late(task: Task) -> Callable[[float], Callable[[], bool]]:

@@ -34,11 +34,6 @@ def _check(task: Task) -> None:
         require_engine(ENGINE, "a budget of a GGUF file")
 
 
-def dense_that_fits(teacher: Checkpoint, bound: int) -> str | None:
-    """The quantisation of the largest file of the dense model within a bound; None if there is none."""
-    return next((name for name, size in file_sizes(teacher, teacher.source).items() if size <= bound), None)
-
-
 def _write(task: Task, teacher: Checkpoint, export: Exported, evaluation: TokenSequences) -> None:
     """Write both files, measure them in llama.cpp, and delete that of the dense model."""
     bound, quantisation = int(task.recipe.budget.file or 0), str(task.recipe.units.quantisation)
@@ -47,7 +42,9 @@ def _write(task: Task, teacher: Checkpoint, export: Exported, evaluation: TokenS
         came if came.suffix == ".gguf" and teacher.config.vocab_size == export.checkpoint.config.vocab_size else None
     )
     wanted = {"saved": (export.checkpoint, quantisation, task.context.folder / f"model-{quantisation}.gguf")}
-    if (fits := dense_that_fits(teacher, bound)) is not None:
+    # Sizes come with the largest first.
+    fits = next((name for name, size in file_sizes(teacher, teacher.source).items() if size <= bound), None)
+    if fits is not None:
         wanted["dense"] = (teacher, fits, task.folder / "dense.gguf")
     for checkpoint, kind, path in wanted.values():
         export_gguf(checkpoint, path, quantisation=kind, tokenizer_from=tokenizer, threads=threads)
