@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 
 from darwinlm.data.packing import Document, added_bos, document_hash, tokenise
 from darwinlm.runtime.artifact import (
+    check_file,
     check_room,
     damaged,
     file_digest,
@@ -65,13 +66,8 @@ class PackedText(Dataset[dict[str, torch.Tensor]]):
         self._shards = []
         for number in range(index["shards"]):
             path = _shard(folder, number)
-            try:
-                self._shards.append(np.memmap(path, dtype=index["dtype"], mode="r"))
-                intact = file_digest(path) == index["digests"][number]
-            except (OSError, ValueError, LookupError) as error:
-                raise damaged(path, str(error)) from error
-            if not intact:
-                raise damaged(path, "it was changed after it was written")
+            check_file(path, dict(enumerate(index["digests"])).get(number))
+            self._shards.append(np.memmap(path, dtype=index["dtype"], mode="r"))
         there = sum(len(shard) for shard in self._shards)
         if there < sequences * seq_len:
             raise damaged(folder / INDEX, f"{sequences * seq_len} tokens are needed, but the shards hold {there}")

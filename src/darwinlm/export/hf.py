@@ -19,7 +19,7 @@ from darwinlm.families.files import CARD
 from darwinlm.families.loading import without_bars
 from darwinlm.families.origin import carry
 from darwinlm.families.whole import add_modeling_file, is_whole, put_inside
-from darwinlm.runtime.artifact import damaged, file_digest, file_digests, read_record, share, write_text
+from darwinlm.runtime.artifact import damaged, file_digests, read_record, share, write_text
 from darwinlm.runtime.errors import CheckpointError, ModelError, NumericsError, storage_error
 from darwinlm.runtime.lock import ASIDE
 
@@ -131,13 +131,6 @@ def recorded_digests(record: Path) -> dict[str, str]:
     if not isinstance(files, dict) or not files or not all(isinstance(digest, str) for digest in files.values()):
         raise damaged(record, "it holds no hashes of files")
     return files
-
-
-def what_changed(path: Path, digest: str) -> str | None:
-    """The difference of a file from its recorded hash; None if there is none."""
-    if not path.is_file():
-        return "it is missing"
-    return None if file_digest(path) == digest else "it was changed after it was written"
 
 
 @torch.no_grad()

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from darwinlm.export.hf import RECORD, what_changed
+from darwinlm.export.hf import RECORD
 from darwinlm.recipe.load import parse_recipe
 from darwinlm.report.summary import FILE, read_summary
 from darwinlm.report.wording import hub_id
 from darwinlm.runs.prune import prune
 from darwinlm.runs.verify import Finding
-from darwinlm.runtime.artifact import model_folder, read_record
+from darwinlm.runtime.artifact import model_folder, read_record, what_changed
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import ArtifactError, RecipeError, first_line
 

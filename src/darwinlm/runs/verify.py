@@ -8,7 +8,7 @@ from pathlib import Path
 
 from darwinlm.export.folder import REPORT
 from darwinlm.export.gguf import report_beside
-from darwinlm.export.hf import recorded_digests, what_changed
+from darwinlm.export.hf import recorded_digests
 from darwinlm.export.other_engines import MODEL_FILE, mlx_code
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.files import CARD, WEIGHTS, is_named, model_files
@@ -27,6 +27,7 @@ from darwinlm.runtime.artifact import (
     digest_of,
     read_json,
     read_manifest,
+    what_changed,
 )
 from darwinlm.runtime.errors import ArtifactError, DarwinLMError, RemoteCodeError
 from darwinlm.runtime.limits import TEXT_BYTES, read_text

@@ -253,16 +253,21 @@ def read_manifest(folder: Path) -> Manifest:
     return read_as(folder / MANIFEST, Manifest)
 
 
-def check_file(path: Path, expected: str | None, stage: Path | None = None) -> None:
+def what_changed(path: Path, digest: str | None) -> str | None:
+    """The difference of a file from its recorded hash, which may be missing too; None if there is none."""
+    if not path.is_file():
+        return "it is missing"
+    return None if file_digest(path) == digest else "it was changed after it was written"
+
+
+def check_file(path: Path, digest: str | None, stage: Path | None = None) -> None:
     """Compare a file of a stage with its hash in the manifest; None if that lacks it. Raises ArtifactError."""
     try:
-        digest = file_digest(path) if path.is_file() else None
+        wrong = what_changed(path, digest)
     except (OSError, ValueError) as error:  # such as a name that is too long
         raise damaged(path, str(error), stage) from error
-    if digest is None:
-        raise damaged(path, "it is missing", stage)
-    if digest != expected:
-        raise damaged(path, "it was changed after it was written", stage)
+    if wrong:
+        raise damaged(path, wrong, stage)
 
 
 @cache

@@ -10,13 +10,13 @@ import torch
 
 from darwinlm.data import TokenSequences
 from darwinlm.execution.stage import Stage, Task
-from darwinlm.export.hf import RECORD, check_saved, recorded_digests, save_model, saved_digests, what_changed
+from darwinlm.export.hf import RECORD, check_saved, recorded_digests, save_model, saved_digests
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import is_custom
 from darwinlm.needs.need import Need
 from darwinlm.recipe.settled import saved_dtype
 from darwinlm.report.wording import without_folders
-from darwinlm.runtime.artifact import write_json
+from darwinlm.runtime.artifact import what_changed, write_json
 from darwinlm.runtime.mapped import in_file
 from darwinlm.runtime.version import VERSION
 from darwinlm.stages.recover import Recovered
