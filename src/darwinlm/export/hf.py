@@ -19,7 +19,7 @@ from darwinlm.families.files import CARD
 from darwinlm.families.loading import without_bars
 from darwinlm.families.origin import carry
 from darwinlm.families.whole import add_modeling_file, is_whole, put_inside
-from darwinlm.runtime.artifact import damaged, file_digests, read_record, share, write_text
+from darwinlm.runtime.artifact import damaged, folder_digests, read_record, share, write_text
 from darwinlm.runtime.errors import CheckpointError, ModelError, NumericsError, storage_error
 from darwinlm.runtime.lock import ASIDE
 
@@ -118,11 +118,8 @@ def saved_bytes(folder: Path) -> int:
 
 
 def saved_digests(folder: Path) -> dict[str, str]:
-    """Hash of every file of a saved model by its path in the folder, except the card, which people edit."""
-    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    kept = {name: path for name, path in paths.items() if name != CARD and not name.startswith(".")}
-    digests = file_digests(kept.values())
-    return {name: digests[path] for name, path in kept.items()}
+    """Hashes of the files of a saved model, except the card, which people edit."""
+    return folder_digests(folder, CARD)
 
 
 def recorded_digests(record: Path) -> dict[str, str]:

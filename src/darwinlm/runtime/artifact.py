@@ -75,6 +75,13 @@ def file_digests(paths: Iterable[Path]) -> dict[Path, str]:
         return dict(zip(files, threads.map(file_digest, files), strict=True))
 
 
+def folder_digests(folder: Path, *without: str) -> dict[str, str]:
+    """Hashes of the files in a folder by their paths there. Hidden files are the system's, and come and go."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    found = file_digests(path for path in files if path.name not in without and not path.name.startswith("."))
+    return {path.relative_to(folder).as_posix(): digest for path, digest in found.items()}
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Write to a temporary file beside `path` and rename it, so that `path` is always complete.
 
@@ -365,12 +372,7 @@ class StageFolder:
             raise storage_error(self.folder, error) from error
 
     def finish(self, **facts: Any) -> None:
-        """Write the manifest, which marks the stage as finished. Hidden files are the system's, and come and go."""
+        """Write the manifest, which marks the stage as finished."""
         share(self.folder)
-        found = file_digests(
-            path
-            for path in sorted(self.folder.rglob("*"))
-            if path.is_file() and path.name not in (MANIFEST, KEY) and not path.name.startswith(".")
-        )
-        files = {path.relative_to(self.folder).as_posix(): digest for path, digest in found.items()}
+        files = folder_digests(self.folder, MANIFEST, KEY)
         write_json(self.folder / MANIFEST, Manifest(key=self.key, facts=facts, files=files).model_dump())
