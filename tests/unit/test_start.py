@@ -11,10 +11,11 @@ from darwinlm.recipe import SearchSettings
 from darwinlm.runtime.errors import BudgetError
 from darwinlm.search.evaluate.fitness import Clock, Fitness
 from darwinlm.search.problem.cost import parameter_costs
+from darwinlm.search.problem.equal import equal_layers
 from darwinlm.search.problem.problem import Budget, Problem
 from darwinlm.search.problem.space import Allocation, SearchSpace
 from darwinlm.search.propose.start import neighbour_start, uniform_allocations, uniform_start
-from darwinlm.search.search import best_of, first_parent
+from darwinlm.search.search import _equal_start, best_of, first_parent
 
 
 def problem_of(lower: int, upper: int, *sizes: tuple[int, ...]) -> Problem:
@@ -97,6 +98,19 @@ def test_without_time_the_uniform_allocation_with_the_lowest_predicted_loss_is_t
     best = best_of(uniform_allocations(problem), cast(Fitness, fitness), losses, 256, Clock(limit=-1.0))
     assert best[0] == 2
     assert {each for each, _ in fitness.asked} == {best}
+
+
+@pytest.mark.parametrize(("usable", "found"), [(True, 3), (False, 2)])
+def test_without_time_equal_layers_are_no_worse_than_the_uniform_model(usable: bool, found: int) -> None:
+    """Losses are predicted lowest for level 2 of the attention, and measured lower for the uniform model's level 3."""
+    problem = attention_and_mlp()
+    runs = lambda each: None if usable or each[0] != 3 else "not this size"  # noqa: E731
+    equal = equal_layers(problem.space, problem.cost, 8, runs=runs, removable=False)
+    fitness = Measured(lambda each, tokens: abs(each[0] - 3.0))
+    losses = [[4.0, 3.0, 0.0, 3.0, 4.0], [0.0] * 9]
+    uniform = next(each for each in uniform_allocations(problem) if each[0] == 3)
+    clock = Clock(limit=-1.0)
+    assert _equal_start(equal, cast(Fitness, fitness), losses, uniform, 256, clock)[0] == found
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from darwinlm.search.evolve.state import SearchState
 from darwinlm.search.predict.curvature import Curvature, removed_together
 from darwinlm.search.predict.gradients import Gradients
 from darwinlm.search.predict.module_losses import estimated_losses, local_errors
+from darwinlm.search.problem.equal import EqualLayers
 from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import Allocation, PerLevel
 from darwinlm.search.propose.start import neighbour_start, uniform_allocations, uniform_start
@@ -122,7 +123,7 @@ def search(
         lambda: (
             first_parent(problem, fitness, settings, losses, uniform, neighbour)
             if problem.equal is None
-            else best_of(problem.equal.first(losses), fitness, losses, tokens, clock)
+            else _equal_start(problem.equal, fitness, losses, uniform, tokens, clock)
         ),
         folder / STATE,
         clock=clock,
@@ -160,6 +161,14 @@ def _held(problem: Problem, model: Decoder, batch_tokens: int) -> int:
     passing = (BLOCKS * max(by_block.values()) + (PASS * batch_tokens + vocabulary) * width) * model.dtype.itemsize
     logits = head_bytes(vocabulary, on_cpu=model.device.type == "cpu")
     return int(MARGIN * (passing + logits + 4 * widest * (widest + PRODUCTS * width)))
+
+
+def _equal_start(
+    equal: EqualLayers, fitness: Fitness, losses: PerLevel, uniform: Allocation, n_tokens: int, clock: Clock
+) -> Allocation:
+    """The best first parent with equal layers; the uniform model is one if it can be used, also when time runs out."""
+    best = best_of(equal.first(losses), fitness, losses, n_tokens, clock)
+    return min([best, uniform] if uniform in equal else [best], key=lambda each: fitness.kls([each], n_tokens)[0])
 
 
 def best_of(choices: list[Allocation], fitness: Fitness, losses: PerLevel, n_tokens: int, clock: Clock) -> Allocation:

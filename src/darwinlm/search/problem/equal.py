@@ -40,6 +40,10 @@ class EqualLayers:
     sizes: tuple[tuple[Allocation, ...], ...]
     blocks: tuple[tuple[int, ...], ...]
 
+    def __contains__(self, allocation: Allocation) -> bool:
+        """Whether these are the sizes of an allocation without a removed block."""
+        return any(allocation in sizes for sizes in self.sizes)
+
     def best(self, losses: PerLevel) -> list[Allocation]:
         """Allocations within the budget by ascending sum of `losses`.
 
