@@ -226,10 +226,12 @@ def _gram_(room: Tensor, W: Tensor, columns: Tensor, scale: Tensor, S: Tensor | 
             part = scaled(rows).div_(size).to(room.dtype)
             room.addmm_(part.T, part)
         return room, size**2
-    V = (scaled(W) / size).to(room.dtype)
-    S = S.to(W.device, torch.float64)
-    weight = float(S.abs().max()) or 1.0
-    torch.mm(V.T, (S / weight).to(room.dtype) @ V, out=room)
+    V = torch.empty(W.shape, dtype=room.dtype, device=W.device)
+    for rows, place in zip(torch.split(W, ROWS), torch.split(V, ROWS), strict=True):
+        place.copy_(scaled(rows).div_(size))
+    S = S.to(W.device, torch.float64, copy=True)
+    weight = max(float(rows.abs().max()) for rows in torch.split(S, ROWS)) or 1.0
+    torch.mm(V.T, S.div_(weight).to(room.dtype) @ V, out=room)
     return room, size**2 * weight
 
 
