@@ -33,6 +33,7 @@ def test_text_from_the_hub_without_a_network(prune):
         ("--set compute.device=abacus", ["compute.device: 'abacus' is not a device"]),
         ("--until prune", ["--until prune: there is no such stage; the stages are corpus, vocabulary, teacher"]),
         ("--frobnicate", ["--frobnicate"]),
+        ("units.mlp_multiple=8 search.seed=1", ["give settings as --set units.mlp_multiple=8 --set search.seed=1"]),
     ],
 )
 def test_options_that_cannot_be_used(prune, tmp_path, options, parts):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import shlex
 import sys
 import warnings
@@ -108,7 +109,9 @@ def _message(error: Exception) -> str:
     if isinstance(error, DeviceMemoryError) and error.run is not None:
         return f"{error}: {_advice(error)}, then rerun the same command; finished work is kept"
     if isinstance(error, UsageError):
-        return error.format_message() or "give a command; see darwinlm --help"  # type: ignore[attr-defined]
+        message: str = error.format_message() or "give a command; see darwinlm --help"  # type: ignore[attr-defined]
+        settings = re.findall(r"[\w.]+=[^\s)]*", message) if "extra argument" in message else []
+        return message + (f": give settings as --set {' --set '.join(settings)}" if settings else "")
     if isinstance(error, OSError):
         where = shorten(error.filename) if error.filename else "a file"
         advice = DISK.get(error.errno or 0, f"{error.strerror or shorten(error)}: check the path and its permissions")
