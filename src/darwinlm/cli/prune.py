@@ -107,16 +107,19 @@ def run_stages(recipe: Any, out: Path, until: str | None = None, *, overwrite: b
     return run
 
 
-def show_files(console: Any, summary: Any) -> None:
-    """Print sizes of GGUF files, and how good a draft the saved model is."""
+def show_figures(console: Any, summary: Any) -> None:
+    """Print sizes of GGUF files, how good a draft the saved model is, and figures on chats."""
     from darwinlm.report import wording
-    from darwinlm.report.table import file_rows
+    from darwinlm.report.table import chat_rows, file_rows
     from darwinlm.runtime import tables
 
     if (files := file_rows(summary)) is not None:
         console.print("", tables.terminal(files[0], files[1], bold=1), *files[2])
     for said in filter(None, (wording.as_draft(summary), wording.bounded_file(summary))):
         console.print(said, soft_wrap=True)
+    for headings, rows, remarks in chat_rows(summary):
+        console.print("", tables.terminal(headings, rows, bold=len(rows) - 1))
+        console.print("; ".join(remarks), style="dim")
 
 
 def run_recipe(recipe: Any, out: Path, until: str | None = None, *, overwrite: bool = False) -> None:
@@ -137,7 +140,7 @@ def run_recipe(recipe: Any, out: Path, until: str | None = None, *, overwrite: b
     if looking_back is not None:
         headings, rows, remarks = looking_back
         console.print("", tables.terminal(headings, rows, bold=len(rows) - 1), *remarks)
-    show_files(console, summary)
+    show_figures(console, summary)
     if summary.prompts and summary.models["dense"].continuations:
         console.print(f"\n{summary.prompts[0]}{'' if summary.chat else ' …'}", style="bold")
         for key in ("dense", summary.saved_key):

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from darwinlm.cli import arguments, terminal
 from darwinlm.cli.app import LOOK, command
-from darwinlm.cli.prune import show_files
+from darwinlm.cli.prune import show_figures
 from darwinlm.runtime import amounts, tables
 from darwinlm.runtime.errors import ArtifactError
 
@@ -99,7 +99,7 @@ def _show_file(console: Console, path: Path, facts: FileFacts) -> None:
 
 def _show(console: Console, run: Path, summary: Summary) -> None:
     from darwinlm.report import usage, wording
-    from darwinlm.report.table import chat_rows, comparison_table
+    from darwinlm.report.table import comparison_table
 
     console.print(Text(wording.title(summary), style="bold"))
     console.print(wording.headline(summary))
@@ -116,11 +116,7 @@ def _show(console: Console, run: Path, summary: Summary) -> None:
                 f"{wording.model_name(key, summary)}: {wording.count(model.params)} parameters, perplexity "
                 f"{wording.perplexity(model.perplexity)}, KL {wording.kl(model.kl)}"
             )
-    show_files(console, summary)
-    for headings, rows, remarks in chat_rows(summary):
-        console.print()
-        console.print(tables.terminal(headings, rows, bold=len(rows) - 1))
-        console.print("; ".join(remarks), style="dim")
+    show_figures(console, summary)
     console.print()
     beside = run if run.name else Path("..") / run.resolve().name  # the current folder "." has no name
     for wish, do in usage.next_steps(summary, str(run), str(beside), summary.model, here=True):
