@@ -92,6 +92,15 @@ def test_the_loop_is_the_one_by_hand(tmp_path, monkeypatch):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5, msg=name)
 
 
+@pytest.mark.parametrize("great", [1e-4, 100.0])
+def test_a_model_that_lost_less_learns_with_a_lower_rate(tmp_path, monkeypatch, great):
+    monkeypatch.setattr(training, "RATE_KL", great)
+    before, first, *_ = trained(tmp_path, SETTINGS.model_copy(update={"learning_rate": None})).record["log"]
+    assert 1e-4 < before["eval_kl"] < 100
+    highest = training.RATE * min(before["eval_kl"] / great, 1.0)
+    assert first["learning_rate"] == pytest.approx(highest * rate_share(6, 0))
+
+
 @torch.no_grad()
 def test_held_out_figures_are_those_of_the_models(tmp_path):
     with torch.enable_grad():

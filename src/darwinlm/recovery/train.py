@@ -29,6 +29,10 @@ from darwinlm.runtime.memory import kept_memory, room_at_peak
 BETAS, MAX_GRAD_NORM = (0.9, 0.95), 1.0
 """AdamW's betas, and the maximum norm of gradients, as for Llama 2 (arXiv 2307.09288)."""
 
+RATE, RATE_KL = 4e-4, 0.9
+"""Learning rate of a model that lost `RATE_KL` nats or more, and of one whose loss isn't known (notebook, "A learning
+rate by the loss before training")."""
+
 LOG_EVERY = 10
 """Steps between two lines of the log."""
 
@@ -99,9 +103,7 @@ class Training:
         self.call = spread(losses, self.device).train()
         self.trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
         # The fused optimizer doesn't copy the tensors that it updates.
-        self.optimizer = torch.optim.AdamW(
-            self.trained.values(), settings.learning_rate, BETAS, weight_decay=0.0, fused=True
-        )
+        self.optimizer = torch.optim.AdamW(self.trained.values(), betas=BETAS, weight_decay=0.0, fused=True)
         self.state = TrainingState(guard=LossGuard())
         self.last = self.steps.count
         self.dense_on_held_out: dict[int, Tensor] = {}
@@ -156,7 +158,7 @@ class Training:
     def update(self, step: int) -> None:
         """One step: gradients of all its batches, the check of the loss, and the update. Raises NumericsError."""
         torch.manual_seed((self.settings.seed * self.steps.count + step) * parallel.size() + parallel.rank())
-        rate = self.settings.learning_rate * rate_share(self.last, step)
+        rate = self.rate * rate_share(self.last, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         total = torch.zeros((), device=self.device)
@@ -189,6 +191,13 @@ class Training:
             call.set_requires_gradient_sync(not (waits and self.state.step > self.first and self.has_room))
         held: AbstractContextManager[None] = call.no_sync() if waits and hasattr(call, "no_sync") else nullcontext()
         return held
+
+    @cached_property
+    def rate(self) -> float:
+        """The highest learning rate: the recipe's, or one that follows from the loss before training."""
+        if self.settings.learning_rate is not None:
+            return self.settings.learning_rate
+        return RATE * min(self.state.log[0].get("eval_kl", RATE_KL) / RATE_KL, 1.0)
 
     @cached_property
     def has_room(self) -> bool:
