@@ -13,8 +13,12 @@ modules of one kind, its grid of levels, without training). The result is held-o
 model, for each seed. Every seed has a separate split of the text and a separate database. Finished searches are in
 OUT/results.jsonl and aren't repeated; an interrupted one resumes.
 
+`settle`: a search with all of its generations, and where it would have ended by itself: seconds and held-out KL of
+both. The recipe is the default, with text of your own.
+
     python benchmarks/search.py rate --out runs/bench
     python benchmarks/search.py race --out runs/bench --minutes 5 --seed 0 --seed 1 --seed 2
+    python benchmarks/search.py settle --out runs/bench --text C4.jsonl.gz --keep 75% --keep 50% --seed 0 --seed 1
     python benchmarks/search.py rate --out runs/bench --run runs/demo   # text and database of an existing run
 """
 
@@ -26,10 +30,11 @@ import json
 import os
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from rich.console import Console
@@ -44,11 +49,13 @@ from darwinlm.execution.run import Run
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.pipeline import open_run
 from darwinlm.recipe import Recipe, UnitsSettings, load_recipe
-from darwinlm.runs.demo import demo_recipe
+from darwinlm.runs.demo import demo_model, demo_recipe
 from darwinlm.runtime.artifact import StageFolder, read_json
 from darwinlm.runtime.console import Reporter
 from darwinlm.search.evaluate.fitness import Fitness
 from darwinlm.search.evaluate.modules import PlacedModules
+from darwinlm.search.evolve import evolution
+from darwinlm.search.evolve.state import SearchState
 from darwinlm.search.predict.module_losses import local_errors
 from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import Allocation
@@ -88,9 +95,11 @@ class Bench:
         return run, run[PLAN]
 
 
-def open_bench(options: argparse.Namespace, *assignments: str, name: str = "run") -> Bench:
+def open_bench(
+    options: argparse.Namespace, *assignments: str, name: str = "run", recipe_of: Callable[..., Recipe] = demo_recipe
+) -> Bench:
     """Make text and database in OUT, or use those of an existing run."""
-    recipe = demo_recipe((*assignments, *(options.set or ())))
+    recipe = recipe_of((*assignments, *(options.set or ())))
     folder = options.run or options.out / name
     if options.run is None:
         open_run(recipe, folder, Reporter()).until(DATABASE.name)
@@ -278,22 +287,54 @@ def race(options: argparse.Namespace) -> None:
                 stream.write(json.dumps(row) + "\n")
 
 
-def each_arm(
-    options: argparse.Namespace, arms: Iterable[str], compete: Callable[[argparse.Namespace, str, int], Json]
-) -> None:
-    """Print a line for every seed and arm, and add it to OUT/results.jsonl; those that it holds aren't repeated."""
-    results = options.out / "results.jsonl"
-    results.parent.mkdir(parents=True, exist_ok=True)
-    done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    finished = {(row["arm"], row["seed"]) for row in done}
+# ----------------------------------------------------------------------------------------------------- its own end
+
+
+def default_recipe(assignments: tuple[str, ...]) -> Recipe:
+    """The default recipe for the demo's model."""
+    return load_recipe(None, assignments, {"model": str(demo_model())})
+
+
+def settle(options: argparse.Namespace) -> None:
     for seed in options.seed or [0]:
-        for arm in arms:
-            if (arm, seed) in finished:
-                continue
-            row = compete(options, arm, seed)
-            print(json.dumps(row), flush=True)
-            with results.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(row) + "\n")
+        text = (f"text.seed={seed}", f"text.source={options.text}")
+        bench = open_bench(options, *text, name=f"settle-{seed}", recipe_of=default_recipe)
+        dense: Any = None
+        for keep in options.keep or ["75%"]:
+            settings = (f"budget.keep={keep}", f"search.seed={seed}")
+            run, _ = bench.run(options.out / f"settle-{seed}-{keep}", *settings)
+            dense = dense if dense is not None else bench.checkpoint.load(run.context.dtype, run.context.device)
+            states = watched_search(run)
+            losses = [state.losses[-1] for state in states]
+            ends = (end for end in range(len(states)) if evolution.settled(losses[: end + 1]))
+            for arm, state in (("its own end", states[next(ends, -1)]), ("all generations", states[-1])):
+                model = as_dtype(stitch(run[DATABASE].reader, state.parent), run.context.dtype)
+                quality = measure_quality(dense, {"model": model}, bench.texts["evaluation"].tokens, batch_tokens=1024)
+                row: Json = {
+                    "benchmark": "search settle",
+                    "arm": arm,
+                    "seed": seed,
+                    "keep": keep,
+                    "generations": state.done,
+                    "evaluations": state.history[-1].evaluations,
+                    "search_s": round(state.seconds, 1),
+                    "kl": state.kl,
+                    "held_out_kl": quality["model"].kl,
+                    "held_out_perplexity": quality["model"].perplexity,
+                    **machine(run),
+                }
+                print(json.dumps(row), flush=True)
+
+
+def watched_search(run: Run) -> list[SearchState]:
+    """Run all generations of a new search, and return its state after each."""
+    states: dict[int, SearchState] = {}
+    with (
+        mock.patch.object(evolution, "settled", return_value=False),
+        mock.patch.object(SearchState, "save", lambda state, path: states.update({state.done: copy.deepcopy(state)})),
+    ):
+        assert run[SEARCH].record
+    return list(states.values())
 
 
 def machine(run: Run) -> Json:
@@ -325,6 +366,12 @@ def main() -> None:
     racing.add_argument("--seed", type=int, action="append")
     racing.add_argument("--arm", action="append", choices=list(arms(1)))
     racing.set_defaults(work=race)
+    settling = modes.add_parser("settle")
+    common_options(settling)
+    settling.add_argument("--text", required=True)
+    settling.add_argument("--keep", action="append")
+    settling.add_argument("--seed", type=int, action="append")
+    settling.set_defaults(work=settle)
     options = parser.parse_args()
     options.work(options)
 

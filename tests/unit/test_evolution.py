@@ -78,7 +78,7 @@ def run(
 def after_misses(folder: Path, misses: int) -> None:
     """Leave the state of a search after one generation and so many misses."""
     history = [Generation(number, 1.0, improved=False, moved=0, evaluations=1, seconds=0.0) for number in range(2)]
-    SearchState(START, 1.0, [], done=1, misses=misses, seen=[START], history=history).save(folder / "state.json")
+    SearchState(START, 1.0, [[]], done=1, misses=misses, seen=[START], history=history).save(folder / "state.json")
 
 
 def better(allocation: Allocation, window: Window) -> float:
@@ -91,7 +91,7 @@ def worse(allocation: Allocation, window: Window) -> float:
 
 def test_a_resumed_search_goes_on_with_its_time_and_the_losses_of_its_parent(tmp_path):
     history = [Generation(0, 1.0, improved=False, moved=0, evaluations=1, seconds=50.0)]
-    state = SearchState(START, 1.0, [0.25, 0.75], seconds=50.0, seen=[START], history=history)
+    state = SearchState(START, 1.0, [[0.25, 0.75]], seconds=50.0, seen=[START], history=history)
     state.save(tmp_path / "state.json")
     told, remembered = Told(worse), []
     told.remember = lambda *known: remembered.append(known)
@@ -109,6 +109,34 @@ def test_no_generation_is_begun_that_takes_longer_than_the_time_left(tmp_path, m
 
     state = run(tmp_path, Told(worse), 9, slow, clock=Clock(25.0, begun=0.0))
     assert (state.done, state.ended) == (2, evolution.OUT_OF_TIME)
+
+
+@pytest.mark.parametrize(
+    ("gains", "ends"),
+    [
+        ([0.0, 0.0], True),
+        ([0.8, 0.8], False),
+        ([0.8, 0.21], True),  # a gain of 0.505 with an error of 0.295: 1.71 times as much
+        ([0.8, 0.22], False),  # a gain of 0.51 with an error of 0.29: 1.76 times as much
+        ([0.8], False),
+    ],
+)
+def test_a_search_is_settled_when_its_gain_is_below_the_error(gains, ends):
+    early, late = [1.0] * len(gains), [1.0 - gain for gain in gains]
+    assert not evolution.settled([early] * evolution.LOOK_BACK)
+    assert evolution.settled([early, *[early] * (evolution.LOOK_BACK - 1), late]) is ends
+
+
+def test_a_search_without_gain_ends_and_says_why_but_the_papers_goes_on(tmp_path, monkeypatch):
+    class Flat(Told):
+        def losses(self, allocation):
+            return [0.25, 0.75]
+
+    state = run(tmp_path, Flat(worse), 14)
+    assert (state.done, state.ended) == (evolution.LOOK_BACK, evolution.SETTLED)
+    assert len(state.losses) == evolution.LOOK_BACK + 1
+    monkeypatch.setattr(evolution, "paper_switch", lambda parent, *_, seen: (*parent[:-1], 9 + len(seen)))
+    assert run(tmp_path / "paper", Flat(worse), 14, guide=None).done == 14
 
 
 def test_a_child_of_equal_loss_is_not_taken(tmp_path):

@@ -179,7 +179,7 @@ def test_search_runs_new_text_only(tiny_llama: Path, make_run, tmp_path: Path, m
 
     monkeypatch.setattr(ExpectedRows, "kl", counting)
     monkeypatch.setattr(Gradients, "around", sloping)
-    assignments = ("search.generations=12", "search.offspring=8", "units.attention=kv_group")
+    assignments = ("search.generations=10", "search.offspring=8", "units.attention=kv_group")
     run_stages(make_run(tiny_llama, tmp_path / "out", *assignments), "search")
     need = need_of(make_plan(sizes_of(tiny_llama, *assignments, "budget.keep=60%"), find_device("h100")), "search")
     assert need.tokens == pytest.approx(sum(counted), rel=0.3)

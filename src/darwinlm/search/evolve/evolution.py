@@ -6,9 +6,9 @@ for a few children that move all modules at once, and measures them on the next 
 slopes are averaged over them, so the whole text contributes. After three generations without improvement, steps become
 shorter: the curvature is weighted more, and the level switch also proposes children.
 
-The state is saved after every generation, and a killed run resumes there. A time limit ends the search with the best
-allocation so far. Random numbers are drawn per generation, so a resumed run creates the same candidates as an
-uninterrupted one.
+The state is saved after every generation, and a killed run resumes there. The search ends by itself when the last
+generations gained nothing significant; a time limit ends it with the best allocation so far. Random numbers are drawn
+per generation, so a resumed run creates the same candidates as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import math
 import random
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -63,6 +64,16 @@ blocks, whose losses the prediction compares badly."""
 
 PROPOSALS = 16
 """Proposed level switches for each evaluated one; most are selected by predicted loss, some at random."""
+
+LOOK_BACK = 10
+"""Generations that must gain something together. In so many misses, the level switch shrinks to one level (notebook, "A
+search that stops by itself, SmolLM2")."""
+
+CERTAIN = 1.75
+"""Standard errors that count as a gain: one-sided 95 % of Student's t for 16 sequences."""
+
+SETTLED = f"the last {LOOK_BACK} gained nothing significant"
+"""Reason for the end of a search that has nothing left to gain."""
 
 OUT_OF_TIME = "time is up"
 """Reason for the end of a search at its time limit."""
@@ -122,14 +133,14 @@ def evolve(
         state = SearchState.load(state_file, problem.cost.costs) if state_file.exists() else None
     if state is not None:
         clock.before = state.seconds
-        fitness.remember(state.parent, state.parent_losses)
+        fitness.remember(state.parent, state.losses[-1])
     else:
         first = start()
         fitness.set_base(None)
         kl = fitness.kl(first, settings.rounds[-1].tokens)
         seconds = parallel.broadcast(clock.seconds)
         entry = Generation(0, kl, improved=False, moved=0, evaluations=fitness.evaluations, seconds=seconds)
-        state = SearchState(first, kl, fitness.losses(first), seen=[first], seconds=seconds, history=[entry])
+        state = SearchState(first, kl, [fitness.losses(first)], seen=[first], seconds=seconds, history=[entry])
         if parallel.is_main():
             state.save(state_file)
     fitness.clock = clock
@@ -139,6 +150,8 @@ def evolve(
         done, now = state.done, parallel.broadcast(clock.seconds)
         if done >= settings.generations:
             state.ended = "all generations done"
+        elif guide is not None and trainer is None and settled(state.losses):
+            state.ended = SETTLED
         elif clock.limit - now < latest:  # the next one takes about as long
             state.ended = OUT_OF_TIME
         else:
@@ -185,9 +198,23 @@ def _generation(
     state.seen += offspring.children
     state.slopes = offspring.slopes
     state.observations += observed
-    state.parent, state.kl, state.parent_losses = best, kl, fitness.losses(best)
+    state.parent, state.kl = best, kl
+    state.losses = [*state.losses[-LOOK_BACK:], fitness.losses(best)]
     evaluations += state.history[-1].evaluations
     state.history.append(Generation(state.done, kl, moved > 0, moved, evaluations, state.seconds))
+
+
+def settled(losses: Sequence[Sequence[float]]) -> bool:
+    """Whether the last `LOOK_BACK` generations gained nothing significant.
+
+    `losses` are those of the best allocations, one list of sequences for each generation. The error of the gain is its
+    standard error over the sequences, which both allocations share.
+    """
+    if len(losses) <= LOOK_BACK:
+        return False
+    gains = [old - new for old, new in zip(losses[-1 - LOOK_BACK], losses[-1], strict=True)]
+    error = statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
+    return statistics.fmean(gains) <= CERTAIN * error
 
 
 # ------------------------------------------------------------------------------------------------------------ children

@@ -35,7 +35,8 @@ class SearchState:
     Attributes:
         parent: Best allocation so far.
         kl: Loss of the parent on the tokens of the last stage.
-        parent_losses: Sum of its KL over each fitness sequence.
+        losses: Sum of the KL over each fitness sequence, of the best allocations of the last generations, the parent
+            last.
         misses: Generations without improvement minus later ones with one; at least 0.
         seen: All candidates so far, the first parent first.
         slopes: First-order losses around the parent, averaged over all windows so far.
@@ -46,7 +47,7 @@ class SearchState:
 
     parent: Allocation
     kl: float
-    parent_losses: list[float]
+    losses: list[list[float]]
     done: int = 0
     misses: int = 0
     seconds: float = 0.0
@@ -74,6 +75,7 @@ class SearchState:
             for each in (state.parent, *state.seen)
         )
         fits &= not state.slopes or [len(row) for row in state.slopes] == sizes
-        if not fits or not math.isfinite(state.kl) or state.misses < 0 or len(state.history) != state.done + 1:
+        fits &= len(state.history) == state.done + 1 and state.misses >= 0 and bool(state.losses)
+        if not fits or not math.isfinite(state.kl):
             raise damaged(path, "it holds the state of another search")
         return state
