@@ -151,9 +151,9 @@ def recovery(setup: Setup) -> None:
         from gpu_stages import smaller_model
 
         smaller_model(setup, 4)
-    found = recovered(setup, 4, "dealt out", "recovery.sharding=fsdp")
-    setup.told("node", "recovery with fsdp: tokens trained", found.rate, "a second")
-    sharded = found.record["sharded"]
+    record, rate = recovered(setup, 4, "dealt out", "recovery.sharding=fsdp")
+    setup.told("node", "recovery with fsdp: tokens trained", rate, "a second")
+    sharded = record["sharded"]
     setup.put(Line("node", "weights were dealt out", str(sharded), ok=sharded or parallel.size() == 1))
     held = sum(parallel.gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
     setup.told("node", "main memory of all processes at their peaks", held / 1e9, "GB")

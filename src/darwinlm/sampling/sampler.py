@@ -125,7 +125,9 @@ class Sampler:
 
     def _fitting_rows(self) -> int:
         most = GPU_ROWS if self.device.type == "cuda" else CPU_ROWS
-        parts = [part for layer in self._prompt.layers for part in (layer.keys, layer.values) if part is not None]
+        # Layers of linear attention have a state instead of keys and values.
+        states = (getattr(layer, name, None) for layer in self._prompt.layers for name in ("keys", "values"))
+        parts = [part for part in states if part is not None]
         column = sum(part[:, :, 0].numel() * part.element_size() for part in parts)
         return int(max(1, min(most, MEMORY_SHARE * free_bytes(self.device) // max(column * self.length, 1))))
 

@@ -58,7 +58,6 @@ def _need(need: Need) -> None:
 
 def _stitch(task: Task, database: PruningDatabase, search: SearchResult) -> None:
     """Build and save the smaller model in the dense checkpoint's element types. Raises StorageError."""
-    database.reader.release(ALL)
     place = partial(in_file, folder=task.folder)
     save_model(stitch(database.reader, search.allocation, place), task.folder / "model")
 
