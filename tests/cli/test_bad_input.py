@@ -56,6 +56,12 @@ def test_a_line_that_cannot_be_read(command, words):
     command(*words.split()).refused(words.split()[-1])
 
 
+def test_a_command_without_settings_is_not_told_of_set(command):
+    ended = command("show", "model", "search.seed=1")
+    ended.refused("search.seed=1")
+    assert "--set" not in ended.err
+
+
 def test_no_command_shows_the_help(command):
     ended = command()
     assert ended.code in {0, 2}

@@ -110,7 +110,9 @@ def _message(error: Exception) -> str:
         return f"{error}: {_advice(error)}, then rerun the same command; finished work is kept"
     if isinstance(error, UsageError):
         message: str = error.format_message() or "give a command; see darwinlm --help"  # type: ignore[attr-defined]
-        settings = re.findall(r"[\w.]+=[^\s)]*", message) if "extra argument" in message else []
+        context = getattr(error, "ctx", None)
+        takes_settings = context is not None and any("--set" in each.opts for each in context.command.params)
+        settings = re.findall(r"\w+\.[\w.]+=[^\s)]*", message) if takes_settings and "extra argument" in message else []
         return message + (f": give settings as --set {' --set '.join(settings)}" if settings else "")
     if isinstance(error, OSError):
         where = shorten(error.filename) if error.filename else "a file"
