@@ -5,8 +5,9 @@ Every stage runs in a separate process that sees its planned memory, or `--memor
 caches take what is left of it. Nothing enforces the limit: the table shows whether the stages keep it. The model has
 the demo's tokenizer, and the text is the demo's.
 
-    python benchmarks/memory.py --memory 2.0                       # 1.17B parameters within 2.0 GB
-    python benchmarks/memory.py --layers 16 --layers 64 --hidden 512                # the same peak for both
+    python benchmarks/memory.py --memory 2.0                               # 1.17B parameters within 2.0 GB
+    python benchmarks/memory.py --shape small --layers 16 --layers 64      # the same peak for both
+    python benchmarks/memory.py --shape llama-2-7b --layers 2              # two blocks of the size of Llama-2-7B's
 """
 
 from __future__ import annotations
@@ -46,6 +47,14 @@ LITTLE = (
 )
 """Little text, since memory is measured, not quality."""
 
+SHAPES = {
+    "small": (512, 1408, 8, 1),
+    "1.17b": (2048, 5632, 32, 4),
+    "llama-2-7b": (4096, 11008, 32, 32),
+    "llama-3-70b": (8192, 28672, 64, 8),
+}
+"""Width, width of an MLP, heads and key/value heads. Any of them has the vocabulary of the demo's tokenizer."""
+
 
 def anonymous() -> int:
     """Bytes of anonymous memory of this process."""
@@ -81,8 +90,8 @@ def watched(recipe: Recipe, folder: Path, stage: str, memory: float) -> dict[str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, action="append")
-    parser.add_argument("--hidden", type=int, default=2048, help="width; a head has 64, an MLP 2.75 times the width")
+    parser.add_argument("--shape", choices=SHAPES, default="1.17b")
+    parser.add_argument("--layers", type=int, action="append", help="number of blocks; default 22; may be repeated")
     parser.add_argument("--memory", type=float, help="GB that the machine has; default: what the plan says")
     parser.add_argument("--stages", nargs="*", default=list(STAGES), choices=STAGES)
     parser.add_argument("--out", type=Path, help="folder; default: a temporary one")
@@ -92,15 +101,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="darwinlm-") as work:
         models = {}
         for layers in options.layers or [22]:
-            folder = (options.out or Path(work)) / f"{layers}-{options.hidden}"
-            heads = options.hidden // 64
-            sizes = {
-                "num_hidden_layers": layers,
-                "hidden_size": options.hidden,
-                "intermediate_size": options.hidden * 11 // 4,
-                "num_attention_heads": heads,
-                "num_key_value_heads": max(heads // 8, 1),
-            }
+            folder = (options.out or Path(work)) / f"{options.shape}-{layers}"
+            names = "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"
+            sizes = dict(zip(names, SHAPES[options.shape], strict=True)) | {"num_hidden_layers": layers}
             if not (folder / "model" / "config.json").exists():
                 random_model(folder / "model", **sizes)
             recipe = load_recipe(demo_recipe((*LITTLE, *options.settings)), (), {"model": str(folder / "model")})
@@ -112,7 +115,7 @@ def main() -> None:
                 alone(prepare, recipe, folder, stage)
                 row = alone(watched, recipe, folder, stage, memory or plan[stage])
                 row |= {"planned_gb": round(plan[stage] / 1e9, 3), "load": round(os.getloadavg()[0], 1)}
-                print(json.dumps({"benchmark": "memory", "layers": layers, "width": options.hidden, **row}), flush=True)
+                print(json.dumps({"benchmark": "memory", "shape": options.shape, "layers": layers, **row}), flush=True)
 
 
 if __name__ == "__main__":
