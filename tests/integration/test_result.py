@@ -11,6 +11,8 @@ import darwinlm
 from darwinlm.report.summary import read_summary
 from darwinlm.runs.prune import Result
 from darwinlm.runtime.errors import ModelError, RecipeError
+from darwinlm.stages.model import DENSE
+from darwinlm.stages.refit import STRENGTHS
 
 
 @pytest.fixture
@@ -54,8 +56,13 @@ def test_figures_and_plots_have_the_names_of_the_tables(result: Result) -> None:
 def test_progress_can_be_followed(tiny_llama: Path, make_run: Any, tmp_path: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     reporter = darwinlm.Reporter(quiet=True, on_progress=lambda *each: seen.append(each))
-    make_run(tiny_llama, tmp_path / "out", reporter=reporter).until("database")
+    run = make_run(tiny_llama, tmp_path / "out", reporter=reporter)
+    run.until("refit")
     assert any("database" in title and done == total for title, done, total in seen)
+    blocks = run[DENSE].n_blocks
+    compared = blocks * len(STRENGTHS)
+    assert ("refit", blocks, blocks) in seen
+    assert [done for title, done, total in seen if (title, total) == ("refit", compared)] == [*range(compared)]
 
 
 def test_a_plan_is_made_before_a_run(tiny_llama: Path) -> None:

@@ -108,10 +108,15 @@ def _refit(
         held = Streams(large(held_out, memory), small(held_out, memory))
     choices = refit(task.stage, fit, held, progress=context.reporter.advance)
     losses = {1.0: stream_divergence(held.dense, held.small)}
-    for strength in sorted({0.0, *STRENGTHS} - losses.keys()):
+    others = sorted({0.0, *STRENGTHS} - losses.keys())
+    for number, strength in enumerate(others):
         with parallel.agree():
             between = small(held_out, memory)
-            run_through(between, partial(_interpolated, task.folder, stitch.checkpoint, strength=strength))
+            run_through(
+                between,
+                partial(_interpolated, task.folder, stitch.checkpoint, strength=strength),
+                lambda done, total, number=number: context.reporter.advance(number * total + done, len(others) * total),
+            )
         losses[strength] = stream_divergence(held.dense, between)
     summed_up = _record(losses)
     fitted = sum(choice.ridge is not None for choice in choices)
@@ -153,9 +158,15 @@ def _interpolated(folder: Path, checkpoint: Checkpoint, block: int, strength: fl
     return {name: torch.lerp(stitched[name], weight, strength) for name, weight in fitted.items()}
 
 
-def run_through(stream: BlockStream, weights: Callable[[int], dict[str, Tensor]] = lambda block: {}) -> None:
+def run_through(
+    stream: BlockStream,
+    weights: Callable[[int], dict[str, Tensor]] = lambda block: {},
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
     """Move a residual stream through all blocks, with replaced weights by name in a block. Raises NumericsError."""
-    for block in range(stream.checkpoint.n_blocks):
+    total = stream.checkpoint.n_blocks
+    for block in range(total):
+        progress(block, total)
         stream.load(block)
         put_weights(stream.decoder.blocks[block], weights(block))
         stream.run(block)
