@@ -77,10 +77,6 @@ Text = Annotated[
         help="Text file, folder, or hf:owner/name; several with commas. Without it, self: the model writes the text.",
     ),
 ]
-Keeps = Annotated[
-    str | None,
-    typer.Option("--keep", metavar="SHARE", help=f"{BUDGET['keep'][1]} Several (75%,50%) give one model each."),
-]
 Vocab = Annotated[
     str | None,
     typer.Option(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,9 +15,9 @@ from darwinlm.cli.app import SHRINK, command
     SHRINK,
     "darwinlm tradeoff MODEL --keep 85%,70%,50% --text TEXT --held-out OTHER --out runs/tradeoff",
 )
+@arguments.with_budget
 def tradeoff(
     model: arguments.Model = None,
-    keep: arguments.Keeps = None,
     quant: Annotated[
         str, typer.Option("--quant", metavar="TYPES", help="Types of the files, with commas.")
     ] = "f16,q8_0,q6_k,q4_k_m,q3_k_m,q2_k",
@@ -37,8 +37,9 @@ def tradeoff(
     recipe: arguments.RecipeFile = None,
     assignments: arguments.Set = None,
     allow_remote_code: arguments.RemoteCode = False,
+    **budget: Any,
 ) -> None:
-    """Quantise a model and smaller ones, and compare loss, size and speed of the files in llama.cpp."""
+    """Quantise a model and smaller ones (75%,50%), and compare loss, size and speed of the files in llama.cpp."""
     from darwinlm.recipe import load_recipes, options
     from darwinlm.report.tradeoff import HEADINGS, cells, remarks
     from darwinlm.runs.tradeoff import Timed, measure_tradeoff
@@ -46,7 +47,7 @@ def tradeoff(
 
     if held_out is None:
         raise RecipeError("name the text for the loss with --held-out, from another source than that of --text")
-    others = {"model": model, "keep": keep, "text": text, "ready_for": ready_for, "layers": layers}
+    others = {"model": model, **budget, "text": text, "ready_for": ready_for, "layers": layers}
     recipes = load_recipes(recipe, assignments or (), options(**others, allow_remote_code=allow_remote_code or None))
     found = measure_tradeoff(
         recipes,
