@@ -183,6 +183,7 @@ def test_a_family_shares_its_database_and_starts_from_its_neighbour(tiny_llama, 
     [
         ("keep", ("33.3%", "75%"), ["keep-75", "keep-33.3"]),
         ("params", ("1.5M", "2.7B"), ["params-2.7B", "params-1.5M"]),
+        ("file", ("1MiB", "95MB"), ["file-90.59906006MiB", "file-1MiB"]),
         ("bytes", ("100", "4GiB"), ["bytes-4GiB", "bytes-100"]),
         ("speedup", ("3x", "2x"), ["speedup-2x", "speedup-3x"]),
         ("latency", ("30ms", "40ms"), ["latency-40ms", "latency-30ms"]),

@@ -95,6 +95,8 @@ def test_several_bounds_are_several_recipes(given_as):
 
 def test_one_bound_is_one_recipe():
     assert [recipe.budget.params for recipe in load_recipes(None, (), {"budget.params": "2,700,000"})] == [2_700_000]
+    two = load_recipes(None, (), {"budget.params": "2.7B,350M"})
+    assert [recipe.budget.params for recipe in two] == [2_700_000_000, 350_000_000]
     with pytest.raises(RecipeError, match="duplicate value"):
         load_recipes(None, (), {"budget.keep": "50%,0.5"})
     with pytest.raises(RecipeError, match=r"a comma separates several sizes, and 0 is none: did you mean 0\.5\?"):

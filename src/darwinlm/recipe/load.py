@@ -33,6 +33,8 @@ _HOMES = (Path(__file__).parents[1] / "recipes", Path(__file__).parents[3] / "re
 
 RENAMED = {"search.stages": "rounds"}
 """New names of fields, for messages."""
+SEVERAL = re.compile(r"(?<!\d),|,(?!\d{3}(?!\d))")
+"""A comma between values; one between digits, of which three follow, separates thousands."""
 MISTAKES = 5
 """Maximum number of wrong fields in a message."""
 
@@ -103,7 +105,7 @@ def _several(tree: Mapping[str, Any]) -> str | None:
 
 def _values(given: Any) -> list[Any]:
     if isinstance(given, str):
-        return [part.strip() for part in given.split(",")] if re.search(r",(?!\d{3}(?!\d))", given) else [given]
+        return [part.strip() for part in given.split(",")] if SEVERAL.search(given) else [given]
     return list(given) if isinstance(given, list | tuple) else [given]
 
 

@@ -93,9 +93,9 @@ def member_name(budget: BudgetSettings) -> str:
         return f"speedup-{bound:.10g}x"
     if budget.kind == "latency":
         return f"latency-{1000 * bound:.10g}ms"
-    steps = [(1024**power, f"{letter}iB") for power, letter in ((3, "G"), (2, "M"), (1, "K"))]
-    if budget.kind == "params":
-        steps = [(10**9, "B"), (10**6, "M"), (10**3, "k")]
+    steps = [(10**9, "B"), (10**6, "M"), (10**3, "k")]
+    if budget.kind in ("bytes", "file"):
+        steps = [(1024**power, f"{letter}iB") for power, letter in ((3, "G"), (2, "M"), (1, "K"))]
     size, unit = next(((size, unit) for size, unit in steps if bound >= size), (1, ""))
     return f"{budget.kind}-{bound / size:.10g}{unit}"
 
