@@ -21,7 +21,6 @@ from transformers import AutoModelForCausalLM
         "text.sequence_length=17",
         "compute.batch_tokens=1",
         "units.mlp_multiple=40",
-        "units.attention=group_heads",
         "search.generations=60",
     ],
 )

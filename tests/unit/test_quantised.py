@@ -31,7 +31,7 @@ def described(folder, **sizes):
         ("q4_k_m", [4, 8], [256, 512, 768, 1024]),
     ],
 )
-@pytest.mark.parametrize("attention", ["query_head", "lattice", "group_heads", "kv_group"])
+@pytest.mark.parametrize("attention", ["query_head", "lattice", "kv_group"])
 def test_widths_are_whole_groups(tmp_path, quantisation, heads, widths, attention):
     checkpoint, shapes = described(tmp_path)
     units = UnitsSettings(quantisation=quantisation, attention=attention)
@@ -40,7 +40,6 @@ def test_widths_are_whole_groups(tmp_path, quantisation, heads, widths, attentio
     possible = {
         "query_head": range(1, 9),
         "lattice": [1, 2, 3, 4, 6, 8],
-        "group_heads": [4, 8],
         "kv_group": [2, 4, 6, 8],
     }
     assert {level.query_heads for level in of_attention} == {0} | ({*heads} & {*possible[attention]})

@@ -39,7 +39,7 @@ FAMILIES = {
     "deepseek_v3": {"first_k_dense_replace": 1},
 }
 """What the plain family, which goes through the whole pipeline elsewhere, doesn't have."""
-UNITS = ("kv_group", "group_heads", "query_head", "lattice")
+UNITS = ("kv_group", "query_head", "lattice")
 
 
 @dataclass(frozen=True)
@@ -179,8 +179,6 @@ def test_units_decide_which_levels_there_are(tiny_llama):
     assert {(level.groups, level.heads) for level in lattice.levels} == {
         (0, 0), (1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (3, 2)
     }  # fmt: skip
-    by_head = module_levels(checkpoint.family, attention, UnitsSettings(attention="group_heads"))
-    assert [(level.groups, level.heads) for level in by_head.levels] == [(0, 0), (3, 1), (3, 2)]
     free = module_levels(checkpoint.family, attention, UnitsSettings(attention="query_head"))
     assert [(level.groups, level.query_heads) for level in free.levels] == [(0, 0), *((3, n) for n in range(1, 7))]
     for multiple, widths in ((32, [0, 32, 64, 96]), (40, [0, 40, 80, 96]), (96, [0, 96])):
@@ -188,7 +186,7 @@ def test_units_decide_which_levels_there_are(tiny_llama):
         assert [level.width for level in found.levels] == widths
 
 
-@pytest.mark.parametrize("unit", ["kv_group", "group_heads", "query_head", "lattice"])
+@pytest.mark.parametrize("unit", UNITS)
 def test_with_a_kv_head_for_each_query_head_all_units_are_one(unit, tmp_path):
     checkpoint = Checkpoint.open(tiny_checkpoint(tmp_path, "llama", num_key_value_heads=6))
     levels = module_levels(checkpoint.family, module_shapes(checkpoint)[0], UnitsSettings(attention=unit)).levels

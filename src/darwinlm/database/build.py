@@ -176,13 +176,11 @@ def _candidates(
     known = variants(shape, units)
     if known == [0]:
         return {0: heads}
-    if units.attention not in ("lattice", "group_heads") or shape.heads == 1:
+    if units.attention != "lattice" or shape.heads == 1:
         return {shape.heads: heads.view(shape.groups, -1)}
     ranks = order(H, W, heads, S, shape.name).tolist()
     by_rank = [[head for head in ranks if head // shape.heads == group] for group in range(shape.groups)]
     ranked = torch.tensor(by_rank, device=H.device)
-    if units.attention == "group_heads":
-        return {shape.heads: heads[ranked.T].reshape(shape.heads, -1)}
     best = {count: ranked[:, :count].sort(dim=1).values for count in known}
     return {count: heads[chosen].reshape(shape.groups, -1) for count, chosen in best.items()}
 

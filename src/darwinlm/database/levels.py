@@ -166,8 +166,6 @@ def _near(sizes: list[int], shares: Sequence[float] | None, full: int) -> list[i
 def _attention_counts(shape: ModuleShape, units: UnitsSettings) -> list[tuple[int, int, int]]:
     """(KV groups, query heads per group, width) of every level."""
     counts = [(0, 0, 0)]
-    if units.attention == "group_heads" and shape.heads != 1 and shape.query_groups is None:
-        return counts + [(shape.groups, h, shape.groups * h * shape.head_dim) for h in range(1, shape.heads + 1)]
     for heads in variants(shape, units):
         if heads:
             counts += [(g, heads, g * heads * shape.head_dim) for g in range(1, shape.groups + 1)]

@@ -28,7 +28,7 @@ from darwinlm.recipe.quantities import (
     Whole,
 )
 
-AttentionUnit = Literal["kv_group", "group_heads", "query_head", "lattice"]
+AttentionUnit = Literal["kv_group", "query_head", "lattice"]
 ExpertUnit = Literal["both", "whole", "width"]
 
 
@@ -95,9 +95,8 @@ class UnitsSettings(Section):
     """Units of removal, and levels of each module."""
 
     attention: AttentionUnit = "lattice"
-    """`kv_group`: whole KV groups. `group_heads`: one query head of every KV group. `lattice`: KV groups times query
-    heads per group, for unmodified engines. `query_head`: any query head, while K and V stay (the paper's; without
-    grouping, K and V are removed too)."""
+    """`kv_group`: whole KV groups. `lattice`: KV groups times query heads per group, for unmodified engines.
+    `query_head`: any query head, while K and V stay (the paper's; without grouping, K and V are removed too)."""
     experts: ExpertUnit = "both"
     """What is removed from a mixture of experts. `whole`: whole experts. `width`: the same number of channels from
     every expert. `both`: experts and channels. At least as many experts as a token uses stay, or the whole mixture is
