@@ -28,10 +28,9 @@ KERNELS = flop_registry | {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
         lambda q, k, v, *_, **__: sdpa_flop_count(q.shape, k.shape, v.shape)  # type: ignore[no-untyped-call]
     ),
+    torch.ops.aten._grouped_mm: lambda rows, experts, *_, **__: 2 * rows.numel() * experts.shape[-1],
 }
-"""Operations of kernels from their arguments: those of PyTorch's counter, and up to two that it doesn't know."""
-if hasattr(torch.ops.aten, "_grouped_mm"):  # PyTorch 2.8 or later
-    KERNELS[torch.ops.aten._grouped_mm] = lambda rows, experts, *_, **__: 2 * rows.numel() * experts.shape[-1]
+"""Operations of kernels from their arguments: those of PyTorch's counter, and two that it doesn't know."""
 
 ERRORS = (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, AttributeError, AssertionError)
 logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # `FamilyError` says it

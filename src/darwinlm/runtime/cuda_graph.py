@@ -21,8 +21,7 @@ def recorded(step: Callable[[], object], device: torch.device) -> Callable[[], N
     has to be in the values of tensors that are kept. Raises RuntimeError if the step can't be recorded.
     """
     graph = torch.cuda.CUDAGraph()
-    # Garbage with an older graph must not be collected during a recording, which would fail. Releases of PyTorch before
-    # 2.9 collect all garbage in front of each, which takes 0.3 s.
+    # Garbage with an older graph must not be collected during a recording, which would fail.
     gc.freeze()
     try:
         with (
