@@ -1,6 +1,5 @@
 """Text is split by document, packed and stored; too little text is refused."""
 
-import json
 from collections import Counter
 
 import pytest
@@ -247,17 +246,9 @@ def test_missing_and_foreign_files(tmp_path, blocks):
         TokenSequences.load(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"format": 99}, "isn't format 1"),
-        ({"digest": "0"}, "its tokens aren't those that"),
-        ({"document_hashes": None}, "it lacks"),
-    ],
-)
-def test_foreign_descriptions(tmp_path, blocks, change, message):
+@pytest.mark.parametrize("content", ["[]", '{"source": "novels"}', '{"source": "novels", "document_hashes": null}'])
+def test_foreign_descriptions(tmp_path, blocks, content):
     blocks.save(tmp_path)
-    path = tmp_path / "blocks.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(ArtifactError, match=message):
+    (tmp_path / "blocks.json").write_text(content)
+    with pytest.raises(ArtifactError, match="it holds something else"):
         TokenSequences.load(tmp_path)

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import torch
 
-from darwinlm.runtime.artifact import damaged, read_json, read_tensors, write_json, write_tensors
+from darwinlm.runtime.artifact import damaged, read_as, read_tensors, write_json, write_tensors
 
 _TOKENS_FILE = "tokens.safetensors"
 _DESCRIPTION_FILE = "blocks.json"
-_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -58,30 +57,19 @@ class TokenSequences:
     def save(self, folder: Path) -> None:
         """Write the sequences into a folder, which is created if needed. Raises StorageError."""
         write_tensors(folder / _TOKENS_FILE, {"tokens": self.tokens})
-        description = {
-            "format": _FORMAT,
-            "source": self.source,
-            "digest": self.digest,
-            "shape": list(self.tokens.shape),
-            "document_hashes": list(self.document_hashes),
-        }
-        write_json(folder / _DESCRIPTION_FILE, description)
+        write_json(folder / _DESCRIPTION_FILE, {"source": self.source, "document_hashes": list(self.document_hashes)})
 
     @classmethod
     def load(cls, folder: Path) -> TokenSequences:
         """Read what `save` wrote. Raises ArtifactError."""
-        path = folder / _DESCRIPTION_FILE
-        description = read_json(path)
-        if not isinstance(description, dict) or description.get("format") != _FORMAT:
-            raise damaged(path, f"it isn't format {_FORMAT} of token sequences")
+        about = read_as(folder / _DESCRIPTION_FILE, _Description)
         tokens = read_tensors(folder / _TOKENS_FILE).get("tokens")
         if tokens is None or tokens.dim() != 2 or tokens.dtype != torch.int64:
             raise damaged(folder / _TOKENS_FILE, "there are no sequences of tokens in it")
-        try:
-            sequences = cls(tokens, tuple(description["document_hashes"]), description["source"])
-            recorded = description["digest"]
-        except (KeyError, TypeError) as error:
-            raise damaged(path, f"it lacks {error}") from error
-        if sequences.digest != recorded:
-            raise damaged(folder / _TOKENS_FILE, f"its tokens aren't those that {_DESCRIPTION_FILE} describes")
-        return sequences
+        return cls(tokens, about.document_hashes, about.source)
+
+
+@dataclass(frozen=True)
+class _Description:
+    source: str
+    document_hashes: tuple[str, ...]
