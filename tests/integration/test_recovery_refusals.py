@@ -73,7 +73,7 @@ def test_a_checkpoint_of_another_recovery(interrupted, refused, tmp_path):
     assert (out / WORK / "training" / "checkpoint-4").is_dir()
     manifest = out / WORK / "training" / "checkpoint-4" / "manifest.json"
     found = read_json(manifest)
-    artifact.write_json(manifest, {**found, "run": {**found["run"], "steps": 99}})
+    artifact.write_json(manifest, {**found, "key": {**found["key"], "steps": 99}})
     refused(ArtifactError, r"checkpoint-4 belongs to another run \(steps differ\)", out=out)
     manifest.unlink()
     refused(ArtifactError, r"checkpoint-4 is damaged \(it has no manifest.json", out=out)

@@ -191,7 +191,7 @@ def test_a_damaged_checkpoint_is_refused(stopped, tmp_path, name, damage):
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("value", [[], {"run": 1}, {"run": {"key": "test"}, "files": {}}, None])
+@pytest.mark.parametrize("value", [[], {"key": 1}, {"key": {"key": "test"}, "facts": {}, "files": {}}, None])
 def test_a_manifest_that_is_none(stopped, tmp_path, value):
     folder = shutil.copytree(stopped, tmp_path / "training")
     write_json(folder / CHECKPOINT / "manifest.json", value)

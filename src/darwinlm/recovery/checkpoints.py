@@ -20,10 +20,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from darwinlm.runtime import parallel
-from darwinlm.runtime.artifact import check_room, digest_of, file_digests, write_json, write_text
+from darwinlm.runtime.artifact import MANIFEST, Manifest, StageFolder, check_room, digest_of, folder_digests, write_text
 from darwinlm.runtime.errors import ArtifactError, NumericsError, StorageError, first_line, storage_error
 
-MANIFEST, STATE = "manifest.json", "state.json"
+STATE = "state.json"
 _PREFIX, _PARTIAL = "checkpoint-", "partial"
 KEPT = 2
 """Number of checkpoints to keep: the older one serves if the newest is damaged."""
@@ -92,15 +92,11 @@ class TrainingState(BaseModel):
     updates: list[int] = []
 
 
-class _Manifest(BaseModel):
-    run: dict[str, Any]
-    files: dict[str, str]
-
-
 class Checkpoints:
     """The checkpoints of one training.
 
-    They are folders named `checkpoint-STEP`. `run` is the identity of the training, as JSON.
+    They are folders named `checkpoint-STEP`, with a stage's manifest. `run`, the identity of the training as JSON, is
+    its key.
     """
 
     def __init__(self, folder: Path, run: dict[str, Any]) -> None:
@@ -127,14 +123,14 @@ class Checkpoints:
         if not (path / MANIFEST).is_file():
             raise _damaged(path, f"it has no {MANIFEST}: it wasn't completed")
         try:
-            manifest = _Manifest.model_validate_json((path / MANIFEST).read_bytes())
-            digests = _digests(path)
+            manifest = Manifest.model_validate_json((path / MANIFEST).read_bytes())
+            digests = folder_digests(path, MANIFEST)
         except ValidationError as error:
             raise _damaged(path, f"{MANIFEST}: {first_line(error)}") from error
         except OSError as error:
             raise _damaged(path, f"{Path(error.filename).name}: {error.strerror}") from error
-        if digest_of(manifest.run) != digest_of(self.run):
-            names = sorted(name for name in {*manifest.run, *self.run} if manifest.run.get(name) != self.run.get(name))
+        if digest_of(manifest.key) != digest_of(self.run):
+            names = sorted(name for name in {*manifest.key, *self.run} if manifest.key.get(name) != self.run.get(name))
             raise ArtifactError(
                 f"{path} belongs to another run ({', '.join(names)} differ): choose another output folder, or delete "
                 f"{self.folder} to start again"
@@ -171,7 +167,7 @@ class Checkpoints:
 
     def _finish(self, partial: Path, target: Path) -> None:
         try:
-            write_json(partial / MANIFEST, {"run": self.run, "files": _digests(partial)})
+            StageFolder(partial, self.run).finish()
             for path in partial.iterdir():
                 with path.open("r+b") as stream:  # Windows flushes only files that are open for writing
                     os.fsync(stream.fileno())
@@ -197,11 +193,6 @@ class Checkpoints:
         wanted = 3 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad) * (KEPT + 1)
         what = f"{KEPT} checkpoints and a temporary one take"
         check_room(self.folder, wanted, what, "or choose another output folder")
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    found = file_digests(sorted(path for path in folder.iterdir() if path.name != MANIFEST))
-    return {path.name: digest for path, digest in found.items()}
 
 
 def _flat(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
