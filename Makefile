@@ -99,7 +99,7 @@ release: $(VENV)/release.stamp
 	$(BIN)/twine check --strict dist/*
 	$(PYTHON) -m venv build/release
 	build/release/bin/python -m pip install --quiet dist/*.whl
-	cd build/release && bin/darwinlm version && bin/darwinlm --help > help.txt
+	cd build/release && bin/darwinlm --version && bin/darwinlm --help > help.txt
 	cd dist && sha256sum -- * > SHA256SUMS && cat SHA256SUMS
 	@echo "dist/ is ready; nothing was uploaded"
 

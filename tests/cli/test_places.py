@@ -112,4 +112,4 @@ def test_a_current_folder_that_was_removed(command, tmp_path, monkeypatch):
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
-    command("version").refused("the current folder was removed: change to one that exists")
+    command("--version").refused("the current folder was removed: change to one that exists")

@@ -25,7 +25,7 @@ ORDER = (
     ("prune", "recover", "database", "compare", "tradeoff", "demo"),
     ("show", "chat", "evaluate", "bench", "inspect", "scores", "verify"),
     ("export", "push", "import"),
-    ("plan", "reproduce", "schema", "version"),
+    ("plan", "reproduce", "schema"),
 )
 """Commands in the order of the help."""
 

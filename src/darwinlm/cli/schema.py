@@ -1,4 +1,4 @@
-"""`darwinlm schema` and `darwinlm version`."""
+"""`darwinlm schema`: the settings of the recipe."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import typer
 from darwinlm.cli import arguments, terminal
 from darwinlm.cli.app import LEARN, command
 from darwinlm.runtime import tables
-from darwinlm.runtime.version import VERSION
 
 FIRST = (
     "budget.keep",
@@ -66,9 +65,3 @@ def schema(
     console.print(table)
     if section is None:
         console.print(f"\nMore: darwinlm schema SECTION, with one of {', '.join(sections)}; or darwinlm schema all.")
-
-
-@command(LEARN)
-def version() -> None:
-    """Print the version."""
-    typer.echo(VERSION)
