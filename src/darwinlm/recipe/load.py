@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from darwinlm.recipe.sections import BUDGETS, Recipe, SelectionRound
+from darwinlm.recipe.budget import BUDGETS
+from darwinlm.recipe.sections import Recipe, SelectionRound
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.runtime.limits import SHOWN, YAML_BYTES, parse_yaml, read_text, shorten, suggestion
 

@@ -1,6 +1,6 @@
 """Kinds of budget: the cost that each one bounds, and its limit.
 
-To add one, add its name to `Bound` and its field to `BudgetSettings` in `recipe/sections.py`, its rule here, and its
+To add one, add its name to `Bound` and its field to `BudgetSettings` in `recipe/budget.py`, its rule here, and its
 option to `BUDGET` in `cli/arguments.py`.
 """
 
