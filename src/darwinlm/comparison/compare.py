@@ -31,7 +31,7 @@ from darwinlm.runtime.places import check_output
 from darwinlm.runtime.version import VERSION
 from darwinlm.search.problem.space import SearchSpace, kept_whole
 from darwinlm.stages.database import DATABASE, SALIENCY
-from darwinlm.stages.export import EXPORT, Exported
+from darwinlm.stages.export import EXPORT
 from darwinlm.stages.model import DENSE
 from darwinlm.stages.plan import PLAN
 from darwinlm.stages.recover import RECOVER
@@ -105,23 +105,15 @@ MEASURE: Stage[Row] = Stage(
 )
 
 
-def _of_stitch(task: Task, stitch: Stitched) -> Checkpoint:
-    return stitch.checkpoint
-
-
-def _of_export(task: Task, export: Exported) -> Checkpoint:
-    return export.checkpoint
-
-
-def _of_dense(task: Task, dense: Checkpoint) -> Checkpoint:
-    return dense
-
-
 def row_graph(row: MethodRow) -> Graph:
     """The stages of a row: a method alone, one with steps after it, or the dense model."""
-    model = _of_dense if row.base == DENSE_ROW else _of_export if row.steps else _of_stitch
+    model = Stage("model", lambda task, stitch: stitch.checkpoint)
+    if row.base == DENSE_ROW:
+        model = Stage("model", lambda task, dense: dense)
+    elif row.steps:
+        model = Stage("model", lambda task, export: export.checkpoint)
     measure = replace(MEASURE, title=f"measure {row.name}")
-    return Graph(*PRUNE, Stage("model", model), measure, given=(*PRUNE.given, "domains"))
+    return Graph(*PRUNE, model, measure, given=(*PRUNE.given, "domains"))
 
 
 def methods_graph() -> Graph:
@@ -256,7 +248,7 @@ def _searched(run: Run, name: str) -> Row:
     return {
         "title": "DarwinLM, one shot" if name == OURS else f"DarwinLM, {name}",
         "source": "arXiv 2502.07780",
-        # Scores are a separate stage, which a reused search doesn't open.
+        # The stage has the seconds of its last start, the record those of all.
         "seconds": max(_seconds(run, SEARCH), float(search.record["seconds"])),
         "database_seconds": _seconds(run, SALIENCY, DATABASE),
         "resumed": _resumed(run, DATABASE),

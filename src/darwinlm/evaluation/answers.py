@@ -5,7 +5,6 @@ Letters: n tokens, v vocabulary. All figures are of next tokens of answers, give
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +35,7 @@ class Answers:
 
 
 @torch.no_grad()
-def write_answers(dense: Any, tokenizer: Any, tokens: int, *, seed: int = 0) -> Answers | str:
+def write_answers(dense: Any, tokenizer: Any, tokens: int) -> Answers | str:
     """Let the dense model write chats with at least `tokens` answer tokens, or the reason why it can't.
 
     Processes share the work. Chats without an answer are left out.
@@ -45,7 +44,7 @@ def write_answers(dense: Any, tokenizer: Any, tokens: int, *, seed: int = 0) -> 
     script = chats(dense, tokenizer, length)
     if isinstance(script, str):
         return script
-    sampler = Sampler(dense, script.prefix, script.segments, length, seed)
+    sampler = Sampler(dense, script.prefix, script.segments, length, 0)
     written: list[Sampled] = []
     number, count, wanted = FIRST + parallel.place(), 0, -(-tokens // parallel.size())
     most = wanted // CHATS_AT_ONCE + CHATS_AT_ONCE  # so that a model without answers comes to an end
@@ -68,34 +67,19 @@ def write_answers(dense: Any, tokenizer: Any, tokens: int, *, seed: int = 0) -> 
 
 
 @torch.no_grad()
-def measure_answers(
-    dense: Any,
-    models: Mapping[str, Any],
-    answers: Answers,
-    *,
-    batch_tokens: int,
-    late: Callable[[], bool] = lambda: False,
-) -> dict[str, AnswerFigures]:
-    """Measure several models on the same answers; processes share the chats.
-
-    The dense model may be among the models. `late` tells whether this process stops after this batch.
-    """
+def measure_answers(dense: Any, model: Any, answers: Answers, *, batch_tokens: int) -> AnswerFigures:
+    """Compare a model with the dense one on its answers; processes share the chats."""
     rows = parallel.mine(range(len(answers.tokens)))
     size = max(1, batch_tokens // answers.tokens.shape[1])
-    found: dict[str, list[Tensor]] = {name: [] for name in models}
+    found: list[Tensor] = []
     for start in range(0, len(rows), size):
         batch = list(rows[start : start + size])
         tokens, predicts = answers.tokens[batch].to(dense.device), answers.answer[batch].roll(-1, 1)
         predicts[:, -1] = False
         predicts = predicts.to(dense.device)
-        reference = dense(input_ids=tokens, use_cache=False).logits[predicts]
-        for name, model in models.items():
-            logits = reference if model is dense else model(input_ids=tokens, use_cache=False).logits[predicts]
-            found[name].append(closeness(reference, logits).cpu())
-        if late():
-            break
-    gathered = parallel.gather(found)
-    return {name: _figures(torch.cat([part for one in gathered for part in one[name]], 1)) for name in models}
+        reference, logits = (each(input_ids=tokens, use_cache=False).logits[predicts] for each in (dense, model))
+        found.append(closeness(reference, logits).cpu())
+    return _figures(torch.cat([part for share in parallel.gather(found) for part in share], 1))
 
 
 def closeness(dense: Tensor, logits: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ def measure_chats(
     for name in names:
         model = original if name == dense else load(name)
         if written is not None and name != dense:
-            found.answers.update(measure_answers(original, {name: model}, written, batch_tokens=batch_tokens))
+            found.answers[name] = measure_answers(original, model, written, batch_tokens=batch_tokens)
         if asked is None or name in asked:
             found.instructions[name] = measure_instructions(model, tokenizer)
     return found

@@ -30,7 +30,7 @@ def prune_sweep(
     reporter: Reporter | None = None,
     begun: float | None = None,
 ) -> SweepSummary:
-    """Prune a model to several sizes, the largest first, with the same text, database and scores.
+    """Prune a model to several sizes, the largest first, with the same text and database.
 
     `darwinlm prune --keep 75%,50%` calls this.
 
