@@ -110,13 +110,13 @@ def _refit(
     losses = {1.0: stream_divergence(held.dense, held.small)}
     others = sorted({0.0, *STRENGTHS} - losses.keys())
     for number, strength in enumerate(others):
+
+        def tell(done: int, total: int, number: int = number) -> None:
+            context.reporter.advance(number * total + done, len(others) * total)
+
         with parallel.agree():
             between = small(held_out, memory)
-            run_through(
-                between,
-                partial(_interpolated, task.folder, stitch.checkpoint, strength=strength),
-                lambda done, total, number=number: context.reporter.advance(number * total + done, len(others) * total),
-            )
+            run_through(between, partial(_interpolated, task.folder, stitch.checkpoint, strength=strength), tell)
         losses[strength] = stream_divergence(held.dense, between)
     summed_up = _record(losses)
     fitted = sum(choice.ridge is not None for choice in choices)
