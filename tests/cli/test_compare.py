@@ -107,7 +107,6 @@ def test_variant_of_the_search_is_a_row_of_its_own(compare, folder):
     assert rows["paper"]["block_params"] <= found(folder)["budget"]["upper"]
     stages = folder / "out" / "variants" / "paper" / "stages"
     assert not {"text", "saliency"} & {path.name for path in stages.iterdir()}
-    assert read_json(stages / "search" / "result.json")["record"]["start"] == "uniform"
     variant.write_text("text: {calibration_tokens: 5}", encoding="utf-8")
     compare(*options).refused("must be a recipe with nothing but search, units, database, refit, recovery")
 

@@ -134,7 +134,6 @@ def search(
     generations = "1 generation" if state.done == 1 else f"{state.done} generations"
     reporter.say(f"search: ended after {generations}: {state.ended}")
     record = {
-        "start": "uniform",
         "start_kl": state.history[0].kl,
         "uniform_kl": uniform_kl,
         "kl": state.kl,
