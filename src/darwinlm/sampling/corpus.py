@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -10,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from darwinlm.runtime import parallel
-from darwinlm.runtime.errors import DataError, StorageError
+from darwinlm.runtime.errors import DataError
 from darwinlm.runtime.memory import kept_memory
+from darwinlm.sampling.lines import JsonLines
 from darwinlm.sampling.sampler import Request, Sampled, Sampler
 from darwinlm.sampling.script import Script, chats, documents
 
@@ -79,29 +79,16 @@ class _Corpus:
         progress: Callable[[int, int], None],
     ) -> None:
         self.script, self.seed, self.first, self.progress = script, seed, first, progress
-        self.path = folder / f"{script.name}-{parallel.place()}.jsonl"
+        self.lines = JsonLines(folder / f"{script.name}-{parallel.place()}.jsonl")
         self.wanted = -(-tokens // parallel.size())
-        self.seen: set[str] = set()
-        self.tried: dict[int, int] = {}
+        self.seen = {str(record["identity"]) for record in self.lines.records}
+        # What an interrupted run left out is tried again.
+        self.tried = {int(record["number"]): int(record["tokens"]) for record in self.lines.records}
         """Tokens of each finished sequence by its number, 0 if it was left out."""
         self.begun = 0
         self.lately: deque[bool] = deque(maxlen=RECENT)
         """Whether each of the last finished sequences was usable."""
         self.why = {"unusable": 0, "repeated": 0, "unended": 0}
-        folder.mkdir(parents=True, exist_ok=True)
-        self._resume()
-
-    def _resume(self) -> None:
-        """Read the finished documents, and remove a line that an interruption cut. What was left out is tried again."""
-        if not self.path.exists():
-            return
-        whole = self.path.read_bytes()
-        whole = whole[: whole.rfind(b"\n") + 1]
-        for line in whole.splitlines():
-            record = json.loads(line)
-            self.tried[int(record["number"])] = int(record["tokens"])
-            self.seen.add(record["identity"])
-        self.path.write_bytes(whole)
 
     @property
     def written(self) -> int:
@@ -114,7 +101,7 @@ class _Corpus:
         self._run(model, rows, iter(numbers))
         if sum(1 for number in numbers if self.tried[number]) >= USABLE * TRIAL:
             return ""
-        self.path.unlink(missing_ok=True)
+        self.lines.path.unlink(missing_ok=True)
         return self._reason(TRIAL)
 
     def _reason(self, among: int) -> str:
@@ -145,9 +132,9 @@ class _Corpus:
         script = self.script
         length = max(segment.until for segment in script.segments)
         sampler = Sampler(model, script.prefix, script.segments, length, self.seed, rows)
-        with self.path.open("a", encoding="utf-8") as file:
+        with self.lines:
             for sampled in sampler.sample(self._requests(numbers)):
-                self._add(sampled, file)
+                self._add(sampled)
 
     def _requests(self, numbers: Iterator[int]) -> Iterator[Request]:
         self.begun = len(self.tried)
@@ -156,7 +143,7 @@ class _Corpus:
                 self.begun += 1
                 yield Request(number, self.script.prefix)
 
-    def _add(self, sampled: Sampled, file: Any) -> None:
+    def _add(self, sampled: Sampled) -> None:
         record, identity = self.script.record(sampled), self.script.identity(sampled)
         self.lately.append(record is not None and identity not in self.seen)
         self.tried[sampled.number] = 0
@@ -167,12 +154,7 @@ class _Corpus:
         else:
             self.seen.add(identity)
             self.tried[sampled.number] = tokens = len(sampled.tokens)
-            line = json.dumps({**record, "number": sampled.number, "tokens": tokens, "identity": identity})
-            try:
-                file.write(line + "\n")
-                file.flush()
-            except OSError as error:
-                raise StorageError(f"can't write {self.path}: {error.strerror}") from error
+            self.lines.add({**record, "number": sampled.number, "tokens": tokens, "identity": identity})
             self.progress(min(self.written, self.wanted), self.wanted)
         if len(self.lately) == RECENT and sum(self.lately) < USABLE * RECENT:
             raise DataError(
