@@ -2,15 +2,17 @@
 
 import json
 from functools import wraps
+from pathlib import Path
 
 import pytest
 import torch
 from tests.tiny.models import tiny_model
 from tests.tiny.tokenizer import EOS_ID, tiny_tokenizer
 
-from darwinlm.runtime.errors import DataError
+from darwinlm.runtime.errors import DataError, StorageError
 from darwinlm.sampling import corpus
 from darwinlm.sampling.corpus import write_corpus
+from darwinlm.sampling.lines import JsonLines
 from darwinlm.sampling.sampler import Request, Sampler, Segment, choose
 from darwinlm.sampling.script import chat_parts, chats, documents, loops
 
@@ -165,6 +167,16 @@ def test_an_interrupted_corpus_goes_on(tmp_path):
     assert sorted(again)[: len(whole)] == sorted(whole)[: len(whole)]
     assert done[-1] == (1500, 1500)
     assert len(done) < len(whole)
+
+
+def test_a_full_disk_is_said(tmp_path, monkeypatch):
+    def full(self):
+        self._file = Path("/dev/full").open("a")  # noqa: SIM115
+        return self
+
+    monkeypatch.setattr(JsonLines, "__enter__", full)
+    with pytest.raises(StorageError, match=r"can't write .*documents-0\.jsonl: No space left"):
+        write_corpus(tiny_model("llama").eval(), tokenizer_with(None), tmp_path, 200, length=48)
 
 
 def test_chats_are_records_that_text_sources_read(tmp_path):
