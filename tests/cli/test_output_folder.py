@@ -1,5 +1,6 @@
 """Output folders of others, damaged and half-made ones: nothing is lost, and the same command goes on."""
 
+import json
 import re
 import shutil
 import threading
@@ -202,3 +203,10 @@ def test_a_model_is_made_again_with_the_same_hashes(command, finished_llama, tmp
     record = finished_llama / "model" / "darwinlm_recipe.json"
     assert str(tmp_path.parent) not in record.read_text()
     command("reproduce", tmp_path, "--out", tmp_path / "other").refused("holds no darwinlm_recipe.json")
+
+
+def test_a_size_that_began_from_a_larger_one_is_not_made_again_alone(command, finished_copy, tmp_path):
+    path = finished_copy / "stages" / "search" / "key.json"
+    key = json.loads(path.read_text())
+    path.write_text(json.dumps(key | {"inputs": key["inputs"] | {"neighbour": [1, 2]}}))
+    command("reproduce", finished_copy, "--out", tmp_path / "again").refused("began from a larger size's result")

@@ -30,5 +30,5 @@ def reproduce(
     if differing:
         raise ArtifactError(
             f"{out / 'model'} differs from {source} in {', '.join(differing)}: compare versions, threads and processor "
-            "with the record"
+            "with the record; of several sizes of one command, only the largest can be made alone"
         )

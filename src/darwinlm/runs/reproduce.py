@@ -11,9 +11,10 @@ from darwinlm.report.summary import FILE, read_summary
 from darwinlm.report.wording import hub_id
 from darwinlm.runs.prune import prune
 from darwinlm.runs.verify import Finding
-from darwinlm.runtime.artifact import model_folder, read_record, what_changed
+from darwinlm.runtime.artifact import KEY, STAGES, model_folder, read_record, what_changed
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import ArtifactError, RecipeError, first_line
+from darwinlm.stages.search import SEARCH
 
 
 def read_source(source: str) -> dict[str, Any]:
@@ -30,7 +31,12 @@ def read_source(source: str) -> dict[str, Any]:
             raise ArtifactError(f"{source}: the hub gives no {RECORD} ({first_line(error)})") from error
     if not path.is_file():
         raise ArtifactError(f"{source} holds no {RECORD}: give a run, or a model that darwinlm prune made")
-    record = read_record(path)
+    record, search = read_record(path), folder / STAGES / SEARCH.name / KEY
+    if search.is_file() and read_record(search).get("inputs", {}).get("neighbour") is not None:
+        raise ArtifactError(
+            f"the search of {source} began from a larger size's result: repeat the command that made all sizes, in "
+            "another folder"
+        )
     if (folder / FILE).is_file():  # where the folders of local files are known
         record["recipe"] = read_summary(folder / FILE).recipe
     return record
