@@ -16,10 +16,9 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
 from darwinlm.families.shapes import module_shapes
 from darwinlm.recipe import Recipe, describe_fields, find_recipe, load_recipe, shipped_recipes
-from darwinlm.recipe.settled import saved_dtype
 from darwinlm.recovery.schedule import plan_steps
 from darwinlm.runtime.errors import RecipeError
-from darwinlm.search.problem.budgets import RULES, Counted, resolve_budget
+from darwinlm.search.problem.budgets import Counted, resolve_budget
 from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import SearchSpace
 from darwinlm.search.propose.start import random_start
@@ -51,8 +50,7 @@ def test_recipe_gives_the_size_it_is_named_after(name: str, tmp_path: Path) -> N
     space = SearchSpace(tuple(module_levels(checkpoint.family, shape, recipe.units) for shape in shapes))
     outside = total - space.params(space.dense)
     target = float(re.search(r"-([\d.]+)b$", base)[1]) * 1e9
-    dtype = saved_dtype(recipe, checkpoint.dtype)
-    cost = RULES[recipe.budget.kind].costs(Counted(checkpoint, space, shapes, outside, dtype), recipe.budget)
+    cost = Counted(recipe, checkpoint, space, shapes, outside, equal=False).cost
     budget = resolve_budget(cost, recipe.budget)
     assert budget.limit == target
     assert outside + budget.lower == pytest.approx(target, rel=0.01)

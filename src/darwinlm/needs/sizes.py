@@ -11,9 +11,8 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import module_shapes
 from darwinlm.needs.counted import Passes, count_passes
 from darwinlm.recipe import Recipe
-from darwinlm.recipe.settled import saved_dtype
 from darwinlm.runtime.compute import DTYPES
-from darwinlm.search.problem.budgets import RULES, Counted, resolve_budget
+from darwinlm.search.problem.budgets import Counted, resolve_budget
 from darwinlm.search.problem.problem import space_of
 from darwinlm.vocabulary.choose import kept_size
 
@@ -79,12 +78,10 @@ class Sizes:
         A budget in time is measured in the run; an equal share of the blocks, or half of them, stands for it. Raises
         BudgetError if the budget is too small or too large.
         """
-        budget, dtype = self.recipe.budget, saved_dtype(self.recipe, self.checkpoint.dtype)
-        counted = RULES[budget.kind].costs
-        if counted is None:
+        budget, equal = self.recipe.budget, self.recipe.search.layers == "equal"
+        cost = Counted(self.recipe, self.checkpoint, self.space, self.shapes, self.outside, equal).cost
+        if cost is None:
             return 0, round(self.blocks / (budget.speedup or 2))
-        kind, equal = self.recipe.units.quantisation, self.recipe.search.layers == "equal"
-        cost = counted(Counted(self.checkpoint, self.space, self.shapes, self.outside, dtype, kind, equal), budget)
         bounds = resolve_budget(cost, budget)
         share = self.blocks / (cost.dense - cost.fixed)  # 1 for a budget in parameters
         return round(share * bounds.lower), round(share * bounds.upper)

@@ -13,7 +13,7 @@ from darwinlm.recipe import Recipe
 from darwinlm.recipe.quantisation import in_gguf
 from darwinlm.recipe.settled import saved_dtype
 from darwinlm.runtime.artifact import write_json
-from darwinlm.search.problem.budgets import RULES, Counted, resolve_budget
+from darwinlm.search.problem.budgets import Counted, resolve_budget
 from darwinlm.search.problem.cost import CostModel
 from darwinlm.search.problem.problem import Problem, space_of
 from darwinlm.search.problem.space import SearchSpace
@@ -25,12 +25,10 @@ FILE = "plan.json"
 def _problem(task: Task, dense: Checkpoint, latency: CostModel | None) -> Problem:
     """The search space, its costs, and the budget."""
     recipe, shapes = task.recipe, module_shapes(dense)
-    space = space_of(recipe, dense, shapes)
-    outside, cost = _counted(recipe, dense, space, shapes)
+    space, outside, equal, cost = _counted(recipe, dense, shapes)
     cost = latency if cost is None else cost
     assert cost is not None, "the cost is measured"
     budget = resolve_budget(cost, recipe.budget)
-    equal, _ = choose_layers(recipe, dense, space, shapes)
     layers = None
     if equal:
         for_gguf = in_gguf(recipe.units.quantisation)
@@ -39,25 +37,21 @@ def _problem(task: Task, dense: Checkpoint, latency: CostModel | None) -> Proble
 
 
 def _counted(
-    recipe: Recipe, dense: Checkpoint, space: SearchSpace, shapes: list[ModuleShape]
-) -> tuple[int, CostModel | None]:
-    """Number of parameters that aren't pruned, and the cost of the levels; None if it must be measured."""
+    recipe: Recipe, dense: Checkpoint, shapes: list[ModuleShape]
+) -> tuple[SearchSpace, int, bool, CostModel | None]:
+    """The space, parameters that aren't pruned, whether layers are equal, and the cost; None if it must be measured."""
+    space = space_of(recipe, dense, shapes)
     outside = sum(each.numel() for each in dense.outline.parameters()) - space.params(space.dense)
-    costs = RULES[recipe.budget.kind].costs
-    if costs is None:
-        return outside, None
     equal, _ = choose_layers(recipe, dense, space, shapes)
-    dtype, kind = saved_dtype(recipe, dense.dtype), recipe.units.quantisation
-    return outside, costs(Counted(dense, space, shapes, outside, dtype, kind, equal), recipe.budget)
+    return space, outside, equal, Counted(recipe, dense, space, shapes, outside, equal).cost
 
 
 def _check(task: Task, original: Checkpoint) -> None:
     """Refuse an impossible budget before the first stage works, if it can be counted without a smaller vocabulary."""
-    recipe, shapes = task.recipe, module_shapes(original)
-    if recipe.vocabulary is None:
-        _, cost = _counted(recipe, original, space_of(recipe, original, shapes), shapes)
+    if task.recipe.vocabulary is None:
+        *_, cost = _counted(task.recipe, original, module_shapes(original))
         if cost is not None:
-            resolve_budget(cost, recipe.budget)
+            resolve_budget(cost, task.recipe.budget)
 
 
 def _costs(task: Task, dense: Checkpoint, latency: CostModel | None) -> dict[str, Any]:

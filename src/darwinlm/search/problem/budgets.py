@@ -12,13 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import ModuleShape, head_dim
 from darwinlm.gguf.sizes import BASE, FileSizes, file_tensors, header_bytes, joins_projections, predicted_sizes
 from darwinlm.gguf.write import PLAIN
-from darwinlm.recipe import BudgetSettings
+from darwinlm.recipe import BudgetSettings, Recipe
+from darwinlm.recipe.settled import saved_dtype
 from darwinlm.runtime.errors import BudgetError, RecipeError
 from darwinlm.search.problem.cost import CostModel, byte_costs, parameter_costs
 from darwinlm.search.problem.problem import Budget
@@ -31,18 +30,26 @@ class Counted:
 
     Attributes:
         outside: Number of parameters that aren't pruned.
-        dtype: Element type of the saved model.
-        quantisation: Type of the GGUF file that will follow, if it is known.
         equal: Whether all layers get the same sizes.
     """
 
+    recipe: Recipe
     checkpoint: Checkpoint
     space: SearchSpace
     shapes: list[ModuleShape]
     outside: int
-    dtype: torch.dtype
-    quantisation: str | None = None
-    equal: bool = False
+    equal: bool
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a weight of the saved model."""
+        return saved_dtype(self.recipe, self.checkpoint.dtype).itemsize
+
+    @property
+    def cost(self) -> CostModel | None:
+        """Cost of every level of every module for the recipe's budget; None if it must be measured."""
+        costs = RULES[self.recipe.budget.kind].costs
+        return None if costs is None else costs(self)
 
 
 @dataclass(frozen=True)
@@ -56,26 +63,26 @@ class Rule:
     """
 
     limit: Callable[[CostModel, Any], int]
-    costs: Callable[[Counted, BudgetSettings], CostModel] | None = None
+    costs: Callable[[Counted], CostModel] | None = None
     words: Callable[[CostModel, Any, int], str] = lambda cost, bound, limit: f"{cost.words(limit)} requested"
 
 
-def _bytes(model: Counted, settings: BudgetSettings) -> CostModel:
+def _bytes(model: Counted) -> CostModel:
     return byte_costs(
         model.space,
         outside=model.outside,
-        itemsize=model.dtype.itemsize,
-        kv_bytes=_kv_bytes(model, settings),
+        itemsize=model.itemsize,
+        kv_bytes=_kv_bytes(model),
         buffers=model.checkpoint.buffer_bytes,
     )
 
 
-def _file(model: Counted, settings: BudgetSettings) -> CostModel:
+def _file(model: Counted) -> CostModel:
     """Bytes of the modules in a GGUF file, and of everything else in it.
 
     Raises RecipeError if no type of a file is named, BudgetError if llama.cpp doesn't run the model.
     """
-    checkpoint, kind = model.checkpoint, model.quantisation
+    checkpoint, kind = model.checkpoint, model.recipe.units.quantisation
     if kind not in BASE and kind not in PLAIN:
         named = ", ".join(dict.fromkeys((*PLAIN, *BASE)))
         raise RecipeError(f"budget.file needs the type of the file: name one with --for, of {named}")
@@ -101,10 +108,10 @@ def _file(model: Counted, settings: BudgetSettings) -> CostModel:
 RULES: dict[str, Rule] = {
     "keep": Rule(
         lambda cost, share: int(share * cost.dense),
-        lambda model, _: parameter_costs(model.space),
+        lambda model: parameter_costs(model.space),
         lambda cost, share, limit: f"keeping {share:.4%} means {limit:,} of {cost.dense:,} {cost.unit}",
     ),
-    "params": Rule(lambda _, params: int(params), lambda model, _: parameter_costs(model.space, fixed=model.outside)),
+    "params": Rule(lambda _, params: int(params), lambda model: parameter_costs(model.space, fixed=model.outside)),
     "bytes": Rule(lambda _, size: int(size), _bytes),
     "file": Rule(lambda _, size: int(size), _file),
     "speedup": Rule(
@@ -116,18 +123,18 @@ RULES: dict[str, Rule] = {
 """Rules by the names of the recipe's bounds."""
 
 
-def _kv_bytes(model: Counted, settings: BudgetSettings) -> list[Callable[[int], int]]:
+def _kv_bytes(model: Counted) -> list[Callable[[int], int]]:
     """For each block the bytes of its keys and values in the saved model's cache, from its number of KV heads.
 
     A block that determines positions caches one head even without attention. Sliding windows hold fewer tokens, and
     blocks that reuse others' keys and values none.
     """
-    checkpoint, shapes, dtype = model.checkpoint, model.shapes, model.dtype
-    config, context, sliding = checkpoint.config, settings.context, "sliding_attention"
+    checkpoint, budget = model.checkpoint, model.recipe.budget
+    config, context, sliding = checkpoint.config, budget.context, "sliding_attention"
     window = getattr(config, "sliding_window", None)
     kind = sliding if window else "full_attention"
     kinds = list(getattr(config, "layer_types", None) or [kind] * checkpoint.n_blocks)
-    columns = {shape.block: shape.head_dim for shape in shapes if shape.kind == "attention"}
+    columns = {shape.block: shape.head_dim for shape in model.shapes if shape.kind == "attention"}
     reusing, latent = checkpoint.family.attention.sources(config), latent_columns(config)
 
     def of_block(block: int, heads: int) -> int:
@@ -135,7 +142,7 @@ def _kv_bytes(model: Counted, settings: BudgetSettings) -> list[Callable[[int], 
         tokens = 0 if block in reusing else min(context, window or context) if kind == sliding else context
         heads = heads or int(kind == sliding or kind not in kinds[:block])
         elements = latent or 2 * heads * (columns.get(block) or head_dim(config, block))
-        return elements * tokens * settings.batch * dtype.itemsize
+        return elements * tokens * budget.batch * model.itemsize
 
     return [partial(of_block, block) for block in range(checkpoint.n_blocks)]
 
