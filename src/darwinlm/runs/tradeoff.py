@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -51,10 +51,6 @@ class Timed:
     new_tokens: int = 32
     rounds: int = 5
     threads: int = 1
-
-    def as_settings(self) -> dict[str, int]:
-        """The same for the record."""
-        return dict(vars(self))
 
 
 @dataclass
@@ -110,7 +106,7 @@ def measure_tradeoff(
         tokens=text.numel(),
         seed=first.search.seed,
         engine=engine,
-        settings=timed.as_settings(),
+        settings=asdict(timed),
         rows=tuple(rows),
     )
     write_json(out / "tradeoff.json", tradeoff.as_json())
