@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from darwinlm.engines.process import Generated
@@ -32,13 +31,6 @@ class Torch:
         self.model = self.checkpoint.load(DTYPES[dtype] if dtype else self.checkpoint.dtype, device)
 
     @torch.no_grad()
-    def logits(self, tokens: list[int]) -> np.ndarray[Any, Any]:
-        """Logits [t, v] in float32."""
-        logits = self.model(input_ids=self._ids(tokens), use_cache=False).logits[0].float()
-        array: np.ndarray[Any, Any] = logits.cpu().numpy()
-        return array
-
-    @torch.no_grad()
     def generate(self, tokens: list[int], new_tokens: int) -> Generated:
         """The greedy continuation."""
         ids = self._ids(tokens)
@@ -52,10 +44,6 @@ class Torch:
             token = output.logits[:, -1].argmax(-1, keepdim=True)
             generated.append(int(token))
         return generated, first - begun, time.perf_counter() - first
-
-    def tokenize(self, text: str) -> list[int]:
-        """Tokens of a text."""
-        return list(self.checkpoint.tokenizer()(text)["input_ids"])
 
     def _ids(self, tokens: list[int]) -> torch.Tensor:
         return torch.tensor([tokens], device=self.model.device)

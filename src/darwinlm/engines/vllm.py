@@ -68,7 +68,3 @@ class Vllm:
         begun = time.perf_counter()
         generated = list(self._request(tokens, new_tokens).outputs[0].token_ids)
         return generated, first, max(time.perf_counter() - begun - first, 1e-9)
-
-    def tokenize(self, text: str) -> list[int]:
-        """Tokens of a text."""
-        return list(self.engine.get_tokenizer()(text)["input_ids"])

@@ -15,7 +15,7 @@ import numpy as np
 from darwinlm.engines.process import ENGINES
 
 CLASSES = {"torch": ("torch", "Torch"), "llama.cpp": ("llama_cpp", "LlamaCpp"), "vllm": ("vllm", "Vllm")}
-"""Module and class of each engine. They have the methods of `torch.Torch`."""
+"""Module and class of each engine. All generate; only `LlamaCpp` tokenizes, and `Torch` gives no logits."""
 
 
 def peak_memory() -> int:
