@@ -61,7 +61,7 @@ def test_what_was_used_last_stays():
 
 def test_of_a_scan_the_first_stay():
     """Where the last used stayed, a scan that is a little longer than the room would never find anything."""
-    rooms = iter([30, 14])
+    rooms = iter([30, 14, 44])
     bounded: Bounded[int, int] = Bounded(lambda value: value, lambda size: next(rooms) - size, scanned=True)
     assert [bounded.put(key, 10) for key in range(5)] == [True, True, True, False, False]
     assert kept(bounded, range(5)) == [0, 1, 2]
@@ -71,3 +71,6 @@ def test_of_a_scan_the_first_stay():
     bounded.reserve(4)
     assert bounded.has_room(10)
     assert not bounded.has_room(11), "the room was measured again, without what is reserved"
+    bounded.reserve(4, among=2)
+    assert bounded.has_room(20)
+    assert not bounded.has_room(21), "the other half is another cache's"

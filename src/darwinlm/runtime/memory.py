@@ -126,10 +126,13 @@ class Bounded(Generic[K, V]):
         self._values.clear()
         self._held = 0
 
-    def reserve(self, size: int) -> None:
-        """Drop all values, and measure the free memory now, without so many bytes for others."""
+    def reserve(self, size: int, among: int = 1) -> None:
+        """Drop all values, and measure the free memory now, without so many bytes for others.
+
+        The share is divided among so many caches.
+        """
         self.clear()
-        self._limit = self._room(size)
+        self._limit = self._room(size) // among
 
     def _most(self) -> int:
         if self._limit is None:

@@ -210,7 +210,7 @@ def measure_models(
     block = max(sum(weight.numel() for weight in each.parameters()) for each in decoders["dense"].blocks)
     held = vocabulary * int(dense.config.hidden_size) + block
     for decoder in decoders.values():  # blocks stay in the rest
-        decoder.reserve(16 * HEAD_TOKENS * vocabulary + 2 * context.dtype.itemsize * held)
+        decoder.reserve(16 * HEAD_TOKENS * vocabulary + 2 * context.dtype.itemsize * held, len(decoders))
     quality = measure_quality(
         decoders["dense"],
         decoders,

@@ -83,9 +83,9 @@ def _need(need: Need) -> None:
         need.add("moments", everything * (2 * d * d + 2 * d * r))
         # Every process solves for the same weights.
         need.add("factors", need.processes * len(RIDGES) * (d**3 / 3 + 4 * d * d * r))
-    d = max(widths)
+    d = max(float(shape.width) for shape in sizes.shapes)  # a module may stay whole
     need.held = need.streams(4.0 * everything * r) | largest(
-        need.a_pass(2 + 2 * sizes.kept) | {"moments of one module": (2 * d * d + d * r) * 4 + d * d * 16},
+        need.a_pass(2 + 2 * sizes.kept) | {"moments of one module": 24 * d * (d + r)},
         {
             "heads: dense, smaller": 2.0 * sizes.vocabulary * r * size,
             "logits of one piece": float(HEAD_TOKENS * sizes.vocabulary * (4 + 2 * size)),

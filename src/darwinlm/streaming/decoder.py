@@ -141,7 +141,7 @@ class Decoder:
                 hidden[index] = self.run_block(block, hidden[index], given[block])
         return hidden if keep is None else HiddenStates((each[:, -keep:] for each in hidden), hidden.elements)
 
-    def reserve(self, room: int) -> None:
+    def reserve(self, room: int, among: int = 1) -> None:
         """Leave so many bytes of the device free from now on; a decoder of a whole model holds all of it."""
 
     @contextmanager

@@ -101,13 +101,13 @@ class StreamedDecoder(Decoder):
         """Of the residual stream and of what modules compute in."""
         return self._dtype
 
-    def reserve(self, room: int) -> None:
-        """Leave so many bytes of the device free from now on."""
+    def reserve(self, room: int, among: int = 1) -> None:
+        """Leave so many bytes of the device free from now on, and share the others with other decoders of `among`."""
         for block in [block for block in self._loaded if block != HEAD]:
             self.unload(block)
         self.unload_head()
         self._coming.clear()
-        self._staying.reserve(room)
+        self._staying.reserve(room, among)
 
     def walk(self, blocks: Iterable[int]) -> Iterator[int]:
         """Blocks in this order, each with its weights while it is visited."""

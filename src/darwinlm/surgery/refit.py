@@ -136,12 +136,13 @@ def _refit_block(
     checkpoint = fit.small.checkpoint
     dense = (BlockWalk(fit.dense, block), BlockWalk(validation.dense, block))
     small = (BlockWalk(fit.small, block), BlockWalk(validation.small, block))
-    stitched = checkpoint.read(checkpoint.block_prefix(block), dtype=torch.float32)
+    prefix = checkpoint.block_prefix(block)
+    present = {name.removeprefix(prefix) for name in checkpoint.tensors if name.startswith(prefix)}
     weights: dict[str, Tensor] = {}
     choices: list[FitChoice] = []
     for kind in checkpoint.family.kinds:
         part = checkpoint.family.module(kind)
-        name = output_name(part, stitched) if kind != "tail" else None
+        name = output_name(part, present) if kind != "tail" else None
         spreads = []
         with parallel.agree():
             for walk in dense:
@@ -150,7 +151,8 @@ def _refit_block(
                 spreads.append(spread)
         if name is not None:
             inner = name.removeprefix(part.prefix)
-            chosen = _fit_module(kind, small, dense, spreads, by_rows(part, inner, stitched[name]), ridges)
+            stitched = checkpoint.read(prefix + name, dtype=torch.float32)[""]
+            chosen = _fit_module(kind, small, dense, spreads, by_rows(part, inner, stitched), ridges)
             choices.append(FitChoice(block, kind, chosen.ridge, chosen.before, chosen.after))
             if chosen.ridge is not None:
                 weights[name] = as_stored(part, inner, chosen.weight)

@@ -39,13 +39,13 @@ def ridge_solution(H: Tensor, C: Tensor, W0: Tensor, ridge: float, *, name: str 
     strength = ridge * scale
     damped = H.to(torch.float64, copy=True)
     damped.diagonal().add_(strength)
-    L, info = torch.linalg.cholesky_ex(damped)
+    L, info = torch.linalg.cholesky_ex(damped, out=(damped, torch.empty((), dtype=torch.int32, device=damped.device)))
     if bool(info != 0):
         raise NumericsError(
             f"{name}: the moments of the refit can't be factorised; use more calibration text, or refit.tokens=0, "
             "which skips the refit"
         )
-    wanted = C.double() + strength * W0.double()
+    wanted = W0.double().mul_(strength).add_(C)
     return torch.cholesky_solve(wanted.T, L).T.float().to(device)
 
 
