@@ -85,7 +85,7 @@ def _need(need: Need) -> None:
         need.add("factors", need.processes * len(RIDGES) * (d**3 / 3 + 4 * d * d * r))
     d = max(float(shape.width) for shape in sizes.shapes)  # a module may stay whole
     need.held = need.streams(4.0 * everything * r) | largest(
-        need.a_pass(2 + 2 * sizes.kept) | {"moments of one module": 24 * d * (d + r)},
+        need.a_pass(2 + 2 * sizes.kept) | {"moments of one module": d * (20 * d + (24 + 4 * len(RIDGES)) * r)},
         {
             "heads: dense, smaller": 2.0 * sizes.vocabulary * r * size,
             "logits of one piece": float(HEAD_TOKENS * sizes.vocabulary * (4 + 2 * size)),

@@ -192,9 +192,9 @@ def _fit_module(
             return errors_behind_norm(small[1], kind, dense[1].stream.hidden, candidates)
 
     else:
-        unseen = module_moments(small[1], kind, dense[1].stream.hidden, [], gain)
 
         def errors(candidates: Sequence[Tensor]) -> list[float]:
+            unseen = module_moments(small[1], kind, dense[1].stream.hidden, [], gain)
             return unseen.errors([W if gain is None else gain[:, None] * W for W in candidates])
 
     return fit_output(fitted, errors, W0, gain, ridges, label, normed=bool(spreads[0]))
