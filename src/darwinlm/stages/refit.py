@@ -110,13 +110,10 @@ def _refit(
     losses = {1.0: stream_divergence(held.dense, held.small)}
     others = sorted({0.0, *STRENGTHS} - losses.keys())
     for number, strength in enumerate(others):
-
-        def tell(done: int, total: int, number: int = number) -> None:
-            context.reporter.advance(number * total + done, len(others) * total)
-
+        context.reporter.advance(number, len(others))
         with parallel.agree():
             between = small(held_out, memory)
-            run_through(between, partial(_interpolated, task.folder, stitch.checkpoint, strength=strength), tell)
+            run_through(between, partial(_interpolated, task.folder, stitch.checkpoint, strength=strength))
         losses[strength] = stream_divergence(held.dense, between)
     summed_up = _record(losses)
     fitted = sum(choice.ridge is not None for choice in choices)
@@ -158,15 +155,9 @@ def _interpolated(folder: Path, checkpoint: Checkpoint, block: int, strength: fl
     return {name: torch.lerp(stitched[name], weight, strength) for name, weight in fitted.items()}
 
 
-def run_through(
-    stream: BlockStream,
-    weights: Callable[[int], dict[str, Tensor]] = lambda block: {},
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> None:
+def run_through(stream: BlockStream, weights: Callable[[int], dict[str, Tensor]] = lambda block: {}) -> None:
     """Move a residual stream through all blocks, with replaced weights by name in a block. Raises NumericsError."""
-    total = stream.checkpoint.n_blocks
-    for block in range(total):
-        progress(block, total)
+    for block in range(stream.checkpoint.n_blocks):
         stream.load(block)
         put_weights(stream.decoder.blocks[block], weights(block))
         stream.run(block)

@@ -45,7 +45,7 @@ def ridge_solution(H: Tensor, C: Tensor, W0: Tensor, ridge: float, *, name: str 
             f"{name}: the moments of the refit can't be factorised; use more calibration text, or refit.tokens=0, "
             "which skips the refit"
         )
-    wanted = W0.double().mul_(strength).add_(C)
+    wanted = W0.to(torch.float64, copy=True).mul_(strength).add_(C)
     return torch.cholesky_solve(wanted.T, L).T.float().to(device)
 
 
