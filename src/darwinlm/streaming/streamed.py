@@ -102,7 +102,7 @@ class StreamedDecoder(Decoder):
         return self._dtype
 
     def reserve(self, room: int, among: int = 1) -> None:
-        """Leave so many bytes of the device free from now on, and share the others with other decoders of `among`."""
+        """Leave so many bytes of the device free from now on, and divide the rest among so many decoders."""
         for block in [block for block in self._loaded if block != HEAD]:
             self.unload(block)
         self.unload_head()
