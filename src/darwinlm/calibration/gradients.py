@@ -11,8 +11,8 @@ Letters: b sequences, t tokens, m residual width, r outputs. Source: the Fisher 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from darwinlm.streaming.experts import expert_module, output_sizes
 from darwinlm.streaming.hidden import HiddenMemory, HiddenStates
 from darwinlm.streaming.outputs import norm_divisor, norm_gain, output_projection
 from darwinlm.streaming.stream import BlockStream
+from darwinlm.streaming.streamed import HEAD
 
 HEAD_TOKENS = 128
 """Tokens whose logits are in memory at once."""
@@ -49,6 +50,35 @@ def output_gradients(
         with a part of the text, get the moments over all of it.
 
     Raises:
+        NumericsError, StorageError: See `walk_back`.
+    """
+    moments: dict[ModuleKind, SecondMoment] = {}
+
+    def watch(block: int) -> AbstractContextManager[None]:
+        return nullcontext() if block == HEAD else _output_moments(stream, block, moments)
+
+    for block, _ in walk_back(stream, tokens, watch, memory):
+        yield block, {kind: moment.take(parallel.all_reduce) for kind, moment in moments.items()}
+
+
+def walk_back(
+    stream: BlockStream,
+    tokens: Tensor,
+    watch: Callable[[int], AbstractContextManager[object]],
+    memory: HiddenMemory | None = None,
+    *,
+    seed: int | None = None,
+) -> Iterator[tuple[int, HiddenStates]]:
+    """Propagate the gradient of the summed cross-entropy back through the head (`HEAD`) and the blocks, last one first.
+
+    `watch` gives what is entered around the passes of a block, whose weights are loaded. With a `seed`, the next tokens
+    are drawn from the model's distribution, as its Fisher information asks for, instead of those of the text. See
+    `output_gradients` for the other arguments.
+
+    Yields:
+        Each block, and the gradients at its input.
+
+    Raises:
         NumericsError: A gradient isn't finite.
         StorageError: The disk has no room for the residual streams.
     """
@@ -60,17 +90,25 @@ def output_gradients(
             stream.load(block)
             stream.run(block)
             stream.unload(block)
-        gradients = _behind_last_block(stream, tokens, memory)
+        stream.load_head()
+        with watch(HEAD):
+            gradients = _behind_last_block(stream, tokens, memory, seed)
+        stream.unload_head()
     for block in reversed(range(total)):
         with parallel.agree():
-            moments = _back_through(stream, block, inputs.pop(), gradients)
-        yield block, {kind: moment.take(parallel.all_reduce) for kind, moment in moments.items()}
+            stream.load(block)
+            with watch(block):
+                _back_through(stream, block, inputs.pop(), gradients)
+            stream.unload(block)
+        yield block, gradients
 
 
-def _behind_last_block(stream: BlockStream, tokens: Tensor, memory: HiddenMemory | None) -> HiddenStates:
+def _behind_last_block(
+    stream: BlockStream, tokens: Tensor, memory: HiddenMemory | None, seed: int | None
+) -> HiddenStates:
     """Gradients of the summed next-token cross-entropy at the residual stream after the last block."""
-    stream.load_head()
     batches = torch.split(tokens, stream.batch_sequences)
+    drawn = None if seed is None else torch.Generator(stream.device).manual_seed(seed)
 
     def gradient(hidden: Tensor, batch: Tensor) -> Tensor:
         following = torch.cat([batch[:, 1:], torch.full_like(batch[:, :1], -1)], 1).flatten().to(hidden.device)
@@ -81,23 +119,22 @@ def _behind_last_block(stream: BlockStream, tokens: Tensor, memory: HiddenMemory
             with torch.enable_grad():
                 part = hidden.reshape(flat.shape)[piece].detach().requires_grad_()
                 logits = stream.decoder.head(part).float()
-                loss = nn.functional.cross_entropy(logits, following[piece], ignore_index=-1, reduction="sum")
+                labels = following[piece]
+                if drawn is not None:
+                    labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=drawn)[:, 0]
+                loss = nn.functional.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
                 flat[piece] = torch.autograd.grad(loss, part)[0]
         return gradients
 
     pairs = zip(stream.hidden, batches, strict=True)
-    gradients = HiddenStates((gradient(hidden, batch) for hidden, batch in pairs), stream.hidden.elements, memory)
-    stream.unload_head()
-    return gradients
+    return HiddenStates((gradient(hidden, batch) for hidden, batch in pairs), stream.hidden.elements, memory)
 
 
-def _back_through(
-    stream: BlockStream, block: int, inputs: HiddenStates, gradients: HiddenStates
-) -> dict[ModuleKind, SecondMoment]:
-    """Propagate the gradients back through a block; return second moments at the outputs of its modules."""
-    stream.load(block)
+@contextmanager
+def _output_moments(stream: BlockStream, block: int, moments: dict[ModuleKind, SecondMoment]) -> Iterator[None]:
+    """Collect second moments at the outputs of a block's modules."""
+    moments.clear()
     layer, mlp = stream.decoder.blocks[block], stream.checkpoint.family.mlp
-    moments: dict[ModuleKind, SecondMoment] = {}
     with ExitStack() as hooks:
         for kind, module, width in _outputs(stream, block):
             moment = moments[kind] = SecondMoment(width, device=stream.device)
@@ -116,21 +153,24 @@ def _back_through(
                 output.register_hook(add)  # type: ignore[no-untyped-call]
 
             hooks.enter_context(module.register_forward_hook(watch))
-        for index in range(len(inputs)):
-            with torch.enable_grad():
-                hidden = inputs[index].requires_grad_()
-                after = stream.decoder.run_block(block, hidden, stream.arguments(index, block))
-                if after.grad_fn is None:  # an empty block returns its input
-                    continue
-                (before,) = torch.autograd.grad(after, hidden, gradients[index])
-            if not bool(torch.isfinite(before).all()):
-                raise NumericsError(
-                    f"the gradient before block {block} of {stream.checkpoint.folder} isn't finite: try "
-                    "compute.dtype=float32, or database.saliency=output"
-                )
-            gradients[index] = before
-    stream.unload(block)
-    return moments
+        yield
+
+
+def _back_through(stream: BlockStream, block: int, inputs: HiddenStates, gradients: HiddenStates) -> None:
+    """Propagate the gradients back through a loaded block."""
+    for index in range(len(inputs)):
+        with torch.enable_grad():
+            hidden = inputs[index].requires_grad_()
+            after = stream.decoder.run_block(block, hidden, stream.arguments(index, block))
+            if after.grad_fn is None:  # an empty block returns its input
+                continue
+            (before,) = torch.autograd.grad(after, hidden, gradients[index])
+        if not bool(torch.isfinite(before).all()):
+            raise NumericsError(
+                f"the gradient before block {block} of {stream.checkpoint.folder} isn't finite: try "
+                "compute.dtype=float32, or database.saliency=output"
+            )
+        gradients[index] = before
 
 
 def _outputs(stream: BlockStream, block: int) -> Iterator[tuple[ModuleKind, nn.Module, int]]:

@@ -22,10 +22,11 @@ HEADINGS = ("compared", "with", "tokens", "relative difference", "allowed", "sam
 @command(
     USE,
     "darwinlm export runs/half --to gguf --quant q8_0 --out half.gguf",
+    "darwinlm export MODEL --to gguf --file 88MB --text TEXT --out model.gguf",
     "darwinlm export runs/half --to vllm --out half-vllm",
 )
 def export(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a model, or of a finished run.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder, finished run, hub id or GGUF file.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="PATH", help="File (gguf) or folder to write.")],
     to: Annotated[
         str,
@@ -40,6 +41,16 @@ def export(
             metavar="TYPE",
             help="gguf: f32, f16 (default), bf16, q8_0, q4_0, q2_k, q3_k_m, q4_k_s, q4_k_m, q5_k_m or q6_k.",
         ),
+    ] = None,
+    file: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="gguf: largest size, 88MB; each tensor gets the type with which least is lost on --text.",
+        ),
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="--file: text file, folder, or hf:owner/name.")
     ] = None,
     dtype: Annotated[
         str | None,
@@ -68,6 +79,8 @@ def export(
         out,
         to=to,
         quantisation=quant,
+        file=file,
+        text=text,
         dtype=dtype,
         tensor_parallel=tensor_parallel,
         tokenizer_from=tokenizer_from,

@@ -164,12 +164,21 @@ def quantise_file(source: Path, target: Path, quantisation: str, threads: int) -
         MissingExtraError: The library isn't installed.
         EngineError: The quantiser refuses the file or dies.
     """
-    require_engine("llama.cpp", f"quantising to {quantisation}")
-    call = "import sys; from darwinlm.engines.llama_cpp import quantise; quantise(*sys.argv[1:4], int(sys.argv[4]))"
-    paths = [str(path.absolute()) for path in (source, target)]
+    quantise_files([(source, target, quantisation)], threads)
+
+
+def quantise_files(jobs: Sequence[tuple[Path, Path, str]], threads: int, *, pure: bool = False) -> None:
+    """Quantise files one after the other: source, target and type of each; `pure` rounds all tensors to that type.
+
+    Raises:
+        MissingExtraError, EngineError: See `quantise_file`.
+    """
+    require_engine("llama.cpp", f"quantising to {jobs[0][2]}")
+    call = "import sys; from darwinlm.engines.llama_cpp import quantise; quantise(*sys.argv[1:])"
+    given = [[str(source.absolute()), str(target.absolute()), kind] for source, target, kind in jobs]
     with tempfile.TemporaryDirectory(prefix="darwinlm-engine-") as folder:
         done = subprocess.run(  # noqa: S603 - our own interpreter and function
-            [sys.executable, "-P", "-c", call, *paths, quantisation, str(threads)],
+            [sys.executable, "-P", "-c", call, json.dumps(given), str(threads), "pure" if pure else ""],
             capture_output=True,
             text=True,
             errors="replace",
@@ -177,6 +186,8 @@ def quantise_file(source: Path, target: Path, quantisation: str, threads: int) -
             cwd=folder,
             env=child_environment(),
         )
-    if done.returncode or not target.is_file():
+    missing = [kind for _, target, kind in jobs if not target.is_file()]
+    if done.returncode or missing:
         last = [line for line in done.stderr.splitlines() if line.strip()][-1:] or ["it said nothing"]
-        raise EngineError(f"llama.cpp can't quantise to {quantisation} (status {done.returncode}): {last[0][:300]}")
+        kinds = ", ".join(dict.fromkeys(missing or [kind for *_, kind in jobs]))
+        raise EngineError(f"llama.cpp can't quantise to {kinds} (status {done.returncode}): {last[0][:300]}")

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+from pydantic import ValidationError
+
+from darwinlm.calibration.rounding import Losses
+from darwinlm.data.leakage import check_not_evaluation_text
+from darwinlm.evaluation.text import pack
 from darwinlm.export.check import ExportReport
 from darwinlm.export.folder import FORMATS, export_folder
 from darwinlm.export.gguf import export_gguf
 from darwinlm.export.source import check_target, open_source
-from darwinlm.runtime.compute import DTYPES
+from darwinlm.export.tensor_types import FileSize, type_losses
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.recipe import BudgetSettings
+from darwinlm.runtime.compute import DTYPES, resolve_device, resolve_dtype
 from darwinlm.runtime.errors import ExportError
 from darwinlm.runtime.lock import hold_target
 
 ALL_FORMATS = (*FORMATS, "gguf")
+SEQUENCE, TOKENS = 512, 4096
+"""Tokens of a sequence, and of all text that losses of types are estimated on."""
 
 
 def export_model(
@@ -22,6 +34,8 @@ def export_model(
     *,
     to: str,
     quantisation: str | None = None,
+    file: str | int | None = None,
+    text: str | None = None,
     dtype: str | None = None,
     tensor_parallel: int = 1,
     tokenizer_from: Path | None = None,
@@ -31,15 +45,19 @@ def export_model(
     allow_remote_code: bool = False,
     say: Callable[[str], None] = lambda message: None,
 ) -> ExportReport:
-    """Export a model folder or a finished run, and check the result. A failed export leaves no files.
+    """Export a model or a finished run, and check the result. A failed export leaves no files.
+
+    `model` is a folder, a GGUF file or a hub id.
 
     `to` is hf, dense, vllm or gguf. `out` is a folder, or for gguf a file, whose report is saved beside it. `dtype`
     and, for vllm, the number of processes in `tensor_parallel` belong to folders. `quantisation` (None is f16),
     `tokenizer_from`, a GGUF file whose tokenizer is copied, and `mlp_multiple`, to which MLP widths are padded, belong
-    to gguf.
+    to gguf. So does `file`, the largest size of the file: then each tensor gets the type with which the model loses
+    least on `text`.
 
     Raises:
-        ModelError, ExportError, MissingExtraError, StorageError, BusyError: See `darwinlm.runtime.errors`.
+        ModelError, BudgetError, DataError, ExportError, MissingExtraError, StorageError, BusyError: See
+            `darwinlm.runtime.errors`.
     """
     if to not in ALL_FORMATS:
         raise ExportError(f"--to {to}: there is no such format; the formats are {', '.join(ALL_FORMATS)}")
@@ -48,6 +66,12 @@ def export_model(
             quantisation is not None and to != "gguf",
             f"--quant {quantisation}: only --to gguf quantises; --to {to} takes --dtype",
         ),
+        (
+            file is not None and (to != "gguf" or quantisation is not None),
+            f"--file {file}: --to gguf takes it, instead of --quant",
+        ),
+        (file is not None and text is None, f"--file {file}: give text that shows what matters with --text SOURCE"),
+        (text is not None and file is None, f"--text {text}: only --file SIZE reads text"),
         (dtype is not None and to == "gguf", f"--dtype {dtype}: --to gguf takes --quant"),
         (dtype is not None and dtype not in DTYPES, f"--dtype {dtype}: the types are {', '.join(DTYPES)}"),
         (tensor_parallel != 1 and to != "vllm", "--tensor-parallel belongs to --to vllm"),
@@ -64,9 +88,16 @@ def export_model(
     for holds, reason in refused:
         if holds:
             raise ExportError(reason)
-    checkpoint = open_source(model, allow_remote_code=allow_remote_code)
-    check_target(out, checkpoint.folder, model, tokenizer_from, folder=to != "gguf", overwrite=overwrite)
-    with hold_target(out):
+    try:
+        limit = None if file is None else BudgetSettings(file=file).file
+    except ValidationError as error:
+        raise ExportError(f"--file {file}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+    if text is not None:
+        check_not_evaluation_text(text)
+    check_target(out, None, model, tokenizer_from, folder=to != "gguf", overwrite=overwrite)
+    with hold_target(out), tempfile.TemporaryDirectory(dir=_above(out), prefix=f".{out.name}-") as work:
+        checkpoint = open_source(model, Path(work), allow_remote_code=allow_remote_code)
+        check_target(out, checkpoint.folder, folder=to != "gguf", overwrite=overwrite)
         if to != "gguf":
             element = DTYPES[dtype] if dtype else None
             return export_folder(checkpoint, out, to=to, dtype=element, tensor_parallel=tensor_parallel, say=say)
@@ -74,8 +105,33 @@ def export_model(
             checkpoint,
             out,
             quantisation=quantisation or "f16",
-            tokenizer_from=tokenizer_from,
+            size=None
+            if limit is None
+            else FileSize(limit, partial(_losses, checkpoint, str(text), Path(work), threads, say)),
+            tokenizer_from=tokenizer_from or (model if model.suffix == ".gguf" and model.is_file() else None),
             mlp_multiple=mlp_multiple,
             threads=threads,
             say=say,
         )
+
+
+def _above(out: Path) -> Path:
+    """The folder that `out` will be in, or the nearest one that exists."""
+    return next(each for each in out.absolute().parents if each.is_dir())
+
+
+def _losses(checkpoint: Checkpoint, text: str, work: Path, threads: int, say: Callable[[str], None]) -> Losses:
+    """What every type costs in every tensor, on the fastest device of this machine."""
+    tokens = pack(text, checkpoint.tokenizer(), sequence_length=SEQUENCE, max_tokens=TOKENS)
+    device = resolve_device("auto")
+    say(f"estimating losses of types on {tokens.numel():,} tokens")
+    return type_losses(
+        checkpoint,
+        tokens,
+        work,
+        dtype=resolve_dtype("auto", device),
+        device=device,
+        batch_tokens=SEQUENCE,
+        threads=threads,
+        progress=lambda done, total: say(f"block {done} of {total}") if done % max(total // 4, 1) == 0 else None,
+    )

@@ -75,7 +75,7 @@ def _names(architecture: str) -> Any:
     return get_tensor_name_map(next(key for key, name in MODEL_ARCH_NAMES.items() if name == architecture), 1)
 
 
-def _place(name: str, family: Family, layout: Layout) -> str | None:
+def place_of(name: str, family: Family, layout: Layout) -> str | None:
     """Name in the file of a tensor by its name in the model, in block 0 if it is in one; None without a place."""
     table = _names(layout.architecture.name)
     names = (_spelled(each, layout) for each in (name, stored_name(family, name)))
@@ -97,7 +97,7 @@ def _outside(reshaper: Reshaper, layout: Layout) -> Iterator[tuple[str, Tensor]]
     tied = bool(getattr(config, "tie_word_embeddings", False))
     embedding, head = (1.0, 1.0) if not layout.scaled else (config.embedding_multiplier, 1 / config.logits_scaling)
     for name, raw in reshaper.outside():
-        place, tensor = _place(name, reshaper.family, layout), raw.float()
+        place, tensor = place_of(name, reshaper.family, layout), raw.float()
         if tied and name == f"{reshaper.family.head}.weight":
             continue
         if place is None:
@@ -116,7 +116,7 @@ def block_tensors(reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Ten
     """One block's tensors under the names that follow `blk.N.`."""
     tensors: Tensors = {}
     for name, split, raw in _separate(reshaper, layout, target):
-        place = split or _place(f"{reshaper.family.layers}.0.{name}", reshaper.family, layout)
+        place = split or place_of(f"{reshaper.family.layers}.0.{name}", reshaper.family, layout)
         known = place in BIASES or (layout.architecture.biases and str(place).startswith(("attn_", "ffn_")))
         if place is None or (place.endswith(".bias") and not known):
             raise _no_place(f"{reshaper.checkpoint.block_prefix(target.block)}{name}", layout)

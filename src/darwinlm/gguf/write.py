@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -44,12 +45,18 @@ NO_CAP = 1e5
 
 
 def write_gguf(
-    path: Path, reshaper: Reshaper, layout: Layout, tokenizer: Mapping[str, Any], quantisation: str, later: str = "f32"
+    path: Path,
+    reshaper: Reshaper,
+    layout: Layout,
+    tokenizer: Mapping[str, Any],
+    quantisation: str,
+    later: str = "f32",
+    ready: Mapping[str, tuple[str, np.ndarray[Any, Any]]] = MappingProxyType({}),
 ) -> None:
     """Write the file.
 
     `path` is temporary: the caller renames it. `quantisation` is one of `PLAIN`. The file may then be quantised
-    further, `later`.
+    further, `later`. Tensors that are `ready` have the type and the bytes [..., r, c] that are given by their name.
 
     Raises:
         ExportError: A weight is out of the type's range, or the rows of a matrix aren't whole blocks.
@@ -59,16 +66,17 @@ def write_gguf(
 
     writer = gguf.GGUFWriter(path, layout.architecture.name)
     try:
-        _write_keys(writer, reshaper, layout, gguf.LlamaFileType, quantisation)
+        kind = "GUESSED" if ready else "ALL_F32" if quantisation == "f32" else f"MOSTLY_{PLAIN[quantisation]}"
+        _write_keys(writer, reshaper, layout, gguf.LlamaFileType[kind])
         write_tokenizer(writer, tokenizer)
         for name, tensor in gguf_tensors(reshaper, layout):
             for blocks in {quantisation, later} - UNBLOCKED:
-                if not _is_exact(name, tensor) and tensor.shape[-1] % BLOCK:
+                if not is_exact(name, tensor) and tensor.shape[-1] % BLOCK:
                     raise ExportError(
                         f"{blocks} needs rows whose length is a multiple of {BLOCK}, but the tensor {name} has rows of "
                         f"{tensor.shape[-1]}: use f16, bf16 or f32"
                     )
-            kind = _type(name, tensor, quantisation)
+            kind = ready[name][0] if name in ready else _type(name, tensor, quantisation)
             if kind == "F32":
                 writer.add_tensor_info(name, tuple(tensor.shape), np.dtype(np.float32), tensor.numel() * 4)
                 continue
@@ -79,17 +87,21 @@ def write_gguf(
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for name, tensor in gguf_tensors(reshaper, layout):
-            writer.write_tensor_data(_numbers(gguf, name, tensor, _type(name, tensor, quantisation)))
+            if name in ready:
+                writer.write_tensor_data(ready[name][1])
+            else:
+                writer.write_tensor_data(_numbers(gguf, name, tensor, _type(name, tensor, quantisation)))
     finally:
         writer.close()
 
 
-def _is_exact(name: str, tensor: Tensor) -> bool:
+def is_exact(name: str, tensor: Tensor) -> bool:
+    """Whether a tensor of the file stays in float32."""
     return tensor.ndim == 1 or name.endswith((ROUTER, ".bias")) or any(part in name for part in EXACT)
 
 
 def _type(name: str, tensor: Tensor, quantisation: str) -> str:
-    if _is_exact(name, tensor):
+    if is_exact(name, tensor):
         return "F32"
     if quantisation == "q4_0" and not name.startswith("blk."):
         return "Q8_0"  # embedding and head are the most sensitive to rounding
@@ -108,7 +120,7 @@ def _numbers(gguf: Any, name: str, tensor: Tensor, kind: str) -> np.ndarray[Any,
     return quantised.view(np.uint8)
 
 
-def _write_keys(writer: Any, reshaper: Reshaper, layout: Layout, file_types: Any, quantisation: str) -> None:
+def _write_keys(writer: Any, reshaper: Reshaper, layout: Layout, file_type: int) -> None:
     config, architecture = reshaper.checkpoint.config, layout.architecture
     heads, groups, widths = ([target.sizes[i] for target in layout.targets] for i in range(3))
     if architecture.per_layer and reshaper.family.mlp.experts is not None:
@@ -117,7 +129,7 @@ def _write_keys(writer: Any, reshaper: Reshaper, layout: Layout, file_types: Any
     full = next(i for i, target in enumerate(layout.targets) if target.heads)
     writer.add_type("model")
     writer.add_name(str(getattr(config, "_model_name_or_path", "") or reshaper.checkpoint.folder.resolve().name))
-    writer.add_file_type(file_types["ALL_F32" if quantisation == "f32" else f"MOSTLY_{PLAIN[quantisation]}"])
+    writer.add_file_type(file_type)
     writer.add_quantization_version(2)
     writer.add_vocab_size(int(config.vocab_size))
     writer.add_context_length(layout.context)

@@ -1,0 +1,188 @@
+"""A type for each tensor of a GGUF file: the least estimated loss of a file of a given size.
+
+Losses of single tensors are estimated from gradients (`calibration/rounding.py`) with the rounding of llama.cpp's own
+quantiser, and add up. So the choice is a knapsack with one type for each tensor.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from darwinlm.calibration.rounding import Losses, rounding_losses
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.gguf.layout import Layout
+from darwinlm.gguf.quantise import Scratch, dequantise, rounded, roundings, types_for
+from darwinlm.gguf.sizes import BYTES
+from darwinlm.gguf.tensors import FUSED, gguf_tensors, place_of
+from darwinlm.gguf.write import is_exact
+from darwinlm.runtime.amounts import size
+from darwinlm.runtime.errors import BudgetError
+from darwinlm.search.problem.knapsack import solve_knapsack
+from darwinlm.streaming.hidden import HiddenMemory
+from darwinlm.streaming.stream import BlockStream
+from darwinlm.surgery.reshape import Reshaper
+
+MIXED = "mixed"
+"""Name of a file whose tensors have types of their own."""
+UNKNOWN = "Q8_0"
+"""Type of matrices whose loss isn't known, such as those of experts; it loses next to nothing."""
+ALIGNMENT = 32
+"""Bytes of which a tensor in a file takes a multiple."""
+
+
+@dataclass(frozen=True)
+class FileSize:
+    """The largest size of a file in bytes, and what gives the losses by which types are chosen (`type_losses`)."""
+
+    bytes: int
+    losses: Callable[[], Losses]
+
+
+@dataclass(frozen=True)
+class TensorTypes:
+    """Types of the tensors of a file by name, and their estimated loss together, in nats per token."""
+
+    types: dict[str, str]
+    loss: float
+
+
+def type_losses(
+    checkpoint: Checkpoint,
+    tokens: Tensor,
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    batch_tokens: int,
+    threads: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Losses:
+    """Estimated loss of every matrix of a model in every type, in nats per token, on tokens [n, t].
+
+    Files are written to `folder` meanwhile, as large as one block in all types.
+
+    Raises:
+        MissingExtraError, EngineError: llama.cpp isn't installed, or refuses.
+        NumericsError, StorageError: See `rounding_losses`.
+    """
+
+    def round_all(weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".types-") as work:
+            found = roundings(weights, Path(work), dtype=checkpoint.dtype, threads=threads)
+            return {name: {kind: dequantise(raw, kind) for kind, raw in row.items()} for name, row in found.items()}
+
+    memory = HiddenMemory(folder)
+    stream = BlockStream(checkpoint, tokens, dtype=dtype, device=device, batch_tokens=batch_tokens, memory=memory)
+    return rounding_losses(stream, tokens, round_all, memory, progress)
+
+
+def room_for(reshaper: Reshaper, layout: Layout, room: int) -> tuple[dict[str, tuple[int, ...]], int]:
+    """Shapes of the tensors that have a choice of types, and what `room` leaves for them. Raises BudgetError."""
+    shapes, given = {}, room
+    for name, tensor in gguf_tensors(reshaper, layout):
+        if is_exact(name, tensor):
+            room -= tensor_bytes(tensor.shape, "F32")
+        else:
+            shapes[name] = tuple(tensor.shape)
+    fitting = ([tensor_bytes(shape, kind) for kind in types_for(shape[-1])] for shape in shapes.values())
+    least = sum(min(each, default=0) for each in fitting)
+    if least > room:
+        raise BudgetError(
+            f"even the smallest types need {size(given - room + least)} for the tensors, but the file has room for "
+            f"{size(max(given, 0))}: allow a larger file, or prune the model"
+        )
+    return shapes, room
+
+
+def choose_types(reshaper: Reshaper, layout: Layout, losses: Losses, room: int) -> TensorTypes:
+    """The types with the least sum of losses with which all tensors take at most `room` bytes. Raises BudgetError."""
+    shapes, room = room_for(reshaper, layout, room)
+    known = _in_file(losses, reshaper, layout, shapes)
+    kinds = {name: tuple(known[name]) if name in known else (UNKNOWN,) for name in shapes}
+    costs = [[tensor_bytes(shapes[name], kind) for kind in kinds[name]] for name in shapes]
+    by_kind = [[known.get(name, {}).get(kind, 0.0) for kind in kinds[name]] for name in shapes]
+    chosen = solve_knapsack(by_kind, costs, 0, room, words=f"0 and {room:,} bytes")
+    return TensorTypes(
+        {name: kinds[name][at] for name, at in zip(shapes, chosen, strict=True)},
+        sum(row[at] for row, at in zip(by_kind, chosen, strict=True)),
+    )
+
+
+def tensor_bytes(shape: Sequence[int], kind: str) -> int:
+    """Bytes of a tensor in a type, with its alignment in the file."""
+    block, stored = BYTES[kind]
+    return -(-prod(shape) // block * stored // ALIGNMENT) * ALIGNMENT
+
+
+def _in_file(
+    losses: Losses, reshaper: Reshaper, layout: Layout, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, dict[str, float]]:
+    """Losses by the names of tensors in the file.
+
+    A tensor of several weights has the sum of their losses. Of a weight that becomes several tensors, each has a part
+    in proportion to its size. Types are those that fit the rows in the file.
+    """
+    checkpoint, family = reshaper.checkpoint, reshaper.family
+    numbers = {target.block: number for number, target in enumerate(layout.targets)}
+    prefix, places = f"{family.layers}.", {}
+    for name in losses:
+        block, _, inside = name.removeprefix(prefix).partition(".")
+        if not name.startswith(prefix):
+            places[name] = str(place_of(name, family, layout))
+        elif int(block) in numbers:
+            places[name] = f"blk.{numbers[int(block)]}.{place_of(f'{prefix}0.{inside}', family, layout)}"
+    found: dict[str, dict[str, float]] = {}
+    for name, place in places.items():
+        for target, share in _targets(place, shapes, set(places.values())).items():
+            kept = found.setdefault(target, {})
+            for kind, loss in losses[name].items():
+                kept[kind] = kept.get(kind, 0.0) + share * loss
+    if checkpoint.config.tie_word_embeddings and "output.weight" in shapes and "token_embd.weight" in found:
+        found["output.weight"] = found["token_embd.weight"]
+    return {
+        name: {kind: row[kind] for kind in types_for(shapes[name][-1]) if kind in row} for name, row in found.items()
+    }
+
+
+def _targets(place: str, shapes: Mapping[str, tuple[int, ...]], places: set[str]) -> dict[str, float]:
+    """Tensors of the file that the weight at a place becomes, with their shares of it; `places` are those of all."""
+    start, _, leaf = place.removesuffix(".weight").rpartition(".")
+    for whole, parts in FUSED.items():
+        if leaf in parts and place not in shapes:
+            return {f"{start}.{whole}.weight": 1.0}
+        others = [f"{start}.{part}.weight" for part in parts if part != leaf]
+        if leaf == whole and any(name in shapes and name not in places for name in others):
+            split = [name for name in (f"{start}.{part}.weight" for part in parts) if name in shapes]
+            total = sum(prod(shapes[name]) for name in split)
+            return {name: prod(shapes[name]) / total for name in split}
+    return {place: 1.0} if place in shapes else {}
+
+
+def rounded_tensors(
+    reshaper: Reshaper, layout: Layout, types: Mapping[str, str], folder: Path, threads: int
+) -> dict[str, tuple[str, np.ndarray[Any, Any]]]:
+    """The type and the bytes of every tensor with a type, mapped from files in `folder`. Raises as `rounded` does."""
+    dtype = reshaper.checkpoint.dtype
+    shapes = {name: tuple(tensor.shape) for name, tensor in gguf_tensors(reshaper, layout)}
+    scratches = {
+        kind: Scratch(
+            folder / f"{kind}.gguf", {name: shapes[name] for name in shapes if types.get(name) == kind}, dtype
+        )
+        for kind in sorted(set(types.values()))
+    }
+    for name, tensor in gguf_tensors(reshaper, layout):
+        if name in types:
+            scratches[types[name]].add(tensor)
+    for scratch in scratches.values():
+        scratch.close()
+    found = rounded([(scratch, [kind]) for kind, scratch in scratches.items()], threads)
+    return {name: (types[name], found[name][types[name]]) for name in types}
