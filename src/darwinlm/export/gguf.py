@@ -167,8 +167,8 @@ def _write_mixed(job: _Job, path: Path, size: FileSize, header: int) -> None:
         if excess <= 0:
             job.report.details["estimated_kl"] = chosen.loss
             job.report.notes.append(
-                f"each tensor has its own type, chosen for the least loss: an estimated KL of {chosen.loss:.2g} nats per "
-                "token to the model before rounding"
+                f"each tensor has its own type, chosen for the least loss: estimated KL {chosen.loss:.2g} nats per "
+                "token to the unrounded model"
             )
             return
         header += excess
