@@ -33,7 +33,7 @@ from darwinlm.search.problem.space import SearchSpace, kept_whole
 from darwinlm.stages.database import DATABASE, SALIENCY
 from darwinlm.stages.export import EXPORT
 from darwinlm.stages.model import DENSE
-from darwinlm.stages.plan import PLAN
+from darwinlm.stages.plan import PLAN, PROBLEM
 from darwinlm.stages.recover import RECOVER
 from darwinlm.stages.refit import REFIT
 from darwinlm.stages.search import SEARCH
@@ -134,8 +134,8 @@ def compare_methods(recipe: Recipe, out: Path, reporter: Reporter, comparison: C
         row.check(recipes.get(row.base, recipe))
     base = Run(methods_graph(), MethodRow("").recipe(recipe), out, reporter)
     base.check(PLAN.name)
-    plan, dense = base[PLAN], base[DENSE]
-    rows = (MethodRow(DENSE_ROW), *_possible(base, comparison, plan.space))
+    problem, dense = base[PROBLEM], base[DENSE]
+    rows = (MethodRow(DENSE_ROW), *_possible(base, comparison, problem.space))
     domains = _domains(base, comparison)
     runs = _runs(base, rows, recipes, recipe, domains)
     texts = {HELD_OUT: base[EVALUATION], **domains}
@@ -144,9 +144,9 @@ def compare_methods(recipe: Recipe, out: Path, reporter: Reporter, comparison: C
         model=dense.source,
         budget=ComparedBudget(
             kind=recipe.budget.kind,
-            unit=plan.cost.unit,
-            upper=plan.budget.limit,
-            dense=plan.cost.dense,
+            unit=problem.cost.unit,
+            upper=problem.budget.limit,
+            dense=problem.cost.dense,
             keep=recipe.budget.keep,
         ),
         texts={name: MeasuredText(source=text.source, tokens=text.n_tokens) for name, text in texts.items()},

@@ -26,7 +26,7 @@ from darwinlm.export.check import (
     mean_kl,
     model_streams,
 )
-from darwinlm.export.tensor_types import MIXED, UNKNOWN, FileSize, choose_types, room_for, rounded_tensors
+from darwinlm.export.tensor_types import UNKNOWN, FileSize, choose_types, room_for, rounded_tensors
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.gguf.layout import Layout, choose_layout
 from darwinlm.gguf.read import FileTensors
@@ -35,6 +35,7 @@ from darwinlm.gguf.sizes import header_bytes
 from darwinlm.gguf.tensors import gguf_tensors
 from darwinlm.gguf.tokenizer import MODEL, TEMPLATE, copy_tokenizer, read_tokenizer
 from darwinlm.gguf.write import BY_LIBRARY, QUANTISATIONS, write_gguf
+from darwinlm.recipe.quantisation import MIXED
 from darwinlm.runtime.artifact import create, file_digest, write_json
 from darwinlm.runtime.errors import EngineError, ExportError, MissingExtraError, import_extra, storage_error
 from darwinlm.surgery.reshape import Reshaper

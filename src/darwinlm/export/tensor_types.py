@@ -20,7 +20,7 @@ from torch import Tensor
 from darwinlm.calibration.rounding import Losses, rounding_losses
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.gguf.layout import Layout
-from darwinlm.gguf.quantise import Scratch, dequantise, rounded, roundings, types_for
+from darwinlm.gguf.quantise import Scratch, all_types, dequantise, rounded, roundings, types_for
 from darwinlm.gguf.sizes import BYTES
 from darwinlm.gguf.tensors import FUSED, gguf_tensors, place_of
 from darwinlm.gguf.write import is_exact
@@ -31,8 +31,6 @@ from darwinlm.streaming.hidden import HiddenMemory
 from darwinlm.streaming.stream import BlockStream
 from darwinlm.surgery.reshape import Reshaper
 
-MIXED = "mixed"
-"""Name of a file whose tensors have types of their own."""
 UNKNOWN = "Q8_0"
 """Type of matrices whose loss isn't known, such as those of experts; it loses next to nothing."""
 ALIGNMENT = 32
@@ -65,8 +63,11 @@ def type_losses(
     batch_tokens: int,
     threads: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    narrower: bool = False,
 ) -> Losses:
     """Estimated loss of every matrix of a model in every type, in nats per token, on tokens [n, t].
+
+    With `narrower`, output projections are also rounded to the types that they need once columns are removed.
 
     Files are written to `folder` meanwhile, as large as one block in all types.
 
@@ -74,10 +75,14 @@ def type_losses(
         MissingExtraError, EngineError: llama.cpp isn't installed, or refuses.
         NumericsError, StorageError: See `rounding_losses`.
     """
+    outputs = tuple(f".{checkpoint.family.module(kind).output}.weight" for kind in ("attention", "mlp"))
+
+    def kinds_of(name: str, columns: int) -> Sequence[str]:
+        return all_types(columns) if narrower and name.endswith(outputs) else types_for(columns)
 
     def round_all(weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".types-") as work:
-            found = roundings(weights, Path(work), dtype=checkpoint.dtype, threads=threads)
+            found = roundings(weights, Path(work), kinds_of, dtype=checkpoint.dtype, threads=threads)
             return {name: {kind: dequantise(raw, kind) for kind, raw in row.items()} for name, row in found.items()}
 
     memory = HiddenMemory(folder)

@@ -5,7 +5,7 @@ The quantiser takes files, so tensors of one type travel in a file of their own,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,12 @@ SIZES = ("context_length", "embedding_length", "block_count", "feed_forward_leng
 def types_for(columns: int) -> tuple[str, ...]:
     """Element types of rows with so many columns, the smallest first; none if no type fits."""
     return next((types for multiple, types in TYPES.items() if columns % multiple == 0), ())
+
+
+def all_types(columns: int) -> tuple[str, ...]:
+    """Every element type that can hold rows with so many columns."""
+    fitting = (types for multiple, types in TYPES.items() if columns % multiple == 0)
+    return tuple(dict.fromkeys(kind for types in fitting for kind in types))
 
 
 class Scratch:
@@ -90,11 +96,18 @@ def rounded(scratches: Sequence[tuple[Scratch, Sequence[str]]], threads: int) ->
     return found
 
 
-def roundings(tensors: Mapping[str, Tensor], folder: Path, *, dtype: torch.dtype, threads: int) -> Rounded:
-    """`rounded` of tensors in memory, to all types that can hold their rows. Raises as it does."""
+def roundings(
+    tensors: Mapping[str, Tensor],
+    folder: Path,
+    kinds_of: Callable[[str, int], Sequence[str]],
+    *,
+    dtype: torch.dtype,
+    threads: int,
+) -> Rounded:
+    """`rounded` of tensors in memory; `kinds_of` gives types for a name and its columns. Raises as it does."""
     groups: dict[tuple[str, ...], dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        groups.setdefault(types_for(tensor.shape[-1]), {})[name] = tensor
+        groups.setdefault(tuple(kinds_of(name, tensor.shape[-1])), {})[name] = tensor
     scratches = []
     for number, (kinds, group) in enumerate((kinds, group) for kinds, group in groups.items() if kinds):
         scratch = Scratch(folder / f"{number}.gguf", {name: each.shape for name, each in group.items()}, dtype)

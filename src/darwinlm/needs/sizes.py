@@ -82,7 +82,7 @@ class Sizes:
         cost = Counted(self.recipe, self.checkpoint, self.space, self.shapes, self.outside, equal).cost
         if cost is None:
             return 0, round(self.blocks / (budget.speedup or 2))
-        bounds = resolve_budget(cost, budget)
+        bounds = resolve_budget(cost, budget, least=self.recipe.chooses_types)
         share = self.blocks / (cost.dense - cost.fixed)  # 1 for a budget in parameters
         return round(share * bounds.lower), round(share * bounds.upper)
 

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import difflib
 
+MIXED = "mixed"
+"""Name of a file whose tensors have types of their own."""
+UNCHOSEN = "gguf"
+"""A GGUF file whose type isn't chosen yet, or whose tensors have types of their own."""
 GGUF: dict[str, int] = {
     **dict.fromkeys(("q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k"), 256),
     **dict.fromkeys(("iq3_s", "iq3_m", "iq4_xs"), 256),
-    **dict.fromkeys(("gguf", "q8_0", "q5_0", "q4_0", "iq4_nl"), 32),
+    **dict.fromkeys((UNCHOSEN, "q8_0", "q5_0", "q4_0", "iq4_nl"), 32),
 }
-"""Columns of a group in the types of GGUF files; `gguf` stands for a file whose type isn't chosen yet."""
+"""Columns of a group in the types of GGUF files."""
 GROUPS: dict[str, int] = {
     **GGUF,
     **dict.fromkeys(("awq", "gptq", "w4a16", "w8a16", "fp8_block"), 128),

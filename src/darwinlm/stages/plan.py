@@ -24,11 +24,19 @@ FILE = "plan.json"
 
 def _problem(task: Task, dense: Checkpoint, latency: CostModel | None) -> Problem:
     """The search space, its costs, and the budget."""
-    recipe, shapes = task.recipe, module_shapes(dense)
-    space, outside, equal, cost = _counted(recipe, dense, shapes)
+    space, outside, _, cost = _counted(task.recipe, dense, module_shapes(dense))
     cost = latency if cost is None else cost
     assert cost is not None, "the cost is measured"
-    budget = resolve_budget(cost, recipe.budget)
+    return _bounded(task, dense, space, outside, cost, least=task.recipe.chooses_types)
+
+
+def _bounded(
+    task: Task, dense: Checkpoint, space: SearchSpace, outside: int, cost: CostModel, *, least: bool = False
+) -> Problem:
+    """The search problem with these costs."""
+    recipe, shapes = task.recipe, module_shapes(dense)
+    budget = resolve_budget(cost, recipe.budget, least=least)
+    equal, _ = choose_layers(recipe, dense, space, shapes)
     layers = None
     if equal:
         for_gguf = in_gguf(recipe.units.quantisation)
@@ -51,7 +59,7 @@ def _check(task: Task, original: Checkpoint) -> None:
     if task.recipe.vocabulary is None:
         *_, cost = _counted(task.recipe, original, module_shapes(original))
         if cost is not None:
-            resolve_budget(cost, task.recipe.budget)
+            resolve_budget(cost, task.recipe.budget, least=task.recipe.chooses_types)
 
 
 def _costs(task: Task, dense: Checkpoint, latency: CostModel | None) -> dict[str, Any]:
@@ -99,3 +107,11 @@ PLAN = Stage(
     check=_check,
 )
 """The search problem: levels of each module, their costs, and the budget."""
+
+PROBLEM: Stage[Problem] = Stage(
+    "problem",
+    lambda task, dense, plan, types: (
+        plan if types is None else _bounded(task, dense, plan.space, plan.outside, types.cost)
+    ),
+)
+"""The same with the types of tensors that were chosen for a bounded file."""

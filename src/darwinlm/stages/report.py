@@ -60,7 +60,7 @@ def _report(
     teacher: Checkpoint,
     vocabulary: CutVocabulary | None,
     text: Texts,
-    plan: Problem,
+    problem: Problem,
     database: PruningDatabase,
     search: SearchResult,
     refit: Refitted | None,
@@ -79,10 +79,10 @@ def _report(
         chats,
         evaluate,
         from_pruned=teacher is not dense,
-        budget=_budget(task, plan, search, evaluate, whole=teacher is dense),
+        budget=_budget(task, problem, search, evaluate, whole=teacher is dense),
         origin=origin_of(teacher.folder, teacher.source),
-        kept=kept_whole(plan.space, dense.family),
-        sensitivity=tuple(sensitivities(plan.space, database.reader)),
+        kept=kept_whole(problem.space, dense.family),
+        sensitivity=tuple(sensitivities(problem.space, database.reader)),
         search=SearchFigures.model_validate({"method": task.recipe.search.method, **search.record}),
         refit=None if refit is None else RefitFigures.model_validate({"choices": refit.choices, **refit.record}),
         recovery=None if recover is None else RecoveryFigures.model_validate(recover.record),
@@ -176,28 +176,28 @@ def _file(teacher: Checkpoint, folder: Path) -> FileFigures | None:
     return FileFigures(dense=of_dense, predicted=of_small, bytes=came)
 
 
-def _budget(task: Task, plan: Problem, search: SearchResult, models: Measured, *, whole: bool) -> BudgetFigures:
+def _budget(task: Task, problem: Problem, search: SearchResult, models: Measured, *, whole: bool) -> BudgetFigures:
     """The budget and its use by the saved model. Raises BudgetError if it differs from the plan."""
     settings, allocation = task.recipe.budget, search.allocation
     dense, final = models["dense"], list(models.values())[-1]
-    planned = plan.space.params(allocation)
-    used = plan.cost.of(allocation)
-    if (final.block_params, final.params) != (planned, planned + plan.outside) or used > plan.budget.limit:
+    planned = problem.space.params(allocation)
+    used = problem.cost.of(allocation)
+    if (final.block_params, final.params) != (planned, planned + problem.outside) or used > problem.budget.limit:
         raise BudgetError(
             f"the saved model has {final.block_params:,} block parameters and {final.params:,} in all, but "
-            f"{planned:,} and {planned + plan.outside:,} were planned for a budget of "
-            f"{plan.cost.words(plan.budget.limit)}: please report this"
+            f"{planned:,} and {planned + problem.outside:,} were planned for a budget of "
+            f"{problem.cost.words(problem.budget.limit)}: please report this"
         )
     return BudgetFigures(
         kind=settings.kind,
         bound=getattr(settings, settings.kind),
         # If the model was pruned before, the share of the original one.
         keep=settings.keep if whole else planned / dense.block_params,
-        unit=plan.cost.unit,
-        dense=plan.cost.dense,
-        upper=plan.budget.limit,
+        unit=problem.cost.unit,
+        dense=problem.cost.dense,
+        upper=problem.budget.limit,
         used=used,
-        unused=1 - used / plan.budget.limit,
+        unused=1 - used / problem.budget.limit,
         dense_block_params=dense.block_params,
         block_params=final.block_params,
     )

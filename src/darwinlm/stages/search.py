@@ -51,7 +51,7 @@ def _search(
     task: Task,
     dense: Checkpoint,
     database: PruningDatabase,
-    plan: Problem,
+    problem: Problem,
     fitness: TokenSequences,
     training: TokenSequences | None,
     neighbour: Allocation | None,
@@ -67,7 +67,7 @@ def _search(
     result = search(
         model,
         database.reader,
-        plan,
+        problem,
         texts,
         task.recipe.search,
         task.folder,

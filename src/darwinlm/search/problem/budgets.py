@@ -17,6 +17,7 @@ from darwinlm.families.shapes import ModuleShape, head_dim
 from darwinlm.gguf.sizes import BASE, FileSizes, file_tensors, header_bytes, joins_projections, predicted_sizes
 from darwinlm.gguf.write import PLAIN
 from darwinlm.recipe import BudgetSettings, Recipe
+from darwinlm.recipe.quantisation import UNCHOSEN
 from darwinlm.recipe.settled import saved_dtype
 from darwinlm.runtime.errors import BudgetError, RecipeError
 from darwinlm.search.problem.cost import CostModel, byte_costs, parameter_costs
@@ -80,12 +81,13 @@ def _bytes(model: Counted) -> CostModel:
 def _file(model: Counted) -> CostModel:
     """Bytes of the modules in a GGUF file, and of everything else in it.
 
-    Raises RecipeError if no type of a file is named, BudgetError if llama.cpp doesn't run the model.
+    Without a type, tensors count in their smallest ones. Raises RecipeError if the type isn't one of GGUF files,
+    BudgetError if llama.cpp doesn't run the model.
     """
     checkpoint, kind = model.checkpoint, model.recipe.units.quantisation
-    if kind not in BASE and kind not in PLAIN:
+    if kind not in BASE and kind not in PLAIN and kind != UNCHOSEN:
         named = ", ".join(dict.fromkeys((*PLAIN, *BASE)))
-        raise RecipeError(f"budget.file needs the type of the file: name one with --for, of {named}")
+        raise RecipeError(f"budget.file: {kind} is no type of GGUF files: leave --for out, or name one of {named}")
     came = Path(checkpoint.source)
     header = header_bytes(checkpoint, came if came.suffix == ".gguf" and came.is_file() else None)
     if not predicted_sizes(checkpoint, header):
@@ -153,8 +155,8 @@ def latent_columns(config: Any) -> int:
     return rank + config.qk_rope_head_dim if rank else 0
 
 
-def resolve_budget(cost: CostModel, budget: BudgetSettings) -> Budget:
-    """Bounds from the budget of a recipe.
+def resolve_budget(cost: CostModel, budget: BudgetSettings, *, least: bool = False) -> Budget:
+    """Bounds from the budget of a recipe; costs that are the `least` possible may have room for the whole model.
 
     An allocation may leave the recipe's tolerance unused, or one level of the finest module if that is more. In a small
     model a level can exceed the tolerance, so that no allocation would be within the bounds. Raises BudgetError if the
@@ -163,7 +165,7 @@ def resolve_budget(cost: CostModel, budget: BudgetSettings) -> Budget:
     if not cost.costs:
         raise BudgetError("the model has no attention and no MLP that could be pruned")
     rule, bound = RULES[budget.kind], getattr(budget, budget.kind)
-    limit = rule.limit(cost, bound)
+    limit = min(rule.limit(cost, bound), cost.dense) if least else rule.limit(cost, bound)
     beginning = f"budget.{budget.kind}: {rule.words(cost, bound, limit)}"
     upper = limit - cost.fixed
     if limit < cost.smallest:

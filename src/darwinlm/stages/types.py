@@ -1,0 +1,171 @@
+"""Types: what every element type of GGUF files costs in every tensor, and the best price of a byte."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from darwinlm.calibration.rounding import Losses
+from darwinlm.data import TokenSequences
+from darwinlm.engines.process import require_engine
+from darwinlm.execution.stage import Stage, Task
+from darwinlm.export.tensor_types import UNKNOWN, tensor_bytes, type_losses
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.shapes import module_shapes
+from darwinlm.gguf.quantise import all_types
+from darwinlm.gguf.sizes import file_tensors, header_bytes, module_tensors
+from darwinlm.needs.need import Need
+from darwinlm.runtime.amounts import size
+from darwinlm.runtime.artifact import read_json, write_json
+from darwinlm.runtime.errors import BudgetError, RecipeError
+from darwinlm.search.predict.module_losses import estimated_losses
+from darwinlm.search.problem.cost import CostModel
+from darwinlm.search.problem.file_types import Types, file_costs
+from darwinlm.search.problem.problem import space_of
+from darwinlm.stages.corpus import CORPUS, DOCUMENTS
+from darwinlm.stages.database import PruningDatabase
+from darwinlm.stages.text_source import SELF, named_parts
+
+LOSSES, COSTS = "losses.json", "costs.json"
+TOKENS = 4096
+"""Tokens of calibration text that losses are estimated on."""
+KINDS = 6
+"""Types in which a tensor is tried, for the plan."""
+
+
+@dataclass(frozen=True)
+class ChosenTypes:
+    """Losses of the dense model's tensors in every type, and the costs of all levels in the types that were chosen."""
+
+    losses: Losses
+    cost: CostModel
+
+
+def losses_in(task: Task, checkpoint: Checkpoint, calibration: TokenSequences, *, narrower: bool = False) -> Losses:
+    """`type_losses` of a model of the run, on the beginning of the calibration text."""
+    context, tokens = task.context, calibration.tokens
+    return type_losses(
+        checkpoint,
+        tokens[: max(1, TOKENS // tokens.shape[1])],
+        task.folder,
+        dtype=context.dtype,
+        device=context.device,
+        batch_tokens=context.batch_tokens,
+        threads=torch.get_num_threads(),
+        progress=context.reporter.advance,
+        narrower=narrower,
+    )
+
+
+def _header(checkpoint: Checkpoint) -> int:
+    came = Path(checkpoint.source)
+    return header_bytes(checkpoint, came if came.suffix == ".gguf" and came.is_file() else None)
+
+
+def _check(task: Task, original: Checkpoint) -> None:
+    """Raise RecipeError or MissingExtraError before the first stage if types can't be chosen for this model."""
+    if task.recipe.chooses_types:
+        require_engine("llama.cpp", "a budget of a GGUF file")
+        if original.family.mlp.experts is not None:
+            raise RecipeError("budget.file: types can't be chosen for the tensors of experts: name one with --for")
+
+
+def _outside(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """Shapes of the file's tensors outside all modules, by name."""
+    shapes = {name: tuple(each.shape) for name, each in checkpoint.outline.named_parameters()}
+    inside = {
+        checkpoint.block_prefix(shape.block) + name for shape in module_shapes(checkpoint) for name in shape.tensors
+    }
+    return {name: shape for name, shape in file_tensors(checkpoint, shapes).items() if name not in inside}
+
+
+def _work(task: Task, dense: Checkpoint, calibration: TokenSequences, database: PruningDatabase) -> None:
+    losses = losses_in(task, dense, calibration, narrower=True)
+    write_json(task.folder / LOSSES, losses)
+    write_json(task.folder / COSTS, _costs(task, dense, losses, database))
+
+
+def _costs(task: Task, dense: Checkpoint, losses: Losses, database: PruningDatabase) -> dict[str, Any]:
+    """Costs of every level with the best types. Raises BudgetError if types alone are enough, or nothing is."""
+    recipe, bound = task.recipe, int(task.recipe.budget.file or 0)
+    shapes = module_shapes(dense)
+    space = space_of(recipe, dense, shapes)
+    alone = estimated_losses(space, database.reader)
+    if alone is None:
+        raise RecipeError("budget.file: types are chosen by losses: use database.saliency=loss, or name one with --for")
+    by_place = {(shape.block, shape.kind): shape for shape in shapes}
+    tensors = [
+        [
+            _types(losses, module_tensors(dense, by_place[module.block, module.kind], level.groups, level.width), dense)
+            for level in module.levels
+        ]
+        for module in space.modules
+    ]
+    header, outside = _header(dense), _types(losses, _outside(dense), dense)
+    found = file_costs(alone, tensors, outside, header, bound)
+    if found is None:
+        raise BudgetError(f"budget.file: {size(bound)} requested, less than the smallest model in the smallest types")
+    if found.alone is not None and found.alone <= found.kl:
+        source = str(recipe.text.source)
+        text = str(task.context.path(CORPUS.name) / DOCUMENTS) if SELF in named_parts(source) else source
+        model, words = shlex.quote(str(recipe.model)), shlex.quote(text)
+        raise BudgetError(
+            f"budget.file: {size(bound)} needs no pruning: with a type for each tensor the whole model loses about "
+            f"{found.alone:.2g} nats per token. Write that file: darwinlm export {model} --to gguf --file {bound} "
+            f"--text {words} --out model.gguf"
+        )
+    without = "which types alone can't reach" if found.alone is None else f"{found.alone:.2g} with types alone"
+    task.context.reporter.say(f"types: a loss of about {found.kl:.2g} nats per token before the search, {without}")
+    return {"costs": found.costs, "fixed": found.fixed, "kl": found.kl, "alone": found.alone}
+
+
+def _types(losses: Losses, tensors: Mapping[str, tuple[int, ...]], dense: Checkpoint) -> list[Types]:
+    """For each tensor, its bytes and its loss in every type; a part of a matrix has a part of its loss."""
+    whole = {name: tuple(each.shape) for name, each in dense.outline.named_parameters()}
+    found: list[Types] = []
+    for name, shape in tensors.items():
+        known = losses.get(name) or (losses.get(f"{dense.family.embedding}.weight", {}) if name not in whole else {})
+        kinds = [kind for kind in all_types(shape[-1]) if kind in known] if len(shape) > 1 else ["F32"]
+        share = prod(shape) / prod(whole.get(name, shape))
+        found.append({kind: (tensor_bytes(shape, kind), share * known.get(kind, 0.0)) for kind in kinds or (UNKNOWN,)})
+    return found
+
+
+def _need(need: Need) -> None:
+    """Forward and backward passes, and a product for every type; a block in all types is in memory."""
+    sizes = need.sizes
+    need.tokens = sizes.whole(TOKENS)
+    need.run(need.tokens, blocks=1 + KINDS, heads=1 + KINDS)
+    need.run(need.tokens, blocks=2, heads=2, kind="training")
+    rows, head = need.ends(need.tokens)
+    matrices = max(sizes.block, sizes.vocabulary * sizes.width)
+    need.held = need.streams(need.tokens * sizes.width * (sizes.depth + 1)) | rows | head
+    need.held |= {"matrices in every type": float(KINDS * matrices * sizes.size)} | need.a_pass(2, backward=True)
+    need.files(sizes.params * sizes.saved, 12.0 * KINDS * sizes.depth)
+
+
+def _read(task: Task) -> ChosenTypes:
+    costs = read_json(task.folder / COSTS)
+    cost = CostModel("bytes", tuple(map(tuple, costs["costs"])), costs["fixed"])
+    return ChosenTypes(read_json(task.folder / LOSSES), cost)
+
+
+TYPES: Stage[ChosenTypes | None] = Stage(
+    "types",
+    _read,
+    work=_work,
+    title="types of tensors",
+    writes="loss of every tensor in every type of GGUF files, the costs of levels",
+    settings=("budget.file", "units"),
+    arithmetic=True,
+    wanted=lambda recipe: recipe.chooses_types,
+    check=_check,
+    need=_need,
+)
+"""Costs in bytes of all levels, if the recipe bounds a file and names no type for it."""
