@@ -41,8 +41,8 @@ def losses_of_the_whole_model(checkpoint):
         twin.weight.copy_(change(twin.weight))
         twin.bias = None
 
-        def watch(layer, given, output, name=names.get(id(layer), name), twin=twin):
-            seen.append((name, output, twin(given[0].detach())))
+        def watch(layer, given, output, name=name, twin=twin):
+            seen.append((names.get(id(layer), name), output, twin(given[0].detach())))
 
         layer.register_forward_hook(watch)
     logits = model(input_ids=TOKENS, use_cache=False).logits[:, :-1]
