@@ -1,11 +1,14 @@
 """llama.cpp in the tests' own process: files are compared here by the hundred, and processes are tested elsewhere."""
 
+import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from darwinlm.engines import process, worker
+from darwinlm.gguf import quantise as gguf_quantise
 from darwinlm.runtime.errors import EngineError
 
 
@@ -30,14 +33,16 @@ def _exit(self, *_):
 def engine_here(monkeypatch):
     """Engines load and answer in this process."""
 
-    def quantise_file(source: Path, target: Path, quantisation: str, threads: int) -> None:
+    def quantise_files(jobs: Sequence[tuple[Path, Path, str]], threads: int, *, pure: bool = False) -> None:
         from darwinlm.engines.llama_cpp import quantise
 
-        quantise(str(source), str(target), quantisation, threads)
+        given = [(str(source), str(target), kind) for source, target, kind in jobs]
+        quantise(json.dumps(given), str(threads), "pure" if pure else "")
 
     monkeypatch.setattr(process.EngineProcess, "__enter__", _enter)
     monkeypatch.setattr(process.EngineProcess, "__exit__", _exit)
     monkeypatch.setattr(
         process.EngineProcess, "_ask", lambda self, name, **given: worker.answer(self._loaded, name, given, self.engine)
     )
-    monkeypatch.setattr(process, "quantise_file", quantise_file)
+    for user in (process, gguf_quantise):
+        monkeypatch.setattr(user, "quantise_files", quantise_files)

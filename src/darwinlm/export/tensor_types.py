@@ -19,10 +19,11 @@ from torch import Tensor
 
 from darwinlm.calibration.rounding import Losses, rounding_losses
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.family import Family
 from darwinlm.gguf.layout import Layout
 from darwinlm.gguf.quantise import Scratch, all_types, dequantise, rounded, roundings, types_for
 from darwinlm.gguf.sizes import BYTES
-from darwinlm.gguf.tensors import FUSED, gguf_tensors, place_of
+from darwinlm.gguf.tensors import FUSED, MLP_PARTS, PARTS, gguf_tensors, place_of
 from darwinlm.gguf.write import is_exact
 from darwinlm.runtime.amounts import size
 from darwinlm.runtime.errors import BudgetError
@@ -138,13 +139,14 @@ def _in_file(
     """
     checkpoint, family = reshaper.checkpoint, reshaper.family
     numbers = {target.block: number for number, target in enumerate(layout.targets)}
-    prefix, places = f"{family.layers}.", {}
+    prefix, places, own = f"{family.layers}.", {}, _own_places(family)
     for name in losses:
         block, _, inside = name.removeprefix(prefix).partition(".")
         if not name.startswith(prefix):
             places[name] = str(place_of(name, family, layout))
         elif int(block) in numbers:
-            places[name] = f"blk.{numbers[int(block)]}.{place_of(f'{prefix}0.{inside}', family, layout)}"
+            place = own.get(inside) or place_of(f"{prefix}0.{inside}", family, layout)
+            places[name] = f"blk.{numbers[int(block)]}.{place}"
     found: dict[str, dict[str, float]] = {}
     for name, place in places.items():
         for target, share in _targets(place, shapes, set(places.values())).items():
@@ -156,6 +158,18 @@ def _in_file(
     return {
         name: {kind: row[kind] for kind in types_for(shapes[name][-1]) if kind in row} for name, row in found.items()
     }
+
+
+def _own_places(family: Family) -> dict[str, str]:
+    """Places of a block's projections by their names in it, whether or not the file has these as tensors."""
+    attention, mlp = family.attention, family.mlp
+    inputs = [f"{attention.name}.{name}.weight" for name in (*attention.query, *attention.key_value)]
+    places = {name: "attn_qkv" if inputs.count(name) > 1 else part for name, part in zip(inputs, PARTS, strict=False)}
+    if mlp.name:
+        inputs = [f"{mlp.name}.{name}.weight" for name in mlp.inputs]
+        places |= zip(inputs, MLP_PARTS[-len(inputs) :], strict=True)
+        places[f"{mlp.name}.{mlp.output}.weight"] = "ffn_down"
+    return {name: f"{place}.weight" for name, place in places.items()}
 
 
 def _targets(place: str, shapes: Mapping[str, tuple[int, ...]], places: set[str]) -> dict[str, float]:
