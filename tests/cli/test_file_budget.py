@@ -1,14 +1,17 @@
 """`darwinlm prune --file`: a bound on the GGUF file of a quantisation, and the quantised dense model beside it."""
 
 import json
+import shlex
 
 import pytest
+from tests.export.conftest import engine_here as engine_here
 from tests.tiny.checkpoint import SETTINGS, tiny_text
 from tests.tiny.pruned import plain_checkpoint
 
 from darwinlm.engines import process
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.gguf.sizes import header_bytes, predicted_sizes
+from darwinlm.gguf.sizes import FileSizes, file_tensors, header_bytes, predicted_sizes
+from darwinlm.recipe.quantisation import UNCHOSEN
 from darwinlm.report.summary import read_summary
 from darwinlm.report.wording import bounded_file
 
@@ -47,12 +50,56 @@ def test_the_file_keeps_the_bound_and_the_quantised_dense_model_stands_beside_it
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["budget"]["kind"] == "file"
 
 
+def smallest(folder):
+    """Bytes of a model's file with the smallest type for each tensor."""
+    checkpoint = Checkpoint.open(folder)
+    shapes = {name: tuple(each.shape) for name, each in checkpoint.outline.named_parameters()}
+    sizes = FileSizes(checkpoint, UNCHOSEN)
+    return header_bytes(checkpoint) + sizes.whole(file_tensors(checkpoint, shapes))
+
+
+def test_without_a_type_widths_and_types_keep_the_bound_together(given, tmp_path):
+    pytest.importorskip("cyllama", reason="comes with the extra llama-cpp")
+    bound = smallest(tmp_path / "model") - 60_000
+    ended = given("--file", bound).succeeded()
+    file = tmp_path / "out" / "model-mixed.gguf"
+    assert 0.97 * bound < file.stat().st_size <= bound
+    found = read_summary(tmp_path / "out" / "summary.json").bounded
+    assert (found.saved.bytes, found.saved.quantisation, found.dense) == (file.stat().st_size, "mixed", None)
+    assert "which types alone can't reach" in ended.out
+    assert "No types make the dense model that small" in ended.out
+    kinds = json.loads((tmp_path / "out" / "model-mixed.gguf.export.json").read_text())["details"]["tensor_types"]
+    assert len(kinds.keys() - {"F32"}) > 1
+    again = given("--file", bound).succeeded()
+    assert "already done" in again.out
+
+
+def test_where_types_are_enough_the_command_for_them_is_named(given, command, tmp_path, monkeypatch):
+    pytest.importorskip("cyllama", reason="comes with the extra llama-cpp")
+    bound = smallest(tmp_path / "model") + 150_000
+    ended = given("--file", bound)
+    ended.refused("needs no pruning: with a type for each tensor")
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(ended.err.partition("Write that file: ")[2].strip())
+    assert words[:2] == ["darwinlm", "export"]
+    command(*words[1:]).succeeded()
+    assert (tmp_path / "model.gguf").stat().st_size <= bound
+
+
+def test_tensors_of_experts_have_no_types_of_their_own(command, tmp_path):
+    pytest.importorskip("cyllama", reason="comes with the extra llama-cpp")
+    model = plain_checkpoint(tmp_path / "model", "qwen3_moe", hidden_size=64, moe_intermediate_size=64)
+    text = tiny_text(tmp_path / "text.txt")
+    ended = command("prune", model, "--text", text, "--out", tmp_path / "out", "--file", "900kB")
+    ended.refused("types can't be chosen for the tensors of experts: name one with --for")
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         (("--file", "1kB", "--for", "q8_0"), "less than the smallest model that the units allow"),
-        (("--file", "1MB"), "name one with --for"),
-        (("--file", "1MB", "--for", "awq"), "name one with --for"),
+        (("--file", "1kB"), "less than the smallest model that the units allow"),
+        (("--file", "1MB", "--for", "awq"), "awq is no type of GGUF files: leave --for out, or name one of"),
     ],
 )
 def test_what_is_impossible_is_refused_before_the_first_stage(given, tmp_path, options, said):
@@ -60,7 +107,8 @@ def test_what_is_impossible_is_refused_before_the_first_stage(given, tmp_path, o
     assert not (tmp_path / "out" / "stages" / "text").exists()
 
 
-def test_without_the_engine_the_extra_is_named(given, tmp_path, monkeypatch):
+@pytest.mark.parametrize("more", [("--for", "q8_0"), ()])
+def test_without_the_engine_the_extra_is_named(given, tmp_path, monkeypatch, more):
     monkeypatch.setitem(process.ENGINES, "llama.cpp", ("no_such_package", "llama-cpp"))
-    given("--file", "1MB", "--for", "q8_0").refused("llama-cpp")
+    given("--file", "1MB", *more).refused("llama-cpp")
     assert not (tmp_path / "out" / "stages" / "text").exists()

@@ -78,7 +78,7 @@ def export_gguf(
         MissingExtraError: A required package isn't installed.
         StorageError: The disk is full.
     """
-    if quantisation not in QUANTISATIONS:
+    if size is None and quantisation not in QUANTISATIONS:
         raise ExportError(f"there is no quantisation '{quantisation}'; known are {', '.join(QUANTISATIONS)}")
     import_extra("gguf", "gguf", "writing GGUF files")
     if size is not None or quantisation in BY_LIBRARY:

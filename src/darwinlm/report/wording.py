@@ -222,7 +222,7 @@ def bounded_file(summary: Summary) -> str:
         "evaluation text in llama.cpp."
     )
     if dense is None:
-        return f"{said} No quantisation makes the dense model that small."
+        return f"{said} No types make the dense model that small."
     mixed = dense.quantisation == MIXED
     types = "with a type for each tensor" if mixed else f"as {dense.quantisation}"
     other = f"the dense model {types} has {size(dense.bytes)} and KL {kl(dense.kl)}"
