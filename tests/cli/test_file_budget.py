@@ -88,7 +88,7 @@ def test_where_types_are_enough_the_command_for_them_is_named(given, command, tm
 
 def test_tensors_of_experts_have_no_types_of_their_own(command, tmp_path):
     pytest.importorskip("cyllama", reason="comes with the extra llama-cpp")
-    model = plain_checkpoint(tmp_path / "model", "qwen3_moe", hidden_size=64, moe_intermediate_size=64)
+    model = plain_checkpoint(tmp_path / "model", "mixtral")
     text = tiny_text(tmp_path / "text.txt")
     ended = command("prune", model, "--text", text, "--out", tmp_path / "out", "--file", "900kB")
     ended.refused("types can't be chosen for the tensors of experts: name one with --for")

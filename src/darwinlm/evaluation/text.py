@@ -56,7 +56,7 @@ def pack(source: str, tokenizer: Any, *, sequence_length: int, max_tokens: int) 
     if count == 0:
         raise DataError(
             f"Text source {source!r} has only {len(ids)} tokens, less than one sequence of {sequence_length}: give "
-            "more text, or lower --sequence-length"
+            "more text, or ask for shorter sequences"
         )
     sequences = torch.tensor(ids[: count * sequence_length]).view(count, sequence_length)
     bos = added_bos(tokenizer)

@@ -164,16 +164,16 @@ def _write_mixed(job: _Job, path: Path, size: FileSize, header: int) -> None:
             ready = rounded_tensors(job.reshaper, job.layout, chosen.types, Path(work), job.threads)
             write_gguf(path, job.reshaper, job.layout, job.tokenizer, "f32", UNKNOWN.lower(), ready)
             del ready
-        excess = path.stat().st_size - size.bytes
-        if excess <= 0:
+        written = path.stat().st_size
+        if written <= size.bytes:
             job.report.details["estimated_kl"] = chosen.loss
             job.report.notes.append(
                 f"each tensor has its own type, chosen for the least loss: estimated KL {chosen.loss:.2g} nats per "
                 "token to the unrounded model"
             )
             return
-        header += excess
-    raise ExportError(f"the file has {excess:,} bytes too many: please report this")
+        header = written - chosen.bytes
+    raise ExportError(f"the file has {written - size.bytes:,} bytes too many: please report this")
 
 
 def _check(job: _Job, path: Path) -> None:

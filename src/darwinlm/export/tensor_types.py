@@ -24,7 +24,7 @@ from darwinlm.gguf.layout import Layout
 from darwinlm.gguf.quantise import Scratch, all_types, dequantise, rounded, roundings, types_for
 from darwinlm.gguf.sizes import BYTES
 from darwinlm.gguf.tensors import FUSED, MLP_PARTS, PARTS, gguf_tensors, place_of
-from darwinlm.gguf.write import is_exact
+from darwinlm.gguf.write import check_rows, is_exact
 from darwinlm.runtime.amounts import size
 from darwinlm.runtime.errors import BudgetError
 from darwinlm.search.problem.knapsack import solve_knapsack
@@ -34,6 +34,8 @@ from darwinlm.surgery.reshape import Reshaper
 
 UNKNOWN = "Q8_0"
 """Type of matrices whose loss isn't known, such as those of experts; it loses next to nothing."""
+EXPERTS = "_exps."
+"""In names of experts' tensors."""
 ALIGNMENT = 32
 """Bytes of which a tensor in a file takes a multiple."""
 
@@ -48,10 +50,16 @@ class FileSize:
 
 @dataclass(frozen=True)
 class TensorTypes:
-    """Types of the tensors of a file by name, and their estimated loss together, in nats per token."""
+    """Types of the tensors of a file by name.
+
+    Attributes:
+        loss: Estimated loss of all together, in nats per token.
+        bytes: Size of all tensors of the file.
+    """
 
     types: dict[str, str]
     loss: float
+    bytes: int
 
 
 def type_losses(
@@ -92,34 +100,44 @@ def type_losses(
 
 
 def room_for(reshaper: Reshaper, layout: Layout, room: int) -> tuple[dict[str, tuple[int, ...]], int]:
-    """Shapes of the tensors that have a choice of types, and what `room` leaves for them. Raises BudgetError."""
-    shapes, given = {}, room
+    """Shapes of the tensors that have a choice of types, and what `room` leaves for them.
+
+    Raises BudgetError if that is too little, and ExportError if a tensor's rows fit no type.
+    """
+    shapes, left = {}, room
     for name, tensor in gguf_tensors(reshaper, layout):
+        check_rows(name, tensor, "a bound on the file")
         if is_exact(name, tensor):
-            room -= tensor_bytes(tensor.shape, "F32")
+            left -= tensor_bytes(tensor.shape, "F32")
         else:
             shapes[name] = tuple(tensor.shape)
-    fitting = ([tensor_bytes(shape, kind) for kind in types_for(shape[-1])] for shape in shapes.values())
-    least = sum(min(each, default=0) for each in fitting)
-    if least > room:
+    kinds = {name: (UNKNOWN,) if EXPERTS in name else types_for(shape[-1]) for name, shape in shapes.items()}
+    _check_room([[tensor_bytes(shapes[name], kind) for kind in row] for name, row in kinds.items()], left, room)
+    return shapes, left
+
+
+def _check_room(costs: Sequence[Sequence[int]], left: int, room: int) -> None:
+    needed = room - left + sum(map(min, costs))
+    if needed > room:
         raise BudgetError(
-            f"even the smallest types need {size(given - room + least)} for the tensors, but the file has room for "
-            f"{size(max(given, 0))}: allow a larger file, or prune the model"
+            f"even the smallest types need {size(needed)} for the tensors, but the file has room for "
+            f"{size(max(room, 0))}: allow a larger file, or prune the model"
         )
-    return shapes, room
 
 
 def choose_types(reshaper: Reshaper, layout: Layout, losses: Losses, room: int) -> TensorTypes:
     """The types with the least sum of losses with which all tensors take at most `room` bytes. Raises BudgetError."""
-    shapes, room = room_for(reshaper, layout, room)
+    shapes, left = room_for(reshaper, layout, room)
     known = _in_file(losses, reshaper, layout, shapes)
     kinds = {name: tuple(known[name]) if name in known else (UNKNOWN,) for name in shapes}
     costs = [[tensor_bytes(shapes[name], kind) for kind in kinds[name]] for name in shapes]
+    _check_room(costs, left, room)
     by_kind = [[known.get(name, {}).get(kind, 0.0) for kind in kinds[name]] for name in shapes]
-    chosen = solve_knapsack(by_kind, costs, 0, room, words=f"0 and {room:,} bytes")
+    chosen = solve_knapsack(by_kind, costs, 0, left, words=f"0 and {left:,} bytes")
     return TensorTypes(
         {name: kinds[name][at] for name, at in zip(shapes, chosen, strict=True)},
         sum(row[at] for row, at in zip(by_kind, chosen, strict=True)),
+        room - left + sum(row[at] for row, at in zip(costs, chosen, strict=True)),
     )
 
 

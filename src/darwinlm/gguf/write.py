@@ -71,11 +71,7 @@ def write_gguf(
         write_tokenizer(writer, tokenizer)
         for name, tensor in gguf_tensors(reshaper, layout):
             for blocks in {quantisation, later} - UNBLOCKED:
-                if not is_exact(name, tensor) and tensor.shape[-1] % BLOCK:
-                    raise ExportError(
-                        f"{blocks} needs rows whose length is a multiple of {BLOCK}, but the tensor {name} has rows of "
-                        f"{tensor.shape[-1]}: use f16, bf16 or f32"
-                    )
+                check_rows(name, tensor, blocks)
             kind = ready[name][0] if name in ready else _type(name, tensor, quantisation)
             if kind == "F32":
                 writer.add_tensor_info(name, tuple(tensor.shape), np.dtype(np.float32), tensor.numel() * 4)
@@ -98,6 +94,15 @@ def write_gguf(
 def is_exact(name: str, tensor: Tensor) -> bool:
     """Whether a tensor of the file stays in float32."""
     return tensor.ndim == 1 or name.endswith((ROUTER, ".bias")) or any(part in name for part in EXACT)
+
+
+def check_rows(name: str, tensor: Tensor, wanted: str) -> None:
+    """Raise ExportError if what is wanted rounds blocks of numbers, and the tensor's rows aren't whole ones."""
+    if not is_exact(name, tensor) and tensor.shape[-1] % BLOCK:
+        raise ExportError(
+            f"{wanted} needs rows whose length is a multiple of {BLOCK}, but the tensor {name} has rows of "
+            f"{tensor.shape[-1]}: use f16, bf16 or f32"
+        )
 
 
 def _type(name: str, tensor: Tensor, quantisation: str) -> str:
