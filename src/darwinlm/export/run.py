@@ -88,10 +88,7 @@ def export_model(
     for holds, reason in refused:
         if holds:
             raise ExportError(reason)
-    try:
-        limit = None if file is None else BudgetSettings(file=file).file
-    except ValidationError as error:
-        raise ExportError(f"--file {file}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+    limit = None if file is None else file_size(str(file), "--file")
     if text is not None:
         check_not_evaluation_text(text)
     check_target(out, None, model, tokenizer_from, folder=to != "gguf", overwrite=overwrite)
@@ -107,7 +104,7 @@ def export_model(
             quantisation=quantisation or "f16",
             size=None
             if limit is None
-            else FileSize(limit, partial(_losses, checkpoint, str(text), Path(work), threads, say)),
+            else FileSize(limit, partial(losses_on, checkpoint, str(text), Path(work), threads, say)),
             tokenizer_from=tokenizer_from or (model if model.suffix == ".gguf" and model.is_file() else None),
             mlp_multiple=mlp_multiple,
             threads=threads,
@@ -115,12 +112,26 @@ def export_model(
         )
 
 
+def file_size(given: str, option: str) -> int:
+    """Bytes from a size such as 88MB. Raises ExportError, which names the option."""
+    try:
+        return int(BudgetSettings(file=given).file or 0)
+    except ValidationError as error:
+        raise ExportError(f"{option} {given}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+
+
 def _above(out: Path) -> Path:
     """The folder that `out` will be in, or the nearest one that exists."""
     return next(each for each in out.absolute().parents if each.is_dir())
 
 
-def _losses(checkpoint: Checkpoint, text: str, work: Path, threads: int, say: Callable[[str], None]) -> Losses:
+def losses_on(
+    checkpoint: Checkpoint,
+    text: str,
+    work: Path,
+    threads: int,
+    say: Callable[[str], None] = lambda message: None,
+) -> Losses:
     """What every type costs in every tensor, on the fastest device of this machine."""
     tokens = pack(text, checkpoint.tokenizer(), sequence_length=SEQUENCE, max_tokens=TOKENS)
     device = resolve_device("auto")

@@ -9,8 +9,9 @@ from __future__ import annotations
 import statistics
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -21,19 +22,23 @@ from darwinlm.evaluation.quality import Quality, measure_quality
 from darwinlm.evaluation.text import pack
 from darwinlm.execution.output import claim, mark
 from darwinlm.export.gguf import export_gguf
+from darwinlm.export.run import losses_on
+from darwinlm.export.tensor_types import FileSize
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.gguf.write import BY_LIBRARY, PLAIN, UNBLOCKED
 from darwinlm.models.in_llama_cpp import open_in_llama_cpp
 from darwinlm.models.resolve import resolve_model
 from darwinlm.recipe import Recipe
+from darwinlm.recipe.quantisation import MIXED
 from darwinlm.report.tradeoff import HEADINGS, FileRow, Rate, Tradeoff, cells, remarks, tradeoff_page
 from darwinlm.runs.sweep import member_name, prune_sweep
-from darwinlm.runtime import tables
+from darwinlm.runtime import amounts, tables
 from darwinlm.runtime.artifact import write_json, write_text
 from darwinlm.runtime.console import Reporter
-from darwinlm.runtime.errors import ExportError
+from darwinlm.runtime.errors import BudgetError, ExportError, RecipeError
 from darwinlm.runtime.places import check_output
 from darwinlm.stages.export import EXPORT
+from darwinlm.stages.text_source import SELF, named_parts
 
 ENGINE = "llama.cpp"
 FILES, SIZES, PAGE = "files", "sizes", "index.html"
@@ -68,6 +73,7 @@ def measure_tradeoff(
     held_out: str,
     out: Path,
     *,
+    sizes: Sequence[int] = (),
     tokens: int = 8192,
     timed: Timed = Timed(),
     reporter: Reporter | None = None,
@@ -75,6 +81,7 @@ def measure_tradeoff(
     """Quantise a model and its pruned sizes, and measure loss, size and speed of every file.
 
     `recipes` are those of `prune_sweep`, `held_out` is the source of the text for the loss, of which `tokens` are read.
+    Each model also gets a file of every one of the `sizes` in bytes that its tensors' own types can reach.
     `out` gets the pruned models (`sizes/`), the files, the page, and tradeoff.json.
 
     Raises:
@@ -84,6 +91,8 @@ def measure_tradeoff(
     """
     reporter, first = reporter or Reporter(), recipes[0]
     _check(quantisations)
+    if sizes and SELF in named_parts(str(first.text.source)):
+        raise RecipeError("--sizes: types of tensors are chosen on a text: name it with --text")
     check_output(out, "--out", (), (held_out,))
     lock = claim(out, first, reporter)
     mark(out)
@@ -91,7 +100,8 @@ def measure_tradeoff(
     sequence_length = first.text.sequence_length
     text = pack(held_out, dense.tokenizer(), sequence_length=sequence_length, max_tokens=tokens)
     given = Path(str(first.model)).expanduser()
-    write = partial(_quantised, quantisations, out, timed.threads, reporter, given if given.suffix == ".gguf" else None)
+    like = given if given.suffix == ".gguf" else None
+    write = partial(_quantised, quantisations, sizes, str(first.text.source), out, timed.threads, reporter, like)
     files = write(dense, "dense")
     prune_sweep(recipes, out / SIZES, until=EXPORT.name, reporter=reporter)
     for name in (member_name(recipe.budget) for recipe in recipes):
@@ -129,6 +139,8 @@ def _check(quantisations: Sequence[str]) -> None:
 
 def _quantised(
     quantisations: Sequence[str],
+    sizes: Sequence[int],
+    source: str,
     out: Path,
     threads: int,
     reporter: Reporter,
@@ -151,6 +163,14 @@ def _quantised(
                 made = Path(work) / file.path.name
                 quantise_file(whole, made, {**PLAIN, **BY_LIBRARY}[file.quantisation], threads)
             made.replace(file.path)
+    losses = cache(partial(losses_on, checkpoint, source, folder, threads))
+    for size in sizes:
+        file = _File(model, MIXED, folder / f"{model}-{amounts.size(size).replace(' ', '')}.gguf")
+        reporter.say(f"{model}: a type for each tensor within {amounts.size(size)}")
+        with suppress(BudgetError):  # no types make this model so small
+            bound = FileSize(size, losses)
+            export_gguf(checkpoint, file.path, size=bound, tokenizer_from=tokenizer_from, threads=threads)
+            files.append(file)
     return files
 
 
@@ -159,12 +179,12 @@ def _measure_loss(dense: Checkpoint, files: Sequence[_File], text: Tensor, repor
     original = dense.load(torch.float32)
     for model in dict.fromkeys(file.model for file in files):
         own = [file for file in files if file.model == model]
-        opened = {file.quantisation: open_in_llama_cpp(file.path)[0] for file in own}
+        opened = {file.path.name: open_in_llama_cpp(file.path)[0] for file in own}
         with reporter.stage(f"loss of {model}"):
             found = measure_quality(original, opened, text, batch_tokens=text.shape[1], progress=reporter.advance)
         for file in own:
-            file.quality = found[file.quantisation]
-            opened[file.quantisation].close()
+            file.quality = found[file.path.name]
+            opened[file.path.name].close()
 
 
 def _measure_speed(files: Sequence[_File], text: Tensor, timed: Timed, reporter: Reporter) -> str:
