@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
+from tests.tiny.checkpoint import tiny_text
 from tests.tiny.llama_cpp import LLAMA3, assert_checked_in_the_library, assert_same_as_transformers, exported
 from tests.tiny.models import FAMILIES
 from tests.tiny.pruned import any_checkpoint, plain_checkpoint, pruned_checkpoint
@@ -12,9 +15,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from darwinlm.export.check import TEXT, mean_kl
 from darwinlm.export.gguf import ROUNDED_YARN
+from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import families
 from darwinlm.gguf.architecture import architecture_of
 from darwinlm.gguf.read import FileTensors
+from darwinlm.gguf.sizes import header_bytes, predicted_sizes
 
 pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra llama-cpp")
 
@@ -335,6 +340,40 @@ def test_quantised_hybrids(tmp_path, case, quantisation):
     assert 0 < report["details"]["kl_of_rounding"] < 2
     assert report["details"]["tensor_types"]["F32"] > 10
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.gguf", "m.gguf.export.json", "model"]
+
+
+BOUNDED = {
+    "llama": 0.8,
+    "qwen3": 0.8,
+    "unequal qwen3": 0.8,
+    "gemma3": 0.8,
+    "phi3 with fewer heads": 0.8,
+    "qwen3_5": 0.8,
+    "granitemoehybrid": 0.8,
+    "qwen3_moe": 0.93,
+}
+"""Shares of the size in Q8_0; experts stay in that."""
+
+
+@pytest.mark.parametrize("case", BOUNDED)
+def test_each_tensor_has_its_own_type_within_a_bound(tmp_path, case):
+    model_type, _, rows, overrides = CASES[case]
+    folder = any_checkpoint(tmp_path / "model", model_type, rows, **overrides)
+    checkpoint = Checkpoint.open(folder)
+    bound = int(BOUNDED[case] * predicted_sizes(checkpoint, header_bytes(checkpoint))["q8_0"])
+    report = exported(folder, tmp_path / "m.gguf", file=bound, text=str(tiny_text(tmp_path / "text.txt", 200)))
+    assert 0.98 * bound < report["bytes"] <= bound
+    assert report["bytes"] == (tmp_path / "m.gguf").stat().st_size
+    types = report["details"]["tensor_types"]
+    assert len(types) > 3
+    tensors = FileTensors(tmp_path / "m.gguf").tensors.values()
+    assert types == Counter(tensor.tensor_type.name for tensor in tensors)
+    exact, rounded = report["comparisons"][-2:]
+    assert exact["relative"] < 2e-3 < rounded["relative"] < 1
+    assert rounded["right"] == "the file in llama.cpp"
+    if "moe" not in case:  # a router whose input is rounded may choose another expert
+        assert 1 / 3 < report["details"]["estimated_kl"] / report["details"]["kl_of_rounding"] < 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.gguf", "m.gguf.export.json", "model", "text.txt"]
 
 
 def test_where_queries_grow_the_file_ends(tmp_path):
