@@ -35,6 +35,8 @@ from darwinlm.stages.text_source import SELF, named_parts
 LOSSES, COSTS = "losses.json", "costs.json"
 TOKENS = 4096
 """Tokens of calibration text that losses are estimated on."""
+WORTH = 0.9
+"""Predicted loss, relative to that of types alone, below which pruning is worth its time; predictions have an error."""
 KINDS = 6
 """Types in which a tensor is tried, for the plan."""
 
@@ -111,7 +113,7 @@ def _costs(task: Task, dense: Checkpoint, losses: Losses, database: PruningDatab
     found = file_costs(alone, tensors, outside, header, bound)
     if found is None:
         raise BudgetError(f"budget.file: {size(bound)} requested, less than the smallest model in the smallest types")
-    if found.alone is not None and found.alone <= found.kl:
+    if found.alone is not None and WORTH * found.alone <= found.kl:
         source = str(recipe.text.source)
         text = str(task.context.path(CORPUS.name) / DOCUMENTS) if SELF in named_parts(source) else source
         model, words = shlex.quote(str(recipe.model)), shlex.quote(text)
