@@ -49,9 +49,29 @@ def test_every_file_is_measured_and_the_front_is_drawn(command, given, tmp_path)
         assert "Least loss for its size" in text
 
 
+def test_files_of_given_sizes_stand_beside_those_of_whole_types(command, given, tmp_path):
+    pytest.importorskip("cyllama", reason="comes with the extra llama-cpp")
+    options = ("--quant", "q8_0", "--runs", 1)
+    command("tradeoff", *given, *FAST, *options, "--out", tmp_path / "first").succeeded()
+    whole = {
+        row["model"]: row["bytes"] for row in json.loads((tmp_path / "first" / "tradeoff.json").read_text())["rows"]
+    }
+    least, most = whole["keep-70"] - 20_000, whole["dense"] - 20_000
+    command("tradeoff", *given, *FAST, *options, "--sizes", f"{least},{most}").succeeded()
+    found = json.loads((tmp_path / "out" / "tradeoff.json").read_text())["rows"]
+    mixed = [row for row in found if row["quantisation"] == "mixed"]
+    assert {row["model"] for row in mixed} == {"dense", "keep-70"}
+    for row in mixed:
+        assert row["bytes"] <= (least if row["bytes"] <= least else most)
+        assert row["kl"] < 1
+    assert not [path for path in (tmp_path / "out" / "files").iterdir() if path.suffix != ".gguf"]
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        (("--sizes", "88XB"), "--sizes 88XB: "),
+        (("--sizes", "88MB", "--text", "self"), "--sizes: types of tensors are chosen on a text: name it with --text"),
         (("--quant", "q4_k_x"), "--quant q4_k_x: llama.cpp quantises to"),
         (("--quant", "q8_0,q8_0"), "name each type once"),
         (("--held-out", "nowhere.txt"), "nowhere.txt"),

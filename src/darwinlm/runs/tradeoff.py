@@ -165,11 +165,14 @@ def _quantised(
             made.replace(file.path)
     losses = cache(partial(losses_on, checkpoint, source, folder, threads))
     for size in sizes:
-        file = _File(model, MIXED, folder / f"{model}-{amounts.size(size).replace(' ', '')}.gguf")
-        reporter.say(f"{model}: a type for each tensor within {amounts.size(size)}")
-        with suppress(BudgetError):  # no types make this model so small
+        words = amounts.size(size)
+        file = _File(model, MIXED, folder / f"{model}-{words.replace(' ', '')}.gguf")
+        reporter.say(f"{model}: a type for each tensor within {words}")
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".") as work, suppress(BudgetError):
+            made = Path(work) / file.path.name  # no types may make this model so small
             bound = FileSize(size, losses)
-            export_gguf(checkpoint, file.path, size=bound, tokenizer_from=tokenizer_from, threads=threads)
+            export_gguf(checkpoint, made, size=bound, tokenizer_from=tokenizer_from, threads=threads)
+            made.replace(file.path)
             files.append(file)
     return files
 

@@ -24,7 +24,7 @@ from darwinlm.runtime.artifact import read_as, write_json
 from darwinlm.runtime.errors import BudgetError, import_extra
 from darwinlm.runtime.figures import FileChoice, QuantisedFile
 from darwinlm.stages.export import Exported
-from darwinlm.stages.types import ChosenTypes, losses_in
+from darwinlm.stages.types import ChosenTypes, losses_in, types_need
 
 RECORD = "file.json"
 TOKENS = 8192
@@ -88,6 +88,8 @@ def _need(need: Need) -> None:
     """Two files, each read by llama.cpp as many times as there are tokens, and the dense model beside them."""
     sizes = need.sizes
     tokens = min(TOKENS, sizes.recipe.text.evaluation_tokens)
+    if sizes.recipe.chooses_types:
+        types_need(need)
     need.run(2 * tokens, heads=2)
     need.files(2 * sizes.params * sizes.saved, sizes.small)
 

@@ -139,7 +139,7 @@ def _types(losses: Losses, tensors: Mapping[str, tuple[int, ...]], dense: Checkp
     return found
 
 
-def _need(need: Need) -> None:
+def types_need(need: Need) -> None:
     """Forward and backward passes, and a product for every type; a block in all types is in memory."""
     sizes = need.sizes
     need.tokens = sizes.whole(TOKENS)
@@ -168,6 +168,6 @@ TYPES: Stage[ChosenTypes | None] = Stage(
     arithmetic=True,
     wanted=lambda recipe: recipe.chooses_types,
     check=_check,
-    need=_need,
+    need=types_need,
 )
 """Costs in bytes of all levels, if the recipe bounds a file and names no type for it."""
