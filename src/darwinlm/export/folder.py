@@ -83,7 +83,8 @@ def _check(reshaper: Reshaper, folder: Path, dtype: torch.dtype, report: ExportR
     pruned = model_streams(exact_decoder(checkpoint, tokens), tokens)
     check_masked(reshaper, pruned, tokens, report)
     rounded, name = pruned, "pruned in memory"
-    if dtype not in (torch.float32, checkpoint.dtype):
+    exact = dtype == checkpoint.dtype and Path(checkpoint.source).suffix != ".gguf"  # which is read as float32
+    if dtype != torch.float32 and not exact:
         own = {each.name: getattr(checkpoint, each.name) for each in fields(checkpoint)}
         rounded = model_streams(exact_decoder(Rounded(**own, to=dtype), tokens), tokens)
         name = f"pruned in memory, rounded to {dtype}"
