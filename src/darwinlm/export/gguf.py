@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -36,7 +35,7 @@ from darwinlm.gguf.tensors import gguf_tensors
 from darwinlm.gguf.tokenizer import MODEL, TEMPLATE, copy_tokenizer, read_tokenizer
 from darwinlm.gguf.write import BY_LIBRARY, QUANTISATIONS, write_gguf
 from darwinlm.recipe.quantisation import MIXED
-from darwinlm.runtime.artifact import create, file_digest, write_json
+from darwinlm.runtime.artifact import create, file_digest, fresh_folder, write_json
 from darwinlm.runtime.errors import EngineError, ExportError, MissingExtraError, import_extra, storage_error
 from darwinlm.surgery.reshape import Reshaper
 
@@ -160,8 +159,8 @@ def _write_mixed(job: _Job, path: Path, size: FileSize, header: int) -> None:
     losses = size.losses()
     for _ in range(2):  # the estimate may be wrong by a little
         chosen = choose_types(job.reshaper, job.layout, losses, size.bytes - header)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".rounded-") as work:
-            ready = rounded_tensors(job.reshaper, job.layout, chosen.types, Path(work), job.threads)
+        with fresh_folder(path.with_suffix(".rounded")) as work:
+            ready = rounded_tensors(job.reshaper, job.layout, chosen.types, work, job.threads)
             write_gguf(path, job.reshaper, job.layout, job.tokenizer, "f32", UNKNOWN.lower(), ready)
             del ready
         written = path.stat().st_size

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from darwinlm.export.source import check_target, open_source
 from darwinlm.export.tensor_types import FileSize, type_losses
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import BudgetSettings
+from darwinlm.runtime.artifact import fresh_folder
 from darwinlm.runtime.compute import DTYPES, resolve_device, resolve_dtype
 from darwinlm.runtime.errors import ExportError
 from darwinlm.runtime.lock import hold_target
@@ -92,8 +92,9 @@ def export_model(
     if text is not None:
         check_not_evaluation_text(text)
     check_target(out, None, model, tokenizer_from, folder=to != "gguf", overwrite=overwrite)
-    with hold_target(out), tempfile.TemporaryDirectory(dir=_above(out), prefix=f".{out.name}-") as work:
-        checkpoint = open_source(model, Path(work), allow_remote_code=allow_remote_code)
+    beside = next(each for each in out.absolute().parents if each.is_dir()) / f".{out.name}.work"
+    with hold_target(out), fresh_folder(beside) as work:
+        checkpoint = open_source(model, work, allow_remote_code=allow_remote_code)
         check_target(out, checkpoint.folder, folder=to != "gguf", overwrite=overwrite)
         if to != "gguf":
             element = DTYPES[dtype] if dtype else None
@@ -104,7 +105,7 @@ def export_model(
             quantisation=quantisation or "f16",
             size=None
             if limit is None
-            else FileSize(limit, partial(losses_on, checkpoint, str(text), Path(work), threads, say)),
+            else FileSize(limit, partial(losses_on, checkpoint, str(text), work, threads, say)),
             tokenizer_from=tokenizer_from or (model if model.suffix == ".gguf" and model.is_file() else None),
             mlp_multiple=mlp_multiple,
             threads=threads,
@@ -118,11 +119,6 @@ def file_size(given: str, option: str) -> int:
         return int(BudgetSettings(file=given).file or 0)
     except ValidationError as error:
         raise ExportError(f"{option} {given}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
-
-
-def _above(out: Path) -> Path:
-    """The folder that `out` will be in, or the nearest one that exists."""
-    return next(each for each in out.absolute().parents if each.is_dir())
 
 
 def losses_on(

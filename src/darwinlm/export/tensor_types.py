@@ -174,7 +174,7 @@ def _in_file(
     if checkpoint.config.tie_word_embeddings and "output.weight" in shapes and "token_embd.weight" in found:
         found["output.weight"] = found["token_embd.weight"]
     return {
-        name: {kind: row[kind] for kind in types_for(shapes[name][-1]) if kind in row} for name, row in found.items()
+        name: {kind: row[kind] for kind in all_types(shapes[name][-1]) if kind in row} for name, row in found.items()
     }
 
 

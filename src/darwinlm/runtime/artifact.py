@@ -112,6 +112,20 @@ def create(path: Path) -> int:
         os.close(made)
 
 
+@contextlib.contextmanager
+def fresh_folder(path: Path) -> Iterator[Path]:
+    """An empty folder while the body runs, in place of what a killed process left. Raises StorageError."""
+    shutil.rmtree(path, ignore_errors=True)
+    try:
+        path.mkdir()
+    except OSError as error:
+        raise storage_error(path, error) from error
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def share(folder: Path) -> None:
     """Give all files in a folder the permissions of new files; safetensors lets only the owner read its own."""
     probe = folder / f".permissions.{os.getpid()}.tmp"

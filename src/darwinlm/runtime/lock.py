@@ -195,7 +195,8 @@ def hold_target(path: Path) -> Lock:
     if lock.problem is None and path.parent.is_dir():
         for other in path.parent.glob(f".{glob.escape(path.name)}.*"):
             if other.name.startswith(f".{path.name}.") and re.fullmatch(
-                r"((export\.json\.)?\d+\.tmp|(plain\.)?partial|unchecked|old)", other.name[len(path.name) + 2 :]
+                r"((export\.json\.)?\d+\.tmp|(plain\.)?partial|unchecked|old|work|rounded)",
+                other.name[len(path.name) + 2 :],
             ):
                 _remove(other)
     return lock
