@@ -1,6 +1,6 @@
 """The main path in order.
 
-corpus → vocabulary → text → plan → saliency → database → types → search → stitch → refit → recover → export →
+corpus → vocabulary → text → plan → saliency → database → types → price → search → stitch → refit → recover → export →
 chats → evaluate → file → report
 
 Each name is a stage or a value, declared in `stages/` with its inputs, settings, work and result. A stage is skipped
@@ -28,13 +28,13 @@ from darwinlm.stages.report import REPORT
 from darwinlm.stages.search import SEARCH
 from darwinlm.stages.stitch import STITCH
 from darwinlm.stages.text import CALIBRATION, EVALUATION, FITNESS, RESERVED, TEXT, TRAINING, VALIDATION
-from darwinlm.stages.types import TYPES
+from darwinlm.stages.types import PRICE, TYPES
 from darwinlm.stages.vocabulary import VOCABULARY
 
 PRUNE = Graph(
     *(SOURCE, ORIGINAL, CORPUS, VOCABULARY, DENSE, TEACHER),
     *(TEXT, CALIBRATION, FITNESS, VALIDATION, EVALUATION, TRAINING, RESERVED),
-    *(LATENCY, PLAN, SALIENCY, DATABASE, TYPES, PROBLEM),
+    *(LATENCY, PLAN, SALIENCY, DATABASE, TYPES, PRICE, PROBLEM),
     *(SEARCH, STITCH, REFIT, CORPUS_RECOVERY, RECOVER, EXPORT),
     *(MODELS, CHATS, EVALUATE, FILE, REPORT),
     given=("neighbour",),

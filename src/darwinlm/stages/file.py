@@ -24,7 +24,7 @@ from darwinlm.runtime.artifact import read_as, write_json
 from darwinlm.runtime.errors import BudgetError, import_extra
 from darwinlm.runtime.figures import FileChoice, QuantisedFile
 from darwinlm.stages.export import Exported
-from darwinlm.stages.types import ChosenTypes, losses_in, types_need
+from darwinlm.stages.types import losses_in, types_need
 
 RECORD = "file.json"
 TOKENS = 8192
@@ -46,7 +46,7 @@ def _write(
     export: Exported,
     evaluation: TokenSequences,
     calibration: TokenSequences,
-    types: ChosenTypes | None,
+    types: Losses | None,
 ) -> None:
     """Write both files, measure them in llama.cpp, and delete that of the dense model."""
     bound, small = int(task.recipe.budget.file or 0), export.checkpoint
@@ -64,7 +64,7 @@ def _write(
     wanted = {"saved": (kind, path)}
     if types is not None:
         with suppress(BudgetError):  # no types make the dense model that small
-            wanted["dense"] = write(teacher, beside, MIXED, lambda: types.losses), beside
+            wanted["dense"] = write(teacher, beside, MIXED, lambda: types), beside
     else:  # sizes come with the largest first
         fits = next((name for name, size in file_sizes(teacher, teacher.source).items() if size <= bound), None)
         if fits is not None:

@@ -110,8 +110,6 @@ PLAN = Stage(
 
 PROBLEM: Stage[Problem] = Stage(
     "problem",
-    lambda task, dense, plan, types: (
-        plan if types is None else _bounded(task, dense, plan.space, plan.outside, types.cost)
-    ),
+    lambda task, dense, plan, price: plan if price is None else _bounded(task, dense, plan.space, plan.outside, price),
 )
 """The same with the types of tensors that were chosen for a bounded file."""

@@ -1,13 +1,11 @@
-"""Types: what every element type of GGUF files costs in every tensor, and the best price of a byte."""
+"""Types and price: what every element type of GGUF files costs in every tensor, and the best price of a byte."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -39,14 +37,6 @@ WORTH = 0.9
 """Predicted loss, relative to that of types alone, below which pruning is worth its time; predictions have an error."""
 KINDS = 6
 """Types in which a tensor is tried, for the plan."""
-
-
-@dataclass(frozen=True)
-class ChosenTypes:
-    """Losses of the dense model's tensors in every type, and the costs of all levels in the types that were chosen."""
-
-    losses: Losses
-    cost: CostModel
 
 
 def losses_in(task: Task, checkpoint: Checkpoint, calibration: TokenSequences, *, narrower: bool = False) -> Losses:
@@ -87,14 +77,12 @@ def _outside(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     return {name: shape for name, shape in file_tensors(checkpoint, shapes).items() if name not in inside}
 
 
-def _work(task: Task, dense: Checkpoint, calibration: TokenSequences, database: PruningDatabase) -> None:
-    losses = losses_in(task, dense, calibration, narrower=True)
-    write_json(task.folder / LOSSES, losses)
-    write_json(task.folder / COSTS, _costs(task, dense, losses, database))
+def _estimate(task: Task, dense: Checkpoint, calibration: TokenSequences) -> None:
+    write_json(task.folder / LOSSES, losses_in(task, dense, calibration, narrower=True))
 
 
-def _costs(task: Task, dense: Checkpoint, losses: Losses, database: PruningDatabase) -> dict[str, Any]:
-    """Costs of every level with the best types. Raises BudgetError if types alone are enough, or nothing is."""
+def _choose(task: Task, dense: Checkpoint, types: Losses, database: PruningDatabase) -> None:
+    """Write the costs of every level in the best types. Raises BudgetError if types alone are enough, or nothing is."""
     recipe, bound = task.recipe, int(task.recipe.budget.file or 0)
     shapes = module_shapes(dense)
     space = space_of(recipe, dense, shapes)
@@ -104,13 +92,12 @@ def _costs(task: Task, dense: Checkpoint, losses: Losses, database: PruningDatab
     by_place = {(shape.block, shape.kind): shape for shape in shapes}
     tensors = [
         [
-            _types(losses, module_tensors(dense, by_place[module.block, module.kind], level.groups, level.width), dense)
+            _types(types, module_tensors(dense, by_place[module.block, module.kind], level.groups, level.width), dense)
             for level in module.levels
         ]
         for module in space.modules
     ]
-    header, outside = _header(dense), _types(losses, _outside(dense), dense)
-    found = file_costs(alone, tensors, outside, header, bound)
+    found = file_costs(alone, tensors, _types(types, _outside(dense), dense), _header(dense), bound)
     if found is None:
         raise BudgetError(f"budget.file: {size(bound)} requested, less than the smallest model in the smallest types")
     if found.alone is not None and WORTH * found.alone <= found.kl:
@@ -124,7 +111,8 @@ def _costs(task: Task, dense: Checkpoint, losses: Losses, database: PruningDatab
         )
     without = "which types alone can't reach" if found.alone is None else f"{found.alone:.2g} with types alone"
     task.context.reporter.say(f"types: a loss of about {found.kl:.2g} nats per token before the search, {without}")
-    return {"costs": found.costs, "fixed": found.fixed, "kl": found.kl, "alone": found.alone}
+    record = {"costs": found.costs, "fixed": found.fixed, "kl": found.kl, "alone": found.alone}
+    write_json(task.folder / COSTS, record)
 
 
 def _types(losses: Losses, tensors: Mapping[str, tuple[int, ...]], dense: Checkpoint) -> list[Types]:
@@ -152,22 +140,31 @@ def types_need(need: Need) -> None:
     need.files(sizes.params * sizes.saved, 12.0 * KINDS * sizes.depth)
 
 
-def _read(task: Task) -> ChosenTypes:
+def _read(task: Task) -> CostModel:
     costs = read_json(task.folder / COSTS)
-    cost = CostModel("bytes", tuple(map(tuple, costs["costs"])), costs["fixed"])
-    return ChosenTypes(read_json(task.folder / LOSSES), cost)
+    return CostModel("bytes", tuple(map(tuple, costs["costs"])), costs["fixed"])
 
 
-TYPES: Stage[ChosenTypes | None] = Stage(
+TYPES: Stage[Losses | None] = Stage(
     "types",
-    _read,
-    work=_work,
-    title="types of tensors",
-    writes="loss of every tensor in every type of GGUF files, the costs of levels",
-    settings=("budget.file", "units"),
+    lambda task: read_json(task.folder / LOSSES),
+    work=_estimate,
+    title="losses of types",
+    writes="loss of every tensor in every type of GGUF files",
     arithmetic=True,
     wanted=lambda recipe: recipe.chooses_types,
     check=_check,
     need=types_need,
 )
-"""Costs in bytes of all levels, if the recipe bounds a file and names no type for it."""
+"""What types cost, if the recipe bounds a file and names no type for it."""
+
+PRICE: Stage[CostModel | None] = Stage(
+    "price",
+    _read,
+    work=_choose,
+    title="price of a byte",
+    writes="bytes of every module at every level in the best types",
+    settings=("budget.file", "units"),
+    wanted=lambda recipe: recipe.chooses_types,
+)
+"""Costs in bytes of all levels in these types."""
