@@ -99,7 +99,7 @@ def rounded(scratches: Sequence[tuple[Scratch, Sequence[str]]], threads: int) ->
 def roundings(
     tensors: Mapping[str, Tensor],
     folder: Path,
-    kinds_of: Callable[[str, int], Sequence[str]],
+    kinds_of: Callable[[str, int], Sequence[str]] = lambda name, columns: types_for(columns),
     *,
     dtype: torch.dtype,
     threads: int,
