@@ -111,6 +111,7 @@ def test_tensors_of_experts_have_no_types_of_their_own(command, tmp_path):
     [
         (("--file", "1kB", "--for", "q8_0"), "less than the smallest model that the units allow"),
         (("--file", "1kB"), "less than the smallest model that the units allow"),
+        (("--file", "1MB", "--set", "database.saliency=output"), "use database.saliency=loss, or name one with --for"),
         (("--file", "1MB", "--for", "awq"), "awq is no type of GGUF files: leave --for out, or name one of"),
     ],
 )

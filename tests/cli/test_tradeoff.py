@@ -53,7 +53,8 @@ def test_every_file_is_measured_and_the_front_is_drawn(command, given, tmp_path)
 def test_files_of_given_sizes_stand_beside_those_of_whole_types(command, given, tmp_path):
     pytest.importorskip("cyllama", reason="comes with the extra llama-cpp")
     bound = smallest(tmp_path / "model") + 20_000
-    command("tradeoff", *given, *FAST, "--quant", "q8_0", "--sizes", f"{bound},1kB").succeeded()
+    ended = command("tradeoff", *given, *FAST, "--quant", "q8_0", "--sizes", f"{bound},1kB").succeeded()
+    assert "dense: left out: even the smallest types need" in ended.out
     found = json.loads((tmp_path / "out" / "tradeoff.json").read_text())["rows"]
     mixed = [row for row in found if row["quantisation"] == "mixed"]
     assert [row["model"] for row in mixed] == ["dense", "keep-70"]  # nothing has 1 kB
@@ -66,6 +67,7 @@ def test_files_of_given_sizes_stand_beside_those_of_whole_types(command, given, 
     ("change", "said"),
     [
         (("--sizes", "88XB"), "--sizes 88XB: "),
+        (("--sizes", "88MB,88MB"), "--sizes: name each size once"),
         (("--sizes", "88MB", "--text", "self"), "--sizes: types of tensors are chosen on a text: name it with --text"),
         (("--quant", "q4_k_x"), "--quant q4_k_x: llama.cpp quantises to"),
         (("--quant", "q8_0,q8_0"), "name each type once"),

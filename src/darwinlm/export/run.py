@@ -15,7 +15,7 @@ from darwinlm.export.check import ExportReport
 from darwinlm.export.folder import FORMATS, export_folder
 from darwinlm.export.gguf import export_gguf
 from darwinlm.export.source import check_target, open_source
-from darwinlm.export.tensor_types import FileSize, type_losses
+from darwinlm.export.tensor_types import LOSS_TOKENS, FileSize, type_losses
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import BudgetSettings
 from darwinlm.runtime.artifact import fresh_folder
@@ -24,8 +24,8 @@ from darwinlm.runtime.errors import ExportError
 from darwinlm.runtime.lock import hold_target
 
 ALL_FORMATS = (*FORMATS, "gguf")
-SEQUENCE, TOKENS = 512, 4096
-"""Tokens of a sequence, and of all text that losses of types are estimated on."""
+SEQUENCE = 512
+"""Tokens of a sequence of the text that losses of types are estimated on."""
 
 
 def export_model(
@@ -129,7 +129,7 @@ def losses_on(
     say: Callable[[str], None] = lambda message: None,
 ) -> Losses:
     """What every type costs in every tensor, on the fastest device of this machine."""
-    tokens = pack(text, checkpoint.tokenizer(), sequence_length=SEQUENCE, max_tokens=TOKENS)
+    tokens = pack(text, checkpoint.tokenizer(), sequence_length=SEQUENCE, max_tokens=LOSS_TOKENS)
     device = resolve_device("auto")
     say(f"estimating losses of types on {tokens.numel():,} tokens")
     return type_losses(

@@ -36,6 +36,8 @@ UNKNOWN = "Q8_0"
 """Type of matrices whose loss isn't known, such as those of experts; it loses next to nothing."""
 EXPERTS = "_exps."
 """In names of experts' tensors."""
+LOSS_TOKENS = 4096
+"""Tokens that losses of types are estimated on."""
 ALIGNMENT = 32
 """Bytes of which a tensor in a file takes a multiple."""
 

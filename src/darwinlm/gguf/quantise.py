@@ -24,7 +24,8 @@ FILE_TYPES = {"Q3_K": "Q3_K_S", "Q4_K": "Q4_K_S", "Q5_K": "Q5_K_S"}
 """The quantiser's names of whole files of a type, where they differ."""
 PLAIN = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 """Type in which tensors travel to the quantiser, by that of the checkpoint."""
-Rounded = dict[str, dict[str, np.ndarray[Any, Any]]]
+RoundedBytes = dict[str, dict[str, np.ndarray[Any, Any]]]
+"""Bytes of tensors, [..., r, c], by name and type."""
 SIZES = ("context_length", "embedding_length", "block_count", "feed_forward_length", "head_count", "vocab_size")
 """Keys without which the quantiser refuses a file; it doesn't use them."""
 
@@ -73,7 +74,7 @@ class Scratch:
         self._writer.close()
 
 
-def rounded(scratches: Sequence[tuple[Scratch, Sequence[str]]], threads: int) -> Rounded:
+def rounded(scratches: Sequence[tuple[Scratch, Sequence[str]]], threads: int) -> RoundedBytes:
     """Bytes of tensors, [..., r, c], by name and type; they are mapped from files beside the scratches.
 
     Each file is rounded to every one of its types.
@@ -88,7 +89,7 @@ def rounded(scratches: Sequence[tuple[Scratch, Sequence[str]]], threads: int) ->
         (each, kind, each.path.with_name(f"{each.path.name}.{kind}")) for each, kinds in scratches for kind in kinds
     ]
     quantise_files([(each.path, path, FILE_TYPES.get(kind, kind)) for each, kind, path in made], threads, pure=True)
-    found: Rounded = {}
+    found: RoundedBytes = {}
     for each, kind, path in made:
         data = {tensor.name: tensor.data for tensor in GGUFReader(path).tensors}
         for number, name in enumerate(each.names):
@@ -103,7 +104,7 @@ def roundings(
     *,
     dtype: torch.dtype,
     threads: int,
-) -> Rounded:
+) -> RoundedBytes:
     """`rounded` of tensors in memory; `kinds_of` gives types for a name and its columns. Raises as it does."""
     groups: dict[tuple[str, ...], dict[str, Tensor]] = {}
     for name, tensor in tensors.items():

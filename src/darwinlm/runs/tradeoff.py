@@ -9,7 +9,6 @@ from __future__ import annotations
 import statistics
 import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -91,6 +90,8 @@ def measure_tradeoff(
     """
     reporter, first = reporter or Reporter(), recipes[0]
     _check(quantisations)
+    if len({amounts.size(size) for size in sizes}) < len(sizes):
+        raise ExportError("--sizes: name each size once")
     if sizes and SELF in named_parts(str(first.text.source)):
         raise RecipeError("--sizes: types of tensors are chosen on a text: name it with --text")
     check_output(out, "--out", (), (held_out,))
@@ -168,10 +169,13 @@ def _quantised(
         words = amounts.size(size)
         file = _File(model, MIXED, folder / f"{model}-{words.replace(' ', '')}.gguf")
         reporter.say(f"{model}: a type for each tensor within {words}")
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".") as work, suppress(BudgetError):
-            made = Path(work) / file.path.name  # no types may make this model so small
-            bound = FileSize(size, losses)
-            export_gguf(checkpoint, made, size=bound, tokenizer_from=tokenizer_from, threads=threads)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".") as work:
+            made, bound = Path(work) / file.path.name, FileSize(size, losses)
+            try:
+                export_gguf(checkpoint, made, size=bound, tokenizer_from=tokenizer_from, threads=threads)
+            except BudgetError as error:
+                reporter.say(f"{model}: left out: {error}")
+                continue
             made.replace(file.path)
             files.append(file)
     return files

@@ -11,9 +11,10 @@ import torch
 
 from darwinlm.calibration.rounding import Losses
 from darwinlm.data import TokenSequences
+from darwinlm.database.metrics import find_metric
 from darwinlm.engines.process import require_engine
 from darwinlm.execution.stage import Stage, Task
-from darwinlm.export.tensor_types import UNKNOWN, tensor_bytes, type_losses
+from darwinlm.export.tensor_types import LOSS_TOKENS, UNKNOWN, tensor_bytes, type_losses
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import module_shapes
 from darwinlm.gguf.quantise import all_types
@@ -31,10 +32,9 @@ from darwinlm.stages.database import PruningDatabase
 from darwinlm.stages.text_source import SELF, named_parts
 
 LOSSES, COSTS = "losses.json", "costs.json"
-TOKENS = 4096
-"""Tokens of calibration text that losses are estimated on."""
 WORTH = 0.9
 """Predicted loss, relative to that of types alone, below which pruning is worth its time; predictions have an error."""
+NO_LOSSES = "budget.file: types are chosen by losses: use database.saliency=loss, or name one with --for"
 KINDS = 6
 """Types in which a tensor is tried, for the plan."""
 
@@ -44,7 +44,7 @@ def losses_in(task: Task, checkpoint: Checkpoint, calibration: TokenSequences, *
     context, tokens = task.context, calibration.tokens
     return type_losses(
         checkpoint,
-        tokens[: max(1, TOKENS // tokens.shape[1])],
+        tokens[: max(1, LOSS_TOKENS // tokens.shape[1])],
         task.folder,
         dtype=context.dtype,
         device=context.device,
@@ -66,6 +66,8 @@ def _check(task: Task, original: Checkpoint) -> None:
         require_engine("llama.cpp", "a budget of a GGUF file")
         if original.family.mlp.experts is not None:
             raise RecipeError("budget.file: types can't be chosen for the tensors of experts: name one with --for")
+        if not find_metric(task.recipe.database.saliency).gradients:
+            raise RecipeError(NO_LOSSES)
 
 
 def _outside(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
@@ -88,7 +90,7 @@ def _choose(task: Task, dense: Checkpoint, types: Losses, database: PruningDatab
     space = space_of(recipe, dense, shapes)
     alone = estimated_losses(space, database.reader)
     if alone is None:
-        raise RecipeError("budget.file: types are chosen by losses: use database.saliency=loss, or name one with --for")
+        raise RecipeError(NO_LOSSES)
     by_place = {(shape.block, shape.kind): shape for shape in shapes}
     tensors = [
         [
@@ -130,7 +132,7 @@ def _types(losses: Losses, tensors: Mapping[str, tuple[int, ...]], dense: Checkp
 def types_need(need: Need) -> None:
     """Forward and backward passes, and a product for every type; a block in all types is in memory."""
     sizes = need.sizes
-    need.tokens = sizes.whole(TOKENS)
+    need.tokens = sizes.whole(LOSS_TOKENS)
     need.run(need.tokens, blocks=1 + KINDS, heads=1 + KINDS)
     need.run(need.tokens, blocks=2, heads=2, kind="training")
     rows, head = need.ends(need.tokens)
