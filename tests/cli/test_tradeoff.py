@@ -9,9 +9,10 @@ from tests.tiny.pruned import plain_checkpoint
 
 from darwinlm.engines import process
 from darwinlm.report.tradeoff import FileRow, Tradeoff, front, remarks
-from darwinlm.runs import tradeoff
+from darwinlm.runs import tradeoff, tradeoff_files
 
 FAST = ("--tokens", 96, "--prompt-tokens", 24, "--new-tokens", 4, "--runs", 2)
+INTERRUPTED = 130
 CHEAP = ("units.mlp_multiple=32", "refit.tokens=0", "search.generations=1")
 
 
@@ -39,7 +40,7 @@ def test_every_file_is_measured_and_the_front_is_drawn(command, given, tmp_path)
     for kind in ("f16", "q8_0", "q2_k"):
         assert by_name["keep-70", kind]["bytes"] < by_name["dense", kind]["bytes"]
         assert by_name["keep-70", kind]["kl"] > by_name["dense", kind]["kl"]
-    assert not [path for path in (tmp_path / "out" / "files").iterdir() if path.suffix != ".gguf"]
+    assert {path.name for path in (tmp_path / "out" / "files").iterdir()} == {"dense", "keep-70"}
     stages = {path.name for path in (tmp_path / "out" / "sizes").glob("**/stages/*")}
     assert "export" in stages  # and nothing that only a report shows
     assert not stages & {"chats", "evaluate", "file", "report"}
@@ -60,7 +61,39 @@ def test_files_of_given_sizes_stand_beside_those_of_whole_types(command, given, 
     assert [row["model"] for row in mixed] == ["dense", "keep-70"]  # nothing has 1 kB
     for row in mixed:
         assert 0.9 * bound < row["bytes"] <= bound
-    assert not [path for path in (tmp_path / "out" / "files").iterdir() if path.suffix != ".gguf"]
+
+
+def interrupted(*_given, **_named):
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_command_goes_on_with_the_files_that_it_has(command, given, tmp_path, monkeypatch):
+    pytest.importorskip("cyllama", reason="comes with the extra llama-cpp")
+    files, bound = tmp_path / "out" / "files", smallest(tmp_path / "model") + 20_000
+    again = ("tradeoff", *given, *FAST, "--quant", "f16,q8_0", "--sizes", str(bound))
+    with monkeypatch.context() as broken:
+        broken.setattr(tradeoff_files, "measure_quality", interrupted)
+        assert command(*again).code == INTERRUPTED
+    made = {path: path.stat().st_mtime_ns for path in files.rglob("*.gguf")}
+    assert len(made) == 3
+    with monkeypatch.context() as broken:
+        broken.setattr(tradeoff, "prune_sweep", interrupted)
+        assert command(*again).code == INTERRUPTED
+    losses = json.loads((files / "dense" / "losses.json").read_text())
+    with monkeypatch.context() as broken:
+        broken.setattr(tradeoff, "EngineProcess", interrupted)
+        assert command(*again).code == INTERRUPTED
+    ended = command(*again).succeeded()
+    assert "dense: files and their losses: already done, reused" in ended.out
+    assert "keep-70: files and their losses: already done, reused" in ended.out
+    assert made.items() <= {path: path.stat().st_mtime_ns for path in files.rglob("*.gguf")}.items()
+    rows = json.loads((tmp_path / "out" / "tradeoff.json").read_text())["rows"]
+    assert [row["kl"] for row in rows[:3]] == [loss["kl"] for loss in losses]
+    (files / "dense" / "dense-q8_0.gguf").write_bytes(b"GGUF")
+    command(*again).refused("dense-q8_0.gguf is damaged (it was changed after it was written)")
+    ended = command(*again, "--quant", "f16").succeeded()
+    assert "dense: files are made again: its settings or inputs have changed" in ended.out
+    assert not list(files.rglob("*q8_0.gguf"))
 
 
 @pytest.mark.parametrize(
@@ -84,10 +117,12 @@ def test_wrong_input_ends_before_any_pruning(command, given, tmp_path, change, s
 def test_a_quantiser_that_fails_ends_before_any_pruning(command, given, tmp_path, monkeypatch):
     pytest.importorskip("cyllama", reason="comes with the extra llama-cpp")
     real = process.quantise_file
-    monkeypatch.setattr(tradeoff, "quantise_file", lambda source, target, name, threads: real(target, target, name, 1))
+    monkeypatch.setattr(
+        tradeoff_files, "quantise_file", lambda source, target, name, threads: real(target, target, name, 1)
+    )
     command("tradeoff", *given, *FAST, "--quant", "q6_k").refused("llama.cpp can't quantise to Q6_K")
     assert not (tmp_path / "out" / "sizes").exists()
-    assert not list((tmp_path / "out" / "files").glob("*"))
+    assert not list((tmp_path / "out" / "files").rglob("*.gguf"))
 
 
 def test_without_the_engine_the_extra_is_named(command, given, tmp_path, monkeypatch):

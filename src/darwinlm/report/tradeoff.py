@@ -30,7 +30,7 @@ class Rate(Figures):
     high: float
 
 
-class FileRow(Figures):
+class FileLoss(Figures):
     """One GGUF file in llama.cpp; KL(original ‖ file) is in nats per token.
 
     `model` is `dense` or the budget of a pruned one.
@@ -42,6 +42,11 @@ class FileRow(Figures):
     bytes: int
     kl: float
     perplexity: float
+
+
+class FileRow(FileLoss):
+    """The same with the file's speed."""
+
     prompt: Rate
     decode: Rate
 
