@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from darwinlm.database.store import DatabaseReader
 from darwinlm.families.parts import KINDS
-from darwinlm.runtime.errors import BudgetError
+from darwinlm.runtime.errors import BudgetError, FamilyError
 from darwinlm.search.predict.module_losses import local_errors
 from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import Allocation
@@ -76,10 +76,17 @@ def least_local_error(problem: Problem, database: DatabaseReader) -> Allocation:
 
 
 def equal_experts(problem: Problem) -> Allocation:
-    """The largest equal number of whole experts within the budget; other modules stay dense. Raises BudgetError."""
+    """The largest equal number of whole experts within the budget; other modules stay dense.
+
+    Raises BudgetError, or FamilyError if the model has no mixture of experts.
+    """
     space, cost = problem.space, problem.cost
-    counts = {level.experts for module in space.modules for level in module.levels}
-    for count in sorted(counts - {0}, reverse=True):
+    counts = {level.experts for module in space.modules for level in module.levels} - {0}
+    if not counts:
+        raise FamilyError(
+            "reap, ream and frequency rank experts, but this model has no mixture of experts: leave them out"
+        )
+    for count in sorted(counts, reverse=True):
         allocation = list(space.dense)
         for index, module in enumerate(space.modules):
             full = module.levels[-1]
@@ -89,8 +96,8 @@ def equal_experts(problem: Problem) -> Allocation:
         if cost.of(allocation) <= problem.budget.limit:
             return tuple(allocation)
     raise BudgetError(
-        "reap and frequency keep the same number of whole experts in every block, and none fits into "
-        f"{cost.words(problem.budget.limit)}: leave reap and frequency out"
+        "reap, ream and frequency keep the same number of whole experts in every block, and none fits into "
+        f"{cost.words(problem.budget.limit)}: leave them out"
     )
 
 

@@ -18,7 +18,6 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.parts import RowUnit
 from darwinlm.families.shapes import ModuleShape, module_shapes, row_counts, row_segments
 from darwinlm.runtime.compute import exact
-from darwinlm.runtime.errors import FamilyError
 from darwinlm.streaming.experts import Routing, expert_module, expert_output, output_sizes, watch_experts
 from darwinlm.streaming.outputs import output_projection
 from darwinlm.streaming.stream import BlockStream
@@ -136,7 +135,7 @@ class ExpertScores:
 def expert_scores(stream: BlockStream, progress: Progress = lambda done, total: None) -> dict[int, ExpertScores]:
     """Frequency of each expert, and its contribution to the output (REAP, arXiv 2510.13999), by block.
 
-    The stream, before the first block, is used up. Raises FamilyError if the model has no mixture of experts.
+    The stream, before the first block, is used up.
     """
     part = stream.checkpoint.family.mlp
     by_block: dict[int, ExpertScores] = {}
@@ -145,8 +144,6 @@ def expert_scores(stream: BlockStream, progress: Progress = lambda done, total: 
         if mixture is not None and part.experts is not None:
             by_block[block] = ExpertScores(mixture, output_sizes(mixture, part.experts)[0])
             hooks.enter_context(watch_experts(mixture, by_block[block].note))
-    if not by_block:
-        raise FamilyError("reap and frequency rank experts, but this model has no mixture of experts: leave them out")
     return by_block
 
 

@@ -56,6 +56,10 @@ class ModuleReader:
         kept = self.experts(block, level).tolist()
         return torch.stack([W[expert][:, some] for expert, some in zip(kept, columns, strict=True)])
 
+    def tensors(self, block: int, name: str = "") -> dict[str, Tensor]:
+        """Tensors of a dense block whose name in it starts with `name`, which is removed from the names."""
+        return self.checkpoint.read(self.checkpoint.block_prefix(block) + name)
+
     def release(self, reserve: int = 0) -> None:
         """Free the memory of what can be computed again; afterwards leave `reserve` bytes of the device free."""
 
@@ -86,5 +90,4 @@ class ModuleReader:
 
     def _dense_weight(self, block: int, kind: ModuleKind) -> Tensor:
         part, name = self.checkpoint.family.module(kind), self.shapes[block, kind].output
-        tensor = self.checkpoint.read(self.checkpoint.block_prefix(block) + name)[""]
-        return by_rows(part, name.removeprefix(part.prefix), tensor)
+        return by_rows(part, name.removeprefix(part.prefix), self.tensors(block, name)[""])

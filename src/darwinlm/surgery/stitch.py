@@ -215,9 +215,7 @@ def stitched_tensors(database: ModuleReader, chosen: Chosen) -> Iterator[tuple[s
 
 
 def _block_tensors(database: ModuleReader, chosen: Chosen, block: int) -> Iterator[tuple[str, Tensor]]:
-    checkpoint = database.checkpoint
-    family = checkpoint.family
-    inside = checkpoint.read(checkpoint.block_prefix(block))
+    family, inside = database.checkpoint.family, database.tensors(block)
     if family.tail is not None and family.tail.scale in inside:
         yield family.tail.scale, inside[family.tail.scale]
     for kind in family.kinds:
