@@ -17,6 +17,7 @@ from darwinlm.database.block_moments import stream_moments
 from darwinlm.database.order import damp
 from darwinlm.database.store import DatabaseReader
 from darwinlm.execution.run import Run
+from darwinlm.runtime import parallel
 from darwinlm.search.evaluate.fitness import Fitness
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.stages.database import stream_of
@@ -167,6 +168,27 @@ def test_fitness_looks_at_whole_sequences_and_remembers(whole, placed):
     assert fitness.evaluations == 2
     whole_batch = Fitness(placed, whole.text["fitness"].tokens, batch_tokens=96)
     assert more == pytest.approx(whole_batch.kl(allocation, 65), rel=1e-6), "the third sequence came alone"
+
+
+@pytest.mark.parametrize("candidates", [1, 2])
+def test_processes_share_candidates_and_their_text(whole, placed, monkeypatch, candidates):
+    tokens, count, window = whole.text["fitness"].tokens[:4], 4, (0, 4)
+    allocations = whole.random_allocations(candidates)
+    alone = Fitness(placed, tokens, batch_tokens=tokens.numel())
+    alone.kl_on(allocations, window)
+    monkeypatch.setattr(parallel, "size", lambda: count)
+    monkeypatch.setattr(parallel, "gather", lambda share: [share] if share is not None else [None] * count)
+    for place in range(count):
+        monkeypatch.setattr(parallel, "place", lambda place=place: place)
+        each = Fitness(placed, tokens, batch_tokens=tokens.numel())
+        with pytest.raises(KeyError):  # losses of the other processes
+            each.kl_on(allocations, window)
+        assert sum(map(len, each._known.values())) == candidates
+        assert len(each._known) == 1, "a process places the modules of few candidates"
+        for allocation, losses in each._known.items():
+            for number, loss in losses.items():
+                assert loss == pytest.approx(alone._known[allocation].pop(number), rel=1e-5)
+    assert not any(alone._known.values()), "every sequence was run once"
 
 
 def test_the_summary_describes_the_saved_layers(whole):

@@ -35,7 +35,7 @@ def _everything(rank):
     found["sum"] = parallel.all_reduce(torch.tensor([1.0 + rank])).tolist()
     found["gathered"] = parallel.gather({"from": rank})
     found["broadcast"] = parallel.broadcast(f"of {rank}")
-    found["mine"] = list(parallel.mine(range(5)))
+    found["mine"], found["portion"] = list(parallel.mine(range(5))), list(parallel.portion(range(5)))
     tensors = {f"{rank}.a": torch.full((2, 3), rank), f"{rank}.b": torch.arange(rank + 1, dtype=torch.float64)}
     found["collected"] = {name: tensor.tolist() for name, tensor in parallel.collect(tensors).items()}
     found["alone"] = _failing(lambda: _agreed(NumericsError("block 3: NaN") if rank == 1 else None))
@@ -75,6 +75,7 @@ def test_two_processes(tmp_path):
         assert one["gathered"] == [{"from": 0}, {"from": 1}]
         assert one["broadcast"] == "of 0"
         assert one["mine"] == [[0, 2, 4], [1, 3]][rank]
+        assert one["portion"] == [[0, 1], [2, 3, 4]][rank]
         assert one["alone"] == ("NumericsError", "block 3: NaN")
         assert one["both"] == ("DataError", "of 0")
         assert one["main fails"] == ("MissingExtraError", f"x needs the package 'p': {install('e')}")

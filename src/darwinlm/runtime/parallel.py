@@ -171,6 +171,11 @@ def mine(items: Sequence[T]) -> Sequence[T]:
     return items[place() :: size()]
 
 
+def portion(items: Sequence[T]) -> Sequence[T]:
+    """This process's share of work whose neighbours have most in common: consecutive items."""
+    return items[len(items) * place() // size() : len(items) * (place() + 1) // size()]
+
+
 def collect(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of all processes in main memory of the first one, by name; the others get an empty mapping."""
     if not _together():

@@ -4,9 +4,10 @@ All candidates of a round go through the blocks together: a block's weights are 
 reached it runs with its own modules. A candidate shares everything before its first changed block with the base, whose
 stream it joins there. The base's block inputs are kept where there is room. All candidates see the same tokens, so
 their differences are paired. The loss of a candidate on each sequence is stored; a later round on more text only runs
-the new text. Several processes share the candidates of a round.
+the new text. Several processes share the candidates of a round and their text.
 
-A loss depends only on the candidate and the sequences, never on the base, the process or the order of evaluations.
+A loss depends only on the candidate and the sequences, never on the base, the process or the order of evaluations; up
+to rounding, since several processes run fewer sequences at once.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -38,6 +40,11 @@ INPUTS_SHARE = 0.1
 
 Window = tuple[int, int]
 """Range of sequences on which candidates are compared, or a piece of it for one forward pass: first index, end."""
+
+
+def at_once(batch_tokens: int, sequence_length: int) -> int:
+    """Sequences in one forward pass of this process, of several that share the text."""
+    return max(1, batch_tokens // parallel.size() // sequence_length)
 
 
 @dataclass
@@ -96,9 +103,7 @@ class Fitness:
         self.n_sequences, self.sequence_length = tokens.shape
         self.evaluations = 0
         self.clock = Clock()
-        self._batch_sequences = max(
-            1, (min(batch_tokens, CPU_TOKENS) if on_cpu else batch_tokens) // self.sequence_length
-        )
+        self._batch_sequences = at_once(min(batch_tokens, CPU_TOKENS) if on_cpu else batch_tokens, self.sequence_length)
         self._known: dict[Allocation, dict[int, float]] = {}
         self._sides: list[ExpectedRows | Distributions] = []
         self.dense: Tensor
@@ -169,13 +174,13 @@ class Fitness:
         Raises TimeLimitError if the clock's limit has passed.
         """
         wanted = range(*window)
-        missing = [each for each in dict.fromkeys(allocations) if not self._known.get(each, {}).keys() >= {*wanted}]
+        missing = [(each, piece) for each in dict.fromkeys(allocations) for piece in self._missing(each, window)]
         with parallel.agree():
-            measured = self._evaluate(parallel.mine(missing), window)
+            measured = self._evaluate(parallel.portion(missing))
         for part in parallel.gather(measured):
             for each, losses in part.items():
                 self._known.setdefault(each, {}).update(losses)
-        self.evaluations += len(missing)
+        self.evaluations += len({each for each, _ in missing})
         return [_mean([self._known[each][number] for number in wanted], self.sequence_length) for each in allocations]
 
     @torch.no_grad()
@@ -200,9 +205,12 @@ class Fitness:
         self._known[allocation] = dict(enumerate(losses))
 
     @torch.no_grad()
-    def _evaluate(self, candidates: Sequence[Allocation], window: Window) -> dict[Allocation, dict[int, float]]:
-        """Losses of candidates on those sequences of a window for which they aren't known yet."""
-        walkers = [Walker(each, self._first_changed(each), list(self._missing(each, window))) for each in candidates]
+    def _evaluate(self, missing: Sequence[tuple[Allocation, Window]]) -> dict[Allocation, dict[int, float]]:
+        """Losses of candidates on some sequences, by candidate and number of the sequence."""
+        walkers = [
+            Walker(each, self._first_changed(each), [piece for _, piece in group])
+            for each, group in itertools.groupby(missing, key=itemgetter(0))
+        ]
         measured: dict[Allocation, dict[int, float]] = {}
         if walkers:
             self._walk(walkers)

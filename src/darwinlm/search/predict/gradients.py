@@ -33,7 +33,7 @@ from darwinlm.runtime import parallel
 from darwinlm.runtime.compute import exact
 from darwinlm.runtime.errors import NumericsError
 from darwinlm.search.evaluate.dense_side import GRADIENT_TOKENS
-from darwinlm.search.evaluate.fitness import CPU_TOKENS, Clock, Window
+from darwinlm.search.evaluate.fitness import CPU_TOKENS, Clock, Window, at_once
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.problem.space import Allocation
 from darwinlm.streaming.decoder import Removed
@@ -65,7 +65,7 @@ class Gradients:
         if self.decoder.device.type == "cpu":
             batch_tokens = min(batch_tokens, CPU_TOKENS)
         self.tokens, self.dense = tokens, dense
-        self._batch_sequences = max(1, batch_tokens // tokens.shape[1])
+        self._batch_sequences = at_once(batch_tokens, tokens.shape[1])
 
     def around(self, allocation: Allocation, window: Window) -> list[list[float]]:
         """First-order losses of every level, in nats per token; zero for a mixture, where routing would change.
