@@ -10,12 +10,14 @@ import pytest
 from tests.tiny.pruned import any_checkpoint, plain_checkpoint, pruned_checkpoint
 from torch import nn
 
+from darwinlm.calibration.expert_rounding import WatchedExperts
 from darwinlm.export.tensor_types import UNKNOWN, _in_file, choose_types, room_for, tensor_bytes
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.gguf.layout import choose_layout
 from darwinlm.gguf.quantise import types_for
 from darwinlm.gguf.sizes import BYTES
 from darwinlm.runtime.errors import BudgetError, ExportError
+from darwinlm.streaming.experts import expert_module
 from darwinlm.surgery.reshape import Reshaper
 
 pytest.importorskip("gguf", reason="the extra gguf")
@@ -26,6 +28,16 @@ FEWER = {1: (2, 1, 96)}
 WIDE = {"hidden_size": 256, "num_attention_heads": 8}
 MAMBA = {"num_hidden_layers": 4, "mamba_n_heads": 4, "mamba_d_head": 32}
 DELTA = {"num_hidden_layers": 4, "linear_key_head_dim": 32, "linear_value_head_dim": 32}
+UNLIMITED = {"sliding_window": None}
+GEMMA4 = {
+    "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+    "global_head_dim": 64,
+    "num_global_key_value_heads": 1,
+    "num_key_value_heads": 2,
+    "vocab_size_per_layer_input": 320,
+    "moe_intermediate_size": 64,
+}
+EXPERTS = [f"blk.1.ffn_{part}_exps" for part in ("gate", "up", "down")]
 QKV = ("attn_q", "attn_k", "attn_v")
 QUARTERS = {"blk.1.attn_q": 1 / 2, "blk.1.attn_k": 1 / 4, "blk.1.attn_v": 1 / 4}
 
@@ -42,13 +54,19 @@ class Opened:
         weights[family.embedding] = model.get_submodule(family.embedding).weight
         if self.tied:
             weights.pop(family.head, None)
+        columns = {f"{name}.weight": weight.shape[-1] for name, weight in weights.items()}
+        for block in range(checkpoint.n_blocks):
+            mixture = expert_module(model.get_submodule(f"{family.layers}.{block}"), family.mlp)
+            if mixture is not None:
+                prefix = f"{checkpoint.block_prefix(block)}{family.mlp.prefix}"
+                tensors = WatchedExperts(mixture, family.mlp).weights()
+                columns |= {f"{prefix}{name}": tensor.shape[-1] for name, tensor in tensors.items()}
         self.losses = {
-            f"{name}.weight": {
-                kind: (1 + number % 7) * 2.0 ** (-2 * 8 * BYTES[kind][1] / BYTES[kind][0])
-                for kind in types_for(weight.shape[-1])
+            name: {
+                kind: (1 + number % 7) * 2.0 ** (-2 * 8 * BYTES[kind][1] / BYTES[kind][0]) for kind in types_for(count)
             }
-            for number, (name, weight) in enumerate(weights.items())
-            if types_for(weight.shape[-1])
+            for number, (name, count) in enumerate(columns.items())
+            if types_for(count)
         }
 
     def choose(self, room: int = 10**9):
@@ -80,7 +98,8 @@ def opened(folder: Path, model_type: str, rows=None, **overrides) -> Opened:
         ("granitemoehybrid", None, MAMBA, "1.shared_mlp.input", {"blk.1.ffn_gate": 1 / 2, "blk.1.ffn_up": 1 / 2}),
         ("granitemoehybrid", None, MAMBA, "1.shared_mlp.output", {"blk.1.ffn_down": 1}),
         ("apertus", None, {}, "1.mlp.up_proj", {"blk.1.ffn_up": 1}),
-        ("mixtral", None, {"sliding_window": None}, "1.mlp", {}),
+        ("mixtral", None, UNLIMITED, "1.mlp.experts", dict.fromkeys(EXPERTS, 1)),
+        ("gemma4_text_experts", None, GEMMA4, "1.experts.gate_up_proj", {"blk.1.ffn_gate_up_exps": 2}),
         ("llama", {0: (0, 0, 0), 2: (2, 1, 64)}, {}, "2.mlp.up_proj", {"blk.1.ffn_up": 1}),
         ("llama", {0: (0, 0, 0), 2: (2, 1, 64)}, {}, "layers.0.", {}),
         ("llama", None, {}, "lm_head", {"output": 1}),
@@ -104,12 +123,12 @@ def test_where_the_loss_of_a_weight_goes(tmp_path, model_type, rows, overrides, 
         ("phi3", FEWER, {}, set()),
         ("qwen3_5_text", None, DELTA, set()),
         ("granitemoehybrid", None, MAMBA, set()),
-        ("mixtral", None, {"sliding_window": None}, {"ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"}),
+        ("mixtral", None, UNLIMITED, set()),
         ("llama", {1: (4, 2, 40)}, {}, {"ffn_down"}),
         ("llama", MIXED, {}, {*QKV, "attn_output", "ffn_gate", "ffn_up", "ffn_down"}),
     ],
 )
-def test_only_experts_padded_rows_and_zeros_have_no_known_loss(tmp_path, model_type, rows, overrides, unknown):
+def test_only_padded_rows_and_zeros_have_no_known_loss(tmp_path, model_type, rows, overrides, unknown):
     given = opened(tmp_path, model_type, rows, **overrides)
     shapes, _ = room_for(given.reshaper, given.layout, 10**9)
     smallest = given.choose(least(given)).types
@@ -140,7 +159,7 @@ def least(given: Opened) -> int:
         ("llama", None, WIDE),
         ("llama", {1: (0, 0, 0), 2: (2, 1, 40)}, {}),
         ("phi3", None, SQUARE),
-        ("mixtral", None, {"sliding_window": None}),
+        ("mixtral", None, UNLIMITED),
     ],
 )
 def test_a_smaller_file_never_loses_less_and_none_is_too_large(tmp_path, model_type, rows, overrides):
@@ -161,7 +180,7 @@ def test_a_smaller_file_never_loses_less_and_none_is_too_large(tmp_path, model_t
 
 @pytest.mark.parametrize("model_type", ["llama", "mixtral"])
 def test_what_cannot_fit_is_refused(tmp_path, model_type):
-    given = opened(tmp_path, model_type, **({"sliding_window": None} if model_type == "mixtral" else {}))
+    given = opened(tmp_path, model_type, **(UNLIMITED if model_type == "mixtral" else {}))
     fits = least(given)
     for call in (room_for, lambda *arguments: choose_types(*arguments[:2], given.losses, arguments[2])):
         with pytest.raises(

@@ -10,6 +10,7 @@ from torch import nn
 from darwinlm.calibration import rounding
 from darwinlm.calibration.rounding import rounding_losses
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.expert_tensors import as_stored, by_rows
 from darwinlm.streaming.hidden import HiddenMemory
 
 LENGTH = 24
@@ -24,11 +25,34 @@ def change(weight):
 
 def stub(weights):
     """Weights after "rounding" to two types, one of which errs twice as much."""
-    return {name: {"fine": each + change(each), "coarse": each + 2 * change(each)} for name, each in weights.items()}
+    for name, each in weights.items():
+        yield name, "fine", each + change(each)
+        yield name, "coarse", each + 2 * change(each)
+
+
+def watched_mixture(module, name, seen):
+    """A forward pass of a mixture in plain steps, each of whose outputs is added to `seen` with its error."""
+
+    def projected(x, weight, part):
+        seen.append((f"{name}.{part}", y := x @ weight.T, x.detach() @ change(weight).T))
+        return y
+
+    def forward(hidden, chosen, factors):
+        result = torch.zeros_like(hidden)
+        for expert, (joined, last) in enumerate(
+            zip(module.gate_up_proj.detach(), module.down_proj.detach(), strict=True)
+        ):
+            token, place = torch.where(chosen == expert)
+            gate, up = (projected(hidden[token], w, f"gate_up_proj.{i}") for i, w in enumerate(joined.chunk(2)))
+            out = projected(module.act_fn(gate) * up, last, "down_proj")
+            result = result.index_add(0, token, out * factors[token, place, None])
+        return result
+
+    return forward
 
 
 def losses_of_the_whole_model(checkpoint):
-    """½ E[(gᵀ e)²] of every linear layer, the embedding and the head, for the tokens of the text."""
+    """½ E[(gᵀ e)²] of every linear layer, expert, the embedding and the head, for the tokens of the text."""
     model = checkpoint.load(torch.float32)
     family, model = checkpoint.family, model.requires_grad_(True)
     head, tied = model.get_output_embeddings(), checkpoint.config.tie_word_embeddings
@@ -42,21 +66,25 @@ def losses_of_the_whole_model(checkpoint):
         twin.bias = None
 
         def watch(layer, given, output, name=name, twin=twin):
-            seen.append((names.get(id(layer), name), output, twin(given[0].detach())))
+            seen.append((f"{names.get(id(layer), name)}.weight", output, twin(given[0].detach())))
 
         layer.register_forward_hook(watch)
+    for name, module in model.named_modules():
+        if hasattr(module, "gate_up_proj") and not isinstance(module.gate_up_proj, nn.Module):
+            module.forward = watched_mixture(module, name, seen)
     logits = model(input_ids=TOKENS, use_cache=False).logits[:, :-1]
     loss = nn.functional.cross_entropy(logits.flatten(0, 1), TOKENS[:, 1:].flatten(), reduction="sum")
     gradients = torch.autograd.grad(loss, [output for _, output, _ in seen])
     found = {}
     for (name, _, error), g in zip(seen, gradients, strict=True):
         part = float((g * error).sum(-1).square().sum()) / (2 * TOKENS.numel())
-        found[f"{name}.weight"] = found.get(f"{name}.weight", 0.0) + part
+        found[name] = found.get(name, 0.0) + part
     return found
 
 
 @pytest.mark.parametrize(
-    "model_type", ["llama", "qwen3", "gemma2", "granite", "phi3", "qwen3_5_text", "mixtral", "deepseek_v3"]
+    "model_type",
+    ["llama", "qwen3", "gemma2", "granite", "phi3", "qwen3_5_text", "mixtral", "deepseek_v3"],
 )
 @pytest.mark.parametrize("place", ["file", "device"])
 def test_losses_are_those_of_their_definition(model_type, place, tiny_folder, tmp_path, monkeypatch):
@@ -74,6 +102,30 @@ def test_losses_are_those_of_their_definition(model_type, place, tiny_folder, tm
     assert sum(loss > 1e-7 for loss in expected.values()) > 16
     assert steps == [(done, checkpoint.n_blocks) for done in range(1, checkpoint.n_blocks + 1)]
     assert list(tmp_path.iterdir()) == [], "nothing stays on the disk"
+
+
+@pytest.mark.parametrize("model_type", ["gpt_oss", "qwen3_moe"])
+def test_losses_of_experts_are_about_the_kl_of_the_changed_model(model_type, tmp_path):
+    """Also where rows of gate and up alternate, in tensors that are stored by columns; behind the last router."""
+    checkpoint = Checkpoint.open(tiny_checkpoint(tmp_path / "model", model_type))
+    found = rounding_losses(stream_over(checkpoint, MORE_TOKENS, 8 * LENGTH), MORE_TOKENS, stub)
+    model, part = checkpoint.load(torch.float32), checkpoint.family.mlp
+    with torch.no_grad():
+        dense = model(input_ids=MORE_TOKENS, use_cache=False).logits.log_softmax(-1)
+        prefix = f"{checkpoint.block_prefix(checkpoint.n_blocks - 1)}{part.prefix}{part.experts.name}"
+        module = model.get_submodule(prefix)
+        for leaf, index, parts in (("gate_up_proj", 0, 2), ("gate_up_proj", 1, 2), ("down_proj", 0, 1)):
+            weight, inside = getattr(module, leaf), f"{part.experts.name}.{leaf}"
+            exact = weight.clone()
+            rows = by_rows(part, inside, exact.clone())
+            some = rows.chunk(parts, 1)[index]
+            some += change(some)
+            weight.copy_(as_stored(part, inside, rows))
+            changed = model(input_ids=MORE_TOKENS, use_cache=False).logits.log_softmax(-1)
+            weight.copy_(exact)
+            kl = float((dense.exp() * (dense - changed)).sum(-1).mean())
+            name = f"{prefix}.{leaf}.{index}" if parts > 1 else f"{prefix}.{leaf}"
+            assert 0.7 < found[name]["fine"] / kl < 1.5, name
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen3"])
@@ -101,7 +153,7 @@ def test_the_same_seed_gives_the_same_losses_and_matrices_that_were_not_rounded_
     checkpoint = Checkpoint.open(tiny_folder("llama"))
 
     def one(weights):
-        return {name: row for name, row in stub(weights).items() if "down_proj" in name}
+        return (each for each in stub(weights) if "down_proj" in each[0])
 
     first, again = (rounding_losses(stream_over(checkpoint, TOKENS, 2 * LENGTH), TOKENS, one) for _ in range(2))
     assert first == again

@@ -14,13 +14,15 @@ Letters: b sequences, t tokens, m residual width, r outputs, d inputs. Source: o
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from darwinlm.calibration.expert_rounding import WatchedExperts, expert_loss
 from darwinlm.calibration.gradients import walk_back
+from darwinlm.streaming.experts import expert_module
 from darwinlm.streaming.hidden import HiddenMemory, HiddenStates
 from darwinlm.streaming.stream import BlockStream
 from darwinlm.streaming.streamed import HEAD
@@ -29,8 +31,8 @@ SEED = 0
 """Of the next tokens that are drawn."""
 Losses = dict[str, dict[str, float]]
 """Estimated loss of a weight by its name, and by the type that it is rounded to."""
-Rounded = Callable[[Mapping[str, Tensor]], Mapping[str, Mapping[str, Tensor]]]
-"""From weights by name to their values after rounding, by name and type."""
+Rounded = Callable[[Mapping[str, Tensor]], Iterable[tuple[str, str, Tensor]]]
+"""From weights by name, [..., r, c] float32, to names, types, and values after rounding."""
 
 
 def rounding_losses(
@@ -40,9 +42,10 @@ def rounding_losses(
     memory: HiddenMemory | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Losses:
-    """Losses of rounding every matrix of linear layers, the embedding and the head; experts' aren't known.
+    """Losses of rounding every matrix of linear layers, experts, the embedding and the head.
 
-    A tied embedding has one loss, as embedding and as head. See `output_gradients` for the other arguments.
+    A tied embedding has one loss, as embedding and as head; experts have the names of `WatchedExperts`. See
+    `output_gradients` for the other arguments.
 
     Raises:
         NumericsError, StorageError: See `walk_back`.
@@ -65,6 +68,9 @@ def _watched(stream: BlockStream, block: int, rounded: Rounded, sums: dict[str, 
     """Add the losses of a block's linear layers, or of the head, while gradients pass them."""
     layers = _layers(stream, block)
     changes = _changes({name: layer.weight for name, layer in layers.items()}, rounded)
+    part = stream.checkpoint.family.mlp
+    mixture = None if block == HEAD else expert_module(stream.decoder.blocks[block], part)
+    experts = None if mixture is None else WatchedExperts(mixture, part)
     with ExitStack() as hooks:
         for name, change in changes.items():
             row = sums[name]
@@ -80,7 +86,19 @@ def _watched(stream: BlockStream, block: int, rounded: Rounded, sums: dict[str, 
                 output.register_hook(lambda g: _add(row, g, {kind: x @ each.T for kind, each in change.items()}))  # type: ignore[no-untyped-call]
 
             hooks.enter_context(layers[name].register_forward_hook(watch))
+        if experts is not None:
+            hooks.enter_context(experts.watch())
         yield
+    if experts is not None:
+        _add_experts(f"{stream.checkpoint.block_prefix(block)}{part.prefix}", experts, rounded, sums)
+
+
+def _add_experts(prefix: str, experts: WatchedExperts, rounded: Rounded, sums: dict[str, dict[str, Tensor]]) -> None:
+    """Add the losses of the experts' tensors, of which one in one type is in memory."""
+    traffic = experts.traffic()
+    for name, weight in experts.weights().items():
+        for _, kind, values in rounded({f"{prefix}{name}": weight.float().cpu()}):
+            sums[f"{prefix}{name}"][kind] = expert_loss(traffic[name], weight, values)
 
 
 def _layers(stream: BlockStream, block: int) -> dict[str, nn.Linear]:
@@ -96,13 +114,11 @@ def _layers(stream: BlockStream, block: int) -> dict[str, nn.Linear]:
 
 def _changes(weights: Mapping[str, Tensor], rounded: Rounded) -> dict[str, dict[str, Tensor]]:
     """Rounded minus original weights by name and type, on the weights' device and in their type."""
-    return {
-        name: {
-            kind: (each.to(weights[name].device) - weights[name].float()).to(weights[name].dtype)
-            for kind, each in row.items()
-        }
-        for name, row in rounded({name: weight.detach().float().cpu() for name, weight in weights.items()}).items()
-    }
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, kind, values in rounded({name: weight.detach().float().cpu() for name, weight in weights.items()}):
+        weight = weights[name]
+        found.setdefault(name, {})[kind] = (values.to(weight.device) - weight.float()).to(weight.dtype)
+    return found
 
 
 def _add(row: dict[str, Tensor], gradient: Tensor, errors: Mapping[str, Tensor]) -> None:

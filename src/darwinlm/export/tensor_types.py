@@ -7,7 +7,7 @@ quantiser, and add up. So the choice is a knapsack with one type for each tensor
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -33,9 +33,9 @@ from darwinlm.streaming.stream import BlockStream
 from darwinlm.surgery.reshape import Reshaper
 
 UNKNOWN = "Q8_0"
-"""Type of matrices whose loss isn't known, such as those of experts; it loses next to nothing."""
-EXPERTS = "_exps."
-"""In names of experts' tensors."""
+"""Type of matrices whose loss isn't known, such as convolutions; it loses next to nothing."""
+WHOLE = {**FUSED, "ffn_gate_up_exps": tuple(f"{part}_exps" for part in MLP_PARTS)}
+"""Tensors that join those of several projections in the file."""
 LOSS_TOKENS = 4096
 """Tokens that losses of types are estimated on."""
 ALIGNMENT = 32
@@ -91,10 +91,10 @@ def type_losses(
     def kinds_of(name: str, columns: int) -> Sequence[str]:
         return all_types(columns) if narrower and name.endswith(outputs) else types_for(columns)
 
-    def round_all(weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    def round_all(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, str, Tensor]]:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".types-") as work:
-            found = roundings(weights, Path(work), kinds_of, dtype=checkpoint.dtype, threads=threads)
-            return {name: {kind: dequantise(raw, kind) for kind, raw in row.items()} for name, row in found.items()}
+            for name, row in roundings(weights, Path(work), kinds_of, dtype=checkpoint.dtype, threads=threads).items():
+                yield from ((name, kind, dequantise(raw, kind)) for kind, raw in row.items())
 
     memory = HiddenMemory(folder)
     stream = BlockStream(checkpoint, tokens, dtype=dtype, device=device, batch_tokens=batch_tokens, memory=memory)
@@ -113,7 +113,7 @@ def room_for(reshaper: Reshaper, layout: Layout, room: int) -> tuple[dict[str, t
             left -= tensor_bytes(tensor.shape, "F32")
         else:
             shapes[name] = tuple(tensor.shape)
-    kinds = {name: (UNKNOWN,) if EXPERTS in name else types_for(shape[-1]) for name, shape in shapes.items()}
+    kinds = {name: types_for(shape[-1]) for name, shape in shapes.items()}
     _check_room([[tensor_bytes(shapes[name], kind) for kind in row] for name, row in kinds.items()], left, room)
     return shapes, left
 
@@ -189,13 +189,18 @@ def _own_places(family: Family) -> dict[str, str]:
         inputs = [f"{mlp.name}.{name}.weight" for name in mlp.inputs]
         places |= zip(inputs, MLP_PARTS[-len(inputs) :], strict=True)
         places[f"{mlp.name}.{mlp.output}.weight"] = "ffn_down"
+    if mlp.experts is not None:
+        holder = f"{mlp.prefix}{mlp.experts.name}"
+        inputs = [f"{holder}.{name}.{number}" for number, name in enumerate(mlp.experts.inputs)]
+        places |= zip(inputs, (f"{part}_exps" for part in MLP_PARTS[-len(inputs) :]), strict=True)
+        places[f"{holder}.{mlp.experts.output}"] = "ffn_down_exps"
     return {name: f"{place}.weight" for name, place in places.items()}
 
 
 def _targets(place: str, shapes: Mapping[str, tuple[int, ...]], places: set[str]) -> dict[str, float]:
     """Tensors of the file that the weight at a place becomes, with their shares of it; `places` are those of all."""
     start, _, leaf = place.removesuffix(".weight").rpartition(".")
-    for whole, parts in FUSED.items():
+    for whole, parts in WHOLE.items():
         if leaf in parts and place not in shapes:
             return {f"{start}.{whole}.weight": 1.0}
         others = [f"{start}.{part}.weight" for part in parts if part != leaf]
