@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from darwinlm.comparison.importance import ExpertScores, Progress
-from darwinlm.comparison.ranked import ExpertReader
+from darwinlm.database.levels import Level
+from darwinlm.database.modules import ModuleReader
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.expert_tensors import as_stored, by_rows
 from darwinlm.families.parts import Experts, Mlp
@@ -41,19 +42,22 @@ from darwinlm.streaming.streamed import StreamedDecoder
 from darwinlm.surgery.stitch import chosen_levels, stitched_blocks
 
 
-class MergedReader(ExpertReader):
-    """Keeps the experts with the highest scores, with the weights of their groups.
+class MergedReader(ModuleReader):
+    """Keeps the first expert of every group, with the merged weights of its group.
 
     Attributes:
-        merged: Tensors of merged experts by block, then by name in it.
-        groups: Groups of experts by block, the kept one first.
+        groups: Groups of experts by block.
+        merged: Tensors of a block's experts by block, then by name in it.
     """
 
     def __init__(self, checkpoint: Checkpoint, units: UnitsSettings) -> None:
-        super().__init__(checkpoint, units, {})
-        self.scores: dict[int, Tensor] = {}
-        self.merged: dict[int, dict[str, Tensor]] = {}
+        super().__init__(checkpoint, units)
         self.groups: dict[int, list[list[int]]] = {}
+        self.merged: dict[int, dict[str, Tensor]] = {}
+
+    def best_experts(self, block: int, _: Level) -> Tensor:
+        """The first expert of every group, [e] ascending."""
+        return torch.tensor(sorted(first for first, *_ in self.groups[block]))
 
     def tensors(self, block: int, name: str = "") -> dict[str, Tensor]:
         """Tensors of a block whose name in it starts with `name`, which is removed from the names."""
@@ -92,7 +96,6 @@ def merge_experts(
                 for index, hidden in enumerate(stream.hidden):
                     stream.decoder.run_block(block, hidden, stream.arguments(index, block))
             added = scores.added.float()
-            reader.scores[block] = added
             alike = similarity(mean_outputs(mixture, part.experts, sample), sample.logits)
             reader.groups[block] = grouped(added, alike, levels[block, "mlp"].experts)
             merged = merged_experts(mixture, part, reader.tensors(block), sample.hidden, reader.groups[block], added)
