@@ -133,6 +133,7 @@ def test_without_the_engine_the_extra_is_named(command, given, tmp_path, monkeyp
 
 def test_the_front_has_what_nothing_beats():
     assert front([(3, 1.0), (1, 5.0), (2, 5.0), (2, 2.0), (4, 1.0), (5, 0.5)]) == [1, 3, 0, 5]
+    assert front([(168.8, 1.6), (169.2, 0.1), (170.4, 0.05)]) == [1, 2]
 
 
 def test_speeds_whose_ranges_meet_are_said_not_to_differ():

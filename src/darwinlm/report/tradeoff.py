@@ -67,9 +67,12 @@ class Tradeoff(Figures):
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points (x, loss) that no other point beats or equals in both, by ascending x; less is better."""
+    """Indices of the points (x, loss) that no other point beats or equals in both, by ascending x; less is better.
+
+    x counts to three digits, as it is shown: a file that is smaller by less isn't worth more loss.
+    """
     best, found = float("inf"), []
-    for index in sorted(range(len(points)), key=lambda at: points[at]):
+    for index in sorted(range(len(points)), key=lambda at: (float(f"{points[at][0]:.3g}"), points[at][1])):
         if points[index][1] < best:
             best = points[index][1]
             found.append(index)
