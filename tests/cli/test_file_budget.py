@@ -16,6 +16,7 @@ from darwinlm.report.summary import read_summary
 from darwinlm.report.wording import bounded_file
 
 CHEAP = ("units.mlp_multiple=32", "refit.tokens=0", "search.generations=1", "budget.tolerance=0.02")
+OSS = {"num_hidden_layers": 4, "sliding_window": 16, "swiglu_limit": 7.0, "intermediate_size": 128}
 SIZES = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 6}
 
 
@@ -98,12 +99,26 @@ def test_families_that_need_equal_layers_get_them(command, tmp_path):
     assert json.loads((tmp_path / "out" / "model" / "config.json").read_text())["model_type"] == "gemma"
 
 
-def test_tensors_of_experts_have_no_types_of_their_own(command, tmp_path):
+@pytest.mark.parametrize(
+    ("model_type", "sizes"),
+    [
+        ("mixtral", {"sliding_window": None}),
+        ("gpt_oss", {"num_hidden_layers": 4, "sliding_window": 16, "swiglu_limit": 7.0, "intermediate_size": 128}),
+    ],
+)
+def test_mixtures_get_widths_and_types_together(command, tmp_path, model_type, sizes):
     pytest.importorskip("cyllama", reason="comes with the extra llama-cpp")
-    model = plain_checkpoint(tmp_path / "model", "mixtral")
+    gguf = pytest.importorskip("gguf", reason="the extra gguf")
+    model = plain_checkpoint(tmp_path / "model", model_type, **sizes)
     text = tiny_text(tmp_path / "text.txt")
-    ended = command("prune", model, "--text", text, "--out", tmp_path / "out", "--file", "900kB")
-    ended.refused("types can't be chosen for the tensors of experts: name one with --for")
+    sets = [part for setting in (*SETTINGS, *CHEAP) for part in ("--set", setting)]
+    bound = smallest(model) - 60_000
+    ended = command("prune", model, "--text", text, "--out", tmp_path / "out", "--file", bound, *sets).succeeded()
+    assert "which types alone can't reach" in ended.out
+    file = tmp_path / "out" / "model-mixed.gguf"
+    assert 0.9 * bound < file.stat().st_size <= bound
+    experts = [each for each in gguf.GGUFReader(file).tensors if "_exps.weight" in each.name]
+    assert {each.tensor_type.name for each in experts} - {"Q8_0"}
 
 
 @pytest.mark.parametrize(

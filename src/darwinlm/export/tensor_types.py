@@ -86,10 +86,13 @@ def type_losses(
         MissingExtraError, EngineError: llama.cpp isn't installed, or refuses.
         NumericsError, StorageError: See `rounding_losses`.
     """
-    outputs = tuple(f".{checkpoint.family.module(kind).output}.weight" for kind in ("attention", "mlp"))
+    family = checkpoint.family
+    outputs = [f".{family.module(kind).output}.weight" for kind in ("attention", "mlp")]
+    if family.mlp.experts is not None:
+        outputs.append(f".{family.mlp.experts.name}.{family.mlp.experts.output}")
 
     def kinds_of(name: str, columns: int) -> Sequence[str]:
-        return all_types(columns) if narrower and name.endswith(outputs) else types_for(columns)
+        return all_types(columns) if narrower and name.endswith(tuple(outputs)) else types_for(columns)
 
     def round_all(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, str, Tensor]]:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".types-") as work:

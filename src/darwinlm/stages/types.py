@@ -64,8 +64,6 @@ def _check(task: Task, original: Checkpoint) -> None:
     """Raise RecipeError or MissingExtraError before the first stage if types can't be chosen for this model."""
     if task.recipe.chooses_types:
         require_engine("llama.cpp", "a budget of a GGUF file")
-        if original.family.mlp.experts is not None:
-            raise RecipeError("budget.file: types can't be chosen for the tensors of experts: name one with --for")
         if not find_metric(task.recipe.database.saliency).gradients:
             raise RecipeError(NO_LOSSES)
 
@@ -94,7 +92,13 @@ def _choose(task: Task, dense: Checkpoint, types: Losses, database: PruningDatab
     by_place = {(shape.block, shape.kind): shape for shape in shapes}
     tensors = [
         [
-            _types(types, module_tensors(dense, by_place[module.block, module.kind], level.groups, level.width), dense)
+            _types(
+                types,
+                module_tensors(
+                    dense, by_place[module.block, module.kind], level.groups, level.width, level.experts or None
+                ),
+                dense,
+            )
             for level in module.levels
         ]
         for module in space.modules
@@ -118,12 +122,23 @@ def _choose(task: Task, dense: Checkpoint, types: Losses, database: PruningDatab
 
 
 def _types(losses: Losses, tensors: Mapping[str, tuple[int, ...]], dense: Checkpoint) -> list[Types]:
-    """For each tensor, its bytes and its loss in every type; a part of a matrix has a part of its loss."""
+    """For each tensor, its bytes and its loss in every type; a part of a matrix has a part of its loss.
+
+    The parts of a fused tensor of experts count as one type, though the file has a tensor for each.
+    """
     whole = {name: tuple(each.shape) for name, each in dense.outline.named_parameters()}
+    experts = dense.family.mlp.experts
+    router = None if experts is None else f".{experts.router}."
     found: list[Types] = []
     for name, shape in tensors.items():
-        known = losses.get(name) or (losses.get(f"{dense.family.embedding}.weight", {}) if name not in whole else {})
-        kinds = [kind for kind in all_types(shape[-1]) if kind in known] if len(shape) > 1 else ["F32"]
+        parts = [row for part, row in losses.items() if part == name or part.rpartition(".")[0] == name]
+        if name not in whole:
+            parts = parts or [losses.get(f"{dense.family.embedding}.weight", {})]
+        known = {kind: sum(part[kind] for part in parts) for kind in (parts[0] if parts else ())}
+        turned = experts is not None and experts.transposed and f".{experts.name}." in name
+        kinds = [kind for kind in all_types(shape[-2 if turned else -1]) if kind in known] if len(shape) > 1 else []
+        if len(shape) == 1 or (router is not None and router in name):
+            kinds = ["F32"]
         share = prod(shape) / prod(whole.get(name, shape))
         found.append({kind: (tensor_bytes(shape, kind), share * known.get(kind, 0.0)) for kind in kinds or (UNKNOWN,)})
     return found
