@@ -108,9 +108,8 @@ def remarks(tradeoff: Tradeoff) -> list[str]:
         f"KL to the original and perplexity: {tradeoff.tokens:,} tokens of {wording.short_source(tradeoff.text)}, "
         f"computed by {tradeoff.engine}. Calibration: {wording.short_source(tradeoff.calibration)}, "
         f"seed {tradeoff.seed}.",
-        f"Speed: prompts of {settings['prompt_tokens']} tokens, then {settings['new_tokens']} new ones; "
-        f"{settings['rounds']} rounds over all files in turn, {settings['threads']} threads; median (lowest "
-        "to highest).",
+        f"Speed: prompts of {settings['prompt_tokens']} tokens, then {settings['new_tokens']} new ones; rounds over "
+        f"all files in turn: {settings['rounds']}; threads: {settings['threads']}. Median (lowest to highest).",
         *_unchanged("prompts", rows, lambda row: row.prompt),
         *_unchanged("new text", rows, lambda row: row.decode),
     ]
