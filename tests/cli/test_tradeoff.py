@@ -61,6 +61,8 @@ def test_files_of_given_sizes_stand_beside_those_of_whole_types(command, given, 
     assert [row["model"] for row in mixed] == ["dense", "keep-70"]  # nothing has 1 kB
     for row in mixed:
         assert 0.9 * bound < row["bytes"] <= bound
+    again = command("tradeoff", *given, *FAST, "--quant", "q8_0", "--sizes", f"{bound},1kB").succeeded()
+    assert "dense: left out: even the smallest types need more than 1 kB" in again.out
 
 
 def interrupted(*_given, **_named):

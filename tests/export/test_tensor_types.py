@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from tests.export.test_gguf_families import BESIDE, GEMMA4
 from tests.tiny.pruned import any_checkpoint, plain_checkpoint, pruned_checkpoint
 from torch import nn
 
@@ -29,14 +30,6 @@ WIDE = {"hidden_size": 256, "num_attention_heads": 8}
 MAMBA = {"num_hidden_layers": 4, "mamba_n_heads": 4, "mamba_d_head": 32}
 DELTA = {"num_hidden_layers": 4, "linear_key_head_dim": 32, "linear_value_head_dim": 32}
 UNLIMITED = {"sliding_window": None}
-GEMMA4 = {
-    "layer_types": ["sliding_attention", "full_attention", "full_attention"],
-    "global_head_dim": 64,
-    "num_global_key_value_heads": 1,
-    "num_key_value_heads": 2,
-    "vocab_size_per_layer_input": 320,
-    "moe_intermediate_size": 64,
-}
 EXPERTS = [f"blk.1.ffn_{part}_exps" for part in ("gate", "up", "down")]
 QKV = ("attn_q", "attn_k", "attn_v")
 QUARTERS = {"blk.1.attn_q": 1 / 2, "blk.1.attn_k": 1 / 4, "blk.1.attn_v": 1 / 4}
@@ -99,7 +92,7 @@ def opened(folder: Path, model_type: str, rows=None, **overrides) -> Opened:
         ("granitemoehybrid", None, MAMBA, "1.shared_mlp.output", {"blk.1.ffn_down": 1}),
         ("apertus", None, {}, "1.mlp.up_proj", {"blk.1.ffn_up": 1}),
         ("mixtral", None, UNLIMITED, "1.mlp.experts", dict.fromkeys(EXPERTS, 1)),
-        ("gemma4_text_experts", None, GEMMA4, "1.experts.gate_up_proj", {"blk.1.ffn_gate_up_exps": 2}),
+        ("gemma4_text_experts", None, GEMMA4 | BESIDE, "1.experts.gate_up_proj", {"blk.1.ffn_gate_up_exps": 2}),
         ("llama", {0: (0, 0, 0), 2: (2, 1, 64)}, {}, "2.mlp.up_proj", {"blk.1.ffn_up": 1}),
         ("llama", {0: (0, 0, 0), 2: (2, 1, 64)}, {}, "layers.0.", {}),
         ("llama", None, {}, "lm_head", {"output": 1}),

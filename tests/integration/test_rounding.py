@@ -23,7 +23,7 @@ def change(weight):
     return 0.01 * torch.sin(40 * weight)
 
 
-def stub(weights):
+def two_types(weights):
     """Weights after "rounding" to two types, one of which errs twice as much."""
     for name, each in weights.items():
         yield name, "fine", each + change(each)
@@ -94,7 +94,7 @@ def test_losses_are_those_of_their_definition(model_type, place, tiny_folder, tm
     expected = losses_of_the_whole_model(checkpoint)
     memory, steps = HiddenMemory(tmp_path, place), []
     stream = stream_over(checkpoint, TOKENS, 2 * LENGTH, memory=memory)
-    found = rounding_losses(stream, TOKENS, stub, memory, lambda done, total: steps.append((done, total)))
+    found = rounding_losses(stream, TOKENS, two_types, memory, lambda done, total: steps.append((done, total)))
     assert found.keys() == expected.keys()
     for name, loss in expected.items():
         assert found[name]["fine"] == pytest.approx(loss, rel=2e-3, abs=1e-9), name
@@ -108,7 +108,7 @@ def test_losses_are_those_of_their_definition(model_type, place, tiny_folder, tm
 def test_losses_of_experts_are_about_the_kl_of_the_changed_model(model_type, tmp_path):
     """Also where rows of gate and up alternate, in tensors that are stored by columns; behind the last router."""
     checkpoint = Checkpoint.open(tiny_checkpoint(tmp_path / "model", model_type))
-    found = rounding_losses(stream_over(checkpoint, MORE_TOKENS, 8 * LENGTH), MORE_TOKENS, stub)
+    found = rounding_losses(stream_over(checkpoint, MORE_TOKENS, 8 * LENGTH), MORE_TOKENS, two_types)
     model, part = checkpoint.load(torch.float32), checkpoint.family.mlp
     with torch.no_grad():
         dense = model(input_ids=MORE_TOKENS, use_cache=False).logits.log_softmax(-1)
@@ -133,7 +133,7 @@ def test_losses_are_about_the_kl_of_the_changed_model(model_type, tmp_path):
     """For all but values, whose errors at different tokens are no longer independent once attention has summed them."""
     checkpoint = Checkpoint.open(tiny_checkpoint(tmp_path / "model", model_type))
     stream = stream_over(checkpoint, MORE_TOKENS, 8 * LENGTH)
-    found = rounding_losses(stream, MORE_TOKENS, stub)
+    found = rounding_losses(stream, MORE_TOKENS, two_types)
     model = checkpoint.load(torch.float32)
     names = {name for name in found if any(part in name for part in ("embed", "lm_head", ".0.", ".3."))}
     with torch.no_grad():
@@ -153,7 +153,7 @@ def test_the_same_seed_gives_the_same_losses_and_matrices_that_were_not_rounded_
     checkpoint = Checkpoint.open(tiny_folder("llama"))
 
     def one(weights):
-        return (each for each in stub(weights) if "down_proj" in each[0])
+        return (each for each in two_types(weights) if "down_proj" in each[0])
 
     first, again = (rounding_losses(stream_over(checkpoint, TOKENS, 2 * LENGTH), TOKENS, one) for _ in range(2))
     assert first == again

@@ -47,7 +47,7 @@ class WatchedExperts:
         """Collect while the block runs forward and, batch by batch, backward."""
 
         def routed(routing: Routing, output: Tensor) -> None:
-            self._routings.append(Routing(*(each.detach() for each in vars(routing).values())))
+            self._routings.append(Routing(routing.hidden.detach(), routing.chosen, routing.weights.detach()))
             output.register_hook(self._gradients.append)  # type: ignore[no-untyped-call]
 
         with watch_experts(self.module, routed):
@@ -69,9 +69,9 @@ class WatchedExperts:
 
     def traffic(self) -> dict[str, Traffic]:
         """Inputs and gradients of every tensor of `weights`."""
-        hidden, chosen, factors = (
-            torch.cat(parts) for parts in zip(*(vars(each).values() for each in self._routings), strict=True)
-        )
+        hidden = torch.cat([each.hidden for each in self._routings])
+        chosen = torch.cat([each.chosen for each in self._routings])
+        factors = torch.cat([each.weights for each in self._routings])
         behind = torch.cat(self._gradients)
         found = {name: Traffic([], []) for name in self.weights()}
         *inner, last = found.values()

@@ -114,7 +114,7 @@ Layers = Annotated[
     typer.Option(
         "--layers",
         metavar="KIND",
-        help="equal: the same sizes in all layers, for engines that need them. unequal loses less. auto follows --for.",
+        help="equal: the same sizes in all layers, for engines that need it; often loses more. auto follows --for.",
     ),
 ]
 RemoteCode = Annotated[

@@ -152,8 +152,8 @@ class SearchSettings(Section):
     and steps shrink. `paper`: DarwinLM's level switch, one level up and one down within a kind."""
     layers: Literal["auto", "unequal", "equal"] = "auto"
     """`equal`: all layers have the same sizes, and whole blocks may be removed; the family's own class and every engine
-    run such a model. `unequal` layers lose less. `auto` is equal if the GGUF file that `units.quantisation` asks for
-    needs it."""
+    run such a model. `unequal` layers often lose less. `auto` is equal if the GGUF file that `units.quantisation` asks
+    for needs it."""
     generations: Repeats = Field(40, ge=1)
     """Maximum number of generations; the paper has 200. `gradient` ends before, when ten gained nothing
     significant."""

@@ -33,7 +33,7 @@ class Rate(Figures):
 class FileLoss(Figures):
     """One GGUF file in llama.cpp; KL(original ‖ file) is in nats per token.
 
-    `model` is `dense` or the budget of a pruned one.
+    `model` is `dense` or the budget of a pruned one, `file` is relative to the file that holds this.
     """
 
     model: str

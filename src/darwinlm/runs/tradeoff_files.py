@@ -72,6 +72,8 @@ class FileMaker:
         stage = StageFolder(folder, self._key(checkpoint))
         if stage.is_complete():
             self.reporter.say(f"{model}: files and their losses: already done, reused")
+            for size in (size for size in self.sizes if not self._path(model, size).exists()):
+                self.reporter.say(f"{model}: left out: even the smallest types need more than {amounts.size(size)}")
         else:
             if why := stage.why_redone():
                 self.reporter.say(f"{model}: files are made again: {why}")
@@ -115,10 +117,9 @@ class FileMaker:
         """Files of the sizes that the model can reach; losses of types are estimated for the first missing one."""
         losses = cache(partial(losses_on, checkpoint, self.calibration, folder, self.threads))
         for size in self.sizes:
-            words = amounts.size(size)
-            path = folder / f"{model}-{words.replace(' ', '')}.gguf"
+            path = self._path(model, size)
             if not path.is_file():
-                self.reporter.say(f"{model}: a type for each tensor within {words}")
+                self.reporter.say(f"{model}: a type for each tensor within {amounts.size(size)}")
                 with _work(folder) as work:
                     try:
                         self._export(checkpoint, work / path.name, size=FileSize(size, losses))
@@ -127,6 +128,9 @@ class FileMaker:
                         continue
                     (work / path.name).replace(path)
             yield MIXED, path
+
+    def _path(self, model: str, size: int) -> Path:
+        return self.out / model / f"{model}-{amounts.size(size).replace(' ', '')}.gguf"
 
     def _export(self, checkpoint: Checkpoint, out: Path, **how: Any) -> None:
         export_gguf(checkpoint, out, tokenizer_from=self.tokenizer_from, threads=self.threads, **how)

@@ -11,6 +11,7 @@ import torch
 
 from darwinlm.calibration.rounding import Losses
 from darwinlm.data import TokenSequences
+from darwinlm.database.levels import Level, ModuleLevels
 from darwinlm.database.metrics import find_metric
 from darwinlm.engines.process import require_engine
 from darwinlm.execution.stage import Stage, Task
@@ -90,20 +91,14 @@ def _choose(task: Task, dense: Checkpoint, types: Losses, database: PruningDatab
     if alone is None:
         raise RecipeError(NO_LOSSES)
     by_place = {(shape.block, shape.kind): shape for shape in shapes}
-    tensors = [
-        [
-            _types(
-                types,
-                module_tensors(
-                    dense, by_place[module.block, module.kind], level.groups, level.width, level.experts or None
-                ),
-                dense,
-            )
-            for level in module.levels
-        ]
-        for module in space.modules
-    ]
-    found = file_costs(alone, tensors, _types(types, _outside(dense), dense), _header(dense), bound)
+    losses = _by_weight(types)
+
+    def in_types(module: ModuleLevels, level: Level) -> list[Types]:
+        shape = by_place[module.block, module.kind]
+        return _types(losses, module_tensors(dense, shape, level.groups, level.width, level.experts or None), dense)
+
+    tensors = [[in_types(module, level) for level in module.levels] for module in space.modules]
+    found = file_costs(alone, tensors, _types(losses, _outside(dense), dense), _header(dense), bound)
     if found is None:
         raise BudgetError(f"budget.file: {size(bound)} requested, less than the smallest model in the smallest types")
     if found.alone is not None and WORTH * found.alone <= found.kl:
@@ -121,20 +116,25 @@ def _choose(task: Task, dense: Checkpoint, types: Losses, database: PruningDatab
     write_json(task.folder / COSTS, record)
 
 
-def _types(losses: Losses, tensors: Mapping[str, tuple[int, ...]], dense: Checkpoint) -> list[Types]:
-    """For each tensor, its bytes and its loss in every type; a part of a matrix has a part of its loss.
+def _by_weight(losses: Losses) -> Losses:
+    """Losses by name of the weight. The parts of a fused one of experts count as one; the file has each alone."""
+    found: Losses = {}
+    for name, row in losses.items():
+        weight, _, part = name.rpartition(".")
+        known = found.setdefault(weight if part.isdigit() else name, dict.fromkeys(row, 0.0))
+        for kind, loss in row.items():
+            known[kind] += loss
+    return found
 
-    The parts of a fused tensor of experts count as one type, though the file has a tensor for each.
-    """
+
+def _types(losses: Losses, tensors: Mapping[str, tuple[int, ...]], dense: Checkpoint) -> list[Types]:
+    """For each tensor, its bytes and its loss in every type; a part of a matrix has a part of its loss."""
     whole = {name: tuple(each.shape) for name, each in dense.outline.named_parameters()}
     experts = dense.family.mlp.experts
     router = None if experts is None else f".{experts.router}."
     found: list[Types] = []
     for name, shape in tensors.items():
-        parts = [row for part, row in losses.items() if part == name or part.rpartition(".")[0] == name]
-        if name not in whole:
-            parts = parts or [losses.get(f"{dense.family.embedding}.weight", {})]
-        known = {kind: sum(part[kind] for part in parts) for kind in (parts[0] if parts else ())}
+        known = losses.get(name) or (losses.get(f"{dense.family.embedding}.weight", {}) if name not in whole else {})
         turned = experts is not None and experts.transposed and f".{experts.name}." in name
         kinds = [kind for kind in all_types(shape[-2 if turned else -1]) if kind in known] if len(shape) > 1 else []
         if len(shape) == 1 or (router is not None and router in name):
@@ -145,15 +145,24 @@ def _types(losses: Losses, tensors: Mapping[str, tuple[int, ...]], dense: Checkp
 
 
 def types_need(need: Need) -> None:
-    """Forward and backward passes, and a product for every type; a block in all types is in memory."""
+    """Forward and backward passes, and a product for every type.
+
+    A block in all types is in memory, but of experts one tensor in one type: in float32, rounded, and as read.
+    """
     sizes = need.sizes
     need.tokens = sizes.whole(LOSS_TOKENS)
     need.run(need.tokens, blocks=1 + KINDS, heads=1 + KINDS)
     need.run(need.tokens, blocks=2, heads=2, kind="training")
     rows, head = need.ends(need.tokens)
-    matrices = max(sizes.block, sizes.vocabulary * sizes.width)
+    mixture, experts = sizes.checkpoint.family.mlp.experts, 0
+    if mixture is not None:
+        experts = max(shape.experts * shape.width for shape in sizes.shapes) * sizes.width
+    others = sizes.block - (0 if mixture is None else 1 + len(mixture.inputs)) * experts
+    matrices = max(others, sizes.vocabulary * sizes.width)
     need.held = need.streams(need.tokens * sizes.width * (sizes.depth + 1)) | rows | head
     need.held |= {"matrices in every type": float(KINDS * matrices * sizes.size)} | need.a_pass(2, backward=True)
+    if experts:
+        need.held["a tensor of experts"] = float((8 + sizes.size) * experts)
     need.files(sizes.params * sizes.saved, 12.0 * KINDS * sizes.depth)
 
 
