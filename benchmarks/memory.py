@@ -1,13 +1,14 @@
-"""Peak anonymous memory of each stage of a run on a random Llama, beside the plan's, on a machine with little memory.
+"""Peak memory of each stage of a run on a random Llama, beside the plan's, on a machine or a GPU with little memory.
 
-Anonymous memory is what a process holds besides mapped files, whose pages the system takes back when it needs them.
-Every stage runs in a separate process that sees its planned memory, or `--memory`, as that of its machine, so that
-caches take what is left of it. Nothing enforces the limit: the table shows whether the stages keep it. The model has
-the demo's tokenizer, and the text is the demo's.
+Of the machine's memory, what is anonymous counts: what a process holds besides mapped files, whose pages the system
+takes back when it needs them. Every stage runs in a separate process that sees its planned memory, or `--memory`, as
+that of its device, so that caches take what is left of it. Nothing enforces the limit: the table shows whether the
+stages keep it. The model has the demo's tokenizer, and the text is the demo's.
 
     python benchmarks/memory.py --memory 2.0                               # 1.17B parameters within 2.0 GB
     python benchmarks/memory.py --shape small --layers 16 --layers 64      # the same peak for both
     python benchmarks/memory.py --shape llama-2-7b --layers 2              # two blocks of the size of Llama-2-7B's
+    python benchmarks/memory.py --shape llama-2-7b --layers 32 --device cuda --memory 24   # a card of 24 GB
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import torch
+
 from darwinlm.needs.sizes import Sizes
 from darwinlm.planning.devices import find_device
 from darwinlm.planning.plan import estimate
@@ -32,7 +35,6 @@ from darwinlm.stages.model import DENSE
 from plan import STAGES, alone, opened, prepare, random_model
 
 LITTLE = (
-    "compute.device=cpu",
     "compute.batch_tokens=1024",
     "text.sequence_length=128",
     "text.calibration_tokens=2048",
@@ -62,11 +64,24 @@ def anonymous() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
 
 
-def planned(recipe: Recipe, folder: Path, memory: float | None) -> dict[str, float]:
-    """Planned memory in bytes by stage, on a machine with so many bytes, or on this one."""
-    run, device = opened(recipe, folder), find_device("cpu")
+def planned(recipe: Recipe, folder: Path, memory: float | None) -> dict[str, dict[str, float]]:
+    """Planned bytes of the machine and of the GPU by stage, on a device with so many bytes, or on this one."""
+    run, device = opened(recipe, folder), find_device(recipe.compute.device)
     needs = estimate(Sizes(run[DENSE], run.recipe), replace(device, memory=memory or device.memory))
-    return {need.name: need.device_bytes for need in needs}
+    return {need.name: _by_place(need.ram_bytes, None if need.on_cpu else need.device_bytes) for need in needs}
+
+
+def _by_place(machine: float, gpu: float | None) -> dict[str, float]:
+    return {"": machine} if gpu is None else {"": machine, "gpu_": gpu}
+
+
+def limited(device: str, memory: float) -> Any:
+    """A context in which a device has so many bytes."""
+    if device == "cpu":
+        free = lambda _: max(int(memory) - anonymous(), 0)  # noqa: E731
+        return mock.patch("darwinlm.runtime.memory._available", side_effect=free)
+    info = lambda *_: (max(int(memory) - torch.cuda.memory_reserved(), 0), int(memory))  # noqa: E731
+    return mock.patch("torch.cuda.mem_get_info", side_effect=info)
 
 
 def watched(recipe: Recipe, folder: Path, stage: str, memory: float) -> dict[str, Any]:
@@ -81,18 +96,20 @@ def watched(recipe: Recipe, folder: Path, stage: str, memory: float) -> dict[str
     thread = threading.Thread(target=watch)
     thread.start()
     begun = time.perf_counter()
-    with mock.patch("darwinlm.runtime.memory._available", side_effect=lambda _: max(int(memory) - anonymous(), 0)):
+    with limited(recipe.compute.device, memory):
         opened(recipe, folder).until(stage)
     ended.set()
     thread.join()
-    return {"stage": stage, "peak_gb": round(peak / 1e9, 3), "seconds": round(time.perf_counter() - begun)}
+    gpu = None if recipe.compute.device == "cpu" else torch.cuda.max_memory_allocated()
+    return {"stage": stage, "peak": _by_place(peak, gpu), "seconds": round(time.perf_counter() - begun)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="1.17b")
     parser.add_argument("--layers", type=int, action="append", help="number of blocks; default 22; may be repeated")
-    parser.add_argument("--memory", type=float, help="GB that the machine has; default: what the plan says")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--memory", type=float, help="GB that the device has; default: what the plan says")
     parser.add_argument("--stages", nargs="*", default=list(STAGES), choices=STAGES)
     parser.add_argument("--out", type=Path, help="folder; default: a temporary one")
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="FIELD=VALUE")
@@ -106,15 +123,18 @@ def main() -> None:
             sizes = dict(zip(names, SHAPES[options.shape], strict=True)) | {"num_hidden_layers": layers}
             if not (folder / "model" / "config.json").exists():
                 random_model(folder / "model", **sizes)
-            recipe = load_recipe(demo_recipe((*LITTLE, *options.settings)), (), {"model": str(folder / "model")})
+            settings = *LITTLE, f"compute.device={options.device}", *options.settings
+            recipe = load_recipe(demo_recipe(settings), (), {"model": str(folder / "model")})
             models[layers] = recipe, folder / "run", alone(planned, recipe, folder / "run", memory)
         for stage in options.stages:
             for layers, (recipe, folder, plan) in models.items():
                 if stage not in plan:
                     continue
                 alone(prepare, recipe, folder, stage)
-                row = alone(watched, recipe, folder, stage, memory or plan[stage])
-                row |= {"planned_gb": round(plan[stage] / 1e9, 3), "load": round(os.getloadavg()[0], 1)}
+                row = alone(watched, recipe, folder, stage, memory or [*plan[stage].values()][-1])
+                for what, places in (("peak", row.pop("peak")), ("planned", plan[stage])):
+                    row |= {f"{place}{what}_gb": round(size / 1e9, 3) for place, size in places.items()}
+                row["load"] = round(os.getloadavg()[0], 1)
                 print(json.dumps({"benchmark": "memory", "shape": options.shape, "layers": layers, **row}), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Peak memory of the database stage and of the gradients before it, measured in processes of their own."""
+"""Peak memory of the database stage and of the gradients before it, measured in processes of their own; small cards."""
 
 import multiprocessing
 from argparse import Namespace
@@ -6,6 +6,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
+
+from darwinlm.runtime.memory import all_bytes, free_bytes
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 WIDTH, CHANNELS = 256, 1024
@@ -32,3 +34,15 @@ def test_peak_memory_does_not_grow_with_the_number_of_layers(tmp_path, monkeypat
     assert growth >= 24 * BLOCK_BYTES > 95e6, "24 blocks more would show"
     for peak in ("database_peak_bytes", "peak_bytes"):
         assert many[peak] - few[peak] < 0.2 * growth
+
+
+def test_a_card_is_as_small_as_the_benchmark_says(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from memory import limited
+
+    card, used = torch.device("cuda"), {"reserved": 30, "allocated": 10}
+    for name, size in used.items():
+        monkeypatch.setattr(torch.cuda, f"memory_{name}", lambda *_, size=size: size)
+    with limited("cuda", 100):
+        assert all_bytes(card) == 100
+        assert free_bytes(card) == 90, "what is reserved and not in use is free too"
