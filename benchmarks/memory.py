@@ -72,16 +72,22 @@ def planned(recipe: Recipe, folder: Path, memory: float | None) -> dict[str, dic
 
 
 def _by_place(machine: float, gpu: float | None) -> dict[str, float]:
+    """Bytes by what stands before the name of their column; None where there is no GPU."""
     return {"": machine} if gpu is None else {"": machine, "gpu_": gpu}
 
 
 def limited(device: str, memory: float) -> Any:
     """A context in which a device has so many bytes."""
+
+    def available(_: Path) -> int:
+        return max(int(memory) - anonymous(), 0)
+
+    def card(*_: Any) -> tuple[int, int]:
+        return max(int(memory) - torch.cuda.memory_reserved(), 0), int(memory)
+
     if device == "cpu":
-        free = lambda _: max(int(memory) - anonymous(), 0)  # noqa: E731
-        return mock.patch("darwinlm.runtime.memory._available", side_effect=free)
-    info = lambda *_: (max(int(memory) - torch.cuda.memory_reserved(), 0), int(memory))  # noqa: E731
-    return mock.patch("torch.cuda.mem_get_info", side_effect=info)
+        return mock.patch("darwinlm.runtime.memory._available", side_effect=available)
+    return mock.patch("torch.cuda.mem_get_info", side_effect=card)
 
 
 def watched(recipe: Recipe, folder: Path, stage: str, memory: float) -> dict[str, Any]:
