@@ -183,10 +183,13 @@ def check_energy(energy: float, name: str) -> None:
 def full_target(factor: Tensor, W: Tensor, columns: Tensor) -> Tensor:
     """Target T = W_π L of a module with every column, [r, d] float32, recomputed from its weights.
 
-    L is [d, d] float32, W [r, d] floating, π [d] integer.
+    L is [d, d] float32, lower triangular; W [r, d] floating, π [d] integer.
     """
-    ordered = W.to(factor.device).index_select(1, columns.to(factor.device, torch.int64))
-    return ordered.float() @ factor
+    ordered = W.to(factor.device).index_select(1, columns.to(factor.device, torch.int64)).float()
+    target = torch.empty_like(ordered)
+    for at in range(0, len(factor), ROWS):
+        target[:, at : at + ROWS] = ordered[:, at:] @ factor[at:, at : at + ROWS]
+    return target
 
 
 @torch.no_grad()
