@@ -66,7 +66,8 @@ class DatabaseReader(ModuleReader):
         self._verified: set[int] = set()
         self.reads = 0
         self._small: dict[int, dict[str, Tensor]] = {}
-        self._last: dict[ModuleKind, tuple[tuple[int, int], tuple[NestedFactors, ...]]] = {}
+        self._last: dict[tuple[ModuleKind, bool], tuple[tuple[int, int], tuple[NestedFactors, ...]]] = {}
+        """Block, variant and factors of the last module of a kind, and of the last with all columns."""
         self._factors: Bounded[tuple[int, ModuleKind, int], tuple[NestedFactors, ...]] = Bounded(
             lambda factors: sum(each.nbytes for each in factors),
             room_on(device, DEVICE_SHARE),
@@ -83,15 +84,15 @@ class DatabaseReader(ModuleReader):
 
     def factors(self, block: int, kind: ModuleKind, variant: int) -> tuple[NestedFactors, ...]:
         """Factors of one variant of a module: one for each expert of a mixture, else one. Raises ArtifactError."""
-        key = (block, kind, variant)
-        last = self._last.get(kind)
+        key, own = (block, kind, variant), (kind, variant == variants(self.shapes[block, kind], self.units)[-1])
+        last = self._last.get(own)
         factors = last[1] if last is not None and last[0] == (block, variant) else self._factors.get(key)
         if factors is None:
             # Those of another block make room first.
-            self._last = {each: found for each, found in self._last.items() if found[0][0] == block and each != kind}
+            self._last = {each: found for each, found in self._last.items() if found[0][0] == block and each != own}
             factors = self._computed(block, kind, variant)
             self._factors.put(key, factors)
-        self._last[kind] = (block, variant), factors
+        self._last[own] = (block, variant), factors
         return factors
 
     def release(self, reserve: int = 0) -> None:

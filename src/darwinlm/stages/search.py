@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from darwinlm.data import TokenSequences
+from darwinlm.database import store
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.needs.need import Items, Need, largest
@@ -13,6 +14,7 @@ from darwinlm.needs.training import STATE_BYTES, add_updates, trained
 from darwinlm.runtime import parallel
 from darwinlm.runtime.amounts import size
 from darwinlm.runtime.artifact import StageFolder, read_json, write_json
+from darwinlm.search.evaluate import modules
 from darwinlm.search.evaluate.dense_side import LOGIT_TOKENS, head_bytes
 from darwinlm.search.evaluate.training import LOGIT_BYTES, STEP_TOKENS
 from darwinlm.search.evolve import evolution
@@ -111,9 +113,24 @@ def _need(need: Need) -> None:
     need.bound = 60 * settings.minutes if settings.minutes is not None else need.bound
     need.held |= _training(need, passing) if training else passing
     if not training:
-        staying = SHARE * max(need.room - need.device_bytes, 0)
+        free = max(need.room - need.device_bytes, 0)
+        _recomputed(need, free)
+        staying = SHARE * free
         walks = settings.generations * (len(settings.rounds) + 2 * guided)
         need.add("disk" if need.on_cpu else "transfers", walks * max(sizes.blocks * sizes.size - staying, 0))
+
+
+def _recomputed(need: Need, free: float) -> None:
+    """Modules that are computed again for each walk, and targets of factors that don't stay, in so much memory."""
+    sizes, settings = need.sizes, need.sizes.recipe.search
+    columns = sum(shape.width for shape in sizes.shapes)
+    squares = sum(float(shape.width) ** 2 for shape in sizes.shapes)
+    walks = settings.generations * (len(settings.rounds) + 2 * (settings.method == "gradient"))
+    outputs = sizes.kept * columns * sizes.width * sizes.size
+    again = walks * max(1 - modules.SHARE * free / outputs, 0)
+    need.add("solves", again * squares * sizes.kept**2 * sizes.width)
+    gone = max(1 - store.DEVICE_SHARE * free / (4.0 * (squares + columns * sizes.width)), 0)
+    need.add("solves", gone * (again + 2 * settings.generations) * squares * sizes.width)
 
 
 def _evaluations(need: Need, fitness: int) -> None:

@@ -1,4 +1,4 @@
-"""Pruned modules on demand, cut from the dense modules of the block at hand, with a cache of recent ones."""
+"""Pruned modules on demand, cut from the dense modules of the block at hand, with a cache."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from darwinlm.database.modules import ModuleReader
-from darwinlm.runtime.memory import Bounded, room_on
+from darwinlm.families.expert_tensors import by_rows
+from darwinlm.runtime.memory import room_on
+from darwinlm.search.evaluate.module_cache import ModuleCache
 from darwinlm.search.problem.space import Allocation, SearchSpace
 from darwinlm.streaming.decoder import Decoder, absent
 from darwinlm.streaming.transfers import HostCopy
@@ -35,41 +37,40 @@ class PlacedModules:
         self._places: dict[int, list[int]] = {}
         for index, module in enumerate(space.modules):
             self._places.setdefault(module.block, []).append(index)
-        self._small: Bounded[tuple[int, int], nn.Module] = Bounded(
-            lambda module: sum(tensor.nbytes for tensor in module.parameters()),
-            room_on(decoder.device, SHARE),
-        )
+        self._cache: ModuleCache[tuple[int, int]] = ModuleCache(room_on(decoder.device, SHARE))
         self._dense_weights: HostCopy | None = None
 
     def reserve(self, size: int) -> None:
         """Leave so many bytes of the device free from now on: blocks, modules and factors are kept in the rest."""
         self.reserved = size
         self.decoder.reserve(size)
-        self._small.reserve(size)
+        self._cache.reserve(size)
         self.database.release(size)
 
     def module(self, index: int, level: int) -> nn.Module:
         """The module at this index of the allocation, at a level."""
         if level == self.space.dense[index]:
             return self.dense[index]
-        module = self._small.get((index, level))
-        if module is None:
-            module = self._cut(index, level)
-            self._small.put((index, level), module)
-        return module
+        return self._cache.module((index, level)) or self._cut(index, level)
 
     @torch.no_grad()
     def _cut(self, index: int, level: int) -> nn.Module:
         module = self.space.modules[index]
         chosen = module.levels[level]
         family = self.decoder.family
+        part = family.module(module.kind)
         if chosen.width == 0:
-            return absent(family.module(module.kind))
+            return absent(part)
         shape = self.database.shapes[module.block, module.kind]
-        kept = self.database.kept(module.block, module.kind, chosen)
+        output = shape.output.removeprefix(part.prefix)
+        known = self._cache.output((index, level))
+        known = None if known is None else by_rows(part, output, known)
+        kept = self.database.kept(module.block, module.kind, chosen, known)
         tensors = shrink_tensors(family, shape, self.dense[index].state_dict(), kept)
         block, config = self.decoder.blocks[module.block], self.decoder.model.config
-        return small_module(block, config, family, shape, chosen, tensors, kept.query_groups)
+        small = small_module(block, config, family, shape, chosen, tensors, kept.query_groups)
+        self._cache.put((index, level), small, output)
+        return small
 
     def put(self, block: int, allocation: Allocation) -> None:
         """Put the modules of this allocation into a block, whose weights are there."""
