@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from darwinlm.calibration.moments import SecondMoment
 from darwinlm.database.block_moments import stream_moments
+from darwinlm.database.levels import variants
 from darwinlm.database.order import damp
 from darwinlm.database.store import DatabaseReader
 from darwinlm.execution.run import Run
@@ -215,4 +216,16 @@ def test_factors_without_room_on_a_gpu_wait_in_pinned_memory(whole, monkeypatch)
     first, again = (reader._read(0, "mlp") for _ in range(2))
     assert all(one is other for one, other in zip(first, again, strict=True))
     assert len(pinned) == 2
+    assert reader.reads == 1
+
+
+def test_all_variants_of_a_module_are_made_from_one_reading(whole):
+    units = whole.run.recipe.units
+    reader = DatabaseReader(whole.reader.folder, whole.checkpoint, units)
+    reader._factors._room = lambda reserved: 0
+    several = variants(reader.shapes[0, "attention"], units)
+    if len(several) == 1:
+        pytest.skip("one variant")
+    for variant in several:
+        reader.factors(0, "attention", variant)
     assert reader.reads == 1

@@ -40,6 +40,9 @@ from darwinlm.database.elimination import ROWS
 from darwinlm.database.order import cholesky_, halves_
 from darwinlm.runtime.errors import NumericsError
 
+COLUMNS = 1024
+"""Columns of a target in one product: few enough to leave out most zeros of L. Our choice."""
+
 LEAST_ENERGY = 1e-30
 """Smallest allowed energy of a module's outputs; the largest is its inverse."""
 
@@ -187,8 +190,8 @@ def full_target(factor: Tensor, W: Tensor, columns: Tensor) -> Tensor:
     """
     ordered = W.to(factor.device).index_select(1, columns.to(factor.device, torch.int64)).float()
     target = torch.empty_like(ordered)
-    for at in range(0, len(factor), ROWS):
-        target[:, at : at + ROWS] = ordered[:, at:] @ factor[at:, at : at + ROWS]
+    for at in range(0, len(factor), COLUMNS):
+        target[:, at : at + COLUMNS] = ordered[:, at:] @ factor[at:, at : at + COLUMNS]
     return target
 
 

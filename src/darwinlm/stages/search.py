@@ -126,7 +126,7 @@ def _recomputed(need: Need, free: float) -> None:
     columns = sum(shape.width for shape in sizes.shapes)
     squares = sum(float(shape.width) ** 2 for shape in sizes.shapes)
     walks = settings.generations * (len(settings.rounds) + 2 * (settings.method == "gradient"))
-    outputs = sizes.kept * columns * sizes.width * sizes.size
+    outputs = max(sizes.kept * columns * sizes.width * sizes.size, 1)
     again = walks * max(1 - modules.SHARE * free / outputs, 0)
     need.add("solves", again * squares * sizes.kept**2 * sizes.width)
     gone = max(1 - store.DEVICE_SHARE * free / (4.0 * (squares + columns * sizes.width)), 0)

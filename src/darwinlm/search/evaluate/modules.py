@@ -51,7 +51,8 @@ class PlacedModules:
         """The module at this index of the allocation, at a level."""
         if level == self.space.dense[index]:
             return self.dense[index]
-        return self._cache.module((index, level)) or self._cut(index, level)
+        module = self._cache.module((index, level))
+        return self._cut(index, level) if module is None else module
 
     @torch.no_grad()
     def _cut(self, index: int, level: int) -> nn.Module:
