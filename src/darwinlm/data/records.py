@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from darwinlm.data.packing import added_bos
 from darwinlm.runtime.errors import DataError, first_line
 from darwinlm.runtime.limits import LINE_NODES, parse_json, shorten
 
@@ -122,7 +123,7 @@ def _string(value: object, field: str, where: str) -> str:
 
 
 def chat_text(messages: object, tokenizer: PreTrainedTokenizerBase | None, where: str, tools: object = None) -> str:
-    """Render a chat with the model's template, without the bos token, which packing adds.
+    """Render a chat with the model's template, without a bos token that packing adds.
 
     Args:
         messages: A list of records with a `role` and a `content` in the form of OpenAI's API, or with `from` and
@@ -160,7 +161,10 @@ def chat_text(messages: object, tokenizer: PreTrainedTokenizerBase | None, where
                 "model whose template renders them."
             )
     bos = tokenizer.bos_token
-    return _string(text.removeprefix(str(bos)) if bos else text, "messages", where)
+    # Only a token that every text gets anyway is left out; others, such as SmolLM2's, are a part of the template.
+    if bos and text.startswith(bos) and added_bos(tokenizer) is not None:
+        text = text.removeprefix(bos)
+    return _string(text, "messages", where)
 
 
 def _message(message: object, where: str) -> Record:
