@@ -24,7 +24,7 @@ WRITTEN = "[user]Which river?\n[assistant]The Rhine.\n"
 
 @pytest.fixture
 def tokenizer():
-    made = tiny_tokenizer()
+    made = tiny_tokenizer(add_bos=True)
     made.chat_template = TEMPLATE
     return made
 
@@ -133,8 +133,9 @@ def test_a_missing_answer_is_told(tmp_path, tokenizer):
         list(read_documents(f"{source}#ask+reply", tokenizer=tokenizer))
 
 
-def test_chats_are_packed_with_one_bos(tmp_path):
-    tokenizer = tiny_tokenizer(add_bos=True)
+@pytest.mark.parametrize("added", [True, False])
+def test_chats_are_packed_with_the_bos_of_their_template(tmp_path, added):
+    tokenizer = tiny_tokenizer(add_bos=added)
     tokenizer.chat_template = TEMPLATE
     (text,) = read_documents(lines(tmp_path / "a.jsonl", {"messages": CHAT}), tokenizer=tokenizer)
     document = Document("a", text)
