@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
+from darwinlm.search.predict.file_types import file_costs
 from darwinlm.search.predict.module_losses import FACTOR, POWER
-from darwinlm.search.problem.file_types import file_costs
 
 MODULES = 3
 SHARES = (0.0, 0.5, 1.0)

@@ -24,9 +24,9 @@ from darwinlm.needs.need import Need
 from darwinlm.runtime.amounts import size
 from darwinlm.runtime.artifact import read_json, write_json
 from darwinlm.runtime.errors import BudgetError, RecipeError
+from darwinlm.search.predict.file_types import Types, file_costs
 from darwinlm.search.predict.module_losses import estimated_losses
 from darwinlm.search.problem.cost import CostModel
-from darwinlm.search.problem.file_types import Types, file_costs
 from darwinlm.search.problem.problem import space_of
 from darwinlm.stages.corpus import CORPUS, DOCUMENTS
 from darwinlm.stages.database import PruningDatabase
