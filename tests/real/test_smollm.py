@@ -38,9 +38,9 @@ SMALLER = (
     "evaluation.answer_tokens=0",
 )
 MODELS = ("dense", "uniform", "stitched", "refit", "recovered")
-UNIFORM, RECOVERED = 1.49, 1.23
+UNIFORM, RECOVERED = 1.67, 1.11
 """Held-out KL of this recipe. No seed changes that of the uniform cut; the other is the mean of three seeds of the
-search (1.138, 1.327, 1.237), which is so short here that the stitched models differ more (1.279, 1.350, 1.515)."""
+search (1.116, 1.126, 1.090)."""
 FIGURES = ("params", "block_params", "bytes", "perplexity", "kl", "tokens_per_second")
 
 
@@ -82,7 +82,7 @@ def test_half_of_smollm2(half):
         assert max(searched) < uniform, figure
 
     assert models["uniform"].kl == pytest.approx(UNIFORM, rel=0.06)
-    assert models["recovered"].kl < 1.15 * RECOVERED  # two standard deviations of the seeds
+    assert models["recovered"].kl < 1.1 * RECOVERED  # the seeds differ by 2 %, processors by more
 
     budget = summary.budget
     assert 0 <= budget.unused <= 0.005
