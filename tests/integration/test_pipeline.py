@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,12 +14,15 @@ from tests.tiny.whole import Whole
 from transformers import AutoModelForCausalLM
 
 from darwinlm.calibration.moments import SecondMoment
+from darwinlm.database import store
 from darwinlm.database.block_moments import stream_moments
+from darwinlm.database.factors import full_target
 from darwinlm.database.levels import variants
 from darwinlm.database.order import damp
 from darwinlm.database.store import DatabaseReader
 from darwinlm.execution.run import Run
 from darwinlm.runtime import parallel
+from darwinlm.runtime.mapped import in_file
 from darwinlm.search.evaluate.fitness import Fitness
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.stages.database import stream_of
@@ -229,3 +233,41 @@ def test_all_variants_of_a_module_are_made_from_one_reading(whole):
     for variant in several:
         reader.factors(0, "attention", variant)
     assert reader.reads == 1
+
+
+def test_targets_without_room_wait_in_files(whole, tmp_path, monkeypatch):
+    units, computed = whole.run.recipe.units, []
+    expected = DatabaseReader(whole.reader.folder, whole.checkpoint, units).factors(0, "mlp", 1)
+    reader = DatabaseReader(whole.reader.folder, whole.checkpoint, units)
+    reader._factors._room = lambda reserved: 0
+    monkeypatch.setattr(store, "full_target", lambda *given: computed.append(given) or full_target(*given))
+    monkeypatch.setattr(store, "in_file", lambda *given: written.append(given) or in_file(*given))
+    written: list[tuple] = []
+
+    def read() -> None:
+        reader._last = {}
+        (factors,) = reader.factors(0, "mlp", 1)
+        assert torch.equal(factors.target, expected[0].target)
+
+    read()
+    assert (len(computed), len(written)) == (1, 0), "nobody gave a folder"
+    reader.spill_into(tmp_path)
+    for _ in range(3):
+        read()
+    assert (len(computed), [folder for _, folder in written]) == (2, [tmp_path])
+    reader.release()
+    assert list(tmp_path.iterdir()) == []
+    read()
+    assert (len(computed), len(written)) == (3, 1), "files belong to one search"
+
+
+def test_targets_leave_half_of_the_disk(whole, tmp_path, monkeypatch):
+    reader = DatabaseReader(whole.reader.folder, whole.checkpoint, whole.run.recipe.units)
+    reader._factors._room = lambda reserved: 0
+    size = reader.factors(0, "mlp", 1)[0].target.nbytes
+    for free, fits in ((2 * size, True), (2 * size - 2, False)):
+        reader.release()
+        monkeypatch.setattr(store.shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free))
+        reader.spill_into(tmp_path)
+        reader.factors(0, "mlp", 1)
+        assert (reader._targets.get((0, "mlp")) is not None) == fits

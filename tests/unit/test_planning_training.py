@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,20 @@ def test_search_runs_new_text_only(tiny_llama: Path, make_run, tmp_path: Path, m
     run_stages(make_run(tiny_llama, tmp_path / "out", *assignments), "search")
     need = need_of(make_plan(sizes_of(tiny_llama, *assignments, "budget.keep=60%"), find_device("h100")), "search")
     assert need.tokens == pytest.approx(sum(counted), rel=0.3)
+
+
+def test_targets_without_room_wait_on_the_disk_of_a_laptop(tmp_path: Path) -> None:
+    sizes = published(tmp_path, "llama2-7b-2.7b-fast", "text.source=texts")
+    laptop = find_device("cpu")
+    large, small = (
+        next(each for each in estimate(sizes, replace(laptop, memory=memory)) if each.name == "search")
+        for memory in (200e9, 16e9)
+    )
+    targets = 32 * 4.0 * (4096 + 11008) * 4096
+    assert large.scratch == 0
+    assert 0.9 * targets < small.scratch <= targets
+    more = small.work["solves"] - large.work["solves"]
+    assert more < 20 * 32 * (4096**2 + 11008**2) * 4096, "once for each module, besides modules that are made again"
 
 
 @pytest.mark.parametrize(("model_type", "kept"), [("gemma", 48), ("gemma2", 300)])

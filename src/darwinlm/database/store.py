@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ from darwinlm.families.bounds import WEIGHTS
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.parts import ModuleKind
 from darwinlm.recipe import UnitsSettings
+from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import check_file, damaged, open_tensors, read_manifest
+from darwinlm.runtime.mapped import in_file
 from darwinlm.runtime.memory import Bounded, room_on
 
 CPU = torch.device("cpu")
@@ -36,6 +39,8 @@ DEVICE_SHARE = 0.3
 HOST_SHARE = 0.4
 """Share of the free main memory for packed factors that don't fit on the device."""
 
+DISK_SHARE = 0.5
+"""Share of the free disk for targets of factors that don't fit into the memory of a CPU."""
 
 SLACK = 1e-3
 """How far below zero rounding may bring an error or a loss, as a share of the largest one."""
@@ -45,8 +50,8 @@ class DatabaseReader(ModuleReader):
     """Reads any module at any level. Files are compared with their hashes in the manifest before use.
 
     Searches repeatedly need the factors of all modules in turn. As many as fit stay on the device, on which weights are
-    computed from them. The inputs of the others stay in main memory, pinned if a GPU reads them. The checkpoint is the
-    dense model's.
+    computed from them. The inputs of the others stay in main memory, pinned if a GPU reads them. On a CPU, a target
+    takes longer to compute than to read, so those that don't fit wait in files. The checkpoint is the dense model's.
 
     Attributes:
         reads: Number of factors read from files.
@@ -74,7 +79,11 @@ class DatabaseReader(ModuleReader):
             scanned=True,
         )
         self._stored: Bounded[tuple[int, ModuleKind], tuple[Tensor, Tensor]] = Bounded(
-            lambda stored: sum(tensor.nbytes for tensor in stored), room_on(CPU, HOST_SHARE), scanned=True
+            _bytes, room_on(CPU, HOST_SHARE), scanned=True
+        )
+        self._scratch: Path | None = None
+        self._targets: Bounded[tuple[int, ModuleKind], tuple[Tensor, ...]] = Bounded(
+            _bytes, self._disk_room, scanned=True
         )
 
     def variant(self, block: int, kind: ModuleKind, level: Level) -> int:
@@ -91,14 +100,34 @@ class DatabaseReader(ModuleReader):
             # Those of another block make room first.
             self._last = {each: found for each, found in self._last.items() if found[0][0] == block and each != own}
             factors = self._computed(block, kind, variant)
-            self._factors.put(key, factors)
+            if not self._factors.put(key, factors) and own[1]:
+                self._spill(block, kind, factors)
         self._last[own] = (block, variant), factors
         return factors
+
+    def spill_into(self, folder: Path) -> None:
+        """Let targets that a CPU's memory has no room for wait in files of a folder, until `release`."""
+        if self.device.type == "cpu":
+            self._scratch = folder
+            self._targets.reserve(0)
+
+    def _spill(self, block: int, kind: ModuleKind, factors: tuple[NestedFactors, ...]) -> None:
+        targets = tuple(each.target for each in factors)
+        if self._scratch is None or self._targets.get((block, kind)) is not None:
+            return
+        if self._targets.has_room(_bytes(targets)):
+            self._targets.put((block, kind), tuple(in_file(each, self._scratch) for each in targets))
+
+    def _disk_room(self, _: int) -> int:
+        assert self._scratch is not None
+        return int(DISK_SHARE * shutil.disk_usage(self._scratch).free) // parallel.local_size()
 
     def release(self, reserve: int = 0) -> None:
         """Release the factors, which are recomputed on demand and then leave `reserve` bytes of the device free."""
         self._last = {}
         self._factors.reserve(reserve)
+        self._targets.clear()
+        self._scratch = None
 
     def _computed(self, block: int, kind: ModuleKind, variant: int) -> tuple[NestedFactors, ...]:
         shape = self.shapes[block, kind]
@@ -108,9 +137,10 @@ class DatabaseReader(ModuleReader):
             (whole,) = self.factors(block, kind, last)
             return (narrower_factors(whole, columns),)
         packed, W = (tensor.to(self.device, non_blocking=True) for tensor in self._read(block, kind))
+        targets: Sequence[Tensor | None] = self._targets.get((block, kind)) or [None] * max(shape.experts, 1)
         if not shape.experts:
-            return (_full_factors(columns, packed, W),)
-        return tuple(map(_full_factors, columns, packed, W))
+            return (_full_factors(columns, packed, W, targets[0]),)
+        return tuple(map(_full_factors, columns, packed, W, targets))
 
     def _read(self, block: int, kind: ModuleKind) -> tuple[Tensor, Tensor]:
         """Packed factor and dense output projection of a module (of each expert).
@@ -268,7 +298,11 @@ class DatabaseReader(ModuleReader):
         return torch.stack(weights) if shape.experts else weights[0]
 
 
-def _full_factors(columns: Tensor, packed: Tensor, W: Tensor) -> NestedFactors:
-    """Factors over every column, with the target from the dense weights, on the device of the packed factor."""
+def _full_factors(columns: Tensor, packed: Tensor, W: Tensor, target: Tensor | None) -> NestedFactors:
+    """Factors over every column, on the device of the packed factor; an unknown target is computed from the weights."""
     factor, columns = unpack_lower(packed, len(columns)), columns.to(packed.device)
-    return NestedFactors(columns, factor, full_target(factor, W, columns))
+    return NestedFactors(columns, factor, full_target(factor, W, columns) if target is None else target)
+
+
+def _bytes(tensors: tuple[Tensor, ...]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)

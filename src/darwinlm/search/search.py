@@ -113,6 +113,7 @@ def search(
             left=clock.left if math.isfinite(clock.limit) else None,
         )
 
+    database.spill_into(folder)
     tokens = settings.rounds[0].tokens
     uniform = best_of(uniform_allocations(problem), fitness, losses, tokens, clock)
     uniform_kl = fitness.kl(uniform, settings.rounds[-1].tokens)

@@ -16,6 +16,7 @@ from darwinlm.runtime.amounts import size
 from darwinlm.runtime.artifact import StageFolder, read_json, write_json
 from darwinlm.search.evaluate import modules
 from darwinlm.search.evaluate.dense_side import LOGIT_TOKENS, head_bytes
+from darwinlm.search.evaluate.fitness import CPU_TOKENS
 from darwinlm.search.evaluate.training import LOGIT_BYTES, STEP_TOKENS
 from darwinlm.search.evolve import evolution
 from darwinlm.search.problem.problem import Problem
@@ -121,7 +122,7 @@ def _need(need: Need) -> None:
 
 
 def _recomputed(need: Need, free: float) -> None:
-    """Modules that are computed again for each walk, and targets of factors that don't stay, in so much memory."""
+    """Modules that are computed again for each walk, and targets of factors that have no room in so much memory."""
     sizes, settings = need.sizes, need.sizes.recipe.search
     columns = sum(shape.width for shape in sizes.shapes)
     squares = sum(float(shape.width) ** 2 for shape in sizes.shapes)
@@ -130,7 +131,12 @@ def _recomputed(need: Need, free: float) -> None:
     again = walks * max(1 - modules.SHARE * free / outputs, 0)
     need.add("solves", again * squares * sizes.kept**2 * sizes.width)
     gone = max(1 - store.DEVICE_SHARE * free / (4.0 * (squares + columns * sizes.width)), 0)
-    need.add("solves", gone * (again + 2 * settings.generations) * squares * sizes.width)
+    if need.on_cpu:  # which keeps them in files
+        targets = gone * 4.0 * columns * sizes.width
+        need.scratch += need.processes * targets
+        need.add("disk", (1 + again + 2 * settings.generations) * targets)
+    times = 1 if need.on_cpu else again + 2 * settings.generations
+    need.add("solves", gone * times * squares * sizes.width)
 
 
 def _evaluations(need: Need, fitness: int) -> None:
@@ -157,9 +163,11 @@ def _evaluations(need: Need, fitness: int) -> None:
     if guided:
         need.run(times * window, sizes.kept, blocks=3, heads=3, kind="training")
         need.tokens += times * window
-        # The product of a module's gradients and inputs, and one triangular solve for all of its widths.
-        solves = sum(2.0 * window * shape.width + shape.width**2 for shape in sizes.shapes)
-        need.add("solves", times * solves * sizes.width)
+        # Products of a module's gradients with inputs or targets, and one triangular solve for all of its widths.
+        piece = min(window, sizes.pass_tokens, CPU_TOKENS if need.on_cpu else window)
+        rows = window / piece * min(piece, sizes.width)
+        solves = sum(2.0 * window * shape.width * sizes.width + rows * shape.width**2 for shape in sizes.shapes)
+        need.add("solves", times * solves)
     changed = times * (2 * len(cut) if guided else first * 3)
     squares = sum(float(shape.width) ** 2 for shape in sizes.shapes) / len(sizes.shapes)
     need.add("solves", changed * squares * sizes.kept**2 * sizes.width)
