@@ -192,6 +192,19 @@ def test_memory_of_the_database_is_what_a_larger_model_took(tmp_path: Path) -> N
     assert gpu > 16 * 5632**2
 
 
+def test_memory_of_weighted_orders_is_what_blocks_of_large_models_took(tmp_path: Path) -> None:
+    """See docs/notebook/speed.md, "All blocks of 7B, and a block of a 70B"."""
+    seven = {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32, "num_hidden_layers": 32}
+    seventy = {"hidden_size": 8192, "intermediate_size": 28672, "num_attention_heads": 64, "num_hidden_layers": 1}
+    for config, peak in ((seven, 3.481e9), (seventy | {"num_key_value_heads": 8}, 18.735e9)):
+        settings = ("compute.batch_tokens=1024", "compute.dtype=bfloat16", "text.calibration_tokens=2048")
+        LlamaConfig(**config, dtype="bfloat16").save_pretrained(tmp_path)
+        recipe = load_recipe(None, (*settings, "refit.tokens=0"), {"model": str(tmp_path)})
+        needs = make_plan(Sizes(Checkpoint.describe(tmp_path), recipe), find_device("cpu")).needs
+        found = next(need for need in needs if need.name == "database").device_bytes
+        assert found == pytest.approx(peak, rel=0.05)
+
+
 def test_memory_of_the_gradients_is_what_a_larger_model_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """See docs/notebook/database.md: 1,492 MB, of them 772 MB of residual streams."""
     settings = ("compute.batch_tokens=512", "compute.dtype=bfloat16", "text.calibration_tokens=65536")

@@ -98,11 +98,12 @@ def _database_need(need: Need) -> None:
 
     In memory are the stream, and a block while it runs or while its modules are factorised. On a CPU, moments are moved
     to files, and a module is factorised in the memory of one float64 matrix. It takes two if there are fewer tokens
-    than columns and its order needs float64, and weights and their gradients' moments besides. On a GPU, moments stay,
-    and an inverse takes one matrix more.
+    than columns and its order needs float64, and weights and their gradients' moments besides. Moments weight the
+    weights in the type of the order. On a GPU, moments stay, and an inverse takes one matrix more.
     """
     sizes, r = need.sizes, float(need.sizes.width)
     tokens, moments, work = sizes.recipe.text.calibration_tokens, Counter[int](), 0.0
+    weighted = find_metric(sizes.recipe.database.saliency).gradients
     ordered: Items = {}
     need.tokens = tokens
     need.run(tokens)
@@ -114,8 +115,10 @@ def _database_need(need: Need) -> None:
         # An inverse for the order, then a factor and the target.
         need.add("factors", orders * (d**3 + d**3 / 3 + 2 * d * d * r))
         moments[shape.block] += experts * shape.width**2 * 4
-        matrices = (1 if need.on_cpu else 2) + (tokens <= d)
-        work = max(work, (8 * matrices + 4 * shape.experts) * d * d + 8 * r * d + 12 * r * r)
+        double = tokens <= d
+        matrices = (1 if need.on_cpu else 2) + double
+        weights = sizes.size + 16 if double and weighted else 8
+        work = max(work, (8 * matrices + 4 * shape.experts) * d * d + weights * r * d + 12 * r * r)
         ordered = _order_experts(need, shape) if shape.experts else ordered
     of_a_block = {"second moments of one block": float(max(moments.values()))}
     passing = need.a_pass(1) | of_a_block | ordered
