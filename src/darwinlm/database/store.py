@@ -123,7 +123,7 @@ class DatabaseReader(ModuleReader):
         return int(DISK_SHARE * shutil.disk_usage(self._scratch).free) // parallel.local_size()
 
     def release(self, reserve: int = 0) -> None:
-        """Release the factors, which are recomputed on demand and then leave `reserve` bytes of the device free."""
+        """Release factors and files of targets; factors are computed again, and leave `reserve` bytes of the device."""
         self._last = {}
         self._factors.reserve(reserve)
         self._targets.clear()

@@ -117,7 +117,7 @@ def _database_need(need: Need) -> None:
         moments[shape.block] += experts * shape.width**2 * 4
         double = tokens <= d
         matrices = (1 if need.on_cpu else 2) + double
-        weights = sizes.size + 16 if double and weighted else 8
+        weights = (sizes.size + 16) if double and weighted else 8
         work = max(work, (8 * matrices + 4 * shape.experts) * d * d + weights * r * d + 12 * r * r)
         ordered = _order_experts(need, shape) if shape.experts else ordered
     of_a_block = {"second moments of one block": float(max(moments.values()))}
