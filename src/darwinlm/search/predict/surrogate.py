@@ -33,7 +33,8 @@ RIDGE = 4.0
 
 LEAST = 0.25
 """Smallest weight of a module, as a share of the common one. A module without curvature would move as far as the budget
-allows in every generation. Measured weights were 0.2 to 3 times the common one (notebook, "What the search predicted")."""
+allows in every generation. Modules moved alone had about 0.2 to 4 times the median (notebook, "What the search
+predicts")."""
 
 
 class Surrogate:
