@@ -6,9 +6,9 @@ Between a parent and its child the change of the loss is modelled to second orde
 
 with slopes s around the parent (`gradients.py`) and the curvature of each module (`curvature.py`). Interactions between
 modules only enter through the weights wᵢ. These start at a common value and are corrected by ridge regression on the
-observed changes. So modules that matter more in a pruned model than in the dense one get larger weights. The slopes
-have no weight: they are derivatives, and children are chosen for the errors of slopes that promise a gain, so a fitted
-weight falls towards zero. The model only proposes children; selection always uses measured losses.
+observed changes. So modules that matter more in a pruned model than in the dense one get larger weights. Slopes are
+derivatives and have no weight; a fitted one fell to between 0.1 and 0.5 and predicted worse (notebook, "What the search
+predicts"). The model only proposes children; selection always uses measured losses.
 """
 
 from __future__ import annotations
@@ -32,9 +32,8 @@ RIDGE = 4.0
 """Weight of the starting values, in numbers of observations."""
 
 LEAST = 0.25
-"""Smallest weight of a module, as a share of the common one. A module without curvature would move as far as the budget
-allows in every generation. Modules moved alone had about 0.2 to 4 times the median (notebook, "What the search
-predicts")."""
+"""Smallest weight of a module as a share of the common one, and of the common one as a share of its starting value.
+Without curvature, a module would move as far as the budget allows in every generation."""
 
 
 class Surrogate:
