@@ -152,29 +152,43 @@ def measure_copying(
     copying: Sequence[Copying],
     *,
     batch_tokens: int,
-    late: Callable[[], bool] = lambda: False,
+    late: Callable[[], bool] | None = None,
 ) -> dict[str, list[CopyingScore]]:
     """Accuracy and loss of several models on the same sequences, which processes share.
 
-    `late` tells, in the first process, whether to leave out the remaining sequences.
+    A model reads all kinds in one walk. If `late` tells, in the first process, whether to leave out the remaining ones,
+    it reads them one by one.
     """
     scores: dict[str, list[CopyingScore]] = {name: [] for name in models}
-    for each in copying:
-        if parallel.broadcast(late()):
+    for kinds in [copying] if late is None else [[each] for each in copying]:
+        if late is not None and parallel.broadcast(late()):
             break
-        share = each.tokens[parallel.place() :: parallel.size()]
-        batches = torch.split(share, max(1, batch_tokens // each.tokens.shape[1])) if len(share) else ()
-        sums = torch.zeros(len(models), 3, dtype=torch.float64)
-        for row, model in zip(sums, map(reading, models.values()), strict=True):
-            for batch, states in zip(batches, model.through(batches, keep=each.n), strict=True):
-                targets = batch[:, 1 - each.n :].flatten().to(states.device)
+        kind_of, batches = _batches(kinds, batch_tokens)
+        sums = torch.zeros(len(models), len(kinds), 3, dtype=torch.float64)
+        for rows, model in zip(sums, map(reading, models.values()), strict=True):
+            walk = model.through(batches, keep=[kinds[kind].n for kind in kind_of])
+            for kind, batch, states in zip(kind_of, batches, walk, strict=True):
+                targets = batch[:, 1 - kinds[kind].n :].flatten().to(states.device)
                 parts = (torch.split(each, HEAD_TOKENS) for each in (states[:, :-1].flatten(0, 1), targets))
                 for state, target in zip(*parts, strict=True):
                     with model.with_head():
                         logits = model.head(state)
                     right = (logits.argmax(-1) == target).sum()
                     lost = exact(token_losses(logits, target)).sum(dtype=torch.float64)
-                    row.add_(torch.tensor([float(right), float(lost), len(target)], dtype=torch.float64))
-        for name, (right, lost, count) in zip(models, parallel.all_reduce(sums).tolist(), strict=True):
-            scores[name].append(CopyingScore(each.name, right / count, lost / count, int(count)))
+                    rows[kind] += torch.tensor([float(right), float(lost), len(target)], dtype=torch.float64)
+        for name, rows in zip(models, parallel.all_reduce(sums).tolist(), strict=True):
+            for each, (right, lost, count) in zip(kinds, rows, strict=True):
+                scores[name].append(CopyingScore(each.name, right / count, lost / count, int(count)))
     return scores
+
+
+def _batches(kinds: Sequence[Copying], batch_tokens: int) -> tuple[list[int], list[Tensor]]:
+    """This process's share of all sequences in batches, and the kind of each batch."""
+    kind_of: list[int] = []
+    batches: list[Tensor] = []
+    for kind, each in enumerate(kinds):
+        share = each.tokens[parallel.place() :: parallel.size()]
+        if len(share):
+            batches += torch.split(share, max(1, batch_tokens // each.tokens.shape[1]))
+        kind_of += [kind] * (len(batches) - len(kind_of))
+    return kind_of, batches

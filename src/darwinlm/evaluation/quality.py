@@ -70,9 +70,9 @@ class Read(Protocol):
         """Device of the model."""
 
     def through(
-        self, batches: Sequence[Tensor], *, keep: int | None = None, memory: HiddenMemory | None = None
+        self, batches: Sequence[Tensor], *, keep: Sequence[int] = (), memory: HiddenMemory | None = None
     ) -> Iterable[Tensor]:
-        """States [b, t, m] behind the last block for batches [b, t]; those of the last `keep` positions."""
+        """States [b, t, m] behind the last block for batches [b, t]; those of so many last positions of each batch."""
 
     def head(self, states: Tensor) -> Tensor:
         """Logits [n, v] of states [n, m]."""
@@ -94,11 +94,12 @@ class WholeModel:
         return device
 
     def through(
-        self, batches: Sequence[Tensor], *, keep: int | None = None, memory: HiddenMemory | None = None
+        self, batches: Sequence[Tensor], *, keep: Sequence[int] = (), memory: HiddenMemory | None = None
     ) -> Iterable[Tensor]:
         """Logits [b, t, v] of each batch when it is asked for."""
-        more = {} if keep is None else {"logits_to_keep": keep}
-        return (self.model(input_ids=each.to(self.device), use_cache=False, **more).logits for each in batches)
+        more = [{"logits_to_keep": last} for last in keep] or [{}] * len(batches)
+        for batch, which in zip(batches, more, strict=True):
+            yield self.model(input_ids=batch.to(self.device), use_cache=False, **which).logits
 
     def head(self, states: Tensor) -> Tensor:
         """The logits themselves."""
@@ -123,13 +124,14 @@ def measure_quality(
     batch_tokens: int,
     memory: HiddenMemory | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    late: Callable[[], bool] = lambda: False,
+    late: Callable[[], bool] | None = None,
 ) -> dict[str, Quality]:
     """Measure several models on the same tokens; processes share the sequences.
 
     `tokens` is [n, t] held-out text. Models are decoders, or whole models of transformers. The dense model, the
-    reference of the KL, may be among them. Streams of decoders may go where `memory` says. Walks take one batch, then
-    two, four and so on; `late` tells after each whether this process stops.
+    reference of the KL, may be among them. Streams of decoders may go where `memory` says. One walk takes all batches,
+    so that weights are read once. If `late` tells whether this process stops, walks take one batch,
+    then two, four and so on. `progress` gets the finished passes of a batch through a model, and all of them.
 
     Raises NumericsError if a loss isn't finite.
     """
@@ -138,11 +140,17 @@ def measure_quality(
     places = [list(readers).index(id(model)) for model in models.values()]
     sequences = max(1, batch_tokens // tokens.shape[1])
     sums = torch.zeros(len(models), SUMS + tokens.shape[1], dtype=torch.float64)
-    n_seen, measured, done = 0, 0, 0
+    n_seen, measured, done, passes = 0, 0, 0, 0
+    lazy = sum(isinstance(reader, WholeModel) for reader in readers.values())
     batches = torch.split(tokens, sequences) if len(tokens) else ()
     while done < len(batches):
-        walk = batches[done : 2 * done + 1]
-        ends = [iter(reader.through(walk, memory=memory)) for reader in readers.values()]
+        walk = batches if late is None else batches[done : 2 * done + 1]
+        ends = []
+        for reader in readers.values():
+            ends.append(iter(reader.through(walk, memory=memory)))
+            if not isinstance(reader, WholeModel):
+                passes += len(walk)
+                progress(passes, len(readers) * len(batches))
         with kept_memory(readers[id(dense)].device):  # of logits; blocks that come and go would fragment it
             for batch in walk:
                 seen = seen_before(batch)
@@ -150,8 +158,10 @@ def measure_quality(
                 found = _measure_batch(list(readers.values()), [next(end).flatten(0, 1) for end in ends], batch, seen)
                 sums += torch.stack([found[place] for place in places]) if places else sums
                 measured, done = measured + len(batch), done + 1
-                progress(done, len(batches))
-        if late():
+                if lazy:
+                    passes += lazy
+                    progress(passes, len(readers) * len(batches))
+        if late is not None and late():
             break
     measured, n_seen = parallel.all_reduce(torch.tensor([measured, n_seen])).tolist()
     predictions = measured * (tokens.shape[1] - 1)

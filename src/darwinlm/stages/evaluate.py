@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -184,10 +183,11 @@ EVALUATE: Stage[Measured] = Stage(
 """Figures of each model, on the same held-out text."""
 
 
-def _late(task: Task) -> Callable[[float], Callable[[], bool]]:
-    """For a share of the time until the evaluation must end: whether this share has passed."""
+def _late(task: Task) -> Callable[[float], Callable[[], bool] | None]:
+    """For a share of the time until the evaluation must end: whether this share has passed; None without a limit."""
     begun, ends = time.monotonic(), None if task.pace is None else task.pace.ends()
-    ends = math.inf if ends is None else ends
+    if ends is None:
+        return lambda share: None
     return lambda share: lambda: time.monotonic() - begun > share * (ends - begun)
 
 
@@ -226,7 +226,7 @@ def measure_models(
     params = {name: int(decoders[name].params) for name in models}
     in_blocks = {name: block_parameters(decoders[name].model, dense.family.layers) for name in models}
     del decoders
-    used = _use(task, models, params, tokenizer, tokens[:1], late)
+    used = _use(task, models, params, tokenizer, tokens[:1], late(SPEED) or (lambda: False))
     figures: Measured = {}
     for name in models:
         found = asdict(quality[name])
@@ -260,7 +260,7 @@ def _use(
     params: Mapping[ModelKey, int],
     tokenizer: Any,
     prompt: Tensor,
-    late: Callable[[float], Callable[[], bool]],
+    late: Callable[[], bool],
 ) -> dict[ModelKey, dict[str, Any]]:
     """Speeds and continuations of models as figures, by model: of those that fit into half of the memory at once.
 
@@ -276,8 +276,8 @@ def _use(
     for group in groups_that_fit(sizes, room) if parallel.is_main() else ():
         held = {name: model for name, model in held.items() if name == "dense"}
         held |= {name: models[name].load().to(context.device) for name in group if name not in held}
-        speeds = measure_speed(held, prompt, late=late(SPEED))
-        prompts = prompts_for(tokenizer, task.recipe.evaluation.prompts)[: 1 if late(SPEED)() else None]
+        speeds = measure_speed(held, prompt, late=late)
+        prompts = prompts_for(tokenizer, task.recipe.evaluation.prompts)[: 1 if late() else None]
         for name in group:
             if name not in figures:
                 figures[name] = {

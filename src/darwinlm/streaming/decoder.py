@@ -127,9 +127,12 @@ class Decoder:
 
     @torch.no_grad()
     def through(
-        self, batches: Sequence[Tensor], *, keep: int | None = None, memory: HiddenMemory | None = None
+        self, batches: Sequence[Tensor], *, keep: Sequence[int] = (), memory: HiddenMemory | None = None
     ) -> HiddenStates:
-        """The residual stream of batches of tokens after the last block, in one walk; of the last `keep` positions."""
+        """The residual stream of batches of tokens after the last block, in one walk.
+
+        `keep` is the number of last positions of each batch that stay; without, all of them.
+        """
         hidden = HiddenStates(
             (self.embed(batch) for batch in batches),
             sum(batch.numel() for batch in batches) * int(self.model.config.hidden_size),
@@ -139,7 +142,9 @@ class Decoder:
         for block in self.walk(range(len(self.blocks))):
             for index, given in enumerate(arguments):
                 hidden[index] = self.run_block(block, hidden[index], given[block])
-        return hidden if keep is None else HiddenStates((each[:, -keep:] for each in hidden), hidden.elements)
+        if not keep:
+            return hidden
+        return HiddenStates((each[:, -last:] for each, last in zip(hidden, keep, strict=True)), hidden.elements)
 
     def reserve(self, room: int, among: int = 1) -> None:
         """Leave so many bytes of the device free from now on; a decoder of a whole model holds all of it."""
