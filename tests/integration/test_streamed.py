@@ -4,6 +4,9 @@ import pytest
 import torch
 from tests.tiny.searching import placed_in
 
+from darwinlm.evaluation.looking_back import Copying, measure_copying
+from darwinlm.evaluation.quality import measure_quality
+from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.search.evaluate.fitness import Clock, Fitness
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.predict.gradients import Gradients
@@ -83,3 +86,35 @@ def test_a_module_is_the_same_when_only_its_output_projection_was_kept(
         found = placed.module(*key).state_dict()
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma4_text"])
+def test_an_evaluation_reads_every_block_once_for_text_and_once_for_copying(model_type, tiny_folder):
+    checkpoint = Checkpoint.open(tiny_folder(model_type))
+    text = torch.randint(3, 60, (7, 16), generator=torch.Generator().manual_seed(0))
+    kinds = [
+        Copying("at once", 4, torch.cat([text[:3, :4], text[:3, :4]], dim=1)),
+        Copying("apart", 3, torch.cat([text[3:5, :9], text[3:5, :3]], dim=1)),
+    ]
+    whole = checkpoint.load(torch.float32, "cpu")
+    narrow = Narrow(checkpoint, text, dtype=torch.float32, device=torch.device("cpu"))
+    blocks, steps = list(range(len(narrow.blocks))), list[tuple[int, int]]()
+
+    def measured(model, **limit):
+        quality = measure_quality(
+            model, {"it": model}, text, batch_tokens=32, progress=lambda *step: steps.append(step), **limit
+        )
+        return quality, measure_copying({"it": model}, kinds, batch_tokens=16, **limit)
+
+    found = measured(narrow)
+    assert narrow.read == 2 * blocks
+    assert steps == [(4, 4)], "four batches through one model"
+    narrow.read.clear()
+    assert measured(narrow, late=lambda: False) == found, "a limit divides the walks, not the figures"
+    assert narrow.read == 5 * blocks, "of one batch, two and the last one, then of each kind"
+    (expected,), (copied,) = (each.values() for each in measured(whole))
+    (quality,), (scores,) = (each.values() for each in found)
+    assert (quality.perplexity, quality.tokens) == (pytest.approx(expected.perplexity, rel=1e-5), expected.tokens)
+    assert [each.name for each in scores] == ["at once", "apart"]
+    assert [each.loss for each in scores] == pytest.approx([each.loss for each in copied], rel=1e-5)
+    assert [each.tokens for each in scores] == [3 * 3, 2 * 2]
