@@ -6,6 +6,7 @@ from tests.tiny.searching import placed_in
 
 from darwinlm.evaluation.looking_back import Copying, measure_copying
 from darwinlm.evaluation.quality import measure_quality
+from darwinlm.evaluation.text import measure_text
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.search.evaluate.fitness import Clock, Fitness
 from darwinlm.search.evaluate.modules import PlacedModules
@@ -89,7 +90,7 @@ def test_a_module_is_the_same_when_only_its_output_projection_was_kept(
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gemma4_text"])
-def test_an_evaluation_reads_every_block_once_for_text_and_once_for_copying(model_type, tiny_folder):
+def test_an_evaluation_reads_every_block_once_for_text_and_once_for_copying(model_type, tiny_folder, tmp_path):
     checkpoint = Checkpoint.open(tiny_folder(model_type))
     text = torch.randint(3, 60, (7, 16), generator=torch.Generator().manual_seed(0))
     kinds = [
@@ -112,6 +113,9 @@ def test_an_evaluation_reads_every_block_once_for_text_and_once_for_copying(mode
     narrow.read.clear()
     assert measured(narrow, late=lambda: False) == found, "a limit divides the walks, not the figures"
     assert narrow.read == 5 * blocks, "of one batch, two and the last one, then of each kind"
+    on_disk = HiddenMemory(tmp_path, "file")
+    score = measure_text(narrow, None, "text", text, batch_tokens=32, memory=on_disk)
+    assert score.perplexity == found[0]["it"].perplexity
     (expected,), (copied,) = (each.values() for each in measured(whole))
     (quality,), (scores,) = (each.values() for each in found)
     assert (quality.perplexity, quality.tokens) == (pytest.approx(expected.perplexity, rel=1e-5), expected.tokens)

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from darwinlm.runtime.figures import ChatFigures, CopyingScore
 from darwinlm.runtime.lock import hold_target
 from darwinlm.runtime.places import check_output
 from darwinlm.runtime.tables import Table
+from darwinlm.streaming.hidden import HiddenMemory
 
 
 @dataclass(frozen=True)
@@ -266,10 +268,11 @@ def _texts(
     named = {opened.source: opened} | ({} if dense is None else dict([dense]))
     models = {name: each.decoder(read) for name, each in named.items()}
     against = None if dense is None else models[dense[0]]
-    scores = [
-        measure_text(models[opened.source], against, source, tokens, batch_tokens=batch_tokens)
-        for source, tokens in packed.items()
-    ]
+    with TemporaryDirectory(prefix="darwinlm-") as folder:  # for text whose streams have no room in memory
+        how: dict[str, Any] = {"batch_tokens": batch_tokens, "memory": HiddenMemory(Path(folder))}
+        scores = [
+            measure_text(models[opened.source], against, source, tokens, **how) for source, tokens in packed.items()
+        ]
     copied = measure_copying(models, sequences, batch_tokens=batch_tokens)
     return scores, [Copied(name, tuple(copied[name]), tuple(remarks)) for name in models]
 

@@ -12,6 +12,7 @@ from darwinlm.data import read_documents
 from darwinlm.data.packing import added_bos, token_ids
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.runtime.errors import DataError, ModelError
+from darwinlm.streaming.hidden import HiddenMemory
 from darwinlm.vocabulary.cut import rows_in
 
 
@@ -85,10 +86,12 @@ def share_vocabulary(model: Any, dense: Any) -> bool:
     return False
 
 
-def measure_text(model: Any, dense: Any | None, source: str, tokens: Tensor, *, batch_tokens: int) -> TextScore:
-    """Measure one model, alone or against another, on tokens [n, t]."""
+def measure_text(
+    model: Any, dense: Any | None, source: str, tokens: Tensor, *, batch_tokens: int, memory: HiddenMemory | None = None
+) -> TextScore:
+    """Measure one model, alone or against another, on tokens [n, t]; their streams may go where `memory` says."""
     named = {"model": model} if dense is None else {"model": model, "dense": dense}
-    quality = measure_quality(dense or model, named, tokens, batch_tokens=batch_tokens)
+    quality = measure_quality(dense or model, named, tokens, batch_tokens=batch_tokens, memory=memory)
     figures = asdict(quality["model"])
     if dense is None:
         figures = {name: figures[name] for name in ("perplexity", "tokens")} | {"kl": None}
