@@ -113,6 +113,9 @@ def test_an_evaluation_reads_every_block_once_for_text_and_once_for_copying(mode
     narrow.read.clear()
     assert measured(narrow, late=lambda: False) == found, "a limit divides the walks, not the figures"
     assert narrow.read == 5 * blocks, "of one batch, two and the last one, then of each kind"
+    narrow.read.clear()
+    assert measure_copying({"it": narrow}, [], batch_tokens=16) == {"it": []}
+    assert not narrow.read, "nothing to read"
     on_disk = HiddenMemory(tmp_path, "file")
     score = measure_text(narrow, None, "text", text, batch_tokens=32, memory=on_disk)
     assert score.perplexity == found[0]["it"].perplexity

@@ -166,7 +166,7 @@ def measure_copying(
         kind_of, batches = _batches(kinds, batch_tokens)
         sums = torch.zeros(len(models), len(kinds), 3, dtype=torch.float64)
         for rows, model in zip(sums, map(reading, models.values()), strict=True):
-            walk = model.through(batches, keep=[kinds[kind].n for kind in kind_of])
+            walk = model.through(batches, keep=[kinds[kind].n for kind in kind_of]) if batches else ()
             for kind, batch, states in zip(kind_of, batches, walk, strict=True):
                 targets = batch[:, 1 - kinds[kind].n :].flatten().to(states.device)
                 parts = (torch.split(each, HEAD_TOKENS) for each in (states[:, :-1].flatten(0, 1), targets))

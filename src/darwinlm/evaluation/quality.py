@@ -141,7 +141,7 @@ def measure_quality(
     sequences = max(1, batch_tokens // tokens.shape[1])
     sums = torch.zeros(len(models), SUMS + tokens.shape[1], dtype=torch.float64)
     n_seen, measured, done, passes = 0, 0, 0, 0
-    lazy = sum(isinstance(reader, WholeModel) for reader in readers.values())
+    whole = sum(isinstance(reader, WholeModel) for reader in readers.values())
     batches = torch.split(tokens, sequences) if len(tokens) else ()
     while done < len(batches):
         walk = batches if late is None else batches[done : 2 * done + 1]
@@ -158,8 +158,8 @@ def measure_quality(
                 found = _measure_batch(list(readers.values()), [next(end).flatten(0, 1) for end in ends], batch, seen)
                 sums += torch.stack([found[place] for place in places]) if places else sums
                 measured, done = measured + len(batch), done + 1
-                if lazy:
-                    passes += lazy
+                if whole:  # their passes are made here
+                    passes += whole
                     progress(passes, len(readers) * len(batches))
         if late is not None and late():
             break
