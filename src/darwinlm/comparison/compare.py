@@ -244,6 +244,7 @@ def _baseline(base: Run, name: str) -> Row:
 
 
 def _searched(run: Run, name: str) -> Row:
+    run.until(SEARCH.name)  # a shared stage that isn't asked for has no time here
     search = run[SEARCH]
     return {
         "title": "DarwinLM, one shot" if name == OURS else f"DarwinLM, {name}",
