@@ -12,7 +12,7 @@ from matplotlib import rc_context, style
 from matplotlib.figure import Figure
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-SIZES = {"## 75 %": 75, "## Half of the block parameters, many methods": 50, "## 35 %": 35}
+SIZES = {"### 75 %": 75, "## Half of the block parameters, many methods": 50, "### 35 %": 35}
 LINES = {
     "ZipLM": "#8a4fa3",
     "uniform": "#6a7079",
