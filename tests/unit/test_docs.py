@@ -13,6 +13,7 @@ import pytest
 import typer
 import yaml
 from tests.tiny.process import python
+from tools import results_plot
 
 import darwinlm
 from darwinlm.cli import app
@@ -279,6 +280,18 @@ def test_every_entry_of_the_notebook_is_in_its_index() -> None:
             assert entries
             missing = [entry for entry in entries if f"[{entry}]({path.name}#" not in index]
             assert not missing, f"the index lacks {missing}: run python tools/notebook.py"
+
+
+def test_the_picture_of_the_results_is_drawn_from_the_tables_of_the_page(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    methods = [{row["method"] for row in results_plot.table(page, heading)} for heading in results_plot.SIZES]
+    assert [set(results_plot.LINES) - found for found in methods] == [set()] * 3
+    results_plot.draw(page, tmp_path / "results.svg")
+    drawn, shown = (
+        re.findall(r">([^<>\n]+)</text>", path.read_text(encoding="utf-8"))
+        for path in (tmp_path / "results.svg", ROOT / "docs" / "results.svg")
+    )
+    assert drawn == shown
 
 
 @pytest.mark.parametrize("script", ["tools/pages.py", "tools/notebook.py"])
