@@ -74,6 +74,7 @@ def baseline_stage(name: str) -> Stage[Baseline]:
         f"method_{name}",
         read,
         work=made_from_database if method.database else made,
+        version=3,
         title=method.title,
         writes="the model of a baseline",
         settings=("units", "search.rounds", "search.seed", *(("search.minutes",) if method.searches else ())),

@@ -99,6 +99,7 @@ MEASURE: Stage[Row] = Stage(
     "measure",
     lambda task: read_json(task.folder / "row.json"),
     work=_measure,
+    version=2,
     writes="sizes, perplexity and KL of a row",
     arithmetic=True,
     together=True,

@@ -11,10 +11,12 @@ from typing import Any
 from torch import Tensor
 
 from darwinlm.database.blocks import block_file
-from darwinlm.runtime.artifact import KEY, MANIFEST, StageFolder, damaged, open_tensors, read_json, stage_version
+from darwinlm.runtime.artifact import KEY, MANIFEST, StageFolder, damaged, open_tensors, read_json
 from darwinlm.runtime.errors import ArtifactError
 
 TEXT = "text.json"
+VERSION = 6
+"""Raised when the same inputs give another database."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def check_fits(stage: StageFolder, path: Path, *, model: str, source: str, units
             f"the database in {path} was built from another model than {source} (other weights or configuration): "
             "build one for this model, or prune the original model"
         )
-    if stage.key.get("version") != stage_version("database"):
+    if stage.key.get("version") != VERSION:
         raise ArtifactError(
             f"the database in {path} was built by another version of darwinlm, whose databases differ: rebuild it "
             f"with darwinlm database {shlex.quote(source)} --out {shlex.quote(str(path))}"

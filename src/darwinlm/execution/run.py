@@ -146,7 +146,7 @@ class Run:
 
     def _key(self, stage: Stage[Any], task: Task, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Everything that the content of a stage's folder depends on."""
-        key: dict[str, Any] = {"stage": stage.name, **code_version(stage.name)}
+        key: dict[str, Any] = {"stage": stage.name, **code_version(stage.version)}
         key["inputs"] = {name: self.digest(name, inputs[name]) for name in stage.inputs}
         key["settings"] = stage.slice(task.recipe)
         if stage.arithmetic:

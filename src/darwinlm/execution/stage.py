@@ -72,6 +72,7 @@ class Stage(Generic[Result]):
     Attributes:
         result: Its result, from the task and the inputs; reads what the work left in the folder.
         work: Writes the folder's files, from the task and the inputs; None for a value.
+        version: Number that its author raises when its results change for the same key.
         title: Name in messages and in the progress bar, if it is another.
         writes: Files, for the table in the docs.
         settings: Dotted names of sections and fields of the recipe that the result depends on.
@@ -89,6 +90,7 @@ class Stage(Generic[Result]):
     name: str
     result: Callable[..., Result]
     work: Callable[..., None] | None = None
+    version: int = 1
     title: str = ""
     writes: str = ""
     settings: tuple[str, ...] = ()

@@ -40,6 +40,8 @@ ELSEWHERE = (
 )
 """What to do with a file that transformers can't read."""
 
+VERSION = 5
+"""Raised when the same file is converted to another model."""
 GGUF_DTYPE = "bfloat16"
 """Type in which models of GGUF files are saved; the files don't record the original one."""
 
@@ -61,7 +63,7 @@ def dequantise(path: Path, work: Path) -> Path:
     for package in ("gguf", "accelerate"):  # transformers needs both, and reports it late
         import_extra(package, "gguf", f"reading {path.name}")
     header = read_header(path)
-    stage = StageFolder(work, {"gguf": file_digest(path), **code_version("source")})
+    stage = StageFolder(work, {"gguf": file_digest(path), **code_version(VERSION)})
     if stage.is_complete():
         return work
     source: dict[str, Any] = {"gguf_file": path.name, "allow_remote_code": False}

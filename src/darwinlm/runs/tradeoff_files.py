@@ -25,17 +25,18 @@ from darwinlm.models.in_llama_cpp import open_in_llama_cpp
 from darwinlm.recipe.quantisation import MIXED
 from darwinlm.report.tradeoff import FileLoss
 from darwinlm.runtime import amounts
-from darwinlm.runtime.artifact import StageFolder, digest_of, file_digest, read_as, stage_version, write_json
+from darwinlm.runtime.artifact import StageFolder, digest_of, file_digest, read_as, write_json
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import BudgetError
+from darwinlm.stages.evaluate import EVALUATE
+from darwinlm.stages.export import EXPORT
 from darwinlm.stages.text_source import fingerprint
+from darwinlm.stages.types import TYPES
 
 ENGINE = "llama.cpp"
 UNQUANTISED = "f16"
 """Type of the file that the others are quantised from, if none of its kind is asked for."""
 LOSSES = "losses.json"
-CODE = ("export", "types", "evaluate")
-"""Stages whose code decides what a file holds and what it loses."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class FileMaker:
 
     def _key(self, checkpoint: Checkpoint) -> dict[str, Any]:
         return {
-            "code": {name: stage_version(name) for name in CODE},
+            "code": {stage.name: stage.version for stage in (EXPORT, TYPES, EVALUATE)},
             "engine": version(ENGINES[ENGINE][0]),
             "models": [self.original.digest, checkpoint.digest],
             "text": digest_of(self.text.tolist()),

@@ -16,8 +16,6 @@ import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -291,19 +289,9 @@ def check_file(path: Path, digest: str | None, stage: Path | None = None) -> Non
         raise damaged(path, wrong, stage)
 
 
-@cache
-def stage_version(name: str) -> int:
-    """Version of a stage's code, which is a part of its key, so that results of older code are redone.
-
-    Of names such as `method_uniform`, the part before the underscore counts.
-    """
-    lines = json.loads(resources.files("darwinlm").joinpath("stage_versions.json").read_text(encoding="utf-8"))
-    return int(lines["versions"][name.partition("_")[0]])
-
-
-def code_version(name: str) -> dict[str, Any]:
-    """Versions of a stage's code and of transformers, whose models and tokenizers it runs: a part of its key."""
-    return {"version": stage_version(name), "transformers": version("transformers")}
+def code_version(number: int) -> dict[str, Any]:
+    """Version of a stage and of transformers, whose models and tokenizers it runs: a part of the stage's key."""
+    return {"version": number, "transformers": version("transformers")}
 
 
 class StageFolder:

@@ -18,7 +18,7 @@ from darwinlm.database.build import build_database
 from darwinlm.database.elimination import why_not_recorded
 from darwinlm.database.expert_order import ROUNDS as FITS
 from darwinlm.database.expert_order import steps
-from darwinlm.database.finished import TEXT, calibration_documents, check_fits, find_database
+from darwinlm.database.finished import TEXT, VERSION, calibration_documents, check_fits, find_database
 from darwinlm.database.lens import FITTED, HEAD_TOKENS, JUDGED, Lens
 from darwinlm.database.levels import variants
 from darwinlm.database.metrics import find_metric
@@ -182,6 +182,7 @@ SALIENCY: Stage[Saliency | None] = Stage(
     "saliency",
     lambda task, dense, calibration: OutputGradients(task.folder, task.context),
     work=_gradients,
+    version=4,
     title="output gradients",
     writes="second moments of output gradients",
     key=lambda task, calibration: {"rows": _gradient_rows(calibration)},
@@ -260,6 +261,7 @@ DATABASE: Stage[PruningDatabase] = Stage(
     "database",
     lambda task, dense: _opened(task, dense, task.stage),
     work=_build,
+    version=VERSION,
     title="calibration and database",
     writes="order, factor and errors of every module",
     settings=("database.saliency", "database.folder", "units.attention"),

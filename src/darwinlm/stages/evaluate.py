@@ -174,6 +174,7 @@ EVALUATE: Stage[Measured] = Stage(
     "evaluate",
     lambda task: read_as(task.folder / FIGURES, Measured),
     work=_measure,
+    version=5,
     writes="figures of every model",
     settings=("evaluation.prompts",),
     arithmetic=True,

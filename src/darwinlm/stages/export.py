@@ -98,6 +98,7 @@ EXPORT = Stage(
     "export",
     _read,
     work=_save,
+    version=4,
     writes="hashes of the files in model/",
     settings=("export.dtype",),
     check=lambda task, original: original.check_carried(),

@@ -94,6 +94,7 @@ LATENCY: Stage[CostModel | None] = Stage(
         read_as(task.folder / TABLE, LatencyTable), space_of(task.recipe, dense, module_shapes(dense))
     ),
     work=_measure,
+    version=3,
     title="latency table",
     writes="time of a module at every level",
     settings=("units", "budget.prefill_tokens", "budget.decode_tokens", "budget.batch"),

@@ -101,6 +101,7 @@ PLAN = Stage(
     "plan",
     _problem,
     work=_write,
+    version=3,
     writes="levels of every module, their costs, the budget",
     settings=("units", "budget", "search.layers"),
     key=_costs,

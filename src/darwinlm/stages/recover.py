@@ -212,6 +212,7 @@ RECOVER: Stage[Recovered | None] = Stage(
     "recover",
     _read,
     work=_recover,
+    version=7,
     title="recovery",
     writes="the trained model, and the record of the training",
     settings=("recovery", "text.sequence_length", "text.looking_back", "text.seed"),

@@ -134,6 +134,7 @@ REFIT: Stage[Refitted | None] = Stage(
         task.folder, stitch, read_json(task.folder / CHOICES), read_json(task.folder / RECORD)
     ),
     work=_refit,
+    version=3,
     writes="corrected output projections",
     settings=("refit.tokens",),
     arithmetic=True,

@@ -231,6 +231,7 @@ SEARCH = Stage(
     "search",
     _read,
     work=_search,
+    version=13,
     writes="the allocation, and the history of the search",
     settings=("search",),
     arithmetic=True,

@@ -67,4 +67,4 @@ def _read(task: Task, database: PruningDatabase) -> Stitched:
     return Stitched(Checkpoint.open(task.folder / "model"))
 
 
-STITCH = Stage("stitch", _read, work=_stitch, writes="the smaller model", need=_need)
+STITCH = Stage("stitch", _read, work=_stitch, version=3, writes="the smaller model", need=_need)

@@ -81,6 +81,7 @@ def text_stage(purposes: tuple[str, ...] = PURPOSES) -> Stage[Texts]:
         "text",
         result,
         work=work,
+        version=5,
         writes="sequences of tokens for each purpose",
         settings=(*TEXT_SETTINGS, "text.looking_back"),
         key=lambda task, dense: text_key(task, dense, shares_in(task)),

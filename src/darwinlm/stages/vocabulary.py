@@ -71,6 +71,7 @@ VOCABULARY: Stage[CutVocabulary | None] = Stage(
     "vocabulary",
     _read,
     work=_cut,
+    version=2,
     writes="the dense model with fewer tokens, and what they cost",
     settings=("vocabulary", *TEXT_SETTINGS),
     key=lambda task, source: text_key(task, source, shares_of(task.recipe)),

@@ -1,0 +1,48 @@
+"""Stages' versions: part of their keys."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from darwinlm.database.finished import VERSION, check_fits
+from darwinlm.runtime.artifact import StageFolder
+from darwinlm.runtime.console import Reporter
+from darwinlm.runtime.errors import ArtifactError
+from darwinlm.stages.text import TEXT
+
+
+def test_a_result_of_another_version_is_told_from_one_of_other_inputs(tmp_path):
+    stage = StageFolder(tmp_path / "stage", {"stage": "refit", "version": 1, "input": "a"})
+    assert stage.why_redone() == ""
+    stage.begin()
+    stage.finish()
+    assert stage.why_redone() == ""
+    newer = StageFolder(stage.folder, {**stage.key, "version": 2})
+    assert newer.why_redone() == "done by another version of darwinlm"
+    assert not newer.is_complete()
+    other = StageFolder(stage.folder, {**newer.key, "input": "b"})
+    assert other.why_redone() == "its settings or inputs have changed"
+
+
+def test_a_result_of_another_version_is_done_again_with_a_word(tmp_path, tiny_llama, make_run, monkeypatch):
+    def said():
+        console = Console(file=io.StringIO(), width=200)
+        make_run(tiny_llama, tmp_path / "out", reporter=Reporter(console))[TEXT]
+        return console.file.getvalue()
+
+    said()
+    assert "text: already done, reused" in said()
+    monkeypatch.setitem(vars(TEXT), "version", TEXT.version + 1)
+    assert "text: done by another version of darwinlm, redone" in said()
+    monkeypatch.setattr("darwinlm.runtime.artifact.version", lambda name: "4.0")
+    assert "text: done by another version of transformers, redone" in said()
+
+
+def test_a_database_of_another_version_is_refused(tmp_path):
+    key = {"stage": "database", "version": VERSION}
+    key |= {"inputs": {"dense": "m"}, "settings": {"units.attention": "u"}}
+    check_fits(StageFolder(tmp_path, key), tmp_path, model="m", source="owner/model", units="u")
+    old = StageFolder(tmp_path, {**key, "version": 0})
+    with pytest.raises(ArtifactError, match=r"was built by another version of darwinlm, .*: rebuild it"):
+        check_fits(old, tmp_path, model="m", source="owner/model", units="u")
