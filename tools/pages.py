@@ -60,7 +60,7 @@ def recipe_page() -> str:
         "",
         "All settings with their defaults. Change one with `--set section.field=value`,",
         "or write a YAML file and pass it with `--recipe FILE.yaml`.",
-        "`darwinlm schema all` prints the same list.",
+        "`recipe.default.yaml` has all of them in a file to copy.",
     ]
     sections: dict[str, list[str]] = {}
     for name, default, meaning in describe_fields():

@@ -1,6 +1,5 @@
 """Output folders of others, damaged and half-made ones: nothing is lost, and the same command goes on."""
 
-import json
 import re
 import shutil
 import threading
@@ -195,18 +194,3 @@ def test_a_finished_run_is_not_replaced_by_another_size(command, finished_copy, 
     assert (finished_copy / "summary.json").read_bytes() == before
     quick = [word for setting in SETTINGS for word in ("--set", setting)]
     assert command(*words, "--overwrite", "--until", "plan", *quick).code == 0
-
-
-def test_a_model_is_made_again_with_the_same_hashes(command, finished_llama, tmp_path):
-    ended = command("reproduce", finished_llama, "--out", tmp_path / "again").succeeded()
-    assert "model.safetensors: the same" in ended.out
-    record = finished_llama / "model" / "darwinlm_recipe.json"
-    assert str(tmp_path.parent) not in record.read_text()
-    command("reproduce", tmp_path, "--out", tmp_path / "other").refused("holds no darwinlm_recipe.json")
-
-
-def test_a_size_that_began_from_a_larger_one_is_not_made_again_alone(command, finished_copy, tmp_path):
-    path = finished_copy / "stages" / "search" / "key.json"
-    key = json.loads(path.read_text())
-    path.write_text(json.dumps(key | {"inputs": key["inputs"] | {"neighbour": [1, 2]}}))
-    command("reproduce", finished_copy, "--out", tmp_path / "again").refused("began from a larger size's result")

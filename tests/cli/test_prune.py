@@ -11,7 +11,6 @@ from tests.tiny.process import python
 
 from darwinlm.execution.run import Run
 from darwinlm.planning import devices
-from darwinlm.recipe import describe_fields
 
 
 def test_the_process_ends_with_status_2_and_one_message(tmp_path):
@@ -66,14 +65,6 @@ def test_a_speedup_out_of_reach_is_refused_before_the_latency_table(prune):
     ended.refused("speedup: 1000x is out of reach")
     assert "at most" in ended.out
     assert "whole models are predicted" not in ended.out
-
-
-def test_schema_prints_every_field(command, monkeypatch):
-    shown = command("schema", "all").out
-    for name, _, _ in describe_fields():
-        assert name in shown
-    monkeypatch.setenv("COLUMNS", "80")
-    assert "budget.keep" in command("schema", "all").out
 
 
 def test_a_chat_template_that_fails_is_told_and_the_run_ends_well(prune, model_copy):

@@ -74,7 +74,7 @@ def test_a_run_is_published_as_it_was_written_or_not_at_all(command, hub: Hub, f
     for what in (finished_copy, finished_copy / "model"):
         for more in ([], ["--dry-run"]):
             command("push", what, "me/half", *more).refused("isn't as it was written: model/")
-    command("verify", finished_copy).refused("checks failed; the first is model/")
+    command("show", "--verify", finished_copy).refused("checks failed; the first is model/")
     assert hub.calls == []
 
 
@@ -129,6 +129,9 @@ def test_scores_go_along_as_the_hub_reads_them_and_the_run_stays_as_it_was(
     assert f"{FILE}  made from" in dry.out
     write_json(tmp_path / "scores.json", {"request": {}, "tasks": as_json(scores[1:]), "texts": []})
     command("push", finished_llama, "me/new", "--scores", tmp_path / "scores.json").refused("without --limit")
+    write_json(tmp_path / "scores.json", {"rows": []})
+    command("push", finished_llama, "me/new", "--scores", tmp_path / "scores.json").refused("holds no evaluation")
+    command("push", finished_llama, "me/new", "--scores", tmp_path / "nowhere.json").refused("there is no file")
 
 
 def test_a_dry_run_needs_no_token_and_reaches_nothing(command, hub: Hub, finished_llama: Path, monkeypatch) -> None:

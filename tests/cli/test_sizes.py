@@ -35,9 +35,9 @@ def test_a_family_from_the_command_line(prune, command, tmp_path):
     assert str(tmp_path / "out" / "index.html") in ended.out
     rows = json.loads((tmp_path / "out" / "sweep.json").read_text())["rows"]
     assert [row["name"] for row in rows] == ["dense", "keep-80", "keep-50"]
-    assert "keep-50: model/tokenizer.json: as recorded" in command("verify", tmp_path / "out").succeeded().out
+    assert "keep-50: model/tokenizer.json: as recorded" in command("show", "--verify", tmp_path / "out").succeeded().out
     (tmp_path / "out" / "keep-50" / "model" / "tokenizer.json").unlink()
-    command("verify", tmp_path / "out").refused("the first is keep-50: model/tokenizer.json: it is missing")
+    command("show", "--verify", tmp_path / "out").refused("the first is keep-50: model/tokenizer.json: it is missing")
 
 
 @pytest.fixture

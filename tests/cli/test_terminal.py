@@ -98,7 +98,6 @@ def test_a_piped_table_is_not_wrapped(finished_llama, monkeypatch):
         ["show", "{run}"],
         ["inspect", "{run}"],
         ["plan", "{model}", "--keep", "50%", "--set", "units.mlp_multiple=8"],
-        ["schema"],
         ["export", "{run}", "--to", "hf", "--out", "{new}"],
         ["bench", "{run}", "--against", "{model}", "--prompt-tokens", "8", "--new-tokens", "2", "--runs", "1"],
     ],

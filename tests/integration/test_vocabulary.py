@@ -118,7 +118,7 @@ def test_llama_cpp_reads_the_smaller_vocabulary(tmp_path, make_run):
 
 
 def test_later_commands_take_it(command, dense, finished, tmp_path, tiny_text_file):
-    assert command("verify", finished).code == 0
+    assert command("show", "--verify", finished).code == 0
     shown = command("show", finished)
     assert f"{SIZE} of {TOKENS + 1} tokens of the vocabulary kept" in " ".join(shown.out.split())
     small = finished / "stages" / "vocabulary" / "model"

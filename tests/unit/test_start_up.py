@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 import typer
@@ -34,7 +35,6 @@ print(json.dumps([code, sorted({name.partition(".")[0] for name in sys.modules})
         (["--version"], 0),
         (["--help"], 0),
         (["prune", "--help"], 0),
-        (["schema", "budget"], 0),
         (["prnue"], 2),
         (["prune", "--kep", "50%"], 2),
         (["show", "nowhere"], 2),
@@ -120,12 +120,12 @@ def test_the_shell_completes() -> None:
     assert ended.stdout.split() == ["prune"], ended.stderr
 
 
-def test_a_closed_pipe_ends_quietly() -> None:
+def test_a_closed_pipe_ends_quietly(finished_llama: Path) -> None:
     code = (
         "import os, sys\nread, write = os.pipe()\nos.close(read)\nos.dup2(write, 1)\n"
         "sys.argv = ['darwinlm', *sys.argv[1:]]\nfrom darwinlm.cli import main\nmain()"
     )
-    for arguments in (["schema", "all"], ["schema", "all", "--json"], ["prune", "--help"]):
+    for arguments in (["show", finished_llama], ["show", finished_llama, "--json"], ["prune", "--help"]):
         assert python("-c", code, *arguments, status=141).stderr == ""
 
 
@@ -135,15 +135,3 @@ def test_public_names() -> None:
         "write_sizes"
     )
     assert " ".join(name for name in dir(darwinlm) if not name.startswith("_")) == names
-
-
-def test_sections_of_the_schema(command) -> None:
-    first = command("schema")
-    assert first.out.count("\ntext.") == 3
-    assert "darwinlm schema SECTION" in first.out
-    budget = command("schema", "budget")
-    assert "budget.tolerance" in budget.out
-    assert "search." not in budget.out
-    one = json.loads(command("schema", "budget.keep", "--json").out)
-    assert one[0]["field"] == "budget.keep"
-    command("schema", "serch").refused("no section 'serch'", "did you mean 'search'?")

@@ -13,12 +13,8 @@ from darwinlm.cli import (  # noqa: F401 - each declares its command
     prune,
     push,
     recover,
-    reproduce,
-    schema,
-    scores,
     show,
     tradeoff,
-    verify,
 )
 from darwinlm.cli.app import app
 from darwinlm.cli.main import main

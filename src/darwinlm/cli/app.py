@@ -23,9 +23,9 @@ LEARN = "Learn more"
 
 ORDER = (
     ("prune", "recover", "database", "compare", "tradeoff", "demo"),
-    ("show", "chat", "evaluate", "bench", "inspect", "scores", "verify"),
+    ("show", "chat", "evaluate", "bench", "inspect"),
     ("export", "push", "import"),
-    ("plan", "reproduce", "schema"),
+    ("plan",),
 )
 """Commands in the order of the help."""
 

@@ -66,7 +66,7 @@ Set = Annotated[
     typer.Option(
         "--set",
         metavar="SECTION.FIELD=VALUE",
-        help="Change one setting; repeatable. [cyan]darwinlm schema all[/cyan] lists them.",
+        help="Change one setting; repeatable. recipe.default.yaml lists them.",
     ),
 ]
 Text = Annotated[

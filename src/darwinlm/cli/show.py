@@ -28,14 +28,29 @@ TABLE_WIDTH = 72
 LONGEST_BAR, SHORTEST_BAR = 24, 4
 
 
-@command(LOOK, "darwinlm show runs/half", "darwinlm show runs/half --json", "darwinlm show half.gguf")
+@command(
+    LOOK,
+    "darwinlm show runs/half",
+    "darwinlm show runs/half --json",
+    "darwinlm show half.gguf",
+    "darwinlm show --verify runs/half",
+)
 def show(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Output folder of prune or recover, or a GGUF file.")],
     as_json: arguments.Json = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify", help="Instead, compare all files of a run, an export or a GGUF file with their records."
+        ),
+    ] = False,
 ) -> None:
     """Show what is left of every block, what was lost, and next steps."""
     from darwinlm.report.summary import read_summary
 
+    if verify:
+        _verify(terminal.console(), run)
+        return
     if run.suffix == ".gguf" and run.is_file():
         from darwinlm.gguf.facts import read_facts
 
@@ -50,6 +65,21 @@ def show(
         terminal.print_json(summary.as_json())
         return
     _show(terminal.console(), run, summary)
+
+
+def _verify(console: Console, path: Path) -> None:
+    """Print the result of each check. Raises ArtifactError if one fails."""
+    from darwinlm.runs.verify import verify
+
+    findings = verify(path)
+    for finding in findings:
+        console.print(f"{finding.what}: {finding.wrong or 'as recorded'}", soft_wrap=True)
+    wrong = [finding for finding in findings if finding.wrong is not None]
+    if wrong:
+        raise ArtifactError(
+            f"{path}: {len(wrong)} of {len(findings)} checks failed; the first is {wrong[0].what}: {wrong[0].wrong}"
+        )
+    console.print(f"{path}: all checks passed ({len(findings)})", soft_wrap=True)
 
 
 def _summary_of(run: Path) -> Path:

@@ -120,9 +120,8 @@ class Evaluated:
             yield summary.HEADINGS, summary.rows(self.scores), summary.notes(self.scores)
         if self.dense_scores:
             both = {"dense": self.dense_scores, "this model": self.scores}
-            table = task_table({name: {"tasks": harness.as_json(scores)} for name, scores in both.items()})
-            assert table is not None
-            yield table[0], table[1], []
+            headings, rows, _ = task_table(both)
+            yield headings, rows, []
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for --out."""

@@ -8,8 +8,8 @@ import yaml
 from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
 from darwinlm.evaluation.harness import from_json
-from darwinlm.evaluation.side_by_side import read_saved
-from darwinlm.runtime.errors import DataError
+from darwinlm.runtime.artifact import read_record
+from darwinlm.runtime.errors import ArtifactError, DataError
 
 FILE = ".eval_results/darwinlm.yaml"
 DATA_SETS = {
@@ -31,7 +31,11 @@ def scores_for_hub(saved: Path) -> str:
 
     `saved` comes from `darwinlm evaluate --out`. Raises ArtifactError if it doesn't, DataError if it has no such score.
     """
-    ((_, result),) = read_saved([saved]).items()
+    if not saved.is_file():
+        raise ArtifactError(f"there is no file {saved}: give the --out file of darwinlm evaluate")
+    result = read_record(saved)
+    if not {"request", "tasks"} <= result.keys():
+        raise ArtifactError(f"{saved} holds no evaluation: give the --out file of darwinlm evaluate")
     entries = [
         EvalResultEntry(*DATA_SETS[task], round(100 * score.value, 2), notes=f"{score.metric}, {score.shots} shots")
         for task, score in from_json(saved, result["tasks"]).items()

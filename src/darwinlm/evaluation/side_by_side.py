@@ -1,59 +1,22 @@
-"""Saved evaluations of several models in one table, with remarks about figures that can't be compared."""
+"""Benchmark scores of several models in one table, with remarks about figures that can't be compared."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain
-from pathlib import Path
-from typing import Any
 
-from darwinlm.evaluation.harness import TaskScore, from_json
-from darwinlm.evaluation.summary import average, notes, number, percent, with_error
-from darwinlm.runtime.artifact import read_json, validated
-from darwinlm.runtime.errors import ArtifactError, RecipeError
+from darwinlm.evaluation.harness import TaskScore
+from darwinlm.evaluation.summary import average, notes, percent, with_error
 from darwinlm.runtime.tables import Table
 
 
-@dataclass(frozen=True)
-class _Text:
-    """What is shown of a text."""
-
-    source: str
-    tokens: int
-    perplexity: float | None = None
-    kl: float | None = None
-
-
-def read_saved(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    """Results of `darwinlm evaluate --out`, by file name. Raises RecipeError, ArtifactError."""
-    if len(set(paths)) < len(paths):
-        raise RecipeError(f"a file is named twice: {', '.join(map(str, paths))}")
-    stems = [path.stem for path in paths]
-    names = stems if len(set(stems)) == len(stems) else [str(path) for path in paths]
-    results = {}
-    for name, path in zip(names, paths, strict=True):
-        if not path.is_file():
-            raise ArtifactError(f"there is no file {path}: give the --out file of darwinlm evaluate")
-        saved = read_json(path)
-        if not isinstance(saved, dict) or not {"request", "tasks", "texts"} <= set(saved):
-            raise ArtifactError(f"{path} holds no evaluation: give the --out file of darwinlm evaluate")
-        validated(path, list[_Text], saved["texts"])
-        from_json(path, saved["tasks"])
-        results[name] = saved
-    return results
-
-
-def task_table(saved: Mapping[str, Mapping[str, Any]]) -> Table | None:
-    """Scores by task, one column for each model, and the difference of two models. None without tasks.
+def task_table(models: Mapping[str, Sequence[TaskScore]]) -> Table:
+    """Scores by task, one column for each model, and the difference of two models.
 
     Scores are treated as independent, so the standard error of a difference is that of unpaired samples.
     """
-    scores = {name: from_json(Path(name), one["tasks"]) for name, one in saved.items()}
+    scores = {name: {score.task: score for score in each} for name, each in models.items()}
     tasks = list(dict.fromkeys(task for each in scores.values() for task in each))
-    if not tasks:
-        return None
     pair = len(scores) == 2
     headings = ("task", "shots", *(f"{name}, %" for name in scores), *(["difference"] if pair else []))
     cells = []
@@ -74,26 +37,6 @@ def task_table(saved: Mapping[str, Mapping[str, Any]]) -> Table | None:
         cells.append((*line, *([_difference(pairs)] if pair else [])))
     for name, each in scores.items():
         remarks += [f"{name}: {note}" for note in notes(list(each.values()))]
-    return headings, cells, remarks
-
-
-def text_table(saved: Mapping[str, Mapping[str, Any]]) -> Table | None:
-    """Perplexity, and KL if it was measured, by text. None without texts."""
-    sources = list(dict.fromkeys(text["source"] for one in saved.values() for text in one["texts"]))
-    if not sources:
-        return None
-    headings = ("text", *(f"{figure}, {name}" for name in saved for figure in ("perplexity", "KL")))
-    cells, remarks = [], []
-    for source in sources:
-        row: list[Mapping[str, Any]] = [
-            next((text for text in one["texts"] if text["source"] == source), {}) for one in saved.values()
-        ]
-        figures = ((number(text.get("perplexity"), ".4g"), number(text.get("kl"), ".4f")) for text in row)
-        cells.append((source, *chain.from_iterable(figures)))
-        counts = {name: text["tokens"] for name, text in zip(saved, row, strict=True) if text}
-        if len(set(counts.values())) > 1:
-            listed = ", ".join(f"{name} {count}" for name, count in counts.items())
-            remarks.append(f"{source}: not the same predictions: {listed}")
     return headings, cells, remarks
 
 

@@ -224,7 +224,7 @@ def _fields_at(location: Sequence[str]) -> list[str]:
 
 
 def describe_fields() -> list[tuple[str, str, str]]:
-    """Every field of the recipe in stage order as (dotted name, default, meaning), for `darwinlm schema`."""
+    """Every field of the recipe in stage order as (dotted name, default, meaning), for `recipe.default.yaml`."""
     rows: list[tuple[str, str, str]] = []
 
     def walk(section: type[BaseModel], prefix: str) -> None:

@@ -1,6 +1,6 @@
 """The whole configuration in stage order: one schema for Python, YAML files and the command line.
 
-Every field has a default that suits a first run; `darwinlm schema` prints them. Unknown fields are errors, with a
+Every field has a default that suits a first run; `recipe.default.yaml` lists them. Unknown fields are errors, with a
 suggestion if a similar one exists.
 """
 

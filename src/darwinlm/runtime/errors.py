@@ -85,7 +85,7 @@ class RemoteCodeError(CheckpointError):
 class RecipeError(DarwinLMError):
     """A field of the recipe or an option of the command is wrong.
 
-    What to do: correct the named field. `darwinlm schema all` lists the fields with their defaults.
+    What to do: correct the named field. `recipe.default.yaml` lists the fields with their defaults.
     """
 
 

@@ -1,4 +1,4 @@
-"""`darwinlm verify`: a run is what its records claim, or it is said what isn't."""
+"""`darwinlm show --verify`: a run is what its records claim, or it is said what isn't."""
 
 import json
 from collections.abc import Callable
@@ -86,7 +86,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
 
 
 def test_a_finished_run(command, finished_llama):
-    ended = command("verify", finished_llama).succeeded()
+    ended = command("show", "--verify", finished_llama).succeeded()
     assert "stage database: as recorded" in ended.out
     assert "model/model.safetensors: as recorded" in ended.out
     assert "budget: as recorded" in ended.out
@@ -96,34 +96,34 @@ def test_a_finished_run(command, finished_llama):
 def test_what_is_not_as_recorded(command, finished_copy, damage):
     change, said = DAMAGES[damage]
     change(finished_copy)
-    command("verify", finished_copy).refused(" checks failed; the first is ", *said)
+    command("show", "--verify", finished_copy).refused(" checks failed; the first is ", *said)
 
 
 def test_what_is_no_run(command, tmp_path):
-    command("verify", tmp_path).refused("is neither a run nor an export")
-    command("verify", tmp_path / "none").refused("is neither a run nor an export")
+    command("show", "--verify", tmp_path).refused("is neither a run nor an export")
+    command("show", "--verify", tmp_path / "none").refused("is neither a run nor an export")
 
 
 def test_an_export(command, finished_llama, tmp_path, monkeypatch):
     out = tmp_path / "exported"
     command("export", finished_llama, "--to", "hf", "--out", out).succeeded()
     monkeypatch.chdir(out)
-    command("verify", ".").succeeded()
+    command("show", "--verify", ".").succeeded()
     (out / "README.md").write_text("people edit the card")
-    ended = command("verify", out).succeeded()
+    ended = command("show", "--verify", out).succeeded()
     assert "tokenizer.json: as recorded" in ended.out
     (out / "tokenizer.json").unlink()
-    command("verify", out).refused("1 of ", "the first is tokenizer.json: it is missing: run the command")
+    command("show", "--verify", out).refused("1 of ", "the first is tokenizer.json: it is missing: run the command")
     (out / "export.json").write_text("{}")
-    command("verify", out).refused("export.json is damaged (it holds no hashes of files)")
+    command("show", "--verify", out).refused("export.json is damaged (it holds no hashes of files)")
 
 
 def test_a_gguf_file(command, tmp_path):
     model, out = pruned_checkpoint(tmp_path / "model", "llama", {1: (2, 1, 32)}), tmp_path / "small.gguf"
     command("export", model, "--to", "gguf", "--quant", "f32", "--out", out).succeeded()
-    command("verify", out).succeeded()
+    command("show", "--verify", out).succeeded()
     out.rename(tmp_path / "other.gguf")
     (tmp_path / "small.gguf.export.json").rename(tmp_path / "other.gguf.export.json")
-    command("verify", tmp_path / "other.gguf").succeeded()
+    command("show", "--verify", tmp_path / "other.gguf").succeeded()
     flip(tmp_path / "other.gguf")
-    command("verify", tmp_path / "other.gguf").refused("the first is small.gguf: it was changed")
+    command("show", "--verify", tmp_path / "other.gguf").refused("the first is small.gguf: it was changed")
