@@ -1,7 +1,7 @@
 """The main path in order.
 
-corpus → vocabulary → text → plan → saliency → database → types → price → search → stitch → refit → recover → export →
-chats → evaluate → file → report
+corpus → vocabulary → text → plan → saliency → database → search → stitch → refit → recover → export → chats →
+evaluate → file → report
 
 Each name is a stage or a value, declared in `stages/` with its inputs, settings, work and result. A stage is skipped
 if its folder is complete for the same inputs, otherwise resumed.
@@ -21,21 +21,19 @@ from darwinlm.stages.export import EXPORT
 from darwinlm.stages.file import FILE
 from darwinlm.stages.latency import LATENCY
 from darwinlm.stages.model import DENSE, ORIGINAL, SOURCE, TEACHER
-from darwinlm.stages.plan import PLAN, PROBLEM
+from darwinlm.stages.plan import PLAN
 from darwinlm.stages.recover import RECOVER
 from darwinlm.stages.refit import REFIT
 from darwinlm.stages.report import REPORT
 from darwinlm.stages.search import SEARCH
 from darwinlm.stages.stitch import STITCH
 from darwinlm.stages.text import CALIBRATION, EVALUATION, FITNESS, RESERVED, TEXT, TRAINING, VALIDATION
-from darwinlm.stages.types import PRICE, TYPES
 from darwinlm.stages.vocabulary import VOCABULARY
 
 PRUNE = Graph(
     *(SOURCE, ORIGINAL, CORPUS, VOCABULARY, DENSE, TEACHER),
     *(TEXT, CALIBRATION, FITNESS, VALIDATION, EVALUATION, TRAINING, RESERVED),
-    *(LATENCY, PLAN, SALIENCY, DATABASE, TYPES, PRICE, PROBLEM),
-    *(SEARCH, STITCH, REFIT, CORPUS_RECOVERY, RECOVER, EXPORT),
+    *(LATENCY, PLAN, SALIENCY, DATABASE, SEARCH, STITCH, REFIT, CORPUS_RECOVERY, RECOVER, EXPORT),
     *(MODELS, CHATS, EVALUATE, FILE, REPORT),
     given=("neighbour",),
 )

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from tests.cli.test_file_budget import smallest
 from tests.tiny.checkpoint import SETTINGS, tiny_text
 from tests.tiny.pruned import plain_checkpoint
 
@@ -51,33 +50,19 @@ def test_every_file_is_measured_and_the_front_is_drawn(command, given, tmp_path)
         assert "Least loss for its size" in text
 
 
-def test_files_of_given_sizes_stand_beside_those_of_whole_types(command, given, tmp_path):
-    pytest.importorskip("cyllama", reason="comes with the extra llama-cpp")
-    bound = smallest(tmp_path / "model") + 20_000
-    ended = command("tradeoff", *given, *FAST, "--quant", "q8_0", "--sizes", f"{bound},1kB").succeeded()
-    assert "dense: left out: even the smallest types need" in ended.out
-    found = json.loads((tmp_path / "out" / "tradeoff.json").read_text())["rows"]
-    mixed = [row for row in found if row["quantisation"] == "mixed"]
-    assert [row["model"] for row in mixed] == ["dense", "keep-70"]  # nothing has 1 kB
-    for row in mixed:
-        assert 0.9 * bound < row["bytes"] <= bound
-    again = command("tradeoff", *given, *FAST, "--quant", "q8_0", "--sizes", f"{bound},1kB").succeeded()
-    assert "dense: left out: even the smallest types need more than 1 kB" in again.out
-
-
 def interrupted(*_given, **_named):
     raise KeyboardInterrupt
 
 
 def test_an_interrupted_command_goes_on_with_the_files_that_it_has(command, given, tmp_path, monkeypatch):
     pytest.importorskip("cyllama", reason="comes with the extra llama-cpp")
-    files, bound = tmp_path / "out" / "files", smallest(tmp_path / "model") + 20_000
-    again = ("tradeoff", *given, *FAST, "--quant", "f16,q8_0", "--sizes", str(bound))
+    files = tmp_path / "out" / "files"
+    again = ("tradeoff", *given, *FAST, "--quant", "f16,q8_0")
     with monkeypatch.context() as broken:
         broken.setattr(tradeoff_files, "measure_quality", interrupted)
         assert command(*again).code == INTERRUPTED
     made = {path: path.stat().st_mtime_ns for path in files.rglob("*.gguf")}
-    assert len(made) == 3
+    assert len(made) == 2
     with monkeypatch.context() as broken:
         broken.setattr(tradeoff, "prune_sweep", interrupted)
         assert command(*again).code == INTERRUPTED
@@ -90,7 +75,7 @@ def test_an_interrupted_command_goes_on_with_the_files_that_it_has(command, give
     assert "keep-70: files and their losses: already done, reused" in ended.out
     assert made.items() <= {path: path.stat().st_mtime_ns for path in files.rglob("*.gguf")}.items()
     rows = json.loads((tmp_path / "out" / "tradeoff.json").read_text())["rows"]
-    assert [row["kl"] for row in rows[:3]] == [loss["kl"] for loss in losses]
+    assert [row["kl"] for row in rows[:2]] == [loss["kl"] for loss in losses]
     (files / "dense" / "dense-q8_0.gguf").write_bytes(b"GGUF")
     command(*again).refused("dense-q8_0.gguf is damaged (it was changed after it was written)")
     ended = command(*again, "--quant", "f16").succeeded()
@@ -101,9 +86,6 @@ def test_an_interrupted_command_goes_on_with_the_files_that_it_has(command, give
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (("--sizes", "88XB"), "--sizes 88XB: "),
-        (("--sizes", "88MB,88MB"), "--sizes: name each size once"),
-        (("--sizes", "88MB", "--text", "self"), "--sizes: types of tensors are chosen on a text: name it with --text"),
         (("--quant", "q4_k_x"), "--quant q4_k_x: llama.cpp quantises to"),
         (("--quant", "q8_0,q8_0"), "name each type once"),
         (("--held-out", "nowhere.txt"), "nowhere.txt"),

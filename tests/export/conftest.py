@@ -1,14 +1,11 @@
 """llama.cpp in the tests' own process: files are compared here by the hundred, and processes are tested elsewhere."""
 
-import json
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from darwinlm.engines import process, worker
-from darwinlm.gguf import quantise as gguf_quantise
 from darwinlm.runtime.errors import EngineError
 
 
@@ -33,16 +30,14 @@ def _exit(self, *_):
 def engine_here(monkeypatch):
     """Engines load and answer in this process."""
 
-    def quantise_files(jobs: Sequence[tuple[Path, Path, str]], threads: int, *, pure: bool = False) -> None:
+    def quantise_file(source: Path, target: Path, quantisation: str, threads: int) -> None:
         from darwinlm.engines.llama_cpp import quantise
 
-        given = [(str(source), str(target), kind) for source, target, kind in jobs]
-        quantise(json.dumps(given), str(threads), "pure" if pure else "")
+        quantise(str(source), str(target), quantisation, str(threads))
 
     monkeypatch.setattr(process.EngineProcess, "__enter__", _enter)
     monkeypatch.setattr(process.EngineProcess, "__exit__", _exit)
     monkeypatch.setattr(
         process.EngineProcess, "_ask", lambda self, name, **given: worker.answer(self._loaded, name, given, self.engine)
     )
-    for user in (process, gguf_quantise):
-        monkeypatch.setattr(user, "quantise_files", quantise_files)
+    monkeypatch.setattr(process, "quantise_file", quantise_file)

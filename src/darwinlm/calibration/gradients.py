@@ -11,8 +11,8 @@ Letters: b sequences, t tokens, m residual width, r outputs. Source: the Fisher 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -26,7 +26,6 @@ from darwinlm.streaming.experts import expert_module, output_sizes
 from darwinlm.streaming.hidden import HiddenMemory, HiddenStates
 from darwinlm.streaming.outputs import norm_divisor, norm_gain, output_projection
 from darwinlm.streaming.stream import BlockStream
-from darwinlm.streaming.streamed import HEAD
 
 HEAD_TOKENS = 128
 """Tokens whose logits are in memory at once."""
@@ -50,38 +49,10 @@ def output_gradients(
         with a part of the text, get the moments over all of it.
 
     Raises:
-        NumericsError, StorageError: See `walk_back`.
-    """
-    moments: dict[ModuleKind, SecondMoment] = {}
-
-    def watch(block: int) -> AbstractContextManager[None]:
-        return nullcontext() if block == HEAD else _output_moments(stream, block, moments)
-
-    for block, _ in walk_back(stream, tokens, watch, memory):
-        yield block, {kind: moment.take(parallel.all_reduce) for kind, moment in moments.items()}
-
-
-def walk_back(
-    stream: BlockStream,
-    tokens: Tensor,
-    watch: Callable[[int], AbstractContextManager[object]],
-    memory: HiddenMemory | None = None,
-    *,
-    seed: int | None = None,
-) -> Iterator[tuple[int, HiddenStates]]:
-    """Propagate the gradient of the summed cross-entropy back through the head (`HEAD`) and the blocks, last one first.
-
-    `watch` gives what is entered around the passes of a block, whose weights are loaded. With a `seed`, the next tokens
-    are drawn from the model's distribution, as its Fisher information asks for, instead of those of the text. See
-    `output_gradients` for the other arguments.
-
-    Yields:
-        Each block, and the gradients at its input.
-
-    Raises:
         NumericsError: A gradient isn't finite.
         StorageError: The disk has no room for the residual streams.
     """
+    moments: dict[ModuleKind, SecondMoment] = {}
     total = stream.checkpoint.n_blocks
     inputs: list[HiddenStates] = []
     with parallel.agree():
@@ -91,24 +62,20 @@ def walk_back(
             stream.run(block)
             stream.unload(block)
         stream.load_head()
-        with watch(HEAD):
-            gradients = _behind_last_block(stream, tokens, memory, seed)
+        gradients = _behind_last_block(stream, tokens, memory)
         stream.unload_head()
     for block in reversed(range(total)):
         with parallel.agree():
             stream.load(block)
-            with watch(block):
+            with _output_moments(stream, block, moments):
                 _back_through(stream, block, inputs.pop(), gradients)
             stream.unload(block)
-        yield block, gradients
+        yield block, {kind: moment.take(parallel.all_reduce) for kind, moment in moments.items()}
 
 
-def _behind_last_block(
-    stream: BlockStream, tokens: Tensor, memory: HiddenMemory | None, seed: int | None
-) -> HiddenStates:
+def _behind_last_block(stream: BlockStream, tokens: Tensor, memory: HiddenMemory | None) -> HiddenStates:
     """Gradients of the summed next-token cross-entropy at the residual stream after the last block."""
     batches = torch.split(tokens, stream.batch_sequences)
-    drawn = None if seed is None else torch.Generator(stream.device).manual_seed(seed)
 
     def gradient(hidden: Tensor, batch: Tensor) -> Tensor:
         following = torch.cat([batch[:, 1:], torch.full_like(batch[:, :1], -1)], 1).flatten().to(hidden.device)
@@ -119,10 +86,7 @@ def _behind_last_block(
             with torch.enable_grad():
                 part = hidden.reshape(flat.shape)[piece].detach().requires_grad_()
                 logits = stream.decoder.head(part).float()
-                labels = following[piece]
-                if drawn is not None:
-                    labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=drawn)[:, 0]
-                loss = nn.functional.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
+                loss = nn.functional.cross_entropy(logits, following[piece], ignore_index=-1, reduction="sum")
                 flat[piece] = torch.autograd.grad(loss, part)[0]
         return gradients
 

@@ -22,7 +22,7 @@ HEADINGS = ("compared", "with", "tokens", "relative difference", "allowed", "sam
 @command(
     USE,
     "darwinlm export runs/half --to gguf --quant q8_0 --out half.gguf",
-    "darwinlm export MODEL --to gguf --file 88MB --text TEXT --out model.gguf",
+    "darwinlm export MODEL --to gguf --file 88MB --out model.gguf",
     "darwinlm export runs/half --to vllm --out half-vllm",
 )
 def export(
@@ -46,11 +46,8 @@ def export(
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="gguf: largest size, 88MB; each tensor gets the type with which least is lost on --text.",
+            help="gguf: size of the file, 88MB; its type is the largest one that fits.",
         ),
-    ] = None,
-    text: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="--file: text file, folder, or hf:owner/name.")
     ] = None,
     dtype: Annotated[
         str | None,
@@ -80,7 +77,6 @@ def export(
         to=to,
         quantisation=quant,
         file=file,
-        text=text,
         dtype=dtype,
         tensor_parallel=tensor_parallel,
         tokenizer_from=tokenizer_from,

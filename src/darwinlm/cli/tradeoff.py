@@ -25,10 +25,6 @@ def tradeoff(
         str | None,
         typer.Option(metavar="SOURCE", help="Text for the loss; take another source than that of --text."),
     ] = None,
-    sizes: Annotated[
-        str | None,
-        typer.Option(metavar="SIZES", help="Also files of these sizes (88MB,80MB), with a type for each tensor."),
-    ] = None,
     out: arguments.Out = Path("runs/tradeoff"),
     text: arguments.Text = None,
     ready_for: arguments.For = "gguf",
@@ -44,7 +40,6 @@ def tradeoff(
     **budget: Any,
 ) -> None:
     """Quantise a model and smaller ones (75%,50%), and compare loss, size and speed of the files in llama.cpp."""
-    from darwinlm.export.run import file_size
     from darwinlm.recipe import load_recipes, options
     from darwinlm.report.tradeoff import HEADINGS, cells, remarks
     from darwinlm.runs.tradeoff import Timed, measure_tradeoff
@@ -59,7 +54,6 @@ def tradeoff(
         [name.strip().lower() for name in quant.split(",")],
         held_out,
         out,
-        sizes=[file_size(each, "--sizes") for each in sizes.split(",")] if sizes else (),
         tokens=tokens,
         timed=Timed(prompt_tokens, new_tokens, runs, threads),
         reporter=terminal.reporter(),

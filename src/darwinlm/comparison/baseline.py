@@ -41,16 +41,16 @@ def baseline_stage(name: str) -> Stage[Baseline]:
         dense: Checkpoint,
         calibration: TokenSequences,
         fitness: TokenSequences,
-        problem: Problem,
+        plan: Problem,
         database: PruningDatabase | None = None,
     ) -> None:
         texts = calibration.tokens, fitness.tokens
         result = BASELINES[name].make(
-            MethodInputs(task.context, task.recipe, dense, *texts, problem, database), task.folder
+            MethodInputs(task.context, task.recipe, dense, *texts, plan, database), task.folder
         )
-        used = problem.cost.of(result.allocation)
-        if used > problem.budget.limit:
-            raise BudgetError(f"{name} needs {problem.cost.words(used)}, more than the budget: please report this")
+        used = plan.cost.of(result.allocation)
+        if used > plan.budget.limit:
+            raise BudgetError(f"{name} needs {plan.cost.words(used)}, more than the budget: please report this")
         place = partial(in_file, folder=task.folder)
         save_model(stitch(result.reader, result.allocation, place), task.folder / "model")
         write_json(task.folder / RESULT, {"allocation": result.allocation, "record": result.record})
@@ -60,10 +60,10 @@ def baseline_stage(name: str) -> Stage[Baseline]:
         dense: Checkpoint,
         calibration: TokenSequences,
         fitness: TokenSequences,
-        problem: Problem,
+        plan: Problem,
         database: PruningDatabase,
     ) -> None:
-        made(task, dense, calibration, fitness, problem, database)
+        made(task, dense, calibration, fitness, plan, database)
 
     def read(task: Task) -> Baseline:
         result = read_json(task.folder / RESULT)

@@ -33,7 +33,7 @@ from darwinlm.search.problem.space import SearchSpace, kept_whole
 from darwinlm.stages.database import DATABASE, SALIENCY
 from darwinlm.stages.export import EXPORT
 from darwinlm.stages.model import DENSE
-from darwinlm.stages.plan import PLAN, PROBLEM
+from darwinlm.stages.plan import PLAN
 from darwinlm.stages.recover import RECOVER
 from darwinlm.stages.refit import REFIT
 from darwinlm.stages.search import SEARCH
@@ -135,7 +135,7 @@ def compare_methods(recipe: Recipe, out: Path, reporter: Reporter, comparison: C
         row.check(recipes.get(row.base, recipe))
     base = Run(methods_graph(), MethodRow("").recipe(recipe), out, reporter)
     base.check(PLAN.name)
-    problem, dense = base[PROBLEM], base[DENSE]
+    problem, dense = base[PLAN], base[DENSE]
     rows = (MethodRow(DENSE_ROW), *_possible(base, comparison, problem.space))
     domains = _domains(base, comparison)
     runs = _runs(base, rows, recipes, recipe, domains)

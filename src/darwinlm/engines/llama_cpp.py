@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Any
 
@@ -93,13 +92,9 @@ class LlamaCpp:
         return list(self.vocabulary.tokenize(text, True, False))
 
 
-def quantise(jobs: str, threads: str, pure: str) -> None:
-    """Quantise GGUF files with the library's quantiser: source, target and type of each, as JSON.
-
-    If `pure` isn't empty, all tensors of a file get the same type.
-    """
-    for source, target, quantisation in json.loads(jobs):
-        parameters = library.LlamaModelQuantizeParams()
-        parameters.ftype = int(LlamaFileType[f"MOSTLY_{quantisation}"])
-        parameters.nthread, parameters.pure = int(threads), bool(pure)
-        library.model_quantize(source, target, parameters)
+def quantise(source: str, target: str, quantisation: str, threads: str) -> None:
+    """Quantise a GGUF file with the library's quantiser."""
+    parameters = library.LlamaModelQuantizeParams()
+    parameters.ftype = int(LlamaFileType[f"MOSTLY_{quantisation}"])
+    parameters.nthread = int(threads)
+    library.model_quantize(source, target, parameters)

@@ -164,21 +164,12 @@ def quantise_file(source: Path, target: Path, quantisation: str, threads: int) -
         MissingExtraError: The library isn't installed.
         EngineError: The quantiser refuses the file or dies.
     """
-    quantise_files([(source, target, quantisation)], threads)
-
-
-def quantise_files(jobs: Sequence[tuple[Path, Path, str]], threads: int, *, pure: bool = False) -> None:
-    """Quantise files one after the other: source, target and type of each; `pure` rounds all tensors to that type.
-
-    Raises:
-        MissingExtraError, EngineError: See `quantise_file`.
-    """
-    require_engine("llama.cpp", f"quantising to {jobs[0][2]}")
+    require_engine("llama.cpp", f"quantising to {quantisation}")
     call = "import sys; from darwinlm.engines.llama_cpp import quantise; quantise(*sys.argv[1:])"
-    given = [[str(source.absolute()), str(target.absolute()), kind] for source, target, kind in jobs]
+    given = [str(source.absolute()), str(target.absolute()), quantisation, str(threads)]
     with tempfile.TemporaryDirectory(prefix="darwinlm-engine-") as folder:
         done = subprocess.run(  # noqa: S603 - our own interpreter and function
-            [sys.executable, "-P", "-c", call, json.dumps(given), str(threads), "pure" if pure else ""],
+            [sys.executable, "-P", "-c", call, *given],
             capture_output=True,
             text=True,
             errors="replace",
@@ -186,8 +177,6 @@ def quantise_files(jobs: Sequence[tuple[Path, Path, str]], threads: int, *, pure
             cwd=folder,
             env=child_environment(),
         )
-    missing = [kind for _, target, kind in jobs if not target.is_file()]
-    if done.returncode or missing:
+    if done.returncode or not target.is_file():
         last = [line for line in done.stderr.splitlines() if line.strip()][-1:] or ["it said nothing"]
-        kinds = ", ".join(dict.fromkeys(missing or [kind for *_, kind in jobs]))
-        raise EngineError(f"llama.cpp can't quantise to {kinds} (status {done.returncode}): {last[0][:300]}")
+        raise EngineError(f"llama.cpp can't quantise to {quantisation} (status {done.returncode}): {last[0][:300]}")

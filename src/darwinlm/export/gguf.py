@@ -25,17 +25,14 @@ from darwinlm.export.check import (
     mean_kl,
     model_streams,
 )
-from darwinlm.export.tensor_types import UNKNOWN, FileSize, choose_types, room_for, rounded_tensors
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.gguf.layout import Layout, choose_layout
 from darwinlm.gguf.read import FileTensors
 from darwinlm.gguf.rope import UnsupportedError
-from darwinlm.gguf.sizes import header_bytes
 from darwinlm.gguf.tensors import gguf_tensors
 from darwinlm.gguf.tokenizer import MODEL, TEMPLATE, copy_tokenizer, read_tokenizer
 from darwinlm.gguf.write import BY_LIBRARY, QUANTISATIONS, write_gguf
-from darwinlm.recipe.quantisation import MIXED
-from darwinlm.runtime.artifact import create, file_digest, fresh_folder, write_json
+from darwinlm.runtime.artifact import create, file_digest, write_json
 from darwinlm.runtime.errors import EngineError, ExportError, MissingExtraError, import_extra, storage_error
 from darwinlm.surgery.reshape import Reshaper
 
@@ -61,27 +58,24 @@ def export_gguf(
     *,
     quantisation: str = "f16",
     tokenizer_from: Path | None = None,
-    size: FileSize | None = None,
     mlp_multiple: int = 32,
     threads: int = 1,
     say: Callable[[str], None] = lambda message: None,
 ) -> ExportReport:
     """Write a model as a GGUF file for stock llama.cpp and check it; the report lies beside it as `.export.json`.
 
-    `out` appears by rename, after a successful check. With a `size`, each tensor gets its own type instead of that of
-    `quantisation`. See `darwinlm.export.run.export_model` for the other options.
+    `out` appears by rename, after a successful check. See `darwinlm.export.run.export_model` for the other options.
 
     Raises:
-        BudgetError: No types give so small a file.
         ExportError: No architecture supports the model, the quantisation doesn't fit, or the check fails.
         MissingExtraError: A required package isn't installed.
         StorageError: The disk is full.
     """
-    if size is None and quantisation not in QUANTISATIONS:
+    if quantisation not in QUANTISATIONS:
         raise ExportError(f"there is no quantisation '{quantisation}'; known are {', '.join(QUANTISATIONS)}")
     import_extra("gguf", "gguf", "writing GGUF files")
-    if size is not None or quantisation in BY_LIBRARY:
-        require_engine(ENGINE, "a bound on the file" if size is not None else f"quantising to {quantisation}")
+    if quantisation in BY_LIBRARY:
+        require_engine(ENGINE, f"quantising to {quantisation}")
     reshaper = Reshaper(checkpoint)
     try:
         layout = choose_layout(reshaper, mlp_multiple)
@@ -96,7 +90,6 @@ def export_gguf(
         else read_tokenizer(checkpoint.folder, checkpoint.tokenizer(), vocabulary)
     )
     report = ExportReport("gguf", str(out), notes=list(layout.notes))
-    quantisation = quantisation if size is None else MIXED
     job = _Job(reshaper, layout, tokenizer, tokenizer_from is not None, quantisation, threads, report)
     if checkpoint.whole is not None:
         report.notes.append("the file holds the language model alone, without the parts around it")
@@ -107,10 +100,7 @@ def export_gguf(
         for each in (temporary, plain):
             create(each)
         say(f"writing {layout.architecture.name} as {quantisation}")
-        if size is None:
-            _write(job, temporary, plain)
-        else:
-            _write_mixed(job, temporary, size, header_bytes(checkpoint, tokenizer_from))
+        _write(job, temporary, plain)
         say("checking")
         _check(job, temporary)
         report.bytes = temporary.stat().st_size
@@ -151,28 +141,6 @@ def _write(job: _Job, path: Path, plain: Path) -> None:
     write_gguf(plain, *model, INTERMEDIATE.get(job.reshaper.checkpoint.dtype, "f32"), job.quantisation)
     quantise_file(plain, path, BY_LIBRARY[job.quantisation], job.threads)
     plain.unlink()
-
-
-def _write_mixed(job: _Job, path: Path, size: FileSize, header: int) -> None:
-    """Write the file with the best type for each tensor; `header` is the estimated size of all else."""
-    room_for(job.reshaper, job.layout, size.bytes - header)
-    losses = size.losses()
-    for _ in range(2):  # the estimate may be wrong by a little
-        chosen = choose_types(job.reshaper, job.layout, losses, size.bytes - header)
-        with fresh_folder(path.with_suffix(".rounded")) as work:
-            ready = rounded_tensors(job.reshaper, job.layout, chosen.types, work, job.threads)
-            write_gguf(path, job.reshaper, job.layout, job.tokenizer, "f32", UNKNOWN.lower(), ready)
-            del ready
-        written = path.stat().st_size
-        if written <= size.bytes:
-            job.report.details["estimated_kl"] = chosen.loss
-            job.report.notes.append(
-                f"each tensor has its own type, chosen for the least loss: estimated KL {chosen.loss:.2g} nats per "
-                "token to the unrounded model"
-            )
-            return
-        header = written - chosen.bytes
-    raise ExportError(f"the file has {written - size.bytes:,} bytes too many: please report this")
 
 
 def _check(job: _Job, path: Path) -> None:

@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from darwinlm.calibration.rounding import Losses
-from darwinlm.data.leakage import check_not_evaluation_text
-from darwinlm.evaluation.text import pack
 from darwinlm.export.check import ExportReport
 from darwinlm.export.folder import FORMATS, export_folder
 from darwinlm.export.gguf import export_gguf
 from darwinlm.export.source import check_target, open_source
-from darwinlm.export.tensor_types import LOSS_TOKENS, FileSize, type_losses
-from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.gguf.sizes import largest_type
 from darwinlm.recipe import BudgetSettings
 from darwinlm.runtime.artifact import fresh_folder
-from darwinlm.runtime.compute import DTYPES, resolve_device, resolve_dtype
-from darwinlm.runtime.errors import ExportError
+from darwinlm.runtime.compute import DTYPES
+from darwinlm.runtime.errors import BudgetError, ExportError
 from darwinlm.runtime.lock import hold_target
 
 ALL_FORMATS = (*FORMATS, "gguf")
-SEQUENCE = 512
-"""Tokens of a sequence of the text that losses of types are estimated on."""
 
 
 def export_model(
@@ -35,7 +28,6 @@ def export_model(
     to: str,
     quantisation: str | None = None,
     file: str | int | None = None,
-    text: str | None = None,
     dtype: str | None = None,
     tensor_parallel: int = 1,
     tokenizer_from: Path | None = None,
@@ -52,11 +44,10 @@ def export_model(
     `to` is hf, dense, vllm or gguf. `out` is a folder, or for gguf a file, whose report is saved beside it. `dtype`
     and, for vllm, the number of processes in `tensor_parallel` belong to folders. `quantisation` (None is f16),
     `tokenizer_from`, a GGUF file whose tokenizer is copied, and `mlp_multiple`, to which MLP widths are padded, belong
-    to gguf. So does `file`, the largest size of the file: then each tensor gets the type with which the model loses
-    least on `text`.
+    to gguf. So does `file`, the size of the file: its quantisation is the largest one that fits, predicted to 1 %.
 
     Raises:
-        ModelError, BudgetError, DataError, ExportError, MissingExtraError, StorageError, BusyError: See
+        ModelError, BudgetError, ExportError, MissingExtraError, StorageError, BusyError: See
             `darwinlm.runtime.errors`.
     """
     if to not in ALL_FORMATS:
@@ -70,8 +61,6 @@ def export_model(
             file is not None and (to != "gguf" or quantisation is not None),
             f"--file {file}: --to gguf takes it, instead of --quant",
         ),
-        (file is not None and text is None, f"--file {file}: give text that shows what matters with --text SOURCE"),
-        (text is not None and file is None, f"--text {text}: only --file SIZE reads text"),
         (dtype is not None and to == "gguf", f"--dtype {dtype}: --to gguf takes --quant"),
         (dtype is not None and dtype not in DTYPES, f"--dtype {dtype}: the types are {', '.join(DTYPES)}"),
         (tensor_parallel != 1 and to != "vllm", "--tensor-parallel belongs to --to vllm"),
@@ -88,9 +77,7 @@ def export_model(
     for holds, reason in refused:
         if holds:
             raise ExportError(reason)
-    limit = None if file is None else file_size(str(file), "--file")
-    if text is not None:
-        check_not_evaluation_text(text)
+    limit = None if file is None else _file_size(str(file))
     check_target(out, None, model, tokenizer_from, folder=to != "gguf", overwrite=overwrite)
     beside = next(each for each in out.absolute().parents if each.is_dir()) / f".{out.name}.work"
     with hold_target(out), fresh_folder(beside) as work:
@@ -99,13 +86,15 @@ def export_model(
         if to != "gguf":
             element = DTYPES[dtype] if dtype else None
             return export_folder(checkpoint, out, to=to, dtype=element, tensor_parallel=tensor_parallel, say=say)
+        if limit is not None:
+            fits = largest_type(checkpoint, limit)
+            if fits is None:
+                raise BudgetError(f"--file {file}: no type makes a file that small: darwinlm prune takes --file too")
+            quantisation = fits[0]
         return export_gguf(
             checkpoint,
             out,
             quantisation=quantisation or "f16",
-            size=None
-            if limit is None
-            else FileSize(limit, partial(losses_on, checkpoint, str(text), work, threads, say)),
             tokenizer_from=tokenizer_from or (model if model.suffix == ".gguf" and model.is_file() else None),
             mlp_multiple=mlp_multiple,
             threads=threads,
@@ -113,32 +102,9 @@ def export_model(
         )
 
 
-def file_size(given: str, option: str) -> int:
-    """Bytes from a size such as 88MB. Raises ExportError, which names the option."""
+def _file_size(given: str) -> int:
+    """Bytes from a size such as 88MB. Raises ExportError."""
     try:
         return int(BudgetSettings(file=given).file or 0)
     except ValidationError as error:
-        raise ExportError(f"{option} {given}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
-
-
-def losses_on(
-    checkpoint: Checkpoint,
-    text: str,
-    work: Path,
-    threads: int,
-    say: Callable[[str], None] = lambda message: None,
-) -> Losses:
-    """What every type costs in every tensor, on the fastest device of this machine."""
-    tokens = pack(text, checkpoint.tokenizer(), sequence_length=SEQUENCE, max_tokens=LOSS_TOKENS)
-    device = resolve_device("auto")
-    say(f"estimating losses of types on {tokens.numel():,} tokens")
-    return type_losses(
-        checkpoint,
-        tokens,
-        work,
-        dtype=resolve_dtype("auto", device),
-        device=device,
-        batch_tokens=SEQUENCE,
-        threads=threads,
-        progress=lambda done, total: say(f"block {done} of {total}") if done % max(total // 4, 1) == 0 else None,
-    )
+        raise ExportError(f"--file {given}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None

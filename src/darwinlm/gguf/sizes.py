@@ -18,11 +18,9 @@ from darwinlm.families.shapes import ModuleShape, Shapes, module_shapes, resized
 from darwinlm.gguf.architecture import architecture_of
 from darwinlm.gguf.header import read_header
 from darwinlm.gguf.layout import UNEQUAL, choose_layout
-from darwinlm.gguf.quantise import types_for
 from darwinlm.gguf.rope import UnsupportedError
 from darwinlm.gguf.tokenizer import TOKENS, read_tokenizer
 from darwinlm.gguf.write import BLOCK, BY_LIBRARY, PLAIN, QUANTISATIONS, UNBLOCKED
-from darwinlm.recipe.quantisation import UNCHOSEN
 from darwinlm.runtime.errors import ExportError
 from darwinlm.surgery.reshape import Reshaper
 
@@ -42,8 +40,6 @@ TENSOR, KEYS = 60, 1024
 @dataclass(frozen=True)
 class FileSizes:
     """Sizes of the tensors of a model, or of smaller ones made from it, in a file of one quantisation.
-
-    `UNCHOSEN` stands for the smallest type of each tensor.
 
     `fused` tells whether queries, keys and values are one tensor in the file.
     """
@@ -94,8 +90,6 @@ class FileSizes:
         router = experts is not None and f".{experts.router}." in name
         if len(shape) == 1 or shape[-1] % BLOCK or name.endswith(".bias") or router:
             return "F32"
-        if self.quantisation == UNCHOSEN:
-            return types_for(shape[-1])[0]
         if self.quantisation not in BY_LIBRARY:
             return "Q8_0" if self.quantisation == "q4_0" and not inside else PLAIN[self.quantisation]
         kind = BASE[self.quantisation]
@@ -196,6 +190,11 @@ def file_sizes(checkpoint: Checkpoint, source: str) -> dict[str, int]:
     except ExportError:
         return {}
     return predicted_sizes(checkpoint, header)
+
+
+def largest_type(checkpoint: Checkpoint, bound: int) -> tuple[str, int] | None:
+    """The quantisation of the largest file within a bound in bytes, and its predicted size; None if none is."""
+    return next((each for each in file_sizes(checkpoint, checkpoint.source).items() if each[1] <= bound), None)
 
 
 def predicted_sizes(checkpoint: Checkpoint, header: int) -> dict[str, int]:

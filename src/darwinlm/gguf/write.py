@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -51,12 +50,11 @@ def write_gguf(
     tokenizer: Mapping[str, Any],
     quantisation: str,
     later: str = "f32",
-    ready: Mapping[str, tuple[str, np.ndarray[Any, Any]]] = MappingProxyType({}),
 ) -> None:
     """Write the file.
 
     `path` is temporary: the caller renames it. `quantisation` is one of `PLAIN`. The file may then be quantised
-    further, `later`. Tensors that are `ready` have the type and the bytes [..., r, c] that are given by their name.
+    further, `later`.
 
     Raises:
         ExportError: A weight is out of the type's range, or the rows of a matrix aren't whole blocks.
@@ -66,13 +64,13 @@ def write_gguf(
 
     writer = gguf.GGUFWriter(path, layout.architecture.name)
     try:
-        kind = "GUESSED" if ready else "ALL_F32" if quantisation == "f32" else f"MOSTLY_{PLAIN[quantisation]}"
+        kind = "ALL_F32" if quantisation == "f32" else f"MOSTLY_{PLAIN[quantisation]}"
         _write_keys(writer, reshaper, layout, gguf.LlamaFileType[kind])
         write_tokenizer(writer, tokenizer)
         for name, tensor in gguf_tensors(reshaper, layout):
             for blocks in {quantisation, later} - UNBLOCKED:
-                check_rows(name, tensor, blocks)
-            kind = ready[name][0] if name in ready else _type(name, tensor, quantisation)
+                _check_rows(name, tensor, blocks)
+            kind = _type(name, tensor, quantisation)
             if kind == "F32":
                 writer.add_tensor_info(name, tuple(tensor.shape), np.dtype(np.float32), tensor.numel() * 4)
                 continue
@@ -83,30 +81,27 @@ def write_gguf(
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for name, tensor in gguf_tensors(reshaper, layout):
-            if name in ready:
-                writer.write_tensor_data(ready[name][1])
-            else:
-                writer.write_tensor_data(_numbers(gguf, name, tensor, _type(name, tensor, quantisation)))
+            writer.write_tensor_data(_numbers(gguf, name, tensor, _type(name, tensor, quantisation)))
     finally:
         writer.close()
 
 
-def is_exact(name: str, tensor: Tensor) -> bool:
+def _is_exact(name: str, tensor: Tensor) -> bool:
     """Whether a tensor of the file stays in float32."""
     return tensor.ndim == 1 or name.endswith((ROUTER, ".bias")) or any(part in name for part in EXACT)
 
 
-def check_rows(name: str, tensor: Tensor, wanted: str) -> None:
-    """Raise ExportError if what is wanted rounds blocks of numbers, and the tensor's rows aren't whole ones."""
-    if not is_exact(name, tensor) and tensor.shape[-1] % BLOCK:
+def _check_rows(name: str, tensor: Tensor, quantisation: str) -> None:
+    """Raise ExportError if the quantisation rounds blocks of numbers, and the tensor's rows aren't whole ones."""
+    if not _is_exact(name, tensor) and tensor.shape[-1] % BLOCK:
         raise ExportError(
-            f"{wanted} needs rows whose length is a multiple of {BLOCK}, but the tensor {name} has rows of "
+            f"{quantisation} needs rows whose length is a multiple of {BLOCK}, but the tensor {name} has rows of "
             f"{tensor.shape[-1]}: use f16, bf16 or f32"
         )
 
 
 def _type(name: str, tensor: Tensor, quantisation: str) -> str:
-    if is_exact(name, tensor):
+    if _is_exact(name, tensor):
         return "F32"
     if quantisation == "q4_0" and not name.startswith("blk."):
         return "Q8_0"  # embedding and head are the most sensitive to rounding

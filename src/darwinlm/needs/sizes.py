@@ -12,7 +12,7 @@ from darwinlm.families.shapes import module_shapes
 from darwinlm.needs.counted import Passes, count_passes
 from darwinlm.recipe import Recipe
 from darwinlm.runtime.compute import DTYPES
-from darwinlm.search.problem.budgets import Counted, resolve_budget
+from darwinlm.search.problem.budgets import Counted, bounded
 from darwinlm.search.problem.problem import space_of
 from darwinlm.vocabulary.choose import kept_size
 
@@ -82,7 +82,7 @@ class Sizes:
         cost = Counted(self.recipe, self.checkpoint, self.space, self.shapes, self.outside, equal).cost
         if cost is None:
             return 0, round(self.blocks / (budget.speedup or 2))
-        bounds = resolve_budget(cost, budget, least=self.recipe.chooses_types)
+        bounds = bounded(cost, self.recipe, self.checkpoint)
         share = self.blocks / (cost.dense - cost.fixed)  # 1 for a budget in parameters
         return round(share * bounds.lower), round(share * bounds.upper)
 

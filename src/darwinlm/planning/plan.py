@@ -59,7 +59,6 @@ class Plan:
         whole = checkpoint.whole is not None
         notes = (
             f"budget.{budget.kind} is measured in the run: the sizes are a guess until then" if budget.timed else "",
-            "the file's types are chosen in the run: the sizes are upper bounds" if sizes.recipe.chooses_types else "",
             kept_whole(sizes.space, checkpoint.family),
             "its parts around the language model are kept, and not counted here" if whole else "",
             choose_layers(sizes.recipe, checkpoint, sizes.space, sizes.shapes)[1],

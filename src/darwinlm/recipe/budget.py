@@ -36,8 +36,8 @@ class BudgetSettings(Section):
     bytes: ByteCount | None = Field(None, gt=0)
     """Weights, and the KV cache of `context` tokens for `batch` sequences, both in the saved type: 4GiB, 900MB."""
     file: ByteCount | None = Field(None, gt=0)
-    """The GGUF file, tokenizer included, to 1 %: 95MB. Its type is `units.quantisation`; without one, each tensor gets
-    the type with which least is lost."""
+    """The GGUF file, tokenizer included, to 1 %: 95MB. Its type is `units.quantisation`; without one q3_k_m, if no
+    larger type makes the whole model that small."""
     speedup: Factor | None = Field(None, ge=1)
     """Speed relative to the dense model on this machine, for `prefill_tokens` and `decode_tokens`: 2x."""
     latency: Duration | None = Field(None, gt=0)

@@ -14,7 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from darwinlm.recipe.budget import BudgetSettings
 from darwinlm.recipe.presets import PRESETS, completed
-from darwinlm.recipe.quantisation import GROUPS, UNCHOSEN, known_quantisation
+from darwinlm.recipe.quantisation import GROUPS, SMALLEST, UNCHOSEN, known_quantisation
 from darwinlm.recipe.quantities import Count, Minutes, Part, Repeats, Seed, Share, Whole
 from darwinlm.recipe.section import Section
 
@@ -333,15 +333,10 @@ class Recipe(Section):
         return data if preset is None else completed(data, preset)
 
     @model_validator(mode="after")
-    def _a_file_is_gguf(self) -> Recipe:
-        if self.budget.kind == "file" and self.units.quantisation is None:
-            object.__setattr__(self, "units", self.units.model_copy(update={"quantisation": UNCHOSEN}))
+    def _a_file_has_a_type(self) -> Recipe:
+        if self.budget.kind == "file" and self.units.quantisation in (None, UNCHOSEN):
+            object.__setattr__(self, "units", self.units.model_copy(update={"quantisation": SMALLEST}))
         return self
-
-    @property
-    def chooses_types(self) -> bool:
-        """Whether the tensors of the file that the budget bounds get types of their own."""
-        return self.budget.kind == "file" and self.units.quantisation == UNCHOSEN
 
     @model_validator(mode="after")
     def _equal_layers_have_equal_groups(self) -> Recipe:

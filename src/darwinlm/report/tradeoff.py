@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from darwinlm.recipe.quantisation import MIXED
 from darwinlm.report import plots, wording
 from darwinlm.report.render import render
 from darwinlm.runtime.figures import FORMAT, Figures
@@ -118,7 +117,7 @@ def remarks(tradeoff: Tradeoff) -> list[str]:
 def _unchanged(what: str, rows: Sequence[FileRow], rate: Callable[[FileRow], Rate]) -> list[str]:
     """The files whose range of speeds meets that of the original's file of the same type, in a sentence."""
     dense = {row.quantisation: rate(row) for row in rows if row.model == "dense"}
-    ours = [row for row in rows if row.model != "dense" and row.quantisation != MIXED]
+    ours = [row for row in rows if row.model != "dense"]
     same = [
         row
         for row in ours

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from darwinlm.evaluation.suites import KNOWN
-from darwinlm.recipe.quantisation import MIXED
 from darwinlm.report.summary import BlockFigures, SearchFigures, Summary, VocabularyFigures
 from darwinlm.runtime import amounts
 from darwinlm.runtime.amounts import duration
@@ -222,15 +221,12 @@ def bounded_file(summary: Summary) -> str:
         "evaluation text in llama.cpp."
     )
     if dense is None:
-        return f"{said} No types make the dense model that small."
-    mixed = dense.quantisation == MIXED
-    types = "with a type for each tensor" if mixed else f"as {dense.quantisation}"
-    other = f"the dense model {types} has {size(dense.bytes)} and KL {kl(dense.kl)}"
+        return f"{said} No type makes the dense model that small."
+    other = f"the dense model as {dense.quantisation} has {size(dense.bytes)} and KL {kl(dense.kl)}"
     if dense.kl > saved.kl:
         return f"{said} It loses less than quantising alone: {other}."
     model = shlex.quote(hub_id(summary.model) or short_source(summary.model))
-    how = f"--file {dense.bytes} --text TEXT" if mixed else f"--quant {dense.quantisation}"
-    do = f"darwinlm export {model} --to gguf {how} --out model.gguf"
+    do = f"darwinlm export {model} --to gguf --quant {dense.quantisation} --out model.gguf"
     return f"{said} Quantising alone loses less: {other}. Use that instead: {do}."
 
 

@@ -23,13 +23,12 @@ from darwinlm.recipe import Recipe
 from darwinlm.report.tradeoff import HEADINGS, FileLoss, FileRow, Rate, Tradeoff, cells, remarks, tradeoff_page
 from darwinlm.runs.sweep import member_name, prune_sweep
 from darwinlm.runs.tradeoff_files import ENGINE, FileMaker
-from darwinlm.runtime import amounts, tables
+from darwinlm.runtime import tables
 from darwinlm.runtime.artifact import write_json, write_text
 from darwinlm.runtime.console import Reporter
-from darwinlm.runtime.errors import ExportError, RecipeError
+from darwinlm.runtime.errors import ExportError
 from darwinlm.runtime.places import check_output
 from darwinlm.stages.export import EXPORT
-from darwinlm.stages.text_source import SELF, named_parts
 
 FILES, SIZES, PAGE = "files", "sizes", "index.html"
 WARM_UP = 32
@@ -52,7 +51,6 @@ def measure_tradeoff(
     held_out: str,
     out: Path,
     *,
-    sizes: Sequence[int] = (),
     tokens: int = 8192,
     timed: Timed = Timed(),
     reporter: Reporter | None = None,
@@ -60,7 +58,6 @@ def measure_tradeoff(
     """Quantise a model and its pruned sizes, and measure loss, size and speed of every file.
 
     `recipes` are those of `prune_sweep`, `held_out` is the source of the text for the loss, of which `tokens` are read.
-    Each model also gets a file of every one of the `sizes` in bytes that its tensors' own types can reach.
     `out` gets the pruned models (`sizes/`), the files, the page, and tradeoff.json.
 
     Raises:
@@ -70,10 +67,6 @@ def measure_tradeoff(
     """
     reporter, first = reporter or Reporter(), recipes[0]
     _check(quantisations)
-    if len({amounts.size(size) for size in sizes}) < len(sizes):
-        raise ExportError("--sizes: name each size once")
-    if sizes and SELF in named_parts(str(first.text.source)):
-        raise RecipeError("--sizes: types of tensors are chosen on a text: name it with --text")
     check_output(out, "--out", (), (held_out,))
     lock = claim(out, first, reporter)
     mark(out)
@@ -82,8 +75,7 @@ def measure_tradeoff(
     text = pack(held_out, dense.tokenizer(), sequence_length=sequence_length, max_tokens=tokens)
     given = Path(str(first.model)).expanduser()
     like = given if given.suffix == ".gguf" else None
-    source = str(first.text.source)
-    maker = FileMaker(out / FILES, dense, text, quantisations, sizes, source, like, timed.threads, reporter)
+    maker = FileMaker(out / FILES, dense, text, quantisations, like, timed.threads, reporter)
     losses = maker.measure(dense, "dense")
     prune_sweep(recipes, out / SIZES, until=EXPORT.name, reporter=reporter)
     for name in (member_name(recipe.budget) for recipe in recipes):

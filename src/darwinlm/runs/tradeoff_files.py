@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,21 +16,14 @@ from torch import Tensor
 from darwinlm.engines.process import ENGINES, quantise_file
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.export.gguf import export_gguf
-from darwinlm.export.run import losses_on
-from darwinlm.export.tensor_types import FileSize
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.gguf.write import BY_LIBRARY, PLAIN, UNBLOCKED
 from darwinlm.models.in_llama_cpp import open_in_llama_cpp
-from darwinlm.recipe.quantisation import MIXED
 from darwinlm.report.tradeoff import FileLoss
-from darwinlm.runtime import amounts
 from darwinlm.runtime.artifact import StageFolder, digest_of, file_digest, read_as, write_json
 from darwinlm.runtime.console import Reporter
-from darwinlm.runtime.errors import BudgetError
 from darwinlm.stages.evaluate import EVALUATE
 from darwinlm.stages.export import EXPORT
-from darwinlm.stages.text_source import fingerprint
-from darwinlm.stages.types import TYPES
 
 ENGINE = "llama.cpp"
 UNQUANTISED = "f16"
@@ -47,8 +39,6 @@ class FileMaker:
         original: The model that KL is measured to.
         text: Tokens [n, t] of the held-out text.
         quantisations: Types of whole files.
-        sizes: Bytes of the files whose tensors have types of their own.
-        calibration: Source of the text on which these types are chosen.
         tokenizer_from: GGUF file that the original came in, or None.
     """
 
@@ -56,8 +46,6 @@ class FileMaker:
     original: Checkpoint
     text: Tensor
     quantisations: Sequence[str]
-    sizes: Sequence[int]
-    calibration: str
     tokenizer_from: Path | None
     threads: int
     reporter: Reporter
@@ -73,30 +61,26 @@ class FileMaker:
         stage = StageFolder(folder, self._key(checkpoint))
         if stage.is_complete():
             self.reporter.say(f"{model}: files and their losses: already done, reused")
-            for size in (size for size in self.sizes if not self._path(model, size).exists()):
-                self.reporter.say(f"{model}: left out: even the smallest types need more than {amounts.size(size)}")
         else:
             if why := stage.why_redone():
                 self.reporter.say(f"{model}: files are made again: {why}")
             stage.begin()
-            files = [*self._quantised(checkpoint, model, folder), *self._sized(checkpoint, model, folder)]
+            files = self._quantised(checkpoint, model, folder)
             write_json(folder / LOSSES, [loss.as_json() for loss in self._losses(model, files)])
             stage.finish()
         return {folder / loss.file: loss for loss in read_as(folder / LOSSES, list[FileLoss])}
 
     def _key(self, checkpoint: Checkpoint) -> dict[str, Any]:
         return {
-            "code": {stage.name: stage.version for stage in (EXPORT, TYPES, EVALUATE)},
+            "code": {stage.name: stage.version for stage in (EXPORT, EVALUATE)},
             "engine": version(ENGINES[ENGINE][0]),
             "models": [self.original.digest, checkpoint.digest],
             "text": digest_of(self.text.tolist()),
             "types": list(self.quantisations),
-            "sizes": list(self.sizes),
-            "calibration": fingerprint(self.calibration) if self.sizes else None,
             "tokenizer_from": self.tokenizer_from and file_digest(self.tokenizer_from),
         }
 
-    def _quantised(self, checkpoint: Checkpoint, model: str, folder: Path) -> Iterator[tuple[str, Path]]:
+    def _quantised(self, checkpoint: Checkpoint, model: str, folder: Path) -> dict[str, Path]:
         """One file is written and checked by us, and llama.cpp makes the others from it; missing ones only."""
         base = next((name for name in self.quantisations if name in UNBLOCKED), UNQUANTISED)
         files = {name: folder / f"{model}-{name}.gguf" for name in self.quantisations}
@@ -105,46 +89,25 @@ class FileMaker:
             self.reporter.say(f"{model}: writing {', '.join(missing)}")
             with _work(folder) as work:
                 whole = work / "whole.gguf"
-                self._export(checkpoint, whole, quantisation=base)
+                threads = self.threads
+                export_gguf(checkpoint, whole, quantisation=base, tokenizer_from=self.tokenizer_from, threads=threads)
                 for name in sorted(missing, key=lambda name: name == base):  # the file of that type comes last
                     made = whole
                     if name != base:
                         made = work / files[name].name
-                        quantise_file(whole, made, {**PLAIN, **BY_LIBRARY}[name], self.threads)
+                        quantise_file(whole, made, {**PLAIN, **BY_LIBRARY}[name], threads)
                     made.replace(files[name])
-        yield from files.items()
+        return files
 
-    def _sized(self, checkpoint: Checkpoint, model: str, folder: Path) -> Iterator[tuple[str, Path]]:
-        """Files of the sizes that the model can reach; losses of types are estimated for the first missing one."""
-        losses = cache(partial(losses_on, checkpoint, self.calibration, folder, self.threads))
-        for size in self.sizes:
-            path = self._path(model, size)
-            if not path.is_file():
-                self.reporter.say(f"{model}: a type for each tensor within {amounts.size(size)}")
-                with _work(folder) as work:
-                    try:
-                        self._export(checkpoint, work / path.name, size=FileSize(size, losses))
-                    except BudgetError as error:
-                        self.reporter.say(f"{model}: left out: {error}")
-                        continue
-                    (work / path.name).replace(path)
-            yield MIXED, path
-
-    def _path(self, model: str, size: int) -> Path:
-        return self.out / model / f"{model}-{amounts.size(size).replace(' ', '')}.gguf"
-
-    def _export(self, checkpoint: Checkpoint, out: Path, **how: Any) -> None:
-        export_gguf(checkpoint, out, tokenizer_from=self.tokenizer_from, threads=self.threads, **how)
-
-    def _losses(self, model: str, files: Sequence[tuple[str, Path]]) -> Iterator[FileLoss]:
+    def _losses(self, model: str, files: Mapping[str, Path]) -> Iterator[FileLoss]:
         """KL and perplexity. All files are measured together, so the original runs once."""
         original = self.original.load(torch.float32)
-        opened = {path.name: open_in_llama_cpp(path)[0] for _, path in files}
+        opened = {path.name: open_in_llama_cpp(path)[0] for path in files.values()}
         with self.reporter.stage(f"loss of {model}"):
             found = measure_quality(
                 original, opened, self.text, batch_tokens=self.text.shape[1], progress=self.reporter.advance
             )
-        for quantisation, path in files:
+        for quantisation, path in files.items():
             opened[path.name].close()
             quality = found[path.name]
             yield FileLoss(

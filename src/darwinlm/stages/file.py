@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import torch
 
-from darwinlm.calibration.rounding import Losses
 from darwinlm.data import TokenSequences
 from darwinlm.engines.process import require_engine
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.export.gguf import ENGINE, export_gguf
-from darwinlm.export.tensor_types import FileSize
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.gguf.sizes import file_sizes
+from darwinlm.gguf.sizes import largest_type
 from darwinlm.models.in_llama_cpp import open_in_llama_cpp
 from darwinlm.needs.need import Need
-from darwinlm.recipe.quantisation import MIXED
 from darwinlm.runtime.artifact import read_as, write_json
 from darwinlm.runtime.errors import BudgetError, import_extra
 from darwinlm.runtime.figures import FileChoice, QuantisedFile
 from darwinlm.stages.export import Exported
-from darwinlm.stages.types import losses_in, types_need
 
 RECORD = "file.json"
 TOKENS = 8192
@@ -40,43 +34,27 @@ def _check(task: Task) -> None:
         require_engine(ENGINE, "a budget of a GGUF file")
 
 
-def _write(
-    task: Task,
-    teacher: Checkpoint,
-    export: Exported,
-    evaluation: TokenSequences,
-    calibration: TokenSequences,
-    types: Losses | None,
-) -> None:
+def _write(task: Task, teacher: Checkpoint, export: Exported, evaluation: TokenSequences) -> None:
     """Write both files, measure them in llama.cpp, and delete that of the dense model."""
     bound, small = int(task.recipe.budget.file or 0), export.checkpoint
-    kind = MIXED if types is not None else str(task.recipe.units.quantisation)
+    kind = str(task.recipe.units.quantisation)
     path, beside = task.context.folder / f"model-{kind}.gguf", task.folder / "dense.gguf"
     came, threads = Path(teacher.source), torch.get_num_threads()
     tokenizer = came if came.suffix == ".gguf" and teacher.config.vocab_size == small.config.vocab_size else None
 
-    def write(checkpoint: Checkpoint, to: Path, quantisation: str, losses: Callable[[], Losses]) -> str:
-        size = None if types is None else FileSize(bound, losses)
-        export_gguf(checkpoint, to, quantisation=quantisation, size=size, tokenizer_from=tokenizer, threads=threads)
-        return quantisation
-
-    write(small, path, kind, lambda: losses_in(task, small, calibration))
-    wanted = {"saved": (kind, path)}
-    if types is not None:
-        with suppress(BudgetError):  # no types make the dense model that small
-            wanted["dense"] = write(teacher, beside, MIXED, lambda: types), beside
-    else:  # sizes come with the largest first
-        fits = next((name for name, size in file_sizes(teacher, teacher.source).items() if size <= bound), None)
-        if fits is not None:
-            wanted["dense"] = write(teacher, beside, fits, dict), beside
+    wanted = {"saved": (small, kind, path)}
+    if (fits := largest_type(teacher, bound)) is not None:
+        wanted["dense"] = teacher, fits[0], beside
+    for checkpoint, quantisation, file in wanted.values():
+        export_gguf(checkpoint, file, quantisation=quantisation, tokenizer_from=tokenizer, threads=threads)
     if (size := path.stat().st_size) > EXCESS * bound:
         raise BudgetError(f"the file has {size:,} bytes, more than the {bound:,} of budget.file: please report this")
     tokens = evaluation.tokens[: max(1, TOKENS // evaluation.tokens.shape[1])]
-    opened = {name: open_in_llama_cpp(file)[0] for name, (_, file) in wanted.items()}
+    opened = {name: open_in_llama_cpp(file)[0] for name, (*_, file) in wanted.items()}
     found = measure_quality(teacher.load(torch.float32), opened, tokens, batch_tokens=tokens.shape[1])
     record = {
         name: QuantisedFile(quantisation=each, bytes=file.stat().st_size, kl=found[name].kl).as_json()
-        for name, (each, file) in wanted.items()
+        for name, (_, each, file) in wanted.items()
     }
     for model in opened.values():
         model.close()
@@ -88,8 +66,6 @@ def _need(need: Need) -> None:
     """Two files, each read by llama.cpp as many times as there are tokens, and the dense model beside them."""
     sizes = need.sizes
     tokens = min(TOKENS, sizes.recipe.text.evaluation_tokens)
-    if sizes.recipe.chooses_types:
-        types_need(need)
     need.run(2 * tokens, heads=2)
     need.files(2 * sizes.params * sizes.saved, sizes.small)
 

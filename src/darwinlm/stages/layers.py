@@ -45,7 +45,7 @@ def choose_layers(
     if _has_mixtures(space):
         about = "llama.cpp has one number of experts and one width for all layers"
     if for_gguf:
-        asked = "--file" if recipe.chooses_types else f"--for {recipe.units.quantisation}"
+        asked = "--file" if recipe.budget.kind == "file" else f"--for {recipe.units.quantisation}"
         return True, f"{about}: with {asked} all layers get the same sizes"
     return False, f"{about}, and this run makes unequal ones: for a GGUF file, stop it and prune with --for gguf"
 

@@ -13,7 +13,7 @@ from darwinlm.recipe import Recipe
 from darwinlm.recipe.quantisation import in_gguf
 from darwinlm.recipe.settled import saved_dtype
 from darwinlm.runtime.artifact import write_json
-from darwinlm.search.problem.budgets import Counted, resolve_budget
+from darwinlm.search.problem.budgets import Counted, bounded
 from darwinlm.search.problem.cost import CostModel
 from darwinlm.search.problem.problem import Problem, space_of
 from darwinlm.search.problem.space import SearchSpace
@@ -24,19 +24,11 @@ FILE = "plan.json"
 
 def _problem(task: Task, dense: Checkpoint, latency: CostModel | None) -> Problem:
     """The search space, its costs, and the budget."""
-    space, outside, _, cost = _counted(task.recipe, dense, module_shapes(dense))
+    recipe, shapes = task.recipe, module_shapes(dense)
+    space, outside, equal, cost = _counted(recipe, dense, shapes)
     cost = latency if cost is None else cost
     assert cost is not None, "the cost is measured"
-    return _bounded(task, dense, space, outside, cost, least=task.recipe.chooses_types)
-
-
-def _bounded(
-    task: Task, dense: Checkpoint, space: SearchSpace, outside: int, cost: CostModel, *, least: bool = False
-) -> Problem:
-    """The search problem with these costs."""
-    recipe, shapes = task.recipe, module_shapes(dense)
-    budget = resolve_budget(cost, recipe.budget, least=least)
-    equal, _ = choose_layers(recipe, dense, space, shapes)
+    budget = bounded(cost, recipe, dense)
     layers = None
     if equal:
         for_gguf = in_gguf(recipe.units.quantisation)
@@ -59,7 +51,7 @@ def _check(task: Task, original: Checkpoint) -> None:
     if task.recipe.vocabulary is None:
         *_, cost = _counted(task.recipe, original, module_shapes(original))
         if cost is not None:
-            resolve_budget(cost, task.recipe.budget, least=task.recipe.chooses_types)
+            bounded(cost, task.recipe, original)
 
 
 def _costs(task: Task, dense: Checkpoint, latency: CostModel | None) -> dict[str, Any]:
@@ -108,9 +100,3 @@ PLAN = Stage(
     check=_check,
 )
 """The search problem: levels of each module, their costs, and the budget."""
-
-PROBLEM: Stage[Problem] = Stage(
-    "problem",
-    lambda task, dense, plan, price: plan if price is None else _bounded(task, dense, plan.space, plan.outside, price),
-)
-"""The same with the types of tensors that were chosen for a bounded file."""

@@ -54,7 +54,7 @@ def _search(
     task: Task,
     dense: Checkpoint,
     database: PruningDatabase,
-    problem: Problem,
+    plan: Problem,
     fitness: TokenSequences,
     training: TokenSequences | None,
     neighbour: Allocation | None,
@@ -70,7 +70,7 @@ def _search(
     result = search(
         model,
         database.reader,
-        problem,
+        plan,
         texts,
         task.recipe.search,
         task.folder,

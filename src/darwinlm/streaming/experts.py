@@ -115,14 +115,9 @@ def expert_inputs(module: Any, experts: Experts, routing: Routing, expert: int) 
 
 def expert_channels(module: Any, experts: Experts, hidden: Tensor, expert: int) -> Tensor:
     """Channels of an expert, the unweighted inputs of its output projection, [n, m] -> [n, d]."""
-    channels: Tensor = module._apply_gate(expert_projection(module, experts, hidden, expert))
-    return channels
-
-
-def expert_projection(module: Any, experts: Experts, hidden: Tensor, expert: int) -> Tensor:
-    """What the input projection of an expert gives, before its activation, [n, m] -> [n, r]."""
     (name,) = experts.segments
-    return _projected(module, experts, name, hidden, expert)
+    channels: Tensor = module._apply_gate(_projected(module, experts, name, hidden, expert))
+    return channels
 
 
 def projected_channels(module: Any, experts: Experts, channels: Tensor, expert: int) -> Tensor:

@@ -6,6 +6,7 @@ option to `BUDGET` in `cli/arguments.py`.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,10 +15,17 @@ from typing import Any
 
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import ModuleShape, head_dim
-from darwinlm.gguf.sizes import BASE, FileSizes, file_tensors, header_bytes, joins_projections, predicted_sizes
+from darwinlm.gguf.sizes import (
+    BASE,
+    FileSizes,
+    file_tensors,
+    header_bytes,
+    joins_projections,
+    largest_type,
+    predicted_sizes,
+)
 from darwinlm.gguf.write import PLAIN
 from darwinlm.recipe import BudgetSettings, Recipe
-from darwinlm.recipe.quantisation import UNCHOSEN
 from darwinlm.recipe.settled import saved_dtype
 from darwinlm.runtime.errors import BudgetError, RecipeError
 from darwinlm.search.problem.cost import CostModel, byte_costs, parameter_costs
@@ -81,11 +89,10 @@ def _bytes(model: Counted) -> CostModel:
 def _file(model: Counted) -> CostModel:
     """Bytes of the modules in a GGUF file, and of everything else in it.
 
-    Without a type, tensors count in their smallest ones. Raises RecipeError if the type isn't one of GGUF files,
-    BudgetError if llama.cpp doesn't run the model.
+    Raises RecipeError if the type isn't one of GGUF files, BudgetError if llama.cpp doesn't run the model.
     """
     checkpoint, kind = model.checkpoint, model.recipe.units.quantisation
-    if kind not in BASE and kind not in PLAIN and kind != UNCHOSEN:
+    if kind not in BASE and kind not in PLAIN:
         named = ", ".join(dict.fromkeys((*PLAIN, *BASE)))
         raise RecipeError(f"budget.file: {kind} is no type of GGUF files: leave --for out, or name one of {named}")
     came = Path(checkpoint.source)
@@ -155,8 +162,21 @@ def latent_columns(config: Any) -> int:
     return rank + config.qk_rope_head_dim if rank else 0
 
 
-def resolve_budget(cost: CostModel, budget: BudgetSettings, *, least: bool = False) -> Budget:
-    """Bounds from the budget of a recipe; costs that are the `least` possible may have room for the whole model.
+def bounded(cost: CostModel, recipe: Recipe, dense: Checkpoint) -> Budget:
+    """`resolve_budget`; where quantising alone makes the file small enough, its error has the command."""
+    bound = recipe.budget.file
+    if bound is not None and bound >= cost.dense and (fits := largest_type(dense, bound)) is not None:
+        name, size = fits
+        raise BudgetError(
+            f"budget.file: {cost.words(bound)} needs no pruning: the whole model has {cost.words(size)} as {name}. "
+            f"Write that file: darwinlm export {shlex.quote(str(recipe.model))} --to gguf --quant {name} "
+            "--out model.gguf"
+        )
+    return resolve_budget(cost, recipe.budget)
+
+
+def resolve_budget(cost: CostModel, budget: BudgetSettings) -> Budget:
+    """Bounds from the budget of a recipe.
 
     An allocation may leave the recipe's tolerance unused, or one level of the finest module if that is more. In a small
     model a level can exceed the tolerance, so that no allocation would be within the bounds. Raises BudgetError if the
@@ -165,7 +185,7 @@ def resolve_budget(cost: CostModel, budget: BudgetSettings, *, least: bool = Fal
     if not cost.costs:
         raise BudgetError("the model has no attention and no MLP that could be pruned")
     rule, bound = RULES[budget.kind], getattr(budget, budget.kind)
-    limit = min(rule.limit(cost, bound), cost.dense) if least else rule.limit(cost, bound)
+    limit = rule.limit(cost, bound)
     beginning = f"budget.{budget.kind}: {rule.words(cost, bound, limit)}"
     upper = limit - cost.fixed
     if limit < cost.smallest:
