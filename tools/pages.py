@@ -208,14 +208,11 @@ turned into floats; the smaller model is a plain one, so quantise it again at th
 | `quant_method` in config.json | what is read |
 | --- | --- |
 | `fp8` | DeepSeek's and Qwen's blocks, and one scale for each weight |
-| `compressed-tensors` | packed integers (2, 4 and 8 bits), int8 and FP8; not NVFP4, MXFP4 and sparse formats |
-| `gptq` | 2, 4 and 8 bits in the formats `gptq` and `gptq_v2`, with or without activation order |
-| `awq` | 4 bits in the version `gemm` |
-| `bitsandbytes` | NF4 and FP4, also with nested scales, and int8 |
+| `compressed-tensors` | FP8 |
 | `mxfp4` | gpt-oss |
 
-Anything else is refused before the run starts, as are quantised models with an image part. A quantised model has
-already lost something: if the original is at hand, prune that one."""
+Anything else (GPTQ, AWQ, bitsandbytes and others) is refused before the run starts, as are quantised models with an
+image part: prune the model that it was made from, and quantise the result."""
 UNEQUAL = """\
 - Unequal layers of families equivalent to Llama: architecture `deci`, with split projections; so are equal layers whose
   heads don't fill the hidden size (Qwen2, Phi-3). Unequal Qwen3 with tied embeddings: `openelm`; untied: refused.

@@ -25,10 +25,9 @@ from darwinlm.families.files import check_files
 from darwinlm.families.layout import Parts, tensor_parts
 from darwinlm.families.loading import UNUSABLE, check_finite, load_tokenizer
 from darwinlm.families.origin import origin_of
+from darwinlm.families.quantised import Format, formats_of
 from darwinlm.families.stored import Stored, is_buffer, matches
 from darwinlm.families.whole import load_whole, text_config, text_name, text_type
-from darwinlm.quantised.format import Format
-from darwinlm.quantised.read import formats_of
 from darwinlm.runtime.artifact import digest_of, file_digests
 from darwinlm.runtime.errors import CheckpointError, ModelError, first_line
 from darwinlm.runtime.limits import shorten

@@ -15,9 +15,8 @@ from pathlib import Path
 import torch
 
 from darwinlm.families.bounds import check_types
+from darwinlm.families.quantised import UNUSED, Format, Packed, packed_weights
 from darwinlm.families.shards import opened, shards_of, tensors_in
-from darwinlm.quantised.format import Format
-from darwinlm.quantised.read import UNUSED, Packed, packed_weights
 from darwinlm.runtime.errors import CheckpointError
 from darwinlm.runtime.limits import shorten
 
@@ -45,7 +44,7 @@ class Stored:
     @cached_property
     def plain(self) -> list[str]:
         """Names of stored tensors that aren't part of a quantised weight."""
-        parts = {name for packed in self.packed.values() for name in packed.names.values()}
+        parts = {name for packed in self.packed.values() for name in packed.names}
         others = [name for name in self.shards if name not in parts]
         return [name for name in others if not (self.formats and name.rpartition(".")[2] in UNUSED)]
 
@@ -66,10 +65,7 @@ class Stored:
                     )
         stored = {name: shards[shard][name] for name, shard in self.shards.items() if name in shards[shard]}
         with self._usable():
-            shapes = {
-                name: packed.shape(stored, lambda each: self._read([each])[each])
-                for name, packed in self.packed.items()
-            }
+            shapes = {name: packed.shape(stored) for name, packed in self.packed.items()}
         plain = {name: stored[name] for name in self.plain if name in stored}
         check_types({name: kind for name, (kind, _) in plain.items() if not is_buffer(name)}, self.folder)
         return shapes | {name: shape for name, (_, shape) in plain.items()}
@@ -82,7 +78,7 @@ class Stored:
         Raises CheckpointError, also later, if a shard is damaged or has gone.
         """
         packed = self.packed
-        names = [name for each in weights for name in (packed[each].names.values() if each in packed else (each,))]
+        names = [name for each in weights for name in (packed[each].names if each in packed else (each,))]
         stored = self._read(names, backend)
 
         def weight(name: str) -> torch.Tensor:

@@ -1,0 +1,202 @@
+"""Quantised weights of checkpoints that have no other original: FP8, and MXFP4 of gpt-oss.
+
+FP8 is an 8-bit float times a scale for each block of rows and columns, each row, or the whole weight. MXFP4 is a 4-bit
+float times a power of two for every 32 of them.
+
+Letters: r rows (outputs), c columns (inputs), R and C rows and columns of the scales, e experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from darwinlm.runtime.errors import CheckpointError, first_line
+from darwinlm.runtime.limits import shorten
+
+Result = TypeVar("Result")
+Shape = tuple[int, ...]
+
+UNUSED = ("input_scale", "input_zero_point", "activation_scale", "output_scale", "k_scale", "v_scale", "q_scale")
+"""Last words of names of tensors for quantised activations and KV caches."""
+
+DAMAGED = (ValueError, KeyError, TypeError, IndexError, RuntimeError)
+"""Errors of formulas on tensors that don't fit."""
+
+FLOATS_8 = "F8_E4M3 F8_E5M2"
+FP8_OF_COMPRESSED_TENSORS = ("float-quantized", "naive-quantized")
+
+BIAS = 127
+VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+"""Absolute values of the codes (OCP Microscaling Formats 1.0, E2M1)."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """How weights are stored: as two tensors, whose names have different endings.
+
+    Attributes:
+        values, scales: Endings of the numbers and of their scales. Only quantised weights have scales.
+        types: Types of both as safetensors names them.
+        weight: The weight in float32 from numbers and scales. Raises ValueError if their shapes don't fit.
+        shape: Shape of the weight from those of numbers and scales. Raises ValueError as well.
+        name: Ending of the weight in the model.
+    """
+
+    values: str
+    scales: str
+    types: tuple[str, str]
+    weight: Callable[[Tensor, Tensor], Tensor]
+    shape: Callable[[Shape, Shape], Shape]
+    name: str
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A quantised weight: its format, and the names of its numbers and scales."""
+
+    format: Format
+    names: tuple[str, str]
+
+    def shape(self, stored: Mapping[str, tuple[str, Shape]]) -> Shape:
+        """Its shape, from types and shapes by stored name. Raises CheckpointError."""
+        for name, types in zip(self.names, self.format.types, strict=True):
+            if stored[name][0] not in types.split():
+                raise CheckpointError(f"the tensor {shorten(name)} holds {stored[name][0]} numbers")
+        return self._of(self.format.shape, *(stored[name][1] for name in self.names))
+
+    def weight(self, stored: Callable[[str], Tensor]) -> Tensor:
+        """The weight in float32. Raises CheckpointError if its tensors don't fit each other."""
+        return self._of(self.format.weight, *map(stored, self.names))
+
+    def _of(self, formula: Callable[..., Result], *arguments: Any) -> Result:
+        try:
+            return formula(*arguments)
+        except DAMAGED as error:
+            raise CheckpointError(f"the weight of {shorten(self.names[0])} is damaged: {first_line(error)}") from error
+
+
+def formats_of(plain: Mapping[str, Any], path: Path | str) -> tuple[Format, ...]:
+    """Formats of the quantised weights that a config.json describes; none of a plain model.
+
+    Raises CheckpointError if they can't be read.
+    """
+    config = plain.get("quantization_config")
+    if config is None:
+        return ()
+    method = config.get("quant_method") if isinstance(config, Mapping) else config
+    try:
+        if method == "fp8":
+            block = _block(config.get("weight_block_size"))
+            return tuple(_fp8(scales, block) for scales in (".weight_scale_inv", ".weight_scale"))
+        if method == "compressed-tensors":
+            return (_fp8(".weight_scale", _compressed_block(config)),)
+        if method == "mxfp4":
+            return (Format("_blocks", "_scales", ("U8", "U8"), _mxfp4_weight, _mxfp4_shape, ""),)
+    except (ValueError, TypeError, AttributeError) as error:
+        method = f"{method} with {first_line(error)}"
+    raise CheckpointError(
+        f"{path}: the model is quantised (quantization_config says {shorten(method)}): prune the model that it was "
+        "made from, and quantise the result. Only FP8, FP8 of compressed-tensors, and MXFP4 are read"
+    )
+
+
+def packed_weights(names: Iterable[str], formats: Sequence[Format], where: Path | str) -> dict[str, Packed]:
+    """The quantised weights among stored tensors, by the name of the weight.
+
+    Raises CheckpointError if the numbers of one are missing.
+    """
+    stored = set(names)
+    found: dict[str, Packed] = {}
+    for each in formats:
+        for scales in [name for name in stored if name.endswith(each.scales)]:
+            begin = scales.removesuffix(each.scales)
+            if begin + each.values not in stored:
+                raise CheckpointError(
+                    f"{where} holds {shorten(scales)} without {begin + each.values}: fetch the model again"
+                )
+            found.setdefault(begin + each.name, Packed(each, (begin + each.values, scales)))
+    if formats and not found:
+        marks = " or ".join(each.scales for each in formats)
+        raise CheckpointError(
+            f"{where}: config.json says that weights are quantised, but none has {marks}: fetch the model again"
+        )
+    return found
+
+
+def _fp8(scales: str, block: tuple[int, int] | None) -> Format:
+    """DeepSeek and Qwen call what the values are multiplied by `weight_scale_inv`, others `weight_scale`."""
+    types = (FLOATS_8, "F32 F16 BF16 F8_E8M0")
+    formulas = partial(_scaled, stated=block), partial(_fp8_shape, stated=block)
+    return Format(".weight", scales, types, *formulas, ".weight")
+
+
+def _block(given: Any) -> tuple[int, int] | None:
+    """Rows and columns of a block in a configuration. Raises ValueError."""
+    if given is None:
+        return None
+    if not isinstance(given, list) or len(given) != 2 or not all(type(size) is int and size > 0 for size in given):
+        raise ValueError(f"a block of {given}, not a number of rows and columns")
+    return given[0], given[1]
+
+
+def _compressed_block(config: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The block of a configuration of compressed-tensors. Raises ValueError, which names a format other than FP8."""
+    groups = [group for group in config.get("config_groups", {}).values() if isinstance(group, dict)]
+    for name in (config.get("format"), *(group.get("format") for group in groups)):
+        if name is not None and name not in FP8_OF_COMPRESSED_TENSORS:
+            raise ValueError(f"the format {name}")
+    sparse = config.get("sparsity_config") or {}
+    if sparse.get("format", "dense") != "dense":
+        raise ValueError(f"the sparse format {sparse['format']}")
+    weights = [group["weights"] for group in groups if isinstance(group.get("weights"), dict)]
+    if any(each.get("type", "float") != "float" for each in weights):
+        raise ValueError("integers")
+    return next(filter(None, (_block(each.get("block_structure")) for each in weights)), None)
+
+
+def _scaled(values: Tensor, scales: Tensor, *, stated: tuple[int, int] | None) -> Tensor:
+    """Values times scales in float32, [r, c]; scales are [R, C], [R], or one number."""
+    block = _block_size(tuple(values.shape), tuple(scales.shape), stated=stated)
+    scales = scales.reshape([-(-size // own) for size, own in zip(values.shape, block, strict=True)]).float()
+    if scales.numel() > 1:
+        for axis, size in enumerate(block):
+            scales = scales.index_select(axis, torch.arange(values.shape[axis]) // size)
+    return values.float().mul_(scales)
+
+
+def _block_size(values: Shape, scales: Shape, *, stated: tuple[int, int] | None) -> tuple[int, int]:
+    """Rows and columns that share a scale, the last of which may be fewer: those stated, or equal parts.
+
+    Raises ValueError if the scales don't fit.
+    """
+    (rows, columns), counts = values, scales if len(scales) == 2 else (*scales, 1, 1)[:2]
+    for block in (stated, tuple(size // max(count, 1) for size, count in zip(values, counts, strict=True))):
+        if block and min(block) and (-(-rows // block[0]), -(-columns // block[1])) == counts:
+            return block[0], block[1]
+    raise ValueError(f"scales {list(scales)} don't fit a weight {list(values)}")
+
+
+def _fp8_shape(values: Shape, scales: Shape, *, stated: tuple[int, int] | None) -> Shape:
+    _block_size(values, scales, stated=stated)
+    return values
+
+
+def _mxfp4_shape(blocks: Shape, scales: Shape) -> Shape:
+    experts, rows, groups, octets = blocks
+    if scales != (experts, rows, groups):
+        raise ValueError(f"scales {list(scales)} don't fit blocks {list(blocks)}")
+    return experts, groups * octets * 2, rows
+
+
+def _mxfp4_weight(blocks: Tensor, scales: Tensor) -> Tensor:
+    """Weights [e, c, r] from blocks [e, r, C, 16] with two numbers in a byte, the first in the low bits."""
+    table = torch.tensor([*VALUES, *(-value for value in VALUES)])
+    values = table[torch.stack((blocks & 15, blocks >> 4), dim=-1).flatten(-2).int()]
+    return torch.ldexp(values, scales.int().unsqueeze(-1) - BIAS).flatten(2).mT.contiguous()
