@@ -70,7 +70,7 @@ check: $(VENV)/dev.stamp
 
 # Hours on two cores, resumable. RESULTS_OPTIONS='--text TEXT --domain web=WEB --data-dir DATA' names better text.
 results: $(VENV)/dev.stamp
-	$(BIN)/python benchmarks/results.py --out $(RESULTS) $(RESULTS_OPTIONS)
+	$(BIN)/python -m lab.benchmarks.results --out $(RESULTS) $(RESULTS_OPTIONS)
 
 install: $(VENV)/demo.stamp
 

@@ -12,7 +12,7 @@ from tests.tiny.checkpoint import SETTINGS
 from tests.tiny.command import sets
 
 
-def _content(folder: Path) -> dict[str, str]:
+def content(folder: Path) -> dict[str, str]:
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {str(path): hashlib.blake2b(path.read_bytes()).hexdigest() for path in files}
 
@@ -32,10 +32,6 @@ WRITERS = {
         f"prune model {PRUNE} --out new --set recovery.teacher_cache=model --set recovery.tokens=512"
     ),
     "database": f"database run/model {TEXT} --out run",
-    "compare": f"compare run/model {PRUNE} --out run",
-    "tradeoff": f"tradeoff run/model {TEXT} --held-out texts --out run",
-    "the other text of tradeoff": f"tradeoff model {TEXT} --held-out run/t.jsonl#body --out run",
-    "another text of compare": f"compare model {PRUNE} --domain a=run/stages/text/t.txt --out run",
     "recover": f"recover run --tokens 512 {TEXT} --out run",
     "recover its model": "recover run/model --teacher model --tokens 512 --out run",
     "export": "export run --to hf --out run --overwrite",
@@ -63,11 +59,11 @@ def test_a_command_does_not_write_over_its_inputs(
     for path in ("text.txt", "texts/a.txt", "run/stages/text/t.txt"):
         shutil.copy(tiny_text_file, path)
     Path("run/t.jsonl").write_text('{"body": "words"}\n')
-    before = _content(tmp_path)
+    before = content(tmp_path)
     words = WRITERS[name].split()
-    more = sets(SETTINGS) if words[0] in ("prune", "database", "compare", "tradeoff") else []
+    more = sets(SETTINGS) if words[0] in ("prune", "database") else []
     command(*words, *more).refused("which this command reads: choose another place")
-    assert _content(tmp_path) == before
+    assert content(tmp_path) == before
 
 
 def test_what_lies_beside_is_written(command, finished_copy, tiny_text_file, monkeypatch):

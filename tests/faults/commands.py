@@ -119,10 +119,6 @@ COMMANDS: dict[str, Words] = {
         "recover", given.finished, "--tokens", "1024", "--text", given.text, "--out", out / "out",
         *sets((*SETTINGS, *TRAINING, f"recovery.teacher_cache={out / 'cache'}")),
     ],
-    "compare": lambda given, out: [
-        "compare", given.model, "--keep", "60%", "--text", given.text, "--out", out / "out",
-        "--methods", "uniform,magnitude", *sets(SETTINGS),
-    ],
     "export to hf": lambda given, out: [
         "export", given.finished, "--to", "hf", "--dtype", "bfloat16", "--out", out / "hf"
     ],

@@ -7,11 +7,11 @@ import yaml
 from tests.tiny.checkpoint import SETTINGS
 from tests.unit.test_docs import ROOT, blocks
 
-from darwinlm.comparison.methods import BASELINES
 from darwinlm.database.metrics import METRICS
 from darwinlm.recipe import load_recipe
 from darwinlm.recovery.losses import LOSSES
 from darwinlm.runtime.artifact import read_json
+from lab.comparison.methods import BASELINES
 
 EXAMPLES = blocks(ROOT / "docs" / "extending.md", "python")
 

@@ -21,9 +21,11 @@ pytestmark = QUIET
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="torchrun's standalone mode needs a POSIX system")
 
 
-def torchrun(command: str, model: Path, text: Path, out: Path, *more: str, status: int = 0) -> CompletedProcess[str]:
+def torchrun(
+    command: str, model: Path, text: Path, out: Path, *more: str, status: int = 0, program: str = "darwinlm"
+) -> CompletedProcess[str]:
     """The command in two processes, one thread each."""
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", "darwinlm")
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", program)
     options = ("--text", text, "--keep", "60%", "--out", out, *sets(SETTINGS), *more)
     return python(*launch, command, model, *options, status=status, seconds=200, PYTHONWARNINGS="ignore")
 
@@ -55,16 +57,6 @@ def test_an_error_in_two_processes_is_told_once(tiny_llama, tmp_path):
     assert done.stderr.count("error: ") == 1
     assert "none.txt" in done.stderr
     assert not (tmp_path / "out").exists()
-
-
-@POSIX
-def test_two_processes_compare_methods(tiny_llama, tiny_text_file, tmp_path):
-    """Baselines are stages of the first process alone, in which the search's own shared work is done too."""
-    methods = ("--methods", "uniform,ziplm,darwinlm+refit")
-    done = torchrun("compare", tiny_llama, tiny_text_file, tmp_path / "two", *methods)
-    found = json.loads((tmp_path / "two" / "comparison.json").read_text(encoding="utf-8"))
-    assert [row["method"] for row in found["rows"]] == ["dense", "uniform", "ziplm", "darwinlm+refit"]
-    assert done.stdout.count("measure uniform:") == 1
 
 
 @POSIX

@@ -46,8 +46,10 @@ def sets(assignments: Iterable[str]) -> list[str]:
     return [word for assignment in assignments for word in ("--set", assignment)]
 
 
-def command_runner(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Make `command("evaluate", folder, "--suite", "quick")`."""
+def command_runner(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], main: Callable[[], None] = cli.main
+) -> Command:
+    """Make `command("evaluate", folder, "--suite", "quick")`, of `darwinlm` or of another `main`."""
     monkeypatch.setenv("TQDM_DISABLE", "1")  # main sets it; here it is taken back afterwards
     monkeypatch.setenv("COLUMNS", "200")
 
@@ -58,7 +60,7 @@ def command_runner(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
         capsys.readouterr()
         code: Any = 0
         try:
-            cli.main()
+            main()
         except SystemExit as stop:
             code = stop.code if stop.code is not None else 0
         captured = capsys.readouterr()

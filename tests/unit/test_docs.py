@@ -13,12 +13,13 @@ import pytest
 import typer
 import yaml
 from tests.tiny.process import python
-from tools import results_plot
 
 import darwinlm
 from darwinlm.cli import app
 from darwinlm.cli.main import UsageError
 from darwinlm.runs.demo import MODEL_PACKAGE
+from lab.__main__ import app as lab_app
+from lab.pictures import results_plot
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -49,7 +50,7 @@ COMMANDS = command_lines()
 @pytest.mark.parametrize("text", sorted({text for _, text in COMMANDS}))
 def test_a_command_line_can_be_run(text: str) -> None:
     match shlex.split(text):
-        case ["darwinlm", *_]:
+        case ["darwinlm", *_] | ["python", "-m", "lab", *_]:
             parse(text)
         case ["make", *targets]:
             make = shutil.which("make") or pytest.skip("there is no make")
@@ -69,9 +70,11 @@ def parse(text: str) -> None:
     words = shlex.split(text)
     for end in ("|", "&&", ";", ">", "&"):
         words = words[: words.index(end)] if end in words else words
+    program, group = "darwinlm", typer.main.get_command(app)
+    if words[0] == "python":
+        program, group, words = "python -m lab", typer.main.get_command(lab_app), words[2:]
     name, *rest = words[1:]
-    group = typer.main.get_command(app)
-    assert name in group.commands, f"there is no 'darwinlm {name}'"
+    assert name in group.commands, f"there is no '{program} {name}'"
     group.commands[name].make_context(name, list(rest), resilient_parsing=False)
 
 
@@ -82,8 +85,8 @@ def test_what_is_wrong_is_found(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="there is no 'darwinlm prunes'"):
         parse("darwinlm prunes M")
     page = tmp_path / "page.md"
-    page.write_text("See [this](docs/nowhere.md), `surgery/nothing.py` and `benchmarks/none.py`.", encoding="utf-8")
-    assert named_paths(page) == {"docs/nowhere.md", "src/darwinlm/surgery/nothing.py", "benchmarks/none.py"}
+    page.write_text("See [this](docs/nowhere.md), `surgery/nothing.py` and `lab/benchmarks/none.py`.", encoding="utf-8")
+    assert named_paths(page) == {"docs/nowhere.md", "src/darwinlm/surgery/nothing.py", "lab/benchmarks/none.py"}
     page.write_text("`database/order.py::damp`, `database/order.py::dump`, `tests/unit/test_none.py::test_a`", "utf-8")
     assert missing_names(page) == ["database/order.py::dump", "tests/unit/test_none.py::test_a"]
     assert {"README.md"} <= {name for name, _ in COMMANDS}
@@ -207,7 +210,7 @@ def named_paths(path: Path) -> set[str]:
     """Links inside the repository, and words in code marks that look like paths of files that are here."""
     text = FENCE.sub("", path.read_text(encoding="utf-8"))
     links = {link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link}
-    marked = set(re.findall(r"`((?:src|tests|docs|benchmarks|recipes)/[\w./-]+)`", text))
+    marked = set(re.findall(r"`((?:src|lab|tests|docs|recipes)/[\w./-]+)`", text))
     packaged = {
         f"src/darwinlm/{word}"
         for word in re.findall(r"`([a-z_]+/[\w/]+\.(?:py|yaml|j2))`", text)
@@ -218,7 +221,7 @@ def named_paths(path: Path) -> set[str]:
 
 
 def _top_level(path: str) -> bool:
-    return path.split("/")[2] in ("src", "tests", "docs", "benchmarks", "recipes")
+    return path.split("/")[2] in ("src", "lab", "tests", "docs", "recipes")
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
@@ -239,7 +242,7 @@ def missing_names(path: Path) -> list[str]:
     """References such as `database/order.py::damp` whose file defines no such function, class or constant."""
     missing = []
     for place, name in re.findall(r"`([\w/]+\.py)::(\w+)`", path.read_text(encoding="utf-8")):
-        file = ROOT / place if place.startswith("tests/") else ROOT / "src" / "darwinlm" / place
+        file = ROOT / place if place.startswith(("tests/", "lab/")) else ROOT / "src" / "darwinlm" / place
         code = file.read_text(encoding="utf-8") if file.is_file() else ""
         if not re.search(rf"^(def {name}\(|class {name}\b|{name}\b.* = )", code, flags=re.M):
             missing.append(f"{place}::{name}")

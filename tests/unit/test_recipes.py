@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from tests.tiny.published import NAMES, PARAMETERS, PHASES, published_config
+from tests.tiny.reader import FirstUnits
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from darwinlm.comparison.ranked import RankedReader, UnitScores
 from darwinlm.database.levels import module_levels
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
@@ -58,15 +58,7 @@ def test_recipe_gives_the_size_it_is_named_after(name: str, tmp_path: Path) -> N
     allocation = random_start(Problem(space, cost, budget), random.Random(0))
     kept = outside + space.params(allocation)
     assert kept == pytest.approx(target, rel=0.01)
-    scores = {
-        (shape.block, shape.kind): UnitScores(
-            torch.arange(shape.width if shape.kind == "mlp" else shape.groups * shape.heads)
-            .float()
-            .view(*([-1] if shape.kind == "mlp" else [shape.groups, shape.heads]))
-        )
-        for shape in shapes
-    }
-    database = RankedReader(checkpoint, recipe.units, scores)
+    database = FirstUnits(checkpoint, recipe.units)
     table = layer_table(checkpoint.n_blocks, chosen_levels(space.modules, allocation), partial(sizes_in, database))
     built = empty_model(smaller_config(checkpoint, table), checkpoint)
     assert sum(parameter.numel() for parameter in built.parameters()) == kept

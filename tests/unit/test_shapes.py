@@ -5,10 +5,9 @@ from dataclasses import dataclass, replace
 import pytest
 from tests.tiny.checkpoint import tiny_checkpoint
 from tests.tiny.pruned import pruned_checkpoint
+from tests.tiny.reader import FirstUnits
 from tests.tiny.stages import run_stages
 
-from darwinlm.comparison.importance import magnitude_scores
-from darwinlm.comparison.ranked import RankedReader
 from darwinlm.database.levels import module_levels
 from darwinlm.database.store import DatabaseReader
 from darwinlm.families.checkpoint import Checkpoint
@@ -61,7 +60,7 @@ def case(request: pytest.FixtureRequest, make_run, tmp_path_factory: pytest.Temp
     folder = tiny_checkpoint(root / "model", family.split()[0], num_hidden_layers=2, **FAMILIES[family])
     checkpoint, units = Checkpoint.open(folder), UnitsSettings(attention=unit, mlp_multiple=32)
     if checkpoint.family.mlp.experts is None:
-        database = RankedReader(checkpoint, units, magnitude_scores(checkpoint))
+        database = FirstUnits(checkpoint, units)
     else:
         database = run_stages(make_run(folder, root / "out", "units.mlp_multiple=32"), "database").database.reader
     return Case(checkpoint, database, SearchSpace(database.modules))

@@ -3,7 +3,6 @@
 from darwinlm.cli import (  # noqa: F401 - each declares its command
     bench,
     chat,
-    compare,
     database,
     demo,
     evaluate,
@@ -14,7 +13,6 @@ from darwinlm.cli import (  # noqa: F401 - each declares its command
     push,
     recover,
     show,
-    tradeoff,
 )
 from darwinlm.cli.app import app
 from darwinlm.cli.main import main

@@ -22,7 +22,7 @@ USE = "Use a model elsewhere"
 LEARN = "Learn more"
 
 ORDER = (
-    ("prune", "recover", "database", "compare", "tradeoff", "demo"),
+    ("prune", "recover", "database", "demo"),
     ("show", "chat", "evaluate", "bench", "inspect"),
     ("export", "push", "import"),
     ("plan",),
@@ -104,22 +104,27 @@ class _Command(TyperCommand):
         return pieces
 
 
-app = typer.Typer(
-    cls=_Group,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["--help", "-h"]},
-)
+def new_app() -> typer.Typer:
+    """An application without commands."""
+    return typer.Typer(
+        cls=_Group,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["--help", "-h"]},
+    )
 
 
-def command(panel: str, *examples: str, name: str | None = None) -> Callable[[F], F]:
-    """Declare a command.
+app = new_app()
+
+
+def command(panel: str, *examples: str, name: str | None = None, of: typer.Typer | None = None) -> Callable[[F], F]:
+    """Declare a command of an application, without `of` of this one.
 
     Its help stands under the heading `panel` and ends with the examples. Without a `name`, the function's is taken.
     """
     lines = "\n\n".join(("[bold]Examples[/bold]", *(f"  [cyan]{escape(line)}[/cyan]" for line in examples)))
-    return app.command(name, cls=_Command, rich_help_panel=panel, epilog=lines if examples else None)
+    return (of or app).command(name, cls=_Command, rich_help_panel=panel, epilog=lines if examples else None)
 
 
 def _print_version(wanted: bool) -> None:

@@ -27,7 +27,7 @@ from darwinlm.runtime.lock import release_all
 from darwinlm.runtime.terminal import Terminal
 
 INTERRUPTED = 130
-SHARED = frozenset({"prune", "demo", "database", "recover", "compare", "evaluate"})
+SHARED = frozenset({"prune", "demo", "database", "recover", "evaluate"})
 """Commands that several processes of torchrun can share."""
 PIPE_CLOSED = 141
 STDERR = 2
@@ -44,8 +44,11 @@ SILENT = {
 """Environment variables for libraries, set before their import."""
 
 
-def main() -> None:
-    """Entry point: run a command and turn errors into messages and exit codes."""
+def main(app: typer.Typer = app, program: str = "darwinlm", shared: frozenset[str] = SHARED) -> None:
+    """Entry point: run a command and turn errors into messages and exit codes.
+
+    `program` is how it is called, and `shared` its commands that several processes of torchrun can share.
+    """
     for name, value in SILENT.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore")
@@ -55,7 +58,7 @@ def main() -> None:
     code: object = 0
     try:
         _check_folder()
-        _check_processes(sys.argv[1:])
+        _check_processes(sys.argv[1:], program, shared)
         code = app(standalone_mode=False)
         sys.stdout.flush()
     except KeyboardInterrupt:
@@ -74,7 +77,7 @@ def main() -> None:
         release_all()
         parallel.shutdown()
     if code == INTERRUPTED:
-        _tell(f"interrupted; finished work is kept. Resume with: {shlex.join(['darwinlm', *sys.argv[1:]])}")
+        _tell(f"interrupted; finished work is kept. Resume with: {program} {shlex.join(sys.argv[1:])}")
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -123,13 +126,13 @@ def _message(error: Exception) -> str:
     return str(error)
 
 
-def _check_processes(words: list[str]) -> None:
+def _check_processes(words: list[str], program: str, shared: frozenset[str]) -> None:
     """Refuse torchrun for a command that can't be shared by processes. Raises ParallelError."""
     command = next((word for word in words if not word.startswith("-")), None)
-    if parallel.expected() > 1 and command is not None and command not in SHARED:
+    if parallel.expected() > 1 and command is not None and command not in shared:
         raise ParallelError(
-            f"darwinlm {command} runs in one process, but {parallel.expected()} were started: start it without "
-            f"torchrun (several processes share {', '.join(sorted(SHARED))})"
+            f"{program} {command} runs in one process, but {parallel.expected()} were started: start it without "
+            f"torchrun (several processes share {', '.join(sorted(shared))})"
         )
 
 

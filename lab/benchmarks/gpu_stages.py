@@ -1,0 +1,400 @@
+"""The parts of `gpu.py` that run stages at the shapes of a 7B model."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import random
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from darwinlm.database.blocks import Curve, block_file, module_tensors
+from darwinlm.database.factors import pack_lower
+from darwinlm.database.levels import variants
+from darwinlm.database.store import DatabaseReader
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.shapes import module_shapes
+from darwinlm.recipe import UnitsSettings, load_recipe
+from darwinlm.recovery.checkpoints import Checkpoints
+from darwinlm.recovery.schedule import plan_steps
+from darwinlm.recovery.train import Training
+from darwinlm.runtime import parallel
+from darwinlm.runtime.artifact import StageFolder, write_tensors
+from darwinlm.search.evaluate.fitness import Clock
+from darwinlm.search.evaluate.modules import PlacedModules
+from darwinlm.search.problem.space import SearchSpace
+from darwinlm.streaming.decoder import Decoder
+from darwinlm.streaming.hidden import HiddenMemory
+from darwinlm.streaming.stream import BlockStream
+from lab.benchmarks.gpu_units import Setup
+from lab.benchmarks.random_llama import write_llama
+
+LARGE = {
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "vocab_size": 32000,
+    "max_position_embeddings": 4096,
+}
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 192,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "vocab_size": 300,
+    "max_position_embeddings": 256,
+}
+UNITS = UnitsSettings(attention="kv_group", mlp_multiple=256)
+PASSES = "passes through blocks"
+"""Line with the rate of forward passes."""
+
+KEPT = 0.3764
+"""Kept share of the block parameters: 2.7B of Llama-2-7B."""
+
+
+def model_of(setup: Setup, layers: int) -> Checkpoint:
+    """Random Llama with `layers` blocks of the 7B model's widths, or a tiny one."""
+    folder = setup.work / f"llama-{layers}"
+    if not (folder / "config.json").exists():
+        sizes = SMALL if setup.tiny else LARGE
+        dtype = torch.float32 if setup.tiny else torch.bfloat16
+        write_llama(folder, dtype=dtype, device=setup.kind, num_hidden_layers=layers, **sizes)
+    return Checkpoint.open(folder)
+
+
+def units_of(setup: Setup) -> UnitsSettings:
+    """Units of removal."""
+    return UNITS.model_copy(update={"mlp_multiple": 16}) if setup.tiny else UNITS
+
+
+def random_database(setup: Setup, checkpoint: Checkpoint) -> Path:
+    """A database of random factors in the format of the stage."""
+    folder = setup.work / f"{checkpoint.folder.name}-database"
+    stage, units = StageFolder(folder, {"benchmark": "random"}), units_of(setup)
+    if stage.is_complete():
+        return folder
+    stage.begin()
+    shapes = module_shapes(checkpoint)
+    for block in range(checkpoint.n_blocks):
+        tensors = {}
+        for shape in (shape for shape in shapes if shape.block == block):
+            d = shape.width
+            factor = torch.randn(d, d, device=setup.kind).mul_(0.3 / d**0.5)
+            factor.diagonal().fill_(1.0)
+            unit = shape.head_dim if shape.kind == "attention" else 1
+            columns = (torch.randperm(d // unit)[:, None] * unit + torch.arange(unit)).view(-1)
+            curve = Curve(columns, torch.linspace(1, 0, d + 1, dtype=torch.float64))
+            tensors |= module_tensors(shape.kind, {variants(shape, units)[-1]: curve}, pack_lower(factor).cpu())
+        write_tensors(folder / block_file(block), tensors)
+    stage.finish()
+    return folder
+
+
+def stream(setup: Setup) -> None:
+    """Run the residual stream through four blocks, on the device, in main memory and in a file."""
+    checkpoint = model_of(setup, 4)
+    length, n_tokens = (32, 512) if setup.tiny else (2048, 1 << 18)
+    tokens = torch.randint(checkpoint.config.vocab_size, (n_tokens // length, length))
+    dtype = torch.float32 if setup.tiny else torch.bfloat16
+    rates: dict[str, float] = {}
+    for place in ("device", "host", "file"):
+        memory = HiddenMemory(setup.work, place)
+        options: dict[str, Any] = {"dtype": dtype, "device": setup.kind, "batch_tokens": 4 * length, "memory": memory}
+        states = BlockStream(checkpoint, tokens, **options)
+        begun, seconds = 0.0, 0.0
+        for block in range(checkpoint.n_blocks):
+            states.load(block)
+            setup.wait()
+            begun = time.perf_counter()
+            states.run(block)
+            setup.wait()
+            seconds += time.perf_counter() - begun
+            states.unload(block)
+        rates[place] = n_tokens * checkpoint.n_blocks / seconds
+        setup.told("stream", f"{place}: tokens through a block", rates[place], "a second")
+    block = sum(parameter.numel() for parameter in checkpoint.skeleton().get_submodule("model.layers.0").parameters())
+    operations = 2 * block + 4 * length * checkpoint.config.hidden_size
+    setup.told("stream", PASSES, rates["device"] * operations / 1e12, "TFLOP/s")
+    setup.fast("stream", "file against device", rates["file"] / rates["device"], "", 0.5)
+    setup.fast("stream", "main memory against device", rates["host"] / rates["device"], "", 0.8)
+    setup.peak("stream")
+
+
+def placed_model(setup: Setup) -> tuple[PlacedModules, tuple[int, ...]]:
+    """A random model with a random database, and an allocation at the budget's share."""
+    checkpoint = model_of(setup, 4 if setup.tiny else 32)
+    reader = DatabaseReader(random_database(setup, checkpoint), checkpoint, units_of(setup), device=setup.kind)
+    model = checkpoint.load(torch.float32 if setup.tiny else torch.bfloat16, setup.kind)
+    space = SearchSpace(reader.modules)
+    parent = tuple(round(KEPT * level) for level in space.dense)
+    return PlacedModules(Decoder(model, checkpoint.family), reader, space), parent
+
+
+def candidates(setup: Setup) -> None:
+    """Measure the rate of evaluating children of one parent on a 7B model, and repeated reads of factors."""
+    from darwinlm.search.evaluate.fitness import Fitness
+    from darwinlm.search.predict.gradients import Gradients
+
+    placed, parent = placed_model(setup)
+    reader, space = placed.database, placed.space
+    vocabulary = reader.checkpoint.config.vocab_size
+    length = 32 if setup.tiny else 2048
+    tokens = torch.randint(vocabulary, (4, length))
+    fitness = Fitness(placed, tokens, batch_tokens=2 * length)
+    rng = random.Random(0)
+
+    def moved(count: int) -> tuple[int, ...]:
+        child = list(parent)
+        for index in rng.sample(range(len(child)), count):
+            child[index] = max(0, min(space.dense[index], child[index] + rng.choice((-1, 1))))
+        return tuple(child)
+
+    def timed(children: list[tuple[int, ...]]) -> tuple[float, int]:
+        before, begun = reader.reads, time.perf_counter()
+        fitness.kl_on(children, (0, 1))
+        setup.wait()
+        return time.perf_counter() - begun, reader.reads - before
+
+    seconds, reads = timed([parent])
+    setup.told("candidates", "the first parent took", seconds, "s")
+    setup.told("candidates", "factors read for it", float(reads))
+    fitness.set_base(parent)
+    for name, count, floor in (("two modules", 2, 200.0), ("all modules", len(parent), 30.0)):
+        children = [moved(count) for _ in range(12 if count == 2 else 4)]
+        seconds, reads = timed(children)
+        setup.fast("candidates", f"children that move {name}", 60 * len(children) / seconds, "a minute", floor)
+        setup.most("candidates", f"factors read for each of them, {name}", reads / len(children), "", 0.0)
+    gradients = Gradients(placed, reader, tokens, fitness.dense, batch_tokens=2 * length, clock=Clock())
+    before, begun = reader.reads, time.perf_counter()
+    gradients.around(parent, (0, 1))
+    setup.wait()
+    setup.told("candidates", "slopes of all levels", time.perf_counter() - begun, "s")
+    setup.most("candidates", "factors read for slopes", float(reader.reads - before), "", 0.0)
+    setup.peak("candidates")  # caches take what is free, so the plan's figure is no bound
+
+
+def training(setup: Setup) -> None:
+    """Train one generation of four candidates, on 4k tokens each."""
+    from darwinlm.search.evaluate.fitness import Fitness
+    from darwinlm.search.evaluate.training import CandidateTrainer
+
+    placed, parent = placed_model(setup)
+    checkpoint = placed.database.checkpoint
+    length, n_tokens = (32, 128) if setup.tiny else (2048, 4096)
+    text = torch.randint(checkpoint.config.vocab_size, (-(-n_tokens // length), length))
+    fitness = Fitness(placed, text[:1], batch_tokens=length)
+    settings = load_recipe(None, [], {"model": "any"}).search.training
+    trainer = CandidateTrainer(placed, fitness, text, settings, setup.work)
+    trainer.reserve(placed.space.params(parent))
+    children = [tuple(level + (place == index) for place, level in enumerate(parent)) for index in range(4)]
+    pool, stays = [parent, *children], 3
+    for number in (1, 2):
+        begun = time.perf_counter()
+        losses = trainer.judge(pool, n_tokens // 2, length, staying=stays)
+        setup.wait()
+        rate = len(pool) * (n_tokens // 2) / (time.perf_counter() - begun)
+        setup.told("training", f"tokens in training, round {number}", rate, "a second")
+        best = sorted(zip(losses[1:], pool[1:], strict=True))[:2]
+        pool, stays = [parent, *(child for _, child in best)], 0
+        trainer.keep(pool)
+    setup.told("training", "mean KL after it", sum(losses) / len(losses), "nats a token")
+    planned = setup.plan(
+        "training",
+        checkpoint,
+        "search",
+        f"text.sequence_length={length}",
+        "search.offspring=4",
+        f"search.rounds=[{{tokens: {length}, survivors: 1, training_tokens: {n_tokens}}}]",
+    )
+    setup.peak("training", planned)
+
+
+def smaller_model(setup: Setup, layers: int) -> Checkpoint:
+    """Stitched model that keeps the budget's share of every module."""
+    from darwinlm.export.hf import save_model
+    from darwinlm.surgery.stitch import stitch
+
+    checkpoint = model_of(setup, layers)
+    folder = setup.work / f"{checkpoint.folder.name}-smaller"
+    if not (folder / "config.json").exists():
+        reader = DatabaseReader(random_database(setup, checkpoint), checkpoint, units_of(setup), device=setup.kind)
+        allocation = tuple(round(KEPT * (len(module.levels) - 1)) for module in reader.modules)
+        save_model(stitch(reader, allocation), folder)
+    return Checkpoint.open(folder)
+
+
+def refit(setup: Setup) -> None:
+    """Refit one block of the smaller model to the dense one, on 65k tokens."""
+    from darwinlm.surgery.refit import Streams
+    from darwinlm.surgery.refit import refit as refit_blocks
+
+    dense, small = model_of(setup, 1), smaller_model(setup, 1)
+    length, n_tokens = (32, 512) if setup.tiny else (2048, 1 << 16)
+    tokens = torch.randint(dense.config.vocab_size, (n_tokens // length, length))
+    dtype = torch.float32 if setup.tiny else torch.bfloat16
+
+    def streams(text: torch.Tensor) -> Streams:
+        memory = HiddenMemory(setup.work)
+        options: dict[str, Any] = {"dtype": dtype, "device": setup.kind, "batch_tokens": 4 * length, "memory": memory}
+        return Streams(BlockStream(dense, text, **options), BlockStream(small, text, **options))
+
+    stage = StageFolder(setup.work / "refit", {"benchmark": "refit"})
+    stage.begin()
+    fit, validation = streams(tokens), streams(tokens[:4])
+    begun = time.perf_counter()
+    choices = refit_blocks(stage, fit, validation)
+    setup.wait()
+    setup.told("refit", "one block took", time.perf_counter() - begun, "s")
+    better = all(choice.after <= choice.before for choice in choices)
+    setup.most("refit", "modules that came out worse", float(not better), "", 0.0)
+    sizes = (f"text.sequence_length={length}", f"refit.tokens={n_tokens}", f"compute.batch_tokens={4 * length}")
+    setup.peak("refit", setup.plan("refit", dense, "refit", *sizes))
+
+
+def recovered(
+    setup: Setup, layers: int, out: str, *more: str, checkpoints: bool = True
+) -> tuple[dict[str, Any], float]:
+    """Train the smaller model for six steps on random tokens.
+
+    Args:
+        setup: The benchmark's settings.
+        layers: Number of blocks.
+        out: Name of the folder for checkpoints.
+        more: Assignments for the recipe.
+        checkpoints: Whether to write checkpoints; three of a 2.7B model take 97 GB.
+
+    Returns the record, and tokens per second without the first step, evaluations and checkpoints.
+    """
+    dense, small = model_of(setup, layers), smaller_model(setup, layers)
+    length, step = _sizes(setup)
+    recipe = load_recipe(None, (*recovery_settings(setup), *more), {"model": str(dense.folder)})
+    settings = recipe.recovery
+    dtype = torch.float32 if setup.tiny else torch.bfloat16
+    teacher = dense.load(dtype, setup.kind) if settings.distillation else None
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(dense.config.vocab_size, (6 * step // length + 8, length), generator=generator)
+    text: Any = [{"input_ids": row} for row in tokens[8:]]
+    ends: list[float] = []
+    kept = contextlib.ExitStack()
+    if not checkpoints:
+        for name in ("save", "check_room"):
+            kept.enter_context(mock.patch.object(Checkpoints, name))
+    with kept:
+        trained = Training(
+            lambda: small.load(torch.float32),
+            teacher,
+            text,
+            tokens[:8],
+            plan_steps(settings, length, recipe.compute.batch_tokens, parallel.size()),
+            settings,
+            setup.work / out,
+            {"benchmark": "recovery"},
+            device=setup.kind,
+            dtype=dtype,
+            each_step=lambda *_: ends.append(time.perf_counter()),
+        ).train()
+    del teacher
+    gc.collect()
+    return trained.record, (len(ends) - 1) * step / max(ends[-1] - ends[0], 1e-9)
+
+
+def _sizes(setup: Setup) -> tuple[int, int]:
+    """Tokens in a sequence, and in a step."""
+    return (32, 256) if setup.tiny else (4096, 65536)
+
+
+def recovery_settings(setup: Setup) -> tuple[str, ...]:
+    """Six steps."""
+    length, step = _sizes(setup)
+    return (
+        f"text.sequence_length={length}",
+        f"compute.batch_tokens={length}",
+        f"recovery.tokens={6 * step}",
+        f"recovery.batch_tokens={step}",
+        f"recovery.save_every={6 * step}",
+        f"recovery.gradient_checkpointing={str(not setup.tiny).lower()}",
+    )
+
+
+def recovery(setup: Setup) -> None:
+    """Six steps of recovery with and without a teacher."""
+    layers = 4 if setup.tiny else 32
+    alone = ("recovery.distillation=0",)
+    size = sum(parameter.numel() for parameter in smaller_model(setup, layers).skeleton().parameters())
+    for name, more, floor in (("without a teacher", alone, 9000.0), ("with one", (), None)):
+        _, rate = recovered(setup, layers, f"recovered {name}", *more, checkpoints=False)
+        setup.fast("recovery", f"tokens trained, {name}", rate, "a second", floor)
+        setup.told("recovery", f"model operations, {name}", 6 * size * rate / 1e12, "TFLOP/s")
+    planned = setup.plan("recovery", model_of(setup, layers), "recover", *recovery_settings(setup))
+    setup.peak("recovery", planned)
+
+
+def resume(setup: Setup) -> None:
+    """Recovery that is killed after a checkpoint and resumed, against one that isn't."""
+    settings = (f"recovery.save_every={2 * _sizes(setup)[1]}",)
+    whole = recovered(setup, 4, "uninterrupted", *settings)[0]["log"][-1]
+    shutil.rmtree(setup.work / "uninterrupted")
+    update = Training.update
+
+    def killed(self: Training, step: int) -> None:
+        if step == 3:
+            raise _KilledError
+        update(self, step)
+
+    with mock.patch.object(Training, "update", killed), contextlib.suppress(_KilledError):
+        recovered(setup, 4, "interrupted", *settings)
+    gc.collect()
+    begun = []
+
+    def watched(self: Training, step: int) -> None:
+        begun.append(step)
+        update(self, step)
+
+    with mock.patch.object(Training, "update", watched):
+        again = recovered(setup, 4, "interrupted", *settings)[0]["log"][-1]
+    shutil.rmtree(setup.work / "interrupted")
+    setup.most("resume", "first step after the kill", float(begun[0]), "", 2.0)
+    differs = abs(again["eval_perplexity"] / whole["eval_perplexity"] - 1)
+    setup.most("resume", "perplexity differs from the uninterrupted one's by", differs, "relative", 1e-3)
+
+
+class _KilledError(Exception):
+    """In place of a kill."""
+
+
+def decoding(setup: Setup) -> None:
+    """Measure tokens per second of both models in eager decoding, and as a graph with a cache of fixed size."""
+    from darwinlm.engines.torch import Torch
+    from darwinlm.latency.graphs import GraphedDecoding, StaticDecoding
+
+    layers = 4 if setup.tiny else 32
+    prompt, new = ([5] * 16, 4) if setup.tiny else ([5] * 512, 64)
+    on_gpu = setup.kind.type == "cuda"
+    words = "a CUDA graph" if on_gpu else "a cache of fixed size"
+    rates: dict[str, list[float]] = {"eagerly": [], f"with {words}": []}
+    for name, checkpoint in (("dense", model_of(setup, layers)), ("smaller", smaller_model(setup, layers))):
+        engine = Torch(str(checkpoint.folder), device=setup.device)
+        engine.generate(prompt, new + 1)
+        _, first, further = engine.generate(prompt, new + 1)
+        setup.told("decoding", f"{name}: prompt", len(prompt) / first, "tokens/s")
+        with torch.inference_mode():
+            tokens = torch.tensor([prompt], device=setup.kind)
+            steps = (GraphedDecoding if on_gpu else StaticDecoding)(engine.model, tokens, new)
+            setup.wait()
+            begun = time.perf_counter()
+            for _ in range(new):
+                steps.step()
+            setup.wait()
+        seconds = (further, time.perf_counter() - begun)
+        for (way, of_way), took in zip(rates.items(), seconds, strict=True):
+            of_way.append(new / took)
+            setup.told("decoding", f"{name}: decoding {way}", new / took, "tokens/s")
+        del engine, steps
+    for way, (dense, small) in rates.items():
+        setup.told("decoding", f"smaller against dense {way}", small / dense)

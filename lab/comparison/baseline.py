@@ -1,0 +1,82 @@
+"""A baseline as a stage: it gives a stitched model, as the search and the database do for ours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from darwinlm.data import TokenSequences
+from darwinlm.execution.stage import Stage, Task
+from darwinlm.export.hf import save_model
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.runtime.artifact import read_json, write_json
+from darwinlm.runtime.errors import BudgetError
+from darwinlm.runtime.mapped import in_file
+from darwinlm.search.problem.problem import Problem
+from darwinlm.search.problem.space import Allocation
+from darwinlm.stages.database import PruningDatabase
+from darwinlm.stages.stitch import Stitched
+from darwinlm.surgery.stitch import stitch
+from lab.comparison.methods import BASELINES, MethodInputs
+
+RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The model of a baseline, its allocation, and what it recorded."""
+
+    stitched: Stitched
+    allocation: Allocation
+    record: dict[str, Any]
+
+
+def baseline_stage(name: str) -> Stage[Baseline]:
+    """The stage of a method in `BASELINES`; only methods that use the database wait for it."""
+    method = BASELINES[name]
+
+    def made(
+        task: Task,
+        dense: Checkpoint,
+        calibration: TokenSequences,
+        fitness: TokenSequences,
+        plan: Problem,
+        database: PruningDatabase | None = None,
+    ) -> None:
+        texts = calibration.tokens, fitness.tokens
+        result = BASELINES[name].make(
+            MethodInputs(task.context, task.recipe, dense, *texts, plan, database), task.folder
+        )
+        used = plan.cost.of(result.allocation)
+        if used > plan.budget.limit:
+            raise BudgetError(f"{name} needs {plan.cost.words(used)}, more than the budget: please report this")
+        place = partial(in_file, folder=task.folder)
+        save_model(stitch(result.reader, result.allocation, place), task.folder / "model")
+        write_json(task.folder / RESULT, {"allocation": result.allocation, "record": result.record})
+
+    def made_from_database(
+        task: Task,
+        dense: Checkpoint,
+        calibration: TokenSequences,
+        fitness: TokenSequences,
+        plan: Problem,
+        database: PruningDatabase,
+    ) -> None:
+        made(task, dense, calibration, fitness, plan, database)
+
+    def read(task: Task) -> Baseline:
+        result = read_json(task.folder / RESULT)
+        stitched = Stitched(Checkpoint.open(task.folder / "model"))
+        return Baseline(stitched, tuple(result["allocation"]), result["record"])
+
+    return Stage(
+        f"method_{name}",
+        read,
+        work=made_from_database if method.database else made,
+        version=3,
+        title=method.title,
+        writes="the model of a baseline",
+        settings=("units", "search.rounds", "search.seed", *(("search.minutes",) if method.searches else ())),
+        arithmetic=True,
+    )

@@ -1,0 +1,1 @@
+"""Pictures of the results page, drawn from its tables."""

@@ -1,0 +1,287 @@
+"""Other methods against oracles: scores recomputed from the model, choices by brute force, masks by simulation."""
+
+import itertools
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tests.tiny.checkpoint import stream_over, tiny_checkpoint
+from tests.tiny.masked import masked
+from torch import Tensor
+
+from darwinlm.database.levels import Level
+from darwinlm.database.modules import ModuleReader
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.shapes import ModuleShape, module_shapes
+from darwinlm.recipe import UnitsSettings
+from darwinlm.runtime.errors import BudgetError, FamilyError, NumericsError
+from darwinlm.search.problem.cost import parameter_costs
+from darwinlm.search.problem.problem import Budget, Problem
+from darwinlm.search.problem.space import SearchSpace
+from darwinlm.streaming.stream import BlockStream
+from darwinlm.surgery.stitch import stitch
+from lab.comparison.allocations import (
+    best_random,
+    best_uniform,
+    even_uniform,
+    least_local_error,
+    without_blocks,
+)
+from lab.comparison.hard_concrete import HardConcrete
+from lab.comparison.importance import activation_scores, block_influence, magnitude_scores
+from lab.comparison.ranked import RankedReader, UnitScores, best_columns
+from lab.comparison.sheared import shear
+
+UNITS = UnitsSettings(mlp_multiple=8)
+TOKENS = torch.arange(3 * 16).view(3, 16) * 7 % 259
+
+
+@pytest.fixture(scope="module", params=["llama", "phi3", "qwen2"])
+def checkpoint(request: pytest.FixtureRequest, tiny_folder: Callable[[str], Path]) -> Checkpoint:
+    return Checkpoint.open(tiny_folder(request.param))
+
+
+@pytest.fixture
+def stream(checkpoint: Checkpoint) -> BlockStream:
+    return stream_over(checkpoint, TOKENS, 32)
+
+
+def half(checkpoint: Checkpoint) -> Problem:
+    """The problem of keeping half of a model."""
+    space = SearchSpace(ModuleReader(checkpoint, UNITS).modules)
+    upper = space.params(space.dense) // 2
+    return Problem(space, parameter_costs(space), Budget(int(0.9 * upper), upper))
+
+
+def test_magnitudes_are_sums_over_the_units_weights(checkpoint: Checkpoint) -> None:
+    scores = magnitude_scores(checkpoint)
+    model = checkpoint.load(torch.float32)
+    for block, layer in enumerate(model.model.layers):
+        mlp, attention = layer.mlp, layer.self_attn
+        into = [mlp.gate_up_proj] if hasattr(mlp, "gate_up_proj") else [mlp.gate_proj, mlp.up_proj]
+        width = mlp.down_proj.in_features
+        for channel in range(width):
+            expected = mlp.down_proj.weight[:, channel].square().sum()
+            for projection in into:
+                expected += sum(row.square().sum() for row in projection.weight[channel::width])
+            assert scores[block, "mlp"].units[channel] == pytest.approx(float(expected), rel=1e-5)
+        if not hasattr(attention, "q_proj"):
+            continue
+        own = scores[block, "attention"]
+        for group, head in itertools.product(range(3), range(2)):
+            rows = slice((2 * group + head) * attention.head_dim, (2 * group + head + 1) * attention.head_dim)
+            expected = attention.o_proj.weight[:, rows].square().sum() + attention.q_proj.weight[rows].square().sum()
+            if attention.q_proj.bias is not None:
+                expected += attention.q_proj.bias[rows].square().sum()
+            assert own.units[group, head] == pytest.approx(float(expected), rel=1e-5)
+        assert own.groups is not None
+        rows = slice(attention.head_dim, 2 * attention.head_dim)
+        expected = sum(
+            float(parameter[rows].square().sum())
+            for projection in (attention.k_proj, attention.v_proj)
+            for parameter in projection.parameters()
+        )
+        assert own.groups[1] == pytest.approx(expected, rel=1e-5)
+
+
+@torch.no_grad()
+def test_activations_are_those_of_the_whole_model(checkpoint: Checkpoint, stream: BlockStream) -> None:
+    scores = activation_scores(stream)
+    model = checkpoint.load(torch.float32)
+    layer = model.model.layers[2]
+    seen: dict[str, Tensor] = {}
+    layer.mlp.down_proj.register_forward_pre_hook(lambda _, x: seen.update(mlp=x[0]))
+    layer.self_attn.o_proj.register_forward_pre_hook(lambda _, x: seen.update(attention=x[0]))
+    model(input_ids=TOKENS)
+    expected = seen["mlp"].abs().mean(dim=1).norm(dim=0)
+    torch.testing.assert_close(scores[2, "mlp"].units, expected, rtol=1e-4, atol=1e-6)
+    heads = seen["attention"].unflatten(-1, (3, 2, -1)).norm(dim=-1).mean(dim=1).norm(dim=0)
+    torch.testing.assert_close(scores[2, "attention"].units, heads, rtol=1e-4, atol=1e-6)
+
+
+@torch.no_grad()
+def test_block_influence_is_the_turn_of_the_residual_stream(checkpoint: Checkpoint, stream: BlockStream) -> None:
+    influence = block_influence(stream)
+    model = checkpoint.load(torch.float32)
+    inputs: list[Tensor] = []
+    outputs: list[Tensor] = []
+    for layer in model.model.layers:
+        layer.register_forward_pre_hook(lambda _, x: inputs.append(x[0]))
+        layer.register_forward_hook(lambda _, x, y: outputs.append(y[0] if isinstance(y, tuple) else y))
+    model(input_ids=TOKENS)
+    for block, (before, after) in enumerate(zip(inputs, outputs, strict=True)):
+        cosine = (before * after).sum(-1) / before.norm(dim=-1) / after.norm(dim=-1)
+        assert influence[block] == pytest.approx(1 - float(cosine.mean()), abs=1e-5)
+
+
+def shape(kind: str, groups: int, heads: int, head_dim: int) -> ModuleShape:
+    return ModuleShape(0, kind, {}, groups, heads, head_dim, groups * heads * head_dim, "")  # type: ignore[arg-type]
+
+
+def test_best_units_stay() -> None:
+    scores = UnitScores(torch.tensor([[1.0, 5.0], [4.0, 3.0], [2.0, 2.5]]), groups=torch.tensor([0.0, 0.0, 9.0]))
+    columns = best_columns(shape("attention", 3, 2, 2), Level(2, 1, 4, 0, 2), scores)
+    assert columns.tolist() == [2, 3, 10, 11]  # head 1 of group 0, head 1 of group 2
+    assert best_columns(shape("attention", 3, 2, 2), Level(0, 0, 0, 0), scores).tolist() == []
+    any_heads = best_columns(shape("attention", 3, 2, 2), Level(3, 0, 6, 0, 3), scores)
+    assert any_heads.tolist() == [2, 3, 4, 5, 6, 7]  # both heads of group 1, head 1 of group 0
+    channels = UnitScores(torch.tensor([1.0, 3.0, 3.0, 0.0, 3.0]))  # ties go to the first
+    assert best_columns(shape("mlp", 1, 1, 5), Level(1, 1, 2, 0), channels).tolist() == [1, 2]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ["lattice", "query_head"])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_stitched_is_the_masked_dense_model(checkpoint: Checkpoint, *, scaled: bool, attention: str) -> None:
+    scores = magnitude_scores(checkpoint)
+    if scaled:
+        generator = torch.Generator().manual_seed(1)
+        shapes = {(s.block, s.kind): s for s in module_shapes(checkpoint)}
+        scores = {
+            place: UnitScores(one.units, one.groups, 0.5 + torch.rand(shapes[place].width, generator=generator))
+            for place, one in scores.items()
+        }
+    reader = RankedReader(checkpoint, UnitsSettings(mlp_multiple=8, attention=attention), scores)
+    rng = random.Random(0)
+    allocation = tuple(rng.randrange(len(module.levels)) for module in reader.modules)
+    ours = stitch(reader, allocation).float()(input_ids=TOKENS).logits
+    theirs = masked(reader, allocation)(input_ids=TOKENS).logits
+    assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
+def test_mixtures_of_experts_are_refused(tiny_folder: Callable[[str], Path]) -> None:
+    checkpoint = Checkpoint.open(tiny_folder("mixtral"))
+    with pytest.raises(FamilyError, match="mixture of experts"):
+        RankedReader(checkpoint, UNITS, {})
+    with pytest.raises(FamilyError, match="sheared does not support mixtures"):
+        shear(None, checkpoint.family, module_shapes(checkpoint), [], [], seed=0)
+    problem = half(checkpoint)
+    assert any(len(module.levels) == 1 for module in problem.space.modules)
+    with pytest.raises(BudgetError, match="modules that are never cut, so whole blocks can't be removed"):
+        without_blocks(problem, [0.1, 0.2, 0.3, 0.4])
+
+
+def test_masks_whose_loss_is_not_finite_are_refused(tiny_llama: Path) -> None:
+    checkpoint = Checkpoint.open(tiny_llama)
+    model = checkpoint.load(torch.float32)
+    with torch.no_grad():
+        model.model.norm.weight[0] = torch.nan
+    reader = ModuleReader(checkpoint, UNITS)
+    shapes = [reader.shapes[module.block, module.kind] for module in reader.modules]
+    levels = [module.levels[-1] for module in reader.modules]
+    with pytest.raises(NumericsError, match=r"sheared: the loss isn't finite in step 1: leave it out of --methods"):
+        shear(model, checkpoint.family, shapes, levels, torch.arange(32).view(2, 1, 16), seed=0)
+
+
+def test_choices_keep_the_budget_and_are_the_best(checkpoint: Checkpoint) -> None:
+    problem = half(checkpoint)
+    space, budget = problem.space, problem.budget
+    weights = [random.Random(f"{index}").random() for index in range(len(space.modules))]
+
+    def loss(allocation: tuple[int, ...]) -> float:
+        return -sum(weight * level for weight, level in zip(weights, allocation, strict=True))
+
+    uniform = best_uniform(problem, loss)
+    for kind in ("attention", "mlp"):
+        levels = {level for module, level in zip(space.modules, uniform, strict=True) if module.kind == kind}
+        assert len(levels) == 1
+    chosen, drawn = best_random(problem, loss, tries=5, seed=3)
+    assert drawn == 5
+    assert budget.allows(space.params(chosen))
+    assert (chosen, 5) == best_random(problem, loss, tries=5, seed=3)
+    first = best_random(problem, loss, tries=1, seed=3)
+    assert loss(chosen) <= loss(first[0])
+    assert best_random(problem, loss, tries=5, seed=3, seconds=0) == first
+    even = even_uniform(problem)
+    assert max(map(space.params, (uniform, even))) <= budget.upper
+    levels = zip(space.modules, space.levels(even), strict=True)
+    shares = {module.kind: level.params / module.levels[-1].params for module, level in levels}
+    assert abs(shares["attention"] - shares["mlp"]) < 0.2
+
+
+def test_local_errors_are_least_by_brute_force(tiny_llama: Path) -> None:
+    space = SearchSpace(half(Checkpoint.open(tiny_llama)).space.modules[:4])
+    budget = Budget(0, space.params(space.dense) // 2)
+    table = {
+        (module.block, module.kind, level): random.Random(f"{module.name}").random() * (1 - index / len(module.levels))
+        for module in space.modules
+        for index, level in enumerate(module.levels)
+    }
+    database: Any = SimpleNamespace(error=lambda block, kind, level: table[block, kind, level])
+
+    def total(allocation: tuple[int, ...]) -> float:
+        levels = space.levels(allocation)
+        return sum(table[m.block, m.kind, level] for m, level in zip(space.modules, levels, strict=True))
+
+    everything = itertools.product(*(range(len(module.levels)) for module in space.modules))
+    least = min(total(allocation) for allocation in everything if space.params(allocation) <= budget.upper)
+    found = least_local_error(Problem(space, parameter_costs(space), budget), database)
+    assert total(found) == pytest.approx(least, abs=1e-3)
+
+
+def test_blocks_of_least_influence_go(checkpoint: Checkpoint) -> None:
+    problem = half(checkpoint)
+    chosen = without_blocks(problem, [0.5, 0.1, 0.9, 0.2])
+    kept = {module.block for module, level in zip(problem.space.modules, chosen, strict=True) if level}
+    assert kept == {0, 2}
+    assert all(level in (0, top) for level, top in zip(chosen, problem.space.dense, strict=True))
+    with pytest.raises(BudgetError, match="even a single one exceeds"):
+        without_blocks(replace(problem, budget=Budget(0, 10)), [0.5, 0.1, 0.9, 0.2])
+    with pytest.raises(BudgetError, match="no uniform model has at most"):
+        best_uniform(replace(problem, budget=Budget(-2, -1)), lambda allocation: 0.0)
+
+
+def test_expected_share_is_that_of_many_draws() -> None:
+    generator = torch.Generator().manual_seed(0)
+    part = HardConcrete(40_000, generator)
+    for value in (-2.0, 0.0, 1.5):
+        part.log_alpha.data.fill_(value)
+        z = part.sample()
+        assert z.min() >= 0
+        assert z.max() <= 1
+        assert float((z != 0).double().mean()) == pytest.approx(float(part.expected().detach()), abs=0.01)
+    part.log_alpha.data[:3] = torch.tensor([-9.0, 0.0, 9.0])
+    assert part.final()[:3].tolist() == pytest.approx([0.0, 0.5, 1.0])
+
+
+@pytest.mark.parametrize("rate", [0.0, 1e-3])
+def test_masks_find_the_channels_and_heads_that_do_something(tmp_path: Path, rate: float) -> None:
+    """Half of the channels and one head of each group give nothing: learning must drop just these."""
+    checkpoint = Checkpoint.open(tiny_checkpoint(tmp_path / "m", num_hidden_layers=2, num_key_value_heads=2))
+    model = checkpoint.load(torch.float32)
+    shapes = module_shapes(checkpoint)
+    generator = torch.Generator().manual_seed(0)
+    idle: dict[tuple[int, str], Tensor] = {}
+    levels = []
+    with torch.no_grad():
+        for one in shapes:
+            layer = model.model.layers[one.block]
+            if one.kind == "mlp":
+                gone = torch.randperm(one.width, generator=generator)[: one.width // 2]
+                layer.mlp.down_proj.weight[:, gone] = 0
+                layer.mlp.down_proj.weight *= 3
+                levels.append(Level(1, 1, one.width // 2, 0))
+            else:
+                gone = torch.cat([torch.arange(8) + 8 * head for head in (1, 3)])
+                layer.self_attn.o_proj.weight[:, gone] = 0
+                layer.self_attn.o_proj.weight *= 3
+                levels.append(Level(2, 2, 32, 0, 4))
+            idle[one.block, one.kind] = gone
+        # Text that the model itself finds likely, so that what it does matters.
+        text = torch.randint(3, 259, (1, 1), generator=generator).expand(8, 1)
+        with torch.random.fork_rng(devices=[]):  # it takes no generator
+            torch.manual_seed(0)
+            text = model.generate(text, max_new_tokens=40, do_sample=True, pad_token_id=0)
+    batches = [text[torch.randperm(8, generator=generator)] for _ in range(100)]
+    scores, record = shear(model, checkpoint.family, shapes, levels, batches, seed=1, rate=rate)
+    assert record["largest_gap"] < 0.1
+    for one, level in zip(shapes, levels, strict=True):
+        columns = set(best_columns(one, level, scores[one.block, one.kind]).tolist())
+        assert len(columns) == level.width
+        wrong = columns & set(idle[one.block, one.kind].tolist())
+        assert len(wrong) <= 0.25 * level.width, (one.name, len(wrong))

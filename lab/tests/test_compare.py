@@ -1,0 +1,258 @@
+"""`python -m lab compare` on a tiny model: budgets, rows of the pipeline itself, resuming, and refusals."""
+
+import dataclasses
+import json
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.tiny.checkpoint import SETTINGS, tiny_text
+from tests.tiny.command import Command, sets
+from tests.tiny.recovering import stop_at
+from transformers import AutoModelForCausalLM
+
+from darwinlm.recipe import load_recipe
+from darwinlm.runtime.artifact import MANIFEST, read_json
+from lab.comparison.entries import everywhere, parse_methods
+from lab.comparison.methods import BASELINES
+
+SETS = sets(SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("comparison")
+
+
+@pytest.fixture
+def compare(command: Command, tiny_llama: Path, tiny_text_file: Path, folder: Path) -> Command:
+    """Compare with tiny settings and a text of another domain: compare("--methods", "all")."""
+    other = folder / "other.txt"
+    if not other.exists():
+        tiny_text(other, seed=7)
+    common = ("compare", tiny_llama, "--text", tiny_text_file, "--domain", f"other={other}", "--keep", "60%")
+    return lambda *more: command(*common, "--out", folder / "out", *SETS, *more)
+
+
+def found(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "out" / "comparison.json").read_text(encoding="utf-8"))
+
+
+def test_every_method_keeps_the_budget(compare, folder):
+    compare("--methods", "all").succeeded()
+    result = found(folder)
+    rows = {row["method"]: row for row in result["rows"]}
+    assert list(rows) == ["dense", *everywhere(), "darwinlm", "darwinlm+refit"]
+    assert rows["dense"]["texts"]["other"]["kl"] == pytest.approx(0, abs=1e-6)
+    for name, row in rows.items():
+        assert set(row["texts"]) == {"held out", "other"}
+        if name != "dense":
+            assert row["block_params"] <= result["budget"]["upper"]
+            assert row["block_params"] > 0.7 * result["budget"]["upper"]
+            assert row["texts"]["held out"]["kl"] > 0
+            assert f"| {row['title']} |" in (folder / "out" / "comparison.md").read_text(encoding="utf-8")
+    for name in everywhere():
+        stage = folder / "out" / "stages" / f"method_{name}"
+        model = AutoModelForCausalLM.from_pretrained(stage / "model")
+        inside = sum(parameter.numel() for parameter in model.model.layers.parameters())
+        assert inside == rows[name]["block_params"]
+
+    searched = read_json(folder / "out" / "stages" / "search" / "result.json")
+    assert rows["uniform"]["allocation"] == searched["uniform"]
+    made = [read_json(folder / "out" / "stages" / stage / MANIFEST)["facts"] for stage in ("saliency", "database")]
+    for name in ("ziplm", "darwinlm", "darwinlm+refit"):
+        assert rows[name]["database_seconds"] == pytest.approx(sum(facts["seconds"] for facts in made)) != 0
+    assert rows["magnitude"]["database_seconds"] is None
+    assert rows["darwinlm"]["allocation"] == searched["allocation"]
+    assert rows["darwinlm"]["texts"]["held out"]["kl"] < rows["random"]["texts"]["held out"]["kl"]
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_5_text", "gemma4_text"])
+def test_blocks_of_several_kinds(
+    command: Command, tiny_folder: Callable[[str], Path], tiny_text_file: Path, tmp_path: Path, model_type: str
+) -> None:
+    common = ("--text", tiny_text_file, "--keep", "60%", "--out", tmp_path / "out", *SETS)
+    ended = command("compare", tiny_folder(model_type), *common, "--methods", "all").succeeded()
+    rows = {row["method"]: row for row in found(tmp_path)["rows"]}
+    assert list(rows) == ["dense", *(name for name in everywhere() if name != "shortgpt"), "darwinlm", "darwinlm+refit"]
+    assert re.search(r"left out, since .* (is|are) kept: shortgpt", ended.out)
+    for name, row in rows.items():
+        if name != "dense":
+            assert 0 < row["block_params"] <= found(tmp_path)["budget"]["upper"]
+            assert row["texts"]["held out"]["kl"] > 0
+
+
+def test_rankings_and_merges_of_experts(
+    command: Command, tiny_folder: Callable[[str], Path], tiny_text_file: Path, tmp_path: Path
+) -> None:
+    common = ("--text", tiny_text_file, "--keep", "70%", "--out", tmp_path / "out", *SETS)
+    command("compare", tiny_folder("mixtral"), *common, "--methods", "reap,ream,ream+refit").succeeded()
+    rows = {row["method"]: row for row in found(tmp_path)["rows"]}
+    assert list(rows) == ["dense", "reap", "ream", "ream+refit"]
+    assert rows["ream"]["allocation"] == rows["reap"]["allocation"]
+    assert rows["ream"]["texts"]["held out"]["kl"] != rows["reap"]["texts"]["held out"]["kl"]
+    for groups in rows["ream"]["record"]["groups"].values():
+        assert len(groups) < 4
+        assert sorted(expert for group in groups for expert in group) == [0, 1, 2, 3]
+
+
+def test_finished_methods_are_reused(compare, folder):
+    before = found(folder)
+    ended = compare("--methods", "ziplm,sheared").succeeded()
+    done = [line for line in ended.out.splitlines() if line.endswith("already done, reused")]
+    assert {line.partition(":")[0] for line in done} >= {"ZipLM", "Sheared-LLaMA-style", "measure ziplm"}
+    again = {row["method"]: row for row in found(folder)["rows"]}
+    assert list(again) == ["dense", "ziplm", "sheared"]
+    for row in before["rows"]:
+        if row["method"] in again:
+            assert again[row["method"]] == row
+
+
+def test_variant_of_the_search_is_a_row_of_its_own(compare, folder):
+    variant = folder / "paper.yaml"
+    variant.write_text("search: {method: paper, generations: 2}\ndatabase: {saliency: output}\n", encoding="utf-8")
+    options = ("--methods", "darwinlm", "--variant", f"paper={variant}")
+    compare(*options).succeeded()
+    rows = {row["method"]: row for row in found(folder)["rows"]}
+    assert list(rows) == ["dense", "darwinlm", "paper"]
+    assert rows["paper"]["title"] == "DarwinLM, paper"
+    assert rows["paper"]["block_params"] <= found(folder)["budget"]["upper"]
+    stages = folder / "out" / "variants" / "paper" / "stages"
+    assert not {"text", "saliency"} & {path.name for path in stages.iterdir()}
+    assert rows["paper"]["database_seconds"] == read_json(stages / "database" / MANIFEST)["facts"]["seconds"] != 0
+    variant.write_text("text: {calibration_tokens: 5}", encoding="utf-8")
+    compare(*options).refused("must be a recipe with nothing but search, units, database, refit, recovery")
+
+
+def test_the_readmes_command_gives_the_rows_of_its_table(command, tiny_llama, tiny_text_file, tmp_path, monkeypatch):
+    root = Path(__file__).parents[2]
+    monkeypatch.chdir(root)
+    page = (root / "README.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^python -m lab (compare .*)$", page, flags=re.M)
+    (table,) = re.findall(r"^\|method\|.*?\n\n", page, flags=re.M | re.S)
+    places = {"MODEL": tiny_llama, "TEXT": tiny_text(tmp_path / "text.txt", documents=1000)}
+    places |= {"web=WEB": f"web={tiny_text_file}", "runs/table": tmp_path / "out"}
+    words = [places.get(word, word) for word in shlex.split(line)]
+    quick = sets(each for each in SETTINGS if "search" not in each)
+    command(*words, *quick, *sets(["search.minutes=0.05", "recovery.tokens=256"])).succeeded()
+    record = json.loads((tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"))
+    rows = [row for row in record["rows"] if row["method"] != "dense"]
+    assert len(rows) == len(table.strip().splitlines()) - 2
+    assert all(set(row["texts"]) == {"held out", "web"} for row in rows)
+
+
+RECOVERY = (
+    "recovery.tokens=256", "recovery.batch_tokens=64", "recovery.save_every=64",
+    "recovery.learning_rate=0.003",
+)  # fmt: skip
+
+
+def test_any_method_is_refitted_and_trained(compare, folder, monkeypatch):
+    """Rows with steps start from their method's own model, and an interrupted training resumes."""
+    names = ["ziplm", "ziplm+refit", "ziplm+recovery", "darwinlm+refit+recovery", "sheared+recovery"]
+    options = ["--methods", ",".join(names), *sets(RECOVERY)]
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2, KeyboardInterrupt())
+        assert compare(*options).code == 130
+    assert [row["method"] for row in found(folder)["rows"]] == ["dense", "ziplm", "ziplm+refit"]
+    ended = compare(*options).succeeded()
+    assert "recovery: resuming from checkpoint-2" in ended.out
+
+    result = found(folder)
+    rows = {row["method"]: row for row in result["rows"]}
+    assert list(rows) == ["dense", *names]
+    assert [row["training_tokens"] for row in rows.values()] == [0, 0, 0, 256, 256, 1024 + 256]
+    assert rows["ziplm+recovery"]["title"] == "ZipLM + recovery"
+    assert rows["darwinlm+refit+recovery"]["title"] == "DarwinLM + refit + recovery"
+    for name, row in rows.items():
+        own = rows.get(name.partition("+")[0], row)
+        assert row["block_params"] == own["block_params"]
+        if "+" in name and own is not row:
+            assert row["allocation"] == own["allocation"]
+            kept = {step: record["kept"] for step, record in row["record"].items() if step in ("refit", "recovery")}
+            changed = kept.get("refit") == "refit" or kept.get("recovery") == "trained"
+            assert (row["texts"] != own["texts"]) is changed
+            assert row["seconds"] > own["seconds"]
+    recovered = result["rows"][3]["record"]["recovery"]
+    assert (recovered["steps"], recovered["tokens"]) == (4, 256)
+    trained, stitched = (
+        AutoModelForCausalLM.from_pretrained(folder / "out" / place / "model")
+        for place in ("rows/ziplm+recovery", "stages/method_ziplm")
+    )
+    differs = any(not a.equal(b) for a, b in zip(trained.parameters(), stitched.parameters(), strict=True))
+    assert differs == (recovered["kept"] == "trained")
+    table = (folder / "out" / "comparison.md").read_text(encoding="utf-8")
+    for words in (
+        "| trained on, tokens |",
+        "recovery: 256 tokens of",
+        "same for all rows: model, budget, and 1,024 calibration and 256 fitness tokens",
+        "sheared learns masks and weights on 1,024 tokens of the calibration text",
+        "searches had no time limit",
+    ):
+        assert words in table
+
+
+def test_text_that_is_measured_on_is_not_trained_on(compare, folder):
+    """Training on the text of another domain leaves out the measured documents, so there is too little text."""
+    few = tiny_text(folder / "few.txt", documents=12, seed=11)
+    settings = (*RECOVERY, f"recovery.text={few}", "recovery.epochs=1", "recovery.tokens=4096")
+    ended = compare("--methods", "ziplm+recovery", "--domain", f"few={few}", *sets(settings))
+    ended.refused("few.txt", "of other purposes")
+
+
+def test_a_method_beyond_the_budget_is_no_row(compare, tmp_path, monkeypatch):
+    def whole(inputs, folder):
+        return dataclasses.replace(magnitude.make(inputs, folder), allocation=inputs.plan.space.dense)
+
+    magnitude = BASELINES["magnitude"]
+    monkeypatch.setitem(BASELINES, "magnitude", dataclasses.replace(magnitude, make=whole))
+    ended = compare("--methods", "magnitude", "--out", tmp_path / "out")
+    ended.refused("magnitude needs", "parameters, more than the budget: please report this")
+
+
+def test_random_draws_until_the_search_would_end(compare, folder):
+    ended = compare("--methods", "random", "--set", "search.minutes=0.0001").succeeded()
+    tries = found(folder)["rows"][1]["record"]["tries"]
+    assert 1 <= tries < 1000
+    assert f"searches are limited to 0.0001 minutes, and so are random tries ({tries}" in ended.out
+
+
+def test_all_takes_the_steps_that_the_recipe_has() -> None:
+    def names(*assignments: str) -> list[str]:
+        return [row.name for row in parse_methods("all", load_recipe(None, assignments))]
+
+    assert names() == [*everywhere(), "darwinlm", "darwinlm+refit"]
+    assert names("refit.tokens=0") == [*everywhere(), "darwinlm"]
+    assert names("recovery.tokens=1M")[-2:] == ["darwinlm+refit", "darwinlm+refit+recovery"]
+    assert names("recovery.tokens=1M", "refit.tokens=0")[-2:] == ["darwinlm", "darwinlm+recovery"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--variant paper", "--variant takes NAME=SOURCE, not 'paper'"),
+        ("--variant ziplm=x.yaml", "--variant names 'ziplm' twice"),
+        ("--variant paper=nowhere.yaml", "must be a recipe with nothing but"),
+        ("--variant a+b=x.yaml", "the name 'a+b' must not contain"),
+        ("--methods zipml", "there is no method 'zipml': did you mean 'ziplm'"),
+        ("--methods xyzzy", "known are uniform, random"),
+        ("--methods ,", "--methods is empty"),
+        ("--methods ziplm,ziplm", "--methods names one twice"),
+        ("--methods ziplm+rifit", "a method may be followed by +refit, +recovery or +refit+recovery"),
+        ("--methods ziplm+recovery+refit", "not 'ziplm+recovery+refit'"),
+        ("--methods ziplm+recovery", "recovery.tokens is 0: say how many tokens to train on"),
+        ("--methods ziplm+recovery --set recovery.tokens=1k --set recovery.batch_tokens=80", "can't share evenly"),
+        ("--methods darwinlm+refit --set refit.tokens=0", "refit.tokens is 0"),
+        ("--domain books", "--domain takes NAME=SOURCE, not 'books'"),
+        ("--domain other=x.txt", "--domain names 'other' twice"),
+        ("--domain held:out=x.txt", "--domain names 'held out' twice"),
+        ("--methods ziplm --domain same={text}", "and same share"),
+        ("--suite piqa --data-dir nowhere", "there is no such folder"),
+    ],
+)
+def test_wrong_request(options, message, compare, tiny_text_file):
+    words = options.format(text=tiny_text_file).split()
+    compare(*(word.replace("held:out", "held out") for word in words)).refused(message)

@@ -1,0 +1,138 @@
+"""`python -m lab tradeoff`: files of a model and of smaller ones, measured in llama.cpp."""
+
+import json
+
+import pytest
+from tests.tiny.checkpoint import SETTINGS, tiny_text
+from tests.tiny.pruned import plain_checkpoint
+
+from darwinlm.engines import process
+from lab.tradeoff import files as tradeoff_files
+from lab.tradeoff import measure as tradeoff
+from lab.tradeoff.page import FileRow, Tradeoff, front, remarks
+
+FAST = ("--tokens", 96, "--prompt-tokens", 24, "--new-tokens", 4, "--runs", 2)
+INTERRUPTED = 130
+CHEAP = ("units.mlp_multiple=32", "refit.tokens=0", "search.generations=1")
+
+
+@pytest.fixture
+def given(tmp_path):
+    """A model, its text, another text and an output folder, as arguments."""
+    plain_checkpoint(tmp_path / "model", "llama")
+    text = tiny_text(tmp_path / "text.txt")
+    sets = [part for setting in (*SETTINGS, *CHEAP) for part in ("--set", setting)]
+    out = ("--held-out", tiny_text(tmp_path / "other.txt", seed=3), "--out", tmp_path / "out")
+    return (tmp_path / "model", "--keep", "70%", "--text", text, *out, *sets)
+
+
+def test_every_file_is_measured_and_the_front_is_drawn(command, given, tmp_path):
+    pytest.importorskip("cyllama", reason="comes with the extra llama-cpp")
+    ended = command("tradeoff", *given, *FAST, "--quant", "f16,q8_0,q2_k").succeeded()
+    found = json.loads((tmp_path / "out" / "tradeoff.json").read_text())
+    names = [(row["model"], row["quantisation"]) for row in found["rows"]]
+    assert names == [(model, kind) for model in ("dense", "keep-70") for kind in ("f16", "q8_0", "q2_k")]
+    by_name = dict(zip(names, found["rows"], strict=True))
+    for row in found["rows"]:
+        assert row["bytes"] == (tmp_path / "out" / row["file"]).stat().st_size
+        assert all(row[rate]["low"] <= row[rate]["median"] <= row[rate]["high"] for rate in ("prompt", "decode"))
+    assert by_name["dense", "f16"]["kl"] < 1e-3 < by_name["dense", "q2_k"]["kl"]
+    for kind in ("f16", "q8_0", "q2_k"):
+        assert by_name["keep-70", kind]["bytes"] < by_name["dense", kind]["bytes"]
+        assert by_name["keep-70", kind]["kl"] > by_name["dense", kind]["kl"]
+    assert {path.name for path in (tmp_path / "out" / "files").iterdir()} == {"dense", "keep-70"}
+    stages = {path.name for path in (tmp_path / "out" / "sizes").glob("**/stages/*")}
+    assert "export" in stages  # and nothing that only a report shows
+    assert not stages & {"chats", "evaluate", "file", "report"}
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert page.count("<svg") == 4  # two plots, each for broad and narrow screens
+    for text in (ended.out, (tmp_path / "out" / "tradeoff.md").read_text()):
+        assert "keep-70" in text
+        assert "Least loss for its size" in text
+
+
+def interrupted(*_given, **_named):
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_command_goes_on_with_the_files_that_it_has(command, given, tmp_path, monkeypatch):
+    pytest.importorskip("cyllama", reason="comes with the extra llama-cpp")
+    files = tmp_path / "out" / "files"
+    again = ("tradeoff", *given, *FAST, "--quant", "f16,q8_0")
+    with monkeypatch.context() as broken:
+        broken.setattr(tradeoff_files, "measure_quality", interrupted)
+        assert command(*again).code == INTERRUPTED
+    made = {path: path.stat().st_mtime_ns for path in files.rglob("*.gguf")}
+    assert len(made) == 2
+    with monkeypatch.context() as broken:
+        broken.setattr(tradeoff, "prune_sweep", interrupted)
+        assert command(*again).code == INTERRUPTED
+    losses = json.loads((files / "dense" / "losses.json").read_text())
+    with monkeypatch.context() as broken:
+        broken.setattr(tradeoff, "EngineProcess", interrupted)
+        assert command(*again).code == INTERRUPTED
+    ended = command(*again).succeeded()
+    assert "dense: files and their losses: already done, reused" in ended.out
+    assert "keep-70: files and their losses: already done, reused" in ended.out
+    assert made.items() <= {path: path.stat().st_mtime_ns for path in files.rglob("*.gguf")}.items()
+    rows = json.loads((tmp_path / "out" / "tradeoff.json").read_text())["rows"]
+    assert [row["kl"] for row in rows[:2]] == [loss["kl"] for loss in losses]
+    (files / "dense" / "dense-q8_0.gguf").write_bytes(b"GGUF")
+    command(*again).refused("dense-q8_0.gguf is damaged (it was changed after it was written)")
+    ended = command(*again, "--quant", "f16").succeeded()
+    assert "dense: files are made again: its settings or inputs have changed" in ended.out
+    assert not list(files.rglob("*q8_0.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("--quant", "q4_k_x"), "--quant q4_k_x: llama.cpp quantises to"),
+        (("--quant", "q8_0,q8_0"), "name each type once"),
+        (("--held-out", "nowhere.txt"), "nowhere.txt"),
+        (("--keep", "70%,70%"), "duplicate"),
+    ],
+)
+def test_wrong_input_ends_before_any_pruning(command, given, tmp_path, change, said):
+    pytest.importorskip("cyllama", reason="comes with the extra llama-cpp")
+    command("tradeoff", *given, *FAST, *change).refused(said)
+    assert not (tmp_path / "out" / "sizes").exists()
+
+
+def test_a_quantiser_that_fails_ends_before_any_pruning(command, given, tmp_path, monkeypatch):
+    pytest.importorskip("cyllama", reason="comes with the extra llama-cpp")
+    real = process.quantise_file
+    monkeypatch.setattr(
+        tradeoff_files, "quantise_file", lambda source, target, name, threads: real(target, target, name, 1)
+    )
+    command("tradeoff", *given, *FAST, "--quant", "q6_k").refused("llama.cpp can't quantise to Q6_K")
+    assert not (tmp_path / "out" / "sizes").exists()
+    assert not list((tmp_path / "out" / "files").rglob("*.gguf"))
+
+
+def test_without_the_engine_the_extra_is_named(command, given, tmp_path, monkeypatch):
+    monkeypatch.setitem(process.ENGINES, "llama.cpp", ("no_such_package", "llama-cpp"))
+    command("tradeoff", *given, *FAST).refused("llama-cpp")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_front_has_what_nothing_beats():
+    assert front([(3, 1.0), (1, 5.0), (2, 5.0), (2, 2.0), (4, 1.0), (5, 0.5)]) == [1, 3, 0, 5]
+    assert front([(168.8, 1.6), (169.2, 0.1), (170.4, 0.05)]) == [1, 2]
+
+
+def test_speeds_whose_ranges_meet_are_said_not_to_differ():
+    def rows(model, low, high):
+        rate = {"median": low, "low": low, "high": high}
+        figures = {"file": "a.gguf", "bytes": 1, "kl": 0.1, "perplexity": 2.0, "decode": rate}
+        return [
+            FileRow(model=model, quantisation=kind, prompt={**rate, "high": 900.0}, **figures)
+            for kind in ("q8_0", "q2_k")
+        ]
+
+    said = {"calibration": "a", "text": "b", "tokens": 1, "seed": 0, "engine": "e"}
+    settings = {"prompt_tokens": 1, "new_tokens": 1, "rounds": 2, "threads": 1}
+    both = (*rows("dense", 10.0, 12.0), *rows("keep-70", 11.0, 13.0)[:1], *rows("keep-50", 13.0, 14.0))
+    *_, prompts, text = remarks(Tradeoff(model="m", settings=settings, rows=both, **said))
+    assert prompts.endswith("file of the same type: keep-70 q8_0, keep-50 q8_0, keep-50 q2_k.")
+    assert text == "No measurable change for new text to the original's file of the same type: keep-70 q8_0."

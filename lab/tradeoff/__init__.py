@@ -1,0 +1,1 @@
+"""Prune, quantise, or both: GGUF files of a model and of smaller ones, measured in llama.cpp."""

@@ -1,0 +1,26 @@
+"""A reader of modules that needs no database."""
+
+import torch
+from torch import Tensor
+
+from darwinlm.database.levels import Level
+from darwinlm.database.modules import ModuleReader
+from darwinlm.families.parts import ModuleKind
+
+
+class FirstUnits(ModuleReader):
+    """Keeps the first units of every module, with the dense weights."""
+
+    def best_columns(self, block: int, kind: ModuleKind, level: Level) -> Tensor:
+        shape = self.shapes[block, kind]
+        if kind == "mlp":
+            return torch.arange(level.width)
+        if level.heads:
+            heads = torch.arange(shape.groups * shape.heads).view(shape.groups, shape.heads)
+            places = heads[: level.groups, : level.heads].reshape(-1)
+        else:
+            places = torch.arange(level.query_heads)
+        return (places[:, None] * shape.head_dim + torch.arange(shape.head_dim)).reshape(-1)
+
+    def best_experts(self, block: int, level: Level) -> Tensor:
+        return torch.arange(level.experts)
