@@ -22,6 +22,7 @@ from darwinlm.families.shapes import module_shapes
 from darwinlm.recipe import UnitsSettings, load_recipe
 from darwinlm.recovery.checkpoints import Checkpoints
 from darwinlm.recovery.schedule import plan_steps
+from darwinlm.recovery.sharding import load_teacher, sharding_mesh, state_bytes
 from darwinlm.recovery.train import Training
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import StageFolder, write_tensors
@@ -276,7 +277,9 @@ def recovered(
     recipe = load_recipe(None, (*recovery_settings(setup), *more), {"model": str(dense.folder)})
     settings = recipe.recovery
     dtype = torch.float32 if setup.tiny else torch.bfloat16
-    teacher = dense.load(dtype, setup.kind) if settings.distillation else None
+    state = state_bytes(small, dense if settings.distillation else None, dtype)
+    mesh = sharding_mesh(settings.sharding, setup.kind, state)
+    teacher = load_teacher(dense, dtype, setup.kind, mesh) if settings.distillation else None
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(dense.config.vocab_size, (6 * step // length + 8, length), generator=generator)
     text: Any = [{"input_ids": row} for row in tokens[8:]]
@@ -297,6 +300,7 @@ def recovered(
             {"benchmark": "recovery"},
             device=setup.kind,
             dtype=dtype,
+            mesh=mesh,
             each_step=lambda *_: ends.append(time.perf_counter()),
         ).train()
     del teacher

@@ -23,8 +23,9 @@ def log_of(device: str, folder: Path, **more: Any) -> list[dict[str, float]]:
     """The log of a training."""
     text: Any = [{"input_ids": row} for row in TOKENS[4:]]
     options = {"device": torch.device(device), "dtype": torch.float32, **more}
+    teacher = tiny_model("llama", 0).to(device)
     training = Training(
-        lambda: tiny_model("llama", 1), tiny_model("llama", 0), text, TOKENS[:4], STEPS, SETTINGS, folder, {}, **options
+        lambda: tiny_model("llama", 1), teacher, text, TOKENS[:4], STEPS, SETTINGS, folder, {}, **options
     )
     return training.train().record["log"]
 

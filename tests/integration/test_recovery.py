@@ -53,11 +53,11 @@ def program(*arguments, **environment):
     return subprocess.Popen(command, env=where, cwd=Path.cwd(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def in_two_processes(port, *arguments):
-    """Status and output of the recovery in each of two gloo processes."""
-    shared = {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    more = (*arguments, "--set", "compute.batch_tokens=64")
-    started = [program(*more, RANK=rank, LOCAL_RANK=rank, **shared) for rank in (0, 1)]
+def in_two_processes(port, *arguments, nodes=1):
+    """Status and output of the recovery in each of two gloo processes, on each of some pretended nodes."""
+    shared = {"WORLD_SIZE": 2 * nodes, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    more = (*arguments, "--set", f"compute.batch_tokens={64 // nodes}")
+    started = [program(*more, RANK=rank, LOCAL_RANK=rank % 2, **shared) for rank in range(2 * nodes)]
     said = [process.communicate(timeout=250)[0].decode()[-3000:] for process in started]
     return [process.returncode for process in started], said
 
@@ -242,6 +242,29 @@ def test_two_processes_that_share_the_weights_do_what_one_does(inputs, whole, tm
     assert (summary.recovery.processes, summary.recovery.sharded) == (2, True)
     assert_same_recovery(tmp_path / "out", whole[0], summary, whole[1])
     assert not list((tmp_path / "out").rglob("*.bin")), "nothing is a pickle"
+
+
+@pytest.mark.timeout(600)
+def test_two_nodes_that_each_share_the_weights_do_what_one_process_does(inputs, whole, tmp_path):
+    """Their checkpoints too: a single process goes on from them."""
+    command = (*inputs, tmp_path / "out", "--set", "recovery.sharding=fsdp")
+    port = 30_000 + os.getpid() % 10_000
+    codes, said = in_two_processes(port, *command, "--kill-at", 6, nodes=2)
+    assert set(codes) == {-signal.SIGKILL}, said
+    summary = recover_tiny(*inputs, tmp_path / "out")
+    assert_same_recovery(tmp_path / "out", whole[0], summary, whole[1])
+
+
+@pytest.mark.timeout(600)
+def test_sharded_processes_store_and_train_on_the_dense_models_tokens(inputs, tmp_path):
+    """They run the sharded dense model together, however many shards there are."""
+    cached = ("--set", f"recovery.teacher_cache={tmp_path / 'cache'}", "--set", "recovery.sharding=fsdp")
+    codes, said = in_two_processes(35_000 + os.getpid() % 10_000, *inputs, tmp_path / "out", *cached)
+    assert codes == [0, 0], said
+    one = recover_tiny(*inputs, tmp_path / "one", f"recovery.teacher_cache={tmp_path / 'other'}")
+    stored = [sorted((tmp_path / name).iterdir()) for name in ("cache", "other")]
+    assert [path.name for path in stored[0]] == [path.name for path in stored[1]]
+    assert_same_recovery(tmp_path / "out", tmp_path / "one", read_summary(tmp_path / "out" / "summary.json"), one)
 
 
 def test_a_single_process_takes_the_recipe_of_many(inputs, whole, tmp_path):

@@ -297,12 +297,14 @@ class Checkpoint:
         *,
         weights: Callable[[int], dict[str, torch.Tensor]] | None = None,
         keep: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor,
+        each: Callable[[torch.nn.Module], object] = lambda block: None,
     ) -> Any:
         """The whole model, in evaluation mode, read as every stage reads it.
 
         One block is read at a time, so that for a GPU main memory never holds more than one. Weights in their stored
         type stay in the checkpoint's mapped files. `weights` gives those of a block by name in it; without, they are
-        the checkpoint's. `keep` puts every tensor in its place.
+        the checkpoint's. `keep` puts every tensor in its place. `each` gets every block once it has its weights; it may
+        shard them before the next one is read.
 
         Raises:
             CheckpointError: The weights don't fit the configuration, or aren't finite.
@@ -322,6 +324,9 @@ class Checkpoint:
                 model.load_state_dict(tensors, strict=False, assign=True)
             except RuntimeError as error:
                 raise CheckpointError(f"can't load the weights in {self.folder}: {first_line(error)}") from error
+            if prefix in blocks:
+                del read, tensors
+                each(model.get_submodule(prefix.removesuffix(".")))
         model.tie_weights()
         left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
         if left:

@@ -69,12 +69,14 @@ def cached_text(
     batch_rows: int,
     top_k: int = TOP_K,
     shard_tokens: int = SHARD_TOKENS,
+    together: bool = False,
     say: Callable[[str], None] = lambda message: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> CachedText:
     """Load cached shards of a text, run the dense model on the rest, and check all of them.
 
-    Several processes share the work. An interrupted call leaves complete shards, which the next call uses. Sequences
+    Several processes share the work and the checks. If the dense model's weights are sharded, they run it `together`,
+    each as often as the others. An interrupted call leaves complete shards, which the next call uses. Sequences
     are `input_ids` [t] of one length, of which `batch_rows` are run at once. `key` identifies the dense model and its
     element type; the folder may hold shards of other texts and models. `say` gets a message about the size and time of
     the cache before it is built.
@@ -89,9 +91,11 @@ def cached_text(
     length = len(text[0]["input_ids"])
     shard_sequences = max(1, shard_tokens // length)
     parts = [range(start, min(start + shard_sequences, sequences)) for start in range(0, sequences, shard_sequences)]
-    keys = [{**key, "top_k": top_k, "tokens": _digest_of_tokens(_tokens(text, part))} for part in parts]
+    with parallel.agree():
+        digests = [_digest_of_tokens(_tokens(text, part)) for part in parallel.portion(parts)]
+    keys = [{**key, "top_k": top_k, "tokens": digest} for share in parallel.gather(digests) for digest in share]
     paths = [folder / f"top{top_k}_{digest_of(shard)}.safetensors" for shard in keys]
-    missing = [number for number, path in enumerate(paths) if not path.exists()]
+    missing = parallel.broadcast([number for number, path in enumerate(paths) if not path.exists()])
     vocabulary = int(teacher.config.vocab_size)
     size = sum(len(parts[number]) for number in missing) * length * bytes_per_token(vocabulary, top_k)
     with parallel.agree():
@@ -101,13 +105,19 @@ def cached_text(
             say(f"{what}: {shards if missing else 'all there'}")
             check_room(folder, size, "the teacher cache takes", "or choose another folder")
         mine = parallel.mine(missing)
+        there = [number for number in range(len(parts)) if number not in set(missing)]
+        for number in parallel.mine(there):
+            _check(paths[number], keys[number])
+    turns, passes = len(mine), 0
+    if together:
+        turns, passes = -(-len(missing) // parallel.size()), -(-len(parts[0]) // batch_rows)
     with parallel.agree():
-        for done, number in enumerate(mine):
-            _write(teacher, _tokens(text, parts[number]), paths[number], keys[number], batch_rows)
-            progress(done + 1, len(mine))
-    with parallel.agree():
-        for path, wanted in zip(paths, keys, strict=True):
-            _check(path, wanted)
+        for turn in range(turns):
+            number = mine[turn] if turn < len(mine) else missing[0]
+            tensors = _tops(teacher, _tokens(text, parts[number]), batch_rows, top_k, passes)
+            if turn < len(mine):
+                _write(paths[number], tensors, keys[number])
+                progress(turn + 1, len(mine))
     return CachedText(text, paths, shard_sequences)
 
 
@@ -136,15 +146,21 @@ def _digest_of_tensors(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _write(teacher: Any, tokens: Tensor, path: Path, shard: dict[str, Any], batch_rows: int) -> None:
-    tops = []
-    for batch in torch.split(tokens, batch_rows):
-        top = dense_top(teacher, batch.to(teacher.device), shard["top_k"])
+def _tops(teacher: Any, tokens: Tensor, batch_rows: int, top_k: int, passes: int) -> dict[str, Tensor]:
+    """The stored tensors of a shard. The dense model runs at least `passes` times, at the end without use."""
+    tops, batches = [], torch.split(tokens, batch_rows)
+    for batch in batches:
+        top = dense_top(teacher, batch.to(teacher.device), top_k)
         # Log-probabilities below the range of float16 are negligible.
         log_p = top.log_p.clamp_min(_LEAST).to(torch.float16)
         places = top.places.cpu().to(_places_type(int(teacher.config.vocab_size)))
         tops.append((log_p.cpu(), places, top.log_rest.cpu()))
-    tensors = {name: torch.cat(of) for name, of in zip(STORED, zip(*tops, strict=True), strict=True)}
+    for _ in range(len(batches), passes):
+        dense_top(teacher, batches[-1].to(teacher.device), top_k)
+    return {name: torch.cat(of) for name, of in zip(STORED, zip(*tops, strict=True), strict=True)}
+
+
+def _write(path: Path, tensors: dict[str, Tensor], shard: dict[str, Any]) -> None:
     write_tensors(path, tensors, {"key": json.dumps(shard), "content": _digest_of_tensors(tensors)})
 
 

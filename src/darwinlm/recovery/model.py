@@ -1,4 +1,4 @@
-"""The trained model: its trainable weights, its losses, and its distribution over devices.
+"""The trained model: its trainable weights, and its losses.
 
 Losses are computed from the last residual stream in pieces, so that the logits of a whole batch never exist at once.
 The computation between decoder and logits (head, scaling, soft caps) is the family's own forward pass, with a stored
@@ -14,14 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from darwinlm.evaluation.chunks import chunked_loss
 from darwinlm.families.family import family_of
 from darwinlm.recipe import RecoverySettings
 from darwinlm.recovery.losses import Loss, TopK, forward_kl, next_token_loss, top_of, weighted
-from darwinlm.runtime import parallel
 
 LORA_ALPHA = 16.0
 """Scale of adapters times their rank, as for QLoRA (arXiv 2305.14314)."""
@@ -214,34 +212,3 @@ class Losses(nn.Module):
                 assert dense is None or isinstance(dense, Tensor)
                 return held_out_sums(causal, teacher, tokens, dense)
             return batch_loss(causal, teacher, tokens, dense, self.losses, again=self.sharded)
-
-
-def spread(losses: Losses, device: torch.device) -> nn.Module:
-    """The module to call on this process's device: alone, as one of several copies (DDP), or sharded.
-
-    Sharding moves one block at a time, so that no device holds the whole model.
-    """
-    if losses.sharded:
-        (teacher,) = losses.teacher
-        if teacher is not None:
-            _shard(decoder_of(teacher), teacher, device, None)
-        _shard(losses, losses.model, device, losses.low)
-        return losses
-    losses.to(device)
-    if parallel.size() == 1:
-        return losses
-    devices = None if device.type == "cpu" else [device]
-    return DistributedDataParallel(losses, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
-
-
-def _shard(root: nn.Module, model: Any, device: torch.device, low: torch.dtype | None) -> None:
-    """Shard a model's weights over all processes, one block at a time (FSDP2)."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-
-    mesh = init_device_mesh(device.type, (parallel.size(),))
-    policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32 if low else None)
-    named = getattr(model, "_no_split_modules", None) or ()
-    for module in [module for module in root.modules() if type(module).__name__ in named]:
-        fully_shard(module, mesh=mesh, mp_policy=policy)
-    fully_shard(root, mesh=mesh, mp_policy=policy)

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +20,15 @@ from darwinlm.recipe import RecoverySettings
 from darwinlm.recovery.cache import STORED
 from darwinlm.recovery.checkpoints import Checkpoints, LossGuard, TrainingState
 from darwinlm.recovery.losses import TopK, needs_dense
-from darwinlm.recovery.model import Dense, Losses, prepared, run_dense, spread
+from darwinlm.recovery.model import Dense, Losses, prepared, run_dense
 from darwinlm.recovery.schedule import Steps, rate_share
+from darwinlm.recovery.sharding import spread
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import digest_of
 from darwinlm.runtime.memory import kept_memory, room_at_peak
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 BETAS, MAX_GRAD_NORM = (0.9, 0.95), 1.0
 """AdamW's betas, and the maximum norm of gradients, as for Llama 2 (arXiv 2307.09288)."""
@@ -56,11 +60,13 @@ class Training:
 
     Attributes:
         student: Builds the smaller model, float32 in main memory, the same one each time.
-        teacher: Dense model in the type of the forward pass; None if the objective doesn't need it.
+        teacher: Dense model on the device, in the type of the forward pass, or this process's share of it; None if the
+            objective doesn't need it.
         text: One epoch, with the dense model's log-probabilities if they were stored (`darwinlm.recovery.cache`).
         held_out: Validation text, [n, t].
         key: Identity of the training, as JSON.
         dtype: Element type of forward and backward passes; trained weights are always float32.
+        mesh: The processes that share the weights (`sharding_mesh`); None if each has all of them.
         logs: Folder of TensorBoard's files; None puts them beside the checkpoints.
         each_step: Gets the number of tokens so far and the model, after each step and before its checkpoint.
     """
@@ -76,6 +82,7 @@ class Training:
     _: KW_ONLY
     device: torch.device
     dtype: torch.dtype
+    mesh: DeviceMesh | None = None
     logs: Path | None = None
     say: Callable[[str], None] = lambda message: None
     progress: Callable[[int, int], None] = lambda done, total: None
@@ -95,12 +102,10 @@ class Training:
         self.model = prepared(self.student(), settings)
         with parallel.agree():
             self.checkpoints.check_room(self.model)
-        if self.teacher is not None:
-            self.teacher = self.teacher.to(self.device)
         self.batches = Batches(self.text, self.steps, settings.seed)
-        self.sharded = settings.sharding == "fsdp" and parallel.size() > 1
+        self.sharded = self.mesh is not None
         losses = Losses(self.model, self.teacher, settings, self.dtype, sharded=self.sharded)
-        self.call = spread(losses, self.device).train()
+        self.call = spread(losses, self.device, self.mesh).train()
         self.trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
         # The fused optimizer doesn't copy the tensors that it updates.
         self.optimizer = torch.optim.AdamW(self.trained.values(), betas=BETAS, weight_decay=0.0, fused=True)

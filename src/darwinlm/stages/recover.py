@@ -109,7 +109,7 @@ def _need(need: Need) -> None:
         need.held["its weights in bfloat16"] = 2.0 * (once + sizes.outside)
     if distils:
         need.held["dense model"] = (sizes.blocks / count + sizes.outside) * size
-    need.ram["both models during loading"] = 4.0 * small + (sizes.params * size if distils else 0)
+    need.ram["the smaller model during loading"] = 4.0 * small
     text = unique * (4 if sizes.vocabulary > 1 << 16 else 2)
     # One checkpoint more is being written.
     need.scratch = (KEPT + 1) * STATE_BYTES * weights + text
@@ -131,6 +131,7 @@ def _recover(
 ) -> None:
     """Train the refitted or stitched model, in one process or several."""
     from darwinlm.recovery.cache import cached_text
+    from darwinlm.recovery.sharding import load_teacher, sharding_mesh, state_bytes
     from darwinlm.recovery.train import Training
 
     recipe, context, small = task.recipe, task.context, stitch.checkpoint
@@ -155,13 +156,15 @@ def _recover(
                 source=source,
                 progress=context.reporter.advance,
             )
+    state = state_bytes(small, teacher if needs_dense(settings) else None, context.dtype)
+    mesh = sharding_mesh(settings.sharding, context.device, state)
     with parallel.agree():
         repeats = partial(with_repeats, share=recipe.text.looking_back, seed=seed, ordinary=ordinary_tokens(tokenizer))
         bos = added_bos(tokenizer)
         text: PackedText | CachedText = PackedText(
             scratch / "text", steps.length, steps.sequences, bos, repeats=repeats
         )
-        reference = teacher.load(context.dtype, context.device) if needs_dense(settings) else None
+        reference = load_teacher(teacher, context.dtype, context.device, mesh) if needs_dense(settings) else None
     if settings.teacher_cache is not None:
         text = cached_text(
             text,
@@ -169,6 +172,7 @@ def _recover(
             Path(settings.teacher_cache).expanduser(),
             {"teacher": teacher.digest, "dtype": recipe.compute.dtype},
             batch_rows=steps.rows,
+            together=mesh is not None,
             say=context.reporter.say,
             progress=context.reporter.advance,
         )
@@ -184,6 +188,7 @@ def _recover(
             {"key": task.stage.digest, "steps": steps.count},
             device=context.device,
             dtype=context.dtype,
+            mesh=mesh,
             logs=task.folder / "logs",
             say=context.reporter.say,
             progress=context.reporter.advance,

@@ -1,0 +1,79 @@
+"""Weights that processes share: memory of each while they are loaded, and the processes that share them."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.tiny.checkpoint import tiny_checkpoint
+from tests.tiny.process import python
+
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.recovery.model import logits_of, run_dense
+from darwinlm.recovery.sharding import mesh_shape
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
+SIZES = {
+    "hidden_size": 256,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose blocks are nearly all of it."""
+    return tiny_checkpoint(tmp_path_factory.mktemp("dense") / "model", **SIZES)
+
+
+def shared(model: Path, processes: int, on_a_node: int) -> list[dict[str, Any]]:
+    """What each process saw."""
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes, "-m", "tests.tiny.sharing")
+    done = python(*launch, model, on_a_node, PYTHONWARNINGS="ignore")
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("FOUND "))
+    return json.loads(line.removeprefix("FOUND "))
+
+
+def test_no_process_holds_a_whole_dense_model(dense: Path):
+    """Neither while it is loaded nor while it runs: one block at a time, beside a share of all."""
+    seen = shared(dense, 4, 4)
+    whole = Checkpoint.open(dense)
+    size = sum(4 * weight.numel() for weight in whole.outline.parameters())
+    assert size > 300e6
+    model = whole.load(torch.float32)
+    expected = logits_of(model, run_dense(model, torch.arange(8)[None])[0]).double().mean(0)[:4].tolist()
+    for process in seen:
+        assert process["mesh"] == [0, 1, 2, 3]
+        assert process["held"] == pytest.approx(size / 4, rel=0.01)
+        assert process["peak"] < 0.35 * size
+        assert process["running"] < 0.6 * size
+        assert process["logits"] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_nodes_have_copies_and_the_processes_of_a_node_share_one(dense: Path):
+    """Two nodes of two processes: each process holds half, and what it gathers comes from its own node."""
+    size = sum(4 * weight.numel() for weight in Checkpoint.open(dense).outline.parameters())
+    seen = shared(dense, 4, 2)
+    assert [process["mesh"] for process in seen] == [[[0, 1], [2, 3]]] * 4
+    assert all(process["held"] == pytest.approx(size / 2, rel=0.01) for process in seen)
+    assert all(process["logits"] == seen[0]["logits"] for process in seen)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "needed", "free", "expected"),
+    [
+        ([2, 2, 2, 2], 100, [100] * 4, (2, 2)),
+        ([2, 2, 2, 2], 101, [100] * 4, (4,)),
+        ([2, 2, 2, 2], 100, [100, 100, 99, 100], (4,)),
+        ([4, 4, 4, 4], 1e9, [100] * 4, (4,)),
+        ([1, 1, 1, 1], 1, [100] * 4, (4,)),
+        ([3, 3, 3, 1], 1, [100] * 4, (4,)),
+    ],
+)
+def test_weights_are_spread_over_nodes_where_one_has_no_room(sizes, needed, free, expected):
+    """A node's share may take half of the free memory of its processes; nodes must be equal."""
+    assert mesh_shape(needed, list(zip(sizes, free, strict=True))) == expected

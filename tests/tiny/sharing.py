@@ -1,0 +1,59 @@
+"""A program for some gloo processes that share the weights of a dense model, and what each of them sees.
+
+torchrun ... -m tests.tiny.sharing MODEL NODE_SIZE
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.recovery.model import logits_of, run_dense
+from darwinlm.recovery.sharding import load_teacher, sharding_mesh
+from darwinlm.runtime import parallel
+
+STATUS, REFERENCES = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def resident(name: str) -> int:
+    """Bytes of this process's memory now (VmRSS), or at its peak (VmHWM)."""
+    (line,) = (line for line in STATUS.read_text(encoding="ascii").splitlines() if line.startswith(name + ":"))
+    return int(line.split()[1]) * 1024
+
+
+def main() -> None:
+    """Load the model, run it, and print what this process saw as a line of JSON."""
+    torch.set_num_threads(1)
+    os.environ["LOCAL_WORLD_SIZE"] = sys.argv[2]
+    parallel.init_from_environment()
+    teacher, device = Checkpoint.open(Path(sys.argv[1])), torch.device("cpu")
+    mesh = sharding_mesh("fsdp", device, 0)
+    assert mesh is not None
+    parallel.gather(0)
+    REFERENCES.write_text("5", encoding="ascii")  # the peak begins here
+    before = resident("VmRSS")
+    model = load_teacher(teacher, torch.float32, device, mesh)
+    loaded = resident("VmHWM") - before
+    hidden = run_dense(model, torch.arange(8)[None])
+    weights = [weight.to_local() for weight in model.parameters() if hasattr(weight, "to_local")]
+    found = {
+        "rank": parallel.rank(),
+        "mesh": mesh.mesh.tolist(),
+        "peak": loaded,
+        "running": resident("VmHWM") - before,
+        "held": sum(weight.nbytes for weight in weights),
+        "logits": logits_of(model, hidden[0]).double().mean(0)[:4].tolist(),
+    }
+    everything = parallel.gather(found)
+    if parallel.is_main():
+        print("FOUND " + json.dumps(everything))
+    parallel.shutdown()
+
+
+if __name__ == "__main__":
+    main()
