@@ -213,3 +213,16 @@ def test_routers_are_balanced_in_training_though_layers_have_none(model_type):
     assert len(output.router_logits) == len(routers) > 0
     output.loss.backward()
     assert all(model.get_submodule(name).weight.grad.abs().max() > 0 for name in routers)
+
+
+def test_other_tools_get_a_default_for_sizes_in_which_layers_differ(pruned):
+    """As many tools do, with names of other families too."""
+    config, differ = pruned.config, 0
+    for name in (*config.to_dict(), "head_dim", "num_attention_heads", "num_key_value_heads", "intermediate_size"):
+        try:
+            getattr(config, name)
+        except AttributeError as error:
+            differ += 1
+            assert "per_layer_config" in str(error)
+            assert getattr(config, name, "none") == "none"
+    assert differ or not config.is_heterogeneous

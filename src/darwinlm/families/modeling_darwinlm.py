@@ -25,6 +25,7 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
+from transformers.integrations.heterogeneity import AmbiguousGlobalPerLayerAttributeError as AmbiguousError
 
 SUBLAYERS = ("attention", "mlp")
 Norms = Sequence[Sequence[str]]  # of a layer: norms removed with its attention, norms removed with its MLP
@@ -107,6 +108,10 @@ class Saved:
             Path(save_directory, "modeling_darwinlm.py").write_text(text, encoding="utf-8")
 
 
+class VariesError(AmbiguousError, AttributeError):
+    """The size belongs to layers. Other tools read `getattr(config, name, default)`, which only an AttributeError ends."""
+
+
 class PrunedConfig(Saved):
     """Mixin for a family's configuration that allows layers to differ. It comes before the family's class."""
 
@@ -123,6 +128,13 @@ class PrunedConfig(Saved):
         if getattr(self, "head_dim", None) is None:
             self.head_dim = self.hidden_size // self.num_attention_heads  # type: ignore[attr-defined]
         self.per_layer_config = per_layer
+
+    def __getattribute__(self, name: str) -> Any:
+        """An attribute. Raises VariesError for a size in which layers differ."""
+        try:
+            return super().__getattribute__(name)
+        except AmbiguousError as error:
+            raise VariesError(*error.args) from None
 
     @property
     def per_layer_config(self) -> Sequence[Any]:
