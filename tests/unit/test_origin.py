@@ -84,5 +84,5 @@ def test_a_gguf_file_tells_its_licence_and_its_end_tokens(tmp_path):
 @pytest.mark.parametrize("content", ["{", "[1]"])
 def test_settings_that_cannot_be_read_are_refused(tmp_path, content):
     (tmp_path / "generation_config.json").write_text(content)
-    with pytest.raises(CheckpointError, match=r"generation_config\.json .*fetch the model again"):
+    with pytest.raises(CheckpointError, match=r"generation_config\.json .*: remove it or fetch it again"):
         carry(tmp_path, tmp_path)

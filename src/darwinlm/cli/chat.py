@@ -64,13 +64,14 @@ def chat(
     for source in (model,) if against is None else (model, against):
         terminal.say(f"loading {source}")
         opened = open_model(source, dtype=dtype, device=device, allow_remote_code=allow_remote_code)
-        talks[source] = Conversation(opened, settings)
+        talks[source] = talk = Conversation(opened, settings)
+        if not talk.has_template:
+            terminal.say(f"{source} has no chat template: it continues your text")
+        if opened.unused:
+            terminal.say(f"{source}: answers don't use {', '.join(opened.unused)} of generation_config.json")
     console, typed = terminal.console(), sys.stdin.isatty()
     if typed:
         terminal.say(HELP)
-    for name, talk in talks.items():
-        if not talk.has_template:
-            terminal.say(f"{name} has no chat template: it continues your text")
     for text in _questions(console):
         if text == "/reset":
             for talk in talks.values():

@@ -24,7 +24,7 @@ MAY_BE_ZERO, BY_LAYER = frozenset(_NAMES["may_be_zero"]), frozenset(_NAMES["by_l
 LARGEST_INTEGER = 1 << 53
 """Largest allowed integer of a configuration, for any name."""
 DTYPES = frozenset({"float32", "float16", "bfloat16", "float64", "auto"})
-IMPLEMENTATIONS = frozenset({"eager", "sdpa", "flex_attention", "grouped_mm", "batched_mm"})
+IMPLEMENTATIONS = frozenset({"eager", "sdpa", "grouped_mm", "batched_mm"})
 """What a configuration may choose for attention and experts; other words can name code on the hub that would run."""
 WEIGHTS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Element types of weights, as safetensors name them, that can be read as numbers."""

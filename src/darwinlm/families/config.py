@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
-from transformers import CONFIG_MAPPING, AutoConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from darwinlm.families.bounds import check_config
 from darwinlm.families.family import PREFIX, families, family_of
@@ -13,6 +14,9 @@ from darwinlm.families.loading import UNUSABLE, remote_code
 from darwinlm.families.pruned import pruned_classes
 from darwinlm.runtime.errors import CheckpointError, first_line
 from darwinlm.runtime.limits import load_json, shorten
+
+OURS = {"return_dict": True, "output_attentions": False, "output_hidden_states": False, "is_encoder_decoder": False}
+"""Fields that say how a model is called, not what it is: they have our values, whatever a checkpoint says."""
 
 
 def open_config(folder: Path, model_type: str, *, own_code: bool, allow_remote_code: bool) -> Any:
@@ -36,7 +40,7 @@ def open_config(folder: Path, model_type: str, *, own_code: bool, allow_remote_c
     if own_code and not allow_remote_code:
         raise remote_code(folder)
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=own_code, local_files_only=True)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=own_code, local_files_only=True, **OURS)
     except UNUSABLE as error:
         if "does not recognize this architecture" in str(error):
             family_of(type("Unknown", (), {"model_type": model_type}))
@@ -52,16 +56,13 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(plain, dict):
         raise CheckpointError(f"{path} names no model_type: it holds a {type(plain).__name__}, not a mapping")
     check_config(plain, path)
-    beside = path.parent / "generation_config.json"
-    if beside.is_file():
-        try:
-            check_config(_mapping(load_json(beside)), beside)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{beside} is damaged ({shorten(error)}): remove it or fetch it again") from error
+    if taken := next((name for name in plain if _is_method(name)), None):
+        raise CheckpointError(f"{path}: {shorten(taken)} is a name that transformers uses itself: remove the field")
     return plain
 
 
-def _mapping(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"it holds a {type(value).__name__}, not a mapping")  # noqa: TRY004 - of a file, not a type
-    return value
+def _is_method(name: str) -> bool:
+    """Whether a configuration's class would lose a method or a computed value to a field of this name."""
+    known = inspect.getattr_static(PreTrainedConfig, name, None)
+    computed = isinstance(known, property) and known.fset is None
+    return computed or callable(known) or isinstance(known, classmethod | staticmethod)

@@ -108,8 +108,8 @@ class Saved:
             Path(save_directory, "modeling_darwinlm.py").write_text(text, encoding="utf-8")
 
 
-class VariesError(AmbiguousError, AttributeError):
-    """The size belongs to layers. Other tools read `getattr(config, name, default)`, which only an AttributeError ends."""
+class VariesError(AmbiguousError, AttributeError):  # type: ignore[misc]
+    """Layers differ in this size. In other tools, `getattr(config, name, default)` then gives the default."""
 
 
 class PrunedConfig(Saved):
@@ -126,7 +126,7 @@ class PrunedConfig(Saved):
         super().__post_init__(**kwargs)  # type: ignore[misc]
         self.__dict__.pop("_heterogeneity_spec", None)  # of the family's own
         if getattr(self, "head_dim", None) is None:
-            self.head_dim = self.hidden_size // self.num_attention_heads  # type: ignore[attr-defined]
+            self.head_dim = self.hidden_size // self.num_attention_heads
         self.per_layer_config = per_layer
 
     def __getattribute__(self, name: str) -> Any:

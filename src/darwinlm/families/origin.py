@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from darwinlm.families.files import CARD, GENERATION, LICENCES, PROCESSORS, model_files
+from darwinlm.families.generation import generation_of, read_generation
 from darwinlm.runtime.artifact import read_json, write_json
 from darwinlm.runtime.errors import CheckpointError, first_line
 from darwinlm.runtime.limits import TEXT_BYTES, load_json, parse_yaml, read_text, shorten, visible
@@ -79,15 +80,15 @@ def write_gguf_origin(folder: Path, fields: Mapping[str, Any]) -> None:
 
 
 def carry(source: Path, target: Path) -> None:
-    """Copy a model's generation settings, processors of images and licence files to a model derived from it.
+    """Give a model derived from another its generation settings, processors of images and licence files.
 
     Raises:
-        CheckpointError: The generation settings aren't JSON.
+        CheckpointError: The generation settings are damaged.
         OSError: A file can't be written.
     """
-    if (source / GENERATION).is_file():
-        _json(source / GENERATION)
-    for name, path in model_files(source, (GENERATION, *PROCESSORS, *LICENCES)):
+    if settings := read_generation(source):
+        generation_of(settings, source).save_pretrained(target)
+    for name, path in model_files(source, (*PROCESSORS, *LICENCES)):
         shutil.copyfile(path, target / name)
 
 

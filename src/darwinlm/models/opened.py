@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.generation import generation_of, read_generation, unused
 from darwinlm.families.loading import check_finite, load_model, load_tokenizer
 from darwinlm.models.in_llama_cpp import open_in_llama_cpp
 from darwinlm.models.resolve import resolve_model
@@ -52,6 +53,11 @@ class Opened:
         if self.rows is not None:
             cut_model(model, self.rows)
         return model
+
+    @property
+    def unused(self) -> list[str]:
+        """Generation settings of its files that would change its answers and aren't used."""
+        return [] if self.checkpoint is None else unused(read_generation(self.checkpoint.folder))
 
     def decoder(self, tokens: Tensor) -> Any:
         """The model to read these tokens with, block by block if it can be."""
@@ -135,6 +141,7 @@ def _in_pytorch(source: str, kind: torch.dtype, where: torch.device, *, allow_re
         shutil.rmtree(work, ignore_errors=True)
         folder = inside if inside.is_dir() else path
         model = load_model(folder, kind, allow_remote_code=allow_remote_code)
+        model.generation_config = generation_of(model.generation_config.to_diff_dict(), folder)
         tokenizer = load_tokenizer(folder, None, allow_remote_code=allow_remote_code)
         model = model.eval().requires_grad_(requires_grad=False).to(where)
         return Opened(source, lambda: model, tokenizer)
