@@ -66,9 +66,11 @@ def generation_of(settings: Mapping[str, Any], where: Path | str) -> GenerationC
     taken["do_sample"] = bool(sample)
     for name, check in CHECKED.items():
         value = settings.get(name)
-        if value is None or (name == "top_k" and value == 0):  # 0 stands for all tokens
+        if value is None or (name == "top_k" and value == 0 and not isinstance(value, bool)):  # 0 stands for all tokens
             continue
-        if name == "temperature" and value == 0 and not isinstance(value, bool):
+        if isinstance(value, bool):
+            raise _wrong(where, name, value, "it is a number")
+        if name == "temperature" and value == 0:
             taken["do_sample"] = False  # as is usual: the most likely token
             continue
         try:
