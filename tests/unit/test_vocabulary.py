@@ -142,19 +142,14 @@ def test_numbers_in_settings_follow(tmp_path):
     folder = wordy_checkpoint(tmp_path / "dense")
     path = folder / "generation_config.json"
     plain = json.loads(path.read_text())
-    path.write_text(
-        json.dumps({**plain, "suppress_tokens": [2, 300], "pad_token_id": 500, "eos_token_id": [2, TOKENS]})
-    )
+    path.write_text(json.dumps({**plain, "pad_token_id": 500, "eos_token_id": [2, TOKENS]}))
     dense = Checkpoint.open(folder)
     assert special_numbers(dense) == {0, 1, 2, TOKENS, 500}
     cut_weights(dense, [0, 2, TOKENS, 1], tmp_path / "small")
     made = json.loads((tmp_path / "small" / "generation_config.json").read_text())
-    assert (made["suppress_tokens"], made["pad_token_id"], made["eos_token_id"]) == ([1], None, [1, 2])
+    assert (made["pad_token_id"], made["eos_token_id"]) == (None, [1, 2])
     config = json.loads((tmp_path / "small" / "config.json").read_text())
     assert (config["vocab_size"], config["bos_token_id"], config["eos_token_id"]) == (4, 3, 1)
-    path.write_text(json.dumps({**plain, "bad_words_ids": [[3]]}))
-    with pytest.raises(CheckpointError, match=r"sets bad_words_ids.*--vocab"):
-        cut_weights(dense, [0, 1], tmp_path / "other")
 
 
 def test_rows_of_a_smaller_tokenizer():

@@ -52,34 +52,27 @@ def generation_of(settings: Mapping[str, Any], where: Path | str) -> GenerationC
 
     Raises CheckpointError, which names the field.
     """
-    taken: dict[str, Any] = {}
+    taken: dict[str, Any] = {"do_sample": settings.get("do_sample") or False}
+    if not isinstance(taken["do_sample"], bool):
+        raise _wrong(where, "do_sample", taken["do_sample"], "it is true or false")
     for name in NUMBERS:
         value = settings.get(name)
         many = value if isinstance(value, list) and name == "eos_token_id" else [] if value is None else [value]
         if not all(type(each) is int and 0 <= each < TOKENS for each in many):
             raise _wrong(where, name, value, f"a token is a whole number from 0 to {TOKENS - 1:,}")
-        if many:
-            taken[name] = value
-    sample = settings.get("do_sample", False)
-    if not isinstance(sample, bool | None):
-        raise _wrong(where, "do_sample", sample, "it is true or false")
-    taken["do_sample"] = bool(sample)
-    for name, check in CHECKED.items():
-        value = settings.get(name)
-        if value is None or (name == "top_k" and value == 0 and not isinstance(value, bool)):  # 0 stands for all tokens
-            continue
-        if isinstance(value, bool):
-            raise _wrong(where, name, value, "it is a number")
-        if name == "temperature" and value == 0:
-            taken["do_sample"] = False  # as is usual: the most likely token
+        taken |= {name: value} if many else {}
+    found = {name: value for name in CHECKED if (value := settings.get(name)) is not None}
+    if found.get("temperature") == 0:  # as is usual: the most likely token
+        taken["do_sample"] = False
+    for name, value in found.items():
+        if value == 0 and name in ("temperature", "top_k") and not isinstance(value, bool):  # 0 stands for all tokens
             continue
         try:
-            check(value)
+            CHECKED[name](None if isinstance(value, bool) else value)
         except (ValueError, TypeError) as error:
             raise _wrong(where, name, value, str(error)) from error
-        taken[name] = value
-    if not taken["do_sample"]:  # transformers warns about settings without an effect
-        taken = {name: value for name, value in taken.items() if name not in ("temperature", "top_p", "top_k")}
+        if taken["do_sample"] or name == "repetition_penalty":  # transformers warns about settings without an effect
+            taken[name] = value
     return GenerationConfig(**taken)
 
 

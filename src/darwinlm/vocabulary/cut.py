@@ -27,8 +27,6 @@ TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "chat_tem
 NUMBER = ("_token_id", "_token_index")
 """Ends of the names of settings that are a token's number, such as that of images."""
 PARTS = ("text_config", "vision_config", "audio_config")
-FORBIDDEN = ("suppress_tokens", "begin_suppress_tokens")
-WORDS = ("bad_words_ids", "force_words_ids", "sequence_bias", "forced_decoder_ids")
 
 
 def cut_weights(checkpoint: Checkpoint, rows: Sequence[int], folder: Path) -> None:
@@ -55,12 +53,12 @@ def cut_weights(checkpoint: Checkpoint, rows: Sequence[int], folder: Path) -> No
     folder.mkdir(parents=True)
     new = {old: number for number, old in enumerate(rows)}
     path = checkpoint.folder / "config.json"
-    config = _renumbered(load_json(path), new, path)
+    config = _renumbered(load_json(path), new)
     config |= {"text_config": config["text_config"] | sizes} if checkpoint.whole is not None else sizes
     write_json(folder / "config.json", config)
     carry(checkpoint.folder, folder)
     if (folder / GENERATION).is_file():
-        write_json(folder / GENERATION, _renumbered(load_json(folder / GENERATION), new, folder / GENERATION))
+        write_json(folder / GENERATION, _renumbered(load_json(folder / GENERATION), new))
     write_json(folder / RECORD, vars(origin_of(checkpoint.folder, checkpoint.source)))
     for shard in sorted(set(checkpoint.stored.shards.values())):
         try:
@@ -83,23 +81,19 @@ def write_tokenizer(tokenizer: Any, tree: Mapping[str, Any], rows: Sequence[int]
     write_json(folder / "tokenizer.json", tree)
     path = folder / TOKENIZER_FILES[0]
     new = {old: number for number, old in enumerate(rows)}
-    settings = _renumbered(load_json(path), new, path)
+    settings = _renumbered(load_json(path), new)
     decoder = settings.get("added_tokens_decoder")
     if decoder:
         settings["added_tokens_decoder"] = {str(new[int(old)]): token for old, token in decoder.items()}
     write_json(path, settings)
 
 
-def _renumbered(settings: dict[str, Any], new: Mapping[int, int], path: Path) -> dict[str, Any]:
+def _renumbered(settings: dict[str, Any], new: Mapping[int, int]) -> dict[str, Any]:
     """The settings of a file with the new numbers of its tokens; numbers without a token are removed."""
     for name, value in settings.items():
         if name in PARTS and isinstance(value, dict):
-            _renumbered(value, new, path)
-        if name in WORDS and value:
-            raise CheckpointError(
-                f"{path} sets {name}, whose tokens may not be in a smaller vocabulary: remove it, or leave out --vocab"
-            )
-        if name in FORBIDDEN or (isinstance(value, list) and name.endswith(("_token_id", "_token_ids"))):
+            _renumbered(value, new)
+        if isinstance(value, list) and name.endswith(("_token_id", "_token_ids")):
             settings[name] = value and [new[old] for old in value if old in new]
         elif name.endswith(NUMBER):
             settings[name] = new.get(value)
