@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from darwinlm.calibration import moments
-from darwinlm.calibration.moments import SecondMoment
+from darwinlm.calibration.moments import SecondMoment, halves
+from darwinlm.surgery.projection_fit import Moments
 
 
 def rows(*shape, seed=0, dtype=torch.float32):
@@ -56,20 +57,53 @@ def test_cross_moments(dtype):
     torch.testing.assert_close(moment.take().double(), y.double().T @ x.double() / 40, rtol=1e-5, atol=1e-6)
 
 
-def test_bfloat16_products_are_exact_in_float32(monkeypatch):
-    """If a device multiplies bfloat16 into float32, inputs aren't converted and the sum is the one in float32."""
-    whole, asked, x = torch.mm, [], rows(50, 6, dtype=torch.bfloat16)
-    expected = SecondMoment(6)
-    expected.add(x)
+@pytest.fixture
+def asked(monkeypatch):
+    """Pretend that the device multiplies bfloat16 into float32; the element types of the factors of its products."""
+    whole, types = torch.mm, []
 
     def mm(left, right, out_dtype):
-        asked.append((left.dtype, out_dtype))
+        types.append((left.dtype, right.dtype, out_dtype))
         return whole(left.float(), right.float())
 
     monkeypatch.setattr(moments, "multiplies_into_float32", lambda device: True)
     monkeypatch.setattr(torch, "mm", mm)
-    found = SecondMoment(6)
+    return types
+
+
+PRODUCT = (torch.bfloat16, torch.bfloat16, torch.float32)
+
+
+def test_bfloat16_products_are_exact_in_float32(asked, monkeypatch):
+    """If a device multiplies bfloat16 into float32, inputs aren't converted and the sum is the one in float32."""
+    x = rows(50, 6, dtype=torch.bfloat16)
+    found, expected = SecondMoment(6), SecondMoment(6)
     found.add(x)
     found.add(x.float())
-    assert asked == [(torch.bfloat16, torch.float32)]
+    assert asked == [PRODUCT]
+    monkeypatch.undo()
+    expected.add(x)
     torch.testing.assert_close(found.take(), expected.take())
+
+
+def test_a_refits_moments_are_products_of_bfloat16_near_those_of_float64(asked):
+    """Targets are differences of streams that nearly agree; inputs have columns of very different size."""
+    x = (rows(4096, 24) * torch.logspace(-3, 3, 24)).to(torch.bfloat16)
+    before = rows(4096, 8, seed=1).to(torch.bfloat16)
+    after = (before.float() + 0.02 * rows(4096, 8, seed=2)).to(torch.bfloat16)
+    y = after.float() - before.float() + 0.003
+    seen = Moments(24, 8, torch.device("cpu"), zip(x.split(1000), y.split(1000), strict=True))
+    assert asked == [PRODUCT] * 15
+    X, Y = x.double(), y.double()
+    scale = torch.outer(Y.square().mean(0).sqrt(), X.square().mean(0).sqrt())
+    assert ((seen.C.double() - Y.T @ X / 4096).abs() / scale).max() < 1e-6
+    squares = X.square().mean(0).sqrt()
+    assert ((seen.H.double() - X.T @ X / 4096).abs() / torch.outer(squares, squares)).max() < 1e-6
+    assert seen.energy == pytest.approx(float(Y.square().sum() / 4096), rel=1e-12)
+
+
+def test_the_halves_of_a_number_keep_sixteen_bits():
+    x = rows(10_000) * torch.logspace(-20, 20, 10_000)
+    high, low = halves(x)
+    assert high.dtype == low.dtype == torch.bfloat16
+    assert ((high.double() + low.double() - x.double()).abs() / x.double().abs()).max() <= 2**-17

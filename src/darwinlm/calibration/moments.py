@@ -61,12 +61,20 @@ def add_products_(total: Tensor, left: Tensor, right: Tensor) -> None:
     """Add leftᵀ right to a float32 sum [p, q], of floating matrices [n, p] and [n, q].
 
     A product of two bfloat16 numbers is exact in float32. So a GPU multiplies bfloat16 matrices in its bfloat16 units,
-    which sum in float32. This is as exact as float32 without TF32, and many times faster.
+    which sum in float32. This is as exact as float32 without TF32, and many times faster. A float32 matrix on the left
+    of a bfloat16 one is split into two: their sum keeps 16 of its 24 bits, or 2⁻¹⁷ of each number.
     """
-    if left.dtype == right.dtype == torch.bfloat16 and multiplies_into_float32(total.device):
-        total += torch.mm(left.T, right, out_dtype=torch.float32)
+    if right.dtype == torch.bfloat16 and multiplies_into_float32(total.device):
+        for part in (left,) if left.dtype == torch.bfloat16 else halves(left):
+            total += torch.mm(part.T, right, out_dtype=torch.float32)
     else:
         total.addmm_(left.float().T, right.float())
+
+
+def halves(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """Two bfloat16 tensors whose sum is a float32 tensor, up to 2⁻¹⁷ of each number."""
+    high = tensor.to(torch.bfloat16)
+    return high, (tensor - high).to(torch.bfloat16)
 
 
 def multiplies_into_float32(device: torch.device) -> bool:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from darwinlm.calibration.moments import SecondMoment
 from darwinlm.families.parts import ModuleKind
 from darwinlm.runtime import parallel
-from darwinlm.runtime.compute import exact
+from darwinlm.runtime.compute import exact, exact_device
 from darwinlm.streaming.experts import expert_module
 from darwinlm.streaming.outputs import norm_divisor, norm_gain, output_projection
 from darwinlm.surgery.ridge import ridge_solution, squared_error
@@ -56,14 +56,15 @@ class Moments:
 
     def __init__(self, inputs: int, outputs: int, device: torch.device, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
         second, cross = SecondMoment(inputs, device=device), SecondMoment(inputs, outputs, device=device)
-        energy = 0.0
+        energy = torch.zeros((), dtype=torch.float64, device=exact_device(device))
         for x, y in pairs:
             second.add(x)
             cross.add(x, y)
-            energy += float(exact(y).double().square().sum())
+            energy += exact(y).double().square().sum()
         self.H, self.C = second.take(parallel.all_reduce), cross.take(parallel.all_reduce)
-        energy, self.count = parallel.all_reduce(torch.tensor([energy, second.count], dtype=torch.float64)).tolist()
-        self.energy = energy / max(self.count, 1)
+        sums = torch.tensor([float(energy), second.count], dtype=torch.float64)
+        summed, self.count = parallel.all_reduce(sums).tolist()
+        self.energy = summed / max(self.count, 1)
 
     def errors(self, candidates: Sequence[Tensor]) -> list[float]:
         """E‖y - W x‖² relative to E‖y‖² of each of some W, [r, d]."""
