@@ -18,6 +18,7 @@ from darwinlm.database.factors import (
     full_target,
     kept_weights,
     narrower_factors,
+    pack_lower,
     unpack_lower,
 )
 from darwinlm.database.levels import Level, variants
@@ -29,7 +30,8 @@ from darwinlm.recipe import UnitsSettings
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import check_file, damaged, open_tensors, read_manifest
 from darwinlm.runtime.mapped import in_file
-from darwinlm.runtime.memory import Bounded, room_on
+from darwinlm.runtime.memory import ALL, Bounded, room_on
+from darwinlm.streaming.transfers import HostCopy, pinned_bytes
 
 CPU = torch.device("cpu")
 
@@ -38,6 +40,9 @@ DEVICE_SHARE = 0.3
 
 HOST_SHARE = 0.4
 """Share of the free main memory for packed factors that don't fit on the device."""
+
+NARROW_SHARE = 0.3
+"""Share of the free main memory for factors of some columns that don't fit on the device."""
 
 DISK_SHARE = 0.5
 """Share of the free disk for targets of factors that don't fit into the memory of a CPU."""
@@ -50,8 +55,9 @@ class DatabaseReader(ModuleReader):
     """Reads any module at any level. Files are compared with their hashes in the manifest before use.
 
     Searches repeatedly need the factors of all modules in turn. As many as fit stay on the device, on which weights are
-    computed from them. The inputs of the others stay in main memory, pinned if a GPU reads them. On a CPU, a target
-    takes longer to compute than to read, so those that don't fit wait in files. The checkpoint is the dense model's.
+    computed from them. The inputs of the others stay in main memory, pinned if a GPU reads them, and so do factors of
+    some columns, each of which took a QR decomposition. On a CPU, a target takes longer to compute than to read, so
+    those that don't fit wait in files. The checkpoint is the dense model's.
 
     Attributes:
         reads: Number of factors read from files.
@@ -81,6 +87,9 @@ class DatabaseReader(ModuleReader):
         self._stored: Bounded[tuple[int, ModuleKind], tuple[Tensor, Tensor]] = Bounded(
             _bytes, room_on(CPU, HOST_SHARE), scanned=True
         )
+        self._narrow: Bounded[tuple[int, ModuleKind, int], HostCopy] = Bounded(
+            lambda copy: pinned_bytes(copy.nbytes), room_on(CPU, NARROW_SHARE), scanned=True
+        )
         self._scratch: Path | None = None
         self._targets: Bounded[tuple[int, ModuleKind], tuple[Tensor, ...]] = Bounded(
             _bytes, self._disk_room, scanned=True
@@ -100,8 +109,11 @@ class DatabaseReader(ModuleReader):
             # Those of another block make room first.
             self._last = {each: found for each, found in self._last.items() if found[0][0] == block and each != own}
             factors = self._computed(block, kind, variant)
-            if not self._factors.put(key, factors) and own[1]:
-                self._spill(block, kind, factors)
+            if not self._factors.put(key, factors):
+                if own[1]:
+                    self._spill(block, kind, factors)
+                elif self.device.type != "cpu":
+                    self._set_aside(key, *factors)
         self._last[own] = (block, variant), factors
         return factors
 
@@ -118,13 +130,32 @@ class DatabaseReader(ModuleReader):
         if self._targets.has_room(_bytes(targets)):
             self._targets.put((block, kind), tuple(in_file(each, self._scratch) for each in targets))
 
+    def _set_aside(self, key: tuple[int, ModuleKind, int], narrow: NestedFactors) -> None:
+        """Keep factors of some columns in main memory, if there is room."""
+        p, outputs = len(narrow.columns), len(narrow.target)
+        if self._narrow.get(key) is None and self._narrow.has_room(pinned_bytes(2 * p * (p + 1 + 2 * outputs))):
+            self._narrow.put(key, HostCopy([pack_lower(narrow.factor), narrow.target]))
+
+    def _brought_back(self, copy: HostCopy, columns: Tensor) -> NestedFactors:
+        p, outputs = len(columns), int(self.checkpoint.config.hidden_size)
+        factor = torch.empty(p * (p + 1) // 2, device=self.device)
+        target = torch.empty(outputs, p, device=self.device)
+        copy.copy_to([factor, target])
+        return NestedFactors(columns.to(self.device), unpack_lower(factor, p), target)
+
     def _disk_room(self, _: int) -> int:
         assert self._scratch is not None
         return int(DISK_SHARE * shutil.disk_usage(self._scratch).free) // parallel.local_size()
 
     def release(self, reserve: int = 0) -> None:
-        """Release factors and files of targets; factors are computed again, and leave `reserve` bytes of the device."""
+        """Release factors and files of targets; factors are computed again, and leave `reserve` bytes of the device.
+
+        If it is all of them, main memory is released too.
+        """
         self._last = {}
+        if reserve == ALL:
+            self._stored.clear()
+            self._narrow.clear()
         self._factors.reserve(reserve)
         self._targets.clear()
         self._scratch = None
@@ -134,6 +165,9 @@ class DatabaseReader(ModuleReader):
         last = variants(shape, self.units)[-1]
         columns = self._curves(block)[f"{kind}.{variant}.columns"].long()
         if variant != last:
+            aside = self._narrow.get((block, kind, variant))
+            if aside is not None:
+                return (self._brought_back(aside, columns),)
             (whole,) = self.factors(block, kind, last)
             return (narrower_factors(whole, columns),)
         packed, W = (tensor.to(self.device, non_blocking=True) for tensor in self._read(block, kind))
