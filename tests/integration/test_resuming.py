@@ -212,3 +212,16 @@ def test_a_model_that_vanishes_in_the_middle_and_comes_back(uninterrupted, make_
     run_stages(make_run(copied, tmp_path / "out"), "export")
     ours, theirs = (folder / "model" / "model.safetensors" for folder in (tmp_path / "out", other))
     assert ours.read_bytes() == theirs.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+@pytest.mark.parametrize("after", ["text", "search"])
+def test_a_model_that_changes_during_a_run_is_noticed(model_copy, make_run, tmp_path, name, after):
+    """Else the saved model would be a mixture of two."""
+    run = make_run(model_copy, tmp_path / "out", "refit.tokens=0")
+    run_stages(run, after)
+    path, size = model_copy / name, (model_copy / name).stat().st_size
+    flip(path) if name == "model.safetensors" else path.write_text(path.read_text() + " " * (size % 7 + 1))
+    with pytest.raises(CheckpointError, match=rf"{name}: it was changed during this run.* into a new folder"):
+        run_stages(run, "export")
+    assert not (tmp_path / "out" / "model").exists()

@@ -22,6 +22,9 @@ NAMES = (
         "generation_config.json",
         "tokenizer.json",
         "model.safetensors",
+        "bpe.codes",
+        "prophetnet.tokenizer",
+        "notes",
     ),
 )
 

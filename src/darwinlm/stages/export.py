@@ -66,6 +66,8 @@ def _save(
     validation: TokenSequences,
 ) -> None:
     """Save the final model into `model/` of the output folder."""
+    for each in (dense, teacher):
+        each.check_unchanged()
     folder = task.context.folder / MODEL
     dtype, place = saved_dtype(task.recipe, dense.dtype), partial(in_file, folder=task.folder)
     model = as_dtype((recover or refit or stitch).model(dtype, place), dtype)
