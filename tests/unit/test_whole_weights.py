@@ -65,6 +65,45 @@ def test_an_unknown_family_with_missing_weights(unknown):
         open_model(str(unknown), dtype="float32")
 
 
+def surplus(tensors, _):
+    tensors["transformer.h.2.mlp.c_fc.weight"] = torch.zeros(32, 128)
+    return "which a model with its config.json does not have"
+
+
+def fewer_blocks(_, folder):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"n_layer": 1}))
+    return "which a model with its config.json does not have"
+
+
+def whole_numbers(tensors, _):
+    name = next(key for key in tensors if key.endswith("h.1.mlp.c_fc.weight"))
+    tensors[name] = tensors[name].to(torch.int8)
+    return "I8"
+
+
+def another_head(tensors, _):
+    tensors["lm_head.weight"] = torch.ones(300, 32)
+    return "ties the head to the embedding, which differs"
+
+
+def an_index_that_leads_out(tensors, folder):
+    save_file(tensors, folder.parent / "outside.safetensors", metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, "../outside.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return "points outside its folder"
+
+
+@pytest.mark.parametrize("damage", [surplus, fewer_blocks, whole_numbers, another_head, an_index_that_leads_out])
+def test_an_unknown_family_whose_weights_are_others(unknown, damage):
+    path = unknown / "model.safetensors"
+    tensors = load_file(path)
+    message = damage(tensors, unknown)
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=message):
+        open_model(str(unknown), dtype="float32")
+
+
 def test_an_unknown_family_with_pickled_weights(unknown):
     tensors = load_file(unknown / "model.safetensors")
     torch.save(tensors, unknown / "pytorch_model.bin")

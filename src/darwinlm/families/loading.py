@@ -97,10 +97,14 @@ def load_model(model: Path | str, dtype: torch.dtype, *, allow_remote_code: bool
 
 
 def check_loaded(loaded: Any, report: Mapping[str, Any], model: Path | str) -> None:
-    """Refuse weights that transformers made up, and ones that aren't finite. Raises CheckpointError."""
+    """Refuse weights that transformers made up or left out, and ones that aren't finite. Raises CheckpointError."""
     missing = sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])})
     if missing:
         raise CheckpointError(f"{model} lacks {listed(missing)}: its weights aren't complete. Fetch the model again")
+    if surplus := sorted(report["unexpected_keys"]):
+        raise CheckpointError(
+            f"{model} holds {listed(surplus)}, which a model with its config.json does not have: fetch the model again"
+        )
     check_finite(loaded.state_dict(), model)
 
 

@@ -39,7 +39,7 @@ def resolve_model(model: str, work: Path, *, allow_remote_code: bool = False) ->
     elif path.is_dir():
         checkpoint = Checkpoint.open(path, allow_remote_code=allow_remote_code)
     else:
-        checkpoint = Checkpoint.open(from_hub(model, _download), model, allow_remote_code=allow_remote_code)
+        checkpoint = Checkpoint.open(from_hub(model, download), model, allow_remote_code=allow_remote_code)
     checkpoint.check_embeddings()
     return checkpoint
 
@@ -87,7 +87,8 @@ def from_hub(model: str, fetch: Callable[[str, str | None], Path], otherwise: st
         ) from error
 
 
-def _download(name: str, revision: str | None) -> Path:
+def download(name: str, revision: str | None) -> Path:
+    """The folder of a model of the hub in its cache, for `from_hub`."""
     from huggingface_hub import snapshot_download
 
     patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py", "README.md", *LICENCES]
