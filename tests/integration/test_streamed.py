@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from tests.tiny.models import tiny_model
 from tests.tiny.searching import placed_in
+from transformers import AutoModelForCausalLM
 
 from darwinlm.evaluation.looking_back import Copying, measure_copying
 from darwinlm.evaluation.quality import measure_quality
@@ -125,3 +127,16 @@ def test_an_evaluation_reads_every_block_once_for_text_and_once_for_copying(mode
     assert [each.name for each in scores] == ["at once", "apart"]
     assert [each.loss for each in scores] == pytest.approx([each.loss for each in copied], rel=1e-5)
     assert [each.tokens for each in scores] == [3 * 3, 2 * 2]
+
+
+@pytest.mark.parametrize("model_type", ["gemma", "gemma2", "gemma3_text", "gemma4_text", "vaultgemma"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_embeddings_are_scaled_in_the_type_of_the_passes(tmp_path, model_type, dtype):
+    """The square root of this hidden size isn't a bfloat16 number, the type in which the model is stored."""
+    tiny_model(model_type, hidden_size=96).to(torch.bfloat16).save_pretrained(tmp_path)
+    ids, checkpoint = torch.arange(3, 15)[None], Checkpoint.open(tmp_path)
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype).eval()
+    assert torch.equal(checkpoint.load(dtype)(ids).logits, stock(ids).logits)
+    streamed = StreamedDecoder(checkpoint, ids, dtype=dtype, device=torch.device("cpu")).model
+    scales = [name for name, _ in stock.named_buffers() if name.endswith("embed_scale")]
+    assert all(torch.equal(streamed.get_buffer(name), stock.get_buffer(name)) for name in scales)

@@ -339,7 +339,7 @@ class Checkpoint:
         Raises:
             CheckpointError: The weights don't fit the configuration, or aren't finite.
         """
-        model, device = self.skeleton(), torch.device(device)
+        model, device = self.skeleton(dtype), torch.device(device)
         for module in model.modules():
             for name, buffer in module.named_buffers(recurse=False):
                 if not buffer.is_meta:
@@ -376,11 +376,15 @@ class Checkpoint:
         """A `skeleton` to look at, made once; nothing may change it."""
         return self.skeleton()
 
-    def skeleton(self) -> Any:
-        """The model with parameters on the meta device, and with the buffers that aren't saved."""
+    def skeleton(self, dtype: torch.dtype | None = None) -> Any:
+        """The model with parameters on the meta device, and with the buffers that aren't saved.
+
+        `dtype` is that of its passes: Gemma's scale of embeddings is rounded to it. None is the configuration's.
+        """
+        how = {} if dtype is None else {"dtype": dtype}
         try:
             with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(copy.deepcopy(self.config), trust_remote_code=False)
+                model = AutoModelForCausalLM.from_config(copy.deepcopy(self.config), trust_remote_code=False, **how)
         except UNUSABLE as error:
             raise CheckpointError(
                 f"{self.folder / 'config.json'} describes no valid model: {first_line(error)}"

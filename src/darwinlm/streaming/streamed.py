@@ -50,7 +50,7 @@ class StreamedDecoder(Decoder):
         weights: Callable[[int], dict[str, Tensor]] | None = None,
         rows: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(checkpoint.skeleton(), checkpoint.family)
+        super().__init__(checkpoint.skeleton(dtype), checkpoint.family)
         self.checkpoint = checkpoint
         self._rows = None if rows is None else torch.tensor(rows)
         self.params = sum(parameter.numel() for parameter in self.model.parameters())
