@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from darwinlm.data import Shuffle, TokenSequences, assert_disjoint, read_documents, split_documents
+from darwinlm.data import TokenSequences, assert_disjoint, read_documents, split_documents
 from darwinlm.evaluation import harness
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.evaluation.suites import parse_suite
@@ -276,7 +276,7 @@ def _domains(base: Run, comparison: ComparisonRequest) -> Texts:
     settings, tokenizer = base.recipe.text, base[DENSE].tokenizer()
     for name, source in comparison.domains:
         blocks = split_documents(
-            read_documents(source, shuffle=Shuffle(settings.seed), tokenizer=tokenizer),
+            read_documents(source, seed=settings.seed, tokenizer=tokenizer),
             {"evaluation": settings.evaluation_tokens},
             tokenizer,
             settings.sequence_length,

@@ -1,38 +1,37 @@
 """Data sets of the hub, by a library that is replaced."""
 
 import re
-import sys
-from types import ModuleType
+from types import SimpleNamespace
 
 import pytest
+from datasets import IterableDataset
+from datasets.iterable_dataset import ExamplesIterable
 from tests.unit.test_sources import ROWS, TEXTS, message, read
 
 from darwinlm.data import read_documents
-from darwinlm.runtime.errors import DataError, MissingExtraError
+from darwinlm.runtime.errors import DataError
 
 
 @pytest.fixture
 def hub(monkeypatch):
-    """Replace `datasets`: its `load_dataset` returns `hub.rows` or raises `hub.error`, and records its arguments."""
-    module = ModuleType("datasets")
-    module.calls, module.rows, module.error, module.taken = [], ROWS, None, 0
-
-    def stream():
-        for row in module.rows:
-            module.taken += 1
-            yield row
+    """Replace `load_dataset`: it returns `hub.rows` or raises `hub.error`, and records its arguments."""
+    state = SimpleNamespace(calls=[], rows=ROWS, error=None, taken=0)
 
     def load_dataset(*arguments, **options):
-        module.calls.append((arguments, options))
-        if module.error is not None:
-            raise module.error
-        return stream()
+        state.calls.append((arguments, options))
+        if state.error is not None:
+            raise state.error
+        return IterableDataset(ExamplesIterable(stream, {}))
 
-    module.load_dataset = load_dataset
-    monkeypatch.setitem(sys.modules, "datasets", module)
+    def stream():
+        for number, row in enumerate(state.rows):
+            state.taken += 1
+            yield number, row
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.delenv("HF_DATASETS_OFFLINE", raising=False)
-    return module
+    return state
 
 
 @pytest.mark.parametrize(
@@ -102,7 +101,9 @@ def test_what_cannot_be_opened(hub, error, said):
     assert re.search(f"hf:someone/things.*{said}", message("hf:someone/things"))
 
 
-def test_hub_without_datasets(monkeypatch):
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(MissingExtraError, match=r"needs the package 'datasets': pip install .*\[hub\]'"):
-        read_documents("hf:someone/things")
+def test_hub_in_random_order(hub):
+    hub.rows = [{"text": f"document {number}"} for number in range(50)]
+    first, again, other = (list(read_documents("hf:someone/things", seed=seed)) for seed in (1, 1, 2))
+    assert first == again != other
+    assert sorted(first) == sorted(other) == sorted(row["text"] for row in hub.rows)
+    assert first[:5] != [row["text"] for row in hub.rows[:5]]

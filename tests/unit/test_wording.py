@@ -77,6 +77,8 @@ FIGURES = {
         " the best of the best of the best of the best of": " the best of … [×4]",
         "one\n\n \n\ntwo": "one\n\ntwo",
         " ha ha ha": " ha ha ha",
+        f"a{' ' * 300_000}b": "a",
+        "".join(map(str, range(100_000))): "".join(map(str, range(2000)))[: wording.SHOWN_CHARACTERS],
         "": "",
     },
     wording.plain_name: {

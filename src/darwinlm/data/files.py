@@ -1,78 +1,58 @@
-"""Read documents from the files of a source: text, JSON, CSV, Parquet and Arrow."""
+"""Read the documents of local files, in a seeded random order.
+
+The library `datasets` reads Parquet and Arrow, and shuffles. Lines, JSON and CSV are read with Python's own modules: the
+library fixes the fields and types of JSON records by the first 10 MB and refuses later ones that differ, and it shifts
+the columns of a CSV table without a word if rows have more cells than the first line.
+"""
 
 from __future__ import annotations
 
-import codecs
 import csv
+import glob
 import gzip
-import io
 import json
+import random
 import re
-import struct
 import zlib
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, TYPE_CHECKING, Any, cast
 
-from darwinlm.data.arrow import unpacked_bytes
-from darwinlm.data.records import CHAT_COLUMNS, text_fields, text_of, texts_of
-from darwinlm.runtime.errors import DataError, MissingExtraError
+from darwinlm.data.records import CHAT_COLUMNS, text_fields, text_of
+from darwinlm.runtime.errors import DataError
 from darwinlm.runtime.limits import LINE_NODES, parse_json, shorten
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
+    from datasets import IterableDataset
     from transformers import PreTrainedTokenizerBase
-
-    from darwinlm.data.shuffle import Shuffle
 
 _TEXT_EXTENSIONS = (".txt", ".txt.gz", ".md")
 _JSON_EXTENSIONS = (".jsonl", ".jsonl.gz", ".json")
 _CSV_EXTENSIONS = (".csv", ".csv.gz", ".tsv")
-_ARROW_EXTENSIONS = (".parquet", ".arrow")
-EXTENSIONS = _TEXT_EXTENSIONS + _JSON_EXTENSIONS + _CSV_EXTENSIONS + _ARROW_EXTENSIONS
+EXTENSIONS = (*_TEXT_EXTENSIONS, *_JSON_EXTENSIONS, *_CSV_EXTENSIONS, ".parquet", ".arrow")
 """Supported file extensions."""
 
 OPEN_FILES = 64
 """Maximum number of files of a folder that are read at once."""
-
-DOCUMENT_CHARACTERS = 1 << 24
-"""Maximum length of a document in characters; longer ones are cut and counted."""
-LINE_BYTES = 1 << 24
-"""Maximum length of a line in bytes; longer lines of text are cut, longer records are refused."""
+BUFFER_DOCUMENTS = 10_000
+"""Maximum number of documents in the buffer of the shuffle, all files together."""
+BUFFER_CHARACTERS = 1 << 28
+"""Maximum number of characters in the buffer, estimated from the first records: single ones may be whole books."""
+PASSAGE_CHARACTERS = 1 << 14
+"""Length from which a text file is divided at single blank lines too, and from twice as much anywhere."""
+RECORD_CHARACTERS = 1 << 26
+"""Maximum length of a line that is a record."""
 CELL_CHARACTERS = 1 << 22
 """Maximum length of a cell of a CSV table."""
 PIECE = 1 << 20
 """Characters of a JSON list that are read at once."""
-BLANK_LINES = 10**6
-"""Maximum number of consecutive blank lines."""
-FREE_BYTES, RATIO = 1 << 26, 200
-"""Maximum unpacked size of a compressed file: this number of bytes, or this multiple of its size (text: about 3)."""
 
-_ROWS_PER_BATCH = 8
-"""Rows that are unpacked at once; a dictionary may repeat a long text in all of them."""
-_ARROW_FILE = b"ARROW1"
+_SAMPLE = 32
+_ROWS_PER_BATCH = 64
 _BETWEEN = re.compile(r"[\s,]*")
-_BOMB = f"{{}}: the file unpacks to more than {RATIO} times its size, as text never does. Give the text itself."
-
-
-@dataclass
-class Tally:
-    """Counts of text that was left out; updated while documents are read."""
-
-    cut: int = 0
-    empty: int = 0
-
-    def words(self) -> str | None:
-        """A message about the counts; None if nothing was left out."""
-        parts = []
-        if self.cut:
-            parts.append(f"{self.cut} documents were cut to {DOCUMENT_CHARACTERS:,} characters")
-        if self.empty:
-            parts.append(f"{self.empty} empty documents were skipped")
-        return " and ".join(parts) or None
 
 
 def extension_of(path: Path) -> str | None:
@@ -84,20 +64,19 @@ def extension_of(path: Path) -> str | None:
 def read_files(
     files: Sequence[Path],
     field: str | None,
-    shuffle: Shuffle | None = None,
+    seed: int | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Iterator[str]:
     """Read the documents of files, one of each in turn, so that the first documents come from all files.
 
     At most `OPEN_FILES` are read at once; when one ends, the next one is opened. `field` holds the text of a record;
-    None finds it by its name. Without `shuffle`, the order is kept. Only chats need the tokenizer. Raises DataError,
-    MissingExtraError.
+    None finds it by its name. Without `seed`, the order is kept. Only chats need the tokenizer. Raises DataError.
     """
-    waiting = [_read_file(path, field, tokenizer) for path in files]
-    if shuffle is not None:
-        at_once = min(len(files), OPEN_FILES)
-        names = [path.name for path in files]
-        waiting = [shuffle.draw(waiting[number], names[number], files=at_once) for number in shuffle.order(names)]
+    order = list(files)
+    if seed is not None:
+        random.Random(seed).shuffle(order)  # noqa: S311 - no secret depends on it
+    at_once = min(len(files), OPEN_FILES)
+    waiting = [_documents(path, field, seed, tokenizer, at_once) for path in order]
     while waiting:
         ended = []
         for documents in waiting[:OPEN_FILES]:
@@ -108,104 +87,115 @@ def read_files(
         waiting = [documents for documents in waiting if documents not in ended]
 
 
-def _read_file(path: Path, field: str | None, tokenizer: PreTrainedTokenizerBase | None) -> Iterator[str]:
+def _documents(
+    path: Path, field: str | None, seed: int | None, tokenizer: PreTrainedTokenizerBase | None, files: int
+) -> Iterator[str]:
+    rows: Any = _rows(str(path), field)
+    if seed is not None:
+        from datasets.packaged_modules.generator.generator import Generator
+
+        rows = _stream(Generator, generator=_rows, gen_kwargs={"path": str(path), "field": field})
+        rows = shuffled(rows, f"{seed} {path.name}", files)
+    for row in rows:
+        yield text_of(row["record"], row["fields"], row["where"], tokenizer)
+
+
+def shuffled(rows: IterableDataset, seed: str, files: int = 1) -> IterableDataset:
+    """Rows in a random order, drawn from a buffer that `files` share; a file that fits into it is shuffled as a whole.
+
+    The first rows tell how long they are.
+    """
+    lengths = [len(str(row)) for row in rows.take(_SAMPLE)]
+    fit = BUFFER_CHARACTERS * len(lengths) // max(sum(lengths), 1)
+    number = random.Random(seed).getrandbits(32)  # noqa: S311 - no secret depends on it
+    return rows.shuffle(seed=number, buffer_size=max(1, min(BUFFER_DOCUMENTS, fit) // files))
+
+
+def _stream(builder: Any, **options: Any) -> IterableDataset:
+    """Rows by a builder of `datasets`, read as they are needed and never cached."""
+    from datasets.utils.logging import CRITICAL, set_verbosity
+
+    set_verbosity(CRITICAL)  # it logs an error before it raises it
+    with TemporaryDirectory() as locks:
+        rows: IterableDataset = builder(cache_dir=locks, **options).as_streaming_dataset("train")
+        return rows
+
+
+def _rows(path: str, field: str | None) -> Iterator[dict[str, Any]]:
+    """The records of a file, without what isn't text, with their text fields and their place for messages.
+
+    All have the text fields of the first.
+    """
+    for where, record in _records(Path(path), field):
+        fields = text_fields(list(record), field, where)
+        field = "+".join(fields)
+        kept = {name: record[name] for name in (*fields, *CHAT_COLUMNS) if name in record}
+        yield {"where": where, "fields": fields, "record": kept}
+
+
+def _records(path: Path, field: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
     extension = extension_of(path)
     if extension in _TEXT_EXTENSIONS:
         if field is not None:
             raise DataError(f"{path}: a text file has no field '#{field}'. Leave '#{field}' out.")
-        yield from _split_text(path)
-    elif extension in _JSON_EXTENSIONS:
-        yield from texts_of(json_records(path), field, tokenizer)
-    elif extension in _CSV_EXTENSIONS:
-        yield from texts_of(_csv_records(path), field, tokenizer)
-    else:
-        yield from _read_arrow(path, field, tokenizer, is_parquet=extension == ".parquet")
+        return ((str(path), {"text": passage}) for passage in _passages(path))
+    if extension in _JSON_EXTENSIONS:
+        return json_records(path)
+    return _csv_records(path) if extension in _CSV_EXTENSIONS else _table_records(path, field)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file, unpacked if its name ends in ``.gz``; errors of reading become a `DataError`."""
-    opened = gzip.open if path.name.lower().endswith(".gz") else Path.open
+def _opened(path: Path) -> Iterator[IO[str]]:
+    """Open a text file, unpacked if its name ends in ``.gz``; errors of reading become a `DataError`."""
+    opened = gzip.open if path.name.lower().endswith(".gz") else open
     try:
-        with cast("IO[bytes]", opened(path, "rb")) as handle:
-            yield handle
+        with cast("IO[str]", opened(path, "rt", encoding="utf-8-sig")) as file:
+            yield file
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: the file is damaged or isn't gzip ({error}). Pack or download it again.") from error
+    except UnicodeDecodeError as error:
+        byte, before = error.object[error.start], error.object[: error.start][-20:].decode("utf-8", "replace")
+        raise DataError(
+            f"{path}: byte 0x{byte:02x} after {before!r} isn't UTF-8. Convert the file (for example with iconv)."
+        ) from error
     except OSError as error:
         raise DataError(f"{path}: the file can't be read ({error.strerror}). Check its permissions.") from error
 
 
-def _lines(path: Path, *, cut: bool) -> Iterator[tuple[int, str]]:
-    """Yield (line number from 1, line without its end) of a UTF-8 file.
-
-    A line longer than `LINE_BYTES` is cut or refused. A blank line is yielded as "".
-    """
-    with _opened(path) as handle:
-        number, blank = 0, 0
-        while raw := handle.readline(LINE_BYTES):
-            number += 1
-            whole = raw.endswith(b"\n") or len(raw) < LINE_BYTES
-            if not whole and not cut:
-                raise DataError(
-                    f"{path}, line {number}: the line has more than {LINE_BYTES:,} bytes. Every line has to be one "
-                    "record of text."
-                )
-            line = _decoded(raw, path, number, whole=whole)
-            blank = 0 if line else blank + 1
-            if blank > BLANK_LINES:
-                raise DataError(f"{path}, line {number}: {BLANK_LINES:,} lines in a row are blank. Give a text file.")
+def _lines(path: Path, most: int) -> Iterator[tuple[int, str]]:
+    """Yield (line number from 1, line with its end) of a text file; longer lines come in parts of `most` characters."""
+    with _opened(path) as file:
+        number, begun = 0, False
+        while line := file.readline(most):
+            number += not begun
+            begun = not line.endswith("\n")
+            if "\0" in line:
+                raise DataError(f"{path}, line {number}: there is a zero byte, so this isn't text. Give a text file.")
             yield number, line
-            while not whole:
-                _check_unpacked(path, handle)
-                rest = handle.readline(LINE_BYTES)
-                whole = rest.endswith(b"\n") or not rest
-            if number % 4096 == 0 or len(raw) > 1 << 20:
-                _check_unpacked(path, handle)
 
 
-def _check_unpacked(path: Path, handle: IO[bytes]) -> None:
-    if path.name.lower().endswith(".gz") and handle.tell() > max(FREE_BYTES, RATIO * path.stat().st_size):
-        raise DataError(_BOMB.format(path))
+def _passages(path: Path) -> Iterator[str]:
+    """Yield the documents of a text file, which two or more blank lines separate.
 
-
-def _decoded(raw: bytes, path: Path, number: int, *, whole: bool) -> str:
-    if number == 1:
-        raw = raw.removeprefix(codecs.BOM_UTF8)
-    try:
-        line, _ = codecs.utf_8_decode(raw, "strict", whole)  # a line that is cut may end inside a character
-    except UnicodeDecodeError as error:
-        byte = raw[error.start]
-        raise DataError(
-            f"{path}, line {number}: byte 0x{byte:02x} at column {error.start + 1} isn't UTF-8. "
-            "Convert the file to UTF-8 (for example with iconv)."
-        ) from error
-    if "\0" in line:
-        raise DataError(
-            f"{path}, line {number}: there is a zero byte, so this isn't UTF-8 text. "
-            "Convert the file to UTF-8 (for example with iconv), or give a text file."
-        )
-    return "" if line.isspace() else line.rstrip("\r\n")
-
-
-def _split_text(path: Path) -> Iterator[str]:
-    """Yield the documents of a text file, which are separated by two or more blank lines."""
+    Where they are rare, as in a book, `PASSAGE_CHARACTERS` or a little more are a document, up to the next blank line.
+    """
     kept: list[str] = []
-    blank, held = 0, 0
-    for _, line in _lines(path, cut=True):
-        if not line:
+    length, blank = 0, 0
+    for _, line in _lines(path, PASSAGE_CHARACTERS):
+        if line.isspace():
             blank += 1
             continue
-        if kept and blank >= 2:
-            yield "\n".join(kept)
-            kept, held = [], 0
-        elif kept and blank == 1:
-            kept.append("")
-        if held <= DOCUMENT_CHARACTERS:  # one line beyond the limit shows that the document is too long
-            kept.append(line)
-            held += len(line) + 1
+        enough = blank >= 2 or (blank and length >= PASSAGE_CHARACTERS) or length >= 2 * PASSAGE_CHARACTERS
+        if kept and enough:
+            yield "".join(kept).rstrip("\n")
+            kept, length = [], 0
+        if kept and blank:
+            kept.append("\n")
+        kept.append(line)
+        length += len(line)
         blank = 0
     if kept:
-        yield "\n".join(kept)
+        yield "".join(kept).rstrip("\n")
 
 
 def json_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -213,8 +203,8 @@ def json_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
     Raises DataError.
     """
-    with _opened(path) as handle:
-        is_list = handle.read(PIECE).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
+    with _opened(path) as file:
+        is_list = file.read(PIECE).lstrip().startswith("[")
     for where, record in _json_list(path) if is_list else _json_lines(path):
         if not isinstance(record, dict):
             raise DataError(
@@ -225,9 +215,11 @@ def json_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    for number, line in _lines(path, cut=False):
-        if line:
-            where = f"{path}, line {number}"
+    for number, line in _lines(path, RECORD_CHARACTERS):
+        where = f"{path}, line {number}"
+        if len(line) == RECORD_CHARACTERS:
+            raise DataError(f"{where}: the line has {len(line):,} characters or more. Divide it into several records.")
+        if not line.isspace():
             try:
                 yield where, parse_json(line, LINE_NODES)
             except ValueError as error:
@@ -240,36 +232,31 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
 def _json_list(path: Path) -> Iterator[tuple[str, Any]]:
     """Yield the items of a file that is one list, of which never more than one piece and one item are in memory."""
     decode = json.JSONDecoder().raw_decode
-    with _opened(path) as handle:
-        pieces = io.TextIOWrapper(handle, encoding="utf-8-sig")
-        number, text, place = 0, "", 0
-        try:
-            while True:
-                try:
-                    place = cast("re.Match[str]", _BETWEEN.match(text, place)).end()
-                    if text[place : place + 1] == "]":
-                        return
-                    record, place = decode(text, place)
-                except (ValueError, RecursionError) as error:
-                    text, place = text[place:], 0
-                    piece = pieces.read(min(max(PIECE, len(text)), LINE_BYTES - len(text)))
-                    if not piece:
-                        raise DataError(
-                            f"{path}, record {number + 1}: this isn't JSON ({shorten(error, 200)}). Correct the list, "
-                            "or write one record per line."
-                        ) from error
-                    text += piece if number or text else piece.lstrip().removeprefix("[")
-                    _check_unpacked(path, handle)
-                else:
-                    number += 1
-                    yield f"{path}, record {number}", record
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}: the file isn't UTF-8 ({error}). Convert it (for example with iconv).") from error
+    with _opened(path) as file:
+        number, text, place = 0, file.read(PIECE).lstrip()[1:], 0
+        while True:
+            place = cast("re.Match[str]", _BETWEEN.match(text, place)).end()
+            if text.startswith("]", place):
+                return
+            try:
+                record, place = decode(text, place)
+            except (ValueError, RecursionError) as error:
+                text, place = text[place:], 0
+                piece = file.read(max(PIECE, len(text)))
+                if not piece or len(text) > RECORD_CHARACTERS:
+                    raise DataError(
+                        f"{path}, record {number + 1}: this isn't JSON ({shorten(error, 200)}). Correct the list, or "
+                        "write one record per line."
+                    ) from error
+                text += piece
+            else:
+                number += 1
+                yield f"{path}, record {number}", record
 
 
 def _csv_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (place, record) of a table with commas, semicolons or tabs, whose first line names the columns."""
-    lines = (f"{line}\n" for _, line in _lines(path, cut=False))
+    lines = (line for _, line in _lines(path, CELL_CHARACTERS))
     first = next(lines, "")
     csv.field_size_limit(CELL_CHARACTERS)
     table = csv.DictReader(chain([first], lines), delimiter=max(",;\t", key=first.count), strict=True)
@@ -288,63 +275,29 @@ def _csv_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         ) from error
 
 
-def _read_arrow(
-    path: Path, field: str | None, tokenizer: PreTrainedTokenizerBase | None, *, is_parquet: bool
-) -> Iterator[str]:
+def _table_records(path: Path, field: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (place, record) of a Parquet or Arrow file; columns that hold no text aren't read from Parquet."""
     try:
-        import pyarrow as pa
-    except ImportError as error:
-        raise MissingExtraError("pyarrow", "parquet", f"Reading {path}") from error
-
-    row = 0
-    batches = _parquet_batches(path, field) if is_parquet else _arrow_batches(path, field)
-    try:
-        for names, batch in batches:
-            for record in batch.to_pylist():
-                row += 1
-                yield text_of(record, names, f"{path}, row {row}", tokenizer)
-    except (pa.ArrowException, OSError, ValueError, LookupError, OverflowError, struct.error) as error:
-        kind = "Parquet" if is_parquet else "Arrow"
+        for number, record in enumerate(_table(path, field), start=1):
+            yield f"{path}, row {number}", record
+    except DataError:
+        raise
+    except Exception as error:  # the libraries have no common class for what a damaged file leads to
+        kind = "Parquet" if path.suffix.lower() == ".parquet" else "Arrow"
         reason = shorten(error, 200)
         raise DataError(f"{path}: the file is damaged or isn't {kind} ({reason}). Write it again.") from error
 
 
-def _parquet_batches(path: Path, field: str | None) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yield (names of the text columns, a batch of rows); columns that hold no text aren't read."""
+def _table(path: Path, field: str | None) -> IterableDataset:
+    files = {"train": [glob.escape(str(path))]}
+    if path.suffix.lower() == ".arrow":
+        from datasets.packaged_modules.arrow.arrow import Arrow
+
+        return _stream(Arrow, data_files=files)
     import pyarrow.parquet as pq
+    from datasets.packaged_modules.parquet.parquet import Parquet
 
-    with pq.ParquetFile(path, pre_buffer=False) as table:
-        names, columns = _columns(table.schema_arrow.names, field, path)
-        for batch in table.iter_batches(batch_size=_ROWS_PER_BATCH, columns=columns):
-            yield names, batch
-
-
-def _columns(names: Sequence[str], field: str | None, path: Path) -> tuple[tuple[str, ...], list[str]]:
-    """The text fields of a table, and the columns to read."""
-    chosen = text_fields(names, field, str(path))
-    return chosen, [*chosen, *(name for name in CHAT_COLUMNS if name in names and name not in chosen)]
-
-
-def _arrow_batches(path: Path, field: str | None) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yield (names of the text columns, a batch of rows) of an Arrow stream or file."""
-    import pyarrow as pa
-
-    with pa.memory_map(str(path)) as mapped:
-        start = 8 if mapped.read(len(_ARROW_FILE)) == _ARROW_FILE else 0  # a file is a stream between two marks
-        mapped.seek(max(mapped.size() - len(_ARROW_FILE), 0))
-        if start and mapped.read() != _ARROW_FILE:
-            raise DataError(
-                f"{path}: the file ends too early, after {mapped.size():,} bytes. Write or download it again."
-            )
-        mapped.seek(start)
-        most = max(FREE_BYTES, RATIO * path.stat().st_size)
-        if any(unpacked_bytes(message) > most for message in pa.ipc.MessageReader.open_stream(mapped)):
-            raise DataError(_BOMB.format(path))
-        mapped.seek(start)
-        reader = pa.ipc.open_stream(mapped)
-        names, columns = _columns(reader.schema.names, field, path)
-        for batch in reader:
-            rows = batch.select(columns)
-            rows.validate(full=True)  # else an offset beyond the file ends the process
-            for start in range(0, rows.num_rows, _ROWS_PER_BATCH):
-                yield names, rows.slice(start, _ROWS_PER_BATCH)
+    names = pq.read_schema(path).names
+    fields = text_fields(names, field, str(path))
+    columns = [name for name in names if name in (*fields, *CHAT_COLUMNS)]
+    return _stream(Parquet, data_files=files, columns=columns, batch_size=_ROWS_PER_BATCH)

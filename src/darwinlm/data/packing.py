@@ -56,12 +56,12 @@ def tokenise(documents: list[Document], tokenizer: Any, bos: int | None) -> None
 
 def token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     """Tokens of each text without special ones; long texts are tokenised in pieces."""
-    pieces = [list(_pieces(text)) for text in texts]
-    flat = [piece for parts in pieces for piece in parts]
+    divided = [list(pieces(text, PIECE)) for text in texts]
+    flat = [piece for parts in divided for piece in parts]
     with _all_cores():
         encoded = tokenizer(flat, add_special_tokens=False, return_attention_mask=False, verbose=False)
     ids = iter(encoded["input_ids"])
-    return [[token for _ in parts for token in next(ids)] for parts in pieces]
+    return [[token for _ in parts for token in next(ids)] for parts in divided]
 
 
 @contextmanager
@@ -77,12 +77,12 @@ def _all_cores() -> Iterator[None]:
             os.environ[THREADS] = before
 
 
-def _pieces(text: str) -> Iterator[str]:
-    """Pieces of at most `PIECE` characters, cut before white space if there is any in the last eighth."""
+def pieces(text: str, most: int) -> Iterator[str]:
+    """Pieces of at most `most` characters, cut before white space if there is any in the last eighth."""
     start = 0
-    while len(text) - start > PIECE:
-        end = start + PIECE
-        space = max(text.rfind(mark, end - PIECE // 8, end) for mark in (" ", "\n"))
+    while len(text) - start > most:
+        end = start + most
+        space = max(text.rfind(mark, end - most // 8, end) for mark in (" ", "\n"))
         end = space if space > start else end
         yield text[start:end]
         start = end

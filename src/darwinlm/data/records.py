@@ -9,7 +9,7 @@ from darwinlm.runtime.errors import DataError, first_line
 from darwinlm.runtime.limits import LINE_NODES, parse_json, shorten
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from transformers import PreTrainedTokenizerBase
 
@@ -66,16 +66,6 @@ def text_fields(names: Sequence[str], wanted: str | None, where: str) -> tuple[s
         "Name the one that holds the text after a '#' at the end of the source, or a question and its answer as "
         "'#question+answer'."
     )
-
-
-def texts_of(
-    records: Iterable[tuple[str, Record]], field: str | None, tokenizer: PreTrainedTokenizerBase | None
-) -> Iterator[str]:
-    """Texts of records, each with its place for messages; all have the text fields of the first. Raises DataError."""
-    for where, record in records:
-        names = text_fields(list(record), field, where)
-        field = "+".join(names)
-        yield text_of(record, names, where, tokenizer)
 
 
 def text_of(

@@ -2,7 +2,7 @@
 
 A source is one of
 
-- a text file, ``.txt``, ``.txt.gz`` or ``.md``;
+- a text file, ``.txt``, ``.txt.gz`` or ``.md``, with documents between two or more blank lines;
 - a file of records: ``.jsonl``, ``.jsonl.gz`` or ``.json`` (one record per line, or one list of records), ``.csv``,
   ``.csv.gz``, ``.tsv``, ``.parquet`` or ``.arrow`` (stream or file format). The text is the field named after a ``#``,
   as in ``reviews.jsonl#body``, else ``text``, ``passage``, ``page`` or ``content``. Chats are rendered by the model's
@@ -25,9 +25,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from darwinlm.data.files import DOCUMENT_CHARACTERS, EXTENSIONS, Tally, extension_of, read_files
-from darwinlm.data.records import listed, texts_of
-from darwinlm.runtime.errors import DataError, MissingExtraError
+from darwinlm.data.files import EXTENSIONS, extension_of, read_files, shuffled
+from darwinlm.data.packing import pieces
+from darwinlm.data.records import listed, text_fields, text_of
+from darwinlm.runtime.errors import DataError
 from darwinlm.runtime.limits import is_utf8, shorten
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerBase
 
-    from darwinlm.data.shuffle import Shuffle
-
+DOCUMENT_CHARACTERS = 1 << 20
+"""Maximum length of a document in characters; longer ones are divided."""
 _DATASET_METADATA = frozenset(
     {"README.md", "dataset_info.json", "dataset_dict.json", "dataset_infos.json", "state.json"}
 )
@@ -57,9 +58,15 @@ class LocalSource:
     def files(self) -> list[Path]:
         """List the files to read, sorted by path, without hidden files and metadata of `datasets`.
 
-        Raises DataError if the file's extension isn't supported, or the folder has no readable file.
+        Raises DataError if the file's extension isn't supported, it is a pipe or a device, or the folder has no
+        readable file.
         """
         if not self.path.is_dir():
+            if not self.path.is_file():
+                raise DataError(
+                    f"Text source {self.path}: this is a pipe or a device, which can't be read twice. Write the text "
+                    "into a file."
+                )
             if extension_of(self.path) is None:
                 raise DataError(
                     f"Text source {self.path}: the extension isn't supported. "
@@ -135,44 +142,36 @@ def _exists(path: Path) -> bool:
 
 
 def read_documents(
-    source: str,
-    *,
-    shuffle: Shuffle | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    tally: Tally | None = None,
+    source: str, *, seed: int | None = None, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> Iterator[str]:
     """Read a source as documents, lazily and always in the same order.
 
     A text file is split at two or more consecutive blank lines (a line of white space is blank). So a single blank
-    line separates paragraphs, and a file with many articles, such as WikiText, gives many documents. In all other
-    formats a record is a document. A byte-order mark is removed. An unpaired surrogate, which JSON allows and
-    tokenizers refuse, becomes U+FFFD.
+    line separates paragraphs, and a file with many articles, such as WikiText, gives many documents. A book without
+    such places is divided into passages. In all other formats a record is a document. A byte-order mark is removed. An
+    unpaired surrogate, which JSON allows and tokenizers refuse, becomes U+FFFD.
 
     Args:
-        source: Source in the syntax at the top of this module.
-        shuffle: Random order of the files and of the documents in each, by its seed. For a data set of the hub,
-            `datasets` shuffles shards and rows. None keeps the source's order.
-        tokenizer: Tokenizer whose template renders chats; plain text doesn't need it.
-        tally: Counter of text that is left out: documents are cut to `files.DOCUMENT_CHARACTERS`, empty ones are
-            skipped.
+        source: See the module's description.
+        seed: Random order of the documents within each file, from a bounded buffer; None keeps the order.
+        tokenizer: Renders chats; other text doesn't need it.
+
+    Returns:
+        Iterator over the documents, files of a folder in turn, and sources separated by commas by equal amounts of
+        text. Documents above `DOCUMENT_CHARACTERS` are divided, empty ones are skipped.
 
     Raises:
         DataError: From the call, if there is no such source; from the iterator, if it is unreadable, damaged or empty,
             a record has no text, a chat can't be rendered, or the hub can't be reached.
-        MissingExtraError: The format needs an optional package that isn't installed.
     """
     if len(parts := parts_of(source)) > 1:
-        return _in_balance([read_documents(each, shuffle=shuffle, tokenizer=tokenizer, tally=tally) for each in parts])
+        return _in_balance([read_documents(each, seed=seed, tokenizer=tokenizer) for each in parts])
     parsed = parse_source(source)
     if isinstance(parsed, HubSource):
-        try:
-            import datasets
-        except ImportError as error:
-            raise MissingExtraError("datasets", "hub", "Reading text from the Hugging Face hub") from error
-        documents = texts_of(_hub_rows(parsed, datasets.load_dataset, shuffle), parsed.field, tokenizer)
+        documents = _read_hub(parsed, seed, tokenizer)
     else:
-        documents = read_files(parsed.files(), parsed.field, shuffle, tokenizer)
-    return _visible(documents, source, tally or Tally())
+        documents = read_files(parsed.files(), parsed.field, seed, tokenizer)
+    return _visible(documents, source)
 
 
 def _in_balance(sources: list[Iterator[str]]) -> Iterator[str]:
@@ -192,7 +191,7 @@ def _in_balance(sources: list[Iterator[str]]) -> Iterator[str]:
 
 
 def read_domains(
-    source: str, characters: int, *, shuffle: Shuffle | None = None, tokenizer: PreTrainedTokenizerBase | None = None
+    source: str, characters: int, *, seed: int | None = None, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> Iterator[tuple[str, str]]:
     """Read documents with the names of their domains: each file is one, and so is a data set of the hub.
 
@@ -208,37 +207,40 @@ def read_domains(
             parts += [(path.name.removesuffix(extension_of(path) or ""), f"{path}{mark}") for path in parsed.files()]
     for name, part in parts:
         left = characters // len(parts)
-        for document in read_documents(part, shuffle=shuffle, tokenizer=tokenizer):
+        for document in read_documents(part, seed=seed, tokenizer=tokenizer):
             yield name, document
             left -= len(document)
             if left <= 0:
                 break
 
 
-def _visible(documents: Iterator[str], source: str, tally: Tally) -> Iterator[str]:
-    """Yield documents with a visible character. Raises DataError if there is none."""
+def _visible(documents: Iterator[str], source: str) -> Iterator[str]:
+    """Yield documents with a visible character, long ones in pieces. Raises DataError if there is none."""
     found = False
     for document in documents:
-        if not document or document.isspace():
-            tally.empty += 1
-            continue
-        if len(document) > DOCUMENT_CHARACTERS:
-            tally.cut += 1
-            document = document[:DOCUMENT_CHARACTERS]  # noqa: PLW2901 - the rest is let go of
-        yield document
-        found = True
+        if document and not document.isspace():
+            yield from pieces(document, DOCUMENT_CHARACTERS)
+            found = True
     if not found:
         raise DataError(f"Text source {source!r}: there is no text in it. Give a source with at least one document.")
 
 
-def _hub_rows(source: HubSource, load_dataset: Any, shuffle: Shuffle | None) -> Iterator[tuple[str, dict[str, Any]]]:
+def _read_hub(source: HubSource, seed: int | None, tokenizer: PreTrainedTokenizerBase | None) -> Iterator[str]:
+    field = source.field
+    for number, row in enumerate(_hub_rows(source, seed), start=1):
+        where = f"{source}, row {number}"
+        fields = text_fields(list(row), field, where)
+        field = "+".join(fields)
+        yield text_of(row, fields, where, tokenizer)
+
+
+def _hub_rows(source: HubSource, seed: int | None) -> Iterator[dict[str, Any]]:
     """Stream the rows; all network errors of the library become a `DataError`."""
     try:
-        rows = load_dataset(source.name, source.config, split=source.split, streaming=True)
-        if shuffle is not None:
-            rows = rows.shuffle(seed=shuffle.seed, buffer_size=shuffle.documents)
-        for number, row in enumerate(rows, start=1):
-            yield f"{source}, row {number}", row
+        import datasets
+
+        rows = datasets.load_dataset(source.name, source.config, split=source.split, streaming=True)
+        yield from rows if seed is None else shuffled(rows, f"{seed}")
     except Exception as error:
         raise _hub_error(source, error) from error
 

@@ -17,6 +17,8 @@ from darwinlm.runtime.figures import ModelKey, TimeFigures
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 NOTHING = "–"
 """Stands where a figure is missing."""
+SHOWN_CHARACTERS = 4000
+"""Maximum length of a continuation that is shown; a single token may have 300,000 characters."""
 
 
 def count(value: float | None) -> str:
@@ -282,7 +284,7 @@ def plain_name(source: str) -> str:
 
 def collapsed(text: str) -> str:
     """A continuation without trailing space, with what repeats itself three times or more said once: "the … [x5]"."""
-    text = re.sub(r"[ \t]*\n\s*\n\s*", "\n\n", text.rstrip())
+    text = re.sub(r"[ \t]*\n\s*\n\s*", "\n\n", text[:SHOWN_CHARACTERS].rstrip())
     return re.sub(r"(.{1,120}?)\1{2,}", _said_once, text, flags=re.DOTALL)
 
 

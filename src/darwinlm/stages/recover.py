@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from darwinlm.data import Shuffle, TokenSequences, read_documents
+from darwinlm.data import TokenSequences, read_documents
 from darwinlm.data.looking_back import ordinary_tokens, with_repeats
 from darwinlm.data.packed import PackedText, pack_documents
 from darwinlm.data.packing import added_bos
@@ -147,7 +147,7 @@ def _recover(
         if parallel.is_main():
             _begin(scratch, task.stage.digest)
             pack_documents(
-                read_documents(source, shuffle=Shuffle(seed), tokenizer=tokenizer),
+                read_documents(source, seed=seed, tokenizer=tokenizer),
                 scratch / "text",
                 steps.sequences * steps.length,
                 tokenizer,
@@ -217,7 +217,7 @@ RECOVER: Stage[Recovered | None] = Stage(
     "recover",
     _read,
     work=_recover,
-    version=7,
+    version=8,
     title="recovery",
     writes="the trained model, and the record of the training",
     settings=("recovery", "text.sequence_length", "text.looking_back", "text.seed"),

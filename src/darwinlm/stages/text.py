@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING
 
 from darwinlm.data import (
     PURPOSES,
-    Shuffle,
     TokenSequences,
     assert_disjoint,
     read_documents,
     split_documents,
 )
-from darwinlm.data.files import Tally
 from darwinlm.data.looking_back import ordinary_tokens, with_repeats
 from darwinlm.data.records import listed
 from darwinlm.data.splits import TextTooShortError, shares_within
@@ -51,10 +49,8 @@ def text_stage(purposes: tuple[str, ...] = PURPOSES) -> Stage[Texts]:
     def work(task: Task, dense: Checkpoint, corpus: Path | None) -> None:
         settings, tokenizer = task.recipe.text, dense.tokenizer()
         source = with_corpus(given_source(task.recipe), corpus)
-        sequences, tally = _split(task, source, shares_in(task), tokenizer)
+        sequences = _split(task, source, shares_in(task), tokenizer)
         assert_disjoint(sequences)
-        if (left_out := tally.words()) is not None:
-            task.context.reporter.say(f"text: {left_out}")
         ordinary = ordinary_tokens(tokenizer)
         for purpose, part in sequences.items():
             share = 0.0 if purpose == "evaluation" else settings.looking_back
@@ -81,7 +77,7 @@ def text_stage(purposes: tuple[str, ...] = PURPOSES) -> Stage[Texts]:
         "text",
         result,
         work=work,
-        version=5,
+        version=6,
         writes="sequences of tokens for each purpose",
         settings=(*TEXT_SETTINGS, "text.looking_back"),
         key=lambda task, dense: text_key(task, dense, shares_in(task)),
@@ -116,14 +112,13 @@ RESERVED: Stage[tuple[str, ...]] = Stage(
 
 def _split(
     task: Task, source: str, shares: dict[str, int], tokenizer: PreTrainedTokenizerBase
-) -> tuple[dict[str, TokenSequences], Tally]:
-    """Text for every purpose, and a count of what was left out; a short text is divided in the recipe's proportions."""
+) -> dict[str, TokenSequences]:
+    """Text for every purpose; a short text is divided in the recipe's proportions."""
     settings, wanted = task.recipe.text, shares
     while True:
-        tally = Tally()
         try:
             sequences = split_documents(
-                read_documents(source, shuffle=Shuffle(settings.seed), tokenizer=tokenizer, tally=tally),
+                read_documents(source, seed=settings.seed, tokenizer=tokenizer),
                 shares,
                 tokenizer,
                 settings.sequence_length,
@@ -151,4 +146,4 @@ def _split(
                 f"{sum(part.tokens.numel() for part in sequences.values()):,} ({parts}). More text makes a better "
                 "model."
             )
-        return sequences, tally
+        return sequences

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from darwinlm.data import Shuffle, document_hash
+from darwinlm.data import document_hash
 from darwinlm.data.packing import token_ids
 from darwinlm.data.sources import read_domains
 from darwinlm.data.splits import purpose_of
@@ -71,7 +71,7 @@ VOCABULARY: Stage[CutVocabulary | None] = Stage(
     "vocabulary",
     _read,
     work=_cut,
-    version=2,
+    version=3,
     writes="the dense model with fewer tokens, and what they cost",
     settings=("vocabulary", *TEXT_SETTINGS),
     key=lambda task, source: text_key(task, source, shares_of(task.recipe)),
@@ -86,7 +86,7 @@ def _documents(recipe: Recipe, source: str, tokenizer: Any) -> tuple[ByDomain, B
     shares, seed = shares_of(recipe), recipe.text.seed
     texts: ByDomain = {}
     held_out: ByDomain = {}
-    for domain, text in read_domains(source, CHARACTERS, shuffle=Shuffle(seed), tokenizer=tokenizer):
+    for domain, text in read_domains(source, CHARACTERS, seed=seed, tokenizer=tokenizer):
         held = purpose_of(document_hash(text), shares, seed) == "evaluation"
         (held_out if held else texts).setdefault(domain, []).append(text)
     if not texts or not held_out:
