@@ -1,8 +1,8 @@
 """Read the documents of local files, in a seeded random order.
 
-The library `datasets` reads Parquet and Arrow, and shuffles. Lines, JSON and CSV are read with Python's own modules: the
-library fixes the fields and types of JSON records by the first 10 MB and refuses later ones that differ, and it shifts
-the columns of a CSV table without a word if rows have more cells than the first line.
+The library `datasets` reads Parquet and Arrow, and shuffles. Lines, JSON and CSV are read with Python's own modules,
+because the library fixes the fields and types of JSON records by the first 10 MB and refuses later ones that differ,
+and shifts the columns of a CSV table without a word if rows have more cells than the first line.
 """
 
 from __future__ import annotations
