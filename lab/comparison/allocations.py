@@ -84,7 +84,7 @@ def equal_experts(problem: Problem) -> Allocation:
     counts = {level.experts for module in space.modules for level in module.levels} - {0}
     if not counts:
         raise FamilyError(
-            "reap, ream and frequency rank experts, but this model has no mixture of experts: leave them out"
+            "reap and frequency rank experts, but this model has no mixture of experts: leave them out"
         )
     for count in sorted(counts, reverse=True):
         allocation = list(space.dense)
@@ -96,7 +96,7 @@ def equal_experts(problem: Problem) -> Allocation:
         if cost.of(allocation) <= problem.budget.limit:
             return tuple(allocation)
     raise BudgetError(
-        "reap, ream and frequency keep the same number of whole experts in every block, and none fits into "
+        "reap and frequency keep the same number of whole experts in every block, and none fits into "
         f"{cost.words(problem.budget.limit)}: leave them out"
     )
 

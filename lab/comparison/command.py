@@ -22,7 +22,7 @@ def compare(
         typer.Option(
             metavar="METHODS",
             help="all, or some, with commas: uniform, random, magnitude, minitron, shortgpt, ziplm, sheared, darwinlm; "
-            "for mixtures of experts also reap, ream and frequency; names of variants. Each may end in +refit, "
+            "for mixtures of experts also reap and frequency; names of variants. Each may end in +refit, "
             "+recovery or +refit+recovery.",
         ),
     ] = "all",

@@ -18,7 +18,6 @@ from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import module_shapes
 from darwinlm.recipe import Recipe
-from darwinlm.runtime.mapped import in_file
 from darwinlm.runtime.memory import kept_memory
 from darwinlm.search.evaluate.fitness import Fitness
 from darwinlm.search.evaluate.modules import PlacedModules
@@ -43,7 +42,6 @@ from lab.comparison.importance import (
     magnitude_scores,
 )
 from lab.comparison.ranked import ExpertReader, RankedReader
-from lab.comparison.ream import merge_experts
 from lab.comparison.sheared import shear
 
 
@@ -138,14 +136,6 @@ _reap = partial(_ranked_experts, scores=lambda experts: experts.added)
 _frequency = partial(_ranked_experts, scores=lambda experts: experts.asked)
 
 
-def _ream(inputs: MethodInputs, folder: Path) -> MethodResult:
-    chosen, place = equal_experts(inputs.plan), partial(in_file, folder=folder)
-    reader = merge_experts(
-        inputs.stream, inputs.calibration, inputs.recipe.units, chosen, place, inputs.context.reporter.advance
-    )
-    return MethodResult(reader, chosen, {"groups": reader.groups})
-
-
 SHEARED_TOKENS, SHEARED_BATCH = 65536, 2048
 """Most calibration tokens for masks and weights of Sheared-LLaMA, and tokens in one step."""
 
@@ -202,7 +192,6 @@ BASELINES = {
     "minitron": Method("Minitron-style width", "arXiv 2407.14679", partial(_ranked_units, activations=True)),
     "shortgpt": Method("ShortGPT", "arXiv 2403.03853", _shortgpt, blocks=True),
     "reap": Method("REAP", "arXiv 2510.13999, whole experts, equally many in every block", _reap, mixtures=True),
-    "ream": Method("REAM", "arXiv 2604.04356, REAP's experts merged with the others", _ream, mixtures=True),
     "frequency": Method("Expert frequency", "experts that are used most often", _frequency, mixtures=True),
     "ziplm": Method("ZipLM", "arXiv 2302.04089", partial(_from_database, measured=False), True),
     "sheared": Method("Sheared-LLaMA-style", "arXiv 2310.06694", _sheared),
