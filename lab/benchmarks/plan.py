@@ -32,7 +32,6 @@ from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.runs.demo import demo_recipe
 from darwinlm.runtime.console import Reporter
 from darwinlm.stages.model import DENSE
-from lab.benchmarks.calibration import peak_bytes
 from lab.benchmarks.random_llama import write_llama
 
 STAGES = tuple(stage.name for stage in PRUNE if stage.need is not None)
@@ -49,6 +48,12 @@ RANDOM: dict[str, Any] = {
 """Config of a Llama of 1.1B parameters, with the vocabulary of the demo's tokenizer."""
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def peak_bytes() -> int:
+    """Largest resident set of this process. Linux's ru_maxrss would include the parent's memory at the start."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 def opened(recipe: Recipe, folder: Path) -> Run:

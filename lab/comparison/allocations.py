@@ -83,9 +83,7 @@ def equal_experts(problem: Problem) -> Allocation:
     space, cost = problem.space, problem.cost
     counts = {level.experts for module in space.modules for level in module.levels} - {0}
     if not counts:
-        raise FamilyError(
-            "reap and frequency rank experts, but this model has no mixture of experts: leave them out"
-        )
+        raise FamilyError("reap and frequency rank experts, but this model has no mixture of experts: leave them out")
     for count in sorted(counts, reverse=True):
         allocation = list(space.dense)
         for index, module in enumerate(space.modules):

@@ -9,7 +9,6 @@ from tests.conftest import (  # noqa: F401 - fixtures
     tiny_llama,
     tiny_text_file,
 )
-from tests.integration.conftest import inputs  # noqa: F401
 from tests.tiny.command import Command, command_runner
 
 from lab.__main__ import main
