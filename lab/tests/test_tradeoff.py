@@ -9,7 +9,7 @@ from tests.tiny.pruned import plain_checkpoint
 from darwinlm.engines import process
 from lab.tradeoff import files as tradeoff_files
 from lab.tradeoff import measure as tradeoff
-from lab.tradeoff.page import FileRow, Tradeoff, front, remarks
+from lab.tradeoff.table import FileRow, Tradeoff, front, remarks
 
 FAST = ("--tokens", 96, "--prompt-tokens", 24, "--new-tokens", 4, "--runs", 2)
 INTERRUPTED = 130
@@ -44,8 +44,10 @@ def test_every_file_is_measured_and_the_front_is_drawn(command, given, tmp_path)
     stages = {path.name for path in (tmp_path / "out" / "sizes").glob("**/stages/*")}
     assert "export" in stages  # and nothing that only a report shows
     assert not stages & {"chats", "evaluate", "file", "report"}
-    page = (tmp_path / "out" / "index.html").read_text()
-    assert page.count("<svg") == 4  # two plots, each for broad and narrow screens
+    for name in ("size", "speed"):
+        assert f"]({name}.svg)" in (tmp_path / "out" / "tradeoff.md").read_text()
+        picture = (tmp_path / "out" / f"{name}.svg").read_text()
+        assert all(f"<!-- {word} -->" in picture for word in ("keep-70", "f16"))
     for text in (ended.out, (tmp_path / "out" / "tradeoff.md").read_text()):
         assert "keep-70" in text
         assert "Least loss for its size" in text

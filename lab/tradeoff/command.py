@@ -42,7 +42,7 @@ def tradeoff(
     from darwinlm.recipe import load_recipes, options
     from darwinlm.runtime.errors import RecipeError
     from lab.tradeoff.measure import Timed, measure_tradeoff
-    from lab.tradeoff.page import HEADINGS, cells, remarks
+    from lab.tradeoff.table import HEADINGS, cells, remarks
 
     if held_out is None:
         raise RecipeError("name the text for the loss with --held-out, from another source than that of --text")
@@ -58,4 +58,4 @@ def tradeoff(
         reporter=terminal.reporter(),
     )
     terminal.show_tables([(HEADINGS, cells(found), remarks(found))], None)
-    terminal.console().print(f"page    {out / 'index.html'}\nfigures {out / 'tradeoff.json'}")
+    terminal.console().print(f"table {out / 'tradeoff.md'}\nfigures {out / 'tradeoff.json'}")

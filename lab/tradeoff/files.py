@@ -23,7 +23,7 @@ from darwinlm.runtime.artifact import StageFolder, digest_of, file_digest, read_
 from darwinlm.runtime.console import Reporter
 from darwinlm.stages.evaluate import EVALUATE
 from darwinlm.stages.export import EXPORT
-from lab.tradeoff.page import FileLoss
+from lab.tradeoff.table import FileLoss
 
 ENGINE = "llama.cpp"
 UNQUANTISED = "f16"

@@ -28,9 +28,19 @@ from darwinlm.runtime.errors import ExportError
 from darwinlm.runtime.places import check_output
 from darwinlm.stages.export import EXPORT
 from lab.tradeoff.files import ENGINE, FileMaker
-from lab.tradeoff.page import HEADINGS, FileLoss, FileRow, Rate, Tradeoff, cells, remarks, tradeoff_page
+from lab.tradeoff.table import (
+    HEADINGS,
+    FileLoss,
+    FileRow,
+    Rate,
+    Tradeoff,
+    cells,
+    draw_by_size,
+    draw_by_speed,
+    remarks,
+)
 
-FILES, SIZES, PAGE = "files", "sizes", "index.html"
+FILES, SIZES = "files", "sizes"
 WARM_UP = 32
 """Tokens of a prompt before each timed one, which brings the file into memory."""
 
@@ -58,7 +68,7 @@ def measure_tradeoff(
     """Quantise a model and its pruned sizes, and measure loss, size and speed of every file.
 
     `recipes` are those of `prune_sweep`, `held_out` is the source of the text for the loss, of which `tokens` are read.
-    `out` gets the pruned models (`sizes/`), the files, the page, and tradeoff.json.
+    `out` gets the pruned models (`sizes/`), the files, a table with two pictures, and tradeoff.json.
 
     Raises:
         ExportError, EngineError, MissingExtraError: A type isn't known, or llama.cpp can't run or quantise the model.
@@ -93,8 +103,10 @@ def measure_tradeoff(
         rows=tuple(rows),
     )
     write_json(out / "tradeoff.json", tradeoff.as_json())
-    write_text(out / "tradeoff.md", tables.markdown(HEADINGS, cells(tradeoff), remarks(tradeoff)))
-    write_text(out / PAGE, tradeoff_page(tradeoff))
+    draw_by_size(tradeoff, out / "size.svg")
+    draw_by_speed(tradeoff, out / "speed.svg")
+    table = tables.markdown(HEADINGS, cells(tradeoff), remarks(tradeoff))
+    write_text(out / "tradeoff.md", f"{table}\n![KL against size](size.svg)\n\n![KL against speed](speed.svg)\n")
     if lock is not None:
         lock.release()
     return tradeoff

@@ -1,16 +1,15 @@
-"""Prune, quantise, or both: the table, the page and the plots of `python -m lab tradeoff`."""
+"""Prune, quantise, or both: the table and the pictures of `python -m lab tradeoff`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import groupby
+from pathlib import Path
 from typing import Any, Literal
 
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from darwinlm.report import plots, wording
-from darwinlm.report.render import render
 from darwinlm.runtime.figures import FORMAT, Figures
 from darwinlm.runtime.version import VERSION
 
@@ -137,26 +136,21 @@ def _rate(rate: Rate) -> str:
     return f"{wording.rate(rate.median)} ({wording.rate(rate.low)} to {wording.rate(rate.high)})"
 
 
-def tradeoff_page(tradeoff: Tradeoff) -> str:
-    """`index.html`: the table and two plots, KL against size and against speed."""
-    return render(
-        "tradeoff.html.j2",
-        title=f"{wording.plain_name(tradeoff.model)}: prune, quantise, or both?",
-        columns=HEADINGS,
-        rows=cells(tradeoff),
-        remarks=remarks(tradeoff),
-        by_size=partial(_plot, tradeoff, "file (MB)", "size", lambda row: row.bytes / 1e6, less=True),
-        by_speed=partial(_plot, tradeoff, "decode (tokens/s)", "speed", lambda row: row.decode.median, less=False),
-    )
+def draw_by_size(tradeoff: Tradeoff, to: Path) -> None:
+    """Draw KL against the size of the files, as SVG."""
+    _draw(tradeoff, to, "file (MB)", lambda row: row.bytes / 1e6, less=True)
 
 
-def _plot(
-    tradeoff: Tradeoff, across: str, name: str, place: Callable[[FileRow], float], *, less: bool, narrow: bool = False
-) -> str:
+def draw_by_speed(tradeoff: Tradeoff, to: Path) -> None:
+    """Draw KL against the speed of new text, as SVG."""
+    _draw(tradeoff, to, "decode (tokens/s)", lambda row: row.decode.median, less=False)
+
+
+def _draw(tradeoff: Tradeoff, to: Path, across: str, place: Callable[[FileRow], float], *, less: bool) -> None:
     """Draw files as points, KL upward, and name those of the front; `less`: whether a smaller place is better."""
     points = [(place(row), max(row.kl, LEAST)) for row in tradeoff.rows]
     with plots.plot_style():
-        figure, axis = plots.empty_axes(across, "KL (nats/token)", narrow=narrow)
+        figure, axis = plots.empty_axes(across, "KL (nats/token)", narrow=False)
         best = front([(x if less else -x, y) for x, y in points])
         axis.step(
             *zip(*(points[index] for index in best), strict=True),
@@ -178,7 +172,7 @@ def _plot(
                     textcoords="offset points",
                     rotation=40 if less else -40,
                     rotation_mode="anchor",
-                    fontsize=6 if narrow else 7,
+                    fontsize=7,
                     color=plots.MUTED,
                 )
         axis.set_yscale("log")
@@ -189,4 +183,4 @@ def _plot(
             each.set_minor_formatter(NullFormatter())
         axis.margins(x=0.1, y=0.12)
         axis.legend(loc="best")
-        return plots.as_svg(figure, name, narrow, f"KL of each file against its {name}")
+        figure.savefig(to, metadata={"Date": None})
