@@ -59,6 +59,28 @@ def test_an_error_in_two_processes_is_told_once(tiny_llama, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+DIFFERENT = """
+import os
+from darwinlm.cli.main import main
+from darwinlm.search.problem import knapsack
+
+solve = knapsack.milp
+knapsack.milp = lambda c, **more: solve(c=-c if os.environ["RANK"] == "1" else c, **more)
+main()
+"""
+
+
+@POSIX
+def test_processes_whose_solvers_differ_search_together(tiny_llama, tiny_text_file, make_run, tmp_path, monkeypatch):
+    """A solver that stops at its time limit may find something else in each process: that of the first one counts."""
+    (tmp_path / "different.py").write_text(DIFFERENT, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    torchrun("prune", tiny_llama, tiny_text_file, tmp_path / "two", "--until", "search", program="different")
+    alone = run_stages(make_run(tiny_llama, tmp_path / "one"), "search").search
+    found = read_json(tmp_path / "two" / "stages" / "search" / "result.json")
+    assert tuple(found["allocation"]) == alone.allocation
+
+
 @POSIX
 def test_two_processes_evaluate_as_one(command, tmp_path):
     data, model = tiny_benchmarks(tmp_path / "data"), tiny_checkpoint(tmp_path / "model", max_position_embeddings=2048)

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from darwinlm.runtime import meeting
 from darwinlm.runtime.errors import DarwinLMError, ParallelError
@@ -217,6 +217,20 @@ def in_main(work: Callable[..., object], *arguments: Any) -> None:
     with agree():
         if is_main():
             work(*arguments)
+
+
+def decide(work: Callable[..., T], *arguments: Any) -> T:
+    """What a function returns in the first process, in every process; a DarwinLMError of it is raised in all.
+
+    For work that may end differently in each process, such as a solver with a time limit.
+    """
+    if not _together():
+        return work(*arguments)
+    found: Any = None
+    with agree():
+        if is_main():
+            found = work(*arguments)
+    return cast("T", broadcast(found))
 
 
 @contextmanager

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from functools import partial
 
+from darwinlm.runtime import parallel
 from darwinlm.runtime.errors import BudgetError
 from darwinlm.search.problem.knapsack import solve_knapsack
-from darwinlm.search.problem.problem import Problem
+from darwinlm.search.problem.problem import Budget, Problem
 from darwinlm.search.problem.space import Allocation, PerLevel, uniform_sizes
 from darwinlm.search.propose.level_switch import filled
 
@@ -17,7 +20,13 @@ def knapsack_start(problem: Problem, losses: PerLevel) -> Allocation:
     Losses are those of single modules, or local errors as in ZipLM (arXiv 2302.04089).
     """
     cost, budget = problem.cost, problem.budget
-    return solve_knapsack(losses, cost.costs, budget.lower, budget.upper, words=budget.words)
+    return _solved(losses, cost.costs, budget)
+
+
+def _solved(losses: PerLevel, costs: Sequence[Sequence[int]], budget: Budget) -> Allocation:
+    """The first process's solution, in all: each has its own when the solver's time is up."""
+    solve = partial(solve_knapsack, losses, costs, budget.lower, budget.upper, words=budget.words)
+    return parallel.decide(solve)
 
 
 def uniform_start(problem: Problem, losses: PerLevel, uniform: Allocation, rng: random.Random) -> Allocation:
@@ -46,12 +55,10 @@ def neighbour_start(problem: Problem, losses: PerLevel, neighbour: Allocation) -
         [at for at, amount in enumerate(row) if (amount <= row[level] if shrink else amount >= row[level])]
         for row, level in zip(cost.costs, neighbour, strict=True)
     ]
-    choice = solve_knapsack(
+    choice = _solved(
         [[row[at] for at in places] for row, places in zip(losses, allowed, strict=True)],
         [[row[at] for at in places] for row, places in zip(cost.costs, allowed, strict=True)],
-        budget.lower,
-        budget.upper,
-        words=budget.words,
+        budget,
     )
     return tuple(places[at] for places, at in zip(allowed, choice, strict=True))
 
