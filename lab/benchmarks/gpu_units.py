@@ -249,7 +249,7 @@ def equality(setup: Setup) -> None:
                 scale = a[key].abs().max().clamp_min(1e-30)
                 worst = max(worst, float((a[key] - b[key]).abs().max() / scale))
         setup.most("equality", f"{name}: error curves differ by", worst, "relative", 1e-3)
-        if ours.recover is not None:
+        if getattr(ours, "recover", None) is not None:
             kl, other = (found.recover.record["log"][-1]["eval_kl"] for found in (ours, theirs))
             setup.most("equality", f"{name}: KL after eight steps differs by", abs(other / kl - 1), "relative", 1e-3)
         pairs = zip(ours.search.allocation, theirs.search.allocation, strict=True)

@@ -12,7 +12,6 @@ from lab.benchmarks import gpu
 from lab.benchmarks.gpu_units import Line, Setup
 
 ROOT = Path(__file__).parents[2]
-PARTS = ("machine", "moments", "stream", "candidates", "training", "resume", "refit", "decoding", "traps")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
@@ -39,7 +38,7 @@ def tiny(tmp_path_factory):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", gpu.PARTS)
 def test_each_part_runs_on_a_cpu(tiny, part):
     tiny.parts[part][1](tiny.setup)
     lines = [line for line in tiny.lines if line.part == part]
