@@ -1,21 +1,27 @@
-"""A pretend GPU for machines without one: a device of its own whose tensors are computed on the CPU.
+"""A pretend NVIDIA GPU for machines without one: a device `cuda:0` whose tensors are computed on the CPU.
 
-    with pretend_gpu() as gpu:  # or pretend_gpu(float64=False), as Apple's
-        run_stages(open_run(..., "compute.device=pretend"), "report")
+    with pretend_gpu() as gpu:  # or pretend_gpu(float64=False), as Apple's; pretend_gpu(memory=1 << 24), a small one
+        run_stages(open_run(...), "report")  # compute.device=auto finds it
     assert not gpu.tally.mixes
 
-Tensors say that they are on the device `pretend` (PyTorch's PrivateUse1 with its Python backend) and hold a tensor of
-the CPU. Every operation on them really runs, so values and the flow that depends on them are those of a CPU. Before it
-runs it is compared with what CUDA takes (`rules.py`), and what it would cost is counted by the line of the package that
-asked for it. Storage is counted for as long as a tensor on the device uses it.
+Tensors hold a tensor of the CPU and say that they are on the GPU. Every operation on them really runs, so values and
+the flow that depends on them are those of a CPU. Before it runs it is compared with what CUDA takes (`rules.py`), and
+what it would cost is counted by the line of the package that asked for it. Storage is counted for as long as a tensor
+on the device uses it, and more than the device has is refused. `torch.cuda` is PyTorch's own over one card (`cuda.py`).
 
-It can't see what CUDA's own kernels, libraries, streams, allocator and workspaces do, code that asks for
-`device.type == "cuda"`, the Trainer of transformers, or `torch.inference_mode`.
+Also refused: a host that waits in a loop of `HOT`, main memory that is read or overwritten before a copy from or to it
+has ended, and work of one stream on what another has not finished.
+
+PyTorch's C++ knows the device as `pretend` (PrivateUse1 with its Python backend), since a CPU build can't run anything
+on CUDA. It can't see what CUDA's own kernels, libraries and workspaces do, fragmentation, NCCL, the Trainer of
+transformers, or `torch.inference_mode`.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
+import threading
 import weakref
 from collections import Counter
 from collections.abc import Iterator
@@ -24,21 +30,55 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from darwinlm.runtime import compute
-from tests.gpu.rules import Call
+from tests.gpu.cuda import Clocks, Point, cuda_of
+from tests.gpu.rules import NAME, Call, written_by
 
-NAME = "pretend"
+INNER = "pretend"
+"""The device's name in PyTorch's C++."""
+
+THERE = torch.device(NAME, 0)
 PACKAGE = "/darwinlm/"
+
+HOT = {
+    ("database/elimination.py", "_cheapest"),
+    ("database/elimination.py", "_remove"),
+    ("streaming/stream.py", "run"),
+    ("streaming/decoder.py", "through"),
+    ("calibration/gradients.py", "_back_through"),
+    ("search/evaluate/fitness.py", "_walk"),
+    ("search/predict/gradients.py", "_through"),
+}
+"""Loops over batches, candidates or removed units in which the host must not wait for the device: file and function."""
+
+KNOWN_WAITS = {
+    ("streaming/stream.py", "check"),  # once for all batches
+    ("calibration/gradients.py", "_check"),
+    ("streaming/decoder.py", "_record"),  # before a walk, once for each shape of text
+    ("database/store.py", "_computed"),  # a file, once; what is read again is pinned
+    ("database/block_moments.py", "watch_mixture"),  # the host must know the experts of the tokens
+}
+"""Functions called from them that may."""
 
 
 class MixedDevicesError(RuntimeError):
     """What CUDA says as "Expected all tensors to be on the same device"."""
+
+
+class HostWaitError(AssertionError):
+    """The host waits for the device in a hot loop."""
+
+
+class UnfinishedError(AssertionError):
+    """Memory is used before earlier work on it has ended."""
 
 
 @dataclass
@@ -63,8 +103,31 @@ class Tally:
         return {name: sum(n for at, n in counter.items() if place in at) for name, counter in named.items()}
 
 
+@dataclass(eq=False)
+class _Use:
+    """Last work on a piece of memory.
+
+    Attributes:
+        line: Stream that it was allocated on.
+        written: Last work that wrote it.
+        read: Last work of each stream that read it.
+        others: Streams that the allocator was told of.
+    """
+
+    line: int
+    written: Point
+    read: dict[int, int] = field(default_factory=dict)
+    others: set[int] = field(default_factory=set)
+
+    def points(self) -> list[Point]:
+        return [self.written, *self.read.items()]
+
+
 class _Storage:
     """Stands for a piece of the device's memory; what uses it refers to it."""
+
+    def __init__(self, use: _Use) -> None:
+        self.use = use
 
 
 class PretendTensor(Tensor):
@@ -73,9 +136,11 @@ class PretendTensor(Tensor):
     held: Tensor
     gpu: Gpu
     storage_token: _Storage | None
+    device = property(lambda self: THERE)  # type: ignore[assignment]
+    is_cuda = property(lambda self: True)  # type: ignore[assignment]
 
     @staticmethod
-    def __new__(cls, held: Tensor, device: torch.device, gpu: Gpu) -> PretendTensor:
+    def __new__(cls, held: Tensor, gpu: Gpu) -> PretendTensor:
         """Wrap a tensor of the CPU."""
         self: PretendTensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls,
@@ -84,11 +149,16 @@ class PretendTensor(Tensor):
             storage_offset=held.storage_offset(),
             dtype=held.dtype,
             layout=held.layout,
-            device=device,
+            device=torch.device(INNER, 0),
         )
         self.held, self.gpu = held, gpu
         self.storage_token = gpu.storage_of(held)
         return self
+
+    def record_stream(self, stream: Any) -> None:
+        """Tell the allocator that a stream uses it."""
+        if self.storage_token is not None:
+            self.storage_token.use.others.add(stream.stream_id)
 
     def __repr__(self, *_: Any, **__: Any) -> str:  # type: ignore[override]
         return f"PretendTensor({tuple(self.shape)}, {self.dtype}, {self.device})"
@@ -104,15 +174,12 @@ class PretendTensor(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Catch what never comes to ATen, or picks a kernel by a device that a CPU build hasn't got."""
+        """Catch what never comes to ATen."""
         with torch._C.DisableTorchFunctionSubclass():
-            if func is functional.scaled_dot_product_attention:
-                return plain_attention(*args, **(kwargs or {}))
             if func is torch.Tensor.tolist:
                 return args[0].cpu().tolist()
             if func is torch.Tensor.numpy:
                 args[0].gpu.refuse("numpy() of a tensor on the device")
-                return args[0].cpu().numpy()
             result = func(*args, **(kwargs or {}))
             if func == torch.Tensor.data.__set__ and isinstance(args[0], cls):  # type: ignore[attr-defined]
                 args[0].held, args[0].storage_token = args[1].held, args[1].storage_token
@@ -126,28 +193,107 @@ class PretendTensor(Tensor):
         return gpu.run(func, args, kwargs or {})
 
 
-class Gpu(TorchDispatchMode):
+class _Names(TorchFunctionMode):
+    """Gives C++ the name that it knows, pins main memory, and compares the devices of generators."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        super().__init__()
+        self.gpu = gpu
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Every function of PyTorch that is called from Python."""
+        kwargs = dict(kwargs or {})
+        if func is torch.device:
+            return func(*args, **kwargs)
+        if func is torch.Tensor.is_pinned:
+            return not isinstance(args[0], PretendTensor) and self.gpu.pinned(args[0]) is not None
+        if func is torch.Tensor.pin_memory:
+            if isinstance(args[0], PretendTensor):
+                raise RuntimeError("cannot pin 'torch.cuda.FloatTensor' only dense CPU tensors can be pinned")
+            return self.gpu.pin(args[0])
+        pin = kwargs.pop("pin_memory", False)
+        texts = func is torch.Tensor.to
+        args = tuple(_inner(one, texts=texts) for one in args)
+        kwargs = {name: _inner(one, texts=name == "device") for name, one in kwargs.items()}
+        self._compare_generator(func, args, kwargs)
+        result = func(*args, **kwargs)
+        return self.gpu.pin(result) if pin and not isinstance(result, PretendTensor) else result
+
+    def _compare_generator(self, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        generator = next((one for one in (*args, *kwargs.values()) if isinstance(one, torch.Generator)), None)
+        if generator is None or generator in args[:1]:
+            return
+        tensors = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]
+        wanted = tensors[0].device if tensors else torch.device(kwargs.get("device") or "cpu")
+        there = wanted.type in (INNER, NAME)
+        if there != (generator.device.type == NAME):
+            self.gpu.refuse(f"{func.__name__}: a generator on {generator.device} for a tensor on {wanted}")
+
+
+def _inner(value: Any, *, texts: bool) -> Any:
+    """A device with the name that C++ knows."""
+    if texts and isinstance(value, str) and value.split(":")[0] == NAME:
+        value = torch.device(value)
+    if isinstance(value, torch.device) and value.type == NAME:
+        if value.index:
+            raise torch.AcceleratorError("CUDA error: invalid device ordinal")
+        return torch.device(INNER, 0)
+    return value
+
+
+class _Mode(TorchDispatchMode):
+    """Operations of a thread."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        super().__init__()
+        self.gpu = gpu
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Every operation in the mode."""
+        return self.gpu.run(func, args, kwargs or {})
+
+
+@dataclass(eq=False)
+class _Pinned:
+    """A piece of pinned memory with the copies that may be under way; `down` ones write it."""
+
+    pending: list[tuple[Point, bool]] = field(default_factory=list)
+
+
+class Gpu:
     """Checks, counts and runs operations on the pretend device.
 
     Attributes:
         tally: What was counted since it was last replaced.
         allocated: Bytes that are in use.
         peak: The most that were, since `restart`.
+        memory: Bytes that it has.
         float64: Whether it has this type; Apple's GPUs don't.
+        clocks: Streams.
+        recording: The graph that is recorded now.
+        recordings: All finished ones.
+        faults: Memory that was released while another stream used it.
     """
 
-    def __init__(self, *, float64: bool = True) -> None:
-        super().__init__()
+    def __init__(self, *, float64: bool = True, memory: int = 1 << 36) -> None:
         self.float64 = float64
+        self.memory = memory
         self.tally = Tally()
         self.allocated = self.peak = 0
+        self.clocks = Clocks()
+        self.recording: Any = None
+        self.recordings: list[Any] = []
+        self.faults: list[str] = []
         self._storages: weakref.WeakValueDictionary[int, _Storage] = weakref.WeakValueDictionary()
+        self._pins: dict[int, _Pinned] = {}
 
     def restart(self) -> tuple[Tally, int]:
         """Count anew; returns what was counted so far and the peak."""
         before = self.tally, self.peak
         self.tally, self.peak = Tally(), self.allocated
         return before
+
+    # ---------------------------------------------------------------------------------------------------- memory
 
     def storage_of(self, held: Tensor) -> _Storage | None:
         """What stands for the memory of a tensor; new memory is counted until nothing refers to it."""
@@ -157,14 +303,45 @@ class Gpu(TorchDispatchMode):
             return None
         found = self._storages.get(key)
         if found is None:
-            found = self._storages[key] = _Storage()
+            if self.allocated + size > self.memory:
+                raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {size} bytes")
+            line = self.clocks.line
+            use = _Use(line.number, (line.number, line.given))
+            found = self._storages[key] = _Storage(use)
             self._grow(size)
-            weakref.finalize(found, self._grow, -size).atexit = False
+            weakref.finalize(found, self._release, size, use).atexit = False
         return found
 
     def _grow(self, size: int) -> None:
         self.allocated += size
         self.peak = max(self.peak, self.allocated)
+
+    def _release(self, size: int, use: _Use) -> None:
+        """The allocator hands this memory out again to the stream that it came from."""
+        self.allocated -= size
+        own = self.clocks.lines[use.line]
+        for point in use.points():
+            if point[0] not in use.others and not own.knows(point) and not self.clocks.finished(point):
+                self.faults.append(f"memory of stream {use.line} was released while stream {point[0]} used it")
+
+    def pin(self, tensor: Tensor) -> Tensor:
+        """A copy of a tensor in pinned memory."""
+        buffer = np.empty(max(tensor.nbytes, 1), dtype=np.uint8)
+        with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():  # type: ignore[attr-defined]
+            memory = torch.from_numpy(buffer)
+            made = memory[: tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+            key = memory.untyped_storage().data_ptr()
+        self._pins[key] = _Pinned()
+        weakref.finalize(buffer, self._pins.pop, key, None).atexit = False
+        return made
+
+    def pinned(self, tensor: Tensor) -> _Pinned | None:
+        """The pinned memory that a tensor lies in, if it does."""
+        if not self._pins or tensor.layout != torch.strided or tensor.device.type != "cpu":
+            return None
+        return self._pins.get(tensor.untyped_storage().data_ptr())
+
+    # --------------------------------------------------------------------------------------------------- refusals
 
     def refuse(self, reason: str) -> None:
         """Note that CUDA would refuse this, and refuse it."""
@@ -175,9 +352,24 @@ class Gpu(TorchDispatchMode):
         """Say what Apple's GPUs say."""
         raise TypeError(f"the device doesn't support float64: {_line()}: {what}")
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Every operation in the mode."""
-        return self.run(func, args, kwargs or {})
+    def refuse_in_recording(self, what: str) -> None:
+        """A wait ends a recording."""
+        if self.recording is not None:
+            self.recording.broken = True
+            raise torch.AcceleratorError(f"operation not permitted when stream is capturing: {what}")
+
+    def waits_for(self, what: str) -> None:
+        """The host waits for the device."""
+        self.refuse_in_recording(what)
+        self.tally.waits[f"{_line()}: {what}"] += 1
+        self._refuse_if_hot(what)
+
+    def _refuse_if_hot(self, what: str) -> None:
+        hot = _hot_loop()
+        if hot:
+            raise HostWaitError(f"the host waits for the device in {hot}: {_line()}: {what}")
+
+    # ----------------------------------------------------------------------------------------------------- running
 
     def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """One operation: as it is where the device has no part in it."""
@@ -185,36 +377,40 @@ class Gpu(TorchDispatchMode):
         tensors = [one for one in flat if isinstance(one, Tensor)]
         ours = [one for one in tensors if isinstance(one, PretendTensor)]
         target = kwargs.get("device")
-        target = None if target is None else torch.device(target)
-        if target is not None and target.type == NAME:
-            target = torch.device(NAME, target.index or 0)
-        if not ours and (target is None or target.type != NAME):
+        if target is not None:
+            target = THERE if target.type == INNER else target
+        if not ours and target != THERE:
+            self._use_pinned(func, args, kwargs, tensors)
             return func(*args, **kwargs)
-        call = Call(func, args, kwargs, tensors, target, NAME)
+        call = Call(func, args, kwargs, tensors, target, self)
         refusal = call.refusal()
         if refusal is not None:
             self.refuse(refusal)
+        lacking = call.lacking_kernel()
+        if lacking is not None:
+            raise NotImplementedError(lacking)
         doubles = kwargs.get("dtype") == torch.float64 or any(one.dtype == torch.float64 for one in ours)
         if doubles and not self.float64:
             self.refuse_float64(call.name)
         self._count(call)
-        if call.name == "aten::record_stream":
-            return None
+        self._order(call, ours)
         held = [one.held if isinstance(one, PretendTensor) else one for one in flat]
         plain_args, plain_kwargs = tree_unflatten(held, structure)
-        with torch._C._DisableTorchDispatch():  # type: ignore[attr-defined]
+        with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():  # type: ignore[attr-defined]
             result = func(*_on_cpu(call, plain_args), **on_cpu(plain_kwargs))
-        device = target if target is not None else ours[0].device
         given = {id(one.held): one for one in ours}
-        return tree_map(lambda one: self._wrapped(one, device, given), result)
+        into_host = call.name == "aten::copy_" and call.goes_down
+        here = target == THERE if target is not None else not into_host
+        result = tree_map(lambda one: self._wrapped(one, given, here=here), result)
+        return self._copied(call, result)
 
-    def _wrapped(self, one: Any, device: torch.device, given: dict[int, PretendTensor]) -> Any:
-        if not isinstance(one, Tensor) or device.type != NAME:
+    def _wrapped(self, one: Any, given: dict[int, PretendTensor], *, here: bool) -> Any:
+        if not isinstance(one, Tensor) or not here:
             return one
         if one.dtype == torch.float64 and not self.float64:
             self.refuse_float64("a result")
         if id(one) not in given:
-            return PretendTensor(one, device, self)
+            return PretendTensor(one, self)
         same = given[id(one)]  # changed in place
         assert same.shape == one.shape, "an operation changed the shape of its own argument"
         return same
@@ -222,9 +418,83 @@ class Gpu(TorchDispatchMode):
     def _count(self, call: Call) -> None:
         line = _line()
         self.tally.kernels[line] += call.is_kernel
-        self.tally.uploads[line] += call.goes_up
+        if call.goes_up:
+            self.tally.uploads[line] += 1
+            if not call.in_passing:
+                self.refuse_in_recording("a copy from pageable memory")
+                self._refuse_if_hot("a copy from pageable memory")
+                self.clocks.wait(self.clocks.line.snapshot())
         if call.waits:
-            self.tally.waits[f"{line}: {call.waits}"] += 1
+            self.waits_for(call.waits)
+            self.clocks.wait(self.clocks.line.snapshot())
+
+    def _order(self, call: Call, ours: list[PretendTensor]) -> None:
+        """Refuse work on what another stream hasn't finished; note it."""
+        if self.recording is not None or not (call.is_kernel or call.goes_up or call.goes_down):
+            return
+        line = self.clocks.line
+        line.given += 1
+        written = call.written
+        for one in ours:
+            if one.storage_token is None:
+                continue
+            use = one.storage_token.use
+            writes = any(one is each for each in written)
+            for point in use.points() if writes else [use.written]:
+                if not line.knows(point) and not self.clocks.finished(point):
+                    raise UnfinishedError(f"{_line()}: {call.name} on what stream {point[0]} hasn't finished")
+            if writes:
+                use.written, use.read = (line.number, line.given), {}
+            else:
+                use.read[line.number] = line.given
+
+    def _copied(self, call: Call, result: Any) -> Any:
+        """Note a copy between pinned memory and the device, which may end later."""
+        line = self.clocks.line
+        point = line.number, line.given
+        if not call.in_passing:
+            return result
+        if call.goes_up:
+            source = self.pinned(call.source)
+            assert source is not None
+            source.pending.append((point, False))
+        elif call.goes_down:
+            if call.name == "aten::_to_copy":  # C++ pins what it is copied to
+                result = self.pin(result)
+            place = self.pinned(result)  # the copy's own target
+            assert place is not None
+            place.pending.append((point, True))
+        return result
+
+    def _use_pinned(self, func: Any, args: Any, kwargs: dict[str, Any], tensors: list[Tensor]) -> None:
+        """Refuse work of the host on pinned memory that a copy still needs."""
+        if not self._pins or func.is_view:
+            return
+        for tensor in tensors:
+            memory = self.pinned(tensor)
+            if memory is None:
+                continue
+            memory.pending = [each for each in memory.pending if not self.clocks.finished(each[0])]
+            writes = any(tensor is one for one in written_by(func, args, kwargs))
+            for point, down in memory.pending:
+                if down or writes:
+                    action = "written" if writes else "read"
+                    raise UnfinishedError(
+                        f"{_line()}: pinned memory is {action} before a copy of stream {point[0]} has ended"
+                    )
+
+
+def _hot_loop() -> str:
+    """The hot loop that the present line runs in, if any."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        _, found, path = frame.f_code.co_filename.rpartition(PACKAGE)
+        if found and (path, frame.f_code.co_name) in KNOWN_WAITS:
+            return ""
+        if found and (path, frame.f_code.co_name) in HOT:
+            return f"{path} {frame.f_code.co_name}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return ""
 
 
 def _on_cpu(call: Call, args: Any) -> Any:
@@ -295,24 +565,29 @@ def why_not() -> str:
 
 def _register() -> None:
     """Make the device known to PyTorch, once in a process."""
-    if hasattr(torch, NAME):
+    if hasattr(torch, INNER):
         return
+    importlib.import_module("torch._dynamo")  # PyTorch imports it at its first use, and must not find a GPU then
     from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-    _setup_privateuseone_for_python_backend(NAME)
-    getattr(torch, NAME).get_amp_supported_dtype = lambda: [torch.bfloat16, torch.float16]
+    _setup_privateuseone_for_python_backend(INNER)
+    getattr(torch, INNER).get_amp_supported_dtype = lambda: [torch.bfloat16, torch.float16]
 
 
 @contextmanager
-def pretend_gpu(*, float64: bool = True) -> Iterator[Gpu]:
-    """Give this PyTorch the device `pretend` for a while, with or without float64."""
+def pretend_gpu(*, float64: bool = True, memory: int = 1 << 36) -> Iterator[Gpu]:
+    """Give this PyTorch a GPU for a while, with or without float64, with so many bytes."""
     _register()
-    gpu = Gpu(float64=float64)
-    built_in = functional.scaled_dot_product_attention
+    gpu = Gpu(float64=float64, memory=memory)
+    built_in, run = functional.scaled_dot_product_attention, threading.Thread.run
 
     def attention(query: Tensor, *rest: Any, **named: Any) -> Tensor:
         chosen = plain_attention if isinstance(query, PretendTensor) else built_in
         return chosen(query, *rest, **named)
+
+    def run_there(thread: threading.Thread) -> None:
+        with _Mode(gpu), _Names(gpu):
+            run(thread)
 
     swapped = torch.__future__.get_swap_module_params_on_conversion()
     lifted = torch._C._only_lift_cpu_tensors()
@@ -321,11 +596,15 @@ def pretend_gpu(*, float64: bool = True) -> Iterator[Gpu]:
     try:
         with (
             mock.patch.object(functional, "scaled_dot_product_attention", attention),
+            mock.patch.object(threading.Thread, "run", run_there),  # a mode belongs to its thread
             mock.patch.object(compute, "WITHOUT_FLOAT64", frozenset() if float64 else frozenset({NAME})),
-            torch.autograd.set_multithreading_enabled(False),  # a mode belongs to its thread
-            gpu,
+            torch.autograd.set_multithreading_enabled(False),
+            cuda_of(gpu),
+            _Mode(gpu),
+            _Names(gpu),
         ):
             yield gpu
     finally:
         torch._C._set_only_lift_cpu_tensors(lifted)
         torch.__future__.set_swap_module_params_on_conversion(swapped)
+    assert not gpu.faults, gpu.faults

@@ -6,7 +6,6 @@ refuses while it records is refused: waits of the host, copies from pageable mem
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +14,21 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from tests.gpu.device import NAME, PretendTensor, on_cpu
+from tests.gpu.device import THERE, Gpu, PretendTensor, on_cpu
 from tests.gpu.rules import Call
+
+
+@dataclass
+class Recorded:
+    """What a recording was.
+
+    Attributes:
+        kernels: Number of operations that the device computes.
+        replays: How often it was replayed.
+    """
+
+    kernels: int = 0
+    replays: int = 0
 
 
 @dataclass
@@ -24,14 +36,16 @@ class Recording(TorchDispatchMode):
     """A recorded step.
 
     Attributes:
+        gpu: The device.
         calls: Operations with their arguments and results.
-        kernels: Number of those that the device computes.
-        replays: How often it was replayed.
+        counts: What outlives it.
+        broken: Whether something was asked for that ends a recording.
     """
 
+    gpu: Gpu
     calls: list[tuple[Any, Any, Any, Any]] = field(default_factory=list)
-    kernels: int = 0
-    replays: int = 0
+    counts: Recorded = field(default_factory=Recorded)
+    broken: bool = False
     _before: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -41,16 +55,13 @@ class Recording(TorchDispatchMode):
         """Run an operation, and note it."""
         kwargs = kwargs or {}
         tensors = [one for one in tree_flatten((args, kwargs))[0] if isinstance(one, Tensor)]
-        target = kwargs.get("device")
-        call = Call(func, args, kwargs, tensors, None if target is None else torch.device(target), NAME)
-        if call.waits or call.goes_up:
-            raise RuntimeError(f"operation not permitted when stream is capturing: {call.name} {call.waits}")
+        call = Call(func, args, kwargs, tensors, THERE if kwargs.get("device") else None, self.gpu)
         for argument, value in zip(func._schema.arguments, args, strict=False):
             if argument.is_write and isinstance(value, PretendTensor):
                 self._before.append((value.held, value.held.clone()))
         result = func(*args, **kwargs)
         self.calls.append((func, args, kwargs, result))
-        self.kernels += call.is_kernel
+        self.counts.kernels += call.is_kernel
         return result
 
     def undo(self) -> None:
@@ -63,7 +74,7 @@ class Recording(TorchDispatchMode):
 
     def replay(self) -> None:
         """Run the recorded operations on the recorded tensors."""
-        self.replays += 1
+        self.counts.replays += 1
         new = {id(call) for call in self._new()}
         with torch._C._DisableTorchDispatch():  # type: ignore[attr-defined]
             for call in self.calls:
@@ -81,25 +92,3 @@ class Recording(TorchDispatchMode):
 
 def _held(values: Any) -> Any:
     return tree_map(lambda one: one.held if isinstance(one, PretendTensor) else one, values)
-
-
-class Recorder:
-    """Stands for `darwinlm.runtime.cuda_graph.recorded`.
-
-    Attributes:
-        recordings: All recordings, in order.
-    """
-
-    def __init__(self) -> None:
-        self.recordings: list[Recording] = []
-
-    def __call__(self, step: Callable[[], object], device: torch.device) -> Callable[[], None]:
-        """Record a step."""
-        assert device.type == NAME
-        recording = Recording()
-        with recording:
-            step()
-        with torch._C._DisableTorchDispatch():  # type: ignore[attr-defined]
-            recording.undo()
-        self.recordings.append(recording)
-        return recording.replay

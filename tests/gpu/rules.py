@@ -1,10 +1,19 @@
 """What CUDA would refuse of an operation, and what it would cost there. Names are those of ATen's schemas."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Any
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from tests.gpu.device import Gpu
+
+NAME = "cuda"
+"""The device's type, as Python sees it."""
 
 COPIES = frozenset({"aten::copy_", "aten::_to_copy", "aten::_local_scalar_dense", "aten::set_", "aten::record_stream"})
 """Operations that are made to take tensors on two devices, or are asked about one alone."""
@@ -39,6 +48,45 @@ SIZED_BY_VALUES = frozenset(
 )
 """The host must know the result before it can go on."""
 
+HALVES = (torch.float16, torch.bfloat16)
+
+SOLVED = ("aten::linalg_", "aten::_linalg_", "aten::cholesky", "aten::triangular_solve", "aten::geqrf", "aten::ormqr")
+"""Beginnings of operations of cuSOLVER and MAGMA, which know no halves; vecdot and norms are plain kernels."""
+
+PLAIN = ("aten::linalg_vector_norm", "aten::linalg_vecdot", "aten::linalg_cross")
+
+MULTIPLIED = frozenset(
+    {
+        "aten::mm",
+        "aten::bmm",
+        "aten::addmm",
+        "aten::addmm_",
+        "aten::baddbmm",
+        "aten::baddbmm_",
+        "aten::addmv",
+        "aten::mv",
+    }
+)
+"""Products of cuBLAS, which has none of integers."""
+
+WITHOUT_HALVES = frozenset({"aten::histc", "aten::_cdist_forward", "aten::cdist", "aten::lgamma_backward"})
+
+WITHOUT_KERNELS = (torch.uint16, torch.uint32, torch.uint64)
+"""Types that are only stored and converted."""
+
+
+@cache
+def _written(func: Any) -> tuple[tuple[int, str], ...]:
+    """Places and names of the arguments that an operation writes."""
+    return tuple((at, one.name) for at, one in enumerate(func._schema.arguments) if one.is_write)
+
+
+def written_by(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """Tensors that an operation writes."""
+    found = [args[at] if at < len(args) else kwargs.get(name) for at, name in _written(func)]
+    several = [one for each in found for one in (each if isinstance(each, (list, tuple)) else [each])]
+    return [one for one in several if isinstance(one, Tensor)]
+
 
 @dataclass(frozen=True)
 class Call:
@@ -50,7 +98,7 @@ class Call:
         kwargs: Named ones.
         tensors: All tensors in them, in order.
         target: The device that the call names; None where it names none.
-        device_type: Of the pretend device.
+        gpu: The device; it knows what is pinned.
     """
 
     func: Any
@@ -58,7 +106,7 @@ class Call:
     kwargs: dict[str, Any]
     tensors: list[Tensor]
     target: torch.device | None
-    device_type: str
+    gpu: Gpu
 
     @property
     def name(self) -> str:
@@ -68,13 +116,10 @@ class Call:
 
     def on_device(self, tensor: Tensor) -> bool:
         """Whether a tensor lies on the pretend device."""
-        return tensor.device.type == self.device_type
+        return tensor.device.type == NAME
 
     def refusal(self) -> str | None:
         """What CUDA would complain about; None where it wouldn't."""
-        generator = self.kwargs.get("generator")
-        if generator is not None and self.target is not None and generator.device.type != self.target.type:
-            return f"{self.name}: a generator on {generator.device} for a tensor on {self.target}"
         if self.name in COPIES:
             return None
         if self.name in INDEXED:
@@ -95,6 +140,27 @@ class Call:
             return None
         return f"{self.name}: " + ", ".join(f"{one.device} {tuple(one.shape)}" for one in self.tensors)
 
+    def lacking_kernel(self) -> str | None:
+        """What CUDA says where it has no kernel for a type; None where it has one."""
+        types = {one.dtype for one in self.tensors if self.on_device(one)}
+        name = self.name
+        if name.startswith(SOLVED) and name not in PLAIN:
+            lacking = [one for one in types if one in HALVES]
+        elif name in MULTIPLIED:
+            lacking = [one for one in types if not (one.is_floating_point or one.is_complex)]
+        elif name in WITHOUT_HALVES:
+            lacking = [one for one in types if one in HALVES]
+        elif self.is_kernel and name not in COPIES:
+            lacking = [one for one in types if one in WITHOUT_KERNELS]
+        else:
+            lacking = []
+        return f'"{name.removeprefix("aten::")}_cuda" not implemented for {lacking[0]}' if lacking else None
+
+    @cached_property
+    def written(self) -> list[Tensor]:
+        """Tensors that it writes."""
+        return written_by(self.func, self.args, self.kwargs)
+
     @property
     def is_kernel(self) -> bool:
         """Whether the device computes anything."""
@@ -105,7 +171,7 @@ class Call:
     def goes_up(self) -> bool:
         """Whether something is copied from main memory to the device."""
         if self.name == "aten::_to_copy":
-            return self.target is not None and self.target.type == self.device_type and not self._any_on_device
+            return self.target is not None and self.target.type == NAME and not self._any_on_device
         if self.name == "aten::copy_":
             return self.on_device(self.tensors[0]) and not self.on_device(self.tensors[1])
         if self.name in INDEXED:
@@ -121,14 +187,15 @@ class Call:
             return f"{self.name} sizes its result by values"
         if self.name in INDEXED and any(one.dtype == torch.bool for one in self.tensors[1:] if self.on_device(one)):
             return "indexed by a mask"
-        return "copied to the host" if self._goes_down and not self._in_passing else ""
+        return "copied to the host" if self.goes_down and not self.in_passing else ""
 
     @property
     def _any_on_device(self) -> bool:
         return any(map(self.on_device, self.tensors))
 
     @property
-    def _goes_down(self) -> bool:
+    def goes_down(self) -> bool:
+        """Whether something is copied from the device to main memory."""
         if self.name == "aten::_to_copy":
             return self.target is not None and self.target.type == "cpu" and self._any_on_device
         if self.name == "aten::copy_":
@@ -136,5 +203,20 @@ class Call:
         return False
 
     @property
-    def _in_passing(self) -> bool:
-        return bool(self.kwargs.get("non_blocking") or (self.name == "aten::copy_" and self.args[2:3] == (True,)))
+    def source(self) -> Tensor:
+        """What a copy reads."""
+        return self.tensors[-1]
+
+    @property
+    def in_passing(self) -> bool:
+        """Whether a copy leaves the host at once: it must be asked for, and main memory must be pinned.
+
+        What `to` copies to is pinned by PyTorch.
+        """
+        asked = self.kwargs.get("non_blocking") or (self.name == "aten::copy_" and self.args[2:3] == (True,))
+        if not asked or self.name not in ("aten::copy_", "aten::_to_copy"):
+            return False
+        if self.name == "aten::_to_copy" and self.goes_down:
+            return True
+        here = [one for one in self.tensors if not self.on_device(one)]
+        return all(self.gpu.pinned(one) is not None for one in here)

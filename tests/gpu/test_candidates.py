@@ -20,7 +20,8 @@ from darwinlm.search.evaluate.training import CandidateTrainer
 from darwinlm.search.problem.space import Allocation, SearchSpace
 from darwinlm.stages.model import DENSE
 from darwinlm.streaming.decoder import Decoder
-from tests.gpu.device import NAME, Gpu, pretend_gpu
+from tests.gpu.device import Gpu, pretend_gpu
+from tests.gpu.rules import NAME
 from tests.tiny.checkpoint import tiny_checkpoint
 from tests.tiny.stages import run_stages
 

@@ -1,6 +1,6 @@
-"""Every branch on the name of CUDA or of Apple's GPUs runs in some test, since the pretend GPU has another name."""
+"""Branches on the name of CUDA that no run of the pretend GPU takes, and PyTorch's refusals, which tests must keep."""
 
-import re
+import ast
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,115 +8,80 @@ import pytest
 import torch
 
 from darwinlm.latency.timing import ModelTimer
-from darwinlm.planning.probe import Machine
-from darwinlm.recovery.train import Training
 from darwinlm.sampling import sampler
 from darwinlm.search.evaluate.student import Student
 from darwinlm.stages import latency
-from darwinlm.streaming.transfers import HostCopy, pinned_like
+from tests.gpu.rules import NAME
 
-ROOT = Path(__file__).parents[2]
-CUDA = torch.device("cuda:0")
-HERE = "tests/gpu/test_cuda_branches.py"
-BRANCHES = {
-    "calibration/moments.py": "tests/unit/test_moments.py",
-    "database/store.py": "tests/integration/test_pipeline.py",
-    "latency/timing.py": HERE,
-    "planning/devices.py": "tests/unit/test_planning_devices.py",
-    "planning/probe.py": HERE,
-    "recovery/train.py": HERE,
-    "runtime/compute.py": "tests/unit/test_compute.py",
-    "runtime/cuda_graph.py": "tests/gpu/test_removal_loop.py",
-    "runtime/memory.py": "tests/unit/test_free_memory.py",
-    "sampling/sampler.py": HERE,
-    "search/evaluate/student.py": HERE,
-    "stages/latency.py": HERE,
-    "streaming/hidden.py": "tests/unit/test_transfers.py",
-    "streaming/streamed.py": "tests/unit/test_transfers.py",
-    "streaming/transfers.py": HERE,
+TESTS = Path(__file__).parents[1]
+CARD = torch.device(NAME, 0)
+
+QUESTIONS = {"is_available", "device_count", "get_device_name", "get_device_capability", "get_device_properties"}
+SIZES = {"mem_get_info", "memory_reserved", "memory_allocated", "max_memory_allocated"}
+"""Functions of `torch.cuda` with whose answers tests describe a machine."""
+
+
+def test_no_test_replaces_what_cuda_refuses():
+    """Else a test would take what a GPU doesn't, as a device without an index."""
+    found = set()
+    for path in TESTS.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and len(node.args) > 1 and ast.unparse(node.args[0]) == "torch.cuda":
+                found.add(ast.literal_eval(node.args[1]) if isinstance(node.args[1], ast.Constant) else "a name")
+    assert found <= {*QUESTIONS, *SIZES, "a name"}, found
+
+
+def test_a_device_without_an_index_is_refused_where_cuda_refuses_it(gpu):
+    with pytest.raises(ValueError, match=r"Expected a torch\.device with a specified index"):
+        torch.cuda.set_device(torch.device(NAME))
+
+
+OTHER = torch.device(NAME, 1)
+MISSING = {
+    "tensors": lambda: torch.ones(2, device=OTHER),
+    "set_device": lambda: torch.cuda.set_device(OTHER),
+    "streams": lambda: torch.cuda.Stream(OTHER),
+    "memory": lambda: torch.cuda.memory_allocated(OTHER),
+    "generators": lambda: torch.Generator(OTHER),
 }
-"""Files with such branches, and the tests that run them."""
 
 
-def test_all_branches_are_listed():
-    code = ROOT / "src" / "darwinlm"
-    found = {
-        path.relative_to(code).as_posix()
-        for path in code.rglob("*.py")
-        if re.search(r'type [!=]= "(cuda|mps)"', path.read_text(encoding="utf-8"))
-    }
-    assert found == BRANCHES.keys()
-    assert all((ROOT / test).is_file() for test in BRANCHES.values())
+@pytest.mark.parametrize("case", MISSING)
+def test_a_card_that_is_not_there_is_refused(gpu, case):
+    with pytest.raises(torch.AcceleratorError, match="invalid device ordinal"):
+        MISSING[case]()
 
 
-class OnCard(torch.Tensor):
-    """A tensor that says that it is on a GPU."""
-
-    device = property(lambda self: CUDA)
-
-
-@pytest.fixture
-def card(monkeypatch) -> list[str]:
-    """Stands for a GPU: copies to it stay where they are; notes what was pinned and awaited."""
-    events: list[str] = []
-
-    def pinned(tensor):
-        events.append("pinned")
-        return tensor
-
-    make = torch.empty, torch.zeros
-    for function in make:
-
-        def made(*sizes, pin_memory=False, function=function, **how):
-            if pin_memory:
-                events.append("pinned")
-            return function(*sizes, **how)
-
-        monkeypatch.setattr(torch, function.__name__, made)
-    monkeypatch.setattr(torch.Tensor, "pin_memory", pinned)
-    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *_, **__: tensor)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: events.append("awaited"))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some Card")
-    return events
+LACKING = {
+    "a factor of halves": lambda there: torch.linalg.cholesky(there.bfloat16()),
+    "triangles of halves": lambda there: torch.linalg.solve_triangular(there.half(), there.half(), upper=True),
+    "products of integers": lambda there: there.long() @ there.long(),
+    "distances of halves": lambda there: torch.cdist(there.half(), there.half()),
+    "numbers without a sign": lambda there: there.to(torch.uint16) + there.to(torch.uint16),
+}
 
 
-def test_batches_and_copies_are_pinned(card):
-    training = SimpleNamespace(device=CUDA, batches=SimpleNamespace(get=lambda *_: {"input_ids": torch.arange(3)}))
-    assert torch.equal(Training._batch(training, 0, 0)["input_ids"], torch.arange(3))
-    assert card == ["pinned"]
-    weights = torch.arange(4.0)
-    copy = HostCopy([weights.as_subclass(OnCard)])
-    assert card == ["pinned", "pinned", "awaited"]
-    copy.copy_to([given := torch.zeros(4)])
-    assert torch.equal(given, weights)
-    assert pinned_like(weights).shape == weights.shape
+@pytest.mark.parametrize("case", LACKING)
+def test_a_type_that_cudas_kernel_lacks_is_refused(gpu, case):
+    with pytest.raises(NotImplementedError, match="not implemented for"):
+        LACKING[case](torch.eye(3, device=CARD))
 
 
-def test_timing_waits_for_the_card_and_takes_its_wall_time(card):
-    ticks = iter(range(1000))
-    machine = SimpleNamespace(device=CUDA, clocks=(lambda: next(ticks), lambda: 0.0))
-    machine._several = lambda action: Machine._several(machine, action)
-    assert Machine._timed(machine, lambda: None) == 1
-    assert set(card) == {"awaited"}
-    assert Machine._transfers(SimpleNamespace(device=CUDA, _timed=lambda action: action() is None or 1.0)) > 0
-    assert card[-1] == "pinned"
-
-
-def test_latencies_are_of_the_card_and_its_graphs(card):
-    task = SimpleNamespace(context=SimpleNamespace(device=CUDA, dtype=torch.float32))
+def test_latencies_are_of_the_card_and_its_graphs(gpu):
+    task = SimpleNamespace(context=SimpleNamespace(device=CARD, dtype=torch.float32))
     machine = latency._machine(task)
-    assert machine["machine"][:2] == ["Some Card", "cuda"]
+    assert machine["machine"][:2] == [torch.cuda.get_device_name(CARD), "cuda"]
     assert "CUDA graph" in machine["timed"]
     checkpoint = SimpleNamespace(config=SimpleNamespace(vocab_size=9))
     budget = SimpleNamespace(prefill_tokens=2, decode_tokens=2, batch=1)
-    timer = ModelTimer(checkpoint, {}, budget, dtype=torch.float32, device=CUDA, runs=1)
+    timer = ModelTimer(checkpoint, {}, budget, dtype=torch.float32, device=CARD, runs=1)
     assert timer.graphs
 
 
 CPU_ROWS = torch.device("cpu"), 1 << 40, sampler.CPU_ROWS
 
 
-@pytest.mark.parametrize(("device", "free", "rows"), [(CUDA, 1, 1), (CUDA, 1 << 40, sampler.GPU_ROWS), CPU_ROWS])
+@pytest.mark.parametrize(("device", "free", "rows"), [(CARD, 1, 1), (CARD, 1 << 40, sampler.GPU_ROWS), CPU_ROWS])
 def test_sampled_rows_are_those_that_fit(monkeypatch, device, free, rows):
     monkeypatch.setattr(sampler, "free_bytes", lambda device: free)
     layer = SimpleNamespace(keys=torch.zeros(1, 2, 3, 4), values=None)
@@ -124,5 +89,5 @@ def test_sampled_rows_are_those_that_fit(monkeypatch, device, free, rows):
     assert sampler.Sampler._fitting_rows(made) == rows
 
 
-def test_the_optimiser_is_fused():
-    assert Student._fused.fget(SimpleNamespace(working=[torch.ones(1).as_subclass(OnCard)]))
+def test_the_optimiser_is_fused(gpu):
+    assert Student._fused.fget(SimpleNamespace(working=[torch.ones(1, device=CARD)]))

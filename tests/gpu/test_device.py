@@ -5,7 +5,8 @@ import gc
 import pytest
 import torch
 
-from tests.gpu.device import NAME, MixedDevicesError
+from tests.gpu.device import MixedDevicesError
+from tests.gpu.rules import NAME
 
 
 def test_values_gradients_and_devices_are_right(gpu):

@@ -9,7 +9,8 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import families
 from darwinlm.families.loading import load_model
 from darwinlm.runtime.errors import CheckpointError
-from tests.gpu.device import NAME, pretend_gpu
+from tests.gpu.device import pretend_gpu
+from tests.gpu.rules import NAME
 
 TOKENS = torch.randint(3, 250, (2, 20), generator=torch.Generator().manual_seed(0))
 HALF = torch.bfloat16

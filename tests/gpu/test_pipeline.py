@@ -16,7 +16,8 @@ from darwinlm.database.levels import variants
 from darwinlm.runtime.memory import ALL
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.stages import refit as stages_refit
-from tests.gpu.device import NAME, Tally, pretend_gpu
+from tests.gpu.device import Tally, pretend_gpu
+from tests.gpu.rules import NAME
 from tests.tiny.checkpoint import tiny_checkpoint
 from tests.tiny.stages import run_stages
 
@@ -101,7 +102,7 @@ def compared(request, make_run, tmp_path_factory) -> Compared:
 
     with pretend_gpu() as gpu, pytest.MonkeyPatch.context() as patch, without_collections():
         patch.setattr(order, "eliminate", counted)
-        there = run_stages(make_run(model, folder / NAME, f"compute.device={NAME}", *FEW, *assignments), "refit")
+        there = run_stages(make_run(model, folder / NAME, *FEW, *assignments), "refit")
         left = gpu.allocated
     return Compared(on_cpu, there, gpu.tally, removed, gpu.peak, left)
 
@@ -188,7 +189,7 @@ def test_caches_leave_room_for_what_a_search_holds(make_run, tmp_path, monkeypat
     monkeypatch.setattr(PlacedModules, "reserve", lambda self, size: reserved.append(size))
     model = tiny_checkpoint(tmp_path / "model", "llama", num_hidden_layers=2)
     with pretend_gpu():
-        run = make_run(model, tmp_path / "out", f"compute.device={NAME}", *FEW)
+        run = make_run(model, tmp_path / "out", *FEW)
         found = run_stages(run, "search")
     run_stages(make_run(model, tmp_path / "cpu", *FEW), "search")
     blocks = [sum(m.levels[-1].params for m in found.database.reader.modules if m.block == block) for block in (0, 1)]

@@ -10,7 +10,8 @@ import torch
 from darwinlm.recipe import RecoverySettings
 from darwinlm.recovery.schedule import plan_steps
 from darwinlm.recovery.train import Training
-from tests.gpu.device import NAME, Gpu
+from tests.gpu.device import Gpu
+from tests.gpu.rules import NAME
 from tests.tiny.models import tiny_model
 
 LENGTH = 16

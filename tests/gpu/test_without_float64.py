@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from tests.gpu.device import NAME, pretend_gpu
+from tests.gpu.device import pretend_gpu
+from tests.gpu.rules import NAME
 from tests.gpu.test_pipeline import FEW
 from tests.tiny.checkpoint import tiny_checkpoint
 from tests.tiny.stages import run_stages
@@ -31,7 +32,7 @@ def test_a_run_gives_the_results_of_the_cpu(model_type, make_run, tmp_path):
     model = tiny_checkpoint(tmp_path / "model", model_type, num_hidden_layers=2)
     on_cpu = run_stages(make_run(model, tmp_path / "cpu", *few), "evaluate")
     with pretend_gpu(float64=False) as gpu:
-        there = run_stages(make_run(model, tmp_path / NAME, f"compute.device={NAME}", *few), "evaluate")
+        there = run_stages(make_run(model, tmp_path / NAME, *few), "evaluate")
     assert not gpu.tally.mixes
     assert sum(gpu.tally.kernels.values()) > 1000, "it ran there"
     assert not gpu.tally.inside("database/elimination.py")["kernels"], "orders are the CPU's"

@@ -88,7 +88,7 @@ def test_devices_that_are_here(gpus):
     gpus(0)
     assert [resolve_device(name).type for name in ("auto", "cpu")] == ["cpu", "cpu"]
     gpus(2)
-    assert [str(resolve_device(name)) for name in ("auto", "cuda", "cuda:1")] == ["cuda", "cuda", "cuda:1"]
+    assert [str(resolve_device(name)) for name in ("auto", "cuda", "cuda:1")] == ["cuda:0", "cuda:0", "cuda:1"]
 
 
 @pytest.mark.parametrize(

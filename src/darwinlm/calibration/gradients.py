@@ -122,6 +122,7 @@ def _output_moments(stream: BlockStream, block: int, moments: dict[ModuleKind, S
 
 def _back_through(stream: BlockStream, block: int, inputs: HiddenStates, gradients: HiddenStates) -> None:
     """Propagate the gradients back through a loaded block."""
+    finite: list[Tensor] = []
     for index in range(len(inputs)):
         with torch.enable_grad():
             hidden = inputs[index].requires_grad_()
@@ -129,12 +130,17 @@ def _back_through(stream: BlockStream, block: int, inputs: HiddenStates, gradien
             if after.grad_fn is None:  # an empty block returns its input
                 continue
             (before,) = torch.autograd.grad(after, hidden, gradients[index])
-        if not bool(torch.isfinite(before).all()):
-            raise NumericsError(
-                f"the gradient before block {block} of {stream.checkpoint.folder} isn't finite: try "
-                "compute.dtype=float32, or database.saliency=output"
-            )
+        finite.append(torch.isfinite(before).all())
         gradients[index] = before
+    _check(finite, stream, block)
+
+
+def _check(finite: list[Tensor], stream: BlockStream, block: int) -> None:
+    if finite and not bool(torch.stack(finite).all()):  # read once, so that a GPU's host goes on
+        raise NumericsError(
+            f"the gradient before block {block} of {stream.checkpoint.folder} isn't finite: try "
+            "compute.dtype=float32, or database.saliency=output"
+        )
 
 
 def _outputs(stream: BlockStream, block: int) -> Iterator[tuple[ModuleKind, nn.Module, int]]:

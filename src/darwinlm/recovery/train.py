@@ -25,6 +25,7 @@ from darwinlm.recovery.schedule import Steps, rate_share
 from darwinlm.recovery.sharding import spread
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import digest_of
+from darwinlm.runtime.compute import to_device
 from darwinlm.runtime.memory import kept_memory, room_at_peak
 
 if TYPE_CHECKING:
@@ -212,11 +213,7 @@ class Training:
         return float(parallel.all_reduce(fits)) == parallel.size()
 
     def _batch(self, step: int, number: int) -> dict[str, Tensor]:
-        pinned = self.device.type == "cuda"
-        return {
-            name: (tensor.pin_memory() if pinned else tensor).to(self.device, non_blocking=pinned)
-            for name, tensor in self.batches.get(step, number).items()
-        }
+        return {name: to_device(tensor, self.device) for name, tensor in self.batches.get(step, number).items()}
 
     def loss_of(self, batch: dict[str, Tensor]) -> Tensor:
         """Mean loss per token of a batch; the dense model runs unless the batch holds its outputs."""

@@ -23,14 +23,14 @@ WITHOUT_FLOAT64 = frozenset({"mps"})
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device named in a recipe; each process has its own GPU.
+    """The device named in a recipe, with the index of a GPU; each process has its own.
 
     `auto` doesn't choose Apple's GPU, on which nothing has run yet.
 
     Raises RecipeError if this machine doesn't have it, ParallelError if there are more processes than GPUs.
     """
     if name in ("auto", "cuda") and torch.cuda.is_available():
-        return torch.device("cuda", parallel.gpu()) if parallel.size() > 1 else torch.device("cuda")
+        return torch.device("cuda", parallel.gpu())
     if name == "auto":
         return torch.device("cpu")
     try:
@@ -78,6 +78,13 @@ def exact_device(device: torch.device) -> torch.device:
 def exact(tensor: Tensor) -> Tensor:
     """The tensor where its float64 products are computed; copied only if its device has no float64."""
     return tensor.to(exact_device(tensor.device))
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A small tensor on a device. On the way to a GPU it is pinned first: else the host would wait for all its work."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def await_device(device: torch.device) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 
 import torch
 
@@ -20,16 +22,33 @@ def recorded(step: Callable[[], object], device: torch.device) -> Callable[[], N
     wait for the device, and its numbers, shapes and tensors are those of the recording: what changes from step to step
     has to be in the values of tensors that are kept. Raises RuntimeError if the step can't be recorded.
     """
-    graph = torch.cuda.CUDAGraph()
+    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
     # Garbage with an older graph must not be collected during a recording, which would fail.
     gc.freeze()
     try:
         with (
             torch.cuda.device(device),
             torch.cuda.stream(torch.cuda.current_stream(device)),  # a failed recording doesn't return to it
-            torch.cuda.graph(graph, capture_error_mode="thread_local"),  # other threads may copy at the same time
+            # Other threads may copy at the same time.
+            torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"),
         ):
             step()
+    except BaseException as error:  # noqa: BLE001 - raised again
+        _leave(device, pool)
+        first = error.__context__  # the end of a failed recording is an error that hides the reason
+        raise first if isinstance(first, RuntimeError) else error from None
     finally:
         gc.unfreeze()
     return graph.replay
+
+
+def _leave(device: torch.device, pool: Any) -> None:
+    """Let the allocator leave a recording that failed, which PyTorch does only for one that ended well.
+
+    Else it would serve later tensors from the recording's memory, and never take back what two streams have used.
+    """
+    end = getattr(torch._C, "_cuda_endAllocateToPool", None)  # PyTorch 2.6 has no such function
+    if end is not None:
+        with suppress(RuntimeError):  # the recording itself ended well
+            end(device.index, pool)
+            torch._C._cuda_releasePool(device.index, pool)

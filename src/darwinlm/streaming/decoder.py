@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from darwinlm.families.family import Family
 from darwinlm.families.parts import Mlp, ModuleKind, Part
-from darwinlm.runtime.compute import exact
+from darwinlm.runtime.compute import exact, to_device
 from darwinlm.streaming.hidden import HiddenMemory, HiddenStates
 
 LARGE = 1e4
@@ -179,7 +179,7 @@ class Decoder:
         names = list(inspect.signature(plain.forward).parameters)[2:]  # after self and the residual stream
         with self._stand_ins({i: _Recorder(calls, names, last=i == count - 1) for i in range(count)}):
             try:
-                self.model(input_ids=tokens.to(self.device), use_cache=False)
+                self.model(input_ids=to_device(tokens, self.device), use_cache=False)
             except _AllRecorded:
                 return calls
         raise AssertionError("the model's forward never reached its last block")
@@ -197,7 +197,7 @@ class Decoder:
             stand_ins = {i: _Pass() for i in range(first - 1)}
             stand_ins[first - 1] = _Pass(hidden)
         with self._stand_ins(stand_ins):
-            result: Tensor = self.model(input_ids=tokens.to(self.device), use_cache=False).logits
+            result: Tensor = self.model(input_ids=to_device(tokens, self.device), use_cache=False).logits
         return result
 
     def head(self, hidden: Tensor) -> Tensor:

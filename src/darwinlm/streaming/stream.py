@@ -41,6 +41,7 @@ class BlockStream:
         elements = tokens.numel() * int(checkpoint.config.hidden_size)
         self.hidden = HiddenStates((self.decoder.embed(batch) for batch in batches), elements, memory)
         self._arguments: list[list[dict[str, Any]]] = []
+        self._finite: list[Tensor] = []
         self._slices = self._layer_inputs(batches, tokens.numel(), memory)
 
     def _layer_inputs(
@@ -88,13 +89,19 @@ class BlockStream:
     def run(self, block: int) -> None:
         """Move the residual stream through a loaded block. Raises NumericsError if the stream is no longer finite."""
         for index, hidden in enumerate(self.hidden):
-            self.move(block, index, self.decoder.run_block(block, hidden, self.arguments(index, block)))
+            self.move(index, self.decoder.run_block(block, hidden, self.arguments(index, block)))
+        self.check(block)
 
-    def move(self, block: int, index: int, after: Tensor) -> None:
-        """Replace a batch by the stream behind a block or a part of it. Raises NumericsError if that isn't finite."""
-        if not bool(torch.isfinite(after).all()):
+    def move(self, index: int, after: Tensor) -> None:
+        """Replace a batch by the stream behind a block or a part of it; `check` follows the last one."""
+        self._finite.append(torch.isfinite(after).all())  # read once for all batches: a GPU's host goes on
+        self.hidden[index] = after
+
+    def check(self, block: int) -> None:
+        """Raise NumericsError if a batch that was moved through a block isn't finite."""
+        finite, self._finite = self._finite, []
+        if finite and not bool(torch.stack(finite).all()):
             raise NumericsError(
                 f"block {block} of {self.checkpoint.folder} gives values that aren't finite on the calibration text: "
                 "the checkpoint is broken, or try compute.dtype=float32"
             )
-        self.hidden[index] = after

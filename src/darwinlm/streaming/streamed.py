@@ -61,6 +61,8 @@ class StreamedDecoder(Decoder):
                 "with more memory, or compute.device=cpu"
             )
         self._weights = weights or (lambda block: checkpoint.read(checkpoint.block_prefix(block), mapped=False))
+        # Noted now, since the mover's thread reads a block while others stand in for it.
+        self._names = [frozenset(block.state_dict()) for block in self.blocks]
         self._dtype = dtype
         self._mover = Mover(device, through_file=True) if device.type == "cuda" else None
         self._coming: dict[int, Future[dict[str, Arriving]]] = {}
@@ -123,11 +125,11 @@ class StreamedDecoder(Decoder):
         """Load a block; returns the weights that were read, in the checkpoint's type."""
         if block in self._loaded:
             return {}
-        coming = self._coming.pop(block, None)
-        if coming is None or self._mover is None:
+        if self._mover is None:
             there = self._read(block)
         else:
-            there = {name: self._mover.take(each) for name, each in coming.result().items()}
+            self._fetch(block)
+            there = {name: self._mover.take(each) for name, each in self._coming.pop(block).result().items()}
         prefix = self.checkpoint.block_prefix(block)
         cast = {
             name: self.checkpoint.cast(prefix + name, tensor.to(self.device), self._dtype)
@@ -172,7 +174,7 @@ class StreamedDecoder(Decoder):
         self._loaded.discard(HEAD)
 
     def _read(self, block: int) -> dict[str, Tensor]:
-        wanted = self.blocks[block].state_dict().keys()  # older checkpoints contain buffers that models compute
+        wanted = self._names[block]  # older checkpoints contain buffers that models compute
         return {name: tensor for name, tensor in self._weights(block).items() if name in wanted}
 
     def _fetch(self, block: int) -> None:

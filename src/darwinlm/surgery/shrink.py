@@ -16,6 +16,7 @@ from darwinlm.families.family import Family
 from darwinlm.families.modeling_darwinlm import keep_shared_width, share_kv_heads
 from darwinlm.families.parts import Mlp, ModuleKind, Part, RowUnit
 from darwinlm.families.shapes import ModuleShape, gated_rows, row_counts, row_segments, shared_width
+from darwinlm.runtime.compute import to_device
 from darwinlm.streaming.decoder import part_of
 
 ATTENTION_HEADS = "num_attention_heads"
@@ -31,9 +32,12 @@ def shrink_tensors(family: Family, shape: ModuleShape, tensors: Mapping[str, Ten
     if kept.weight is None:
         return dict(tensors)
     if kept.experts is not None and isinstance(part, Mlp) and part.experts is not None:
-        names, stay = part.experts, kept.experts
+        names, device = part.experts, next(iter(tensors.values())).device
+        stay = to_device(kept.experts, device)
         tensors = {
-            name: tensor.index_select(names.axis(name), stay.to(tensor.device)) if names.counted(name) else tensor
+            name: tensor.index_select(names.axis(name), to_device(stay, tensor.device))
+            if names.counted(name)
+            else tensor
             for name, tensor in tensors.items()
         }
     tensors = {name: by_rows(part, name, tensor) for name, tensor in tensors.items()}
@@ -43,11 +47,11 @@ def shrink_tensors(family: Family, shape: ModuleShape, tensors: Mapping[str, Ten
     for name, tensor in tensors.items():
         segments = row_segments(part, name)
         if f"{part.prefix}{name}" == shape.output:
-            cut[name] = kept.weight.to(tensor.device, tensor.dtype)
+            cut[name] = to_device(kept.weight, tensor.device).to(tensor.dtype)
         elif segments:
             starts = [0, *accumulate(sizes[segment] for segment in segments)]
             chosen = [start + rows[segment] for start, segment in zip(starts, segments, strict=False)]
-            cut[name] = _take_rows(tensor, torch.cat(chosen, dim=-1).to(tensor.device))
+            cut[name] = _take_rows(tensor, to_device(torch.cat(chosen, dim=-1), tensor.device))
         else:
             cut[name] = tensor
     return {name: as_stored(part, name, tensor) for name, tensor in cut.items()}

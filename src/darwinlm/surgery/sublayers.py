@@ -79,7 +79,8 @@ class BlockWalk:
             else:
                 with self._standing_in(kind, _Given(stream.checkpoint.family.module(kind), output(x))):
                     result = self._half(kind, index, stream.hidden[index])
-            stream.move(self.block, index, result)
+            stream.move(index, result)
+        stream.check(self.block)
 
     @torch.no_grad()
     def ahead(self, kind: ModuleKind) -> Iterator[Tensor]:

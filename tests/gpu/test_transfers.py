@@ -1,0 +1,146 @@
+"""Copies beside a GPU's work: what is read was written, from memory and from files, and nothing is used too early."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import BrokenExecutor
+
+import pytest
+import torch
+
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.runtime.compute import to_device
+from darwinlm.runtime.errors import DeviceMemoryError
+from darwinlm.streaming import streamed, transfers
+from darwinlm.streaming.hidden import HiddenMemory, HiddenStates
+from darwinlm.streaming.streamed import StreamedDecoder
+from darwinlm.streaming.transfers import HostCopy, Mover, pinned_bytes, pinned_like
+from tests.gpu.device import UnfinishedError
+from tests.gpu.rules import NAME
+
+CARD = torch.device(NAME, 0)
+
+
+@pytest.mark.parametrize("place", ["host", "file"])
+def test_a_stream_moves_on_and_is_read_again(place, gpu, tmp_path):
+    batches = [torch.full((2, 3), float(index), device=CARD) for index in range(7)]
+    states = HiddenStates(iter(batches), 42, HiddenMemory(tmp_path, place))
+    gpu.restart()
+    for turn in range(3):
+        for index, batch in enumerate(states):
+            assert batch.cpu().eq(index + turn).all()
+            states[index] = batch + 1
+    states[3] = batches[0]  # while the fourth is on its way
+    assert states[3].cpu().eq(0).all()
+    _ = states[4]
+    states[5] = batches[0]
+    assert states[5].cpu().eq(0).all(), "what was fetched ahead is old"
+    assert not any("transfers.py" in line for line in gpu.tally.waits)
+
+
+def test_the_thread_of_a_mover_needs_a_gpu_with_its_index(gpu):
+    assert Mover(CARD, through_file=True).fetch(torch.ones(3)).result()
+    with pytest.raises(BrokenExecutor):
+        Mover(torch.device(NAME), through_file=True).fetch(torch.ones(3)).result()
+    with pytest.raises(torch.AcceleratorError, match="invalid device ordinal"):
+        Mover(torch.device(NAME, 1), through_file=True)
+
+
+def test_the_next_block_is_read_while_one_runs(gpu, tiny_llama):
+    checkpoint, tokens = Checkpoint.open(tiny_llama), torch.arange(3, 35).view(2, 16)
+    plain, ahead = (
+        StreamedDecoder(checkpoint, tokens, dtype=torch.float32, device=device)
+        for device in (torch.device("cpu"), CARD)
+    )
+    reads: list[tuple[int, bool]] = []
+    weights, here = ahead._weights, threading.get_ident()
+
+    def noted(block: int) -> dict[str, torch.Tensor]:
+        reads.append((block, threading.get_ident() == here))
+        return weights(block)
+
+    ahead._weights = noted
+    ahead.reserve(gpu.memory)
+    for _ in range(2):
+        (expected,), (found,) = (each.through([tokens]) for each in (plain, ahead))
+        torch.testing.assert_close(found.cpu(), expected, rtol=1e-5, atol=1e-5)
+    count = len(plain.blocks)
+    assert reads == 2 * [(block, False) for block in range(count)]
+    next(ahead.walk(range(count)))  # a walk that ends early
+    assert ahead.load(1).keys() == plain._read(1).keys(), "what was on its way"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="memory can be pinned")
+def test_no_room_for_pinned_memory_is_said():
+    with pytest.raises(DeviceMemoryError, match=r"can't pin 40 bytes of main memory .* finished work is kept"):
+        pinned_like(torch.zeros(10))
+
+
+def test_a_device_smaller_than_a_block_is_refused(tiny_llama, monkeypatch):
+    monkeypatch.setattr(streamed, "all_bytes", lambda device: 1000)
+    with pytest.raises(DeviceMemoryError, match=r"a block of .* takes .* kB, but cpu has 1 kB: use a device with more"):
+        StreamedDecoder(Checkpoint.open(tiny_llama), torch.arange(3), dtype=torch.float32, device=torch.device("cpu"))
+
+
+def test_pinned_memory_comes_in_powers_of_two():
+    assert [pinned_bytes(size) for size in (0, 1, 2, 3, 1024, 1025)] == [0, 1, 2, 4, 1024, 2048]
+
+
+@pytest.mark.parametrize("slab", [8, 30, 1 << 20])
+@pytest.mark.parametrize("device", ["cpu", NAME])
+def test_a_copy_in_main_memory_gives_back_every_byte(slab, device, gpu, monkeypatch):
+    """Whatever the pieces, whose borders cut tensors and single numbers."""
+    monkeypatch.setattr(transfers, "SLAB", slab)
+    tensors = [torch.randn(3, 5), torch.randn(7, dtype=torch.bfloat16), torch.empty(0), torch.arange(4)]
+    there = [tensor.to(device) for tensor in tensors]
+    copy = HostCopy(there)
+    assert copy.nbytes == sum(tensor.nbytes for tensor in tensors)
+    assert all(slab.is_pinned() == (device == NAME) for slab in copy._slabs)
+    given = [torch.zeros_like(tensor) for tensor in there]
+    gpu.restart()
+    copy.copy_to(given)
+    assert not gpu.tally.waits
+    assert all(torch.equal(now.cpu(), was) for now, was in zip(given, tensors, strict=True))
+
+
+def test_what_goes_up_is_not_waited_for(gpu):
+    line = gpu.clocks.line.snapshot()
+    there = to_device(torch.arange(3), CARD)
+    assert there.tolist() == [0, 1, 2]
+    assert to_device(there, CARD) is there
+    assert gpu.clocks.line.snapshot() != line
+
+
+def test_pinned_memory_is_left_alone_until_its_copy_has_ended(gpu):
+    pinned, event = torch.ones(3).pin_memory(), torch.cuda.Event()
+    there = pinned.to(CARD, non_blocking=True)
+    assert pinned.sum() == 3, "it may be read"
+    with pytest.raises(UnfinishedError, match="pinned memory is written before a copy of stream 0 has ended"):
+        pinned.zero_()
+    event.record()
+    event.synchronize()
+    pinned.zero_()
+    pinned.copy_(there, non_blocking=True)
+    with pytest.raises(UnfinishedError, match="pinned memory is read"):
+        pinned.sum()
+    torch.cuda.synchronize()
+    assert pinned.sum() == 3
+    fetched = there.to("cpu", non_blocking=True)
+    with pytest.raises(UnfinishedError, match="pinned memory is read"):
+        fetched.sum()
+
+
+def test_streams_wait_for_each_other(gpu):
+    there, side = torch.ones(3, device=CARD), torch.cuda.Stream()
+    with torch.cuda.stream(side), pytest.raises(UnfinishedError, match="on what stream 0 hasn't finished"):
+        there.sum()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        more = there + 1
+    with pytest.raises(UnfinishedError, match="hasn't finished"):
+        more.sum()
+    del there
+    assert gpu.faults, "the side's work on it may not have ended, and the allocator doesn't know of it"
+    gpu.faults.clear()
+    torch.cuda.current_stream().wait_stream(side)
+    assert more.sum() == 6
