@@ -10,6 +10,7 @@ from tests.tiny.benchmarks import tiny_benchmarks
 from tests.tiny.checkpoint import SETTINGS as TINY
 from tests.tiny.checkpoint import tiny_checkpoint, tiny_text
 from tests.tiny.command import sets
+from tests.tiny.damage import edit_config
 from tests.tiny.pruned import plain_checkpoint
 
 SETTINGS = (
@@ -37,7 +38,8 @@ class Given:
         model: a dense model.
         text: a file of text.
         finished: the output folder of a run.
-        zeros: a model that another tool pruned.
+        plain: a model with a tokenizer that engines accept.
+        published: the same, as the paper's authors publish models.
         gguf: a dense model as a GGUF file.
         benchmarks: local files of benchmark tasks.
         scores: a saved evaluation.
@@ -47,7 +49,8 @@ class Given:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.model, self.text, self.finished = folder / "model", folder / "text.txt", folder / "finished"
-        self.zeros, self.gguf, self.benchmarks = folder / "zeros", folder / "model.gguf", folder / "benchmarks"
+        self.plain, self.published = folder / "plain", folder / "published"
+        self.gguf, self.benchmarks = folder / "model.gguf", folder / "benchmarks"
         self.scores, self.before = folder / "scores.json", folder / "before"
 
 
@@ -66,20 +69,22 @@ def begin(given: Given) -> None:
     for name in (".scores.json.partial", ".scores.json.123.tmp"):
         (planted / name).symlink_to(given.text)
     tiny_text(given.text)
-    plain_checkpoint(given.zeros, "llama", num_hidden_layers=2)
+    plain_checkpoint(given.plain, "llama", num_hidden_layers=2)
+    plain_checkpoint(given.published, "llama", num_hidden_layers=2)
+    edit_config(given.published, model_type="darwinlm")
     tiny_benchmarks(given.benchmarks)
 
 
 def preparations(given: Given) -> list[list[object]]:
     """Commands that make the rest of it."""
-    evaluated = ["evaluate", given.zeros, "--text", given.text, "--tokens", "64", "--sequence-length", "32"]
+    evaluated = ["evaluate", given.plain, "--text", given.text, "--tokens", "64", "--sequence-length", "32"]
     return [
         ["prune", given.model, "--keep", "60%", "--out", given.finished, "--text", given.text, *sets(SETTINGS)],
         [*evaluated, "--out", given.scores],
-        ["export", given.zeros, "--to", "gguf", "--quant", "f32", "--out", given.gguf],
-        ["export", given.zeros, "--to", "gguf", "--out", given.before / "export over a gguf" / "m.gguf"],
-        ["export", given.zeros, "--to", "hf", "--out", given.before / "export over a folder" / "dense"],
-        ["export", given.zeros, "--to", "hf", "--out", given.before / "import over a folder" / "imported"],
+        ["export", given.plain, "--to", "gguf", "--quant", "f32", "--out", given.gguf],
+        ["export", given.plain, "--to", "gguf", "--out", given.before / "export over a gguf" / "m.gguf"],
+        ["export", given.plain, "--to", "hf", "--out", given.before / "export over a folder" / "dense"],
+        ["export", given.plain, "--to", "hf", "--out", given.before / "import over a folder" / "imported"],
     ]
 
 
@@ -98,7 +103,7 @@ COMMANDS: dict[str, Words] = {
         "export", given.finished, "--to", "hf", "--out", out / "link" / "hf"
     ],
     "evaluate beside planted links": lambda given, out: [
-        "evaluate", given.zeros, "--text", given.text, "--tokens", "64", "--sequence-length", "32",
+        "evaluate", given.plain, "--text", given.text, "--tokens", "64", "--sequence-length", "32",
         "--out", out / "scores.json", "--markdown", out / "scores.md",
     ],
     "prune a GGUF file": lambda given, out: _prune(
@@ -126,24 +131,24 @@ COMMANDS: dict[str, Words] = {
         "export", given.finished, "--to", "dense", "--out", out / "dense", "--overwrite"
     ],
     "export to gguf": lambda given, out: [
-        "export", given.zeros, "--to", "gguf", "--quant", "q8_0", "--out", out / "m.gguf"
+        "export", given.plain, "--to", "gguf", "--quant", "q8_0", "--out", out / "m.gguf"
     ],
     "export over a gguf": lambda given, out: [
-        "export", given.zeros, "--to", "gguf", "--quant", "q8_0", "--out", out / "m.gguf", "--overwrite"
+        "export", given.plain, "--to", "gguf", "--quant", "q8_0", "--out", out / "m.gguf", "--overwrite"
     ],
-    "import": lambda given, out: ["import", given.zeros, "--out", out / "imported"],
-    "import over a folder": lambda given, out: ["import", given.zeros, "--out", out / "imported", "--overwrite"],
+    "import": lambda given, out: ["import", given.published, "--out", out / "imported"],
+    "import over a folder": lambda given, out: ["import", given.published, "--out", out / "imported", "--overwrite"],
     "evaluate": lambda given, out: [
         "evaluate", given.finished, "--text", given.text, "--against", given.model, "--tokens", "64",
         "--sequence-length", "32", "--out", out / "scores.json", "--markdown", out / "scores.md",
     ],
     "evaluate tasks": lambda given, out: [
-        "evaluate", given.zeros, "--suite", "piqa,boolq,sciq", "--data-dir", given.benchmarks, "--limit", "2",
+        "evaluate", given.plain, "--suite", "piqa,boolq,sciq", "--data-dir", given.benchmarks, "--limit", "2",
         "--out", out / "scores.json",
     ],
     "scores": lambda given, out: ["scores", given.scores, "--markdown", out / "table.md"],
     "bench": lambda given, out: [
-        "bench", given.zeros, "--prompt-tokens", "8", "--new-tokens", "2", "--runs", "1", "--out", out / "speed.json"
+        "bench", given.plain, "--prompt-tokens", "8", "--new-tokens", "2", "--runs", "1", "--out", out / "speed.json"
     ],
     "inspect": lambda given, out: ["inspect", given.finished, "--html", out / "sizes.html"],
     "plan": lambda given, out: ["plan", given.model, "--keep", "50%", "--out", out / "plan.json"],

@@ -35,7 +35,6 @@ def corpus(seed: int = 0) -> list[Case]:
         *_recipes(),
         *_texts(),
         *_artifacts(),
-        *_imports(),
         *places(),
         *templates(),
         *values(),
@@ -217,19 +216,6 @@ def _artifacts() -> Iterator[Case]:
         yield Case(f"artifact: a manifest that is {name}", "artifact", alone("manifest.json", json.dumps(tree)))
     for name, content in (("deep", DEEP), ("empty", ""), ("open", "{"), ("not UTF-8", b"\xff"), ("zeros", b"\0" * 64)):
         yield Case(f"artifact: a manifest that is {name} bytes", "artifact", alone("manifest.json", content))
-
-
-def _imports() -> Iterator[Case]:
-    for case in (*configs(), *weights()):
-        odd = any(word in case.name for word in ("NaN", "infinity", "num_hidden_layers", "more", "odd", "is 0"))
-        fields = any(
-            word in case.name for word in ("num_", "_size", "head_dim", "max_", "may be", "auto_map", "code of")
-        )
-        outcome = ANY if odd or fields or case.outcome == ANY else REFUSED
-        if case.reader == "model" and not (
-            "all missing" in case.name or "adapter" in case.name or "model_type" in case.name
-        ):
-            yield Case(f"import of {case.name}", "import", case.write, outcome)
 
 
 def _mutations(rng: random.Random) -> Iterator[Case]:

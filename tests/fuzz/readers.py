@@ -6,7 +6,6 @@ from pathlib import Path
 from darwinlm.data.sources import read_documents
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.gguf.header import read_header
-from darwinlm.importing.foreign import open_foreign
 from darwinlm.models.resolve import resolve_model
 from darwinlm.needs.sizes import Sizes
 from darwinlm.planning.devices import find_device
@@ -28,10 +27,6 @@ def plan(folder: Path) -> None:
     """As `plan` does: without weights."""
     sizes = Sizes(Checkpoint.describe(folder), load_recipe(None, (), {"model": str(folder)}))
     make_plan(sizes, find_device("h100"))
-
-
-def import_(folder: Path) -> None:
-    open_foreign(folder).checkpoint.tokenizer()
 
 
 def gguf(folder: Path) -> None:
@@ -56,7 +51,6 @@ def artifact(folder: Path) -> None:
 READERS: dict[str, Callable[[Path], None]] = {
     "model": model,
     "plan": plan,
-    "import": import_,
     "gguf": gguf,
     "recipe": recipe,
     "text": text,

@@ -102,5 +102,5 @@ def test_the_corpus_is_large():
 
 def test_the_whole_model_passes(tiny_llama):
     """What the cases change is accepted unchanged: they are refused for what they change."""
-    for reader in ("model", "plan", "import"):
+    for reader in ("model", "plan"):
         READERS[reader](tiny_llama)

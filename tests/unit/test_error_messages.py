@@ -18,11 +18,11 @@ from darwinlm.database.levels import Level, kept_groups
 from darwinlm.database.store import DatabaseReader
 from darwinlm.engines.process import EngineProcess
 from darwinlm.export.hf import check_saved
+from darwinlm.export.published import open_published
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import ModuleShape
 from darwinlm.gguf.header import read_header
 from darwinlm.gguf.write import _numbers
-from darwinlm.importing.foreign import open_foreign
 from darwinlm.latency.table import LatencyTable
 from darwinlm.recipe import UnitsSettings
 from darwinlm.runs import demo
@@ -140,9 +140,11 @@ def test_configuration_that_makes_no_model(tiny_llama: Path, tmp_path: Path) -> 
     checkpoint.config.hidden_act = "wavy"
     with pytest.raises(CheckpointError, match=r"config.json describes no valid model: .*wavy"):
         checkpoint.skeleton()
-    (folder / "config.json").write_text(json.dumps({**config, "hidden_act": 7}), encoding="utf-8")
-    with pytest.raises(CheckpointError, match="describes no valid llama model"):
-        open_foreign(folder, family="llama")
+    (folder / "config.json").write_text(
+        json.dumps({**config, "model_type": "darwinlm", "hidden_act": 7}), encoding="utf-8"
+    )
+    with pytest.raises(CheckpointError, match="describes no llama model"):
+        open_published(folder)
 
 
 @pytest.mark.parametrize(

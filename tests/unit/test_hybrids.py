@@ -18,11 +18,10 @@ from darwinlm.export.hf import save_model
 from darwinlm.export.run import export_model
 from darwinlm.families.checkpoint import FURTHER, Checkpoint
 from darwinlm.families.shapes import module_shapes
-from darwinlm.importing.convert import import_model
 from darwinlm.recipe import load_recipe
 from darwinlm.runtime.artifact import read_json
 from darwinlm.runtime.console import Reporter
-from darwinlm.runtime.errors import CheckpointError, ExportError, FamilyError
+from darwinlm.runtime.errors import CheckpointError, ExportError
 from darwinlm.search.problem.problem import space_of
 from darwinlm.search.problem.space import kept_whole
 
@@ -99,11 +98,3 @@ def unequal(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def test_vllm_does_not_run_unequal_hybrids(unequal: Path, tmp_path: Path):
     with pytest.raises(ExportError, match=r"vLLM runs no such model with .*\. Use --to hf"):
         export_model(unequal, tmp_path / "vllm", to="vllm")
-
-
-@pytest.mark.parametrize(("model_type", "part"), [("lfm2", "short convolution"), ("gemma4_text", "per-layer input")])
-def test_hybrids_of_other_tools_are_not_imported(
-    tiny_folder: Callable[[str], Path], tmp_path: Path, model_type: str, part: str
-):
-    with pytest.raises(FamilyError, match=rf"has blocks with {part} \({model_type}\), which can't be imported yet"):
-        import_model(tiny_folder(model_type), tmp_path / "out")

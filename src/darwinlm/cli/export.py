@@ -95,7 +95,8 @@ def show_report(console: Console, report: ExportReport) -> None:
         (row.left, row.right, str(row.tokens), f"{row.relative:.1e}", f"{row.tolerance:.0e}", f"{row.same_top:.1%}")
         for row in report.comparisons
     ]
-    console.print(tables.terminal(HEADINGS, rows))
+    if rows:
+        console.print(tables.terminal(HEADINGS, rows))
     for note in report.notes:
         console.print(f"- {note}", soft_wrap=True)
     console.print(f"{report.path}: {size(report.bytes)} written")

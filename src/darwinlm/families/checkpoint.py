@@ -157,7 +157,7 @@ class Checkpoint:
             if name not in tied and not is_buffer(name) and not matches(name, ignored):
                 raise CheckpointError(
                     f"{self.folder} holds the tensor {shorten(name)}, which a {self.family.model_type} model with its "
-                    "config.json does not have: fetch the model again, or use darwinlm import for pruned ones"
+                    "config.json does not have: fetch the model again"
                 )
 
     def check_carried(self) -> None:

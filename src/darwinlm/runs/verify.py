@@ -15,7 +15,6 @@ from darwinlm.families.files import CARD, WEIGHTS, is_named, model_files
 from darwinlm.families.loading import check_finite
 from darwinlm.families.shards import INDEX
 from darwinlm.families.whole import own_code
-from darwinlm.importing.convert import REPORT as IMPORT_REPORT
 from darwinlm.report.summary import FILE, Summary, read_summary
 from darwinlm.runs.sweep import SWEEP
 from darwinlm.runtime.artifact import (
@@ -53,17 +52,13 @@ def verify(path: Path) -> list[Finding]:
     if (path / MARKER).is_file() and (path / STAGES).is_dir():
         return _run(path)
     beside = [report_beside(path)] if path.name else []  # "." and "/" have no name
-    for record in (*beside, *_records(path)):
+    for record in (*beside, path / REPORT):
         if record.is_file():
             return list(_files(path, record, "", "run the command that wrote it again, with --overwrite"))
     raise ArtifactError(
         f"{path} is neither a run nor an export: give the --out folder of darwinlm prune, recover, export or import, "
         "or a GGUF file with its .export.json beside it"
     )
-
-
-def _records(folder: Path) -> tuple[Path, Path]:
-    return folder / REPORT, folder / IMPORT_REPORT
 
 
 def files_to_push(source: Path, folder: Path) -> list[str]:
@@ -77,12 +72,12 @@ def files_to_push(source: Path, folder: Path) -> list[str]:
         ModelError: A model without a record is damaged, or has code of its own.
     """
     run = folder.parent if (folder.parent / MARKER).is_file() and folder.name == "model" else source
-    record = next(filter(Path.is_file, (run / STAGES / EXPORT.name / FILES, *_records(folder))), None)
+    record = next(filter(Path.is_file, (run / STAGES / EXPORT.name / FILES, folder / REPORT)), None)
     if record is None:
         return _unrecorded(folder)
     if (wrong := next((finding for finding in verify(run) if finding.wrong), None)) is not None:
         raise ArtifactError(f"{source} isn't as it was written: {wrong.what}: {wrong.wrong}")
-    names = {*recorded_digests(record), CARD, *(path.name for path in _records(folder))}
+    names = {*recorded_digests(record), CARD, REPORT}
     return sorted(name for name in names if (folder / name).is_file())
 
 
@@ -165,7 +160,7 @@ def _files(folder: Path, record: Path, prefix: str, remedy: str) -> Iterator[Fin
         wrong = what_changed(folder if folder.is_file() else folder / name, digest)
         yield Finding(f"{prefix}{name}", wrong and f"{wrong}: {remedy}")
     if folder.is_dir():
-        known = {*recorded_digests(record), CARD, *(path.name for path in _records(folder))}
+        known = {*recorded_digests(record), CARD, REPORT}
         yield from (
             Finding(f"{prefix}{name}", "it isn't part of the model: remove it") for name in _unknown(folder, known)
         )

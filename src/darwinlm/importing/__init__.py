@@ -1,1 +1,0 @@
-"""Import of pruned checkpoints from other tools."""
