@@ -17,8 +17,8 @@ from darwinlm.engines.process import ENGINES, quantise_file
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.export.gguf import export_gguf
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.gguf.write import BY_LIBRARY, PLAIN, UNBLOCKED
 from darwinlm.models.in_llama_cpp import open_in_llama_cpp
+from darwinlm.recipe.quantisation import QUANTISATIONS
 from darwinlm.runtime.artifact import StageFolder, digest_of, file_digest, read_as, write_json
 from darwinlm.runtime.console import Reporter
 from darwinlm.stages.evaluate import EVALUATE
@@ -82,7 +82,7 @@ class FileMaker:
 
     def _quantised(self, checkpoint: Checkpoint, model: str, folder: Path) -> dict[str, Path]:
         """One file is written and checked by us, and llama.cpp makes the others from it; missing ones only."""
-        base = next((name for name in self.quantisations if name in UNBLOCKED), UNQUANTISED)
+        base = next((name for name in self.quantisations if QUANTISATIONS[name].columns == 1), UNQUANTISED)
         files = {name: folder / f"{model}-{name}.gguf" for name in self.quantisations}
         missing = [name for name, path in files.items() if not path.is_file()]
         if missing:
@@ -95,7 +95,7 @@ class FileMaker:
                     made = whole
                     if name != base:
                         made = work / files[name].name
-                        quantise_file(whole, made, {**PLAIN, **BY_LIBRARY}[name], threads)
+                        quantise_file(whole, made, name.upper(), threads)
                     made.replace(files[name])
         return files
 

@@ -17,9 +17,9 @@ from darwinlm.engines.process import EngineProcess, Timing, require_engine
 from darwinlm.evaluation.text import pack
 from darwinlm.execution.output import claim, mark
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.gguf.write import BY_LIBRARY, UNBLOCKED
 from darwinlm.models.resolve import resolve_model
 from darwinlm.recipe import Recipe
+from darwinlm.recipe.quantisation import WRITTEN
 from darwinlm.runs.sweep import member_name, prune_sweep
 from darwinlm.runtime import tables
 from darwinlm.runtime.artifact import write_json, write_text
@@ -113,7 +113,7 @@ def measure_tradeoff(
 
 
 def _check(quantisations: Sequence[str]) -> None:
-    known = (*UNBLOCKED, "q8_0", *BY_LIBRARY)
+    known = {*WRITTEN} - {"q4_0"}
     unknown = [name for name in quantisations if name not in known]
     if unknown:
         raise ExportError(f"--quant {unknown[0]}: llama.cpp quantises to {', '.join(sorted(known))}")

@@ -12,7 +12,7 @@ from darwinlm.export import gguf as gguf_export
 from darwinlm.export.check import LOGITS, compare_streams
 from darwinlm.export.run import export_model
 from darwinlm.gguf import tensors
-from darwinlm.gguf.write import QUANTISATIONS
+from darwinlm.recipe.quantisation import WRITTEN
 from darwinlm.runtime.errors import CheckpointError, ExportError, MissingExtraError
 from darwinlm.surgery.reshape import Reshaper
 
@@ -171,7 +171,7 @@ def test_equal_layers_need_no_masked_dense(tmp_path):
     assert [(row.left, row.right) for row in report.comparisons] == [("pruned in memory", "the folder read again")]
 
 
-@pytest.mark.parametrize("quantisation", [name for name in QUANTISATIONS if name.startswith("q4_k")])
+@pytest.mark.parametrize("quantisation", [name for name in WRITTEN if name.startswith("q4_k")])
 def test_k_quants_without_the_library(tmp_path, without_the_library, quantisation):
     model = plain_checkpoint(tmp_path / "model", "llama")
     with pytest.raises(MissingExtraError, match=r"pip install .*\[llama-cpp\]'"):

@@ -73,7 +73,7 @@ def test_divisors_of_something_else_are_refused(tmp_path, change):
     assert data.count(stored) == 1
     path.write_bytes(data.replace(stored, change(factors).numpy().tobytes()))
     with pytest.raises(
-        CheckpointError, match=r"m\.gguf scales its rotary embedding by the tensor rope_freqs\.weight, .+ llama3"
+        CheckpointError, match=r"m\.gguf scales its rotary embedding by the tensor rope_freqs\.weight in a way that"
     ):
         resolve_model(str(path), tmp_path / "work")
     assert not (tmp_path / "work").exists()

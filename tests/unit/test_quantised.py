@@ -8,9 +8,9 @@ from tests.tiny.checkpoint import tiny_checkpoint
 from darwinlm.database.levels import module_levels, unfit_widths
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import module_shapes
-from darwinlm.gguf.write import BY_LIBRARY, PLAIN
+from darwinlm.gguf.types import ELEMENTS
 from darwinlm.recipe import UnitsSettings, load_recipe, options
-from darwinlm.recipe.quantisation import GROUPS
+from darwinlm.recipe.quantisation import LLAMA_CPP, QUANTISATIONS, WRITTEN
 from darwinlm.runtime.errors import RecipeError
 
 FITTING = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 8, "num_key_value_heads": 4}
@@ -99,8 +99,18 @@ def test_an_unknown_name_gets_one_error_with_suggestions(name, hint):
         load_recipe(overrides=options(ready_for=name))
 
 
-def test_every_type_of_a_gguf_export_is_known():
-    assert {*PLAIN, *BY_LIBRARY} - {"f32", "f16", "bf16"} <= set(GROUPS)
+def test_elements_of_gguf_files_fill_the_groups():
+    gguf = pytest.importorskip("gguf", reason="the extra gguf")
+    for name in WRITTEN:
+        each = QUANTISATIONS[name]
+        element = gguf.GGMLQuantizationType[each.element]
+        assert gguf.GGML_QUANT_SIZES[element] == (ELEMENTS[each.element].weights, ELEMENTS[each.element].bytes)
+        assert ELEMENTS[each.element].weights == each.columns
+        if each.by == LLAMA_CPP:
+            assert f"MOSTLY_{name.upper()}" in gguf.LlamaFileType.__members__
+    for name, element in ELEMENTS.items():
+        assert gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]] == (element.weights, element.bytes)
+        assert not element.narrow or ELEMENTS[element.narrow].weights < element.weights
 
 
 def test_the_plan_says_what_does_not_fit(command, tiny_folder, tmp_path):

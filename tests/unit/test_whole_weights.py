@@ -34,14 +34,16 @@ def test_a_renamed_tensor_of_a_gguf_file(gguf_bytes, tmp_path, name):
     assert not (tmp_path / "work").exists()
 
 
-def test_a_gguf_file_is_parsed_once(gguf_bytes, tmp_path, monkeypatch):
+def test_a_gguf_file_is_parsed_once_beside_its_header(gguf_bytes, tmp_path, monkeypatch):
     gguf = pytest.importorskip("gguf")
+    from darwinlm.gguf.reader import CheckedReader
+
     parsed, kept = [], gguf.GGUFReader
     begin = kept.__init__
-    monkeypatch.setattr(kept, "__init__", lambda self, *given: (parsed.append(given), begin(self, *given))[1])
+    monkeypatch.setattr(kept, "__init__", lambda self, *given: (parsed.append(type(self)), begin(self, *given))[1])
     (tmp_path / "m.gguf").write_bytes(gguf_bytes)
     resolve_model(str(tmp_path / "m.gguf"), tmp_path / "work")
-    assert len(parsed) == 1
+    assert parsed == [CheckedReader, kept]
     assert gguf.GGUFReader is kept
 
 

@@ -26,23 +26,19 @@ from darwinlm.export.check import (
     model_streams,
 )
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.gguf.header import GgufHeader, read_header
 from darwinlm.gguf.layout import Layout, choose_layout
-from darwinlm.gguf.read import FileTensors
 from darwinlm.gguf.rope import UnsupportedError
 from darwinlm.gguf.tensors import gguf_tensors
 from darwinlm.gguf.tokenizer import MODEL, TEMPLATE, copy_tokenizer, read_tokenizer
-from darwinlm.gguf.write import BY_LIBRARY, QUANTISATIONS, write_gguf
+from darwinlm.gguf.types import rounding_error
+from darwinlm.gguf.write import write_gguf
+from darwinlm.recipe.quantisation import LLAMA_CPP, QUANTISATIONS, WRITTEN
 from darwinlm.runtime.artifact import create, file_digest, write_json
 from darwinlm.runtime.errors import EngineError, ExportError, MissingExtraError, import_extra, storage_error
 from darwinlm.surgery.reshape import Reshaper
 
 ENGINE = "llama.cpp"
-TYPE_ERROR = {
-    "F32": 1e-7, "F16": 2e-3, "BF16": 6e-3, "Q8_0": 0.02, "Q6_K": 0.06, "Q5_K": 0.1, "Q5_0": 0.1, "Q5_1": 0.1,
-    "Q4_K": 0.2, "Q4_0": 0.2, "Q4_1": 0.2, "IQ4_NL": 0.2, "Q3_K": 0.35,
-    "Q2_K": 0.5,
-}  # fmt: skip
-"""Largest relative rounding error of a tensor by element type."""
 ENGINE_ERROR = {"f32": 2e-3, "f16": 2e-2, "bf16": 0.1}
 """Tolerance for llama.cpp's arithmetic, which rounds activations to the type of the weights, or to 8 bits."""
 ROUNDED = 1.3
@@ -71,10 +67,10 @@ def export_gguf(
         MissingExtraError: A required package isn't installed.
         StorageError: The disk is full.
     """
-    if quantisation not in QUANTISATIONS:
-        raise ExportError(f"there is no quantisation '{quantisation}'; known are {', '.join(QUANTISATIONS)}")
+    if quantisation not in WRITTEN:
+        raise ExportError(f"there is no quantisation '{quantisation}'; known are {', '.join(WRITTEN)}")
     import_extra("gguf", "gguf", "writing GGUF files")
-    if quantisation in BY_LIBRARY:
+    if QUANTISATIONS[quantisation].by == LLAMA_CPP:
         require_engine(ENGINE, f"quantising to {quantisation}")
     reshaper = Reshaper(checkpoint)
     try:
@@ -133,13 +129,13 @@ class _Job:
 
 def _write(job: _Job, path: Path, plain: Path) -> None:
     model = (job.reshaper, job.layout, job.tokenizer)
-    if job.quantisation not in BY_LIBRARY:
+    if QUANTISATIONS[job.quantisation].by != LLAMA_CPP:
         write_gguf(path, *model, job.quantisation)
         return
     from darwinlm.engines.process import quantise_file
 
     write_gguf(plain, *model, INTERMEDIATE.get(job.reshaper.checkpoint.dtype, "f32"), job.quantisation)
-    quantise_file(plain, path, BY_LIBRARY[job.quantisation], job.threads)
+    quantise_file(plain, path, job.quantisation.upper(), job.threads)
     plain.unlink()
 
 
@@ -153,7 +149,7 @@ def _check(job: _Job, path: Path) -> None:
     if layout.rope.rounded:
         expected = ROUNDED_YARN, _with_rounded_yarn(job, expected[1], tokens)
     pruned = expected[1]
-    file = FileTensors(path)
+    file = read_header(path)
     report.details |= {
         "architecture": layout.architecture.name,
         "quantisation": job.quantisation,
@@ -192,17 +188,16 @@ def _with_rounded_yarn(job: _Job, exact: Streams, tokens: Tensor) -> Streams:
     return rounded
 
 
-def _check_types(file: FileTensors, reshaper: Reshaper, layout: Layout) -> Counter[str]:
+def _check_types(file: GgufHeader, reshaper: Reshaper, layout: Layout) -> Counter[str]:
     types: Counter[str] = Counter()
     missing = set(file.tensors)
     for name, meant in gguf_tensors(reshaper, layout):
-        tensor = file.get(name)
-        if tensor is None or tensor.shape != meant.shape:
+        if file.tensors.get(name) != tuple(meant.shape):
             raise ExportError(f"the export fails its check: {name} isn't in the file as expected; nothing was written")
-        kind = str(file.tensors[name].tensor_type.name)
+        kind = file.types[name]
         types[kind] += 1
-        error = float((tensor - meant).norm() / meant.norm().clamp_min(1e-12))
-        if not error <= TYPE_ERROR.get(kind, 0.5):
+        error = float((file.numbers(name) - meant).norm() / meant.norm().clamp_min(1e-12))
+        if not error <= rounding_error(kind):
             raise ExportError(
                 f"the export fails its check: {name} differs by {error:.2g} from the expected tensor, more than "
                 f"rounding to {kind} explains; nothing was written"
@@ -213,12 +208,12 @@ def _check_types(file: FileTensors, reshaper: Reshaper, layout: Layout) -> Count
     return types
 
 
-def _note_size(file: FileTensors, job: _Job) -> None:
+def _note_size(file: GgufHeader, job: _Job) -> None:
     """Report the weights in the file and in the model, with a note if MLPs were padded."""
     checkpoint, report = job.reshaper.checkpoint, job.report
     stored = checkpoint.stored.shapes()
     ours = sum(math.prod(parts.shape(stored.__getitem__)) for parts in checkpoint.tensors.values())
-    held = sum(int(tensor.n_elements) for tensor in file.tensors.values())
+    held = sum(map(math.prod, file.tensors.values()))
     report.details |= {"weights": held, "weights_of_the_model": ours}
     pairs = ((job.reshaper.sizes[target.block], target) for target in job.layout.targets)
     if any((old.width, old.experts) != (new.width, new.experts) for old, new in pairs):
@@ -235,7 +230,7 @@ def _note_rounding(logits: Tensor, rounded: Tensor, report: ExportReport) -> Non
 
 
 def _note_fallbacks(types: Mapping[str, int], quantisation: str, report: ExportReport) -> None:
-    if quantisation not in BY_LIBRARY:
+    if QUANTISATIONS[quantisation].by != LLAMA_CPP:
         return
     others = {kind: count for kind, count in types.items() if kind != "F32" and not kind.endswith("_K")}
     if others:

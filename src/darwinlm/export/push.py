@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from darwinlm.export.run import export_model
-from darwinlm.gguf.write import QUANTISATIONS
+from darwinlm.recipe.quantisation import WRITTEN
 from darwinlm.runtime.artifact import model_folder, write_text
 from darwinlm.runtime.errors import ExportError, ModelError, first_line
 
@@ -26,8 +26,8 @@ def folder_to_push(source: Path, repo: str, quantisation: str | None) -> Path:
         raise ExportError(
             f"'{repo}' is not a repository name: give owner/name, made of letters, digits, '.', '_' and '-'"
         )
-    if quantisation is not None and quantisation not in QUANTISATIONS:
-        raise ExportError(f"--gguf {quantisation}: there is no such type; use {', '.join(QUANTISATIONS)}")
+    if quantisation is not None and quantisation not in WRITTEN:
+        raise ExportError(f"--gguf {quantisation}: there is no such type; use {', '.join(WRITTEN)}")
     folder = model_folder(source)
     if not source.is_dir():
         raise ModelError(f"there is no folder '{source}': give the output folder of a run, or the folder of a model")

@@ -1,12 +1,7 @@
-"""The header of a GGUF file; every count and length is checked against the file before use.
-
-Libraries trust these numbers: a count of 2^40 keeps them busy for days, an offset of 2^64 - 32 wraps around. Files that
-pass this check are safe for them.
-"""
+"""A GGUF file: keys, shapes and types of its tensors, and their numbers; checked before use."""
 
 from __future__ import annotations
 
-import mmap
 import re
 import struct
 from collections.abc import Mapping
@@ -15,16 +10,15 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from darwinlm.families.bounds import LIMITS, check_config
-from darwinlm.runtime.errors import CheckpointError, import_extra
+from darwinlm.runtime.errors import CheckpointError, first_line, import_extra
 from darwinlm.runtime.limits import shorten
 
-MAGIC = b"GGUF"
-VERSIONS = (2, 3)
-NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-STRING, ARRAY = 8, 9
-KEPT = 4096
-"""Maximum length of a stored array of numbers; the lists of a tokenizer are only counted."""
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, OverflowError, struct.error)
+"""Errors of the reader at damaged files."""
 TOKEN_LISTS = ("tokens", "scores", "token_type")
 
 
@@ -37,12 +31,21 @@ class GgufHeader:
         counts: Length of every array by name.
         tensors: Shape of every tensor, rows first, by name.
         types: Element type of every tensor by name.
+        stored: Its tensors, with views of their bytes, as `gguf.GGUFReader` gives them.
     """
 
     keys: dict[str, Any] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     tensors: dict[str, tuple[int, ...]] = field(default_factory=dict)
     types: dict[str, str] = field(default_factory=dict)
+    stored: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def numbers(self, name: str, rows: slice = slice(None)) -> Tensor:
+        """A tensor, or some of its rows, in float32."""
+        from gguf.quants import dequantize
+
+        stored = self.stored[name]
+        return torch.from_numpy(dequantize(stored.data[rows], stored.tensor_type).copy()).float()
 
     @property
     def architecture(self) -> str:
@@ -66,13 +69,25 @@ def read_header(path: Path, *, weights: bool = True) -> GgufHeader:
         CheckpointError: The file isn't GGUF, is damaged, or contradicts its header.
         MissingExtraError: Without the extra `gguf`.
     """
+    import_extra("gguf", "gguf", f"reading {path.name}")
+    from darwinlm.gguf.reader import CheckedReader
+
+    header = GgufHeader()
     try:
-        with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            reader = _Reader(path, data)
-            header, start = reader.read()
-            _check_places(path, header, reader.places, start, len(data))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"can't read the GGUF file {path}: {shorten(error)}") from error
+        reader = CheckedReader(path)
+        for name, entry in reader.fields.items():
+            is_array = str(entry.types[0].name) == "ARRAY"
+            if is_array:
+                header.counts[name] = int(entry.parts[4][0])
+            if not name.startswith("GGUF.") and not (is_array and not entry.data):
+                header.keys[name] = entry.contents()
+    except UNREADABLE as error:
+        raise _bad(path, shorten(first_line(error))) from error
+    for tensor in reader.tensors:
+        header.tensors[tensor.name] = tuple(int(size) for size in reversed(tensor.shape))
+        header.types[tensor.name] = tensor.tensor_type.name
+        header.stored[tensor.name] = tensor
+    _check_tensors(path, header)
     if weights:
         _check_model(path, header)
     return header
@@ -82,130 +97,20 @@ def _bad(path: Path, reason: str) -> CheckpointError:
     return CheckpointError(f"can't read the GGUF file {path}: {reason}. Fetch it again")
 
 
-class _Reader:
-    """Sequential reader that never reads beyond the end of the file."""
-
-    def __init__(self, path: Path, data: mmap.mmap) -> None:
-        self.path, self.data, self.place, self.order = path, data, 0, "<"
-        self.places: dict[str, tuple[int, int]] = {}
-        """Element type and offset of every tensor."""
-
-    def take(self, count: int) -> bytes:
-        if count > len(self.data) - self.place:
-            raise _bad(self.path, f"it ends at byte {len(self.data):,}, in the middle of its header")
-        self.place += count
-        return self.data[self.place - count : self.place]
-
-    def number(self, code: str) -> Any:
-        return struct.unpack(self.order + code, self.take(struct.calcsize(f"={code}")))[0]
-
-    def text(self, *, keep: bool = True) -> str:
-        size = self.number("Q")
-        if not keep:
-            if size > len(self.data) - self.place:
-                raise _bad(self.path, f"a string of {size:,} bytes is longer than the file")
-            self.place += size
-            return ""
-        try:
-            return self.take(size).decode("utf-8")
-        except UnicodeDecodeError:
-            raise _bad(self.path, "a name in it isn't UTF-8") from None
-
-    def read(self) -> tuple[GgufHeader, int]:
-        if self.take(4) != MAGIC:
-            raise _bad(self.path, "its first bytes aren't those of GGUF")
-        version = self.number("I")
-        if version not in VERSIONS:
-            raise CheckpointError(f"{self.path} is GGUF version {version}, but 2 and 3 are known: convert it again")
-        tensors, keys = self.number("Q"), self.number("Q")
-        left = len(self.data) - self.place
-        for count, least, what in ((keys, 13, "keys"), (tensors, 32, "tensors")):
-            if count * least > left:
-                raise _bad(self.path, f"it states {count:,} {what}, more than its {len(self.data):,} bytes can hold")
-        header = GgufHeader()
-        for _ in range(keys):
-            name = self.text()
-            if name in header.keys or name in header.counts:
-                raise _bad(self.path, f"the key {shorten(name)} is duplicated")
-            self._value(header, name)
-        for _ in range(tensors):
-            self._tensor(header)
-        alignment = header.keys.get("general.alignment", 32)
-        if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20 or alignment & (alignment - 1):
-            raise _bad(self.path, f"its alignment is {shorten(alignment)}")
-        return header, -(-self.place // alignment) * alignment
-
-    def _tensor(self, header: GgufHeader) -> None:
-        name, tensors = self.text(), header.tensors
-        dimensions = self.number("I")
-        if not 1 <= dimensions <= 4:
-            raise _bad(self.path, f"the tensor {shorten(name)} has {dimensions} dimensions")
-        if name in tensors:
-            raise _bad(self.path, f"the tensor {shorten(name)} is duplicated")
-        shape = tuple(self.number("Q") for _ in range(dimensions))
-        self.places[name] = self.number("I"), self.number("Q")
-        tensors[name] = shape[::-1]
-
-    def _value(self, header: GgufHeader, name: str) -> None:
-        kind = self.number("I")
-        if kind in NUMBERS:
-            header.keys[name] = self.number(NUMBERS[kind])
-        elif kind == STRING:
-            header.keys[name] = self.text()
-        elif kind == ARRAY:
-            self._array(header, name)
-        else:
-            raise _bad(self.path, f"the key {shorten(name)} has the type {kind}")
-
-    def _array(self, header: GgufHeader, name: str) -> None:
-        kind, count = self.number("I"), self.number("Q")
-        least = 8 if kind == STRING else struct.calcsize(f"={NUMBERS[kind]}") if kind in NUMBERS else 0
-        if not least:
-            raise _bad(self.path, f"the key {shorten(name)} is an array of the type {kind}")
-        if count * least > len(self.data) - self.place:
-            raise _bad(self.path, f"the array {shorten(name)} has {count:,} entries, more than the file can hold")
-        header.counts[name] = count
-        if kind == STRING:
-            short = count <= KEPT
-            texts = [self.text(keep=short) for _ in range(count)]
-            if short:
-                header.keys[name] = texts
-        else:
-            raw = self.take(count * least)
-            if count <= KEPT:
-                header.keys[name] = list(struct.unpack(f"{self.order}{count}{NUMBERS[kind]}", raw))
-
-
-def _check_places(path: Path, header: GgufHeader, kinds: Mapping[str, tuple[int, int]], start: int, size: int) -> None:
-    """Check that each tensor lies inside the file, and that none overlap."""
-    if not header.tensors:
-        return
-    constants = import_extra("gguf", "gguf", f"reading {path.name}").constants
-    sizes = {int(kind): sizes for kind, sizes in constants.GGML_QUANT_SIZES.items()}
-    names = {int(kind): kind.name for kind in constants.GGMLQuantizationType}
-    places = []
-    for name, shape in header.tensors.items():
-        kind, offset = kinds[name]
-        if kind not in sizes:
-            raise _bad(path, f"the tensor {shorten(name)} has the type {kind}, which isn't known")
-        if names[kind].startswith("I") and names[kind][1:].isdigit():
-            raise CheckpointError(
-                f"{path}: the tensor {shorten(name)} holds {names[kind]} numbers, not weights: use another file"
-            )
-        header.types[name] = names[kind]
-        block, each = sizes[kind]
-        count = prod(shape)
-        if not count or shape[-1] % block:
-            raise _bad(path, f"the tensor {shorten(name)} has the shape {' x '.join(map(str, shape))}")
-        places.append((offset, offset + count // block * each, name))
-    places.sort()
+def _check_tensors(path: Path, header: GgufHeader) -> None:
+    """Check that tensors hold weights, and that none overlap."""
     end = 0
-    for begin, after, name in places:
-        if begin < end:
+    for name, stored in sorted(header.stored.items(), key=lambda each: int(each[1].data_offset)):
+        kind = header.types[name]
+        if kind.startswith("I") and kind[1:].isdigit():
+            raise CheckpointError(
+                f"{path}: the tensor {shorten(name)} holds {kind} numbers, not weights: use another file"
+            )
+        if not prod(header.tensors[name]):
+            raise _bad(path, f"the tensor {shorten(name)} has the shape {' x '.join(map(str, header.tensors[name]))}")
+        if stored.data_offset < end:
             raise _bad(path, f"the tensor {shorten(name)} shares bytes with another one")
-        if start + after > size:
-            raise _bad(path, f"the tensor {shorten(name)} ends at byte {start + after:,} of {size:,}")
-        end = after
+        end = int(stored.data_offset) + stored.n_bytes
 
 
 def _check_model(path: Path, header: GgufHeader) -> None:

@@ -6,11 +6,11 @@ Letters: d turned columns of a head.
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 FACTORS = "rope_freqs.weight"
@@ -20,22 +20,20 @@ CLOSE = 1e-5
 """Relative error of divisors in float32."""
 
 
-def read_llama3(path: Path, config: Any) -> dict[str, Any] | None:
+def read_llama3(factors: Tensor, config: Any) -> dict[str, Any] | None:
     """Find the settings `llama3` of a rotary embedding that give a file's divisors.
 
     The divisors tell the factor, and where the blend between both ends begins and stops. Only ratios of the original
     context and the two frequency factors matter, so the lower one is taken to be 1.
 
     Args:
-        path: a GGUF file that holds `FACTORS` [d / 2].
+        factors: the tensor `FACTORS` of a file, [d / 2].
         config: what transformers read of the file, with its plain rotary embedding.
 
     Returns:
         Values of `rope_parameters`; None where no such settings give these divisors.
     """
-    from gguf import GGUFReader
-
-    divisors = next(np.array(t.data, dtype=np.float64) for t in GGUFReader(path).tensors if t.name == FACTORS)
+    divisors = factors.double().numpy()
     plain = dict(config.rope_parameters)
     turns = plain["rope_theta"] ** -(np.arange(len(divisors)) / len(divisors)) / (2 * math.pi)
     factor = float(divisors.max())

@@ -119,7 +119,7 @@ def read_rope(config: Any, columns: int, *, one_base: bool = False) -> Rope:
     if kind == "yarn":
         attention = _yarn_attention(rope)
         if scores and rope.get("mscale_all_dim"):
-            scores = _magnitude(float(rope["factor"]), rope["mscale_all_dim"]) ** 2
+            scores = magnitude(float(rope["factor"]), rope["mscale_all_dim"]) ** 2
     if kind == "dynamic" and rope.get("alpha"):  # Hunyuan: a larger base from the first token on
         kind, base = "default", base * float(rope["alpha"]) ** (columns / (columns - 2))
     if kind == "longrope":
@@ -134,11 +134,12 @@ def _yarn_attention(rope: Mapping[str, Any]) -> float:
     if stated is not None:
         return float(stated)
     if rope.get("mscale") and rope.get("mscale_all_dim"):
-        return _magnitude(factor, rope["mscale"]) / _magnitude(factor, rope["mscale_all_dim"])
-    return _magnitude(factor, 1.0)
+        return magnitude(factor, rope["mscale"]) / magnitude(factor, rope["mscale_all_dim"])
+    return magnitude(factor, 1.0)
 
 
-def _magnitude(factor: float, weight: float) -> float:
+def magnitude(factor: float, weight: float = 1.0) -> float:
+    """Factor of YaRN on cosines and sines."""
     return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
 
@@ -170,7 +171,7 @@ def write_rope(writer: Any, rope: Rope, *, whole_heads: bool) -> None:
         # llama.cpp multiplies cosines by a factor that follows from the scaling. With a multiplier w in the file it
         # doesn't, but multiplies scores by the square of 1 + w · ln(factor).
         multiplier = rope.score_multiplier
-        assumed = 1.0 if multiplier else _magnitude(factor, 1.0)
+        assumed = 1.0 if multiplier else magnitude(factor, 1.0)
         writer.add_rope_scaling_attn_factors(rope.attention / assumed)
         if multiplier:
             writer.add_rope_scaling_yarn_log_mul(multiplier)

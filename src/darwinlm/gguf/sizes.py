@@ -20,19 +20,12 @@ from darwinlm.gguf.header import read_header
 from darwinlm.gguf.layout import UNEQUAL, choose_layout
 from darwinlm.gguf.rope import UnsupportedError
 from darwinlm.gguf.tokenizer import TOKENS, read_tokenizer
-from darwinlm.gguf.write import BLOCK, BY_LIBRARY, PLAIN, QUANTISATIONS, UNBLOCKED
+from darwinlm.gguf.types import ELEMENTS
+from darwinlm.gguf.write import BLOCK
+from darwinlm.recipe.quantisation import LLAMA_CPP, QUANTISATIONS, WRITTEN
 from darwinlm.runtime.errors import ExportError
 from darwinlm.surgery.reshape import Reshaper
 
-BYTES = {
-    "F32": (1, 4), "F16": (1, 2), "BF16": (1, 2), "Q8_0": (32, 34), "Q5_1": (32, 24), "Q5_0": (32, 22),
-    "Q4_1": (32, 20), "Q4_0": (32, 18), "IQ4_NL": (32, 18), "Q6_K": (256, 210), "Q5_K": (256, 176),
-    "Q4_K": (256, 144), "Q3_K": (256, 110), "Q2_K": (256, 84),
-}  # fmt: skip
-"""Weights of a block and its bytes, by element type."""
-NARROW = {"Q2_K": "IQ4_NL", "Q3_K": "IQ4_NL", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
-"""Types for rows that aren't whole blocks of 256."""
-BASE = {"q2_k": "Q2_K", "q3_k_m": "Q3_K", "q4_k_s": "Q4_K", "q4_k_m": "Q4_K", "q5_k_m": "Q5_K", "q6_k": "Q6_K"}
 TENSOR, KEYS = 60, 1024
 """Bytes of a tensor's entry with its padding, and of the keys beside the tokenizer's."""
 
@@ -64,8 +57,8 @@ class FileSizes:
 
     def tensor(self, name: str, shape: tuple[int, ...], number: int = 0, count: int = 1) -> int:
         """Bytes of a tensor, the `number`th of `count` in as many blocks."""
-        block, size = BYTES[self._type(name, shape, number, count)]
-        return prod(shape) // block * size
+        kind = ELEMENTS[self._type(name, shape, number, count)]
+        return prod(shape) // kind.weights * kind.bytes
 
     def module(self, shape: ModuleShape, groups: int, width: int, experts: int | None = None) -> int:
         """Bytes of a module of one size, see `module_parameters`. A removed MLP is written as one of zeros."""
@@ -90,14 +83,15 @@ class FileSizes:
         router = experts is not None and f".{experts.router}." in name
         if len(shape) == 1 or shape[-1] % BLOCK or name.endswith(".bias") or router:
             return "F32"
-        if self.quantisation not in BY_LIBRARY:
-            return "Q8_0" if self.quantisation == "q4_0" and not inside else PLAIN[self.quantisation]
-        kind = BASE[self.quantisation]
+        quantisation = QUANTISATIONS[self.quantisation]
+        kind = quantisation.element
+        if quantisation.by != LLAMA_CPP:
+            return "Q8_0" if kind == "Q4_0" and not inside else kind
         if inside:
             kind = self._in_block(inside, kind, number, count)
         elif name == f"{family.head if self._has_head else family.embedding}.weight":
             kind = "Q6_K"
-        return NARROW[kind] if shape[-1] % 256 else kind
+        return ELEMENTS[kind].narrow if shape[-1] % ELEMENTS[kind].weights else kind
 
     @cached_property
     def _has_head(self) -> bool:
@@ -168,8 +162,7 @@ def header_bytes(checkpoint: Checkpoint, like: Path | None = None) -> int:
     if like is not None:
         header = read_header(like)
         if header.counts.get(TOKENS) == vocabulary:
-            kinds = ((BYTES[header.types[name]], shape) for name, shape in header.tensors.items())
-            return like.stat().st_size - sum(prod(shape) // block * size for (block, size), shape in kinds)
+            return like.stat().st_size - sum(int(stored.n_bytes) for stored in header.stored.values())
     keys = read_tokenizer(checkpoint.folder, checkpoint.tokenizer(), vocabulary)
     return (
         KEYS + TENSOR * len(checkpoint.tensors) + sum(len(name) + 12 + _stored(value) for name, value in keys.items())
@@ -216,7 +209,7 @@ def predicted_sizes(checkpoint: Checkpoint, header: int) -> dict[str, int]:
     fused = "attn_qkv" in layout.architecture.fused
     sizes = {
         name: header + FileSizes(checkpoint, name, fused).whole(shapes)
-        for name in QUANTISATIONS
-        if name not in UNBLOCKED
+        for name in WRITTEN
+        if QUANTISATIONS[name].columns > 1
     }
     return dict(sorted(sizes.items(), key=lambda size: -size[1]))

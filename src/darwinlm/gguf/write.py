@@ -16,24 +16,11 @@ from darwinlm.gguf.layout import Layout
 from darwinlm.gguf.rope import write_rope
 from darwinlm.gguf.tensors import gguf_tensors
 from darwinlm.gguf.tokenizer import write_tokenizer
+from darwinlm.recipe.quantisation import QUANTISATIONS
 from darwinlm.runtime.errors import ExportError
 from darwinlm.surgery.reshape import Reshaper
 
-PLAIN = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
-"""Quantisations that the package `gguf` computes itself."""
-BY_LIBRARY = {
-    "q2_k": "Q2_K",
-    "q3_k_m": "Q3_K_M",
-    "q4_k_s": "Q4_K_S",
-    "q4_k_m": "Q4_K_M",
-    "q5_k_m": "Q5_K_M",
-    "q6_k": "Q6_K",
-}
-"""Quantisations that llama.cpp's own quantiser computes."""
-QUANTISATIONS = (*PLAIN, *BY_LIBRARY)
 BLOCK = 32
-UNBLOCKED = {"f32", "f16", "bf16"}
-"""Types of single numbers; the others round blocks of 32 in a row."""
 ROUTER = "ffn_gate_inp.weight"
 """The router, which isn't quantised: it is small, and rounding would change the choice of experts."""
 EXACT = (".ssm_conv1d.", ".ssm_a", ".ssm_d", ".ssm_norm.", ".shortconv.conv.", "per_layer_model_proj.")
@@ -53,8 +40,8 @@ def write_gguf(
 ) -> None:
     """Write the file.
 
-    `path` is temporary: the caller renames it. `quantisation` is one of `PLAIN`. The file may then be quantised
-    further, `later`.
+    `path` is temporary: the caller renames it. `quantisation` is one that the package `gguf` computes. The file may
+    then be quantised further, `later`.
 
     Raises:
         ExportError: A weight is out of the type's range, or the rows of a matrix aren't whole blocks.
@@ -64,12 +51,13 @@ def write_gguf(
 
     writer = gguf.GGUFWriter(path, layout.architecture.name)
     try:
-        kind = "ALL_F32" if quantisation == "f32" else f"MOSTLY_{PLAIN[quantisation]}"
-        _write_keys(writer, reshaper, layout, gguf.LlamaFileType[kind])
+        kind = "ALL_F32" if quantisation == "f32" else f"MOSTLY_{quantisation.upper()}"
+        write_keys(writer, reshaper, layout, gguf.LlamaFileType[kind])
         write_tokenizer(writer, tokenizer)
         for name, tensor in gguf_tensors(reshaper, layout):
-            for blocks in {quantisation, later} - UNBLOCKED:
-                _check_rows(name, tensor, blocks)
+            for blocks in {quantisation, later}:
+                if QUANTISATIONS[blocks].columns > 1:
+                    _check_rows(name, tensor, blocks)
             kind = _type(name, tensor, quantisation)
             if kind == "F32":
                 writer.add_tensor_info(name, tuple(tensor.shape), np.dtype(np.float32), tensor.numel() * 4)
@@ -105,7 +93,7 @@ def _type(name: str, tensor: Tensor, quantisation: str) -> str:
         return "F32"
     if quantisation == "q4_0" and not name.startswith("blk."):
         return "Q8_0"  # embedding and head are the most sensitive to rounding
-    return PLAIN[quantisation]
+    return QUANTISATIONS[quantisation].element
 
 
 def _numbers(gguf: Any, name: str, tensor: Tensor, kind: str) -> np.ndarray[Any, Any]:
@@ -120,7 +108,8 @@ def _numbers(gguf: Any, name: str, tensor: Tensor, kind: str) -> np.ndarray[Any,
     return quantised.view(np.uint8)
 
 
-def _write_keys(writer: Any, reshaper: Reshaper, layout: Layout, file_type: int) -> None:
+def write_keys(writer: Any, reshaper: Reshaper, layout: Layout, file_type: int) -> None:
+    """Add all keys but those of the tokenizer to a file."""
     config, architecture = reshaper.checkpoint.config, layout.architecture
     heads, groups, widths = ([target.sizes[i] for target in layout.targets] for i in range(3))
     if architecture.per_layer and reshaper.family.mlp.experts is not None:

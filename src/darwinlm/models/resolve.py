@@ -13,10 +13,12 @@ from darwinlm.runtime.errors import ModelError, first_line
 from darwinlm.runtime.limits import shorten
 
 
-def resolve_model(model: str, work: Path, *, allow_remote_code: bool = False) -> Checkpoint:
+def resolve_model(
+    model: str, work: Path, *, allow_remote_code: bool = False, say: Callable[[str], None] = lambda message: None
+) -> Checkpoint:
     """Find a model (hub id `owner/name[@revision]`, folder or GGUF file) and return it as a local checkpoint.
 
-    Converted files go to the folder `work`.
+    Converted files go to the folder `work`; `say` hears what a user should know of it.
 
     Raises:
         ModelError: The model doesn't exist or can't be reached.
@@ -35,7 +37,7 @@ def resolve_model(model: str, work: Path, *, allow_remote_code: bool = False) ->
     if path.is_file():
         if path.suffix != ".gguf":
             raise ModelError(f"{path} is a file, but not a .gguf one: give a folder, a GGUF file or a hub id")
-        checkpoint = Checkpoint.open(dequantise(path, work), model)
+        checkpoint = Checkpoint.open(dequantise(path, work, say), model)
     elif path.is_dir():
         checkpoint = Checkpoint.open(path, allow_remote_code=allow_remote_code)
     else:

@@ -14,7 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from darwinlm.recipe.budget import BudgetSettings
 from darwinlm.recipe.presets import PRESETS, completed
-from darwinlm.recipe.quantisation import GROUPS, SMALLEST, UNCHOSEN, known_quantisation
+from darwinlm.recipe.quantisation import QUANTISATIONS, SMALLEST, UNCHOSEN, known_quantisation
 from darwinlm.recipe.quantities import Count, Minutes, Part, Repeats, Seed, Share, Whole
 from darwinlm.recipe.section import Section
 
@@ -88,7 +88,7 @@ class UnitsSettings(Section):
     @property
     def group(self) -> int:
         """Columns of a group of the quantisation; 1 without one."""
-        return 1 if self.quantisation is None else GROUPS[self.quantisation]
+        return 1 if self.quantisation is None else QUANTISATIONS[self.quantisation].columns
 
     @property
     def mlp_step(self) -> int:

@@ -19,8 +19,8 @@ from darwinlm.export.gguf import export_gguf
 from darwinlm.export.source import open_source
 from darwinlm.families.config import read_config
 from darwinlm.gguf.header import read_header
-from darwinlm.gguf.write import QUANTISATIONS
 from darwinlm.models.resolve import resolve_model
+from darwinlm.recipe.quantisation import WRITTEN
 from darwinlm.runtime.artifact import model_folder
 from darwinlm.runtime.compute import DTYPES
 from darwinlm.runtime.errors import EngineError
@@ -147,8 +147,8 @@ def run_bench(
 def _check_options(engine: str, dtype: str | None, quantisation: str | None) -> None:
     if quantisation is not None and engine != "llama.cpp":
         raise EngineError(f"--quant {quantisation}: only the engine llama.cpp takes it; {engine} takes --dtype")
-    if quantisation is not None and quantisation not in QUANTISATIONS:
-        raise EngineError(f"there is no quantisation '{quantisation}'; known are {', '.join(QUANTISATIONS)}")
+    if quantisation is not None and quantisation not in WRITTEN:
+        raise EngineError(f"there is no quantisation '{quantisation}'; known are {', '.join(WRITTEN)}")
     if dtype is not None and engine == "llama.cpp":
         raise EngineError(f"--dtype {dtype}: the engine llama.cpp takes --quant")
     if dtype is not None and dtype not in DTYPES:

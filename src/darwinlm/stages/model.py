@@ -34,7 +34,7 @@ def _resolved(task: Task, model: str, title: str) -> Checkpoint:
         if Path(model).suffix != ".gguf":
             return resolve_model(model, folder, allow_remote_code=task.recipe.allow_remote_code)
         with guarded(folder), task.context.reporter.stage(title):
-            return resolve_model(model, folder)
+            return resolve_model(model, folder, say=task.context.reporter.say)
 
 
 SOURCE = Stage("source", resolved_model, settings=("model", "allow_remote_code"))

@@ -16,7 +16,6 @@ from typing import Any
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import ModuleShape, head_dim
 from darwinlm.gguf.sizes import (
-    BASE,
     FileSizes,
     file_tensors,
     header_bytes,
@@ -24,8 +23,8 @@ from darwinlm.gguf.sizes import (
     largest_type,
     predicted_sizes,
 )
-from darwinlm.gguf.write import PLAIN
 from darwinlm.recipe import BudgetSettings, Recipe
+from darwinlm.recipe.quantisation import WRITTEN
 from darwinlm.recipe.settled import saved_dtype
 from darwinlm.runtime.errors import BudgetError, RecipeError
 from darwinlm.search.problem.cost import CostModel, byte_costs, parameter_costs
@@ -92,8 +91,8 @@ def _file(model: Counted) -> CostModel:
     Raises RecipeError if the type isn't one of GGUF files, BudgetError if llama.cpp doesn't run the model.
     """
     checkpoint, kind = model.checkpoint, model.recipe.units.quantisation
-    if kind not in BASE and kind not in PLAIN:
-        named = ", ".join(dict.fromkeys((*PLAIN, *BASE)))
+    if kind not in WRITTEN:
+        named = ", ".join(WRITTEN)
         raise RecipeError(f"budget.file: {kind} is no type of GGUF files: leave --for out, or name one of {named}")
     came = Path(checkpoint.source)
     header = header_bytes(checkpoint, came if came.suffix == ".gguf" and came.is_file() else None)

@@ -1,0 +1,196 @@
+"""GGUF files as models to prune: what is read computes what llama.cpp does with the file, or is refused."""
+
+import json
+import os
+
+import pytest
+import torch
+from tests.export.test_gguf_families import CASES as FAMILIES
+from tests.export.test_gguf_rope import CASES as ROPES
+from tests.tiny.pruned import any_checkpoint, plain_checkpoint
+
+from darwinlm.engines.process import EngineProcess
+from darwinlm.export.run import export_model
+from darwinlm.gguf import write
+from darwinlm.models.in_llama_cpp import open_in_llama_cpp
+from darwinlm.models.resolve import describe_model, resolve_model
+from darwinlm.runtime.errors import CheckpointError
+
+pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra llama-cpp")
+
+CASES = FAMILIES | ROPES
+READ = [
+    "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma2 without caps", "gemma2 that never slides", "gemma3",
+    "gemma3 as large as 27B", "phi3", "phi3 that turns half of a head", "ministral3", "helium", "qwen3_5",
+    "qwen3_5 with a value head for each key", "qwen3_5_moe", "yarn, llama", "yarn, its magnitude from two numbers",
+    "yarn, qwen3", "linear, llama", "linear, gemma3's full layers", "llama3, llama", "longrope, llama",
+    "longrope, phi3", "longrope, phi3 of which half a head turns", "dynamic",
+]  # fmt: skip
+"""Those of our exports that transformers reads."""
+IDS = torch.randint(3, 300, (1, 96), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """Export a model without a check of the file, whose keys may be changed: written(folder, {"llama.a": 1.0})."""
+    monkeypatch.setattr("darwinlm.export.gguf._check", lambda job, path: None)
+
+    def write_keys(writer, *given):
+        real(writer, *given)
+        for key, value in more.items():
+            (writer.add_float32 if isinstance(value, float) else writer.add_string)(key, value)
+
+    more, real = {}, write.write_keys
+    monkeypatch.setattr(write, "write_keys", write_keys)
+
+    def make(folder, keys=None):
+        more.clear()
+        more.update(keys or {})
+        export_model(folder, tmp_path / "m.gguf", to="gguf", quantisation="f32", overwrite=True)
+        return tmp_path / "m.gguf"
+
+    return make
+
+
+def differs(file, work, ids=IDS):
+    """Relative difference of the logits of the model that is read and of the file in llama.cpp."""
+    model = resolve_model(str(file), work).load(torch.float32).eval()
+    with torch.no_grad():
+        ours = model(input_ids=ids).logits[0]
+    with EngineProcess("llama.cpp", file, exact=True, context=128) as engine:
+        theirs = torch.from_numpy(engine.logits(ids[0].tolist()))
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+@pytest.mark.filterwarnings("ignore")  # transformers finds tiny models' numbers odd
+@pytest.mark.parametrize("case", READ)
+def test_own_exports_read_back_compute_what_llama_cpp_does(tmp_path, written, case):
+    model_type, _, rows, overrides = CASES[case]
+    file = written(any_checkpoint(tmp_path / "model", model_type, rows, **overrides))
+    # llama.cpp looks gelu up in a table of float16 numbers
+    assert differs(file, tmp_path / "work") < (2e-3 if "gemma" in case else 1e-5)
+
+
+KEYS = {
+    "a yarn as converters write it": {
+        "llama.rope.scaling.type": "yarn",
+        "llama.rope.scaling.factor": 4.0,
+        "llama.rope.scaling.yarn_beta_fast": 32.0,
+    },
+    "a linear scaling": {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0},
+    "a linear scaling of old files": {"llama.rope.scale_linear": 4.0},
+    "no scaling": {"llama.rope.scaling.type": "none"},
+}
+
+
+@pytest.mark.parametrize("case", KEYS)
+def test_scalings_of_other_writers(tmp_path, written, case):
+    file = written(plain_checkpoint(tmp_path / "model", "llama"), KEYS[case])
+    assert differs(file, tmp_path / "work") < 1e-5
+    assert differs(written(tmp_path / "model"), tmp_path / "plain") < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"llama.attn_logit_softcapping": 20.0}, "llama.attn_logit_softcapping is 20.0"),
+        ({"llama.logit_scale": 2.0}, "llama.logit_scale is 2.0"),
+        ({"llama.rope.scaling.yarn_beta_slow": 4.0}, "llama.rope.scaling.yarn_beta_slow is 4.0"),
+        ({"llama.rope.scaling.type": "banana", "llama.rope.scaling.factor": 2.0}, "llama.rope.scaling.type is banana"),
+        ({"llama.a_key_of_next_year": "on"}, "llama.a_key_of_next_year is on"),
+    ],
+)
+def test_a_key_that_nobody_reads_is_refused(tmp_path, written, keys, said):
+    file = written(plain_checkpoint(tmp_path / "model", "llama"), keys)
+    with pytest.raises(CheckpointError) as error:
+        resolve_model(str(file), tmp_path / "work")
+    assert str(error.value) == (
+        f"{file}: {said}, but transformers doesn't read it, which makes another model: give the model's original "
+        "folder or hub id"
+    )
+    assert not (tmp_path / "work").exists()
+
+
+def test_what_lies_beside_a_file_or_here_is_not_read(tmp_path, written, monkeypatch):
+    """Neither another tokenizer, nor other settings, nor a file of the same name in the current folder."""
+    folder = plain_checkpoint(tmp_path / "model", "llama")
+    file = written(folder)
+    before = resolve_model(str(file), tmp_path / "before")
+    tree = json.loads((folder / "tokenizer.json").read_text())
+    tree["model"]["merges"] = tree["model"]["merges"][:5]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tree))
+    for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
+        (tmp_path / name).write_text('{"model_max_length": 7, "hidden_size": 64, "chat_template": "{{ 1 }}"}')
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "m.gguf").write_bytes(b"GGUF, but another one")
+    monkeypatch.chdir(tmp_path / "here")
+    after = resolve_model(os.path.join("..", "m.gguf"), tmp_path / "after")
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        assert (after.folder / name).read_text() == (before.folder / name).read_text(), name
+    text = "the river turns slowly"
+    theirs = open_in_llama_cpp(file)[1]
+    assert theirs(text)["input_ids"] == before.tokenizer()(text)["input_ids"] == after.tokenizer()(text)["input_ids"]
+
+
+@pytest.fixture
+def twice(tmp_path, written, monkeypatch):
+    """A file with an embedding and a head of these types, equal but for a change."""
+
+    def make(embedding, head, change=lambda weight: None):
+        folder = plain_checkpoint(tmp_path / "model", "llama", tie_word_embeddings=False)
+        from safetensors.torch import load_file, save_file
+
+        tensors = load_file(folder / "model.safetensors")
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+        change(tensors["lm_head.weight"])
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        own, real = {"token_embd.weight": embedding, "output.weight": head}, write._type
+        monkeypatch.setattr(write, "_type", lambda name, *given: own.get(name) or real(name, *given))
+        return written(folder), tensors["model.embed_tokens.weight"].float()
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("embedding", "head"), [("Q5_0", "Q8_0"), ("Q8_0", "Q5_0"), ("F16", "Q4_0"), ("Q8_0", "Q8_0"), ("F32", "F32")]
+)
+def test_a_head_that_is_the_embedding_is_read_once(tmp_path, twice, embedding, head):
+    file, exact = twice(embedding, head)
+    said = []
+    model = resolve_model(str(file), tmp_path / "work", say=said.append)
+    better, worse = (head, embedding) if (embedding, head) == ("Q5_0", "Q8_0") else (embedding, head)
+    assert said == [
+        f"the file holds one matrix as embedding and as head: the model shares that of {better}, not {worse}"
+    ]
+    assert describe_model(str(file)).config.tie_word_embeddings
+    loaded = model.load(torch.float32)
+    assert model.config.tie_word_embeddings
+    assert loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
+    error = (loaded.get_input_embeddings().weight - exact).norm() / exact.norm()
+    assert error < (0.01 if better == "Q8_0" else 1e-3)
+    assert differs(file, tmp_path / "work") < (0.25 if worse != better else 0.02)
+
+
+def other_row(weight):
+    weight[17] = -weight[17]
+
+
+def other_rows(weight):
+    weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
+
+
+@pytest.mark.parametrize("change", [other_row, other_rows])
+def test_a_head_of_its_own_stays(tmp_path, twice, change):
+    file, _ = twice("Q5_0", "Q8_0", change)
+    said = []
+    model = resolve_model(str(file), tmp_path / "work", say=said.append)
+    assert said == []
+    assert not model.config.tie_word_embeddings
+    assert differs(file, tmp_path / "work") < 0.02
+
+
+def test_a_run_says_that_a_head_was_the_embedding(twice, command, tiny_text_file, tmp_path):
+    file, _ = twice("Q5_0", "Q8_0")
+    words = ("--keep", "50%", "--text", tiny_text_file, "--out", tmp_path / "out", "--until", "plan")
+    ended = command("prune", file, *words).succeeded()
+    assert "one matrix as embedding and as head: the model shares that of Q8_0, not Q5_0" in ended.out
