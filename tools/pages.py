@@ -205,6 +205,10 @@ QUANTISED = """\
 Weights are float32, float16 or bfloat16, in safetensors or GGUF. Quantised weights are read one block at a time and
 turned into floats; the smaller model is a plain one, so quantise it again at the end ([serving](serving.md)).
 
+Of a GGUF file only its own contents are read, nothing beside it. A key that transformers ignores and that changes the
+model is refused. Where embedding and head differ by no more than their types' rounding, the model shares the more
+precise one, and the run says so: Qwen's Q4_K_M of its Qwen2.5-Coder-0.5B has 494M parameters instead of 630M.
+
 | `quant_method` in config.json | what is read |
 | --- | --- |
 | `fp8` | DeepSeek's and Qwen's blocks, and one scale for each weight |

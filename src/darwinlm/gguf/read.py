@@ -47,7 +47,7 @@ ELSEWHERE = (
 )
 """What to do with a file that transformers can't read."""
 
-ROWS = 4096
+ROWS = 1024
 """Rows that are compared at once."""
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 VERSION = 6
