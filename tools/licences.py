@@ -47,10 +47,11 @@ def main() -> None:
     found: dict[str, str] = {}
     needed("darwinlm", EXTRAS, found)
     found.pop("darwinlm", None)
-    rows = "".join(f"| {name} | {found[name]} |\n" for name in sorted(found))
-    PAGE.write_text(
-        f"{HEAD.format(extras=','.join(EXTRAS))}\n| package | licence |\n| --- | --- |\n{rows}", encoding="utf-8"
-    )
+    packages: dict[str, list[str]] = {}
+    for name in sorted(found):
+        packages.setdefault(found[name], []).append(name)
+    rows = "".join(f"- {licence}: {', '.join(packages[licence])}\n" for licence in sorted(packages))
+    PAGE.write_text(f"{HEAD.format(extras=','.join(EXTRAS))}\n{rows}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Write the generated documentation: the recipe reference, the errors, and the tables of families and stages.
+"""Write the generated documentation: the recipe with its defaults, errors, and tables of families and stages.
 
     python tools/pages.py
 
@@ -51,25 +51,6 @@ REFUSED = (
     ("T5, BART", "bart"),
 )
 """Popular models that are refused, and a model type whose configuration shows the reason."""
-
-
-def recipe_page() -> str:
-    """Every field of the recipe with its default and meaning, by section."""
-    lines = [
-        "# Recipe reference",
-        "",
-        "All settings with their defaults. Change one with `--set section.field=value`,",
-        "or write a YAML file and pass it with `--recipe FILE.yaml`.",
-        "`recipe.default.yaml` has all of them in a file to copy.",
-    ]
-    sections: dict[str, list[str]] = {}
-    for name, default, meaning in describe_fields():
-        cells = (f"`{name}`", f"`{default}`" if default else "", " ".join(meaning.split()))
-        row = "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-        sections.setdefault(name.rpartition(".")[0] or "recipe", []).append(row)
-    for section, rows in sections.items():
-        lines += ["", f"## {section}", "", "| field | default | meaning |", "| --- | --- | --- |", *rows]
-    return "\n".join(lines) + "\n"
 
 
 def default_recipe() -> str:
@@ -371,7 +352,6 @@ def architecture_page() -> str:
 
 PAGES = {
     "README.md": readme_page,
-    "docs/recipe.md": recipe_page,
     "recipe.default.yaml": default_recipe,
     "docs/errors.md": errors_page,
     "docs/families.md": families_page,
