@@ -21,7 +21,9 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,10 +76,10 @@ def column_by_column(H: Tensor, W: Tensor, steps: int) -> tuple[list[int], list[
     return removed, costs, (time.perf_counter() - start) / steps
 
 
-def timed(device: str, function, *arguments, **options):  # noqa: ANN001, ANN002, ANN003, ANN201
+def timed(device: str, function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
     """Result and seconds of a call, including the wait for the device."""
     start = time.perf_counter()
-    result = function(*arguments, **options)
+    result = function(*arguments)
     if device == "cuda":
         torch.cuda.synchronize()
     return result, time.perf_counter() - start
@@ -89,10 +91,10 @@ def factorise(H: Tensor, W: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
     return packed, errors
 
 
-def growth(results: list[dict[str, object]]) -> dict[str, object]:
+def growth(results: list[dict[str, Any]]) -> dict[str, Any]:
     """Growth exponents in d of times and memory, between the smallest and the largest size."""
     small, large = (end(results, key=lambda result: result["d"]) for end in (min, max))
-    growth_line: dict[str, object] = {"benchmark": "database growth", "from": small["d"], "to": large["d"]}
+    growth_line = {"benchmark": "database growth", "from": small["d"], "to": large["d"]}
     for name in ("order_s", "factors_s", "column_by_column_s", "stored_mb"):
         growth_line[f"{name} grows as d to the"] = round(
             math.log(large[name] / small[name]) / math.log(large["d"] / small["d"]), 2

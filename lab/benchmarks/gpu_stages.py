@@ -83,7 +83,7 @@ def random_database(setup: Setup, checkpoint: Checkpoint) -> Path:
     stage.begin()
     shapes = module_shapes(checkpoint)
     for block in range(checkpoint.n_blocks):
-        tensors = {}
+        tensors: dict[str, torch.Tensor] = {}
         for shape in (shape for shape in shapes if shape.block == block):
             d = shape.width
             factor = torch.randn(d, d, device=setup.kind).mul_(0.3 / d**0.5)
@@ -144,6 +144,7 @@ def candidates(setup: Setup) -> None:
 
     placed, parent = placed_model(setup)
     reader, space = placed.database, placed.space
+    assert isinstance(reader, DatabaseReader)
     vocabulary = reader.checkpoint.config.vocab_size
     length = 32 if setup.tiny else 2048
     tokens = torch.randint(vocabulary, (4, length))

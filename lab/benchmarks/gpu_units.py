@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -138,11 +139,11 @@ def machine(setup: Setup) -> None:
     setup.told("machine", "device", f"{name}, PyTorch {torch.__version__}, CUDA {torch.version.cuda}")
     setup.told("machine", "float32 products are exact", str(exact_products()))
     row = next((rates for part, rates in STATED.items() if part in name), None)
-    stated = find_device(row) if row else None
+    stated: Any = find_device(row) if row else None
     n = 256 if setup.tiny else 8192
     for kind in ("bfloat16", "float32", "float64"):
         a, b = (torch.randn(n, n, device=setup.kind).to(getattr(torch, kind)) for _ in range(2))
-        rate = 2 * n**3 / setup.seconds(lambda a=a, b=b: a @ b) / 1e12
+        rate = 2 * n**3 / setup.seconds(partial(torch.matmul, a, b)) / 1e12
         setup.fast("machine", f"{kind} product", rate, "TFLOP/s", stated and stated.peaks[kind] / 2e12)
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
@@ -157,8 +158,8 @@ def machine(setup: Setup) -> None:
     for pinned in (True, False) if on_gpu else (False,):
         host = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
         words = "pinned" if pinned else "pageable"
-        up = 1e-9 * size / setup.seconds(lambda host=host: target.copy_(host, non_blocking=True))
-        down = 1e-9 * size / setup.seconds(lambda host=host: host.copy_(source, non_blocking=True))
+        up = 1e-9 * size / setup.seconds(partial(target.copy_, host, non_blocking=True))
+        down = 1e-9 * size / setup.seconds(partial(host.copy_, source, non_blocking=True))
         setup.fast("machine", f"{words} copy up", up, "GB/s", 10.0 if pinned else None)
         setup.fast("machine", f"{words} copy down", down, "GB/s", 10.0 if pinned else None)
     setup.told("machine", "disk", _disk(setup.work / "written", size >> 2) / 1e9, "GB/s")
@@ -277,7 +278,12 @@ def moments(setup: Setup) -> None:
     mean = first.take()[: len(exact), : len(exact)]
     setup.most("moments", "differs from float64 by", float((mean - exact).norm() / exact.norm()), "relative", 1e-5)
     batches = 2 if setup.tiny else 64
-    seconds = setup.seconds(lambda: [moment.add(x) for _ in range(batches)], 1)
+
+    def add_all() -> None:
+        for _ in range(batches):
+            moment.add(x)
+
+    seconds = setup.seconds(add_all, 1)
     rate = batches * 2 * tokens * width**2 / seconds / 1e12
     setup.fast("moments", "second moments", rate, "TFLOP/s", 150.0)
     setup.peak("moments")

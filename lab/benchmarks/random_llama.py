@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -48,4 +49,5 @@ def write_llama(
         save_file(tensors, folder / shard, metadata={"format": "pt"})
     places = {name: shard for shard, names in shards.items() for name in names}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
-    return sum(shape.numel() for shape in shapes.values()) * dtype.itemsize
+    total: int = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
+    return total
