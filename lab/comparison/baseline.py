@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from darwinlm.data import TokenSequences
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
@@ -18,6 +17,7 @@ from darwinlm.search.problem.space import Allocation
 from darwinlm.stages.database import PruningDatabase
 from darwinlm.stages.stitch import Stitched
 from darwinlm.surgery.stitch import stitch
+from darwinlm.text import TokenSequences
 from lab.comparison.methods import BASELINES, MethodInputs
 
 RESULT = "result.json"

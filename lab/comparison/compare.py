@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from darwinlm.data import TokenSequences, assert_disjoint, read_documents, split_documents
 from darwinlm.evaluation import harness
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.evaluation.suites import parse_suite
@@ -37,6 +36,7 @@ from darwinlm.stages.text import EVALUATION, RESERVED, TEXT, Texts
 from darwinlm.streaming.hidden import HiddenMemory
 from darwinlm.streaming.streamed import StreamedDecoder
 from darwinlm.surgery.stitch import block_parameters
+from darwinlm.text import TokenSequences, assert_disjoint, read_documents, split_documents
 from lab.comparison.baseline import baseline_stage
 from lab.comparison.entries import DENSE as DENSE_ROW
 from lab.comparison.entries import HELD_OUT, OURS, MethodRow, variant_recipe

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from darwinlm.data.sources import read_documents
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.gguf.header import read_header
 from darwinlm.models.resolve import resolve_model
@@ -13,6 +12,7 @@ from darwinlm.planning.plan import make_plan
 from darwinlm.recipe import load_recipe
 from darwinlm.runtime.artifact import StageFolder, read_manifest
 from darwinlm.sampling.script import is_chat
+from darwinlm.text.sources import read_documents
 
 
 def model(folder: Path) -> None:

@@ -13,14 +13,14 @@ from tests.tiny.stages import run_stages
 from tests.tiny.tokenizer import BOS_ID, tiny_tokenizer
 from transformers import AutoTokenizer
 
-from darwinlm.data import document_hash, split_documents
-from darwinlm.data.looking_back import ordinary_tokens, with_repeats
 from darwinlm.evaluation.text import pack
 from darwinlm.runtime.artifact import read_json
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import DataError
 from darwinlm.stages import recover
 from darwinlm.stages.text import TEXT
+from darwinlm.text import document_hash, split_documents
+from darwinlm.text.looking_back import ordinary_tokens, with_repeats
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["adds bos", "adds none"])

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.tiny.tokenizer import EOS_ID, tiny_tokenizer
 
-from darwinlm.data import PURPOSES, TokenSequences, assert_disjoint, document_hash, purpose_of, split_documents
 from darwinlm.runtime.errors import DataError
+from darwinlm.text import PURPOSES, TokenSequences, assert_disjoint, document_hash, purpose_of, split_documents
 
 TOKENIZER = tiny_tokenizer()
 

@@ -8,10 +8,10 @@ import pytest
 from tests.tiny.models import tiny_model
 from tests.tiny.tokenizer import BOS_ID, EOS_ID, tiny_tokenizer
 
-from darwinlm.data import read_documents
-from darwinlm.data.packing import Document, added_bos, tokenise
 from darwinlm.evaluation.speed import BEGINNINGS, continue_greedily, prompts_for
 from darwinlm.runtime.errors import DataError
+from darwinlm.text import read_documents
+from darwinlm.text.packing import Document, added_bos, tokenise
 
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"

@@ -8,8 +8,8 @@ from datasets import IterableDataset
 from datasets.iterable_dataset import ExamplesIterable
 from tests.unit.test_sources import ROWS, TEXTS, message, read
 
-from darwinlm.data import read_documents
 from darwinlm.runtime.errors import DataError
+from darwinlm.text import read_documents
 
 
 @pytest.fixture

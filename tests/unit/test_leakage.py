@@ -2,8 +2,8 @@
 
 import pytest
 
-from darwinlm.data import check_not_evaluation_text
 from darwinlm.runtime.errors import DataError
+from darwinlm.text import check_not_evaluation_text
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast
 
-from darwinlm.data.looking_back import ordinary_tokens, with_repeats
 from darwinlm.evaluation.looking_back import (
     all_copying,
     measure_copying,
@@ -23,6 +22,7 @@ from darwinlm.evaluation.looking_back import (
 )
 from darwinlm.evaluation.quality import measure_quality, seen_before
 from darwinlm.runtime.errors import DataError
+from darwinlm.text.looking_back import ordinary_tokens, with_repeats
 
 VOCABULARY = 1000
 ORDINARY = np.arange(1_000_000, 2_000_000)

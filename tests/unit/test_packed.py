@@ -6,11 +6,11 @@ import pytest
 import torch
 from tests.tiny.tokenizer import EOS_ID, tiny_tokenizer
 
-from darwinlm.data import packed
-from darwinlm.data.packed import PackedText, pack_documents
-from darwinlm.data.packing import THREADS, document_hash, token_ids
 from darwinlm.runtime.artifact import read_json
 from darwinlm.runtime.errors import ArtifactError, DataError, StorageError
+from darwinlm.text import packed
+from darwinlm.text.packed import PackedText, pack_documents
+from darwinlm.text.packing import THREADS, document_hash, token_ids
 
 DOCUMENTS = [f"document {number} " + "word " * (number % 7) for number in range(300)]
 

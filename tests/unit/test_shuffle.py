@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from darwinlm.data import files, read_documents
+from darwinlm.text import files, read_documents
 
 NUMBERS = [str(number) for number in range(1000)]
 

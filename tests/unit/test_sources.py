@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from darwinlm.data import files, read_documents
 from darwinlm.runtime.errors import DataError
+from darwinlm.text import files, read_documents
 
 ROWS = [{"id": index, "text": f"document {index}"} for index in range(5)]
 TEXTS = [row["text"] for row in ROWS]
@@ -152,7 +152,7 @@ def test_nothing_is_written_and_no_network_is_asked(tmp_path):
         "import socket, sys\n"
         "def refuse(*_): raise AssertionError('network')\n"
         "socket.getaddrinfo = socket.socket.connect = refuse\n"
-        "from darwinlm.data import read_documents\n"
+        "from darwinlm.text import read_documents\n"
         "print(len(list(read_documents(sys.argv[1], seed=1))))"
     )
     usual = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
@@ -198,7 +198,7 @@ def test_files_of_a_folder_are_read_in_turn(tmp_path):
 
 
 def test_a_file_that_ends_makes_room_for_the_next(tmp_path, monkeypatch):
-    monkeypatch.setattr("darwinlm.data.files.OPEN_FILES", 2)
+    monkeypatch.setattr("darwinlm.text.files.OPEN_FILES", 2)
     for name, count in (("a", 1), ("b", 3), ("c", 2)):
         (tmp_path / f"{name}.txt").write_text("\n\n\n".join(f"{name}{number}" for number in range(count)))
     assert list(read_documents(str(tmp_path))) == ["a0", "b0", "b1", "b2", "c0", "c1"]

@@ -7,15 +7,15 @@ import torch
 from safetensors.torch import save_file
 from tests.tiny.tokenizer import EOS_ID, tiny_tokenizer
 
-from darwinlm.data import (
+from darwinlm.runtime.errors import ArtifactError, DataError
+from darwinlm.text import (
     TokenSequences,
     assert_disjoint,
     document_hash,
     purpose_of,
     split_documents,
 )
-from darwinlm.data.splits import shares_within
-from darwinlm.runtime.errors import ArtifactError, DataError
+from darwinlm.text.splits import shares_within
 
 SHARES = {"calibration": 640, "fitness": 128, "validation": 64, "evaluation": 256}
 

@@ -9,10 +9,10 @@ from tests.tiny.checkpoint import WORDS
 from tests.tiny.vocabulary import BYTES, CHAT, KINDS, OTHERS, TOKENS, fast, wordy_checkpoint
 from tokenizers import Tokenizer, models, processors
 
-from darwinlm.data.packing import token_ids
 from darwinlm.evaluation.spelling import measure_spelling
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.runtime.errors import CheckpointError, ModelError
+from darwinlm.text.packing import token_ids
 from darwinlm.vocabulary.choose import choose_tokens, kept_size
 from darwinlm.vocabulary.cut import cut_weights, rows_in, special_numbers
 from darwinlm.vocabulary.tokenizer import TokenizerTree

@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from darwinlm.data.files import json_records
 from darwinlm.evaluation.suites import KNOWN, Wanted
 from darwinlm.runtime.errors import DataError, RecipeError
+from darwinlm.text.files import json_records
 
 Rows = list[dict[str, Any]]
 

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.data.packing import added_bos
 from darwinlm.evaluation.divergence import token_losses
 from darwinlm.evaluation.quality import HEAD_TOKENS, reading
 from darwinlm.runtime import parallel
 from darwinlm.runtime.compute import exact
 from darwinlm.runtime.errors import DataError
 from darwinlm.runtime.figures import CopyingScore
+from darwinlm.text.packing import added_bos
 
 FEWEST_LISTS, LISTS, LIST_TOKENS = 4, 16, 512
 """Fewest and most sequences of each kind and length, and evaluation tokens for each of them."""

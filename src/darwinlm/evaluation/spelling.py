@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.data.packing import added_bos, token_ids
 from darwinlm.evaluation.divergence import log_normalisers, token_losses
 from darwinlm.evaluation.quality import HEAD_TOKENS
 from darwinlm.runtime.compute import exact
@@ -17,6 +16,7 @@ from darwinlm.runtime.errors import CheckpointError
 from darwinlm.runtime.figures import Spelling
 from darwinlm.streaming.decoder import Decoder
 from darwinlm.streaming.hidden import HiddenMemory
+from darwinlm.text.packing import added_bos, token_ids
 
 
 def measure_spelling(texts: Sequence[str], dense: Any, small: Any, rows: Sequence[int]) -> Spelling:

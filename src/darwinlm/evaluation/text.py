@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.data import read_documents
-from darwinlm.data.packing import added_bos, token_ids
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.runtime.errors import DataError, ModelError
 from darwinlm.streaming.hidden import HiddenMemory
+from darwinlm.text import read_documents
+from darwinlm.text.packing import added_bos, token_ids
 from darwinlm.vocabulary.cut import rows_in
 
 

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from darwinlm.data.packing import document_hash
 from darwinlm.runtime.errors import first_line
 from darwinlm.sampling.sampler import Sampled, Segment
+from darwinlm.text.packing import document_hash
 
 PROMPT_TEMPERATURE, ANSWER_TEMPERATURE, DOCUMENT_TEMPERATURE = 1.0, 0.7, 1.0
 _MARK = "QUESTION"

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from darwinlm.data import PURPOSES
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.needs.need import Need
@@ -14,6 +13,7 @@ from darwinlm.recipe import Recipe
 from darwinlm.sampling.corpus import write_corpus
 from darwinlm.sampling.sampler import CPU_ROWS, GPU_ROWS, MEMORY_SHARE
 from darwinlm.stages.text_source import SELF, named_parts, shares_of
+from darwinlm.text import PURPOSES
 
 SPARE, SPARE_BLOCKS = 1.15, 8
 """Factor and blocks above the tokens that are needed, because documents don't end at the borders of purposes."""

@@ -11,7 +11,6 @@ from typing import Any
 from torch import Tensor
 
 from darwinlm.calibration.gradients import output_gradients
-from darwinlm.data import TokenSequences
 from darwinlm.database.block_moments import Saliency
 from darwinlm.database.blocks import block_file
 from darwinlm.database.build import build_database
@@ -37,6 +36,7 @@ from darwinlm.runtime.errors import DataError
 from darwinlm.runtime.memory import kept_memory
 from darwinlm.streaming.hidden import HiddenMemory
 from darwinlm.streaming.stream import BlockStream
+from darwinlm.text import TokenSequences
 
 GRADIENT_TOKENS, GRADIENT_SHARE = 8192, 8
 """Most calibration tokens for the gradients of the loss, and the part of the calibration text that they are: an eighth.

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.data import TokenSequences
 from darwinlm.evaluation.looking_back import (
     LIST_LENGTHS,
     PASSAGES,
@@ -42,6 +41,7 @@ from darwinlm.streaming.hidden import HiddenMemory
 from darwinlm.streaming.streamed import StreamedDecoder
 from darwinlm.surgery.stitch import as_dtype, block_parameters, stitched_blocks
 from darwinlm.surgery.stitch import stitch as stitched
+from darwinlm.text import TokenSequences
 
 FIGURES = "models.json"
 QUALITY, COPYING, SPEED = 0.45, 0.65, 0.85

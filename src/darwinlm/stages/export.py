@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from darwinlm.data import TokenSequences
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.export.hf import RECORD, check_saved, recorded_digests, save_model, saved_digests
 from darwinlm.families.checkpoint import Checkpoint
@@ -24,6 +23,7 @@ from darwinlm.stages.refit import Refitted
 from darwinlm.stages.stitch import Stitched
 from darwinlm.surgery.depth import in_family_class
 from darwinlm.surgery.stitch import as_dtype
+from darwinlm.text import TokenSequences
 
 FILES = "export.json"
 """Hashes of the files in `model/`, which is outside of the stage's folder."""

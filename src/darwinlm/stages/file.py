@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 
-from darwinlm.data import TokenSequences
 from darwinlm.engines.process import require_engine
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.execution.stage import Stage, Task
@@ -19,6 +18,7 @@ from darwinlm.runtime.artifact import read_as, write_json
 from darwinlm.runtime.errors import BudgetError, import_extra
 from darwinlm.runtime.figures import FileChoice, QuantisedFile
 from darwinlm.stages.export import Exported
+from darwinlm.text import TokenSequences
 
 RECORD = "file.json"
 TOKENS = 8192

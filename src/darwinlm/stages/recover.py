@@ -9,10 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from darwinlm.data import TokenSequences, read_documents
-from darwinlm.data.looking_back import ordinary_tokens, with_repeats
-from darwinlm.data.packed import PackedText, pack_documents
-from darwinlm.data.packing import added_bos
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
@@ -27,6 +23,10 @@ from darwinlm.runtime.errors import ArtifactError
 from darwinlm.stages.refit import Refitted
 from darwinlm.stages.stitch import Stitched
 from darwinlm.stages.text_source import check_source, fingerprint, given_source, with_corpus
+from darwinlm.text import TokenSequences, read_documents
+from darwinlm.text.looking_back import ordinary_tokens, with_repeats
+from darwinlm.text.packed import PackedText, pack_documents
+from darwinlm.text.packing import added_bos
 
 if TYPE_CHECKING:
     from darwinlm.recovery.cache import CachedText

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.data import TokenSequences
 from darwinlm.database.blocks import block_file
 from darwinlm.evaluation.divergence import DenseDistribution
 from darwinlm.execution.stage import Stage, Task
@@ -29,6 +28,7 @@ from darwinlm.stages.stitch import Stitched
 from darwinlm.streaming.hidden import HiddenMemory
 from darwinlm.streaming.stream import BlockStream
 from darwinlm.surgery.refit import RIDGES, Streams, put_weights, refit
+from darwinlm.text import TokenSequences
 
 RECORD, CHOICES = "record.json", "choices.json"
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)

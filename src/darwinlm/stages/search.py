@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from darwinlm.data import TokenSequences
 from darwinlm.database import store
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
@@ -26,6 +25,7 @@ from darwinlm.stages.database import PruningDatabase, database_bytes
 from darwinlm.streaming.decoder import Decoder
 from darwinlm.streaming.hidden import STREAMS
 from darwinlm.streaming.streamed import SHARE, StreamedDecoder
+from darwinlm.text import TokenSequences
 
 RESULT = "result.json"
 

@@ -6,22 +6,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from darwinlm.data import (
-    PURPOSES,
-    TokenSequences,
-    assert_disjoint,
-    read_documents,
-    split_documents,
-)
-from darwinlm.data.looking_back import ordinary_tokens, with_repeats
-from darwinlm.data.records import listed
-from darwinlm.data.splits import TextTooShortError, shares_within
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.needs.need import Need
 from darwinlm.recovery.checks import check_length
 from darwinlm.runtime.errors import DataError
 from darwinlm.stages.text_source import TEXT_SETTINGS, check_source, given_source, shares_of, text_key, with_corpus
+from darwinlm.text import (
+    PURPOSES,
+    TokenSequences,
+    assert_disjoint,
+    read_documents,
+    split_documents,
+)
+from darwinlm.text.looking_back import ordinary_tokens, with_repeats
+from darwinlm.text.records import listed
+from darwinlm.text.splits import TextTooShortError, shares_within
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -6,14 +6,14 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from darwinlm.data import check_not_evaluation_text
-from darwinlm.data.packing import added_bos
-from darwinlm.data.sources import LocalSource, parse_source, parts_of
 from darwinlm.execution.stage import Task
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import Recipe
 from darwinlm.runtime.artifact import digest_of, file_digest
 from darwinlm.runtime.errors import RecipeError
+from darwinlm.text import check_not_evaluation_text
+from darwinlm.text.packing import added_bos
+from darwinlm.text.sources import LocalSource, parse_source, parts_of
 
 TEXT_SETTINGS = ("text.source", "text.sequence_length", "text.seed", "text.allow_benchmark_text")
 """Settings that decide which documents a run reads."""

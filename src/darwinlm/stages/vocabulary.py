@@ -9,10 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from darwinlm.data import document_hash
-from darwinlm.data.packing import token_ids
-from darwinlm.data.sources import read_domains
-from darwinlm.data.splits import purpose_of
 from darwinlm.evaluation.spelling import measure_bits, measure_spelling
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
@@ -24,6 +20,10 @@ from darwinlm.runtime.errors import DataError, RecipeError
 from darwinlm.stages.text_source import TEXT_SETTINGS, check_source, given_source, shares_of, text_key, with_corpus
 from darwinlm.streaming.hidden import HiddenMemory
 from darwinlm.streaming.streamed import StreamedDecoder
+from darwinlm.text import document_hash
+from darwinlm.text.packing import token_ids
+from darwinlm.text.sources import read_domains
+from darwinlm.text.splits import purpose_of
 from darwinlm.vocabulary.choose import choose_tokens, kept_size
 from darwinlm.vocabulary.cut import check_whole, cut_weights, special_numbers, write_tokenizer
 from darwinlm.vocabulary.tokenizer import TokenizerTree

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from darwinlm.data.packing import added_bos
 from darwinlm.runtime.errors import DataError, first_line
 from darwinlm.runtime.limits import LINE_NODES, parse_json, shorten
+from darwinlm.text.packing import added_bos
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

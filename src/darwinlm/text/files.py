@@ -21,9 +21,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, TYPE_CHECKING, Any, cast
 
-from darwinlm.data.records import CHAT_COLUMNS, text_fields, text_of
 from darwinlm.runtime.errors import DataError
 from darwinlm.runtime.limits import LINE_NODES, parse_json, shorten
+from darwinlm.text.records import CHAT_COLUMNS, text_fields, text_of
 
 if TYPE_CHECKING:
     from datasets import IterableDataset

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from darwinlm.data.packing import Document, added_bos, document_hash, tokenise
-from darwinlm.data.sequences import TokenSequences
 from darwinlm.runtime.errors import DataError
+from darwinlm.text.packing import Document, added_bos, document_hash, tokenise
+from darwinlm.text.sequences import TokenSequences
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -6,13 +6,13 @@ import re
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from darwinlm.data.sources import HubSource, LocalSource, parse_source, parts_of
 from darwinlm.runtime.errors import DataError
+from darwinlm.text.sources import HubSource, LocalSource, parse_source, parts_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from darwinlm.data.sequences import TokenSequences
+    from darwinlm.text.sequences import TokenSequences
 
 _BENCHMARKS = {
     "SciQ": r"sciq",

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from darwinlm.data.packing import Document, added_bos, document_hash, tokenise
 from darwinlm.runtime.artifact import (
     check_file,
     check_room,
@@ -29,6 +28,7 @@ from darwinlm.runtime.artifact import (
     write_json,
 )
 from darwinlm.runtime.errors import DataError
+from darwinlm.text.packing import Document, added_bos, document_hash, tokenise
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

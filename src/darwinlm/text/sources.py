@@ -25,11 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from darwinlm.data.files import EXTENSIONS, extension_of, read_files, shuffled
-from darwinlm.data.packing import pieces
-from darwinlm.data.records import listed, text_fields, text_of
 from darwinlm.runtime.errors import DataError
 from darwinlm.runtime.limits import is_utf8, shorten
+from darwinlm.text.files import EXTENSIONS, extension_of, read_files, shuffled
+from darwinlm.text.packing import pieces
+from darwinlm.text.records import listed, text_fields, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
