@@ -110,7 +110,7 @@ def stream(setup: Setup) -> None:
         states = BlockStream(checkpoint, tokens, **options)
         begun, seconds = 0.0, 0.0
         for block in range(checkpoint.n_blocks):
-            states.load(block)
+            states.load(block, block + 1)
             setup.wait()
             begun = time.perf_counter()
             states.run(block)

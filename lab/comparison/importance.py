@@ -89,7 +89,7 @@ def activation_scores(stream: BlockStream, progress: Progress = lambda done, tot
 def _blocks(stream: BlockStream, progress: Progress) -> Iterator[tuple[int, ExitStack]]:
     """Each block in memory, with a stack for hooks; it is run after the loop's body, and the stack is then closed."""
     for block in range(stream.checkpoint.n_blocks):
-        stream.load(block)
+        stream.load(block, block + 1)
         with ExitStack() as hooks:
             yield block, hooks
             stream.run(block)
@@ -156,7 +156,7 @@ def block_influence(stream: BlockStream, progress: Progress = lambda done, total
     influence = []
     for block in range(stream.checkpoint.n_blocks):
         before = list(stream.hidden)
-        stream.load(block)
+        stream.load(block, block + 1)
         stream.run(block)
         stream.unload(block)
         total, count = 0.0, 0

@@ -17,6 +17,7 @@ from darwinlm.streaming.streamed import StreamedDecoder
 from darwinlm.streaming.transfers import HostCopy, Mover, pinned_bytes, pinned_like
 from tests.gpu.device import UnfinishedError
 from tests.gpu.rules import NAME
+from tests.tiny.checkpoint import stream_over
 
 CARD = torch.device(NAME, 0)
 
@@ -68,6 +69,29 @@ def test_the_next_block_is_read_while_one_runs(gpu, tiny_llama):
     assert reads == 2 * [(block, False) for block in range(count)]
     next(ahead.walk(range(count)))  # a walk that ends early
     assert ahead.load(1).keys() == plain._read(1).keys(), "what was on its way"
+
+
+def test_a_stream_waits_once_for_a_block_and_reads_the_next_one_meanwhile(gpu, tiny_llama, monkeypatch):
+    tokens = torch.arange(3, 67).view(4, 16)
+    here, there = (stream_over(tiny_llama, tokens, 16, device=device) for device in (torch.device("cpu"), CARD))
+    begun: list[str] = []
+    decoder, fetch, run = there.decoder, there.decoder._fetch, there.decoder.run_block
+    monkeypatch.setattr(decoder, "_fetch", lambda block: begun.append(f"reads {block}") or fetch(block))
+    monkeypatch.setattr(decoder, "run_block", lambda block, *more: begun.append(f"runs {block}") or run(block, *more))
+    gpu.restart()
+    there.run_through()
+    here.run_through()
+    for found, expected in zip(there.hidden, here.hidden, strict=True):
+        torch.testing.assert_close(found.cpu(), expected, rtol=1e-5, atol=1e-5)
+    count, batches = len(decoder.blocks), len(there.hidden)
+    order = ["reads 0"]
+    for block in range(count):
+        order += [f"reads {block}"] * (block > 0) + [f"reads {block + 1}"] * (block + 1 < count)
+        order += [f"runs {block}"] * batches
+    assert batches == 4
+    assert begun == order, "the next block is on its way before this one runs"
+    assert gpu.tally.inside("streaming/stream.py")["waits"] == count
+    assert not decoder._coming
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="memory can be pinned")

@@ -26,9 +26,9 @@ class Narrow(StreamedDecoder):
         super().__init__(*arguments, **named)
         self._staying._room = lambda reserved: 0
 
-    def load(self, block):
+    def load(self, block, *following):
         self.read.append(block)
-        weights = super().load(block)
+        weights = super().load(block, *following)
         self.most = max(self.most, len(self._loaded - {HEAD}))
         return weights
 

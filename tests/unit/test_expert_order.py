@@ -151,7 +151,7 @@ def orders(folder: Path) -> list[Any]:
     lens = Lens(lambda rows: stream_over(folder, rows, 2 * LENGTH), TOKENS)
     found = []
     for block in range(stream.checkpoint.n_blocks):
-        stream.load(block)
+        stream.load(block, block + 1)
         found.append(lens.order(block, stream.decoder.blocks[block]))
         stream.unload(block)
     return found

@@ -17,7 +17,7 @@ from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import StageFolder, read_tensors
 from darwinlm.runtime.figures import FitChoice
 from darwinlm.stages import refit as stages_refit
-from darwinlm.stages.refit import run_through, stream_divergence
+from darwinlm.stages.refit import stream_divergence
 from darwinlm.surgery.projection_fit import Moments, fit_output
 from darwinlm.surgery.refit import Streams, refit
 
@@ -66,7 +66,7 @@ def refitted(
     validation = Streams(stream(dense, held_out), stream(small, held_out))
     choices = refit(folder, Streams(stream(dense, fitted), stream(small, fitted)), validation, ridges, progress)
     unchanged = stream(small, held_out)
-    run_through(unchanged)
+    unchanged.run_through()
     before, after = (stream_divergence(validation.dense, each) for each in (unchanged, validation.small))
     weights = {}
     for path in sorted(stage.glob("block_*.safetensors")):
@@ -90,7 +90,7 @@ def test_the_comparison_is_the_same_in_pieces(tiny_folder, tmp_path, monkeypatch
     dense = stream(tiny_folder("llama"), VALIDATION)
     small = stream(damaged(tmp_path / "small", "llama", 0.3), VALIDATION)
     for each in (dense, small):
-        run_through(each)
+        each.run_through()
     whole = [stream_divergence(dense, each) for each in (small, dense)]
     # Batches have ten sequences of 32 tokens: pieces of three leave a remainder.
     monkeypatch.setattr(stages_refit, "HEAD_TOKENS", 100)

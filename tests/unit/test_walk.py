@@ -23,7 +23,7 @@ def room(monkeypatch):
 def walked(folder, dtype=torch.float32):
     stream = stream_over(folder, TOKENS, 48, dtype=dtype)
     for block in range(stream.checkpoint.n_blocks):
-        stream.load(block)
+        stream.load(block, block + 1)
         walk = BlockWalk(stream, block)
         for kind in stream.checkpoint.family.kinds:
             if output_projection(stream.decoder.blocks[block], stream.checkpoint.family, kind) is not None:
@@ -43,7 +43,7 @@ def test_two_halves_are_the_whole_block(tiny_folder, model_type, memory, dtype, 
     room(memory)
     whole = stream_over(tiny_folder(model_type), TOKENS, 48, dtype=dtype)
     for block in range(whole.checkpoint.n_blocks):
-        whole.load(block)
+        whole.load(block, block + 1)
         whole.run(block)
     halves = walked(tiny_folder(model_type), dtype)
     assert all(torch.equal(left, right) for left, right in zip(whole.hidden, halves, strict=True))
@@ -54,7 +54,7 @@ def test_two_halves_are_the_whole_block(tiny_folder, model_type, memory, dtype, 
 def test_a_projection_that_changes_after_its_inputs_were_seen_counts(tiny_folder, memory, kind, room):
     room(memory)
     stream = stream_over(tiny_folder("llama"), TOKENS, 48)
-    stream.load(0)
+    stream.load(0, 1)
     before = [part.clone() for part in stream.hidden]
     walk = BlockWalk(stream, 0)
     inputs = [x for x, _ in walk.inputs(kind)]

@@ -56,17 +56,13 @@ def output_gradients(
     total = stream.checkpoint.n_blocks
     inputs: list[HiddenStates] = []
     with parallel.agree():
-        for block in range(total):
-            inputs.append(stream.hidden.copied(memory))
-            stream.load(block)
-            stream.run(block)
-            stream.unload(block)
+        stream.run_through(lambda block: inputs.append(stream.hidden.copied(memory)))
         stream.load_head()
         gradients = _behind_last_block(stream, tokens, memory)
         stream.unload_head()
     for block in reversed(range(total)):
         with parallel.agree():
-            stream.load(block)
+            stream.load(block, block - 1)
             with _output_moments(stream, block, moments):
                 _back_through(stream, block, inputs.pop(), gradients)
             stream.unload(block)

@@ -70,7 +70,7 @@ def _run_watched(
     The block stays loaded.
     """
     family = stream.checkpoint.family
-    weights = stream.load(block)
+    weights = stream.load(block, block + 1)
     outputs = [(part, output_name(part, weights)) for part in (family.attention, family.mlp)]
     moments: dict[ModuleKind, SecondMoment | ExpertMoments] = {}
     with ExitStack() as hooks:

@@ -60,10 +60,7 @@ class Lens:
         self.fitted, self.judged = stream_over(rows[: max(1, len(rows) - judged)]), stream_over(rows[-judged:])
         self.checkpoint = self.judged.checkpoint
         first = self.judged.hidden.copied(None)
-        for block in range(self.checkpoint.n_blocks):
-            self.judged.load(block)
-            self.judged.run(block)
-            self.judged.unload(block)
+        self.judged.run_through()
         self.last, self.judged.hidden = _joined(self.judged), first
         self.judged.load_head()
 

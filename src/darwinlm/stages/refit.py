@@ -113,7 +113,7 @@ def _refit(
         context.reporter.advance(number, len(others))
         with parallel.agree():
             between = small(held_out, memory)
-            run_through(between, partial(_interpolated, task.folder, stitch.checkpoint, strength=strength))
+            between.run_through(partial(_interpolate, between, task.folder, strength))
         losses[strength] = stream_divergence(held.dense, between)
     summed_up = _record(losses)
     fitted = sum(choice.ridge is not None for choice in choices)
@@ -156,13 +156,9 @@ def _interpolated(folder: Path, checkpoint: Checkpoint, block: int, strength: fl
     return {name: torch.lerp(stitched[name], weight, strength) for name, weight in fitted.items()}
 
 
-def run_through(stream: BlockStream, weights: Callable[[int], dict[str, Tensor]] = lambda block: {}) -> None:
-    """Move a residual stream through all blocks, with replaced weights by name in a block. Raises NumericsError."""
-    for block in range(stream.checkpoint.n_blocks):
-        stream.load(block)
-        put_weights(stream.decoder.blocks[block], weights(block))
-        stream.run(block)
-        stream.unload(block)
+def _interpolate(stream: BlockStream, folder: Path, strength: float, block: int) -> None:
+    """Give a loaded block its interpolated weights."""
+    put_weights(stream.decoder.blocks[block], _interpolated(folder, stream.checkpoint, block, strength))
 
 
 @torch.no_grad()

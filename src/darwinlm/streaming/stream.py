@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -77,13 +77,24 @@ class BlockStream:
         """Release the head."""
         self.decoder.unload_head()
 
-    def load(self, block: int) -> dict[str, Tensor]:
-        """Read a block's weights, load them into the block, and return them in the checkpoint's type."""
-        return self.decoder.load(block)
+    def load(self, block: int, following: int) -> dict[str, Tensor]:
+        """Load a block, and return its weights in the checkpoint's type; on a GPU the following one then comes."""
+        return self.decoder.load(block, *([following] if following in range(len(self.decoder.blocks)) else []))
 
     def unload(self, block: int) -> None:
         """Release a block's weights."""
         self.decoder.unload(block)
+
+    def run_through(self, entering: Callable[[int], object] = lambda block: None) -> None:
+        """Move the residual stream through all blocks; `entering` is called with each one that is loaded.
+
+        Raises NumericsError.
+        """
+        for block in range(len(self.decoder.blocks)):
+            self.load(block, block + 1)
+            entering(block)
+            self.run(block)
+            self.unload(block)
 
     @torch.no_grad()
     def run(self, block: int) -> None:

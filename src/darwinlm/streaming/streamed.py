@@ -115,16 +115,21 @@ class StreamedDecoder(Decoder):
         """Blocks in this order, each with its weights while it is visited."""
         order = list(blocks)
         for place, block in enumerate(order):
-            self.load(block)
-            if place + 1 < len(order):
-                self._fetch(order[place + 1])
+            self.load(block, *order[place + 1 : place + 2])
             yield block
             self._leave(block, list(self.blocks[block].parameters()))
 
-    def load(self, block: int) -> dict[str, Tensor]:
-        """Load a block; returns the weights that were read, in the checkpoint's type."""
-        if block in self._loaded:
-            return {}
+    def load(self, block: int, *following: int) -> dict[str, Tensor]:
+        """Load a block; on a GPU, the `following` ones are then read and copied while it is used.
+
+        Returns the weights that were read, in the checkpoint's type; none if the block was there.
+        """
+        there = {} if block in self._loaded else self._load(block)
+        for each in following:
+            self._fetch(each)
+        return there
+
+    def _load(self, block: int) -> dict[str, Tensor]:
         if self._mover is None:
             there = self._read(block)
         else:

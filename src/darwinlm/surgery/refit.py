@@ -72,7 +72,7 @@ def refit(
     for block in range(total):
         weights_path, notes_path = _paths(stage, block)
         for stream in streams:
-            stream.load(block)
+            stream.load(block, block + 1)
         notes = parallel.broadcast(_finished(stage, block) if parallel.is_main() else None)
         if notes is not None:
             with parallel.agree():
