@@ -109,7 +109,6 @@ def command(part: Part, options: argparse.Namespace) -> list[str]:
     settings = [f"text.seed={part.seed}", f"search.seed={part.seed}", f"search.minutes={options.minutes}"]
     if options.recovery:
         settings.append(f"recovery.tokens={options.recovery}")
-        settings += [f"recovery.text={options.recovery_text}"] if options.recovery_text else []
     settings += options.settings
     for setting in settings:
         line += ["--set", setting]
@@ -163,7 +162,6 @@ def main() -> None:
     parser.add_argument("--keep", nargs="*", default=["75%", "35%"], help="other budgets")
     parser.add_argument("--minutes", default="10m", help="time of each search, including random search")
     parser.add_argument("--recovery", default="300k", help="training tokens of each trained row; '' for none")
-    parser.add_argument("--recovery-text", help="source of the training text; default: --text")
     parser.add_argument(
         "--recovered",
         nargs="*",

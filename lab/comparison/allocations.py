@@ -12,7 +12,8 @@ from darwinlm.runtime.errors import BudgetError, FamilyError
 from darwinlm.search.predict.module_losses import local_errors
 from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import Allocation
-from darwinlm.search.propose.start import knapsack_start, random_start, uniform_allocations
+from darwinlm.search.propose.level_switch import filled
+from darwinlm.search.propose.start import knapsack_start, uniform_allocations
 
 Loss = Callable[[Allocation], float]
 
@@ -59,7 +60,8 @@ def best_random(
     losses: dict[Allocation, float] = {}
     drawn = 0
     while not drawn or (drawn < tries if seconds is None else time.monotonic() - begun < seconds):
-        allocation = random_start(problem, rng)
+        anywhere = tuple(rng.randrange(len(module.levels)) for module in problem.space.modules)
+        allocation = filled(anywhere, problem.cost.costs, problem.budget, rng)
         drawn += 1
         if allocation not in losses:
             losses[allocation] = loss(allocation)

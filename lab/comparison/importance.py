@@ -17,7 +17,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.parts import RowUnit
 from darwinlm.families.shapes import ModuleShape, module_shapes, row_counts, row_segments
 from darwinlm.runtime.compute import exact
-from darwinlm.streaming.experts import Routing, expert_module, expert_output, output_sizes, watch_experts
+from darwinlm.streaming.experts import Routing, expert_module, output_sizes, watch_experts
 from darwinlm.streaming.outputs import output_projection
 from darwinlm.streaming.stream import BlockStream
 from lab.comparison.ranked import UnitScores
@@ -120,7 +120,7 @@ class ExpertScores:
         """Add the routing of a call."""
         for expert in torch.unique(routing.chosen).tolist():
             token, place = torch.where(routing.chosen == expert)
-            norms = expert_output(self.module, routing.hidden[token], expert).float().norm(dim=-1)
+            norms = _expert_output(self.module, routing.hidden[token], expert).float().norm(dim=-1)
             self.asked[expert] += len(token)
             weighted = exact(norms * routing.weights[token, place].float())
             self.sums[expert] += float(weighted.sum(dtype=torch.float64))
@@ -129,6 +129,14 @@ class ExpertScores:
     def added(self) -> Tensor:
         """Mean of the router's weight times the norm of the expert's output, over its tokens, [e]."""
         return self.sums / self.asked.clamp(min=1)
+
+
+def _expert_output(module: Any, hidden: Tensor, expert: int) -> Tensor:
+    """Unweighted output of one expert on all given tokens, [n, m] -> [n, m]."""
+    chosen = torch.full((len(hidden), 1), expert, device=hidden.device)
+    # Calling the module itself would trigger its hooks.
+    output: Tensor = module.forward(hidden, chosen, torch.ones_like(chosen, dtype=hidden.dtype))
+    return output
 
 
 @torch.no_grad()

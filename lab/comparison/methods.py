@@ -1,4 +1,4 @@
-"""The methods of `darwinlm compare`: each gives an allocation and a reader of the pruned modules."""
+"""The methods of `python -m lab compare`: each gives an allocation and a reader of the pruned modules."""
 
 from __future__ import annotations
 

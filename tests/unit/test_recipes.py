@@ -19,9 +19,8 @@ from darwinlm.recipe import Recipe, describe_fields, find_recipe, load_recipe, s
 from darwinlm.recovery.schedule import plan_steps
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.search.problem.budgets import Counted, resolve_budget
-from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import SearchSpace
-from darwinlm.search.propose.start import random_start
+from darwinlm.search.propose.level_switch import filled
 from darwinlm.surgery.stitch import chosen_levels, empty_model, layer_table, sizes_in, smaller_config
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +54,7 @@ def test_recipe_gives_the_size_it_is_named_after(name: str, tmp_path: Path) -> N
     assert budget.limit == target
     assert outside + budget.lower == pytest.approx(target, rel=0.01)
 
-    allocation = random_start(Problem(space, cost, budget), random.Random(0))
+    allocation = filled(space.dense, cost.costs, budget, random.Random(0))
     kept = outside + space.params(allocation)
     assert kept == pytest.approx(target, rel=0.01)
     database = FirstUnits(checkpoint, recipe.units)

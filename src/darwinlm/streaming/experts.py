@@ -95,14 +95,6 @@ def _widest(parts: tuple[Tensor, ...]) -> Tensor:
     return max((part for part in parts if part.is_floating_point()), key=lambda part: part.shape[-1])
 
 
-def expert_output(module: Any, hidden: Tensor, expert: int) -> Tensor:
-    """Unweighted output of one expert on all given tokens, [n, m] -> [n, m]."""
-    chosen = torch.full((len(hidden), 1), expert, device=hidden.device)
-    # Calling the module itself would trigger its hooks.
-    output: Tensor = module.forward(hidden, chosen, torch.ones_like(chosen, dtype=hidden.dtype))
-    return output
-
-
 def expert_inputs(module: Any, experts: Experts, routing: Routing, expert: int) -> tuple[Tensor, Tensor]:
     """Tokens [n] of an expert, and the weighted inputs of its output projection, [n, d] float32.
 

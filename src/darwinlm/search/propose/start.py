@@ -1,4 +1,4 @@
-"""First parents: equal layers, or the result at a neighbouring budget; knapsack and random levels for other methods."""
+"""First parents: equal layers, or the result at a neighbouring budget; a knapsack for other methods."""
 
 from __future__ import annotations
 
@@ -35,12 +35,6 @@ def uniform_start(problem: Problem, losses: PerLevel, uniform: Allocation, rng: 
         return filled(uniform, problem.cost.costs, problem.budget, rng)
     except BudgetError:  # few large levels: single random steps can miss the bounds
         return knapsack_start(problem, losses)
-
-
-def random_start(problem: Problem, rng: random.Random) -> Allocation:
-    """Random levels, brought within the budget. Raises BudgetError."""
-    anywhere = tuple(rng.randrange(len(module.levels)) for module in problem.space.modules)
-    return filled(anywhere, problem.cost.costs, problem.budget, rng)
 
 
 def neighbour_start(problem: Problem, losses: PerLevel, neighbour: Allocation) -> Allocation:
