@@ -1,7 +1,7 @@
 """darwinlm: make a language model smaller and faster while preserving its quality.
 
-`prune` runs the whole pipeline, `prune_sweep` runs it for several sizes, `write_sizes` predicts sizes from a database,
-`plan` memory and time, and `recover` trains the result. `load` loads a model to generate, evaluate and export.
+`prune` runs the whole pipeline, `prune_sweep` runs it for several sizes, `plan` predicts
+memory and time, and `recover` trains the result. `load` loads a model to generate, evaluate and export.
 `Recipe`, `load_recipe` and `load_recipes` describe runs; a `Reporter` receives their progress. Every error that input
 can cause is a `DarwinLMError`. Names are loaded on first use, so that `import darwinlm` is fast. After the import, the
 Auto classes of transformers load models with unequal layers without `trust_remote_code`.
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from darwinlm.runs.prune import Result as Result
     from darwinlm.runs.prune import prune as prune
     from darwinlm.runs.recovery import recover as recover
-    from darwinlm.runs.sizes import write_sizes as write_sizes
     from darwinlm.runs.sweep import prune_sweep as prune_sweep
     from darwinlm.runtime.console import Reporter as Reporter
     from darwinlm.runtime.errors import DarwinLMError as DarwinLMError
@@ -48,7 +47,6 @@ _HOMES = {
     "prune": "darwinlm.runs.prune",
     "prune_sweep": "darwinlm.runs.sweep",
     "recover": "darwinlm.runs.recovery",
-    "write_sizes": "darwinlm.runs.sizes",
 }
 
 __all__ = ["__version__", *_HOMES]  # noqa: PLE0604 - they are strings

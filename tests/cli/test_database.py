@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import re
 import shutil
 from pathlib import Path
 
@@ -14,16 +13,15 @@ from tests.tiny.checkpoint import SETTINGS, tiny_checkpoint, tiny_text
 from tests.tiny.command import sets
 from tests.tiny.damage import assert_nothing_half_written, flip
 from tests.tiny.stages import run_stages
-from tests.tiny.summaries import Page
-from transformers import AutoModelForCausalLM
 
 from darwinlm.database.store import DatabaseReader
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import UnitsSettings
-from darwinlm.runs.sizes import write_sizes
 from darwinlm.runtime.artifact import file_digest
 from darwinlm.runtime.errors import ArtifactError
-from darwinlm.search.predict.module_losses import predicted_sizes
+from darwinlm.search.predict.module_losses import estimated_losses, predicted_losses
+from darwinlm.search.problem.cost import parameter_costs
+from darwinlm.search.problem.knapsack import solve_knapsack
 from darwinlm.search.problem.space import SearchSpace
 from darwinlm.streaming import hidden
 
@@ -70,16 +68,6 @@ def test_database_alone_then_inspect_then_prune(command, prune, tiny_llama, tiny
     assert not (tmp_path / "out" / "stages" / "database").exists()
     weights = "model/model.safetensors"
     assert (tmp_path / "out" / weights).read_bytes() == (finished_llama / weights).read_bytes()
-
-
-def test_the_command_of_the_slider_names_what_the_database_was_made_of(command, copied, tiny_llama, tiny_text_file):
-    page = copied.parent / "sizes.html"
-    command("inspect", copied, "--html", page).succeeded()
-    found = re.findall(r"<code>(darwinlm prune .*?)</code>", page.read_text())
-    assert len(found) > 5
-    for size in found:
-        assert size.startswith(f"darwinlm prune {tiny_llama} --keep "), size
-        assert f"--database {copied} --text {tiny_text_file} --out" in size
 
 
 def test_residual_streams_in_a_file_change_nothing(finished_llama, make_run, tiny_llama, tmp_path, monkeypatch):
@@ -162,107 +150,24 @@ def test_a_folder_that_is_no_database(command, tmp_path):
     command("inspect", tmp_path).refused(f"{tmp_path} holds no database", "darwinlm database")
 
 
-def sizes_of(html):
-    """Text of each size on a page, and the words about each of its blocks: KV groups, query heads, MLP."""
-    found = []
-    for part in html.split('<div class="size"')[1:]:
-        rows = re.findall(r'<tr><th scope="row">\d+</th>(.*?)</tr>', part.partition("</table>")[0], flags=re.S)
-        text = " ".join(re.sub(r"<[^>]+>", " ", part.partition("</section>")[0]).split())
-        found.append((text, [re.findall(r">([^<]+)</td>", row) for row in rows]))
-    return found
-
-
-def test_the_page_of_sizes_tells_what_the_database_predicts(command, finished_llama, tiny_llama, tmp_path):
-    ended = command("inspect", finished_llama, "--html", tmp_path / "sizes.html").succeeded()
-    html = (tmp_path / "sizes.html").read_text()
-    page = Page(html)
-    assert page.resources == []
+def test_predicted_losses_of_whole_models(finished_llama, tiny_llama):
     reader = DatabaseReader(
         finished_llama / "stages" / "database", Checkpoint.open(tiny_llama), UnitsSettings(mlp_multiple=8)
     )
     space = SearchSpace(reader.modules)
-    shown = sizes_of(html)
-    assert f"{len(shown)} sizes" in ended.out
-    assert len(shown) == 17
-    for place, share in ((6, 0.5), (11, 0.75), (16, 1.0)):
-        (expected,) = predicted_sizes(space, reader, [share])
-        text, rows = shown[place]
-        assert f"--keep {share:.0%}" in text
-        assert float(re.search(r"predicted KL ([\d.]+)", text)[1]) == pytest.approx(expected.kl, abs=1e-3)
-        levels = dict(zip(((m.block, m.kind) for m in space.modules), space.levels(expected.allocation), strict=True))
-        for block, words in enumerate(rows):
-            attention, mlp = levels[block, "attention"], levels[block, "mlp"]
-            for count, said in zip((attention.groups, attention.query_heads, mlp.width), words, strict=True):
-                assert said.startswith(f"{count} of ") if count else said == "gone"
-    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
-    assert f"{model.num_parameters() / 1e3:.1f} k" in shown[-1][0]
-    for words in (
-        "one-shot pruning on text like",
-        "may be off by a fifth",
-        "within 17 % of nine runs",
-        "1,024 tokens of",
-    ):
-        assert words in page.text
+    losses = estimated_losses(space, reader)
+    cost = parameter_costs(space)
+    best = solve_knapsack(losses, cost.costs, 0, cost.dense // 2)
+    alone = sum(row[level] for row, level in zip(losses, best, strict=True))
+    half, most, whole = predicted_losses(space, reader, [0.5, 0.75, 1.0])
+    assert half == pytest.approx(1.4 * alone**0.77, rel=1e-3)
+    assert half > most > whole == pytest.approx(0, abs=1e-3)
 
 
-def test_sizes_of_a_finished_run_and_of_a_sweep(command, finished_llama, tmp_path):
-    assert command("inspect", finished_llama, "--html", tmp_path / "a.html").code == 0
-    database = finished_llama / "stages" / "database"
-    assert command("inspect", database, "--html", tmp_path / "b.html").code == 0
-    sweep = tmp_path / "sweep"
-    shutil.copytree(finished_llama / "stages" / "database", sweep / "stages" / "database")
-    shutil.copytree(finished_llama / "stages" / "plan", sweep / "keep-75" / "stages" / "plan")
-    assert command("inspect", sweep, "--html", tmp_path / "c.html").code == 0
-    pages = (((tmp_path / name).read_text(), folder) for name, folder in (("b.html", database), ("c.html", sweep)))
-    whole, of_sweep = (text.replace(str(folder), "FOLDER") for text, folder in pages)
-    assert whole == of_sweep
-
-
-def test_sizes_of_a_mixture_tell_its_experts(tiny_folder, make_run, tmp_path):
-    model = shutil.copytree(tiny_folder("qwen3_moe"), tmp_path / "Own-Mixture")
-    run_stages(make_run(model, tmp_path / "out"), "database")
-    write_sizes(tmp_path / "out", tmp_path / "sizes.html")
-    html = (tmp_path / "sizes.html").read_text()
-    assert "How small can Own-Mixture be?" in Page(html).text
-    rows = [words for _, of_size in sizes_of(html) for words in of_size]
-    assert any("experts, " in mlp for _, _, mlp in rows)
-    assert len({heads for _, heads, _ in rows}) == 1, "its attention is never cut"
-
-
-def test_sizes_that_cannot_be_told(command, copied, prune, tiny_folder, tmp_path):
-    page = tmp_path / "sizes.html"
-    command("inspect", copied, "--html", page, "--json").refused("give --json or --html, not both")
-    plan = copied / "stages" / "plan"
-    flip(plan / "plan.json")
-    command("inspect", copied, "--html", page).refused("plan.json", "is damaged")
-    shutil.rmtree(plan)
-    command("inspect", copied, "--html", page).refused("has no plan with the model's sizes", "give the output folder")
-    other = tiny_checkpoint(tmp_path / "other", "llama", intermediate_size=64)
-    assert prune("--until", "plan", model=other).code == 0
-    shutil.copytree(tmp_path / "out" / "stages" / "plan", plan)
-    command("inspect", copied, "--html", page).refused("belong to different models", "rerun the command that made them")
-    whole, plan_key = (plan / "key.json").read_text(), json.loads((plan / "key.json").read_text())
-    (plan / "key.json").write_text(json.dumps(plan_key | {"units": {}}))
-    command("inspect", copied, "--html", page).refused("manifest.json is damaged", "its key differs from key.json")
-    (plan / "key.json").write_text(whole)
-    record = json.loads((plan / "plan.json").read_text())
-    (plan / "plan.json").write_text(json.dumps(record | {"units": {"attention": "none"}}))
-    manifest = json.loads((plan / "manifest.json").read_text())
-    manifest["files"]["plan.json"] = file_digest(plan / "plan.json")
-    (plan / "manifest.json").write_text(json.dumps(manifest))
-    command("inspect", copied, "--html", page).refused("plan.json is damaged", "lacks the model's sizes")
-    assert not page.exists()
-
-
-def test_a_database_without_estimates_has_no_page_of_sizes(command, prune, tmp_path):
-    assert prune("--set", "database.saliency=output", "--until", "database").code == 0
-    command("inspect", tmp_path / "out", "--html", tmp_path / "sizes.html").refused(
-        "predicts no losses", "database.saliency=loss"
-    )
-
-
-def test_a_page_that_cannot_be_written(command, finished_llama, tmp_path):
-    command("inspect", finished_llama, "--html", tmp_path).refused("can't write", str(tmp_path))
+def test_no_losses_are_predicted_without_estimates(make_run, tiny_llama, tmp_path):
+    run = run_stages(make_run(tiny_llama, tmp_path / "out", "database.saliency=output"), "database")
+    reader = run.database.reader
+    assert predicted_losses(SearchSpace(reader.modules), reader, [0.5]) == []
 
 
 CHANGED = {

@@ -40,8 +40,6 @@ WRITERS = {
     "evaluate": f"{EVALUATE} --out text.txt",
     "a table of evaluate": f"{EVALUATE} --markdown run/model/README.md",
     "bench": "bench run --out run/model/config.json",
-    "scores": "scores run/summary.json --markdown run/summary.json",
-    "inspect": "inspect run --html run/report.html",
     "plan": "plan run/model --out run/model/config.json",
 }
 """Command lines; those that run the pipeline get the tiny settings too."""

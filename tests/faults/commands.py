@@ -150,7 +150,6 @@ COMMANDS: dict[str, Words] = {
     "bench": lambda given, out: [
         "bench", given.plain, "--prompt-tokens", "8", "--new-tokens", "2", "--runs", "1", "--out", out / "speed.json"
     ],
-    "inspect": lambda given, out: ["inspect", given.finished, "--html", out / "sizes.html"],
     "plan": lambda given, out: ["plan", given.model, "--keep", "50%", "--out", out / "plan.json"],
     "push, without uploading": lambda given, out: ["push", given.finished, "me/half", "--dry-run"],
 }  # fmt: skip

@@ -11,7 +11,6 @@ from tests.tiny.summaries import made, measured, recovered
 from tests.unit.test_report_page import swept
 
 from darwinlm.report.page import render_page
-from darwinlm.runs.sizes import write_sizes
 
 OPEN = "document.querySelectorAll('details').forEach((one) => { one.open = true; });"
 COPY = """
@@ -30,26 +29,6 @@ await press(undefined, () => false);
 return found;
 """
 """A browser without a reader lends no clipboard: these stand for one that works, the older way, and neither."""
-SLIDE = """
-const slider = document.getElementById("size");
-const shown = () => {
-  const [size, ...others] = document.querySelectorAll(".size:not([hidden])");
-  return {
-    others: others.length,
-    kl: size.querySelectorAll(".tile b")[1].textContent,
-    keep: size.querySelector("code").textContent.split(" ")[4],
-    row: document.querySelector("#all tr.final").rowIndex,
-    mlp: size.querySelector("tbody tr").cells[3].textContent,
-    bar: Number(size.querySelector("svg.mlp g rect:last-child").getAttribute("width")),
-    title: size.querySelector("svg.mlp g title").textContent,
-    open: size.querySelector("details").open,
-  };
-};
-const before = shown();
-slider.value = slider.max;
-slider.dispatchEvent(new window.Event("input"));
-return [slider.disabled, before, shown()];
-"""
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (768, True), (360, False)])
@@ -78,26 +57,6 @@ def test_the_page_of_a_sweep(tmp_path: Path, width: int, dark: bool) -> None:
     assert (seen.width, seen.beyond, seen.console) == (width, [], [])
     (smallest,) = seen.found
     assert smallest >= 10
-
-
-@pytest.mark.parametrize(("width", "dark"), [(1280, True), (360, False)])
-def test_the_page_of_sizes(tmp_path: Path, finished_llama: Path, width: int, dark: bool) -> None:
-    page = tmp_path / "sizes.html"
-    write_sizes(finished_llama, page)
-    seen = look(page.read_text(encoding="utf-8"), tmp_path, width=width, dark=dark, script=OPEN + SLIDE)
-    assert (seen.width, seen.beyond, seen.console) == (width, [], [])
-    disabled, before, after = seen.found
-    assert not disabled
-    assert before["others"] == after["others"] == 0
-    assert before["open"] == after["open"]
-    assert before["keep"] == "50%"
-    assert float(before["kl"]) > float(after["kl"]) == 0
-    assert after["keep"] == "100%"
-    assert after["row"] > before["row"]
-    assert after["mlp"].split(" of ")[0] == after["mlp"].split(" of ")[1], "everything is kept"
-    assert after["bar"] == 18
-    assert before["bar"] < 18
-    assert after["title"] == f"block 0, MLP channels: {after['mlp']}"
 
 
 def test_what_is_cut_or_logged_is_found(tmp_path: Path) -> None:

@@ -176,8 +176,8 @@ def test_the_image_copies_what_the_package_needs_and_runs_the_demo() -> None:
 def test_people_are_shown_public_names_only() -> None:
     assert sum("darwinlm" in code for _, code in code_of_people()) >= 4
     assert [(place, names) for place, code in code_of_people() if (names := private_names(code))] == []
-    private = "import darwinlm.run\nfrom darwinlm.runs.sizes import write_sizes\ndarwinlm.prune()\ndarwinlm.sizes()"
-    assert private_names(private) == {"darwinlm.run", "darwinlm.runs.sizes.write_sizes", "darwinlm.sizes"}
+    private = "import darwinlm.run\nfrom darwinlm.runs.sweep import member_name\ndarwinlm.prune()\ndarwinlm.sizes()"
+    assert private_names(private) == {"darwinlm.run", "darwinlm.runs.sweep.member_name", "darwinlm.sizes"}
 
 
 def prose(text: str) -> str:

@@ -121,8 +121,5 @@ def test_a_closed_pipe_ends_quietly(finished_llama: Path) -> None:
 
 
 def test_public_names() -> None:
-    names = (
-        "DarwinLMError Model Recipe Reporter Result load load_recipe load_recipes plan prune prune_sweep recover "
-        "write_sizes"
-    )
+    names = "DarwinLMError Model Recipe Reporter Result load load_recipe load_recipes plan prune prune_sweep recover"
     assert " ".join(name for name in dir(darwinlm) if not name.startswith("_")) == names

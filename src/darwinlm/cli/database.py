@@ -44,32 +44,14 @@ def database(
     console.print(f"{stage.folder}: {amounts.size(size)}; see darwinlm inspect {shlex.quote(str(out))}", soft_wrap=True)
 
 
-@command(
-    LOOK,
-    "darwinlm inspect runs/half",
-    "darwinlm inspect runs/half --json > curves.json",
-    "darwinlm inspect runs/half --html sizes.html",
-)
+@command(LOOK, "darwinlm inspect runs/half", "darwinlm inspect runs/half --json > curves.json")
 def inspect(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Output folder of database or prune.")],
     as_json: arguments.Json = False,
-    page: Annotated[
-        Path | None,
-        typer.Option("--html", metavar="FILE", help="Write a page with predicted losses of all sizes here."),
-    ] = None,
 ) -> None:
     """Show what each attention and MLP loses at every width, and the loss of the model that this predicts."""
     from darwinlm.database.finished import describe, find_database, read_curves
 
-    if page is not None:
-        from darwinlm.runs.sizes import write_sizes
-
-        if as_json:
-            raise typer.BadParameter("give --json or --html, not both")
-        terminal.say("choosing the best levels of each size; up to a minute")
-        count = write_sizes(folder, page)
-        terminal.console().print(f"{page}: {count} sizes", soft_wrap=True)
-        return
     stage = find_database(folder)
     about: dict[str, Any] = describe(stage)
     if as_json:

@@ -79,15 +79,16 @@ def _screen(console: Console, run: Any, out: Path) -> None:
 def _predicted(run: Any) -> str:
     """Losses of smaller sizes, predicted by the database and scaled to the measured one of the present size."""
     from darwinlm.runs.demo import SIZES
-    from darwinlm.search.predict.module_losses import predicted_sizes
+    from darwinlm.search.predict.module_losses import predicted_losses
     from darwinlm.stages.database import DATABASE
     from darwinlm.stages.plan import PLAN
     from darwinlm.stages.report import REPORT
 
     kept, measured = run.recipe.budget.keep, run[REPORT].models["stitched"].kl
     shares = [share for share in SIZES if kept is not None and share < kept]
-    sizes = predicted_sizes(run[PLAN].space, run[DATABASE].reader, [kept, *shares]) if shares else []
-    if not sizes or not sizes[0].kl:
+    losses = predicted_losses(run[PLAN].space, run[DATABASE].reader, [kept, *shares]) if shares else []
+    if not losses or not losses[0]:
         return ""
-    scale = measured / sizes[0].kl
-    return ", ".join(f"{size.share:.0%} would lose about {scale * size.kl:.2f}" for size in sizes[1:])
+    scale = measured / losses[0]
+    each = zip(shares, losses[1:], strict=True)
+    return ", ".join(f"{share:.0%} would lose about {scale * loss:.2f}" for share, loss in each)

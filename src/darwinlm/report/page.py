@@ -8,9 +8,11 @@ import yaml
 
 from darwinlm.report import plots, wording
 from darwinlm.report.render import render
-from darwinlm.report.strip import KINDS, Cells, block_rows, kept_cells, nats
-from darwinlm.report.summary import Summary
+from darwinlm.report.summary import BlockFigures, Summary
 from darwinlm.report.table import COLUMNS, COPIED, chat_rows, comparison_rows, file_rows, looking_back_rows, where_rows
+
+Cells = list[tuple[float, str]]
+"""Share that is kept, and words."""
 
 
 def render_page(summary: Summary) -> str:
@@ -29,7 +31,6 @@ def render_page(summary: Summary) -> str:
         columns=COLUMNS,
         rows=comparison_rows(summary),
         files=file_rows(summary),
-        strips=block_rows(summary.allocation, summary.sensitivity),
         block_rows=_numbers(summary),
         vocabulary_rows=_vocabulary_rows(summary),
         where=where,
@@ -49,12 +50,30 @@ def _numbers(summary: Summary) -> list[tuple[int, Cells]]:
     losses = {(row.block, row.kind): row for row in summary.sensitivity}
     rows = []
     for entry in summary.allocation:
-        cells = kept_cells(entry)
-        for kind in KINDS if losses else ():
+        cells = _kept_cells(entry)
+        for kind in ("attention", "mlp") if losses else ():
             own = losses.get((entry.block, kind))
-            cells += [(1.0, nats(loss)) for loss in ((own.removed, own.halved) if own else (None, None))]
+            cells += [(1.0, _nats(loss)) for loss in ((own.removed, own.halved) if own else (None, None))]
         rows.append((entry.block, cells))
     return rows
+
+
+def _nats(loss: float | None) -> str:
+    """Write a predicted loss, in two digits."""
+    return wording.NOTHING if loss is None else f"{loss:.2g}" if abs(loss) < 9.95 else f"{loss:.0f}"
+
+
+def _kept_cells(entry: BlockFigures) -> Cells:
+    """Share and number of the KV groups, query heads and MLP channels that a block keeps."""
+    cells = []
+    for field in ("groups", "heads", "width"):
+        kept, whole = getattr(entry, field), getattr(entry, f"dense_{field}")
+        text = f"{kept:,} of {whole:,}" if kept else "gone" if whole else "never there"
+        if field == "width" and entry.experts:
+            text = f"{entry.experts:,} of {entry.dense_experts:,} experts, {text} wide"
+            kept, whole = entry.channels, entry.dense_channels
+        cells.append((kept / whole if whole else 0.0, text))
+    return cells
 
 
 def _vocabulary_rows(summary: Summary) -> list[tuple[str, ...]]:

@@ -8,7 +8,6 @@ from darwinlm.database.levels import unfit_widths
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import ModuleShape, module_shapes
-from darwinlm.gguf.sizes import file_sizes
 from darwinlm.recipe import Recipe
 from darwinlm.recipe.quantisation import in_gguf
 from darwinlm.recipe.settled import saved_dtype
@@ -72,9 +71,6 @@ def _write(task: Task, dense: Checkpoint, latency: CostModel | None) -> None:
         for module in space.modules
     ]
     record = {
-        "model": recipe.model,
-        "config": dense.plain_config(),
-        "units": recipe.units.model_dump(mode="json"),
         "dense_block_params": space.params(space.dense),
         "params_outside_blocks": problem.outside,
         "unit": cost.unit,
@@ -84,7 +80,6 @@ def _write(task: Task, dense: Checkpoint, latency: CostModel | None) -> None:
         "lower": budget.lower + budget.fixed,
         "upper": budget.limit,
         "modules": modules,
-        "files": file_sizes(dense, dense.source),
     }
     write_json(task.folder / FILE, record)
 

@@ -6,13 +6,12 @@ A database with output gradients estimates them to second order (`database/facto
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from darwinlm.database.store import DatabaseReader
 from darwinlm.runtime.figures import Sensitivity
 from darwinlm.search.problem.cost import parameter_costs
 from darwinlm.search.problem.knapsack import solve_knapsack
-from darwinlm.search.problem.space import Allocation, PerLevel, SearchSpace
+from darwinlm.search.problem.space import PerLevel, SearchSpace
 
 FACTOR, POWER = 1.4, 0.77
 """Loss of a whole model from the sum s of its modules' losses: 1.4 s^0.77. Fitted to nine runs of SmolLM2-135M-Instruct
@@ -49,31 +48,13 @@ def sensitivities(space: SearchSpace, database: DatabaseReader) -> list[Sensitiv
     return result
 
 
-@dataclass(frozen=True)
-class PredictedSize:
-    """A size and its predicted loss.
+def predicted_losses(space: SearchSpace, database: DatabaseReader, shares: Sequence[float]) -> list[float]:
+    """One-shot KL(dense ‖ smaller) of the best model of each size on held-out text, in nats per token.
 
-    Attributes:
-        share: Largest share of the block parameters.
-        params: Block parameters of the best allocation within this share.
-        kl: Predicted one-shot KL(dense ‖ smaller) on held-out text, in nats per token.
-    """
-
-    share: float
-    params: int
-    kl: float
-    allocation: Allocation
-
-
-def predicted_sizes(
-    space: SearchSpace, database: DatabaseReader, shares: Sequence[float], *, seconds: float = 30
-) -> list[PredictedSize]:
-    """Losses of several sizes, from the lowest sum of single-module losses.
-
-    Shares must be above the smallest possible one. `seconds` limits each share; the best allocation until then counts.
+    `shares` of the block parameters must be above the smallest possible one.
 
     Returns:
-        One for each share; none where the database has no estimates.
+        One for each share, from the lowest sum of single-module losses; none where the database has no estimates.
 
     Raises:
         BudgetError: A share can't be met.
@@ -82,9 +63,8 @@ def predicted_sizes(
     if losses is None:
         return []
     cost = parameter_costs(space)
-    sizes = []
+    sums = []
     for share in shares:
-        allocation = solve_knapsack(losses, cost.costs, 0, int(share * cost.dense), seconds=seconds)
-        alone = sum(row[level] for row, level in zip(losses, allocation, strict=True))
-        sizes.append(PredictedSize(share, cost.of(allocation), FACTOR * alone**POWER, allocation))
-    return sizes
+        allocation = solve_knapsack(losses, cost.costs, 0, int(share * cost.dense))
+        sums.append(sum(row[level] for row, level in zip(losses, allocation, strict=True)))
+    return [FACTOR * alone**POWER for alone in sums]
