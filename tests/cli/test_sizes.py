@@ -1,6 +1,7 @@
 """Budgets, presets and sweeps on the command line: one message for each mistake, and the files of a sweep."""
 
 import json
+import shutil
 
 import pytest
 from tests.tiny.checkpoint import SETTINGS
@@ -56,8 +57,27 @@ def recipes(monkeypatch):
     """Recipes of runs from now on, whose stages aren't run."""
     seen = []
     monkeypatch.setattr(Run, "until", lambda run, name: seen.append(run.recipe))
-    monkeypatch.setattr(Run, "__getitem__", lambda run, stage: None)
+    monkeypatch.setattr("darwinlm.runs.prune._expect", lambda run: None)
     return seen
+
+
+def test_the_command_is_the_function(prune, recipes, monkeypatch):
+    called = []
+    original = darwinlm.prune
+    monkeypatch.setattr("darwinlm.runs.prune.prune", lambda **given: called.append(given) or original(**given))
+    prune("--keep", "40%", "--until", "plan").succeeded()
+    assert [given["recipe"].budget.keep for given in called] == [0.4]
+    assert [recipe.budget.keep for recipe in recipes] == [0.4]
+
+
+def test_a_finished_size_of_another_model_is_kept(prune, tiny_llama, tmp_path):
+    prune("--keep", "80%,50%").succeeded()
+    before = (tmp_path / "out" / "keep-50" / "summary.json").read_bytes()
+    shutil.copytree(tiny_llama, tmp_path / "other")
+    words = ("--keep", "80%,50%", "--until", "plan")
+    prune(*words, model=tmp_path / "other").refused("keep-80 holds a finished run with another model", "--overwrite")
+    assert (tmp_path / "out" / "keep-50" / "summary.json").read_bytes() == before
+    prune(*words, "--overwrite", model=tmp_path / "other").succeeded()
 
 
 @pytest.mark.parametrize(

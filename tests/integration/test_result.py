@@ -8,9 +8,8 @@ import pytest
 import torch
 
 import darwinlm
-from darwinlm.report.summary import read_summary
 from darwinlm.runs.prune import Result
-from darwinlm.runtime.errors import ModelError, RecipeError
+from darwinlm.runtime.errors import ArtifactError, ModelError, RecipeError
 from darwinlm.stages.model import DENSE
 from darwinlm.stages.refit import STRENGTHS
 
@@ -18,8 +17,7 @@ from darwinlm.stages.refit import STRENGTHS
 @pytest.fixture
 def result(finished_llama: Path) -> Result:
     """Of a finished run."""
-    summary = read_summary(finished_llama / "summary.json")
-    return Result(finished_llama, finished_llama / "model", finished_llama / "report.html", summary)
+    return Result(finished_llama)
 
 
 def test_the_model_is_loaded_once_and_answers(result: Result, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,6 +94,8 @@ def test_a_notebook_shows_a_few_lines(result: Result) -> None:
 def test_what_is_refused(result: Result, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="dtype int3: use auto"):
         result.load(dtype="int3")
-    gone = Result(tmp_path, tmp_path / "model", tmp_path / "report.html", result.summary)
+    gone = Result(tmp_path)
     with pytest.raises(ModelError, match="holds no model"):
         gone.load()
+    with pytest.raises(ArtifactError, match=r"summary\.json"):
+        _ = gone.summary

@@ -12,7 +12,6 @@ from rich.console import Console
 
 from darwinlm.cli import arguments, terminal
 from darwinlm.cli.app import SHRINK, command
-from darwinlm.cli.prune import run_stages
 
 
 @command(SHRINK, "darwinlm demo", "darwinlm demo --full --out runs/full")
@@ -24,9 +23,12 @@ def demo(
     assignments: arguments.Set = None,
 ) -> None:
     """Prune SmolLM2-135M-Instruct (from PyPI), train it briefly, and compare its answers with the original's."""
+    from darwinlm.planning.time_limit import TimeLimit
     from darwinlm.runs.demo import demo_recipe
+    from darwinlm.runs.prune import run_stages
 
-    run = run_stages(demo_recipe(tuple(assignments or ()), full=full), out)
+    recipe = demo_recipe(tuple(assignments or ()), full=full)
+    run = run_stages(recipe, out, terminal.reporter(), pace=TimeLimit.of(recipe, begun=terminal.BEGUN))
     _screen(terminal.console(), run, out)
 
 

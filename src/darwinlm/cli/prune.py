@@ -56,55 +56,34 @@ def prune(
         "allow_remote_code": allow_remote_code or None,
     }
     recipes = load_recipes(recipe, assignments or (), options(model=model, **budget, **others))
-    last = _last_stage(until)
+    from darwinlm.runs.prune import prune as run  # with PyTorch, which takes seconds
+    from darwinlm.runs.sweep import prune_sweep
+    from darwinlm.stages.report import REPORT
+
+    how: dict[str, Any] = {"until": until or REPORT.name, "overwrite": overwrite, "begun": terminal.BEGUN}
+    how["reporter"] = terminal.reporter()
+    console = terminal.console()
     if len(recipes) > 1:
-        _run_sweep(recipes, out, last)
+        sweep = prune_sweep(recipes, out, **how)
     else:
-        run_recipe(recipes[0], out, last, overwrite=overwrite)
+        result = run(recipe=recipes[0], out=out, **how)
+    if how["until"] != REPORT.name:
+        console.print(f"stopped after {until}; the folders in {out} hold the results", soft_wrap=True)
+    elif len(recipes) > 1:
+        _show_sweep(console, sweep, out)
+    else:
+        _show(console, result.summary, out)
 
 
-def _last_stage(until: str | None) -> str:
-    """The stage that --until names, or the last one. Raises RecipeError."""
-    from darwinlm.pipeline import PRUNE
-    from darwinlm.runtime.errors import RecipeError
-
-    if until is None:
-        return PRUNE.steps[-1]
-    if until not in PRUNE.steps:
-        raise RecipeError(f"--until {until}: there is no such stage; the stages are {', '.join(PRUNE.steps)}")
-    return until
-
-
-def _run_sweep(recipes: list[Any], out: Path, until: str) -> None:
+def _show_sweep(console: Any, sweep: Any, out: Path) -> None:
+    """Print the result of a sweep."""
     from darwinlm.report.sweep import HEADINGS, sweep_cells
-    from darwinlm.runs.sweep import PAGE, SWEEP, prune_sweep
+    from darwinlm.runs.sweep import PAGE, SWEEP
     from darwinlm.runtime import tables
 
-    console = terminal.console()
-    sweep = prune_sweep(recipes, out, until=until, reporter=terminal.reporter(), begun=terminal.BEGUN)
-    if not sweep.rows:
-        console.print(f"stopped after {until}; the folders in {out} hold the results")
-        return
     console.print("size against loss")
     console.print(tables.terminal(HEADINGS, sweep_cells(sweep)))
     console.print(f"models  {out}/*/model\npage    {out / PAGE}\nsummary {out / SWEEP}.json")
-
-
-def run_stages(recipe: Any, out: Path, until: str | None = None, *, overwrite: bool = False) -> Any:
-    """Say what to expect and run the stages; returns the run."""
-    from darwinlm.pipeline import open_run
-    from darwinlm.planning.time_limit import TimeLimit
-    from darwinlm.runs.prune import check_replaced
-    from darwinlm.stages.report import REPORT
-    from darwinlm.stages.text import TEXT
-
-    check_replaced(recipe, out, overwrite=overwrite)
-    run = open_run(recipe, out, terminal.reporter(), pace=TimeLimit.of(recipe, begun=terminal.BEGUN))
-    until = until or REPORT.name
-    if until == REPORT.name and not run.context.path(TEXT.name).exists():
-        _expect(run)
-    run.until(until)
-    return run
 
 
 def show_figures(console: Any, summary: Any) -> None:
@@ -122,19 +101,12 @@ def show_figures(console: Any, summary: Any) -> None:
         console.print("; ".join(remarks), style="dim")
 
 
-def run_recipe(recipe: Any, out: Path, until: str | None = None, *, overwrite: bool = False) -> None:
-    """Run the stages and print the result."""
+def _show(console: Any, summary: Any, out: Path) -> None:
+    """Print the result of a run."""
     from darwinlm.report import wording
     from darwinlm.report.table import comparison_table, looking_back_rows
     from darwinlm.runtime import amounts, tables
-    from darwinlm.stages.report import REPORT
 
-    console = terminal.console()
-    run = run_stages(recipe, out, until, overwrite=overwrite)
-    if until not in (None, REPORT.name):
-        console.print(f"stopped after {until}; {out / 'stages'} holds the result")
-        return
-    summary = run[REPORT]
     console.print(comparison_table(summary))
     looking_back = looking_back_rows(summary, losses=False)
     if looking_back is not None:
@@ -161,37 +133,3 @@ def run_recipe(recipe: Any, out: Path, until: str | None = None, *, overwrite: b
         f"darwinlm chat {quoted}    talk to the smaller model",
         soft_wrap=True,
     )
-
-
-def _expect(run: Any) -> None:
-    """Print the planned time and memory, and parts that don't fit; progress lines begin with the planned time."""
-    from darwinlm.needs.sizes import Sizes
-    from darwinlm.planning.devices import device_here, present_load
-    from darwinlm.planning.plan import make_plan
-    from darwinlm.runtime import parallel
-    from darwinlm.runtime.amounts import duration, size
-    from darwinlm.runtime.errors import FamilyError
-    from darwinlm.stages.latency import LATENCY
-    from darwinlm.stages.model import SOURCE
-
-    device = run.context.device
-    if not parallel.is_main() or device.type not in ("cpu", "cuda"):
-        return
-    try:
-        plan = make_plan(Sizes(run[SOURCE], run.recipe, parallel.size()), device_here(device))
-    except FamilyError as error:
-        terminal.say(f"no plan: {error}")
-        return
-    # With a time limit, the time follows from the limit.
-    time = ""
-    if run.recipe.time is None:
-        load = present_load() if device.type == "cpu" else ""
-        slow = f" ({load}: it takes longer)" if load else ""
-        time = f"{duration(plan.seconds)} if nothing else runs{slow}, "
-        run.context.reporter.expect({run.graph[need.name].title: need.seconds(plan.rates) for need in plan.needs})
-    terminal.say(f"planned: {time}{size(max(need.device_bytes for need in plan.needs))} of memory")
-    if run.recipe.budget.timed:
-        table = sum(need.seconds(plan.rates) for need in plan.needs if need.name == LATENCY.name)
-        terminal.say(f"at most {duration(table)} of it for the latency table, from which the sizes then follow")
-    for problem in plan.problems:
-        terminal.say(f"doesn't fit: {problem}")

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from darwinlm.execution.output import check_inputs
-from darwinlm.pipeline import open_run
+from darwinlm.execution.run import Run
+from darwinlm.needs.sizes import Sizes
+from darwinlm.pipeline import PRUNE, open_run
+from darwinlm.planning.devices import device_here, present_load
+from darwinlm.planning.plan import make_plan
 from darwinlm.planning.time_limit import TimeLimit
 from darwinlm.recipe import Bound, Recipe, load_recipe, options
 from darwinlm.report import wording
 from darwinlm.report.summary import FILE, BlockFigures, Summary, read_summary
 from darwinlm.runs.model import Model, load
+from darwinlm.runtime import parallel
+from darwinlm.runtime.amounts import duration, size
 from darwinlm.runtime.console import Reporter
-from darwinlm.runtime.errors import ArtifactError
+from darwinlm.runtime.errors import ArtifactError, FamilyError, RecipeError
 from darwinlm.runtime.figures import ModelFigures
+from darwinlm.stages.latency import LATENCY
+from darwinlm.stages.model import SOURCE
 from darwinlm.stages.report import REPORT
+from darwinlm.stages.text import TEXT
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,12 +36,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run: the folder of the smaller model, the path of the report, and its figures as in summary.json."""
+    """A run in its output folder: the smaller model, the report, and its figures."""
 
     folder: Path
-    model: Path
-    report: Path
-    summary: Summary = field(repr=False)
+
+    @property
+    def model(self) -> Path:
+        """Folder of the smaller model."""
+        return self.folder / "model"
+
+    @property
+    def report(self) -> Path:
+        """The page with the report."""
+        return self.folder / "report.html"
+
+    @cached_property
+    def summary(self) -> Summary:
+        """The figures, as in summary.json. Raises ArtifactError if the run ended before its report."""
+        return read_summary(self.folder / FILE)
 
     @property
     def allocation(self) -> tuple[BlockFigures, ...]:
@@ -76,20 +97,6 @@ SIZED_BY = ("model", "budget", "vocabulary")
 """Settings that make another model of a run, rather than continue it."""
 
 
-def check_replaced(recipe: Recipe, folder: Path, *, overwrite: bool) -> None:
-    """Refuse to replace a finished run by one of another model or size. Raises ArtifactError."""
-    check_inputs(folder, recipe)
-    if overwrite or not (folder / FILE).is_file():
-        return
-    before, now = read_summary(folder / FILE).recipe, recipe.model_dump(mode="json")
-    changed = [name for name in SIZED_BY if name in before and before[name] != now[name]]
-    if changed:
-        raise ArtifactError(
-            f"{folder} holds a finished run with another {' and '.join(changed)}: choose another folder with --out, "
-            "or replace it with --overwrite"
-        )
-
-
 def prune(
     model: str | None = None,
     out: str | Path = "runs/pruned",
@@ -103,10 +110,12 @@ def prune(
     recipe: Recipe | str | Path | None = None,
     assignments: Sequence[str] = (),
     overwrite: bool = False,
+    until: str = REPORT.name,
     reporter: Reporter | None = None,
+    begun: float | None = None,
     **budget: Unpack[Bound],
 ) -> Result:
-    """Prune a model: the whole pipeline of `darwinlm prune`.
+    """Prune a model: the whole pipeline; `darwinlm prune` calls this.
 
     For several sizes from one database see `darwinlm.prune_sweep`.
 
@@ -122,7 +131,9 @@ def prune(
         recipe: Recipe, path of a recipe, or name of a bundled one; None starts from the defaults.
         assignments: "section.field=value" strings, applied to the recipe.
         overwrite: Whether a finished run of another model or size in `out` may be replaced.
+        until: Last stage.
         reporter: Receiver of progress; None prints to the terminal.
+        begun: Start of the time limit, `time.monotonic()`; None is now.
         budget: One of keep=0.5, params="350M", bytes="4GB", file="95MB", speedup="2x" and latency="30ms", as described
             in `BudgetSettings`. It replaces the recipe's budget of any kind; without any, that one is used.
 
@@ -132,7 +143,70 @@ def prune(
     others = {"vocab": vocab, "time": time, "ready_for": ready_for, "layers": layers, "text": text}
     others["best_effort"] = best_effort
     resolved = load_recipe(recipe, assignments, options(model=model, **budget, **others))
-    check_replaced(resolved, Path(out).expanduser(), overwrite=overwrite)
-    run = open_run(resolved, Path(out).expanduser(), reporter or Reporter(), pace=TimeLimit.of(resolved))
-    run.until(REPORT.name)
-    return Result(run.folder, run.folder / "model", run.folder / "report.html", run[REPORT])
+    pace = TimeLimit.of(resolved, begun=begun)
+    return Result(run_stages(resolved, out, reporter, until=until, overwrite=overwrite, pace=pace).folder)
+
+
+def run_stages(
+    recipe: Recipe,
+    out: str | Path,
+    reporter: Reporter | None = None,
+    *,
+    until: str = REPORT.name,
+    overwrite: bool = False,
+    pace: TimeLimit | None = None,
+    **shared: Any,
+) -> Run:
+    """Say what to expect, then run the stages of one size.
+
+    `shared` are the arguments of `Run` with which a size shares stages. Raises DarwinLMError.
+    """
+    folder = Path(out).expanduser()
+    if until not in PRUNE.steps:
+        raise RecipeError(f"--until {until}: there is no such stage; the stages are {', '.join(PRUNE.steps)}")
+    check_inputs(folder, recipe)
+    if not overwrite:
+        _check_replaced(recipe, folder)
+    run = open_run(recipe, folder, reporter or Reporter(), pace=pace, **shared)
+    if until == REPORT.name and "parent" not in shared and not run.context.path(TEXT.name).exists():
+        _expect(run)
+    run.until(until)
+    return run
+
+
+def _check_replaced(recipe: Recipe, folder: Path) -> None:
+    """Refuse to replace a finished run by one of another model or size. Raises ArtifactError."""
+    if not (folder / FILE).is_file():
+        return
+    before, now = read_summary(folder / FILE).recipe, recipe.model_dump(mode="json")
+    changed = [name for name in SIZED_BY if name in before and before[name] != now[name]]
+    if changed:
+        raise ArtifactError(
+            f"{folder} holds a finished run with another {' and '.join(changed)}: choose another folder with --out, "
+            "or replace it with --overwrite"
+        )
+
+
+def _expect(run: Run) -> None:
+    """Say the planned time and memory, and parts that don't fit; progress lines begin with the planned time."""
+    device, reporter = run.context.device, run.context.reporter
+    if not parallel.is_main() or device.type not in ("cpu", "cuda"):
+        return
+    try:
+        plan = make_plan(Sizes(run[SOURCE], run.recipe, parallel.size()), device_here(device))
+    except FamilyError as error:
+        reporter.say(f"no plan: {error}")
+        return
+    # With a time limit, the time follows from the limit.
+    time = ""
+    if run.recipe.time is None:
+        load = present_load() if device.type == "cpu" else ""
+        slow = f" ({load}: it takes longer)" if load else ""
+        time = f"{duration(plan.seconds)} if nothing else runs{slow}, "
+        reporter.expect({run.graph[need.name].title: need.seconds(plan.rates) for need in plan.needs})
+    reporter.say(f"planned: {time}{size(max(need.device_bytes for need in plan.needs))} of memory")
+    if run.recipe.budget.timed:
+        table = sum(need.seconds(plan.rates) for need in plan.needs if need.name == LATENCY.name)
+        reporter.say(f"at most {duration(table)} of it for the latency table, from which the sizes then follow")
+    for problem in plan.problems:
+        reporter.say(f"doesn't fit: {problem}")

@@ -11,6 +11,7 @@ from darwinlm.recipe import BudgetSettings, Recipe
 from darwinlm.report.plots import size_plot
 from darwinlm.report.summary import Summary
 from darwinlm.report.sweep import HEADINGS, SweepSummary, sweep_cells, sweep_page
+from darwinlm.runs.prune import run_stages
 from darwinlm.runtime import parallel, tables
 from darwinlm.runtime.artifact import write_json, write_text
 from darwinlm.runtime.console import Reporter
@@ -27,6 +28,7 @@ def prune_sweep(
     out: str | Path,
     *,
     until: str = REPORT.name,
+    overwrite: bool = False,
     reporter: Reporter | None = None,
     begun: float | None = None,
 ) -> SweepSummary:
@@ -39,6 +41,7 @@ def prune_sweep(
             them for a bound with several values, such as `load_recipes(None, ["model=MODEL", "budget.keep=75%,50%"])`.
         out: Output folder; each model has a subfolder, such as `keep-75`.
         until: Last stage.
+        overwrite: Whether finished runs of another model in these subfolders may be replaced.
         reporter: Receiver of progress; None prints to the terminal.
         begun: Start of the recipes' time limit, `time.monotonic()`; None is now. The models share the limit.
 
@@ -59,16 +62,10 @@ def prune_sweep(
     for recipe in ordered:
         name = member_name(recipe.budget)
         whole.context.reporter.say(name)
-        run = open_run(
-            recipe,
-            folder / name,
-            whole.context.reporter,
-            given={"neighbour": neighbour},
-            parent=whole,
-            alike=alike,
-            pace=limit,
+        shared = {"given": {"neighbour": neighbour}, "parent": whole, "alike": alike}
+        run = run_stages(
+            recipe, folder / name, whole.context.reporter, until=until, overwrite=overwrite, pace=limit, **shared
         )
-        run.until(until)
         if SEARCH.name in run.graph.before(until):
             neighbour = run[SEARCH].allocation
         if until == REPORT.name:
