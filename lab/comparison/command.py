@@ -51,12 +51,11 @@ def compare(
     from lab.comparison.entries import parse_methods, parse_named
     from lab.comparison.table import comparison_cells
 
-    overrides = options(model=model, **budget, text=text, allow_remote_code=allow_remote_code or None)
-    chosen = load_recipe(recipe, assignments or (), overrides)
+    chosen = load_recipe(recipe, assignments or (), options(model=model, **budget, text=text))
     domains, variants = parse_named("--domain", domain or ()), parse_named("--variant", variant or ())
     methods_with_steps = parse_methods(methods, chosen, [name for name, _ in variants])
     wanted = ComparisonRequest(methods_with_steps, domains, variants, suite, data_dir, limit, every=methods == "all")
     page = out / "comparison.md"
-    record = compare_methods(chosen, out, terminal.reporter(), wanted)
+    record = compare_methods(chosen, out, terminal.reporter(), wanted, allow_remote_code=allow_remote_code)
     terminal.show_tables([comparison_cells(record)], page if parallel.is_main() else None)
     terminal.console().print(f"table {page}\nfigures {out / 'comparison.json'}")

@@ -122,7 +122,14 @@ def methods_graph() -> Graph:
     return Graph(*PRUNE, *map(baseline_stage, BASELINES), given=PRUNE.given)
 
 
-def compare_methods(recipe: Recipe, out: Path, reporter: Reporter, comparison: ComparisonRequest) -> ComparisonRecord:
+def compare_methods(
+    recipe: Recipe,
+    out: Path,
+    reporter: Reporter,
+    comparison: ComparisonRequest,
+    *,
+    allow_remote_code: bool = False,
+) -> ComparisonRecord:
     """Run and measure the methods in turn; writes `comparison.json` after each.
 
     Raises DarwinLMError. Suite, steps and training are checked before anything runs.
@@ -133,7 +140,7 @@ def compare_methods(recipe: Recipe, out: Path, reporter: Reporter, comparison: C
     recipes = {name: variant_recipe(recipe, name, source) for name, source in comparison.variants}
     for row in comparison.rows:
         row.check(recipes.get(row.base, recipe))
-    base = Run(methods_graph(), MethodRow("").recipe(recipe), out, reporter)
+    base = Run(methods_graph(), MethodRow("").recipe(recipe), out, reporter, allow_remote_code=allow_remote_code)
     base.check(PLAN.name)
     problem, dense = base[PLAN], base[DENSE]
     rows = (MethodRow(DENSE_ROW), *_possible(base, comparison, problem.space))

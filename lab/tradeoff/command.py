@@ -47,7 +47,7 @@ def tradeoff(
     if held_out is None:
         raise RecipeError("name the text for the loss with --held-out, from another source than that of --text")
     others = {"model": model, **budget, "text": text, "ready_for": ready_for, "layers": layers}
-    recipes = load_recipes(recipe, assignments or (), options(**others, allow_remote_code=allow_remote_code or None))
+    recipes = load_recipes(recipe, assignments or (), options(**others))
     found = measure_tradeoff(
         recipes,
         [name.strip().lower() for name in quant.split(",")],
@@ -55,6 +55,7 @@ def tradeoff(
         out,
         tokens=tokens,
         timed=Timed(prompt_tokens, new_tokens, runs, threads),
+        allow_remote_code=allow_remote_code,
         reporter=terminal.reporter(),
     )
     terminal.show_tables([(HEADINGS, cells(found), remarks(found))], None)

@@ -34,9 +34,8 @@ def database(
     from darwinlm.recipe import load_recipe, options
     from darwinlm.stages.database import DATABASE
 
-    overrides = options(model=model, text=text, allow_remote_code=allow_remote_code or None)
-    chosen = load_recipe(recipe, assignments or (), overrides)
-    run = open_run(chosen, out, terminal.reporter())
+    chosen = load_recipe(recipe, assignments or (), options(model=model, text=text))
+    run = open_run(chosen, out, terminal.reporter(), allow_remote_code=allow_remote_code)
     run.until(DATABASE.name)
     stage = run[DATABASE].stage
     size = sum(path.stat().st_size for path in stage.folder.glob("block_*"))

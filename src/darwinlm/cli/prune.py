@@ -53,7 +53,6 @@ def prune(
         "layers": layers,
         "best_effort": best_effort or None,
         "database": str(database) if database else None,
-        "allow_remote_code": allow_remote_code or None,
     }
     recipes = load_recipes(recipe, assignments or (), options(model=model, **budget, **others))
     from darwinlm.runs.prune import prune as run  # with PyTorch, which takes seconds
@@ -61,7 +60,7 @@ def prune(
     from darwinlm.stages.report import REPORT
 
     how: dict[str, Any] = {"until": until or REPORT.name, "overwrite": overwrite, "begun": terminal.BEGUN}
-    how["reporter"] = terminal.reporter()
+    how |= {"allow_remote_code": allow_remote_code, "reporter": terminal.reporter()}
     console = terminal.console()
     if len(recipes) > 1:
         sweep = prune_sweep(recipes, out, **how)

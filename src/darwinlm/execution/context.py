@@ -25,6 +25,7 @@ class Context:
         batch_tokens: Tokens in one forward pass.
         folder: Output folder of the run.
         reporter: Receiver of messages and progress; silent in all processes but the first.
+        allow_remote_code: Whether checkpoints may run their own Python code. Only the caller says so, never a recipe.
     """
 
     device: torch.device
@@ -32,6 +33,7 @@ class Context:
     batch_tokens: int
     folder: Path
     reporter: Reporter
+    allow_remote_code: bool = False
 
     @property
     def arithmetic(self) -> Mapping[str, str]:
@@ -43,7 +45,9 @@ class Context:
         return self.folder / STAGES / stage
 
 
-def open_context(recipe: Recipe, folder: Path, reporter: Reporter) -> tuple[Context, Recipe]:
+def open_context(
+    recipe: Recipe, folder: Path, reporter: Reporter, *, allow_remote_code: bool
+) -> tuple[Context, Recipe]:
     """The context of a run, and the recipe with the element type of its device.
 
     Raises RecipeError if this machine has no such device, or the device lacks the element type.
@@ -53,4 +57,5 @@ def open_context(recipe: Recipe, folder: Path, reporter: Reporter) -> tuple[Cont
     with parallel.agree():
         device = resolve_device(recipe.compute.device)
         recipe = settled(recipe, device)
-    return Context(device, DTYPES[recipe.compute.dtype], recipe.compute.batch_tokens, folder, reporter), recipe
+    dtype, batch_tokens = DTYPES[recipe.compute.dtype], recipe.compute.batch_tokens
+    return Context(device, dtype, batch_tokens, folder, reporter, allow_remote_code), recipe

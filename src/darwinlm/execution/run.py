@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from darwinlm.execution.context import open_context
+from darwinlm.execution.context import Context, open_context
 from darwinlm.execution.output import claim, guarded
 from darwinlm.execution.stage import Deferred, Graph, Pace, Result, Stage, Task, parameters
 from darwinlm.recipe import Recipe, load_recipe
@@ -31,7 +31,8 @@ class Run:
 
     `run[STAGE]` is the result of a stage; what it depends on is run first. `given` are results by name, in place of
     stages. Stages that don't depend on differences between the recipes `alike` are taken from `parent`, whose recipe is
-    one of them. The folder is created by the first stage that works.
+    one of them. The folder is created by the first stage that works. `allow_remote_code` lets checkpoints run their own
+    code, also in the runs that have this one as `parent`.
 
     Raises ArtifactError if the folder holds something else, BusyError if another run works in it, RecipeError if no
     model is given or the device doesn't exist.
@@ -48,11 +49,15 @@ class Run:
         parent: Run | None = None,
         alike: Sequence[Recipe] = (),
         pace: Pace | None = None,
+        allow_remote_code: bool = False,
     ) -> None:
         if recipe.model is None:
             raise RecipeError("no model is given: name a hub id, a folder or a GGUF file")
         self.graph, self.pace = graph, pace
-        self.context, self.asked = open_context(recipe, folder, reporter)
+        allowed = allow_remote_code or (parent is not None and parent.context.allow_remote_code)
+        opened = open_context(recipe, folder, reporter, allow_remote_code=allowed)
+        self.context: Context = opened[0]
+        self.asked: Recipe = opened[1]
         self._lock = claim(
             folder, recipe, self.context.reporter
         )  # before the parent, so that it ends before the parent's

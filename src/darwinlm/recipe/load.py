@@ -25,7 +25,6 @@ OPTIONS: Mapping[str, str] = {
     "layers": "search.layers",
     "vocab": "vocabulary",
     "database": "database.folder",
-    "allow_remote_code": "allow_remote_code",
 }
 """Short names of fields: options of the command `prune` and arguments of the function."""
 
@@ -34,6 +33,8 @@ _HOMES = (Path(__file__).parents[1] / "recipes", Path(__file__).parents[3] / "re
 
 RENAMED = {"search.stages": "rounds"}
 """New names of fields, for messages."""
+PERMISSION, OPTION = "allow_remote_code", "--allow-remote-code"
+"""What a recipe never grants, since recipes and records come from others."""
 SEVERAL = re.compile(r"(?<!\d),|,(?!\d{3}(?!\d))")
 """A comma between values; one between digits, of which three follow, separates thousands."""
 MISTAKES = 5
@@ -203,6 +204,8 @@ def _explain(detail: Any) -> str:
     location = [part for part in detail["loc"] if isinstance(part, str)]
     name = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
+        if location[-1] == PERMISSION:
+            return f"{PERMISSION} is not a setting: only {OPTION}, or an argument in Python, lets a checkpoint run code"
         known = _fields_at(location[:-1])
         hint = suggestion(RENAMED.get(name, location[-1]), known, f"known fields are {', '.join(known)}")
         return f"unknown field '{name}': {hint}"

@@ -303,8 +303,6 @@ class Recipe(Section):
     lowered until the rest fits, or refit and recovery are left out; the report says what was shortened."""
     best_effort: bool = False
     """Whether to keep the time limit even if it is too short for a useful model; the report then says so."""
-    allow_remote_code: bool = False
-    """Whether a checkpoint may run its own Python code."""
     compute: ComputeSettings = ComputeSettings()
     """Device and arithmetic."""
     text: TextSettings = TextSettings()

@@ -47,15 +47,13 @@ def plan(
     Raises:
         RecipeError, ModelError, FamilyError: The input is wrong, or no plan can be made of it.
     """
-    remote = allow_remote_code or None
-    overrides = options(model=model, **budget, ready_for=ready_for, allow_remote_code=remote)
-    chosen = load_recipe(recipe, assignments, overrides)
+    chosen = load_recipe(recipe, assignments, options(model=model, **budget, ready_for=ready_for))
     if chosen.model is None:
         raise RecipeError("no model is given: name a hub id, a folder or a GGUF file")
     card = find_device(device)
     if card.kind.type == "cpu" and ram is not None:
         card = replace(card, memory=ram)
-    checkpoint = describe_model(chosen.model, allow_remote_code=chosen.allow_remote_code)
+    checkpoint = describe_model(chosen.model, allow_remote_code=allow_remote_code)
     if card.kind.type == "cpu" and disk is None:
         disk = float(shutil.disk_usage(".").free)
     return make_plan(Sizes(checkpoint, settled(chosen, card.kind), processes), card, ram=ram, disk=disk)

@@ -111,6 +111,7 @@ def prune(
     assignments: Sequence[str] = (),
     overwrite: bool = False,
     until: str = REPORT.name,
+    allow_remote_code: bool = False,
     reporter: Reporter | None = None,
     begun: float | None = None,
     **budget: Unpack[Bound],
@@ -132,6 +133,7 @@ def prune(
         assignments: "section.field=value" strings, applied to the recipe.
         overwrite: Whether a finished run of another model or size in `out` may be replaced.
         until: Last stage.
+        allow_remote_code: Whether a checkpoint may run its own Python code.
         reporter: Receiver of progress; None prints to the terminal.
         begun: Start of the time limit, `time.monotonic()`; None is now.
         budget: One of keep=0.5, params="350M", bytes="4GB", file="95MB", speedup="2x" and latency="30ms", as described
@@ -143,8 +145,9 @@ def prune(
     others = {"vocab": vocab, "time": time, "ready_for": ready_for, "layers": layers, "text": text}
     others["best_effort"] = best_effort
     resolved = load_recipe(recipe, assignments, options(model=model, **budget, **others))
+    how: dict[str, Any] = {"until": until, "overwrite": overwrite, "allow_remote_code": allow_remote_code}
     pace = TimeLimit.of(resolved, begun=begun)
-    return Result(run_stages(resolved, out, reporter, until=until, overwrite=overwrite, pace=pace).folder)
+    return Result(run_stages(resolved, out, reporter, pace=pace, **how).folder)
 
 
 def run_stages(
@@ -154,12 +157,12 @@ def run_stages(
     *,
     until: str = REPORT.name,
     overwrite: bool = False,
-    pace: TimeLimit | None = None,
-    **shared: Any,
+    **how: Any,
 ) -> Run:
     """Say what to expect, then run the stages of one size.
 
-    `shared` are the arguments of `Run` with which a size shares stages. Raises DarwinLMError.
+    `how` goes to `Run`: the time limit, the permission for code, and with whom a size shares stages. Raises
+    DarwinLMError.
     """
     folder = Path(out).expanduser()
     if until not in PRUNE.steps:
@@ -167,8 +170,8 @@ def run_stages(
     check_inputs(folder, recipe)
     if not overwrite:
         _check_replaced(recipe, folder)
-    run = open_run(recipe, folder, reporter or Reporter(), pace=pace, **shared)
-    if until == REPORT.name and "parent" not in shared and not run.context.path(TEXT.name).exists():
+    run = open_run(recipe, folder, reporter or Reporter(), **how)
+    if until == REPORT.name and "parent" not in how and not run.context.path(TEXT.name).exists():
         _expect(run)
     run.until(until)
     return run

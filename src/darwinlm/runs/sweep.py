@@ -29,6 +29,7 @@ def prune_sweep(
     *,
     until: str = REPORT.name,
     overwrite: bool = False,
+    allow_remote_code: bool = False,
     reporter: Reporter | None = None,
     begun: float | None = None,
 ) -> SweepSummary:
@@ -42,6 +43,7 @@ def prune_sweep(
         out: Output folder; each model has a subfolder, such as `keep-75`.
         until: Last stage.
         overwrite: Whether finished runs of another model in these subfolders may be replaced.
+        allow_remote_code: Whether the model may run its own Python code.
         reporter: Receiver of progress; None prints to the terminal.
         begun: Start of the recipes' time limit, `time.monotonic()`; None is now. The models share the limit.
 
@@ -52,7 +54,7 @@ def prune_sweep(
     ordered = _ordered(recipes)
     limit = TimeLimit.of(ordered[0], runs=len(ordered), begun=begun)
     # Refuses a foreign folder, locks it to the end, and runs what doesn't depend on the budget.
-    whole = open_run(ordered[0], folder, reporter or Reporter(), pace=limit)
+    whole = open_run(ordered[0], folder, reporter or Reporter(), pace=limit, allow_remote_code=allow_remote_code)
     budget = ordered[0].budget
     other = budget.model_copy(update={"tolerance": budget.tolerance / 2})
     # What depends on the budget is a size's own, even if there is only one size.

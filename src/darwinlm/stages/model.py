@@ -32,14 +32,14 @@ def _resolved(task: Task, model: str, title: str) -> Checkpoint:
     folder = task.folder
     with parallel.main_first():
         if Path(model).suffix != ".gguf":
-            return resolve_model(model, folder, allow_remote_code=task.recipe.allow_remote_code)
+            return resolve_model(model, folder, allow_remote_code=task.context.allow_remote_code)
         with guarded(folder), task.context.reporter.stage(title):
             return resolve_model(model, folder, say=task.context.reporter.say)
 
 
-SOURCE = Stage("source", resolved_model, settings=("model", "allow_remote_code"))
+SOURCE = Stage("source", resolved_model, settings=("model",))
 """The model that is pruned."""
-ORIGINAL = Stage("original", _original, settings=("model", "teacher", "allow_remote_code"))
+ORIGINAL = Stage("original", _original, settings=("model", "teacher"))
 """The dense model for distillation and comparisons."""
 
 
