@@ -42,6 +42,8 @@ SILENT = {
     "USE_HUB_KERNELS": "NO",  # native code that transformers would fetch unasked
 }
 """Environment variables for libraries, set before their import."""
+UNREAD = ("MATPLOTLIBRC", "MPLBACKEND", "SOURCE_DATE_EPOCH")
+"""Environment variables that matplotlib would read, and fail at odd ones; our plots have a style of their own."""
 
 
 def main(app: typer.Typer = app, program: str = "darwinlm", shared: frozenset[str] = SHARED) -> None:
@@ -51,6 +53,8 @@ def main(app: typer.Typer = app, program: str = "darwinlm", shared: frozenset[st
     """
     for name, value in SILENT.items():
         os.environ.setdefault(name, value)
+    for name in UNREAD if os.environ.get("COLUMNS", "").strip("0") else (*UNREAD, "COLUMNS"):
+        os.environ.pop(name, None)  # with no columns, rich prints nothing
     warnings.filterwarnings("ignore")
     _open_streams()
     terminal.set_verbosity(terminal.Verbosity.NORMAL)
@@ -151,5 +155,9 @@ def _advice(error: DeviceMemoryError) -> str:
 
 
 def _tell(message: str, *, style: str | None = None) -> None:
-    console = Terminal(stderr=True, quiet=not parallel.is_main())
+    try:
+        quiet = not parallel.is_main()
+    except ParallelError:  # which the message is about
+        quiet = False
+    console = Terminal(stderr=True, quiet=quiet)
     console.print(message, highlight=False, markup=False, style=style, soft_wrap=True)

@@ -9,18 +9,21 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
+from contextlib import chdir
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
-import matplotlib as mpl
-from matplotlib import style
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-
 from darwinlm.report import wording
 from darwinlm.report.summary import GenerationFigures, SweepRow, TrainingPoint
+
+with chdir(Path(__file__).parent):  # a matplotlibrc in the current folder may be anybody's
+    import matplotlib as mpl
+    from matplotlib import style
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 COLOURS = {
     "ink": "#1d2129",

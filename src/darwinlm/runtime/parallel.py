@@ -39,7 +39,7 @@ def rank() -> int:
         import torch.distributed as dist
 
         return dist.get_rank()
-    return int(os.environ.get("RANK", "0")) if expected() > 1 else 0
+    return _number("RANK", 0) if expected() > 1 else 0
 
 
 def size() -> int:
@@ -58,14 +58,14 @@ def is_main() -> bool:
 
 def local_size() -> int:
     """Number of processes of this run on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if _initialized() else 1
+    return _number("LOCAL_WORLD_SIZE", 1) if _initialized() else 1
 
 
 def gpu() -> int:
     """Index of this process's GPU among the visible ones. Raises ParallelError if there are more processes."""
     import torch
 
-    count, index = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
+    count, index = torch.cuda.device_count(), _number("LOCAL_RANK", 0)
     if count > 1 and index >= count:
         raise ParallelError(
             f"this machine has {count} GPUs, but {os.environ.get('LOCAL_WORLD_SIZE', index + 1)} processes were "
@@ -288,7 +288,15 @@ def _meeting(what: str) -> Iterator[None]:
 
 def expected() -> int:
     """Number of processes that torchrun started, connected or not."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _number("WORLD_SIZE", 1)
+
+
+def _number(name: str, otherwise: int) -> int:
+    """A variable of torchrun. Raises ParallelError if it is no number."""
+    value = os.environ.get(name, str(otherwise))
+    if not value.isdecimal():
+        raise ParallelError(f"{name} is {value!r}, which is no number: unset it, or start the processes with torchrun")
+    return int(value)
 
 
 def _initialized() -> bool:
