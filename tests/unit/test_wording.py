@@ -65,7 +65,15 @@ FIGURES = {
         "C:\\models\\tiny\\": "tiny",
         "hf:owner/name:config": "hf:owner/name:config",
         "/data/boolq/none/validation#question+passage": "BoolQ validation#question+passage",
+        "CLIENT/texts": "texts",
+        "hf:owner/name,../CLIENT/a.txt": "hf:owner/name and a.txt",
         None: "unnamed",
+    },
+    wording.short_model: {
+        "owner/name@main": "owner/name@main",
+        "./owner/name": "name",
+        "../CLIENT/model": "model",
+        "~/models/tiny.gguf": "tiny.gguf",
     },
     wording.hub_id: {"owner/name": "owner/name", "./models/tiny": None, "models/tiny.gguf": None},
     wording.factor: {

@@ -18,6 +18,7 @@ from darwinlm.execution.context import Context, open_context
 from darwinlm.execution.output import claim, guarded
 from darwinlm.execution.stage import Deferred, Graph, Pace, Result, Stage, Task, parameters
 from darwinlm.recipe import Recipe, load_recipe
+from darwinlm.recipe.settled import named_here
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import StageFolder, code_version, read_manifest
 from darwinlm.runtime.console import Reporter
@@ -55,14 +56,17 @@ class Run:
             raise RecipeError("no model is given: name a hub id, a folder or a GGUF file")
         self.graph, self.pace = graph, pace
         allowed = allow_remote_code or (parent is not None and parent.context.allow_remote_code)
-        opened = open_context(recipe, folder, reporter, allow_remote_code=allowed)
+        opened = open_context(named_here(recipe), folder, reporter, allow_remote_code=allowed)
         self.context: Context = opened[0]
         self.asked: Recipe = opened[1]
         self._lock = claim(
             folder, recipe, self.context.reporter
         )  # before the parent, so that it ends before the parent's
         self._assignments: list[str] = []
-        self._given, self._parent, self._alike = dict(given or {}), parent, (*alike, recipe)
+        self._given, self._parent, self._alike = dict(given or {}), parent, (*map(named_here, alike), self.asked)
+        for name in ("model", "teacher") if parent is None else ():
+            if (found := getattr(self.asked, name)) != (given_as := getattr(recipe, name)):
+                self.context.reporter.say(f"{name}: the folder {found}, not {given_as} of the hub")
         self._results: dict[str, tuple[Any, Any]] = {}
         self._folders: dict[str, StageFolder] = {}
         self._times: dict[str, StageTime] = {}

@@ -9,6 +9,7 @@ from pathlib import Path
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.files import LICENCES
 from darwinlm.gguf.read import dequantise, describe_gguf
+from darwinlm.recipe.settled import is_here
 from darwinlm.runtime.errors import ModelError, first_line
 from darwinlm.runtime.limits import shorten
 
@@ -39,7 +40,8 @@ def resolve_model(
             raise ModelError(f"{path} is a file, but not a .gguf one: give a folder, a GGUF file or a hub id")
         checkpoint = Checkpoint.open(dequantise(path, work, say), model)
     elif path.is_dir():
-        checkpoint = Checkpoint.open(path, allow_remote_code=allow_remote_code)
+        source = f"./{model}" if is_here(model) else str(path)
+        checkpoint = Checkpoint.open(path, source, allow_remote_code=allow_remote_code)
     else:
         checkpoint = Checkpoint.open(from_hub(model, download), model, allow_remote_code=allow_remote_code)
     checkpoint.check_embeddings()
@@ -58,7 +60,10 @@ def describe_model(model: str, *, allow_remote_code: bool = False) -> Checkpoint
     path = Path(model).expanduser()
     if path.is_file() and path.suffix == ".gguf":
         return describe_gguf(path)
-    folder = path if path.is_dir() else from_hub(model, _fetch, ", or give a folder that holds its config.json")
+    if path.is_dir():
+        source = f"./{model}" if is_here(model) else str(path)
+        return Checkpoint.describe(path, source, allow_remote_code=allow_remote_code)
+    folder = from_hub(model, _fetch, ", or give a folder that holds its config.json")
     return Checkpoint.describe(folder, model, allow_remote_code=allow_remote_code)
 
 

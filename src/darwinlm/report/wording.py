@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from darwinlm.evaluation.suites import KNOWN
@@ -95,16 +95,16 @@ def model_name(key: ModelKey, summary: Summary) -> str:
 
 
 def short_source(source: str | None) -> str:
-    """Name a model or a text without telling where it lies on someone's disk: hub ids whole, files by their name."""
+    """Name a text without telling where it lies on someone's disk: those of the hub whole, files by their name."""
     if not source:
         return "unnamed"
     if "," in source:
         return " and ".join(map(short_source, source.split(",")))
     if source == "self":
         return "text that the dense model wrote"
-    if source.startswith("hf:") or hub_id(source):
+    if source.startswith("hf:"):
         return source
-    name = re.split(r"[/\\]", source.rstrip("/\\"))[-1] or source
+    name = _without_folder(source)
     return " ".join([*(KNOWN[task].title for task in benchmarks(source) if not name.startswith(task)), name])
 
 
@@ -113,13 +113,32 @@ def benchmarks(source: str) -> list[str]:
     return [part for part in re.split(r"[/\\.#]", source) if part in KNOWN]
 
 
-def without_folders(value: Any) -> Any:
+def short_model(model: str) -> str:
+    """Name a model: a hub id whole, folders and files by their name."""
+    return model if hub_id(model.partition("@")[0]) else _without_folder(model)
+
+
+MODELS, FILES = ("model", "teacher"), ("source", "text", "folder", "teacher_cache")
+"""Settings that name a model, and those that name files or folders; texts may be several."""
+
+
+def without_folders(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe with files named without the folders that they lie in: pages and models are published."""
-    if isinstance(value, dict):
-        return {name: without_folders(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [without_folders(item) for item in value]
-    return short_source(value) if isinstance(value, str) and value.startswith(("/", "~", "\\")) else value
+    short: dict[str, Any] = {}
+    for name, value in recipe.items():
+        if isinstance(value, dict):
+            short[name] = without_folders(value)
+        elif isinstance(value, str) and name in MODELS:
+            short[name] = short_model(value)
+        elif isinstance(value, str) and name in FILES:
+            short[name] = ",".join(map(_without_folder, value.split(",")))
+        else:
+            short[name] = value
+    return short
+
+
+def _without_folder(source: str) -> str:
+    return source if source.startswith("hf:") else re.split(r"[/\\]", source.rstrip("/\\"))[-1] or source
 
 
 def hub_id(source: str | None) -> str | None:
@@ -227,7 +246,7 @@ def bounded_file(summary: Summary) -> str:
     other = f"the dense model as {dense.quantisation} has {size(dense.bytes)} and KL {kl(dense.kl)}"
     if dense.kl > saved.kl:
         return f"{said} It loses less than quantising alone: {other}."
-    model = shlex.quote(hub_id(summary.model) or short_source(summary.model))
+    model = shlex.quote(short_model(summary.model))
     do = f"darwinlm export {model} --to gguf --quant {dense.quantisation} --out model.gguf"
     return f"{said} Quantising alone loses less: {other}. Use that instead: {do}."
 

@@ -17,6 +17,7 @@ from darwinlm.planning.devices import device_here, present_load
 from darwinlm.planning.plan import make_plan
 from darwinlm.planning.time_limit import TimeLimit
 from darwinlm.recipe import Bound, Recipe, load_recipe, options
+from darwinlm.recipe.settled import named_here
 from darwinlm.report import wording
 from darwinlm.report.summary import FILE, BlockFigures, Summary, read_summary
 from darwinlm.runs.model import Model, load
@@ -181,7 +182,7 @@ def _check_replaced(recipe: Recipe, folder: Path) -> None:
     """Refuse to replace a finished run by one of another model or size. Raises ArtifactError."""
     if not (folder / FILE).is_file():
         return
-    before, now = read_summary(folder / FILE).recipe, recipe.model_dump(mode="json")
+    before, now = read_summary(folder / FILE).recipe, named_here(recipe).model_dump(mode="json")
     changed = [name for name in SIZED_BY if name in before and before[name] != now[name]]
     if changed:
         raise ArtifactError(
