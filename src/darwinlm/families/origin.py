@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from darwinlm.families.files import CARD, GENERATION, LICENCES, PROCESSORS, model_files
-from darwinlm.families.generation import generation_of, read_generation
 from darwinlm.runtime.artifact import read_json, write_json
 from darwinlm.runtime.errors import CheckpointError, first_line
 from darwinlm.runtime.limits import TEXT_BYTES, load_json, parse_yaml, read_text, shorten, visible
@@ -86,6 +85,8 @@ def carry(source: Path, target: Path) -> None:
         CheckpointError: The generation settings are damaged.
         OSError: A file can't be written.
     """
+    from darwinlm.families.generation import generation_of, read_generation  # with PyTorch, which takes seconds
+
     if settings := read_generation(source):
         generation_of(settings, source).save_pretrained(target)
     for name, path in model_files(source, (*PROCESSORS, *LICENCES)):

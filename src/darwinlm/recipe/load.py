@@ -64,6 +64,9 @@ def load_recipe(
         RecipeError: The file can't be read, a field is unknown (the message suggests a similar one), a value is wrong,
             or the budget has several values (see `load_recipes`).
     """
+    changes = [*assignments, *(value for value in (overrides or {}).values() if value is not None)]
+    if isinstance(recipe, Recipe) and not changes:
+        return recipe
     tree, where = _assembled(recipe, assignments, overrides or {})
     kind = _several(tree)
     if kind is not None:
