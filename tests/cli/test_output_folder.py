@@ -4,6 +4,7 @@ import re
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -105,13 +106,34 @@ def test_swapped_files_of_an_unfinished_stage(prune, finished_copy, name, other)
         assert read_manifest(stage).files[name.partition("/")[2]] == file_digest(path)
 
 
+def test_stages_behind_a_link_are_someones(prune, tmp_path):
+    assert prune("--until", "text").code == 0
+    stages, home = tmp_path / "out" / "stages", tmp_path / "home"
+    shutil.rmtree(stages)
+    for name in ("text/book.txt", "database/notes.txt", "plan/.a.1.tmp", "recover-work/x"):
+        (home / name).parent.mkdir(parents=True)
+        (home / name).write_text("precious")
+    before = sorted(home.rglob("*"))
+    stages.symlink_to(home)
+    prune("--until", "export").refused(f"{stages} is a symbolic link")
+    assert sorted(home.rglob("*")) == before
+
+
+def test_a_very_deep_output_folder(command, tiny_llama, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    deep = Path(*["d"] * 1200)
+    command("plan", tiny_llama, "--out", deep / "plan.json").succeeded()
+    assert (deep / "plan.json").is_file()
+    command("plan", tiny_llama, "--out", Path(*["d"] * 3000) / "plan.json").refused("File name too long")
+
+
 def test_a_stage_that_is_a_link_to_another_runs(prune, tmp_path):
     assert prune("--until", "text").code == 0
     stage = tmp_path / "out" / "stages" / "text"
     kept = stage.rename(tmp_path / "elsewhere")
     stage.symlink_to(kept)
     assert prune("--until", "plan").code == 0, "a stage may lie on another disk"
-    prune("--set", "text.validation_tokens=512").refused(str(stage), "is a symbolic link", "remove the link")
+    prune("--set", "text.validation_tokens=512").refused(f"{stage} is a symbolic link", "remove the link")
     assert (kept / "manifest.json").exists()
     stage.unlink()
     stage.symlink_to(tmp_path / "nothing")

@@ -26,6 +26,7 @@ from darwinlm.runtime.artifact import (
     write_text,
 )
 from darwinlm.runtime.errors import ArtifactError, NumericsError, StorageError
+from darwinlm.runtime.lock import hold_folder
 
 CONTENT = {"a.json": {"value": [1, 2]}, "below/b.json": {"value": "é"}}
 
@@ -86,12 +87,53 @@ def test_what_cannot_be_continued_is_dropped(tmp_path, before):
         stage(tmp_path / "s", seed=1).begin()
     else:
         finished(tmp_path / "s", seed=1)
-    write_json(tmp_path / "s" / "more.json", 1)
+    if before.startswith("begun"):
+        write_json(tmp_path / "s" / "more.json", 1)
     made = stage(tmp_path / "s", seed=1 if before == "finished" else 2)
     assert made.is_complete() == (before == "finished")
     made.begin()
     assert names(tmp_path / "s") == {KEY}
     assert read_json(tmp_path / "s" / KEY) == made.key
+
+
+@pytest.mark.parametrize("before", ["finished", "no key"])
+def test_what_no_run_wrote_is_kept(tmp_path, before):
+    if before == "finished":
+        finished(tmp_path / "s", seed=1)
+    write_text(tmp_path / "s" / "below" / "thesis.txt", "three years of work")
+    there = names(tmp_path / "s")
+    with pytest.raises(ArtifactError, match=r"thesis\.txt was not written by a run, so .* is kept: move it away"):
+        stage(tmp_path / "s", seed=2).begin()
+    assert names(tmp_path / "s") == there
+
+
+@pytest.mark.parametrize("link", ["stages", "stages/s"])
+def test_nothing_behind_a_link_is_deleted(tmp_path, link):
+    made = finished(tmp_path / "stages" / "s", seed=1)
+    (tmp_path / link).rename(tmp_path / "elsewhere")
+    (tmp_path / link).symlink_to(tmp_path / "elsewhere")
+    assert made.is_complete()
+    there = names(tmp_path / "elsewhere")
+    with pytest.raises(ArtifactError, match=rf"{tmp_path / link} is a symbolic link, and what lies behind one is kept"):
+        stage(tmp_path / "stages" / "s", seed=2).begin()
+    assert names(tmp_path / "elsewhere") == there
+
+
+def test_a_kill_while_safetensors_writes_leaves_names_of_ours(tmp_path, monkeypatch):
+    def killed(tensors: object, to: Path, metadata: object) -> None:
+        (Path(to).parent / ".tmpAbCdEf").write_bytes(b"half of it")  # as the library names its own file
+        os._exit(7)
+
+    monkeypatch.setattr("safetensors.torch.save_file", killed)
+    child = os.fork()
+    if child == 0:
+        write_tensors(tmp_path / "stages" / "s" / "a.safetensors", {"w": torch.zeros(1)})
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert len(names(tmp_path)) == 2
+    hold_folder(tmp_path).release()
+    assert names(tmp_path) == set()
+    assert list((tmp_path / "stages" / "s").iterdir()) == []
 
 
 def test_keys_compare_as_json(tmp_path):

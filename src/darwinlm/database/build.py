@@ -220,7 +220,7 @@ class Spilled:
         matrix = exact(matrix)  # from a GPU without float64, it is copied to main memory
         self.device = matrix.device
         self._kept: Tensor | None = None
-        self._path = folder / f".spilled-{os.getpid()}-{next(NUMBERS)}.tmp"
+        self._path = folder / f".spilled-{next(NUMBERS)}.{os.getpid()}.tmp"
         self._size = matrix.shape[-1]
         if matrix.device.type != "cpu" or matrix.nbytes <= SMALL:
             self._kept = matrix

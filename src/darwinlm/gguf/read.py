@@ -91,7 +91,9 @@ def dequantise(path: Path, work: Path, say: Callable[[str], None] = lambda messa
     _check_all_read(path, header, quantised)
     tree = {name: value for name, value in quantised.config.to_dict().items() if name != "quantization_config"}
     config = type(quantised.config).from_dict(tree | {"tie_word_embeddings": tied})
-    stage.begin()
+    if stage.begin():  # by a process that was killed, of which safetensors leaves a file
+        stage.discard()
+        stage.begin()
     try:
         # transformers refuses to save a model loaded from GGUF, so its weights move to a new one.
         plain = type(quantised)(config)

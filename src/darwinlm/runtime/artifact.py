@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 
 from darwinlm.runtime.amounts import size
 from darwinlm.runtime.errors import ArtifactError, ModelError, NumericsError, StorageError, storage_error
+from darwinlm.runtime.folders import make_folder, remove
 from darwinlm.runtime.limits import load_json, shorten
 
 if TYPE_CHECKING:
@@ -81,23 +82,21 @@ def folder_digests(folder: Path, *without: str) -> dict[str, str]:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write to a temporary file beside `path` and rename it, so that `path` is always complete.
+    """Write to a file in a temporary folder beside `path` and rename it, so that `path` is always complete.
 
-    The temporary file is a new one, so that no link is followed, and has the permissions that new files get. Raises
-    StorageError.
+    The folder is a new one, so that no link is followed, and holds what safetensors leaves when it is killed. The file
+    has the permissions that new files get. Raises StorageError.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        mode = create(temporary)
-        write(temporary)
-        _allow(temporary, mode)
-        temporary.replace(path)
+        make_folder(path.parent)
+        with fresh_folder(path.with_name(f".{path.name}.{os.getpid()}.tmp")) as folder:
+            temporary = folder / f".{path.name}"[:100]
+            mode = create(temporary)
+            write(temporary)
+            _allow(temporary, mode)
+            temporary.replace(path)
     except (OSError, SafetensorError) as error:
         raise storage_error(path, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def create(path: Path) -> int:
@@ -113,7 +112,7 @@ def create(path: Path) -> int:
 @contextlib.contextmanager
 def fresh_folder(path: Path) -> Iterator[Path]:
     """An empty folder while the body runs, in place of what a killed process left. Raises StorageError."""
-    shutil.rmtree(path, ignore_errors=True)
+    remove(path)
     try:
         path.mkdir()
     except OSError as error:
@@ -222,7 +221,7 @@ def open_tensors(path: Path) -> Iterator[Any]:
 def check_room(folder: Path, wanted: float, what: str, remedy: str) -> None:
     """Create a folder, and check that its disk has room for some bytes. Raises StorageError."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     except OSError as error:
         raise storage_error(folder, error) from error
     free = shutil.disk_usage(folder).free
@@ -294,6 +293,15 @@ def code_version(number: int) -> dict[str, Any]:
     return {"version": number, "transformers": version("transformers")}
 
 
+def check_no_link(stage: Path) -> None:
+    """Refuse to delete in a stage's folder that lies behind a link. Raises ArtifactError."""
+    link = next((path for path in (stage, stage.parent) if path.is_symlink()), None)
+    if link is not None:
+        raise ArtifactError(
+            f"{link} is a symbolic link, and what lies behind one is kept: remove the link, and rerun the same command"
+        )
+
+
 class StageFolder:
     """The folder of a stage, with the key that its content must match.
 
@@ -349,25 +357,29 @@ class StageFolder:
         """
         path = self.folder / KEY
         if path.exists() and not (self.folder / MANIFEST).exists() and read_json(path) == self.key:
-            for leftover in self.folder.glob("*.tmp"):
-                leftover.unlink()
             return True
         if self.folder.is_symlink() and not self.folder.exists():
             raise ArtifactError(f"{self.folder} is a broken link: remove it, or restore its target")
         if self.folder.exists():
             if not self.folder.is_dir():
                 raise ArtifactError(f"{self.folder} is a file where a folder should be: move it away")
-            if self.folder.is_symlink():
-                raise ArtifactError(
-                    f"{self.folder} is a symbolic link to the results of another run, which are kept: remove the "
-                    "link and rerun the same command"
-                )
             self.discard()
         write_json(path, self.key)
         return False
 
     def discard(self) -> None:
-        """Delete a result that can't be used, so that the stage starts again. Raises StorageError."""
+        """Delete a result that can't be used, so that the stage starts again.
+
+        Raises ArtifactError if it lies behind a link or holds what no run wrote, StorageError.
+        """
+        check_no_link(self.folder)
+        finished = (self.folder / MANIFEST).exists()
+        if finished or not (self.folder / KEY).exists():
+            written = {MANIFEST, KEY, *(read_manifest(self.folder).files if finished else ())}
+            found = (path for path in self.folder.rglob("*") if path.is_symlink() or not path.is_dir())
+            for path in found:
+                if not path.name.startswith(".") and path.relative_to(self.folder).as_posix() not in written:
+                    raise ArtifactError(f"{path} was not written by a run, so {self.folder} is kept: move it away")
         try:
             shutil.rmtree(self.folder)
         except OSError as error:

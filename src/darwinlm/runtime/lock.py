@@ -11,7 +11,6 @@ import contextlib
 import glob
 import os
 import re
-import shutil
 import socket
 import stat
 import threading
@@ -20,6 +19,7 @@ from pathlib import Path
 from weakref import WeakValueDictionary
 
 from darwinlm.runtime.errors import BusyError, StorageError, storage_error
+from darwinlm.runtime.folders import make_folder, remove
 
 try:
     import fcntl
@@ -180,7 +180,8 @@ def hold_folder(folder: Path) -> Lock:
     """Lock the output folder of a run, and remove half-written files of killed runs. Raises as `hold`."""
     lock = hold(folder / LOCK, folder)
     if lock.problem is None:
-        for path in (*folder.glob("*"), *(folder / "stages").rglob("*"), *(folder / "model").rglob("*")):
+        below = [part for part in (folder / "stages", folder / "model") if not part.is_symlink()]
+        for path in (*folder.glob("*"), *(path for part in below for path in part.rglob("*"))):
             if _TEMPORARY.fullmatch(path.name) or path.name in _PARTIAL:
                 _remove(path)
     return lock
@@ -204,7 +205,7 @@ def hold_target(path: Path) -> Lock:
 
 def is_ours(path: Path) -> bool:
     """Whether a path in an output folder may come from a run that was killed at its start, or from macOS."""
-    if path.is_dir():  # of one size of a sweep
+    if path.is_dir() and not _TEMPORARY.fullmatch(path.name):  # of one size of a sweep
         return all(map(is_ours, path.iterdir()))
     return path.name in (LOCK, ".DS_Store") or _TEMPORARY.fullmatch(path.name) is not None
 
@@ -213,18 +214,13 @@ def _remove(path: Path) -> None:
     whole = path.with_name(path.name[1:].removesuffix(ASIDE))
     if path.suffix == ASIDE and not whole.exists():  # its process was killed before the new one stood
         path.replace(whole)
-    elif path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
     else:
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
+        remove(path)
 
 
 def _make(folder: Path) -> list[Path]:
     """Create a folder and its parents; returns the created ones, the innermost first."""
-    missing = [above for above in (folder, *folder.parents) if not above.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        return make_folder(folder)
     except OSError as error:
         raise storage_error(folder, error) from error
-    return missing

@@ -18,8 +18,9 @@ from darwinlm.recovery.checks import check_length, check_packages, check_shardin
 from darwinlm.recovery.losses import needs_dense
 from darwinlm.recovery.schedule import Steps, plan_steps
 from darwinlm.runtime import parallel
-from darwinlm.runtime.artifact import read_json, write_json
+from darwinlm.runtime.artifact import check_no_link, read_json, write_json
 from darwinlm.runtime.errors import ArtifactError
+from darwinlm.runtime.folders import remove
 from darwinlm.stages.refit import Refitted
 from darwinlm.stages.stitch import Stitched
 from darwinlm.stages.text_source import check_source, fingerprint, given_source, with_corpus
@@ -199,8 +200,9 @@ def _recover(
 
 
 def _read(task: Task) -> Recovered:
-    if parallel.is_main():
-        shutil.rmtree(task.context.path(SCRATCH), ignore_errors=True)
+    scratch = task.context.path(SCRATCH)
+    if parallel.is_main() and not scratch.parent.is_symlink():
+        remove(scratch)
     return Recovered(Checkpoint.open(task.folder / "model"), read_json(task.folder / RECORD))
 
 
@@ -235,6 +237,7 @@ RECOVER: Stage[Recovered | None] = Stage(
 def _begin(scratch: Path, digest: str) -> None:
     """Mark the folder as of a training; that of another one is deleted. Raises ArtifactError if it has begun."""
     marker = scratch / MARKER
+    check_no_link(scratch)
     if scratch.exists() and not marker.exists():  # the training has ended
         shutil.rmtree(scratch, ignore_errors=True)
     elif marker.exists() and read_json(marker) != digest:
