@@ -68,8 +68,8 @@ def test_what_lies_beside_is_written(command, finished_copy, tiny_text_file, mon
     monkeypatch.chdir(finished_copy)
     for _ in range(2):
         words = ("--text", tiny_text_file, "--tokens", 64, "--sequence-length", 32)
-        command("evaluate", "model", *words, "--out", "model/scores.json").succeeded()
-    command("scores", "model/scores.json", "--markdown", "model/scores.md").succeeded()
+        files = ("--out", "model/scores.json", "--markdown", "scores.md")
+        command("evaluate", "model", *words, *files).succeeded()
     for path in ("summary.json", "model/config.json"):
         command("export", ".", "--to", "gguf", "--out", path, "--overwrite").refused("is not a GGUF file")
 

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from darwinlm.cli import arguments, terminal
 from darwinlm.cli.app import LOOK, command
-from darwinlm.runtime import tables
+from darwinlm.runtime import interrupt, tables
 from darwinlm.runtime.errors import DataError
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ def chat(
             except (DataError, KeyboardInterrupt) as error:  # after it, the next question can follow
                 if not typed:
                     raise
+                interrupt.handled()
                 refused = isinstance(error, DataError)
                 console.print(str(error) if refused else "\n(stopped)", style="red" if refused else "dim")
 
@@ -98,6 +99,7 @@ def _questions(console: Console) -> Iterator[str]:
         try:
             text = console.input("[bold cyan]>[/bold cyan] ").strip()
         except (EOFError, KeyboardInterrupt):
+            interrupt.handled()
             console.print()
             return
         if text == "/exit":

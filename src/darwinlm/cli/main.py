@@ -20,7 +20,7 @@ from rich.console import Console
 
 from darwinlm.cli import terminal
 from darwinlm.cli.app import app
-from darwinlm.runtime import parallel
+from darwinlm.runtime import interrupt, parallel
 from darwinlm.runtime.errors import DISK, ArtifactError, DarwinLMError, DeviceMemoryError, ParallelError
 from darwinlm.runtime.limits import MESSAGE, shorten
 from darwinlm.runtime.lock import release_all
@@ -59,6 +59,16 @@ def main(app: typer.Typer = app, program: str = "darwinlm", shared: frozenset[st
     _open_streams()
     terminal.set_verbosity(terminal.Verbosity.NORMAL)
     Console.on_broken_pipe = _pipe_closed  # type: ignore[method-assign]  # Typer's help has a console of its own
+    resume = f"interrupted; finished work is kept. Resume with: {program} {shlex.join(sys.argv[1:])}"
+    with interrupt.one_end(lambda: _tell(resume), INTERRUPTED):
+        code = _run(app, program, shared)
+        if code == INTERRUPTED:
+            _tell(resume)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _run(app: typer.Typer, program: str, shared: frozenset[str]) -> object:
+    """Run the command; returns its status."""
     code: object = 0
     try:
         _check_folder()
@@ -74,15 +84,16 @@ def main(app: typer.Typer = app, program: str = "darwinlm", shared: frozenset[st
         # The interpreter flushes standard output at its end; in a test it may not be a file.
         with contextlib.suppress(io.UnsupportedOperation):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (DarwinLMError, UsageError, OSError, MemoryError) as error:
-        _tell(f"error: {shorten(_message(error), MESSAGE)}", style="red")
+    except BaseException as error:
+        if not interrupt.pending():  # else it is what a library made of the interrupt
+            if not isinstance(error, DarwinLMError | UsageError | OSError | MemoryError):
+                raise
+            _tell(f"error: {shorten(_message(error), MESSAGE)}", style="red")
         code = 2
     finally:
         release_all()
         parallel.shutdown()
-    if code == INTERRUPTED:
-        _tell(f"interrupted; finished work is kept. Resume with: {program} {shlex.join(sys.argv[1:])}")
-    sys.exit(code if isinstance(code, int) else 0)
+    return INTERRUPTED if interrupt.pending() else code
 
 
 def _open_streams() -> None:

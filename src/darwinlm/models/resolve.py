@@ -40,7 +40,7 @@ def resolve_model(
             raise ModelError(f"{path} is a file, but not a .gguf one: give a folder, a GGUF file or a hub id")
         checkpoint = Checkpoint.open(dequantise(path, work, say), model)
     elif path.is_dir():
-        source = f"./{model}" if is_here(model) else str(path)
+        source = f"./{path}" if is_here(str(path)) else str(path)
         checkpoint = Checkpoint.open(path, source, allow_remote_code=allow_remote_code)
     else:
         checkpoint = Checkpoint.open(from_hub(model, download), model, allow_remote_code=allow_remote_code)
@@ -61,7 +61,7 @@ def describe_model(model: str, *, allow_remote_code: bool = False) -> Checkpoint
     if path.is_file() and path.suffix == ".gguf":
         return describe_gguf(path)
     if path.is_dir():
-        source = f"./{model}" if is_here(model) else str(path)
+        source = f"./{path}" if is_here(str(path)) else str(path)
         return Checkpoint.describe(path, source, allow_remote_code=allow_remote_code)
     folder = from_hub(model, _fetch, ", or give a folder that holds its config.json")
     return Checkpoint.describe(folder, model, allow_remote_code=allow_remote_code)

@@ -27,13 +27,13 @@ def settled(recipe: Recipe, device: torch.device) -> Recipe:
 def named_here(recipe: Recipe) -> Recipe:
     """The recipe with models that are folders here named as such: ./owner/name is no model of the hub."""
     models = {"model": recipe.model, "teacher": recipe.teacher}
-    here = {name: f"./{model}" for name, model in models.items() if model and model.count("/") == 1 and is_here(model)}
+    here = {name: f"./{model}" for name, model in models.items() if model and is_here(model)}
     return recipe.model_copy(update=here) if here else recipe
 
 
 def is_here(model: str) -> bool:
     """Whether a model that could be one of the hub is a folder in the current one."""
-    return not model.startswith((".", "~", "/")) and Path(model).is_dir()
+    return not model.startswith((".", "~", "/")) and model.count("/") == 1 and Path(model).is_dir()
 
 
 def saved_dtype(recipe: Recipe, dense: torch.dtype) -> torch.dtype:

@@ -1,0 +1,103 @@
+"""Ctrl-C, once, twice or often: one line says that finished work is kept, and nothing else is printed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tests.tiny.checkpoint import SETTINGS
+from tests.tiny.command import sets
+
+ENDS = {
+    "another one while it is cleaned up": """
+try:
+    kill()
+finally:
+    kill()
+    kill()
+""",
+    "an error of a library that it makes": """
+try:
+    kill()
+except KeyboardInterrupt:
+    raise RuntimeError("trying to pop from empty mode stack")
+""",
+    "a status of a library": """
+try:
+    kill()
+except KeyboardInterrupt:
+    raise SystemExit(99)
+""",
+    "an object that is removed": """
+class Odd:
+    def __del__(self):
+        raise ValueError("removed twice")
+odd = Odd()
+kill()
+""",
+    "another one at the exit": """
+import atexit
+atexit.register(kill)
+kill()
+""",
+}
+"""What a command does after Ctrl-C, whose process gets it by `kill()`."""
+COMMAND = """
+import os, signal, sys, time
+import darwinlm.report.summary
+from darwinlm.cli import main
+
+def kill():
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.01)
+
+def command(path):
+    exec(body, {"kill": kill})
+
+darwinlm.report.summary.read_summary = command
+body, sys.argv = sys.argv[1], ["darwinlm", "show", os.getcwd()]
+open("summary.json", "w").close()
+main()
+"""
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_command_ends_with_one_line(tmp_path: Path, end: str) -> None:
+    words = [sys.executable, "-c", COMMAND, ENDS[end]]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("interrupted; finished work is kept. Resume with: darwinlm show ")
+    assert done.returncode == 130
+
+
+def test_a_command_that_does_not_end_is_ended(tmp_path: Path) -> None:
+    code = f"from darwinlm.runtime import interrupt; interrupt.PATIENCE = 0.2\n{COMMAND}"
+    hangs = "import time\ntry:\n    kill()\nfinally:\n    time.sleep(0.5)\n    kill()\n    time.sleep(60)\n"
+    words = [sys.executable, "-c", code, hangs]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=40, check=False)
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("interrupted; finished work is kept")
+    assert done.returncode == 130
+
+
+@pytest.mark.parametrize("stage", ["text", "database", "search", "export"])
+def test_two_in_a_row_in_a_run(tiny_llama: Path, tiny_text_file: Path, tmp_path: Path, stage: str) -> None:
+    words = ["prune", tiny_llama, "--text", tiny_text_file, "--out", tmp_path / "out", *sets(SETTINGS)]
+    command = [sys.executable, "-m", "darwinlm", *map(str, words), "--until", "export"]
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    key, ends = tmp_path / "out" / "stages" / stage / "key.json", time.monotonic() + 200
+    while not key.exists() and running.poll() is None and time.monotonic() < ends:
+        time.sleep(0.002)
+    for _ in range(3):
+        if running.poll() is None:
+            os.kill(running.pid, signal.SIGINT)
+            time.sleep(0.004)
+    told = running.communicate(timeout=200)[1]
+    (line,) = told.splitlines()
+    assert line.startswith("interrupted; finished work is kept. Resume with: darwinlm prune ")
+    assert running.returncode == 130
