@@ -134,13 +134,6 @@ def _whole_parts() -> dict[str, list[Family]]:
     """Parts of blocks that are never cut, with the families that have them."""
     kept = [family for family in families().values() if family.attention.cut == "never"]
     return {
-        "Attention with compressed keys and values (multi-head latent attention)": [
-            family for family in kept if not family.attention.key_value
-        ],
-        "Attention beside experts": [family for family in kept if family.attention.key_value],
-        "Attention that shares its keys and values with later blocks": [
-            family for family in families().values() if family.attention.reused
-        ],
         "Per-layer inputs": [family for family in families().values() if family.tail],
         "Shared experts": [
             family for family in kept if family.mlp.name and family.mlp.experts and family.mlp.experts.shared
@@ -162,13 +155,11 @@ def gguf_words(known: dict[str, Family]) -> list[str]:
         f"- {', '.join(_titles(heads))}: only with all heads, since llama.cpp derives their number from the hidden",
         "  size.",
         f"- {rounded}: llama.cpp rounds the bounds of the rope scaling (yarn), in every GGUF file of these models, and",
-        "  transformers doesn't. In layers with full attention, scores of random queries and keys change by 1 % at a",
-        "  distance of 128 tokens, 9 % at 1,024 and 34 % at 4,096. The export compares the file with a model of",
-        "  rounded bounds and reports the KL of the rounding on its own text",
+        "  transformers doesn't. The export compares the file with a model of rounded bounds and reports the KL of the",
+        "  rounding on its own text",
         "  ([measured](notebook/speed.md#2026-11-27-gpt-oss-in-llamacpp)).",
         "- Mixtures of experts: llama.cpp has one number of experts and one width for all blocks. The file is padded",
-        "  with zeros to the largest number and width of any block, and gives the same results. It is larger than the",
-        "  model, and as large as the unpruned one if a block is whole; the export's report gives both sizes. Added",
+        "  with zeros to the largest number and width of any block, so it is larger than the model. Added",
         f"  experts are never chosen if the router has a bias: {', '.join(_titles(excluding))}.",
         "  With other routers, blocks must keep equal numbers of experts. So `--for gguf` and `--layers equal` give",
         "  all mixtures the same number of experts and the same width, and nothing is padded.",
@@ -233,29 +224,27 @@ def families_page() -> str:
         "| GGUF, layers differ | yes: sizes per layer; padded: [zeros](#gguf) up to the largest block; no: a file that "
         "isn't smaller, by `--to dense` and then `--to gguf` |",
         "",
-        "| family | model type | attention | MLP | experts | GGUF, equal layers | GGUF, layers differ | vLLM tested |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "|family|model type|attention|MLP|experts|GGUF, equal layers|GGUF, layers differ|vLLM tested|",
+        "|---|---|---|---|---|---|---|---|",
     ]
     known = families()
     for family in sorted(known.values(), key=lambda family: family.title.lower()):
         equal = "no" if family.gguf is None else f"`{family.gguf['name']}`"
         vllm = "yes" if family.key in TESTED else ""
         cells = family.title, f"`{family.model_type}`", *parts_cut(family), equal, gguf_when_layers_differ(family), vllm
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append("|".join(("", *cells, "")))
     reasons: dict[str, list[str]] = {}
     for title, name in REFUSED:
         reasons.setdefault(str(why_not(CONFIG_MAPPING[name](), known)), []).append(title)
     lines += [
         "",
-        "Attention is kept or removed as a whole if its norms span all heads, since removal of one head would change",
-        "the others, or if its output projection has a fixed size. In mixtures of experts the attention is kept. Token",
-        "mixers other than attention are kept as well; the plan and the report name them.",
-        "Heads of Gemma 4 are cut where keys and values aren't shared: in all blocks of 31B, in some of the E models.",
+        "Attention is kept or removed as a whole if its norms span all heads or its output projection has one size.",
+        "It is kept beside experts, with compressed keys and values, and where other blocks share its keys and values",
+        "(some blocks of Gemma 4's E models). Other token mixers are kept; the plan and the report name them.",
         "The vocabulary of every family can be cut (`--vocab`) if its tokenizer is BPE or Unigram.",
         "",
-        "All families are tested with random weights: with layers that differ, with layers cut alike (which need no",
-        "modelling file), and in recovery. Whole prunes with trained weights were measured for Llama (SmolLM2),",
-        "Gemma 3, and small Nemotron, OLMo 2, LFM2 and Mixtral models: see the notebook's",
+        "All families are tested with random weights. Trained ones were measured for Llama (SmolLM2), Gemma 3, and",
+        "small Nemotron, OLMo 2, LFM2 and Mixtral models:",
         "[database](notebook/database.md#2026-11-27-real-weights-beyond-llama) and",
         "[experts](notebook/experts.md#2026-11-27-dropping-narrowing-or-both-on-a-trained-mixture).",
         "",
