@@ -19,6 +19,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic
 from types import SimpleNamespace
 
 import pytest
@@ -29,7 +30,6 @@ from transformers import AutoModelForCausalLM
 from darwinlm.evaluation import instructions, speed
 from darwinlm.execution.run import Run
 from darwinlm.pipeline import open_run
-from darwinlm.planning.time_limit import TimeLimit
 from darwinlm.recipe import load_recipe
 from darwinlm.runtime.console import Reporter
 from tests.tiny.checkpoint import SETTINGS, tiny_checkpoint, tiny_text
@@ -96,7 +96,7 @@ def make_run(tiny_text_file: Path) -> MakeRun:
     ) -> Run:
         overrides = {"model": str(model), "text.source": str(text), "budget.keep": keep}
         recipe = load_recipe(None, (*SETTINGS, *assignments), overrides)
-        return open_run(recipe, folder, reporter or Reporter(Console(quiet=True)), pace=TimeLimit.of(recipe))
+        return open_run(recipe, folder, reporter or Reporter(Console(quiet=True)), begun=monotonic())
 
     return make
 

@@ -108,24 +108,22 @@ def plans(device: str) -> list[Line]:
     from transformers import AutoConfig
 
     from darwinlm.families.checkpoint import Checkpoint
-    from darwinlm.needs.sizes import Sizes
-    from darwinlm.planning.devices import find_device
-    from darwinlm.planning.plan import make_plan
+    from darwinlm.planning.plan import plan_here
+    from darwinlm.planning.sizes import Sizes
     from darwinlm.recipe import load_recipe
     from darwinlm.recipe.settled import settled
 
-    measured = find_device(device)
-    lines = []
+    kind, lines = torch.device(device), []
     with tempfile.TemporaryDirectory() as folder:
         sizes = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
         config = AutoConfig.for_model("llama", **sizes, num_key_value_heads=32, vocab_size=32000)
         config.max_position_embeddings = 4096
         config.save_pretrained(folder)
         for name in PLANNED:
-            recipe = settled(load_recipe(name, (), {"model": folder}), measured.kind)
-            plan = make_plan(Sizes(Checkpoint.describe(Path(folder)), recipe), measured)
-            lines += [Line("plan", f"{name} {n.name}", n.seconds(plan.rates) / 60, "min") for n in plan.needs]
-            lines.append(Line("plan", f"{name} all", plan.seconds / 3600, "h"))
+            recipe = settled(load_recipe(name, (), {"model": folder}), kind)
+            plan = plan_here(Sizes(Checkpoint.describe(Path(folder)), recipe), kind)
+            lines += [Line("plan", f"{name} {row.stage}", plan.seconds(row)[0] / 60, "min") for row in plan.rows]
+            lines.append(Line("plan", f"{name} all", plan.seconds()[0] / 3600, "h"))
     return lines
 
 

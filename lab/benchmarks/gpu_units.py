@@ -98,16 +98,14 @@ class Setup:
 
     def plan(self, part: str, checkpoint: Any, stage: str, *settings: str) -> float:
         """Bytes on a device that the plan says for a stage at the benchmark's budget."""
-        from darwinlm.needs.sizes import Sizes
-        from darwinlm.planning.devices import find_device
-        from darwinlm.planning.plan import estimate
+        from darwinlm.planning.plan import plan_card
+        from darwinlm.planning.sizes import Sizes
         from darwinlm.recipe import load_recipe
 
-        device = find_device("h100")
         more = ("compute.dtype=bfloat16", "text.looking_back=0", "budget.tolerance=0.1", *settings)
         recipe = load_recipe(None, more, {"model": str(checkpoint.folder), "budget.keep": "38%"})
-        needs = estimate(Sizes(checkpoint, recipe), device)
-        planned = next(need for need in needs if need.name == stage).device_bytes
+        rows = plan_card(Sizes(checkpoint, recipe), "h100").rows
+        planned = next(row for row in rows if row.stage == stage).bytes
         self.told(part, f"{part} planned", planned / 1e9, "GB")
         return planned
 
@@ -132,19 +130,19 @@ class Setup:
 def machine(setup: Setup) -> None:
     """Measure rates of matrix products, copies and the disk, against half of the vendors' figures."""
     from darwinlm.database.order import exact_products
-    from darwinlm.planning.devices import find_device
+    from darwinlm.planning.plan import DEVICES
 
     on_gpu = setup.kind.type == "cuda"
     name = torch.cuda.get_device_name() if on_gpu else "cpu"
     setup.told("machine", "device", f"{name}, PyTorch {torch.__version__}, CUDA {torch.version.cuda}")
     setup.told("machine", "float32 products are exact", str(exact_products()))
     row = next((rates for part, rates in STATED.items() if part in name), None)
-    stated: Any = find_device(row) if row else None
+    stated = DEVICES[row][0] if row else 0.0
     n = 256 if setup.tiny else 8192
     for kind in ("bfloat16", "float32", "float64"):
         a, b = (torch.randn(n, n, device=setup.kind).to(getattr(torch, kind)) for _ in range(2))
         rate = 2 * n**3 / setup.seconds(partial(torch.matmul, a, b)) / 1e12
-        setup.fast("machine", f"{kind} product", rate, "TFLOP/s", stated and stated.peaks[kind] / 2e12)
+        setup.fast("machine", f"{kind} product", rate, "TFLOP/s", stated / 2 if stated and kind == "bfloat16" else None)
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     a, b = (torch.randn(n, n, device=setup.kind) for _ in range(2))
@@ -153,8 +151,7 @@ def machine(setup: Setup) -> None:
     size = 1 << (20 if setup.tiny else 30)
     source = torch.empty(size, dtype=torch.uint8, device=setup.kind)
     target = torch.empty_like(source)
-    floor = stated and stated.bandwidth / 2e9
-    setup.fast("machine", "memory bandwidth", 2e-9 * size / setup.seconds(lambda: target.copy_(source)), "GB/s", floor)
+    setup.fast("machine", "memory bandwidth", 2e-9 * size / setup.seconds(lambda: target.copy_(source)), "GB/s", None)
     for pinned in (True, False) if on_gpu else (False,):
         host = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
         words = "pinned" if pinned else "pageable"
@@ -362,7 +359,7 @@ def traps(setup: Setup) -> None:
         except DarwinLMError as error:
             said = _message(error)
     # So small a model has no setting that would help.
-    advised = "memory" in said and ("would fit" in said or "largest item" in said)
+    advised = "memory" in said and "lower compute.batch_tokens" in said
     setup.put(Line("traps", "full memory", said or "was no message", ok=advised))
     # The Trainer of transformers, and others, copy a model onto every GPU that they see.
     with (

@@ -1,10 +1,11 @@
-"""Peak memory of each stage of a run on a random Llama, beside the plan's, on a machine or a GPU with little memory.
+"""Planned and measured memory and time of each stage of a run, on a random Llama, the demo's model or another.
 
 Of the machine's memory, what is anonymous counts: what a process holds besides mapped files, whose pages the system
-takes back when it needs them. Every stage runs in a separate process that sees its planned memory, or `--memory`, as
-that of its device, so that caches take what is left of it. Nothing enforces the limit: the table shows whether the
-stages keep it. The model has the demo's tokenizer, and the text is the demo's.
+takes back when it needs them. Every stage runs in a separate process. With `--memory`, it sees so much as the memory of
+its device, so that caches take what is left of it; nothing enforces the limit. Seconds are processor time with one
+thread. The text is the demo's; random models have the demo's tokenizer.
 
+    python -m lab.benchmarks.memory --model demo --set refit.tokens=4096       # 135M
     python -m lab.benchmarks.memory --memory 2.0                               # 1.17B parameters within 2.0 GB
     python -m lab.benchmarks.memory --shape small --layers 16 --layers 64      # the same peak for both
     python -m lab.benchmarks.memory --shape llama-2-7b --layers 2              # two blocks of the size of Llama-2-7B's
@@ -15,24 +16,29 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import tempfile
 import threading
 import time
-from dataclasses import replace
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
+from rich.console import Console
 
-from darwinlm.needs.sizes import Sizes
-from darwinlm.planning.devices import find_device
-from darwinlm.planning.plan import estimate
+from darwinlm.execution.run import Run
+from darwinlm.pipeline import PRUNE, open_run
+from darwinlm.planning.plan import plan_here
+from darwinlm.planning.sizes import Sizes
 from darwinlm.recipe import Recipe, load_recipe
-from darwinlm.runs.demo import demo_recipe
+from darwinlm.runs.demo import demo_model, demo_recipe
+from darwinlm.runtime.console import Reporter
 from darwinlm.stages.model import DENSE
-from lab.benchmarks.plan import STAGES, alone, opened, prepare, random_model
+from lab.benchmarks.random_llama import write_llama
 
 LITTLE = (
     "compute.batch_tokens=1024",
@@ -64,16 +70,39 @@ def anonymous() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
 
 
+def opened(recipe: Recipe, folder: Path) -> Run:
+    """Open the run again, to reuse its finished stages."""
+    return open_run(recipe, folder, Reporter(Console(quiet=True)))
+
+
+def prepare(recipe: Recipe, folder: Path, stage: str) -> None:
+    """Run all stages before one of them."""
+    before = PRUNE.steps[: PRUNE.steps.index(stage)]
+    if before:
+        opened(recipe, folder).until(before[-1])
+
+
+def alone(action: Any, *arguments: Any) -> Any:
+    """Call a function in a separate process, which gives it a separate memory peak."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(action, *arguments).result()
+
+
+def random_model(folder: Path, **sizes: Any) -> Path:
+    """Write a random Llama with the vocabulary of the demo's tokenizer, and that tokenizer."""
+    from transformers import AutoTokenizer
+
+    write_llama(folder, vocab_size=49152, **sizes)
+    demo = demo_model()
+    AutoTokenizer.from_pretrained(demo.parent, gguf_file=demo.name).save_pretrained(folder)
+    return folder
+
+
 def planned(recipe: Recipe, folder: Path, memory: float | None) -> dict[str, dict[str, float]]:
-    """Planned bytes of the machine and of the GPU by stage, on a device with so many bytes, or on this one."""
-    run, device = opened(recipe, folder), find_device(recipe.compute.device)
-    needs = estimate(Sizes(run[DENSE], run.recipe), replace(device, memory=memory or device.memory))
-    return {need.name: _by_place(need.ram_bytes, None if need.on_cpu else need.device_bytes) for need in needs}
-
-
-def _by_place(machine: float, gpu: float | None) -> dict[str, float]:
-    """Bytes by what stands before the name of their column; None where there is no GPU."""
-    return {"": machine} if gpu is None else {"": machine, "gpu_": gpu}
+    """Planned bytes and seconds by stage, on a device with so many bytes, or on this one."""
+    run = opened(recipe, folder)
+    plan = plan_here(Sizes(run[DENSE], run.recipe), run.context.device, memory=memory)
+    return {row.stage: {"planned_gb": row.bytes / 1e9, "planned_s": plan.seconds(row)[0]} for row in plan.rows}
 
 
 def limited(device: str, memory: float) -> Any:
@@ -90,8 +119,8 @@ def limited(device: str, memory: float) -> Any:
     return mock.patch("torch.cuda.mem_get_info", side_effect=card)
 
 
-def watched(recipe: Recipe, folder: Path, stage: str, memory: float) -> dict[str, Any]:
-    """Run one stage in this process and return the peak of its memory."""
+def watched(recipe: Recipe, folder: Path, stage: str, memory: float | None) -> dict[str, Any]:
+    """Run one stage in this process and return the peak of its memory and its processor time."""
     peak, ended = anonymous(), threading.Event()
 
     def watch() -> None:
@@ -101,47 +130,51 @@ def watched(recipe: Recipe, folder: Path, stage: str, memory: float) -> dict[str
 
     thread = threading.Thread(target=watch)
     thread.start()
-    begun = time.perf_counter()
-    with limited(recipe.compute.device, memory):
-        opened(recipe, folder).until(stage)
+    with limited(recipe.compute.device, memory) if memory else nullcontext():
+        run = opened(recipe, folder)
+        for name in PRUNE.before(stage)[:-1]:
+            run.result(name)
+        begun = time.process_time()
+        run.result(stage)
+        seconds = time.process_time() - begun
     ended.set()
     thread.join()
-    gpu = None if recipe.compute.device == "cpu" else torch.cuda.max_memory_allocated()
-    return {"stage": stage, "peak": _by_place(peak, gpu), "seconds": round(time.perf_counter() - begun)}
+    used = {"peak_gb": peak / 1e9, "s": seconds}
+    return used if recipe.compute.device == "cpu" else used | {"gpu_gb": torch.cuda.max_memory_allocated() / 1e9}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="folder, GGUF file or hub id in place of a random model; demo is the demo's")
     parser.add_argument("--shape", choices=SHAPES, default="1.17b")
     parser.add_argument("--layers", type=int, action="append", help="number of blocks; default 22; may be repeated")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--memory", type=float, help="GB that the device has; default: what the plan says")
-    parser.add_argument("--stages", nargs="*", default=list(STAGES), choices=STAGES)
+    parser.add_argument("--memory", type=float, help="GB that the device has; default: what it has")
+    parser.add_argument("--stages", nargs="*", help="default: all that are planned")
     parser.add_argument("--out", type=Path, help="folder; default: a temporary one")
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="FIELD=VALUE")
     options = parser.parse_args()
     memory = options.memory and options.memory * 1e9
     with tempfile.TemporaryDirectory(prefix="darwinlm-") as work:
         models = {}
-        for layers in options.layers or [22]:
+        for layers in (0,) if options.model else options.layers or [22]:
             folder = (options.out or Path(work)) / f"{options.shape}-{layers}"
             names = "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"
             sizes = dict(zip(names, SHAPES[options.shape], strict=True)) | {"num_hidden_layers": layers}
-            if not (folder / "model" / "config.json").exists():
+            model = str(demo_model()) if options.model == "demo" else options.model or str(folder / "model")
+            if not options.model and not (folder / "model" / "config.json").exists():
                 random_model(folder / "model", **sizes)
             settings = *LITTLE, f"compute.device={options.device}", *options.settings
-            recipe = load_recipe(demo_recipe(settings), (), {"model": str(folder / "model")})
-            models[layers] = recipe, folder / "run", alone(planned, recipe, folder / "run", memory)
-        for stage in options.stages:
-            for layers, (recipe, folder, plan) in models.items():
-                if stage not in plan:
-                    continue
+            recipe = load_recipe(demo_recipe(settings), (), {"model": model})
+            models[model] = recipe, folder / "run", alone(planned, recipe, folder / "run", memory)
+        stages = options.stages or [*next(iter(models.values()))[2]]
+        for stage in stages:
+            for model, (recipe, folder, plan) in models.items():
                 alone(prepare, recipe, folder, stage)
-                row = alone(watched, recipe, folder, stage, memory or [*plan[stage].values()][-1])
-                for what, places in (("peak", row.pop("peak")), ("planned", plan[stage])):
-                    row |= {f"{place}{what}_gb": round(size / 1e9, 3) for place, size in places.items()}
-                row["load"] = round(os.getloadavg()[0], 1)
-                print(json.dumps({"benchmark": "memory", "shape": options.shape, "layers": layers, **row}), flush=True)
+                row = plan[stage] | alone(watched, recipe, folder, stage, memory)
+                row = {name: float(f"{value:.3g}") for name, value in row.items()}
+                row |= {"model": Path(model).parent.name, "stage": stage, "load": round(os.getloadavg()[0], 1)}
+                print(json.dumps({"benchmark": "memory", **row}), flush=True)
 
 
 if __name__ == "__main__":

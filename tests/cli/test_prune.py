@@ -2,15 +2,13 @@
 
 import json
 import re
-from dataclasses import replace
 from unittest.mock import Mock
 
-import pytest
 from tests.tiny.command import Ended
 from tests.tiny.process import python
 
 from darwinlm.execution.run import Run
-from darwinlm.planning import devices
+from darwinlm.planning import plan as planning
 
 
 def test_the_process_ends_with_status_2_and_one_message(tmp_path):
@@ -37,33 +35,22 @@ def test_prune_prints_its_plan_the_table_and_where_things_are_and_then_that_it_r
     assert "planned:" not in again.out
 
 
-@pytest.mark.parametrize(
-    ("load", "card", "said"),
-    [
-        (0.0, {}, r"planned: [\d.]+ (s|min) if nothing else runs, [\d.]+ [kMG]B of memory"),
-        (
-            900.0,
-            {},
-            r"planned: [\d.]+ (s|min) if nothing else runs \(load 900.0 on \d+ cores: it takes longer\), [\d.]+ [kMG]B",
-        ),
-        (0.0, {"memory": 1e6}, r"doesn't fit: \w[\w ]* needs [\d.]+ [kMG]B of memory, but cpu has"),
-    ],
-)
-def test_the_plan_is_told_before_the_first_stage(prune, monkeypatch, load, card, said):
-    known = devices.find_device("cpu")
-    monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
-    monkeypatch.setattr(devices, "device_here", lambda _: replace(known, **card))
+def test_the_plan_is_told_before_the_first_stage(prune, monkeypatch):
     monkeypatch.setattr(Run, "until", Mock(side_effect=KeyboardInterrupt))
     ended = prune()
     assert ended.code == 130
-    assert re.search(said, ended.out)
-    assert re.search(r"at most [\d.]+ (s|min) of it for the latency table", prune("--speedup", "2x").out)
+    assert re.search(r"planned: [\d.]+ (s|min) if nothing else runs, [\d.]+ [kMG]B of memory", ended.out)
+
+
+def test_a_run_that_needs_more_memory_is_refused_before_its_first_stage(prune, monkeypatch, tmp_path):
+    monkeypatch.setattr(planning, "all_bytes", lambda _: 10_000_000)
+    prune().refused("needs ", "of memory for each process", "but cpu has 10 MB")
+    assert not (tmp_path / "out" / "stages").exists()
 
 
 def test_a_speedup_out_of_reach_is_refused_before_the_latency_table(prune):
     ended = prune("--speedup", "1000x")
     ended.refused("speedup: 1000x is out of reach")
-    assert "at most" in ended.out
     assert "whole models are predicted" not in ended.out
 
 

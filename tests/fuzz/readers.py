@@ -6,9 +6,8 @@ from pathlib import Path
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.gguf.header import read_header
 from darwinlm.models.resolve import resolve_model
-from darwinlm.needs.sizes import Sizes
-from darwinlm.planning.devices import find_device
-from darwinlm.planning.plan import make_plan
+from darwinlm.planning.plan import plan_card
+from darwinlm.planning.sizes import Sizes
 from darwinlm.recipe import load_recipe
 from darwinlm.runtime.artifact import StageFolder, read_manifest
 from darwinlm.sampling.script import is_chat
@@ -26,7 +25,7 @@ def model(folder: Path) -> None:
 def plan(folder: Path) -> None:
     """As `plan` does: without weights."""
     sizes = Sizes(Checkpoint.describe(folder), load_recipe(None, (), {"model": str(folder)}))
-    make_plan(sizes, find_device("h100"))
+    plan_card(sizes, "h100").as_json()
 
 
 def gguf(folder: Path) -> None:

@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from darwinlm.execution.run import Run
-from darwinlm.needs.sizes import Sizes
-from darwinlm.planning.devices import find_device
-from darwinlm.planning.plan import estimate
+from darwinlm.planning.plan import plan_card
+from darwinlm.planning.sizes import Sizes
 from darwinlm.recipe import TrainingSettings, load_recipe
 from darwinlm.search.evaluate import modules, student, training
 from darwinlm.search.evaluate.fitness import Fitness
@@ -192,8 +191,7 @@ def test_sixteen_candidates_take_the_room_of_one(gpu, bench, monkeypatch):
 def test_the_peak_is_within_the_plan(gpu, bench, monkeypatch):
     monkeypatch.setattr(modules, "SHARE", 0.0)
     sizes = Sizes(bench.run[DENSE], load_recipe(bench.run.recipe, ["compute.dtype=bfloat16"], {}))
-    need = next(need for need in estimate(sizes, find_device("h100")) if need.name == "search")
-    planned = need.device_bytes
+    planned = next(row for row in plan_card(sizes, "h100").rows if row.stage == "search").bytes
     bench_trainer = bench.trainer(NAME)
     gpu.restart()
     generation(bench_trainer, bench.candidates(3), 1)

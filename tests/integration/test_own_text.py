@@ -8,7 +8,7 @@ from tests.tiny.models import tiny_model
 from tests.tiny.tokenizer import tiny_tokenizer
 
 from darwinlm.recipe import load_recipe
-from darwinlm.stages.corpus import amount_for_pruning, amount_for_recovery
+from darwinlm.text.amounts import amount_for_pruning, amount_for_recovery
 
 SMALL = (
     *SETTINGS,

@@ -15,7 +15,7 @@ from tests.tiny.vocabulary import TOKENS, wordy_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.needs.sizes import Sizes
+from darwinlm.planning.sizes import Sizes
 from darwinlm.recipe import parse_recipe
 from darwinlm.report.summary import VocabularyFigures, read_summary
 from darwinlm.runtime.artifact import read_json

@@ -10,7 +10,6 @@ from darwinlm.evaluation.answers import Answers, closeness, measure_answers, wri
 from darwinlm.evaluation.instructions import RULES, greedy_answers, kept, measure_instructions
 from darwinlm.runtime.errors import ModelError
 from darwinlm.runtime.figures import InstructionFigures
-from darwinlm.stages.chats import TOPICS
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}" + EOS + "{% endfor %}"
@@ -111,7 +110,7 @@ def test_answers_are_the_models_own(ending, tokenizer):
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False, pad_token_id=0
         )
         assert answer == tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
-    assert len(TOPICS) * len(RULES) == 240
+    assert len(RULES) == 12
     figures = measure_instructions(ending, tokenizer)
     assert figures.prompts == 12
     assert set(figures.by_rule) == set(RULES)

@@ -90,16 +90,18 @@ Time = Annotated[
     typer.Option(
         "--time",
         metavar="DURATION",
-        help="Time limit of the whole run: 30m, 2h or 90s. Less text and fewer steps are used to keep it.",
+        help="Time limit of the run: 30m, 2h or 90s. It chooses quick, default or thorough of --preset."
+        " Search and training end in time.",
     ),
-]
-BestEffort = Annotated[
-    bool,
-    typer.Option("--best-effort", help="Keep the limit of --time even if it is too short for a useful model."),
 ]
 Preset = Annotated[
     str | None,
-    typer.Option("--preset", metavar="NAME", help="default, or paper: the paper's text, units and search, no refit."),
+    typer.Option(
+        "--preset",
+        metavar="NAME",
+        help="quick: a quarter of the text; thorough: twice as much; paper: the paper's text, units "
+        "and search, no refit.",
+    ),
 ]
 For = Annotated[
     str | None,

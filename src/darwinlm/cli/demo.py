@@ -23,12 +23,11 @@ def demo(
     assignments: arguments.Set = None,
 ) -> None:
     """Prune SmolLM2-135M-Instruct (from PyPI), train it briefly, and compare its answers with the original's."""
-    from darwinlm.planning.time_limit import TimeLimit
     from darwinlm.runs.demo import demo_recipe
     from darwinlm.runs.prune import run_stages
 
     recipe = demo_recipe(tuple(assignments or ()), full=full)
-    run = run_stages(recipe, out, terminal.reporter(), pace=TimeLimit.of(recipe, begun=terminal.BEGUN))
+    run = run_stages(recipe, out, terminal.reporter(), begun=terminal.BEGUN)
     _screen(terminal.console(), run, out)
 
 
@@ -55,8 +54,6 @@ def _screen(console: Console, run: Any, out: Path) -> None:
         lines.append(("", f"{wording.kl(uniform.kl)} if all layers are cut alike, without a search or training"))
     if larger := _predicted(run):
         lines.append(("at less", f"{larger}, estimated"))
-    if summary.time is not None and summary.time.shortened:
-        lines.append(("shortened", f"by the time limit: {len(summary.time.shortened)} amounts, which the page names"))
     for name, value in lines:
         console.print(f"  {name:<11} {value}", soft_wrap=True)
     for number, question in enumerate(summary.prompts):

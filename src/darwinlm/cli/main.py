@@ -21,7 +21,7 @@ from rich.console import Console
 from darwinlm.cli import terminal
 from darwinlm.cli.app import app
 from darwinlm.runtime import interrupt, parallel
-from darwinlm.runtime.errors import DISK, ArtifactError, DarwinLMError, DeviceMemoryError, ParallelError
+from darwinlm.runtime.errors import DISK, ArtifactError, DarwinLMError, ParallelError
 from darwinlm.runtime.limits import MESSAGE, shorten
 from darwinlm.runtime.lock import release_all
 from darwinlm.runtime.terminal import Terminal
@@ -124,8 +124,6 @@ def _pipe_closed(self: Console) -> None:
 
 def _message(error: Exception) -> str:
     """The message of an error: the problem and the remedy in one line."""
-    if isinstance(error, DeviceMemoryError) and error.run is not None:
-        return f"{error}: {_advice(error)}, then rerun the same command; finished work is kept"
     if isinstance(error, UsageError):
         message: str = error.format_message() or "give a command; see darwinlm --help"  # type: ignore[attr-defined]
         context = getattr(error, "ctx", None)
@@ -149,20 +147,6 @@ def _check_processes(words: list[str], program: str, shared: frozenset[str]) -> 
             f"{program} {command} runs in one process, but {parallel.expected()} were started: start it without "
             f"torchrun (several processes share {', '.join(sorted(shared))})"
         )
-
-
-def _advice(error: DeviceMemoryError) -> str:
-    """A setting that would fit, from the plan."""
-    from darwinlm.execution.run import Run
-    from darwinlm.needs.sizes import Sizes
-    from darwinlm.planning.devices import device_here
-    from darwinlm.planning.plan import advice
-    from darwinlm.stages.model import DENSE
-
-    assert isinstance(error.run, Run)
-    device = device_here(error.run.context.device)
-    recipe = error.run.recipe.model_copy(update={"vocabulary": None})  # the run's model has the smaller one
-    return advice(Sizes(error.run[DENSE], recipe, parallel.size()), error.stage, device)
 
 
 def _tell(message: str, *, style: str | None = None) -> None:

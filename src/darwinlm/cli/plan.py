@@ -1,4 +1,4 @@
-"""`darwinlm plan`: predicted memory, disk and time of a run, without weights."""
+"""`darwinlm plan`: predicted memory and time of a run, without weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from darwinlm.cli import arguments, terminal
 from darwinlm.cli.app import LEARN, command
 
 
-@command(LEARN, "darwinlm plan meta-llama/Llama-2-7b-hf --recipe llama2-7b-2.7b --device h100")
+@command(
+    LEARN,
+    "darwinlm plan MODEL --keep 50%",
+    "darwinlm plan meta-llama/Llama-2-7b-hf --recipe llama2-7b-2.7b-fast --device h100",
+)
 @arguments.with_budget
 def plan(
     model: arguments.Model = None,
@@ -21,28 +25,27 @@ def plan(
         typer.Option(
             "--device",
             metavar="DEVICE",
-            help="cpu or cuda of this machine, which is measured, or a card: h100, h200, a100, a100-40gb, l40s, "
-            "rtx4090, rtx3090, rtx4080, rtx4060. A card's time is a floor, at its peak.",
+            help="A device here, which is measured: auto, cpu, cuda. Or a card, with a range of times: h100, h200, "
+            "a100, a100-40gb, l40s, rtx4090, rtx3090, rtx4080, rtx4060.",
         ),
-    ] = "cpu",
+    ] = "auto",
     processes: Annotated[int, arguments.number("PROCESSES", "Number of torchrun processes")] = 1,
     ram: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Memory of a machine for all processes, such as 256GB.")
+        str | None, typer.Option(metavar="SIZE", help="Memory of the device, if it isn't this machine's: 16GB.")
     ] = None,
-    disk: Annotated[str | None, typer.Option(metavar="SIZE", help="Free space for the output folder: 1TB.")] = None,
     out: arguments.OutFile = None,
     as_json: arguments.Json = False,
     assignments: arguments.Set = None,
     allow_remote_code: arguments.RemoteCode = False,
     **budget: Any,
 ) -> None:
-    """Estimate what a run needs before it starts: memory, disk and time of every stage."""
-    memory, space = read_bytes("--ram", ram), read_bytes("--disk", disk)
-    from darwinlm.planning.plan import cells, headings
+    """Show what each stage of a run takes before it starts: text, passes of the model, time and memory."""
+    memory = read_bytes("--ram", ram)
     from darwinlm.report.wording import count
+    from darwinlm.runs.plan import notes_of
     from darwinlm.runs.plan import plan as make
     from darwinlm.runtime import tables  # with PyTorch, which takes seconds
-    from darwinlm.runtime.amounts import size
+    from darwinlm.runtime.amounts import duration, size
     from darwinlm.runtime.artifact import write_json
     from darwinlm.runtime.lock import hold_target
     from darwinlm.runtime.places import check_output
@@ -50,40 +53,53 @@ def plan(
     console = terminal.console()
     if out is not None:
         check_output(out, "--out", [model])
-    plan_of_run = make(
+    made = make(
         model,
         **budget,
         device=device,
         processes=processes,
-        ram=memory,
-        disk=space,
+        memory=memory,
         ready_for=ready_for,
         recipe=recipe,
         assignments=assignments or (),
         allow_remote_code=allow_remote_code,
     )
-    card = plan_of_run.device
-    sizes = plan_of_run.sizes
+    sizes = made.sizes
     if out is not None:
         check_output(out, "--out", [sizes.checkpoint.source])
         with hold_target(out):
-            write_json(out, plan_of_run.as_json())
+            write_json(out, made.as_json())
     if as_json:
-        terminal.print_json(plan_of_run.as_json())
+        terminal.print_json(made.as_json())
         return
-    least, most = (count(kept + sizes.outside) for kept in sizes.kept_blocks)
+    smaller = count(sizes.kept_blocks[1] + sizes.outside)
     console.print(
-        f"{sizes.checkpoint.source}: {count(sizes.params)} parameters → "
-        f"{most if least == most else f'{least} to {most}'}, "
-        f"at most {sizes.kept_blocks[1] / sizes.blocks:.2%} of the {count(sizes.blocks)} in the blocks\n"
-        f"{f'{processes} x ' if processes > 1 else ''}{card.name}: {size(card.memory)} ({card.source})",
+        f"{sizes.checkpoint.source}: {count(sizes.params)} parameters → at most {smaller}; a pass of one token takes "
+        f"{sizes.operations(1, heads=1):.2e} operations",
         soft_wrap=True,
     )
-    console.print(tables.terminal(headings(plan_of_run), cells(plan_of_run)))
-    for note in plan_of_run.notes:
+    console.print(f"{processes} x {made.device}: {size(made.memory)} of memory for each process", soft_wrap=True)
+
+    def times(*rows: Any) -> str:
+        return " to ".join(dict.fromkeys(map(duration, made.seconds(*rows))))
+
+    cells = [
+        (row.stage, f"{row.tokens:,.0f}", f"{made.passes(row):,.0f}", times(row), size(row.bytes)) for row in made.rows
+    ]
+    last = (
+        "all",
+        f"{sum(row.tokens for row in made.rows):,.0f}",
+        f"{made.passes():,.0f}",
+        times(),
+        size(made.peak.bytes),
+    )
+    console.print(tables.terminal(("stage", "tokens", "passes", "time", "memory"), [*cells, last]))
+    if made.rates[0] != made.rates[1]:
+        console.print("times are a range, since the card isn't here: from 50 % to 2 % of its peak", soft_wrap=True)
+    for note in notes_of(made):
         console.print(note, soft_wrap=True)
-    for problem in plan_of_run.problems:
-        console.print(f"doesn't fit: {problem}", soft_wrap=True)
+    if made.problem is not None:
+        console.print(f"doesn't fit: {made.problem}", soft_wrap=True)
 
 
 def read_bytes(option: str, text: str | None) -> float | None:

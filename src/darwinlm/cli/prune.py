@@ -27,7 +27,6 @@ def prune(
     out: arguments.Out = Path("runs/pruned"),
     vocab: arguments.Vocab = None,
     time: arguments.Time = None,
-    best_effort: arguments.BestEffort = False,
     preset: arguments.Preset = None,
     ready_for: arguments.For = None,
     layers: arguments.Layers = None,
@@ -51,7 +50,6 @@ def prune(
     others: dict[str, Any] = {"vocab": vocab, "time": time, "preset": preset, "text": text, "ready_for": ready_for}
     others |= {
         "layers": layers,
-        "best_effort": best_effort or None,
         "database": str(database) if database else None,
     }
     recipes = load_recipes(recipe, assignments or (), options(model=model, **budget, **others))

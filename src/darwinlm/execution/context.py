@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from darwinlm.execution.limit import TimeLimit
 from darwinlm.recipe import Recipe
 from darwinlm.recipe.settled import settled
 from darwinlm.runtime import parallel
@@ -26,6 +27,7 @@ class Context:
         folder: Output folder of the run.
         reporter: Receiver of messages and progress; silent in all processes but the first.
         allow_remote_code: Whether checkpoints may run their own Python code. Only the caller says so, never a recipe.
+        limit: Time limit; None without one.
     """
 
     device: torch.device
@@ -34,6 +36,7 @@ class Context:
     folder: Path
     reporter: Reporter
     allow_remote_code: bool = False
+    limit: TimeLimit | None = None
 
     @property
     def arithmetic(self) -> Mapping[str, str]:

@@ -10,14 +10,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from darwinlm.execution.context import Context, open_context
+from darwinlm.execution.limit import TimeLimit, limited
 from darwinlm.execution.output import claim, guarded
-from darwinlm.execution.stage import Deferred, Graph, Pace, Result, Stage, Task, parameters
-from darwinlm.recipe import Recipe, load_recipe
+from darwinlm.execution.stage import Deferred, Graph, Result, Stage, Task, parameters
+from darwinlm.recipe import Recipe
 from darwinlm.recipe.settled import named_here
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import StageFolder, code_version, read_manifest
@@ -33,7 +35,8 @@ class Run:
     `run[STAGE]` is the result of a stage; what it depends on is run first. `given` are results by name, in place of
     stages. Stages that don't depend on differences between the recipes `alike` are taken from `parent`, whose recipe is
     one of them. The folder is created by the first stage that works. `allow_remote_code` lets checkpoints run their own
-    code, also in the runs that have this one as `parent`.
+    code, also in the runs that have this one as `parent`. The recipe's time limit counts from `begun`, on the monotonic
+    clock, and is ignored without it; a run with a parent gets its `limit`.
 
     Raises ArtifactError if the folder holds something else, BusyError if another run works in it, RecipeError if no
     model is given or the device doesn't exist.
@@ -49,25 +52,28 @@ class Run:
         given: Mapping[str, Any] | None = None,
         parent: Run | None = None,
         alike: Sequence[Recipe] = (),
-        pace: Pace | None = None,
+        begun: float | None = None,
+        limit: TimeLimit | None = None,
         allow_remote_code: bool = False,
     ) -> None:
         if recipe.model is None:
             raise RecipeError("no model is given: name a hub id, a folder or a GGUF file")
-        self.graph, self.pace = graph, pace
+        self.graph = graph
         allowed = allow_remote_code or (parent is not None and parent.context.allow_remote_code)
         opened = open_context(named_here(recipe), folder, reporter, allow_remote_code=allowed)
         self.context: Context = opened[0]
-        self.asked: Recipe = opened[1]
+        self.recipe: Recipe = opened[1]
         self._lock = claim(
             folder, recipe, self.context.reporter
         )  # before the parent, so that it ends before the parent's
-        self._assignments: list[str] = []
-        self._given, self._parent, self._alike = dict(given or {}), parent, (*map(named_here, alike), self.asked)
+        self._given, self._parent, self._alike = dict(given or {}), parent, (*map(named_here, alike), self.recipe)
         for name in ("model", "teacher") if parent is None else ():
-            if (found := getattr(self.asked, name)) != (given_as := getattr(recipe, name)):
+            if (found := getattr(self.recipe, name)) != (given_as := getattr(recipe, name)):
                 self.context.reporter.say(f"{name}: the folder {found}, not {given_as} of the hub")
-        self._results: dict[str, tuple[Any, Any]] = {}
+        if begun is not None:
+            self.recipe, limit = limited(self.recipe, folder, self.context.device, begun, allow_remote_code=allowed)
+        self.context = replace(self.context, limit=limit)
+        self._results: dict[str, Any] = {}
         self._folders: dict[str, StageFolder] = {}
         self._times: dict[str, StageTime] = {}
 
@@ -75,13 +81,6 @@ class Run:
     def folder(self) -> Path:
         """The output folder."""
         return self.context.folder
-
-    @property
-    def recipe(self) -> Recipe:
-        """The recipe, with what the time limit has changed so far."""
-        before = [] if self._parent is None else self._parent._assignments
-        assignments = [*before, *self._assignments]
-        return load_recipe(self.asked, assignments, {}) if assignments else self.asked
 
     @property
     def times(self) -> tuple[StageTime, ...]:
@@ -116,17 +115,9 @@ class Run:
         stage = self.graph[name]
         if self._parent is not None and self._is_shared(name):
             return self._taken(self._parent, name)
-        if stage.work is not None and name in self._results:
-            return self._results[name][1]
-        if self.pace is not None and name not in self._results:
-            self._assignments += self.pace.before(name, self)
-        recipe = self.recipe
-        settings = stage.slice(recipe)
-        if name in self._results and self._results[name][0] == settings:
-            return self._results[name][1]
-        result = self._made(stage, recipe)
-        self._results[name] = settings, result
-        return result
+        if name not in self._results:
+            self._results[name] = self._made(stage, self.recipe)
+        return self._results[name]
 
     def _made(self, stage: Stage[Any], recipe: Recipe) -> Any:
         if not stage.wanted(recipe):
@@ -148,7 +139,7 @@ class Run:
         return stage.result(*_of(stage.result, task, inputs))
 
     def _task(self, stage: Stage[Any], folder: StageFolder) -> Task:
-        return Task(self.context, self.recipe, folder, self.pace, self.times)
+        return Task(self.context, self.recipe, folder, self.times)
 
     def _call(self, function: Callable[..., Any], task: Task) -> Any:
         return function(*_of(function, task, {name: self._value(name) for name in parameters(function)}))
@@ -179,9 +170,9 @@ class Run:
         assert self._parent is not None
         if name in self.graph.given or name not in self._parent.graph.stages:
             return False
-        stages = list(self.graph.upstream(name, self.asked))
-        needed = {each for stage in stages for each in (stage.name, *stage.needs(self.asked))}
-        first, *others = self._parent.asked, *self._alike
+        stages = list(self.graph.upstream(name, self.recipe))
+        needed = {each for stage in stages for each in (stage.name, *stage.needs(self.recipe))}
+        first, *others = self._parent.recipe, *self._alike
         theirs, ours = self._parent._given, self._given
         if any(theirs.get(each) is not ours[each] for each in needed & ours.keys()):
             return False
@@ -255,7 +246,11 @@ class Run:
                 if not is_out_of_memory(error):
                     raise
                 device = self.context.device
-                raise DeviceMemoryError(f"{title}: the memory of {device} is full", stage.name, self) from error
+                raise DeviceMemoryError(
+                    f"{title}: the memory of {device} is full: lower compute.batch_tokens "
+                    f"({self.recipe.compute.batch_tokens:,}), "
+                    "or what darwinlm plan names, then rerun the same command; finished work is kept"
+                ) from error
         # For a resumed stage, only the last part is timed.
         seconds = round(time.monotonic() - begun, 2)
         self._times[stage.name] = StageTime(stage.name, seconds, reused=False, resumed=resumed)

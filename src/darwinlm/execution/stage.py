@@ -8,38 +8,23 @@ without work is a value: it has no folder and is computed whenever it is needed.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
 from darwinlm.execution.context import Context
 from darwinlm.recipe import Recipe
 from darwinlm.runtime.artifact import StageFolder
-from darwinlm.runtime.figures import StageTime, TimeFigures
-
-if TYPE_CHECKING:
-    from darwinlm.needs.need import Need
+from darwinlm.runtime.figures import StageTime
 
 Result = TypeVar("Result")
 Settings = dict[str, Any]
-
-
-class Pace(Protocol):
-    """A time limit: decides before each stage with which settings the rest of a run fits into its time."""
-
-    def before(self, stage: str, run: Any) -> list[str]:
-        """Assignments that hold from this stage of a run on; empty if nothing changes."""
-
-    def ends(self) -> float | None:
-        """When the evaluation must end, on the monotonic clock; None before it is known."""
-
-    def figures(self) -> TimeFigures | None:
-        """The limit, the time used, and what was shortened."""
 
 
 @dataclass(frozen=True)
@@ -49,20 +34,22 @@ class Task:
     Attributes:
         recipe: Settings of the run.
         stage: Folder of the stage, with its key.
-        pace: Time limit of the run; None without one.
         times: Durations of the stages so far.
     """
 
     context: Context
     recipe: Recipe
     stage: StageFolder
-    pace: Pace | None = None
     times: tuple[StageTime, ...] = ()
 
     @property
     def folder(self) -> Path:
         """Where the stage writes."""
         return self.stage.folder
+
+    def left(self, stage: str) -> float:
+        """Seconds after which a stage must end; infinite without a time limit."""
+        return math.inf if self.context.limit is None else self.context.limit.left(stage, self.times)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +71,6 @@ class Stage(Generic[Result]):
         key: Further properties that the result depends on, from the task and inputs.
         check: What can be checked before the first stage of a run works, from the task and inputs that need no work.
         spoiled: Why a finished result can't be used, if files outside the stage's folder were changed.
-        need: Adds the stage's work, memory and files to an empty `Need`, from its sizes and recipe.
     """
 
     name: str
@@ -102,7 +88,6 @@ class Stage(Generic[Result]):
     key: Callable[..., Mapping[str, Any]] | None = None
     check: Callable[..., object] | None = None
     spoiled: Callable[[Task], str | None] | None = None
-    need: Callable[[Need], None] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "title", self.title or self.name)

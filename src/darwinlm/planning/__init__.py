@@ -1,1 +1,1 @@
-"""Predicted memory, disk and time of a run, without weights."""
+"""What a run takes before it starts: memory from one table of formulas, time from one measured rate."""

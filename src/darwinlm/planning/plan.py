@@ -1,217 +1,155 @@
-"""The plan: needs of the stages, parts that don't fit a device, and settings that would make them fit."""
+"""The plan of a run: its table, with times from one measured rate, and a check of its memory before it starts."""
 
 from __future__ import annotations
 
-import contextlib
-import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from operator import attrgetter
+import time
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
-from darwinlm.database.levels import unfit_widths
-from darwinlm.needs.need import RESERVE, Items, Need, Rates
-from darwinlm.needs.sizes import Sizes
-from darwinlm.pipeline import PRUNE
-from darwinlm.planning.devices import Device
-from darwinlm.planning.probe import Machine
-from darwinlm.recipe import load_recipe
-from darwinlm.runtime.amounts import duration, size
-from darwinlm.runtime.errors import FamilyError, RecipeError
-from darwinlm.search.problem.space import kept_whole
-from darwinlm.stages.corpus import CORPUS, CORPUS_RECOVERY
-from darwinlm.stages.database import DATABASE
-from darwinlm.stages.layers import choose_layers
-from darwinlm.stages.recover import RECOVER
-from darwinlm.stages.refit import REFIT
-from darwinlm.stages.search import SEARCH
+import torch
+from torch import Tensor
 
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.planning.sizes import Sizes
+from darwinlm.planning.table import Row, rows_of
+from darwinlm.runtime.amounts import size
+from darwinlm.runtime.compute import await_device
+from darwinlm.runtime.errors import DeviceMemoryError
+from darwinlm.runtime.memory import all_bytes
+from darwinlm.streaming.streamed import StreamedDecoder
 
-def estimate(sizes: Sizes, device: Device, only: str | None = None) -> list[Need]:
-    """Needs of the stages, or of one only. Raises FamilyError if PyTorch can't count what the model's blocks cost."""
-    needs = []
-    for stage in PRUNE:
-        if stage.need is not None and only in (None, stage.name) and stage.wanted(sizes.recipe):
-            needs.append(Need(stage.name, sizes, device.kind, device.memory))
-            stage.need(needs[-1])
-    return needs
+DEVICES = {
+    "h100": (989, 80), "h200": (989, 141), "a100": (312, 80), "a100-40gb": (312, 40), "l40s": (362, 48),
+    "rtx4090": (165, 24), "rtx3090": (71, 24), "rtx4080": (97.5, 16), "rtx4060": (30, 8),
+}  # fmt: skip
+"""Dense bfloat16 TFLOP/s as NVIDIA states them, and GiB of memory."""
+OF_PEAK = (0.02, 0.5)
+"""Shares of a card's peak between which a run is likely to work."""
+ENOUGH = 2.0
+"""Seconds after which no larger batch is timed."""
+REMEDIES = {
+    "activations": "lower compute.batch_tokens",
+    "candidates": "set search.training.lora_rank=16",
+    "keys and values": "give text of your own with --text",
+    "whole models": "give text of your own with --text, and train no candidates in the search",
+    "weights, gradients and moments": "set recovery.lora_rank=16, or recovery.sharding=fsdp on several devices",
+    "logits": "lower compute.batch_tokens, or the vocabulary with --vocab",
+    "candidates' streams": "lower the tokens of search.rounds",
+    "streams": "lower text.calibration_tokens and refit.tokens",
+}
+"""What to change, by the largest item in memory."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Predicted needs of a run. `problems` are parts that don't fit, and settings that would make them fit."""
+    """What a run takes: rows of its stages, and its slowest and fastest rate in operations per second and process."""
 
     sizes: Sizes
-    device: Device
-    needs: tuple[Need, ...]
-    rates: Rates
-    problems: tuple[str, ...]
+    device: str
+    rows: list[Row]
+    memory: float
+    rates: tuple[float, float]
+
+    def seconds(self, *rows: Row) -> tuple[float, float]:
+        """The shortest and the longest time of some stages, or of all; equal if the rate was measured."""
+        work = sum(row.operations for row in rows or self.rows) / self.sizes.processes
+        return work / self.rates[1], work / self.rates[0]
+
+    def passes(self, *rows: Row) -> float:
+        """Work of some stages, or of all, in tokens that the dense model reads."""
+        return sum(row.operations for row in rows or self.rows) / self.sizes.operations(1, heads=1)
 
     @property
-    def seconds(self) -> float:
-        """Time of all stages; for a card that isn't here, a floor."""
-        return sum(need.seconds(self.rates) for need in self.needs)
+    def peak(self) -> Row:
+        """The stage that needs most memory, which is that of the run."""
+        return max(self.rows, key=lambda row: row.bytes)
 
     @property
-    def notes(self) -> list[str]:
-        """What is never cut, whether layers are equal, how stages adapt to the machine, and widths that don't fit."""
-        sizes, checkpoint, budget = self.sizes, self.sizes.checkpoint, self.sizes.recipe.budget
-        whole = checkpoint.whole is not None
-        notes = (
-            f"budget.{budget.kind} is measured in the run: the sizes are a guess until then" if budget.timed else "",
-            kept_whole(sizes.space, checkpoint.family),
-            "its parts around the language model are kept, and not counted here" if whole else "",
-            choose_layers(sizes.recipe, checkpoint, sizes.space, sizes.shapes)[1],
-            unfit_widths(sizes.recipe.units, sizes.shapes, sizes.width),
-            *(need.note for need in self.needs),
+    def problem(self) -> str | None:
+        """What doesn't fit, and a setting to lower."""
+        peak, item = self.peak, max(self.peak.memory, key=lambda item: self.peak.memory[item])
+        if peak.bytes <= self.memory:
+            return None
+        return (
+            f"{peak.stage} needs {size(peak.bytes)} of memory for each process, {size(peak.memory[item])} of it for "
+            f"{item}, but {self.device} has {size(self.memory)}: {REMEDIES.get(item, 'use a device with more memory')}"
         )
-        return [note for note in notes if note]
 
     def as_json(self) -> dict[str, Any]:
         """The plan as plain values."""
-        sizes, (lower, upper) = self.sizes, self.sizes.kept_blocks
-        return {
-            "model": sizes.checkpoint.source,
-            "device": {"name": self.device.name, "memory": self.device.memory, "source": self.device.source},
-            "dense_params": sizes.params,
-            "block_params": {"dense": sizes.blocks, "lower": lower, "upper": upper},
-            "params": {"lower": lower + sizes.outside, "upper": upper + sizes.outside},
-            "bytes": sizes.small * sizes.saved,
-            "stages": [
-                {"stage": need.name, "disk_bytes": need.disk, "scratch_bytes": need.scratch}
-                | {name: getattr(need, name) for name in ("tokens", "flops", "device_bytes", "ram_bytes")}
-                | {"seconds": need.seconds(self.rates)}
-                | {"items": need.held | need.ram}
-                for need in self.needs
-            ],
-            "processes": sizes.processes,
-            "seconds": self.seconds,
-            "floor": not self.device.is_here,
-            "problems": list(self.problems),
-            "notes": self.notes,
-        }
+        rows = [
+            {"stage": row.stage, "tokens": row.tokens, "passes": self.passes(row), "seconds": self.seconds(row)}
+            | {"bytes": row.bytes, "memory": row.memory}
+            for row in self.rows
+        ]
+        about = {"model": self.sizes.checkpoint.source, "device": self.device, "dense_params": self.sizes.params}
+        about |= {"params": self.sizes.kept_blocks[1] + self.sizes.outside, "problem": self.problem, "stages": rows}
+        return about | {"seconds": self.seconds(), "bytes": self.peak.bytes}
 
 
-def make_plan(sizes: Sizes, device: Device, *, ram: float | None = None, disk: float | None = None) -> Plan:
-    """Plan a run.
+def plan_here(sizes: Sizes, device: torch.device, *, memory: float | None = None, timed: bool = True) -> Plan:
+    """Plan a run on a device of this machine, or one with so many bytes of memory; its rate is measured if `timed`."""
+    on_cpu = device.type == "cpu"
+    held = (memory or float(all_bytes(device))) / (sizes.processes if on_cpu else 1)
+    rate = measure_rate(sizes, device) if timed else 0.0
+    return Plan(sizes, str(device), rows_of(sizes, on_cpu=on_cpu, memory=held), held, (rate, rate))
 
-    `ram` and `disk` are free bytes; None skips the check. On a CPU, `ram` is the device's memory. Raises BudgetError,
-    RecipeError as in the run.
+
+def plan_card(sizes: Sizes, card: str, *, memory: float | None = None) -> Plan:
+    """Plan a run on a card of `DEVICES`, whose rate is a range."""
+    peak, gigabytes = DEVICES[card]
+    held = memory or gigabytes * float(1 << 30)
+    slowest, fastest = (share * 1e12 * peak for share in OF_PEAK)
+    return Plan(sizes, card, rows_of(sizes, on_cpu=False, memory=held), held, (slowest, fastest))
+
+
+def check_memory(sizes: Sizes, device: torch.device) -> None:
+    """Raise DeviceMemoryError if the largest stage of a run needs more memory than a device has."""
+    if problem := plan_here(sizes, device, timed=False).problem:
+        raise DeviceMemoryError(problem)
+
+
+class _ConstantWeights(Checkpoint):
+    """A checkpoint whose weights are all alike, from its configuration alone."""
+
+    @cached_property
+    def tensors(self) -> Any:
+        return {name: tensor.shape for name, tensor in self.outline.state_dict().items()}
+
+    def read(self, prefix: str = "", *, dtype: torch.dtype | None = None, mapped: bool = True) -> dict[str, Tensor]:
+        found = {name: torch.full(shape, 0.01) for name, shape in self.tensors.items() if name.startswith(prefix)}
+        kind = dtype or torch.float32
+        return {name.removeprefix(prefix): self.cast(name, tensor, kind) for name, tensor in found.items()}
+
+    def rows(self, name: str, index: Tensor, *, dtype: torch.dtype) -> Tensor:
+        return torch.rand(len(index), *self.tensors[name][1:]).to(dtype)
+
+
+@torch.no_grad()
+def measure_rate(sizes: Sizes, device: torch.device) -> float:
+    """Operations per second of passes through a block, in batches that grow up to the run's own within seconds.
+
+    On a CPU it is the rate of an idle machine: a batch that had to wait counts with its processor time.
     """
-    _ = sizes.kept_blocks
-    needs = estimate(sizes, device)
-    rates = Rates(Machine(sizes, device.kind)) if device.is_here else device.peak_rates(sizes.kind)
-    problems = [problem for need in needs for problem in _problems(need, device, rates, ram)]
-    if disk is not None and disk_of(needs) > disk:
-        reason = _hopeless({need.name: need.disk_bytes for need in needs})
-        problems.append(f"the run takes {size(disk_of(needs))} of disk, but {size(disk)} are free: {reason}")
-    return Plan(sizes, device, tuple(needs), rates, tuple(problems))
-
-
-def _remedies(sizes: Sizes, stage: str) -> Iterator[tuple[tuple[str, ...], int]]:
-    """Settings that need less memory, with a number of processes; those with the least effect on results come first."""
-    recipe, here = sizes.recipe, sizes.processes
-    lowered = {DATABASE.name: ["text.calibration_tokens"], REFIT.name: ["refit.tokens"]}.get(stage, [])
-    for name in ("compute.batch_tokens", *lowered):
-        value = attrgetter(name)(recipe)
-        while (value := value // 2) >= recipe.text.sequence_length:
-            yield (f"{name}={value}",), here
-    if stage == SEARCH.name and recipe.search.training_needed:
-        yield ("search.training.lora_rank=16",), here
-    if stage == RECOVER.name:
-        recovery = recipe.recovery
-        base = () if recovery.gradient_checkpointing else ("recovery.gradient_checkpointing=true",)
-        smallest = f"compute.batch_tokens={recipe.text.sequence_length}"
-        sharded = () if recovery.sharding == "fsdp" else ("recovery.sharding=fsdp",)
-        several = [(sharded, processes) for processes in sorted({here, 2, 4, 8, 16, 32}) if processes >= max(here, 2)]
-        adapters = [(("recovery.lora_rank=16",), here)] if sharded else []  # fsdp doesn't shard them
-        for more, processes in [((), here), *several, *adapters]:
-            yield (*base, *more), processes
-            yield (*base, *more, smallest), processes
-
-
-def _remedy(need: Need, device: Device, room: float) -> str:
-    """The first change of settings with which a stage takes at most `room` bytes per process, else what is largest."""
-    for settings, processes in _remedies(need.sizes, need.name):
-        if need.on_cpu and processes > need.processes:
-            continue
-        recipe = load_recipe(need.sizes.recipe, settings, {})
-        (again,) = estimate(need.sizes.with_recipe(recipe, processes), device, need.name)
-        if again.device_bytes <= room:
-            several = f" on {processes} devices" if processes > need.processes else ""
-            return f"{' and '.join(settings)}{several} would fit ({size(again.device_bytes)})"
-    return OWN_TEXT.get(need.name) or _hopeless(need.items)
-
-
-def _hopeless(items: Items) -> str:
-    largest = max(items, key=items.__getitem__)
-    return f"no single setting makes it fit; the largest item is '{largest}' ({size(items[largest])})"
-
-
-def _problems(need: Need, device: Device, rates: Rates, ram: float | None) -> Iterator[str]:
-    shared = f" in {need.processes} processes" if need.processes > 1 else ""
-    if need.device_bytes > need.room:
-        each = " for each process" if need.on_cpu and shared else ""
-        yield (
-            f"{need.name} needs {size(need.device_bytes)} of memory, but {device.name} has "
-            f"{size(need.room)} to spare{each}: {_remedy(need, device, need.room)}"
-        )
-    if ram is not None and not need.on_cpu and need.ram_bytes > ram * RESERVE:
-        yield (
-            f"{need.name} needs {size(need.ram_bytes)} of RAM{shared}, but the machine has "
-            f"{size(ram * RESERVE)} to spare: {_hopeless(need.ram)}"
-        )
-    if math.isfinite(need.bound) and (seconds := need.unbounded(rates)) > need.bound:
-        yield (
-            f"{need.name} takes {duration(seconds)}, but search.minutes={need.bound / 60:g} ends it after "
-            f"{need.bound / seconds:.0%} of it: search.minutes={math.ceil(seconds / 60)} lets it finish, or lower "
-            "search.generations"
-        )
-
-
-OWN_TEXT = {
-    CORPUS.name: "it runs the whole model, so give text of your own (text.source)",
-    CORPUS_RECOVERY.name: "it runs the whole model, so give text of your own (recovery.text)",
-}
-"""Remedies of the stages in which the model writes text."""
-
-SAVING = 0.8
-"""Share of the planned memory to aim at after a stage ran out of memory although its plan fits. Our choice."""
-
-
-def advice(sizes: Sizes, stage: str, device: Device) -> str:
-    """Setting with which a stage that ran out of memory would fit.
-
-    The device is the one on which it ran, with all of its memory.
-    """
-    with contextlib.suppress(FamilyError, RecipeError):  # blocks that can't be counted, a budget in seconds
-        for need in estimate(sizes, device, stage):
-            return _remedy(need, device, min(need.room, SAVING * need.device_bytes))
-    return "lower compute.batch_tokens"
-
-
-def disk_of(needs: Iterable[Need]) -> float:
-    """Peak disk use of a run: the output of stages, and the largest temporary files."""
-    left, most = 0.0, 0.0
-    for need in needs:
-        most, left = max(most, left + need.disk_bytes), left + need.disk
-    return most
-
-
-def headings(plan: Plan) -> tuple[str, ...]:
-    """Headings of `cells`. The time of a card that isn't here is a floor, at the card's peak."""
-    return ("stage", "device memory", "RAM", "disk", "tokens", "FLOPs", "time" if plan.device.is_here else "at least")
-
-
-def cells(plan: Plan) -> list[tuple[str, ...]]:
-    """Rows under `headings`, with the total last."""
-
-    def amounts(*needs: Need) -> tuple[str, str, str]:
-        tokens, flops = sum(need.tokens for need in needs), sum(need.flops for need in needs)
-        return f"{tokens:,.0f}", f"{flops:.2e}", duration(sum(need.seconds(plan.rates) for need in needs))
-
-    rows = [
-        (need.name, *map(size, (need.device_bytes, need.ram_bytes, need.disk_bytes)), *amounts(need))
-        for need in plan.needs
-    ]
-    return [*rows, ("all", "", "", size(disk_of(plan.needs)), *amounts(*plan.needs))]
+    checkpoint, length = sizes.checkpoint, sizes.recipe.text.sequence_length
+    weights = _ConstantWeights(**{each.name: getattr(checkpoint, each.name) for each in fields(checkpoint)})
+    text = torch.randint(int(checkpoint.config.vocab_size), (max(sizes.pass_tokens // length, 1), length))
+    decoder = StreamedDecoder(weights, text, dtype=sizes.dtype, device=device)
+    block = max(range(sizes.depth), key=sizes.params_of)
+    source = checkpoint.family.attention.sources(checkpoint.config).get(block)  # whose keys and values it reuses
+    through = sum(sizes.through_module(shape) for shape in sizes.shapes if shape.block == block)
+    for count in [1, *(min(1 << power, len(text)) for power in range(len(text).bit_length() + 1))]:  # once to warm up
+        tokens = text[:count]
+        hidden, arguments = decoder.embed(tokens), decoder.block_arguments(tokens)
+        for each in (block,) if source is None else (source, block):
+            decoder.load(each)
+            await_device(device)
+            wall, processor = time.perf_counter(), time.process_time()
+            decoder.run_block(each, hidden, arguments[each])
+        await_device(device)
+        seconds, used = time.perf_counter() - wall, time.process_time() - processor
+        seconds = min(seconds, used / torch.get_num_threads()) if device.type == "cpu" else seconds
+        if seconds > ENOUGH:
+            break
+    return tokens.numel() * through / max(seconds, 1e-9)

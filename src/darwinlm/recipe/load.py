@@ -18,7 +18,6 @@ OPTIONS: Mapping[str, str] = {
     "model": "model",
     **{kind: f"budget.{kind}" for kind in BUDGETS},
     "time": "time",
-    "best_effort": "best_effort",
     "preset": "preset",
     "text": "text.source",
     "ready_for": "units.quantisation",

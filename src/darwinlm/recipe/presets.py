@@ -1,4 +1,4 @@
-"""Presets of the recipe."""
+"""Presets of the recipe: the paper's settings, and amounts of text."""
 
 from __future__ import annotations
 
@@ -23,7 +23,32 @@ PAPER: dict[str, Any] = {
 }
 """The settings of DarwinLM (arXiv 2502.07780). docs/method.md lists them, and what has no setting."""
 
-PRESETS: dict[str, dict[str, Any]] = {"default": {}, "paper": PAPER}
+QUICK: dict[str, Any] = {
+    "text": {"calibration_tokens": 16384, "validation_tokens": 2048, "evaluation_tokens": 4096},
+    "search": {
+        "generations": 10,
+        "rounds": [{"tokens": 1024, "survivors": 2}, {"tokens": 2048, "survivors": 1}],
+    },
+    "refit": {"tokens": 16384},
+    "evaluation": {"answer_tokens": 1024},
+}
+"""About a quarter of the default amounts."""
+
+THOROUGH: dict[str, Any] = {
+    "text": {"calibration_tokens": 131_072, "validation_tokens": 16384, "evaluation_tokens": 32768},
+    "search": {
+        "generations": 80,
+        "rounds": [{"tokens": 4096, "survivors": 2}, {"tokens": 16384, "survivors": 1}],
+    },
+    "refit": {"tokens": 131_072},
+    "evaluation": {"answer_tokens": 8192},
+}
+"""Twice the default amounts."""
+
+AMOUNTS = ("thorough", "default", "quick")
+"""Presets among which a time limit chooses, the largest amounts first."""
+
+PRESETS: dict[str, dict[str, Any]] = {"default": {}, "quick": QUICK, "thorough": THOROUGH, "paper": PAPER}
 
 
 def completed(given: dict[str, Any], preset: dict[str, Any]) -> dict[str, Any]:

@@ -291,18 +291,17 @@ class Recipe(Section):
 
     model: str | None = None
     """Hub id, local folder, or GGUF file."""
-    preset: Literal["default", "paper"] = "default"
-    """`paper`: the DarwinLM paper's text, units, order and search, and no refit, for fields that aren't given."""
+    preset: Literal["default", "quick", "thorough", "paper"] = "default"
+    """Values of the fields that aren't given. `quick`: about a quarter of the text; `thorough`: twice as much. `paper`:
+    the DarwinLM paper's text, units, order and search, and no refit."""
     teacher: str | None = None
     """The original dense model, for distillation and for comparisons in the report; none uses `model`."""
     vocabulary: Part | None = Field(None, gt=0)
     """Tokens of the vocabulary to keep, as a share or a number: 50% or 24k, rounded up to a multiple of 64. Those that
     `text.source` uses most are kept; other text takes more tokens. None keeps all."""
     time: Minutes | None = Field(None, gt=0)
-    """Time limit of the run (30, 30m, 1h, 90s). Before each stage, the amount of text and the number of steps are
-    lowered until the rest fits, or refit and recovery are left out; the report says what was shortened."""
-    best_effort: bool = False
-    """Whether to keep the time limit even if it is too short for a useful model; the report then says so."""
+    """Time limit of the run (30, 30m, 1h, 90s). It chooses among `quick`, `default` and `thorough`, unless `preset` is
+    given, and ends search and recovery."""
     compute: ComputeSettings = ComputeSettings()
     """Device and arithmetic."""
     text: TextSettings = TextSettings()

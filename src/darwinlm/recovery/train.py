@@ -68,6 +68,7 @@ class Training:
         key: Identity of the training, as JSON.
         dtype: Element type of forward and backward passes; trained weights are always float32.
         mesh: The processes that share the weights (`sharding_mesh`); None if each has all of them.
+        ends: When it must end, on the monotonic clock.
         logs: Folder of TensorBoard's files; None puts them beside the checkpoints.
         each_step: Gets the number of tokens so far and the model, after each step and before its checkpoint.
     """
@@ -84,6 +85,7 @@ class Training:
     device: torch.device
     dtype: torch.dtype
     mesh: DeviceMesh | None = None
+    ends: float = math.inf
     logs: Path | None = None
     say: Callable[[str], None] = lambda message: None
     progress: Callable[[int, int], None] = lambda done, total: None
@@ -153,10 +155,11 @@ class Training:
 
         At the start of a resumed training, when it is the step of the checkpoint, steps take as long as until then.
         """
-        if self.settings.minutes is None:
+        now, limit = time.monotonic(), self.settings.minutes
+        left = self.ends - now if limit is None else min(self.ends - now, 60 * limit - self.before - now + self.begun)
+        if left == math.inf:
             return self.steps.count
-        now = time.monotonic()
-        left = 60 * self.settings.minutes - self.before - (now - self.begun) - (self.stepping - self.begun)
+        left -= self.stepping - self.begun
         taken, seconds = (done - self.first, now - self.stepping) if done > self.first else (done, self.before)
         more = int(left * taken / max(seconds, 1e-9))
         return parallel.broadcast(min(done + max(more, 0), self.steps.count))

@@ -337,12 +337,8 @@ def machine_words(summary: Summary) -> str:
 
 
 def time_limit(time: TimeFigures) -> str:
-    """What a time limit lowered, in a sentence."""
-    used = f"{duration(time.seconds)} of {duration(time.limit)} used"
-    lowered = "; ".join(time.shortened)
-    warning = " Warning: this was too little for a useful model; give it more time." if time.too_short else ""
-    said = f"To save time: {lowered}." if lowered else "Nothing had to be shortened."
-    return f"Time limit: {used}. {said}{warning}"
+    """What a time limit left, in a sentence."""
+    return f"Time limit: {duration(time.seconds)} of {duration(time.limit)} used, with the amounts of `{time.preset}`."
 
 
 def what_training_left(summary: Summary) -> str:

@@ -1,43 +1,43 @@
-"""Memory, disk and time of a run, before it starts: `darwinlm.plan`."""
+"""Memory and time of a run, before it starts: `darwinlm.plan`."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
+from darwinlm.database.levels import unfit_widths
 from darwinlm.models.resolve import describe_model
-from darwinlm.needs.sizes import Sizes
-from darwinlm.planning.devices import find_device
-from darwinlm.planning.plan import Plan, make_plan
+from darwinlm.planning.plan import DEVICES, Plan, plan_card, plan_here
+from darwinlm.planning.sizes import Sizes
 from darwinlm.recipe import Bound, Recipe, load_recipe, options
 from darwinlm.recipe.settled import settled
+from darwinlm.runtime.compute import resolve_device
 from darwinlm.runtime.errors import RecipeError
+from darwinlm.runtime.limits import suggestion
+from darwinlm.search.problem.space import kept_whole
+from darwinlm.stages.layers import choose_layers
 
 
 def plan(
     model: str | None = None,
     *,
-    device: str = "cpu",
+    device: str = "auto",
     processes: int = 1,
-    ram: float | None = None,
-    disk: float | None = None,
+    memory: float | None = None,
     ready_for: str | None = None,
     recipe: Recipe | str | Path | None = None,
     assignments: Sequence[str] = (),
     allow_remote_code: bool = False,
     **budget: Unpack[Bound],
 ) -> Plan:
-    """Predict what each stage of a run needs, from the model's configuration alone.
+    """Predict what each stage of a run takes, from the model's configuration alone.
 
     Args:
         model: Hub id, folder or GGUF file.
-        device: Name of a device, such as "h100", "cuda" for this machine's GPU, "cpu", or a file of measured speeds.
+        device: A device here, which is measured: "auto", "cpu", "cuda" ...; or a card such as "h100".
         processes: Number of processes.
-        ram: Memory of the machine in bytes for all processes; None doesn't check it, and on a CPU is this machine's.
-        disk: Free bytes for the output folder; None are those of the present folder on a CPU.
+        memory: Memory of the device in bytes, if it isn't this machine's.
         ready_for: Quantisation that will follow.
         recipe: Recipe, path of a recipe, or name of a bundled one.
         assignments: "section.field=value" strings.
@@ -45,15 +45,33 @@ def plan(
         budget: One bound, as for `darwinlm.prune`.
 
     Raises:
-        RecipeError, ModelError, FamilyError: The input is wrong, or no plan can be made of it.
+        RecipeError, ModelError, FamilyError: The input is wrong, or this machine has no such device.
     """
     chosen = load_recipe(recipe, assignments, options(model=model, **budget, ready_for=ready_for))
     if chosen.model is None:
         raise RecipeError("no model is given: name a hub id, a folder or a GGUF file")
-    card = find_device(device)
-    if card.kind.type == "cpu" and ram is not None:
-        card = replace(card, memory=ram)
     checkpoint = describe_model(chosen.model, allow_remote_code=allow_remote_code)
-    if card.kind.type == "cpu" and disk is None:
-        disk = float(shutil.disk_usage(".").free)
-    return make_plan(Sizes(checkpoint, settled(chosen, card.kind), processes), card, ram=ram, disk=disk)
+    if device in DEVICES:
+        bfloat16 = chosen.compute.model_copy(update={"dtype": "bfloat16"} if chosen.compute.dtype == "auto" else {})
+        sizes = Sizes(checkpoint, chosen.model_copy(update={"compute": bfloat16}), processes)
+        return plan_card(sizes, device, memory=memory)
+    try:
+        here = resolve_device(device)
+    except RecipeError as error:
+        hint = suggestion(device, DEVICES, f"cards are {', '.join(DEVICES)}")
+        raise RecipeError(f"--device {device}: it isn't here ({error}), and no known card: {hint}") from error
+    return plan_here(Sizes(checkpoint, settled(chosen, here), processes), here, memory=memory)
+
+
+def notes_of(plan: Plan) -> list[str]:
+    """What is never cut, whether layers are equal, and widths that don't fit."""
+    sizes, recipe, checkpoint = plan.sizes, plan.sizes.recipe, plan.sizes.checkpoint
+    budget, whole = recipe.budget, checkpoint.whole is not None
+    notes = (
+        f"budget.{budget.kind} is measured in the run: the sizes are a guess until then" if budget.timed else "",
+        kept_whole(sizes.space, checkpoint.family),
+        "its parts around the language model are kept, and not counted here" if whole else "",
+        choose_layers(recipe, checkpoint, sizes.space, sizes.shapes)[1],
+        unfit_widths(recipe.units, sizes.shapes, sizes.width),
+    )
+    return [note for note in notes if note]

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from html import escape
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Unpack
 
 from darwinlm.execution.output import check_inputs
 from darwinlm.execution.run import Run
-from darwinlm.needs.sizes import Sizes
 from darwinlm.pipeline import PRUNE, open_run
-from darwinlm.planning.devices import device_here, present_load
-from darwinlm.planning.plan import make_plan
-from darwinlm.planning.time_limit import TimeLimit
+from darwinlm.planning.plan import plan_here
+from darwinlm.planning.sizes import Sizes
 from darwinlm.recipe import Bound, Recipe, load_recipe, options
 from darwinlm.recipe.settled import named_here
 from darwinlm.report import wording
@@ -24,9 +23,8 @@ from darwinlm.runs.model import Model, load
 from darwinlm.runtime import parallel
 from darwinlm.runtime.amounts import duration, size
 from darwinlm.runtime.console import Reporter
-from darwinlm.runtime.errors import ArtifactError, FamilyError, RecipeError
+from darwinlm.runtime.errors import ArtifactError, RecipeError
 from darwinlm.runtime.figures import ModelFigures
-from darwinlm.stages.latency import LATENCY
 from darwinlm.stages.model import SOURCE
 from darwinlm.stages.report import REPORT
 from darwinlm.stages.text import TEXT
@@ -104,7 +102,6 @@ def prune(
     *,
     vocab: float | str | None = None,
     time: float | str | None = None,
-    best_effort: bool | None = None,
     ready_for: str | None = None,
     layers: str | None = None,
     text: str | None = None,
@@ -125,8 +122,8 @@ def prune(
         model: Hub id, folder or GGUF file; overrides the recipe's.
         out: Output folder; an earlier run of the same kind is resumed.
         vocab: Tokens to keep, as a share or a number: 0.5, "50%" or "24k". None keeps all.
-        time: Time limit of the whole run, in minutes or as "90s" or "1h". Text and steps are lowered to keep it.
-        best_effort: Keep the limit even if it is too short for a useful model.
+        time: Time limit of the whole run, in minutes or as "90s" or "1h". It chooses the amount of
+            text, and ends search and recovery.
         ready_for: Quantisation whose groups of columns all pruned widths fill: "q4_k_m", "awq", "fp8" ...
         layers: "equal" gives all layers the same sizes, for engines that need them; "unequal" loses less.
         text: Source of the text; overrides the recipe's.
@@ -144,11 +141,9 @@ def prune(
         DarwinLMError: The input is wrong; see `darwinlm.runtime.errors`.
     """
     others = {"vocab": vocab, "time": time, "ready_for": ready_for, "layers": layers, "text": text}
-    others["best_effort"] = best_effort
     resolved = load_recipe(recipe, assignments, options(model=model, **budget, **others))
     how: dict[str, Any] = {"until": until, "overwrite": overwrite, "allow_remote_code": allow_remote_code}
-    pace = TimeLimit.of(resolved, begun=begun)
-    return Result(run_stages(resolved, out, reporter, pace=pace, **how).folder)
+    return Result(run_stages(resolved, out, reporter, begun=begun or monotonic(), **how).folder)
 
 
 def run_stages(
@@ -192,25 +187,16 @@ def _check_replaced(recipe: Recipe, folder: Path) -> None:
 
 
 def _expect(run: Run) -> None:
-    """Say the planned time and memory, and parts that don't fit; progress lines begin with the planned time."""
-    device, reporter = run.context.device, run.context.reporter
-    if not parallel.is_main() or device.type not in ("cpu", "cuda"):
+    """Say the planned time and memory; progress lines begin with the planned time."""
+    if not parallel.is_main():
         return
-    try:
-        plan = make_plan(Sizes(run[SOURCE], run.recipe, parallel.size()), device_here(device))
-    except FamilyError as error:
-        reporter.say(f"no plan: {error}")
-        return
-    # With a time limit, the time follows from the limit.
-    time = ""
-    if run.recipe.time is None:
-        load = present_load() if device.type == "cpu" else ""
-        slow = f" ({load}: it takes longer)" if load else ""
-        time = f"{duration(plan.seconds)} if nothing else runs{slow}, "
-        reporter.expect({run.graph[need.name].title: need.seconds(plan.rates) for need in plan.needs})
-    reporter.say(f"planned: {time}{size(max(need.device_bytes for need in plan.needs))} of memory")
-    if run.recipe.budget.timed:
-        table = sum(need.seconds(plan.rates) for need in plan.needs if need.name == LATENCY.name)
-        reporter.say(f"at most {duration(table)} of it for the latency table, from which the sizes then follow")
-    for problem in plan.problems:
-        reporter.say(f"doesn't fit: {problem}")
+    plan, reporter = (
+        plan_here(Sizes(run[SOURCE], run.recipe, parallel.size()), run.context.device),
+        run.context.reporter,
+    )
+    seconds = {run.graph[row.stage].title: plan.seconds(row)[0] for row in plan.rows}
+    reporter.expect(seconds)
+    said, limit = f"{duration(sum(seconds.values()))} if nothing else runs", run.context.limit
+    if limit is not None:
+        said = f"{duration(limit.seconds)} at most, with the amounts of the preset {run.recipe.preset}"
+    reporter.say(f"planned: {said}, {size(plan.peak.bytes)} of memory")

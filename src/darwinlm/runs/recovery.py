@@ -19,7 +19,7 @@ from darwinlm.runtime.errors import RecipeError
 from darwinlm.runtime.figures import ChatFigures
 from darwinlm.runtime.places import check_output
 from darwinlm.stages.chats import CHATS
-from darwinlm.stages.corpus import CORPUS, CORPUS_RECOVERY, DOCUMENTS, amount_for_pruning, corpus_stage
+from darwinlm.stages.corpus import CORPUS, CORPUS_RECOVERY, DOCUMENTS, corpus_stage
 from darwinlm.stages.evaluate import EVALUATE, Measured, Models, Source
 from darwinlm.stages.export import EXPORT, Exported
 from darwinlm.stages.model import DENSE, cut_to, read_cut, resolved_model
@@ -28,6 +28,7 @@ from darwinlm.stages.report import summary_of, write_report
 from darwinlm.stages.stitch import Stitched
 from darwinlm.stages.text import EVALUATION, RESERVED, TEXT, VALIDATION, Texts, text_stage
 from darwinlm.stages.text_source import with_corpus
+from darwinlm.text.amounts import amount_for_pruning
 
 
 def _models(task: Task, teacher: Checkpoint, dense: Checkpoint, export: Exported) -> Models:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from time import monotonic
 
 from darwinlm.pipeline import open_run
-from darwinlm.planning.time_limit import TimeLimit
-from darwinlm.recipe import BudgetSettings, Recipe
+from darwinlm.recipe import BudgetSettings, Recipe, load_recipe
 from darwinlm.report.plots import size_plot
 from darwinlm.report.summary import Summary
 from darwinlm.report.sweep import HEADINGS, SweepSummary, sweep_cells, sweep_page
@@ -52,22 +52,24 @@ def prune_sweep(
     """
     folder = Path(out).expanduser()
     ordered = _ordered(recipes)
-    limit = TimeLimit.of(ordered[0], runs=len(ordered), begun=begun)
     # Refuses a foreign folder, locks it to the end, and runs what doesn't depend on the budget.
-    whole = open_run(ordered[0], folder, reporter or Reporter(), pace=limit, allow_remote_code=allow_remote_code)
+    whole = open_run(
+        ordered[0], folder, reporter or Reporter(), begun=begun or monotonic(), allow_remote_code=allow_remote_code
+    )
+    ordered = [load_recipe(recipe, (), {"preset": whole.recipe.preset}) for recipe in ordered]
+    limit = whole.context.limit
     budget = ordered[0].budget
     other = budget.model_copy(update={"tolerance": budget.tolerance / 2})
     # What depends on the budget is a size's own, even if there is only one size.
     alike = [*ordered, ordered[0].model_copy(update={"budget": other})]
     summaries: list[tuple[str, Summary]] = []
     neighbour = None
-    for recipe in ordered:
+    for number, recipe in enumerate(ordered):
         name = member_name(recipe.budget)
         whole.context.reporter.say(name)
-        shared = {"given": {"neighbour": neighbour}, "parent": whole, "alike": alike}
-        run = run_stages(
-            recipe, folder / name, whole.context.reporter, until=until, overwrite=overwrite, pace=limit, **shared
-        )
+        left = None if limit is None else limit.part(len(ordered) - number)
+        shared = {"limit": left, "given": {"neighbour": neighbour}, "parent": whole, "alike": alike}
+        run = run_stages(recipe, folder / name, whole.context.reporter, until=until, overwrite=overwrite, **shared)
         if SEARCH.name in run.graph.before(until):
             neighbour = run[SEARCH].allocation
         if until == REPORT.name:

@@ -169,12 +169,6 @@ class DeviceMemoryError(DarwinLMError):
     What to do: change the setting that the message names, or find one with `darwinlm plan`.
     """
 
-    def __init__(self, message: str, stage: str = "", run: object = None) -> None:
-        super().__init__(message)
-        # Needed for advice from the plan.
-        self.stage = stage
-        self.run = run
-
 
 class BusyError(DarwinLMError):
     """Another process works on the same folder or file.

@@ -122,15 +122,11 @@ class StageTime:
 
 
 class TimeFigures(Figures):
-    """A time limit, the seconds used before the report, and what the limit lowered, in words.
-
-    It was too short if the search had no generation, or less text than a useful model needs.
-    """
+    """A time limit, the seconds used before the report, and the preset whose amounts of text fitted into it."""
 
     limit: float
     seconds: float
-    shortened: tuple[str, ...] = ()
-    too_short: bool = False
+    preset: str
 
 
 class LookingBackFigures(Figures):

@@ -65,11 +65,13 @@ def search(
     *,
     batch_tokens: int,
     neighbour: Allocation | None = None,
+    seconds: float = math.inf,
 ) -> dict[str, Any]:
     """Find the allocation, or resume an interrupted search.
 
     `texts` are fitness text, [n, t], and training text if candidates are trained. The search starts from `neighbour`, a
-    result at another budget with the same database, if it is better. `folder` holds the state.
+    result at another budget with the same database, if it is better. `folder` holds the state. It ends after `seconds`,
+    or after `search.minutes`.
     Returns the best allocation, the best uniform one at the same budget, and figures for the report.
 
     Raises:
@@ -77,7 +79,7 @@ def search(
         BudgetError: No allocation keeps the budget.
         NumericsError: Losses aren't finite.
     """
-    clock = Clock(math.inf if settings.minutes is None else 60 * settings.minutes)
+    clock = Clock(min(seconds, math.inf if settings.minutes is None else 60 * settings.minutes))
     placed = PlacedModules(model, database, problem.space)
     sequences = -(-settings.fitness_needed // texts["fitness"].shape[1])
     memory = HiddenMemory(folder)

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
+import time
+
 from darwinlm.evaluation.chat_scores import measure_chats
-from darwinlm.evaluation.instructions import NEW_TOKENS, RULES, TOPICS
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.loading import FILES as TOKENIZER_FILES
-from darwinlm.needs.need import Need
 from darwinlm.runtime import amounts, parallel
 from darwinlm.runtime.artifact import read_as, write_json
 from darwinlm.runtime.errors import ModelError
 from darwinlm.runtime.figures import ChatFigures
 from darwinlm.runtime.memory import free_bytes
-from darwinlm.sampling.sampler import CPU_ROWS, GPU_ROWS
 from darwinlm.sampling.script import chat_parts
 from darwinlm.stages.evaluate import Models
 
 FIGURES = "chats.json"
-ANSWERED = len(TOPICS) * len(RULES) * (NEW_TOKENS + 32)
-"""Tokens of all prompts with instructions and their answers, at most."""
-CHAT = 1.3
-"""Tokens of a chat for each of its answer's."""
 
 
 def _measure(task: Task, teacher: Checkpoint, models: Models) -> None:
@@ -35,6 +29,7 @@ def _measure(task: Task, teacher: Checkpoint, models: Models) -> None:
                 "dense",
                 teacher.tokenizer(),
                 tokens=task.recipe.evaluation.answer_tokens,
+                ends=time.monotonic() + task.left(CHATS.name),
                 batch_tokens=context.batch_tokens,
                 asked=("dense", list(sources)[-1]),
             )
@@ -58,26 +53,6 @@ def _prevented(task: Task, teacher: Checkpoint) -> str:
     return ""
 
 
-def _need(need: Need) -> None:
-    """The dense model writes answers, and all models read them; the dense and the saved one answer instructions.
-
-    A model that is known by its configuration alone counts as a chat model.
-    """
-    sizes = need.sizes
-    described = not any((sizes.checkpoint.folder / name).is_file() for name in TOKENIZER_FILES)
-    if not described and isinstance(chat_parts(sizes.checkpoint.tokenizer()), str):
-        return
-    tokens, rows = sizes.recipe.evaluation.answer_tokens, CPU_ROWS if need.on_cpu else GPU_ROWS
-    need.run(CHAT * tokens + ANSWERED, heads=1, batch=rows)
-    need.run(ANSWERED, sizes.kept, heads=1, batch=rows)
-    smaller = 2 + bool(sizes.recipe.refit.tokens) + bool(sizes.recipe.recovery.tokens)
-    need.run(smaller * CHAT * tokens, 1 + sizes.kept, heads=2)
-    need.tokens = (1 + 2 * smaller) * CHAT * tokens + 2 * ANSWERED
-    if 2 * (weights := float(sizes.params * sizes.size)) <= need.room / 2:
-        need.held = need.a_pass() | {"whole models": 2 * weights}
-    need.files((sizes.params + smaller * sizes.small) * sizes.saved)
-
-
 CHATS = Stage(
     "chats",
     lambda task: read_as(task.folder / FIGURES, ChatFigures),
@@ -87,6 +62,5 @@ CHATS = Stage(
     arithmetic=True,
     together=True,
     wanted=lambda recipe: recipe.evaluation.answer_tokens,
-    need=_need,
 )
 """Figures of chats on new answers, which no text of the run holds."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,20 +14,14 @@ from darwinlm.database.block_moments import Saliency
 from darwinlm.database.blocks import block_file
 from darwinlm.database.build import build_database
 from darwinlm.database.elimination import why_not_recorded
-from darwinlm.database.expert_order import ROUNDS as FITS
-from darwinlm.database.expert_order import steps
 from darwinlm.database.finished import TEXT, VERSION, calibration_documents, check_fits, find_database
-from darwinlm.database.lens import FITTED, HEAD_TOKENS, JUDGED, Lens
-from darwinlm.database.levels import variants
+from darwinlm.database.lens import Lens
 from darwinlm.database.metrics import find_metric
 from darwinlm.database.store import DatabaseReader
 from darwinlm.execution.context import Context
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.parts import KINDS
-from darwinlm.families.shapes import ModuleShape
-from darwinlm.needs.need import Items, Need, largest
-from darwinlm.needs.sizes import Sizes
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import StageFolder, read_tensors, write_json, write_tensors
 from darwinlm.runtime.compute import exact_device
@@ -37,10 +30,7 @@ from darwinlm.runtime.memory import kept_memory
 from darwinlm.streaming.hidden import HiddenMemory
 from darwinlm.streaming.stream import BlockStream
 from darwinlm.text import TokenSequences
-
-GRADIENT_TOKENS, GRADIENT_SHARE = 8192, 8
-"""Most calibration tokens for the gradients of the loss, and the part of the calibration text that they are: an eighth.
-Measured databases have these amounts (docs/notebook/database.md)."""
+from darwinlm.text.amounts import gradient_tokens
 
 
 def stream_of(
@@ -51,106 +41,10 @@ def stream_of(
     return BlockStream(checkpoint, tokens, **how, memory=memory)
 
 
-def gradient_tokens(calibration_tokens: int) -> int:
-    """Number of calibration tokens for the gradients of the loss."""
-    return min(max(calibration_tokens // GRADIENT_SHARE, 1), GRADIENT_TOKENS)
-
-
 def _gradient_rows(calibration: TokenSequences) -> int:
     """Number of sequences for the gradients; each process needs one."""
     wanted = -(-gradient_tokens(calibration.n_tokens) // calibration.tokens.shape[1])
     return min(max(wanted, parallel.size()), len(calibration.tokens))
-
-
-def _gradients_need(need: Need) -> None:
-    """A forward pass, then blocks and head again with gradients of the stream; weights get none.
-
-    In memory are the stream before every block, and the head or one block, as it is read and as it is used.
-    """
-    sizes = need.sizes
-    need.tokens = sizes.whole(gradient_tokens(sizes.recipe.text.calibration_tokens))
-    need.run(need.tokens, heads=2)
-    need.run(need.tokens, blocks=2, kind="training")
-    rows, head = need.ends(need.tokens)
-    need.held = need.streams(need.tokens * sizes.width * (sizes.depth + 1))
-    need.held |= rows | largest(head, need.a_pass(2, backward=True))
-    if need.on_cpu:  # memory that forward passes freed stays with the process, in fragments between the streams
-        need.held["fragments"] = sizes.pass_tokens * sizes.passes().peak
-    need.files(sizes.params * sizes.saved, 4.0 * sizes.width**2 * len(sizes.shapes))
-
-
-def orders_of(sizes: Sizes, shape: ModuleShape) -> int:
-    """Number of removal orders of a module: one for each variant, and one more if heads are ranked first."""
-    if shape.kind == "mlp":
-        return max(shape.experts, 1)
-    count = len(variants(shape, sizes.recipe.units))
-    return count if count == 1 else count + 1
-
-
-def database_bytes(sizes: Sizes) -> float:
-    """Bytes of the database's files: a packed factor of each module, and columns and errors of each variant."""
-    factors = (max(shape.experts, 1) * (float(shape.width) ** 2 + shape.width) / 2 * 4 for shape in sizes.cut)
-    return sum(factors) + sum(orders_of(sizes, shape) * shape.width * 12 for shape in sizes.cut)
-
-
-def _database_need(need: Need) -> None:
-    """Second moments of inputs; removal order, Cholesky factor and target of every variant of every module.
-
-    In memory are the stream, and a block while it runs or while its modules are factorised. On a CPU, moments are moved
-    to files, and a module is factorised in the memory of one float64 matrix. It takes two if there are fewer tokens
-    than columns and its order needs float64, and weights and their gradients' moments besides. Moments weight the
-    weights in the type of the order. On a GPU, moments stay, and an inverse takes one matrix more.
-    """
-    sizes, r = need.sizes, float(need.sizes.width)
-    tokens, moments, work = sizes.recipe.text.calibration_tokens, Counter[int](), 0.0
-    weighted = find_metric(sizes.recipe.database.saliency).gradients
-    ordered: Items = {}
-    need.tokens = tokens
-    need.run(tokens)
-    for shape in sizes.cut:
-        d, experts, orders = float(shape.width), max(shape.experts, 1), orders_of(sizes, shape)
-        need.add("moments", 2 * tokens * d * d)
-        need.add("removal", orders * 2 * d**3)
-        need.add("solves", orders * 2 * d * d * r)
-        # An inverse for the order, then a factor and the target.
-        need.add("factors", orders * (d**3 + d**3 / 3 + 2 * d * d * r))
-        moments[shape.block] += experts * shape.width**2 * 4
-        double = tokens <= d
-        matrices = (1 if need.on_cpu else 2) + double
-        weights = (sizes.size + 16) if double and weighted else 8
-        work = max(work, (8 * matrices + 4 * shape.experts) * d * d + weights * r * d + 12 * r * r)
-        ordered = _order_experts(need, shape) if shape.experts else ordered
-    of_a_block = {"second moments of one block": float(max(moments.values()))}
-    passing = need.a_pass(1) | of_a_block | ordered
-    factorising = {"factors of one module": work} | ({} if need.on_cpu else of_a_block)
-    need.held = need.streams(tokens * r) | largest(passing, factorising)
-    if ordered:
-        rows, head = need.ends(tokens)
-        need.held |= rows | head
-    need.add("hashing", sizes.params * sizes.saved)
-    # With experts, the model is read once more for the dense stream after the last block.
-    need.files((2.0 if ordered else 1.0) * sizes.params * sizes.saved, database_bytes(sizes))
-
-
-def _order_experts(need: Need, shape: ModuleShape) -> Items:
-    """Trials without some experts of a block: fits, the rest of the block, and the head; returns what they hold."""
-    sizes, d, r = need.sizes, float(shape.width), float(need.sizes.width)
-    share = min(1.0, sizes.recipe.text.calibration_tokens / (FITTED + JUDGED))
-    fitted, judged = share * FITTED, share * JUDGED
-    counts = list(steps(shape.experts, shape.chosen if shape.droppable else shape.experts))
-    need.run(fitted + 2 * judged, 1 / sizes.depth)
-    for remaining, _, tried in counts:
-        own = fitted * (shape.chosen + 1) / remaining
-        side = min(own, d)
-        fit = 2 * own * d * side + side**3 / 3 + 2 * side**2 * r + 4 * own * d * r
-        need.add("solves", (1 + tried) * remaining * FITS * (fit + 2 * own * judged / fitted * d * r))
-        need.run((1 + tried) * judged, 1 / sizes.depth, heads=1)
-    most = 1 + max(tried for _, _, tried in counts)
-    return {
-        "outputs of experts for the removal order": (fitted + judged) * (shape.chosen + 1) * (d + r) * 4,
-        "streams of trials": most * judged * r * sizes.size,
-        "logits of one piece": float(min(HEAD_TOKENS, judged) * sizes.vocabulary * (sizes.size + 12)),
-    }
 
 
 def _gradients(task: Task, dense: Checkpoint, calibration: TokenSequences) -> None:
@@ -189,7 +83,6 @@ SALIENCY: Stage[Saliency | None] = Stage(
     arithmetic=True,
     together=True,
     wanted=lambda recipe: find_metric(recipe.database.saliency).gradients and recipe.database.folder is None,
-    need=_gradients_need,
 )
 
 
@@ -269,6 +162,5 @@ DATABASE: Stage[PruningDatabase] = Stage(
     together=True,
     wanted=lambda recipe: recipe.database.folder is None,
     otherwise=_finished,
-    need=_database_need,
 )
 """Every module at every level."""

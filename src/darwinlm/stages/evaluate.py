@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -12,31 +13,28 @@ import torch
 from torch import Tensor
 
 from darwinlm.evaluation.looking_back import (
-    LIST_LENGTHS,
-    PASSAGES,
     all_copying,
     longest_sequence,
     measure_copying,
     number_of_lists,
 )
 from darwinlm.evaluation.quality import HEAD_TOKENS, measure_quality
-from darwinlm.evaluation.speed import NEW_TOKENS, WARM_TOKENS, continue_greedily, measure_speed, prompts_for
+from darwinlm.evaluation.speed import continue_greedily, measure_speed, prompts_for
 from darwinlm.execution.context import Context
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.needs.need import Items, Need, largest
 from darwinlm.runtime import parallel
 from darwinlm.runtime.amounts import size
 from darwinlm.runtime.artifact import digest_of, read_as, write_json
 from darwinlm.runtime.figures import LookingBackFigures, ModelFigures, ModelKey
 from darwinlm.runtime.memory import free_bytes
 from darwinlm.sampling.script import chat_parts
-from darwinlm.stages.database import PruningDatabase, database_bytes
+from darwinlm.stages.database import PruningDatabase
 from darwinlm.stages.export import Exported
 from darwinlm.stages.recover import Recovered
 from darwinlm.stages.refit import Refitted
 from darwinlm.stages.search import SearchResult
-from darwinlm.stages.stitch import Stitched, stitching
+from darwinlm.stages.stitch import Stitched
 from darwinlm.streaming.hidden import HiddenMemory
 from darwinlm.streaming.streamed import StreamedDecoder
 from darwinlm.surgery.stitch import as_dtype, block_parameters, stitched_blocks
@@ -133,38 +131,6 @@ def _models(
 MODELS = Stage("models", _models)
 
 
-def _need(need: Need) -> None:
-    """Every model on evaluation text, timed passes, and continuations, of which each token reads all weights.
-
-    In memory are a block and a head while models are read, then whole models where two fit into half of the memory.
-    """
-    sizes, recipe = need.sizes, need.sizes.recipe
-    tokens, length = recipe.text.evaluation_tokens, recipe.text.sequence_length
-    copied = number_of_lists(tokens) * (2 * sum(LIST_LENGTHS) + sum(2 * n + gap for n, gap in PASSAGES))
-    # The first process times the models while the others wait: a warm-up, and one round more.
-    timed = 2 * length * need.processes
-    decoded = need.processes * (WARM_TOKENS + NEW_TOKENS * (1 + len(prompts_for(None, recipe.evaluation.prompts))))
-    smaller = 2 + bool(recipe.refit.tokens) + bool(recipe.recovery.tokens)  # uniform, searched, refitted, recovered
-    stitching(need)  # the uniform one
-    for kept, models in ((1.0, 1), (sizes.kept, smaller)):
-        need.run(models * (tokens + timed), kept, heads=1)
-        need.run(models * copied, kept)
-        need.add("decoding", models * decoded * (kept * sizes.blocks + sizes.outside) * sizes.size)
-    need.tokens = tokens * (1 + smaller)
-    head = float(sizes.vocabulary * sizes.width * sizes.size)
-    reading = need.a_pass(2) | {"heads": 2 * head, "logits of one piece": 16.0 * HEAD_TOKENS * sizes.vocabulary}
-    reading |= need.streams(tokens * sizes.width * (1 + smaller))
-    timing: Items = {}
-    if (sizes.params + sizes.small) * sizes.size <= need.room / 2:
-        whole = float((sizes.params + smaller * sizes.small) * sizes.size)
-        timing = {"whole models": min(whole, need.room / 2)}
-        if not need.on_cpu:
-            in_float32 = recipe.refit.tokens and recipe.recovery.tokens
-            need.ram["a model while it is loaded"] = float(sizes.small * (4 if in_float32 else sizes.saved))
-    need.held = largest(reading, timing)
-    need.files((sizes.params + smaller * sizes.small) * sizes.saved + database_bytes(sizes))
-
-
 def _measure(task: Task, dense: Checkpoint, models: Models, export: Exported, evaluation: TokenSequences) -> None:
     measured = measure_models(task, dense, models.sources, evaluation, export.dtype)
     parallel.in_main(write_json, task.folder / FIGURES, {key: each.as_json() for key, each in measured.items()})
@@ -179,17 +145,14 @@ EVALUATE: Stage[Measured] = Stage(
     settings=("evaluation.prompts",),
     arithmetic=True,
     together=True,
-    need=_need,
 )
 """Figures of each model, on the same held-out text."""
 
 
 def _late(task: Task) -> Callable[[float], Callable[[], bool] | None]:
     """For a share of the time until the evaluation must end: whether this share has passed; None without a limit."""
-    begun, ends = time.monotonic(), None if task.pace is None else task.pace.ends()
-    if ends is None:
-        return lambda share: None
-    return lambda share: lambda: time.monotonic() - begun > share * (ends - begun)
+    begun, left = time.monotonic(), task.left(EVALUATE.name)
+    return lambda share: None if left == math.inf else lambda: time.monotonic() - begun > share * left
 
 
 def measure_models(

@@ -12,7 +12,6 @@ from darwinlm.execution.stage import Stage, Task
 from darwinlm.export.hf import RECORD, check_saved, recorded_digests, save_model, saved_digests
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import is_custom
-from darwinlm.needs.need import Need
 from darwinlm.recipe.settled import saved_dtype
 from darwinlm.report.wording import without_folders
 from darwinlm.runtime.artifact import what_changed, write_json
@@ -42,18 +41,6 @@ class Exported:
     def folder(self) -> Path:
         """Where the model lies."""
         return self.checkpoint.folder
-
-
-def _need(need: Need) -> None:
-    """The model and the saved one are in mapped files; a block of each runs on a few tokens."""
-    sizes, saved = need.sizes, need.sizes.saved
-    small = float(sizes.small) * saved
-    need.ram["weights of one block, and the head"] = 4.0 * sizes.block + 2.0 * saved * (
-        sizes.block + sizes.vocabulary * sizes.width
-    )
-    need.add("hashing", small)
-    need.files(3 * small, small)
-    need.scratch = small
 
 
 def _save(
@@ -105,6 +92,5 @@ EXPORT = Stage(
     settings=("export.dtype",),
     check=lambda task, original: original.check_carried(),
     spoiled=_changed,
-    need=_need,
 )
 """The final model in `model/` of the output folder."""

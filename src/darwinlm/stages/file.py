@@ -13,7 +13,6 @@ from darwinlm.export.gguf import ENGINE, export_gguf
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.gguf.sizes import largest_type
 from darwinlm.models.in_llama_cpp import open_in_llama_cpp
-from darwinlm.needs.need import Need
 from darwinlm.runtime.artifact import read_as, write_json
 from darwinlm.runtime.errors import BudgetError, import_extra
 from darwinlm.runtime.figures import FileChoice, QuantisedFile
@@ -62,14 +61,6 @@ def _write(task: Task, teacher: Checkpoint, export: Exported, evaluation: TokenS
     write_json(task.folder / RECORD, {"file": path.name, "tokens": tokens.numel(), **record})
 
 
-def _need(need: Need) -> None:
-    """Two files, each read by llama.cpp as many times as there are tokens, and the dense model beside them."""
-    sizes = need.sizes
-    tokens = min(TOKENS, sizes.recipe.text.evaluation_tokens)
-    need.run(2 * tokens, heads=2)
-    need.files(2 * sizes.params * sizes.saved, sizes.small)
-
-
 FILE: Stage[FileChoice | None] = Stage(
     "file",
     lambda task: read_as(task.folder / RECORD, FileChoice),
@@ -78,6 +69,5 @@ FILE: Stage[FileChoice | None] = Stage(
     settings=("budget.file", "units.quantisation"),
     wanted=lambda recipe: recipe.budget.kind == "file",
     check=_check,
-    need=_need,
 )
 """The file that `budget.file` bounds, `model-QUANTISATION.gguf` of the output folder; None for other budgets."""

@@ -10,10 +10,9 @@ import torch
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import module_shapes
-from darwinlm.latency.measure import CHECKS, check_fastest, fastest, measure_table, table_costs
+from darwinlm.latency.measure import check_fastest, fastest, measure_table, table_costs
 from darwinlm.latency.table import LatencyTable
-from darwinlm.latency.timing import DECODE_STEPS, PATIENCE, ModelTimer
-from darwinlm.needs.need import Need
+from darwinlm.latency.timing import ModelTimer
 from darwinlm.runtime.artifact import read_as, write_json
 from darwinlm.search.problem.cost import CostModel
 from darwinlm.search.problem.problem import space_of
@@ -24,9 +23,6 @@ WORRYING = 0.05
 POINTS, RUNS = 9, 3
 """Maximum number of timed widths for one kind of module (other times are interpolated), and timed passes at each width,
 whose median is used; up to three times as many if they disagree."""
-
-TIMED = 0.75
-"""Mean share of the blocks in a timed pass, for the plan: half of the passes are of the dense model."""
 
 TABLE = "table.json"
 RATIOS = "ratios.json"
@@ -42,18 +38,6 @@ def _machine(task: Task) -> dict[str, Any]:
         "machine": [name, device.type, torch.get_num_threads(), torch.__version__],
         "timed": [POINTS, RUNS, "CUDA graph" if on_gpu else "eager"],
     }
-
-
-def _need(need: Need) -> None:
-    """Alternating passes of two models, of which the second has three quarters of the blocks on average."""
-    sizes, budget = need.sizes, need.sizes.recipe.budget
-    models = POINTS * len({shape.kind for shape in sizes.cut}) + CHECKS
-    passes = models * (1 + 2 * PATIENCE * RUNS)
-    need.tokens = passes * budget.batch * (budget.prefill_tokens + budget.decode_tokens // 2)
-    need.run(need.tokens, TIMED, batch=need.tokens / passes)
-    steps = passes * min(DECODE_STEPS, budget.decode_tokens)
-    need.add("decoding", steps * (TIMED * sizes.blocks + sizes.outside) * sizes.size)
-    need.held = need.a_pass() | {"two models": 2.0 * sizes.params * sizes.size}
 
 
 def _measure(task: Task, dense: Checkpoint) -> None:
@@ -99,7 +83,6 @@ LATENCY: Stage[CostModel | None] = Stage(
     writes="time of a module at every level",
     settings=("units", "budget.prefill_tokens", "budget.decode_tokens", "budget.batch"),
     key=_machine,
-    need=_need,
     wanted=lambda recipe: recipe.budget.timed,
 )
-"""Costs in nanoseconds of the recipe's request. It states no need: a budget in time can't be planned before it."""
+"""Costs in nanoseconds of the recipe's request."""

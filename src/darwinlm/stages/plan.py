@@ -8,9 +8,12 @@ from darwinlm.database.levels import unfit_widths
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import ModuleShape, module_shapes
+from darwinlm.planning.plan import check_memory
+from darwinlm.planning.sizes import Sizes
 from darwinlm.recipe import Recipe
 from darwinlm.recipe.quantisation import in_gguf
 from darwinlm.recipe.settled import saved_dtype
+from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import write_json
 from darwinlm.search.problem.budgets import Counted, bounded
 from darwinlm.search.problem.cost import CostModel
@@ -46,11 +49,15 @@ def _counted(
 
 
 def _check(task: Task, original: Checkpoint) -> None:
-    """Refuse an impossible budget before the first stage works, if it can be counted without a smaller vocabulary."""
+    """Refuse an impossible budget before the first stage works, if it can be counted without a smaller vocabulary.
+
+    Raises BudgetError, or DeviceMemoryError if the run needs more memory than the device has.
+    """
     if task.recipe.vocabulary is None:
         *_, cost = _counted(task.recipe, original, module_shapes(original))
         if cost is not None:
             bounded(cost, task.recipe, original)
+    check_memory(Sizes(original, task.recipe, parallel.size()), task.context.device)
 
 
 def _costs(task: Task, dense: Checkpoint, latency: CostModel | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
@@ -12,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.needs.need import Need
-from darwinlm.needs.training import STATE_BYTES, add_updates, trained
 from darwinlm.recovery.checks import check_length, check_packages, check_sharding, check_teacher
 from darwinlm.recovery.losses import needs_dense
 from darwinlm.recovery.schedule import Steps, plan_steps
@@ -35,8 +34,6 @@ if TYPE_CHECKING:
 RECORD, MARKER = "record.json", "key.json"
 SCRATCH = "recover-work"
 """Folder of checkpoints and packed text beside those of the stages; it is deleted after the training."""
-LOGIT_BYTES = 30
-"""Peak bytes per logit: logits of both models, their float32 log-softmax, and gradients."""
 
 
 @dataclass(frozen=True)
@@ -69,57 +66,6 @@ def check_recovery(task: Task, teacher: Checkpoint, dense: Checkpoint) -> Steps:
     return plan_steps(settings, text.sequence_length, task.context.batch_tokens, parallel.size())
 
 
-def _need(need: Need) -> None:
-    """Training of the smaller model, the dense one beside it, and evaluations.
-
-    In memory are weights, gradients and moments, the dense model, and the activations of one pass. Fused AdamW needs no
-    copies.
-    """
-    from darwinlm.recovery.cache import bytes_per_token
-    from darwinlm.recovery.checkpoints import KEPT
-    from darwinlm.recovery.model import LOGIT_CHUNK
-
-    sizes, recipe, size, small = need.sizes, need.sizes.recipe, need.sizes.size, float(need.sizes.small)
-    settings, held_out, distils = recipe.recovery, recipe.text.validation_tokens, needs_dense(recipe.recovery)
-    tokens, unique = float(settings.tokens), settings.tokens / settings.epochs
-    micro = min(sizes.pass_tokens, settings.step_tokens)
-    count = need.processes if settings.sharding == "fsdp" else 1
-    whole_head = settings.trains_embeddings and not settings.lora_rank
-    weights = small if whole_head else trained(sizes, settings.lora_rank)
-    # The head keeps no activations: each piece of its logits is differentiated at once, or recomputed when sharded.
-    heads, blocks = 2 + whole_head + (count > 1), 3 + settings.gradient_checkpointing
-    need.run(tokens, sizes.kept, blocks=blocks, heads=heads, batch=micro, kind="training")
-    evaluated = held_out * (2 + settings.tokens // settings.save_every)
-    need.run(evaluated, sizes.kept, heads=1)
-    if distils:  # on validation text, the dense model's streams are kept
-        cached = settings.teacher_cache is not None
-        need.run(unique if cached else tokens, heads=1 if cached else 2, batch=micro)
-        need.run(held_out)
-        need.run(evaluated, blocks=0, heads=1)
-    need.tokens = tokens
-    add_updates(need, tokens / max(settings.step_tokens, 1), weights)
-    need.held = {
-        "weights of the smaller model, float32": 4.0 * small / count,
-        "gradients": 4.0 * weights / count,
-        "AdamW's two moments": 8.0 * weights / count,
-        "activations of the backward pass": micro * sizes.activations(4 if settings.gradient_checkpointing else 0),
-        "logits of one piece": float(min(LOGIT_CHUNK, micro) * sizes.vocabulary * LOGIT_BYTES),
-    }
-    if size == 2:
-        once = sizes.kept * (sizes.blocks if count == 1 else sizes.block)
-        need.held["its weights in bfloat16"] = 2.0 * (once + sizes.outside)
-    if distils:
-        need.held["dense model"] = (sizes.blocks / count + sizes.outside) * size
-    need.ram["the smaller model during loading"] = 4.0 * small
-    text = unique * (4 if sizes.vocabulary > 1 << 16 else 2)
-    # One checkpoint more is being written.
-    need.scratch = (KEPT + 1) * STATE_BYTES * weights + text
-    need.add("tokenising", unique)
-    need.add("hashing", small * sizes.saved)
-    cache = unique * bytes_per_token(sizes.vocabulary) if settings.teacher_cache else 0
-    need.files(text + (small + (sizes.params if distils else 0)) * sizes.saved, 4.0 * small + cache)
-
-
 def _recover(
     task: Task,
     dense: Checkpoint,
@@ -136,6 +82,7 @@ def _recover(
     from darwinlm.recovery.train import Training
 
     recipe, context, small = task.recipe, task.context, stitch.checkpoint
+    ends = time.monotonic() + task.left(RECOVER.name)
     settings, tokenizer, seed = recipe.recovery, dense.tokenizer(), recipe.text.seed
     source = with_corpus(settings.text or given_source(recipe), corpus_recovery)
     scratch = context.path(SCRATCH)
@@ -190,6 +137,7 @@ def _recover(
             device=context.device,
             dtype=context.dtype,
             mesh=mesh,
+            ends=ends,
             logs=task.folder / "logs",
             say=context.reporter.say,
             progress=context.reporter.advance,
@@ -222,14 +170,13 @@ RECOVER: Stage[Recovered | None] = Stage(
     version=8,
     title="recovery",
     writes="the trained model, and the record of the training",
-    settings=("recovery", "text.sequence_length", "text.looking_back", "text.seed"),
+    settings=("recovery", "time", "text.sequence_length", "text.looking_back", "text.seed"),
     ignored=("recovery.sharding", "recovery.log_to", "recovery.teacher_cache"),
     key=_key,
     arithmetic=True,
     together=True,
     wanted=lambda recipe: recipe.recovery.tokens,
     check=lambda task, source, original: check_recovery(task, original, source),
-    need=_need,
 )
 """The model after training. Its key depends neither on the number of processes nor on the division of work."""
 

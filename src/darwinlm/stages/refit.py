@@ -19,7 +19,6 @@ from darwinlm.database.blocks import block_file
 from darwinlm.evaluation.divergence import DenseDistribution
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.needs.need import Need, largest
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import read_json, read_tensors, write_json
 from darwinlm.runtime.compute import exact
@@ -27,7 +26,7 @@ from darwinlm.stages.database import stream_of
 from darwinlm.stages.stitch import Stitched
 from darwinlm.streaming.hidden import HiddenMemory
 from darwinlm.streaming.stream import BlockStream
-from darwinlm.surgery.refit import RIDGES, Streams, put_weights, refit
+from darwinlm.surgery.refit import Streams, put_weights, refit
 from darwinlm.text import TokenSequences
 
 RECORD, CHOICES = "record.json", "choices.json"
@@ -62,37 +61,6 @@ class Refitted:
     def model(self, dtype: torch.dtype = torch.float32, keep: Callable[[Tensor], Tensor] = lambda each: each) -> Any:
         """The corrected model; `keep` puts every tensor in its place."""
         return self.stitched.checkpoint.load(dtype, weights=self.block, keep=keep)
-
-
-def _need(need: Need) -> None:
-    """Both models by block, fits of output projections, comparisons on validation text for the interpolation factor.
-
-    In memory are the streams, and a block of both models for each text and the moments of a module, or the heads.
-    """
-    sizes, recipe, size, r = need.sizes, need.sizes.recipe, need.sizes.size, float(need.sizes.width)
-    held_out, widths = recipe.text.validation_tokens, [shape.width * sizes.kept for shape in sizes.shapes]
-    everything = recipe.refit.tokens + held_out
-    need.run(everything)
-    # The smaller stream once for the inputs of each module and once to advance.
-    need.run(everything, sizes.kept, blocks=2)
-    # Without the fit and with each strength but the whole one, whose stream exists; dense logits each time.
-    compared = len(STRENGTHS) * held_out
-    need.run(compared, sizes.kept, heads=2)
-    need.tokens = everything + compared
-    for d in widths:
-        need.add("moments", everything * (2 * d * d + 2 * d * r))
-        # Every process solves for the same weights.
-        need.add("factors", need.processes * len(RIDGES) * (d**3 / 3 + 4 * d * d * r))
-    d = max(float(shape.width) for shape in sizes.shapes)  # a module may stay whole
-    need.held = need.streams(4.0 * everything * r) | largest(
-        need.a_pass(2 + 2 * sizes.kept) | {"moments of one module": d * (20 * d + (24 + 4 * len(RIDGES)) * r)},
-        {
-            "heads: dense, smaller": 2.0 * sizes.vocabulary * r * size,
-            "logits of one piece": float(HEAD_TOKENS * sizes.vocabulary * (4 + 2 * size)),
-        },
-    )
-    need.add("hashing", sizes.small * sizes.saved)
-    need.files((sizes.params + sizes.small) * sizes.saved, sum(r * d * 4 for d in widths))
 
 
 def _refit(
@@ -140,7 +108,6 @@ REFIT: Stage[Refitted | None] = Stage(
     arithmetic=True,
     together=True,
     wanted=lambda recipe: recipe.refit.tokens,
-    need=_need,
 )
 
 

@@ -159,11 +159,14 @@ def summary_of(
 
 
 def _time(task: Task) -> TimeFigures | None:
-    """The time limit and what it lowered; a rerun that only reused stages keeps what the run said."""
+    """The time limit and its use; a rerun that only reused stages keeps what the run said."""
     before = task.context.folder / FILE
     if all(each.reused for each in task.times) and before.is_file():
         return read_summary(before).time
-    return None if task.pace is None else task.pace.figures()
+    limit = task.context.limit
+    if limit is None:
+        return None
+    return TimeFigures(limit=limit.seconds, seconds=round(limit.used, 1), preset=task.recipe.preset)
 
 
 def _file(teacher: Checkpoint, folder: Path) -> FileFigures | None:

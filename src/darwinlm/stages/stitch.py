@@ -13,10 +13,9 @@ from torch import Tensor
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.needs.need import Need
 from darwinlm.runtime.mapped import in_file
 from darwinlm.runtime.memory import ALL
-from darwinlm.stages.database import PruningDatabase, database_bytes
+from darwinlm.stages.database import PruningDatabase
 from darwinlm.stages.search import SearchResult
 from darwinlm.surgery.stitch import stitch
 
@@ -37,25 +36,6 @@ class Stitched:
         return self.checkpoint.load(dtype, keep=keep)
 
 
-def stitching(need: Need) -> None:
-    """The weights of a smaller model from the database: its target, and a triangular solve for the kept columns."""
-    sizes, kept = need.sizes, need.sizes.kept
-    for shape in sizes.shapes:
-        d = float(shape.width)
-        need.add("solves", max(shape.experts, 1) * d * d * sizes.width * (2 + kept**2))
-    need.held["factors of one module"] = 4.0 * max(
-        shape.width * (shape.width + 2 * sizes.width) for shape in sizes.shapes
-    )
-
-
-def _need(need: Need) -> None:
-    sizes = need.sizes
-    stitching(need)
-    need.held["weights of one block"] = float(sizes.block * sizes.saved)
-    need.scratch = float(sizes.small * sizes.saved)
-    need.files(sizes.params * sizes.saved + database_bytes(sizes), float(sizes.small * sizes.saved))
-
-
 def _stitch(task: Task, database: PruningDatabase, search: SearchResult) -> None:
     """Build and save the smaller model in the dense checkpoint's element types. Raises StorageError."""
     place = partial(in_file, folder=task.folder)
@@ -67,4 +47,4 @@ def _read(task: Task, database: PruningDatabase) -> Stitched:
     return Stitched(Checkpoint.open(task.folder / "model"))
 
 
-STITCH = Stage("stitch", _read, work=_stitch, version=3, writes="the smaller model", need=_need)
+STITCH = Stage("stitch", _read, work=_stitch, version=3, writes="the smaller model")

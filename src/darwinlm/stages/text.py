@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.needs.need import Need
 from darwinlm.recovery.checks import check_length
 from darwinlm.runtime.errors import DataError
-from darwinlm.stages.text_source import TEXT_SETTINGS, check_source, given_source, shares_of, text_key, with_corpus
+from darwinlm.stages.text_source import TEXT_SETTINGS, check_source, given_source, text_key, with_corpus
 from darwinlm.text import (
     PURPOSES,
     TokenSequences,
@@ -19,6 +18,7 @@ from darwinlm.text import (
     read_documents,
     split_documents,
 )
+from darwinlm.text.amounts import shares_of
 from darwinlm.text.looking_back import ordinary_tokens, with_repeats
 from darwinlm.text.records import listed
 from darwinlm.text.splits import TextTooShortError, shares_within
@@ -27,13 +27,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Texts = dict[str, TokenSequences]
-
-
-def _need(need: Need) -> None:
-    """All purposes of the text, tokenised."""
-    need.tokens = sum(shares_of(need.sizes.recipe).values())
-    need.add("tokenising", need.tokens)
-    need.files(0, 4 * need.tokens)
 
 
 def text_stage(purposes: tuple[str, ...] = PURPOSES) -> Stage[Texts]:
@@ -82,26 +75,15 @@ def text_stage(purposes: tuple[str, ...] = PURPOSES) -> Stage[Texts]:
         settings=(*TEXT_SETTINGS, "text.looking_back"),
         key=lambda task, dense: text_key(task, dense, shares_in(task)),
         check=check,
-        need=_need,
     )
 
 
 TEXT = text_stage()
 
 
-def _part(purpose: str, *settings: str) -> Stage[TokenSequences]:
-    """The text of a purpose: as much as the recipe asks for now."""
-
-    def result(task: Task, text: Texts) -> TokenSequences:
-        wanted = shares_of(task.recipe).get(purpose)
-        return text[purpose] if wanted is None else text[purpose].first(wanted)
-
-    return Stage(purpose, result, settings=settings)
-
-
-CALIBRATION = _part("calibration", "text.calibration_tokens")
-VALIDATION = _part("validation", "text.validation_tokens")
-EVALUATION = _part("evaluation", "text.evaluation_tokens")
+CALIBRATION: Stage[TokenSequences] = Stage("calibration", lambda task, text: text["calibration"])
+VALIDATION: Stage[TokenSequences] = Stage("validation", lambda task, text: text["validation"])
+EVALUATION: Stage[TokenSequences] = Stage("evaluation", lambda task, text: text["evaluation"])
 FITNESS: Stage[TokenSequences] = Stage("fitness", lambda task, text: text["fitness"])
 TRAINING: Stage[TokenSequences | None] = Stage("training", lambda task, text: text.get("training"))
 RESERVED: Stage[tuple[str, ...]] = Stage(

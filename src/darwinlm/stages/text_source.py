@@ -12,15 +12,12 @@ from darwinlm.recipe import Recipe
 from darwinlm.runtime.artifact import digest_of, file_digest
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.text import check_not_evaluation_text
+from darwinlm.text.amounts import SELF, named_parts
 from darwinlm.text.packing import added_bos
-from darwinlm.text.sources import LocalSource, parse_source, parts_of
+from darwinlm.text.sources import LocalSource, parse_source
 
 TEXT_SETTINGS = ("text.source", "text.sequence_length", "text.seed", "text.allow_benchmark_text")
 """Settings that decide which documents a run reads."""
-
-
-SELF = "self"
-"""Source that stands for text which the dense model writes itself."""
 
 
 def given_source(recipe: Recipe) -> str:
@@ -28,11 +25,6 @@ def given_source(recipe: Recipe) -> str:
     if not recipe.text.source:
         raise RecipeError("text.source: no text is given; name a file, a folder, hf:owner/name, or self")
     return recipe.text.source
-
-
-def named_parts(source: str) -> list[str]:
-    """The sources that a string names; `self` is never a file."""
-    return [source] if source == SELF else parts_of(source)
 
 
 def with_corpus(source: str, corpus: Path | None) -> str:
@@ -44,18 +36,6 @@ def check_source(source: str, allow_benchmark_text: str) -> None:
     """Refuse evaluation text of a benchmark, as `check_not_evaluation_text`; the model's own text is none."""
     if others := [part for part in named_parts(source) if part != SELF]:
         check_not_evaluation_text(",".join(others), allow_benchmark_text=allow_benchmark_text)
-
-
-def shares_of(recipe: Recipe) -> dict[str, int]:
-    """Number of tokens for each purpose."""
-    settings, training = recipe.text, recipe.search.training_needed
-    shares = {
-        "calibration": settings.calibration_tokens,
-        "fitness": recipe.search.fitness_needed,
-        "validation": settings.validation_tokens,
-        "evaluation": settings.evaluation_tokens,
-    }
-    return {**shares, "training": training} if training else shares
 
 
 def text_key(task: Task, model: Checkpoint, shares: dict[str, int]) -> dict[str, Any]:

@@ -17,10 +17,11 @@ from darwinlm.recipe.sections import TextSettings
 from darwinlm.report.summary import VocabularyFigures
 from darwinlm.runtime.artifact import read_as, write_json
 from darwinlm.runtime.errors import DataError, RecipeError
-from darwinlm.stages.text_source import TEXT_SETTINGS, check_source, given_source, shares_of, text_key, with_corpus
+from darwinlm.stages.text_source import TEXT_SETTINGS, check_source, given_source, text_key, with_corpus
 from darwinlm.streaming.hidden import HiddenMemory
 from darwinlm.streaming.streamed import StreamedDecoder
 from darwinlm.text import document_hash
+from darwinlm.text.amounts import shares_of
 from darwinlm.text.packing import token_ids
 from darwinlm.text.sources import read_domains
 from darwinlm.text.splits import purpose_of
@@ -78,7 +79,6 @@ VOCABULARY: Stage[CutVocabulary | None] = Stage(
     arithmetic=True,
     wanted=lambda recipe: recipe.vocabulary not in (None, 1),
 )
-"""It states no need: most of its time goes into counting the tokens of a text whose length isn't known before."""
 
 
 def _documents(recipe: Recipe, source: str, tokenizer: Any) -> tuple[ByDomain, ByDomain]:

@@ -1,0 +1,102 @@
+"""The time limit of a run: it chooses an amount of text before the run, and ends search and recovery."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from darwinlm.execution.output import mark
+from darwinlm.models.resolve import describe_model
+from darwinlm.planning.plan import measure_rate
+from darwinlm.planning.sizes import Sizes
+from darwinlm.planning.table import rows_of
+from darwinlm.recipe import Recipe, load_recipe
+from darwinlm.recipe.presets import AMOUNTS
+from darwinlm.runtime import parallel
+from darwinlm.runtime.artifact import STAGES, read_json, write_json
+from darwinlm.runtime.figures import StageTime
+from darwinlm.runtime.memory import all_bytes
+
+FILE = "time_limit.json"
+FIXED, MEASURED = 0.4, 0.1
+"""Share of the limit that stages may take which can't end early, and share for figures. The first leaves time to the
+search on a machine that turns out to be twice as slow."""
+ENDING = ("search", "recover")
+MEASURING = ("chats", "evaluate")
+
+
+@dataclass(frozen=True)
+class TimeLimit:
+    """The limit of a run.
+
+    Attributes:
+        seconds: Time of the whole run.
+        begun: Its start on the monotonic clock.
+        planned: Seconds of its stages in order, on an idle machine.
+    """
+
+    seconds: float
+    begun: float
+    planned: Mapping[str, float]
+
+    @property
+    def used(self) -> float:
+        """Seconds so far."""
+        return time.monotonic() - self.begun
+
+    def part(self, runs: int) -> TimeLimit:
+        """The limit of one of so many runs that share the time that is left."""
+        return replace(self, seconds=self.used + (self.seconds - self.used) / runs)
+
+    def left(self, stage: str, times: Iterable[StageTime]) -> float:
+        """Seconds after which a stage must end.
+
+        After search and recovery the later stages have their time, at the speed of the run so far. The same in all
+        processes.
+        """
+        done = {each.name: each.seconds for each in times if not each.reused}
+        figures = MEASURED * self.seconds
+        if stage in MEASURING:
+            return parallel.broadcast(figures / 2 if stage == MEASURING[0] else figures - done.get(MEASURING[0], 0.0))
+        timed = [name for name in done if self.planned.get(name)]
+        slower = sum(done[name] for name in timed) / sum(self.planned[name] for name in timed) if timed else 1.0
+        later = [*self.planned][[*self.planned].index(stage) :]
+        fixed = sum(self.planned[name] for name in later if name not in (*ENDING, *MEASURING))
+        shared = sum(self.planned[name] for name in later if name in ENDING)
+        room = self.seconds - self.used - figures - slower * fixed
+        return parallel.broadcast(max(room, 0.0) * self.planned[stage] / shared)
+
+
+def limited(
+    recipe: Recipe, folder: Path, device: torch.device, begun: float, *, allow_remote_code: bool = False
+) -> tuple[Recipe, TimeLimit | None]:
+    """The recipe with the largest amount of text that fits into its time limit, unless it names a preset; the limit.
+
+    A run that is resumed keeps its amount.
+    """
+    if recipe.time is None or recipe.model is None:
+        return recipe, None
+    chosen, seconds, file = recipe, 60 * recipe.time, folder / STAGES / FILE
+    planned: dict[str, float] = {}
+    with parallel.agree():
+        if parallel.is_main():
+            source = describe_model(recipe.model, allow_remote_code=allow_remote_code)
+            rate = measure_rate(Sizes(source, recipe), device)
+            record = read_json(file) if file.is_file() else {}
+            names = [recipe.preset] if "preset" in recipe.model_fields_set else [*AMOUNTS]
+            if record.get("seconds") == seconds and record.get("preset") in names:
+                names = [record["preset"]]
+            for name in names:
+                chosen = load_recipe(recipe, (), {"preset": name})
+                rows = rows_of(Sizes(source, chosen), on_cpu=device.type == "cpu", memory=float(all_bytes(device)))
+                planned = {row.stage: row.operations / rate / parallel.size() for row in rows}
+                if sum(planned[each] for each in planned if each not in (*ENDING, *MEASURING)) <= FIXED * seconds:
+                    break
+            mark(folder)
+            write_json(file, {"seconds": seconds, "preset": chosen.preset})
+    preset, planned = parallel.broadcast((chosen.preset, planned))
+    return load_recipe(recipe, (), {"preset": preset}), TimeLimit(seconds, begun, planned)

@@ -1,0 +1,248 @@
+"""The table of a run: of each stage the text that it reads, its work, and what is in memory at its peak.
+
+Work is in operations of passes; that of a backward pass is twice a forward one's. r is the residual width, k the kept
+share of the blocks, d the columns of a module's output projection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from darwinlm.database.levels import variants
+from darwinlm.database.metrics import find_metric
+from darwinlm.evaluation.instructions import RULES, TOPICS
+from darwinlm.planning.sizes import Sizes
+from darwinlm.recovery.losses import needs_dense
+from darwinlm.search.evaluate.dense_side import head_bytes
+from darwinlm.streaming.hidden import STREAMS
+from darwinlm.text.amounts import amount_for_pruning, amount_for_recovery, gradient_tokens, shares_of
+
+Items = dict[str, float]
+"""Bytes by name."""
+
+FORWARD, BACKWARD, SAVED = 2.4, 6.7, 5.1
+"""Numbers that a block holds for each of `Sizes.channels` at the peak of a pass, at that of a pass with gradients, and
+from such a pass to its backward pass. Counted for Llama, Qwen2 and Qwen3 (2026-11-30): 2.4, 6.0 to 7.4, 4.4 to 5.8."""
+LIBRARIES = 0.45e9
+"""Memory of Python, PyTorch and transformers without a model, measured on 2026-11-24."""
+EXACT, ALONE, ROWS = 3.0, 30.0, 64
+"""Time of an operation of orders, factors and solves, and of a token that is generated alone, in those of passes; rows
+that are generated together."""
+CHILDREN, CONFIRMED, SWITCHED = 3, 1.5, 0.55
+"""Children that a generation solves for, and that it evaluates on the whole text; share of the blocks that a child of
+the level switch runs, from its first changed one on. Estimates, 2026-11-25."""
+HEAD_TOKENS, LOSS_TOKENS, LOGIT = 512, 1024, 30
+"""Tokens whose logits are in memory at once, and in training; bytes of a logit there, with copies and gradients."""
+COPIED, CONTINUED, ANSWER, TIMED = 9728, 128, 96, 200
+"""Tokens of repeated passages, of continuations of each model, and of an instruction with its answer; timed passes for
+each kind of module."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One stage; memory is that of one process on the device, by name."""
+
+    stage: str
+    tokens: float
+    operations: float
+    memory: Items
+
+    @property
+    def bytes(self) -> float:
+        """Peak memory."""
+        return sum(self.memory.values())
+
+
+def largest(*alternatives: Items) -> Items:
+    """The items that need the most memory together, of those that are never in memory at once."""
+    return max(alternatives, key=lambda items: sum(items.values()))
+
+
+def rows_of(sizes: Sizes, *, on_cpu: bool, memory: float) -> list[Row]:
+    """The rows of a run, in order, on a device with so many bytes for a process; a CPU's hold the libraries too."""
+    base = {"libraries": LIBRARIES} if on_cpu else {}
+    return [Row(stage, tokens, work, base | held) for stage, tokens, work, held in _Stages(sizes, on_cpu, memory)]
+
+
+class _Stages:
+    def __init__(self, sizes: Sizes, on_cpu: bool, memory: float) -> None:
+        self.sizes, self.recipe, self.on_cpu, self.memory = sizes, sizes.recipe, on_cpu, memory
+        self.passing, self.backward = (
+            {"activations": sizes.pass_tokens * sizes.channels * sizes.size * each} for each in (FORWARD, BACKWARD)
+        )
+        self.head, self.block = float(sizes.vocabulary * sizes.width * sizes.size), float(sizes.block * sizes.size)
+        self.widest = max(float(shape.width) for shape in sizes.shapes)
+        self.smaller = 2 + bool(self.recipe.refit.tokens) + bool(self.recipe.recovery.tokens)
+
+    def __iter__(self) -> Iterator[tuple[str, float, float, Items]]:
+        sizes, recipe, r = self.sizes, self.recipe, self.sizes.width
+        if own := amount_for_pruning(recipe):
+            yield "corpus", own, ALONE / ROWS * sizes.operations(own, heads=1), self._whole_model()
+        yield "text", sum(shares_of(recipe).values()), 0, {}
+        if recipe.budget.timed:
+            yield self._latency()
+        if recipe.database.folder is None:
+            if find_metric(recipe.database.saliency).gradients:
+                yield self._saliency()
+            yield self._database()
+        yield self._search()
+        squares = sum(max(shape.experts, 1) * float(shape.width) ** 2 for shape in sizes.shapes)
+        factors = {"factors of one module": 4 * self.widest * (self.widest + 2 * r), "blocks": self.block}
+        yield "stitch", 0, EXACT * squares * r * (2 + sizes.kept**2), factors
+        if recipe.refit.tokens:
+            yield self._refit()
+        if own := amount_for_recovery(recipe):
+            yield "corpus_recovery", own, ALONE / ROWS * sizes.operations(own, heads=1), self._whole_model()
+        if recipe.recovery.tokens:
+            yield self._recover()
+        yield "export", 0, 0, {"blocks": 4.0 * sizes.block + 2 * self.block, "heads": 2 * self.head}
+        if tokens := recipe.evaluation.answer_tokens:
+            answers = ALONE / ROWS * (tokens + ANSWER * len(TOPICS) * len(RULES))
+            work = sizes.operations(self.smaller * tokens + answers, 1 + sizes.kept, heads=2)
+            yield "chats", (1 + 2 * self.smaller) * tokens, work, self.passing | self._models(1)
+        yield self._evaluate()
+
+    def _streams(self, tokens: float, count: float = 1) -> Items:
+        held = tokens * count * self.sizes.width * self.sizes.size / self.sizes.processes
+        return {"streams": held} if held <= STREAMS else {}  # else in a file
+
+    def _whole_model(self) -> Items:
+        sizes = self.sizes
+        heads = sum(shape.groups * shape.head_dim for shape in sizes.shapes if shape.kind == "attention")
+        row, model = 2.0 * heads * self.recipe.text.sequence_length * sizes.size, float(sizes.params * sizes.size)
+        return {"whole models": model, "keys and values": max(min(ROWS * row, (self.memory - model) / 4), row)}
+
+    def _models(self, smaller: int) -> Items:
+        """Whole models, of which two must fit into half of the memory."""
+        sizes, small = self.sizes, self.sizes.kept_blocks[1] + self.sizes.outside
+        room = self.memory / 2 / sizes.size
+        fit = sizes.params + small <= room
+        return {"whole models": sizes.size * min(sizes.params + smaller * small, room)} if fit else {}
+
+    def _latency(self) -> tuple[str, float, float, Items]:
+        """Alternating passes of two whole models, of which the second has half of the blocks on average."""
+        sizes, budget, kinds = self.sizes, self.recipe.budget, len({shape.kind for shape in self.sizes.cut})
+        timed = TIMED * kinds * budget.batch
+        work = timed * (
+            sizes.operations(budget.prefill_tokens, 0.75) + sizes.operations(min(budget.decode_tokens, 8) * ALONE, 0.75)
+        )
+        return (
+            "latency",
+            timed * budget.prefill_tokens,
+            work,
+            self.passing | {"whole models": 2.0 * sizes.params * sizes.size},
+        )
+
+    def _saliency(self) -> tuple[str, float, float, Items]:
+        sizes, length = self.sizes, self.recipe.text.sequence_length
+        tokens = -(-gradient_tokens(self.recipe.text.calibration_tokens) // length) * length
+        held = largest({"heads": self.head}, self.backward | {"blocks": 2 * self.block})
+        if self.on_cpu:  # memory that forward passes freed stays with the process, in fragments between the streams
+            held["fragments"] = self.passing["activations"]
+        held["rows of the embedding"] = float(min(tokens, sizes.vocabulary) * sizes.width * sizes.size)
+        return (
+            "saliency",
+            tokens,
+            sizes.operations(tokens, blocks=3, heads=2),
+            held | self._streams(tokens, sizes.depth + 1),
+        )
+
+    def _database(self) -> tuple[str, float, float, Items]:
+        """Second moments of inputs, and for every variant of every module a removal order, a factor and a target."""
+        sizes, r = self.sizes, float(self.sizes.width)
+        tokens = self.recipe.text.calibration_tokens
+        work, moments, module = sizes.operations(tokens), dict[int, float](), 0.0
+        for shape in sizes.cut:
+            d, experts, orders = float(shape.width), max(shape.experts, 1), max(shape.experts, 1)
+            if shape.kind != "mlp" and (count := len(variants(shape, self.recipe.units))) > 1:
+                orders = count + 1  # heads are ranked first
+            work += 2 * tokens * d * d + EXACT * orders * (10 / 3 * d**3 + 4 * d * d * r)
+            if shape.experts:  # trials without some of them
+                work += 12 * experts * sizes.operations(min(tokens / 3, 4096), 1 / sizes.depth, heads=1)
+            moments[shape.block] = moments.get(shape.block, 0.0) + 4 * experts * d * d
+            few = tokens <= d  # the order needs another matrix, and weights in float64
+            weights = sizes.size + 16 if few and find_metric(self.recipe.database.saliency).gradients else 8
+            matrices = 8 * (2 - self.on_cpu + few) + 4 * shape.experts
+            module = max(module, matrices * d * d + weights * r * d + 12 * r * r)
+        of_a_block = {"second moments": max(moments.values(), default=0.0)}
+        factorising = {"factors of one module": module} | ({} if self.on_cpu else of_a_block)
+        held = largest(self.passing | {"blocks": self.block} | of_a_block, factorising)
+        return "database", tokens, work, self._streams(tokens) | held
+
+    def _search(self) -> tuple[str, float, float, Items]:
+        sizes, settings, k = self.sizes, self.recipe.search, self.sizes.kept
+        guided, times, offspring = settings.method == "gradient", settings.generations, settings.offspring
+        fitness, window = settings.fitness_needed, settings.rounds[0].tokens
+        count = min(CHILDREN, offspring) if guided else float(offspring)
+        read, learnt, before = 2.0 * window, 0.0, 0
+        for each in settings.rounds:  # losses of earlier rounds are kept, unless candidates are trained
+            read += times * count * (each.tokens - (0 if each.training_tokens else before))
+            learnt += times * (count + 1) * each.training_tokens
+            count, before = min(each.survivors, CONFIRMED) if guided else each.survivors, each.tokens
+        work = sizes.operations(read, k, blocks=1 if guided else SWITCHED, heads=1) + sizes.operations(fitness, heads=1)
+        work += sizes.operations(learnt, k, blocks=4, heads=3)
+        for d in (float(shape.width) for shape in sizes.cut):  # two levels of each module, and the slopes of all
+            work += EXACT * times * 2 * d * d * k**2 * sizes.width
+            work += guided * times * (2 * window * d * sizes.width + min(window, sizes.width) * d * d)
+        work += sizes.operations(guided * times * window, k, blocks=3, heads=3)
+        streams = min((offspring + 2) * float(fitness * sizes.width * sizes.size), STREAMS)
+        held = (self.backward if guided else self.passing) | {"heads": self.head, "candidates' streams": streams}
+        held["logits"] = float(head_bytes(sizes.vocabulary, on_cpu=self.on_cpu))
+        held |= {"factors of one module": 4 * self.widest * (self.widest + 4 * sizes.width), "blocks": 3 * self.block}
+        if settings.training_needed:
+            here = -(-(offspring + 1) // sizes.processes) if self.on_cpu else 1
+            own = (12 + 2 * sizes.size) * self._trained(settings.training.lora_rank)
+            held |= self.backward | {"whole models": float(sizes.params * sizes.size), "candidates": here * own}
+        return "search", read + learnt + fitness + guided * times * window, work, held
+
+    def _trained(self, rank: int) -> float:
+        """Number of trained parameters in the smaller blocks: all, or those of adapters on every projection."""
+        sizes, k = self.sizes, self.sizes.kept
+        matrices = (size for shape in sizes.shapes for size in shape.tensors.values() if len(size) == 2)
+        adapters = rank * sum(sizes.width + k * (sum(size) - sizes.width) for size in matrices)
+        return adapters if rank else k * sizes.blocks
+
+    def _refit(self) -> tuple[str, float, float, Items]:
+        """Both models, the smaller one twice; fits; comparisons on validation text."""
+        sizes, k, r, held_out = self.sizes, self.sizes.kept, self.sizes.width, self.recipe.text.validation_tokens
+        tokens, d = self.recipe.refit.tokens + held_out, self.widest  # a module may stay whole
+        work = sizes.operations(tokens, 1 + 2 * k) + sizes.operations(4 * held_out, k, heads=2)
+        for width in (shape.width * k for shape in sizes.shapes):
+            work += 2 * tokens * width * (width + r) + EXACT * 2 * (width**3 / 3 + 4 * width**2 * r)
+        fitting = self.passing | {"blocks": (2 + 2 * k) * self.block, "moments of one module": d * (20 * d + 32 * r)}
+        logits = float(HEAD_TOKENS * sizes.vocabulary * (4 + 2 * sizes.size))
+        held = largest(fitting, {"heads": 2 * self.head, "logits": logits})
+        return "refit", tokens + 4 * held_out, work, self._streams(tokens, 4) | held
+
+    def _recover(self) -> tuple[str, float, float, Items]:
+        """Training of the smaller model, the dense one beside it, and evaluations."""
+        sizes, k, settings = self.sizes, self.sizes.kept, self.recipe.recovery
+        shards, small = sizes.processes if settings.sharding == "fsdp" else 1, k * sizes.blocks + sizes.outside
+        head = settings.trains_embeddings and not settings.lora_rank
+        weights, again = small if head else self._trained(settings.lora_rank), settings.gradient_checkpointing
+        held_out = self.recipe.text.validation_tokens * (2 + settings.tokens // settings.save_every)
+        work = sizes.operations(settings.tokens, k, blocks=3 + again, heads=2 + head)
+        work += sizes.operations(held_out, k, heads=1)
+        micro = float(min(sizes.pass_tokens, settings.step_tokens))
+        inside = k * SAVED * sizes.channels * sizes.size * (1 if again else sizes.depth)
+        held = {
+            "weights, gradients and moments": (4 * small + 12 * weights) / shards,
+            "activations": micro * (inside + again * sizes.depth * 4.0 * sizes.width + sizes.channels * sizes.size),
+            "logits": min(LOSS_TOKENS, micro) * sizes.vocabulary * LOGIT,
+        }
+        if sizes.size == 2:
+            held["weights in bfloat16"] = 2 * (k * (sizes.blocks if shards == 1 else sizes.block) + sizes.outside)
+        if needs_dense(settings):
+            work += sizes.operations(settings.tokens, heads=2) + sizes.operations(held_out, heads=1)
+            held["dense model"] = (sizes.blocks / shards + sizes.outside) * sizes.size
+        return "recover", settings.tokens, work, held
+
+    def _evaluate(self) -> tuple[str, float, float, Items]:
+        """All models on evaluation text and repeated passages; then timed passes and continuations of whole ones."""
+        sizes, tokens = self.sizes, self.recipe.text.evaluation_tokens
+        read = tokens + min(tokens, COPIED) + 2 * self.recipe.text.sequence_length * sizes.processes
+        work = sizes.operations(read + ALONE * CONTINUED, 1 + self.smaller * sizes.kept, heads=1 + self.smaller)
+        reading = self.passing | {"blocks": 2 * self.block, "heads": 2 * self.head}
+        reading |= {"logits": 4096.0 * sizes.vocabulary} | self._streams(tokens, 1 + self.smaller)
+        return "evaluate", read * (1 + self.smaller), work, largest(reading, self._models(self.smaller))
