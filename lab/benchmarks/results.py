@@ -43,12 +43,12 @@ from pathlib import Path
 from darwinlm.evaluation.suites import parse_suite
 from darwinlm.runs.demo import demo_model
 from darwinlm.runtime.tables import markdown
-from lab.comparison.methods import BASELINES
+from lab.comparison.entries import everywhere
 from lab.comparison.record import ComparisonRecord, read_comparison
 from lab.comparison.table import comparison_cells
 
 PAPER = Path(__file__).with_name("paper_search.yaml")
-ALL = (*BASELINES, "darwinlm", "darwinlm+refit", "paper")
+ALL = (*everywhere(), "darwinlm", "darwinlm+refit", "paper")
 SEARCHING = ("random", "sheared", "darwinlm", "darwinlm+refit", "paper")
 """Methods with results that depend on a seed."""
 PAPER_ROWS = ("uniform", "ziplm", "sheared", "paper", "darwinlm", "darwinlm+refit")

@@ -1,9 +1,8 @@
 """All parts of the script for the published comparison, on a tiny model; a rerun reuses everything."""
 
-import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,10 +11,11 @@ from tests.tiny.checkpoint import SETTINGS, tiny_checkpoint, tiny_text
 from tests.tiny.command import Command, sets
 
 from darwinlm.runtime.artifact import read_json
+from lab.benchmarks import results
+from lab.comparison.methods import BASELINES
 
 pytestmark = QUIET
 
-FILE = Path(__file__).parents[2] / "benchmarks" / "results.py"
 TINY = (
     *SETTINGS,
     "recovery.batch_tokens=64",
@@ -25,29 +25,27 @@ TINY = (
 @pytest.fixture
 def runner(monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path) -> ModuleType:
     """The script, with its commands in this process."""
-    spec = importlib.util.spec_from_file_location("results_runner", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "results_runner", module)
-    spec.loader.exec_module(module)
 
     def run(line: list[str], *, check: bool) -> None:
         assert check
         assert line[:3] == [sys.executable, "-m", "lab"]
         command(*line[3:]).succeeded()
 
-    monkeypatch.setattr(module.subprocess, "run", run)
+    monkeypatch.setattr(results, "subprocess", SimpleNamespace(run=run))
     paper = tmp_path / "paper.yaml"
     paper.write_text("search: {method: paper}\nunits: {levels: paper}\n", "utf-8")
-    monkeypatch.setattr(module, "PAPER", paper)  # its own numbers are for more text
+    monkeypatch.setattr(results, "PAPER", paper)  # its own numbers are for more text
     # All methods, and the paper's nine tasks with their shots, are run elsewhere; here some of them do.
-    monkeypatch.setattr(module, "ALL", ("uniform", "random", "darwinlm", "darwinlm+refit", "paper"))
-    monkeypatch.setattr(module, "SEARCHING", ("random", "paper"))
-    monkeypatch.setattr(module, "PAPER_ROWS", ("uniform",))
-    whole = module.parse_suite
-    monkeypatch.setattr(module, "parse_suite", lambda name: whole("sciq:0,winogrande:5" if name == "paper" else name))
-    return module
+    monkeypatch.setattr(results, "ALL", ("uniform", "random", "darwinlm", "darwinlm+refit", "paper"))
+    monkeypatch.setattr(results, "SEARCHING", ("random", "paper"))
+    monkeypatch.setattr(results, "PAPER_ROWS", ("uniform",))
+    whole = results.parse_suite
+    monkeypatch.setattr(results, "parse_suite", lambda name: whole("sciq:0,winogrande:5" if name == "paper" else name))
+    return results
+
+
+def test_no_method_needs_experts_which_the_model_lacks() -> None:
+    assert not [name for name in results.ALL if name in BASELINES and BASELINES[name].mixtures]
 
 
 @pytest.mark.timeout(900)
