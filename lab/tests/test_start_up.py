@@ -46,7 +46,7 @@ def test_an_error_is_one_line(command) -> None:
 
 
 def test_an_interrupt_says_how_to_go_on(command, tiny_llama, monkeypatch) -> None:
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("lab.comparison.compare.compare_methods", interrupted)
