@@ -19,6 +19,8 @@ from darwinlm.runtime.limits import shorten
 
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, OverflowError, struct.error)
 """Errors of the reader at damaged files."""
+LAST_NORMS = ("output_norm.weight", "token_embd_norm.weight")
+"""Names of the last norm; LFM2 has the other one."""
 TOKEN_LISTS = ("tokens", "scores", "token_type")
 
 
@@ -125,8 +127,8 @@ def _check_model(path: Path, header: GgufHeader) -> None:
     sizes = header.sizes()
     check_config(sizes, path)
     embedding = header.tensors.get("token_embd.weight")
-    if embedding is None or "output_norm.weight" not in header.tensors:
-        missing = "token_embd.weight" if embedding is None else "output_norm.weight"
+    if embedding is None or not any(name in header.tensors for name in LAST_NORMS):
+        missing = "token_embd.weight" if embedding is None else LAST_NORMS[0]
         raise CheckpointError(f"{path} lacks the tensor {missing}: fetch it again")
     if embedding[0] > LIMITS["vocab_size"]:
         raise CheckpointError(f"{path}: the embedding has {embedding[0]:,} rows: fetch it again")

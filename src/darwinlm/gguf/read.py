@@ -59,7 +59,7 @@ GGUF_DTYPE = "bfloat16"
 def describe_gguf(path: Path) -> Checkpoint:
     """The configuration in a file's header, without weights. Raises CheckpointError."""
     header = read_header(path)
-    with _alone(path) as source:
+    with _parsed_once(), _alone(path) as source:
         config = _config(header, source)
     config.dtype = GGUF_DTYPE
     return Checkpoint(path.parent, config, family_of(config), str(path))
