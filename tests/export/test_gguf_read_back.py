@@ -23,7 +23,8 @@ READ = [
     "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma2 without caps", "gemma2 that never slides", "gemma3",
     "gemma3 as large as 27B", "phi3", "phi3 that turns half of a head", "ministral3", "helium", "qwen3_5",
     "lfm2", "qwen3_5 with a value head for each key", "qwen3_5_moe", "yarn, llama",
-    "yarn, its magnitude from two numbers", "yarn, qwen3", "linear, llama", "linear, gemma3's full layers", "llama3, llama", "longrope, llama",
+    "yarn, its magnitude from two numbers", "yarn, qwen3", "linear, llama",
+    "linear, gemma3's full layers", "llama3, llama", "longrope, llama",
     "longrope, phi3", "longrope, phi3 of which half a head turns", "dynamic",
 ]  # fmt: skip
 """Those of our exports that transformers reads."""
