@@ -15,6 +15,7 @@ import torch
 
 from darwinlm.database.blocks import Curve, block_file, module_tensors
 from darwinlm.database.factors import pack_lower
+from darwinlm.database.finished import TEXT, VERSION
 from darwinlm.database.levels import variants
 from darwinlm.database.store import DatabaseReader
 from darwinlm.families.checkpoint import Checkpoint
@@ -25,7 +26,7 @@ from darwinlm.recovery.schedule import plan_steps
 from darwinlm.recovery.sharding import load_teacher, sharding_mesh, state_bytes
 from darwinlm.recovery.train import Training
 from darwinlm.runtime import parallel
-from darwinlm.runtime.artifact import StageFolder, write_tensors
+from darwinlm.runtime.artifact import MANIFEST, StageFolder, write_json, write_tensors
 from darwinlm.search.evaluate.fitness import Clock
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.problem.space import SearchSpace
@@ -55,6 +56,9 @@ UNITS = UnitsSettings(attention="kv_group", mlp_multiple=256)
 PASSES = "passes through blocks"
 """Line with the rate of forward passes."""
 
+STEPS = 3
+"""Steps of a recovery."""
+
 KEPT = 0.3764
 """Kept share of the block parameters: 2.7B of Llama-2-7B."""
 
@@ -62,7 +66,7 @@ KEPT = 0.3764
 def model_of(setup: Setup, layers: int) -> Checkpoint:
     """Random Llama with `layers` blocks of the 7B model's widths, or a tiny one."""
     folder = setup.work / f"llama-{layers}"
-    if not (folder / "config.json").exists():
+    if not (folder / "model.safetensors.index.json").exists():  # written last
         sizes = SMALL if setup.tiny else LARGE
         dtype = torch.float32 if setup.tiny else torch.bfloat16
         write_llama(folder, dtype=dtype, device=setup.kind, num_hidden_layers=layers, **sizes)
@@ -75,11 +79,13 @@ def units_of(setup: Setup) -> UnitsSettings:
 
 
 def random_database(setup: Setup, checkpoint: Checkpoint) -> Path:
-    """A database of random factors in the format of the stage."""
-    folder = setup.work / f"{checkpoint.folder.name}-database"
-    stage, units = StageFolder(folder, {"benchmark": "random"}), units_of(setup)
-    if stage.is_complete():
+    """A database of random factors in the format of the stage, for any run with these units."""
+    folder, units = setup.work / f"{checkpoint.folder.name}-database", units_of(setup)
+    if (folder / MANIFEST).exists():
         return folder
+    settings = {"units.attention": units.attention, "database.saliency": "output"}
+    key = {"stage": "database", "version": VERSION, "inputs": {"dense": checkpoint.digest}, "settings": settings}
+    stage = StageFolder(folder, key)
     stage.begin()
     shapes = module_shapes(checkpoint)
     for block in range(checkpoint.n_blocks):
@@ -90,9 +96,11 @@ def random_database(setup: Setup, checkpoint: Checkpoint) -> Path:
             factor.diagonal().fill_(1.0)
             unit = shape.head_dim if shape.kind == "attention" else 1
             columns = (torch.randperm(d // unit)[:, None] * unit + torch.arange(unit)).view(-1)
-            curve = Curve(columns, torch.linspace(1, 0, d + 1, dtype=torch.float64))
+            errors = torch.linspace(1, 0, d + 1, dtype=torch.float64)
+            curve = Curve(columns, errors, errors.square() / checkpoint.n_blocks)
             tensors |= module_tensors(shape.kind, {variants(shape, units)[-1]: curve}, pack_lower(factor).cpu())
         write_tensors(folder / block_file(block), tensors)
+    write_json(folder / TEXT, {"source": "random", "tokens": 0, "documents": []})
     stage.finish()
     return folder
 
@@ -224,50 +232,24 @@ def smaller_model(setup: Setup, layers: int) -> Checkpoint:
 
     checkpoint = model_of(setup, layers)
     folder = setup.work / f"{checkpoint.folder.name}-smaller"
-    if not (folder / "config.json").exists():
+    if not folder.exists():
         reader = DatabaseReader(random_database(setup, checkpoint), checkpoint, units_of(setup), device=setup.kind)
         allocation = tuple(round(KEPT * (len(module.levels) - 1)) for module in reader.modules)
-        save_model(stitch(reader, allocation), folder)
+        partial = folder.with_name(f"{folder.name}-partial")
+        save_model(stitch(reader, allocation), partial)
+        partial.rename(folder)
     return Checkpoint.open(folder)
-
-
-def refit(setup: Setup) -> None:
-    """Refit one block of the smaller model to the dense one, on 65k tokens."""
-    from darwinlm.surgery.refit import Streams
-    from darwinlm.surgery.refit import refit as refit_blocks
-
-    dense, small = model_of(setup, 1), smaller_model(setup, 1)
-    length, n_tokens = (32, 512) if setup.tiny else (2048, 1 << 16)
-    tokens = torch.randint(dense.config.vocab_size, (n_tokens // length, length))
-    dtype = torch.float32 if setup.tiny else torch.bfloat16
-
-    def streams(text: torch.Tensor) -> Streams:
-        memory = HiddenMemory(setup.work)
-        options: dict[str, Any] = {"dtype": dtype, "device": setup.kind, "batch_tokens": 4 * length, "memory": memory}
-        return Streams(BlockStream(dense, text, **options), BlockStream(small, text, **options))
-
-    stage = StageFolder(setup.work / "refit", {"benchmark": "refit"})
-    stage.begin()
-    fit, validation = streams(tokens), streams(tokens[:4])
-    begun = time.perf_counter()
-    choices = refit_blocks(stage, fit, validation)
-    setup.wait()
-    setup.told("refit", "one block took", time.perf_counter() - begun, "s")
-    better = all(choice.after <= choice.before for choice in choices)
-    setup.most("refit", "modules that came out worse", float(not better), "", 0.0)
-    sizes = (f"text.sequence_length={length}", f"refit.tokens={n_tokens}", f"compute.batch_tokens={4 * length}")
-    setup.peak("refit", setup.plan("refit", dense, "refit", *sizes))
 
 
 def recovered(
     setup: Setup, layers: int, out: str, *more: str, checkpoints: bool = True
 ) -> tuple[dict[str, Any], float]:
-    """Train the smaller model for six steps on random tokens.
+    """Train the smaller model on random tokens.
 
     Args:
         setup: The benchmark's settings.
         layers: Number of blocks.
-        out: Name of the folder for checkpoints.
+        out: Name of the folder for checkpoints, which a resumed training finds.
         more: Assignments for the recipe.
         checkpoints: Whether to write checkpoints; three of a 2.7B model take 97 GB.
 
@@ -282,7 +264,7 @@ def recovered(
     mesh = sharding_mesh(settings.sharding, setup.kind, state)
     teacher = load_teacher(dense, dtype, setup.kind, mesh) if settings.distillation else None
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(dense.config.vocab_size, (6 * step // length + 8, length), generator=generator)
+    tokens = torch.randint(dense.config.vocab_size, (STEPS * step // length + 8, length), generator=generator)
     text: Any = [{"input_ids": row} for row in tokens[8:]]
     ends: list[float] = []
     kept = contextlib.ExitStack()
@@ -311,49 +293,48 @@ def recovered(
 
 def _sizes(setup: Setup) -> tuple[int, int]:
     """Tokens in a sequence, and in a step."""
-    return (32, 256) if setup.tiny else (4096, 65536)
+    return (32, 256) if setup.tiny else (4096, 32768)
 
 
 def recovery_settings(setup: Setup) -> tuple[str, ...]:
-    """Six steps."""
+    """`STEPS` steps."""
     length, step = _sizes(setup)
     return (
         f"text.sequence_length={length}",
         f"compute.batch_tokens={length}",
-        f"recovery.tokens={6 * step}",
+        f"recovery.tokens={STEPS * step}",
         f"recovery.batch_tokens={step}",
-        f"recovery.save_every={6 * step}",
+        f"recovery.save_every={STEPS * step}",
         f"recovery.gradient_checkpointing={str(not setup.tiny).lower()}",
     )
 
 
 def recovery(setup: Setup) -> None:
-    """Six steps of recovery with and without a teacher."""
+    """Three steps of recovery, distilled from the dense model."""
     layers = 4 if setup.tiny else 32
-    alone = ("recovery.distillation=0",)
     size = sum(parameter.numel() for parameter in smaller_model(setup, layers).skeleton().parameters())
-    for name, more, floor in (("without a teacher", alone, 9000.0), ("with one", (), None)):
-        _, rate = recovered(setup, layers, f"recovered {name}", *more, checkpoints=False)
-        setup.fast("recovery", f"tokens trained, {name}", rate, "a second", floor)
-        setup.told("recovery", f"model operations, {name}", 6 * size * rate / 1e12, "TFLOP/s")
-    planned = setup.plan("recovery", model_of(setup, layers), "recover", *recovery_settings(setup))
-    setup.peak("recovery", planned)
+    _, rate = recovered(setup, layers, "recovered", checkpoints=False)
+    setup.fast("recovery", "tokens trained", rate, "a second", 5500.0)
+    setup.told("recovery", "operations of the smaller model", 6 * size * rate / 1e12, "TFLOP/s")
+    setup.peak("recovery", setup.plan("recovery", model_of(setup, layers), "recover", *recovery_settings(setup)))
 
 
 def resume(setup: Setup) -> None:
     """Recovery that is killed after a checkpoint and resumed, against one that isn't."""
-    settings = (f"recovery.save_every={2 * _sizes(setup)[1]}",)
-    whole = recovered(setup, 4, "uninterrupted", *settings)[0]["log"][-1]
+    settings, layers = (f"recovery.save_every={_sizes(setup)[1]}",), 4 if setup.tiny else 2
+    for name in ("uninterrupted", "interrupted"):
+        shutil.rmtree(setup.work / name, ignore_errors=True)
+    whole = recovered(setup, layers, "uninterrupted", *settings)[0]["log"][-1]
     shutil.rmtree(setup.work / "uninterrupted")
     update = Training.update
 
     def killed(self: Training, step: int) -> None:
-        if step == 3:
+        if step == 2:
             raise _KilledError
         update(self, step)
 
     with mock.patch.object(Training, "update", killed), contextlib.suppress(_KilledError):
-        recovered(setup, 4, "interrupted", *settings)
+        recovered(setup, layers, "interrupted", *settings)
     gc.collect()
     begun = []
 
@@ -362,7 +343,7 @@ def resume(setup: Setup) -> None:
         update(self, step)
 
     with mock.patch.object(Training, "update", watched):
-        again = recovered(setup, 4, "interrupted", *settings)[0]["log"][-1]
+        again = recovered(setup, layers, "interrupted", *settings)[0]["log"][-1]
     shutil.rmtree(setup.work / "interrupted")
     setup.most("resume", "first step after the kill", float(begun[0]), "", 2.0)
     differs = abs(again["eval_perplexity"] / whole["eval_perplexity"] - 1)
