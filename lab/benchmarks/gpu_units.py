@@ -134,7 +134,7 @@ def planned_bytes(run: Any, memory: float | None) -> dict[str, float]:
     from darwinlm.planning.sizes import Sizes
     from darwinlm.stages.model import DENSE
 
-    plan = plan_here(Sizes(run[DENSE], run.recipe), run.context.device, memory=memory)
+    plan = plan_here(Sizes(run[DENSE], run.recipe), run.context.device, memory=memory, timed=False)
     return {row.stage: row.bytes for row in plan.rows}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -91,19 +91,17 @@ def _recover(
         return
     with parallel.agree():
         steps = check_recovery(task, teacher, dense)
-    with parallel.main_first():
-        if parallel.is_main():
-            _begin(scratch, task.stage.digest)
-            pack_documents(
-                read_documents(source, seed=seed, tokenizer=tokenizer),
-                scratch / "text",
-                steps.sequences * steps.length,
-                tokenizer,
-                reserved=reserved,
-                vocabulary=int(small.config.vocab_size),
-                source=source,
-                progress=context.reporter.advance,
-            )
+    parallel.in_main(_begin, scratch, task.stage.digest)
+    pack_documents(
+        _documents(source, seed, tokenizer),
+        scratch / "text",
+        steps.sequences * steps.length,
+        tokenizer,
+        reserved=reserved,
+        vocabulary=int(small.config.vocab_size),
+        source=source,
+        progress=context.reporter.advance,
+    )
     state = state_bytes(small, teacher if needs_dense(settings) else None, context.dtype)
     mesh = sharding_mesh(settings.sharding, context.device, state)
     with parallel.agree():
@@ -145,6 +143,11 @@ def _recover(
     parallel.in_main(lambda: save_model(trained.model, task.folder / "model", tokenizer=tokenizer))
     parallel.in_main(write_json, task.folder / RECORD, trained.record)
     parallel.in_main(_end, scratch)
+
+
+def _documents(source: str, seed: int, tokenizer: Any) -> Iterator[str]:
+    """The documents of a source; nothing is opened before the first one is read, in the process that reads it."""
+    yield from read_documents(source, seed=seed, tokenizer=tokenizer)
 
 
 def _read(task: Task) -> Recovered:

@@ -9,7 +9,8 @@ Letters: B sequences, T tokens in a sequence.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+import itertools
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import (
     check_file,
     check_room,
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 INDEX = "packed.json"
 SHARD_TOKENS = 1 << 24
 _BATCH = 512
-"""Documents that are tokenised at once, on all cores."""
+"""Documents that a process tokenises at once, on all cores."""
 
 
 class PackedText(Dataset[dict[str, torch.Tensor]]):
@@ -105,42 +107,90 @@ def pack_documents(
 ) -> None:
     """Pack the first `tokens` tokens of a source, without repeated and reserved documents.
 
-    Finished shards of an interrupted call are kept; their documents are read again but not tokenised. Documents must
-    come in the same order every time. `reserved` are the hashes of documents of other purposes. The size of the model's
-    vocabulary determines the bytes per token. Raises StorageError, or DataError if the source has too few tokens.
+    Processes share the work: the first one reads the source and writes, all of them hash and tokenise. Finished shards
+    of an interrupted call are kept; their documents are read again but not tokenised. Documents must come in the same
+    order every time. `reserved` are the hashes of documents of other purposes. The size of the model's vocabulary
+    determines the bytes per token. Raises StorageError, or DataError if the source has too few tokens.
     """
-    writer = _Writer(folder, tokens, np.dtype("<u2" if vocabulary <= 1 << 16 else "<u4"), shard_tokens, progress)
-    if writer.lacks <= 0:
-        return
-    size, remedy = writer.lacks * writer.dtype.itemsize, "choose another output folder, or lower recovery.tokens"
-    check_room(folder, size, "the packed training text takes", remedy)
+    writer: _Writer | None = None
+    with parallel.agree():
+        if parallel.is_main():
+            kind = np.dtype("<u2" if vocabulary <= 1 << 16 else "<u4")
+            writer = _Writer(folder, tokens, kind, shard_tokens, progress)
+            if writer.lacks > 0:
+                size, remedy = writer.lacks * kind.itemsize, "choose another output folder, or lower recovery.tokens"
+                check_room(folder, size, "the packed training text takes", remedy)
     seen, bos = set(reserved), added_bos(tokenizer)
-    waiting: list[Document] = []
+    waiting: Iterator[_Batch] = iter(())
+    if writer is not None:
+        waiting = _batches(documents, int(writer.index["documents"]), seen)
+    count = 0
+    while parallel.broadcast(writer is None or writer.lacks > 0):
+        batches: list[_Batch] = []
+        with parallel.agree():
+            batches.extend(itertools.islice(waiting, parallel.size()))
+        batches = parallel.broadcast(batches)
+        with parallel.agree():
+            mine = [_tokenised(batch.texts, tokenizer, bos) for batch in parallel.mine(batches)]
+        shares = parallel.gather(mine)
+        with parallel.agree():
+            if writer is not None:
+                for number, batch in enumerate(batches):
+                    count = batch.count
+                    writer.add(_new(shares[number % len(shares)][0], seen), count)
+                if not batches and writer.lacks > 0:
+                    raise _too_short(tokens, writer.there, source, count)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Documents of a source, the last of which is number `count`."""
+
+    texts: list[str]
+    count: int
+
+
+def _batches(documents: Iterable[str], finished: int, seen: set[str]) -> Iterator[_Batch]:
+    """The documents of a source after the first `finished` ones, whose hashes become `seen`; the last may be empty."""
+    texts: list[str] = []
     count = 0
     for text in documents:
         count += 1
-        hashed = document_hash(text)
-        if hashed in seen:
+        if count <= finished:
+            seen.add(document_hash(text))
             continue
-        seen.add(hashed)
-        if count > int(writer.index["documents"]):  # the others are in finished shards
-            waiting.append(Document(hashed, text))
-        if len(waiting) >= _BATCH:
-            tokenise(waiting, tokenizer, bos)
-            writer.add(waiting, count)
-            waiting = []
-            if writer.lacks <= 0:
-                return
-    tokenise(waiting, tokenizer, bos)
-    writer.add(waiting, count)
-    if writer.lacks > 0:
-        named = f"Text source {source!r}" if source else "The text"
-        fewer = ", lower recovery.tokens, or allow recovery.epochs above 1" if writer.there else " (--text)"
-        left = f"there are only {writer.there}" if writer.there else "none are left"
-        raise DataError(
-            f"{named} is too short: training needs {tokens} tokens, but {left} ({count} documents were read; those "
-            f"of other purposes are excluded). Give more text{fewer}."
-        )
+        texts.append(text)
+        if len(texts) == _BATCH:
+            yield _Batch(texts, count)
+            texts = []
+    yield _Batch(texts, count)
+
+
+def _tokenised(texts: list[str], tokenizer: PreTrainedTokenizerBase, bos: int | None) -> list[Document]:
+    """Hashes and tokens of some documents, without their text."""
+    documents = [Document(document_hash(text), text) for text in texts]
+    tokenise(documents, tokenizer, bos)
+    return [Document(document.hashed, "", document.tokens) for document in documents]
+
+
+def _new(documents: list[Document], seen: set[str]) -> list[Document]:
+    """Those that weren't seen before; all become seen."""
+    found = []
+    for document in documents:
+        if document.hashed not in seen:
+            seen.add(document.hashed)
+            found.append(document)
+    return found
+
+
+def _too_short(tokens: int, there: int, source: str, documents: int) -> DataError:
+    named = f"Text source {source!r}" if source else "The text"
+    fewer = ", lower recovery.tokens, or allow recovery.epochs above 1" if there else " (--text)"
+    left = f"there are only {there}" if there else "none are left"
+    return DataError(
+        f"{named} is too short: training needs {tokens} tokens, but {left} ({documents} documents were read; those "
+        f"of other purposes are excluded). Give more text{fewer}."
+    )
 
 
 @dataclass
