@@ -16,15 +16,28 @@ def test_the_process_ends_with_status_2_and_one_message(tmp_path):
     Ended(2, done.stdout, done.stderr).refused("there is no model at")
 
 
-def test_prune_prints_its_plan_the_table_and_where_things_are_and_then_that_it_reuses(prune, tmp_path):
+def test_prune_prints_its_plan_three_lines_and_where_things_are_and_then_that_it_reuses(prune, command, tmp_path):
     ended = prune("--keep", "60%").succeeded()
     assert ended.err == ""
     assert "planned:" in ended.out
-    for word in ("dense", "uniform", "searched", "refit", "the river …"):
-        assert word in ended.out
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert f"{summary['budget']['block_params']:,} of {summary['budget']['dense_block_params']:,}" in ended.out
-    for name in ("model", "report.html", "summary.json"):
+    last = ended.out.splitlines()[-8:]
+    assert [line.split(" ")[0] for line in last] == [
+        "size",
+        "loss",
+        "speed",
+        "page",
+        "model",
+        "",
+        "darwinlm",
+        "darwinlm",
+    ]
+    assert "of the block parameters" in last[0]
+    assert re.search(r"KL [\d.]+ nats per token, where 0 means the same predictions", last[1])
+    shown = command("show", tmp_path / "out").succeeded().out
+    for word in ("dense", "uniform", "searched", "refit", "the river …"):
+        assert word in shown
+    for name in ("model", "report.html"):
         assert str(tmp_path / "out" / name) in ended.out
         assert (tmp_path / "out" / name).exists()
     times = {stage["name"]: stage["seconds"] for stage in summary["stages"]}

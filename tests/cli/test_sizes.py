@@ -16,6 +16,7 @@ from darwinlm.runtime.errors import RecipeError
     ("options", "said"),
     [
         ("--keep 50% --params 1M", "budget: give one bound only, not keep and params at once"),
+        ("--keep 100%", "budget.keep: 100% is the whole model, so there is nothing to prune"),
         ("--params 10T", "more than the whole model: there is nothing to prune; the smallest is"),
         ("--params 1k", "less than the smallest model that the units allow"),
         ("--bytes 1kB", "budget.bytes: 1 kB requested, less than the smallest model"),

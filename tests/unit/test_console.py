@@ -66,9 +66,35 @@ def test_a_stage_that_was_interrupted_says_where_it_goes_on_and_counts_from_ther
         reporter.step(2, 6, what="descent", kl=(1.4, 1.3), count=(20, "evaluations"))
         moved.now += 60
         reporter.step(3, 6, what="descent", kl=(1.4, 1.25), count=(25, "evaluations"))
+        moved.now += 60
+        reporter.step(4, 6, what="descent", kl=(1.4, 1.2), count=(30, "evaluations"))
     assert stream.getvalue().splitlines() == [
         "search: resumes after descent 2 of 6",
-        "search  descent 3/6 · KL 1.400 → 1.250 · 5.0 evaluations/min · 3:00 left",
+        "search  descent 3/6 · KL 1.400 → 1.250 · 5.0 evaluations/min",
+        "search  descent 4/6 · KL 1.400 → 1.200 · 5.0 evaluations/min · 2:00 left",
+    ]
+
+
+def test_no_time_is_told_before_it_is_known(moved: Clock) -> None:
+    """The first step also loads: it took three minutes of six."""
+    reporter, stream = piped(every_step=True)
+    with reporter.stage("database"):
+        reporter.advance(0, 24)
+        for seconds in (180.0, 8.0, 8.0):
+            moved.now += seconds
+            reporter.advance(reporter._current.done + 1, 24)
+    with reporter.stage("refit"):
+        reporter.advance(0, 24)
+        for _ in range(3):
+            moved.now += 4.0
+            reporter.advance(reporter._current.done + 1, 24)
+    assert stream.getvalue().splitlines() == [
+        "database  1/24",
+        "database  2/24 · 2:56 left",
+        "database  3/24 · 2:48 left",
+        "refit  1/24",
+        "refit  2/24",
+        "refit  3/24 · 1:24 left",
     ]
 
 

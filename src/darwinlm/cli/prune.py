@@ -83,50 +83,18 @@ def _show_sweep(console: Any, sweep: Any, out: Path) -> None:
     console.print(f"models  {out}/*/model\npage    {out / PAGE}\nsummary {out / SWEEP}.json")
 
 
-def show_figures(console: Any, summary: Any) -> None:
-    """Print sizes of GGUF files, how good a draft the saved model is, and figures on chats."""
-    from darwinlm.report import wording
-    from darwinlm.report.table import chat_rows, file_rows
-    from darwinlm.runtime import tables
-
-    if (files := file_rows(summary)) is not None:
-        console.print("", tables.terminal(files[0], files[1], bold=1), *files[2])
-    for said in filter(None, (wording.as_draft(summary), wording.bounded_file(summary))):
-        console.print(said, soft_wrap=True)
-    for headings, rows, remarks in chat_rows(summary):
-        console.print("", tables.terminal(headings, rows, bold=len(rows) - 1))
-        console.print("; ".join(remarks), style="dim")
-
-
 def _show(console: Any, summary: Any, out: Path) -> None:
-    """Print the result of a run."""
+    """Print what was gained and lost in three lines, and where the rest is."""
     from darwinlm.report import wording
-    from darwinlm.report.table import comparison_table, looking_back_rows
-    from darwinlm.runtime import amounts, tables
 
-    console.print(comparison_table(summary))
-    looking_back = looking_back_rows(summary, losses=False)
-    if looking_back is not None:
-        headings, rows, remarks = looking_back
-        console.print("", tables.terminal(headings, rows, bold=len(rows) - 1), *remarks)
-    show_figures(console, summary)
-    if summary.prompts and summary.models["dense"].continuations:
-        console.print(f"\n{summary.prompts[0]}{'' if summary.chat else ' …'}", style="bold")
-        for key in ("dense", summary.saved_key):
-            text = wording.collapsed(summary.models[key].continuations[0])
-            console.print(f"  {wording.model_name(key, summary)}: {text!r}")
-    if summary.time is not None:
-        console.print(f"\n{wording.time_limit(summary.time)}")
-    budget = summary.budget
-    assert budget is not None
     quoted = shlex.quote(str(out))
-    limit = "" if budget.kind == "keep" else f" of {amounts.amount(budget.upper, budget.unit)}"
+    lines = [("size", wording.smaller(summary)), ("loss", wording.loss(summary)), ("speed", wording.faster(summary))]
+    if summary.time is not None:
+        lines.append(("time", wording.time_limit(summary.time)))
+    lines += [("page", str(out / "report.html")), ("model", str(out / "model"))]
+    console.print("\n" + "\n".join(f"{name:<6} {words}" for name, words in lines), soft_wrap=True)
     console.print(
-        f"\n{budget.block_params:,} of {budget.dense_block_params:,} block parameters kept "
-        f"({budget.block_params / budget.dense_block_params:.2%}; {budget.unused:.2%} of the budget{limit} "
-        "unused)\n"
-        f"model   {out / 'model'}\nreport  {out / 'report.html'}\nsummary {out / 'summary.json'}\n\n"
-        f"darwinlm show {quoted}    the kept part of every block, and next steps\n"
+        f"\ndarwinlm show {quoted}    all figures, the kept part of every block, and next steps\n"
         f"darwinlm chat {quoted}    talk to the smaller model",
         soft_wrap=True,
     )

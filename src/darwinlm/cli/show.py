@@ -14,7 +14,6 @@ from rich.text import Text
 
 from darwinlm.cli import arguments, terminal
 from darwinlm.cli.app import LOOK, command
-from darwinlm.cli.prune import show_figures
 from darwinlm.runtime import amounts, tables
 from darwinlm.runtime.errors import ArtifactError
 
@@ -146,12 +145,34 @@ def _show(console: Console, run: Path, summary: Summary) -> None:
                 f"{wording.model_name(key, summary)}: {wording.count(model.params)} parameters, perplexity "
                 f"{wording.perplexity(model.perplexity)}, KL {wording.kl(model.kl)}"
             )
-    show_figures(console, summary)
+    _show_figures(console, summary)
     console.print()
     beside = run if run.name else Path("..") / run.resolve().name  # the current folder "." has no name
     for wish, do in usage.next_steps(summary, str(run), str(beside), summary.model, here=True):
         console.print(f"{wish}:", style="dim")
         console.print(f"  {do}", soft_wrap=True)
+
+
+def _show_figures(console: Console, summary: Summary) -> None:
+    """Print copying, sizes of GGUF files, how good a draft the model is, figures on chats, and an answer."""
+    from darwinlm.report import wording
+    from darwinlm.report.table import chat_rows, file_rows, looking_back_rows
+
+    if (copied := looking_back_rows(summary, losses=False)) is not None:
+        headings, rows, remarks = copied
+        console.print("", tables.terminal(headings, rows, bold=len(rows) - 1), *remarks)
+    if (files := file_rows(summary)) is not None:
+        console.print("", tables.terminal(files[0], files[1], bold=1), *files[2])
+    for said in filter(None, (wording.as_draft(summary), wording.bounded_file(summary))):
+        console.print(said, soft_wrap=True)
+    for headings, rows, remarks in chat_rows(summary):
+        console.print("", tables.terminal(headings, rows, bold=len(rows) - 1))
+        console.print("; ".join(remarks), style="dim")
+    if summary.prompts and summary.dense.continuations:
+        console.print(f"\n{summary.prompts[0]}{'' if summary.chat else ' …'}", style="bold")
+        for key in ("dense", summary.saved_key):
+            text = wording.collapsed(summary.models[key].continuations[0])
+            console.print(f"  {wording.model_name(key, summary)}: {text!r}")
 
 
 def allocation_lines(summary: Summary, width: int, *, plain: bool = False) -> list[Text]:

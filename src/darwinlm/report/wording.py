@@ -205,6 +205,27 @@ def headline(summary: Summary) -> str:
     return ", ".join(parts) + "."
 
 
+def smaller(summary: Summary) -> str:
+    """What is left, in one line."""
+    final, dense = summary.saved, summary.dense
+    kept = f"{percent(final.block_params, dense.block_params)} of the block parameters"
+    parts = [f"{count(final.params)} of {count(dense.params)} parameters ({kept})"]
+    return ", ".join([*parts, f"{size(final.bytes)} of weights instead of {size(dense.bytes)}"])
+
+
+def loss(summary: Summary) -> str:
+    """What was lost, in one line of words."""
+    final = summary.saved
+    parts = [] if final.agreement is None else [f"picks the original's next token {final.agreement:.0%} of the time"]
+    return "; ".join([*parts, f"KL {kl(final.kl)} nats per token, where 0 means the same predictions"])
+
+
+def faster(summary: Summary) -> str:
+    """What is faster, in one line."""
+    found = [f"{what} ×{factor(rate, before)}" for what, rate, before in speeds(summary)]
+    return ", ".join(found) or "no difference beyond the noise of the measurement on this machine"
+
+
 def speeds(summary: Summary) -> list[tuple[str, float, float]]:
     """Each speed that differs from the dense model's by more than the timed runs do: what, its and the dense rate.
 

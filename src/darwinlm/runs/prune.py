@@ -23,7 +23,7 @@ from darwinlm.runs.model import Model, load
 from darwinlm.runtime import parallel
 from darwinlm.runtime.amounts import duration, size
 from darwinlm.runtime.console import Reporter
-from darwinlm.runtime.errors import ArtifactError, RecipeError
+from darwinlm.runtime.errors import ArtifactError, BudgetError, RecipeError
 from darwinlm.runtime.figures import ModelFigures
 from darwinlm.stages.model import SOURCE
 from darwinlm.stages.report import REPORT
@@ -163,6 +163,8 @@ def run_stages(
     folder = Path(out).expanduser()
     if until not in PRUNE.steps:
         raise RecipeError(f"--until {until}: there is no such stage; the stages are {', '.join(PRUNE.steps)}")
+    if recipe.budget.keep == 1 and recipe.vocabulary is None:
+        raise BudgetError("budget.keep: 100% is the whole model, so there is nothing to prune: give less, such as 75%")
     check_inputs(folder, recipe)
     if not overwrite:
         _check_replaced(recipe, folder)

@@ -20,6 +20,9 @@ from darwinlm.runtime.terminal import Terminal
 STEP_SECONDS, ADVANCE_SECONDS = 1.0, 10.0
 """Minimum seconds between two lines of a stage without a terminal: for steps with figures, and for plain ones."""
 
+STEADY_SECONDS = 10.0
+"""Seconds before a time is told: the first steps are slower."""
+
 
 @dataclass
 class _StageProgress:
@@ -37,6 +40,8 @@ class _StageProgress:
     """Planned seconds; what is left of them is shown until steps are timed."""
     since: tuple[float, int, int] | None = None
     """Start of this part in this process: time, finished steps, and amount of finished work."""
+    warm: tuple[float, int] | None = None
+    """End of its first step, which also loads and compiles: time and finished steps."""
 
     def __str__(self) -> str:
         """The line, such as `search  generation 4/6 · KL 1.461 → 1.244 · 5.1 evaluations/min · 2:10 left`."""
@@ -63,11 +68,12 @@ class _StageProgress:
         return 60 * (self.count[0] - self.since[2]) / (self.at - self.since[0])
 
     def _seconds_left(self) -> float | None:
-        if self.since is None or self.done <= self.since[1] or self.done >= self.total:
+        if self.since is None or self.warm is None or self.done >= self.total:
             return None
-        by_steps = (self.total - self.done) * (self.at - self.since[0]) / (self.done - self.since[1])
-        left = by_steps if self.left is None else min(by_steps, self.left)
-        return max(0.0, left - (time.monotonic() - self.at))
+        left = [] if self.left is None else [self.left]
+        if self.done > self.warm[1] and self.at - self.since[0] >= STEADY_SECONDS:
+            left.append((self.total - self.done) * (self.at - self.warm[0]) / (self.done - self.warm[1]))
+        return max(0.0, min(left) - (time.monotonic() - self.at)) if left else None
 
 
 class Reporter:
@@ -128,6 +134,11 @@ class Reporter:
             progress.since = (now, 0, counted)
         elif progress.since is None:
             progress.since = (progress.begun, 0, 0)
+        assert progress.since is not None
+        if done <= progress.since[1]:
+            progress.warm = None
+        elif progress.warm is None:
+            progress.warm = (now, done)
         progress.done, progress.total, progress.at = done, total, now
         patience = STEP_SECONDS if progress.count else ADVANCE_SECONDS
         if done and not self.console.is_terminal and (self.every_step or now - self._last_line >= patience):
@@ -151,7 +162,7 @@ class Reporter:
         progress = self._current
         if progress is not None:
             if progress.what != what:
-                progress.since = None
+                progress.since = progress.warm = None
             progress.what, progress.kl, progress.count, progress.left = what, kl, count, left
         self.advance(done, total)
 
