@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from darwinlm.runtime.limits import DEPTH
 from tests.fuzz.case import ANY, REFUSED, Case, alone, changed, copied, replaced
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\r\x7f\u202e"
@@ -107,30 +106,6 @@ def templates() -> Iterator[Case]:
     """Chat templates that fail, each in its own way; those that only take long are not among them."""
     for template in TEMPLATES:
         yield Case(f"template: {template[:40]}", "model", replaced("chat_template.jinja", template), ANY)
-
-
-def values() -> Iterator[Case]:
-    """Files within the limit of bytes whose many values would take long and much memory."""
-    rows = {"lists": "[],", "mappings": "{},", "numbers": "1,", "words": '"a",', "commas": ","}
-    for name, row in rows.items():
-        many = "[" + row * ((5 << 20) // len(row)) + "1]"
-        for file in ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "vocab.json"):
-            yield Case(f"values: {file} with many {name}", "model", replaced(file, f'{{"more": {many}}}'))
-        yield Case(f"values: an index with many {name}", "model", replaced("model.safetensors.index.json", many))
-        yield Case(f"values: a recipe with many {name}", "recipe", alone("recipe.yaml", f"search: {many[: 200 << 10]}"))
-        yield Case(f"values: a line with many {name}", "text", alone("text.jsonl", f'{{"text": {many}}}\n'))
-    for depth in (99, 101, 900, 50_000):
-        deep = '{"a":' * depth + "1" + "}" * depth
-        for reader, file in (
-            ("model", "config.json"),
-            ("model", "tokenizer_config.json"),
-            ("artifact", "manifest.json"),
-        ):
-            write = replaced(file, deep) if reader == "model" else alone(file, deep)
-            harmless = depth < DEPTH and file == "tokenizer_config.json"
-            yield Case(f"values: {file} of depth {depth}", reader, write, ANY if harmless else REFUSED)
-    text = json.dumps({"text": "1,2,[3],{4}," * 200_000})
-    yield Case("values: a text of commas and brackets", "text", alone("text.jsonl", text + "\n"), ANY)
 
 
 def terminals() -> Iterator[Case]:

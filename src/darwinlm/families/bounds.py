@@ -1,26 +1,23 @@
-"""Bounds on the numbers of a model's description, checked before allocations and loops.
-
-This check covers configurations of checkpoints, GGUF headers and imported models. Numbers must have realistic sizes,
-and a model can't have more blocks than its files have tensors for.
-"""
+"""Cheap checks of a model's description: absurd numbers, code from elsewhere, absent blocks, integer weights."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Iterable, Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from darwinlm.runtime.errors import CheckpointError
-from darwinlm.runtime.limits import DEPTH, shorten
+from darwinlm.runtime.limits import shorten
 
-_NAMES = yaml.safe_load(resources.files("darwinlm.families").joinpath("bounds.yaml").read_text(encoding="utf-8"))
-LIMITS: dict[str, int] = {name: most for most, names in _NAMES["largest"].items() for name in names}
-MAY_BE_ZERO, BY_LAYER = frozenset(_NAMES["may_be_zero"]), frozenset(_NAMES["by_layer"])
+LAYERS = re.compile(r"(layers?|block_count)$"), 2048
+SIZES = (
+    re.compile(r"(_size|_dim|n_embd|d_model|heads?|_kv|experts?|(embedding|key|value|feed_forward)_length|_count)$"),
+    1 << 24,
+)
+"""Ends of names of numbers by which a configuration makes lists and buffers, and the largest value of these numbers."""
+POSITIVE = frozenset({"num_hidden_layers", "block_count", "hidden_size", "embedding_length", "context_length"})
 LARGEST_INTEGER = 1 << 53
 """Largest allowed integer of a configuration, for any name."""
 DTYPES = frozenset({"float32", "float16", "bfloat16", "float64", "auto"})
@@ -35,17 +32,15 @@ def check_config(plain: Mapping[str, Any], path: Path | str) -> None:
 
     Raises CheckpointError, which names the path and the field.
     """
-    waiting: list[tuple[str, Any, int]] = [("", plain, 0)]
+    waiting: list[tuple[str, Any]] = [("", plain)]
     while waiting:
-        where, value, depth = waiting.pop()
-        if depth > DEPTH:
-            raise CheckpointError(f"{path} is nested more than {DEPTH} levels deep: fetch the model again")
+        where, value = waiting.pop()
         if isinstance(value, Mapping):
             for name, inner in value.items():
                 _check_field(str(name), inner, f"{where}.{name}" if where else str(name), path)
-                waiting.append((f"{where}.{name}" if where else str(name), inner, depth + 1))
+                waiting.append((f"{where}.{name}" if where else str(name), inner))
         elif isinstance(value, list):
-            waiting += [(where, inner, depth + 1) for inner in value if isinstance(inner, dict | list)]
+            waiting += [(where, inner) for inner in value if isinstance(inner, dict | list)]
             _check_numbers([inner for inner in value if isinstance(inner, int | float)], where, path)
         else:
             _check_numbers([value], where, path)
@@ -55,7 +50,6 @@ def check_config(plain: Mapping[str, Any], path: Path | str) -> None:
             f"{path}: dtype is {shorten(dtype)}, but weights must be float32, float16 or bfloat16: use the model as it "
             "was before it was quantised"
         )
-    _check_layers(plain, path)
 
 
 def _check_field(name: str, value: Any, where: str, path: Path | str) -> None:
@@ -64,17 +58,14 @@ def _check_field(name: str, value: Any, where: str, path: Path | str) -> None:
             f"{path}: {shorten(where)} is {shorten(value)}, which may be code from elsewhere: set it to sdpa, or "
             "remove the field"
         )
-    name = name.rpartition(".")[2]
-    most, least = LIMITS.get(name), int(name not in MAY_BE_ZERO)
-    if most is None or value is None:
-        return
-    for number in value if isinstance(value, list) and name in BY_LAYER else [value]:
-        if isinstance(number, bool) or not isinstance(number, int):
-            raise CheckpointError(f"{path}: {where} is {shorten(number)}, not a whole number: fetch the model again")
-        if not least <= number <= most:
-            raise CheckpointError(
-                f"{path}: {where} is {shorten(number)}, but a model has from {least} to {most:,}: fetch the model again"
-            )
+    if name in POSITIVE and value is not None and not (isinstance(value, list) or (type(value) is int and value > 0)):
+        raise CheckpointError(f"{path}: {where} is {shorten(value)}, not a positive number: fetch the model again")
+    for pattern, most in (LAYERS, SIZES):
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int) and number > most and pattern.search(name):
+                raise CheckpointError(
+                    f"{path}: {where} is {shorten(number)}, but a model has at most {most:,}: fetch the model again"
+                )
 
 
 def _check_numbers(values: Iterable[Any], where: str, path: Path | str) -> None:
@@ -82,28 +73,6 @@ def _check_numbers(values: Iterable[Any], where: str, path: Path | str) -> None:
         too_large = isinstance(value, int) and abs(value) > LARGEST_INTEGER
         if too_large or (isinstance(value, float) and math.isnan(value)):
             raise CheckpointError(f"{path}: {where} is {shorten(value)}, which no model has: fetch the model again")
-
-
-def _check_layers(plain: Mapping[str, Any], path: Path | str) -> None:
-    layers = plain.get("per_layer_config")
-    if layers is None:
-        return
-    blocks = plain.get("num_hidden_layers")
-    if not isinstance(layers, dict) or not isinstance(blocks, int):
-        raise CheckpointError(f"{path}: per_layer_config must map layers to their sizes: fetch the model again")
-    for number, row in layers.items():
-        if not re.fullmatch(r"\d{1,9}", str(number)) or int(number) >= blocks or not isinstance(row, dict):
-            raise CheckpointError(
-                f"{path}: per_layer_config has an entry {shorten(str(number))}, but a layer is a number below {blocks} "
-                "with a mapping of sizes: fetch the model again"
-            )
-        skip, owners = row.get("skip", []), row.get("query_groups") or []
-        if not isinstance(skip, list) or not all(isinstance(name, str) for name in skip):
-            raise CheckpointError(f"{path}: per_layer_config.{number}.skip must list sub-layers: fetch the model again")
-        if not isinstance(owners, list) or not all(isinstance(group, int) for group in owners):
-            raise CheckpointError(
-                f"{path}: per_layer_config.{number}.query_groups must list KV heads: fetch the model again"
-            )
 
 
 def check_blocks(stated: int, names: Iterable[str], layers: str, path: Path | str, *, absent: int = 0) -> None:

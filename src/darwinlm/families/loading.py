@@ -22,7 +22,7 @@ from darwinlm.families.files import is_outside
 from darwinlm.families.sentence_piece import MODEL, check_sentence_piece
 from darwinlm.runtime.compute import DTYPES
 from darwinlm.runtime.errors import CheckpointError, ModelError, RemoteCodeError, first_line
-from darwinlm.runtime.limits import JSON_NODES, TOKENIZER_BYTES, TOKENIZER_NODES, load_json, shorten
+from darwinlm.runtime.limits import TOKENIZER_BYTES, load_json, shorten
 
 TOKENS = 1 << 22
 """Largest allowed token id."""
@@ -176,7 +176,7 @@ def check_tokenizer_files(folder: Path) -> None:
         if not path.is_file():
             continue
         try:
-            tree = load_json(path, TOKENIZER_BYTES, JSON_NODES if "_" in name else TOKENIZER_NODES)
+            tree = load_json(path, TOKENIZER_BYTES)
         except (OSError, ValueError) as error:
             raise no_tokenizer(folder, ValueError(f"{name}: {shorten(error)}")) from error
         if not isinstance(tree, dict):

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from darwinlm.families.files import WEIGHTS, is_named
 from darwinlm.runtime.errors import CheckpointError
-from darwinlm.runtime.limits import INDEX_NODES, load_json, shorten
+from darwinlm.runtime.limits import load_json, shorten
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -27,7 +27,7 @@ def shards_of(folder: Path) -> dict[str, str]:
     if index.is_file():
         single = folder / SINGLE
         try:
-            shards = {str(k): str(v) for k, v in load_json(index, nodes=INDEX_NODES)["weight_map"].items()}
+            shards = {str(k): str(v) for k, v in load_json(index)["weight_map"].items()}
         except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
             raise CheckpointError(f"{index} is damaged ({shorten(error)}): fetch the model again") from error
         for shard in set(shards.values()):

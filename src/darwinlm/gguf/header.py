@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.families.bounds import LIMITS, check_config
+from darwinlm.families.bounds import check_config
 from darwinlm.runtime.errors import CheckpointError, first_line, import_extra
 from darwinlm.runtime.limits import shorten
 
@@ -21,6 +21,8 @@ UNREADABLE = (OSError, ValueError, LookupError, TypeError, OverflowError, struct
 """Errors of the reader at damaged files."""
 LAST_NORMS = ("output_norm.weight", "token_embd_norm.weight")
 """Names of the last norm; LFM2 has the other one."""
+ROWS = 1 << 24
+"""Most rows of an embedding."""
 TOKEN_LISTS = ("tokens", "scores", "token_type")
 
 
@@ -130,7 +132,7 @@ def _check_model(path: Path, header: GgufHeader) -> None:
     if embedding is None or not any(name in header.tensors for name in LAST_NORMS):
         missing = "token_embd.weight" if embedding is None else LAST_NORMS[0]
         raise CheckpointError(f"{path} lacks the tensor {missing}: fetch it again")
-    if embedding[0] > LIMITS["vocab_size"]:
+    if embedding[0] > ROWS:
         raise CheckpointError(f"{path}: the embedding has {embedding[0]:,} rows: fetch it again")
     for key in TOKEN_LISTS:
         count = header.counts.get(f"tokenizer.ggml.{key}", 0)

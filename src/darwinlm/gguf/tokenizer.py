@@ -11,7 +11,7 @@ from darwinlm.families.loading import check_tokenizer_files
 from darwinlm.gguf.header import read_header
 from darwinlm.gguf.pre_tokenizer import DIGITS, MERGED, PATTERNS, PLAIN
 from darwinlm.runtime.errors import ExportError
-from darwinlm.runtime.limits import TOKENIZER_BYTES, TOKENIZER_NODES, load_json, shorten
+from darwinlm.runtime.limits import TOKENIZER_BYTES, load_json, shorten
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 MODEL, TOKENS, TEMPLATE = "tokenizer.ggml.model", "tokenizer.ggml.tokens", "tokenizer.chat_template"
@@ -26,7 +26,7 @@ def read_tokenizer(folder: Path, tokenizer: Any, vocabulary: int) -> dict[str, A
     path = folder / "tokenizer.json"
     if path.is_file():
         check_tokenizer_files(folder)
-        tree = load_json(path, TOKENIZER_BYTES, TOKENIZER_NODES)
+        tree = load_json(path, TOKENIZER_BYTES)
     elif getattr(tokenizer, "backend_tokenizer", None) is not None:
         tree = json.loads(tokenizer.backend_tokenizer.to_str())
     else:

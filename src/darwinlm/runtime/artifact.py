@@ -44,7 +44,7 @@ TICK = 50_000_000
 _DIGESTS: dict[tuple[str, int, int, int], str] = {}
 SEEN_LATE = 90.0
 """Seconds after which every machine sees a file in a shared folder; NFS keeps what it knows of folders for up to 60."""
-ARTIFACT_BYTES, ARTIFACT_NODES = 1 << 30, 1 << 26
+ARTIFACT_BYTES = 1 << 30
 """Largest JSON file of a stage, in bytes and in values: the hashes of thirty million documents."""
 
 
@@ -167,7 +167,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Map
 def read_json(path: Path) -> Any:
     """Read JSON that a stage wrote. Raises ArtifactError if the file is missing or isn't JSON."""
     try:
-        return load_json(path, ARTIFACT_BYTES, ARTIFACT_NODES)
+        return load_json(path, ARTIFACT_BYTES)
     except (OSError, ValueError) as error:
         raise damaged(path, str(error)) from error
 

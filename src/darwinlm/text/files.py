@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from darwinlm.runtime.errors import DataError
-from darwinlm.runtime.limits import LINE_NODES, parse_json, shorten
+from darwinlm.runtime.limits import parse_json, shorten
 from darwinlm.text.records import CHAT_COLUMNS, text_fields, text_of
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
             raise DataError(f"{where}: the line has {len(line):,} characters or more. Divide it into several records.")
         if not line.isspace():
             try:
-                yield where, parse_json(line, LINE_NODES)
+                yield where, parse_json(line)
             except ValueError as error:
                 raise DataError(
                     f"{where}: this isn't JSON ({shorten(error, 200)}). Every line has to be one whole record, or the "

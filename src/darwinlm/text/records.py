@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from darwinlm.runtime.errors import DataError, first_line
-from darwinlm.runtime.limits import LINE_NODES, parse_json, shorten
+from darwinlm.runtime.limits import parse_json, shorten
 from darwinlm.text.packing import added_bos
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def _from_json(value: object, where: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return parse_json(value, LINE_NODES) if value.strip() else None
+        return parse_json(value) if value.strip() else None
     except ValueError as error:
         raise DataError(
             f"{where}: tools or their arguments aren't JSON ({shorten(error, 200)}). Correct them."
