@@ -12,7 +12,8 @@ from darwinlm.execution.run import Run
 from darwinlm.planning.plan import plan_card
 from darwinlm.planning.sizes import Sizes
 from darwinlm.recipe import TrainingSettings, load_recipe
-from darwinlm.search.evaluate import modules, student, training
+from darwinlm.runtime.memory import PARTS
+from darwinlm.search.evaluate import student, training
 from darwinlm.search.evaluate.fitness import Fitness
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.evaluate.training import CandidateTrainer
@@ -179,7 +180,7 @@ def peak(gpu: Gpu, bench: Bench, count: int) -> int:
 
 
 def test_sixteen_candidates_take_the_room_of_one(gpu, bench, monkeypatch):
-    monkeypatch.setattr(modules, "SHARE", 0.0)
+    monkeypatch.setitem(PARTS, "modules", 0.0)
     one, many = peak(gpu, bench, 2), peak(gpu, bench, 16)
     trainer = bench.trainer(NAME)
     own = student_of(trainer, bench.candidates(1)[0])
@@ -189,7 +190,7 @@ def test_sixteen_candidates_take_the_room_of_one(gpu, bench, monkeypatch):
 
 
 def test_the_peak_is_within_the_plan(gpu, bench, monkeypatch):
-    monkeypatch.setattr(modules, "SHARE", 0.0)
+    monkeypatch.setitem(PARTS, "modules", 0.0)
     sizes = Sizes(bench.run[DENSE], load_recipe(bench.run.recipe, ["compute.dtype=bfloat16"], {}))
     planned = next(row for row in plan_card(sizes, "h100").rows if row.stage == "search").bytes
     bench_trainer = bench.trainer(NAME)

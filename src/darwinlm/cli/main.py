@@ -39,6 +39,7 @@ SILENT = {
     "TQDM_DISABLE": "1",  # its progress bars would break ours
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
+    "PYTORCH_ALLOC_CONF": "expandable_segments:True",  # a GPU's memory then has fewer gaps
     "USE_HUB_KERNELS": "NO",  # native code that transformers would fetch unasked
 }
 """Environment variables for libraries, set before their import."""

@@ -30,13 +30,10 @@ from darwinlm.recipe import UnitsSettings
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import check_file, damaged, open_tensors, read_manifest
 from darwinlm.runtime.mapped import in_file
-from darwinlm.runtime.memory import ALL, Bounded, room_on
+from darwinlm.runtime.memory import ALL, Bounded, free_host_bytes, memory_of
 from darwinlm.streaming.transfers import HostCopy, pinned_bytes
 
 CPU = torch.device("cpu")
-
-DEVICE_SHARE = 0.3
-"""Share of the device's free memory for factors."""
 
 HOST_SHARE = 0.4
 """Share of the free main memory for packed factors that don't fit on the device."""
@@ -79,16 +76,15 @@ class DatabaseReader(ModuleReader):
         self._small: dict[int, dict[str, Tensor]] = {}
         self._last: dict[tuple[ModuleKind, bool], tuple[tuple[int, int], tuple[NestedFactors, ...]]] = {}
         """Block, variant and factors of the last module of a kind, and of the last with all columns."""
-        self._factors: Bounded[tuple[int, ModuleKind, int], tuple[NestedFactors, ...]] = Bounded(
-            lambda factors: sum(each.nbytes for each in factors),
-            room_on(device, DEVICE_SHARE),
-            scanned=True,
+        memory = memory_of(device)
+        self._factors: Bounded[tuple[int, ModuleKind, int], tuple[NestedFactors, ...]] = memory.watch(
+            Bounded(lambda factors: sum(each.nbytes for each in factors), memory.room("factors"), scanned=True)
         )
         self._stored: Bounded[tuple[int, ModuleKind], tuple[Tensor, Tensor]] = Bounded(
-            _bytes, room_on(CPU, HOST_SHARE), scanned=True
+            _bytes, lambda _: int(HOST_SHARE * free_host_bytes()), scanned=True
         )
         self._narrow: Bounded[tuple[int, ModuleKind, int], HostCopy] = Bounded(
-            lambda copy: pinned_bytes(copy.nbytes), room_on(CPU, NARROW_SHARE), scanned=True
+            lambda copy: pinned_bytes(copy.nbytes), lambda _: int(NARROW_SHARE * free_host_bytes()), scanned=True
         )
         self._scratch: Path | None = None
         self._targets: Bounded[tuple[int, ModuleKind], tuple[Tensor, ...]] = Bounded(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import sys
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
@@ -17,6 +19,8 @@ from darwinlm.runtime import parallel
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
+T = TypeVar("T")
+C = TypeVar("C", bound="Shrinking")
 
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
@@ -91,7 +95,15 @@ class Bounded(Generic[K, V]):
     recently used values are dropped.
     """
 
-    def __init__(self, size: Callable[[V], int], room: Callable[[int], int], *, scanned: bool = False) -> None:
+    def __init__(
+        self,
+        size: Callable[[V], int],
+        room: Callable[[int], int],
+        *,
+        scanned: bool = False,
+        dropped: Callable[[K], object] = lambda key: None,
+    ) -> None:
+        self._dropped = dropped
         self._size = size
         self._room = room
         self._scanned = scanned
@@ -134,15 +146,78 @@ class Bounded(Generic[K, V]):
         self.clear()
         self._limit = self._room(size) // among
 
+    def halve(self) -> None:
+        """Keep half of what was allowed; `dropped` hears of each value that has to go."""
+        self._limit = self._most() // 2
+        while self._held > self._limit:
+            key, value = self._values.popitem(last=self._scanned)
+            self._held -= self._size(value)
+            self._dropped(key)
+
     def _most(self) -> int:
         if self._limit is None:
             self._limit = self._room(0)
         return self._limit
 
 
-def room_on(device: torch.device, share: float) -> Callable[[int], int]:
-    """A function that returns a share of a device's free memory without the reserved bytes, which it is given."""
-    return lambda reserved: int(share * max(free_bytes(device) - reserved, 0))
+PARTS = {"blocks": 0.4, "factors": 0.3, "modules": 0.2, "inputs": 0.1}
+"""How the caches of a search divide a device's free memory: dense blocks that stay, factors of the database, pruned
+modules, and block inputs of the base."""
+
+FRAGMENTS = 0.15
+"""Share of a GPU's free memory that PyTorch's allocator may lose between tensors of different sizes. Our estimate."""
+
+HALVINGS = 6
+"""How often caches are halved; then memory is full without them."""
+
+
+class Shrinking(Protocol):
+    """A cache that can give back half of its memory."""
+
+    def halve(self) -> None:
+        """Keep half of what was allowed."""
+
+
+class DeviceMemory:
+    """Hands out a device's free memory to caches, and takes half of it back when the device is full."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._halvings = 0
+        self._caches: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def room(self, part: str) -> Callable[[int], int]:
+        """A function that gives the bytes of a cache of `PARTS`, from the bytes that others have reserved."""
+        kept = 1 - FRAGMENTS if self.device.type == "cuda" else 1
+        return lambda reserved: int(PARTS[part] * max(kept * free_bytes(self.device) - reserved, 0)) >> self._halvings
+
+    def watch(self, cache: C) -> C:
+        """Let a cache give back memory; returns it."""
+        self._caches.add(cache)
+        return cache
+
+    def survive(self, work: Callable[..., T], *arguments: Any) -> T:
+        """What a function returns. If the device's memory is full, caches are halved, and the function begins again."""
+        while True:
+            try:
+                return work(*arguments)
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or self._halvings == HALVINGS:
+                    raise
+            self._halve()  # here the error and its frames hold no tensors any more
+
+    def _halve(self) -> None:
+        self._halvings += 1
+        for cache in self._caches:
+            cache.halve()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+@functools.cache
+def memory_of(device: torch.device) -> DeviceMemory:
+    """The only one of a device."""
+    return DeviceMemory(device)
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3

@@ -6,6 +6,7 @@ embeddings, only the rows of some text are there, for the whole life of the deco
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -18,12 +19,9 @@ from torch import Tensor, nn
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.runtime.amounts import size
 from darwinlm.runtime.errors import DeviceMemoryError
-from darwinlm.runtime.memory import Bounded, all_bytes, room_on
+from darwinlm.runtime.memory import Bounded, all_bytes, memory_of
 from darwinlm.streaming.decoder import Decoder
 from darwinlm.streaming.transfers import Arriving, Mover
-
-SHARE = 0.4
-"""Share of the device's free memory for blocks that stay. The shares of all caches of a search add up to 1."""
 
 HEAD = -1
 """The head among the blocks that stay."""
@@ -55,9 +53,9 @@ class StreamedDecoder(Decoder):
         self._rows = None if rows is None else torch.tensor(rows)
         self.params = sum(parameter.numel() for parameter in self.model.parameters())
         largest = max(sum(weight.numel() for weight in block.parameters()) for block in self.blocks) * dtype.itemsize
-        if largest > (memory := all_bytes(device)):
+        if largest > (there := all_bytes(device)):
             raise DeviceMemoryError(
-                f"a block of {checkpoint.source} takes {size(largest)}, but {device} has {size(memory)}: use a device "
+                f"a block of {checkpoint.source} takes {size(largest)}, but {device} has {size(there)}: use a device "
                 "with more memory, or compute.device=cpu"
             )
         self._weights = weights or (lambda block: checkpoint.read(checkpoint.block_prefix(block), mapped=False))
@@ -67,8 +65,14 @@ class StreamedDecoder(Decoder):
         self._mover = Mover(device, through_file=True) if device.type == "cuda" else None
         self._coming: dict[int, Future[dict[str, Arriving]]] = {}
         self._loaded: set[int] = set()
-        self._staying: Bounded[int, list[Tensor]] = Bounded(
-            lambda weights: sum(weight.nbytes for weight in weights), room_on(device, SHARE), scanned=True
+        memory = memory_of(device)
+        self._staying: Bounded[int, list[Tensor]] = memory.watch(
+            Bounded(
+                lambda weights: sum(weight.nbytes for weight in weights),
+                memory.room("blocks"),
+                scanned=True,
+                dropped=partial(_release, weakref.ref(self)),
+            )
         )
         self._load_outside(torch.unique(tokens), device)
 
@@ -189,10 +193,20 @@ class StreamedDecoder(Decoder):
     def _leave(self, block: int, weights: list[Tensor]) -> None:
         """Keep a block or the head if there is room, or release it."""
         if self._staying.get(block) is None and not self._staying.put(block, weights):
-            if block == HEAD:
-                self.unload_head()
-            else:
-                self.unload(block)
+            self._release(block)
+
+    def _release(self, block: int) -> None:
+        if block == HEAD:
+            self.unload_head()
+        else:
+            self.unload(block)
+
+
+def _release(decoder: weakref.ref[StreamedDecoder], block: int) -> None:
+    """Release a block or the head, without a cycle that would keep the decoder's memory."""
+    there = decoder()
+    if there is not None:
+        there._release(block)
 
 
 def _places(used: Tensor, _: nn.Module, ids: tuple[Tensor, ...]) -> tuple[Tensor]:

@@ -26,7 +26,7 @@ from torch import Tensor
 from darwinlm.runtime import parallel
 from darwinlm.runtime.compute import exact
 from darwinlm.runtime.errors import NumericsError, TimeLimitError
-from darwinlm.runtime.memory import Bounded, room_on
+from darwinlm.runtime.memory import Bounded, memory_of
 from darwinlm.search.evaluate.dense_side import Distributions, ExpectedRows, LinearHead
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.problem.space import Allocation
@@ -34,9 +34,6 @@ from darwinlm.streaming.hidden import HiddenMemory, HiddenStates
 
 CPU_TOKENS = 1024
 """Maximum number of tokens in a forward pass on a CPU, so that the residual stream stays in its caches."""
-
-INPUTS_SHARE = 0.1
-"""Share of the device's free memory for block inputs of the base."""
 
 Window = tuple[int, int]
 """Range of sequences on which candidates are compared, or a piece of it for one forward pass: first index, end."""
@@ -108,8 +105,9 @@ class Fitness:
         self._sides: list[ExpectedRows | Distributions] = []
         self.dense: Tensor
         self._base: Allocation | None = None
-        self._inputs: Bounded[tuple[Window, int], Tensor] = Bounded(
-            lambda hidden: hidden.nbytes, room_on(self.decoder.device, INPUTS_SHARE), scanned=True
+        self._room = memory_of(self.decoder.device)
+        self._inputs: Bounded[tuple[Window, int], Tensor] = self._room.watch(
+            Bounded(lambda hidden: hidden.nbytes, self._room.room("inputs"), scanned=True)
         )
         if placed.reserved:
             self._inputs.reserve(placed.reserved)
@@ -176,7 +174,7 @@ class Fitness:
         wanted = range(*window)
         missing = [(each, piece) for each in dict.fromkeys(allocations) for piece in self._missing(each, window)]
         with parallel.agree():
-            measured = self._evaluate(parallel.portion(missing))
+            measured = self._room.survive(self._evaluate, parallel.portion(missing))
         for part in parallel.gather(measured):
             for each, losses in part.items():
                 self._known.setdefault(each, {}).update(losses)

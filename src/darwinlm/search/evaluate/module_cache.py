@@ -45,12 +45,22 @@ class ModuleCache(Generic[K]):
             self._held -= self._outputs.pop(key).nbytes
         self._whole[key] = module, output
         self._held += _bytes(module)
+        self._shrink()
+
+    def _shrink(self) -> None:
+        """Reduce and drop modules until they fit."""
+        assert self._limit is not None
         while self._held > self._limit and self._whole:
             oldest, (module, name) = self._whole.popitem(last=False)
             self._outputs[oldest] = weight = module.get_parameter(name).data
             self._held += weight.nbytes - _bytes(module)
         while self._held > self._limit:
             self._held -= self._outputs.popitem(last=False)[1].nbytes
+
+    def halve(self) -> None:
+        """Keep half of what was allowed."""
+        self._limit = (self._room(0) if self._limit is None else self._limit) // 2
+        self._shrink()
 
     def reserve(self, size: int) -> None:
         """Drop everything, and measure the free memory now, without so many bytes for others."""

@@ -10,15 +10,12 @@ from torch import nn
 
 from darwinlm.database.modules import ModuleReader
 from darwinlm.families.expert_tensors import by_rows
-from darwinlm.runtime.memory import room_on
+from darwinlm.runtime.memory import memory_of
 from darwinlm.search.evaluate.module_cache import ModuleCache
 from darwinlm.search.problem.space import Allocation, SearchSpace
 from darwinlm.streaming.decoder import Decoder, absent
 from darwinlm.streaming.transfers import HostCopy
 from darwinlm.surgery.shrink import shrink_tensors, small_module
-
-SHARE = 0.2
-"""Share of the device's free memory for pruned modules."""
 
 PLACED = -1
 """Level of a place that holds a module set by `place`."""
@@ -37,7 +34,8 @@ class PlacedModules:
         self._places: dict[int, list[int]] = {}
         for index, module in enumerate(space.modules):
             self._places.setdefault(module.block, []).append(index)
-        self._cache: ModuleCache[tuple[int, int]] = ModuleCache(room_on(decoder.device, SHARE))
+        memory = memory_of(decoder.device)
+        self._cache: ModuleCache[tuple[int, int]] = memory.watch(ModuleCache(memory.room("modules")))
         self._dense_weights: HostCopy | None = None
 
     def reserve(self, size: int) -> None:

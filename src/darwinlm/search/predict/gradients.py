@@ -33,6 +33,7 @@ from darwinlm.database.store import DatabaseReader
 from darwinlm.runtime import parallel
 from darwinlm.runtime.compute import exact
 from darwinlm.runtime.errors import NumericsError
+from darwinlm.runtime.memory import memory_of
 from darwinlm.search.evaluate.dense_side import GRADIENT_TOKENS
 from darwinlm.search.evaluate.fitness import CPU_TOKENS, Clock, Window, at_once
 from darwinlm.search.evaluate.modules import PlacedModules
@@ -80,7 +81,7 @@ class Gradients:
         begin, end = window
         pieces = [(at, min(at + self._batch_sequences, end)) for at in range(begin, end, self._batch_sequences)]
         with parallel.agree():
-            by_piece = self._of_pieces(allocation, parallel.mine(pieces))
+            by_piece = memory_of(self.decoder.device).survive(self._of_pieces, allocation, parallel.mine(pieces))
         sums = {piece: part for share in parallel.gather(by_piece) for piece, part in share.items()}
         total = sum((sums[piece] for piece in pieces), torch.zeros(()))
         if not bool(torch.isfinite(total).all()):
