@@ -12,9 +12,11 @@ import pytest
 from tests.tiny.checkpoint import SETTINGS, tiny_text
 from tests.tiny.command import Command, sets
 from tests.tiny.recovering import stop_at
+from tests.tiny.vocabulary import wordy_checkpoint
 from transformers import AutoModelForCausalLM
 
 from darwinlm.recipe import load_recipe
+from darwinlm.report.summary import VocabularyFigures
 from darwinlm.runtime.artifact import MANIFEST, read_json
 from lab.comparison.entries import everywhere, parse_methods
 from lab.comparison.methods import BASELINES
@@ -253,3 +255,13 @@ def test_all_takes_the_steps_that_the_recipe_has() -> None:
 def test_wrong_request(options, message, compare, tiny_text_file):
     words = options.format(text=tiny_text_file).split()
     compare(*(word.replace("held:out", "held out") for word in words)).refused(message)
+
+
+def test_a_comparison_has_one_vocabulary(command: Command, tiny_text_file: Path, tmp_path: Path) -> None:
+    model, out = wordy_checkpoint(tmp_path / "model"), tmp_path / "compared"
+    settings = sets((*SETTINGS, "vocabulary=320"))
+    command("compare", model, "--text", tiny_text_file, "--out", out, "--methods", "magnitude", *settings).succeeded()
+    rows = read_json(out / "comparison.json")["rows"]
+    assert {row["method"] for row in rows} == {"dense", "magnitude"}
+    figures = VocabularyFigures.model_validate(read_json(out / "stages" / "vocabulary" / "figures.json"))
+    assert rows[0]["params"] == figures.params

@@ -21,7 +21,7 @@ from darwinlm.runtime.errors import RecipeError
         ("--params 1k", "less than the smallest model that the units allow"),
         ("--bytes 1kB", "budget.bytes: 1 kB requested, less than the smallest model"),
         ("--time 3d", "time: has an unknown unit 'd'"),
-        ("--preset papers", "preset: must be 'default' or 'paper'"),
+        ("--preset papers", "preset: must be 'default', "),
         ("--keep 75%,75%", "budget.keep: duplicate value"),
         ("--set search.rounds=[{tokens:64,survivors:1,training_tokens:900000}]", "search.rounds"),
     ],

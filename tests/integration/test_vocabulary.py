@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.planning.sizes import Sizes
 from darwinlm.recipe import parse_recipe
-from darwinlm.report.summary import VocabularyFigures, read_summary
+from darwinlm.report.summary import read_summary
 from darwinlm.runtime.artifact import read_json
 from darwinlm.runtime.errors import DataError, RecipeError
 from darwinlm.stages.model import DENSE
@@ -136,15 +136,6 @@ def test_recovery_learns_from_the_dense_model_with_the_same_tokens(command, dens
     summary = read_summary(out / "summary.json")
     assert summary.dense.params == summary.vocabulary.params
     assert read_json(out / "model" / "config.json")["vocab_size"] == SIZE
-
-
-def test_a_comparison_has_one_vocabulary(command, dense, tiny_text_file, tmp_path):
-    settings, out = sets((*SETTINGS, "vocabulary=320")), tmp_path / "compared"
-    command("compare", dense, "--text", tiny_text_file, "--out", out, "--methods", "magnitude", *settings).succeeded()
-    rows = read_json(out / "comparison.json")["rows"]
-    assert {row["method"] for row in rows} == {"dense", "magnitude"}
-    figures = VocabularyFigures.model_validate(read_json(out / "stages" / "vocabulary" / "figures.json"))
-    assert rows[0]["params"] == figures.params
 
 
 def test_a_teacher_gets_the_same_vocabulary(dense, tmp_path, make_run):
