@@ -25,7 +25,7 @@ QUICK: dict[str, Any] = {
     "text.source": str(CHATS),
     "text.calibration_tokens": 8192,
     "text.validation_tokens": 1024,
-    "text.evaluation_tokens": 4096,
+    "text.evaluation_tokens": 2048,
     "evaluation.answer_tokens": 0,
     "refit.tokens": 0,
     "search.minutes": 1.0,
