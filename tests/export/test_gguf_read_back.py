@@ -39,7 +39,8 @@ def written(tmp_path, monkeypatch):
     def write_keys(writer, *given):
         real(writer, *given)
         for key, value in more.items():
-            (writer.add_float32 if isinstance(value, float) else writer.add_string)(key, value)
+            add = {float: writer.add_float32, int: writer.add_uint32, str: writer.add_string}
+            add[type(value)](key, value)
 
     more, real = {}, write.write_keys
     monkeypatch.setattr(write, "write_keys", write_keys)
@@ -91,11 +92,22 @@ def test_scalings_of_other_writers(tmp_path, written, case):
     assert differs(written(tmp_path / "model"), tmp_path / "plain") < 1e-5
 
 
+def test_a_window_of_all_layers(tmp_path, written):
+    """llama.cpp doesn't slide there; up to the window both compute the same."""
+    model_type, _, _, overrides = CASES["phi3"]
+    file = written(
+        plain_checkpoint(tmp_path / "model", model_type, **overrides), {"phi3.attention.sliding_window": 100}
+    )
+    assert differs(file, tmp_path / "work") < 1e-5
+    assert resolve_model(str(file), tmp_path / "work").config.sliding_window == 100
+
+
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
         ({"llama.attn_logit_softcapping": 20.0}, "llama.attn_logit_softcapping is 20.0"),
         ({"llama.logit_scale": 2.0}, "llama.logit_scale is 2.0"),
+        ({"llama.attention.sliding_window": 64}, "llama.attention.sliding_window is 64"),
         ({"llama.rope.scaling.yarn_beta_slow": 4.0}, "llama.rope.scaling.yarn_beta_slow is 4.0"),
         ({"llama.rope.scaling.type": "banana", "llama.rope.scaling.factor": 2.0}, "llama.rope.scaling.type is banana"),
         ({"llama.a_key_of_next_year": "on"}, "llama.a_key_of_next_year is on"),

@@ -58,8 +58,10 @@ def complete(config: Any, header: GgufHeader) -> None:
     if stock is not None and stock.caps:
         for name, usual in CAPS.items():
             setattr(config, name, sizes.get(name, usual))
-    if "attention.sliding_window" in sizes and hasattr(config, "sliding_window"):
-        config.sliding_window = sizes["attention.sliding_window"]
+    window = sizes.get("attention.sliding_window")
+    in_none = stock is not None and stock.period is None and "sliding_window_pattern" not in stock.keys
+    if hasattr(config, "sliding_window") and (window or in_none):
+        config.sliding_window = window
     every = config.rope_parameters
     config.rope_parameters = (
         every | {"full_attention": _rope(every["full_attention"], config, header)}
@@ -109,6 +111,8 @@ def check_keys(path: Path, header: GgufHeader, checkpoint: Checkpoint) -> None:
     write_keys(writer, reshaper, layout, 0)
     written = {name: value.value for part in writer.kv_data for name, value in part.items()}
     ours = {name.removeprefix(f"{layout.architecture.name}."): value for name, value in written.items()}
+    if (window := getattr(checkpoint.config, "sliding_window", None)) is not None:
+        ours["attention.sliding_window"] = window
     for name, value in header.sizes().items():
         name = SPELLED.get(name, name)  # noqa: PLW2901
         if name not in FREE and not _same(value, ours.get(name, USUAL.get(name))):
