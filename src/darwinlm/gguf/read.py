@@ -50,7 +50,7 @@ ELSEWHERE = (
 ROWS = 1024
 """Rows that are compared at once."""
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
-VERSION = 6
+VERSION = 7
 """Raised when the same file is converted to another model."""
 GGUF_DTYPE = "bfloat16"
 """Type in which models of GGUF files are saved; the files don't record the original one."""
