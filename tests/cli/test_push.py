@@ -5,15 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
-from huggingface_hub import parse_eval_result_entries
 from safetensors.torch import load_file, save_file
 from tests.tiny.hub import READ_ONLY, TOKEN, Hub
 from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
-
-from darwinlm.evaluation.harness import TaskScore, as_json
-from darwinlm.evaluation.hub_scores import FILE
-from darwinlm.runtime.artifact import write_json
 
 pytestmark = pytest.mark.enable_socket  # the stand-in listens on the loopback
 
@@ -109,29 +103,6 @@ def test_a_gguf_file_goes_along(command, hub: Hub, tmp_path: Path) -> None:
     command("push", model, "me/half", "--gguf", "f16").succeeded()
     assert hub.repos["me/half"]["half-f16.gguf"][:4] == b"GGUF"
     assert {**hub.repos["me/half"], "half-f16.gguf": b""} == {**files_of(model), "half-f16.gguf": b""}
-
-
-def test_scores_go_along_as_the_hub_reads_them_and_the_run_stays_as_it_was(
-    command, hub: Hub, finished_llama: Path, tmp_path: Path
-) -> None:
-    scores = (
-        TaskScore("sciq", "SciQ", 0, "acc_norm", 0.674, total=1000, items=1000),
-        TaskScore("piqa", "PIQA", 0, "acc_norm", 0.56, total=1838, items=200),
-    )
-    write_json(tmp_path / "scores.json", {"request": {}, "tasks": as_json(scores), "texts": []})
-    for more in ((), ("--update",)):
-        command("push", finished_llama, "me/half", "--scores", tmp_path / "scores.json", *more).succeeded()
-    found = hub.repos["me/half"].pop(FILE)
-    (entry,) = parse_eval_result_entries(yaml.safe_load(found))
-    assert (entry.dataset_id, entry.task_id, entry.value) == ("allenai/sciq", "default", 67.4)
-    assert hub.repos["me/half"] == files_of(finished_llama / "model")
-    dry = command("push", finished_llama, "me/half", "--scores", tmp_path / "scores.json", "--dry-run").succeeded()
-    assert f"{FILE}  made from" in dry.out
-    write_json(tmp_path / "scores.json", {"request": {}, "tasks": as_json(scores[1:]), "texts": []})
-    command("push", finished_llama, "me/new", "--scores", tmp_path / "scores.json").refused("without --limit")
-    write_json(tmp_path / "scores.json", {"rows": []})
-    command("push", finished_llama, "me/new", "--scores", tmp_path / "scores.json").refused("holds no evaluation")
-    command("push", finished_llama, "me/new", "--scores", tmp_path / "nowhere.json").refused("there is no file")
 
 
 def test_a_dry_run_needs_no_token_and_reaches_nothing(command, hub: Hub, finished_llama: Path, monkeypatch) -> None:

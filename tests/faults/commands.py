@@ -42,7 +42,6 @@ class Given:
         published: the same, as the paper's authors publish models.
         gguf: a dense model as a GGUF file.
         benchmarks: local files of benchmark tasks.
-        scores: a saved evaluation.
         before: what lies where commands write, in a folder for each of them; one that isn't there is an empty one.
     """
 
@@ -51,7 +50,7 @@ class Given:
         self.model, self.text, self.finished = folder / "model", folder / "text.txt", folder / "finished"
         self.plain, self.published = folder / "plain", folder / "published"
         self.gguf, self.benchmarks = folder / "model.gguf", folder / "benchmarks"
-        self.scores, self.before = folder / "scores.json", folder / "before"
+        self.before = folder / "before"
 
 
 def begin(given: Given) -> None:
@@ -77,10 +76,8 @@ def begin(given: Given) -> None:
 
 def preparations(given: Given) -> list[list[object]]:
     """Commands that make the rest of it."""
-    evaluated = ["evaluate", given.plain, "--text", given.text, "--tokens", "64", "--sequence-length", "32"]
     return [
         ["prune", given.model, "--keep", "60%", "--out", given.finished, "--text", given.text, *sets(SETTINGS)],
-        [*evaluated, "--out", given.scores],
         ["export", given.plain, "--to", "gguf", "--quant", "f32", "--out", given.gguf],
         ["export", given.plain, "--to", "gguf", "--out", given.before / "export over a gguf" / "m.gguf"],
         ["export", given.plain, "--to", "hf", "--out", given.before / "export over a folder" / "dense"],
@@ -146,7 +143,6 @@ COMMANDS: dict[str, Words] = {
         "evaluate", given.plain, "--suite", "piqa,boolq,sciq", "--data-dir", given.benchmarks, "--limit", "2",
         "--out", out / "scores.json",
     ],
-    "scores": lambda given, out: ["scores", given.scores, "--markdown", out / "table.md"],
     "bench": lambda given, out: [
         "bench", given.plain, "--prompt-tokens", "8", "--new-tokens", "2", "--runs", "1", "--out", out / "speed.json"
     ],

@@ -40,7 +40,7 @@ def test_closeness_is_that_of_pytorch():
     torch.testing.assert_close(kl, functional.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1))
     torch.testing.assert_close(accepted, 1 - (log_p.exp() - log_q.exp()).abs().sum(-1) / 2)
     assert torch.equal(agreed.bool(), dense.argmax(-1) == logits.argmax(-1))
-    assert torch.equal(closeness(dense, dense)[0], torch.zeros(150))
+    assert closeness(dense, dense)[0].max() < 1e-6
 
 
 def test_only_answers_count_and_padding_does_not():

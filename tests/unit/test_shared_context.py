@@ -30,17 +30,17 @@ def requests(longest: int) -> list[tuple[Any, list[int], list[int]]]:
 
 
 def pair(folder: Path) -> tuple[Any, Any, list[int]]:
-    """The harness's model and ours around the same weights, and a count of the tokens that are run."""
+    """The harness's model and ours around the same weights, and the tokens that each of their passes takes."""
     from lm_eval.models.huggingface import HFLM
 
-    from darwinlm.evaluation.shared_context import SharedContextLM
+    from darwinlm.evaluation.shared_context import SharedLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     run: list[int] = []
     model.get_input_embeddings().register_forward_hook(lambda _, x, __: run.append(x[0].numel()))
-    settings = {"pretrained": model, "tokenizer": tokenizer, "backend": "causal", "batch_size": 1, "max_length": 64}
-    return HFLM(**settings), SharedContextLM(**settings), run
+    settings = {"pretrained": model, "tokenizer": tokenizer, "backend": "causal", "batch_size": 8, "max_length": 64}
+    return HFLM(**settings), SharedLM(**settings), run
 
 
 def folder_of(kind: str, tiny_folder: Callable[[str], Path], tmp_path: Path) -> Path:
@@ -66,7 +66,7 @@ def test_answers_are_the_harness_own(kind: str, tiny_folder: Callable[[str], Pat
 def test_four_answers_cost_little_more_than_one(tiny_llama: Path) -> None:
     _, ours, run = pair(tiny_llama)
     context = list(range(3, 43))
-    ours._loglikelihood_tokens([(None, context, [5, 6, 7 + answer]) for answer in range(4)], disable_tqdm=True)
+    ours._loglikelihood_tokens([(None, context, [5, 6 + answer, 7]) for answer in range(4)], disable_tqdm=True)
     assert run == [40, 4 * 2]
 
 

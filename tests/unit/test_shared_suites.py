@@ -12,10 +12,10 @@ REQUESTS = [(("", ""), context, [number]) for number, context in enumerate(CONTE
 
 
 @pytest.mark.parametrize("failing", [None, 1])
-def test_each_context_is_answered_by_one_process_and_a_failure_is_everybodys(monkeypatch, failing):
-    from darwinlm.evaluation.shared_context import QuietLM
+def test_each_request_is_answered_by_one_process_and_a_failure_is_everybodys(monkeypatch, failing):
+    from darwinlm.evaluation.shared_context import SharedLM
 
-    class Model(QuietLM):
+    class Model(SharedLM):
         def __init__(self, process):
             self.process = process
 
@@ -25,17 +25,17 @@ def test_each_context_is_answered_by_one_process_and_a_failure_is_everybodys(mon
             return [(float(continuation[0]), False) for _, _, continuation in requests]
 
     def ended(rank, gather):
-        monkeypatch.setattr(parallel, "mine", lambda items: items[rank::2])
+        monkeypatch.setattr(parallel, "portion", lambda items: items[3 * rank : 3 * rank + 3])
         monkeypatch.setattr(parallel, "gather", gather)
         try:
             return Model(rank)._loglikelihood_tokens(REQUESTS)
-        except (IndexError, RuntimeError, KeyError) as error:
+        except RuntimeError as error:
             return f"{type(error).__name__}: {error}"
 
     parts = []
     for rank in (0, 1):
         ended(rank, lambda part: parts.append(part) or parts)
-    assert sorted(parts[0][0]) == [0, 1, 3, 4]
+    assert parts[0] == ([(0.0, False), (1.0, False), (2.0, False)], "")
     whole = [(float(number), False) for number in range(6)]
-    expected = [whole, whole] if failing is None else ["RuntimeError: IndexError: too long", "IndexError: too long"]
+    expected = [whole, whole] if failing is None else ["RuntimeError: IndexError: too long"] * 2
     assert [ended(rank, lambda _: parts) for rank in (0, 1)] == expected

@@ -25,19 +25,14 @@ def push(
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Create a private repository.")] = False,
     update: Annotated[bool, typer.Option("--update", help="Add to an existing repository.")] = False,
-    scores: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Benchmark scores from darwinlm evaluate --out, for the hub.")
-    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be uploaded, and stop.")] = False,
 ) -> None:
     """Upload a model to the Hugging Face hub: model card, weights, tokenizer and, if wanted, a GGUF file."""
-    from darwinlm.evaluation.hub_scores import FILE, scores_for_hub
     from darwinlm.export.push import folder_to_push, gguf_name, push_folder
     from darwinlm.runs.verify import files_to_push
 
     folder = folder_to_push(run, repo, gguf)
     names = files_to_push(run, folder)
-    texts = {} if scores is None else {FILE: scores_for_hub(scores)}
     console = terminal.console()
     if "README.md" not in names:
         terminal.say(f"{folder} has no model card (README.md): the model's page will be empty")
@@ -46,10 +41,9 @@ def push(
         width = max(map(len, names))
         lines = [f"{name:<{width}}  {amounts.size(size):>10}" for name, size in sizes.items()]
         lines += [f"{gguf_name(repo, gguf)}  built from the weights"] if gguf else []
-        lines += [f"{name}  made from {scores}" for name in texts]
         total = sum(sizes.values())
         lines.append(f"{amounts.size(total)} would go to {repo}; nothing was uploaded")
         console.print("\n".join(lines), soft_wrap=True)
         return
-    page = push_folder(folder, names, texts, repo, gguf, private=private, update=update, say=terminal.say)
+    page = push_folder(folder, names, repo, gguf, private=private, update=update, say=terminal.say)
     console.print(f"published: {page}", soft_wrap=True)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.evaluation.divergence import ROWS
+from darwinlm.evaluation.divergence import ROWS, DenseDistribution, log_normalisers
 from darwinlm.runtime import parallel
 from darwinlm.runtime.compute import exact
 from darwinlm.runtime.figures import AnswerFigures
@@ -90,15 +90,13 @@ def closeness(dense: Tensor, logits: Tensor) -> Tensor:
     Returns [3, n] float32. The second is the probability that speculative sampling accepts the smaller model's token
     (Leviathan et al., arXiv 2211.17192).
     """
-    figures = torch.empty(3, len(dense), device=dense.device)
-    for start in range(0, len(dense), ROWS):
-        piece = slice(start, start + ROWS)
-        log_p, log_q = (torch.log_softmax(each[piece].float(), -1) for each in (dense, logits))
-        p = log_p.exp()
-        figures[0, piece] = (p * (log_p - log_q)).sum(-1).clamp_(min=0)
-        figures[1, piece] = torch.minimum(p, log_q.exp()).sum(-1)
-        figures[2, piece] = (log_p.argmax(-1) == log_q.argmax(-1)).float()
-    return figures
+    figures = []
+    for p, q in zip(torch.split(dense, ROWS), torch.split(logits, ROWS), strict=True):
+        distribution, totals = DenseDistribution(p), log_normalisers(q)
+        kl = distribution.kl(q, normalisers=totals).clamp_(min=0)
+        agreed = (p.argmax(-1) == q.argmax(-1)).float()
+        figures.append(torch.stack((kl, distribution.acceptance(q, totals), agreed)))
+    return torch.cat(figures, 1)
 
 
 def _figures(closeness: Tensor) -> AnswerFigures:

@@ -9,7 +9,7 @@ from typing import Any
 
 from darwinlm.evaluation.answers import measure_answers, write_answers
 from darwinlm.evaluation.instructions import NEW_TOKENS, RULES, TOPICS, kept, measure_instructions
-from darwinlm.evaluation.summary import number, percent
+from darwinlm.evaluation.summary import percent
 from darwinlm.runtime import parallel
 from darwinlm.runtime.errors import ModelError
 from darwinlm.runtime.figures import ChatFigures
@@ -77,7 +77,7 @@ def chat_tables(found: ChatFigures, dense: str | None, name: Callable[[str], str
     rows = [
         (
             name(key),
-            f"{number(100 * each.followed, '.1f', 100 * each.error)} %",
+            f"{100 * each.followed:.1f} ± {100 * each.error:.1f} %",
             f"{100 * each.loops:.1f} %",
         )
         for key, each in found.instructions.items()

@@ -15,7 +15,6 @@ import torch
 from darwinlm.evaluation import harness, summary
 from darwinlm.evaluation.chat_scores import chat_tables, measure_chats
 from darwinlm.evaluation.looking_back import LIST_LENGTHS, all_copying, longest_sequence, measure_copying, word_lists
-from darwinlm.evaluation.side_by_side import task_table
 from darwinlm.evaluation.suites import Wanted, parse_suite
 from darwinlm.evaluation.text import TextScore, measure_text, pack, share_vocabulary
 from darwinlm.models.opened import Opened, open_model
@@ -119,9 +118,7 @@ class Evaluated:
         if self.scores:
             yield summary.HEADINGS, summary.rows(self.scores), summary.notes(self.scores)
         if self.dense_scores:
-            both = {"dense": self.dense_scores, "this model": self.scores}
-            headings, rows, _ = task_table(both)
-            yield headings, rows, []
+            yield summary.side_by_side(self.dense_scores, self.scores)
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for --out."""

@@ -1,30 +1,32 @@
-"""Benchmark tasks through EleutherAI's lm-evaluation-harness; its tasks, prompts and metrics, unchanged.
+"""Benchmark tasks through EleutherAI's lm-evaluation-harness; its tasks, prompts, model and metrics, unchanged.
 
-Local data only replaces the source of a task's rows; the task's own `doc_to_*` fields format the prompts.
+Local data only replaces the source of a known task's rows: `DIR/TASK/SPLIT.jsonl` or `.jsonl.gz`, where a suffix after
+the split is allowed (`train_1996.jsonl.gz`).
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from darwinlm.evaluation.choices import right_answers
-from darwinlm.evaluation.local_data import Rows, read_task
 from darwinlm.evaluation.suites import KNOWN, Wanted, check_names
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import validated
-from darwinlm.runtime.errors import MissingExtraError, first_line
+from darwinlm.runtime.errors import DataError, MissingExtraError, RecipeError, first_line
+from darwinlm.text.files import json_records
 
-LOCAL_MMLU = "mmlu_local"
 HOMES = ("sciq", "piqa", "arc", "logiqa", "super_glue/boolq", "winogrande", "hellaswag", "mmlu/default")
 """Folders of the known tasks inside the harness."""
+
+LOCAL = "local"
+"""Name of a group of tasks on local rows."""
+
+Rows = list[dict[str, Any]]
 
 
 @dataclass
@@ -32,7 +34,6 @@ class TaskScore:
     """Result of one task.
 
     Attributes:
-        bits, bits_stderr, log_p, log_p_stderr: As from `right_answers`; None if the items have no choices.
         task: Name in the harness.
         shots: Number of examples in the prompt.
         value: Score between 0 and 1; None if the task failed.
@@ -40,14 +41,11 @@ class TaskScore:
         items: Number of scored items.
         total: Number of items of the task.
         metrics: All figures of the harness, by `metric,filter`.
+        right: 1 or 0 for each item, in order; empty if the metric has other values.
         remark: Difference from the official data.
         error: Reason of a failure; empty on success.
     """
 
-    bits: float | None = field(default=None, kw_only=True)
-    bits_stderr: float | None = field(default=None, kw_only=True)
-    log_p: float | None = field(default=None, kw_only=True)
-    log_p_stderr: float | None = field(default=None, kw_only=True)
     task: str
     title: str
     shots: int | None
@@ -57,6 +55,7 @@ class TaskScore:
     items: int = 0
     total: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
+    right: str = ""
     remark: str = ""
     error: str = ""
 
@@ -78,50 +77,33 @@ def run_suite(
     `limit` is the number of items of each task, spread over the tasks of a group such as MMLU; None scores all. Scores
     in `done` without an error are kept. `save` gets all scores so far, after each task. Raises as `check_suite`.
     """
-    manager, local = check_suite(wanted, data_dir)
-    from darwinlm.evaluation.shared_context import QuietLM, SharedContextLM
+    check_suite(wanted, data_dir)
+    from darwinlm.evaluation.shared_context import SharedLM
 
-    # On a CPU, answers share the forward pass of their context; llama.cpp remembers it by itself.
-    wrapper = SharedContextLM if model.device.type == "cpu" and getattr(model.config, "use_cache", True) else QuietLM
-    lm = wrapper(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
+    lm = SharedLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
     scores: list[TaskScore] = []
     for number, one in enumerate(wanted):
         before = (done or {}).get(one.task)
         if before is not None and not before.error and one.shots in (None, before.shots):
             scores.append(before)
         else:
-            rows, remark = local.get(one.task, (None, ""))
-            scores.append(parallel.broadcast(_score(lm, manager, one, rows, remark, limit)))
+            scores.append(parallel.broadcast(_score(lm, one, data_dir, limit)))
         save(scores)
         progress(number + 1, len(wanted))
     return scores
 
 
-@contextmanager
-def _no_machine_report() -> Iterator[None]:
-    """Stop the harness from running programs (git, pip, lscpu) to describe the machine."""
-    from lm_eval import evaluator
+def check_suite(wanted: Sequence[Wanted], data_dir: Path | None) -> None:
+    """Check the names of tasks, and their local files; run before a model is loaded.
 
-    replaced: dict[str, Callable[..., None]] = {"add_env_info": lambda _: None, "get_git_commit_hash": lambda: None}
-    before = {name: getattr(evaluator, name) for name in replaced if hasattr(evaluator, name)}
-    for name in before:
-        setattr(evaluator, name, replaced[name])
-    try:
-        yield
-    finally:
-        for name, function in before.items():
-            setattr(evaluator, name, function)
-
-
-def check_suite(wanted: Sequence[Wanted], data_dir: Path | None) -> tuple[Any, dict[str, Any]]:
-    """The harness's index of tasks, and their local rows; run before a model is loaded.
-
-    Raises MissingExtraError, RecipeError if the harness doesn't know a task, or DataError if a local file is wrong.
+    Raises MissingExtraError, RecipeError if the harness doesn't know a task or a task has no layout of local files, or
+    DataError if such a file is missing or wrong.
     """
     _require_harness()
-    manager = _manager(all(one.task in KNOWN for one in wanted))
-    check_names(wanted, manager.task_index)
-    return manager, {} if data_dir is None else {one.task: read_task(data_dir, one) for one in wanted}
+    check_names(wanted, _manager(all(one.task in KNOWN for one in wanted)).task_index)
+    if data_dir is not None:
+        for one in wanted:
+            read_local(data_dir, one)
 
 
 def _require_harness() -> None:
@@ -148,86 +130,110 @@ def _manager(only_known: bool) -> Any:
     return home.TaskManager(include_path=[str(folder / name) for name in HOMES], include_defaults=False)
 
 
-def _score(
-    lm: Any, manager: Any, one: Wanted, rows: dict[str, Rows] | None, remark: str, limit: int | None
-) -> TaskScore:
-    from datasets.exceptions import DatasetsError
-    from jinja2 import TemplateError
-    from lm_eval import simple_evaluate
+def _score(lm: Any, one: Wanted, data_dir: Path | None, limit: int | None) -> TaskScore:
+    from lm_eval import evaluate
+    from lm_eval.defaults import DEFAULT_OTHER_SEED
 
-    score = TaskScore(one.task, one.title, one.shots, remark=remark)
+    score = TaskScore(one.task, one.title, one.shots)
     try:
-        task = _task(manager, one, rows)
-        share = limit
-        if limit is not None and hasattr(task, "get_all_tasks"):
-            share = -(-limit // len(task.get_all_tasks()))
-        with _no_machine_report():
-            results = simple_evaluate(
-                lm, tasks=[task], limit=share, task_manager=manager, log_samples=True, bootstrap_iters=1000
-            )
-    except (
-        ValueError,
-        RuntimeError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        AssertionError,
-        OSError,
-        DatasetsError,
-        TemplateError,
-    ) as error:
+        if data_dir is None:
+            loaded = _manager(one.task in KNOWN).load(one.task)
+        else:
+            rows, score.remark = read_local(data_dir, one)
+            loaded = _local_tasks(one, rows)
+        for task in loaded["tasks"].values():
+            if one.shots is not None or task.get_config("num_fewshot") is None:
+                task.set_config("num_fewshot", one.shots or 0)
+            task.set_fewshot_seed(DEFAULT_OTHER_SEED)
+        share = None if limit is None else -(-limit // len(loaded["tasks"]))
+        # `simple_evaluate` also describes the machine, for which it runs git, pip and lscpu.
+        results = evaluate(lm, loaded, limit=share, bootstrap_iters=1000)
+    except Exception as error:  # noqa: BLE001 - tasks are other people's code
         reason = first_line(error)
         score.error = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
         return score
-    if results is not None:  # the harness gives results to the first process only
-        _read_result(score, results, getattr(task, "name", one.task))
+    _read_result(score, results)
     return score
 
 
-def _task(manager: Any, one: Wanted, rows: dict[str, Rows] | None) -> Any:
-    """The harness's task or group, with the requested shots and rows."""
-    shots = {} if one.shots is None else {"num_fewshot": one.shots}
-    if rows is None:
-        return _built(manager, one.task, shots)
+def read_local(folder: Path, one: Wanted) -> tuple[dict[str, Rows], str]:
+    """Rows of the scored split and, if the task takes one, of the split for examples; and a remark about the latter."""
+    if one.task not in KNOWN:
+        raise RecipeError(
+            f"--data-dir has no layout for the task '{one.task}'; known are {', '.join(KNOWN)}. Leave --data-dir "
+            "out to let the harness fetch its own data"
+        )
+    if not folder.is_dir():
+        raise RecipeError(f"--data-dir {folder}: there is no such folder")
     known = KNOWN[one.task]
-    pool = next((split for split in rows if split != known.split), None)
-    if not known.by_subject:
-        # Splits without local rows are removed; without shots, no examples are drawn.
-        splits = {
-            "training_split": pool,
-            "validation_split": known.split if known.split == "validation" else None,
-            "test_split": known.split if known.split == "test" else None,
+    wanted = (known.split, known.pool) if one.shots or known.by_subject else (known.split,)
+    files = {split: _local_file(folder / one.task, split) for split in wanted}
+    rows = {split: _rows(path, known.fields) for split, path in files.items()}
+    pool = files.get(known.pool)
+    if pool is None:
+        return rows, ""
+    if len(rows[known.pool]) <= (one.shots or 0):
+        raise DataError(
+            f"{pool}: '{one.task}' draws {one.shots} examples from more rows than these {len(rows[known.pool])}"
+        )
+    return rows, "" if pool.name.split(".")[0] == known.pool else f"examples from {pool.name}"
+
+
+def _local_file(folder: Path, split: str) -> Path:
+    names = [f"{split}{middle}.jsonl{end}" for middle in ("", "[._-]*") for end in ("", ".gz")]
+    path = next((path for name in names for path in sorted(folder.glob(name))), None)
+    if path is None:
+        raise DataError(
+            f"{folder} holds no {split}.jsonl or {split}.jsonl.gz, which the task '{folder.name}' needs: put it there, "
+            "or leave --data-dir out to let the harness fetch its own data"
+        )
+    return path
+
+
+def _rows(path: Path, fields: Sequence[str]) -> Rows:
+    rows = []
+    for where, row in json_records(path):
+        if missing := [name for name in fields if name not in row]:
+            raise DataError(
+                f"{where}: the task reads {', '.join(fields)}, but the row has no {', '.join(missing)}, "
+                f"only {', '.join(row)}"
+            )
+        rows.append(row)
+    if not rows:
+        raise DataError(f"{path} is empty")
+    return rows
+
+
+def _local_tasks(one: Wanted, rows: dict[str, Rows]) -> Any:
+    """The harness's task on local rows; a task for each subject, and their group, if the files join subjects."""
+    from datasets import Dataset, DatasetDict
+    from lm_eval.config.group import AggMetricConfig
+
+    known = KNOWN[one.task]
+
+    def source(subject: str | None = None) -> Callable[..., Any]:
+        parts = {
+            split: Dataset.from_list([row for row in part if subject in (None, row.get("subject"))])
+            for split, part in rows.items()
         }
-        return _built(manager, one.task, {**shots, **splits, "custom_dataset": _dataset(rows)})
-    from lm_eval.api.group import AggMetricConfig, Group
+        return lambda **_: DatasetDict(parts)
 
-    group = Group(LOCAL_MMLU, aggregate_metric_list=[AggMetricConfig(metric="acc", weight_by_size=True)])
-    for subject in sorted({str(row["subject"]) for row in rows[known.split]}):
-        of_subject = {split: [row for row in part if row["subject"] == subject] for split, part in rows.items()}
-        changes: dict[str, Any] = {**shots, "custom_dataset": _dataset(of_subject)}
-        if pool is None:
-            changes |= {"fewshot_split": None, "fewshot_config": None}
-        group.add(_built(manager, f"{one.task}_{subject}", changes))
-    return group
-
-
-def _built(manager: Any, name: str, changes: dict[str, Any]) -> Any:
-    # `TaskManager.load` accepts a changed task only inside a group; this is the function that it calls there.
-    return manager._factory.build(manager.task_index[name], overrides=changes, registry=manager.task_index)
+    if known.by_subject:
+        subjects = sorted({str(row["subject"]) for row in rows[known.split]})
+        members = [{"task": f"{one.task}_{subject}", "custom_dataset": source(subject)} for subject in subjects]
+    else:  # without splits that have no rows
+        splits = {f"{split}_split": split if split == known.split else None for split in ("validation", "test")}
+        pool = known.pool if known.pool in rows else None
+        members = [{"task": one.task, "custom_dataset": source(), "training_split": pool, **splits}]
+    loaded = _manager(True).load({"group": LOCAL, "task": members})
+    if known.by_subject:
+        loaded["groups"][LOCAL].aggregate_metric_list = [AggMetricConfig(metric=known.metric, weight_by_size=True)]
+    return loaded
 
 
-def _dataset(rows: dict[str, Rows]) -> Callable[..., Any]:
-    def load(**_: Any) -> Any:
-        from datasets import Dataset, DatasetDict
-
-        return DatasetDict({split: Dataset.from_list(part) for split, part in rows.items()})
-
-    return load
-
-
-def _read_result(score: TaskScore, results: Any, name: str) -> None:
+def _read_result(score: TaskScore, results: Any) -> None:
     table = results["results"]
-    metrics = table.get(name) or (results.get("groups") or {}).get(name) or next(iter(table.values()))
+    metrics = next(table[name] for name in (score.task, LOCAL, *table) if name in table)
     score.metrics = {key: float(value) for key, value in metrics.items() if isinstance(value, (int, float))}
     wanted = KNOWN[score.task].metric if score.task in KNOWN else None
     names = [key for key in score.metrics if "_stderr," not in key and "," in key]
@@ -235,10 +241,11 @@ def _read_result(score: TaskScore, results: Any, name: str) -> None:
     if chosen is None:
         score.error = "the harness reported no metric"
         return
-    metric, _, filtered = chosen.partition(",")
-    score.metric, score.value = metric, score.metrics[chosen]
-    score.stderr = score.metrics.get(f"{metric}_stderr,{filtered}")
-    vars(score).update(right_answers(chain.from_iterable(results["samples"].values())))
+    score.metric, _, filtered = chosen.partition(",")
+    score.value, score.stderr = score.metrics[chosen], score.metrics.get(f"{score.metric}_stderr,{filtered}")
+    samples = [sample for each in results["samples"].values() for sample in each if sample["filter"] == filtered]
+    values = [sample.get(score.metric) for sample in samples]
+    score.right = "".join(str(int(value)) for value in values) if all(value in (0, 1) for value in values) else ""
     counts = results["n-samples"].values()
     score.items = sum(int(count["effective"]) for count in counts)
     score.total = sum(int(count["original"]) for count in counts)

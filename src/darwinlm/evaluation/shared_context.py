@@ -1,115 +1,84 @@
-"""The harness's model with one forward pass over the context for all answers to a question.
+"""The harness's model with answers shared by processes and, on a CPU, one forward pass for the context of a question.
 
-The harness runs context and answer together for every answer. Here the keys and values of the context are kept, and
-logits are only computed for answers. So four answers to a question cost about as much as one. Results are the same, up
-to rounding. This pays off if a single sequence keeps the device busy, as on a CPU.
+The harness runs the context again for every answer. Here the keys and values of the context are kept, so that four
+answers cost about as much as one. This pays where a single sequence keeps the device busy.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections import Counter, defaultdict
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
+from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from darwinlm.runtime import parallel
 from darwinlm.runtime.errors import first_line
 
 Request = tuple[tuple[str, str], list[int], list[int]]
-Answer = tuple[float, bool]
+"""The text of context and answer, and their tokens."""
 
 
-class QuietLM(HFLM):  # type: ignore[misc]
-    """A causal LM of the harness without progress bars, which it would always show; processes share the contexts."""
+class SharedLM(HFLM):  # type: ignore[misc]
+    """A causal LM of the harness without progress bars."""
+
+    context = 0
+    """Leading tokens that all rows of the next forward pass share; 0 for none."""
 
     def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
         """As in the harness."""
         return super().loglikelihood(requests, disable_tqdm=True)
 
     def _loglikelihood_tokens(
-        self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
-    ) -> list[Answer]:
-        """Log-likelihood of each answer, and whether it is the greedy choice, in the order of the requests.
-
-        Raises the error of this process, or a RuntimeError with type and text of another's.
-        """
-        contexts = list(dict.fromkeys(tuple(context) for _, context, _ in requests))
-        here = set(parallel.mine(contexts))
-        mine = [index for index, (_, context, _) in enumerate(requests) if tuple(context) in here]
-        found: dict[int, Answer] = {}
+        self, requests: Sequence[Request], disable_tqdm: bool = True, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        """Log-likelihood of each answer, and whether it is the greedy choice. Raises RuntimeError in all processes."""
+        found: list[tuple[float, bool]] = []
+        error = ""
         try:
-            found.update(zip(mine, self._answers([requests[index] for index in mine], override_bs), strict=True))
-        except Exception as error:  # the harness raises any type; the others wait for this process
-            parallel.gather((found, f"{type(error).__name__}: {first_line(error)}"))
-            raise
-        for part, elsewhere in parallel.gather((found, "")):
-            if elsewhere:
-                raise RuntimeError(elsewhere)
-            found |= part
+            found = self._answers(parallel.portion(requests), override_bs)
+        except Exception as raised:  # noqa: BLE001 - the other processes wait for this one
+            error = f"{type(raised).__name__}: {first_line(raised)}"
+        parts = parallel.gather((found, error))
+        for _, error in parts:
+            if error:
+                raise RuntimeError(error)
+        return list(chain.from_iterable(part for part, _ in parts))
+
+    def _answers(self, requests: Sequence[Request], override_bs: int | None) -> list[tuple[float, bool]]:
+        taken = inspect.signature(self.model.forward).parameters
+        # llama.cpp remembers contexts by itself.
+        shares = self.device.type == "cpu" and getattr(self.config, "use_cache", True) and "logits_to_keep" in taken
+        counts = Counter(tuple(context) for _, context, _ in requests)
+        groups: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
+        for index, (_, context, _) in enumerate(requests):
+            groups[tuple(context) if shares and counts[tuple(context)] > 1 else ()].append(index)
+        found: dict[int, tuple[float, bool]] = {}
+        for shared, members in groups.items():
+            asked = [requests[index] for index in members]
+            longest = max(len(answer) for _, _, answer in asked)
+            self.context = len(shared) if len(shared) + longest <= self.max_length else 0
+            found.update(zip(members, super()._loglikelihood_tokens(asked, True, override_bs), strict=True))
+        self.context = 0
         return [found[index] for index in range(len(requests))]
 
-    def _answers(self, requests: list[Request], override_bs: int | None) -> list[Answer]:
-        answers: list[Answer] = super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
-        return answers
-
-
-class SharedContextLM(QuietLM):
-    """A quiet LM in which requests with equal contexts share the forward pass of the context."""
-
-    def _answers(self, requests: list[Request], override_bs: int | None) -> list[Answer]:
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for index, (_, context, _) in enumerate(requests):
-            groups.setdefault(tuple(context), []).append(index)
-        answers: dict[int, Answer] = {}
-        alone: list[int] = []
-        for shared, members in groups.items():
-            continuations = [requests[index][2] for index in members]
-            shared_answers = self._shared(list(shared), continuations) if len(members) > 1 else None
-            if shared_answers is None:
-                alone += members
-                continue
-            for index, answer in zip(members, shared_answers, strict=True):
-                answers[index] = answer
-                self.cache_hook.add_partial("loglikelihood", requests[index][0], answer)
-        if alone:
-            rest = super()._answers([requests[index] for index in alone], override_bs)
-            answers.update(zip(alone, rest, strict=True))
-        return [answers[index] for index in range(len(requests))]
-
-    @torch.no_grad()
-    def _shared(self, context: list[int], continuations: list[list[int]]) -> list[Answer] | None:
-        """Answers to one context; None if it must be cut, or the model's cache isn't keys and values."""
-        longest = max(len(continuation) for continuation in continuations)
-        if len(context) + longest > self.max_length or "logits_to_keep" not in _arguments(self.model):
-            return None
-        read = self.model(input_ids=self._tensor([context]), use_cache=True, logits_to_keep=1)
-        past = read.get("cache") or read.get("past_key_values")  # the newer and the older name
-        if type(past) is not DynamicCache:
-            return None
-        count = len(continuations)
-        logits = read.logits.expand(count, -1, -1)
-        if longest > 1:
-            past.batch_repeat_interleave(count)
-            # Each answer without its last token, which predicts nothing; padding comes after shorter answers.
-            padded = [continuation[:-1] + [0] * (longest - len(continuation)) for continuation in continuations]
-            kept = "cache" if "cache" in _arguments(self.model) else "past_key_values"
-            more = self.model(input_ids=self._tensor(padded), use_cache=True, **{kept: past}).logits
-            logits = torch.cat([logits, more], 1)
-        scores = torch.log_softmax(logits, dim=-1, dtype=self.softmax_dtype)
-        answers = []
-        for row, continuation in zip(scores, continuations, strict=True):
-            tokens = torch.tensor(continuation, device=row.device)
-            predictions = row[: len(tokens)]
-            likely = predictions.gather(-1, tokens[:, None]).sum()
-            answers.append((float(likely), bool((predictions.argmax(-1) == tokens).all())))
-        return answers
-
-    def _tensor(self, rows: list[list[int]]) -> Any:
-        return torch.tensor(rows, dtype=torch.long, device=self.device)
-
-
-def _arguments(model: Any) -> frozenset[str]:
-    return frozenset(inspect.signature(model.forward).parameters)
+    def _model_call(self, inps: Tensor, attn_mask: Any = None, labels: Any = None) -> Tensor:
+        """Logits [n, t, v] of tokens [n, t]; only from the last token of a shared context on."""
+        if not self.context or len(inps) == 1:
+            logits: Tensor = super()._model_call(inps, attn_mask, labels)
+            return logits
+        with torch.no_grad():
+            read = self.model(input_ids=inps[:1, : self.context], use_cache=True, logits_to_keep=1)
+            name = "cache" if "cache" in read else "past_key_values"  # the newer and the older name
+            past = read.get(name)
+            if type(past) is not DynamicCache:
+                self.context = 0
+                return self._model_call(inps, attn_mask, labels)
+            past.batch_repeat_interleave(len(inps))
+            more = self.model(input_ids=inps[:, self.context :], use_cache=True, **{name: past}).logits
+        return torch.cat([read.logits.expand(len(inps), -1, -1), more], 1)

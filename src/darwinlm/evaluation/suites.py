@@ -19,7 +19,7 @@ class Known:
     """A task with a known layout of data files.
 
     Attributes:
-        pools: Split from which examples are drawn, and its replacement if it has no file.
+        pool: Split from which examples are drawn.
         fields: Fields that every row of a file must have.
         by_subject: Whether the file joins the harness's subtasks, identified by the field `subject`.
     """
@@ -27,7 +27,7 @@ class Known:
     title: str
     metric: str
     split: str
-    pools: tuple[str, ...]
+    pool: str
     fields: tuple[str, ...]
     by_subject: bool = False
 
@@ -37,19 +37,19 @@ KNOWN = {
         "SciQ",
         "acc",
         "test",
-        ("train", "validation"),
+        "train",
         ("question", "distractor1", "distractor2", "distractor3", "correct_answer", "support"),
     ),
-    "piqa": Known("PIQA", "acc", "validation", ("train",), ("goal", "sol1", "sol2", "label")),
-    "arc_easy": Known("ARC-E", "acc", "test", ("train", "validation"), ("question", "choices", "answerKey")),
-    "arc_challenge": Known("ARC-C", "acc_norm", "test", ("train", "validation"), ("question", "choices", "answerKey")),
-    "logiqa": Known("LogiQA", "acc_norm", "test", ("train", "validation"), ("context", "question", "options", "label")),
-    "boolq": Known("BoolQ", "acc", "validation", ("train",), ("passage", "question", "label")),
-    "winogrande": Known("WinoGrande", "acc", "validation", ("train",), ("sentence", "option1", "option2", "answer")),
+    "piqa": Known("PIQA", "acc", "validation", "train", ("goal", "sol1", "sol2", "label")),
+    "arc_easy": Known("ARC-E", "acc", "test", "train", ("question", "choices", "answerKey")),
+    "arc_challenge": Known("ARC-C", "acc_norm", "test", "train", ("question", "choices", "answerKey")),
+    "logiqa": Known("LogiQA", "acc_norm", "test", "train", ("context", "question", "options", "label")),
+    "boolq": Known("BoolQ", "acc", "validation", "train", ("passage", "question", "label")),
+    "winogrande": Known("WinoGrande", "acc", "validation", "train", ("sentence", "option1", "option2", "answer")),
     "hellaswag": Known(
-        "HellaSwag", "acc_norm", "validation", ("train",), ("activity_label", "ctx_a", "ctx_b", "endings", "label")
+        "HellaSwag", "acc_norm", "validation", "train", ("activity_label", "ctx_a", "ctx_b", "endings", "label")
     ),
-    "mmlu": Known("MMLU", "acc", "test", ("dev",), ("question", "subject", "choices", "answer"), by_subject=True),
+    "mmlu": Known("MMLU", "acc", "test", "dev", ("question", "subject", "choices", "answer"), by_subject=True),
 }
 """Tasks by their names in the harness; the fields are those that the task reads."""
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import glob
 import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from darwinlm.export.run import export_model
 from darwinlm.recipe.quantisation import WRITTEN
-from darwinlm.runtime.artifact import model_folder, write_text
+from darwinlm.runtime.artifact import model_folder
 from darwinlm.runtime.errors import ExportError, ModelError, first_line
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -46,7 +46,6 @@ def gguf_name(repo: str, quantisation: str) -> str:
 def push_folder(
     folder: Path,
     names: Sequence[str],
-    texts: Mapping[str, str],
     repo: str,
     quantisation: str | None,
     *,
@@ -56,9 +55,9 @@ def push_folder(
 ) -> str:
     """Create the repository and upload these files of a folder in one commit, after building the GGUF file.
 
-    That file and further `texts` by name go in a second commit, since the folder stays as it is. With `update`, the
-    repository may exist. Returns the address of the model's page. Raises ExportError if there is no token, the hub
-    refuses the upload or can't be reached, or the repository exists.
+    That file goes in a second commit, since the folder stays as it is. With `update`, the repository may exist. Returns
+    the address of the model's page. Raises ExportError if there is no token, the hub refuses the upload or can't be
+    reached, or the repository exists.
     """
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
@@ -73,16 +72,13 @@ def push_folder(
         raise ExportError("there is no token for the hub: run `hf auth login`, or set HF_TOKEN")
     api = HfApi(token=token, library_name="darwinlm")
     with tempfile.TemporaryDirectory(prefix="darwinlm-") as work:
-        more = [*texts]
-        for name, text in texts.items():
-            write_text(Path(work) / name, text)
-        if quantisation is not None:
-            more.append(gguf_name(repo, quantisation))
-            export_model(folder, Path(work) / more[-1], to="gguf", quantisation=quantisation, say=say)
+        more = [] if quantisation is None else [gguf_name(repo, quantisation)]
+        for name in more:
+            export_model(folder, Path(work) / name, to="gguf", quantisation=quantisation, say=say)
         try:
             created = api.create_repo(repo, private=private, exist_ok=update)
             say(f"uploading {len(names) + len(more)} files to {created}")
-            uploads = ((folder, names, "Upload a pruned model"), (work, more, "Add further files"))
+            uploads = ((folder, names, "Upload a pruned model"), (work, more, "Add a GGUF file"))
             for where, which, message in uploads if more else uploads[:1]:
                 only = [glob.escape(name) for name in which]
                 api.upload_folder(repo_id=repo, folder_path=where, allow_patterns=only, commit_message=message)
