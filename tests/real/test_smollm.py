@@ -38,9 +38,8 @@ SMALLER = (
     "evaluation.answer_tokens=0",
 )
 MODELS = ("dense", "uniform", "stitched", "refit", "recovered")
-UNIFORM, RECOVERED = 1.67, 1.11
-"""Held-out KL of this recipe. No seed changes that of the uniform cut; the other is the mean of three seeds of the
-search (1.116, 1.126, 1.090)."""
+UNIFORM, RECOVERED = 1.40, 1.12
+"""Held-out KL of this recipe. No seed of the search changes that of the uniform cut; the other is of seed 0."""
 FIGURES = ("params", "block_params", "bytes", "perplexity", "kl", "tokens_per_second")
 
 
@@ -82,7 +81,7 @@ def test_half_of_smollm2(half):
         assert max(searched) < uniform, figure
 
     assert models["uniform"].kl == pytest.approx(UNIFORM, rel=0.06)
-    assert models["recovered"].kl < 1.1 * RECOVERED  # three seeds lie within 2 % of it
+    assert models["recovered"].kl < 1.1 * RECOVERED  # on other documents, three seeds were within 2 % of each other
 
     budget = summary.budget
     assert 0 <= budget.unused <= 0.005
