@@ -170,8 +170,7 @@ def evaluate_model(request: EvaluationRequest, out: Path | None = None, console:
     """
     parallel.init_from_environment()
     with ExitStack() as held:
-        done: dict[str, harness.TaskScore] = {}
-        dense_done: dict[str, harness.TaskScore] = {}
+        done: tuple[dict[str, harness.TaskScore], ...] = ({}, {})
         with parallel.agree():
             if out is not None and parallel.is_main():
                 check_output(out, "--out", (request.model, request.against), request.texts, resumed=True)
@@ -179,35 +178,38 @@ def evaluate_model(request: EvaluationRequest, out: Path | None = None, console:
             request.key()  # refuses an unknown device or type
             wanted = request.check()
             if parallel.is_main():
-                done, dense_done = _resumed(request, out)
-        done, dense_done = parallel.broadcast((done, dense_done))
+                done = _resumed(request, out)
+        done = parallel.broadcast(done)
         with parallel.agree():
-            opened, dense = _opened(request)
-        result = Evaluated(request, opened.params, opened.engine)
-        result.dense_scores = list(dense_done.values())
+            models = _opened(request)
+        opened, *dense = models.values()
+        result = Evaluated(request, opened.params, opened.engine, dense_scores=list(done[1].values()))
+        result.dense = list(models)[1] if dense else None
         save = partial(_save, result, out, console)
         if request.texts or request.looking_back:
-            result.texts, result.copying = _texts(request, opened, dense)
+            result.texts, result.copying = _texts(request, models)
         if request.chat:
-            named = {opened.source: opened} | ({} if dense is None else dict([dense]))
-            result.dense = None if dense is None else dense[0]
             result.chats = measure_chats(
-                named,
-                lambda name: named[name].model,
+                models,
+                lambda name: models[name].model,
                 result.dense,
                 opened.tokenizer,
                 tokens=request.tokens // 2,
                 batch_tokens=request.batch_size * request.sequence_length,
             )
-        if not done:
+        if not done[0]:
             save("scores", [])
+        how: dict[str, Any] = {name: getattr(request, name) for name in ("data_dir", "limit", "batch_size")}
         if wanted:
-            _suite(request, wanted, opened, done, partial(save, "scores"))
-            if request.against is not None:
-                del opened, dense
-                with parallel.agree():
-                    original = request.open(request.against)
-                _suite(request, wanted, original, dense_done, partial(save, "dense_scores"))
+            saved = partial(save, "scores")
+            harness.run_suite(opened.model, opened.tokenizer, wanted, **how, done=done[0], save=saved)
+        if wanted and request.against is not None:
+            models.clear()
+            del opened, dense
+            with parallel.agree():
+                original = request.open(request.against)
+            saved = partial(save, "dense_scores")
+            harness.run_suite(original.model, original.tokenizer, wanted, **how, done=done[1], save=saved)
         return result
 
 
@@ -221,29 +223,23 @@ def _save(result: Evaluated, out: Path | None, console: Any, which: str, scores:
         console.print(f"{whose}{last.title}: {last.error or summary.with_error(last.value, last.stderr)}")
 
 
-def _suite(request: EvaluationRequest, wanted: tuple[Wanted, ...], opened: Opened, done: Any, save: Any) -> None:
-    how: dict[str, Any] = {name: getattr(request, name) for name in ("data_dir", "limit", "batch_size")}
-    harness.run_suite(opened.model, opened.tokenizer, wanted, **how, done=done, save=save)
-
-
-def _opened(request: EvaluationRequest) -> tuple[Opened, tuple[str, Opened] | None]:
-    """The model, and the dense one with its name. Raises DarwinLMError."""
+def _opened(request: EvaluationRequest) -> dict[str, Opened]:
+    """The model and, if texts or chats need it, the dense one, by name. Raises DarwinLMError."""
     opened = request.open(request.model, dequantised=request.chat)
-    both = request.against is not None and (request.texts or request.chat)
-    dense = request.open(str(request.against), dequantised=True) if both else None
-    for each in (opened, dense):
-        if request.chat and each is not None and each.engine != "PyTorch":
+    models = {opened.source: opened}
+    if request.against is not None and (request.texts or request.chat):
+        dense = request.open(request.against, dequantised=True)
+        cut = ", cut to the same tokens" if share_vocabulary(opened, dense) else ""
+        models[f"{dense.source} (dense{cut})"] = dense
+    for each in models.values():
+        if request.chat and each.engine != "PyTorch":
             raise RecipeError(f"--chat: PyTorch can't run {each.source}: give a folder instead of a GGUF file")
-    if dense is None:
-        return opened, None
-    cut = ", cut to the same tokens" if share_vocabulary(opened, dense) else ""
-    return opened, (f"{dense.source} (dense{cut})", dense)
+    return models
 
 
-def _texts(
-    request: EvaluationRequest, opened: Opened, dense: tuple[str, Opened] | None
-) -> tuple[list[TextScore], list[Copied]]:
-    """Scores of texts, then copying of lists and of the first text's passages, for both models."""
+def _texts(request: EvaluationRequest, models: dict[str, Opened]) -> tuple[list[TextScore], list[Copied]]:
+    """Scores of texts, then copying of lists and of the first text's passages, for all models."""
+    opened = next(iter(models.values()))
     if request.looking_back:
         word_lists(opened.tokenizer, LIST_LENGTHS[0])
     packed = {
@@ -261,16 +257,13 @@ def _texts(
     sequences, remarks = all_copying(opened.tokenizer, next(iter(packed.values()), None), longest)
     texts = (torch.zeros(0, dtype=torch.int64), *packed.values(), *(each.tokens for each in sequences))
     read = torch.cat([text.flatten() for text in texts])
-    named = {opened.source: opened} | ({} if dense is None else dict([dense]))
-    models = {name: each.decoder(read) for name, each in named.items()}
-    against = None if dense is None else models[dense[0]]
+    readers = {name: each.decoder(read) for name, each in models.items()}
+    model, against = [*readers.values(), None][:2]
     with TemporaryDirectory(prefix="darwinlm-") as folder:  # for text whose streams have no room in memory
         how: dict[str, Any] = {"batch_tokens": batch_tokens, "memory": HiddenMemory(Path(folder))}
-        scores = [
-            measure_text(models[opened.source], against, source, tokens, **how) for source, tokens in packed.items()
-        ]
-    copied = measure_copying(models, sequences, batch_tokens=batch_tokens)
-    return scores, [Copied(name, tuple(copied[name]), tuple(remarks)) for name in models]
+        scores = [measure_text(model, against, source, tokens, **how) for source, tokens in packed.items()]
+    copied = measure_copying(readers, sequences, batch_tokens=batch_tokens)
+    return scores, [Copied(name, tuple(scored), tuple(remarks)) for name, scored in copied.items()]
 
 
 def _resumed(request: EvaluationRequest, out: Path | None) -> tuple[dict[str, harness.TaskScore], ...]:

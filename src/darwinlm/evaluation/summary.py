@@ -18,19 +18,17 @@ class Average:
     Attributes:
         value: Unweighted mean over tasks, as in the paper; None if a task is missing.
         stderr: Standard error of the mean, for independent tasks; None if `value` is None or a task gives none.
-        missing: Titles of tasks that failed.
         partial: Reason why the table is incomplete; empty if it is complete.
     """
 
     value: float | None
     stderr: float | None
-    missing: tuple[str, ...]
     partial: str
 
 
 def average(scores: Sequence[TaskScore]) -> Average:
     """Mean over all tasks; None if one failed, because the mean of the others isn't comparable."""
-    missing = tuple(score.title for score in scores if score.value is None)
+    missing = [score.title for score in scores if score.value is None]
     reasons = []
     if missing:
         reasons.append(f"{len(missing)} of {len(scores)} tasks failed ({', '.join(missing)}), so there is no average")
@@ -41,12 +39,12 @@ def average(scores: Sequence[TaskScore]) -> Average:
     partial = f"partial: {'; '.join(reasons)}" if reasons else ""
     values = [score.value for score in scores if score.value is not None]
     if missing or not values:
-        return Average(None, None, missing, partial)
+        return Average(None, None, partial)
     errors = [score.stderr for score in scores]
     spread = None
     if all(error is not None and math.isfinite(error) for error in errors):
         spread = math.sqrt(sum(error**2 for error in errors if error is not None)) / len(errors)
-    return Average(sum(values) / len(values), spread, (), partial)
+    return Average(sum(values) / len(values), spread, partial)
 
 
 HEADINGS = ("task", "shots", "metric", "score, %", "standard error", "items")
