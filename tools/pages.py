@@ -20,12 +20,12 @@ from textwrap import wrap
 import yaml
 from transformers import CONFIG_MAPPING
 
+from darwinlm import pipeline
 from darwinlm.engines.vllm_plugin import TESTED
 from darwinlm.families.family import Family, families
 from darwinlm.families.refusal import why_not
 from darwinlm.gguf.architecture import architecture_of
 from darwinlm.gguf.layout import UNKNOWN
-from darwinlm.pipeline import PRUNE
 from darwinlm.recipe import Recipe, describe_fields
 from darwinlm.runtime import errors
 
@@ -323,13 +323,10 @@ STAGES = re.compile(r"(<!-- stages: tools/pages.py -->\n).*?(<!-- end -->)", fla
 def stages_table() -> str:
     """Every stage of a run with its inputs, settings and files, then the values between stages."""
     lines = ["| stage | reads | settings | writes |", "| --- | --- | --- | --- |"]
-    for stage in PRUNE:
-        if stage.writes:
-            settings = ", ".join(f"`{name}`" for name in stage.settings)
-            cells = f"`{stage.name}`", ", ".join(stage.inputs), settings, stage.writes
-            lines.append("| " + " | ".join(cells) + " |")
-    values = [f"{stage.name} (from {', '.join(stage.inputs)})" for stage in PRUNE if not stage.writes and stage.inputs]
-    lines += ["", f"Values without a folder: {', '.join(values)}. Given by the caller: {', '.join(PRUNE.given)}."]
+    for stage in pipeline.STAGES:
+        settings = ", ".join(f"`{name}`" for name in stage.settings)
+        cells = f"`{stage.name}`", ", ".join(stage.inputs), settings, stage.writes
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from darwinlm.pipeline import open_run
+from darwinlm.pipeline import open_run, prune
 from darwinlm.recipe import load_recipe
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import read_json
@@ -141,7 +141,8 @@ def _run_up_to(stage: str, setup: Setup, model: Path, folder: Path) -> dict[str,
     run = open_run(
         load_recipe(None, (*SETTINGS, *(TINY if setup.tiny else LARGE)), named), folder, Reporter(Console(quiet=True))
     )
-    run.until(stage)
+    run.until = stage
+    prune(run)
     return {entry.name: entry.seconds for entry in run.times if not entry.reused}
 
 

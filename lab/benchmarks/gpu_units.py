@@ -132,9 +132,10 @@ def planned_bytes(run: Any, memory: float | None) -> dict[str, float]:
     """Planned bytes of the device by stage of a run, on a card with so many bytes, or on the run's device."""
     from darwinlm.planning.plan import plan_here
     from darwinlm.planning.sizes import Sizes
-    from darwinlm.stages.model import DENSE
+    from darwinlm.stages.model import open_model
 
-    plan = plan_here(Sizes(run[DENSE], run.recipe), run.context.device, memory=memory, timed=False)
+    sizes = Sizes(open_model(run.context, run.recipe.model, "source"), run.recipe)
+    plan = plan_here(sizes, run.context.device, memory=memory, timed=False)
     return {row.stage: row.bytes for row in plan.rows}
 
 

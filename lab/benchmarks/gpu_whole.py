@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import torch
 
-from darwinlm.pipeline import open_run
+from darwinlm.pipeline import open_run, prune
 from darwinlm.recipe import load_recipe
 from darwinlm.runtime.artifact import MANIFEST
 from darwinlm.runtime.console import Reporter
@@ -84,7 +84,8 @@ def run_stages(setup: Setup, part: str, layers: int, stages: Mapping[str, str], 
         for name, words in stages.items():
             if on_gpu:
                 torch.cuda.reset_peak_memory_stats()
-            run.until(name)
+            run.until = name
+            prune(run)
             seconds = next(taken.seconds for taken in run.times if taken.name == name)
             setup.most(part, f"{words} took", seconds, "s", SECONDS[name], speed=True)
             setup.told(part, f"{words} planned", planned[name] / 1e9, "GB")

@@ -31,13 +31,13 @@ import torch
 from rich.console import Console
 
 from darwinlm.execution.run import Run
-from darwinlm.pipeline import PRUNE, open_run
+from darwinlm.pipeline import STEPS, open_run, prune
 from darwinlm.planning.plan import plan_here
 from darwinlm.planning.sizes import Sizes
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.runs.demo import demo_model, demo_recipe
 from darwinlm.runtime.console import Reporter
-from darwinlm.stages.model import DENSE
+from darwinlm.stages.model import open_model
 from lab.benchmarks.random_llama import write_llama
 
 LITTLE = (
@@ -77,9 +77,10 @@ def opened(recipe: Recipe, folder: Path) -> Run:
 
 def prepare(recipe: Recipe, folder: Path, stage: str) -> None:
     """Run all stages before one of them."""
-    before = PRUNE.steps[: PRUNE.steps.index(stage)]
-    if before:
-        opened(recipe, folder).until(before[-1])
+    run = opened(recipe, folder)
+    if stage != STEPS[0]:
+        run.until = STEPS[STEPS.index(stage) - 1]
+        prune(run)
 
 
 def alone(action: Any, *arguments: Any) -> Any:
@@ -101,7 +102,9 @@ def random_model(folder: Path, **sizes: Any) -> Path:
 def planned(recipe: Recipe, folder: Path, memory: float | None) -> dict[str, dict[str, float]]:
     """Planned bytes and seconds by stage, on a device with so many bytes, or on this one."""
     run = opened(recipe, folder)
-    plan = plan_here(Sizes(run[DENSE], run.recipe), run.context.device, memory=memory)
+    plan = plan_here(
+        Sizes(open_model(run.context, run.recipe.model, "source"), run.recipe), run.context.device, memory=memory
+    )
     return {row.stage: {"planned_gb": row.bytes / 1e9, "planned_s": plan.seconds(row)[0]} for row in plan.rows}
 
 
@@ -131,11 +134,10 @@ def watched(recipe: Recipe, folder: Path, stage: str, memory: float | None) -> d
     thread = threading.Thread(target=watch)
     thread.start()
     with limited(recipe.compute.device, memory) if memory else nullcontext():
+        prepare(recipe, folder, stage)
         run = opened(recipe, folder)
-        for name in PRUNE.before(stage)[:-1]:
-            run.result(name)
-        begun = time.process_time()
-        run.result(stage)
+        run.until, begun = stage, time.process_time()
+        prune(run)
         seconds = time.process_time() - begun
     ended.set()
     thread.join()

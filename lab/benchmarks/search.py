@@ -30,7 +30,8 @@ from torch.nn import functional
 from darwinlm.database.store import DatabaseReader
 from darwinlm.execution.run import Run
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.pipeline import open_run
+from darwinlm.pipeline import build, open_run, read_inputs
+from darwinlm.pipeline import plan as plan_of
 from darwinlm.runs.demo import demo_recipe
 from darwinlm.runtime.console import Reporter
 from darwinlm.search.evaluate.fitness import Fitness
@@ -39,10 +40,6 @@ from darwinlm.search.predict.module_losses import local_errors
 from darwinlm.search.problem.space import Allocation
 from darwinlm.search.propose.level_switch import level_switch
 from darwinlm.search.propose.start import knapsack_start
-from darwinlm.stages.database import DATABASE
-from darwinlm.stages.model import DENSE
-from darwinlm.stages.plan import PLAN
-from darwinlm.stages.text import TEXT
 from darwinlm.streaming.decoder import Decoder
 
 ROUNDS = ((1024, 8), (2048, 4), (4096, 1))
@@ -114,16 +111,16 @@ def generation(candidates: list[Allocation], parent: Allocation, evaluate: Any) 
 
 
 def measure_rate(options: argparse.Namespace) -> None:
-    run = open_run(demo_recipe(tuple(options.set or ())), options.out, Reporter())
-    run.until(DATABASE.name)
-    dense, plan, reader = run[DENSE], run[PLAN], run[DATABASE].reader
+    run = open_run(demo_recipe(tuple(options.set or ())), options.out, Reporter(), until="database")
+    inputs = read_inputs(run)
+    dense, plan, reader = inputs.dense, plan_of(run, inputs), build(run, inputs).reader
     parent = knapsack_start(plan, local_errors(plan.space, reader))
     rng = random.Random(0)
     seen = {parent}
     for _ in range(options.offspring):
         seen.add(level_switch(parent, plan.cost.costs, plan.budget, rng, step=options.step, seen=seen))
     candidates = sorted(seen - {parent})
-    tokens = run[TEXT]["fitness"].tokens
+    tokens = inputs.text["fitness"].tokens
 
     model = dense.load(run.context.dtype, run.context.device)
     placed = PlacedModules(Decoder(model, dense.family), reader, plan.space)

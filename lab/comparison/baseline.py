@@ -32,38 +32,28 @@ class Baseline:
     record: dict[str, Any]
 
 
-def baseline_stage(name: str) -> Stage[Baseline]:
-    """The stage of a method in `BASELINES`; only methods that use the database wait for it."""
+def baseline_stage(
+    name: str,
+) -> Stage[[Checkpoint, TokenSequences, TokenSequences, Problem, PruningDatabase | None], Baseline]:
+    """The stage of a method in `BASELINES`; methods that don't use the database get none."""
     method = BASELINES[name]
 
-    def made(
+    def make(
         task: Task,
         dense: Checkpoint,
         calibration: TokenSequences,
         fitness: TokenSequences,
         plan: Problem,
-        database: PruningDatabase | None = None,
+        database: PruningDatabase | None,
     ) -> None:
-        texts = calibration.tokens, fitness.tokens
-        result = BASELINES[name].make(
-            MethodInputs(task.context, task.recipe, dense, *texts, plan, database), task.folder
-        )
+        given = MethodInputs(task.context, task.recipe, dense, calibration.tokens, fitness.tokens, plan, database)
+        result = method.make(given, task.folder)
         used = plan.cost.of(result.allocation)
         if used > plan.budget.limit:
             raise BudgetError(f"{name} needs {plan.cost.words(used)}, more than the budget: please report this")
         place = partial(in_file, folder=task.folder)
         save_model(stitch(result.reader, result.allocation, place), task.folder / "model")
         write_json(task.folder / RESULT, {"allocation": result.allocation, "record": result.record})
-
-    def made_from_database(
-        task: Task,
-        dense: Checkpoint,
-        calibration: TokenSequences,
-        fitness: TokenSequences,
-        plan: Problem,
-        database: PruningDatabase,
-    ) -> None:
-        made(task, dense, calibration, fitness, plan, database)
 
     def read(task: Task) -> Baseline:
         result = read_json(task.folder / RESULT)
@@ -72,8 +62,8 @@ def baseline_stage(name: str) -> Stage[Baseline]:
 
     return Stage(
         f"method_{name}",
+        make,
         read,
-        work=made_from_database if method.database else made,
         version=3,
         title=method.title,
         writes="the model of a baseline",

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +13,22 @@ from darwinlm.evaluation import harness
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.evaluation.suites import parse_suite
 from darwinlm.execution.run import Run
-from darwinlm.execution.stage import Deferred, Graph, Stage, Task
+from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.pipeline import PRUNE
+from darwinlm.pipeline import Inputs, build, check, correct, cut, open_run, plan, read_inputs
 from darwinlm.recipe import Recipe
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import digest_of, read_json, write_json
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.places import check_output
 from darwinlm.runtime.version import VERSION
-from darwinlm.search.problem.space import SearchSpace, kept_whole
-from darwinlm.stages.database import DATABASE, SALIENCY
-from darwinlm.stages.export import EXPORT
-from darwinlm.stages.model import DENSE
-from darwinlm.stages.plan import PLAN
+from darwinlm.search.problem.space import kept_whole
+from darwinlm.stages.database import DATABASE, SALIENCY, PruningDatabase, needs_gradients
 from darwinlm.stages.recover import RECOVER
 from darwinlm.stages.refit import REFIT
 from darwinlm.stages.search import SEARCH
 from darwinlm.stages.stitch import Stitched
-from darwinlm.stages.text import EVALUATION, RESERVED, TEXT, Texts
+from darwinlm.stages.text import Texts
 from darwinlm.streaming.hidden import HiddenMemory
 from darwinlm.streaming.streamed import StreamedDecoder
 from darwinlm.surgery.stitch import block_parameters
@@ -43,7 +39,7 @@ from lab.comparison.entries import HELD_OUT, OURS, MethodRow, variant_recipe
 from lab.comparison.methods import BASELINES
 from lab.comparison.record import ComparedBudget, ComparedMethod, ComparisonRecord, MeasuredText
 
-Row = dict[str, Any]
+Facts = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,7 @@ def _measure(
         reference, measured = (
             StreamedDecoder(each, read, dtype=context.dtype, device=context.device) for each in (dense, model)
         )
-    row: Row = {
+    row: Facts = {
         "params": measured.params,
         "block_params": block_parameters(measured.model, dense.family.layers),
         "bytes": measured.params * dense.dtype.itemsize,
@@ -95,58 +91,142 @@ def _measure(
     parallel.in_main(write_json, task.folder / "row.json", row)
 
 
-MEASURE: Stage[Row] = Stage(
+MEASURE = Stage(
     "measure",
+    _measure,
     lambda task: read_json(task.folder / "row.json"),
-    work=_measure,
     version=2,
+    title="measure",
     writes="sizes, perplexity and KL of a row",
     arithmetic=True,
     together=True,
 )
 
 
-def row_graph(row: MethodRow) -> Graph:
-    """The stages of a row: a method alone, one with steps after it, or the dense model."""
-    model = Stage("model", lambda task, stitch: stitch.checkpoint)
-    if row.base == DENSE_ROW:
-        model = Stage("model", lambda task, dense: dense)
-    elif row.steps:
-        model = Stage("model", lambda task, export: export.checkpoint)
-    measure = replace(MEASURE, title=f"measure {row.name}")
-    return Graph(*PRUNE, model, measure, given=(*PRUNE.given, "domains"))
+class _Comparison:
+    """The rows' models. What they share is done in `base`, the run in the folder of the comparison."""
 
+    def __init__(self, base: Run, recipe: Recipe, request: ComparisonRequest) -> None:
+        self.base, self.recipe, self.request = base, recipe, request
+        self.variants = {name: variant_recipe(recipe, name, source) for name, source in request.variants}
+        self.inputs = read_inputs(base)
+        self.problem = plan(base, self.inputs)
+        self.domains = _domains(base, self.inputs, request)
+        self._runs: dict[MethodRow, Run] = {}
+        self._searches: dict[str, Run] = {}
 
-def methods_graph() -> Graph:
-    """The stages of a run, and those of all baselines."""
-    return Graph(*PRUNE, *map(baseline_stage, BASELINES), given=PRUNE.given)
+    @cached_property
+    def database(self) -> PruningDatabase:
+        """The database; some methods need none."""
+        return build(self.base, self.inputs)
+
+    def rows(self) -> list[MethodRow]:
+        """The rows without methods of `all` that remove whole blocks, if some modules are never cut."""
+        space, rows = self.problem.space, self.request.rows
+        if not self.request.every or all(len(module.levels) > 1 for module in space.modules):
+            return list(rows)
+        left_out = {row.base for row in rows if row.base in BASELINES and BASELINES[row.base].blocks}
+        why = kept_whole(space, self.inputs.dense.family)
+        self.base.context.reporter.say(f"left out, since {why}: {', '.join(sorted(left_out))}")
+        return [row for row in rows if row.base not in left_out]
+
+    def run(self, row: MethodRow) -> Run:
+        """The run of a row, which reuses the run of its first step. Raises DarwinLMError if its recipe can't work."""
+        if row not in self._runs:
+            before = self.run(MethodRow(row.base, row.steps[:1])) if len(row.steps) > 1 else self._searching(row.base)
+            folder, recipe = self.base.folder / "rows" / row.name, row.recipe(self.variants.get(row.base, self.recipe))
+            self._runs[row] = open_run(recipe, folder, self.base.context.reporter, parent=before)
+            check(self._runs[row], self.inputs.dense, self.inputs.original)
+        return self._runs[row]
+
+    def _searching(self, name: str) -> Run:
+        """The run that makes the model of a method or a variant."""
+        if name not in self.variants:
+            return self.base
+        if name not in self._searches:
+            folder, recipe = self.base.folder / "variants" / name, MethodRow(name).recipe(self.variants[name])
+            self._searches[name] = open_run(recipe, folder, self.base.context.reporter, parent=self.base)
+        return self._searches[name]
+
+    def make(self, row: MethodRow) -> tuple[Facts, Checkpoint]:
+        """The description of a row and its model, which is made if it doesn't exist."""
+        if row.base == DENSE_ROW:
+            return {"title": "Dense"}, self.inputs.dense
+        facts, stitched = self._baseline(row.base) if row.base in BASELINES else self._searched(row.base)
+        if not row.steps:
+            return facts, stitched.checkpoint
+        # Evaluation text is never used for training, in any row.
+        held_out = {hashed for text in self.domains.values() for hashed in text.document_hashes}
+        run = self.run(row)
+        corrected = correct(run, self.inputs, stitched, reserved=held_out)
+        facts["title"] = " + ".join((facts["title"].removesuffix(", one shot"), *row.steps))
+        facts["seconds"] += _seconds(run, REFIT)
+        facts["resumed"] |= _resumed(run, REFIT)
+        if corrected.refit is not None:
+            facts["record"]["refit"] = corrected.refit.record
+        if corrected.recovered is not None:
+            record = {name: value for name, value in corrected.recovered.record.items() if name != "log"}
+            facts["seconds"] += max(_seconds(run, RECOVER), float(record["seconds"]))
+            facts["training_tokens"] += record["tokens"]
+            facts["record"]["recovery"] = record
+        return facts, corrected.exported.checkpoint
+
+    def _baseline(self, name: str) -> tuple[Facts, Stitched]:
+        method, base, inputs = BASELINES[name], self.base, self.inputs
+        stage, database = baseline_stage(name), self.database if method.database else None
+        texts = inputs.text["calibration"], inputs.text["fitness"]
+        result = base(stage, inputs.dense, *texts, self.problem, database)
+        facts = {
+            "title": method.title,
+            "source": method.source,
+            "seconds": _seconds(base, stage),
+            "database_seconds": _seconds(base, SALIENCY, DATABASE) if method.database else None,
+            "resumed": method.database and _resumed(base, DATABASE),
+            "training_tokens": result.record.get("tokens", 0),
+            "allocation": result.allocation,
+            "record": dict(result.record),
+        }
+        return facts, result.stitched
+
+    def _searched(self, name: str) -> tuple[Facts, Stitched]:
+        run = self._searching(name)
+        of_base = run is self.base
+        problem = self.problem if of_base else plan(run, self.inputs)
+        search, stitched = cut(run, self.inputs, problem, self.database if of_base else build(run, self.inputs))
+        facts = {
+            "title": "DarwinLM, one shot" if name == OURS else f"DarwinLM, {name}",
+            "source": "arXiv 2502.07780",
+            # The stage has the seconds of its last start, the record those of all.
+            "seconds": max(_seconds(run, SEARCH), float(search.record["seconds"])),
+            "database_seconds": _seconds(run, *([SALIENCY] if needs_gradients(run.recipe) else []), DATABASE),
+            "resumed": _resumed(run, DATABASE),
+            "training_tokens": 0,
+            "allocation": search.allocation,
+            "record": {key: search.record[key] for key in ("start_kl", "kl", "evaluations")},
+        }
+        return facts, stitched
 
 
 def compare_methods(
-    recipe: Recipe,
-    out: Path,
-    reporter: Reporter,
-    comparison: ComparisonRequest,
-    *,
-    allow_remote_code: bool = False,
+    recipe: Recipe, out: Path, reporter: Reporter, request: ComparisonRequest, *, allow_remote_code: bool = False
 ) -> ComparisonRecord:
     """Run and measure the methods in turn; writes `comparison.json` after each.
 
     Raises DarwinLMError. Suite, steps and training are checked before anything runs.
     """
-    check_output(out, "--out", (), [source for _, source in comparison.domains])
-    if comparison.suite is not None:
-        harness.check_suite(parse_suite(comparison.suite), comparison.data_dir)
-    recipes = {name: variant_recipe(recipe, name, source) for name, source in comparison.variants}
-    for row in comparison.rows:
-        row.check(recipes.get(row.base, recipe))
-    base = Run(methods_graph(), MethodRow("").recipe(recipe), out, reporter, allow_remote_code=allow_remote_code)
-    base.check(PLAN.name)
-    problem, dense = base[PLAN], base[DENSE]
-    rows = (MethodRow(DENSE_ROW), *_possible(base, comparison, problem.space))
-    domains = _domains(base, comparison)
-    runs = _runs(base, rows, recipes, recipe, domains)
-    texts = {HELD_OUT: base[EVALUATION], **domains}
+    check_output(out, "--out", (), [source for _, source in request.domains])
+    if request.suite is not None:
+        harness.check_suite(parse_suite(request.suite), request.data_dir)
+    variants = {name: variant_recipe(recipe, name, source) for name, source in request.variants}
+    for row in request.rows:
+        row.check(variants.get(row.base, recipe))
+    comparison = _Comparison(
+        open_run(MethodRow("").recipe(recipe), out, reporter, allow_remote_code=allow_remote_code), recipe, request
+    )
+    problem, dense = comparison.problem, comparison.inputs.dense
+    rows = (MethodRow(DENSE_ROW), *comparison.rows())
+    runs = {row: comparison.run(row) for row in rows}
+    evaluation, domains = comparison.inputs.text["evaluation"], comparison.domains
     compared = ComparisonRecord(
         version=VERSION,
         model=dense.source,
@@ -157,16 +237,19 @@ def compare_methods(
             dense=problem.cost.dense,
             keep=recipe.budget.keep,
         ),
-        texts={name: MeasuredText(source=text.source, tokens=text.n_tokens) for name, text in texts.items()},
-        suite=comparison.suite,
-        limit=comparison.limit,
+        texts={
+            name: MeasuredText(source=text.source, tokens=text.n_tokens)
+            for name, text in {HELD_OUT: evaluation, **domains}.items()
+        },
+        suite=request.suite,
+        limit=request.limit,
         recipe=recipe.model_dump(mode="json"),
     )
     for row in rows:
-        run = runs[row]
-        facts = _facts(base, run, row)
-        measured = run[MEASURE]
-        scores = _suite(run, row.name, dense, comparison) if comparison.suite else []
+        facts, model = comparison.make(row)
+        measure = replace(MEASURE, title=f"measure {row.name}")
+        measured = runs[row](measure, dense, model, evaluation, domains)
+        scores = _suite(runs[row], row.name, dense, model, request) if request.suite else []
         figures = {"method": row.name, **facts, **measured, "tasks": harness.as_json(scores)}
         compared = compared.model_copy(update={"rows": (*compared.rows, ComparedMethod.model_validate(figures))})
         if parallel.is_main():
@@ -174,114 +257,20 @@ def compare_methods(
     return compared
 
 
-def _runs(
-    base: Run, rows: tuple[MethodRow, ...], variants: Mapping[str, Recipe], recipe: Recipe, domains: Texts
-) -> dict[MethodRow, Run]:
-    """A run for each row, which shares everything that it can; all are checked. Raises DarwinLMError."""
-    out, reporter = base.folder, base.context.reporter
-    searches = {
-        name: Run(PRUNE, MethodRow("").recipe(variant), out / "variants" / name, reporter, parent=base)
-        for name, variant in variants.items()
-    }
-    # Evaluation text is never used for training, in any row.
-    held_out = {hashed for text in domains.values() for hashed in text.document_hashes}
-    documents = base[RESERVED]
-    reserved = tuple(sorted(held_out.union(documents)))
-    stitched = {name: Deferred(partial(_stitched, base, name)) for name in BASELINES}
-    runs: dict[MethodRow, Run] = {}
-    for row in sorted(rows, key=lambda each: len(each.steps)):
-        given: dict[str, Any] = {"domains": domains, "reserved": reserved}
-        if row.base in stitched:
-            given["stitch"] = stitched[row.base]
-        parent = runs.get(MethodRow(row.base, row.steps[:1]), searches.get(row.base, base))
-        of_row = row.recipe(variants.get(row.base, recipe))
-        runs[row] = Run(row_graph(row), of_row, out / "rows" / row.name, reporter, given=given, parent=parent)
-        runs[row].check(RECOVER.name)
-    return runs
-
-
-def _stitched(base: Run, name: str) -> Stitched:
-    stitched: Stitched = base.result(f"method_{name}").stitched
-    return stitched
-
-
-def _possible(base: Run, comparison: ComparisonRequest, space: SearchSpace) -> list[MethodRow]:
-    """The rows without methods of `all` that remove whole blocks, if some modules are never cut."""
-    if not comparison.every or all(len(module.levels) > 1 for module in space.modules):
-        return list(comparison.rows)
-    left_out = {row.base for row in comparison.rows if row.base in BASELINES and BASELINES[row.base].blocks}
-    why = kept_whole(space, base[DENSE].family)
-    base.context.reporter.say(f"left out, since {why}: {', '.join(sorted(left_out))}")
-    return [row for row in comparison.rows if row.base not in left_out]
-
-
-def _facts(base: Run, run: Run, row: MethodRow) -> Row:
-    """The description of a row; its model is made if it doesn't exist."""
-    if row.base == DENSE_ROW:
-        return {"title": "Dense"}
-    facts = _baseline(base, row.base) if row.base in BASELINES else _searched(run, row.base)
-    if not row.steps:
-        return facts
-    run.until(EXPORT.name)
-    refit, recover = run[REFIT], run[RECOVER]
-    facts["title"] = " + ".join((facts["title"].removesuffix(", one shot"), *row.steps))
-    facts["seconds"] += _seconds(run, REFIT)
-    facts["resumed"] |= _resumed(run, REFIT)
-    facts["record"] |= {} if refit is None else {"refit": refit.record}
-    if recover is not None:
-        record = {name: value for name, value in recover.record.items() if name != "log"}
-        facts["seconds"] += max(_seconds(run, RECOVER), float(record["seconds"]))
-        facts["training_tokens"] += record["tokens"]
-        facts["record"]["recovery"] = record
-    return facts
-
-
-def _baseline(base: Run, name: str) -> Row:
-    method, stage = BASELINES[name], base.graph[f"method_{name}"]
-    result = base[stage]
-    return {
-        "title": method.title,
-        "source": method.source,
-        "seconds": _seconds(base, stage),
-        "database_seconds": _seconds(base, SALIENCY, DATABASE) if method.database else None,
-        "resumed": method.database and _resumed(base, DATABASE),
-        "training_tokens": result.record.get("tokens", 0),
-        "allocation": result.allocation,
-        "record": dict(result.record),
-    }
-
-
-def _searched(run: Run, name: str) -> Row:
-    run.until(SEARCH.name)  # a shared stage that isn't asked for has no time here
-    search = run[SEARCH]
-    return {
-        "title": "DarwinLM, one shot" if name == OURS else f"DarwinLM, {name}",
-        "source": "arXiv 2502.07780",
-        # The stage has the seconds of its last start, the record those of all.
-        "seconds": max(_seconds(run, SEARCH), float(search.record["seconds"])),
-        "database_seconds": _seconds(run, SALIENCY, DATABASE),
-        "resumed": _resumed(run, DATABASE),
-        "training_tokens": 0,
-        "allocation": search.allocation,
-        "record": {key: search.record[key] for key in ("start_kl", "kl", "evaluations")},
-    }
-
-
-def _seconds(run: Run, *stages: Stage[Any]) -> float:
+def _seconds(run: Run, *stages: Stage[Any, Any]) -> float:
     names = {stage.name for stage in stages}
     return sum(entry.seconds for entry in run.times if entry.name in names)
 
 
-def _resumed(run: Run, stage: Stage[Any]) -> bool:
+def _resumed(run: Run, stage: Stage[Any, Any]) -> bool:
     return any(entry.resumed for entry in run.times if entry.name == stage.name)
 
 
-def _domains(base: Run, comparison: ComparisonRequest) -> Texts:
+def _domains(base: Run, inputs: Inputs, request: ComparisonRequest) -> Texts:
     """Further evaluation texts, disjoint from all text that methods see."""
     domains: Texts = {}
-    texts = base[TEXT]
-    settings, tokenizer = base.recipe.text, base[DENSE].tokenizer()
-    for name, source in comparison.domains:
+    settings, tokenizer = base.recipe.text, inputs.dense.tokenizer()
+    for name, source in request.domains:
         blocks = split_documents(
             read_documents(source, seed=settings.seed, tokenizer=tokenizer),
             {"evaluation": settings.evaluation_tokens},
@@ -290,15 +279,17 @@ def _domains(base: Run, comparison: ComparisonRequest) -> Texts:
             settings.seed,
             source=source,
         )["evaluation"]
-        assert_disjoint({**texts, name: blocks})
+        assert_disjoint({**inputs.text, name: blocks})
         domains[name] = blocks
     return domains
 
 
-def _suite(run: Run, name: str, dense: Checkpoint, comparison: ComparisonRequest) -> list[harness.TaskScore]:
+def _suite(
+    run: Run, name: str, dense: Checkpoint, checkpoint: Checkpoint, comparison: ComparisonRequest
+) -> list[harness.TaskScore]:
     """Scores from the file of an earlier run, completed by the missing ones."""
     assert comparison.suite is not None
-    context, checkpoint = run.context, run.result("model")
+    context = run.context
     key = {
         "model": checkpoint.digest,
         "suite": comparison.suite,

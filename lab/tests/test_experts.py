@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tests.integration.test_whole_experts import at, built, folder  # noqa: F401 - fixtures
+from tests.tiny.stages import result
 
 from darwinlm.database.modules import ModuleReader
 from darwinlm.families.checkpoint import Checkpoint
@@ -12,7 +13,6 @@ from darwinlm.search.problem.cost import parameter_costs
 from darwinlm.search.problem.problem import Budget, Problem
 from darwinlm.search.problem.space import SearchSpace
 from darwinlm.stages.database import stream_of
-from darwinlm.stages.model import DENSE
 from darwinlm.surgery.stitch import stitch
 from lab.comparison.allocations import equal_experts
 from lab.comparison.importance import expert_scores
@@ -22,7 +22,7 @@ from lab.comparison.ranked import ExpertReader
 @torch.no_grad()
 def test_scores_are_those_of_a_loop_over_tokens(built):
     run, texts, reader = built
-    found = expert_scores(stream_of(run.context, run[DENSE], texts["calibration"].tokens))
+    found = expert_scores(stream_of(run.context, result(run, "dense"), texts["calibration"].tokens))
     model = reader.checkpoint.load(torch.float32)
     seen = []
     mlp = model.model.layers[2].mlp

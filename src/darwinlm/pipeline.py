@@ -1,43 +1,216 @@
-"""The main path in order.
+"""A run, top to bottom: what `darwinlm.prune` does.
 
-corpus → vocabulary → text → plan → saliency → database → search → stitch → refit → recover → export → chats →
-evaluate → file → report
-
-Each name is a stage or a value, declared in `stages/` with its inputs, settings, work and result. A stage is skipped
-if its folder is complete for the same inputs, otherwise resumed.
+`run(STAGE, *inputs)` is the result of a stage, which is skipped if its folder is complete for the same key. The stages
+are declared in `stages/`; a click on one leads to its work.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
-from darwinlm.execution.run import Run
-from darwinlm.execution.stage import Graph
+from darwinlm.execution.run import Ended, Run
+from darwinlm.planning.plan import plan_here
+from darwinlm.planning.sizes import Sizes
+from darwinlm.runtime import parallel
+from darwinlm.runtime.amounts import duration, size
 from darwinlm.stages.chats import CHATS
 from darwinlm.stages.corpus import CORPUS, CORPUS_RECOVERY
-from darwinlm.stages.database import DATABASE, SALIENCY
-from darwinlm.stages.evaluate import EVALUATE, MODELS
+from darwinlm.stages.database import DATABASE, SALIENCY, finished_database, needs_gradients
+from darwinlm.stages.evaluate import EVALUATE, models_of_run
 from darwinlm.stages.export import EXPORT
-from darwinlm.stages.file import FILE
+from darwinlm.stages.file import FILE, check_file
 from darwinlm.stages.latency import LATENCY
-from darwinlm.stages.model import DENSE, ORIGINAL, SOURCE, TEACHER
-from darwinlm.stages.plan import PLAN
-from darwinlm.stages.recover import RECOVER
+from darwinlm.stages.model import TEACHER, open_model
+from darwinlm.stages.plan import PLAN, check_budget
+from darwinlm.stages.recover import RECOVER, check_recovery
 from darwinlm.stages.refit import REFIT
-from darwinlm.stages.report import REPORT
+from darwinlm.stages.report import write_summary
 from darwinlm.stages.search import SEARCH
 from darwinlm.stages.stitch import STITCH
-from darwinlm.stages.text import CALIBRATION, EVALUATION, FITNESS, RESERVED, TEXT, TRAINING, VALIDATION
-from darwinlm.stages.vocabulary import VOCABULARY
+from darwinlm.stages.text import TEXT, Texts, check_text, documents_of
+from darwinlm.stages.vocabulary import VOCABULARY, CutVocabulary
+from darwinlm.text.amounts import amount_for_pruning, amount_for_recovery
 
-PRUNE = Graph(
-    *(SOURCE, ORIGINAL, CORPUS, VOCABULARY, DENSE, TEACHER),
-    *(TEXT, CALIBRATION, FITNESS, VALIDATION, EVALUATION, TRAINING, RESERVED),
-    *(LATENCY, PLAN, SALIENCY, DATABASE, SEARCH, STITCH, REFIT, CORPUS_RECOVERY, RECOVER, EXPORT),
-    *(MODELS, CHATS, EVALUATE, FILE, REPORT),
-    given=("neighbour",),
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from darwinlm.families.checkpoint import Checkpoint
+    from darwinlm.report.summary import Summary
+    from darwinlm.search.problem.cost import CostModel
+    from darwinlm.search.problem.problem import Problem
+    from darwinlm.search.problem.space import Allocation
+    from darwinlm.stages.database import PruningDatabase
+    from darwinlm.stages.export import Exported
+    from darwinlm.stages.recover import Recovered
+    from darwinlm.stages.refit import Refitted
+    from darwinlm.stages.search import SearchResult
+    from darwinlm.stages.stitch import Stitched
+
+STAGES = (
+    *(CORPUS, VOCABULARY, TEACHER, TEXT, LATENCY, PLAN, SALIENCY, DATABASE, SEARCH, STITCH, REFIT),
+    *(CORPUS_RECOVERY, RECOVER, EXPORT, CHATS, EVALUATE, FILE),
 )
-"""A whole run; `neighbour` is the allocation of a sweep's neighbouring size."""
+"""All stages in order."""
+REPORT = "report"
+STEPS = (*(stage.name for stage in STAGES), REPORT)
+"""Where a run may end."""
 
-open_run = partial(Run, PRUNE)
-"""A run of the whole pipeline, with the other arguments of `Run`. Raises as it does."""
+open_run = partial(Run, order=STEPS)
+"""A run of this pipeline, with the other arguments of `Run`. Raises as it does."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads; sizes of a sweep share it.
+
+    Attributes:
+        original: The dense model, with all of its tokens.
+        dense: The model that is pruned, with the smaller vocabulary if there is one.
+        teacher: The original with the tokens of `dense`.
+        latency: Costs in time, if the budget is one.
+    """
+
+    original: Checkpoint
+    dense: Checkpoint
+    teacher: Checkpoint
+    vocabulary: CutVocabulary | None
+    text: Texts
+    latency: CostModel | None
+
+
+def prune(run: Run) -> Summary | None:
+    """Prune a model to one size; None if the run ends before its report. Raises DarwinLMError."""
+    try:
+        inputs = read_inputs(run)
+        problem = plan(run, inputs)
+        return make(run, inputs, problem, build(run, inputs))
+    except Ended:
+        return None
+
+
+def read_inputs(run: Run) -> Inputs:
+    """Model, text and, for budgets in time, the times of its modules. Raises DarwinLMError."""
+    recipe = run.recipe
+    source = open_model(run.context, recipe.model, "source")
+    original = source
+    if recipe.teacher not in (None, recipe.model):
+        original = open_model(run.context, recipe.teacher, "original")
+    check(run, source, original)
+    _announce(run, source)
+    corpus = run(CORPUS, original) if amount_for_pruning(recipe) else None
+    vocabulary = run(VOCABULARY, source, corpus) if recipe.vocabulary not in (None, 1) else None
+    dense = source if vocabulary is None else vocabulary.checkpoint
+    teacher = dense if original is source else run(TEACHER, original, dense)
+    text = run(TEXT, dense, corpus)
+    latency = run(LATENCY, dense) if recipe.budget.timed else None
+    return Inputs(original, dense, teacher, vocabulary, text, latency)
+
+
+def check(run: Run, source: Checkpoint, original: Checkpoint) -> None:
+    """Check before the first stage what can be checked without work. Raises DarwinLMError."""
+    recipe = run.recipe
+    check_text(recipe, source)
+    check_budget(recipe, source, run.context.device)
+    original.check_carried()
+    check_file(recipe)
+    if recipe.recovery.tokens:
+        check_recovery(run.context, recipe, original, source)
+
+
+def _announce(run: Run, source: Checkpoint) -> None:
+    """Say the planned time and memory of a new run; progress lines begin with the planned time."""
+    if not parallel.is_main() or run.until not in (None, REPORT) or run.context.path(TEXT.name).exists():
+        return
+    reporter, limit = run.context.reporter, run.context.limit
+    planned = plan_here(Sizes(source, run.recipe, parallel.size()), run.context.device)
+    titles = {stage.name: stage.title for stage in STAGES}
+    seconds = {titles[row.stage]: planned.seconds(row)[0] for row in planned.rows}
+    reporter.expect(seconds)
+    said = f"{duration(sum(seconds.values()))} if nothing else runs"
+    if limit is not None:
+        said = f"{duration(limit.seconds)} at most, with the amounts of the preset {run.recipe.preset}"
+    reporter.say(f"planned: {said}, {size(planned.peak.bytes)} of memory")
+
+
+def plan(run: Run, inputs: Inputs) -> Problem:
+    """The search problem: levels, costs, budget. Raises BudgetError."""
+    return run(PLAN, inputs.dense, inputs.latency)
+
+
+def build(run: Run, inputs: Inputs) -> PruningDatabase:
+    """The database, or the finished one that the recipe names. Raises DarwinLMError."""
+    dense, text = inputs.dense, inputs.text
+    if run.recipe.database.folder is not None:
+        run.reach(DATABASE.name)
+        return finished_database(run.context, run.recipe, dense, text)
+    gradients = run(SALIENCY, text["calibration"], dense) if needs_gradients(run.recipe) else None
+    return run(DATABASE, dense, text["calibration"], gradients)
+
+
+def cut(
+    run: Run, inputs: Inputs, problem: Problem, database: PruningDatabase, neighbour: Allocation | None = None
+) -> tuple[SearchResult, Stitched]:
+    """The allocation, found from that of a `neighbour` at another size if it helps, and its model.
+
+    Raises DarwinLMError.
+    """
+    text = inputs.text
+    search = run(SEARCH, inputs.dense, database, problem, text["fitness"], text.get("training"), neighbour)
+    return search, run(STITCH, database, search)
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """The smaller model after refit and training, and as it is saved."""
+
+    refit: Refitted | None
+    recovered: Recovered | None
+    exported: Exported
+
+
+def correct(run: Run, inputs: Inputs, stitched: Stitched, *, reserved: Iterable[str] = ()) -> Corrected:
+    """Correct, train and save a smaller model; the training reads neither `reserved` documents nor those of the run.
+
+    Raises DarwinLMError.
+    """
+    recipe, dense, teacher, text = run.recipe, inputs.dense, inputs.teacher, inputs.text
+    refit, recovered = None, None
+    if recipe.refit.tokens:
+        refit = run(REFIT, stitched, dense, text["calibration"], text["validation"])
+    if recipe.recovery.tokens:
+        corpus = run(CORPUS_RECOVERY, inputs.original) if amount_for_recovery(recipe) else None
+        documents = tuple(sorted({*documents_of(text), *reserved}))
+        recovered = run(RECOVER, dense, teacher, refit or stitched, text["validation"], documents, corpus)
+    return Corrected(refit, recovered, run(EXPORT, dense, teacher, recovered or refit or stitched, text["validation"]))
+
+
+def make(
+    run: Run, inputs: Inputs, problem: Problem, database: PruningDatabase, neighbour: Allocation | None = None
+) -> Summary:
+    """One size, from the search to the report. Raises DarwinLMError."""
+    recipe, dense, teacher, text = run.recipe, inputs.dense, inputs.teacher, inputs.text
+    search, stitched = cut(run, inputs, problem, database, neighbour)
+    made = correct(run, inputs, stitched)
+    models = models_of_run(run.context, teacher, database, search, stitched, made.refit, made.recovered, made.exported)
+    chats = run(CHATS, teacher, models) if recipe.evaluation.answer_tokens else None
+    measured = run(EVALUATE, dense, models, made.exported, text["evaluation"])
+    file = run(FILE, teacher, made.exported, text["evaluation"]) if recipe.budget.kind == "file" else None
+    run.reach(REPORT)
+    return write_summary(
+        run.task(REPORT),
+        dense,
+        teacher,
+        inputs.vocabulary,
+        text,
+        problem,
+        database,
+        search,
+        made.refit,
+        made.recovered,
+        made.exported,
+        chats,
+        measured,
+        file,
+    )

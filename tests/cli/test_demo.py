@@ -8,7 +8,6 @@ from rich.console import Console
 from tests.tiny.summaries import made, recovered
 
 from darwinlm.cli import demo
-from darwinlm.stages.report import REPORT
 
 
 def test_one_screen_has_sizes_the_loss_answers_and_next_steps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,9 +15,9 @@ def test_one_screen_has_sizes_the_loss_answers_and_next_steps(monkeypatch: pytes
     tree.update(prompts=["Which river?", "Which sea?", "Which town?"], chat=True)
     for model in tree["models"].values():
         model["continuations"] = ["The Rhine, " * 40, "The North Sea.", "Bonn."]
-    monkeypatch.setattr(demo, "_predicted", lambda run: "75% would lose about 0.63, 50% about 1.80")
+    monkeypatch.setattr(demo, "_predicted", lambda run, summary: "75% would lose about 0.63, 50% about 1.80")
     said = io.StringIO()
-    demo._screen(Console(file=said, width=200, highlight=False), {REPORT: made(tree)}, Path("runs/demo"))
+    demo._screen(Console(file=said, width=200, highlight=False), None, made(tree), Path("runs/demo"))
     lines = said.getvalue().splitlines()
     assert len(lines) <= 25
     assert max(map(len, lines)) <= 120

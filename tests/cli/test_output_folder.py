@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from tests.tiny.checkpoint import SETTINGS
 from tests.tiny.damage import flip
+from tests.tiny.stages import run_stages
 
 import darwinlm
 from darwinlm.runtime.artifact import file_digest, read_manifest
@@ -66,7 +67,7 @@ def test_two_runs_at_once(make_run, tiny_llama, tmp_path):
         begin.wait()
         try:
             run = make_run(tiny_llama, tmp_path / "out")
-            run.until("database")
+            run_stages(run, "database")
         except DarwinLMError as error:
             return str(error)
         finally:
@@ -220,3 +221,14 @@ def test_a_finished_run_is_not_replaced_by_another_size(command, finished_copy, 
     assert (finished_copy / "summary.json").read_bytes() == before
     quick = [word for setting in SETTINGS for word in ("--set", setting)]
     assert command(*words, "--overwrite", "--until", "plan", *quick).code == 0
+
+
+def test_a_finished_run_of_a_model_that_moved_goes_on(prune, model_copy, tmp_path):
+    prune(model=model_copy).succeeded()
+    moved = model_copy.rename(tmp_path / "moved")
+    assert "search: already done, reused" in prune(model=moved).succeeded().out
+    other = tmp_path / "other"
+    shutil.copytree(moved, other)
+    flip(other / "model.safetensors")
+    shutil.rmtree(moved)
+    prune(model=other).refused("a finished run with another model")

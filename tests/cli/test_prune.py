@@ -49,7 +49,7 @@ def test_prune_prints_its_plan_three_lines_and_where_things_are_and_then_that_it
 
 
 def test_the_plan_is_told_before_the_first_stage(prune, monkeypatch):
-    monkeypatch.setattr(Run, "until", Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr(Run, "__call__", Mock(side_effect=KeyboardInterrupt))
     ended = prune()
     assert ended.code == 130
     assert re.search(r"planned: [\d.]+ (s|min) if nothing else runs, [\d.]+ [kMG]B of memory", ended.out)

@@ -1,6 +1,7 @@
 """`darwinlm show --verify`: a run is what its records claim, or it is said what isn't."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "a file more in a stage": (
         lambda run: (run / "stages" / "search" / "more.json").write_text("{}"),
         ("stage search: more.json was not written by the run: remove it",),
+    ),
+    "a stage less": (
+        lambda run: shutil.rmtree(run / "stages" / "search"),
+        ("stage search: its folder is missing: rerun the same command",),
     ),
     "a stage": (lambda run: flip(run / "stages" / "search" / "result.json"), ("stage search", "is damaged")),
     "an unfinished stage": (

@@ -18,12 +18,11 @@ from darwinlm.search.evaluate.fitness import Fitness
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.evaluate.training import CandidateTrainer
 from darwinlm.search.problem.space import Allocation, SearchSpace
-from darwinlm.stages.model import DENSE
 from darwinlm.streaming.decoder import Decoder
 from tests.gpu.device import Gpu, pretend_gpu
 from tests.gpu.rules import NAME
 from tests.tiny.checkpoint import tiny_checkpoint
-from tests.tiny.stages import run_stages
+from tests.tiny.stages import result, run_stages
 
 WIDE = {"intermediate_size": 256, "num_hidden_layers": 2}
 SETTINGS = (
@@ -61,7 +60,7 @@ class Bench:
         run = self.run
         reader = run_stages(run, "database").database.reader
         reader = type(reader)(reader.folder, reader.checkpoint, reader.units, device=torch.device(device))
-        decoder = Decoder(run[DENSE].load(torch.bfloat16, device), run[DENSE].family)
+        decoder = Decoder(result(run, "dense").load(torch.bfloat16, device), result(run, "dense").family)
         placed = PlacedModules(decoder, reader, self.space)
         fitness = Fitness(placed, self.tokens["fitness"], batch_tokens=64)
         chosen = TrainingSettings(learning_rate=1e-3, **settings)
@@ -191,7 +190,7 @@ def test_sixteen_candidates_take_the_room_of_one(gpu, bench, monkeypatch):
 
 def test_the_peak_is_within_the_plan(gpu, bench, monkeypatch):
     monkeypatch.setitem(PARTS, "modules", 0.0)
-    sizes = Sizes(bench.run[DENSE], load_recipe(bench.run.recipe, ["compute.dtype=bfloat16"], {}))
+    sizes = Sizes(result(bench.run, "dense"), load_recipe(bench.run.recipe, ["compute.dtype=bfloat16"], {}))
     planned = next(row for row in plan_card(sizes, "h100").rows if row.stage == "search").bytes
     bench_trainer = bench.trainer(NAME)
     gpu.restart()

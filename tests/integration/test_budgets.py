@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.tiny.stages import run_stages
+from tests.tiny.stages import result, run_stages
 from tests.tiny.summaries import Page
 from transformers import AutoModelForCausalLM
 
@@ -13,7 +13,6 @@ from darwinlm.latency.timing import ModelTimer
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.runs.sweep import _ordered, member_name, prune_sweep
 from darwinlm.runtime.errors import BudgetError
-from darwinlm.stages.plan import PLAN
 
 TOLERANCE = 0.05
 
@@ -59,7 +58,7 @@ def test_bytes_of_weights_and_cache(tiny_folder, make_run, tmp_path, model_type)
     context, batch = 24, 2
     settings = ("budget.bytes=350kB", f"budget.context={context}", f"budget.batch={batch}", "export.dtype=float32")
     model = tiny_folder(model_type)
-    plan = make_run(model, tmp_path / "plan", *settings, keep=None)[PLAN]
+    plan = result(make_run(model, tmp_path / "plan", *settings, keep=None), "plan")
     target = int(0.7 * plan.cost.dense)
     settings = (f"budget.bytes={target}", *settings[1:])
     found = run_stages(make_run(model, tmp_path / "out", *settings, keep=None), "export")
@@ -102,7 +101,7 @@ def steady_machine(monkeypatch):
 
 def test_times_that_add_up_are_predicted(tiny_llama, make_run, tmp_path, steady_machine):
     run = make_run(tiny_llama, tmp_path / "out", "budget.speedup=1.5x", keep=None)
-    plan = run[PLAN]
+    plan = result(run, "plan")
     table = json.loads((run.context.path("latency") / "table.json").read_text())
     assert table["worst_error"] < 0.01
     assert plan.budget.limit == pytest.approx(1e9 * table["dense"] / 1.5, rel=1e-5)
@@ -110,7 +109,7 @@ def test_times_that_add_up_are_predicted(tiny_llama, make_run, tmp_path, steady_
     assert len(steady_machine) < sum(len(module.levels) for module in plan.space.modules), "not one for each block"
     count = len(steady_machine)
     again = make_run(tiny_llama, tmp_path / "out", "budget.speedup=1.4x", keep=None)
-    again[PLAN]
+    result(again, "plan")
     assert len(steady_machine) == count, "the table serves every speed"
 
 
@@ -139,7 +138,7 @@ def test_real_clocks_run_too(tiny_folder, make_run, tmp_path, monkeypatch, model
     settings = ("budget.latency=1000s", "budget.prefill_tokens=8")
     run = make_run(tiny_folder(model_type), tmp_path / "out", *settings, "budget.decode_tokens=4", keep=None)
     with pytest.raises(BudgetError, match=r"budget\.latency: 1000 s requested, more than the whole model"):
-        run[PLAN]
+        result(run, "plan")
     table = json.loads((run.context.path("latency") / "table.json").read_text())
     assert set(table["seconds"]) == ({"mlp"} if model_type == "glm4_moe" else {"attention", "mlp"})
     assert table["dense"] > 0

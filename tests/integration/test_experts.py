@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from tests.tiny.checkpoint import tiny_checkpoint
 from tests.tiny.masked import mlp_of
 from tests.tiny.models import FAMILIES
+from tests.tiny.stages import result
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -21,9 +22,7 @@ from darwinlm.database.order import damp
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
 from darwinlm.runtime.errors import CheckpointError
-from darwinlm.stages.database import DATABASE, PruningDatabase, stream_of
-from darwinlm.stages.model import DENSE
-from darwinlm.stages.text import TEXT
+from darwinlm.stages.database import PruningDatabase, stream_of
 
 MIXTURES = ("mixtral", "qwen3_moe", "olmoe", "deepseek_v2", "glm4_moe_lite", "gpt_oss")
 MIXTURES += ("granitemoehybrid_experts", "gemma4_text_experts")
@@ -43,9 +42,9 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="module")
 def built(folder, make_run, tmp_path_factory) -> tuple[PruningDatabase, list[BlockMoments], Tensor]:
     run = make_run(folder, tmp_path_factory.mktemp("built") / "out")
-    texts = run[TEXT]
-    seen = list(stream_moments(stream_of(run.context, run[DENSE], texts["calibration"].tokens)))
-    return run[DATABASE], seen, texts["calibration"].tokens
+    texts = result(run, "text")
+    seen = list(stream_moments(stream_of(run.context, result(run, "dense"), texts["calibration"].tokens)))
+    return result(run, "database"), seen, texts["calibration"].tokens
 
 
 @torch.no_grad()

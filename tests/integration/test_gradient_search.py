@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from tests.tiny.searching import placed_in, searched, state_of, timeless, within_budget
-from tests.tiny.stages import run_stages
+from tests.tiny.stages import result, run_stages
 
 from darwinlm.search.evaluate.fitness import Fitness
 from darwinlm.search.evolve.state import SearchState
 from darwinlm.search.problem.knapsack import solve_knapsack
-from darwinlm.stages.plan import PLAN
 
 SETTINGS = ("search.generations=6", "search.rounds=[{tokens: 64, survivors: 2}, {tokens: 256, survivors: 1}]")
 """Windows of two sequences, four of them."""
@@ -66,7 +65,7 @@ def test_an_interrupted_search_ends_where_an_uninterrupted_one_does(
 @pytest.fixture
 def fitness(finished_copy, tiny_llama, make_run):
     run = make_run(tiny_llama, finished_copy, *SETTINGS)
-    plan, (placed, texts) = run[PLAN], placed_in(run, torch.float64)
+    plan, (placed, texts) = result(run, "plan"), placed_in(run, torch.float64)
     losses = [[float(level) for level in range(len(module.levels))] for module in plan.space.modules]
     small = solve_knapsack(losses, plan.cost.costs, plan.budget.lower, plan.budget.upper, words=plan.budget.words)
     return Fitness(placed, texts["fitness"].tokens[:7], batch_tokens=64), small

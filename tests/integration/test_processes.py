@@ -36,7 +36,7 @@ def test_two_processes_give_the_database_of_one(tiny_folder, tiny_text_file, mak
     mixtral = tiny_folder("mixtral")
     done = torchrun("prune", mixtral, tiny_text_file, tmp_path / "two")
     assert done.stdout.count("calibration and database:") == 1
-    assert "summary" in done.stdout
+    assert "darwinlm show" in done.stdout
     assert (tmp_path / "two" / "summary.json").is_file()
     run_stages(make_run(mixtral, tmp_path / "one"), "database")
     files = sorted((tmp_path / "one" / "stages" / "database").glob("*.safetensors"))

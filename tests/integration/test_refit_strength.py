@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from tests.tiny.stages import run_stages
+from tests.tiny.stages import result, run_stages
 from tests.tiny.whole import Whole
 
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.runtime.artifact import read_tensors
 from darwinlm.stages import refit as stages_refit
-from darwinlm.stages.refit import REFIT
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +22,7 @@ def refitted(whole, tiny_llama, make_run, tmp_path, monkeypatch):
 
     def make(*strengths):
         monkeypatch.setattr(stages_refit, "STRENGTHS", strengths)
-        return make_run(tiny_llama, tmp_path / "out")[REFIT]
+        return result(make_run(tiny_llama, tmp_path / "out"), "refit")
 
     return make
 

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from tests.tiny.stages import result as result_of
+from tests.tiny.stages import run_stages
 
 import darwinlm
 from darwinlm.runs.prune import Result
 from darwinlm.runtime.errors import ArtifactError, ModelError, RecipeError
-from darwinlm.stages.model import DENSE
 from darwinlm.stages.refit import STRENGTHS
 
 
@@ -55,9 +56,9 @@ def test_progress_can_be_followed(tiny_llama: Path, make_run: Any, tmp_path: Pat
     seen: list[tuple[str, int, int]] = []
     reporter = darwinlm.Reporter(quiet=True, on_progress=lambda *each: seen.append(each))
     run = make_run(tiny_llama, tmp_path / "out", reporter=reporter)
-    run.until("refit")
+    run_stages(run, "refit")
     assert any("database" in title and done == total for title, done, total in seen)
-    blocks = run[DENSE].n_blocks
+    blocks = result_of(run, "dense").n_blocks
     assert [(done, total) for title, done, total in seen if title == "refit"] == [
         *((done, blocks) for done in range(blocks + 1)),
         *((done, len(STRENGTHS)) for done in range(len(STRENGTHS))),

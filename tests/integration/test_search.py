@@ -68,6 +68,7 @@ def test_what_is_begun_is_left_when_time_is_up(finished_copy, tiny_llama, make_r
 def test_a_search_ends_with_its_best_where_nothing_new_is_left(finished_copy, tiny_llama, make_run, method):
     """Modules are whole or gone: there are few allocations."""
     settings = ("units.levels=[0, 1]", f"search.method={method}", "search.generations=1000", "budget.tolerance=10%")
+    settings += ("search.seed=1",)
     said = Console(record=True, quiet=False, file=io.StringIO(), width=200)
     found = searched(make_run(tiny_llama, finished_copy, *settings, reporter=Reporter(said)))
     assert found.search.record["ended"] == "every neighbour of the best allocation has been tried"

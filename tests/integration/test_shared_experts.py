@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from tests.tiny.checkpoint import tiny_checkpoint
 from tests.tiny.damage import edit_config
 from tests.tiny.masked import assert_equal_logits, masked
-from tests.tiny.stages import run_stages
+from tests.tiny.stages import result, run_stages
 from transformers import AutoModelForCausalLM, Mxfp4Config
 
 from darwinlm.export.run import export_model
@@ -16,9 +16,6 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import module_shapes
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.search.problem.budgets import latent_columns
-from darwinlm.stages.database import DATABASE
-from darwinlm.stages.plan import PLAN
-from darwinlm.stages.text import TEXT
 from darwinlm.surgery.stitch import stitch
 
 
@@ -34,8 +31,8 @@ def rewritten(folder: Path, change) -> None:
 
 def test_experts_of_half_the_width_beside_a_shared_one_need_no_code_of_ours(folder, make_run, tmp_path):
     run = make_run(folder, tmp_path / "out")
-    texts = run[TEXT]
-    reader = run[DATABASE].reader
+    texts = result(run, "text")
+    reader = result(run, "database").reader
     for width, name, count in ((48, "DeepseekV2ForCausalLM", 2), (40, "DarwinDeepseekV2ForCausalLM", 1)):
         allocation = tuple(
             next(
@@ -57,10 +54,10 @@ def test_experts_of_half_the_width_beside_a_shared_one_need_no_code_of_ours(fold
 
 def test_experts_behind_groups_can_only_be_narrowed(tiny_folder, make_run, tmp_path):
     grouped = tiny_folder("deepseek_v3")
-    plan = make_run(grouped, tmp_path / "out")[PLAN]
+    plan = result(make_run(grouped, tmp_path / "out"), "plan")
     assert {level.experts for module in plan.space.modules for level in module.levels} == {0, 8}
     with pytest.raises(RecipeError, match=r"router of block 2 mlp chooses among groups.*set units\.experts=width"):
-        make_run(grouped, tmp_path / "other", "units.experts=whole")[PLAN]
+        result(make_run(grouped, tmp_path / "other", "units.experts=whole"), "plan")
 
 
 def test_corrected_scores_stay_in_float32(tiny_folder):
@@ -75,7 +72,7 @@ def test_corrected_scores_stay_in_float32(tiny_folder):
 
 
 def test_the_cache_holds_a_latent(tiny_folder, make_run, tmp_path):
-    plan = make_run(tiny_folder("glm4_moe_lite"), tmp_path / "out", "budget.bytes=2.5MB", keep=None)[PLAN]
+    plan = result(make_run(tiny_folder("glm4_moe_lite"), tmp_path / "out", "budget.bytes=2.5MB", keep=None), "plan")
     weights = sum(module.levels[-1].params for module in plan.space.modules)
     context, batch = 4096, 1
     cached = 4 * latent_columns(Checkpoint.open(tiny_folder("glm4_moe_lite")).config) * context * batch

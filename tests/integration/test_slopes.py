@@ -14,7 +14,8 @@ from darwinlm.search.predict.curvature import removed_together
 from darwinlm.search.predict.gradients import Gradients
 from darwinlm.search.predict.surrogate import first_order
 
-STEP = 3e-3
+STEP, IN_MIXTURES = 3e-3, 1e-4
+"""A step; larger ones change which experts tokens take."""
 
 
 class Mixed(nn.Module):
@@ -83,7 +84,8 @@ def mean_kl(placed, tokens, allocation):
 
 def by_difference(placed, tokens, allocation, index, level):
     losses = []
-    for step in (STEP, -STEP):
+    size = IN_MIXTURES if any(shape.experts for shape in placed.database.shapes.values()) else STEP
+    for step in (size, -size):
         placed.apply(allocation)
         modules = [placed.module(place, at) for place, at in enumerate(allocation)]
         module, family = placed.space.modules[index], placed.decoder.family
@@ -92,7 +94,7 @@ def by_difference(placed, tokens, allocation, index, level):
         modules[index] = Mixed(modules[index], placed.module(index, level), step, norm)
         placed.place(modules)
         losses.append(mean_kl(placed, tokens, allocation))
-    return (losses[0] - losses[1]) / (2 * STEP)
+    return (losses[0] - losses[1]) / (2 * size)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "gemma2", "olmo2", "granite", "phi3", "qwen3_moe"])

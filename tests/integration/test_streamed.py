@@ -4,6 +4,7 @@ import pytest
 import torch
 from tests.tiny.models import tiny_model
 from tests.tiny.searching import placed_in
+from tests.tiny.stages import result
 from transformers import AutoModelForCausalLM
 
 from darwinlm.evaluation.looking_back import Copying, measure_copying
@@ -13,7 +14,6 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.search.evaluate.fitness import Clock, Fitness
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.predict.gradients import Gradients
-from darwinlm.stages.model import DENSE
 from darwinlm.streaming.hidden import HiddenMemory
 from darwinlm.streaming.streamed import HEAD, StreamedDecoder
 
@@ -47,7 +47,7 @@ def test_losses_and_slopes_are_those_of_the_whole_model(model_type, tiny_folder,
     run = make_run(tiny_folder(model_type), tmp_path / "run")
     whole, texts = placed_in(run)
     tokens, window = texts["fitness"].tokens[:4], (0, 4)
-    decoder = Narrow(run[DENSE], tokens, dtype=torch.float32, device=torch.device("cpu"))
+    decoder = Narrow(result(run, "dense"), tokens, dtype=torch.float32, device=torch.device("cpu"))
     streamed = PlacedModules(decoder, whole.database, whole.space)
     memory = HiddenMemory(tmp_path, "file")
     fitness = [Fitness(whole, tokens, batch_tokens=64), Fitness(streamed, tokens, batch_tokens=64, memory=memory)]

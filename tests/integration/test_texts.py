@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from tests.tiny.checkpoint import tiny_checkpoint, tiny_text
 from tests.tiny.recovering import recover_tiny, watch_text
-from tests.tiny.stages import run_stages
+from tests.tiny.stages import result, run_stages
 from tests.tiny.tokenizer import BOS_ID, tiny_tokenizer
 from transformers import AutoTokenizer
 
@@ -18,7 +18,6 @@ from darwinlm.runtime.artifact import read_json
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import DataError
 from darwinlm.stages import recover
-from darwinlm.stages.text import TEXT
 from darwinlm.text import document_hash, split_documents
 from darwinlm.text.looking_back import ordinary_tokens, with_repeats
 
@@ -34,7 +33,7 @@ def bos(request, tmp_path_factory):
 
 def test_blocks_begin_with_bos_in_the_text_of_a_run(bos, make_run, tmp_path):
     folder, text, adds = bos
-    texts = make_run(folder, tmp_path / "out", text=text)[TEXT]
+    texts = result(make_run(folder, tmp_path / "out", text=text), "text")
     assert {"calibration", "fitness", "validation", "evaluation"} <= set(texts)
     for purpose, blocks in texts.items():
         assert bool((blocks.tokens[:, 0] == BOS_ID).all()) == adds, purpose
@@ -63,7 +62,7 @@ def test_blocks_begin_with_bos_in_the_text_that_is_measured_on(bos):
 def texts_of(tiny_llama, make_run, tmp_path):
     """The text of a run in a folder of this name, with more settings."""
     source = tiny_text(tmp_path / "text.txt", documents=200)
-    return lambda name, *settings: make_run(tiny_llama, tmp_path / name, *settings, text=source)[TEXT]
+    return lambda name, *settings: result(make_run(tiny_llama, tmp_path / name, *settings, text=source), "text")
 
 
 def test_every_purpose_but_evaluation_has_repeats_of_its_own_documents(texts_of, tiny_llama):
@@ -131,7 +130,7 @@ def places(documents, short_passages, tiny_llama, make_run):
 
     def found(folder, *settings):
         run = make_run(tiny_llama, folder, *ASKED, *settings, text=documents[0])
-        return [documents[1][hashed] for hashed in run[TEXT]["evaluation"].document_hashes]
+        return [documents[1][hashed] for hashed in result(run, "text")["evaluation"].document_hashes]
 
     return found
 
@@ -188,11 +187,11 @@ def test_sixty_short_documents_make_a_model(tiny_llama, make_run, sixty, tmp_pat
 
 def test_enough_text_is_not_called_short(make_run, tiny_llama, tmp_path):
     console = Console(record=True, width=200, file=io.StringIO())
-    make_run(tiny_llama, tmp_path / "out", reporter=Reporter(console))[TEXT]
+    result(make_run(tiny_llama, tmp_path / "out", reporter=Reporter(console)), "text")
     assert "is short" not in console.export_text()
 
 
 def test_text_for_training_candidates_is_not_shortened(tiny_llama, make_run, sixty, tmp_path):
     rounds = "search.rounds=[{tokens: 64, survivors: 1, training_tokens: 100000}]"
     with pytest.raises(DataError, match=r"is too short: .*training has"):
-        make_run(tiny_llama, tmp_path / "out", rounds, text=sixty)[TEXT]
+        result(make_run(tiny_llama, tmp_path / "out", rounds, text=sixty), "text")

@@ -10,7 +10,7 @@ from tests.tiny.checkpoint import SETTINGS, tiny_text
 from tests.tiny.command import sets
 from tests.tiny.llama_cpp import assert_same_as_transformers, exported
 from tests.tiny.pruned import ENGINE_SIZES
-from tests.tiny.stages import run_stages
+from tests.tiny.stages import result, run_stages
 from tests.tiny.vocabulary import TOKENS, wordy_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -20,8 +20,6 @@ from darwinlm.recipe import parse_recipe
 from darwinlm.report.summary import read_summary
 from darwinlm.runtime.artifact import read_json
 from darwinlm.runtime.errors import DataError, RecipeError
-from darwinlm.stages.model import DENSE
-from darwinlm.stages.vocabulary import VOCABULARY
 
 SIZE = 320
 
@@ -51,10 +49,10 @@ def finished(dense, settings, make_run, tmp_path_factory):
 def test_logits_of_kept_tokens_are_the_same(tmp_path, make_run, model_type, kind):
     folder = wordy_checkpoint(tmp_path / "dense", model_type, kind)
     run = make_run(folder, tmp_path / "out", "vocabulary=75%")
-    figures = run[VOCABULARY].figures
-    assert figures.tokens == run[DENSE].config.vocab_size == 384
-    dense, small = (AutoModelForCausalLM.from_pretrained(each) for each in (folder, run[DENSE].folder))
-    before, after = (AutoTokenizer.from_pretrained(each) for each in (folder, run[DENSE].folder))
+    figures = result(run, "vocabulary").figures
+    assert figures.tokens == result(run, "dense").config.vocab_size == 384
+    dense, small = (AutoModelForCausalLM.from_pretrained(each) for each in (folder, result(run, "dense").folder))
+    before, after = (AutoTokenizer.from_pretrained(each) for each in (folder, result(run, "dense").folder))
     ids = after("the river, and a zebra over 12 bridges", return_tensors="pt")["input_ids"]
     rows = torch.tensor(before.convert_tokens_to_ids(after.convert_ids_to_tokens(range(figures.tokens))))
     with torch.no_grad():
@@ -111,10 +109,10 @@ def test_llama_cpp_reads_the_smaller_vocabulary(tmp_path, make_run):
     pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra llama-cpp")
     sizes = {name: size for name, size in ENGINE_SIZES.items() if name != "vocab_size"}
     run = make_run(wordy_checkpoint(tmp_path / "dense", **sizes), tmp_path / "out", "vocabulary=320")
-    run[VOCABULARY]
-    report = exported(run[DENSE].folder, tmp_path / "m.gguf", quantisation="f32")
+    result(run, "vocabulary")
+    report = exported(result(run, "dense").folder, tmp_path / "m.gguf", quantisation="f32")
     assert report["details"]["tokenizer_agrees"]
-    assert_same_as_transformers(run[DENSE].folder, tmp_path / "m.gguf", 1e-4)
+    assert_same_as_transformers(result(run, "dense").folder, tmp_path / "m.gguf", 1e-4)
 
 
 def test_later_commands_take_it(command, dense, finished, tmp_path, tiny_text_file):
@@ -155,7 +153,7 @@ def test_a_teacher_gets_the_same_vocabulary(dense, tmp_path, make_run):
 )
 def test_impossible_sizes_are_refused(dense, tmp_path, make_run, wanted, error, message):
     with pytest.raises(error, match=message):
-        make_run(dense, tmp_path / "out", f"vocabulary={wanted}")[VOCABULARY]
+        result(make_run(dense, tmp_path / "out", f"vocabulary={wanted}"), "vocabulary")
     assert not (tmp_path / "out").exists()
 
 
@@ -163,10 +161,10 @@ def test_too_little_text_is_refused(dense, tmp_path, make_run):
     text = tiny_text(tmp_path / "text.txt", documents=1)
     run = make_run(dense, tmp_path / "out", "vocabulary=320", text=text)
     with pytest.raises(DataError, match="too few documents to choose tokens"):
-        run[VOCABULARY]
+        result(run, "vocabulary")
     text.write_text("\n\n\n".join(map(str, range(40))))
     with pytest.raises(DataError, match=r"has \d+ tokens, too few to choose 320 of"):
-        run[VOCABULARY]
+        result(run, "vocabulary")
 
 
 def test_the_command_takes_a_share(command, dense, tiny_text_file, tmp_path):

@@ -8,7 +8,7 @@ import torch
 from tests.tiny.checkpoint import tiny_checkpoint
 from tests.tiny.masked import assert_equal_logits, logits, masked
 from tests.tiny.reader import FirstUnits
-from tests.tiny.stages import run_stages
+from tests.tiny.stages import result, run_stages
 from transformers import AutoModelForCausalLM
 
 from darwinlm.export.run import export_model
@@ -18,8 +18,6 @@ from darwinlm.families.shapes import module_shapes
 from darwinlm.recipe import UnitsSettings
 from darwinlm.runtime.errors import ExportError, FamilyError, RecipeError
 from darwinlm.search.problem.space import SearchSpace
-from darwinlm.stages.database import DATABASE
-from darwinlm.stages.text import TEXT
 from darwinlm.surgery.stitch import block_parameters, stitch
 
 WHOLE = "units.experts=whole"
@@ -33,8 +31,8 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def built(folder, make_run, tmp_path_factory):
     run = make_run(folder, tmp_path_factory.mktemp("built") / "out", "database.saliency=loss")
-    texts = run[TEXT]
-    return run, texts, run[DATABASE].reader
+    texts = result(run, "text")
+    return run, texts, result(run, "database").reader
 
 
 def at(reader, **wanted):

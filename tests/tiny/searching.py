@@ -13,12 +13,9 @@ from darwinlm.runtime.artifact import read_json
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import Allocation
-from darwinlm.stages.database import DATABASE
-from darwinlm.stages.model import DENSE
-from darwinlm.stages.plan import PLAN
-from darwinlm.stages.text import TEXT, Texts
+from darwinlm.stages.text import Texts
 from darwinlm.streaming.decoder import Decoder
-from tests.tiny.stages import run_stages
+from tests.tiny.stages import result, run_stages
 
 
 def searched(run: Run) -> SimpleNamespace:
@@ -28,9 +25,9 @@ def searched(run: Run) -> SimpleNamespace:
 
 def placed_in(run: Run, dtype: torch.dtype = torch.float32) -> tuple[PlacedModules, Texts]:
     """The modules of a run in a decoder, with its texts; stages up to the database are run or reused."""
-    texts, plan = run[TEXT], run[PLAN]
-    decoder = Decoder(run[DENSE].load(dtype), run[DENSE].family)
-    return PlacedModules(decoder, run[DATABASE].reader, plan.space), texts
+    texts, plan = result(run, "text"), result(run, "plan")
+    decoder = Decoder(result(run, "dense").load(dtype), result(run, "dense").family)
+    return PlacedModules(decoder, result(run, "database").reader, plan.space), texts
 
 
 def state_of(folder: Path) -> dict[str, Any]:

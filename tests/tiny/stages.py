@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
-from darwinlm.execution.run import Run
+from darwinlm.execution.run import Ended, Run
+from darwinlm.pipeline import build, make, plan, read_inputs
 
 
 def run_stages(run: Run, until: str) -> SimpleNamespace:
-    """Run the stages in order up to one of them, and return the result of each by its name."""
-    run.until(until)
-    return SimpleNamespace(**{name: run.result(name) for name in run.graph.before(until)})
+    """Run the stages up to one of them, and return what they gave by name, with models and parts of the text."""
+    run.until, found = until, dict[str, Any]()
+    try:
+        inputs = read_inputs(run)
+        found |= vars(inputs) | inputs.text
+        found["plan"] = plan(run, inputs)
+        found["database"] = build(run, inputs)
+        found["report"] = make(run, inputs, found["plan"], found["database"])
+    except Ended:
+        pass
+    return SimpleNamespace(**{**run.results, **found})
+
+
+def result(run: Run, name: str) -> Any:
+    """What a stage gave, a model, or a part of the text."""
+    return getattr(run_stages(run, "latency" if name in ("dense", "text", "vocabulary") else name), name)

@@ -14,8 +14,8 @@ from darwinlm.execution.run import Run
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.problem.space import Allocation
-from darwinlm.stages.model import DENSE
 from darwinlm.streaming.decoder import Decoder
+from tests.tiny.stages import result
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Whole:
 
     @property
     def checkpoint(self) -> Checkpoint:
-        return self.run[DENSE]
+        return result(self.run, "dense")
 
     @property
     def refitted(self) -> dict[str, torch.Tensor]:

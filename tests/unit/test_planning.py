@@ -18,7 +18,7 @@ from transformers import LlamaConfig
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.pruned import pruned_classes, pruned_config
 from darwinlm.models.resolve import describe_model
-from darwinlm.pipeline import PRUNE
+from darwinlm.pipeline import STEPS
 from darwinlm.planning import plan as planning
 from darwinlm.planning import table
 from darwinlm.planning.plan import OF_PEAK, REMEDIES, Plan, check_memory, measure_rate, plan_card, plan_here
@@ -88,7 +88,7 @@ def test_rows_are_the_stages_that_read_a_model_in_their_order(tiny_llama: Path) 
     sizes = sizes_of(tiny_llama, *TRAINING, "text.source=self", "budget.speedup=2x", "evaluation.answer_tokens=64")
     rows = [row.stage for row in plan_card(sizes, "h100").rows]
     others = {"vocabulary", "teacher", "plan", "file", "report"}
-    assert rows == [name for name in PRUNE.steps if name not in others]
+    assert rows == [name for name in STEPS if name not in others]
 
 
 def test_parameters_are_those_of_the_finished_model(finished_llama: Path, tiny_llama: Path) -> None:

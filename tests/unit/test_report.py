@@ -265,3 +265,12 @@ def test_looking_back_is_told_everywhere():
     assert "No lists of <words>" in text, "escaped, and said"
     _, rows, _ = looking_back_rows(summary, losses=False)
     assert "20 %" in rows[-1]
+
+
+def test_marks_that_reorder_text_do_not_reach_the_page():
+    tree = recovered()
+    tree["model"] = "owner/\u202egnp.exe"
+    tree["models"]["dense"]["continuations"] = ["\u202egnp.exe"]
+    html = render_page(made(tree))
+    assert "\u202e" not in html
+    assert "\ufffdgnp.exe" in html

@@ -4,6 +4,7 @@ import io
 
 import pytest
 from rich.console import Console
+from tests.tiny.stages import result
 
 from darwinlm.database.finished import VERSION, check_fits
 from darwinlm.runtime.artifact import StageFolder
@@ -28,7 +29,7 @@ def test_a_result_of_another_version_is_told_from_one_of_other_inputs(tmp_path):
 def test_a_result_of_another_version_is_done_again_with_a_word(tmp_path, tiny_llama, make_run, monkeypatch):
     def said():
         console = Console(file=io.StringIO(), width=200)
-        make_run(tiny_llama, tmp_path / "out", reporter=Reporter(console))[TEXT]
+        result(make_run(tiny_llama, tmp_path / "out", reporter=Reporter(console)), "text")
         return console.file.getvalue()
 
     said()

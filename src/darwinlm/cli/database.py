@@ -30,14 +30,14 @@ def database(
     allow_remote_code: arguments.RemoteCode = False,
 ) -> None:
     """Build only the pruning database, which `darwinlm prune --database OUT` reuses for any budget."""
-    from darwinlm.pipeline import open_run
+    from darwinlm import pipeline
     from darwinlm.recipe import load_recipe, options
-    from darwinlm.stages.database import DATABASE
 
     chosen = load_recipe(recipe, assignments or (), options(model=model, text=text))
-    run = open_run(chosen, out, terminal.reporter(), allow_remote_code=allow_remote_code)
-    run.until(DATABASE.name)
-    stage = run[DATABASE].stage
+    run = pipeline.open_run(chosen, out, terminal.reporter(), until="database", allow_remote_code=allow_remote_code)
+    inputs = pipeline.read_inputs(run)
+    pipeline.plan(run, inputs)
+    stage = pipeline.build(run, inputs).stage
     size = sum(path.stat().st_size for path in stage.folder.glob("block_*"))
     console = terminal.console()
     console.print(f"{stage.folder}: {amounts.size(size)}; see darwinlm inspect {shlex.quote(str(out))}", soft_wrap=True)

@@ -23,20 +23,21 @@ def demo(
     assignments: arguments.Set = None,
 ) -> None:
     """Prune SmolLM2-135M-Instruct (from PyPI), train it briefly, and compare its answers with the original's."""
+    from darwinlm import pipeline
     from darwinlm.runs.demo import demo_recipe
-    from darwinlm.runs.prune import run_stages
+    from darwinlm.runs.prune import open_size
 
     recipe = demo_recipe(tuple(assignments or ()), full=full)
-    run = run_stages(recipe, out, terminal.reporter(), begun=terminal.BEGUN)
-    _screen(terminal.console(), run, out)
+    run = open_size(recipe, out, terminal.reporter(), until=pipeline.REPORT, begun=terminal.BEGUN)
+    summary = pipeline.prune(run)
+    _screen(terminal.console(), run, summary, out)
 
 
-def _screen(console: Console, run: Any, out: Path) -> None:
+def _screen(console: Console, run: Any, summary: Any, out: Path) -> None:
     """Print sizes, what was lost, answers of both models, and next steps: one screen, the rest is for `show`."""
     from darwinlm.report import wording
-    from darwinlm.stages.report import PAGE, REPORT
+    from darwinlm.stages.report import PAGE
 
-    summary = run[REPORT]
     dense, small = summary.dense, summary.saved
     console.print(f"\n{wording.title(summary)}", style="bold")
     lines = [
@@ -52,7 +53,7 @@ def _screen(console: Console, run: Any, out: Path) -> None:
     ]
     if (uniform := summary.models.get("uniform")) is not None:
         lines.append(("", f"{wording.kl(uniform.kl)} if all layers are cut alike, without a search or training"))
-    if larger := _predicted(run):
+    if larger := _predicted(run, summary):
         lines.append(("at less", f"{larger}, estimated"))
     for name, value in lines:
         console.print(f"  {name:<11} {value}", soft_wrap=True)
@@ -75,17 +76,16 @@ def _screen(console: Console, run: Any, out: Path) -> None:
         console.print(f"  {line:<{width}}  {wish}", soft_wrap=True)
 
 
-def _predicted(run: Any) -> str:
+def _predicted(run: Any, summary: Any) -> str:
     """Losses of smaller sizes, predicted by the database and scaled to the measured one of the present size."""
     from darwinlm.runs.demo import SIZES
     from darwinlm.search.predict.module_losses import predicted_losses
-    from darwinlm.stages.database import DATABASE
-    from darwinlm.stages.plan import PLAN
-    from darwinlm.stages.report import REPORT
 
-    kept, measured = run.recipe.budget.keep, run[REPORT].models["stitched"].kl
+    kept, measured = run.recipe.budget.keep, summary.models["stitched"].kl
     shares = [share for share in SIZES if kept is not None and share < kept]
-    losses = predicted_losses(run[PLAN].space, run[DATABASE].reader, [kept, *shares]) if shares else []
+    losses = (
+        predicted_losses(run.results["plan"].space, run.results["database"].reader, [kept, *shares]) if shares else []
+    )
     if not losses or not losses[0]:
         return ""
     scale = measured / losses[0]

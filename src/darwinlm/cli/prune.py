@@ -53,18 +53,18 @@ def prune(
         "database": str(database) if database else None,
     }
     recipes = load_recipes(recipe, assignments or (), options(model=model, **budget, **others))
-    from darwinlm.runs.prune import prune as run  # with PyTorch, which takes seconds
+    from darwinlm.pipeline import REPORT  # with PyTorch, which takes seconds
+    from darwinlm.runs.prune import prune as run
     from darwinlm.runs.sweep import prune_sweep
-    from darwinlm.stages.report import REPORT
 
-    how: dict[str, Any] = {"until": until or REPORT.name, "overwrite": overwrite, "begun": terminal.BEGUN}
+    how: dict[str, Any] = {"until": until or REPORT, "overwrite": overwrite, "begun": terminal.BEGUN}
     how |= {"allow_remote_code": allow_remote_code, "reporter": terminal.reporter()}
     console = terminal.console()
     if len(recipes) > 1:
         sweep = prune_sweep(recipes, out, **how)
     else:
         result = run(recipe=recipes[0], out=out, **how)
-    if how["until"] != REPORT.name:
+    if how["until"] != REPORT:
         console.print(f"stopped after {until}; the folders in {out} hold the results", soft_wrap=True)
     elif len(recipes) > 1:
         _show_sweep(console, sweep, out)

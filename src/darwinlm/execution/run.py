@@ -1,42 +1,50 @@
-"""Run the stages of a graph: each once, in its folder, skipped if the folder is complete for the same key.
+"""Run stages in an output folder: each in a folder of its own, skipped if that is complete for the same key.
 
-The key of a stage is derived from its declaration: the digests of its inputs, its settings, and the versions of its
-code and of transformers. A stage whose key would be the same in another run is that run's: sizes of a sweep and rows of
-a comparison share what doesn't depend on their differences.
+The key of a stage holds its name and version, its settings, the digests of its inputs, and the version of transformers.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from darwinlm.execution.context import Context, open_context
 from darwinlm.execution.limit import TimeLimit, limited
 from darwinlm.execution.output import claim, guarded
-from darwinlm.execution.stage import Deferred, Graph, Result, Stage, Task, parameters
-from darwinlm.recipe import Recipe
+from darwinlm.execution.stage import Inputs, Result, Stage, Task, parameters
 from darwinlm.recipe.settled import named_here
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import StageFolder, code_version, read_manifest
-from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import DeviceMemoryError, RecipeError
 from darwinlm.runtime.figures import StageTime
 from darwinlm.runtime.memory import is_out_of_memory
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from darwinlm.recipe import Recipe
+    from darwinlm.runtime.console import Reporter
+
+
+class Ended(Exception):  # noqa: N818 - it ends a run as planned
+    """The last stage that was asked for is done."""
+
 
 class Run:
-    """One graph of stages with one recipe in one output folder.
+    """Stages with one recipe in one output folder.
 
-    `run[STAGE]` is the result of a stage; what it depends on is run first. `given` are results by name, in place of
-    stages. Stages that don't depend on differences between the recipes `alike` are taken from `parent`, whose recipe is
-    one of them. The folder is created by the first stage that works. `allow_remote_code` lets checkpoints run their own
+    `run(STAGE, *inputs)` is the result of a stage. Inputs may be results of the `parent`, and a folder of the parent is
+    used if it is complete for the same key. Of the stages named in `order`, those after `until` end the run with
+    `Ended`. The folder is created by the first stage that works. `allow_remote_code` lets checkpoints run their own
     code, also in the runs that have this one as `parent`. The recipe's time limit counts from `begun`, on the monotonic
     clock, and is ignored without it; a run with a parent gets its `limit`.
+
+    Attributes:
+        results: Results of the stages so far by name.
 
     Raises ArtifactError if the folder holds something else, BusyError if another run works in it, RecipeError if no
     model is given or the device doesn't exist.
@@ -44,37 +52,35 @@ class Run:
 
     def __init__(
         self,
-        graph: Graph,
         recipe: Recipe,
         folder: Path,
         reporter: Reporter,
         *,
-        given: Mapping[str, Any] | None = None,
         parent: Run | None = None,
-        alike: Sequence[Recipe] = (),
+        order: Sequence[str] = (),
+        until: str | None = None,
         begun: float | None = None,
         limit: TimeLimit | None = None,
         allow_remote_code: bool = False,
     ) -> None:
         if recipe.model is None:
             raise RecipeError("no model is given: name a hub id, a folder or a GGUF file")
-        self.graph = graph
         allowed = allow_remote_code or (parent is not None and parent.context.allow_remote_code)
         opened = open_context(named_here(recipe), folder, reporter, allow_remote_code=allowed)
         self.context: Context = opened[0]
         self.recipe: Recipe = opened[1]
-        self._lock = claim(
-            folder, recipe, self.context.reporter
-        )  # before the parent, so that it ends before the parent's
-        self._given, self._parent, self._alike = dict(given or {}), parent, (*map(named_here, alike), self.recipe)
+        # Before the parent is kept, so that the lock ends before the parent's.
+        self._lock = claim(folder, recipe, self.context.reporter)
+        self.order, self.until, self._parent = order, until, parent
         for name in ("model", "teacher") if parent is None else ():
             if (found := getattr(self.recipe, name)) != (given_as := getattr(recipe, name)):
                 self.context.reporter.say(f"{name}: the folder {found}, not {given_as} of the hub")
         if begun is not None:
             self.recipe, limit = limited(self.recipe, folder, self.context.device, begun, allow_remote_code=allowed)
         self.context = replace(self.context, limit=limit)
-        self._results: dict[str, Any] = {}
+        self.results: dict[str, Any] = {}
         self._folders: dict[str, StageFolder] = {}
+        self._made: dict[int, tuple[object, StageFolder]] = {}
         self._times: dict[str, StageTime] = {}
 
     @property
@@ -84,151 +90,120 @@ class Run:
 
     @property
     def times(self) -> tuple[StageTime, ...]:
-        """Durations of the stages so far, in order."""
-        return tuple(self._times.values())
+        """Durations of the stages so far, in order; those of the parent are reused."""
+        parents = () if self._parent is None else self._parent.times
+        return tuple(({each.name: replace(each, reused=True) for each in parents} | self._times).values())
 
-    def __getitem__(self, stage: Stage[Result]) -> Result:
-        result: Result = self._value(stage.name)
-        return result
+    def limit(self, limit: TimeLimit) -> None:
+        """Give the run a time limit, before it starts."""
+        self.context = replace(self.context, limit=limit)
 
-    def result(self, name: str) -> Any:
-        """The result of a stage by its name in the graph."""
-        return self._value(name)
+    def task(self, name: str) -> Task:
+        """What a function of this name gets that isn't a stage, or not yet begun."""
+        return Task(self.context, self.recipe, StageFolder(self.context.path(name), {}), self.times)
 
-    def check(self, name: str) -> None:
-        """Check what can be checked without work, for all stages up to one of them. Raises DarwinLMError."""
-        for each in self.graph.before(name):
-            stage = self.graph[each]
-            if stage.check is not None and stage.wanted(self.recipe):
-                self._call(stage.check, self._task(stage, StageFolder(self.context.path(each), {})))
+    def reach(self, name: str) -> None:
+        """Raise Ended if a stage comes after the last one that was asked for."""
+        if self.until is not None and self.order.index(name) > self.order.index(self.until):
+            raise Ended
 
-    def until(self, name: str) -> None:
-        """Check, then run the stages in order up to one of them. Raises DarwinLMError."""
-        self.check(name)
-        for each in self.graph.before(name):
-            self._value(each)
-
-    def _value(self, name: str) -> Any:
-        if name in self._given or name in self.graph.given:
-            given = self._given.get(name)
-            return given.make() if isinstance(given, Deferred) else given
-        stage = self.graph[name]
-        if self._parent is not None and self._is_shared(name):
-            return self._taken(self._parent, name)
-        if name not in self._results:
-            self._results[name] = self._made(stage, self.recipe)
-        return self._results[name]
-
-    def _made(self, stage: Stage[Any], recipe: Recipe) -> Any:
-        if not stage.wanted(recipe):
-            if stage.otherwise is None:
-                return None
-            return self._call(stage.otherwise, self._task(stage, StageFolder(self.context.path(stage.name), {})))
-        if stage.work is None:
-            return self._call(stage.result, self._task(stage, StageFolder(self.context.path(stage.name), {})))
-        inputs = {name: self._value(name) for name in stage.needs(recipe)}
-        task = self._task(stage, StageFolder(self.context.path(stage.name), {}))
-        folder = StageFolder(self.context.path(stage.name), self._key(stage, task, inputs))
-        task = self._task(stage, folder)
-        with self._opened(stage, task) as work:
-            if work:
-                stage.work(*_of(stage.work, task, inputs))
-        self._folders[stage.name] = folder
+    def __call__(self, stage: Stage[Inputs, Result], *inputs: Inputs.args, **none: Inputs.kwargs) -> Result:
+        """The result of a stage from its inputs, which are given by place."""
+        assert not none, "a stage's inputs are given by place"
+        self.reach(stage.name)
+        key = self._key(stage, inputs)
+        folder = StageFolder(self.context.path(stage.name), key)
+        if stage.name in self.results and self._folders[stage.name].key == folder.key:
+            found: Result = self.results[stage.name]
+            return found
+        if (parents := self._of_parent(stage, key)) is not None:
+            folder = parents
+            self._times[stage.name] = _earlier(folder, stage.name)
+        else:
+            with self._opened(stage, folder) as work:
+                if work:
+                    stage.work(Task(self.context, self.recipe, folder, self.times), *inputs, **none)
         if not parallel.is_main():
             folder.await_manifest()
-        return stage.result(*_of(stage.result, task, inputs))
+        task = Task(self.context, self.recipe, folder, self.times)
+        result = stage.read(task, *inputs[: len(parameters(stage.read))])
+        self.results[stage.name], self._folders[stage.name] = result, folder
+        if result is not None:
+            self._made[id(result)] = result, folder
+        return result
 
-    def _task(self, stage: Stage[Any], folder: StageFolder) -> Task:
-        return Task(self.context, self.recipe, folder, self.times)
-
-    def _call(self, function: Callable[..., Any], task: Task) -> Any:
-        return function(*_of(function, task, {name: self._value(name) for name in parameters(function)}))
-
-    def _key(self, stage: Stage[Any], task: Task, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def _key(self, stage: Stage[Any, Any], inputs: tuple[Any, ...]) -> dict[str, Any]:
         """Everything that the content of a stage's folder depends on."""
         key: dict[str, Any] = {"stage": stage.name, **code_version(stage.version)}
-        key["inputs"] = {name: self.digest(name, inputs[name]) for name in stage.inputs}
-        key["settings"] = stage.slice(task.recipe)
+        key["inputs"] = dict(map(self._identity, stage.inputs, inputs))
+        key["settings"] = stage.slice(self.recipe)
         if stage.arithmetic:
             key["arithmetic"] = self.context.arithmetic
         if stage.key is not None:
-            key |= stage.key(*_of(stage.key, task, inputs))
+            key |= stage.key(self.task(stage.name), *inputs[: len(parameters(stage.key))])
         return key
 
-    def digest(self, name: str, result: Any) -> Any:
-        """Identity of a stage's result: that of its folder, else its own digest, or the plain value itself."""
-        if name in self._folders:
-            return self._folders[name].digest
-        if self._parent is not None and name in self.graph.stages and name not in self._given and self._is_shared(name):
-            return self._parent.digest(name, result)
-        if isinstance(result, Mapping):
-            return {key: self.digest("", value) for key, value in result.items()}
-        return getattr(result, "digest", result)
+    def _identity(self, name: str, value: Any) -> tuple[str, Any]:
+        """Name and identity of an input: those of the stage that made it, else its own digest or the plain value."""
+        run: Run | None = self
+        while run is not None:
+            if (made := run._made.get(id(value))) is not None:
+                return made[1].folder.name, made[1].digest
+            run = run._parent
+        if isinstance(value, Mapping):
+            return name, {key: self._identity("", each)[1] for key, each in value.items()}
+        if isinstance(value, tuple):
+            return name, [self._identity("", each)[1] for each in value]
+        plain = value is None or isinstance(value, str | int | float)
+        return name, value if plain else value.digest
 
-    def _is_shared(self, name: str) -> bool:
-        """Whether a stage has the same inputs and settings in all runs, so that it is the parent's."""
-        assert self._parent is not None
-        if name in self.graph.given or name not in self._parent.graph.stages:
-            return False
-        stages = list(self.graph.upstream(name, self.recipe))
-        needed = {each for stage in stages for each in (stage.name, *stage.needs(self.recipe))}
-        first, *others = self._parent.recipe, *self._alike
-        theirs, ours = self._parent._given, self._given
-        if any(theirs.get(each) is not ours[each] for each in needed & ours.keys()):
-            return False
-        return all(
-            bool(stage.wanted(first)) == bool(stage.wanted(other)) and stage.slice(first) == stage.slice(other)
-            for stage in stages
-            for other in others
-        )
-
-    def _taken(self, parent: Run, name: str) -> Any:
-        before = parent._times.get(name)
-        result = parent._value(name)
-        if (taken := parent._times.get(name)) is not None and name not in self._times:
-            self._times[name] = taken if before is None else StageTime(name, taken.seconds, True, taken.resumed)
-        return result
+    def _of_parent(self, stage: Stage[Any, Any], key: Mapping[str, Any]) -> StageFolder | None:
+        """The parent's folder of a stage, or that of its parent, if it is complete for a key."""
+        if self._parent is None:
+            return None
+        folder, complete = StageFolder(self._parent.context.path(stage.name), key), False
+        with parallel.agree():
+            if parallel.is_main():
+                complete = folder.is_complete()
+        return folder if parallel.broadcast(complete) else self._parent._of_parent(stage, key)
 
     @contextmanager
-    def _opened(self, stage: Stage[Any], task: Task) -> Iterator[bool]:
+    def _opened(self, stage: Stage[Any, Any], folder: StageFolder) -> Iterator[bool]:
         """Open a stage's folder: yields whether there is work; after the body the folder is finished.
 
         Among several processes, the first one runs the body alone, then the others run it without work. All processes
         work on a shared stage together; only the first one writes into its folder. Raises ArtifactError if an earlier
         result for the same key is damaged.
         """
-        folder = task.stage
         if stage.together:
             with parallel.main_first():
-                complete = not parallel.is_main() or self._is_complete(stage, task)
+                complete = not parallel.is_main() or self._is_complete(stage, folder)
             with self._worked(stage, folder, work=not parallel.broadcast(complete)) as work:
                 yield work
         else:
             with parallel.main_first():
-                unfinished = parallel.is_main() and not self._is_complete(stage, task)
+                unfinished = parallel.is_main() and not self._is_complete(stage, folder)
                 with self._worked(stage, folder, work=unfinished) as work:
                     yield work
 
-    def _is_complete(self, stage: Stage[Any], task: Task) -> bool:
-        if not task.stage.is_complete():
+    def _is_complete(self, stage: Stage[Any, Any], folder: StageFolder) -> bool:
+        if not folder.is_complete():
             return False
-        reason = None if stage.spoiled is None else stage.spoiled(task)
+        reason = None if stage.spoiled is None else stage.spoiled(Task(self.context, self.recipe, folder, self.times))
         if reason is not None:
             self.context.reporter.say(f"{stage.title}: {reason}, so it is written again")
-            task.stage.discard()
+            folder.discard()
         return reason is None
 
     @contextmanager
-    def _worked(self, stage: Stage[Any], folder: StageFolder, *, work: bool) -> Iterator[bool]:
+    def _worked(self, stage: Stage[Any, Any], folder: StageFolder, *, work: bool) -> Iterator[bool]:
         """Begin and finish a stage around its body, in the first process."""
         title, reporter = stage.title, self.context.reporter
         if not work:
             if not parallel.is_main():
                 folder.await_manifest()
-            facts = read_manifest(folder.folder).facts
             reporter.say(f"{title}: already done, reused")
-            seconds, resumed = float(facts.get("seconds", 0.0)), bool(facts.get("resumed", False))
-            self._times[stage.name] = StageTime(stage.name, seconds, reused=True, resumed=resumed)
+            self._times[stage.name] = _earlier(folder, stage.name)
             yield False
             return
         if parallel.is_main() and (reason := folder.why_redone()):
@@ -258,5 +233,8 @@ class Run:
         reporter.say(f"{title}: {seconds:.0f} s")
 
 
-def _of(function: Callable[..., Any], task: Task, inputs: Mapping[str, Any]) -> list[Any]:
-    return [task, *(inputs[name] for name in parameters(function))]
+def _earlier(folder: StageFolder, name: str) -> StageTime:
+    """What a finished stage took."""
+    facts = read_manifest(folder.folder).facts
+    seconds, resumed = float(facts.get("seconds", 0.0)), bool(facts.get("resumed", False))
+    return StageTime(name, seconds, reused=True, resumed=resumed)

@@ -38,6 +38,8 @@ VOCABULARIES = (
 )
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
 """Those whose fields become arguments of transformers' class."""
+WORDS = ("backend", "tokenizer_class", "chat_template")
+"""Fields that transformers never takes for a file, whatever lies in the current folder."""
 PROBE = "The river’s 3 banks, ├ 世界 🙂\n"
 """Text that every tokenizer must take; some damaged ones only fail on text, without an error of ours."""
 LISTED = 3
@@ -199,7 +201,7 @@ def _check_paths(folder: Path, path: Path, tree: dict[str, Any]) -> None:
     Raises CheckpointError.
     """
     for name, value in tree.items():
-        if "token" in name and not name.endswith("_file"):
+        if name in WORDS or ("token" in name and not name.endswith("_file")):
             continue
         for word in value if isinstance(value, list) else [value]:
             if not isinstance(word, str) or os.path.basename(word) in VOCABULARIES:  # noqa: PTH119 - any word

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.constants import HF_HUB_CACHE
+
 from darwinlm.families.files import CARD, GENERATION, LICENCES, PROCESSORS, model_files
 from darwinlm.runtime.artifact import read_json, write_json
 from darwinlm.runtime.errors import CheckpointError, first_line
@@ -46,8 +48,9 @@ def origin_of(folder: Path, source: str) -> Origin:
     named = None
     if not Path(source).expanduser().exists() and re.fullmatch(rf"{_REPOSITORY}(@.+)?", source):
         named = source.partition("@")[0]
-    cached = re.search(r"models--([\w.-]+?)--([\w.-]+)", str(folder.absolute()))
-    if named is None and cached is not None:
+    above = (re.fullmatch(r"models--([\w.-]+?)--([\w.-]+)", path.name) for path in folder.absolute().parents)
+    cached = next(filter(None, above), None)
+    if named is None and cached is not None and folder.absolute().is_relative_to(HF_HUB_CACHE):
         named = "/".join(cached.groups())
     if named is None and "darwinlm" in _words(card.get("tags")):
         named = next(iter(_words(card.get("base_model"))), None)

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from darwinlm.report import usage, wording
 from darwinlm.runtime import amounts
+from darwinlm.runtime.limits import visible
 from darwinlm.runtime.version import VERSION
 
 
@@ -27,6 +28,7 @@ def render(template: str, *scripts: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        finalize=_shown,
     )
     environment.globals |= {"wording": wording, "usage": usage, "amounts": amounts}
     environment.filters["unbroken"] = _unbroken
@@ -39,6 +41,11 @@ def render(template: str, *scripts: str, **values: Any) -> str:
 
 def _file(name: str) -> str:
     return resources.files("darwinlm.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _shown(value: Any) -> Any:
+    """A value as it stands in a page: names and answers of models may hold marks that reorder text."""
+    return visible(value) if type(value) is str else value
 
 
 def _unbroken(cell: str) -> str:

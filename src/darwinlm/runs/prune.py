@@ -10,24 +10,21 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Unpack
 
+from darwinlm import pipeline
 from darwinlm.execution.output import check_inputs
 from darwinlm.execution.run import Run
-from darwinlm.pipeline import PRUNE, open_run
-from darwinlm.planning.plan import plan_here
-from darwinlm.planning.sizes import Sizes
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.pipeline import REPORT, STEPS, open_run
 from darwinlm.recipe import Bound, Recipe, load_recipe, options
 from darwinlm.recipe.settled import named_here
 from darwinlm.report import wording
 from darwinlm.report.summary import FILE, BlockFigures, Summary, read_summary
 from darwinlm.runs.model import Model, load
-from darwinlm.runtime import parallel
-from darwinlm.runtime.amounts import duration, size
+from darwinlm.runtime.artifact import KEY, STAGES, read_record
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import ArtifactError, BudgetError, RecipeError
 from darwinlm.runtime.figures import ModelFigures
-from darwinlm.stages.model import SOURCE
-from darwinlm.stages.report import REPORT
-from darwinlm.stages.text import TEXT
+from darwinlm.stages.database import DATABASE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -108,7 +105,7 @@ def prune(
     recipe: Recipe | str | Path | None = None,
     assignments: Sequence[str] = (),
     overwrite: bool = False,
-    until: str = REPORT.name,
+    until: str = REPORT,
     allow_remote_code: bool = False,
     reporter: Reporter | None = None,
     begun: float | None = None,
@@ -142,37 +139,44 @@ def prune(
     """
     others = {"vocab": vocab, "time": time, "ready_for": ready_for, "layers": layers, "text": text}
     resolved = load_recipe(recipe, assignments, options(model=model, **budget, **others))
-    how: dict[str, Any] = {"until": until, "overwrite": overwrite, "allow_remote_code": allow_remote_code}
-    return Result(run_stages(resolved, out, reporter, begun=begun or monotonic(), **how).folder)
+    run = open_size(
+        resolved,
+        Path(out).expanduser(),
+        reporter or Reporter(),
+        overwrite=overwrite,
+        until=until,
+        begun=begun or monotonic(),
+        allow_remote_code=allow_remote_code,
+    )
+    pipeline.prune(run)
+    return Result(run.folder)
 
 
-def run_stages(
-    recipe: Recipe,
-    out: str | Path,
-    reporter: Reporter | None = None,
-    *,
-    until: str = REPORT.name,
-    overwrite: bool = False,
-    **how: Any,
+def open_size(
+    recipe: Recipe, folder: Path, reporter: Reporter, *, until: str, overwrite: bool = False, **how: Any
 ) -> Run:
-    """Say what to expect, then run the stages of one size.
+    """A run of one size; `how` goes to `Run`.
 
-    `how` goes to `Run`: the time limit, the permission for code, and with whom a size shares stages. Raises
-    DarwinLMError.
+    Raises RecipeError if there is no stage `until`, BudgetError if nothing is to be pruned, ArtifactError if the run
+    would write over its inputs, or replace another model without `overwrite`, and as `Run`.
     """
-    folder = Path(out).expanduser()
-    if until not in PRUNE.steps:
-        raise RecipeError(f"--until {until}: there is no such stage; the stages are {', '.join(PRUNE.steps)}")
+    if until not in STEPS:
+        raise RecipeError(f"--until {until}: there is no such stage; the stages are {', '.join(STEPS)}")
     if recipe.budget.keep == 1 and recipe.vocabulary is None:
         raise BudgetError("budget.keep: 100% is the whole model, so there is nothing to prune: give less, such as 75%")
     check_inputs(folder, recipe)
     if not overwrite:
         _check_replaced(recipe, folder)
-    run = open_run(recipe, folder, reporter or Reporter(), **how)
-    if until == REPORT.name and "parent" not in how and not run.context.path(TEXT.name).exists():
-        _expect(run)
-    run.until(until)
-    return run
+    return open_run(recipe, folder, reporter, until=until, **how)
+
+
+def _moved(before: str, recipe: Recipe, folder: Path) -> bool:
+    """Whether a run's model has another path now, and the weights that the run's database was built from."""
+    key, path = folder / STAGES / DATABASE.name / KEY, Path(str(recipe.model)).expanduser()
+    if Path(before).expanduser().exists() or not key.is_file() or not path.is_dir():
+        return False
+    found: bool = read_record(key).get("inputs", {}).get("dense") == Checkpoint.open(path).digest
+    return found
 
 
 def _check_replaced(recipe: Recipe, folder: Path) -> None:
@@ -181,24 +185,10 @@ def _check_replaced(recipe: Recipe, folder: Path) -> None:
         return
     before, now = read_summary(folder / FILE).recipe, named_here(recipe).model_dump(mode="json")
     changed = [name for name in SIZED_BY if name in before and before[name] != now[name]]
+    if "model" in changed and _moved(str(before["model"]), recipe, folder):
+        changed.remove("model")
     if changed:
         raise ArtifactError(
             f"{folder} holds a finished run with another {' and '.join(changed)}: choose another folder with --out, "
             "or replace it with --overwrite"
         )
-
-
-def _expect(run: Run) -> None:
-    """Say the planned time and memory; progress lines begin with the planned time."""
-    if not parallel.is_main():
-        return
-    plan, reporter = (
-        plan_here(Sizes(run[SOURCE], run.recipe, parallel.size()), run.context.device),
-        run.context.reporter,
-    )
-    seconds = {run.graph[row.stage].title: plan.seconds(row)[0] for row in plan.rows}
-    reporter.expect(seconds)
-    said, limit = f"{duration(sum(seconds.values()))} if nothing else runs", run.context.limit
-    if limit is not None:
-        said = f"{duration(limit.seconds)} at most, with the amounts of the preset {run.recipe.preset}"
-    reporter.say(f"planned: {said}, {size(plan.peak.bytes)} of memory")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from darwinlm.execution.run import Run
-from darwinlm.execution.stage import Graph, Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.origin import Origin, origin_of
 from darwinlm.recipe import Recipe, load_recipe, parse_recipe
@@ -16,77 +14,54 @@ from darwinlm.report.summary import FILE, RecoveryFigures, Summary, read_summary
 from darwinlm.runtime.artifact import STAGES, model_folder
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import RecipeError
-from darwinlm.runtime.figures import ChatFigures
 from darwinlm.runtime.places import check_output
 from darwinlm.stages.chats import CHATS
 from darwinlm.stages.corpus import CORPUS, CORPUS_RECOVERY, DOCUMENTS, corpus_stage
-from darwinlm.stages.evaluate import EVALUATE, Measured, Models, Source
-from darwinlm.stages.export import EXPORT, Exported
-from darwinlm.stages.model import DENSE, cut_to, read_cut, resolved_model
-from darwinlm.stages.recover import RECOVER, Recovered, check_recovery
+from darwinlm.stages.evaluate import EVALUATE, Models, Source
+from darwinlm.stages.export import EXPORT
+from darwinlm.stages.model import TEACHER, open_model
+from darwinlm.stages.recover import RECOVER, check_recovery
 from darwinlm.stages.report import summary_of, write_report
 from darwinlm.stages.stitch import Stitched
-from darwinlm.stages.text import EVALUATION, RESERVED, TEXT, VALIDATION, Texts, text_stage
+from darwinlm.stages.text import check_text, documents_of, text_stage
 from darwinlm.stages.text_source import with_corpus
-from darwinlm.text.amounts import amount_for_pruning
+from darwinlm.text import PURPOSES
+from darwinlm.text.amounts import amount_for_pruning, amount_for_recovery
 
-
-def _models(task: Task, teacher: Checkpoint, dense: Checkpoint, export: Exported) -> Models:
-    context, found = task.context, {"dense": teacher, "before": dense, "recovered": export.checkpoint}
-    return Models.of(**{name: (Source.of(model, context), model.digest) for name, model in found.items()})
-
-
-def _report(
-    task: Task,
-    teacher: Checkpoint,
-    text: Texts,
-    recover: Recovered,
-    export: Exported,
-    chats: ChatFigures | None,
-    evaluate: Measured,
-    made: Summary | None,
-) -> Summary:
-    saved = export.checkpoint
-    of_teacher, of_saved = (vars(origin_of(model.folder, model.source)) for model in (teacher, saved))
-    # What the dense model doesn't say of itself, the smaller one may.
-    origin = Origin(**{name: value or of_saved[name] for name, value in of_teacher.items()})
-    recovery = RecoveryFigures.model_validate(recover.record)
-    of_the_run = ("from_pruned", "budget", "search", "refit", "vocabulary")
-    pruning = {} if made is None else {name: getattr(made, name) for name in of_the_run}
-    summary = summary_of(task, teacher, text, export, chats, evaluate, origin=origin, recovery=recovery, **pruning)
-    write_report(task.context.folder, export.folder, summary)
-    return summary
-
-
-ORIGINAL = Stage("original", resolved_model, settings=("model",))
-TEACHER = Stage(
-    "teacher",
-    read_cut,
-    work=cut_to,
-    title="vocabulary of the dense model",
-    writes="the dense model with the tokens of the smaller one",
-)
-STITCH: Stage[Stitched] = Stage("stitch", lambda task, dense: Stitched(dense))
-REPORT: Stage[Summary] = Stage("report", _report, writes="summary.json, report.html, model/README.md")
 BARE = ("validation", "evaluation")
 """Purposes of text for a model without a run, whose other text isn't known."""
 
 
-def _graph(text: Stage[Texts], corpus: Stage[Path | None]) -> Graph:
-    return Graph(
-        *(ORIGINAL, corpus, CORPUS_RECOVERY, DENSE, TEACHER),
-        *(text, VALIDATION, EVALUATION, RESERVED, STITCH),
-        replace(RECOVER, check=check_recovery),
-        *(EXPORT, Stage("models", _models), CHATS, EVALUATE, REPORT),
-        given=("source", "vocabulary", "refit", "made"),
+def _train(run: Run, small: Checkpoint, made: Summary | None, *, of_a_run: bool) -> Summary:
+    """Train and measure a smaller model; `made` is the summary of the run that pruned it, if there is one."""
+    recipe, context = run.recipe, run.context
+    original = open_model(context, recipe.model, "original")
+    check_text(recipe, small)
+    original.check_carried()
+    purposes = PURPOSES if of_a_run else BARE
+    own = partial(amount_for_pruning, purposes=purposes)
+    corpus = run(corpus_stage("corpus", CORPUS.title, own), original) if own(recipe) else None
+    teacher = run(TEACHER, original, small)
+    check_recovery(context, recipe, teacher, small)
+    text = run(text_stage(purposes), small, corpus)
+    more = run(CORPUS_RECOVERY, original) if amount_for_recovery(recipe) else None
+    recovered = run(RECOVER, small, teacher, Stitched(small), text["validation"], documents_of(text), more)
+    exported = run(EXPORT, small, teacher, recovered, text["validation"])
+    found: dict[str, Checkpoint] = {"dense": teacher, "before": small, "recovered": exported.checkpoint}
+    models = Models.of(**{name: (Source.of(model, context), model.digest) for name, model in found.items()})
+    chats = run(CHATS, teacher, models) if recipe.evaluation.answer_tokens else None
+    measured = run(EVALUATE, small, models, exported, text["evaluation"])
+    of_teacher, of_saved = (vars(origin_of(model.folder, model.source)) for model in (teacher, exported.checkpoint))
+    # What the dense model doesn't say of itself, the smaller one may.
+    origin = Origin(**{name: value or of_saved[name] for name, value in of_teacher.items()})
+    recovery = RecoveryFigures.model_validate(recovered.record)
+    of_the_run = ("from_pruned", "budget", "search", "refit", "vocabulary")
+    pruning = {} if made is None else {name: getattr(made, name) for name in of_the_run}
+    summary = summary_of(
+        run.task("report"), teacher, text, exported, chats, measured, origin=origin, recovery=recovery, **pruning
     )
-
-
-RECOVERY = _graph(TEXT, CORPUS)
-BARE_RECOVERY = _graph(
-    text_stage(BARE), corpus_stage("corpus", CORPUS.title, partial(amount_for_pruning, purposes=BARE))
-)
-"""Training of a smaller model, the `source`; `made` is the summary of the run that pruned it, if there was one."""
+    write_report(context.folder, exported.folder, summary)
+    return summary
 
 
 def recover(
@@ -144,13 +119,5 @@ def recover(
     if not resolved.recovery.tokens:
         raise RecipeError("recovery.tokens is 0: say how many tokens to train on, such as --tokens 300M")
     student = Checkpoint.open(small, allow_remote_code=allow_remote_code)
-    run = Run(
-        RECOVERY if of_a_run else BARE_RECOVERY,
-        resolved,
-        Path(out).expanduser(),
-        reporter or Reporter(),
-        given={"source": student, "made": made},
-        allow_remote_code=allow_remote_code,
-    )
-    run.until(REPORT.name)
-    return run[REPORT]
+    run = Run(resolved, Path(out).expanduser(), reporter or Reporter(), allow_remote_code=allow_remote_code)
+    return _train(run, student, made, of_a_run=of_a_run)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
-from darwinlm.pipeline import open_run
+from darwinlm.execution.run import Ended
+from darwinlm.pipeline import REPORT, build, make, open_run, plan, read_inputs
 from darwinlm.recipe import BudgetSettings, Recipe, load_recipe
 from darwinlm.report.plots import size_plot
 from darwinlm.report.summary import Summary
 from darwinlm.report.sweep import HEADINGS, SweepSummary, sweep_cells, sweep_page
-from darwinlm.runs.prune import run_stages
+from darwinlm.runs.prune import open_size
 from darwinlm.runtime import parallel, tables
 from darwinlm.runtime.artifact import write_json, write_text
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import RecipeError
-from darwinlm.stages.report import REPORT
 from darwinlm.stages.search import SEARCH
 
 SWEEP = "sweep"
@@ -27,7 +29,7 @@ def prune_sweep(
     recipes: Sequence[Recipe],
     out: str | Path,
     *,
-    until: str = REPORT.name,
+    until: str = REPORT,
     overwrite: bool = False,
     allow_remote_code: bool = False,
     reporter: Reporter | None = None,
@@ -52,28 +54,33 @@ def prune_sweep(
     """
     folder = Path(out).expanduser()
     ordered = _ordered(recipes)
-    # Refuses a foreign folder, locks it to the end, and runs what doesn't depend on the budget.
-    whole = open_run(
-        ordered[0], folder, reporter or Reporter(), begun=begun or monotonic(), allow_remote_code=allow_remote_code
-    )
+    # Refuses a foreign folder, locks it to the end, and runs what sizes share.
+    how: dict[str, Any] = {"until": until, "allow_remote_code": allow_remote_code}
+    whole = open_run(ordered[0], folder, reporter or Reporter(), begun=begun or monotonic(), **how)
     ordered = [load_recipe(recipe, (), {"preset": whole.recipe.preset}) for recipe in ordered]
-    limit = whole.context.limit
-    budget = ordered[0].budget
-    other = budget.model_copy(update={"tolerance": budget.tolerance / 2})
-    # What depends on the budget is a size's own, even if there is only one size.
-    alike = [*ordered, ordered[0].model_copy(update={"budget": other})]
     summaries: list[tuple[str, Summary]] = []
-    neighbour = None
-    for number, recipe in enumerate(ordered):
-        name = member_name(recipe.budget)
-        whole.context.reporter.say(name)
-        left = None if limit is None else limit.part(len(ordered) - number)
-        shared = {"limit": left, "given": {"neighbour": neighbour}, "parent": whole, "alike": alike}
-        run = run_stages(recipe, folder / name, whole.context.reporter, until=until, overwrite=overwrite, **shared)
-        if SEARCH.name in run.graph.before(until):
-            neighbour = run[SEARCH].allocation
-        if until == REPORT.name:
-            summaries.append((name, run[REPORT]))
+    with suppress(Ended):
+        inputs = read_inputs(whole)
+        runs = [
+            open_size(
+                recipe,
+                folder / member_name(recipe.budget),
+                whole.context.reporter,
+                overwrite=overwrite,
+                parent=whole,
+                **how,
+            )
+            for recipe in ordered
+        ]
+        problems = [plan(run, inputs) for run in runs]
+        database, neighbour = build(whole, inputs), None
+        for number, (run, problem) in enumerate(zip(runs, problems, strict=True)):
+            whole.context.reporter.say(run.folder.name)
+            if (limit := whole.context.limit) is not None:
+                run.limit(limit.part(len(runs) - number))
+            with suppress(Ended):
+                summaries.append((run.folder.name, make(run, inputs, problem, database, neighbour)))
+            neighbour = run.results[SEARCH.name].allocation if SEARCH.name in run.results else None
     if not summaries:
         return SweepSummary()
     sweep = SweepSummary.of(summaries)

@@ -101,6 +101,13 @@ def _unrecorded(folder: Path) -> list[str]:
 def _run(folder: Path, above: Path | None = None) -> list[Finding]:
     stages = [stage for stage in sorted((folder / STAGES).glob("*")) if stage.is_dir()]
     findings = [finding for stage in stages for finding in _stage(stage, above)]
+    if (folder / FILE).is_file():
+        there = {path.name for place in (folder, above) if place for path in (place / STAGES).glob("*")}
+        findings += [
+            Finding(f"stage {taken.name}", "its folder is missing: rerun the same command to do it again")
+            for taken in read_summary(folder / FILE).stages
+            if taken.name not in there
+        ]
     if not (folder / f"{SWEEP}.json").is_file():
         return [*findings, *_model(folder)]
     for member in sorted(path.parent for path in folder.glob(f"*/{MARKER}")):

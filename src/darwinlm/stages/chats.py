@@ -55,12 +55,11 @@ def _prevented(task: Task, teacher: Checkpoint) -> str:
 
 CHATS = Stage(
     "chats",
+    _measure,
     lambda task: read_as(task.folder / FIGURES, ChatFigures),
-    work=_measure,
     writes="figures of chats, if the model is a chat model",
     settings=("evaluation.answer_tokens",),
     arithmetic=True,
     together=True,
-    wanted=lambda recipe: recipe.evaluation.answer_tokens,
 )
 """Figures of chats on new answers, which no text of the run holds."""

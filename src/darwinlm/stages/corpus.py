@@ -23,8 +23,8 @@ TIME_SHARE = 0.3
 
 def corpus_stage(
     name: str, title: str, amount: Callable[[Recipe], int], first: int = 0, share: float | None = None
-) -> Stage[Path | None]:
-    """A stage that writes an `amount` of tokens, and gives the folder of its files; None if the amount is 0.
+) -> Stage[[Checkpoint], Path]:
+    """A stage that writes an `amount` of tokens, and gives the folder of its files.
 
     It ends early after a `share` of the run's time limit.
     """
@@ -47,15 +47,14 @@ def corpus_stage(
 
     return Stage(
         name,
+        work,
         lambda task: task.folder / DOCUMENTS,
-        work=work,
         title=title,
         writes="text that the dense model writes itself, if a text is `self`",
         settings=("text.sequence_length", "text.seed"),
-        key=lambda task, original: {"tokens": amount(task.recipe)},
+        key=lambda task: {"tokens": amount(task.recipe)},
         arithmetic=True,
         together=True,
-        wanted=amount,
     )
 
 

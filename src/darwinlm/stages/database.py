@@ -22,6 +22,7 @@ from darwinlm.execution.context import Context
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.parts import KINDS
+from darwinlm.recipe import Recipe
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import StageFolder, read_tensors, write_json, write_tensors
 from darwinlm.runtime.compute import exact_device
@@ -47,7 +48,7 @@ def _gradient_rows(calibration: TokenSequences) -> int:
     return min(max(wanted, parallel.size()), len(calibration.tokens))
 
 
-def _gradients(task: Task, dense: Checkpoint, calibration: TokenSequences) -> None:
+def _gradients(task: Task, calibration: TokenSequences, dense: Checkpoint) -> None:
     """Second moments of output gradients on the beginning of the calibration text, a file for each block."""
     context, rows = task.context, _gradient_rows(calibration)
     tokens = calibration.tokens[:rows][parallel.place() :: parallel.size()]
@@ -72,17 +73,16 @@ class OutputGradients:
         return {kind: moments[kind].to(self.context.device) for kind in KINDS if kind in moments}
 
 
-SALIENCY: Stage[Saliency | None] = Stage(
+SALIENCY = Stage(
     "saliency",
-    lambda task, dense, calibration: OutputGradients(task.folder, task.context),
-    work=_gradients,
+    _gradients,
+    lambda task: OutputGradients(task.folder, task.context),
     version=4,
     title="output gradients",
     writes="second moments of output gradients",
     key=lambda task, calibration: {"rows": _gradient_rows(calibration)},
     arithmetic=True,
     together=True,
-    wanted=lambda recipe: find_metric(recipe.database.saliency).gradients and recipe.database.folder is None,
 )
 
 
@@ -99,7 +99,7 @@ class PruningDatabase:
         return self.stage.digest
 
 
-def _build(task: Task, dense: Checkpoint, calibration: TokenSequences, saliency: Saliency | None) -> None:
+def _build(task: Task, dense: Checkpoint, calibration: TokenSequences, gradients: Saliency | None) -> None:
     """Calibrate and factorise every module, block by block."""
     context, tokens = task.context, calibration.tokens
     if len(tokens) < parallel.size():
@@ -111,7 +111,7 @@ def _build(task: Task, dense: Checkpoint, calibration: TokenSequences, saliency:
         stream = stream_of(context, dense, tokens[parallel.place() :: parallel.size()], memory)
         mixture = dense.family.mlp.experts is not None
         orders = Lens(partial(stream_of, context, dense), tokens).order if mixture else None
-    metric, weights = find_metric(task.recipe.database.saliency), saliency or (lambda block: {})
+    metric, weights = find_metric(task.recipe.database.saliency), gradients or (lambda block: {})
     build_database(task.stage, stream, task.recipe.units, weights, orders, context.reporter.advance, metric.order)
     if reason := why_not_recorded():
         context.reporter.say(
@@ -126,18 +126,42 @@ def _build(task: Task, dense: Checkpoint, calibration: TokenSequences, saliency:
     parallel.in_main(write_json, task.folder / TEXT, about)
 
 
-def _opened(task: Task, dense: Checkpoint, stage: StageFolder) -> PruningDatabase:
-    reader = DatabaseReader(stage.folder, dense, task.recipe.units, device=exact_device(task.context.device))
+def _opened(context: Context, recipe: Recipe, dense: Checkpoint, stage: StageFolder) -> PruningDatabase:
+    reader = DatabaseReader(stage.folder, dense, recipe.units, device=exact_device(context.device))
     return PruningDatabase(stage, reader)
 
 
-def _finished(task: Task, dense: Checkpoint, text: dict[str, TokenSequences]) -> PruningDatabase:
-    """The database that the recipe names."""
-    assert task.recipe.database.folder is not None
-    path = Path(task.recipe.database.folder)
+DATABASE = Stage(
+    "database",
+    _build,
+    lambda task, dense: _opened(task.context, task.recipe, dense, task.stage),
+    version=VERSION,
+    title="calibration and database",
+    writes="order, factor and errors of every module",
+    settings=("database.saliency", "units.attention"),
+    arithmetic=True,
+    together=True,
+)
+"""Every module at every level."""
+
+
+def needs_gradients(recipe: Recipe) -> bool:
+    """Whether the metric of the removal order weights errors by gradients."""
+    return find_metric(recipe.database.saliency).gradients
+
+
+def finished_database(
+    context: Context, recipe: Recipe, dense: Checkpoint, text: dict[str, TokenSequences]
+) -> PruningDatabase:
+    """The database that the recipe names.
+
+    Raises ArtifactError if there is none or it is of another model, DataError if it was calibrated on text that this
+    run needs for something else.
+    """
+    path = Path(recipe.database.folder or "")
     with parallel.agree():
         stage = find_database(path)
-        check_fits(stage, path, model=dense.digest, source=dense.source, units=task.recipe.units.attention)
+        check_fits(stage, path, model=dense.digest, source=dense.source, units=recipe.units.attention)
         calibrated = calibration_documents(stage)
         for purpose, part in text.items():
             shared = calibrated & set(part.document_hashes) if purpose != "calibration" else set()
@@ -146,21 +170,5 @@ def _finished(task: Task, dense: Checkpoint, text: dict[str, TokenSequences]) ->
                     f"the database in {path} was calibrated on {len(shared)} documents that are now {purpose} text: "
                     "use other text, or the text settings and the seed of the database"
                 )
-    task.context.reporter.say(f"calibration and database: using {path}")
-    return _opened(task, dense, stage)
-
-
-DATABASE: Stage[PruningDatabase] = Stage(
-    "database",
-    lambda task, dense: _opened(task, dense, task.stage),
-    work=_build,
-    version=VERSION,
-    title="calibration and database",
-    writes="order, factor and errors of every module",
-    settings=("database.saliency", "database.folder", "units.attention"),
-    arithmetic=True,
-    together=True,
-    wanted=lambda recipe: recipe.database.folder is None,
-    otherwise=_finished,
-)
-"""Every module at every level."""
+    context.reporter.say(f"calibration and database: using {path}")
+    return _opened(context, recipe, dense, stage)

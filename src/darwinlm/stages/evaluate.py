@@ -79,8 +79,8 @@ class Models:
         return cls(sources, digest_of({name: model[1] for name, model in models.items()}))
 
 
-def _models(
-    task: Task,
+def models_of_run(
+    context: Context,
     teacher: Checkpoint,
     database: PruningDatabase,
     search: SearchResult,
@@ -89,7 +89,7 @@ def _models(
     recover: Recovered | None,
     export: Exported,
 ) -> Models:
-    context = task.context
+    """The models that a run measures."""
 
     def uniform() -> Any:
         """The best uniform model at the same budget."""
@@ -128,18 +128,15 @@ def _models(
     return Models.of(**models)
 
 
-MODELS = Stage("models", _models)
-
-
 def _measure(task: Task, dense: Checkpoint, models: Models, export: Exported, evaluation: TokenSequences) -> None:
     measured = measure_models(task, dense, models.sources, evaluation, export.dtype)
     parallel.in_main(write_json, task.folder / FIGURES, {key: each.as_json() for key, each in measured.items()})
 
 
-EVALUATE: Stage[Measured] = Stage(
+EVALUATE = Stage(
     "evaluate",
+    _measure,
     lambda task: read_as(task.folder / FIGURES, Measured),
-    work=_measure,
     version=5,
     writes="figures of every model",
     settings=("evaluation.prompts",),

@@ -17,7 +17,6 @@ from darwinlm.report.wording import without_folders
 from darwinlm.runtime.artifact import what_changed, write_json
 from darwinlm.runtime.mapped import in_file
 from darwinlm.runtime.version import VERSION
-from darwinlm.stages.recover import Recovered
 from darwinlm.stages.refit import Refitted
 from darwinlm.stages.stitch import Stitched
 from darwinlm.surgery.depth import in_family_class
@@ -47,9 +46,7 @@ def _save(
     task: Task,
     dense: Checkpoint,
     teacher: Checkpoint,
-    stitch: Stitched,
-    refit: Refitted | None,
-    recover: Recovered | None,
+    final: Stitched | Refitted,
     validation: TokenSequences,
 ) -> None:
     """Save the final model into `model/` of the output folder."""
@@ -57,8 +54,8 @@ def _save(
         each.check_unchanged()
     folder = task.context.folder / MODEL
     dtype, place = saved_dtype(task.recipe, dense.dtype), partial(in_file, folder=task.folder)
-    model = as_dtype((recover or refit or stitch).model(dtype, place), dtype)
-    model = in_family_class(model, stitch.checkpoint)
+    model = as_dtype(final.model(dtype, place), dtype)
+    model = in_family_class(model, final.checkpoint)
     save_model(model, folder, tokenizer=dense.tokenizer(), source=teacher.folder)
     check_saved(model, folder, validation.tokens[:2, :128])
     recipe = without_folders(task.recipe.model_dump(mode="json"))
@@ -85,12 +82,11 @@ def _changed(task: Task) -> str | None:
 
 EXPORT = Stage(
     "export",
+    _save,
     _read,
-    work=_save,
     version=4,
     writes="hashes of the files in model/",
     settings=("export.dtype",),
-    check=lambda task, original: original.check_carried(),
     spoiled=_changed,
 )
 """The final model in `model/` of the output folder."""

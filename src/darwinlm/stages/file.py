@@ -13,6 +13,7 @@ from darwinlm.export.gguf import ENGINE, export_gguf
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.gguf.sizes import largest_type
 from darwinlm.models.in_llama_cpp import open_in_llama_cpp
+from darwinlm.recipe import Recipe
 from darwinlm.runtime.artifact import read_as, write_json
 from darwinlm.runtime.errors import BudgetError, import_extra
 from darwinlm.runtime.figures import FileChoice, QuantisedFile
@@ -26,9 +27,9 @@ EXCESS = 1.01
 """Bytes of the file relative to the bound that the prediction may be wrong by."""
 
 
-def _check(task: Task) -> None:
+def check_file(recipe: Recipe) -> None:
     """Raise MissingExtraError before the first stage if the file can't be written or measured."""
-    if task.recipe.budget.kind == "file":
+    if recipe.budget.kind == "file":
         import_extra("gguf", "gguf", "a budget of a GGUF file")
         require_engine(ENGINE, "a budget of a GGUF file")
 
@@ -61,13 +62,11 @@ def _write(task: Task, teacher: Checkpoint, export: Exported, evaluation: TokenS
     write_json(task.folder / RECORD, {"file": path.name, "tokens": tokens.numel(), **record})
 
 
-FILE: Stage[FileChoice | None] = Stage(
+FILE = Stage(
     "file",
+    _write,
     lambda task: read_as(task.folder / RECORD, FileChoice),
-    work=_write,
     writes="sizes and losses of the GGUF files",
     settings=("budget.file", "units.quantisation"),
-    wanted=lambda recipe: recipe.budget.kind == "file",
-    check=_check,
 )
 """The file that `budget.file` bounds, `model-QUANTISATION.gguf` of the output folder; None for other budgets."""

@@ -14,7 +14,6 @@ from darwinlm.latency.measure import check_fastest, fastest, measure_table, tabl
 from darwinlm.latency.table import LatencyTable
 from darwinlm.latency.timing import ModelTimer
 from darwinlm.runtime.artifact import read_as, write_json
-from darwinlm.search.problem.cost import CostModel
 from darwinlm.search.problem.problem import space_of
 
 WORRYING = 0.05
@@ -72,17 +71,16 @@ def _measure(task: Task, dense: Checkpoint) -> None:
         context.reporter.say("latency table: decoding can't be recorded as a CUDA graph and was timed without one")
 
 
-LATENCY: Stage[CostModel | None] = Stage(
+LATENCY = Stage(
     "latency",
+    _measure,
     lambda task, dense: table_costs(
         read_as(task.folder / TABLE, LatencyTable), space_of(task.recipe, dense, module_shapes(dense))
     ),
-    work=_measure,
     version=3,
     title="latency table",
     writes="time of a module at every level",
     settings=("units", "budget.prefill_tokens", "budget.decode_tokens", "budget.batch"),
     key=_machine,
-    wanted=lambda recipe: recipe.budget.timed,
 )
 """Costs in nanoseconds of the recipe's request."""

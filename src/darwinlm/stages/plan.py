@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from darwinlm.database.levels import unfit_widths
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
@@ -48,16 +50,16 @@ def _counted(
     return space, outside, equal, Counted(recipe, dense, space, shapes, outside, equal).cost
 
 
-def _check(task: Task, original: Checkpoint) -> None:
+def check_budget(recipe: Recipe, original: Checkpoint, device: torch.device) -> None:
     """Refuse an impossible budget before the first stage works, if it can be counted without a smaller vocabulary.
 
     Raises BudgetError, or DeviceMemoryError if the run needs more memory than the device has.
     """
-    if task.recipe.vocabulary is None:
-        *_, cost = _counted(task.recipe, original, module_shapes(original))
+    if recipe.vocabulary is None:
+        *_, cost = _counted(recipe, original, module_shapes(original))
         if cost is not None:
-            bounded(cost, task.recipe, original)
-    check_memory(Sizes(original, task.recipe, parallel.size()), task.context.device)
+            bounded(cost, recipe, original)
+    check_memory(Sizes(original, recipe, parallel.size()), device)
 
 
 def _costs(task: Task, dense: Checkpoint, latency: CostModel | None) -> dict[str, Any]:
@@ -93,12 +95,11 @@ def _write(task: Task, dense: Checkpoint, latency: CostModel | None) -> None:
 
 PLAN = Stage(
     "plan",
+    _write,
     _problem,
-    work=_write,
     version=3,
     writes="levels of every module, their costs, the budget",
     settings=("units", "budget", "search.layers"),
     key=_costs,
-    check=_check,
 )
 """The search problem: levels of each module, their costs, and the budget."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from darwinlm.execution.context import Context
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.recipe import Recipe
 from darwinlm.recovery.checks import check_length, check_packages, check_sharding, check_teacher
 from darwinlm.recovery.losses import needs_dense
 from darwinlm.recovery.schedule import Steps, plan_steps
@@ -43,7 +45,7 @@ class Recovered(Stitched):
     record: dict[str, Any]
 
 
-def check_recovery(task: Task, teacher: Checkpoint, dense: Checkpoint) -> Steps:
+def check_recovery(context: Context, recipe: Recipe, teacher: Checkpoint, dense: Checkpoint) -> Steps:
     """Check everything that can be checked before training: `dense` has the tokens of the model to train.
 
     Returns the division of the text into steps.
@@ -54,7 +56,7 @@ def check_recovery(task: Task, teacher: Checkpoint, dense: Checkpoint) -> Steps:
         DataError: The text belongs to a benchmark.
         MissingExtraError: A package isn't installed.
     """
-    settings, text = task.recipe.recovery, task.recipe.text
+    settings, text = recipe.recovery, recipe.text
     check_packages(settings)
     check_sharding(settings)
     check_length(text.sequence_length, dense, *([teacher] if needs_dense(settings) else []))
@@ -63,34 +65,33 @@ def check_recovery(task: Task, teacher: Checkpoint, dense: Checkpoint) -> Steps:
         check_source(source, text.allow_benchmark_text)
     if needs_dense(settings) and teacher is not dense:
         check_teacher(teacher, dense, dense.tokenizer())
-    return plan_steps(settings, text.sequence_length, task.context.batch_tokens, parallel.size())
+    return plan_steps(settings, text.sequence_length, context.batch_tokens, parallel.size())
 
 
 def _recover(
     task: Task,
     dense: Checkpoint,
     teacher: Checkpoint,
-    stitch: Stitched,
-    refit: Refitted | None,
+    start: Stitched | Refitted,
     validation: TokenSequences,
-    reserved: Collection[str],
-    corpus_recovery: Path | None,
+    reserved: tuple[str, ...],
+    corpus: Path | None,
 ) -> None:
     """Train the refitted or stitched model, in one process or several."""
     from darwinlm.recovery.cache import cached_text
     from darwinlm.recovery.sharding import load_teacher, sharding_mesh, state_bytes
     from darwinlm.recovery.train import Training
 
-    recipe, context, small = task.recipe, task.context, stitch.checkpoint
+    recipe, context, small = task.recipe, task.context, start.checkpoint
     ends = time.monotonic() + task.left(RECOVER.name)
     settings, tokenizer, seed = recipe.recovery, dense.tokenizer(), recipe.text.seed
-    source = with_corpus(settings.text or given_source(recipe), corpus_recovery)
+    source = with_corpus(settings.text or given_source(recipe), corpus)
     scratch = context.path(SCRATCH)
     if parallel.broadcast((task.folder / RECORD).exists()):  # killed between the training and the manifest
         parallel.in_main(_end, scratch)
         return
     with parallel.agree():
-        steps = check_recovery(task, teacher, dense)
+        steps = check_recovery(context, recipe, teacher, dense)
     parallel.in_main(_begin, scratch, task.stage.digest)
     pack_documents(
         _documents(source, seed, tokenizer),
@@ -124,7 +125,7 @@ def _recover(
         )
     with parallel.agree():
         trained = Training(
-            (refit or stitch).model,
+            start.model,
             reference,
             text,
             validation.tokens,
@@ -166,10 +167,10 @@ def _key(task: Task, dense: Checkpoint) -> dict[str, Any]:
     }
 
 
-RECOVER: Stage[Recovered | None] = Stage(
+RECOVER = Stage(
     "recover",
+    _recover,
     _read,
-    work=_recover,
     version=8,
     title="recovery",
     writes="the trained model, and the record of the training",
@@ -178,8 +179,6 @@ RECOVER: Stage[Recovered | None] = Stage(
     key=_key,
     arithmetic=True,
     together=True,
-    wanted=lambda recipe: recipe.recovery.tokens,
-    check=lambda task, source, original: check_recovery(task, original, source),
 )
 """The model after training. Its key depends neither on the number of processes nor on the division of work."""
 

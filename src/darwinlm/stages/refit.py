@@ -50,6 +50,11 @@ class Refitted:
     choices: list[dict[str, Any]]
     record: dict[str, Any]
 
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The model before the correction."""
+        return self.stitched.checkpoint
+
     def block(self, block: int) -> dict[str, Tensor]:
         """Weights of a block of the corrected model by name in it."""
         checkpoint = self.stitched.checkpoint
@@ -64,7 +69,7 @@ class Refitted:
 
 
 def _refit(
-    task: Task, dense: Checkpoint, stitch: Stitched, calibration: TokenSequences, validation: TokenSequences
+    task: Task, stitch: Stitched, dense: Checkpoint, calibration: TokenSequences, validation: TokenSequences
 ) -> None:
     """Fit the stitched model towards the dense one, and choose how far to go."""
     context, memory = task.context, HiddenMemory(task.folder)
@@ -96,18 +101,17 @@ def _refit(
     parallel.in_main(write_json, task.folder / RECORD, summed_up)
 
 
-REFIT: Stage[Refitted | None] = Stage(
+REFIT = Stage(
     "refit",
+    _refit,
     lambda task, stitch: Refitted(
         task.folder, stitch, read_json(task.folder / CHOICES), read_json(task.folder / RECORD)
     ),
-    work=_refit,
     version=3,
     writes="corrected output projections",
     settings=("refit.tokens",),
     arithmetic=True,
     together=True,
-    wanted=lambda recipe: recipe.refit.tokens,
 )
 
 

@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from darwinlm.evaluation.speed import prompts_for
-from darwinlm.execution.stage import Stage, Task
+from darwinlm.execution.stage import Task
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.origin import origin_of
 from darwinlm.families.shapes import module_shapes
@@ -54,7 +54,7 @@ from darwinlm.surgery.depth import numbers_in
 PAGE = "report.html"
 
 
-def _report(
+def write_summary(
     task: Task,
     dense: Checkpoint,
     teacher: Checkpoint,
@@ -91,10 +91,6 @@ def _report(
     )
     write_report(task.context.folder, export.folder, summary)
     return summary
-
-
-REPORT = Stage("report", _report, writes="summary.json, report.html, model/README.md")
-"""What the run made, written on every run."""
 
 
 def write_report(folder: Path, model: Path, summary: Summary) -> None:

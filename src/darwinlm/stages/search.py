@@ -69,8 +69,8 @@ def _read(task: Task) -> SearchResult:
 
 SEARCH = Stage(
     "search",
+    _search,
     _read,
-    work=_search,
     version=13,
     writes="the allocation, and the history of the search",
     settings=("search", "time"),

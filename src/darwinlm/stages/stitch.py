@@ -47,4 +47,4 @@ def _read(task: Task, database: PruningDatabase) -> Stitched:
     return Stitched(Checkpoint.open(task.folder / "model"))
 
 
-STITCH = Stage("stitch", _read, work=_stitch, version=3, writes="the smaller model")
+STITCH = Stage("stitch", _stitch, _read, version=3, writes="the smaller model")

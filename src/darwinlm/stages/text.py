@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.recipe import Recipe
 from darwinlm.recovery.checks import check_length
 from darwinlm.runtime.errors import DataError
 from darwinlm.stages.text_source import TEXT_SETTINGS, check_source, given_source, text_key, with_corpus
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 Texts = dict[str, TokenSequences]
 
 
-def text_stage(purposes: tuple[str, ...] = PURPOSES) -> Stage[Texts]:
+def text_stage(purposes: tuple[str, ...] = PURPOSES) -> Stage[[Checkpoint, Path | None], Texts]:
     """The stage that splits the text into disjoint purposes, in sequences of tokens.
 
     Its work raises DataError if the text is missing, empty, unreadable, too short, or belongs to a benchmark, and
@@ -61,35 +62,29 @@ def text_stage(purposes: tuple[str, ...] = PURPOSES) -> Stage[Texts]:
             )
         return texts
 
-    def check(task: Task, source: Checkpoint) -> None:
-        settings = task.recipe.text
-        check_length(settings.sequence_length, source)
-        check_source(given_source(task.recipe), settings.allow_benchmark_text)
-
     return Stage(
         "text",
+        work,
         result,
-        work=work,
         version=6,
         writes="sequences of tokens for each purpose",
         settings=(*TEXT_SETTINGS, "text.looking_back"),
         key=lambda task, dense: text_key(task, dense, shares_in(task)),
-        check=check,
     )
 
 
 TEXT = text_stage()
 
 
-CALIBRATION: Stage[TokenSequences] = Stage("calibration", lambda task, text: text["calibration"])
-VALIDATION: Stage[TokenSequences] = Stage("validation", lambda task, text: text["validation"])
-EVALUATION: Stage[TokenSequences] = Stage("evaluation", lambda task, text: text["evaluation"])
-FITNESS: Stage[TokenSequences] = Stage("fitness", lambda task, text: text["fitness"])
-TRAINING: Stage[TokenSequences | None] = Stage("training", lambda task, text: text.get("training"))
-RESERVED: Stage[tuple[str, ...]] = Stage(
-    "reserved", lambda task, text: tuple(sorted({each for part in text.values() for each in part.document_hashes}))
-)
-"""Hashes of the documents that recovery may not train on."""
+def check_text(recipe: Recipe, source: Checkpoint) -> None:
+    """Refuse sequences that are too long for a model, and text of a benchmark. Raises RecipeError, DataError."""
+    check_length(recipe.text.sequence_length, source)
+    check_source(given_source(recipe), recipe.text.allow_benchmark_text)
+
+
+def documents_of(text: Texts) -> tuple[str, ...]:
+    """Hashes of all documents, on which recovery may not train."""
+    return tuple(sorted({each for part in text.values() for each in part.document_hashes}))
 
 
 def _split(

@@ -68,16 +68,15 @@ def _read(task: Task, source: Checkpoint) -> CutVocabulary:
     return CutVocabulary(checkpoint, read_as(task.folder / FIGURES, VocabularyFigures))
 
 
-VOCABULARY: Stage[CutVocabulary | None] = Stage(
+VOCABULARY = Stage(
     "vocabulary",
+    _cut,
     _read,
-    work=_cut,
     version=3,
     writes="the dense model with fewer tokens, and what they cost",
     settings=("vocabulary", *TEXT_SETTINGS),
     key=lambda task, source: text_key(task, source, shares_of(task.recipe)),
     arithmetic=True,
-    wanted=lambda recipe: recipe.vocabulary not in (None, 1),
 )
 
 
