@@ -38,9 +38,9 @@ def plans(setup: Setup) -> None:
     """Planned hours of the shipped recipes, from pieces of their work on this device."""
     from transformers import AutoConfig
 
+    from darwinlm.execution.plan import plan_here
+    from darwinlm.execution.sizes import Sizes
     from darwinlm.families.checkpoint import Checkpoint
-    from darwinlm.planning.plan import plan_here
-    from darwinlm.planning.sizes import Sizes
     from darwinlm.recipe import load_recipe
     from darwinlm.recipe.settled import settled
 

@@ -30,10 +30,10 @@ from unittest import mock
 import torch
 from rich.console import Console
 
+from darwinlm.execution.plan import plan_here
 from darwinlm.execution.run import Run
+from darwinlm.execution.sizes import Sizes
 from darwinlm.pipeline import STEPS, open_run, prune
-from darwinlm.planning.plan import plan_here
-from darwinlm.planning.sizes import Sizes
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.runs.demo import demo_model, demo_recipe
 from darwinlm.runtime.console import Reporter

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from darwinlm.execution.plan import plan_here
 from darwinlm.execution.run import Ended, Run
-from darwinlm.planning.plan import plan_here
-from darwinlm.planning.sizes import Sizes
+from darwinlm.execution.sizes import Sizes
 from darwinlm.runtime import parallel
 from darwinlm.runtime.amounts import duration, size
 from darwinlm.stages.chats import CHATS

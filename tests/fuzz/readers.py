@@ -3,14 +3,14 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from darwinlm.execution.plan import plan_card
+from darwinlm.execution.sizes import Sizes
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.gguf.header import read_header
 from darwinlm.models.resolve import resolve_model
-from darwinlm.planning.plan import plan_card
-from darwinlm.planning.sizes import Sizes
 from darwinlm.recipe import load_recipe
 from darwinlm.runtime.artifact import StageFolder, read_manifest
-from darwinlm.sampling.script import is_chat
+from darwinlm.text.sampling.script import is_chat
 from darwinlm.text.sources import read_documents
 
 

@@ -59,7 +59,7 @@ HOT = {
     ("database/elimination.py", "_remove"),
     ("streaming/stream.py", "run"),
     ("streaming/decoder.py", "through"),
-    ("calibration/gradients.py", "_back_through"),
+    ("streaming/gradients.py", "_back_through"),
     ("search/evaluate/fitness.py", "_walk"),
     ("search/predict/gradients.py", "_through"),
 }
@@ -67,7 +67,7 @@ HOT = {
 
 KNOWN_WAITS = {
     ("streaming/stream.py", "check"),  # once for all batches
-    ("calibration/gradients.py", "_check"),
+    ("streaming/gradients.py", "_check"),
     ("streaming/decoder.py", "_record"),  # before a walk, once for each shape of text
     ("database/store.py", "_set_aside"),  # once
     ("database/store.py", "_computed"),  # a file, once; what is read again is pinned

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from darwinlm.execution.plan import plan_card
 from darwinlm.execution.run import Run
-from darwinlm.planning.plan import plan_card
-from darwinlm.planning.sizes import Sizes
+from darwinlm.execution.sizes import Sizes
 from darwinlm.recipe import TrainingSettings, load_recipe
 from darwinlm.runtime.memory import PARTS
 from darwinlm.search.evaluate import student, training

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from darwinlm.latency.timing import ModelTimer
-from darwinlm.sampling import sampler
 from darwinlm.search.evaluate.student import Student
 from darwinlm.stages import latency
+from darwinlm.text.sampling import sampler
 from tests.gpu.rules import NAME
 
 TESTS = Path(__file__).parents[1]

@@ -5,12 +5,12 @@ import torch
 from tests.tiny.checkpoint import stream_over, tiny_checkpoint
 from tests.tiny.stages import run_stages
 
-from darwinlm.calibration.gradients import output_gradients
 from darwinlm.database.block_moments import stream_moments
 from darwinlm.database.finished import find_database
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import module_shapes
 from darwinlm.runtime.artifact import read_json
+from darwinlm.streaming.gradients import output_gradients
 from darwinlm.streaming.hidden import HiddenMemory
 from darwinlm.streaming.outputs import output_projection
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from tests.tiny.models import tiny_model
 
-from darwinlm.calibration.gradients import output_gradients
 from darwinlm.database.blocks import block_file
 from darwinlm.database.build import build_database
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import UnitsSettings
 from darwinlm.runtime.artifact import StageFolder, write_tensors
 from darwinlm.runtime.memory import kept_memory
+from darwinlm.streaming.gradients import output_gradients
 from darwinlm.streaming.hidden import HiddenMemory
 from darwinlm.streaming.stream import BlockStream
 

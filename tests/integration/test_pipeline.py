@@ -13,7 +13,6 @@ from tests.tiny.stages import run_stages
 from tests.tiny.whole import Whole
 from transformers import AutoModelForCausalLM
 
-from darwinlm.calibration.moments import SecondMoment
 from darwinlm.database import store
 from darwinlm.database.block_moments import stream_moments
 from darwinlm.database.factors import full_target
@@ -26,6 +25,7 @@ from darwinlm.runtime.mapped import in_file
 from darwinlm.search.evaluate.fitness import Fitness
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.stages.database import stream_of
+from darwinlm.streaming.moments import SecondMoment
 from darwinlm.streaming.outputs import output_projection
 from darwinlm.surgery.stitch import stitch
 

@@ -6,12 +6,12 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from darwinlm.calibration.moments import SecondMoment
 from darwinlm.database import build
 from darwinlm.database.build import Spilled
 from darwinlm.runtime.errors import ArtifactError, NumericsError, StorageError
 from darwinlm.streaming import hidden
 from darwinlm.streaming.hidden import HiddenMemory, HiddenStates
+from darwinlm.streaming.moments import SecondMoment
 
 SHAPES = [(3, 5, 4), (3, 5, 4), (1, 5, 4)]
 ELEMENTS = 140

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from darwinlm.calibration import moments
-from darwinlm.calibration.moments import SecondMoment, halves
+from darwinlm.streaming import moments
+from darwinlm.streaming.moments import SecondMoment, halves
 from darwinlm.surgery.projection_fit import Moments
 
 

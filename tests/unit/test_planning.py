@@ -15,15 +15,15 @@ from tests.tiny.published import PARAMETERS, published_config
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 
+from darwinlm.execution import plan as planning
+from darwinlm.execution import table
+from darwinlm.execution.plan import OF_PEAK, REMEDIES, Plan, check_memory, measure_rate, plan_card, plan_here
+from darwinlm.execution.sizes import Sizes
+from darwinlm.execution.table import Row
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.pruned import pruned_classes, pruned_config
 from darwinlm.models.resolve import describe_model
 from darwinlm.pipeline import STEPS
-from darwinlm.planning import plan as planning
-from darwinlm.planning import table
-from darwinlm.planning.plan import OF_PEAK, REMEDIES, Plan, check_memory, measure_rate, plan_card, plan_here
-from darwinlm.planning.sizes import Sizes
-from darwinlm.planning.table import Row
 from darwinlm.recipe import load_recipe
 from darwinlm.report.wording import count
 from darwinlm.runs.plan import notes_of

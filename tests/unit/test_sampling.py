@@ -10,11 +10,11 @@ from tests.tiny.models import tiny_model
 from tests.tiny.tokenizer import EOS_ID, tiny_tokenizer
 
 from darwinlm.runtime.errors import DataError, StorageError
-from darwinlm.sampling import corpus
-from darwinlm.sampling.corpus import write_corpus
-from darwinlm.sampling.lines import JsonLines
-from darwinlm.sampling.sampler import Request, Sampler, Segment, choose
-from darwinlm.sampling.script import chat_parts, chats, documents, loops
+from darwinlm.text.sampling import corpus
+from darwinlm.text.sampling.corpus import write_corpus
+from darwinlm.text.sampling.lines import JsonLines
+from darwinlm.text.sampling.sampler import Request, Sampler, Segment, choose
+from darwinlm.text.sampling.script import chat_parts, chats, documents, loops
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</s>{% endfor %}"

@@ -10,9 +10,9 @@ from tests.tiny.checkpoint import SETTINGS
 
 from darwinlm.execution import limit as limits
 from darwinlm.execution.limit import ENDING, FIXED, MEASURED, MEASURING, TimeLimit, limited
+from darwinlm.execution.sizes import Sizes
+from darwinlm.execution.table import rows_of
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.planning.sizes import Sizes
-from darwinlm.planning.table import rows_of
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.recipe.presets import AMOUNTS
 from darwinlm.report import wording

@@ -12,10 +12,10 @@ from tokenizers import Tokenizer, models, processors
 from darwinlm.evaluation.spelling import measure_spelling
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.runtime.errors import CheckpointError, ModelError
+from darwinlm.surgery.vocabulary.choose import choose_tokens, kept_size
+from darwinlm.surgery.vocabulary.cut import cut_weights, rows_in, special_numbers
+from darwinlm.surgery.vocabulary.tokenizer import TokenizerTree
 from darwinlm.text.packing import token_ids
-from darwinlm.vocabulary.choose import choose_tokens, kept_size
-from darwinlm.vocabulary.cut import cut_weights, rows_in, special_numbers
-from darwinlm.vocabulary.tokenizer import TokenizerTree
 
 TEXTS = (*WORDS, *OTHERS, "the river turns", "é 漢字 🙂", "12 zebras\n\trun", " two  spaces", "</s> ends <s>")
 

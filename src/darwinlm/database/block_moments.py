@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from darwinlm.calibration.moments import ExpertMoments, SecondMoment
 from darwinlm.database.expert_order import ExpertOrder
 from darwinlm.families.expert_tensors import by_rows
 from darwinlm.families.parts import Experts, ModuleKind
 from darwinlm.families.shapes import output_name
 from darwinlm.runtime import parallel
 from darwinlm.streaming.experts import Routing, expert_inputs, expert_module, output_sizes, watch_experts
+from darwinlm.streaming.moments import ExpertMoments, SecondMoment
 from darwinlm.streaming.outputs import norm_divisor, output_projection
 from darwinlm.streaming.stream import BlockStream
 

@@ -16,8 +16,8 @@ from darwinlm.evaluation.divergence import ROWS, DenseDistribution, log_normalis
 from darwinlm.runtime import parallel
 from darwinlm.runtime.compute import exact
 from darwinlm.runtime.figures import AnswerFigures
-from darwinlm.sampling.sampler import Request, Sampled, Sampler
-from darwinlm.sampling.script import chats
+from darwinlm.text.sampling.sampler import Request, Sampled, Sampler
+from darwinlm.text.sampling.script import chats
 
 FIRST = 1 << 40
 """Number of the first chat, which no text for pruning reaches."""

@@ -13,8 +13,8 @@ from typing import Any
 from darwinlm.runtime import parallel
 from darwinlm.runtime.errors import ModelError
 from darwinlm.runtime.figures import InstructionFigures
-from darwinlm.sampling.sampler import Request, Sampler, Segment
-from darwinlm.sampling.script import chat_parts, end_tokens, loops
+from darwinlm.text.sampling.sampler import Request, Sampler, Segment
+from darwinlm.text.sampling.script import chat_parts, end_tokens, loops
 
 NEW_TOKENS = 64
 """Maximum length of an answer."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from darwinlm.runtime.compute import now
-from darwinlm.sampling.script import is_chat
+from darwinlm.text.sampling.script import is_chat
 
 QUESTIONS = (
     "What is the capital of France?",

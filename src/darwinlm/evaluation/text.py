@@ -11,9 +11,9 @@ from torch import Tensor
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.runtime.errors import DataError, ModelError
 from darwinlm.streaming.hidden import HiddenMemory
+from darwinlm.surgery.vocabulary.cut import rows_in
 from darwinlm.text import read_documents
 from darwinlm.text.packing import added_bos, token_ids
-from darwinlm.vocabulary.cut import rows_in
 
 
 @dataclass(frozen=True)

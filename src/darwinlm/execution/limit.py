@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 
 from darwinlm.execution.output import mark
+from darwinlm.execution.plan import measure_rate
+from darwinlm.execution.sizes import Sizes
+from darwinlm.execution.table import rows_of
 from darwinlm.models.resolve import describe_model
-from darwinlm.planning.plan import measure_rate
-from darwinlm.planning.sizes import Sizes
-from darwinlm.planning.table import rows_of
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.recipe.presets import AMOUNTS
 from darwinlm.runtime import parallel

@@ -26,7 +26,7 @@ from darwinlm.runtime.artifact import model_folder
 from darwinlm.runtime.compute import resolve_device, resolve_dtype
 from darwinlm.runtime.errors import CheckpointError, FamilyError, ModelError
 from darwinlm.streaming.streamed import StreamedDecoder
-from darwinlm.vocabulary.cut import cut_model
+from darwinlm.surgery.vocabulary.cut import cut_model
 
 
 @dataclass

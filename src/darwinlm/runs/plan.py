@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Unpack
 
 from darwinlm.database.levels import unfit_widths
+from darwinlm.execution.plan import DEVICES, Plan, plan_card, plan_here
+from darwinlm.execution.sizes import Sizes
 from darwinlm.models.resolve import describe_model
-from darwinlm.planning.plan import DEVICES, Plan, plan_card, plan_here
-from darwinlm.planning.sizes import Sizes
 from darwinlm.recipe import Bound, Recipe, load_recipe, options
 from darwinlm.recipe.settled import settled
 from darwinlm.runtime.compute import resolve_device

@@ -12,8 +12,8 @@ from darwinlm.runtime.artifact import read_as, write_json
 from darwinlm.runtime.errors import ModelError
 from darwinlm.runtime.figures import ChatFigures
 from darwinlm.runtime.memory import free_bytes
-from darwinlm.sampling.script import chat_parts
 from darwinlm.stages.evaluate import Models
+from darwinlm.text.sampling.script import chat_parts
 
 FIGURES = "chats.json"
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import Recipe
-from darwinlm.sampling.corpus import write_corpus
 from darwinlm.text.amounts import amount_for_pruning, amount_for_recovery
+from darwinlm.text.sampling.corpus import write_corpus
 
 FIRST_FOR_RECOVERY = 1 << 20
 """Number of the first document that recovery trains on; those of a run for pruning are lower."""

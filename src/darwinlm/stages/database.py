@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor
 
-from darwinlm.calibration.gradients import output_gradients
 from darwinlm.database.block_moments import Saliency
 from darwinlm.database.blocks import block_file
 from darwinlm.database.build import build_database
@@ -28,6 +27,7 @@ from darwinlm.runtime.artifact import StageFolder, read_tensors, write_json, wri
 from darwinlm.runtime.compute import exact_device
 from darwinlm.runtime.errors import DataError
 from darwinlm.runtime.memory import kept_memory
+from darwinlm.streaming.gradients import output_gradients
 from darwinlm.streaming.hidden import HiddenMemory
 from darwinlm.streaming.stream import BlockStream
 from darwinlm.text import TokenSequences

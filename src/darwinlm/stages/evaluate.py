@@ -28,7 +28,6 @@ from darwinlm.runtime.amounts import size
 from darwinlm.runtime.artifact import digest_of, read_as, write_json
 from darwinlm.runtime.figures import LookingBackFigures, ModelFigures, ModelKey
 from darwinlm.runtime.memory import free_bytes
-from darwinlm.sampling.script import chat_parts
 from darwinlm.stages.database import PruningDatabase
 from darwinlm.stages.export import Exported
 from darwinlm.stages.recover import Recovered
@@ -40,6 +39,7 @@ from darwinlm.streaming.streamed import StreamedDecoder
 from darwinlm.surgery.stitch import as_dtype, block_parameters, stitched_blocks
 from darwinlm.surgery.stitch import stitch as stitched
 from darwinlm.text import TokenSequences
+from darwinlm.text.sampling.script import chat_parts
 
 FIGURES = "models.json"
 QUALITY, COPYING, SPEED = 0.45, 0.65, 0.85

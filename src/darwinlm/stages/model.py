@@ -11,7 +11,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.models.resolve import resolve_model
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import digest_of, read_json, write_json
-from darwinlm.vocabulary.cut import cut_weights, rows_in
+from darwinlm.surgery.vocabulary.cut import cut_weights, rows_in
 
 RECORD = "rows.json"
 

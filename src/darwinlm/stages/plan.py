@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from darwinlm.database.levels import unfit_widths
+from darwinlm.execution.plan import check_memory
+from darwinlm.execution.sizes import Sizes
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import ModuleShape, module_shapes
-from darwinlm.planning.plan import check_memory
-from darwinlm.planning.sizes import Sizes
 from darwinlm.recipe import Recipe
 from darwinlm.recipe.quantisation import in_gguf
 from darwinlm.recipe.settled import saved_dtype

@@ -37,7 +37,6 @@ from darwinlm.runtime.artifact import write_json, write_text
 from darwinlm.runtime.errors import BudgetError
 from darwinlm.runtime.figures import ChatFigures, FileChoice, TimeFigures
 from darwinlm.runtime.version import VERSION
-from darwinlm.sampling.script import is_chat
 from darwinlm.search.predict.module_losses import sensitivities
 from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import kept_whole
@@ -50,6 +49,7 @@ from darwinlm.stages.search import SearchResult
 from darwinlm.stages.text import Texts
 from darwinlm.stages.vocabulary import CutVocabulary
 from darwinlm.surgery.depth import numbers_in
+from darwinlm.text.sampling.script import is_chat
 
 PAGE = "report.html"
 

@@ -20,14 +20,14 @@ from darwinlm.runtime.errors import DataError, RecipeError
 from darwinlm.stages.text_source import TEXT_SETTINGS, check_source, given_source, text_key, with_corpus
 from darwinlm.streaming.hidden import HiddenMemory
 from darwinlm.streaming.streamed import StreamedDecoder
+from darwinlm.surgery.vocabulary.choose import choose_tokens, kept_size
+from darwinlm.surgery.vocabulary.cut import check_whole, cut_weights, special_numbers, write_tokenizer
+from darwinlm.surgery.vocabulary.tokenizer import TokenizerTree
 from darwinlm.text import document_hash
 from darwinlm.text.amounts import shares_of
 from darwinlm.text.packing import token_ids
 from darwinlm.text.sources import read_domains
 from darwinlm.text.splits import purpose_of
-from darwinlm.vocabulary.choose import choose_tokens, kept_size
-from darwinlm.vocabulary.cut import check_whole, cut_weights, special_numbers, write_tokenizer
-from darwinlm.vocabulary.tokenizer import TokenizerTree
 
 CHARACTERS = 1 << 25
 """Maximum number of characters of text for the choice; tokens are counted at about a million characters per second."""

@@ -25,11 +25,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from darwinlm.calibration.moments import SecondMoment
 from darwinlm.families.parts import ModuleKind
 from darwinlm.runtime import parallel
 from darwinlm.runtime.compute import exact, exact_device
 from darwinlm.streaming.experts import expert_module
+from darwinlm.streaming.moments import SecondMoment
 from darwinlm.streaming.outputs import norm_divisor, norm_gain, output_projection
 from darwinlm.surgery.ridge import ridge_solution, squared_error
 from darwinlm.surgery.sublayers import BlockWalk

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from darwinlm.execution.sizes import Sizes
+from darwinlm.execution.table import Row, rows_of
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.planning.sizes import Sizes
-from darwinlm.planning.table import Row, rows_of
 from darwinlm.runtime.amounts import size
 from darwinlm.runtime.compute import await_device
 from darwinlm.runtime.errors import DeviceMemoryError

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from darwinlm.runtime.errors import first_line
-from darwinlm.sampling.sampler import Sampled, Segment
 from darwinlm.text.packing import document_hash
+from darwinlm.text.sampling.sampler import Sampled, Segment
 
 PROMPT_TEMPERATURE, ANSWER_TEMPERATURE, DOCUMENT_TEMPERATURE = 1.0, 0.7, 1.0
 _MARK = "QUESTION"

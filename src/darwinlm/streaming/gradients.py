@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from darwinlm.calibration.moments import SecondMoment
 from darwinlm.families.parts import ModuleKind
 from darwinlm.runtime import parallel
 from darwinlm.runtime.errors import NumericsError
 from darwinlm.streaming.experts import expert_module, output_sizes
 from darwinlm.streaming.hidden import HiddenMemory, HiddenStates
+from darwinlm.streaming.moments import SecondMoment
 from darwinlm.streaming.outputs import norm_divisor, norm_gain, output_projection
 from darwinlm.streaming.stream import BlockStream
 

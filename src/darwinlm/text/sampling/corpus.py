@@ -11,9 +11,9 @@ from typing import Any
 from darwinlm.runtime import parallel
 from darwinlm.runtime.errors import DataError
 from darwinlm.runtime.memory import kept_memory
-from darwinlm.sampling.lines import JsonLines
-from darwinlm.sampling.sampler import Request, Sampled, Sampler
-from darwinlm.sampling.script import Script, chats, documents
+from darwinlm.text.sampling.lines import JsonLines
+from darwinlm.text.sampling.sampler import Request, Sampled, Sampler
+from darwinlm.text.sampling.script import Script, chats, documents
 
 TRIAL, RECENT, USABLE = 32, 256, 0.25
 """Sequences at the beginning, and the last ones, of which the share `USABLE` must be usable."""

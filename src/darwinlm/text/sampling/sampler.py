@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from darwinlm.runtime.memory import free_bytes
-from darwinlm.sampling.cache import RowCache, takes_rows
+from darwinlm.text.sampling.cache import RowCache, takes_rows
 
 CPU_ROWS, GPU_ROWS = 64, 256
 """Maximum number of sequences at once."""

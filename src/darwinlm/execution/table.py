@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from darwinlm.database.levels import variants
 from darwinlm.database.metrics import find_metric
 from darwinlm.evaluation.instructions import RULES, TOPICS
-from darwinlm.planning.sizes import Sizes
+from darwinlm.execution.sizes import Sizes
 from darwinlm.recovery.losses import needs_dense
 from darwinlm.search.evaluate.dense_side import head_bytes
 from darwinlm.streaming.hidden import STREAMS

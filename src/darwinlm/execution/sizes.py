@@ -11,7 +11,7 @@ from darwinlm.recipe import Recipe
 from darwinlm.runtime.compute import DTYPES
 from darwinlm.search.problem.budgets import Counted, bounded
 from darwinlm.search.problem.problem import space_of
-from darwinlm.vocabulary.choose import kept_size
+from darwinlm.surgery.vocabulary.choose import kept_size
 
 
 class Sizes:

@@ -1,1 +1,0 @@
-"""Second moments of the inputs of output projections, streamed block by block."""
