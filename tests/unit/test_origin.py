@@ -21,7 +21,7 @@ def test_a_folder_of_the_hubs_cache_tells_its_name(tmp_path, monkeypatch):
     folder = tmp_path / "models--HuggingFaceTB--SmolLM2-135M" / "snapshots" / "abc"
     folder.mkdir(parents=True)
     assert origin_of(folder, str(folder)).base_model is None, "it is only named so"
-    monkeypatch.setattr("darwinlm.families.origin.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert origin_of(folder, str(folder)).base_model == "HuggingFaceTB/SmolLM2-135M"
 
 

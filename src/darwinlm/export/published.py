@@ -65,8 +65,8 @@ def import_model(
     """
     if not folder.is_dir():
         raise ModelError(f"there is no model at '{folder}': give the folder of a published DarwinLM model")
-    checkpoint = open_published(folder, sharing=sharing)
     check_target(out, folder, folder=True, overwrite=overwrite)
+    checkpoint = open_published(folder, sharing=sharing)
     say("reading")
     report = ExportReport("import", str(out), details={"family": checkpoint.family.model_type})
     model = _filled(checkpoint)

@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.constants import HF_HUB_CACHE
-
 from darwinlm.families.files import CARD, GENERATION, LICENCES, PROCESSORS, model_files
 from darwinlm.runtime.artifact import read_json, write_json
 from darwinlm.runtime.errors import CheckpointError, first_line
@@ -41,6 +39,8 @@ def origin_of(folder: Path, source: str) -> Origin:
 
     Raises CheckpointError if a record of its origin isn't JSON.
     """
+    from huggingface_hub import constants
+
     if (folder / RECORD).is_file():
         record = _json(folder / RECORD)
         return _origin(_word(record.get("base_model")), record, "license_name", "license_link", "languages")
@@ -50,7 +50,7 @@ def origin_of(folder: Path, source: str) -> Origin:
         named = source.partition("@")[0]
     above = (re.fullmatch(r"models--([\w.-]+?)--([\w.-]+)", path.name) for path in folder.absolute().parents)
     cached = next(filter(None, above), None)
-    if named is None and cached is not None and folder.absolute().is_relative_to(HF_HUB_CACHE):
+    if named is None and cached is not None and folder.absolute().is_relative_to(constants.HF_HUB_CACHE):
         named = "/".join(cached.groups())
     if named is None and "darwinlm" in _words(card.get("tags")):
         named = next(iter(_words(card.get("base_model"))), None)
