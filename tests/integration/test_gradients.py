@@ -111,6 +111,6 @@ def test_gradients_are_measured_on_an_eighth_of_the_calibration_text(tmp_path, m
 
     settings = ("text.sequence_length=32", f"text.calibration_tokens={24 * 32}", "refit.tokens=32")
     assert build("an eighth", *settings) == 3
-    monkeypatch.setattr("darwinlm.stages.database.GRADIENT_TOKENS", 33)
+    monkeypatch.setattr("darwinlm.text.amounts.GRADIENT_TOKENS", 33)
     assert build("fewer", *settings) == 2, "whole blocks of text"
     assert build("plain", *settings, "database.saliency=output") is None

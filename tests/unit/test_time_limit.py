@@ -112,6 +112,7 @@ def test_a_limited_run_ends_in_time_and_says_so(command, tiny_llama, tiny_text_f
     out = tmp_path / "out"
     small = [word for each in SETTINGS if not each.startswith("search.") for word in ("--set", each)]
     more = ("--set", "search.generations=100000", "--set", "recovery.tokens=100000", "--set", "recovery.epochs=1000")
+    more += ("--set", "search.method=paper")  # which doesn't end by itself
     common = ("prune", tiny_llama, "--out", out, "--text", tiny_text_file, *small, *more, "--time", "20s")
     begun = time.monotonic()
     ended = command(*common).succeeded()
