@@ -17,7 +17,9 @@ SIZES = (
     1 << 24,
 )
 """Ends of names of numbers by which a configuration makes lists and buffers, and the largest value of these numbers."""
-POSITIVE = frozenset({"num_hidden_layers", "block_count", "hidden_size", "embedding_length", "context_length"})
+POSITIVE = frozenset(
+    {"num_hidden_layers", "block_count", "hidden_size", "intermediate_size", "embedding_length", "context_length"}
+)
 LARGEST_INTEGER = 1 << 53
 """Largest allowed integer of a configuration, for any name."""
 DTYPES = frozenset({"float32", "float16", "bfloat16", "float64", "auto"})
