@@ -64,3 +64,15 @@ def test_recovery_passes_the_permission_on(command, finished_copy, with_code, ti
     assert not (tmp_path / "ran").exists()
     command(*words, "--out", tmp_path / "recovered", "--allow-remote-code").refused()
     assert (tmp_path / "ran").exists()
+
+
+def test_a_run_with_a_tokenizer_of_its_own_ends_well(command, model_copy, tiny_text_file, tmp_path):
+    path = model_copy / "tokenizer_config.json"
+    own = {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": [None, "code.Mine"]}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | own))
+    lines = "from transformers import PreTrainedTokenizerFast\n\n\nclass Mine(PreTrainedTokenizerFast):\n    pass\n"
+    (model_copy / "code.py").write_text(lines)
+    words = ("prune", model_copy, "--keep", "60%", "--text", tiny_text_file, "--out", tmp_path / "out", *sets(SETTINGS))
+    command(*words).refused("the tokenizer of", "--allow-remote-code")
+    command(*words, "--allow-remote-code").succeeded()
+    assert (tmp_path / "out" / "report.html").is_file()

@@ -20,7 +20,7 @@ from darwinlm.families.files import CARD
 from darwinlm.families.loading import without_bars
 from darwinlm.families.origin import carry
 from darwinlm.families.whole import add_modeling_file, is_whole, put_inside
-from darwinlm.runtime.artifact import damaged, folder_digests, read_record, share, write_text
+from darwinlm.runtime.artifact import damaged, folder_digests, read_record, share, write_json, write_text
 from darwinlm.runtime.errors import CheckpointError, ModelError, NumericsError, storage_error
 from darwinlm.runtime.lock import ASIDE
 
@@ -56,11 +56,20 @@ def save_model(
         for_other_engines(temporary, model.config)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
+            _name_code(temporary / "tokenizer_config.json")
         if source is not None:
             carry(source, temporary)
         if card is not None:
             write_text(temporary / CARD, card)
         share(temporary)
+
+
+def _name_code(path: Path) -> None:
+    """Name a tokenizer's own class as transformers reads it: it writes a word, and reads a pair."""
+    settings = read_record(path) if path.is_file() else {}
+    named = settings.get("auto_map", {}).get("AutoTokenizer")
+    if isinstance(named, str):
+        write_json(path, settings | {"auto_map": {"AutoTokenizer": [None, named]}})
 
 
 def tokenizer_of(checkpoint: Checkpoint) -> Any:

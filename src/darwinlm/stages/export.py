@@ -64,7 +64,8 @@ def _save(
 
 
 def _read(task: Task, dense: Checkpoint) -> Exported:
-    checkpoint = Checkpoint.open(task.context.folder / MODEL)
+    allowed = task.context.allow_remote_code
+    checkpoint = Checkpoint.open(task.context.folder / MODEL, allow_remote_code=allowed)
     return Exported(checkpoint, saved_dtype(task.recipe, dense.dtype), is_custom(checkpoint.config))
 
 

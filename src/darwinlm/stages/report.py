@@ -124,7 +124,7 @@ def summary_of(
         chats=chats,
         left_out=teacher.left_out,
         allocation=allocation_figures(teacher, Checkpoint.describe(exported.folder)),
-        file=_file(teacher, exported.folder),
+        file=_file(teacher, exported.checkpoint),
         text=TextFigures(
             source=recipe.text.source,
             sequence_length=recipe.text.sequence_length,
@@ -165,10 +165,10 @@ def _time(task: Task) -> TimeFigures | None:
     return TimeFigures(limit=limit.seconds, seconds=round(limit.used, 1), preset=task.recipe.preset)
 
 
-def _file(teacher: Checkpoint, folder: Path) -> FileFigures | None:
+def _file(teacher: Checkpoint, small: Checkpoint) -> FileFigures | None:
     """Predicted sizes of GGUF files; None if llama.cpp can't run the model or doesn't know its tokenizer."""
     source = Path(teacher.source)
-    of_dense, of_small = (file_sizes(each, teacher.source) for each in (teacher, Checkpoint.open(folder)))
+    of_dense, of_small = (file_sizes(each, teacher.source) for each in (teacher, small))
     if not of_small or not of_dense:
         return None
     came = source.stat().st_size if source.suffix == ".gguf" and source.is_file() else None
