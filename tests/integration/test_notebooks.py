@@ -46,7 +46,7 @@ def test_a_notebook_runs(path, tiny_llama, tiny_text_file, tmp_path, monkeypatch
         if "parameters" in tags:
             assert ran == 1, "the first cell has what people change"
             names |= {name: value for name, value in tiny.items() if name in names}
-    assert ran >= 3
+    assert ran >= 2
     printed = capsys.readouterr().out
     for words in SAID[path.stem]:
         assert words in printed

@@ -59,7 +59,7 @@ def test_a_chat_models_settings_and_licence_go_along(tiny_llama, make_run, tmp_p
     (dense / "README.md").write_text("---\nlicense: apache-2.0\nlanguage:\n- en\n---\n")
     run_stages(make_run(dense, tmp_path / "out"), "report")
     model = tmp_path / "out" / "model"
-    assert json.loads((model / "generation_config.json").read_text()) == settings
+    assert json.loads((model / "generation_config.json").read_text()).items() >= settings.items()
     assert (model / "LICENSE").read_text() == (model / "NOTICE.txt").read_text() == "Do as you like."
     assert not (model / "weights.bin").exists()
     found = yaml.safe_load((model / "README.md").read_text().split("---\n")[1])

@@ -66,7 +66,7 @@ def test_time_for_the_search(text, minutes):
         ({"budget": {"speedup": 2, "prefill_tokens": 0, "decode_tokens": 0}}, "there is nothing to time"),
         ({"search": {"rounds": [{"amount": 3}]}}, "known fields are tokens, survivors, training_tokens"),
         ({"search": {"minutes": "30 days"}}, "search.minutes: has an unknown unit 'days'"),
-        ({"preset": "papers"}, "preset: must be 'default' or 'paper' (it is 'papers')"),
+        ({"preset": "papers"}, "preset: must be 'default', 'quick', 'thorough' or 'paper' (it is 'papers')"),
     ],
 )
 def test_wrong_bounds_are_refused(tree, said):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from tests.tiny.checkpoint import tiny_checkpoint
 from tests.tiny.cutting import cut, plan_for
 from tests.tiny.models import tiny_model
+from tests.tiny.stages import run_stages
 from tests.tiny.tokenizer import tiny_tokenizer
 
 from darwinlm.export.hf import save_model
@@ -70,7 +71,7 @@ def test_multi_token_prediction_is_left_out_and_named(
     assert set(checkpoint.further) == set(names)
     assert not set(names) & set(checkpoint.tensors)
     console = Console(file=io.StringIO(), width=200, record=True)
-    make_run(folder, tmp_path / "out", reporter=Reporter(console)).until("plan")
+    run_stages(make_run(folder, tmp_path / "out", reporter=Reporter(console)), "plan")
     assert words in (said := console.export_text())
     assert words or "multi-token" not in said
     save_model(checkpoint.load(torch.float32), tmp_path / "saved")

@@ -96,12 +96,15 @@ def write_summary(
 def write_report(folder: Path, model: Path, summary: Summary) -> None:
     """Write summary.json and report.html into an output folder, and the card beside the weights.
 
-    Among several processes only the first one writes. Raises StorageError if the disk is full.
+    Among several processes the first one writes, and the others wait. Raises StorageError if the disk is full.
     """
-    if parallel.is_main():
+
+    def write() -> None:
         write_json(folder / FILE, summary.as_json())
         write_text(folder / PAGE, render_page(summary))
         write_text(model / "README.md", model_card(summary))
+
+    parallel.in_main(write)
 
 
 def summary_of(
