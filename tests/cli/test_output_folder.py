@@ -121,6 +121,16 @@ def test_stages_behind_a_link_are_someones(prune, tmp_path):
     assert sorted(home.rglob("*")) == before
 
 
+def test_a_gguf_file_is_not_converted_behind_a_link(prune, gguf_bytes, tmp_path):
+    (tmp_path / "m.gguf").write_bytes(gguf_bytes)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "darwinlm.json").write_text('{"made_by": "darwinlm", "version": "0.1.0"}')
+    (tmp_path / "out" / "stages").symlink_to(tmp_path / "home")
+    prune(model=tmp_path / "m.gguf").refused("stages is a symbolic link")
+    assert not list((tmp_path / "home").iterdir())
+
+
 def test_a_very_deep_output_folder(command, tiny_llama, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     deep = Path(*["d"] * 1200)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from darwinlm.recipe import Recipe
 from darwinlm.runtime import parallel
-from darwinlm.runtime.artifact import KEY, MARKER, read_json, write_json
+from darwinlm.runtime.artifact import KEY, MARKER, STAGES, check_no_link, read_json, write_json
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import ArtifactError, DarwinLMError
 from darwinlm.runtime.lock import Lock, hold_folder, is_ours
@@ -74,6 +74,7 @@ def _check(folder: Path) -> None:
     marker = folder / MARKER
     if folder.exists() and not folder.is_dir():
         raise ArtifactError(f"{folder} is a file: choose another output folder")
+    check_no_link(folder / STAGES)
     if marker.exists():
         content = read_json(marker)
         if not isinstance(content, dict) or content.get("made_by") != "darwinlm":

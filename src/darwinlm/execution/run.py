@@ -94,7 +94,7 @@ class Run:
         parents = () if self._parent is None else self._parent.times
         return tuple(({each.name: replace(each, reused=True) for each in parents} | self._times).values())
 
-    def limit(self, limit: TimeLimit) -> None:
+    def set_limit(self, limit: TimeLimit) -> None:
         """Give the run a time limit, before it starts."""
         self.context = replace(self.context, limit=limit)
 

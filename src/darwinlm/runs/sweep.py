@@ -77,7 +77,7 @@ def prune_sweep(
         for number, (run, problem) in enumerate(zip(runs, problems, strict=True)):
             whole.context.reporter.say(run.folder.name)
             if (limit := whole.context.limit) is not None:
-                run.limit(limit.part(len(runs) - number))
+                run.set_limit(limit.part(len(runs) - number))
             with suppress(Ended):
                 summaries.append((run.folder.name, make(run, inputs, problem, database, neighbour)))
             neighbour = run.results[SEARCH.name].allocation if SEARCH.name in run.results else None

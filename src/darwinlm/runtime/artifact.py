@@ -293,9 +293,9 @@ def code_version(number: int) -> dict[str, Any]:
     return {"version": number, "transformers": version("transformers")}
 
 
-def check_no_link(stage: Path) -> None:
-    """Refuse to delete in a stage's folder that lies behind a link. Raises ArtifactError."""
-    link = next((path for path in (stage, stage.parent) if path.is_symlink()), None)
+def check_no_link(*folders: Path) -> None:
+    """Refuse to write or delete behind a link. Raises ArtifactError."""
+    link = next((path for path in folders if path.is_symlink()), None)
     if link is not None:
         raise ArtifactError(
             f"{link} is a symbolic link, and what lies behind one is kept: remove the link, and rerun the same command"
@@ -372,7 +372,7 @@ class StageFolder:
 
         Raises ArtifactError if it lies behind a link or holds what no run wrote, StorageError.
         """
-        check_no_link(self.folder)
+        check_no_link(self.folder, self.folder.parent)
         finished = (self.folder / MANIFEST).exists()
         if finished or not (self.folder / KEY).exists():
             written = {MANIFEST, KEY, *(read_manifest(self.folder).files if finished else ())}

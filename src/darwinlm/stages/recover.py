@@ -186,7 +186,7 @@ RECOVER = Stage(
 def _begin(scratch: Path, digest: str) -> None:
     """Mark the folder as of a training; that of another one is deleted. Raises ArtifactError if it has begun."""
     marker = scratch / MARKER
-    check_no_link(scratch)
+    check_no_link(scratch, scratch.parent)
     if scratch.exists() and not marker.exists():  # the training has ended
         shutil.rmtree(scratch, ignore_errors=True)
     elif marker.exists() and read_json(marker) != digest:
