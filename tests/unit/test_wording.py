@@ -37,6 +37,23 @@ def test_speed_is_shown_where_it_differs_by_more_than_the_runs(spread, factor, s
     assert not wording.speeds(made(summary)), "after a single run"
 
 
+@pytest.mark.parametrize(
+    ("rate", "spread", "words"),
+    [
+        (200.0, 0.01, "prompt speed ×2.0"),
+        (101.0, 0.01, "no difference beyond the noise of the measurement on this machine"),
+        (200.0, None, "timed once, which tells no difference"),
+        (None, None, "not measured"),
+    ],
+)
+def test_the_line_of_speed_claims_what_was_measured(rate, spread, words):
+    summary = plain()
+    for model in summary["models"].values():
+        model.update(speed_spread=spread, tokens_per_second=rate and 100.0, decode_tokens_per_second=None)
+    summary["models"][made(summary).saved_key]["tokens_per_second"] = rate
+    assert wording.faster(made(summary)) == words
+
+
 def test_a_uniform_model_that_is_smaller_is_not_said_to_be_of_the_same_size():
     summary = searched()
     summary["models"]["uniform"]["block_params"] = 50_000_000

@@ -222,6 +222,9 @@ def loss(summary: Summary) -> str:
 
 def faster(summary: Summary) -> str:
     """What is faster, in one line."""
+    if summary.saved.speed_spread is None or summary.dense.speed_spread is None:
+        timed = summary.saved.tokens_per_second is not None and summary.dense.tokens_per_second is not None
+        return "timed once, which tells no difference" if timed else "not measured"
     found = [f"{what} ×{factor(rate, before)}" for what, rate, before in speeds(summary)]
     return ", ".join(found) or "no difference beyond the noise of the measurement on this machine"
 
