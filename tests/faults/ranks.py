@@ -1,7 +1,7 @@
 """Kill one of two processes of a run in each stage: the other must end, and the same command again as if nothing was.
 
-`python -m tests.faults.ranks FOLDER [STAGE ...]` kills each of them at a meeting of both, and the first one at a file
-operation too. Nobody like torchrun ends the other one here: it must notice itself.
+`python -m tests.faults.ranks FOLDER [STAGE ...]` kills each of them at a collective of both, and the first one at a
+file operation too. Nobody like torchrun ends the other one here: it must notice itself.
 """
 
 import json
@@ -11,9 +11,10 @@ import signal
 import socket
 import sys
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from darwinlm.runtime.meeting import Meetings
+from darwinlm.runtime import parallel
 from tests.faults.commands import SETTINGS, TRAINING
 from tests.faults.harness import _command, _import_all, difference, half_written, result
 from tests.faults.operations import Watched
@@ -21,7 +22,7 @@ from tests.tiny.checkpoint import tiny_checkpoint, tiny_text
 from tests.tiny.command import sets
 
 PATIENCE, HANGS = 60.0, 99
-"""Seconds until a process that doesn't end counts as one that hangs, and its code; for another one it waits 3 s."""
+"""Seconds until a process that doesn't end counts as one that hangs, and its code."""
 
 
 class Pair:
@@ -31,14 +32,13 @@ class Pair:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         _import_all()
-        Meetings.__init__.__kwdefaults__ |= {"patience": 3.0, "beat": 0.2}
         model, text = tiny_checkpoint(folder / "model", num_hidden_layers=2), tiny_text(folder / "text.txt")
         self.folder, self.out = folder, folder / "work"
         self.words = ["prune", model, "--keep", "60%", "--text", text, "--out", self.out / "out"]
         self.words += sets((*SETTINGS, "recovery.tokens=512", *TRAINING))
 
-    def run(self, doomed: int = -1, meeting: int | None = None, operation: int | None = None) -> list[int]:
-        """Exit codes of both, negative for a signal; the doomed one dies at a meeting or a file operation."""
+    def run(self, doomed: int = -1, collective: int | None = None, operation: int | None = None) -> list[int]:
+        """Exit codes of both, negative for a signal; the doomed one dies at a collective or a file operation."""
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         children = []
@@ -47,27 +47,27 @@ class Pair:
             if not children[-1]:
                 code = 70
                 try:
-                    code = self._rank(rank, port, *((meeting, operation) if rank == doomed else (None, None)))
+                    code = self._rank(rank, port, *((collective, operation) if rank == doomed else (None, None)))
                 finally:
                     os._exit(code)
         return [_end(child) for child in children]
 
-    def _rank(self, rank: int, port: int, meeting: int | None, operation: int | None) -> int:
+    def _rank(self, rank: int, port: int, met_at: int | None, operation: int | None) -> int:
         own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
         os.environ |= {"MASTER_ADDR": "127.0.0.1"} | {name: str(value) for name, value in own.items()}
-        whole, met, stages = Meetings.wait, self.folder / f"met{rank}", self.out / "out" / "stages"
+        whole, met, stages = parallel._collective, self.folder / f"met{rank}", self.out / "out" / "stages"
         met.unlink(missing_ok=True)
         seen: list[str] = []
 
-        def wait(meetings: Meetings, what: str) -> None:
+        def collective() -> AbstractContextManager[None]:
             there = [path.name for path in stages.iterdir()] if stages.is_dir() else []
             seen.append(next((name for name in there if name not in set(seen)), seen[-1] if seen else ""))
             met.write_text(json.dumps(seen))
-            if len(seen) - 1 == meeting:
+            if len(seen) - 1 == met_at:
                 os.kill(os.getpid(), signal.SIGKILL)
-            whole(meetings, what)
+            return whole()
 
-        Meetings.wait = wait  # type: ignore[method-assign]
+        parallel._collective = collective
         said = [self.folder / f"{name}{rank}" for name in ("seen", "err")]
         return _command(self.words, Watched(self.out, operation), *said)
 
@@ -105,7 +105,7 @@ def main(folder: Path, only: list[str]) -> int:
     whole = result(pair.out)
     operations = [each.split(" ", 1)[1].split("/") for each in json.loads((pair.folder / "seen0").read_text())]
     stages = [parts[2] if parts[:2] == ["out", "stages"] and len(parts) > 2 else "" for parts in operations]
-    places = [(rank, "meeting", json.loads((pair.folder / f"met{rank}").read_text())) for rank in range(2)]
+    places = [(rank, "collective", json.loads((pair.folder / f"met{rank}").read_text())) for rank in range(2)]
     for rank, kind, where in (*places, (0, "operation", stages)):
         for stage, at in middle(where).items():
             if only and stage not in only:

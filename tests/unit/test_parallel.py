@@ -85,6 +85,21 @@ def test_two_processes(tmp_path):
     assert found[1]["main breaks"] == ("ParallelError", "the first process stopped: KeyError: 'k'")
 
 
+def _one_leaves(rank):
+    if rank == 1:
+        parallel.shutdown()
+        return None
+    return _failing(lambda: parallel.gather(0))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="gloo meets in a file on POSIX systems only")
+def test_one_that_has_ended_is_not_waited_for(tmp_path):
+    kind, message = in_two_processes(_one_leaves, tmp_path)[0]
+    assert kind == "ParallelError"
+    assert message.startswith("the connection to another process is lost (")
+    assert message.endswith("): read its messages, then rerun the same command; finished work is kept")
+
+
 def test_half_an_environment_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")

@@ -18,18 +18,16 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from darwinlm.runtime import meeting
-from darwinlm.runtime.errors import DarwinLMError, ParallelError
+from darwinlm.runtime.errors import DarwinLMError, ParallelError, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(minutes=15)
-"""Time limit of a collective after all processes have met."""
+PATIENCE = timedelta(days=1)
+"""Time limit of a collective: the others may wait for hours while one works. torchrun ends them if it dies."""
 
-_meetings: meeting.Meetings | None = None
 _alone = False
 
 
@@ -117,10 +115,6 @@ def _check_gpus() -> None:
 
 def shutdown() -> None:
     """Disconnect from the other processes."""
-    global _meetings  # noqa: PLW0603 - as the process group, it is the process's
-    if _meetings is not None:
-        _meetings.leave()
-        _meetings = None
     if _initialized():
         import torch.distributed as dist
 
@@ -137,7 +131,7 @@ def all_reduce(tensor: Tensor) -> Tensor:
     if _together():
         import torch.distributed as dist
 
-        with _meeting("a sum"):
+        with _collective():
             dist.all_reduce(tensor)
     return tensor
 
@@ -149,7 +143,7 @@ def gather(value: T) -> list[T]:
     import torch.distributed as dist
 
     values: list[Any] = [None] * size()
-    with _meeting("everybody's values"):
+    with _collective():
         dist.all_gather_object(values, value)
     return values
 
@@ -161,7 +155,7 @@ def broadcast(value: T) -> T:
     import torch.distributed as dist
 
     box = [value]
-    with _meeting("the first one's value"):
+    with _collective():
         dist.broadcast_object_list(box, src=0)
     return box[0]
 
@@ -184,7 +178,7 @@ def collect(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     import torch.distributed as dist
 
     offered = gather([(name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()])
-    with _meeting("the tensors of all"):
+    with _collective():
         if not is_main():
             for tensor in tensors.values():
                 dist.send(tensor.detach().cpu().contiguous(), dst=0)
@@ -270,20 +264,15 @@ def _by_itself() -> Iterator[None]:
 
 
 @contextmanager
-def _meeting(what: str) -> Iterator[None]:
-    """Wait until all processes are here, then run a collective. Raises ParallelError if one of them is lost."""
-    global _meetings  # noqa: PLW0603 - as the process group, it is the process's
-    if _meetings is None:
-        import torch.distributed as dist
-        from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
-
-        store = PrefixStore("darwinlm", _get_default_store())
-        _meetings = meeting.Meetings(store, rank(), dist.get_world_size())
-    _meetings.wait(what)
+def _collective() -> Iterator[None]:
+    """Turn the failure of a collective, because another process has ended or hangs, into a ParallelError."""
     try:
         yield
     except RuntimeError as error:
-        raise meeting.lost(error) from error
+        raise ParallelError(
+            f"the connection to another process is lost ({first_line(error)[:200]}): read its messages, then rerun "
+            "the same command; finished work is kept"
+        ) from error
 
 
 def expected() -> int:
