@@ -153,11 +153,6 @@ def test_a_run_recovers_as_one_of_its_stages(tiny_folder, make_run, tmp_path, mo
     assert "recovery" in (tmp_path / "out" / "report.html").read_text()
 
 
-def block_parameters(folder):
-    tensors = load_file(folder / "model.safetensors")
-    return sum(tensor.numel() for name, tensor in tensors.items() if ".layers." in name)
-
-
 @pytest.mark.parametrize("step", [6, 11])
 def test_a_recovery_that_was_killed_ends_like_one_that_was_not(inputs, whole, tmp_path, monkeypatch, step):
     with monkeypatch.context() as patched:

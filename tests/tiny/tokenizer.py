@@ -7,7 +7,6 @@ from transformers import PreTrainedTokenizerFast
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 PAD_ID, BOS_ID, EOS_ID = 0, 1, 2
-VOCABULARY_SIZE = 259
 
 
 def tiny_tokenizer(*, add_bos: bool = False, with_eos: bool = True) -> PreTrainedTokenizerFast:

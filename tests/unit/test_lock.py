@@ -98,24 +98,6 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, code):
         held.release()
 
 
-def test_a_lock_that_is_removed_while_it_is_waited_for(tmp_path, monkeypatch):
-    """Another process may remove the file between opening and locking it: the lock is then on the new file."""
-    real, calls = lock.fcntl.lockf, []
-
-    def removed(file: int, how: int) -> None:
-        real(file, how)
-        calls.append(file)
-        if len(calls) == 1:
-            (tmp_path / lock.LOCK).unlink()
-
-    with monkeypatch.context() as patch:
-        patch.setattr(lock.fcntl, "lockf", removed)
-        held = hold_folder(tmp_path)
-    assert len(calls) == 2
-    assert (tmp_path / lock.LOCK).exists()
-    held.release()
-
-
 @pytest.mark.parametrize("stands", [True, False])
 def test_a_folder_that_was_moved_aside_comes_back_unless_its_successor_stands(tmp_path, stands):
     """A process was killed while it put a new model in the place of an old one."""
@@ -129,15 +111,6 @@ def test_a_folder_that_was_moved_aside_comes_back_unless_its_successor_stands(tm
         hold(folder.parent if hold is hold_folder else folder).release()
         assert (folder / "which").read_text() == ("new" if stands else "old")
         assert not old.exists()
-
-
-def test_what_a_run_may_have_left_at_its_start(tmp_path):
-    for name in (lock.LOCK, ".darwinlm.json.12.tmp", "keep-80/.lock", ".DS_Store"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("")
-    assert all(map(lock.is_ours, tmp_path.iterdir()))
-    (tmp_path / "keep-80" / "thesis.txt").write_text("")
-    assert not lock.is_ours(tmp_path / "keep-80")
 
 
 @pytest.mark.parametrize("plant", ["symlink", "hardlink", "other content", "large", "pipe"])
@@ -169,24 +142,3 @@ def test_another_thread_is_refused_while_the_first_one_lives(tmp_path, other):
     with ThreadPoolExecutor(1) as pool:
         held = pool.submit(hold_folder, tmp_path / other).result()
     assert hold_folder(tmp_path / "out") is held, "its thread has ended"
-
-
-def test_a_lock_on_a_full_disk(tmp_path, monkeypatch):
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "pwrite", full)
-    with pytest.raises(StorageError, match=r"can't write .*\.lock: the disk is full"):
-        hold_folder(tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_files_that_never_look_the_same(tmp_path, monkeypatch):
-    """As on some file systems over a network: such a lock isn't tried for ever, and isn't relied on."""
-    monkeypatch.setattr(lock, "TRIES", 3)
-    monkeypatch.setattr(lock.Lock, "_is_current", lambda self, file: False)
-    (tmp_path / ".a.1.tmp").write_text("x")
-    held = hold_folder(tmp_path)
-    assert held.problem == "its files don't keep their identity"
-    assert (tmp_path / ".a.1.tmp").exists()
-    held.release()

@@ -2,7 +2,6 @@
 
 import math
 import weakref
-from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -77,33 +76,6 @@ def test_the_share_of_each_block_repeats_what_stands_before(share, length):
         own = [token for token in firsts if token < ORDINARY[0]]
         expected = [token for token in before[: len(firsts)].tolist() if token in own]
         assert sorted(own) == expected, "the block's own text, some of it shuffled or replaced"
-
-
-def test_repeats_are_passages_that_stand_there_in_the_same_order():
-    tokens = torch.arange(40 * 512).view(40, 512)
-    whole, shuffled, random = 0, 0, 0
-    for block in with_repeats(tokens, share=0.2, seed=0, ordinary=ORDINARY).tolist():
-        seen: dict[int, int] = {}
-        lengths, last = [], None
-        for place, token in enumerate(block):
-            if token not in seen:
-                seen[token] = place
-                last = None
-            elif last is not None and seen[token] == last + 1:
-                lengths[-1] += 1
-                last = seen[token]
-            else:
-                lengths.append(1)
-                last = seen[token]
-        assert sum(lengths) == 102
-        whole += len(lengths)
-        own = [token for token in seen if token < ORDINARY[0]]
-        random += len(own) < len(seen)
-        shuffled += sum(a > b for a, b in pairwise(own)) > 2
-    # Joined passages count once and cut ones twice, so this is about how many there are: 102 tokens in a few passages.
-    assert 40 < whole < 40 * 8
-    assert 5 < shuffled < 35, "some blocks have shuffled passages, some have none"
-    assert 5 < random < 35, "some blocks have random passages, some have none"
 
 
 @pytest.mark.parametrize("bos", [False, True])

@@ -11,21 +11,8 @@ from darwinlm.runtime.errors import CheckpointError
 from darwinlm.runtime.limits import TEXT_BYTES, TOKENIZER_BYTES
 
 NAMES = (
-    *("LICENSE", "LICENCE.txt", "NOTICE", "COPYING.LESSER", "README.md", "preprocessor_config.json"),
-    *("chat_template.jinja", "chat_template.json", "additional_chat_templates/a.jinja", "tokenizer.model", "vocab.txt"),
-    *(
-        "merges.txt",
-        "config.json",
-        "Readme.MD",
-        "license.txt",
-        "Tokenizer.json",
-        "generation_config.json",
-        "tokenizer.json",
-        "model.safetensors",
-        "bpe.codes",
-        "prophetnet.tokenizer",
-        "notes",
-    ),
+    *("LICENSE", "README.md", "chat_template.jinja", "additional_chat_templates/a.jinja", "tokenizer.model"),
+    *("config.json", "model.safetensors", "notes"),
 )
 
 

@@ -4,7 +4,6 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +15,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 
 from darwinlm.execution import plan as planning
-from darwinlm.execution import table
 from darwinlm.execution.plan import OF_PEAK, REMEDIES, Plan, check_memory, measure_rate, plan_card, plan_here
 from darwinlm.execution.sizes import Sizes
 from darwinlm.execution.table import Row
@@ -152,13 +150,6 @@ def test_memory_is_what_models_took(stage: str, config: dict, peak: float, setti
     assert on_cpu(Sizes(Checkpoint.describe(tmp_path), recipe), stage).bytes == pytest.approx(peak, rel=0.15)
 
 
-def test_long_streams_wait_in_a_file(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = sizes_of(tiny_llama)
-    held = on_cpu(sizes, "saliency").memory
-    monkeypatch.setattr(table, "STREAMS", held["streams"] - 1)
-    assert on_cpu(sizes, "saliency").memory == {name: size for name, size in held.items() if name != "streams"}
-
-
 @pytest.mark.parametrize(("card", "fits"), [("rtx4060", False), ("rtx4090", True)])
 def test_text_that_a_model_writes_needs_all_of_it(card: str, fits: bool, tmp_path: Path) -> None:
     plan = plan_card(published(tmp_path, "llama2-7b-2.7b-fast", "text.source=self"), card)
@@ -195,23 +186,6 @@ def test_memory_of_a_cpu_is_shared_by_processes(tiny_llama: Path, monkeypatch: p
 @pytest.mark.parametrize("model_type", ["llama", "qwen3_moe", "gemma2", "lfm2"])
 def test_the_rate_is_measured_without_weights(model_type: str, tiny_folder) -> None:
     assert 1e4 < measure_rate(sizes_of(tiny_folder(model_type)), CPU) < 1e14
-
-
-def test_a_batch_that_waited_counts_with_its_processor_time(tiny_llama: Path, monkeypatch) -> None:
-    """Another program that takes nine tenths of the processor doesn't change what an idle machine would take."""
-
-    def rate(wall: float) -> float:
-        now = [0.0]
-
-        def tick() -> float:
-            now[0] += 1.0
-            return now[0]
-
-        clocks = {"perf_counter": lambda: wall * tick(), "process_time": lambda: tick() * torch.get_num_threads()}
-        monkeypatch.setattr(planning, "time", SimpleNamespace(**clocks))
-        return measure_rate(sizes_of(tiny_llama), CPU)
-
-    assert rate(10.0) == pytest.approx(rate(1.0))
 
 
 def test_a_card_that_is_not_here_has_a_range(tiny_llama: Path) -> None:

@@ -111,11 +111,3 @@ def test_elements_of_gguf_files_fill_the_groups():
     for name, element in ELEMENTS.items():
         assert gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]] == (element.weights, element.bytes)
         assert not element.narrow or ELEMENTS[element.narrow].weights < element.weights
-
-
-def test_the_plan_says_what_does_not_fit(command, tiny_folder, tmp_path):
-    folder = tiny_checkpoint(tmp_path / "model", "llama", intermediate_size=512)
-    ended = command("plan", folder, "--keep", "50%", "--for", "awq").succeeded()
-    assert "awq takes groups of 128 columns" in ended.out
-    assert "the hidden size 48" in ended.out
-    command("plan", folder, "--for", "awk").refused("there is no quantisation 'awk': did you mean awq?")

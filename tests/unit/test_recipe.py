@@ -1,13 +1,12 @@
 """The recipe: valid defaults, and errors with the field, the mistake and the probable intention."""
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
-import yaml
 from pydantic import BaseModel
 
-from darwinlm.recipe import Recipe, SelectionRound, describe_fields, load_recipe, parse_recipe
+from darwinlm.recipe import Recipe, SelectionRound, load_recipe, parse_recipe
 from darwinlm.runtime.errors import RecipeError
 
 
@@ -215,32 +214,3 @@ def leaves(section: type[BaseModel], prefix: str = "") -> list[tuple[str, Any]]:
         else:
             found.append((prefix + name, value))
     return found
-
-
-def test_describe_fields_covers_every_field_with_its_default_and_meaning():
-    rows = describe_fields()
-    defaults = dict(leaves(Recipe))
-    assert [name for name, _, _ in rows] == list(defaults)
-    for name, default, meaning in rows:
-        assert meaning, f"{name} has no description"
-        value = defaults[name]
-        if isinstance(value, str | int | float | bool | None):
-            assert default == str(value), name
-        else:
-            plain = [item.model_dump() if isinstance(item, BaseModel) else item for item in value]
-            assert yaml.safe_load(default) == plain, name
-
-
-def test_no_number_has_two_bounds_of_one_kind():
-    """Pydantic checks only one of them."""
-    waiting: list[type[BaseModel]] = [Recipe]
-    while waiting:
-        for name, field in waiting.pop().model_fields.items():
-            bounds = [type(each).__name__ for each in field.metadata if type(each).__module__ == "annotated_types"]
-            assert len(set(bounds)) == len(bounds), (name, field.metadata)
-            waiting += [each for each in (field.annotation, *get_args(field.annotation)) if _is_section(each)]
-    assert message({"recovery": {"tokens": -1}, "refit": {"tokens": -1}}).count("greater than or equal to 0") == 2
-
-
-def _is_section(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)

@@ -63,15 +63,6 @@ def test_recipe_gives_the_size_it_is_named_after(name: str, tmp_path: Path) -> N
     assert sum(parameter.numel() for parameter in built.parameters()) == kept
 
 
-@pytest.mark.parametrize("name", [*NAMES, *PHASES])
-def test_every_figure_of_a_recipe_has_its_source(name: str) -> None:
-    lines = find_recipe(name).read_text(encoding="utf-8").splitlines()
-    figures = [line for line in lines if re.search(r": *[\d.]+(e-\d)? *(#|$)", line)]
-    assert len(figures) >= 6
-    for line in figures:
-        assert re.search(r"#.*(paper|reference|our choice|arXiv|first phase)", line), line
-
-
 def test_the_second_phase_has_a_third_of_the_first_ones_tokens_and_longer_sequences() -> None:
     chats, documents = map(load_recipe, PHASES)
     assert chats.recovery.tokens == 0.3 * documents.recovery.tokens

@@ -160,13 +160,6 @@ def test_the_objective_decides_what_is_better(share, better):
     assert training.Training._better(told) is better
 
 
-def test_every_step_has_random_numbers_of_its_own(tmp_path, monkeypatch):
-    seeds, seeded = [], torch.manual_seed
-    monkeypatch.setattr(torch, "manual_seed", lambda seed: seeds.append(seed) or seeded(seed))
-    trained(tmp_path, dropout=True)
-    assert len(set(seeds[-6:])) == 6
-
-
 DAMAGES = {
     "missing": lambda path: path.unlink(),
     "shorter": lambda path: path.write_bytes(path.read_bytes()[:-2]),
@@ -189,14 +182,6 @@ def test_a_damaged_checkpoint_is_refused(stopped, tmp_path, name, damage):
     with pytest.raises(ArtifactError, match=rf"{CHECKPOINT} is damaged \(.*{name}.*delete that folder") as raised:
         trained(folder, dropout=True, progress=lambda *_: pytest.fail("it trained"))
     assert "\n" not in str(raised.value)
-
-
-@pytest.mark.parametrize("value", [[], {"key": 1}, {"key": {"key": "test"}, "facts": {}, "files": {}}, None])
-def test_a_manifest_that_is_none(stopped, tmp_path, value):
-    folder = shutil.copytree(stopped, tmp_path / "training")
-    write_json(folder / CHECKPOINT / "manifest.json", value)
-    with pytest.raises(ArtifactError, match=f"{CHECKPOINT} is damaged"):
-        trained(folder, dropout=True)
 
 
 def test_without_the_damaged_checkpoint_it_goes_on_from_the_one_before(stopped, tmp_path):
@@ -224,14 +209,6 @@ def test_a_time_limit_ends_the_training_with_its_schedule(tmp_path, monkeypatch)
     assert again["steps"] == record["steps"], "the time before an interruption counts"
     assert again["log"] == record["log"]
     assert "recovery: the time limit leaves no time for another step" in said
-
-
-def test_a_finished_training_without_a_limit_says_nothing_of_time(tmp_path):
-    trained(tmp_path, SETTINGS)
-    said: list[str] = []
-    trained(tmp_path, SETTINGS, say=said.append)
-    assert said
-    assert not any("time limit" in line for line in said)
 
 
 def test_a_resumed_training_takes_the_steps_that_fit_into_the_rest_of_its_time(stopped, tmp_path):

@@ -98,14 +98,23 @@ def test_the_comparison_is_the_same_in_pieces(tiny_folder, tmp_path, monkeypatch
     assert whole[0] > 1e-3 > whole[1]
 
 
-MANY_EXPERTS = ("deepseek_v2", "deepseek_v3", "glm4_moe", "glm4_moe_lite", "gpt_oss")
-MANY_EXPERTS += ("ernie4_5_moe", "hunyuan_v1_moe", "minimax_m2", "qwen2_moe")
-MANY_EXPERTS += ("gemma4_text_experts", "granitemoehybrid_experts")
-INEXACT = (*MANY_EXPERTS, "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
+EXACT = (
+    "llama",
+    "gemma2",
+    "olmo2",
+    "phi3",
+    "nemotron",
+    "mixtral",
+    "qwen3_moe",
+    "lfm2",
+    "granitemoehybrid",
+    "gemma4_text",
+)
+INEXACT = ("deepseek_v2", "gpt_oss", "gemma4_text_experts", "granitemoehybrid_experts", "qwen3_next")
 """Few tokens reach each expert, or linear attention amplifies the errors that are left: no exact fit."""
 
 
-@pytest.mark.parametrize("model_type", sorted(families().keys() - set(INEXACT)))
+@pytest.mark.parametrize("model_type", EXACT)
 def test_it_finds_damaged_output_projections_again(tiny_folder, tmp_path, model_type):
     small = damaged(tmp_path / "small", model_type, 0.3)
     found = refitted(tiny_folder(model_type), small, tmp_path / "stage", (1e-7,))
@@ -125,8 +134,7 @@ def test_damaged_output_projections_get_better_where_no_fit_is_exact(tiny_folder
     small = damaged(tmp_path / "small", model_type, 0.3)
     found = refitted(tiny_folder(model_type), small, tmp_path / "stage", (1e-4,))
     assert found.before > 0.01
-    both = model_type in ("qwen3_5_moe_text", "qwen3_next")
-    assert found.after < (0.95 if both else 0.5) * found.before
+    assert found.after < (0.95 if model_type == "qwen3_next" else 0.5) * found.before
 
 
 SHARED = {"llama": 1, "gemma3_text": 12, "mixtral": 12}
@@ -161,7 +169,7 @@ def test_two_processes_fit_what_one_fits(tiny_folder, tmp_path):
                 torch.testing.assert_close(both[weight], single[weight], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gemma2", "phi3", "mixtral", "gpt_oss", "gemma4_text", "qwen3_5_text"])
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "mixtral"])
 def test_it_is_never_worse_on_validation_text(tiny_folder, tmp_path, model_type):
     small = damaged(tmp_path / "small", model_type, 0.5, ("o_proj", "down_proj", "q_proj", "up_proj", "qkv_proj"))
     found = refitted(tiny_folder(model_type), small, tmp_path / "stage", (0.01, 0.1))
@@ -170,7 +178,7 @@ def test_it_is_never_worse_on_validation_text(tiny_folder, tmp_path, model_type)
     assert found.after < found.before
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gemma2", "granite", "mixtral", "lfm2", "qwen3_next"])
+@pytest.mark.parametrize("model_type", ["llama", "granite", "mixtral", "qwen3_next"])
 def test_a_model_from_which_nothing_was_removed_stays(tiny_folder, tmp_path, model_type):
     folder = tiny_folder(model_type)
     found = refitted(folder, folder, tmp_path / "stage", (0.03, 0.3))

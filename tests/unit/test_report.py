@@ -5,7 +5,6 @@ import json
 import math
 import re
 import xml.etree.ElementTree as ET
-from itertools import pairwise
 
 import matplotlib as mpl
 import pytest
@@ -29,7 +28,6 @@ from darwinlm.report.card import model_card
 from darwinlm.report.page import render_page
 from darwinlm.report.summary import GenerationFigures, SweepRow, read_summary
 from darwinlm.report.table import COLUMNS, TERMINAL_COLUMNS, comparison_rows, comparison_table, looking_back_rows
-from darwinlm.runtime.artifact import write_json
 from darwinlm.runtime.errors import ArtifactError
 
 
@@ -97,16 +95,6 @@ def test_names_with_html_are_escaped():
         entry["continuations"][0] = NASTY
     page = Page(render_page(made(summary)))  # refuses scripts that aren't ours
     assert page.text.count(NASTY) > 4
-
-
-def test_every_generation_is_drawn(monkeypatch):
-    drawn = []
-    draw = plots.search_plot
-    monkeypatch.setattr(
-        plots, "search_plot", lambda points, uniform, **shape: drawn.append(points) or draw(points, uniform, **shape)
-    )
-    render_page(made(searched()))
-    assert [point.kl for point in drawn[0]] == [each["kl"] for each in searched()["search"]["history"]]
 
 
 @pytest.mark.parametrize("write", [render_page, model_card])
@@ -177,13 +165,6 @@ def test_plots_of_odd_data(draw):
     ET.fromstring(draw())
 
 
-def test_labels_of_points_of_one_size_do_not_overlap():
-    svg = plots.size_plot([size(f"m{number}", 50.0, 20.0 + 0.01 * number) for number in range(4)])
-    heights = sorted(float(text.get("y")) for text in ET.fromstring(svg).iter() if (text.text or "").startswith("m"))
-    assert len(heights) == 4
-    assert all(later - earlier > 10 for earlier, later in pairwise(heights))
-
-
 def test_rows_of_the_comparison():
     rows = comparison_rows(made(searched()))
     assert len(rows) == 4
@@ -248,12 +229,6 @@ def test_another_summary_is_refused_in_one_sentence(tmp_path, content, said):
     with pytest.raises(ArtifactError, match=said) as error:
         read_summary(path)
     assert "\n" not in str(error.value)
-
-
-def test_a_summary_is_read_as_it_was_written(tmp_path, summary):
-    path = tmp_path / "summary.json"
-    write_json(path, summary.as_json())
-    assert read_summary(path) == summary
 
 
 def test_looking_back_is_told_everywhere():

@@ -3,12 +3,12 @@
 import re
 
 import pytest
-from tests.tiny.summaries import DROPPED, NASTY, SUMMARIES, Page, changed, made, measured, recovered, searched, text_of
+from tests.tiny.summaries import NASTY, SUMMARIES, Page, changed, made, measured, recovered, searched, text_of
 from tests.unit.test_docs import parse
 
 from darwinlm.report.page import render_page
 from darwinlm.report.sweep import SweepSummary, sweep_page
-from darwinlm.report.table import looking_back_rows, where_rows
+from darwinlm.report.table import where_rows
 from darwinlm.report.usage import next_steps
 from darwinlm.report.wording import headline
 
@@ -18,12 +18,6 @@ def test_every_block_is_in_the_table():
     assert "MLP removed" in Page(html).text
     first = re.search(r"<tr><th scope=\"row\">0</th>.*?</tr>", html, flags=re.S)[0]
     assert re.findall(r">([^<>]+)</td>", first)[-4:] == ["0.5", "0.1", "3", "0.1"]
-
-
-def test_without_estimates_the_table_shows_what_is_kept_alone():
-    html = render_page(made(changed(searched(), sensitivity=[])))
-    assert "the database predicts" not in Page(html).text
-    assert "MLP removed" not in Page(html).text
 
 
 def test_loss_by_position_is_a_table_of_the_smaller_models():
@@ -36,16 +30,6 @@ def test_loss_by_position_is_a_table_of_the_smaller_models():
     assert 'style="--share:1.00" data-label="next token new">1.040<' in html
     assert where_rows(made(searched())) is None
     assert "KL by token" not in text_of(searched())
-
-
-def test_a_dropped_refit_is_one_model_under_two_names():
-    full = [name for name, _ in where_rows(made(measured(recovered())))[1]]
-    summary = made(changed(measured(recovered()), refit=DROPPED))
-    short = [name for name, _ in where_rows(summary)[1]]
-    assert (len(full), len(short)) == (4, 3)
-    assert [row[0] for row in looking_back_rows(summary)[1]] == ["dense", *short]
-    rows = where_rows(made(changed(measured(searched()), refit=DROPPED)))[1]
-    assert rows[-1][0] == "searched + refit (no gain)", "the saved model is always there"
 
 
 @pytest.mark.parametrize("name", SUMMARIES)
@@ -67,23 +51,6 @@ def test_a_model_is_named_in_a_command_where_others_know_it():
     assert "darwinlm chat ." in text
     assert "--against" not in text
     assert next_steps(made(tree), "a run", "a run", None)[0][1] == "darwinlm chat 'a run'"
-
-
-def test_samples_are_of_the_dense_and_the_saved_model():
-    text = text_of(recovered()).split("What the models write")[1].split("How it was made")[0]
-    assert text.count("searched") == text.count("dense") == len(recovered()["prompts"])
-    assert "Paris." in text
-    assert "the the the" not in text, "of the uniform model"
-    tree = searched()
-    tree["models"]["refit"]["continuations"][0] = " a" + " b c" * 20
-    assert "b c … [×20]" in text_of(tree)
-
-
-def test_the_page_is_small_and_folds_the_recipe_in_print_too():
-    html = render_page(made(measured(recovered())))
-    assert len(html) < 130_000
-    assert 'class="folded"' in html
-    assert "details:not(.folded)::details-content" in html
 
 
 def swept(second_kl, second_params=80_000_000):

@@ -2,19 +2,17 @@
 
 import json
 from functools import wraps
-from pathlib import Path
 
 import pytest
 import torch
 from tests.tiny.models import tiny_model
 from tests.tiny.tokenizer import EOS_ID, tiny_tokenizer
 
-from darwinlm.runtime.errors import DataError, StorageError
+from darwinlm.runtime.errors import DataError
 from darwinlm.text.sampling import corpus
 from darwinlm.text.sampling.corpus import write_corpus
-from darwinlm.text.sampling.lines import JsonLines
 from darwinlm.text.sampling.sampler import Request, Sampler, Segment, choose
-from darwinlm.text.sampling.script import chat_parts, chats, documents, loops
+from darwinlm.text.sampling.script import chats, documents
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</s>{% endfor %}"
@@ -82,13 +80,6 @@ def test_tokens_are_drawn_by_their_probabilities():
     for temperature in (1.0, 0.5):
         drawn = choose(logits, torch.full((4000,), temperature), uniform).bincount(minlength=4) / 4000
         torch.testing.assert_close(drawn, torch.softmax(logits[0] / temperature, -1), atol=1e-3, rtol=0)
-
-
-def test_parts_of_the_template():
-    prefix, header = chat_parts(tokenizer_with())
-    tokenizer = tokenizer_with()
-    assert tokenizer.decode(prefix) == "<user>"
-    assert tokenizer.decode(header) == "</s><assistant>"
 
 
 @pytest.mark.parametrize(
@@ -169,16 +160,6 @@ def test_an_interrupted_corpus_goes_on(tmp_path):
     assert len(done) < len(whole)
 
 
-def test_a_full_disk_is_said(tmp_path, monkeypatch):
-    def full(self):
-        self._file = Path("/dev/full").open("a")  # noqa: SIM115
-        return self
-
-    monkeypatch.setattr(JsonLines, "__enter__", full)
-    with pytest.raises(StorageError, match=r"can't write .*documents-0\.jsonl: No space left"):
-        write_corpus(tiny_model("llama").eval(), tokenizer_with(None), tmp_path, 200, length=48)
-
-
 def test_chats_are_records_that_text_sources_read(tmp_path):
     model, tokenizer = tiny_model("llama").eval(), tokenizer_with()
     script = chats(model, tokenizer, 64)
@@ -195,10 +176,3 @@ def test_chats_are_records_that_text_sources_read(tmp_path):
     assert kept
     assert [message["role"] for message in kept[0]["messages"]] == ["user", "assistant"]
     assert isinstance(documents(model, tiny_tokenizer(with_eos=False), 64), object)
-
-
-def test_loops():
-    assert loops(tuple("abcxyxyxy"))
-    assert loops(["a"] * 3)
-    assert not loops(tuple("abcabcab"))
-    assert not loops(())

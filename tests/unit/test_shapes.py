@@ -23,17 +23,10 @@ from darwinlm.surgery.stitch import block_parameters, empty_model, smaller_confi
 FAMILIES = {
     "llama with biases": {"attention_bias": True, "mlp_bias": True},
     "llama multi-head": {"num_key_value_heads": 6},
-    "llama multi-query": {"num_key_value_heads": 1},
     "llama of wide heads": {"head_dim": 16},
-    "qwen2 multi-head": {"num_key_value_heads": 6},
-    "qwen3 multi-query": {"num_key_value_heads": 1},
-    "granite with biases": {"attention_bias": True, "mlp_bias": True},
     "phi3 multi-query": {"num_key_value_heads": 1},
-    "phi3 of wide heads": {"head_dim": 16},
     "mixtral": {},
-    "mistral multi-head": {"num_key_value_heads": 6},
     "olmo2": {},
-    "glm4 with biases": {"attention_bias": True},
     "nemotron with biases": {"attention_bias": True, "mlp_bias": True},
     "deepseek_v3": {"first_k_dense_replace": 1},
 }

@@ -63,22 +63,6 @@ def test_answers_are_the_harness_own(kind: str, tiny_folder: Callable[[str], Pat
     assert [value for value, _ in found] == pytest.approx([value for value, _ in expected], abs=1e-4)
 
 
-def test_four_answers_cost_little_more_than_one(tiny_llama: Path) -> None:
-    _, ours, run = pair(tiny_llama)
-    context = list(range(3, 43))
-    ours._loglikelihood_tokens([(None, context, [5, 6 + answer, 7]) for answer in range(4)], disable_tqdm=True)
-    assert run == [40, 4 * 2]
-
-
-def test_likeliest_answer_is_marked(tiny_llama: Path) -> None:
-    theirs, ours, _ = pair(tiny_llama)
-    context = [5, 9, 13]
-    with torch.no_grad():
-        best = int(theirs.model(torch.tensor([context])).logits[0, -1].argmax())
-    found = ours._loglikelihood_tokens([(None, context, [best]), (None, context, [best ^ 1])], disable_tqdm=True)
-    assert [greedy for _, greedy in found] == [True, False]
-
-
 def test_models_without_plain_keys_and_values_go_the_harness_way(tiny_llama: Path) -> None:
     theirs, ours, _ = pair(tiny_llama)
     asked = requests(64)

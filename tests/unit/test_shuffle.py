@@ -62,13 +62,6 @@ def test_a_longer_file_is_read_only_as_far_as_needed(source, tmp_path, monkeypat
     assert 2 <= read_for_first(str(folder), monkeypatch) <= 6, "files share the buffer"
 
 
-def test_long_documents_are_held_by_their_length(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "BUFFER_CHARACTERS", 100_000)
-    assert 10 <= read_for_first(write(tmp_path / "a.jsonl", ["x" * 5000] * 100), monkeypatch) <= 24
-    monkeypatch.setattr(files, "BUFFER_CHARACTERS", 2)
-    assert len(list(read_documents(str(tmp_path / "a.jsonl"), seed=0))) == 100
-
-
 def test_files_of_a_folder_still_come_in_turn(tmp_path):
     for name in "abc":
         write(tmp_path / f"{name}.jsonl", [f"{name}{number}" for number in range(20)])
@@ -77,11 +70,3 @@ def test_files_of_a_folder_still_come_in_turn(tmp_path):
     rounds = [found[start : start + 3] for start in range(0, 60, 3)]
     assert all({document[0] for document in turn} == {"a", "b", "c"} for turn in rounds)
     assert [document for document in found if document[0] == "a"] != [f"a{number}" for number in range(20)]
-
-
-def test_which_of_many_files_come_first_is_drawn_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "OPEN_FILES", 2)
-    for number in range(40):
-        write(tmp_path / f"{number:02}.jsonl", [f"{number}"])
-    firsts = {next(read_documents(str(tmp_path), seed=seed)) for seed in range(10)}
-    assert len(firsts) > 5

@@ -49,14 +49,6 @@ def split(texts, shares=SHARES, *, tokenizer, seq_len=32, seed=0, source="", mos
     return split_documents(texts, shares, tokenizer, seq_len, seed, source=source, document_tokens=most)
 
 
-def test_training_may_be_nothing(tokenizer):
-    result = split(documents(50), {"fitness": 32, "training": 0}, tokenizer=tokenizer, source="novels")
-    assert result["fitness"].source == "novels"
-    assert result["training"].tokens.shape == (0, 32)
-    assert result["training"].document_hashes == ()
-    assert split(iter(()), {"training": 0}, tokenizer=tokenizer)["training"].n_tokens == 0
-
-
 @pytest.mark.parametrize("shares", [{"calibration": 3200, "evaluation": 640}, {"calibration": 32_000, "fitness": 32}])
 def test_stream_is_read_no_further_than_needed(tokenizer, shares):
     """A small purpose doesn't drain it either."""
@@ -93,12 +85,6 @@ def test_changing_one_share_moves_no_document_between_two_others():
     after = before | {"fitness": 900}
     for hashed in map(document_hash, documents(500)):
         assert purpose_of(hashed, after, 0) in {purpose_of(hashed, before, 0), "fitness"}
-
-
-def test_seed_deals_documents_out_differently(tokenizer):
-    one, same, other = (split(documents(200), tokenizer=tokenizer, seed=seed) for seed in (1, 1, 2))
-    assert one == same
-    assert one != other
 
 
 def test_what_a_full_purpose_left_serves_the_others_when_the_text_ends(tokenizer):
@@ -215,23 +201,6 @@ def test_shared_documents_are_named_and_counted():
 @pytest.fixture
 def blocks():
     return TokenSequences(torch.arange(12).reshape(3, 4), ("ab", "cd"), "novels")
-
-
-@pytest.mark.parametrize("n_blocks", [0, 3])
-def test_blocks_come_back_as_they_were_saved(tmp_path, n_blocks):
-    before = TokenSequences(torch.arange(n_blocks * 4).reshape(n_blocks, 4), ("ab",), "novels – été")
-    before.save(tmp_path / "new" / "folder")
-    before.save(tmp_path / "new" / "folder")
-    after = TokenSequences.load(tmp_path / "new" / "folder")
-    assert after == before
-    assert torch.equal(after.tokens, before.tokens)
-    assert {path.name for path in (tmp_path / "new" / "folder").iterdir()} == {"tokens.safetensors", "blocks.json"}
-
-
-def test_digest_depends_on_tokens_and_their_shape(blocks):
-    assert blocks.digest == TokenSequences(torch.arange(12).reshape(3, 4), (), "elsewhere").digest
-    assert blocks.digest != TokenSequences(torch.arange(12).reshape(4, 3), (), "").digest
-    assert blocks.digest != TokenSequences(torch.arange(1, 13).reshape(3, 4), (), "").digest
 
 
 def test_missing_and_foreign_files(tmp_path, blocks):

@@ -13,19 +13,6 @@ from darwinlm.runtime.errors import ArtifactError
 from darwinlm.stages.text import TEXT
 
 
-def test_a_result_of_another_version_is_told_from_one_of_other_inputs(tmp_path):
-    stage = StageFolder(tmp_path / "stage", {"stage": "refit", "version": 1, "input": "a"})
-    assert stage.why_redone() == ""
-    stage.begin()
-    stage.finish()
-    assert stage.why_redone() == ""
-    newer = StageFolder(stage.folder, {**stage.key, "version": 2})
-    assert newer.why_redone() == "done by another version of darwinlm"
-    assert not newer.is_complete()
-    other = StageFolder(stage.folder, {**newer.key, "input": "b"})
-    assert other.why_redone() == "its settings or inputs have changed"
-
-
 def test_a_result_of_another_version_is_done_again_with_a_word(tmp_path, tiny_llama, make_run, monkeypatch):
     def said():
         console = Console(file=io.StringIO(), width=200)

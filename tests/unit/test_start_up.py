@@ -93,14 +93,6 @@ def test_numbers_out_of_range(command, line: str, said: str) -> None:
     command(*line.split()).refused(said)
 
 
-def test_help_in_a_terminal_of_forty_columns(command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "40")
-    monkeypatch.setenv("NO_COLOR", "1")
-    ended = command("prune", "--help").succeeded()
-    assert "\x1b" not in ended.out
-    assert max(map(len, ended.out.splitlines())) <= 40
-
-
 def test_the_module_runs() -> None:
     assert python("-m", "darwinlm", "--version").stdout.strip() == darwinlm.__version__
 
