@@ -107,14 +107,6 @@ def test_a_place_that_holds_no_model(command, prune, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("field", ["num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size"])
-@pytest.mark.parametrize("value", ["four", None, 0, -1, 5, 96])
-def test_a_configuration_that_does_not_fit(prune, model_copy, tmp_path, field, value):
-    edit_config(model_copy, **{field: value})
-    prune("--until", "plan", model=model_copy).refused()
-    assert_nothing_half_written(tmp_path / "out")
-
-
 def test_a_tokenizer_of_another_model(prune, command, tmp_path, tiny_text_file, monkeypatch):
     model = tiny_checkpoint(tmp_path / "small", vocab_size=100)
     said = ("vocabulary ends at 99", "belongs to another model")
@@ -161,24 +153,6 @@ def test_an_index_that_points_outside_its_folder(prune, sharded, tmp_path, place
     said = ["points outside its folder", place, "don't trust this model"] if place.strip(".") else []
     prune(model=sharded).refused(*said)
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("name", ["model.layers.1.self_attn.q_proj.weight", "model.embed_tokens.weight"])
-@pytest.mark.parametrize("how", ["in no shard", "in another shard"])
-def test_a_weight_that_is_missing(prune, sharded, tmp_path, name, how):
-    shards = weight_map(sharded)
-    place = shards.pop(name)
-    if how == "in another shard":
-        shards[name] = next(shard for shard in shards.values() if shard != place)
-    write_index(sharded, shards)
-    prune(model=sharded).refused(name.rpartition(".layers.1.")[2])
-    assert_nothing_half_written(tmp_path / "out")
-
-
-def test_buffers_that_older_checkpoints_carry_do_no_harm(prune, model_copy):
-    buffers = {f"model.layers.{block}.self_attn.rotary_emb.inv_freq": torch.ones(4) for block in range(4)}
-    with_weights(model_copy, lambda tensors: tensors.update(buffers))
-    assert prune("--until", "database", model=model_copy).code == 0
 
 
 @pytest.mark.parametrize("share", [0, 3, 4, 20, 5000, 0.5, 0.999, "junk"])

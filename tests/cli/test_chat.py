@@ -56,14 +56,6 @@ def test_a_run_is_talked_to_beside_its_dense_model(command, said, finished_llama
     assert "has no chat template: it continues your text" in ended.out
 
 
-def test_the_text_that_is_handed_on_is_the_answer(opened: Opened) -> None:
-    pieces: list[str] = []
-    talk = Conversation(opened, AnswerSettings(12, 0.0))
-    answer = talk.answer("hello", pieces.append)
-    assert "".join(pieces) == answer
-    assert len(pieces) >= 1
-
-
 def test_there_must_be_something_to_continue(tiny_llama: Path) -> None:
     with pytest.raises(DataError, match="there is no text to continue: write something"):
         Conversation(open_model(str(tiny_llama), dtype="float32"), AnswerSettings(4, 0.0)).answer("")

@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from tests.tiny.checkpoint import SETTINGS, tiny_checkpoint, tiny_text
 from tests.tiny.command import sets
 from tests.tiny.damage import assert_nothing_half_written, flip
-from tests.tiny.stages import run_stages
 
 from darwinlm.database.store import DatabaseReader
 from darwinlm.families.checkpoint import Checkpoint
@@ -68,15 +67,6 @@ def test_database_alone_then_inspect_then_prune(command, prune, tiny_llama, tiny
     assert not (tmp_path / "out" / "stages" / "database").exists()
     weights = "model/model.safetensors"
     assert (tmp_path / "out" / weights).read_bytes() == (finished_llama / weights).read_bytes()
-
-
-def test_residual_streams_in_a_file_change_nothing(finished_llama, make_run, tiny_llama, tmp_path, monkeypatch):
-    monkeypatch.setattr(hidden, "SHARE", 0.0)
-    run_stages(make_run(tiny_llama, tmp_path / "out"), "database")
-    for block in range(BLOCKS):
-        name = f"stages/database/block_{block:04d}.safetensors"
-        assert (tmp_path / "out" / name).read_bytes() == (finished_llama / name).read_bytes()
-    assert [path for path in (tmp_path / "out").rglob("*") if path.name.endswith(".tmp")] == []
 
 
 def test_no_room_for_residual_streams(prune, tmp_path, monkeypatch):
@@ -135,16 +125,6 @@ def test_a_damaged_database(command, prune, copied, how, damage):
     ended.refused(*said)
 
 
-@pytest.mark.parametrize(("columns", "shares"), [(100, 5), (80, 3), (40, 1)])
-def test_no_figure_is_cut_in_a_narrow_terminal(command, finished_llama, monkeypatch, columns, shares):
-    monkeypatch.setenv("COLUMNS", str(columns))
-    ended = command("inspect", finished_llama).succeeded()
-    assert "…" not in ended.out
-    assert sum(f"{share}%" in ended.out.partition("KL at")[0] for share in (90, 75, 50, 25, 10)) == shares
-    assert all(len(line) <= columns for line in ended.out.splitlines())
-    assert ("KL at" in ended.out) == (columns > 40)
-
-
 def test_a_folder_that_is_no_database(command, tmp_path):
     command("inspect", tmp_path / "none").refused("there is no folder")
     command("inspect", tmp_path).refused(f"{tmp_path} holds no database", "darwinlm database")
@@ -162,12 +142,6 @@ def test_predicted_losses_of_whole_models(finished_llama, tiny_llama):
     half, most, whole = predicted_losses(space, reader, [0.5, 0.75, 1.0])
     assert half == pytest.approx(1.4 * alone**0.77, rel=1e-3)
     assert half > most > whole == pytest.approx(0, abs=1e-3)
-
-
-def test_no_losses_are_predicted_without_estimates(make_run, tiny_llama, tmp_path):
-    run = run_stages(make_run(tiny_llama, tmp_path / "out", "database.saliency=output"), "database")
-    reader = run.database.reader
-    assert predicted_losses(SearchSpace(reader.modules), reader, [0.5]) == []
 
 
 CHANGED = {

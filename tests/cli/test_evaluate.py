@@ -2,13 +2,11 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -21,7 +19,6 @@ from tests.tiny.tokenizer import tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from darwinlm.evaluation import harness
-from darwinlm.evaluation.evaluate import Copied, Evaluated, EvaluationRequest
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.runtime.errors import install
 
@@ -83,13 +80,6 @@ def test_scores_are_the_harness_own(task, folder, shots, command, data, long_lla
     assert ours["right"] == "".join(f"{one[ours['metric']]:.0f}" for one in items)
 
 
-def test_harness_shows_no_bars_and_starts_no_programs(command, data, tiny_llama, monkeypatch):
-    monkeypatch.setattr(subprocess, "Popen", Mock(side_effect=AssertionError))
-    ended = command("evaluate", tiny_llama, "--suite", "piqa:0", "--data-dir", data, "--limit", 2).succeeded()
-    assert "requests" not in ended.out + ended.err
-    assert "Tokenizing" not in ended.out + ended.err
-
-
 def test_whole_paper_suite_runs_from_local_files(command, data, long_llama, tmp_path):
     out, page = tmp_path / "paper.json", tmp_path / "paper.md"
     request = ("--suite", "paper", "--data-dir", data, "--limit", 2, "--dtype", "float32")
@@ -149,11 +139,6 @@ def test_copying_needs_words_and_no_text(command, tiny_llama, tmp_path):
     (copied,) = result(tmp_path / "out.json")["copying"]
     assert [score["name"] for score in copied["scores"]] == ["16 words", "64 words"]
     command("evaluate", tiny_llama, "--looking-back").refused("the tokenizer has 0 tokens that are words of 3 letters")
-
-
-def test_copying_that_was_not_measured_is_no_empty_table():
-    (table,) = Evaluated(EvaluationRequest("M"), copying=[Copied("M", (), ("sequences are shorter",))]).tables()
-    assert table == (("copied, %, and loss in nats", ""), [("M", "not measured")], ["sequences are shorter"])
 
 
 def worded(folder: Path, **overrides: Any) -> Path:

@@ -114,15 +114,3 @@ def test_other_model_types_are_refused(command, model, tmp_path, fields, parts):
     edit_config(model, **fields)
     command("export", model, "--to", "hf", "--out", tmp_path / "out").refused(*parts)
     assert not (tmp_path / "out").exists()
-
-
-def test_a_full_disk(command, model, tmp_path, monkeypatch):
-    from darwinlm.export import gguf as gguf_export
-
-    def full(path, *_):
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(gguf_export, "write_gguf", full)
-    command("export", model, "--to", "gguf", "--out", tmp_path / "m.gguf").refused("the disk is full")
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -2,20 +2,14 @@
 
 import re
 import shutil
-import subprocess
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.tiny.checkpoint import SETTINGS
 from tests.tiny.damage import flip
-from tests.tiny.stages import run_stages
 
 import darwinlm
-from darwinlm.runtime.artifact import file_digest, read_manifest
-from darwinlm.runtime.errors import DarwinLMError, RecipeError
+from darwinlm.runtime.errors import RecipeError
 
 
 def test_an_output_folder_that_holds_something_else(prune, tmp_path):
@@ -41,11 +35,6 @@ def test_an_output_folder_of_somebody_else(prune, tmp_path, marker):
     )
 
 
-def test_a_refused_sweep_leaves_no_folder(prune, tmp_path):
-    prune("--keep", "80%,60%", "--set", "text.sequence_length=512").refused("text.sequence_length")
-    assert not (tmp_path / "out").exists()
-
-
 def test_two_runs_in_one_folder(prune, holder, tmp_path):
     """The second is refused as long as the first one lives, and changes nothing."""
     assert prune("--until", "plan").code == 0
@@ -59,68 +48,6 @@ def test_two_runs_in_one_folder(prune, holder, tmp_path):
     assert prune("--until", "database").code == 0
 
 
-def test_two_runs_at_once(make_run, tiny_llama, tmp_path):
-    """One of them is refused, and the other one's result is whole."""
-    begin, end = threading.Barrier(2), threading.Barrier(2)
-
-    def prune() -> str:
-        begin.wait()
-        try:
-            run = make_run(tiny_llama, tmp_path / "out")
-            run_stages(run, "database")
-        except DarwinLMError as error:
-            return str(error)
-        finally:
-            end.wait()
-        return ""
-
-    with ThreadPoolExecutor(2) as pool:
-        said = sorted(pool.map(lambda _: prune(), range(2)))
-    assert said[0] == ""
-    assert "is in use by" in said[1]
-    assert (tmp_path / "out" / "stages" / "database" / "manifest.json").is_file()
-
-
-SWAPPED = {
-    "text/fitness/blocks.json": "stages/text/validation/blocks.json",
-    "plan/plan.json": "stages/search/evolution.json",
-    "database/text.json": "[]",
-    "search/evolution.json": "stages/search/result.json",
-    "search/result.json": "null",
-    "refit/block_0001.json": "stages/refit/record.json",
-    "refit/choices.json": "{}",
-    "export/export.json": "stages/evaluate/models.json",
-}
-
-
-@pytest.mark.parametrize(("name", "other"), SWAPPED.items())
-def test_swapped_files_of_an_unfinished_stage(prune, finished_copy, name, other):
-    """They are written again, or refused with one message."""
-    path = finished_copy / "stages" / name
-    stage = finished_copy / "stages" / name.partition("/")[0]
-    (stage / "manifest.json").unlink()
-    path.write_text((finished_copy / other).read_text() if other.endswith(".json") else other)
-    ended = prune("--keep", "60%", "--until", stage.name)
-    assert "Traceback" not in ended.err
-    if ended.code:
-        ended.refused(str(path), "is damaged")
-    else:
-        assert read_manifest(stage).files[name.partition("/")[2]] == file_digest(path)
-
-
-def test_stages_behind_a_link_are_someones(prune, tmp_path):
-    assert prune("--until", "text").code == 0
-    stages, home = tmp_path / "out" / "stages", tmp_path / "home"
-    shutil.rmtree(stages)
-    for name in ("text/book.txt", "database/notes.txt", "plan/.a.1.tmp", "recover-work/x"):
-        (home / name).parent.mkdir(parents=True)
-        (home / name).write_text("precious")
-    before = sorted(home.rglob("*"))
-    stages.symlink_to(home)
-    prune("--until", "export").refused(f"{stages} is a symbolic link")
-    assert sorted(home.rglob("*")) == before
-
-
 def test_a_gguf_file_is_not_converted_behind_a_link(prune, gguf_bytes, tmp_path):
     (tmp_path / "m.gguf").write_bytes(gguf_bytes)
     (tmp_path / "home").mkdir()
@@ -129,17 +56,6 @@ def test_a_gguf_file_is_not_converted_behind_a_link(prune, gguf_bytes, tmp_path)
     (tmp_path / "out" / "stages").symlink_to(tmp_path / "home")
     prune(model=tmp_path / "m.gguf").refused("stages is a symbolic link")
     assert not list((tmp_path / "home").iterdir())
-
-
-def test_a_very_deep_output_folder(command, tiny_llama, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    deep = Path(*["d"] * 1200)
-    try:
-        command("plan", tiny_llama, "--out", deep / "plan.json").succeeded()
-        assert (deep / "plan.json").is_file()
-    finally:  # neither shutil nor pytest can
-        subprocess.run(["rm", "-rf", "d"], check=True)
-    command("plan", tiny_llama, "--out", Path(*["d"] * 3000) / "plan.json").refused("File name too long")
 
 
 def test_a_stage_that_is_a_link_to_another_runs(prune, tmp_path):

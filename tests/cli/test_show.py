@@ -60,23 +60,6 @@ def test_bars_fit_the_terminal_and_tell_the_share(width: int) -> None:
         assert drawn.count("█") / len(drawn) == pytest.approx(row.heads / row.dense_heads, abs=0.5 / len(drawn) + 1e-9)
 
 
-def test_a_narrow_terminal_without_colour(command, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "40")
-    monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setenv("TERM", "dumb")
-    ended = command("show", run).succeeded()
-    assert "\x1b" not in ended.out
-    commands = [line for line in ended.out.splitlines() if line.startswith("  darwinlm")]
-    others = [line for line in ended.out.splitlines() if not line.startswith("  darwinlm")]
-    assert len(commands) >= 4, "commands are whole, to be copied"
-    assert max(map(len, others)) <= 40
-
-
-def test_a_terminal_without_unicode(run: Path) -> None:
-    lines = allocation_lines(read_summary(run / "summary.json"), 80, plain=True)
-    assert "".join(line.plain for line in lines).isascii()
-
-
 def test_what_is_no_finished_run(command, tmp_path: Path, run: Path) -> None:
     command("show", tmp_path / "nowhere").refused("there is no folder", "output folder of darwinlm prune")
     (tmp_path / "empty").mkdir()

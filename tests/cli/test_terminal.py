@@ -10,10 +10,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 from tests.tiny.damage import edit_config
-from tests.tiny.process import python
 
 from darwinlm.evaluation.chat import Conversation
-from darwinlm.report.summary import read_summary
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\x7f\u202e"
 OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]")
@@ -81,33 +79,6 @@ def test_any_encoding(command, finished_llama, monkeypatch, encoding, words):
     assert ended.err == ""
     text = written.getvalue().decode(encoding)
     assert json.loads(text) if words[1:] else "attention" in text
-
-
-def test_a_piped_table_is_not_wrapped(finished_llama, monkeypatch):
-    monkeypatch.delenv("COLUMNS", raising=False)
-    lines = python("-m", "darwinlm", "show", finished_llama).stdout.splitlines()
-    heading = next(line for line in lines if line.startswith("model "))
-    assert len(heading.rstrip()) > 80
-    rows = lines[lines.index(heading) + 2 :][: len(list(read_summary(finished_llama / "summary.json").measured()))]
-    assert {len(row) for row in rows} == {len(heading)}
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["show", "{run}"],
-        ["inspect", "{run}"],
-        ["plan", "{model}", "--keep", "50%", "--set", "units.mlp_multiple=8"],
-        ["export", "{run}", "--to", "hf", "--out", "{new}"],
-        ["bench", "{run}", "--against", "{model}", "--prompt-tokens", "8", "--new-tokens", "2", "--runs", "1"],
-    ],
-    ids=lambda words: words[0],
-)
-def test_tables_are_of_one_style(command, finished_llama, tiny_llama, tmp_path, words):
-    places = {"run": finished_llama, "model": tiny_llama, "new": tmp_path / "new"}
-    said = command(*(word.format(**places) for word in words)).succeeded().out
-    assert "───" in said
-    assert not set("━│┃╭╮┏┓|") & set(said)
 
 
 @pytest.mark.parametrize(("closed", "status"), [("<&- >&- 2>&-", 0), ("> /dev/full", 2)])

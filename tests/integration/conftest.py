@@ -9,7 +9,13 @@ from tests.tiny.models import tiny_model
 
 
 @pytest.fixture(
-    params=cases("no attention first", "nothing first", "query heads", "experts"), scope="module", ids=" ".join
+    params=[
+        *cases("no attention first", "query heads", "experts"),
+        ("llama", "nothing first"),
+        ("gemma4_text", "nothing first"),
+    ],
+    scope="module",
+    ids=" ".join,
 )
 def case(request: pytest.FixtureRequest) -> tuple[str, str]:
     """A family and a plan."""

@@ -1,12 +1,9 @@
 """The pages in a real browser: nothing cut, nothing wider than the screen, no errors, and scripts that work."""
 
-import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from tests.tiny.browser import chromium, look
+from tests.tiny.browser import look
 from tests.tiny.summaries import made, measured, recovered
 from tests.unit.test_report_page import swept
 
@@ -57,34 +54,3 @@ def test_the_page_of_a_sweep(tmp_path: Path, width: int, dark: bool) -> None:
     assert (seen.width, seen.beyond, seen.console) == (width, [], [])
     (smallest,) = seen.found
     assert smallest >= 10
-
-
-def test_what_is_cut_or_logged_is_found(tmp_path: Path) -> None:
-    page = """<body style="margin:0"><section style="width:90px"><p id="long" style="width:300px">text</p></section>
-    <script>console.error("this one")</script></body>"""
-    seen = look(page, tmp_path, width=360)
-    assert len(seen.beyond) == 1
-    assert "long" in seen.beyond[0]
-    assert any("this one" in line for line in seen.console)
-    assert look('<div style="width:500px">text</div>', tmp_path, width=360).width > 360
-
-
-PICTURE = Path(__file__).parents[2] / "tools" / "report_picture.py"
-
-
-def test_the_picture_of_a_report(tmp_path: Path, finished_llama: Path) -> None:
-    chromium()
-    out = tmp_path / "report.png"
-    subprocess.run(
-        [sys.executable, PICTURE, finished_llama, "--out", out, "--size", "640x480"], check=True, timeout=200
-    )
-    head = out.read_bytes()[:24]
-    assert head[:8] == b"\x89PNG\r\n\x1a\n"
-    assert struct.unpack(">II", head[16:]) == (640, 480)
-
-
-def test_the_picture_needs_a_browser(tmp_path: Path, finished_llama: Path) -> None:
-    words = [sys.executable, PICTURE, finished_llama, "--out", tmp_path / "report.png"]
-    ended = subprocess.run(words, env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False, timeout=200)
-    assert ended.returncode == 1
-    assert ended.stderr.startswith("error: there is no Chromium (looked for chromium, ")

@@ -113,9 +113,7 @@ def test_times_that_add_up_are_predicted(tiny_llama, make_run, tmp_path, steady_
     assert len(steady_machine) == count, "the table serves every speed"
 
 
-@pytest.mark.parametrize(
-    ("model_type", "speedup"), [("llama", 1.5), ("qwen3_5_text", 1.3), ("lfm2", 1.3), ("gemma4_text", 1.3)]
-)
+@pytest.mark.parametrize(("model_type", "speedup"), [("llama", 1.5), ("gemma4_text", 1.3)])
 def test_a_speedup_is_met(tiny_folder, make_run, tmp_path, steady_machine, model_type, speedup):
     """In hybrids, and with modules that are never cut, only the others are timed apart."""
     run = make_run(tiny_folder(model_type), tmp_path / "out", f"budget.speedup={speedup}x", keep=None)

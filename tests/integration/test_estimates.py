@@ -3,7 +3,6 @@
 import io
 
 import pytest
-import torch
 from rich.console import Console
 from tests.tiny.searching import searched
 
@@ -45,21 +44,3 @@ def test_local_errors_stand_for_estimates_that_are_missing(tiny_llama, make_run,
         in said.export_text()
     )
     assert found.search.record["kl"] <= found.search.record["start_kl"]
-
-
-def test_experts_add_up(tiny_folder, make_run, tmp_path):
-    found = searched(make_run(tiny_folder("mixtral"), tmp_path / "out"))
-    losses = estimated_losses(found.plan.space, found.database.reader)
-    assert losses is not None
-    module = next(m for m in found.plan.space.modules if m.kind == "mlp")
-    stored = found.database.reader._curves(module.block)["mlp.1.losses"]
-    assert stored.ndim == 2
-    assert torch.isfinite(stored).all()
-    whole = module.levels[-1]
-    middle = next(
-        place
-        for place, level in enumerate(module.levels)
-        if level.experts == whole.experts and 0 < level.width < whole.width
-    )
-    expected = float(stored[:, module.levels[middle].width].sum())
-    assert losses[found.plan.space.modules.index(module)][middle] == pytest.approx(expected)

@@ -24,9 +24,8 @@ from darwinlm.families.family import family_of
 from darwinlm.runtime.errors import CheckpointError
 from darwinlm.stages.database import PruningDatabase, stream_of
 
-MIXTURES = ("mixtral", "qwen3_moe", "olmoe", "deepseek_v2", "glm4_moe_lite", "gpt_oss")
-MIXTURES += ("granitemoehybrid_experts", "gemma4_text_experts")
-TOGETHER = ("gpt_oss", "granitemoehybrid", "gemma4_text")
+MIXTURES = ("mixtral", "deepseek_v2", "gpt_oss", "gemma4_text_experts")
+TOGETHER = ("gpt_oss", "gemma4_text")
 """Mixtures whose checkpoints hold all experts in one tensor, as the model does."""
 CHANNELS = 32
 

@@ -5,21 +5,37 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from tests.tiny.cutting import MIXED, PLANS, cases, cut, logits, mixers, near, plan_for, tokens
-from tests.tiny.models import FAMILIES, tiny_model
+from tests.tiny.cutting import MIXED, PLANS, cut, logits, mixers, near, plan_for, tokens
+from tests.tiny.models import tiny_model
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from darwinlm.families.family import family_of
 
-MIXED_LAYERS = ["llama", *(name for name, settings in FAMILIES.items() if "layer_types" in settings)]
-"""Families with caches of several kinds, for which it matters which layer of a kind is the first with an attention."""
+QUIRKS = (
+    *(
+        "llama",
+        "gemma2",
+        "gemma3_text",
+        "gemma4_text",
+        "phi3",
+        "olmo2",
+        "mixtral",
+        "qwen3_moe",
+        "deepseek_v2",
+        "gpt_oss",
+    ),
+    *("qwen3_5_text", "lfm2", "granitemoehybrid_experts"),
+)
+"""Families with something of their own; all of them are run in test_modeling.py and test_without_package.py."""
 PROJECTIONS = ("llama", "phi3", "qwen3", "gemma2", "qwen3_5_text", "gemma4_text")
 """Plain, fused, normed, capped, gated and shared ones."""
 
 
 @pytest.fixture(
-    params=cases("no attention first", "query heads") + [(name, "nothing first") for name in MIXED_LAYERS],
+    params=[(name, "no attention first") for name in QUIRKS]
+    + [(name, "query heads") for name in PROJECTIONS]
+    + [(name, "nothing first") for name in ("llama", "gemma3_text", "gemma4_text", "qwen3_5_text")],
     scope="module",
     ids=" ".join,
 )
@@ -29,7 +45,9 @@ def case(request):
 
 
 @pytest.fixture(
-    params=cases("no attention first") + [(name, "query heads") for name in PROJECTIONS], scope="module", ids=" ".join
+    params=[(name, "no attention first") for name in QUIRKS] + [(name, "query heads") for name in PROJECTIONS],
+    scope="module",
+    ids=" ".join,
 )
 def odd(request):
     return cut(tiny_model(request.param[0]), plan_for(*request.param))

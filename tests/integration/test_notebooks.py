@@ -72,9 +72,3 @@ def test_every_notebook_is_named_in_the_documentation() -> None:
     assert "examples.md" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     assert "examples.md" in (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     assert {path.stem for path in NOTEBOOKS} == SAID.keys() == PAGES.keys()
-
-
-def test_a_cell_that_needs_a_gpu_is_marked() -> None:
-    for path in NOTEBOOKS:
-        for source, tags in cells(path):
-            assert ("torch.cuda" in source) == ("needs-gpu" in tags), f"{path.name}: {source}"

@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from tests.tiny.stages import run_stages
 from transformers import AutoModelForCausalLM
@@ -16,12 +15,8 @@ from transformers import AutoModelForCausalLM
     [
         "refit.tokens=0",
         "compute.dtype=bfloat16",
-        "export.dtype=bfloat16",
-        "search.rounds=[{tokens: 33, survivors: 1}]",
         "text.sequence_length=17",
-        "compute.batch_tokens=1",
         "units.mlp_multiple=40",
-        "search.generations=60",
     ],
 )
 def test_other_settings_run_through(tiny_llama, make_run, tmp_path, assignment):
@@ -34,7 +29,6 @@ def test_other_settings_run_through(tiny_llama, make_run, tmp_path, assignment):
     assert ("refit" in summary.models) == (assignment != "refit.tokens=0")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
     assert final.bytes == final.params * model.dtype.itemsize
-    assert model.dtype == (torch.bfloat16 if assignment == "export.dtype=bfloat16" else torch.float32)
 
 
 def test_a_sharded_model_gives_the_same_as_a_single_file(sharded, make_run, tmp_path, finished_llama):
@@ -42,11 +36,6 @@ def test_a_sharded_model_gives_the_same_as_a_single_file(sharded, make_run, tmp_
     run_stages(make_run(sharded, tmp_path / "out"), "report")
     weights = "model/model.safetensors"
     assert (tmp_path / "out" / weights).read_bytes() == (finished_llama / weights).read_bytes()
-
-
-def test_nothing_in_the_output_is_a_pickle(finished_llama):
-    allowed = {".json", ".safetensors", ".html", ".md", ".py", ".jinja"}
-    assert {path.suffix for path in finished_llama.rglob("*") if path.is_file()} <= allowed
 
 
 def test_a_chat_models_settings_and_licence_go_along(tiny_llama, make_run, tmp_path):

@@ -3,7 +3,6 @@
 import random
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,15 +12,10 @@ from tests.tiny.stages import run_stages
 from tests.tiny.whole import Whole
 from transformers import AutoModelForCausalLM
 
-from darwinlm.database import store
 from darwinlm.database.block_moments import stream_moments
-from darwinlm.database.factors import full_target
-from darwinlm.database.levels import variants
 from darwinlm.database.order import damp
-from darwinlm.database.store import DatabaseReader
 from darwinlm.execution.run import Run
 from darwinlm.runtime import parallel
-from darwinlm.runtime.mapped import in_file
 from darwinlm.search.evaluate.fitness import Fitness
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.stages.database import stream_of
@@ -132,49 +126,6 @@ def test_fitness_from_the_first_changed_block_is_fitness_from_the_start(whole, p
         assert reusing.kl(base, n_tokens) == fresh.kl(base, n_tokens)
 
 
-def test_blocks_that_candidates_share_with_the_base_are_run_once(whole, placed, monkeypatch):
-    blocks, modules = len(placed.decoder.blocks), whole.plan.space.modules
-    tokens = whole.text["fitness"].tokens[:2]
-    fitness = Fitness(placed, tokens, batch_tokens=tokens.numel())
-    base = whole.plan.space.dense
-    run = []
-    real = placed.decoder.run_block
-
-    def levels(block, allocation):
-        return [level for m, level in zip(modules, allocation, strict=True) if m.block == block]
-
-    def run_block(block, *given):
-        run.append((block, levels(block, placed.current)))
-        return real(block, *given)
-
-    monkeypatch.setattr(placed.decoder, "run_block", run_block)
-
-    def changed(block):
-        return tuple(0 if module.block == block else level for module, level in zip(modules, base, strict=True))
-
-    fitness.set_base(base)
-    fitness.kls([changed(0), changed(1)], tokens.numel())
-    assert run.count((0, levels(0, base))) == 1, "the base, for the second candidate"
-    assert run.count((0, levels(0, changed(0)))) == 1
-    assert run.count((1, levels(1, base))) == 1, "the first candidate"
-    assert run.count((1, levels(1, changed(1)))) == 1
-    assert [block for block, _ in run] == [0, 0, *(block for block in range(1, blocks) for _ in range(2))]
-    run.clear()
-    fitness.kls([changed(blocks - 1)], tokens.numel())
-    assert [block for block, _ in run] == list(range(1, blocks))
-
-
-def test_fitness_looks_at_whole_sequences_and_remembers(whole, placed):
-    fitness = Fitness(placed, whole.text["fitness"].tokens, batch_tokens=96)
-    allocation = whole.random_allocations(2)[0]
-    assert fitness.kl(allocation, 33) == fitness.kl(allocation, 64)
-    assert fitness.evaluations == 1
-    more = fitness.kl(allocation, 65)
-    assert fitness.evaluations == 2
-    whole_batch = Fitness(placed, whole.text["fitness"].tokens, batch_tokens=96)
-    assert more == pytest.approx(whole_batch.kl(allocation, 65), rel=1e-6), "the third sequence came alone"
-
-
 @pytest.mark.parametrize("candidates", [1, 2])
 def test_processes_share_candidates_and_their_text(whole, placed, monkeypatch, candidates):
     tokens, count, window = whole.text["fitness"].tokens[:4], 4, (0, 4)
@@ -210,64 +161,3 @@ def test_the_summary_describes_the_saved_layers(whole):
             assert block.self_attn.o_proj.in_features == row.heads * block.self_attn.head_dim
         if row.width:
             assert config.intermediate_size == block.mlp.down_proj.in_features == row.width
-
-
-def test_factors_without_room_on_a_gpu_wait_in_pinned_memory(whole, monkeypatch):
-    reader = DatabaseReader(whole.reader.folder, whole.checkpoint, whole.run.recipe.units, device=torch.device("cpu"))
-    reader.device, pinned = torch.device("cuda"), []
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
-    monkeypatch.setattr(reader._factors, "has_room", lambda size: False)
-    first, again = (reader._read(0, "mlp") for _ in range(2))
-    assert all(one is other for one, other in zip(first, again, strict=True))
-    assert len(pinned) == 2
-    assert reader.reads == 1
-
-
-def test_all_variants_of_a_module_are_made_from_one_reading(whole):
-    units = whole.run.recipe.units
-    reader = DatabaseReader(whole.reader.folder, whole.checkpoint, units)
-    reader._factors._room = lambda reserved: 0
-    several = variants(reader.shapes[0, "attention"], units)
-    if len(several) == 1:
-        pytest.skip("one variant")
-    for variant in several:
-        reader.factors(0, "attention", variant)
-    assert reader.reads == 1
-
-
-def test_targets_without_room_wait_in_files(whole, tmp_path, monkeypatch):
-    units, computed = whole.run.recipe.units, []
-    expected = DatabaseReader(whole.reader.folder, whole.checkpoint, units).factors(0, "mlp", 1)
-    reader = DatabaseReader(whole.reader.folder, whole.checkpoint, units)
-    reader._factors._room = lambda reserved: 0
-    monkeypatch.setattr(store, "full_target", lambda *given: computed.append(given) or full_target(*given))
-    monkeypatch.setattr(store, "in_file", lambda *given: written.append(given) or in_file(*given))
-    written: list[tuple] = []
-
-    def read() -> None:
-        reader._last = {}
-        (factors,) = reader.factors(0, "mlp", 1)
-        assert torch.equal(factors.target, expected[0].target)
-
-    read()
-    assert (len(computed), len(written)) == (1, 0), "nobody gave a folder"
-    reader.spill_into(tmp_path)
-    for _ in range(3):
-        read()
-    assert (len(computed), [folder for _, folder in written]) == (2, [tmp_path])
-    reader.release()
-    assert list(tmp_path.iterdir()) == []
-    read()
-    assert (len(computed), len(written)) == (3, 1), "files belong to one search"
-
-
-def test_targets_leave_half_of_the_disk(whole, tmp_path, monkeypatch):
-    reader = DatabaseReader(whole.reader.folder, whole.checkpoint, whole.run.recipe.units)
-    reader._factors._room = lambda reserved: 0
-    size = reader.factors(0, "mlp", 1)[0].target.nbytes
-    for free, fits in ((2 * size, True), (2 * size - 2, False)):
-        reader.release()
-        monkeypatch.setattr(store.shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free))
-        reader.spill_into(tmp_path)
-        reader.factors(0, "mlp", 1)
-        assert (reader._targets.get((0, "mlp")) is not None) == fits

@@ -65,13 +65,6 @@ def test_progress_can_be_followed(tiny_llama: Path, make_run: Any, tmp_path: Pat
     ]
 
 
-def test_a_plan_is_made_before_a_run(tiny_llama: Path) -> None:
-    plan = darwinlm.plan(str(tiny_llama), keep="50%", device="h100")
-    shortest, longest = plan.seconds()
-    assert 0 < shortest < longest
-    assert plan.peak.stage in {row.stage for row in plan.rows} >= {"search"}
-
-
 def test_loading_shows_no_bars_and_leaves_the_users_setting(
     result: Result, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,5 @@
 """Runs that were interrupted or killed end like others, and what is finished is reused."""
 
-import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from tests.tiny.stages import run_stages
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.pipeline import build, make, plan, read_inputs
 from darwinlm.report.summary import Summary, read_summary
 from darwinlm.runtime.console import Reporter
@@ -56,7 +54,7 @@ class Vanishing(Stopping):
 
 
 TIMES = {"seconds", "stages", "machine", "evaluations"}
-SHARES = (0.02, 0.3, 0.6, 0.8, 1.0)
+SHARES = (0.02, 0.6, 1.0)
 
 
 def figures(tree: Any) -> Any:
@@ -101,27 +99,6 @@ def test_a_run_that_was_interrupted_ends_like_one_that_was_not(uninterrupted, ma
     assert_same_outcome(tmp_path / "out", summary, other, expected)
 
 
-def test_the_interrupts_above_fall_into_every_long_stage(uninterrupted):
-    *_, counted = uninterrupted
-    titles = {counted.titles[max(1, round(share * counted.calls)) - 1] for share in SHARES}
-    assert "calibration and database" in titles
-    assert len(titles) >= 3
-    assert set(counted.titles) == {"output gradients", "calibration and database", "search", "refit", "evaluate"}
-
-
-def test_a_run_that_is_interrupted_again_and_again_ends_all_the_same(uninterrupted, make_run, tmp_path):
-    model, other, expected, _ = uninterrupted
-    rng = random.Random(0)
-    for _ in range(30):
-        try:
-            made = run_stages(make_run(model, tmp_path / "out", reporter=Stopping(rng.randint(4, 12))), "report")
-        except KeyboardInterrupt:
-            continue
-        assert_same_outcome(tmp_path / "out", made.report, other, expected)
-        return
-    pytest.fail("no progress is made between interrupts")
-
-
 def refused(self: nn.Linear, inputs: Tensor) -> Tensor:
     raise AssertionError("a model was run")
 
@@ -148,23 +125,12 @@ def test_a_second_run_in_a_folder_that_was_moved_does_nothing_but_the_report(
     assert (finished_copy / "report.html").exists()
 
 
-def test_a_model_that_was_moved_is_the_same_model(finished_copy, tiny_llama, make_run, tmp_path, monkeypatch):
-    """Its weights and configuration are hashed, so its path needn't be: relative and absolute ones mean the same."""
-    moved = shutil.copytree(tiny_llama, tmp_path / "moved")
-    assert Checkpoint.open(moved).digest == Checkpoint.open(tiny_llama).digest
-    monkeypatch.setattr(nn.Linear, "forward", refused)
-    assert run_stages(make_run(moved, finished_copy), "refit").refit is not None
-
-
 @pytest.mark.parametrize(
     ("model_type", "setting", "keep", "reused", "redone"),
     [
-        ("llama", "search.generations=2", "60%", STAGES[:4], ["search"]),
         ("llama", "search.generations=3", "40%", ["text", "database"], ["plan", *STAGES[4:]]),
-        ("llama", "evaluation.prompts=['a letter']", "60%", STAGES[:-1], ["evaluate"]),
         ("llama", "export.dtype=bfloat16", "60%", STAGES[:7], STAGES[7:]),
         ("llama", "refit.tokens=512", "60%", STAGES[:6], STAGES[6:]),
-        ("llama", "units.attention=kv_group", "60%", ["text", "saliency"], ["plan", *STAGES[3:]]),
         ("llama", "text.looking_back=0", "60%", ["plan"], ["text", *STAGES[2:]]),
         ("qwen2", "search.generations=3", "60%", [], STAGES[1:]),
     ],
@@ -181,15 +147,13 @@ def test_what_a_change_leaves_untouched_is_reused(
     assert summary.prompts == run.recipe.evaluation.prompts
 
 
-@pytest.mark.parametrize("damage", ["deleted", "flipped", "without weights", "without a tokenizer", "emptied"])
+@pytest.mark.parametrize("damage", ["flipped", "without a tokenizer", "emptied"])
 def test_a_model_folder_that_was_changed_is_exported_again(finished_copy, tiny_llama, make_run, damage):
     """People move and delete what they were given."""
     folder, weights = finished_copy / "model", finished_copy / "model" / "model.safetensors"
     original = weights.read_bytes()
     if damage == "flipped":
         flip(weights)
-    elif damage == "without weights":
-        weights.unlink()
     elif damage == "without a tokenizer":
         (folder / "tokenizer.json").unlink()
     else:

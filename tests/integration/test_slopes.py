@@ -4,15 +4,13 @@ import math
 
 import pytest
 import torch
-from tests.tiny.searching import placed_in, state_of
-from tests.tiny.stages import run_stages
+from tests.tiny.searching import placed_in
 from torch import nn
 
 from darwinlm.runtime.errors import NumericsError, TimeLimitError
 from darwinlm.search.evaluate.fitness import Clock, Fitness
 from darwinlm.search.predict.curvature import removed_together
 from darwinlm.search.predict.gradients import Gradients
-from darwinlm.search.predict.surrogate import first_order
 
 STEP, IN_MIXTURES = 3e-3, 1e-4
 """A step; larger ones change which experts tokens take."""
@@ -97,7 +95,7 @@ def by_difference(placed, tokens, allocation, index, level):
     return (losses[0] - losses[1]) / (2 * size)
 
 
-@pytest.mark.parametrize("model_type", ["llama", "qwen2", "gemma2", "olmo2", "granite", "phi3", "qwen3_moe"])
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "granite", "phi3", "qwen3_moe"])
 def test_slopes_are_derivatives_of_the_loss(model_type, tiny_folder, make_run, tmp_path):
     placed, tokens = bank_of(make_run, tiny_folder(model_type), tmp_path / "run")
     allocation = middle(placed.space)
@@ -140,33 +138,12 @@ def test_slopes_do_not_depend_on_how_the_text_is_split(llama):
         assert one == pytest.approx(other, rel=1e-3, abs=1e-6)
 
 
-def test_another_allocation_leaves_nothing_behind(llama):
-    placed, gradients, allocation = llama
-    found = gradients()
-    first = found.around(allocation, WHOLE)
-    dense = found.around(placed.space.dense, WHOLE)
-    assert found.around(allocation, WHOLE) == first
-    assert all(abs(slope - row[-1]) < 1e-6 for row in dense for slope in row), "the dense model has no loss to fall"
-
-
 def test_a_gradient_that_is_not_finite_is_refused(llama, monkeypatch):
     _, gradients, allocation = llama
     found = gradients()
     monkeypatch.setattr(found, "_behind_last_block", lambda hidden, dense: hidden * math.nan)
     with pytest.raises(NumericsError, match=r"isn't finite: try compute\.dtype=float32, or search\.method=paper"):
         found.around(allocation, WHOLE)
-
-
-def test_a_search_keeps_what_the_slopes_said_of_its_candidates(tiny_llama, make_run, tmp_path):
-    settings = ("search.generations=1", "search.rounds=[{tokens: 64, survivors: 1}]")
-    run_stages(make_run(tiny_llama, tmp_path / "run", *settings), "search")
-    placed, tokens = bank_of(make_run, tiny_llama, tmp_path / "run", *settings)
-    gradients = gradients_of(placed, tokens[:2])
-    observations = state_of(tmp_path / "run")["observations"]
-    assert observations
-    for parent, child, _, slope in observations:
-        expected = first_order(gradients.around(tuple(parent), (0, 2)), parent, child)
-        assert slope == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
 
 def test_a_gradient_is_left_when_time_is_up(llama):

@@ -80,31 +80,6 @@ def test_every_purpose_but_evaluation_has_repeats_of_its_own_documents(texts_of,
         assert torch.equal(found.tokens, blocks.tokens) == (purpose == "evaluation")
 
 
-def test_the_share_is_part_of_what_the_text_is(texts_of, tmp_path):
-    key = tmp_path / "run" / "stages" / "text" / "key.json"
-    some = texts_of("run")["fitness"].digest
-    assert read_json(key)["settings"]["text.looking_back"] == 0.2
-    other = texts_of("run", "text.looking_back=0.1")["fitness"].digest
-    assert read_json(key)["settings"]["text.looking_back"] == 0.1
-    assert other != some
-    assert texts_of("run")["fitness"].digest == some
-
-
-@pytest.mark.parametrize("share", [0.0, 0.25])
-def test_what_is_trained_on_has_the_share_too(tiny_llama, tmp_path, monkeypatch, share):
-    seen, _ = watch_text(monkeypatch)
-    text = tmp_path / "text.txt"
-    # One byte is one token, and no document has one twice: what repeats is ours.
-    letters = [chr(code) for code in range(33, 127)]
-    order = torch.Generator().manual_seed(0)
-    documents = ["".join(letters[i] for i in torch.randperm(len(letters), generator=order)) for _ in range(400)]
-    text.write_text("\n\n\n".join(documents))
-    settings = ("recovery.tokens=1024", f"text.looking_back={share}")
-    recover_tiny(tiny_llama, tiny_llama, text, tmp_path / "out", *settings)
-    repeated = [32 - len(block.unique()) for block in seen]
-    assert sum(each >= 4 for each in repeated) / len(repeated) == pytest.approx(1 if share else 0, abs=0.35)
-
-
 ASKED = ("text.evaluation_tokens=1024",)
 
 
@@ -183,12 +158,6 @@ def test_sixty_short_documents_make_a_model(tiny_llama, make_run, sixty, tmp_pat
     assert f"and gets {sum(tokens.values()):,} (calibration {tokens['calibration']:,}, " in said
     hashes = [hashed for part in made.text.values() for hashed in part.document_hashes]
     assert len(hashes) == len(set(hashes)), "no document serves two purposes"
-
-
-def test_enough_text_is_not_called_short(make_run, tiny_llama, tmp_path):
-    console = Console(record=True, width=200, file=io.StringIO())
-    result(make_run(tiny_llama, tmp_path / "out", reporter=Reporter(console)), "text")
-    assert "is short" not in console.export_text()
 
 
 def test_text_for_training_candidates_is_not_shortened(tiny_llama, make_run, sixty, tmp_path):

@@ -8,8 +8,6 @@ import torch
 from tests.integration.test_without_package import assert_same_as_here, loaded_elsewhere
 from tests.tiny.checkpoint import SETTINGS, tiny_text
 from tests.tiny.command import sets
-from tests.tiny.llama_cpp import assert_same_as_transformers, exported
-from tests.tiny.pruned import ENGINE_SIZES
 from tests.tiny.stages import result, run_stages
 from tests.tiny.vocabulary import TOKENS, wordy_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -95,24 +93,8 @@ def test_the_report_says_what_the_vocabulary_cost(finished):
         assert "bits per byte" in page.read_text(encoding="utf-8")
 
 
-def test_a_finished_run_is_reused(dense, settings, finished, make_run):
-    run = make_run(dense, finished, *settings, keep=None)
-    run_stages(run, "text")
-    assert [(stage.name, stage.reused) for stage in run.times] == [("vocabulary", True), ("text", True)]
-
-
 def test_it_loads_without_our_package(finished, tmp_path):
     assert_same_as_here(loaded_elsewhere(finished / "model", tmp_path, custom=True), finished / "model")
-
-
-def test_llama_cpp_reads_the_smaller_vocabulary(tmp_path, make_run):
-    pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra llama-cpp")
-    sizes = {name: size for name, size in ENGINE_SIZES.items() if name != "vocab_size"}
-    run = make_run(wordy_checkpoint(tmp_path / "dense", **sizes), tmp_path / "out", "vocabulary=320")
-    result(run, "vocabulary")
-    report = exported(result(run, "dense").folder, tmp_path / "m.gguf", quantisation="f32")
-    assert report["details"]["tokenizer_agrees"]
-    assert_same_as_transformers(result(run, "dense").folder, tmp_path / "m.gguf", 1e-4)
 
 
 def test_later_commands_take_it(command, dense, finished, tmp_path, tiny_text_file):

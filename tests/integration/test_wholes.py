@@ -134,15 +134,6 @@ def test_they_load_where_the_package_is_not_installed(finish, tmp_path):
         assert one["made"] == [2, 16]
 
 
-def test_equal_layers_need_no_custom_code(make_run, tmp_path):
-    source = tiny_whole(tmp_path / "source", "gemma3")
-    run_stages(make_run(source, tmp_path / "out", keep="100%"), "report")
-    assert not list((tmp_path / "out" / "model").glob("*.py"))
-    pruned, dense = loaded(tmp_path / "out" / "model"), loaded(source)
-    assert pruned.config.text_config.model_type == "gemma3_text"
-    assert pruned.state_dict().keys() == dense.state_dict().keys()
-
-
 @pytest.mark.parametrize("model_type", ["gemma4", "qwen3_5"])
 def test_a_smaller_vocabulary_keeps_the_tokens_of_images(make_run, tmp_path, model_type):
     """And per-layer embeddings (Gemma 4) are cut with the others."""

@@ -1,6 +1,6 @@
 """A program for some gloo processes that pack one text together.
 
-torchrun ... -m tests.tiny.packing_together FOLDER TOKENS
+torchrun ... -m tests.tiny.packing_together FOLDER TOKENS ...
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ def read() -> Iterator[str]:
 
 
 def main() -> None:
-    """Pack the documents, some of which come twice or are reserved; say what goes wrong."""
+    """Pack so many tokens of the documents, some of which come twice or are reserved; say what goes wrong."""
     parallel.init_from_environment()
     reserved = {document_hash(text) for text in DOCUMENTS[3:9]}
     options = {"reserved": reserved, "vocabulary": 300, "shard_tokens": 700}
     with mock.patch.object(packed, "_BATCH", 8):
-        try:
-            packed.pack_documents(read(), Path(sys.argv[1]), int(sys.argv[2]), tiny_tokenizer(), **options)
-        except DarwinLMError as error:
-            print(f"REFUSED by {parallel.rank()}: {error}")
+        for tokens in sys.argv[2:]:
+            try:
+                packed.pack_documents(read(), Path(sys.argv[1]), int(tokens), tiny_tokenizer(), **options)
+            except DarwinLMError as error:
+                print(f"REFUSED by {parallel.rank()} {tokens}: {error}")
     parallel.shutdown()
 
 
