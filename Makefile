@@ -19,7 +19,7 @@ OLDEST_TESTS := tests/integration/test_pipeline.py tests/integration/test_famili
 RESULTS ?= runs/results
 RESULTS_OPTIONS ?=
 
-.PHONY: demo results test fuzz fuzz-guided kills endurance test-oldest test-vllm test-axolotl check install pages docs audit release clean
+.PHONY: demo results test fuzz kills test-oldest test-vllm test-axolotl check install pages docs audit release clean
 
 # FULL=1 keeps half of the block parameters and uses the default amounts of text.
 demo: $(VENV)/demo.stamp
@@ -31,18 +31,6 @@ test: $(VENV)/dev.stamp check
 # The whole corpus of hostile inputs; `make test` runs a part of it.
 fuzz: $(VENV)/dev.stamp
 	FUZZ=all $(BIN)/python -m pytest -n 0 tests/fuzz
-
-# Coverage-guided fuzzing of each reader for SECONDS; stops at the first finding. Atheris needs Linux or macOS.
-SECONDS ?= 300
-fuzz-guided: $(VENV)/dev.stamp
-	$(BIN)/python -m pip install --quiet atheris
-	for target in gguf header index config tokenizer tokenizer-config recipe lines list csv arrow parquet manifest; do \
-		$(BIN)/python -m tests.fuzz.guided $$target $(SECONDS) || exit 1; done
-
-# Memory and open files of 500 generations and of 50 resumed recoveries.
-endurance: $(VENV)/dev.stamp
-	rm -rf runs/endurance
-	$(BIN)/python -m tests.faults.endurance runs/endurance
 
 # Hundreds of kills and full disks at every kind of file operation; `make test` runs a part of them.
 kills: $(VENV)/dev.stamp

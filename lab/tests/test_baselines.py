@@ -17,7 +17,7 @@ from torch import Tensor
 from darwinlm.database.levels import Level
 from darwinlm.database.modules import ModuleReader
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.shapes import ModuleShape, module_shapes
+from darwinlm.families.shapes import module_shapes
 from darwinlm.recipe import UnitsSettings
 from darwinlm.runtime.errors import BudgetError, FamilyError, NumericsError
 from darwinlm.search.problem.cost import parameter_costs
@@ -32,7 +32,6 @@ from lab.comparison.allocations import (
     least_local_error,
     without_blocks,
 )
-from lab.comparison.hard_concrete import HardConcrete
 from lab.comparison.importance import activation_scores, block_influence, magnitude_scores
 from lab.comparison.ranked import RankedReader, UnitScores, best_columns
 from lab.comparison.sheared import shear
@@ -117,21 +116,6 @@ def test_block_influence_is_the_turn_of_the_residual_stream(checkpoint: Checkpoi
     for block, (before, after) in enumerate(zip(inputs, outputs, strict=True)):
         cosine = (before * after).sum(-1) / before.norm(dim=-1) / after.norm(dim=-1)
         assert influence[block] == pytest.approx(1 - float(cosine.mean()), abs=1e-5)
-
-
-def shape(kind: str, groups: int, heads: int, head_dim: int) -> ModuleShape:
-    return ModuleShape(0, kind, {}, groups, heads, head_dim, groups * heads * head_dim, "")  # type: ignore[arg-type]
-
-
-def test_best_units_stay() -> None:
-    scores = UnitScores(torch.tensor([[1.0, 5.0], [4.0, 3.0], [2.0, 2.5]]), groups=torch.tensor([0.0, 0.0, 9.0]))
-    columns = best_columns(shape("attention", 3, 2, 2), Level(2, 1, 4, 0, 2), scores)
-    assert columns.tolist() == [2, 3, 10, 11]  # head 1 of group 0, head 1 of group 2
-    assert best_columns(shape("attention", 3, 2, 2), Level(0, 0, 0, 0), scores).tolist() == []
-    any_heads = best_columns(shape("attention", 3, 2, 2), Level(3, 0, 6, 0, 3), scores)
-    assert any_heads.tolist() == [2, 3, 4, 5, 6, 7]  # both heads of group 1, head 1 of group 0
-    channels = UnitScores(torch.tensor([1.0, 3.0, 3.0, 0.0, 3.0]))  # ties go to the first
-    assert best_columns(shape("mlp", 1, 1, 5), Level(1, 1, 2, 0), channels).tolist() == [1, 2]
 
 
 @torch.no_grad()
@@ -234,19 +218,6 @@ def test_blocks_of_least_influence_go(checkpoint: Checkpoint) -> None:
         without_blocks(replace(problem, budget=Budget(0, 10)), [0.5, 0.1, 0.9, 0.2])
     with pytest.raises(BudgetError, match="no uniform model has at most"):
         best_uniform(replace(problem, budget=Budget(-2, -1)), lambda allocation: 0.0)
-
-
-def test_expected_share_is_that_of_many_draws() -> None:
-    generator = torch.Generator().manual_seed(0)
-    part = HardConcrete(40_000, generator)
-    for value in (-2.0, 0.0, 1.5):
-        part.log_alpha.data.fill_(value)
-        z = part.sample()
-        assert z.min() >= 0
-        assert z.max() <= 1
-        assert float((z != 0).double().mean()) == pytest.approx(float(part.expected().detach()), abs=0.01)
-    part.log_alpha.data[:3] = torch.tensor([-9.0, 0.0, 9.0])
-    assert part.final()[:3].tolist() == pytest.approx([0.0, 0.5, 1.0])
 
 
 @pytest.mark.parametrize("rate", [0.0, 1e-3])

@@ -15,10 +15,9 @@ from tests.tiny.recovering import stop_at
 from tests.tiny.vocabulary import wordy_checkpoint
 from transformers import AutoModelForCausalLM
 
-from darwinlm.recipe import load_recipe
 from darwinlm.report.summary import VocabularyFigures
 from darwinlm.runtime.artifact import MANIFEST, read_json
-from lab.comparison.entries import everywhere, parse_methods
+from lab.comparison.entries import everywhere
 from lab.comparison.methods import BASELINES
 
 SETS = sets(SETTINGS)
@@ -96,18 +95,6 @@ def test_rankings_of_experts(
     assert list(rows) == ["dense", "reap", "frequency", "reap+refit"]
     assert rows["frequency"]["allocation"] == rows["reap"]["allocation"]
     assert rows["frequency"]["texts"]["held out"]["kl"] != rows["reap"]["texts"]["held out"]["kl"]
-
-
-def test_finished_methods_are_reused(compare, folder):
-    before = found(folder)
-    ended = compare("--methods", "ziplm,sheared").succeeded()
-    done = [line for line in ended.out.splitlines() if line.endswith("already done, reused")]
-    assert {line.partition(":")[0] for line in done} >= {"ZipLM", "Sheared-LLaMA-style", "measure ziplm"}
-    again = {row["method"]: row for row in found(folder)["rows"]}
-    assert list(again) == ["dense", "ziplm", "sheared"]
-    for row in before["rows"]:
-        if row["method"] in again:
-            assert again[row["method"]] == row
 
 
 def test_variant_of_the_search_is_a_row_of_its_own(compare, folder):
@@ -210,23 +197,6 @@ def test_a_method_beyond_the_budget_is_no_row(compare, tmp_path, monkeypatch):
     monkeypatch.setitem(BASELINES, "magnitude", dataclasses.replace(magnitude, make=whole))
     ended = compare("--methods", "magnitude", "--out", tmp_path / "out")
     ended.refused("magnitude needs", "parameters, more than the budget: please report this")
-
-
-def test_random_draws_until_the_search_would_end(compare, folder):
-    ended = compare("--methods", "random", "--set", "search.minutes=0.0001").succeeded()
-    tries = found(folder)["rows"][1]["record"]["tries"]
-    assert 1 <= tries < 1000
-    assert f"searches are limited to 0.0001 minutes, and so are random tries ({tries}" in ended.out
-
-
-def test_all_takes_the_steps_that_the_recipe_has() -> None:
-    def names(*assignments: str) -> list[str]:
-        return [row.name for row in parse_methods("all", load_recipe(None, assignments))]
-
-    assert names() == [*everywhere(), "darwinlm", "darwinlm+refit"]
-    assert names("refit.tokens=0") == [*everywhere(), "darwinlm"]
-    assert names("recovery.tokens=1M")[-2:] == ["darwinlm+refit", "darwinlm+refit+recovery"]
-    assert names("recovery.tokens=1M", "refit.tokens=0")[-2:] == ["darwinlm", "darwinlm+recovery"]
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,6 @@
 """The acceptance test of a GPU runs, tiny, on a CPU: it can't rot while there is no GPU."""
 
 import json
-import queue
-import subprocess
-import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,42 +24,8 @@ def lines_of(out: Path, *words: str) -> dict[str, dict[str, Any]]:
     return {line["name"]: line for line in found["lines"]}
 
 
-def test_the_acceptance_test_runs_a_part_in_a_process_of_its_own(tmp_path):
-    """Its model stays."""
-    work, parts = tmp_path / "work", ("--part", "order", "--part", "model")
-    named = lines_of(tmp_path / "gpu.json", "-m", "lab.benchmarks.gpu", "--work", work, *parts)
-    assert {line["part"] for line in named.values()} == {"order", "model"}
-    assert (work / "llama-4" / "model.safetensors.index.json").is_file()
-    assert (work / "llama-4-smaller" / "config.json").is_file()
-
-
 def test_all_time_limits_together_are_nine_minutes():
     assert sum(seconds for seconds, _ in gpu.PARTS.values()) < gpu.ALL == 9 * 60
-
-
-def last_words(code: str, seconds: float) -> list[Line]:
-    """The lines of a part that ends on its own, or by its limit."""
-    with subprocess.Popen([sys.executable, "-c", code]) as process:
-        alive = SimpleNamespace(is_alive=lambda: process.poll() is None, exitcode=9)
-        found = list(gpu._lines_of(alive, queue.Queue(), "part", time.monotonic() + seconds))
-        process.kill()
-    return found
-
-
-@pytest.mark.parametrize(("code", "words"), [("import time; time.sleep(60)", "limit"), ("", "ended with 9")])
-def test_a_part_that_hangs_or_dies_is_a_failed_line(code, words):
-    (line,) = last_words(code, 2.0)
-    assert line.ok is False
-    assert words in str(line.value)
-
-
-def test_what_was_found_is_written_after_each_part(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(gpu, "PARTS", {"traps": (0, gpu.traps)})
-    setup = Setup("cpu", tiny=True, work=tmp_path, lines=None)
-    gpu.run_parts(["traps"], setup, None, tmp_path / "gpu.json")
-    found = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
-    assert found["failed"] == ["traps ended early"]
-    assert "traps ended early: its time limit has passed" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from tests.tiny.pruned import plain_checkpoint
 from darwinlm.engines import process
 from lab.tradeoff import files as tradeoff_files
 from lab.tradeoff import measure as tradeoff
-from lab.tradeoff.table import FileRow, Tradeoff, front, remarks
+from lab.tradeoff.table import front
 
 FAST = ("--tokens", 96, "--prompt-tokens", 24, "--new-tokens", 4, "--runs", 2)
 INTERRUPTED = 130
@@ -101,17 +101,6 @@ def test_wrong_input_ends_before_any_pruning(command, given, tmp_path, change, s
     assert not (tmp_path / "out" / "sizes").exists()
 
 
-def test_a_quantiser_that_fails_ends_before_any_pruning(command, given, tmp_path, monkeypatch):
-    pytest.importorskip("cyllama", reason="comes with the extra llama-cpp")
-    real = process.quantise_file
-    monkeypatch.setattr(
-        tradeoff_files, "quantise_file", lambda source, target, name, threads: real(target, target, name, 1)
-    )
-    command("tradeoff", *given, *FAST, "--quant", "q6_k").refused("llama.cpp can't quantise to Q6_K")
-    assert not (tmp_path / "out" / "sizes").exists()
-    assert not list((tmp_path / "out" / "files").rglob("*.gguf"))
-
-
 def test_without_the_engine_the_extra_is_named(command, given, tmp_path, monkeypatch):
     monkeypatch.setitem(process.ENGINES, "llama.cpp", ("no_such_package", "llama-cpp"))
     command("tradeoff", *given, *FAST).refused("llama-cpp")
@@ -121,20 +110,3 @@ def test_without_the_engine_the_extra_is_named(command, given, tmp_path, monkeyp
 def test_the_front_has_what_nothing_beats():
     assert front([(3, 1.0), (1, 5.0), (2, 5.0), (2, 2.0), (4, 1.0), (5, 0.5)]) == [1, 3, 0, 5]
     assert front([(168.8, 1.6), (169.2, 0.1), (170.4, 0.05)]) == [1, 2]
-
-
-def test_speeds_whose_ranges_meet_are_said_not_to_differ():
-    def rows(model, low, high):
-        rate = {"median": low, "low": low, "high": high}
-        figures = {"file": "a.gguf", "bytes": 1, "kl": 0.1, "perplexity": 2.0, "decode": rate}
-        return [
-            FileRow(model=model, quantisation=kind, prompt={**rate, "high": 900.0}, **figures)
-            for kind in ("q8_0", "q2_k")
-        ]
-
-    said = {"calibration": "a", "text": "b", "tokens": 1, "seed": 0, "engine": "e"}
-    settings = {"prompt_tokens": 1, "new_tokens": 1, "rounds": 2, "threads": 1}
-    both = (*rows("dense", 10.0, 12.0), *rows("keep-70", 11.0, 13.0)[:1], *rows("keep-50", 13.0, 14.0))
-    *_, prompts, text = remarks(Tradeoff(model="m", settings=settings, rows=both, **said))
-    assert prompts.endswith("file of the same type: keep-70 q8_0, keep-50 q8_0, keep-50 q2_k.")
-    assert text == "No measurable change for new text to the original's file of the same type: keep-70 q8_0."

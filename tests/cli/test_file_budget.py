@@ -101,16 +101,6 @@ def test_families_that_need_equal_layers_get_them(command, tmp_path):
     assert json.loads((tmp_path / "out" / "model" / "config.json").read_text())["model_type"] == "gemma"
 
 
-def test_mixtures_fit_into_a_file(command, tmp_path):
-    pytest.importorskip("cyllama", reason="comes with the extra llama-cpp")
-    model = plain_checkpoint(tmp_path / "model", "mixtral", sliding_window=None, intermediate_size=512)
-    text = tiny_text(tmp_path / "text.txt")
-    sets = [part for setting in (*SETTINGS, *CHEAP) for part in ("--set", setting)]
-    bound = sizes_of(model)[SMALLEST] - 60_000
-    command("prune", model, "--text", text, "--out", tmp_path / "out", "--file", bound, *sets).succeeded()
-    assert 0.8 * bound < (tmp_path / "out" / "model-q3_k_m.gguf").stat().st_size <= 1.01 * bound
-
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -13,7 +13,6 @@ from darwinlm.engines.process import ENGINES
 from darwinlm.export.run import export_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.gguf.sizes import header_bytes, predicted_sizes
-from darwinlm.models.in_llama_cpp import open_in_llama_cpp
 from darwinlm.models.opened import open_model
 from darwinlm.report.summary import FileFigures
 
@@ -53,15 +52,6 @@ def test_its_logits_and_answers_are_those_of_the_folder(command, monkeypatch, fo
         dtype = ("--dtype", "float32") if model == folder else ()
         said.append(command("chat", model, "--temperature", "0", "--max-tokens", "8", *dtype, "-q").succeeded().out)
     assert said[0] == said[1]
-
-
-def test_longer_texts_than_the_engine_has_room_for(file, monkeypatch):
-    monkeypatch.setattr("darwinlm.models.in_llama_cpp.SHORTEST", 16)
-    model, _ = open_in_llama_cpp(file)
-    tokens = torch.randint(300, (1, 100), generator=torch.Generator().manual_seed(1))
-    short, long = model(input_ids=tokens[:, :10]).logits, model(input_ids=tokens).logits
-    assert torch.allclose(long[:, :10], short, atol=0.02)
-    assert model.room == 128
 
 
 def test_quality_of_a_quantised_file_against_the_folder(command, folder, tiny_text_file, tmp_path):

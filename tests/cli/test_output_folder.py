@@ -71,18 +71,6 @@ def test_a_stage_that_is_a_link_to_another_runs(prune, tmp_path):
     prune().refused(str(stage), "is a broken link")
 
 
-def test_a_damaged_run_is_not_advised_to_be_deleted(command, finished_copy, tmp_path):
-    out = shutil.copytree(finished_copy, tmp_path / "recovered")
-    for file, text, said in (
-        (out / "darwinlm.json", "{", "is damaged"),
-        (finished_copy / "summary.json", "[]", "holds no summary of a run"),
-    ):
-        file.write_text(text)
-        ended = command("recover", finished_copy, "--tokens", "256", "--out", out)
-        ended.refused(str(file), said)
-        assert "delete" not in ended.err
-
-
 @pytest.mark.parametrize(
     "name",
     [

@@ -9,36 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from darwinlm.report import plots
-
-ODD = {
-    "a pipe": os.mkfifo,
-    "odd bytes": lambda path: path.write_bytes(b"\xff\xfe\x00\x1b[31m: \x80"),
-    "escapes": lambda path: path.write_text("\x1b[31mowned: 1\n"),
-    "another style": lambda path: path.write_text("axes.facecolor: red\nbackend: x\n"),
-}
-
 
 def run(*words: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """A command of its own process, in a folder, with more environment variables."""
     command = [sys.executable, "-P", "-c", "from darwinlm.cli import main; main()", *map(str, words)]
     whole = {**os.environ, **environment}
     return subprocess.run(command, cwd=cwd, env=whole, capture_output=True, text=True, timeout=120, check=False)
-
-
-DRAW = "from darwinlm.report import plots; print(plots.size_plot([]))"
-
-
-@pytest.mark.parametrize("kind", ODD)
-def test_settings_of_matplotlib_in_the_current_folder_are_not_read(tmp_path: Path, kind: str) -> None:
-    def drawn() -> str:
-        words = [sys.executable, "-P", "-c", DRAW]
-        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
-        assert done.stderr == ""
-        return done.stdout
-
-    ODD[kind](tmp_path / "matplotlibrc")
-    assert drawn() == plots.size_plot([]) + "\n"
 
 
 ENVIRONMENTS = (

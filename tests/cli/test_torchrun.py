@@ -17,9 +17,3 @@ def test_a_variable_that_is_no_number(command, monkeypatch, name, value):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv(name, value)
     command("prune", "model").refused(f"{name} is {value!r}, which is no number: unset it, or start the processes with")
-
-
-def test_help_is_for_all(command, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "0")
-    assert command("--help").code == 0

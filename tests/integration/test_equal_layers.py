@@ -7,7 +7,6 @@ import pytest
 import torch
 from rich.console import Console
 from tests.integration.test_without_package import run_elsewhere
-from tests.tiny.checkpoint import tiny_checkpoint
 from tests.tiny.cutting import ALL, EVEN, WHOLE, Kept, cut, logits, mixers, near, tokens
 from tests.tiny.models import FAMILIES, tiny_model
 from tests.tiny.stages import run_stages
@@ -69,14 +68,6 @@ def test_every_family_without_a_block_is_its_own_class_elsewhere(tmp_path):
         assert found[name]["class"].startswith("transformers.models."), name
         assert found[name]["layers"] == 3
         near(torch.tensor(found[name]["logits"]), logits(pruned[name], tokens()), pruned[name])
-
-
-def test_unequal_layers_keep_our_class(tmp_path):
-    plan = equal_plan("llama")
-    plan[3] = Kept(ALL[:4], EVEN)
-    model = cut(tiny_model("llama"), plan)
-    model.save_pretrained(tmp_path)
-    assert in_family_class(model, Checkpoint.open(tmp_path)) is model
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen3_moe"])
@@ -152,14 +143,3 @@ def test_what_equal_layers_cannot_be(model_type, settings, keep, error, said, ti
 def test_a_model_with_unequal_layers_is_refused(finished_llama, make_run, tmp_path):
     with pytest.raises(RecipeError, match="already differ; prune its original"):
         run_stages(make_run(finished_llama / "model", tmp_path / "out", "search.layers=equal"), "plan")
-
-
-def test_a_shorter_model_is_pruned_again_under_the_numbers_of_the_original(make_run, tmp_path):
-    folder, first = tiny_checkpoint(tmp_path / "dense", "llama"), tmp_path / "first"
-    run_stages(make_run(folder, first, "search.layers=equal", keep="80%"), "export")
-    settings = ("search.layers=equal", f"teacher={folder}", "recovery.tokens=512")
-    results = run_stages(make_run(first / "model", tmp_path / "out", *settings), "report")
-    saved = read_json(tmp_path / "out" / "model" / "config.json")
-    standing = [block.block for block in results.report.allocation if block.heads]
-    assert saved.get(KEPT, [0, 1, 2, 3]) == standing
-    assert saved["num_hidden_layers"] == len(standing)

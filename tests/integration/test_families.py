@@ -66,20 +66,6 @@ def test_the_search_sees_what_is_stitched(whole):
         assert fitness.kl(allocation, tokens.numel()) == pytest.approx(float(expected), rel=1e-4, abs=1e-6)
 
 
-def test_a_candidate_near_the_base_is_run_from_its_first_change_on(whole):
-    """Or from the last block whose keys and values later ones reuse."""
-    tokens = whole.text["fitness"].tokens
-    placed = whole.placed()
-    fitness = Fitness(placed, tokens, batch_tokens=96)
-    base = whole.random_allocations(2, seed=3)[0]
-    last = max(i for i, module in enumerate(whole.plan.space.modules) if len(module.levels) > 1)
-    candidate = tuple(0 if i == last else level for i, level in enumerate(base))
-    fitness.set_base(base)
-    found = [fitness.kl(each, tokens.numel()) for each in (base, candidate)]
-    fitness = Fitness(placed, tokens, batch_tokens=96)
-    assert [fitness.kl(each, tokens.numel()) for each in (base, candidate)] == pytest.approx(found, rel=1e-6)
-
-
 def stored_names(folder: Path) -> set[str]:
     return set(load_file(folder / "model.safetensors"))
 

@@ -9,7 +9,6 @@ from darwinlm.database.block_moments import stream_moments
 from darwinlm.database.finished import find_database
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import module_shapes
-from darwinlm.runtime.artifact import read_json
 from darwinlm.streaming.gradients import output_gradients
 from darwinlm.streaming.hidden import HiddenMemory
 from darwinlm.streaming.outputs import output_projection
@@ -99,18 +98,3 @@ def test_the_loss_decides_what_goes_first_and_not_what_remains(tmp_path, make_ru
     level = plain.reader.modules[1].levels[6]
     assert not torch.equal(*(found.reader.columns(0, "mlp", level) for found in (plain, weighted)))
     assert plain.reader.error(0, "mlp", level) < weighted.reader.error(0, "mlp", level) < 1
-
-
-def test_gradients_are_measured_on_an_eighth_of_the_calibration_text(tmp_path, make_run, tiny_folder, monkeypatch):
-    folder = tiny_folder("llama")
-
-    def build(name, *settings):
-        run_stages(make_run(folder, tmp_path / name, *settings), "database")
-        saliency = tmp_path / name / "stages" / "saliency"
-        return read_json(saliency / "key.json")["rows"] if saliency.exists() else None
-
-    settings = ("text.sequence_length=32", f"text.calibration_tokens={24 * 32}", "refit.tokens=32")
-    assert build("an eighth", *settings) == 3
-    monkeypatch.setattr("darwinlm.text.amounts.GRADIENT_TOKENS", 33)
-    assert build("fewer", *settings) == 2, "whole blocks of text"
-    assert build("plain", *settings, "database.saliency=output") is None

@@ -10,12 +10,10 @@ from safetensors.torch import load_file
 from tests.tiny.masked import assert_equal_logits, logits, masked
 from tests.tiny.stages import run_stages
 from tests.tiny.whole import Whole
-from transformers import AutoModelForCausalLM
 
 from darwinlm.database.block_moments import stream_moments
 from darwinlm.database.order import damp
 from darwinlm.execution.run import Run
-from darwinlm.runtime import parallel
 from darwinlm.search.evaluate.fitness import Fitness
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.stages.database import stream_of
@@ -124,40 +122,3 @@ def test_fitness_from_the_first_changed_block_is_fitness_from_the_start(whole, p
             for n in (33, 64, n_tokens):
                 assert reusing.kl(candidate, n) == fresh.kl(candidate, n)
         assert reusing.kl(base, n_tokens) == fresh.kl(base, n_tokens)
-
-
-@pytest.mark.parametrize("candidates", [1, 2])
-def test_processes_share_candidates_and_their_text(whole, placed, monkeypatch, candidates):
-    tokens, count, window = whole.text["fitness"].tokens[:4], 4, (0, 4)
-    allocations = whole.random_allocations(candidates)
-    alone = Fitness(placed, tokens, batch_tokens=tokens.numel())
-    alone.kl_on(allocations, window)
-    monkeypatch.setattr(parallel, "size", lambda: count)
-    monkeypatch.setattr(parallel, "gather", lambda share: [share] if share is not None else [None] * count)
-    for place in range(count):
-        monkeypatch.setattr(parallel, "place", lambda place=place: place)
-        each = Fitness(placed, tokens, batch_tokens=tokens.numel())
-        with pytest.raises(KeyError):  # losses of the other processes
-            each.kl_on(allocations, window)
-        assert sum(map(len, each._known.values())) == candidates
-        assert len(each._known) == 1, "a process places the modules of few candidates"
-        for allocation, losses in each._known.items():
-            for number, loss in losses.items():
-                assert loss == pytest.approx(alone._known[allocation].pop(number), rel=1e-5)
-    assert not any(alone._known.values()), "every sequence was run once"
-
-
-def test_the_summary_describes_the_saved_layers(whole):
-    model = AutoModelForCausalLM.from_pretrained(whole.run.folder / "model")
-    for row, block in zip(whole.report.allocation, model.model.layers, strict=True):
-        config = model.config.per_layer_config[row.block]
-        skipped = getattr(config, "skip", [])
-        assert ("attention" in skipped) == (row.heads == 0)
-        assert ("mlp" in skipped) == (row.width == 0)
-        if row.heads:
-            cached = row.heads if config.query_groups else row.groups
-            assert (config.num_attention_heads, config.num_key_value_heads) == (row.heads, cached)
-            assert block.self_attn.k_proj.weight.shape[0] == row.groups * block.self_attn.head_dim
-            assert block.self_attn.o_proj.in_features == row.heads * block.self_attn.head_dim
-        if row.width:
-            assert config.intermediate_size == block.mlp.down_proj.in_features == row.width

@@ -15,7 +15,6 @@ from tests.tiny.stages import run_stages
 from transformers import AutoModelForCausalLM
 
 from darwinlm.recovery.train import Training
-from darwinlm.report import wording
 from darwinlm.report.summary import read_summary
 from darwinlm.runs.recovery import recover
 from darwinlm.runs.verify import verify
@@ -90,14 +89,6 @@ def test_the_same_call_again_reuses_it(whole, inputs, tmp_path, monkeypatch):
     assert recover_tiny(*inputs, out).models == whole[1].models
 
 
-def test_a_lost_tokenizer_is_noticed_and_written_again(whole, inputs, tmp_path):
-    out = shutil.copytree(whole[0], tmp_path / "out")
-    (out / "model" / "tokenizer.json").unlink()
-    assert [finding.what for finding in verify(out) if finding.wrong] == ["model/tokenizer.json"]
-    recover_tiny(*inputs, out)
-    assert [finding for finding in verify(out) if finding.wrong] == []
-
-
 def test_a_recipe_beside_a_run_needs_neither_its_model_nor_its_text(finished_llama, tmp_path):
     (tmp_path / "r.yaml").write_text("recovery: {batch_tokens: 128}\ncompute: {dtype: float32}", encoding="utf-8")
     options = {"tokens": 256, "recipe": tmp_path / "r.yaml", "reporter": Reporter(quiet=True)}
@@ -111,16 +102,6 @@ def test_a_run_is_not_trained_into_itself(finished_copy):
         with pytest.raises(ArtifactError, match=r"is or holds .*, which this command reads"):
             recover(model, finished_copy, tokens=256)
     assert [finding for finding in verify(finished_copy) if finding.wrong] == []
-
-
-def test_a_recovery_of_a_run_tells_how_the_model_was_made(finished_llama, tmp_path):
-    settings = ("recovery.batch_tokens=128", "compute.dtype=float32")
-    made = read_summary(finished_llama / "summary.json")
-    summary = recover(finished_llama, tmp_path / "out", tokens=256, assignments=settings, reporter=Reporter(quiet=True))
-    assert (summary.search, summary.refit, summary.budget) == (made.search, made.refit, made.budget)
-    assert summary.recovery.tokens == 256
-    assert summary.allocation == made.allocation
-    assert wording.title(summary) == wording.title(made)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """What `darwinlm.prune` hands back: the model, its answers, its allocation, and a few lines for a notebook."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,27 +62,6 @@ def test_progress_can_be_followed(tiny_llama: Path, make_run: Any, tmp_path: Pat
         *((done, blocks) for done in range(blocks + 1)),
         *((done, len(STRENGTHS)) for done in range(len(STRENGTHS))),
     ]
-
-
-def test_loading_shows_no_bars_and_leaves_the_users_setting(
-    result: Result, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from transformers.utils import logging
-
-    # As without the environment variable that tests set.
-    monkeypatch.setattr(sys.modules["huggingface_hub.utils.tqdm"], "HF_HUB_DISABLE_PROGRESS_BARS", None)
-    monkeypatch.setattr(logging, "_tqdm_active", True)
-    result.load(dtype="float32")
-    assert "Loading weights" not in capfd.readouterr().err
-    assert logging.is_progress_bar_enabled()
-
-
-def test_a_notebook_shows_a_few_lines(result: Result) -> None:
-    html = result._repr_html_()
-    assert len(html) < 1000
-    assert str(result.report) in html
-    assert "<script" not in html
-    assert len(repr(result)) < 500
 
 
 def test_what_is_refused(result: Result, tmp_path: Path) -> None:

@@ -39,20 +39,6 @@ class Stopping(Reporter):
             raise KeyboardInterrupt
 
 
-class Vanishing(Stopping):
-    """Moves the model's folder away at that call of `advance`, as if its disk had gone."""
-
-    def __init__(self, at: int, model: Path) -> None:
-        super().__init__(at)
-        self.model = model
-
-    def advance(self, done: int, total: int) -> None:
-        try:
-            super().advance(done, total)
-        except KeyboardInterrupt:
-            self.model.rename(self.model.with_name("away"))
-
-
 TIMES = {"seconds", "stages", "machine", "evaluations"}
 SHARES = (0.02, 0.6, 1.0)
 
@@ -164,19 +150,6 @@ def test_a_model_folder_that_was_changed_is_exported_again(finished_copy, tiny_l
     assert weights.read_bytes() == original
     assert (folder / "tokenizer.json").is_file()
     AutoModelForCausalLM.from_pretrained(folder)
-
-
-def test_a_model_that_vanishes_in_the_middle_and_comes_back(uninterrupted, make_run, tmp_path):
-    model, other, _, seen = uninterrupted
-    copied = Path(shutil.copytree(model, tmp_path / "model"))
-    at = seen.titles.index("calibration and database") + 2
-    with pytest.raises(CheckpointError, match=r"can't be read any more .*: bring back its disk .* work is kept"):
-        run_stages(make_run(copied, tmp_path / "out", reporter=Vanishing(at, copied)), "report")
-    assert list((tmp_path / "out" / "stages" / "database").glob("block_*")), "finished blocks"
-    copied.with_name("away").rename(copied)
-    run_stages(make_run(copied, tmp_path / "out"), "export")
-    ours, theirs = (folder / "model" / "model.safetensors" for folder in (tmp_path / "out", other))
-    assert ours.read_bytes() == theirs.read_bytes()
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])

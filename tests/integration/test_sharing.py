@@ -54,15 +54,6 @@ def test_no_process_holds_a_whole_dense_model(dense: Path):
         assert process["logits"] == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
-def test_nodes_have_copies_and_the_processes_of_a_node_share_one(dense: Path):
-    """Two nodes of two processes: each process holds half, and what it gathers comes from its own node."""
-    size = sum(4 * weight.numel() for weight in Checkpoint.open(dense).outline.parameters())
-    seen = shared(dense, 4, 2)
-    assert [process["mesh"] for process in seen] == [[[0, 1], [2, 3]]] * 4
-    assert all(process["held"] == pytest.approx(size / 2, rel=0.01) for process in seen)
-    assert all(process["logits"] == seen[0]["logits"] for process in seen)
-
-
 @pytest.mark.parametrize(
     ("sizes", "needed", "free", "expected"),
     [

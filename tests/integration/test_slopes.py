@@ -9,7 +9,6 @@ from torch import nn
 
 from darwinlm.runtime.errors import NumericsError, TimeLimitError
 from darwinlm.search.evaluate.fitness import Clock, Fitness
-from darwinlm.search.predict.curvature import removed_together
 from darwinlm.search.predict.gradients import Gradients
 
 STEP, IN_MIXTURES = 3e-3, 1e-4
@@ -111,22 +110,6 @@ def test_slopes_are_derivatives_of_the_loss(model_type, tiny_folder, make_run, t
             assert row[level] - row[allocation[index]] == pytest.approx(expected, rel=0.02, abs=noise), (module, level)
             compared += abs(expected) > 1e-4
     assert compared > 2
-
-
-def test_what_two_levels_both_remove_is_counted(llama):
-    placed, seen = llama[0], 0
-    for module, shared in zip(placed.space.modules, removed_together(placed.space, placed.database), strict=True):
-        assert (shared is None) == (module.kind == "mlp"), "only attentions have variants that aren't nested"
-        if shared is None:
-            continue
-        every = set(range(placed.database.shapes[module.block, module.kind].width))
-        kept = [set(placed.database.columns(module.block, module.kind, level).tolist()) for level in module.levels]
-        for one, own in enumerate(kept):
-            for other, theirs in enumerate(kept):
-                gone, both = every - own, every - own - theirs
-                assert shared[one, other] == pytest.approx(len(both) / len(gone) if gone else 1)
-                seen += 0 < len(both) < min(len(gone), len(every - theirs))
-    assert seen, "some levels aren't nested"
 
 
 def test_slopes_do_not_depend_on_how_the_text_is_split(llama):

@@ -17,7 +17,6 @@ from darwinlm.evaluation.text import pack
 from darwinlm.runtime.artifact import read_json
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import DataError
-from darwinlm.stages import recover
 from darwinlm.text import document_hash, split_documents
 from darwinlm.text.looking_back import ordinary_tokens, with_repeats
 
@@ -115,25 +114,6 @@ def test_documents_come_from_all_of_a_file(places, tmp_path):
     assert max(drawn) > 500
     assert 300 < np.mean(drawn) < 700
     assert set(places(tmp_path / "c", "text.seed=5")) != set(drawn)
-
-
-def test_training_takes_its_text_from_all_of_a_file(documents, short_passages, inputs, tmp_path, monkeypatch):
-    read = []
-    pack = recover.pack_documents
-
-    def watched(texts, *arguments, **options):
-        def noted():
-            for text in texts:
-                read.append(documents[1][document_hash(text)])
-                yield text
-
-        return pack(noted(), *arguments, **options)
-
-    monkeypatch.setattr(recover, "pack_documents", watched)
-    small, teacher, _ = inputs
-    recover_tiny(small, teacher, documents[0], tmp_path / "out")
-    assert 300 < np.mean(read) < 700
-    assert read != sorted(read)
 
 
 MUCH = ("text.calibration_tokens=65536", "search.rounds=[{tokens: 8192, survivors: 1}]", "refit.tokens=65536")

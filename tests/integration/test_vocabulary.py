@@ -118,14 +118,6 @@ def test_recovery_learns_from_the_dense_model_with_the_same_tokens(command, dens
     assert read_json(out / "model" / "config.json")["vocab_size"] == SIZE
 
 
-def test_a_teacher_gets_the_same_vocabulary(dense, tmp_path, make_run):
-    teacher = wordy_checkpoint(tmp_path / "teacher", hidden_size=96)
-    settings = ("vocabulary=320", f"teacher={teacher}", "refit.tokens=0")
-    summary = run_stages(make_run(dense, tmp_path / "out", *settings), "report").report
-    assert summary.vocabulary.tokens == read_json(tmp_path / "out" / "model" / "config.json")["vocab_size"] == SIZE
-    assert summary.dense.params > summary.vocabulary.params
-
-
 @pytest.mark.parametrize(
     ("wanted", "error", "message"),
     [

@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.integration.test_without_package import run_elsewhere
 from tests.tiny.masked import logits
-from tests.tiny.models import FAMILIES
 from tests.tiny.stages import run_stages
 from tests.tiny.vocabulary import byte_level, fast
 from tests.tiny.wholes import WHOLES, tiny_whole
@@ -205,18 +204,3 @@ def test_a_pruned_model_is_pruned_again(finished, make_run, tmp_path):
     others = {name: weight for name, weight in loaded(source).state_dict().items() if not is_text(name)}
     state = loaded(tmp_path / "out" / "model").state_dict()
     assert all(torch.equal(state[name], weight) for name, weight in others.items())
-
-
-def test_experts_beside_an_mlp_inside_a_model_with_images(make_run, tmp_path):
-    """As Gemma 4 26B-A4B is published."""
-    experts = FAMILIES["gemma4_text_experts"] | {"num_kv_shared_layers": 0, "use_double_wide_mlp": False}
-    del experts["model_type"]
-    source = tiny_whole(tmp_path / "source", "gemma4", **experts)
-    run_stages(make_run(source, tmp_path / "out", "refit.tokens=0"), "export")
-    checkpoint = Checkpoint.open(tmp_path / "out" / "model")
-    assert checkpoint.family.key == Checkpoint.open(source).family.key == "gemma4_text_experts"
-    whole = AutoModelForImageTextToText.from_pretrained(checkpoint.folder, dtype=torch.float32).eval()
-    ids = torch.tensor([[5, 17, 101, 33, 250, 8]])
-    with torch.no_grad():
-        alone = checkpoint.load(torch.float32)(input_ids=ids).logits
-        torch.testing.assert_close(whole(input_ids=ids).logits, alone, rtol=0, atol=1e-5)

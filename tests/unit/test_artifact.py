@@ -3,7 +3,6 @@
 import errno
 import os
 import stat
-import threading
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,6 @@ from darwinlm.runtime.artifact import (
     write_text,
 )
 from darwinlm.runtime.errors import ArtifactError, NumericsError, StorageError
-from darwinlm.runtime.lock import hold_folder
 
 CONTENT = {"a.json": {"value": [1, 2]}, "below/b.json": {"value": "é"}}
 
@@ -107,23 +105,6 @@ def test_nothing_behind_a_link_is_deleted(tmp_path, link):
     with pytest.raises(ArtifactError, match=rf"{tmp_path / link} is a symbolic link, and what lies behind one is kept"):
         stage(tmp_path / "stages" / "s", seed=2).begin()
     assert names(tmp_path / "elsewhere") == there
-
-
-def test_a_kill_while_safetensors_writes_leaves_names_of_ours(tmp_path, monkeypatch):
-    def killed(tensors: object, to: Path, metadata: object) -> None:
-        (Path(to).parent / ".tmpAbCdEf").write_bytes(b"half of it")  # as the library names its own file
-        os._exit(7)
-
-    monkeypatch.setattr("safetensors.torch.save_file", killed)
-    child = os.fork()
-    if child == 0:
-        write_tensors(tmp_path / "stages" / "s" / "a.safetensors", {"w": torch.zeros(1)})
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-    assert len(names(tmp_path)) == 2
-    hold_folder(tmp_path).release()
-    assert names(tmp_path) == set()
-    assert list((tmp_path / "stages" / "s").iterdir()) == []
 
 
 @pytest.mark.parametrize("name", [*CONTENT, "c.safetensors"])
@@ -279,13 +260,3 @@ def test_a_disk_without_permissions(tmp_path, monkeypatch):
     finished_file = tmp_path / "a.json"
     write_json(finished_file, 1)
     assert read_json(finished_file) == 1
-
-
-def test_another_machine_may_see_a_manifest_late(tmp_path, monkeypatch):
-    made = finished(tmp_path / "s")
-    hidden = (tmp_path / "s" / MANIFEST).rename(tmp_path / "hidden")
-    threading.Timer(0.3, lambda: hidden.rename(tmp_path / "s" / MANIFEST)).start()
-    made.await_manifest()
-    assert made.is_complete()
-    monkeypatch.setattr("darwinlm.runtime.artifact.SEEN_LATE", 0.0)
-    stage(tmp_path / "none").await_manifest()

@@ -10,7 +10,7 @@ from darwinlm.database.levels import Level, ModuleLevels
 from darwinlm.recipe import BUDGETS, BudgetSettings, Recipe, load_recipe, load_recipes, parse_recipe
 from darwinlm.runtime.errors import BudgetError, RecipeError
 from darwinlm.search.problem.budgets import RULES, resolve_budget
-from darwinlm.search.problem.cost import CostModel, byte_costs, parameter_costs, time_costs
+from darwinlm.search.problem.cost import CostModel, byte_costs, parameter_costs
 from darwinlm.search.problem.problem import Budget, Problem
 from darwinlm.search.problem.space import SearchSpace
 from darwinlm.stages.report import _budget
@@ -144,23 +144,10 @@ def test_what_the_user_gives_goes_before_the_preset(tmp_path):
     assert recipe.units.levels == "paper"
 
 
-def test_a_tolerance_is_a_small_share():
-    assert BudgetSettings(tolerance="3%").tolerance == pytest.approx(0.03)
-    for tolerance in ("0%", "11%", 0):
-        with pytest.raises(RecipeError, match=r"budget\.tolerance"):
-            parse_recipe({"budget": {"tolerance": tolerance}}, "here")
-
-
 ATTENTION = ModuleLevels(0, "attention", (Level(0, 0, 0, 0), Level(1, 2, 8, 100), Level(2, 2, 16, 200)))
 MLP = ModuleLevels(1, "mlp", (Level(0, 0, 0, 0), Level(1, 1, 8, 70), Level(1, 1, 24, 210)))
 SPACE = SearchSpace((ATTENTION, MLP))
 KV_BYTES = [lambda heads: 2 * (heads or 1) * 4 * 10 * 3 * 2, lambda heads: 2 * heads * 4 * 6 * 3 * 2]
-
-
-def test_parameters_of_the_blocks_and_of_the_whole():
-    assert parameter_costs(SPACE).of((1, 2)) == 310
-    whole = parameter_costs(SPACE, fixed=1000)
-    assert (whole.of((1, 2)), whole.dense, whole.smallest) == (1310, 1410, 1070)
 
 
 def test_bytes_are_weights_and_keys_and_values():
@@ -169,19 +156,6 @@ def test_bytes_are_weights_and_keys_and_values():
     without_attention = 2 * 4 * 6 * 3 * 2 * 0  # block 1 has none and doesn't count positions
     assert cost.of((2, 2)) == 2 * (1000 + 200 + 210) + 2 * head + without_attention
     assert cost.of((0, 0)) == 2 * 1000 + head, "block 0 keeps one head, off which positions are read"
-
-
-def test_times_are_whole_nanoseconds_in_steps_that_keep_the_solver_exact():
-    cost = time_costs([[0.0, 0.5, 1.0], [0.0, 0.25, 2.0]], 0.5)
-    assert cost.dense == pytest.approx(3.5e9, rel=1e-5)
-    assert cost.of((1, 1)) == pytest.approx(1.25e9, rel=1e-5)
-    assert cost.fixed == 500_000_000
-
-
-def test_the_finest_step_is_the_coarsest_gap_of_the_finest_module():
-    assert parameter_costs(SPACE).finest_step == 100
-    assert CostModel("bytes", ((5,), (7,))).finest_step == 0
-    assert CostModel("bytes", ((0, 10, 11), (0, 4, 8, 8))).finest_step == 4
 
 
 def test_a_tolerance_below_one_level_is_one_level():

@@ -7,7 +7,7 @@ from darwinlm.pipeline import open_run
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.recipe.settled import settled
 from darwinlm.runtime import parallel
-from darwinlm.runtime.compute import exact_device, fast_dtype, now, resolve_device
+from darwinlm.runtime.compute import fast_dtype, resolve_device
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import ParallelError, RecipeError
 
@@ -39,13 +39,6 @@ def test_processors_work_in_bfloat16_where_it_is_quick(processor, capabilities, 
     processor(**capabilities)
     assert fast_dtype(CPU) == dtype
     assert fast_dtype(torch.device("cuda")) == "bfloat16"
-
-
-@pytest.mark.parametrize("tiles", [True, False])
-def test_an_older_pytorch_is_asked_in_its_own_way(monkeypatch, tiles):
-    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles, raising=False)
-    assert fast_dtype(CPU) == ("bfloat16" if tiles else "float32")
 
 
 def test_a_run_computes_and_names_what_its_recipe_then_says(processor, tmp_path):
@@ -133,15 +126,6 @@ def test_apples_gpu_is_used_by_name(gpus, apple, processes):
 def test_apples_gpu_has_bfloat16_since_macos_14(apple, macos, dtype):
     apple(macos)
     assert fast_dtype(MPS) == dtype
-
-
-def test_float64_of_apples_gpu_is_the_cpus(monkeypatch):
-    awaited = []
-    monkeypatch.setattr(torch.mps, "synchronize", lambda: awaited.append("mps"))
-    assert exact_device(MPS) == CPU
-    assert exact_device(torch.device("cuda:1")) == torch.device("cuda:1")
-    assert now(MPS) <= now(MPS)
-    assert awaited == ["mps", "mps"]
 
 
 def test_each_process_has_its_gpu(gpus, processes):

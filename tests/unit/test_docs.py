@@ -10,14 +10,11 @@ from pathlib import Path
 
 import pytest
 import typer
-import yaml
 from tests.tiny.process import python
 
 from darwinlm.cli import app
-from darwinlm.cli.main import UsageError
 from darwinlm.runs.demo import MODEL_PACKAGE
 from lab.__main__ import app as lab_app
-from lab.pictures import results_plot
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -76,22 +73,6 @@ def parse(text: str) -> None:
     group.commands[name].make_context(name, list(rest), resilient_parsing=False)
 
 
-def test_what_is_wrong_is_found(tmp_path: Path) -> None:
-    for text in ("darwinlm prune M --kep 50%", "darwinlm evaluate", "darwinlm plan M --out"):
-        with pytest.raises(UsageError):
-            parse(text)
-    with pytest.raises(AssertionError, match="there is no 'darwinlm prunes'"):
-        parse("darwinlm prunes M")
-    page = tmp_path / "page.md"
-    page.write_text("See [this](docs/nowhere.md), `surgery/nothing.py` and `lab/benchmarks/none.py`.", encoding="utf-8")
-    assert named_paths(page) == {"docs/nowhere.md", "src/darwinlm/surgery/nothing.py", "lab/benchmarks/none.py"}
-    page.write_text("`database/order.py::damp`, `database/order.py::dump`, `tests/unit/test_none.py::test_a`", "utf-8")
-    assert missing_names(page) == ["database/order.py::dump", "tests/unit/test_none.py::test_a"]
-    assert {"README.md"} <= {name for name, _ in COMMANDS}
-    assert sum(text.startswith("darwinlm ") for _, text in COMMANDS) >= 5
-    assert (ROOT / "docs" / "method.md").read_text(encoding="utf-8").count(".py::") >= 40
-
-
 def test_python_of_the_first_pages_runs(tmp_path, monkeypatch, capsys, tiny_llama, tiny_text_file, finished_llama):
     """Its own lines, with a tiny model, text and settings in place of the real ones."""
     from tests.tiny.checkpoint import SETTINGS
@@ -115,18 +96,6 @@ def test_python_of_the_first_pages_runs(tmp_path, monkeypatch, capsys, tiny_llam
         for block in code:
             exec(compile(block, page, "exec"), {"__name__": "readme"})
     assert "report.html" in capsys.readouterr().out
-
-
-def test_the_workflow_runs_targets_that_exist_and_publishes_without_a_password() -> None:
-    text = (ROOT / ".github" / "workflows" / "checks.yml").read_text(encoding="utf-8")
-    jobs = yaml.safe_load(text)["jobs"]
-    targets = re.findall(r"make ([\w-]+)", text)
-    assert {"test", "test-axolotl", "docs", "release"} <= set(targets)
-    rules = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert [target for target in targets if not re.search(rf"^{target}:", rules, flags=re.M)] == []
-    assert jobs["publish"]["permissions"] == {"id-token": "write"}
-    assert set(jobs["build"]["needs"]) == {"test", "trainers", "docs"}
-    assert "secrets." not in text
 
 
 def test_the_image_copies_what_the_package_needs_and_runs_the_demo() -> None:
@@ -235,18 +204,6 @@ def test_the_site_has_the_page_and_its_links(path: Path) -> None:
     outside = [link for link in links if not (path.parent / link).resolve().is_relative_to(ROOT / "docs")]
     assert not outside, f"{path.name} links to {outside}, which the site hasn't"
     assert not [link for link in links if "--" in link], "GitHub's anchor; the site's has one hyphen: change the title"
-
-
-def test_the_picture_of_the_results_is_drawn_from_the_tables_of_the_page(tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    methods = [{row["method"] for row in results_plot.table(page, heading)} for heading in results_plot.SIZES]
-    assert [set(results_plot.LINES) - found for found in methods] == [set()] * 3
-    results_plot.draw(page, tmp_path / "results.svg")
-    drawn, shown = (
-        re.findall(r">([^<>\n]+)</text>", path.read_text(encoding="utf-8"))
-        for path in (tmp_path / "results.svg", ROOT / "docs" / "results.svg")
-    )
-    assert drawn == shown
 
 
 @pytest.mark.parametrize("script", ["tools/pages.py", "tools/notebook.py"])

@@ -179,51 +179,10 @@ def test_children_are_measured_on_another_window_than_their_gradient(tmp_path):
     assert state.kl < state.history[0].kl
 
 
-def test_slopes_are_averaged_over_windows(tmp_path):
-    state = run(tmp_path, Told(worse), 2)
-    first, second = (slopes_on(START, window) for window in WINDOWS)
-    for row, *both in zip(state.slopes, first, second, strict=True):
-        assert row == pytest.approx([sum(each[at] - each[4] for each in both) / 2 for at in range(9)])
-
-
 @pytest.mark.parametrize(("loss", "misses"), [(better, 4), (worse, 6)])
 def test_an_improvement_takes_one_miss_back(tmp_path, loss, misses):
     after_misses(tmp_path, 5)
     assert run(tmp_path, Told(loss), 2).misses == misses
-
-
-def test_after_generations_without_gain_steps_shrink_and_the_level_switch_joins(tmp_path, monkeypatch):
-    strengths, steps = [], []
-    switch = evolution.level_switch
-
-    def solved(parent, surrogate, problem, **given):
-        strengths.append(given["strengths"][0])
-        return [(0, 8, 4, 4, 4, 4)[-place:] + (0, 8, 4, 4, 4, 4)[:-place] for place in (len(strengths),)]
-
-    def switched(*arguments, step, **more):
-        steps.append((len(strengths), step))
-        return switch(*arguments, step=step, **more)
-
-    monkeypatch.setattr(evolution, "solved_children", solved)
-    monkeypatch.setattr(evolution, "level_switch", switched)
-    state = run(tmp_path, Told(worse), 5)
-    shrunk = [evolution.SHRINK ** max(misses - evolution.PATIENCE, 0) for misses in range(5)]
-    assert strengths == pytest.approx([evolution.STRENGTHS[0] * each for each in shrunk])
-    assert dict(steps) == pytest.approx({number + 1: evolution.LONGEST / shrunk[number] for number in (3, 4)})
-    assert state.parent == START
-
-
-def test_level_switches_are_chosen_by_their_prediction_and_some_at_random(tmp_path, monkeypatch):
-    proposed, switch = [], evolution.level_switch
-    monkeypatch.setattr(evolution, "solved_children", lambda *_, **__: [])
-    monkeypatch.setattr(evolution, "level_switch", lambda *a, **k: proposed.append(switch(*a, **k)) or proposed[-1])
-    after_misses(tmp_path, evolution.PATIENCE + 1)
-    told = Told(worse)
-    run(tmp_path, told, 2, offspring=8)
-    at_random, others = proposed[:2], proposed[2:]
-    assert len(others) == 8 * evolution.PROPOSALS - 2
-    others.sort(key=lambda child: (first_order(slopes_on(START, WINDOWS[1]), START, child), child))
-    assert told.asked[0][1] == [START, *at_random, *others[:6]]
 
 
 def test_what_is_worse_on_a_window_goes_no_further_but_in_the_first_generation(tmp_path):

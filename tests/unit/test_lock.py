@@ -42,20 +42,6 @@ def test_a_process_gets_the_lock_that_it_has_until_its_end(holder, tmp_path):
     holder("hold_folder", tmp_path / "out")
 
 
-def test_a_child_does_not_own_its_parents_lock(tmp_path):
-    held = hold_folder(tmp_path / "out")
-    child = os.fork()
-    if child == 0:
-        try:
-            hold_folder(tmp_path / "out")
-        except BusyError:
-            os._exit(7)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-    assert held.is_held
-    assert (tmp_path / "out" / lock.LOCK).exists()
-
-
 def test_left_over_files_of_killed_runs_are_removed(tmp_path):
     out = tmp_path / "out"
     kept = [".darwinlm.json.tmp", "a.12.tmp", ".hidden", "stages/text/.x.tmp", "thesis.txt", "../other/.a.1.tmp"]

@@ -8,11 +8,10 @@ from tests.tiny.packing_together import DOCUMENTS
 from tests.tiny.process import python
 from tests.tiny.tokenizer import EOS_ID, tiny_tokenizer
 
-from darwinlm.runtime.artifact import read_json
 from darwinlm.runtime.errors import ArtifactError, DataError, StorageError
 from darwinlm.text import packed
 from darwinlm.text.packed import PackedText, pack_documents
-from darwinlm.text.packing import THREADS, document_hash, token_ids
+from darwinlm.text.packing import document_hash
 
 
 def tokens_of(documents):
@@ -85,12 +84,6 @@ def test_processes_pack_what_one_packs(tmp_path):
     assert f"({len(DOCUMENTS) + 20} documents were read" in said
 
 
-def test_what_is_complete_is_not_read_again(tmp_path):
-    pack(tmp_path)
-    pack(tmp_path, documents=iter(()))
-    assert read_json(tmp_path / "packed.json")["written"] == 3000
-
-
 def test_text_that_runs_out_is_refused(tmp_path):
     there = len(tokens_of(DOCUMENTS))
     message = rf"is too short: training needs 50000 tokens, but there are only {there} \(300 doc"
@@ -121,20 +114,3 @@ def test_a_shard_that_is_gone_or_cut_is_refused(tmp_path):
     path.unlink()
     with pytest.raises(ArtifactError, match=r"tokens_00001.bin is damaged"):
         PackedText(tmp_path, 100, 30)
-
-
-@pytest.mark.parametrize("before", [None, "false"])
-def test_tokenizers_use_all_cores_only_while_they_work(monkeypatch, before):
-    if before is None:
-        monkeypatch.delenv(THREADS, raising=False)
-    else:
-        monkeypatch.setenv(THREADS, before)
-    seen = []
-
-    def tokenizer(texts, **_):
-        seen.append(os.environ[THREADS])
-        return {"input_ids": [[1]] * len(texts)}
-
-    assert token_ids(tokenizer, ["a", "b"]) == [[1], [1]]
-    assert seen == ["true"]
-    assert os.environ.get(THREADS) == before

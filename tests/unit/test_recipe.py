@@ -117,11 +117,6 @@ def test_a_file_then_assignments_then_overrides(tmp_path):
     assert recipe.model == "m"
 
 
-@pytest.mark.parametrize("text", ["", "# only a comment\n", "---\n"])
-def test_an_empty_file_is_the_default(tmp_path, text):
-    assert load_recipe(written(tmp_path / "r.yaml", text)) == Recipe()
-
-
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -195,15 +190,6 @@ def test_values_of_assignments_are_yaml():
     assert recipe.text.source is None
     assert recipe.search.seed == 9
     assert recipe.search.rounds == (SelectionRound(tokens=64, survivors=1),)
-
-
-def test_merge_changes_what_it_is_told_and_nothing_else():
-    recipe = load_recipe(None, ["search.seed=4"])
-    merged = load_recipe(recipe, ["search.generations=9"], {"budget.keep": "25%", "model": None})
-    assert (merged.search.seed, merged.search.generations, merged.budget.keep) == (4, 9, 0.25)
-    assert merged.text == recipe.text
-    assert recipe.search.generations == Recipe().search.generations
-    assert load_recipe(recipe, (), {}) == recipe
 
 
 def leaves(section: type[BaseModel], prefix: str = "") -> list[tuple[str, Any]]:

@@ -1,7 +1,6 @@
 """The training loop compared with a plain one, damaged checkpoints, and the memory of the optimizer."""
 
 import itertools
-import json
 import math
 import shutil
 from pathlib import Path
@@ -12,15 +11,12 @@ import torch
 from tests.tiny.models import tiny_model
 from tests.tiny.recovering import Stopped
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from darwinlm.recipe import RecoverySettings
 from darwinlm.recovery import train as training
-from darwinlm.recovery.checkpoints import LossGuard, TrainingState
-from darwinlm.recovery.model import run_dense
+from darwinlm.recovery.checkpoints import LossGuard
 from darwinlm.recovery.schedule import plan_steps, rate_share
 from darwinlm.recovery.train import Trained, Training
-from darwinlm.runtime.artifact import file_digest, read_json, write_json
 from darwinlm.runtime.errors import ArtifactError
 
 LENGTH = 16
@@ -113,17 +109,6 @@ def test_held_out_figures_are_those_of_the_models(tmp_path):
     assert entry["eval_perplexity"] == pytest.approx(math.exp(float(loss)), rel=1e-4)
 
 
-def test_the_dense_model_sees_the_held_out_text_once(tmp_path, monkeypatch):
-    seen: list[list[int]] = []
-    monkeypatch.setattr(
-        "darwinlm.recovery.train.run_dense",
-        lambda teacher, tokens: seen.extend(tokens.tolist()) or run_dense(teacher, tokens),
-    )
-    evaluations = [entry for entry in trained(tmp_path).record["log"] if "eval_kl" in entry]
-    assert len(evaluations) > 2
-    assert [seen.count(row) for row in HELD_OUT.tolist()] == [1] * len(HELD_OUT)
-
-
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
     """A training with dropout, stopped in its sixth step."""
@@ -211,38 +196,6 @@ def test_a_time_limit_ends_the_training_with_its_schedule(tmp_path, monkeypatch)
     assert "recovery: the time limit leaves no time for another step" in said
 
 
-def test_a_resumed_training_takes_the_steps_that_fit_into_the_rest_of_its_time(stopped, tmp_path):
-    folder = shutil.copytree(stopped, tmp_path / "training")
-    state = folder / CHECKPOINT / "state.json"
-    state.write_text(json.dumps({**json.loads(state.read_text()), "seconds": 40.0}))  # ten for each step
-    manifest = read_json(folder / CHECKPOINT / "manifest.json")
-    manifest["files"]["state.json"] = file_digest(state)
-    write_json(folder / CHECKPOINT / "manifest.json", manifest)
-    for seconds, steps in ((39, 4), (48, 4), (1000, 6)):
-        limited = SETTINGS.model_copy(update={"minutes": seconds / 60})
-        copy = shutil.copytree(folder, tmp_path / str(seconds))
-        assert trained(copy, limited, dropout=True).record["steps"] == steps
-
-
-def test_a_state_survives_a_checkpoint():
-    """Whole numbers of the log too: otherwise a resumed training would record step 2.0 instead of 2."""
-    guard = LossGuard()
-    for step in range(20):
-        guard.see(1.0 + step / 10, step)
-    for each in (LossGuard(), guard):
-        state = TrainingState(guard=each, step=2, log=[{"step": 2, "tokens": 512, "loss": 1.5}])
-        again = TrainingState.model_validate_json(state.model_dump_json())
-        assert again == state
-        assert json.dumps(again.log) == '[{"step": 2, "tokens": 512, "loss": 1.5}]'
-
-
-def test_old_checkpoints_go_and_none_is_a_pickle(tmp_path):
-    trained(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-4", "checkpoint-6"]
-    assert read_json(tmp_path / "checkpoint-6" / "state.json")["step"] == 6
-    assert {path.name for path in (tmp_path / "checkpoint-6").iterdir()} == {*PARTS, "state.json", "manifest.json"}
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_tensorboard_hears_the_log(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -252,41 +205,3 @@ def test_tensorboard_hears_the_log(tmp_path):
     logged = [entry for entry in found.record["log"] if "loss" in entry]
     assert [event.step for event in events.Scalars("loss")] == [entry["step"] for entry in logged]
     assert [event.value for event in events.Scalars("loss")] == pytest.approx([entry["loss"] for entry in logged])
-
-
-class Largest(TorchDispatchMode):
-    """Bytes of the largest new tensor."""
-
-    bytes = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        known = {id(arg) for arg in torch.utils._pytree.tree_leaves((args, kwargs))}
-        for tensor in torch.utils._pytree.tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and id(tensor) not in known:
-                self.bytes = max(self.bytes, tensor.nbytes)
-        return result
-
-
-def test_an_update_makes_no_copies_of_what_it_updates(monkeypatch, tmp_path):
-    """Sixteen bytes for each trained parameter: its weight, its gradient, and two moments."""
-    step, found = torch.optim.AdamW.step, []
-
-    def watched(self, *arguments):
-        with Largest() as largest:
-            result = step(self, *arguments)
-        found.append(largest.bytes)
-        return result
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
-    trained(tmp_path)
-    assert len(found) == 6
-    assert max(found[1:]) < 1024
-
-
-@pytest.mark.parametrize(("free", "fits"), [(41, True), (40, False)])
-def test_whole_gradients_are_held_only_where_they_fit(monkeypatch, free, fits):
-    one = Training.__new__(Training)
-    one.device, one.trained = torch.device("cpu"), {"a": torch.zeros(2, 3), "b": torch.zeros(4)}
-    monkeypatch.setattr(training, "room_at_peak", lambda device: free)
-    assert one.has_room is fits

@@ -8,10 +8,8 @@ import torch
 
 from darwinlm.database import order as order_module
 from darwinlm.database.order import (
-    cholesky_,
     damp,
     exact_products,
-    halves_,
     removal_order,
 )
 from darwinlm.runtime.errors import NumericsError
@@ -107,18 +105,6 @@ def test_units_may_hold_any_columns(u):
     assert sorted(units[order.units].reshape(-1).tolist()) == list(range(d))
 
 
-@pytest.mark.parametrize("u", [1, 5])
-@pytest.mark.parametrize("delay", [1, 3, 16, 1000])
-def test_delay_changes_nothing(u, delay):
-    d = 60
-    H, W = second_moment(d, "plain"), weight(20, d)
-    units = torch.arange(d).view(-1, u)
-    expected = removal_order(H, W, units, dtype=torch.float64)
-    order = removal_order(H, W, units, delay=delay, dtype=torch.float64)
-    assert torch.equal(order.units, expected.units)
-    torch.testing.assert_close(order.costs, expected.costs, rtol=1e-10, atol=0)
-
-
 @pytest.mark.parametrize("u", [1, 8])
 @pytest.mark.parametrize("kind", ["low rank", "steep", "outliers"])
 def test_ill_conditioned_runs_in_float64(kind, u):
@@ -154,15 +140,6 @@ def test_saliency(u):
     order = removal_order(H, W, units, saliency=S)
     assert_matches(order, damp(H, DAMPING), W, units, S)
     assert not torch.equal(order.units, removal_order(H, W, units).units)
-
-
-@pytest.mark.parametrize("scale", [1e-12, 1e12])
-def test_units_of_measure_change_nothing_but_the_cost(scale):
-    H, W = second_moment(40, "plain"), weight(12, 40)
-    expected = removal_order(H, W, channels(40))
-    order = removal_order(H * scale, W * scale, channels(40), saliency=torch.eye(12, dtype=torch.float64) * scale)
-    assert torch.equal(order.units, expected.units)
-    torch.testing.assert_close(order.costs / scale**4, expected.costs, rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize(("u", "dead", "first"), [(1, [3, 10, 17], [3, 10, 17]), (4, [0, 8, 9, 10, 11], [2])])
@@ -209,33 +186,6 @@ def test_not_finite(which, value, u):
             saliency=matrices["saliency"],
             name="block 3 mlp",
         )
-
-
-@pytest.mark.parametrize("kind", ["plain", "outliers"])
-def test_rows_of_the_moment_are_as_good_as_the_moment(kind):
-    H, W, units = second_moment(300, kind), weight(6, 300), torch.arange(300).flip(0).view(-1, 3)
-    expected = removal_order(H, W, units)
-    found = removal_order(iter([H[:7], H[7:290], H[290:]]), W, units)
-    assert torch.equal(found.units, expected.units)
-    assert torch.equal(found.costs, expected.costs)
-
-
-@pytest.mark.parametrize("d", [1, 5, 300])
-def test_rounding_and_cholesky_take_the_memory_of_their_matrix(d):
-    A = torch.randn(d, d, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    expected, place = A.float(), A.data_ptr()
-    rounded, room = halves_(A)
-    room.zero_()
-    assert torch.equal(rounded, expected)
-    assert (rounded.data_ptr(), room.data_ptr()) == (place, place + 4 * d * d)
-    assert rounded.untyped_storage().nbytes() == 8 * d * d
-    A = damp(second_moment(d, "plain"), DAMPING)
-    expected, place = torch.linalg.cholesky(A), A.data_ptr()
-    L = cholesky_(A, "module")
-    assert L.data_ptr() == place
-    torch.testing.assert_close(L, expected)
-    with pytest.raises(NumericsError, match=r"module: .* positive definite"):
-        cholesky_(torch.eye(3, dtype=torch.float64) - 2, "module")
 
 
 def test_not_a_second_moment(monkeypatch):

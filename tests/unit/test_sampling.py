@@ -12,7 +12,6 @@ from darwinlm.runtime.errors import DataError
 from darwinlm.text.sampling import corpus
 from darwinlm.text.sampling.corpus import write_corpus
 from darwinlm.text.sampling.sampler import Request, Sampler, Segment, choose
-from darwinlm.text.sampling.script import chats, documents
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</s>{% endfor %}"
@@ -158,21 +157,3 @@ def test_an_interrupted_corpus_goes_on(tmp_path):
     assert sorted(again)[: len(whole)] == sorted(whole)[: len(whole)]
     assert done[-1] == (1500, 1500)
     assert len(done) < len(whole)
-
-
-def test_chats_are_records_that_text_sources_read(tmp_path):
-    model, tokenizer = tiny_model("llama").eval(), tokenizer_with()
-    script = chats(model, tokenizer, 64)
-    assert not isinstance(script, str)
-    sampler = Sampler(
-        model,
-        script.prefix,
-        (Segment(1.0, (EOS_ID, *range(3, 60)), 40, script.segments[0].then), script.segments[1]),
-        64,
-        0,
-    )
-    records = [script.record(each) for each in sampler.sample(Request(number, script.prefix) for number in range(20))]
-    kept = [each for each in records if each]
-    assert kept
-    assert [message["role"] for message in kept[0]["messages"]] == ["user", "assistant"]
-    assert isinstance(documents(model, tiny_tokenizer(with_eos=False), 64), object)

@@ -1,10 +1,9 @@
 """What a level weighs, predicted from shapes, against the parameters of models that were really built."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 from tests.tiny.checkpoint import tiny_checkpoint
-from tests.tiny.pruned import pruned_checkpoint
 from tests.tiny.reader import FirstUnits
 from tests.tiny.stages import run_stages
 
@@ -13,12 +12,10 @@ from darwinlm.database.store import DatabaseReader
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import class_prefix, families
 from darwinlm.families.shapes import module_parameters, module_shapes
-from darwinlm.recipe import BudgetSettings, UnitsSettings
-from darwinlm.runtime.errors import BudgetError, CheckpointError, RecipeError
-from darwinlm.search.problem.budgets import resolve_budget
-from darwinlm.search.problem.cost import parameter_costs
+from darwinlm.recipe import UnitsSettings
+from darwinlm.runtime.errors import CheckpointError, RecipeError
 from darwinlm.search.problem.space import SearchSpace
-from darwinlm.surgery.stitch import block_parameters, empty_model, smaller_config, stitch
+from darwinlm.surgery.stitch import empty_model, smaller_config, stitch
 
 FAMILIES = {
     "llama with biases": {"attention_bias": True, "mlp_bias": True},
@@ -70,27 +67,6 @@ def parts_of(model, checkpoint: Checkpoint, block: int, kind: str) -> int:
     )
 
 
-def test_the_dense_level_is_all_that_is_in_the_blocks(case):
-    dense = case.checkpoint.load(case.checkpoint.dtype)
-    assert case.space.params(case.space.dense) == block_parameters(dense, case.checkpoint.family.layers)
-    for module in case.space.modules:
-        assert module.levels[-1].params == parts_of(dense, case.checkpoint, module.block, module.kind)
-
-
-def test_levels_grow_from_nothing(case):
-    for module in case.space.modules:
-        params = [level.params for level in module.levels]
-        if module.kind == "attention" and case.checkpoint.family.attention.cut == "never":
-            assert len(params) == 1
-            continue
-        assert params == sorted(params)
-        assert params.count(0) == 1
-        if module.kind == "attention" and case.checkpoint.family.attention.cut == "whole":
-            assert len(params) == 2
-        assert len({replace(level, params=0) for level in module.levels}) == len(module.levels)
-        assert module.levels[0].width == 0
-
-
 def test_every_level_weighs_what_is_built(case):
     """One model per level, in which every module of a kind is at the same one."""
     most = max(len(module.levels) for module in case.space.modules)
@@ -106,32 +82,6 @@ def test_every_level_weighs_what_is_built(case):
             assert built == level.params, f"{module.name} at {level}"
 
 
-def test_what_is_outside_the_blocks_stays(case):
-    dense = case.checkpoint.load(case.checkpoint.dtype)
-    smallest = stitch(case.database, tuple(0 for _ in case.space.modules))
-
-    def outside(model):
-        return sum(p.numel() for p in model.parameters()) - block_parameters(model, case.checkpoint.family.layers)
-
-    assert outside(smallest) == outside(dense)
-    untouched = [module for module in case.space.modules if len(module.levels) == 1]
-    assert bool(untouched) == (case.checkpoint.family.attention.cut == "never")
-    left = sum(parts_of(dense, case.checkpoint, module.block, module.kind) for module in untouched)
-    assert block_parameters(smallest, case.checkpoint.family.layers) == left
-
-
-def test_what_is_never_cut_bounds_the_budget(case):
-    dense = case.space.params(case.space.dense)
-    fixed = sum(module.levels[0].params for module in case.space.modules)
-    if case.checkpoint.family.attention.cut != "never":
-        assert fixed == 0
-        return
-    cost = parameter_costs(case.space)
-    assert resolve_budget(cost, BudgetSettings(keep=(fixed + 0.5) / dense)).upper == fixed
-    with pytest.raises(BudgetError, match=f"less than the smallest model that the units allow: {fixed:,}"):
-        resolve_budget(cost, BudgetSettings(keep=(fixed - 1) / dense))
-
-
 @pytest.mark.parametrize("model_type", families())
 def test_equal_layers_keep_the_class_of_their_family(tiny_folder, model_type):
     checkpoint = Checkpoint.open(tiny_folder(model_type))
@@ -142,14 +92,6 @@ def test_equal_layers_keep_the_class_of_their_family(tiny_folder, model_type):
     assert type(model).__name__ == f"{class_prefix(checkpoint.family.model_type)}ForCausalLM"
     assert type(model).__module__.startswith("transformers.models.")
     assert all(row.items() <= layer.to_dict().items() for layer in config.per_layer_config)
-
-
-def test_equal_layers_of_a_pruned_model_are_of_the_plain_class_again(tmp_path):
-    checkpoint = Checkpoint.open(pruned_checkpoint(tmp_path / "model", "llama", {1: (2, 1, 64)}))
-    row = {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 64}
-    config = smaller_config(checkpoint, dict.fromkeys(range(checkpoint.n_blocks), row))
-    assert type(empty_model(config, checkpoint)).__name__ == "LlamaForCausalLM"
-    assert not {"auto_map", "per_layer_config"} & config.to_dict().keys()
 
 
 def test_query_heads_that_do_not_divide_by_the_groups(tiny_llama):
@@ -176,13 +118,6 @@ def test_units_decide_which_levels_there_are(tiny_llama):
     for multiple, widths in ((32, [0, 32, 64, 96]), (40, [0, 40, 80, 96]), (96, [0, 96])):
         found = module_levels(checkpoint.family, mlp, UnitsSettings(mlp_multiple=multiple))
         assert [level.width for level in found.levels] == widths
-
-
-@pytest.mark.parametrize("unit", UNITS)
-def test_with_a_kv_head_for_each_query_head_all_units_are_one(unit, tmp_path):
-    checkpoint = Checkpoint.open(tiny_checkpoint(tmp_path, "llama", num_key_value_heads=6))
-    levels = module_levels(checkpoint.family, module_shapes(checkpoint)[0], UnitsSettings(attention=unit)).levels
-    assert [(level.groups, level.query_heads) for level in levels] == [(n, n) for n in range(7)]
 
 
 @pytest.mark.parametrize(

@@ -60,13 +60,3 @@ def test_a_longer_file_is_read_only_as_far_as_needed(source, tmp_path, monkeypat
     for name in "abcde":
         write(folder / f"{name}.jsonl", NUMBERS)
     assert 2 <= read_for_first(str(folder), monkeypatch) <= 6, "files share the buffer"
-
-
-def test_files_of_a_folder_still_come_in_turn(tmp_path):
-    for name in "abc":
-        write(tmp_path / f"{name}.jsonl", [f"{name}{number}" for number in range(20)])
-    found = list(read_documents(str(tmp_path), seed=0))
-    assert len(set(found)) == 60
-    rounds = [found[start : start + 3] for start in range(0, 60, 3)]
-    assert all({document[0] for document in turn} == {"a", "b", "c"} for turn in rounds)
-    assert [document for document in found if document[0] == "a"] != [f"a{number}" for number in range(20)]

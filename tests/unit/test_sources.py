@@ -108,12 +108,6 @@ def test_every_format_is_read_in_any_order(tmp_path, seed):
     assert sorted(read_documents(str(tmp_path), seed=seed)) == sorted(TEXTS * len(makers))
 
 
-def test_records_whose_fields_change_late_are_read(tmp_path):
-    """`datasets` would take fields and types from the first 10 MB, and refuse the last record."""
-    rows = [{"text": "word " * 1000, "more": None}] * 3000 + [{"text": "last", "more": {"a": 1}, "new": 2}]
-    assert list(read_documents(str(write(tmp_path / "a.jsonl", json_lines(rows)))))[-1] == "last"
-
-
 def test_nothing_is_written_and_no_network_is_asked(tmp_path):
     """Neither a cache in the home folder nor a message to the hub, with the library's usual settings."""
     for name, make in (("a.jsonl", lambda path: write(path, json_lines(ROWS))), ("a.parquet", None)):
@@ -152,21 +146,6 @@ def test_a_book_gives_many_documents(tmp_path):
         assert "".join("".join(found).split()) == "".join(text.split())
 
 
-def test_a_long_record_is_divided(tmp_path):
-    path = write(tmp_path / "a.jsonl", json_lines([{"text": "word " * 600_000}]))
-    found = read(path)
-    assert len(found) == 3
-    assert max(map(len, found)) <= 1 << 20
-    assert "".join(found) == "word " * 600_000
-
-
-def test_files_of_a_folder_are_read_in_turn(tmp_path):
-    for name, count in (("a", 3), ("b", 1), ("c", 2)):
-        lines = [json.dumps({"text": f"{name}{number}"}) for number in range(count)]
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
-    assert list(read_documents(str(tmp_path))) == ["a0", "b0", "c0", "a1", "c1", "a2"]
-
-
 def test_folder_is_read_in_sorted_order_without_what_is_no_text(tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / ".cache").mkdir()
@@ -180,17 +159,7 @@ def test_folder_is_read_in_sorted_order_without_what_is_no_text(tmp_path):
     assert read(tmp_path) == read(f"{tmp_path}/") == ["a", "b", "c"]
 
 
-def test_nothing_is_read_before_it_is_asked_for(tmp_path):
-    documents = read_documents(str(write(tmp_path / "a.jsonl", json_lines(ROWS[:1]) + "not JSON\n")))
-    assert next(documents) == "document 0"
-
-
 # ------------------------------------------------------------------------------------------------------- errors
-
-
-def test_missing_file_is_refused_by_the_call(tmp_path):
-    with pytest.raises(DataError, match=r"no such file or folder\. Check the path, or name a data set"):
-        read_documents(str(tmp_path / "nowhere.txt"))
 
 
 NO_TEXT = "there is no text in it"
@@ -285,13 +254,6 @@ def test_file_that_cannot_be_read(tmp_path, monkeypatch):
     path = write(tmp_path / "a.txt", "hello")
     monkeypatch.setattr(files, "open", refuse, raising=False)
     assert "a.txt: the file can't be read (Permission denied). Check its permissions" in message(path)
-
-
-def test_arrow_file_cut_between_its_batches(tmp_path):
-    path = write_arrow(tmp_path / "a.arrow", ROWS, stream=False)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: whole.rindex(b"\xff\xff\xff\xff\0\0\0\0") + 8])
-    assert "the file is damaged or isn't Arrow" in message(path)
 
 
 def test_arrow_offset_beyond_the_file(tmp_path):

@@ -91,15 +91,6 @@ def test_the_best_uniform_allocation_is_chosen_on_all_tokens_from_three() -> Non
     assert fitness.asked == [(each, 64) for each in choices] + [(each, 256) for each in choices[1:4]]
 
 
-def test_without_time_the_uniform_allocation_with_the_lowest_predicted_loss_is_taken() -> None:
-    problem = attention_and_mlp()
-    fitness = Measured(lambda each, tokens: 0.0)
-    losses = [[4.0, 3.0, 0.0, 3.0, 4.0], [0.0] * 9]
-    best = best_of(uniform_allocations(problem), cast(Fitness, fitness), losses, 256, Clock(limit=-1.0))
-    assert best[0] == 2
-    assert {each for each, _ in fitness.asked} == {best}
-
-
 @pytest.mark.parametrize(("usable", "found"), [(True, 3), (False, 2)])
 def test_without_time_equal_layers_are_no_worse_than_the_uniform_model(usable: bool, found: int) -> None:
     """Losses are predicted lowest for level 2 of the attention, and measured lower for the uniform model's level 3."""

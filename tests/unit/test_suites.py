@@ -48,15 +48,6 @@ def test_unknown_task(name: str, message: str) -> None:
         check_names([Wanted(name)], KNOWN)
 
 
-def test_rows_are_read_packed_or_not(tmp_path: Path) -> None:
-    folder = tiny_benchmarks(tmp_path)
-    rows, remark = read_local(folder, Wanted("hellaswag", 10))
-    assert {split: len(part) for split, part in rows.items()} == {"validation": 8, "train": 30}
-    assert remark == "examples from train_5.jsonl.gz"
-    assert read_local(folder, Wanted("arc_challenge", 25))[1] == ""
-    assert list(read_local(folder, Wanted("arc_challenge", 0))[0]) == ["test"]
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -4,17 +4,15 @@ import shutil
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load
 from tests.tiny.models import tiny_model
 from torch.utils.data import Dataset, default_collate
 
 from darwinlm.recipe import RecoverySettings
 from darwinlm.recovery import cache, model
-from darwinlm.recovery.cache import STORED, bytes_per_token, cached_text
+from darwinlm.recovery.cache import STORED, cached_text
 from darwinlm.recovery.losses import TopK, weighted
 from darwinlm.recovery.model import batch_loss, run_dense
-from darwinlm.runtime.amounts import size
 from darwinlm.runtime.errors import ArtifactError, StorageError
 
 LENGTH = 16
@@ -88,17 +86,6 @@ def test_the_loss_is_that_of_the_same_top_k_from_the_living_model(store, model_t
     assert abs(batch_loss(again, living, tokens, run_dense(living, tokens), MOSTLY) - expected) > 1e-2
 
 
-@torch.no_grad()
-def test_what_is_stored_are_the_likeliest_tokens_and_the_rest(store, teacher):
-    entry = store()[5]
-    log_p = torch.log_softmax(teacher(input_ids=Blocks(7).tokens[5:6]).logits[0], -1)
-    top, places = log_p.topk(12)
-    assert torch.equal(entry["top_places"], places)
-    torch.testing.assert_close(entry["top_log_p"].float(), top, rtol=1e-3, atol=1e-3)
-    rest = log_p.exp().scatter(-1, places, 0.0).sum(-1).log()
-    torch.testing.assert_close(entry["top_log_rest"], rest, rtol=1e-4, atol=1e-4)
-
-
 def test_text_is_gone_over_once_and_longer_text_takes_what_it_shares(store, monkeypatch):
     passes = Passes(monkeypatch)
     first = store(Blocks(6))
@@ -124,25 +111,6 @@ def test_an_interrupted_pass_leaves_whole_shards(store, monkeypatch, tmp_path):
     passes = Passes(monkeypatch)
     store()
     assert passes.blocks == 3
-
-
-@pytest.mark.parametrize("vocabulary", [300, 70_000])
-def test_it_says_what_it_takes_before_it_is_made(store, tmp_path, vocabulary):
-    said = []
-    living = tiny_model("llama", vocab_size=vocabulary, intermediate_size=8)
-    store(say=said.append, teacher=living)
-    files = list((tmp_path / "cache").iterdir())
-    payload = 0
-    for path in files:
-        with safe_open(path, framework="pt") as file:
-            payload += sum(file.get_tensor(name).nbytes for name in STORED)
-    assert payload == 7 * LENGTH * bytes_per_token(vocabulary, 12)
-    assert said == [
-        f"teacher cache: top 12 of 112 tokens in {tmp_path / 'cache'}: 4 of 4 shards are computed now and take "
-        f"{size(payload)} on disk"
-    ]
-    store(say=said.append, teacher=living)
-    assert said[1].endswith(": all there")
 
 
 def shards(folder):

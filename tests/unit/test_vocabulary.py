@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 from tests.tiny.checkpoint import WORDS
-from tests.tiny.vocabulary import BYTES, CHAT, KINDS, OTHERS, TOKENS, fast, wordy_checkpoint
-from tokenizers import Tokenizer, models, processors
+from tests.tiny.vocabulary import BYTES, KINDS, OTHERS, TOKENS, fast, wordy_checkpoint
+from tokenizers import Tokenizer, models
 
 from darwinlm.evaluation.spelling import measure_spelling
 from darwinlm.families.checkpoint import Checkpoint
@@ -60,15 +60,6 @@ def test_words_whose_tokens_are_kept_are_split_as_before(kind, seed):
     assert longer > 5
 
 
-def test_merges_count_for_every_longer_token():
-    paths = {0: [0], 1: [1], 2: [0, 1, 2], 3: [0, 1, 2, 3], 4: [1, 1, 4], 5: None}
-    always = {0, 1}
-    assert choose_tokens({3: 2, 4: 3}, always, paths, 3) == {0, 1, 4}
-    assert choose_tokens({3: 2, 2: 2, 4: 3}, always, paths, 3) == {0, 1, 2}
-    assert choose_tokens({5: 9}, always, paths, 4) == {0, 1, 2, 3}
-    assert choose_tokens({}, always, paths, 9) == set(paths)
-
-
 def test_bytes_special_tokens_and_those_of_the_chat_template_stay_and_then_the_most_used():
     tokenizer = fast(KINDS["byte-level BPE"]())
     tree = TokenizerTree(tokenizer, "it")
@@ -95,14 +86,6 @@ def test_unknown_characters_score_as_before():
     assert small.token_to_id("yy") is None
 
 
-def test_a_chat_template_may_refuse_system_messages():
-    tokenizer = fast(KINDS["byte-level BPE"]())
-    refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}"
-    tokenizer.chat_template = refusal + CHAT
-    zebra = tokenizer("zebra", add_special_tokens=False)["input_ids"]
-    assert set(zebra) <= TokenizerTree(tokenizer, "it").indispensable(tokenizer)
-
-
 @pytest.mark.parametrize("direct", [True, False])
 def test_a_word_that_no_merge_gives_counts_if_it_is_looked_up_directly(direct):
     """As Llama 3's tokenizer does."""
@@ -113,19 +96,6 @@ def test_a_word_that_no_merge_gives_counts_if_it_is_looked_up_directly(direct):
     tree, word = TokenizerTree(tokenizer, "it"), tokenizer.convert_tokens_to_ids("Ġjungle")
     kept = closed_choice(tree, tokenizer, {word: 5}, len(tree.indispensable(tokenizer)) + 1)
     assert (word in kept) is direct
-
-
-def test_numbers_in_processors_and_padding_follow():
-    inner = KINDS["byte-level BPE"]()
-    first, second, last = ((f"Ġ{word}", inner.token_to_id(f"Ġ{word}")) for word in ("jungle", "quartz", "puzzle"))
-    template = processors.TemplateProcessing(single=f"{first[0]} $A", special_tokens=[first])
-    inner.post_processor = processors.Sequence([processors.BertProcessing(last, second), template])
-    inner.enable_padding(pad_id=TOKENS, pad_token="<|user|>")
-    tokenizer = fast(inner)
-    tree = TokenizerTree(tokenizer, "it")
-    small = Tokenizer.from_str(json.dumps(tree.cut(closed_choice(tree, tokenizer, {}, 320))))
-    assert [small.id_to_token(number) for number in small.encode("a").ids] == ["Ġjungle", "Ġquartz", "a", "Ġpuzzle"]
-    assert small.padding["pad_id"] == small.token_to_id("<|user|>") == 319
 
 
 def test_other_tokenizers_are_refused():
