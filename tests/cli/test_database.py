@@ -18,10 +18,6 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import UnitsSettings
 from darwinlm.runtime.artifact import file_digest
 from darwinlm.runtime.errors import ArtifactError
-from darwinlm.search.predict.module_losses import estimated_losses, predicted_losses
-from darwinlm.search.problem.cost import parameter_costs
-from darwinlm.search.problem.knapsack import solve_knapsack
-from darwinlm.search.problem.space import SearchSpace
 from darwinlm.streaming import hidden
 
 BLOCKS = 4
@@ -128,20 +124,6 @@ def test_a_damaged_database(command, prune, copied, how, damage):
 def test_a_folder_that_is_no_database(command, tmp_path):
     command("inspect", tmp_path / "none").refused("there is no folder")
     command("inspect", tmp_path).refused(f"{tmp_path} holds no database", "darwinlm database")
-
-
-def test_predicted_losses_of_whole_models(finished_llama, tiny_llama):
-    reader = DatabaseReader(
-        finished_llama / "stages" / "database", Checkpoint.open(tiny_llama), UnitsSettings(mlp_multiple=8)
-    )
-    space = SearchSpace(reader.modules)
-    losses = estimated_losses(space, reader)
-    cost = parameter_costs(space)
-    best = solve_knapsack(losses, cost.costs, 0, cost.dense // 2)
-    alone = sum(row[level] for row, level in zip(losses, best, strict=True))
-    half, most, whole = predicted_losses(space, reader, [0.5, 0.75, 1.0])
-    assert half == pytest.approx(1.4 * alone**0.77, rel=1e-3)
-    assert half > most > whole == pytest.approx(0, abs=1e-3)
 
 
 CHANGED = {

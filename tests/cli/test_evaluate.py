@@ -14,7 +14,6 @@ import yaml
 from safetensors.torch import load_file, save_file
 from tests.tiny.benchmarks import QUIET, tiny_benchmarks
 from tests.tiny.checkpoint import tiny_checkpoint
-from tests.tiny.models import tiny_model
 from tests.tiny.tokenizer import tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
@@ -280,29 +279,3 @@ def test_weights_that_are_not_finite(command, model_copy, tiny_text_file, tmp_pa
     text = [tiny_text_file, *SHORT, "--out", tmp_path / "a.json"] if words[1:] else []
     command(words[0], model_copy, *words[1:], *text).refused("model.layers.1.mlp.up_proj.weight", "finite")
     assert not (tmp_path / "a.json").exists()
-
-
-def test_chats_of_two_models(command, tmp_path):
-    folders = []
-    for name, seed in (("dense", 0), ("small", 1)):
-        model = tiny_model("llama", seed=seed)
-        model.lm_head.weight.data[2] = model.lm_head.weight.data.abs().mean(0) * 3
-        folders.append(tmp_path / name)
-        model.save_pretrained(folders[-1])
-        tokenizer = tiny_tokenizer()
-        tokenizer.chat_template = (
-            "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</s>{% endfor %}"
-            "{% if add_generation_prompt %}<assistant>{% endif %}"
-        )
-        tokenizer.save_pretrained(folders[-1])
-    dense, small = folders
-    request = ("--chat", "--tokens", 64, "--dtype", "float32", "--out", tmp_path / "chat.json")
-    ended = command("evaluate", small, "--against", dense, *request).succeeded()
-    found = result(tmp_path / "chat.json")["chat"]
-    assert list(found["answers"]) == [str(small)]
-    assert found["answers"][str(small)]["kl"] > 0.1
-    assert found["answers"][str(small)]["tokens"] >= 32
-    assert [each["prompts"] for each in found["instructions"].values()] == [12, 12]
-    assert "answers of the dense model" in ended.out
-    plain = tiny_checkpoint(tmp_path / "plain")
-    command("evaluate", plain, "--chat").refused("no chat template: instructions are for chat models")

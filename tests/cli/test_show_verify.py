@@ -33,18 +33,6 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
         lambda run: flip(run / "model" / "model.safetensors"),
         ("model/model.safetensors: it was changed after it was written: rerun the run's command",),
     ),
-    "a missing file": (
-        lambda run: (run / "model" / "model.safetensors").unlink(),
-        ("model/model.safetensors: it is missing",),
-    ),
-    "a tokenizer": (
-        lambda run: (run / "model" / "tokenizer.json").unlink(),
-        ("model/tokenizer.json: it is missing: rerun the run's command, which writes the model again",),
-    ),
-    "settings of the tokenizer": (
-        lambda run: edit(run / "model" / "tokenizer_config.json", lambda tree: tree.update(more=1)),
-        ("model/tokenizer_config.json: it was changed after it was written: rerun",),
-    ),
     "the modelling file": (
         lambda run: flip(run / "model" / "modeling_darwinlm.py"),
         ("model/modeling_darwinlm.py: it was changed",),

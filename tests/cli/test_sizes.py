@@ -14,14 +14,11 @@ from darwinlm.runtime.errors import RecipeError
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ("--keep 50% --params 1M", "budget: give one bound only, not keep and params at once"),
         ("--keep 100%", "budget.keep: 100% is the whole model, so there is nothing to prune"),
         ("--params 10T", "more than the whole model: there is nothing to prune; the smallest is"),
         ("--params 1k", "less than the smallest model that the units allow"),
         ("--bytes 1kB", "budget.bytes: 1 kB requested, less than the smallest model"),
         ("--time 3d", "time: has an unknown unit 'd'"),
-        ("--preset papers", "preset: must be 'default', "),
-        ("--keep 75%,75%", "budget.keep: duplicate value"),
         ("--set search.rounds=[{tokens:64,survivors:1,training_tokens:900000}]", "search.rounds"),
     ],
 )

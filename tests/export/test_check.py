@@ -52,18 +52,6 @@ def test_a_missing_permutation(tmp_path, monkeypatch, quantisation):
     refused(tmp_path, model, "the file in llama.cpp", quantisation=quantisation)
 
 
-@pytest.mark.parametrize("fault", ["_score_scale", "permute_rows"])
-def test_scores_and_halves_that_a_family_has_otherwise(tmp_path, monkeypatch, fault):
-    """Gemma 2 scales its scores by a number of its own; of Phi-3's heads only a half turns."""
-    kinds = {"layer_types": ["full_attention"] * 3, "query_pre_attn_scalar": 48}
-    model_type, overrides = ("gemma2", kinds) if fault == "_score_scale" else ("phi3", {})
-    model = plain_checkpoint(tmp_path / "model", model_type, **overrides)
-    whole = tensors.permute_rows
-    wrong = {"_score_scale": lambda *_: 1.0, "permute_rows": lambda tensor, heads, turned: whole(tensor, heads)}
-    monkeypatch.setattr(tensors, fault, wrong[fault])
-    refused(tmp_path, model, "the file in llama.cpp", quantisation="f16")
-
-
 def test_a_tensor_that_is_not_written(tmp_path, monkeypatch):
     model = pruned_checkpoint(tmp_path / "model", "llama", ROWS)
     block = Reshaper.block
@@ -75,18 +63,6 @@ def test_a_tensor_that_is_not_written(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match=r"lacks the tensor model\.layers\.0\.mlp\.up_proj\.weight"):
         export_model(model, tmp_path / "out", to="dense")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
-
-
-def test_a_permutation_too_many(tmp_path, monkeypatch):
-    model = pruned_checkpoint(tmp_path / "model", "qwen3", ROWS)
-
-    def change(block, found):
-        if block == 1:
-            found["attn_qkv.weight"][:64] = tensors.permute_rows(found["attn_qkv.weight"][:64], 2)
-        return found
-
-    planted(monkeypatch, change)
-    refused(tmp_path, model, "the file in llama.cpp", quantisation="f32")
 
 
 @pytest.mark.parametrize(
@@ -163,12 +139,6 @@ def test_a_difference_of_few_tokens_and_a_small_one_of_most_are_seen(place, faul
     with pytest.raises(ExportError, match=f"the file and the model differ by .* in {where}"):
         compare_streams(("the model", streams), ("the file", streams | {place: left}), 1e-3)
     assert compare_streams(("the model", streams), ("the file", streams), 1e-3).relative == 0
-
-
-def test_equal_layers_need_no_masked_dense(tmp_path):
-    model = plain_checkpoint(tmp_path / "model", "llama")
-    report = export_model(model, tmp_path / "out", to="hf")
-    assert [(row.left, row.right) for row in report.comparisons] == [("pruned in memory", "the folder read again")]
 
 
 @pytest.mark.parametrize("quantisation", [name for name in WRITTEN if name.startswith("q4_k")])

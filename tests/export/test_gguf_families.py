@@ -19,7 +19,6 @@ from darwinlm.gguf.header import read_header
 pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra llama-cpp")
 
 MIXED = {0: (0, 0, 96), 1: (2, 2, 0), 2: (2, 1, 40)}
-SMALL = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
 SQUARE = {"hidden_size": 128}
 STILL = {"sliding_window": None, "layer_types": ["full_attention"] * 3}
 LONGER = {"rope_parameters": FAMILIES["ministral3"]["rope_parameters"] | {"original_max_position_embeddings": 256}}
@@ -92,14 +91,7 @@ EQUAL = {
     "smollm3": ("smollm3", "smollm3", {"num_hidden_layers": 5, "no_rope_layers": [1, 1, 1, 0, 1]}),
     "granite": ("granite", "granite", {}),
     "gemma2": ("gemma2", "gemma2", gemma(3, 2)),
-    "gemma2 without caps": (
-        "gemma2",
-        "gemma2",
-        gemma(3, 2, attn_logit_softcapping=None, final_logit_softcapping=None),
-    ),
-    "gemma2 that never slides": ("gemma2", "gemma2", gemma(3, 2, layer_types=["full_attention"] * 3)),
     "gemma3": ("gemma3_text", "gemma3", gemma(7, 6)),
-    "gemma3 as large as 27B": ("gemma3_text", "gemma3", gemma(62, 6, **SMALL)),
     "phi3": ("phi3", "phi3", SQUARE | WHOLE),
     "phi3 that turns half of a head": ("phi3", "phi3", SQUARE),
     "phi3 with fewer heads": ("phi3", "deci", WHOLE),
@@ -107,7 +99,6 @@ EQUAL = {
     "mixtral": ("mixtral", "llama", {"sliding_window": None}),
     "qwen3_moe": ("qwen3_moe", "qwen3moe", {"mlp_only_layers": []}),
     "llama with biases": ("llama", "llama", {"attention_bias": True, "mlp_bias": True}),
-    "granite with biases": ("granite", "granite", {"attention_bias": True, "mlp_bias": True}),
     "ministral3": ("ministral3", "llama", LONGER),
     "ernie4_5 with biases": ("ernie4_5", "llama", {}),
     "helium": ("helium", "llama", SQUARE),
@@ -121,7 +112,6 @@ EQUAL = {
     "gemma4 as 31B": ("gemma4_text", "gemma4", GEMMA4 | PLAIN_GEMMA4),
     "gemma4 as 26B-A4B": ("gemma4_text_experts", "gemma4", GEMMA4 | BESIDE),
     "qwen3_5": ("qwen3_5_text", "qwen35", DELTA),
-    "qwen3_5 with a value head for each key": ("qwen3_5_text", "qwen35", DELTA | {"linear_num_key_heads": 4}),
     "qwen3_5_moe": ("qwen3_5_moe_text", "qwen35moe", DELTA | {"moe_intermediate_size": 64}),
     "granitemoehybrid": ("granitemoehybrid", "granitehybrid", MAMBA),
     "granitemoehybrid without rope": (
@@ -248,17 +238,11 @@ LATENT_GONE = {2: (4, 4, 0)}
 MIXTURES = {
     "mixtral": ("mixtral", WIDTHS, 4, 96),
     "qwen3_moe": ("qwen3_moe", WIDTHS, 5, 64),
-    "olmoe": ("olmoe", {0: (4, 4, 40), **LATENT_GONE}, 5, 96),
     "qwen3_5_moe": ("qwen3_5_moe", {1: (4, 2, 40), 3: (4, 2, 0)}, 5, 64),
-    "qwen3_next_moe": ("qwen3_next_moe", {1: (4, 2, 40), 3: (4, 2, 0)}, 5, 64),
     "deepseek_v2": ("deepseek_v2 with compressed queries", {1: (4, 4, 40), **LATENT_GONE}, 5, 64),
     "gpt_oss": ("gpt_oss", {**COUNTS, 3: (4, 2, 40, 3)}, 4, 64),
     "glm4_moe": ("glm4_moe", {0: (4, 2, 64), 1: (4, 2, 40, 4), 2: (4, 2, 64, 3)}, 4, 64),
-    "glm4_moe_lite": ("glm4_moe_lite", {1: (4, 4, 40, 3), 2: (4, 4, 64, 2)}, 3, 64),
     "minimax_m2": ("minimax_m2", COUNTS, 4, 64),
-    "qwen2_moe": ("qwen2_moe", WIDTHS, 5, 64),
-    "hunyuan_v1_moe": ("hunyuan_v1_moe", WIDTHS, 5, 96),
-    "ernie4_5_moe": ("ernie4_5_moe", {1: (4, 2, 40), **GONE}, 5, 64),
     "granite": ("granitemoehybrid_experts", {1: (4, 2, 40), 3: (4, 2, 0)}, 5, 64),
     "gemma4": ("gemma4 as 26B-A4B", {0: (4, 2, 40), 1: (4, 1, 64), 2: (4, 1, 0)}, 5, 64),
     "deepseek_v3": ("deepseek_v3", {2: (4, 4, 40, 3), 3: (4, 4, 64, 2), 4: (4, 4, 0)}, 3, 64),
@@ -267,7 +251,6 @@ MIXTURES = {
 UNGROUPED = {"n_group": 1, "topk_group": 1, "n_routed_experts": 5}
 OTHERWISE = {
     "qwen3_moe": {"moe_intermediate_size": 64},
-    "glm4_moe_lite": UNGROUPED,
     "deepseek_v3": UNGROUPED | {"num_hidden_layers": 5},
 }
 
@@ -290,11 +273,10 @@ def test_unequal_mixtures_are_filled_up(tmp_path, case):
     assert_same_as_transformers(folder, tmp_path / "m.gguf", 2e-3)
 
 
-@pytest.mark.parametrize(("case", "unit"), [("glm4_moe", "both"), ("qwen3_moe", "width")])
-def test_pruned_mixtures_are_exported(tmp_path, make_run, case, unit):
-    model_type, _, overrides = EQUAL[case]
+def test_pruned_mixtures_are_exported(tmp_path, make_run):
+    model_type, _, overrides = EQUAL["glm4_moe"]
     folder = plain_checkpoint(tmp_path / "dense", model_type, **overrides | {"moe_intermediate_size": 64})
-    run_stages(make_run(folder, tmp_path / "run", f"units.experts={unit}", "refit.tokens=0"), "export")
+    run_stages(make_run(folder, tmp_path / "run", "units.experts=both", "refit.tokens=0"), "export")
     small = tmp_path / "run" / "model"
     report = exported(small, tmp_path / "m.gguf", quantisation="f32")
     assert report["details"]["weights"] > report["details"]["weights_of_the_model"]
@@ -317,12 +299,9 @@ def test_unequal_layers_of_gemma4(tmp_path, more):
 @pytest.mark.parametrize(
     ("case", "quantisation"),
     [
-        ("gemma4 as E2B", "q8_0"),
         ("qwen3_5", "q4_k_m"),
-        ("lfm2", "q8_0"),
         ("granitemoehybrid", "q8_0"),
         ("gpt_oss", "q4_k_m"),
-        ("deepseek_v3", "q8_0"),
     ],
 )
 def test_quantised_hybrids(tmp_path, case, quantisation):
@@ -345,21 +324,19 @@ def test_where_queries_grow_the_file_ends(tmp_path):
     assert report["comparisons"][-1]["tokens"] == 16
 
 
-@pytest.mark.parametrize(
-    ("model_type", "quantisation"), [("gemma2", "q8_0"), ("phi3", "q4_k_m"), ("mixtral", "q8_0"), ("mixtral", "q4_k_m")]
-)
+@pytest.mark.parametrize(("model_type", "quantisation"), [("gemma2", "q8_0"), ("mixtral", "q4_k_m")])
 def test_quantised_families(tmp_path, model_type, quantisation):
     folder = plain_checkpoint(tmp_path / "model", model_type, **(gemma(3, 2) if model_type == "gemma2" else {}))
     report = exported(folder, tmp_path / "m.gguf", quantisation=quantisation)
     assert report["comparisons"][-1]["right"] == "the file in llama.cpp"
     types = report["details"]["tensor_types"]
-    assert types["F32"] == {"gemma2": 13, "phi3": 8, "mixtral": 10}[model_type]  # norms, divisors and routers
+    assert types["F32"] == {"gemma2": 13, "mixtral": 10}[model_type]  # norms, divisors and routers
     assert report["details"]["same_top_after_rounding"] > 0.5
     # A router whose input is rounded may choose another expert for a token or two.
     assert 0 < report["details"]["kl_of_rounding"] < (0.05 if quantisation == "q8_0" else 2)
 
 
-@pytest.mark.parametrize("model_type", ["mistral", "phi3", "mixtral"])
+@pytest.mark.parametrize("model_type", ["mistral", "phi3"])
 def test_where_all_layers_slide_the_file_ends_at_the_window(tmp_path, model_type):
     """Up to there both compute the same, which is also as far as the check looks."""
     folder = plain_checkpoint(tmp_path / "model", model_type, sliding_window=100)

@@ -20,12 +20,10 @@ pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the
 
 CASES = FAMILIES | ROPES
 READ = [
-    "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma2 without caps", "gemma2 that never slides", "gemma3",
-    "gemma3 as large as 27B", "phi3", "phi3 that turns half of a head", "ministral3", "helium", "qwen3_5",
-    "lfm2", "qwen3_5 with a value head for each key", "qwen3_5_moe", "yarn, llama",
-    "yarn, its magnitude from two numbers", "yarn, qwen3", "linear, llama",
-    "linear, gemma3's full layers", "llama3, llama", "longrope, llama",
-    "longrope, phi3", "longrope, phi3 of which half a head turns", "dynamic",
+    "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "phi3 that turns half of a head", "ministral3",
+    "helium", "qwen3_5", "lfm2", "qwen3_5_moe", "yarn, llama", "yarn, its magnitude from two numbers", "yarn, qwen3",
+    "linear, llama", "linear, gemma3's full layers", "llama3, llama", "longrope, llama", "longrope, phi3",
+    "longrope, phi3 of which half a head turns", "dynamic",
 ]  # fmt: skip
 """Those of our exports that transformers reads."""
 IDS = torch.randint(3, 300, (1, 96), generator=torch.Generator().manual_seed(0))
@@ -92,16 +90,6 @@ def test_scalings_of_other_writers(tmp_path, written, case):
     assert differs(written(tmp_path / "model"), tmp_path / "plain") < 1e-5
 
 
-def test_a_window_of_all_layers(tmp_path, written):
-    """llama.cpp doesn't slide there; up to the window both compute the same."""
-    model_type, _, _, overrides = CASES["phi3"]
-    file = written(
-        plain_checkpoint(tmp_path / "model", model_type, **overrides), {"phi3.attention.sliding_window": 100}
-    )
-    assert differs(file, tmp_path / "work") < 1e-5
-    assert resolve_model(str(file), tmp_path / "work").config.sliding_window == 100
-
-
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
@@ -164,9 +152,7 @@ def twice(tmp_path, written, monkeypatch):
     return make
 
 
-@pytest.mark.parametrize(
-    ("embedding", "head"), [("Q5_0", "Q8_0"), ("Q8_0", "Q5_0"), ("F16", "Q4_0"), ("Q8_0", "Q8_0"), ("F32", "F32")]
-)
+@pytest.mark.parametrize(("embedding", "head"), [("Q5_0", "Q8_0"), ("Q8_0", "Q5_0"), ("F32", "F32")])
 def test_a_head_that_is_the_embedding_is_read_once(tmp_path, twice, embedding, head):
     file, exact = twice(embedding, head)
     said = []

@@ -41,7 +41,6 @@ GEMMA3 = {
         "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
     },
 }
-NO_ROPE = {"num_hidden_layers": 5, "no_rope_layers": [1, 1, 1, 0, 1]}
 
 CASES = {
     "yarn, llama": ("llama", "llama", None, yarn()),
@@ -50,14 +49,10 @@ CASES = {
     "yarn, other bounds": ("llama", "deci", MIXED, yarn(beta_fast=4.0, beta_slow=2.0)),
     "yarn, untruncated bounds": ("qwen2", "deci", None, SQUARE | yarn(truncate=False)),
     "yarn, qwen3": ("qwen3", "qwen3", None, yarn()),
-    "yarn, unequal qwen3": ("qwen3", "openelm", MIXED, yarn()),
-    "yarn, smollm3": ("smollm3", "smollm3", None, NO_ROPE | yarn()),
     "linear, llama": ("llama", "llama", None, LINEAR),
     "linear, unequal qwen3": ("qwen3", "openelm", MIXED, LINEAR),
     "linear, gemma3's full layers": ("gemma3_text", "gemma3", None, GEMMA3),
     "llama3, llama": ("llama", "llama", None, LLAMA3),
-    "llama3, granite": ("granite", "granite", None, LLAMA3),
-    "llama3, qwen2": ("qwen2", "deci", None, SQUARE | LLAMA3),
     "longrope, llama": ("llama", "llama", None, longrope(16)),
     "longrope, phi3": ("phi3", "phi3", None, SQUARE | longrope(16)),
     "longrope, phi3 of which half a head turns": ("phi3", "phi3", None, HALF),

@@ -16,10 +16,9 @@ from transformers import GemmaTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
 from darwinlm.engines.process import EngineProcess
 from darwinlm.export.run import export_model
-from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.gguf.pre_tokenizer import ALIASES, DIGITS, MERGED, PATTERNS, PLAIN, split_as_named
 from darwinlm.gguf.tokenizer import read_tokenizer
-from darwinlm.runtime.errors import CheckpointError, ExportError, ModelError
+from darwinlm.runtime.errors import CheckpointError, ExportError
 
 TEXTS = (
     "the river turns slowly under the silver bridge",
@@ -191,17 +190,3 @@ def test_a_unigram_model_that_transformers_reads_as_bpe_is_refused(tmp_path, to)
     with pytest.raises(CheckpointError, match=r"tokenizer.model is a Unigram model of SentencePiece.*tokenizer.json"):
         export_model(model, tmp_path / "out", to=to)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "sentencepiece"]
-
-
-def test_a_damaged_sentence_piece_model_is_refused(tmp_path):
-    model, _ = unigram_checkpoint(tmp_path)
-    (model / "tokenizer.model").write_bytes(b"\xff" * 100)
-    with pytest.raises(ModelError, match=r"tokenizer"):
-        Checkpoint.open(model).tokenizer()
-
-
-def test_a_unigram_model_with_its_tokenizer_json_is_read(tmp_path):
-    model, _ = unigram_checkpoint(tmp_path)
-    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(UNIGRAM)).save_pretrained(model)
-    assert (model / "tokenizer.model").is_file()
-    assert Checkpoint.open(model).tokenizer()("a")["input_ids"]

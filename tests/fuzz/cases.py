@@ -5,7 +5,6 @@ errors. `ANY` cases, which are random damage, may also be harmless.
 """
 
 import gzip
-import json
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,8 +12,8 @@ from typing import Any
 
 from tests.fuzz.case import ANY, DEEP, REFUSED, Case, alone, copied
 from tests.fuzz.gguf_bytes import array, gguf_file, key, plain_keys, plain_tensors, string
-from tests.fuzz.model_cases import configs, indexes, json_files, tokenizers, unusable_tokenizers, weights
-from tests.fuzz.place_cases import places, templates, terminals
+from tests.fuzz.model_cases import configs, json_files, tokenizers, unusable_tokenizers, weights
+from tests.fuzz.place_cases import templates, terminals
 
 
 def corpus(seed: int = 0) -> list[Case]:
@@ -23,15 +22,12 @@ def corpus(seed: int = 0) -> list[Case]:
     made = [
         *configs(),
         *json_files(),
-        *indexes(),
         *tokenizers(),
         *unusable_tokenizers(),
         *weights(),
         *_ggufs(),
         *_recipes(),
         *_texts(),
-        *_artifacts(),
-        *places(),
         *templates(),
         *terminals(),
         *_mutations(rng),
@@ -194,24 +190,6 @@ def _texts() -> Iterator[Case]:
     }
     for name, (file, content) in fine.items():
         yield Case(f"text: {name}", "text", alone(file, content), ANY)
-
-
-def _artifacts() -> Iterator[Case]:
-    contents: dict[str, Any] = {
-        "list": [],
-        "word": "x",
-        "null": None,
-        "no files": {"key": {"a": 1}, "facts": {}},
-        "files that are a list": {"key": {"a": 1}, "facts": {}, "files": ["a"]},
-        "facts that are a list": {"key": {"a": 1}, "facts": [], "files": {}},
-        "a missing file": {"key": {"a": 1}, "facts": {}, "files": {"a": "b"}},
-        "a file outside": {"key": {"a": 1}, "facts": {}, "files": {"../../nothing": "b"}},
-        "a long name": {"key": {"a": 1}, "facts": {}, "files": {"x" * 5000: "b"}},
-    }
-    for name, tree in contents.items():
-        yield Case(f"artifact: a manifest that is {name}", "artifact", alone("manifest.json", json.dumps(tree)))
-    for name, content in (("deep", DEEP), ("empty", ""), ("open", "{"), ("not UTF-8", b"\xff"), ("zeros", b"\0" * 64)):
-        yield Case(f"artifact: a manifest that is {name} bytes", "artifact", alone("manifest.json", content))
 
 
 def _mutations(rng: random.Random) -> Iterator[Case]:

@@ -112,50 +112,6 @@ def json_files() -> Iterator[Case]:
             yield Case(f"model: {name} is {what}", "model", replaced(name, contents[what]))
 
 
-def indexes() -> Iterator[Case]:
-    maps: dict[str, Any] = {
-        "list": [],
-        "empty": {},
-        "numbers": {"a": 5},
-        "outside": {"a": "../model.safetensors"},
-        "absolute": {"a": "/etc/passwd"},
-        "another kind of file": {"a": "LICENSE"},
-        "dot": {"a": "."},
-        "zero byte": {"a": "a\0b"},
-        "long": {"a": "x" * 5000},
-        "missing": {"a": "model-00001-of-00002.safetensors"},
-        "mapping": {"a": {"b": 1}},
-        "layer 10^9": {"model.layers.1000000000.mlp.up_proj.weight": "model.safetensors"},
-    }
-    for name, value in maps.items():
-        for wrapped in (True, False):
-            tree = {"weight_map": value} if wrapped else value
-            write = replaced("model.safetensors.index.json", json.dumps(tree))
-            yield Case(f"model: an index that is {name} {wrapped}", "model", write)
-    for what in ("a tensor in two shards", "a tensor that the index leaves out"):
-        yield Case(f"model: {what}", "model", _two_shards(twice="two" in what))
-    for name, content in (("deep", DEEP), ("empty file", ""), ("not UTF-8", b"\xff")):
-        yield Case(f"model: an index that is {name}", "model", replaced("model.safetensors.index.json", content))
-
-
-def _two_shards(*, twice: bool) -> Callable[[Path, Path], None]:
-    def write(folder: Path, model: Path) -> None:
-        copied(model, folder)
-        tensors = load_file(folder / "model.safetensors")
-        (folder / "model.safetensors").unlink()
-        names = {name: f"{number % 2}.safetensors" for number, name in enumerate(sorted(tensors))}
-        one = "model.layers.1.self_attn.q_proj.weight"
-        more = one if twice else one.replace("weight", "bias")
-        for shard in set(names.values()):
-            part = {name: tensors[name] for name in names if names[name] == shard}
-            if names[one] != shard:
-                part[more] = np.ones(48, np.float32) if more not in tensors else 7 * np.ones_like(tensors[one])
-            save_file(part, folder / shard, metadata={"format": "pt"})
-        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
-
-    return write
-
-
 FAIL_ON_TEXT: dict[str, dict[str, Any]] = {
     "WordPiece": {"model": {"type": "WordPiece", "unk_token": "[UNK]", "vocab": {"a": 0}}},
     "WordLevel": {"model": {"type": "WordLevel", "unk_token": "[UNK]", "vocab": {"a": 0}}},

@@ -96,10 +96,6 @@ def test_hostile_input(reader, tiny_llama, tmp_path):
     assert not wrong, "\n".join(f"{name}: {what}" for name, what in wrong.items())
 
 
-def test_the_corpus_is_large():
-    assert len(CASES) >= 1000
-
-
 def test_the_whole_model_passes(tiny_llama):
     """What the cases change is accepted unchanged: they are refused for what they change."""
     for reader in ("model", "plan"):

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 from tests.tiny.browser import look
 from tests.tiny.summaries import made, measured, recovered
-from tests.unit.test_report_page import swept
 
 from darwinlm.report.page import render_page
 
@@ -37,20 +36,3 @@ def test_the_page_of_a_run(tmp_path: Path, width: int, dark: bool) -> None:
     assert seen.ground == ("rgb(20, 23, 28)" if dark else "rgb(246, 247, 249)")
     first = "darwinlm chat . --against HuggingFaceTB/SmolLM2-135M"
     assert seen.found == [5, first, "Copied", first, "Copied", "Press Ctrl+C"]
-
-
-LETTERS = """
-return [...document.querySelectorAll("figure svg")].filter((svg) => svg.clientWidth).map((svg) => {
-  const sizes = [...svg.querySelectorAll("text")].map((text) => parseFloat(window.getComputedStyle(text).fontSize));
-  return Math.min(...sizes) * svg.clientWidth / svg.viewBox.baseVal.width;
-});
-"""
-"""Height in pixels of the smallest letters of each plot that is seen."""
-
-
-@pytest.mark.parametrize(("width", "dark"), [(1280, True), (360, False)])
-def test_the_page_of_a_sweep(tmp_path: Path, width: int, dark: bool) -> None:
-    seen = look(swept(0.5)[1], tmp_path, width=width, dark=dark, script=LETTERS)
-    assert (seen.width, seen.beyond, seen.console) == (width, [], [])
-    (smallest,) = seen.found
-    assert smallest >= 10

@@ -1,12 +1,10 @@
 """Runs that were interrupted or killed end like others, and what is finished is reused."""
 
 import shutil
-from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
-from rich.console import Console
 from tests.tiny.damage import flip
 from tests.tiny.stages import run_stages
 from torch import Tensor, nn
@@ -14,33 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from darwinlm.pipeline import build, make, plan, read_inputs
 from darwinlm.report.summary import Summary, read_summary
-from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import CheckpointError
 
-
-class Stopping(Reporter):
-    """Raises KeyboardInterrupt at one call of `advance`, and counts the calls."""
-
-    def __init__(self, at: int | None = None) -> None:
-        super().__init__(Console(quiet=True))
-        self.at = at
-        self.calls = 0
-        self.titles: list[str] = []
-        self.title = ""
-
-    def stage(self, title: str) -> Any:
-        self.title = title
-        return super().stage(title)
-
-    def advance(self, done: int, total: int) -> None:
-        self.calls += 1
-        self.titles.append(self.title)
-        if self.calls == self.at:
-            raise KeyboardInterrupt
-
-
 TIMES = {"seconds", "stages", "machine", "evaluations"}
-SHARES = (0.02, 0.6, 1.0)
 
 
 def figures(tree: Any) -> Any:
@@ -50,39 +24,6 @@ def figures(tree: Any) -> Any:
     if isinstance(tree, dict):
         return {k: figures(v) for k, v in tree.items() if k not in TIMES and "per_second" not in k and k != "reused"}
     return [figures(value) for value in tree] if isinstance(tree, list) else tree
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tiny_llama, make_run, tmp_path_factory) -> tuple[Path, Path, Summary, Stopping]:
-    """Model, output folder, summary and what its reporter saw."""
-    folder, reporter = tmp_path_factory.mktemp("uninterrupted") / "out", Stopping()
-    summary = run_stages(make_run(tiny_llama, folder, reporter=reporter), "report").report
-    return tiny_llama, folder, summary, reporter
-
-
-def assert_same_outcome(folder: Path, summary: Summary, other: Path, expected: Summary) -> None:
-    assert summary.allocation == expected.allocation
-    names = [path.relative_to(other) for path in other.rglob("*.safetensors")]
-    assert sorted(path.relative_to(folder) for path in folder.rglob("*.safetensors")) == sorted(names)
-    for name in names:
-        assert (folder / name).read_bytes() == (other / name).read_bytes(), name
-    assert figures(summary.models) == figures(expected.models)
-    assert figures(summary.search) == figures(expected.search)
-    assert figures(summary.refit) == figures(expected.refit)
-    assert figures(summary) == figures(expected)
-    leftovers = [path for path in folder.rglob("*") if path.name.endswith((".tmp", ".partial"))]
-    assert leftovers == []
-
-
-@pytest.mark.parametrize("share", SHARES)
-def test_a_run_that_was_interrupted_ends_like_one_that_was_not(uninterrupted, make_run, tmp_path, share):
-    model, other, expected, counted = uninterrupted
-    at = max(1, round(share * counted.calls))
-    with pytest.raises(KeyboardInterrupt):
-        run_stages(make_run(model, tmp_path / "out", reporter=Stopping(at)), "report")
-    assert not (tmp_path / "out" / "summary.json").exists()
-    summary = run_stages(make_run(model, tmp_path / "out"), "report").report
-    assert_same_outcome(tmp_path / "out", summary, other, expected)
 
 
 def refused(self: nn.Linear, inputs: Tensor) -> Tensor:

@@ -60,17 +60,6 @@ def test_training_brings_small_candidates_nearer_to_the_dense_model(bench):
     assert again.kls(candidates, 256) == before, "the placed's own modules have learnt nothing"
 
 
-def test_survivors_go_on_from_their_trained_state(bench):
-    first, second = bench[0].random_allocations(2, seed=9)
-    rounds, once = trainer_of(bench), trainer_of(bench)
-    rounds.judge([first, second], 128, 128)
-    rounds.keep([second])
-    expected = once.judge([second], 384, 128)
-    assert rounds.judge([second], 256, 128) == expected
-    rounds.keep(())
-    assert rounds.judge([second], 384, 128) == expected, "the text begins anew"
-
-
 def test_one_step_is_plain_distillation(bench):
     """Compared with the stitched model, PyTorch's KL and PyTorch's AdamW."""
     whole = bench[0]

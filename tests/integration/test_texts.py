@@ -1,9 +1,7 @@
 """The text of runs: blocks begin with bos, passages come again, documents come from everywhere, short text is cut."""
 
 import io
-from functools import partial
 
-import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -17,7 +15,6 @@ from darwinlm.evaluation.text import pack
 from darwinlm.runtime.artifact import read_json
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import DataError
-from darwinlm.text import document_hash, split_documents
 from darwinlm.text.looking_back import ordinary_tokens, with_repeats
 
 
@@ -77,43 +74,6 @@ def test_every_purpose_but_evaluation_has_repeats_of_its_own_documents(texts_of,
         expected = with_repeats(blocks.tokens, share=share, seed=0, ordinary=ordinary)
         assert torch.equal(found.tokens, expected), purpose
         assert torch.equal(found.tokens, blocks.tokens) == (purpose == "evaluation")
-
-
-ASKED = ("text.evaluation_tokens=1024",)
-
-
-@pytest.fixture(scope="module")
-def documents(tmp_path_factory):
-    """A thousand documents, and the place of each in the file by its hash."""
-    texts = [
-        f"The number {number} is followed by {number + 1}, and so on without an end." * 3 for number in range(1000)
-    ]
-    path = tmp_path_factory.mktemp("order") / "text.txt"
-    path.write_text("\n\n\n".join(texts))
-    return path, {document_hash(text): place for place, text in enumerate(texts)}
-
-
-@pytest.fixture
-def short_passages(monkeypatch):
-    monkeypatch.setattr("darwinlm.stages.text.split_documents", partial(split_documents, document_tokens=32))
-
-
-@pytest.fixture
-def places(documents, short_passages, tiny_llama, make_run):
-    """Places of a run's evaluation documents in their file."""
-
-    def found(folder, *settings):
-        run = make_run(tiny_llama, folder, *ASKED, *settings, text=documents[0])
-        return [documents[1][hashed] for hashed in result(run, "text")["evaluation"].document_hashes]
-
-    return found
-
-
-def test_documents_come_from_all_of_a_file(places, tmp_path):
-    drawn = places(tmp_path / "a")
-    assert max(drawn) > 500
-    assert 300 < np.mean(drawn) < 700
-    assert set(places(tmp_path / "c", "text.seed=5")) != set(drawn)
 
 
 MUCH = ("text.calibration_tokens=65536", "search.rounds=[{tokens: 8192, survivors: 1}]", "refit.tokens=65536")

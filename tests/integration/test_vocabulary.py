@@ -147,14 +147,3 @@ def test_the_command_takes_a_share(command, dense, tiny_text_file, tmp_path):
     assert re.search(r"320 of 433 tokens kept; held-out text takes [\d.]+% more tokens", ended.out)
     command(*common, "--vocab", "0").refused("vocabulary", "greater than 0")
     command(*common, "--vocab", "5 apples").refused("vocabulary", "50% or 24k")
-
-
-def test_sizes_of_a_sweep_share_the_vocabulary(command, dense, tiny_text_file, tmp_path):
-    out = tmp_path / "out"
-    common = ("prune", dense, "--text", tiny_text_file, "--out", out, "--until", "plan", *sets(SETTINGS))
-    ended = command(*common, "--vocab", "320", "--keep", "75%,50%").succeeded()
-    assert ended.out.count("tokens kept") == 1
-    assert not (out / "keep-50" / "stages" / "vocabulary").exists()
-    plan = read_json(out / "keep-50" / "stages" / "plan" / "plan.json")
-    small = Checkpoint.open(out / "stages" / "vocabulary" / "model").outline
-    assert plan["dense_block_params"] + plan["params_outside_blocks"] == sum(map(torch.numel, small.parameters()))

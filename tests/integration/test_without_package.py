@@ -72,15 +72,6 @@ print(json.dumps({
 }))
 """
 
-SERVED = """
-from transformers.cli.serving.model_manager import ModelManager
-
-manager = ModelManager(device="cpu", trust_remote_code=True, force_model=sys.argv[1])
-model, _ = manager.load_model_and_processor(manager.process_model_name(sys.argv[1]))
-with torch.no_grad():
-    logits = model(torch.tensor([[5, 17, 101]])).logits
-print(json.dumps({"class": type(model).__name__, "logits": logits[0, -1].tolist()}))
-"""
 
 EVERY_FAMILY = """
 from transformers import AutoModel, AutoModelForCausalLM
@@ -188,12 +179,3 @@ def test_the_tokenizer_runs_no_code_of_the_checkpoint_and_warns_of_nothing(finis
     found = run_elsewhere(TOKENIZER, [str(finished_llama / "model"), '{"trust_remote_code": false}'], tmp_path)
     assert found["ran"] == []
     assert found["ids"] == AutoTokenizer.from_pretrained(finished_llama / "model")("the river stone")["input_ids"]
-
-
-def test_transformers_serve_loads_unequal_layers(finished_llama, tmp_path):
-    found = run_elsewhere(SERVED, [str(finished_llama / "model")], tmp_path)
-    model = AutoModelForCausalLM.from_pretrained(finished_llama / "model", dtype="auto").eval()
-    assert found["class"] == "DarwinLlamaForCausalLM"
-    with torch.no_grad():
-        logits = model(torch.tensor([[5, 17, 101]])).logits[0, -1]
-    torch.testing.assert_close(torch.tensor(found["logits"]), logits.float(), check_dtype=False)

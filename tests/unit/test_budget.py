@@ -10,7 +10,7 @@ from darwinlm.database.levels import Level, ModuleLevels
 from darwinlm.recipe import BUDGETS, BudgetSettings, Recipe, load_recipe, load_recipes, parse_recipe
 from darwinlm.runtime.errors import BudgetError, RecipeError
 from darwinlm.search.problem.budgets import RULES, resolve_budget
-from darwinlm.search.problem.cost import CostModel, byte_costs, parameter_costs
+from darwinlm.search.problem.cost import CostModel, parameter_costs
 from darwinlm.search.problem.problem import Budget, Problem
 from darwinlm.search.problem.space import SearchSpace
 from darwinlm.stages.report import _budget
@@ -147,15 +147,6 @@ def test_what_the_user_gives_goes_before_the_preset(tmp_path):
 ATTENTION = ModuleLevels(0, "attention", (Level(0, 0, 0, 0), Level(1, 2, 8, 100), Level(2, 2, 16, 200)))
 MLP = ModuleLevels(1, "mlp", (Level(0, 0, 0, 0), Level(1, 1, 8, 70), Level(1, 1, 24, 210)))
 SPACE = SearchSpace((ATTENTION, MLP))
-KV_BYTES = [lambda heads: 2 * (heads or 1) * 4 * 10 * 3 * 2, lambda heads: 2 * heads * 4 * 6 * 3 * 2]
-
-
-def test_bytes_are_weights_and_keys_and_values():
-    cost = byte_costs(SPACE, outside=1000, itemsize=2, kv_bytes=KV_BYTES)
-    head = 2 * 4 * 10 * 3 * 2  # keys and values, columns, tokens, sequences, bytes
-    without_attention = 2 * 4 * 6 * 3 * 2 * 0  # block 1 has none and doesn't count positions
-    assert cost.of((2, 2)) == 2 * (1000 + 200 + 210) + 2 * head + without_attention
-    assert cost.of((0, 0)) == 2 * 1000 + head, "block 0 keeps one head, off which positions are read"
 
 
 def test_a_tolerance_below_one_level_is_one_level():

@@ -75,12 +75,6 @@ def run(
     return evolve(fitness, PROBLEM, settings, lambda: START, folder / "state.json", **more)
 
 
-def after_misses(folder: Path, misses: int) -> None:
-    """Leave the state of a search after one generation and so many misses."""
-    history = [Generation(number, 1.0, improved=False, moved=0, evaluations=1, seconds=0.0) for number in range(2)]
-    SearchState(START, 1.0, [[]], done=1, misses=misses, seen=[START], history=history).save(folder / "state.json")
-
-
 def better(allocation: Allocation, window: Window) -> float:
     return 2.0 + first_order(slopes_on(START, WINDOWS[0]), START, allocation)
 
@@ -179,12 +173,6 @@ def test_children_are_measured_on_another_window_than_their_gradient(tmp_path):
     assert state.kl < state.history[0].kl
 
 
-@pytest.mark.parametrize(("loss", "misses"), [(better, 4), (worse, 6)])
-def test_an_improvement_takes_one_miss_back(tmp_path, loss, misses):
-    after_misses(tmp_path, 5)
-    assert run(tmp_path, Told(loss), 2).misses == misses
-
-
 def test_what_is_worse_on_a_window_goes_no_further_but_in_the_first_generation(tmp_path):
     told = Told(worse)
     run(tmp_path, told, 2)
@@ -213,17 +201,3 @@ def test_candidates_that_overflow_drop_out_and_a_parent_that_does_is_named(tmp_p
     told.kl = lambda allocation, n_tokens: 1.0
     with pytest.raises(NumericsError, match=r"the best allocation's values aren't finite: try compute\.dtype=float32"):
         run(tmp_path / "other", told, 1)
-
-
-def test_modules_that_move_together_lose_more_than_each_alone(tmp_path, monkeypatch):
-    """The first parent's loss says how much more, and interactions add a fifth."""
-    weights = []
-
-    def noted(parent, surrogate, *_, **__):
-        weights.append(surrogate.weights[0])
-        return []
-
-    monkeypatch.setattr(evolution, "solved_children", noted)
-    curvature = Curvature([[(8 - at) / 8 for at in range(9)]] * 6, [None] * 6)
-    run(tmp_path, Told(lambda allocation, window: 9.0), 1, curvature=curvature)
-    assert weights == pytest.approx([evolution.INTERACTION * 9.0 / (6 * 0.5)])

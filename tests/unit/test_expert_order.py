@@ -8,7 +8,6 @@ import pytest
 import torch
 from tests.tiny.checkpoint import stream_over, tiny_checkpoint
 
-from darwinlm.database import lens as lens_module
 from darwinlm.database.expert_order import RIDGE, STRENGTH, expert_order
 from darwinlm.database.lens import Lens
 from darwinlm.families.checkpoint import Checkpoint
@@ -216,18 +215,3 @@ def test_a_loss_that_is_not_finite_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(Lens, "losses", lambda self, errors: torch.full((len(errors),), torch.nan).double())
     with pytest.raises(NumericsError, match=r"block 0 of .*the loss without some experts isn't finite"):
         orders(folder)
-
-
-def test_experts_are_judged_on_tokens_that_no_fit_sees_however_long_the_sequences(tmp_path, monkeypatch):
-    monkeypatch.setattr(lens_module, "FITTED", 16)
-    monkeypatch.setattr(lens_module, "JUDGED", 8)  # a third of a sequence
-    folder, seen = tiny_checkpoint(tmp_path / "model", "mixtral"), []
-
-    def stream(rows):
-        seen.append(rows)
-        return stream_over(folder, rows, 8)
-
-    Lens(stream, TOKENS)
-    fitted, judged = seen
-    assert (fitted.numel(), judged.numel()) == (16, 8)
-    assert not any(torch.equal(one, other) for one in fitted for other in judged)

@@ -99,17 +99,6 @@ def test_estimated_losses_weigh_the_error_by_the_gradients(p):
         torch.testing.assert_close(stored, found, rtol=1e-3, atol=1e-5 * float(found[0]))
 
 
-def test_dead_inputs_cost_nothing_and_keep_their_weights():
-    H, W = second_moment(12, "plain"), weight(4, 12)
-    H[[2, 5]] = 0
-    H[:, [2, 5]] = 0
-    columns = torch.tensor([0, 1, 3, 4, 6, 7, 8, 9, 10, 11, 2, 5])
-    factors, errors, _ = nested_factors(damp(H), W, columns)
-    assert errors[10] <= 1e-10 * float(errors[0])
-    torch.testing.assert_close(kept_weights(factors, 12)[:, 10:], W.float()[:, [2, 5]])
-    torch.testing.assert_close(kept_weights(factors, 10), W.float()[:, columns[:10]])
-
-
 def test_not_finite_and_not_positive_definite():
     H, W = damp(second_moment(6, "plain")), weight(3, 6)
     for bad_H, bad_W in [(H.clone(), W), (H, W.clone())]:

@@ -49,16 +49,6 @@ def kept(bounded: Bounded[int, int], keys: range) -> list[int]:
     return [key for key in keys if bounded.get(key) is not None]
 
 
-def test_what_was_used_last_stays():
-    bounded: Bounded[int, int] = Bounded(lambda value: value, lambda reserved: 30)
-    for key in range(5):
-        assert bounded.put(key, 10)
-        bounded.get(0)
-    assert kept(bounded, range(5)) == [0, 3, 4]
-    assert not bounded.put(9, 31), "what is larger than all room isn't kept"
-    assert kept(bounded, range(5)) == [0, 3, 4]
-
-
 def test_of_a_scan_the_first_stay():
     """Where the last used stayed, a scan that is a little longer than the room would never find anything."""
     rooms = iter([30, 14, 44])

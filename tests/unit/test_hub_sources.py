@@ -49,11 +49,6 @@ def test_hub_is_streamed(hub, source, name, config, split):
     assert hub.calls == [((name, config), {"split": split, "streaming": True})]
 
 
-def test_hub_is_read_lazily(hub):
-    assert next(read_documents("hf:someone/things")) == "document 0"
-    assert hub.taken == 1
-
-
 def test_hub_with_a_field(hub):
     hub.rows = [{"text": "no", "body": "yes"}]
     assert read("hf:someone/things:small@train#body") == ["yes"]
@@ -99,11 +94,3 @@ def test_hub_offline(hub, monkeypatch, variable):
 def test_what_cannot_be_opened(hub, error, said):
     hub.error, hub.rows = error, []
     assert re.search(f"hf:someone/things.*{said}", message("hf:someone/things"))
-
-
-def test_hub_in_random_order(hub):
-    hub.rows = [{"text": f"document {number}"} for number in range(50)]
-    first, again, other = (list(read_documents("hf:someone/things", seed=seed)) for seed in (1, 1, 2))
-    assert first == again != other
-    assert sorted(first) == sorted(other) == sorted(row["text"] for row in hub.rows)
-    assert first[:5] != [row["text"] for row in hub.rows[:5]]

@@ -6,7 +6,7 @@ import pytest
 
 from darwinlm.latency.measure import check_fastest
 from darwinlm.latency.table import ABSENT, LatencyTable, lines_of
-from darwinlm.latency.timing import ModelTimer, steady
+from darwinlm.latency.timing import ModelTimer
 from darwinlm.recipe import BudgetSettings
 from darwinlm.runtime.errors import BudgetError
 
@@ -35,22 +35,6 @@ def test_modules_take_their_share_of_the_models_time():
     assert table.of("mlp", ABSENT) == 0
     assert table.of("mlp", (1, 1, 15)) == pytest.approx(0.5)
     assert table.of("mlp", (1, 1, 25)) == pytest.approx(0.8)
-
-
-@pytest.mark.parametrize(
-    ("ratios", "enough"),
-    [
-        ([0.7], True),
-        ([0.700, 0.701, 0.702], True),
-        ([0.70, 0.60, 0.80], False),
-        ([0.70, 0.70, 0.99, 0.70], True),
-        # As far apart as the three above, and so many that their median is certain.
-        ([0.69, 0.70, 0.71] * 3, True),
-        ([0.60, 0.70, 0.80] * 3, False),
-    ],
-)
-def test_ratios_are_steady_where_their_median_is_certain_to_one_per_cent(ratios, enough):
-    assert steady(ratios) is enough
 
 
 @pytest.mark.parametrize(("noise", "passes"), [((1.0, 1.0, 1.0), 3), ((1.0, 1.3, 0.7), 9)])

@@ -1,7 +1,6 @@
 """Decoding with a cache of fixed size gives the logits of a growing one, and models are timed with it as a graph."""
 
 from collections.abc import Callable
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -92,12 +91,3 @@ def test_both_are_timed_as_they_are_where_one_can_not_be_recorded(recordings, ti
     assert ratio > 0
     assert not timer.graphs
     assert not timer._graphed
-
-
-def test_a_full_device_is_told(recordings, tiny_llama, monkeypatch):
-    timer, dense, cut = timer_of(tiny_llama)
-    timer.graphs = True
-    full = Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory"))
-    monkeypatch.setattr(graphs.GraphedDecoding, "__init__", full)
-    with pytest.raises(torch.OutOfMemoryError):
-        timer.compare(dense, cut)

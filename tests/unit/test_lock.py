@@ -59,17 +59,6 @@ def test_left_over_files_of_killed_runs_are_removed(tmp_path):
     held.release()
 
 
-def test_left_over_files_beside_a_target(tmp_path):
-    names = [".m[1].gguf.partial", ".m[1].gguf.plain.partial", ".m[1].gguf.unchecked", ".m[1].gguf.7.tmp"]
-    names += [".m[1].gguf.export.json.7.tmp"]
-    others = ["m[1].gguf", ".m1.gguf.partial", ".m[1].gguf.bak"]
-    for name in (*names, *others):
-        (tmp_path / name).write_text("x")
-    held = hold_target(tmp_path / "m[1].gguf")
-    held.release()
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
-
-
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
 def test_a_file_system_without_locks(tmp_path, monkeypatch, code):
     def refuse(*_: object) -> None:

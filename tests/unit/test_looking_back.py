@@ -78,15 +78,6 @@ def test_the_share_of_each_block_repeats_what_stands_before(share, length):
         assert sorted(own) == expected, "the block's own text, some of it shuffled or replaced"
 
 
-def test_repeats_depend_on_the_seed_and_the_block_alone():
-    tokens = torch.randint(VOCABULARY, (12, 64), generator=torch.Generator().manual_seed(0))
-    found = with_repeats(tokens, share=0.25, seed=1, ordinary=ORDINARY)
-    assert torch.equal(with_repeats(tokens[5:7], share=0.25, seed=1, ordinary=ORDINARY), found[5:7])
-    assert not torch.equal(with_repeats(tokens, share=0.25, seed=2, ordinary=ORDINARY), found)
-    assert torch.equal(with_repeats(tokens, share=0, seed=1, ordinary=ORDINARY), tokens)
-    assert with_repeats(tokens[:0], share=0.25, seed=1, ordinary=ORDINARY).shape == (0, 64)
-
-
 @pytest.mark.parametrize("mark", ["▁", "Ġ"])
 def test_lists_are_words_of_the_vocabulary_and_come_twice(mark):
     tokenizer = word_tokenizer(mark=mark)
@@ -147,13 +138,6 @@ class Table:
         logits = self.logits[input_ids]
         self.given.append(weakref.ref(logits))
         return SimpleNamespace(logits=logits)
-
-
-def test_a_measurement_that_is_late_ends_with_its_batch():
-    tokens = torch.randint(50, (5, 150), generator=torch.Generator().manual_seed(1))
-    dense, other = Table(1), Table(2)
-    found = measure_quality(dense, {"other": other}, tokens, batch_tokens=300, late=lambda: True)
-    assert found == measure_quality(dense, {"other": other}, tokens[:2], batch_tokens=300)
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 200, 4000])

@@ -107,13 +107,3 @@ def test_weights_that_may_not_be_read_are_not_called_damaged(model_copy, monkeyp
     monkeypatch.setattr("os.access", lambda path, mode: mode != os.R_OK)
     with pytest.raises(CheckpointError, match=r"model\.safetensors can't be read: change its permissions"):
         Checkpoint.open(model_copy)
-
-
-def test_a_word_of_the_tokenizers_settings_is_no_file_of_the_current_folder(model_copy, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for word in ("tokenizers", "PreTrainedTokenizerFast"):
-        (tmp_path / word).write_text("something else")
-    path = model_copy / "tokenizer_config.json"
-    settings = json.loads(path.read_text()) | {"backend": "tokenizers", "tokenizer_class": "PreTrainedTokenizerFast"}
-    path.write_text(json.dumps(settings))
-    assert Checkpoint.open(model_copy).tokenizer()("the river")

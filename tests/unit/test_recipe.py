@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
 
 from darwinlm.recipe import Recipe, SelectionRound, load_recipe, parse_recipe
 from darwinlm.runtime.errors import RecipeError
@@ -190,13 +189,3 @@ def test_values_of_assignments_are_yaml():
     assert recipe.text.source is None
     assert recipe.search.seed == 9
     assert recipe.search.rounds == (SelectionRound(tokens=64, survivors=1),)
-
-
-def leaves(section: type[BaseModel], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for name, value in section().__dict__.items():
-        if isinstance(value, BaseModel):
-            found += leaves(type(value), f"{prefix}{name}.")
-        else:
-            found.append((prefix + name, value))
-    return found

@@ -63,18 +63,6 @@ def test_recipe_gives_the_size_it_is_named_after(name: str, tmp_path: Path) -> N
     assert sum(parameter.numel() for parameter in built.parameters()) == kept
 
 
-def test_the_second_phase_has_a_third_of_the_first_ones_tokens_and_longer_sequences() -> None:
-    chats, documents = map(load_recipe, PHASES)
-    assert chats.recovery.tokens == 0.3 * documents.recovery.tokens
-    assert chats.recovery.text.count(",") == 2, "two thirds are chats"
-    assert documents.text.sequence_length <= 4096 < chats.text.sequence_length
-    for name, recipe in zip(PHASES, (chats, documents), strict=True):
-        steps = plan_steps(recipe.recovery, recipe.text.sequence_length, recipe.compute.batch_tokens, 8)
-        text = find_recipe(name).read_text("utf-8")
-        said = re.search(r"our choice: (\d+) sequences; \d+B tokens are (\d+) steps", text)
-        assert (steps.step_rows, steps.count) == (int(said[1]), int(said[2]))
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_recipe_trains_on_the_papers_tokens_when_it_is_asked_to(name: str) -> None:
     assert load_recipe(name).recovery.tokens == 0, "what comes out is the one-shot model"

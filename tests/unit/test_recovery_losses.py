@@ -81,14 +81,6 @@ def test_a_loss_that_comes_apart_stops_and_is_not_worth_keeping_before():
         guard.see(4.0, step)
 
 
-@pytest.mark.parametrize(("processes", "micro"), [(1, 256), (2, 256), (4, 64), (1, 4096), (2, 96), (1, 16)])
-def test_every_step_has_its_tokens_however_they_are_divided(processes, micro):
-    steps = plan_steps(RecoverySettings(tokens=10_000, batch_tokens=1024), 32, micro, processes)
-    assert steps.rows * steps.accumulation * processes * 32 == steps.tokens == 1024
-    assert steps.rows == 1 or steps.rows * 32 <= micro
-    assert (steps.count, steps.step_rows, steps.sequences) == (9, 32, 9 * 32)
-
-
 def test_a_step_that_cannot_be_divided_is_refused():
     with pytest.raises(RecipeError, match=r"recovery.batch_tokens is 1000.*multiple of 64"):
         plan_steps(RecoverySettings(tokens=10_000, batch_tokens=1000), 32, 256, 2)
@@ -126,11 +118,6 @@ def test_a_short_training_warms_up_for_ten_steps_or_a_quarter(steps, expected):
     assert found[:expected] == pytest.approx([(step + 1) / (expected + 1) for step in range(expected)])
     assert found[expected] == 1.0
     assert found[expected:] == sorted(found[expected:], reverse=True)
-
-
-def test_the_cosine_falls_to_a_tenth():
-    found = shares(1000)
-    assert (found[510], found[-1]) == pytest.approx((0.1 + 0.9 * 0.5, 0.1), abs=0.001)
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -61,16 +61,3 @@ def test_answers_are_the_harness_own(kind: str, tiny_folder: Callable[[str], Pat
     assert sum(run) - before < before
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
     assert [value for value, _ in found] == pytest.approx([value for value, _ in expected], abs=1e-4)
-
-
-def test_models_without_plain_keys_and_values_go_the_harness_way(tiny_llama: Path) -> None:
-    theirs, ours, _ = pair(tiny_llama)
-    asked = requests(64)
-    expected = theirs._loglikelihood_tokens(asked, disable_tqdm=True)
-    whole = ours.model.forward
-
-    def without_cache(input_ids: Any, **_: Any) -> Any:
-        return whole(input_ids=input_ids, use_cache=False)
-
-    ours.model.forward = without_cache  # takes no `logits_to_keep`
-    assert ours._loglikelihood_tokens(asked, disable_tqdm=True) == expected

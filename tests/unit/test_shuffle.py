@@ -31,14 +31,6 @@ def test_order_depends_on_the_seed_and_the_file(source, tmp_path):
     assert first != list(read_documents(write(tmp_path / "b.jsonl", NUMBERS), seed=1))
 
 
-def test_a_file_that_fits_is_shuffled_as_a_whole(source):
-    """The first 50 documents come from the whole file; the mean of 50 places has a standard deviation of 40."""
-    means = [sum(map(int, list(read_documents(source, seed=seed))[:50])) / 50 for seed in range(10)]
-    assert abs(sum(means) / 10 - 499.5) < 60
-    assert min(means) > 300
-    assert max(means) < 700
-
-
 def read_for_first(path, monkeypatch):
     """Number of records that are read before the first document comes, without the sample that is measured."""
     read, original = [], files.json_records

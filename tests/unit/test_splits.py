@@ -3,7 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.tiny.tokenizer import EOS_ID, tiny_tokenizer
+from tests.tiny.tokenizer import tiny_tokenizer
 
 from darwinlm.runtime.errors import ArtifactError, DataError
 from darwinlm.text import (
@@ -76,46 +76,6 @@ def test_changing_one_share_moves_no_document_between_two_others():
     after = before | {"fitness": 900}
     for hashed in map(document_hash, documents(500)):
         assert purpose_of(hashed, after, 0) in {purpose_of(hashed, before, 0), "fitness"}
-
-
-def test_what_a_full_purpose_left_serves_the_others_when_the_text_ends(tokenizer):
-    texts = [f"{index:03d}" + "x" * 60 for index in range(8)]
-    shares = {"calibration": 64, "evaluation": 7 * 64}
-
-    def hashed_to_calibration(seed):
-        return [purpose_of(document_hash(text), shares, seed) for text in texts].count("calibration")
-
-    seed = next(seed for seed in range(100) if hashed_to_calibration(seed) == 3)
-    wrapped, tokenised = counting(tokenizer)
-    result = split(texts, shares, tokenizer=wrapped, seq_len=64, seed=seed)
-    assert_disjoint(result)
-    assert len(result["evaluation"].document_hashes) == 7
-    assert len(tokenised) == len(set(tokenised)) == 8
-    assert split(texts, shares, tokenizer=tokenizer, seq_len=64, seed=seed) == result
-
-
-def ids(tokenizer, text):
-    return [*tokenizer(text, add_special_tokens=False)["input_ids"], EOS_ID]
-
-
-def places(whole, part):
-    return [start for start in range(len(whole)) if whole[start : start + len(part)] == part]
-
-
-def test_long_documents_give_a_part_each_from_their_own_place(tokenizer):
-    texts = list(documents(200, words=80))
-    many = split(texts, {"fitness": 640, "evaluation": 320}, tokenizer=tokenizer, most=32)
-    few = split(texts, {"fitness": 640, "evaluation": 320}, tokenizer=tokenizer)
-    assert [len(blocks.document_hashes) for blocks in many.values()] == [20, 10]
-    assert [len(blocks.document_hashes) for blocks in few.values()] == [2, 1]
-    by_hash = {document_hash(text): ids(tokenizer, text) for text in texts}
-    starts = []
-    for hashed, block in zip(many["fitness"].document_hashes, many["fitness"].tokens.tolist(), strict=True):
-        starts += places(by_hash[hashed], block)
-    assert len(starts) == 20
-    assert len(set(starts)) > 10, "beginnings of documents aren't like the rest of them"
-    assert_disjoint(many)
-    assert split(texts, {"fitness": 640, "evaluation": 320}, tokenizer=tokenizer, most=32) == many
 
 
 @pytest.mark.parametrize(

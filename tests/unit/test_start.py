@@ -9,13 +9,12 @@ import pytest
 from darwinlm.database.levels import Level, ModuleLevels
 from darwinlm.recipe import SearchSettings
 from darwinlm.runtime.errors import BudgetError
-from darwinlm.search.evaluate.fitness import Clock, Fitness
+from darwinlm.search.evaluate.fitness import Fitness
 from darwinlm.search.problem.cost import parameter_costs
-from darwinlm.search.problem.equal import equal_layers
 from darwinlm.search.problem.problem import Budget, Problem
 from darwinlm.search.problem.space import Allocation, SearchSpace
 from darwinlm.search.propose.start import neighbour_start, uniform_allocations, uniform_start
-from darwinlm.search.search import _equal_start, best_of, first_parent
+from darwinlm.search.search import first_parent
 
 
 def problem_of(lower: int, upper: int, *sizes: tuple[int, ...]) -> Problem:
@@ -63,45 +62,8 @@ class Measured:
         return [self.loss(each, n_tokens) for each in allocations]
 
 
-def attention_and_mlp() -> Problem:
-    """Two modules whose uniform allocations trade attention for MLP: five of them within 8 parameters."""
-    rows = {"attention": (0, 1, 2, 3, 4), "mlp": (0, 1, 2, 3, 4, 5, 6, 7, 8)}
-    modules = tuple(
-        ModuleLevels(0, kind, tuple(Level(at, at, size, size) for at, size in enumerate(row)))
-        for kind, row in rows.items()
-    )
-    space = SearchSpace(modules)
-    return Problem(space, parameter_costs(space), Budget(0, 8))
-
-
 def test_uniform_allocations_keep_the_limit_to_the_last_parameter() -> None:
     assert uniform_allocations(problem_of(0, 100, (0, 50, 51), (0, 50, 51))) == [(1, 1)]
-
-
-def test_the_best_uniform_allocation_is_chosen_on_all_tokens_from_three() -> None:
-    problem = attention_and_mlp()
-    choices = uniform_allocations(problem)
-    assert len(choices) == 5
-    few = dict(zip(choices, (5.0, 1.0, 2.0, 3.0, 4.0), strict=True))
-    all_tokens = dict(zip(choices, (0.0, 1.0, 0.8, 0.5, 0.1), strict=True))
-    fitness = Measured(lambda each, tokens: (few if tokens == 64 else all_tokens)[each])
-    losses = [[0.0] * 5, [0.0] * 9]
-    best = best_of(uniform_allocations(problem), cast(Fitness, fitness), losses, 256, Clock())
-    assert best == choices[3]
-    assert fitness.asked == [(each, 64) for each in choices] + [(each, 256) for each in choices[1:4]]
-
-
-@pytest.mark.parametrize(("usable", "found"), [(True, 3), (False, 2)])
-def test_without_time_equal_layers_are_no_worse_than_the_uniform_model(usable: bool, found: int) -> None:
-    """Losses are predicted lowest for level 2 of the attention, and measured lower for the uniform model's level 3."""
-    problem = attention_and_mlp()
-    runs = lambda each: None if usable or each[0] != 3 else "not this size"  # noqa: E731
-    equal = equal_layers(problem.space, problem.cost, 8, runs=runs, removable=False)
-    fitness = Measured(lambda each, tokens: abs(each[0] - 3.0))
-    losses = [[4.0, 3.0, 0.0, 3.0, 4.0], [0.0] * 9]
-    uniform = next(each for each in uniform_allocations(problem) if each[0] == 3)
-    clock = Clock(limit=-1.0)
-    assert _equal_start(equal, cast(Fitness, fitness), losses, uniform, 256, clock)[0] == found
 
 
 @pytest.mark.parametrize(

@@ -75,17 +75,6 @@ def test_bytes_special_tokens_and_those_of_the_chat_template_stay_and_then_the_m
     assert set(fallback.convert_tokens_to_ids(BYTES)) <= TokenizerTree(fallback, "it").indispensable(fallback)
 
 
-def test_unknown_characters_score_as_before():
-    """They score ten less than the lowest piece: without it, an unknown one and another would be a better path."""
-    scores = {"<unk>": 0.0, "ab": -12.0, "c": -12.0, "bc": -1.0, "zz": -40.0, "yy": -20.0}
-    tokenizer = fast(Tokenizer(models.Unigram(list(scores.items()), unk_id=0)))
-    tree = TokenizerTree(tokenizer, "it")
-    kept = closed_choice(tree, tokenizer, {1: 1, 3: 1}, len(tree.indispensable(tokenizer)) + 2)
-    small = Tokenizer.from_str(json.dumps(tree.cut(kept)))
-    assert small.encode("abc").tokens == ["ab", "c"]
-    assert small.token_to_id("yy") is None
-
-
 @pytest.mark.parametrize("direct", [True, False])
 def test_a_word_that_no_merge_gives_counts_if_it_is_looked_up_directly(direct):
     """As Llama 3's tokenizer does."""
