@@ -5,8 +5,6 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -29,7 +27,6 @@ from lab.comparison.allocations import (
     best_random,
     best_uniform,
     even_uniform,
-    least_local_error,
     without_blocks,
 )
 from lab.comparison.importance import activation_scores, block_influence, magnitude_scores
@@ -186,26 +183,6 @@ def test_choices_keep_the_budget_and_are_the_best(checkpoint: Checkpoint) -> Non
     levels = zip(space.modules, space.levels(even), strict=True)
     shares = {module.kind: level.params / module.levels[-1].params for module, level in levels}
     assert abs(shares["attention"] - shares["mlp"]) < 0.2
-
-
-def test_local_errors_are_least_by_brute_force(tiny_llama: Path) -> None:
-    space = SearchSpace(half(Checkpoint.open(tiny_llama)).space.modules[:4])
-    budget = Budget(0, space.params(space.dense) // 2)
-    table = {
-        (module.block, module.kind, level): random.Random(f"{module.name}").random() * (1 - index / len(module.levels))
-        for module in space.modules
-        for index, level in enumerate(module.levels)
-    }
-    database: Any = SimpleNamespace(error=lambda block, kind, level: table[block, kind, level])
-
-    def total(allocation: tuple[int, ...]) -> float:
-        levels = space.levels(allocation)
-        return sum(table[m.block, m.kind, level] for m, level in zip(space.modules, levels, strict=True))
-
-    everything = itertools.product(*(range(len(module.levels)) for module in space.modules))
-    least = min(total(allocation) for allocation in everything if space.params(allocation) <= budget.upper)
-    found = least_local_error(Problem(space, parameter_costs(space), budget), database)
-    assert total(found) == pytest.approx(least, abs=1e-3)
 
 
 def test_blocks_of_least_influence_go(checkpoint: Checkpoint) -> None:

@@ -11,11 +11,8 @@ from typing import Any
 import pytest
 from tests.tiny.checkpoint import SETTINGS, tiny_text
 from tests.tiny.command import Command, sets
-from tests.tiny.recovering import stop_at
-from tests.tiny.vocabulary import wordy_checkpoint
 from transformers import AutoModelForCausalLM
 
-from darwinlm.report.summary import VocabularyFigures
 from darwinlm.runtime.artifact import MANIFEST, read_json
 from lab.comparison.entries import everywhere
 from lab.comparison.methods import BASELINES
@@ -136,51 +133,6 @@ RECOVERY = (
 )  # fmt: skip
 
 
-def test_any_method_is_refitted_and_trained(compare, folder, monkeypatch):
-    """Rows with steps start from their method's own model, and an interrupted training resumes."""
-    names = ["ziplm", "ziplm+refit", "ziplm+recovery", "darwinlm+refit+recovery", "sheared+recovery"]
-    options = ["--methods", ",".join(names), *sets(RECOVERY)]
-    with monkeypatch.context() as patch:
-        stop_at(patch, 2, KeyboardInterrupt())
-        assert compare(*options).code == 130
-    assert [row["method"] for row in found(folder)["rows"]] == ["dense", "ziplm", "ziplm+refit"]
-    ended = compare(*options).succeeded()
-    assert "recovery: resuming from checkpoint-2" in ended.out
-
-    result = found(folder)
-    rows = {row["method"]: row for row in result["rows"]}
-    assert list(rows) == ["dense", *names]
-    assert [row["training_tokens"] for row in rows.values()] == [0, 0, 0, 256, 256, 1024 + 256]
-    assert rows["ziplm+recovery"]["title"] == "ZipLM + recovery"
-    assert rows["darwinlm+refit+recovery"]["title"] == "DarwinLM + refit + recovery"
-    for name, row in rows.items():
-        own = rows.get(name.partition("+")[0], row)
-        assert row["block_params"] == own["block_params"]
-        if "+" in name and own is not row:
-            assert row["allocation"] == own["allocation"]
-            kept = {step: record["kept"] for step, record in row["record"].items() if step in ("refit", "recovery")}
-            changed = kept.get("refit") == "refit" or kept.get("recovery") == "trained"
-            assert (row["texts"] != own["texts"]) is changed
-            assert row["seconds"] > own["seconds"]
-    recovered = result["rows"][3]["record"]["recovery"]
-    assert (recovered["steps"], recovered["tokens"]) == (4, 256)
-    trained, stitched = (
-        AutoModelForCausalLM.from_pretrained(folder / "out" / place / "model")
-        for place in ("rows/ziplm+recovery", "stages/method_ziplm")
-    )
-    differs = any(not a.equal(b) for a, b in zip(trained.parameters(), stitched.parameters(), strict=True))
-    assert differs == (recovered["kept"] == "trained")
-    table = (folder / "out" / "comparison.md").read_text(encoding="utf-8")
-    for words in (
-        "| trained on, tokens |",
-        "recovery: 256 tokens of",
-        "same for all rows: model, budget, and 1,024 calibration and 256 fitness tokens",
-        "sheared learns masks and weights on 1,024 tokens of the calibration text",
-        "searches had no time limit",
-    ):
-        assert words in table
-
-
 def test_text_that_is_measured_on_is_not_trained_on(compare, folder):
     """Training on the text of another domain leaves out the measured documents, so there is too little text."""
     few = tiny_text(folder / "few.txt", documents=12, seed=11)
@@ -225,13 +177,3 @@ def test_a_method_beyond_the_budget_is_no_row(compare, tmp_path, monkeypatch):
 def test_wrong_request(options, message, compare, tiny_text_file):
     words = options.format(text=tiny_text_file).split()
     compare(*(word.replace("held:out", "held out") for word in words)).refused(message)
-
-
-def test_a_comparison_has_one_vocabulary(command: Command, tiny_text_file: Path, tmp_path: Path) -> None:
-    model, out = wordy_checkpoint(tmp_path / "model"), tmp_path / "compared"
-    settings = sets((*SETTINGS, "vocabulary=320"))
-    command("compare", model, "--text", tiny_text_file, "--out", out, "--methods", "magnitude", *settings).succeeded()
-    rows = read_json(out / "comparison.json")["rows"]
-    assert {row["method"] for row in rows} == {"dense", "magnitude"}
-    figures = VocabularyFigures.model_validate(read_json(out / "stages" / "vocabulary" / "figures.json"))
-    assert rows[0]["params"] == figures.params

@@ -7,12 +7,9 @@ from tests.tiny.checkpoint import SETTINGS, tiny_text
 from tests.tiny.pruned import plain_checkpoint
 
 from darwinlm.engines import process
-from lab.tradeoff import files as tradeoff_files
-from lab.tradeoff import measure as tradeoff
 from lab.tradeoff.table import front
 
 FAST = ("--tokens", 96, "--prompt-tokens", 24, "--new-tokens", 4, "--runs", 2)
-INTERRUPTED = 130
 CHEAP = ("units.mlp_multiple=32", "refit.tokens=0", "search.generations=1")
 
 
@@ -51,39 +48,6 @@ def test_every_file_is_measured_and_the_front_is_drawn(command, given, tmp_path)
     for text in (ended.out, (tmp_path / "out" / "tradeoff.md").read_text()):
         assert "keep-70" in text
         assert "Least loss for its size" in text
-
-
-def interrupted(*_given, **_named):
-    raise KeyboardInterrupt
-
-
-def test_an_interrupted_command_goes_on_with_the_files_that_it_has(command, given, tmp_path, monkeypatch):
-    pytest.importorskip("cyllama", reason="comes with the extra llama-cpp")
-    files = tmp_path / "out" / "files"
-    again = ("tradeoff", *given, *FAST, "--quant", "f16,q8_0")
-    with monkeypatch.context() as broken:
-        broken.setattr(tradeoff_files, "measure_quality", interrupted)
-        assert command(*again).code == INTERRUPTED
-    made = {path: path.stat().st_mtime_ns for path in files.rglob("*.gguf")}
-    assert len(made) == 2
-    with monkeypatch.context() as broken:
-        broken.setattr(tradeoff, "prune_sweep", interrupted)
-        assert command(*again).code == INTERRUPTED
-    losses = json.loads((files / "dense" / "losses.json").read_text())
-    with monkeypatch.context() as broken:
-        broken.setattr(tradeoff, "EngineProcess", interrupted)
-        assert command(*again).code == INTERRUPTED
-    ended = command(*again).succeeded()
-    assert "dense: files and their losses: already done, reused" in ended.out
-    assert "keep-70: files and their losses: already done, reused" in ended.out
-    assert made.items() <= {path: path.stat().st_mtime_ns for path in files.rglob("*.gguf")}.items()
-    rows = json.loads((tmp_path / "out" / "tradeoff.json").read_text())["rows"]
-    assert [row["kl"] for row in rows[:2]] == [loss["kl"] for loss in losses]
-    (files / "dense" / "dense-q8_0.gguf").write_bytes(b"GGUF")
-    command(*again).refused("dense-q8_0.gguf is damaged (it was changed after it was written)")
-    ended = command(*again, "--quant", "f16").succeeded()
-    assert "dense: files are made again: its settings or inputs have changed" in ended.out
-    assert not list(files.rglob("*q8_0.gguf"))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import json
 import shutil
 
 import pytest
-from tests.tiny.damage import edit_config
 from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
 
 
@@ -97,20 +96,3 @@ def test_what_is_no_model(command, model, tmp_path):
     command("export", tmp_path / "empty", "--to", "hf", "--out", out).refused("there is no config.json in it")
     command("export", model / "config.json", "--to", "hf", "--out", out).refused("is a file")
     assert not out.exists()
-
-
-@pytest.mark.parametrize(
-    ("fields", "parts"),
-    [
-        (
-            {"model_type": "strange", "auto_map": {"AutoConfig": "evil.Config"}},
-            ["its own Python code", "--allow-remote-code"],
-        ),
-        ({"model_type": "llama"}, ["config.json", "per-layer attribute"]),
-    ],
-)
-def test_other_model_types_are_refused(command, model, tmp_path, fields, parts):
-    """transformers itself can't build a stock model with sizes per layer, and says so in terms of its own."""
-    edit_config(model, **fields)
-    command("export", model, "--to", "hf", "--out", tmp_path / "out").refused(*parts)
-    assert not (tmp_path / "out").exists()

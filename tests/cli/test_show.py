@@ -35,14 +35,6 @@ def test_show_draws_every_block_and_says_what_next(command, run: Path) -> None:
     assert json.loads(command("show", run, "--json").out) == json.loads((run / "summary.json").read_text())
 
 
-def test_new_files_are_named_after_the_run_and_lie_beside_it(command, run: Path, monkeypatch) -> None:
-    assert f"--out {run}.gguf" in command("show", run).out
-    monkeypatch.chdir(run)
-    ended = command("show", ".")
-    for words in ("darwinlm chat . --against", "--out ../half-recovered", "--out ../half.gguf"):
-        assert words in ended.out
-
-
 @pytest.mark.parametrize("name", SUMMARIES)
 def test_show_takes_every_kind_of_summary(command, name: str, tmp_path: Path) -> None:
     write_json(tmp_path / "run" / "summary.json", made(SUMMARIES[name]()).as_json())

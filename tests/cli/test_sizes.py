@@ -1,7 +1,6 @@
 """Budgets, presets and sweeps on the command line: one message for each mistake, and the files of a sweep."""
 
 import json
-import shutil
 
 import pytest
 from tests.tiny.checkpoint import SETTINGS
@@ -64,16 +63,6 @@ def test_the_command_is_the_function(prune, recipes, monkeypatch):
     prune("--keep", "40%", "--until", "plan").succeeded()
     assert [given["recipe"].budget.keep for given in called] == [0.4]
     assert [recipe.budget.keep for recipe in recipes] == [0.4]
-
-
-def test_a_finished_size_of_another_model_is_kept(prune, tiny_llama, tmp_path):
-    prune("--keep", "80%,50%").succeeded()
-    before = (tmp_path / "out" / "keep-50" / "summary.json").read_bytes()
-    shutil.copytree(tiny_llama, tmp_path / "other")
-    words = ("--keep", "80%,50%", "--until", "plan")
-    prune(*words, model=tmp_path / "other").refused("keep-80 holds a finished run with another model", "--overwrite")
-    assert (tmp_path / "out" / "keep-50" / "summary.json").read_bytes() == before
-    prune(*words, "--overwrite", model=tmp_path / "other").succeeded()
 
 
 @pytest.mark.parametrize(

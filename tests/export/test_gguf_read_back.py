@@ -186,10 +186,3 @@ def test_a_head_of_its_own_stays(tmp_path, twice, change):
     assert said == []
     assert not model.config.tie_word_embeddings
     assert differs(file, tmp_path / "work") < 0.02
-
-
-def test_a_run_says_that_a_head_was_the_embedding(twice, command, tiny_text_file, tmp_path):
-    file, _ = twice("Q5_0", "Q8_0")
-    words = ("--keep", "50%", "--text", tiny_text_file, "--out", tmp_path / "out", "--until", "plan")
-    ended = command("prune", file, *words).succeeded()
-    assert "one matrix as embedding and as head: the model shares that of Q8_0, not Q5_0" in ended.out

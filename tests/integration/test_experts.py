@@ -16,8 +16,6 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from darwinlm.database.block_moments import BlockMoments, stream_moments
-from darwinlm.database.build import Spilled, expert_factors
-from darwinlm.database.factors import NestedFactors, full_target, kept_weights, unpack_lower
 from darwinlm.database.order import damp
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
@@ -107,22 +105,6 @@ def test_each_expert_is_direct_least_squares_on_channels_of_its_own(built):
         assert errors == sorted(errors, reverse=True)
         assert errors[0] == pytest.approx(1)
     assert different > 3, "experts lose different channels"
-
-
-def test_an_expert_that_no_token_asked_for_keeps_its_largest_weights(built, tmp_path):
-    database, seen, _ = built
-    reader = database.reader
-    (shape,) = (shape for key, shape in reader.shapes.items() if key == (2, "mlp"))
-    H = seen[2].moments["mlp"].clone()
-    H[1] = 0
-    with Spilled(H, tmp_path) as moment:
-        (used, _), (unused, packed), *_ = expert_factors(shape, moment, seen[2].weights[shape.output])
-    W = reader.dense_weight(2, "mlp")[1]
-    assert torch.equal(unused.columns, W.square().sum(dim=0).argsort(descending=True))
-    assert unused.errors[0] < 1e-12 * used.errors[0]
-    L = unpack_lower(packed, shape.width)
-    factors = NestedFactors(unused.columns, L, full_target(L, W, unused.columns))
-    torch.testing.assert_close(kept_weights(factors, 8), W[:, unused.columns[:8]])
 
 
 def stored_names(folder: Path) -> set[str]:

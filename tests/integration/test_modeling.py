@@ -7,10 +7,10 @@ import pickle
 import pytest
 import torch
 from tests.tiny.cutting import blanked, cut, logits, near, plan_for, tokens
-from tests.tiny.models import SIZES, tiny_config, tiny_model
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from tests.tiny.models import tiny_config, tiny_model
+from transformers import AutoModel, AutoModelForCausalLM
 
-from darwinlm.families.family import families, family_of
+from darwinlm.families.family import family_of
 from darwinlm.families.modeling_darwinlm import auto_map, modeling_source
 from darwinlm.families.pruned import pruned_classes, pruned_config
 from darwinlm.families.shapes import head_dim
@@ -125,13 +125,3 @@ def test_variants_of_families(model_type, overrides, tmp_path):
 def test_impossible_layers_are_refused(overrides, message):
     with pytest.raises(Exception, match=message):
         pruned_config(pruned_classes("Llama", "llama")[0], tiny_config("llama"), {1: overrides})
-
-
-@pytest.mark.parametrize("model_type", ["qwen2", "phi3"])
-def test_head_size_is_kept_where_the_family_would_divide(model_type):
-    sizes = {name: value for name, value in SIZES.items() if name != "head_dim"}
-    dense = AutoConfig.for_model(model_type, **sizes)
-    assert not hasattr(dense, "head_dim")
-    config_class, _, model_class = pruned_classes(*families()[model_type].class_names)
-    config = pruned_config(config_class, dense, {0: {"num_attention_heads": 3}})
-    assert model_class(config).model.layers[0].self_attn.o_proj.in_features == 3 * 8

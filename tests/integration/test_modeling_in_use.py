@@ -5,12 +5,9 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from tests.tiny.cutting import MIXED, PLANS, cut, logits, mixers, near, plan_for, tokens
+from tests.tiny.cutting import MIXED, PLANS, cut, logits, near, plan_for, tokens
 from tests.tiny.models import tiny_model
-from transformers import AutoModelForCausalLM, DynamicCache
-from transformers.cache_utils import DynamicLayer
-
-from darwinlm.families.family import family_of
+from transformers import DynamicCache
 
 QUIRKS = (
     *(
@@ -62,24 +59,6 @@ def test_cached_equals_uncached(pruned):
     assert cache.get_seq_length() == ids.shape[1]
 
 
-def test_layers_without_attention_cache_nothing_but_the_count(plan, pruned):
-    cache = DynamicCache(config=pruned.config)
-    name = "cache" if hasattr(pruned(tokens(1, 1)), "cache") else "past_key_values"
-    logits(pruned, tokens(), **{name: cache})
-    for i, (kept, layer) in enumerate(zip(plan, cache.layers, strict=True)):
-        if mixers(pruned.config.model_type)[i]:
-            assert not hasattr(layer, "keys")
-        elif i in family_of(pruned.config).attention.sources(pruned.config):
-            assert getattr(layer, "keys", None) is None
-        elif kept.heads:
-            assert layer.keys.shape[1] == (1 if hasattr(pruned.config, "kv_lora_rank") else kept.cached)
-        elif layer.is_sliding or not any(type(other) is type(layer) for other in cache.layers[:i]):
-            assert layer.keys.shape[1] == 1
-            assert not layer.keys.any()
-        else:
-            assert not layer.is_initialized
-
-
 def test_generation(pruned):
     ids = tokens(length=12)
     options = {"max_new_tokens": 14, "do_sample": False, "attention_mask": torch.ones_like(ids)}
@@ -89,19 +68,6 @@ def test_generation(pruned):
     assert torch.equal(pruned.generate(ids, **options, cache_implementation="static"), plain)
     beams = pruned.generate(ids, **options, num_beams=3, use_cache=False)
     assert torch.equal(pruned.generate(ids, **options, num_beams=3), beams)
-
-
-def test_speculative_generation(pruned):
-    """Guesses that are turned down are cropped from the cache, the layers without attention included."""
-    try:
-        DynamicLayer().crop(-1)
-    except TypeError:
-        pytest.skip("this transformers can't crop the cache of a layer that stores nothing")
-    if pruned._is_stateful:
-        pytest.skip("transformers doesn't crop the state of linear attention")
-    ids = tokens(1, 12)
-    options = {"max_new_tokens": 14, "do_sample": False, "attention_mask": torch.ones_like(ids)}
-    assert torch.equal(pruned.generate(ids, **options, prompt_lookup_num_tokens=3), pruned.generate(ids, **options))
 
 
 def test_left_padding(pruned):
@@ -128,19 +94,6 @@ def test_eager_equals_sdpa_and_the_choice_reaches_every_layer(odd):
     assert odd.config._attn_implementation == "sdpa"
 
 
-def test_intermediate_outputs(plan, pruned):
-    model = copy.deepcopy(pruned)
-    model.set_attn_implementation("eager")
-    output = model(tokens(), output_attentions=True, output_hidden_states=True)
-    attentions = [kept for kept, mixer in zip(plan, mixers(pruned.config.model_type), strict=True) if not mixer]
-    heads = [len(kept.heads) for kept in attentions if kept.heads]
-    assert [weights.shape[1] for weights in output.attentions] == heads
-    assert len(output.hidden_states) == len(plan) + 1
-    for i, kept in enumerate(plan):
-        if not kept.heads and not kept.channels and i < len(plan) - 1 and not family_of(model.config).tail:
-            assert torch.equal(output.hidden_states[i], output.hidden_states[i + 1])
-
-
 def test_gradient_checkpointing(odd):
     ids = tokens()
     gradients = []
@@ -155,27 +108,6 @@ def test_gradient_checkpointing(odd):
         gradients.append({name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad})
     assert all(gradient is not None for gradient in gradients[0].values())
     torch.testing.assert_close(gradients[1], gradients[0])
-
-
-def test_another_element_type(odd, tmp_path):
-    ids, dtype = tokens(), torch.bfloat16
-    model = copy.deepcopy(odd).to(dtype)
-    assert {weight.dtype for weight in model.parameters()} == {dtype}
-    expected = torch.log_softmax(logits(odd, ids), dim=-1)
-    found = torch.log_softmax(logits(model, ids).float(), dim=-1)
-    divergence = (expected.exp() * (expected - found)).sum(dim=-1)
-    # A router that can't decide may choose another expert for a token or two.
-    assert divergence.median() < 1e-2
-    made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, do_sample=False)
-    assert made.shape[1] == ids.shape[1] + 3
-    model.save_pretrained(tmp_path)
-    again = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert again.dtype == dtype
-    # Not the logits: `to` also rounds the frequencies of the rotary embedding, which loading computes anew.
-    saved, loaded = model.state_dict(), again.state_dict()
-    assert saved.keys() == loaded.keys()
-    assert all(torch.equal(loaded[name], weight) for name, weight in saved.items())
-    assert AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).dtype == torch.float32
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks transformers by this name
@@ -209,20 +141,6 @@ def test_compiled(plan):
 
 
 @pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe"])
-def test_the_kernels_of_experts_can_be_chosen(model_type):
-    """And the choice reaches every layer, as with attention."""
-    model = cut(tiny_model(model_type), MIXED)
-    ids, before = tokens(), logits(cut(tiny_model(model_type), MIXED), tokens())
-    for name in ("eager", "batched_mm", "grouped_mm"):
-        model.set_experts_implementation(name)
-        assert model.config._experts_implementation == name
-        experts = [module for module in model.modules() if type(module).__name__.endswith("Experts")]
-        assert experts
-        assert {module.config._experts_implementation for module in experts} == {name}
-        near(logits(model, ids), before, model)
-
-
-@pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe"])
 def test_routers_are_balanced_in_training_though_layers_have_none(model_type):
     model = cut(tiny_model(model_type), MIXED).train()
     ids = tokens()
@@ -231,13 +149,3 @@ def test_routers_are_balanced_in_training_though_layers_have_none(model_type):
     assert len(output.router_logits) == len(routers) > 0
     output.loss.backward()
     assert all(model.get_submodule(name).weight.grad.abs().max() > 0 for name in routers)
-
-
-def test_other_tools_get_a_default_for_sizes_in_which_layers_differ(pruned):
-    """As many tools do, with names of other families too."""
-    config, layers = pruned.config, list(pruned.config.per_layer_config)
-    names = {*config.to_dict(), "head_dim", "num_attention_heads", "num_key_value_heads", "intermediate_size"}
-    absent = [name for name in names if getattr(config, name, "none") == "none"]
-    assert all(name not in absent or hasattr(config, name) is False for name in names)
-    assert absent or not config.is_heterogeneous
-    assert all(any(hasattr(layer, name) for layer in layers) for name in absent if name in config.to_dict())

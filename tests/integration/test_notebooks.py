@@ -64,11 +64,3 @@ PAGES = {
     "choosing-a-size": ("sizes/index.html", "sizes/keep-80/report.html"),
     "one-gpu": ("gpu/report.html", "gpu-recovered/report.html"),
 }
-
-
-def test_every_notebook_is_named_in_the_documentation() -> None:
-    page = (ROOT / "docs" / "examples.md").read_text(encoding="utf-8")
-    assert {f"examples/{path.name}" for path in NOTEBOOKS} == {part.split(")")[0] for part in page.split("](")[1:]}
-    assert "examples.md" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    assert "examples.md" in (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
-    assert {path.stem for path in NOTEBOOKS} == SAID.keys() == PAGES.keys()

@@ -7,9 +7,6 @@ from tests.tiny.checkpoint import SETTINGS, tiny_text
 from tests.tiny.models import tiny_model
 from tests.tiny.tokenizer import tiny_tokenizer
 
-from darwinlm.recipe import load_recipe
-from darwinlm.text.amounts import amount_for_pruning, amount_for_recovery
-
 SMALL = (
     *SETTINGS,
     "text.calibration_tokens=256",
@@ -85,15 +82,3 @@ def test_own_text_beside_a_file(command, tiny_llama, tmp_path):
     assert "the model has no chat template, so it writes documents instead of chats" in ended.out
     assert sum(each["tokens"] for each in written(out)) >= 320
     assert all("text" in each for each in written(out))
-
-
-def test_amounts_follow_the_recipe():
-    def of(*settings):
-        recipe = load_recipe(None, (*SMALL, *settings), {"model": "x"})
-        return amount_for_pruning(recipe), amount_for_recovery(recipe)
-
-    assert of() == (int(1.15 * 640) + 256, 0)
-    assert of("text.source='self,a.txt'") == (int(1.15 * 320) + 256, 0)
-    assert of("text.source=a.txt", "recovery.tokens=1000") == (0, 0)
-    assert of("recovery.tokens=1000", "recovery.text=a.txt")[1] == 0
-    assert of("recovery.tokens=1000", "recovery.epochs=2")[1] == int(1.15 * 500) + 256

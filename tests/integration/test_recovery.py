@@ -18,7 +18,6 @@ from darwinlm.recovery.train import Training
 from darwinlm.report.summary import read_summary
 from darwinlm.runs.recovery import recover
 from darwinlm.runs.verify import verify
-from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import ArtifactError
 
 WORK = Path("stages/recover-work")
@@ -87,14 +86,6 @@ def test_the_same_call_again_reuses_it(whole, inputs, tmp_path, monkeypatch):
     out = shutil.copytree(whole[0], tmp_path / "out")
     monkeypatch.setattr(Training, "run", lambda *_, **__: pytest.fail("it trains again"))
     assert recover_tiny(*inputs, out).models == whole[1].models
-
-
-def test_a_recipe_beside_a_run_needs_neither_its_model_nor_its_text(finished_llama, tmp_path):
-    (tmp_path / "r.yaml").write_text("recovery: {batch_tokens: 128}\ncompute: {dtype: float32}", encoding="utf-8")
-    options = {"tokens": 256, "recipe": tmp_path / "r.yaml", "reporter": Reporter(quiet=True)}
-    summary = recover(finished_llama, tmp_path / "out", **options)
-    made = read_summary(finished_llama / "summary.json")
-    assert (summary.model, summary.text.training_source) == (made.model, made.text.source)
 
 
 def test_a_run_is_not_trained_into_itself(finished_copy):

@@ -1,8 +1,6 @@
 """`import darwinlm` is all that transformers needs to load our models, whichever of the two is imported first."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,10 +8,8 @@ from tests.tiny.cutting import MIXED, cut, logits, tokens
 from tests.tiny.models import FAMILIES, tiny_model
 from tests.tiny.process import python
 from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from darwinlm.families.family import families
-from darwinlm.families.registration import register_families, register_when_imported
 
 FIRST_OURS = """
 import sys
@@ -59,16 +55,6 @@ def test_importing_the_package_is_enough(begin, tmp_path):
         model = models[folder.name]
         assert (module, name) == ("darwinlm.families.modeling_darwinlm", type(model).__name__)
         assert torch.equal(torch.tensor(found), logits(model, ids))
-
-
-def test_all_families_are_registered_once(tmp_path: Path):
-    register_families()
-    known = {f"darwinlm_{family.model_type}" for family in families().values()}
-    assert known <= set(CONFIG_MAPPING.keys())
-    before, finders = {name: CONFIG_MAPPING[name] for name in known}, list(sys.meta_path)
-    register_when_imported()
-    assert {name: CONFIG_MAPPING[name] for name in known} == before
-    assert sys.meta_path == finders
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)

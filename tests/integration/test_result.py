@@ -1,17 +1,13 @@
 """What `darwinlm.prune` hands back: the model, its answers, its allocation, and a few lines for a notebook."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from tests.tiny.stages import result as result_of
-from tests.tiny.stages import run_stages
 
 import darwinlm
 from darwinlm.runs.prune import Result
 from darwinlm.runtime.errors import ArtifactError, ModelError, RecipeError
-from darwinlm.stages.refit import STRENGTHS
 
 
 @pytest.fixture
@@ -49,19 +45,6 @@ def test_figures_and_plots_have_the_names_of_the_tables(result: Result) -> None:
     assert result.models["dense"].kl == pytest.approx(0, abs=1e-6)
     plots = result.plots()
     assert plots["search"].axes[0].get_ylabel() == "KL (nats/token)"
-
-
-def test_progress_can_be_followed(tiny_llama: Path, make_run: Any, tmp_path: Path) -> None:
-    seen: list[tuple[str, int, int]] = []
-    reporter = darwinlm.Reporter(quiet=True, on_progress=lambda *each: seen.append(each))
-    run = make_run(tiny_llama, tmp_path / "out", reporter=reporter)
-    run_stages(run, "refit")
-    assert any("database" in title and done == total for title, done, total in seen)
-    blocks = result_of(run, "dense").n_blocks
-    assert [(done, total) for title, done, total in seen if title == "refit"] == [
-        *((done, blocks) for done in range(blocks + 1)),
-        *((done, len(STRENGTHS)) for done in range(len(STRENGTHS))),
-    ]
 
 
 def test_what_is_refused(result: Result, tmp_path: Path) -> None:

@@ -221,16 +221,3 @@ def test_new_files_follow_the_umask_and_no_link(tmp_path, umask):
     assert {stat.S_IMODE((tmp_path / f"a.{end}").stat().st_mode) for end in ("safetensors", "json")} == {0o666 & ~umask}
     assert victim.read_text() == "precious"
     assert not (tmp_path / "a.safetensors").is_symlink()
-
-
-def test_hidden_files_of_the_system_come_and_go(tmp_path):
-    """Such as those of NFS for files that are removed while they are open, and those of macOS."""
-    made = stage(tmp_path / "s")
-    made.begin()
-    for name in (".nfs0001", ".DS_Store", "._a.json", "a.json"):
-        (tmp_path / "s" / name).write_text("1")
-    made.finish()
-    assert set(read_manifest(tmp_path / "s").files) == {"a.json"}
-    (tmp_path / "s" / ".nfs0001").unlink()
-    (tmp_path / "s" / ".DS_Store").write_text("2")
-    assert made.is_complete()

@@ -108,15 +108,6 @@ def test_verbose_prints_every_step_and_quiet_none(moved: Clock) -> None:
         assert len(stream.getvalue().strip().splitlines()) == expected + (expected > 0)
 
 
-def test_in_a_terminal_the_line_is_redrawn_and_gone_at_the_end() -> None:
-    stream = io.StringIO()
-    reporter = Reporter(Console(file=stream, width=60, force_terminal=True, force_interactive=True))
-    with reporter.stage("calibration and database"):
-        reporter.advance(3, 30)
-    assert "calibration and database  3/30" in stream.getvalue()
-    assert stream.getvalue().rstrip().endswith("\x1b[2K")
-
-
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (130, "2:10"), (3599.6, "1:00:00"), (90061, "25:01:01")])
 def test_clock(seconds: float, text: str) -> None:
     assert clock(seconds) == text

@@ -117,3 +117,13 @@ def test_another_thread_is_refused_while_the_first_one_lives(tmp_path, other):
     with ThreadPoolExecutor(1) as pool:
         held = pool.submit(hold_folder, tmp_path / other).result()
     assert hold_folder(tmp_path / "out") is held, "its thread has ended"
+
+
+def test_a_lock_on_a_full_disk(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(StorageError, match=r"can't write .*\.lock: the disk is full"):
+        hold_folder(tmp_path / "out")
+    assert not (tmp_path / "out").exists()

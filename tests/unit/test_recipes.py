@@ -15,8 +15,7 @@ from darwinlm.database.levels import module_levels
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
 from darwinlm.families.shapes import module_shapes
-from darwinlm.recipe import Recipe, describe_fields, find_recipe, load_recipe, shipped_recipes
-from darwinlm.recovery.schedule import plan_steps
+from darwinlm.recipe import Recipe, describe_fields, load_recipe, shipped_recipes
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.search.problem.budgets import Counted, resolve_budget
 from darwinlm.search.problem.space import SearchSpace
@@ -61,20 +60,6 @@ def test_recipe_gives_the_size_it_is_named_after(name: str, tmp_path: Path) -> N
     table = layer_table(checkpoint.n_blocks, chosen_levels(space.modules, allocation), partial(sizes_in, database))
     built = empty_model(smaller_config(checkpoint, table), checkpoint)
     assert sum(parameter.numel() for parameter in built.parameters()) == kept
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_recipe_trains_on_the_papers_tokens_when_it_is_asked_to(name: str) -> None:
-    assert load_recipe(name).recovery.tokens == 0, "what comes out is the one-shot model"
-    recipe = load_recipe(name, ["recovery.tokens=10B"])
-    settings, length = recipe.recovery, recipe.text.sequence_length
-    assert settings.tokens == 10_000_000_000
-    assert recipe.text.source == "hf:HuggingFaceFW/fineweb-edu"
-    assert settings.text is None, "training follows --text"
-    steps = plan_steps(settings, length, recipe.compute.batch_tokens, 8)
-    said = re.search(r"our choice: (\d+) sequences; 10B tokens are (\d+) steps", find_recipe(name).read_text("utf-8"))
-    assert (steps.step_rows, steps.count) == (int(said[1]), int(said[2]))
-    assert (settings.distillation == 0) == (not name.endswith("-fast"))
 
 
 def test_a_recipe_of_ones_own_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -275,3 +275,11 @@ def test_several_sources_give_equal_parts(tmp_path):
     assert list(read_documents(str(tmp_path / "c,d.txt"))) == ["one path"]
     with pytest.raises(DataError, match="no such file"):
         read_documents(f"{short},{tmp_path / 'nowhere.txt'}")
+
+
+def test_a_long_record_is_divided(tmp_path):
+    path = write(tmp_path / "a.jsonl", json_lines([{"text": "word " * 600_000}]))
+    found = read(path)
+    assert len(found) == 3
+    assert max(map(len, found)) <= 1 << 20
+    assert "".join(found) == "word " * 600_000

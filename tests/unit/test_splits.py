@@ -28,41 +28,8 @@ def documents(count, *, words=8):
         yield " ".join(f"{index}w{word}" for word in range(words))
 
 
-def counting(tokenizer):
-    """Wrap a tokenizer so that it records every text of a batch."""
-    seen = []
-
-    class Counting:
-        bos_token_id, eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
-
-        def __call__(self, texts, **options):
-            if isinstance(texts, list):
-                seen.extend(texts)
-            return tokenizer(texts, **options)
-
-    return Counting(), seen
-
-
 def split(texts, shares=SHARES, *, tokenizer, seq_len=32, seed=0, source="", most=10**6):
     return split_documents(texts, shares, tokenizer, seq_len, seed, source=source, document_tokens=most)
-
-
-@pytest.mark.parametrize("shares", [{"calibration": 3200, "evaluation": 640}, {"calibration": 32_000, "fitness": 32}])
-def test_stream_is_read_no_further_than_needed(tokenizer, shares):
-    """A small purpose doesn't drain it either."""
-    read = []
-
-    def endless():
-        for index in range(10**9):
-            read.append(index)
-            yield f"document number {index} " * 4
-
-    wrapped, tokenised = counting(tokenizer)
-    result = split(endless(), shares, tokenizer=wrapped)
-    total = sum(blocks.n_tokens for blocks in result.values())
-    assert len(read) * 80 < 3 * total
-    assert len(tokenised) <= len(read)
-    assert sum(map(len, tokenised)) < 2 * total
 
 
 def test_repeated_documents_are_dropped_whatever_their_case_and_white_space(tokenizer):

@@ -67,18 +67,6 @@ def test_every_command_has_an_example_that_it_takes(name: str) -> None:
         found.make_context(name, words[2:], resilient_parsing=False)
 
 
-@pytest.mark.parametrize("name", [name for panel in ORDER for name in panel])
-def test_help_shows_what_to_write(command, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No type of a library, such as `<int range> [x>=1]`, and no default in parentheses."""
-    monkeypatch.setenv("COLUMNS", "200")
-    shown = command(name, "--help").succeeded().out
-    assert re.findall(r"<[\w\[\] ]+>|x>=|\[default: \(|\{\w+\}", shown) == []
-    for parameter in typer.main.get_command(app).commands[name].params:
-        if parameter.name != "help" and not getattr(parameter, "is_flag", False):
-            assert parameter.metavar, f"{name} {parameter.name}"
-            assert parameter.metavar in shown
-
-
 @pytest.mark.parametrize(
     ("line", "said"),
     [
