@@ -55,9 +55,8 @@ def test_a_run_needs_no_text(command, chatting, tmp_path):
     assert summary["text"]["source"] == "self"
     page, card = ((out / path).read_text() for path in ("report.html", "model/README.md"))
     assert "text that the dense model wrote" in page
-    assert list(summary["chats"]["answers"]) == ["uniform", "stitched", "refit"]
+    assert list(summary["chats"]["answers"]) == ["uniform", "refit"]
     assert all(each["kl"] > 0 and each["tokens"] >= 64 for each in summary["chats"]["answers"].values())
-    assert list(summary["chats"]["instructions"]) == ["dense", "refit"]
     assert all("draft accepted" in words for words in (page, card, command("show", out).out))
     again = command("prune", chatting, "--keep", "75%", "--out", out, *set_all(*SMALL)).succeeded()
     assert "the model's own text: already done, reused" in again.out

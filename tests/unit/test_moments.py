@@ -12,8 +12,10 @@ def rows(*shape, seed=0, dtype=torch.float32):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
+@pytest.mark.parametrize("panel", [4, 9, 512])
 @pytest.mark.parametrize("splits", [[60], [1, 59], [20, 20, 20], [7, 13, 40]])
-def test_batches_add_up(splits):
+def test_batches_add_up(splits, panel, monkeypatch):
+    monkeypatch.setattr(moments, "PANEL", panel)
     x = rows(60, 9)
     moment = SecondMoment(9)
     for part in torch.split(x, splits):

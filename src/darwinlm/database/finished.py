@@ -15,7 +15,7 @@ from darwinlm.runtime.artifact import KEY, MANIFEST, StageFolder, damaged, open_
 from darwinlm.runtime.errors import ArtifactError
 
 TEXT = "text.json"
-VERSION = 6
+VERSION = 7
 """Raised when the same inputs give another database."""
 
 

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from darwinlm.evaluation.answers import measure_answers, write_answers
-from darwinlm.evaluation.instructions import NEW_TOKENS, RULES, TOPICS, kept, measure_instructions
+from darwinlm.evaluation.instructions import kept, measure_instructions
 from darwinlm.evaluation.summary import percent
-from darwinlm.runtime import parallel
 from darwinlm.runtime.errors import ModelError
 from darwinlm.runtime.figures import ChatFigures
 from darwinlm.runtime.tables import Table
-
-ANSWERED = len(TOPICS) * len(RULES) * NEW_TOKENS
-"""Tokens of all answers to instructions, at most."""
 
 
 def measure_chats(
@@ -27,8 +21,6 @@ def measure_chats(
     *,
     tokens: int,
     batch_tokens: int,
-    asked: Collection[str] | None = None,
-    ends: float = math.inf,
 ) -> ChatFigures:
     """Measure models, of which at most two are loaded at a time; processes share the work.
 
@@ -39,28 +31,19 @@ def measure_chats(
         tokenizer: That of all models.
         tokens: Answer tokens on which the others are compared with it.
         batch_tokens: Tokens in one pass.
-        asked: Names of the models that get instructions; None is all.
-        ends: Time on the monotonic clock after which no more answers are written; instructions are left out if they
-            would take longer.
 
     Raises ModelError if the models can't chat.
     """
-    found, begun = ChatFigures(answers={}, instructions={}), time.monotonic()
-    names = list(names)
-    asked = names if asked is None else asked
+    found = ChatFigures(answers={}, instructions={})
     original = None if dense is None else load(dense)
-    written = None if original is None else write_answers(original, tokenizer, tokens, lambda: time.monotonic() > ends)
+    written = None if original is None else write_answers(original, tokenizer, tokens)
     if isinstance(written, str):
         raise ModelError(f"{dense} writes no chats: {written}")
-    per_token = 0.0 if written is None else (time.monotonic() - begun) / max(int(written.answer.sum()), 1)
-    left = ends - time.monotonic() - len(asked) * ANSWERED * per_token
-    with_instructions = parallel.broadcast(left > 0)
     for name in names:
         model = original if name == dense else load(name)
         if written is not None and name != dense:
             found.answers[name] = measure_answers(original, model, written, batch_tokens=batch_tokens)
-        if name in asked and with_instructions:
-            found.instructions[name] = measure_instructions(model, tokenizer)
+        found.instructions[name] = measure_instructions(model, tokenizer)
     return found
 
 

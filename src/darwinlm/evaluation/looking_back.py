@@ -24,7 +24,7 @@ from darwinlm.runtime.errors import DataError
 from darwinlm.runtime.figures import CopyingScore
 from darwinlm.text.packing import added_bos
 
-FEWEST_LISTS, LISTS, LIST_TOKENS = 4, 16, 512
+FEWEST_LISTS, LISTS, LIST_TOKENS = 4, 16, 2048
 """Fewest and most sequences of each kind and length, and evaluation tokens for each of them."""
 
 SEED = 0

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 from darwinlm.database.levels import variants
 from darwinlm.database.metrics import find_metric
-from darwinlm.evaluation.instructions import RULES, TOPICS
+from darwinlm.evaluation.looking_back import number_of_lists
 from darwinlm.execution.sizes import Sizes
 from darwinlm.recovery.losses import needs_dense
 from darwinlm.search.evaluate.dense_side import head_bytes
 from darwinlm.streaming.hidden import STREAMS
+from darwinlm.surgery.refit import STRENGTHS
 from darwinlm.text.amounts import amount_for_pruning, amount_for_recovery, gradient_tokens, shares_of
 
 Items = dict[str, float]
@@ -26,17 +27,17 @@ FORWARD, BACKWARD, SAVED = 2.4, 6.7, 5.1
 from such a pass to its backward pass. Counted for Llama, Qwen2 and Qwen3 (2026-11-30): 2.4, 6.0 to 7.4, 4.4 to 5.8."""
 LIBRARIES = 0.45e9
 """Memory of Python, PyTorch and transformers without a model, measured on 2026-11-24."""
-EXACT, ALONE, ROWS = 3.0, 30.0, 64
-"""Time of an operation of orders, factors and solves, and of a token that is generated alone, in those of passes; rows
-that are generated together."""
+EXACT, ALONE, TOGETHER, ROWS = 3.0, 30.0, 1.3, 64
+"""Time of an operation of orders, factors and solves, of a token that is generated alone, and of one of `ROWS` that are
+generated together, in those of passes."""
 CHILDREN, CONFIRMED, SWITCHED = 3, 1.5, 0.55
 """Children that a generation solves for, and that it evaluates on the whole text; share of the blocks that a child of
 the level switch runs, from its first changed one on. Estimates, 2026-11-25."""
 HEAD_TOKENS, LOSS_TOKENS, LOGIT = 512, 1024, 30
 """Tokens whose logits are in memory at once, and in training; bytes of a logit there, with copies and gradients."""
-COPIED, CONTINUED, ANSWER, TIMED = 9728, 128, 96, 200
-"""Tokens of repeated passages, of continuations of each model, and of an instruction with its answer; timed passes for
-each kind of module."""
+COPIED, CONTINUED, TIMED = 608, 128, 200
+"""Tokens of a list and a passage of each length, and of timed ones and continuations of a model; timed passes for each
+kind of module."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,13 @@ class _Stages:
         )
         self.head, self.block = float(sizes.vocabulary * sizes.width * sizes.size), float(sizes.block * sizes.size)
         self.widest = max(float(shape.width) for shape in sizes.shapes)
+        self.exact = EXACT if on_cpu else 1.0  # of second moments, of which half is computed
         self.smaller = 2 + bool(self.recipe.refit.tokens) + bool(self.recipe.recovery.tokens)
 
     def __iter__(self) -> Iterator[tuple[str, float, float, Items]]:
         sizes, recipe, r = self.sizes, self.recipe, self.sizes.width
         if own := amount_for_pruning(recipe):
-            yield "corpus", own, ALONE / ROWS * sizes.operations(own, heads=1), self._whole_model()
+            yield "corpus", own, TOGETHER * sizes.operations(own, heads=1), self._whole_model()
         yield "text", sum(shares_of(recipe).values()), 0, {}
         if recipe.budget.timed:
             yield self._latency()
@@ -93,14 +95,13 @@ class _Stages:
         if recipe.refit.tokens:
             yield self._refit()
         if own := amount_for_recovery(recipe):
-            yield "corpus_recovery", own, ALONE / ROWS * sizes.operations(own, heads=1), self._whole_model()
+            yield "corpus_recovery", own, TOGETHER * sizes.operations(own, heads=1), self._whole_model()
         if recipe.recovery.tokens:
             yield self._recover()
         yield "export", 0, 0, {"blocks": 4.0 * sizes.block + 2 * self.block, "heads": 2 * self.head}
-        if tokens := recipe.evaluation.answer_tokens:
-            answers = ALONE / ROWS * (tokens + ANSWER * len(TOPICS) * len(RULES))
-            work = sizes.operations(self.smaller * tokens + answers, 1 + sizes.kept, heads=2)
-            yield "chats", (1 + 2 * self.smaller) * tokens, work, self.passing | self._models(1)
+        if tokens := recipe.evaluation.answer_tokens:  # of the dense model, read by it and two smaller ones
+            work = sizes.operations(2 * tokens, 1 + sizes.kept, heads=2) + sizes.operations(TOGETHER * tokens, heads=1)
+            yield "chats", 5 * tokens, work, self.passing | self._models()
         yield self._evaluate()
 
     def _streams(self, tokens: float, count: float = 1) -> Items:
@@ -113,12 +114,10 @@ class _Stages:
         row, model = 2.0 * heads * self.recipe.text.sequence_length * sizes.size, float(sizes.params * sizes.size)
         return {"whole models": model, "keys and values": max(min(ROWS * row, (self.memory - model) / 4), row)}
 
-    def _models(self, smaller: int) -> Items:
-        """Whole models, of which two must fit into half of the memory."""
-        sizes, small = self.sizes, self.sizes.kept_blocks[1] + self.sizes.outside
-        room = self.memory / 2 / sizes.size
-        fit = sizes.params + small <= room
-        return {"whole models": sizes.size * min(sizes.params + smaller * small, room)} if fit else {}
+    def _models(self) -> Items:
+        """The dense and the smaller model, if they fit into half of the memory."""
+        needed = self.sizes.size * float(self.sizes.params + self.sizes.kept_blocks[1] + self.sizes.outside)
+        return {"whole models": needed} if needed <= self.memory / 2 else {}
 
     def _latency(self) -> tuple[str, float, float, Items]:
         """Alternating passes of two whole models, of which the second has half of the blocks on average."""
@@ -157,7 +156,7 @@ class _Stages:
             d, experts, orders = float(shape.width), max(shape.experts, 1), max(shape.experts, 1)
             if shape.kind != "mlp" and (count := len(variants(shape, self.recipe.units))) > 1:
                 orders = count + 1  # heads are ranked first
-            work += 2 * tokens * d * d + EXACT * orders * (10 / 3 * d**3 + 4 * d * d * r)
+            work += self.exact * tokens * d * d + EXACT * orders * (10 / 3 * d**3 + 4 * d * d * r)
             if shape.experts:  # trials without some of them
                 work += 12 * experts * sizes.operations(min(tokens / 3, 4096), 1 / sizes.depth, heads=1)
             moments[shape.block] = moments.get(shape.block, 0.0) + 4 * experts * d * d
@@ -204,16 +203,16 @@ class _Stages:
         return adapters if rank else k * sizes.blocks
 
     def _refit(self) -> tuple[str, float, float, Items]:
-        """Both models, the smaller one twice; fits; comparisons on validation text."""
+        """Both models; fits; comparisons on validation text."""
         sizes, k, r, held_out = self.sizes, self.sizes.kept, self.sizes.width, self.recipe.text.validation_tokens
         tokens, d = self.recipe.refit.tokens + held_out, self.widest  # a module may stay whole
-        work = sizes.operations(tokens, 1 + 2 * k) + sizes.operations(4 * held_out, k, heads=2)
+        work = sizes.operations(tokens, 1 + k) + sizes.operations(len(STRENGTHS) * held_out, k, heads=2)
         for width in (shape.width * k for shape in sizes.shapes):
-            work += 2 * tokens * width * (width + r) + EXACT * 2 * (width**3 / 3 + 4 * width**2 * r)
+            work += self.exact * tokens * width * (width + 2 * r) + EXACT * 2 * (width**3 / 3 + 4 * width**2 * r)
         fitting = self.passing | {"blocks": (2 + 2 * k) * self.block, "moments of one module": d * (20 * d + 32 * r)}
         logits = float(HEAD_TOKENS * sizes.vocabulary * (4 + 2 * sizes.size))
         held = largest(fitting, {"heads": 2 * self.head, "logits": logits})
-        return "refit", tokens + 4 * held_out, work, self._streams(tokens, 4) | held
+        return "refit", tokens + len(STRENGTHS) * held_out, work, self._streams(tokens, 4) | held
 
     def _recover(self) -> tuple[str, float, float, Items]:
         """Training of the smaller model, the dense one beside it, and evaluations."""
@@ -241,8 +240,9 @@ class _Stages:
     def _evaluate(self) -> tuple[str, float, float, Items]:
         """All models on evaluation text and repeated passages; then timed passes and continuations of whole ones."""
         sizes, tokens = self.sizes, self.recipe.text.evaluation_tokens
-        read = tokens + min(tokens, COPIED) + 2 * self.recipe.text.sequence_length * sizes.processes
-        work = sizes.operations(read + ALONE * CONTINUED, 1 + self.smaller * sizes.kept, heads=1 + self.smaller)
+        read = tokens + COPIED * number_of_lists(tokens) + 2 * self.recipe.text.sequence_length * sizes.processes
+        work = sizes.operations(read, 1 + self.smaller * sizes.kept, heads=1 + self.smaller)
+        work += sizes.operations(ALONE * CONTINUED, 1 + sizes.kept, heads=2)
         reading = self.passing | {"blocks": 2 * self.block, "heads": 2 * self.head}
         reading |= {"logits": 4096.0 * sizes.vocabulary} | self._streams(tokens, 1 + self.smaller)
-        return "evaluate", read * (1 + self.smaller), work, largest(reading, self._models(self.smaller))
+        return "evaluate", read * (1 + self.smaller), work, largest(reading, self._models())

@@ -1,15 +1,14 @@
-"""Chats: how close the models stay to the dense one's own answers, and which instructions the saved one follows."""
+"""Chats: how close the smaller models stay to the dense one's own answers."""
 
 from __future__ import annotations
 
 import time
 
-from darwinlm.evaluation.chat_scores import measure_chats
+from darwinlm.evaluation.answers import measure_answers, write_answers
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.runtime import amounts, parallel
 from darwinlm.runtime.artifact import read_as, write_json
-from darwinlm.runtime.errors import ModelError
 from darwinlm.runtime.figures import ChatFigures
 from darwinlm.runtime.memory import free_bytes
 from darwinlm.stages.evaluate import Models
@@ -19,22 +18,20 @@ FIGURES = "chats.json"
 
 
 def _measure(task: Task, teacher: Checkpoint, models: Models) -> None:
+    """Compare the uniform and the last model with the dense one, on answers that it writes now."""
     context, found = task.context, ChatFigures(answers={}, instructions={})
-    sources = {str(name): source for name, source in models.sources.items()}
-    if not (reason := _prevented(task, teacher)):
-        try:
-            found = measure_chats(
-                sources,
-                lambda name: sources[name].load().to(context.device),
-                "dense",
-                teacher.tokenizer(),
-                tokens=task.recipe.evaluation.answer_tokens,
-                ends=time.monotonic() + task.left(CHATS.name),
-                batch_tokens=context.batch_tokens,
-                asked=("dense", list(sources)[-1]),
-            )
-        except ModelError as error:
-            reason = str(error)
+    reason = _prevented(task, teacher)
+    if not reason:
+        last, ends = list(models.sources)[-1], time.monotonic() + task.left(CHATS.name)
+        dense = models.sources["dense"].load().to(context.device)
+        tokens = task.recipe.evaluation.answer_tokens
+        written = write_answers(dense, teacher.tokenizer(), tokens, lambda: time.monotonic() > ends)
+        if isinstance(written, str):
+            reason = f"dense writes no chats: {written}"
+        else:
+            for name in (each for each in models.sources if each in ("uniform", "before", last)):
+                model = models.sources[name].load().to(context.device)
+                found.answers[name] = measure_answers(dense, model, written, batch_tokens=context.batch_tokens)
     if reason:
         context.reporter.say(f"no figures on chats: {reason}")
     parallel.in_main(write_json, task.folder / FIGURES, found.as_json())
@@ -57,6 +54,7 @@ CHATS = Stage(
     "chats",
     _measure,
     lambda task: read_as(task.folder / FIGURES, ChatFigures),
+    version=2,
     writes="figures of chats, if the model is a chat model",
     settings=("evaluation.answer_tokens",),
     arithmetic=True,

@@ -77,7 +77,7 @@ SALIENCY = Stage(
     "saliency",
     _gradients,
     lambda task: OutputGradients(task.folder, task.context),
-    version=4,
+    version=5,
     title="output gradients",
     writes="second moments of output gradients",
     key=lambda task, calibration: {"rows": _gradient_rows(calibration)},

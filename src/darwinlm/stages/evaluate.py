@@ -137,7 +137,7 @@ EVALUATE = Stage(
     "evaluate",
     _measure,
     lambda task: read_as(task.folder / FIGURES, Measured),
-    version=5,
+    version=6,
     writes="figures of every model",
     settings=("evaluation.prompts",),
     arithmetic=True,
@@ -203,18 +203,6 @@ def measure_models(
     return figures
 
 
-def groups_that_fit(sizes: Mapping[ModelKey, int], room: float) -> list[list[ModelKey]]:
-    """Models to hold at once, in groups, each with the dense one; without those that don't fit beside it."""
-    groups: list[list[ModelKey]] = []
-    for name, own in sizes.items():
-        if name == "dense" or sizes["dense"] + own > room:
-            continue
-        if not groups or sum(sizes[each] for each in groups[-1]) + own > room:
-            groups.append(["dense"])
-        groups[-1].append(name)
-    return groups
-
-
 def _use(
     task: Task,
     models: Sources,
@@ -223,35 +211,29 @@ def _use(
     prompt: Tensor,
     late: Callable[[], bool],
 ) -> dict[ModelKey, dict[str, Any]]:
-    """Speeds and continuations of models as figures, by model: of those that fit into half of the memory at once.
+    """Speeds and continuations as figures of the dense and the last model, if both fit into half of the memory at once.
 
     The first process measures while the others wait.
     """
     context, figures = task.context, dict[ModelKey, dict[str, Any]]()
-    sizes = {name: count * context.dtype.itemsize for name, count in params.items()}
+    shown: tuple[ModelKey, ...] = ("dense", list(models)[-1])
+    needed = sum(params[name] for name in shown) * context.dtype.itemsize
     room = min(parallel.gather(free_bytes(context.device))) / 2
-    held: dict[str, Any] = {}
-    shown = ("dense", list(models)[-1])
     if tokenizer.chat_template and isinstance(reason := chat_parts(tokenizer), str):
         context.reporter.say(f"evaluate: answers continue text: {reason}")
-    for group in groups_that_fit(sizes, room) if parallel.is_main() else ():
-        held = {name: model for name, model in held.items() if name == "dense"}
-        held |= {name: models[name].load().to(context.device) for name in group if name not in held}
+    if needed > room:
+        context.reporter.say(
+            f"evaluate: no speeds and continuations: both models need {size(needed)}, and {size(room)} are for them"
+        )
+    elif parallel.is_main():
+        held: dict[str, Any] = {name: models[name].load().to(context.device) for name in shown}
         speeds = measure_speed(held, prompt, late=late)
         prompts = prompts_for(tokenizer, task.recipe.evaluation.prompts)[: 1 if late() else None]
-        for name in group:
-            if name not in figures:
-                figures[name] = {
-                    "tokens_per_second": speeds[name].prompt,
-                    "decode_tokens_per_second": speeds[name].decode,
-                    "speed_spread": speeds[name].spread,
-                    "continuations": tuple(continue_greedily(held[name], tokenizer, prompts if name in shown else ())),
-                }
-    figures = parallel.broadcast(figures)
-    if left_out := [name for name in models if name not in figures]:
-        needed = size(sizes["dense"] + max(sizes[name] for name in left_out if name != "dense"))
-        context.reporter.say(
-            f"evaluate: no speeds and continuations of {', '.join(left_out)}: whole models with the dense one need up "
-            f"to {needed}, and {size(room)} are for them"
-        )
-    return figures
+        for name in shown:
+            figures[name] = {
+                "tokens_per_second": speeds[name].prompt,
+                "decode_tokens_per_second": speeds[name].decode,
+                "speed_spread": speeds[name].spread,
+                "continuations": tuple(continue_greedily(held[name], tokenizer, prompts)),
+            }
+    return parallel.broadcast(figures)

@@ -26,13 +26,10 @@ from darwinlm.stages.database import stream_of
 from darwinlm.stages.stitch import Stitched
 from darwinlm.streaming.hidden import HiddenMemory
 from darwinlm.streaming.stream import BlockStream
-from darwinlm.surgery.refit import Streams, put_weights, refit
+from darwinlm.surgery.refit import STRENGTHS, Streams, put_weights, refit
 from darwinlm.text import TokenSequences
 
 RECORD, CHOICES = "record.json", "choices.json"
-STRENGTHS = (0.25, 0.5, 0.75, 1.0)
-"""Candidate factors of interpolation from the stitched to the fitted weights; 50 % is usually the best, see
-docs/notebook/training.md."""
 HEAD_TOKENS = 512
 """Tokens whose logits are in memory at once, in whole sequences."""
 
@@ -107,7 +104,7 @@ REFIT = Stage(
     lambda task, stitch: Refitted(
         task.folder, stitch, read_json(task.folder / CHOICES), read_json(task.folder / RECORD)
     ),
-    version=3,
+    version=4,
     writes="corrected output projections",
     settings=("refit.tokens",),
     arithmetic=True,

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from darwinlm.runtime.compute import exact_device
 
+PANEL = 512
+"""Rows of a symmetric moment that are summed at once, from the diagonal on."""
+
 
 class _Moment:
     """A sum of products in float32, and the number of tokens in it (`count`)."""
@@ -28,17 +31,32 @@ class _Moment:
 
 
 class SecondMoment(_Moment):
-    """E[x xᵀ], [d, d], over all added tokens; E[y xᵀ], [r, d], with a number of `outputs`."""
+    """E[x xᵀ], [d, d], over all added tokens; E[y xᵀ], [r, d], with a number of `outputs`.
+
+    Of E[x xᵀ] only blocks from the diagonal on are summed, which is little more than half of the work.
+    """
 
     def __init__(self, inputs: int, outputs: int | None = None, *, device: torch.device | str = "cpu") -> None:
         super().__init__(inputs if outputs is None else outputs, inputs, device=device)
+        self._panels = [slice(at, at + PANEL) for at in range(0, inputs, PANEL)] if outputs is None else []
 
     def add(self, inputs: Tensor, outputs: Tensor | None = None) -> None:
         """Add inputs [..., d], and their outputs [..., r] if there are any."""
         right = inputs.reshape(-1, inputs.shape[-1])
-        left = right if outputs is None else outputs.reshape(-1, outputs.shape[-1])
-        add_products_(self._sum, left, right)
         self.count += right.shape[0]
+        if outputs is not None:
+            add_products_(self._sum, outputs.reshape(-1, outputs.shape[-1]), right)
+        elif not multiplies_into_float32(right.device):
+            right = right.float()  # once for all panels
+        for panel in self._panels:
+            add_products_(self._sum[panel, panel.start :], right[:, panel], right[:, panel.start :])
+
+    def take(self, total: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Tensor:
+        """As of every moment; the blocks below the diagonal are those above it."""
+        mean = super().take(total)
+        for panel in self._panels:
+            mean[panel.stop :, panel] = mean[panel, panel.stop :].T
+        return mean
 
 
 class ExpertMoments(_Moment):
