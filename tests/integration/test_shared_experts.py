@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, Mxfp4Config
 from darwinlm.export.run import export_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import module_shapes
+from darwinlm.runtime.artifact import open_tensors
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.search.problem.budgets import latent_columns
 from darwinlm.surgery.stitch import stitch
@@ -50,6 +51,22 @@ def test_experts_of_half_the_width_beside_a_shared_one_need_no_code_of_ours(fold
         small.save_pretrained(tmp_path / name)
         again = Checkpoint.open(tmp_path / name)
         assert module_shapes(again)[-1].width == width
+
+
+@torch.no_grad()
+def test_the_loss_without_a_mixture_includes_its_shared_expert(folder, make_run, tmp_path):
+    run = make_run(folder, tmp_path / "out", "database.saliency=loss")
+    reader, text = result(run, "database").reader, result(run, "text")["calibration"].tokens
+    S = load_file(tmp_path / "out" / "stages" / "saliency" / "block_0001.safetensors")["mlp"]
+    model, seen = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), []
+    model.model.layers[1].mlp.shared_experts.register_forward_hook(lambda _, __, y: seen.append(y.flatten(0, 1)))
+    model(text)
+    y = torch.cat(seen)
+    with open_tensors(reader.folder / "block_0001.safetensors") as stored:
+        of_experts = float(stored.get_tensor("mlp.1.losses")[:, 0].sum())
+    module = next(module for module in reader.modules if (module.block, module.kind) == (1, "mlp"))
+    expected = of_experts + float(((y @ S) * y).sum()) / len(y) / 2
+    assert reader.loss(1, "mlp", module.levels[0]) == pytest.approx(expected, rel=1e-4)
 
 
 def test_experts_behind_groups_can_only_be_narrowed(tiny_folder, make_run, tmp_path):

@@ -16,6 +16,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import families
 from darwinlm.families.shapes import module_shapes
 from darwinlm.recipe import UnitsSettings
+from darwinlm.runtime.artifact import open_tensors
 from darwinlm.runtime.errors import ExportError, FamilyError, RecipeError
 from darwinlm.search.problem.space import SearchSpace
 from darwinlm.surgery.stitch import block_parameters, stitch
@@ -65,6 +66,20 @@ def test_levels_are_numbers_of_experts_times_widths(built):
             assert reader.error(module.block, "mlp", level) > 0
             assert reader.loss(module.block, "mlp", level) > 0
             assert reader.kept(module.block, "mlp", level).weight.shape == (level.experts, 48, level.width)
+
+
+def test_experts_go_by_the_loss_without_each_of_them_alone_and_their_losses_add_up(built):
+    _, _, reader = built
+    with open_tensors(reader.folder / "block_0000.safetensors") as stored:
+        alone = stored.get_tensor("mlp.1.losses")[:, 0]
+    levels = {level.experts: level for level in reader.modules[1].levels if level.width in (0, 96)}
+    ranked = sorted(range(4), key=lambda expert: -float(alone[expert]))
+    for count in (2, 3):
+        assert reader.best_experts(0, levels[count]).tolist() == sorted(ranked[:count])
+        gone = sum(float(alone[expert]) for expert in ranked[count:])
+        assert reader.loss(0, "mlp", levels[count]) == pytest.approx(gone)
+    assert reader.loss(0, "mlp", levels[0]) == pytest.approx(float(alone.sum()))
+    assert 0 < reader.error(0, "mlp", levels[3]) < reader.error(0, "mlp", levels[2]) < 1
 
 
 @torch.no_grad()

@@ -11,22 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from darwinlm.database.expert_order import ExpertOrder
 from darwinlm.families.expert_tensors import by_rows
 from darwinlm.families.parts import Experts, ModuleKind
 from darwinlm.families.shapes import output_name
 from darwinlm.runtime import parallel
-from darwinlm.streaming.experts import Routing, expert_inputs, expert_module, output_sizes, watch_experts
+from darwinlm.streaming.experts import (
+    Routing,
+    expert_inputs,
+    expert_module,
+    mixture_module,
+    output_sizes,
+    watch_experts,
+)
 from darwinlm.streaming.moments import ExpertMoments, SecondMoment
 from darwinlm.streaming.outputs import norm_divisor, output_projection
 from darwinlm.streaming.stream import BlockStream
 
 Saliency = Callable[[int], Mapping[ModuleKind, Tensor]]
 """Second moments [r, r] of the output gradients of a block's modules, for weighted removal orders."""
-
-Orders = Callable[[int, nn.Module, bool], ExpertOrder | None]
-"""Removal order of the experts of a loaded block, or None; called for all blocks in order, also for those whose order
-isn't wanted (False)."""
 
 
 @dataclass
@@ -37,48 +39,48 @@ class BlockMoments:
         moments: E[x xᵀ] of the output projection's input, [d, d] float32, for each module that exists and may be cut;
             [e, d, d] for the experts of a mixture.
         weights: Weights of the output projections in the checkpoint's type, by name inside the block.
-        experts: Removal order of whole experts; None without a mixture.
+        shared: E[y yᵀ] of the shared expert's output, [r, r]; None without one.
     """
 
     block: int
     moments: dict[ModuleKind, Tensor]
     weights: dict[str, Tensor]
-    experts: ExpertOrder | None = None
+    shared: Tensor | None = None
 
 
-def stream_moments(stream: BlockStream, *, skip: int = 0, orders: Orders | None = None) -> Iterator[BlockMoments]:
-    """Second moments of every block in order, and `orders` of its experts; the first `skip` blocks are only run.
+def stream_moments(stream: BlockStream, *, skip: int = 0) -> Iterator[BlockMoments]:
+    """Second moments of every block in order; the first `skip` blocks are only run.
 
     Several processes, each with a stream over a part of the text, get the moments over all of it. In front of a norm
     the inputs are divided by what the norm divides the output by, so that errors are those behind it.
     """
     for block in range(stream.checkpoint.n_blocks):
         with parallel.agree():
-            weights, moments = _run_watched(stream, block, watch=block >= skip)
-        order = None if orders is None else orders(block, stream.decoder.blocks[block], block >= skip)
+            weights, moments, shared = _run_watched(stream, block, watch=block >= skip)
         stream.unload(block)
         if block >= skip:
             totals = {kind: moment.take(parallel.all_reduce) for kind, moment in moments.items()}
-            yield BlockMoments(block, totals, weights, order)
+            yield BlockMoments(block, totals, weights, None if shared is None else shared.take(parallel.all_reduce))
 
 
 def _run_watched(
     stream: BlockStream, block: int, *, watch: bool
-) -> tuple[dict[str, Tensor], dict[ModuleKind, SecondMoment | ExpertMoments]]:
-    """Move the stream through a block; return the weights of its output projections and moments of their inputs.
+) -> tuple[dict[str, Tensor], dict[ModuleKind, SecondMoment | ExpertMoments], SecondMoment | None]:
+    """Move the stream through a block, which stays loaded.
 
-    The block stays loaded.
+    Returns the weights of its output projections, moments of their inputs, and that of a shared expert's output.
     """
     family = stream.checkpoint.family
     weights = stream.load(block, block + 1)
     outputs = [(part, output_name(part, weights)) for part in (family.attention, family.mlp)]
     moments: dict[ModuleKind, SecondMoment | ExpertMoments] = {}
+    shared: SecondMoment | None = None
     with ExitStack() as hooks:
         mixture = expert_module(stream.decoder.blocks[block], family.mlp)
         if mixture is not None and watch:
             experts = family.mlp.experts
             assert experts is not None
-            count, _, width = output_sizes(mixture, experts)
+            count, residual, width = output_sizes(mixture, experts)
             moments["mlp"] = of_experts = ExpertMoments(count, width, stream.device)
             divisor = partial(norm_divisor, stream.checkpoint, "mlp")
 
@@ -90,6 +92,15 @@ def _run_watched(
                     of_experts.add(expert, x if by is None else x / by[token])
 
             hooks.enter_context(watch_experts(mixture, watch_mixture))
+            beside = mixture_module(stream.decoder.blocks[block], family.mlp, experts.shared)
+            if beside is not None:
+                of_shared = shared = SecondMoment(residual, device=stream.device)
+
+                def watch_shared(_: nn.Module, __: Any, y: Tensor) -> None:
+                    by = divisor(y)
+                    of_shared.add(y if by is None else y.float() / by)
+
+                hooks.enter_context(beside.register_forward_hook(watch_shared))
         for kind in family.cut_kinds(stream.checkpoint.config, block) if watch else ():
             output = output_projection(stream.decoder.blocks[block], family, kind)
             if output is not None:
@@ -109,4 +120,4 @@ def _run_watched(
         for part, name in outputs
         if name is not None
     }
-    return weights, moments
+    return weights, moments, shared

@@ -2,8 +2,8 @@
 
 For each module it holds one packed factor over all columns. For each variant (number of query heads per KV group) it
 holds the columns in removal order, the error of every width and, with output gradients, the estimated loss. Everything
-else follows from these and the weights. A mixture has these for each expert. It also has the removal order of whole
-experts, with the error and loss for every number of them.
+else follows from these and the weights. A mixture has these for each expert. Whole experts are removed in the order of
+their losses, or of their errors without output gradients.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from darwinlm.database.expert_order import ExpertOrder
 from darwinlm.families.parts import ModuleKind
 
 
@@ -59,12 +58,3 @@ def experts_tensors(experts: Iterable[tuple[Curve, Tensor]]) -> dict[str, Tensor
     losses = [each.losses for each in curves if each.losses is not None]
     curve = Curve(columns, errors, torch.stack(losses) if losses else None)
     return module_tensors("mlp", {1: curve}, torch.stack(packed))
-
-
-def order_tensors(order: ExpertOrder) -> dict[str, Tensor]:
-    """Named tensors of the removal order of whole experts."""
-    return {
-        "mlp.order": order.experts.to(torch.int32),
-        "mlp.order_errors": order.errors,
-        "mlp.order_losses": order.losses,
-    }

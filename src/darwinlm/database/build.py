@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from darwinlm.database.block_moments import BlockMoments, Orders, Saliency, stream_moments
-from darwinlm.database.blocks import Curve, block_file, experts_tensors, module_tensors, order_tensors
+from darwinlm.database.block_moments import BlockMoments, Saliency, stream_moments
+from darwinlm.database.blocks import Curve, block_file, experts_tensors, module_tensors
 from darwinlm.database.elimination import ROWS
 from darwinlm.database.factors import check_energy, kept_weights, nested_factors, whole_factor_
 from darwinlm.database.levels import variants
@@ -37,7 +37,6 @@ def build_database(
     stream: BlockStream,
     units: UnitsSettings,
     saliency: Saliency = lambda block: {},
-    orders: Orders | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     order: Order = least_error,
 ) -> None:
@@ -45,9 +44,8 @@ def build_database(
 
     Each process runs its part of the text and factorises its part of the blocks. The stage folder is open for writing;
     its key describes model, text and units. The stream is the calibration text before the first block. `saliency` gives
-    second moments [r, r] of the output gradients of a block's modules, empty for the unweighted order. `orders`
-    is as in `stream_moments` (needed for mixtures). `progress` gets the numbers of finished and of all blocks. `order`
-    ranks the units of a module.
+    second moments [r, r] of the output gradients of a block's modules, empty for the unweighted order. `progress` gets
+    the numbers of finished and of all blocks. `order` ranks the units of a module.
 
     Raises:
         NumericsError: Values aren't finite.
@@ -60,7 +58,7 @@ def build_database(
         progress(done, total)
     waiting: list[int] = []
     mine: BlockMoments | None = None
-    for moments in stream_moments(stream, skip=done, orders=orders):
+    for moments in stream_moments(stream, skip=done):
         if len(waiting) == parallel.place():
             mine = moments
         waiting.append(moments.block)
@@ -111,7 +109,10 @@ def _block_factors(
             if shape.kind in spilled:
                 W, S = moments.weights[shape.output], saliency(shape.block).get(shape.kind)
                 tensors |= module_factors(units, shape, spilled[shape.kind], W, S, order)
-    return tensors if moments.experts is None else tensors | order_tensors(moments.experts)
+    S = saliency(moments.block).get("mlp")
+    if moments.shared is not None and S is not None:  # removed with the last experts
+        tensors["mlp.shared_loss"] = exact(S.to(moments.shared) * moments.shared).sum(dtype=torch.float64) / 2
+    return tensors
 
 
 def module_factors(

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from darwinlm.database.blocks import block_file
-from darwinlm.database.expert_order import ExpertOrder
 from darwinlm.database.factors import (
     NestedFactors,
     full_target,
@@ -263,9 +262,10 @@ class DatabaseReader(ModuleReader):
         if level.is_dense(shape):
             return 0.0
         if level.experts:
-            dropped = self._order(block).errors
-            lost = float(dropped[level.experts] / dropped[0]) if dropped[0] else 0.0
-            return lost + max(0.0, 1 - lost) * self._narrowed(self._curves(block)["mlp.1.errors"], level, block)
+            curves = self._curves(block)["mlp.1.errors"]
+            energy = float(curves[:, 0].sum())
+            lost = self._dropped(curves, level, block) / energy if energy else 0.0
+            return lost + (1 - lost) * self._narrowed(curves, level, block)
         errors = self.errors(block, kind, self.variant(block, kind, level))
         return float(errors[level.width] / errors[0]) if errors[0] else 0.0
 
@@ -280,32 +280,34 @@ class DatabaseReader(ModuleReader):
         curves = self._curves(block).get(name)
         if curves is None:
             return None
-        experts = self.checkpoint.family.mlp.experts
-        shared = experts is not None and experts.shared is not None and self.shapes[block, kind].experts > 0
-        if level.experts or shared:
-            dropped = self._order(block).losses
-            if not level.experts:
-                return float(dropped[0])
-            return float(dropped[level.experts] + curves[:, 0].sum() * self._narrowed(curves, level, block))
-        return float(curves[..., level.width].sum())
+        if level.experts:
+            dropped = self._dropped(curves, level, block)
+            return dropped + float(curves[:, 0].sum()) * self._narrowed(curves, level, block)
+        shared = self._curves(block).get(f"{kind}.shared_loss", 0.0) if not level.width else 0.0
+        return float(curves[..., level.width].sum() + shared)
+
+    def _dropped(self, curves: Tensor, level: Level, block: int) -> float:
+        """Sum over the experts that a level removes, from curves [e, p + 1]."""
+        return float(curves[self._by_loss(block)[level.experts :], 0].sum())
 
     def _narrowed(self, curves: Tensor, level: Level, block: int) -> float:
         """Error of narrowing the kept experts, from curves [e, p + 1], relative to their energy.
 
         Tokens of removed experts are assumed to be spread evenly over them.
         """
-        kept = curves[self._order(block).experts[: level.experts]]
+        kept = curves[self._by_loss(block)[: level.experts]]
         total = float(kept[:, 0].sum())
         return float(kept[:, level.width].sum()) / total if total else 0.0
 
-    def _order(self, block: int) -> ExpertOrder:
-        """Removal order of a mixture's experts. Raises ArtifactError."""
+    def _by_loss(self, block: int) -> Tensor:
+        """Experts of a mixture, [e] int64, by the loss without each of them alone, or its error; the largest first."""
         curves = self._curves(block)
-        return ExpertOrder(curves["mlp.order"].long(), curves["mlp.order_errors"], curves["mlp.order_losses"])
+        alone = curves.get("mlp.1.losses", curves["mlp.1.errors"])[:, 0]
+        return alone.argsort(descending=True, stable=True)
 
     def best_experts(self, block: int, level: Level) -> Tensor:
         """Experts of a mixture that a level keeps, [e] int64, ascending."""
-        return self._order(block).experts[: level.experts].sort().values
+        return self._by_loss(block)[: level.experts].sort().values
 
     def best_columns(self, block: int, kind: ModuleKind, level: Level) -> Tensor:
         """Columns of the output projection that a level keeps, [k] int64 (or [e, k] of kept experts), ascending."""

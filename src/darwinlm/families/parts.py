@@ -156,10 +156,6 @@ class Experts(Closed):
     mixture, such as a shared expert, are never changed."""
     common: tuple[str, ...] = ()
     """Tensors of the router that have no row for every expert."""
-    logits: str | None = None
-    """Module whose output is the router's logits; None if the router returns them, alone or with others."""
-    factors: str | None = None
-    """Tensor of the router with a factor on the output of every expert (Gemma 4)."""
     scores: Literal["softmax", "sigmoid"] = "softmax"
     """Function of the router's logits that gives the scores."""
     bias: str | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from darwinlm.database.blocks import block_file
 from darwinlm.database.build import build_database
 from darwinlm.database.elimination import why_not_recorded
 from darwinlm.database.finished import TEXT, VERSION, calibration_documents, check_fits, find_database
-from darwinlm.database.lens import Lens
 from darwinlm.database.metrics import find_metric
 from darwinlm.database.store import DatabaseReader
 from darwinlm.execution.context import Context
@@ -109,10 +107,8 @@ def _build(task: Task, dense: Checkpoint, calibration: TokenSequences, gradients
     memory = HiddenMemory(task.folder)
     with parallel.agree():
         stream = stream_of(context, dense, tokens[parallel.place() :: parallel.size()], memory)
-        mixture = dense.family.mlp.experts is not None
-        orders = Lens(partial(stream_of, context, dense), tokens).order if mixture else None
     metric, weights = find_metric(task.recipe.database.saliency), gradients or (lambda block: {})
-    build_database(task.stage, stream, task.recipe.units, weights, orders, context.reporter.advance, metric.order)
+    build_database(task.stage, stream, task.recipe.units, weights, context.reporter.advance, metric.order)
     if reason := why_not_recorded():
         context.reporter.say(
             f"removal order: its steps can't be recorded as a CUDA graph ({reason}) and took longer, with the same "
