@@ -24,9 +24,6 @@ core was busy:
     a trained row, 98,304 tokens: 11 min of training, the dense model's pass   18 min
 
 With the defaults, 10 minutes a search and 300,000 tokens of training for each of four rows, that is six to seven hours.
-
-`--set recovery.teacher_cache=FOLDER` runs the dense model only for the first trained row. This
-saves the other rows about a quarter of their time, and changes their loss a little.
 """
 
 from __future__ import annotations

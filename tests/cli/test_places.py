@@ -28,9 +28,6 @@ WRITERS = {
     "its text": "prune model --keep 60% --text run/stages/text/t.txt --out run",
     "a field of its text": "prune model --keep 60% --text run/t.jsonl#body --out run",
     "into its text": "prune model --keep 60% --text texts --out texts/run",
-    "the cache of the teacher": (
-        f"prune model {PRUNE} --out new --set recovery.teacher_cache=model --set recovery.tokens=512"
-    ),
     "database": f"database run/model {TEXT} --out run",
     "recover": f"recover run --tokens 512 {TEXT} --out run",
     "recover its model": "recover run/model --teacher model --tokens 512 --out run",

@@ -117,10 +117,6 @@ COMMANDS: dict[str, Words] = {
         "recover", given.finished, "--tokens", "1536", "--text", given.text, "--out", out / "out",
         *sets((*SETTINGS, *TRAINING)),
     ],
-    "recover with a cache": lambda given, out: [
-        "recover", given.finished, "--tokens", "1024", "--text", given.text, "--out", out / "out",
-        *sets((*SETTINGS, *TRAINING, f"recovery.teacher_cache={out / 'cache'}")),
-    ],
     "export to hf": lambda given, out: [
         "export", given.finished, "--to", "hf", "--dtype", "bfloat16", "--out", out / "hf"
     ],

@@ -13,7 +13,7 @@ import pytest
 
 WHOLE = os.environ.get("KILLS") == "all"
 KILLS, DISKS = (400, 100) if WHOLE else (20, 10)
-PART = ["prune", "recover with a cache", "export over a folder", "import over a folder", "evaluate"]
+PART = ["prune", "recover", "export over a folder", "import over a folder", "evaluate"]
 
 
 HARNESSES = {"harness": [KILLS, DISKS, *([] if WHOLE else PART)], "ranks": [] if WHOLE else ["search"]}

@@ -64,10 +64,7 @@ def _tidy(stage: Path) -> None:
 
 def check_inputs(folder: Path, recipe: Recipe) -> None:
     """Refuse to write over the models and the text that are read. Raises ArtifactError."""
-    models, text = (recipe.model, recipe.teacher), (recipe.text.source, recipe.recovery.text)
-    check_output(folder, "--out", models, text)
-    if recipe.recovery.teacher_cache is not None:
-        check_output(Path(recipe.recovery.teacher_cache), "recovery.teacher_cache", models, text)
+    check_output(folder, "--out", (recipe.model, recipe.teacher), (recipe.text.source, recipe.recovery.text))
 
 
 def _check(folder: Path) -> None:

@@ -224,9 +224,6 @@ class RecoverySettings(Section):
     distillation: Share = Field(1.0, ge=0, le=1)
     """Weight of distillation, KL(dense ‖ model) in nats per token, from 0 to 1. The next-token loss has the rest: 0.5
     weights both equally, and 0 needs no dense model."""
-    teacher_cache: str | None = None
-    """Folder for the 64 most likely tokens of the dense model at each position. It then reads each text once for all
-    epochs, seeds and smaller models. A position takes 388 bytes, or 260 if the vocabulary has at most 65,536 tokens."""
     learning_rate: float | None = Field(None, gt=0)
     """Learning rate of AdamW after a short warm-up; it falls to a tenth along a cosine. None takes 4e-4, and less in
     proportion if the KL to the dense model on validation text is below 0.9 before training."""
@@ -260,12 +257,6 @@ class RecoverySettings(Section):
     def trains_embeddings(self) -> bool:
         """Whether the embedding and the output head are trained."""
         return self.tokens >= LONG_TRAINING if self.embeddings is None else self.embeddings
-
-    @model_validator(mode="after")
-    def _cache_is_used(self) -> RecoverySettings:
-        if self.teacher_cache is not None and self.distillation == 0:
-            raise ValueError("teacher_cache is only used by distillation: set distillation above 0")
-        return self
 
 
 class EvaluationSettings(Section):

@@ -19,17 +19,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from darwinlm.evaluation.chunks import chunked_loss
 from darwinlm.families.family import family_of
 from darwinlm.recipe import RecoverySettings
-from darwinlm.recovery.losses import Loss, TopK, forward_kl, next_token_loss, top_of, weighted
+from darwinlm.recovery.losses import Loss, forward_kl, next_token_loss, weighted
 
 LORA_ALPHA = 16.0
 """Scale of adapters times their rank, as for QLoRA (arXiv 2305.14314)."""
 
 LOGIT_CHUNK = 1024
 """Tokens whose logits are in memory at once: 4 GB at the peak for a vocabulary of 131,072."""
-
-Dense = Tensor | TopK
-"""Outputs of the dense model for a batch: residual streams [b, t, m] after its final norm, or stored most likely tokens
-[b, t, k]."""
 
 
 def prepared(model: Any, settings: RecoverySettings) -> Any:
@@ -120,15 +116,6 @@ def run_dense(teacher: Any, tokens: Tensor) -> Tensor:
     return _streams(teacher, tokens)
 
 
-@torch.no_grad()
-def dense_top(teacher: Any, tokens: Tensor, k: int) -> TopK:
-    """The dense model's k most likely next tokens after each of tokens [b, t], [b, t, k]."""
-    hidden = _streams(teacher, tokens).flatten(0, 1)
-    parts = [top_of(logits_of(teacher, part), k) for part in torch.split(hidden, LOGIT_CHUNK)]
-    joined = (torch.cat(of) for of in zip(*((part.log_p, part.places, part.log_rest) for part in parts), strict=True))
-    return TopK(*(tensor.reshape(*tokens.shape, *tensor.shape[1:]) for tensor in joined))
-
-
 def _next_tokens(tokens: Tensor) -> Tensor:
     """Next token of each of tokens [b, t], [b·t]; -1 at the end of a sequence."""
     return torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], -1)], 1).flatten()
@@ -138,7 +125,7 @@ def batch_loss(
     model: Any,
     teacher: Any,
     tokens: Tensor,
-    dense: Dense | None,
+    dense: Tensor | None,
     losses: Sequence[tuple[float, Loss]],
     *,
     chunk: int = LOGIT_CHUNK,
@@ -146,19 +133,17 @@ def batch_loss(
 ) -> Tensor:
     """Mean loss per token of a batch, a differentiable scalar.
 
-    Tokens are [b, t]. `losses` are the terms with their weights; if none needs the dense model, it and its outputs are
-    None. `chunk` tokens have their logits in memory at once; `again` is that of `chunked_loss`.
+    Tokens are [b, t], `dense` the dense model's streams on them, [b, t, m]. `losses` are the terms with their weights;
+    if none needs the dense model, it and its streams are None. `chunk` tokens have their logits in memory at once;
+    `again` is that of `chunked_loss`.
     """
     hidden, following = _streams(model, tokens).flatten(0, 1), _next_tokens(tokens)
     n_following = tokens[:, 1:].numel()
     flat = None if dense is None else dense.flatten(0, 1)
 
-    def reference(rows: slice) -> Dense | None:
-        part = None if flat is None else flat[rows]
-        if not isinstance(part, Tensor):
-            return part
+    def reference(rows: slice) -> Tensor | None:
         with torch.no_grad():
-            return logits_of(teacher, part)
+            return None if flat is None else logits_of(teacher, flat[rows])
 
     def loss_of(rows: slice, part: Tensor) -> Tensor:
         logits, expected = logits_of(model, part), reference(rows)
@@ -203,12 +188,11 @@ class Losses(nn.Module):
         self.low = torch.bfloat16 if dtype == torch.bfloat16 else None
         self.sharded = sharded
 
-    def forward(self, tokens: Tensor, dense: Dense | None = None, *, held_out: bool = False) -> Any:
-        """`batch_loss` of tokens [b, t], or `held_out_sums` of them, with the dense model's outputs."""
+    def forward(self, tokens: Tensor, dense: Tensor | None = None, *, held_out: bool = False) -> Any:
+        """`batch_loss` of tokens [b, t], or `held_out_sums` of them, with the dense model's streams."""
         causal = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         (teacher,) = self.teacher
         with torch.autocast(tokens.device.type, self.low, enabled=self.low is not None):
             if held_out:
-                assert dense is None or isinstance(dense, Tensor)
                 return held_out_sums(causal, teacher, tokens, dense)
             return batch_loss(causal, teacher, tokens, dense, self.losses, again=self.sharded)

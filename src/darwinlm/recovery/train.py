@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 
 from darwinlm.recipe import RecoverySettings
-from darwinlm.recovery.cache import STORED
 from darwinlm.recovery.checkpoints import Checkpoints, LossGuard, TrainingState
-from darwinlm.recovery.losses import TopK, needs_dense
-from darwinlm.recovery.model import Dense, Losses, prepared, run_dense
+from darwinlm.recovery.losses import needs_dense
+from darwinlm.recovery.model import Losses, prepared, run_dense
 from darwinlm.recovery.schedule import Steps, rate_share
 from darwinlm.recovery.sharding import spread
 from darwinlm.runtime import parallel
@@ -63,7 +62,7 @@ class Training:
         student: Builds the smaller model, float32 in main memory, the same one each time.
         teacher: Dense model on the device, in the type of the forward pass, or this process's share of it; None if the
             objective doesn't need it.
-        text: One epoch, with the dense model's log-probabilities if they were stored (`darwinlm.recovery.cache`).
+        text: One epoch.
         held_out: Validation text, [n, t].
         key: Identity of the training, as JSON.
         dtype: Element type of forward and backward passes; trained weights are always float32.
@@ -219,13 +218,9 @@ class Training:
         return {name: to_device(tensor, self.device) for name, tensor in self.batches.get(step, number).items()}
 
     def loss_of(self, batch: dict[str, Tensor]) -> Tensor:
-        """Mean loss per token of a batch; the dense model runs unless the batch holds its outputs."""
+        """Mean loss per token of a batch."""
         tokens = batch["input_ids"]
-        dense: Dense | None = None
-        if STORED[0] in batch:
-            dense = TopK(*(batch[name] for name in STORED))
-        elif needs_dense(self.settings):
-            dense = run_dense(self.teacher, tokens)
+        dense = run_dense(self.teacher, tokens) if needs_dense(self.settings) else None
         loss: Tensor = self.call(tokens, dense)
         return loss
 

@@ -118,7 +118,7 @@ def short_model(model: str) -> str:
     return model if hub_id(model.partition("@")[0]) else _without_folder(model)
 
 
-MODELS, FILES = ("model", "teacher"), ("source", "text", "folder", "teacher_cache")
+MODELS, FILES = ("model", "teacher"), ("source", "text", "folder")
 """Settings that name a model, and those that name files or folders; texts may be several."""
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from darwinlm.execution.context import Context
 from darwinlm.execution.stage import Stage, Task
@@ -29,9 +29,6 @@ from darwinlm.text import TokenSequences, read_documents
 from darwinlm.text.looking_back import ordinary_tokens, with_repeats
 from darwinlm.text.packed import PackedText, pack_documents
 from darwinlm.text.packing import added_bos
-
-if TYPE_CHECKING:
-    from darwinlm.recovery.cache import CachedText
 
 RECORD, MARKER = "record.json", "key.json"
 SCRATCH = "recover-work"
@@ -78,7 +75,6 @@ def _recover(
     corpus: Path | None,
 ) -> None:
     """Train the refitted or stitched model, in one process or several."""
-    from darwinlm.recovery.cache import cached_text
     from darwinlm.recovery.sharding import load_teacher, sharding_mesh, state_bytes
     from darwinlm.recovery.train import Training
 
@@ -108,21 +104,8 @@ def _recover(
     with parallel.agree():
         repeats = partial(with_repeats, share=recipe.text.looking_back, seed=seed, ordinary=ordinary_tokens(tokenizer))
         bos = added_bos(tokenizer)
-        text: PackedText | CachedText = PackedText(
-            scratch / "text", steps.length, steps.sequences, bos, repeats=repeats
-        )
+        text = PackedText(scratch / "text", steps.length, steps.sequences, bos, repeats=repeats)
         reference = load_teacher(teacher, context.dtype, context.device, mesh) if needs_dense(settings) else None
-    if settings.teacher_cache is not None:
-        text = cached_text(
-            text,
-            reference,
-            Path(settings.teacher_cache).expanduser(),
-            {"teacher": teacher.digest, "dtype": recipe.compute.dtype},
-            batch_rows=steps.rows,
-            together=mesh is not None,
-            say=context.reporter.say,
-            progress=context.reporter.advance,
-        )
     with parallel.agree():
         trained = Training(
             start.model,
@@ -162,7 +145,6 @@ def _key(task: Task, dense: Checkpoint) -> dict[str, Any]:
     settings = task.recipe.recovery
     return {
         "text": fingerprint(settings.text or given_source(task.recipe)),
-        "cached": settings.teacher_cache is not None,
         "blocks_begin_with": added_bos(dense.tokenizer()),
     }
 
@@ -175,7 +157,7 @@ RECOVER = Stage(
     title="recovery",
     writes="the trained model, and the record of the training",
     settings=("recovery", "time", "text.sequence_length", "text.looking_back", "text.seed"),
-    ignored=("recovery.sharding", "recovery.log_to", "recovery.teacher_cache"),
+    ignored=("recovery.sharding", "recovery.log_to"),
     key=_key,
     arithmetic=True,
     together=True,
