@@ -23,7 +23,7 @@ from darwinlm.families.shapes import module_shapes
 from darwinlm.recipe import UnitsSettings, load_recipe
 from darwinlm.recovery.checkpoints import Checkpoints
 from darwinlm.recovery.schedule import plan_steps
-from darwinlm.recovery.sharding import load_teacher, sharding_mesh, state_bytes
+from darwinlm.recovery.sharding import load_teacher, sharding_mesh
 from darwinlm.recovery.train import Training
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import MANIFEST, StageFolder, write_json, write_tensors
@@ -260,8 +260,7 @@ def recovered(
     recipe = load_recipe(None, (*recovery_settings(setup), *more), {"model": str(dense.folder)})
     settings = recipe.recovery
     dtype = torch.float32 if setup.tiny else torch.bfloat16
-    state = state_bytes(small, dense if settings.distillation else None, dtype)
-    mesh = sharding_mesh(settings.sharding, setup.kind, state)
+    mesh = sharding_mesh(settings.sharding, setup.kind)
     teacher = load_teacher(dense, dtype, setup.kind, mesh) if settings.distillation else None
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(dense.config.vocab_size, (STEPS * step // length + 8, length), generator=generator)

@@ -49,11 +49,11 @@ def program(*arguments, **environment):
     return subprocess.Popen(command, env=where, cwd=Path.cwd(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def in_two_processes(port, *arguments, nodes=1):
-    """Status and output of the recovery in each of two gloo processes, on each of some pretended nodes."""
-    shared = {"WORLD_SIZE": 2 * nodes, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    more = (*arguments, "--set", f"compute.batch_tokens={64 // nodes}")
-    started = [program(*more, RANK=rank, LOCAL_RANK=rank % 2, **shared) for rank in range(2 * nodes)]
+def in_two_processes(port, *arguments):
+    """Status and output of the recovery in each of two gloo processes."""
+    shared = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    more = (*arguments, "--set", "compute.batch_tokens=64")
+    started = [program(*more, RANK=rank, LOCAL_RANK=rank, **shared) for rank in range(2)]
     said = [process.communicate(timeout=250)[0].decode()[-3000:] for process in started]
     return [process.returncode for process in started], said
 

@@ -1,4 +1,4 @@
-"""Weights that processes share: memory of each while they are loaded, and the processes that share them."""
+"""Weights that processes share: memory of each while they are loaded and run."""
 
 import json
 import sys
@@ -12,7 +12,6 @@ from tests.tiny.process import python
 
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recovery.model import logits_of, run_dense
-from darwinlm.recovery.sharding import mesh_shape
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
 SIZES = {
@@ -30,17 +29,17 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_checkpoint(tmp_path_factory.mktemp("dense") / "model", **SIZES)
 
 
-def shared(model: Path, processes: int, on_a_node: int) -> list[dict[str, Any]]:
+def shared(model: Path, processes: int) -> list[dict[str, Any]]:
     """What each process saw."""
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes, "-m", "tests.tiny.sharing")
-    done = python(*launch, model, on_a_node, PYTHONWARNINGS="ignore")
+    done = python(*launch, model, PYTHONWARNINGS="ignore")
     (line,) = (line for line in done.stdout.splitlines() if line.startswith("FOUND "))
     return json.loads(line.removeprefix("FOUND "))
 
 
 def test_no_process_holds_a_whole_dense_model(dense: Path):
     """Neither while it is loaded nor while it runs: one block at a time, beside a share of all."""
-    seen = shared(dense, 4, 4)
+    seen = shared(dense, 4)
     whole = Checkpoint.open(dense)
     size = sum(4 * weight.numel() for weight in whole.outline.parameters())
     assert size > 300e6
@@ -52,19 +51,3 @@ def test_no_process_holds_a_whole_dense_model(dense: Path):
         assert process["peak"] < 0.35 * size
         assert process["running"] < 0.6 * size
         assert process["logits"] == pytest.approx(expected, rel=1e-4, abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("sizes", "needed", "free", "expected"),
-    [
-        ([2, 2, 2, 2], 100, [100] * 4, (2, 2)),
-        ([2, 2, 2, 2], 101, [100] * 4, (4,)),
-        ([2, 2, 2, 2], 100, [100, 100, 99, 100], (4,)),
-        ([4, 4, 4, 4], 1e9, [100] * 4, (4,)),
-        ([1, 1, 1, 1], 1, [100] * 4, (4,)),
-        ([3, 3, 3, 1], 1, [100] * 4, (4,)),
-    ],
-)
-def test_weights_are_spread_over_nodes_where_one_has_no_room(sizes, needed, free, expected):
-    """A node's share may take half of the free memory of its processes; nodes must be equal."""
-    assert mesh_shape(needed, list(zip(sizes, free, strict=True))) == expected

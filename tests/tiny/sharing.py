@@ -1,12 +1,11 @@
 """A program for some gloo processes that share the weights of a dense model, and what each of them sees.
 
-torchrun ... -m tests.tiny.sharing MODEL NODE_SIZE
+torchrun ... -m tests.tiny.sharing MODEL
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -29,10 +28,9 @@ def resident(name: str) -> int:
 def main() -> None:
     """Load the model, run it, and print what this process saw as a line of JSON."""
     torch.set_num_threads(1)
-    os.environ["LOCAL_WORLD_SIZE"] = sys.argv[2]
     parallel.init_from_environment()
     teacher, device = Checkpoint.open(Path(sys.argv[1])), torch.device("cpu")
-    mesh = sharding_mesh("fsdp", device, 0)
+    mesh = sharding_mesh("fsdp", device)
     assert mesh is not None
     parallel.gather(0)
     REFERENCES.write_text("5", encoding="ascii")  # the peak begins here

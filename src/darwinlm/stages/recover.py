@@ -75,7 +75,7 @@ def _recover(
     corpus: Path | None,
 ) -> None:
     """Train the refitted or stitched model, in one process or several."""
-    from darwinlm.recovery.sharding import load_teacher, sharding_mesh, state_bytes
+    from darwinlm.recovery.sharding import load_teacher, sharding_mesh
     from darwinlm.recovery.train import Training
 
     recipe, context, small = task.recipe, task.context, start.checkpoint
@@ -99,8 +99,7 @@ def _recover(
         source=source,
         progress=context.reporter.advance,
     )
-    state = state_bytes(small, teacher if needs_dense(settings) else None, context.dtype)
-    mesh = sharding_mesh(settings.sharding, context.device, state)
+    mesh = sharding_mesh(settings.sharding, context.device)
     with parallel.agree():
         repeats = partial(with_repeats, share=recipe.text.looking_back, seed=seed, ordinary=ordinary_tokens(tokenizer))
         bos = added_bos(tokenizer)
