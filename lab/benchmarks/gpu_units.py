@@ -202,7 +202,6 @@ EQUAL = {
             "search.generations=2",
             "search.rounds=[{tokens: 64, survivors: 2, training_tokens: 64}, "
             "{tokens: 128, survivors: 1, training_tokens: 128}]",
-            "search.training.lora_rank=2",
         ),
     ),
     "mixture": ("mixtral", ("budget.tolerance=0.1", "units.mlp_multiple=4")),

@@ -30,7 +30,7 @@ ENOUGH = 2.0
 """Seconds after which no larger batch is timed."""
 REMEDIES = {
     "activations": "lower compute.batch_tokens",
-    "candidates": "set search.training.lora_rank=16",
+    "candidates": "train no candidates in the search (training_tokens of search.rounds), or choose a smaller budget",
     "keys and values": "give text of your own with --text",
     "whole models": "give text of your own with --text, and train no candidates in the search",
     "weights, gradients and moments": "set recovery.lora_rank=16, or recovery.sharding=fsdp on several devices",

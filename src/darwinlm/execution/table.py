@@ -191,7 +191,7 @@ class _Stages:
         held |= {"factors of one module": 4 * self.widest * (self.widest + 4 * sizes.width), "blocks": 3 * self.block}
         if settings.training_needed:
             here = -(-(offspring + 1) // sizes.processes) if self.on_cpu else 1
-            own = (12 + 2 * sizes.size) * self._trained(settings.training.lora_rank)
+            own = (12 + 2 * sizes.size) * sizes.kept * sizes.blocks
             held |= self.backward | {"whole models": float(sizes.params * sizes.size), "candidates": here * own}
         return "search", read + learnt + fitness + guided * times * window, work, held
 

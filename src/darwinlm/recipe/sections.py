@@ -138,8 +138,6 @@ class TrainingSettings(Section):
 
     learning_rate: float = Field(1e-4, gt=0)
     """Learning rate after a warm-up of four steps; the paper has 1e-5 for models of 7B to 14B."""
-    lora_rank: Repeats = Field(0, ge=0)
-    """Rank of low-rank adapters that are trained instead of the weights, with less memory; 0 trains the weights."""
 
 
 class SearchSettings(Section):

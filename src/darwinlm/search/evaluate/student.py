@@ -9,7 +9,6 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from darwinlm.recipe import TrainingSettings
 from darwinlm.streaming.transfers import HostCopy
@@ -27,65 +26,35 @@ PART = 1 << 28
 """Largest number of weights with float32 gradients at once."""
 
 
-class LowRank(nn.Module):
-    """A frozen linear layer with a trainable low-rank correction (LoRA, arXiv 2106.09685).
-
-    The second factor starts at zero.
-    """
-
-    def __init__(self, linear: nn.Linear, rank: int, generator: torch.Generator) -> None:
-        super().__init__()
-        self.linear = linear
-        rank = min(rank, linear.in_features, linear.out_features)
-        A = torch.randn(rank, linear.in_features, generator=generator) / linear.in_features**0.5
-        self.A = nn.Parameter(A.to(linear.weight.device))
-        self.B = nn.Parameter(torch.zeros(linear.out_features, rank, device=linear.weight.device))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out]."""
-        low = functional.linear(x, self.A.to(x.dtype))
-        result: Tensor = self.linear(x) + functional.linear(low, self.B.to(x.dtype))
-        return result
-
-
 @dataclass(frozen=True)
 class Parked:
     """State of a student in main memory, 12 bytes per weight: master weights, first and second moments.
 
     `updates` is AdamW's number of updates of each weight; steps and rounds of training text are finished ones.
+    `overflowed` is that of the student.
     """
 
     tensors: HostCopy
     updates: list[float]
     steps: int
     rounds: int
+    overflowed: bool
 
 
 class Student:
     """A copy of one candidate's modules, with master weights and an optimiser.
 
     The modules of the candidate, in the order of the allocation, are not changed. `working` are the weights of the
-    passes.
+    passes. Once a gradient isn't finite, it has `overflowed`, and its weights stay.
     """
 
     def __init__(self, modules: Iterable[nn.Module], settings: TrainingSettings) -> None:
         self.settings = settings
         self.steps = 0
         self.rounds = 0
-        self.modules = [self._own(module) for module in modules]
-        self.working = [p for module in self.modules for p in module.parameters() if p.requires_grad]
-
-    def _own(self, module: nn.Module) -> nn.Module:
-        if not self.settings.lora_rank:
-            return copy.deepcopy(module).requires_grad_(requires_grad=True)
-        shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-        own: nn.Module = copy.deepcopy(module, shared)
-        generator = torch.Generator().manual_seed(0)
-        for name, child in list(own.named_modules()):
-            if isinstance(child, nn.Linear):
-                owner = own.get_submodule(name.rpartition(".")[0])
-                setattr(owner, name.rpartition(".")[2], LowRank(child, self.settings.lora_rank, generator))
-        return own
+        self.overflowed = False
+        self.modules = [copy.deepcopy(module).requires_grad_(requires_grad=True) for module in modules]
+        self.working = [weight for module in self.modules for weight in module.parameters()]
 
     @cached_property
     def master(self) -> list[Tensor]:
@@ -125,7 +94,8 @@ class Student:
         norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for _, _, gradient in learning]
         norm = torch.linalg.vector_norm(torch.stack(norms))
         self.steps += 1
-        if not torch.isfinite(norm):  # a batch that overflows is left out
+        self.overflowed = self.overflowed or not bool(torch.isfinite(norm))
+        if self.overflowed:
             return
         shrink = (CLIP / (norm + 1e-6)).clamp(max=1.0)
         for group in self.optimiser.param_groups:
@@ -144,12 +114,12 @@ class Student:
         states = [self.optimiser.state[master] or self._blank(master, 0.0) for master in self.master]
         moments = [state[name] for name in ("exp_avg", "exp_avg_sq") for state in states]
         updates = [float(state["step"]) for state in states]
-        return Parked(HostCopy([*self.master, *moments]), updates, self.steps, self.rounds)
+        return Parked(HostCopy([*self.master, *moments]), updates, self.steps, self.rounds, self.overflowed)
 
     @torch.no_grad()
     def resume(self, parked: Parked) -> None:
         """Continue from a saved state."""
-        self.steps, self.rounds = parked.steps, parked.rounds
+        self.steps, self.rounds, self.overflowed = parked.steps, parked.rounds, parked.overflowed
         states = [self._blank(master, count) for master, count in zip(self.master, parked.updates, strict=True)]
         for master, state in zip(self.master, states, strict=True):
             self.optimiser.state[master] = state

@@ -12,6 +12,7 @@ time. The states of the best candidates wait in main memory if there is room. Th
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -72,7 +73,7 @@ class CandidateTrainer:
         """Reserve memory on a GPU for one candidate with about this many parameters."""
         if self._alone:
             size = self.decoder.dtype.itemsize
-            each = size if self.settings.lora_rank else 2 * size + (12 if size < 4 else 8)
+            each = 2 * size + (12 if size < 4 else 8)
             self.placed.reserve(int(MARGIN * parameters * each) + self._pass_bytes())
 
     def judge(
@@ -85,7 +86,7 @@ class CandidateTrainer:
         Training tokens are rounded up to whole sequences.
 
         Returns:
-            Mean KL of each on fitness text; infinite where values aren't finite.
+            Mean KL of each on fitness text; infinite where values or gradients weren't finite.
 
         Raises:
             TimeLimitError: The search's time is up.
@@ -109,7 +110,8 @@ class CandidateTrainer:
                     self._train(group, students)
                     for candidate, student in zip(group, students, strict=True):
                         self.placed.place(student.modules)
-                        losses[candidate] = self.fitness.kl_in_place(fitness_tokens)
+                        kl = self.fitness.kl_in_place(fitness_tokens)
+                        losses[candidate] = math.inf if student.overflowed else kl
                         if self._alone:
                             order = sorted(losses, key=lambda each: (each != candidates[0], losses[each], each))
                             self._park(candidate, student, order[:staying])
@@ -134,7 +136,7 @@ class CandidateTrainer:
 
     def _room_for(self, students: Sequence[Student]) -> AbstractContextManager[None]:
         """Move the dense modules to main memory if a candidate in training doesn't fit beside them."""
-        if not self._alone or self.settings.lora_rank:
+        if not self._alone:
             return nullcontext()
         wanted = sum(student.wanted for student in students) + self._pass_bytes()
         return nullcontext() if wanted <= free_bytes(self.decoder.device) else self.placed.dense_on_host()
