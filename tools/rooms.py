@@ -21,18 +21,12 @@ from matplotlib import pyplot as plt
 from matplotlib.patches import FancyBboxPatch
 
 PACKAGE = Path(__file__).parents[1] / "src" / "darwinlm"
-SPLIT = ("search",)
-"""Rooms whose subfolders are separate rooms."""
-
 Graph = dict[str, set[str]]
 
 
 def room_of(parts: tuple[str, ...]) -> str:
     """The room of a module, from the parts of its dotted name after that of the package."""
-    if not parts:
-        return "__init__"
-    depth = 2 if parts[0] in SPLIT and len(parts) > 2 else 1
-    return "/".join(parts[:depth])
+    return parts[0] if parts else "__init__"
 
 
 def read_rooms() -> tuple[Graph, dict[str, int]]:

@@ -16,7 +16,6 @@ import torch
 from darwinlm.database.blocks import Curve, block_file, module_tensors
 from darwinlm.database.factors import pack_lower
 from darwinlm.database.finished import TEXT, VERSION
-from darwinlm.database.levels import variants
 from darwinlm.database.store import DatabaseReader
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import module_shapes
@@ -27,12 +26,13 @@ from darwinlm.recovery.sharding import load_teacher, sharding_mesh
 from darwinlm.recovery.train import Training
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import MANIFEST, StageFolder, write_json, write_tensors
-from darwinlm.search.evaluate.fitness import Clock
-from darwinlm.search.evaluate.modules import PlacedModules
-from darwinlm.search.problem.space import SearchSpace
+from darwinlm.search.fitness import Clock
+from darwinlm.search.modules import PlacedModules
 from darwinlm.streaming.decoder import Decoder
 from darwinlm.streaming.hidden import HiddenMemory
 from darwinlm.streaming.stream import BlockStream
+from darwinlm.units.levels import variants
+from darwinlm.units.space import SearchSpace
 from lab.benchmarks.gpu_units import Setup
 from lab.benchmarks.random_llama import write_llama
 
@@ -147,8 +147,8 @@ def placed_model(setup: Setup) -> tuple[PlacedModules, tuple[int, ...]]:
 
 def candidates(setup: Setup) -> None:
     """Measure the rate of evaluating children of one parent on a 7B model, and repeated reads of factors."""
-    from darwinlm.search.evaluate.fitness import Fitness
-    from darwinlm.search.predict.gradients import Gradients
+    from darwinlm.search.fitness import Fitness
+    from darwinlm.search.gradients import Gradients
 
     placed, parent = placed_model(setup)
     reader, space = placed.database, placed.space
@@ -191,8 +191,8 @@ def candidates(setup: Setup) -> None:
 
 def training(setup: Setup) -> None:
     """Train one generation of four candidates, on 4k tokens each."""
-    from darwinlm.search.evaluate.fitness import Fitness
-    from darwinlm.search.evaluate.training import CandidateTrainer
+    from darwinlm.search.fitness import Fitness
+    from darwinlm.search.training import CandidateTrainer
 
     placed, parent = placed_model(setup)
     checkpoint = placed.database.checkpoint

@@ -357,7 +357,7 @@ def traps(setup: Setup) -> None:
         except DarwinLMError as error:
             said = str(error)
         setup.put(Line("traps", f"compute.device={name}", said or "was taken", ok=bool(said)))
-    with mock.patch("darwinlm.search.evaluate.fitness.Fitness.kls", side_effect=torch.OutOfMemoryError("full")):
+    with mock.patch("darwinlm.search.fitness.Fitness.kls", side_effect=torch.OutOfMemoryError("full")):
         try:
             _run(setup, "llama", setup.device)
             said = ""

@@ -34,13 +34,12 @@ from darwinlm.pipeline import build, open_run, read_inputs
 from darwinlm.pipeline import plan as plan_of
 from darwinlm.runs.demo import demo_recipe
 from darwinlm.runtime.console import Reporter
-from darwinlm.search.evaluate.fitness import Fitness
-from darwinlm.search.evaluate.modules import PlacedModules
-from darwinlm.search.predict.module_losses import local_errors
-from darwinlm.search.problem.space import Allocation
-from darwinlm.search.propose.level_switch import level_switch
-from darwinlm.search.propose.start import knapsack_start
+from darwinlm.search.fitness import Fitness
+from darwinlm.search.module_losses import local_errors
+from darwinlm.search.modules import PlacedModules
+from darwinlm.search.propose import knapsack_start, level_switch
 from darwinlm.streaming.decoder import Decoder
+from darwinlm.units.space import Allocation
 
 ROUNDS = ((1024, 8), (2048, 4), (4096, 1))
 """Tokens and survivors of the timed generation."""

@@ -9,11 +9,10 @@ from collections.abc import Callable, Sequence
 from darwinlm.database.store import DatabaseReader
 from darwinlm.families.parts import KINDS
 from darwinlm.runtime.errors import BudgetError, FamilyError
-from darwinlm.search.predict.module_losses import local_errors
-from darwinlm.search.problem.problem import Problem
-from darwinlm.search.problem.space import Allocation
-from darwinlm.search.propose.level_switch import filled
-from darwinlm.search.propose.start import knapsack_start, uniform_allocations
+from darwinlm.search.module_losses import local_errors
+from darwinlm.search.problem import Problem
+from darwinlm.search.propose import filled, knapsack_start, uniform_allocations
+from darwinlm.units.space import Allocation
 
 Loss = Callable[[Allocation], float]
 

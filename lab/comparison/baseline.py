@@ -12,12 +12,12 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.runtime.artifact import read_json, write_json
 from darwinlm.runtime.errors import BudgetError
 from darwinlm.runtime.mapped import in_file
-from darwinlm.search.problem.problem import Problem
-from darwinlm.search.problem.space import Allocation
+from darwinlm.search.problem import Problem
 from darwinlm.stages.database import PruningDatabase
 from darwinlm.stages.stitch import Stitched
 from darwinlm.surgery.stitch import stitch
 from darwinlm.text import TokenSequences
+from darwinlm.units.space import Allocation
 from lab.comparison.methods import BASELINES, MethodInputs
 
 RESULT = "result.json"

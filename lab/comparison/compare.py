@@ -22,7 +22,6 @@ from darwinlm.runtime.artifact import digest_of, read_json, write_json
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.places import check_output
 from darwinlm.runtime.version import VERSION
-from darwinlm.search.problem.space import kept_whole
 from darwinlm.stages.database import DATABASE, SALIENCY, PruningDatabase, needs_gradients
 from darwinlm.stages.recover import RECOVER
 from darwinlm.stages.refit import REFIT
@@ -33,6 +32,7 @@ from darwinlm.streaming.hidden import HiddenMemory
 from darwinlm.streaming.streamed import StreamedDecoder
 from darwinlm.surgery.stitch import block_parameters
 from darwinlm.text import TokenSequences, assert_disjoint, read_documents, split_documents
+from darwinlm.units.space import kept_whole
 from lab.comparison.baseline import baseline_stage
 from lab.comparison.entries import DENSE as DENSE_ROW
 from lab.comparison.entries import HELD_OUT, OURS, MethodRow, variant_recipe

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.database.modules import Place
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.parts import RowUnit
 from darwinlm.families.shapes import ModuleShape, module_shapes, row_counts, row_segments
@@ -20,6 +19,7 @@ from darwinlm.runtime.compute import exact
 from darwinlm.streaming.experts import Routing, expert_module, output_sizes, watch_experts
 from darwinlm.streaming.outputs import output_projection
 from darwinlm.streaming.stream import BlockStream
+from darwinlm.units.modules import Place
 from lab.comparison.ranked import UnitScores
 
 Progress = Callable[[int, int], None]

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.database.modules import ModuleReader
 from darwinlm.database.store import DatabaseReader
 from darwinlm.execution.context import Context
 from darwinlm.export.hf import save_model
@@ -19,13 +18,14 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import module_shapes
 from darwinlm.recipe import Recipe
 from darwinlm.runtime.memory import kept_memory
-from darwinlm.search.evaluate.fitness import Fitness
-from darwinlm.search.evaluate.modules import PlacedModules
-from darwinlm.search.problem.problem import Problem
-from darwinlm.search.problem.space import Allocation
+from darwinlm.search.fitness import Fitness
+from darwinlm.search.modules import PlacedModules
+from darwinlm.search.problem import Problem
 from darwinlm.stages.database import PruningDatabase, stream_of
 from darwinlm.streaming.stream import BlockStream
 from darwinlm.streaming.streamed import StreamedDecoder
+from darwinlm.units.modules import ModuleReader
+from darwinlm.units.space import Allocation
 from lab.comparison.allocations import (
     best_random,
     best_uniform,

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from darwinlm.database.levels import Level
-from darwinlm.database.modules import ModuleReader, Place
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.parts import ModuleKind
 from darwinlm.families.shapes import ModuleShape
 from darwinlm.recipe import UnitsSettings
 from darwinlm.runtime.errors import FamilyError
+from darwinlm.units.levels import Level
+from darwinlm.units.modules import ModuleReader, Place
 
 
 @dataclass(frozen=True)

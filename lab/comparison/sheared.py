@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from darwinlm.database.levels import Level
-from darwinlm.database.modules import Place
 from darwinlm.families.family import Family
 from darwinlm.families.shapes import ModuleShape
 from darwinlm.runtime.errors import FamilyError, NumericsError
 from darwinlm.streaming.outputs import output_projection
+from darwinlm.units.levels import Level
+from darwinlm.units.modules import Place
 from lab.comparison.hard_concrete import HardConcrete
 from lab.comparison.ranked import UnitScores
 

@@ -12,17 +12,17 @@ from tests.tiny.checkpoint import stream_over, tiny_checkpoint
 from tests.tiny.masked import masked
 from torch import Tensor
 
-from darwinlm.database.levels import Level
-from darwinlm.database.modules import ModuleReader
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import module_shapes
 from darwinlm.recipe import UnitsSettings
 from darwinlm.runtime.errors import BudgetError, FamilyError, NumericsError
-from darwinlm.search.problem.cost import parameter_costs
-from darwinlm.search.problem.problem import Budget, Problem
-from darwinlm.search.problem.space import SearchSpace
+from darwinlm.search.problem import Budget, Problem
 from darwinlm.streaming.stream import BlockStream
 from darwinlm.surgery.stitch import stitch
+from darwinlm.units.cost import parameter_costs
+from darwinlm.units.levels import Level
+from darwinlm.units.modules import ModuleReader
+from darwinlm.units.space import SearchSpace
 from lab.comparison.allocations import (
     best_random,
     best_uniform,

@@ -5,15 +5,15 @@ import torch
 from tests.integration.test_whole_experts import at, built, folder  # noqa: F401 - fixtures
 from tests.tiny.stages import result
 
-from darwinlm.database.modules import ModuleReader
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import UnitsSettings
 from darwinlm.runtime.errors import BudgetError, FamilyError
-from darwinlm.search.problem.cost import parameter_costs
-from darwinlm.search.problem.problem import Budget, Problem
-from darwinlm.search.problem.space import SearchSpace
+from darwinlm.search.problem import Budget, Problem
 from darwinlm.stages.database import stream_of
 from darwinlm.surgery.stitch import stitch
+from darwinlm.units.cost import parameter_costs
+from darwinlm.units.modules import ModuleReader
+from darwinlm.units.space import SearchSpace
 from lab.comparison.allocations import equal_experts
 from lab.comparison.importance import expert_scores
 from lab.comparison.ranked import ExpertReader

@@ -38,15 +38,15 @@ if TYPE_CHECKING:
 
     from darwinlm.families.checkpoint import Checkpoint
     from darwinlm.report.summary import Summary
-    from darwinlm.search.problem.cost import CostModel
-    from darwinlm.search.problem.problem import Problem
-    from darwinlm.search.problem.space import Allocation
+    from darwinlm.search.problem import Problem
     from darwinlm.stages.database import PruningDatabase
     from darwinlm.stages.export import Exported
     from darwinlm.stages.recover import Recovered
     from darwinlm.stages.refit import Refitted
     from darwinlm.stages.search import SearchResult
     from darwinlm.stages.stitch import Stitched
+    from darwinlm.units.cost import CostModel
+    from darwinlm.units.space import Allocation
 
 STAGES = (
     *(CORPUS, VOCABULARY, TEACHER, TEXT, LATENCY, PLAN, SALIENCY, DATABASE, SEARCH, STITCH, REFIT),

@@ -60,8 +60,8 @@ HOT = {
     ("streaming/stream.py", "run"),
     ("streaming/decoder.py", "through"),
     ("streaming/gradients.py", "_back_through"),
-    ("search/evaluate/fitness.py", "_walk"),
-    ("search/predict/gradients.py", "_through"),
+    ("search/fitness.py", "_walk"),
+    ("search/gradients.py", "_through"),
 }
 """Loops over batches, candidates or removed units in which the host must not wait for the device: file and function."""
 

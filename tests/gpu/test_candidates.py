@@ -13,12 +13,12 @@ from darwinlm.execution.run import Run
 from darwinlm.execution.sizes import Sizes
 from darwinlm.recipe import TrainingSettings, load_recipe
 from darwinlm.runtime.memory import PARTS
-from darwinlm.search.evaluate import student, training
-from darwinlm.search.evaluate.fitness import Fitness
-from darwinlm.search.evaluate.modules import PlacedModules
-from darwinlm.search.evaluate.training import CandidateTrainer
-from darwinlm.search.problem.space import Allocation, SearchSpace
+from darwinlm.search import student, training
+from darwinlm.search.fitness import Fitness
+from darwinlm.search.modules import PlacedModules
+from darwinlm.search.training import CandidateTrainer
 from darwinlm.streaming.decoder import Decoder
+from darwinlm.units.space import Allocation, SearchSpace
 from tests.gpu.device import Gpu, pretend_gpu
 from tests.gpu.rules import NAME
 from tests.tiny.checkpoint import tiny_checkpoint

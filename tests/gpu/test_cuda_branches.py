@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from darwinlm.latency.timing import ModelTimer
-from darwinlm.search.evaluate.student import Student
+from darwinlm.search.student import Student
 from darwinlm.stages import latency
 from darwinlm.text.sampling import sampler
 from tests.gpu.rules import NAME

@@ -12,10 +12,10 @@ import torch
 
 from darwinlm.database import order, store
 from darwinlm.database.elimination import eliminate
-from darwinlm.database.levels import variants
 from darwinlm.runtime.memory import ALL, PARTS
-from darwinlm.search.evaluate.modules import PlacedModules
+from darwinlm.search.modules import PlacedModules
 from darwinlm.stages import refit as stages_refit
+from darwinlm.units.levels import variants
 from tests.gpu.device import Tally, pretend_gpu
 from tests.gpu.rules import NAME
 from tests.tiny.checkpoint import tiny_checkpoint

@@ -8,7 +8,7 @@ from tests.tiny.searching import searched
 
 from darwinlm.runtime.artifact import read_tensors
 from darwinlm.runtime.console import Reporter
-from darwinlm.search.predict.module_losses import estimated_losses, local_errors
+from darwinlm.search.module_losses import estimated_losses, local_errors
 
 PLAIN = "database.saliency=output"
 

@@ -28,7 +28,7 @@ from darwinlm.families.family import class_prefix, families
 from darwinlm.recipe import RecoverySettings
 from darwinlm.recovery.losses import weighted
 from darwinlm.recovery.model import batch_loss, prepared, run_dense
-from darwinlm.search.evaluate.fitness import Fitness
+from darwinlm.search.fitness import Fitness
 from darwinlm.surgery.stitch import block_parameters, stitch
 
 AGAIN = ("phi3", "gemma3_text", "qwen3_5_moe_text", "lfm2", "granitemoehybrid", "deepseek_v3", "gpt_oss", "gemma4_text")

@@ -8,7 +8,7 @@ import pytest
 from tests.tiny.searching import searched, state_of, timeless, within_budget
 from tests.tiny.stages import run_stages
 
-from darwinlm.search.evolve.state import SearchState
+from darwinlm.search.state import SearchState
 
 SETTINGS = ("search.generations=6", "search.rounds=[{tokens: 64, survivors: 2}, {tokens: 256, survivors: 1}]")
 """Windows of two sequences, four of them."""

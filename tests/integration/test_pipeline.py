@@ -14,8 +14,8 @@ from tests.tiny.whole import Whole
 from darwinlm.database.block_moments import stream_moments
 from darwinlm.database.order import damp
 from darwinlm.execution.run import Run
-from darwinlm.search.evaluate.fitness import Fitness
-from darwinlm.search.evaluate.modules import PlacedModules
+from darwinlm.search.fitness import Fitness
+from darwinlm.search.modules import PlacedModules
 from darwinlm.stages.database import stream_of
 from darwinlm.streaming.moments import SecondMoment
 from darwinlm.streaming.outputs import output_projection

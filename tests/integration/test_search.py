@@ -12,7 +12,7 @@ from tests.tiny.stages import run_stages
 from darwinlm.runtime.artifact import read_json
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import ArtifactError
-from darwinlm.search.evaluate.fitness import Fitness
+from darwinlm.search.fitness import Fitness
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from torch.nn import functional
 
 from darwinlm.recipe import TrainingSettings
 from darwinlm.runtime.errors import TimeLimitError
-from darwinlm.search.evaluate.fitness import Clock, Fitness
-from darwinlm.search.evaluate.student import Student
-from darwinlm.search.evaluate.training import CandidateTrainer
+from darwinlm.search.fitness import Clock, Fitness
+from darwinlm.search.student import Student
+from darwinlm.search.training import CandidateTrainer
 from darwinlm.surgery.stitch import stitch
 
 FAST = TrainingSettings(learning_rate=3e-3)
@@ -25,7 +25,7 @@ TEXT = "search.rounds=[{tokens: 256, survivors: 1, training_tokens: 1024}]"
 @pytest.fixture(autouse=True)
 def short_steps(monkeypatch):
     """Two sequences in a step."""
-    monkeypatch.setattr("darwinlm.search.evaluate.training.STEP_TOKENS", 64)
+    monkeypatch.setattr("darwinlm.search.training.STEP_TOKENS", 64)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import module_shapes
 from darwinlm.runtime.artifact import open_tensors
 from darwinlm.runtime.errors import RecipeError
-from darwinlm.search.problem.budgets import latent_columns
+from darwinlm.search.budgets import latent_columns
 from darwinlm.surgery.stitch import stitch
 
 

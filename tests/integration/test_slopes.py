@@ -8,8 +8,8 @@ from tests.tiny.searching import placed_in
 from torch import nn
 
 from darwinlm.runtime.errors import NumericsError, TimeLimitError
-from darwinlm.search.evaluate.fitness import Clock, Fitness
-from darwinlm.search.predict.gradients import Gradients
+from darwinlm.search.fitness import Clock, Fitness
+from darwinlm.search.gradients import Gradients
 
 STEP, IN_MIXTURES = 3e-3, 1e-4
 """A step; larger ones change which experts tokens take."""

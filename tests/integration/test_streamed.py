@@ -11,9 +11,9 @@ from darwinlm.evaluation.looking_back import Copying, measure_copying
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.evaluation.text import measure_text
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.search.evaluate.fitness import Clock, Fitness
-from darwinlm.search.evaluate.modules import PlacedModules
-from darwinlm.search.predict.gradients import Gradients
+from darwinlm.search.fitness import Clock, Fitness
+from darwinlm.search.gradients import Gradients
+from darwinlm.search.modules import PlacedModules
 from darwinlm.streaming.hidden import HiddenMemory
 from darwinlm.streaming.streamed import HEAD, StreamedDecoder
 

@@ -18,8 +18,8 @@ from darwinlm.families.shapes import module_shapes
 from darwinlm.recipe import UnitsSettings
 from darwinlm.runtime.artifact import open_tensors
 from darwinlm.runtime.errors import ExportError, FamilyError, RecipeError
-from darwinlm.search.problem.space import SearchSpace
 from darwinlm.surgery.stitch import block_parameters, stitch
+from darwinlm.units.space import SearchSpace
 
 WHOLE = "units.experts=whole"
 

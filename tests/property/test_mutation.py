@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from darwinlm.runtime.errors import BudgetError
-from darwinlm.search.problem.problem import Budget
-from darwinlm.search.propose.level_switch import level_switch, paper_switch
+from darwinlm.search.problem import Budget
+from darwinlm.search.propose import level_switch, paper_switch
 
 
 def total(costs, allocation):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from darwinlm.database.store import DatabaseReader
-from darwinlm.search.problem.space import Allocation
+from darwinlm.units.space import Allocation
 
 
 @torch.no_grad()

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from darwinlm.database.levels import Level
-from darwinlm.database.modules import ModuleReader
 from darwinlm.families.parts import ModuleKind
+from darwinlm.units.levels import Level
+from darwinlm.units.modules import ModuleReader
 
 
 class FirstUnits(ModuleReader):

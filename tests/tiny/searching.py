@@ -10,11 +10,11 @@ import torch
 
 from darwinlm.execution.run import Run
 from darwinlm.runtime.artifact import read_json
-from darwinlm.search.evaluate.modules import PlacedModules
-from darwinlm.search.problem.problem import Problem
-from darwinlm.search.problem.space import Allocation
+from darwinlm.search.modules import PlacedModules
+from darwinlm.search.problem import Problem
 from darwinlm.stages.text import Texts
 from darwinlm.streaming.decoder import Decoder
+from darwinlm.units.space import Allocation
 from tests.tiny.stages import result, run_stages
 
 

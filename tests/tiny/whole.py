@@ -12,9 +12,9 @@ import torch
 from darwinlm.database.store import DatabaseReader
 from darwinlm.execution.run import Run
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.search.evaluate.modules import PlacedModules
-from darwinlm.search.problem.space import Allocation
+from darwinlm.search.modules import PlacedModules
 from darwinlm.streaming.decoder import Decoder
+from darwinlm.units.space import Allocation
 from tests.tiny.stages import result
 
 

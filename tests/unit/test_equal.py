@@ -6,11 +6,11 @@ from itertools import product
 
 import pytest
 
-from darwinlm.database.levels import Level, ModuleLevels
 from darwinlm.runtime.errors import BudgetError
-from darwinlm.search.problem.cost import parameter_costs
-from darwinlm.search.problem.equal import EqualLayers, equal_layers
-from darwinlm.search.problem.space import Allocation, SearchSpace
+from darwinlm.search.equal import EqualLayers, equal_layers
+from darwinlm.units.cost import parameter_costs
+from darwinlm.units.levels import Level, ModuleLevels
+from darwinlm.units.space import Allocation, SearchSpace
 
 ROWS = {"attention": (0, 3, 5, 8), "mlp": (0, 2, 4, 6, 8, 10)}
 BLOCKS = 3

@@ -13,7 +13,6 @@ from tests.fuzz.gguf_bytes import gguf_file, plain_keys, plain_tensors
 from darwinlm.cli.main import _message
 from darwinlm.database.blocks import block_file
 from darwinlm.database.finished import find_database
-from darwinlm.database.levels import Level, kept_groups
 from darwinlm.database.store import DatabaseReader
 from darwinlm.engines.process import EngineProcess
 from darwinlm.export.hf import check_saved
@@ -36,6 +35,7 @@ from darwinlm.runtime.errors import (
     ModelError,
     install,
 )
+from darwinlm.units.levels import Level, kept_groups
 
 
 def test_database_with_another_key_and_block_that_is_not_listed(finished_llama: Path, tmp_path: Path) -> None:

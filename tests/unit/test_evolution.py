@@ -10,15 +10,14 @@ import pytest
 
 from darwinlm.recipe import SearchSettings
 from darwinlm.runtime.errors import NumericsError
-from darwinlm.search.evaluate.fitness import Clock, Fitness, Window
-from darwinlm.search.evolve import evolution
-from darwinlm.search.evolve.evolution import Guide, evolve
-from darwinlm.search.evolve.state import Generation, SearchState
-from darwinlm.search.predict.curvature import Curvature
-from darwinlm.search.predict.surrogate import first_order
-from darwinlm.search.problem.cost import CostModel
-from darwinlm.search.problem.problem import Budget, Problem
-from darwinlm.search.problem.space import Allocation, SearchSpace
+from darwinlm.search import evolution
+from darwinlm.search.evolution import Guide, evolve
+from darwinlm.search.fitness import Clock, Fitness, Window
+from darwinlm.search.prediction import Curvature, first_order
+from darwinlm.search.problem import Budget, Problem
+from darwinlm.search.state import Generation, SearchState
+from darwinlm.units.cost import CostModel
+from darwinlm.units.space import Allocation, SearchSpace
 
 WINDOWS, WHOLE = [(0, 2), (2, 4)], (0, 4)
 START = (4,) * 6
@@ -95,7 +94,7 @@ def test_a_resumed_search_goes_on_with_its_time_and_the_losses_of_its_parent(tmp
 
 def test_no_generation_is_begun_that_takes_longer_than_the_time_left(tmp_path, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("darwinlm.search.evaluate.fitness.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("darwinlm.search.fitness.time", SimpleNamespace(monotonic=lambda: now[0]))
 
     def slow(parent, window):
         now[0] += 10

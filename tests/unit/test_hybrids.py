@@ -23,8 +23,8 @@ from darwinlm.recipe import load_recipe
 from darwinlm.runtime.artifact import read_json
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import CheckpointError, ExportError
-from darwinlm.search.problem.problem import space_of
-from darwinlm.search.problem.space import kept_whole
+from darwinlm.search.problem import space_of
+from darwinlm.units.space import kept_whole
 
 HYBRIDS = ("qwen3_5_text", "lfm2", "granitemoehybrid", "gemma4_text")
 

@@ -6,8 +6,8 @@ import random
 import pytest
 
 from darwinlm.runtime.errors import BudgetError
-from darwinlm.search.problem import knapsack
-from darwinlm.search.problem.knapsack import solve_knapsack
+from darwinlm.search import knapsack
+from darwinlm.search.knapsack import solve_knapsack
 
 
 def total(table, choice):

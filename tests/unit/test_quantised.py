@@ -5,13 +5,13 @@ import re
 import pytest
 from tests.tiny.checkpoint import tiny_checkpoint
 
-from darwinlm.database.levels import module_levels, unfit_widths
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import module_shapes
 from darwinlm.gguf.types import ELEMENTS
 from darwinlm.recipe import UnitsSettings, load_recipe, options
 from darwinlm.recipe.quantisation import LLAMA_CPP, QUANTISATIONS, WRITTEN
 from darwinlm.runtime.errors import RecipeError
+from darwinlm.units.levels import module_levels, unfit_widths
 
 FITTING = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 8, "num_key_value_heads": 4}
 SIZES = {**FITTING, "head_dim": 64, "num_hidden_layers": 1}

@@ -11,16 +11,16 @@ from tests.tiny.published import NAMES, PARAMETERS, PHASES, published_config
 from tests.tiny.reader import FirstUnits
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from darwinlm.database.levels import module_levels
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
 from darwinlm.families.shapes import module_shapes
 from darwinlm.recipe import Recipe, describe_fields, load_recipe, shipped_recipes
 from darwinlm.runtime.errors import RecipeError
-from darwinlm.search.problem.budgets import Counted, resolve_budget
-from darwinlm.search.problem.space import SearchSpace
-from darwinlm.search.propose.level_switch import filled
+from darwinlm.search.budgets import Counted, resolve_budget
+from darwinlm.search.propose import filled
 from darwinlm.surgery.stitch import chosen_levels, empty_model, layer_table, sizes_in, smaller_config
+from darwinlm.units.levels import module_levels
+from darwinlm.units.space import SearchSpace
 
 ROOT = Path(__file__).parents[2]
 

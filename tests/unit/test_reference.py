@@ -7,7 +7,7 @@ from torch import nn
 
 from darwinlm.evaluation.divergence import DenseDistribution
 from darwinlm.families.family import families
-from darwinlm.search.evaluate.dense_side import Distributions, ExpectedRows, LinearHead
+from darwinlm.search.dense_side import Distributions, ExpectedRows, LinearHead
 from darwinlm.streaming.decoder import Decoder
 
 N, M, V = 37, 24, 700

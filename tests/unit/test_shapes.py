@@ -7,15 +7,15 @@ from tests.tiny.checkpoint import tiny_checkpoint
 from tests.tiny.reader import FirstUnits
 from tests.tiny.stages import run_stages
 
-from darwinlm.database.levels import module_levels
 from darwinlm.database.store import DatabaseReader
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import class_prefix, families
 from darwinlm.families.shapes import module_parameters, module_shapes
 from darwinlm.recipe import UnitsSettings
 from darwinlm.runtime.errors import CheckpointError, RecipeError
-from darwinlm.search.problem.space import SearchSpace
 from darwinlm.surgery.stitch import empty_model, smaller_config, stitch
+from darwinlm.units.levels import module_levels
+from darwinlm.units.space import SearchSpace
 
 FAMILIES = {
     "llama with biases": {"attention_bias": True, "mlp_bias": True},

@@ -6,15 +6,15 @@ from typing import cast
 
 import pytest
 
-from darwinlm.database.levels import Level, ModuleLevels
 from darwinlm.recipe import SearchSettings
 from darwinlm.runtime.errors import BudgetError
-from darwinlm.search.evaluate.fitness import Fitness
-from darwinlm.search.problem.cost import parameter_costs
-from darwinlm.search.problem.problem import Budget, Problem
-from darwinlm.search.problem.space import Allocation, SearchSpace
-from darwinlm.search.propose.start import neighbour_start, uniform_allocations, uniform_start
+from darwinlm.search.fitness import Fitness
+from darwinlm.search.problem import Budget, Problem
+from darwinlm.search.propose import neighbour_start, uniform_allocations, uniform_start
 from darwinlm.search.search import first_parent
+from darwinlm.units.cost import parameter_costs
+from darwinlm.units.levels import Level, ModuleLevels
+from darwinlm.units.space import Allocation, SearchSpace
 
 
 def problem_of(lower: int, upper: int, *sizes: tuple[int, ...]) -> Problem:

@@ -6,12 +6,11 @@ import random
 import numpy as np
 import pytest
 
-from darwinlm.search.evolve.evolution import SLOPE_PARTS, STRENGTHS, solved_children
-from darwinlm.search.predict.curvature import Curvature
-from darwinlm.search.predict.surrogate import Surrogate, first_order
-from darwinlm.search.problem.cost import CostModel
-from darwinlm.search.problem.problem import Budget, Problem
-from darwinlm.search.problem.space import SearchSpace
+from darwinlm.search.evolution import SLOPE_PARTS, STRENGTHS, solved_children
+from darwinlm.search.prediction import Curvature, Surrogate, first_order
+from darwinlm.search.problem import Budget, Problem
+from darwinlm.units.cost import CostModel
+from darwinlm.units.space import SearchSpace
 
 LOSSES = [[3.0, 1.0, 0.0], [2.0, 1.5, 0.0], [1.0, 0.2, 0.0]]
 SLOPES = [[0.5, 0.0, -0.4], [0.0, 0.1, 0.3], [0.2, 0.2, 0.2]]

@@ -79,7 +79,7 @@ def _screen(console: Console, run: Any, summary: Any, out: Path) -> None:
 def _predicted(run: Any, summary: Any) -> str:
     """Losses of smaller sizes, predicted by the database and scaled to the measured one of the present size."""
     from darwinlm.runs.demo import SIZES
-    from darwinlm.search.predict.module_losses import predicted_losses
+    from darwinlm.search.module_losses import predicted_losses
 
     kept, measured = run.recipe.budget.keep, summary.models["stitched"].kl
     shares = [share for share in SIZES if kept is not None and share < kept]

@@ -15,7 +15,6 @@ from darwinlm.database.block_moments import BlockMoments, Saliency, stream_momen
 from darwinlm.database.blocks import Curve, block_file, experts_tensors, module_tensors
 from darwinlm.database.elimination import ROWS
 from darwinlm.database.factors import check_energy, kept_weights, nested_factors, whole_factor_
-from darwinlm.database.levels import variants
 from darwinlm.database.metrics import Order, least_error
 from darwinlm.database.order import damp, damp_, ordered_moment
 from darwinlm.families.shapes import ModuleShape, module_shapes
@@ -25,6 +24,7 @@ from darwinlm.runtime.artifact import StageFolder, open_tensors, read_tensors, w
 from darwinlm.runtime.compute import exact
 from darwinlm.runtime.errors import ArtifactError
 from darwinlm.streaming.stream import BlockStream
+from darwinlm.units.levels import variants
 
 SMALL = 16 << 20
 """Maximum bytes of a matrix that stays in memory."""

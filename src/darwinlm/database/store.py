@@ -20,8 +20,6 @@ from darwinlm.database.factors import (
     pack_lower,
     unpack_lower,
 )
-from darwinlm.database.levels import Level, variants
-from darwinlm.database.modules import ModuleReader
 from darwinlm.families.bounds import WEIGHTS
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.parts import ModuleKind
@@ -31,6 +29,8 @@ from darwinlm.runtime.artifact import check_file, damaged, open_tensors, read_ma
 from darwinlm.runtime.mapped import in_file
 from darwinlm.runtime.memory import ALL, Bounded, free_host_bytes, memory_of
 from darwinlm.streaming.transfers import HostCopy, pinned_bytes
+from darwinlm.units.levels import Level, variants
+from darwinlm.units.modules import ModuleReader
 
 CPU = torch.device("cpu")
 

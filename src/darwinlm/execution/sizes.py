@@ -9,8 +9,8 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import ModuleShape, module_shapes
 from darwinlm.recipe import Recipe
 from darwinlm.runtime.compute import DTYPES
-from darwinlm.search.problem.budgets import Counted, bounded
-from darwinlm.search.problem.problem import space_of
+from darwinlm.search.budgets import Counted, bounded
+from darwinlm.search.problem import space_of
 from darwinlm.surgery.vocabulary.choose import kept_size
 
 

@@ -14,9 +14,9 @@ from darwinlm.latency.timing import ModelTimer
 from darwinlm.recipe import BudgetSettings
 from darwinlm.runtime.artifact import read_as, write_json
 from darwinlm.runtime.errors import BudgetError
-from darwinlm.search.problem.cost import CostModel, time_costs
-from darwinlm.search.problem.space import SearchSpace
 from darwinlm.surgery.stitch import Chosen, chosen_levels
+from darwinlm.units.cost import CostModel, time_costs
+from darwinlm.units.space import SearchSpace
 
 CHECKS = 3
 """Number of random allocations for checking predictions."""

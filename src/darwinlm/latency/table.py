@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from pydantic import BaseModel
 
-from darwinlm.database.levels import Level
+from darwinlm.units.levels import Level
 
 Size = tuple[int, int, int]
 """KV groups, query heads per group (or experts of a mixture), width."""

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from darwinlm.database.levels import Level, kept_groups
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.parts import ModuleKind
 from darwinlm.families.shapes import ModuleShape
@@ -23,6 +22,7 @@ from darwinlm.recipe import BudgetSettings
 from darwinlm.runtime.compute import now
 from darwinlm.surgery.shrink import layer_overrides
 from darwinlm.surgery.stitch import Chosen, empty_model, layer_table, smaller_config
+from darwinlm.units.levels import Level, kept_groups
 
 DECODE_STEPS = 8
 """Number of decoded tokens whose median time is used for all."""

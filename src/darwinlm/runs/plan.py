@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Unpack
 
-from darwinlm.database.levels import unfit_widths
 from darwinlm.execution.plan import DEVICES, Plan, plan_card, plan_here
 from darwinlm.execution.sizes import Sizes
 from darwinlm.models.resolve import describe_model
@@ -15,8 +14,9 @@ from darwinlm.recipe.settled import settled
 from darwinlm.runtime.compute import resolve_device
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.runtime.limits import suggestion
-from darwinlm.search.problem.space import kept_whole
 from darwinlm.stages.layers import choose_layers
+from darwinlm.units.levels import unfit_widths
+from darwinlm.units.space import kept_whole
 
 
 def plan(

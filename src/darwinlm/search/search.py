@@ -1,9 +1,10 @@
 """The search for an allocation (DarwinLM, section 3.2): one level for every module, within the budget.
 
-`search` follows that section. The first parent has equal layers (`propose/start.py`). Every generation derives children
-from the parent (`propose/`), within the exact budget (`problem/`). Selection rounds evaluate fewer and fewer of them on
-more and more text, by KL to the dense model (`evaluate/`), after training if the recipe asks for it. The best child
-becomes the next parent (`evolve/`). The prediction of good children (`predict/`) is not in the paper.
+`search` follows that section. The first parent has equal layers (`propose.py`). A generation (`evolution.py`) derives
+children from the parent, within the exact budget (`problem.py`). Selection rounds evaluate fewer and fewer of them on
+more and more text, by KL to the dense model (`fitness.py`), after training if the recipe asks for it (`training.py`).
+The best child becomes the next parent. The prediction of good children (`gradients.py`, `prediction.py`,
+`knapsack.py`) is not in the paper.
 """
 
 from __future__ import annotations
@@ -22,21 +23,21 @@ from darwinlm.database.store import DatabaseReader
 from darwinlm.recipe import SearchSettings
 from darwinlm.runtime import parallel
 from darwinlm.runtime.errors import BudgetError
-from darwinlm.search.evaluate.dense_side import head_bytes
-from darwinlm.search.evaluate.fitness import Clock, Fitness
-from darwinlm.search.evaluate.modules import PlacedModules
-from darwinlm.search.evaluate.training import MARGIN, CandidateTrainer
-from darwinlm.search.evolve.evolution import Guide, evolve
-from darwinlm.search.evolve.state import SearchState
-from darwinlm.search.predict.curvature import Curvature, removed_together
-from darwinlm.search.predict.gradients import Gradients
-from darwinlm.search.predict.module_losses import estimated_losses, local_errors
-from darwinlm.search.problem.equal import EqualLayers
-from darwinlm.search.problem.problem import Problem
-from darwinlm.search.problem.space import Allocation, PerLevel
-from darwinlm.search.propose.start import neighbour_start, uniform_allocations, uniform_start
+from darwinlm.search.dense_side import head_bytes
+from darwinlm.search.equal import EqualLayers
+from darwinlm.search.evolution import Guide, evolve
+from darwinlm.search.fitness import Clock, Fitness
+from darwinlm.search.gradients import Gradients
+from darwinlm.search.module_losses import estimated_losses, local_errors
+from darwinlm.search.modules import PlacedModules
+from darwinlm.search.prediction import Curvature, removed_together
+from darwinlm.search.problem import Problem
+from darwinlm.search.propose import neighbour_start, uniform_allocations, uniform_start
+from darwinlm.search.state import SearchState
+from darwinlm.search.training import MARGIN, CandidateTrainer
 from darwinlm.streaming.decoder import Decoder
 from darwinlm.streaming.hidden import STREAMS, HiddenMemory
+from darwinlm.units.space import Allocation, PerLevel
 
 if TYPE_CHECKING:
     from darwinlm.runtime.console import Reporter

@@ -14,7 +14,7 @@ from darwinlm.latency.measure import check_fastest, fastest, measure_table, tabl
 from darwinlm.latency.table import LatencyTable
 from darwinlm.latency.timing import ModelTimer
 from darwinlm.runtime.artifact import read_as, write_json
-from darwinlm.search.problem.problem import space_of
+from darwinlm.search.problem import space_of
 
 WORRYING = 0.05
 """Prediction error above which the user is warned."""

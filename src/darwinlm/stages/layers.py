@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from darwinlm.database.levels import Level
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import is_custom
 from darwinlm.families.shapes import ModuleShape
@@ -15,15 +14,16 @@ from darwinlm.gguf.rope import UnsupportedError
 from darwinlm.recipe import Recipe
 from darwinlm.recipe.quantisation import in_gguf
 from darwinlm.runtime.errors import BudgetError, RecipeError
-from darwinlm.search.problem.cost import CostModel
-from darwinlm.search.problem.equal import EqualLayers, equal_layers
-from darwinlm.search.problem.problem import Budget
-from darwinlm.search.problem.space import Allocation, SearchSpace
+from darwinlm.search.equal import EqualLayers, equal_layers
+from darwinlm.search.problem import Budget
 from darwinlm.surgery.depth import can_lose_blocks, without_blocks
 from darwinlm.surgery.reshape import Reshaper
 from darwinlm.surgery.shrink import layer_overrides
 from darwinlm.surgery.sizes import BlockSizes
 from darwinlm.surgery.stitch import chosen_levels, layer_table, smaller_config
+from darwinlm.units.cost import CostModel
+from darwinlm.units.levels import Level
+from darwinlm.units.space import Allocation, SearchSpace
 
 
 def choose_layers(

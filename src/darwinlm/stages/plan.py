@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from darwinlm.database.levels import unfit_widths
 from darwinlm.execution.plan import check_memory
 from darwinlm.execution.sizes import Sizes
 from darwinlm.execution.stage import Stage, Task
@@ -17,11 +16,12 @@ from darwinlm.recipe.quantisation import in_gguf
 from darwinlm.recipe.settled import saved_dtype
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import write_json
-from darwinlm.search.problem.budgets import Counted, bounded
-from darwinlm.search.problem.cost import CostModel
-from darwinlm.search.problem.problem import Problem, space_of
-from darwinlm.search.problem.space import SearchSpace
+from darwinlm.search.budgets import Counted, bounded
+from darwinlm.search.problem import Problem, space_of
 from darwinlm.stages.layers import choose_layers, layers_that_run
+from darwinlm.units.cost import CostModel
+from darwinlm.units.levels import unfit_widths
+from darwinlm.units.space import SearchSpace
 
 FILE = "plan.json"
 

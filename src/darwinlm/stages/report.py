@@ -37,9 +37,8 @@ from darwinlm.runtime.artifact import write_json, write_text
 from darwinlm.runtime.errors import BudgetError
 from darwinlm.runtime.figures import ChatFigures, FileChoice, TimeFigures
 from darwinlm.runtime.version import VERSION
-from darwinlm.search.predict.module_losses import sensitivities
-from darwinlm.search.problem.problem import Problem
-from darwinlm.search.problem.space import kept_whole
+from darwinlm.search.module_losses import sensitivities
+from darwinlm.search.problem import Problem
 from darwinlm.stages.database import PruningDatabase
 from darwinlm.stages.evaluate import Measured
 from darwinlm.stages.export import Exported
@@ -50,6 +49,7 @@ from darwinlm.stages.text import Texts
 from darwinlm.stages.vocabulary import CutVocabulary
 from darwinlm.surgery.depth import numbers_in
 from darwinlm.text.sampling.script import is_chat
+from darwinlm.units.space import kept_whole
 
 PAGE = "report.html"
 

@@ -9,13 +9,13 @@ from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import StageFolder, read_json, write_json
-from darwinlm.search.problem.problem import Problem
-from darwinlm.search.problem.space import Allocation
+from darwinlm.search.problem import Problem
 from darwinlm.search.search import search
 from darwinlm.stages.database import PruningDatabase
 from darwinlm.streaming.decoder import Decoder
 from darwinlm.streaming.streamed import StreamedDecoder
 from darwinlm.text import TokenSequences
+from darwinlm.units.space import Allocation
 
 RESULT = "result.json"
 

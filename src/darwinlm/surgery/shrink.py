@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from darwinlm.database.levels import Kept, Level
 from darwinlm.families.expert_tensors import as_stored, by_rows
 from darwinlm.families.family import Family
 from darwinlm.families.modeling_darwinlm import keep_shared_width, share_kv_heads
@@ -18,6 +17,7 @@ from darwinlm.families.parts import Mlp, ModuleKind, Part, RowUnit
 from darwinlm.families.shapes import ModuleShape, gated_rows, row_counts, row_segments, shared_width
 from darwinlm.runtime.compute import to_device
 from darwinlm.streaming.decoder import part_of
+from darwinlm.units.levels import Kept, Level
 
 ATTENTION_HEADS = "num_attention_heads"
 KV_HEADS = "num_key_value_heads"

@@ -13,8 +13,6 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from darwinlm.database.levels import Level, ModuleLevels, kept_groups
-from darwinlm.database.modules import ModuleReader
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import Family, class_prefix, is_custom
 from darwinlm.families.parts import KINDS, Experts, ModuleKind
@@ -29,6 +27,8 @@ from darwinlm.surgery.shrink import (
     shrink_tensors,
     split_block,
 )
+from darwinlm.units.levels import Level, ModuleLevels, kept_groups
+from darwinlm.units.modules import ModuleReader
 
 SKIP = "skip"
 OF_OUR_CLASS = (

@@ -16,8 +16,8 @@ from itertools import product
 import numpy as np
 
 from darwinlm.runtime.errors import BudgetError
-from darwinlm.search.problem.cost import CostModel
-from darwinlm.search.problem.space import Allocation, PerLevel, SearchSpace, uniform_sizes
+from darwinlm.units.cost import CostModel
+from darwinlm.units.space import Allocation, PerLevel, SearchSpace, uniform_sizes
 
 FIRST = 12
 """Allocations of the lowest predicted losses that are measured as first parents."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from darwinlm.database.levels import Kept, Level, ModuleLevels, kept_groups, module_levels
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.expert_tensors import by_rows
 from darwinlm.families.parts import ModuleKind
 from darwinlm.families.shapes import module_shapes
 from darwinlm.recipe import UnitsSettings
+from darwinlm.units.levels import Kept, Level, ModuleLevels, kept_groups, module_levels
 
 Place = tuple[int, ModuleKind]
 

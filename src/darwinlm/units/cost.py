@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from darwinlm.runtime import amounts
-from darwinlm.search.problem.space import PerLevel, SearchSpace
+from darwinlm.units.space import PerLevel, SearchSpace
 
 Costs = tuple[tuple[int, ...], ...]
 

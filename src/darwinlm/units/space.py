@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from darwinlm.database.levels import Level, ModuleLevels
 from darwinlm.families.family import Family
+from darwinlm.units.levels import Level, ModuleLevels
 
 Allocation = tuple[int, ...]
 PerLevel = Sequence[Sequence[float]]

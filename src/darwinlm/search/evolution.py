@@ -27,15 +27,13 @@ import numpy as np
 from darwinlm.recipe import SearchSettings
 from darwinlm.runtime import parallel
 from darwinlm.runtime.errors import BudgetError, NumericsError, TimeLimitError
-from darwinlm.search.evaluate.fitness import Clock, Fitness, Window
-from darwinlm.search.evaluate.training import CandidateTrainer
-from darwinlm.search.evolve.state import Generation, SearchState
-from darwinlm.search.predict.curvature import Curvature
-from darwinlm.search.predict.surrogate import INTERACTION, Observation, Surrogate, first_order
-from darwinlm.search.problem.problem import Problem
-from darwinlm.search.problem.space import Allocation, PerLevel
-from darwinlm.search.propose.level_switch import level_switch, paper_switch
-from darwinlm.search.propose.start import knapsack_start
+from darwinlm.search.fitness import Clock, Fitness, Window
+from darwinlm.search.prediction import INTERACTION, Curvature, Observation, Surrogate, first_order
+from darwinlm.search.problem import Problem
+from darwinlm.search.propose import knapsack_start, level_switch, paper_switch
+from darwinlm.search.state import Generation, SearchState
+from darwinlm.search.training import CandidateTrainer
+from darwinlm.units.space import Allocation, PerLevel
 
 STRENGTHS = (0.8, 1.15, 1.7)
 """Factors on the curvature; a generation solves for each, since none is always best (notebook, "Children that are

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 from darwinlm.database.store import DatabaseReader
 from darwinlm.runtime.figures import Sensitivity
-from darwinlm.search.problem.cost import parameter_costs
-from darwinlm.search.problem.knapsack import solve_knapsack
-from darwinlm.search.problem.space import PerLevel, SearchSpace
+from darwinlm.search.knapsack import solve_knapsack
+from darwinlm.units.cost import parameter_costs
+from darwinlm.units.space import PerLevel, SearchSpace
 
 FACTOR, POWER = 1.4, 0.77
 """Loss of a whole model from the sum s of its modules' losses: 1.4 s^0.77. Fitted to nine runs of SmolLM2-135M-Instruct

@@ -34,12 +34,12 @@ from darwinlm.runtime import parallel
 from darwinlm.runtime.compute import exact
 from darwinlm.runtime.errors import NumericsError
 from darwinlm.runtime.memory import memory_of
-from darwinlm.search.evaluate.dense_side import GRADIENT_TOKENS
-from darwinlm.search.evaluate.fitness import CPU_TOKENS, Clock, Window, at_once
-from darwinlm.search.evaluate.modules import PlacedModules
-from darwinlm.search.problem.space import Allocation
+from darwinlm.search.dense_side import GRADIENT_TOKENS
+from darwinlm.search.fitness import CPU_TOKENS, Clock, Window, at_once
+from darwinlm.search.modules import PlacedModules
 from darwinlm.streaming.decoder import Removed
 from darwinlm.streaming.hidden import HiddenMemory, HiddenStates
+from darwinlm.units.space import Allocation
 
 
 class Gradients:

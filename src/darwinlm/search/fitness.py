@@ -27,10 +27,10 @@ from darwinlm.runtime import parallel
 from darwinlm.runtime.compute import exact
 from darwinlm.runtime.errors import NumericsError, TimeLimitError
 from darwinlm.runtime.memory import Bounded, memory_of
-from darwinlm.search.evaluate.dense_side import Distributions, ExpectedRows, LinearHead
-from darwinlm.search.evaluate.modules import PlacedModules
-from darwinlm.search.problem.space import Allocation
+from darwinlm.search.dense_side import Distributions, ExpectedRows, LinearHead
+from darwinlm.search.modules import PlacedModules
 from darwinlm.streaming.hidden import HiddenMemory, HiddenStates
+from darwinlm.units.space import Allocation
 
 CPU_TOKENS = 1024
 """Maximum number of tokens in a forward pass on a CPU, so that the residual stream stays in its caches."""

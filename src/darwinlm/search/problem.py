@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from darwinlm.database.levels import module_levels
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import ModuleShape
 from darwinlm.recipe import Recipe
 from darwinlm.runtime.amounts import amount
 from darwinlm.runtime.artifact import digest_of
-from darwinlm.search.problem.cost import CostModel
-from darwinlm.search.problem.equal import EqualLayers
-from darwinlm.search.problem.space import SearchSpace
+from darwinlm.search.equal import EqualLayers
+from darwinlm.units.cost import CostModel
+from darwinlm.units.levels import module_levels
+from darwinlm.units.space import SearchSpace
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,12 @@ from darwinlm.evaluation.chunks import chunked_loss
 from darwinlm.recipe import TrainingSettings
 from darwinlm.runtime import parallel
 from darwinlm.runtime.memory import free_bytes, free_host_bytes, kept_memory
-from darwinlm.search.evaluate.dense_side import LOGIT_TOKENS
-from darwinlm.search.evaluate.fitness import Fitness
-from darwinlm.search.evaluate.modules import PlacedModules
-from darwinlm.search.evaluate.student import Parked, Student
-from darwinlm.search.problem.space import Allocation
+from darwinlm.search.dense_side import LOGIT_TOKENS
+from darwinlm.search.fitness import Fitness
+from darwinlm.search.modules import PlacedModules
+from darwinlm.search.student import Parked, Student
 from darwinlm.streaming.hidden import HiddenMemory, HiddenStates
+from darwinlm.units.space import Allocation
 
 HOST_SHARE = 0.5
 """Largest share of free main memory for states of waiting candidates."""

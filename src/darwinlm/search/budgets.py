@@ -27,9 +27,9 @@ from darwinlm.recipe import BudgetSettings, Recipe
 from darwinlm.recipe.quantisation import WRITTEN
 from darwinlm.recipe.settled import saved_dtype
 from darwinlm.runtime.errors import BudgetError, RecipeError
-from darwinlm.search.problem.cost import CostModel, byte_costs, parameter_costs
-from darwinlm.search.problem.problem import Budget
-from darwinlm.search.problem.space import SearchSpace
+from darwinlm.search.problem import Budget
+from darwinlm.units.cost import CostModel, byte_costs, parameter_costs
+from darwinlm.units.space import SearchSpace
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from darwinlm.runtime.artifact import damaged, read_as, write_json
-from darwinlm.search.predict.surrogate import Observation
-from darwinlm.search.problem.space import Allocation
+from darwinlm.search.prediction import Observation
+from darwinlm.units.space import Allocation
 
 
 @dataclass

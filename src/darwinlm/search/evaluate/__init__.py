@@ -1,1 +1,0 @@
-"""Evaluation of allocations: modules in place, the dense model's distributions, KL, training of candidates."""

@@ -1,1 +1,0 @@
-"""The loop of the search, children from the knapsack, and its saved state."""

@@ -1,1 +1,0 @@
-"""Prediction of losses from gradients, curvature and measured losses."""

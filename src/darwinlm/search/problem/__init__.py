@@ -1,1 +1,0 @@
-"""The search problem: the space of allocations, their cost, the budget, and the knapsack."""

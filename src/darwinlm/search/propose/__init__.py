@@ -1,1 +1,0 @@
-"""Proposals for evaluation: the first parent and the level switch."""

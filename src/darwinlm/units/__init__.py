@@ -1,0 +1,1 @@
+"""Modules of a model, their levels, allocations, and what they cost."""
