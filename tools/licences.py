@@ -8,7 +8,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-EXTRAS = ("gguf", "llama-cpp", "eval", "train")
+EXTRAS = ("gguf", "eval", "train")
 PAGE = Path("docs/licences.md")
 HEAD = """# Licences of the dependencies
 

@@ -18,12 +18,10 @@ from pathlib import Path
 from textwrap import wrap
 
 import yaml
-from transformers import CONFIG_MAPPING
 
 from darwinlm import pipeline
 from darwinlm.engines.vllm_plugin import TESTED
 from darwinlm.families.family import Family, families
-from darwinlm.families.refusal import why_not
 from darwinlm.gguf.architecture import architecture_of
 from darwinlm.gguf.layout import UNKNOWN
 from darwinlm.recipe import Recipe, describe_fields
@@ -33,24 +31,12 @@ ROOT = Path(__file__).parents[1]
 ATTENTION = {"heads": "heads", "whole": "kept or removed", "never": "kept"}
 GROUPED = ("deepseek_v3",)
 """Families whose published models choose among groups of experts."""
-REFUSED = (
-    ("Nemotron-H, Falcon-H1, Jamba", "nemotron_h"),
-    ("LFM2-MoE", "lfm2_moe"),
-    ("Mamba", "mamba2"),
-    ("Kimi Linear", "kimi_linear"),
-    ("DeepSeek-V3.2 and V4, Mistral Small 4, MiniCPM3", "minicpm3"),
-    ("Gemma 3n", "gemma3n_text"),
-    ("Llama 4", "llama4"),
-    ("Qwen3-VL-MoE", "qwen3_vl_moe"),
-    ("Qwen3-VL", "qwen3_vl"),
-    ("Kimi K2.5", "kimi_k25"),
-    ("Phi-3.5-MoE, Granite 3 MoE and other mixtures", "phimoe"),
-    ("Command R", "cohere2"),
-    ("Pythia, Falcon", "gpt_neox"),
-    ("PaliGemma", "paligemma"),
-    ("T5, BART", "bart"),
-)
-"""Popular models that are refused, and a model type whose configuration shows the reason."""
+REFUSED = """\
+Recurrent layers or convolutions of other kinds: Nemotron-H, Falcon-H1, Jamba, LFM2-MoE, Mamba, Kimi Linear. Keys and
+values compressed in other ways: DeepSeek-V3.2 and V4, Mistral Small 4, MiniCPM3. Layers that share keys or have their
+own embeddings: Gemma 3n. Attention beside the MLP on one stream: Command R, Pythia, Falcon. Other mixtures of experts:
+Llama 4, Phi-3.5-MoE, Granite 3 MoE. Text parts without a causal class of their own: Qwen3-VL. Encoders: T5, BART.
+Save the text part of PaliGemma or Kimi K2.5 separately."""
 
 
 def default_recipe() -> str:
@@ -208,7 +194,7 @@ partial rotation of GLM-4, in original models as well."""
 
 
 def families_page() -> str:
-    """Every family with its pruned units and the engines for the result, and reasons for refused models."""
+    """Every family with its pruned units and the engines for the result, and refused models."""
     lines = [
         "# Model families",
         "",
@@ -233,9 +219,6 @@ def families_page() -> str:
         vllm = "yes" if family.key in TESTED else ""
         cells = family.title, f"`{family.model_type}`", *parts_cut(family), equal, gguf_when_layers_differ(family), vllm
         lines.append("|".join(("", *cells, "")))
-    reasons: dict[str, list[str]] = {}
-    for title, name in REFUSED:
-        reasons.setdefault(str(why_not(CONFIG_MAPPING[name](), known)), []).append(title)
     lines += [
         "",
         "Attention is kept or removed as a whole if its norms span all heads or its output projection has one size.",
@@ -269,9 +252,7 @@ def families_page() -> str:
         "",
         "## Refused models",
         "",
-        "| models | reason |",
-        "| --- | --- |",
-        *(f"| {', '.join(titles)} | {reason} |" for reason, titles in reasons.items()),
+        *REFUSED.splitlines(),
         "",
         "A new family whose blocks are one token mixer followed by one MLP needs only a YAML file:",
         "[how](extending.md#a-model-family).",

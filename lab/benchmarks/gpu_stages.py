@@ -355,8 +355,8 @@ class _KilledError(Exception):
 
 def decoding(setup: Setup) -> None:
     """Measure tokens per second of both models in eager decoding, and as a graph with a cache of fixed size."""
-    from darwinlm.engines.torch import Torch
-    from darwinlm.latency.graphs import GraphedDecoding, StaticDecoding
+    from darwinlm.engines.torch import Engine
+    from darwinlm.search.latency.graphs import GraphedDecoding, StaticDecoding
 
     layers = 4 if setup.tiny else 32
     prompt, new = ([5] * 16, 4) if setup.tiny else ([5] * 512, 64)
@@ -364,7 +364,7 @@ def decoding(setup: Setup) -> None:
     words = "a CUDA graph" if on_gpu else "a cache of fixed size"
     rates: dict[str, list[float]] = {"eagerly": [], f"with {words}": []}
     for name, checkpoint in (("dense", model_of(setup, layers)), ("smaller", smaller_model(setup, layers))):
-        engine = Torch(str(checkpoint.folder), device=setup.device)
+        engine = Engine(str(checkpoint.folder), device=setup.device)
         engine.generate(prompt, new + 1)
         _, first, further = engine.generate(prompt, new + 1)
         setup.told("decoding", f"{name}: prompt", len(prompt) / first, "tokens/s")

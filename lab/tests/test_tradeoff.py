@@ -24,7 +24,7 @@ def given(tmp_path):
 
 
 def test_every_file_is_measured_and_the_front_is_drawn(command, given, tmp_path):
-    pytest.importorskip("cyllama", reason="comes with the extra llama-cpp")
+    pytest.importorskip("cyllama", reason="comes with the extra gguf")
     ended = command("tradeoff", *given, *FAST, "--quant", "f16,q8_0,q2_k").succeeded()
     found = json.loads((tmp_path / "out" / "tradeoff.json").read_text())
     names = [(row["model"], row["quantisation"]) for row in found["rows"]]
@@ -60,14 +60,14 @@ def test_every_file_is_measured_and_the_front_is_drawn(command, given, tmp_path)
     ],
 )
 def test_wrong_input_ends_before_any_pruning(command, given, tmp_path, change, said):
-    pytest.importorskip("cyllama", reason="comes with the extra llama-cpp")
+    pytest.importorskip("cyllama", reason="comes with the extra gguf")
     command("tradeoff", *given, *FAST, *change).refused(said)
     assert not (tmp_path / "out" / "sizes").exists()
 
 
 def test_without_the_engine_the_extra_is_named(command, given, tmp_path, monkeypatch):
-    monkeypatch.setitem(process.ENGINES, "llama.cpp", ("no_such_package", "llama-cpp"))
-    command("tradeoff", *given, *FAST).refused("llama-cpp")
+    monkeypatch.setitem(process.ENGINES, "llama.cpp", ("llama_cpp", "no_such_package", "gguf"))
+    command("tradeoff", *given, *FAST).refused("[gguf]")
     assert not (tmp_path / "out").exists()
 
 

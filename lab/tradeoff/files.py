@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from darwinlm.engines.in_llama_cpp import open_in_llama_cpp
 from darwinlm.engines.process import ENGINES, quantise_file
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.export.gguf import export_gguf
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.models.in_llama_cpp import open_in_llama_cpp
 from darwinlm.recipe.quantisation import QUANTISATIONS
 from darwinlm.runtime.artifact import StageFolder, digest_of, file_digest, read_as, write_json
 from darwinlm.runtime.console import Reporter

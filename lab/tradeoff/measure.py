@@ -14,10 +14,10 @@ from pathlib import Path
 from torch import Tensor
 
 from darwinlm.engines.process import EngineProcess, Timing, require_engine
+from darwinlm.engines.resolve import resolve_model
 from darwinlm.evaluation.text import pack
 from darwinlm.execution.output import claim, mark
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.models.resolve import resolve_model
 from darwinlm.recipe import Recipe
 from darwinlm.recipe.quantisation import WRITTEN
 from darwinlm.runs.sweep import member_name, prune_sweep

@@ -3,8 +3,7 @@
 `prune` runs the whole pipeline, `prune_sweep` runs it for several sizes, `plan` predicts
 memory and time, and `recover` trains the result. `load` loads a model to generate, evaluate and export.
 `Recipe`, `load_recipe` and `load_recipes` describe runs; a `Reporter` receives their progress. Every error that input
-can cause is a `DarwinLMError`. Names are loaded on first use, so that `import darwinlm` is fast. After the import, the
-Auto classes of transformers load models with unequal layers without `trust_remote_code`.
+can cause is a `DarwinLMError`. Names are loaded on first use, so that `import darwinlm` is fast.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from darwinlm.families.registration import register_when_imported
 from darwinlm.runtime.version import VERSION
 
 __version__ = VERSION
@@ -60,6 +58,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return [*__all__, "__doc__", "__file__", "__name__", "__path__"]
-
-
-register_when_imported()

@@ -43,7 +43,6 @@ def of_value(value):
 
 
 UNKNOWN = "the model type '{}' isn't known"
-LATENT = "can't be pruned: its keys and values are compressed (multi-head latent attention)"
 NO_TOKENIZER = ("holds no tokenizer that can be read (", "): put the files of the original model's tokenizer beside")
 REFUSED = {
     "a family of transformers": (
@@ -51,7 +50,10 @@ REFUSED = {
         (UNKNOWN.format("gpt2"), "qwen3"),
     ),
     "a family of nobody": (lambda f: edit_config(f, model_type="foo"), (UNKNOWN.format("foo"), "llama", "YAML file")),
-    "a family that can't be cut, before its code is asked for": (lambda f: with_code(f, "minicpm3"), (LATENT,)),
+    "a family that can't be cut, before its code is asked for": (
+        lambda f: with_code(f, "minicpm3"),
+        (UNKNOWN.format("minicpm3"),),
+    ),
     "code of its own": (lambda f: with_code(f, "mine"), ("wants to run its own Python code", "--allow-remote-code")),
     "code of its own under our name": (lambda f: with_code(f, "darwinlm_mine"), ("wants to run its own Python code",)),
     "attention from the hub": (lambda f: edit_config(f, attn_implementation="own/er"), ("attn_implementation", "sdpa")),

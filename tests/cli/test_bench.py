@@ -45,7 +45,7 @@ def test_torch_against_the_dense_model(command, model, tmp_path):
 
 
 def test_llama_cpp_from_a_folder_and_from_a_file(command, model, tmp_path):
-    pytest.importorskip("cyllama", reason="comes with the extra llama-cpp")
+    pytest.importorskip("cyllama", reason="comes with the extra gguf")
     assert command("export", model, "--to", "gguf", "--quant", "q8_0", "--out", tmp_path / "m.gguf").code == 0
     command("bench", tmp_path / "m.gguf", "--out", tmp_path / "b.json", *FAST).succeeded()
     found = assert_complete(tmp_path / "b.json", [str(tmp_path / "m.gguf")])
@@ -80,15 +80,15 @@ def test_an_output_that_cannot_be_written_is_refused_before_measuring(command, m
     command("bench", model, "--out", tmp_path / "file" / "b.json").refused("can't write")
 
 
-@pytest.mark.parametrize(("engine", "extra"), [("llama.cpp", "llama-cpp"), ("vllm", "vllm")])
+@pytest.mark.parametrize(("engine", "extra"), [("llama.cpp", "gguf"), ("vllm", "vllm")])
 def test_an_engine_that_is_not_installed(command, model, monkeypatch, engine, extra):
-    monkeypatch.setitem(ENGINES, engine, ("not_installed_here", extra))
+    monkeypatch.setitem(ENGINES, engine, ("torch", "not_installed_here", extra))
     command("bench", model, "--engine", engine).refused(f"measuring speed in {engine}", install(extra))
 
 
 def test_an_engine_that_dies_is_a_message(tmp_path, monkeypatch):
     """A width of 0 in the last block makes llama.cpp abort its process."""
-    pytest.importorskip("cyllama", reason="comes with the extra llama-cpp")
+    pytest.importorskip("cyllama", reason="comes with the extra gguf")
     folder = pruned_checkpoint(tmp_path / "model", "llama", {2: (4, 2, 0)})
     monkeypatch.setattr(layout, "_padded", lambda sizes, architecture, **_: sizes)
     with pytest.raises(ExportError, match=r"the export fails its check: llama.cpp died .*nothing was written"):

@@ -10,8 +10,8 @@ import torch
 from rich.console import Console
 
 from darwinlm.cli.chat import _answer
+from darwinlm.engines.opened import Opened, open_model
 from darwinlm.evaluation.chat import AnswerSettings, Conversation
-from darwinlm.models.opened import Opened, open_model
 from darwinlm.runtime.errors import DataError
 from darwinlm.runtime.limits import visible
 

@@ -23,7 +23,7 @@ def names(folder):
 
 @pytest.mark.parametrize("kind", ["q8_0", "q4_k_m", "q2_k"])
 def test_the_largest_type_that_fits(command, model, tmp_path, kind):
-    pytest.importorskip("cyllama", reason="comes with the extra llama-cpp")
+    pytest.importorskip("cyllama", reason="comes with the extra gguf")
     checkpoint, file = Checkpoint.open(model), tmp_path / "m.gguf"
     bound = predicted_sizes(checkpoint, header_bytes(checkpoint))[kind] + 1000
     command("export", model, "--to", "gguf", "--file", bound, "--out", file).succeeded()
@@ -49,15 +49,15 @@ def test_wrong_options(command, model, tmp_path, arguments, parts):
 
 def test_without_the_engine_the_extra_is_named(command, model, tmp_path, monkeypatch):
     pytest.importorskip("gguf", reason="the extra gguf")
-    monkeypatch.setitem(process.ENGINES, "llama.cpp", ("no_such_package", "llama-cpp"))
+    monkeypatch.setitem(process.ENGINES, "llama.cpp", ("llama_cpp", "no_such_package", "gguf"))
     words = ("--to", "gguf", "--file", "800kB", "--out", tmp_path / "m.gguf")
-    command("export", model, *words).refused("quantising to", "llama-cpp")
+    command("export", model, *words).refused("quantising to", "[gguf]")
     assert names(tmp_path) == ["model"]
 
 
 def test_a_gguf_file_is_a_model_too(command, tmp_path):
     """Its tokenizer is copied, so that none that transformers knows differently is written."""
-    pytest.importorskip("cyllama", reason="comes with the extra llama-cpp")
+    pytest.importorskip("cyllama", reason="comes with the extra gguf")
     whole, small = tmp_path / "whole.gguf", tmp_path / "small.gguf"
     export_model(plain_checkpoint(tmp_path / "model", "llama"), whole, to="gguf", quantisation="f32")
     command("export", whole, "--to", "gguf", "--file", "200kB", "--out", small).succeeded()

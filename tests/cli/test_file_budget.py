@@ -35,7 +35,7 @@ def sizes_of(folder):
 
 
 def test_the_file_keeps_the_bound_and_the_quantised_dense_model_stands_beside_it(given, tmp_path):
-    pytest.importorskip("cyllama", reason="comes with the extra llama-cpp")
+    pytest.importorskip("cyllama", reason="comes with the extra gguf")
     dense = sizes_of(tmp_path / "model")
     bound = dense["q4_k_m"] - 100_000
     ended = given("--file", bound, "--for", "q8_0").succeeded()
@@ -56,7 +56,7 @@ def test_the_file_keeps_the_bound_and_the_quantised_dense_model_stands_beside_it
 
 
 def test_without_a_type_the_model_is_pruned_to_the_smallest_one_that_is_worth_it(given, tmp_path):
-    pytest.importorskip("cyllama", reason="comes with the extra llama-cpp")
+    pytest.importorskip("cyllama", reason="comes with the extra gguf")
     dense = sizes_of(tmp_path / "model")
     bound = dense["q3_k_m"] - 100_000
     ended = given("--file", bound).succeeded()
@@ -71,7 +71,7 @@ def test_without_a_type_the_model_is_pruned_to_the_smallest_one_that_is_worth_it
 
 @pytest.mark.parametrize("kind", ["q8_0", "q5_k_m", "q3_k_m"])
 def test_where_a_type_is_enough_the_command_for_it_is_named(given, command, tmp_path, monkeypatch, kind):
-    pytest.importorskip("cyllama", reason="comes with the extra llama-cpp")
+    pytest.importorskip("cyllama", reason="comes with the extra gguf")
     bound = sizes_of(tmp_path / "model")[kind] + 1000
     ended = given("--file", bound)
     ended.refused("needs no pruning: the whole model has", f"as {kind}")
@@ -85,12 +85,12 @@ def test_where_a_type_is_enough_the_command_for_it_is_named(given, command, tmp_
 
 def test_a_type_that_is_asked_for_may_be_too_large_for_the_whole_model(given, tmp_path):
     """Another one fits, but is not what was asked for."""
-    pytest.importorskip("cyllama", reason="comes with the extra llama-cpp")
+    pytest.importorskip("cyllama", reason="comes with the extra gguf")
     given("--file", sizes_of(tmp_path / "model")["q4_k_m"] + 1000, "--for", "q8_0", "--until", "plan").succeeded()
 
 
 def test_families_that_need_equal_layers_get_them(command, tmp_path):
-    pytest.importorskip("cyllama", reason="comes with the extra llama-cpp")
+    pytest.importorskip("cyllama", reason="comes with the extra gguf")
     model = plain_checkpoint(tmp_path / "model", "gemma", hidden_size=64, intermediate_size=768)
     text = tiny_text(tmp_path / "text.txt")
     sets = [part for setting in (*SETTINGS, *CHEAP) for part in ("--set", setting)]
@@ -116,6 +116,6 @@ def test_what_is_impossible_is_refused_before_the_first_stage(given, tmp_path, o
 
 @pytest.mark.parametrize("more", [("--for", "q8_0"), ()])
 def test_without_the_engine_the_extra_is_named(given, tmp_path, monkeypatch, more):
-    monkeypatch.setitem(process.ENGINES, "llama.cpp", ("no_such_package", "llama-cpp"))
-    given("--file", "300kB", *more).refused("llama-cpp")
+    monkeypatch.setitem(process.ENGINES, "llama.cpp", ("llama_cpp", "no_such_package", "gguf"))
+    given("--file", "300kB", *more).refused("[gguf]")
     assert not (tmp_path / "out" / "stages" / "text").exists()

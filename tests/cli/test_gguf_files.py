@@ -9,14 +9,14 @@ import pytest
 import torch
 from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
 
+from darwinlm.engines.opened import open_model
 from darwinlm.engines.process import ENGINES
 from darwinlm.export.run import export_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.gguf.sizes import header_bytes, predicted_sizes
-from darwinlm.models.opened import open_model
 from darwinlm.report.summary import FileFigures
 
-pytest.importorskip("cyllama", reason="comes with the extra llama-cpp")
+pytest.importorskip("cyllama", reason="comes with the extra gguf")
 
 UNEQUAL = {0: (2, 1, 96), 1: (0, 0, 64), 2: (4, 2, 32)}
 
@@ -75,8 +75,8 @@ def test_the_file_is_shown(command, file):
 
 def test_a_file_that_nothing_here_can_read_names_what_to_do(command, prune, monkeypatch, file):
     prune(model=file).refused("can't read the GGUF file", "give the model's original folder or hub id".capitalize())
-    monkeypatch.setitem(ENGINES, "llama.cpp", ("not_installed_here", "llama-cpp"))
-    command("chat", file).refused("running a model in llama.cpp needs", "[llama-cpp]")
+    monkeypatch.setitem(ENGINES, "llama.cpp", ("llama_cpp", "not_installed_here", "gguf"))
+    command("chat", file).refused("running a model in llama.cpp needs", "[gguf]")
 
 
 UNLIKE = {0: (0, 0, 96), 1: (2, 1, 0), 2: (4, 2, 64), 3: (0, 0, 0), 4: (4, 2, 96)}

@@ -30,7 +30,7 @@ def test_show_draws_every_block_and_says_what_next(command, run: Path) -> None:
         (line,) = [line for line in lines if line.startswith(f"{row.block:>3} ")]
         assert f" {row.heads}/{row.dense_heads} " in line
         assert line.endswith(f" {row.width * (row.experts or 1)}/{row.dense_width * (row.dense_experts or 1)}")
-    for word in ("perplexity", f"darwinlm chat {run}", f"darwinlm recover {run}", "darwinlm push"):
+    for word in ("perplexity", f"darwinlm chat {run}", f"darwinlm recover {run}", "hf upload OWNER/NAME"):
         assert word in ended.out
     assert json.loads(command("show", run, "--json").out) == json.loads((run / "summary.json").read_text())
 

@@ -10,7 +10,7 @@ from darwinlm.runtime.errors import EngineError
 
 
 def _enter(self):
-    from darwinlm.engines.llama_cpp import LlamaCpp
+    from darwinlm.engines.llama_cpp import Engine as LlamaCpp
 
     assert self.engine == "llama.cpp"
     self._folder = tempfile.TemporaryDirectory()

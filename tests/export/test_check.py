@@ -16,14 +16,14 @@ from darwinlm.recipe.quantisation import WRITTEN
 from darwinlm.runtime.errors import CheckpointError, ExportError, MissingExtraError
 from darwinlm.surgery.reshape import Reshaper
 
-pytest.importorskip("cyllama", reason="comes with the extra llama-cpp")
+pytest.importorskip("cyllama", reason="comes with the extra gguf")
 
 ROWS = {0: (2, 1, 96), 2: (4, 2, 64)}
 
 
 @pytest.fixture
 def without_the_library(monkeypatch):
-    monkeypatch.setitem(ENGINES, "llama.cpp", ("not_installed_here", "llama-cpp"))
+    monkeypatch.setitem(ENGINES, "llama.cpp", ("llama_cpp", "not_installed_here", "gguf"))
 
 
 def refused(tmp_path, model, *parts, to="gguf", **options):
@@ -113,10 +113,12 @@ def test_a_folder_that_was_saved_wrongly(tmp_path, monkeypatch):
 
 def test_the_report_says_what_was_not_checked(tmp_path, without_the_library):
     model = pruned_checkpoint(tmp_path / "model", "llama", ROWS)
-    report = export_model(model, tmp_path / "m.gguf", to="gguf", quantisation="q8_0")
+    with pytest.raises(MissingExtraError, match=r"checking the file in llama.cpp .--unchecked .*\[gguf\]'"):
+        export_model(model, tmp_path / "m.gguf", to="gguf", quantisation="q8_0")
+    report = export_model(model, tmp_path / "m.gguf", to="gguf", quantisation="q8_0", unchecked=True)
     assert [(row.left, row.right) for row in report.comparisons] == [("masked dense", "pruned in memory")]
     assert all(row.relative < 1e-5 and row.tokens > 100 and row.same_top == 1 for row in report.comparisons)
-    assert any(note.startswith("not checked in llama.cpp: ") for note in report.notes)
+    assert "not checked in llama.cpp" in report.notes
     assert report.bytes == (tmp_path / "m.gguf").stat().st_size
     assert report.details["tensor_types"] == {"Q8_0": 23, "F32": 7}
 
@@ -144,6 +146,6 @@ def test_a_difference_of_few_tokens_and_a_small_one_of_most_are_seen(place, faul
 @pytest.mark.parametrize("quantisation", [name for name in WRITTEN if name.startswith("q4_k")])
 def test_k_quants_without_the_library(tmp_path, without_the_library, quantisation):
     model = plain_checkpoint(tmp_path / "model", "llama")
-    with pytest.raises(MissingExtraError, match=r"pip install .*\[llama-cpp\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install .*\[gguf\]'"):
         export_model(model, tmp_path / "m.gguf", to="gguf", quantisation=quantisation)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

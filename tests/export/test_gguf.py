@@ -10,7 +10,7 @@ from tests.tiny.pruned import Row, any_checkpoint, pruned_checkpoint
 from darwinlm.export.run import export_model
 from darwinlm.runtime.errors import ExportError
 
-pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra llama-cpp")
+pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra gguf")
 
 FULL = (4, 2, 96)
 ODD: dict[str, tuple[dict[int, Row], str]] = {

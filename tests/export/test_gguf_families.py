@@ -16,7 +16,7 @@ from darwinlm.families.family import families
 from darwinlm.gguf.architecture import architecture_of
 from darwinlm.gguf.header import read_header
 
-pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra llama-cpp")
+pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra gguf")
 
 MIXED = {0: (0, 0, 96), 1: (2, 2, 0), 2: (2, 1, 40)}
 SQUARE = {"hidden_size": 128}

@@ -9,20 +9,20 @@ from tests.export.test_gguf_families import CASES as FAMILIES
 from tests.export.test_gguf_rope import CASES as ROPES
 from tests.tiny.pruned import any_checkpoint, plain_checkpoint
 
+from darwinlm.engines.in_llama_cpp import open_in_llama_cpp
 from darwinlm.engines.process import EngineProcess
+from darwinlm.engines.resolve import describe_model, resolve_model
 from darwinlm.export.run import export_model
 from darwinlm.gguf import write
-from darwinlm.models.in_llama_cpp import open_in_llama_cpp
-from darwinlm.models.resolve import describe_model, resolve_model
 from darwinlm.runtime.errors import CheckpointError
 
-pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra llama-cpp")
+pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra gguf")
 
 CASES = FAMILIES | ROPES
 READ = [
     "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "phi3 that turns half of a head", "ministral3",
     "helium", "qwen3_5", "lfm2", "qwen3_5_moe", "yarn, llama", "yarn, its magnitude from two numbers", "yarn, qwen3",
-    "linear, llama", "linear, gemma3's full layers", "llama3, llama", "longrope, llama", "longrope, phi3",
+    "linear, llama", "linear, gemma3's full layers", "longrope, llama", "longrope, phi3",
     "longrope, phi3 of which half a head turns", "dynamic",
 ]  # fmt: skip
 """Those of our exports that transformers reads."""

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from darwinlm.engines.process import EngineProcess
 from darwinlm.runtime.errors import ExportError
 
-pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra llama-cpp")
+pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra gguf")
 
 MIXED = {0: (0, 0, 96), 1: (2, 2, 0), 2: (2, 1, 40)}
 SQUARE = {"hidden_size": 128}

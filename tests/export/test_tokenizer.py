@@ -66,7 +66,7 @@ def sentence_piece(folder: Path, model_type: str = "bpe", **options: object) -> 
 )
 @pytest.mark.parametrize("add_bos", [True, False])
 def test_a_sentence_piece_tokenizer(tmp_path, tokenizer_class, options, add_bos):
-    pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra llama-cpp")
+    pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra gguf")
     oracle = sentence_piece(tmp_path / "sentencepiece", **options)
     tokenizer = tokenizer_class.from_pretrained(tmp_path / "sentencepiece", add_bos_token=add_bos)
     folder = pruned_checkpoint(tmp_path / "model", "llama", {1: (2, 1, 64)}, tokenizer=tokenizer)
@@ -96,7 +96,7 @@ def test_a_byte_level_tokenizer_that_splits_by_a_pattern(tmp_path, name, ignores
 
     A tokenizer that is told its splitting by name, as when a GGUF file is read, finds the same tokens.
     """
-    pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra llama-cpp")
+    pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra gguf")
     patterns = next(regexes for regexes, known in PATTERNS.items() if name in (known, MERGED.get(known)))
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate([*alphabet, "er", "1", "12", "34", "Ġt", "HERE"])}

@@ -143,5 +143,4 @@ COMMANDS: dict[str, Words] = {
         "bench", given.plain, "--prompt-tokens", "8", "--new-tokens", "2", "--runs", "1", "--out", out / "speed.json"
     ],
     "plan": lambda given, out: ["plan", given.model, "--keep", "50%", "--out", out / "plan.json"],
-    "push, without uploading": lambda given, out: ["push", given.finished, "me/half", "--dry-run"],
 }  # fmt: skip

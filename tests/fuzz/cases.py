@@ -162,11 +162,10 @@ def _texts() -> Iterator[Case]:
             "empty": b"", "word": b"word\n", "list": b"[]\n", "no text": b'{"a": 1}\n', "number": b'{"text": 5}\n',
             "deep": DEEP.encode(), "open": b'{"text": "', "null": b"null", "not UTF-8": b'{"text": "\xff"}',
             "a long number": b'{"text": ' + b"9" * 100_000 + b"}", "blank lines": lambda: b"\n" * 2_000_000,
-            "a long line": lambda: b'{"text": "' + b"a" * (70 << 20) + b'"}',
         },
         "text.json": {
             "an open list": b'[{"text": "a"}', "a deep list": b"[" * 100_000, "a list of lists": b"[[]]",
-            "not UTF-8": b'[{"text": "\xff"}]', "a long item": lambda: b'[{"text": "' + b"a" * (70 << 20) + b'"}]',
+            "not UTF-8": b'[{"text": "\xff"}]',
         },
         "text.csv": {
             "empty": b"", "no text": b"a,b\n1,2\n", "an open quote": b'text\n"a', "a zero byte": b"text\n\0\n",
@@ -185,6 +184,7 @@ def _texts() -> Iterator[Case]:
         "a line of 80 MB": ("text.txt", lambda: b"abc " * 20_000_000),
         "a packed line of 100 MB": ("text.txt.gz", lambda: packed(b"a" * 100_000_000)),
         "a cut inside a character": ("text.txt", lambda: "é".encode() * (40 << 20)),
+        "a long record": ("text.jsonl", lambda: b'{"text": "' + b"a" * (70 << 20) + b'"}'),
         "half a surrogate": ("text.jsonl", b'{"text": "\\ud800"}\n'),
         "a mark at its start": ("text.txt", b"\xef\xbb\xbftext"),
     }

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from darwinlm.latency.timing import ModelTimer
+from darwinlm.search.latency.timing import ModelTimer
 from darwinlm.search.student import Student
 from darwinlm.stages import latency
 from darwinlm.text.sampling import sampler

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.latency.graphs import GraphedDecoding, cache_name
+from darwinlm.search.latency.graphs import GraphedDecoding, cache_name
 from tests.gpu.device import pretend_gpu
 from tests.gpu.rules import NAME
 

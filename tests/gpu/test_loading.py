@@ -4,10 +4,10 @@ import shutil
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import families
-from darwinlm.families.loading import load_model
 from darwinlm.runtime.errors import CheckpointError
 from tests.gpu.device import pretend_gpu
 from tests.gpu.rules import NAME
@@ -21,7 +21,7 @@ HALF = torch.bfloat16
 def test_every_family_is_the_same_model(model_type, tiny_folder):
     """In bfloat16, with what a family keeps in float32."""
     checkpoint = Checkpoint.open(tiny_folder(model_type))
-    whole = load_model(checkpoint.folder, HALF, allow_remote_code=False).eval()
+    whole = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=HALF).eval()
     placed = checkpoint.load(HALF)
     assert torch.equal(whole(input_ids=TOKENS).logits, placed(input_ids=TOKENS).logits)
     assert placed.generation_config.eos_token_id == whole.generation_config.eos_token_id

@@ -9,10 +9,10 @@ from tests.tiny.stages import result, run_stages
 from tests.tiny.summaries import Page
 from transformers import AutoModelForCausalLM
 
-from darwinlm.latency.timing import ModelTimer
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.runs.sweep import _ordered, member_name, prune_sweep
 from darwinlm.runtime.errors import BudgetError
+from darwinlm.search.latency.timing import ModelTimer
 
 TOLERANCE = 0.05
 

@@ -23,7 +23,7 @@ def test_the_model_is_loaded_once_and_answers(result: Result, monkeypatch: pytes
     assert next(model.parameters()).dtype == torch.float32
     answer = result.generate("the river", max_tokens=5, temperature=0)
     assert tokenizer.vocab_size > 0
-    monkeypatch.setattr("darwinlm.models.opened.open_model", None)
+    monkeypatch.setattr("darwinlm.engines.opened.open_model", None)
     assert answer == result.generate("the river", max_tokens=5, temperature=0)
     assert loaded.generate("the river", max_tokens=5, temperature=0)
 

@@ -13,8 +13,8 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from darwinlm.engines.process import EngineProcess
+from darwinlm.engines.resolve import resolve_model
 from darwinlm.export.run import export_model
-from darwinlm.models.resolve import resolve_model
 from darwinlm.pipeline import open_run
 from darwinlm.runs.demo import CHATS, demo_model, demo_recipe
 from darwinlm.runtime.console import Reporter
@@ -106,7 +106,7 @@ def test_half_of_smollm2(half):
 
 @torch.no_grad()
 def test_it_is_as_good_on_held_out_text_in_llama_cpp(half, tmp_path: Path):
-    pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra llama-cpp")
+    pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra gguf")
     report = export_model(half[1] / "model", tmp_path / "half.gguf", to="gguf", quantisation="f16")
     assert report.details["architecture"] == "deci"
     tokens = half[0].text["evaluation"].tokens[:2, :256]
@@ -118,7 +118,7 @@ def test_it_is_as_good_on_held_out_text_in_llama_cpp(half, tmp_path: Path):
 
 
 def test_the_tokenizer_of_the_file_splits_text_as_llama_cpp_does(tmp_path: Path):
-    pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra llama-cpp")
+    pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra gguf")
     try:
         dense = resolve_model(str(demo_model()), tmp_path / "dense")
     except (ModelError, MissingExtraError) as missing:

@@ -7,9 +7,8 @@ from tests.tiny.tokenizer import EOS, tiny_tokenizer
 from torch.nn import functional
 
 from darwinlm.evaluation.answers import Answers, closeness, measure_answers, write_answers
-from darwinlm.evaluation.instructions import RULES, greedy_answers, kept, measure_instructions
+from darwinlm.evaluation.instructions import RULES, greedy_answers, measure_instructions
 from darwinlm.runtime.errors import ModelError
-from darwinlm.runtime.figures import InstructionFigures
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}" + EOS + "{% endfor %}"
@@ -35,10 +34,9 @@ def ending():
 
 def test_closeness_is_that_of_pytorch():
     dense, logits = (torch.randn(150, 30, generator=torch.Generator().manual_seed(seed)) * 2 for seed in (0, 1))
-    kl, accepted, agreed = closeness(dense, logits)
+    kl, agreed = closeness(dense, logits)
     log_p, log_q = dense.log_softmax(-1), logits.log_softmax(-1)
     torch.testing.assert_close(kl, functional.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1))
-    torch.testing.assert_close(accepted, 1 - (log_p.exp() - log_q.exp()).abs().sum(-1) / 2)
     assert torch.equal(agreed.bool(), dense.argmax(-1) == logits.argmax(-1))
     assert closeness(dense, dense)[0].max() < 1e-6
 
@@ -55,15 +53,12 @@ def test_only_answers_count_and_padding_does_not():
         with torch.no_grad():
             logits = [m(input_ids=torch.tensor([ids])).logits[0, begin - 1 : len(ids) - 1] for m in (dense, other)]
         expected.append(closeness(*logits))
-    kl, accepted, agreed = torch.cat(expected, 1)
+    kl, agreed = torch.cat(expected, 1)
     for batch_tokens in (20, 40):
         figures = measure_answers(dense, other, Answers(tokens, answer), batch_tokens=batch_tokens)
         assert figures.tokens == len(kl) == 19
         assert figures.kl == pytest.approx(float(kl.mean()), rel=1e-4)
-        assert figures.kl_median == pytest.approx(float(kl.quantile(0.5)), rel=1e-4)
-        assert figures.kl_99 == pytest.approx(float(kl.quantile(0.99)), rel=1e-4)
         assert figures.agreement == pytest.approx(float(agreed.mean()))
-        assert figures.acceptance == pytest.approx(float(accepted.mean()), rel=1e-4)
 
 
 def test_the_dense_model_writes_the_answers(ending, tokenizer):
@@ -113,15 +108,6 @@ def test_answers_are_the_models_own(ending, tokenizer):
     assert len(RULES) == 12
     figures = measure_instructions(ending, tokenizer)
     assert figures.prompts == 12
-    assert set(figures.by_rule) == set(RULES)
-    assert figures.followed == pytest.approx(sum(figures.by_rule.values()) / len(RULES))
+    assert 0 <= figures.followed <= 1
     with pytest.raises(ModelError, match="no chat template: instructions are for chat models"):
         greedy_answers(ending, tiny_tokenizer(), prompts, 8)
-
-
-def test_kept_counts_rules_that_the_dense_model_follows():
-    def of(**shares):
-        return InstructionFigures(prompts=1, followed=0, error=0, loops=0, by_rule=shares)
-
-    assert kept(of(a=0.3, b=0.4, c=0.5), of(a=0.5, b=0.5, c=0.1)) == pytest.approx(0.7)
-    assert kept(of(a=0.3), of(a=0.1)) is None

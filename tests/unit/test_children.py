@@ -25,7 +25,7 @@ def test_an_engine(hostile):
 
 
 def test_the_quantiser(hostile, gguf_bytes, tmp_path):
-    pytest.importorskip("cyllama", reason="comes with the extra llama-cpp")
+    pytest.importorskip("cyllama", reason="comes with the extra gguf")
     Path("in.gguf").write_bytes(gguf_bytes)
     quantise_file(Path("in.gguf"), Path("out.gguf"), "Q8_0", 1)
     assert Path("out.gguf").is_file()

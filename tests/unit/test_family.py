@@ -41,34 +41,6 @@ def test_an_unknown_family_is_told_what_its_file_must_hold():
             assert set(inner.split(", ")) == set(value)
 
 
-REFUSED = {
-    "nemotron_h": "some of its layers are recurrent",
-    "mamba2": "some of its layers are recurrent",
-    "deepseek_v4": "multi-head latent attention",
-    "minicpm3": "multi-head latent attention",
-    "gemma3n_text": "its layers share keys and values or have per-layer embeddings",
-    "phimoe": "its kind of mixture of experts isn't supported",
-    "llama4": "its text part has the type 'llama4_text', and its router scales the inputs of the experts",
-    "qwen3_vl_moe": "its text part has the type 'qwen3_vl_moe_text', and transformers has no causal language model",
-    "cohere2": "its attention and MLP run in parallel on the same residual stream",
-    "gpt_neox": "its attention and MLP run in parallel on the same residual stream",
-    "paligemma": "its text part has the type 'gemma': save this part separately and use it",
-    "gemma3n": "its text part has the type 'gemma3n_text', and its layers share keys and values",
-    "fuyu": "its text part has the type 'persimmon'. Known are",
-    "bart": "it has an encoder, and only models with just a decoder",
-    "vit": "transformers has no causal language model for it",
-}
-
-
-@pytest.mark.parametrize("model_type", REFUSED)
-def test_what_is_not_cut_is_refused_with_the_reason(model_type):
-    config = CONFIG_MAPPING[model_type]()
-    with pytest.raises(
-        FamilyError, match=f"models? of the type '{model_type}' can't be pruned: .*{REFUSED[model_type]}"
-    ):
-        family_of(config)
-
-
 def test_models_of_one_type_with_and_without_experts_are_two_families():
     experts = {"num_experts": 4, "top_k_experts": 2}
     for switch, key in ((False, "gemma4_text"), (True, "gemma4_text_experts")):

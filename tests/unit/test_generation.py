@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from darwinlm.engines.opened import open_model
 from darwinlm.evaluation.chat import AnswerSettings, Conversation
 from darwinlm.evaluation.speed import continue_greedily
 from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.generation import generation_of, unused
-from darwinlm.models.opened import open_model
 from darwinlm.runtime.errors import CheckpointError
 
 VALUES = (0, -1, 2.5, 10**30, "x", True, [1], {"a": 1}, None)

@@ -4,9 +4,9 @@ import pytest
 import torch
 from tests.tiny.pruned import plain_checkpoint
 
+from darwinlm.engines.resolve import resolve_model
 from darwinlm.export.gguf import export_gguf
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.models.resolve import resolve_model
 from darwinlm.runtime.errors import CheckpointError
 
 gguf = pytest.importorskip("gguf")
@@ -27,6 +27,15 @@ LLAMA3 = {
 
 def divisors(path):
     return next(torch.tensor(t.data) for t in gguf.GGUFReader(path).tensors if t.name == "rope_freqs.weight")
+
+
+@pytest.mark.parametrize("factor", [8.0, 32.0])
+def test_llama_3s_divisors_become_its_settings(tmp_path, factor):
+    stated = LLAMA3["rope_parameters"] | {"factor": factor}
+    folder = plain_checkpoint(tmp_path / "model", "llama", **LLAMA3 | {"rope_parameters": stated})
+    export_gguf(Checkpoint.open(folder), tmp_path / "m.gguf", quantisation="f32")
+    rope = resolve_model(str(tmp_path / "m.gguf"), tmp_path / "work").config.rope_parameters
+    assert {name: rope[name] for name in stated} == pytest.approx(stated)
 
 
 @pytest.mark.parametrize("change", [lambda factors: factors.flip(0), lambda factors: factors * 0.5])

@@ -4,11 +4,11 @@ from contextlib import nullcontext
 
 import pytest
 
-from darwinlm.latency.measure import check_fastest
-from darwinlm.latency.table import ABSENT, LatencyTable, lines_of
-from darwinlm.latency.timing import ModelTimer
 from darwinlm.recipe import BudgetSettings
 from darwinlm.runtime.errors import BudgetError
+from darwinlm.search.latency.measure import check_fastest
+from darwinlm.search.latency.table import ABSENT, LatencyTable, lines_of
+from darwinlm.search.latency.timing import ModelTimer
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ import torch
 
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import module_shapes
-from darwinlm.latency import graphs
-from darwinlm.latency.graphs import StaticDecoding, cache_name
-from darwinlm.latency.timing import ModelTimer
 from darwinlm.recipe import BudgetSettings, UnitsSettings
+from darwinlm.search.latency import graphs
+from darwinlm.search.latency.graphs import StaticDecoding, cache_name
+from darwinlm.search.latency.timing import ModelTimer
 from darwinlm.units.levels import module_levels
 
 TOKENS = torch.randint(3, 250, (2, 9), generator=torch.Generator().manual_seed(0))

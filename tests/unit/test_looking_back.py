@@ -1,4 +1,4 @@
-"""Repeated passages in text, and use of context: copying, KL of seen tokens and by position."""
+"""Repeated passages in text, and use of context: copying."""
 
 import math
 import weakref
@@ -19,7 +19,7 @@ from darwinlm.evaluation.looking_back import (
     word_lists,
     word_tokens,
 )
-from darwinlm.evaluation.quality import measure_quality, seen_before
+from darwinlm.evaluation.quality import measure_quality
 from darwinlm.runtime.errors import DataError
 from darwinlm.text.looking_back import with_repeats
 
@@ -141,19 +141,15 @@ class Table:
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 200, 4000])
-def test_kl_divides_into_seen_and_new_and_into_positions(batch_tokens):
+def test_figures_are_those_of_whole_logits(batch_tokens):
     tokens = torch.randint(50, (5, 150), generator=torch.Generator().manual_seed(1))
     dense, other = Table(1), Table(2)
     models = {"dense": dense, "other": other}
     for name, found in measure_quality(dense, models, tokens, batch_tokens=batch_tokens).items():
         p, q = dense.logits.log_softmax(-1), models[name].logits.log_softmax(-1)
         kl = (p.exp() * (p - q)).sum(-1)[tokens]
-        seen = seen_before(tokens)
-        assert found.kl_seen == pytest.approx(float(kl[:, :-1][seen].mean()), rel=1e-4, abs=1e-5)
-        assert found.kl_new == pytest.approx(float(kl[:, :-1][~seen].mean()), rel=1e-4, abs=1e-5)
-        assert found.seen == pytest.approx(float(seen.double().mean()))
-        assert [end for end, _ in found.kl_by_position] == [64, 128, 150]
-        assert found.kl_by_position[1][1] == pytest.approx(float(kl[:, 64:128].mean()), rel=1e-4, abs=1e-5)
+        same = (p.argmax(-1) == q.argmax(-1))[tokens[:, :-1]]
+        assert found.agreement == pytest.approx(float(same.double().mean()))
         assert found.kl == pytest.approx(float(kl.mean()), rel=1e-4, abs=1e-5)
         loss = cross_entropy(models[name].logits[tokens][:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
         assert found.perplexity == pytest.approx(math.exp(loss), rel=1e-4)

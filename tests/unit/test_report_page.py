@@ -1,26 +1,13 @@
 """What the page adds to the tables: sensitivity, where the loss sits, commands; and the page of a sweep."""
 
 import pytest
-from tests.tiny.summaries import SUMMARIES, Page, changed, made, measured, recovered, searched, text_of
+from tests.tiny.summaries import SUMMARIES, Page, changed, made, recovered, searched, text_of
 from tests.unit.test_docs import parse
 
 from darwinlm.report.page import render_page
 from darwinlm.report.sweep import SweepSummary, sweep_page
-from darwinlm.report.table import where_rows
 from darwinlm.report.usage import next_steps
 from darwinlm.report.wording import headline
-
-
-def test_loss_by_position_is_a_table_of_the_smaller_models():
-    tree = measured(searched())
-    headings, rows = where_rows(made(tree))
-    assert headings == ("model", "next token seen", "next token new", "tokens 1 to 64", "tokens 65 to 128")
-    assert [name for name, _ in rows] == ["uniform, same size", "searched", "searched + refit"]
-    assert rows[-1][1] == pytest.approx((0.52, 1.04, 0.65, 0.91))
-    html = render_page(made(tree))
-    assert 'style="--share:1.00" data-label="next token new">1.040<' in html
-    assert where_rows(made(searched())) is None
-    assert "KL by token" not in text_of(searched())
 
 
 @pytest.mark.parametrize("name", SUMMARIES)
@@ -72,13 +59,11 @@ def test_a_gguf_file_that_came_in_is_followed_by_a_smaller_one():
     sizes = {"q8_0": 128_000_000, "q4_k_m": 97_000_000, "q4_0": 83_000_000}
     file = {"bytes": 98_000_000, "predicted": sizes, "dense": {**sizes, "q4_0": 91_000_000}}
     tree = changed(searched(), file=file)
-    tree["models"]["refit"] |= {"acceptance": 0.613, "agreement": 0.577}
     summary = made(tree)
     ((wish, _),) = [each for each in next_steps(summary, ".", "../smaller", None) if "--quant q4_k_m" in each[1]]
-    assert "darwinlm[llama-cpp]" in wish, "K-quants need llama.cpp's own quantiser"
+    assert "darwinlm[gguf]" in wish
     assert "q4_k_m" in headline(summary)
     text = text_of(tree)
     assert "dense 128 MB 97 MB 91 MB" in text
-    assert "61.3 % of its tokens at temperature 1 and 57.7 % greedily" in text
     pages = [sweep_page(SweepSummary.of([("keep-75", each)]), each) for each in (summary, made(searched()))]
     assert ["As GGUF files" in page for page in pages] == [True, False]

@@ -1,4 +1,4 @@
-"""No weight is made up and no code is run: GGUF files and unknown families through transformers."""
+"""No weight is made up and no code is run: GGUF files through transformers, and tokenizers."""
 
 import json
 import re
@@ -8,14 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
-from tests.tiny.tokenizer import tiny_tokenizer
-from transformers import GPT2Config, GPT2LMHeadModel
 
+from darwinlm.engines.resolve import resolve_model
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.models.opened import open_model
-from darwinlm.models.resolve import resolve_model
 from darwinlm.runtime.errors import CheckpointError, MissingExtraError, RemoteCodeError, install
 
 
@@ -31,73 +26,6 @@ def test_a_renamed_tensor_of_a_gguf_file(gguf_bytes, tmp_path, name):
     with pytest.raises(CheckpointError, match=r"m\.gguf.*(lacks|weights)"):
         resolve_model(str(tmp_path / "m.gguf"), tmp_path / "work")
     assert not (tmp_path / "work").exists()
-
-
-@pytest.fixture
-def unknown(tmp_path: Path) -> Path:
-    """A GPT-2, which can be measured but not pruned."""
-    config = GPT2Config(vocab_size=300, n_positions=64, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2)
-    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
-    tiny_tokenizer().save_pretrained(tmp_path / "gpt2")
-    return tmp_path / "gpt2"
-
-
-def test_an_unknown_family_with_missing_weights(unknown):
-    assert open_model(str(unknown), dtype="float32").params > 0
-    path = unknown / "model.safetensors"
-    tensors = load_file(path)
-    name = next(key for key in tensors if key.endswith("h.1.mlp.c_fc.weight"))
-    tensors[name.replace("c_fc", "c_fx")] = tensors.pop(name)
-    save_file(tensors, path, metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"lacks the tensor transformer\.h\.1\.mlp\.c_fc\.weight"):
-        open_model(str(unknown), dtype="float32")
-
-
-def surplus(tensors, _):
-    tensors["transformer.h.2.mlp.c_fc.weight"] = torch.zeros(32, 128)
-    return "which a model with its config.json does not have"
-
-
-def fewer_blocks(_, folder):
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"n_layer": 1}))
-    return "which a model with its config.json does not have"
-
-
-def whole_numbers(tensors, _):
-    name = next(key for key in tensors if key.endswith("h.1.mlp.c_fc.weight"))
-    tensors[name] = tensors[name].to(torch.int8)
-    return "I8"
-
-
-def another_head(tensors, _):
-    tensors["lm_head.weight"] = torch.ones(300, 32)
-    return "ties the head to the embedding, which differs"
-
-
-def an_index_that_leads_out(tensors, folder):
-    save_file(tensors, folder.parent / "outside.safetensors", metadata={"format": "pt"})
-    index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, "../outside.safetensors")}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    return "points outside its folder"
-
-
-@pytest.mark.parametrize("damage", [surplus, fewer_blocks, whole_numbers, another_head, an_index_that_leads_out])
-def test_an_unknown_family_whose_weights_are_others(unknown, damage):
-    path = unknown / "model.safetensors"
-    tensors = load_file(path)
-    message = damage(tensors, unknown)
-    save_file(tensors, path, metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=message):
-        open_model(str(unknown), dtype="float32")
-
-
-def test_an_unknown_family_with_pickled_weights(unknown):
-    tensors = load_file(unknown / "model.safetensors")
-    torch.save(tensors, unknown / "pytorch_model.bin")
-    (unknown / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="safetensors"):
-        open_model(str(unknown), dtype="float32")
 
 
 @pytest.fixture

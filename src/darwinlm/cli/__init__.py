@@ -10,7 +10,6 @@ from darwinlm.cli import (  # noqa: F401 - each declares its command
     import_,
     plan,
     prune,
-    push,
     recover,
     show,
 )

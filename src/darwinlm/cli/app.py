@@ -24,7 +24,7 @@ LEARN = "Learn more"
 ORDER = (
     ("prune", "recover", "database", "demo"),
     ("show", "chat", "evaluate", "bench", "inspect"),
-    ("export", "push", "import"),
+    ("export", "import"),
     ("plan",),
 )
 """Commands in the order of the help."""

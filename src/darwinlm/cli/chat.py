@@ -56,8 +56,8 @@ def chat(
     allow_remote_code: arguments.RemoteCode = False,
 ) -> None:
     """Talk to a model. Answers appear as they are written; piped input is read as one question per line."""
+    from darwinlm.engines.opened import open_model
     from darwinlm.evaluation.chat import AnswerSettings, Conversation
-    from darwinlm.models.opened import open_model
 
     settings = AnswerSettings(max_tokens, temperature, repetition_penalty, seed, system)
     talks = {}

@@ -29,9 +29,6 @@ def evaluate(
     against: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Original (dense) model, measured too; a run names its own.")
     ] = None,
-    looking_back: Annotated[
-        bool, typer.Option("--looking-back", help="Measure copying of random words; --text always does.")
-    ] = False,
     chat: Annotated[
         bool,
         typer.Option("--chat", help="Measure instructions followed, loops, and KL on answers of --against."),
@@ -70,7 +67,6 @@ def evaluate(
         device=device,
         dtype=dtype,
         allow_remote_code=allow_remote_code,
-        looking_back=looking_back,
         chat=chat,
     )
     if markdown is not None:

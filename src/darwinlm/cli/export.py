@@ -64,6 +64,9 @@ def export(
         ),
     ] = 32,
     threads: arguments.Threads = 1,
+    unchecked: Annotated[
+        bool, typer.Option("--unchecked", help="gguf: don't check the file in llama.cpp, which needn't be installed.")
+    ] = False,
     overwrite: arguments.Overwrite = False,
     allow_remote_code: arguments.RemoteCode = False,
 ) -> None:
@@ -82,6 +85,7 @@ def export(
         tokenizer_from=tokenizer_from,
         mlp_multiple=mlp_multiple,
         threads=threads,
+        unchecked=unchecked,
         overwrite=overwrite,
         allow_remote_code=allow_remote_code,
         say=terminal.say,

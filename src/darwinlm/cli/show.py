@@ -154,7 +154,7 @@ def _show(console: Console, run: Path, summary: Summary) -> None:
 
 
 def _show_figures(console: Console, summary: Summary) -> None:
-    """Print copying, sizes of GGUF files, how good a draft the model is, figures on chats, and an answer."""
+    """Print copying, sizes of GGUF files, the bounded file, figures on chats, and an answer."""
     from darwinlm.report import wording
     from darwinlm.report.table import chat_rows, file_rows, looking_back_rows
 
@@ -163,7 +163,7 @@ def _show_figures(console: Console, summary: Summary) -> None:
         console.print("", tables.terminal(headings, rows, bold=len(rows) - 1), *remarks)
     if (files := file_rows(summary)) is not None:
         console.print("", tables.terminal(files[0], files[1], bold=1), *files[2])
-    for said in filter(None, (wording.as_draft(summary), wording.bounded_file(summary))):
+    if said := wording.bounded_file(summary):
         console.print(said, soft_wrap=True)
     for headings, rows, remarks in chat_rows(summary):
         console.print("", tables.terminal(headings, rows, bold=len(rows) - 1))

@@ -1,1 +1,1 @@
-"""Inference engines, each in a separate process, so that a crash doesn't affect the caller."""
+"""Models in use, found and opened by name, and engines, each in a separate process that may crash."""

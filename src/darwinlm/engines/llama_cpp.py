@@ -25,7 +25,7 @@ class _Model(library.LlamaModel):  # type: ignore[misc]
         return int(self.get_vocab().n_vocab)
 
 
-class LlamaCpp:
+class Engine:
     """One GGUF file in llama.cpp.
 
     `context` is in tokens. With `exact`, keys and values stay in float32, for comparisons.

@@ -20,8 +20,13 @@ import numpy as np
 
 from darwinlm.runtime.errors import EngineError, MissingExtraError
 
-ENGINES = {"torch": ("torch", ""), "llama.cpp": ("cyllama", "llama-cpp"), "vllm": ("vllm", "vllm")}
-"""Python package of each engine, and the extra that installs it."""
+ENGINES = {
+    "torch": ("torch", "torch", ""),
+    "llama.cpp": ("llama_cpp", "cyllama", "gguf"),
+    "vllm": ("vllm", "vllm", "vllm"),
+}
+"""Of each engine the module beside this one, whose class `Engine` runs a model; its package, and the package's extra.
+Every engine generates; llama.cpp also tokenizes, and it and vLLM give logits."""
 
 Generated = tuple[list[int], float, float]
 """New tokens, seconds to the first one, and seconds for the others."""
@@ -44,7 +49,7 @@ def require_engine(engine: str, purpose: str) -> None:
     """
     if engine not in ENGINES:
         raise EngineError(f"there is no engine '{engine}'; the engines are {', '.join(ENGINES)}")
-    package, extra = ENGINES[engine]
+    _, package, extra = ENGINES[engine]
     if importlib.util.find_spec(package) is None:
         raise MissingExtraError(package, extra, purpose)
 

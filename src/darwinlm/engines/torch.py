@@ -13,7 +13,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.runtime.compute import DTYPES
 
 
-class Torch:
+class Engine:
     """One model folder. Without a `dtype`, the checkpoint's is used."""
 
     def __init__(

@@ -15,7 +15,7 @@ GPU_SHARE = 0.9
 """Share of a GPU's memory for the weights and caches of several models together."""
 
 
-class Vllm:
+class Engine:
     """One model folder.
 
     `beside` models share the GPU's memory; a single one gets vLLM's default share. Pruned models need no

@@ -14,9 +14,6 @@ import numpy as np
 
 from darwinlm.engines.process import ENGINES
 
-CLASSES = {"torch": ("torch", "Torch"), "llama.cpp": ("llama_cpp", "LlamaCpp"), "vllm": ("vllm", "Vllm")}
-"""Module and class of each engine. All generate; only `LlamaCpp` tokenizes, and `Torch` gives no logits."""
-
 
 def peak_memory() -> int:
     """Peak resident memory of this process in bytes."""
@@ -37,7 +34,7 @@ def answer(engine: Any, name: str, request: dict[str, Any], kind: str) -> Any:
         np.save(request.pop("path"), engine.logits(**request))
         return None
     if name == "facts":
-        package, _ = ENGINES[kind]
+        package = ENGINES[kind][1]
         return {"peak_memory": peak_memory(), "version": f"{package} {_version(package)}"}
     return getattr(engine, name)(**request)
 
@@ -63,8 +60,7 @@ def main() -> None:
         try:
             if name == "load":
                 kind = request.pop("engine")
-                module, name = CLASSES[kind]
-                engine = getattr(import_module(f"darwinlm.engines.{module}"), name)(**request)
+                engine = import_module(f"darwinlm.engines.{ENGINES[kind][0]}").Engine(**request)
                 reply: dict[str, Any] = {"result": None}
             else:
                 reply = {"result": answer(engine, name, request, kind)}

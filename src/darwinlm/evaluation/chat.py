@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import TextStreamer
 
-from darwinlm.models.opened import Opened
+from darwinlm.engines.opened import Opened
 from darwinlm.runtime.errors import DataError, ModelError, RecipeError, first_line
 
 

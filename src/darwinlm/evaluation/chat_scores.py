@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from darwinlm.evaluation.answers import measure_answers, write_answers
-from darwinlm.evaluation.instructions import kept, measure_instructions
+from darwinlm.evaluation.instructions import measure_instructions
 from darwinlm.evaluation.summary import percent
 from darwinlm.runtime.errors import ModelError
 from darwinlm.runtime.figures import ChatFigures
@@ -47,33 +47,18 @@ def measure_chats(
     return found
 
 
-def chat_tables(found: ChatFigures, dense: str | None, name: Callable[[str], str] = str) -> Iterator[Table]:
+def chat_tables(found: ChatFigures, name: Callable[[str], str] = str) -> Iterator[Table]:
     """Closeness to the dense model, then instructions followed and loops; `name` gives a model's name for people."""
     if found.answers:
-        headings = ("answers of the dense model", "KL", "KL, median", "KL, 99 %", "same first token", "draft accepted")
-        cells = []
-        for key, each in found.answers.items():
-            losses = (f"{kl:.3f}" for kl in (each.kl, each.kl_median, each.kl_99))
-            cells.append((name(key), *losses, f"{percent(each.agreement)} %", f"{percent(each.acceptance)} %"))
+        cells = [(name(key), f"{each.kl:.3f}", f"{percent(each.agreement)} %") for key, each in found.answers.items()]
         tokens = next(iter(found.answers.values())).tokens
-        yield headings, cells, [f"{tokens:,} tokens of new answers that the dense model wrote itself"]
-    rows = [
-        (
-            name(key),
-            f"{100 * each.followed:.1f} ± {100 * each.error:.1f} %",
-            f"{100 * each.loops:.1f} %",
-        )
-        for key, each in found.instructions.items()
-    ]
-    if rows:
+        remarks = [f"{tokens:,} tokens of new answers that the dense model wrote itself"]
+        yield ("answers of the dense model", "KL", "same first token"), cells, remarks
+    if found.instructions:
+        rows = [
+            (name(key), f"{100 * each.followed:.1f} ± {100 * each.error:.1f} %", f"{100 * each.loops:.1f} %")
+            for key, each in found.instructions.items()
+        ]
         prompts = next(iter(found.instructions.values())).prompts
-        yield ("chat", "instructions followed", "answers that end in a loop"), rows, [*_remarks(found, dense, prompts)]
-
-
-def _remarks(found: ChatFigures, dense: str | None, prompts: int) -> Iterator[str]:
-    yield f"instructions: {prompts} prompts with a rule that a program checks"
-    others = [each for key, each in found.instructions.items() if key != dense]
-    if dense in found.instructions and others:
-        share = kept(others[-1], found.instructions[str(dense)])
-        if share is not None:
-            yield f"of the rules that the dense model follows in more than 20 % of its answers, {share:.0%} is kept"
+        remarks = [f"instructions: {prompts} prompts with a rule that a program checks"]
+        yield ("chat", "instructions followed", "answers that end in a loop"), rows, remarks

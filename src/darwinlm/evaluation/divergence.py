@@ -48,18 +48,6 @@ class DenseDistribution:
             divergence[piece] = self.negative_entropy[at] - cross + total
         return divergence
 
-    def acceptance(self, logits: Tensor, normalisers: Tensor) -> Tensor:
-        """Σ min(p, q) of each token, [n] float32, from logits [n, v] of the candidate and their `log_normalisers`.
-
-        It is the probability that speculative sampling accepts the candidate's token (arXiv 2211.17192).
-        """
-        accepted = torch.empty_like(normalisers)
-        for row, z in _float_rows(logits):
-            piece = slice(row, row + len(z))
-            q = z.sub_(normalisers[piece, None]).exp_()
-            accepted[piece] = torch.minimum(q, self.probabilities[piece], out=q).sum(-1)
-        return accepted
-
 
 def log_normalisers(logits: Tensor) -> Tensor:
     """Log of the sum of exponentials of each token's logits, [n, v] -> [n] float32."""

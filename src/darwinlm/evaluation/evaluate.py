@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
+from darwinlm.engines.opened import Opened, open_model
 from darwinlm.evaluation import harness, summary
 from darwinlm.evaluation.chat_scores import chat_tables, measure_chats
-from darwinlm.evaluation.looking_back import LIST_LENGTHS, all_copying, longest_sequence, measure_copying, word_lists
+from darwinlm.evaluation.looking_back import all_copying, longest_sequence, measure_copying
 from darwinlm.evaluation.suites import Wanted, parse_suite
 from darwinlm.evaluation.text import TextScore, measure_text, pack, share_vocabulary
-from darwinlm.models.opened import Opened, open_model
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import read_json, write_json
 from darwinlm.runtime.compute import resolve_device, resolve_dtype
@@ -54,15 +54,12 @@ class EvaluationRequest:
     device: str = "auto"
     dtype: str = "auto"
     allow_remote_code: bool = False
-    looking_back: bool = False
     chat: bool = False
 
     def check(self) -> tuple[Wanted, ...]:
         """The tasks, after all checks that don't need a model. Raises DarwinLMError."""
-        if self.suite is None and not self.texts and not self.looking_back and not self.chat:
-            raise RecipeError("nothing to measure: give --suite, --text, --chat or --looking-back")
-        if self.against is not None and not self.texts and not self.chat and self.suite is None:
-            raise RecipeError("--against needs --text, --chat or --suite: give what both models are measured on")
+        if self.suite is None and not self.texts and not self.chat:
+            raise RecipeError("nothing to measure: give --suite, --text or --chat")
         wanted = () if self.suite is None else parse_suite(self.suite)
         if wanted:
             harness.check_suite(wanted, self.data_dir)
@@ -114,7 +111,7 @@ class Evaluated:
             cells = [(each.model, *(row or ["not measured"])) for each, row in zip(self.copying, shares, strict=True)]
             yield ("copied, %, and loss in nats", *(names or [""])), cells, list(self.copying[0].remarks)
         if self.chats is not None:
-            yield from chat_tables(self.chats, self.dense)
+            yield from chat_tables(self.chats)
         if self.scores:
             yield summary.HEADINGS, summary.rows(self.scores), summary.notes(self.scores)
         if self.dense_scores:
@@ -138,27 +135,17 @@ class Evaluated:
 
 
 def _text_tables(texts: list[TextScore], engine: str) -> Iterator[Table]:
-    """Perplexity and KL; of texts that were measured against another model, also KL by next token and by position."""
-    number = summary.number
+    """Perplexity and, of texts that were measured against another model, KL and agreement."""
+    number, percent = summary.number, summary.percent
     cells: list[tuple[str, ...]] = []
     for text in texts:
         perplexities = (number(text.perplexity, ".4g"), number(text.dense_perplexity, ".4g"))
-        cells.append((text.source, f"{text.tokens}", *perplexities, number(text.kl, ".4f")))
+        cells.append((text.source, f"{text.tokens}", *perplexities, number(text.kl, ".4f"), percent(text.agreement)))
     remarks = [f"run by {engine}"]
     if len(compared := [text for text in texts if text.kl is not None]) > 1:
         worst = max(compared, key=lambda text: text.kl or 0.0)
         remarks.append(f"the highest KL is on {worst.source}")
-    yield ("text", "tokens", "perplexity", "dense perplexity", "KL, nats per token"), cells, remarks
-    divided = [text for text in texts if text.kl_by_position]
-    if divided:
-        cells = [
-            (text.source, number(text.kl_seen, ".4f"), number(text.kl_new, ".4f"), summary.percent(text.seen))
-            for text in divided
-        ]
-        yield ("KL where the next token", "occurred before", "is new", "share that occurred before, %"), cells, []
-    for text in divided:
-        ends = (f"{end}" for end, _ in text.kl_by_position)
-        yield ("KL by position, up to", *ends), [(text.source, *(f"{kl:.4f}" for _, kl in text.kl_by_position))], []
+    yield ("text", "tokens", "perplexity", "dense perplexity", "KL, nats per token", "same token, %"), cells, remarks
 
 
 def evaluate_model(request: EvaluationRequest, out: Path | None = None, console: Any = None) -> Evaluated:
@@ -186,7 +173,7 @@ def evaluate_model(request: EvaluationRequest, out: Path | None = None, console:
         result = Evaluated(request, opened.params, opened.engine, dense_scores=list(done[1].values()))
         result.dense = list(models)[1] if dense else None
         save = partial(_save, result, out, console)
-        if request.texts or request.looking_back:
+        if request.texts:
             result.texts, result.copying = _texts(request, models)
         if request.chat:
             result.chats = measure_chats(
@@ -240,8 +227,6 @@ def _opened(request: EvaluationRequest) -> dict[str, Opened]:
 def _texts(request: EvaluationRequest, models: dict[str, Opened]) -> tuple[list[TextScore], list[Copied]]:
     """Scores of texts, then copying of lists and of the first text's passages, for all models."""
     opened = next(iter(models.values()))
-    if request.looking_back:
-        word_lists(opened.tokenizer, LIST_LENGTHS[0])
     packed = {
         source: pack(source, opened.tokenizer, sequence_length=request.sequence_length, max_tokens=request.tokens)
         for source in request.texts
@@ -249,14 +234,13 @@ def _texts(request: EvaluationRequest, models: dict[str, Opened]) -> tuple[list[
     for tokens in packed.values():
         opened.check_tokens(tokens)
     longest = longest_sequence(opened.config)
-    if packed and longest is not None and request.sequence_length > longest:
+    if longest is not None and request.sequence_length > longest:
         raise RecipeError(
             f"--sequence-length is {request.sequence_length}, but {opened.source} takes {longest} tokens at most"
         )
     batch_tokens = request.batch_size * request.sequence_length
-    sequences, remarks = all_copying(opened.tokenizer, next(iter(packed.values()), None), longest)
-    texts = (torch.zeros(0, dtype=torch.int64), *packed.values(), *(each.tokens for each in sequences))
-    read = torch.cat([text.flatten() for text in texts])
+    sequences, remarks = all_copying(opened.tokenizer, next(iter(packed.values())), longest)
+    read = torch.cat([text.flatten() for text in (*packed.values(), *(each.tokens for each in sequences))])
     readers = {name: each.decoder(read) for name, each in models.items()}
     model, against = [*readers.values(), None][:2]
     with TemporaryDirectory(prefix="darwinlm-") as folder:  # for text whose streams have no room in memory

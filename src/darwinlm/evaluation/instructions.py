@@ -18,8 +18,6 @@ from darwinlm.text.sampling.script import chat_parts, end_tokens, loops
 
 NEW_TOKENS = 64
 """Maximum length of an answer."""
-FOLLOWED = 0.2
-"""Rules that the dense model follows more often than this count for what is kept; others are met by accident."""
 
 TOPICS = (
     "a lighthouse", "the desert", "chess", "a train journey", "honey", "the night sky", "a market in the morning",
@@ -91,21 +89,13 @@ def measure_instructions(model: Any, tokenizer: Any) -> InstructionFigures:
     asked = [(topic, rule) for topic in TOPICS for rule in RULES]
     prompts = [f"Write a few words about {topic}. {RULES[rule][0]}" for topic, rule in asked]
     answers = greedy_answers(model, tokenizer, prompts, NEW_TOKENS)
-    followed: dict[str, list[bool]] = {rule: [] for rule in RULES}
-    for (_, rule), answer in zip(asked, answers, strict=True):
-        followed[rule].append(bool(words(answer)) and RULES[rule][1](answer))
-    shares = {rule: sum(each) / len(each) for rule, each in followed.items()}
-    share = sum(shares.values()) / len(shares)
+    followed = [
+        bool(words(answer)) and RULES[rule][1](answer) for (_, rule), answer in zip(asked, answers, strict=True)
+    ]
+    share = sum(followed) / len(followed)
     return InstructionFigures(
         prompts=len(asked),
         followed=share,
         error=(share * (1 - share) / len(asked)) ** 0.5,
         loops=sum(loops(words(answer)) for answer in answers) / len(answers),
-        by_rule=shares,
     )
-
-
-def kept(small: InstructionFigures, dense: InstructionFigures) -> float | None:
-    """Share of what the dense model follows that a smaller model still follows, over rules above `FOLLOWED`."""
-    rules = [rule for rule, share in dense.by_rule.items() if share > FOLLOWED]
-    return sum(small.by_rule[rule] for rule in rules) / sum(dense.by_rule[rule] for rule in rules) if rules else None

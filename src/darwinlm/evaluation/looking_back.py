@@ -117,11 +117,11 @@ def longest_sequence(config: Any) -> int | None:
 
 
 def all_copying(
-    tokenizer: Any, text: Tensor | None, longest: int | None, *, lists: int = LISTS
+    tokenizer: Any, text: Tensor, longest: int | None, *, lists: int = LISTS
 ) -> tuple[list[Copying], list[str]]:
     """The standard sequences: lists of 16 and 64 words, passages of 64 tokens repeated at once and after 192 tokens.
 
-    `text` is [B, T]; None leaves passages out. `longest` is the model's longest sequence; None has no limit. Returns
+    `text` is [B, T]. `longest` is the model's longest sequence; None has no limit. Returns
     remarks about those that were left out, too.
     """
     sequences: list[Copying] = []
@@ -130,13 +130,12 @@ def all_copying(
         sequences += [word_lists(tokenizer, n, lists=lists) for n in LIST_LENGTHS]
     except DataError as error:
         remarks.append(str(error))
-    if text is not None:
-        for n, gap in PASSAGES:
-            passage = passages(tokenizer, text, n, gap, lists=lists)
-            if passage is None:
-                remarks.append(f"copying of text wasn't measured over {n + gap} tokens: sequences of text are shorter")
-            else:
-                sequences.append(passage)
+    for n, gap in PASSAGES:
+        passage = passages(tokenizer, text, n, gap, lists=lists)
+        if passage is None:
+            remarks.append(f"copying of text wasn't measured over {n + gap} tokens: sequences of text are shorter")
+        else:
+            sequences.append(passage)
     kept = []
     for each in sequences:
         if longest is None or each.tokens.shape[1] <= longest:

@@ -23,7 +23,7 @@ class TextScore:
     Attributes:
         dense_perplexity: Perplexity of the other model, if there is one.
         kl: KL(other ‖ model) in nats per token, if there is another model.
-        acceptance, agreement, kl_seen, kl_new, seen, kl_by_position: As in `Quality`, if there is another model.
+        agreement: Share of tokens at which both rank the same token first, if there is another model.
     """
 
     source: str
@@ -32,12 +32,7 @@ class TextScore:
     perplexity: float
     dense_perplexity: float | None
     kl: float | None
-    acceptance: float | None = None
     agreement: float | None = None
-    kl_seen: float | None = None
-    kl_new: float | None = None
-    seen: float | None = None
-    kl_by_position: tuple[tuple[int, float], ...] = ()
 
 
 def pack(source: str, tokenizer: Any, *, sequence_length: int, max_tokens: int) -> Tensor:
@@ -69,7 +64,7 @@ def pack(source: str, tokenizer: Any, *, sequence_length: int, max_tokens: int) 
 def share_vocabulary(model: Any, dense: Any) -> bool:
     """Give a dense model the tokens of a smaller model.
 
-    Both are `models.opened.Opened`. If the dense one has all tokens of the smaller model and more, its embedding
+    Both are `engines.opened.Opened`. If the dense one has all tokens of the smaller model and more, its embedding
     and head are cut. Returns whether it was cut. Raises ModelError if the vocabularies have different tokens.
     """
     rows = rows_in(model.tokenizer, dense.tokenizer, model.vocabulary, dense.vocabulary)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
+from darwinlm.engines.resolve import describe_model
 from darwinlm.execution.output import mark
 from darwinlm.execution.plan import measure_rate
 from darwinlm.execution.sizes import Sizes
 from darwinlm.execution.table import rows_of
-from darwinlm.models.resolve import describe_model
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.recipe.presets import AMOUNTS
 from darwinlm.runtime import parallel

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.engines.process import EngineProcess, require_engine
+from darwinlm.engines.process import EngineProcess, quantise_file, require_engine
 from darwinlm.export.check import (
     LOGITS,
     TEXT,
@@ -35,7 +35,7 @@ from darwinlm.gguf.types import rounding_error
 from darwinlm.gguf.write import write_gguf
 from darwinlm.recipe.quantisation import LLAMA_CPP, QUANTISATIONS, WRITTEN
 from darwinlm.runtime.artifact import create, file_digest, write_json
-from darwinlm.runtime.errors import EngineError, ExportError, MissingExtraError, import_extra, storage_error
+from darwinlm.runtime.errors import EngineError, ExportError, import_extra, storage_error
 from darwinlm.surgery.reshape import Reshaper
 
 ENGINE = "llama.cpp"
@@ -56,6 +56,7 @@ def export_gguf(
     tokenizer_from: Path | None = None,
     mlp_multiple: int = 32,
     threads: int = 1,
+    unchecked: bool = False,
     say: Callable[[str], None] = lambda message: None,
 ) -> ExportReport:
     """Write a model as a GGUF file for stock llama.cpp and check it; the report lies beside it as `.export.json`.
@@ -72,6 +73,8 @@ def export_gguf(
     import_extra("gguf", "gguf", "writing GGUF files")
     if QUANTISATIONS[quantisation].by == LLAMA_CPP:
         require_engine(ENGINE, f"quantising to {quantisation}")
+    if not unchecked:
+        require_engine(ENGINE, "checking the file in llama.cpp (--unchecked leaves this out)")
     reshaper = Reshaper(checkpoint)
     try:
         layout = choose_layout(reshaper, mlp_multiple)
@@ -86,7 +89,7 @@ def export_gguf(
         else read_tokenizer(checkpoint.folder, checkpoint.tokenizer(), vocabulary)
     )
     report = ExportReport("gguf", str(out), notes=list(layout.notes))
-    job = _Job(reshaper, layout, tokenizer, tokenizer_from is not None, quantisation, threads, report)
+    job = _Job(reshaper, layout, tokenizer, tokenizer_from is not None, quantisation, threads, report, unchecked)
     if checkpoint.whole is not None:
         report.notes.append("the file holds the language model alone, without the parts around it")
     temporary = out.with_name(f".{out.name}.partial")
@@ -125,6 +128,7 @@ class _Job:
     quantisation: str
     threads: int
     report: ExportReport
+    unchecked: bool = False
 
 
 def _write(job: _Job, path: Path, plain: Path) -> None:
@@ -132,8 +136,6 @@ def _write(job: _Job, path: Path, plain: Path) -> None:
     if QUANTISATIONS[job.quantisation].by != LLAMA_CPP:
         write_gguf(path, *model, job.quantisation)
         return
-    from darwinlm.engines.process import quantise_file
-
     write_gguf(plain, *model, INTERMEDIATE.get(job.reshaper.checkpoint.dtype, "f32"), job.quantisation)
     quantise_file(plain, path, job.quantisation.upper(), job.threads)
     plain.unlink()
@@ -159,10 +161,8 @@ def _check(job: _Job, path: Path) -> None:
     _note_size(file, job)
     types = report.details["tensor_types"] = dict(_check_types(file, reshaper, layout))
     _note_fallbacks(types, job.quantisation, report)
-    try:
-        require_engine(ENGINE, "checking the file in llama.cpp")
-    except MissingExtraError as missing:
-        report.notes.append(f"not checked in llama.cpp: {missing}")
+    if job.unchecked:
+        report.notes.append("not checked in llama.cpp")
         return
     if job.quantisation not in ENGINE_ERROR:  # rounding would hide a mistake, so a plain file is checked first
         exact = "f32" if checkpoint.dtype == torch.float32 else "f16"

@@ -17,7 +17,7 @@ from transformers import AutoConfig
 from darwinlm.export.check import ExportReport, check_tokens
 from darwinlm.export.folder import REPORT
 from darwinlm.export.hf import check_saved, save_model, saved_bytes, saved_digests, tokenizer_of, unchecked
-from darwinlm.export.source import check_target
+from darwinlm.export.target import check_target
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.config import read_config
 from darwinlm.families.family import PREFIX, Family, families

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from darwinlm.engines.resolve import resolve_finished
 from darwinlm.export.check import ExportReport
 from darwinlm.export.folder import FORMATS, export_folder
 from darwinlm.export.gguf import export_gguf
-from darwinlm.export.source import check_target, open_source
+from darwinlm.export.target import check_target
 from darwinlm.gguf.sizes import largest_type
 from darwinlm.recipe import BudgetSettings
 from darwinlm.runtime.artifact import fresh_folder
@@ -33,6 +34,7 @@ def export_model(
     tokenizer_from: Path | None = None,
     mlp_multiple: int = 32,
     threads: int = 1,
+    unchecked: bool = False,
     overwrite: bool = False,
     allow_remote_code: bool = False,
     say: Callable[[str], None] = lambda message: None,
@@ -44,7 +46,8 @@ def export_model(
     `to` is hf, dense, vllm or gguf. `out` is a folder, or for gguf a file, whose report is saved beside it. `dtype`
     and, for vllm, the number of processes in `tensor_parallel` belong to folders. `quantisation` (None is f16),
     `tokenizer_from`, a GGUF file whose tokenizer is copied, and `mlp_multiple`, to which MLP widths are padded, belong
-    to gguf. So does `file`, the size of the file: its quantisation is the largest one that fits, predicted to 1 %.
+    to gguf. So do `unchecked`, without llama.cpp's check, and `file`, the size of the file: its quantisation is the
+    largest one that fits, predicted to 1 %.
 
     Raises:
         ModelError, BudgetError, ExportError, MissingExtraError, StorageError, BusyError: See
@@ -65,8 +68,8 @@ def export_model(
         (dtype is not None and dtype not in DTYPES, f"--dtype {dtype}: the types are {', '.join(DTYPES)}"),
         (tensor_parallel != 1 and to != "vllm", "--tensor-parallel belongs to --to vllm"),
         (
-            to != "gguf" and (tokenizer_from is not None or mlp_multiple != 32),
-            "--tokenizer-from and --mlp-multiple belong to --to gguf",
+            to != "gguf" and (tokenizer_from is not None or mlp_multiple != 32 or unchecked),
+            "--tokenizer-from, --mlp-multiple and --unchecked belong to --to gguf",
         ),
         (mlp_multiple < 32 or mlp_multiple % 32, f"--mlp-multiple {mlp_multiple}: must be a multiple of 32"),
         (
@@ -81,7 +84,7 @@ def export_model(
     check_target(out, None, model, tokenizer_from, folder=to != "gguf", overwrite=overwrite)
     beside = next(each for each in out.absolute().parents if each.is_dir()) / f".{out.name}.work"
     with hold_target(out), fresh_folder(beside) as work:
-        checkpoint = open_source(model, work, allow_remote_code=allow_remote_code)
+        checkpoint = resolve_finished(str(model), work, allow_remote_code=allow_remote_code)
         check_target(out, checkpoint.folder, folder=to != "gguf", overwrite=overwrite)
         if to != "gguf":
             element = DTYPES[dtype] if dtype else None
@@ -98,6 +101,7 @@ def export_model(
             tokenizer_from=tokenizer_from or (model if model.suffix == ".gguf" and model.is_file() else None),
             mlp_multiple=mlp_multiple,
             threads=threads,
+            unchecked=unchecked,
             say=say,
         )
 

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from darwinlm.runtime.errors import CheckpointError
 from darwinlm.runtime.limits import shorten
 
-LAYERS = re.compile(r"(layers?|block_count)$"), 2048
-SIZES = (
-    re.compile(r"(_size|_dim|n_embd|d_model|heads?|_kv|experts?|(embedding|key|value|feed_forward)_length|_count)$"),
-    1 << 24,
-)
-"""Ends of names of numbers by which a configuration makes lists and buffers, and the largest value of these numbers."""
+LAYERS = re.compile(r"(layers?|block_count)$")
+SIZES = re.compile(r"(_size|_dim|n_embd|d_model|heads?|_kv|experts?|(embedding|key|value|feed_forward)_length|_count)$")
+"""Ends of names of numbers by which a configuration makes lists and buffers."""
 POSITIVE = frozenset(
     {"num_hidden_layers", "block_count", "hidden_size", "intermediate_size", "embedding_length", "context_length"}
 )
-LARGEST_INTEGER = 1 << 53
-"""Largest allowed integer of a configuration, for any name."""
 DTYPES = frozenset({"float32", "float16", "bfloat16", "float64", "auto"})
 IMPLEMENTATIONS = frozenset({"eager", "sdpa", "grouped_mm", "batched_mm"})
 """What a configuration may choose for attention and experts; other words can name code on the hub that would run."""
@@ -34,18 +28,16 @@ def check_config(plain: Mapping[str, Any], path: Path | str) -> None:
 
     Raises CheckpointError, which names the path and the field.
     """
-    waiting: list[tuple[str, Any]] = [("", plain)]
-    while waiting:
-        where, value = waiting.pop()
-        if isinstance(value, Mapping):
-            for name, inner in value.items():
-                _check_field(str(name), inner, f"{where}.{name}" if where else str(name), path)
-                waiting.append((f"{where}.{name}" if where else str(name), inner))
-        elif isinstance(value, list):
-            waiting += [(where, inner) for inner in value if isinstance(inner, dict | list)]
-            _check_numbers([inner for inner in value if isinstance(inner, int | float)], where, path)
-        else:
-            _check_numbers([value], where, path)
+    for where, value in _leaves(plain):
+        if "_implementation" in where and isinstance(value, str) and value not in IMPLEMENTATIONS:
+            raise CheckpointError(
+                f"{path}: {shorten(where)} is {shorten(value)}, which may be code from elsewhere: set it to sdpa, or "
+                "remove the field"
+            )
+        most = 2048 if LAYERS.search(where) else 1 << 24 if SIZES.search(where) else 1 << 53
+        least = 1 if where.rpartition(".")[2] in POSITIVE else -most
+        if (isinstance(value, int) and not least <= value <= most) or value != value:  # noqa: PLR0124 - NaN
+            raise CheckpointError(f"{path}: {shorten(where)} is {shorten(value)}, which no model has: fetch it again")
     dtype = plain.get("dtype", plain.get("torch_dtype"))
     if dtype is not None and (not isinstance(dtype, str) or dtype not in DTYPES):
         raise CheckpointError(
@@ -54,27 +46,17 @@ def check_config(plain: Mapping[str, Any], path: Path | str) -> None:
         )
 
 
-def _check_field(name: str, value: Any, where: str, path: Path | str) -> None:
-    if "_implementation" in where and isinstance(value, str) and value not in IMPLEMENTATIONS:
-        raise CheckpointError(
-            f"{path}: {shorten(where)} is {shorten(value)}, which may be code from elsewhere: set it to sdpa, or "
-            "remove the field"
-        )
-    if name in POSITIVE and value is not None and not (isinstance(value, list) or (type(value) is int and value > 0)):
-        raise CheckpointError(f"{path}: {where} is {shorten(value)}, not a positive number: fetch the model again")
-    for pattern, most in (LAYERS, SIZES):
-        for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, int) and number > most and pattern.search(name):
-                raise CheckpointError(
-                    f"{path}: {where} is {shorten(number)}, but a model has at most {most:,}: fetch the model again"
-                )
-
-
-def _check_numbers(values: Iterable[Any], where: str, path: Path | str) -> None:
-    for value in values:
-        too_large = isinstance(value, int) and abs(value) > LARGEST_INTEGER
-        if too_large or (isinstance(value, float) and math.isnan(value)):
-            raise CheckpointError(f"{path}: {where} is {shorten(value)}, which no model has: fetch the model again")
+def _leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The plain values in a tree, each with the names that lead to it."""
+    waiting: list[tuple[str, Any]] = [("", tree)]
+    while waiting:
+        where, value = waiting.pop()
+        if isinstance(value, Mapping):
+            waiting += [(f"{where}.{name}" if where else str(name), inner) for name, inner in value.items()]
+        elif isinstance(value, list):
+            waiting += [(where, inner) for inner in value]
+        else:
+            yield where, value
 
 
 def check_blocks(stated: int, names: Iterable[str], layers: str, path: Path | str, *, absent: int = 0) -> None:

@@ -11,7 +11,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from darwinlm.families.bounds import check_config
 from darwinlm.families.family import PREFIX, families, family_of
 from darwinlm.families.loading import UNUSABLE, remote_code
-from darwinlm.families.pruned import pruned_classes
+from darwinlm.families.pruned import register
 from darwinlm.runtime.errors import CheckpointError, first_line
 from darwinlm.runtime.limits import load_json, shorten
 
@@ -29,14 +29,9 @@ def open_config(folder: Path, model_type: str, *, own_code: bool, allow_remote_c
         FamilyError: The architecture isn't known.
         CheckpointError: The file is damaged.
     """
-    family = families().get(model_type.removeprefix(PREFIX))
-    if family is not None:
-        # Use transformers' classes for known families; Phi-3 checkpoints still contain older code.
-        own_code = False
-        if model_type.startswith(PREFIX):
-            pruned_classes(*family.class_names)
-    elif model_type in CONFIG_MAPPING:
-        own_code = False  # the model is refused, with a reason from its configuration
+    register(model_type)
+    if model_type.removeprefix(PREFIX) in families() or model_type in CONFIG_MAPPING:
+        own_code = False  # classes of transformers are used: Phi-3 checkpoints still contain older code
     if own_code and not allow_remote_code:
         raise remote_code(folder)
     try:

@@ -14,7 +14,6 @@ from typing import Any
 import yaml
 
 from darwinlm.families.parts import KINDS, Attention, Closed, Mixer, Mlp, ModuleKind, Part, Tail
-from darwinlm.families.refusal import why_not
 from darwinlm.runtime.errors import FamilyError
 
 PREFIX = "darwinlm_"
@@ -144,7 +143,7 @@ def family_of(config: Any) -> Family:
     """The family of a transformers configuration, including our own configurations.
 
     Raises:
-        FamilyError: No description exists for the model type; the message gives the reason or the fields of a new one.
+        FamilyError: No description exists for the model type; the message gives the fields of a new one.
     """
     model_type = str(config.model_type).removeprefix(PREFIX)
     known_types = list(dict.fromkeys(family.model_type for family in families().values()))
@@ -152,11 +151,6 @@ def family_of(config: Any) -> Family:
         family = families()[model_type]
     except KeyError:
         known = ", ".join(known_types)
-        reason = why_not(config, families()) if hasattr(config, "to_dict") else None
-        if reason is not None:
-            raise FamilyError(
-                f"models of the type '{model_type}' can't be pruned: {reason}. Known are {known}"
-            ) from None
         fields = ", ".join(_required(Family))
         raise FamilyError(
             f"the model type '{model_type}' isn't known; known are {known}. A new family is one YAML file in "

@@ -71,30 +71,16 @@ def without_bars() -> Iterator[None]:
         logging.enable_progress_bar()
 
 
-def load_model(model: Path | str, dtype: torch.dtype, *, allow_remote_code: bool, **more: Any) -> Any:
-    """A causal language model with all of its weights, from a folder or hub id. `more` goes to transformers.
-
-    Raises:
-        RemoteCodeError: It wants to run its own code without permission.
-        CheckpointError: The weights don't fit the configuration, or some are missing.
-    """
-    local = {"local_files_only": True} if isinstance(model, Path) else {}
+def load_model(folder: str, dtype: torch.dtype, **more: Any) -> Any:
+    """A causal language model with all of its weights, by transformers, which gets `more`. Raises CheckpointError."""
     try:
         with without_bars():
             loaded, report = AutoModelForCausalLM.from_pretrained(
-                model,
-                dtype=dtype,
-                trust_remote_code=allow_remote_code,
-                use_safetensors=True,
-                output_loading_info=True,
-                **local,
-                **more,
+                folder, dtype=dtype, trust_remote_code=False, output_loading_info=True, **more
             )
     except UNUSABLE as error:
-        if _wants_code(error):
-            raise remote_code(model) from error
-        raise CheckpointError(f"can't load the weights in {model}: {first_line(error)}") from error
-    check_loaded(loaded, report, model)
+        raise CheckpointError(f"can't load the weights in {folder}: {first_line(error)}") from error
+    check_loaded(loaded, report, folder)
     return loaded
 
 
@@ -154,17 +140,13 @@ def load_tokenizer(folder: Path | str, config: Any = None, *, allow_remote_code:
         # The tokenizers library panics on some files, with an error that isn't an Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        if _wants_code(error):
+        if "trust_remote_code" in str(error):
             raise remote_code(folder, "the tokenizer") from error
         raise no_tokenizer(folder, error) from error
     if isinstance(folder, Path):
         check_sentence_piece(folder, tokenizer)
     tokenizer.init_kwargs.pop("local_files_only", None)  # how it was loaded would be saved with it
     return tokenizer
-
-
-def _wants_code(error: BaseException) -> bool:
-    return "trust_remote_code" in str(error)
 
 
 def check_tokenizer_files(folder: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
 
+from darwinlm.families.family import PREFIX, class_prefix, families
 from darwinlm.families.modeling_darwinlm import define_classes, define_whole
 
 
@@ -25,15 +26,18 @@ def pruned_classes(*named: Any) -> tuple[type, type, type]:
     return config, model, causal
 
 
-def pruned_whole(prefix: str, module: str, text: tuple[type, type, type]) -> tuple[type, type]:
-    """Define and register classes with further parts around a language model.
-
-    Arguments and results are those of `modeling_darwinlm.define_whole`.
-    """
-    config, model = define_whole(prefix, module, text)
-    AutoConfig.register(config.model_type, config, exist_ok=True)  # type: ignore[attr-defined]
-    AutoModelForImageTextToText.register(config, model, exist_ok=True)
-    return config, model
+def register(model_type: str) -> None:
+    """Register the classes of one of our model types, also those of a model with further parts; others need none."""
+    name = model_type.removeprefix(PREFIX)
+    known = families().values() if model_type.startswith(PREFIX) else ()
+    family = next((each for each in known if name in (each.model_type, *each.inside)), None)
+    if family is None:
+        return
+    text = pruned_classes(*family.class_names)
+    if name in family.inside:
+        config, model = define_whole(class_prefix(name), name, text)
+        AutoConfig.register(config.model_type, config, exist_ok=True)  # type: ignore[attr-defined]
+        AutoModelForImageTextToText.register(config, model, exist_ok=True)
 
 
 def pruned_config(

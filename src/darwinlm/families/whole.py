@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText
 
-from darwinlm.families.family import PREFIX, Family, class_prefix, families
+from darwinlm.families.family import PREFIX, class_prefix, families
 from darwinlm.families.loading import UNUSABLE, check_loaded
 from darwinlm.families.modeling_darwinlm import WHOLE, auto_map, modeling_source
+from darwinlm.families.pruned import register
 from darwinlm.runtime.artifact import read_json, write_json, write_text
 from darwinlm.runtime.errors import CheckpointError, first_line
 
@@ -97,16 +98,10 @@ def add_modeling_file(folder: Path) -> None:
         family = families()[kind.removeprefix(PREFIX)]
         whole = plain["model_type"].removeprefix(PREFIX)
         prefix = class_prefix(whole)
+        register(PREFIX + whole)
         ours = {"model_type": PREFIX + whole, "architectures": [f"Darwin{prefix}ForConditionalGeneration"]}
         write_json(path, plain | ours | {"auto_map": auto_map(prefix, WHOLE)})
         write_text(folder / "modeling_darwinlm.py", modeling_source(*family.class_names, whole=(prefix, whole)))
-
-
-def own_code(family: Family, whole: Any) -> str:
-    """The modelling file of a saved model of a family, in a model with the configuration `whole` if it has one."""
-    kind = None if whole is None else str(whole.model_type).removeprefix(PREFIX)
-    around = None if kind is None else (class_prefix(kind), kind)
-    return modeling_source(*family.class_names, whole=around)
 
 
 def is_whole(folder: Path) -> bool:

@@ -43,7 +43,7 @@ BYTE_LEVEL = "gpt2"
 
 ELSEWHERE = (
     "Give the model's original folder or hub id; chat, evaluate, bench and show take the file as it is, in llama.cpp "
-    "(pip install 'darwinlm[llama-cpp]')"
+    "(pip install 'darwinlm[gguf]')"
 )
 """What to do with a file that transformers can't read."""
 
@@ -86,8 +86,7 @@ def dequantise(path: Path, work: Path, say: Callable[[str], None] = lambda messa
         tokenizer = _tokenizer(header, source, load_tokenizer, allow_remote_code=False)
         config = _config(header, source)
         tied, config.tie_word_embeddings = config.tie_word_embeddings, HEAD not in header.tensors
-        how: dict[str, Any] = {"gguf_file": source.file, "config": config, "allow_remote_code": False}
-        quantised = load_model(source.folder, torch.float32, **how)
+        quantised = load_model(source.folder, torch.float32, gguf_file=source.file, config=config)
     _check_all_read(path, header, quantised)
     tree = {name: value for name, value in quantised.config.to_dict().items() if name != "quantization_config"}
     config = type(quantised.config).from_dict(tree | {"tie_word_embeddings": tied})

@@ -17,13 +17,15 @@ from darwinlm.families.family import family_of
 from darwinlm.gguf.architecture import architecture_of
 from darwinlm.gguf.header import GgufHeader
 from darwinlm.gguf.layout import choose_layout
-from darwinlm.gguf.llama3 import FACTORS, read_llama3
 from darwinlm.gguf.rope import UnsupportedError, magnitude, rope_tensors
 from darwinlm.gguf.write import write_keys
 from darwinlm.runtime.errors import CheckpointError
 from darwinlm.runtime.limits import shorten
 from darwinlm.surgery.reshape import Reshaper
 
+FACTORS = "rope_freqs.weight"
+LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+"""Of all Llama 3.1 to 3.3, which state the factor alone: the largest divisor of a frequency. `check_keys` compares."""
 LONG = {f"rope_factors_{name}.weight": f"{name}_factor" for name in ("long", "short")}
 CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
 """Values of llama.cpp where the file has none."""
@@ -88,7 +90,7 @@ def _rope(rope: dict[str, Any], config: Any, header: GgufHeader) -> dict[str, An
         found |= {"rope_type": "longrope", "attention_factor": attention, **factors}
         return found | {"original_max_position_embeddings": length}
     if FACTORS in header.tensors:
-        return read_llama3(header.numbers(FACTORS), config) or rope
+        return found | {"rope_type": "llama3", "factor": float(header.numbers(FACTORS).max()), **LLAMA3}
     if kind == "yarn" and factor != 1:
         found |= {"rope_type": kind, "factor": factor, "attention_factor": attention * magnitude(factor)}
         return found | {"original_max_position_embeddings": length}

@@ -10,7 +10,7 @@ import yaml
 from darwinlm.report import wording
 from darwinlm.report.render import render
 from darwinlm.report.summary import Summary
-from darwinlm.report.table import COLUMNS, WORDS, chat_rows, comparison_rows, looking_back_rows
+from darwinlm.report.table import COLUMNS, COPIED, chat_rows, comparison_rows, looking_back_rows
 from darwinlm.runtime import tables
 from darwinlm.runtime.limits import visible
 
@@ -27,7 +27,7 @@ def model_card(summary: Summary) -> str:
         summary=summary,
         front_matter=_front_matter(summary),
         figures=tables.markdown(COLUMNS, figures, ["In bold: this model."]),
-        looking_back=tables.markdown(*looking_back[:2], [WORDS]) if looking_back else None,
+        looking_back=tables.markdown(*looking_back[:2], [COPIED]) if looking_back else None,
         chats=[tables.markdown(*each) for each in chat_rows(summary)],
         plain=_plain,
         code=_code,

@@ -9,7 +9,7 @@ import yaml
 from darwinlm.report import plots, wording
 from darwinlm.report.render import render
 from darwinlm.report.summary import BlockFigures, Summary
-from darwinlm.report.table import COLUMNS, COPIED, chat_rows, comparison_rows, file_rows, looking_back_rows, where_rows
+from darwinlm.report.table import COLUMNS, COPIED, chat_rows, comparison_rows, file_rows, looking_back_rows
 
 Cells = list[tuple[float, str]]
 """Share that is kept, and words."""
@@ -21,7 +21,7 @@ def render_page(summary: Summary) -> str:
     Nothing is loaded from elsewhere, and names, prompts and continuations are escaped. What wasn't done or isn't known
     is left out or said to be unknown.
     """
-    search, recovery, where = summary.search, summary.recovery, where_rows(summary)
+    search, recovery = summary.search, summary.recovery
     return render(
         "run.html.j2",
         "copy.js",
@@ -33,9 +33,7 @@ def render_page(summary: Summary) -> str:
         files=file_rows(summary),
         block_rows=_numbers(summary),
         vocabulary_rows=_vocabulary_rows(summary),
-        where=where,
-        most=max((kl for _, losses in where[1] for kl in losses if kl), default=1.0) if where else 1.0,
-        copied=looking_back_rows(summary, split=False),
+        copied=looking_back_rows(summary),
         chats=chat_rows(summary),
         copied_words=COPIED,
         samples=_samples(summary),

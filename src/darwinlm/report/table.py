@@ -100,15 +100,13 @@ COPIED = (
     "Copied: the model is given words or text twice; the share of the repeated tokens that it predicts (loss in nats "
     "per token)."
 )
-WORDS = f"{COPIED} Seen: KL at next tokens that occurred earlier in the sequence; new: at all others."
 """What the columns mean."""
 
 
-def looking_back_rows(summary: Summary, *, losses: bool = True, split: bool = True) -> tables.Table | None:
+def looking_back_rows(summary: Summary, *, losses: bool = True) -> tables.Table | None:
     """Headings, a row of cells for each model, and what wasn't measured; None where no figures are of all of them.
 
-    With `losses`, cells of copying hold the loss too. With `split`, there are columns of the KL by whether the next
-    token stood in the block before.
+    With `losses`, cells of copying hold the loss too.
     """
     headings: tuple[str, ...] = ()
     rows = []
@@ -118,41 +116,19 @@ def looking_back_rows(summary: Summary, *, losses: bool = True, split: bool = Tr
             return None
         if _refit_dropped(key, summary):
             continue
-        both = ("KL, seen", "KL, new") if split else ()
-        headings = ("model", *both, *(f"copied, {score.name}" for score in figures.copying))
+        headings = ("model", *(f"copied, {score.name}" for score in figures.copying))
         copied = [
             f"{100 * score.accuracy:.0f} %" + (f" ({score.loss:.2f})" if losses else "") for score in figures.copying
         ]
-        halves = [wording.kl(kl) for kl in (figures.kl_seen, figures.kl_new)] if split else []
-        rows.append((wording.model_name(key, summary), *halves, *copied))
+        rows.append((wording.model_name(key, summary), *copied))
     remarks = summary.dense.looking_back.remarks if summary.dense.looking_back else ()
     return headings, rows, [f"{each[:1].upper()}{each[1:]}." for each in remarks]
-
-
-def where_rows(summary: Summary) -> tuple[tuple[str, ...], list[tuple[str, tuple[float | None, ...]]]] | None:
-    """Where the loss of each smaller model sits: KL by the next token, and by how far into the text it stands.
-
-    Returns:
-        Headings, and for each model its name and figures; None where the saved model's weren't measured.
-    """
-    final = summary.saved.looking_back
-    if final is None:
-        return None
-    ends = [end for end, _ in final.kl_by_position]
-    spans = [f"tokens {begin + 1} to {end}" for begin, end in zip([0, *ends], ends, strict=False)]
-    rows = []
-    for key, model in summary.measured():
-        figures = model.looking_back
-        if key != "dense" and figures is not None and not _refit_dropped(key, summary):
-            by_position = (kl for _, kl in figures.kl_by_position)
-            rows.append((wording.model_name(key, summary), (figures.kl_seen, figures.kl_new, *by_position)))
-    return ("model", "next token seen", "next token new", *spans), rows
 
 
 def chat_rows(summary: Summary) -> list[tables.Table]:
     """Tables of what the models do as chat models; none where that wasn't measured."""
     found = summary.chats
-    return [] if found is None else list(chat_tables(found, "dense", lambda key: wording.model_name(key, summary)))  # type: ignore[arg-type]
+    return [] if found is None else list(chat_tables(found, lambda key: wording.model_name(key, summary)))  # type: ignore[arg-type]
 
 
 def _refit_dropped(key: ModelKey, summary: Summary) -> bool:

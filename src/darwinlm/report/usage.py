@@ -11,7 +11,7 @@ from darwinlm.report.summary import Summary
 from darwinlm.report.wording import benchmarks
 from darwinlm.runtime.errors import install
 
-_PACKAGES = {"eval": "lm_eval", "gguf": "gguf", "llama-cpp": "cyllama"}
+_PACKAGES = {"eval": "lm_eval", "gguf": "cyllama"}
 """Extras that next steps need, and the package that shows that each is installed."""
 
 
@@ -59,10 +59,10 @@ def next_steps(
         *([train] if summary.recovery is None else []),
         (f"measure both on benchmarks{_needs('eval', here=here)}", f"darwinlm evaluate {run} --suite {suite}"),
         (
-            f"write a file for llama.cpp{_needs('llama-cpp' if '_k' in kind else 'gguf', here=here)}",
+            f"write a file for llama.cpp{_needs('gguf', here=here)}",
             f"darwinlm export {run} --to gguf --quant {kind} --out {gguf}",
         ),
-        ("publish it", f"darwinlm push {run} OWNER/NAME --dry-run"),
+        ("publish it", f"hf upload OWNER/NAME {run}/model"),
     ]
 
 

@@ -245,17 +245,6 @@ def speeds(summary: Summary) -> list[tuple[str, float, float]]:
     return [(what, rate, before) for what, rate, before in rates if rate and before and abs(rate / before - 1) > noise]
 
 
-def as_draft(summary: Summary) -> str:
-    """How often the dense model accepts the saved one's tokens, in a sentence; empty if it wasn't measured."""
-    drawn, greedy = summary.saved.acceptance, summary.saved.agreement
-    if drawn is None or greedy is None:
-        return ""
-    return (
-        f"As a draft for speculative decoding: the dense model accepts {percent(drawn, 1)} of its tokens at "
-        f"temperature 1 and {percent(greedy, 1)} greedily."
-    )
-
-
 def bounded_file(summary: Summary) -> str:
     """The file that the budget bounds beside the quantised dense model, in sentences; empty without such a budget."""
     if (found := summary.bounded) is None:

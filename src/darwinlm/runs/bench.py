@@ -15,13 +15,11 @@ from typing import Any
 import torch
 
 from darwinlm.engines.process import EngineProcess, Timing, require_engine
+from darwinlm.engines.resolve import resolve_finished
 from darwinlm.export.gguf import export_gguf
-from darwinlm.export.source import open_source
 from darwinlm.families.config import read_config
 from darwinlm.gguf.header import read_header
-from darwinlm.models.resolve import resolve_model
 from darwinlm.recipe.quantisation import WRITTEN
-from darwinlm.runtime.artifact import model_folder
 from darwinlm.runtime.compute import DTYPES
 from darwinlm.runtime.errors import EngineError
 
@@ -160,10 +158,7 @@ def _prepare(name: str, engine: str, quantisation: str | None, work: Path, threa
     path = Path(name).expanduser()
     if path.suffix == ".gguf" and path.is_file() and engine == "llama.cpp" and quantisation is None:
         return path
-    if model_folder(path) != path:
-        checkpoint = open_source(path, allow_remote_code=allow)
-    else:
-        checkpoint = resolve_model(name, work / "source", allow_remote_code=allow)
+    checkpoint = resolve_finished(name, work / "source", allow_remote_code=allow)
     if engine != "llama.cpp":
         return checkpoint.folder
     copied = path if path.suffix == ".gguf" else None

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from darwinlm.report.summary import dense_of
 
 if TYPE_CHECKING:
+    from darwinlm.engines.opened import Opened
     from darwinlm.evaluation.evaluate import Evaluated
     from darwinlm.export.check import ExportReport
-    from darwinlm.models.opened import Opened
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def load(source: str | Path, *, device: str = "auto", dtype: str = "auto", allow
     `source` is the output folder of a run, the folder of a model, a hub id or a GGUF file. `device` is auto, cpu,
     cuda ..., `dtype` auto, bfloat16, float16 or float32. Raises ModelError, RecipeError, MissingExtraError.
     """
-    from darwinlm.models.opened import open_model
+    from darwinlm.engines.opened import open_model
 
     how = {"device": device, "dtype": dtype, "allow_remote_code": allow_remote_code}
     opened = open_model(str(source), device=device, dtype=dtype, allow_remote_code=allow_remote_code)

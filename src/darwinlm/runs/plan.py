@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Unpack
 
+from darwinlm.engines.resolve import describe_model
 from darwinlm.execution.plan import DEVICES, Plan, plan_card, plan_here
 from darwinlm.execution.sizes import Sizes
-from darwinlm.models.resolve import describe_model
 from darwinlm.recipe import Bound, Recipe, load_recipe, options
 from darwinlm.recipe.settled import settled
 from darwinlm.runtime.compute import resolve_device

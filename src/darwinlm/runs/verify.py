@@ -9,12 +9,8 @@ from pathlib import Path
 from darwinlm.export.folder import REPORT
 from darwinlm.export.gguf import report_beside
 from darwinlm.export.hf import recorded_digests
-from darwinlm.export.other_engines import MODEL_FILE, mlx_code
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.files import CARD, WEIGHTS, is_named, model_files
-from darwinlm.families.loading import check_finite
-from darwinlm.families.shards import INDEX
-from darwinlm.families.whole import own_code
+from darwinlm.families.files import CARD
 from darwinlm.report.summary import FILE, Summary, read_summary
 from darwinlm.runs.sweep import SWEEP
 from darwinlm.runtime.artifact import (
@@ -28,8 +24,7 @@ from darwinlm.runtime.artifact import (
     read_manifest,
     what_changed,
 )
-from darwinlm.runtime.errors import ArtifactError, DarwinLMError, RemoteCodeError
-from darwinlm.runtime.limits import TEXT_BYTES, read_text
+from darwinlm.runtime.errors import ArtifactError, DarwinLMError
 from darwinlm.runtime.lock import is_ours
 from darwinlm.stages.database import DATABASE
 from darwinlm.stages.export import EXPORT, FILES
@@ -59,43 +54,6 @@ def verify(path: Path) -> list[Finding]:
         f"{path} is neither a run nor an export: give the --out folder of darwinlm prune, recover, export or import, "
         "or a GGUF file with its .export.json beside it"
     )
-
-
-def files_to_push(source: Path, folder: Path) -> list[str]:
-    """Names of the files of a model that may be published, after all checks: none is damaged, unknown or private.
-
-    `source` is the folder of a run or of a model, and `folder` that of its model. What a run or an export recorded is
-    verified. Of a model without a record, files go by their names; its code must be ours, and its weights are read.
-
-    Raises:
-        ArtifactError: A file differs from its record, or there is a file that isn't in it.
-        ModelError: A model without a record is damaged, or has code of its own.
-    """
-    run = folder.parent if (folder.parent / MARKER).is_file() and folder.name == "model" else source
-    record = next(filter(Path.is_file, (run / STAGES / EXPORT.name / FILES, folder / REPORT)), None)
-    if record is None:
-        return _unrecorded(folder)
-    if (wrong := next((finding for finding in verify(run) if finding.wrong), None)) is not None:
-        raise ArtifactError(f"{source} isn't as it was written: {wrong.what}: {wrong.wrong}")
-    names = {*recorded_digests(record), CARD, REPORT}
-    return sorted(name for name in names if (folder / name).is_file())
-
-
-def _unrecorded(folder: Path) -> list[str]:
-    checkpoint = Checkpoint.open(folder)
-    for block in (*checkpoint.names_outside_blocks(), *map(checkpoint.block_prefix, range(checkpoint.n_blocks))):
-        check_finite(checkpoint.read(block), folder)
-    weights = {*checkpoint.stored.shards.values(), INDEX}
-    names = [name for name, _ in model_files(folder) if name in weights or not is_named(name, WEIGHTS)]
-    for code, ours in (
-        (folder / "modeling_darwinlm.py", own_code(checkpoint.family, checkpoint.whole)),
-        (folder / MODEL_FILE, mlx_code()),
-    ):
-        if code.is_file() and read_text(code, TEXT_BYTES) != ours:
-            raise RemoteCodeError(
-                f"{code} isn't the file that this release of darwinlm writes: export the model again to replace it"
-            )
-    return names
 
 
 def _run(folder: Path, above: Path | None = None) -> list[Finding]:

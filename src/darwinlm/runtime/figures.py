@@ -130,15 +130,8 @@ class TimeFigures(Figures):
 
 
 class LookingBackFigures(Figures):
-    """How far a model reads its context, on evaluation text: KL as in `evaluation.quality.Quality`, and copying.
+    """How far a model reads its context: copying. The remarks say what was left out."""
 
-    The remarks say what was left out.
-    """
-
-    kl_seen: float | None
-    kl_new: float | None
-    seen: float
-    kl_by_position: tuple[tuple[int, float], ...] = ()
     copying: tuple[CopyingScore, ...] = ()
     remarks: tuple[str, ...] = ()
 
@@ -146,17 +139,13 @@ class LookingBackFigures(Figures):
 class AnswerFigures(Figures):
     """How close a model is to the dense one on the dense model's own answers to its own prompts.
 
-    KL(dense ‖ model) in nats per token: mean, median and 99th percentile. `agreement` is the share of tokens at which
-    both rank the same token first. `acceptance` is the mean of Σ min(p, q), the share of the smaller model's tokens
-    that the dense one would accept from it as a draft.
+    KL(dense ‖ model) is in nats per token. `agreement` is the share of tokens at which both rank the same token first:
+    of greedy tokens that the dense model accepts from a draft.
     """
 
     tokens: int
     kl: float
-    kl_median: float
-    kl_99: float
     agreement: float
-    acceptance: float
 
 
 class QuantisedFile(Figures):
@@ -186,7 +175,6 @@ class InstructionFigures(Figures):
     followed: float
     error: float
     loops: float
-    by_rule: dict[str, float]
 
 
 class ChatFigures(Figures):
@@ -200,11 +188,10 @@ class ModelFigures(Figures):
     """One model, measured on evaluation text.
 
     Sizes are in the element type of the saved model. KL(dense ‖ model) is in nats per token; it and the perplexity are
-    means of as many predictions as there are `tokens`; so are `acceptance`, Σ min(p, q), and `agreement`, of the first
-    rank: the shares of the model's tokens that the dense one accepts as a draft, at temperature 1 and greedy. Speeds
-    are medians of the runs, of a prompt and of new text; `speed_spread` is by how much runs differ, as a share of the
-    median, None after a single one.
-    `looking_back` is None where that wasn't measured.
+    means of as many predictions as there are `tokens`; so is `agreement`, of the first rank: the share of the model's
+    greedy tokens that the dense one accepts as a draft. Speeds are medians of the runs, of a prompt and of new text;
+    `speed_spread` is by how much runs differ, as a share of the median, None after a single one. `looking_back` is None
+    where that wasn't measured.
     """
 
     params: int
@@ -213,7 +200,6 @@ class ModelFigures(Figures):
     perplexity: float | None = None
     kl: float | None = None
     tokens: int | None = None
-    acceptance: float | None = None
     agreement: float | None = None
     tokens_per_second: float | None = None
     decode_tokens_per_second: float | None = None

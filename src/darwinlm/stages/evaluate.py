@@ -190,14 +190,12 @@ def measure_models(
     used = _use(task, models, params, tokenizer, tokens[:1], late(SPEED) or (lambda: False))
     figures: Measured = {}
     for name in models:
-        found = asdict(quality[name])
-        back = {each: found.pop(each) for each in found.keys() & LookingBackFigures.model_fields.keys()}
         figures[name] = ModelFigures(
             params=params[name],
             block_params=in_blocks[name],
             bytes=params[name] * dtype.itemsize,
-            looking_back=LookingBackFigures(**back, copying=tuple(copied[name]), remarks=tuple(remarks)),
-            **found,
+            looking_back=LookingBackFigures(copying=tuple(copied[name]), remarks=tuple(remarks)),
+            **asdict(quality[name]),
             **used.get(name, {}),
         )
     return figures

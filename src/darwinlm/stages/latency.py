@@ -10,10 +10,10 @@ import torch
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import module_shapes
-from darwinlm.latency.measure import check_fastest, fastest, measure_table, table_costs
-from darwinlm.latency.table import LatencyTable
-from darwinlm.latency.timing import ModelTimer
 from darwinlm.runtime.artifact import read_as, write_json
+from darwinlm.search.latency.measure import check_fastest, fastest, measure_table, table_costs
+from darwinlm.search.latency.table import LatencyTable
+from darwinlm.search.latency.timing import ModelTimer
 from darwinlm.search.problem import space_of
 
 WORRYING = 0.05

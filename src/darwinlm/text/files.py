@@ -1,8 +1,8 @@
 """Read the documents of local files, in a seeded random order.
 
-The library `datasets` reads Parquet and Arrow, and shuffles. Lines, JSON and CSV are read with Python's own modules,
-because the library fixes the fields and types of JSON records by the first 10 MB and refuses later ones that differ,
-and shifts the columns of a CSV table without a word if rows have more cells than the first line.
+The library `datasets` reads Parquet and Arrow, and shuffles. JSON and CSV are read with Python's own modules, because
+the library gives the arguments of all tool calls the same fields, refuses records that differ after 10 MB, and shifts
+the columns of a CSV table without a word if rows have more cells than the first line.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ from __future__ import annotations
 import csv
 import glob
 import gzip
-import json
 import random
-import re
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, TYPE_CHECKING, Any, cast
 
-from darwinlm.runtime.errors import DataError
+from darwinlm.runtime.errors import DataError, first_line
 from darwinlm.runtime.limits import parse_json, shorten
 from darwinlm.text.records import CHAT_COLUMNS, text_fields, text_of
 
@@ -43,16 +41,11 @@ BUFFER_CHARACTERS = 1 << 28
 """Maximum number of characters in the buffer, estimated from the first records: single ones may be whole books."""
 PASSAGE_CHARACTERS = 1 << 14
 """Length from which a text file is divided at single blank lines too, and from twice as much anywhere."""
-RECORD_CHARACTERS = 1 << 26
-"""Maximum length of a line that is a record."""
 CELL_CHARACTERS = 1 << 22
 """Maximum length of a cell of a CSV table."""
-PIECE = 1 << 20
-"""Characters of a JSON list that are read at once."""
 
 _SAMPLE = 32
 _ROWS_PER_BATCH = 64
-_BETWEEN = re.compile(r"[\s,]*")
 
 
 def extension_of(path: Path) -> str | None:
@@ -138,7 +131,7 @@ def _records(path: Path, field: str | None) -> Iterator[tuple[str, dict[str, Any
     if extension in _TEXT_EXTENSIONS:
         if field is not None:
             raise DataError(f"{path}: a text file has no field '#{field}'. Leave '#{field}' out.")
-        return ((str(path), {"text": passage}) for passage in _passages(path))
+        return _passages(path)
     if extension in _JSON_EXTENSIONS:
         return json_records(path)
     return _csv_records(path) if extension in _CSV_EXTENSIONS else _table_records(path, field)
@@ -151,128 +144,92 @@ def _opened(path: Path) -> Iterator[IO[str]]:
     try:
         with cast("IO[str]", opened(path, "rt", encoding="utf-8-sig")) as file:
             yield file
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: the file is damaged or isn't gzip ({error}). Pack or download it again.") from error
-    except UnicodeDecodeError as error:
-        byte, before = error.object[error.start], error.object[: error.start][-20:].decode("utf-8", "replace")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(
-            f"{path}: byte 0x{byte:02x} after {before!r} isn't UTF-8. Convert the file (for example with iconv)."
+            f"{path}: the file can't be read as UTF-8 text ({first_line(error)}). Convert it (for example with iconv), "
+            "pack it again, or check its permissions."
         ) from error
-    except OSError as error:
-        raise DataError(f"{path}: the file can't be read ({error.strerror}). Check its permissions.") from error
 
 
-def _lines(path: Path, most: int) -> Iterator[tuple[int, str]]:
-    """Yield (line number from 1, line with its end) of a text file; longer lines come in parts of `most` characters."""
-    with _opened(path) as file:
-        number, begun = 0, False
-        while line := file.readline(most):
-            number += not begun
-            begun = not line.endswith("\n")
-            if "\0" in line:
-                raise DataError(f"{path}, line {number}: there is a zero byte, so this isn't text. Give a text file.")
-            yield number, line
-
-
-def _passages(path: Path) -> Iterator[str]:
-    """Yield the documents of a text file, which two or more blank lines separate.
+def _passages(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The documents of a text file, which two or more blank lines separate, as records.
 
     Where they are rare, as in a book, `PASSAGE_CHARACTERS` or a little more are a document, up to the next blank line.
     """
     kept: list[str] = []
     length, blank = 0, 0
-    for _, line in _lines(path, PASSAGE_CHARACTERS):
-        if line.isspace():
-            blank += 1
-            continue
-        enough = blank >= 2 or (blank and length >= PASSAGE_CHARACTERS) or length >= 2 * PASSAGE_CHARACTERS
-        if kept and enough:
-            yield "".join(kept).rstrip("\n")
-            kept, length = [], 0
-        if kept and blank:
-            kept.append("\n")
-        kept.append(line)
-        length += len(line)
-        blank = 0
+    with _opened(path) as file:
+        while line := file.readline(PASSAGE_CHARACTERS):
+            if "\0" in line:
+                raise DataError(f"{path}: there is a zero byte, so this isn't text. Give a text file.")
+            if line.isspace():
+                blank += 1
+                continue
+            enough = blank >= 2 or (blank and length >= PASSAGE_CHARACTERS) or length >= 2 * PASSAGE_CHARACTERS
+            if kept and enough:
+                yield str(path), {"text": "".join(kept).rstrip("\n")}
+                kept, length = [], 0
+            if kept and blank:
+                kept.append("\n")
+            kept.append(line)
+            length += len(line)
+            blank = 0
     if kept:
-        yield "".join(kept).rstrip("\n")
+        yield str(path), {"text": "".join(kept).rstrip("\n")}
 
 
 def json_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (place for messages, record) of a file with one record per line, or with one list of records.
+    """Yield (place for messages, record) of a file with one record per line, or with one list of records, read whole.
 
     Raises DataError.
     """
     with _opened(path) as file:
-        is_list = file.read(PIECE).lstrip().startswith("[")
-    for where, record in _json_list(path) if is_list else _json_lines(path):
-        if not isinstance(record, dict):
-            raise DataError(
-                f"{where}: this is a {type(record).__name__}, not a record. "
-                'Give one object like {"text": "..."} on every line, or one list of such objects.'
-            )
-        yield where, record
-
-
-def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    for number, line in _lines(path, RECORD_CHARACTERS):
-        where = f"{path}, line {number}"
-        if len(line) == RECORD_CHARACTERS:
-            raise DataError(f"{where}: the line has {len(line):,} characters or more. Divide it into several records.")
-        if not line.isspace():
-            try:
-                yield where, parse_json(line)
-            except ValueError as error:
-                raise DataError(
-                    f"{where}: this isn't JSON ({shorten(error, 200)}). Every line has to be one whole record, or the "
-                    "file one list of records."
-                ) from error
-
-
-def _json_list(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield the items of a file that is one list, of which never more than one piece and one item are in memory."""
-    decode = json.JSONDecoder().raw_decode
-    with _opened(path) as file:
-        number, text, place = 0, file.read(PIECE).lstrip()[1:], 0
-        while True:
-            place = cast("re.Match[str]", _BETWEEN.match(text, place)).end()
-            if text.startswith("]", place):
+        for number, line in enumerate(file, start=1):
+            where = f"{path}, line {number}"
+            if line.lstrip().startswith("["):
+                for index, record in enumerate(_parsed(line + file.read(), str(path)), start=1):
+                    yield _record(record, f"{path}, record {index}")
                 return
-            try:
-                record, place = decode(text, place)
-            except (ValueError, RecursionError) as error:
-                text, place = text[place:], 0
-                piece = file.read(max(PIECE, len(text)))
-                if not piece or len(text) > RECORD_CHARACTERS:
-                    raise DataError(
-                        f"{path}, record {number + 1}: this isn't JSON ({shorten(error, 200)}). Correct the list, or "
-                        "write one record per line."
-                    ) from error
-                text += piece
-            else:
-                number += 1
-                yield f"{path}, record {number}", record
+            if not line.isspace():
+                yield _record(_parsed(line, where), where)
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        raise DataError(
+            f"{where}: this isn't JSON ({shorten(error, 200)}). Every line has to be one whole record, or the file one "
+            "list of records."
+        ) from error
+
+
+def _record(record: Any, where: str) -> tuple[str, dict[str, Any]]:
+    if not isinstance(record, dict):
+        raise DataError(
+            f"{where}: this is a {type(record).__name__}, not a record. "
+            'Give one object like {"text": "..."} on every line, or one list of such objects.'
+        )
+    return where, record
 
 
 def _csv_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (place, record) of a table with commas, semicolons or tabs, whose first line names the columns."""
-    lines = (line for _, line in _lines(path, CELL_CHARACTERS))
-    first = next(lines, "")
     csv.field_size_limit(CELL_CHARACTERS)
-    table = csv.DictReader(chain([first], lines), delimiter=max(",;\t", key=first.count), strict=True)
-    try:
-        for record in table:
-            where = f"{path}, line {table.line_num}"
-            if None in record:
-                raise DataError(
-                    f"{where}: there are more cells than columns in the first line. Put cells with "
-                    f"{table.reader.dialect.delimiter!r} in double quotes."
-                )
-            yield where, record
-    except csv.Error as error:
-        raise DataError(
-            f"{path}, line {table.line_num}: {error}. Correct the line, or write the table again."
-        ) from error
+    with _opened(path) as file:
+        first = file.readline()
+        table = csv.DictReader(chain([first], file), delimiter=max(",;\t", key=first.count), strict=True)
+        wrong: object = "there are more cells than columns in the first line"
+        try:
+            for record in table:
+                if None in record:
+                    break
+                yield f"{path}, line {table.line_num}", record
+            else:
+                return
+        except csv.Error as error:
+            wrong = error
+        raise DataError(f"{path}, line {table.line_num}: {wrong}. Correct the table, with such cells in quotes.")
 
 
 def _table_records(path: Path, field: str | None) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -10,7 +10,7 @@ from darwinlm.runtime.errors import DataError
 from darwinlm.text.sources import HubSource, LocalSource, parse_source, parts_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from darwinlm.text.sequences import TokenSequences
 
@@ -59,68 +59,45 @@ def check_not_evaluation_text(source: str, *, allow_benchmark_text: str = "") ->
     if allow_benchmark_text.strip():
         return
     for each in map(parse_source, parts_of(source)):
-        match = _in_hub_name(each) if isinstance(each, HubSource) else _in_local_files(each)
-        if match is None:
-            continue
-        benchmark, where = match
-        raise DataError(
-            f"Text source {source!r}: {where} looks like evaluation text of {benchmark}, which would inflate the "
-            "scores of a model made with it. Give other text or the training split, or write the reason why it's fine "
-            "in text.allow_benchmark_text."
-        )
+        for where, parts in _names_of(each):
+            if (benchmark := _benchmark_in(parts)) is not None:
+                raise DataError(
+                    f"Text source {source!r}: {where} looks like evaluation text of {benchmark}, which would inflate "
+                    "the scores of a model made with it. Give other text or the training split, or write the reason "
+                    "why it's fine in text.allow_benchmark_text."
+                )
 
 
-def _in_hub_name(source: HubSource) -> tuple[str, str] | None:
-    split = set(_words(source.split))
-    trains = split & _TRAINING_WORDS and not split & _EVALUATION_WORDS
-    name = f"{source.name}/{source.config or ''}".lower()
+def _benchmark_in(parts: Sequence[str]) -> str | None:
+    """Name of the benchmark whose evaluation split a path or a name resembles, by its lower-case components, if any.
+
+    Words for splits count in the component with the benchmark's name, below it, or as the full name of the folder
+    above: ``boolq/validation/0.arrow``, ``boolq_train.jsonl``, ``test/boolq.jsonl``. The last one decides.
+    """
+    splits = _TRAINING_WORDS | _EVALUATION_WORDS
     for benchmark, pattern in _BENCHMARKS.items():
-        reserved = split & _TEST_WORDS if benchmark in _ORDINARY else not trains
-        if reserved and _mention(name, pattern) is not None:
-            return benchmark, str(source)
+        first = _place(parts, pattern)
+        if first is not None:
+            above = [part for part in parts[max(first - 1, 0) : first] if part in splits]
+            below = [word for part in parts[first:] for word in re.findall(r"[a-z]+", part) if word in splits]
+            last = ["", *above, *below][-1]
+            if last in _TEST_WORDS if benchmark in _ORDINARY else last not in _TRAINING_WORDS:
+                return benchmark
     return None
 
 
-def _in_local_files(source: LocalSource) -> tuple[str, str] | None:
+def _place(parts: Sequence[str], pattern: str) -> int | None:
+    named = re.compile(rf"(?<![a-z0-9])(?:{pattern})(?![a-z])")
+    return next((index for index, part in enumerate(parts) if named.search(part)), None)
+
+
+def _names_of(source: HubSource | LocalSource) -> Iterator[tuple[str, list[str]]]:
+    """What is read, with the lower-case components of its name; of a link with a neutral name, those of its target."""
+    if isinstance(source, HubSource):
+        for split in source.split.lower().split("+"):
+            yield str(source), [*f"{source.name}/{source.config or ''}".lower().split("/"), split]
+        return
     for path in source.files():
         named, target = ([part.lower() for part in each.parts] for each in (path.absolute(), path.resolve()))
-        mentions = any(_mention(part, pattern) for part in named for pattern in _BENCHMARKS.values())
-        benchmark = _in_path(named if mentions else target)
-        if benchmark is not None:
-            return benchmark, str(path)
-    return None
-
-
-def _in_path(parts: list[str]) -> str | None:
-    """Name of the benchmark whose evaluation split a file resembles, if any."""
-    for benchmark, pattern in _BENCHMARKS.items():
-        words = _split_words(parts, pattern)
-        if words is None:
-            continue
-        last = words[-1] if words else ""
-        if last in _TEST_WORDS if benchmark in _ORDINARY else last not in _TRAINING_WORDS:
-            return benchmark
-    return None
-
-
-def _split_words(parts: list[str], pattern: str) -> list[str] | None:
-    """Names of splits that belong to a benchmark's name in a path, in order; None if the name isn't in it.
-
-    They are in the component with the benchmark's name, below it, or are the full name of the folder above:
-    ``boolq/validation/0.arrow``, ``boolq_train.jsonl``, ``test/boolq.jsonl``.
-    """
-    first = next((index for index, part in enumerate(parts) if _mention(part, pattern) is not None), None)
-    if first is None:
-        return None
-    splits = _TRAINING_WORDS | _EVALUATION_WORDS
-    above = [part for part in parts[max(first - 1, 0) : first] if part in splits]
-    below = [word for part in parts[first:] for word in _words(part) if word in splits]
-    return above + below
-
-
-def _mention(name: str, pattern: str) -> re.Match[str] | None:
-    return re.search(rf"(?<![a-z0-9])(?:{pattern})(?![a-z])", name)
-
-
-def _words(name: str) -> list[str]:
-    return re.findall(r"[a-z]+", name.lower())
+        mentions = any(_place(named, pattern) is not None for pattern in _BENCHMARKS.values())
+        yield str(path), named if mentions else target

@@ -10,7 +10,7 @@ Letters: B sequences, T tokens in a sequence.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 INDEX = "packed.json"
 SHARD_TOKENS = 1 << 24
 _BATCH = 512
-"""Documents that a process tokenises at once, on all cores."""
+"""Documents that are tokenised at once, on all cores."""
 
 
 class PackedText(Dataset[dict[str, torch.Tensor]]):
@@ -107,12 +107,11 @@ def pack_documents(
 ) -> None:
     """Pack the first `tokens` tokens of a source, without repeated and reserved documents.
 
-    Processes share the work: the first one reads the source and writes, all of them hash and tokenise. Finished shards
-    of an interrupted call are kept; their documents are read again but not tokenised. Documents must come in the same
-    order every time. `reserved` are the hashes of documents of other purposes. The size of the model's vocabulary
-    determines the bytes per token. Raises StorageError, or DataError if the source has too few tokens.
+    The first process reads, tokenises on all of its cores, and writes. Finished shards of an interrupted call are kept;
+    their documents are read again but not tokenised. Documents must come in the same order every time. `reserved` are
+    the hashes of documents of other purposes. The size of the model's vocabulary determines the bytes per token. Raises
+    StorageError, or DataError if the source has too few tokens.
     """
-    writer: _Writer | None = None
     with parallel.agree():
         if parallel.is_main():
             kind = np.dtype("<u2" if vocabulary <= 1 << 16 else "<u4")
@@ -120,67 +119,26 @@ def pack_documents(
             if writer.lacks > 0:
                 size, remedy = writer.lacks * kind.itemsize, "choose another output folder, or lower recovery.tokens"
                 check_room(folder, size, "the packed training text takes", remedy)
-    seen, bos = set(reserved), added_bos(tokenizer)
-    waiting: Iterator[_Batch] = iter(())
-    if writer is not None:
-        waiting = _batches(documents, int(writer.index["documents"]), seen)
-    count = 0
-    while parallel.broadcast(writer is None or writer.lacks > 0):
-        batches: list[_Batch] = []
-        with parallel.agree():
-            batches.extend(itertools.islice(waiting, parallel.size()))
-        batches = parallel.broadcast(batches)
-        with parallel.agree():
-            mine = [_tokenised(batch.texts, tokenizer, bos) for batch in parallel.mine(batches)]
-        shares = parallel.gather(mine)
-        with parallel.agree():
-            if writer is not None:
-                for number, batch in enumerate(batches):
-                    count = batch.count
-                    writer.add(_new(shares[number % len(shares)][0], seen), count)
-                if not batches and writer.lacks > 0:
+                count = _fill(writer, documents, tokenizer, set(reserved))
+                if writer.lacks > 0:
                     raise _too_short(tokens, writer.there, source, count)
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """Documents of a source, the last of which is number `count`."""
-
-    texts: list[str]
-    count: int
-
-
-def _batches(documents: Iterable[str], finished: int, seen: set[str]) -> Iterator[_Batch]:
-    """The documents of a source after the first `finished` ones, whose hashes become `seen`; the last may be empty."""
-    texts: list[str] = []
-    count = 0
-    for text in documents:
-        count += 1
-        if count <= finished:
-            seen.add(document_hash(text))
-            continue
-        texts.append(text)
-        if len(texts) == _BATCH:
-            yield _Batch(texts, count)
-            texts = []
-    yield _Batch(texts, count)
-
-
-def _tokenised(texts: list[str], tokenizer: PreTrainedTokenizerBase, bos: int | None) -> list[Document]:
-    """Hashes and tokens of some documents, without their text."""
-    documents = [Document(document_hash(text), text) for text in texts]
-    tokenise(documents, tokenizer, bos)
-    return [Document(document.hashed, "", document.tokens) for document in documents]
-
-
-def _new(documents: list[Document], seen: set[str]) -> list[Document]:
-    """Those that weren't seen before; all become seen."""
-    found = []
-    for document in documents:
-        if document.hashed not in seen:
-            seen.add(document.hashed)
-            found.append(document)
-    return found
+def _fill(writer: _Writer, documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, seen: set[str]) -> int:
+    """Write documents that weren't seen before, until there are enough; returns the number of documents read."""
+    finished, bos, count = int(writer.index["documents"]), added_bos(tokenizer), 0
+    numbered = iter(enumerate(documents, start=1))
+    while writer.lacks > 0 and (batch := list(itertools.islice(numbered, _BATCH))):
+        new: list[Document] = []
+        for count, text in batch:
+            hashed = document_hash(text)
+            if hashed not in seen and count > finished:
+                new.append(Document(hashed, text))
+            seen.add(hashed)
+        tokenise(new, tokenizer, bos)
+        if count > finished:
+            writer.add(new, count)
+    return count
 
 
 def _too_short(tokens: int, there: int, source: str, documents: int) -> DataError:

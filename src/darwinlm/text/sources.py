@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from darwinlm.runtime.errors import DataError
+from darwinlm.runtime.errors import DataError, first_line
 from darwinlm.runtime.limits import is_utf8, shorten
 from darwinlm.text.files import EXTENSIONS, extension_of, read_files, shuffled
 from darwinlm.text.packing import pieces
@@ -246,17 +246,9 @@ def _hub_rows(source: HubSource, seed: int | None) -> Iterator[dict[str, Any]]:
 
 
 def _hub_error(source: HubSource, error: Exception) -> DataError:
-    local = "Or pass local text instead: a .txt, .jsonl, .csv or .parquet file, or a folder of them."
-    yes = {"1", "ON", "YES", "TRUE"}
-    names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
-    offline = [name for name in names if os.environ.get(name, "").strip().upper() in yes]
-    reason = str(error).strip() or type(error).__name__
-    if offline:
-        return DataError(f"{source}: {offline[0]} is set, so the hub can't be reached ({reason}). Unset it. {local}")
-    if isinstance(error, FileNotFoundError):
-        return DataError(f"{source}: the hub has no such data set, or it asks for a log-in ({reason}). {local}")
-    if isinstance(error, ValueError):
-        return DataError(
-            f"{source}: the data set can't be opened like this ({reason}). Check :config and @split. {local}"
-        )
-    return DataError(f"{source}: the hub can't be reached ({reason}). Check the network and try again. {local}")
+    offline = [name for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE") if os.environ.get(name, "").strip()]
+    return DataError(
+        f"{source}: the data set can't be read ({first_line(error) or type(error).__name__}). Check its name, :config, "
+        f"@split, your log-in and the network{f', and unset {offline[0]}' if offline else ''}, or give local text: a "
+        ".txt, .jsonl, .csv or .parquet file, or a folder of them."
+    )

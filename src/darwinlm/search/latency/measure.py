@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from darwinlm.families.parts import KINDS, ModuleKind
-from darwinlm.latency.table import ABSENT, LatencyTable, Size, lines_of, measured_lines, refine, size_of
-from darwinlm.latency.timing import ModelTimer
 from darwinlm.recipe import BudgetSettings
 from darwinlm.runtime.artifact import read_as, write_json
 from darwinlm.runtime.errors import BudgetError
+from darwinlm.search.latency.table import ABSENT, LatencyTable, Size, lines_of, measured_lines, refine, size_of
+from darwinlm.search.latency.timing import ModelTimer
 from darwinlm.surgery.stitch import Chosen, chosen_levels
 from darwinlm.units.cost import CostModel, time_costs
 from darwinlm.units.space import SearchSpace

@@ -10,6 +10,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.files import LICENCES
 from darwinlm.gguf.read import dequantise, describe_gguf
 from darwinlm.recipe.settled import is_here
+from darwinlm.runtime.artifact import model_folder
 from darwinlm.runtime.errors import ModelError, first_line
 from darwinlm.runtime.limits import shorten
 
@@ -46,6 +47,13 @@ def resolve_model(
         checkpoint = Checkpoint.open(from_hub(model, download), model, allow_remote_code=allow_remote_code)
     checkpoint.check_embeddings()
     return checkpoint
+
+
+def resolve_finished(model: str, work: Path, *, allow_remote_code: bool = False) -> Checkpoint:
+    """As `resolve_model`; of the output folder of a finished run, the model that it saved. Also raises ModelError."""
+    given = Path(model).expanduser()
+    inside = model_folder(given)
+    return resolve_model(model if inside == given else str(inside), work, allow_remote_code=allow_remote_code)
 
 
 def describe_model(model: str, *, allow_remote_code: bool = False) -> Checkpoint:

@@ -1,4 +1,4 @@
-"""Models for evaluation: any causal LM that transformers can load, also of families that can't be pruned."""
+"""Models to evaluate and to talk to: in PyTorch, or GGUF files as they are in llama.cpp."""
 
 from __future__ import annotations
 
@@ -15,14 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from darwinlm.engines.in_llama_cpp import open_in_llama_cpp
+from darwinlm.engines.resolve import resolve_finished
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.files import check_files
-from darwinlm.families.generation import generation_of, read_generation, unused
-from darwinlm.families.loading import check_finite, load_model, load_tokenizer
-from darwinlm.families.stored import Stored
-from darwinlm.models.in_llama_cpp import open_in_llama_cpp
-from darwinlm.models.resolve import download, from_hub, resolve_model
-from darwinlm.runtime.artifact import model_folder
+from darwinlm.families.generation import read_generation, unused
+from darwinlm.families.loading import check_finite
 from darwinlm.runtime.compute import resolve_device, resolve_dtype
 from darwinlm.runtime.errors import CheckpointError, FamilyError, ModelError
 from darwinlm.streaming.streamed import StreamedDecoder
@@ -35,7 +32,7 @@ class Opened:
 
     Attributes:
         load: Loads the whole model, which is done when it is first asked for.
-        checkpoint: Its files, if its family can be read block by block.
+        checkpoint: Its files, if PyTorch runs it.
         rows: Old numbers of its tokens, if it has fewer of them than its files.
     """
 
@@ -134,23 +131,9 @@ def open_model(
 
 
 def _in_pytorch(source: str, kind: torch.dtype, where: torch.device, *, allow_remote_code: bool) -> Opened:
-    inside = model_folder(Path(source).expanduser())
-    path = str(inside) if inside != Path(source).expanduser() else source
     work = Path(tempfile.mkdtemp(prefix="darwinlm-"))  # for dequantised weights, as long as the model is used
     try:
-        checkpoint = resolve_model(path, work / "model", allow_remote_code=allow_remote_code)
-    except FamilyError:  # can't be pruned
-        shutil.rmtree(work, ignore_errors=True)
-        folder = inside if inside.is_dir() else from_hub(path, download)
-        check_files(folder)
-        stored = Stored(folder)
-        stored.shapes()
-        model = load_model(folder, kind, allow_remote_code=allow_remote_code)
-        _check_head(model, stored)
-        model.generation_config = generation_of(model.generation_config.to_diff_dict(), folder)
-        tokenizer = load_tokenizer(folder, None, allow_remote_code=allow_remote_code)
-        model = model.eval().requires_grad_(requires_grad=False).to(where)
-        return Opened(source, lambda: model, tokenizer)
+        checkpoint = resolve_finished(source, work / "model", allow_remote_code=allow_remote_code)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
@@ -159,19 +142,6 @@ def _in_pytorch(source: str, kind: torch.dtype, where: torch.device, *, allow_re
     opened = Opened(source, load, tokenizer, checkpoint=checkpoint, dtype=kind, device=where)
     weakref.finalize(opened, shutil.rmtree, work, ignore_errors=True)
     return opened
-
-
-def _check_head(model: Any, stored: Stored) -> None:
-    """Refuse a stored head that differs from the embedding it is tied to. Raises CheckpointError."""
-    head = next((name for name in (getattr(model, "_tied_weights_keys", None) or {}) if name in stored.plain), None)
-    if head is None or not model.config.tie_word_embeddings:
-        return
-    embedding = model.get_input_embeddings().weight
-    if not torch.equal(stored.reader([head], embedding.dtype)(head).to(embedding.dtype), embedding):
-        raise CheckpointError(
-            f"{stored.folder} holds {head}, but its config.json ties the head to the embedding, which differs: fetch "
-            "the model again"
-        )
 
 
 def _in_llama_cpp(source: str, path: Path) -> Opened:

@@ -17,9 +17,9 @@ from torch import nn
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.parts import ModuleKind
 from darwinlm.families.shapes import ModuleShape
-from darwinlm.latency.graphs import GraphedDecoding, cache_name
 from darwinlm.recipe import BudgetSettings
 from darwinlm.runtime.compute import now
+from darwinlm.search.latency.graphs import GraphedDecoding, cache_name
 from darwinlm.surgery.shrink import layer_overrides
 from darwinlm.surgery.stitch import Chosen, empty_model, layer_table, smaller_config
 from darwinlm.units.levels import Level, kept_groups

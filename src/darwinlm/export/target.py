@@ -1,35 +1,12 @@
-"""Input of an export: a model folder, or the output folder of a finished run."""
+"""Where an export is written, and what may not be overwritten."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.models.resolve import resolve_model
-from darwinlm.runtime.artifact import model_folder
-from darwinlm.runtime.errors import ExportError, ModelError
+from darwinlm.runtime.errors import ExportError
 from darwinlm.runtime.lock import hold_target
 from darwinlm.runtime.places import check_output
-
-
-def open_source(path: Path, work: Path | None = None, *, allow_remote_code: bool = False) -> Checkpoint:
-    """Open a model folder, the model in a run's output folder, or with a folder `work` also a GGUF file or a hub id.
-
-    Files of a converted model go to `work`.
-
-    Raises:
-        ModelError: There is no such model, or its run isn't finished.
-        CheckpointError: Its files are damaged.
-        FamilyError: Its architecture isn't known.
-        MissingExtraError: A GGUF file without the extra `gguf`.
-    """
-    if path.is_dir():
-        return Checkpoint.open(model_folder(path), allow_remote_code=allow_remote_code)
-    if work is not None:
-        return resolve_model(str(path), work, allow_remote_code=allow_remote_code)
-    if path.exists():
-        raise ModelError(f"{path} is a file: give the folder of a model or of a finished run")
-    raise ModelError(f"there is no model at '{path}': give the folder of a model or of a finished run")
 
 
 def check_target(path: Path, *sources: Path | None, folder: bool, overwrite: bool) -> None:

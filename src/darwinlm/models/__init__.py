@@ -1,1 +1,0 @@
-"""From the name of a model to its checkpoint, or to the loaded model."""
