@@ -3,6 +3,7 @@
 import json
 from functools import wraps
 
+import numpy as np
 import pytest
 import torch
 from tests.tiny.models import tiny_model
@@ -11,7 +12,7 @@ from tests.tiny.tokenizer import EOS_ID, tiny_tokenizer
 from darwinlm.runtime.errors import DataError
 from darwinlm.text.sampling import corpus
 from darwinlm.text.sampling.corpus import write_corpus
-from darwinlm.text.sampling.sampler import Request, Sampler, Segment, choose
+from darwinlm.text.sampling.sampler import Sampler, Segment, choose
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</s>{% endfor %}"
@@ -26,12 +27,14 @@ def tokenizer_with(template=TEMPLATE):
     return tokenizer
 
 
-def alone(model, prompt, new_tokens):
-    """The greedy continuation of one sequence, without a cache."""
-    tokens = list(prompt)
+def alone(model, number, length):
+    """What the sampler writes with seed 0, of one sequence without a cache."""
+    uniform = torch.from_numpy(np.random.default_rng([0, number]).random(length, dtype=np.float32))
+    tokens = list(PREFIX)
     with torch.no_grad():
-        while len(tokens) < len(prompt) + new_tokens and (len(tokens) == len(prompt) or tokens[-1] != EOS_ID):
-            tokens.append(int(model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1].argmax()))
+        while len(tokens) < length and (len(tokens) == len(PREFIX) or tokens[-1] != EOS_ID):
+            logits = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[:, -1]
+            tokens.append(int(choose(logits, torch.ones(1), uniform[len(tokens)][None])))
     return tuple(tokens)
 
 
@@ -41,18 +44,13 @@ def alone(model, prompt, new_tokens):
 )
 def test_rows_write_what_each_would_write_alone(model_type, continuous):
     model = tiny_model(model_type).eval()
-    prompts = [(*PREFIX, *range(80, 80 + more)) for more in range(7)]
-    sampler = Sampler(model, PREFIX, (Segment(0.0, (EOS_ID,), 40),), 40, 0, rows=3)
+    sampler = Sampler(model, PREFIX, (Segment(1.0, (EOS_ID,), 24),), 40, 0, rows=3)
     assert sampler.continuous == continuous
-    requests = (Request(number, prompt, len(prompt) + 12) for number, prompt in enumerate(prompts))
-    found = {each.number: each for each in sampler.sample(requests)}
+    found = {each.number: each for each in sampler.sample(iter(range(7)))}
     assert sorted(found) == list(range(7))
-    for number, prompt in enumerate(prompts):
-        assert found[number].tokens == alone(model, prompt, 12)
-        assert (
-            found[number].parts[0]
-            == found[number].tokens[len(prompt) : len(found[number].tokens) - found[number].ended]
-        )
+    for number, each in found.items():
+        assert each.tokens == alone(model, number, 24)
+        assert each.parts[0] == each.tokens[len(PREFIX) : len(each.tokens) - each.ended]
 
 
 def test_a_sequence_depends_on_its_number_alone():
@@ -61,7 +59,7 @@ def test_a_sequence_depends_on_its_number_alone():
     written = []
     for rows, numbers in ((2, range(12)), (5, reversed(range(12)))):
         sampler = Sampler(model, PREFIX, segments, 40, 3, rows=rows)
-        written.append({each.number: each for each in sampler.sample(Request(number, PREFIX) for number in numbers)})
+        written.append({each.number: each for each in sampler.sample(iter(numbers))})
     assert written[0] == written[1]
     chats_of_two = [each for each in written[0].values() if len(each.parts) == 2]
     assert chats_of_two

@@ -16,7 +16,7 @@ from darwinlm.evaluation.divergence import ROWS, DenseDistribution
 from darwinlm.runtime import parallel
 from darwinlm.runtime.compute import exact
 from darwinlm.runtime.figures import AnswerFigures
-from darwinlm.text.sampling.sampler import Request, Sampled, Sampler
+from darwinlm.text.sampling.sampler import Sampled, Sampler
 from darwinlm.text.sampling.script import chats
 
 FIRST = 1 << 40
@@ -53,7 +53,7 @@ def write_answers(dense: Any, tokenizer: Any, tokens: int, late: Callable[[], bo
     while count < wanted and len(written) < most and not (count and late()):
         numbers = range(number, number + CHATS_AT_ONCE * parallel.size(), parallel.size())
         number = numbers.stop
-        for sampled in sampler.sample(Request(each, script.prefix) for each in numbers):
+        for sampled in sampler.sample(iter(numbers)):
             written.append(sampled)
             count += len(sampled.tokens) - sampled.begins[1] if len(sampled.begins) > 1 else 0
     together = sorted((each for part in parallel.gather(written) for each in part), key=lambda each: each.number)

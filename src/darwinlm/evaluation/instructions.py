@@ -10,14 +10,16 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
+
 from darwinlm.runtime import parallel
 from darwinlm.runtime.errors import ModelError
 from darwinlm.runtime.figures import InstructionFigures
-from darwinlm.text.sampling.sampler import Request, Sampler, Segment
 from darwinlm.text.sampling.script import chat_parts, end_tokens, loops
 
 NEW_TOKENS = 64
 """Maximum length of an answer."""
+PROMPTS_AT_ONCE = 32
 
 TOPICS = (
     "a lighthouse", "the desert", "chess", "a train journey", "honey", "the night sky", "a market in the morning",
@@ -67,19 +69,22 @@ def greedy_answers(model: Any, tokenizer: Any, prompts: Sequence[str], new_token
     if isinstance(parts, str):
         raise ModelError(f"{parts}: instructions are for chat models")
     questions = [[{"role": "user", "content": prompt}] for prompt in prompts]
-    rendered = tokenizer.apply_chat_template(questions, add_generation_prompt=True, return_dict=True)["input_ids"]
-    asked = [tuple(each) for each in rendered]
-    pairs = zip(min(asked), max(asked), strict=False)
-    shared = next((place for place, pair in enumerate(pairs) if len(set(pair)) > 1), 1)
-    prefix = asked[0][: max(shared, 1)]
-    longest = max(map(len, asked)) + new_tokens
-    segment = Segment(0.0, end_tokens(model, tokenizer), longest)
-    sampler = Sampler(model, prefix, (segment,), longest, 0)
-    mine = parallel.mine(range(len(asked)))
-    found: dict[int, str] = {}
-    requests = (Request(index, asked[index], len(asked[index]) + new_tokens) for index in mine)
-    for sampled in sampler.sample(requests):
-        found[sampled.number] = str(tokenizer.decode(list(sampled.parts[0]), skip_special_tokens=True)).strip()
+    asked = tokenizer.apply_chat_template(questions, add_generation_prompt=True, return_dict=True)["input_ids"]
+    ends = end_tokens(model, tokenizer)
+    how = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "max_new_tokens": new_tokens}
+    how |= {"eos_token_id": list(ends) or None, "pad_token_id": [*ends, 0][0]}
+    mine, found = list(parallel.mine(range(len(asked)))), dict[int, str]()
+    for start in range(0, len(mine), PROMPTS_AT_ONCE):
+        batch = mine[start : start + PROMPTS_AT_ONCE]
+        longest = max(len(asked[index]) for index in batch)
+        room = [longest - len(asked[index]) for index in batch]
+        ids = [[0] * left + list(asked[index]) for left, index in zip(room, batch, strict=True)]
+        mask = [[0] * left + [1] * (longest - left) for left in room]
+        given, seen = (torch.tensor(each, device=model.device) for each in (ids, mask))
+        out = model.generate(given, attention_mask=seen, **how)[:, longest:].tolist()
+        for index, new in zip(batch, out, strict=True):
+            end = next((place for place, token in enumerate(new) if token in ends), len(new))
+            found[index] = str(tokenizer.decode(new[:end], skip_special_tokens=True)).strip()
     together = {index: answer for part in parallel.gather(found) for index, answer in part.items()}
     return [together[index] for index in range(len(asked))]
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from darwinlm.recipe import Recipe
 from darwinlm.text.sources import parts_of
+from darwinlm.text.splits import PURPOSES
 
 SELF = "self"
 """Source that stands for text which the dense model writes itself."""
@@ -37,9 +40,10 @@ def named_parts(source: str) -> list[str]:
     return [source] if source == SELF else parts_of(source)
 
 
-def amount_for_pruning(recipe: Recipe) -> int:
-    """Tokens of its own that the dense model writes for pruning; 0 if the text isn't its own."""
-    return _amount(recipe, sum(shares_of(recipe).values()), recipe.text.source)
+def amount_for_pruning(recipe: Recipe, purposes: Collection[str] = PURPOSES) -> int:
+    """Tokens of its own that the dense model writes for some purposes; 0 if the text isn't its own."""
+    tokens = sum(count for purpose, count in shares_of(recipe).items() if purpose in purposes)
+    return _amount(recipe, tokens, recipe.text.source)
 
 
 def amount_for_recovery(recipe: Recipe) -> int:

@@ -12,7 +12,7 @@ from darwinlm.runtime import parallel
 from darwinlm.runtime.errors import DataError
 from darwinlm.runtime.memory import kept_memory
 from darwinlm.text.sampling.lines import JsonLines
-from darwinlm.text.sampling.sampler import Request, Sampled, Sampler
+from darwinlm.text.sampling.sampler import Sampled, Sampler
 from darwinlm.text.sampling.script import Script, chats, documents
 
 TRIAL, RECENT, USABLE = 32, 256, 0.25
@@ -133,15 +133,15 @@ class _Corpus:
         length = max(segment.until for segment in script.segments)
         sampler = Sampler(model, script.prefix, script.segments, length, self.seed, rows)
         with self.lines:
-            for sampled in sampler.sample(self._requests(numbers)):
+            for sampled in sampler.sample(self._new(numbers)):
                 self._add(sampled)
 
-    def _requests(self, numbers: Iterator[int]) -> Iterator[Request]:
+    def _new(self, numbers: Iterator[int]) -> Iterator[int]:
         self.begun = len(self.tried)
         for number in numbers:
             if number not in self.tried:
                 self.begun += 1
-                yield Request(number, self.script.prefix)
+                yield number
 
     def _add(self, sampled: Sampled) -> None:
         record, identity = self.script.record(sampled), self.script.identity(sampled)

@@ -37,7 +37,6 @@ class Segment:
     """A part that the model writes.
 
     Attributes:
-        temperature: 0 takes the most likely token; then that of all segments is 0.
         ends: Tokens that end it.
         then: Tokens that follow, the first of which replaces the token that ended it. Empty for the last segment.
         until: Position at which a sequence that hasn't ended this segment is given up.
@@ -47,18 +46,6 @@ class Segment:
     ends: tuple[int, ...]
     until: int
     then: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Request:
-    """A sequence to be written: its number, which selects its random numbers, its first tokens, and its longest length.
-
-    There is at least one first token. Without a `limit`, the sampler's length is the longest.
-    """
-
-    number: int
-    prompt: tuple[int, ...]
-    limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -97,8 +84,6 @@ class Sampler:
     ) -> None:
         self.model, self.device = model, next(model.parameters()).device
         self.prefix, self.segments, self.length, self.seed = tuple(prefix), segments, length, seed
-        self.greedy = all(segment.temperature == 0 for segment in segments)
-        assert self.greedy or all(segment.temperature > 0 for segment in segments), "temperatures are of one kind"
         self._kept = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
         self._last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
         self._prompt = self._read(1)
@@ -132,48 +117,43 @@ class Sampler:
         return int(max(1, min(most, MEMORY_SHARE * free_bytes(self.device) // max(column * self.length, 1))))
 
     @torch.no_grad()
-    def sample(self, requests: Iterator[Request]) -> Iterator[Sampled]:
-        """Write sequences and yield each soon after it has ended, in no particular order.
+    def sample(self, numbers: Iterator[int]) -> Iterator[Sampled]:
+        """Write sequences by number, and yield each soon after it has ended, in no particular order.
 
-        `requests` is asked for the next sequence whenever a row is free, and may end at any time. Prompts begin with
-        the prefix.
+        `numbers` is asked for the next sequence whenever a row is free, and may end at any time.
         """
-        state = self._begin(requests)
+        state = self._begin(numbers)
         while state is not None:
             for _ in range(STEPS):
                 self._step(state)
             done, positions = state.done.tolist(), state.positions.tolist()
             finished = [row for row, over in enumerate(done) if over and state.numbers[row] is not None]
             yield from self._taken(state, finished, positions)
-            state = self._filled(state, finished, requests)
+            state = self._filled(state, finished, numbers)
 
-    def _begin(self, requests: Iterator[Request]) -> _State | None:
+    def _begin(self, numbers: Iterator[int]) -> _State | None:
         """Rows for the next sequences, as many as there are; None if there are none."""
-        first = list(islice(requests, self.rows))
+        first = list(islice(numbers, self.rows))
         if not first:
             return None
         rows = len(first)
         cache = RowCache(self._prompt, rows, self.length, self.device) if self.continuous else self._read(rows)
         state = _State(cache, rows, self.length, len(self.segments), self.device)
-        for row, request in enumerate(first):
-            self._place(state, row, request)
+        for row, number in enumerate(first):
+            self._place(state, row, number)
         return state
 
-    def _place(self, state: _State, row: int, request: Request) -> None:
+    def _place(self, state: _State, row: int, number: int) -> None:
         """Begin a sequence in a row; its keys and values of the prefix are there already."""
-        assert request.prompt[: len(self.prefix)] == self.prefix, "prompts begin with the prefix"
-        start = len(self.prefix) - 1
-        state.numbers[row] = request.number
-        prompt = torch.tensor(request.prompt, device=self.device)
+        prompt = torch.tensor(self.prefix, device=self.device)
+        state.numbers[row] = number
         state.given[row] = -1
-        state.given[row, : len(prompt)] = prompt
         state.written[row, : len(prompt)] = prompt
         state.begins[row] = 0
         state.begins[row, 0] = len(prompt)
-        state.segment[row], state.done[row], state.positions[row] = 0, False, start
-        state.limits[row] = min(request.limit or self.length, self.length)
-        state.tokens[row] = prompt[start]
-        random = np.random.default_rng([self.seed, request.number]).random(self.length, dtype=np.float32)
+        state.segment[row], state.done[row], state.positions[row] = 0, False, len(prompt) - 1
+        state.tokens[row] = prompt[-1]
+        random = np.random.default_rng([self.seed, number]).random(self.length, dtype=np.float32)
         state.uniform[row] = torch.from_numpy(random).to(self.device)
 
     def _step(self, state: _State) -> None:
@@ -185,11 +165,8 @@ class Sampler:
         output = self.model(input_ids=state.tokens[:, None], use_cache=True, **how)
         following = (state.positions + 1).clamp(max=self.length - 1)
         logits = output.logits[:, -1]
-        if self.greedy:
-            sampled = logits.argmax(-1)
-        else:
-            random = state.uniform.gather(1, following[:, None])[:, 0]
-            sampled = choose(logits, self._temperature[state.segment], random)
+        random = state.uniform.gather(1, following[:, None])[:, 0]
+        sampled = choose(logits, self._temperature[state.segment], random)
         given = state.given.gather(1, following[:, None])[:, 0]
         free = given < 0
         token = torch.where(free, sampled, given)
@@ -206,7 +183,7 @@ class Sampler:
         state.written.scatter_(1, following[:, None], torch.where(state.done, old, token)[:, None])
         state.positions = torch.where(state.done, state.positions, following)
         state.tokens = torch.where(state.done, state.tokens, token)
-        full = state.positions + 1 >= torch.minimum(self._until[state.segment], state.limits)
+        full = state.positions + 1 >= self._until[state.segment]
         state.done = state.done | (state.segment == len(self.segments)) | full
 
     def _taken(self, state: _State, rows: list[int], positions: list[int]) -> Iterator[Sampled]:
@@ -227,14 +204,14 @@ class Sampler:
             yield Sampled(number, tuple(tokens), tuple(begun[: last + 1]), tuple(parts), ended)
             state.numbers[row] = None
 
-    def _filled(self, state: _State, finished: list[int], requests: Iterator[Request]) -> _State | None:
+    def _filled(self, state: _State, finished: list[int], numbers: Iterator[int]) -> _State | None:
         """The state for the next steps: finished rows take new sequences, or are dropped if there are none left."""
         if not self.continuous:
-            return state if any(number is not None for number in state.numbers) else self._begin(requests)
+            return state if any(number is not None for number in state.numbers) else self._begin(numbers)
         for row in finished:
-            if (request := next(requests, None)) is None:
+            if (number := next(numbers, None)) is None:
                 break
-            self._place(state, row, request)
+            self._place(state, row, number)
         active = [row for row, number in enumerate(state.numbers) if number is not None]
         if not active:
             return None
@@ -264,7 +241,6 @@ class _State:
         begins: Position at which each segment begins, [B, S + 1].
         segment: Index of the present segment; S after the last one, [B].
         positions: Position of `tokens`, the last tokens, [B].
-        limits: Longest length of each sequence, [B].
         uniform: Random number for each position, [B, L].
         numbers: Number of the sequence in each row; None if the row is free.
     """
@@ -275,15 +251,15 @@ class _State:
         self.written = torch.zeros(rows, length, dtype=torch.int64, device=device)
         self.begins = torch.zeros(rows, segments + 1, dtype=torch.int64, device=device)
         self.uniform = torch.zeros(rows, length, device=device)
-        self.segment, self.positions, self.tokens, self.limits = (
-            torch.zeros(rows, dtype=torch.int64, device=device) for _ in range(4)
+        self.segment, self.positions, self.tokens = (
+            torch.zeros(rows, dtype=torch.int64, device=device) for _ in range(3)
         )
         self.done = torch.ones(rows, dtype=torch.bool, device=device)
         self.numbers: list[int | None] = [None] * rows
 
     def keep(self, rows: Tensor) -> None:
         """Keep some rows only."""
-        for name in ("given", "written", "begins", "uniform", "segment", "positions", "tokens", "limits", "done"):
+        for name in ("given", "written", "begins", "uniform", "segment", "positions", "tokens", "done"):
             setattr(self, name, getattr(self, name)[rows])
         self.numbers = [self.numbers[row] for row in rows.tolist()]
         self.cache.keep(rows)
