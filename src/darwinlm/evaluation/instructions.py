@@ -71,8 +71,8 @@ def greedy_answers(model: Any, tokenizer: Any, prompts: Sequence[str], new_token
     questions = [[{"role": "user", "content": prompt}] for prompt in prompts]
     asked = tokenizer.apply_chat_template(questions, add_generation_prompt=True, return_dict=True)["input_ids"]
     ends = end_tokens(model, tokenizer)
-    how = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "max_new_tokens": new_tokens}
-    how |= {"eos_token_id": list(ends) or None, "pad_token_id": [*ends, 0][0]}
+    how: dict[str, Any] = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0}
+    how |= {"max_new_tokens": new_tokens, "eos_token_id": list(ends) or None, "pad_token_id": [*ends, 0][0]}
     mine, found = list(parallel.mine(range(len(asked)))), dict[int, str]()
     for start in range(0, len(mine), PROMPTS_AT_ONCE):
         batch = mine[start : start + PROMPTS_AT_ONCE]
