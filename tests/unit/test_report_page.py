@@ -16,8 +16,9 @@ def test_commands_are_ones_that_the_program_takes(name):
     steps = next_steps(summary, ".", "../smaller", summary.model)
     text = Page(render_page(summary)).text
     for _, line in steps:
-        parse(line)
         assert line in text
+        if not line.startswith("hf upload"):
+            parse(line)
     trains = [line for _, line in steps if line.startswith("darwinlm recover")]
     assert len(trains) == (summary.recovery is None)
 

@@ -1,7 +1,5 @@
 """Sentences of the page and the card that depend on the run, each for both cases."""
 
-import math
-
 import pytest
 from tests.tiny.summaries import DROPPED, card_of, changed, given, plain, recovered, searched, text_of
 
@@ -40,7 +38,6 @@ VOCABULARY = {
     "domains": {"a.txt": {"bytes": 4000, "dense_tokens": 1000, "tokens": 1100, "affected": 50}},
     "bits_per_byte": 1.25,
     "dense_bits_per_byte": 1.125,
-    "mass_lost": math.log(2),
 }
 IN_TIME = {"kind": "latency", "keep": None, "unit": "nanoseconds", "dense": 6e7, "upper": 3e7, "used": 2.9e7}
 TIME = {"limit": 600, "seconds": 500, "preset": "quick"}
@@ -96,7 +93,6 @@ BOTH = [
             "block parameters and half of its vocabulary",
             "24,000 of 48,000 tokens of the vocabulary kept, held-out text spelt in 10.0 % more tokens: 5.0 % of its t",
             "needed 1.250 bits per byte of held-out text, and 1.125 with all tokens",
-            "the kept ones had 50.0 % of the probability",
             "it has 120.0 M parameters, and 134.5 M with all tokens",
         ],
         [],

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from darwinlm.evaluation.divergence import log_normalisers, token_losses
+from darwinlm.evaluation.divergence import token_losses
 from darwinlm.evaluation.quality import HEAD_TOKENS
 from darwinlm.runtime.compute import exact
 from darwinlm.runtime.errors import CheckpointError
@@ -48,54 +48,26 @@ def measure_spelling(texts: Sequence[str], dense: Any, small: Any, rows: Sequenc
 def measure_bits(
     read: Callable[[Tensor], Decoder],
     passages: Sequence[str],
-    dense: Any,
-    small: Any,
-    rows: Sequence[int],
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    tokenizer: Any,
+    progress: Callable[[], object] = lambda: None,
     memory: HiddenMemory | None = None,
-) -> Mapping[str, float]:
-    """Bits per byte of a model in both vocabularies, and the probability of the tokens that the smaller one lacks.
+) -> float:
+    """Bits per byte of a model with its tokenizer, which compare across vocabularies.
 
     `read` gives the model to read some tokens with; its streams may go where `memory` says. Each passage is read after
-    the bos token, or the end token, and predicted with its end. `rows` holds the number in `dense` of every token of
-    `small`.
-
-    Returns:
-        `dense_bits_per_byte`; `bits_per_byte` with the smaller vocabulary, whose probabilities sum to one; `mass_lost`,
-        the mean of -log of the probability of kept tokens, in nats per token.
+    the bos token, or the end token, and predicted with its end.
     """
-    begin, end = added_bos(dense), dense.eos_token_id
+    begin, end = added_bos(tokenizer), tokenizer.eos_token_id
     before = [token for token in (end if begin is None else begin,) if token is not None]
-    after = [] if end is None else [end]
-    new = {old: number for number, old in enumerate(rows)}
-    ends = [[new[token] for token in each] for each in (before, after)]
-    wholes = [torch.tensor([*before, *old, *after]) for old in token_ids(dense, list(passages))]
-    cuts = [torch.tensor([*ends[0], *ids, *ends[1]]) for ids in token_ids(small, list(passages))]
-    kept = torch.tensor(rows)
-    inputs = [each[None, :-1] for each in (*wholes, *(kept[cut] for cut in cuts))]
-    model = read(torch.cat([each[0] for each in inputs]))
-    kept = kept.to(model.device)
-    totals = {"dense_bits_per_byte": 0.0, "bits_per_byte": 0.0, "mass_lost": 0.0}
+    wholes = [
+        torch.tensor([*before, *ids, *([] if end is None else [end])]) for ids in token_ids(tokenizer, list(passages))
+    ]
+    inputs = [each[None, :-1] for each in wholes]
+    model, total = read(torch.cat([each[0] for each in inputs])), 0.0
     with model.with_head():
-        for done, (states, targets) in enumerate(
-            zip(model.through(inputs, memory=memory), (*wholes, *cuts), strict=True)
-        ):
+        for states, targets in zip(model.through(inputs, memory=memory), wholes, strict=True):
             pieces = (torch.split(each, HEAD_TOKENS) for each in (states[0], targets[1:].to(model.device)))
             for state, target in zip(*pieces, strict=True):
-                logits = model.head(state)
-                if done < len(wholes):
-                    totals["dense_bits_per_byte"] += _total(token_losses(logits, target))
-                    continue
-                mass = log_normalisers(logits)
-                logits = logits.index_select(-1, kept)
-                normalisers = log_normalisers(logits)
-                totals["bits_per_byte"] += _total(token_losses(logits, target, normalisers))
-                totals["mass_lost"] += _total(mass - normalisers)
-            progress(done + 1, len(inputs))
-    tokens = sum(len(cut) - 1 for cut in cuts)
-    per_byte = 1 / (math.log(2) * sum(len(text.encode()) for text in passages))
-    return {name: total * (per_byte if name.endswith("byte") else 1 / tokens) for name, total in totals.items()}
-
-
-def _total(values: Tensor) -> float:
-    return float(exact(values).sum(dtype=torch.float64))
+                total += float(exact(token_losses(model.head(state), target)).sum(dtype=torch.float64))
+            progress()
+    return total / (math.log(2) * sum(len(text.encode()) for text in passages))

@@ -150,8 +150,7 @@ class RecoveryFigures(Extract):
 class VocabularyFigures(Figures):
     """The smaller vocabulary; each `dense_` figure is of the whole one. Parameters and bits are the dense model's.
 
-    `domains` are lengths of held-out text, by file or data set. `mass_lost` is the mean of -log of the probability that
-    the dense model gives to kept tokens, in nats per token.
+    `domains` are lengths of held-out text, by file or data set.
     """
 
     tokens: int
@@ -161,7 +160,6 @@ class VocabularyFigures(Figures):
     domains: dict[str, Spelling]
     bits_per_byte: float
     dense_bits_per_byte: float
-    mass_lost: float
 
     @property
     def longer(self) -> float:

@@ -280,9 +280,8 @@ def vocabulary_words(vocabulary: VocabularyFigures) -> str:
         f"{kept_tokens(vocabulary)}, {more_tokens(vocabulary)}: {100 * vocabulary.affected:.1f} % of its tokens were "
         "removed from the vocabulary and are now written as several. Logits of text whose tokens are all kept have not "
         f"changed. Before its blocks were pruned, the model needed {vocabulary.bits_per_byte:.3f} bits per byte of "
-        f"held-out text, and {vocabulary.dense_bits_per_byte:.3f} with all tokens, of which the kept ones had "
-        f"{100 * math.exp(-vocabulary.mass_lost):.1f} % of the probability (geometric mean). Perplexity, KL and speeds "
-        "are per token of the smaller vocabulary. The dense model is measured with it too: it has "
+        f"held-out text, and {vocabulary.dense_bits_per_byte:.3f} with all tokens. Perplexity, KL and speeds are per "
+        "token of the smaller vocabulary. The dense model is measured with it too: it has "
         f"{count(vocabulary.params)} parameters, and {count(vocabulary.dense_params)} with all tokens."
     )
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ VOCABULARY = Stage(
     "vocabulary",
     _cut,
     _read,
-    version=3,
+    version=4,
     writes="the dense model with fewer tokens, and what they cost",
     settings=("vocabulary", *TEXT_SETTINGS),
     key=lambda task, source: text_key(task, source, shares_of(task.recipe)),
@@ -135,10 +136,17 @@ def _measure(
     """What the smaller vocabulary costs, on held-out text."""
     whole, cut, context = dense.tokenizer(), small.tokenizer(), task.context
     domains = {name: asdict(measure_spelling(texts, whole, cut, rows)) for name, texts in held_out.items()}
-    read = partial(StreamedDecoder, dense, dtype=context.dtype, device=context.device)
-    passages = list(_passages(task.recipe.text, held_out))
-    memory = HiddenMemory(task.folder)
-    bits = measure_bits(read, passages, whole, cut, rows, context.reporter.advance, memory)
+    passages, memory, done = list(_passages(task.recipe.text, held_out)), HiddenMemory(task.folder), count(1)
+    bits = {
+        name: measure_bits(
+            partial(StreamedDecoder, checkpoint, dtype=context.dtype, device=context.device),
+            passages,
+            tokenizer,
+            lambda: context.reporter.advance(next(done), 2 * len(passages)),
+            memory,
+        )
+        for name, checkpoint, tokenizer in (("dense_bits_per_byte", dense, whole), ("bits_per_byte", small, cut))
+    }
     params = sum(parameter.numel() for parameter in dense.outline.parameters())
     fewer = sum(parameter.numel() for parameter in small.outline.parameters())
     return VocabularyFigures(
