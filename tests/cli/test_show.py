@@ -79,7 +79,9 @@ def test_a_comparison_is_not_called_unfinished(command, tmp_path: Path) -> None:
 def test_next_steps_run_with_what_is_installed(command, finished_llama, monkeypatch):
     assert "first: pip install" not in command("show", finished_llama).succeeded().out
     find = importlib.util.find_spec
-    monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: None if name == "cyllama" else find(name, *more))
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *more: None if name == "cyllama" else find(name, *more)
+    )
     shown = command("show", finished_llama).succeeded().out
     assert f"llama.cpp (first: {install('gguf')})" in shown
     assert "benchmarks:" in shown
