@@ -6,9 +6,8 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from tests.tiny.checkpoint import tiny_checkpoint
-from tests.tiny.damage import assert_nothing_half_written, edit_config, weight_map, write_index
+from tests.tiny.damage import assert_nothing_half_written, edit_config, edit_weights, weight_map, write_index
 from transformers import AutoModelForCausalLM
 
 WEIGHTS, TOKENIZER = "model.safetensors", "tokenizer.json"
@@ -30,12 +29,6 @@ def with_merges(folder, merges):
     tree = json.loads((folder / TOKENIZER).read_text())
     tree["model"]["merges"] = merges
     (folder / TOKENIZER).write_text(json.dumps(tree))
-
-
-def with_weights(folder, change):
-    tensors = load_file(folder / WEIGHTS)
-    change(tensors)
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
 def of_value(value):
@@ -75,8 +68,8 @@ REFUSED = {
         lambda f: edit_config(f, vocab_size=100),
         ("model.embed_tokens.weight is 300 x 48", "requires 100 x 48"),
     ),
-    "weights that are NaN": (lambda f: with_weights(f, of_value(torch.nan)), ("block 1", "aren't finite")),
-    "weights without bound": (lambda f: with_weights(f, of_value(torch.inf)), ("block 1", "aren't finite")),
+    "weights that are NaN": (lambda f: edit_weights(f, of_value(torch.nan)), ("block 1", "aren't finite")),
+    "weights without bound": (lambda f: edit_weights(f, of_value(torch.inf)), ("block 1", "aren't finite")),
 }
 
 

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from tests.tiny.checkpoint import SETTINGS, tiny_checkpoint, tiny_text
 from tests.tiny.command import sets
-from tests.tiny.damage import assert_nothing_half_written, flip
+from tests.tiny.damage import assert_nothing_half_written, edit_weights, flip
 
 from darwinlm.database.store import DatabaseReader
 from darwinlm.families.checkpoint import Checkpoint
@@ -143,9 +142,7 @@ CHANGED = {
 @pytest.mark.parametrize("change", CHANGED)
 def test_a_changed_database_whose_hashes_were_recomputed(prune, copied, change):
     path = copied / "stages" / "database" / "block_0001.safetensors"
-    tensors = load_file(path)
-    CHANGED[change](tensors)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    edit_weights(path, CHANGED[change])
     manifest = json.loads((path.parent / "manifest.json").read_text())
     manifest["files"][path.name] = file_digest(path)
     (path.parent / "manifest.json").write_text(json.dumps(manifest))

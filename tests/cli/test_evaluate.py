@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
 from tests.tiny.benchmarks import QUIET, tiny_benchmarks
 from tests.tiny.checkpoint import tiny_checkpoint
+from tests.tiny.damage import edit_weights
 from tests.tiny.tokenizer import tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -257,11 +257,7 @@ def test_missing_harness_names_its_extra(command, tiny_llama, monkeypatch):
 
 @pytest.mark.parametrize("words", [["evaluate", "--text"], ["chat"], ["bench"]], ids=lambda words: words[0])
 def test_weights_that_are_not_finite(command, model_copy, tiny_text_file, tmp_path, words):
-    path = model_copy / "model.safetensors"
-    tensors = load_file(path)
-    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
-    path.unlink()
-    save_file(tensors, path, metadata={"format": "pt"})
+    edit_weights(model_copy, lambda tensors: tensors["model.layers.1.mlp.up_proj.weight"][0].fill_(float("nan")))
     text = [tiny_text_file, *SHORT, "--out", tmp_path / "a.json"] if words[1:] else []
     command(words[0], model_copy, *words[1:], *text).refused("model.layers.1.mlp.up_proj.weight", "finite")
     assert not (tmp_path / "a.json").exists()

@@ -5,21 +5,12 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.tiny.damage import edit_weights
 from tests.tiny.pruned import logits_of as logits
 from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
 from transformers import AutoModelForCausalLM
 
 H = 32  # columns of a head
-
-
-def edited(folder, change):
-    """Change a checkpoint's tensors in place."""
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(
-        {name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors", {"format": "pt"}
-    )
-    return folder
 
 
 def name(block, part, leaf="weight"):
@@ -51,8 +42,9 @@ def per_layer_shapes(folder, model_type, kept_heads, widths, **fields):
     """A checkpoint as DarwinLM publishes them: query heads cut, K and V whole; and the same with zeros, for logits."""
     plain_checkpoint(folder, model_type)
     tensors = load_file(folder / "model.safetensors")
-    zeros = edited(
-        plain_checkpoint(folder.with_name("zeros"), model_type),
+    zeros = plain_checkpoint(folder.with_name("zeros"), model_type)
+    edit_weights(
+        zeros,
         lambda found: [
             *(without_heads(found, block, set(range(4)) - set(heads)) for block, heads in enumerate(kept_heads)),
             *(found[name(block, "mlp.down_proj")][:, width:].zero_() for block, width in enumerate(widths)),
@@ -91,12 +83,6 @@ def test_layers_of_their_own_shapes(command, tmp_path, model_type):
     assert config.per_layer_config[0].query_groups == [0, 0, 1]
 
 
-def test_heads_shared_out_evenly(command, tmp_path):
-    """A multiple of the KV heads is shared as every attention shares it."""
-    expected = per_layer_shapes(tmp_path / "model", "llama", [(0, 2), (0, 1, 2, 3), (1, 3)], [96, 32, 64])
-    imported(command, tmp_path / "model", expected=expected)
-
-
 def test_equal_layers_become_the_plain_class(command, tmp_path):
     expected = per_layer_shapes(tmp_path / "model", "llama", [(0, 2)] * 3, [64] * 3)
     imported(command, tmp_path / "model", expected=expected)
@@ -113,7 +99,7 @@ def test_absent_attention_and_mlp_are_skipped(command, tmp_path, model_type):
             if ".1.self_attn." in key or ".2.mlp." in key:
                 del tensors[key]
 
-    edited(tmp_path / "model", change)
+    edit_weights(tmp_path / "model", change)
     assert imported(command, tmp_path / "model", expected=expected) == [
         (set(), 4, 2, 96),
         ({"attention"}, 1, 1, 64),
@@ -155,10 +141,10 @@ def test_what_cannot_be_imported(command, tmp_path):
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
     command("import", model, "--out", out).refused("points outside its folder")
     (model / "model.safetensors.index.json").unlink()
-    edited(model, lambda found: found.update({"extra.weight": torch.ones(2)}))
+    edit_weights(model, lambda found: found.update({"extra.weight": torch.ones(2)}))
     command("import", model, "--out", out).refused("holds the tensor extra.weight")
-    edited(model, lambda tensors: [tensors.pop("extra.weight"), tensors.pop("model.norm.weight")])
+    edit_weights(model, lambda tensors: [tensors.pop("extra.weight"), tensors.pop("model.norm.weight")])
     command("import", model, "--out", out).refused("lacks the tensor model.norm.weight")
-    edited(model, lambda tensors: [tensors.update({f"body.{key}": tensors.pop(key)}) for key in list(tensors)])
+    edit_weights(model, lambda tensors: [tensors.update({f"body.{key}": tensors.pop(key)}) for key in list(tensors)])
     command("import", model, "--out", out).refused("has no layers named model.layers", only)
     assert not out.exists()

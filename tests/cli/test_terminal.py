@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file, save_file
-from tests.tiny.damage import edit_config
+import torch
+from tests.tiny.damage import edit_config, edit_weights
 
 from darwinlm.evaluation.chat import Conversation
 
@@ -22,17 +22,13 @@ def _template(folder: Path, template: str) -> None:
     edit.write_text(json.dumps(json.loads(edit.read_text()) | {"chat_template": template}))
 
 
-def _tensor(folder: Path) -> None:
-    path = folder / "model.safetensors"
-    tensors = load_file(path)
-    path.unlink()
-    save_file(tensors | {f"model.layers.0.{EVIL}": tensors["lm_head.weight"].clone()}, path, metadata={"format": "pt"})
-
-
 PRINTED = {
     "an answer": (lambda folder: None, ["chat", "model"]),
     "a template's error": (lambda folder: _template(folder, f"{{{{ raise_exception('{EVIL}') }}}}"), ["chat", "model"]),
-    "a tensor's name": (_tensor, ["chat", "model"]),
+    "a tensor's name": (
+        lambda folder: edit_weights(folder, lambda tensors: tensors.update({f"model.layers.0.{EVIL}": torch.zeros(2)})),
+        ["chat", "model"],
+    ),
     "a model type": (lambda folder: edit_config(folder, model_type=EVIL), ["chat", "model"]),
     "a field's value": (lambda folder: edit_config(folder, hidden_act=EVIL), ["chat", "model"]),
     "a recipe's key": (

@@ -13,7 +13,6 @@ from typing import Any
 from tests.fuzz.case import ANY, DEEP, REFUSED, Case, alone, copied
 from tests.fuzz.gguf_bytes import array, gguf_file, key, plain_keys, plain_tensors, string
 from tests.fuzz.model_cases import configs, json_files, tokenizers, unusable_tokenizers, weights
-from tests.fuzz.place_cases import templates, terminals
 
 
 def corpus(seed: int = 0) -> list[Case]:
@@ -28,8 +27,6 @@ def corpus(seed: int = 0) -> list[Case]:
         *_ggufs(),
         *_recipes(),
         *_texts(),
-        *templates(),
-        *terminals(),
         *_mutations(rng),
     ]
     names = [case.name for case in made]

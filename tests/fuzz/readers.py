@@ -9,7 +9,6 @@ from darwinlm.execution.sizes import Sizes
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.gguf.header import read_header
 from darwinlm.recipe import load_recipe
-from darwinlm.runtime.artifact import StageFolder, read_manifest
 from darwinlm.text.sampling.script import is_chat
 from darwinlm.text.sources import read_documents
 
@@ -41,17 +40,10 @@ def text(folder: Path) -> None:
         pass
 
 
-def artifact(folder: Path) -> None:
-    stage = StageFolder(folder, {"a": 1})
-    if stage.is_complete():
-        read_manifest(folder)
-
-
 READERS: dict[str, Callable[[Path], None]] = {
     "model": model,
     "plan": plan,
     "gguf": gguf,
     "recipe": recipe,
     "text": text,
-    "artifact": artifact,
 }

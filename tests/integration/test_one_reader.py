@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.tiny.damage import edit_config, write_index
+from tests.tiny.damage import edit_config, edit_weights, write_index
 from tests.tiny.models import FAMILIES
 from transformers import AutoModelForCausalLM
 
@@ -44,16 +44,9 @@ def test_every_family(model_type, tiny_folder):
     assert_one_model(tiny_folder(model_type))
 
 
-def _rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    tensors = load_file(folder / SINGLE)
-    change(tensors)
-    (folder / SINGLE).unlink()
-    save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
-
-
 def _tie(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
     edit_config(folder, tie_word_embeddings=True)
-    _rewrite(folder, change)
+    edit_weights(folder, change)
 
 
 def _split(folder: Path, *, keep_whole: bool) -> None:
@@ -63,7 +56,7 @@ def _split(folder: Path, *, keep_whole: bool) -> None:
         save_file({n: tensors[n] for n in names if names[n] == shard}, folder / shard, metadata={"format": "pt"})
     write_index(folder, names)
     if keep_whole:
-        _rewrite(folder, lambda others: [tensor.mul_(2) for tensor in others.values()])
+        edit_weights(folder, lambda others: [tensor.mul_(2) for tensor in others.values()])
     else:
         (folder / SINGLE).unlink()
 
@@ -76,8 +69,11 @@ ODD: dict[str, tuple[Callable[[Path], object], str | None]] = {
     "no head": (lambda folder: _tie(folder, lambda t: t.pop(HEAD)), None),
     "another head": (lambda folder: _tie(folder, lambda t: None), "tie_word_embeddings"),
     "a head alone": (lambda folder: _tie(folder, lambda t: t.pop(EMBEDDING)), EMBEDDING),
-    "bfloat16": (lambda folder: _rewrite(folder, lambda t: t.update({n: v.bfloat16() for n, v in t.items()})), None),
-    "mixed types": (lambda folder: _rewrite(folder, lambda t: t.update({HEAD: t[HEAD].half()})), None),
+    "bfloat16": (
+        lambda folder: edit_weights(folder, lambda t: t.update({n: v.bfloat16() for n, v in t.items()})),
+        None,
+    ),
+    "mixed types": (lambda folder: edit_weights(folder, lambda t: t.update({HEAD: t[HEAD].half()})), None),
     "shards": (lambda folder: _split(folder, keep_whole=False), None),
     "shards beside other weights": (lambda folder: _split(folder, keep_whole=True), SINGLE),
     "an index of one file": (
@@ -85,13 +81,13 @@ ODD: dict[str, tuple[Callable[[Path], object], str | None]] = {
         None,
     ),
     "buffers of old releases": (
-        lambda folder: _rewrite(
+        lambda folder: edit_weights(
             folder, lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)})
         ),
         None,
     ),
     "NaN in a block": (
-        lambda folder: _rewrite(folder, lambda t: t["model.layers.1.mlp.up_proj.weight"][0].fill_(torch.nan)),
+        lambda folder: edit_weights(folder, lambda t: t["model.layers.1.mlp.up_proj.weight"][0].fill_(torch.nan)),
         "finite",
     ),
     "the type in words": (lambda folder: edit_config(folder, dtype="bfloat16"), None),

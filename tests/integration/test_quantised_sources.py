@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.tiny import packing
 from tests.tiny.checkpoint import tiny_checkpoint
-from tests.tiny.damage import edit_config
+from tests.tiny.damage import edit_config, edit_weights
 from tests.tiny.stages import run_stages
 from transformers import AutoModelForCausalLM, FineGrainedFP8Config
 
@@ -103,12 +103,7 @@ def test_what_cant_be_read_is_refused_at_once(name, model_copy):
     config, change, message = REFUSED[name]
     packing.quantise(model_copy, *FORMATS["FP8 blocks"])
     edit_config(model_copy, quantization_config=config)
-    path = model_copy / "model.safetensors"
-    tensors = load_file(path)
-    if change is not None:
-        change(tensors)
-    path.unlink()
-    save_file(tensors, path, metadata={"format": "pt"})
+    edit_weights(model_copy, change or (lambda tensors: None))
     with pytest.raises(CheckpointError, match=message):
         Checkpoint.open(model_copy)
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tests.tiny.checkpoint import tiny_checkpoint
-from tests.tiny.damage import edit_config
+from tests.tiny.damage import edit_config, edit_weights
 from tests.tiny.masked import assert_equal_logits, masked
 from tests.tiny.stages import result, run_stages
 from transformers import AutoModelForCausalLM, Mxfp4Config
@@ -23,11 +23,6 @@ from darwinlm.surgery.stitch import stitch
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     return tiny_checkpoint(tmp_path_factory.mktemp("lite") / "model", "deepseek_v2", n_shared_experts=1)
-
-
-def rewritten(folder: Path, change) -> None:
-    path = folder / "model.safetensors"
-    save_file(change(load_file(path)), path, metadata={"format": "pt"})
 
 
 def test_experts_of_half_the_width_beside_a_shared_one_need_no_code_of_ours(folder, make_run, tmp_path):
@@ -99,21 +94,20 @@ def test_the_cache_holds_a_latent(tiny_folder, make_run, tmp_path):
 def packed(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Experts' weights in blocks of 32 four-bit floats with a scale each, as OpenAI publishes them."""
     generator = torch.Generator().manual_seed(0)
-    made = {}
-    for name, tensor in tensors.items():
+    for name in list(tensors):
+        tensor = tensors.pop(name)
         if name.endswith(("gate_up_proj", "down_proj")):
             experts, columns, rows = tensor.shape
             blocks = (experts, rows, columns // 32)
-            made[f"{name}_blocks"] = torch.randint(256, (*blocks, 16), generator=generator, dtype=torch.uint8)
-            made[f"{name}_scales"] = torch.full(blocks, 122, dtype=torch.uint8)
+            tensors[f"{name}_blocks"] = torch.randint(256, (*blocks, 16), generator=generator, dtype=torch.uint8)
+            tensors[f"{name}_scales"] = torch.full(blocks, 122, dtype=torch.uint8)
         else:
-            made[name] = tensor.bfloat16()
-    return made
+            tensors[name] = tensor.bfloat16()
 
 
 def test_packed_experts_are_what_transformers_reads(make_run, tmp_path):
     folder = tiny_checkpoint(tmp_path / "model", "gpt_oss", hidden_size=64, intermediate_size=32)
-    rewritten(folder, packed)
+    edit_weights(folder, packed)
     edit_config(folder, dtype="bfloat16", quantization_config={"quant_method": "mxfp4"})
     theirs = AutoModelForCausalLM.from_pretrained(folder, quantization_config=Mxfp4Config(dequantize=True))
     ours = Checkpoint.open(folder).read(dtype=torch.bfloat16)

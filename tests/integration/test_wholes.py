@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from tests.integration.test_without_package import run_elsewhere
+from tests.tiny.damage import edit_weights
 from tests.tiny.masked import logits
 from tests.tiny.stages import run_stages
 from tests.tiny.vocabulary import byte_level, fast
@@ -170,37 +170,20 @@ def test_a_configuration_without_a_text_part_is_refused(tmp_path, text):
 @pytest.mark.parametrize("how", ["missing", "finite"])
 def test_parts_around_the_language_model_are_checked_before_the_work(make_run, tmp_path, how):
     """They are saved again at the end; transformers would fill them up with random numbers."""
-    path = tiny_whole(tmp_path / "source", "gemma3") / "model.safetensors"
-    tensors = load_file(path)
-    name = next(name for name in tensors if "vision" in name)
-    if how == "missing":
-        del tensors[name]
-    else:
-        tensors[name].view(-1)[0] = float("nan")
-    path.unlink()
-    save_file(tensors, path, metadata={"format": "pt"})
+    folder = tiny_whole(tmp_path / "source", "gemma3")
+
+    def change(tensors):
+        name = next(name for name in tensors if "vision" in name)
+        tensors.pop(name) if how == "missing" else tensors[name].view(-1)[0].fill_(float("nan"))
+
+    edit_weights(folder, change)
     with pytest.raises(CheckpointError, match="lacks the tensor" if how == "missing" else "finite"):
-        run_stages(make_run(path.parent, tmp_path / "out"), "report")
+        run_stages(make_run(folder, tmp_path / "out"), "report")
     assert not (tmp_path / "out" / "stages").exists()
 
 
 def test_weights_without_a_text_part_are_refused(tmp_path):
     folder = tiny_whole(tmp_path / "source", "gemma3")
-    tensors = load_file(folder / "model.safetensors")
-    others = {name: tensor for name, tensor in tensors.items() if text_name(name) is None}
-    save_file(others, folder / "model.safetensors", {"format": "pt"})
+    edit_weights(folder, lambda tensors: [tensors.pop(name) for name in list(tensors) if text_name(name) is not None])
     with pytest.raises(CheckpointError, match="holds no language model: none of its tensors belongs to the text part"):
         Checkpoint.open(folder)
-
-
-def test_a_pruned_model_is_pruned_again(finished, make_run, tmp_path):
-    _, source, out = finished
-    run_stages(make_run(out / "model", tmp_path / "out", keep="75%"), "report")
-    before, after = (
-        block_parameters(loaded(folder), "model.language_model.layers")
-        for folder in (out / "model", tmp_path / "out" / "model")
-    )
-    assert after <= 0.75 * before
-    others = {name: weight for name, weight in loaded(source).state_dict().items() if not is_text(name)}
-    state = loaded(tmp_path / "out" / "model").state_dict()
-    assert all(torch.equal(state[name], weight) for name, weight in others.items())

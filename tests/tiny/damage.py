@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 INDEX = "model.safetensors.index.json"
 
@@ -12,6 +16,15 @@ INDEX = "model.safetensors.index.json"
 def edit_config(folder: Path, **fields: Any) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def edit_weights(path: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    """Change the tensors of a file, or of a folder's only one; other links to the file keep the old ones."""
+    path = path / "model.safetensors" if path.is_dir() else path
+    tensors = load_file(path)
+    change(tensors)
+    path.unlink()
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
 
 
 def weight_map(folder: Path) -> dict[str, str]:

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.tiny.damage import edit_config
+from tests.tiny.damage import edit_config, edit_weights
 
 Tensors = dict[str, Tensor]
 Packed = tuple[Tensors, Tensor]
@@ -31,12 +30,13 @@ def with_scale(weight: Tensor, kind: torch.dtype, block: tuple[int, int] | None,
 
 def quantise(folder: Path, how: Callable[[Tensor], Packed], config: dict[str, Any]) -> Tensors:
     """Replace the projections of a plain checkpoint; returns the weights that they stand for now."""
-    path = folder / "model.safetensors"
-    tensors, expected = load_file(path), {}
-    for name in [name for name in tensors if name.endswith("proj.weight")]:
-        stored, expected[name] = how(tensors.pop(name))
-        tensors |= {name.removesuffix(".weight") + ending: each.contiguous() for ending, each in stored.items()}
-    path.unlink()
-    save_file(tensors, path, metadata={"format": "pt"})
+    expected = {}
+
+    def change(tensors: Tensors) -> None:
+        for name in [name for name in tensors if name.endswith("proj.weight")]:
+            stored, expected[name] = how(tensors.pop(name))
+            tensors |= {name.removesuffix(".weight") + ending: each for ending, each in stored.items()}
+
+    edit_weights(folder, change)
     edit_config(folder, quantization_config=config)
     return expected

@@ -126,17 +126,6 @@ def test_the_readme_stays_short() -> None:
     assert [each for each in sentences if len(each.split()) > 16] == []
 
 
-GUIDE = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("- Guide:")[2].partition("- Reference:")[0]
-
-
-def test_what_a_user_reads_stays_short() -> None:
-    """Words with a letter or a digit in README, the home page and the guide; marks of tables don't count."""
-    pages = [ROOT / "README.md", *(ROOT / "docs" / name for name in ["index.md", *re.findall(r"\S+\.md", GUIDE)])]
-    assert len(pages) == 14
-    words = [word for page in pages for word in re.split(r"[\s|]+", page.read_text(encoding="utf-8"))]
-    assert sum(bool(re.search(r"\w", word)) for word in words) <= 6000
-
-
 def named_paths(path: Path) -> set[str]:
     """Links inside the repository, and words in code marks that look like paths of files that are here."""
     text = FENCE.sub("", path.read_text(encoding="utf-8"))

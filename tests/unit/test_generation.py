@@ -14,25 +14,6 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.generation import generation_of, unused
 from darwinlm.runtime.errors import CheckpointError
 
-VALUES = (0, -1, 2.5, 10**30, "x", True, [1], {"a": 1}, None)
-USED = (
-    "eos_token_id",
-    "pad_token_id",
-    "bos_token_id",
-    "do_sample",
-    "temperature",
-    "top_p",
-    "top_k",
-    "repetition_penalty",
-)
-OTHERS = (
-    "num_beams", "num_return_sequences", "stop_strings", "min_length", "max_time", "bad_words_ids", "force_words_ids",
-    "suppress_tokens", "guidance_scale", "cache_implementation", "assistant_early_exit", "penalty_alpha",
-    "watermarking_config", "diversity_penalty", "constraints", "forced_eos_token_id", "sequence_bias",
-    "typical_p", "return_dict_in_generate",
-    "output_scores", "prompt_lookup_num_tokens", "custom_generate", "compile_config", "max_length",
-)  # fmt: skip
-
 
 def answered(folder: Path) -> None:
     """Use a model as commands do: chat, a greedy continuation, and a saved copy."""
@@ -40,24 +21,6 @@ def answered(folder: Path) -> None:
     assert Conversation(opened, AnswerSettings(max_tokens=2)).answer("the river") is not None
     assert continue_greedily(opened.model, opened.tokenizer, ("the river",))
     save_model(opened.model, folder.with_name("saved"), source=folder)
-
-
-@pytest.mark.parametrize("value", VALUES, ids=str)
-@pytest.mark.parametrize("do_sample", [True, False])
-def test_any_generation_settings_are_used_ignored_or_refused(model_copy, value, do_sample):
-    path = model_copy / "generation_config.json"
-    path.write_text(json.dumps({"do_sample": do_sample, **dict.fromkeys(OTHERS, value)}))
-    answered(model_copy)
-    for name in USED:
-        path.write_text(json.dumps({"do_sample": do_sample, name: value}))
-        try:
-            generation_of(json.loads(path.read_text()), model_copy)
-        except CheckpointError:
-            with pytest.raises(CheckpointError, match=rf"generation_config\.json: {name} is "):
-                Checkpoint.open(model_copy)
-        else:
-            if do_sample:
-                answered(model_copy)
 
 
 @pytest.mark.parametrize(

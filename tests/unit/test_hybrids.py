@@ -8,25 +8,19 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from safetensors.torch import load_file, save_file
 from tests.tiny.checkpoint import tiny_checkpoint
-from tests.tiny.cutting import cut, plan_for
-from tests.tiny.models import tiny_model
+from tests.tiny.damage import edit_weights
 from tests.tiny.stages import run_stages
-from tests.tiny.tokenizer import tiny_tokenizer
 
 from darwinlm.export.hf import save_model
-from darwinlm.export.run import export_model
 from darwinlm.families.checkpoint import FURTHER, Checkpoint
 from darwinlm.families.shapes import module_shapes
 from darwinlm.recipe import load_recipe
 from darwinlm.runtime.artifact import read_json
 from darwinlm.runtime.console import Reporter
-from darwinlm.runtime.errors import CheckpointError, ExportError
+from darwinlm.runtime.errors import CheckpointError
 from darwinlm.search.problem import space_of
 from darwinlm.units.space import kept_whole
-
-HYBRIDS = ("qwen3_5_text", "lfm2", "granitemoehybrid", "gemma4_text")
 
 
 @pytest.mark.parametrize(
@@ -65,8 +59,7 @@ def test_multi_token_prediction_is_left_out_and_named(
     tmp_path: Path, make_run: Callable[..., Any], model_type: str, names: tuple[str, ...], words: str
 ):
     folder = tiny_checkpoint(tmp_path / "model", model_type)
-    tensors = load_file(folder / "model.safetensors") | {name: torch.zeros(2, 2) for name in names}
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    edit_weights(folder, lambda tensors: tensors.update({name: torch.zeros(2, 2) for name in names}))
     checkpoint = Checkpoint.open(folder)
     assert set(checkpoint.further) == set(names)
     assert not set(names) & set(checkpoint.tensors)
@@ -80,22 +73,6 @@ def test_multi_token_prediction_is_left_out_and_named(
 
 def test_a_block_too_many_that_predicts_nothing_is_refused(tmp_path: Path):
     folder = tiny_checkpoint(tmp_path / "model", "llama")
-    tensors = load_file(folder / "model.safetensors")
-    tensors["model.layers.4.mlp.down_proj.weight"] = torch.zeros(2, 2)
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    edit_weights(folder, lambda tensors: tensors.update({"model.layers.4.mlp.down_proj.weight": torch.zeros(2, 2)}))
     with pytest.raises(CheckpointError, match="states 4 blocks, but the files hold 5"):
         Checkpoint.open(folder)
-
-
-@pytest.fixture(scope="module", params=HYBRIDS)
-def unequal(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a hybrid whose layers differ in size."""
-    folder = tmp_path_factory.mktemp("hybrid") / "model"
-    cut(tiny_model(request.param), plan_for(request.param, "no attention first")).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
-
-
-def test_vllm_does_not_run_unequal_hybrids(unequal: Path, tmp_path: Path):
-    with pytest.raises(ExportError, match=r"vLLM runs no such model with .*\. Use --to hf"):
-        export_model(unequal, tmp_path / "vllm", to="vllm")

@@ -9,7 +9,7 @@ import pytest
 
 from darwinlm.runtime import lock
 from darwinlm.runtime.errors import BusyError, StorageError
-from darwinlm.runtime.lock import hold_folder, hold_target, release_all
+from darwinlm.runtime.lock import hold_folder, hold_target
 
 
 @pytest.mark.parametrize("how", ["hold_folder", "hold_target"])
@@ -28,35 +28,6 @@ def test_the_second_process_is_refused_until_the_first_one_dies(holder, tmp_path
     held.release()
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert files == [left[how == "hold_folder"]], "what the dead one left is gone"
-
-
-def test_a_process_gets_the_lock_that_it_has_until_its_end(holder, tmp_path):
-    first = hold_folder(tmp_path / "out")
-    assert hold_folder(tmp_path / "out") is first
-    release_all()
-    assert not (tmp_path / "out").exists()
-    held = hold_folder(tmp_path / "out")
-    assert held is not first
-    assert held.is_held
-    del held
-    holder("hold_folder", tmp_path / "out")
-
-
-def test_left_over_files_of_killed_runs_are_removed(tmp_path):
-    out = tmp_path / "out"
-    kept = [".darwinlm.json.tmp", "a.12.tmp", ".hidden", "stages/text/.x.tmp", "thesis.txt", "../other/.a.1.tmp"]
-    gone = [".darwinlm.json.12.tmp", "stages/text/.blocks.json.99.tmp", "stages/text/deep/.a.1.tmp"]
-    gone += ["model/.README.md.7.tmp"]
-    out.mkdir()
-    for name in (*kept, *gone):
-        (out / name).parent.mkdir(parents=True, exist_ok=True)
-        (out / name).write_text("x")
-    (out / "stages" / "linked").symlink_to(tmp_path / "other")
-    (out / ".model.partial").mkdir()
-    held = hold_folder(out)
-    assert {name for name in (*kept, *gone) if (out / name).exists()} == set(kept)
-    assert not (out / ".model.partial").exists()
-    held.release()
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])

@@ -25,12 +25,6 @@ def test_a_folder_of_the_hubs_cache_tells_its_name(tmp_path, monkeypatch):
     assert origin_of(folder, str(folder)).base_model == "HuggingFaceTB/SmolLM2-135M"
 
 
-def test_a_folder_that_looks_like_a_hub_id_is_none(tmp_path, monkeypatch):
-    (tmp_path / "runs" / "half").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    assert origin_of(tmp_path / "runs" / "half", "runs/half") == Origin()
-
-
 FRONT = {
     "a date that isn't one": "date: 2024-02-30",
     "a tag": "a: !!int x",
