@@ -114,7 +114,6 @@ TINY = ("recovery.tokens=512", "recovery.batch_tokens=128")
 LARGE = (
     "text.sequence_length=2048",
     "text.calibration_tokens=262144",
-    "text.validation_tokens=65536",
     "text.evaluation_tokens=65536",
     "search.rounds=[{tokens: 8192, survivors: 2}, {tokens: 32768, survivors: 1}]",
     "refit.tokens=262144",

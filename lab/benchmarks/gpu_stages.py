@@ -19,7 +19,7 @@ from darwinlm.database.finished import TEXT, VERSION
 from darwinlm.database.store import DatabaseReader
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import module_shapes
-from darwinlm.recipe import UnitsSettings, load_recipe
+from darwinlm.recipe import UnitsSettings, load_recipe, sections
 from darwinlm.recovery.checkpoints import Checkpoints
 from darwinlm.recovery.schedule import plan_steps
 from darwinlm.recovery.sharding import load_teacher, sharding_mesh
@@ -199,8 +199,7 @@ def training(setup: Setup) -> None:
     length, n_tokens = (32, 128) if setup.tiny else (2048, 4096)
     text = torch.randint(checkpoint.config.vocab_size, (-(-n_tokens // length), length))
     fitness = Fitness(placed, text[:1], batch_tokens=length)
-    settings = load_recipe(None, [], {"model": "any"}).search.training
-    trainer = CandidateTrainer(placed, fitness, text, settings, setup.work)
+    trainer = CandidateTrainer(placed, fitness, text, setup.work)
     trainer.reserve(placed.space.params(parent))
     children = [tuple(level + (place == index) for place, level in enumerate(parent)) for index in range(4)]
     pool, stays = [parent, *children], 3
@@ -303,7 +302,6 @@ def recovery_settings(setup: Setup) -> tuple[str, ...]:
         f"compute.batch_tokens={length}",
         f"recovery.tokens={STEPS * step}",
         f"recovery.batch_tokens={step}",
-        f"recovery.save_every={STEPS * step}",
         f"recovery.gradient_checkpointing={str(not setup.tiny).lower()}",
     )
 
@@ -320,10 +318,12 @@ def recovery(setup: Setup) -> None:
 
 def resume(setup: Setup) -> None:
     """Recovery that is killed after a checkpoint and resumed, against one that isn't."""
-    settings, layers = (f"recovery.save_every={_sizes(setup)[1]}",), 4 if setup.tiny else 2
+    layers = 4 if setup.tiny else 2
+    often = mock.patch.object(sections, "SAVED_EVERY", _sizes(setup)[1])
     for name in ("uninterrupted", "interrupted"):
         shutil.rmtree(setup.work / name, ignore_errors=True)
-    whole = recovered(setup, layers, "uninterrupted", *settings)[0]["log"][-1]
+    with often:
+        whole = recovered(setup, layers, "uninterrupted")[0]["log"][-1]
     shutil.rmtree(setup.work / "uninterrupted")
     update = Training.update
 
@@ -332,8 +332,8 @@ def resume(setup: Setup) -> None:
             raise _KilledError
         update(self, step)
 
-    with mock.patch.object(Training, "update", killed), contextlib.suppress(_KilledError):
-        recovered(setup, layers, "interrupted", *settings)
+    with often, mock.patch.object(Training, "update", killed), contextlib.suppress(_KilledError):
+        recovered(setup, layers, "interrupted")
     gc.collect()
     begun = []
 
@@ -341,8 +341,8 @@ def resume(setup: Setup) -> None:
         begun.append(step)
         update(self, step)
 
-    with mock.patch.object(Training, "update", watched):
-        again = recovered(setup, layers, "interrupted", *settings)[0]["log"][-1]
+    with often, mock.patch.object(Training, "update", watched):
+        again = recovered(setup, layers, "interrupted")[0]["log"][-1]
     shutil.rmtree(setup.work / "interrupted")
     setup.most("resume", "first step after the kill", float(begun[0]), "", 2.0)
     differs = abs(again["eval_perplexity"] / whole["eval_perplexity"] - 1)

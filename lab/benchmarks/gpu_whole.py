@@ -25,7 +25,6 @@ SECONDS = {"saliency": 10.0, "database": 20.0, "search": 80.0, "stitch": 35.0, "
 SETTINGS = (
     "text.sequence_length=2048",
     "text.calibration_tokens=65536",
-    "text.validation_tokens=16384",
     "text.evaluation_tokens=16384",
     "text.looking_back=0",
     "search.generations=2",

@@ -44,13 +44,11 @@ LITTLE = (
     "compute.batch_tokens=1024",
     "text.sequence_length=128",
     "text.calibration_tokens=2048",
-    "text.validation_tokens=512",
     "text.evaluation_tokens=1024",
     "search.generations=2",
     "search.rounds=[{tokens: 256, survivors: 2}, {tokens: 512, survivors: 1}]",
     "refit.tokens=2048",
     "recovery.tokens=0",
-    "evaluation.prompts=[]",
     "budget.keep=0.5",
 )
 """Little text, since memory is measured, not quality."""

@@ -128,7 +128,7 @@ def test_the_readmes_command_gives_the_rows_of_its_table(command, tiny_llama, ti
 
 
 RECOVERY = (
-    "recovery.tokens=256", "recovery.batch_tokens=64", "recovery.save_every=64",
+    "recovery.tokens=256", "recovery.batch_tokens=64",
     "recovery.learning_rate=0.003",
 )  # fmt: skip
 

@@ -194,7 +194,7 @@ def make(
     search, stitched = cut(run, inputs, problem, database, neighbour)
     made = correct(run, inputs, stitched)
     models = models_of_run(run.context, teacher, database, search, stitched, made.refit, made.recovered, made.exported)
-    chats = run(CHATS, teacher, models) if recipe.evaluation.answer_tokens else None
+    chats = run(CHATS, teacher, models) if recipe.text.answer_tokens else None
     measured = run(EVALUATE, dense, models, made.exported, text["evaluation"])
     file = run(FILE, teacher, made.exported, text["evaluation"]) if recipe.budget.kind == "file" else None
     run.reach(REPORT)

@@ -64,7 +64,7 @@ def test_a_stage_that_is_a_link_to_another_runs(prune, tmp_path):
     kept = stage.rename(tmp_path / "elsewhere")
     stage.symlink_to(kept)
     assert prune("--until", "plan").code == 0, "a stage may lie on another disk"
-    prune("--set", "text.validation_tokens=512").refused(f"{stage} is a symbolic link", "remove the link")
+    prune("--set", "text.evaluation_tokens=512").refused(f"{stage} is a symbolic link", "remove the link")
     assert (kept / "manifest.json").exists()
     stage.unlink()
     stage.symlink_to(tmp_path / "nothing")

@@ -16,7 +16,6 @@ from tests.tiny.pruned import plain_checkpoint
 SETTINGS = (
     *TINY,
     "text.calibration_tokens=512",
-    "text.validation_tokens=64",
     "text.evaluation_tokens=64",
     "refit.tokens=512",
     "compute.device=cpu",
@@ -26,7 +25,6 @@ SETTINGS = (
 TRAINING = (
     "recovery.batch_tokens=256",
     "recovery.learning_rate=0.003",
-    "recovery.save_every=512",
 )
 
 

@@ -127,7 +127,7 @@ def _recipes() -> Iterator[Case]:
     for name, content in texts.items():
         yield Case(f"recipe: {name}", "recipe", alone("recipe.yaml", content))
     fields = (
-        "search.generations", "search.offspring", "search.training.learning_rate",
+        "search.generations", "search.offspring",
         "text.sequence_length", "text.calibration_tokens", "refit.tokens",
         "units.mlp_multiple",
         "compute.batch_tokens", "recovery.epochs", "recovery.tokens",

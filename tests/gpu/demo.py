@@ -21,7 +21,7 @@ from darwinlm.runtime.console import Reporter
 from tests.gpu.device import pretend_gpu
 from tests.gpu.rules import NAME
 
-UNLIMITED = ("search.minutes=null", "recovery.minutes=null")
+UNLIMITED = ("search.minutes=null",)
 
 
 def run_demo(folder: Path, *assignments: str) -> Summary:

@@ -11,7 +11,7 @@ import torch
 from darwinlm.execution.plan import plan_card
 from darwinlm.execution.run import Run
 from darwinlm.execution.sizes import Sizes
-from darwinlm.recipe import TrainingSettings, load_recipe
+from darwinlm.recipe import load_recipe
 from darwinlm.runtime.memory import PARTS
 from darwinlm.search import student, training
 from darwinlm.search.fitness import Fitness
@@ -56,15 +56,16 @@ class Bench:
         assert len(made) >= count
         return made[:count]
 
-    def trainer(self, device: str, **settings: float) -> CandidateTrainer:
+    def trainer(self, device: str) -> CandidateTrainer:
         run = self.run
         reader = run_stages(run, "database").database.reader
         reader = type(reader)(reader.folder, reader.checkpoint, reader.units, device=torch.device(device))
         decoder = Decoder(result(run, "dense").load(torch.bfloat16, device), result(run, "dense").family)
         placed = PlacedModules(decoder, reader, self.space)
         fitness = Fitness(placed, self.tokens["fitness"], batch_tokens=64)
-        chosen = TrainingSettings(learning_rate=1e-3, **settings)
-        return CandidateTrainer(placed, fitness, self.tokens["training"], chosen, run.folder)
+        trainer = CandidateTrainer(placed, fitness, self.tokens["training"], run.folder)
+        trainer.rate = 1e-3
+        return trainer
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -88,7 +89,7 @@ def bench(make_run, tmp_path_factory) -> Bench:
 def student_of(trainer: CandidateTrainer, candidate: Allocation) -> student.Student:
     """A candidate in training, on the trainer's device."""
     modules = (trainer.placed.module(index, level) for index, level in enumerate(candidate))
-    return student.Student(modules, trainer.settings)
+    return student.Student(modules, trainer.rate)
 
 
 def generation(trainer: CandidateTrainer, pool: list[Allocation], rounds: int = len(ROUNDS)) -> list[list[float]]:

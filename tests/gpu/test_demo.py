@@ -22,7 +22,6 @@ LITTLE = {
     "recovery.batch_tokens": 512,
     "units.mlp_multiple": 16,
     "budget.tolerance": 0.1,
-    "evaluation.prompts": ["the river"],
 }
 """Less text, since an operation on the pretend device takes half a millisecond, and a refit."""
 

@@ -47,7 +47,7 @@ def test_parameters_of_the_whole_saved_model(tiny_folder, make_run, tmp_path, mo
 def test_bytes_of_weights_and_cache(tiny_folder, make_run, tmp_path, model_type):
     """Compared with the file and the cache of the saved model. gemma3 has sliding windows of 8."""
     context, batch = 24, 2
-    settings = ("budget.bytes=350kB", f"budget.context={context}", f"budget.batch={batch}", "export.dtype=float32")
+    settings = ("budget.bytes=350kB", f"budget.context={context}", f"budget.batch={batch}")
     model = tiny_folder(model_type)
     plan = result(make_run(model, tmp_path / "plan", *settings, keep=None), "plan")
     target = int(0.7 * plan.cost.dense)

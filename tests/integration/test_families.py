@@ -94,7 +94,7 @@ def test_recovery_trains_every_weight(whole):
     """Its loss and its gradients, made in pieces, are those of the models' own logits."""
     tokens = whole.text["calibration"].tokens[:4]
     teacher = whole.checkpoint.load(torch.float32)
-    model = prepared(whole.stitch.checkpoint.load(torch.float32), RecoverySettings(tokens=1, embeddings=True))
+    model = prepared(whole.stitch.checkpoint.load(torch.float32), RecoverySettings(tokens=10_000_000))
     left_out = [name for name, weight in model.named_parameters() if not weight.requires_grad]
     assert all(name.endswith("correction_bias") for name in left_out)
     weights = [weight for weight in model.parameters() if weight.requires_grad]

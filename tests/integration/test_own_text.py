@@ -10,7 +10,6 @@ from tests.tiny.tokenizer import tiny_tokenizer
 SMALL = (
     *SETTINGS,
     "text.calibration_tokens=256",
-    "text.validation_tokens=64",
     "text.evaluation_tokens=64",
     "refit.tokens=256",
     "search.generations=1",

@@ -37,7 +37,7 @@ def shrunken(name: str) -> dict[str, Any]:
     tree = yaml.safe_load(shipped_recipes()[name].read_text(encoding="utf-8"))
     text = tree["text"]
     text |= {"sequence_length": 16, "calibration_tokens": 1024}
-    text |= {"validation_tokens": 128, "evaluation_tokens": 128}
+    text |= {"evaluation_tokens": 128}
     tree["compute"] |= {"dtype": "float32", "batch_tokens": 128}
     tree["units"]["mlp_multiple"] = 8
     # The same share of the blocks; what lies outside them is another part of so small a model.
@@ -50,8 +50,7 @@ def shrunken(name: str) -> dict[str, Any]:
     ]
     if tree["refit"]["tokens"]:
         tree["refit"]["tokens"] = 512
-    tree["recovery"] |= {"batch_tokens": 64, "save_every": 128}
-    tree["evaluation"] = {"prompts": ["the river"]}
+    tree["recovery"] |= {"batch_tokens": 64}
     return tree
 
 
@@ -82,7 +81,7 @@ def trained_in_phases(run: Path, text: Path) -> list[int]:
         tree["text"]["sequence_length"] //= 256
         recovery = tree["recovery"]
         scale = 2**21 // 64
-        recovery |= {name: recovery[name] // scale for name in ("batch_tokens", "save_every")}
+        recovery |= {name: recovery[name] // scale for name in ("batch_tokens",)}
         recovery["tokens"] = {"10B": 512, "3B": 192}[recovery["tokens"]]
         recovery["text"] = ",".join(str(text) for _ in recovery["text"].split(","))
         path = run.parent / f"{phase}.yaml"

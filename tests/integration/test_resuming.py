@@ -56,7 +56,6 @@ def test_a_second_run_in_a_folder_that_was_moved_does_nothing_but_the_report(
     ("model_type", "setting", "keep", "reused", "redone"),
     [
         ("llama", "search.generations=3", "40%", ["text", "database"], ["plan", *STAGES[4:]]),
-        ("llama", "export.dtype=bfloat16", "60%", STAGES[:7], STAGES[7:]),
         ("llama", "refit.tokens=512", "60%", STAGES[:6], STAGES[6:]),
         ("llama", "text.looking_back=0", "60%", ["plan"], ["text", *STAGES[2:]]),
         ("qwen2", "search.generations=3", "60%", [], STAGES[1:]),
@@ -71,7 +70,6 @@ def test_what_a_change_leaves_untouched_is_reused(
     assert all(done[name] for name in reused)
     assert not any(done[name] for name in redone)
     assert summary.budget.block_params <= run.recipe.budget.keep * summary.budget.dense_block_params
-    assert summary.prompts == run.recipe.evaluation.prompts
 
 
 @pytest.mark.parametrize("damage", ["flipped", "without a tokenizer", "emptied"])

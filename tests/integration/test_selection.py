@@ -11,14 +11,13 @@ from tests.tiny.stages import run_stages
 from tests.tiny.whole import Whole
 from torch.nn import functional
 
-from darwinlm.recipe import TrainingSettings
 from darwinlm.runtime.errors import TimeLimitError
 from darwinlm.search.fitness import Clock, Fitness
 from darwinlm.search.student import Student
 from darwinlm.search.training import CandidateTrainer
 from darwinlm.surgery.stitch import stitch
 
-FAST = TrainingSettings(learning_rate=3e-3)
+FAST = 3e-3
 TEXT = "search.rounds=[{tokens: 256, survivors: 1, training_tokens: 1024}]"
 
 
@@ -45,9 +44,12 @@ def bench(folder, tiny_llama, make_run):
     return whole, placed, Fitness(placed, whole.text["fitness"].tokens, batch_tokens=128)
 
 
-def trainer_of(bench, settings=FAST):
+def trainer_of(bench, rate=FAST):
     whole, placed, fitness = bench
-    return CandidateTrainer(placed, fitness, whole.text["training"].tokens, settings, whole.run.folder)
+    trainer = CandidateTrainer(placed, fitness, whole.text["training"].tokens, whole.run.folder)
+    assert trainer.rate == 1e-4
+    trainer.rate = rate
+    return trainer
 
 
 def test_training_brings_small_candidates_nearer_to_the_dense_model(bench):
@@ -65,8 +67,7 @@ def test_one_step_is_plain_distillation(bench):
     """Compared with the stitched model, PyTorch's KL and PyTorch's AdamW."""
     whole = bench[0]
     allocation = whole.random_allocations(1, seed=3)[0]
-    settings = TrainingSettings(learning_rate=1e-3)
-    trainer = trainer_of(bench, settings)
+    trainer = trainer_of(bench, 1e-3)
     trainer.judge([allocation], 64, 64)
     tokens = whole.text["training"].tokens[:2]
     small, dense = stitch(whole.reader, allocation), whole.checkpoint.load(torch.float32)
@@ -110,12 +111,12 @@ def test_training_is_left_when_time_is_up(bench, monkeypatch):
 
 
 @pytest.mark.parametrize("method", ["gradient", "paper"])
-def test_training_inside_each_generation(folder, tmp_path, tiny_llama, make_run, method):
+def test_training_inside_each_generation(folder, tmp_path, tiny_llama, make_run, method, monkeypatch):
     """As in the preset `paper`, losses after training decide, and the parent is trained too."""
+    monkeypatch.setattr("darwinlm.search.training.SMALL_RATE", 5e-4)
     rounds = [{"tokens": 64 * n, "survivors": 3 - n, "training_tokens": 64 * n} for n in (1, 2)]
-    training = "search.training.learning_rate=0.0005"
     out = Path(shutil.copytree(folder, tmp_path / "out"))
-    settings = (f"search.rounds={rounds}", "search.generations=2", training, f"search.method={method}")
+    settings = (f"search.rounds={rounds}", "search.generations=2", f"search.method={method}")
     found = searched(make_run(tiny_llama, out, *settings))
     history = found.search.record["history"]
     assert len(history) == 3

@@ -26,7 +26,6 @@ pytestmark = [pytest.mark.real, pytest.mark.timeout(1200)]
 SMALLER = (
     f"text.source={CHATS}",
     "text.calibration_tokens=8192",
-    "text.validation_tokens=2048",
     "text.evaluation_tokens=4096",
     "refit.tokens=8192",
     "search.generations=3",
@@ -34,8 +33,6 @@ SMALLER = (
     "search.rounds=[{tokens: 512, survivors: 2}, {tokens: 1024, survivors: 1}]",
     "recovery.tokens=4096",
     "recovery.batch_tokens=1024",
-    "evaluation.prompts=['The capital of France is']",
-    "evaluation.answer_tokens=0",
 )
 MODELS = ("dense", "uniform", "stitched", "refit", "recovered")
 UNIFORM, RECOVERED = 1.40, 1.12

@@ -23,7 +23,6 @@ WORDS = SENTENCE.split()
 SETTINGS = (
     "text.sequence_length=32",
     "text.calibration_tokens=1024",
-    "text.validation_tokens=256",
     "text.evaluation_tokens=256",
     "refit.tokens=1024",
     "compute.dtype=float32",
@@ -33,8 +32,6 @@ SETTINGS = (
     "search.generations=3",
     "search.offspring=4",
     "search.rounds=[{tokens: 64, survivors: 2}, {tokens: 256, survivors: 1}]",
-    "evaluation.prompts=['the river']",
-    "evaluation.answer_tokens=64",
 )
 """A recipe that runs in seconds."""
 

@@ -19,15 +19,13 @@ if TYPE_CHECKING:
 
 RECOVERY = (
     "text.sequence_length=32",
-    "text.validation_tokens=256",
+    "text.calibration_tokens=2048",
     "text.evaluation_tokens=256",
     "compute.dtype=float32",
     "compute.batch_tokens=128",
     "recovery.tokens=6144",
     "recovery.batch_tokens=512",
     "recovery.learning_rate=0.003",
-    "recovery.save_every=2048",
-    "recovery.embeddings=true",
 )
 """Twelve steps, with checkpoints after the fourth, the eighth and the last."""
 
@@ -79,13 +77,15 @@ def recover_tiny(small: Path, teacher: Path, text: Path, out: Path, *assignments
     """Recover a tiny model in this process, and log every step."""
     from rich.console import Console
 
+    from darwinlm.recipe import sections
     from darwinlm.recovery import train
     from darwinlm.runs.recovery import recover
     from darwinlm.runtime.console import Reporter
 
     settings = (*RECOVERY, *assignments)
     quiet = Reporter(Console(quiet=True))
-    with mock.patch.object(train, "LOG_EVERY", 1):
+    often = mock.patch.multiple(sections, SAVED_EVERY=2048, LONG_TRAINING=0)
+    with mock.patch.object(train, "LOG_EVERY", 1), often:
         return recover(small, out, teacher=str(teacher), text=str(text), assignments=settings, reporter=quiet)
 
 

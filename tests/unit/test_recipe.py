@@ -156,7 +156,7 @@ def test_a_file_that_is_not_there(tmp_path):
         ("", r"--set takes section\.field=value"),
         ("=3", r"--set takes section\.field=value"),
         (" =3", r"--set takes section\.field=value"),
-        ("evaluation.prompts=[a", r"--set evaluation\.prompts: '\[a' isn't a YAML value"),
+        ("text.source=[a", r"--set text\.source: '\[a' isn't a YAML value"),
         ("budget.kep=0.5", "did you mean 'keep'"),
         ("bugdet.keep=0.5", "did you mean 'budget'"),
         ("a..b=1", "unknown field 'a'"),
@@ -175,17 +175,17 @@ def test_values_of_assignments_are_yaml():
     recipe = load_recipe(
         None,
         [
-            "evaluation.prompts=['a = b', c]",
+            "text.source='a = b'",
             "search.minutes=1.5",
-            "recovery.embeddings=false",
-            "text.source=null",
+            "recovery.gradient_checkpointing=true",
+            "recovery.text=null",
             " search.seed =9",
             "search.rounds=[{tokens: 64, survivors: 1}]",
         ],
     )
-    assert recipe.evaluation.prompts == ("a = b", "c")
+    assert recipe.text.source == "a = b"
     assert recipe.search.minutes == 1.5
-    assert recipe.recovery.embeddings is False
-    assert recipe.text.source is None
+    assert recipe.recovery.gradient_checkpointing is True
+    assert recipe.recovery.text is None
     assert recipe.search.seed == 9
     assert recipe.search.rounds == (SelectionRound(tokens=64, survivors=1),)

@@ -102,9 +102,9 @@ def _seconds(action: Callable[[], Any], device: torch.device) -> float:
     return now(device) - begun
 
 
-def prompts_for(tokenizer: Any, given: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The prompts that are given, or without any those that suit the model."""
-    return given if given is not None else QUESTIONS if is_chat(tokenizer) else BEGINNINGS
+def prompts_for(tokenizer: Any) -> tuple[str, ...]:
+    """The prompts that suit a model."""
+    return QUESTIONS if is_chat(tokenizer) else BEGINNINGS
 
 
 @torch.no_grad()

@@ -99,7 +99,7 @@ class _Stages:
         if recipe.recovery.tokens:
             yield self._recover()
         yield "export", 0, 0, {"blocks": 4.0 * sizes.block + 2 * self.block, "heads": 2 * self.head}
-        if tokens := recipe.evaluation.answer_tokens:  # of the dense model, read by it and two smaller ones
+        if tokens := recipe.text.answer_tokens:  # of the dense model, read by it and two smaller ones
             work = sizes.operations(2 * tokens, 1 + sizes.kept, heads=2) + sizes.operations(TOGETHER * tokens, heads=1)
             yield "chats", 5 * tokens, work, self.passing | self._models()
         yield self._evaluate()

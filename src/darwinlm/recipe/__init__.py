@@ -14,5 +14,4 @@ from darwinlm.recipe.sections import Recipe as Recipe
 from darwinlm.recipe.sections import RecoverySettings as RecoverySettings
 from darwinlm.recipe.sections import SearchSettings as SearchSettings
 from darwinlm.recipe.sections import SelectionRound as SelectionRound
-from darwinlm.recipe.sections import TrainingSettings as TrainingSettings
 from darwinlm.recipe.sections import UnitsSettings as UnitsSettings

@@ -24,24 +24,22 @@ PAPER: dict[str, Any] = {
 """The settings of DarwinLM (arXiv 2502.07780). docs/method.md lists them, and what has no setting."""
 
 QUICK: dict[str, Any] = {
-    "text": {"calibration_tokens": 16384, "validation_tokens": 2048, "evaluation_tokens": 4096},
+    "text": {"calibration_tokens": 16384, "evaluation_tokens": 4096},
     "search": {
         "generations": 10,
         "rounds": [{"tokens": 1024, "survivors": 2}, {"tokens": 2048, "survivors": 1}],
     },
     "refit": {"tokens": 16384},
-    "evaluation": {"answer_tokens": 1024},
 }
 """About a quarter of the default amounts."""
 
 THOROUGH: dict[str, Any] = {
-    "text": {"calibration_tokens": 131_072, "validation_tokens": 16384, "evaluation_tokens": 32768},
+    "text": {"calibration_tokens": 131_072, "evaluation_tokens": 32768},
     "search": {
         "generations": 80,
         "rounds": [{"tokens": 4096, "survivors": 2}, {"tokens": 16384, "survivors": 1}],
     },
     "refit": {"tokens": 131_072},
-    "evaluation": {"answer_tokens": 8192},
 }
 """Twice the default amounts."""
 

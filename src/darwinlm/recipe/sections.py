@@ -35,6 +35,10 @@ class ComputeSettings(Section):
     """Tokens in one forward pass, and in one micro-batch of recovery. Fewer need less memory."""
 
 
+LEAST_FOR_ANSWERS = 4096
+"""Evaluation tokens from which chat models are compared on their answers too."""
+
+
 class TextSettings(Section):
     """Text for calibration, search, training and evaluation; the parts are disjoint by document."""
 
@@ -49,15 +53,23 @@ class TextSettings(Section):
     the smaller model still uses its context. 0 turns repetition off."""
     calibration_tokens: Whole = Field(65536, gt=0)
     """Tokens that are run through the model to see which parts matter, and for the refit; more make a better model. An
-    eighth of them, at most 8192, also gives gradients of the loss."""
-    validation_tokens: Whole = Field(8192, gt=0)
-    """Tokens for choices that must not use the fitted text, such as the strength of the refit."""
+    eighth of them, at most 8192, also gives gradients of the loss. As many as an eighth, at most 65,536, are set aside
+    for choices that must not use the fitted text, such as the strength of the refit."""
     evaluation_tokens: Whole = Field(16384, gt=0)
-    """Tokens for the figures in the report; no choice depends on them."""
+    """Tokens for the figures in the report; no choice depends on them. From 4096 on, chat models are compared on a
+    quarter as many tokens of their answers too."""
     seed: Seed = 0
     """Seed of the order of the documents, their split by purpose, and the repeated passages."""
-    allow_benchmark_text: str = ""
-    """Reason, in words, for using evaluation text of a benchmark. Without one such text is refused."""
+
+    @property
+    def validation_tokens(self) -> int:
+        """Tokens for choices that must not use the fitted text."""
+        return max(1, min(self.calibration_tokens // 8, 65536))
+
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens of a chat model's own answers on which smaller models are compared with it; none for short runs."""
+        return self.evaluation_tokens // 4 if self.evaluation_tokens >= LEAST_FOR_ANSWERS else 0
 
 
 class UnitsSettings(Section):
@@ -133,13 +145,6 @@ class SelectionRound(Section):
     """Training tokens of each candidate before its evaluation, in addition to earlier rounds; 0 for none."""
 
 
-class TrainingSettings(Section):
-    """Training of candidates before their evaluation: AdamW on float32 master weights, KL to the dense model."""
-
-    learning_rate: float = Field(1e-4, gt=0)
-    """Learning rate after a warm-up of four steps; the paper has 1e-5 for models of 7B to 14B."""
-
-
 class SearchSettings(Section):
     """Evolution over allocations: one level for every module."""
 
@@ -164,8 +169,6 @@ class SearchSettings(Section):
     """Rounds of selection as in the paper: `tokens` of fitness text, `survivors`, and `training_tokens` before the
     evaluation. The largest `tokens` is the amount of fitness text, of which `gradient` uses a different part in the
     first round of each generation."""
-    training: TrainingSettings = TrainingSettings()
-    """Training of candidates, if a round asks for it."""
     seed: Seed = 0
     """Seed of all random choices of the search."""
 
@@ -200,6 +203,8 @@ class RefitSettings(Section):
     """Calibration tokens for the fit; at most `text.calibration_tokens`. 0 skips the refit."""
 
 
+SAVED_EVERY, CHECKPOINTS = 10_000_000, 20
+"""Fewest tokens between two checkpoints of a training, and their largest number."""
 SHORT_STEPS, SMALL_STEP, LONG_TRAINING = 8, 4096, 10_000_000
 """Steps of a training with few tokens, so that its rate can rise and fall; tokens in a step of up to 2M tokens; tokens
 from which the embedding is trained too."""
@@ -210,8 +215,6 @@ class RecoverySettings(Section):
 
     tokens: Count = Field(0, ge=0)
     """Number of training tokens: 300000, 300M or 10B. 0 skips recovery."""
-    minutes: Minutes | None = Field(None, gt=0)
-    """Time limit of the training (30, 30m, 1h, 90s); the learning-rate schedule is shortened to end with it."""
     text: str | None = None
     """Source of the training text; none uses `text.source` without the documents of other purposes."""
     epochs: Repeats = Field(1, ge=1)
@@ -227,20 +230,11 @@ class RecoverySettings(Section):
     proportion if the KL to the dense model on validation text is below 0.9 before training."""
     gradient_checkpointing: bool = False
     """Recompute the activations of every block in the backward pass: less memory, about a third more time."""
-    embeddings: bool | None = None
-    """Whether to train the embedding and the output head too; pruning doesn't change them. None trains them from 10M
-    tokens on; up to a million, models were as good or better without."""
     lora_rank: Repeats = Field(0, ge=0)
     """Rank of low-rank adapters that are trained on every projection and then merged; 0 trains all weights."""
     sharding: Literal["none", "fsdp"] = "none"
     """Distribution over several processes: `none` keeps the whole model in each (DDP), `fsdp` shards its weights
     (FSDP2, without adapters)."""
-    save_every: Count = Field(10_000_000, gt=0)
-    """Tokens between two checkpoints, each with an evaluation on validation text; one more is written at the end."""
-    log_to: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
-    """Additional logs; TensorBoard's files are written to the stage's folder."""
-    seed: Seed = 0
-    """Seed of the order of the text and of the adapters' first weights."""
 
     @property
     def step_tokens(self) -> int:
@@ -252,27 +246,14 @@ class RecoverySettings(Section):
         )
 
     @property
+    def save_every(self) -> int:
+        """Tokens between two checkpoints, each with an evaluation on validation text; there is one at the end too."""
+        return max(SAVED_EVERY, self.tokens // CHECKPOINTS)
+
+    @property
     def trains_embeddings(self) -> bool:
-        """Whether the embedding and the output head are trained."""
-        return self.tokens >= LONG_TRAINING if self.embeddings is None else self.embeddings
-
-
-class EvaluationSettings(Section):
-    """Measurements for the report."""
-
-    prompts: tuple[str, ...] | None = None
-    """Questions that the dense and the smaller model answer in the report, or beginnings of a text if the model has no
-    chat template. None gives three."""
-    answer_tokens: Whole = Field(4096, ge=0)
-    """Tokens of answers that the dense model writes, on which the smaller ones are compared with it, if it is a chat
-    model. 0 leaves out all figures on chats."""
-
-
-class ExportSettings(Section):
-    """Format of the saved model."""
-
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """Element type; `auto` is the checkpoint's, or bfloat16 if the model came from a GGUF file."""
+        """Whether the embedding and the output head are trained, which gained nothing up to a million tokens."""
+        return self.tokens >= LONG_TRAINING
 
 
 class Recipe(Section):
@@ -307,10 +288,6 @@ class Recipe(Section):
     """Correction of the stitched model."""
     recovery: RecoverySettings = RecoverySettings()
     """Training afterwards."""
-    evaluation: EvaluationSettings = EvaluationSettings()
-    """Measurements for the report."""
-    export: ExportSettings = ExportSettings()
-    """The saved model."""
 
     @model_validator(mode="before")
     @classmethod

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from darwinlm.recipe.sections import Recipe
-from darwinlm.runtime.compute import DTYPES, fast_dtype, gpu_has_bfloat16
+from darwinlm.runtime.compute import fast_dtype, gpu_has_bfloat16
 from darwinlm.runtime.errors import RecipeError
 
 
@@ -34,8 +34,3 @@ def named_here(recipe: Recipe) -> Recipe:
 def is_here(model: str) -> bool:
     """Whether a model that could be one of the hub is a folder in the current one."""
     return not model.startswith((".", "~", "/")) and model.count("/") == 1 and Path(model).is_dir()
-
-
-def saved_dtype(recipe: Recipe, dense: torch.dtype) -> torch.dtype:
-    """Element type of the saved model: from the recipe, else that of the dense checkpoint."""
-    return dense if recipe.export.dtype == "auto" else DTYPES[recipe.export.dtype]

@@ -10,7 +10,6 @@ from darwinlm.recipe import RecoverySettings
 from darwinlm.runtime.errors import MissingExtraError, ModelError, RecipeError
 
 _SAMPLE = "The quick brown fox, 3.14 apples:\n\tif (x != y) { return 'naïve café'; }  Ünïcode — 東京 🙂"
-_LOGS = {"tensorboard": ("tensorboard", "train"), "trackio": ("trackio", "trackio"), "wandb": ("wandb", "wandb")}
 
 
 def check_teacher(teacher: Checkpoint, student: Checkpoint, tokenizer: Any) -> None:
@@ -54,9 +53,3 @@ def check_packages(settings: RecoverySettings) -> None:
     """Refuse settings whose packages aren't installed. Raises MissingExtraError."""
     if settings.lora_rank and find_spec("peft") is None:
         raise MissingExtraError("peft", "train", "recovery.lora_rank")
-    if settings.log_to and find_spec("accelerate") is None:
-        raise MissingExtraError("accelerate", "train", "recovery.log_to")
-    for name in settings.log_to:
-        package, extra = _LOGS[name]
-        if find_spec(package) is None:
-            raise MissingExtraError(package, extra, f"recovery.log_to={name}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass
@@ -23,7 +23,6 @@ from darwinlm.recovery.model import Losses, prepared, run_dense
 from darwinlm.recovery.schedule import Steps, rate_share
 from darwinlm.recovery.sharding import spread
 from darwinlm.runtime import parallel
-from darwinlm.runtime.artifact import digest_of
 from darwinlm.runtime.compute import to_device
 from darwinlm.runtime.memory import kept_memory, room_at_peak
 
@@ -68,7 +67,6 @@ class Training:
         dtype: Element type of forward and backward passes; trained weights are always float32.
         mesh: The processes that share the weights (`sharding_mesh`); None if each has all of them.
         ends: When it must end, on the monotonic clock.
-        logs: Folder of TensorBoard's files; None puts them beside the checkpoints.
         each_step: Gets the number of tokens so far and the model, after each step and before its checkpoint.
     """
 
@@ -85,7 +83,6 @@ class Training:
     dtype: torch.dtype
     mesh: DeviceMesh | None = None
     ends: float = math.inf
-    logs: Path | None = None
     say: Callable[[str], None] = lambda message: None
     progress: Callable[[int, int], None] = lambda done, total: None
     each_step: Callable[[int, Any], None] = lambda tokens, model: None
@@ -104,7 +101,7 @@ class Training:
         self.model = prepared(self.student(), settings)
         with parallel.agree():
             self.checkpoints.check_room(self.model)
-        self.batches = Batches(self.text, self.steps, settings.seed)
+        self.batches = Batches(self.text, self.steps)
         self.sharded = self.mesh is not None
         losses = Losses(self.model, self.teacher, settings, self.dtype, sharded=self.sharded)
         self.call = spread(losses, self.device, self.mesh).train()
@@ -117,11 +114,8 @@ class Training:
         if newest is not None:
             self.say(f"recovery: resuming from {newest.name}")
             self.load(newest)
-        self.trackers = start_trackers(settings.log_to, self.logs or self.folder, self.key, self.state.step)
         with kept_memory(self.device):
             self.run()
-        for tracker in self.trackers:
-            tracker.finish()
         return Trained(self.result(), self.record())
 
     # ------------------------------------------------------------------------------------------------- a step
@@ -154,8 +148,8 @@ class Training:
 
         At the start of a resumed training, when it is the step of the checkpoint, steps take as long as until then.
         """
-        now, limit = time.monotonic(), self.settings.minutes
-        left = self.ends - now if limit is None else min(self.ends - now, 60 * limit - self.before - now + self.begun)
+        now = time.monotonic()
+        left = self.ends - now
         if left == math.inf:
             return self.steps.count
         left -= self.stepping - self.begun
@@ -165,7 +159,7 @@ class Training:
 
     def update(self, step: int) -> None:
         """One step: gradients of all its batches, the check of the loss, and the update. Raises NumericsError."""
-        torch.manual_seed((self.settings.seed * self.steps.count + step) * parallel.size() + parallel.rank())
+        torch.manual_seed(step * parallel.size() + parallel.rank())
         rate = self.rate * rate_share(self.last, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -260,8 +254,6 @@ class Training:
     def _log(self, step: int, figures: dict[str, int | float]) -> str:
         tokens = step * self.steps.tokens
         self.state.log.append({"step": step, "tokens": tokens, **figures})
-        for tracker in self.trackers:
-            tracker.log(figures, step=step)
         return f"recovery: step {step}/{self.steps.count}, {tokens:,} tokens"
 
     # ------------------------------------------------------------------------------------- checkpoints and the end
@@ -344,14 +336,11 @@ def _gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 class Batches:
     """Micro-batches of this process, each read while the one before it is computed.
 
-    Args:
-        text: One epoch.
-        steps: Its division into steps.
-        seed: Seed of the order, which differs between epochs.
+    The order of the text, which is one epoch, differs between epochs.
     """
 
-    def __init__(self, text: Dataset[dict[str, Tensor]], steps: Steps, seed: int) -> None:
-        self.text, self.steps, self.seed = text, steps, seed
+    def __init__(self, text: Dataset[dict[str, Tensor]], steps: Steps) -> None:
+        self.text, self.steps = text, steps
         self._reader = ThreadPoolExecutor(1)
         self._ahead: dict[tuple[int, int], Future[dict[str, Tensor]]] = {}
         self._order: tuple[int, Tensor] | None = None
@@ -368,31 +357,9 @@ class Batches:
     def _read(self, step: int, number: int) -> dict[str, Tensor]:
         epoch, place = divmod(step, self.steps.per_epoch)
         if self._order is None or self._order[0] != epoch:
-            generator = torch.Generator().manual_seed(self.seed + epoch)
+            generator = torch.Generator().manual_seed(epoch)
             self._order = epoch, torch.randperm(len(cast(Sized, self.text)), generator=generator)
         begin = place * self.steps.step_rows + (number * parallel.size() + parallel.rank()) * self.steps.rows
         rows = self._order[1][begin : begin + self.steps.rows].tolist()
         batch: dict[str, Tensor] = default_collate([self.text[row] for row in rows])
         return batch
-
-
-def start_trackers(names: Sequence[str], folder: Path, run: dict[str, Any], step: int) -> list[Any]:
-    """External logs by name, through accelerate, in the first process; the others get none.
-
-    `run` is the identity of the training; a service continues the run with this identity. TensorBoard hides entries
-    after `step`.
-    """
-    if not names or not parallel.is_main():
-        return []
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
-
-    name = digest_of(run)[:16]
-    options: dict[str, dict[str, Any]] = {
-        "tensorboard": {"logging_dir": folder, "purge_step": step + 1},
-        "trackio": {"name": name, "resume": "allow"},
-        "wandb": {"name": name, "id": name, "resume": "allow"},
-    }
-    started = [LOGGER_TYPE_TO_CLASS[kind](run_name="darwinlm", **options[kind]) for kind in names]
-    for tracker in started:
-        tracker.start()
-    return started

@@ -49,7 +49,7 @@ def _train(run: Run, small: Checkpoint, made: Summary | None, *, of_a_run: bool)
     exported = run(EXPORT, small, teacher, recovered, text["validation"])
     found: dict[str, Checkpoint] = {"dense": teacher, "before": small, "recovered": exported.checkpoint}
     models = Models.of(**{name: (Source.of(model, context), model.digest) for name, model in found.items()})
-    chats = run(CHATS, teacher, models) if recipe.evaluation.answer_tokens else None
+    chats = run(CHATS, teacher, models) if recipe.text.answer_tokens else None
     measured = run(EVALUATE, small, models, exported, text["evaluation"])
     of_teacher, of_saved = (vars(origin_of(model.folder, model.source)) for model in (teacher, exported.checkpoint))
     # What the dense model doesn't say of itself, the smaller one may.

@@ -25,7 +25,6 @@ from darwinlm.gguf.sizes import (
 )
 from darwinlm.recipe import BudgetSettings, Recipe
 from darwinlm.recipe.quantisation import WRITTEN
-from darwinlm.recipe.settled import saved_dtype
 from darwinlm.runtime.errors import BudgetError, RecipeError
 from darwinlm.search.problem import Budget
 from darwinlm.units.cost import CostModel, byte_costs, parameter_costs
@@ -51,7 +50,7 @@ class Counted:
     @property
     def itemsize(self) -> int:
         """Bytes of a weight of the saved model."""
-        return saved_dtype(self.recipe, self.checkpoint.dtype).itemsize
+        return self.checkpoint.dtype.itemsize
 
     @property
     def cost(self) -> CostModel | None:

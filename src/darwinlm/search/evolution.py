@@ -352,10 +352,7 @@ def _trained_rounds(
         evaluations += len(pool)
         ranked = sorted(pair for pair in zip(losses, pool, strict=True) if math.isfinite(pair[0]))
         if not ranked:
-            raise NumericsError(
-                "no candidate's values are finite after training: lower search.training.learning_rate or try "
-                "compute.dtype=float32"
-            )
+            raise NumericsError("no candidate's values are finite after training: try compute.dtype=float32")
         candidates = [candidate for _, candidate in ranked if candidate != parent][: stage.survivors]
         trainer.keep([*candidates, parent])
     trainer.keep(())

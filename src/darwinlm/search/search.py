@@ -103,7 +103,7 @@ def search(
         guide = Guide(Curvature(losses, removed_together(problem.space, database)), gradients.around)
     trainer = None
     if settings.training_needed:
-        trainer = CandidateTrainer(placed, fitness, texts["training"], settings.training, folder)
+        trainer = CandidateTrainer(placed, fitness, texts["training"], folder)
         trainer.reserve(max(map(problem.space.params, uniform_allocations(problem))))
 
     def tell(state: SearchState) -> None:

@@ -10,7 +10,6 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from darwinlm.recipe import TrainingSettings
 from darwinlm.streaming.transfers import HostCopy
 
 WARMUP = 4
@@ -45,11 +44,12 @@ class Student:
     """A copy of one candidate's modules, with master weights and an optimiser.
 
     The modules of the candidate, in the order of the allocation, are not changed. `working` are the weights of the
-    passes. Once a gradient isn't finite, it has `overflowed`, and its weights stay.
+    passes. Once a gradient isn't finite, it has `overflowed`, and its weights stay. `rate` is the
+    learning rate after the warm-up.
     """
 
-    def __init__(self, modules: Iterable[nn.Module], settings: TrainingSettings) -> None:
-        self.settings = settings
+    def __init__(self, modules: Iterable[nn.Module], rate: float) -> None:
+        self.rate = rate
         self.steps = 0
         self.rounds = 0
         self.overflowed = False
@@ -64,8 +64,9 @@ class Student:
     @cached_property
     def optimiser(self) -> torch.optim.AdamW:
         """The optimiser; its two moments are created in the first step."""
-        rate = self.settings.learning_rate
-        return torch.optim.AdamW(self.master, lr=rate, betas=(0.9, 0.95), weight_decay=0.0, fused=self._fused or None)
+        return torch.optim.AdamW(
+            self.master, lr=self.rate, betas=(0.9, 0.95), weight_decay=0.0, fused=self._fused or None
+        )
 
     @property
     def _fused(self) -> bool:
@@ -99,7 +100,7 @@ class Student:
             return
         shrink = (CLIP / (norm + 1e-6)).clamp(max=1.0)
         for group in self.optimiser.param_groups:
-            group["lr"] = self.settings.learning_rate * min(1.0, self.steps / WARMUP)
+            group["lr"] = self.rate * min(1.0, self.steps / WARMUP)
         for part in _parts(learning):  # AdamW leaves weights without a gradient as they are
             for master, _, gradient in part:
                 master.grad = gradient.float().mul_(shrink)

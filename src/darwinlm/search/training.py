@@ -23,7 +23,6 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from darwinlm.evaluation.chunks import chunked_loss
-from darwinlm.recipe import TrainingSettings
 from darwinlm.runtime import parallel
 from darwinlm.runtime.memory import free_bytes, free_host_bytes, kept_memory
 from darwinlm.search.dense_side import LOGIT_TOKENS
@@ -32,6 +31,9 @@ from darwinlm.search.modules import PlacedModules
 from darwinlm.search.student import Parked, Student
 from darwinlm.streaming.hidden import HiddenMemory, HiddenStates
 from darwinlm.units.space import Allocation
+
+LARGE, SMALL_RATE, LARGE_RATE = 1e9, 1e-4, 1e-5
+"""Parameters from which a model gets the paper's learning rate, for 7B to 14B; smaller ones, and larger ones."""
 
 HOST_SHARE = 0.5
 """Largest share of free main memory for states of waiting candidates."""
@@ -52,14 +54,13 @@ class CandidateTrainer:
     The training text is [n, t]. The dense model's residual stream goes to `folder` if main memory is too small.
     """
 
-    def __init__(
-        self, placed: PlacedModules, fitness: Fitness, tokens: Tensor, settings: TrainingSettings, folder: Path
-    ) -> None:
+    def __init__(self, placed: PlacedModules, fitness: Fitness, tokens: Tensor, folder: Path) -> None:
         self.placed = placed
         self.decoder = placed.decoder
         self.fitness = fitness
         self.tokens = tokens
-        self.settings = settings
+        params = sum(weight.numel() for weight in self.decoder.model.parameters())
+        self.rate = SMALL_RATE if params < LARGE else LARGE_RATE
         self._alone = self.decoder.device.type != "cpu"
         self._memory = HiddenMemory(folder, "host" if self._alone else None)
         self._room: int | None = None
@@ -103,7 +104,7 @@ class CandidateTrainer:
             for group in [[each] for each in own] if self._alone else [own]:
                 students = [
                     self._students.get(each)
-                    or Student((self.placed.module(i, level) for i, level in enumerate(each)), self.settings)
+                    or Student((self.placed.module(i, level) for i, level in enumerate(each)), self.rate)
                     for each in group
                 ]
                 with self._room_for(students):

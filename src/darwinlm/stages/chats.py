@@ -24,7 +24,7 @@ def _measure(task: Task, teacher: Checkpoint, models: Models) -> None:
     if not reason:
         last, ends = list(models.sources)[-1], time.monotonic() + task.left(CHATS.name)
         dense = models.sources["dense"].load().to(context.device)
-        tokens = task.recipe.evaluation.answer_tokens
+        tokens = task.recipe.text.answer_tokens
         written = write_answers(dense, teacher.tokenizer(), tokens, lambda: time.monotonic() > ends)
         if isinstance(written, str):
             reason = f"dense writes no chats: {written}"
@@ -56,7 +56,7 @@ CHATS = Stage(
     lambda task: read_as(task.folder / FIGURES, ChatFigures),
     version=2,
     writes="figures of chats, if the model is a chat model",
-    settings=("evaluation.answer_tokens",),
+    key=lambda task: {"tokens": task.recipe.text.answer_tokens},
     arithmetic=True,
     together=True,
 )

@@ -139,7 +139,6 @@ EVALUATE = Stage(
     lambda task: read_as(task.folder / FIGURES, Measured),
     version=6,
     writes="figures of every model",
-    settings=("evaluation.prompts",),
     arithmetic=True,
     together=True,
 )
@@ -226,7 +225,7 @@ def _use(
     elif parallel.is_main():
         held: dict[str, Any] = {name: models[name].load().to(context.device) for name in shown}
         speeds = measure_speed(held, prompt, late=late)
-        prompts = prompts_for(tokenizer, task.recipe.evaluation.prompts)[: 1 if late() else None]
+        prompts = prompts_for(tokenizer)[: 1 if late() else None]
         for name in shown:
             figures[name] = {
                 "tokens_per_second": speeds[name].prompt,

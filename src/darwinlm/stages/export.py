@@ -12,7 +12,6 @@ from darwinlm.execution.stage import Stage, Task
 from darwinlm.export.hf import RECORD, check_saved, recorded_digests, save_model, saved_digests
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import is_custom
-from darwinlm.recipe.settled import saved_dtype
 from darwinlm.report.wording import without_folders
 from darwinlm.runtime.artifact import what_changed, write_json
 from darwinlm.runtime.mapped import in_file
@@ -53,8 +52,7 @@ def _save(
     for each in (dense, teacher):
         each.check_unchanged()
     folder = task.context.folder / MODEL
-    dtype, place = saved_dtype(task.recipe, dense.dtype), partial(in_file, folder=task.folder)
-    model = as_dtype(final.model(dtype, place), dtype)
+    model = as_dtype(final.model(dense.dtype, partial(in_file, folder=task.folder)), dense.dtype)
     model = in_family_class(model, final.checkpoint)
     save_model(model, folder, tokenizer=dense.tokenizer(), source=teacher.folder)
     check_saved(model, folder, validation.tokens[:2, :128])
@@ -66,7 +64,7 @@ def _save(
 def _read(task: Task, dense: Checkpoint) -> Exported:
     allowed = task.context.allow_remote_code
     checkpoint = Checkpoint.open(task.context.folder / MODEL, allow_remote_code=allowed)
-    return Exported(checkpoint, saved_dtype(task.recipe, dense.dtype), is_custom(checkpoint.config))
+    return Exported(checkpoint, dense.dtype, is_custom(checkpoint.config))
 
 
 def _changed(task: Task) -> str | None:
@@ -87,7 +85,6 @@ EXPORT = Stage(
     _read,
     version=4,
     writes="hashes of the files in model/",
-    settings=("export.dtype",),
     spoiled=_changed,
 )
 """The final model in `model/` of the output folder."""

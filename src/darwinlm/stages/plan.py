@@ -13,7 +13,6 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import ModuleShape, module_shapes
 from darwinlm.recipe import Recipe
 from darwinlm.recipe.quantisation import in_gguf
-from darwinlm.recipe.settled import saved_dtype
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import write_json
 from darwinlm.search.budgets import Counted, bounded
@@ -63,7 +62,7 @@ def check_budget(recipe: Recipe, original: Checkpoint, device: torch.device) -> 
 
 
 def _costs(task: Task, dense: Checkpoint, latency: CostModel | None) -> dict[str, Any]:
-    dtype = str(saved_dtype(task.recipe, dense.dtype)) if task.recipe.budget.kind == "bytes" else None
+    dtype = str(dense.dtype) if task.recipe.budget.kind == "bytes" else None
     return {"costs": None if latency is None else [latency.fixed, latency.costs], "dtype": dtype}
 
 

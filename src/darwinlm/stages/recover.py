@@ -59,7 +59,7 @@ def check_recovery(context: Context, recipe: Recipe, teacher: Checkpoint, dense:
     check_length(text.sequence_length, dense, *([teacher] if needs_dense(settings) else []))
     source = settings.text or text.source
     if source is not None:
-        check_source(source, text.allow_benchmark_text)
+        check_source(source)
     if needs_dense(settings) and teacher is not dense:
         check_teacher(teacher, dense, dense.tokenizer())
     return plan_steps(settings, text.sequence_length, context.batch_tokens, parallel.size())
@@ -119,7 +119,6 @@ def _recover(
             dtype=context.dtype,
             mesh=mesh,
             ends=ends,
-            logs=task.folder / "logs",
             say=context.reporter.say,
             progress=context.reporter.advance,
         ).train()
@@ -152,11 +151,11 @@ RECOVER = Stage(
     "recover",
     _recover,
     _read,
-    version=8,
+    version=9,
     title="recovery",
     writes="the trained model, and the record of the training",
     settings=("recovery", "time", "text.sequence_length", "text.looking_back", "text.seed"),
-    ignored=("recovery.sharding", "recovery.log_to"),
+    ignored=("recovery.sharding",),
     key=_key,
     arithmetic=True,
     together=True,

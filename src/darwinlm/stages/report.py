@@ -122,7 +122,7 @@ def summary_of(
         version=VERSION,
         model=teacher.source,
         models=models,
-        prompts=prompts_for(tokenizer, recipe.evaluation.prompts),
+        prompts=prompts_for(tokenizer),
         chat=is_chat(tokenizer),
         chats=chats,
         left_out=teacher.left_out,

@@ -79,7 +79,7 @@ TEXT = text_stage()
 def check_text(recipe: Recipe, source: Checkpoint) -> None:
     """Refuse sequences that are too long for a model, and text of a benchmark. Raises RecipeError, DataError."""
     check_length(recipe.text.sequence_length, source)
-    check_source(given_source(recipe), recipe.text.allow_benchmark_text)
+    check_source(given_source(recipe))
 
 
 def documents_of(text: Texts) -> tuple[str, ...]:

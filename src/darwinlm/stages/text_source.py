@@ -16,7 +16,7 @@ from darwinlm.text.amounts import SELF, named_parts
 from darwinlm.text.packing import added_bos
 from darwinlm.text.sources import LocalSource, parse_source
 
-TEXT_SETTINGS = ("text.source", "text.sequence_length", "text.seed", "text.allow_benchmark_text")
+TEXT_SETTINGS = ("text.source", "text.sequence_length", "text.seed")
 """Settings that decide which documents a run reads."""
 
 
@@ -32,10 +32,10 @@ def with_corpus(source: str, corpus: Path | None) -> str:
     return ",".join(str(corpus) if part == SELF else part for part in named_parts(source))
 
 
-def check_source(source: str, allow_benchmark_text: str) -> None:
+def check_source(source: str) -> None:
     """Refuse evaluation text of a benchmark, as `check_not_evaluation_text`; the model's own text is none."""
     if others := [part for part in named_parts(source) if part != SELF]:
-        check_not_evaluation_text(",".join(others), allow_benchmark_text=allow_benchmark_text)
+        check_not_evaluation_text(",".join(others))
 
 
 def text_key(task: Task, model: Checkpoint, shares: dict[str, int]) -> dict[str, Any]:

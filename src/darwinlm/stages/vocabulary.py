@@ -51,7 +51,7 @@ class CutVocabulary:
 def _cut(task: Task, source: Checkpoint, corpus: Path | None) -> None:
     """Choose the tokens and write the smaller model."""
     tokenizer, folder = source.tokenizer(), task.folder / "model"
-    check_source(given_source(task.recipe), task.recipe.text.allow_benchmark_text)
+    check_source(given_source(task.recipe))
     texts, held_out = _documents(task.recipe, with_corpus(given_source(task.recipe), corpus), tokenizer)
     rows, tree = _choose(task.recipe, source, texts, tokenizer)
     cut_weights(source, rows, folder)

@@ -47,24 +47,21 @@ def assert_disjoint(named: Mapping[str, TokenSequences]) -> None:
             )
 
 
-def check_not_evaluation_text(source: str, *, allow_benchmark_text: str = "") -> None:
+def check_not_evaluation_text(source: str) -> None:
     """Refuse a source that looks like the evaluation split of a known benchmark.
 
     Only names are checked: ids, configurations and splits of hub data sets, and the components of absolute local paths.
     For a folder, the paths of all files in it are checked; for a link with a neutral name, its target. A question
-    benchmark must be named as a training split; for WikiText only the test split is refused. A reason in the user's
-    words in `allow_benchmark_text` allows such text. Raises DataError if the source looks like evaluation text and no
-    reason is given, or there is no such source.
+    benchmark must be named as a training split; for WikiText only the test split is refused. Raises DataError if the
+    source looks like evaluation text, or there is no such source.
     """
-    if allow_benchmark_text.strip():
-        return
     for each in map(parse_source, parts_of(source)):
         for where, parts in _names_of(each):
             if (benchmark := _benchmark_in(parts)) is not None:
                 raise DataError(
                     f"Text source {source!r}: {where} looks like evaluation text of {benchmark}, which would inflate "
-                    "the scores of a model made with it. Give other text or the training split, or write the reason "
-                    "why it's fine in text.allow_benchmark_text."
+                    "the scores of a model made with it. Give other text or the training split; rename a file that "
+                    "only has such a name."
                 )
 
 
