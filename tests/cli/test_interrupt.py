@@ -1,4 +1,4 @@
-"""Ctrl-C, once, twice or often: one line says that finished work is kept, and nothing else is printed."""
+"""Ctrl-C, once, twice or often, and SIGTERM: one line says that finished work is kept, and nothing else is printed."""
 
 import os
 import signal
@@ -101,3 +101,34 @@ def test_two_in_a_row_in_a_run(tiny_llama: Path, tiny_text_file: Path, tmp_path:
     (line,) = told.splitlines()
     assert line.startswith("interrupted; finished work is kept. Resume with: darwinlm prune ")
     assert running.returncode == 130
+
+
+WITH_TEMPORARIES = """
+import tempfile
+with tempfile.TemporaryDirectory(dir="."):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(10)
+"""
+"""What reading text, opening a GGUF file and starting an engine have in common."""
+
+
+def test_sigterm_leaves_no_temporary_file(tmp_path: Path) -> None:
+    code = COMMAND.replace('{"kill": kill}', '{"os": os, "signal": signal, "time": time}')
+    words = [sys.executable, "-c", code, WITH_TEMPORARIES]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("interrupted; finished work is kept. Resume with: darwinlm show ")
+    assert done.returncode == 143
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_one_of_several_processes_is_killed_by_sigterm() -> None:
+    """It may wait for one that has died, for which torchrun sends the signal."""
+    code = """
+import os, signal
+from darwinlm.runtime.interrupt import one_end
+with one_end(lambda: None, alone=False):
+    os.kill(os.getpid(), signal.SIGTERM)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=100, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGTERM, b"")

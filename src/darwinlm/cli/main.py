@@ -1,7 +1,7 @@
 """Entry point of the command `darwinlm`.
 
-Errors that input can cause end with one message and status 2, an interrupt with a hint and status 130, a closed pipe
-silently with 141. Nothing heavy is imported here; commands import their modules when they run.
+Errors that input can cause end with one message and status 2, an interrupt with a hint and status 130 (SIGTERM: 143),
+a closed pipe silently with 141. Nothing heavy is imported here; commands import their modules when they run.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ def main(app: typer.Typer = app, program: str = "darwinlm", shared: frozenset[st
     terminal.set_verbosity(terminal.Verbosity.NORMAL)
     Console.on_broken_pipe = _pipe_closed  # type: ignore[method-assign]  # Typer's help has a console of its own
     resume = f"interrupted; finished work is kept. Resume with: {program} {shlex.join(sys.argv[1:])}"
-    with interrupt.one_end(lambda: _tell(resume), INTERRUPTED):
+    with interrupt.one_end(lambda: _tell(resume), alone=os.environ.get("WORLD_SIZE", "1") == "1"):
         code = _run(app, program, shared)
-        if code == INTERRUPTED:
+        if code == INTERRUPTED or interrupt.status() is not None:
             _tell(resume)
         sys.exit(code if isinstance(code, int) else 0)
 
@@ -86,7 +86,7 @@ def _run(app: typer.Typer, program: str, shared: frozenset[str]) -> object:
         with contextlib.suppress(io.UnsupportedOperation):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except BaseException as error:
-        if not interrupt.pending():  # else it is what a library made of the interrupt
+        if interrupt.status() is None:  # else it is what a library made of the interrupt
             if not isinstance(error, DarwinLMError | UsageError | OSError | MemoryError):
                 raise
             _tell(f"error: {shorten(_message(error), MESSAGE)}", style="red")
@@ -94,7 +94,7 @@ def _run(app: typer.Typer, program: str, shared: frozenset[str]) -> object:
     finally:
         release_all()
         parallel.shutdown()
-    return INTERRUPTED if interrupt.pending() else code
+    return code if interrupt.status() is None else interrupt.status()
 
 
 def _open_streams() -> None:

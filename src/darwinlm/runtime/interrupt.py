@@ -1,4 +1,4 @@
-"""Ctrl-C in a command: the first one ends it, and those that follow don't disturb its end."""
+"""Ctrl-C and SIGTERM in a command: the first one ends it, and those that follow don't disturb its end."""
 
 from __future__ import annotations
 
@@ -12,51 +12,58 @@ from contextlib import contextmanager
 from typing import Any
 
 PATIENCE = 5.0
-"""Seconds that the end of a command may take. A Ctrl-C after them ends the process at once."""
-_since: float | None = None
+"""Seconds that the end of a command may take. A signal after them ends the process at once."""
+_first: tuple[float, int] | None = None
+"""When the first signal came, and its number."""
 
 
-def pending() -> bool:
-    """Whether the command was interrupted and is about to end."""
-    return _since is not None
+def status() -> int | None:
+    """The status with which an interrupted command is about to end, as shells count it; None if it goes on."""
+    return None if _first is None else 128 + _first[1]
 
 
 def handled() -> None:
-    """Go on after an interrupt, such as that of one answer: the next one is a first one again."""
-    global _since  # noqa: PLW0603 - signals belong to the process
-    _since = None
+    """Go on after a Ctrl-C, such as that of one answer: the next one is a first one again."""
+    global _first  # noqa: PLW0603 - signals belong to the process
+    _first = None
 
 
 @contextmanager
-def one_end(last_words: Callable[[], None], status: int) -> Iterator[None]:
-    """Raise KeyboardInterrupt at the first Ctrl-C only, until the process ends.
+def one_end(last_words: Callable[[], None], *, alone: bool) -> Iterator[None]:
+    """Raise KeyboardInterrupt at the first Ctrl-C only, or SystemExit at SIGTERM, until the process ends.
 
     Libraries clean up while it passes through them; another one there breaks them, and is told as a traceback. At one
-    that comes after `PATIENCE`, the process ends with its `last_words` and `status`.
+    that comes after `PATIENCE`, the process ends with its `last_words`. A process that isn't `alone` is killed by
+    SIGTERM: it may wait for others, and torchrun sends the signal when one of them has died.
     """
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def interrupt(*_: object) -> None:
-        global _since  # noqa: PLW0603
-        if _since is None:
-            _since = time.monotonic()
-            raise KeyboardInterrupt
-        if time.monotonic() - _since > PATIENCE:
+    def interrupt(number: int, _: object) -> None:
+        global _first  # noqa: PLW0603
+        if _first is None:
+            _first = time.monotonic(), number
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(status())
+        if time.monotonic() - _first[0] > PATIENCE:
             last_words()
-            os._exit(status)
+            os._exit(128 + _first[1])
 
-    signal.signal(signal.SIGINT, interrupt)
+    replaced: dict[int, Any] = {signal.SIGINT: before}
+    if alone and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        replaced[signal.SIGTERM] = signal.SIG_DFL
+    for number in replaced:
+        signal.signal(number, interrupt)
     hooks = sys.unraisablehook, threading.excepthook
     sys.unraisablehook = _silent_at_the_end(sys.unraisablehook)
     threading.excepthook = _silent_at_the_end(threading.excepthook)
     try:
         yield
     finally:
-        if not pending():
-            signal.signal(signal.SIGINT, before)
+        if status() is None:
+            for number, handler in replaced.items():
+                signal.signal(number, handler)
             sys.unraisablehook, threading.excepthook = hooks
 
 
@@ -64,7 +71,7 @@ def _silent_at_the_end(hook: Callable[[Any], object]) -> Callable[[Any], None]:
     """A hook for errors that nothing catches, which is silent once the command was interrupted."""
 
     def tell(error: Any) -> None:
-        if not pending():
+        if status() is None:
             hook(error)
 
     return tell
