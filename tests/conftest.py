@@ -19,7 +19,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from time import monotonic
 from types import SimpleNamespace
 
 import pytest
@@ -31,6 +30,7 @@ from darwinlm.evaluation import instructions, speed
 from darwinlm.execution.run import Run
 from darwinlm.pipeline import open_run
 from darwinlm.recipe import load_recipe
+from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.console import Reporter
 from tests.tiny.checkpoint import SETTINGS, tiny_checkpoint, tiny_text
 from tests.tiny.command import Command, command_runner
@@ -96,7 +96,7 @@ def make_run(tiny_text_file: Path) -> MakeRun:
     ) -> Run:
         overrides = {"model": str(model), "text.source": str(text), "budget.keep": keep}
         recipe = load_recipe(None, (*SETTINGS, *assignments), overrides)
-        return open_run(recipe, folder, reporter or Reporter(Console(quiet=True)), begun=monotonic())
+        return open_run(recipe, folder, reporter or Reporter(Console(quiet=True)), begun=working_time())
 
     return make
 

@@ -130,7 +130,8 @@ def _announce(run: Run, source: Checkpoint) -> None:
     reporter.expect(seconds)
     said = f"{duration(sum(seconds.values()))} if nothing else runs"
     if limit is not None:
-        said = f"{duration(limit.seconds)} at most, with the amounts of the preset {run.recipe.preset}"
+        amounts = f"with the amounts of the preset {run.recipe.preset}"
+        said = f"{duration(limit.seconds)} at most if nothing else runs, {amounts}"
     reporter.say(f"planned: {said}, {size(planned.peak.bytes)} of memory")
 
 

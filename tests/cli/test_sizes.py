@@ -13,7 +13,8 @@ from darwinlm.runtime.errors import RecipeError
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ("--keep 100%", "budget.keep: 100% is the whole model, so there is nothing to prune"),
+        ("--keep 100%", "block parameters is the whole model: there is nothing to prune; the smallest is"),
+        ("--speedup 1x", "is the whole model: there is nothing to prune; the smallest is"),
         ("--params 10T", "more than the whole model: there is nothing to prune; the smallest is"),
         ("--params 1k", "less than the smallest model that the units allow"),
         ("--bytes 1kB", "budget.bytes: 1 kB requested, less than the smallest model"),

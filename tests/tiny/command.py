@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 
 from darwinlm import cli
 from darwinlm.cli import terminal
+from darwinlm.runtime.clock import working_time
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def command_runner(
     def run(*arguments: object) -> Ended:
         monkeypatch.setattr(sys, "argv", ["darwinlm", *map(str, arguments)])
         # A command begins with its process, the tests' process began long ago.
-        monkeypatch.setattr(terminal, "BEGUN", time.monotonic())
+        monkeypatch.setattr(terminal, "BEGUN", working_time())
         capsys.readouterr()
         code: Any = 0
         try:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -94,7 +93,7 @@ def test_a_resumed_search_goes_on_with_its_time_and_the_losses_of_its_parent(tmp
 
 def test_no_generation_is_begun_that_takes_longer_than_the_time_left(tmp_path, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("darwinlm.search.fitness.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("darwinlm.search.fitness.working_time", lambda: now[0])
 
     def slow(parent, window):
         now[0] += 10

@@ -173,7 +173,7 @@ def test_without_the_damaged_checkpoint_it_goes_on_from_the_one_before(stopped, 
 def test_a_time_limit_ends_the_training_with_its_schedule(tmp_path, monkeypatch):
     """Every look at the clock takes a second."""
     ticks = itertools.count()
-    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
+    monkeypatch.setattr(training, "working_time", lambda: float(next(ticks)))
     record = trained(tmp_path, ends=7.0).record
     assert 1 < record["steps"] < STEPS.count
     assert record["log"][-1]["step"] == record["steps"]

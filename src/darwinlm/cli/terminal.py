@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 import warnings
 from collections.abc import Iterable
 from enum import Enum, auto
@@ -13,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from darwinlm.runtime import parallel, tables
+from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.limits import visible
 from darwinlm.runtime.terminal import Terminal
 
 if TYPE_CHECKING:
     from darwinlm.runtime.console import Reporter
 
-BEGUN = time.monotonic()
+BEGUN = working_time()
 """Start of the command, before slow imports."""
 
 PIPED_WIDTH = 1000

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.recipe.presets import AMOUNTS
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import STAGES, read_json, write_json
+from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.figures import StageTime
 from darwinlm.runtime.memory import all_bytes
 
@@ -46,7 +46,7 @@ class TimeLimit:
     @property
     def used(self) -> float:
         """Seconds so far."""
-        return time.monotonic() - self.begun
+        return working_time() - self.begun
 
     def part(self, runs: int) -> TimeLimit:
         """The limit of one of so many runs that share the time that is left."""

@@ -5,7 +5,6 @@ The key of a stage holds its name and version, its settings, the digests of its 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +18,7 @@ from darwinlm.execution.stage import Inputs, Result, Stage, Task, parameters
 from darwinlm.recipe.settled import named_here
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import StageFolder, code_version, read_manifest
+from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.errors import DeviceMemoryError, RecipeError
 from darwinlm.runtime.figures import StageTime
 from darwinlm.runtime.memory import is_out_of_memory
@@ -208,7 +208,7 @@ class Run:
             return
         if parallel.is_main() and (reason := folder.why_redone()):
             reporter.say(f"{title}: {reason}, redone")
-        begun, resumed = time.monotonic(), False
+        begun, resumed = working_time(), False
         with guarded(folder.folder), reporter.stage(title):
             with parallel.agree():
                 if parallel.is_main():
@@ -227,7 +227,7 @@ class Run:
                     "or what darwinlm plan names, then rerun the same command; finished work is kept"
                 ) from error
         # For a resumed stage, only the last part is timed.
-        seconds = round(time.monotonic() - begun, 2)
+        seconds = round(working_time() - begun, 2)
         self._times[stage.name] = StageTime(stage.name, seconds, reused=False, resumed=resumed)
         parallel.in_main(partial(folder.finish, seconds=seconds, resumed=resumed))
         reporter.say(f"{title}: {seconds:.0f} s")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -23,6 +22,7 @@ from darwinlm.recovery.model import Losses, prepared, run_dense
 from darwinlm.recovery.schedule import Steps, rate_share
 from darwinlm.recovery.sharding import spread
 from darwinlm.runtime import parallel
+from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.compute import to_device
 from darwinlm.runtime.memory import kept_memory, room_at_peak
 
@@ -122,11 +122,11 @@ class Training:
 
     def run(self) -> None:
         """Run all remaining steps with their evaluations and checkpoints, or as many as the time limit allows."""
-        self.begun, self.first = time.monotonic(), self.state.step
+        self.begun, self.first = working_time(), self.state.step
         self.before = self.state.seconds
         if not self.state.step:
             self.evaluate()
-        self.stepping = time.monotonic()
+        self.stepping = working_time()
         if self.first:
             self.last = self._last_step(self.first)
             if self.last == self.first < self.steps.count:
@@ -148,7 +148,7 @@ class Training:
 
         At the start of a resumed training, when it is the step of the checkpoint, steps take as long as until then.
         """
-        now = time.monotonic()
+        now = working_time()
         left = self.ends - now
         if left == math.inf:
             return self.steps.count
@@ -180,7 +180,7 @@ class Training:
             losses, self.state.unlogged = self.state.unlogged, []
             logged = sum(losses) / len(losses)
             where = self._log(step + 1, {"loss": logged, "grad_norm": norm, "learning_rate": rate})
-            speed = (step + 1 - self.first) * self.steps.tokens / max(time.monotonic() - self.begun, 1e-9)
+            speed = (step + 1 - self.first) * self.steps.tokens / max(working_time() - self.begun, 1e-9)
             self.say(f"{where}: loss {logged:.4f}, rate {rate:.2e}, {speed:.0f} tokens/s")
 
     def _unsynchronized(self, number: int) -> AbstractContextManager[None]:
@@ -271,7 +271,7 @@ class Training:
 
     def save(self) -> None:
         """Write a checkpoint. Raises StorageError."""
-        self.state.seconds = round(self.before + time.monotonic() - self.begun, 1)
+        self.state.seconds = round(self.before + working_time() - self.begun, 1)
         tensors = self._tensors()
         self.state.updates = [int(self.optimizer.state[weight]["step"]) for weight in self.trained.values()]
         self.checkpoints.save(self.state, tensors)
@@ -297,7 +297,7 @@ class Training:
         return {
             "steps": self.state.step,
             "tokens": self.state.step * self.steps.tokens,
-            "seconds": round(self.before + time.monotonic() - self.begun, 1),
+            "seconds": round(self.before + working_time() - self.begun, 1),
             "processes": parallel.size(),
             "sharded": self.sharded,
             "kept": "trained" if self._better() else "before",

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Unpack
 
 from darwinlm import pipeline
@@ -21,8 +20,9 @@ from darwinlm.report import wording
 from darwinlm.report.summary import FILE, BlockFigures, Summary, read_summary
 from darwinlm.runs.model import Model, load
 from darwinlm.runtime.artifact import KEY, STAGES, read_record
+from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.console import Reporter
-from darwinlm.runtime.errors import ArtifactError, BudgetError, RecipeError
+from darwinlm.runtime.errors import ArtifactError, RecipeError
 from darwinlm.runtime.figures import ModelFigures
 from darwinlm.stages.database import DATABASE
 
@@ -130,7 +130,7 @@ def prune(
         until: Last stage.
         allow_remote_code: Whether a checkpoint may run its own Python code.
         reporter: Receiver of progress; None prints to the terminal.
-        begun: Start of the time limit, `time.monotonic()`; None is now.
+        begun: Start of the time limit, `working_time()`; None is now.
         budget: One of keep=0.5, params="350M", bytes="4GB", file="95MB", speedup="2x" and latency="30ms", as described
             in `BudgetSettings`. It replaces the recipe's budget of any kind; without any, that one is used.
 
@@ -145,7 +145,7 @@ def prune(
         reporter or Reporter(),
         overwrite=overwrite,
         until=until,
-        begun=begun or monotonic(),
+        begun=begun or working_time(),
         allow_remote_code=allow_remote_code,
     )
     pipeline.prune(run)
@@ -157,13 +157,11 @@ def open_size(
 ) -> Run:
     """A run of one size; `how` goes to `Run`.
 
-    Raises RecipeError if there is no stage `until`, BudgetError if nothing is to be pruned, ArtifactError if the run
-    would write over its inputs, or replace another model without `overwrite`, and as `Run`.
+    Raises RecipeError if there is no stage `until`, ArtifactError if the run would write over its inputs, or replace
+    another model without `overwrite`, and as `Run`.
     """
     if until not in STEPS:
         raise RecipeError(f"--until {until}: there is no such stage; the stages are {', '.join(STEPS)}")
-    if recipe.budget.keep == 1 and recipe.vocabulary is None:
-        raise BudgetError("budget.keep: 100% is the whole model, so there is nothing to prune: give less, such as 75%")
     check_inputs(folder, recipe)
     if not overwrite:
         _check_replaced(recipe, folder)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 from darwinlm.execution.run import Ended
@@ -17,6 +16,7 @@ from darwinlm.report.sweep import HEADINGS, SweepSummary, sweep_cells, sweep_pag
 from darwinlm.runs.prune import open_size
 from darwinlm.runtime import parallel, tables
 from darwinlm.runtime.artifact import write_json, write_text
+from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.stages.search import SEARCH
@@ -47,7 +47,7 @@ def prune_sweep(
         overwrite: Whether finished runs of another model in these subfolders may be replaced.
         allow_remote_code: Whether the model may run its own Python code.
         reporter: Receiver of progress; None prints to the terminal.
-        begun: Start of the recipes' time limit, `time.monotonic()`; None is now. The models share the limit.
+        begun: Start of the recipes' time limit, `working_time()`; None is now. The models share the limit.
 
     Returns the contents of sweep.json: a row for each model, the dense one first; no rows if the last stage isn't the
     report. Raises DarwinLMError.
@@ -56,7 +56,7 @@ def prune_sweep(
     ordered = _ordered(recipes)
     # Refuses a foreign folder, locks it to the end, and runs what sizes share.
     how: dict[str, Any] = {"until": until, "allow_remote_code": allow_remote_code}
-    whole = open_run(ordered[0], folder, reporter or Reporter(), begun=begun or monotonic(), **how)
+    whole = open_run(ordered[0], folder, reporter or Reporter(), begun=begun or working_time(), **how)
     ordered = [load_recipe(recipe, (), {"preset": whole.recipe.preset}) for recipe in ordered]
     summaries: list[tuple[str, Summary]] = []
     with suppress(Ended):

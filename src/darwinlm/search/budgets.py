@@ -161,7 +161,10 @@ def latent_columns(config: Any) -> int:
 
 
 def bounded(cost: CostModel, recipe: Recipe, dense: Checkpoint) -> Budget:
-    """`resolve_budget`; where quantising alone makes the file small enough, its error has the command."""
+    """`resolve_budget`, which must remove something, unless the vocabulary is cut.
+
+    Where quantising alone makes the file small enough, its error has the command.
+    """
     bound = recipe.budget.file
     if bound is not None and bound >= cost.dense and (fits := largest_type(dense, bound)) is not None:
         name, size = fits
@@ -170,7 +173,13 @@ def bounded(cost: CostModel, recipe: Recipe, dense: Checkpoint) -> Budget:
             f"Write that file: darwinlm export {shlex.quote(str(recipe.model))} --to gguf --quant {name} "
             "--out model.gguf"
         )
-    return resolve_budget(cost, recipe.budget)
+    budget = resolve_budget(cost, recipe.budget)
+    if budget.limit >= cost.dense and recipe.vocabulary is None:
+        raise BudgetError(
+            f"budget.{recipe.budget.kind}: {cost.words(budget.limit)} is the whole model: there is nothing to prune; "
+            f"the smallest is {_with_share(cost, cost.smallest)}"
+        )
+    return budget
 
 
 def resolve_budget(cost: CostModel, budget: BudgetSettings) -> Budget:

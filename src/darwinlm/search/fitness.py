@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 
 from darwinlm.runtime import parallel
+from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.compute import exact
 from darwinlm.runtime.errors import NumericsError, TimeLimitError
 from darwinlm.runtime.memory import Bounded, memory_of
@@ -50,12 +50,12 @@ class Clock:
 
     limit: float = math.inf
     before: float = 0.0
-    begun: float = field(default_factory=time.monotonic)
+    begun: float = field(default_factory=working_time)
 
     @property
     def seconds(self) -> float:
         """Seconds used so far."""
-        return self.before + time.monotonic() - self.begun
+        return self.before + working_time() - self.begun
 
     @property
     def left(self) -> float:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
-
 from darwinlm.evaluation.answers import measure_answers, write_answers
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.runtime import amounts, parallel
 from darwinlm.runtime.artifact import read_as, write_json
+from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.figures import ChatFigures
 from darwinlm.runtime.memory import free_bytes
 from darwinlm.stages.evaluate import Models
@@ -22,10 +21,10 @@ def _measure(task: Task, teacher: Checkpoint, models: Models) -> None:
     context, found = task.context, ChatFigures(answers={}, instructions={})
     reason = _prevented(task, teacher)
     if not reason:
-        last, ends = list(models.sources)[-1], time.monotonic() + task.left(CHATS.name)
+        last, ends = list(models.sources)[-1], working_time() + task.left(CHATS.name)
         dense = models.sources["dense"].load().to(context.device)
         tokens = task.recipe.text.answer_tokens
-        written = write_answers(dense, teacher.tokenizer(), tokens, lambda: time.monotonic() > ends)
+        written = write_answers(dense, teacher.tokenizer(), tokens, lambda: working_time() > ends)
         if isinstance(written, str):
             reason = f"dense writes no chats: {written}"
         else:

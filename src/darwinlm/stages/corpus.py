@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import Recipe
+from darwinlm.runtime.clock import working_time
 from darwinlm.text.amounts import amount_for_pruning, amount_for_recovery
 from darwinlm.text.sampling.corpus import write_corpus
 
@@ -30,7 +30,7 @@ def corpus_stage(
     """
 
     def work(task: Task, original: Checkpoint) -> None:
-        context, recipe, begun = task.context, task.recipe, time.monotonic()
+        context, recipe, begun = task.context, task.recipe, working_time()
         seconds = math.inf if share is None or context.limit is None else share * context.limit.seconds
         write_corpus(
             original.load(context.dtype, context.device),
@@ -42,7 +42,7 @@ def corpus_stage(
             first=first,
             say=lambda message: context.reporter.say(f"{title}: {message}"),
             progress=context.reporter.advance,
-            late=lambda: time.monotonic() - begun > seconds,
+            late=lambda: working_time() - begun > seconds,
         )
 
     return Stage(

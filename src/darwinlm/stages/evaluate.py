@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -26,6 +25,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.runtime import parallel
 from darwinlm.runtime.amounts import size
 from darwinlm.runtime.artifact import digest_of, read_as, write_json
+from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.figures import LookingBackFigures, ModelFigures, ModelKey
 from darwinlm.runtime.memory import free_bytes
 from darwinlm.stages.database import PruningDatabase
@@ -147,8 +147,8 @@ EVALUATE = Stage(
 
 def _late(task: Task) -> Callable[[float], Callable[[], bool] | None]:
     """For a share of the time until the evaluation must end: whether this share has passed; None without a limit."""
-    begun, left = time.monotonic(), task.left(EVALUATE.name)
-    return lambda share: None if left == math.inf else lambda: time.monotonic() - begun > share * left
+    begun, left = working_time(), task.left(EVALUATE.name)
+    return lambda share: None if left == math.inf else lambda: working_time() - begun > share * left
 
 
 def measure_models(

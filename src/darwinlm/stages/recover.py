@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +19,7 @@ from darwinlm.recovery.losses import needs_dense
 from darwinlm.recovery.schedule import Steps, plan_steps
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import check_no_link, read_json, write_json
+from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.errors import ArtifactError
 from darwinlm.runtime.folders import remove
 from darwinlm.stages.refit import Refitted
@@ -79,7 +79,7 @@ def _recover(
     from darwinlm.recovery.train import Training
 
     recipe, context, small = task.recipe, task.context, start.checkpoint
-    ends = time.monotonic() + task.left(RECOVER.name)
+    ends = working_time() + task.left(RECOVER.name)
     settings, tokenizer, seed = recipe.recovery, dense.tokenizer(), recipe.text.seed
     source = with_corpus(settings.text or given_source(recipe), corpus)
     scratch = context.path(SCRATCH)
