@@ -23,6 +23,7 @@ def test_one_screen_has_sizes_the_loss_answers_and_next_steps(monkeypatch: pytes
     assert max(map(len, lines)) <= 120
     text = "\n".join(lines)
     for part in (
+        "sizes searched for 1 generation, then trained on",
         "parameters",
         "KL ",
         " if all layers are cut alike",
@@ -36,3 +37,18 @@ def test_one_screen_has_sizes_the_loss_answers_and_next_steps(monkeypatch: pytes
         assert part in text
     assert "tokens/s" not in text, "no speeds: two models of this size differ by less than the runs"
     assert "perplexity" not in text
+
+
+@pytest.mark.parametrize(
+    ("recovery", "said"),
+    [
+        (None, "; not trained"),
+        ({"tokens": 0}, "; not trained"),
+        ({"kept": "before"}, "; training on 24,576 tokens made it no better, so it was left out"),
+        ({}, ", then trained on 24,576 tokens"),
+    ],
+)
+def test_the_screen_says_what_was_done(recovery: dict[str, object] | None, said: str) -> None:
+    tree = recovered()
+    tree["recovery"] = None if recovery is None else tree["recovery"] | recovery
+    assert demo._done(made(tree)) == f"sizes searched for 1 generation{said}"

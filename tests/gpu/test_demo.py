@@ -30,8 +30,7 @@ LITTLE = {
 def test_the_demo_runs_from_the_text_to_the_report(staying, tiny_text_file, tmp_path, monkeypatch):
     model = tiny_checkpoint(tmp_path / "model", "llama", num_hidden_layers=LAYERS)
     inputs = {"model": str(model), "text.source": str(tiny_text_file)}
-    settings = {name: value for name, value in QUICK.items() if not name.endswith(".minutes")}
-    recipe = load_recipe(None, (), settings | LITTLE | inputs)
+    recipe = load_recipe(None, (), QUICK | LITTLE | inputs)
     if staying == "block by block":
         monkeypatch.setitem(memory.PARTS, "blocks", 0.0)
     reads: list[int] = []

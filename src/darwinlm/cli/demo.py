@@ -22,7 +22,7 @@ def demo(
     ] = False,
     assignments: arguments.Set = None,
 ) -> None:
-    """Prune SmolLM2-135M-Instruct (from PyPI), train it briefly, and compare its answers with the original's."""
+    """Prune SmolLM2-135M-Instruct (from PyPI), and compare its answers with the original's."""
     from darwinlm import pipeline
     from darwinlm.runs.demo import demo_recipe
     from darwinlm.runs.prune import open_size
@@ -39,10 +39,11 @@ def _screen(console: Console, run: Any, summary: Any, out: Path) -> None:
     from darwinlm.stages.report import PAGE
 
     dense, small = summary.dense, summary.saved
+    weights = f"{wording.size(dense.bytes)} → {wording.size(small.bytes)}"
     console.print(f"\n{wording.title(summary)}", style="bold")
     lines = [
-        ("parameters", f"{wording.count(dense.params)} → {wording.count(small.params)}"),
-        ("weights", f"{wording.size(dense.bytes)} → {wording.size(small.bytes)} in {summary.export.dtype}"),
+        ("done", _done(summary)),
+        ("size", f"{wording.count(dense.params)} → {wording.count(small.params)} parameters, {weights} of weights"),
     ]
     if (file := summary.file) is not None and file.bytes is not None:
         sizes = f"{wording.size(file.dense[file.smaller])} → {wording.size(file.predicted[file.smaller])}"
@@ -74,6 +75,17 @@ def _screen(console: Console, run: Any, summary: Any, out: Path) -> None:
     console.print()
     for line, wish in steps:
         console.print(f"  {line:<{width}}  {wish}", soft_wrap=True)
+
+
+def _done(summary: Any) -> str:
+    """What this run did to the model."""
+    generations, recovery = summary.search.generations, summary.recovery
+    searched = f"sizes searched for {generations} generation{'s' * (generations != 1)}"
+    if recovery is None or not recovery.tokens:
+        return f"{searched}; not trained"
+    if recovery.kept == "before":
+        return f"{searched}; training on {recovery.tokens:,} tokens made it no better, so it was left out"
+    return f"{searched}, then trained on {recovery.tokens:,} tokens"
 
 
 def _predicted(run: Any, summary: Any) -> str:
