@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from darwinlm.stages.search import SearchResult
     from darwinlm.stages.stitch import Stitched
     from darwinlm.units.cost import CostModel
-    from darwinlm.units.space import Allocation
 
 STAGES = (
     *(CORPUS, VOCABULARY, TEACHER, TEXT, LATENCY, PLAN, SALIENCY, DATABASE, SEARCH, STITCH, REFIT),
@@ -150,15 +149,10 @@ def build(run: Run, inputs: Inputs) -> PruningDatabase:
     return run(DATABASE, dense, text["calibration"], gradients)
 
 
-def cut(
-    run: Run, inputs: Inputs, problem: Problem, database: PruningDatabase, neighbour: Allocation | None = None
-) -> tuple[SearchResult, Stitched]:
-    """The allocation, found from that of a `neighbour` at another size if it helps, and its model.
-
-    Raises DarwinLMError.
-    """
+def cut(run: Run, inputs: Inputs, problem: Problem, database: PruningDatabase) -> tuple[SearchResult, Stitched]:
+    """The allocation, and its model. Raises DarwinLMError."""
     text = inputs.text
-    search = run(SEARCH, inputs.dense, database, problem, text["fitness"], text.get("training"), neighbour)
+    search = run(SEARCH, inputs.dense, database, problem, text["fitness"], text.get("training"))
     return search, run(STITCH, database, search)
 
 
@@ -187,12 +181,10 @@ def correct(run: Run, inputs: Inputs, stitched: Stitched, *, reserved: Iterable[
     return Corrected(refit, recovered, run(EXPORT, dense, teacher, recovered or refit or stitched, text["validation"]))
 
 
-def make(
-    run: Run, inputs: Inputs, problem: Problem, database: PruningDatabase, neighbour: Allocation | None = None
-) -> Summary:
+def make(run: Run, inputs: Inputs, problem: Problem, database: PruningDatabase) -> Summary:
     """One size, from the search to the report. Raises DarwinLMError."""
     recipe, dense, teacher, text = run.recipe, inputs.dense, inputs.teacher, inputs.text
-    search, stitched = cut(run, inputs, problem, database, neighbour)
+    search, stitched = cut(run, inputs, problem, database)
     made = correct(run, inputs, stitched)
     models = models_of_run(run.context, teacher, database, search, stitched, made.refit, made.recovered, made.exported)
     chats = run(CHATS, teacher, models) if recipe.text.answer_tokens else None

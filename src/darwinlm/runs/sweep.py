@@ -1,4 +1,4 @@
-"""A sweep: several budgets from one database; each search may start from the neighbouring result."""
+"""A sweep: several budgets from one database; sizes are pruned one after the other."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from darwinlm.runtime.artifact import write_json, write_text
 from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import RecipeError
-from darwinlm.stages.search import SEARCH
 
 SWEEP = "sweep"
 PAGE = "index.html"
@@ -73,14 +72,13 @@ def prune_sweep(
             for recipe in ordered
         ]
         problems = [plan(run, inputs) for run in runs]
-        database, neighbour = build(whole, inputs), None
+        database = build(whole, inputs)
         for number, (run, problem) in enumerate(zip(runs, problems, strict=True)):
             whole.context.reporter.say(run.folder.name)
             if (limit := whole.context.limit) is not None:
                 run.set_limit(limit.part(len(runs) - number))
             with suppress(Ended):
-                summaries.append((run.folder.name, make(run, inputs, problem, database, neighbour)))
-            neighbour = run.results[SEARCH.name].allocation if SEARCH.name in run.results else None
+                summaries.append((run.folder.name, make(run, inputs, problem, database)))
     if not summaries:
         return SweepSummary()
     sweep = SweepSummary.of(summaries)

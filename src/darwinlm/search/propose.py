@@ -1,6 +1,6 @@
 """Proposals: the first parent, and the level switch.
 
-The first parent has equal layers, or is the result at a neighbouring budget; a knapsack serves other methods. The
+The first parent has equal layers; a knapsack serves other methods. The
 paper's switch (DarwinLM §3.2, Algorithm 1) trades one level between two modules of the same kind. In ours any modules
 may trade, and steps may span several levels. Afterwards the allocation is brought back within its bounds, one level at
 a time.
@@ -24,14 +24,9 @@ def knapsack_start(problem: Problem, losses: PerLevel) -> Allocation:
 
     Losses are those of single modules, or local errors as in ZipLM (arXiv 2302.04089).
     """
-    cost, budget = problem.cost, problem.budget
-    return _solved(losses, cost.costs, budget)
-
-
-def _solved(losses: PerLevel, costs: Sequence[Sequence[int]], budget: Budget) -> Allocation:
-    """The first process's solution, in all: each has its own when the solver's time is up."""
-    solve = partial(solve_knapsack, losses, costs, budget.lower, budget.upper, words=budget.words)
-    return parallel.decide(solve)
+    costs, budget = problem.cost.costs, problem.budget
+    # The first process's solution, in all: each has its own when the solver's time is up.
+    return parallel.decide(partial(solve_knapsack, losses, costs, budget.lower, budget.upper, words=budget.words))
 
 
 def uniform_start(problem: Problem, losses: PerLevel, uniform: Allocation, rng: random.Random) -> Allocation:
@@ -40,26 +35,6 @@ def uniform_start(problem: Problem, losses: PerLevel, uniform: Allocation, rng: 
         return filled(uniform, problem.cost.costs, problem.budget, rng)
     except BudgetError:  # few large levels: single random steps can miss the bounds
         return knapsack_start(problem, losses)
-
-
-def neighbour_start(problem: Problem, losses: PerLevel, neighbour: Allocation) -> Allocation:
-    """The result at a neighbouring budget, moved to this budget by a knapsack.
-
-    Every module of `neighbour` keeps its level or moves towards this budget. Raises BudgetError if no such allocation
-    exists.
-    """
-    cost, budget = problem.cost, problem.budget
-    shrink = cost.of(neighbour) - cost.fixed > budget.upper
-    allowed = [
-        [at for at, amount in enumerate(row) if (amount <= row[level] if shrink else amount >= row[level])]
-        for row, level in zip(cost.costs, neighbour, strict=True)
-    ]
-    choice = _solved(
-        [[row[at] for at in places] for row, places in zip(losses, allowed, strict=True)],
-        [[row[at] for at in places] for row, places in zip(cost.costs, allowed, strict=True)],
-        budget,
-    )
-    return tuple(places[at] for places, at in zip(allowed, choice, strict=True))
 
 
 def uniform_allocations(problem: Problem) -> list[Allocation]:

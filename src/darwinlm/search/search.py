@@ -22,7 +22,6 @@ from torch import Tensor
 from darwinlm.database.store import DatabaseReader
 from darwinlm.recipe import SearchSettings
 from darwinlm.runtime import parallel
-from darwinlm.runtime.errors import BudgetError
 from darwinlm.search.dense_side import head_bytes
 from darwinlm.search.equal import EqualLayers
 from darwinlm.search.evolution import Guide, evolve
@@ -32,7 +31,7 @@ from darwinlm.search.module_losses import estimated_losses, local_errors
 from darwinlm.search.modules import PlacedModules
 from darwinlm.search.prediction import Curvature, removed_together
 from darwinlm.search.problem import Problem
-from darwinlm.search.propose import neighbour_start, uniform_allocations, uniform_start
+from darwinlm.search.propose import uniform_allocations, uniform_start
 from darwinlm.search.state import SearchState
 from darwinlm.search.training import MARGIN, CandidateTrainer
 from darwinlm.streaming.decoder import Decoder
@@ -65,14 +64,12 @@ def search(
     reporter: Reporter,
     *,
     batch_tokens: int,
-    neighbour: Allocation | None = None,
     seconds: float = math.inf,
 ) -> dict[str, Any]:
     """Find the allocation, or resume an interrupted search.
 
-    `texts` are fitness text, [n, t], and training text if candidates are trained. The search starts from `neighbour`, a
-    result at another budget with the same database, if it is better. `folder` holds the state. It ends after `seconds`,
-    or after `search.minutes`.
+    `texts` are fitness text, [n, t], and training text if candidates are trained. `folder` holds the state. It ends
+    after `seconds`, or after `search.minutes`.
     Returns the best allocation, the best uniform one at the same budget, and figures for the report.
 
     Raises:
@@ -125,7 +122,7 @@ def search(
         problem,
         settings,
         lambda: (
-            first_parent(problem, fitness, settings, losses, uniform, neighbour)
+            uniform_start(problem, losses, uniform, random.Random(settings.seed))  # noqa: S311
             if problem.equal is None
             else _equal_start(problem.equal, fitness, losses, uniform, tokens, clock)
         ),
@@ -190,27 +187,3 @@ def best_of(choices: list[Allocation], fitness: Fitness, losses: PerLevel, n_tok
         ranked = sorted(zip(measured, choices, strict=False), key=lambda each: each[0])
         choices = [choice for _, choice in ranked[:3]]
     return choices[0]
-
-
-def first_parent(
-    problem: Problem,
-    fitness: Fitness,
-    settings: SearchSettings,
-    losses: PerLevel,
-    uniform: Allocation,
-    neighbour: Allocation | None,
-) -> Allocation:
-    """Equal layers adjusted to the budget, or the neighbouring result moved to it if its loss is lower.
-
-    Raises BudgetError if no allocation lies within the bounds.
-    """
-    start = uniform_start(problem, losses, uniform, random.Random(settings.seed))  # noqa: S311
-    if neighbour is None:
-        return start
-    try:
-        moved = neighbour_start(problem, losses, neighbour)
-    except BudgetError:  # no allocation between the neighbour and this budget
-        return start
-    fitness.set_base(None)
-    own_kl, moved_kl = fitness.kls([start, moved], settings.rounds[-1].tokens)
-    return moved if moved_kl < own_kl else start

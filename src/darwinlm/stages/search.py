@@ -37,9 +37,8 @@ def _search(
     plan: Problem,
     fitness: TokenSequences,
     training: TokenSequences | None,
-    neighbour: Allocation | None,
 ) -> None:
-    """Find the allocation, from the `neighbour` at another budget with the same database if that is better."""
+    """Find the allocation."""
     context = task.context
     texts = {"fitness": fitness.tokens} | ({} if training is None else {"training": training.tokens})
     model: Decoder
@@ -56,7 +55,6 @@ def _search(
         task.folder,
         context.reporter,
         batch_tokens=context.batch_tokens,
-        neighbour=neighbour,
         seconds=task.left(SEARCH.name),
     )
     parallel.in_main(write_json, task.folder / RESULT, result)
