@@ -76,7 +76,7 @@ def _refit(
     with parallel.agree():
         fit = Streams(large(text, memory), small(text, memory))
         held = Streams(large(held_out, memory), small(held_out, memory))
-    choices = refit(task.stage, fit, held, progress=context.reporter.advance)
+    choices = refit(task.folder, fit, held, progress=context.reporter.advance)
     losses = {1.0: stream_divergence(held.dense, held.small)}
     others = sorted({0.0, *STRENGTHS} - losses.keys())
     for number, strength in enumerate(others):

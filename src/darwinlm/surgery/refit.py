@@ -8,7 +8,7 @@ towards the stitched weights and is chosen on validation text. If no fit is bett
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,8 +19,7 @@ from darwinlm.families.expert_tensors import as_stored, by_rows
 from darwinlm.families.parts import ModuleKind
 from darwinlm.families.shapes import output_name
 from darwinlm.runtime import parallel
-from darwinlm.runtime.artifact import StageFolder, read_as, read_tensors, write_json, write_tensors
-from darwinlm.runtime.errors import ArtifactError
+from darwinlm.runtime.artifact import write_tensors
 from darwinlm.runtime.figures import FitChoice
 from darwinlm.streaming.stream import BlockStream
 from darwinlm.surgery.experts import fit_experts, mixture_of
@@ -51,17 +50,17 @@ class Streams:
 
 
 def refit(
-    stage: StageFolder,
+    folder: Path,
     fit: Streams,
     validation: Streams,
     ridges: Sequence[float] = RIDGES,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[FitChoice]:
-    """Fit every output projection of the smaller model. Finished blocks of an interrupted run are kept.
+    """Fit every output projection of the smaller model, and write the weights of each block by name in it.
 
     The streams stand before the first block; they end after the last one. Processes share the text and fit the same
-    weights from moments of all of it; the first process writes them. Each block gets a file of weights (by name
-    inside the block) and one of decisions. `ridges` are candidate values of λ.
+    weights from moments of all of it; the first process writes them. A block without an accepted fit has no file.
+    `ridges` are candidate values of λ.
 
     Raises:
         NumericsError: Values aren't finite.
@@ -69,60 +68,21 @@ def refit(
     """
     choices: list[FitChoice] = []
     total = fit.dense.checkpoint.n_blocks
-    done = sum(_paths(stage, block)[1].exists() for block in range(total))
-    progress(done, total)
     streams = (fit.dense, fit.small, validation.dense, validation.small)
     for block in range(total):
-        weights_path, notes_path = _paths(stage, block)
         for stream in streams:
             stream.load(block, block + 1)
-        notes = parallel.broadcast(_finished(stage, block) if parallel.is_main() else None)
-        if notes is not None:
-            with parallel.agree():
-                weights = read_tensors(weights_path) if notes.weights else {}
-                for both in (fit, validation):
-                    put_weights(both.small.decoder.blocks[block], weights)
-                for stream in streams:
-                    stream.run(block)
-        else:
-            weights, modules = _refit_block(block, fit, validation, ridges)
-            notes = _Notes(bool(weights), modules)
-            if weights:
-                parallel.in_main(write_tensors, weights_path, weights)
-            parallel.in_main(write_json, notes_path, asdict(notes))
+        weights, fits = _refit_block(block, fit, validation, ridges)
+        path = folder / block_file(block)
+        if weights:
+            parallel.in_main(write_tensors, path, weights)
+        else:  # an interrupted run may have left one
+            parallel.in_main(path.unlink, True)
         for stream in streams:
             stream.unload(block)
-        choices.extend(notes.modules)
-        progress(max(done, block + 1), total)
+        choices += fits
+        progress(block + 1, total)
     return choices
-
-
-@dataclass(frozen=True)
-class _Notes:
-    """Decisions about a block: whether it has fitted weights, and the choice for each module."""
-
-    weights: bool
-    modules: list[FitChoice]
-
-
-def _paths(stage: StageFolder, block: int) -> tuple[Path, Path]:
-    weights = stage.folder / block_file(block)
-    return weights, weights.with_suffix(".json")
-
-
-def _finished(stage: StageFolder, block: int) -> _Notes | None:
-    """Decisions of an interrupted run about a block, if its files are intact."""
-    weights, path = _paths(stage, block)
-    if not path.exists():
-        return None
-    try:
-        notes = read_as(path, _Notes)
-        if notes.weights:
-            read_tensors(weights)
-    except ArtifactError:
-        path.unlink()
-        return None
-    return notes
 
 
 def put_weights(block: nn.Module, weights: dict[str, Tensor]) -> None:
