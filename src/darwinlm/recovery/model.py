@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from darwinlm.evaluation.chunks import chunked_loss
 from darwinlm.families.family import family_of
 from darwinlm.recipe import RecoverySettings
 from darwinlm.recovery.losses import Loss, forward_kl, next_token_loss, weighted
+from darwinlm.streaming.chunks import chunked_loss
 
 LORA_ALPHA = 16.0
 """Scale of adapters times their rank, as for QLoRA (arXiv 2305.14314)."""

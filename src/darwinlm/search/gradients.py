@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ from darwinlm.runtime.memory import memory_of
 from darwinlm.search.dense_side import GRADIENT_TOKENS
 from darwinlm.search.fitness import CPU_TOKENS, Clock, Window, at_once
 from darwinlm.search.modules import PlacedModules
+from darwinlm.streaming.chunks import chunked_gradient
 from darwinlm.streaming.decoder import Removed
 from darwinlm.streaming.hidden import HiddenMemory, HiddenStates
 from darwinlm.units.space import Allocation
@@ -100,30 +101,33 @@ class Gradients:
         """
         if not pieces:
             return {}
-        depth = len(self.decoder.blocks)
         parts = [self.tokens[slice(*piece)] for piece in pieces]
         arguments = [self.decoder.block_arguments(part) for part in parts]
-        inputs = [self._states(self.decoder.embed(part) for part in parts)]
-        for block in self.decoder.walk(range(depth)):
+        hidden = self._states(self.decoder.embed(part) for part in parts)
+        inputs: list[HiddenStates] = []
+
+        @contextmanager
+        def visiting(block: int) -> Iterator[None]:
+            inputs.append(hidden.copied(self.memory))
             with self.placed.visiting(block):
                 self.placed.put(block, allocation)
-                inputs.append(self._states(self._through(block, inputs[-1], arguments)))
-        behind = inputs.pop()
+                yield
+
+        self.decoder.move(hidden, arguments, visiting, self.clock.check)
         with self.decoder.with_head():
             dense = (self.dense[slice(*piece)] for piece in pieces)
-            gradients = self._states(map(self._behind_last_block, behind, dense))
+            gradients = self._states(map(self._behind_last_block, hidden, dense))
         rows = [
             [torch.zeros(len(module.levels), dtype=torch.float64) for module in self.placed.space.modules]
             for _ in pieces
         ]
-        for block in self.decoder.walk(reversed(range(depth))):
+        for block in self.decoder.walk(reversed(range(len(self.decoder.blocks)))):
             with self.placed.visiting(block):
                 self.placed.put(block, allocation)
-                before = inputs.pop()
-                for number, hidden in enumerate(before):
+                for number, before in enumerate(inputs.pop()):
                     self.clock.check()
                     gradients[number], found = self._back_through(
-                        block, hidden, gradients[number], arguments[number][block]
+                        block, before, gradients[number], arguments[number][block]
                     )
                     for index, row in found.items():
                         rows[number][index] = row
@@ -133,31 +137,19 @@ class Gradients:
         """The stream of some pieces of the text between two blocks, in an allowed place."""
         return HiddenStates(streams, self.dense.numel(), self.memory)
 
-    @torch.no_grad()
-    def _through(
-        self, block: int, inputs: HiddenStates, arguments: Sequence[Sequence[dict[str, Any]]]
-    ) -> Iterator[Tensor]:
-        """The streams behind a block."""
-        for hidden, given in zip(inputs, arguments, strict=True):
-            self.clock.check()
-            yield self.decoder.run_block(block, hidden, given[block])
-
     def _behind_last_block(self, hidden: Tensor, dense: Tensor) -> Tensor:
         """Gradient of the summed KL at the stream after the last block."""
-        gradient = torch.empty_like(hidden)
-        flat, hidden, dense = gradient.view(-1, hidden.shape[-1]), hidden.flatten(0, 1), dense.flatten(0, 1)
-        for start in range(0, len(flat), GRADIENT_TOKENS):
-            piece = slice(start, start + GRADIENT_TOKENS)
+        dense = dense.flatten(0, 1)
+
+        def loss(piece: slice, part: Tensor) -> Tensor:
+            logits = self.decoder.head(part)
             with torch.no_grad():
                 p = self.decoder.head(dense[piece]).float().softmax(-1)
-            with torch.enable_grad():
-                part = hidden[piece].detach().requires_grad_()
-                logits = self.decoder.head(part)
                 # d KL / d logits is the difference of the distributions.
-                towards = logits.detach().float().softmax(-1).sub_(p).to(logits.dtype)
-                del p
-                flat[piece] = torch.autograd.grad(logits, part, towards)[0]
-        return gradient
+                towards = logits.float().softmax(-1).sub_(p).to(logits.dtype)
+            return (logits * towards).sum()
+
+        return chunked_gradient(loss, hidden, GRADIENT_TOKENS)
 
     def _back_through(
         self, block: int, hidden: Tensor, gradient: Tensor, arguments: dict[str, Any]

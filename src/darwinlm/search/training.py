@@ -22,13 +22,13 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from darwinlm.evaluation.chunks import chunked_loss
 from darwinlm.runtime import parallel
 from darwinlm.runtime.memory import free_bytes, free_host_bytes, kept_memory
 from darwinlm.search.dense_side import LOGIT_TOKENS
 from darwinlm.search.fitness import Fitness
 from darwinlm.search.modules import PlacedModules
 from darwinlm.search.student import Parked, Student
+from darwinlm.streaming.chunks import chunked_loss
 from darwinlm.streaming.hidden import HiddenMemory, HiddenStates
 from darwinlm.units.space import Allocation
 

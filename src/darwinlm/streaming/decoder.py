@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -138,13 +138,28 @@ class Decoder:
             sum(batch.numel() for batch in batches) * int(self.model.config.hidden_size),
             memory,
         )
-        arguments = [self.block_arguments(batch) for batch in batches]
-        for block in self.walk(range(len(self.blocks))):
-            for index, given in enumerate(arguments):
-                hidden[index] = self.run_block(block, hidden[index], given[block])
+        self.move(hidden, [self.block_arguments(batch) for batch in batches])
         if not keep:
             return hidden
         return HiddenStates((each[:, -last:] for each, last in zip(hidden, keep, strict=True)), hidden.elements)
+
+    @torch.no_grad()
+    def move(
+        self,
+        hidden: HiddenStates,
+        arguments: Sequence[Sequence[dict[str, Any]]],
+        visiting: Callable[[int], AbstractContextManager[Any]] = nullcontext,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Move a stream through all blocks, with the arguments of each of its batches by block.
+
+        `visiting` surrounds the work of a block; `check` is called before each batch.
+        """
+        for block in self.walk(range(len(self.blocks))):
+            with visiting(block):
+                for index, given in enumerate(arguments):
+                    check()
+                    hidden[index] = self.run_block(block, hidden[index], given[block])
 
     def reserve(self, room: int, among: int = 1) -> None:
         """Leave so many bytes of the device free from now on; a decoder of a whole model holds all of it."""

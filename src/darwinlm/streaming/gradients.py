@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from darwinlm.families.parts import ModuleKind
 from darwinlm.runtime import parallel
 from darwinlm.runtime.errors import NumericsError
+from darwinlm.streaming.chunks import chunked_gradient
 from darwinlm.streaming.experts import expert_module, output_sizes
 from darwinlm.streaming.hidden import HiddenMemory, HiddenStates
 from darwinlm.streaming.moments import SecondMoment
@@ -75,16 +76,12 @@ def _behind_last_block(stream: BlockStream, tokens: Tensor, memory: HiddenMemory
 
     def gradient(hidden: Tensor, batch: Tensor) -> Tensor:
         following = torch.cat([batch[:, 1:], torch.full_like(batch[:, :1], -1)], 1).flatten().to(hidden.device)
-        gradients = torch.empty_like(hidden)
-        flat = gradients.view(-1, hidden.shape[-1])
-        for start in range(0, len(flat), HEAD_TOKENS):
-            piece = slice(start, start + HEAD_TOKENS)
-            with torch.enable_grad():
-                part = hidden.reshape(flat.shape)[piece].detach().requires_grad_()
-                logits = stream.decoder.head(part).float()
-                loss = nn.functional.cross_entropy(logits, following[piece], ignore_index=-1, reduction="sum")
-                flat[piece] = torch.autograd.grad(loss, part)[0]
-        return gradients
+
+        def loss(piece: slice, part: Tensor) -> Tensor:
+            logits = stream.decoder.head(part).float()
+            return nn.functional.cross_entropy(logits, following[piece], ignore_index=-1, reduction="sum")
+
+        return chunked_gradient(loss, hidden, HEAD_TOKENS)
 
     pairs = zip(stream.hidden, batches, strict=True)
     return HiddenStates((gradient(hidden, batch) for hidden, batch in pairs), stream.hidden.elements, memory)

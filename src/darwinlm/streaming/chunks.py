@@ -46,6 +46,14 @@ def chunked_loss(
     return result
 
 
+def chunked_gradient(loss_of: LossOf, hidden: Tensor, chunk: int) -> Tensor:
+    """Gradient of a sum over tokens at `hidden`, [..., m], from the loss of pieces of its rows [n, m]."""
+    with torch.enable_grad():
+        hidden = hidden.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(chunked_loss(loss_of, hidden.flatten(0, -2), (), chunk), hidden)
+    return gradient
+
+
 def _pieces(count: int, chunk: int) -> list[slice]:
     return [slice(start, min(start + chunk, count)) for start in range(0, count, chunk)]
 
