@@ -83,7 +83,7 @@ def random_database(setup: Setup, checkpoint: Checkpoint) -> Path:
     folder, units = setup.work / f"{checkpoint.folder.name}-database", units_of(setup)
     if (folder / MANIFEST).exists():
         return folder
-    settings = {"units.attention": units.attention, "database.saliency": "output"}
+    settings = {"units.attention": units.attention, "database.metric": "output"}
     key = {"stage": "database", "version": VERSION, "inputs": {"dense": checkpoint.digest}, "settings": settings}
     stage = StageFolder(folder, key)
     stage.begin()

@@ -19,7 +19,7 @@ from lab.benchmarks.memory import limited
 CARD = 24e9
 """Bytes of the card whose memory the stages see; 7B in bfloat16 and its factors don't fit beside each other."""
 
-SECONDS = {"saliency": 10.0, "database": 20.0, "search": 80.0, "stitch": 35.0, "refit": 45.0}
+SECONDS = {"gradients": 10.0, "database": 20.0, "search": 80.0, "stitch": 35.0, "refit": 45.0}
 """Longest times of the stages, on an H100. Of two blocks for the first two, of all 32 for the others. Our estimate."""
 
 SETTINGS = (
@@ -96,7 +96,7 @@ def run_stages(setup: Setup, part: str, layers: int, stages: Mapping[str, str], 
 
 def database(setup: Setup) -> None:
     """Gradients and database of two blocks, from text to files."""
-    run_stages(setup, "database", 2, {"saliency": "gradients of two blocks", "database": "database of two blocks"})
+    run_stages(setup, "database", 2, {"gradients": "gradients of two blocks", "database": "database of two blocks"})
 
 
 def whole(setup: Setup) -> None:

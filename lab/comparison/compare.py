@@ -22,7 +22,7 @@ from darwinlm.runtime.artifact import digest_of, read_json, write_json
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.places import check_output
 from darwinlm.runtime.version import VERSION
-from darwinlm.stages.database import DATABASE, SALIENCY, PruningDatabase, needs_gradients
+from darwinlm.stages.database import DATABASE, GRADIENTS, PruningDatabase, needs_gradients
 from darwinlm.stages.recover import RECOVER
 from darwinlm.stages.refit import REFIT
 from darwinlm.stages.search import SEARCH
@@ -180,7 +180,7 @@ class _Comparison:
             "title": method.title,
             "source": method.source,
             "seconds": _seconds(base, stage),
-            "database_seconds": _seconds(base, SALIENCY, DATABASE) if method.database else None,
+            "database_seconds": _seconds(base, GRADIENTS, DATABASE) if method.database else None,
             "resumed": method.database and _resumed(base, DATABASE),
             "training_tokens": result.record.get("tokens", 0),
             "allocation": result.allocation,
@@ -198,7 +198,7 @@ class _Comparison:
             "source": "arXiv 2502.07780",
             # The stage has the seconds of its last start, the record those of all.
             "seconds": max(_seconds(run, SEARCH), float(search.record["seconds"])),
-            "database_seconds": _seconds(run, *([SALIENCY] if needs_gradients(run.recipe) else []), DATABASE),
+            "database_seconds": _seconds(run, *([GRADIENTS] if needs_gradients(run.recipe) else []), DATABASE),
             "resumed": _resumed(run, DATABASE),
             "training_tokens": 0,
             "allocation": search.allocation,

@@ -17,7 +17,7 @@ from darwinlm.runtime import parallel
 from darwinlm.runtime.amounts import duration, size
 from darwinlm.stages.chats import CHATS
 from darwinlm.stages.corpus import CORPUS, CORPUS_RECOVERY
-from darwinlm.stages.database import DATABASE, SALIENCY, finished_database, needs_gradients
+from darwinlm.stages.database import DATABASE, GRADIENTS, finished_database, needs_gradients
 from darwinlm.stages.evaluate import EVALUATE, models_of_run
 from darwinlm.stages.export import EXPORT
 from darwinlm.stages.file import FILE, check_file
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from darwinlm.units.cost import CostModel
 
 STAGES = (
-    *(CORPUS, VOCABULARY, TEACHER, TEXT, LATENCY, PLAN, SALIENCY, DATABASE, SEARCH, STITCH, REFIT),
+    *(CORPUS, VOCABULARY, TEACHER, TEXT, LATENCY, PLAN, GRADIENTS, DATABASE, SEARCH, STITCH, REFIT),
     *(CORPUS_RECOVERY, RECOVER, EXPORT, CHATS, EVALUATE, FILE),
 )
 """All stages in order."""
@@ -145,7 +145,7 @@ def build(run: Run, inputs: Inputs) -> PruningDatabase:
     if run.recipe.database.folder is not None:
         run.reach(DATABASE.name)
         return finished_database(run.context, run.recipe, dense, text)
-    gradients = run(SALIENCY, text["calibration"], dense) if needs_gradients(run.recipe) else None
+    gradients = run(GRADIENTS, text["calibration"], dense) if needs_gradients(run.recipe) else None
     return run(DATABASE, dense, text["calibration"], gradients)
 
 

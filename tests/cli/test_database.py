@@ -29,7 +29,7 @@ def test_database_alone_then_inspect_then_prune(command, prune, tiny_llama, tiny
     """The same model comes out as when the pipeline makes its own database."""
     out = tmp_path / "db"
     command("database", tiny_llama, "--out", out, "--text", tiny_text_file, *sets(SETTINGS)).succeeded()
-    assert {path.name for path in (out / "stages").iterdir()} == {"text", "plan", "saliency", "database"}
+    assert {path.name for path in (out / "stages").iterdir()} == {"text", "plan", "gradients", "database"}
     ended = command("inspect", out).succeeded()
     assert "heads" in ended.out
     assert "units lattice" in ended.out

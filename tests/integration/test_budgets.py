@@ -143,7 +143,7 @@ def test_a_family_shares_its_database(tiny_llama, make_run, tmp_path):
     assert (tmp_path / "out" / "stages" / "database").is_dir()
     for row in rows[1:]:
         folder = tmp_path / "out" / row.name
-        for shared in ("saliency", "database"):
+        for shared in ("gradients", "database"):
             assert not (folder / "stages" / shared).exists()
         assert saved(folder).num_parameters() == row.params
         assert json.loads((folder / "summary.json").read_text())["search"]["kl"] >= 0

@@ -10,7 +10,7 @@ from darwinlm.runtime.artifact import read_tensors
 from darwinlm.runtime.console import Reporter
 from darwinlm.search.module_losses import estimated_losses, local_errors
 
-PLAIN = "database.saliency=output"
+PLAIN = "database.metric=output"
 
 
 @pytest.fixture(scope="module")
@@ -23,12 +23,12 @@ def test_what_is_gone_costs_the_whole_output_weighted_by_the_gradients(estimated
     database = estimated.database
     reader = database.reader
     for block in (0, 2):
-        saliency = read_tensors(database.stage.folder.parent / "saliency" / f"block_{block:04d}.safetensors")
+        gradients = read_tensors(database.stage.folder.parent / "gradients" / f"block_{block:04d}.safetensors")
         for kind in ("attention", "mlp"):
             module = next(m for m in estimated.plan.space.modules if (m.block, m.kind) == (block, kind))
             last = reader.variant(block, kind, module.levels[-1])
             (factors,) = reader.factors(block, kind, last)
-            T, S = factors.target.double(), saliency[kind].double()
+            T, S = factors.target.double(), gradients[kind].double()
             expected = float((T.T @ S @ T).trace()) / 2
             assert reader.loss(block, kind, module.levels[0]) == pytest.approx(expected, rel=1e-4)
 
@@ -40,7 +40,7 @@ def test_local_errors_stand_for_estimates_that_are_missing(tiny_llama, make_run,
     assert estimated_losses(space, reader) is None
     assert all(any(error > 0 for error in row) for row in local_errors(space, reader))
     assert (
-        "the database has no estimated losses (database.saliency=loss has), so local errors are used"
+        "the database has no estimated losses (database.metric=loss has), so local errors are used"
         in said.export_text()
     )
     assert found.search.record["kl"] <= found.search.record["start_kl"]

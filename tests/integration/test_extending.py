@@ -22,8 +22,8 @@ def summary(folder):
 
 def check_wanda(printed):
     assert float(printed[-1]) > 0
-    assert summary("wanda")["recipe"]["database"]["saliency"] == "wanda"
-    assert not Path("runs/wanda/stages/saliency").exists(), "it needs no gradients"
+    assert summary("wanda")["recipe"]["database"]["metric"] == "wanda"
+    assert not Path("runs/wanda/stages/gradients").exists(), "it needs no gradients"
 
 
 def check_multiplications(printed):

@@ -63,11 +63,11 @@ def test_the_loss_decides_what_goes_first_and_not_what_remains(tmp_path, make_ru
     """An output that the loss can't feel costs nothing: channels that only feed it go first."""
     folder = tiny_checkpoint(tmp_path / "model", "llama", num_hidden_layers=1)
     plain, weighted = (
-        run_stages(make_run(folder, tmp_path / saliency, f"database.saliency={saliency}"), "database").database
-        for saliency in ("output", "loss")
+        run_stages(make_run(folder, tmp_path / gradients, f"database.metric={gradients}"), "database").database
+        for gradients in ("output", "loss")
     )
-    assert not (tmp_path / "output" / "stages" / "saliency").exists()
-    assert find_database(tmp_path / "loss").key["settings"]["database.saliency"] == "loss"
+    assert not (tmp_path / "output" / "stages" / "gradients").exists()
+    assert find_database(tmp_path / "loss").key["settings"]["database.metric"] == "loss"
     level = plain.reader.modules[1].levels[6]
     assert not torch.equal(*(found.reader.columns(0, "mlp", level) for found in (plain, weighted)))
     assert plain.reader.error(0, "mlp", level) < weighted.reader.error(0, "mlp", level) < 1

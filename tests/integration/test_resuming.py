@@ -35,7 +35,7 @@ def stages_done(summary: Summary) -> dict[str, bool]:
     return {stage.name: stage.reused for stage in summary.stages}
 
 
-STAGES = ("text", "plan", "saliency", "database", "search", "stitch", "refit", "export", "chats", "evaluate")
+STAGES = ("text", "plan", "gradients", "database", "search", "stitch", "refit", "export", "chats", "evaluate")
 ALL_REUSED = dict.fromkeys(STAGES, True)
 
 

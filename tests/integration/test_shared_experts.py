@@ -50,9 +50,9 @@ def test_experts_of_half_the_width_beside_a_shared_one_need_no_code_of_ours(fold
 
 @torch.no_grad()
 def test_the_loss_without_a_mixture_includes_its_shared_expert(folder, make_run, tmp_path):
-    run = make_run(folder, tmp_path / "out", "database.saliency=loss")
+    run = make_run(folder, tmp_path / "out", "database.metric=loss")
     reader, text = result(run, "database").reader, result(run, "text")["calibration"].tokens
-    S = load_file(tmp_path / "out" / "stages" / "saliency" / "block_0001.safetensors")["mlp"]
+    S = load_file(tmp_path / "out" / "stages" / "gradients" / "block_0001.safetensors")["mlp"]
     model, seen = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), []
     model.model.layers[1].mlp.shared_experts.register_forward_hook(lambda _, __, y: seen.append(y.flatten(0, 1)))
     model(text)

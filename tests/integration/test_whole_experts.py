@@ -31,7 +31,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def built(folder, make_run, tmp_path_factory):
-    run = make_run(folder, tmp_path_factory.mktemp("built") / "out", "database.saliency=loss")
+    run = make_run(folder, tmp_path_factory.mktemp("built") / "out", "database.metric=loss")
     texts = result(run, "text")
     return run, texts, result(run, "database").reader
 

@@ -128,7 +128,7 @@ def test_the_paper_preset_has_the_papers_numbers(recipe):
     chosen = load_recipe(*recipe)
     search = chosen.search
     assert (chosen.units.attention, chosen.units.levels) == ("query_head", "paper")
-    assert (chosen.database.saliency, chosen.text.looking_back, chosen.refit.tokens) == ("output", 0, 0)
+    assert (chosen.database.metric, chosen.text.looking_back, chosen.refit.tokens) == ("output", 0, 0)
     assert (search.method, search.generations, search.offspring) == ("paper", 200, 16)
     assert [each.survivors for each in search.rounds] == [8, 4, 2, 1]
     assert [each.tokens for each in search.rounds] == [1024, 2048, 4096, 8192]

@@ -61,7 +61,7 @@ def test_a_pass_is_what_the_flop_counter_counts(model_type: str, tiny_folder) ->
 @pytest.mark.parametrize("model_type", sorted(FAMILIES))
 def test_every_family_has_a_plan(model_type: str, tiny_folder) -> None:
     plan = plan_card(sizes_of(tiny_folder(model_type)), "h100")
-    assert all(row.operations > 0 for row in plan.rows if row.stage in ("saliency", "database", "search", "evaluate"))
+    assert all(row.operations > 0 for row in plan.rows if row.stage in ("gradients", "database", "search", "evaluate"))
     assert plan.peak.bytes == max(row.bytes for row in plan.rows)
 
 
@@ -90,13 +90,13 @@ BFLOAT16 = ("compute.dtype=bfloat16", "refit.tokens=0")
             "database",
             LARGER,
             1.055e9,
-            ("batch_tokens=512", 1024, "units.attention=kv_group", "database.saliency=output"),
+            ("batch_tokens=512", 1024, "units.attention=kv_group", "database.metric=output"),
         ),
         ("database", SEVEN, 3.481e9, ("batch_tokens=1024", 2048)),
         ("database", SEVENTY, 18.735e9, ("batch_tokens=1024", 2048)),
-        ("saliency", LARGER, 1.492e9, ("batch_tokens=512", 65536)),
-        ("saliency", SMOLLM2, 1.307e9, ("batch_tokens=4096", 32768, "compute.dtype=float32")),
-        ("saliency", SMOLLM2, 1.732e9, ("batch_tokens=4096", 65536, "compute.dtype=float32")),
+        ("gradients", LARGER, 1.492e9, ("batch_tokens=512", 65536)),
+        ("gradients", SMOLLM2, 1.307e9, ("batch_tokens=4096", 32768, "compute.dtype=float32")),
+        ("gradients", SMOLLM2, 1.732e9, ("batch_tokens=4096", 65536, "compute.dtype=float32")),
     ],
 )
 def test_memory_is_what_models_took(stage: str, config: dict, peak: float, settings: tuple, tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_published_models_are_planned_without_weights(command: Command, tmp_path
         found = json.loads(out.read_text(encoding="utf-8"))
         assert found["dense_params"] == params
         assert [stage["stage"] for stage in found["stages"]] == [
-            *("text", "saliency", "database", "search", "stitch", "refit", "export", "chats", "evaluate")
+            *("text", "gradients", "database", "search", "stitch", "refit", "export", "chats", "evaluate")
         ]
         assert f"{count(params)} parameters" in ended.out
         assert "times are a range" in ended.out

@@ -36,7 +36,7 @@ def test_the_defaults_are_valid():
         ({"search": {"stages": []}}, ["unknown field 'search.stages': did you mean 'rounds'?"]),
         ({"search": {"rounds": [{"token": 64, "survivors": 1}]}}, ["'search.rounds.0.token': did you mean 'tokens'?"]),
         ({"qqqqqqq": 1}, ["unknown field 'qqqqqqq'", *Recipe.model_fields]),
-        ({"database": {"qqqqqqq": 1}}, ["unknown field 'database.qqqqqqq'", "saliency"]),
+        ({"database": {"qqqqqqq": 1}}, ["unknown field 'database.qqqqqqq'", "metric"]),
         ({"budgett": {}, "search": {"generations": 0}}, ["wrong setting in here: ", "budgett", "search.generations"]),
     ],
 )

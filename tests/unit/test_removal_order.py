@@ -116,14 +116,14 @@ def test_ill_conditioned_runs_in_float64(kind, u):
 
 
 @pytest.mark.parametrize("u", [1, 4])
-def test_saliency(u):
+def test_gradients_weigh_the_order(u):
     r, d = 14, 32
     rng = np.random.default_rng(3)
     B = rng.standard_normal((40, r)) * np.logspace(0, -2, r)
     S = torch.from_numpy(B.T @ B / 40)
     H, W = second_moment(d, "plain"), weight(r, d)
     units = torch.arange(d).view(-1, u)
-    order = removal_order(H, W, units, saliency=S)
+    order = removal_order(H, W, units, gradients=S)
     assert_matches(order, damp(H, DAMPING), W, units, S)
     assert not torch.equal(order.units, removal_order(H, W, units).units)
 
@@ -144,16 +144,16 @@ def test_dead_inputs_go_first_by_index_at_no_cost(u, dead, first):
 
 @pytest.mark.parametrize("u", [1, 4])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("which", ["second moment", "weight", "saliency"])
+@pytest.mark.parametrize("which", ["second moment", "weight", "gradients"])
 def test_not_finite(which, value, u):
-    matrices = {"second moment": second_moment(8, "plain"), "weight": weight(4, 8), "saliency": torch.eye(4)}
+    matrices = {"second moment": second_moment(8, "plain"), "weight": weight(4, 8), "gradients": torch.eye(4)}
     matrices[which][1, 1] = value
     with pytest.raises(NumericsError, match=f"block 3 mlp: the {which} holds NaN"):
         removal_order(
             matrices["second moment"],
             matrices["weight"],
             torch.arange(8).view(-1, u),
-            saliency=matrices["saliency"],
+            gradients=matrices["gradients"],
             name="block 3 mlp",
         )
 

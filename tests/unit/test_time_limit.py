@@ -20,7 +20,7 @@ from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.figures import StageTime, TimeFigures
 
 CPU = torch.device("cpu")
-PLANNED = {"text": 0.0, "saliency": 10.0, "database": 30.0, "search": 60.0, "stitch": 2.0, "refit": 18.0}
+PLANNED = {"text": 0.0, "gradients": 10.0, "database": 30.0, "search": 60.0, "stitch": 2.0, "refit": 18.0}
 PLANNED |= {"recover": 20.0, "export": 0.0, "chats": 50.0, "evaluate": 50.0}
 
 
@@ -81,7 +81,7 @@ def left(stage: str, *done: tuple[str, float], used: float = 40.0, planned: dict
 
 def test_the_search_leaves_their_time_to_later_stages() -> None:
     room = 300 - 40 - MEASURED * 300 - (2 + 18)
-    assert left("search", ("saliency", 10.0), ("database", 30.0)) == pytest.approx(room * 60 / 80, abs=0.1)
+    assert left("search", ("gradients", 10.0), ("database", 30.0)) == pytest.approx(room * 60 / 80, abs=0.1)
     alone = {name: seconds for name, seconds in PLANNED.items() if name != "recover"}
     assert left("search", planned=alone) == pytest.approx(room, abs=0.1)
     assert left("recover", used=200.0) == pytest.approx(300 - 200 - MEASURED * 300, abs=0.1)
@@ -89,7 +89,7 @@ def test_the_search_leaves_their_time_to_later_stages() -> None:
 
 def test_a_run_that_was_slower_than_planned_leaves_more_to_them() -> None:
     """Stages that were reused say nothing about the speed."""
-    slow = left("search", ("saliency", 30.0), ("database", 90.0), used=120.0)
+    slow = left("search", ("gradients", 30.0), ("database", 90.0), used=120.0)
     assert slow == pytest.approx((300 - 120 - MEASURED * 300 - 3 * (2 + 18)) * 60 / 80, abs=0.1)
     limit = TimeLimit(300.0, working_time() - 40, PLANNED)
     assert limit.left("search", [StageTime("database", 900.0, reused=True)]) == pytest.approx(left("search"), abs=0.1)

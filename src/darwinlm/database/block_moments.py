@@ -27,7 +27,7 @@ from darwinlm.streaming.moments import ExpertMoments, SecondMoment
 from darwinlm.streaming.outputs import norm_divisor, output_projection
 from darwinlm.streaming.stream import BlockStream
 
-Saliency = Callable[[int], Mapping[ModuleKind, Tensor]]
+OutputMoments = Callable[[int], Mapping[ModuleKind, Tensor]]
 """Second moments [r, r] of the output gradients of a block's modules, for weighted removal orders."""
 
 

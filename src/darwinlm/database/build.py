@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from darwinlm.database.block_moments import BlockMoments, Saliency, stream_moments
+from darwinlm.database.block_moments import BlockMoments, OutputMoments, stream_moments
 from darwinlm.database.blocks import Curve, block_file, experts_tensors, module_tensors
 from darwinlm.database.elimination import ROWS
 from darwinlm.database.factors import check_energy, kept_weights, nested_factors, whole_factor_
@@ -36,16 +36,16 @@ def build_database(
     stage: StageFolder,
     stream: BlockStream,
     units: UnitsSettings,
-    saliency: Saliency = lambda block: {},
+    gradients: OutputMoments = lambda block: {},
     progress: Callable[[int, int], None] = lambda done, total: None,
     order: Order = least_error,
 ) -> None:
     """Write the factors of every module. Finished blocks of an interrupted run are kept.
 
     Each process runs its part of the text and factorises its part of the blocks. The stage folder is open for writing;
-    its key describes model, text and units. The stream is the calibration text before the first block. `saliency` gives
-    second moments [r, r] of the output gradients of a block's modules, empty for the unweighted order. `progress` gets
-    the numbers of finished and of all blocks. `order` ranks the units of a module.
+    its key describes model, text and units. The stream is the calibration text before the first block. `gradients`
+    gives second moments [r, r] of the output gradients of a block's modules, empty for the unweighted order. `progress`
+    gets the numbers of finished and of all blocks. `order` ranks the units of a module.
 
     Raises:
         NumericsError: Values aren't finite.
@@ -65,7 +65,7 @@ def build_database(
         del moments
         if len(waiting) == parallel.size() or waiting[-1] == total - 1:
             own_shapes = [shape for shape in shapes if mine is not None and shape.block == mine.block]
-            _factorise_together(stage, units, own_shapes, waiting, mine, saliency, order)
+            _factorise_together(stage, units, own_shapes, waiting, mine, gradients, order)
             progress(waiting[-1] + 1, total)
             waiting, mine = [], None
 
@@ -76,14 +76,14 @@ def _factorise_together(
     own_shapes: Sequence[ModuleShape],
     blocks: Sequence[int],
     mine: BlockMoments | None,
-    saliency: Saliency,
+    gradients: OutputMoments,
     order: Order,
 ) -> None:
     """Each process factorises at most one of the blocks; the first process writes all of them."""
     tensors: dict[str, Tensor] = {}
     with parallel.agree():
         if mine is not None:
-            tensors = _block_factors(units, own_shapes, mine, saliency, order, stage.folder)
+            tensors = _block_factors(units, own_shapes, mine, gradients, order, stage.folder)
     for block in blocks:
         collected = parallel.collect(tensors if mine is not None and block == mine.block else {})
         parallel.in_main(write_tensors, stage.folder / block_file(block), collected)
@@ -93,7 +93,7 @@ def _block_factors(
     units: UnitsSettings,
     shapes: Sequence[ModuleShape],
     moments: BlockMoments,
-    saliency: Saliency,
+    gradients: OutputMoments,
     order: Order,
     folder: Path,
 ) -> dict[str, Tensor]:
@@ -107,9 +107,9 @@ def _block_factors(
         spilled = {kind: files.enter_context(Spilled(moments.moments.pop(kind), folder)) for kind in kinds}
         for shape in shapes:
             if shape.kind in spilled:
-                W, S = moments.weights[shape.output], saliency(shape.block).get(shape.kind)
+                W, S = moments.weights[shape.output], gradients(shape.block).get(shape.kind)
                 tensors |= module_factors(units, shape, spilled[shape.kind], W, S, order)
-    S = saliency(moments.block).get("mlp")
+    S = gradients(moments.block).get("mlp")
     if moments.shared is not None and S is not None:  # removed with the last experts
         tensors["mlp.shared_loss"] = exact(S.to(moments.shared) * moments.shared).sum(dtype=torch.float64) / 2
     return tensors

@@ -114,6 +114,6 @@ def describe(stage: StageFolder) -> dict[str, Any]:
         "blocks": len(blocks),
         "bytes": sum(path.stat().st_size for path in blocks),
         "units": units_of(stage),
-        "settings": {"saliency": stage.key.get("settings", {}).get("database.saliency")},
+        "settings": {"metric": stage.key.get("settings", {}).get("database.metric")},
         "calibration": {name: text.get(name) for name in ("source", "tokens")},
     }

@@ -28,7 +28,7 @@ output gradients (None without gradients), and the name of the module for messag
 
 def least_error(moment: Moment, W: Tensor, units: Tensor, S: Tensor | None, name: str) -> Tensor:
     """The unit whose removal adds least to the output error, weighted by S if given, is removed first."""
-    return removal_order(moment, W, units, saliency=S, name=name).units
+    return removal_order(moment, W, units, gradients=S, name=name).units
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Metric:
 
 
 METRICS = {"output": Metric(least_error), "loss": Metric(least_error, gradients=True)}
-"""Metrics by their names for `database.saliency`."""
+"""Metrics by their names for `database.metric`."""
 
 
 def find_metric(name: str) -> Metric:
     """A metric by its name. Raises RecipeError, with a similar name."""
     if name not in METRICS:
         hint = suggestion(name, METRICS, f"known are {', '.join(METRICS)}")
-        raise RecipeError(f"database.saliency: there is no metric '{name}': {hint}")
+        raise RecipeError(f"database.metric: there is no metric '{name}': {hint}")
     return METRICS[name]

@@ -4,8 +4,8 @@ Letters used below::
 
     r    outputs: rows of W                    d    inputs: columns of W, rows and columns of H
     n    units, each a set of u columns        m    units still in the arrays (removed ones are dropped in batches)
-    H    E[x xᵀ], second moment of the inputs  S    second moment of the output gradients, the optional saliency
-    C    inverse of the damped H               G    Wᵀ S W, or Wᵀ W without a saliency
+    H    E[x xᵀ], second moment of the inputs  S    second moment of the output gradients, optional
+    C    inverse of the damped H               G    Wᵀ S W, or Wᵀ W without S
 
 The loop is in `elimination`; this module computes its inputs C and G, and checks them.
 
@@ -54,7 +54,7 @@ class RemovalOrder:
     Attributes:
         units: [n] int64, indices of units, last removed first: the first k are kept at level k.
         costs: [n] float64, increase of the squared output error by removing each unit, in units of E‖y‖² under the
-            damped second moment (weighted by the saliency if given).
+            damped second moment (weighted by that of the gradients if given).
     """
 
     units: Tensor
@@ -95,7 +95,7 @@ def removal_order(
     W: Tensor,
     units: Tensor,
     *,
-    saliency: Tensor | None = None,
+    gradients: Tensor | None = None,
     delay: int = DELAY,
     dtype: torch.dtype | None = None,
     damping: float = DAMPING,
@@ -112,19 +112,20 @@ def removal_order(
         H: [d, d] float32 or float64, E[x xᵀ] of the inputs, symmetric, not damped; or consecutive groups of its rows.
         W: [r, d] floating, output projection.
         units: [n, u] integer, columns of every unit; together each of 0..d-1 exactly once.
-        saliency: [r, r] floating, symmetric positive semi-definite weight of the output error; None is the identity.
+        gradients: [r, r] floating, second moment of the output gradients, which weights the output error; None is the
+            identity.
         delay: Columns removed between two applications of the pending updates; affects time and memory only.
         dtype: Float32 or float64 for the loop; None chooses by the inflation.
         damping: Relative damping of H, see `damp`.
         name: Name of the module, for messages.
 
     Raises:
-        NumericsError: H, W or the saliency isn't finite, H isn't a second moment, or precision ran out.
+        NumericsError: An input isn't finite, H isn't a second moment, or precision ran out.
     """
     device = H.device if isinstance(H, Tensor) else W.device
     columns = units.to(device=device, dtype=torch.int64).reshape(-1)
     A = ordered_moment(H, columns)
-    for what, tensor in (("second moment", A), ("weight", W), ("saliency", saliency)):
+    for what, tensor in (("second moment", A), ("weight", W), ("second moment of the gradients", gradients)):
         if tensor is not None and not all(bool(torch.isfinite(rows).all()) for rows in torch.split(tensor, ROWS)):
             raise NumericsError(f"{name}: the {what} holds NaN or infinity; check the weights and the input text")
     if bool((A.diagonal() < 0).any()):
@@ -135,7 +136,7 @@ def removal_order(
     exact = exact_products() and float(C.diagonal().max()) <= FLOAT32_MAX_INFLATION
     work = dtype or (torch.float32 if exact else torch.float64)
     C, room = halves_(C) if work == torch.float32 else (C, torch.empty_like(C))
-    G, gain = _gram_(room, W.to(device), columns, scale.masked_fill_(dead, 0), saliency)
+    G, gain = _gram_(room, W.to(device), columns, scale.masked_fill_(dead, 0), gradients)
     picks, costs = eliminate(C, G, len(units), delay)
     costs *= gain
     if not bool(torch.isfinite(costs).all()):

@@ -85,8 +85,8 @@ class _Stages:
         if recipe.budget.timed:
             yield self._latency()
         if recipe.database.folder is None:
-            if find_metric(recipe.database.saliency).gradients:
-                yield self._saliency()
+            if find_metric(recipe.database.metric).gradients:
+                yield self._gradients()
             yield self._database()
         yield self._search()
         squares = sum(max(shape.experts, 1) * float(shape.width) ** 2 for shape in sizes.shapes)
@@ -133,7 +133,7 @@ class _Stages:
             self.passing | {"whole models": 2.0 * sizes.params * sizes.size},
         )
 
-    def _saliency(self) -> tuple[str, float, float, Items]:
+    def _gradients(self) -> tuple[str, float, float, Items]:
         sizes, length = self.sizes, self.recipe.text.sequence_length
         tokens = -(-gradient_tokens(self.recipe.text.calibration_tokens) // length) * length
         held = largest({"heads": self.head}, self.backward | {"blocks": 2 * self.block})
@@ -141,7 +141,7 @@ class _Stages:
             held["fragments"] = self.passing["activations"]
         held["rows of the embedding"] = float(min(tokens, sizes.vocabulary) * sizes.width * sizes.size)
         return (
-            "saliency",
+            "gradients",
             tokens,
             sizes.operations(tokens, blocks=3, heads=2),
             held | self._streams(tokens, sizes.depth + 1),
@@ -161,7 +161,7 @@ class _Stages:
                 work += 12 * experts * sizes.operations(min(tokens / 3, 4096), 1 / sizes.depth, heads=1)
             moments[shape.block] = moments.get(shape.block, 0.0) + 4 * experts * d * d
             few = tokens <= d  # the order needs another matrix, and weights in float64
-            weights = sizes.size + 16 if few and find_metric(self.recipe.database.saliency).gradients else 8
+            weights = sizes.size + 16 if few and find_metric(self.recipe.database.metric).gradients else 8
             matrices = 8 * (2 - self.on_cpu + few) + 4 * shape.experts
             module = max(module, matrices * d * d + weights * r * d + 12 * r * r)
         of_a_block = {"second moments": max(moments.values(), default=0.0)}

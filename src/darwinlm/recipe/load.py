@@ -30,7 +30,7 @@ OPTIONS: Mapping[str, str] = {
 _HOMES = (Path(__file__).parents[1] / "recipes", Path(__file__).parents[3] / "recipes")
 """Folders of the bundled recipes: in an installed wheel, and in the repository."""
 
-RENAMED = {"search.stages": "rounds"}
+RENAMED = {"search.stages": "rounds", "database.saliency": "metric"}
 """New names of fields, for messages."""
 PERMISSION, OPTION = "allow_remote_code", "--allow-remote-code"
 """What a recipe never grants, since recipes and records come from others."""

@@ -6,7 +6,7 @@ from typing import Any
 
 PAPER: dict[str, Any] = {
     "units": {"attention": "query_head", "levels": "paper"},
-    "database": {"saliency": "output"},
+    "database": {"metric": "output"},
     "text": {"source": "hf:HuggingFaceFW/fineweb-edu", "looking_back": 0},
     "search": {
         "method": "paper",

@@ -127,7 +127,7 @@ class UnitsSettings(Section):
 class DatabaseSettings(Section):
     """Second-order pruning of every module at every level."""
 
-    saliency: str = "loss"
+    metric: str = "loss"
     """Metric of the removal order: output errors weighted by their effect on the `loss`, or equally (`output`, as in
     the paper). `loss` made uniform models 0.14 nats better."""
     folder: str | None = None

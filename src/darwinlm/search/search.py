@@ -92,7 +92,7 @@ def search(
     if settings.method == "gradient":
         if estimates is None:
             reporter.say(
-                "search: the database has no estimated losses (database.saliency=loss has), so local errors are used"
+                "search: the database has no estimated losses (database.metric=loss has), so local errors are used"
             )
         gradients = Gradients(
             placed, database, fitness.tokens, fitness.dense, batch_tokens=batch_tokens, clock=clock, memory=memory

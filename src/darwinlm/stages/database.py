@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from darwinlm.database.block_moments import Saliency
+from darwinlm.database.block_moments import OutputMoments
 from darwinlm.database.blocks import block_file
 from darwinlm.database.build import build_database
 from darwinlm.database.elimination import why_not_recorded
@@ -71,8 +71,8 @@ class OutputGradients:
         return {kind: moments[kind].to(self.context.device) for kind in KINDS if kind in moments}
 
 
-SALIENCY = Stage(
-    "saliency",
+GRADIENTS = Stage(
+    "gradients",
     _gradients,
     lambda task: OutputGradients(task.folder, task.context),
     version=5,
@@ -97,7 +97,7 @@ class PruningDatabase:
         return self.stage.digest
 
 
-def _build(task: Task, dense: Checkpoint, calibration: TokenSequences, gradients: Saliency | None) -> None:
+def _build(task: Task, dense: Checkpoint, calibration: TokenSequences, gradients: OutputMoments | None) -> None:
     """Calibrate and factorise every module, block by block."""
     context, tokens = task.context, calibration.tokens
     if len(tokens) < parallel.size():
@@ -107,7 +107,7 @@ def _build(task: Task, dense: Checkpoint, calibration: TokenSequences, gradients
     memory = HiddenMemory(task.folder)
     with parallel.agree():
         stream = stream_of(context, dense, tokens[parallel.place() :: parallel.size()], memory)
-    metric, weights = find_metric(task.recipe.database.saliency), gradients or (lambda block: {})
+    metric, weights = find_metric(task.recipe.database.metric), gradients or (lambda block: {})
     build_database(task.stage, stream, task.recipe.units, weights, context.reporter.advance, metric.order)
     if reason := why_not_recorded():
         context.reporter.say(
@@ -134,7 +134,7 @@ DATABASE = Stage(
     version=VERSION,
     title="calibration and database",
     writes="order, factor and errors of every module",
-    settings=("database.saliency", "units.attention"),
+    settings=("database.metric", "units.attention"),
     arithmetic=True,
     together=True,
 )
@@ -143,7 +143,7 @@ DATABASE = Stage(
 
 def needs_gradients(recipe: Recipe) -> bool:
     """Whether the metric of the removal order weights errors by gradients."""
-    return find_metric(recipe.database.saliency).gradients
+    return find_metric(recipe.database.metric).gradients
 
 
 def finished_database(

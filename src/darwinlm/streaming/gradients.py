@@ -132,7 +132,7 @@ def _check(finite: list[Tensor], stream: BlockStream, block: int) -> None:
     if finite and not bool(torch.stack(finite).all()):  # read once, so that a GPU's host goes on
         raise NumericsError(
             f"the gradient before block {block} of {stream.checkpoint.folder} isn't finite: try "
-            "compute.dtype=float32, or database.saliency=output"
+            "compute.dtype=float32, or database.metric=output"
         )
 
 
