@@ -1,49 +1,41 @@
 """Locks for output folders and files, and removal of temporary files of killed runs.
 
-A lock is a POSIX record lock on a small file. The kernel releases it when the process ends, even after a kill, and NFS
-supports it between machines. On a file system without locks, the run prints a warning and continues.
+The kernel releases a lock when the process ends, even after a kill. On a file system without locks, the run prints a
+warning and continues.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import glob
 import os
 import re
 import socket
-import stat
 import threading
-import time
 from pathlib import Path
 from weakref import WeakValueDictionary
+
+from filelock import FileLock, Timeout
 
 from darwinlm.runtime.errors import BusyError, StorageError, storage_error
 from darwinlm.runtime.folders import make_folder, remove
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
 LOCK = ".lock"
 """Name of the lock file in the output folder of a run."""
-OWNER, LONGEST = b"process ", 1024
-"""Beginning of a lock file, and its largest size in bytes."""
-TRIES = 500
-"""How often a lock is tried that others remove meanwhile, or whose file never looks the same."""
-NO_LINKS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-"""Windows has neither; elsewhere a link is refused and a pipe isn't waited for."""
+OWNER = "process "
+"""Beginning of a lock file."""
+PATIENCE = 0.2
+"""Seconds that a lock is tried, since its file may be removed between opening and locking it."""
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What file systems say that have no locks."""
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 ASIDE = ".old"
 """Ending of a hidden folder that is about to be replaced."""
 _PARTIAL = (".model.partial", ".model.unchecked", f".model{ASIDE}")
 _HELD: WeakValueDictionary[Path, Lock] = WeakValueDictionary()
 _ONE_AT_A_TIME = threading.RLock()
-
-
-def _busy(what: Path, owner: str) -> BusyError:
-    return BusyError(f"{what} is in use by {owner}: wait until it has finished, or choose another place")
 
 
 class Lock(contextlib.AbstractContextManager["Lock"]):
@@ -55,100 +47,60 @@ class Lock(contextlib.AbstractContextManager["Lock"]):
     """
 
     def __init__(self, path: Path, what: Path) -> None:
-        self.path, self._what = path, what
+        self.path, self.thread = path, threading.current_thread()
         self.problem: str | None = None
         self._made = _make(path.parent)
-        self._pid, self.thread = os.getpid(), threading.current_thread()
-        self._file = self._acquire()
-
-    def _acquire(self) -> int | None:
-        for left in reversed(range(TRIES)):
-            try:
-                file = os.open(self.path, os.O_RDWR | os.O_CREAT | NO_LINKS, 0o644)
-            except OSError as error:
-                self._unmake()
-                if self.path.is_symlink():
-                    raise self._foreign() from error
-                raise storage_error(self.path, error) from error
-            if not _is_lock(file):
-                os.close(file)
-                raise self._foreign()
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                owner = os.pread(file, 200, 0).decode("utf-8", "replace").strip() or "another process"
-                os.close(file)
-                raise _busy(self._what, owner) from None
-            except (OSError, AttributeError) as error:  # a file system or operating system without locks
-                self.problem = getattr(error, "strerror", None) or "this system has no file locks"
-                return file
-            if self._is_current(file):
-                self._sign(file)
-                return file
-            if not left:
-                self.problem = "its files don't keep their identity"
-                return file
-            os.close(file)  # the owner removed it between the two calls
-            time.sleep(0.01)
-        raise AssertionError("the last try returns")
-
-    def _sign(self, file: int) -> None:
+        self._lock = FileLock(path, PATIENCE, thread_local=False, poll_interval=0.02, fallback_to_soft=False)
         try:
-            os.ftruncate(file, 0)
-            os.pwrite(file, f"{OWNER.decode()}{self._pid} on {socket.gethostname()}".encode(), 0)
+            self._lock.acquire()
+            self._sign()
+        except Timeout:
+            owner = path.read_text(encoding="utf-8", errors="replace")[:200] if path.is_file() else ""
+            raise _busy(what, owner or "another process") from None
         except OSError as error:
-            os.close(file)
-            with contextlib.suppress(OSError):
-                self.path.unlink()
+            if error.errno in WITHOUT_LOCKS:
+                self.problem = error.strerror
+                path.unlink(missing_ok=True)
+                return
+            self.release()
             self._unmake()
-            raise storage_error(self.path, error) from error
+            raise storage_error(path, error) from error
 
-    def _foreign(self) -> StorageError:
-        return StorageError(
-            f"{self.path} is a link, or holds something else than our lock: move it away, or choose another place"
-        )
-
-    def _is_current(self, file: int) -> bool:
-        try:
-            return os.path.samestat(os.fstat(file), self.path.stat())
-        except FileNotFoundError:
-            return False
+    def _sign(self) -> None:
+        """Write the owner into the file, which is a new one or a lock of ours. Raises StorageError, OSError."""
+        if not self.path.is_file() or self.path.read_bytes()[: len(OWNER)] not in (b"", OWNER.encode()):
+            self._lock.release()
+            raise StorageError(f"{self.path} holds something else than our lock: move it away")
+        self.path.write_text(f"{OWNER}{os.getpid()} on {socket.gethostname()}", encoding="utf-8")
 
     @property
     def is_held(self) -> bool:
         """Whether this process, and not its parent before a fork, still has the lock."""
-        return self._file is not None and self._pid == os.getpid()
+        return bool(self._lock.is_locked)
 
     def release(self) -> None:
         """Remove the file, and folders that were created for it and are still empty."""
-        if self._file is None or not self.is_held:
-            return
-        with contextlib.suppress(OSError):
-            self.path.unlink(missing_ok=True)
-        os.close(self._file)
-        self._file = None
-        self._unmake()
+        if self.is_held:
+            with contextlib.suppress(OSError):
+                self.path.unlink()
+            self._lock.release()
+            self._unmake()
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_lock"):
+            self.release()
 
     def _unmake(self) -> None:
         for folder in self._made:
             with contextlib.suppress(OSError):
                 folder.rmdir()
 
-    def __del__(self) -> None:
-        if getattr(self, "_file", None) is not None:
-            self.release()
 
-
-def _is_lock(file: int) -> bool:
-    """Whether an open file is a lock of ours, or new: it is written to, so it may be no other file under two names."""
-    facts = os.fstat(file)
-    if not stat.S_ISREG(facts.st_mode) or facts.st_nlink > 1:
-        return False
-    content = os.pread(file, LONGEST, 0)
-    return facts.st_size < LONGEST and (not content or content.startswith(OWNER))
+def _busy(what: Path, owner: str) -> BusyError:
+    return BusyError(f"{what} is in use by {owner}: wait until it has finished, or choose another place")
 
 
 def hold(path: Path, what: Path) -> Lock:
