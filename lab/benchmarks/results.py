@@ -50,6 +50,8 @@ SEARCHING = ("random", "sheared", "darwinlm", "darwinlm+refit", "paper")
 """Methods with results that depend on a seed."""
 PAPER_ROWS = ("uniform", "ziplm", "sheared", "paper", "darwinlm", "darwinlm+refit")
 """Rows of the paper's suite; some of them are trained in the first table."""
+FITTED = 65536
+"""Tokens of calibration and of the refit."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ def command(part: Part, options: argparse.Namespace) -> list[str]:
         line += ["--suite", part.suite, "--limit", str(part.limit)]
         line += ["--data-dir", str(options.data_dir)] if options.data_dir else []
     settings = [f"text.seed={part.seed}", f"search.seed={part.seed}", f"search.minutes={options.minutes}"]
+    settings += ["search.generations=100000", f"text.calibration_tokens={FITTED}", f"refit.tokens={FITTED}"]
     if options.recovery:
         settings.append(f"recovery.tokens={options.recovery}")
     settings += options.settings

@@ -30,9 +30,9 @@ LIBRARIES = 0.45e9
 EXACT, ALONE, TOGETHER, ROWS = 3.0, 30.0, 1.3, 64
 """Time of an operation of orders, factors and solves, of a token that is generated alone, and of one of `ROWS` that are
 generated together, in those of passes."""
-CHILDREN, CONFIRMED, SWITCHED = 3, 1.5, 0.55
-"""Children that a generation solves for, and that it evaluates on the whole text; share of the blocks that a child of
-the level switch runs, from its first changed one on. Estimates, 2026-11-25."""
+CHILDREN, CONFIRMED, SWITCHED = 3, 1.0, 0.55
+"""Children that a generation solves for, all of which the first one evaluates on the whole text, and that later ones
+do, measured on 2026-11-30; share of the blocks that a child of the level switch runs, from its first changed one on."""
 HEAD_TOKENS, LOSS_TOKENS, LOGIT = 512, 1024, 30
 """Tokens whose logits are in memory at once, and in training; bytes of a logit there, with copies and gradients."""
 COPIED, CONTINUED, TIMED = 608, 128, 200
@@ -174,7 +174,7 @@ class _Stages:
         guided, times, offspring = settings.method == "gradient", settings.generations, settings.offspring
         fitness, window = settings.fitness_needed, settings.rounds[0].tokens
         count = min(CHILDREN, offspring) if guided else float(offspring)
-        read, learnt, before = 2.0 * window, 0.0, 0
+        read, learnt, before = 5.0 * window + (2.0 + guided * CHILDREN) * fitness, 0.0, 0  # the start comes first
         for each in settings.rounds:  # losses of earlier rounds are kept, unless candidates are trained
             read += times * count * (each.tokens - (0 if each.training_tokens else before))
             learnt += times * (count + 1) * each.training_tokens

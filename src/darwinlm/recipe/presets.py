@@ -25,23 +25,20 @@ PAPER: dict[str, Any] = {
 
 QUICK: dict[str, Any] = {
     "text": {"calibration_tokens": 16384, "evaluation_tokens": 4096},
-    "search": {
-        "generations": 10,
-        "rounds": [{"tokens": 1024, "survivors": 2}, {"tokens": 2048, "survivors": 1}],
-    },
+    "search": {"generations": 3, "rounds": [{"tokens": 1024, "survivors": 2}, {"tokens": 4096, "survivors": 1}]},
     "refit": {"tokens": 16384},
 }
-"""About a quarter of the default amounts."""
+"""About half of the default work."""
 
 THOROUGH: dict[str, Any] = {
     "text": {"calibration_tokens": 131_072, "evaluation_tokens": 32768},
     "search": {
-        "generations": 80,
+        "generations": 40,
         "rounds": [{"tokens": 4096, "survivors": 2}, {"tokens": 16384, "survivors": 1}],
     },
-    "refit": {"tokens": 131_072},
+    "refit": {"tokens": 65536},
 }
-"""Twice the default amounts."""
+"""About five times the default work."""
 
 AMOUNTS = ("thorough", "default", "quick")
 """Presets among which a time limit chooses, the largest amounts first."""

@@ -51,11 +51,11 @@ class TextSettings(Section):
     looking_back: Share = Field(0.2, ge=0, le=0.5)
     """Share of tokens that repeat earlier passages of the same sequence, in all text except evaluation text, so that
     the smaller model still uses its context. 0 turns repetition off."""
-    calibration_tokens: Whole = Field(65536, gt=0)
+    calibration_tokens: Whole = Field(32768, gt=0)
     """Tokens that are run through the model to see which parts matter, and for the refit; more make a better model. An
     eighth of them, at most 8192, also gives gradients of the loss. As many as an eighth, at most 65,536, are set aside
     for choices that must not use the fitted text, such as the strength of the refit."""
-    evaluation_tokens: Whole = Field(16384, gt=0)
+    evaluation_tokens: Whole = Field(6144, gt=0)
     """Tokens for the figures in the report; no choice depends on them. From 4096 on, chat models are compared on a
     quarter as many tokens of their answers too."""
     seed: Seed = 0
@@ -157,8 +157,8 @@ class SearchSettings(Section):
     """`equal`: all layers have the same sizes, and whole blocks may be removed; the family's own class and every engine
     run such a model. `unequal` layers often lose less. `auto` is equal if the GGUF file that `units.quantisation` asks
     for needs it."""
-    generations: Repeats = Field(40, ge=1)
-    """Maximum number of generations; the paper has 200. `gradient` ends before, when ten gained nothing
+    generations: Repeats = Field(4, ge=1)
+    """Maximum number of generations; the paper has 200. More than ten of `gradient` end when ten gained nothing
     significant."""
     offspring: Repeats = Field(12, ge=1)
     """Maximum number of candidates in a generation; the paper has 16."""
@@ -199,7 +199,7 @@ class SearchSettings(Section):
 class RefitSettings(Section):
     """Least-squares correction of the stitched model's output projections towards the dense residual stream."""
 
-    tokens: Whole = Field(65536, ge=0)
+    tokens: Whole = Field(32768, ge=0)
     """Calibration tokens for the fit; at most `text.calibration_tokens`. 0 skips the refit."""
 
 

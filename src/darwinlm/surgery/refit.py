@@ -36,8 +36,8 @@ from darwinlm.surgery.sublayers import BlockWalk
 RIDGES = (0.03, 0.3)
 """Candidate values of λ, relative to the mean of the diagonal. Five values from 0.01 to 1 gained nothing more; see
 docs/notebook/training.md."""
-STRENGTHS = (0.25, 0.5, 0.75, 1.0)
-"""Candidate factors of interpolation from the stitched to the fitted weights; 50 % is usually the best, see
+STRENGTHS = (0.5, 0.75, 1.0)
+"""Candidate factors of interpolation from the stitched to the fitted weights; 50 to 75 % were the best of five, see
 docs/notebook/training.md."""
 
 
