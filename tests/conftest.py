@@ -27,11 +27,11 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from darwinlm.evaluation import instructions, speed
-from darwinlm.execution.run import Run
 from darwinlm.pipeline import open_run
 from darwinlm.recipe import load_recipe
 from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.console import Reporter
+from darwinlm.stages.execution.run import Run
 from tests.tiny.checkpoint import SETTINGS, tiny_checkpoint, tiny_text
 from tests.tiny.command import Command, command_runner
 from tests.tiny.pruned import plain_checkpoint

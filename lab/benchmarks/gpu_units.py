@@ -99,9 +99,9 @@ class Setup:
 
     def plan(self, part: str, checkpoint: Any, stage: str, *settings: str) -> float:
         """Bytes on a device that the plan says for a stage at the benchmark's budget."""
-        from darwinlm.execution.plan import plan_card
-        from darwinlm.execution.sizes import Sizes
         from darwinlm.recipe import load_recipe
+        from darwinlm.stages.execution.plan import plan_card
+        from darwinlm.stages.execution.sizes import Sizes
 
         more = ("compute.dtype=bfloat16", "text.looking_back=0", "budget.tolerance=0.1", *settings)
         recipe = load_recipe(None, more, {"model": str(checkpoint.folder), "budget.keep": "38%"})
@@ -130,8 +130,8 @@ class Setup:
 
 def planned_bytes(run: Any, memory: float | None) -> dict[str, float]:
     """Planned bytes of the device by stage of a run, on a card with so many bytes, or on the run's device."""
-    from darwinlm.execution.plan import plan_here
-    from darwinlm.execution.sizes import Sizes
+    from darwinlm.stages.execution.plan import plan_here
+    from darwinlm.stages.execution.sizes import Sizes
     from darwinlm.stages.model import open_model
 
     sizes = Sizes(open_model(run.context, run.recipe.model, "source"), run.recipe)
@@ -142,7 +142,7 @@ def planned_bytes(run: Any, memory: float | None) -> dict[str, float]:
 def machine(setup: Setup) -> None:
     """Measure rates of matrix products, copies and the disk, against half of the vendors' figures."""
     from darwinlm.database.order import exact_products
-    from darwinlm.execution.plan import DEVICES
+    from darwinlm.stages.execution.plan import DEVICES
 
     on_gpu = setup.kind.type == "cuda"
     name = torch.cuda.get_device_name() if on_gpu else "cpu"

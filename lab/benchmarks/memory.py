@@ -30,13 +30,13 @@ from unittest import mock
 import torch
 from rich.console import Console
 
-from darwinlm.execution.plan import plan_here
-from darwinlm.execution.run import Run
-from darwinlm.execution.sizes import Sizes
 from darwinlm.pipeline import STEPS, open_run, prune
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.runs.demo import demo_model, demo_recipe
 from darwinlm.runtime.console import Reporter
+from darwinlm.stages.execution.plan import plan_here
+from darwinlm.stages.execution.run import Run
+from darwinlm.stages.execution.sizes import Sizes
 from darwinlm.stages.model import open_model
 from lab.benchmarks.random_llama import write_llama
 

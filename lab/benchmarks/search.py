@@ -28,7 +28,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from darwinlm.database.store import DatabaseReader
-from darwinlm.execution.run import Run
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.pipeline import build, open_run, read_inputs
 from darwinlm.pipeline import plan as plan_of
@@ -38,6 +37,7 @@ from darwinlm.search.fitness import Fitness
 from darwinlm.search.module_losses import local_errors
 from darwinlm.search.modules import PlacedModules
 from darwinlm.search.propose import knapsack_start, level_switch
+from darwinlm.stages.execution.run import Run
 from darwinlm.streaming.decoder import Decoder
 from darwinlm.units.space import Allocation
 

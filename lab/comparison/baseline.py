@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from darwinlm.execution.stage import Stage, Task
 from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.runtime.artifact import read_json, write_json
@@ -14,6 +13,7 @@ from darwinlm.runtime.errors import BudgetError
 from darwinlm.runtime.mapped import in_file
 from darwinlm.search.problem import Problem
 from darwinlm.stages.database import PruningDatabase
+from darwinlm.stages.execution.stage import Stage, Task
 from darwinlm.stages.stitch import Stitched
 from darwinlm.surgery.stitch import stitch
 from darwinlm.text import TokenSequences

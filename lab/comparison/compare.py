@@ -12,8 +12,6 @@ import torch
 from darwinlm.evaluation import harness
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.evaluation.suites import parse_suite
-from darwinlm.execution.run import Run
-from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.pipeline import Inputs, build, check, correct, cut, open_run, plan, read_inputs
 from darwinlm.recipe import Recipe
@@ -23,6 +21,8 @@ from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.places import check_output
 from darwinlm.runtime.version import VERSION
 from darwinlm.stages.database import DATABASE, GRADIENTS, PruningDatabase, needs_gradients
+from darwinlm.stages.execution.run import Run
+from darwinlm.stages.execution.stage import Stage, Task
 from darwinlm.stages.recover import RECOVER
 from darwinlm.stages.refit import REFIT
 from darwinlm.stages.search import SEARCH

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from darwinlm.database.store import DatabaseReader
-from darwinlm.execution.context import Context
 from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import module_shapes
@@ -22,6 +21,7 @@ from darwinlm.search.fitness import Fitness
 from darwinlm.search.modules import PlacedModules
 from darwinlm.search.problem import Problem
 from darwinlm.stages.database import PruningDatabase, stream_of
+from darwinlm.stages.execution.context import Context
 from darwinlm.streaming.stream import BlockStream
 from darwinlm.streaming.streamed import StreamedDecoder
 from darwinlm.units.modules import ModuleReader

@@ -16,7 +16,6 @@ from torch import Tensor
 from darwinlm.engines.process import EngineProcess, Timing, require_engine
 from darwinlm.engines.resolve import resolve_model
 from darwinlm.evaluation.text import pack
-from darwinlm.execution.output import claim, mark
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import Recipe
 from darwinlm.recipe.quantisation import WRITTEN
@@ -26,6 +25,7 @@ from darwinlm.runtime.artifact import write_json, write_text
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import ExportError
 from darwinlm.runtime.places import check_output
+from darwinlm.stages.execution.output import claim, mark
 from darwinlm.stages.export import EXPORT
 from lab.tradeoff.files import ENGINE, FileMaker
 from lab.tradeoff.table import (

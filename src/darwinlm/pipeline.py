@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from darwinlm.execution.plan import plan_here
-from darwinlm.execution.run import Ended, Run
-from darwinlm.execution.sizes import Sizes
 from darwinlm.runtime import parallel
 from darwinlm.runtime.amounts import duration, size
 from darwinlm.stages.chats import CHATS
 from darwinlm.stages.corpus import CORPUS, CORPUS_RECOVERY
 from darwinlm.stages.database import DATABASE, GRADIENTS, finished_database, needs_gradients
 from darwinlm.stages.evaluate import EVALUATE, models_of_run
+from darwinlm.stages.execution.plan import plan_here
+from darwinlm.stages.execution.run import Ended, Run
+from darwinlm.stages.execution.sizes import Sizes
 from darwinlm.stages.export import EXPORT
 from darwinlm.stages.file import FILE, check_file
 from darwinlm.stages.latency import LATENCY

@@ -7,8 +7,8 @@ from unittest.mock import Mock
 from tests.tiny.command import Ended
 from tests.tiny.process import python
 
-from darwinlm.execution import plan as planning
-from darwinlm.execution.run import Run
+from darwinlm.stages.execution import plan as planning
+from darwinlm.stages.execution.run import Run
 
 
 def test_the_process_ends_with_status_2_and_one_message(tmp_path):

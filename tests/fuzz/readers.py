@@ -4,11 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from darwinlm.engines.resolve import resolve_model
-from darwinlm.execution.plan import plan_card
-from darwinlm.execution.sizes import Sizes
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.gguf.header import read_header
 from darwinlm.recipe import load_recipe
+from darwinlm.stages.execution.plan import plan_card
+from darwinlm.stages.execution.sizes import Sizes
 from darwinlm.text.sampling.script import is_chat
 from darwinlm.text.sources import read_documents
 

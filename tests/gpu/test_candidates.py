@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from darwinlm.execution.plan import plan_card
-from darwinlm.execution.run import Run
-from darwinlm.execution.sizes import Sizes
 from darwinlm.recipe import load_recipe
 from darwinlm.runtime.memory import PARTS
 from darwinlm.search import student, training
 from darwinlm.search.fitness import Fitness
 from darwinlm.search.modules import PlacedModules
 from darwinlm.search.training import CandidateTrainer
+from darwinlm.stages.execution.plan import plan_card
+from darwinlm.stages.execution.run import Run
+from darwinlm.stages.execution.sizes import Sizes
 from darwinlm.streaming.decoder import Decoder
 from darwinlm.units.space import Allocation, SearchSpace
 from tests.gpu.device import Gpu, pretend_gpu

@@ -13,10 +13,10 @@ from tests.tiny.whole import Whole
 
 from darwinlm.database.block_moments import stream_moments
 from darwinlm.database.order import damp
-from darwinlm.execution.run import Run
 from darwinlm.search.fitness import Fitness
 from darwinlm.search.modules import PlacedModules
 from darwinlm.stages.database import stream_of
+from darwinlm.stages.execution.run import Run
 from darwinlm.streaming.moments import SecondMoment
 from darwinlm.streaming.outputs import output_projection
 from darwinlm.surgery.stitch import stitch

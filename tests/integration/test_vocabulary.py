@@ -12,12 +12,12 @@ from tests.tiny.stages import result, run_stages
 from tests.tiny.vocabulary import TOKENS, wordy_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from darwinlm.execution.sizes import Sizes
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import parse_recipe
 from darwinlm.report.summary import read_summary
 from darwinlm.runtime.artifact import read_json
 from darwinlm.runtime.errors import DataError, RecipeError
+from darwinlm.stages.execution.sizes import Sizes
 
 SIZE = 320
 

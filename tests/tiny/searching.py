@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from darwinlm.execution.run import Run
 from darwinlm.runtime.artifact import read_json
 from darwinlm.search.modules import PlacedModules
 from darwinlm.search.problem import Problem
+from darwinlm.stages.execution.run import Run
 from darwinlm.stages.text import Texts
 from darwinlm.streaming.decoder import Decoder
 from darwinlm.units.space import Allocation

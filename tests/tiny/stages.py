@@ -5,8 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from darwinlm.execution.run import Ended, Run
 from darwinlm.pipeline import build, make, plan, read_inputs
+from darwinlm.stages.execution.run import Ended, Run
 
 
 def run_stages(run: Run, until: str) -> SimpleNamespace:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from darwinlm.database.store import DatabaseReader
-from darwinlm.execution.run import Run
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.search.modules import PlacedModules
+from darwinlm.stages.execution.run import Run
 from darwinlm.streaming.decoder import Decoder
 from darwinlm.units.space import Allocation
 from tests.tiny.stages import result

@@ -12,10 +12,6 @@ from tests.tiny.published import PARAMETERS, published_config
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 
-from darwinlm.execution import plan as planning
-from darwinlm.execution.plan import OF_PEAK, Plan, check_memory, measure_rate, plan_card, plan_here
-from darwinlm.execution.sizes import Sizes
-from darwinlm.execution.table import Row
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.pipeline import STEPS
 from darwinlm.recipe import load_recipe
@@ -23,6 +19,10 @@ from darwinlm.report.wording import count
 from darwinlm.runs.plan import notes_of
 from darwinlm.runs.plan import plan as plan_of
 from darwinlm.runtime.errors import DeviceMemoryError, RecipeError
+from darwinlm.stages.execution import plan as planning
+from darwinlm.stages.execution.plan import OF_PEAK, Plan, check_memory, measure_rate, plan_card, plan_here
+from darwinlm.stages.execution.sizes import Sizes
+from darwinlm.stages.execution.table import Row
 
 CPU = torch.device("cpu")
 TRAINING = ("recovery.tokens=512", "recovery.batch_tokens=128")

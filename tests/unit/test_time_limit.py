@@ -8,16 +8,16 @@ import pytest
 import torch
 from tests.tiny.checkpoint import SETTINGS
 
-from darwinlm.execution import limit as limits
-from darwinlm.execution.limit import ENDING, FIXED, MEASURED, MEASURING, TimeLimit, limited
-from darwinlm.execution.sizes import Sizes
-from darwinlm.execution.table import rows_of
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.recipe.presets import AMOUNTS
 from darwinlm.report import wording
 from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.figures import StageTime, TimeFigures
+from darwinlm.stages.execution import limit as limits
+from darwinlm.stages.execution.limit import ENDING, FIXED, MEASURED, MEASURING, TimeLimit, limited
+from darwinlm.stages.execution.sizes import Sizes
+from darwinlm.stages.execution.table import rows_of
 
 CPU = torch.device("cpu")
 PLANNED = {"text": 0.0, "gradients": 10.0, "database": 30.0, "search": 60.0, "stitch": 2.0, "refit": 18.0}

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Unpack
 
 from darwinlm.engines.resolve import describe_model
-from darwinlm.execution.plan import DEVICES, Plan, plan_card, plan_here
-from darwinlm.execution.sizes import Sizes
 from darwinlm.recipe import Bound, Recipe, load_recipe, options
 from darwinlm.recipe.settled import settled
 from darwinlm.runtime.compute import resolve_device
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.runtime.limits import suggestion
+from darwinlm.stages.execution.plan import DEVICES, Plan, plan_card, plan_here
+from darwinlm.stages.execution.sizes import Sizes
 from darwinlm.stages.layers import choose_layers
 from darwinlm.units.levels import unfit_widths
 from darwinlm.units.space import kept_whole

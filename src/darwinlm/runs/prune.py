@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from darwinlm import pipeline
-from darwinlm.execution.output import check_inputs
-from darwinlm.execution.run import Run
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.pipeline import REPORT, STEPS, open_run
 from darwinlm.recipe import Bound, Recipe, load_recipe, options
@@ -25,6 +23,8 @@ from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import ArtifactError, RecipeError
 from darwinlm.runtime.figures import ModelFigures
 from darwinlm.stages.database import DATABASE
+from darwinlm.stages.execution.output import check_inputs
+from darwinlm.stages.execution.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

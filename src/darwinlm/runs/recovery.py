@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from darwinlm.execution.run import Run
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.origin import Origin, origin_of
 from darwinlm.recipe import Recipe, load_recipe, parse_recipe
@@ -18,6 +17,7 @@ from darwinlm.runtime.places import check_output
 from darwinlm.stages.chats import CHATS
 from darwinlm.stages.corpus import CORPUS, CORPUS_RECOVERY, DOCUMENTS, corpus_stage
 from darwinlm.stages.evaluate import EVALUATE, Models, Source
+from darwinlm.stages.execution.run import Run
 from darwinlm.stages.export import EXPORT
 from darwinlm.stages.model import TEACHER, open_model
 from darwinlm.stages.recover import RECOVER, check_recovery

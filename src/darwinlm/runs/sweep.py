@@ -7,7 +7,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from darwinlm.execution.run import Ended
 from darwinlm.pipeline import REPORT, build, make, open_run, plan, read_inputs
 from darwinlm.recipe import BudgetSettings, Recipe, load_recipe
 from darwinlm.report.plots import size_plot
@@ -19,6 +18,7 @@ from darwinlm.runtime.artifact import write_json, write_text
 from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import RecipeError
+from darwinlm.stages.execution.run import Ended
 
 SWEEP = "sweep"
 PAGE = "index.html"

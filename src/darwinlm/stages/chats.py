@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from darwinlm.evaluation.answers import measure_answers, write_answers
-from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.runtime import amounts, parallel
 from darwinlm.runtime.artifact import read_as, write_json
@@ -11,6 +10,7 @@ from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.figures import ChatFigures
 from darwinlm.runtime.memory import free_bytes
 from darwinlm.stages.evaluate import Models
+from darwinlm.stages.execution.stage import Stage, Task
 from darwinlm.text.sampling.script import chat_parts
 
 FIGURES = "chats.json"

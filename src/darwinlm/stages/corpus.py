@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import Recipe
 from darwinlm.runtime.clock import working_time
+from darwinlm.stages.execution.stage import Stage, Task
 from darwinlm.text.amounts import amount_for_pruning, amount_for_recovery
 from darwinlm.text.sampling.corpus import write_corpus
 

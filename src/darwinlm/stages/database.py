@@ -15,8 +15,6 @@ from darwinlm.database.elimination import why_not_recorded
 from darwinlm.database.finished import TEXT, VERSION, calibration_documents, check_fits, find_database
 from darwinlm.database.metrics import find_metric
 from darwinlm.database.store import DatabaseReader
-from darwinlm.execution.context import Context
-from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.parts import KINDS
 from darwinlm.recipe import Recipe
@@ -25,6 +23,8 @@ from darwinlm.runtime.artifact import StageFolder, read_tensors, write_json, wri
 from darwinlm.runtime.compute import exact_device
 from darwinlm.runtime.errors import DataError
 from darwinlm.runtime.memory import kept_memory
+from darwinlm.stages.execution.context import Context
+from darwinlm.stages.execution.stage import Stage, Task
 from darwinlm.streaming.gradients import output_gradients
 from darwinlm.streaming.hidden import HiddenMemory
 from darwinlm.streaming.stream import BlockStream

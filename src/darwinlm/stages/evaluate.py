@@ -19,8 +19,6 @@ from darwinlm.evaluation.looking_back import (
 )
 from darwinlm.evaluation.quality import HEAD_TOKENS, measure_quality
 from darwinlm.evaluation.speed import continue_greedily, measure_speed, prompts_for
-from darwinlm.execution.context import Context
-from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.runtime import parallel
 from darwinlm.runtime.amounts import size
@@ -29,6 +27,8 @@ from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.figures import LookingBackFigures, ModelFigures, ModelKey
 from darwinlm.runtime.memory import free_bytes
 from darwinlm.stages.database import PruningDatabase
+from darwinlm.stages.execution.context import Context
+from darwinlm.stages.execution.stage import Stage, Task
 from darwinlm.stages.export import Exported
 from darwinlm.stages.recover import Recovered
 from darwinlm.stages.refit import Refitted

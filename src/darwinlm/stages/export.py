@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from darwinlm.execution.stage import Stage, Task
 from darwinlm.export.hf import RECORD, check_saved, recorded_digests, save_model, saved_digests
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import is_custom
@@ -16,6 +15,7 @@ from darwinlm.report.wording import without_folders
 from darwinlm.runtime.artifact import what_changed, write_json
 from darwinlm.runtime.mapped import in_file
 from darwinlm.runtime.version import VERSION
+from darwinlm.stages.execution.stage import Stage, Task
 from darwinlm.stages.refit import Refitted
 from darwinlm.stages.stitch import Stitched
 from darwinlm.surgery.depth import in_family_class

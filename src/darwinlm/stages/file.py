@@ -9,7 +9,6 @@ import torch
 from darwinlm.engines.in_llama_cpp import open_in_llama_cpp
 from darwinlm.engines.process import require_engine
 from darwinlm.evaluation.quality import measure_quality
-from darwinlm.execution.stage import Stage, Task
 from darwinlm.export.gguf import ENGINE, export_gguf
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.gguf.sizes import largest_type
@@ -17,6 +16,7 @@ from darwinlm.recipe import Recipe
 from darwinlm.runtime.artifact import read_as, write_json
 from darwinlm.runtime.errors import BudgetError, import_extra
 from darwinlm.runtime.figures import FileChoice, QuantisedFile
+from darwinlm.stages.execution.stage import Stage, Task
 from darwinlm.stages.export import Exported
 from darwinlm.text import TokenSequences
 

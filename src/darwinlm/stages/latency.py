@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import module_shapes
 from darwinlm.runtime.artifact import read_as, write_json
@@ -15,6 +14,7 @@ from darwinlm.search.latency.measure import check_fastest, fastest, measure_tabl
 from darwinlm.search.latency.table import LatencyTable
 from darwinlm.search.latency.timing import ModelTimer
 from darwinlm.search.problem import space_of
+from darwinlm.stages.execution.stage import Stage, Task
 
 WORRYING = 0.05
 """Prediction error above which the user is warned."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from darwinlm.engines.resolve import resolve_model
-from darwinlm.execution.context import Context
-from darwinlm.execution.output import guarded
-from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import digest_of, read_json, write_json
+from darwinlm.stages.execution.context import Context
+from darwinlm.stages.execution.output import guarded
+from darwinlm.stages.execution.stage import Stage, Task
 from darwinlm.surgery.vocabulary.cut import cut_weights, rows_in
 
 RECORD = "rows.json"

@@ -6,9 +6,6 @@ from typing import Any
 
 import torch
 
-from darwinlm.execution.plan import check_memory
-from darwinlm.execution.sizes import Sizes
-from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import ModuleShape, module_shapes
 from darwinlm.recipe import Recipe
@@ -17,6 +14,9 @@ from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import write_json
 from darwinlm.search.budgets import Counted, bounded
 from darwinlm.search.problem import Problem, space_of
+from darwinlm.stages.execution.plan import check_memory
+from darwinlm.stages.execution.sizes import Sizes
+from darwinlm.stages.execution.stage import Stage, Task
 from darwinlm.stages.layers import choose_layers, layers_that_run
 from darwinlm.units.cost import CostModel
 from darwinlm.units.levels import unfit_widths

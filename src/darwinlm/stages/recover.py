@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from darwinlm.execution.context import Context
-from darwinlm.execution.stage import Stage, Task
 from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import Recipe
@@ -22,6 +20,8 @@ from darwinlm.runtime.artifact import check_no_link, read_json, write_json
 from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.errors import ArtifactError
 from darwinlm.runtime.folders import remove
+from darwinlm.stages.execution.context import Context
+from darwinlm.stages.execution.stage import Stage, Task
 from darwinlm.stages.refit import Refitted
 from darwinlm.stages.stitch import Stitched
 from darwinlm.stages.text_source import check_source, fingerprint, given_source, with_corpus

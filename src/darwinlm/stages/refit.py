@@ -17,12 +17,12 @@ from torch import Tensor
 
 from darwinlm.database.blocks import block_file
 from darwinlm.evaluation.divergence import DenseDistribution
-from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import read_json, read_tensors, write_json
 from darwinlm.runtime.compute import exact
 from darwinlm.stages.database import stream_of
+from darwinlm.stages.execution.stage import Stage, Task
 from darwinlm.stages.stitch import Stitched
 from darwinlm.streaming.hidden import HiddenMemory
 from darwinlm.streaming.stream import BlockStream

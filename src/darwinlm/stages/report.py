@@ -9,7 +9,6 @@ import torch
 import transformers
 
 from darwinlm.evaluation.speed import prompts_for
-from darwinlm.execution.stage import Task
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.origin import origin_of
 from darwinlm.families.shapes import module_shapes
@@ -41,6 +40,7 @@ from darwinlm.search.module_losses import sensitivities
 from darwinlm.search.problem import Problem
 from darwinlm.stages.database import PruningDatabase
 from darwinlm.stages.evaluate import Measured
+from darwinlm.stages.execution.stage import Task
 from darwinlm.stages.export import Exported
 from darwinlm.stages.recover import Recovered
 from darwinlm.stages.refit import Refitted

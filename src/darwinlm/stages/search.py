@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import StageFolder, read_json, write_json
 from darwinlm.search.problem import Problem
 from darwinlm.search.search import search
 from darwinlm.stages.database import PruningDatabase
+from darwinlm.stages.execution.stage import Stage, Task
 from darwinlm.streaming.decoder import Decoder
 from darwinlm.streaming.streamed import StreamedDecoder
 from darwinlm.text import TokenSequences

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.execution.stage import Stage, Task
 from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.runtime.mapped import in_file
 from darwinlm.runtime.memory import ALL
 from darwinlm.stages.database import PruningDatabase
+from darwinlm.stages.execution.stage import Stage, Task
 from darwinlm.stages.search import SearchResult
 from darwinlm.surgery.stitch import stitch
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import Recipe
 from darwinlm.recovery.checks import check_length
 from darwinlm.runtime.errors import DataError
+from darwinlm.stages.execution.stage import Stage, Task
 from darwinlm.stages.text_source import TEXT_SETTINGS, check_source, given_source, text_key, with_corpus
 from darwinlm.text import (
     PURPOSES,

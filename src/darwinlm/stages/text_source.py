@@ -6,11 +6,11 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from darwinlm.execution.stage import Task
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import Recipe
 from darwinlm.runtime.artifact import digest_of, file_digest
 from darwinlm.runtime.errors import RecipeError
+from darwinlm.stages.execution.stage import Task
 from darwinlm.text import check_not_evaluation_text
 from darwinlm.text.amounts import SELF, named_parts
 from darwinlm.text.packing import added_bos

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from darwinlm.evaluation.spelling import measure_bits, measure_spelling
-from darwinlm.execution.stage import Stage, Task
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import Recipe
 from darwinlm.recipe.sections import TextSettings
 from darwinlm.report.summary import VocabularyFigures
 from darwinlm.runtime.artifact import read_as, write_json
 from darwinlm.runtime.errors import DataError, RecipeError
+from darwinlm.stages.execution.stage import Stage, Task
 from darwinlm.stages.text_source import TEXT_SETTINGS, check_source, given_source, text_key, with_corpus
 from darwinlm.streaming.hidden import HiddenMemory
 from darwinlm.streaming.streamed import StreamedDecoder

@@ -12,10 +12,10 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from pydantic import BaseModel
 
-from darwinlm.execution.context import Context
 from darwinlm.recipe import Recipe
 from darwinlm.runtime.artifact import StageFolder
 from darwinlm.runtime.figures import StageTime
+from darwinlm.stages.execution.context import Context
 
 Inputs = ParamSpec("Inputs")
 Result = TypeVar("Result")

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.execution.sizes import Sizes
-from darwinlm.execution.table import Row, rows_of
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.runtime.amounts import size
 from darwinlm.runtime.compute import await_device
 from darwinlm.runtime.errors import DeviceMemoryError
 from darwinlm.runtime.memory import all_bytes
+from darwinlm.stages.execution.sizes import Sizes
+from darwinlm.stages.execution.table import Row, rows_of
 from darwinlm.streaming.streamed import StreamedDecoder
 
 DEVICES = {

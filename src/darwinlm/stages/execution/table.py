@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from darwinlm.database.metrics import find_metric
 from darwinlm.evaluation.looking_back import number_of_lists
-from darwinlm.execution.sizes import Sizes
 from darwinlm.recovery.losses import needs_dense
 from darwinlm.search.dense_side import head_bytes
+from darwinlm.stages.execution.sizes import Sizes
 from darwinlm.streaming.hidden import STREAMS
 from darwinlm.surgery.refit import STRENGTHS
 from darwinlm.text.amounts import amount_for_pruning, amount_for_recovery, gradient_tokens, shares_of

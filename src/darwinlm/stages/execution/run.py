@@ -11,10 +11,6 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from darwinlm.execution.context import Context, open_context
-from darwinlm.execution.limit import TimeLimit, limited
-from darwinlm.execution.output import claim, guarded
-from darwinlm.execution.stage import Inputs, Result, Stage, Task, parameters
 from darwinlm.recipe.settled import named_here
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import StageFolder, code_version, read_manifest
@@ -22,6 +18,10 @@ from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.errors import DeviceMemoryError, RecipeError
 from darwinlm.runtime.figures import StageTime
 from darwinlm.runtime.memory import is_out_of_memory
+from darwinlm.stages.execution.context import Context, open_context
+from darwinlm.stages.execution.limit import TimeLimit, limited
+from darwinlm.stages.execution.output import claim, guarded
+from darwinlm.stages.execution.stage import Inputs, Result, Stage, Task, parameters
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 
-from darwinlm.execution.limit import TimeLimit
 from darwinlm.recipe import Recipe
 from darwinlm.recipe.settled import settled
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import STAGES
 from darwinlm.runtime.compute import DTYPES, resolve_device
 from darwinlm.runtime.console import Reporter
+from darwinlm.stages.execution.limit import TimeLimit
 
 
 @dataclass(frozen=True)

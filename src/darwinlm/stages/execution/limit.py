@@ -9,10 +9,6 @@ from pathlib import Path
 import torch
 
 from darwinlm.engines.resolve import describe_model
-from darwinlm.execution.output import mark
-from darwinlm.execution.plan import measure_rate
-from darwinlm.execution.sizes import Sizes
-from darwinlm.execution.table import rows_of
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.recipe.presets import AMOUNTS
 from darwinlm.runtime import parallel
@@ -20,6 +16,10 @@ from darwinlm.runtime.artifact import STAGES, read_json, write_json
 from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.figures import StageTime
 from darwinlm.runtime.memory import all_bytes
+from darwinlm.stages.execution.output import mark
+from darwinlm.stages.execution.plan import measure_rate
+from darwinlm.stages.execution.sizes import Sizes
+from darwinlm.stages.execution.table import rows_of
 
 FILE = "time_limit.json"
 FIXED, MEASURED = 0.4, 0.1
