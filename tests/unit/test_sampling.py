@@ -121,8 +121,8 @@ def model_that_says(tokens):
 @pytest.mark.parametrize(
     ("says", "reason"),
     [
-        (list(range(40, 200)), "doesn't end the user's turn"),
-        ([*range(40, 50), EOS_ID, *range(60, 80), EOS_ID], "repeat an earlier one"),
+        (list(range(40, 200)), "don't end the user's turn"),
+        ([*range(40, 50), EOS_ID, *range(60, 80), EOS_ID], "repeat an earlier prompt or text"),
         ([EOS_ID], "are empty or end in a loop"),
     ],
 )

@@ -32,7 +32,7 @@ def bench(
     engine: Annotated[
         str | None,
         typer.Option(
-            metavar="ENGINE", help="torch, llama.cpp or vllm. Without it, llama.cpp for GGUF files, else torch."
+            metavar="ENGINE", help="Such as torch, llama.cpp or vllm. Without it, llama.cpp for GGUF files, else torch."
         ),
     ] = None,
     prompt_tokens: Annotated[int, arguments.number("TOKENS", "Length of the prompt")] = 512,

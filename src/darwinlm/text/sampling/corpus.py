@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections import deque
+import json
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from darwinlm.runtime import parallel
-from darwinlm.runtime.errors import DataError
+from darwinlm.runtime.errors import DataError, storage_error
 from darwinlm.runtime.memory import kept_memory
-from darwinlm.text.sampling.lines import JsonLines
 from darwinlm.text.sampling.sampler import Sampled, Sampler
 from darwinlm.text.sampling.script import Script, chats, documents
 
@@ -56,106 +56,107 @@ def write_corpus(
                 continue
             if kind is documents:
                 say(f"{reason}, so it writes documents instead of chats")
-            corpus = _Corpus(script, folder, tokens, seed, first, progress)
+            corpus = _Corpus(script, folder, tokens, first, progress)
+            longest = max(segment.until for segment in script.segments)
+            sampler = Sampler(model, script.prefix, script.segments, longest, seed, rows)
             with parallel.agree():
-                failed = corpus.trial(model, rows) if parallel.is_main() else ""
+                failed = corpus.trial(sampler) if parallel.is_main() else ""
             failed = parallel.broadcast(failed)
             if not failed:
                 with parallel.agree():
-                    corpus.write(model, rows, late)
+                    corpus.write(sampler, late)
                 return
             reason = failed
     raise DataError(f"the model writes no text of its own that can be used ({reason}): name a text with --text")
 
 
 class _Corpus:
+    """The documents of one process; its file of JSON lines grows, and stays whole when the process is interrupted."""
+
     def __init__(
-        self,
-        script: Script,
-        folder: Path,
-        tokens: int,
-        seed: int,
-        first: int,
-        progress: Callable[[int, int], None],
+        self, script: Script, folder: Path, tokens: int, first: int, progress: Callable[[int, int], None]
     ) -> None:
-        self.script, self.seed, self.first, self.progress = script, seed, first, progress
-        self.lines = JsonLines(folder / f"{script.name}-{parallel.place()}.jsonl")
+        self.script, self.first, self.progress = script, first, progress
+        self.path = folder / f"{script.name}-{parallel.place()}.jsonl"
         self.wanted = -(-tokens // parallel.size())
-        self.seen = {str(record["identity"]) for record in self.lines.records}
+        records = []
+        if self.path.exists():
+            whole = self.path.read_bytes()
+            whole = whole[: whole.rfind(b"\n") + 1]  # an interruption cuts the last line
+            self.path.write_bytes(whole)
+            records += map(json.loads, whole.splitlines())
+        self.seen = {str(record["identity"]) for record in records}
         # What an interrupted run left out is tried again.
-        self.tried = {int(record["number"]): int(record["tokens"]) for record in self.lines.records}
+        self.tried = {int(record["number"]): int(record["tokens"]) for record in records}
         """Tokens of each finished sequence by its number, 0 if it was left out."""
         self.begun = 0
         self.lately: deque[bool] = deque(maxlen=RECENT)
         """Whether each of the last finished sequences was usable."""
-        self.why = {"unusable": 0, "repeated": 0, "unended": 0}
+        self.why = Counter[str]()
 
     @property
     def written(self) -> int:
         """Tokens in the file."""
         return sum(self.tried.values())
 
-    def trial(self, model: Any, rows: int | None) -> str:
+    def trial(self, sampler: Sampler) -> str:
         """Write the first documents, in the first process; returns why this kind of text can't be used, or nothing."""
         numbers = range(self.first, self.first + TRIAL)
-        self._run(model, rows, iter(numbers))
+        self._run(sampler, iter(numbers))
         if sum(1 for number in numbers if self.tried[number]) >= USABLE * TRIAL:
             return ""
-        self.lines.path.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
         return self._reason(TRIAL)
 
     def _reason(self, among: int) -> str:
         """The most frequent reason for leaving sequences out."""
-        worst = max(self.why, key=self.why.__getitem__)
-        among = max(among, self.why[worst])
-        what = "prompts" if self.script.name == "chats" else "texts"
-        return {
-            "unusable": f"{self.why[worst]} of {among} {self.script.name} are empty or end in a loop",
-            "repeated": f"{self.why[worst]} of {among} {what} repeat an earlier one",
-            "unended": f"it doesn't end the user's turn in {self.why[worst]} of {among} prompts",
-        }[worst]
+        ((worst, times),) = self.why.most_common(1)
+        return f"{times} of {max(among, times)} {self.script.name} {worst}"
 
-    def write(self, model: Any, rows: int | None, late: Callable[[], bool]) -> None:
+    def write(self, sampler: Sampler, late: Callable[[], bool]) -> None:
         """Write until there are enough tokens. Raises DataError if hardly any of the last sequences are usable."""
-        place, size = parallel.place(), parallel.size()
 
         def numbers() -> Iterator[int]:
-            for number in count(self.first + TRIAL + place, size):
+            for number in count(self.first + TRIAL + parallel.place(), parallel.size()):
                 unfinished = (self.begun - len(self.tried)) * (self.written / max(len(self.tried), 1))
                 if self.written + unfinished >= self.wanted or late():
                     return
                 yield number
 
-        self._run(model, rows, numbers())
+        self._run(sampler, numbers())
 
-    def _run(self, model: Any, rows: int | None, numbers: Iterator[int]) -> None:
-        script = self.script
-        length = max(segment.until for segment in script.segments)
-        sampler = Sampler(model, script.prefix, script.segments, length, self.seed, rows)
-        with self.lines:
-            for sampled in sampler.sample(self._new(numbers)):
-                self._add(sampled)
+    def _run(self, sampler: Sampler, numbers: Iterator[int]) -> None:
+        self.begun = len(self.tried)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                for sampled in sampler.sample(self._new(numbers)):
+                    self._add(sampled, file)
+        except OSError as error:
+            raise storage_error(self.path, error) from error
 
     def _new(self, numbers: Iterator[int]) -> Iterator[int]:
-        self.begun = len(self.tried)
         for number in numbers:
             if number not in self.tried:
                 self.begun += 1
                 yield number
 
-    def _add(self, sampled: Sampled) -> None:
+    def _add(self, sampled: Sampled, file: IO[str]) -> None:
         record, identity = self.script.record(sampled), self.script.identity(sampled)
-        self.lately.append(record is not None and identity not in self.seen)
-        self.tried[sampled.number] = 0
-        if record is None:
-            self.why["unended" if len(sampled.parts) < len(self.script.segments) else "unusable"] += 1
-        elif identity in self.seen:
-            self.why["repeated"] += 1
-        else:
+        usable = record is not None and identity not in self.seen
+        self.lately.append(usable)
+        self.tried[sampled.number] = len(sampled.tokens) if usable else 0
+        if record is not None and usable:
             self.seen.add(identity)
-            self.tried[sampled.number] = tokens = len(sampled.tokens)
-            self.lines.add({**record, "number": sampled.number, "tokens": tokens, "identity": identity})
+            kept = {"number": sampled.number, "tokens": len(sampled.tokens), "identity": identity}
+            file.write(json.dumps(record | kept) + "\n")
+            file.flush()
             self.progress(min(self.written, self.wanted), self.wanted)
+        elif record is not None:
+            self.why["repeat an earlier prompt or text"] += 1
+        else:
+            unended = len(sampled.parts) < len(self.script.segments)
+            self.why["don't end the user's turn" if unended else "are empty or end in a loop"] += 1
         if len(self.lately) == RECENT and sum(self.lately) < USABLE * RECENT:
             raise DataError(
                 f"the model's own text comes to an end after {self.written:,} of {self.wanted:,} tokens "
