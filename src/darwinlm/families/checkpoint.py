@@ -115,12 +115,11 @@ class Checkpoint:
         absent = sum(1 for row in layers if len(set(getattr(row, "skip", ()))) > 1)
         check_blocks(self.n_blocks, self.tensors, self.family.layers, self.folder / "config.json", absent=absent)
         model = self.outline
-        tied = getattr(model, "_tied_weights_keys", None) or {}
         parts = {name: parts for name, parts in self.tensors.items() if all(part in stored for part in parts.flat())}
         shapes = {name: part.shape(stored.__getitem__) for name, part in parts.items()}
         for name, tensor in model.state_dict().items():
             if name not in shapes:
-                if name in tied and getattr(self.config, "tie_word_embeddings", False):
+                if name in self._tied:
                     continue
                 raise CheckpointError(
                     f"{self.folder} lacks the tensor {name}, which its config.json requires: fetch the model again"
@@ -130,18 +129,19 @@ class Checkpoint:
                     f"{self.folder}: the tensor {name} is {_sizes(shapes[name])}, but config.json requires "
                     f"{_sizes(tuple(tensor.shape))}: fetch the model again"
                 )
-        self._check_no_more(set(self.tensors) - set(model.state_dict()), model)
-        self._check_tied(model)
+        ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+        for name in sorted(self.tensors.keys() - model.state_dict().keys()):  # which would be ignored silently
+            if name not in self._tied and not is_buffer(name) and not matches(name, ignored):
+                raise CheckpointError(
+                    f"{self.folder} holds the tensor {shorten(name)}, which a {self.family.model_type} model with its "
+                    "config.json does not have: fetch the model again"
+                )
+        self._check_tied()
 
-    def _check_tied(self, model: Any) -> None:
+    def _check_tied(self) -> None:
         """Refuse a head that should be the embedding and isn't: transformers uses both, but saves only one."""
-        tied = (
-            (getattr(model, "_tied_weights_keys", None) or {})
-            if getattr(self.config, "tie_word_embeddings", False)
-            else {}
-        )
-        for name, other in tied.items():
-            if name in self.tensors and other in self.tensors:
+        for name, other in self._tied.items():
+            if {name, other} <= self.tensors.keys():
                 left, right = (self.read(each)[""] for each in (name, other))
                 if left.shape != right.shape or not torch.equal(left, right):
                     raise CheckpointError(
@@ -149,16 +149,11 @@ class Checkpoint:
                         'same: set "tie_word_embeddings" to false there, or remove the tensor that is wrong'
                     )
 
-    def _check_no_more(self, names: set[str], model: Any) -> None:
-        """Refuse surplus weights, which would be ignored silently."""
-        ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
-        tied = getattr(model, "_tied_weights_keys", None) or {}
-        for name in sorted(names):
-            if name not in tied and not is_buffer(name) and not matches(name, ignored):
-                raise CheckpointError(
-                    f"{self.folder} holds the tensor {shorten(name)}, which a {self.family.model_type} model with its "
-                    "config.json does not have: fetch the model again"
-                )
+    @property
+    def _tied(self) -> dict[str, str]:
+        """Tensors that are another one, by name, if the configuration ties them."""
+        tied = getattr(self.config, "tie_word_embeddings", False)
+        return (getattr(self.outline, "_tied_weights_keys", None) or {}) if tied else {}
 
     def check_carried(self) -> None:
         """Read early what the last stages read of a model: its origin and the parts around its language model.
