@@ -79,7 +79,7 @@ class _Corpus:
         self.script, self.first, self.progress = script, first, progress
         self.path = folder / f"{script.name}-{parallel.place()}.jsonl"
         self.wanted = -(-tokens // parallel.size())
-        records = []
+        records: list[dict[str, Any]] = []
         if self.path.exists():
             whole = self.path.read_bytes()
             whole = whole[: whole.rfind(b"\n") + 1]  # an interruption cuts the last line
