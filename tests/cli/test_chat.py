@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 
-from darwinlm.cli.chat import _answer
 from darwinlm.engines.opened import Opened, open_model
 from darwinlm.evaluation.chat import AnswerSettings, Conversation
 from darwinlm.runtime.errors import DataError
@@ -127,15 +125,3 @@ def test_what_is_refused(command, said, talker: Path, arguments, question, parts
         (talker / "chat_template.jinja").write_text("{{ raise_exception('roles must alternate') }}")
     said(f"{question}\n")
     command("chat", *arguments.format(model=talker).split(), "-q").refused(*parts)
-
-
-def test_two_columns_in_a_terminal(opened: Opened) -> None:
-    talks = {name: Conversation(opened, AnswerSettings(6, 0.0)) for name in ("small", "dense")}
-    for width, beside in ((80, True), (40, False)):
-        stream = io.StringIO()
-        console = Console(file=stream, width=width, force_terminal=True, color_system=None)
-        for talk in talks.values():
-            talk.reset()
-        _answer(console, talks, "hello")
-        heads = [line for line in stream.getvalue().splitlines() if "small" in line and "dense" in line]
-        assert bool(heads) is beside

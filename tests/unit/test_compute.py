@@ -122,12 +122,6 @@ def test_apples_gpu_is_used_by_name(gpus, apple, processes):
         resolve_device("mps")
 
 
-@pytest.mark.parametrize(("macos", "dtype"), [((14, 0), "bfloat16"), ((13, 6), "float32")])
-def test_apples_gpu_has_bfloat16_since_macos_14(apple, macos, dtype):
-    apple(macos)
-    assert fast_dtype(MPS) == dtype
-
-
 def test_each_process_has_its_gpu(gpus, processes):
     gpus(4)
     processes(3, 4)

@@ -1,17 +1,13 @@
 """No weight is made up and no code is run: GGUF files through transformers, and tokenizers."""
 
-import json
 import re
-import shutil
 import struct
 import sys
-from pathlib import Path
 
 import pytest
 
 from darwinlm.engines.resolve import resolve_model
-from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.runtime.errors import CheckpointError, MissingExtraError, RemoteCodeError, install
+from darwinlm.runtime.errors import CheckpointError, MissingExtraError, install
 
 
 @pytest.mark.parametrize(
@@ -26,27 +22,6 @@ def test_a_renamed_tensor_of_a_gguf_file(gguf_bytes, tmp_path, name):
     with pytest.raises(CheckpointError, match=r"m\.gguf.*(lacks|weights)"):
         resolve_model(str(tmp_path / "m.gguf"), tmp_path / "work")
     assert not (tmp_path / "work").exists()
-
-
-@pytest.fixture
-def with_code(tiny_llama: Path, tmp_path: Path) -> Path:
-    """A model whose tokenizer is code of its own."""
-    folder = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
-    (folder / "tokenizer.json").unlink()
-    tree = {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["code.Mine", None]}}
-    (folder / "tokenizer_config.json").write_text(json.dumps(tree))
-    (folder / "code.py").write_text(f"open({str(tmp_path / 'RAN')!r}, 'w').close()\n")
-    return folder
-
-
-def test_a_tokenizer_with_code_of_its_own_is_refused_without_a_question(with_code, tmp_path, monkeypatch):
-    def ask(*_: object) -> str:
-        raise AssertionError("a question was asked")
-
-    monkeypatch.setattr("builtins.input", ask)
-    with pytest.raises(RemoteCodeError, match=r"the tokenizer of .+ wants to run its own .+ --allow-remote-code"):
-        Checkpoint.open(with_code).tokenizer()
-    assert not (tmp_path / "RAN").exists()
 
 
 @pytest.mark.parametrize("package", ["gguf", "accelerate"])
