@@ -6,8 +6,8 @@ import json
 
 import pytest
 import torch
-from tests.tiny.cutting import EVEN, ODD, Kept, cut, near
-from tests.tiny.models import FAMILIES, tiny_model
+from tests.tiny.cutting import Kept, cut, near
+from tests.tiny.models import FAMILIES
 from tests.tiny.pruned import logits_of as logits
 from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
 from tests.tiny.tokenizer import tiny_tokenizer
@@ -36,8 +36,7 @@ OWN_SIZES = (
 
 @pytest.mark.parametrize("model_type", OWN_SIZES)
 def test_dense_of_hybrids_and_of_compressed_attention(tmp_path, model_type):
-    plan = [Kept(), Kept(channels=ODD), Kept(channels=[]), Kept(channels=EVEN)]
-    pruned = cut(tiny_model(model_type), plan)
+    pruned = cut(model_type, [Kept(), Kept(mlp=1 / 2), Kept(mlp=0), Kept(mlp=1 / 3)])
     pruned.save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     report = export_model(tmp_path / "model", tmp_path / "dense", to="dense")

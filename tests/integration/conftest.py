@@ -1,11 +1,10 @@
-"""Models cut by hand, and what a recovery starts from, made once for each file."""
+"""Models whose layers differ, and what a recovery starts from, made once for each file."""
 
 from typing import Any
 
 import pytest
 from tests.tiny.checkpoint import tiny_text
-from tests.tiny.cutting import Kept, cases, cut, plan_for
-from tests.tiny.models import tiny_model
+from tests.tiny.cutting import cases, cut
 
 
 @pytest.fixture(
@@ -23,21 +22,9 @@ def case(request: pytest.FixtureRequest) -> tuple[str, str]:
 
 
 @pytest.fixture(scope="module")
-def dense(case: tuple[str, str]) -> Any:
-    """The tiny model of the family."""
-    return tiny_model(case[0])
-
-
-@pytest.fixture(scope="module")
-def plan(case: tuple[str, str]) -> list[Kept]:
-    """What stays of each of its blocks."""
-    return plan_for(*case)
-
-
-@pytest.fixture(scope="module")
-def pruned(dense: Any, plan: list[Kept]) -> Any:
+def pruned(case: tuple[str, str]) -> Any:
     """The smaller model, which never ends a text early."""
-    model = cut(dense, plan)
+    model = cut(*case)
     model.generation_config.eos_token_id = None
     return model
 

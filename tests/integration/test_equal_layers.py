@@ -7,7 +7,7 @@ import pytest
 import torch
 from rich.console import Console
 from tests.integration.test_without_package import run_elsewhere
-from tests.tiny.cutting import ALL, EVEN, WHOLE, Kept, cut, logits, mixers, near, tokens
+from tests.tiny.cutting import GONE, Kept, cut, logits, near, tokens
 from tests.tiny.models import FAMILIES, tiny_model
 from tests.tiny.stages import run_stages
 
@@ -30,30 +30,28 @@ for name in sys.argv[2:]:
     found[name]["layers"] = len(model.model.layers)
 print(json.dumps(found))
 """
-REMOVED = 1
-BY_NUMBER = {"deepseek_v2", "deepseek_v3", "ernie4_5_moe", "glm4_moe", "qwen2_moe", "qwen3_moe", "qwen3_next"}
-"""Families in whose tiny models it depends on a block's number whether its MLP is a mixture."""
-LINKED = {"gemma4_text", "gemma4_text_experts"}
+LINKED = {"gemma4_text"}
 """Families whose blocks read more than the residual stream."""
+NEVER = {name for name, family in families().items() if family.attention.cut == "never"}
+"""Families whose attentions stay, and so do their blocks."""
 
 
 def equal_plan(model_type: str) -> list[Kept]:
     """The same sizes in all blocks, without one of them."""
-    heads = ALL if model_type in WHOLE or any(mixers(model_type)) else ALL[:2]
-    mixture = families()[model_type].mlp.experts is not None
-    plan = [Kept(heads, list(range(96)) if mixture else EVEN) for _ in range(4)]
-    plan[REMOVED] = Kept([], [])
-    return plan
+    family = families()[model_type]
+    heads = None if family.attention.cut != "heads" or family.mixer else (1, 2)
+    kept = Kept(heads, 1.0 if family.mlp.experts else 1 / 3)
+    return [kept, GONE, kept, kept]
 
 
 def test_every_family_without_a_block_is_its_own_class_elsewhere(tmp_path):
     pruned, names = {}, []
     for name in FAMILIES:
         tiny_model(name).save_pretrained(tmp_path / "dense")
-        if not can_lose_blocks(Checkpoint.open(tmp_path / "dense")):
+        if name in NEVER or not can_lose_blocks(Checkpoint.open(tmp_path / "dense")):
             continue
         names.append(name)
-        pruned[name] = cut(tiny_model(name), equal_plan(name))
+        pruned[name] = cut(name, equal_plan(name))
         pruned[name].save_pretrained(tmp_path / "unequal")
         small = in_family_class(pruned[name], Checkpoint.open(tmp_path / "unequal"))
         assert torch.equal(logits(small, tokens()), logits(pruned[name], tokens())), name
@@ -62,7 +60,7 @@ def test_every_family_without_a_block_is_its_own_class_elsewhere(tmp_path):
         assert config["model_type"] == FAMILIES[name].get("model_type", name)
         assert "auto_map" not in config
         assert config[KEPT] == [0, 2, 3]
-    assert set(FAMILIES) - set(names) == BY_NUMBER | LINKED
+    assert set(FAMILIES) - set(names) == NEVER | LINKED
     found = run_elsewhere(PLAIN, [json.dumps(tokens().tolist()), *names], tmp_path)
     for name in names:
         assert found[name]["class"].startswith("transformers.models."), name

@@ -6,8 +6,8 @@ import pickle
 
 import pytest
 import torch
-from tests.tiny.cutting import blanked, cut, logits, near, plan_for, tokens
-from tests.tiny.models import tiny_config, tiny_model
+from tests.tiny.cutting import cut_and_masked, logits, near, tokens
+from tests.tiny.models import tiny_config
 from transformers import AutoModel, AutoModelForCausalLM
 
 from darwinlm.families.family import family_of
@@ -16,10 +16,10 @@ from darwinlm.families.pruned import pruned_classes, pruned_config
 from darwinlm.families.shapes import head_dim
 
 
-def test_equals_the_masked_dense_model(dense, plan, pruned):
-    ids = tokens()
-    near(logits(pruned, ids), logits(blanked(dense, plan), ids), pruned)
-    assert (logits(pruned, ids) - logits(dense, ids)).abs().max() > 0.1
+def test_equals_the_masked_dense_model(case):
+    pruned, masked = cut_and_masked(*case)
+    assert type(pruned) is not type(masked)
+    near(logits(pruned, tokens()), logits(masked, tokens()), pruned)
 
 
 def test_save_and_load(pruned, tmp_path):
@@ -101,15 +101,14 @@ TIED = {"tie_word_embeddings": True}
     ],
 )
 def test_variants_of_families(model_type, overrides, tmp_path):
-    dense, ids = tiny_model(model_type, **overrides), tokens()
-    plan = plan_for(model_type, "no attention first")
-    pruned = cut(dense, plan)
-    near(logits(pruned, ids), logits(blanked(dense, plan), ids), pruned)
+    pruned, masked = cut_and_masked(model_type, "no attention first", **overrides)
+    ids = tokens()
+    near(logits(pruned, ids), logits(masked, ids), pruned)
     pruned.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert torch.equal(logits(again, ids), logits(pruned, ids))
     tied = again.lm_head.weight is again.model.embed_tokens.weight
-    assert tied == dense.config.tie_word_embeddings
+    assert tied == masked.config.tie_word_embeddings
 
 
 @pytest.mark.parametrize(

@@ -2,26 +2,15 @@
 
 import pytest
 import torch
-from tests.tiny.cutting import MIXED, PLANS, cut, logits, near, tokens
-from tests.tiny.models import tiny_model
+from tests.tiny.cutting import cut, logits, near, tokens
 from transformers import AutoModelForCausalLM
-
-
-@pytest.fixture(params=["llama", "gemma3_text", "phi3"], scope="module")
-def saved(request, tmp_path_factory):
-    """A model without its first attention and with an empty block, and its folder."""
-    model = cut(tiny_model(request.param), MIXED)
-    model.generation_config.eos_token_id = None
-    folder = tmp_path_factory.mktemp("saved") / request.param
-    model.save_pretrained(folder)
-    return model, folder
 
 
 @pytest.mark.parametrize("plan", ["no attention first", "nothing first", "query heads"])
 def test_automatic_placement_keeps_blocks_whole(tmp_path, plan):
     """What doesn't fit into the memory lies on the disk and is fetched block by block."""
     accelerate = pytest.importorskip("accelerate", reason="the extra train")
-    model = cut(tiny_model("llama"), PLANS[plan])
+    model = cut("llama", plan)
     model.save_pretrained(tmp_path / "model")
     total = sum(w.numel() * w.element_size() for w in model.parameters())
 

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import torch
-from tests.tiny.cutting import cut, logits, plan_for, tokens
-from tests.tiny.models import FAMILIES, tiny_model
+from tests.tiny.cutting import cut, logits, tokens
+from tests.tiny.models import FAMILIES
 from tests.tiny.stages import run_stages
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -157,7 +157,7 @@ def test_equal_layers_load_elsewhere_without_custom_code(tiny_llama, make_run, t
 def test_every_family_without_its_first_layer_runs_elsewhere(tmp_path):
     """Or without that layer's attention, in every other one."""
     plans = ("no attention first", "nothing first")
-    models = {name: cut(tiny_model(name), plan_for(name, plans[i % 2])) for i, name in enumerate(FAMILIES)}
+    models = {name: cut(name, plans[i % 2]) for i, name in enumerate(FAMILIES)}
     for model_type, model in models.items():
         model.save_pretrained(tmp_path / model_type)
     ids = tokens(length=12)

@@ -14,7 +14,8 @@ class FirstUnits(ModuleReader):
     def best_columns(self, block: int, kind: ModuleKind, level: Level) -> Tensor:
         shape = self.shapes[block, kind]
         if kind == "mlp":
-            return torch.arange(level.width)
+            columns = torch.arange(level.width)
+            return columns.expand(level.experts, -1) if shape.experts else columns
         if level.heads:
             heads = torch.arange(shape.groups * shape.heads).view(shape.groups, shape.heads)
             places = heads[: level.groups, : level.heads].reshape(-1)
