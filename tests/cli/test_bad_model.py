@@ -70,6 +70,10 @@ REFUSED = {
     ),
     "weights that are NaN": (lambda f: edit_weights(f, of_value(torch.nan)), ("block 1", "aren't finite")),
     "weights without bound": (lambda f: edit_weights(f, of_value(torch.inf)), ("block 1", "aren't finite")),
+    "weights that overflow": (
+        lambda f: edit_weights(f, lambda tensors: tensors["model.layers.1.mlp.down_proj.weight"].fill_(3e38)),
+        ("block 1", "gives values that aren't finite on the calibration text"),
+    ),
 }
 
 
