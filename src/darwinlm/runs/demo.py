@@ -37,7 +37,6 @@ search, for a twentieth of the loss. A refit gained nothing on so little text.""
 
 FULL: dict[str, Any] = {
     "text.source": "self",
-    "refit.tokens": 45056,
     "search.generations": 10,
     "search.offspring": 6,
     "recovery.tokens": 24576,
