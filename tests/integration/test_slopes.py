@@ -11,7 +11,7 @@ from darwinlm.runtime.errors import NumericsError, TimeLimitError
 from darwinlm.search.fitness import Clock, Fitness
 from darwinlm.search.gradients import Gradients
 
-STEP, IN_MIXTURES = 3e-3, 1e-4
+STEP, IN_MIXTURES = 3e-3, 3e-4
 """A step; larger ones change which experts tokens take."""
 
 
