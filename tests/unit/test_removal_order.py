@@ -144,16 +144,20 @@ def test_dead_inputs_go_first_by_index_at_no_cost(u, dead, first):
 
 @pytest.mark.parametrize("u", [1, 4])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("which", ["second moment", "weight", "gradients"])
+@pytest.mark.parametrize("which", ["second moment", "weight", "second moment of the gradients"])
 def test_not_finite(which, value, u):
-    matrices = {"second moment": second_moment(8, "plain"), "weight": weight(4, 8), "gradients": torch.eye(4)}
+    matrices = {
+        "second moment": second_moment(8, "plain"),
+        "weight": weight(4, 8),
+        "second moment of the gradients": torch.eye(4),
+    }
     matrices[which][1, 1] = value
     with pytest.raises(NumericsError, match=f"block 3 mlp: the {which} holds NaN"):
         removal_order(
             matrices["second moment"],
             matrices["weight"],
             torch.arange(8).view(-1, u),
-            gradients=matrices["gradients"],
+            gradients=matrices["second moment of the gradients"],
             name="block 3 mlp",
         )
 
