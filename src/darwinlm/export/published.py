@@ -28,7 +28,7 @@ from darwinlm.runtime.errors import CheckpointError, ModelError, first_line
 from darwinlm.runtime.limits import shorten
 from darwinlm.runtime.lock import hold_target
 from darwinlm.surgery.shrink import ATTENTION_HEADS, KV_HEADS, QUERY_GROUPS, STORED_KV_HEADS
-from darwinlm.surgery.stitch import SKIP, fill, smaller_config
+from darwinlm.surgery.stitch import SKIP, smaller_config
 
 SHARING = ("first", "spread")
 """How query heads share KV heads if their number isn't a multiple. `first`: each has the KV head that it would have
@@ -69,7 +69,7 @@ def import_model(
     checkpoint = open_published(folder, sharing=sharing)
     say("reading")
     report = ExportReport("import", str(out), details={"family": checkpoint.family.model_type})
-    model = _filled(checkpoint)
+    model = _loaded(checkpoint)
     with hold_target(out), unchecked(out) as temporary:
         save_model(model, temporary, tokenizer=tokenizer_of(checkpoint))
         say("checking")
@@ -109,24 +109,16 @@ def open_published(folder: Path, *, sharing: str | None = None) -> Checkpoint:
     return replace(stock, config=smaller_config(stock, table))
 
 
-def _filled(checkpoint: Checkpoint) -> Any:
-    """The model with its weights, without the norms of absent sub-layers. Raises CheckpointError if they don't fit."""
-    model = checkpoint.skeleton()
-    places, tied = model.state_dict(), getattr(model, "_tied_weights_keys", None) or {}
-    tensors = checkpoint.read()
-    surplus = {name for name in tensors if name not in places and name not in tied}
-    norms = {name for name in surplus if name.endswith("_layernorm.weight") and LAYER.match(name)}
-    if others := surplus - norms:
-        raise CheckpointError(
-            f"{checkpoint.folder} holds the tensor {shorten(min(others))}, which its config.json doesn't describe: "
-            "fetch the model again"
-        )
-    try:
-        left, _ = fill(model, {name: tensor for name, tensor in tensors.items() if name not in norms})
-    except RuntimeError as error:
-        raise CheckpointError(f"can't load the weights in {checkpoint.folder}: {first_line(error)}") from error
-    if left:
-        raise CheckpointError(f"{checkpoint.folder} lacks the tensor {left[0]}: fetch the model again")
+def _loaded(checkpoint: Checkpoint) -> Any:
+    """The model, without the norms of absent sub-layers. Raises CheckpointError if its weights don't fit."""
+    model = checkpoint.load(checkpoint.dtype)
+    known = {*model.state_dict(), *(getattr(model, "_tied_weights_keys", None) or {})}
+    for name in sorted(checkpoint.tensors.keys() - known):
+        if not (name.endswith("_layernorm.weight") and LAYER.match(name)):
+            raise CheckpointError(
+                f"{checkpoint.folder} holds the tensor {shorten(name)}, which its config.json doesn't describe: fetch "
+                "the model again"
+            )
     return model
 
 
