@@ -150,6 +150,11 @@ def test_damaged_files_are_named(tmp_path, content, name, read):
         read(path)
 
 
+def test_a_block_without_modules_has_a_file_without_tensors(tmp_path):
+    write_tensors(tmp_path / "none.safetensors", {})
+    assert read_tensors(tmp_path / "none.safetensors") == {}
+
+
 def test_numbers_that_json_does_not_know_are_refused(tmp_path):
     with pytest.raises(NumericsError, match="isn't finite"):
         write_json(tmp_path / "a.json", {"kl": float("nan")})

@@ -161,7 +161,9 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Map
     from safetensors.torch import save_file
 
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, lambda to: save_file(contiguous, to, metadata=dict(metadata or {})))
+    # With an empty mapping and no tensors, the library writes what it can't read.
+    about = dict(metadata) if metadata else None
+    write_atomically(path, lambda to: save_file(contiguous, to, metadata=about))
 
 
 def read_json(path: Path) -> Any:
