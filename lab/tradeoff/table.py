@@ -150,7 +150,7 @@ def _draw(tradeoff: Tradeoff, to: Path, across: str, place: Callable[[FileRow], 
     """Draw files as points, KL upward, and name those of the front; `less`: whether a smaller place is better."""
     points = [(place(row), max(row.kl, LEAST)) for row in tradeoff.rows]
     with plots.plot_style():
-        figure, axis = plots.empty_axes(across, "KL (nats/token)", narrow=False)
+        figure, axis = plots.empty_axes(across, "KL (nats/token)")
         best = front([(x if less else -x, y) for x, y in points])
         axis.step(
             *zip(*(points[index] for index in best), strict=True),

@@ -26,7 +26,7 @@ from darwinlm.stages.model import TEACHER, open_model
 from darwinlm.stages.plan import PLAN, check_budget
 from darwinlm.stages.recover import RECOVER, check_recovery
 from darwinlm.stages.refit import REFIT
-from darwinlm.stages.report import write_summary
+from darwinlm.stages.report import Made, write_summary
 from darwinlm.stages.search import SEARCH
 from darwinlm.stages.stitch import STITCH
 from darwinlm.stages.text import TEXT, Texts, check_text, documents_of
@@ -191,19 +191,18 @@ def make(run: Run, inputs: Inputs, problem: Problem, database: PruningDatabase) 
     measured = run(EVALUATE, dense, models, made.exported, text["evaluation"])
     file = run(FILE, teacher, made.exported, text["evaluation"]) if recipe.budget.kind == "file" else None
     run.reach(REPORT)
-    return write_summary(
-        run.task(REPORT),
-        dense,
-        teacher,
-        inputs.vocabulary,
-        text,
-        problem,
-        database,
-        search,
-        made.refit,
-        made.recovered,
-        made.exported,
-        chats,
-        measured,
-        file,
+    of_run = Made(
+        dense=dense,
+        teacher=teacher,
+        vocabulary=inputs.vocabulary,
+        text=text,
+        problem=problem,
+        search=search,
+        refit=made.refit,
+        recovered=made.recovered,
+        exported=made.exported,
+        chats=chats,
+        measured=measured,
+        file=file,
     )
+    return write_summary(run.task(REPORT), of_run)

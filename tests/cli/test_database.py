@@ -1,4 +1,4 @@
-"""`darwinlm database`, `darwinlm inspect` and `darwinlm prune --database`: what they do, and what they refuse."""
+"""Databases built with `--until`, inspected, and used with `--database`: what is done, and what is refused."""
 
 import errno
 import json
@@ -28,7 +28,8 @@ def copied(finished_llama: Path, tmp_path: Path) -> Path:
 def test_database_alone_then_inspect_then_prune(command, prune, tiny_llama, tiny_text_file, finished_llama, tmp_path):
     """The same model comes out as when the pipeline makes its own database."""
     out = tmp_path / "db"
-    command("database", tiny_llama, "--out", out, "--text", tiny_text_file, *sets(SETTINGS)).succeeded()
+    words = ("prune", tiny_llama, "--until", "database", "--out", out, "--text", tiny_text_file)
+    command(*words, *sets(SETTINGS)).succeeded()
     assert {path.name for path in (out / "stages").iterdir()} == {"text", "plan", "gradients", "database"}
     ended = command("inspect", out).succeeded()
     assert "heads" in ended.out
@@ -120,7 +121,7 @@ def test_a_damaged_database(command, prune, copied, how, damage):
 
 def test_a_folder_that_is_no_database(command, tmp_path):
     command("inspect", tmp_path / "none").refused("there is no folder")
-    command("inspect", tmp_path).refused(f"{tmp_path} holds no database", "darwinlm database")
+    command("inspect", tmp_path).refused(f"{tmp_path} holds no database", "--until database")
 
 
 def test_a_file_that_changes_under_the_reader(copied, tiny_llama):

@@ -28,7 +28,6 @@ WRITERS = {
     "its text": "prune model --keep 60% --text run/stages/text/t.txt --out run",
     "a field of its text": "prune model --keep 60% --text run/t.jsonl#body --out run",
     "into its text": "prune model --keep 60% --text texts --out texts/run",
-    "database": f"database run/model {TEXT} --out run",
     "recover": f"recover run --tokens 512 {TEXT} --out run",
     "recover its model": "recover run/model --teacher model --tokens 512 --out run",
     "export": "export run --to hf --out run --overwrite",
@@ -56,7 +55,7 @@ def test_a_command_does_not_write_over_its_inputs(
     Path("run/t.jsonl").write_text('{"body": "words"}\n')
     before = content(tmp_path)
     words = WRITERS[name].split()
-    more = sets(SETTINGS) if words[0] in ("prune", "database") else []
+    more = sets(SETTINGS) if words[0] == "prune" else []
     command(*words, *more).refused("which this command reads: choose another place")
     assert content(tmp_path) == before
 

@@ -21,7 +21,7 @@ def with_code(model_copy: Path, tmp_path: Path) -> Path:
     return model_copy
 
 
-@pytest.mark.parametrize("name", ["prune", "database", "plan"])
+@pytest.mark.parametrize("name", ["prune", "plan"])
 @pytest.mark.parametrize("given", ["a recipe", "a section", "--set"])
 def test_a_recipe_does_not_let_code_run(command, with_code, tiny_text_file, tmp_path, name, given):
     recipe = {"model": str(with_code), "text": {"source": str(tiny_text_file)}}
@@ -49,9 +49,8 @@ def test_a_record_does_not_let_code_run(command, finished_copy, with_code, tiny_
     ended.refused(SAID)
 
 
-@pytest.mark.parametrize("name", ["prune", "database"])
-def test_the_caller_lets_it_run(command, with_code, tiny_text_file, tmp_path, name):
-    words = (name, with_code, "--text", tiny_text_file, "--out", tmp_path / "out", *sets(SETTINGS))
+def test_the_caller_lets_it_run(command, with_code, tiny_text_file, tmp_path):
+    words = ("prune", with_code, "--text", tiny_text_file, "--out", tmp_path / "out", *sets(SETTINGS))
     command(*words).refused("wants to run its own Python code", "--allow-remote-code")
     assert not (tmp_path / "ran").exists()
     command(*words, "--allow-remote-code").refused()  # the code holds no tokenizer

@@ -109,7 +109,7 @@ COMMANDS: dict[str, Words] = {
         given, "--keep", "60%", "--out", out / "out", *sets(("recovery.tokens=1024", *TRAINING))
     ),
     "database": lambda given, out: [
-        "database", given.model, "--text", given.text, "--out", out / "out", *sets(SETTINGS)
+        "prune", given.model, "--until", "database", "--text", given.text, "--out", out / "out", *sets(SETTINGS)
     ],
     "recover": lambda given, out: [
         "recover", given.finished, "--tokens", "1536", "--text", given.text, "--out", out / "out",

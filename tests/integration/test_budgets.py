@@ -46,15 +46,15 @@ def test_parameters_of_the_whole_saved_model(tiny_folder, make_run, tmp_path, mo
 @pytest.mark.parametrize("model_type", ["llama", "gemma3_text", "gemma4_text"])
 def test_bytes_of_weights_and_cache(tiny_folder, make_run, tmp_path, model_type):
     """Compared with the file and the cache of the saved model. gemma3 has sliding windows of 8."""
-    context, batch = 24, 2
-    settings = ("budget.bytes=350kB", f"budget.context={context}", f"budget.batch={batch}")
+    context = 24
+    settings = ("budget.bytes=350kB", f"budget.context={context}")
     model = tiny_folder(model_type)
     plan = result(make_run(model, tmp_path / "plan", *settings, keep=None), "plan")
     target = int(0.7 * plan.cost.dense)
     settings = (f"budget.bytes={target}", *settings[1:])
     found = run_stages(make_run(model, tmp_path / "out", *settings, keep=None), "export")
     weights = sum(tensor.nbytes for tensor in load_file(tmp_path / "out" / "model" / "model.safetensors").values())
-    tokens = torch.randint(3, 250, (batch, context))
+    tokens = torch.randint(3, 250, (1, context))
     with torch.no_grad():
         cache = saved(tmp_path / "out")(input_ids=tokens, use_cache=True).past_key_values
     kept = sum(

@@ -95,16 +95,6 @@ def searched(blocks=30):
             "refit": model(81312128, 53000000, 48.36, 0.871, 541.3, 24.6, [" Paris <b>now</b>", " it boils."]),
         },
         "origin": {"base_model": "HuggingFaceTB/SmolLM2-135M", "license": "apache-2.0", "languages": ["en"]},
-        "sensitivity": [
-            {
-                "block": block,
-                "kind": kind,
-                "removed": (3.0 if kind == "mlp" else 0.5) * 0.8**block,
-                "halved": None if block == 4 else 0.1 * 0.8**block,
-            }
-            for block in range(blocks)
-            for kind in ("attention", "mlp")
-        ],
         "prompts": ["The capital of France is", "Water boils when"],
         "allocation": allocation,
         "search": {
@@ -148,7 +138,6 @@ def plain():
     """A run without search and refit: equal layers, no custom code."""
     summary = searched()
     summary["search"] = summary["refit"] = None
-    summary["sensitivity"] = []
     del summary["models"]["refit"], summary["models"]["uniform"]
     for entry in summary["allocation"]:
         entry.update(groups=2, heads=6, width=704)
@@ -186,7 +175,6 @@ def given():
     models = summary["models"]
     summary["models"] = {"dense": models["dense"], "before": models["stitched"], "recovered": models["recovered"]}
     summary["search"] = summary["refit"] = summary["budget"] = None
-    summary["sensitivity"] = []
     return summary
 
 

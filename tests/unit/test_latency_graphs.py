@@ -54,7 +54,7 @@ def test_a_cache_of_fixed_size_gives_the_same_logits(model_type, tiny_folder):
 def timer_of(folder, **request: int):
     checkpoint = Checkpoint.open(folder)
     shapes = {(shape.block, shape.kind): shape for shape in module_shapes(checkpoint)}
-    work = BudgetSettings(**{"prefill_tokens": 4, "decode_tokens": 6, "batch": 2, **request})
+    work = BudgetSettings(**{"prefill_tokens": 4, "decode_tokens": 6, **request})
     timer = ModelTimer(checkpoint, shapes, work, dtype=torch.float32, device=torch.device("cpu"), runs=1)
     levels = {place: module_levels(checkpoint.family, shape, UnitsSettings()).levels for place, shape in shapes.items()}
     dense = {place: own[-1] for place, own in levels.items()}

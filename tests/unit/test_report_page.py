@@ -1,4 +1,4 @@
-"""What the page adds to the tables: sensitivity, where the loss sits, commands; and the page of a sweep."""
+"""What the page adds to the tables: commands; and the page of a sweep."""
 
 import pytest
 from tests.tiny.summaries import SUMMARIES, Page, changed, made, recovered, searched, text_of

@@ -3,11 +3,11 @@
 from darwinlm.cli import (  # noqa: F401 - each declares its command
     bench,
     chat,
-    database,
     demo,
     evaluate,
     export,
     import_,
+    inspect,
     plan,
     prune,
     recover,

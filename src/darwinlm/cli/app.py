@@ -22,7 +22,7 @@ USE = "Use a model elsewhere"
 LEARN = "Learn more"
 
 ORDER = (
-    ("prune", "recover", "database", "demo"),
+    ("prune", "recover", "demo"),
     ("show", "chat", "evaluate", "bench", "inspect"),
     ("export", "import"),
     ("plan",),

@@ -127,7 +127,7 @@ Database = Annotated[
     typer.Option(
         "--database",
         metavar="FOLDER",
-        help="Output folder of darwinlm database for this model, instead of building a database.",
+        help="Output folder of a run of this model, whose database is used.",
     ),
 ]
 Until = Annotated[

@@ -27,7 +27,7 @@ from darwinlm.runtime.lock import release_all
 from darwinlm.runtime.terminal import Terminal
 
 INTERRUPTED = 130
-SHARED = frozenset({"prune", "demo", "database", "recover", "evaluate"})
+SHARED = frozenset({"prune", "demo", "recover", "evaluate"})
 """Commands that several processes of torchrun can share."""
 PIPE_CLOSED = 141
 STDERR = 2

@@ -37,17 +37,19 @@ class ModuleCurves:
 
 
 def find_database(path: Path) -> StageFolder:
-    """The database in a folder, which is the database itself or the output folder of `darwinlm database` or `prune`.
+    """The database in a folder, which is the database itself or the output folder of `darwinlm prune`.
 
     Raises:
         ArtifactError: There is none, it isn't finished, or its files were changed.
     """
     if not path.is_dir():
-        raise ArtifactError(f"there is no folder {path}: give the --out folder of darwinlm database")
+        raise ArtifactError(f"there is no folder {path}: give the --out folder of darwinlm prune")
     folders = [folder for folder in (path / "stages" / "database", path) if (folder / KEY).is_file()]
     key = read_json(folders[0] / KEY) if folders else None
     if not isinstance(key, dict) or key.get("stage") != "database":
-        raise ArtifactError(f"{path} holds no database: build one with darwinlm database MODEL --out {path}")
+        raise ArtifactError(
+            f"{path} holds no database: build one with darwinlm prune MODEL --until database --out {path}"
+        )
     stage = StageFolder(folders[0], key)
     if not (stage.folder / MANIFEST).is_file():
         raise ArtifactError(f"the database in {path} isn't finished: rerun the command that created it to resume")
@@ -69,7 +71,7 @@ def check_fits(stage: StageFolder, path: Path, *, model: str, source: str, units
     if stage.key.get("version") != VERSION:
         raise ArtifactError(
             f"the database in {path} was built by another version of darwinlm, whose databases differ: rebuild it "
-            f"with darwinlm database {shlex.quote(source)} --out {shlex.quote(str(path))}"
+            f"with darwinlm prune {shlex.quote(source)} --until database --out {shlex.quote(str(path))}"
         )
     if units_of(stage) != units:
         raise ArtifactError(

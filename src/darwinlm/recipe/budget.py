@@ -34,7 +34,7 @@ class BudgetSettings(Section):
     params: Count | None = Field(None, gt=0)
     """Parameters of the whole saved model; a tied embedding counts once: 2.7B, 350M."""
     bytes: ByteCount | None = Field(None, gt=0)
-    """Weights, and the KV cache of `context` tokens for `batch` sequences, both in the saved type: 4GiB, 900MB."""
+    """Weights, and the KV cache of `context` tokens, both in the saved type: 4GiB, 900MB."""
     file: ByteCount | None = Field(None, gt=0)
     """The GGUF file, tokenizer included, to 1 %: 95MB. Its type is `units.quantisation`; without one q3_k_m, if no
     larger type makes the whole model that small."""
@@ -45,9 +45,7 @@ class BudgetSettings(Section):
     tolerance: Share = Field(0.005, gt=0, le=0.1)
     """Largest unused share of the budget: 0.005 or 0.5%. If units are coarser, one level."""
     context: Whole = Field(4096, ge=0)
-    """Tokens in the KV cache of each sequence, for `bytes`; 0 counts only the weights."""
-    batch: Whole = Field(1, ge=1)
-    """Number of parallel sequences, for `bytes`, `speedup` and `latency`."""
+    """Tokens in the KV cache, of all parallel sequences together, for `bytes`; 0 counts only the weights."""
     prefill_tokens: Whole = Field(512, ge=0)
     """Tokens of the timed prompt; 0 skips it."""
     decode_tokens: Whole = Field(128, ge=0)

@@ -31,7 +31,7 @@ def render_page(summary: Summary) -> str:
         columns=COLUMNS,
         rows=comparison_rows(summary),
         files=file_rows(summary),
-        block_rows=_numbers(summary),
+        block_rows=[(entry.block, _kept_cells(entry)) for entry in summary.allocation],
         vocabulary_rows=_vocabulary_rows(summary),
         copied=looking_back_rows(summary),
         chats=chat_rows(summary),
@@ -41,24 +41,6 @@ def render_page(summary: Summary) -> str:
         recovery_plot=partial(plots.recovery_plot, recovery.log) if recovery else None,
         recipe=yaml.safe_dump(wording.without_folders(summary.recipe), sort_keys=False, allow_unicode=True),
     )
-
-
-def _numbers(summary: Summary) -> list[tuple[int, Cells]]:
-    """What is left of each block, and what each module means to the model."""
-    losses = {(row.block, row.kind): row for row in summary.sensitivity}
-    rows = []
-    for entry in summary.allocation:
-        cells = _kept_cells(entry)
-        for kind in ("attention", "mlp") if losses else ():
-            own = losses.get((entry.block, kind))
-            cells += [(1.0, _nats(loss)) for loss in ((own.removed, own.halved) if own else (None, None))]
-        rows.append((entry.block, cells))
-    return rows
-
-
-def _nats(loss: float | None) -> str:
-    """Write a predicted loss, in two digits."""
-    return wording.NOTHING if loss is None else f"{loss:.2g}" if abs(loss) < 9.95 else f"{loss:.0f}"
 
 
 def _kept_cells(entry: BlockFigures) -> Cells:

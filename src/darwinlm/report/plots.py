@@ -36,8 +36,8 @@ COLOURS = {
 """Named colours and what they are where no page sets them."""
 
 INK, MUTED, GRID, ATTENTION, MLP, GAIN = COLOURS.values()
-_BROAD, _NARROW = (7.2, 3.0), (3.6, 2.9)
-"""Sizes in inches. On a telephone the letters of a broad plot would have half their height."""
+SIZE = (6.0, 3.0)
+"""Size of a plot in inches."""
 Point = tuple[SweepRow, float, float]
 """A model, its size in millions of parameters, and its perplexity."""
 
@@ -46,21 +46,19 @@ _LARGEST_LOSS = 1e6
 _SALT = "darwinlm"
 
 
-def search_plot(points: Sequence[GenerationFigures], uniform: float, *, narrow: bool = False) -> str:
+def search_plot(points: Sequence[GenerationFigures], uniform: float) -> str:
     """The figure of the search as SVG."""
     with plot_style():
-        return as_svg(
-            search_figure(points, uniform, narrow=narrow), "search", narrow, "Best KL of the search against time"
-        )
+        return as_svg(search_figure(points, uniform), "search", "Best KL of the search against time")
 
 
-def search_figure(points: Sequence[GenerationFigures], uniform: float, *, narrow: bool = False) -> Figure:
+def search_figure(points: Sequence[GenerationFigures], uniform: float) -> Figure:
     """Draw the best KL so far against time.
 
     `points` are the start, then every step; at least one. `uniform` is the KL of the best model with equal layers.
     """
     with plot_style():
-        figure, axis = empty_axes("seconds of search", "KL (nats/token)", narrow=narrow)
+        figure, axis = empty_axes("seconds of search", "KL (nats/token)")
         places, losses = [point.seconds for point in points], [point.kl for point in points]
         axis.step(places, losses, where="post", color=ATTENTION, linewidth=1.6, zorder=2)
         better = [point for point in points if point.improved]
@@ -69,23 +67,23 @@ def search_figure(points: Sequence[GenerationFigures], uniform: float, *, narrow
             axis.scatter(*where, s=18, color=GAIN, zorder=3, label="improvement")
         axis.scatter(places[:1], losses[:1], s=46, marker="D", color=MLP, zorder=4, label="start")
         axis.axhline(uniform, color=MUTED, linestyle="--", linewidth=1.2, label="equal layers")
-        axis.xaxis.set_major_locator(MaxNLocator(nbins=4 if narrow else 8, integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
         axis.margins(x=0.03, y=0.12)
         axis.legend(loc="best")
         return figure
 
 
-def recovery_plot(log: Sequence[TrainingPoint], *, narrow: bool = False) -> str:
+def recovery_plot(log: Sequence[TrainingPoint]) -> str:
     """The figure of the recovery as SVG."""
     with plot_style():
-        figure = recovery_figure(log, narrow=narrow)
-        return as_svg(figure, "recovery", narrow, "Training loss and held-out KL against tokens")
+        figure = recovery_figure(log)
+        return as_svg(figure, "recovery", "Training loss and held-out KL against tokens")
 
 
-def recovery_figure(log: Sequence[TrainingPoint], *, narrow: bool = False) -> Figure:
+def recovery_figure(log: Sequence[TrainingPoint]) -> Figure:
     """Draw the training loss and the held-out KL against tokens."""
     with plot_style():
-        figure, axis = empty_axes("tokens trained on", "nats/token", narrow=narrow)
+        figure, axis = empty_axes("tokens trained on", "nats/token")
         for colour, label, points in (
             (MUTED, "training loss", [(point.tokens, point.loss) for point in log]),
             (GAIN, "held-out KL", [(point.tokens, point.eval_kl) for point in log]),
@@ -94,14 +92,14 @@ def recovery_figure(log: Sequence[TrainingPoint], *, narrow: bool = False) -> Fi
             if there:
                 axis.plot(*zip(*there, strict=True), color=colour, marker="o", markersize=3.5, label=label)
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: wording.count(value)))
-        axis.xaxis.set_major_locator(MaxNLocator(nbins=4 if narrow else 8))
+        axis.xaxis.set_major_locator(MaxNLocator(nbins=8))
         axis.margins(x=0.03, y=0.12)
         if any(axis.get_legend_handles_labels()):
             axis.legend(loc="best")
         return figure
 
 
-def size_plot(rows: Sequence[SweepRow], *, narrow: bool = False) -> str:
+def size_plot(rows: Sequence[SweepRow]) -> str:
     """Draw models as points: size to the right, perplexity upward.
 
     Models that predict nothing any more, with a loss above 10⁶, are named below and not drawn.
@@ -111,17 +109,17 @@ def size_plot(rows: Sequence[SweepRow], *, narrow: bool = False) -> str:
     points = [point for point in points if point[2] <= _LARGEST_LOSS]
     with plot_style():
         beyond = f" (off the scale: {'; '.join(lost)})" if lost else ""
-        figure, axis = empty_axes("parameters (M)" + beyond, "perplexity (lower is better)", narrow=narrow)
+        figure, axis = empty_axes("parameters (M)" + beyond, "perplexity (lower is better)")
         if points:
             _draw_points(axis, points)
         figure.draw_without_rendering()
         _label_points(axis, points)
-        return as_svg(figure, "size", narrow, "Perplexity of each model against its size")
+        return as_svg(figure, "size", "Perplexity of each model against its size")
 
 
-def empty_axes(across: str, upward: str, *, narrow: bool) -> tuple[Figure, Any]:
+def empty_axes(across: str, upward: str) -> tuple[Figure, Any]:
     """An empty figure with the titles of its axes and a grid."""
-    figure = Figure(figsize=_NARROW if narrow else _BROAD, layout="constrained")
+    figure = Figure(figsize=SIZE, layout="constrained")
     axis = figure.subplots()
     axis.set_xlabel(across, parse_math=False)
     axis.set_ylabel(upward)
@@ -197,7 +195,7 @@ def plot_style() -> Any:
     return style.context(["default", ours])
 
 
-def as_svg(figure: Any, name: str, narrow: bool, title: str) -> str:
+def as_svg(figure: Any, name: str, title: str) -> str:
     """Write a figure as an `<svg>` element that can stand in a page beside others.
 
     `name` begins every id, since ids are unique in a page. `title` is read out where the picture can't be seen.
@@ -208,7 +206,7 @@ def as_svg(figure: Any, name: str, narrow: bool, title: str) -> str:
         FigureCanvasSVG(figure).print_svg(file, metadata=unnamed)
     text = file.getvalue()
     text = text[text.index("<svg") :].strip()
-    text = re.sub(r'(?<=\sid=")|(?<=href="#)|(?<=url\(#)', f"{name}{'-narrow' if narrow else ''}-", text)
+    text = re.sub(r'(?<=\sid=")|(?<=href="#)|(?<=url\(#)', f"{name}-", text)
     for colour, value in COLOURS.items():
         text = re.sub(rf"(?<=: ){value}\b", f"var(--plot-{colour}, {value})", text)
     opening, rest = text.split(">", 1)

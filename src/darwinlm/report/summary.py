@@ -22,7 +22,6 @@ from darwinlm.runtime.figures import (
     FitChoice,
     ModelFigures,
     ModelKey,
-    Sensitivity,
     Spelling,
     StageTime,
     TimeFigures,
@@ -257,7 +256,6 @@ class Summary(Figures):
         chats: figures on chats; None where they weren't wanted.
         kept, left_out: the modules that are never cut, and what the original has and no step reads, each as a clause;
             empty where there is nothing.
-        sensitivity: of the modules that could be cut; empty where the database predicts no losses.
         search, refit, recovery: None where there was none, or none is known of.
         file: None where llama.cpp can't run the saved model.
         bounded: the file that the budget bounds; None for other budgets.
@@ -278,7 +276,6 @@ class Summary(Figures):
     allocation: tuple[BlockFigures, ...] = ()
     kept: str = ""
     left_out: str = ""
-    sensitivity: tuple[Sensitivity, ...] = ()
     search: SearchFigures | None = None
     refit: RefitFigures | None = None
     recovery: RecoveryFigures | None = None

@@ -72,19 +72,6 @@ class CopyingScore:
 
 
 @dataclass(frozen=True)
-class Sensitivity:
-    """Estimated KL to the model that was cut, nats per token, for one module removed or cut to half of its parameters.
-
-    `halved` is at the level nearest to half; None if there is no level between removed and dense.
-    """
-
-    block: int
-    kind: str
-    removed: float
-    halved: float | None = None
-
-
-@dataclass(frozen=True)
 class FitChoice:
     """The refit of one module.
 

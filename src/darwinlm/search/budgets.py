@@ -149,7 +149,7 @@ def _kv_bytes(model: Counted) -> list[Callable[[int], int]]:
         tokens = 0 if block in reusing else min(context, window or context) if kind == sliding else context
         heads = heads or int(kind == sliding or kind not in kinds[:block])
         elements = latent or 2 * heads * (columns.get(block) or head_dim(config, block))
-        return elements * tokens * budget.batch * model.itemsize
+        return elements * tokens * model.itemsize
 
     return [partial(of_block, block) for block in range(checkpoint.n_blocks)]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from darwinlm.database.store import DatabaseReader
-from darwinlm.runtime.figures import Sensitivity
 from darwinlm.search.knapsack import solve_knapsack
 from darwinlm.units.cost import parameter_costs
 from darwinlm.units.space import PerLevel, SearchSpace
@@ -32,20 +31,6 @@ def estimated_losses(space: SearchSpace, database: DatabaseReader) -> PerLevel |
             return None
         losses.append([loss for loss in row if loss is not None])
     return losses
-
-
-def sensitivities(space: SearchSpace, database: DatabaseReader) -> list[Sensitivity]:
-    """Sensitivity of every module that may be cut; empty if the database has no estimates."""
-    result = []
-    for module, losses in zip(space.modules, estimated_losses(space, database) or (), strict=False):
-        if len(module.levels) > 1:
-            half = module.levels[-1].params / 2
-            between = range(1, len(losses) - 1)
-            nearest = min(between, key=lambda at: abs(module.levels[at].params - half), default=None)
-            result.append(
-                Sensitivity(module.block, module.kind, losses[0], None if nearest is None else losses[nearest])
-            )
-    return result
 
 
 def predicted_losses(space: SearchSpace, database: DatabaseReader, shares: Sequence[float]) -> list[float]:

@@ -80,7 +80,7 @@ LATENCY = Stage(
     version=3,
     title="latency table",
     writes="time of a module at every level",
-    settings=("units", "budget.prefill_tokens", "budget.decode_tokens", "budget.batch"),
+    settings=("units", "budget.prefill_tokens", "budget.decode_tokens"),
     key=_machine,
 )
 """Costs in nanoseconds of the recipe's request."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,7 @@ from darwinlm.runtime.artifact import write_json, write_text
 from darwinlm.runtime.errors import BudgetError
 from darwinlm.runtime.figures import ChatFigures, FileChoice, TimeFigures
 from darwinlm.runtime.version import VERSION
-from darwinlm.search.module_losses import sensitivities
 from darwinlm.search.problem import Problem
-from darwinlm.stages.database import PruningDatabase
 from darwinlm.stages.evaluate import Measured
 from darwinlm.stages.execution.stage import Task
 from darwinlm.stages.export import Exported
@@ -54,42 +53,45 @@ from darwinlm.units.space import kept_whole
 PAGE = "report.html"
 
 
-def write_summary(
-    task: Task,
-    dense: Checkpoint,
-    teacher: Checkpoint,
-    vocabulary: CutVocabulary | None,
-    text: Texts,
-    plan: Problem,
-    database: PruningDatabase,
-    search: SearchResult,
-    refit: Refitted | None,
-    recover: Recovered | None,
-    export: Exported,
-    chats: ChatFigures | None,
-    evaluate: Measured,
-    file: FileChoice | None,
-) -> Summary:
+@dataclass(frozen=True)
+class Made:
+    """What a run has read and made; None for steps that it doesn't have."""
+
+    dense: Checkpoint
+    teacher: Checkpoint
+    vocabulary: CutVocabulary | None
+    text: Texts
+    problem: Problem
+    search: SearchResult
+    refit: Refitted | None
+    recovered: Recovered | None
+    exported: Exported
+    chats: ChatFigures | None
+    measured: Measured
+    file: FileChoice | None
+
+
+def write_summary(task: Task, made: Made) -> Summary:
     """Write the summary, the page and the card, on every run."""
+    dense, teacher, search, refit, recovered = made.dense, made.teacher, made.search, made.refit, made.recovered
     summary = summary_of(
         task,
         teacher,
-        text,
-        export,
-        chats,
-        evaluate,
+        made.text,
+        made.exported,
+        made.chats,
+        made.measured,
         from_pruned=teacher is not dense,
-        budget=_budget(task, plan, search, evaluate, whole=teacher is dense),
+        budget=_budget(task, made.problem, search, made.measured, whole=teacher is dense),
         origin=origin_of(teacher.folder, teacher.source),
-        kept=kept_whole(plan.space, dense.family),
-        sensitivity=tuple(sensitivities(plan.space, database.reader)),
+        kept=kept_whole(made.problem.space, dense.family),
         search=SearchFigures.model_validate({"method": task.recipe.search.method, **search.record}),
         refit=None if refit is None else RefitFigures.model_validate({"choices": refit.choices, **refit.record}),
-        recovery=None if recover is None else RecoveryFigures.model_validate(recover.record),
-        vocabulary=None if vocabulary is None else vocabulary.figures,
-        bounded=file,
+        recovery=None if recovered is None else RecoveryFigures.model_validate(recovered.record),
+        vocabulary=None if made.vocabulary is None else made.vocabulary.figures,
+        bounded=made.file,
     )
-    write_report(task.context.folder, export.folder, summary)
+    write_report(task.context.folder, made.exported.folder, summary)
     return summary
 
 

@@ -67,7 +67,7 @@ class ModelTimer:
         self._noise = torch.randn(1 << 16, generator=generator).mul_(0.02).to(dtype)
         length = max(budget.prefill_tokens, 1) + budget.decode_tokens // 2
         vocabulary = int(checkpoint.config.vocab_size)
-        self._tokens = torch.randint(vocabulary, (budget.batch, length), generator=generator).to(device)
+        self._tokens = torch.randint(vocabulary, (1, length), generator=generator).to(device)
 
     def compare(self, dense: Chosen, choice: Chosen) -> tuple[float, float]:
         """Time of a model relative to the dense one (median of paired passes), and the dense one's time in seconds."""

@@ -122,7 +122,7 @@ class _Stages:
     def _latency(self) -> tuple[str, float, float, Items]:
         """Alternating passes of two whole models, of which the second has half of the blocks on average."""
         sizes, budget, kinds = self.sizes, self.recipe.budget, len({shape.kind for shape in self.sizes.cut})
-        timed = TIMED * kinds * budget.batch
+        timed = TIMED * kinds
         work = timed * (
             sizes.operations(budget.prefill_tokens, 0.75) + sizes.operations(min(budget.decode_tokens, 8) * ALONE, 0.75)
         )

@@ -1,15 +1,14 @@
-"""`darwinlm database` and `darwinlm inspect`: build a database, and show its contents."""
+"""`darwinlm inspect`: the contents of a database."""
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from darwinlm.cli import arguments, terminal
-from darwinlm.cli.app import LOOK, SHRINK, command
+from darwinlm.cli.app import LOOK, command
 from darwinlm.runtime import amounts, tables
 
 SHARES = {92: (0.9, 0.75, 0.5, 0.25, 0.1), 76: (0.75, 0.5, 0.25), 0: (0.5,)}
@@ -20,32 +19,9 @@ NARROW = 60
 POINTS = 100
 
 
-@command(SHRINK, "darwinlm database MODEL --text TEXT --out runs/database")
-def database(
-    model: arguments.Model = None,
-    out: arguments.Out = Path("runs/database"),
-    text: arguments.Text = None,
-    recipe: arguments.RecipeFile = None,
-    assignments: arguments.Set = None,
-    allow_remote_code: arguments.RemoteCode = False,
-) -> None:
-    """Build only the pruning database, which `darwinlm prune --database OUT` reuses for any budget."""
-    from darwinlm import pipeline
-    from darwinlm.recipe import load_recipe, options
-
-    chosen = load_recipe(recipe, assignments or (), options(model=model, text=text))
-    run = pipeline.open_run(chosen, out, terminal.reporter(), until="database", allow_remote_code=allow_remote_code)
-    inputs = pipeline.read_inputs(run)
-    pipeline.plan(run, inputs)
-    stage = pipeline.build(run, inputs).stage
-    size = sum(path.stat().st_size for path in stage.folder.glob("block_*"))
-    console = terminal.console()
-    console.print(f"{stage.folder}: {amounts.size(size)}; see darwinlm inspect {shlex.quote(str(out))}", soft_wrap=True)
-
-
 @command(LOOK, "darwinlm inspect runs/half", "darwinlm inspect runs/half --json > curves.json")
 def inspect(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Output folder of database or prune.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Output folder of prune.")],
     as_json: arguments.Json = False,
 ) -> None:
     """Show what each attention and MLP loses at every width, and the loss of the model that this predicts."""
