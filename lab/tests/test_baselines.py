@@ -197,8 +197,7 @@ def test_blocks_of_least_influence_go(checkpoint: Checkpoint) -> None:
         best_uniform(replace(problem, budget=Budget(-2, -1)), lambda allocation: 0.0)
 
 
-@pytest.mark.parametrize("rate", [0.0, 1e-3])
-def test_masks_find_the_channels_and_heads_that_do_something(tmp_path: Path, rate: float) -> None:
+def test_masks_find_the_channels_and_heads_that_do_something(tmp_path: Path) -> None:
     """Half of the channels and one head of each group give nothing: learning must drop just these."""
     checkpoint = Checkpoint.open(tiny_checkpoint(tmp_path / "m", num_hidden_layers=2, num_key_value_heads=2))
     model = checkpoint.load(torch.float32)
@@ -226,7 +225,7 @@ def test_masks_find_the_channels_and_heads_that_do_something(tmp_path: Path, rat
             torch.manual_seed(0)
             text = model.generate(text, max_new_tokens=40, do_sample=True, pad_token_id=0)
     batches = [text[torch.randperm(8, generator=generator)] for _ in range(100)]
-    scores, record = shear(model, checkpoint.family, shapes, levels, batches, seed=1, rate=rate)
+    scores, record = shear(model, checkpoint.family, shapes, levels, batches, seed=1, rate=1e-3)
     assert record["largest_gap"] < 0.1
     for one, level in zip(shapes, levels, strict=True):
         columns = set(best_columns(one, level, scores[one.block, one.kind]).tolist())
