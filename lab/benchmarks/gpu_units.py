@@ -128,14 +128,14 @@ class Setup:
         return min(times)
 
 
-def planned_bytes(run: Any, memory: float | None) -> dict[str, float]:
-    """Planned bytes of the device by stage of a run, on a card with so many bytes, or on the run's device."""
+def planned_bytes(run: Any) -> dict[str, float]:
+    """Planned bytes of the device by stage of a run."""
     from darwinlm.stages.execution.plan import plan_here
     from darwinlm.stages.execution.sizes import Sizes
     from darwinlm.stages.model import open_model
 
     sizes = Sizes(open_model(run.context, run.recipe.model, "source"), run.recipe)
-    plan = plan_here(sizes, run.context.device, memory=memory, timed=False)
+    plan = plan_here(sizes, run.context.device, timed=False)
     return {row.stage: row.bytes for row in plan.rows}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 from collections.abc import Mapping
 
@@ -14,7 +13,6 @@ from darwinlm.runtime.artifact import MANIFEST
 from darwinlm.runtime.console import Reporter
 from lab.benchmarks.gpu_stages import UNITS, model_of, random_database, smaller_model
 from lab.benchmarks.gpu_units import Setup, planned_bytes
-from lab.benchmarks.memory import limited
 
 CARD = 24e9
 """Bytes of the card whose memory the stages see; 7B in bfloat16 and its factors don't fit beside each other."""
@@ -75,21 +73,22 @@ def run_stages(setup: Setup, part: str, layers: int, stages: Mapping[str, str], 
     if not text.exists():
         tiny_text(text, 400 if setup.tiny else 4000)
     named = {"model": str(dense), "text.source": str(text), "budget.keep": "60%", "compute.device": setup.device}
+    on_gpu = setup.kind.type == "cuda"
+    if on_gpu:
+        named["compute.memory"] = CARD
     recipe = load_recipe(None, (*(TINY if setup.tiny else SETTINGS), *assignments), named)
     run = open_run(recipe, folder, Reporter(Console(quiet=True)))
-    on_gpu = setup.kind.type == "cuda"
-    with limited("cuda", CARD) if on_gpu else contextlib.nullcontext():
-        planned = planned_bytes(run, CARD if on_gpu else None)
-        for name, words in stages.items():
-            if on_gpu:
-                torch.cuda.reset_peak_memory_stats()
-            run.until = name
-            prune(run)
-            seconds = next(taken.seconds for taken in run.times if taken.name == name)
-            setup.most(part, f"{words} took", seconds, "s", SECONDS[name], speed=True)
-            setup.told(part, f"{words} planned", planned[name] / 1e9, "GB")
-            if on_gpu:
-                setup.most(part, f"{words} peak", torch.cuda.max_memory_allocated() / 1e9, "GB", CARD / 1e9)
+    planned = planned_bytes(run)
+    for name, words in stages.items():
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        run.until = name
+        prune(run)
+        seconds = next(taken.seconds for taken in run.times if taken.name == name)
+        setup.most(part, f"{words} took", seconds, "s", SECONDS[name], speed=True)
+        setup.told(part, f"{words} planned", planned[name] / 1e9, "GB")
+        if on_gpu:
+            setup.most(part, f"{words} peak", torch.cuda.max_memory_allocated() / 1e9, "GB", CARD / 1e9)
     for stage in stages:
         assert (folder / "stages" / stage / MANIFEST).is_file(), stage
 

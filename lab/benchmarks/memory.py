@@ -1,15 +1,14 @@
 """Planned and measured memory and time of each stage of a run, on a random Llama, the demo's model or another.
 
 Of the machine's memory, what is anonymous counts: what a process holds besides mapped files, whose pages the system
-takes back when it needs them. Every stage runs in a separate process. With `--memory`, it sees so much as the memory of
-its device, so that caches take what is left of it; nothing enforces the limit. Seconds are processor time with one
-thread. The text is the demo's; random models have the demo's tokenizer.
+takes back when it needs them. Every stage runs in a separate process. `compute.memory` bounds its caches. Seconds are
+processor time with one thread. The text is the demo's; random models have the demo's tokenizer.
 
     python -m lab.benchmarks.memory --model demo --set refit.tokens=4096       # 135M
-    python -m lab.benchmarks.memory --memory 2.0                               # 1.17B parameters within 2.0 GB
+    python -m lab.benchmarks.memory --set compute.memory=2GB                   # 1.17B parameters within 2.0 GB
     python -m lab.benchmarks.memory --shape small --layers 16 --layers 64      # the same peak for both
     python -m lab.benchmarks.memory --shape llama-2-7b --layers 2              # two blocks of the size of Llama-2-7B's
-    python -m lab.benchmarks.memory --shape llama-2-7b --layers 32 --device cuda --memory 24   # a card of 24 GB
+    python -m lab.benchmarks.memory --shape llama-2-7b --layers 32 --device cuda --set compute.memory=24GB
 """
 
 from __future__ import annotations
@@ -22,10 +21,8 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from rich.console import Console
@@ -97,30 +94,18 @@ def random_model(folder: Path, **sizes: Any) -> Path:
     return folder
 
 
-def planned(recipe: Recipe, folder: Path, memory: float | None) -> dict[str, dict[str, float]]:
-    """Planned bytes and seconds by stage, on a device with so many bytes, or on this one."""
+def planned(recipe: Recipe, folder: Path) -> dict[str, dict[str, float]]:
+    """Planned bytes, without and with caches, and seconds by stage."""
     run = opened(recipe, folder)
-    plan = plan_here(
-        Sizes(open_model(run.context, run.recipe.model, "source"), run.recipe), run.context.device, memory=memory
-    )
-    return {row.stage: {"planned_gb": row.bytes / 1e9, "planned_s": plan.seconds(row)[0]} for row in plan.rows}
+    plan = plan_here(Sizes(open_model(run.context, run.recipe.model, "source"), run.recipe), run.context.device)
+    return {
+        row.stage: {"planned_gb": row.bytes / 1e9, "with_caches_gb": (row.bytes + row.caches) / 1e9}
+        | {"planned_s": plan.seconds(row)[0]}
+        for row in plan.rows
+    }
 
 
-def limited(device: str, memory: float) -> Any:
-    """A context in which a device has so many bytes."""
-
-    def available(_: Path) -> int:
-        return max(int(memory) - anonymous(), 0)
-
-    def card(*_: Any) -> tuple[int, int]:
-        return max(int(memory) - torch.cuda.memory_reserved(), 0), int(memory)
-
-    if device == "cpu":
-        return mock.patch("darwinlm.runtime.memory._available", side_effect=available)
-    return mock.patch("torch.cuda.mem_get_info", side_effect=card)
-
-
-def watched(recipe: Recipe, folder: Path, stage: str, memory: float | None) -> dict[str, Any]:
+def watched(recipe: Recipe, folder: Path, stage: str) -> dict[str, Any]:
     """Run one stage in this process and return the peak of its memory and its processor time."""
     peak, ended = anonymous(), threading.Event()
 
@@ -131,12 +116,11 @@ def watched(recipe: Recipe, folder: Path, stage: str, memory: float | None) -> d
 
     thread = threading.Thread(target=watch)
     thread.start()
-    with limited(recipe.compute.device, memory) if memory else nullcontext():
-        prepare(recipe, folder, stage)
-        run = opened(recipe, folder)
-        run.until, begun = stage, time.process_time()
-        prune(run)
-        seconds = time.process_time() - begun
+    prepare(recipe, folder, stage)
+    run = opened(recipe, folder)
+    run.until, begun = stage, time.process_time()
+    prune(run)
+    seconds = time.process_time() - begun
     ended.set()
     thread.join()
     used = {"peak_gb": peak / 1e9, "s": seconds}
@@ -149,12 +133,10 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="1.17b")
     parser.add_argument("--layers", type=int, action="append", help="number of blocks; default 22; may be repeated")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--memory", type=float, help="GB that the device has; default: what it has")
     parser.add_argument("--stages", nargs="*", help="default: all that are planned")
     parser.add_argument("--out", type=Path, help="folder; default: a temporary one")
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="FIELD=VALUE")
     options = parser.parse_args()
-    memory = options.memory and options.memory * 1e9
     with tempfile.TemporaryDirectory(prefix="darwinlm-") as work:
         models = {}
         for layers in (0,) if options.model else options.layers or [22]:
@@ -166,12 +148,12 @@ def main() -> None:
                 random_model(folder / "model", **sizes)
             settings = *LITTLE, f"compute.device={options.device}", *options.settings
             recipe = load_recipe(demo_recipe(settings), (), {"model": model})
-            models[model] = recipe, folder / "run", alone(planned, recipe, folder / "run", memory)
+            models[model] = recipe, folder / "run", alone(planned, recipe, folder / "run")
         stages = options.stages or [*next(iter(models.values()))[2]]
         for stage in stages:
             for model, (recipe, folder, plan) in models.items():
                 alone(prepare, recipe, folder, stage)
-                row = plan[stage] | alone(watched, recipe, folder, stage, memory)
+                row = plan[stage] | alone(watched, recipe, folder, stage)
                 row = {name: float(f"{value:.3g}") for name, value in row.items()}
                 row |= {"model": Path(model).parent.name, "stage": stage, "load": round(os.getloadavg()[0], 1)}
                 print(json.dumps({"benchmark": "memory", **row}), flush=True)

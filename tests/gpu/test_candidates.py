@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from darwinlm.recipe import load_recipe
-from darwinlm.runtime.memory import PARTS
+from darwinlm.runtime import memory
+from darwinlm.runtime.memory import CACHES
 from darwinlm.search import student, training
 from darwinlm.search.fitness import Fitness
 from darwinlm.search.modules import PlacedModules
@@ -162,7 +163,7 @@ def test_states_without_room_are_learnt_again_bit_for_bit(states, parked, bench,
 
 
 def test_the_dense_model_makes_room_bit_for_bit(bench, found, monkeypatch):
-    monkeypatch.setattr(training, "free_bytes", lambda device: 0)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 0)
     monkeypatch.setattr(student, "PART", 1000)
     again = on_device(bench)
     assert again.losses == found.losses
@@ -180,7 +181,7 @@ def peak(gpu: Gpu, bench: Bench, count: int) -> int:
 
 
 def test_sixteen_candidates_take_the_room_of_one(gpu, bench, monkeypatch):
-    monkeypatch.setitem(PARTS, "modules", 0.0)
+    monkeypatch.setitem(CACHES, "modules", 0.0)
     one, many = peak(gpu, bench, 2), peak(gpu, bench, 16)
     trainer = bench.trainer(NAME)
     own = student_of(trainer, bench.candidates(1)[0])
@@ -190,7 +191,7 @@ def test_sixteen_candidates_take_the_room_of_one(gpu, bench, monkeypatch):
 
 
 def test_the_peak_is_within_the_plan(gpu, bench, monkeypatch):
-    monkeypatch.setitem(PARTS, "modules", 0.0)
+    monkeypatch.setitem(CACHES, "modules", 0.0)
     sizes = Sizes(result(bench.run, "dense"), load_recipe(bench.run.recipe, ["compute.dtype=bfloat16"], {}))
     planned = next(row for row in plan_card(sizes, "h100").rows if row.stage == "search").bytes
     bench_trainer = bench.trainer(NAME)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from darwinlm.runtime import memory
 from darwinlm.search.latency.timing import ModelTimer
 from darwinlm.search.student import Student
 from darwinlm.stages import latency
@@ -83,7 +84,7 @@ CPU_ROWS = torch.device("cpu"), 1 << 40, sampler.CPU_ROWS
 
 @pytest.mark.parametrize(("device", "free", "rows"), [(CARD, 1, 1), (CARD, 1 << 40, sampler.GPU_ROWS), CPU_ROWS])
 def test_sampled_rows_are_those_that_fit(monkeypatch, device, free, rows):
-    monkeypatch.setattr(sampler, "free_bytes", lambda device: free)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: free)
     layer = SimpleNamespace(keys=torch.zeros(1, 2, 3, 4), values=None)
     made = SimpleNamespace(device=device, _prompt=SimpleNamespace(layers=[layer]), length=7)
     assert sampler.Sampler._fitting_rows(made) == rows

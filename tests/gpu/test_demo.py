@@ -32,7 +32,7 @@ def test_the_demo_runs_from_the_text_to_the_report(staying, tiny_text_file, tmp_
     inputs = {"model": str(model), "text.source": str(tiny_text_file)}
     recipe = load_recipe(None, (), QUICK | LITTLE | inputs)
     if staying == "block by block":
-        monkeypatch.setitem(memory.PARTS, "blocks", 0.0)
+        monkeypatch.setitem(memory.CACHES, "blocks", 0.0)
     reads: list[int] = []
     read = StreamedDecoder._read
     monkeypatch.setattr(StreamedDecoder, "_read", lambda self, block: reads.append(block) or read(self, block))

@@ -1,5 +1,6 @@
 """Memory of a device: caches give half of it back when it is full, and work goes on with the same results."""
 
+from functools import partial
 from unittest import mock
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.runtime import memory
-from darwinlm.runtime.memory import FRAGMENTS, HALVINGS, PARTS, Bounded, DeviceMemory, memory_of
+from darwinlm.runtime.errors import RecipeError
+from darwinlm.runtime.memory import BESIDE, CACHES, FRAGMENTS, HALVINGS, OTHERS, WORK, Bounded, DeviceMemory, memory_of
 from darwinlm.streaming.streamed import StreamedDecoder
 from tests.gpu.device import pretend_gpu
 from tests.gpu.rules import NAME
@@ -23,26 +25,66 @@ def anew():
     memory_of.cache_clear()
 
 
-def test_parts_are_all_there_is_but_fragments():
-    assert sum(PARTS.values()) == pytest.approx(1)
+def test_caches_together_take_what_is_for_them():
+    assert sum(CACHES.values()) == pytest.approx(1) == sum(BESIDE.values())
     with pretend_gpu(memory=1000):
-        rooms = [memory_of(CARD).room(part)(0) for part in PARTS]
-        assert sum(rooms) == pytest.approx(1000 * (1 - FRAGMENTS), abs=len(PARTS))
-        assert memory_of(CARD).room("blocks")(450) == 160
+        rooms = [memory_of(CARD).room(part) for part in CACHES]
+        assert sum(rooms) == pytest.approx(1000 * (1 - FRAGMENTS), abs=len(CACHES))
+        assert memory_of(CARD).room("blocks", 450) == 160
     assert memory_of(CARD) is memory_of(torch.device("cuda:0"))
 
 
-def test_full_memory_halves_caches_and_only_then_ends(monkeypatch):
+def test_in_main_memory_caches_leave_half_to_others_and_what_the_stage_needs(monkeypatch):
     monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
+    here = memory_of(torch.device("cpu"))
+    assert sum(map(here.room, CACHES)) == pytest.approx(1000 * (1 - OTHERS), abs=len(CACHES))
+    here.needs, here.stage = {"search": 700, "refit": 2000}, "search"
+    assert sum(map(here.room, CACHES)) == pytest.approx(300, abs=len(CACHES))
+    assert here.room("blocks", 800) == 80
+    here.stage = "refit"
+    assert sum(map(here.room, CACHES)) == 0
+    assert [here.room(part) for part in WORK] == [1000 * share for share in WORK.values()], (
+        "what work takes is no cache"
+    )
+
+
+def test_a_limit_counts_what_the_process_holds_and_is_shared_by_its_machine(monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
+    monkeypatch.setattr(memory, "taken_bytes", lambda device: 150)
+    cpu = torch.device("cpu")
+    memory.set_limit(cpu, 950)
+    assert memory_of(cpu).free == 800
+    monkeypatch.setattr(memory.parallel, "local_size", lambda: 2)
+    memory.set_limit(cpu, 950)
+    assert memory_of(cpu).free == 325
+    monkeypatch.setattr(memory, "taken_bytes", lambda device: 500)
+    assert memory_of(cpu).free == 0
+    memory.set_limit(cpu, None)
+    assert memory_of(cpu).free == 1000
+    with pytest.raises(RecipeError, match=r"compute\.memory is 1,000,000,000 GB, but cpu has .* GB: set less, or none"):
+        memory.set_limit(cpu, 10**18)
+
+
+def test_what_a_process_holds_is_seen():
+    before = memory.taken_bytes(torch.device("cpu"))
+    held = torch.ones(1 << 26)
+    assert memory.taken_bytes(torch.device("cpu")) - before >= 0.9 * held.nbytes
+    with pretend_gpu():
+        there = torch.ones(1 << 10, device=CARD)
+        assert memory.taken_bytes(CARD) >= there.nbytes
+
+
+def test_full_memory_halves_caches_and_only_then_ends(monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 2000)
     handed = DeviceMemory(torch.device("cpu"))
     dropped: list[int] = []
-    cache = handed.watch(Bounded[int, int](lambda value: value, handed.room("blocks"), dropped=dropped.append))
+    cache = handed.watch(Bounded[int, int](lambda value: value, partial(handed.room, "blocks"), dropped=dropped.append))
     for key in range(4):
         assert cache.put(key, 100)
     work = mock.Mock(side_effect=[torch.OutOfMemoryError("full"), torch.OutOfMemoryError("full"), "done"])
     assert handed.survive(work, 1) == "done"
     assert dropped == [0, 1, 2]
-    assert handed.room("blocks")(0) == 100
+    assert handed.room("blocks") == 100
     with pytest.raises(torch.OutOfMemoryError):
         handed.survive(mock.Mock(side_effect=torch.OutOfMemoryError("full")))
     assert handed._halvings == HALVINGS

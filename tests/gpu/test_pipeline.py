@@ -12,7 +12,7 @@ import torch
 
 from darwinlm.database import order, store
 from darwinlm.database.elimination import eliminate
-from darwinlm.runtime.memory import ALL, PARTS
+from darwinlm.runtime.memory import ALL, CACHES
 from darwinlm.search.modules import PlacedModules
 from darwinlm.stages import refit as stages_refit
 from darwinlm.units.levels import variants
@@ -142,7 +142,7 @@ def test_factors_that_do_not_fit_on_the_device_stay_in_main_memory(make_run, tmp
     model = tiny_checkpoint(tmp_path / "model", "llama", num_hidden_layers=2)
     database = run_stages(make_run(model, tmp_path / "out", *FEW), "database").database
     whole = database.reader
-    monkeypatch.setitem(PARTS, "factors", 0.0)
+    monkeypatch.setitem(CACHES, "factors", 0.0)
     with pretend_gpu():
         none = store.DatabaseReader(whole.folder, whole.checkpoint, whole.units, device=torch.device(NAME))
         for _ in range(3):
@@ -158,7 +158,7 @@ def test_factors_that_do_not_fit_on_the_device_stay_in_main_memory(make_run, tmp
 def test_narrow_factors_are_computed_once_and_wait_in_main_memory(make_run, tmp_path, monkeypatch):
     model = tiny_checkpoint(tmp_path / "model", "llama", num_hidden_layers=2)
     whole = run_stages(make_run(model, tmp_path / "out", *FEW), "database").database.reader
-    monkeypatch.setitem(PARTS, "factors", 0.0)
+    monkeypatch.setitem(CACHES, "factors", 0.0)
     computed: list[torch.Tensor] = []
     narrower = store.narrower_factors
     monkeypatch.setattr(store, "narrower_factors", lambda *given: computed.append(given[1]) or narrower(*given))

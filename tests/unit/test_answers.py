@@ -34,11 +34,11 @@ def ending():
 
 def test_closeness_is_that_of_pytorch():
     dense, logits = (torch.randn(150, 30, generator=torch.Generator().manual_seed(seed)) * 2 for seed in (0, 1))
-    kl, agreed = closeness(dense, logits)
+    kl, agreed = closeness(dense, [logits])[0]
     log_p, log_q = dense.log_softmax(-1), logits.log_softmax(-1)
     torch.testing.assert_close(kl, functional.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1))
     assert torch.equal(agreed.bool(), dense.argmax(-1) == logits.argmax(-1))
-    assert closeness(dense, dense)[0].max() < 1e-6
+    assert closeness(dense, [logits, dense])[1, 0].max() < 1e-6
 
 
 def test_only_answers_count_and_padding_does_not():
@@ -52,10 +52,13 @@ def test_only_answers_count_and_padding_does_not():
         answer[row, begin : len(ids)] = True
         with torch.no_grad():
             logits = [m(input_ids=torch.tensor([ids])).logits[0, begin - 1 : len(ids) - 1] for m in (dense, other)]
-        expected.append(closeness(*logits))
+        expected.append(closeness(logits[0], logits[1:])[0])
     kl, agreed = torch.cat(expected, 1)
     for batch_tokens in (20, 40):
-        figures = measure_answers(dense, other, Answers(tokens, answer), batch_tokens=batch_tokens)
+        given = {"other": other, "dense": dense}
+        found = measure_answers(dense, given, Answers(tokens, answer), batch_tokens=batch_tokens)
+        assert found["dense"].kl < 1e-6
+        figures = found["other"]
         assert figures.tokens == len(kl) == 19
         assert figures.kl == pytest.approx(float(kl.mean()), rel=1e-4)
         assert figures.agreement == pytest.approx(float(agreed.mean()))

@@ -1,6 +1,8 @@
-"""Models that don't fit side by side are measured without speeds; speeds and continuations."""
+"""Whole models of an evaluation, their speeds and continuations."""
 
 import shutil
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,22 +11,41 @@ from tests.tiny.stages import run_stages
 
 from darwinlm.evaluation import speed
 from darwinlm.evaluation.speed import Speed, measure_speed
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.runtime import memory
 from darwinlm.runtime.artifact import read_json
 from darwinlm.stages import evaluate
+from darwinlm.stages.model import load_whole
 
 
-def test_models_that_do_not_fit_are_measured_without_speeds(
+def test_weights_of_whole_models_lie_in_files_where_the_type_is_another(finished_llama, tiny_llama, make_run):
+    task, checkpoint = make_run(tiny_llama, finished_llama).task("evaluate"), Checkpoint.open(tiny_llama)
+    task = replace(task, context=replace(task.context, dtype=torch.bfloat16))
+    model, expected = load_whole(task, checkpoint), checkpoint.load(torch.bfloat16)
+    for (name, found), other in zip(model.state_dict().items(), expected.state_dict().values(), strict=True):
+        assert torch.equal(found, other), name
+    assert all(weight.untyped_storage().is_shared() for weight in model.parameters())
+
+
+def test_whole_models_that_do_not_fit_on_a_gpu_are_measured_without_speeds(
     finished_llama, tiny_llama, make_run, tmp_path, monkeypatch
 ):
     out = Path(shutil.copytree(finished_llama, tmp_path / "out"))
     shutil.rmtree(out / "stages" / "evaluate")
-    monkeypatch.setattr(evaluate, "free_bytes", lambda device: 1000)
+    free = memory.free_bytes
+    monkeypatch.setattr(evaluate, "_use", partial(on_a_gpu, evaluate._use))
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1000 if device.type == "cuda" else free(device))
     run_stages(make_run(tiny_llama, out), "report")
     streamed, whole = (read_json(folder / "stages" / "evaluate" / "models.json") for folder in (out, finished_llama))
     for name, figures in streamed.items():
         assert figures["tokens_per_second"] is None
         assert figures["continuations"] == []
         assert all(figures[each] == whole[name][each] for each in ("params", "perplexity", "kl", "looking_back"))
+
+
+def on_a_gpu(use, task, *rest):
+    """Call a function with a task whose device is a GPU."""
+    return use(replace(task, context=replace(task.context, device=torch.device("cuda", 0))), *rest)
 
 
 class Timed:

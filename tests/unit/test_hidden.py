@@ -5,8 +5,8 @@ import torch
 
 from darwinlm.database import build
 from darwinlm.database.build import Spilled
+from darwinlm.runtime import memory
 from darwinlm.runtime.errors import ArtifactError
-from darwinlm.streaming import hidden
 from darwinlm.streaming.hidden import HiddenMemory, HiddenStates
 
 SHAPES = [(3, 5, 4), (3, 5, 4), (1, 5, 4)]
@@ -39,11 +39,11 @@ def test_a_stream_gives_back_what_it_got(dtype, place, tmp_path):
 
 @pytest.fixture
 def room(monkeypatch):
-    """Set the bytes that are free on the device and in main memory."""
+    """Set the bytes that a GPU and main memory have for a stream."""
 
     def make(free: int, host: int) -> None:
-        monkeypatch.setattr(hidden, "free_bytes", lambda _: int(free / hidden.SHARE))
-        monkeypatch.setattr(hidden, "free_host_bytes", lambda: int(host / hidden.SHARE))
+        there = {"cuda": free, "cpu": host}
+        monkeypatch.setattr(memory, "free_bytes", lambda device: int(there[device.type] / memory.WORK["streams"]))
 
     return make
 
@@ -51,8 +51,8 @@ def room(monkeypatch):
 @pytest.mark.parametrize(
     ("device", "free", "host", "place"),
     [
-        ("cpu", 4096, 4096, "device"),
-        ("cpu", 4095, 4096, "file"),
+        ("cpu", 0, 4096, "device"),
+        ("cpu", 0, 4095, "file"),
         ("cuda", 4096, 0, "device"),
         ("cuda", 4095, 4096, "host"),
         ("cuda", 4095, 4095, "file"),

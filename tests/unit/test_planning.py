@@ -160,7 +160,9 @@ def test_published_models_are_planned_without_weights(command: Command, tmp_path
 
 
 def test_the_command_measures_this_machine_and_takes_another_ones_memory(command: Command, tiny_llama: Path) -> None:
-    ended = command("plan", tiny_llama, "--processes", 2, "--ram", "1GB", *sets((*SETTINGS, *TRAINING))).succeeded()
+    ended = command(
+        "plan", tiny_llama, "--processes", 2, *sets((*SETTINGS, *TRAINING, "compute.memory=1GB"))
+    ).succeeded()
     for words in ("2 x cpu: 500 MB", "recover", "passes", "doesn't fit: "):
         assert words in ended.out
     assert "range" not in ended.out
@@ -182,7 +184,7 @@ def test_damaged_gguf_is_refused(command: Command, tmp_path: Path) -> None:
         (("{model}", "--device", "abacus"), "cards are h100, h200"),
         (("llama2-7b-2.7b",), "llama2-7b-2.7b is a bundled recipe, not a model: use --recipe llama2-7b-2.7b"),
         (("{model}", "--recipe", "llama"), "there is no recipe at llama"),
-        (("{model}", "--device", "h100", "--ram", "lots"), "--ram lots: must be a number with a unit"),
+        (("{model}", "--device", "h100", "--set", "compute.memory=lots"), "must be a number with a unit, such as 4GiB"),
         (("{model}", "--device", "h100", "--set", "units.mlp_multiple=8", "--params", "1"), "less than the smallest"),
     ],
 )

@@ -30,9 +30,6 @@ def plan(
         ),
     ] = "auto",
     processes: Annotated[int, arguments.number("PROCESSES", "Number of torchrun processes")] = 1,
-    ram: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Memory of the device, if it isn't this machine's: 16GB.")
-    ] = None,
     out: arguments.OutFile = None,
     as_json: arguments.Json = False,
     assignments: arguments.Set = None,
@@ -40,7 +37,6 @@ def plan(
     **budget: Any,
 ) -> None:
     """Show what each stage of a run takes before it starts: text, passes of the model, time and memory."""
-    memory = read_bytes("--ram", ram)
     from darwinlm.report.wording import count
     from darwinlm.runs.plan import notes_of
     from darwinlm.runs.plan import plan as make
@@ -58,7 +54,6 @@ def plan(
         **budget,
         device=device,
         processes=processes,
-        memory=memory,
         ready_for=ready_for,
         recipe=recipe,
         assignments=assignments or (),
@@ -84,7 +79,8 @@ def plan(
         return " to ".join(dict.fromkeys(map(duration, made.seconds(*rows))))
 
     cells = [
-        (row.stage, f"{row.tokens:,.0f}", f"{made.passes(row):,.0f}", times(row), size(row.bytes)) for row in made.rows
+        (row.stage, f"{row.tokens:,.0f}", f"{made.passes(row):,.0f}", times(row), size(row.bytes), size(row.caches))
+        for row in made.rows
     ]
     last = (
         "all",
@@ -92,24 +88,16 @@ def plan(
         f"{made.passes():,.0f}",
         times(),
         size(made.peak.bytes),
+        size(max(row.caches for row in made.rows)),
     )
-    console.print(tables.terminal(("stage", "tokens", "passes", "time", "memory"), [*cells, last]))
+    console.print(tables.terminal(("stage", "tokens", "passes", "time", "memory", "caches"), [*cells, last]))
+    console.print(
+        f"up to {size(made.taken)} with caches, which are smaller where less is free; compute.memory bounds both",
+        soft_wrap=True,
+    )
     if made.rates[0] != made.rates[1]:
         console.print("times are a range, since the card isn't here: from 50 % to 2 % of its peak", soft_wrap=True)
     for note in notes_of(made):
         console.print(note, soft_wrap=True)
     if made.problem is not None:
         console.print(f"doesn't fit: {made.problem}", soft_wrap=True)
-
-
-def read_bytes(option: str, text: str | None) -> float | None:
-    """A size such as 256GB. Raises RecipeError."""
-    from darwinlm.recipe.quantities import BYTES, parse_quantity
-    from darwinlm.runtime.errors import RecipeError
-
-    if text is None:
-        return None
-    try:
-        return float(parse_quantity(text, BYTES, "256GB"))
-    except ValueError as error:
-        raise RecipeError(f"{option} {text}: {error}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +27,10 @@ from darwinlm.recipe import UnitsSettings
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import check_file, open_tensors, read_manifest
 from darwinlm.runtime.mapped import in_file
-from darwinlm.runtime.memory import ALL, Bounded, free_host_bytes, memory_of
+from darwinlm.runtime.memory import ALL, CPU, Bounded, memory_of
 from darwinlm.streaming.transfers import HostCopy, pinned_bytes
 from darwinlm.units.levels import Level, variants
 from darwinlm.units.modules import ModuleReader
-
-CPU = torch.device("cpu")
-
-HOST_SHARE = 0.4
-"""Share of the free main memory for packed factors that don't fit on the device."""
-
-NARROW_SHARE = 0.3
-"""Share of the free main memory for factors of some columns that don't fit on the device."""
 
 DISK_SHARE = 0.5
 """Share of the free disk for targets of factors that don't fit into the memory of a CPU."""
@@ -73,13 +66,13 @@ class DatabaseReader(ModuleReader):
         """Block, variant and factors of the last module of a kind, and of the last with all columns."""
         memory = memory_of(device)
         self._factors: Bounded[tuple[int, ModuleKind, int], tuple[NestedFactors, ...]] = memory.watch(
-            Bounded(lambda factors: sum(each.nbytes for each in factors), memory.room("factors"), scanned=True)
+            Bounded(lambda factors: sum(each.nbytes for each in factors), partial(memory.room, "factors"), scanned=True)
         )
         self._stored: Bounded[tuple[int, ModuleKind], tuple[Tensor, Tensor]] = Bounded(
-            _bytes, lambda _: int(HOST_SHARE * free_host_bytes()), scanned=True
+            _bytes, partial(memory_of(CPU).room, "packed factors"), scanned=True
         )
         self._narrow: Bounded[tuple[int, ModuleKind, int], HostCopy] = Bounded(
-            lambda copy: pinned_bytes(copy.nbytes), lambda _: int(NARROW_SHARE * free_host_bytes()), scanned=True
+            lambda copy: pinned_bytes(copy.nbytes), partial(memory_of(CPU).room, "narrow factors"), scanned=True
         )
         self._scratch: Path | None = None
         self._targets: Bounded[tuple[int, ModuleKind], tuple[Tensor, ...]] = Bounded(

@@ -5,17 +5,20 @@ Letters: n tokens, v vocabulary. All figures are of next tokens of answers, give
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from darwinlm.evaluation.divergence import ROWS, DenseDistribution
+from darwinlm.evaluation.divergence import DenseDistribution
+from darwinlm.evaluation.quality import reading
 from darwinlm.runtime import parallel
 from darwinlm.runtime.compute import exact
 from darwinlm.runtime.figures import AnswerFigures
+from darwinlm.streaming.hidden import HiddenMemory
 from darwinlm.text.sampling.sampler import Sampled, Sampler
 from darwinlm.text.sampling.script import chats
 
@@ -69,28 +72,44 @@ def write_answers(dense: Any, tokenizer: Any, tokens: int, late: Callable[[], bo
 
 
 @torch.no_grad()
-def measure_answers(dense: Any, model: Any, answers: Answers, *, batch_tokens: int) -> AnswerFigures:
-    """Compare a model with the dense one on its answers; processes share the chats."""
-    rows = parallel.mine(range(len(answers.tokens)))
+def measure_answers(
+    dense: Any, models: Mapping[str, Any], answers: Answers, *, batch_tokens: int, memory: HiddenMemory | None = None
+) -> dict[str, AnswerFigures]:
+    """Compare models with the dense one on its answers; processes share the chats.
+
+    Models are decoders, or whole models of transformers; streams of decoders may go where `memory` says.
+    """
+    rows = list(parallel.mine(range(len(answers.tokens))))
     size = max(1, batch_tokens // answers.tokens.shape[1])
+    batches = [answers.tokens[rows[start : start + size]] for start in range(0, len(rows), size)]
+    predicts = answers.answer[rows].roll(-1, 1)
+    predicts[:, -1] = False
+    readers = [reading(model) for model in (dense, *models.values())]
     found: list[Tensor] = []
-    for start in range(0, len(rows), size):
-        batch = list(rows[start : start + size])
-        tokens, predicts = answers.tokens[batch].to(dense.device), answers.answer[batch].roll(-1, 1)
-        predicts[:, -1] = False
-        predicts = predicts.to(dense.device)
-        reference, logits = (each(input_ids=tokens, use_cache=False).logits[predicts] for each in (dense, model))
-        found.append(closeness(reference, logits).cpu())
-    return _figures(torch.cat([part for share in parallel.gather(found) for part in share], 1))
+    walks = [reader.through(batches, memory=memory) for reader in readers]
+    with ExitStack() as heads:
+        for reader in readers:
+            heads.enter_context(reader.with_head(readers[0]))
+        for mask, *states in zip(torch.split(predicts, size) if rows else (), *walks, strict=True):
+            chosen = mask.to(states[0].device)
+            pieces = (torch.split(each[chosen], readers[0].head_tokens) for each in states)
+            for piece in zip(*pieces, strict=True):
+                reference, *others = (reader.head(state) for reader, state in zip(readers, piece, strict=True))
+                found.append(closeness(reference, others).cpu())
+    together = torch.cat([part for share in parallel.gather(found) for part in share], 2)
+    return {name: _figures(figures) for name, figures in zip(models, together, strict=True)}
 
 
-def closeness(dense: Tensor, logits: Tensor) -> Tensor:
-    """For logits [n, v] of two models: KL(dense ‖ model) and whether they rank the same token first, [2, n] float32."""
-    figures = []
-    for p, q in zip(torch.split(dense, ROWS), torch.split(logits, ROWS), strict=True):
-        kl = DenseDistribution(p).kl(q).clamp_(min=0)
-        figures.append(torch.stack((kl, (p.argmax(-1) == q.argmax(-1)).float())))
-    return torch.cat(figures, 1)
+def closeness(dense: Tensor, others: Sequence[Tensor]) -> Tensor:
+    """KL(dense ‖ model) and whether both rank the same token first, from logits [n, v] of k other models.
+
+    Returns [k, 2, n] float32.
+    """
+    distribution, first = DenseDistribution(dense), dense.argmax(-1)
+    figures = [
+        torch.stack((distribution.kl(logits).clamp_(min=0), (logits.argmax(-1) == first).float())) for logits in others
+    ]
+    return torch.stack(figures)
 
 
 def _figures(closeness: Tensor) -> AnswerFigures:

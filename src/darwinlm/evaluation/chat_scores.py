@@ -2,49 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+from torch import Tensor
 
 from darwinlm.evaluation.answers import measure_answers, write_answers
 from darwinlm.evaluation.instructions import measure_instructions
 from darwinlm.evaluation.summary import percent
 from darwinlm.runtime.errors import ModelError
-from darwinlm.runtime.figures import ChatFigures
+from darwinlm.runtime.figures import AnswerFigures, ChatFigures, InstructionFigures
 from darwinlm.runtime.tables import Table
+from darwinlm.streaming.hidden import HiddenMemory
 
 
 def measure_chats(
-    names: Iterable[str],
+    names: Sequence[str],
     load: Callable[[str], Any],
+    read: Callable[[str, Tensor], Any],
     dense: str | None,
     tokenizer: Any,
     *,
     tokens: int,
     batch_tokens: int,
+    memory: HiddenMemory | None = None,
 ) -> ChatFigures:
-    """Measure models, of which at most two are loaded at a time; processes share the work.
+    """Measure models, of which one is whole at a time; processes share the work.
 
     Args:
         names: Names of the models.
-        load: Gives a model by its name.
+        load: Gives a whole model by its name.
+        read: Gives a model by its name, to read some tokens with: a decoder, or a whole one.
         dense: Name of the dense one, which writes at least `tokens` tokens of answers; None without one.
         tokenizer: That of all models.
         tokens: Answer tokens on which the others are compared with it.
         batch_tokens: Tokens in one pass.
+        memory: Where streams of decoders may go.
 
     Raises ModelError if the models can't chat.
     """
-    found = ChatFigures(answers={}, instructions={})
-    original = None if dense is None else load(dense)
-    written = None if original is None else write_answers(original, tokenizer, tokens)
-    if isinstance(written, str):
-        raise ModelError(f"{dense} writes no chats: {written}")
-    for name in names:
-        model = original if name == dense else load(name)
-        if written is not None and name != dense:
-            found.answers[name] = measure_answers(original, model, written, batch_tokens=batch_tokens)
-        found.instructions[name] = measure_instructions(model, tokenizer)
-    return found
+    answers, instructions = dict[str, AnswerFigures](), dict[str, InstructionFigures]()
+    others = [name for name in names if name != dense]
+    if dense is not None:
+        original = load(dense)
+        written = write_answers(original, tokenizer, tokens)
+        if isinstance(written, str):
+            raise ModelError(f"{dense} writes no chats: {written}")
+        instructions[dense] = measure_instructions(original, tokenizer)
+        del original
+        readers = {name: read(name, written.tokens) for name in others}
+        answers = measure_answers(
+            read(dense, written.tokens), readers, written, batch_tokens=batch_tokens, memory=memory
+        )
+    for name in others:
+        instructions[name] = measure_instructions(load(name), tokenizer)
+    return ChatFigures(answers=answers, instructions=instructions)
 
 
 def chat_tables(found: ChatFigures, name: Callable[[str], str] = str) -> Iterator[Table]:

@@ -177,8 +177,9 @@ def evaluate_model(request: EvaluationRequest, out: Path | None = None, console:
             result.texts, result.copying = _texts(request, models)
         if request.chat:
             result.chats = measure_chats(
-                models,
+                [*models],
                 lambda name: models[name].model,
+                lambda name, tokens: models[name].decoder(tokens),
                 result.dense,
                 opened.tokenizer,
                 tokens=request.tokens // 2,

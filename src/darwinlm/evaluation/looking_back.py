@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from darwinlm.evaluation.divergence import token_losses
-from darwinlm.evaluation.quality import HEAD_TOKENS, reading
+from darwinlm.evaluation.quality import reading
 from darwinlm.runtime import parallel
 from darwinlm.runtime.compute import exact
 from darwinlm.runtime.errors import DataError
@@ -166,15 +166,15 @@ def measure_copying(
         sums = torch.zeros(len(models), len(kinds), 3, dtype=torch.float64)
         for rows, model in zip(sums, map(reading, models.values()), strict=True):
             walk = model.through(batches, keep=[kinds[kind].n for kind in kind_of]) if batches else ()
-            for kind, batch, states in zip(kind_of, batches, walk, strict=True):
-                targets = batch[:, 1 - kinds[kind].n :].flatten().to(states.device)
-                parts = (torch.split(each, HEAD_TOKENS) for each in (states[:, :-1].flatten(0, 1), targets))
-                for state, target in zip(*parts, strict=True):
-                    with model.with_head():
+            with model.with_head():
+                for kind, batch, states in zip(kind_of, batches, walk, strict=True):
+                    targets = batch[:, 1 - kinds[kind].n :].flatten().to(states.device)
+                    parts = (torch.split(each, model.head_tokens) for each in (states[:, :-1].flatten(0, 1), targets))
+                    for state, target in zip(*parts, strict=True):
                         logits = model.head(state)
-                    right = (logits.argmax(-1) == target).sum()
-                    lost = exact(token_losses(logits, target)).sum(dtype=torch.float64)
-                    rows[kind] += torch.tensor([float(right), float(lost), len(target)], dtype=torch.float64)
+                        right = (logits.argmax(-1) == target).sum()
+                        lost = exact(token_losses(logits, target)).sum(dtype=torch.float64)
+                        rows[kind] += torch.tensor([float(right), float(lost), len(target)], dtype=torch.float64)
         for name, rows in zip(models, parallel.all_reduce(sums).tolist(), strict=True):
             for each, (right, lost, count) in zip(kinds, rows, strict=True):
                 scores[name].append(CopyingScore(each.name, right / count, lost / count, int(count)))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,9 +21,6 @@ from darwinlm.runtime.errors import NumericsError
 from darwinlm.runtime.memory import kept_memory
 from darwinlm.streaming.decoder import Decoder
 from darwinlm.streaming.hidden import HiddenMemory
-
-HEAD_TOKENS = 256
-"""Tokens whose logits exist at once."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +56,18 @@ class Read(Protocol):
     def head(self, states: Tensor) -> Tensor:
         """Logits [n, v] of states [n, m]."""
 
-    def with_head(self) -> AbstractContextManager[None]:
-        """The head, while the body runs."""
+    @property
+    def head_tokens(self) -> int:
+        """Tokens whose logits are computed at once."""
+
+    def with_head(self, like: object = None) -> AbstractContextManager[None]:
+        """The head, while the body runs; that of a model `like` this one is shared if it is equal."""
 
 
 class WholeModel:
     """A model in memory of any architecture: its states are its logits."""
+
+    head_tokens = 256
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -87,8 +90,9 @@ class WholeModel:
         """The logits themselves."""
         return states
 
-    def with_head(self) -> AbstractContextManager[None]:
+    def with_head(self, like: object = None) -> AbstractContextManager[None]:
         """Nothing to do."""
+        del like
         return nullcontext()
 
 
@@ -133,7 +137,11 @@ def measure_quality(
             if not isinstance(reader, WholeModel):
                 passes += len(walk)
                 progress(passes, len(readers) * len(batches))
-        with kept_memory(readers[id(dense)].device):  # of logits; blocks that come and go would fragment it
+        with ExitStack() as heads:
+            for reader in readers.values():
+                heads.enter_context(reader.with_head(readers[id(dense)]))
+            # Of logits; blocks that come and go would fragment it.
+            heads.enter_context(kept_memory(readers[id(dense)].device))
             for batch in walk:
                 found = _measure_batch(list(readers.values()), [next(end).flatten(0, 1) for end in ends], batch)
                 sums += torch.stack([found[place] for place in places]) if places else sums
@@ -171,13 +179,12 @@ def _measure_batch(readers: Sequence[Read], states: Sequence[Tensor], batch: Ten
     """
     device = states[0].device
     # The last position has no next token. It is skipped below, because slicing here would copy.
-    following = batch.roll(-1, 1).flatten().to(device)
+    following, size = batch.roll(-1, 1).flatten().to(device), readers[0].head_tokens
     losses, divergence, agreed = torch.empty(3, len(readers), batch.numel(), device=device)
-    for start in range(0, batch.numel(), HEAD_TOKENS):
-        piece = slice(start, start + HEAD_TOKENS)
+    for start in range(0, batch.numel(), size):
+        piece = slice(start, start + size)
         for place, (reader, state) in enumerate(zip(readers, states, strict=True)):
-            with reader.with_head():
-                logits = reader.head(state[piece])
+            logits = reader.head(state[piece])
             if place == 0:
                 distribution, first = DenseDistribution(logits), logits.argmax(-1)
             totals = log_normalisers(logits)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from darwinlm.evaluation.divergence import token_losses
-from darwinlm.evaluation.quality import HEAD_TOKENS
 from darwinlm.runtime.compute import exact
 from darwinlm.runtime.errors import CheckpointError
 from darwinlm.runtime.figures import Spelling
@@ -66,7 +65,7 @@ def measure_bits(
     model, total = read(torch.cat([each[0] for each in inputs])), 0.0
     with model.with_head():
         for states, targets in zip(model.through(inputs, memory=memory), wholes, strict=True):
-            pieces = (torch.split(each, HEAD_TOKENS) for each in (states[0], targets[1:].to(model.device)))
+            pieces = (torch.split(each, model.head_tokens) for each in (states[0], targets[1:].to(model.device)))
             for state, target in zip(*pieces, strict=True):
                 total += float(exact(token_losses(model.head(state), target)).sum(dtype=torch.float64))
             progress()

@@ -95,8 +95,11 @@ def dequantise(path: Path, work: Path, say: Callable[[str], None] = lambda messa
         stage.begin()
     try:
         # transformers refuses to save a model loaded from GGUF, so its weights move to a new one.
-        plain = type(quantised)(config)
-        plain.load_state_dict(quantised.state_dict())
+        with torch.device("meta"):
+            plain = type(quantised)(config)
+        plain.load_state_dict(quantised.state_dict(), assign=True)
+        del quantised
+        plain.tie_weights()
         if tied and HEAD in header.tensors:
             say(_take_one(header, plain))
         plain.save_pretrained(work)

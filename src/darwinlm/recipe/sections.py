@@ -15,7 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from darwinlm.recipe.budget import BudgetSettings
 from darwinlm.recipe.presets import PRESETS, completed
 from darwinlm.recipe.quantisation import QUANTISATIONS, SMALLEST, UNCHOSEN, known_quantisation
-from darwinlm.recipe.quantities import Count, Minutes, Part, Repeats, Seed, Share, Whole
+from darwinlm.recipe.quantities import ByteCount, Count, Minutes, Part, Repeats, Seed, Share, Whole
 from darwinlm.recipe.section import Section
 
 AttentionUnit = Literal["kv_group", "query_head", "lattice"]
@@ -33,6 +33,9 @@ class ComputeSettings(Section):
     better."""
     batch_tokens: Whole = Field(4096, gt=0)
     """Tokens in one forward pass, and in one micro-batch of recovery. Fewer need less memory."""
+    memory: ByteCount | None = Field(None, gt=0)
+    """Memory of the device that a run may take, main memory without a GPU: 6GB. None takes what the stages need, and
+    for caches up to half of the free main memory, or nearly all of a GPU's."""
 
 
 LEAST_FOR_ANSWERS = 4096

@@ -24,7 +24,6 @@ def plan(
     *,
     device: str = "auto",
     processes: int = 1,
-    memory: float | None = None,
     ready_for: str | None = None,
     recipe: Recipe | str | Path | None = None,
     assignments: Sequence[str] = (),
@@ -37,7 +36,6 @@ def plan(
         model: Hub id, folder or GGUF file.
         device: A device here, which is measured: "auto", "cpu", "cuda" ...; or a card such as "h100".
         processes: Number of processes.
-        memory: Memory of the device in bytes, if it isn't this machine's.
         ready_for: Quantisation that will follow.
         recipe: Recipe, path of a recipe, or name of a bundled one.
         assignments: "section.field=value" strings.
@@ -54,13 +52,13 @@ def plan(
     if device in DEVICES:
         bfloat16 = chosen.compute.model_copy(update={"dtype": "bfloat16"} if chosen.compute.dtype == "auto" else {})
         sizes = Sizes(checkpoint, chosen.model_copy(update={"compute": bfloat16}), processes)
-        return plan_card(sizes, device, memory=memory)
+        return plan_card(sizes, device)
     try:
         here = resolve_device(device)
     except RecipeError as error:
         hint = suggestion(device, DEVICES, f"cards are {', '.join(DEVICES)}")
         raise RecipeError(f"--device {device}: it isn't here ({error}), and no known card: {hint}") from error
-    return plan_here(Sizes(checkpoint, settled(chosen, here), processes), here, memory=memory)
+    return plan_here(Sizes(checkpoint, settled(chosen, here), processes), here)
 
 
 def notes_of(plan: Plan) -> list[str]:

@@ -16,7 +16,7 @@ from darwinlm.runtime.errors import RecipeError
 from darwinlm.runtime.places import check_output
 from darwinlm.stages.chats import CHATS
 from darwinlm.stages.corpus import CORPUS, CORPUS_RECOVERY, DOCUMENTS, corpus_stage
-from darwinlm.stages.evaluate import EVALUATE, Models, Source
+from darwinlm.stages.evaluate import EVALUATE, Models
 from darwinlm.stages.execution.run import Run
 from darwinlm.stages.export import EXPORT
 from darwinlm.stages.model import TEACHER, open_model
@@ -47,8 +47,7 @@ def _train(run: Run, small: Checkpoint, made: Summary | None, *, of_a_run: bool)
     more = run(CORPUS_RECOVERY, original) if amount_for_recovery(recipe) else None
     recovered = run(RECOVER, small, teacher, Stitched(small), text["validation"], documents_of(text), more)
     exported = run(EXPORT, small, teacher, recovered, text["validation"])
-    found: dict[str, Checkpoint] = {"dense": teacher, "before": small, "recovered": exported.checkpoint}
-    models = Models.of(**{name: (Source.of(model, context), model.digest) for name, model in found.items()})
+    models = Models.of(context, {"dense": teacher, "before": small, "recovered": exported.checkpoint})
     chats = run(CHATS, teacher, models) if recipe.text.answer_tokens else None
     measured = run(EVALUATE, small, models, exported, text["evaluation"])
     of_teacher, of_saved = (vars(origin_of(model.folder, model.source)) for model in (teacher, exported.checkpoint))

@@ -1,14 +1,15 @@
-"""Memory of the machine: how much is free, caches of that size, and memory that training keeps."""
+"""Memory of the machine: how much is free, who gets it, caches of that size, and memory that training keeps."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
 import os
+import resource
 import sys
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -16,6 +17,8 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 
 from darwinlm.runtime import parallel
+from darwinlm.runtime.amounts import size
+from darwinlm.runtime.errors import RecipeError
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -24,6 +27,7 @@ C = TypeVar("C", bound="Shrinking")
 
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
+STATUS = Path("/proc/self/status")
 
 
 def free_bytes(device: torch.device) -> int:
@@ -36,17 +40,22 @@ def free_bytes(device: torch.device) -> int:
     return free_host_bytes()
 
 
-def room_at_peak(device: torch.device) -> int:
-    """Bytes that a GPU had left for this process at its peak, less a tenth; of other devices, those free now."""
-    if device.type == "cuda":
-        return int(0.9 * torch.cuda.mem_get_info(device)[1]) - torch.cuda.max_memory_allocated(device)
-    return free_bytes(device)
-
-
 def free_host_bytes() -> int:
     """Free bytes of main memory for this process; processes of a run share it equally."""
     known = [each for each in (_available(MEMINFO), _within_limit(CGROUP)) if each is not None]
     return min(known, default=all_bytes(torch.device("cpu")) // 2) // parallel.local_size()
+
+
+def taken_bytes(device: torch.device) -> int:
+    """Bytes of a device that this process holds; on a CPU, memory that the system can't take back by itself."""
+    if device.type == "cuda":
+        return int(torch.cuda.memory_allocated(device))
+    if device.type == "mps":
+        return int(torch.mps.current_allocated_memory())
+    if STATUS.is_file():
+        anonymous = next(line for line in STATUS.read_text(encoding="ascii").splitlines() if line[:8] == "RssAnon:")
+        return int(anonymous.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def all_bytes(device: torch.device) -> int:
@@ -160,12 +169,18 @@ class Bounded(Generic[K, V]):
         return self._limit
 
 
-PARTS = {"blocks": 0.4, "factors": 0.3, "modules": 0.2, "inputs": 0.1}
-"""How the caches of a search divide a device's free memory: dense blocks that stay, factors of the database, pruned
-modules, and block inputs of the base."""
+CACHES = {"blocks": 0.4, "factors": 0.3, "modules": 0.2, "inputs": 0.1}
+"""How the caches of a search divide a device's memory for caches: dense blocks that stay, factors of the database,
+pruned modules, and block inputs of the base."""
+BESIDE = {"packed factors": 0.4, "narrow factors": 0.3, "candidates": 0.3}
+"""How caches of a GPU divide the main memory for caches: inputs of factors, factors of some columns, and trained
+candidates."""
+WORK = {"streams": 0.25, "module inputs": 0.2, "keys and values": 0.25, "whole models": 0.5}
+"""Shares of the free memory for what work takes if there is room; no two of them are large at once."""
 
-FRAGMENTS = 0.15
-"""Share of a GPU's free memory that PyTorch's allocator may lose between tensors of different sizes. Our estimate."""
+FRAGMENTS, OTHERS = 0.15, 0.5
+"""Share of a GPU's free memory that PyTorch's allocator may lose between tensors of different sizes (our estimate), and
+share of the free main memory that caches leave to other programs."""
 
 HALVINGS = 6
 """How often caches are halved; then memory is full without them."""
@@ -179,17 +194,34 @@ class Shrinking(Protocol):
 
 
 class DeviceMemory:
-    """Hands out a device's free memory to caches, and takes half of it back when the device is full."""
+    """Hands out a device's memory to caches and buffers, and takes half of the caches' back when the device is full.
+
+    Attributes:
+        limit: Bytes that this process may take of it; None without a limit.
+        needs: Bytes that the work of each stage takes by its plan, which caches leave free.
+        stage: The present stage.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self.limit: int | None = None
+        self.needs: Mapping[str, float] = {}
+        self.stage = ""
         self._halvings = 0
         self._caches: weakref.WeakSet[Any] = weakref.WeakSet()
 
-    def room(self, part: str) -> Callable[[int], int]:
-        """A function that gives the bytes of a cache of `PARTS`, from the bytes that others have reserved."""
-        kept = 1 - FRAGMENTS if self.device.type == "cuda" else 1
-        return lambda reserved: int(PARTS[part] * max(kept * free_bytes(self.device) - reserved, 0)) >> self._halvings
+    @property
+    def free(self) -> int:
+        """Bytes that this process may still take."""
+        free = free_bytes(self.device)
+        return free if self.limit is None else max(min(free, self.limit - taken_bytes(self.device)), 0)
+
+    def room(self, part: str, reserved: int = 0) -> int:
+        """Bytes for a part of `CACHES`, `BESIDE` or `WORK`, beside those reserved for others."""
+        if part in WORK:
+            return int(WORK[part] * max(self.free - reserved, 0))
+        room = for_caches(self.device.type, self.free, max(self.needs.get(self.stage, 0), reserved))
+        return int((CACHES | BESIDE)[part] * room) >> self._halvings
 
     def watch(self, cache: C) -> C:
         """Let a cache give back memory; returns it."""
@@ -218,6 +250,34 @@ class DeviceMemory:
 def memory_of(device: torch.device) -> DeviceMemory:
     """The only one of a device."""
     return DeviceMemory(device)
+
+
+def room_at_peak(device: torch.device) -> int:
+    """Bytes that a GPU had left for this process at its peak, less a tenth; of other devices, those free now."""
+    if device.type == "cuda":
+        return int(0.9 * torch.cuda.mem_get_info(device)[1]) - torch.cuda.max_memory_allocated(device)
+    return memory_of(device).free
+
+
+def for_caches(kind: str, free: float, needs: float) -> float:
+    """Bytes for all caches of a kind of device together, of so many free ones, beside work that needs some of them."""
+    room = (1 - FRAGMENTS) * free - needs if kind == "cuda" else min((1 - OTHERS) * free, free - needs)
+    return max(room, 0.0)
+
+
+def set_limit(device: torch.device, limit: int | None) -> None:
+    """Bound what a run may take of a device; its processes share main memory, and each has a GPU.
+
+    Raises RecipeError if the device has less.
+    """
+    if limit is not None and limit > (there := all_bytes(device)):
+        raise RecipeError(f"compute.memory is {size(limit)}, but {device} has {size(there)}: set less, or none")
+    shared, memory = 1 if device.type == "cuda" else parallel.local_size(), memory_of(device)
+    memory.limit = None if limit is None else limit // shared
+
+
+CPU = torch.device("cpu")
+"""Main memory."""
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3

@@ -23,17 +23,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from darwinlm.evaluation.divergence import DenseDistribution
-from darwinlm.streaming.decoder import Decoder
-
-LOGIT_TOKENS = 512
-"""Tokens whose logits over the whole vocabulary are computed at once."""
+from darwinlm.streaming.decoder import CPU_LOGITS, LOGIT_TOKENS, Decoder
 
 GRADIENT_TOKENS = 128
 """Tokens whose logits and gradients are in memory at once."""
-
-CPU_LOGITS = 24 << 20
-"""Maximum bytes of such logits on a CPU. glibc returns larger allocations to the system each time, and page faults are
-slow."""
 
 CPU_PART = 1 << 21
 """Maximum number of float32 logits of a vocabulary part for all tokens on a CPU, so that they stay in its caches."""
@@ -113,7 +106,7 @@ class ExpectedRows:
         self.decoder = decoder
         self.scale = head.scale
         parts = []
-        for part in torch.split(hidden, head_tokens(decoder)):
+        for part in torch.split(hidden, decoder.head_tokens):
             distribution = DenseDistribution(decoder.head(part))
             rows, bias = head.cross(distribution.probabilities)
             likeliest = distribution.probabilities.max(-1)
@@ -141,7 +134,7 @@ class Distributions:
 
     def __init__(self, decoder: Decoder, hidden: Tensor) -> None:
         self.decoder = decoder
-        self.size = head_tokens(decoder)
+        self.size = decoder.head_tokens
         self.distribution = DenseDistribution(
             torch.cat([decoder.head(part) for part in torch.split(hidden, self.size)])
         )
@@ -151,14 +144,6 @@ class Distributions:
         starts = range(start, start + len(hidden), self.size)
         parts = zip(starts, torch.split(hidden, self.size), strict=True)
         return torch.cat([self.distribution.kl(self.decoder.head(part), at) for at, part in parts])
-
-
-def head_tokens(decoder: Decoder) -> int:
-    """Tokens whose logits over the whole vocabulary are computed at once."""
-    if decoder.device.type != "cpu":
-        return LOGIT_TOKENS
-    logits = len(decoder.model.get_output_embeddings().weight) * decoder.dtype.itemsize  # of one token
-    return max(min(CPU_LOGITS // logits, LOGIT_TOKENS), 16)
 
 
 def head_bytes(vocabulary: int, *, on_cpu: bool) -> int:

@@ -16,6 +16,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
@@ -107,7 +108,7 @@ class Fitness:
         self._base: Allocation | None = None
         self._room = memory_of(self.decoder.device)
         self._inputs: Bounded[tuple[Window, int], Tensor] = self._room.watch(
-            Bounded(lambda hidden: hidden.nbytes, self._room.room("inputs"), scanned=True)
+            Bounded(lambda hidden: hidden.nbytes, partial(self._room.room, "inputs"), scanned=True)
         )
         if placed.reserved:
             self._inputs.reserve(placed.reserved)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Generic, TypeVar
 
 import torch
@@ -36,7 +37,7 @@ class PlacedModules:
         for index, module in enumerate(space.modules):
             self._places.setdefault(module.block, []).append(index)
         memory = memory_of(decoder.device)
-        self._cache: ModuleCache[tuple[int, int]] = memory.watch(ModuleCache(memory.room("modules")))
+        self._cache: ModuleCache[tuple[int, int]] = memory.watch(ModuleCache(partial(memory.room, "modules")))
         self._dense_weights: HostCopy | None = None
 
     def reserve(self, size: int) -> None:

@@ -23,20 +23,17 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from darwinlm.runtime import parallel
-from darwinlm.runtime.memory import free_bytes, free_host_bytes, kept_memory
-from darwinlm.search.dense_side import LOGIT_TOKENS
+from darwinlm.runtime.memory import CPU, kept_memory, memory_of
 from darwinlm.search.fitness import Fitness
 from darwinlm.search.modules import PlacedModules
 from darwinlm.search.student import Parked, Student
 from darwinlm.streaming.chunks import chunked_loss
+from darwinlm.streaming.decoder import LOGIT_TOKENS
 from darwinlm.streaming.hidden import HiddenMemory, HiddenStates
 from darwinlm.units.space import Allocation
 
 LARGE, SMALL_RATE, LARGE_RATE = 1e9, 1e-4, 1e-5
 """Parameters from which a model gets the paper's learning rate, for 7B to 14B; smaller ones, and larger ones."""
-
-HOST_SHARE = 0.5
-"""Largest share of free main memory for states of waiting candidates."""
 
 STEP_TOKENS = 2048
 """Training tokens in one step. Our choice; the paper has none."""
@@ -140,7 +137,7 @@ class CandidateTrainer:
         if not self._alone:
             return nullcontext()
         wanted = sum(student.wanted for student in students) + self._pass_bytes()
-        return nullcontext() if wanted <= free_bytes(self.decoder.device) else self.placed.dense_on_host()
+        return nullcontext() if wanted <= memory_of(self.decoder.device).free else self.placed.dense_on_host()
 
     def _pass_bytes(self) -> int:
         """Approximate bytes of a forward and backward pass: streams between blocks twice, logits of a few tokens."""
@@ -156,7 +153,7 @@ class CandidateTrainer:
         if candidate not in best:
             return
         if self._room is None:
-            self._room = int(HOST_SHARE * free_host_bytes())
+            self._room = memory_of(CPU).room("candidates")
         wanted = sum(12 * weight.numel() for weight in student.working)
         worse = [each for each in best[best.index(candidate) + 1 :] if each in judged]
         while worse and self._held + wanted > self._room:

@@ -7,10 +7,12 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.runtime import amounts, parallel
 from darwinlm.runtime.artifact import read_as, write_json
 from darwinlm.runtime.clock import working_time
-from darwinlm.runtime.figures import ChatFigures
-from darwinlm.runtime.memory import free_bytes
+from darwinlm.runtime.figures import AnswerFigures, ChatFigures
+from darwinlm.runtime.memory import memory_of
 from darwinlm.stages.evaluate import Models
 from darwinlm.stages.execution.stage import Stage, Task
+from darwinlm.stages.model import load_whole
+from darwinlm.streaming.hidden import HiddenMemory
 from darwinlm.text.sampling.script import chat_parts
 
 FIGURES = "chats.json"
@@ -18,34 +20,40 @@ FIGURES = "chats.json"
 
 def _measure(task: Task, teacher: Checkpoint, models: Models) -> None:
     """Compare the uniform and the last model with the dense one, on answers that it writes now."""
-    context, found = task.context, ChatFigures(answers={}, instructions={})
+    context, found = task.context, dict[str, AnswerFigures]()
     reason = _prevented(task, teacher)
     if not reason:
-        last, ends = list(models.sources)[-1], working_time() + task.left(CHATS.name)
-        dense = models.sources["dense"].load().to(context.device)
-        tokens = task.recipe.text.answer_tokens
+        chosen = [name for name in models.readers if name in ("uniform", "before", [*models.readers][-1])]
+        tokens, ends = task.recipe.text.answer_tokens, working_time() + task.left(CHATS.name)
+        dense = load_whole(task, models.whole["dense"])
         written = write_answers(dense, teacher.tokenizer(), tokens, lambda: working_time() > ends)
+        del dense
         if isinstance(written, str):
             reason = f"dense writes no chats: {written}"
         else:
-            for name in (each for each in models.sources if each in ("uniform", "before", last)):
-                model = models.sources[name].load().to(context.device)
-                found.answers[name] = measure_answers(dense, model, written, batch_tokens=context.batch_tokens)
+            dense, *others = (models.readers[name](written.tokens) for name in ("dense", *chosen))
+            found = measure_answers(
+                dense,
+                dict(zip(chosen, others, strict=True)),
+                written,
+                batch_tokens=context.batch_tokens,
+                memory=HiddenMemory(task.folder),
+            )
     if reason:
         context.reporter.say(f"no figures on chats: {reason}")
-    parallel.in_main(write_json, task.folder / FIGURES, found.as_json())
+    parallel.in_main(write_json, task.folder / FIGURES, ChatFigures(answers=found, instructions={}).as_json())
 
 
 def _prevented(task: Task, teacher: Checkpoint) -> str:
-    """Why the models can't write chats; empty if they can."""
+    """Why the models can't write chats; empty if they can. On a GPU, a whole model must fit into half of it."""
     parts = chat_parts(teacher.tokenizer())
     if isinstance(parts, str):
         return parts
     context = task.context
-    size = sum(each.numel() for each in teacher.skeleton().parameters()) * context.dtype.itemsize
-    room = min(parallel.gather(free_bytes(context.device)))
-    if 2 * size > room / 2:
-        return f"two whole models need up to {amounts.size(2 * size)}, and {amounts.size(room / 2)} are for them"
+    size = sum(each.numel() for each in teacher.outline.parameters()) * context.dtype.itemsize
+    room = min(parallel.gather(memory_of(context.device).room("whole models")))
+    if context.device.type != "cpu" and size > room:
+        return f"a whole model needs {amounts.size(size)}, and {amounts.size(room)} are for it"
     return ""
 
 

@@ -10,6 +10,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import Recipe
 from darwinlm.runtime.clock import working_time
 from darwinlm.stages.execution.stage import Stage, Task
+from darwinlm.stages.model import load_whole
 from darwinlm.text.amounts import amount_for_pruning, amount_for_recovery
 from darwinlm.text.sampling.corpus import write_corpus
 
@@ -33,7 +34,7 @@ def corpus_stage(
         context, recipe, begun = task.context, task.recipe, working_time()
         seconds = math.inf if share is None or context.limit is None else share * context.limit.seconds
         write_corpus(
-            original.load(context.dtype, context.device),
+            load_whole(task, original),
             original.tokenizer(),
             task.folder / DOCUMENTS,
             amount(recipe),

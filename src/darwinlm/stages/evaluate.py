@@ -17,7 +17,7 @@ from darwinlm.evaluation.looking_back import (
     measure_copying,
     number_of_lists,
 )
-from darwinlm.evaluation.quality import HEAD_TOKENS, measure_quality
+from darwinlm.evaluation.quality import measure_quality
 from darwinlm.evaluation.speed import continue_greedily, measure_speed, prompts_for
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.runtime import parallel
@@ -25,19 +25,19 @@ from darwinlm.runtime.amounts import size
 from darwinlm.runtime.artifact import digest_of, read_as, write_json
 from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.figures import LookingBackFigures, ModelFigures, ModelKey
-from darwinlm.runtime.memory import free_bytes
+from darwinlm.runtime.memory import memory_of
 from darwinlm.stages.database import PruningDatabase
 from darwinlm.stages.execution.context import Context
 from darwinlm.stages.execution.stage import Stage, Task
 from darwinlm.stages.export import Exported
+from darwinlm.stages.model import load_whole
 from darwinlm.stages.recover import Recovered
 from darwinlm.stages.refit import Refitted
 from darwinlm.stages.search import SearchResult
 from darwinlm.stages.stitch import Stitched
 from darwinlm.streaming.hidden import HiddenMemory
 from darwinlm.streaming.streamed import StreamedDecoder
-from darwinlm.surgery.stitch import as_dtype, block_parameters, stitched_blocks
-from darwinlm.surgery.stitch import stitch as stitched
+from darwinlm.surgery.stitch import block_parameters, stitched_blocks
 from darwinlm.text import TokenSequences
 from darwinlm.text.sampling.script import chat_parts
 
@@ -48,35 +48,35 @@ QUALITY, COPYING, SPEED = 0.45, 0.65, 0.85
 Measured = dict[ModelKey, ModelFigures]
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where a model comes from: as a decoder that reads the given tokens block by block, and whole."""
-
-    decoder: Callable[[Tensor], StreamedDecoder]
-    load: Callable[[], Any]
-
-    @classmethod
-    def of(cls, checkpoint: Checkpoint, context: Context) -> Source:
-        """A stored model."""
-        decoder = partial(StreamedDecoder, checkpoint, dtype=context.dtype, device=context.device)
-        return cls(decoder, partial(checkpoint.load, context.dtype, context.device))
-
-
-Sources = dict[ModelKey, Source]
+Read = Callable[[Tensor], StreamedDecoder]
+"""A model as a decoder that reads the given tokens block by block."""
 
 
 @dataclass(frozen=True)
 class Models:
-    """The models to measure, the dense one first, with the digests that identify them."""
+    """The models to measure, the dense one first, with the digest that identifies them.
 
-    sources: Sources
+    Attributes:
+        readers: How each is read.
+        whole: The dense model and the saved one, by the same names; they are used as a whole too.
+    """
+
+    readers: dict[ModelKey, Read]
+    whole: dict[ModelKey, Checkpoint]
     digest: str
 
     @classmethod
-    def of(cls, **models: tuple[Source, Any]) -> Models:
-        """From pairs of a model's source and what identifies it."""
-        sources: Any = {name: model[0] for name, model in models.items()}
-        return cls(sources, digest_of({name: model[1] for name, model in models.items()}))
+    def of(cls, context: Context, models: Mapping[ModelKey, Checkpoint | tuple[Read, Any]]) -> Models:
+        """From stored models, or pairs of how one is read and what identifies it; the first and the last are stored."""
+        how: dict[str, Any] = {"dtype": context.dtype, "device": context.device}
+        readers, whole, digests = dict[ModelKey, Read](), dict[ModelKey, Checkpoint](), dict[str, Any]()
+        for name, model in models.items():
+            if isinstance(model, Checkpoint):
+                readers[name], whole[name], digests[name] = partial(StreamedDecoder, model, **how), model, model.digest
+            else:
+                readers[name], digests[name] = model
+        dense, *_, last = models
+        return cls(readers, {name: whole[name] for name in (dense, last)}, digest_of(digests))
 
 
 def models_of_run(
@@ -91,19 +91,11 @@ def models_of_run(
 ) -> Models:
     """The models that a run measures."""
 
-    def uniform() -> Any:
-        """The best uniform model at the same budget."""
-        model = as_dtype(stitched(database.reader, search.uniform), context.dtype)
-        database.reader.release()
-        return model
-
-    def stored(checkpoint: Checkpoint) -> tuple[Source, str]:
-        return Source.of(checkpoint, context), checkpoint.digest
-
     def of_blocks(checkpoint: Checkpoint, weights: Callable[[int], dict[str, Tensor]], tokens: Tensor) -> Any:
         return StreamedDecoder(checkpoint, tokens, dtype=context.dtype, device=context.device, weights=weights)
 
-    def uniform_blocks(tokens: Tensor) -> Any:
+    def uniform(tokens: Tensor) -> Any:
+        """The best uniform model at the same budget."""
         checkpoint, weights = stitched_blocks(database.reader, search.uniform)
 
         def of(block: int) -> dict[str, Tensor]:
@@ -113,23 +105,22 @@ def models_of_run(
 
         return of_blocks(checkpoint, of, tokens)
 
-    models: dict[str, Any] = {
-        "dense": stored(teacher),
-        "uniform": (Source(uniform_blocks, uniform), [database.digest, search.uniform]),
-        "stitched": stored(stitch.checkpoint),
+    models: dict[ModelKey, Any] = {
+        "dense": teacher,
+        "uniform": (uniform, [database.digest, search.uniform]),
+        "stitched": stitch.checkpoint,
     }
     if refit is not None and recover is not None:
-        corrected = partial(of_blocks, stitch.checkpoint, refit.block)
-        models["refit"] = Source(corrected, partial(refit.model, context.dtype)), refit.record
+        models["refit"] = partial(of_blocks, stitch.checkpoint, refit.block), refit.record
     elif refit is not None:
-        models["refit"] = stored(export.checkpoint)
+        models["refit"] = export.checkpoint
     if recover is not None:
-        models["recovered"] = stored(export.checkpoint)
-    return Models.of(**models)
+        models["recovered"] = export.checkpoint
+    return Models.of(context, models)
 
 
 def _measure(task: Task, dense: Checkpoint, models: Models, export: Exported, evaluation: TokenSequences) -> None:
-    measured = measure_models(task, dense, models.sources, evaluation, export.dtype)
+    measured = measure_models(task, dense, models, evaluation, export.dtype)
     parallel.in_main(write_json, task.folder / FIGURES, {key: each.as_json() for key, each in measured.items()})
 
 
@@ -151,9 +142,7 @@ def _late(task: Task) -> Callable[[float], Callable[[], bool] | None]:
     return lambda share: None if left == math.inf else lambda: working_time() - begun > share * left
 
 
-def measure_models(
-    task: Task, dense: Checkpoint, models: Sources, text: TokenSequences, dtype: torch.dtype
-) -> Measured:
+def measure_models(task: Task, dense: Checkpoint, models: Models, text: TokenSequences, dtype: torch.dtype) -> Measured:
     """Measure models on the same text, block by block; processes share it.
 
     Models compute in the run's element type; their sizes in bytes are those in `dtype`. Whole models are timed.
@@ -165,12 +154,9 @@ def measure_models(
     )
     read = torch.cat([tokens.flatten(), *(each.tokens.flatten() for each in sequences)])
     with parallel.agree():
-        decoders: dict[str, Any] = {str(name): model.decoder(read) for name, model in models.items()}
-    vocabulary = int(dense.config.vocab_size)
-    block = max(sum(weight.numel() for weight in each.parameters()) for each in decoders["dense"].blocks)
-    held = vocabulary * int(dense.config.hidden_size) + block
-    for decoder in decoders.values():  # blocks stay in the rest
-        decoder.reserve(16 * HEAD_TOKENS * vocabulary + 2 * context.dtype.itemsize * held, len(decoders))
+        decoders: dict[str, Any] = {str(name): reader(read) for name, reader in models.readers.items()}
+    for decoder in decoders.values():
+        decoder.reserve(0, len(decoders))
     quality = measure_quality(
         decoders["dense"],
         decoders,
@@ -183,12 +169,12 @@ def measure_models(
     copied = measure_copying(decoders, sequences, batch_tokens=context.batch_tokens, late=late(COPYING))
     if skipped := [each.name for each in sequences[len(copied["dense"]) :]]:
         remarks.append(f"copying was not measured for lack of time: {'; '.join(skipped)}")
-    params = {name: int(decoders[name].params) for name in models}
-    in_blocks = {name: block_parameters(decoders[name].model, dense.family.layers) for name in models}
+    params = {name: int(decoders[name].params) for name in models.readers}
+    in_blocks = {name: block_parameters(decoders[name].model, dense.family.layers) for name in models.readers}
     del decoders
     used = _use(task, models, params, tokenizer, tokens[:1], late(SPEED) or (lambda: False))
     figures: Measured = {}
-    for name in models:
+    for name in models.readers:
         figures[name] = ModelFigures(
             params=params[name],
             block_params=in_blocks[name],
@@ -201,32 +187,26 @@ def measure_models(
 
 
 def _use(
-    task: Task,
-    models: Sources,
-    params: Mapping[ModelKey, int],
-    tokenizer: Any,
-    prompt: Tensor,
-    late: Callable[[], bool],
+    task: Task, models: Models, params: Mapping[ModelKey, int], tokenizer: Any, prompt: Tensor, late: Callable[[], bool]
 ) -> dict[ModelKey, dict[str, Any]]:
-    """Speeds and continuations as figures of the dense and the last model, if both fit into half of the memory at once.
+    """Speeds and continuations of the dense model and of the saved one, as figures, by model.
 
-    The first process measures while the others wait.
+    The first process measures while the others wait. On a GPU, both models must fit into half of the free memory.
     """
     context, figures = task.context, dict[ModelKey, dict[str, Any]]()
-    shown: tuple[ModelKey, ...] = ("dense", list(models)[-1])
-    needed = sum(params[name] for name in shown) * context.dtype.itemsize
-    room = min(parallel.gather(free_bytes(context.device))) / 2
     if tokenizer.chat_template and isinstance(reason := chat_parts(tokenizer), str):
         context.reporter.say(f"evaluate: answers continue text: {reason}")
-    if needed > room:
+    needed = sum(params[name] for name in models.whole) * context.dtype.itemsize
+    room = min(parallel.gather(memory_of(context.device).room("whole models")))
+    if context.device.type != "cpu" and needed > room:
         context.reporter.say(
-            f"evaluate: no speeds and continuations: both models need {size(needed)}, and {size(room)} are for them"
+            f"evaluate: no speeds and continuations: whole models need {size(needed)}, and {size(room)} are for them"
         )
     elif parallel.is_main():
-        held: dict[str, Any] = {name: models[name].load().to(context.device) for name in shown}
+        held: dict[str, Any] = {name: load_whole(task, checkpoint) for name, checkpoint in models.whole.items()}
         speeds = measure_speed(held, prompt, late=late)
         prompts = prompts_for(tokenizer)[: 1 if late() else None]
-        for name in shown:
+        for name in models.whole:
             figures[name] = {
                 "tokens_per_second": speeds[name].prompt,
                 "decode_tokens_per_second": speeds[name].decode,

@@ -52,7 +52,7 @@ def _save(
     for each in (dense, teacher):
         each.check_unchanged()
     folder = task.context.folder / MODEL
-    model = as_dtype(final.model(dense.dtype, partial(in_file, folder=task.folder)), dense.dtype)
+    model = as_dtype(final.model(dense.dtype, keep=partial(in_file, folder=task.folder)), dense.dtype)
     model = in_family_class(model, final.checkpoint)
     save_model(model, folder, tokenizer=dense.tokenizer(), source=teacher.folder)
     check_saved(model, folder, validation.tokens[:2, :128])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from darwinlm.engines.resolve import resolve_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import digest_of, read_json, write_json
+from darwinlm.runtime.mapped import in_file
 from darwinlm.stages.execution.context import Context
 from darwinlm.stages.execution.output import guarded
 from darwinlm.stages.execution.stage import Stage, Task
@@ -28,6 +31,14 @@ def open_model(context: Context, model: str | None, name: str) -> Checkpoint:
             return resolve_model(model, folder, allow_remote_code=context.allow_remote_code)
         with guarded(folder), context.reporter.stage("model" if name == "source" else "teacher"):
             return resolve_model(model, folder, say=context.reporter.say)
+
+
+def load_whole(task: Task, checkpoint: Checkpoint) -> Any:
+    """A whole model on the run's device. On a CPU its weights lie in mapped files, which aren't counted as used."""
+    context, keep = task.context, partial(in_file, folder=task.folder)
+    if context.device.type != "cpu" or checkpoint.dtype == context.dtype:
+        return checkpoint.load(context.dtype, context.device)
+    return checkpoint.load(context.dtype, keep=keep)
 
 
 def cut_to(task: Task, original: Checkpoint, dense: Checkpoint) -> None:

@@ -6,7 +6,6 @@ the stitched and the fitted weights. One interpolation factor for the whole mode
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -30,8 +29,6 @@ from darwinlm.surgery.refit import STRENGTHS, Streams, put_weights, refit
 from darwinlm.text import TokenSequences
 
 RECORD, CHOICES = "record.json", "choices.json"
-HEAD_TOKENS = 512
-"""Tokens whose logits are in memory at once, in whole sequences."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +57,9 @@ class Refitted:
             return stored
         return stored | _interpolated(self.folder, checkpoint, block, self.record["strength"])
 
-    def model(self, dtype: torch.dtype = torch.float32, keep: Callable[[Tensor], Tensor] = lambda each: each) -> Any:
-        """The corrected model; `keep` puts every tensor in its place."""
-        return self.stitched.checkpoint.load(dtype, weights=self.block, keep=keep)
+    def model(self, dtype: torch.dtype = torch.float32, **how: Any) -> Any:
+        """The corrected model; `how` it is loaded is for `Checkpoint.load`."""
+        return self.stitched.checkpoint.load(dtype, weights=self.block, **how)
 
 
 def _refit(
@@ -136,25 +133,17 @@ def stream_divergence(dense: BlockStream, other: BlockStream) -> float:
     Processes share the text; all get the same figure. The dense model's head stays loaded.
     """
     sums = torch.zeros(2, dtype=torch.float64)
-    for stream in (dense, other):
-        stream.load_head()
-    for index, hidden in enumerate(dense.hidden):
-        step = max(1, HEAD_TOKENS // hidden.shape[1])
-        for start in range(0, len(hidden), step):
-            part = slice(start, start + step)
-            reference = DenseDistribution(_logits(dense, hidden[part]))
-            divergence = reference.kl(_logits(other, other.hidden[index][part]))
+    dense.load_head()
+    other.load_head(dense)
+    for both in zip(dense.hidden, other.hidden, strict=True):
+        pieces = (torch.split(hidden.flatten(0, 1), dense.decoder.head_tokens) for hidden in both)
+        for states, others in zip(*pieces, strict=True):
+            divergence = DenseDistribution(dense.decoder.head(states)).kl(other.decoder.head(others))
             summed = exact(divergence).sum(dtype=torch.float64)
-            sums += torch.tensor([float(summed), len(reference)], dtype=torch.float64)
+            sums += torch.tensor([float(summed), len(divergence)], dtype=torch.float64)
     other.unload_head()
     total, tokens = map(float, parallel.all_reduce(sums))
     return max(total / tokens, 0.0)
-
-
-def _logits(stream: BlockStream, hidden: Tensor) -> Tensor:
-    """Logits of residual streams, [b, t, m] -> [b t, v]."""
-    tokens = torch.zeros(hidden.shape[:2], dtype=torch.int64)
-    return stream.decoder.logits(tokens, hidden, stream.checkpoint.n_blocks).flatten(0, 1)
 
 
 def _record(losses: dict[float, float]) -> dict[str, Any]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
@@ -31,9 +29,9 @@ class Stitched:
         """Hash of its weights and configuration."""
         return self.checkpoint.digest
 
-    def model(self, dtype: torch.dtype = torch.float32, keep: Callable[[Tensor], Tensor] = lambda each: each) -> Any:
-        """The model; `keep` puts every tensor in its place."""
-        return self.checkpoint.load(dtype, keep=keep)
+    def model(self, dtype: torch.dtype = torch.float32, **how: Any) -> Any:
+        """The model; `how` it is loaded is for `Checkpoint.load`."""
+        return self.checkpoint.load(dtype, **how)
 
 
 def _stitch(task: Task, database: PruningDatabase, search: SearchResult) -> None:

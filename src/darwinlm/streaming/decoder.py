@@ -23,8 +23,19 @@ from darwinlm.families.parts import Mlp, ModuleKind, Part
 from darwinlm.runtime.compute import exact, to_device
 from darwinlm.streaming.hidden import HiddenMemory, HiddenStates
 
+LOGIT_TOKENS, FEWEST_TOKENS = 512, 16
+"""Most and fewest tokens whose logits over the whole vocabulary are computed at once."""
+CPU_LOGITS = 24 << 20
+"""Maximum bytes of such logits on a CPU. glibc returns larger allocations to the system each time, and page faults are
+slow."""
+
 LARGE = 1e4
 """Size of artificial logits, far above any soft cap."""
+
+
+def head_tokens(logits: int, *, on_cpu: bool) -> int:
+    """Tokens whose logits over the whole vocabulary are computed at once, from the bytes of those of one."""
+    return max(min(CPU_LOGITS // logits, LOGIT_TOKENS), FEWEST_TOKENS) if on_cpu else LOGIT_TOKENS
 
 
 def part_of(block: nn.Module, part: Part) -> nn.Module:
@@ -164,9 +175,15 @@ class Decoder:
     def reserve(self, room: int, among: int = 1) -> None:
         """Leave so many bytes of the device free from now on; a decoder of a whole model holds all of it."""
 
+    @property
+    def head_tokens(self) -> int:
+        """Tokens whose logits over the whole vocabulary are computed at once."""
+        vocabulary = len(self.model.get_output_embeddings().weight)
+        return head_tokens(vocabulary * self.dtype.itemsize, on_cpu=self.device.type == "cpu")
+
     @contextmanager
-    def with_head(self) -> Iterator[None]:
-        """The head, while the body runs."""
+    def with_head(self, like: object = None) -> Iterator[None]:
+        """The head, while the body runs; that of a model `like` this one is shared if it is equal."""
         yield
 
     @torch.no_grad()

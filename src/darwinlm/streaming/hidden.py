@@ -17,11 +17,8 @@ import torch
 from torch import Tensor
 
 from darwinlm.runtime.mapped import mapped_file
-from darwinlm.runtime.memory import free_bytes, free_host_bytes
+from darwinlm.runtime.memory import CPU, memory_of
 from darwinlm.streaming.transfers import Arriving, Mover, pinned_bytes, pinned_like
-
-SHARE = 0.25
-"""Share of the free memory of the device, or of the machine, for one stream."""
 
 STREAMS = 2 << 30
 """Bytes of residual streams that a plan counts as device memory, and that caches leave free."""
@@ -48,10 +45,10 @@ class HiddenMemory:
         if self.place is not None:
             return self.place
         size = elements * batch.element_size()
-        if size <= SHARE * (free_bytes(device) - self.reserved):
+        if size <= memory_of(device).room("streams", self.reserved):
             return "device"
         on_host = pinned_bytes(batch.nbytes) / batch.nbytes * size
-        return "host" if device.type != "cpu" and on_host <= SHARE * free_host_bytes() else "file"
+        return "host" if device.type != "cpu" and on_host <= memory_of(CPU).room("streams") else "file"
 
 
 class HiddenStates(Sequence[Tensor]):

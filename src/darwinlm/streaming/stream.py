@@ -69,9 +69,9 @@ class BlockStream:
         assert self.checkpoint.family.tail is not None
         return {**arguments, self.checkpoint.family.tail.argument: self._slices[index][:, :, block]}
 
-    def load_head(self) -> None:
-        """Load the head."""
-        self.decoder.load_head()
+    def load_head(self, like: BlockStream | None = None) -> None:
+        """Load the head, or share that of a stream `like` this one if both are equal."""
+        self.decoder.load_head(None if like is None else like.decoder)
 
     def unload_head(self) -> None:
         """Release the head."""

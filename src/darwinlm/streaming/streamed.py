@@ -69,7 +69,7 @@ class StreamedDecoder(Decoder):
         self._staying: Bounded[int, list[Tensor]] = memory.watch(
             Bounded(
                 lambda weights: sum(weight.nbytes for weight in weights),
-                memory.room("blocks"),
+                partial(memory.room, "blocks"),
                 scanned=True,
                 dropped=partial(_release, weakref.ref(self)),
             )
@@ -154,19 +154,20 @@ class StreamedDecoder(Decoder):
         self._loaded.discard(block)
 
     @contextmanager
-    def with_head(self) -> Iterator[None]:
-        """The head, while the body runs."""
-        self.load_head()
+    def with_head(self, like: object = None) -> Iterator[None]:
+        """The head, while the body runs; that of a decoder `like` this one is shared if it is equal."""
+        self.load_head(like)
         try:
             yield
         finally:
             self._leave(HEAD, list(self.model.get_output_embeddings().parameters()))
 
-    def load_head(self) -> None:
-        """Load the head."""
+    def load_head(self, like: object = None) -> None:
+        """Load the head, or share that of a decoder `like` this one if it has its head and both are equal."""
         if HEAD in self._loaded:
             return
         head: Any = self.model.get_output_embeddings()
+        others = like.model.get_output_embeddings() if isinstance(like, StreamedDecoder) else None
         for leaf, owner in (("weight", self._head_from), ("bias", self.family.head)):
             if getattr(head, leaf, None) is not None:
                 name = f"{owner}.{leaf}"
@@ -174,7 +175,9 @@ class StreamedDecoder(Decoder):
                     tensor = self.checkpoint.read(name, dtype=self._dtype)[""]
                 else:
                     tensor = self.checkpoint.rows(name, self._rows, dtype=self._dtype)
-                setattr(head, leaf, nn.Parameter(tensor.to(self.device), requires_grad=False))
+                tensor, other = tensor.to(self.device), getattr(others, leaf, None)
+                shared = other if other is not None and not other.is_meta and torch.equal(other, tensor) else tensor
+                setattr(head, leaf, nn.Parameter(shared.detach(), requires_grad=False))
         self._loaded.add(HEAD)
 
     def unload_head(self) -> None:

@@ -14,13 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from darwinlm.families.parts import ModuleKind, SubLayer
-from darwinlm.runtime.memory import free_bytes
+from darwinlm.runtime.memory import memory_of
 from darwinlm.streaming.decoder import absent
 from darwinlm.streaming.outputs import output_projection
 from darwinlm.streaming.stream import BlockStream
-
-SHARE = 0.2
-"""Share of the device's free memory for the projection inputs of one walk."""
 
 
 class _Reached(Exception):  # noqa: N818
@@ -56,7 +53,7 @@ class BlockWalk:
 
         Inputs are kept for `finish` if there is room; the others are computed a second time.
         """
-        held, room = 0, SHARE * free_bytes(self.stream.device)
+        held, room = 0, memory_of(self.stream.device).room("module inputs")
         self._kept.clear()
         for index, hidden in enumerate(self.stream.hidden):
             x = self._reach(kind, index, hidden)

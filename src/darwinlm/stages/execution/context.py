@@ -14,6 +14,7 @@ from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import STAGES
 from darwinlm.runtime.compute import DTYPES, resolve_device
 from darwinlm.runtime.console import Reporter
+from darwinlm.runtime.memory import set_limit
 from darwinlm.stages.execution.limit import TimeLimit
 
 
@@ -53,12 +54,13 @@ def open_context(
 ) -> tuple[Context, Recipe]:
     """The context of a run, and the recipe with the element type of its device.
 
-    Raises RecipeError if this machine has no such device, or the device lacks the element type.
+    Raises RecipeError if this machine has no such device, or the device lacks the element type or the memory.
     """
     parallel.init_from_environment()
     reporter = reporter if parallel.is_main() else Reporter(quiet=True)
     with parallel.agree():
         device = resolve_device(recipe.compute.device)
         recipe = settled(recipe, device)
+        set_limit(device, recipe.compute.memory)
     dtype, batch_tokens = DTYPES[recipe.compute.dtype], recipe.compute.batch_tokens
     return Context(device, dtype, batch_tokens, folder, reporter, allow_remote_code), recipe

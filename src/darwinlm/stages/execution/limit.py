@@ -15,9 +15,8 @@ from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import STAGES, read_json, write_json
 from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.figures import StageTime
-from darwinlm.runtime.memory import all_bytes
 from darwinlm.stages.execution.output import mark
-from darwinlm.stages.execution.plan import measure_rate
+from darwinlm.stages.execution.plan import measure_rate, memory_for
 from darwinlm.stages.execution.sizes import Sizes
 from darwinlm.stages.execution.table import rows_of
 
@@ -92,7 +91,7 @@ def limited(
                 names = [record["preset"]]
             for name in names:
                 chosen = load_recipe(recipe, (), {"preset": name})
-                rows = rows_of(Sizes(source, chosen), on_cpu=device.type == "cpu", memory=float(all_bytes(device)))
+                rows = rows_of(Sizes(source, chosen), on_cpu=device.type == "cpu", memory=memory_for(chosen, device))
                 planned = {row.stage: row.operations / rate / parallel.size() for row in rows}
                 if sum(planned[each] for each in planned if each not in (*ENDING, *MEASURING)) <= FIXED * seconds:
                     break

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.recipe import Recipe
 from darwinlm.runtime.amounts import size
 from darwinlm.runtime.compute import await_device
 from darwinlm.runtime.errors import DeviceMemoryError
-from darwinlm.runtime.memory import all_bytes
+from darwinlm.runtime.memory import all_bytes, memory_of
 from darwinlm.stages.execution.sizes import Sizes
 from darwinlm.stages.execution.table import Row, rows_of
 from darwinlm.streaming.streamed import StreamedDecoder
@@ -66,6 +67,11 @@ class Plan:
         return max(self.rows, key=lambda row: row.bytes)
 
     @property
+    def taken(self) -> float:
+        """Peak memory with caches, at most."""
+        return max(row.bytes + row.caches for row in self.rows)
+
+    @property
     def problem(self) -> str | None:
         """What doesn't fit, and a setting to lower."""
         peak, item = self.peak, max(self.peak.memory, key=lambda item: self.peak.memory[item])
@@ -80,34 +86,44 @@ class Plan:
         """The plan as plain values."""
         rows = [
             {"stage": row.stage, "tokens": row.tokens, "passes": self.passes(row), "seconds": self.seconds(row)}
-            | {"bytes": row.bytes, "memory": row.memory}
+            | {"bytes": row.bytes, "memory": row.memory, "caches": row.caches}
             for row in self.rows
         ]
         about = {"model": self.sizes.checkpoint.source, "device": self.device, "dense_params": self.sizes.params}
         about |= {"params": self.sizes.kept_blocks[1] + self.sizes.outside, "problem": self.problem, "stages": rows}
-        return about | {"seconds": self.seconds(), "bytes": self.peak.bytes}
+        return about | {"seconds": self.seconds(), "bytes": self.peak.bytes, "taken": self.taken}
 
 
-def plan_here(sizes: Sizes, device: torch.device, *, memory: float | None = None, timed: bool = True) -> Plan:
-    """Plan a run on a device of this machine, or one with so many bytes of memory; its rate is measured if `timed`."""
+def plan_here(sizes: Sizes, device: torch.device, *, timed: bool = True) -> Plan:
+    """Plan a run on a device of this machine; its rate is measured if `timed`."""
     on_cpu = device.type == "cpu"
-    held = (memory or float(all_bytes(device))) / (sizes.processes if on_cpu else 1)
+    held = memory_for(sizes.recipe, device) / (sizes.processes if on_cpu else 1)
     rate = measure_rate(sizes, device) if timed else 0.0
     return Plan(sizes, str(device), rows_of(sizes, on_cpu=on_cpu, memory=held), held, (rate, rate))
 
 
-def plan_card(sizes: Sizes, card: str, *, memory: float | None = None) -> Plan:
+def memory_for(recipe: Recipe, device: torch.device) -> float:
+    """Bytes that a run may take of a device."""
+    return float(recipe.compute.memory or all_bytes(device))
+
+
+def plan_card(sizes: Sizes, card: str) -> Plan:
     """Plan a run on a card of `DEVICES`, whose rate is a range."""
     peak, gigabytes = DEVICES[card]
-    held = memory or gigabytes * float(1 << 30)
+    held = float(sizes.recipe.compute.memory or gigabytes << 30)
     slowest, fastest = (share * 1e12 * peak for share in OF_PEAK)
     return Plan(sizes, card, rows_of(sizes, on_cpu=False, memory=held), held, (slowest, fastest))
 
 
 def check_memory(sizes: Sizes, device: torch.device) -> None:
-    """Raise DeviceMemoryError if the largest stage of a run needs more memory than a device has."""
-    if problem := plan_here(sizes, device, timed=False).problem:
-        raise DeviceMemoryError(problem)
+    """Raise DeviceMemoryError if the largest stage of a run needs more memory than a device has.
+
+    From then on, caches leave the memory that a stage needs.
+    """
+    plan = plan_here(sizes, device, timed=False)
+    if plan.problem:
+        raise DeviceMemoryError(plan.problem)
+    memory_of(device).needs = {row.stage: row.bytes for row in plan.rows}
 
 
 class _ConstantWeights(Checkpoint):

@@ -17,7 +17,7 @@ from darwinlm.runtime.artifact import StageFolder, code_version, read_manifest
 from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.errors import DeviceMemoryError, RecipeError
 from darwinlm.runtime.figures import StageTime
-from darwinlm.runtime.memory import is_out_of_memory
+from darwinlm.runtime.memory import is_out_of_memory, memory_of
 from darwinlm.stages.execution.context import Context, open_context
 from darwinlm.stages.execution.limit import TimeLimit, limited
 from darwinlm.stages.execution.output import claim, guarded
@@ -209,6 +209,7 @@ class Run:
         if parallel.is_main() and (reason := folder.why_redone()):
             reporter.say(f"{title}: {reason}, redone")
         begun, resumed = working_time(), False
+        memory_of(self.context.device).stage = stage.name
         with guarded(folder.folder), reporter.stage(title):
             with parallel.agree():
                 if parallel.is_main():

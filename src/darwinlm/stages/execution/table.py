@@ -7,13 +7,16 @@ share of the blocks, d the columns of a module's output projection.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from darwinlm.database.metrics import find_metric
+from darwinlm.evaluation.answers import CHATS_AT_ONCE, LENGTH
 from darwinlm.evaluation.looking_back import number_of_lists
 from darwinlm.recovery.losses import needs_dense
+from darwinlm.runtime.memory import CACHES, for_caches
 from darwinlm.search.dense_side import head_bytes
 from darwinlm.stages.execution.sizes import Sizes
+from darwinlm.streaming.decoder import head_tokens
 from darwinlm.streaming.hidden import STREAMS
 from darwinlm.surgery.refit import STRENGTHS
 from darwinlm.text.amounts import amount_for_pruning, amount_for_recovery, gradient_tokens, shares_of
@@ -33,8 +36,8 @@ generated together, in those of passes."""
 CHILDREN, CONFIRMED, SWITCHED = 3, 1.0, 0.55
 """Children that a generation solves for, all of which the first one evaluates on the whole text, and that later ones
 do, measured on 2026-11-30; share of the blocks that a child of the level switch runs, from its first changed one on."""
-HEAD_TOKENS, LOSS_TOKENS, LOGIT = 512, 1024, 30
-"""Tokens whose logits are in memory at once, and in training; bytes of a logit there, with copies and gradients."""
+LOSS_TOKENS, LOGIT = 1024, 30
+"""Tokens whose logits are in memory at once in training; bytes of a logit there, with copies and gradients."""
 COPIED, CONTINUED, TIMED = 608, 128, 200
 """Tokens of a list and a passage of each length, and of timed ones and continuations of a model; timed passes for each
 kind of module."""
@@ -42,12 +45,13 @@ kind of module."""
 
 @dataclass(frozen=True)
 class Row:
-    """One stage; memory is that of one process on the device, by name."""
+    """One stage; memory is that of one process on the device, by name, and `caches` what it takes besides at most."""
 
     stage: str
     tokens: float
     operations: float
     memory: Items
+    caches: float = 0.0
 
     @property
     def bytes(self) -> float:
@@ -62,8 +66,9 @@ def largest(*alternatives: Items) -> Items:
 
 def rows_of(sizes: Sizes, *, on_cpu: bool, memory: float) -> list[Row]:
     """The rows of a run, in order, on a device with so many bytes for a process; a CPU's hold the libraries too."""
-    base = {"libraries": LIBRARIES} if on_cpu else {}
-    return [Row(stage, tokens, work, base | held) for stage, tokens, work, held in _Stages(sizes, on_cpu, memory)]
+    base, stages = {"libraries": LIBRARIES} if on_cpu else {}, _Stages(sizes, on_cpu, memory)
+    rows = [Row(stage, tokens, work, base | held) for stage, tokens, work, held in stages]
+    return [replace(row, caches=stages.caches(row)) for row in rows]
 
 
 class _Stages:
@@ -80,7 +85,12 @@ class _Stages:
     def __iter__(self) -> Iterator[tuple[str, float, float, Items]]:
         sizes, recipe, r = self.sizes, self.recipe, self.sizes.width
         if own := amount_for_pruning(recipe):
-            yield "corpus", own, TOGETHER * sizes.operations(own, heads=1), self._whole_model()
+            yield (
+                "corpus",
+                own,
+                TOGETHER * sizes.operations(own, heads=1),
+                self._whole_model(ROWS, recipe.text.sequence_length),
+            )
         yield "text", sum(shares_of(recipe).values()), 0, {}
         if recipe.budget.timed:
             yield self._latency()
@@ -95,29 +105,64 @@ class _Stages:
         if recipe.refit.tokens:
             yield self._refit()
         if own := amount_for_recovery(recipe):
-            yield "corpus_recovery", own, TOGETHER * sizes.operations(own, heads=1), self._whole_model()
+            yield (
+                "corpus_recovery",
+                own,
+                TOGETHER * sizes.operations(own, heads=1),
+                self._whole_model(ROWS, recipe.text.sequence_length),
+            )
         if recipe.recovery.tokens:
             yield self._recover()
         yield "export", 0, 0, {"blocks": 4.0 * sizes.block + 2 * self.block, "heads": 2 * self.head}
         if tokens := recipe.text.answer_tokens:  # of the dense model, read by it and two smaller ones
-            work = sizes.operations(2 * tokens, 1 + sizes.kept, heads=2) + sizes.operations(TOGETHER * tokens, heads=1)
-            yield "chats", 5 * tokens, work, self.passing | self._models()
+            work = sizes.operations(2 * tokens, 1 + 2 * sizes.kept, heads=3)
+            work += sizes.operations(TOGETHER * tokens, heads=1)
+            yield "chats", 7 * tokens, work, largest(self._writing(), self._reading(2 * tokens, 3))
         yield self._evaluate()
+
+    def caches(self, row: Row) -> float:
+        """Bytes of the caches of a stage at most: what could be in them, or their share of the memory that is left."""
+        sizes, r, size = self.sizes, self.sizes.width, self.sizes.size
+        base = LIBRARIES if self.on_cpu else 0
+        room = for_caches("cpu" if self.on_cpu else "cuda", self.memory - base, row.bytes - base)
+        factors = sum(4.0 * max(shape.experts, 1) * shape.width * (shape.width + r) for shape in sizes.cut)
+        levels = sum(level.params for module in sizes.space.modules for level in module.levels[:-1])
+        inputs = sizes.depth * self.recipe.search.fitness_needed * r
+        small = sizes.kept_blocks[1] + sizes.outside
+        most: dict[str, Items] = {
+            "search": {"blocks": float(sizes.params * size), "factors": factors, "modules": float(levels * size)}
+            | {"inputs": float(inputs * size)},
+            "stitch": {"factors": factors},
+            "evaluate": {"blocks": float((sizes.params + self.smaller * small) * size)},
+        }
+        return sum(min(held, CACHES[name] * room) for name, held in most.get(row.stage, {}).items())
 
     def _streams(self, tokens: float, count: float = 1) -> Items:
         held = tokens * count * self.sizes.width * self.sizes.size / self.sizes.processes
         return {"streams": held} if held <= STREAMS else {}  # else in a file
 
-    def _whole_model(self) -> Items:
+    def _whole_model(self, rows: int, length: int) -> Items:
+        """A model that writes so many texts at once; on a CPU, its weights lie in files."""
         sizes = self.sizes
         heads = sum(shape.groups * shape.head_dim for shape in sizes.shapes if shape.kind == "attention")
-        row, model = 2.0 * heads * self.recipe.text.sequence_length * sizes.size, float(sizes.params * sizes.size)
-        return {"whole models": model, "keys and values": max(min(ROWS * row, (self.memory - model) / 4), row)}
+        row, model = 2.0 * heads * length * sizes.size, float(sizes.params * sizes.size)
+        model = 0.0 if self.on_cpu else model
+        held = {"keys and values": max(min(rows * row, (self.memory - model) / 4), row)}
+        held["probabilities"] = rows * sizes.vocabulary * (12.0 + sizes.size)
+        return held if self.on_cpu else held | {"whole models": model}
 
-    def _models(self) -> Items:
-        """The dense and the smaller model, if they fit into half of the memory."""
-        needed = self.sizes.size * float(self.sizes.params + self.sizes.kept_blocks[1] + self.sizes.outside)
-        return {"whole models": needed} if needed <= self.memory / 2 else {}
+    def _writing(self) -> Items:
+        """The dense model with the chats that it writes, if it fits into half of the memory."""
+        fits = self.on_cpu or self.sizes.params * self.sizes.size <= self.memory / 2
+        return self._whole_model(CHATS_AT_ONCE, LENGTH) if fits else {}
+
+    def _reading(self, tokens: float, count: int) -> Items:
+        """So many models on the same text, block by block, then logits of a few tokens of two of them."""
+        sizes = self.sizes
+        n = head_tokens(sizes.vocabulary * sizes.size, on_cpu=self.on_cpu)
+        reading = self.passing | {"blocks": 2 * self.block, "heads": 2 * self.head}
+        reading |= {"logits": n * sizes.vocabulary * (4.0 + 2 * sizes.size)} | self._streams(tokens, count)
+        return reading | {"rows of the embedding": count * min(tokens, sizes.vocabulary) * sizes.width * sizes.size}
 
     def _latency(self) -> tuple[str, float, float, Items]:
         """Alternating passes of two whole models, of which the second has half of the blocks on average."""
@@ -210,7 +255,8 @@ class _Stages:
         for width in (shape.width * k for shape in sizes.shapes):
             work += self.exact * tokens * width * (width + 2 * r) + EXACT * 2 * (width**3 / 3 + 4 * width**2 * r)
         fitting = self.passing | {"blocks": (2 + 2 * k) * self.block, "moments of one module": d * (20 * d + 32 * r)}
-        logits = float(HEAD_TOKENS * sizes.vocabulary * (4 + 2 * sizes.size))
+        n = head_tokens(sizes.vocabulary * sizes.size, on_cpu=self.on_cpu)
+        logits = n * sizes.vocabulary * (4.0 + 2 * sizes.size)
         held = largest(fitting, {"heads": 2 * self.head, "logits": logits})
         return "refit", tokens + len(STRENGTHS) * held_out, work, self._streams(tokens, 4) | held
 
@@ -238,11 +284,13 @@ class _Stages:
         return "recover", settings.tokens, work, held
 
     def _evaluate(self) -> tuple[str, float, float, Items]:
-        """All models on evaluation text and repeated passages; then timed passes and continuations of whole ones."""
-        sizes, tokens = self.sizes, self.recipe.text.evaluation_tokens
+        """All models on evaluation text and repeated passages; then speeds and continuations of two whole ones."""
+        sizes, k, tokens = self.sizes, self.sizes.kept, self.recipe.text.evaluation_tokens
         read = tokens + COPIED * number_of_lists(tokens) + 2 * self.recipe.text.sequence_length * sizes.processes
-        work = sizes.operations(read, 1 + self.smaller * sizes.kept, heads=1 + self.smaller)
-        work += sizes.operations(ALONE * CONTINUED, 1 + sizes.kept, heads=2)
-        reading = self.passing | {"blocks": 2 * self.block, "heads": 2 * self.head}
-        reading |= {"logits": 4096.0 * sizes.vocabulary} | self._streams(tokens, 1 + self.smaller)
-        return "evaluate", read * (1 + self.smaller), work, largest(reading, self._models())
+        work = sizes.operations(read, 1 + self.smaller * k, heads=1 + self.smaller)
+        work += sizes.operations(ALONE * CONTINUED, 1 + k, heads=2)
+        timing = self.passing | {"logits": float(self.recipe.text.sequence_length * sizes.vocabulary * sizes.size)}
+        small = sizes.kept_blocks[1] + sizes.outside
+        if not self.on_cpu and (models := float((sizes.params + small) * sizes.size)) <= self.memory / 2:
+            timing["whole models"] = models
+        return "evaluate", read * (1 + self.smaller), work, largest(self._reading(read, 1 + self.smaller), timing)

@@ -21,13 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from darwinlm.runtime.memory import free_bytes
+from darwinlm.runtime.memory import memory_of
 from darwinlm.text.sampling.cache import RowCache, takes_rows
 
 CPU_ROWS, GPU_ROWS = 64, 256
 """Maximum number of sequences at once."""
-MEMORY_SHARE = 0.25
-"""Share of the device's free memory for keys and values."""
 STEPS = 8
 """Steps between two looks at which rows have ended."""
 
@@ -114,7 +112,8 @@ class Sampler:
         states = (getattr(layer, name, None) for layer in self._prompt.layers for name in ("keys", "values"))
         parts = [part for part in states if part is not None]
         column = sum(part[:, :, 0].numel() * part.element_size() for part in parts)
-        return int(max(1, min(most, MEMORY_SHARE * free_bytes(self.device) // max(column * self.length, 1))))
+        room = memory_of(self.device).room("keys and values")
+        return int(max(1, min(most, room // max(column * self.length, 1))))
 
     @torch.no_grad()
     def sample(self, numbers: Iterator[int]) -> Iterator[Sampled]:
