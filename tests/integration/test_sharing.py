@@ -37,7 +37,7 @@ def shared(model: Path, processes: int) -> list[dict[str, Any]]:
     return json.loads(line.removeprefix("FOUND "))
 
 
-def test_no_process_holds_a_whole_dense_model(dense: Path):
+def test_no_process_holds_a_whole_dense_or_trained_model(dense: Path):
     """Neither while it is loaded nor while it runs: one block at a time, beside a share of all."""
     seen = shared(dense, 4)
     whole = Checkpoint.open(dense)
@@ -50,4 +50,7 @@ def test_no_process_holds_a_whole_dense_model(dense: Path):
         assert process["held"] == pytest.approx(size / 4, rel=0.01)
         assert process["peak"] < 0.35 * size
         assert process["running"] < 0.6 * size
+        assert process["trained_held"] == pytest.approx(size / 4, rel=0.01)
+        assert process["trained_peak"] < 0.35 * size
+        assert process["trained_wants"] == size / 4, "all weights are trained"
         assert process["logits"] == pytest.approx(expected, rel=1e-4, abs=1e-6)

@@ -179,13 +179,13 @@ class Losses(nn.Module):
     """A model whose call returns losses, because DDP and FSDP only act on a module's call."""
 
     def __init__(
-        self, model: Any, teacher: Any, settings: RecoverySettings, dtype: torch.dtype, *, sharded: bool
+        self, model: Any, teacher: Any, settings: RecoverySettings, low: torch.dtype | None, *, sharded: bool
     ) -> None:
         super().__init__()
         self.model = model
         self.teacher = (teacher,)  # a tuple, so that it isn't a submodule
         self.losses = weighted(settings)
-        self.low = torch.bfloat16 if dtype == torch.bfloat16 else None
+        self.low = low
         self.sharded = sharded
 
     def forward(self, tokens: Tensor, dense: Tensor | None = None, *, held_out: bool = False) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,6 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.family import family_of
 from darwinlm.recovery.model import Losses, decoder_of
 from darwinlm.runtime import parallel
 
@@ -42,9 +42,12 @@ def load_teacher(teacher: Checkpoint, dtype: torch.dtype, device: torch.device, 
 
 
 def spread(losses: Losses, device: torch.device, mesh: DeviceMesh | None) -> nn.Module:
-    """The module to call on this process's device: alone, as one of several copies, or sharded one block at a time."""
+    """The module to call on this process's device: alone, as one of several copies, or sharded.
+
+    Blocks of a sharded one were sharded when they were loaded (`sharder`).
+    """
     if mesh is not None:
-        _shard(losses, device, mesh)
+        sharder(losses.low, mesh)(losses)
         return losses
     losses.to(device)
     if parallel.size() == 1:
@@ -53,11 +56,14 @@ def spread(losses: Losses, device: torch.device, mesh: DeviceMesh | None) -> nn.
     return DistributedDataParallel(losses, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
-def _shard(losses: Losses, device: torch.device, mesh: DeviceMesh) -> None:
-    """Shard the trained weights. Each block moves to the device alone."""
+def sharder(low: torch.dtype | None, mesh: DeviceMesh | None) -> Callable[[nn.Module], object]:
+    """What shards a block of the trained model as soon as it is loaded; nothing without a `mesh`.
+
+    `low` is the type of forward and backward passes, if it isn't float32.
+    """
+    if mesh is None:
+        return lambda block: None
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    policy = MixedPrecisionPolicy(param_dtype=losses.low, reduce_dtype=torch.float32 if losses.low else None)
-    for block in losses.model.get_submodule(family_of(losses.model.config).layers).children():
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(losses, mesh=mesh, mp_policy=policy)
+    policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32 if low else None)
+    return partial(fully_shard, mesh=mesh, mp_policy=policy)

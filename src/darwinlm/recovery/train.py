@@ -20,7 +20,7 @@ from darwinlm.recovery.checkpoints import Checkpoints, LossGuard, TrainingState
 from darwinlm.recovery.losses import needs_dense
 from darwinlm.recovery.model import Losses, prepared, run_dense
 from darwinlm.recovery.schedule import Steps, rate_share
-from darwinlm.recovery.sharding import spread
+from darwinlm.recovery.sharding import sharder, spread
 from darwinlm.runtime import parallel
 from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.compute import to_device
@@ -58,7 +58,7 @@ class Training:
     """One training in this process, which resumes from the last checkpoint in `folder`.
 
     Attributes:
-        student: Builds the smaller model, float32 in main memory, the same one each time.
+        student: Builds the smaller model, float32 in main memory, the same one each time; `each` gets every block.
         teacher: Dense model on the device, in the type of the forward pass, or this process's share of it; None if the
             objective doesn't need it.
         text: One epoch.
@@ -70,7 +70,7 @@ class Training:
         each_step: Gets the number of tokens so far and the model, after each step and before its checkpoint.
     """
 
-    student: Callable[[], Any]
+    student: Callable[..., Any]
     teacher: Any
     text: Dataset[dict[str, Tensor]]
     held_out: Tensor
@@ -98,12 +98,13 @@ class Training:
         settings = self.settings
         self.checkpoints = Checkpoints(self.folder, self.key)
         newest = self.checkpoints.newest()
-        self.model = prepared(self.student(), settings)
+        low = torch.bfloat16 if self.dtype == torch.bfloat16 else None
+        self.model = prepared(self.student(each=sharder(low, self.mesh)), settings)
         with parallel.agree():
             self.checkpoints.check_room(self.model)
         self.batches = Batches(self.text, self.steps)
         self.sharded = self.mesh is not None
-        losses = Losses(self.model, self.teacher, settings, self.dtype, sharded=self.sharded)
+        losses = Losses(self.model, self.teacher, settings, low, sharded=self.sharded)
         self.call = spread(losses, self.device, self.mesh).train()
         self.trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
         # The fused optimizer doesn't copy the tensors that it updates.
