@@ -24,10 +24,6 @@ def other_key(stage: Path, *, recorded: bool) -> None:
         edit(stage / "manifest.json", lambda manifest: manifest["key"].update(more=1))
 
 
-def summary(run: Path, change: Callable[[Any], None]) -> None:
-    edit(run / "summary.json", change)
-
-
 DAMAGES: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "weights": (
         lambda run: flip(run / "model" / "model.safetensors"),
@@ -62,18 +58,6 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
         lambda run: other_key(run / "stages" / "refit", recorded=True),
         ("export follows refit: it belongs to another result of refit",),
     ),
-    "parameters": (
-        lambda run: summary(run, lambda tree: tree["models"]["refit"].update(params=7)),
-        ("the first is parameters: ", "exist, 7 are stated"),
-    ),
-    "block parameters": (
-        lambda run: summary(run, lambda tree: tree["budget"].update(block_params=7)),
-        ("the first is block parameters: ", "exist, 7 are stated"),
-    ),
-    "budget": (
-        lambda run: summary(run, lambda tree: tree["budget"].update(used=9, upper=8)),
-        ("the first is budget: 9 of 8 are used",),
-    ),
     "no summary": (lambda run: (run / "summary.json").unlink(), ("hasn't written it yet",)),
 }
 
@@ -82,7 +66,6 @@ def test_a_finished_run(command, finished_llama):
     ended = command("show", "--verify", finished_llama).succeeded()
     assert "stage database: as recorded" in ended.out
     assert "model/model.safetensors: as recorded" in ended.out
-    assert "budget: as recorded" in ended.out
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -8,20 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from darwinlm.cli import arguments, terminal
 from darwinlm.cli.app import LOOK, command
-from darwinlm.runtime import interrupt, tables
+from darwinlm.runtime import interrupt
 from darwinlm.runtime.errors import DataError
 
 if TYPE_CHECKING:
     from darwinlm.evaluation.chat import Conversation
-
-SIDE_BY_SIDE = 60
-"""Minimum terminal width for two answers side by side."""
 
 HELP = "/reset forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C stops an answer"
 
@@ -35,7 +30,7 @@ HELP = "/reset forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C stops a
 def chat(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder, finished run, hub id or GGUF file.")],
     against: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Second model, answering the same questions beside it.")
+        str | None, typer.Option(metavar="MODEL", help="Second model, which answers the same questions.")
     ] = None,
     system: Annotated[
         str | None, typer.Option(metavar="TEXT", help="System message, for models that take one.")
@@ -111,10 +106,6 @@ def _questions(console: Console) -> Iterator[str]:
 
 
 def _answer(console: Console, talks: Mapping[str, Conversation], text: str) -> None:
-    if len(talks) > 1 and console.is_terminal and console.width >= SIDE_BY_SIDE:
-        _beside(console, talks, text)
-        return
-
     def write(piece: str) -> None:
         console.print(Text(piece), end="", soft_wrap=True)  # the terminal wraps it
         console.file.flush()
@@ -124,25 +115,3 @@ def _answer(console: Console, talks: Mapping[str, Conversation], text: str) -> N
             console.print(f"[{name}]", style="bold")
         talk.answer(text, write)
         console.print()
-
-
-def _beside(console: Console, talks: Mapping[str, Conversation], text: str) -> None:
-    """Answers in columns, generated in turn, since they would share the same cores."""
-    written = dict.fromkeys(talks, "")
-
-    def table() -> Table:
-        grid = tables.terminal(list(talks), [list(written.values())])
-        grid.expand = True
-        for column in grid.columns:
-            column.justify, column.overflow, column.ratio = "left", "fold", 1
-        return grid
-
-    with Live(table(), console=console, transient=True, auto_refresh=False) as live:
-        for name, talk in talks.items():
-
-            def more(piece: str, name: str = name) -> None:
-                written[name] += piece
-                live.update(table(), refresh=True)
-
-            talk.answer(text, more)
-    console.print(table())

@@ -11,10 +11,8 @@ from darwinlm.cli import arguments, terminal
 from darwinlm.cli.app import LOOK, command
 from darwinlm.runtime import amounts, tables
 
-SHARES = {92: (0.9, 0.75, 0.5, 0.25, 0.1), 76: (0.75, 0.5, 0.25), 0: (0.5,)}
-"""Shares of the columns in the table, by the terminal's minimum width."""
-NARROW = 60
-"""Minimum width for the table with estimated losses."""
+SHARES = (0.75, 0.5, 0.25)
+"""Shares of the columns in the table; JSON has more."""
 
 POINTS = 100
 
@@ -33,21 +31,15 @@ def inspect(
         terminal.print_json({**about, "modules": [_points(curves) for curves in read_curves(stage)]})
         return
     console = terminal.console()
-    wide = max(SHARES)
-    shares = next(shares for width, shares in SHARES.items() if console.width >= width)
-    narrow = console.width < NARROW
-    estimated = not narrow and any(curves.losses is not None for curves in read_curves(stage))
+    modules = list(read_curves(stage))
+    estimated = any(curves.losses is not None for curves in modules)
     losses = ("KL at 50%", "KL at 0") if estimated else ()
-    sizes = ("heads",) if narrow else ("heads", "columns")
-    headings = ("block", "module", *sizes, *(f"{share:.0%}" for share in shares), *losses)
+    headings = ("block", "module", "heads", "columns", *(f"{share:.0%}" for share in SHARES), *losses)
     rows = []
-    for curves in read_curves(stage):
-        width = len(curves.errors) - 1
-        heads = _heads(curves.kind, curves.variant)
-        cells = [f"{float(curves.errors[round(share * width)]):.4f}" for share in shares]
-        if not narrow:
-            cells.insert(0, str(width))
-        if estimated and curves.losses is not None:
+    for curves in modules:
+        width, heads = len(curves.errors) - 1, _heads(curves.kind, curves.variant)
+        cells = [str(width), *(f"{float(curves.errors[round(share * width)]):.4f}" for share in SHARES)]
+        if curves.losses is not None:
             cells += [f"{float(curves.losses[at]):.4f}" for at in (round(0.5 * width), 0)]
         rows.append((str(curves.block), curves.kind, "" if heads is None else str(heads), *cells))
     table = tables.terminal(headings, rows)
@@ -64,8 +56,6 @@ def inspect(
         f"{about['blocks']} blocks, {amounts.size(about['bytes'])}, units {about['units']}, calibrated on "
         f"{calibration['tokens']:,} tokens of {calibration['source']}"
     )
-    if console.width < wide:
-        notes.append(f"A terminal of {wide} columns shows more shares; --json prints all of them.")
     console.print("\n".join(notes))
 
 

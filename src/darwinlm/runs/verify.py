@@ -1,4 +1,4 @@
-"""Verification of a run's output folder (file hashes, the chain of stages, sizes, budget) and of an export's files."""
+"""Verification of a run's output folder (file hashes, the chain of stages) and of an export's files."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from pathlib import Path
 from darwinlm.export.folder import REPORT
 from darwinlm.export.gguf import report_beside
 from darwinlm.export.hf import recorded_digests
-from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.files import CARD
-from darwinlm.report.summary import FILE, Summary, read_summary
+from darwinlm.report.summary import FILE, read_summary
 from darwinlm.runs.sweep import SWEEP
 from darwinlm.runtime.artifact import (
     KEY,
@@ -28,7 +27,6 @@ from darwinlm.runtime.errors import ArtifactError, DarwinLMError
 from darwinlm.runtime.lock import is_ours
 from darwinlm.stages.database import DATABASE
 from darwinlm.stages.export import EXPORT, FILES
-from darwinlm.surgery.stitch import block_parameters
 
 
 @dataclass(frozen=True)
@@ -104,14 +102,13 @@ def _stage(stage: Path, above: Path | None) -> Iterator[Finding]:
 
 
 def _model(folder: Path) -> Iterator[Finding]:
-    """Compare the model with the record of its export, and the summary with the model."""
+    """Compare the model with the record of its export."""
     export, model = folder / STAGES / EXPORT.name, folder / "model"
     if not (export / MANIFEST).is_file() or not (folder / FILE).is_file():
         yield Finding("model", "the run hasn't written it yet: rerun the same darwinlm prune command")
         return
     try:
         yield from _files(model, export / FILES, "model/", "rerun the run's command, which writes the model again")
-        yield from _sizes(model, read_summary(folder / FILE))
     except DarwinLMError as error:
         yield Finding("model", str(error))
 
@@ -135,20 +132,3 @@ def _unknown(folder: Path, known: set[str]) -> list[str]:
     """Paths of the files in a folder that aren't known, hidden ones included, without our own left-over ones."""
     paths = [path for path in folder.rglob("*") if path.is_symlink() or not (path.is_dir() or is_ours(path))]
     return sorted({path.relative_to(folder).as_posix() for path in paths} - known)
-
-
-def _sizes(model: Path, summary: Summary) -> Iterator[Finding]:
-    checkpoint = Checkpoint.open(model)
-    made, stated, budget = checkpoint.outline, summary.saved, summary.budget
-    counted = sum(parameter.numel() for parameter in made.parameters())
-    blocks = block_parameters(made, checkpoint.family.layers)
-    yield Finding("parameters", None if counted == stated.params else f"{counted:,} exist, {stated.params} are stated")
-    if budget is None:  # pruned elsewhere
-        return
-    wrong = f"{blocks:,} exist, {budget.block_params} are stated"
-    yield Finding("block parameters", None if blocks == budget.block_params else wrong)
-    wrong = f"{budget.used:,.10g} of {budget.upper:,.10g} are used"
-    yield Finding("budget", None if budget.used <= budget.upper else wrong)
-    if budget.kind == "params":
-        wrong = f"{counted:,} of {budget.upper:,} are used"
-        yield Finding("budget in parameters", None if counted <= budget.upper else wrong)
