@@ -50,7 +50,7 @@ def test_query_heads_that_share_unevenly_get_kv_heads_of_their_own(tmp_path):
 @pytest.mark.parametrize("quantisation", ["f16", "bf16", "q8_0", "q4_0", "q4_k_m", "q6_k"])
 def test_quantised_files(tmp_path, quantisation):
     folder = pruned_checkpoint(tmp_path / "model", "llama", {1: (2, 1, 64)}, dtype=torch.bfloat16)
-    report = exported(folder, tmp_path / "m.gguf", quantisation=quantisation)
+    report = exported(folder, tmp_path / "m.gguf", quantisation=quantisation.upper())  # as llama.cpp writes them
     details = report["details"]
     assert details["quantisation"] == quantisation
     assert [row["right"] for row in report["comparisons"]][-1] == "the file in llama.cpp"
@@ -66,6 +66,8 @@ DELTA = {"num_hidden_layers": 4, "linear_key_head_dim": 32, "linear_value_head_d
 APART = ["full_attention", "linear_attention", "linear_attention", "full_attention"]
 OSS = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"], "swiglu_limit": 7.0}
 
+GROUPED = {"num_key_value_heads": 4, "attention_bias": False, "head_dim": 8}
+
 
 @pytest.mark.parametrize(
     ("model_type", "rows", "overrides", "reason"),
@@ -76,6 +78,7 @@ OSS = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attent
         ("mixtral", {0: (4, 2, 64, 2)}, {}, r"experts \(2 to 4\).* Use --to hf, or .*units.experts=width"),
         ("mixtral", {0: (2, 1, 64)}, {}, "its layers differ, and no architecture with sizes per layer"),
         ("olmoe", {}, {}, "it has fewer KV heads than query heads"),
+        ("deepseek_v3", {2: (4, 4, 0)}, GROUPED, r"all of its mixtures of experts were removed.* Use --to hf"),
         ("exaone4", {}, {"layer_types": ["sliding_attention"] * 3}, "some of its layers have a sliding window"),
         ("olmo3", {}, {"layer_types": ["full_attention"] * 3}, "every 4. layer has no window"),
         ("nemotron", {}, {}, "its heads don't fill the hidden size"),

@@ -68,6 +68,12 @@ def test_every_family_without_a_block_is_its_own_class_elsewhere(tmp_path):
         near(torch.tensor(found[name]["logits"]), logits(pruned[name], tokens()), pruned[name])
 
 
+def test_a_setting_of_all_layers_may_be_one_number(tmp_path):
+    """Hunyuan's experts for each token are a list, or a number."""
+    tiny_model("hunyuan_v1_moe", moe_topk=2).save_pretrained(tmp_path / "dense")
+    assert can_lose_blocks(Checkpoint.open(tmp_path / "dense"))
+
+
 @pytest.mark.parametrize("model_type", ["llama", "qwen3_moe"])
 def test_a_run_with_equal_layers(model_type, tiny_folder, make_run, tmp_path):
     """A block of the Llama goes, and in the mixture, where none can, the sizes of all layers shrink."""

@@ -68,6 +68,7 @@ def export_gguf(
         MissingExtraError: A required package isn't installed.
         StorageError: The disk is full.
     """
+    quantisation = quantisation.lower()  # llama.cpp has its names in capitals
     if quantisation not in WRITTEN:
         raise ExportError(f"there is no quantisation '{quantisation}'; known are {', '.join(WRITTEN)}")
     import_extra("gguf", "gguf", "writing GGUF files")

@@ -95,12 +95,18 @@ def _filled_up(reshaper: Reshaper, kept: Sequence[BlockSizes]) -> Sequence[Block
     """Sizes at which all mixtures of a model are equal, and so are the MLPs of its other blocks.
 
     Raises:
-        UnsupportedError: Blocks keep different numbers of experts, and added ones would change the router's choice.
+        UnsupportedError: Blocks keep different numbers of experts, and added ones would change the router's choice; or
+            none is left, beside shared ones that are as wide as some of them.
     """
     mlp = reshaper.family.mlp
     if mlp.experts is None:
         return kept
     counts = {sizes.experts for sizes in kept if sizes.experts}
+    if not counts and mlp.experts.multiple(reshaper.checkpoint.config):
+        raise UnsupportedError(
+            "all of its mixtures of experts were removed, and llama.cpp needs one of this family",
+            "Use --to hf, or keep more of the model",
+        )
     if len(counts) > 1 and mlp.experts.excluding is None:
         raise UnsupportedError(
             f"its blocks keep different numbers of experts ({min(counts)} to {max(counts)}), llama.cpp has one number "

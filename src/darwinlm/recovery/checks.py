@@ -36,7 +36,10 @@ def check_length(length: int, *checkpoints: Checkpoint) -> None:
     for checkpoint in checkpoints:
         longest = getattr(checkpoint.config, "max_position_embeddings", None)
         if longest and length > longest:
-            raise RecipeError(f"text.sequence_length is {length}, but {checkpoint.source} allows {longest} tokens")
+            raise RecipeError(
+                f"text.sequence_length is {length}, but {checkpoint.source} allows {longest} tokens: "
+                f"--set text.sequence_length={longest}"
+            )
 
 
 def check_sharding(settings: RecoverySettings) -> None:

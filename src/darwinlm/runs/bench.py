@@ -145,7 +145,7 @@ def run_bench(
 def _check_options(engine: str, dtype: str | None, quantisation: str | None) -> None:
     if quantisation is not None and engine != "llama.cpp":
         raise EngineError(f"--quant {quantisation}: only the engine llama.cpp takes it; {engine} takes --dtype")
-    if quantisation is not None and quantisation not in WRITTEN:
+    if quantisation is not None and quantisation.lower() not in WRITTEN:
         raise EngineError(f"there is no quantisation '{quantisation}'; known are {', '.join(WRITTEN)}")
     if dtype is not None and engine == "llama.cpp":
         raise EngineError(f"--dtype {dtype}: the engine llama.cpp takes --quant")

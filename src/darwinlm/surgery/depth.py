@@ -79,7 +79,7 @@ def _shortened(tree: dict[str, Any], kept: Sequence[int]) -> dict[str, Any]:
     names = tree.get(KEPT) or range(tree["num_hidden_layers"])
     short = {**tree, "num_hidden_layers": len(kept), KEPT: [names[block] for block in kept]}
     for name in LISTS:
-        if tree.get(name):
+        if isinstance(tree.get(name), list | tuple):  # a number is that of all layers
             short[name] = [tree[name][block] for block in kept]
     return short
 
