@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from darwinlm.runtime import parallel
 from darwinlm.runtime.amounts import duration, size
 from darwinlm.stages.chats import CHATS
-from darwinlm.stages.corpus import CORPUS, CORPUS_RECOVERY
 from darwinlm.stages.database import DATABASE, GRADIENTS, finished_database, needs_gradients
 from darwinlm.stages.evaluate import EVALUATE, models_of_run
 from darwinlm.stages.execution.plan import plan_here
@@ -23,6 +22,7 @@ from darwinlm.stages.export import EXPORT
 from darwinlm.stages.file import FILE, check_file
 from darwinlm.stages.latency import LATENCY
 from darwinlm.stages.model import TEACHER, open_model
+from darwinlm.stages.own_text import OWN_TEXT, OWN_TEXT_RECOVERY
 from darwinlm.stages.plan import PLAN, check_budget
 from darwinlm.stages.recover import RECOVER, check_recovery
 from darwinlm.stages.refit import REFIT
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from darwinlm.units.cost import CostModel
 
 STAGES = (
-    *(CORPUS, VOCABULARY, TEACHER, TEXT, LATENCY, PLAN, GRADIENTS, DATABASE, SEARCH, STITCH, REFIT),
-    *(CORPUS_RECOVERY, RECOVER, EXPORT, CHATS, EVALUATE, FILE),
+    *(OWN_TEXT, VOCABULARY, TEACHER, TEXT, LATENCY, PLAN, GRADIENTS, DATABASE, SEARCH, STITCH, REFIT),
+    *(OWN_TEXT_RECOVERY, RECOVER, EXPORT, CHATS, EVALUATE, FILE),
 )
 """All stages in order."""
 REPORT = "report"
@@ -98,11 +98,11 @@ def read_inputs(run: Run) -> Inputs:
         original = open_model(run.context, recipe.teacher, "original")
     check(run, source, original)
     _announce(run, source)
-    corpus = run(CORPUS, original) if amount_for_pruning(recipe) else None
-    vocabulary = run(VOCABULARY, source, corpus) if recipe.vocabulary not in (None, 1) else None
+    own_text = run(OWN_TEXT, original) if amount_for_pruning(recipe) else None
+    vocabulary = run(VOCABULARY, source, own_text) if recipe.vocabulary not in (None, 1) else None
     dense = source if vocabulary is None else vocabulary.checkpoint
     teacher = dense if original is source else run(TEACHER, original, dense)
-    text = run(TEXT, dense, corpus)
+    text = run(TEXT, dense, own_text)
     latency = run(LATENCY, dense) if recipe.budget.timed else None
     return Inputs(original, dense, teacher, vocabulary, text, latency)
 
@@ -175,9 +175,9 @@ def correct(run: Run, inputs: Inputs, stitched: Stitched, *, reserved: Iterable[
     if recipe.refit.tokens:
         refit = run(REFIT, stitched, dense, text["calibration"], text["validation"])
     if recipe.recovery.tokens:
-        corpus = run(CORPUS_RECOVERY, inputs.original) if amount_for_recovery(recipe) else None
+        own_text = run(OWN_TEXT_RECOVERY, inputs.original) if amount_for_recovery(recipe) else None
         documents = tuple(sorted({*documents_of(text), *reserved}))
-        recovered = run(RECOVER, dense, teacher, refit or stitched, text["validation"], documents, corpus)
+        recovered = run(RECOVER, dense, teacher, refit or stitched, text["validation"], documents, own_text)
     return Corrected(refit, recovered, run(EXPORT, dense, teacher, recovered or refit or stitched, text["validation"]))
 
 

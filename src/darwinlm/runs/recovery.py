@@ -15,16 +15,16 @@ from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.runtime.places import check_output
 from darwinlm.stages.chats import CHATS
-from darwinlm.stages.corpus import CORPUS, CORPUS_RECOVERY, DOCUMENTS, corpus_stage
 from darwinlm.stages.evaluate import EVALUATE, Models
 from darwinlm.stages.execution.run import Run
 from darwinlm.stages.export import EXPORT
 from darwinlm.stages.model import TEACHER, open_model
+from darwinlm.stages.own_text import DOCUMENTS, OWN_TEXT, OWN_TEXT_RECOVERY, own_text_stage
 from darwinlm.stages.recover import RECOVER, check_recovery
 from darwinlm.stages.report import summary_of, write_report
 from darwinlm.stages.stitch import Stitched
 from darwinlm.stages.text import check_text, documents_of, text_stage
-from darwinlm.stages.text_source import with_corpus
+from darwinlm.stages.text_source import with_own_text
 from darwinlm.text import PURPOSES
 from darwinlm.text.amounts import amount_for_pruning, amount_for_recovery
 
@@ -40,11 +40,11 @@ def _train(run: Run, small: Checkpoint, made: Summary | None, *, of_a_run: bool)
     original.check_carried()
     purposes = PURPOSES if of_a_run else BARE
     own = partial(amount_for_pruning, purposes=purposes)
-    corpus = run(corpus_stage("corpus", CORPUS.title, own), original) if own(recipe) else None
+    own_text = run(own_text_stage("own_text", OWN_TEXT.title, own), original) if own(recipe) else None
     teacher = run(TEACHER, original, small)
     check_recovery(context, recipe, teacher, small)
-    text = run(text_stage(purposes), small, corpus)
-    more = run(CORPUS_RECOVERY, original) if amount_for_recovery(recipe) else None
+    text = run(text_stage(purposes), small, own_text)
+    more = run(OWN_TEXT_RECOVERY, original) if amount_for_recovery(recipe) else None
     recovered = run(RECOVER, small, teacher, Stitched(small), text["validation"], documents_of(text), more)
     exported = run(EXPORT, small, teacher, recovered, text["validation"])
     models = Models.of(context, {"dense": teacher, "before": small, "recovered": exported.checkpoint})
@@ -108,10 +108,10 @@ def recover(
     if "source" not in settings.model_fields_set:  # the run's text, with its permission and its split
         given = {name: getattr(settings, name) for name in settings.model_fields_set}
         settings = of_run.text.model_copy(update=given)
-    recovery, corpus = resolved.recovery, folder / STAGES / CORPUS.name / DOCUMENTS
-    if corpus.is_dir():  # text that the dense model has written is read from there; what it trains on is new
+    recovery, own_text = resolved.recovery, folder / STAGES / OWN_TEXT.name / DOCUMENTS
+    if own_text.is_dir():  # text that the dense model has written is read from there; what it trains on is new
         recovery = recovery.model_copy(update={"text": recovery.text or settings.source})
-        settings = settings.model_copy(update={"source": with_corpus(str(settings.source), corpus)})
+        settings = settings.model_copy(update={"source": with_own_text(str(settings.source), own_text)})
     resolved = resolved.model_copy(update={"model": dense, "text": settings, "recovery": recovery})
     if resolved.model is None:
         raise RecipeError("no dense model is given: name the original model with --teacher")

@@ -24,7 +24,7 @@ from darwinlm.stages.execution.context import Context
 from darwinlm.stages.execution.stage import Stage, Task
 from darwinlm.stages.refit import Refitted
 from darwinlm.stages.stitch import Stitched
-from darwinlm.stages.text_source import check_source, fingerprint, given_source, with_corpus
+from darwinlm.stages.text_source import check_source, fingerprint, given_source, with_own_text
 from darwinlm.text import TokenSequences, read_documents
 from darwinlm.text.looking_back import ordinary_tokens, with_repeats
 from darwinlm.text.packed import PackedText, pack_documents
@@ -72,7 +72,7 @@ def _recover(
     start: Stitched | Refitted,
     validation: TokenSequences,
     reserved: tuple[str, ...],
-    corpus: Path | None,
+    own_text: Path | None,
 ) -> None:
     """Train the refitted or stitched model, in one process or several."""
     from darwinlm.recovery.sharding import load_teacher, sharding_mesh
@@ -81,7 +81,7 @@ def _recover(
     recipe, context, small = task.recipe, task.context, start.checkpoint
     ends = working_time() + task.left(RECOVER.name)
     settings, tokenizer, seed = recipe.recovery, dense.tokenizer(), recipe.text.seed
-    source = with_corpus(settings.text or given_source(recipe), corpus)
+    source = with_own_text(settings.text or given_source(recipe), own_text)
     scratch = context.path(SCRATCH)
     if parallel.broadcast((task.folder / RECORD).exists()):  # killed between the training and the manifest
         parallel.in_main(_end, scratch)

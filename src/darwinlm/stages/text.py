@@ -11,7 +11,7 @@ from darwinlm.recipe import Recipe
 from darwinlm.recovery.checks import check_length
 from darwinlm.runtime.errors import DataError
 from darwinlm.stages.execution.stage import Stage, Task
-from darwinlm.stages.text_source import TEXT_SETTINGS, check_source, given_source, text_key, with_corpus
+from darwinlm.stages.text_source import TEXT_SETTINGS, check_source, given_source, text_key, with_own_text
 from darwinlm.text import (
     PURPOSES,
     TokenSequences,
@@ -40,9 +40,9 @@ def text_stage(purposes: tuple[str, ...] = PURPOSES) -> Stage[[Checkpoint, Path 
     def shares_in(task: Task) -> dict[str, int]:
         return {purpose: tokens for purpose, tokens in shares_of(task.recipe).items() if purpose in purposes}
 
-    def work(task: Task, dense: Checkpoint, corpus: Path | None) -> None:
+    def work(task: Task, dense: Checkpoint, own_text: Path | None) -> None:
         settings, tokenizer = task.recipe.text, dense.tokenizer()
-        source = with_corpus(given_source(task.recipe), corpus)
+        source = with_own_text(given_source(task.recipe), own_text)
         sequences = _split(task, source, shares_in(task), tokenizer)
         assert_disjoint(sequences)
         ordinary = ordinary_tokens(tokenizer)

@@ -27,9 +27,9 @@ def given_source(recipe: Recipe) -> str:
     return recipe.text.source
 
 
-def with_corpus(source: str, corpus: Path | None) -> str:
+def with_own_text(source: str, own_text: Path | None) -> str:
     """A source with the files of the model's own text in place of `self`."""
-    return ",".join(str(corpus) if part == SELF else part for part in named_parts(source))
+    return ",".join(str(own_text) if part == SELF else part for part in named_parts(source))
 
 
 def check_source(source: str) -> None:

@@ -18,7 +18,7 @@ from darwinlm.report.summary import VocabularyFigures
 from darwinlm.runtime.artifact import read_as, write_json
 from darwinlm.runtime.errors import DataError, RecipeError
 from darwinlm.stages.execution.stage import Stage, Task
-from darwinlm.stages.text_source import TEXT_SETTINGS, check_source, given_source, text_key, with_corpus
+from darwinlm.stages.text_source import TEXT_SETTINGS, check_source, given_source, text_key, with_own_text
 from darwinlm.streaming.hidden import HiddenMemory
 from darwinlm.streaming.streamed import StreamedDecoder
 from darwinlm.surgery.vocabulary.choose import choose_tokens, kept_size
@@ -48,11 +48,11 @@ class CutVocabulary:
     figures: VocabularyFigures
 
 
-def _cut(task: Task, source: Checkpoint, corpus: Path | None) -> None:
+def _cut(task: Task, source: Checkpoint, own_text: Path | None) -> None:
     """Choose the tokens and write the smaller model."""
     tokenizer, folder = source.tokenizer(), task.folder / "model"
     check_source(given_source(task.recipe))
-    texts, held_out = _documents(task.recipe, with_corpus(given_source(task.recipe), corpus), tokenizer)
+    texts, held_out = _documents(task.recipe, with_own_text(given_source(task.recipe), own_text), tokenizer)
     rows, tree = _choose(task.recipe, source, texts, tokenizer)
     cut_weights(source, rows, folder)
     write_tokenizer(tokenizer, tree, rows, folder)

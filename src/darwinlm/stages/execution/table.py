@@ -86,7 +86,7 @@ class _Stages:
         sizes, recipe, r = self.sizes, self.recipe, self.sizes.width
         if own := amount_for_pruning(recipe):
             yield (
-                "corpus",
+                "own_text",
                 own,
                 TOGETHER * sizes.operations(own, heads=1),
                 self._whole_model(ROWS, recipe.text.sequence_length),
@@ -106,7 +106,7 @@ class _Stages:
             yield self._refit()
         if own := amount_for_recovery(recipe):
             yield (
-                "corpus_recovery",
+                "own_text_recovery",
                 own,
                 TOGETHER * sizes.operations(own, heads=1),
                 self._whole_model(ROWS, recipe.text.sequence_length),

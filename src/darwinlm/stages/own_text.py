@@ -22,7 +22,7 @@ TIME_SHARE = 0.3
 """Share of a time limit after which text for pruning ends."""
 
 
-def corpus_stage(
+def own_text_stage(
     name: str, title: str, amount: Callable[[Recipe], int], first: int = 0, share: float | None = None
 ) -> Stage[[Checkpoint], Path]:
     """A stage that writes an `amount` of tokens, and gives the folder of its files.
@@ -59,9 +59,9 @@ def corpus_stage(
     )
 
 
-CORPUS = corpus_stage("corpus", "the model's own text", amount_for_pruning, share=TIME_SHARE)
+OWN_TEXT = own_text_stage("own_text", "the model's own text", amount_for_pruning, share=TIME_SHARE)
 """For all purposes but recovery."""
-CORPUS_RECOVERY = corpus_stage(
-    "corpus_recovery", "the model's own text for recovery", amount_for_recovery, FIRST_FOR_RECOVERY
+OWN_TEXT_RECOVERY = own_text_stage(
+    "own_text_recovery", "the model's own text for recovery", amount_for_recovery, FIRST_FOR_RECOVERY
 )
 """For recovery, so that its amount changes nothing before it."""
