@@ -99,7 +99,7 @@ Preset = Annotated[
     typer.Option(
         "--preset",
         metavar="NAME",
-        help="quick: a quarter of the text; thorough: twice as much; paper: the paper's text, units "
+        help="quick: two fifths of the work; thorough: four times as much; paper: the paper's text, units "
         "and search, no refit.",
     ),
 ]

@@ -28,7 +28,7 @@ QUICK: dict[str, Any] = {
     "search": {"generations": 3, "rounds": [{"tokens": 1024, "survivors": 2}, {"tokens": 4096, "survivors": 1}]},
     "refit": {"tokens": 16384},
 }
-"""About half of the default work."""
+"""About two fifths of the default work."""
 
 THOROUGH: dict[str, Any] = {
     "text": {"calibration_tokens": 131_072, "evaluation_tokens": 32768},
@@ -38,7 +38,7 @@ THOROUGH: dict[str, Any] = {
     },
     "refit": {"tokens": 65536},
 }
-"""About five times the default work."""
+"""About four times the default work."""
 
 AMOUNTS = ("thorough", "default", "quick")
 """Presets among which a time limit chooses, the largest amounts first."""

@@ -160,7 +160,7 @@ class SearchSettings(Section):
     """`equal`: all layers have the same sizes, and whole blocks may be removed; the family's own class and every engine
     run such a model. `unequal` layers often lose less. `auto` is equal if the GGUF file that `units.quantisation` asks
     for needs it."""
-    generations: Repeats = Field(4, ge=1)
+    generations: Repeats = Field(14, ge=1)
     """Maximum number of generations; the paper has 200. More than ten of `gradient` end when ten gained nothing
     significant."""
     offspring: Repeats = Field(12, ge=1)
@@ -265,8 +265,8 @@ class Recipe(Section):
     model: str | None = None
     """Hub id, local folder, or GGUF file."""
     preset: Literal["default", "quick", "thorough", "paper"] = "default"
-    """Values of the fields that aren't given. `quick`: about a quarter of the text; `thorough`: twice as much. `paper`:
-    the DarwinLM paper's text, units, order and search, and no refit."""
+    """Values of the fields that aren't given. `quick`: about two fifths of the work; `thorough`: four times as much.
+    `paper`: the DarwinLM paper's text, units, order and search, and no refit."""
     teacher: str | None = None
     """The original dense model, for distillation and for comparisons in the report; none uses `model`."""
     vocabulary: Part | None = Field(None, gt=0)

@@ -47,7 +47,13 @@ _SALT = "darwinlm"
 
 
 def search_plot(points: Sequence[GenerationFigures], uniform: float) -> str:
-    """Draw the best KL so far against time, as SVG.
+    """The figure of the search as SVG."""
+    with plot_style():
+        return as_svg(search_figure(points, uniform), "search", "Best KL of the search against time")
+
+
+def search_figure(points: Sequence[GenerationFigures], uniform: float) -> Figure:
+    """Draw the best KL so far against time.
 
     `points` are the start, then every step; at least one. `uniform` is the KL of the best model with equal layers.
     """
@@ -64,11 +70,18 @@ def search_plot(points: Sequence[GenerationFigures], uniform: float) -> str:
         axis.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
         axis.margins(x=0.03, y=0.12)
         axis.legend(loc="best")
-        return as_svg(figure, "search", "Best KL of the search against time")
+        return figure
 
 
 def recovery_plot(log: Sequence[TrainingPoint]) -> str:
-    """Draw the training loss and the held-out KL against tokens, as SVG."""
+    """The figure of the recovery as SVG."""
+    with plot_style():
+        figure = recovery_figure(log)
+        return as_svg(figure, "recovery", "Training loss and held-out KL against tokens")
+
+
+def recovery_figure(log: Sequence[TrainingPoint]) -> Figure:
+    """Draw the training loss and the held-out KL against tokens."""
     with plot_style():
         figure, axis = empty_axes("tokens trained on", "nats/token")
         for colour, label, points in (
@@ -83,7 +96,7 @@ def recovery_plot(log: Sequence[TrainingPoint]) -> str:
         axis.margins(x=0.03, y=0.12)
         if any(axis.get_legend_handles_labels()):
             axis.legend(loc="best")
-        return as_svg(figure, "recovery", "Training loss and held-out KL against tokens")
+        return figure
 
 
 def size_plot(rows: Sequence[SweepRow]) -> str:
