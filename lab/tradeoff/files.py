@@ -73,7 +73,7 @@ class FileMaker:
     def _key(self, checkpoint: Checkpoint) -> dict[str, Any]:
         return {
             "code": {stage.name: stage.version for stage in (EXPORT, EVALUATE)},
-            "engine": version(ENGINES[ENGINE][0]),
+            "engine": version(ENGINES[ENGINE][1]),
             "models": [self.original.digest, checkpoint.digest],
             "text": digest_of(self.text.tolist()),
             "types": list(self.quantisations),
