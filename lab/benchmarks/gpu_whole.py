@@ -72,7 +72,12 @@ def run_stages(setup: Setup, part: str, layers: int, stages: Mapping[str, str], 
     tiny_tokenizer().save_pretrained(dense)
     if not text.exists():
         tiny_text(text, 400 if setup.tiny else 4000)
-    named = {"model": str(dense), "text.source": str(text), "budget.keep": "60%", "compute.device": setup.device}
+    named: dict[str, str | float] = {
+        "model": str(dense),
+        "text.source": str(text),
+        "budget.keep": "60%",
+        "compute.device": setup.device,
+    }
     on_gpu = setup.kind.type == "cuda"
     if on_gpu:
         named["compute.memory"] = CARD
