@@ -125,7 +125,7 @@ def _announce(run: Run, source: Checkpoint) -> None:
     reporter, limit = run.context.reporter, run.context.limit
     planned = plan_here(Sizes(source, run.recipe, parallel.size()), run.context.device)
     titles = {stage.name: stage.title for stage in STAGES}
-    seconds = {titles[row.stage]: planned.seconds(row)[0] for row in planned.rows}
+    seconds = {titles[row.stage]: planned.seconds(row)[0] for row in planned.rows if row.stage in titles}
     reporter.expect(seconds)
     said = f"{duration(sum(seconds.values()))} if nothing else runs"
     if limit is not None:

@@ -14,7 +14,11 @@ from darwinlm.engines.process import EngineProcess
 from darwinlm.engines.resolve import describe_model, resolve_model
 from darwinlm.export.run import export_model
 from darwinlm.gguf import write
+from darwinlm.gguf.read import CONVERTED
+from darwinlm.recipe import load_recipe
 from darwinlm.runtime.errors import CheckpointError
+from darwinlm.stages.execution.plan import plan_card, plan_here
+from darwinlm.stages.execution.sizes import Sizes
 
 pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra gguf")
 
@@ -161,7 +165,13 @@ def test_a_head_that_is_the_embedding_is_read_once(tmp_path, twice, embedding, h
     assert said == [
         f"the file holds one matrix as embedding and as head: the model shares that of {better}, not {worse}"
     ]
-    assert describe_model(str(file)).config.tie_word_embeddings
+    described = describe_model(str(file))
+    assert described.config.tie_word_embeddings
+    stored = sum(weight.numel() for weight in described.outline.parameters()) + exact.numel()
+    sizes = Sizes(described, load_recipe(None, ("units.mlp_multiple=8",), {"model": str(file)}))
+    planned = {row.stage: row.memory for row in plan_here(sizes, torch.device("cpu"), timed=False).rows}
+    assert planned["model"]["weights in float32"] == CONVERTED * stored, "the file holds it twice"
+    assert "model" not in [row.stage for row in plan_card(sizes, "h100").rows], "it is converted in main memory"
     loaded = model.load(torch.float32)
     assert model.config.tie_word_embeddings
     assert loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight

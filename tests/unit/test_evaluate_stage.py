@@ -25,6 +25,8 @@ def test_weights_of_whole_models_lie_in_files_where_the_type_is_another(finished
     for (name, found), other in zip(model.state_dict().items(), expected.state_dict().values(), strict=True):
         assert torch.equal(found, other), name
     assert all(weight.untyped_storage().is_shared() for weight in model.parameters())
+    task = replace(task, context=replace(task.context, dtype=torch.float32))
+    assert not any(weight.untyped_storage().is_shared() for weight in load_whole(task, checkpoint).parameters())
 
 
 def test_whole_models_that_do_not_fit_on_a_gpu_are_measured_without_speeds(

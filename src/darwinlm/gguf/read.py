@@ -48,7 +48,10 @@ ELSEWHERE = (
 """What to do with a file that transformers can't read."""
 
 ROWS = 1024
-"""Rows that are compared at once."""
+"""Rows that are compared or copied at once."""
+CONVERTED = 5.0
+"""Bytes of main memory for each weight of a file at the peak of its conversion by transformers, in float32. Measured on
+a file of 630M weights on 2026-11-30."""
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 VERSION = 7
 """Raised when the same file is converted to another model."""
@@ -63,6 +66,11 @@ def describe_gguf(path: Path) -> Checkpoint:
         config = _config(header, source)
     config.dtype = GGUF_DTYPE
     return Checkpoint(path.parent, config, family_of(config), str(path))
+
+
+def conversion_bytes(path: Path) -> float:
+    """Bytes of main memory that the conversion of a file takes, from its header. Raises CheckpointError."""
+    return CONVERTED * sum(map(prod, read_header(path).weights().values()))
 
 
 def _config(header: GgufHeader, source: Source) -> Any:
@@ -121,7 +129,10 @@ def dequantise(path: Path, work: Path, say: Callable[[str], None] = lambda messa
 def _take_one(header: GgufHeader, model: Any) -> str:
     """Give a tied model the more precise one of a file's embedding and head; returns what was done, for the user."""
     better, worse = sorted((EMBEDDING, HEAD), key=lambda name: rounding_error(header.types[name]))
-    model.get_input_embeddings().weight.data.copy_(header.numbers(better))
+    weight = model.get_input_embeddings().weight.data
+    for start in range(0, len(weight), ROWS):
+        rows = slice(start, start + ROWS)
+        weight[rows].copy_(header.numbers(better, rows))
     return (
         f"the file holds one matrix as embedding and as head: the model shares that of {header.types[better]}, not "
         f"{header.types[worse]}"

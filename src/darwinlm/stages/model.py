@@ -6,8 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from darwinlm.engines.resolve import resolve_model
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.shards import tensors_in
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import digest_of, read_json, write_json
 from darwinlm.runtime.mapped import in_file
@@ -17,6 +20,8 @@ from darwinlm.stages.execution.stage import Stage, Task
 from darwinlm.surgery.vocabulary.cut import cut_weights, rows_in
 
 RECORD = "rows.json"
+STORED = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
+"""Names of types in safetensors."""
 
 
 def open_model(context: Context, model: str | None, name: str) -> Checkpoint:
@@ -36,7 +41,9 @@ def open_model(context: Context, model: str | None, name: str) -> Checkpoint:
 def load_whole(task: Task, checkpoint: Checkpoint) -> Any:
     """A whole model on the run's device. On a CPU its weights lie in mapped files, which aren't counted as used."""
     context, keep = task.context, partial(in_file, folder=task.folder)
-    if context.device.type != "cpu" or checkpoint.dtype == context.dtype:
+    shards = {checkpoint.folder / shard for shard in checkpoint.stored.shards.values()}
+    kinds = {kind for shard in shards for kind, _ in tensors_in(shard).values()}
+    if context.device.type != "cpu" or kinds == {STORED[context.dtype]}:
         return checkpoint.load(context.dtype, context.device)
     return checkpoint.load(context.dtype, keep=keep)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -31,6 +31,7 @@ ENOUGH = 2.0
 """Seconds after which no larger batch is timed."""
 REMEDIES = {
     "activations": "lower compute.batch_tokens",
+    "weights in float32": "give the model's original folder or hub id",
     "candidates": "train no candidates in the search (training_tokens of search.rounds), or choose a smaller budget",
     "keys and values": "give text of your own with --text",
     "whole models": "give text of your own with --text, and train no candidates in the search",
@@ -121,6 +122,7 @@ def check_memory(sizes: Sizes, device: torch.device) -> None:
     From then on, caches leave the memory that a stage needs.
     """
     plan = plan_here(sizes, device, timed=False)
+    plan = replace(plan, rows=[row for row in plan.rows if row.stage != "model"])  # a GGUF file is converted by now
     if plan.problem:
         raise DeviceMemoryError(plan.problem)
     memory_of(device).needs = {row.stage: row.bytes for row in plan.rows}

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from darwinlm.database.metrics import find_metric
 from darwinlm.evaluation.answers import CHATS_AT_ONCE, LENGTH
 from darwinlm.evaluation.looking_back import number_of_lists
+from darwinlm.gguf.read import conversion_bytes
 from darwinlm.recovery.losses import needs_dense
 from darwinlm.runtime.memory import CACHES, for_caches
 from darwinlm.search.dense_side import head_bytes
@@ -84,6 +86,8 @@ class _Stages:
 
     def __iter__(self) -> Iterator[tuple[str, float, float, Items]]:
         sizes, recipe, r = self.sizes, self.recipe, self.sizes.width
+        if self.on_cpu and sizes.checkpoint.source.endswith(".gguf"):
+            yield "model", 0, 0, {"weights in float32": conversion_bytes(Path(sizes.checkpoint.source))}
         if own := amount_for_pruning(recipe):
             yield (
                 "own_text",
