@@ -161,7 +161,7 @@ def test_a_template_that_fails_in_any_way_is_told_and_the_model_continues_text_i
     tokenizer.chat_template = template
     with pytest.raises(DataError, match="line 1: the model's chat template refuses this chat"):
         list(read_documents(lines(tmp_path / "a.jsonl", {"messages": CHAT}), tokenizer=tokenizer))
-    assert prompts_for(tokenizer, None) == BEGINNINGS
+    assert prompts_for(tokenizer) == BEGINNINGS
     model = tiny_model("llama")
     (answer,) = continue_greedily(model, tokenizer, ("the river",))
     tokenizer.chat_template = None

@@ -54,7 +54,6 @@ PAGE = [
     (recovered(), ["to the dense model and ended"], ["this round"]),
     (changed(recovered(), search={"history": []}), ["without a generation of search. It started from"], [",."]),
     (changed(recovered(), from_pruned=True), ["to the model that this round cut"], []),
-    (changed(searched(), from_pruned=True), ["the KL to the model that the last round cut (nats"], []),
     (never_there(), ["never there", "No attention or MLP is removed"], []),
     (searched(), ["The budget was 50 % of the block parameters, 53,101,440; 53,000,000 were used"], []),
     (changed(searched(), budget=IN_TIME), ["was 30 ms of the dense model's 60 ms; 29 ms were used"], []),

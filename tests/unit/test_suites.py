@@ -58,7 +58,7 @@ def test_unknown_task(name: str, message: str) -> None:
         (b"\n{goal\n", r"line 2: this isn't JSON"),
         (b"[1]\n", r"record 1: .*, not a record"),
         (b"\n", r"is empty"),
-        (gzip.compress(b"some text", mtime=0)[:-6], r"validation\.jsonl\.gz: the file is damaged or isn't gzip"),
+        (gzip.compress(b"some text", mtime=0)[:-6], r"validation\.jsonl\.gz: the file can't be read as UTF-8 text"),
     ],
 )
 def test_wrong_rows(content: bytes, message: str, tmp_path: Path) -> None:
