@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM
 
 from darwinlm.evaluation import instructions, speed
 from darwinlm.pipeline import open_run
-from darwinlm.recipe import load_recipe
+from darwinlm.recipe import load_recipe, sections
 from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.console import Reporter
 from darwinlm.stages.execution.run import Run
@@ -40,6 +40,7 @@ from tests.tiny.stages import run_stages
 torch.set_num_threads(1)  # matrices this small gain nothing from threads, and wait long for them on a busy machine
 
 speed.NEW_TOKENS, speed.SPEED_ROUNDS = 4, 1  # as little as there can be to measure
+sections.LEAST_FOR_ANSWERS = 64
 instructions.NEW_TOKENS, instructions.TOPICS = 8, ("the sea",)
 
 MakeRun = Callable[..., Run]
