@@ -112,8 +112,12 @@ with tempfile.TemporaryDirectory(dir="."):
 """What reading text, opening a GGUF file and starting an engine have in common."""
 
 
-def test_sigterm_leaves_no_temporary_file(tmp_path: Path) -> None:
-    code = COMMAND.replace('{"kill": kill}', '{"os": os, "signal": signal, "time": time}')
+@pytest.mark.parametrize("first", ["", "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"])
+def test_sigterm_leaves_no_temporary_file(tmp_path: Path, first: str) -> None:
+    """Also in the background, where shells let a command ignore Ctrl-C."""
+    code = COMMAND.replace('{"kill": kill}', '{"os": os, "signal": signal, "time": time}').replace(
+        "main()", first + "main()"
+    )
     words = [sys.executable, "-c", code, WITH_TEMPORARIES]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
     (line,) = done.stderr.splitlines()

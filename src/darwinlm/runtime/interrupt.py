@@ -36,8 +36,12 @@ def one_end(last_words: Callable[[], None], *, alone: bool) -> Iterator[None]:
     that comes after `PATIENCE`, the process ends with its `last_words`. A process that isn't `alone` is killed by
     SIGTERM: it may wait for others, and torchrun sends the signal when one of them has died.
     """
-    before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+    usual: dict[int, Any] = {signal.SIGINT: signal.default_int_handler}
+    if alone:
+        usual[signal.SIGTERM] = signal.SIG_DFL
+    # In the background, shells let commands ignore Ctrl-C.
+    replaced = {number: handler for number, handler in usual.items() if signal.getsignal(number) is handler}
+    if not replaced or threading.current_thread() is not threading.main_thread():
         yield
         return
 
@@ -50,9 +54,6 @@ def one_end(last_words: Callable[[], None], *, alone: bool) -> Iterator[None]:
             last_words()
             os._exit(128 + _first[1])
 
-    replaced: dict[int, Any] = {signal.SIGINT: before}
-    if alone and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        replaced[signal.SIGTERM] = signal.SIG_DFL
     for number in replaced:
         signal.signal(number, interrupt)
     hooks = sys.unraisablehook, threading.excepthook
