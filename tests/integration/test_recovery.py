@@ -49,11 +49,11 @@ def program(*arguments, **environment):
     return subprocess.Popen(command, env=where, cwd=Path.cwd(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def in_two_processes(port, *arguments):
-    """Status and output of the recovery in each of two gloo processes."""
-    shared = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    more = (*arguments, "--set", "compute.batch_tokens=64")
-    started = [program(*more, RANK=rank, LOCAL_RANK=rank, **shared) for rank in range(2)]
+def in_two_processes(port, *arguments, nodes=1):
+    """Status and output of the recovery in each of two gloo processes, on each of some pretended nodes."""
+    shared = {"WORLD_SIZE": 2 * nodes, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    more = (*arguments, "--set", f"compute.batch_tokens={64 // nodes}")
+    started = [program(*more, RANK=rank, LOCAL_RANK=rank % 2, **shared) for rank in range(2 * nodes)]
     said = [process.communicate(timeout=250)[0].decode()[-3000:] for process in started]
     return [process.returncode for process in started], said
 
@@ -160,6 +160,18 @@ def test_two_processes_that_share_the_weights_do_what_one_does(inputs, whole, tm
     assert (summary.recovery.processes, summary.recovery.sharded) == (2, True)
     assert_same_recovery(tmp_path / "out", whole[0], summary, whole[1])
     assert not list((tmp_path / "out").rglob("*.bin")), "nothing is a pickle"
+
+
+@pytest.mark.timeout(600)
+def test_nodes_that_replicate_the_weights_do_what_one_process_does(inputs, whole, tmp_path):
+    """HSDP: two processes of each of two nodes share one copy."""
+    command = (*inputs, tmp_path / "out", "--set", "recovery.sharding=hsdp")
+    port = 20_000 + os.getpid() % 20_000
+    codes, said = in_two_processes(port, *command, nodes=2)
+    assert codes == [0] * 4, said
+    summary = read_summary(tmp_path / "out" / "summary.json")
+    assert (summary.recovery.processes, summary.recovery.sharded) == (4, True)
+    assert_same_recovery(tmp_path / "out", whole[0], summary, whole[1])
 
 
 def test_a_single_process_takes_the_recipe_of_many(inputs, whole, tmp_path):

@@ -5,21 +5,24 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from tests.tiny.checkpoint import tiny_checkpoint
 from tests.tiny.recovering import Stopped, recover_tiny, stop_at
 from tests.tiny.stages import run_stages
 from tests.tiny.tokenizer import tiny_tokenizer
 
 from darwinlm.recovery import checks
+from darwinlm.recovery.sharding import sharding_mesh
 from darwinlm.recovery.train import Training
 from darwinlm.runs.recovery import recover
-from darwinlm.runtime import artifact
+from darwinlm.runtime import artifact, parallel
 from darwinlm.runtime.artifact import read_json
 from darwinlm.runtime.errors import (
     ArtifactError,
     DataError,
     MissingExtraError,
     ModelError,
+    ParallelError,
     RecipeError,
     StorageError,
 )
@@ -127,3 +130,13 @@ def test_a_run_that_is_not_finished(refused, finished_llama, tmp_path):
     folder.mkdir()
     shutil.copy(finished_llama / "darwinlm.json", folder)
     refused(ModelError, "isn't finished: it holds no exported model", small=folder)
+
+
+@pytest.mark.parametrize("sizes", [[1, 1], [3, 3, 3, 1]])
+def test_nodes_that_replicate_weights_must_be_equal(sizes, monkeypatch):
+    """And have two processes or more, which share them."""
+    monkeypatch.setattr(parallel, "size", lambda: len(sizes))
+    monkeypatch.setattr(parallel, "local_size", lambda: sizes[0])
+    monkeypatch.setattr(parallel, "gather", lambda _: sizes)
+    with pytest.raises(ParallelError, match="the same number of processes, two or more, on each"):
+        sharding_mesh("hsdp", torch.device("cpu"))

@@ -235,9 +235,9 @@ class RecoverySettings(Section):
     """Recompute the activations of every block in the backward pass: less memory, about a third more time."""
     lora_rank: Repeats = Field(0, ge=0)
     """Rank of low-rank adapters that are trained on every projection and then merged; 0 trains all weights."""
-    sharding: Literal["none", "fsdp"] = "none"
+    sharding: Literal["none", "fsdp", "hsdp"] = "none"
     """Distribution over several processes: `none` keeps the whole model in each (DDP), `fsdp` shards its weights
-    (FSDP2, without adapters)."""
+    (FSDP2, without adapters), `hsdp` shards them within each node."""
 
     @property
     def step_tokens(self) -> int:

@@ -44,9 +44,9 @@ def check_length(length: int, *checkpoints: Checkpoint) -> None:
 
 def check_sharding(settings: RecoverySettings) -> None:
     """Refuse to shard adapters. Raises RecipeError."""
-    if settings.sharding == "fsdp" and settings.lora_rank:
+    if settings.sharding != "none" and settings.lora_rank:
         raise RecipeError(
-            "recovery.sharding=fsdp shards trained weights, not adapters (recovery.lora_rank="
+            f"recovery.sharding={settings.sharding} shards trained weights, not adapters (recovery.lora_rank="
             f"{settings.lora_rank}): set recovery.sharding to none, which splits each step over the processes (DDP), "
             "or recovery.lora_rank to 0"
         )

@@ -13,18 +13,31 @@ from torch.nn.parallel import DistributedDataParallel
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recovery.model import Losses, decoder_of
 from darwinlm.runtime import parallel
+from darwinlm.runtime.errors import ParallelError
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 
 def sharding_mesh(sharding: str, device: torch.device) -> DeviceMesh | None:
-    """The processes that share the weights of a training; None if every process has all of them."""
-    if sharding != "fsdp" or parallel.size() == 1:
+    """The processes that share the weights of a training; None if every process has all of them.
+
+    With `hsdp` those of a node share one copy and nodes replicate it, so that only sums of gradients cross the network.
+    Raises ParallelError if nodes differ.
+    """
+    if sharding == "none" or parallel.size() == 1:
         return None
     from torch.distributed.device_mesh import init_device_mesh
 
-    return init_device_mesh(device.type, (parallel.size(),))
+    count, on_a_node = parallel.size(), parallel.local_size()
+    if sharding == "fsdp" or on_a_node == count:
+        return init_device_mesh(device.type, (count,))
+    if on_a_node == 1 or set(parallel.gather(on_a_node)) != {on_a_node}:
+        raise ParallelError(
+            "recovery.sharding=hsdp shares the weights within a node, and needs the same number of processes, two or "
+            "more, on each: start torchrun so, or set recovery.sharding=fsdp"
+        )
+    return init_device_mesh(device.type, (count // on_a_node, on_a_node), mesh_dim_names=("node", "process"))
 
 
 def load_teacher(teacher: Checkpoint, dtype: torch.dtype, device: torch.device, mesh: DeviceMesh | None) -> Any:

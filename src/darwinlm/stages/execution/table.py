@@ -15,6 +15,7 @@ from darwinlm.evaluation.answers import CHATS_AT_ONCE, LENGTH
 from darwinlm.evaluation.looking_back import number_of_lists
 from darwinlm.gguf.read import conversion_bytes
 from darwinlm.recovery.losses import needs_dense
+from darwinlm.runtime import parallel
 from darwinlm.runtime.memory import CACHES, for_caches
 from darwinlm.search.dense_side import head_bytes
 from darwinlm.stages.execution.sizes import Sizes
@@ -267,7 +268,9 @@ class _Stages:
     def _recover(self) -> tuple[str, float, float, Items]:
         """Training of the smaller model, the dense one beside it, and evaluations."""
         sizes, k, settings = self.sizes, self.sizes.kept, self.recipe.recovery
-        shards, small = sizes.processes if settings.sharding == "fsdp" else 1, k * sizes.blocks + sizes.outside
+        on_a_node = parallel.local_size() if parallel.size() > 1 else sizes.processes
+        shards = {"none": 1, "fsdp": sizes.processes, "hsdp": on_a_node}[settings.sharding]
+        small = k * sizes.blocks + sizes.outside
         head = settings.trains_embeddings and not settings.lora_rank
         weights, again = small if head else self._trained(settings.lora_rank), settings.gradient_checkpointing
         held_out = self.recipe.text.validation_tokens * (2 + settings.tokens // settings.save_every)
