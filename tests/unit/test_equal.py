@@ -89,3 +89,17 @@ def test_one_block_remains():
     assert equal(54).smallest == 5
     assert equal(54, removable=False).smallest == 15
     assert replace(equal(54), upper=4).smallest == 5
+
+
+def test_an_attention_stays_beside_mixers_of_another_kind():
+    """Their blocks can be removed; without any attention, transformers' cache doesn't know the length of a text."""
+    kinds = [("mixer", "mlp"), ("attention", "mlp"), ("mixer", "mlp"), ("attention", "mlp")]
+    rows = ROWS | {"mixer": (0, 4)}
+    modules = (
+        ModuleLevels(block, kind, tuple(Level(at, at, size, size) for at, size in enumerate(rows[kind])))
+        for block, pair in enumerate(kinds)
+        for kind in pair
+    )
+    space = SearchSpace(tuple(modules))
+    found = equal_layers(space, parameter_costs(space), 1000, runs=lambda _: None, removable=True)
+    assert found.blocks == ((0, 1), (4, 5), (6, 7))

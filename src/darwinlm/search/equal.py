@@ -170,4 +170,7 @@ def equal_layers(
     for index, module in enumerate(space.modules):
         blocks.setdefault(module.block, []).append(index)
     whole = [block for block in blocks.values() if all(index in cut for index in block)]
+    attending = [block for block in blocks.values() if any(space.modules[index].kind == "attention" for index in block)]
+    if 0 < len(attending) < len(blocks) and all(block in whole for block in attending):
+        whole.remove(attending[0])  # transformers' caches of hybrid models need one attention
     return EqualLayers(cost, upper, tuple(sizes), tuple(map(tuple, whole)) if removable else ())
