@@ -271,7 +271,7 @@ def recovered(
             kept.enter_context(mock.patch.object(Checkpoints, name))
     with kept:
         trained = Training(
-            lambda: small.load(torch.float32),
+            lambda each=None: small.load(torch.float32, each=each),
             teacher,
             text,
             tokens[:8],

@@ -9,7 +9,7 @@ from tests.tiny.damage import assert_nothing_half_written
     [
         ("none.txt", None, ["there is no such file or folder"]),
         ("short.txt", b"the river", ["less than a sequence of", "give more text, or lower text.sequence_length"]),
-        ("binary.txt", bytes(range(256)) * 40, ["isn't UTF-8"]),
+        ("binary.txt", bytes(range(256)) * 40, ["can't be read as UTF-8 text"]),
     ],
 )
 def test_text_that_cannot_be_used(prune, tmp_path, name, content, parts):

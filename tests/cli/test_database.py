@@ -14,8 +14,8 @@ from tests.tiny.damage import assert_nothing_half_written, flip
 from darwinlm.database.store import DatabaseReader
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import UnitsSettings
+from darwinlm.runtime import memory
 from darwinlm.runtime.errors import ArtifactError
-from darwinlm.streaming import hidden
 
 BLOCKS = 4
 
@@ -68,7 +68,7 @@ def test_no_room_for_residual_streams(prune, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
-    monkeypatch.setattr(hidden, "SHARE", 0.0)
+    monkeypatch.setitem(memory.WORK, "streams", 0.0)
     ended = prune()
     ended.refused("the disk is full", "rerun the same command; finished work is kept")
     assert_nothing_half_written(tmp_path / "out")

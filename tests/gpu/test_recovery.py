@@ -26,7 +26,7 @@ def log_of(device: str, folder: Path, **more: Any) -> list[dict[str, float]]:
     options = {"device": torch.device(device), "dtype": torch.float32, **more}
     teacher = tiny_model("llama", 0).to(device)
     training = Training(
-        lambda: tiny_model("llama", 1), teacher, text, TOKENS[:4], STEPS, SETTINGS, folder, {}, **options
+        lambda each=None: tiny_model("llama", 1), teacher, text, TOKENS[:4], STEPS, SETTINGS, folder, {}, **options
     )
     return training.train().record["log"]
 

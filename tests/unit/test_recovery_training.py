@@ -45,7 +45,7 @@ def as_a_long_training():
 
 def trained(folder: Path, settings: RecoverySettings = SETTINGS, *, dropout: bool = False, **more) -> Trained:
     return Training(
-        lambda: tiny_model("llama", 1, attention_dropout=0.1 * dropout),
+        lambda each=None: tiny_model("llama", 1, attention_dropout=0.1 * dropout),
         tiny_model("llama", 0),
         TEXT,
         HELD_OUT,
