@@ -1,8 +1,8 @@
 """Take the picture of a report for the README in a headless Chromium, from the summary of a run.
 
-It was taken of the demo:
+It was taken of the 0.5B of docs/results.md:
 
-    python tools/report_picture.py runs/demo --out docs/report.png
+    python tools/report_picture.py runs/coder --out docs/report.png
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--out", type=Path, default=Path("docs/report.png"))
-    parser.add_argument("--size", default="1000x1132", help="width x height in pixels")
+    parser.add_argument("--size", default="1000x938", help="width x height in pixels")
     options = parser.parse_args()
     width, height = map(int, options.size.split("x"))
     take(render_page(read_summary(options.run / "summary.json")), options.out, width, height)
