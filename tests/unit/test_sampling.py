@@ -1,4 +1,4 @@
-"""Text that a model writes itself: sampling in a batch, chats from a template, and the corpus on disk."""
+"""Text that a model writes itself: sampling in a batch, chats from a template, and that text on disk."""
 
 import json
 from functools import wraps
@@ -10,8 +10,8 @@ from tests.tiny.models import tiny_model
 from tests.tiny.tokenizer import EOS_ID, tiny_tokenizer
 
 from darwinlm.runtime.errors import DataError
-from darwinlm.text.sampling import corpus
-from darwinlm.text.sampling.corpus import write_corpus
+from darwinlm.text.sampling import own_text
+from darwinlm.text.sampling.own_text import write_own_text
 from darwinlm.text.sampling.sampler import Sampler, Segment, choose
 
 TEMPLATE = (
@@ -93,7 +93,7 @@ def test_tokens_are_drawn_by_their_probabilities():
 def test_models_without_a_usable_template_write_documents(template, reason, tmp_path):
     said = []
     model = tiny_model("llama").eval()
-    write_corpus(model, tokenizer_with(template), tmp_path, 200, length=64, say=said.append)
+    write_own_text(model, tokenizer_with(template), tmp_path, 200, length=64, say=said.append)
     assert len(said) == 1
     assert reason in said[0]
     assert [path.name for path in tmp_path.iterdir()] == ["documents-0.jsonl"]
@@ -129,28 +129,28 @@ def model_that_says(tokens):
 def test_models_whose_prompts_are_of_no_use(says, reason, tmp_path):
     said = []
     with pytest.raises(DataError, match="name a text with --text"):
-        write_corpus(model_that_says(says), tokenizer_with(), tmp_path, 500, length=64, say=said.append)
+        write_own_text(model_that_says(says), tokenizer_with(), tmp_path, 500, length=64, say=said.append)
     assert reason in said[0]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_text_that_comes_to_an_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus, "TRIAL", 1)
-    monkeypatch.setattr(corpus, "RECENT", 8)
+    monkeypatch.setattr(own_text, "TRIAL", 1)
+    monkeypatch.setattr(own_text, "RECENT", 8)
     says = [*range(40, 50), EOS_ID, *range(60, 80), EOS_ID]
     with pytest.raises(DataError, match="comes to an end after"):
-        write_corpus(model_that_says(says), tokenizer_with(), tmp_path, 5000, length=64)
+        write_own_text(model_that_says(says), tokenizer_with(), tmp_path, 5000, length=64)
 
 
-def test_an_interrupted_corpus_goes_on(tmp_path):
+def test_interrupted_text_goes_on(tmp_path):
     model, tokenizer = tiny_model("llama").eval(), tokenizer_with(None)
-    write_corpus(model, tokenizer, tmp_path / "whole", 1500, length=48, rows=4)
+    write_own_text(model, tokenizer, tmp_path / "whole", 1500, length=48, rows=4)
     whole = (tmp_path / "whole" / "documents-0.jsonl").read_text().splitlines()
     (tmp_path / "cut").mkdir()
     begun = tmp_path / "cut" / "documents-0.jsonl"
     begun.write_text("\n".join(whole[: len(whole) // 2]) + '\n{"text": "brok')
     done = []
-    write_corpus(model, tokenizer, tmp_path / "cut", 1500, length=48, rows=4, progress=lambda *at: done.append(at))
+    write_own_text(model, tokenizer, tmp_path / "cut", 1500, length=48, rows=4, progress=lambda *at: done.append(at))
     again = begun.read_text().splitlines()
     assert sorted(again)[: len(whole)] == sorted(whole)[: len(whole)]
     assert done[-1] == (1500, 1500)

@@ -300,7 +300,7 @@ def _share(part: float, whole: float) -> str:
     """A share in words: half, 37 %."""
     kept = 100 * part / whole
     shares = {75: "three quarters", 50: "half", 25: "a quarter"}
-    return next((words for whole, words in shares.items() if abs(kept - whole) < 0.75), f"{kept:.0f} %")
+    return next((words for whole, words in shares.items() if abs(kept - whole) < 0.75), f"{kept:.3g} %")
 
 
 def plain_name(source: str) -> str:

@@ -12,7 +12,7 @@ from darwinlm.runtime.clock import working_time
 from darwinlm.stages.execution.stage import Stage, Task
 from darwinlm.stages.model import load_whole
 from darwinlm.text.amounts import amount_for_pruning, amount_for_recovery
-from darwinlm.text.sampling.corpus import write_corpus
+from darwinlm.text.sampling.own_text import write_own_text
 
 FIRST_FOR_RECOVERY = 1 << 20
 """Number of the first document that recovery trains on; those of a run for pruning are lower."""
@@ -33,7 +33,7 @@ def own_text_stage(
     def work(task: Task, original: Checkpoint) -> None:
         context, recipe, begun = task.context, task.recipe, working_time()
         seconds = math.inf if share is None or context.limit is None else share * context.limit.seconds
-        write_corpus(
+        write_own_text(
             load_whole(task, original),
             original.tokenizer(),
             task.folder / DOCUMENTS,

@@ -1,4 +1,4 @@
-"""A corpus that a model writes itself, in files of JSON lines that grow while it is written."""
+"""Text that a model writes itself, in files of JSON lines that grow while it is written."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TRIAL, RECENT, USABLE = 32, 256, 0.25
 """Sequences at the beginning, and the last ones, of which the share `USABLE` must be usable."""
 
 
-def write_corpus(
+def write_own_text(
     model: Any,
     tokenizer: Any,
     folder: Path,
@@ -56,21 +56,21 @@ def write_corpus(
                 continue
             if kind is documents:
                 say(f"{reason}, so it writes documents instead of chats")
-            corpus = _Corpus(script, folder, tokens, first, progress)
+            text = _OwnText(script, folder, tokens, first, progress)
             longest = max(segment.until for segment in script.segments)
             sampler = Sampler(model, script.prefix, script.segments, longest, seed, rows)
             with parallel.agree():
-                failed = corpus.trial(sampler) if parallel.is_main() else ""
+                failed = text.trial(sampler) if parallel.is_main() else ""
             failed = parallel.broadcast(failed)
             if not failed:
                 with parallel.agree():
-                    corpus.write(sampler, late)
+                    text.write(sampler, late)
                 return
             reason = failed
     raise DataError(f"the model writes no text of its own that can be used ({reason}): name a text with --text")
 
 
-class _Corpus:
+class _OwnText:
     """The documents of one process; its file of JSON lines grows, and stays whole when the process is interrupted."""
 
     def __init__(
