@@ -7,6 +7,7 @@ from tests.tiny.tokenizer import EOS, tiny_tokenizer
 from torch.nn import functional
 
 from darwinlm.evaluation.answers import Answers, closeness, measure_answers, write_answers
+from darwinlm.evaluation.code import TASKS, compare_code, write_code
 from darwinlm.evaluation.instructions import RULES, greedy_answers, measure_instructions
 from darwinlm.runtime.errors import ModelError
 
@@ -114,3 +115,23 @@ def test_answers_are_the_models_own(ending, tokenizer):
     assert 0 <= figures.followed <= 1
     with pytest.raises(ModelError, match="no chat template: instructions are for chat models"):
         greedy_answers(ending, tiny_tokenizer(), prompts, 8)
+
+
+def test_only_blocks_of_code_count(monkeypatch, ending, tokenizer):
+    answers = ["Sure:\n```python\nx = 1\n```\nDone.", "```\nx = 2\n```", "x = 3", "```py\nx = 4"]
+    monkeypatch.setattr("darwinlm.evaluation.code.greedy_answers", lambda *asked: answers)
+    assert write_code(ending, tokenizer) == ["x = 1\n", "x = 2\n", None, None]
+
+
+def test_a_models_code_against_the_dense_ones():
+    dense = ["x = 1", "def f(:", "y = [\n  1]", None, "z"]
+    figures = compare_code(["x  =  1  # one", "a\0b", None, "x", "(" * 500 + ")" * 500], dense)
+    assert (figures.tasks, figures.parsed, figures.same) == (4, 0.25, 0.25)
+    assert compare_code(dense, dense).model_dump() == {"tasks": 4, "parsed": 0.75, "same": 0.75}
+    assert compare_code(["x"], [None]) is None
+
+
+def test_a_model_that_writes_no_code_has_no_figures(ending, tokenizer):
+    codes = write_code(ending, tokenizer)
+    assert codes == [None] * len(TASKS)
+    assert compare_code(codes, codes) is None

@@ -1,4 +1,4 @@
-"""Figures of chat models: closeness to the dense model's own answers, instructions followed, and loops."""
+"""Figures of chat models: closeness to the dense model's own answers, instructions followed, loops, and code."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from darwinlm.evaluation.answers import measure_answers, write_answers
+from darwinlm.evaluation.code import compare_code, write_code
 from darwinlm.evaluation.instructions import measure_instructions
 from darwinlm.evaluation.summary import percent
 from darwinlm.runtime.errors import ModelError
@@ -42,25 +43,33 @@ def measure_chats(
     Raises ModelError if the models can't chat.
     """
     answers, instructions = dict[str, AnswerFigures](), dict[str, InstructionFigures]()
+    blocks: dict[str, list[str | None]] = {}
+
+    def ask(name: str, model: Any) -> None:
+        instructions[name] = measure_instructions(model, tokenizer)
+        blocks[name] = write_code(model, tokenizer)
+
     others = [name for name in names if name != dense]
     if dense is not None:
         original = load(dense)
         written = write_answers(original, tokenizer, tokens)
         if isinstance(written, str):
             raise ModelError(f"{dense} writes no chats: {written}")
-        instructions[dense] = measure_instructions(original, tokenizer)
+        ask(dense, original)
         del original
         readers = {name: read(name, written.tokens) for name in others}
         answers = measure_answers(
             read(dense, written.tokens), readers, written, batch_tokens=batch_tokens, memory=memory
         )
     for name in others:
-        instructions[name] = measure_instructions(load(name), tokenizer)
-    return ChatFigures(answers=answers, instructions=instructions)
+        ask(name, load(name))
+    code = {name: compare_code(each, blocks[dense or name]) for name, each in blocks.items()}
+    found = {name: figures for name, figures in code.items() if figures is not None}
+    return ChatFigures(answers=answers, instructions=instructions, code=found)
 
 
 def chat_tables(found: ChatFigures, name: Callable[[str], str] = str) -> Iterator[Table]:
-    """Closeness to the dense model, then instructions followed and loops; `name` gives a model's name for people."""
+    """Closeness to the dense model, instructions, loops and code; `name` gives a model's name for people."""
     if found.answers:
         cells = [(name(key), f"{each.kl:.3f}", f"{percent(each.agreement)} %") for key, each in found.answers.items()]
         tokens = next(iter(found.answers.values())).tokens
@@ -74,3 +83,11 @@ def chat_tables(found: ChatFigures, name: Callable[[str], str] = str) -> Iterato
         prompts = next(iter(found.instructions.values())).prompts
         remarks = [f"instructions: {prompts} prompts with a rule that a program checks"]
         yield ("chat", "instructions followed", "answers that end in a loop"), rows, remarks
+    if found.code:
+        rows = [
+            (name(key), *(f"{percent(share)} %" for share in (each.parsed, each.same)))
+            for key, each in found.code.items()
+        ]
+        tasks = next(iter(found.code.values())).tasks
+        remarks = [f"code: {tasks} Python functions that the dense model writes; same: the same syntax tree"]
+        yield ("coding answers", "parse as Python", "same as the dense model's"), rows, remarks

@@ -164,11 +164,20 @@ class InstructionFigures(Figures):
     loops: float
 
 
+class CodeFigures(Figures):
+    """Shares of answers to coding tasks whose code parses as Python, and whose code is that of the dense model."""
+
+    tasks: int
+    parsed: float
+    same: float
+
+
 class ChatFigures(Figures):
-    """What models do as chat models, by name: on answers of the dense one, and with instructions."""
+    """What models do as chat models, by name: on answers of the dense one, with instructions, and with coding tasks."""
 
     answers: dict[str, AnswerFigures]
     instructions: dict[str, InstructionFigures]
+    code: dict[str, CodeFigures] = {}
 
 
 class ModelFigures(Figures):
