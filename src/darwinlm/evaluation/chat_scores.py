@@ -84,10 +84,9 @@ def chat_tables(found: ChatFigures, name: Callable[[str], str] = str) -> Iterato
         remarks = [f"instructions: {prompts} prompts with a rule that a program checks"]
         yield ("chat", "instructions followed", "answers that end in a loop"), rows, remarks
     if found.code:
-        rows = [
-            (name(key), *(f"{percent(share)} %" for share in (each.parsed, each.same)))
-            for key, each in found.code.items()
+        shares = [
+            (name(key), f"{percent(each.parsed)} %", f"{percent(each.same)} %") for key, each in found.code.items()
         ]
         tasks = next(iter(found.code.values())).tasks
         remarks = [f"code: {tasks} Python functions that the dense model writes; same: the same syntax tree"]
-        yield ("coding answers", "parse as Python", "same as the dense model's"), rows, remarks
+        yield ("coding answers", "parse as Python", "same as the dense model's"), shares, remarks
