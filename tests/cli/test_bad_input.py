@@ -1,7 +1,13 @@
 """Text, options and recipes that can't be used: one clear message, status 2, and nothing half-written."""
 
+import re
+
 import pytest
+import typer
 from tests.tiny.damage import assert_nothing_half_written
+
+from darwinlm.cli.app import app
+from darwinlm.cli.words import WORDS
 
 
 @pytest.mark.parametrize(
@@ -54,6 +60,32 @@ def test_a_budget_below_the_smallest_model(prune, tmp_path):
 )
 def test_a_line_that_cannot_be_read(command, words):
     command(*words.split()).refused(words.split()[-1])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("prune model --size 75%", "No such option: --size; use --keep"),
+        ("plan model --gpu h100", "use --device"),
+        ("demo --gpu", "use --set compute.device=cuda"),
+        ("demo --keep 75%", "--keep is an option of darwinlm plan, darwinlm prune"),
+        ("chat model --prompt hi", "use a pipe: echo 'hi' | darwinlm chat MODEL"),
+        ("compress model", "No such command 'compress'; use prune"),
+        ("eval model", "Did you mean 'evaluate'?"),
+        ("prune model --keeep 75%", "(Possible options: --help, --keep, --speedup)"),
+    ],
+)
+def test_the_message_names_our_word(command, words, said):
+    command(*words.split()).refused(said)
+
+
+def test_words_lead_to_what_there_is():
+    commands = typer.main.get_command(app).commands
+    options = {option for each in commands.values() for parameter in each.params for option in parameter.opts}
+    for ours, typed in WORDS:
+        first = re.split("[ ,]", ours)[0]
+        assert first in {*commands, *options, "--help", "--version", "the", "a"}, ours
+        assert commands.keys().isdisjoint(typed.split()), typed
 
 
 def test_a_command_without_settings_is_not_told_of_set(command):

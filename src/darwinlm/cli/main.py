@@ -20,6 +20,7 @@ from rich.console import Console
 
 from darwinlm.cli import terminal
 from darwinlm.cli.app import app
+from darwinlm.cli.words import meant
 from darwinlm.runtime import interrupt, parallel
 from darwinlm.runtime.errors import DISK, ArtifactError, DarwinLMError, ParallelError
 from darwinlm.runtime.limits import MESSAGE, shorten
@@ -126,7 +127,7 @@ def _pipe_closed(self: Console) -> None:
 def _message(error: Exception) -> str:
     """The message of an error: the problem and the remedy in one line."""
     if isinstance(error, UsageError):
-        message: str = error.format_message() or "give a command; see darwinlm --help"  # type: ignore[attr-defined]
+        message = meant(error, error.format_message() or "give a command; see darwinlm --help")  # type: ignore[attr-defined]
         context = getattr(error, "ctx", None)
         takes_settings = context is not None and any("--set" in each.opts for each in context.command.params)
         settings = re.findall(r"\w+\.[\w.]+=[^\s)]*", message) if takes_settings and "extra argument" in message else []
