@@ -355,7 +355,7 @@ class _KilledError(Exception):
 
 def decoding(setup: Setup) -> None:
     """Measure tokens per second of both models in eager decoding, and as a graph with a cache of fixed size."""
-    from darwinlm.engines.torch import Engine
+    from darwinlm.evaluation.speed import measure_speed
     from darwinlm.search.latency.graphs import GraphedDecoding, StaticDecoding
 
     layers = 4 if setup.tiny else 32
@@ -364,22 +364,20 @@ def decoding(setup: Setup) -> None:
     words = "a CUDA graph" if on_gpu else "a cache of fixed size"
     rates: dict[str, list[float]] = {"eagerly": [], f"with {words}": []}
     for name, checkpoint in (("dense", model_of(setup, layers)), ("smaller", smaller_model(setup, layers))):
-        engine = Engine(str(checkpoint.folder), device=setup.device)
-        engine.generate(prompt, new + 1)
-        _, first, further = engine.generate(prompt, new + 1)
-        setup.told("decoding", f"{name}: prompt", len(prompt) / first, "tokens/s")
+        model = checkpoint.load(checkpoint.dtype, setup.kind)
+        eager = measure_speed({name: model}, torch.tensor([prompt]))[name]
+        setup.told("decoding", f"{name}: prompt", eager.prompt, "tokens/s")
         with torch.inference_mode():
             tokens = torch.tensor([prompt], device=setup.kind)
-            steps = (GraphedDecoding if on_gpu else StaticDecoding)(engine.model, tokens, new)
+            steps = (GraphedDecoding if on_gpu else StaticDecoding)(model, tokens, new)
             setup.wait()
             begun = time.perf_counter()
             for _ in range(new):
                 steps.step()
             setup.wait()
-        seconds = (further, time.perf_counter() - begun)
-        for (way, of_way), took in zip(rates.items(), seconds, strict=True):
-            of_way.append(new / took)
-            setup.told("decoding", f"{name}: decoding {way}", new / took, "tokens/s")
-        del engine, steps
+        for (way, of_way), rate in zip(rates.items(), (eager.decode, new / (time.perf_counter() - begun)), strict=True):
+            of_way.append(rate)
+            setup.told("decoding", f"{name}: decoding {way}", rate, "tokens/s")
+        del model, steps
     for way, (dense, small) in rates.items():
         setup.told("decoding", f"smaller against dense {way}", small / dense)

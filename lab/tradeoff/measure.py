@@ -139,7 +139,7 @@ def _measure_speed(
                 with EngineProcess(ENGINE, file, **options) as process:
                     process.time(prompt[:WARM_UP], 1)
                     timings[file].append(process.time(prompt, timed.new_tokens))
-                    version = version or f"{ENGINE} ({process.facts()['version']})"
+                    version = version or f"{ENGINE} ({process.version()})"
                 reporter.advance(number * len(files) + place + 1, timed.rounds * len(files))
     return timings, version
 

@@ -255,7 +255,7 @@ def test_missing_harness_names_its_extra(command, tiny_llama, monkeypatch):
     command("evaluate", tiny_llama, "--suite", "piqa").refused("lm-eval", install("eval"))
 
 
-@pytest.mark.parametrize("words", [["evaluate", "--text"], ["chat"], ["bench"]], ids=lambda words: words[0])
+@pytest.mark.parametrize("words", [["evaluate", "--text"], ["chat"]], ids=lambda words: words[0])
 def test_weights_that_are_not_finite(command, model_copy, tiny_text_file, tmp_path, words):
     edit_weights(model_copy, lambda tensors: tensors["model.layers.1.mlp.up_proj.weight"][0].fill_(float("nan")))
     text = [tiny_text_file, *SHORT, "--out", tmp_path / "a.json"] if words[1:] else []

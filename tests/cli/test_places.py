@@ -35,8 +35,6 @@ WRITERS = {
     "import": "import model --out model --overwrite",
     "evaluate": f"{EVALUATE} --out text.txt",
     "a table of evaluate": f"{EVALUATE} --markdown run/model/README.md",
-    "bench": "bench run --out run/model/config.json",
-    "plan": "plan run/model --out run/model/config.json",
 }
 """Command lines; those that run the pipeline get the tiny settings too."""
 

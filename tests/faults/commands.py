@@ -137,8 +137,4 @@ COMMANDS: dict[str, Words] = {
         "evaluate", given.plain, "--suite", "piqa,boolq,sciq", "--data-dir", given.benchmarks, "--limit", "2",
         "--out", out / "scores.json",
     ],
-    "bench": lambda given, out: [
-        "bench", given.plain, "--prompt-tokens", "8", "--new-tokens", "2", "--runs", "1", "--out", out / "speed.json"
-    ],
-    "plan": lambda given, out: ["plan", given.model, "--keep", "50%", "--out", out / "plan.json"],
 }  # fmt: skip

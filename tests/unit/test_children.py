@@ -1,11 +1,15 @@
-"""Processes that are started in a hostile folder run nothing of it."""
+"""Processes of ours: they run nothing of a hostile folder, and their end is a message."""
 
 import sys
 from pathlib import Path
 
 import pytest
+from tests.tiny.pruned import pruned_checkpoint
 
 from darwinlm.engines.process import EngineProcess, quantise_file
+from darwinlm.export.run import export_model
+from darwinlm.gguf import layout
+from darwinlm.runtime.errors import EngineError, ExportError
 
 
 @pytest.fixture
@@ -18,8 +22,10 @@ def hostile(model_copy: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return model_copy
 
 
-def test_an_engine(hostile):
-    with EngineProcess("torch", Path()) as engine:
+def test_an_engine(hostile, gguf_bytes):
+    pytest.importorskip("cyllama", reason="comes with the extra gguf")
+    Path("in.gguf").write_bytes(gguf_bytes)
+    with EngineProcess("llama.cpp", Path("in.gguf")) as engine:
         assert len(engine.greedy([3, 4], 2)) == 2
     assert not (hostile / "RAN").exists()
 
@@ -30,3 +36,15 @@ def test_the_quantiser(hostile, gguf_bytes, tmp_path):
     quantise_file(Path("in.gguf"), Path("out.gguf"), "Q8_0", 1)
     assert Path("out.gguf").is_file()
     assert not (hostile / "RAN").exists()
+
+
+def test_an_engine_that_dies_is_a_message(tmp_path, monkeypatch):
+    """A width of 0 in the last block makes llama.cpp abort its process."""
+    pytest.importorskip("cyllama", reason="comes with the extra gguf")
+    folder = pruned_checkpoint(tmp_path / "model", "llama", {2: (4, 2, 0)})
+    monkeypatch.setattr(layout, "_padded", lambda sizes, architecture, **_: sizes)
+    with pytest.raises(ExportError, match=r"the export fails its check: llama.cpp died .*nothing was written"):
+        export_model(folder, tmp_path / "m.gguf", to="gguf", quantisation="f32")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    with pytest.raises(EngineError, match="can't load"), EngineProcess("llama.cpp", tmp_path / "nothing"):
+        pass

@@ -127,18 +127,18 @@ def test_configuration_that_makes_no_model(tiny_llama: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("answer", "message"),
-    [("", r"torch died \(status 9\) on m at the request to facts: out of luck"),
-     ('{"error": "no room"}\n', "torch can't facts m: no room out of luck")],
+    [("", r"llama.cpp died \(status 9\) on m at the request to version: out of luck"),
+     ('{"error": "no room"}\n', "llama.cpp can't version m: no room out of luck")],
 )  # fmt: skip
 def test_engine_that_dies_or_refuses(answer: str, message: str, tmp_path: Path) -> None:
     process = EngineProcess.__new__(EngineProcess)
     log = (tmp_path / "log").open("w+", encoding="utf-8")
     log.write("out of luck")
     pipe = SimpleNamespace(write=lambda text: None, flush=lambda: None, readline=lambda: answer)
-    process.engine, process.model, process._log = "torch", Path("m"), log  # type: ignore[assignment]
+    process.engine, process.model, process._log = "llama.cpp", Path("m"), log  # type: ignore[assignment]
     process._process = SimpleNamespace(stdin=pipe, stdout=pipe, wait=lambda: 9)  # type: ignore[assignment]
     with log, pytest.raises(EngineError, match=message):
-        process.facts()
+        process.version()
 
 
 @pytest.mark.parametrize(

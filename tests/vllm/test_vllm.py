@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +15,6 @@ from transformers import AutoModelForCausalLM
 from darwinlm.engines.process import EngineProcess
 from darwinlm.engines.vllm_plugin import TESTED
 from darwinlm.export.run import export_model
-from darwinlm.runs.bench import run_bench
 
 pytest.importorskip("vllm", reason="vLLM lives in an environment of its own: make test-vllm")
 pytestmark = pytest.mark.timeout(1800)  # an engine takes a minute to start, on a busy machine many
@@ -104,11 +102,3 @@ def test_equal_layers_run_as_vllm_s_own_class(tmp_path):
     folder = plain_checkpoint(tmp_path / "model", "llama")
     export_model(folder, tmp_path / "out", to="vllm")
     assert_same(folder, tmp_path / "out")
-
-
-def test_speed_is_measured(tmp_path):
-    folder = pruned_checkpoint(tmp_path / "model", "llama", MIXED)
-    found = run_bench(str(folder), engine="vllm", dtype="float32", prompt_tokens=16, new_tokens=8, runs=2)
-    assert found.engine.startswith("vllm (vllm")
-    assert found.models[0].decode.low > 0
-    assert os.environ["VLLM_CPU_KVCACHE_SPACE"] == "1"

@@ -1,7 +1,6 @@
 """The command `darwinlm`: thin commands, one small file for each task of the user."""
 
 from darwinlm.cli import (  # noqa: F401 - each declares its command
-    bench,
     chat,
     demo,
     evaluate,

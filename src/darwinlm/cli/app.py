@@ -23,7 +23,7 @@ LEARN = "Learn more"
 
 ORDER = (
     ("prune", "recover", "demo"),
-    ("show", "chat", "evaluate", "bench", "inspect"),
+    ("show", "chat", "evaluate", "inspect"),
     ("export", "import"),
     ("plan",),
 )

@@ -54,7 +54,6 @@ Out = Annotated[
         "--out", "-o", metavar="FOLDER", help="Output folder. Rerun with the same folder to resume an interrupted run."
     ),
 ]
-OutFile = Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write all figures here as JSON.")]
 RecipeFile = Annotated[
     str | None,
     typer.Option(

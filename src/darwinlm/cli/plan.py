@@ -30,7 +30,6 @@ def plan(
         ),
     ] = "auto",
     processes: Annotated[int, arguments.number("PROCESSES", "Number of torchrun processes")] = 1,
-    out: arguments.OutFile = None,
     as_json: arguments.Json = False,
     assignments: arguments.Set = None,
     allow_remote_code: arguments.RemoteCode = False,
@@ -42,13 +41,8 @@ def plan(
     from darwinlm.runs.plan import plan as make
     from darwinlm.runtime import tables  # with PyTorch, which takes seconds
     from darwinlm.runtime.amounts import duration, size
-    from darwinlm.runtime.artifact import write_json
-    from darwinlm.runtime.lock import hold_target
-    from darwinlm.runtime.places import check_output
 
     console = terminal.console()
-    if out is not None:
-        check_output(out, "--out", [model])
     made = make(
         model,
         **budget,
@@ -60,10 +54,6 @@ def plan(
         allow_remote_code=allow_remote_code,
     )
     sizes = made.sizes
-    if out is not None:
-        check_output(out, "--out", [sizes.checkpoint.source])
-        with hold_target(out):
-            write_json(out, made.as_json())
     if as_json:
         terminal.print_json(made.as_json())
         return

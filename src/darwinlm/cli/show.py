@@ -120,7 +120,6 @@ def _show_file(console: Console, path: Path, facts: FileFacts) -> None:
     for wish, do in (
         ("talk to it", f"darwinlm chat {shlex.quote(str(path))}"),
         ("measure it", f"darwinlm evaluate {shlex.quote(str(path))} --text TEXT --against MODEL"),
-        ("time it", f"darwinlm bench {shlex.quote(str(path))}"),
     ):
         console.print(f"{wish}:", style="dim")
         console.print(f"  {do}", soft_wrap=True)

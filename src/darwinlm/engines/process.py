@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -21,12 +21,11 @@ import numpy as np
 from darwinlm.runtime.errors import EngineError, MissingExtraError
 
 ENGINES = {
-    "torch": ("torch", "torch", ""),
     "llama.cpp": ("llama_cpp", "cyllama", "gguf"),
     "vllm": ("vllm", "vllm", "vllm"),
 }
 """Of each engine the module beside this one, whose class `Engine` runs a model; its package, and the package's extra.
-Every engine generates; llama.cpp also tokenizes, and it and vLLM give logits."""
+Both give logits and generate; llama.cpp also tokenizes."""
 
 Generated = tuple[list[int], float, float]
 """New tokens, seconds to the first one, and seconds for the others."""
@@ -41,14 +40,7 @@ class Timing:
 
 
 def require_engine(engine: str, purpose: str) -> None:
-    """Check that an engine's package is installed.
-
-    Raises:
-        EngineError: There is no such engine.
-        MissingExtraError: Its package isn't installed.
-    """
-    if engine not in ENGINES:
-        raise EngineError(f"there is no engine '{engine}'; the engines are {', '.join(ENGINES)}")
+    """Raise MissingExtraError if an engine's package isn't installed."""
     _, package, extra = ENGINES[engine]
     if importlib.util.find_spec(package) is None:
         raise MissingExtraError(package, extra, purpose)
@@ -66,8 +58,7 @@ def child_environment() -> dict[str, str]:
 class EngineProcess:
     """An engine with a loaded model, to be used as a context manager.
 
-    Options are `threads`, `context` (tokens), `dtype`, `allow_remote_code`, `exact` and `beside` (models on the GPU
-    together).
+    Options are `threads`, `context` (tokens), `dtype`, `allow_remote_code` and `exact`.
 
     Raises:
         MissingExtraError: The engine isn't installed.
@@ -131,9 +122,9 @@ class EngineProcess:
         """Time a prompt and `new_tokens` greedy tokens after the first."""
         return Timing(*self._ask("generate", tokens=list(tokens), new_tokens=new_tokens + 1)[1:])
 
-    def facts(self) -> Mapping[str, Any]:
-        """Peak memory of the process in bytes so far (`peak_memory`), and the engine's version."""
-        return dict(self._ask("facts"))
+    def version(self) -> str:
+        """The engine's package and its version."""
+        return str(self._ask("version"))
 
     def _ask(self, request: str, **arguments: Any) -> Any:
         assert self._process.stdin is not None

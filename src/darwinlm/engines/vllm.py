@@ -11,15 +11,11 @@ from vllm.inputs import TokensPrompt
 
 from darwinlm.engines.process import Generated
 
-GPU_SHARE = 0.9
-"""Share of a GPU's memory for the weights and caches of several models together."""
-
 
 class Engine:
     """One model folder.
 
-    `beside` models share the GPU's memory; a single one gets vLLM's default share. Pruned models need no
-    `allow_remote_code`, thanks to the plugin of this package.
+    Pruned models need no `allow_remote_code`, thanks to the plugin of this package.
     """
 
     def __init__(
@@ -28,7 +24,6 @@ class Engine:
         *,
         dtype: str | None = None,
         context: int = 2048,
-        beside: int = 1,
         allow_remote_code: bool = False,
         **_: Any,
     ) -> None:
@@ -38,7 +33,6 @@ class Engine:
             max_model_len=context,
             trust_remote_code=allow_remote_code,
             enforce_eager=True,
-            **({"gpu_memory_utilization": GPU_SHARE / beside} if beside > 1 else {}),
             enable_prefix_caching=False,
             max_logprobs=-1,
             logprobs_mode="raw_logits",

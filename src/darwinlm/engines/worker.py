@@ -7,7 +7,6 @@ import os
 import sys
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,27 +14,14 @@ import numpy as np
 from darwinlm.engines.process import ENGINES
 
 
-def peak_memory() -> int:
-    """Peak resident memory of this process in bytes."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def answer(engine: Any, name: str, request: dict[str, Any], kind: str) -> Any:
     """Answer one request."""
     if name == "logits":
         np.save(request.pop("path"), engine.logits(**request))
         return None
-    if name == "facts":
+    if name == "version":
         package = ENGINES[kind][1]
-        return {"peak_memory": peak_memory(), "version": f"{package} {_version(package)}"}
+        return f"{package} {_version(package)}"
     return getattr(engine, name)(**request)
 
 

@@ -251,7 +251,7 @@ def _check_engine(job: _Job, path: Path, tokens: Tensor, expected: tuple[str, St
         with EngineProcess(ENGINE, path, threads=job.threads, context=max(len(tokens), 64), exact=True) as engine:
             logits = torch.from_numpy(engine.logits(tokens.tolist()))
             ids = engine.tokenize(TEXT)
-            report.details["engine"] = engine.facts()["version"]
+            report.details["engine"] = engine.version()
     except EngineError as error:
         raise ExportError(f"the export fails its check: {error}; nothing was written") from error
     report.comparisons.append(
