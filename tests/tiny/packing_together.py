@@ -29,7 +29,7 @@ def main() -> None:
     """Pack so many tokens of the documents, some of which come twice or are reserved; say what goes wrong."""
     parallel.init_from_environment()
     reserved = {document_hash(text) for text in DOCUMENTS[3:9]}
-    options = {"reserved": reserved, "vocabulary": 300, "shard_tokens": 700}
+    options = {"reserved": reserved, "vocabulary": 300}
     with mock.patch.object(packed, "_BATCH", 8):
         for tokens in sys.argv[2:]:
             try:
