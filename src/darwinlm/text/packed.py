@@ -20,7 +20,15 @@ import torch
 from torch.utils.data import Dataset
 
 from darwinlm.runtime import parallel
-from darwinlm.runtime.artifact import check_file, check_room, damaged, file_digest, read_as, write_atomically, write_json
+from darwinlm.runtime.artifact import (
+    check_file,
+    check_room,
+    damaged,
+    file_digest,
+    read_as,
+    write_atomically,
+    write_json,
+)
 from darwinlm.runtime.errors import DataError
 from darwinlm.text.packing import Document, added_bos, document_hash, tokenise
 
@@ -98,11 +106,12 @@ def pack_documents(
 
     def write(path: Path) -> None:
         seen, bos, there, count = set(reserved), added_bos(tokenizer), 0, 0
-        numbered = iter(enumerate(documents, start=1))
+        unread = iter(documents)
         with path.open("wb") as file:
-            while there < tokens and (batch := list(itertools.islice(numbered, _BATCH))):
+            while there < tokens and (batch := list(itertools.islice(unread, _BATCH))):
                 new: list[Document] = []
-                for count, text in batch:
+                count += len(batch)
+                for text in batch:
                     hashed = document_hash(text)
                     if hashed not in seen:
                         seen.add(hashed)
