@@ -111,7 +111,7 @@ $(VENV)/release.stamp: $(VENV)/dev.stamp
 $(OLDEST)/oldest.stamp: pyproject.toml
 	$(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet uv
-	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct -e '.[gguf,train]'
+	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct -e '.[gguf]'
 	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python pytest pytest-timeout pytest-socket hypothesis \
 		jaxtyping beartype
 	touch $@

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-EXTRAS = ("gguf", "eval", "train")
+EXTRAS = ("gguf", "eval")
 PAGE = Path("docs/licences.md")
 HEAD = """# Licences of the dependencies
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 @pytest.mark.parametrize("plan", ["no attention first", "nothing first", "query heads"])
 def test_automatic_placement_keeps_blocks_whole(tmp_path, plan):
     """What doesn't fit into the memory lies on the disk and is fetched block by block."""
-    accelerate = pytest.importorskip("accelerate", reason="the extra train")
+    accelerate = pytest.importorskip("accelerate", reason="the extra gguf")
     model = cut("llama", plan)
     model.save_pretrained(tmp_path / "model")
     total = sum(w.numel() * w.element_size() for w in model.parameters())

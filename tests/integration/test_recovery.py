@@ -98,11 +98,10 @@ def test_a_run_is_not_trained_into_itself(finished_copy):
 @pytest.mark.parametrize(
     "settings",
     [
-        ("recovery.lora_rank=4",),
         ("recovery.distillation=0", "recovery.gradient_checkpointing=true"),
         ("compute.dtype=bfloat16", "recovery.distillation=0.8", "recovery.epochs=3"),
     ],
-    ids=["lora", "text", "bfloat16"],
+    ids=["text", "bfloat16"],
 )
 def test_other_settings_learn_too(inputs, tmp_path, settings):
     summary = recover_tiny(*inputs, tmp_path / "out", *settings)

@@ -11,7 +11,6 @@ from tests.tiny.recovering import Stopped, recover_tiny, stop_at
 from tests.tiny.stages import run_stages
 from tests.tiny.tokenizer import tiny_tokenizer
 
-from darwinlm.recovery import checks
 from darwinlm.recovery.sharding import sharding_mesh
 from darwinlm.recovery.train import Training
 from darwinlm.runs.recovery import recover
@@ -20,7 +19,6 @@ from darwinlm.runtime.artifact import read_json
 from darwinlm.runtime.errors import (
     ArtifactError,
     DataError,
-    MissingExtraError,
     ModelError,
     ParallelError,
     RecipeError,
@@ -96,7 +94,6 @@ def test_a_checkpoint_of_another_recovery(interrupted, refused, tmp_path):
         ("recovery.tokens=100k", DataError, "is too short: training needs 99840 tokens.*recovery.epochs"),
         ("text.sequence_length=512", RecipeError, "text.sequence_length is 512, but .* allows 256"),
         ("recovery.batch_tokens=500", RecipeError, r"recovery.batch_tokens is 500.*multiple of 32"),
-        ("recovery.sharding=fsdp recovery.lora_rank=4", RecipeError, "shards trained weights, not .*lora_rank=4"),
     ],
 )
 def test_wrong_settings(refused, settings, error, message):
@@ -108,16 +105,6 @@ def test_a_run_refuses_before_its_first_stage(tiny_llama, make_run, tmp_path):
     with pytest.raises(RecipeError, match="can't share evenly"):
         run_stages(make_run(tiny_llama, tmp_path / "out", *settings), "report")
     assert not (tmp_path / "out" / "stages").exists()
-
-
-@pytest.mark.parametrize(
-    ("setting", "package"),
-    [("recovery.lora_rank=2", "peft")],
-)
-def test_packages_that_are_missing(refused, monkeypatch, setting, package):
-    whole = checks.find_spec
-    monkeypatch.setattr(checks, "find_spec", lambda name: None if name == package else whole(name))
-    refused(MissingExtraError, rf"needs the package '{package}': pip install .*\[", setting)
 
 
 def test_no_teacher_is_named(inputs, tmp_path):

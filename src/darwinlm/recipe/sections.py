@@ -233,11 +233,9 @@ class RecoverySettings(Section):
     proportion if the KL to the dense model on validation text is below 0.9 before training."""
     gradient_checkpointing: bool = False
     """Recompute the activations of every block in the backward pass: less memory, about a third more time."""
-    lora_rank: Repeats = Field(0, ge=0)
-    """Rank of low-rank adapters that are trained on every projection and then merged; 0 trains all weights."""
     sharding: Literal["none", "fsdp", "hsdp"] = "none"
     """Distribution over several processes: `none` keeps the whole model in each (DDP), `fsdp` shards its weights
-    (FSDP2, without adapters), `hsdp` shards them within each node."""
+    (FSDP2), `hsdp` shards them within each node."""
 
     @property
     def step_tokens(self) -> int:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any
 
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.recipe import RecoverySettings
-from darwinlm.runtime.errors import MissingExtraError, ModelError, RecipeError
+from darwinlm.runtime.errors import ModelError, RecipeError
 
 _SAMPLE = "The quick brown fox, 3.14 apples:\n\tif (x != y) { return 'naïve café'; }  Ünïcode — 東京 🙂"
 
@@ -40,19 +38,3 @@ def check_length(length: int, *checkpoints: Checkpoint) -> None:
                 f"text.sequence_length is {length}, but {checkpoint.source} allows {longest} tokens: "
                 f"--set text.sequence_length={longest}"
             )
-
-
-def check_sharding(settings: RecoverySettings) -> None:
-    """Refuse to shard adapters. Raises RecipeError."""
-    if settings.sharding != "none" and settings.lora_rank:
-        raise RecipeError(
-            f"recovery.sharding={settings.sharding} shards trained weights, not adapters (recovery.lora_rank="
-            f"{settings.lora_rank}): set recovery.sharding to none, which splits each step over the processes (DDP), "
-            "or recovery.lora_rank to 0"
-        )
-
-
-def check_packages(settings: RecoverySettings) -> None:
-    """Refuse settings whose packages aren't installed. Raises MissingExtraError."""
-    if settings.lora_rank and find_spec("peft") is None:
-        raise MissingExtraError("peft", "train", "recovery.lora_rank")

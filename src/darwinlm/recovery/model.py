@@ -7,7 +7,6 @@ result in place of the decoder's.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -21,45 +20,27 @@ from darwinlm.recipe import RecoverySettings
 from darwinlm.recovery.losses import Loss, forward_kl, next_token_loss, weighted
 from darwinlm.streaming.chunks import chunked_loss
 
-LORA_ALPHA = 16.0
-"""Scale of adapters times their rank, as for QLoRA (arXiv 2305.14314)."""
-
 LOGIT_CHUNK = 1024
 """Tokens whose logits are in memory at once: 4 GB at the peak for a vocabulary of 131,072."""
 
 
 def prepared(model: Any, settings: RecoverySettings) -> Any:
-    """The model with its trainable weights: all, all but embedding and head, or adapters on every projection."""
+    """The model with its trainable weights: all, or all but embedding and head."""
     if settings.gradient_checkpointing:
         options = {"use_reentrant": False}
         if hasattr(model, "activation_checkpointing_enable"):
             model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
         else:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
-    if not settings.lora_rank:
-        experts = family_of(model.config).mlp.experts
-        # It only changes the choice of experts, so it gets no gradient, for which DDP would wait.
-        still = experts.correction if experts is not None else None
-        for name, weight in model.named_parameters():
-            weight.requires_grad = still is None or not name.endswith(still)
-        if not settings.trains_embeddings:
-            for module in (model.get_input_embeddings(), model.get_output_embeddings()):
-                module.requires_grad_(requires_grad=False)
-        return model
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(0)
-    config = LoraConfig(
-        r=settings.lora_rank,
-        lora_alpha=LORA_ALPHA,
-        lora_dropout=0.0,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
-    with warnings.catch_warnings():
-        # peft uses names that newer releases of transformers have removed.
-        warnings.simplefilter("ignore", FutureWarning)
-        return get_peft_model(model, config)
+    experts = family_of(model.config).mlp.experts
+    # It only changes the choice of experts, so it gets no gradient, for which DDP would wait.
+    still = experts.correction if experts is not None else None
+    for name, weight in model.named_parameters():
+        weight.requires_grad = still is None or not name.endswith(still)
+    if not settings.trains_embeddings:
+        for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+            module.requires_grad_(requires_grad=False)
+    return model
 
 
 class _Result(BaseModelOutputWithPast):  # type: ignore[misc]
@@ -190,9 +171,8 @@ class Losses(nn.Module):
 
     def forward(self, tokens: Tensor, dense: Tensor | None = None, *, held_out: bool = False) -> Any:
         """`batch_loss` of tokens [b, t], or `held_out_sums` of them, with the dense model's streams."""
-        causal = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         (teacher,) = self.teacher
         with torch.autocast(tokens.device.type, self.low, enabled=self.low is not None):
             if held_out:
-                return held_out_sums(causal, teacher, tokens, dense)
-            return batch_loss(causal, teacher, tokens, dense, self.losses, again=self.sharded)
+                return held_out_sums(self.model, teacher, tokens, dense)
+            return batch_loss(self.model, teacher, tokens, dense, self.losses, again=self.sharded)

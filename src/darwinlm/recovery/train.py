@@ -45,7 +45,7 @@ class Trained:
     """The result of a training.
 
     Attributes:
-        model: The better of the trained and the original model, float32, adapters merged; only in the first process.
+        model: The better of the trained and the original model, float32; only in the first process.
         record: Steps, tokens, seconds, which model was kept, and the log: losses and held-out figures by step.
     """
 
@@ -317,8 +317,6 @@ class Training:
             for name, weight in dict(model.named_parameters()).items() if model is not None else ():
                 if name in weights:
                     weight.data.copy_(weights[name])
-        elif self.settings.lora_rank:
-            model = model.merge_and_unload()
         return model if model is None else model.cpu().eval().requires_grad_(requires_grad=False)
 
 

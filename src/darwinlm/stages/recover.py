@@ -12,7 +12,7 @@ from typing import Any
 from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import Recipe
-from darwinlm.recovery.checks import check_length, check_packages, check_sharding, check_teacher
+from darwinlm.recovery.checks import check_length, check_teacher
 from darwinlm.recovery.losses import needs_dense
 from darwinlm.recovery.schedule import Steps, plan_steps
 from darwinlm.runtime import parallel
@@ -48,14 +48,11 @@ def check_recovery(context: Context, recipe: Recipe, teacher: Checkpoint, dense:
     Returns the division of the text into steps.
 
     Raises:
-        RecipeError: Sequences are too long, a step can't be divided, or weights can't be sharded.
+        RecipeError: Sequences are too long, or a step can't be divided.
         ModelError: The dense model has another vocabulary or tokenizer.
         DataError: The text belongs to a benchmark.
-        MissingExtraError: A package isn't installed.
     """
     settings, text = recipe.recovery, recipe.text
-    check_packages(settings)
-    check_sharding(settings)
     check_length(text.sequence_length, dense, *([teacher] if needs_dense(settings) else []))
     source = settings.text or text.source
     if source is not None:

@@ -35,7 +35,7 @@ REMEDIES = {
     "candidates": "train no candidates in the search (training_tokens of search.rounds), or choose a smaller budget",
     "keys and values": "give text of your own with --text",
     "whole models": "give text of your own with --text, and train no candidates in the search",
-    "weights, gradients and moments": "set recovery.lora_rank=16, or recovery.sharding=fsdp on several devices",
+    "weights, gradients and moments": "set recovery.sharding=fsdp on several devices",
     "logits": "lower compute.batch_tokens, or the vocabulary with --vocab",
     "candidates' streams": "lower the tokens of search.rounds",
     "streams": "lower text.calibration_tokens and refit.tokens",

@@ -245,13 +245,6 @@ class _Stages:
             held |= self.backward | {"whole models": float(sizes.params * sizes.size), "candidates": here * own}
         return "search", read + learnt + fitness + guided * times * window, work, held
 
-    def _trained(self, rank: int) -> float:
-        """Number of trained parameters in the smaller blocks: all, or those of adapters on every projection."""
-        sizes, k = self.sizes, self.sizes.kept
-        matrices = (size for shape in sizes.shapes for size in shape.tensors.values() if len(size) == 2)
-        adapters = rank * sum(sizes.width + k * (sum(size) - sizes.width) for size in matrices)
-        return adapters if rank else k * sizes.blocks
-
     def _refit(self) -> tuple[str, float, float, Items]:
         """Both models; fits; comparisons on validation text."""
         sizes, k, r, held_out = self.sizes, self.sizes.kept, self.sizes.width, self.recipe.text.validation_tokens
@@ -271,8 +264,8 @@ class _Stages:
         on_a_node = parallel.local_size() if parallel.size() > 1 else sizes.processes
         shards = {"none": 1, "fsdp": sizes.processes, "hsdp": on_a_node}[settings.sharding]
         small = k * sizes.blocks + sizes.outside
-        head = settings.trains_embeddings and not settings.lora_rank
-        weights, again = small if head else self._trained(settings.lora_rank), settings.gradient_checkpointing
+        head, again = settings.trains_embeddings, settings.gradient_checkpointing
+        weights = small if head else k * sizes.blocks
         held_out = self.recipe.text.validation_tokens * (2 + settings.tokens // settings.save_every)
         work = sizes.operations(settings.tokens, k, blocks=3 + again, heads=2 + head)
         work += sizes.operations(held_out, k, heads=1)
