@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +79,7 @@ def run_suite(
     in `done` without an error are kept. `save` gets all scores so far, after each task. Raises as `check_suite`.
     """
     check_suite(wanted, data_dir)
-    from darwinlm.evaluation.shared_context import SharedLM
-
-    lm = SharedLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
+    lm = _lm(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
     scores: list[TaskScore] = []
     for number, one in enumerate(wanted):
         before = (done or {}).get(one.task)
@@ -130,6 +129,24 @@ def _manager(only_known: bool) -> Any:
     return home.TaskManager(include_path=[str(folder / name) for name in HOMES], include_defaults=False)
 
 
+def _lm(**how: Any) -> Any:
+    """The harness's model, without progress bars.
+
+    Processes share the answers and not, as the harness would, the items: examples would then be drawn otherwise.
+    """
+    from lm_eval.models.huggingface import HFLM
+
+    class Shared(HFLM):  # type: ignore[misc]
+        def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
+            return super().loglikelihood(requests, disable_tqdm=True)
+
+        def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = True, override_bs: Any = None) -> Any:
+            mine = super()._loglikelihood_tokens(parallel.portion(requests), True, override_bs)
+            return [*chain.from_iterable(parallel.gather(mine))]
+
+    return Shared(**how)
+
+
 def _score(lm: Any, one: Wanted, data_dir: Path | None, limit: int | None) -> TaskScore:
     from lm_eval import evaluate
     from lm_eval.defaults import DEFAULT_OTHER_SEED
@@ -148,7 +165,9 @@ def _score(lm: Any, one: Wanted, data_dir: Path | None, limit: int | None) -> Ta
         share = None if limit is None else -(-limit // len(loaded["tasks"]))
         # `simple_evaluate` also describes the machine, for which it runs git, pip and lscpu.
         results = evaluate(lm, loaded, limit=share, bootstrap_iters=1000)
-    except Exception as error:  # noqa: BLE001 - tasks are other people's code
+    except Exception as error:
+        if parallel.size() > 1:  # the others may be waiting for this process, so all of them end
+            raise
         reason = first_line(error)
         score.error = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
         return score
