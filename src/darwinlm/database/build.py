@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -13,23 +10,21 @@ from torch import Tensor
 
 from darwinlm.database.block_moments import BlockMoments, OutputMoments, stream_moments
 from darwinlm.database.blocks import Curve, block_file, experts_tensors, module_tensors
-from darwinlm.database.elimination import ROWS
 from darwinlm.database.factors import check_energy, kept_weights, nested_factors, whole_factor_
 from darwinlm.database.metrics import Order, least_error
 from darwinlm.database.order import damp, damp_, ordered_moment
 from darwinlm.families.shapes import ModuleShape, module_shapes
 from darwinlm.recipe import UnitsSettings
 from darwinlm.runtime import parallel
-from darwinlm.runtime.artifact import StageFolder, open_tensors, read_tensors, write_tensors
+from darwinlm.runtime.artifact import StageFolder, read_tensors, write_tensors
 from darwinlm.runtime.compute import exact
 from darwinlm.runtime.errors import ArtifactError
+from darwinlm.runtime.mapped import in_file
 from darwinlm.streaming.stream import BlockStream
 from darwinlm.units.levels import variants
 
 SMALL = 16 << 20
 """Maximum bytes of a matrix that stays in memory."""
-
-NUMBERS = itertools.count()
 
 
 def build_database(
@@ -99,16 +94,14 @@ def _block_factors(
 ) -> dict[str, Tensor]:
     """Tensors that the database stores for a block; its second moments are used up.
 
-    Moments of other modules are moved to files in `folder`, so that only those of the current module are in memory.
+    Large moments are moved to files in `folder`, whose pages are in memory only while they are used.
     """
     tensors: dict[str, Tensor] = {}
-    with ExitStack() as files:
-        kinds = list(moments.moments)
-        spilled = {kind: files.enter_context(Spilled(moments.moments.pop(kind), folder)) for kind in kinds}
-        for shape in shapes:
-            if shape.kind in spilled:
-                W, S = moments.weights[shape.output], gradients(shape.block).get(shape.kind)
-                tensors |= module_factors(units, shape, spilled[shape.kind], W, S, order)
+    aside = {kind: _set_aside(moments.moments.pop(kind), folder) for kind in list(moments.moments)}
+    for shape in shapes:
+        if shape.kind in aside:
+            W, S = moments.weights[shape.output], gradients(shape.block).get(shape.kind)
+            tensors |= module_factors(units, shape, aside[shape.kind], W, S, order)
     S = gradients(moments.block).get("mlp")
     if moments.shared is not None and S is not None:  # removed with the last experts
         tensors["mlp.shared_loss"] = exact(S.to(moments.shared) * moments.shared).sum(dtype=torch.float64) / 2
@@ -116,7 +109,7 @@ def _block_factors(
 
 
 def module_factors(
-    units: UnitsSettings, shape: ModuleShape, moment: Spilled, W: Tensor, S: Tensor | None, order: Order
+    units: UnitsSettings, shape: ModuleShape, moment: Tensor, W: Tensor, S: Tensor | None, order: Order
 ) -> dict[str, Tensor]:
     """Tensors that the database stores for one module.
 
@@ -134,12 +127,10 @@ def module_factors(
     curves: dict[int, Curve] = {}
     variant, columns = 1, torch.arange(shape.width, device=moment.device)[:, None]
     if shape.kind != "mlp":  # the last variant has every column
-        H = moment.read()
-        *narrow, (variant, columns) = _candidates(units, shape, H, W, S, order).items()
-        curves = {heads: _narrow_curve(shape.name, H, W, some, S, order) for heads, some in narrow}
-        del H
-    kept = columns[order(moment.rows(), W, columns, S, shape.name)].reshape(-1)
-    A = damp_(ordered_moment(moment.rows(), kept))
+        *narrow, (variant, columns) = _candidates(units, shape, moment, W, S, order).items()
+        curves = {heads: _narrow_curve(shape.name, moment, W, some, S, order) for heads, some in narrow}
+    kept = columns[order(moment, W, columns, S, shape.name)].reshape(-1)
+    A = damp_(ordered_moment(moment, kept))
     packed, errors, losses = whole_factor_(A, W, kept, S, name=shape.name)
     check_energy(float(errors[0]), shape.name)
     curves[variant] = Curve(kept, errors, losses)
@@ -149,7 +140,7 @@ def module_factors(
 
 
 def expert_factors(
-    shape: ModuleShape, moment: Spilled, W: Tensor, S: Tensor | None = None, order: Order = least_error
+    shape: ModuleShape, moment: Tensor, W: Tensor, S: Tensor | None = None, order: Order = least_error
 ) -> Iterator[tuple[Curve, Tensor]]:
     """Curve and factor of each expert of a mixture. All experts have the same width, but each keeps different channels.
 
@@ -159,7 +150,7 @@ def expert_factors(
     channels = torch.arange(shape.width, device=moment.device)[:, None]
     for expert in range(shape.experts):
         name = f"{shape.name} expert {expert}"
-        H, weight = moment.read(expert), W[expert].to(moment.device, torch.float32)
+        H, weight = moment[expert], W[expert].to(moment.device, torch.float32)
         metric = H if bool(H.any()) else torch.eye(shape.width, device=H.device)
         columns = order(metric, weight, channels, None, name)
         A = damp_(ordered_moment(H, columns))
@@ -210,41 +201,7 @@ def _finished(stage: StageFolder, total: int) -> int:
     return done
 
 
-class Spilled:
-    """A matrix, or several of one size, in a file until the end of a `with` block. GPU matrices stay on the GPU.
-
-    The matrix is [d, d] or [e, d, d]; the caller should drop it. The temporary file is in `folder`. Raises StorageError
-    if the disk is full.
-    """
-
-    def __init__(self, matrix: Tensor, folder: Path) -> None:
-        matrix = exact(matrix)  # from a GPU without float64, it is copied to main memory
-        self.device = matrix.device
-        self._kept: Tensor | None = None
-        self._path = folder / f".spilled-{next(NUMBERS)}.{os.getpid()}.tmp"
-        self._size = matrix.shape[-1]
-        if matrix.device.type != "cpu" or matrix.nbytes <= SMALL:
-            self._kept = matrix
-        else:
-            write_tensors(self._path, {"matrix": matrix})
-
-    def __enter__(self) -> Spilled:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._kept is None:
-            self._path.unlink(missing_ok=True)
-        self._kept = None
-
-    def read(self, place: int | slice = slice(None)) -> Tensor:
-        """The whole matrix, or an index of its first dimension. Raises ArtifactError."""
-        if self._kept is not None:
-            return self._kept[place]
-        with open_tensors(self._path) as stream:
-            part: Tensor = stream.get_slice("matrix")[place]
-        return part
-
-    def rows(self) -> Iterator[Tensor]:
-        """Consecutive groups of rows; only these are loaded from a file. Raises ArtifactError."""
-        for start in range(0, self._size, ROWS):
-            yield self.read(slice(start, min(start + ROWS, self._size)))
+def _set_aside(matrix: Tensor, folder: Path) -> Tensor:
+    """Moments [d, d] or [e, d, d]; large ones in main memory lie in a mapped file. Raises StorageError."""
+    matrix = exact(matrix)  # from a GPU without float64, it is copied to main memory
+    return matrix if matrix.device.type != "cpu" or matrix.nbytes <= SMALL else in_file(matrix, folder)

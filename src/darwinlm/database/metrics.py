@@ -6,7 +6,7 @@ units that the order keeps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -15,18 +15,15 @@ from darwinlm.database.order import removal_order
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.runtime.limits import suggestion
 
-Moment = Tensor | Iterable[Tensor]
-"""Second moment E[x xᵀ] of the inputs, [d, d], or consecutive groups of its rows."""
-
-Order = Callable[[Moment, Tensor, Tensor, Tensor | None, str], Tensor]
+Order = Callable[[Tensor, Tensor, Tensor, Tensor | None, str], Tensor]
 """Units in the order in which to keep them, [n] int64, the last one removed first.
 
-Called with the moment, the output projection [r, d], the columns of every unit [n, u], the second moment [r, r] of the
-output gradients (None without gradients), and the name of the module for messages.
+Called with the second moment [d, d] of the inputs, the output projection [r, d], the columns of every unit [n, u], the
+second moment [r, r] of the output gradients (None without gradients), and the name of the module for messages.
 """
 
 
-def least_error(moment: Moment, W: Tensor, units: Tensor, S: Tensor | None, name: str) -> Tensor:
+def least_error(moment: Tensor, W: Tensor, units: Tensor, S: Tensor | None, name: str) -> Tensor:
     """The unit whose removal adds least to the output error, weighted by S if given, is removed first."""
     return removal_order(moment, W, units, gradients=S, name=name).units
 

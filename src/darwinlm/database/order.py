@@ -18,7 +18,6 @@ structures; DarwinLM (arXiv 2502.07780), section 3.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -91,7 +90,7 @@ def damp_(H: Tensor, relative: float = DAMPING) -> Tensor:
 
 @torch.no_grad()
 def removal_order(
-    H: Tensor | Iterable[Tensor],
+    H: Tensor,
     W: Tensor,
     units: Tensor,
     *,
@@ -109,7 +108,7 @@ def removal_order(
     rows are in memory (two matrices if the loop runs in float64).
 
     Args:
-        H: [d, d] float32 or float64, E[x xᵀ] of the inputs, symmetric, not damped; or consecutive groups of its rows.
+        H: [d, d] float32 or float64, E[x xᵀ] of the inputs, symmetric, not damped.
         W: [r, d] floating, output projection.
         units: [n, u] integer, columns of every unit; together each of 0..d-1 exactly once.
         gradients: [r, r] floating, second moment of the output gradients, which weights the output error; None is the
@@ -122,8 +121,7 @@ def removal_order(
     Raises:
         NumericsError: An input isn't finite, H isn't a second moment, or precision ran out.
     """
-    device = H.device if isinstance(H, Tensor) else W.device
-    columns = units.to(device=device, dtype=torch.int64).reshape(-1)
+    columns = units.to(device=H.device, dtype=torch.int64).reshape(-1)
     A = ordered_moment(H, columns)
     for what, tensor in (("second moment", A), ("weight", W), ("second moment of the gradients", gradients)):
         if tensor is not None and not all(bool(torch.isfinite(rows).all()) for rows in torch.split(tensor, ROWS)):
@@ -136,7 +134,7 @@ def removal_order(
     exact = exact_products() and float(C.diagonal().max()) <= FLOAT32_MAX_INFLATION
     work = dtype or (torch.float32 if exact else torch.float64)
     C, room = halves_(C) if work == torch.float32 else (C, torch.empty_like(C))
-    G, gain = _gram_(room, W.to(device), columns, scale.masked_fill_(dead, 0), gradients)
+    G, gain = _gram_(room, W.to(H.device), columns, scale.masked_fill_(dead, 0), gradients)
     picks, costs = eliminate(C, G, len(units), delay)
     costs *= gain
     if not bool(torch.isfinite(costs).all()):
@@ -145,17 +143,14 @@ def removal_order(
 
 
 @torch.no_grad()
-def ordered_moment(H: Tensor | Iterable[Tensor], columns: Tensor) -> Tensor:
+def ordered_moment(H: Tensor, columns: Tensor) -> Tensor:
     """Second moment in float64 with permuted rows and columns, without another copy.
 
-    H is [d, d] floating, or consecutive groups of its rows; columns are [d] int64, every column once.
+    H is [d, d] floating; columns are [d] int64, every column once.
     """
     ordered = torch.empty(len(columns), len(columns), dtype=torch.float64, device=columns.device)
-    place, start = columns.argsort(), 0
-    for rows in torch.split(H, ROWS) if isinstance(H, Tensor) else H:
-        ordered[place[start : start + len(rows)]] = rows.index_select(1, columns).to(torch.float64)
-        start += len(rows)
-    assert start == len(columns)
+    for rows, places in zip(torch.split(H, ROWS), torch.split(columns.argsort(), ROWS), strict=True):
+        ordered[places] = rows.index_select(1, columns).to(torch.float64)
     return ordered
 
 
