@@ -67,7 +67,7 @@ def test_nothing_that_is_printed_is_obeyed(command, model_copy, tmp_path, monkey
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
-@pytest.mark.parametrize("words", [["show"], ["inspect"], ["show", "--json"]], ids=" ".join)
+@pytest.mark.parametrize("words", [["show"], ["show", "--json"]], ids=" ".join)
 def test_any_encoding(command, finished_llama, monkeypatch, encoding, words):
     written = io.BytesIO()
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding=encoding, write_through=True))

@@ -6,7 +6,6 @@ from darwinlm.cli import (  # noqa: F401 - each declares its command
     evaluate,
     export,
     import_,
-    inspect,
     plan,
     prune,
     recover,

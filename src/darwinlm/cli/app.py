@@ -23,7 +23,7 @@ LEARN = "Learn more"
 
 ORDER = (
     ("prune", "recover", "demo"),
-    ("show", "chat", "evaluate", "inspect"),
+    ("show", "chat", "evaluate"),
     ("export", "import"),
     ("plan",),
 )

@@ -1,39 +1,17 @@
-"""Find a finished database, check that it fits the model and the units, and describe it."""
+"""Find a finished database, and check that it fits the model and the units."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from darwinlm.database.blocks import block_file
-from darwinlm.runtime.artifact import KEY, MANIFEST, StageFolder, damaged, open_tensors, read_json
+from darwinlm.runtime.artifact import KEY, MANIFEST, StageFolder, damaged, read_json
 from darwinlm.runtime.errors import ArtifactError
 
 TEXT = "text.json"
 VERSION = 7
 """Raised when the same inputs give another database."""
-
-
-@dataclass(frozen=True)
-class ModuleCurves:
-    """Error curves of one module.
-
-    Attributes:
-        variant: Query heads per KV group; 0 stands for any query heads, and an MLP has 1.
-        errors: [p + 1], squared output error of keeping the first k columns, relative to the output's energy.
-        losses: [p + 1], estimated KL to the dense model in nats per token; None without output gradients.
-    """
-
-    block: int
-    kind: str
-    variant: int
-    errors: Tensor
-    losses: Tensor | None = None
 
 
 def find_database(path: Path) -> StageFolder:
@@ -91,31 +69,3 @@ def calibration_documents(stage: StageFolder) -> set[str]:
     if not isinstance(record, dict) or not isinstance(record.get("documents"), list):
         raise damaged(stage.folder / TEXT, "it lists no documents")
     return set(record["documents"])
-
-
-def read_curves(stage: StageFolder) -> Iterator[ModuleCurves]:
-    """Error curves of every module. Raises ArtifactError."""
-    for block in range(sum(1 for _ in stage.folder.glob("block_*.safetensors"))):
-        with open_tensors(stage.folder / block_file(block)) as stored:
-            wanted = [name for name in stored.keys() if name.endswith((".errors", ".losses"))]  # noqa: SIM118
-            named = {name: stored.get_tensor(name) for name in wanted}
-        curves = {name: tensor.sum(dim=0) if tensor.ndim == 2 else tensor for name, tensor in sorted(named.items())}
-        for name, whole in curves.items():
-            if name.endswith(".errors"):
-                kind, variant, _ = name.split(".")
-                relative = whole / whole[0] if whole[0] else whole
-                yield ModuleCurves(block, kind, int(variant), relative, curves.get(f"{kind}.{variant}.losses"))
-
-
-def describe(stage: StageFolder) -> dict[str, Any]:
-    """Summary of a database. Raises ArtifactError."""
-    blocks = list(stage.folder.glob("block_*.safetensors"))
-    text = read_json(stage.folder / TEXT)
-    return {
-        "folder": str(stage.folder),
-        "blocks": len(blocks),
-        "bytes": sum(path.stat().st_size for path in blocks),
-        "units": units_of(stage),
-        "settings": {"metric": stage.key.get("settings", {}).get("database.metric")},
-        "calibration": {name: text.get(name) for name in ("source", "tokens")},
-    }
