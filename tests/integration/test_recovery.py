@@ -1,4 +1,4 @@
-"""Recovery: training, resuming after a kill, stopping on divergence, and several processes."""
+"""Recovery: training, resuming after a kill, and several processes."""
 
 import os
 import shutil

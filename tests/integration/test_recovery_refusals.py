@@ -77,9 +77,9 @@ def test_a_checkpoint_of_another_recovery(interrupted, refused, tmp_path):
     manifest = out / WORK / "training" / "checkpoint-4" / "manifest.json"
     found = read_json(manifest)
     artifact.write_json(manifest, {**found, "key": {**found["key"], "steps": 99}})
-    refused(ArtifactError, r"checkpoint-4 belongs to another run \(steps differ\)", out=out)
+    refused(ArtifactError, "checkpoint-4 isn't complete, or belongs to another run", out=out)
     manifest.unlink()
-    refused(ArtifactError, r"checkpoint-4 is damaged \(it has no manifest.json", out=out)
+    refused(ArtifactError, "checkpoint-4 isn't complete", out=out)
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ class Stopped(BaseException):
 
 def stop_at(monkeypatch: Any, step: int, error: BaseException) -> None:
     """Raise an error in a step, before its update."""
-    monkeypatch.setattr("darwinlm.recovery.checkpoints.LossGuard.see", _stopping(step, lambda: error))
+    monkeypatch.setattr("darwinlm.recovery.train.Training.update", _stopping(step, lambda: error))
 
 
 def losses(summary: Summary) -> list[float]:
@@ -60,17 +60,17 @@ def watch_text(monkeypatch: Any) -> tuple[list[Any], list[Any]]:
 
 
 def _stopping(step: int, stop: Callable[[], BaseException]) -> Callable[..., None]:
-    """A loss guard that ends the training at a step, counted from 0."""
-    from darwinlm.recovery.checkpoints import LossGuard
+    """An update that ends the training at a step, counted from 0."""
+    from darwinlm.recovery.train import Training
 
-    whole = LossGuard.see
+    whole = Training.update
 
-    def see(self: Any, loss: float, at: int) -> None:
+    def update(self: Any, at: int) -> None:
         if at == step:
             raise stop()
-        whole(self, loss, at)
+        whole(self, at)
 
-    return see
+    return update
 
 
 def recover_tiny(small: Path, teacher: Path, text: Path, out: Path, *assignments: str) -> Summary:
@@ -102,13 +102,13 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     if options.kill_at is not None:
-        from darwinlm.recovery.checkpoints import LossGuard
+        from darwinlm.recovery.train import Training
 
         def kill() -> BaseException:
             os.kill(os.getpid(), signal.SIGKILL)
             return Stopped()
 
-        LossGuard.see = _stopping(options.kill_at, kill)  # type: ignore[method-assign]
+        Training.update = _stopping(options.kill_at, kill)  # type: ignore[method-assign]
     from torch.distributed.fsdp import FSDPModule
 
     whole = FSDPModule.set_requires_gradient_sync

@@ -7,7 +7,6 @@ number of processes can resume from them.
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import warnings
@@ -16,60 +15,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel
 from torch import Tensor, nn
 
 from darwinlm.runtime import parallel
-from darwinlm.runtime.artifact import MANIFEST, Manifest, StageFolder, check_room, digest_of, folder_digests, write_text
-from darwinlm.runtime.errors import ArtifactError, NumericsError, StorageError, first_line, storage_error
+from darwinlm.runtime.artifact import StageFolder, check_room, write_text
+from darwinlm.runtime.errors import ArtifactError, StorageError, storage_error
 
 STATE = "state.json"
 _PREFIX, _PARTIAL = "checkpoint-", "partial"
 KEPT = 2
 """Number of checkpoints to keep: the older one serves if the newest is damaged."""
-_SMOOTHING = 0.9
-_SETTLED = 10
-DIVERGENCE = 2.0
-"""Ratio of the smoothed loss to its lowest value at which training stops."""
-
-
-class LossGuard(BaseModel):
-    """Stops training before an update if the loss is not finite or the smoothed loss diverges.
-
-    `smoothed` is the exponentially weighted mean of the last losses, `lowest` its lowest value so far.
-    """
-
-    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
-
-    smoothed: float = 0.0
-    lowest: float = math.inf
-    steps: int = 0
-
-    def see(self, loss: float, step: int) -> None:
-        """Record the loss of a step before its update. Raises NumericsError."""
-        if not math.isfinite(loss):
-            raise NumericsError(self._message(step, f"the loss is {loss}"))
-        self.steps += 1
-        weight = min(_SMOOTHING, 1 - 1 / self.steps)
-        self.smoothed = weight * self.smoothed + (1 - weight) * loss
-        if self.steps >= _SETTLED:
-            self.lowest = min(self.lowest, self.smoothed)
-        if self.smoothed > DIVERGENCE * self.lowest:
-            raise NumericsError(
-                self._message(step, f"the loss has risen from {self.lowest:.4g} to {self.smoothed:.4g}")
-            )
-
-    @property
-    def good(self) -> bool:
-        """Whether a state at this loss is worth keeping."""
-        return self.smoothed <= (1 + DIVERGENCE) / 2 * self.lowest
-
-    @staticmethod
-    def _message(step: int, what: str) -> str:
-        return (
-            f"recovery stopped before the update of step {step + 1}: {what}. The last good checkpoint is kept; lower "
-            "recovery.learning_rate, and delete the stage's folder to start again"
-        )
 
 
 class TrainingState(BaseModel):
@@ -82,9 +38,6 @@ class TrainingState(BaseModel):
         updates: Number of AdamW updates of each trained tensor.
     """
 
-    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
-
-    guard: LossGuard
     step: int = 0
     seconds: float = 0.0
     log: list[dict[str, int | float]] = []
@@ -111,33 +64,16 @@ class Checkpoints:
         """
         with parallel.agree():
             path = self._found()[-1] if parallel.is_main() and self._found() else None
-            if path is not None:
-                self._check(path)
+            if path is not None and not StageFolder(path, self.run).is_complete():
+                raise ArtifactError(
+                    f"{path} isn't complete, or belongs to another run: delete it to resume from the one before, or "
+                    f"{self.folder} to start again"
+                )
         return parallel.broadcast(path)
 
     def _found(self) -> list[Path]:
         paths = [path for path in self.folder.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdigit()]
         return sorted(paths, key=lambda path: int(path.name.removeprefix(_PREFIX)))
-
-    def _check(self, path: Path) -> None:
-        if not (path / MANIFEST).is_file():
-            raise _damaged(path, f"it has no {MANIFEST}: it wasn't completed")
-        try:
-            manifest = Manifest.model_validate_json((path / MANIFEST).read_bytes())
-            digests = folder_digests(path, MANIFEST)
-        except ValidationError as error:
-            raise _damaged(path, f"{MANIFEST}: {first_line(error)}") from error
-        except OSError as error:
-            raise _damaged(path, f"{Path(error.filename).name}: {error.strerror}") from error
-        if digest_of(manifest.key) != digest_of(self.run):
-            names = sorted(name for name in {*manifest.key, *self.run} if manifest.key.get(name) != self.run.get(name))
-            raise ArtifactError(
-                f"{path} belongs to another run ({', '.join(names)} differ): choose another output folder, or delete "
-                f"{self.folder} to start again"
-            )
-        for name in sorted({*digests, *manifest.files}):
-            if digests.get(name) != manifest.files.get(name):
-                raise _damaged(path, f"{name} was {'changed' if name in digests else 'deleted'}")
 
     def save(self, state: TrainingState, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Write a checkpoint under a temporary name, rename it, and delete old ones.
@@ -211,10 +147,3 @@ def _one_error(path: Path) -> Iterator[None]:
     except CheckpointException as failed:
         error, _ = next(iter(failed.failures.values()))
         raise storage_error(path, error) if isinstance(error, OSError) else error from failed
-
-
-def _damaged(path: Path, reason: str) -> ArtifactError:
-    return ArtifactError(
-        f"{path} is damaged ({reason}): delete that folder and rerun the same command; training then resumes from the "
-        "previous checkpoint, or starts from the beginning if there is none"
-    )

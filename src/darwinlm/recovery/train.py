@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sized
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
@@ -13,10 +12,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
 from darwinlm.recipe import RecoverySettings
-from darwinlm.recovery.checkpoints import Checkpoints, LossGuard, TrainingState
+from darwinlm.recovery.checkpoints import Checkpoints, TrainingState
 from darwinlm.recovery.losses import needs_dense
 from darwinlm.recovery.model import Losses, prepared, run_dense
 from darwinlm.recovery.schedule import Steps, rate_share
@@ -24,6 +23,7 @@ from darwinlm.recovery.sharding import sharder, spread
 from darwinlm.runtime import parallel
 from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.compute import to_device
+from darwinlm.runtime.errors import NumericsError
 from darwinlm.runtime.memory import kept_memory, room_at_peak
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class Training:
         """Train, or resume.
 
         Raises:
-            NumericsError: The loss isn't finite or diverges; the last good checkpoint is kept.
+            NumericsError: The loss isn't finite; the last checkpoint is kept.
             StorageError: The disk is full; the last checkpoint is kept.
             ArtifactError: A checkpoint belongs to another training, or is damaged.
         """
@@ -102,14 +102,14 @@ class Training:
         self.model = prepared(self.student(each=sharder(low, self.mesh)), settings)
         with parallel.agree():
             self.checkpoints.check_room(self.model)
-        self.batches = Batches(self.text, self.steps)
+        self.order: tuple[int, Tensor] | None = None
         self.sharded = self.mesh is not None
         losses = Losses(self.model, self.teacher, settings, low, sharded=self.sharded)
         self.call = spread(losses, self.device, self.mesh).train()
         self.trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
         # The fused optimizer doesn't copy the tensors that it updates.
         self.optimizer = torch.optim.AdamW(self.trained.values(), betas=BETAS, weight_decay=0.0, fused=True)
-        self.state = TrainingState(guard=LossGuard())
+        self.state = TrainingState()
         self.last = self.steps.count
         self.dense_on_held_out: dict[int, Tensor] = {}
         if newest is not None:
@@ -141,8 +141,7 @@ class Training:
             self.each_step(done * self.steps.tokens, self.model)
             if done % every == 0 or done == self.last:
                 self.evaluate()
-                if self.state.guard.good:
-                    self.save()
+                self.save()
 
     def _last_step(self, done: int) -> int:
         """The last step that ends before the time limit, with an evaluation as long as the first one.
@@ -171,7 +170,11 @@ class Training:
                 torch.autograd.backward(loss)
             total += loss.detach()
         mean = float(parallel.all_reduce(total)) / parallel.size()
-        self.state.guard.see(mean, step)
+        if not math.isfinite(mean):
+            raise NumericsError(
+                f"recovery stopped before step {step + 1}: the loss is {mean}. The last checkpoint is kept: "
+                "lower recovery.learning_rate, and delete the stage's folder to start again"
+            )
         norm: Any = nn.utils.clip_grad_norm_(self.trained.values(), MAX_GRAD_NORM)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -209,12 +212,18 @@ class Training:
         fits = torch.tensor(float(size < room_at_peak(self.device)), device=self.device)
         return float(parallel.all_reduce(fits)) == parallel.size()
 
-    def _batch(self, step: int, number: int) -> dict[str, Tensor]:
-        return {name: to_device(tensor, self.device) for name, tensor in self.batches.get(step, number).items()}
+    def _batch(self, step: int, number: int) -> Tensor:
+        """Tokens of a micro-batch of this process. The text is one epoch, whose order differs between epochs."""
+        epoch, place = divmod(step, self.steps.per_epoch)
+        if self.order is None or self.order[0] != epoch:
+            generator = torch.Generator().manual_seed(epoch)
+            self.order = epoch, torch.randperm(len(cast(Sized, self.text)), generator=generator)
+        begin = place * self.steps.step_rows + (number * parallel.size() + parallel.rank()) * self.steps.rows
+        rows = self.order[1][begin : begin + self.steps.rows].tolist()
+        return to_device(torch.stack([self.text[row]["input_ids"] for row in rows]), self.device)
 
-    def loss_of(self, batch: dict[str, Tensor]) -> Tensor:
-        """Mean loss per token of a batch."""
-        tokens = batch["input_ids"]
+    def loss_of(self, tokens: Tensor) -> Tensor:
+        """Mean loss per token of a batch [b, t]."""
         dense = run_dense(self.teacher, tokens) if needs_dense(self.settings) else None
         loss: Tensor = self.call(tokens, dense)
         return loss
@@ -330,35 +339,3 @@ def _gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if parallel.is_main():
             collected[name] = whole.cpu()
     return collected
-
-
-class Batches:
-    """Micro-batches of this process, each read while the one before it is computed.
-
-    The order of the text, which is one epoch, differs between epochs.
-    """
-
-    def __init__(self, text: Dataset[dict[str, Tensor]], steps: Steps) -> None:
-        self.text, self.steps = text, steps
-        self._reader = ThreadPoolExecutor(1)
-        self._ahead: dict[tuple[int, int], Future[dict[str, Tensor]]] = {}
-        self._order: tuple[int, Tensor] | None = None
-
-    def get(self, step: int, number: int) -> dict[str, Tensor]:
-        """Micro-batch `number` of a step in main memory; starts to read the one after it."""
-        coming = self._ahead.pop((step, number), None) or self._reader.submit(self._read, step, number)
-        following = (step, number + 1) if number + 1 < self.steps.accumulation else (step + 1, 0)
-        self._ahead.clear()
-        if following[0] < self.steps.count:
-            self._ahead[following] = self._reader.submit(self._read, *following)
-        return coming.result()
-
-    def _read(self, step: int, number: int) -> dict[str, Tensor]:
-        epoch, place = divmod(step, self.steps.per_epoch)
-        if self._order is None or self._order[0] != epoch:
-            generator = torch.Generator().manual_seed(epoch)
-            self._order = epoch, torch.randperm(len(cast(Sized, self.text)), generator=generator)
-        begin = place * self.steps.step_rows + (number * parallel.size() + parallel.rank()) * self.steps.rows
-        rows = self._order[1][begin : begin + self.steps.rows].tolist()
-        batch: dict[str, Tensor] = default_collate([self.text[row] for row in rows])
-        return batch
