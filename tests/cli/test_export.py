@@ -6,6 +6,10 @@ import shutil
 import pytest
 from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
 
+from darwinlm.engines import process
+from darwinlm.export.run import export_model
+from darwinlm.gguf.tokenizer import copy_tokenizer
+
 
 @pytest.fixture
 def model(tmp_path):
@@ -96,3 +100,33 @@ def test_what_is_no_model(command, model, tmp_path):
     command("export", tmp_path / "empty", "--to", "hf", "--out", out).refused("there is no config.json in it")
     command("export", model / "config.json", "--to", "hf", "--out", out).refused("is a file")
     assert not out.exists()
+
+
+def test_without_the_engine_the_extra_is_named(command, model, tmp_path, monkeypatch):
+    pytest.importorskip("gguf", reason="the extra gguf")
+    monkeypatch.setitem(process.ENGINES, "llama.cpp", ("llama_cpp", "no_such_package", "gguf"))
+    words = ("--to", "gguf", "--quant", "q4_k_m", "--out", tmp_path / "m.gguf")
+    command("export", model, *words).refused("quantising to", "[gguf]")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_gguf_file_is_a_model_too(command, tmp_path):
+    """Its tokenizer is copied, so that none that transformers knows differently is written."""
+    pytest.importorskip("cyllama", reason="comes with the extra gguf")
+    whole, small = tmp_path / "whole.gguf", tmp_path / "small.gguf"
+    export_model(plain_checkpoint(tmp_path / "model", "llama"), whole, to="gguf", quantisation="f32")
+    command("export", whole, "--to", "gguf", "--quant", "q8_0", "--out", small).succeeded()
+    assert copy_tokenizer(small, 320) == copy_tokenizer(whole, 320)
+    assert json.loads((tmp_path / "small.gguf.export.json").read_text())["details"]["tokenizer_agrees"]
+    command("export", whole, "--to", "hf", "--out", tmp_path / "hf").succeeded()
+    assert (tmp_path / "hf" / "config.json").is_file()
+    command("export", whole, "--to", "gguf", "--out", whole, "--overwrite").refused("which this command reads")
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF, but cut")
+    command("export", tmp_path / "bad.gguf", "--to", "hf", "--out", tmp_path / "x").refused("bad.gguf")
+    made = {"bad.gguf", "hf", "model", "small.gguf", "small.gguf.export.json", "whole.gguf", "whole.gguf.export.json"}
+    assert {path.name for path in tmp_path.iterdir()} == made
+
+
+def test_a_hub_id_that_is_not_there(command, tmp_path):
+    command("export", "nobody/nothing", "--to", "hf", "--out", tmp_path / "out").refused("can't find the model")
+    assert not list(tmp_path.iterdir())

@@ -22,7 +22,6 @@ HEADINGS = ("compared", "with", "tokens", "relative difference", "allowed", "sam
 @command(
     USE,
     "darwinlm export runs/half --to gguf --quant q8_0 --out half.gguf",
-    "darwinlm export MODEL --to gguf --file 88MB --out model.gguf",
     "darwinlm export runs/half --to vllm --out half-vllm",
 )
 def export(
@@ -40,13 +39,6 @@ def export(
         typer.Option(
             metavar="TYPE",
             help="gguf: f32, f16 (default), bf16, q8_0, q4_0, q2_k, q3_k_m, q4_k_s, q4_k_m, q5_k_m or q6_k.",
-        ),
-    ] = None,
-    file: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE",
-            help="gguf: size of the file, 88MB; its type is the largest one that fits.",
         ),
     ] = None,
     dtype: Annotated[
@@ -79,7 +71,6 @@ def export(
         out,
         to=to,
         quantisation=quant,
-        file=file,
         dtype=dtype,
         tensor_parallel=tensor_parallel,
         tokenizer_from=tokenizer_from,

@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from darwinlm.engines.resolve import resolve_finished
 from darwinlm.export.check import ExportReport
 from darwinlm.export.folder import FORMATS, export_folder
 from darwinlm.export.gguf import export_gguf
 from darwinlm.export.target import check_target
-from darwinlm.gguf.sizes import largest_type
-from darwinlm.recipe import BudgetSettings
 from darwinlm.runtime.artifact import fresh_folder
 from darwinlm.runtime.compute import DTYPES
-from darwinlm.runtime.errors import BudgetError, ExportError
+from darwinlm.runtime.errors import ExportError
 from darwinlm.runtime.lock import hold_target
 
 ALL_FORMATS = (*FORMATS, "gguf")
@@ -28,7 +24,6 @@ def export_model(
     *,
     to: str,
     quantisation: str | None = None,
-    file: str | int | None = None,
     dtype: str | None = None,
     tensor_parallel: int = 1,
     tokenizer_from: Path | None = None,
@@ -46,12 +41,10 @@ def export_model(
     `to` is hf, dense, vllm or gguf. `out` is a folder, or for gguf a file, whose report is saved beside it. `dtype`
     and, for vllm, the number of processes in `tensor_parallel` belong to folders. `quantisation` (None is f16),
     `tokenizer_from`, a GGUF file whose tokenizer is copied, and `mlp_multiple`, to which MLP widths are padded, belong
-    to gguf. So do `unchecked`, without llama.cpp's check, and `file`, the size of the file: its quantisation is the
-    largest one that fits, predicted to 1 %.
+    to gguf. So does `unchecked`, without llama.cpp's check.
 
     Raises:
-        ModelError, BudgetError, ExportError, MissingExtraError, StorageError, BusyError: See
-            `darwinlm.runtime.errors`.
+        ModelError, ExportError, MissingExtraError, StorageError, BusyError: See `darwinlm.runtime.errors`.
     """
     if to not in ALL_FORMATS:
         raise ExportError(f"--to {to}: there is no such format; the formats are {', '.join(ALL_FORMATS)}")
@@ -59,10 +52,6 @@ def export_model(
         (
             quantisation is not None and to != "gguf",
             f"--quant {quantisation}: only --to gguf quantises; --to {to} takes --dtype",
-        ),
-        (
-            file is not None and (to != "gguf" or quantisation is not None),
-            f"--file {file}: --to gguf takes it, instead of --quant",
         ),
         (dtype is not None and to == "gguf", f"--dtype {dtype}: --to gguf takes --quant"),
         (dtype is not None and dtype not in DTYPES, f"--dtype {dtype}: the types are {', '.join(DTYPES)}"),
@@ -80,7 +69,6 @@ def export_model(
     for holds, reason in refused:
         if holds:
             raise ExportError(reason)
-    limit = None if file is None else _file_size(str(file))
     check_target(out, None, model, tokenizer_from, folder=to != "gguf", overwrite=overwrite)
     beside = next(each for each in out.absolute().parents if each.is_dir()) / f".{out.name}.work"
     with hold_target(out), fresh_folder(beside) as work:
@@ -89,11 +77,6 @@ def export_model(
         if to != "gguf":
             element = DTYPES[dtype] if dtype else None
             return export_folder(checkpoint, out, to=to, dtype=element, tensor_parallel=tensor_parallel, say=say)
-        if limit is not None:
-            fits = largest_type(checkpoint, limit)
-            if fits is None:
-                raise BudgetError(f"--file {file}: no type makes a file that small: darwinlm prune takes --file too")
-            quantisation = fits[0]
         return export_gguf(
             checkpoint,
             out,
@@ -104,11 +87,3 @@ def export_model(
             unchecked=unchecked,
             say=say,
         )
-
-
-def _file_size(given: str) -> int:
-    """Bytes from a size such as 88MB. Raises ExportError."""
-    try:
-        return int(BudgetSettings(file=given).file or 0)
-    except ValidationError as error:
-        raise ExportError(f"--file {given}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
