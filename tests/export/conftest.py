@@ -1,7 +1,6 @@
 """llama.cpp in the tests' own process: files are compared here by the hundred, and processes are tested elsewhere."""
 
 import tempfile
-from pathlib import Path
 
 import pytest
 
@@ -10,12 +9,13 @@ from darwinlm.runtime.errors import EngineError
 
 
 def _enter(self):
-    from darwinlm.engines.llama_cpp import Engine as LlamaCpp
+    from darwinlm.engines import llama_cpp
 
     assert self.engine == "llama.cpp"
     self._folder = tempfile.TemporaryDirectory()
+    begin = llama_cpp.Engine if self._begin == "load" else llama_cpp.quantise
     try:
-        self._loaded = LlamaCpp(str(self.model), **self._options)
+        self._loaded = begin(str(self.model), **self._options)
     except Exception as error:
         raise EngineError(str(error)) from error
     return self
@@ -30,14 +30,8 @@ def _exit(self, *_):
 def engine_here(monkeypatch):
     """Engines load and answer in this process."""
 
-    def quantise_file(source: Path, target: Path, quantisation: str, threads: int) -> None:
-        from darwinlm.engines.llama_cpp import quantise
-
-        quantise(str(source), str(target), quantisation, str(threads))
-
     monkeypatch.setattr(process.EngineProcess, "__enter__", _enter)
     monkeypatch.setattr(process.EngineProcess, "__exit__", _exit)
     monkeypatch.setattr(
         process.EngineProcess, "_ask", lambda self, name, **given: worker.answer(self._loaded, name, given, self.engine)
     )
-    monkeypatch.setattr(process, "quantise_file", quantise_file)

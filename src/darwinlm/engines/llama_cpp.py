@@ -92,9 +92,9 @@ class Engine:
         return list(self.vocabulary.tokenize(text, True, False))
 
 
-def quantise(source: str, target: str, quantisation: str, threads: str) -> None:
+def quantise(model: str, target: str, quantisation: str, threads: int) -> None:
     """Quantise a GGUF file with the library's quantiser."""
     parameters = library.LlamaModelQuantizeParams()
     parameters.ftype = int(LlamaFileType[f"MOSTLY_{quantisation}"])
-    parameters.nthread = int(threads)
-    library.model_quantize(source, target, parameters)
+    parameters.nthread = threads
+    library.model_quantize(model, target, parameters)

@@ -58,17 +58,19 @@ def child_environment() -> dict[str, str]:
 class EngineProcess:
     """An engine with a loaded model, to be used as a context manager.
 
-    Options are `threads`, `context` (tokens), `dtype`, `allow_remote_code` and `exact`.
+    Options are `threads`, `context` (tokens), `dtype`, `allow_remote_code` and `exact`. `begin` is the first request,
+    which gets them.
 
     Raises:
         MissingExtraError: The engine isn't installed.
         EngineError: The engine can't load the model.
     """
 
-    def __init__(self, engine: str, model: Path, **options: Any) -> None:
+    def __init__(self, engine: str, model: Path, *, begin: str = "load", **options: Any) -> None:
         require_engine(engine, f"running a model in {engine}")
         self.engine = engine
         self.model = model
+        self._begin = begin
         self._options = options
 
     def __enter__(self) -> Self:
@@ -85,7 +87,7 @@ class EngineProcess:
             env=child_environment(),
         )
         try:
-            self._ask("load", engine=self.engine, model=str(self.model.absolute()), **self._options)
+            self._ask(self._begin, engine=self.engine, model=str(self.model.absolute()), **self._options)
         except BaseException:
             self.__exit__()
             raise
@@ -160,19 +162,6 @@ def quantise_file(source: Path, target: Path, quantisation: str, threads: int) -
         MissingExtraError: The library isn't installed.
         EngineError: The quantiser refuses the file or dies.
     """
-    require_engine("llama.cpp", f"quantising to {quantisation}")
-    call = "import sys; from darwinlm.engines.llama_cpp import quantise; quantise(*sys.argv[1:])"
-    given = [str(source.absolute()), str(target.absolute()), quantisation, str(threads)]
-    with tempfile.TemporaryDirectory(prefix="darwinlm-engine-") as folder:
-        done = subprocess.run(  # noqa: S603 - our own interpreter and function
-            [sys.executable, "-P", "-c", call, *given],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-            cwd=folder,
-            env=child_environment(),
-        )
-    if done.returncode or not target.is_file():
-        last = [line for line in done.stderr.splitlines() if line.strip()][-1:] or ["it said nothing"]
-        raise EngineError(f"llama.cpp can't quantise to {quantisation} (status {done.returncode}): {last[0][:300]}")
+    how = {"target": str(target.absolute()), "quantisation": quantisation, "threads": threads}
+    with EngineProcess("llama.cpp", source, begin="quantise", **how):
+        pass

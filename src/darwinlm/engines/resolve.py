@@ -14,6 +14,9 @@ from darwinlm.runtime.artifact import model_folder
 from darwinlm.runtime.errors import ModelError, first_line
 from darwinlm.runtime.limits import shorten
 
+FETCHED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py", "README.md", *LICENCES]
+"""Files of a model that are fetched from the hub."""
+
 
 def resolve_model(
     model: str, work: Path, *, allow_remote_code: bool = False, say: Callable[[str], None] = lambda message: None
@@ -28,23 +31,9 @@ def resolve_model(
         CheckpointError: Its files are damaged.
         MissingExtraError: A GGUF file without the extra `gguf`.
     """
-    path = Path(model).expanduser()
-    try:
-        path.stat()
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENOTDIR, None):
-            raise ModelError(f"there is no model at '{shorten(model)}': {error.strerror}") from error
-    except ValueError:  # a zero byte
-        raise ModelError(f"there is no model at {model[:80]!r}: this isn't a path") from None
-    if path.is_file():
-        if path.suffix != ".gguf":
-            raise ModelError(f"{path} is a file, but not a .gguf one: give a folder, a GGUF file or a hub id")
-        checkpoint = Checkpoint.open(dequantise(path, work, say), model)
-    elif path.is_dir():
-        source = f"./{path}" if is_here(str(path)) else str(path)
-        checkpoint = Checkpoint.open(path, source, allow_remote_code=allow_remote_code)
-    else:
-        checkpoint = Checkpoint.open(from_hub(model, download), model, allow_remote_code=allow_remote_code)
+    path, source = _found(model, whole=True)
+    folder = dequantise(path, work, say) if path.is_file() else path
+    checkpoint = Checkpoint.open(folder, source, allow_remote_code=allow_remote_code)
     checkpoint.check_embeddings()
     return checkpoint
 
@@ -65,46 +54,47 @@ def describe_model(model: str, *, allow_remote_code: bool = False) -> Checkpoint
         ModelError: There is no such model, or it can't be reached.
         FamilyError: Its architecture isn't known.
     """
-    path = Path(model).expanduser()
-    if path.is_file() and path.suffix == ".gguf":
+    path, source = _found(model, whole=False)
+    if path.is_file():
         return describe_gguf(path)
-    if path.is_dir():
-        source = f"./{path}" if is_here(str(path)) else str(path)
-        return Checkpoint.describe(path, source, allow_remote_code=allow_remote_code)
-    folder = from_hub(model, _fetch, ", or give a folder that holds its config.json")
-    return Checkpoint.describe(folder, model, allow_remote_code=allow_remote_code)
+    return Checkpoint.describe(path, source, allow_remote_code=allow_remote_code)
 
 
-def _fetch(name: str, revision: str | None) -> Path:
-    from huggingface_hub import hf_hub_download
+def _found(model: str, *, whole: bool) -> tuple[Path, str]:
+    """Path of a model's folder or GGUF file, and its name. Of a hub id, the `whole` model or config.json is fetched.
 
-    return Path(hf_hub_download(name, "config.json", revision=revision)).parent
-
-
-def from_hub(model: str, fetch: Callable[[str, str | None], Path], otherwise: str = "") -> Path:
-    """The folder that `fetch` gets for a name on the hub and its revision.
-
-    Raises ModelError if the name is none of the hub, or nothing is found; the message ends with what to do `otherwise`.
+    Raises ModelError if there is none.
     """
+    path = Path(model).expanduser()
+    try:
+        path.stat()
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, None):
+            raise ModelError(f"there is no model at '{shorten(model)}': {error.strerror}") from error
+        return _from_hub(model, path, whole=whole), model
+    except ValueError:  # a zero byte
+        raise ModelError(f"there is no model at {model[:80]!r}: this isn't a path") from None
+    if path.is_dir():
+        return path, f"./{path}" if is_here(str(path)) else str(path)
+    if path.suffix != ".gguf":
+        raise ModelError(f"{path} is a file, but not a .gguf one: give a folder, a GGUF file or a hub id")
+    return path, model
+
+
+def _from_hub(model: str, path: Path, *, whole: bool) -> Path:
+    """The folder of a model of the hub in its cache."""
+    from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    path = Path(model).expanduser()
     if path.suffix == ".gguf" or path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
         raise ModelError(f"there is no model at '{model}': give a folder, a GGUF file or a hub id such as owner/name")
     name, _, revision = model.partition("@")
     try:
-        return fetch(name, revision or None)
+        if whole:
+            return Path(snapshot_download(name, revision=revision or None, allow_patterns=FETCHED))
+        return Path(hf_hub_download(name, "config.json", revision=revision or None)).parent
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = first_line(error)
         raise ModelError(
-            f"can't find the model '{model}' on this machine or on the hub ({reason}): check the name, the network "
-            f"and, for gated models, your login{otherwise}"
+            f"can't find the model '{model}' on this machine or on the hub ({first_line(error)}): check the name, the "
+            "network and, for gated models, your login, or give a folder that holds its config.json"
         ) from error
-
-
-def download(name: str, revision: str | None) -> Path:
-    """The folder of a model of the hub in its cache, for `from_hub`."""
-    from huggingface_hub import snapshot_download
-
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py", "README.md", *LICENCES]
-    return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))

@@ -44,9 +44,10 @@ def main() -> None:
         request = json.loads(line)
         name = request.pop("request")
         try:
-            if name == "load":
+            if "engine" in request:
                 kind = request.pop("engine")
-                engine = import_module(f"darwinlm.engines.{ENGINES[kind][0]}").Engine(**request)
+                module = import_module(f"darwinlm.engines.{ENGINES[kind][0]}")
+                engine = module.Engine(**request) if name == "load" else getattr(module, name)(**request)
                 reply: dict[str, Any] = {"result": None}
             else:
                 reply = {"result": answer(engine, name, request, kind)}
