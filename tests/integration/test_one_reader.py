@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from darwinlm.database.store import DatabaseReader
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.shards import SINGLE
+from darwinlm.families.stored import SINGLE
 from darwinlm.recipe import UnitsSettings
 from darwinlm.runtime.errors import CheckpointError
 from darwinlm.surgery.stitch import stitch

@@ -26,12 +26,12 @@ def answered(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "reason"),
     [
-        ("temperature", -1.0, "temperature"),
-        ("top_p", 2.0, "top_p"),
-        ("top_k", 2.5, "top_k"),
-        ("repetition_penalty", 0.0, "penalty"),
-        ("do_sample", "yes", "it is true or false"),
-        ("eos_token_id", [-1], "a token is a whole number from 0"),
+        ("temperature", -1.0, "greater than or equal to 0"),
+        ("top_p", 2.0, "less than or equal to 1"),
+        ("top_k", 2.5, "valid integer"),
+        ("repetition_penalty", 0.0, "greater than 0"),
+        ("do_sample", "yes", "valid boolean"),
+        ("eos_token_id", "end", "valid integer"),
     ],
 )
 def test_a_value_that_cannot_be_is_named(model_copy, field, value, reason):

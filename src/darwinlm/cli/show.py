@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,7 +17,6 @@ from darwinlm.runtime import amounts, tables
 from darwinlm.runtime.errors import ArtifactError
 
 if TYPE_CHECKING:
-    from darwinlm.gguf.facts import FileFacts
     from darwinlm.report.summary import Summary
 
 TABLE_WIDTH = 72
@@ -51,11 +49,11 @@ def show(
         _verify(terminal.console(), run)
         return
     if run.suffix == ".gguf" and run.is_file():
-        from darwinlm.gguf.facts import read_facts
+        from darwinlm.gguf.header import read_facts
 
         facts = read_facts(run)
         if as_json:
-            terminal.print_json(asdict(facts))
+            terminal.print_json(facts)
         else:
             _show_file(terminal.console(), run, facts)
         return
@@ -103,14 +101,15 @@ def _summary_of(run: Path) -> Path:
     raise ArtifactError(f"{run} is not a run: give the output folder of darwinlm prune or recover")
 
 
-def _show_file(console: Console, path: Path, facts: FileFacts) -> None:
-    size = f"{facts.weights / 1e6:,.1f}M weights, {amounts.size(facts.bytes)}"
-    console.print(f"{facts.name}: {facts.architecture}, {len(facts.heads)} blocks, {size}", style="bold", markup=False)
-    console.print("tensors: " + ", ".join(f"{count} {kind}" for kind, count in facts.types.items()))
-    template = "with" if facts.chat_template else "without"
-    console.print(f"tokenizer: {facts.tokenizer}, {facts.tokens:,} tokens, {template} a chat template")
-    console.print(f"context: {facts.context or 'not stated'} tokens\n")
-    rows = list(zip(facts.heads, facts.groups, facts.widths, strict=True))
+def _show_file(console: Console, path: Path, facts: dict[str, Any]) -> None:
+    size = f"{facts['weights'] / 1e6:,.1f}M weights, {amounts.size(facts['bytes'])}"
+    title = f"{facts['name']}: {facts['architecture']}, {len(facts['heads'])} blocks, {size}"
+    console.print(title, style="bold", markup=False)
+    console.print("tensors: " + ", ".join(f"{count} {kind}" for kind, count in facts["types"].items()))
+    template = "with" if facts["chat_template"] else "without"
+    console.print(f"tokenizer: {facts['tokenizer']}, {facts['tokens']:,} tokens, {template} a chat template")
+    console.print(f"context: {facts['context'] or 'not stated'} tokens\n")
+    rows = list(zip(facts["heads"], facts["groups"], facts["widths"], strict=True))
     cells, start = [], 0
     for sizes, alike in groupby(rows):
         end = start + len(list(alike))

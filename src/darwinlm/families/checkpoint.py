@@ -18,9 +18,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from darwinlm.families.bounds import check_blocks
 from darwinlm.families.config import open_config, read_config
-from darwinlm.families.family import Family, family_of, is_custom
+from darwinlm.families.family import Family, family_of
 from darwinlm.families.files import CARD, WEIGHTS, check_files, is_named, model_files
 from darwinlm.families.generation import generation_of, read_generation
 from darwinlm.families.layout import Parts, tensor_parts
@@ -106,14 +105,6 @@ class Checkpoint:
 
     def _check_tensors(self) -> None:
         stored = self.stored.shapes()
-        if self.whole is not None and not self.tensors:
-            raise CheckpointError(
-                f"{self.folder} holds no language model: none of its tensors belongs to the text part of a "
-                f"{self.whole.model_type} model. Give the whole model's folder"
-            )
-        layers = (getattr(self.config, "per_layer_config", None) or ()) if is_custom(self.config) else ()
-        absent = sum(1 for row in layers if len(set(getattr(row, "skip", ()))) > 1)
-        check_blocks(self.n_blocks, self.tensors, self.family.layers, self.folder / "config.json", absent=absent)
         model = self.outline
         parts = {name: parts for name, parts in self.tensors.items() if all(part in stored for part in parts.flat())}
         shapes = {name: part.shape(stored.__getitem__) for name, part in parts.items()}

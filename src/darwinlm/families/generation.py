@@ -4,32 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from transformers import GenerationConfig
-from transformers.generation.logits_process import (
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
 from darwinlm.families.files import GENERATION
 from darwinlm.families.loading import TOKENS
 from darwinlm.runtime.errors import CheckpointError
 from darwinlm.runtime.limits import load_json, shorten
 
-CHECKED = {
-    "temperature": TemperatureLogitsWarper,
-    "top_p": TopPLogitsWarper,
-    "top_k": TopKLogitsWarper,
-    "repetition_penalty": RepetitionPenaltyLogitsProcessor,
-}
-"""Sampling settings, and what raises an error on values that can't be."""
-NUMBERS = ("bos_token_id", "eos_token_id", "pad_token_id")
-NO_CHANGE = frozenset(
-    {*NUMBERS, *CHECKED, "do_sample", "max_length", "max_new_tokens", "use_cache", "transformers_version"}
-)
+Token = Annotated[int, Field(ge=0, lt=TOKENS)]
+
+
+class Used(BaseModel):
+    """The settings that are used; others are ignored."""
+
+    model_config = ConfigDict(strict=True)
+
+    do_sample: bool | None = None
+    temperature: float | None = Field(None, ge=0)
+    top_p: float | None = Field(None, ge=0, le=1)
+    top_k: int | None = Field(None, ge=0)
+    repetition_penalty: float | None = Field(None, gt=0)
+    bos_token_id: Token | None = None
+    eos_token_id: Token | list[Token] | None = None
+    pad_token_id: Token | None = None
+
+
+NO_CHANGE = frozenset({*Used.model_fields, "max_length", "max_new_tokens", "use_cache", "transformers_version"})
 """Fields that are used, or whose value changes no answer of ours."""
 
 
@@ -52,27 +55,19 @@ def generation_of(settings: Mapping[str, Any], where: Path | str) -> GenerationC
 
     Raises CheckpointError, which names the field.
     """
-    taken: dict[str, Any] = {"do_sample": settings.get("do_sample") or False}
-    if not isinstance(taken["do_sample"], bool):
-        raise _wrong(where, "do_sample", taken["do_sample"], "it is true or false")
-    for name in NUMBERS:
-        value = settings.get(name)
-        many = value if isinstance(value, list) and name == "eos_token_id" else [] if value is None else [value]
-        if not all(type(each) is int and 0 <= each < TOKENS for each in many):
-            raise _wrong(where, name, value, f"a token is a whole number from 0 to {TOKENS - 1:,}")
-        taken |= {name: value} if many else {}
-    found = {name: value for name in CHECKED if (value := settings.get(name)) is not None}
-    if found.get("temperature") == 0:  # as is usual: the most likely token
+    try:
+        taken = Used.model_validate(dict(settings)).model_dump(exclude_none=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = where / GENERATION if isinstance(where, Path) else f"{GENERATION} of {where}"
+        wrong = f"{first['loc'][0]} is {shorten(first['input'])}, and {shorten(first['msg'])}"
+        raise CheckpointError(f"{place}: {wrong}: correct or remove it") from error
+    if taken.get("temperature") == 0:  # as is usual: the most likely token
         taken["do_sample"] = False
-    for name, value in found.items():
-        if value == 0 and name in ("temperature", "top_k") and not isinstance(value, bool):  # 0 stands for all tokens
-            continue
-        try:
-            CHECKED[name](None if isinstance(value, bool) else value)
-        except (ValueError, TypeError) as error:
-            raise _wrong(where, name, value, str(error)) from error
-        if taken["do_sample"] or name == "repetition_penalty":  # transformers warns about settings without an effect
-            taken[name] = value
+    if not taken.setdefault("do_sample", False):  # transformers warns about settings without an effect
+        taken = {name: value for name, value in taken.items() if name not in ("temperature", "top_p", "top_k")}
+    if taken.get("top_k") == 0:  # all tokens
+        del taken["top_k"]
     return GenerationConfig(**taken)
 
 
@@ -84,8 +79,3 @@ def unused(settings: Mapping[str, Any]) -> list[str]:
         for name, value in settings.items()
         if name not in NO_CHANGE and not name.startswith("_") and value is not None and value != default.get(name)
     )
-
-
-def _wrong(where: Path | str, name: str, value: Any, reason: str) -> CheckpointError:
-    place = Path(where) / GENERATION if isinstance(where, Path) else f"{GENERATION} of {where}"
-    return CheckpointError(f"{place}: {name} is {shorten(value)}, and {shorten(reason)}: correct or remove it")

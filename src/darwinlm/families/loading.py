@@ -6,6 +6,7 @@ both are refused with a clear message.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,16 +20,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from darwinlm.families.files import is_outside
-from darwinlm.families.sentence_piece import MODEL, check_sentence_piece
 from darwinlm.runtime.compute import DTYPES
 from darwinlm.runtime.errors import CheckpointError, ModelError, RemoteCodeError, first_line
-from darwinlm.runtime.limits import TOKENIZER_BYTES, load_json, shorten
+from darwinlm.runtime.limits import TOKENIZER_BYTES, load_json, read_bytes, shorten
 
 TOKENS = 1 << 22
 """Largest allowed token id."""
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
+MODEL, UNIGRAM = "tokenizer.model", 1
+"""A SentencePiece model, and its number for Unigram."""
 VOCABULARIES = (
-    "tokenizer.model",
+    MODEL,
     "tokenizer.json",
     "spiece.model",
     "sentencepiece.bpe.model",
@@ -210,6 +212,37 @@ def _token_ids(name: str, tree: dict[str, Any]) -> Iterable[Any]:
     added = tree.get("added_tokens") or []
     if isinstance(added, list):
         yield from (token.get("id") for token in added if isinstance(token, dict))
+
+
+def check_sentence_piece(folder: Path, tokenizer: Any) -> None:
+    """Refuse a Unigram model from whose folder transformers built another kind of tokenizer.
+
+    The classes of Llama, Gemma and others silently read any `tokenizer.model` as BPE and ignore its scores. Text is
+    then split into other tokens than in the model's training (seen in transformers 5.24).
+
+    Raises CheckpointError if it was read wrongly, or isn't a SentencePiece model at all.
+    """
+    path = folder / MODEL
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if (folder / "tokenizer.json").is_file() or not path.is_file() or backend is None:
+        return
+    if json.loads(backend.to_str())["model"]["type"] != "Unigram" and _is_unigram(path):
+        raise CheckpointError(
+            f"{path} is a Unigram model of SentencePiece, which this release of transformers reads as BPE and so "
+            "splits text wrongly: put a tokenizer.json beside it, saved by the release that the model was made with"
+        )
+
+
+def _is_unigram(path: Path) -> bool:
+    from google.protobuf.message import DecodeError
+    from sentencepiece import sentencepiece_model_pb2
+
+    model = sentencepiece_model_pb2.ModelProto()
+    try:
+        model.ParseFromString(read_bytes(path, TOKENIZER_BYTES))
+    except (DecodeError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a SentencePiece model ({error}): fetch the model again") from error
+    return int(model.trainer_spec.model_type) == UNIGRAM
 
 
 def no_tokenizer(where: Path | str, error: BaseException) -> ModelError:

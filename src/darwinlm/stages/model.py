@@ -10,7 +10,7 @@ import torch
 
 from darwinlm.engines.resolve import resolve_model
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.shards import tensors_in
+from darwinlm.families.stored import tensors_in
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import digest_of, read_json, write_json
 from darwinlm.runtime.mapped import in_file

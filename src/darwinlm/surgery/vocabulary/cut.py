@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.files import GENERATION
 from darwinlm.families.origin import RECORD, carry, origin_of
-from darwinlm.families.shards import INDEX
+from darwinlm.families.stored import INDEX
 from darwinlm.runtime.artifact import write_json, write_tensors
 from darwinlm.runtime.errors import CheckpointError, ModelError
 from darwinlm.runtime.limits import load_json
