@@ -69,7 +69,7 @@ def import_model(
     checkpoint = open_published(folder, sharing=sharing)
     say("reading")
     report = ExportReport("import", str(out), details={"family": checkpoint.family.model_type})
-    model = _loaded(checkpoint)
+    model = checkpoint.load(checkpoint.dtype)
     with hold_target(out), unchecked(out) as temporary:
         save_model(model, temporary, tokenizer=tokenizer_of(checkpoint))
         say("checking")
@@ -87,8 +87,6 @@ def open_published(folder: Path, *, sharing: str | None = None) -> Checkpoint:
     raw = read_config(path)
     if str(raw.get("model_type", "")).startswith(PREFIX):
         raise ModelError(f"{folder} is already a darwinlm model and needs no import")
-    if raw.get("quantization_config") is not None:
-        raise ModelError(f"{folder} is a quantised model: {OTHERS}")
     for name in SIZES:
         if not isinstance(raw.get(name), int):
             raise CheckpointError(f"{path} doesn't give {name}: fetch the model again")
@@ -107,19 +105,6 @@ def open_published(folder: Path, *, sharing: str | None = None) -> Checkpoint:
     if kind in families() and (kind != family.model_type or equal):
         raise ModelError(f"{folder} is a {kind} model and needs no import: {OTHERS}")
     return replace(stock, config=smaller_config(stock, table))
-
-
-def _loaded(checkpoint: Checkpoint) -> Any:
-    """The model, without the norms of absent sub-layers. Raises CheckpointError if its weights don't fit."""
-    model = checkpoint.load(checkpoint.dtype)
-    known = {*model.state_dict(), *(getattr(model, "_tied_weights_keys", None) or {})}
-    for name in sorted(checkpoint.tensors.keys() - known):
-        if not (name.endswith("_layernorm.weight") and LAYER.match(name)):
-            raise CheckpointError(
-                f"{checkpoint.folder} holds the tensor {shorten(name)}, which its config.json doesn't describe: fetch "
-                "the model again"
-            )
-    return model
 
 
 def _family(folder: Path, shapes: Shapes) -> Family:
