@@ -12,7 +12,6 @@ import torch
 from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
 from transformers import AutoModelForCausalLM
 
-from darwinlm.engines.process import EngineProcess
 from darwinlm.engines.vllm_plugin import TESTED
 from darwinlm.export.run import export_model
 
@@ -56,11 +55,29 @@ def log_probabilities(folder: Path) -> torch.Tensor:
     return model(torch.tensor([TOKENS])).logits[0].log_softmax(-1)
 
 
-def assert_same(folder: Path, served: Path, **options: object) -> None:
-    with EngineProcess("vllm", served, dtype="float32", context=128, **options) as engine:
-        assert engine.greedy(TOKENS, NEW) == greedy(folder)
-        found = torch.from_numpy(engine.logits(TOKENS[:4])).log_softmax(-1)
-    torch.testing.assert_close(found, log_probabilities(folder)[:4], atol=1e-3, rtol=1e-3)
+SERVE = """
+import json, sys
+from vllm import LLM, SamplingParams
+folder, tokens, new, remote = json.loads(sys.argv[1])
+how = {"max_logprobs": -1, "logprobs_mode": "raw_logprobs", "disable_log_stats": True, "enable_prefix_caching": False}
+engine = LLM(folder, dtype="float32", max_model_len=128, trust_remote_code=remote, enforce_eager=True, **how)
+def request(tokens, new, **more):
+    parameters = SamplingParams(temperature=0, max_tokens=new, ignore_eos=True, **more)
+    return engine.generate({"prompt_token_ids": tokens}, parameters, use_tqdm=False)[0].outputs[0]
+scores = [request(tokens[:end], 1, logprobs=-1).logprobs[0] for end in range(1, 5)]
+rows = [[each[token].logprob for token in sorted(each)] for each in scores]
+print(json.dumps([list(request(tokens, new).token_ids), rows, "darwinlm" in sys.modules]))
+"""
+
+
+def assert_same(folder: Path, served: Path, *, plugin: bool = True) -> None:
+    """The same greedy tokens and log probabilities in vLLM, which has our plugin or runs the checkpoint's code."""
+    request = json.dumps([str(served), TOKENS, NEW, not plugin])
+    done = subprocess.run([sys.executable, "-c", SERVE, request], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    greedily, rows, ours = json.loads(done.stdout.splitlines()[-1])
+    assert (greedily, ours) == (greedy(folder), plugin)
+    torch.testing.assert_close(torch.tensor(rows), log_probabilities(folder)[:4], atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("model_type", TESTED)
@@ -69,27 +86,11 @@ def test_the_plugin_needs_neither_flag_nor_pads(tmp_path, model_type):
     assert_same(folder, folder)
 
 
-STOCK = """
-import json, sys
-from vllm import LLM, SamplingParams
-folder, tokens, new = json.loads(sys.argv[1])
-engine = LLM(folder, dtype="float32", max_model_len=128, trust_remote_code=True, enforce_eager=True)
-parameters = SamplingParams(temperature=0, max_tokens=new, ignore_eos=True)
-made = engine.generate({"prompt_token_ids": tokens}, parameters, use_tqdm=False)[0].outputs[0].token_ids
-print(json.dumps([list(made), "darwinlm" in sys.modules]))
-"""
-
-
 def test_the_export_runs_where_this_package_is_not_loaded(tmp_path, monkeypatch):
     monkeypatch.setenv("VLLM_PLUGINS", "")
     folder = pruned_checkpoint(tmp_path / "model", "llama", MIXED)
     export_model(folder, tmp_path / "out", to="vllm")
-    request = json.dumps([str(tmp_path / "out"), TOKENS, NEW])
-    command = [sys.executable, "-c", STOCK, request]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads(done.stdout.splitlines()[-1]) == [greedy(folder), False]
-    assert_same(folder, tmp_path / "out", allow_remote_code=True)
+    assert_same(folder, tmp_path / "out", plugin=False)
 
 
 def test_the_export_gives_unevenly_shared_heads_kv_heads_of_their_own(tmp_path):

@@ -31,7 +31,7 @@ class Engine:
     `context` is in tokens. With `exact`, keys and values stay in float32, for comparisons.
     """
 
-    def __init__(self, model: str, *, threads: int = 1, context: int = 2048, exact: bool = False, **_: Any) -> None:
+    def __init__(self, model: str, *, threads: int = 1, context: int = 2048, exact: bool = False) -> None:
         library.llama_backend_init()
         self.model = _Model(model, library.LlamaModelParams(), verbose=False)
         parameters = library.LlamaContextParams()

@@ -20,12 +20,9 @@ import numpy as np
 
 from darwinlm.runtime.errors import EngineError, MissingExtraError
 
-ENGINES = {
-    "llama.cpp": ("llama_cpp", "cyllama", "gguf"),
-    "vllm": ("vllm", "vllm", "vllm"),
-}
-"""Of each engine the module beside this one, whose class `Engine` runs a model; its package, and the package's extra.
-Both give logits and generate; llama.cpp also tokenizes."""
+ENGINES = {"llama.cpp": ("llama_cpp", "cyllama", "gguf")}
+"""Of each engine the module beside this one, whose class `Engine` runs a model; its package, and that package's
+extra."""
 
 Generated = tuple[list[int], float, float]
 """New tokens, seconds to the first one, and seconds for the others."""
@@ -58,8 +55,7 @@ def child_environment() -> dict[str, str]:
 class EngineProcess:
     """An engine with a loaded model, to be used as a context manager.
 
-    Options are `threads`, `context` (tokens), `dtype`, `allow_remote_code` and `exact`. `begin` is the first request,
-    which gets them.
+    Options are `threads`, `context` (tokens) and `exact`. `begin` is the first request, which gets them.
 
     Raises:
         MissingExtraError: The engine isn't installed.
@@ -106,7 +102,7 @@ class EngineProcess:
         self._folder.cleanup()
 
     def logits(self, tokens: Sequence[int], **more: Any) -> np.ndarray[Any, Any]:
-        """Logits [t, v] in float32 for a text of t tokens; in llama.cpp `keep` gives those of the last tokens only."""
+        """Logits [t, v] in float32 for a text of t tokens; `keep` gives those of the last tokens only."""
         path = Path(self._folder.name, "logits.npy")
         self._ask("logits", tokens=list(tokens), path=str(path), **more)
         logits: np.ndarray[Any, Any] = np.load(path)

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -21,17 +21,8 @@ def answer(engine: Any, name: str, request: dict[str, Any], kind: str) -> Any:
         return None
     if name == "version":
         package = ENGINES[kind][1]
-        return f"{package} {_version(package)}"
+        return f"{package} {version(package)}"
     return getattr(engine, name)(**request)
-
-
-def _version(package: str) -> str:
-    for name in (package, f"{package}-cpu"):
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            continue
-    return "of unknown version"
 
 
 def main() -> None:
