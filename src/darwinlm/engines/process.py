@@ -62,7 +62,7 @@ class EngineProcess:
         EngineError: The engine can't load the model.
     """
 
-    def __init__(self, engine: str, model: Path, *, begin: str = "load", **options: Any) -> None:
+    def __init__(self, engine: str, model: Path, begin: str = "load", /, **options: Any) -> None:
         require_engine(engine, f"running a model in {engine}")
         self.engine = engine
         self.model = model
@@ -159,5 +159,5 @@ def quantise_file(source: Path, target: Path, quantisation: str, threads: int) -
         EngineError: The quantiser refuses the file or dies.
     """
     how = {"target": str(target.absolute()), "quantisation": quantisation, "threads": threads}
-    with EngineProcess("llama.cpp", source, begin="quantise", **how):
+    with EngineProcess("llama.cpp", source, "quantise", **how):
         pass
