@@ -78,7 +78,6 @@ def errors_page() -> str:
     return ERRORS.sub(lambda found: found[1] + errors_table() + found[2], text)
 
 
-YES = "✓"
 PADDED, IF_NARROWED = "padded", "padded; experts narrowed only"
 """How mixtures of experts with unequal blocks are exported."""
 
@@ -260,44 +259,6 @@ def families_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-SUPPORT = re.compile(r"(<!-- support table: tools/pages.py -->\n).*?(<!-- end -->)", flags=re.S)
-
-
-def support_table() -> str:
-    """Rows of families that behave alike; the page of families has the details.
-
-    Rows have no spaces, to keep the README short. Every family is trained and saved with equal layers in
-    `tests/integration/test_families.py`.
-    """
-    rows: dict[tuple[str, ...], list[str]] = {}
-    for family in families().values():
-        attention, mlp, experts = parts_cut(family)
-        layers_differ = gguf_when_layers_differ(family)
-        gguf = {"no": "equal" if family.gguf is not None else ""}.get(layers_differ, layers_differ.partition(";")[0])
-        cells = (
-            {"heads": YES, "kept or removed": "whole"}.get(attention.partition(";")[0], ""),
-            YES if mlp.startswith("channels") else "",
-            {"": "", "narrowed": "narrowed"}.get(experts, YES),
-            gguf if gguf in ("", "equal", PADDED) else YES,
-            YES if family.key in TESTED else "",
-            YES,
-            YES,
-        )
-        rows.setdefault(cells, []).append(family.title.partition(" (")[0])
-    columns = ("Families", "attention", "MLP", "experts", "GGUF", "vLLM", "plain class", "recovery")
-    lines = ["|".join(("", *columns, "")), "|-|" + ":-:|" * (len(columns) - 1)]
-    for cells, titles in sorted(rows.items(), key=lambda row: (row[0][2] != "", -row[0].count(YES), row[1])):
-        names = ", ".join(sorted(titles, key=str.lower))
-        lines.append("|".join(("", names, *cells, "")))
-    return "\n".join(lines) + "\n"
-
-
-def readme_page() -> str:
-    """The README with the present table of families."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    return SUPPORT.sub(lambda found: found[1] + support_table() + found[2], text)
-
-
 STAGES = re.compile(r"(<!-- stages: tools/pages.py -->\n).*?(<!-- end -->)", flags=re.S)
 
 
@@ -318,7 +279,6 @@ def architecture_page() -> str:
 
 
 PAGES = {
-    "README.md": readme_page,
     "recipe.default.yaml": default_recipe,
     "docs/errors.md": errors_page,
     "docs/families.md": families_page,
