@@ -101,7 +101,7 @@ def test_weights_that_may_not_be_read_are_not_called_damaged(model_copy, monkeyp
     def refuse(*_: object, **__: object) -> None:
         raise FileNotFoundError("No such file or directory")  # as safetensors says it
 
-    monkeypatch.setattr("darwinlm.families.shards.safe_open", refuse)
+    monkeypatch.setattr("darwinlm.families.stored.safe_open", refuse)
     with pytest.raises(CheckpointError, match="bring back its disk"):
         Checkpoint.open(model_copy)
     monkeypatch.setattr("os.access", lambda path, mode: mode != os.R_OK)
