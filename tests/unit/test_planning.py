@@ -15,7 +15,7 @@ from transformers import LlamaConfig
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.pipeline import STEPS
 from darwinlm.recipe import load_recipe
-from darwinlm.report.wording import count
+from darwinlm.report.wording import count, large_embedding
 from darwinlm.runs.plan import notes_of
 from darwinlm.runs.plan import plan as plan_of
 from darwinlm.runtime.errors import DeviceMemoryError, RecipeError
@@ -190,6 +190,17 @@ def test_damaged_gguf_is_refused(command: Command, tmp_path: Path) -> None:
 )
 def test_wrong_request(options: tuple[str, ...], message: str, command: Command, tiny_llama: Path) -> None:
     command("plan", *(option.format(model=tiny_llama) for option in options)).refused(message)
+
+
+def test_a_large_embedding_is_named(tiny_llama: Path) -> None:
+    plan = plan_card(sizes_of(tiny_llama, "budget.keep=50%", "units.mlp_multiple=8"), "h100")
+    share = plan.sizes.outside / plan.sizes.params
+    assert [note for note in notes_of(plan) if "--vocab" in note] == [
+        f"{share:.0%} of the parameters are in its embedding, which --vocab 50% halves"
+    ]
+    cut = plan_card(sizes_of(tiny_llama, "budget.keep=50%", "units.mlp_multiple=8", "vocabulary=99%"), "h100")
+    assert not any("--vocab" in note for note in notes_of(cut))
+    assert large_embedding(100, 81) is None
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,9 @@ def test_commands_are_ones_that_the_program_takes(name):
             parse(line)
     trains = [line for _, line in steps if line.startswith("darwinlm recover")]
     assert len(trains) == (summary.recovery is None)
+    pruned = summary.budget is not None and summary.vocabulary is None
+    large = pruned and summary.dense.block_params < 0.8 * summary.dense.params
+    assert any("--vocab" in line for _, line in steps) == large
 
 
 def swept(second_kl, second_params=80_000_000):

@@ -8,7 +8,7 @@ import shlex
 
 from darwinlm.evaluation.suites import SUITES
 from darwinlm.report.summary import Summary
-from darwinlm.report.wording import benchmarks
+from darwinlm.report.wording import benchmarks, large_embedding
 from darwinlm.runtime.errors import install
 
 _PACKAGES = {"eval": "lm_eval", "gguf": "cyllama"}
@@ -54,9 +54,16 @@ def next_steps(
         "train it, which gains the most quality (needs a GPU; on a CPU try --tokens 1M)",
         f"darwinlm recover {run} --tokens 300M --text TEXT --out {recovered}",
     )
+    cut: list[tuple[str, str]] = []
+    if model and summary.budget and not summary.vocabulary:
+        keep = summary.budget.block_params / summary.budget.dense_block_params
+        if large := large_embedding(summary.dense.params, summary.dense.block_params):
+            do = f"darwinlm prune {shlex.quote(model)} --keep {keep:.1%} --vocab 50% --text TEXT"
+            cut = [(f"cut its vocabulary too: {large}", f"{do} --out {shlex.quote(f'{beside}-vocab')}")]
     return [
         (f"talk to it{' beside the dense model' if model else ''}", f"darwinlm chat {run}{against}"),
         *([train] if summary.recovery is None else []),
+        *cut,
         (f"measure both on benchmarks{_needs('eval', here=here)}", f"darwinlm evaluate {run} --suite {suite}"),
         (
             f"write a file for llama.cpp{_needs('gguf', here=here)}",

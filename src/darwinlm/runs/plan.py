@@ -9,6 +9,7 @@ from typing import Unpack
 from darwinlm.engines.resolve import describe_model
 from darwinlm.recipe import Bound, Recipe, load_recipe, options
 from darwinlm.recipe.settled import settled
+from darwinlm.report.wording import large_embedding
 from darwinlm.runtime.compute import resolve_device
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.runtime.limits import suggestion
@@ -62,7 +63,7 @@ def plan(
 
 
 def notes_of(plan: Plan) -> list[str]:
-    """What is never cut, whether layers are equal, and widths that don't fit."""
+    """What is never cut, whether layers are equal, widths that don't fit, and a large embedding."""
     sizes, recipe, checkpoint = plan.sizes, plan.sizes.recipe, plan.sizes.checkpoint
     budget, whole = recipe.budget, checkpoint.whole is not None
     notes = (
@@ -71,5 +72,6 @@ def notes_of(plan: Plan) -> list[str]:
         "its parts around the language model are kept, and not counted here" if whole else "",
         choose_layers(recipe, checkpoint, sizes.space, sizes.shapes)[1],
         unfit_widths(recipe.units, sizes.shapes, sizes.width),
+        recipe.vocabulary is None and large_embedding(sizes.params, sizes.blocks),
     )
     return [note for note in notes if note]
