@@ -35,6 +35,7 @@ def on(device: str, C: Tensor, G: Tensor, n: int) -> tuple[Tensor, Tensor]:
 @pytest.fixture(autouse=True)
 def not_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(elimination._Elimination, "failure", "")
+    monkeypatch.setattr(elimination, "RECORDED", elimination.COMPACTED)  # several sizes of small arrays too
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -54,13 +55,22 @@ def test_a_replay_needs_one_launch_and_no_wait(gpu):
     gpu.restart()
     eliminate(C, G, 120, BLOCK)
     found = gpu.tally.inside("database/elimination.py")
-    assert {recording.kernels for recording in gpu.recordings} == {31}
+    assert {recording.kernels for recording in gpu.recordings} == {20}
     # Launched one by one: the first step of each size, its recording, and the flushes.
     steps = sum(recording.replays for recording in gpu.recordings)
-    assert found["kernels"] - 31 * (2 * len(gpu.recordings)) < 6 * 120
+    assert found["kernels"] - 20 * (2 * len(gpu.recordings)) < 6 * 120
     assert steps + 2 * len(gpu.recordings) >= 120
     assert found["waits"] <= 2 * len(gpu.recordings)
     assert found["uploads"] == 0
+
+
+def test_arrays_are_seldom_compacted_where_that_takes_a_recording(gpu, monkeypatch):
+    C, G = matrices(120)
+    often = on(NAME, C, G, 120)[0]
+    recordings = len(gpu.recordings)
+    monkeypatch.setattr(elimination, "RECORDED", (1 / 4, 40))
+    assert torch.equal(on(NAME, C, G, 120)[0], often)
+    assert 2 * (len(gpu.recordings) - recordings) <= recordings
 
 
 def test_units_of_several_columns_are_not_recorded(gpu):

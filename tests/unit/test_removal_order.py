@@ -69,8 +69,8 @@ def naive(H, W, units, S=None, order=None):
     return removed, np.array(costs), np.array(least), np.array(losses)
 
 
-def assert_matches(order, H, W, units, S=None, *, rtol=1e-4, exact=True):
-    """The order (up to ties) and losses of the naive form at every step."""
+def assert_matches(order, H, W, units, S=None, *, rtol=2e-4, exact=True):
+    """The order (up to ties) and losses of the naive form at every step, to float32 at the largest inflation."""
     removed = order.units.flip(0).tolist()
     assert sorted(removed) == list(range(len(units)))
     _, costs, least, losses = naive(H, W, units, S, removed)

@@ -12,7 +12,6 @@ WORDS = (
     ("chat", "generate ask talk infer serve"),
     ("show", "list report status results info describe inspect"),
     ("evaluate", "test measure perplexity"),
-    ("bench", "speed"),
     ("plan", "estimate dry-run memory"),
     ("--help", "help"),
     ("--version", "version"),

@@ -10,7 +10,7 @@ W is never recomputed, since C and G are enough. Their updates have rank u and 2
 and applied many at a time as matrix products. A step needs only rows g of C and G, rebuilt from the pending terms, and
 the diagonal blocks of all units, which are updated at once.
 
-A step takes 31 kernels, most of which are shorter than their launch. On CUDA the step for single columns is a CUDA
+A step takes 20 kernels, most of which are shorter than their launch. On CUDA the step for single columns is a CUDA
 graph, recorded whenever the size of the arrays changes. It works on tensors of fixed size, and counts on the device.
 Larger units are removed in few steps, by cuSOLVER, which can't be recorded.
 """
@@ -30,8 +30,11 @@ from darwinlm.runtime.errors import first_line
 ROWS: Final = 256
 """Rows of a matrix that are processed at once to save memory."""
 
-COMPACT_SHARE: Final = 1 / 8
-"""Share of removed columns at which the arrays are compacted."""
+COMPACTED: Final = (1 / 8, 1)
+"""Share and number of removed units from which on the arrays are compacted."""
+
+RECORDED: Final = (1 / 4, 1024)
+"""The same where steps are recorded again for the new size: d = 11,008 then has 8 recordings and not 28."""
 
 SHORT_STEP: Final = 1e7
 """Maximum number of operations in a step that runs on one CPU thread.
@@ -88,8 +91,10 @@ class _Elimination:
     Attributes:
         failure: Reason why steps can't be recorded on this machine; empty until recording fails.
         ids: [m] int64, unit at each index of the arrays.
+        blocks: [2, m, u, u], diagonal blocks of C, and half of those of G, of which only the symmetric part matters.
         pending: Number of steps since the last flush.
         slot: [1] int64, the same number on the device.
+        terms: [3, steps, u, m * u], Q, P and A of the pending steps; `newest` are those of one step.
     """
 
     failure: ClassVar[str] = ""
@@ -102,6 +107,7 @@ class _Elimination:
         self.ids = torch.arange(n, device=device)
         self.offsets = torch.arange(self.u, device=device)
         self.eye = torch.eye(self.u, dtype=self.C.dtype, device=device)[None]
+        self.removed_block = torch.stack([C.new_full((1, 1, 1), value) for value in (1, torch.inf)])
         self.recordable = self.u == 1 and can_record(device)
         self.slot = torch.zeros(1, dtype=torch.int64, device=device)
         self.places = torch.zeros(steps, dtype=torch.int64, device=device)
@@ -114,13 +120,15 @@ class _Elimination:
         """Allocate everything that depends on the size of the arrays: diagonal blocks, marks and pending terms."""
         m, u = len(self.ids), self.u
         self._replay: Callable[[], None] | None = None
-        self.C_blocks, self.G_blocks = (
-            X.view(m, u, m, u).diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous() for X in (self.C, self.G)
+        self.blocks = torch.stack(
+            [X.view(m, u, m, u).diagonal(dim1=0, dim2=2).permute(2, 0, 1) for X in (self.C, self.G)]
         )
+        self.blocks[1] /= 2
         self.gone = torch.zeros(m, dtype=torch.bool, device=self.C.device)
         self.gone_count = 0
-        self.Q = self.C.new_zeros(self.steps, u, m * u)
-        self.PA = self.C.new_zeros(self.steps, 2, u, m * u)
+        self.rows = self.C.new_empty(2, u, m * u)
+        self.newest = self.C.new_empty(3, u, m * u)
+        self.terms = self.C.new_zeros(3, self.steps, u, m * u)
 
     def step(self, *, last: bool) -> None:
         """Remove the cheapest unit; nothing needs to be updated after the last one."""
@@ -145,81 +153,77 @@ class _Elimination:
             _Elimination.failure = first_line(error)
 
     def _cheapest(self) -> Tensor:
-        """Index [1] of the cheapest unit, which is noted with its cost; no host synchronisation."""
-        if self.u == 1:
-            costs = self.G_blocks.view(-1) / self.C_blocks.view(-1)
+        """Index [1] of the cheapest unit, which is noted with half its cost; no host synchronisation."""
+        C_blocks, G_blocks = self.blocks
+        if self.u == 1:  # that of a removed unit is infinite
+            costs = (G_blocks / C_blocks).view(-1)
         else:
-            K = torch.linalg.cholesky_ex(self.C_blocks).L
-            costs = torch.cholesky_solve(self.G_blocks, K).diagonal(dim1=1, dim2=2).sum(1)
-        costs = costs.clamp_(min=0).masked_fill_(self.gone, torch.inf)
-        place = costs.argmin(0, keepdim=True)
+            K = torch.linalg.cholesky_ex(C_blocks).L
+            costs = torch.cholesky_solve(G_blocks, K).diagonal(dim1=1, dim2=2).sum(1).masked_fill_(self.gone, torch.inf)
+        cost, place = torch.min(costs.clamp_(min=0), 0, keepdim=True)
         self.places.index_copy_(0, self.slot, place)
-        self.costs.index_copy_(0, self.slot, costs.index_select(0, place))
+        self.costs.index_copy_(0, self.slot, cost)
         return place
 
     def _remove(self, place: Tensor) -> None:
         """Remove the unit at an index [1]: queue its update, and apply it to the diagonal blocks at once."""
         g = place if self.u == 1 else place * self.u + self.offsets
         C_rows, G_rows = self._current_rows(g)
-        Q, P = self._solved(C_rows.index_select(1, g), C_rows)
-        A = G_rows.addmm_(G_rows.index_select(1, g), P, alpha=-0.5)
-        self.Q.index_copy_(0, self.slot, Q[None])
-        self.PA[:, 0].index_copy_(0, self.slot, P[None])
-        self.PA[:, 1].index_copy_(0, self.slot, A[None])
-        self.slot += 1
+        C_gg, G_gg = self.rows.index_select(2, g)
+        Q, P, A = self.newest
         if self.u == 1:
-            twice = (P * A).view(-1, 1, 1)
-            self.C_blocks.sub_(Q.square().view(-1, 1, 1))
-            self.G_blocks.sub_(twice).sub_(twice)
+            torch.div(C_rows, C_gg.sqrt_(), out=Q)
+            torch.div(Q, C_gg, out=P)
+            torch.addcmul(G_rows, G_gg, P, value=-0.5, out=A)
+            # C loses Q Q, and half of G loses P A.
+            self.blocks.view(2, -1).addcmul_(self.newest[:2].view(2, -1), self.newest[::2].view(2, -1), value=-1)
+            self.blocks.index_copy_(1, place, self.removed_block)
         else:
-            q, p, a = (X.view(self.u, -1, self.u).transpose(0, 1) for X in (Q, P, A))
-            self.C_blocks.baddbmm_(q.mT, q, alpha=-1)
-            self.G_blocks.baddbmm_(p.mT, a, alpha=-1).baddbmm_(a.mT, p, alpha=-1)
-        self.C_blocks.index_copy_(0, place, self.eye)
-        self.gone.index_fill_(0, place, True)
-
-    def _solved(self, C_gg: Tensor, C_rows: Tensor) -> tuple[Tensor, Tensor]:
-        if self.recordable:
-            root = C_gg.sqrt()
-            Q = C_rows / root
-            return Q, Q / root
-        K = torch.linalg.cholesky_ex(C_gg).L
-        Q = torch.linalg.solve_triangular(K, C_rows, upper=False)
-        return Q, torch.linalg.solve_triangular(K.T, Q, upper=True)
+            K = torch.linalg.cholesky_ex(C_gg).L
+            Q.copy_(torch.linalg.solve_triangular(K, C_rows, upper=False))
+            P.copy_(torch.linalg.solve_triangular(K.T, Q, upper=True))
+            torch.addmm(G_rows, G_gg, P, alpha=-0.5, out=A)
+            q, p, a = (X.view(self.u, -1, self.u).transpose(0, 1) for X in self.newest)
+            self.blocks[0].baddbmm_(q.mT, q, alpha=-1).index_copy_(0, place, self.eye)
+            self.blocks[1].baddbmm_(p.mT, a, alpha=-1)
+            self.gone.index_fill_(0, place, True)
+        self.terms.index_copy_(1, self.slot, self.newest[:, None])
+        self.slot += 1
 
     def _current_rows(self, g: Tensor) -> tuple[Tensor, Tensor]:
         """Rows g of C and of G, [u, m * u] each, with the pending terms applied."""
-        C_rows, G_rows = self.C.index_select(0, g), self.G.index_select(0, g)
+        C_rows, G_rows = self.rows
+        torch.index_select(self.C, 0, g, out=C_rows)
+        torch.index_select(self.G, 0, g, out=G_rows)
         count = self.steps if self.recordable else self.pending  # a recorded step takes all; the unused ones are zero
         if count:
-            width = C_rows.shape[1]
-            Q, PA = self.Q[:count], self.PA[:count]
-            C_rows.addmm_(Q.index_select(2, g).view(-1, self.u).T, Q.view(-1, width), alpha=-1)
-            AP_at_g = PA.index_select(3, g).flip(1).view(-1, self.u)
-            G_rows.addmm_(AP_at_g.T, PA.view(-1, width), alpha=-1)
+            terms = self.terms[:, :count]
+            Q, P, A = terms.flatten(1, 2)
+            Q_at_g, P_at_g, A_at_g = terms.index_select(3, g).flatten(1, 2).mT
+            C_rows.addmm_(Q_at_g, Q, alpha=-1)
+            G_rows.addmm_(A_at_g, P, alpha=-1).addmm_(P_at_g, A, alpha=-1)
         return C_rows, G_rows
 
     def flush(self) -> None:
         """Apply the pending terms as matrix products; drop the removed columns if there are many."""
-        width = self.C.shape[1]
-        Q = self.Q[: self.pending].view(-1, width)
-        PA = self.PA[: self.pending]
+        Q, P, A = self.terms[:, : self.pending].flatten(1, 2)
         self.C.addmm_(Q.T, Q, alpha=-1)
-        self.G.addmm_(PA.flip(1).view(-1, width).T, PA.view(-1, width), alpha=-1)
+        self.G.addmm_(A.T, P, alpha=-1).addmm_(P.T, A, alpha=-1)
+        self.gone.index_fill_(0, self.places[: self.pending], True)
         self._collect()
-        if self.gone_count >= COMPACT_SHARE * len(self.ids):
+        share, least = RECORDED if self.recordable else COMPACTED
+        if self.gone_count >= max(share * len(self.ids), least):
             kept = (~self.gone).nonzero().view(-1)
             columns = (kept[:, None] * self.u + self.offsets).view(-1)
             self.ids = self.ids[kept]
             self.C, self.G = _compacted_(self.C, columns), _compacted_(self.G, columns)
             self._reset()
         elif self.recordable:
-            self.Q.zero_()
-            self.PA.zero_()
+            self.terms.zero_()
 
     def _collect(self) -> None:
         """Take the units and costs of the pending steps, and begin a new group of steps."""
-        costs = self.costs[: self.pending].to(torch.float64, copy=True)
+        costs = 2 * self.costs[: self.pending].to(torch.float64)
         self._removed.append((self.ids[self.places[: self.pending]], costs))
         self.slot.zero_()
         self.pending = 0

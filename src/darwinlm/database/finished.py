@@ -10,7 +10,7 @@ from darwinlm.runtime.artifact import KEY, MANIFEST, StageFolder, damaged, read_
 from darwinlm.runtime.errors import ArtifactError
 
 TEXT = "text.json"
-VERSION = 7
+VERSION = 8
 """Raised when the same inputs give another database."""
 
 
