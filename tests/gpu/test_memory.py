@@ -54,6 +54,9 @@ def test_a_limit_counts_what_the_process_holds_and_is_shared_by_its_machine(monk
     cpu = torch.device("cpu")
     memory.set_limit(cpu, 950)
     assert memory_of(cpu).free == 800
+    assert sum(map(memory_of(cpu).room, CACHES)) == pytest.approx(1000 * (1 - OTHERS), abs=len(CACHES))
+    memory.set_limit(cpu, 500)
+    assert sum(map(memory_of(cpu).room, CACHES)) == pytest.approx(350, abs=len(CACHES)), "all that the limit leaves"
     monkeypatch.setattr(memory.parallel, "local_size", lambda: 2)
     memory.set_limit(cpu, 950)
     assert memory_of(cpu).free == 325

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import os
 import resource
 import sys
@@ -211,16 +212,21 @@ class DeviceMemory:
         self._caches: weakref.WeakSet[Any] = weakref.WeakSet()
 
     @property
+    def allowed(self) -> float:
+        """Bytes that the limit leaves to this process."""
+        return math.inf if self.limit is None else self.limit - taken_bytes(self.device)
+
+    @property
     def free(self) -> int:
         """Bytes that this process may still take."""
-        free = free_bytes(self.device)
-        return free if self.limit is None else max(min(free, self.limit - taken_bytes(self.device)), 0)
+        return int(max(min(free_bytes(self.device), self.allowed), 0))
 
     def room(self, part: str, reserved: int = 0) -> int:
         """Bytes for a part of `CACHES`, `BESIDE` or `WORK`, beside those reserved for others."""
         if part in WORK:
             return int(WORK[part] * max(self.free - reserved, 0))
-        room = for_caches(self.device.type, self.free, max(self.needs.get(self.stage, 0), reserved))
+        needs = max(self.needs.get(self.stage, 0), reserved)
+        room = for_caches(self.device.type, free_bytes(self.device), needs, self.allowed)
         return int((CACHES | BESIDE)[part] * room) >> self._halvings
 
     def watch(self, cache: C) -> C:
@@ -259,9 +265,13 @@ def room_at_peak(device: torch.device) -> int:
     return memory_of(device).free
 
 
-def for_caches(kind: str, free: float, needs: float) -> float:
-    """Bytes for all caches of a kind of device together, of so many free ones, beside work that needs some of them."""
-    room = (1 - FRAGMENTS) * free - needs if kind == "cuda" else min((1 - OTHERS) * free, free - needs)
+def for_caches(kind: str, free: float, needs: float, allowed: float = math.inf) -> float:
+    """Bytes for all caches of a kind of device together, of so many free ones, beside work that needs some of them.
+
+    On a CPU, others keep a share of what is free, and nothing of what a limit allows.
+    """
+    most = min(free, allowed)
+    room = (1 - FRAGMENTS) * most - needs if kind == "cuda" else min((1 - OTHERS) * free, most - needs)
     return max(room, 0.0)
 
 

@@ -6,6 +6,7 @@ share of the blocks, d the columns of a module's output projection.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -129,7 +130,8 @@ class _Stages:
         """Bytes of the caches of a stage at most: what could be in them, or their share of the memory that is left."""
         sizes, r, size = self.sizes, self.sizes.width, self.sizes.size
         base = LIBRARIES if self.on_cpu else 0
-        room = for_caches("cpu" if self.on_cpu else "cuda", self.memory - base, row.bytes - base)
+        free, limit = self.memory - base, self.recipe.compute.memory
+        room = for_caches("cpu" if self.on_cpu else "cuda", math.inf if limit else free, row.bytes - base, free)
         factors = sum(4.0 * max(shape.experts, 1) * shape.width * (shape.width + r) for shape in sizes.cut)
         levels = sum(level.params for module in sizes.space.modules for level in module.levels[:-1])
         inputs = sizes.depth * self.recipe.search.fitness_needed * r
