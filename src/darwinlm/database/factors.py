@@ -217,9 +217,8 @@ def narrower_factors(whole: NestedFactors, columns: Tensor) -> NestedFactors:
 @torch.no_grad()
 def kept_weights(factors: NestedFactors, k: int) -> Tensor:
     """Optimal weights on the first k of p columns, T[:, :k] L[:k, :k]⁻¹: [r, k] float32, in their order."""
-    weights: Tensor = torch.linalg.solve_triangular(
-        factors.factor[:k, :k], factors.target[:, :k], upper=False, left=False
-    )
+    factor, target = factors.factor[:k, :k].contiguous(), factors.target[:, :k].contiguous()  # else LAPACK is slower
+    weights: Tensor = torch.linalg.solve_triangular(factor, target, upper=False, left=False)
     return weights
 
 

@@ -16,6 +16,7 @@ Letters: n tokens, m residual width, v vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -59,17 +60,20 @@ class LinearHead:
             return None
         return cls(head.weight.detach(), None if head.bias is None else head.bias.detach(), scale)
 
-    def normalisers(self, x: Tensor) -> Tensor:
-        """Log-sum-exp of the logits, [n, m] -> [n] float32."""
+    def logits(self, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Parts of the vocabulary with their logits, [n, m] -> [n, part] float32."""
         elements = CPU_PART if x.device.type == "cpu" else GPU_PART
         size = max(elements // max(len(x), 1), FEWEST)
+        for start in range(0, len(self.weight), size):
+            part = slice(start, start + size)
+            z = functional.linear(x, self.weight[part], None if self.bias is None else self.bias[part]).float()
+            yield part, z if self.scale == 1 else z * self.scale
+
+    def normalisers(self, x: Tensor) -> Tensor:
+        """Log-sum-exp of the logits, [n, m] -> [n] float32."""
         top = x.new_full((len(x),), -torch.inf, dtype=torch.float32)
         total = torch.zeros_like(top)
-        for start in range(0, len(self.weight), size):
-            piece = slice(start, start + size)
-            z = functional.linear(x, self.weight[piece], None if self.bias is None else self.bias[piece]).float()
-            if self.scale != 1:
-                z *= self.scale
+        for _, z in self.logits(x):
             largest = torch.maximum(z.amax(-1), top)
             total.mul_(top.sub_(largest).exp_()).add_(z.sub_(largest[:, None]).exp_().sum(-1))
             top = largest
@@ -85,16 +89,6 @@ class LinearHead:
         rounding: Tensor = z.to(self.weight.dtype).float() - z
         return rounding * self.scale
 
-    def cross(self, probabilities: Tensor) -> tuple[Tensor, Tensor]:
-        """Two sums, s Σ_v p_v w_v, [n, m], and s Σ_v p_v b_v, [n], float32, of probabilities [n, v] float32."""
-        size = max(CPU_PART // self.weight.shape[1], FEWEST)
-        rows = probabilities.new_zeros(len(probabilities), self.weight.shape[1])
-        for start in range(0, len(self.weight), size):
-            part = slice(start, start + size)
-            rows.addmm_(probabilities[:, part], self.weight[part].float())
-        bias = probabilities.new_zeros(len(rows)) if self.bias is None else probabilities @ self.bias.float()
-        return rows.mul_(self.scale), bias.mul_(self.scale)
-
 
 class ExpectedRows:
     """The dense model as the expected row of the head's weight.
@@ -105,15 +99,21 @@ class ExpectedRows:
     def __init__(self, decoder: Decoder, head: LinearHead, hidden: Tensor) -> None:
         self.decoder = decoder
         self.scale = head.scale
-        parts = []
-        for part in torch.split(hidden, decoder.head_tokens):
-            distribution = DenseDistribution(decoder.head(part))
-            rows, bias = head.cross(distribution.probabilities)
-            likeliest = distribution.probabilities.max(-1)
-            parts.append((rows, distribution.negative_entropy - bias, likeliest.values, likeliest.indices))
-        self.expected, self.constant, self.largest, self.likeliest = (
-            torch.cat(each) for each in zip(*parts, strict=True)
-        )
+        x = decoder.head_inputs(hidden)
+        total = head.normalisers(x)
+        self.constant, self.largest = torch.zeros_like(total), torch.zeros_like(total)
+        self.likeliest = torch.zeros_like(total, dtype=torch.int64)
+        self.expected = torch.zeros_like(x, dtype=torch.float32)
+        for part, z in head.logits(x):
+            log_p = z.sub_(total[:, None])
+            p = log_p.exp()
+            self.constant += torch.linalg.vecdot(p, log_p)
+            self.expected.addmm_(p, head.weight[part].float(), alpha=head.scale)
+            if head.bias is not None:
+                self.constant -= head.scale * (p @ head.bias[part].float())
+            largest = p.max(-1)
+            self.likeliest = torch.where(largest.values > self.largest, largest.indices + part.start, self.likeliest)
+            self.largest = torch.maximum(self.largest, largest.values)
 
     def kl(self, hidden: Tensor, start: int = 0) -> Tensor:
         """KL(dense ‖ candidate) of each token, [n'], of the candidate's `hidden` [n', m] from the token `start` on."""

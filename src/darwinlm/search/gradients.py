@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ from darwinlm.database.store import DatabaseReader
 from darwinlm.runtime import parallel
 from darwinlm.runtime.compute import exact
 from darwinlm.runtime.errors import NumericsError
-from darwinlm.runtime.memory import memory_of
+from darwinlm.runtime.memory import kept_memory, memory_of
 from darwinlm.search.dense_side import GRADIENT_TOKENS
 from darwinlm.search.fitness import CPU_TOKENS, Clock, Window, at_once
 from darwinlm.search.modules import PlacedModules
@@ -73,7 +73,8 @@ class Gradients:
     def around(self, allocation: Allocation, window: Window) -> list[list[float]]:
         """First-order losses of every level, in nats per token; zero for a mixture, where routing would change.
 
-        Processes share the text; the result doesn't depend on their number. `window` selects sequences of the text.
+        Processes share the text; up to rounding, the result does not depend on their number. `window` selects sequences
+        of the text.
 
         Raises:
             NumericsError: The gradient isn't finite.
@@ -82,9 +83,8 @@ class Gradients:
         begin, end = window
         pieces = [(at, min(at + self._batch_sequences, end)) for at in range(begin, end, self._batch_sequences)]
         with parallel.agree():
-            by_piece = memory_of(self.decoder.device).survive(self._of_pieces, allocation, parallel.mine(pieces))
-        sums = {piece: part for share in parallel.gather(by_piece) for piece, part in share.items()}
-        total = sum((sums[piece] for piece in pieces), torch.zeros(()))
+            own = memory_of(self.decoder.device).survive(self._of_pieces, allocation, parallel.mine(pieces))
+        total = torch.stack(parallel.gather(own)).sum(0)
         if not bool(torch.isfinite(total).all()):
             raise NumericsError(
                 "the gradient of the best allocation's loss isn't finite: try compute.dtype=float32, or "
@@ -94,13 +94,14 @@ class Gradients:
         split = torch.split(total / n_tokens, [len(module.levels) for module in self.placed.space.modules])
         return [row.tolist() for row in split]
 
-    def _of_pieces(self, allocation: Allocation, pieces: Sequence[Window]) -> dict[Window, Tensor]:
-        """Concatenated slopes of all levels of all modules, summed over the tokens of each piece, float64.
+    def _of_pieces(self, allocation: Allocation, pieces: Sequence[Window]) -> Tensor:
+        """Concatenated slopes of all levels of all modules, summed over the tokens of the pieces, float64.
 
         The text moves through the blocks together, and its gradients back through them.
         """
+        rows = [torch.zeros(len(module.levels), dtype=torch.float64) for module in self.placed.space.modules]
         if not pieces:
-            return {}
+            return torch.cat(rows)
         parts = [self.tokens[slice(*piece)] for piece in pieces]
         arguments = [self.decoder.block_arguments(part) for part in parts]
         hidden = self._states(self.decoder.embed(part) for part in parts)
@@ -114,24 +115,24 @@ class Gradients:
                 yield
 
         self.decoder.move(hidden, arguments, visiting, self.clock.check)
-        with self.decoder.with_head():
+        with self.decoder.with_head(), kept_memory(self.decoder.device):  # of logits
             dense = (self.dense[slice(*piece)] for piece in pieces)
             gradients = self._states(map(self._behind_last_block, hidden, dense))
-        rows = [
-            [torch.zeros(len(module.levels), dtype=torch.float64) for module in self.placed.space.modules]
-            for _ in pieces
-        ]
         for block in self.decoder.walk(reversed(range(len(self.decoder.blocks)))):
             with self.placed.visiting(block):
                 self.placed.put(block, allocation)
+                places = [index for index, module in enumerate(self.placed.space.modules) if module.block == block]
+                watched = [one for one in map(self._watched, places) if one is not None]
                 for number, before in enumerate(inputs.pop()):
                     self.clock.check()
-                    gradients[number], found = self._back_through(
-                        block, before, gradients[number], arguments[number][block]
+                    gradients[number] = self._back_through(
+                        block, before, gradients[number], arguments[number][block], watched
                     )
-                    for index, row in found.items():
-                        rows[number][index] = row
-        return {piece: torch.cat(row) for piece, row in zip(pieces, rows, strict=True)}
+                for one in watched:
+                    if one.seen:
+                        x, g = (torch.cat(each) for each in zip(*one.seen, strict=True))
+                        rows[one.index] = self._levels(one.index, x, g, one.norm)
+        return torch.cat(rows)
 
     def _states(self, streams: Iterable[Tensor]) -> HiddenStates:
         """The stream of some pieces of the text between two blocks, in an allowed place."""
@@ -152,11 +153,9 @@ class Gradients:
         return chunked_gradient(loss, hidden, GRADIENT_TOKENS)
 
     def _back_through(
-        self, block: int, hidden: Tensor, gradient: Tensor, arguments: dict[str, Any]
-    ) -> tuple[Tensor, dict[int, Tensor]]:
-        """The gradient before a block, and the slopes of each of its modules by module index."""
-        places = [index for index, module in enumerate(self.placed.space.modules) if module.block == block]
-        watched = [one for one in map(self._watched, places) if one is not None]
+        self, block: int, hidden: Tensor, gradient: Tensor, arguments: dict[str, Any], watched: Sequence[_Watched]
+    ) -> Tensor:
+        """The gradient before a block."""
         with ExitStack() as hooks:
             for one in watched:
                 one.watch(hooks)
@@ -164,13 +163,11 @@ class Gradients:
                 hidden = hidden.detach().requires_grad_()
                 after = self.decoder.run_block(block, hidden, arguments)
                 if not after.requires_grad or after is hidden:  # an empty block returns its input
-                    return gradient, {}
+                    return gradient
                 before, *at_outputs = torch.autograd.grad(after, [hidden, *(one.output for one in watched)], gradient)
-        found = {}
         for one, g in zip(watched, at_outputs, strict=True):
-            x = one.dense_input()
-            found[one.index] = self._levels(one.index, x.flatten(0, 1).float(), g.flatten(0, 1).float(), one.norm)
-        return before, found
+            one.seen.append((one.dense_input().flatten(0, 1), g.flatten(0, 1)))
+        return before
 
     def _watched(self, index: int) -> _Watched | None:
         """A module whose slopes can be computed; None for fixed modules and mixtures."""
@@ -185,7 +182,8 @@ class Gradients:
     def _levels(self, index: int, x: Tensor, g: Tensor, norm: nn.Module | None) -> Tensor:
         """Slope of every level of a module, float64, from inputs [n, d] and gradients [n, r] of n tokens."""
         module, reader = self.placed.space.modules[index], self.database
-        C = (g.T @ x).to(reader.device) if norm is None and len(g) >= g.shape[1] else None
+        C = (g.T @ x).to(reader.device, torch.float32) if norm is None and len(g) >= g.shape[1] else None
+        x, g = x.float(), g.float()
         output = getattr(self.placed.dense[index], self.decoder.family.module(module.kind).output)
         bias = 0.0 if output.bias is None else output.bias.float()
         slopes = torch.zeros(len(module.levels), dtype=torch.float64)
@@ -243,7 +241,8 @@ def outputs(factors: NestedFactors, x: Tensor, widths: Sequence[int]) -> Iterato
 class _Watched:
     """Hooks on a module: its output in a pass with gradients, and the input of the dense output projection.
 
-    The output is that of the norm behind the module, if there is one.
+    The output is that of the norm behind the module, if there is one. `seen` are such inputs and the gradients at the
+    outputs, for each pass that is finished.
     """
 
     def __init__(
@@ -255,13 +254,15 @@ class _Watched:
         self.projection = projection
         self.norm = norm
         self.output: Tensor
+        self.seen: list[tuple[Tensor, Tensor]] = []
+        self._input: Tensor | None
         self._call: tuple[tuple[Any, ...], dict[str, Any]]
 
     def watch(self, hooks: ExitStack) -> None:
         """Install the hooks."""
 
         def called(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-            self._call = arguments, named
+            self._call, self._input = (arguments, named), None
 
         def projected(_: nn.Module, __: Any, output: Tensor) -> None:
             self.output = output
@@ -274,13 +275,28 @@ class _Watched:
         last = self.norm or (self.present if gone else getattr(self.present, self.projection))
         hooks.enter_context(self.present.register_forward_pre_hook(called, with_kwargs=True))
         hooks.enter_context(last.register_forward_hook(absent if gone else projected))
+        if self.present is self.dense:
+            hooks.enter_context(getattr(self.dense, self.projection).register_forward_pre_hook(self._note))
+
+    def _note(self, _: nn.Module, given: tuple[Tensor]) -> None:
+        self._input = given[0].detach()
 
     @torch.no_grad()
     def dense_input(self) -> Tensor:
         """Input of the dense module's output projection on the same stream, [b, t, d]."""
-        inputs: list[Tensor] = []
-        arguments, named = self._call
-        projection = getattr(self.dense, self.projection)
-        with projection.register_forward_pre_hook(lambda _, given: inputs.append(given[0])):
-            self.dense(*arguments, **named)
-        return inputs[0]
+
+        def reached(module: nn.Module, given: tuple[Tensor]) -> None:
+            self._note(module, given)
+            raise _Reached
+
+        if self._input is None:
+            arguments, named = self._call
+            projection = getattr(self.dense, self.projection)
+            with projection.register_forward_pre_hook(reached), suppress(_Reached):
+                self.dense(*arguments, **named)
+        assert self._input is not None
+        return self._input
+
+
+class _Reached(Exception):  # noqa: N818
+    """Ends a pass through a module at its output projection."""
