@@ -1,4 +1,4 @@
-"""KL divergence between next-token distributions, from logits, in float32.
+"""KL divergence between next-token distributions, from logits, in float32: to measure, and to train with.
 
 Letters: n tokens, v vocabulary. KL(dense ‖ candidate) = Σ_v p (log p - log q), in nats; DarwinLM §3 uses it as fitness.
 """
@@ -9,12 +9,26 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 ROWS = 64
 """Maximum number of tokens that are compared at once."""
 
 CPU_ELEMENTS = 1 << 20
 """Maximum number of float32 logits at once on a CPU, so that they stay in its caches."""
+
+
+def log_probabilities(logits: Tensor) -> Tensor:
+    """Log-probabilities [n, v], float32, from logits [n, v]."""
+    return torch.log_softmax(logits.float(), -1)
+
+
+def summed_kl(logits: Tensor, log_p: Tensor) -> Tensor:
+    """Sum over tokens of KL(p ‖ candidate), a float32 scalar that can be differentiated.
+
+    From the candidate's logits [n, v] and `log_probabilities` of the dense model's.
+    """
+    return functional.kl_div(log_probabilities(logits), log_p, reduction="sum", log_target=True)
 
 
 class DenseDistribution:
@@ -28,7 +42,7 @@ class DenseDistribution:
         self.negative_entropy = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
         for start in range(0, len(logits), ROWS):
             piece = slice(start, start + ROWS)
-            log_p = torch.log_softmax(logits[piece].float(), dim=-1)
+            log_p = log_probabilities(logits[piece])
             p = torch.exp(log_p, out=self.probabilities[piece])
             self.negative_entropy[piece] = (p * log_p).sum(-1)
 

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional
+
+from darwinlm.evaluation.divergence import log_probabilities, summed_kl
 
 if TYPE_CHECKING:
     from darwinlm.recipe import RecoverySettings
@@ -20,9 +21,7 @@ if TYPE_CHECKING:
 
 def forward_kl(logits: Tensor, dense: Tensor) -> Tensor:
     """Sum over tokens of KL(dense ‖ model), a float32 scalar, from logits of both, [n, v]."""
-    log_q = torch.log_softmax(logits.float(), -1)
-    log_p = torch.log_softmax(dense.float(), -1)
-    return functional.kl_div(log_q, log_p, reduction="sum", log_target=True)
+    return summed_kl(logits, log_probabilities(dense))
 
 
 def next_token_loss(logits: Tensor, following: Tensor) -> Tensor:

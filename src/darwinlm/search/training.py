@@ -19,9 +19,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from darwinlm.evaluation.divergence import log_probabilities, summed_kl
 from darwinlm.runtime import parallel
 from darwinlm.runtime.memory import CPU, kept_memory, memory_of
 from darwinlm.search.fitness import Fitness
@@ -238,8 +238,7 @@ class CandidateTrainer:
 
         @torch.no_grad()
         def log_p(start: int) -> Tensor:
-            logits = self.decoder.head(hidden[start : start + LOGIT_TOKENS])
-            return functional.log_softmax(logits.float(), dim=-1)
+            return log_probabilities(self.decoder.head(hidden[start : start + LOGIT_TOKENS]))
 
         return functools.cache(log_p) if several else log_p
 
@@ -250,7 +249,6 @@ class CandidateTrainer:
             return
 
         def loss_of(part: slice, x: Tensor) -> Tensor:
-            log_q = functional.log_softmax(self.decoder.head(x).float(), dim=-1)
-            return functional.kl_div(log_q, expected(part.start), log_target=True, reduction="sum") / count
+            return summed_kl(self.decoder.head(x), expected(part.start)) / count
 
         chunked_loss(loss_of, hidden, (), LOGIT_TOKENS).backward()  # type: ignore[no-untyped-call]
