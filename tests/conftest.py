@@ -26,7 +26,7 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
-from darwinlm.evaluation import instructions, speed
+from darwinlm.evaluation import speed
 from darwinlm.pipeline import open_run
 from darwinlm.recipe import load_recipe, sections
 from darwinlm.runtime.clock import working_time
@@ -41,7 +41,6 @@ torch.set_num_threads(1)  # matrices this small gain nothing from threads, and w
 
 speed.NEW_TOKENS, speed.SPEED_ROUNDS = 4, 1  # as little as there can be to measure
 sections.LEAST_FOR_ANSWERS = 64
-instructions.NEW_TOKENS, instructions.TOPICS = 8, ("the sea",)
 
 MakeRun = Callable[..., Run]
 

@@ -213,6 +213,8 @@ def test_a_gguf_file_is_measured(command, tiny_text_file, gguf_bytes, tmp_path):
     ("options", "message"),
     [
         ("", "nothing to measure: give --suite, --text or --chat"),
+        ("--chat", "--chat compares answers with the original model's: name it with --against"),
+        ("--chat --against {model}", "writes no chats: the model has no chat template"),
         ("--suite pica", "there is no task 'pica': did you mean 'piqa'"),
         ("--suite piqa --dtype int8", "dtype int8: use auto, bfloat16"),
         ("--suite piqa --data-dir nowhere", "there is no such folder"),
@@ -224,7 +226,7 @@ def test_wrong_request(options, message, command, tiny_llama, tiny_text_file, mo
     if "pica" in options:  # the harness's whole index takes ten seconds to read
         index = SimpleNamespace(task_index=dict.fromkeys(["piqa", "sciq"]))
         monkeypatch.setattr(harness, "_manager", lambda only_known: index)
-    command("evaluate", tiny_llama, *options.format(text=tiny_text_file).split()).refused(
+    command("evaluate", tiny_llama, *options.format(text=tiny_text_file, model=tiny_llama).split()).refused(
         message.format(model=tiny_llama)
     )
 

@@ -1,4 +1,4 @@
-"""Figures of chat models: closeness on the dense model's answers, and instructions that a program checks."""
+"""Figures of chat models: closeness on the dense model's answers, and code."""
 
 import pytest
 import torch
@@ -7,8 +7,7 @@ from tests.tiny.tokenizer import EOS, tiny_tokenizer
 from torch.nn import functional
 
 from darwinlm.evaluation.answers import Answers, closeness, measure_answers, write_answers
-from darwinlm.evaluation.code import TASKS, compare_code, write_code
-from darwinlm.evaluation.instructions import RULES, greedy_answers, measure_instructions
+from darwinlm.evaluation.code import TASKS, compare_code, greedy_answers, write_code
 from darwinlm.runtime.errors import ModelError
 
 TEMPLATE = (
@@ -76,28 +75,6 @@ def test_the_dense_model_writes_the_answers(ending, tokenizer):
     assert "no chat template" in write_answers(ending, tiny_tokenizer(), 40)
 
 
-@pytest.mark.parametrize(
-    ("rule", "obeys", "fails"),
-    [
-        ("capitals", "THE SEA.", "The sea."),
-        ("lower case", "the sea.", "The sea."),
-        ("no commas", "the sea is blue", "the sea, it is blue"),
-        ("twelve words", "a b c", "a " * 13),
-        ("numbered", "1. a\n2. b\n3. c\n4. d", "1. a\n2. b\n3. c"),
-        ("dashes", "- a\n- b", "Here:\n- a\n- b"),
-        ("first word", "Once upon", "Then once"),
-        ("last word", "It stops finally.", "Finally it stops."),
-        ("keyword", "A yellow sun", "A red sun"),
-        ("question", "Is it?", "Is it? Is it?"),
-        ("one sentence", "It is 3.5 km long.", "It is. It was."),
-        ("title", "The Sea\nIt is blue.", "The sea is blue.\nYes."),
-    ],
-)
-def test_rules(rule, obeys, fails):
-    assert RULES[rule][1](obeys)
-    assert not RULES[rule][1](fails)
-
-
 def test_answers_are_the_models_own(ending, tokenizer):
     prompts = ["the sea", "a very long prompt about the sea"]
     together = greedy_answers(ending, tokenizer, prompts, 8)
@@ -109,11 +86,7 @@ def test_answers_are_the_models_own(ending, tokenizer):
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False, pad_token_id=0
         )
         assert answer == tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
-    assert len(RULES) == 12
-    figures = measure_instructions(ending, tokenizer)
-    assert figures.prompts == 12
-    assert 0 <= figures.followed <= 1
-    with pytest.raises(ModelError, match="no chat template: instructions are for chat models"):
+    with pytest.raises(ModelError, match="no chat template: coding tasks are for chat models"):
         greedy_answers(ending, tiny_tokenizer(), prompts, 8)
 
 

@@ -31,7 +31,7 @@ def evaluate(
     ] = None,
     chat: Annotated[
         bool,
-        typer.Option("--chat", help="Measure instructions followed, loops, and KL on answers of --against."),
+        typer.Option("--chat", help="Measure KL, agreement and code on new answers of --against."),
     ] = False,
     tokens: Annotated[int, arguments.number("TOKENS", "Tokens of each text")] = 16384,
     sequence_length: Annotated[int, arguments.number("TOKENS", "Tokens of each sequence", least=2)] = 512,
@@ -60,7 +60,7 @@ def evaluate(
         data_dir=data_dir,
         limit=limit,
         texts=tuple(text or ()),
-        against=against or (dense_of(model) if suite or text else None),
+        against=against or (dense_of(model) if suite or text or chat else None),
         tokens=tokens,
         sequence_length=sequence_length,
         batch_size=batch_size,

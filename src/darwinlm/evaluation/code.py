@@ -12,11 +12,16 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from darwinlm.evaluation.instructions import greedy_answers
+import torch
+
+from darwinlm.runtime import parallel
+from darwinlm.runtime.errors import ModelError
 from darwinlm.runtime.figures import CodeFigures
+from darwinlm.text.sampling.script import chat_parts, end_tokens
 
 NEW_TOKENS = 256
 """Maximum length of an answer."""
+PROMPTS_AT_ONCE = 32
 
 TASKS = (
     "reverses a string", "checks whether a number is prime", "returns the largest number of a list",
@@ -34,6 +39,32 @@ TASKS = (
     "finds the second largest element of a list", "returns the intersection of two lists",
     "capitalises the first letter of each word",
 )  # fmt: skip
+
+
+def greedy_answers(model: Any, tokenizer: Any, prompts: Sequence[str], new_tokens: int) -> list[str]:
+    """Greedy answers through the chat template; processes share the prompts. Raises ModelError without a template."""
+    parts = chat_parts(tokenizer)
+    if isinstance(parts, str):
+        raise ModelError(f"{parts}: coding tasks are for chat models")
+    questions = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    asked = tokenizer.apply_chat_template(questions, add_generation_prompt=True, return_dict=True)["input_ids"]
+    ends = end_tokens(model, tokenizer)
+    how: dict[str, Any] = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0}
+    how |= {"max_new_tokens": new_tokens, "eos_token_id": list(ends) or None, "pad_token_id": [*ends, 0][0]}
+    mine, found = list(parallel.mine(range(len(asked)))), dict[int, str]()
+    for start in range(0, len(mine), PROMPTS_AT_ONCE):
+        batch = mine[start : start + PROMPTS_AT_ONCE]
+        longest = max(len(asked[index]) for index in batch)
+        room = [longest - len(asked[index]) for index in batch]
+        ids = [[0] * left + list(asked[index]) for left, index in zip(room, batch, strict=True)]
+        mask = [[0] * left + [1] * (longest - left) for left in room]
+        given, seen = (torch.tensor(each, device=model.device) for each in (ids, mask))
+        out = model.generate(given, attention_mask=seen, **how)[:, longest:].tolist()
+        for index, new in zip(batch, out, strict=True):
+            end = next((place for place, token in enumerate(new) if token in ends), len(new))
+            found[index] = str(tokenizer.decode(new[:end], skip_special_tokens=True)).strip()
+    together = {index: answer for part in parallel.gather(found) for index, answer in part.items()}
+    return [together[index] for index in range(len(asked))]
 
 
 def write_code(model: Any, tokenizer: Any) -> list[str | None]:

@@ -60,6 +60,8 @@ class EvaluationRequest:
         """The tasks, after all checks that don't need a model. Raises DarwinLMError."""
         if self.suite is None and not self.texts and not self.chat:
             raise RecipeError("nothing to measure: give --suite, --text or --chat")
+        if self.chat and self.against is None:
+            raise RecipeError("--chat compares answers with the original model's: name it with --against")
         wanted = () if self.suite is None else parse_suite(self.suite)
         if wanted:
             harness.check_suite(wanted, self.data_dir)
@@ -96,7 +98,6 @@ class Evaluated:
     texts: list[TextScore] = field(default_factory=list)
     copying: list[Copied] = field(default_factory=list)
     chats: ChatFigures | None = None
-    dense: str | None = None
 
     def tables(self) -> Iterator[Table]:
         """Each table: headings, cells and remarks."""
@@ -171,33 +172,32 @@ def evaluate_model(request: EvaluationRequest, out: Path | None = None, console:
             models = _opened(request)
         opened, *dense = models.values()
         result = Evaluated(request, opened.params, opened.engine, dense_scores=list(done[1].values()))
-        result.dense = list(models)[1] if dense else None
         save = partial(_save, result, out, console)
         if request.texts:
             result.texts, result.copying = _texts(request, models)
         if request.chat:
+            batch_tokens, small, original = request.batch_size * request.sequence_length, *models
             result.chats = measure_chats(
-                [*models],
-                lambda name: models[name].model,
-                lambda name, tokens: models[name].decoder(tokens),
-                result.dense,
+                (original, small),
+                *dense,
+                opened,
                 opened.tokenizer,
                 tokens=request.tokens // 2,
-                batch_tokens=request.batch_size * request.sequence_length,
+                batch_tokens=batch_tokens,
             )
         if not done[0]:
             save("scores", [])
-        how: dict[str, Any] = {name: getattr(request, name) for name in ("data_dir", "limit", "batch_size")}
+        given: dict[str, Any] = {name: getattr(request, name) for name in ("data_dir", "limit", "batch_size")}
         if wanted:
             saved = partial(save, "scores")
-            harness.run_suite(opened.model, opened.tokenizer, wanted, **how, done=done[0], save=saved)
+            harness.run_suite(opened.model, opened.tokenizer, wanted, **given, done=done[0], save=saved)
         if wanted and request.against is not None:
             models.clear()
             del opened, dense
             with parallel.agree():
                 original = request.open(request.against)
             saved = partial(save, "dense_scores")
-            harness.run_suite(original.model, original.tokenizer, wanted, **how, done=done[1], save=saved)
+            harness.run_suite(original.model, original.tokenizer, wanted, **given, done=done[1], save=saved)
         return result
 
 

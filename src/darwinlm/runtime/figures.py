@@ -155,15 +155,6 @@ class FileChoice(Figures):
     dense: QuantisedFile | None = None
 
 
-class InstructionFigures(Figures):
-    """Share of prompts whose rule an answer follows, with its standard error, and of answers that end in a loop."""
-
-    prompts: int
-    followed: float
-    error: float
-    loops: float
-
-
 class CodeFigures(Figures):
     """Shares of answers to coding tasks whose code parses as Python, and whose code is that of the dense model."""
 
@@ -173,10 +164,9 @@ class CodeFigures(Figures):
 
 
 class ChatFigures(Figures):
-    """What models do as chat models, by name: on answers of the dense one, with instructions, and with coding tasks."""
+    """What models do as chat models, by name: on answers of the dense one, and with coding tasks."""
 
     answers: dict[str, AnswerFigures]
-    instructions: dict[str, InstructionFigures]
     code: dict[str, CodeFigures] = {}
 
 

@@ -41,7 +41,7 @@ def _measure(task: Task, teacher: Checkpoint, models: Models) -> None:
             )
     if reason:
         context.reporter.say(f"no figures on chats: {reason}")
-    parallel.in_main(write_json, task.folder / FIGURES, ChatFigures(answers=found, instructions={}).as_json())
+    parallel.in_main(write_json, task.folder / FIGURES, ChatFigures(answers=found).as_json())
 
 
 def _prevented(task: Task, teacher: Checkpoint) -> str:
@@ -61,7 +61,7 @@ CHATS = Stage(
     "chats",
     _measure,
     lambda task: read_as(task.folder / FIGURES, ChatFigures),
-    version=2,
+    version=3,
     writes="figures of chats, if the model is a chat model",
     key=lambda task: {"tokens": task.recipe.text.answer_tokens},
     arithmetic=True,

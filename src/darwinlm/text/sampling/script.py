@@ -122,8 +122,8 @@ def _text(tokenizer: Any, tokens: tuple[int, ...]) -> str:
     return str(tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
 
 
-def loops(tokens: tuple[int, ...] | list[str]) -> bool:
-    """Whether a sequence ends in a phrase of one to 32 tokens or words that stands three times in a row."""
+def loops(tokens: tuple[int, ...]) -> bool:
+    """Whether a sequence ends in a phrase of one to 32 tokens that stands three times in a row."""
     return any(
         len(tokens) >= 3 * n and tokens[-n:] == tokens[-2 * n : -n] == tokens[-3 * n : -2 * n] for n in range(1, 33)
     )
