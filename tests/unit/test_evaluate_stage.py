@@ -67,15 +67,13 @@ class Timed:
         Timed.now += self.token * max_new_tokens
 
 
-@pytest.mark.parametrize(("late", "seconds", "passes"), [(False, 100, 4), (True, 100, 2), (False, 5, 2)])
-def test_speeds_are_tokens_by_seconds_of_rounds_after_the_first(
-    monkeypatch, late: bool, seconds: float, passes: int
-) -> None:
+@pytest.mark.parametrize(("seconds", "passes"), [(100, 4), (5, 2)])
+def test_speeds_are_tokens_by_seconds_of_rounds_after_the_first(monkeypatch, seconds: float, passes: int) -> None:
     monkeypatch.setattr(speed, "now", lambda device: Timed.now)
     monkeypatch.setattr(speed, "SPEED_ROUNDS", 3)
     monkeypatch.setattr(speed, "SPEED_SECONDS", seconds)
     models = {"dense": Timed(2.0, 0.5), "small": Timed(0.5, 0.25)}
-    found = measure_speed(models, torch.zeros(1, 32, dtype=torch.int64), late=lambda: late)
+    found = measure_speed(models, torch.zeros(1, 32, dtype=torch.int64))
     spread = 0.0 if passes > 2 else None
     assert found == {"dense": Speed(16.0, 2.0, spread), "small": Speed(64.0, 4.0, spread)}
     assert {model.passes for model in models.values()} == {passes}

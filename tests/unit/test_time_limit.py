@@ -1,4 +1,4 @@
-"""A time limit chooses one of three amounts of text, and ends search, recovery and figures."""
+"""A time limit chooses one of three amounts of text, and ends search and recovery."""
 
 import re
 from dataclasses import replace
@@ -15,18 +15,18 @@ from darwinlm.report import wording
 from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.figures import StageTime, TimeFigures
 from darwinlm.stages.execution import limit as limits
-from darwinlm.stages.execution.limit import ENDING, FIXED, MEASURED, MEASURING, TimeLimit, limited
+from darwinlm.stages.execution.limit import ENDING, FIXED, TimeLimit, limited
 from darwinlm.stages.execution.sizes import Sizes
 from darwinlm.stages.execution.table import rows_of
 
 CPU = torch.device("cpu")
 PLANNED = {"text": 0.0, "gradients": 10.0, "database": 30.0, "search": 60.0, "stitch": 2.0, "refit": 18.0}
-PLANNED |= {"recover": 20.0, "export": 0.0, "chats": 50.0, "evaluate": 50.0}
+PLANNED |= {"recover": 20.0, "export": 0.0, "chats": 12.0, "evaluate": 18.0}
 
 
 def fixed_operations(recipe: Recipe) -> float:
     rows = rows_of(Sizes(Checkpoint.describe(Path(str(recipe.model))), recipe), on_cpu=True, memory=1e12)
-    return sum(row.operations for row in rows if row.stage not in (*ENDING, *MEASURING))
+    return sum(row.operations for row in rows if row.stage not in ENDING)
 
 
 @pytest.fixture
@@ -80,27 +80,20 @@ def left(stage: str, *done: tuple[str, float], used: float = 40.0, planned: dict
 
 
 def test_the_search_leaves_their_time_to_later_stages() -> None:
-    room = 300 - 40 - MEASURED * 300 - (2 + 18)
+    room = 300 - 40 - (2 + 18 + 12 + 18)
     assert left("search", ("gradients", 10.0), ("database", 30.0)) == pytest.approx(room * 60 / 80, abs=0.1)
     alone = {name: seconds for name, seconds in PLANNED.items() if name != "recover"}
     assert left("search", planned=alone) == pytest.approx(room, abs=0.1)
-    assert left("recover", used=200.0) == pytest.approx(300 - 200 - MEASURED * 300, abs=0.1)
+    assert left("recover", used=200.0) == pytest.approx(300 - 200 - (12 + 18), abs=0.1)
 
 
 def test_a_run_that_was_slower_than_planned_leaves_more_to_them() -> None:
     """Stages that were reused say nothing about the speed."""
     slow = left("search", ("gradients", 30.0), ("database", 90.0), used=120.0)
-    assert slow == pytest.approx((300 - 120 - MEASURED * 300 - 3 * (2 + 18)) * 60 / 80, abs=0.1)
+    assert slow == pytest.approx((300 - 120 - 3 * (2 + 18 + 12 + 18)) * 60 / 80, abs=0.1)
     limit = TimeLimit(300.0, working_time() - 40, PLANNED)
     assert limit.left("search", [StageTime("database", 900.0, reused=True)]) == pytest.approx(left("search"), abs=0.1)
     assert left("search", used=500.0) == 0
-
-
-def test_figures_have_a_tenth_of_the_limit() -> None:
-    tenth = MEASURED * 300
-    assert left("chats") == tenth / 2
-    assert left("evaluate", ("chats", 5.0)) == tenth - 5
-    assert left("evaluate") == tenth
 
 
 def test_sizes_share_what_is_left() -> None:

@@ -5,7 +5,7 @@ Letters: n tokens, v vocabulary. All figures are of next tokens of answers, give
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -39,11 +39,10 @@ class Answers:
 
 
 @torch.no_grad()
-def write_answers(dense: Any, tokenizer: Any, tokens: int, late: Callable[[], bool] = lambda: False) -> Answers | str:
+def write_answers(dense: Any, tokenizer: Any, tokens: int) -> Answers | str:
     """Let the dense model write chats with at least `tokens` answer tokens, or the reason why it can't.
 
-    Processes share the work. Chats without an answer are left out. After the first ones, no more are written once
-    `late` says so.
+    Processes share the work. Chats without an answer are left out.
     """
     length = min(LENGTH, getattr(dense.config, "max_position_embeddings", None) or LENGTH)
     script = chats(dense, tokenizer, length)
@@ -53,7 +52,7 @@ def write_answers(dense: Any, tokenizer: Any, tokens: int, late: Callable[[], bo
     written: list[Sampled] = []
     number, count, wanted = FIRST + parallel.place(), 0, -(-tokens // parallel.size())
     most = wanted // CHATS_AT_ONCE + CHATS_AT_ONCE  # so that a model without answers comes to an end
-    while count < wanted and len(written) < most and not (count and late()):
+    while count < wanted and len(written) < most:
         numbers = range(number, number + CHATS_AT_ONCE * parallel.size(), parallel.size())
         number = numbers.stop
         for sampled in sampler.sample(iter(numbers)):

@@ -9,7 +9,7 @@ Letters: b sequences, t tokens in each, n repeated tokens.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,38 +147,29 @@ def all_copying(
 
 @torch.no_grad()
 def measure_copying(
-    models: Mapping[str, Any],
-    copying: Sequence[Copying],
-    *,
-    batch_tokens: int,
-    late: Callable[[], bool] | None = None,
+    models: Mapping[str, Any], copying: Sequence[Copying], *, batch_tokens: int
 ) -> dict[str, list[CopyingScore]]:
-    """Accuracy and loss of several models on the same sequences, which processes share.
-
-    A model reads all kinds in one walk. If `late` tells, in the first process, whether to leave out the remaining ones,
-    it reads them one by one.
-    """
-    scores: dict[str, list[CopyingScore]] = {name: [] for name in models}
-    for kinds in [copying] if late is None else [[each] for each in copying]:
-        if late is not None and parallel.broadcast(late()):
-            break
-        kind_of, batches = _batches(kinds, batch_tokens)
-        sums = torch.zeros(len(models), len(kinds), 3, dtype=torch.float64)
-        for rows, model in zip(sums, map(reading, models.values()), strict=True):
-            walk = model.through(batches, keep=[kinds[kind].n for kind in kind_of]) if batches else ()
-            with model.with_head():
-                for kind, batch, states in zip(kind_of, batches, walk, strict=True):
-                    targets = batch[:, 1 - kinds[kind].n :].flatten().to(states.device)
-                    parts = (torch.split(each, model.head_tokens) for each in (states[:, :-1].flatten(0, 1), targets))
-                    for state, target in zip(*parts, strict=True):
-                        logits = model.head(state)
-                        right = (logits.argmax(-1) == target).sum()
-                        lost = exact(token_losses(logits, target)).sum(dtype=torch.float64)
-                        rows[kind] += torch.tensor([float(right), float(lost), len(target)], dtype=torch.float64)
-        for name, rows in zip(models, parallel.all_reduce(sums).tolist(), strict=True):
-            for each, (right, lost, count) in zip(kinds, rows, strict=True):
-                scores[name].append(CopyingScore(each.name, right / count, lost / count, int(count)))
-    return scores
+    """Accuracy and loss of several models on the same sequences, which processes share, in one walk of each model."""
+    kind_of, batches = _batches(copying, batch_tokens)
+    sums = torch.zeros(len(models), len(copying), 3, dtype=torch.float64)
+    for rows, model in zip(sums, map(reading, models.values()), strict=True):
+        walk = model.through(batches, keep=[copying[kind].n for kind in kind_of]) if batches else ()
+        with model.with_head():
+            for kind, batch, states in zip(kind_of, batches, walk, strict=True):
+                targets = batch[:, 1 - copying[kind].n :].flatten().to(states.device)
+                parts = (torch.split(each, model.head_tokens) for each in (states[:, :-1].flatten(0, 1), targets))
+                for state, target in zip(*parts, strict=True):
+                    logits = model.head(state)
+                    right = (logits.argmax(-1) == target).sum()
+                    lost = exact(token_losses(logits, target)).sum(dtype=torch.float64)
+                    rows[kind] += torch.tensor([float(right), float(lost), len(target)], dtype=torch.float64)
+    return {
+        name: [
+            CopyingScore(kind.name, right / count, lost / count, int(count))
+            for kind, (right, lost, count) in zip(copying, rows, strict=True)
+        ]
+        for name, rows in zip(models, parallel.all_reduce(sums).tolist(), strict=True)
+    }
 
 
 def _batches(kinds: Sequence[Copying], batch_tokens: int) -> tuple[list[int], list[Tensor]]:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,29 +39,6 @@ class Quality:
     kl: float
     tokens: int
     agreement: float
-
-
-class Read(Protocol):
-    """A model that text is read with: first through its blocks, then through its head."""
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the model."""
-
-    def through(
-        self, batches: Sequence[Tensor], *, keep: Sequence[int] = (), memory: HiddenMemory | None = None
-    ) -> Iterable[Tensor]:
-        """States [b, t, m] behind the last block for batches [b, t]; those of so many last positions of each batch."""
-
-    def head(self, states: Tensor) -> Tensor:
-        """Logits [n, v] of states [n, m]."""
-
-    @property
-    def head_tokens(self) -> int:
-        """Tokens whose logits are computed at once."""
-
-    def with_head(self, like: object = None) -> AbstractContextManager[None]:
-        """The head, while the body runs; that of a model `like` this one is shared if it is equal."""
 
 
 class WholeModel:
@@ -96,7 +73,11 @@ class WholeModel:
         return nullcontext()
 
 
-def reading(model: Any) -> Read:
+Reader = Decoder | WholeModel
+"""A model that text is read with: first through its blocks, then through its head."""
+
+
+def reading(model: Any) -> Reader:
     """A decoder, or a whole model of transformers, to read text with."""
     return model if isinstance(model, Decoder) else WholeModel(model)
 
@@ -110,54 +91,43 @@ def measure_quality(
     batch_tokens: int,
     memory: HiddenMemory | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    late: Callable[[], bool] | None = None,
 ) -> dict[str, Quality]:
     """Measure several models on the same tokens; processes share the sequences.
 
     `tokens` is [n, t] held-out text. Models are decoders, or whole models of transformers. The dense model, the
     reference of the KL, may be among them. Streams of decoders may go where `memory` says. One walk takes all batches,
-    so that weights are read once. If `late` tells whether this process stops, walks take one batch,
-    then two, four and so on. `progress` gets the finished passes of a batch through a model, and all of them.
+    so that weights are read once. `progress` gets the finished passes of a batch through a model, and all of them.
 
     Raises NumericsError if a loss isn't finite.
     """
-    tokens = tokens[parallel.place() :: parallel.size()]
+    share = tokens[parallel.place() :: parallel.size()]
     readers = {id(model): reading(model) for model in (dense, *models.values())}
     places = [list(readers).index(id(model)) for model in models.values()]
-    sequences = max(1, batch_tokens // tokens.shape[1])
     sums = torch.zeros(len(models), 3, dtype=torch.float64)
-    measured, done, passes = 0, 0, 0
-    whole = sum(isinstance(reader, WholeModel) for reader in readers.values())
-    batches = torch.split(tokens, sequences) if len(tokens) else ()
-    while done < len(batches):
-        walk = batches if late is None else batches[done : 2 * done + 1]
+    batches = torch.split(share, max(1, batch_tokens // tokens.shape[1])) if len(share) else ()
+    whole, passes = sum(isinstance(reader, WholeModel) for reader in readers.values()), 0
+    with ExitStack() as heads:
         ends = []
-        for reader in readers.values():
-            ends.append(iter(reader.through(walk, memory=memory)))
+        for reader in readers.values() if batches else ():
+            ends.append(iter(reader.through(batches, memory=memory)))
             if not isinstance(reader, WholeModel):
-                passes += len(walk)
+                passes += len(batches)
                 progress(passes, len(readers) * len(batches))
-        with ExitStack() as heads:
-            for reader in readers.values():
-                heads.enter_context(reader.with_head(readers[id(dense)]))
-            # Of logits; blocks that come and go would fragment it.
-            heads.enter_context(kept_memory(readers[id(dense)].device))
-            for batch in walk:
-                found = _measure_batch(list(readers.values()), [next(end).flatten(0, 1) for end in ends], batch)
-                sums += torch.stack([found[place] for place in places]) if places else sums
-                measured, done = measured + len(batch), done + 1
-                if whole:  # their passes are made here
-                    passes += whole
-                    progress(passes, len(readers) * len(batches))
-        if late is not None and late():
-            break
-    measured = int(parallel.all_reduce(torch.tensor([measured])))
+        for reader in readers.values() if batches else ():
+            heads.enter_context(reader.with_head(readers[id(dense)]))
+        # Of logits; blocks that come and go would fragment it.
+        heads.enter_context(kept_memory(readers[id(dense)].device))
+        for batch in batches:
+            found = _measure_batch(list(readers.values()), [next(end).flatten(0, 1) for end in ends], batch)
+            sums += torch.stack([found[place] for place in places]) if places else sums
+            if whole:  # their passes are made here
+                passes += whole
+                progress(passes, len(readers) * len(batches))
     sums = parallel.all_reduce(sums)
     for name, total in zip(models, sums, strict=True):
         if not bool(total.isfinite().all()):
             raise NumericsError(f"the losses of {name} aren't finite (NaN or infinity): try float32, or another model")
-    length = tokens.shape[1]
-    return {name: _quality(total, measured * length, length) for name, total in zip(models, sums, strict=True)}
+    return {name: _quality(total, tokens.numel(), tokens.shape[1]) for name, total in zip(models, sums, strict=True)}
 
 
 def _quality(sums: Tensor, tokens: int, length: int) -> Quality:
@@ -172,7 +142,7 @@ def _quality(sums: Tensor, tokens: int, length: int) -> Quality:
     )
 
 
-def _measure_batch(readers: Sequence[Read], states: Sequence[Tensor], batch: Tensor) -> Tensor:
+def _measure_batch(readers: Sequence[Reader], states: Sequence[Tensor], batch: Tensor) -> Tensor:
     """Sums of cross-entropy, KL and agreement of the first rank over a batch, float64 [3] for each model.
 
     The first model is the reference. A separate function, so that states are released after each batch.

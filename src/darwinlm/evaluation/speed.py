@@ -47,18 +47,10 @@ class Speed:
 
 
 @torch.no_grad()
-def measure_speed(
-    models: Mapping[str, Any],
-    prompt: Tensor,
-    *,
-    late: Callable[[], bool] = lambda: False,
-) -> dict[str, Speed]:
+def measure_speed(models: Mapping[str, Any], prompt: Tensor) -> dict[str, Speed]:
     """Time prompt processing and decoding: one warm-up, then up to `SPEED_ROUNDS` rounds over all models.
 
-    Args:
-        models: Models by name.
-        prompt: [1, t] tokens.
-        late: Whether to stop after this round; there is one after the warm-up at least.
+    The prompt is [1, t] tokens.
     """
     prompts: dict[str, list[float]] = {name: [] for name in models}
     decodes: dict[str, list[float]] = {name: [] for name in models}
@@ -73,7 +65,7 @@ def measure_speed(
                 prompts[name].append(prompt.shape[1] / seconds)
                 decodes[name].append(NEW_TOKENS / whole)
                 timed += seconds + whole
-        if number and (timed > SPEED_SECONDS or late()):
+        if number and timed > SPEED_SECONDS:
             break
     return {name: _speed(prompts[name], decodes[name]) for name in models}
 

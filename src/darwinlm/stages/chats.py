@@ -6,7 +6,6 @@ from darwinlm.evaluation.answers import measure_answers, write_answers
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.runtime import amounts, parallel
 from darwinlm.runtime.artifact import read_as, write_json
-from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.figures import AnswerFigures, ChatFigures
 from darwinlm.runtime.memory import memory_of
 from darwinlm.stages.evaluate import Models
@@ -24,9 +23,8 @@ def _measure(task: Task, teacher: Checkpoint, models: Models) -> None:
     reason = _prevented(task, teacher)
     if not reason:
         chosen = [name for name in models.readers if name in ("uniform", "before", [*models.readers][-1])]
-        tokens, ends = task.recipe.text.answer_tokens, working_time() + task.left(CHATS.name)
         dense = load_whole(task, models.whole["dense"])
-        written = write_answers(dense, teacher.tokenizer(), tokens, lambda: working_time() > ends)
+        written = write_answers(dense, teacher.tokenizer(), task.recipe.text.answer_tokens)
         del dense
         if isinstance(written, str):
             reason = f"dense writes no chats: {written}"

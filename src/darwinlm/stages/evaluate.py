@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -23,7 +22,6 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.runtime import parallel
 from darwinlm.runtime.amounts import size
 from darwinlm.runtime.artifact import digest_of, read_as, write_json
-from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.figures import LookingBackFigures, ModelFigures, ModelKey
 from darwinlm.runtime.memory import memory_of
 from darwinlm.stages.database import PruningDatabase
@@ -42,8 +40,6 @@ from darwinlm.text import TokenSequences
 from darwinlm.text.sampling.script import chat_parts
 
 FIGURES = "models.json"
-QUALITY, COPYING, SPEED = 0.45, 0.65, 0.85
-"""Shares of a limited time after which each measurement stops."""
 
 Measured = dict[ModelKey, ModelFigures]
 
@@ -136,18 +132,12 @@ EVALUATE = Stage(
 """Figures of each model, on the same held-out text."""
 
 
-def _late(task: Task) -> Callable[[float], Callable[[], bool] | None]:
-    """For a share of the time until the evaluation must end: whether this share has passed; None without a limit."""
-    begun, left = working_time(), task.left(EVALUATE.name)
-    return lambda share: None if left == math.inf else lambda: working_time() - begun > share * left
-
-
 def measure_models(task: Task, dense: Checkpoint, models: Models, text: TokenSequences, dtype: torch.dtype) -> Measured:
     """Measure models on the same text, block by block; processes share it.
 
     Models compute in the run's element type; their sizes in bytes are those in `dtype`. Whole models are timed.
     """
-    context, tokens, late = task.context, text.tokens, _late(task)
+    context, tokens = task.context, text.tokens
     tokenizer = dense.tokenizer()
     sequences, remarks = all_copying(
         tokenizer, tokens, longest_sequence(dense.config), lists=number_of_lists(tokens.numel())
@@ -164,15 +154,12 @@ def measure_models(task: Task, dense: Checkpoint, models: Models, text: TokenSeq
         batch_tokens=context.batch_tokens,
         memory=HiddenMemory(task.folder),
         progress=context.reporter.advance,
-        late=late(QUALITY),
     )
-    copied = measure_copying(decoders, sequences, batch_tokens=context.batch_tokens, late=late(COPYING))
-    if skipped := [each.name for each in sequences[len(copied["dense"]) :]]:
-        remarks.append(f"copying was not measured for lack of time: {'; '.join(skipped)}")
+    copied = measure_copying(decoders, sequences, batch_tokens=context.batch_tokens)
     params = {name: int(decoders[name].params) for name in models.readers}
     in_blocks = {name: block_parameters(decoders[name].model, dense.family.layers) for name in models.readers}
     del decoders
-    used = _use(task, models, params, tokenizer, tokens[:1], late(SPEED) or (lambda: False))
+    used = _use(task, models, params, tokenizer, tokens[:1])
     figures: Measured = {}
     for name in models.readers:
         figures[name] = ModelFigures(
@@ -187,7 +174,7 @@ def measure_models(task: Task, dense: Checkpoint, models: Models, text: TokenSeq
 
 
 def _use(
-    task: Task, models: Models, params: Mapping[ModelKey, int], tokenizer: Any, prompt: Tensor, late: Callable[[], bool]
+    task: Task, models: Models, params: Mapping[ModelKey, int], tokenizer: Any, prompt: Tensor
 ) -> dict[ModelKey, dict[str, Any]]:
     """Speeds and continuations of the dense model and of the saved one, as figures, by model.
 
@@ -204,8 +191,8 @@ def _use(
         )
     elif parallel.is_main():
         held: dict[str, Any] = {name: load_whole(task, checkpoint) for name, checkpoint in models.whole.items()}
-        speeds = measure_speed(held, prompt, late=late)
-        prompts = prompts_for(tokenizer)[: 1 if late() else None]
+        speeds = measure_speed(held, prompt)
+        prompts = prompts_for(tokenizer)
         for name in models.whole:
             figures[name] = {
                 "tokens_per_second": speeds[name].prompt,

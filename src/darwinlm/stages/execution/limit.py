@@ -21,11 +21,9 @@ from darwinlm.stages.execution.sizes import Sizes
 from darwinlm.stages.execution.table import rows_of
 
 FILE = "time_limit.json"
-FIXED, MEASURED = 0.4, 0.1
-"""Share of the limit that stages may take which can't end early, and share for figures. The first leaves time to the
-search on a machine that turns out to be twice as slow."""
+FIXED = 0.5
+"""Share of the limit that stages may take which can't end early."""
 ENDING = ("search", "recover")
-MEASURING = ("chats", "evaluate")
 
 
 @dataclass(frozen=True)
@@ -58,15 +56,12 @@ class TimeLimit:
         processes.
         """
         done = {each.name: each.seconds for each in times if not each.reused}
-        figures = MEASURED * self.seconds
-        if stage in MEASURING:
-            return parallel.broadcast(figures / 2 if stage == MEASURING[0] else figures - done.get(MEASURING[0], 0.0))
         timed = [name for name in done if self.planned.get(name)]
         slower = sum(done[name] for name in timed) / sum(self.planned[name] for name in timed) if timed else 1.0
         later = [*self.planned][[*self.planned].index(stage) :]
-        fixed = sum(self.planned[name] for name in later if name not in (*ENDING, *MEASURING))
+        fixed = sum(self.planned[name] for name in later if name not in ENDING)
         shared = sum(self.planned[name] for name in later if name in ENDING)
-        room = self.seconds - self.used - figures - slower * fixed
+        room = self.seconds - self.used - slower * fixed
         return parallel.broadcast(max(room, 0.0) * self.planned[stage] / shared)
 
 
@@ -93,7 +88,7 @@ def limited(
                 chosen = load_recipe(recipe, (), {"preset": name})
                 rows = rows_of(Sizes(source, chosen), on_cpu=device.type == "cpu", memory=memory_for(chosen, device))
                 planned = {row.stage: row.operations / rate / parallel.size() for row in rows}
-                if sum(planned[each] for each in planned if each not in (*ENDING, *MEASURING)) <= FIXED * seconds:
+                if sum(planned[each] for each in planned if each not in ENDING) <= FIXED * seconds:
                     break
             mark(folder)
             write_json(file, {"seconds": seconds, "preset": chosen.preset})
