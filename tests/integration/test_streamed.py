@@ -10,7 +10,6 @@ from transformers import AutoModelForCausalLM
 from darwinlm.evaluation.answers import Answers, measure_answers
 from darwinlm.evaluation.looking_back import Copying, measure_copying
 from darwinlm.evaluation.quality import measure_quality
-from darwinlm.evaluation.text import measure_text
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.search.fitness import Clock, Fitness
 from darwinlm.search.gradients import Gradients
@@ -96,8 +95,7 @@ def test_an_evaluation_reads_every_block_once_for_text_and_once_for_copying(mode
     assert measure_copying({"it": narrow}, [], batch_tokens=16) == {"it": []}
     assert not narrow.read, "nothing to read"
     on_disk = HiddenMemory(tmp_path, "file")
-    score = measure_text(narrow, None, "text", text, batch_tokens=32, memory=on_disk)
-    assert score.perplexity == found[0]["it"].perplexity
+    assert measure_quality(narrow, {"it": narrow}, text, batch_tokens=32, memory=on_disk) == found[0]
     (expected,), (copied,) = (each.values() for each in measured(whole))
     (quality,), (scores,) = (each.values() for each in found)
     assert (quality.perplexity, quality.tokens) == (pytest.approx(expected.perplexity, rel=1e-5), expected.tokens)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from darwinlm.evaluation.answers import measure_answers, write_answers
@@ -13,22 +13,21 @@ from darwinlm.runtime.figures import ChatFigures
 from darwinlm.runtime.tables import Table
 
 
-def measure_chats(
-    names: tuple[str, str], dense: Any, small: Any, tokenizer: Any, *, tokens: int, batch_tokens: int
-) -> ChatFigures:
+def measure_chats(models: Mapping[str, Any], *, tokens: int, batch_tokens: int) -> ChatFigures:
     """Measure a model against the dense one; processes share the work.
 
-    `names` are those of the dense model and of the other one, both `engines.opened.Opened`. The dense one writes at
-    least `tokens` tokens of answers. Raises ModelError if the models can't chat.
+    `models` are these two by name, `engines.opened.Opened`. The dense one writes at least `tokens` tokens of answers.
+    Raises ModelError if the models can't chat.
     """
-    written = write_answers(dense.model, tokenizer, tokens)
+    (name, small), (original, dense) = models.items()
+    written = write_answers(dense.model, small.tokenizer, tokens)
     if isinstance(written, str):
-        raise ModelError(f"{names[0]} writes no chats: {written}")
-    readers = {names[1]: small.decoder(written.tokens)}
+        raise ModelError(f"{original} writes no chats: {written}")
+    readers = {name: small.decoder(written.tokens)}
     answers = measure_answers(dense.decoder(written.tokens), readers, written, batch_tokens=batch_tokens)
-    blocks = {name: write_code(each.model, tokenizer) for name, each in zip(names, (dense, small), strict=True)}
-    code = {name: compare_code(each, blocks[names[0]]) for name, each in blocks.items()}
-    return ChatFigures(answers=answers, code={name: each for name, each in code.items() if each is not None})
+    blocks = {key: write_code(each.model, small.tokenizer) for key, each in models.items()}
+    code = {key: compare_code(each, blocks[original]) for key, each in blocks.items()}
+    return ChatFigures(answers=answers, code={key: each for key, each in code.items() if each is not None})
 
 
 def chat_tables(found: ChatFigures, name: Callable[[str], str] = str) -> Iterator[Table]:

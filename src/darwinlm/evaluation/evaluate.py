@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,8 +17,9 @@ from darwinlm.engines.opened import Opened, open_model
 from darwinlm.evaluation import harness, summary
 from darwinlm.evaluation.chat_scores import chat_tables, measure_chats
 from darwinlm.evaluation.looking_back import all_copying, longest_sequence, measure_copying
+from darwinlm.evaluation.quality import measure_quality
 from darwinlm.evaluation.suites import Wanted, parse_suite
-from darwinlm.evaluation.text import TextScore, measure_text, pack, share_vocabulary
+from darwinlm.evaluation.text import pack, share_vocabulary
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import read_json, write_json
 from darwinlm.runtime.compute import resolve_device, resolve_dtype
@@ -27,15 +29,6 @@ from darwinlm.runtime.lock import hold_target
 from darwinlm.runtime.places import check_output
 from darwinlm.runtime.tables import Table
 from darwinlm.streaming.hidden import HiddenMemory
-
-
-@dataclass(frozen=True)
-class Copied:
-    """Copying scores of a model. `remarks` name the kinds of sequences that were left out, and the reasons."""
-
-    model: str
-    scores: tuple[CopyingScore, ...]
-    remarks: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -88,15 +81,22 @@ class EvaluationRequest:
 
 @dataclass
 class Evaluated:
-    """Results of an evaluation. Copying is that of the model, and of the dense one if there is one; so are scores."""
+    """Results of an evaluation.
+
+    Attributes:
+        texts: Figures on each text, with the names of the JSON.
+        copying: Scores of the model, and of the dense one if there is one, by name.
+        left_out: The kinds of sequences without scores, and the reasons.
+    """
 
     request: EvaluationRequest
     params: int = 0
     engine: str = ""
     scores: list[harness.TaskScore] = field(default_factory=list)
     dense_scores: list[harness.TaskScore] = field(default_factory=list)
-    texts: list[TextScore] = field(default_factory=list)
-    copying: list[Copied] = field(default_factory=list)
+    texts: list[dict[str, Any]] = field(default_factory=list)
+    copying: dict[str, list[CopyingScore]] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
     chats: ChatFigures | None = None
 
     def tables(self) -> Iterator[Table]:
@@ -104,13 +104,12 @@ class Evaluated:
         if self.texts:
             yield from _text_tables(self.texts, self.engine)
         if self.copying:
-            names = [score.name for score in self.copying[0].scores]
-            shares = [
-                [f"{summary.percent(score.accuracy)} ({score.loss:.2f})" for score in each.scores]
-                for each in self.copying
+            names = [score.name for score in next(iter(self.copying.values()))]
+            cells = [
+                (model, *([f"{summary.percent(each.accuracy)} ({each.loss:.2f})" for each in row] or ["not measured"]))
+                for model, row in self.copying.items()
             ]
-            cells = [(each.model, *(row or ["not measured"])) for each, row in zip(self.copying, shares, strict=True)]
-            yield ("copied, %, and loss in nats", *(names or [""])), cells, list(self.copying[0].remarks)
+            yield ("copied, %, and loss in nats", *(names or [""])), cells, self.left_out
         if self.chats is not None:
             yield from chat_tables(self.chats)
         if self.scores:
@@ -125,8 +124,11 @@ class Evaluated:
             "request": self.request.key() | {"suite": self.request.suite},
             "params": self.params,
             "engine": self.engine,
-            "texts": [asdict(text) for text in self.texts],
-            "copying": [asdict(copied) for copied in self.copying],
+            "texts": self.texts,
+            "copying": [
+                {"model": model, "scores": [asdict(score) for score in row], "remarks": self.left_out}
+                for model, row in self.copying.items()
+            ],
             "chat": None if self.chats is None else self.chats.as_json(),
             "tasks": harness.as_json(self.scores),
             "dense_tasks": harness.as_json(self.dense_scores),
@@ -135,17 +137,17 @@ class Evaluated:
         }
 
 
-def _text_tables(texts: list[TextScore], engine: str) -> Iterator[Table]:
+def _text_tables(texts: list[dict[str, Any]], engine: str) -> Iterator[Table]:
     """Perplexity and, of texts that were measured against another model, KL and agreement."""
     number, percent = summary.number, summary.percent
     cells: list[tuple[str, ...]] = []
     for text in texts:
-        perplexities = (number(text.perplexity, ".4g"), number(text.dense_perplexity, ".4g"))
-        cells.append((text.source, f"{text.tokens}", *perplexities, number(text.kl, ".4f"), percent(text.agreement)))
+        perplexities = (number(text["perplexity"], ".4g"), number(text["dense_perplexity"], ".4g"))
+        kl, same = number(text["kl"], ".4f"), percent(text["agreement"])
+        cells.append((text["source"], f"{text['tokens']}", *perplexities, kl, same))
     remarks = [f"run by {engine}"]
-    if len(compared := [text for text in texts if text.kl is not None]) > 1:
-        worst = max(compared, key=lambda text: text.kl or 0.0)
-        remarks.append(f"the highest KL is on {worst.source}")
+    if len(compared := [text for text in texts if text["kl"] is not None]) > 1:
+        remarks.append(f"the highest KL is on {max(compared, key=itemgetter('kl'))['source']}")
     yield ("text", "tokens", "perplexity", "dense perplexity", "KL, nats per token", "same token, %"), cells, remarks
 
 
@@ -170,21 +172,14 @@ def evaluate_model(request: EvaluationRequest, out: Path | None = None, console:
         done = parallel.broadcast(done)
         with parallel.agree():
             models = _opened(request)
-        opened, *dense = models.values()
+        opened = next(iter(models.values()))
         result = Evaluated(request, opened.params, opened.engine, dense_scores=list(done[1].values()))
         save = partial(_save, result, out, console)
         if request.texts:
-            result.texts, result.copying = _texts(request, models)
+            _measure_texts(request, models, result)
         if request.chat:
-            batch_tokens, small, original = request.batch_size * request.sequence_length, *models
-            result.chats = measure_chats(
-                (original, small),
-                *dense,
-                opened,
-                opened.tokenizer,
-                tokens=request.tokens // 2,
-                batch_tokens=batch_tokens,
-            )
+            batch_tokens = request.batch_size * request.sequence_length
+            result.chats = measure_chats(models, tokens=request.tokens // 2, batch_tokens=batch_tokens)
         if not done[0]:
             save("scores", [])
         given: dict[str, Any] = {name: getattr(request, name) for name in ("data_dir", "limit", "batch_size")}
@@ -193,7 +188,7 @@ def evaluate_model(request: EvaluationRequest, out: Path | None = None, console:
             harness.run_suite(opened.model, opened.tokenizer, wanted, **given, done=done[0], save=saved)
         if wanted and request.against is not None:
             models.clear()
-            del opened, dense
+            del opened
             with parallel.agree():
                 original = request.open(request.against)
             saved = partial(save, "dense_scores")
@@ -225,8 +220,8 @@ def _opened(request: EvaluationRequest) -> dict[str, Opened]:
     return models
 
 
-def _texts(request: EvaluationRequest, models: dict[str, Opened]) -> tuple[list[TextScore], list[Copied]]:
-    """Scores of texts, then copying of lists and of the first text's passages, for all models."""
+def _measure_texts(request: EvaluationRequest, models: dict[str, Opened], result: Evaluated) -> None:
+    """Figures on texts, then copying of lists and of the first text's passages, for all models."""
     opened = next(iter(models.values()))
     packed = {
         source: pack(source, opened.tokenizer, sequence_length=request.sequence_length, max_tokens=request.tokens)
@@ -240,15 +235,19 @@ def _texts(request: EvaluationRequest, models: dict[str, Opened]) -> tuple[list[
             f"--sequence-length is {request.sequence_length}, but {opened.source} takes {longest} tokens at most"
         )
     batch_tokens = request.batch_size * request.sequence_length
-    sequences, remarks = all_copying(opened.tokenizer, next(iter(packed.values())), longest)
+    sequences, result.left_out = all_copying(opened.tokenizer, next(iter(packed.values())), longest)
     read = torch.cat([text.flatten() for text in (*packed.values(), *(each.tokens for each in sequences))])
     readers = {name: each.decoder(read) for name, each in models.items()}
-    model, against = [*readers.values(), None][:2]
     with TemporaryDirectory(prefix="darwinlm-") as folder:  # for text whose streams have no room in memory
-        how: dict[str, Any] = {"batch_tokens": batch_tokens, "memory": HiddenMemory(Path(folder))}
-        scores = [measure_text(model, against, source, tokens, **how) for source, tokens in packed.items()]
-    copied = measure_copying(readers, sequences, batch_tokens=batch_tokens)
-    return scores, [Copied(name, tuple(scored), tuple(remarks)) for name, scored in copied.items()]
+        memory = HiddenMemory(Path(folder))
+        for source, tokens in packed.items():
+            dense = [*readers.values()][-1]
+            quality = measure_quality(dense, readers, tokens, batch_tokens=batch_tokens, memory=memory)
+            own, *others = quality.values()
+            figures = {"source": source, "sequences": len(tokens), "dense_perplexity": None, **asdict(own)}
+            figures |= {"dense_perplexity": others[0].perplexity} if others else {"kl": None, "agreement": None}
+            result.texts.append(figures)
+    result.copying = measure_copying(readers, sequences, batch_tokens=batch_tokens)
 
 
 def _resumed(request: EvaluationRequest, out: Path | None) -> tuple[dict[str, harness.TaskScore], ...]:

@@ -1,38 +1,16 @@
-"""Perplexity of any text, and KL to another model on it."""
+"""Text to measure any model on, and the tokens that two models share."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from darwinlm.evaluation.quality import measure_quality
 from darwinlm.runtime.errors import DataError, ModelError
-from darwinlm.streaming.hidden import HiddenMemory
 from darwinlm.surgery.vocabulary.cut import rows_in
 from darwinlm.text import read_documents
 from darwinlm.text.packing import added_bos, token_ids
-
-
-@dataclass(frozen=True)
-class TextScore:
-    """Figures on a text.
-
-    Attributes:
-        dense_perplexity: Perplexity of the other model, if there is one.
-        kl: KL(other ‖ model) in nats per token, if there is another model.
-        agreement: Share of tokens at which both rank the same token first, if there is another model.
-    """
-
-    source: str
-    tokens: int
-    sequences: int
-    perplexity: float
-    dense_perplexity: float | None
-    kl: float | None
-    agreement: float | None = None
 
 
 def pack(source: str, tokenizer: Any, *, sequence_length: int, max_tokens: int) -> Tensor:
@@ -79,16 +57,3 @@ def share_vocabulary(model: Any, dense: Any) -> bool:
             "must be the model from which the other was pruned"
         )
     return False
-
-
-def measure_text(
-    model: Any, dense: Any | None, source: str, tokens: Tensor, *, batch_tokens: int, memory: HiddenMemory | None = None
-) -> TextScore:
-    """Measure one model, alone or against another, on tokens [n, t]; their streams may go where `memory` says."""
-    named = {"model": model} if dense is None else {"model": model, "dense": dense}
-    quality = measure_quality(dense or model, named, tokens, batch_tokens=batch_tokens, memory=memory)
-    figures = asdict(quality["model"])
-    if dense is None:
-        figures = {name: figures[name] for name in ("perplexity", "tokens")} | {"kl": None}
-    against = None if dense is None else quality["dense"].perplexity
-    return TextScore(source=source, sequences=len(tokens), dense_perplexity=against, **figures)
