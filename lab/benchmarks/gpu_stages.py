@@ -15,7 +15,6 @@ import torch
 
 from darwinlm.database.blocks import Curve, block_file, module_tensors
 from darwinlm.database.factors import pack_lower
-from darwinlm.database.finished import TEXT, VERSION
 from darwinlm.database.store import DatabaseReader
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import module_shapes
@@ -25,7 +24,7 @@ from darwinlm.recovery.schedule import plan_steps
 from darwinlm.recovery.sharding import load_teacher, sharding_mesh
 from darwinlm.recovery.train import Training
 from darwinlm.runtime import parallel
-from darwinlm.runtime.artifact import MANIFEST, StageFolder, write_json, write_tensors
+from darwinlm.runtime.artifact import MANIFEST, StageFolder, write_tensors
 from darwinlm.search.fitness import Clock
 from darwinlm.search.modules import PlacedModules
 from darwinlm.streaming.decoder import Decoder
@@ -83,9 +82,7 @@ def random_database(setup: Setup, checkpoint: Checkpoint) -> Path:
     folder, units = setup.work / f"{checkpoint.folder.name}-database", units_of(setup)
     if (folder / MANIFEST).exists():
         return folder
-    settings = {"units.attention": units.attention, "database.metric": "output"}
-    key = {"stage": "database", "version": VERSION, "inputs": {"dense": checkpoint.digest}, "settings": settings}
-    stage = StageFolder(folder, key)
+    stage = StageFolder(folder, {"stage": "database"})
     stage.begin()
     shapes = module_shapes(checkpoint)
     for block in range(checkpoint.n_blocks):
@@ -100,7 +97,6 @@ def random_database(setup: Setup, checkpoint: Checkpoint) -> Path:
             curve = Curve(columns, errors, errors.square() / checkpoint.n_blocks)
             tensors |= module_tensors(shape.kind, {variants(shape, units)[-1]: curve}, pack_lower(factor).cpu())
         write_tensors(folder / block_file(block), tensors)
-    write_json(folder / TEXT, {"source": "random", "tokens": 0, "documents": []})
     stage.finish()
     return folder
 

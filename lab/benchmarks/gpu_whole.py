@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from unittest import mock
 
 import torch
 
-from darwinlm.pipeline import open_run, prune
+from darwinlm.database.store import DatabaseReader
+from darwinlm.pipeline import Inputs, open_run, prune
 from darwinlm.recipe import load_recipe
-from darwinlm.runtime.artifact import MANIFEST
+from darwinlm.runtime.artifact import MANIFEST, StageFolder
+from darwinlm.runtime.compute import exact_device
 from darwinlm.runtime.console import Reporter
+from darwinlm.stages.database import PruningDatabase
+from darwinlm.stages.execution.run import Run
 from lab.benchmarks.gpu_stages import UNITS, model_of, random_database, smaller_model
 from lab.benchmarks.gpu_units import Setup, planned_bytes
 
@@ -105,6 +110,12 @@ def database(setup: Setup) -> None:
 
 def whole(setup: Setup) -> None:
     """Search, stitch and refit of the whole model, whose blocks are read one after the other."""
-    checkpoint = model_of(setup, layers_of(setup))
-    more = (f"database.folder={random_database(setup, checkpoint)}", f"units.attention={UNITS.attention}")
-    run_stages(setup, "whole", layers_of(setup), {name: name for name in ("search", "stitch", "refit")}, *more)
+    folder = random_database(setup, model_of(setup, layers_of(setup)))
+
+    def built(run: Run, inputs: Inputs) -> PruningDatabase:
+        reader = DatabaseReader(folder, inputs.dense, run.recipe.units, device=exact_device(run.context.device))
+        return PruningDatabase(StageFolder(folder, {"stage": "database"}), reader)
+
+    stages = {name: name for name in ("search", "stitch", "refit")}
+    with mock.patch("darwinlm.pipeline.build", built):
+        run_stages(setup, "whole", layers_of(setup), stages, f"units.attention={UNITS.attention}")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from darwinlm.runtime import parallel
 from darwinlm.runtime.amounts import duration, size
 from darwinlm.stages.chats import CHATS
-from darwinlm.stages.database import DATABASE, GRADIENTS, finished_database, needs_gradients
+from darwinlm.stages.database import DATABASE, GRADIENTS, needs_gradients
 from darwinlm.stages.evaluate import EVALUATE, models_of_run
 from darwinlm.stages.execution.plan import plan_here
 from darwinlm.stages.execution.run import Ended, Run
@@ -140,11 +140,8 @@ def plan(run: Run, inputs: Inputs) -> Problem:
 
 
 def build(run: Run, inputs: Inputs) -> PruningDatabase:
-    """The database, or the finished one that the recipe names. Raises DarwinLMError."""
+    """Every module at every level. Raises DarwinLMError."""
     dense, text = inputs.dense, inputs.text
-    if run.recipe.database.folder is not None:
-        run.reach(DATABASE.name)
-        return finished_database(run.context, run.recipe, dense, text)
     gradients = run(GRADIENTS, text["calibration"], dense) if needs_gradients(run.recipe) else None
     return run(DATABASE, dense, text["calibration"], gradients)
 

@@ -5,7 +5,6 @@ import torch
 from tests.tiny.checkpoint import stream_over, tiny_checkpoint
 from tests.tiny.stages import run_stages
 
-from darwinlm.database.finished import find_database
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.streaming.gradients import output_gradients
 from darwinlm.streaming.hidden import HiddenMemory
@@ -67,7 +66,7 @@ def test_the_loss_decides_what_goes_first_and_not_what_remains(tmp_path, make_ru
         for gradients in ("output", "loss")
     )
     assert not (tmp_path / "output" / "stages" / "gradients").exists()
-    assert find_database(tmp_path / "loss").key["settings"]["database.metric"] == "loss"
+    assert weighted.stage.key["settings"]["database.metric"] == "loss"
     level = plain.reader.modules[1].levels[6]
     assert not torch.equal(*(found.reader.columns(0, "mlp", level) for found in (plain, weighted)))
     assert plain.reader.error(0, "mlp", level) < weighted.reader.error(0, "mlp", level) < 1

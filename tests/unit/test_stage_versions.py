@@ -2,14 +2,10 @@
 
 import io
 
-import pytest
 from rich.console import Console
 from tests.tiny.stages import result
 
-from darwinlm.database.finished import VERSION, check_fits
-from darwinlm.runtime.artifact import StageFolder
 from darwinlm.runtime.console import Reporter
-from darwinlm.runtime.errors import ArtifactError
 from darwinlm.stages.text import TEXT
 
 
@@ -25,12 +21,3 @@ def test_a_result_of_another_version_is_done_again_with_a_word(tmp_path, tiny_ll
     assert "text: done by another version of darwinlm, redone" in said()
     monkeypatch.setattr("darwinlm.runtime.artifact.version", lambda name: "4.0")
     assert "text: done by another version of transformers, redone" in said()
-
-
-def test_a_database_of_another_version_is_refused(tmp_path):
-    key = {"stage": "database", "version": VERSION}
-    key |= {"inputs": {"dense": "m"}, "settings": {"units.attention": "u"}}
-    check_fits(StageFolder(tmp_path, key), tmp_path, model="m", source="owner/model", units="u")
-    old = StageFolder(tmp_path, {**key, "version": 0})
-    with pytest.raises(ArtifactError, match=r"was built by another version of darwinlm, .*: rebuild it"):
-        check_fits(old, tmp_path, model="m", source="owner/model", units="u")

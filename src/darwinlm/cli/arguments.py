@@ -121,14 +121,6 @@ Layers = Annotated[
 RemoteCode = Annotated[
     bool, typer.Option("--allow-remote-code", help="Allow a checkpoint to run the Python code that it contains.")
 ]
-Database = Annotated[
-    Path | None,
-    typer.Option(
-        "--database",
-        metavar="FOLDER",
-        help="Output folder of a run of this model, whose database is used.",
-    ),
-]
 Until = Annotated[
     str | None,
     typer.Option("--until", metavar="STAGE", help="Last stage to run, such as search; an unknown name lists them all."),

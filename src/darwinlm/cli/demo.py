@@ -30,10 +30,10 @@ def demo(
     recipe = demo_recipe(tuple(assignments or ()), full=full)
     run = open_size(recipe, out, terminal.reporter(), until=pipeline.REPORT, begun=terminal.BEGUN)
     summary = pipeline.prune(run)
-    _screen(terminal.console(), run, summary, out)
+    _screen(terminal.console(), summary, out)
 
 
-def _screen(console: Console, run: Any, summary: Any, out: Path) -> None:
+def _screen(console: Console, summary: Any, out: Path) -> None:
     """Print sizes, what was lost, answers of both models, and next steps: one screen, the rest is for `show`."""
     from darwinlm.report import wording
     from darwinlm.stages.report import PAGE
@@ -54,8 +54,6 @@ def _screen(console: Console, run: Any, summary: Any, out: Path) -> None:
     ]
     if (uniform := summary.models.get("uniform")) is not None:
         lines.append(("", f"{wording.kl(uniform.kl)} if all layers are cut alike, without a search or training"))
-    if larger := _predicted(run, summary):
-        lines.append(("at less", f"{larger}, estimated"))
     for name, value in lines:
         console.print(f"  {name:<11} {value}", soft_wrap=True)
     for number, question in enumerate(summary.prompts):
@@ -86,20 +84,3 @@ def _done(summary: Any) -> str:
     if recovery.kept == "before":
         return f"{searched}; training on {recovery.tokens:,} tokens made it no better, so it was left out"
     return f"{searched}, then trained on {recovery.tokens:,} tokens"
-
-
-def _predicted(run: Any, summary: Any) -> str:
-    """Losses of smaller sizes, predicted by the database and scaled to the measured one of the present size."""
-    from darwinlm.runs.demo import SIZES
-    from darwinlm.search.module_losses import predicted_losses
-
-    kept, measured = run.recipe.budget.keep, summary.models["stitched"].kl
-    shares = [share for share in SIZES if kept is not None and share < kept]
-    losses = (
-        predicted_losses(run.results["plan"].space, run.results["database"].reader, [kept, *shares]) if shares else []
-    )
-    if not losses or not losses[0]:
-        return ""
-    scale = measured / losses[0]
-    each = zip(shares, losses[1:], strict=True)
-    return ", ".join(f"{share:.0%} would lose about {scale * loss:.2f}" for share, loss in each)

@@ -35,7 +35,6 @@ def prune(
     assignments: arguments.Set = None,
     allow_remote_code: arguments.RemoteCode = False,
     until: arguments.Until = None,
-    database: arguments.Database = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a finished run of another model or size in the folder.")
     ] = False,
@@ -48,10 +47,7 @@ def prune(
     from darwinlm.recipe import load_recipes, options
 
     others: dict[str, Any] = {"vocab": vocab, "time": time, "preset": preset, "text": text, "ready_for": ready_for}
-    others |= {
-        "layers": layers,
-        "database": str(database) if database else None,
-    }
+    others["layers"] = layers
     recipes = load_recipes(recipe, assignments or (), options(model=model, **budget, **others))
     from darwinlm.pipeline import REPORT  # with PyTorch, which takes seconds
     from darwinlm.runs.prune import prune as run

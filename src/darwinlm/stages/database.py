@@ -1,4 +1,4 @@
-"""Gradients of the loss, and the database: every module at every level, or a finished database."""
+"""Gradients of the loss, and the database: every module at every level."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from darwinlm.database.block_moments import OutputMoments
 from darwinlm.database.blocks import block_file
 from darwinlm.database.build import build_database
 from darwinlm.database.elimination import why_not_recorded
-from darwinlm.database.finished import TEXT, VERSION, calibration_documents, check_fits, find_database
 from darwinlm.database.metrics import find_metric
 from darwinlm.database.store import DatabaseReader
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.parts import KINDS
 from darwinlm.recipe import Recipe
 from darwinlm.runtime import parallel
-from darwinlm.runtime.artifact import StageFolder, read_tensors, write_json, write_tensors
+from darwinlm.runtime.artifact import StageFolder, read_tensors, write_tensors
 from darwinlm.runtime.compute import exact_device
 from darwinlm.runtime.errors import DataError
 from darwinlm.runtime.memory import kept_memory
@@ -114,24 +113,18 @@ def _build(task: Task, dense: Checkpoint, calibration: TokenSequences, gradients
             f"removal order: its steps can't be recorded as a CUDA graph ({reason}) and took longer, with the same "
             "results"
         )
-    about = {
-        "source": calibration.source,
-        "tokens": calibration.n_tokens,
-        "documents": list(calibration.document_hashes),
-    }
-    parallel.in_main(write_json, task.folder / TEXT, about)
 
 
-def _opened(context: Context, recipe: Recipe, dense: Checkpoint, stage: StageFolder) -> PruningDatabase:
-    reader = DatabaseReader(stage.folder, dense, recipe.units, device=exact_device(context.device))
-    return PruningDatabase(stage, reader)
+def _read(task: Task, dense: Checkpoint) -> PruningDatabase:
+    reader = DatabaseReader(task.folder, dense, task.recipe.units, device=exact_device(task.context.device))
+    return PruningDatabase(task.stage, reader)
 
 
 DATABASE = Stage(
     "database",
     _build,
-    lambda task, dense: _opened(task.context, task.recipe, dense, task.stage),
-    version=VERSION,
+    _read,
+    version=8,
     title="calibration and database",
     writes="order, factor and errors of every module",
     settings=("database.metric", "units.attention"),
@@ -144,27 +137,3 @@ DATABASE = Stage(
 def needs_gradients(recipe: Recipe) -> bool:
     """Whether the metric of the removal order weights errors by gradients."""
     return find_metric(recipe.database.metric).gradients
-
-
-def finished_database(
-    context: Context, recipe: Recipe, dense: Checkpoint, text: dict[str, TokenSequences]
-) -> PruningDatabase:
-    """The database that the recipe names.
-
-    Raises ArtifactError if there is none or it is of another model, DataError if it was calibrated on text that this
-    run needs for something else.
-    """
-    path = Path(recipe.database.folder or "")
-    with parallel.agree():
-        stage = find_database(path)
-        check_fits(stage, path, model=dense.digest, source=dense.source, units=recipe.units.attention)
-        calibrated = calibration_documents(stage)
-        for purpose, part in text.items():
-            shared = calibrated & set(part.document_hashes) if purpose != "calibration" else set()
-            if shared:
-                raise DataError(
-                    f"the database in {path} was calibrated on {len(shared)} documents that are now {purpose} text: "
-                    "use other text, or the text settings and the seed of the database"
-                )
-    context.reporter.say(f"calibration and database: using {path}")
-    return _opened(context, recipe, dense, stage)

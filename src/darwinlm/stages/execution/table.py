@@ -100,10 +100,9 @@ class _Stages:
         yield "text", sum(shares_of(recipe).values()), 0, {}
         if recipe.budget.timed:
             yield self._latency()
-        if recipe.database.folder is None:
-            if find_metric(recipe.database.metric).gradients:
-                yield self._gradients()
-            yield self._database()
+        if find_metric(recipe.database.metric).gradients:
+            yield self._gradients()
+        yield self._database()
         yield self._search()
         squares = sum(max(shape.experts, 1) * float(shape.width) ** 2 for shape in sizes.shapes)
         factors = {"factors of one module": 4 * self.widest * (self.widest + 2 * r), "blocks": self.block}
