@@ -79,7 +79,7 @@ def measure_tradeoff(
     reporter, first = reporter or Reporter(), recipes[0]
     _check(quantisations)
     check_output(out, "--out", (), (held_out,))
-    lock = claim(out, first, reporter)
+    lock = claim(out, first)
     mark(out)
     dense = resolve_model(str(first.model), out / "dense", allow_remote_code=allow_remote_code)
     sequence_length = first.text.sequence_length

@@ -83,21 +83,3 @@ def test_names_that_are_not_utf_8(command, prune, model_copy, tiny_text_file, tm
             Path(model_copy if place == "model" else shutil.copy(tiny_text_file, tmp_path)).rename(given[place])
     prune("--until", "text", **given).refused("name", "isn't UTF-8", "ename it")
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("inside", ["", "run"])
-def test_an_output_behind_a_link_to_itself(prune, model_copy, tiny_text_file, tmp_path, inside):
-    (tmp_path / "loop").symlink_to("loop")
-    ended = prune(model=model_copy, text=tiny_text_file, out=tmp_path / "loop" / inside)
-    if sys.version_info < (3, 13):
-        ended.refused("leads through a link to itself: remove it, or choose another place")
-    else:
-        ended.refused()
-
-
-def test_a_current_folder_that_was_removed(command, tmp_path, monkeypatch):
-    gone = tmp_path / "gone"
-    gone.mkdir()
-    monkeypatch.chdir(gone)
-    gone.rmdir()
-    command("--version").refused("the current folder was removed: change to one that exists")

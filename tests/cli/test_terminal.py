@@ -77,12 +77,11 @@ def test_any_encoding(command, finished_llama, monkeypatch, encoding, words):
     assert json.loads(text) if words[1:] else "attention" in text
 
 
-@pytest.mark.parametrize(("closed", "status"), [("<&- >&- 2>&-", 0), ("> /dev/full", 2)])
-def test_closed_and_full_streams(closed, status):
-    words = ["bash", "-c", f"{sys.executable} -m darwinlm --version {closed}"]
+def test_a_full_stream():
+    words = ["bash", "-c", f"{sys.executable} -m darwinlm --version > /dev/full"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr
-    assert done.returncode == status, done.stderr
+    assert done.returncode == 2, done.stderr
 
 
 def test_questions_that_are_not_utf_8(model_copy):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +13,6 @@ from rich.text import Text
 
 from darwinlm.cli import arguments, terminal
 from darwinlm.cli.app import LOOK, command
-from darwinlm.runtime import interrupt
 from darwinlm.runtime.errors import DataError
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def chat(
             terminal.say(f"{source}: answers don't use {', '.join(opened.unused)} of generation_config.json")
     console, typed = terminal.console(), sys.stdin.isatty()
     if typed:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # it stops an answer, as often as one likes
         terminal.say(HELP)
     for text in _questions(console):
         if text == "/reset":
@@ -77,7 +78,6 @@ def chat(
             except (DataError, KeyboardInterrupt) as error:  # after it, the next question can follow
                 if not typed:
                     raise
-                interrupt.handled()
                 refused = isinstance(error, DataError)
                 console.print(str(error) if refused else "\n(stopped)", style="red" if refused else "dim")
 
@@ -94,7 +94,6 @@ def _questions(console: Console) -> Iterator[str]:
         try:
             text = console.input("[bold cyan]>[/bold cyan] ").strip()
         except (EOFError, KeyboardInterrupt):
-            interrupt.handled()
             console.print()
             return
         if text == "/exit":

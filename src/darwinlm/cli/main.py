@@ -11,9 +11,10 @@ import io
 import os
 import re
 import shlex
+import signal
 import sys
+import threading
 import warnings
-from pathlib import Path
 
 import typer
 from rich.console import Console
@@ -21,17 +22,17 @@ from rich.console import Console
 from darwinlm.cli import terminal
 from darwinlm.cli.app import app
 from darwinlm.cli.words import meant
-from darwinlm.runtime import interrupt, parallel
-from darwinlm.runtime.errors import DISK, ArtifactError, DarwinLMError, ParallelError
+from darwinlm.runtime import parallel
+from darwinlm.runtime.errors import DISK, DarwinLMError, ParallelError
 from darwinlm.runtime.limits import MESSAGE, shorten
 from darwinlm.runtime.lock import release_all
 from darwinlm.runtime.terminal import Terminal
 
-INTERRUPTED = 130
 SHARED = frozenset({"prune", "demo", "recover", "evaluate"})
 """Commands that several processes of torchrun can share."""
 PIPE_CLOSED = 141
-STDERR = 2
+_interrupted: list[int] = []
+"""The status of a command that was interrupted."""
 # In some releases Typer has its own copies of click's exceptions.
 UsageError: type[Exception] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
@@ -55,30 +56,49 @@ def main(app: typer.Typer = app, program: str = "darwinlm", shared: frozenset[st
     """
     for name, value in SILENT.items():
         os.environ.setdefault(name, value)
-    for name in UNREAD if os.environ.get("COLUMNS", "").strip("0") else (*UNREAD, "COLUMNS"):
-        os.environ.pop(name, None)  # with no columns, rich prints nothing
+    for name in UNREAD:
+        os.environ.pop(name, None)
     warnings.filterwarnings("ignore")
-    _open_streams()
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # which then fails at no character that its encoding lacks
+            stream.reconfigure(errors="replace")
     terminal.set_verbosity(terminal.Verbosity.NORMAL)
     Console.on_broken_pipe = _pipe_closed  # type: ignore[method-assign]  # Typer's help has a console of its own
-    resume = f"interrupted; finished work is kept. Resume with: {program} {shlex.join(sys.argv[1:])}"
-    with interrupt.one_end(lambda: _tell(resume), alone=os.environ.get("WORLD_SIZE", "1") == "1"):
-        code = _run(app, program, shared)
-        if code == INTERRUPTED or interrupt.status() is not None:
-            _tell(resume)
-        sys.exit(code if isinstance(code, int) else 0)
+    _listen(f"interrupted; finished work is kept. Resume with: {program} {shlex.join(sys.argv[1:])}")
+    code = _run(app, program, shared)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _listen(resume: str) -> None:
+    """End the command with a line at the first Ctrl-C or SIGTERM; another one kills it.
+
+    Among several processes SIGTERM kills: torchrun sends it when one has died, for which others may wait.
+    """
+
+    def interrupt(number: int, _: object) -> None:
+        _interrupted.append(128 + number)
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_DFL)
+        sys.unraisablehook = threading.excepthook = lambda _: None  # of libraries that it disturbs
+        _tell(resume)
+        raise KeyboardInterrupt
+
+    _interrupted.clear()
+    if threading.current_thread() is not threading.main_thread():
+        return
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # shells let the background ignore it
+        signal.signal(signal.SIGINT, interrupt)
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        signal.signal(signal.SIGTERM, interrupt)
 
 
 def _run(app: typer.Typer, program: str, shared: frozenset[str]) -> object:
     """Run the command; returns its status."""
     code: object = 0
     try:
-        _check_folder()
         _check_processes(sys.argv[1:], program, shared)
         code = app(standalone_mode=False)
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        code = INTERRUPTED
     except typer.Exit as stop:
         code = stop.exit_code
     except BrokenPipeError:
@@ -87,7 +107,7 @@ def _run(app: typer.Typer, program: str, shared: frozenset[str]) -> object:
         with contextlib.suppress(io.UnsupportedOperation):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except BaseException as error:
-        if interrupt.status() is None:  # else it is what a library made of the interrupt
+        if not _interrupted:  # else it is what a library made of the interrupt
             if not isinstance(error, DarwinLMError | UsageError | OSError | MemoryError):
                 raise
             _tell(f"error: {shorten(_message(error), MESSAGE)}", style="red")
@@ -95,28 +115,7 @@ def _run(app: typer.Typer, program: str, shared: frozenset[str]) -> object:
     finally:
         release_all()
         parallel.shutdown()
-    return code if interrupt.status() is None else interrupt.status()
-
-
-def _open_streams() -> None:
-    """Replace closed standard streams, and let none fail at characters that its encoding lacks."""
-    while (opened := os.open(os.devnull, os.O_RDWR)) <= STDERR:  # else files of ours would get their numbers
-        os.set_inheritable(opened, True)
-    os.close(opened)
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - until the end
-        elif isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
-            stream.reconfigure(errors="replace")
-
-
-def _check_folder() -> None:
-    """Refuse a current folder that was removed: in one, libraries end the process with messages of their own."""
-    try:
-        Path.cwd()
-    except FileNotFoundError as error:
-        raise ArtifactError("the current folder was removed: change to one that exists") from error
+    return _interrupted[0] if _interrupted else code
 
 
 def _pipe_closed(self: Console) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,45 +27,23 @@ def check_output(
     for each in (out, *inputs, *text):
         if not is_utf8(str(each)):
             raise ArtifactError(f"{each} has a name that isn't UTF-8: rename it")
-    try:
-        there, above = _identity(out), {_identity(path) for path in out.resolve().parents}
-    except RuntimeError as error:  # from 3.13 on, Python takes such a link as a name like any other
-        raise ArtifactError(
-            f"{option} {out} leads through a link to itself: remove it, or choose another place"
-        ) from error
-    for given, path in ((given, _local(given)) for given in (*inputs, *text)):
+    there = _real(out)
+    for given in (*inputs, *text):
+        names = [name for name in (str(given or ""), str(given).rpartition("#")[0]) if name]
+        path = next((path for path in map(_real, names) if os.path.exists(path)), None)  # noqa: PTH110 - as in _real
         if path is None:
             continue
-        whole = path.resolve()
-        inside = _identity(whole) in above
-        if there is not None and there in map(_identity, (whole, *whole.parents)):
+        if there in (path, *path.parents):
             what = "is or holds"
-        elif inside and given in text:
+        elif path in there.parents and given in text:
             what = "lies in"
-        elif inside and out.is_file() and not resumed:
+        elif path in there.parents and there.is_file() and not resumed:
             what = "is a file of"
         else:
             continue
         raise ArtifactError(f"{option} {out} {what} {given}, which this command reads: choose another place")
 
 
-def _local(given: Given) -> Path | None:
-    """The file or folder that is meant; None for what isn't on this machine."""
-    if given is None:
-        return None
-    for name in (str(given), str(given).rpartition("#")[0]):
-        try:
-            if name and Path(name).expanduser().exists():
-                return Path(name).expanduser()
-        except (OSError, RuntimeError, ValueError):  # too long, of an unknown user, or with a zero byte
-            return None
-    return None
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    """What tells a file from others, whatever its name; None if there is none."""
-    try:
-        facts = path.stat()
-    except OSError:
-        return None
-    return facts.st_dev, facts.st_ino
+def _real(given: str | Path) -> Path:
+    """A path behind all links, also of what isn't there. Unlike methods of `Path`, these functions raise nothing."""
+    return Path(os.path.realpath(os.path.expanduser(given)))  # noqa: PTH111

@@ -10,28 +10,24 @@ from pathlib import Path
 from darwinlm.recipe import Recipe
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import KEY, MARKER, STAGES, check_no_link, read_json, write_json
-from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import ArtifactError, DarwinLMError
 from darwinlm.runtime.lock import Lock, hold_folder, is_ours
 from darwinlm.runtime.places import check_output
 from darwinlm.runtime.version import VERSION
 
 
-def claim(folder: Path, recipe: Recipe, reporter: Reporter) -> Lock | None:
+def claim(folder: Path, recipe: Recipe) -> Lock | None:
     """Lock a new, empty or earlier output folder for all processes; the lock ends with its object or the process.
 
     Raises ArtifactError if the folder holds something else, also what the recipe reads, BusyError if another run works
     in it.
     """
-    lock = None
     with parallel.agree():
         if parallel.is_main():
             check_inputs(folder, recipe)
             _check(folder)
-            lock = hold_folder(folder)
-    if lock is not None and lock.problem is not None:
-        reporter.say(f"{folder} can't be locked ({lock.problem}): don't start another run there")
-    return lock
+            return hold_folder(folder)
+    return None
 
 
 @contextmanager

@@ -70,7 +70,7 @@ class Run:
         self.context: Context = opened[0]
         self.recipe: Recipe = opened[1]
         # Before the parent is kept, so that the lock ends before the parent's.
-        self._lock = claim(folder, recipe, self.context.reporter)
+        self._lock = claim(folder, recipe)
         self.order, self.until, self._parent = order, until, parent
         for name in ("model", "teacher") if parent is None else ():
             if (found := getattr(self.recipe, name)) != (given_as := getattr(recipe, name)):
