@@ -79,7 +79,7 @@ def _listen(resume: str) -> None:
         _interrupted.append(128 + number)
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, signal.SIG_DFL)
-        sys.unraisablehook = threading.excepthook = lambda _: None  # of libraries that it disturbs
+        sys.unraisablehook = threading.excepthook = _ignore  # errors of libraries that it disturbs
         _tell(resume)
         raise KeyboardInterrupt
 
@@ -116,6 +116,10 @@ def _run(app: typer.Typer, program: str, shared: frozenset[str]) -> object:
         release_all()
         parallel.shutdown()
     return _interrupted[0] if _interrupted else code
+
+
+def _ignore(_: object) -> None:
+    """Tell nothing."""
 
 
 def _pipe_closed(self: Console) -> None:
