@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from darwinlm.evaluation.quality import Quality
-from darwinlm.runtime.figures import FORMAT, Figures, read_figures
+from darwinlm.runtime.figures import Figures, read_figures
 
 
 class MeasuredText(Figures):
@@ -54,7 +54,7 @@ class ComparedMethod(Figures):
 class ComparisonRecord(Figures):
     """A comparison, possibly unfinished; the dense model is the first row."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     version: str
     model: str
     budget: ComparedBudget
@@ -67,4 +67,4 @@ class ComparisonRecord(Figures):
 
 def read_comparison(path: Path) -> ComparisonRecord:
     """Read a comparison.json. Raises ArtifactError."""
-    return read_figures(path, ComparisonRecord, "comparison: give the output folder of python -m lab compare")
+    return read_figures(path, ComparisonRecord, "comparison of python -m lab compare")

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from darwinlm.report import plots, wording
-from darwinlm.runtime.figures import FORMAT, Figures
+from darwinlm.runtime.figures import Figures
 from darwinlm.runtime.version import VERSION
 
 HEADINGS = ("model", "type", "file", "KL", "perplexity", "prompt tokens/s", "decode tokens/s", "on the front")
@@ -52,7 +52,7 @@ class FileRow(FileLoss):
 class Tradeoff(Figures):
     """What tradeoff.json holds. Each table of files is in the order of the command."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     version: str = VERSION
     model: str
     calibration: str | None

@@ -151,8 +151,6 @@ def test_a_family_shares_its_database(tiny_llama, make_run, tmp_path):
     assert sizes == sorted(sizes, reverse=True)
     assert rows[0].kl == pytest.approx(0, abs=1e-6)
     assert json.loads((tmp_path / "out" / "sweep.json").read_text()) == sweep.as_json()
-    assert "keep-60" in (tmp_path / "out" / "sweep.md").read_text()
-    assert (tmp_path / "out" / "sweep.svg").read_text().lstrip().startswith(("<?xml", "<svg"))
     index = Page((tmp_path / "out" / "index.html").read_text())
     assert [link for link in index.links if "report" in link] == [f"{row.name}/report.html" for row in rows[1:]]
     assert all((tmp_path / "out" / link).is_file() for link in index.links if "report" in link)

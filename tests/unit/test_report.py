@@ -121,33 +121,21 @@ def size(name, millions, perplexity, *, on_front=False):
     return SweepRow(name=name, folder=None, budget=None, perplexity=perplexity, on_front=on_front, **sizes)
 
 
-@pytest.mark.parametrize("blocks", [1, 30, 80])
-def test_plots_are_svg_and_deterministic(blocks):
-    summary, trained = made(searched(blocks)), made(recovered())
-    history = summary.search.history
+def test_plots_are_svg_and_deterministic():
     points = [size("dense", 106.2, 24.9), size("a < b & $c$", 53.0, 48.4, on_front=True)]
-
-    def draw():
-        return [
-            plots.search_plot(history, 1.3),
-            plots.size_plot(points),
-            plots.recovery_plot(trained.recovery.log),
-        ]
-
     before = dict(mpl.rcParams)
-    first = draw()
+    svg = plots.size_plot(points)
     assert dict(mpl.rcParams) == before
     with mpl.rc_context({"font.size": 30, "axes.facecolor": "red", "svg.fonttype": "path"}):
-        assert draw() == first
-    for svg in first:
-        root = ET.fromstring(svg)
-        assert root.tag.endswith("svg")
-        assert root.get("viewBox")
-        assert "<text" in svg
-        assert "<dc:date" not in svg
-        assert "<metadata" not in svg
-        assert "var(--plot-ink, #1d2129)" in svg
-    assert "a &lt; b &amp; $c$: 48.4" in first[1]
+        assert plots.size_plot(points) == svg
+    root = ET.fromstring(svg)
+    assert root.tag.endswith("svg")
+    assert root.get("viewBox")
+    assert "<text" in svg
+    assert "<dc:date" not in svg
+    assert "<metadata" not in svg
+    assert "var(--plot-ink, #1d2129)" in svg
+    assert "a &lt; b &amp; $c$: 48.4" in svg
 
 
 def test_rows_of_the_comparison():
@@ -197,15 +185,11 @@ def test_table_of_the_terminal(summary):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ([1, 2], "holds no summary of a run"),
-        ({"rows": []}, "holds no summary of a run"),
-        (
-            {"models": {}, "version": "0.0.9"},
-            "was written by darwinlm 0.0.9 in format none, and .* reads format 1",
-        ),
-        ({**searched(), "format": 2}, "was written by darwinlm 0.1.0 in format 2"),
-        ({**searched(), "export": None}, r"isn't what this version reads \(export: "),
-        ({**searched(), "surprise": 1}, r"isn't what this version reads \(surprise: "),
+        ([1, 2], "isn't a summary of a run"),
+        ({"rows": []}, "isn't a summary of a run"),
+        ({**searched(), "format": 2}, r"or another version of darwinlm wrote it \(format: "),
+        ({**searched(), "export": None}, r"or another version of darwinlm wrote it \(export: "),
+        ({**searched(), "surprise": 1}, r"or another version of darwinlm wrote it \(surprise: "),
     ],
 )
 def test_another_summary_is_refused_in_one_sentence(tmp_path, content, said):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import yaml
 
-from darwinlm.report import plots, wording
+from darwinlm.report import wording
 from darwinlm.report.render import render
 from darwinlm.report.summary import BlockFigures, Summary
 from darwinlm.report.table import COLUMNS, COPIED, chat_rows, comparison_rows, file_rows, looking_back_rows
@@ -21,7 +19,6 @@ def render_page(summary: Summary) -> str:
     Nothing is loaded from elsewhere, and names, prompts and continuations are escaped. What wasn't done or isn't known
     is left out or said to be unknown.
     """
-    search, recovery = summary.search, summary.recovery
     return render(
         "run.html.j2",
         "copy.js",
@@ -37,8 +34,6 @@ def render_page(summary: Summary) -> str:
         chats=chat_rows(summary),
         copied_words=COPIED,
         samples=_samples(summary),
-        search_plot=partial(plots.search_plot, search.history, search.uniform_kl) if search else None,
-        recovery_plot=partial(plots.recovery_plot, recovery.log) if recovery else None,
         recipe=yaml.safe_dump(wording.without_folders(summary.recipe), sort_keys=False, allow_unicode=True),
     )
 

@@ -1,4 +1,4 @@
-"""Plots as inline SVG: the same input gives the same bytes, and colours follow the page's light or dark scheme.
+"""The plot of a sweep as inline SVG: the same input gives the same bytes, in the colours of a light or dark page.
 
 Figures are made directly, never through pyplot, so nothing is left behind in the process. Every colour has a name:
 in the SVG it is `var(--plot-name, colour)`, so that a page may set it, and elsewhere the colour itself holds.
@@ -16,14 +16,14 @@ from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
 from darwinlm.report import wording
-from darwinlm.report.summary import GenerationFigures, SweepRow, TrainingPoint
+from darwinlm.report.summary import SweepRow
 
 with chdir(Path(__file__).parent):  # a matplotlibrc in the current folder may be anybody's
     import matplotlib as mpl
     from matplotlib import style
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 COLOURS = {
     "ink": "#1d2129",
@@ -44,59 +44,6 @@ Point = tuple[SweepRow, float, float]
 _LABEL_GAP = 15.0
 _LARGEST_LOSS = 1e6
 _SALT = "darwinlm"
-
-
-def search_plot(points: Sequence[GenerationFigures], uniform: float) -> str:
-    """The figure of the search as SVG."""
-    with plot_style():
-        return as_svg(search_figure(points, uniform), "search", "Best KL of the search against time")
-
-
-def search_figure(points: Sequence[GenerationFigures], uniform: float) -> Figure:
-    """Draw the best KL so far against time.
-
-    `points` are the start, then every step; at least one. `uniform` is the KL of the best model with equal layers.
-    """
-    with plot_style():
-        figure, axis = empty_axes("seconds of search", "KL (nats/token)")
-        places, losses = [point.seconds for point in points], [point.kl for point in points]
-        axis.step(places, losses, where="post", color=ATTENTION, linewidth=1.6, zorder=2)
-        better = [point for point in points if point.improved]
-        if better:
-            where = ([point.seconds for point in better], [point.kl for point in better])
-            axis.scatter(*where, s=18, color=GAIN, zorder=3, label="improvement")
-        axis.scatter(places[:1], losses[:1], s=46, marker="D", color=MLP, zorder=4, label="start")
-        axis.axhline(uniform, color=MUTED, linestyle="--", linewidth=1.2, label="equal layers")
-        axis.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
-        axis.margins(x=0.03, y=0.12)
-        axis.legend(loc="best")
-        return figure
-
-
-def recovery_plot(log: Sequence[TrainingPoint]) -> str:
-    """The figure of the recovery as SVG."""
-    with plot_style():
-        figure = recovery_figure(log)
-        return as_svg(figure, "recovery", "Training loss and held-out KL against tokens")
-
-
-def recovery_figure(log: Sequence[TrainingPoint]) -> Figure:
-    """Draw the training loss and the held-out KL against tokens."""
-    with plot_style():
-        figure, axis = empty_axes("tokens trained on", "nats/token")
-        for colour, label, points in (
-            (MUTED, "training loss", [(point.tokens, point.loss) for point in log]),
-            (GAIN, "held-out KL", [(point.tokens, point.eval_kl) for point in log]),
-        ):
-            there = [(tokens, value) for tokens, value in points if value is not None]
-            if there:
-                axis.plot(*zip(*there, strict=True), color=colour, marker="o", markersize=3.5, label=label)
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: wording.count(value)))
-        axis.xaxis.set_major_locator(MaxNLocator(nbins=8))
-        axis.margins(x=0.03, y=0.12)
-        if any(axis.get_legend_handles_labels()):
-            axis.legend(loc="best")
-        return figure
 
 
 def size_plot(rows: Sequence[SweepRow]) -> str:

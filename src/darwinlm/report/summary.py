@@ -1,7 +1,7 @@
 """What a run leaves for people and tools: `summary.json` as a closed, versioned model.
 
 The page, the model card, the terminal, sweeps and `darwinlm recover` read this model and nothing else of a run. A new
-figure is a new field with a default; a change of what a field means is a new `FORMAT`.
+figure is a new field with a default; a change of what a field means is a new `format`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from pydantic import Field
 
 from darwinlm.families.origin import Origin
 from darwinlm.runtime.figures import (
-    FORMAT,
     ChatFigures,
     Extract,
     Figures,
@@ -263,7 +262,7 @@ class Summary(Figures):
         time: None where no limit was given.
     """
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     version: str
     model: str
     from_pruned: bool = False
@@ -313,7 +312,7 @@ class Summary(Figures):
 
 def read_summary(path: Path) -> Summary:
     """Read a summary.json. Raises ArtifactError as `read_figures`."""
-    return read_figures(path, Summary, "summary of a run: give the output folder of darwinlm prune or recover")
+    return read_figures(path, Summary, "summary of a run")
 
 
 def dense_of(source: str) -> str | None:

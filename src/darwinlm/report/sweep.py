@@ -8,7 +8,7 @@ from typing import Literal
 from darwinlm.report import plots, wording
 from darwinlm.report.render import render
 from darwinlm.report.summary import Summary, SweepRow
-from darwinlm.runtime.figures import FORMAT, Figures
+from darwinlm.runtime.figures import Figures
 from darwinlm.runtime.version import VERSION
 
 HEADINGS = ("model", "parameters", "weights", "KL", "perplexity", "prompt", "decode", "on the front")
@@ -17,7 +17,7 @@ HEADINGS = ("model", "parameters", "weights", "KL", "perplexity", "prompt", "dec
 class SweepSummary(Figures):
     """What sweep.json holds; the dense model comes first."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     version: str = VERSION
     rows: tuple[SweepRow, ...] = ()
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack
 
 from darwinlm import pipeline
 from darwinlm.families.checkpoint import Checkpoint
@@ -25,9 +25,6 @@ from darwinlm.runtime.figures import ModelFigures
 from darwinlm.stages.database import DATABASE
 from darwinlm.stages.execution.output import check_inputs
 from darwinlm.stages.execution.run import Run
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -72,14 +69,6 @@ class Result:
     @cached_property
     def _loaded(self) -> Model:
         return self.load()
-
-    def plots(self) -> dict[str, Figure]:
-        """Figures of matplotlib by name: `search`, the best KL against time, and `recovery`, losses against tokens."""
-        from darwinlm.report import plots
-
-        search, recovery = self.summary.search, self.summary.recovery
-        figures = {} if search is None else {"search": plots.search_figure(search.history, search.uniform_kl)}
-        return figures | ({} if recovery is None else {"recovery": plots.recovery_figure(recovery.log)})
 
     def _repr_html_(self) -> str:
         """A few lines for notebooks."""

@@ -9,11 +9,10 @@ from typing import Any
 
 from darwinlm.pipeline import REPORT, build, make, open_run, plan, read_inputs
 from darwinlm.recipe import BudgetSettings, Recipe, load_recipe
-from darwinlm.report.plots import size_plot
 from darwinlm.report.summary import Summary
-from darwinlm.report.sweep import HEADINGS, SweepSummary, sweep_cells, sweep_page
+from darwinlm.report.sweep import SweepSummary, sweep_page
 from darwinlm.runs.prune import open_size
-from darwinlm.runtime import parallel, tables
+from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import write_json, write_text
 from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.console import Reporter
@@ -84,8 +83,6 @@ def prune_sweep(
     sweep = SweepSummary.of(summaries)
     if parallel.is_main():
         write_json(folder / f"{SWEEP}.json", sweep.as_json())
-        write_text(folder / f"{SWEEP}.md", tables.markdown(HEADINGS, sweep_cells(sweep)))
-        write_text(folder / f"{SWEEP}.svg", size_plot(sweep.rows))
         write_text(folder / PAGE, sweep_page(sweep, summaries[0][1]))
     return sweep
 

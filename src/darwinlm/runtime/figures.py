@@ -11,8 +11,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from darwinlm.runtime.artifact import read_json
 from darwinlm.runtime.errors import ArtifactError
 
-FORMAT: Literal[1] = 1
-
 
 class Figures(BaseModel):
     """Base of closed models: an unknown field is an error."""
@@ -34,26 +32,15 @@ class Extract(BaseModel):
 
 
 def read_figures(path: Path, kind: type[AnyFigures], words: str) -> AnyFigures:
-    """Read a file of figures that states its format.
-
-    `words` name the content and what to give, for messages. Raises ArtifactError if the file is missing, has other
-    content, or was written by a version with another format.
-    """
-    tree = read_json(path)
-    if not isinstance(tree, dict) or not tree.keys() & (kind.model_fields.keys() - {"format", "version"}):
-        raise ArtifactError(f"{path} holds no {words}")
-    if tree.get("format") != FORMAT:
-        raise ArtifactError(
-            f"{path} was written by darwinlm {tree.get('version', 'of an unknown version')} in format "
-            f"{tree.get('format', 'none')}, and this version reads format {FORMAT}: rerun the command that wrote it"
-        )
+    """Read a file of figures; `words` name the content and what to give. Raises ArtifactError."""
     try:
-        return kind.model_validate(tree)
+        return kind.model_validate(read_json(path))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise ArtifactError(
-            f"{path} isn't what this version reads ({where}: {first['msg']}): rerun the command that wrote it"
+            f"{path} isn't a {words}, or another version of darwinlm wrote it ({where}: {first['msg']}): rerun the "
+            "command that did"
         ) from error
 
 
