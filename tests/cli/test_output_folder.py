@@ -109,23 +109,21 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(prune, tmp_path, monkeypatch
     assert prune("--keep", "50 %", "--until", "plan").code == 0
 
 
-def test_a_tilde_is_the_home_folder(prune, command, tiny_llama, tmp_path, monkeypatch):
+def test_a_tilde_is_the_home_folder(prune, tmp_path, monkeypatch):
     """Shells don't expand it in --out=~/runs, nor does Python in a string."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     prune("--until", "plan", out="~/out").succeeded()
-    command("plan", tiny_llama, "--out", "~/plan.json").succeeded()
     with pytest.raises(RecipeError, match=f"can't read the recipe {tmp_path}/none.yaml"):
         darwinlm.load_recipe("~/none.yaml")
     assert (tmp_path / "out" / "stages" / "plan").is_dir()
-    assert (tmp_path / "plan.json").is_file()
     assert not (tmp_path / "~").exists()
 
 
 @pytest.mark.parametrize("place", ["model", "--out"])
-def test_a_tilde_with_a_name_that_is_no_user(command, tiny_llama, tmp_path, place):
+def test_a_tilde_with_a_name_that_is_no_user(command, tiny_llama, place):
     words = ("~nobody-here/x",) if place == "model" else (tiny_llama, "--out", "~nobody-here/x")
-    command("plan", *words).refused("~nobody-here/x: there is no such user; write the whole path")
+    command("prune", *words).refused("~nobody-here/x: there is no such user; write the whole path")
 
 
 def test_a_finished_run_is_not_replaced_by_another_size(command, finished_copy, tiny_llama, tiny_text_file):
