@@ -2,6 +2,9 @@
 
 import re
 import shutil
+import signal
+import sys
+import threading
 from typing import Any
 
 import pytest
@@ -96,8 +99,10 @@ def test_a_damaged_artifact_of_an_earlier_stage(prune, finished_copy, name):
 
 def test_ctrl_c_ends_with_130_and_says_how_to_go_on(prune, tmp_path, monkeypatch):
     def interrupted(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
 
+    monkeypatch.setattr("sys.unraisablehook", sys.unraisablehook)
+    monkeypatch.setattr("threading.excepthook", threading.excepthook)
     with monkeypatch.context() as patch:
         patch.setattr("darwinlm.stages.search.search", interrupted)
         ended = prune("--keep", "50 %")

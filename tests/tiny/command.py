@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -59,10 +60,14 @@ def command_runner(
         monkeypatch.setattr(terminal, "BEGUN", working_time())
         capsys.readouterr()
         code: Any = 0
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             main()
         except SystemExit as stop:
             code = stop.code if stop.code is not None else 0
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         captured = capsys.readouterr()
         return Ended(code, captured.out, captured.err)
 

@@ -99,6 +99,8 @@ def _run(app: typer.Typer, program: str, shared: frozenset[str]) -> object:
         _check_processes(sys.argv[1:], program, shared)
         code = app(standalone_mode=False)
         sys.stdout.flush()
+    except KeyboardInterrupt:
+        code = 130
     except typer.Exit as stop:
         code = stop.exit_code
     except BrokenPipeError:
