@@ -5,7 +5,6 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -215,17 +214,12 @@ def test_a_gguf_file_is_measured(command, tiny_text_file, gguf_bytes, tmp_path):
         ("", "nothing to measure: give --suite, --text or --chat"),
         ("--chat", "--chat compares answers with the original model's: name it with --against"),
         ("--chat --against {model}", "writes no chats: the model has no chat template"),
-        ("--suite pica", "there is no task 'pica': did you mean 'piqa'"),
         ("--suite piqa --dtype int8", "dtype int8: use auto, bfloat16"),
-        ("--suite piqa --data-dir nowhere", "there is no such folder"),
         ("--text nowhere.txt", "nowhere.txt"),
         ("--text {text} --sequence-length 257", "--sequence-length is 257, but {model} takes 256 tokens at most"),
     ],
 )
-def test_wrong_request(options, message, command, tiny_llama, tiny_text_file, monkeypatch):
-    if "pica" in options:  # the harness's whole index takes ten seconds to read
-        index = SimpleNamespace(task_index=dict.fromkeys(["piqa", "sciq"]))
-        monkeypatch.setattr(harness, "_manager", lambda only_known: index)
+def test_wrong_request(options, message, command, tiny_llama, tiny_text_file):
     command("evaluate", tiny_llama, *options.format(text=tiny_text_file, model=tiny_llama).split()).refused(
         message.format(model=tiny_llama)
     )

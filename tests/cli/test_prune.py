@@ -1,19 +1,11 @@
-"""`darwinlm prune` when all is well, and the command as a process of its own."""
+"""`darwinlm prune` when all is well."""
 
 import json
 import re
 from unittest.mock import Mock
 
-from tests.tiny.command import Ended
-from tests.tiny.process import python
-
 from darwinlm.stages.execution import plan as planning
 from darwinlm.stages.execution.run import Run
-
-
-def test_the_process_ends_with_status_2_and_one_message(tmp_path):
-    done = python("-m", "darwinlm", "prune", tmp_path / "nowhere", "--out", tmp_path / "out", status=2)
-    Ended(2, done.stdout, done.stderr).refused("there is no model at")
 
 
 def test_prune_prints_its_plan_three_lines_and_where_things_are_and_then_that_it_reuses(prune, command, tmp_path):

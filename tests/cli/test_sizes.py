@@ -22,7 +22,9 @@ from darwinlm.runtime.errors import RecipeError
         ("--set search.rounds=[{tokens:64,survivors:1,training_tokens:900000}]", "search.rounds"),
     ],
 )
-def test_one_message_for_what_is_wrong(prune, tmp_path, options, said):
+def test_one_message_for_what_is_wrong(prune, tmp_path, monkeypatch, options, said):
+    monkeypatch.setattr("darwinlm.stages.latency.POINTS", 2)
+    monkeypatch.setattr("darwinlm.stages.latency.RUNS", 1)
     prune(*options.split()).refused(said)
     assert not (tmp_path / "out" / "model").exists()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
+from tests.tiny.pruned import pruned_checkpoint
 
 from darwinlm.engines.process import ENGINES
 from darwinlm.export import folder as folders
@@ -12,7 +12,6 @@ from darwinlm.export import gguf as gguf_export
 from darwinlm.export.check import LOGITS, compare_streams
 from darwinlm.export.run import export_model
 from darwinlm.gguf import tensors
-from darwinlm.recipe.quantisation import WRITTEN
 from darwinlm.runtime.errors import CheckpointError, ExportError, MissingExtraError
 from darwinlm.surgery.reshape import Reshaper
 
@@ -141,11 +140,3 @@ def test_a_difference_of_few_tokens_and_a_small_one_of_most_are_seen(place, faul
     with pytest.raises(ExportError, match=f"the file and the model differ by .* in {where}"):
         compare_streams(("the model", streams), ("the file", streams | {place: left}), 1e-3)
     assert compare_streams(("the model", streams), ("the file", streams), 1e-3).relative == 0
-
-
-@pytest.mark.parametrize("quantisation", [name for name in WRITTEN if name.startswith("q4_k")])
-def test_k_quants_without_the_library(tmp_path, without_the_library, quantisation):
-    model = plain_checkpoint(tmp_path / "model", "llama")
-    with pytest.raises(MissingExtraError, match=r"pip install .*\[gguf\]'"):
-        export_model(model, tmp_path / "m.gguf", to="gguf", quantisation=quantisation)
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 WHOLE = os.environ.get("KILLS") == "all"
-KILLS, DISKS = (400, 100) if WHOLE else (20, 10)
-PART = ["prune", "recover", "export over a folder", "import over a folder", "evaluate"]
+KILLS, DISKS = (400, 100) if WHOLE else (12, 4)
+PART = ["prune", "recover", "export over a folder", "evaluate"]
 
 
 @pytest.mark.timeout(7200 if WHOLE else 300)

@@ -1,6 +1,5 @@
 """Peak memory of the database stage and of the gradients before it, measured in a process of their own."""
 
-import multiprocessing
 import resource
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import torch
 from tests.tiny.models import tiny_model
+from tests.tiny.process import SERVER
 
 from darwinlm.database.blocks import block_file
 from darwinlm.database.build import build_database
@@ -61,7 +61,7 @@ def test_peak_memory_does_not_grow_with_the_number_of_layers(tmp_path):
         model.save_pretrained(folder / "model", max_shard_size="5MB")
         sizes.append(sum(path.stat().st_size for path in (folder / "model").glob("*.safetensors")))
         del model
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        with ProcessPoolExecutor(1, mp_context=SERVER) as pool:
             peaks.append(pool.submit(measured, folder / "model", folder / "database").result())
     growth = sizes[1] - sizes[0]
     assert growth >= 24 * BLOCK_BYTES > 95e6, "24 blocks more would show"

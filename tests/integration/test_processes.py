@@ -3,7 +3,6 @@
 import json
 import sys
 from pathlib import Path
-from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from safetensors.torch import load_file
 from tests.tiny.benchmarks import QUIET, tiny_benchmarks
 from tests.tiny.checkpoint import SETTINGS, tiny_checkpoint, tiny_text
 from tests.tiny.command import sets
-from tests.tiny.process import python
+from tests.tiny.process import python, together
 from tests.tiny.stages import run_stages
 
 from darwinlm.runtime.artifact import read_json
@@ -21,20 +20,16 @@ pytestmark = QUIET
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="torchrun's standalone mode needs a POSIX system")
 
 
-def torchrun(
-    command: str, model: Path, text: Path, out: Path, *more: str, status: int = 0, program: str = "darwinlm"
-) -> CompletedProcess[str]:
-    """The command in two processes, one thread each."""
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", program)
-    options = ("--text", text, "--keep", "60%", "--out", out, *sets(SETTINGS), *more)
-    return python(*launch, command, model, *options, status=status, seconds=200, PYTHONWARNINGS="ignore")
+def prune(model: Path, text: Path, out: Path, *more: str) -> tuple[object, ...]:
+    return "prune", model, "--text", text, "--keep", "60%", "--out", out, *sets(SETTINGS), *more
 
 
 @POSIX
 def test_two_processes_give_the_database_of_one(tiny_folder, tiny_text_file, make_run, tmp_path):
     """The second follows the first one to the end, and only the first one talks."""
     mixtral = tiny_folder("mixtral")
-    done = torchrun("prune", mixtral, tiny_text_file, tmp_path / "two")
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", "darwinlm")
+    done = python(*launch, *prune(mixtral, tiny_text_file, tmp_path / "two"), PYTHONWARNINGS="ignore")
     assert done.stdout.count("calibration and database:") == 1
     assert "darwinlm show" in done.stdout
     assert (tmp_path / "two" / "summary.json").is_file()
@@ -53,9 +48,10 @@ def test_two_processes_give_the_database_of_one(tiny_folder, tiny_text_file, mak
 
 @POSIX
 def test_an_error_in_two_processes_is_told_once(tiny_llama, tmp_path):
-    done = torchrun("prune", tiny_llama, tmp_path / "none.txt", tmp_path / "out", status=1)
-    assert done.stderr.count("error: ") == 1
-    assert "none.txt" in done.stderr
+    first, second = together("darwinlm", *prune(tiny_llama, tmp_path / "none.txt", tmp_path / "out"), status=2)
+    assert first.stderr.startswith("error: ")
+    assert "none.txt" in first.stderr
+    assert (first.stderr.count("\n"), second.stderr) == (1, "")
     assert not (tmp_path / "out").exists()
 
 
@@ -75,7 +71,7 @@ def test_processes_whose_solvers_differ_search_together(tiny_llama, tiny_text_fi
     """A solver that stops at its time limit may find something else in each process: that of the first one counts."""
     (tmp_path / "different.py").write_text(DIFFERENT, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
-    torchrun("prune", tiny_llama, tiny_text_file, tmp_path / "two", "--until", "search", program="different")
+    together("different", *prune(tiny_llama, tiny_text_file, tmp_path / "two", "--until", "search"))
     alone = run_stages(make_run(tiny_llama, tmp_path / "one"), "search").search
     found = read_json(tmp_path / "two" / "stages" / "search" / "result.json")
     assert tuple(found["allocation"]) == alone.allocation
@@ -87,10 +83,9 @@ def test_two_processes_evaluate_as_one(command, tmp_path):
     text = tiny_text(tmp_path / "text.txt")
     request = (model, "--suite", "piqa:0,arc_challenge:2", "--data-dir", data, "--text", text, "--against", model)
     request += ("--tokens", 700, "--sequence-length", 100, "--batch-size", 2, "--dtype", "float32")
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", "darwinlm")
-    done = python(*launch, "evaluate", *request, "--out", tmp_path / "two.json", PYTHONWARNINGS="ignore")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("\nPIQA:") + done.stdout.startswith("PIQA:") == 1
+    first, second = together("darwinlm", "evaluate", *request, "--out", tmp_path / "two.json")
+    assert first.stdout.count("\nPIQA:") + first.stdout.startswith("PIQA:") == 1
+    assert second.stdout == ""
     assert command("evaluate", *request, "--out", tmp_path / "one.json").code == 0
     one, two = (json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8")) for name in ("one", "two"))
     assert one["copying"][0]["scores"][0]["tokens"] == 7 * 63

@@ -1,15 +1,13 @@
 """Recovery: training, resuming after a kill, and several processes."""
 
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.tiny.process import together
 from tests.tiny.recovering import Stopped, losses, recover_tiny, stop_at
 from tests.tiny.stages import run_stages
 from transformers import AutoModelForCausalLM
@@ -20,7 +18,8 @@ from darwinlm.runs.recovery import recover
 from darwinlm.runs.verify import verify
 from darwinlm.runtime.errors import ArtifactError
 
-WORK = Path("stages/recover-work")
+WORK, PROGRAM = Path("stages/recover-work"), "tests.tiny.recovering"
+MICRO = ("--set", "compute.batch_tokens=64")
 STEPS = ("recovery.tokens=2048", "recovery.batch_tokens=512", "recovery.epochs=2")
 
 
@@ -39,23 +38,6 @@ def assert_same(left, right, tolerance=0.0):
     assert left.keys() == right.keys()
     for name, tensor in left.items():
         assert (tensor - right[name]).abs().max() <= tolerance, name
-
-
-def program(*arguments, **environment):
-    """Start the recovery in a separate process."""
-    command = [sys.executable, "-m", "tests.tiny.recovering", *map(str, arguments)]
-    where = {**os.environ, **{name: str(value) for name, value in environment.items()}}
-    where["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-    return subprocess.Popen(command, env=where, cwd=Path.cwd(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-
-def in_two_processes(port, *arguments, nodes=1):
-    """Status and output of the recovery in each of two gloo processes, on each of some pretended nodes."""
-    shared = {"WORLD_SIZE": 2 * nodes, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    more = (*arguments, "--set", f"compute.batch_tokens={64 // nodes}")
-    started = [program(*more, RANK=rank, LOCAL_RANK=rank % 2, **shared) for rank in range(2 * nodes)]
-    said = [process.communicate(timeout=250)[0].decode()[-3000:] for process in started]
-    return [process.returncode for process in started], said
 
 
 def assert_same_recovery(out, other, summary, expected):
@@ -136,24 +118,20 @@ def test_a_recovery_that_was_killed_ends_like_one_that_was_not(inputs, whole, tm
 
 def test_two_processes_do_what_one_does(inputs, whole, tmp_path):
     """With the same global batches."""
-    codes, said = in_two_processes(20_000 + os.getpid() % 20_000, *inputs, tmp_path / "out")
-    assert codes == [0, 0], said
+    together(PROGRAM, *inputs, tmp_path / "out", *MICRO)
     summary = read_summary(tmp_path / "out" / "summary.json")
     assert (summary.recovery.processes, summary.recovery.sharded) == (2, False)
     assert_same_recovery(tmp_path / "out", whole[0], summary, whole[1])
 
 
-@pytest.mark.timeout(600)
 def test_two_processes_that_share_the_weights_do_what_one_does(inputs, whole, tmp_path):
     """FSDP2: killed after a checkpoint, both processes resume and give the uninterrupted result."""
-    port, command = 40_000 + os.getpid() % 20_000, (*inputs, tmp_path / "out", "--set", "recovery.sharding=fsdp")
-    codes, said = in_two_processes(port, *command, "--kill-at", 6)
-    assert set(codes) == {-signal.SIGKILL}, said
+    command = (*inputs, tmp_path / "out", "--set", "recovery.sharding=fsdp", *MICRO)
+    together(PROGRAM, *command, "--kill-at", 6, status=-signal.SIGKILL)
     work = tmp_path / "out" / WORK / "training"
     assert [path.name for path in work.glob("checkpoint-*")] == ["checkpoint-4"]
-    codes, said = in_two_processes(port + 1, *command)
-    assert codes == [0, 0], said
-    sums = int(said[0].rpartition("sums of sharded gradients: ")[2])
+    said = together(PROGRAM, *command)
+    sums = int(said[0].stdout.rpartition("sums of sharded gradients: ")[2])
     assert sums == 4 + 7, "of eight steps, the first sums after each of four batches, the others once"
     summary = read_summary(tmp_path / "out" / "summary.json")
     assert (summary.recovery.processes, summary.recovery.sharded) == (2, True)
@@ -161,13 +139,10 @@ def test_two_processes_that_share_the_weights_do_what_one_does(inputs, whole, tm
     assert not list((tmp_path / "out").rglob("*.bin")), "nothing is a pickle"
 
 
-@pytest.mark.timeout(600)
 def test_nodes_that_replicate_the_weights_do_what_one_process_does(inputs, whole, tmp_path):
     """HSDP: two processes of each of two nodes share one copy."""
-    command = (*inputs, tmp_path / "out", "--set", "recovery.sharding=hsdp")
-    port = 20_000 + os.getpid() % 20_000
-    codes, said = in_two_processes(port, *command, nodes=2)
-    assert codes == [0] * 4, said
+    command = (*inputs, tmp_path / "out", "--set", "recovery.sharding=hsdp", "--set", "compute.batch_tokens=32")
+    together(PROGRAM, *command, processes=4, nodes=2)
     summary = read_summary(tmp_path / "out" / "summary.json")
     assert (summary.recovery.processes, summary.recovery.sharded) == (4, True)
     assert_same_recovery(tmp_path / "out", whole[0], summary, whole[1])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tests.tiny.checkpoint import tiny_checkpoint
-from tests.tiny.process import python
+from tests.tiny.process import together
 
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recovery.model import logits_of, run_dense
@@ -31,9 +31,8 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def shared(model: Path, processes: int) -> list[dict[str, Any]]:
     """What each process saw."""
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes, "-m", "tests.tiny.sharing")
-    done = python(*launch, model, PYTHONWARNINGS="ignore")
-    (line,) = (line for line in done.stdout.splitlines() if line.startswith("FOUND "))
+    first = together("tests.tiny.sharing", model, processes=processes)[0]
+    (line,) = (line for line in first.stdout.splitlines() if line.startswith("FOUND "))
     return json.loads(line.removeprefix("FOUND "))
 
 

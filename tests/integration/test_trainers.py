@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tests.tiny.process import python
+from tests.tiny.process import forked, python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 PAGE = Path(__file__).parents[2] / "docs" / "trainers.md"
@@ -46,7 +46,8 @@ def test_an_example_trains_and_its_model_loads_again(code, model, tiny_llama, tm
     code = code.replace("HuggingFaceTB/SmolLM2-135M-Instruct", str(tiny_llama))
     code = code.replace("max_steps=1000", "max_steps=2, use_cpu=True, report_to='none'").replace("bf16=True, ", "")
     assert "max_steps=2" in code
-    python("-c", code, cwd=tmp_path)
+    (tmp_path / "example.py").write_text(code, encoding="utf-8")
+    forked(tmp_path / "example.py", cwd=tmp_path)
     (folder,) = (tmp_path / "runs").glob("*/model/config.json")
     assert_trained(model, folder.parent)
 

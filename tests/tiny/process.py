@@ -1,19 +1,97 @@
-"""Python in a process of its own."""
+"""Programs in processes of their own: new ones, and forks of one that has imported everything they need."""
 
 from __future__ import annotations
 
+import itertools
+import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from subprocess import CompletedProcess
+
+IMPORTED = ["torch.distributed.fsdp", "transformers.models.llama.modeling_llama", "darwinlm.runs.recovery"]
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(IMPORTED)
+"""Its forks start in milliseconds, where a new process imports PyTorch and transformers for seconds."""
+MEETINGS = itertools.count()
 
 
 def python(
     *arguments: object, status: int = 0, seconds: float = 240, cwd: Path | None = None, **environment: str
-) -> subprocess.CompletedProcess[str]:
+) -> CompletedProcess[str]:
     """Run `python *arguments` as this process does; it must end with `status`, and its output is captured."""
     where = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **environment}
     words = [sys.executable, *map(str, arguments)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=seconds, env=where, cwd=cwd, check=False)
     assert done.returncode == status, done.stdout[-2000:] + done.stderr[-2000:]
     return done
+
+
+class Forked:
+    """A program that runs in a fork, as `python -m` does for a module, or `python` for a path.
+
+    Args:
+        program: A module's name, or the path of a script.
+        arguments: Its arguments.
+        cwd: Its current folder.
+        environment: Variables beyond those of this process.
+    """
+
+    def __init__(self, program: str | Path, *arguments: object, cwd: Path | None = None, **environment: object) -> None:
+        self.words, self._said = [str(program), *map(str, arguments)], tempfile.TemporaryDirectory()
+        where = {**os.environ, **{name: str(value) for name, value in environment.items()}}
+        given = (self.words, isinstance(program, Path), self._said.name, str(cwd or Path.cwd()), where)
+        self._process = SERVER.Process(target=_run, args=given)
+        self._process.start()
+        self.pid = self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process.is_alive()
+
+    def wait(self, seconds: float = 240) -> CompletedProcess[str]:
+        """Its status, negative for a signal, and its output."""
+        self._process.join(seconds)
+        if self._process.is_alive():
+            self._process.kill()
+            raise TimeoutError(self.words)
+        with self._said as folder:
+            said = [Path(folder, name).read_text(encoding="utf-8") for name in ("out", "err")]
+        return CompletedProcess(self.words, self._process.exitcode, *said)
+
+
+def forked(program: str | Path, *arguments: object, status: int = 0, **more: object) -> CompletedProcess[str]:
+    """Run a program in a fork; it must end with `status`."""
+    done = Forked(program, *arguments, **more).wait()
+    assert done.returncode == status, done.stdout[-2000:] + done.stderr[-2000:]
+    return done
+
+
+def together(
+    program: str, *arguments: object, processes: int = 2, nodes: int = 1, status: int = 0
+) -> list[CompletedProcess[str]]:
+    """Run a program in processes that find each other as torchrun's do, on pretended nodes of equal size."""
+    port = 20_000 + (100 * os.getpid() + next(MEETINGS)) % 40_000
+    meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": processes}
+    local = processes // nodes
+    ranks = ({"RANK": rank, "LOCAL_RANK": rank % local, "LOCAL_WORLD_SIZE": local} for rank in range(processes))
+    started = [Forked(program, *arguments, **meet, **rank) for rank in ranks]
+    done = [each.wait() for each in started]
+    assert {each.returncode for each in done} == {status}, [each.stdout[-2000:] + each.stderr[-2000:] for each in done]
+    return done
+
+
+def _run(words: list[str], script: bool, said: str, cwd: str, environment: dict[str, str]) -> None:
+    for descriptor, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(Path(said, name), os.O_WRONLY | os.O_CREAT), descriptor)
+    sys.stdout.reconfigure(line_buffering=True)
+    os.chdir(cwd)
+    os.environ |= environment
+    sys.argv = words
+    if script:
+        runpy.run_path(words[0], run_name="__main__")
+    else:
+        runpy.run_module(words[0], run_name="__main__", alter_sys=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from tests.tiny.process import python
+from tests.tiny.process import forked
 
 from darwinlm.cli import app
 from darwinlm.runs.demo import MODEL_PACKAGE
@@ -197,4 +197,4 @@ def test_the_site_has_the_page_and_its_links(path: Path) -> None:
 
 @pytest.mark.parametrize("script", ["tools/pages.py", "tools/notebook.py"])
 def test_generated_pages_are_up_to_date(script: str) -> None:
-    python(script, "--check", cwd=ROOT)
+    forked(ROOT / script, "--check", cwd=ROOT)

@@ -24,7 +24,7 @@ from darwinlm.runtime.errors import DataError
 from darwinlm.text.looking_back import with_repeats
 
 VOCABULARY = 1000
-ORDINARY = np.arange(1_000_000, 2_000_000)
+ORDINARY = np.arange(1_000_000, 1_020_000)
 """Tokens for random passages; no text here has any of them."""
 
 

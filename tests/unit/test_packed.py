@@ -1,11 +1,9 @@
 """Training text on disk: the source's tokens end to end, in any length, also after a kill; and the end of the text."""
 
-import os
-
 import pytest
 import torch
 from tests.tiny.packing_together import DOCUMENTS
-from tests.tiny.process import python
+from tests.tiny.process import together
 from tests.tiny.tokenizer import EOS_ID, tiny_tokenizer
 
 from darwinlm.runtime.errors import ArtifactError, DataError, StorageError
@@ -69,14 +67,11 @@ def test_it_begins_again_after_a_kill(tmp_path, monkeypatch):
     pack(tmp_path, documents=iter(()))  # a finished text isn't read again
 
 
-@pytest.mark.skipif(os.name == "nt", reason="torchrun's standalone mode needs a POSIX system")
 def test_processes_pack_what_one_packs(tmp_path):
     """They go on from a finished text too, and all of them hear that it is too short."""
     reserved = {document_hash(text) for text in DOCUMENTS[3:9]}
     pack(tmp_path / "one", documents=[*DOCUMENTS[:20], *DOCUMENTS], reserved=reserved)
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
-    program = (*launch, "-m", "tests.tiny.packing_together", tmp_path / "new", 3000, 50_000)
-    said = python(*program, PYTHONWARNINGS="ignore").stdout
+    said = "".join(each.stdout for each in together("tests.tiny.packing_together", tmp_path / "new", 3000, 50_000))
     for path in (tmp_path / "one").glob("*.bin"):
         assert path.read_bytes() == (tmp_path / "new" / path.name).read_bytes(), path.name
     assert [f"REFUSED by {rank} 50000: The text is too short" in said for rank in range(2)] == [True] * 2

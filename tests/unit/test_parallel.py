@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from tests.tiny.process import SERVER
 
 from darwinlm.runtime import parallel
 from darwinlm.runtime.errors import DarwinLMError, DataError, MissingExtraError, NumericsError, ParallelError, install
@@ -14,8 +15,8 @@ from darwinlm.runtime.errors import DarwinLMError, DataError, MissingExtraError,
 
 def in_two_processes(work, tmp_path):
     """Run `work(rank) -> value` in two gloo processes that meet in a file; returns what each one returned."""
-    results = mp.get_context("spawn").SimpleQueue()
-    mp.spawn(_one, args=(work, tmp_path / "meet", results), nprocs=2)
+    results = SERVER.SimpleQueue()
+    mp.start_processes(_one, args=(work, tmp_path / "meet", results), nprocs=2, start_method="forkserver")
     return dict(results.get() for _ in range(2))
 
 

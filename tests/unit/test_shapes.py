@@ -7,13 +7,11 @@ from tests.tiny.checkpoint import tiny_checkpoint
 from tests.tiny.reader import FirstUnits
 from tests.tiny.stages import run_stages
 
-from darwinlm.database.store import DatabaseReader
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.family import class_prefix, families
 from darwinlm.families.shapes import module_parameters, module_shapes
 from darwinlm.recipe import UnitsSettings
 from darwinlm.runtime.errors import CheckpointError, RecipeError
-from darwinlm.surgery.stitch import empty_model, smaller_config, stitch
+from darwinlm.surgery.stitch import stitch
 from darwinlm.units.levels import module_levels
 from darwinlm.units.space import SearchSpace
 
@@ -33,10 +31,10 @@ UNITS = ("kv_group", "query_head", "lattice")
 
 @dataclass(frozen=True)
 class Case:
-    """A dense checkpoint, its database, and the space over it."""
+    """A dense checkpoint, a reader of it, and the space over it."""
 
     checkpoint: Checkpoint
-    database: DatabaseReader
+    database: FirstUnits
     space: SearchSpace
 
 
@@ -45,14 +43,13 @@ class Case:
     params=[(family, "lattice") for family in FAMILIES] + [("llama with biases", unit) for unit in UNITS[:3]],
     ids=" ".join,
 )
-def case(request: pytest.FixtureRequest, make_run, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    root, (family, unit) = tmp_path_factory.mktemp("shapes"), request.param
-    folder = tiny_checkpoint(root / "model", family.split()[0], num_hidden_layers=2, **FAMILIES[family])
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    family, unit = request.param
+    folder = tiny_checkpoint(
+        tmp_path_factory.mktemp("shapes"), family.split()[0], num_hidden_layers=2, **FAMILIES[family]
+    )
     checkpoint, units = Checkpoint.open(folder), UnitsSettings(attention=unit, mlp_multiple=32)
-    if checkpoint.family.mlp.experts is None:
-        database = FirstUnits(checkpoint, units)
-    else:
-        database = run_stages(make_run(folder, root / "out", "units.mlp_multiple=32"), "database").database.reader
+    database = FirstUnits(checkpoint, units)
     return Case(checkpoint, database, SearchSpace(database.modules))
 
 
@@ -80,18 +77,6 @@ def test_every_level_weighs_what_is_built(case):
             experts = level.experts or None
             assert module_parameters(family, shape, level.groups, level.width, experts) == level.params
             assert built == level.params, f"{module.name} at {level}"
-
-
-@pytest.mark.parametrize("model_type", families())
-def test_equal_layers_keep_the_class_of_their_family(tiny_folder, model_type):
-    checkpoint = Checkpoint.open(tiny_folder(model_type))
-    experts = checkpoint.family.mlp.experts
-    row = {checkpoint.family.mlp.width: 40} if experts is None else {experts.width: 40, experts.count: 3}
-    config = smaller_config(checkpoint, dict.fromkeys(range(checkpoint.n_blocks), row))
-    model = empty_model(config, checkpoint)
-    assert type(model).__name__ == f"{class_prefix(checkpoint.family.model_type)}ForCausalLM"
-    assert type(model).__module__.startswith("transformers.models.")
-    assert all(row.items() <= layer.to_dict().items() for layer in config.per_layer_config)
 
 
 def test_query_heads_that_do_not_divide_by_the_groups(tiny_llama):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from tests.tiny.command import Ended
 from tests.tiny.process import python
 
 import darwinlm
@@ -83,6 +84,8 @@ def test_numbers_out_of_range(command, line: str, said: str) -> None:
 
 def test_the_module_runs() -> None:
     assert python("-m", "darwinlm", "--version").stdout.strip() == darwinlm.__version__
+    done = python("-m", "darwinlm", "show", "nowhere", status=2)
+    Ended(2, done.stdout, done.stderr).refused("there is no folder")
 
 
 def test_the_shell_completes() -> None:
