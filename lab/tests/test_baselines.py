@@ -23,12 +23,7 @@ from darwinlm.units.cost import parameter_costs
 from darwinlm.units.levels import Level
 from darwinlm.units.modules import ModuleReader
 from darwinlm.units.space import SearchSpace
-from lab.comparison.allocations import (
-    best_random,
-    best_uniform,
-    even_uniform,
-    without_blocks,
-)
+from lab.comparison.allocations import best_random, best_uniform, even_uniform, without_blocks
 from lab.comparison.importance import activation_scores, block_influence, magnitude_scores
 from lab.comparison.ranked import RankedReader, UnitScores, best_columns
 from lab.comparison.sheared import shear

@@ -38,10 +38,7 @@ def of_value(value):
 UNKNOWN = "the model type '{}' isn't known"
 NO_TOKENIZER = ("holds no tokenizer that can be read (", "): put the files of the original model's tokenizer beside")
 REFUSED = {
-    "a family of transformers": (
-        lambda f: edit_config(f, model_type="gpt2"),
-        (UNKNOWN.format("gpt2"), "qwen3"),
-    ),
+    "a family of transformers": (lambda f: edit_config(f, model_type="gpt2"), (UNKNOWN.format("gpt2"), "qwen3")),
     "a family of nobody": (lambda f: edit_config(f, model_type="foo"), (UNKNOWN.format("foo"), "llama", "YAML file")),
     "a family that can't be cut, before its code is asked for": (
         lambda f: with_code(f, "minicpm3"),
@@ -54,10 +51,7 @@ REFUSED = {
         lambda f: edit_config(f, text_config={"_experts_implementation": {"": "sonicmoe"}}),
         ("experts_implementation", "may be code from elsewhere"),
     ),
-    "an adapter": (
-        lambda f: (f / "adapter_config.json").write_text("{}"),
-        ("holds an adapter of another model",),
-    ),
+    "an adapter": (lambda f: (f / "adapter_config.json").write_text("{}"), ("holds an adapter of another model",)),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), ("safetensors",)),
     "weights cut short": (lambda f: damaged(f / WEIGHTS, "cut short"), (WEIGHTS,)),
     "empty weights": (lambda f: damaged(f / WEIGHTS, "empty"), (WEIGHTS,)),

@@ -1,7 +1,5 @@
 """The check that ends an export sees what is planted, names the layer, and leaves nothing behind."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from tests.tiny.pruned import pruned_checkpoint

@@ -1,7 +1,5 @@
 """Exports that are folders: element types, stock shapes, and what vLLM needs."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

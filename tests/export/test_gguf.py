@@ -1,7 +1,5 @@
 """GGUF files in the real llama.cpp: the same logits and the same greedy tokens as transformers."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from tests.tiny.llama_cpp import assert_same_as_transformers, exported

@@ -1,7 +1,5 @@
 """Families with norms after sub-layers, capped scores, windows, fused projections or experts, in the real llama.cpp."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from tests.tiny.llama_cpp import LLAMA3, assert_checked_in_the_library, assert_same_as_transformers, exported
@@ -56,10 +54,7 @@ OSS = {"num_hidden_layers": 4, "sliding_window": 16, "swiglu_limit": 7.0, "inter
 LATENT = {"num_key_value_heads": 4, "moe_intermediate_size": 64, "kv_lora_rank": 32, "qk_nope_head_dim": 32}
 QUERIES = {"q_lora_rank": 32}
 DEEPSEEK3 = {**LATENT, **QUERIES, "attention_bias": False, "head_dim": 8}
-LITE = {
-    "num_hidden_layers": 27,
-    "rope_parameters": YARN | {"truncate": True, "mscale": 0.707, "mscale_all_dim": 0.707},
-}
+LITE = {"num_hidden_layers": 27, "rope_parameters": YARN | {"truncate": True, "mscale": 0.707, "mscale_all_dim": 0.707}}
 MSCALE = {"rope_parameters": YARN | {"truncate": True, "mscale": 1.0, "mscale_all_dim": 0.8}}
 ALPHA = {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "alpha": 50.0, "factor": 1.0}}
 OLMO3 = {
@@ -124,11 +119,7 @@ EQUAL = {
     "glm4_moe": ("glm4_moe", "glm4moe", {"moe_intermediate_size": 64}),
     "glm4_moe_lite": ("glm4_moe_lite", "deepseek2", LATENT | {"n_routed_experts": 8, "n_group": 4, "topk_group": 2}),
     "olmoe": ("olmoe", "olmoe", SQUARE | {"num_key_value_heads": 4}),
-    "qwen3_next_moe": (
-        "qwen3_next",
-        "qwen3next",
-        DELTA | {"moe_intermediate_size": 64, "mlp_only_layers": []},
-    ),
+    "qwen3_next_moe": ("qwen3_next", "qwen3next", DELTA | {"moe_intermediate_size": 64, "mlp_only_layers": []}),
     "lfm2": ("lfm2", "lfm2", SQUARE | {"layer_types": ["conv", "full_attention", "conv"], **WIDTH}),
     "gpt_oss": ("gpt_oss", "gpt-oss", OSS | {"rope_parameters": YARN | {"truncate": True}}),
     "gpt_oss with exact bounds": ("gpt_oss", "gpt-oss", OSS | {"rope_parameters": YARN}),
@@ -243,10 +234,7 @@ MIXTURES = {
 }
 """Case in `EQUAL`, sizes of blocks, and the experts in the file with their width."""
 UNGROUPED = {"n_group": 1, "topk_group": 1, "n_routed_experts": 5}
-OTHERWISE = {
-    "qwen3_moe": {"moe_intermediate_size": 64},
-    "deepseek_v3": UNGROUPED | {"num_hidden_layers": 5},
-}
+OTHERWISE = {"qwen3_moe": {"moe_intermediate_size": 64}, "deepseek_v3": UNGROUPED | {"num_hidden_layers": 5}}
 
 
 @pytest.mark.parametrize("case", MIXTURES)
@@ -291,12 +279,7 @@ def test_unequal_layers_of_gemma4(tmp_path, more):
 
 
 @pytest.mark.parametrize(
-    ("case", "quantisation"),
-    [
-        ("qwen3_5", "q4_k_m"),
-        ("granitemoehybrid", "q8_0"),
-        ("gpt_oss", "q4_k_m"),
-    ],
+    ("case", "quantisation"), [("qwen3_5", "q4_k_m"), ("granitemoehybrid", "q8_0"), ("gpt_oss", "q4_k_m")]
 )
 def test_quantised_hybrids(tmp_path, case, quantisation):
     """An unrounded file is checked before."""

@@ -1,7 +1,5 @@
 """Scaled rotary embeddings in GGUF files, in the real llama.cpp."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from tests.tiny.llama_cpp import LLAMA3, assert_checked_in_the_library, assert_same_as_transformers, exported

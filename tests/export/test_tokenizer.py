@@ -1,7 +1,5 @@
 """Tokenizers in GGUF files: SentencePiece's in the real llama.cpp, and those that llama.cpp hasn't got."""
 
-from __future__ import annotations
-
 import io
 import json
 import shutil

@@ -22,10 +22,7 @@ SETTINGS = (
     "search.generations=2",
     "search.rounds=[{tokens: 64, survivors: 1}]",
 )
-TRAINING = (
-    "recovery.batch_tokens=256",
-    "recovery.learning_rate=0.003",
-)
+TRAINING = ("recovery.batch_tokens=256", "recovery.learning_rate=0.003")
 
 
 class Given:

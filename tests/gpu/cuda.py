@@ -43,12 +43,10 @@ class Line:
         return {**self.known, self.number: self.given}
 
     def knows(self, point: Point) -> bool:
-        """Whether some work is finished before the next one of this stream begins."""
         return point[0] == self.number or self.known.get(point[0], 0) >= point[1]
 
 
 def merge(known: dict[int, int], more: dict[int, int]) -> None:
-    """Add what is finished."""
     for number, given in more.items():
         known[number] = max(known.get(number, 0), given)
 
@@ -70,34 +68,27 @@ class Clocks:
 
     @property
     def line(self) -> Line:
-        """The current stream of this thread."""
         return self.lines[getattr(self._own, "stream", 0)]
 
     def choose(self, number: int) -> None:
-        """Make a stream the current one of this thread."""
         self._own.stream = number
 
     def add(self) -> int:
-        """A new stream."""
         number = len(self.lines)
         self.lines[number] = Line(number)
         return number
 
     def wait(self, known: dict[int, int]) -> None:
-        """The host waits."""
         merge(self.host, known)
 
     def wait_for_all(self) -> None:
-        """The host waits for the device."""
         for line in self.lines.values():
             self.wait(line.snapshot())
 
     def finished(self, point: Point) -> bool:
-        """Whether the host knows that some work is finished."""
         return self.host.get(point[0], 0) >= point[1]
 
     def handle(self) -> tuple[int, int]:
-        """A new pool."""
         return 0, next(self._handles)
 
 
@@ -217,7 +208,6 @@ def _again(module: ModuleType) -> ModuleType:
 
 
 def _functions(gpu: Gpu) -> dict[str, Any]:
-    """Functions of `torch._C`."""
     clocks = gpu.clocks
 
     def only(index: int) -> None:
@@ -279,7 +269,6 @@ class Generator(torch.Generator, metaclass=_Kinds):
     """A generator that knows its device; numbers are those of the CPU's."""
 
     def __new__(cls, device: Any = "cpu") -> Any:
-        """As PyTorch's: a name of CUDA without an index means the current device."""
         self = super().__new__(cls)
         place = torch.device(device)
         self.place = torch.device("cuda", _exchanged(place.index or 0)) if place.type == "cuda" else place

@@ -24,7 +24,6 @@ from tests.gpu.rules import NAME
 
 
 def run_demo(folder: Path, *assignments: str) -> Summary:
-    """The demo."""
     recipe = demo_recipe(assignments)
     run = open_size(recipe, folder, Reporter(Console(stderr=True)), until=pipeline.REPORT, begun=working_time())
     found = pipeline.prune(run)
@@ -33,7 +32,6 @@ def run_demo(folder: Path, *assignments: str) -> Summary:
 
 
 def main(folder: Path) -> None:
-    """Run it on both."""
     with pretend_gpu() as gpu:
         there = run_demo(folder / NAME)
     assert not gpu.tally.mixes, gpu.tally.mixes

@@ -148,7 +148,6 @@ class PretendTensor(Tensor):
 
     @staticmethod
     def __new__(cls, held: Tensor, gpu: Gpu) -> PretendTensor:
-        """Wrap a tensor of the CPU."""
         self: PretendTensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls,
             held.size(),
@@ -163,7 +162,6 @@ class PretendTensor(Tensor):
         return self
 
     def record_stream(self, stream: Any) -> None:
-        """Tell the allocator that a stream uses it."""
         if self.storage_token is not None:
             self.storage_token.use.others.add(stream.stream_id)
 
@@ -181,7 +179,6 @@ class PretendTensor(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Catch what never comes to ATen."""
         with torch._C.DisableTorchFunctionSubclass():
             if func is torch.Tensor.tolist:
                 return args[0].cpu().tolist()
@@ -194,7 +191,6 @@ class PretendTensor(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Outside the mode, as in the way back."""
         flat = tree_flatten((args, kwargs))[0]
         gpu = next(one.gpu for one in flat if isinstance(one, cls))
         return gpu.run(func, args, kwargs or {})
@@ -208,7 +204,6 @@ class _Names(TorchFunctionMode):
         self.gpu = gpu
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Every function of PyTorch that is called from Python."""
         kwargs = dict(kwargs or {})
         if func is torch.device:
             return func(*args, **kwargs)
@@ -249,14 +244,11 @@ def _inner(value: Any, *, texts: bool) -> Any:
 
 
 class _Mode(TorchDispatchMode):
-    """Operations of a thread."""
-
     def __init__(self, gpu: Gpu) -> None:
         super().__init__()
         self.gpu = gpu
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Every operation in the mode."""
         return self.gpu.run(func, args, kwargs or {})
 
 
@@ -343,7 +335,6 @@ class Gpu:
         return made
 
     def pinned(self, tensor: Tensor) -> _Pinned | None:
-        """The pinned memory that a tensor lies in, if it does."""
         if not self._pins or tensor.layout != torch.strided or tensor.device.type != "cpu":
             return None
         return self._pins.get(tensor.untyped_storage().data_ptr())
@@ -356,7 +347,6 @@ class Gpu:
         raise MixedDevicesError(f"expected all tensors to be on the same device: {_line()}: {reason}")
 
     def refuse_float64(self, what: str) -> None:
-        """Say what Apple's GPUs say."""
         raise TypeError(f"the device doesn't support float64: {_line()}: {what}")
 
     def refuse_in_recording(self, what: str) -> None:
@@ -366,7 +356,6 @@ class Gpu:
             raise torch.AcceleratorError(f"operation not permitted when stream is capturing: {what}")
 
     def waits_for(self, what: str) -> None:
-        """The host waits for the device."""
         self.refuse_in_recording(what)
         self.tally.waits[f"{_line()}: {what}"] += 1
         self._refuse_if_hot(what)
@@ -513,14 +502,12 @@ def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def _on_cpu(call: Call, args: Any) -> Any:
-    """Arguments for the CPU's kernel."""
     if call.name == "aten::histc" and not args[0].is_floating_point():  # CUDA alone counts integers
         return (args[0].float(), *args[1:])
     return args
 
 
 def on_cpu(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Named arguments for the CPU's kernel."""
     kwargs = {name: value for name, value in kwargs.items() if name not in ("pin_memory", "non_blocking")}
     if kwargs.get("device") is not None:
         kwargs["device"] = torch.device("cpu")
@@ -579,7 +566,6 @@ def why_not() -> str:
 
 
 def _register() -> None:
-    """Make the device known to PyTorch, once in a process."""
     if hasattr(torch, INNER):
         return
     importlib.import_module("torch._dynamo")  # PyTorch imports it at its first use, and must not find a GPU then

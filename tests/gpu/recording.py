@@ -4,8 +4,6 @@ Tensors, numbers and shapes are those of the recording, as in a CUDA graph, and 
 refuses while it records is refused: waits of the host, copies from pageable memory, sizes that depend on values.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,7 +50,6 @@ class Recording(TorchDispatchMode):
         super().__init__()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation, and note it."""
         kwargs = kwargs or {}
         tensors = [one for one in tree_flatten((args, kwargs))[0] if isinstance(one, Tensor)]
         call = Call(func, args, kwargs, tensors, THERE if kwargs.get("device") else None, self.gpu)
@@ -73,7 +70,6 @@ class Recording(TorchDispatchMode):
             tensor.copy_(values)
 
     def replay(self) -> None:
-        """Run the recorded operations on the recorded tensors."""
         self.counts.replays += 1
         new = {id(call) for call in self._new()}
         with torch._C._DisableTorchDispatch():  # type: ignore[attr-defined]

@@ -33,18 +33,11 @@ WITHOUT_KERNEL = frozenset(
 )
 
 SIZED_BY_VALUES = frozenset(
-    {
-        "aten::nonzero",
-        "aten::nonzero_numpy",
-        "aten::masked_select",
-        "aten::_unique2",
-        "aten::unique_dim",
-        "aten::unique_consecutive",
-        "aten::equal",
-        "aten::is_nonzero",
-        "aten::repeat_interleave",
-        "aten::bincount",
-    }
+    f"aten::{name}"
+    for name in (
+        *("nonzero", "nonzero_numpy", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "equal"),
+        *("is_nonzero", "repeat_interleave", "bincount"),
+    )
 )
 """The host must know the result before it can go on."""
 
@@ -56,16 +49,7 @@ SOLVED = ("aten::linalg_", "aten::_linalg_", "aten::cholesky", "aten::triangular
 PLAIN = ("aten::linalg_vector_norm", "aten::linalg_vecdot", "aten::linalg_cross")
 
 MULTIPLIED = frozenset(
-    {
-        "aten::mm",
-        "aten::bmm",
-        "aten::addmm",
-        "aten::addmm_",
-        "aten::baddbmm",
-        "aten::baddbmm_",
-        "aten::addmv",
-        "aten::mv",
-    }
+    f"aten::{name}" for name in ("mm", "bmm", "addmm", "addmm_", "baddbmm", "baddbmm_", "addmv", "mv")
 )
 """Products of cuBLAS, which has none of integers."""
 
@@ -82,7 +66,6 @@ def _written(func: Any) -> tuple[tuple[int, str], ...]:
 
 
 def written_by(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """Tensors that an operation writes."""
     found = [args[at] if at < len(args) else kwargs.get(name) for at, name in _written(func)]
     several = [one for each in found for one in (each if isinstance(each, (list, tuple)) else [each])]
     return [one for one in several if isinstance(one, Tensor)]
@@ -110,12 +93,10 @@ class Call:
 
     @property
     def name(self) -> str:
-        """Without the overload."""
         name: str = self.func._schema.name
         return name
 
     def on_device(self, tensor: Tensor) -> bool:
-        """Whether a tensor lies on the pretend device."""
         return tensor.device.type == NAME
 
     def refusal(self) -> str | None:
@@ -158,18 +139,15 @@ class Call:
 
     @cached_property
     def written(self) -> list[Tensor]:
-        """Tensors that it writes."""
         return written_by(self.func, self.args, self.kwargs)
 
     @property
     def is_kernel(self) -> bool:
-        """Whether the device computes anything."""
         is_view = getattr(self.func, "is_view", False) or self.name.endswith(("detach", "alias"))
         return not (is_view or self.name in WITHOUT_KERNEL or self.name == "aten::record_stream")
 
     @property
     def goes_up(self) -> bool:
-        """Whether something is copied from main memory to the device."""
         if self.name == "aten::_to_copy":
             return self.target is not None and self.target.type == NAME and not self._any_on_device
         if self.name == "aten::copy_":
@@ -195,7 +173,6 @@ class Call:
 
     @property
     def goes_down(self) -> bool:
-        """Whether something is copied from the device to main memory."""
         if self.name == "aten::_to_copy":
             return self.target is not None and self.target.type == "cpu" and self._any_on_device
         if self.name == "aten::copy_":
@@ -204,7 +181,6 @@ class Call:
 
     @property
     def source(self) -> Tensor:
-        """What a copy reads."""
         return self.tensors[-1]
 
     @property

@@ -26,10 +26,7 @@ from tests.tiny.checkpoint import tiny_checkpoint
 from tests.tiny.stages import result, run_stages
 
 WIDE = {"intermediate_size": 256, "num_hidden_layers": 2}
-SETTINGS = (
-    "units.mlp_multiple=32",
-    "search.rounds=[{tokens: 64, survivors: 1, training_tokens: 512}]",
-)
+SETTINGS = ("units.mlp_multiple=32", "search.rounds=[{tokens: 64, survivors: 1, training_tokens: 512}]")
 ROUNDS = ((32, 2), (32, 1), (64, 0))
 """Training tokens and survivors of each round."""
 

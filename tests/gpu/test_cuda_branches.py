@@ -32,42 +32,6 @@ def test_no_test_replaces_what_cuda_refuses():
     assert found <= {*QUESTIONS, *SIZES, "a name"}, found
 
 
-def test_a_device_without_an_index_is_refused_where_cuda_refuses_it(gpu):
-    with pytest.raises(ValueError, match=r"Expected a torch\.device with a specified index"):
-        torch.cuda.set_device(torch.device(NAME))
-
-
-OTHER = torch.device(NAME, 1)
-MISSING = {
-    "tensors": lambda: torch.ones(2, device=OTHER),
-    "set_device": lambda: torch.cuda.set_device(OTHER),
-    "streams": lambda: torch.cuda.Stream(OTHER),
-    "memory": lambda: torch.cuda.memory_allocated(OTHER),
-    "generators": lambda: torch.Generator(OTHER),
-}
-
-
-@pytest.mark.parametrize("case", MISSING)
-def test_a_card_that_is_not_there_is_refused(gpu, case):
-    with pytest.raises(torch.AcceleratorError, match="invalid device ordinal"):
-        MISSING[case]()
-
-
-LACKING = {
-    "a factor of halves": lambda there: torch.linalg.cholesky(there.bfloat16()),
-    "triangles of halves": lambda there: torch.linalg.solve_triangular(there.half(), there.half(), upper=True),
-    "products of integers": lambda there: there.long() @ there.long(),
-    "distances of halves": lambda there: torch.cdist(there.half(), there.half()),
-    "numbers without a sign": lambda there: there.to(torch.uint16) + there.to(torch.uint16),
-}
-
-
-@pytest.mark.parametrize("case", LACKING)
-def test_a_type_that_cudas_kernel_lacks_is_refused(gpu, case):
-    with pytest.raises(NotImplementedError, match="not implemented for"):
-        LACKING[case](torch.eye(3, device=CARD))
-
-
 def test_latencies_are_of_the_card_and_its_graphs(gpu):
     task = SimpleNamespace(context=SimpleNamespace(device=CARD, dtype=torch.float32))
     machine = latency._machine(task)

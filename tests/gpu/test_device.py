@@ -1,11 +1,12 @@
 """The pretend device itself: it computes what a CPU does, refuses what CUDA would, and counts."""
 
 import gc
+from collections.abc import Callable
 
 import pytest
 import torch
 
-from tests.gpu.device import MixedDevicesError
+from tests.gpu.device import MixedDevicesError, pretend_gpu
 from tests.gpu.rules import NAME
 
 
@@ -20,23 +21,54 @@ def test_values_gradients_and_devices_are_right(gpu):
     assert all(torch.equal(a.grad.cpu(), b.grad) for a, b in zip(there, here, strict=True))
 
 
-MIXED = {
-    "matrix product": lambda there: there @ torch.ones(4, 4),
-    "sum with a matrix in main memory": lambda there: there + torch.ones(4, 4),
-    "joined": lambda there: torch.cat([there, torch.ones(4, 4)]),
-    "rows picked by places in main memory": lambda there: there.index_select(0, torch.arange(2)),
-    "a tensor in main memory indexed from the device": lambda there: torch.ones(4, 4)[there[0].long()],
-    "numpy": lambda there: there.detach().numpy(),
-    "a 0-dim factor of a product": lambda there: torch.addmm(there, there, torch.ones(4, 4)),
-    "a generator of the CPU": lambda there: torch.rand(2, device=NAME, generator=torch.Generator()),
+CARD, OTHER = torch.device(NAME, 0), torch.device(NAME, 1)
+REFUSED: dict[type[Exception], tuple[str, dict[str, Callable[[torch.Tensor], object]]]] = {
+    MixedDevicesError: (
+        "same device",
+        {
+            "matrix product": lambda there: there @ torch.ones(3, 3),
+            "sum with a matrix in main memory": lambda there: there + torch.ones(3, 3),
+            "joined": lambda there: torch.cat([there, torch.ones(3, 3)]),
+            "rows picked by places in main memory": lambda there: there.index_select(0, torch.arange(2)),
+            "main memory indexed from the device": lambda there: torch.ones(3, 3)[there[0].long()],
+            "numpy": lambda there: there.detach().numpy(),
+            "a 0-dim factor of a product": lambda there: torch.addmm(there, there, torch.ones(3, 3)),
+            "a generator of the CPU": lambda there: torch.rand(2, device=NAME, generator=torch.Generator()),
+        },
+    ),
+    torch.AcceleratorError: (
+        "invalid device ordinal",
+        {
+            "tensors elsewhere": lambda _: torch.ones(2, device=OTHER),
+            "set_device": lambda _: torch.cuda.set_device(OTHER),
+            "streams": lambda _: torch.cuda.Stream(OTHER),
+            "memory": lambda _: torch.cuda.memory_allocated(OTHER),
+            "generators": lambda _: torch.Generator(OTHER),
+        },
+    ),
+    NotImplementedError: (
+        "not implemented for",
+        {
+            "a factor of halves": lambda there: torch.linalg.cholesky(there.bfloat16()),
+            "triangles of halves": lambda there: torch.linalg.solve_triangular(there.half(), there.half(), upper=True),
+            "products of integers": lambda there: there.long() @ there.long(),
+            "distances of halves": lambda there: torch.cdist(there.half(), there.half()),
+            "numbers without a sign": lambda there: there.to(torch.uint16) + there.to(torch.uint16),
+        },
+    ),
+    ValueError: (
+        r"Expected a torch\.device with a specified index",
+        {"no index": lambda _: torch.cuda.set_device(torch.device(NAME))},
+    ),
 }
 
 
-@pytest.mark.parametrize("case", MIXED)
-def test_what_cuda_refuses_is_refused(gpu, case):
-    with pytest.raises(MixedDevicesError):
-        MIXED[case](torch.ones(4, 4, device=NAME))
-    assert sum(gpu.tally.mixes.values()) == 1
+@pytest.mark.parametrize(("error", "case"), [(error, case) for error, (_, cases) in REFUSED.items() for case in cases])
+def test_what_cuda_refuses_is_refused(gpu, error, case):
+    said, cases = REFUSED[error]
+    with pytest.raises(error, match=said):
+        cases[case](torch.eye(3, device=CARD))
+    assert sum(gpu.tally.mixes.values()) == (error is MixedDevicesError)
 
 
 ALLOWED = {
@@ -103,3 +135,18 @@ def test_a_moved_module_stays_tied(gpu):
     model.to(NAME)
     assert model[1].weight is model[0].weight
     assert model[0].weight.device.type == NAME
+
+
+def test_a_device_without_float64_refuses_it():
+    with pretend_gpu(float64=False):
+        there = torch.ones(2, device=NAME)
+        for ask in (
+            there.double,
+            lambda: there.sum(dtype=torch.float64),
+            lambda: there.to("cpu", torch.float64),
+            lambda: torch.zeros(2, dtype=torch.float64, device=NAME),
+            lambda: torch.ones(2, dtype=torch.float64).to(NAME),
+        ):
+            with pytest.raises(TypeError, match="doesn't support float64"):
+                ask()
+        assert there.cpu().double().sum() == 2

@@ -27,11 +27,7 @@ KERNELS = 35
 WAITS = 0.1
 """Maximum number of waits per removed unit."""
 
-FEW = (
-    "compute.batch_tokens=1024",
-    "search.generations=2",
-    "units.mlp_multiple=16",
-)
+FEW = ("compute.batch_tokens=1024", "search.generations=2", "units.mlp_multiple=16")
 """Small amounts, since an operation on the pretend device takes half a millisecond."""
 
 CASES = {
@@ -195,3 +191,19 @@ def test_caches_leave_room_for_what_a_search_holds(make_run, tmp_path, monkeypat
     blocks = [sum(m.levels[-1].params for m in found.database.reader.modules if m.block == block) for block in (0, 1)]
     assert len(reserved) == 2
     assert min(reserved) > 4 * 3 * max(blocks), "two blocks, and one candidate's modules"
+
+
+# GLM 4 has norms behind its modules, and Mixtral experts.
+@pytest.mark.parametrize("model_type", ["glm4", "mixtral"])
+def test_a_device_without_float64_gives_the_results_of_the_cpu(model_type, make_run, tmp_path):
+    few = (*FEW, "budget.tolerance=0.1", "units.mlp_multiple=4", "search.generations=1")
+    model = tiny_checkpoint(tmp_path / "model", model_type, num_hidden_layers=2)
+    on_cpu = run_stages(make_run(model, tmp_path / "cpu", *few), "evaluate")
+    with pretend_gpu(float64=False) as gpu:
+        there = run_stages(make_run(model, tmp_path / NAME, *few), "evaluate")
+    assert not gpu.tally.mixes
+    assert sum(gpu.tally.kernels.values()) > 1000, "it ran there"
+    assert not gpu.tally.inside("database/elimination.py")["kernels"], "orders are the CPU's"
+    assert there.search.allocation == on_cpu.search.allocation
+    assert there.search.record["kl"] == pytest.approx(on_cpu.search.record["kl"], rel=1e-3)
+    assert there.refit.record["kl_after"] == pytest.approx(on_cpu.refit.record["kl_after"], rel=1e-3)

@@ -21,7 +21,6 @@ TOKENS = torch.randint(3, 250, (STEPS.sequences + 4, LENGTH), generator=torch.Ge
 
 
 def log_of(device: str, folder: Path, **more: Any) -> list[dict[str, float]]:
-    """The log of a training."""
     text: Any = [{"input_ids": row} for row in TOKENS[4:]]
     options = {"device": torch.device(device), "dtype": torch.float32, **more}
     teacher = tiny_model("llama", 0).to(device)

@@ -19,7 +19,6 @@ BLOCK = 16
 
 
 def matrices(d: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """C and G of a module."""
     generator = torch.Generator().manual_seed(0)
     X, W = (torch.randn(rows, d, generator=generator, dtype=torch.float64) for rows in (3 * d, d // 2))
     X *= torch.linspace(0.5, 2, d, dtype=torch.float64)
@@ -27,7 +26,6 @@ def matrices(d: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor
 
 
 def on(device: str, C: Tensor, G: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Order and costs, computed on a device."""
     picks, costs = eliminate(C.clone().to(device), G.clone().to(device), n, BLOCK)
     return picks.cpu(), costs.cpu()
 

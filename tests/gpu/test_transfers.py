@@ -1,7 +1,5 @@
 """Copies beside a GPU's work: what is read was written, from memory and from files, and nothing is used too early."""
 
-from __future__ import annotations
-
 import threading
 from concurrent.futures import BrokenExecutor
 

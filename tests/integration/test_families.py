@@ -4,8 +4,6 @@ What a smaller model must compute is found on the dense one with zeros in it; wh
 in test_modeling.py.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 from collections.abc import Callable

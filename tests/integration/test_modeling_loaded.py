@@ -26,10 +26,7 @@ def test_automatic_placement_keeps_blocks_whole(tmp_path, plan):
     assert split([])
     assert split(model._no_split_modules) == set()
     placed = AutoModelForCausalLM.from_pretrained(
-        tmp_path / "model",
-        device_map="auto",
-        max_memory={"cpu": total * 17 // 20},
-        offload_folder=tmp_path / "offload",
+        tmp_path / "model", device_map="auto", max_memory={"cpu": total * 17 // 20}, offload_folder=tmp_path / "offload"
     ).eval()
     assert set(placed.hf_device_map.values()) == {"cpu", "disk"}
     ids = tokens()

@@ -93,7 +93,9 @@ def test_the_report_says_what_the_vocabulary_cost(finished):
 
 
 def test_it_loads_without_our_package(finished, tmp_path):
-    assert_same_as_here(loaded_elsewhere(finished / "model", tmp_path, custom=True), finished / "model")
+    found = loaded_elsewhere(finished / "model", tmp_path, custom=True)
+    assert (found["class"][:6], found["module"].split(".")[0]) == ("Darwin", "transformers_modules")
+    assert_same_as_here(found, finished / "model")
 
 
 def test_later_commands_take_it(command, dense, finished, tmp_path, tiny_text_file):

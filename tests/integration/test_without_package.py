@@ -136,13 +136,6 @@ def assert_same_as_here(found: dict, folder: Path) -> None:
     assert found["ours"] == []
 
 
-def test_unequal_layers_load_and_generate_elsewhere(finished_llama, tmp_path):
-    found = loaded_elsewhere(finished_llama / "model", tmp_path, custom=True)
-    assert found["class"].startswith("Darwin")
-    assert found["module"].startswith("transformers_modules.")
-    assert_same_as_here(found, finished_llama / "model")
-
-
 def test_equal_layers_load_elsewhere_without_custom_code(tiny_llama, make_run, tmp_path):
     run = make_run(tiny_llama, tmp_path / "out", "search.layers=equal", "budget.tolerance=10%", keep="75%")
     assert run_stages(run, "report").report.export.custom_code is False

@@ -1,7 +1,5 @@
 """Tiny local data files of every known task, with the fields that the harness reads."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import random

@@ -1,7 +1,5 @@
 """Tiny checkpoints and texts on disk, as a user would have them."""
 
-from __future__ import annotations
-
 import random
 from pathlib import Path
 from typing import Any

@@ -17,14 +17,11 @@ from darwinlm.runtime.clock import working_time
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended."""
-
     code: int
     out: str
     err: str
 
     def succeeded(self) -> Ended:
-        """It ended with status 0."""
         assert self.code == 0, self
         return self
 
@@ -43,7 +40,6 @@ Command = Callable[..., Ended]
 
 
 def sets(assignments: Iterable[str]) -> list[str]:
-    """The options --set of a command for these assignments."""
     return [word for assignment in assignments for word in ("--set", assignment)]
 
 

@@ -1,7 +1,5 @@
 """Models whose layers differ, stitched from the first units of every module, without a run."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -54,10 +52,6 @@ PLANS = {
     "query heads": [Kept(3), Kept(1, 1 / 2), Kept(0), Kept()],
     # of mixtures, experts go, some of them besides channels
     "experts": [Kept(experts=2), Kept(mlp=1 / 2, experts=3), Kept(0, experts=2), Kept(experts=3)],
-    # only widths differ
-    "widths": [Kept(), Kept((1, 2), 1 / 3), Kept((2, 1)), Kept(mlp=1 / 2)],
-    # only whole sub-layers go
-    "skips": [Kept(), Kept(0), Kept(mlp=0), GONE],
 }
 
 
@@ -101,7 +95,6 @@ def tokens(batch: int = 2, length: int = 24, seed: int = 0) -> torch.Tensor:
 
 @torch.no_grad()
 def logits(model: Any, ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-    """[b, t] -> [b, t, v]."""
     return model(input_ids=ids, **kwargs).logits
 
 

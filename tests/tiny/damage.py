@@ -1,7 +1,5 @@
 """Checkpoints and artifacts made bad, and what must not be left behind then."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

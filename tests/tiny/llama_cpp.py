@@ -1,7 +1,5 @@
 """Exports to GGUF, compared with transformers in the real llama.cpp."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict
 from pathlib import Path

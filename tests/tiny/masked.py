@@ -5,8 +5,6 @@ Rows are looked up by the names of projections, one by one, and not through the 
 Letters: r rows, d columns, e experts.
 """
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -47,7 +45,6 @@ def mlp_of(block: nn.Module) -> Any:
 
 
 def output_of(part: nn.Module) -> Any:
-    """The output projection of an attention or an MLP."""
     names = ("o_proj", "out_proj", "down_proj", "w2", "output_linear")
     return next(getattr(part, name) for name in names if hasattr(part, name))
 
@@ -148,7 +145,6 @@ def _zero_rows(projection: nn.Linear, stay: set[int]) -> None:
 
 @torch.no_grad()
 def logits(model: Any, tokens: Tensor) -> Tensor:
-    """[b, t] -> [b, t, v]."""
     return model(input_ids=tokens, use_cache=False).logits
 
 

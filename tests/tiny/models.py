@@ -1,7 +1,5 @@
 """Tiny random models of every family: four layers, a few thousand weights, logits that depend on the whole context."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -28,9 +26,7 @@ SLIDING: dict[str, Any] = {
     "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
 }
 
-LINEAR: dict[str, Any] = {
-    "layer_types": ["linear_attention", "full_attention", "linear_attention", "full_attention"],
-}
+LINEAR: dict[str, Any] = {"layer_types": ["linear_attention", "full_attention", "linear_attention", "full_attention"]}
 
 DELTA: dict[str, Any] = {
     **LINEAR,
@@ -196,7 +192,6 @@ FAMILIES["granitemoehybrid_experts"] = {
 
 
 def tiny_config(model_type: str, **overrides: Any) -> PreTrainedConfig:
-    """Configuration of a tiny model of a family, such as "llama" or "gemma3_text"."""
     return AutoConfig.for_model(**{"model_type": model_type, **SIZES, **FAMILIES[model_type], **overrides})
 
 

@@ -1,7 +1,5 @@
 """Quantised checkpoints: 8-bit floats with scales beside them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 torchrun ... -m tests.tiny.packing_together FOLDER TOKENS ...
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +24,6 @@ def read() -> Iterator[str]:
 
 
 def main() -> None:
-    """Pack so many tokens of the documents, some of which come twice or are reserved; say what goes wrong."""
     parallel.init_from_environment()
     reserved = {document_hash(text) for text in DOCUMENTS[3:9]}
     options = {"reserved": reserved, "vocabulary": 300}

@@ -1,11 +1,10 @@
 """Programs in processes of their own: new ones, and forks of one that has imported everything they need."""
 
-from __future__ import annotations
-
 import itertools
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -88,6 +87,7 @@ def _run(words: list[str], script: bool, said: str, cwd: str, environment: dict[
     for descriptor, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(Path(said, name), os.O_WRONLY | os.O_CREAT), descriptor)
     sys.stdout.reconfigure(line_buffering=True)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell lets it be ignored
     os.chdir(cwd)
     os.environ |= environment
     sys.argv = words

@@ -1,7 +1,5 @@
 """Tiny checkpoints of any sizes, layer by layer, with a byte-level tokenizer that engines accept."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,7 +46,6 @@ def layer_row(
     width_field: str = "intermediate_size",
     count_field: str = "num_experts",
 ) -> dict[str, Any]:
-    """Overrides of one layer."""
     heads, groups, width, *experts = row
     made: dict[str, Any] = {}
     if heads:
@@ -118,7 +115,6 @@ def plain_checkpoint(
 
 
 def any_checkpoint(folder: Path, model_type: str, rows: Mapping[int, Row] | None, **overrides: Any) -> Path:
-    """Either of them."""
     if rows is None:
         return plain_checkpoint(folder, model_type, **overrides)
     return pruned_checkpoint(folder, model_type, rows, **overrides)

@@ -1,7 +1,5 @@
 """Published configurations of the models that the recipes are for: folders with a config.json and no weights."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

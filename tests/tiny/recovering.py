@@ -40,7 +40,6 @@ def stop_at(monkeypatch: Any, step: int, error: BaseException) -> None:
 
 
 def losses(summary: Summary) -> list[float]:
-    """The training losses of a recovery."""
     return [point.loss for point in summary.recovery.log if point.loss is not None]
 
 
@@ -90,7 +89,6 @@ def recover_tiny(small: Path, teacher: Path, text: Path, out: Path, *assignments
 
 
 def main() -> None:
-    """Run the recovery; `--kill-at` kills the process."""
     parser = argparse.ArgumentParser()
     for name in ("small", "teacher", "text", "out"):
         parser.add_argument(name, type=Path)

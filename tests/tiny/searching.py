@@ -1,7 +1,5 @@
 """A run up to its search, and the state that it leaves."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +17,6 @@ from tests.tiny.stages import result, run_stages
 
 
 def searched(run: Run) -> SimpleNamespace:
-    """What each stage up to the search handed on."""
     return run_stages(run, "search")
 
 
@@ -31,7 +28,6 @@ def placed_in(run: Run, dtype: torch.dtype = torch.float32) -> tuple[PlacedModul
 
 
 def state_of(folder: Path) -> dict[str, Any]:
-    """The state of a run's search."""
     tree: dict[str, Any] = read_json(folder / "stages" / "search" / "evolution.json")
     return tree
 
@@ -43,5 +39,4 @@ def timeless(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def within_budget(problem: Problem, allocation: Allocation) -> bool:
-    """Whether the cost of an allocation lies within the bounds."""
     return problem.budget.allows(problem.cost.of(allocation) - problem.cost.fixed)

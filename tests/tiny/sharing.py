@@ -3,8 +3,6 @@
 torchrun ... -m tests.tiny.sharing MODEL
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path
@@ -27,12 +25,10 @@ def resident(name: str) -> int:
 
 
 def held(model: torch.nn.Module) -> int:
-    """Bytes of this process's share of a model's weights."""
     return sum(weight.to_local().nbytes for weight in model.parameters() if hasattr(weight, "to_local"))
 
 
 def main() -> None:
-    """Load the model, run it, and print what this process saw as a line of JSON."""
     torch.set_num_threads(1)
     parallel.init_from_environment()
     teacher, device = Checkpoint.open(Path(sys.argv[1])), torch.device("cpu")

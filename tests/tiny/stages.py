@@ -1,7 +1,5 @@
 """Results of a run's stages as attributes."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import Any
 

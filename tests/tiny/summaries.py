@@ -1,7 +1,5 @@
 """Summaries of runs as JSON trees that tests change and then check with `made`, and readers of pages and cards."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json
@@ -182,7 +180,6 @@ SUMMARIES = {"searched": searched, "plain": plain, "recovered": recovered, "give
 
 
 def made(tree):
-    """The summary of a JSON tree, through JSON itself."""
     return Summary.model_validate(json.loads(json.dumps(tree)))
 
 
@@ -204,7 +201,6 @@ def measured(tree):
 
 
 def text_of(tree):
-    """The text of a run's page."""
     return _text_of(json.dumps(tree))
 
 
@@ -214,7 +210,6 @@ def _text_of(tree):
 
 
 def card_of(tree):
-    """The text of a model's card."""
     return front_matter(model_card(made(tree)))[1]
 
 

@@ -1,7 +1,5 @@
 """A real tokenizer that needs no file: byte-level BPE without merges, so that one byte is one token."""
 
-from __future__ import annotations
-
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 

@@ -1,7 +1,5 @@
 """Tokenizers with more tokens than a text needs, and checkpoints with them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +86,6 @@ KINDS = {"byte-level BPE": byte_level, "BPE with bytes": byte_fallback, "Unigram
 
 
 def fast(inner: Tokenizer) -> PreTrainedTokenizerFast:
-    """The tokenizer of transformers."""
     return PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token="</s>", bos_token="<s>", eos_token="</s>", chat_template=CHAT
     )

@@ -1,7 +1,5 @@
 """A finished run, and ways to try other allocations on it."""
 
-from __future__ import annotations
-
 import random
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -46,7 +44,6 @@ class Whole:
         return {name: each for name, each in changed.items() if not torch.equal(each, stored[name].to(each.dtype))}
 
     def placed(self) -> PlacedModules:
-        """The modules in a decoder of the dense model."""
         decoder = Decoder(self.checkpoint.load(torch.float32), self.checkpoint.family)
         return PlacedModules(decoder, self.reader, self.plan.space)
 

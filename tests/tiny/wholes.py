@@ -1,7 +1,5 @@
 """Tiny models with a vision tower around a family's tiny model, as a user would have them on disk."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +26,7 @@ QWEN_VISION: dict[str, Any] = {
     "out_hidden_size": 48,
     "num_position_embeddings": 16,
 }
-QWEN_TOKENS = {
-    "image_token_id": 299,
-    "video_token_id": 298,
-    "vision_start_token_id": 297,
-    "vision_end_token_id": 296,
-}
+QWEN_TOKENS = {"image_token_id": 299, "video_token_id": 298, "vision_start_token_id": 297, "vision_end_token_id": 296}
 GEMMA4_VISION: dict[str, Any] = {
     "hidden_size": 16,
     "intermediate_size": 32,

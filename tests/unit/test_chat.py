@@ -92,17 +92,6 @@ def test_chats_as_people_have_them(tmp_path, tokenizer, kind, record, written):
     assert list(read_documents(source, tokenizer=tokenizer)) == [written]
 
 
-@pytest.mark.parametrize("record", [{"messages": CHAT, "tools": TOOLS}, {"messages": CALLING[1:3]}])
-def test_tools_that_the_template_leaves_out_are_told(tmp_path, tokenizer, record):
-    with pytest.raises(DataError, match="line 1: the model's chat template leaves out the tool 'depth'"):
-        list(read_documents(lines(tmp_path / "a.jsonl", record), tokenizer=tokenizer))
-
-
-def test_tools_that_are_not_json_are_told(tmp_path, tokenizer):
-    with pytest.raises(DataError, match="line 1: tools or their arguments aren't JSON"):
-        list(read_documents(lines(tmp_path / "a.jsonl", {"messages": CHAT, "tools": "{"}), tokenizer=tokenizer))
-
-
 def test_a_question_and_its_answer_are_a_chat_in_every_format(tmp_path, tokenizer):
     record = {"ask": "Which river?", "reply": "The Rhine.", "text": "plain"}
     source = lines(tmp_path / "a.jsonl", record, record | {"reply": None}, record | {"ask": " "})
@@ -113,12 +102,6 @@ def test_a_question_and_its_answer_are_a_chat_in_every_format(tmp_path, tokenize
     with pa.OSFile(str(tmp_path / "c.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
     assert list(read_documents(f"{tmp_path / 'c.arrow'}#ask+reply", tokenizer=tokenizer)) == [WRITTEN]
-
-
-def test_a_missing_answer_is_told(tmp_path, tokenizer):
-    source = lines(tmp_path / "a.jsonl", {"ask": "Which river?"})
-    with pytest.raises(DataError, match="there is no field reply; the existing fields are: ask"):
-        list(read_documents(f"{source}#ask+reply", tokenizer=tokenizer))
 
 
 @pytest.mark.parametrize("added", [True, False])
@@ -133,27 +116,34 @@ def test_chats_are_packed_with_the_bos_of_their_template(tmp_path, added):
     assert document.tokens[-1] == EOS_ID
 
 
-@pytest.mark.parametrize(
-    "value",
-    ["a text", 7, [1, 2], [{"role": "user"}], [{"role": "user", "content": [{"type": "image"}]}], {"role": "user"}],
-)
-def test_a_column_of_messages_that_is_none_is_refused(tmp_path, tokenizer, value):
-    source = lines(tmp_path / "a.jsonl", {"messages": CHAT}, {"messages": value})
-    with pytest.raises(DataError, match=r"a\.jsonl, line 2: the field with the chat holds no list of messages like"):
-        list(read_documents(source, tokenizer=tokenizer))
+NO_LIST = r"a\.jsonl, line 2: the field with the chat holds no list of messages like"
+NO_TEMPLATE = r"line 1: this is a chat, but the model's tokenizer has no chat template"
+IMAGE = [{"role": "user", "content": [{"type": "image"}]}]
+REFUSED = [
+    *(
+        ([{"messages": CHAT}, {"messages": value}], "", True, NO_LIST)
+        for value in ("a text", 7, [1, 2], [{"role": "user"}], IMAGE, {"role": "user"})
+    ),
+    *(([{"messages": CHAT}], "", given, NO_TEMPLATE) for given in (False, None)),
+    *(
+        ([{"messages": chat, **more}], "", True, "line 1: the model's chat template leaves out the tool 'depth'")
+        for chat, more in ((CHAT, {"tools": TOOLS}), (CALLING[1:3], {}))
+    ),
+    ([{"messages": CHAT, "tools": "{"}], "", True, "line 1: tools or their arguments aren't JSON"),
+    ([{"ask": "a"}], "#ask+reply", True, "there is no field reply; the existing fields are: ask"),
+    (
+        [{"messages": [{"role": "critic", "content": "No."}]}],
+        *("", True, r"line 1: the model's chat template refuses this chat \(no role critic\)"),
+    ),
+]
 
 
-@pytest.mark.parametrize("given", [True, False])
-def test_a_tokenizer_without_a_template_is_refused(tmp_path, given):
-    tokenizer = tiny_tokenizer() if given else None
-    with pytest.raises(DataError, match=r"line 1: this is a chat, but the model's tokenizer has no chat template"):
-        list(read_documents(lines(tmp_path / "a.jsonl", {"messages": CHAT}), tokenizer=tokenizer))
-
-
-def test_what_the_template_refuses_is_told(tmp_path, tokenizer):
-    source = lines(tmp_path / "a.jsonl", {"messages": [{"role": "critic", "content": "No."}]})
-    with pytest.raises(DataError, match=r"line 1: the model's chat template refuses this chat \(no role critic\)"):
-        list(read_documents(source, tokenizer=tokenizer))
+@pytest.mark.parametrize(("records", "field", "template", "said"), REFUSED)
+def test_chats_that_are_refused(tmp_path, tokenizer, records, field, template, said):
+    """With a tokenizer that has a template or none, or without a tokenizer."""
+    given = {True: tokenizer, False: tiny_tokenizer(), None: None}[template]
+    with pytest.raises(DataError, match=said):
+        list(read_documents(lines(tmp_path / "a.jsonl", *records) + field, tokenizer=given))
 
 
 @pytest.mark.parametrize("template", ["{{ 1/0 }}", "{% for i in range(10**9) %}x{% endfor %}", "{% if"])

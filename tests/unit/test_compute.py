@@ -84,24 +84,6 @@ def test_devices_that_are_here(gpus):
     assert [str(resolve_device(name)) for name in ("auto", "cuda", "cuda:1")] == ["cuda:0", "cuda:0", "cuda:1"]
 
 
-@pytest.mark.parametrize(
-    ("count", "name", "message"),
-    [
-        (0, "cuda", "finds no GPU for 'cuda'; use auto or cpu"),
-        (1, "cuda:1", "there is no 'cuda:1' here, only cuda:0"),
-        (4, "cuda:7", "there is no 'cuda:7' here, cuda:0 to cuda:3"),
-        (0, "gpu", "'gpu' is not a device; use auto, cpu, cuda or cuda:1"),
-        (0, "meta", "'meta' can't run a model"),
-        (0, "mps", r"'mps' can't be used here \(.+\); use auto"),
-        (0, "xpu", r"'xpu' can't be used here \(.+\); use auto"),
-    ],
-)
-def test_devices_that_are_not_here(gpus, count, name, message):
-    gpus(count)
-    with pytest.raises(RecipeError, match=message):
-        resolve_device(name)
-
-
 @pytest.fixture
 def apple(monkeypatch):
     """Simulate a Mac with a GPU, and a version of macOS."""
@@ -133,13 +115,21 @@ def test_each_process_has_its_gpu(gpus, processes):
 @pytest.mark.parametrize(
     ("count", "process", "name", "error", "message"),
     [
+        (0, None, "cuda", RecipeError, "finds no GPU for 'cuda'; use auto or cpu"),
+        (1, None, "cuda:1", RecipeError, "there is no 'cuda:1' here, only cuda:0"),
+        (4, None, "cuda:7", RecipeError, "there is no 'cuda:7' here, cuda:0 to cuda:3"),
+        (0, None, "gpu", RecipeError, "'gpu' is not a device; use auto, cpu, cuda or cuda:1"),
+        (0, None, "meta", RecipeError, "'meta' can't run a model"),
+        (0, None, "mps", RecipeError, r"'mps' can't be used here \(.+\); use auto"),
+        (0, None, "xpu", RecipeError, r"'xpu' can't be used here \(.+\); use auto"),
         (4, (1, 2), "cuda:1", RecipeError, "'cuda:1' is one GPU, but 2 processes were started: use cuda"),
         (2, (2, 3), "auto", ParallelError, r"has 2 GPUs, but 3 processes .*torchrun --nproc-per-node 2"),
     ],
 )
-def test_fewer_gpus_than_processes_are_refused(gpus, processes, count, process, name, error, message):
+def test_devices_that_are_refused(gpus, processes, count, process, name, error, message):
     gpus(count)
-    processes(*process)
+    if process:
+        processes(*process)
     with pytest.raises(error, match=message):
         resolve_device(name)
 

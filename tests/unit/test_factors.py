@@ -5,13 +5,7 @@ import pytest
 import torch
 from tests.unit.test_removal_order import second_moment, weight
 
-from darwinlm.database.factors import (
-    kept_weights,
-    narrower_factors,
-    nested_factors,
-    unpack_lower,
-    whole_factor_,
-)
+from darwinlm.database.factors import kept_weights, narrower_factors, nested_factors, unpack_lower, whole_factor_
 from darwinlm.database.order import damp, damp_, ordered_moment
 from darwinlm.runtime.errors import NumericsError
 

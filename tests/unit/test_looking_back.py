@@ -12,13 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast
 
-from darwinlm.evaluation.looking_back import (
-    all_copying,
-    measure_copying,
-    passages,
-    word_lists,
-    word_tokens,
-)
+from darwinlm.evaluation.looking_back import all_copying, measure_copying, passages, word_lists, word_tokens
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.runtime.errors import DataError
 from darwinlm.text.looking_back import with_repeats

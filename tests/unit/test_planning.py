@@ -86,12 +86,7 @@ BFLOAT16 = ("compute.dtype=bfloat16", "refit.tokens=0")
     ("stage", "config", "peak", "settings"),
     [
         # docs/notebook/database.md, speed.md ("All blocks of 7B, and a block of a 70B"), database.md, speed.md
-        (
-            "database",
-            LARGER,
-            1.055e9,
-            ("batch_tokens=512", 1024, "units.attention=kv_group", "database.metric=output"),
-        ),
+        ("database", LARGER, 1.055e9, ("batch_tokens=512", 1024, "units.attention=kv_group", "database.metric=output")),
         ("database", SEVEN, 3.481e9, ("batch_tokens=1024", 2048)),
         ("database", SEVENTY, 18.735e9, ("batch_tokens=1024", 2048)),
         ("gradients", LARGER, 1.492e9, ("batch_tokens=512", 65536)),

@@ -37,11 +37,7 @@ def test_widths_are_whole_groups(tmp_path, quantisation, heads, widths, attentio
     units = UnitsSettings(quantisation=quantisation, attention=attention)
     of_attention, of_mlp = (module_levels(checkpoint.family, shape, units).levels for shape in shapes)
     assert [level.width for level in of_mlp] == [0, *widths]
-    possible = {
-        "query_head": range(1, 9),
-        "lattice": [1, 2, 3, 4, 6, 8],
-        "kv_group": [2, 4, 6, 8],
-    }
+    possible = {"query_head": range(1, 9), "lattice": [1, 2, 3, 4, 6, 8], "kv_group": [2, 4, 6, 8]}
     assert {level.query_heads for level in of_attention} == {0} | ({*heads} & {*possible[attention]})
     assert unfit_widths(units, shapes, 256) is None
 

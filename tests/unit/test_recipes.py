@@ -70,10 +70,7 @@ def test_a_recipe_of_ones_own_goes_first(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [
-        ("llama2-7b-2.7", "did you mean 'llama2-7b-2.7b'"),
-        ("gpt", "give a YAML file, or one of llama2-7b-2.7b, "),
-    ],
+    [("llama2-7b-2.7", "did you mean 'llama2-7b-2.7b'"), ("gpt", "give a YAML file, or one of llama2-7b-2.7b, ")],
 )
 def test_unknown_name(name: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):

@@ -20,11 +20,7 @@ from darwinlm.runtime.errors import ArtifactError, NumericsError
 
 LENGTH = 16
 SETTINGS = RecoverySettings(
-    tokens=6 * 8 * LENGTH,
-    batch_tokens=8 * LENGTH,
-    distillation=0.6,
-    learning_rate=0.01,
-    epochs=2,
+    tokens=6 * 8 * LENGTH, batch_tokens=8 * LENGTH, distillation=0.6, learning_rate=0.01, epochs=2
 )
 STEPS = plan_steps(SETTINGS, LENGTH, 4 * LENGTH)
 CHECKPOINT = "checkpoint-4"

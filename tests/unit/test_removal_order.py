@@ -7,10 +7,7 @@ import pytest
 import torch
 
 from darwinlm.database import order as order_module
-from darwinlm.database.order import (
-    damp,
-    removal_order,
-)
+from darwinlm.database.order import damp, removal_order
 from darwinlm.runtime.errors import NumericsError
 
 DAMPING = 0.01

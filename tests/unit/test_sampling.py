@@ -39,8 +39,7 @@ def alone(model, number, length):
 
 
 @pytest.mark.parametrize(
-    ("model_type", "continuous"),
-    [("llama", True), ("qwen3", True), ("gemma3_text", False), ("qwen3_next", False)],
+    ("model_type", "continuous"), [("llama", True), ("qwen3", True), ("gemma3_text", False), ("qwen3_next", False)]
 )
 def test_rows_write_what_each_would_write_alone(model_type, continuous):
     model = tiny_model(model_type).eval()

@@ -6,13 +6,7 @@ from safetensors.torch import save_file
 from tests.tiny.tokenizer import tiny_tokenizer
 
 from darwinlm.runtime.errors import ArtifactError, DataError
-from darwinlm.text import (
-    TokenSequences,
-    assert_disjoint,
-    document_hash,
-    purpose_of,
-    split_documents,
-)
+from darwinlm.text import TokenSequences, assert_disjoint, document_hash, purpose_of, split_documents
 from darwinlm.text.splits import shares_within
 
 SHARES = {"calibration": 640, "fitness": 128, "validation": 64, "evaluation": 256}

@@ -1,7 +1,6 @@
 """First parents: equal layers within the budget, also where single steps can't bring them there."""
 
 import random
-from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -10,7 +9,7 @@ from darwinlm.search.problem import Budget, Problem
 from darwinlm.search.propose import uniform_allocations, uniform_start
 from darwinlm.units.cost import parameter_costs
 from darwinlm.units.levels import Level, ModuleLevels
-from darwinlm.units.space import Allocation, SearchSpace
+from darwinlm.units.space import SearchSpace
 
 
 def problem_of(lower: int, upper: int, *sizes: tuple[int, ...]) -> Problem:
@@ -41,21 +40,6 @@ def test_bounds_that_nothing_meets_are_refused() -> None:
     problem = problem_of(15, 15, (0, 7), (0, 9), (0, 13))
     with pytest.raises(BudgetError, match=r"no choice of levels lies between 15 and 15 block parameters: raise budget"):
         uniform_start(problem, LOSSES, (0, 0, 0), random.Random(0))
-
-
-class Measured:
-    """Stands in for the fitness: losses by a function of candidate and tokens, and a record of what was asked."""
-
-    def __init__(self, loss: Callable[[Allocation, int], float]) -> None:
-        self.loss = loss
-        self.asked: list[tuple[Allocation, int]] = []
-
-    def set_base(self, allocation: Allocation | None) -> None:
-        """Whatever is kept between candidates."""
-
-    def kls(self, allocations: Sequence[Allocation], n_tokens: int) -> list[float]:
-        self.asked += [(each, n_tokens) for each in allocations]
-        return [self.loss(each, n_tokens) for each in allocations]
 
 
 def test_uniform_allocations_keep_the_limit_to_the_last_parameter() -> None:
