@@ -4,17 +4,26 @@ from typing import Any
 
 import pytest
 from tests.tiny.checkpoint import tiny_text
-from tests.tiny.cutting import cases, cut
+from tests.tiny.cutting import cut
+from tests.tiny.models import FAMILIES
+
+BY_PLAN = {
+    "no attention first": FAMILIES,
+    "nothing first": ("llama", "gemma4_text"),
+    "query heads": (
+        *("llama", "qwen2", "qwen3", "gemma2", "gemma4_text", "phi3", "smollm3", "exaone4", "glm4"),
+        *("qwen3_5_text", "lfm2", "granitemoehybrid"),
+    ),
+    "experts": (
+        *("mixtral", "qwen3_moe", "deepseek_v2", "glm4_moe", "gpt_oss", "gemma4_text_experts"),
+        *("granitemoehybrid_experts", "qwen3_5_moe_text"),
+    ),
+}
+"""All families, or those whose attention or mixture has parts of its own."""
 
 
 @pytest.fixture(
-    params=[
-        *cases("no attention first", "query heads", "experts"),
-        ("llama", "nothing first"),
-        ("gemma4_text", "nothing first"),
-    ],
-    scope="module",
-    ids=" ".join,
+    params=[(family, plan) for plan, names in BY_PLAN.items() for family in names], scope="module", ids=" ".join
 )
 def case(request: pytest.FixtureRequest) -> tuple[str, str]:
     """A family and a plan."""

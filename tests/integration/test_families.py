@@ -47,7 +47,7 @@ def test_every_described_family_is_tested():
 
 def test_any_allocation_is_the_masked_dense_model_and_weighs_what_was_predicted(whole):
     tokens = whole.text["evaluation"].tokens[:2]
-    for allocation in whole.random_allocations(5):
+    for allocation in whole.random_allocations(3):
         small = stitch(whole.reader, allocation)
         assert_equal_logits(small, masked(whole.reader, allocation), tokens)
         assert block_parameters(small, whole.checkpoint.family.layers) == whole.plan.space.params(allocation)

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.family import families
 from darwinlm.recipe import UnitsSettings
 from darwinlm.surgery.stitch import stitch
 from darwinlm.units.levels import ModuleLevels
 from tests.tiny.masked import masked
-from tests.tiny.models import FAMILIES, tiny_model
+from tests.tiny.models import tiny_model
 from tests.tiny.reader import FirstUnits
 
 
@@ -53,14 +52,6 @@ PLANS = {
     # of mixtures, experts go, some of them besides channels
     "experts": [Kept(experts=2), Kept(mlp=1 / 2, experts=3), Kept(0, experts=2), Kept(experts=3)],
 }
-
-
-def cases(*names: str) -> list[tuple[str, str]]:
-    """Families, each with those of the plans that cut something in it which the other plans don't."""
-    heads = {name for name, family in families().items() if family.attention.cut == "heads"}
-    mixtures = {name for name, family in families().items() if family.mlp.experts is not None} - {"deepseek_v3"}
-    sensible = {"query heads": heads, "experts": mixtures}
-    return [(family, name) for family in FAMILIES for name in names if family in sensible.get(name, FAMILIES)]
 
 
 def _read(
