@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from operator import itemgetter
 from typing import Any
 
 import torch
@@ -71,11 +70,15 @@ class Clock:
 
 @dataclass
 class Walker:
-    """A candidate on its way through the blocks, from the block `first` on, with a stream for each piece of text."""
+    """A candidate on its way through the blocks, from the block `first` on.
+
+    It has a stream for each piece of text, and arguments of every block for it.
+    """
 
     allocation: Allocation
     first: int
     pieces: list[Window]
+    arguments: list[list[dict[str, Any]]]
     streams: HiddenStates = field(init=False)
 
 
@@ -116,12 +119,11 @@ class Fitness:
 
     @torch.no_grad()
     def _prepare_dense(self) -> None:
-        dense = Walker(self.placed.space.dense, 0, list(self._pieces(0, self.n_sequences)))
-        self._walk([dense])
-        self.dense = torch.cat(list(dense.streams))
+        streams = self._through(list(self._pieces(0, self.n_sequences)))
+        self.dense = torch.cat(list(streams))
         with self.decoder.with_head():
             head = LinearHead.of(self.decoder)
-            for stream in dense.streams:
+            for stream in streams:
                 hidden = stream.flatten(0, 1)
                 if head is None:
                     self._sides.append(Distributions(self.decoder, hidden))
@@ -185,14 +187,9 @@ class Fitness:
     @torch.no_grad()
     def kl_in_place(self, n_tokens: int) -> float:
         """Mean KL of the decoder's current modules, in this process; infinite where its logits aren't finite."""
-        losses = []
-        for piece in self._pieces(0, self.sequences(n_tokens)):
-            tokens = self.tokens[slice(*piece)]
-            hidden = self.decoder.embed(tokens)
-            for block, arguments in enumerate(self.decoder.block_arguments(tokens)):
-                hidden = self.decoder.run_block(block, hidden, arguments)
-            losses += self._losses(piece, hidden)
-        return _mean(losses, self.sequence_length)
+        pieces = list(self._pieces(0, self.sequences(n_tokens)))
+        found = zip(pieces, self._through(pieces), strict=True)
+        return _mean([loss for piece, hidden in found for loss in self._losses(piece, hidden)], self.sequence_length)
 
     def losses(self, allocation: Allocation) -> list[float]:
         """Summed KL of a candidate for each sequence, up to the first one that wasn't measured."""
@@ -206,17 +203,20 @@ class Fitness:
     @torch.no_grad()
     def _evaluate(self, missing: Sequence[tuple[Allocation, Window]]) -> dict[Allocation, dict[int, float]]:
         """Losses of candidates on some sequences, by candidate and number of the sequence."""
+        by_candidate: dict[Allocation, list[Window]] = {}
+        for each, piece in missing:
+            by_candidate.setdefault(each, []).append(piece)
         walkers = [
-            Walker(each, self._first_changed(each), [piece for _, piece in group])
-            for each, group in itertools.groupby(missing, key=itemgetter(0))
+            Walker(each, self._first_changed(each), pieces, [self._arguments(piece) for piece in pieces])
+            for each, pieces in by_candidate.items()
         ]
         measured: dict[Allocation, dict[int, float]] = {}
         if walkers:
             self._walk(walkers)
             with self.decoder.with_head():
-                for each in walkers:
-                    found = measured[each.allocation] = {}
-                    for piece, hidden in zip(each.pieces, each.streams, strict=True):
+                for walker in walkers:
+                    found = measured[walker.allocation] = {}
+                    for piece, hidden in zip(walker.pieces, walker.streams, strict=True):
                         self.clock.check()
                         found |= zip(range(*piece), self._losses(piece, hidden), strict=True)
         return measured
@@ -231,7 +231,6 @@ class Fitness:
 
     def _walk(self, walkers: Sequence[Walker]) -> None:
         """Move candidates through the blocks together; each joins the base's stream at its first block."""
-        arguments = self._arguments()
         first: dict[Window, int] = {}  # block at which the first candidate joins the base, and the last one
         last: dict[Window, int] = {}
         for each in walkers:
@@ -240,6 +239,7 @@ class Fitness:
                 last[piece] = max(last.get(piece, 0), each.first)
         begin = {piece: self._deepest_input(piece, first[piece]) for piece in first}
         base = {piece: self._input(piece, block) for piece, block in begin.items()}
+        arguments = {piece: self._arguments(piece) for piece in base}
         for block in self.decoder.walk(range(min(begin.values()), len(self.decoder.blocks))):
             with self.placed.visiting(block):
                 for each in [each for each in walkers if each.first == block]:
@@ -248,27 +248,22 @@ class Fitness:
                 for piece in [piece for piece in base if begin[piece] <= block]:
                     hidden = base.pop(piece)
                     if last[piece] > block:
-                        base[piece] = self._behind_base(block, piece, hidden, arguments)
+                        base[piece] = self._behind_base(block, piece, hidden, arguments[piece][block])
                 # Candidates with the same modules follow each other, so that those are placed once.
                 there = [each for each in walkers if each.first <= block]
                 for each in sorted(there, key=lambda each: self.placed.levels(block, each.allocation)):
                     self.placed.put(block, each.allocation)
-                    for number, piece in enumerate(each.pieces):
+                    for number in range(len(each.pieces)):
                         self.clock.check()
-                        given = arguments(each.allocation, piece)[block]
+                        given = each.arguments[number][block]
                         each.streams[number] = self.decoder.run_block(block, each.streams[number], given)
 
-    def _arguments(self) -> Callable[[Allocation | None, Window], list[dict[str, Any]]]:
-        """Arguments of the blocks for a candidate, or the base, on a piece, in one walk."""
-        own: dict[tuple[Allocation | None, Window], list[dict[str, Any]]] = {}
+    def _through(self, pieces: Sequence[Window]) -> HiddenStates:
+        """Streams after the last block, of the modules that are in the decoder."""
+        return self.decoder.through([self.tokens[slice(*piece)] for piece in pieces], memory=self.memory)
 
-        def of(who: Allocation | None, piece: Window) -> list[dict[str, Any]]:
-            key = (who if self.decoder.linked else None, piece)
-            if key not in own:
-                own[key] = self.decoder.block_arguments(self.tokens[slice(*piece)])
-            return own[key]
-
-        return of
+    def _arguments(self, piece: Window) -> list[dict[str, Any]]:
+        return self.decoder.block_arguments(self.tokens[slice(*piece)])
 
     def _deepest_input(self, piece: Window, most: int) -> int:
         """The last block up to `most` whose input is kept for the base; 0 if none is."""
@@ -279,20 +274,14 @@ class Fitness:
         kept = self._inputs.get((piece, block))
         return self.decoder.embed(self.tokens[slice(*piece)]) if kept is None else kept
 
-    def _behind_base(
-        self,
-        block: int,
-        piece: Window,
-        hidden: Tensor,
-        arguments: Callable[[Allocation | None, Window], list[dict[str, Any]]],
-    ) -> Tensor:
+    def _behind_base(self, block: int, piece: Window, hidden: Tensor, arguments: dict[str, Any]) -> Tensor:
         """The base's stream behind a block, which is kept if there is room."""
         kept = self._inputs.get((piece, block + 1))
         if kept is not None:
             return kept
         assert self._base is not None
         self.placed.put(block, self._base)
-        behind = self.decoder.run_block(block, hidden, arguments(None, piece)[block])
+        behind = self.decoder.run_block(block, hidden, arguments)
         self._inputs.put((piece, block + 1), behind)
         return behind
 

@@ -118,20 +118,27 @@ class Gradients:
         with self.decoder.with_head(), kept_memory(self.decoder.device):  # of logits
             dense = (self.dense[slice(*piece)] for piece in pieces)
             gradients = self._states(map(self._behind_last_block, hidden, dense))
-        for block in self.decoder.walk(reversed(range(len(self.decoder.blocks)))):
+
+        @contextmanager
+        def back_at(block: int) -> Iterator[None]:
             with self.placed.visiting(block):
                 self.placed.put(block, allocation)
                 places = [index for index, module in enumerate(self.placed.space.modules) if module.block == block]
                 watched = [one for one in map(self._watched, places) if one is not None]
-                for number, before in enumerate(inputs.pop()):
-                    self.clock.check()
-                    gradients[number] = self._back_through(
-                        block, before, gradients[number], arguments[number][block], watched
-                    )
+                with ExitStack() as hooks:
+                    for one in watched:
+                        one.watch(hooks)
+                    yield
                 for one in watched:
-                    if one.seen:
-                        x, g = (torch.cat(each) for each in zip(*one.seen, strict=True))
+                    if one.gradients:
+                        x, g = torch.cat(one.inputs), torch.cat(one.gradients)
                         rows[one.index] = self._levels(one.index, x, g, one.norm)
+
+        def given(index: int, block: int) -> dict[str, Any]:
+            return arguments[index][block]
+
+        for _ in self.decoder.back(inputs, gradients, given, back_at, self.clock.check):
+            pass
         return torch.cat(rows)
 
     def _states(self, streams: Iterable[Tensor]) -> HiddenStates:
@@ -151,23 +158,6 @@ class Gradients:
             return (logits * towards).sum()
 
         return chunked_gradient(loss, hidden, GRADIENT_TOKENS)
-
-    def _back_through(
-        self, block: int, hidden: Tensor, gradient: Tensor, arguments: dict[str, Any], watched: Sequence[_Watched]
-    ) -> Tensor:
-        """The gradient before a block."""
-        with ExitStack() as hooks:
-            for one in watched:
-                one.watch(hooks)
-            with torch.enable_grad():
-                hidden = hidden.detach().requires_grad_()
-                after = self.decoder.run_block(block, hidden, arguments)
-                if not after.requires_grad or after is hidden:  # an empty block returns its input
-                    return gradient
-                before, *at_outputs = torch.autograd.grad(after, [hidden, *(one.output for one in watched)], gradient)
-        for one, g in zip(watched, at_outputs, strict=True):
-            one.seen.append((one.dense_input().flatten(0, 1), g.flatten(0, 1)))
-        return before
 
     def _watched(self, index: int) -> _Watched | None:
         """A module whose slopes can be computed; None for fixed modules and mixtures."""
@@ -239,10 +229,10 @@ def outputs(factors: NestedFactors, x: Tensor, widths: Sequence[int]) -> Iterato
 
 
 class _Watched:
-    """Hooks on a module: its output in a pass with gradients, and the input of the dense output projection.
+    """Hooks on a module: gradients at its output, and on the same stream the input of the dense output projection.
 
-    The output is that of the norm behind the module, if there is one. `seen` are such inputs and the gradients at the
-    outputs, for each pass that is finished.
+    The output is that of the norm behind the module, if there is one. `inputs` [n, d] and `gradients` [n, r] have an
+    entry for each batch that went back.
     """
 
     def __init__(
@@ -253,8 +243,8 @@ class _Watched:
         self.dense = dense
         self.projection = projection
         self.norm = norm
-        self.output: Tensor
-        self.seen: list[tuple[Tensor, Tensor]] = []
+        self.inputs: list[Tensor] = []
+        self.gradients: list[Tensor] = []
         self._input: Tensor | None
         self._call: tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -265,11 +255,13 @@ class _Watched:
             self._call, self._input = (arguments, named), None
 
         def projected(_: nn.Module, __: Any, output: Tensor) -> None:
-            self.output = output
+            output.register_hook(self._collect)  # type: ignore[no-untyped-call]
 
         def absent(_: nn.Module, __: Any, output: Any) -> Any:
-            self.output = (output[0] if isinstance(output, tuple) else output).detach().requires_grad_()
-            return (self.output, *output[1:]) if isinstance(output, tuple) else self.output
+            arguments, named = self._call
+            zeros = 0 * (arguments[0] if arguments else named["hidden_states"])  # with a gradient
+            zeros.register_hook(self._collect)
+            return (zeros, *output[1:]) if isinstance(output, tuple) else zeros
 
         gone = isinstance(self.present, Removed)
         last = self.norm or (self.present if gone else getattr(self.present, self.projection))
@@ -282,20 +274,18 @@ class _Watched:
         self._input = given[0].detach()
 
     @torch.no_grad()
-    def dense_input(self) -> Tensor:
-        """Input of the dense module's output projection on the same stream, [b, t, d]."""
-
+    def _collect(self, gradient: Tensor) -> None:
         def reached(module: nn.Module, given: tuple[Tensor]) -> None:
             self._note(module, given)
             raise _Reached
 
         if self._input is None:
             arguments, named = self._call
-            projection = getattr(self.dense, self.projection)
-            with projection.register_forward_pre_hook(reached), suppress(_Reached):
+            with getattr(self.dense, self.projection).register_forward_pre_hook(reached), suppress(_Reached):
                 self.dense(*arguments, **named)
         assert self._input is not None
-        return self._input
+        self.inputs.append(self._input.flatten(0, 1))
+        self.gradients.append(gradient.flatten(0, 1))
 
 
 class _Reached(Exception):  # noqa: N818

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Generic, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from darwinlm.families.expert_tensors import by_rows
-from darwinlm.runtime.memory import memory_of
+from darwinlm.runtime.memory import Bounded, memory_of
 from darwinlm.streaming.decoder import Decoder, absent
 from darwinlm.streaming.transfers import HostCopy
 from darwinlm.surgery.shrink import shrink_tensors, small_module
@@ -37,7 +34,9 @@ class PlacedModules:
         for index, module in enumerate(space.modules):
             self._places.setdefault(module.block, []).append(index)
         memory = memory_of(decoder.device)
-        self._cache: ModuleCache[tuple[int, int]] = memory.watch(ModuleCache(partial(memory.room, "modules")))
+        self._cache: Bounded[tuple[int, int], nn.Module] = memory.watch(
+            Bounded(_bytes, partial(memory.room, "modules"))
+        )
         self._dense_weights: HostCopy | None = None
 
     def reserve(self, size: int) -> None:
@@ -51,7 +50,7 @@ class PlacedModules:
         """The module at this index of the allocation, at a level."""
         if level == self.space.dense[index]:
             return self.dense[index]
-        module = self._cache.module((index, level))
+        module = self._cache.get((index, level))
         return self._cut(index, level) if module is None else module
 
     @torch.no_grad()
@@ -63,14 +62,11 @@ class PlacedModules:
         if chosen.width == 0:
             return absent(part)
         shape = self.database.shapes[module.block, module.kind]
-        output = shape.output.removeprefix(part.prefix)
-        known = self._cache.output((index, level))
-        known = None if known is None else by_rows(part, output, known)
-        kept = self.database.kept(module.block, module.kind, chosen, known)
+        kept = self.database.kept(module.block, module.kind, chosen)
         tensors = shrink_tensors(family, shape, self.dense[index].state_dict(), kept)
         block, config = self.decoder.blocks[module.block], self.decoder.model.config
         small = small_module(block, config, family, shape, chosen, tensors, kept.query_groups)
-        self._cache.put((index, level), small, output)
+        self._cache.put((index, level), small)
         return small
 
     def put(self, block: int, allocation: Allocation) -> None:
@@ -118,68 +114,6 @@ class PlacedModules:
             for weight, shape in zip(weights, shapes, strict=True):
                 weight.data = weight.data.new_empty(shape)
             self._dense_weights.copy_to(weights)
-
-
-K = TypeVar("K")
-
-
-class ModuleCache(Generic[K]):
-    """Pruned modules in the free memory of a device.
-
-    Modules are whole while there is room. Then those that weren't used for longest are reduced to their output
-    projection, the only part that isn't a copy of dense rows, and at last these are dropped.
-    """
-
-    def __init__(self, room: Callable[[int], int]) -> None:
-        """`room` gives the bytes for all modules, from the bytes reserved for others."""
-        self._room = room
-        self._limit: int | None = None
-        self._held = 0
-        self._whole: OrderedDict[K, tuple[nn.Module, str]] = OrderedDict()
-        self._outputs: OrderedDict[K, Tensor] = OrderedDict()
-
-    def module(self, key: K) -> nn.Module | None:
-        """The module, if it is whole."""
-        if key not in self._whole:
-            return None
-        self._whole.move_to_end(key)
-        return self._whole[key][0]
-
-    def output(self, key: K) -> Tensor | None:
-        """The output projection of a module that isn't whole, if it is kept."""
-        return self._outputs.get(key)
-
-    def put(self, key: K, module: nn.Module, output: str) -> None:
-        """Keep a module, or as much of it as there is room for; `output` is the name of its output projection."""
-        if self._limit is None:
-            self._limit = self._room(0)
-        if key in self._outputs:
-            self._held -= self._outputs.pop(key).nbytes
-        self._whole[key] = module, output
-        self._held += _bytes(module)
-        self._shrink()
-
-    def _shrink(self) -> None:
-        """Reduce and drop modules until they fit."""
-        assert self._limit is not None
-        while self._held > self._limit and self._whole:
-            oldest, (module, name) = self._whole.popitem(last=False)
-            self._outputs[oldest] = weight = module.get_parameter(name).data
-            self._held += weight.nbytes - _bytes(module)
-        while self._held > self._limit:
-            self._held -= self._outputs.popitem(last=False)[1].nbytes
-
-    def halve(self) -> None:
-        """Keep half of what was allowed."""
-        self._limit = (self._room(0) if self._limit is None else self._limit) // 2
-        self._shrink()
-
-    def reserve(self, size: int) -> None:
-        """Drop everything, and measure the free memory now, without so many bytes for others."""
-        self._whole.clear()
-        self._outputs.clear()
-        self._held = 0
-        self._limit = self._room(size)
 
 
 def _bytes(module: nn.Module) -> int:

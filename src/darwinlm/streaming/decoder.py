@@ -172,6 +172,30 @@ class Decoder:
                     check()
                     hidden[index] = self.run_block(block, hidden[index], given[block])
 
+    def back(
+        self,
+        inputs: list[HiddenStates],
+        gradients: HiddenStates,
+        arguments: Callable[[int, int], dict[str, Any]],
+        visiting: Callable[[int], AbstractContextManager[Any]] = nullcontext,
+        check: Callable[[], None] = lambda: None,
+    ) -> Iterator[int]:
+        """Move gradients from behind the last block to the first; yields each block that they have passed.
+
+        A block's forward pass is repeated with gradients. `inputs` are the streams before all blocks, and are used up;
+        `arguments` are those of a batch in a block.
+        """
+        for block in self.walk(reversed(range(len(self.blocks)))):
+            with visiting(block):
+                for index, hidden in enumerate(inputs.pop()):
+                    check()
+                    with torch.enable_grad():
+                        before = hidden.detach().requires_grad_()
+                        after = self.run_block(block, before, arguments(index, block))
+                    if after.grad_fn is not None:  # an empty block returns its input
+                        (gradients[index],) = torch.autograd.grad(after, before, gradients[index])
+            yield block
+
     def reserve(self, room: int, among: int = 1) -> None:
         """Leave so many bytes of the device free from now on; a decoder of a whole model holds all of it."""
 

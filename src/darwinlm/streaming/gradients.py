@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -54,20 +55,23 @@ def output_gradients(
         StorageError: The disk has no room for the residual streams.
     """
     moments: dict[ModuleKind, SecondMoment] = {}
-    total = stream.checkpoint.n_blocks
     inputs: list[HiddenStates] = []
     with parallel.agree():
         stream.run_through(lambda block: inputs.append(stream.hidden.copied(memory)))
-        stream.load_head()
-        gradients = _behind_last_block(stream, tokens, memory)
-        stream.unload_head()
-    for block in reversed(range(total)):
+        with stream.decoder.with_head():
+            gradients = _behind_last_block(stream, tokens, memory)
+    watching = partial(_output_moments, stream, moments)
+    blocks = stream.decoder.back(inputs, gradients, stream.arguments, watching)
+    for _ in range(stream.checkpoint.n_blocks):
         with parallel.agree():
-            stream.load(block, block - 1)
-            with _output_moments(stream, block, moments):
-                _back_through(stream, block, inputs.pop(), gradients)
-            stream.unload(block)
-        yield block, {kind: moment.take(parallel.all_reduce) for kind, moment in moments.items()}
+            block = next(blocks)
+        found = {kind: moment.take(parallel.all_reduce) for kind, moment in moments.items()}
+        if not all(bool(torch.isfinite(moment.diagonal()).all()) for moment in found.values()):
+            raise NumericsError(
+                f"the gradient in block {block} of {stream.checkpoint.folder} isn't finite: try "
+                "compute.dtype=float32, or database.metric=output"
+            )
+        yield block, found
 
 
 def _behind_last_block(stream: BlockStream, tokens: Tensor, memory: HiddenMemory | None) -> HiddenStates:
@@ -88,7 +92,7 @@ def _behind_last_block(stream: BlockStream, tokens: Tensor, memory: HiddenMemory
 
 
 @contextmanager
-def _output_moments(stream: BlockStream, block: int, moments: dict[ModuleKind, SecondMoment]) -> Iterator[None]:
+def _output_moments(stream: BlockStream, moments: dict[ModuleKind, SecondMoment], block: int) -> Iterator[None]:
     """Collect second moments at the outputs of a block's modules."""
     moments.clear()
     layer, mlp = stream.decoder.blocks[block], stream.checkpoint.family.mlp
@@ -111,29 +115,6 @@ def _output_moments(stream: BlockStream, block: int, moments: dict[ModuleKind, S
 
             hooks.enter_context(module.register_forward_hook(watch))
         yield
-
-
-def _back_through(stream: BlockStream, block: int, inputs: HiddenStates, gradients: HiddenStates) -> None:
-    """Propagate the gradients back through a loaded block."""
-    finite: list[Tensor] = []
-    for index in range(len(inputs)):
-        with torch.enable_grad():
-            hidden = inputs[index].requires_grad_()
-            after = stream.decoder.run_block(block, hidden, stream.arguments(index, block))
-            if after.grad_fn is None:  # an empty block returns its input
-                continue
-            (before,) = torch.autograd.grad(after, hidden, gradients[index])
-        finite.append(torch.isfinite(before).all())
-        gradients[index] = before
-    _check(finite, stream, block)
-
-
-def _check(finite: list[Tensor], stream: BlockStream, block: int) -> None:
-    if finite and not bool(torch.stack(finite).all()):  # read once, so that a GPU's host goes on
-        raise NumericsError(
-            f"the gradient before block {block} of {stream.checkpoint.folder} isn't finite: try "
-            "compute.dtype=float32, or database.metric=output"
-        )
 
 
 def _outputs(stream: BlockStream, block: int) -> Iterator[tuple[ModuleKind, nn.Module, int]]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.runtime.errors import NumericsError
+from darwinlm.runtime.memory import ALL
 from darwinlm.streaming.hidden import HiddenMemory, HiddenStates
 from darwinlm.streaming.streamed import StreamedDecoder
 
@@ -37,6 +38,7 @@ class BlockStream:
         self.device = device
         self.batch_sequences = max(1, batch_tokens // tokens.shape[1])
         self.decoder = StreamedDecoder(checkpoint, tokens, dtype=dtype, device=device)
+        self.decoder.reserve(ALL)  # blocks are needed once or twice
         batches = torch.split(tokens, self.batch_sequences) if len(tokens) else ()
         elements = tokens.numel() * int(checkpoint.config.hidden_size)
         self.hidden = HiddenStates((self.decoder.embed(batch) for batch in batches), elements, memory)
@@ -90,11 +92,9 @@ class BlockStream:
 
         Raises NumericsError.
         """
-        for block in range(len(self.decoder.blocks)):
-            self.load(block, block + 1)
+        for block in self.decoder.walk(range(len(self.decoder.blocks))):
             entering(block)
             self.run(block)
-            self.unload(block)
 
     @torch.no_grad()
     def run(self, block: int) -> None:

@@ -77,14 +77,12 @@ class ModuleReader:
             return columns.expand(level.experts, -1) if shape.experts else columns
         return self.best_columns(block, kind, level)
 
-    def kept(self, block: int, kind: ModuleKind, level: Level, weight: Tensor | None = None) -> Kept:
-        """Columns and weights of a module at a level; its output projection is computed unless it is given."""
+    def kept(self, block: int, kind: ModuleKind, level: Level) -> Kept:
+        """Columns and weights of a module at a level."""
         shape, columns = self.shapes[block, kind], self.columns(block, kind, level)
         groups, query_groups = kept_groups(shape, level, columns) if kind == "attention" else (None, None)
         experts = self.experts(block, level) if shape.experts else None
-        return Kept(
-            columns, self.weight(block, kind, level) if weight is None else weight, groups, query_groups, experts
-        )
+        return Kept(columns, self.weight(block, kind, level), groups, query_groups, experts)
 
     def dense_weight(self, block: int, kind: ModuleKind) -> Tensor:
         """Output projection of the dense module, [r, d] float32, or [e, r, d] for the experts of a mixture."""
