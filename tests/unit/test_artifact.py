@@ -1,6 +1,7 @@
 """Folders of stages: complete when the manifest is there, reused for the same key, never trusted when damaged."""
 
 import errno
+import json
 import os
 import stat
 from pathlib import Path
@@ -60,10 +61,21 @@ def test_a_folder_is_complete_once_its_manifest_is_there(tmp_path):
     (tmp_path / "s" / KEY).write_text(key)
     assert names(tmp_path / "s") == {KEY, "a.json"}
     temporary.write_text("left by a killed process")
-    again.finish(seconds=2.0, count=3)
+    again.finish(seconds=2.0, resumed=True)
     temporary.unlink()
     assert made.is_complete()
-    assert read_manifest(made.folder).facts == {"seconds": 2.0, "count": 3}
+    manifest = read_manifest(made.folder)
+    assert (manifest.seconds, manifest.resumed) == (2.0, True)
+
+
+@pytest.mark.parametrize("part", ["inputs", "settings"])
+def test_a_key_whose_parts_are_not_by_name_is_damage(tmp_path, part):
+    made = finished(tmp_path / "s")
+    manifest = json.loads((made.folder / MANIFEST).read_text())
+    manifest["key"][part] = []
+    (made.folder / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match=r"manifest\.json is damaged .*by name"):
+        made.is_complete()
 
 
 @pytest.mark.parametrize("before", ["finished", "finished, with another key", "begun, with another key", "no key"])

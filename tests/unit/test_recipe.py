@@ -53,6 +53,8 @@ def test_the_defaults_are_valid():
         ({"budget": 0.5}, ["budget: ", "valid dictionary or instance of BudgetSettings (it is 0.5)"]),
         ({"budget": {"tolerance": 0.2}}, ["budget.tolerance: ", "less than or equal to 0.1"]),
         ({"model": 7}, ["model: ", "valid string (it is 7)"]),
+        ({"preset": ["quick"]}, ["preset: ", "it is ['quick']"]),
+        ({"time": "1e300h"}, ["time: ", "less than or equal to 1000000"]),
         (rounds(3, (64, 3), (128, 1)), ["search: rounds: survivors must decrease", "[3, 3, 1]"]),
         (rounds(8, (64, 2), (128, 4), (256, 1)), ["search: rounds: survivors must decrease", "[8, 2, 4, 1]"]),
         (rounds(1, (64, 1)), ["search: rounds: survivors must decrease", "[1, 1]"]),

@@ -9,7 +9,7 @@ import torch
 from tests.tiny.models import tiny_model
 from tests.tiny.tokenizer import EOS_ID, tiny_tokenizer
 
-from darwinlm.runtime.errors import DataError
+from darwinlm.runtime.errors import ArtifactError, DataError
 from darwinlm.text.sampling import own_text
 from darwinlm.text.sampling.own_text import write_own_text
 from darwinlm.text.sampling.sampler import Sampler, Segment, choose
@@ -154,3 +154,7 @@ def test_interrupted_text_goes_on(tmp_path):
     assert sorted(again)[: len(whole)] == sorted(whole)[: len(whole)]
     assert done[-1] == (1500, 1500)
     assert len(done) < len(whole)
+    for damaged in ("\0\0\0", "[]", '{"number": "x", "tokens": 1, "identity": "a"}'):
+        begun.write_text(f"{whole[0]}\n{damaged}\n")
+        with pytest.raises(ArtifactError, match=r"documents-0\.jsonl is damaged \(line 2"):
+            write_own_text(model, tokenizer, tmp_path / "cut", 1500, length=48, rows=4)

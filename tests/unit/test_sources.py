@@ -6,6 +6,8 @@ import os
 import struct
 import subprocess
 import sys
+from pathlib import Path
+from unittest.mock import Mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -228,6 +230,12 @@ def test_pipes_and_devices_are_refused(tmp_path):
         assert "this is a pipe or a device, which can't be read twice" in message(tmp_path / name)
     write(tmp_path / "a.txt", "hello")
     assert read(tmp_path) == ["hello"]
+
+
+def test_folders_in_a_thousand_others(tmp_path, monkeypatch):
+    write(tmp_path / "a.txt", "hello")
+    monkeypatch.setattr(Path, "rglob", Mock(side_effect=RecursionError))  # as Python 3.11 ends there
+    assert "nested too deeply" in message(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "arrow"])

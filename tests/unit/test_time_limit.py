@@ -12,7 +12,9 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.recipe.presets import AMOUNTS
 from darwinlm.report import wording
+from darwinlm.runtime.artifact import STAGES
 from darwinlm.runtime.clock import working_time
+from darwinlm.runtime.errors import ArtifactError
 from darwinlm.runtime.figures import StageTime, TimeFigures
 from darwinlm.stages.execution import limit as limits
 from darwinlm.stages.execution.limit import ENDING, FIXED, TimeLimit, limited
@@ -66,6 +68,14 @@ def test_a_resumed_run_keeps_its_amount(chosen, tmp_path: Path) -> None:
     assert chosen(1000.0, "quick").preset == "default", "the machine is slower now"
     assert chosen(1000.0, "quick", folder=tmp_path / "other").preset == "quick"
     assert chosen(1000.0, "quick", "preset=thorough").preset == "thorough"
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "5", "{"])
+def test_a_damaged_record_is_told(chosen, tmp_path: Path, content: str) -> None:
+    chosen(0.99 * FIXED, "quick")
+    (tmp_path / STAGES / limits.FILE).write_text(content)
+    with pytest.raises(ArtifactError, match=r"time_limit\.json is damaged"):
+        chosen(0.99 * FIXED, "quick")
 
 
 def test_without_a_limit_nothing_is_measured(tiny_llama: Path, tmp_path: Path) -> None:

@@ -291,7 +291,7 @@ class Recipe(Section):
     @model_validator(mode="before")
     @classmethod
     def _take_preset(cls, data: Any) -> Any:
-        preset = PRESETS.get(data.get("preset", "")) if isinstance(data, dict) else None
+        preset = PRESETS.get(str(data.get("preset"))) if isinstance(data, dict) else None
         return data if preset is None else completed(data, preset)
 
     @model_validator(mode="after")

@@ -20,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError, field_validator
 from safetensors import SafetensorError
 
 from darwinlm.runtime.amounts import size
@@ -261,11 +261,19 @@ def model_folder(folder: Path) -> Path:
 
 
 class Manifest(BaseModel):
-    """What marks a stage as finished: its key, the arguments of `StageFolder.finish`, and the hash of every file."""
+    """What marks a stage as finished: its key, what it took, and the hash of every file."""
 
     key: dict[str, Any]
-    facts: dict[str, Any]
+    seconds: float = 0.0
+    resumed: bool = False
     files: dict[str, str]
+
+    @field_validator("key")
+    @classmethod
+    def _has_parts(cls, key: dict[str, Any]) -> dict[str, Any]:
+        if not all(isinstance(key.get(part, {}), dict) for part in ("inputs", "settings")):
+            raise ValueError("inputs and settings are by name")
+        return key
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -387,8 +395,10 @@ class StageFolder:
         except OSError as error:
             raise storage_error(self.folder, error) from error
 
-    def finish(self, **facts: Any) -> None:
-        """Write the manifest, which marks the stage as finished."""
+    def finish(self, *, seconds: float = 0.0, resumed: bool = False) -> None:
+        """Write the manifest, which marks the stage as finished, with the time it took since it was `resumed`."""
         share(self.folder)
         files = folder_digests(self.folder, MANIFEST, KEY)
-        write_json(self.folder / MANIFEST, Manifest(key=self.key, facts=facts, files=files).model_dump())
+        write_json(
+            self.folder / MANIFEST, Manifest(key=self.key, seconds=seconds, resumed=resumed, files=files).model_dump()
+        )

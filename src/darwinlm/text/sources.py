@@ -73,7 +73,11 @@ class LocalSource:
                     f"Give a file that ends in {listed(EXTENSIONS)}."
                 )
             return [self.path]
-        inside = {path.relative_to(self.path).parts: path for path in self.path.rglob("*") if path.is_file()}
+        try:
+            inside = {path.relative_to(self.path).parts: path for path in self.path.rglob("*") if path.is_file()}
+        except RecursionError:
+            nested = "its folders are nested too deeply. Name the one with the text."
+            raise DataError(f"Text source {self.path}: {nested}") from None
         paths = [
             path
             for parts, path in sorted(inside.items())

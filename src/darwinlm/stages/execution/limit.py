@@ -12,7 +12,7 @@ from darwinlm.engines.resolve import describe_model
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.recipe.presets import AMOUNTS
 from darwinlm.runtime import parallel
-from darwinlm.runtime.artifact import STAGES, read_json, write_json
+from darwinlm.runtime.artifact import STAGES, read_record, write_json
 from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.figures import StageTime
 from darwinlm.stages.execution.output import mark
@@ -80,7 +80,7 @@ def limited(
         if parallel.is_main():
             source = describe_model(recipe.model, allow_remote_code=allow_remote_code)
             rate = measure_rate(Sizes(source, recipe), device)
-            record = read_json(file) if file.is_file() else {}
+            record = read_record(file) if file.is_file() else {}
             names = [recipe.preset] if "preset" in recipe.model_fields_set else [*AMOUNTS]
             if record.get("seconds") == seconds and record.get("preset") in names:
                 names = [record["preset"]]

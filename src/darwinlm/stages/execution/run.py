@@ -236,6 +236,5 @@ class Run:
 
 def _earlier(folder: StageFolder, name: str) -> StageTime:
     """What a finished stage took."""
-    facts = read_manifest(folder.folder).facts
-    seconds, resumed = float(facts.get("seconds", 0.0)), bool(facts.get("resumed", False))
-    return StageTime(name, seconds, reused=True, resumed=resumed)
+    manifest = read_manifest(folder.folder)
+    return StageTime(name, manifest.seconds, reused=True, resumed=manifest.resumed)

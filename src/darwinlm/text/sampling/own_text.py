@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from darwinlm.runtime import parallel
+from darwinlm.runtime.artifact import damaged
 from darwinlm.runtime.errors import DataError, storage_error
 from darwinlm.runtime.memory import kept_memory
 from darwinlm.text.sampling.sampler import Sampled, Sampler
@@ -70,6 +74,15 @@ def write_own_text(
     raise DataError(f"the model writes no text of its own that can be used ({reason}): name a text with --text")
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """What later work reads of a document's line, with its text."""
+
+    number: int
+    tokens: int
+    identity: str
+
+
 class _OwnText:
     """The documents of one process; its file of JSON lines grows, and stays whole when the process is interrupted."""
 
@@ -79,15 +92,19 @@ class _OwnText:
         self.script, self.first, self.progress = script, first, progress
         self.path = folder / f"{script.name}-{parallel.place()}.jsonl"
         self.wanted = -(-tokens // parallel.size())
-        records: list[dict[str, Any]] = []
+        records: list[_Kept] = []
         if self.path.exists():
             whole = self.path.read_bytes()
             whole = whole[: whole.rfind(b"\n") + 1]  # an interruption cuts the last line
             self.path.write_bytes(whole)
-            records += map(json.loads, whole.splitlines())
-        self.seen = {str(record["identity"]) for record in records}
+            for number, line in enumerate(whole.splitlines(), 1):
+                try:
+                    records.append(TypeAdapter(_Kept).validate_json(line))
+                except ValidationError as error:
+                    raise damaged(self.path, f"line {number} isn't one of ours") from error
+        self.seen = {record.identity for record in records}
         # What an interrupted run left out is tried again.
-        self.tried = {int(record["number"]): int(record["tokens"]) for record in records}
+        self.tried = {record.number: record.tokens for record in records}
         """Tokens of each finished sequence by its number, 0 if it was left out."""
         self.begun = 0
         self.lately: deque[bool] = deque(maxlen=RECENT)
