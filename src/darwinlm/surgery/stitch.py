@@ -40,10 +40,12 @@ Chosen = dict[tuple[int, ModuleKind], Level]
 
 def stitch(database: ModuleReader, allocation: tuple[int, ...], keep: Callable[[Tensor], Tensor] = torch.clone) -> Any:
     """The smaller model of an allocation, in the checkpoint's types; `keep` puts every tensor in its place."""
-    smaller, _ = stitched_blocks(database, allocation)
-    chosen = chosen_levels(database.modules, allocation)
-    model = smaller.skeleton()
-    left, _ = fill(model, {name: keep(tensor) for name, tensor in stitched_tensors(database, chosen)})
+    smaller, weights = stitched_blocks(database, allocation)
+    model, prefix = smaller.skeleton(), database.checkpoint.block_prefix
+    tensors = {name: keep(database.checkpoint.read(name)[""]) for name in database.checkpoint.names_outside_blocks()}
+    for block in range(smaller.n_blocks):
+        tensors |= {prefix(block) + name: keep(tensor) for name, tensor in weights(block).items()}
+    left, _ = fill(model, tensors)
     assert not left, f"stitching left {left} without weights"
     return model.eval().requires_grad_(requires_grad=False)
 
@@ -202,16 +204,6 @@ def fill(model: Any, tensors: Mapping[str, Tensor]) -> tuple[list[str], list[str
     unexpected: list[str] = model.load_state_dict(tensors, assign=True, strict=False).unexpected_keys
     model.tie_weights()
     return [name for name, parameter in model.named_parameters() if parameter.is_meta], unexpected
-
-
-def stitched_tensors(database: ModuleReader, chosen: Chosen) -> Iterator[tuple[str, Tensor]]:
-    """Tensors of the smaller model, a block at a time, in the checkpoint's types."""
-    checkpoint = database.checkpoint
-    for name in checkpoint.names_outside_blocks():
-        yield name, checkpoint.read(name)[""]
-    for block in range(checkpoint.n_blocks):
-        for name, tensor in _block_tensors(database, chosen, block):
-            yield checkpoint.block_prefix(block) + name, tensor
 
 
 def _block_tensors(database: ModuleReader, chosen: Chosen, block: int) -> Iterator[tuple[str, Tensor]]:
