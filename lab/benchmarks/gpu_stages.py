@@ -266,7 +266,7 @@ def recovered(
         for name in ("save", "check_room"):
             kept.enter_context(mock.patch.object(Checkpoints, name))
     with kept:
-        trained = Training(
+        _, record = Training(
             lambda each=None: small.load(torch.float32, each=each),
             teacher,
             text,
@@ -278,11 +278,11 @@ def recovered(
             device=setup.kind,
             dtype=dtype,
             mesh=mesh,
-            each_step=lambda *_: ends.append(time.perf_counter()),
+            progress=lambda *_: ends.append(time.perf_counter()),
         ).train()
     del teacher
     gc.collect()
-    return trained.record, (len(ends) - 1) * step / max(ends[-1] - ends[0], 1e-9)
+    return record, (len(ends) - 1) * step / max(ends[-1] - ends[0], 1e-9)
 
 
 def _sizes(setup: Setup) -> tuple[int, int]:

@@ -27,12 +27,12 @@ def log_of(device: str, folder: Path, **more: Any) -> list[dict[str, float]]:
     training = Training(
         lambda each=None: tiny_model("llama", 1), teacher, text, TOKENS[:4], STEPS, SETTINGS, folder, {}, **options
     )
-    return training.train().record["log"]
+    return training.train()[1]["log"]
 
 
 def test_a_training_is_the_cpus_and_waits_little(gpu: Gpu, tmp_path):
     waits: list[Counter[str]] = []
-    found = log_of(NAME, tmp_path / NAME, each_step=lambda *_: waits.append(gpu.restart()[0].waits))
+    found = log_of(NAME, tmp_path / NAME, progress=lambda *_: waits.append(gpu.restart()[0].waits))
     assert not gpu.tally.mixes
     for ours, theirs in zip(found, log_of("cpu", tmp_path / "cpu"), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)

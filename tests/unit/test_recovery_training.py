@@ -15,7 +15,7 @@ from torch.nn import functional
 from darwinlm.recipe import RecoverySettings, sections
 from darwinlm.recovery import train as training
 from darwinlm.recovery.schedule import plan_steps, rate_share
-from darwinlm.recovery.train import Trained, Training
+from darwinlm.recovery.train import Training
 from darwinlm.runtime.errors import ArtifactError, NumericsError
 
 LENGTH = 16
@@ -39,8 +39,8 @@ def as_a_long_training():
         yield
 
 
-def trained(folder: Path, settings: RecoverySettings = SETTINGS, *, dropout: bool = False, **more) -> Trained:
-    return Training(
+def trained(folder: Path, settings: RecoverySettings = SETTINGS, *, dropout: bool = False, **more) -> SimpleNamespace:
+    model, record = Training(
         lambda each=None: tiny_model("llama", 1, attention_dropout=0.1 * dropout),
         tiny_model("llama", 0),
         TEXT,
@@ -53,6 +53,7 @@ def trained(folder: Path, settings: RecoverySettings = SETTINGS, *, dropout: boo
         dtype=torch.float32,
         **more,
     ).train()
+    return SimpleNamespace(model=model, record=record)
 
 
 def test_the_loop_is_the_one_by_hand(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Sized
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
@@ -40,19 +40,6 @@ LOG_EVERY = 10
 """Steps between two lines of the log."""
 
 
-@dataclass(frozen=True)
-class Trained:
-    """The result of a training.
-
-    Attributes:
-        model: The better of the trained and the original model, float32; only in the first process.
-        record: Steps, tokens, seconds, which model was kept, and the log: losses and held-out figures by step.
-    """
-
-    model: Any
-    record: dict[str, Any]
-
-
 @dataclass(eq=False)
 class Training:
     """One training in this process, which resumes from the last checkpoint in `folder`.
@@ -67,7 +54,7 @@ class Training:
         dtype: Element type of forward and backward passes; trained weights are always float32.
         mesh: The processes that share the weights (`sharding_mesh`); None if each has all of them.
         ends: When it must end, on the monotonic clock.
-        each_step: Gets the number of tokens so far and the model, after each step and before its checkpoint.
+        progress: Gets the finished steps and all of them, after each step and before its checkpoint.
     """
 
     student: Callable[..., Any]
@@ -85,10 +72,13 @@ class Training:
     ends: float = math.inf
     say: Callable[[str], None] = lambda message: None
     progress: Callable[[int, int], None] = lambda done, total: None
-    each_step: Callable[[int, Any], None] = lambda tokens, model: None
 
-    def train(self) -> Trained:
+    def train(self) -> tuple[Any, dict[str, Any]]:
         """Train, or resume.
+
+        Returns:
+            The better of the trained and the original model, float32, only in the first process; and the record: steps,
+            tokens, seconds, which model was kept, and the log of losses and held-out figures by step.
 
         Raises:
             NumericsError: The loss isn't finite; the last checkpoint is kept.
@@ -111,13 +101,12 @@ class Training:
         self.optimizer = torch.optim.AdamW(self.trained.values(), betas=BETAS, weight_decay=0.0, fused=True)
         self.state = TrainingState()
         self.last = self.steps.count
-        self.dense_on_held_out: dict[int, Tensor] = {}
         if newest is not None:
             self.say(f"recovery: resuming from {newest.name}")
             self.load(newest)
         with kept_memory(self.device):
             self.run()
-        return Trained(self.result(), self.record())
+        return self.result(), self.record()
 
     # ------------------------------------------------------------------------------------------------- a step
 
@@ -138,7 +127,6 @@ class Training:
             done = self.state.step = self.state.step + 1
             self.last = self._last_step(done)
             self.progress(done, self.last)
-            self.each_step(done * self.steps.tokens, self.model)
             if done % every == 0 or done == self.last:
                 self.evaluate()
                 self.save()
@@ -241,7 +229,8 @@ class Training:
         for start in range(0, most, rows):
             batch = share[start : start + rows]
             tokens = (batch if len(batch) else self.held_out[:1]).to(self.device)
-            loss, divergence = self.call(tokens, self._dense_on_held_out(start, tokens), held_out=True)
+            dense = None if self.teacher is None else run_dense(self.teacher, tokens)
+            loss, divergence = self.call(tokens, dense, held_out=True)
             sums += torch.tensor([loss, divergence, 1.0 * len(tokens)], dtype=torch.float64) * bool(len(batch))
         self.call.train()
         loss, divergence, counted = parallel.all_reduce(sums).tolist()
@@ -252,14 +241,6 @@ class Training:
         where = self._log(self.state.step, figures)
         kl = f", KL {figures['eval_kl']:.4f}" if "eval_kl" in figures else ""
         self.say(f"{where}: held out: perplexity {figures['eval_perplexity']:.2f}{kl}")
-
-    def _dense_on_held_out(self, start: int, tokens: Tensor) -> Tensor | None:
-        """The dense model's streams on a batch of the held-out text; it runs once, and they wait in main memory."""
-        if self.teacher is None:
-            return None
-        if start not in self.dense_on_held_out:
-            self.dense_on_held_out[start] = run_dense(self.teacher, tokens).cpu()
-        return self.dense_on_held_out[start].to(self.device)
 
     def _log(self, step: int, figures: dict[str, int | float]) -> str:
         tokens = step * self.steps.tokens
@@ -321,21 +302,11 @@ class Training:
             self.say("recovery: no improvement on held-out text, so the weights before training are kept")
             model = self.student() if parallel.is_main() else None
         elif self.sharded:
-            weights = _gathered(self.trained)
+            from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+            whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+            weights = get_model_state_dict(self.model, options=whole)  # empty in other processes
             model = self.student() if parallel.is_main() else None
-            for name, weight in dict(model.named_parameters()).items() if model is not None else ():
-                if name in weights:
-                    weight.data.copy_(weights[name])
+            if model is not None:
+                model.load_state_dict(weights)
         return model if model is None else model.cpu().eval().requires_grad_(requires_grad=False)
-
-
-def _gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Unsharded tensors in main memory of the first process. All processes must call it; the others get none."""
-    collected = {}
-    for name, tensor in tensors.items():
-        whole = tensor.detach()
-        if hasattr(whole, "full_tensor"):
-            whole = whole.full_tensor()
-        if parallel.is_main():
-            collected[name] = whole.cpu()
-    return collected

@@ -103,7 +103,7 @@ def _recover(
         text = PackedText(scratch / "text", steps.length, steps.sequences, bos, repeats=repeats)
         reference = load_teacher(teacher, context.dtype, context.device, mesh) if needs_dense(settings) else None
     with parallel.agree():
-        trained = Training(
+        model, record = Training(
             start.model,
             reference,
             text,
@@ -119,8 +119,8 @@ def _recover(
             say=context.reporter.say,
             progress=context.reporter.advance,
         ).train()
-    parallel.in_main(lambda: save_model(trained.model, task.folder / "model", tokenizer=tokenizer))
-    parallel.in_main(write_json, task.folder / RECORD, trained.record)
+    parallel.in_main(lambda: save_model(model, task.folder / "model", tokenizer=tokenizer))
+    parallel.in_main(write_json, task.folder / RECORD, record)
     parallel.in_main(_end, scratch)
 
 
