@@ -1,23 +1,24 @@
-"""How close models are to the dense model on answers that the dense model has written itself.
+"""Figures of chat models: closeness to the dense one on answers that it has written itself, and coding tasks.
 
-Letters: n tokens, v vocabulary. All figures are of next tokens of answers, given the prompt and the earlier tokens.
+Closeness is that of next tokens of answers, given the prompt and the earlier tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from darwinlm.evaluation.divergence import DenseDistribution
-from darwinlm.evaluation.quality import reading
+from darwinlm.evaluation.code import compare_code, write_code
+from darwinlm.evaluation.quality import measure_quality
+from darwinlm.evaluation.summary import percent
 from darwinlm.runtime import parallel
-from darwinlm.runtime.compute import exact
-from darwinlm.runtime.figures import AnswerFigures
+from darwinlm.runtime.errors import ModelError
+from darwinlm.runtime.figures import AnswerFigures, ChatFigures
+from darwinlm.runtime.tables import Table
 from darwinlm.streaming.hidden import HiddenMemory
 from darwinlm.text.sampling.sampler import Sampled, Sampler
 from darwinlm.text.sampling.script import chats
@@ -70,7 +71,6 @@ def write_answers(dense: Any, tokenizer: Any, tokens: int) -> Answers | str:
     return Answers(padded, answer)
 
 
-@torch.no_grad()
 def measure_answers(
     dense: Any, models: Mapping[str, Any], answers: Answers, *, batch_tokens: int, memory: HiddenMemory | None = None
 ) -> dict[str, AnswerFigures]:
@@ -78,39 +78,41 @@ def measure_answers(
 
     Models are decoders, or whole models of transformers; streams of decoders may go where `memory` says.
     """
-    rows = list(parallel.mine(range(len(answers.tokens))))
-    size = max(1, batch_tokens // answers.tokens.shape[1])
-    batches = [answers.tokens[rows[start : start + size]] for start in range(0, len(rows), size)]
-    predicts = answers.answer[rows].roll(-1, 1)
-    predicts[:, -1] = False
-    readers = [reading(model) for model in (dense, *models.values())]
-    found: list[Tensor] = []
-    walks = [reader.through(batches, memory=memory) for reader in readers]
-    with ExitStack() as heads:
-        for reader in readers:
-            heads.enter_context(reader.with_head(readers[0]))
-        for mask, *states in zip(torch.split(predicts, size) if rows else (), *walks, strict=True):
-            chosen = mask.to(states[0].device)
-            pieces = (torch.split(each[chosen], readers[0].head_tokens) for each in states)
-            for piece in zip(*pieces, strict=True):
-                reference, *others = (reader.head(state) for reader, state in zip(readers, piece, strict=True))
-                found.append(closeness(reference, others).cpu())
-    together = torch.cat([part for share in parallel.gather(found) for part in share], 2)
-    return {name: _figures(figures) for name, figures in zip(models, together, strict=True)}
+    how: dict[str, Any] = {"batch_tokens": batch_tokens, "where": answers.answer, "memory": memory}
+    quality = measure_quality(dense, models, answers.tokens, **how)
+    return {
+        name: AnswerFigures(tokens=each.tokens, kl=each.kl, agreement=each.agreement) for name, each in quality.items()
+    }
 
 
-def closeness(dense: Tensor, others: Sequence[Tensor]) -> Tensor:
-    """KL(dense ‖ model) and whether both rank the same token first, from logits [n, v] of k other models.
+def measure_chats(models: Mapping[str, Any], *, tokens: int, batch_tokens: int) -> ChatFigures:
+    """Measure a model against the dense one; processes share the work.
 
-    Returns [k, 2, n] float32.
+    `models` are these two by name, `engines.opened.Opened`. The dense one writes at least `tokens` tokens of answers.
+    Raises ModelError if the models can't chat.
     """
-    distribution, first = DenseDistribution(dense), dense.argmax(-1)
-    figures = [
-        torch.stack((distribution.kl(logits).clamp_(min=0), (logits.argmax(-1) == first).float())) for logits in others
-    ]
-    return torch.stack(figures)
+    (name, small), (original, dense) = models.items()
+    written = write_answers(dense.model, small.tokenizer, tokens)
+    if isinstance(written, str):
+        raise ModelError(f"{original} writes no chats: {written}")
+    readers = {name: small.decoder(written.tokens)}
+    answers = measure_answers(dense.decoder(written.tokens), readers, written, batch_tokens=batch_tokens)
+    blocks = {key: write_code(each.model, small.tokenizer) for key, each in models.items()}
+    code = {key: compare_code(each, blocks[original]) for key, each in blocks.items()}
+    return ChatFigures(answers=answers, code={key: each for key, each in code.items() if each is not None})
 
 
-def _figures(closeness: Tensor) -> AnswerFigures:
-    kl, agreed = exact(closeness).double().mean(1).tolist()
-    return AnswerFigures(tokens=closeness.shape[1], kl=kl, agreement=agreed)
+def chat_tables(found: ChatFigures, name: Callable[[str], str] = str) -> Iterator[Table]:
+    """Closeness to the dense model, and code; `name` gives a model's name for people."""
+    if found.answers:
+        cells = [(name(key), f"{each.kl:.3f}", f"{percent(each.agreement)} %") for key, each in found.answers.items()]
+        tokens = next(iter(found.answers.values())).tokens
+        remarks = [f"{tokens:,} tokens of new answers that the dense model wrote itself"]
+        yield ("answers of the dense model", "KL", "same first token"), cells, remarks
+    if found.code:
+        shares = [
+            (name(key), f"{percent(each.parsed)} %", f"{percent(each.same)} %") for key, each in found.code.items()
+        ]
+        tasks = next(iter(found.code.values())).tasks
+        remarks = [f"code: {tasks} Python functions that the dense model writes; same: the same syntax tree"]
+        yield ("coding answers", "parse as Python", "same as the dense model's"), shares, remarks

@@ -15,7 +15,7 @@ import torch
 
 from darwinlm.engines.opened import Opened, open_model
 from darwinlm.evaluation import harness, summary
-from darwinlm.evaluation.chat_scores import chat_tables, measure_chats
+from darwinlm.evaluation.answers import chat_tables, measure_chats
 from darwinlm.evaluation.looking_back import all_copying, longest_sequence, measure_copying
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.evaluation.suites import Wanted, parse_suite

@@ -89,12 +89,14 @@ def measure_quality(
     tokens: Tensor,
     *,
     batch_tokens: int,
+    where: Tensor | None = None,
     memory: HiddenMemory | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Quality]:
     """Measure several models on the same tokens; processes share the sequences.
 
-    `tokens` is [n, t] held-out text. Models are decoders, or whole models of transformers. The dense model, the
+    `tokens` is [n, t] held-out text, of which `where`, [n, t] bool, says which are predicted, not the first of a
+    sequence; None takes all others. Models are decoders, or whole models of transformers. The dense model, the
     reference of the KL, may be among them. Streams of decoders may go where `memory` says. One walk takes all batches,
     so that weights are read once. `progress` gets the finished passes of a batch through a model, and all of them.
 
@@ -104,7 +106,11 @@ def measure_quality(
     readers = {id(model): reading(model) for model in (dense, *models.values())}
     places = [list(readers).index(id(model)) for model in models.values()]
     sums = torch.zeros(len(models), 3, dtype=torch.float64)
-    batches = torch.split(share, max(1, batch_tokens // tokens.shape[1])) if len(share) else ()
+    size = max(1, batch_tokens // tokens.shape[1])
+    batches = torch.split(share, size) if len(share) else ()
+    masks: Sequence[Tensor | None] = [None] * len(batches)
+    if where is not None and len(share):
+        masks = torch.split(where[parallel.place() :: parallel.size()].roll(-1, 1), size)
     whole, passes = sum(isinstance(reader, WholeModel) for reader in readers.values()), 0
     with ExitStack() as heads:
         ends = []
@@ -117,8 +123,8 @@ def measure_quality(
             heads.enter_context(reader.with_head(readers[id(dense)]))
         # Of logits; blocks that come and go would fragment it.
         heads.enter_context(kept_memory(readers[id(dense)].device))
-        for batch in batches:
-            found = _measure_batch(list(readers.values()), [next(end).flatten(0, 1) for end in ends], batch)
+        for batch, mask in zip(batches, masks, strict=True):
+            found = _measure_batch(list(readers.values()), [next(end).flatten(0, 1) for end in ends], batch, mask)
             sums += torch.stack([found[place] for place in places]) if places else sums
             if whole:  # their passes are made here
                 passes += whole
@@ -127,13 +133,14 @@ def measure_quality(
     for name, total in zip(models, sums, strict=True):
         if not bool(total.isfinite().all()):
             raise NumericsError(f"the losses of {name} aren't finite (NaN or infinity): try float32, or another model")
-    return {name: _quality(total, tokens.numel(), tokens.shape[1]) for name, total in zip(models, sums, strict=True)}
+    count = tokens.numel() if where is None else int(where.sum())
+    predictions = count - (len(tokens) if where is None else 0)
+    return {name: _quality(total, count, predictions) for name, total in zip(models, sums, strict=True)}
 
 
-def _quality(sums: Tensor, tokens: int, length: int) -> Quality:
-    """The figures, from the sums of `_measure_batch` over all batches; the last tokens predict nothing."""
+def _quality(sums: Tensor, tokens: int, predictions: int) -> Quality:
+    """The figures, from the sums of `_measure_batch` over all batches; the last tokens of sequences predict nothing."""
     loss, kl, agreed = sums.tolist()
-    predictions = tokens - tokens // length
     return Quality(
         math.exp(min(loss / predictions, 700.0)),  # without overflow
         max(kl / tokens, 0.0),
@@ -142,16 +149,19 @@ def _quality(sums: Tensor, tokens: int, length: int) -> Quality:
     )
 
 
-def _measure_batch(readers: Sequence[Reader], states: Sequence[Tensor], batch: Tensor) -> Tensor:
+def _measure_batch(readers: Sequence[Reader], states: Sequence[Tensor], batch: Tensor, mask: Tensor | None) -> Tensor:
     """Sums of cross-entropy, KL and agreement of the first rank over a batch, float64 [3] for each model.
 
-    The first model is the reference. A separate function, so that states are released after each batch.
+    The first model is the reference. A mask [b, t] selects tokens whose successors count. A separate function, so that
+    states are released after each batch.
     """
     device = states[0].device
     # The last position has no next token. It is skipped below, because slicing here would copy.
     following, size = batch.roll(-1, 1).flatten().to(device), readers[0].head_tokens
-    losses, divergence, agreed = torch.empty(3, len(readers), batch.numel(), device=device)
-    for start in range(0, batch.numel(), size):
+    if mask is not None:
+        following, *states = (each[mask.flatten().to(each.device)] for each in (following, *states))
+    losses, divergence, agreed = torch.empty(3, len(readers), len(following), device=device)
+    for start in range(0, len(following), size):
         piece = slice(start, start + size)
         for place, (reader, state) in enumerate(zip(readers, states, strict=True)):
             logits = reader.head(state[piece])
@@ -162,6 +172,8 @@ def _measure_batch(readers: Sequence[Reader], states: Sequence[Tensor], batch: T
             divergence[place, piece] = distribution.kl(logits, normalisers=totals)
             agreed[place, piece] = logits.argmax(-1) == first
             del logits
-    figures = exact(torch.stack((losses, divergence, agreed), 1)).view(len(readers), 3, *batch.shape).double()
-    figures[:, ::2, :, -1] = 0
-    return figures.sum((2, 3)).cpu()
+    figures = exact(torch.stack((losses, divergence, agreed), 1)).double()
+    if mask is None:
+        figures = figures.view(len(readers), 3, *batch.shape)
+        figures[:, ::2, :, -1] = 0
+    return figures.sum([*range(2, figures.ndim)]).cpu()

@@ -6,7 +6,7 @@ import re
 
 from rich.table import Table
 
-from darwinlm.evaluation.chat_scores import chat_tables
+from darwinlm.evaluation.answers import chat_tables
 from darwinlm.report import wording
 from darwinlm.report.summary import Summary
 from darwinlm.runtime import tables
