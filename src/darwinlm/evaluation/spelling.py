@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from darwinlm.evaluation.divergence import token_losses
-from darwinlm.runtime.compute import exact
+from darwinlm.evaluation.quality import measure_quality
 from darwinlm.runtime.errors import CheckpointError
 from darwinlm.runtime.figures import Spelling
 from darwinlm.streaming.decoder import Decoder
@@ -43,12 +43,13 @@ def measure_spelling(texts: Sequence[str], dense: Any, small: Any, rows: Sequenc
     return Spelling(sum(len(text.encode()) for text in texts), before, after, affected)
 
 
-@torch.no_grad()
 def measure_bits(
     read: Callable[[Tensor], Decoder],
     passages: Sequence[str],
     tokenizer: Any,
-    progress: Callable[[], object] = lambda: None,
+    *,
+    batch_tokens: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
     memory: HiddenMemory | None = None,
 ) -> float:
     """Bits per byte of a model with its tokenizer, which compare across vocabularies.
@@ -58,15 +59,12 @@ def measure_bits(
     """
     begin, end = added_bos(tokenizer), tokenizer.eos_token_id
     before = [token for token in (end if begin is None else begin,) if token is not None]
-    wholes = [
-        torch.tensor([*before, *ids, *([] if end is None else [end])]) for ids in token_ids(tokenizer, list(passages))
-    ]
-    inputs = [each[None, :-1] for each in wholes]
-    model, total = read(torch.cat([each[0] for each in inputs])), 0.0
-    with model.with_head():
-        for states, targets in zip(model.through(inputs, memory=memory), wholes, strict=True):
-            pieces = (torch.split(each, model.head_tokens) for each in (states[0], targets[1:].to(model.device)))
-            for state, target in zip(*pieces, strict=True):
-                total += float(exact(token_losses(model.head(state), target)).sum(dtype=torch.float64))
-            progress()
-    return total / (math.log(2) * sum(len(text.encode()) for text in passages))
+    after = [] if end is None else [end]
+    wholes = [torch.tensor([*before, *ids, *after]) for ids in token_ids(tokenizer, list(passages))]
+    tokens = pad_sequence(wholes, batch_first=True)
+    lengths = torch.tensor([len(each) for each in wholes])[:, None]
+    places = torch.arange(tokens.shape[1])[None]
+    model = read(torch.cat(wholes))
+    how: dict[str, Any] = {"batch_tokens": batch_tokens, "memory": memory, "progress": progress}
+    found = measure_quality(model, {"": model}, tokens, where=(places > 0) & (places < lengths), **how)[""]
+    return found.tokens * math.log2(found.perplexity) / sum(len(text.encode()) for text in passages)

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -136,14 +135,15 @@ def _measure(
     """What the smaller vocabulary costs, on held-out text."""
     whole, cut, context = dense.tokenizer(), small.tokenizer(), task.context
     domains = {name: asdict(measure_spelling(texts, whole, cut, rows)) for name, texts in held_out.items()}
-    passages, memory, done = list(_passages(task.recipe.text, held_out)), HiddenMemory(task.folder), count(1)
+    passages, memory = list(_passages(task.recipe.text, held_out)), HiddenMemory(task.folder)
     bits = {
         name: measure_bits(
             partial(StreamedDecoder, checkpoint, dtype=context.dtype, device=context.device),
             passages,
             tokenizer,
-            lambda: context.reporter.advance(next(done), 2 * len(passages)),
-            memory,
+            batch_tokens=context.batch_tokens,
+            progress=context.reporter.advance,
+            memory=memory,
         )
         for name, checkpoint, tokenizer in (("dense_bits_per_byte", dense, whole), ("bits_per_byte", small, cut))
     }
