@@ -11,7 +11,7 @@ from darwinlm.gguf.types import ELEMENTS
 from darwinlm.recipe import UnitsSettings, load_recipe, options
 from darwinlm.recipe.quantisation import LLAMA_CPP, QUANTISATIONS, WRITTEN
 from darwinlm.runtime.errors import RecipeError
-from darwinlm.units.levels import module_levels, unfit_widths
+from darwinlm.units.levels import module_levels
 
 FITTING = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 8, "num_key_value_heads": 4}
 SIZES = {**FITTING, "head_dim": 64, "num_hidden_layers": 1}
@@ -39,7 +39,6 @@ def test_widths_are_whole_groups(tmp_path, quantisation, heads, widths, attentio
     assert [level.width for level in of_mlp] == [0, *widths]
     possible = {"query_head": range(1, 9), "lattice": [1, 2, 3, 4, 6, 8], "kv_group": [2, 4, 6, 8]}
     assert {level.query_heads for level in of_attention} == {0} | ({*heads} & {*possible[attention]})
-    assert unfit_widths(units, shapes, 256) is None
 
 
 def test_with_a_grid_the_nearest_whole_groups_are_taken(tmp_path):
@@ -51,20 +50,6 @@ def test_with_a_grid_the_nearest_whole_groups_are_taken(tmp_path):
     mixture = Checkpoint.open(tiny_checkpoint(tmp_path / "m", "mixtral", intermediate_size=256, num_hidden_layers=1))
     levels = module_levels(mixture.family, module_shapes(mixture)[1], UnitsSettings(quantisation="awq")).levels
     assert {level.width for level in levels} == {0, 128, 256}
-
-
-def test_widths_of_the_model_itself_that_do_not_fit_are_named(tmp_path):
-    _, shapes = described(
-        tmp_path, hidden_size=288, intermediate_size=960, num_attention_heads=9, num_key_value_heads=3
-    )
-    found = unfit_widths(UnitsSettings(quantisation="q6_k"), shapes, 288)
-    assert found == (
-        "q6_k takes groups of 256 columns, of which this model has no whole number in the hidden size 288 (matrices "
-        "that read the residual stream); attention outputs of 576 columns, where nothing of them is removed; MLP "
-        "outputs of 960 columns, where nothing of them is removed: the quantiser will store those matrices in another "
-        "type, or refuse them"
-    )
-    assert unfit_widths(UnitsSettings(), shapes, 288) is None
 
 
 def test_an_mlp_narrower_than_a_group_is_refused(tiny_llama):

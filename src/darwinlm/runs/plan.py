@@ -16,7 +16,6 @@ from darwinlm.runtime.limits import suggestion
 from darwinlm.stages.execution.plan import DEVICES, Plan, plan_card, plan_here
 from darwinlm.stages.execution.sizes import Sizes
 from darwinlm.stages.layers import choose_layers
-from darwinlm.units.levels import unfit_widths
 from darwinlm.units.space import kept_whole
 
 
@@ -71,7 +70,6 @@ def notes_of(plan: Plan) -> list[str]:
         kept_whole(sizes.space, checkpoint.family),
         "its parts around the language model are kept, and not counted here" if whole else "",
         choose_layers(recipe, checkpoint, sizes.space, sizes.shapes)[1],
-        unfit_widths(recipe.units, sizes.shapes, sizes.width),
         recipe.vocabulary is None and large_embedding(sizes.params, sizes.blocks),
     )
     return [note for note in notes if note]

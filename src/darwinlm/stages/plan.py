@@ -19,7 +19,6 @@ from darwinlm.stages.execution.sizes import Sizes
 from darwinlm.stages.execution.stage import Stage, Task
 from darwinlm.stages.layers import choose_layers, layers_that_run
 from darwinlm.units.cost import CostModel
-from darwinlm.units.levels import unfit_widths
 from darwinlm.units.space import SearchSpace
 
 FILE = "plan.json"
@@ -68,10 +67,8 @@ def _costs(task: Task, dense: Checkpoint, latency: CostModel | None) -> dict[str
 
 def _write(task: Task, dense: Checkpoint, latency: CostModel | None) -> None:
     problem, recipe = _problem(task, dense, latency), task.recipe
-    shapes = module_shapes(dense)
-    unfit = unfit_widths(recipe.units, shapes, int(dense.config.hidden_size))
-    _, note = choose_layers(recipe, dense, problem.space, shapes)
-    for message in filter(None, (unfit, note, dense.left_out)):
+    _, note = choose_layers(recipe, dense, problem.space, module_shapes(dense))
+    for message in filter(None, (note, dense.left_out)):
         task.context.reporter.say(message)
     space, cost, budget = problem.space, problem.cost, problem.budget
     modules = [
