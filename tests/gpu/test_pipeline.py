@@ -12,10 +12,9 @@ import torch
 
 from darwinlm.database import order, store
 from darwinlm.database.elimination import eliminate
-from darwinlm.runtime.memory import ALL, CACHES
+from darwinlm.runtime.memory import CACHES
 from darwinlm.search.modules import PlacedModules
 from darwinlm.stages import refit as stages_refit
-from darwinlm.units.levels import variants
 from tests.gpu.device import Tally, pretend_gpu
 from tests.gpu.rules import NAME
 from tests.tiny.checkpoint import tiny_checkpoint
@@ -149,35 +148,6 @@ def test_factors_that_do_not_fit_on_the_device_stay_in_main_memory(make_run, tmp
                 torch.testing.assert_close(found.weight.cpu(), expected.weight)
                 assert torch.equal(found.columns, expected.columns)
     assert none.reads == len(none.modules)
-
-
-def test_narrow_factors_are_computed_once_and_wait_in_main_memory(make_run, tmp_path, monkeypatch):
-    model = tiny_checkpoint(tmp_path / "model", "llama", num_hidden_layers=2)
-    whole = run_stages(make_run(model, tmp_path / "out", *FEW), "database").database.reader
-    monkeypatch.setitem(CACHES, "factors", 0.0)
-    computed: list[torch.Tensor] = []
-    narrower = store.narrower_factors
-    monkeypatch.setattr(store, "narrower_factors", lambda *given: computed.append(given[1]) or narrower(*given))
-    places = [(shape, variant) for shape in whole.shapes.values() for variant in variants(shape, whole.units)[:-1]]
-    assert len(places) >= 2
-    with pretend_gpu():
-        there = store.DatabaseReader(whole.folder, whole.checkpoint, whole.units, device=torch.device(NAME))
-        for _ in range(3):
-            for shape, variant in places:
-                (found,) = there.factors(shape.block, shape.kind, variant)
-                assert found.factor.device.type == found.target.device.type == found.columns.device.type == NAME
-                first = narrower(
-                    there.factors(shape.block, shape.kind, variants(shape, whole.units)[-1])[0], found.columns
-                )
-                for name in ("columns", "factor", "target"):
-                    assert torch.equal(getattr(found, name), getattr(first, name)), name
-        assert len(computed) == len(places)
-        there.release()
-        there.factors(shape.block, shape.kind, variant)
-        assert len(computed) == len(places)
-        there.release(ALL)
-        there.factors(shape.block, shape.kind, variant)
-        assert len(computed) == len(places) + 1
 
 
 def test_caches_leave_room_for_what_a_search_holds(make_run, tmp_path, monkeypatch):

@@ -18,7 +18,6 @@ from darwinlm.database.factors import (
     full_target,
     kept_weights,
     narrower_factors,
-    pack_lower,
     unpack_lower,
 )
 from darwinlm.families.checkpoint import Checkpoint
@@ -28,7 +27,6 @@ from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import check_file, open_tensors, read_manifest
 from darwinlm.runtime.mapped import in_file
 from darwinlm.runtime.memory import ALL, CPU, Bounded, memory_of
-from darwinlm.streaming.transfers import HostCopy, pinned_bytes
 from darwinlm.units.levels import Level, variants
 from darwinlm.units.modules import ModuleReader
 
@@ -40,9 +38,8 @@ class DatabaseReader(ModuleReader):
     """Reads any module at any level. Files are compared with their hashes in the manifest before use.
 
     Searches repeatedly need the factors of all modules in turn. As many as fit stay on the device, on which weights are
-    computed from them. The inputs of the others stay in main memory, pinned if a GPU reads them, and so do factors of
-    some columns, each of which took a QR decomposition. On a CPU, a target takes longer to compute than to read, so
-    those that don't fit wait in files. The checkpoint is the dense model's.
+    computed from them. The inputs of the others stay in main memory, pinned if a GPU reads them. On a CPU, a target
+    takes longer to compute than to read, so those that don't fit wait in files. The checkpoint is the dense model's.
 
     Attributes:
         reads: Number of factors read from files.
@@ -71,9 +68,6 @@ class DatabaseReader(ModuleReader):
         self._stored: Bounded[tuple[int, ModuleKind], tuple[Tensor, Tensor]] = Bounded(
             _bytes, partial(memory_of(CPU).room, "packed factors"), scanned=True
         )
-        self._narrow: Bounded[tuple[int, ModuleKind, int], HostCopy] = Bounded(
-            lambda copy: pinned_bytes(copy.nbytes), partial(memory_of(CPU).room, "narrow factors"), scanned=True
-        )
         self._scratch: Path | None = None
         self._targets: Bounded[tuple[int, ModuleKind], tuple[Tensor, ...]] = Bounded(
             _bytes, self._disk_room, scanned=True
@@ -93,11 +87,8 @@ class DatabaseReader(ModuleReader):
             # Those of another block make room first.
             self._last = {each: found for each, found in self._last.items() if found[0][0] == block and each != own}
             factors = self._computed(block, kind, variant)
-            if not self._factors.put(key, factors):
-                if own[1]:
-                    self._spill(block, kind, factors)
-                elif self.device.type != "cpu":
-                    self._set_aside(key, *factors)
+            if not self._factors.put(key, factors) and own[1]:
+                self._spill(block, kind, factors)
         self._last[own] = (block, variant), factors
         return factors
 
@@ -114,19 +105,6 @@ class DatabaseReader(ModuleReader):
         if self._targets.has_room(_bytes(targets)):
             self._targets.put((block, kind), tuple(in_file(each, self._scratch) for each in targets))
 
-    def _set_aside(self, key: tuple[int, ModuleKind, int], narrow: NestedFactors) -> None:
-        """Keep factors of some columns in main memory, if there is room."""
-        p, outputs = len(narrow.columns), len(narrow.target)
-        if self._narrow.get(key) is None and self._narrow.has_room(pinned_bytes(2 * p * (p + 1 + 2 * outputs))):
-            self._narrow.put(key, HostCopy([pack_lower(narrow.factor), narrow.target]))
-
-    def _brought_back(self, copy: HostCopy, columns: Tensor) -> NestedFactors:
-        p, outputs = len(columns), int(self.checkpoint.config.hidden_size)
-        factor = torch.empty(p * (p + 1) // 2, device=self.device)
-        target = torch.empty(outputs, p, device=self.device)
-        copy.copy_to([factor, target])
-        return NestedFactors(columns.to(self.device), unpack_lower(factor, p), target)
-
     def _disk_room(self, _: int) -> int:
         assert self._scratch is not None
         return int(DISK_SHARE * shutil.disk_usage(self._scratch).free) // parallel.local_size()
@@ -139,7 +117,6 @@ class DatabaseReader(ModuleReader):
         self._last = {}
         if reserve == ALL:
             self._stored.clear()
-            self._narrow.clear()
         self._factors.reserve(reserve)
         self._targets.clear()
         self._scratch = None
@@ -149,9 +126,6 @@ class DatabaseReader(ModuleReader):
         last = variants(shape, self.units)[-1]
         columns = self._curves(block)[f"{kind}.{variant}.columns"].long()
         if variant != last:
-            aside = self._narrow.get((block, kind, variant))
-            if aside is not None:
-                return (self._brought_back(aside, columns),)
             (whole,) = self.factors(block, kind, last)
             return (narrower_factors(whole, columns),)
         packed, W = (tensor.to(self.device, non_blocking=True) for tensor in self._read(block, kind))

@@ -173,9 +173,8 @@ class Bounded(Generic[K, V]):
 CACHES = {"blocks": 0.4, "factors": 0.3, "modules": 0.2, "inputs": 0.1}
 """How the caches of a search divide a device's memory for caches: dense blocks that stay, factors of the database,
 pruned modules, and block inputs of the base."""
-BESIDE = {"packed factors": 0.4, "narrow factors": 0.3, "candidates": 0.3}
-"""How caches of a GPU divide the main memory for caches: inputs of factors, factors of some columns, and trained
-candidates."""
+BESIDE = {"packed factors": 0.6, "candidates": 0.4}
+"""How caches of a GPU divide the main memory for caches: inputs of factors, and trained candidates."""
 WORK = {"streams": 0.25, "module inputs": 0.2, "keys and values": 0.25, "whole models": 0.5}
 """Shares of the free memory for what work takes if there is room; no two of them are large at once."""
 
