@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -33,24 +32,13 @@ SPEED_ROUNDS, SPEED_SECONDS = 3, 5.0
 """Most timed rounds, and seconds after which no further one begins: long passes need no repetition."""
 
 
-@dataclass(frozen=True)
-class Speed:
-    """Medians of the runs, in tokens per second: of a prompt in one forward pass, and of greedy decoding after it.
-
-    `spread` is by how much the fastest run exceeds the slowest, as a share of the median, the larger of both; None
-    after a single run.
-    """
-
-    prompt: float
-    decode: float
-    spread: float | None = None
-
-
 @torch.no_grad()
-def measure_speed(models: Mapping[str, Any], prompt: Tensor) -> dict[str, Speed]:
+def measure_speed(models: Mapping[str, Any], prompt: Tensor) -> dict[str, dict[str, float | None]]:
     """Time prompt processing and decoding: one warm-up, then up to `SPEED_ROUNDS` rounds over all models.
 
-    The prompt is [1, t] tokens.
+    The prompt is [1, t] tokens. Returns fields of `ModelFigures` for each model. Speeds are medians: of a prompt in one
+    forward pass, and of greedy decoding after it. The spread is by how much the fastest run exceeds the slowest, as a
+    share of the median, the larger of both; None after a single run.
     """
     prompts: dict[str, list[float]] = {name: [] for name in models}
     decodes: dict[str, list[float]] = {name: [] for name in models}
@@ -70,10 +58,11 @@ def measure_speed(models: Mapping[str, Any], prompt: Tensor) -> dict[str, Speed]
     return {name: _speed(prompts[name], decodes[name]) for name in models}
 
 
-def _speed(prompts: list[float], decodes: list[float]) -> Speed:
+def _speed(prompts: list[float], decodes: list[float]) -> dict[str, float | None]:
     medians = [statistics.median(runs) for runs in (prompts, decodes)]
     spreads = [(max(runs) - min(runs)) / middle for runs, middle in zip((prompts, decodes), medians, strict=True)]
-    return Speed(medians[0], medians[1], max(spreads) if len(prompts) > 1 else None)
+    spread = max(spreads) if len(prompts) > 1 else None
+    return {"tokens_per_second": medians[0], "decode_tokens_per_second": medians[1], "speed_spread": spread}
 
 
 def _greedy(model: Any, ids: Tensor, new: int, **more: Any) -> Tensor:

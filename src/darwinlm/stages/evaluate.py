@@ -194,10 +194,6 @@ def _use(
         speeds = measure_speed(held, prompt)
         prompts = prompts_for(tokenizer)
         for name in models.whole:
-            figures[name] = {
-                "tokens_per_second": speeds[name].prompt,
-                "decode_tokens_per_second": speeds[name].decode,
-                "speed_spread": speeds[name].spread,
-                "continuations": tuple(continue_greedily(held[name], tokenizer, prompts)),
-            }
+            continued = tuple(continue_greedily(held[name], tokenizer, prompts))
+            figures[name] = {**speeds[name], "continuations": continued}
     return parallel.broadcast(figures)
