@@ -362,7 +362,7 @@ def decoding(setup: Setup) -> None:
     for name, checkpoint in (("dense", model_of(setup, layers)), ("smaller", smaller_model(setup, layers))):
         model = checkpoint.load(checkpoint.dtype, setup.kind)
         eager = measure_speed({name: model}, torch.tensor([prompt]))[name]
-        setup.told("decoding", f"{name}: prompt", eager.prompt, "tokens/s")
+        setup.told("decoding", f"{name}: prompt", eager["tokens_per_second"], "tokens/s")
         with torch.inference_mode():
             tokens = torch.tensor([prompt], device=setup.kind)
             steps = (GraphedDecoding if on_gpu else StaticDecoding)(model, tokens, new)
@@ -371,7 +371,9 @@ def decoding(setup: Setup) -> None:
             for _ in range(new):
                 steps.step()
             setup.wait()
-        for (way, of_way), rate in zip(rates.items(), (eager.decode, new / (time.perf_counter() - begun)), strict=True):
+        for (way, of_way), rate in zip(
+            rates.items(), (eager["decode_tokens_per_second"], new / (time.perf_counter() - begun)), strict=True
+        ):
             of_way.append(rate)
             setup.told("decoding", f"{name}: decoding {way}", rate, "tokens/s")
         del model, steps

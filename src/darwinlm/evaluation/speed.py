@@ -33,7 +33,7 @@ SPEED_ROUNDS, SPEED_SECONDS = 3, 5.0
 
 
 @torch.no_grad()
-def measure_speed(models: Mapping[str, Any], prompt: Tensor) -> dict[str, dict[str, float | None]]:
+def measure_speed(models: Mapping[str, Any], prompt: Tensor) -> dict[str, dict[str, Any]]:
     """Time prompt processing and decoding: one warm-up, then up to `SPEED_ROUNDS` rounds over all models.
 
     The prompt is [1, t] tokens. Returns fields of `ModelFigures` for each model. Speeds are medians: of a prompt in one
@@ -58,7 +58,7 @@ def measure_speed(models: Mapping[str, Any], prompt: Tensor) -> dict[str, dict[s
     return {name: _speed(prompts[name], decodes[name]) for name in models}
 
 
-def _speed(prompts: list[float], decodes: list[float]) -> dict[str, float | None]:
+def _speed(prompts: list[float], decodes: list[float]) -> dict[str, Any]:
     medians = [statistics.median(runs) for runs in (prompts, decodes)]
     spreads = [(max(runs) - min(runs)) / middle for runs, middle in zip((prompts, decodes), medians, strict=True)]
     spread = max(spreads) if len(prompts) > 1 else None
