@@ -81,8 +81,8 @@ def test_a_stage_that_is_a_link_to_another_runs(prune, tmp_path):
         "plan/plan.json",
         "database/block_0001.safetensors",
         "search/result.json",
+        "refit/record.json",
         "search/manifest.json",
-        "refit/choices.json",
     ],
 )
 def test_a_damaged_artifact_of_an_earlier_stage(prune, finished_copy, name):

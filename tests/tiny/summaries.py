@@ -59,17 +59,6 @@ def searched(blocks=30):
         }
         for number in range(20)
     ]
-    choices = [
-        {
-            "block": block,
-            "kind": kind,
-            "ridge": None if block % 9 == 0 else 0.3,
-            "before": 0.2 + 0.01 * block,
-            "after": 0.2 + 0.01 * block if block % 9 == 0 else 0.15 + 0.008 * block,
-        }
-        for block in range(blocks)
-        for kind in ("attention", "mlp")
-    ]
     return {
         "format": 1,
         "version": "0.1.0",
@@ -105,7 +94,7 @@ def searched(blocks=30):
             "ended": "all generations done",
             "history": history,
         },
-        "refit": {"choices": choices, "kept": "refit", "strength": 0.5},
+        "refit": {"fitted": 2 * (blocks - -(-blocks // 9)), "modules": 2 * blocks, "kept": "refit", "strength": 0.5},
         "text": {
             "source": "hf:HuggingFaceFW/fineweb-edu",
             "sequence_length": 512,

@@ -15,7 +15,6 @@ from tests.unit.test_parallel import in_two_processes
 from darwinlm.families.family import families
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import read_tensors
-from darwinlm.runtime.figures import FitChoice
 from darwinlm.stages.refit import stream_divergence
 from darwinlm.surgery.projection_fit import Moments, fit_output
 from darwinlm.surgery.refit import Streams, refit
@@ -44,7 +43,7 @@ def damaged(folder: Path, model_type: str, noise: float, names: tuple[str, ...] 
 
 @dataclass
 class Refit:
-    choices: list[FitChoice]
+    ridges: list[float | None]
     weights: dict[str, torch.Tensor]
     before: float
     after: float
@@ -62,7 +61,7 @@ def refitted(
     share = slice(parallel.place(), None, parallel.size())
     fitted, held_out = FIT[share], validation_text[share]
     validation = Streams(stream(dense, held_out), stream(small, held_out))
-    choices = refit(stage, Streams(stream(dense, fitted), stream(small, fitted)), validation, ridges, progress)
+    chosen = refit(stage, Streams(stream(dense, fitted), stream(small, fitted)), validation, ridges, progress)
     unchanged = stream(small, held_out)
     unchanged.run_through()
     before, after = (stream_divergence(validation.dense, each) for each in (unchanged, validation.small))
@@ -70,7 +69,7 @@ def refitted(
     for path in sorted(stage.glob("block_*.safetensors")):
         prefix = validation.small.checkpoint.block_prefix(int(path.stem.removeprefix("block_")))
         weights |= {prefix + name: weight.clone() for name, weight in read_tensors(path).items()}
-    return Refit(choices, weights, before, after)
+    return Refit(chosen, weights, before, after)
 
 
 @pytest.mark.parametrize(
@@ -79,9 +78,9 @@ def refitted(
 def test_held_out_text_decides(errors, ridge):
     pair = torch.randn(1, 40, 4, generator=GENERATOR), torch.randn(1, 40, 3, generator=GENERATOR)
     moments = Moments(4, 3, torch.device("cpu"), [pair])
-    found = fit_output(moments, lambda candidates: errors, torch.ones(3, 4), None, (0.01, 1.0), "block 0 mlp")
-    assert (found.ridge, found.before, found.after) == (ridge, errors[0], 0.1)
-    assert torch.equal(found.weight, torch.ones(3, 4)) == (ridge is None)
+    weight, best = fit_output(moments, lambda candidates: errors, torch.ones(3, 4), None, (0.01, 1.0), "block 0 mlp")
+    assert best == ridge
+    assert torch.equal(weight, torch.ones(3, 4)) == (ridge is None)
 
 
 EXACT = ("llama", "gemma2", "phi3", "mixtral", "lfm2", "granitemoehybrid", "gemma4_text")
@@ -94,7 +93,7 @@ def test_it_finds_damaged_output_projections_again(tiny_folder, tmp_path, model_
     small = damaged(tmp_path / "small", model_type, 0.3)
     found = refitted(tiny_folder(model_type), small, tmp_path / "stage", (1e-7,))
     dense = tiny_model(model_type).state_dict()
-    assert len(found.weights) == len(found.choices) == 8
+    assert len(found.weights) == len(found.ridges) == 8
     # Experts share tokens and take turns; and what is left of the error sends later tokens to other experts.
     mixture = families()[model_type].mlp.experts is not None
     for name, weight in found.weights.items():
@@ -121,7 +120,7 @@ def _refitted_all(dense: dict[str, Path], folder: Path, place: str, rank: int) -
     for name, held_out in SHARED.items():
         stage, text = folder / name / place, VALIDATION[:held_out]
         found = refitted(dense[name], folder / name / "small", stage, (0.01, 0.1), validation_text=text)
-        made[name] = found.choices, found.before, found.after
+        made[name] = found.ridges, found.before, found.after
     return made
 
 
@@ -134,10 +133,10 @@ def test_two_processes_fit_what_one_fits(tiny_folder, tmp_path):
     alone = _refitted_all(dense, tmp_path, "one", 0)
     found = in_two_processes(partial(_refitted_all, dense, tmp_path, "two"), tmp_path)
     assert found[0] == found[1]
-    for name, (choices, *losses) in found[0].items():
+    for name, (ridges, *losses) in found[0].items():
         ours, *expected = alone[name]
         assert losses == pytest.approx(expected, rel=1e-3, abs=1e-6)
-        assert [choice.ridge for choice in choices] == [choice.ridge for choice in ours]
+        assert ridges == ours
         for path in sorted((tmp_path / name / "one").glob("block_*.safetensors")):
             both, single = read_tensors(tmp_path / name / "two" / path.name), read_tensors(path)
             for weight in single:
@@ -148,8 +147,7 @@ def test_two_processes_fit_what_one_fits(tiny_folder, tmp_path):
 def test_it_is_never_worse_on_validation_text(tiny_folder, tmp_path, model_type):
     small = damaged(tmp_path / "small", model_type, 0.5, ("o_proj", "down_proj", "q_proj", "up_proj", "qkv_proj"))
     found = refitted(tiny_folder(model_type), small, tmp_path / "stage", (0.01, 0.1))
-    assert all(choice.after <= choice.before for choice in found.choices)
-    assert any(choice.ridge is not None for choice in found.choices)
+    assert any(ridge is not None for ridge in found.ridges)
     assert found.after < found.before
 
 
@@ -162,7 +160,6 @@ def test_a_model_from_which_nothing_was_removed_stays(tiny_folder, tmp_path, mod
         torch.testing.assert_close(weight, dense[name], rtol=1e-3, atol=1e-4)
     assert found.before < 1e-6
     assert found.after < 1e-6
-    assert all(choice.before < 1e-6 for choice in found.choices)
 
 
 def test_a_refit_that_was_killed_starts_again(tiny_folder, tmp_path):
@@ -180,6 +177,6 @@ def test_a_refit_that_was_killed_starts_again(tiny_folder, tmp_path):
     half = tmp_path / "stage" / "block_0001.safetensors"
     half.write_bytes(half.read_bytes()[:100])
     again = refitted(dense, small, tmp_path / "stage", ridges)
-    assert again.choices == whole.choices
+    assert again.ridges == whole.ridges
     assert again.weights.keys() == whole.weights.keys()
     assert all(torch.equal(again.weights[name], weight) for name, weight in whole.weights.items())

@@ -26,8 +26,7 @@ def one_gone():
 
 def fitted():
     """A run in which every module was fitted."""
-    choices = [choice | {"ridge": 0.3} for choice in searched()["refit"]["choices"]]
-    return changed(searched(), refit={"choices": choices})
+    return changed(searched(), refit={"fitted": searched()["refit"]["modules"]})
 
 
 VOCABULARY = {

@@ -18,7 +18,6 @@ from darwinlm.runtime.figures import (
     Extract,
     Figures,
     FileChoice,
-    FitChoice,
     ModelFigures,
     ModelKey,
     Spelling,
@@ -112,10 +111,11 @@ class SearchFigures(Extract):
 class RefitFigures(Extract):
     """The refit of the whole model; `stitched` was kept where that was no better for it. KL is on validation text.
 
-    `strength` says how far the weights go toward the fitted ones, from 0 to 1.
+    So many of the `modules` were `fitted`. `strength` says how far the weights go toward the fitted ones, from 0 to 1.
     """
 
-    choices: tuple[FitChoice, ...]
+    fitted: int
+    modules: int
     kept: Literal["refit", "stitched"]
     strength: float
     kl_before: float | None = None

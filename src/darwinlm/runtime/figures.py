@@ -59,23 +59,6 @@ class CopyingScore:
 
 
 @dataclass(frozen=True)
-class FitChoice:
-    """The refit of one module.
-
-    Attributes:
-        ridge: Best λ on validation text, for a mixture the most frequent one; None if the stitched weights were kept.
-        before: Validation error of the stitched weights, E‖y - W x‖² relative to E‖y‖².
-        after: Validation error of the chosen weights.
-    """
-
-    block: int
-    kind: str
-    ridge: float | None
-    before: float
-    after: float
-
-
-@dataclass(frozen=True)
 class Spelling:
     """Length of a text in UTF-8 and in two vocabularies; the smaller one lacks `affected` of the dense tokens."""
 

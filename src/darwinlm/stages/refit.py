@@ -6,7 +6,7 @@ the stitched and the fitted weights. One interpolation factor for the whole mode
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,20 +28,19 @@ from darwinlm.streaming.stream import BlockStream
 from darwinlm.surgery.refit import STRENGTHS, Streams, put_weights, refit
 from darwinlm.text import TokenSequences
 
-RECORD, CHOICES = "record.json", "choices.json"
+RECORD = "record.json"
 
 
 @dataclass(frozen=True)
 class Refitted:
-    """Result of the refit: a decision for each module.
+    """Result of the refit.
 
-    The record holds the KL to the dense model on validation text before, after and by interpolation factor, and the
-    chosen factor (`strength`).
+    The record holds the KL to the dense model on validation text before, after and by interpolation factor, the chosen
+    factor (`strength`), and how many of the modules were fitted.
     """
 
     folder: Path
     stitched: Stitched
-    choices: list[dict[str, Any]]
     record: dict[str, Any]
 
     @property
@@ -73,7 +72,7 @@ def _refit(
     with parallel.agree():
         fit = Streams(large(text, memory), small(text, memory))
         held = Streams(large(held_out, memory), small(held_out, memory))
-    choices = refit(task.folder, fit, held, progress=context.reporter.advance)
+    ridges = refit(task.folder, fit, held, progress=context.reporter.advance)
     losses = {1.0: stream_divergence(held.dense, held.small)}
     others = sorted({0.0, *STRENGTHS} - losses.keys())
     for number, strength in enumerate(others):
@@ -82,26 +81,23 @@ def _refit(
             between = small(held_out, memory)
             between.run_through(partial(_interpolate, between, task.folder, strength))
         losses[strength] = stream_divergence(held.dense, between)
-    summed_up = _record(losses)
-    fitted = sum(choice.ridge is not None for choice in choices)
+    fitted = sum(ridge is not None for ridge in ridges)
+    summed_up = {"fitted": fitted, "modules": len(ridges), **_record(losses)}
     improved = summed_up["kept"] == "refit"
     far = f", interpolation {summed_up['strength']:.0%}" if improved else ""
     context.reporter.say(
-        f"refit: {fitted} of {len(choices)} modules fitted{far}; KL on validation text "
+        f"refit: {fitted} of {len(ridges)} modules fitted{far}; KL on validation text "
         f"{summed_up['kl_before']:.3f} -> {summed_up['kl_after']:.3f}"
         + ("" if improved else ": no improvement, so the stitched weights are kept")
     )
-    parallel.in_main(write_json, task.folder / CHOICES, [asdict(choice) for choice in choices])
     parallel.in_main(write_json, task.folder / RECORD, summed_up)
 
 
 REFIT = Stage(
     "refit",
     _refit,
-    lambda task, stitch: Refitted(
-        task.folder, stitch, read_json(task.folder / CHOICES), read_json(task.folder / RECORD)
-    ),
-    version=4,
+    lambda task, stitch: Refitted(task.folder, stitch, read_json(task.folder / RECORD)),
+    version=5,
     writes="corrected output projections",
     settings=("refit.tokens",),
     arithmetic=True,

@@ -86,7 +86,7 @@ def write_summary(task: Task, made: Made) -> Summary:
         origin=origin_of(teacher.folder, teacher.source),
         kept=kept_whole(made.problem.space, dense.family),
         search=SearchFigures.model_validate({"method": task.recipe.search.method, **search.record}),
-        refit=None if refit is None else RefitFigures.model_validate({"choices": refit.choices, **refit.record}),
+        refit=None if refit is None else RefitFigures.model_validate(refit.record),
         recovery=None if recovered is None else RecoveryFigures.model_validate(recovered.record),
         vocabulary=None if made.vocabulary is None else made.vocabulary.figures,
         bounded=made.file,

@@ -22,11 +22,9 @@ import torch
 from torch import Tensor
 
 from darwinlm.families.parts import Experts
-from darwinlm.runtime import parallel
-from darwinlm.runtime.compute import exact
 from darwinlm.streaming.experts import Routing, expert_inputs, expert_module, watch_experts
 from darwinlm.streaming.outputs import norm_divisor
-from darwinlm.surgery.projection_fit import Fit, Moments, fit_output
+from darwinlm.surgery.projection_fit import Moments, fit_output
 from darwinlm.surgery.sublayers import BlockWalk
 
 ROUNDS = 2
@@ -69,19 +67,10 @@ class Mixture:
         for token, x, missing in self.batches_of(expert):
             missing.index_add_(0, token, x @ change.T, alpha=-1)
 
-    @property
-    def remaining_error(self) -> float:
-        """Summed squares of `missing` in all processes."""
-        return _of_all(sum(float(exact(missing).double().square().sum()) for missing in self.missing))
-
-
-def _of_all(value: float) -> float:
-    return float(parallel.all_reduce(torch.tensor(value, dtype=torch.float64)))
-
 
 @torch.no_grad()
-def mixture_of(walk: BlockWalk, targets: Iterable[Tensor], outputs: Sequence[Tensor] = ()) -> tuple[Mixture, float]:
-    """The mixture of the current block, and the summed squares of its target.
+def mixture_of(walk: BlockWalk, targets: Iterable[Tensor], outputs: Sequence[Tensor] = ()) -> Mixture:
+    """The mixture of the current block.
 
     It stores the mixture's input and the missing part for the whole text, besides the residual streams.
 
@@ -97,7 +86,7 @@ def mixture_of(walk: BlockWalk, targets: Iterable[Tensor], outputs: Sequence[Ten
     assert part.experts is not None
     normed = part.post_norm is not None
     routing: list[Routing] = []
-    made, missing, divisors, energy = list[Tensor](), list[Tensor](), list[Tensor](), 0.0
+    made, missing, divisors = list[Tensor](), list[Tensor](), list[Tensor]()
 
     def note(called: Routing, output: Tensor) -> None:
         routing.append(called)
@@ -105,44 +94,42 @@ def mixture_of(walk: BlockWalk, targets: Iterable[Tensor], outputs: Sequence[Ten
             made.append(output)
 
     with watch_experts(module, note):
-        for before, after, target in zip(walk.stream.hidden, walk.ahead("mlp"), targets, strict=True):
+        for after, target in zip(walk.ahead("mlp"), targets, strict=True):
             if not normed:
-                energy += float((exact(target).double() - exact(before).double()).square().sum())
                 missing.append((target.float() - after.float()).flatten(0, 1))
     for output, goal in zip(made, outputs, strict=True):
         divisor = norm_divisor(checkpoint, "mlp", goal)
         assert divisor is not None
-        energy += float((exact(goal).double() / exact(divisor)).square().sum())
         missing.append((goal.float() - output.float()) / divisor)
         divisors.append(divisor)
-    return Mixture(module, part.experts, routing, missing, scale, divisors), _of_all(energy)
+    return Mixture(module, part.experts, routing, missing, scale, divisors)
 
 
 @torch.no_grad()
-def fit_experts(seen: Mixture, held_out: Mixture, energy: float, W0: Tensor, ridges: Sequence[float], name: str) -> Fit:
+def fit_experts(
+    seen: Mixture, held_out: Mixture, W0: Tensor, ridges: Sequence[float], name: str
+) -> tuple[Tensor, float | None]:
     """The best weights of all experts; every accepted fit lowers the error on held-out text.
 
     An expert without held-out tokens keeps its weights. W0, [e, m, d] float32, are the stitched weights, `ridges` the
-    candidate values of λ, `energy` the summed squares of the mixture's target on validation text.
+    candidate values of λ.
 
     Returns:
-        Weights [e, m, d], the most frequent λ, and errors of the whole mixture.
+        Weights [e, m, d], and the most frequent λ; None if no expert has other weights.
 
     Raises:
         NumericsError: Moments aren't finite or can't be factorised.
     """
-    weights, chosen, before = W0.clone(), Counter[float](), held_out.remaining_error
+    weights, chosen = W0.clone(), Counter[float]()
     for expert in list(range(len(W0))) * ROUNDS:
         W = weights[expert].clone()
         fitted, unseen = seen.moments(expert, W), held_out.moments(expert, W)
         if fitted.count == 0 or unseen.count == 0:
             continue
-        fit = fit_output(fitted, unseen.errors, W, None, ridges, f"{name} expert {expert}")
-        if fit.ridge is not None:
-            chosen[fit.ridge] += 1
-            weights[expert] = fit.weight
+        best, ridge = fit_output(fitted, unseen.errors, W, None, ridges, f"{name} expert {expert}")
+        if ridge is not None:
+            chosen[ridge] += 1
+            weights[expert] = best
             for mixture in (seen, held_out):
-                mixture.apply_change(expert, fit.weight - W)
-    ridge = chosen.most_common(1)[0][0] if chosen else None
-    share = 1 / energy if energy else 0.0
-    return Fit(weights, ridge, before * share, held_out.remaining_error * share)
+                mixture.apply_change(expert, best - W)
+    return weights, chosen.most_common(1)[0][0] if chosen else None

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -73,20 +72,6 @@ class Moments:
         return [squared_error(self.H, self.C, self.energy, W) / self.energy for W in candidates]
 
 
-@dataclass(frozen=True)
-class Fit:
-    """Best weights on validation text for one module, [r, d] float32.
-
-    Their λ is None if they are the given weights. `before` and `after` are validation errors of the given and the best
-    weights, relative to E‖y‖².
-    """
-
-    weight: Tensor
-    ridge: float | None
-    before: float
-    after: float
-
-
 def fit_output(
     seen: Moments,
     errors: Callable[[Sequence[Tensor]], Sequence[float]],
@@ -96,7 +81,7 @@ def fit_output(
     name: str,
     *,
     normed: bool = False,
-) -> Fit:
+) -> tuple[Tensor, float | None]:
     """The best weights on held-out text: the given ones or a ridge solution.
 
     Args:
@@ -107,6 +92,9 @@ def fit_output(
         ridges: Candidate values of λ.
         name: Name of the module, for messages.
         normed: Whether a norm follows.
+
+    Returns:
+        The weights, [r, d] float32, and their λ; None if they are the given ones.
 
     Raises:
         NumericsError: Moments aren't finite or can't be factorised.
@@ -128,7 +116,7 @@ def fit_output(
         candidates.append(torch.where(seen_by[:, None], V * inverse[:, None], W0))
     found = errors(candidates)
     best = min(range(len(candidates)), key=found.__getitem__)
-    return Fit(candidates[best], tried[best], found[0], found[best])
+    return candidates[best], tried[best]
 
 
 def limit(energies: Tensor, squared_gains: Tensor) -> Tensor:

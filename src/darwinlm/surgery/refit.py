@@ -20,11 +20,9 @@ from darwinlm.families.parts import ModuleKind
 from darwinlm.families.shapes import output_name
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import write_tensors
-from darwinlm.runtime.figures import FitChoice
 from darwinlm.streaming.stream import BlockStream
 from darwinlm.surgery.experts import fit_experts, mixture_of
 from darwinlm.surgery.projection_fit import (
-    Fit,
     errors_behind_norm,
     fit_output,
     module_moments,
@@ -55,18 +53,21 @@ def refit(
     validation: Streams,
     ridges: Sequence[float] = RIDGES,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[FitChoice]:
+) -> list[float | None]:
     """Fit every output projection of the smaller model, and write the weights of each block by name in it.
 
     The streams stand before the first block; they end after the last one. Processes share the text and fit the same
     weights from moments of all of it; the first process writes them. A block without an accepted fit has no file.
     `ridges` are candidate values of λ.
 
+    Returns:
+        The best λ of each module on validation text; None if the stitched weights were kept.
+
     Raises:
         NumericsError: Values aren't finite.
         StorageError: The disk is full.
     """
-    choices: list[FitChoice] = []
+    chosen: list[float | None] = []
     total = fit.dense.checkpoint.n_blocks
     streams = (fit.dense, fit.small, validation.dense, validation.small)
     for block in range(total):
@@ -80,9 +81,9 @@ def refit(
             parallel.in_main(path.unlink, True)
         for stream in streams:
             stream.unload(block)
-        choices += fits
+        chosen += fits
         progress(block + 1, total)
-    return choices
+    return chosen
 
 
 def put_weights(block: nn.Module, weights: dict[str, Tensor]) -> None:
@@ -94,7 +95,7 @@ def put_weights(block: nn.Module, weights: dict[str, Tensor]) -> None:
 
 def _refit_block(
     block: int, fit: Streams, validation: Streams, ridges: Sequence[float]
-) -> tuple[dict[str, Tensor], list[FitChoice]]:
+) -> tuple[dict[str, Tensor], list[float | None]]:
     """Move all streams through one block and fit its modules."""
     checkpoint = fit.small.checkpoint
     dense = (BlockWalk(fit.dense, block), BlockWalk(validation.dense, block))
@@ -102,7 +103,7 @@ def _refit_block(
     prefix = checkpoint.block_prefix(block)
     present = {name.removeprefix(prefix) for name in checkpoint.tensors if name.startswith(prefix)}
     weights: dict[str, Tensor] = {}
-    choices: list[FitChoice] = []
+    chosen: list[float | None] = []
     for kind in checkpoint.family.kinds:
         part = checkpoint.family.module(kind)
         name = output_name(part, present) if kind != "tail" else None
@@ -115,16 +116,16 @@ def _refit_block(
         if name is not None:
             inner = name.removeprefix(part.prefix)
             stitched = checkpoint.read(prefix + name, dtype=torch.float32)[""]
-            chosen = _fit_module(kind, small, dense, spreads, by_rows(part, inner, stitched), ridges)
-            choices.append(FitChoice(block, kind, chosen.ridge, chosen.before, chosen.after))
-            if chosen.ridge is not None:
-                weights[name] = as_stored(part, inner, chosen.weight)
+            weight, ridge = _fit_module(kind, small, dense, spreads, by_rows(part, inner, stitched), ridges)
+            chosen.append(ridge)
+            if ridge is not None:
+                weights[name] = as_stored(part, inner, weight)
                 for walk in small:
                     put_weights(walk.stream.decoder.blocks[block], {name: weights[name]})
         with parallel.agree():
             for walk in small:
                 walk.finish(kind)
-    return weights, choices
+    return weights, chosen
 
 
 def _fit_module(
@@ -134,8 +135,8 @@ def _fit_module(
     spreads: Sequence[list[Tensor]],
     W0: Tensor,
     ridges: Sequence[float],
-) -> Fit:
-    """The best weights of an output projection on validation text.
+) -> tuple[Tensor, float | None]:
+    """The best weights of an output projection on validation text, and their λ, as `fit_output`.
 
     `small` are the smaller streams before the module, on the fitted text and on validation text; `dense` are the dense
     streams after it, and `spreads` as in `watched_spread`, in the same order. W0 are the stitched weights, float32.
@@ -145,8 +146,8 @@ def _fit_module(
     W0 = W0.to(walk.stream.device)
     if W0.ndim == 3:
         triples = zip(small, dense, spreads, strict=True)
-        (seen, _), (held_out, energy) = (mixture_of(walk, goal.stream.hidden, made) for walk, goal, made in triples)
-        return fit_experts(seen, held_out, energy, W0, ridges, label)
+        seen, held_out = (mixture_of(walk, goal.stream.hidden, made) for walk, goal, made in triples)
+        return fit_experts(seen, held_out, W0, ridges, label)
     gain = output_gain(walk.stream.decoder.blocks[walk.block], walk.stream.checkpoint, kind)
     fitted = module_moments(walk, kind, dense[0].stream.hidden, spreads[0], gain)
     if spreads[0]:
