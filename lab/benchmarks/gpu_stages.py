@@ -196,7 +196,6 @@ def training(setup: Setup) -> None:
     text = torch.randint(checkpoint.config.vocab_size, (-(-n_tokens // length), length))
     fitness = Fitness(placed, text[:1], batch_tokens=length)
     trainer = CandidateTrainer(placed, fitness, text, setup.work)
-    trainer.reserve(placed.space.params(parent))
     children = [tuple(level + (place == index) for place, level in enumerate(parent)) for index in range(4)]
     pool, stays = [parent, *children], 3
     for number in (1, 2):

@@ -13,7 +13,6 @@ import torch
 from darwinlm.database import order, store
 from darwinlm.database.elimination import eliminate
 from darwinlm.runtime.memory import CACHES
-from darwinlm.search.modules import PlacedModules
 from darwinlm.stages import refit as stages_refit
 from tests.gpu.device import Tally, pretend_gpu
 from tests.gpu.rules import NAME
@@ -148,19 +147,6 @@ def test_factors_that_do_not_fit_on_the_device_stay_in_main_memory(make_run, tmp
                 torch.testing.assert_close(found.weight.cpu(), expected.weight)
                 assert torch.equal(found.columns, expected.columns)
     assert none.reads == len(none.modules)
-
-
-def test_caches_leave_room_for_what_a_search_holds(make_run, tmp_path, monkeypatch):
-    reserved: list[int] = []
-    monkeypatch.setattr(PlacedModules, "reserve", lambda self, size: reserved.append(size))
-    model = tiny_checkpoint(tmp_path / "model", "llama", num_hidden_layers=2)
-    with pretend_gpu():
-        run = make_run(model, tmp_path / "out", *FEW)
-        found = run_stages(run, "search")
-    run_stages(make_run(model, tmp_path / "cpu", *FEW), "search")
-    blocks = [sum(m.levels[-1].params for m in found.database.reader.modules if m.block == block) for block in (0, 1)]
-    assert len(reserved) == 2
-    assert min(reserved) > 4 * 3 * max(blocks), "two blocks, and one candidate's modules"
 
 
 # GLM 4 has norms behind its modules, and Mixtral experts.

@@ -72,9 +72,9 @@ def middle(space):
 def mean_kl(placed, tokens, allocation):
     """KL to the dense model in nats per token, float64, from whole logits."""
     with torch.no_grad():
-        found = placed.decoder.logits(tokens).double().log_softmax(-1)
+        found = placed.decoder.model(input_ids=tokens, use_cache=False).logits.double().log_softmax(-1)
         placed.apply(placed.space.dense)
-        dense = placed.decoder.logits(tokens).double().log_softmax(-1)
+        dense = placed.decoder.model(input_ids=tokens, use_cache=False).logits.double().log_softmax(-1)
     placed.apply(allocation)
     return float((dense.exp() * (dense - found)).sum() / tokens.numel())
 

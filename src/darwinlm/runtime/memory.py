@@ -221,9 +221,9 @@ class DeviceMemory:
         return int(max(min(free_bytes(self.device), self.allowed), 0))
 
     def room(self, part: str, reserved: int = 0) -> int:
-        """Bytes for a part of `CACHES`, `BESIDE` or `WORK`, beside those reserved for others."""
+        """Bytes for a part of `CACHES` or `BESIDE`, beside those reserved for others, or of `WORK`."""
         if part in WORK:
-            return int(WORK[part] * max(self.free - reserved, 0))
+            return int(WORK[part] * self.free)
         needs = max(self.needs.get(self.stage, 0), reserved)
         room = for_caches(self.device.type, free_bytes(self.device), needs, self.allowed)
         return int((CACHES | BESIDE)[part] * room) >> self._halvings

@@ -113,8 +113,7 @@ class Fitness:
         self._inputs: Bounded[tuple[Window, int], Tensor] = self._room.watch(
             Bounded(lambda hidden: hidden.nbytes, partial(self._room.room, "inputs"), scanned=True)
         )
-        if placed.reserved:
-            self._inputs.reserve(placed.reserved)
+        self._inputs.reserve(0)
         self._prepare_dense()
 
     @torch.no_grad()

@@ -11,7 +11,6 @@ from torch import nn
 
 from darwinlm.runtime.memory import Bounded, memory_of
 from darwinlm.streaming.decoder import Decoder, absent
-from darwinlm.streaming.transfers import HostCopy
 from darwinlm.surgery.shrink import shrink_tensors, small_module
 from darwinlm.units.modules import ModuleReader
 from darwinlm.units.space import Allocation, SearchSpace
@@ -29,7 +28,6 @@ class PlacedModules:
         self.space = space
         self.dense = [decoder.module(module.block, module.kind) for module in space.modules]
         self.current: list[int] = list(space.dense)
-        self.reserved = 0
         self._places: dict[int, list[int]] = {}
         for index, module in enumerate(space.modules):
             self._places.setdefault(module.block, []).append(index)
@@ -37,14 +35,10 @@ class PlacedModules:
         self._cache: Bounded[tuple[int, int], nn.Module] = memory.watch(
             Bounded(_bytes, partial(memory.room, "modules"))
         )
-        self._dense_weights: HostCopy | None = None
-
-    def reserve(self, size: int) -> None:
-        """Leave so many bytes of the device free from now on: blocks, modules and factors are kept in the rest."""
-        self.reserved = size
-        self.decoder.reserve(size)
-        self._cache.reserve(size)
-        self.database.release(size)
+        # Blocks, modules and factors share the memory that is free now.
+        decoder.reserve(0)
+        self._cache.reserve(0)
+        database.release()
 
     def module(self, index: int, level: int) -> nn.Module:
         """The module at this index of the allocation, at a level."""
@@ -98,22 +92,6 @@ class PlacedModules:
         for index, (module, new) in enumerate(zip(self.space.modules, modules, strict=True)):
             self.decoder.set_module(module.block, module.kind, new)
             self.current[index] = PLACED
-
-    @contextmanager
-    def dense_on_host(self) -> Iterator[None]:
-        """Keep the dense modules' weights in main memory alone, while others use their room on the device."""
-        weights = [weight for module in self.dense for weight in module.parameters()]
-        shapes = [weight.shape for weight in weights]
-        if self._dense_weights is None:
-            self._dense_weights = HostCopy(weights)
-        for weight in weights:
-            weight.data = weight.data.new_empty(0)
-        try:
-            yield
-        finally:
-            for weight, shape in zip(weights, shapes, strict=True):
-                weight.data = weight.data.new_empty(shape)
-            self._dense_weights.copy_to(weights)
 
 
 def _bytes(module: nn.Module) -> int:

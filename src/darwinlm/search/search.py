@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import random
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +21,6 @@ from torch import Tensor
 from darwinlm.database.store import DatabaseReader
 from darwinlm.recipe import SearchSettings
 from darwinlm.runtime import parallel
-from darwinlm.search.dense_side import head_bytes
 from darwinlm.search.equal import EqualLayers
 from darwinlm.search.evolution import Guide, evolve
 from darwinlm.search.fitness import Clock, Fitness
@@ -33,25 +31,15 @@ from darwinlm.search.prediction import Curvature, removed_together
 from darwinlm.search.problem import Problem
 from darwinlm.search.propose import uniform_allocations, uniform_start
 from darwinlm.search.state import SearchState
-from darwinlm.search.training import MARGIN, CandidateTrainer
+from darwinlm.search.training import CandidateTrainer
 from darwinlm.streaming.decoder import Decoder
-from darwinlm.streaming.hidden import STREAMS, HiddenMemory
+from darwinlm.streaming.hidden import HiddenMemory
 from darwinlm.units.space import Allocation, PerLevel
 
 if TYPE_CHECKING:
     from darwinlm.runtime.console import Reporter
 
 STATE = "evolution.json"
-
-BLOCKS = 3
-"""Dense blocks in memory: the present and the next one, and at most as much in a candidate's modules."""
-
-PRODUCTS = 4
-"""Matrices of the size of an output projection beside a factor: the target, products of gradients and inputs, and their
-solution."""
-
-PASS = 12
-"""Residual streams that a pass through a block holds at once, with the inside of the MLP. Our estimate, 2026-11-27."""
 
 
 def search(
@@ -81,10 +69,6 @@ def search(
     placed = PlacedModules(model, database, problem.space)
     sequences = -(-settings.fitness_needed // texts["fitness"].shape[1])
     memory = HiddenMemory(folder)
-    if not settings.training_needed:
-        memory = HiddenMemory(folder, reserved=_held(problem, model, batch_tokens))
-        stream = sequences * texts["fitness"].shape[1] * int(model.model.config.hidden_size) * model.dtype.itemsize
-        placed.reserve(memory.reserved + min((settings.offspring + 2) * stream, STREAMS))
     fitness = Fitness(placed, texts["fitness"][:sequences], batch_tokens=batch_tokens, memory=memory)
     estimates = estimated_losses(problem.space, database)
     losses = local_errors(problem.space, database) if estimates is None else estimates
@@ -101,7 +85,6 @@ def search(
     trainer = None
     if settings.training_needed:
         trainer = CandidateTrainer(placed, fitness, texts["training"], folder)
-        trainer.reserve(max(map(problem.space.params, uniform_allocations(problem))))
 
     def tell(state: SearchState) -> None:
         reporter.step(
@@ -145,22 +128,6 @@ def search(
         "history": [asdict(generation) for generation in state.history],
     }
     return {"allocation": state.parent, "uniform": uniform, "record": record}
-
-
-def _held(problem: Problem, model: Decoder, batch_tokens: int) -> int:
-    """Bytes that a walk through the blocks needs besides caches and streams.
-
-    These are two dense blocks and one candidate's modules, the head, a module's factors with the products of its
-    slopes, and a pass.
-    """
-    by_block = Counter[int]()
-    for module in problem.space.modules:
-        by_block[module.block] += module.levels[-1].params
-    width, vocabulary = int(model.model.config.hidden_size), int(model.model.config.vocab_size)
-    widest = max(level.width for module in problem.space.modules for level in module.levels)
-    passing = (BLOCKS * max(by_block.values()) + (PASS * batch_tokens + vocabulary) * width) * model.dtype.itemsize
-    logits = head_bytes(vocabulary, on_cpu=model.device.type == "cpu")
-    return int(MARGIN * (passing + logits + 4 * widest * (widest + PRODUCTS * width)))
 
 
 def _equal_start(

@@ -72,14 +72,6 @@ class Student:
     def _fused(self) -> bool:
         return self.working[0].device.type == "cuda"
 
-    @property
-    def wanted(self) -> int:
-        """Bytes of master weights, moments and gradients, in addition to the working weights."""
-        return sum(
-            weight.numel() * (8 + weight.element_size() + 4 * (weight.dtype != torch.float32))
-            for weight in self.working
-        )
-
     @torch.no_grad()
     def step(self) -> None:
         """Update the master weights with the accumulated gradients, and copy them to the working weights."""

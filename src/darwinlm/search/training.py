@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -38,12 +37,6 @@ LARGE, SMALL_RATE, LARGE_RATE = 1e9, 1e-4, 1e-5
 STEP_TOKENS = 2048
 """Training tokens in one step. Our choice; the paper has none."""
 
-LOGIT_BYTES = 24
-"""Bytes per logit in training: logits of both models, their float32 log-softmax, and gradients."""
-
-MARGIN = 1.1
-"""Safety factor on the weights of the candidate with reserved memory, since other candidates may be larger."""
-
 
 class CandidateTrainer:
     """Trains and evaluates candidates. Several processes share them; a survivor stays in its process.
@@ -66,13 +59,6 @@ class CandidateTrainer:
         self._owner: dict[Allocation, int] = {}
         self._students: dict[Allocation, Student] = {}
         self._parked: dict[Allocation, Parked] = {}
-
-    def reserve(self, parameters: int) -> None:
-        """Reserve memory on a GPU for one candidate with about this many parameters."""
-        if self._alone:
-            size = self.decoder.dtype.itemsize
-            each = 2 * size + (12 if size < 4 else 8)
-            self.placed.reserve(int(MARGIN * parameters * each) + self._pass_bytes())
 
     def judge(
         self, candidates: Sequence[Allocation], training_tokens: int, fitness_tokens: int, *, staying: int = 0
@@ -104,17 +90,16 @@ class CandidateTrainer:
                     or Student((self.placed.module(i, level) for i, level in enumerate(each)), self.rate)
                     for each in group
                 ]
-                with self._room_for(students):
-                    self._train(group, students)
-                    for candidate, student in zip(group, students, strict=True):
-                        self.placed.place(student.modules)
-                        kl = self.fitness.kl_in_place(fitness_tokens)
-                        losses[candidate] = math.inf if student.overflowed else kl
-                        if self._alone:
-                            order = sorted(losses, key=lambda each: (each != candidates[0], losses[each], each))
-                            self._park(candidate, student, order[:staying])
-                        else:
-                            self._students[candidate] = student
+                self._train(group, students)
+                for candidate, student in zip(group, students, strict=True):
+                    self.placed.place(student.modules)
+                    kl = self.fitness.kl_in_place(fitness_tokens)
+                    losses[candidate] = math.inf if student.overflowed else kl
+                    if self._alone:
+                        order = sorted(losses, key=lambda each: (each != candidates[0], losses[each], each))
+                        self._park(candidate, student, order[:staying])
+                    else:
+                        self._students[candidate] = student
                 del students
             self.placed.apply(self.placed.space.dense)
         for part in parallel.gather(losses):
@@ -131,19 +116,6 @@ class CandidateTrainer:
             self._rounds = []
 
     # ------------------------------------------------------------------------------------------------------- states
-
-    def _room_for(self, students: Sequence[Student]) -> AbstractContextManager[None]:
-        """Move the dense modules to main memory if a candidate in training doesn't fit beside them."""
-        if not self._alone:
-            return nullcontext()
-        wanted = sum(student.wanted for student in students) + self._pass_bytes()
-        return nullcontext() if wanted <= memory_of(self.decoder.device).free else self.placed.dense_on_host()
-
-    def _pass_bytes(self) -> int:
-        """Approximate bytes of a forward and backward pass: streams between blocks twice, logits of a few tokens."""
-        tokens = max(LOGIT_TOKENS, self.tokens.shape[1])
-        stream = tokens * self._width * len(self.decoder.blocks) * self.decoder.dtype.itemsize
-        return int(2 * stream + LOGIT_TOKENS * self.decoder.model.config.vocab_size * LOGIT_BYTES)
 
     def _park(self, candidate: Allocation, student: Student, best: Sequence[Allocation]) -> None:
         """Keep the state of a student among the best of its round, in place of worse ones."""

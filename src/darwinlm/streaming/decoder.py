@@ -64,15 +64,15 @@ class _Recorder(nn.Module):
         return hidden
 
 
-class _Pass(nn.Module):
-    """Replaces a skipped block; returns its input or a stored residual stream."""
+class _Given(nn.Module):
+    """Replaces a block and returns a residual stream."""
 
-    def __init__(self, stored: Tensor | None = None) -> None:
+    def __init__(self, stream: Tensor) -> None:
         super().__init__()
-        self.stored = stored
+        self.stream = stream
 
-    def forward(self, hidden: Tensor, *_: Any, **__: Any) -> Tensor:
-        return hidden if self.stored is None else self.stored
+    def forward(self, *_: Any, **__: Any) -> Tensor:
+        return self.stream
 
 
 class Removed(nn.Module):
@@ -246,19 +246,13 @@ class Decoder:
         result: Tensor = output[0] if isinstance(output, tuple) else output
         return result
 
-    def logits(self, tokens: Tensor, hidden: Tensor | None = None, first: int = 0) -> Tensor:
-        """Logits [b, t, v]; `hidden`, if given, is the residual stream before block `first`, where the pass begins."""
-        stand_ins: dict[int, nn.Module] = {}
-        if hidden is not None and first > 0:
-            stand_ins = {i: _Pass() for i in range(first - 1)}
-            stand_ins[first - 1] = _Pass(hidden)
-        with self._stand_ins(stand_ins):
-            result: Tensor = self.model(input_ids=to_device(tokens, self.device), use_cache=False).logits
-        return result
-
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [n, v] of residual streams after the last block, [n, m]."""
-        return self.logits(torch.zeros(1, 1, dtype=torch.int64), hidden[None], len(self.blocks))[0]
+        stand_ins: dict[int, nn.Module] = {i: _Given(hidden[None]) for i in range(len(self.blocks))}
+        with self._stand_ins(stand_ins):
+            token = to_device(torch.zeros(1, 1, dtype=torch.int64), self.device)
+            logits: Tensor = self.model(input_ids=token, use_cache=False).logits
+        return logits[0]
 
     def head_inputs(self, hidden: Tensor) -> Tensor:
         """Inputs of the output embedding, [n, m], for residual streams after the last block, [n, m]."""

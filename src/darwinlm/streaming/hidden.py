@@ -33,19 +33,17 @@ class HiddenMemory:
     Attributes:
         folder: Folder for a file if memory is full; the file is deleted with the stream.
         place: Fixed place; None selects the first of device, host and file with room.
-        reserved: Bytes of the device that streams leave free.
     """
 
     folder: Path
     place: Place | None = None
-    reserved: int = 0
 
     def choose(self, device: torch.device, elements: int, batch: Tensor) -> Place:
         """The place for a stream with `elements` elements, in batches like the given one."""
         if self.place is not None:
             return self.place
         size = elements * batch.element_size()
-        if size <= memory_of(device).room("streams", self.reserved):
+        if size <= memory_of(device).room("streams"):
             return "device"
         on_host = pinned_bytes(batch.nbytes) / batch.nbytes * size
         return "host" if device.type != "cpu" and on_host <= memory_of(CPU).room("streams") else "file"
