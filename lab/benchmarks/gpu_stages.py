@@ -25,7 +25,6 @@ from darwinlm.recovery.sharding import load_teacher, sharding_mesh
 from darwinlm.recovery.train import Training
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import MANIFEST, StageFolder, write_tensors
-from darwinlm.search.fitness import Clock
 from darwinlm.search.modules import PlacedModules
 from darwinlm.streaming.decoder import Decoder
 from darwinlm.streaming.hidden import HiddenMemory
@@ -176,7 +175,7 @@ def candidates(setup: Setup) -> None:
         seconds, reads = timed(children)
         setup.fast("candidates", f"children that move {name}", 60 * len(children) / seconds, "a minute", floor)
         setup.most("candidates", f"factors read for each of them, {name}", reads / len(children), "", 0.0)
-    gradients = Gradients(placed, reader, tokens, fitness.dense, batch_tokens=2 * length, clock=Clock())
+    gradients = Gradients(fitness, reader)
     before, begun = reader.reads, time.perf_counter()
     gradients.around(parent, (0, 1))
     setup.wait()

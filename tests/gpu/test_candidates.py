@@ -118,18 +118,18 @@ def on_device(bench: Bench, states: float | None = None) -> Found:
         states: how many of them main memory has room for; None measures it.
     """
     pool, parked = bench.candidates(4), 0
-    park = student.Student.park
+    move = student.Student.move
 
-    def counted(self: student.Student) -> student.Parked:
+    def counted(self: student.Student, device: torch.device) -> None:
         nonlocal parked
-        parked += 1
-        return park(self)
+        parked += device.type == "cpu"
+        move(self, device)
 
     with pretend_gpu() as gpu, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(student.Student, "park", counted)
+        patch.setattr(student.Student, "move", counted)
         trainer = bench.trainer(NAME)
         if states is not None:
-            trainer._room = int(states * 12 * sum(weight.numel() for weight in student_of(trainer, pool[0]).working))
+            trainer._room = int(states * student_of(trainer, pool[0]).nbytes)
         losses = generation(trainer, pool)
         assert not gpu.tally.mixes
     return Found(losses, parked)

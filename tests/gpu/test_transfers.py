@@ -9,10 +9,10 @@ import torch
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.runtime.compute import to_device
 from darwinlm.runtime.errors import DeviceMemoryError
-from darwinlm.streaming import streamed, transfers
+from darwinlm.streaming import streamed
 from darwinlm.streaming.hidden import HiddenMemory, HiddenStates
 from darwinlm.streaming.streamed import StreamedDecoder
-from darwinlm.streaming.transfers import HostCopy, Mover, pinned_bytes, pinned_like
+from darwinlm.streaming.transfers import Mover, pinned_bytes, pinned_like
 from tests.gpu.device import UnfinishedError
 from tests.gpu.rules import NAME
 from tests.tiny.checkpoint import stream_over
@@ -106,23 +106,6 @@ def test_a_device_smaller_than_a_block_is_refused(tiny_llama, monkeypatch):
 
 def test_pinned_memory_comes_in_powers_of_two():
     assert [pinned_bytes(size) for size in (0, 1, 2, 3, 1024, 1025)] == [0, 1, 2, 4, 1024, 2048]
-
-
-@pytest.mark.parametrize("slab", [8, 30, 1 << 20])
-@pytest.mark.parametrize("device", ["cpu", NAME])
-def test_a_copy_in_main_memory_gives_back_every_byte(slab, device, gpu, monkeypatch):
-    """Whatever the pieces, whose borders cut tensors and single numbers."""
-    monkeypatch.setattr(transfers, "SLAB", slab)
-    tensors = [torch.randn(3, 5), torch.randn(7, dtype=torch.bfloat16), torch.empty(0), torch.arange(4)]
-    there = [tensor.to(device) for tensor in tensors]
-    copy = HostCopy(there)
-    assert copy.nbytes == sum(tensor.nbytes for tensor in tensors)
-    assert all(slab.is_pinned() == (device == NAME) for slab in copy._slabs)
-    given = [torch.zeros_like(tensor) for tensor in there]
-    gpu.restart()
-    copy.copy_to(given)
-    assert not gpu.tally.waits
-    assert all(torch.equal(now.cpu(), was) for now, was in zip(given, tensors, strict=True))
 
 
 def test_what_goes_up_is_not_waited_for(gpu):

@@ -48,9 +48,9 @@ WHOLE = (0, 4)
 
 
 def gradients_of(placed, tokens, *, batch_tokens=64, clock=None):
-    """Gradients with the dense model's streams."""
-    dense = Fitness(placed, tokens, batch_tokens=batch_tokens).dense
-    return Gradients(placed, placed.database, tokens, dense, batch_tokens=batch_tokens, clock=clock or Clock())
+    fitness = Fitness(placed, tokens, batch_tokens=batch_tokens)
+    fitness.clock = clock or Clock()
+    return Gradients(fitness, placed.database)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from darwinlm.evaluation.answers import Answers, measure_answers
 from darwinlm.evaluation.looking_back import Copying, measure_copying
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.search.fitness import Clock, Fitness
+from darwinlm.search.fitness import Fitness
 from darwinlm.search.gradients import Gradients
 from darwinlm.search.modules import PlacedModules
 from darwinlm.streaming import decoder as decoding
@@ -61,10 +61,7 @@ def test_losses_and_slopes_are_those_of_the_whole_model(model_type, tiny_folder,
     expected, found = (each.kl_on(candidates, window) for each in fitness)
     assert found == expected
     assert decoder.read == list(range(len(decoder.blocks))), "all candidates in one walk"
-    with_memory = {"batch_tokens": 64, "clock": Clock(), "memory": memory}
-    slopes = [
-        Gradients(placed, whole.database, tokens, fitness[0].dense, **with_memory) for placed in (whole, streamed)
-    ]
+    slopes = [Gradients(each, whole.database) for each in fitness]
     assert slopes[1].around(base, window) == slopes[0].around(base, window)
     assert decoder.most == 1
     assert streamed.current == list(whole.space.dense)

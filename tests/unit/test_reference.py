@@ -7,7 +7,7 @@ from torch import nn
 
 from darwinlm.evaluation.divergence import DenseDistribution
 from darwinlm.families.family import families
-from darwinlm.search.dense_side import Distributions, ExpectedRows, LinearHead
+from darwinlm.search.dense_side import DenseStream, ExpectedRows, LinearHead
 from darwinlm.streaming.decoder import Decoder
 
 N, M, V = 37, 24, 700
@@ -55,10 +55,10 @@ def test_both_references_are_the_divergence_of_the_logits(name, dtype):
     dense, candidate = (random(N, 48, seed=seed).to(dtype) * 2 for seed in (3, 4))
     expected = DenseDistribution(decoder.head(dense)).kl(decoder.head(candidate))
     of = LinearHead.of(decoder)
-    references = [Distributions(decoder, dense)] + ([ExpectedRows(decoder, of, dense)] if of else [])
+    references = [DenseStream(decoder, dense)] + ([ExpectedRows(decoder, of, dense)] if of else [])
     assert len(references) == (1 if name == "gemma2" else 2)
     for each in references:
-        exact = dtype == torch.float32 or isinstance(each, Distributions)
+        exact = dtype == torch.float32 or isinstance(each, DenseStream)
         tolerance = {"rtol": 1e-4, "atol": 1e-5} if exact else {"rtol": 0.02, "atol": 0.02}
         torch.testing.assert_close(each.kl(candidate), expected, **tolerance)
         torch.testing.assert_close(each.kl(candidate[5:9], 5), expected[5:9], **tolerance)

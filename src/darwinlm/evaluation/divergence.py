@@ -49,17 +49,17 @@ class DenseDistribution:
     def __len__(self) -> int:
         return len(self.negative_entropy)
 
-    def kl(self, logits: Tensor, start: int = 0, normalisers: Tensor | None = None) -> Tensor:
-        """KL of each token, [n'] float32, from logits [n', v] of the candidate for the tokens from `start` on.
+    def kl(self, logits: Tensor, normalisers: Tensor | None = None) -> Tensor:
+        """KL of each token, [n] float32, from logits [n, v] of the candidate.
 
-        `normalisers` are their `log_normalisers`, [n'], if already known.
+        `normalisers` are their `log_normalisers`, [n], if already known.
         """
         divergence = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
         for row, z in _float_rows(logits):
-            piece, at = slice(row, row + len(z)), slice(start + row, start + row + len(z))
-            cross = torch.linalg.vecdot(self.probabilities[at], z)
+            piece = slice(row, row + len(z))
+            cross = torch.linalg.vecdot(self.probabilities[piece], z)
             total = _log_sum_exp_(z) if normalisers is None else normalisers[piece]
-            divergence[piece] = self.negative_entropy[at] - cross + total
+            divergence[piece] = self.negative_entropy[piece] - cross + total
         return divergence
 
 

@@ -126,24 +126,18 @@ class ExpectedRows:
         return kl
 
 
-class Distributions:
-    """The dense model as its distributions, for heads that aren't linear.
-
-    `hidden` is [n, m], its residual stream after the last block.
-    """
+class DenseStream:
+    """The dense model as its residual stream after the last block, [n, m], for heads that aren't linear."""
 
     def __init__(self, decoder: Decoder, hidden: Tensor) -> None:
         self.decoder = decoder
-        self.size = decoder.head_tokens
-        self.distribution = DenseDistribution(
-            torch.cat([decoder.head(part) for part in torch.split(hidden, self.size)])
-        )
+        self.hidden = hidden
 
     def kl(self, hidden: Tensor, start: int = 0) -> Tensor:
         """KL(dense ‖ candidate) of each token, [n'], of the candidate's `hidden` [n', m] from the token `start` on."""
-        starts = range(start, start + len(hidden), self.size)
-        parts = zip(starts, torch.split(hidden, self.size), strict=True)
-        return torch.cat([self.distribution.kl(self.decoder.head(part), at) for at, part in parts])
+        size, same = self.decoder.head_tokens, self.hidden[start : start + len(hidden)]
+        pairs = zip(torch.split(same, size), torch.split(hidden, size), strict=True)
+        return torch.cat([DenseDistribution(self.decoder.head(p)).kl(self.decoder.head(q)) for p, q in pairs])
 
 
 def head_bytes(vocabulary: int, *, on_cpu: bool) -> int:

@@ -27,7 +27,7 @@ from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.compute import exact
 from darwinlm.runtime.errors import NumericsError, TimeLimitError
 from darwinlm.runtime.memory import Bounded, memory_of
-from darwinlm.search.dense_side import Distributions, ExpectedRows, LinearHead
+from darwinlm.search.dense_side import DenseStream, ExpectedRows, LinearHead
 from darwinlm.search.modules import PlacedModules
 from darwinlm.streaming.hidden import HiddenMemory, HiddenStates
 from darwinlm.units.space import Allocation
@@ -37,11 +37,6 @@ CPU_TOKENS = 1024
 
 Window = tuple[int, int]
 """Range of sequences on which candidates are compared, or a piece of it for one forward pass: first index, end."""
-
-
-def at_once(batch_tokens: int, sequence_length: int) -> int:
-    """Sequences in one forward pass of this process, of several that share the text."""
-    return max(1, batch_tokens // parallel.size() // sequence_length)
 
 
 @dataclass
@@ -104,9 +99,10 @@ class Fitness:
         self.n_sequences, self.sequence_length = tokens.shape
         self.evaluations = 0
         self.clock = Clock()
-        self._batch_sequences = at_once(min(batch_tokens, CPU_TOKENS) if on_cpu else batch_tokens, self.sequence_length)
+        at_once = (min(batch_tokens, CPU_TOKENS) if on_cpu else batch_tokens) // parallel.size()
+        self._batch_sequences = max(1, at_once // self.sequence_length)
         self._known: dict[Allocation, dict[int, float]] = {}
-        self._sides: list[ExpectedRows | Distributions] = []
+        self._sides: list[ExpectedRows | DenseStream] = []
         self.dense: Tensor
         self._base: Allocation | None = None
         self._room = memory_of(self.decoder.device)
@@ -118,14 +114,14 @@ class Fitness:
 
     @torch.no_grad()
     def _prepare_dense(self) -> None:
-        streams = self._through(list(self._pieces(0, self.n_sequences)))
+        streams = self._through(list(self.pieces(0, self.n_sequences)))
         self.dense = torch.cat(list(streams))
         with self.decoder.with_head():
             head = LinearHead.of(self.decoder)
             for stream in streams:
                 hidden = stream.flatten(0, 1)
                 if head is None:
-                    self._sides.append(Distributions(self.decoder, hidden))
+                    self._sides.append(DenseStream(self.decoder, hidden))
                 else:
                     self._sides.append(ExpectedRows(self.decoder, head, hidden))
 
@@ -135,7 +131,7 @@ class Fitness:
             self._base = allocation
             self._inputs.clear()
 
-    def _pieces(self, begin: int, end: int) -> Iterator[Window]:
+    def pieces(self, begin: int, end: int) -> Iterator[Window]:
         """Parts of a range for one forward pass each, with fixed borders."""
         while begin < end:
             border = min((begin // self._batch_sequences + 1) * self._batch_sequences, end)
@@ -186,7 +182,7 @@ class Fitness:
     @torch.no_grad()
     def kl_in_place(self, n_tokens: int) -> float:
         """Mean KL of the decoder's current modules, in this process; infinite where its logits aren't finite."""
-        pieces = list(self._pieces(0, self.sequences(n_tokens)))
+        pieces = list(self.pieces(0, self.sequences(n_tokens)))
         found = zip(pieces, self._through(pieces), strict=True)
         return _mean([loss for piece, hidden in found for loss in self._losses(piece, hidden)], self.sequence_length)
 
@@ -223,7 +219,7 @@ class Fitness:
     def _missing(self, allocation: Allocation, window: Window) -> Iterator[Window]:
         """Parts of a window that weren't evaluated for a candidate."""
         known = self._known.get(allocation, {})
-        for piece in self._pieces(*window):
+        for piece in self.pieces(*window):
             unknown = [number for number in range(*piece) if number not in known]
             if unknown:
                 yield unknown[0], unknown[-1] + 1

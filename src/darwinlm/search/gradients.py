@@ -35,40 +35,19 @@ from darwinlm.runtime.compute import exact
 from darwinlm.runtime.errors import NumericsError
 from darwinlm.runtime.memory import kept_memory, memory_of
 from darwinlm.search.dense_side import GRADIENT_TOKENS
-from darwinlm.search.fitness import CPU_TOKENS, Clock, Window, at_once
-from darwinlm.search.modules import PlacedModules
+from darwinlm.search.fitness import Fitness, Window
 from darwinlm.streaming.chunks import chunked_gradient
 from darwinlm.streaming.decoder import Removed
-from darwinlm.streaming.hidden import HiddenMemory, HiddenStates
+from darwinlm.streaming.hidden import HiddenStates
 from darwinlm.units.space import Allocation
 
 
 class Gradients:
-    """First-order losses of all levels around an allocation.
+    """First-order losses of all levels around an allocation, on the text of a fitness, whose clock can stop it."""
 
-    The text is [n, t], `dense` [n, t, m] the dense model's stream after the last block. The clock's time limit stops a
-    computation.
-    """
-
-    def __init__(
-        self,
-        placed: PlacedModules,
-        database: DatabaseReader,
-        tokens: Tensor,
-        dense: Tensor,
-        *,
-        batch_tokens: int,
-        clock: Clock,
-        memory: HiddenMemory | None = None,
-    ) -> None:
-        self.clock = clock
-        self.memory = memory
-        self.placed, self.database = placed, database
-        self.decoder = placed.decoder
-        if self.decoder.device.type == "cpu":
-            batch_tokens = min(batch_tokens, CPU_TOKENS)
-        self.tokens, self.dense = tokens, dense
-        self._batch_sequences = at_once(batch_tokens, tokens.shape[1])
+    def __init__(self, fitness: Fitness, database: DatabaseReader) -> None:
+        self.fitness = fitness
+        self.placed, self.decoder, self.database = fitness.placed, fitness.decoder, database
 
     def around(self, allocation: Allocation, window: Window) -> list[list[float]]:
         """First-order losses of every level, in nats per token; zero for a mixture, where routing would change.
@@ -78,10 +57,9 @@ class Gradients:
 
         Raises:
             NumericsError: The gradient isn't finite.
-            TimeLimitError: The clock's limit has passed.
+            TimeLimitError: The limit of the fitness's clock has passed.
         """
-        begin, end = window
-        pieces = [(at, min(at + self._batch_sequences, end)) for at in range(begin, end, self._batch_sequences)]
+        pieces = list(self.fitness.pieces(*window))
         with parallel.agree():
             own = memory_of(self.decoder.device).survive(self._of_pieces, allocation, parallel.mine(pieces))
         total = torch.stack(parallel.gather(own)).sum(0)
@@ -90,7 +68,7 @@ class Gradients:
                 "the gradient of the best allocation's loss isn't finite: try compute.dtype=float32, or "
                 "search.method=paper"
             )
-        n_tokens = (end - begin) * self.tokens.shape[1]
+        n_tokens = (window[1] - window[0]) * self.fitness.sequence_length
         split = torch.split(total / n_tokens, [len(module.levels) for module in self.placed.space.modules])
         return [row.tolist() for row in split]
 
@@ -102,21 +80,21 @@ class Gradients:
         rows = [torch.zeros(len(module.levels), dtype=torch.float64) for module in self.placed.space.modules]
         if not pieces:
             return torch.cat(rows)
-        parts = [self.tokens[slice(*piece)] for piece in pieces]
+        parts = [self.fitness.tokens[slice(*piece)] for piece in pieces]
         arguments = [self.decoder.block_arguments(part) for part in parts]
         hidden = self._states(self.decoder.embed(part) for part in parts)
         inputs: list[HiddenStates] = []
 
         @contextmanager
         def visiting(block: int) -> Iterator[None]:
-            inputs.append(hidden.copied(self.memory))
+            inputs.append(hidden.copied(self.fitness.memory))
             with self.placed.visiting(block):
                 self.placed.put(block, allocation)
                 yield
 
-        self.decoder.move(hidden, arguments, visiting, self.clock.check)
+        self.decoder.move(hidden, arguments, visiting, self.fitness.clock.check)
         with self.decoder.with_head(), kept_memory(self.decoder.device):  # of logits
-            dense = (self.dense[slice(*piece)] for piece in pieces)
+            dense = (self.fitness.dense[slice(*piece)] for piece in pieces)
             gradients = self._states(map(self._behind_last_block, hidden, dense))
 
         @contextmanager
@@ -137,13 +115,13 @@ class Gradients:
         def given(index: int, block: int) -> dict[str, Any]:
             return arguments[index][block]
 
-        for _ in self.decoder.back(inputs, gradients, given, back_at, self.clock.check):
+        for _ in self.decoder.back(inputs, gradients, given, back_at, self.fitness.clock.check):
             pass
         return torch.cat(rows)
 
     def _states(self, streams: Iterable[Tensor]) -> HiddenStates:
         """The stream of some pieces of the text between two blocks, in an allowed place."""
-        return HiddenStates(streams, self.dense.numel(), self.memory)
+        return HiddenStates(streams, self.fitness.dense.numel(), self.fitness.memory)
 
     def _behind_last_block(self, hidden: Tensor, dense: Tensor) -> Tensor:
         """Gradient of the summed KL at the stream after the last block."""

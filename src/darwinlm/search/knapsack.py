@@ -15,7 +15,7 @@ from scipy.sparse import csr_matrix
 
 from darwinlm.runtime.errors import BudgetError
 
-RETRIES = 20
+RETRIES, SECONDS = 20, 30
 
 
 def solve_knapsack(
@@ -24,13 +24,12 @@ def solve_knapsack(
     lower: int,
     upper: int,
     *,
-    seconds: float = 30,
     words: str | None = None,
 ) -> tuple[int, ...]:
     """Choose a level for each module.
 
-    `seconds` limits the proof of optimality; after it the best choice found is returned. `words` are the bounds as
-    messages should show them; None shows block parameters. Raises BudgetError if no choice lies within the bounds.
+    The proof of optimality ends after `SECONDS`, with the best choice found. `words` are the bounds as messages should
+    show them; None shows block parameters. Raises BudgetError if no choice lies within the bounds.
     """
     refusal = BudgetError(
         f"no choice of levels lies between {words or f'{lower:,} and {upper:,} block parameters'}: raise "
@@ -56,7 +55,7 @@ def solve_knapsack(
             constraints=constraints,
             integrality=np.ones(len(loss), dtype=np.int64),
             bounds=Bounds(0, 1),
-            options={"time_limit": seconds, "mip_rel_gap": 1e-4},
+            options={"time_limit": SECONDS, "mip_rel_gap": 1e-4},
         )
         if result.x is None:
             break

@@ -78,10 +78,7 @@ def search(
             reporter.say(
                 "search: the database has no estimated losses (database.metric=loss has), so local errors are used"
             )
-        gradients = Gradients(
-            placed, database, fitness.tokens, fitness.dense, batch_tokens=batch_tokens, clock=clock, memory=memory
-        )
-        guide = Guide(Curvature(losses, removed_together(problem.space, database)), gradients.around)
+        guide = Guide(Curvature(losses, removed_together(problem.space, database)), Gradients(fitness, database).around)
     trainer = None
     if settings.training_needed:
         trainer = CandidateTrainer(placed, fitness, texts["training"], folder)

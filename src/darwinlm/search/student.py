@@ -1,16 +1,13 @@
-"""One candidate in training: its modules, AdamW on float32 master weights, and its state while it waits."""
+"""One candidate in training: its modules, and AdamW on float32 master weights."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-
-from darwinlm.streaming.transfers import HostCopy
 
 WARMUP = 4
 """Warm-up steps, because the first steps of AdamW all have full size."""
@@ -25,27 +22,12 @@ PART = 1 << 28
 """Largest number of weights with float32 gradients at once."""
 
 
-@dataclass(frozen=True)
-class Parked:
-    """State of a student in main memory, 12 bytes per weight: master weights, first and second moments.
-
-    `updates` is AdamW's number of updates of each weight; steps and rounds of training text are finished ones.
-    `overflowed` is that of the student.
-    """
-
-    tensors: HostCopy
-    updates: list[float]
-    steps: int
-    rounds: int
-    overflowed: bool
-
-
 class Student:
     """A copy of one candidate's modules, with master weights and an optimiser.
 
     The modules of the candidate, in the order of the allocation, are not changed. `working` are the weights of the
-    passes. Once a gradient isn't finite, it has `overflowed`, and its weights stay. `rate` is the
-    learning rate after the warm-up.
+    passes, `master` those of AdamW, float32. Once a gradient isn't finite, it has `overflowed`, and its weights stay.
+    `rate` is the learning rate after the warm-up.
     """
 
     def __init__(self, modules: Iterable[nn.Module], rate: float) -> None:
@@ -55,22 +37,13 @@ class Student:
         self.overflowed = False
         self.modules = [copy.deepcopy(module).requires_grad_(requires_grad=True) for module in modules]
         self.working = [weight for module in self.modules for weight in module.parameters()]
-
-    @cached_property
-    def master(self) -> list[Tensor]:
-        """Float32 weights for AdamW, created on first use."""
-        return [p.detach().float() if p.dtype != torch.float32 else p for p in self.working]
+        self.master = [p.detach().float() if p.dtype != torch.float32 else p for p in self.working]
 
     @cached_property
     def optimiser(self) -> torch.optim.AdamW:
         """The optimiser; its two moments are created in the first step."""
-        return torch.optim.AdamW(
-            self.master, lr=self.rate, betas=(0.9, 0.95), weight_decay=0.0, fused=self._fused or None
-        )
-
-    @property
-    def _fused(self) -> bool:
-        return self.working[0].device.type == "cuda"
+        fused = self.working[0].device.type == "cuda" or None
+        return torch.optim.AdamW(self.master, lr=self.rate, betas=(0.9, 0.95), weight_decay=0.0, fused=fused)
 
     @torch.no_grad()
     def step(self) -> None:
@@ -102,29 +75,26 @@ class Student:
                 if master is not working:
                     working.copy_(master)
 
-    def park(self) -> Parked:
-        """A copy of the state in main memory."""
-        states = [self.optimiser.state[master] or self._blank(master, 0.0) for master in self.master]
-        moments = [state[name] for name in ("exp_avg", "exp_avg_sq") for state in states]
-        updates = [float(state["step"]) for state in states]
-        return Parked(HostCopy([*self.master, *moments]), updates, self.steps, self.rounds, self.overflowed)
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights and the optimiser's state while no gradients are there."""
+        own = sum(w.nbytes for w, master in zip(self.working, self.master, strict=True) if w is not master)
+        return own + 3 * sum(master.nbytes for master in self.master)
 
-    @torch.no_grad()
-    def resume(self, parked: Parked) -> None:
-        """Continue from a saved state."""
-        self.steps, self.rounds, self.overflowed = parked.steps, parked.rounds, parked.overflowed
-        states = [self._blank(master, count) for master, count in zip(self.master, parked.updates, strict=True)]
+    def move(self, device: torch.device) -> None:
+        """Take weights and the optimiser's state to another device."""
+        if not self.working or self.working[0].device == device:
+            return
+        states = [self.optimiser.state[master] for master in self.master]
+        masters = [None if master is w else master for w, master in zip(self.working, self.master, strict=True)]
+        self.modules = [module.to(device) for module in self.modules]
+        self.working = [weight for module in self.modules for weight in module.parameters()]
+        self.master = [
+            w if master is None else master.to(device) for w, master in zip(self.working, masters, strict=True)
+        ]
+        del self.optimiser
         for master, state in zip(self.master, states, strict=True):
-            self.optimiser.state[master] = state
-        moments = [state[name] for name in ("exp_avg", "exp_avg_sq") for state in states]
-        parked.tensors.copy_to([*self.master, *moments])
-        for master, working in zip(self.master, self.working, strict=True):
-            if master is not working:
-                working.copy_(master)
-
-    def _blank(self, master: Tensor, updates: float) -> dict[str, Tensor]:
-        step = torch.tensor(updates, device=master.device if self._fused else None)
-        return {"step": step, "exp_avg": torch.zeros_like(master), "exp_avg_sq": torch.zeros_like(master)}
+            self.optimiser.state[master] = {name: value.to(device) for name, value in state.items()}
 
 
 def _parts(updates: list[Update]) -> Iterator[list[Update]]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from darwinlm.runtime import parallel
 from darwinlm.runtime.memory import CPU, kept_memory, memory_of
 from darwinlm.search.fitness import Fitness
 from darwinlm.search.modules import PlacedModules
-from darwinlm.search.student import Parked, Student
+from darwinlm.search.student import Student
 from darwinlm.streaming.chunks import chunked_loss
 from darwinlm.streaming.decoder import LOGIT_TOKENS
 from darwinlm.streaming.hidden import HiddenMemory, HiddenStates
@@ -58,7 +58,6 @@ class CandidateTrainer:
         self._dense: dict[tuple[int, int], HiddenStates] = {}
         self._owner: dict[Allocation, int] = {}
         self._students: dict[Allocation, Student] = {}
-        self._parked: dict[Allocation, Parked] = {}
 
     def judge(
         self, candidates: Sequence[Allocation], training_tokens: int, fitness_tokens: int, *, staying: int = 0
@@ -86,21 +85,21 @@ class CandidateTrainer:
                 self._read_dense()
             for group in [[each] for each in own] if self._alone else [own]:
                 students = [
-                    self._students.get(each)
-                    or Student((self.placed.module(i, level) for i, level in enumerate(each)), self.rate)
+                    self._students.pop(each)
+                    if each in self._students
+                    else Student((self.placed.module(i, level) for i, level in enumerate(each)), self.rate)
                     for each in group
                 ]
-                self._train(group, students)
+                self._train(students)
                 for candidate, student in zip(group, students, strict=True):
                     self.placed.place(student.modules)
                     kl = self.fitness.kl_in_place(fitness_tokens)
                     losses[candidate] = math.inf if student.overflowed else kl
+                    self._students[candidate] = student
                     if self._alone:
                         order = sorted(losses, key=lambda each: (each != candidates[0], losses[each], each))
-                        self._park(candidate, student, order[:staying])
-                    else:
-                        self._students[candidate] = student
-                del students
+                        self._set_aside(candidate, order[:staying])
+                del students, student
             self.placed.apply(self.placed.space.dense)
         for part in parallel.gather(losses):
             losses |= part
@@ -110,44 +109,33 @@ class CandidateTrainer:
         """Drop all other candidates; without any, the training text starts again."""
         kept = set(candidates)
         self._students = {each: student for each, student in self._students.items() if each in kept}
-        self._parked = {each: parked for each, parked in self._parked.items() if each in kept}
         self._owner = {each: owner for each, owner in self._owner.items() if each in kept}
         if not kept:
             self._rounds = []
 
     # ------------------------------------------------------------------------------------------------------- states
 
-    def _park(self, candidate: Allocation, student: Student, best: Sequence[Allocation]) -> None:
-        """Keep the state of a student among the best of its round, in place of worse ones."""
-        judged = {each for each in self._parked if self._parked[each].rounds == len(self._rounds)}
+    def _set_aside(self, candidate: Allocation, best: Sequence[Allocation]) -> None:
+        """Let a student wait in main memory if it is among the best of its round, in place of worse ones."""
+        judged = {each for each, student in self._students.items() if student.rounds == len(self._rounds)}
         for each in judged.difference(best):
-            del self._parked[each]
+            del self._students[each]
         if candidate not in best:
             return
         if self._room is None:
             self._room = memory_of(CPU).room("candidates")
-        wanted = sum(12 * weight.numel() for weight in student.working)
-        worse = [each for each in best[best.index(candidate) + 1 :] if each in judged]
-        while worse and self._held + wanted > self._room:
-            del self._parked[worse.pop()]
-        if self._held + wanted <= self._room:
-            self._parked[candidate] = student.park()
-
-    @property
-    def _held(self) -> int:
-        return sum(parked.tensors.nbytes for parked in self._parked.values())
+        worse = [each for each in best[best.index(candidate) :] if each in judged]
+        while worse and sum(student.nbytes for student in self._students.values()) > self._room:
+            del self._students[worse.pop()]
+        if candidate in self._students:
+            self._students[candidate].move(CPU)
 
     # ----------------------------------------------------------------------------------------------------- training
 
-    @property
-    def _width(self) -> int:
-        return int(self.decoder.model.config.hidden_size)
-
-    def _train(self, candidates: Sequence[Allocation], students: Sequence[Student]) -> None:
+    def _train(self, students: Sequence[Student]) -> None:
         """Train students up to the end of the current round."""
-        for candidate, student in zip(candidates, students, strict=True):
-            if candidate in self._parked:
-                student.resume(self._parked.pop(candidate))
+        for student in students:
+            student.move(self.decoder.device)
         for number, (begin, end) in enumerate(self._rounds):
             learning = [student for student in students if student.rounds == number]
             if learning:
@@ -176,20 +164,13 @@ class CandidateTrainer:
         """Number of sequences in a micro-batch."""
         return torch.split(batch, max(1, LOGIT_TOKENS // batch.shape[1]))
 
-    @torch.no_grad()
     def _read_dense(self) -> None:
         """Compute the missing residual streams of the dense model after the last block."""
         for begin, end in self._rounds:
             if (begin, end) not in self._dense:
                 self.placed.apply(self.placed.space.dense)
-                pieces = (piece for batch in self._batches(begin, end) for piece in self._pieces(batch))
-                size = (end - begin) * self.tokens.shape[1] * self._width
-                self._dense[begin, end] = HiddenStates(self._streams(pieces), size, self._memory)
-
-    def _streams(self, pieces: Iterator[Tensor]) -> Iterator[Tensor]:
-        for rows in pieces:
-            self.fitness.clock.check()
-            yield self._last(rows)
+                pieces = [piece for batch in self._batches(begin, end) for piece in self._pieces(batch)]
+                self._dense[begin, end] = self.decoder.through(pieces, memory=self._memory)
 
     def _last(self, rows: Tensor) -> Tensor:
         """The residual stream after the last block, [b, t] -> [b, t, m].

@@ -7,7 +7,7 @@ are copied through pinned memory by a thread.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -18,10 +18,6 @@ from darwinlm.runtime.errors import DeviceMemoryError, first_line
 
 MOST_WAITING = 2
 """Maximum number of pending batches to a file; the next one waits."""
-
-SLAB = 1 << 28
-"""Most bytes of one piece of a `HostCopy`."""
-
 
 Arriving = tuple[Tensor, torch.cuda.Event]
 """A tensor that is being copied to the device, and the event of its arrival."""
@@ -104,39 +100,3 @@ def pinned_like(tensor: Tensor) -> Tensor:
 def pinned_bytes(wanted: int) -> int:
     """Bytes that PyTorch's allocator of pinned memory uses for so many; it rounds up to a power of two."""
     return 1 << (wanted - 1).bit_length() if wanted else 0
-
-
-class HostCopy:
-    """A host copy of contiguous tensors, pinned if they are on a GPU.
-
-    The bytes lie one behind the other in pieces of one size: the allocator of pinned memory rounds each piece up to a
-    power of two, and hands out pieces of the same size again.
-    """
-
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self.nbytes = sum(tensor.nbytes for tensor in tensors)
-        pinned = any(tensor.device.type == "cuda" for tensor in tensors)
-        length = min(self.nbytes, SLAB)
-        count = -(-self.nbytes // length) if length else 0
-        slab = torch.empty(length, dtype=torch.uint8, device="meta")
-        self._slabs = [pinned_like(slab) if pinned else torch.empty_like(slab, device="cpu") for _ in range(count)]
-        for part, held in self._parts(tensors):
-            held.copy_(part, non_blocking=pinned)
-        if pinned:
-            torch.cuda.synchronize(tensors[0].device)
-
-    def copy_to(self, tensors: Sequence[Tensor]) -> None:
-        """Give tensors of the same sizes, in the same order, what the copied ones held."""
-        for part, held in self._parts(tensors):
-            part.copy_(held, non_blocking=True)
-
-    def _parts(self, tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        place = 0
-        for tensor in tensors:
-            flat = tensor.detach().view(-1).view(torch.uint8)
-            start = 0
-            while start < len(flat):
-                slab, offset = divmod(place, len(self._slabs[0]))
-                count = min(len(flat) - start, len(self._slabs[0]) - offset)
-                yield flat[start : start + count], self._slabs[slab][offset : offset + count]
-                start, place = start + count, place + count
