@@ -4,7 +4,6 @@ import json
 import shlex
 
 import pytest
-from tests.export.conftest import engine_here as engine_here
 from tests.tiny.checkpoint import SETTINGS, tiny_text
 from tests.tiny.pruned import plain_checkpoint
 
