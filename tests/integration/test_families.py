@@ -37,7 +37,7 @@ AGAIN = ("phi3", "gemma3_text", "qwen3_5_moe_text", "lfm2", "granitemoehybrid", 
 def whole(request: pytest.FixtureRequest, tiny_folder: Callable[[str], Path], make_run, tmp_path_factory) -> Whole:
     folder = tmp_path_factory.mktemp("family") / "out"
     keep = "50%" if request.param == "qwen3_5_moe_text" else "60%"  # at 60 %, its layers stay equal
-    run = make_run(tiny_folder(request.param), folder, "search.generations=1", keep=keep)
+    run = make_run(tiny_folder(request.param), folder, keep=keep)
     return Whole(run, run_stages(run, "export"))
 
 
