@@ -73,7 +73,7 @@ def together(
     program: str, *arguments: object, processes: int = 2, nodes: int = 1, status: int = 0
 ) -> list[CompletedProcess[str]]:
     """Run a program in processes that find each other as torchrun's do, on pretended nodes of equal size."""
-    port = 20_000 + (100 * os.getpid() + next(MEETINGS)) % 40_000
+    port = 20_000 + (100 * os.getpid() + next(MEETINGS)) % 12_000  # below those that systems hand out
     meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": processes}
     local = processes // nodes
     ranks = ({"RANK": rank, "LOCAL_RANK": rank % local, "LOCAL_WORLD_SIZE": local} for rank in range(processes))
