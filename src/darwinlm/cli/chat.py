@@ -62,8 +62,6 @@ def chat(
         talks[source] = talk = Conversation(opened, settings)
         if not talk.has_template:
             terminal.say(f"{source} has no chat template: it continues your text")
-        if opened.unused:
-            terminal.say(f"{source}: answers don't use {', '.join(opened.unused)} of generation_config.json")
     console, typed = terminal.console(), sys.stdin.isatty()
     if typed:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # it stops an answer, as often as one likes

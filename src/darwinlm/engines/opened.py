@@ -18,7 +18,6 @@ from torch import Tensor
 from darwinlm.engines.in_llama_cpp import open_in_llama_cpp
 from darwinlm.engines.resolve import resolve_finished
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.generation import read_generation, unused
 from darwinlm.families.loading import check_finite
 from darwinlm.runtime.compute import resolve_device, resolve_dtype
 from darwinlm.runtime.errors import CheckpointError, FamilyError, ModelError
@@ -52,11 +51,6 @@ class Opened:
         if self.rows is not None:
             cut_model(model, self.rows)
         return model
-
-    @property
-    def unused(self) -> list[str]:
-        """Generation settings of its files that would change its answers and aren't used."""
-        return [] if self.checkpoint is None else unused(read_generation(self.checkpoint.folder))
 
     def decoder(self, tokens: Tensor) -> Any:
         """The model to read these tokens with, block by block if it can be."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,24 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-from darwinlm.export.other_engines import for_other_engines
-from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.checkpoint import FURTHER, Checkpoint
+from darwinlm.families.family import PREFIX, is_custom
 from darwinlm.families.files import CARD
 from darwinlm.families.loading import without_bars
 from darwinlm.families.origin import carry
 from darwinlm.families.whole import add_modeling_file, is_whole, put_inside
-from darwinlm.runtime.artifact import damaged, folder_digests, read_record, share, write_json, write_text
+from darwinlm.runtime.artifact import damaged, folder_digests, read_json, read_record, share, write_json, write_text
 from darwinlm.runtime.errors import CheckpointError, ModelError, NumericsError, storage_error
 from darwinlm.runtime.lock import ASIDE
 
 RECORD = "darwinlm_recipe.json"
 """File beside a model with the recipe that made it, and hashes of its files."""
+IN_MLX = (
+    *("ernie4_5", "exaone4", "gemma", "gemma2", "gemma3_text", "glm4", "helium", "hunyuan_v1_dense", "llama"),
+    *("ministral3", "mistral", "nemotron", "olmo2", "olmo3", "qwen3", "seed_oss", "smollm3"),
+)
+"""Families whose unequal layers mlx-lm 0.32 runs."""
+MODEL_FILE = "modeling_mlx.py"
 ROUNDING = 0.05
 """Largest relative difference of the logits of equal models in bfloat16."""
 
@@ -63,6 +70,47 @@ def save_model(
         if card is not None:
             write_text(temporary / CARD, card)
         share(temporary)
+
+
+def for_other_engines(folder: Path, config: Any) -> None:
+    """Add what other engines read of a saved model: older names of its rotary embedding, and a file for mlx-lm.
+
+    Blocks that predict further tokens aren't saved, so the configuration counts none.
+    """
+    path = folder / "config.json"
+    tree: dict[str, Any] = read_json(path)
+    if "text_config" in tree:
+        tree["text_config"] |= older_rope(tree["text_config"].get("rope_parameters") or {})
+    tree |= older_rope(tree.get("rope_parameters") or {})
+    for part in (tree, tree.get("text_config", {})):
+        part.update(dict.fromkeys((name for name in FURTHER if part.get(name)), 0))
+    if is_custom(config) and str(config.model_type).removeprefix(PREFIX) in IN_MLX and "text_config" not in tree:
+        tree["model_file"] = MODEL_FILE
+        write_text(folder / MODEL_FILE, mlx_code())
+    write_json(path, tree)
+
+
+def mlx_code() -> str:
+    """The file for mlx-lm, the same for every model."""
+    return (resources.files("darwinlm.export") / MODEL_FILE).read_text(encoding="utf-8")
+
+
+def older_rope(rope: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a rotary embedding under the names from before transformers 5.
+
+    Engines that only know these would silently take their own base. There are none for layers that differ in more than
+    the base.
+    """
+    if "rope_theta" in rope:
+        scaling = {name: value for name, value in rope.items() if name not in ("rope_theta", "partial_rotary_factor")}
+        part = {name: rope[name] for name in ("partial_rotary_factor",) if name in rope}
+        plain = rope.get("rope_type", "default") == "default"
+        return {"rope_theta": rope["rope_theta"], "rope_scaling": None if plain else scaling, **part}
+    full, sliding = rope.get("full_attention") or {}, rope.get("sliding_attention") or {}
+    if "rope_theta" not in full or sliding.get("rope_type") != "default" or full.get("rope_type") == "proportional":
+        return {}
+    local = {"rope_local_base_freq": sliding["rope_theta"]} if sliding["rope_theta"] != full["rope_theta"] else {}
+    return older_rope(full) | local
 
 
 def _name_code(path: Path) -> None:

@@ -32,10 +32,6 @@ class Used(BaseModel):
     pad_token_id: Token | None = None
 
 
-NO_CHANGE = frozenset({*Used.model_fields, "max_length", "max_new_tokens", "use_cache", "transformers_version"})
-"""Fields that are used, or whose value changes no answer of ours."""
-
-
 def read_generation(folder: Path) -> dict[str, Any]:
     """A model's generation settings; empty if its folder has none. Raises CheckpointError."""
     path = folder / GENERATION
@@ -69,13 +65,3 @@ def generation_of(settings: Mapping[str, Any], where: Path | str) -> GenerationC
     if taken.get("top_k") == 0:  # all tokens
         del taken["top_k"]
     return GenerationConfig(**taken)
-
-
-def unused(settings: Mapping[str, Any]) -> list[str]:
-    """Fields of a model's settings that would change its answers and aren't used."""
-    default = GenerationConfig().to_dict()
-    return sorted(
-        name
-        for name, value in settings.items()
-        if name not in NO_CHANGE and not name.startswith("_") and value is not None and value != default.get(name)
-    )
