@@ -206,8 +206,7 @@ def families_page() -> str:
         "| MLP | channels are removed |",
         "| experts | dropped: whole experts; narrowed: the same number of channels from every expert |",
         "| GGUF, equal layers | architecture in the file if all layers have one size |",
-        "| GGUF, layers differ | yes: sizes per layer; padded: [zeros](#gguf) up to the largest block; no: a file that "
-        "isn't smaller, by `--to dense` and then `--to gguf` |",
+        "| GGUF, layers differ | yes: sizes per layer; padded: [zeros](#gguf) up to the largest block; no: refused |",
         "",
         "|family|model type|attention|MLP|experts|GGUF, equal layers|GGUF, layers differ|vLLM tested|",
         "|---|---|---|---|---|---|---|---|",

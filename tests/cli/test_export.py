@@ -24,28 +24,26 @@ def test_export_shows_what_it_compared(command, model, tmp_path):
 
 
 def test_a_finished_run_stands_for_the_model_in_it(command, finished_copy, tmp_path):
-    assert command("export", finished_copy, "--to", "hf", "--out", tmp_path / "hf").code == 0
-    assert (tmp_path / "hf" / "config.json").is_file()
+    assert command("export", finished_copy, "--to", "vllm", "--out", tmp_path / "vllm").code == 0
+    assert (tmp_path / "vllm" / "config.json").is_file()
     command("export", finished_copy, "--to", "gguf", "--out", tmp_path / "m.gguf").refused(
         "can't be written for llama.cpp: it has no merges", "--tokenizer-from"
     )
     shutil.rmtree(finished_copy / "stages" / "export")
-    command("export", finished_copy, "--to", "hf", "--out", tmp_path / "x").refused("the run in", "isn't finished")
-    assert {path.name for path in tmp_path.iterdir()} == {"out", "hf"}
+    command("export", finished_copy, "--to", "vllm", "--out", tmp_path / "x").refused("the run in", "isn't finished")
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "vllm"}
 
 
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        ("--to onnx", ["--to onnx: there is no such format", "hf, dense, vllm, gguf"]),
+        ("--to onnx", ["--to onnx: there is no such format", "gguf, vllm"]),
         ("--to gguf --quant q1", ["there is no quantisation 'q1'", "q8_0"]),
-        ("--to gguf --dtype float16", ["--to gguf takes --quant"]),
-        ("--to hf --quant q8_0", ["only --to gguf quantises"]),
-        ("--to hf --dtype int8", ["the types are bfloat16, float16, float32"]),
-        ("--to hf --tensor-parallel 2", ["belongs to --to vllm"]),
+        ("--to vllm --quant q8_0", ["only --to gguf quantises"]),
+        ("--to gguf --tensor-parallel 2", ["belongs to --to vllm"]),
         ("--to vllm --tensor-parallel 0", ["must be 1 or more"]),
         ("--to vllm --tensor-parallel 4", ["--tensor-parallel 4", "block 0 (KV heads 2)"]),
-        ("--to dense --mlp-multiple 64", ["belong to --to gguf"]),
+        ("--to vllm --mlp-multiple 64", ["belong to --to gguf"]),
         ("--to gguf --mlp-multiple 48", ["must be a multiple of 32"]),
         ("--to gguf --tokenizer-from nowhere.gguf", ["there is no such file"]),
     ],
@@ -81,11 +79,11 @@ def test_targets_that_would_destroy_something(command, model, tmp_path):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "mine").write_text("mine")
-    command("export", model, "--to", "hf", "--out", model).refused("which this command reads")
-    command("export", model, "--to", "hf", "--out", tmp_path / "file").refused("needs a folder")
+    command("export", model, "--to", "vllm", "--out", model).refused("which this command reads")
+    command("export", model, "--to", "vllm", "--out", tmp_path / "file").refused("needs a folder")
     command("export", model, "--to", "gguf", "--out", tmp_path / "folder").refused("this format is one file")
     command("export", model, "--to", "gguf", "--out", tmp_path / "file").refused("exists", "--overwrite")
-    command("export", model, "--to", "hf", "--out", tmp_path / "folder", "--overwrite").refused(
+    command("export", model, "--to", "vllm", "--out", tmp_path / "folder", "--overwrite").refused(
         "exists and is not a model"
     )
     assert (tmp_path / "file").read_text() == (tmp_path / "folder" / "mine").read_text() == "mine"
@@ -95,10 +93,10 @@ def test_targets_that_would_destroy_something(command, model, tmp_path):
 
 def test_what_is_no_model(command, model, tmp_path):
     out = tmp_path / "out"
-    command("export", tmp_path / "nowhere", "--to", "hf", "--out", out).refused("there is no model at")
+    command("export", tmp_path / "nowhere", "--to", "vllm", "--out", out).refused("there is no model at")
     (tmp_path / "empty").mkdir()
-    command("export", tmp_path / "empty", "--to", "hf", "--out", out).refused("there is no config.json in it")
-    command("export", model / "config.json", "--to", "hf", "--out", out).refused("is a file")
+    command("export", tmp_path / "empty", "--to", "vllm", "--out", out).refused("there is no config.json in it")
+    command("export", model / "config.json", "--to", "vllm", "--out", out).refused("is a file")
     assert not out.exists()
 
 
@@ -118,15 +116,14 @@ def test_a_gguf_file_is_a_model_too(command, tmp_path):
     command("export", whole, "--to", "gguf", "--quant", "q8_0", "--out", small).succeeded()
     assert copy_tokenizer(small, 320) == copy_tokenizer(whole, 320)
     assert json.loads((tmp_path / "small.gguf.export.json").read_text())["details"]["tokenizer_agrees"]
-    command("export", whole, "--to", "hf", "--out", tmp_path / "hf").succeeded()
-    assert (tmp_path / "hf" / "config.json").is_file()
+    command("export", whole, "--to", "vllm", "--out", tmp_path / "x").refused("give a folder, not the GGUF file")
     command("export", whole, "--to", "gguf", "--out", whole, "--overwrite").refused("which this command reads")
     (tmp_path / "bad.gguf").write_bytes(b"GGUF, but cut")
-    command("export", tmp_path / "bad.gguf", "--to", "hf", "--out", tmp_path / "x").refused("bad.gguf")
-    made = {"bad.gguf", "hf", "model", "small.gguf", "small.gguf.export.json", "whole.gguf", "whole.gguf.export.json"}
+    command("export", tmp_path / "bad.gguf", "--to", "gguf", "--out", tmp_path / "x").refused("bad.gguf")
+    made = {"bad.gguf", "model", "small.gguf", "small.gguf.export.json", "whole.gguf", "whole.gguf.export.json"}
     assert {path.name for path in tmp_path.iterdir()} == made
 
 
 def test_a_hub_id_that_is_not_there(command, tmp_path):
-    command("export", "nobody/nothing", "--to", "hf", "--out", tmp_path / "out").refused("can't find the model")
+    command("export", "nobody/nothing", "--to", "vllm", "--out", tmp_path / "out").refused("can't find the model")
     assert not list(tmp_path.iterdir())

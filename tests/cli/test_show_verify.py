@@ -82,7 +82,7 @@ def test_what_is_no_run(command, tmp_path):
 
 def test_an_export(command, finished_llama, tmp_path, monkeypatch):
     out = tmp_path / "exported"
-    command("export", finished_llama, "--to", "hf", "--out", out).succeeded()
+    command("export", finished_llama, "--to", "vllm", "--out", out).succeeded()
     monkeypatch.chdir(out)
     command("show", "--verify", ".").succeeded()
     (out / "README.md").write_text("people edit the card")

@@ -5,8 +5,8 @@ import torch
 from tests.tiny.pruned import pruned_checkpoint
 
 from darwinlm.engines.process import ENGINES
-from darwinlm.export import folder as folders
 from darwinlm.export import gguf as gguf_export
+from darwinlm.export import vllm as folders
 from darwinlm.export.check import LOGITS, compare_streams
 from darwinlm.export.run import export_model
 from darwinlm.gguf import tensors
@@ -58,7 +58,7 @@ def test_a_tensor_that_is_not_written(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Reshaper, "block", without)
     with pytest.raises(CheckpointError, match=r"lacks the tensor model\.layers\.0\.mlp\.up_proj\.weight"):
-        export_model(model, tmp_path / "out", to="dense")
+        export_model(model, tmp_path / "out", to="vllm")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -92,7 +92,7 @@ def test_heads_put_under_the_wrong_kv_head(tmp_path, monkeypatch):
     from darwinlm.surgery import sizes
 
     monkeypatch.setattr(sizes, "head_owners", lambda found: (1, 0) if found.block == 1 else (0, 0, 1, 1))
-    refused(tmp_path, model, "block 1 attention", to="dense")
+    refused(tmp_path, model, "block 1 attention", to="vllm")
 
 
 def test_a_folder_that_was_saved_wrongly(tmp_path, monkeypatch):
@@ -105,7 +105,7 @@ def test_a_folder_that_was_saved_wrongly(tmp_path, monkeypatch):
         original(found, *rest, **more)
 
     monkeypatch.setattr(folders, "save_model", wrong)
-    refused(tmp_path, model, "block 1 mlp", to="hf")
+    refused(tmp_path, model, "block 1 mlp", to="vllm")
 
 
 def test_the_report_says_what_was_not_checked(tmp_path, without_the_library):

@@ -9,8 +9,7 @@ from tests.tiny.models import FAMILIES, tiny_config
 from tests.tiny.pruned import any_checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from darwinlm.export.hf import save_model
-from darwinlm.export.hf import IN_MLX, MODEL_FILE, older_rope
+from darwinlm.export.hf import IN_MLX, MODEL_FILE, older_rope, save_model
 from darwinlm.families.family import families
 
 DEFAULT = {"rope_type": "default", "rope_theta": 500.0}

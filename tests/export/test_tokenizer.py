@@ -180,7 +180,7 @@ def unigram_checkpoint(folder: Path) -> tuple[Path, Any]:
     return model, oracle
 
 
-@pytest.mark.parametrize("to", ["gguf", "hf"])
+@pytest.mark.parametrize("to", ["gguf", "vllm"])
 def test_a_unigram_model_that_transformers_reads_as_bpe_is_refused(tmp_path, to):
     model, oracle = unigram_checkpoint(tmp_path)
     misread = LlamaTokenizer.from_pretrained(model)

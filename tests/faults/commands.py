@@ -75,8 +75,8 @@ def preparations(given: Given) -> list[list[object]]:
         ["prune", given.model, "--keep", "60%", "--out", given.finished, "--text", given.text, *sets(SETTINGS)],
         ["export", given.plain, "--to", "gguf", "--quant", "f32", "--out", given.gguf],
         ["export", given.plain, "--to", "gguf", "--out", given.before / "export over a gguf" / "m.gguf"],
-        ["export", given.plain, "--to", "hf", "--out", given.before / "export over a folder" / "dense"],
-        ["export", given.plain, "--to", "hf", "--out", given.before / "import over a folder" / "imported"],
+        ["export", given.plain, "--to", "vllm", "--out", given.before / "export over a folder" / "dense"],
+        ["export", given.plain, "--to", "vllm", "--out", given.before / "import over a folder" / "imported"],
     ]
 
 
@@ -92,7 +92,7 @@ COMMANDS: dict[str, Words] = {
         given, "--keep", "60%", "--until", "stitch", "--out", out / "link" / "out", model=given.folder / "linked"
     ),
     "export through links": lambda given, out: [
-        "export", given.finished, "--to", "hf", "--out", out / "link" / "hf"
+        "export", given.finished, "--to", "vllm", "--out", out / "link" / "vllm"
     ],
     "evaluate beside planted links": lambda given, out: [
         "evaluate", given.plain, "--text", given.text, "--tokens", "64", "--sequence-length", "32",
@@ -113,7 +113,7 @@ COMMANDS: dict[str, Words] = {
         *sets((*SETTINGS, *TRAINING)),
     ],
     "export to hf": lambda given, out: [
-        "export", given.finished, "--to", "hf", "--dtype", "bfloat16", "--out", out / "hf"
+        "export", given.finished, "--to", "vllm", "--out", out / "vllm"
     ],
     "export over a folder": lambda given, out: [
         "export", given.finished, "--to", "dense", "--out", out / "dense", "--overwrite"

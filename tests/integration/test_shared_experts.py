@@ -118,13 +118,8 @@ def test_packed_experts_are_what_transformers_reads(make_run, tmp_path):
 
 
 @pytest.mark.parametrize("model_type", ["gpt_oss", "glm4_moe_lite"])
-def test_narrower_experts_are_padded_to_stock_shapes(tiny_folder, make_run, tmp_path, model_type):
+def test_narrower_experts_are_compared_with_masked_ones(tiny_folder, make_run, tmp_path, model_type):
     run = make_run(tiny_folder(model_type), tmp_path / "out", "units.experts=width", "refit.tokens=0")
     run_stages(run, "export")
-    report = export_model(tmp_path / "out" / "model", tmp_path / "dense", to="dense")
-    assert any("masked" in comparison.left or "masked" in comparison.right for comparison in report.comparisons)
-    plain = Checkpoint.open(tmp_path / "dense")
-    assert plain.config.model_type == model_type
-    stock = module_shapes(Checkpoint.open(tiny_folder(model_type)))
-    assert [shape.tensors for shape in module_shapes(plain)] == [shape.tensors for shape in stock]
-    assert export_model(tmp_path / "out" / "model", tmp_path / "vllm", to="vllm").comparisons
+    report = export_model(tmp_path / "out" / "model", tmp_path / "vllm", to="vllm")
+    assert [each.left for each in report.comparisons] == ["masked dense", "pruned in memory"]

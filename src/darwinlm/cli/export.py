@@ -31,7 +31,7 @@ def export(
         str,
         typer.Option(
             metavar="FORMAT",
-            help="gguf (llama.cpp), vllm, hf (transformers), or dense: the original shapes, with zeros.",
+            help="gguf (llama.cpp) or vllm.",
         ),
     ],
     quant: Annotated[
@@ -40,10 +40,6 @@ def export(
             metavar="TYPE",
             help="gguf: f32, f16 (default), bf16, q8_0, q4_0, q2_k, q3_k_m, q4_k_s, q4_k_m, q5_k_m or q6_k.",
         ),
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(metavar="TYPE", help="Other formats: bfloat16, float16 or float32. Without it, the model's own."),
     ] = None,
     tensor_parallel: Annotated[int, arguments.number("GPUS", "vllm: GPUs that share each layer")] = 1,
     tokenizer_from: Annotated[
@@ -62,7 +58,7 @@ def export(
     overwrite: arguments.Overwrite = False,
     allow_remote_code: arguments.RemoteCode = False,
 ) -> None:
-    """Write a model for llama.cpp, vLLM or transformers, and check that the written model gives the same output."""
+    """Write a model for llama.cpp or vLLM, and check that the written model gives the same output."""
     from darwinlm.export.run import export_model
 
     console = terminal.console()
@@ -71,7 +67,6 @@ def export(
         out,
         to=to,
         quantisation=quant,
-        dtype=dtype,
         tensor_parallel=tensor_parallel,
         tokenizer_from=tokenizer_from,
         mlp_multiple=mlp_multiple,

@@ -28,6 +28,8 @@ Streams = dict[str, Tensor]
 """Residual stream [t, m] after each sub-layer by `block N attention` and `block N mlp`, and `logits` [t, v]."""
 
 LOGITS = "logits"
+REPORT = "export.json"
+"""File with the report in an exported folder."""
 TOKENS = 128
 SAME_ARITHMETIC = 1e-4
 """Tolerance for reordered float32 sums, as a relative difference."""
@@ -69,7 +71,7 @@ class ExportReport:
     """Result of an export and its comparisons.
 
     Attributes:
-        format: Format: hf, dense, vllm or gguf.
+        format: Format: gguf or vllm; import.
         bytes: Size of its weights.
         files: Hash of each file by its path in the folder; for gguf by the file's own name.
         notes: Differences in shape from the model, for the user.

@@ -14,8 +14,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
-from darwinlm.export.check import ExportReport, check_tokens
-from darwinlm.export.folder import REPORT
+from darwinlm.export.check import REPORT, ExportReport, check_tokens
 from darwinlm.export.hf import check_saved, save_model, saved_bytes, saved_digests, tokenizer_of, unchecked
 from darwinlm.export.target import check_target
 from darwinlm.families.checkpoint import Checkpoint

@@ -7,15 +7,14 @@ from pathlib import Path
 
 from darwinlm.engines.resolve import resolve_finished
 from darwinlm.export.check import ExportReport
-from darwinlm.export.folder import FORMATS, export_folder
 from darwinlm.export.gguf import export_gguf
 from darwinlm.export.target import check_target
+from darwinlm.export.vllm import export_vllm
 from darwinlm.runtime.artifact import fresh_folder
-from darwinlm.runtime.compute import DTYPES
 from darwinlm.runtime.errors import ExportError
 from darwinlm.runtime.lock import hold_target
 
-ALL_FORMATS = (*FORMATS, "gguf")
+FORMATS = ("gguf", "vllm")
 
 
 def export_model(
@@ -24,7 +23,6 @@ def export_model(
     *,
     to: str,
     quantisation: str | None = None,
-    dtype: str | None = None,
     tensor_parallel: int = 1,
     tokenizer_from: Path | None = None,
     mlp_multiple: int = 32,
@@ -38,23 +36,19 @@ def export_model(
 
     `model` is a folder, a GGUF file or a hub id.
 
-    `to` is hf, dense, vllm or gguf. `out` is a folder, or for gguf a file, whose report is saved beside it. `dtype`
-    and, for vllm, the number of processes in `tensor_parallel` belong to folders. `quantisation` (None is f16),
-    `tokenizer_from`, a GGUF file whose tokenizer is copied, and `mlp_multiple`, to which MLP widths are padded, belong
-    to gguf. So does `unchecked`, without llama.cpp's check.
+    `to` is gguf or vllm. `out` is a file, whose report is saved beside it, or for vllm a folder, which
+    `tensor_parallel` processes can share. `quantisation` (None is f16), `tokenizer_from`, a GGUF file whose tokenizer
+    is copied, and `mlp_multiple`, to which MLP widths are padded, belong to gguf. So does `unchecked`, without
+    llama.cpp's check.
 
     Raises:
         ModelError, ExportError, MissingExtraError, StorageError, BusyError: See `darwinlm.runtime.errors`.
     """
-    if to not in ALL_FORMATS:
-        raise ExportError(f"--to {to}: there is no such format; the formats are {', '.join(ALL_FORMATS)}")
+    if to not in FORMATS:
+        raise ExportError(f"--to {to}: there is no such format; the formats are {', '.join(FORMATS)}")
     refused = (
-        (
-            quantisation is not None and to != "gguf",
-            f"--quant {quantisation}: only --to gguf quantises; --to {to} takes --dtype",
-        ),
-        (dtype is not None and to == "gguf", f"--dtype {dtype}: --to gguf takes --quant"),
-        (dtype is not None and dtype not in DTYPES, f"--dtype {dtype}: the types are {', '.join(DTYPES)}"),
+        (quantisation is not None and to != "gguf", f"--quant {quantisation}: only --to gguf quantises"),
+        (model.suffix == ".gguf" and to == "vllm", f"--to vllm: give a folder, not the GGUF file {model}"),
         (tensor_parallel != 1 and to != "vllm", "--tensor-parallel belongs to --to vllm"),
         (
             to != "gguf" and (tokenizer_from is not None or mlp_multiple != 32 or unchecked),
@@ -75,8 +69,7 @@ def export_model(
         checkpoint = resolve_finished(str(model), work, allow_remote_code=allow_remote_code)
         check_target(out, checkpoint.folder, folder=to != "gguf", overwrite=overwrite)
         if to != "gguf":
-            element = DTYPES[dtype] if dtype else None
-            return export_folder(checkpoint, out, to=to, dtype=element, tensor_parallel=tensor_parallel, say=say)
+            return export_vllm(checkpoint, out, tensor_parallel=tensor_parallel, say=say)
         return export_gguf(
             checkpoint,
             out,

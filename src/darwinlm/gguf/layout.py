@@ -29,8 +29,6 @@ UNEQUAL = {
 }
 """Architectures for unequal layers."""
 UNKNOWN = "llama.cpp has no architecture for this family"
-OTHER_FORMATS = "Use --to vllm or --to hf"
-"""Remedy where llama.cpp computes something else, also for layers of stock shapes."""
 
 
 @dataclass(frozen=True)
@@ -106,14 +104,13 @@ def _filled_up(reshaper: Reshaper, kept: Sequence[BlockSizes]) -> Sequence[Block
     if not counts and mlp.experts.multiple(reshaper.checkpoint.config):
         raise UnsupportedError(
             "all of its mixtures of experts were removed, and llama.cpp needs one of this family",
-            "Use --to hf, or keep more of the model",
+            "Keep more of the model",
         )
     if len(counts) > 1 and mlp.experts.excluding is None:
         raise UnsupportedError(
             f"its blocks keep different numbers of experts ({min(counts)} to {max(counts)}), llama.cpp has one number "
             "for all blocks, and added ones would change the router's choice",
-            "Use --to hf, or prune with units.experts=width: it narrows experts instead of dropping them, and the file "
-            "pads them",
+            "Prune with units.experts=width: it narrows experts instead of dropping them, and the file pads them",
         )
     count = max(counts, default=mlp.experts.chosen_of(reshaper.checkpoint.config))
     output = f"{mlp.prefix}{mlp.experts.name}.{mlp.experts.output}"
@@ -255,10 +252,10 @@ def _features(stock: Architecture, config: Any, columns: int) -> tuple[Rope, int
 def _check_features(stock: Architecture, config: Any) -> None:
     activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", "silu")
     if activation not in stock.activations:
-        raise UnsupportedError(f"its MLPs use {activation}", OTHER_FORMATS)
+        raise UnsupportedError(f"its MLPs use {activation}")
     for each in stock.requires:
         if not each.meets(config) or not (each.test is None or quirk(each.test)(config)):
-            raise UnsupportedError(each.otherwise, OTHER_FORMATS)
+            raise UnsupportedError(each.otherwise)
 
 
 def _window_of_all(config: Any) -> int | None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-OTHERWISE = "Use --to vllm or --to hf, or --to dense for a model of stock shapes, which any converter accepts"
+OTHERWISE = "transformers runs it, and vLLM may: --to vllm"
 STILL = 1e30
 """Divisor of a pair without rotation."""
 KINDS = ("default", "linear", "yarn", "llama3", "longrope", "dynamic")

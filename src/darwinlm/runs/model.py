@@ -83,18 +83,17 @@ class Model:
         *,
         to: str = "gguf",
         quant: str | None = None,
-        dtype: str | None = None,
         overwrite: bool = False,
     ) -> ExportReport:
-        """Write the model for an engine, and check it: to "gguf", "vllm", "hf" or "dense", as `darwinlm export`.
+        """Write the model for an engine, and check it: to "gguf" or "vllm", as `darwinlm export`.
 
-        `quant` is the type of a GGUF file, such as "q8_0"; None is f16. `dtype` is that of a folder's weights. Raises
-        ExportError, MissingExtraError, StorageError, BusyError.
+        `quant` is the type of a GGUF file, such as "q8_0"; None is f16. Raises ExportError, MissingExtraError,
+        StorageError, BusyError.
         """
         from darwinlm.export.run import export_model
 
         remote = bool(self._how["allow_remote_code"])
-        how: dict[str, Any] = {"quantisation": quant, "dtype": dtype, "overwrite": overwrite}
+        how: dict[str, Any] = {"quantisation": quant, "overwrite": overwrite}
         return export_model(Path(self.source), Path(out), to=to, allow_remote_code=remote, **how)
 
 

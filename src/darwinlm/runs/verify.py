@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from darwinlm.export.folder import REPORT
+from darwinlm.export.check import REPORT
 from darwinlm.export.gguf import report_beside
 from darwinlm.export.hf import recorded_digests
 from darwinlm.families.files import CARD

@@ -13,7 +13,6 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.expert_tensors import shape_by_rows
 from darwinlm.families.parts import Attention, Mixer, Mlp, Tail
 from darwinlm.families.shapes import head_dim, output_name
-from darwinlm.runtime.errors import ExportError
 from darwinlm.surgery.shrink import split_block
 from darwinlm.surgery.sizes import (
     BlockSizes,
@@ -106,14 +105,8 @@ class Reshaper:
     def masked(self) -> Reshaped:
         """The stock class at the sizes before pruning, with zeros for pruned units, so that results are the same.
 
-        Raises:
-            ExportError: Whole experts were removed.
+        There is none if whole experts were removed: the router would still choose them.
         """
-        if self.lacking_experts:
-            raise ExportError(
-                f"--to dense: block {self.lacking_experts[0]} lost whole experts, and the stock model would "
-                "still send tokens to them, even to zeros. Use --to hf"
-            )
         return self.model(self.stock, [self.full(sizes.block) for sizes in self.sizes])
 
     def outside(self) -> Iterator[tuple[str, Tensor]]:

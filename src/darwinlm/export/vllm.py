@@ -1,17 +1,15 @@
-"""Exports to model folders: another element type (hf), stock shapes with zeros (dense), padded for vLLM (vllm)."""
+"""Export of a model to a folder that stock vLLM serves."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from darwinlm.export.check import (
+    REPORT,
     SAME_ARITHMETIC,
     ExportReport,
     check_masked,
@@ -31,81 +29,41 @@ from darwinlm.runtime.mapped import in_file
 from darwinlm.surgery.reshape import Reshaped, Reshaper, plain_sizes
 from darwinlm.surgery.sizes import BlockSizes
 
-REPORT = "export.json"
-FORMATS = ("hf", "dense", "vllm")
-SLOW = "stock shapes with zeros: as large and slow as before pruning; only for tools that need these shapes"
 
-
-def export_folder(
+def export_vllm(
     checkpoint: Checkpoint,
     out: Path,
     *,
-    to: str,
-    dtype: torch.dtype | None = None,
     tensor_parallel: int = 1,
     say: Callable[[str], None] = lambda message: None,
 ) -> ExportReport:
-    """Write a model as a folder in another format, and check it.
+    """Write a model as a folder for stock vLLM, and check it.
 
-    `out` appears by rename, after a successful check. Without a `dtype`, the checkpoint's is kept.
+    `out` appears by rename, after a successful check.
 
     Raises:
-        ExportError: The model doesn't fit the format, or the check fails.
+        ExportError: vLLM doesn't run the model, or the check fails.
         StorageError: The disk is full.
     """
-    dtype = dtype or checkpoint.dtype
-    report = ExportReport(to, str(out), details={"dtype": str(dtype).removeprefix("torch.")})
+    report = ExportReport("vllm", str(out))
     reshaper = Reshaper(checkpoint)
-    say(f"writing {to}")
-    made: tuple[Checkpoint, Any] = checkpoint, None
-    if to == "dense":
-        made = reshaper.masked() if is_custom(checkpoint.config) else made
-        report.notes.append(SLOW)
-    elif to == "vllm":
-        made = _for_vllm(reshaper, tensor_parallel, report) or made
+    say("writing")
+    made, weights = _for_vllm(reshaper, tensor_parallel, report) or (checkpoint, None)
     card = checkpoint.folder / "README.md"
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None
     with unchecked(out) as temporary:
-        model = made[0].load(dtype, weights=made[1], keep=partial(in_file, folder=temporary))
+        model = made.load(checkpoint.dtype, weights=weights, keep=partial(in_file, folder=temporary))
         save_model(model, temporary, tokenizer=tokenizer_of(checkpoint), card=text, source=checkpoint.folder)
         report.bytes = saved_bytes(temporary)
         say("checking")
-        _check(reshaper, temporary, dtype, report)
+        tokens = check_tokens(checkpoint, report)
+        pruned = model_streams(exact_decoder(checkpoint, tokens), tokens)
+        check_masked(reshaper, pruned, tokens, report)
+        written = "the folder read again", model_streams(exact_decoder(Checkpoint.open(temporary), tokens), tokens)
+        report.comparisons.append(compare_streams(("pruned in memory", pruned), written, SAME_ARITHMETIC))
         report.files = saved_digests(temporary)
         write_json(temporary / REPORT, report.as_json())
     return report
-
-
-def _check(reshaper: Reshaper, folder: Path, dtype: torch.dtype, report: ExportReport) -> None:
-    """Compare masked dense, pruned in memory, rounded to the new type, and the folder read again."""
-    checkpoint = reshaper.checkpoint
-    tokens = check_tokens(checkpoint, report)
-    pruned = model_streams(exact_decoder(checkpoint, tokens), tokens)
-    check_masked(reshaper, pruned, tokens, report)
-    rounded, name = pruned, "pruned in memory"
-    exact = dtype == checkpoint.dtype and Path(checkpoint.source).suffix != ".gguf"  # which is read as float32
-    if dtype != torch.float32 and not exact:
-        own = {each.name: getattr(checkpoint, each.name) for each in fields(checkpoint)}
-        rounded = model_streams(exact_decoder(Rounded(**own, to=dtype), tokens), tokens)
-        name = f"pruned in memory, rounded to {dtype}"
-    written = model_streams(exact_decoder(Checkpoint.open(folder), tokens), tokens)
-    report.comparisons.append(compare_streams((name, rounded), ("the folder read again", written), SAME_ARITHMETIC))
-
-
-@dataclass(frozen=True)
-class Rounded(Checkpoint):
-    """A checkpoint whose weights are rounded to a type when they are read."""
-
-    to: torch.dtype = torch.float32
-
-    def read(self, prefix: str = "", *, dtype: torch.dtype | None = None, mapped: bool = True) -> dict[str, Tensor]:
-        """As `Checkpoint.read`."""
-        tensors = super().read(prefix, dtype=self.to, mapped=mapped)
-        return {name: self.cast(prefix + name, each, dtype or self.to) for name, each in tensors.items()}
-
-    def rows(self, name: str, index: Tensor, *, dtype: torch.dtype) -> Tensor:
-        """As `Checkpoint.rows`."""
-        return super().rows(name, index, dtype=self.to).to(dtype)
 
 
 def _for_vllm(reshaper: Reshaper, tensor_parallel: int, report: ExportReport) -> Reshaped | None:
@@ -121,7 +79,7 @@ def _for_vllm(reshaper: Reshaper, tensor_parallel: int, report: ExportReport) ->
     if part is not None:
         raise ExportError(
             f"--to vllm: layers of {checkpoint.family.model_type} differ in size, and vLLM runs no such model with "
-            f"{part.title}. Use --to hf, or keep all layers equal"
+            f"{part.title}: keep all layers equal"
         )
     gone = [str(sizes.block) for sizes in reshaper.sizes if not sizes.heads]
     if gone:
@@ -136,7 +94,7 @@ def _for_vllm(reshaper: Reshaper, tensor_parallel: int, report: ExportReport) ->
     if len({sizes.experts for sizes in targets if sizes.experts}) > 1:
         raise ExportError(
             "--to vllm: blocks keep different numbers of experts, but vLLM builds all mixtures of a model with the "
-            "same number. Use --to hf, or prune with units.experts=width: it narrows experts instead of dropping them"
+            "same number: prune with units.experts=width, which narrows experts instead of dropping them"
         )
     return reshaper.model(_padded_config(checkpoint, targets), targets)
 
