@@ -65,14 +65,6 @@ def test_quality_of_a_quantised_file_against_the_folder(command, folder, tiny_te
     assert command("evaluate", tmp_path / "q.gguf", *request, "--out", tmp_path / "e.json").code == 0
 
 
-def test_the_file_is_shown(command, file):
-    ended = command("show", file).succeeded()
-    for words in ("deci, 3 blocks", "with a chat template", f"darwinlm chat {file}", "F32"):
-        assert words in ended.out
-    facts = json.loads(command("show", file, "--json").out)
-    assert (facts["heads"], facts["groups"], facts["widths"]) == ([2, 0, 4], [1, 0, 2], [96, 64, 32])
-
-
 def test_a_file_that_nothing_here_can_read_names_what_to_do(command, prune, monkeypatch, file):
     prune(model=file).refused("can't read the GGUF file", "give the model's original folder or hub id".capitalize())
     monkeypatch.setitem(ENGINES, "llama.cpp", ("llama_cpp", "not_installed_here", "gguf"))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
-from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -13,7 +11,7 @@ from rich.text import Text
 
 from darwinlm.cli import arguments, terminal
 from darwinlm.cli.app import LOOK, command
-from darwinlm.runtime import amounts, tables
+from darwinlm.runtime import tables
 from darwinlm.runtime.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -29,7 +27,6 @@ LONGEST_BAR, SHORTEST_BAR = 24, 4
     LOOK,
     "darwinlm show runs/half",
     "darwinlm show runs/half --json",
-    "darwinlm show half.gguf",
     "darwinlm show --verify runs/half",
 )
 def show(
@@ -47,15 +44,6 @@ def show(
 
     if verify:
         _verify(terminal.console(), run)
-        return
-    if run.suffix == ".gguf" and run.is_file():
-        from darwinlm.gguf.header import read_facts
-
-        facts = read_facts(run)
-        if as_json:
-            terminal.print_json(facts)
-        else:
-            _show_file(terminal.console(), run, facts)
         return
     summary = read_summary(_summary_of(run))
     if as_json:
@@ -99,29 +87,6 @@ def _summary_of(run: Path) -> Path:
     if not run.exists():
         raise ArtifactError(f"there is no folder '{run}': give the output folder of darwinlm prune or recover")
     raise ArtifactError(f"{run} is not a run: give the output folder of darwinlm prune or recover")
-
-
-def _show_file(console: Console, path: Path, facts: dict[str, Any]) -> None:
-    size = f"{facts['weights'] / 1e6:,.1f}M weights, {amounts.size(facts['bytes'])}"
-    title = f"{facts['name']}: {facts['architecture']}, {len(facts['heads'])} blocks, {size}"
-    console.print(title, style="bold", markup=False)
-    console.print("tensors: " + ", ".join(f"{count} {kind}" for kind, count in facts["types"].items()))
-    template = "with" if facts["chat_template"] else "without"
-    console.print(f"tokenizer: {facts['tokenizer']}, {facts['tokens']:,} tokens, {template} a chat template")
-    console.print(f"context: {facts['context'] or 'not stated'} tokens\n")
-    rows = list(zip(facts["heads"], facts["groups"], facts["widths"], strict=True))
-    cells, start = [], 0
-    for sizes, alike in groupby(rows):
-        end = start + len(list(alike))
-        cells.append((f"{start}" if end == start + 1 else f"{start} to {end - 1}", *map(str, sizes)))
-        start = end
-    console.print(tables.terminal(("blocks", "query heads", "KV heads", "MLP channels"), cells))
-    for wish, do in (
-        ("talk to it", f"darwinlm chat {shlex.quote(str(path))}"),
-        ("measure it", f"darwinlm evaluate {shlex.quote(str(path))} --text TEXT --against MODEL"),
-    ):
-        console.print(f"{wish}:", style="dim")
-        console.print(f"  {do}", soft_wrap=True)
 
 
 def _show(console: Console, run: Path, summary: Summary) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import struct
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
@@ -66,12 +65,6 @@ class GgufHeader:
         """Shapes of the tensors without those that only scale the rotary embedding."""
         return {name: shape for name, shape in self.tensors.items() if not name.startswith("rope_")}
 
-    def by_block(self, key: str) -> list[int]:
-        """A size of each block, by its key without prefix."""
-        sizes = self.sizes()
-        value, blocks = sizes.get(key, 0), int(sizes.get("block_count", 0))
-        return list(value) if isinstance(value, list) else [value] * blocks
-
 
 def read_header(path: Path, *, weights: bool = True) -> GgufHeader:
     """Read and check the header of a file, which without `weights` may hold a tokenizer alone.
@@ -102,27 +95,6 @@ def read_header(path: Path, *, weights: bool = True) -> GgufHeader:
     if weights:
         _check_model(path, header)
     return header
-
-
-def read_facts(path: Path) -> dict[str, Any]:
-    """What a file holds, for `darwinlm show`. Raises CheckpointError, MissingExtraError."""
-    header = read_header(path)
-    keys, sizes = header.keys, header.sizes()
-    named = (keys.get("tokenizer.ggml.model"), keys.get("tokenizer.ggml.pre"))
-    return {
-        "name": str(keys.get("general.name", path.stem)),
-        "architecture": header.architecture,
-        "bytes": path.stat().st_size,
-        "weights": sum(prod(shape) for shape in header.weights().values()),
-        "types": dict(Counter(header.types.values()).most_common()),
-        "context": sizes.get("context_length"),
-        "tokens": header.tensors["token_embd.weight"][0],
-        "tokenizer": " ".join(str(part) for part in named if part) or "none",
-        "chat_template": "tokenizer.chat_template" in keys,
-        "heads": header.by_block("attention.head_count"),
-        "groups": header.by_block("attention.head_count_kv"),
-        "widths": header.by_block("feed_forward_length"),
-    }
 
 
 def _bad(path: Path, reason: str) -> CheckpointError:

@@ -42,7 +42,7 @@ BYTE_LEVEL = "gpt2"
 """A GGUF file's name for byte-level BPE."""
 
 ELSEWHERE = (
-    "Give the model's original folder or hub id; chat, evaluate and show take the file as it is, in llama.cpp "
+    "Give the model's original folder or hub id; chat and evaluate take the file as it is, in llama.cpp "
     "(pip install 'darwinlm[gguf]')"
 )
 """What to do with a file that transformers can't read."""
