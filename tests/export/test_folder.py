@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests.tiny.models import FAMILIES
 from tests.tiny.pruned import logits_of as logits
-from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
+from tests.tiny.pruned import pruned_checkpoint
 from transformers import AutoModelForCausalLM
 
 from darwinlm.export.run import export_model
@@ -79,11 +79,3 @@ def test_tensor_parallel_sizes_are_checked(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     whole = pruned_checkpoint(tmp_path / "whole", "llama", {0: (2, 2, 64)})
     assert export_model(whole, tmp_path / "out", to="vllm", tensor_parallel=2).details["tensor_parallel"] == 2
-
-
-def test_a_model_without_a_tokenizer_is_compared_on_random_tokens(tmp_path):
-    folder = plain_checkpoint(tmp_path / "model", "llama")
-    for path in folder.glob("token*"):
-        path.unlink()
-    report = export_model(folder, tmp_path / "out", to="vllm")
-    assert any("random tokens" in note for note in report.notes)

@@ -15,10 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.export.hf import tokenizer_of
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import is_custom
-from darwinlm.runtime.compute import exact
 from darwinlm.runtime.errors import ExportError
 from darwinlm.streaming.decoder import Decoder
 from darwinlm.streaming.streamed import StreamedDecoder
@@ -90,15 +88,10 @@ class ExportReport:
         return asdict(self) | {"path": Path(self.path).name}
 
 
-def check_tokens(checkpoint: Checkpoint, report: ExportReport) -> Tensor:
-    """Tokens [t] for the check: its text, or random tokens (noted in the report) without a tokenizer."""
+def check_tokens(checkpoint: Checkpoint) -> Tensor:
+    """Tokens [t] of the text for the check. Raises ModelError without a tokenizer, ExportError if it doesn't fit."""
     length = min(TOKENS, int(checkpoint.config.max_position_embeddings))
-    tokenizer = tokenizer_of(checkpoint)
-    if tokenizer is None:
-        report.notes.append("the folder holds no tokenizer: compared on random tokens instead of text")
-        generator = torch.Generator().manual_seed(0)
-        return torch.randint(int(checkpoint.config.vocab_size), (length,), generator=generator)
-    ids = tokenizer(TEXT)["input_ids"][:length]
+    ids = checkpoint.tokenizer()(TEXT)["input_ids"][:length]
     if max(ids) >= int(checkpoint.config.vocab_size):
         raise ExportError(
             f"{checkpoint.folder}: its tokenizer gives the token {max(ids)}, but the embedding has "
@@ -180,12 +173,6 @@ def _differs(left: str, right: str, place: str, difference: float, tolerance: fl
         f"the export fails its check: {right} and {left} differ by {difference:.2g} in {where} (allowed: "
         f"{tolerance:.2g}); nothing was written. Please report this with the model's config.json"
     )
-
-
-def mean_kl(reference: Tensor, other: Tensor) -> float:
-    """Mean KL(reference ‖ other) in nats per token, from logits [t, v]."""
-    left, right = (exact(logits).double().log_softmax(-1) for logits in (reference, other))
-    return float((left.exp() * (left - right)).sum(-1).mean().clamp_min(0))
 
 
 def check_masked(reshaper: Reshaper, pruned: Streams, tokens: Tensor, report: ExportReport) -> None:

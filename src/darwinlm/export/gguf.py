@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -17,12 +18,10 @@ from darwinlm.export.check import (
     LOGITS,
     TEXT,
     ExportReport,
-    Streams,
     check_masked,
     check_tokens,
     compare_logits,
     exact_decoder,
-    mean_kl,
     model_streams,
 )
 from darwinlm.families.checkpoint import Checkpoint
@@ -43,8 +42,6 @@ ENGINE_ERROR = {"f32": 2e-3, "f16": 2e-2, "bf16": 0.1}
 """Tolerance for llama.cpp's arithmetic, which rounds activations to the type of the weights, or to 8 bits."""
 ROUNDED = 1.3
 """The same for a quantised file, whose tensors are compared one by one; unrelated logits differ by 1.4."""
-MEMORY = "pruned in memory"
-ROUNDED_YARN = "pruned in memory, with the bounds of its rope scaling rounded"
 INTERMEDIATE = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 
 
@@ -146,12 +143,17 @@ def _check(job: _Job, path: Path) -> None:
     """Compare masked dense, pruned, the file's tensors, a file before quantisation, and the file in llama.cpp."""
     reshaper, layout, tokenizer, report = job.reshaper, job.layout, job.tokenizer, job.report
     checkpoint = reshaper.checkpoint
-    tokens = check_tokens(checkpoint, report)[: layout.context]
-    expected = MEMORY, model_streams(exact_decoder(checkpoint, tokens), tokens)
-    check_masked(reshaper, expected[1], tokens, report)
+    tokens = check_tokens(checkpoint)[: layout.context]
+    expected = model_streams(exact_decoder(checkpoint, tokens), tokens)
+    check_masked(reshaper, expected, tokens, report)
     if layout.rope.rounded:
-        expected = ROUNDED_YARN, _with_rounded_yarn(job, expected[1], tokens)
-    pruned = expected[1]
+        config = copy.deepcopy(checkpoint.config)
+        config.rope_parameters["truncate"] = True
+        expected = model_streams(exact_decoder(replace(checkpoint, config=config), tokens), tokens)
+        report.notes.append(
+            "llama.cpp rounds the bounds of the rope scaling (yarn), here and in every GGUF file of this family: "
+            "compared with a model of rounded bounds"
+        )
     file = read_header(path)
     report.details |= {
         "architecture": layout.architecture.name,
@@ -169,24 +171,9 @@ def _check(job: _Job, path: Path) -> None:
         exact = "f32" if checkpoint.dtype == torch.float32 else "f16"
         unrounded = path.with_name(path.name.replace(".partial", ".plain.partial"))
         write_gguf(unrounded, reshaper, layout, tokenizer, exact)
-        _check_engine(replace(job, quantisation=exact), unrounded, tokens, expected)
+        _check_engine(replace(job, quantisation=exact), unrounded, tokens, expected[LOGITS])
         unrounded.unlink()
-    _note_rounding(pruned[LOGITS], _check_engine(job, path, tokens, expected), report)
-
-
-def _with_rounded_yarn(job: _Job, exact: Streams, tokens: Tensor) -> Streams:
-    """Streams of the model with rounded bounds of its rope scaling; the difference from the exact ones is reported."""
-    model = exact_decoder(job.reshaper.checkpoint, tokens)
-    decoder = model.model.get_submodule(job.reshaper.family.layers.rpartition(".")[0])
-    decoder.rotary_emb.config.rope_parameters["truncate"] = True
-    decoder.rotary_emb = type(decoder.rotary_emb)(decoder.rotary_emb.config)
-    rounded = model_streams(model, tokens)
-    kl = job.report.details["kl_of_rounded_yarn"] = mean_kl(exact[LOGITS], rounded[LOGITS])
-    job.report.notes.append(
-        f"llama.cpp rounds the bounds of the rope scaling (yarn), here and in every GGUF file of this family: a KL of "
-        f"{kl:.2g} over the check's {len(tokens)} tokens, more in long texts"
-    )
-    return rounded
+    _check_engine(job, path, tokens, expected[LOGITS])
 
 
 def _check_types(file: GgufHeader, reshaper: Reshaper, layout: Layout) -> Counter[str]:
@@ -223,13 +210,6 @@ def _note_size(file: GgufHeader, job: _Job) -> None:
         )
 
 
-def _note_rounding(logits: Tensor, rounded: Tensor, report: ExportReport) -> None:
-    report.details |= {
-        "kl_of_rounding": mean_kl(logits, rounded),
-        "same_top_after_rounding": float((logits.argmax(-1) == rounded.argmax(-1)).float().mean()),
-    }
-
-
 def _note_fallbacks(types: Mapping[str, int], quantisation: str, report: ExportReport) -> None:
     if QUANTISATIONS[quantisation].by != LLAMA_CPP:
         return
@@ -244,8 +224,8 @@ def _note_fallbacks(types: Mapping[str, int], quantisation: str, report: ExportR
         raise ExportError(f"{quantisation} doesn't fit: llama.cpp left some matrices in 16 bits; use f16 or q8_0")
 
 
-def _check_engine(job: _Job, path: Path, tokens: Tensor, expected: tuple[str, Streams]) -> Tensor:
-    """Compare a file in llama.cpp with the model; returns its logits [t, v]."""
+def _check_engine(job: _Job, path: Path, tokens: Tensor, expected: Tensor) -> None:
+    """Compare the logits [t, v] of a file in llama.cpp with those of the model."""
     report = job.report
     try:
         with EngineProcess(ENGINE, path, threads=job.threads, context=max(len(tokens), 64), exact=True) as engine:
@@ -254,15 +234,11 @@ def _check_engine(job: _Job, path: Path, tokens: Tensor, expected: tuple[str, St
             report.details["engine"] = engine.version()
     except EngineError as error:
         raise ExportError(f"the export fails its check: {error}; nothing was written") from error
+    tolerance = ENGINE_ERROR.get(job.quantisation, ROUNDED)
     report.comparisons.append(
-        compare_logits(
-            (expected[0], expected[1][LOGITS]),
-            ("the file in llama.cpp", logits),
-            ENGINE_ERROR.get(job.quantisation, ROUNDED),
-        )
+        compare_logits(("pruned in memory", expected), ("the file in llama.cpp", logits), tolerance)
     )
     _check_tokenizer(ids, job)
-    return logits
 
 
 def _check_tokenizer(ids: list[int], job: _Job) -> None:

@@ -14,14 +14,14 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-from darwinlm.families.checkpoint import FURTHER, Checkpoint
+from darwinlm.families.checkpoint import FURTHER
 from darwinlm.families.family import PREFIX, is_custom
 from darwinlm.families.files import CARD
 from darwinlm.families.loading import without_bars
 from darwinlm.families.origin import carry
 from darwinlm.families.whole import add_modeling_file, is_whole, put_inside
 from darwinlm.runtime.artifact import damaged, folder_digests, read_json, read_record, share, write_json, write_text
-from darwinlm.runtime.errors import CheckpointError, ModelError, NumericsError, storage_error
+from darwinlm.runtime.errors import CheckpointError, NumericsError, storage_error
 from darwinlm.runtime.lock import ASIDE
 
 RECORD = "darwinlm_recipe.json"
@@ -119,16 +119,6 @@ def _name_code(path: Path) -> None:
     named = settings.get("auto_map", {}).get("AutoTokenizer")
     if isinstance(named, str):
         write_json(path, settings | {"auto_map": {"AutoTokenizer": [None, named]}})
-
-
-def tokenizer_of(checkpoint: Checkpoint) -> Any:
-    """The model's tokenizer; None if its folder holds none. Raises CheckpointError."""
-    try:
-        return checkpoint.tokenizer()
-    except CheckpointError:
-        raise
-    except ModelError:
-        return None
 
 
 @contextmanager

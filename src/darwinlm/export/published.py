@@ -15,7 +15,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from darwinlm.export.check import REPORT, ExportReport, check_tokens
-from darwinlm.export.hf import check_saved, save_model, saved_bytes, saved_digests, tokenizer_of, unchecked
+from darwinlm.export.hf import check_saved, save_model, saved_bytes, saved_digests, unchecked
 from darwinlm.export.target import check_target
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.config import read_config
@@ -70,9 +70,9 @@ def import_model(
     report = ExportReport("import", str(out), details={"family": checkpoint.family.model_type})
     model = checkpoint.load(checkpoint.dtype)
     with hold_target(out), unchecked(out) as temporary:
-        save_model(model, temporary, tokenizer=tokenizer_of(checkpoint))
+        save_model(model, temporary, tokenizer=checkpoint.tokenizer())
         say("checking")
-        check_saved(model, temporary, check_tokens(checkpoint, report)[None])
+        check_saved(model, temporary, check_tokens(checkpoint)[None])
         report.bytes, report.files = saved_bytes(temporary), saved_digests(temporary)
         write_json(temporary / REPORT, report.as_json())
     return report

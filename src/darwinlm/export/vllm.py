@@ -18,7 +18,7 @@ from darwinlm.export.check import (
     exact_decoder,
     model_streams,
 )
-from darwinlm.export.hf import save_model, saved_bytes, saved_digests, tokenizer_of, unchecked
+from darwinlm.export.hf import save_model, saved_bytes, saved_digests, unchecked
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import is_custom
 from darwinlm.families.pruned import pruned_classes, pruned_config
@@ -53,10 +53,10 @@ def export_vllm(
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None
     with unchecked(out) as temporary:
         model = made.load(checkpoint.dtype, weights=weights, keep=partial(in_file, folder=temporary))
-        save_model(model, temporary, tokenizer=tokenizer_of(checkpoint), card=text, source=checkpoint.folder)
+        save_model(model, temporary, tokenizer=checkpoint.tokenizer(), card=text, source=checkpoint.folder)
         report.bytes = saved_bytes(temporary)
         say("checking")
-        tokens = check_tokens(checkpoint, report)
+        tokens = check_tokens(checkpoint)
         pruned = model_streams(exact_decoder(checkpoint, tokens), tokens)
         check_masked(reshaper, pruned, tokens, report)
         written = "the folder read again", model_streams(exact_decoder(Checkpoint.open(temporary), tokens), tokens)

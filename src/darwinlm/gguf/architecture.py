@@ -47,7 +47,7 @@ class Architecture(Closed):
     """Whether it reads divisors of the rotary frequencies."""
     rounds: bool = False
     """Whether llama.cpp rounds the bounds of the rope scaling (yarn). The file is then compared with a model of rounded
-    bounds, and the difference between the two models is reported."""
+    bounds."""
     period: int | None = None
     """Distance of layers without a sliding window, if the others have one."""
     fixed_period: bool = False
