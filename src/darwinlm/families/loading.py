@@ -131,7 +131,7 @@ def load_tokenizer(folder: Path | str, config: Any = None, *, allow_remote_code:
         CheckpointError: Its files are damaged, or transformers would read it as a tokenizer of another kind.
     """
     if isinstance(folder, Path):
-        check_tokenizer_files(folder)
+        _check_settings(folder)
         more = {"local_files_only": True, **more}
     if config is not None:
         more["config"] = config
@@ -151,30 +151,18 @@ def load_tokenizer(folder: Path | str, config: Any = None, *, allow_remote_code:
     return tokenizer
 
 
-def check_tokenizer_files(folder: Path) -> None:
-    """Refuse tokenizer files that are damaged or have unrealistic token ids.
-
-    Raises:
-        CheckpointError: A file is wrong; the message names it.
-    """
-    for name in FILES:
-        path = folder / name
+def _check_settings(folder: Path) -> None:
+    """Check the settings of a tokenizer. Raises CheckpointError if a file is damaged, or names one elsewhere."""
+    for path in (folder / name for name in SETTINGS):
         if not path.is_file():
             continue
         try:
             tree = load_json(path, TOKENIZER_BYTES)
         except (OSError, ValueError) as error:
-            raise no_tokenizer(folder, ValueError(f"{name}: {shorten(error)}")) from error
+            raise no_tokenizer(folder, ValueError(f"{path.name}: {shorten(error)}")) from error
         if not isinstance(tree, dict):
-            raise no_tokenizer(folder, ValueError(f"{name} holds a {type(tree).__name__}, not a mapping"))
-        if name in SETTINGS:
-            _check_paths(folder, path, tree)
-        for number in _token_ids(name, tree):
-            if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < TOKENS:
-                raise CheckpointError(
-                    f"{path} gives a token the number {shorten(number)}, not one from 0 to {TOKENS - 1:,}: fetch the "
-                    "model again"
-                )
+            raise no_tokenizer(folder, ValueError(f"{path.name} holds a {type(tree).__name__}, not a mapping"))
+        _check_paths(folder, path, tree)
 
 
 def _check_paths(folder: Path, path: Path, tree: dict[str, Any]) -> None:
@@ -195,23 +183,6 @@ def _check_paths(folder: Path, path: Path, tree: dict[str, Any]) -> None:
                     f"{path}: {shorten(name)} names the file {shorten(word)} outside of the model's folder, which may "
                     "be private: remove the field"
                 )
-
-
-def _token_ids(name: str, tree: dict[str, Any]) -> Iterable[Any]:
-    if name in ("added_tokens.json", "vocab.json"):
-        yield from tree.values()
-    decoder = tree.get("added_tokens_decoder")
-    if name == "tokenizer_config.json" and isinstance(decoder, dict):
-        yield from (int(key) if str(key).isdigit() and len(str(key)) < 20 else key for key in decoder)
-    if name != "tokenizer.json":
-        return
-    model = tree.get("model")
-    vocabulary = model.get("vocab") if isinstance(model, dict) else None
-    if isinstance(vocabulary, dict):
-        yield from vocabulary.values()
-    added = tree.get("added_tokens") or []
-    if isinstance(added, list):
-        yield from (token.get("id") for token in added if isinstance(token, dict))
 
 
 def check_sentence_piece(folder: Path, tokenizer: Any) -> None:

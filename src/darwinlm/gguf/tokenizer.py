@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from darwinlm.families.loading import check_tokenizer_files
 from darwinlm.gguf.header import read_header
 from darwinlm.gguf.pre_tokenizer import DIGITS, MERGED, PATTERNS, PLAIN
 from darwinlm.runtime.errors import ExportError
@@ -25,7 +24,6 @@ def read_tokenizer(folder: Path, tokenizer: Any, vocabulary: int) -> dict[str, A
     """
     path = folder / "tokenizer.json"
     if path.is_file():
-        check_tokenizer_files(folder)
         tree = load_json(path, TOKENIZER_BYTES)
     elif getattr(tokenizer, "backend_tokenizer", None) is not None:
         tree = json.loads(tokenizer.backend_tokenizer.to_str())
