@@ -14,8 +14,7 @@ from transformers import GemmaTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
 from darwinlm.engines.process import EngineProcess
 from darwinlm.export.run import export_model
-from darwinlm.gguf.pre_tokenizer import ALIASES, DIGITS, MERGED, PATTERNS, PLAIN, split_as_named
-from darwinlm.gguf.tokenizer import read_tokenizer
+from darwinlm.gguf.tokenizer import ALIASES, DIGITS, MERGED, PATTERNS, PLAIN, read_tokenizer, split_as_named
 from darwinlm.runtime.errors import CheckpointError, ExportError
 
 TEXTS = (

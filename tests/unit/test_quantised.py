@@ -7,7 +7,7 @@ from tests.tiny.checkpoint import tiny_checkpoint
 
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import module_shapes
-from darwinlm.gguf.types import ELEMENTS
+from darwinlm.gguf.header import ELEMENTS
 from darwinlm.recipe import UnitsSettings, load_recipe, options
 from darwinlm.recipe.quantisation import LLAMA_CPP, QUANTISATIONS, WRITTEN
 from darwinlm.runtime.errors import RecipeError

@@ -25,12 +25,11 @@ from darwinlm.export.check import (
     model_streams,
 )
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.gguf.header import GgufHeader, read_header
+from darwinlm.gguf.header import GgufHeader, read_header, rounding_error
 from darwinlm.gguf.layout import Layout, choose_layout
 from darwinlm.gguf.rope import UnsupportedError
 from darwinlm.gguf.tensors import gguf_tensors
 from darwinlm.gguf.tokenizer import MODEL, TEMPLATE, copy_tokenizer, read_tokenizer
-from darwinlm.gguf.types import rounding_error
 from darwinlm.gguf.write import write_gguf
 from darwinlm.recipe.quantisation import LLAMA_CPP, QUANTISATIONS, WRITTEN
 from darwinlm.runtime.artifact import create, file_digest, write_json

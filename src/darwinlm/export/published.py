@@ -16,7 +16,7 @@ from transformers import AutoConfig
 
 from darwinlm.export.check import REPORT, ExportReport, check_tokens
 from darwinlm.export.hf import check_saved, save_model, saved_bytes, saved_digests, unchecked
-from darwinlm.export.target import check_target
+from darwinlm.export.run import check_target
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.config import read_config
 from darwinlm.families.family import PREFIX, Family, families

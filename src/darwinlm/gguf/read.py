@@ -22,11 +22,9 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
 from darwinlm.families.loading import load_model, load_tokenizer
 from darwinlm.families.origin import write_gguf_origin
-from darwinlm.gguf.header import GgufHeader, read_header
-from darwinlm.gguf.pre_tokenizer import split_as_named
+from darwinlm.gguf.header import GgufHeader, read_header, rounding_error
 from darwinlm.gguf.settings import check_keys, complete
-from darwinlm.gguf.tokenizer import unused_token
-from darwinlm.gguf.types import rounding_error
+from darwinlm.gguf.tokenizer import split_as_named, unused_token
 from darwinlm.runtime.artifact import StageFolder, code_version, file_digest, read_json, write_json
 from darwinlm.runtime.errors import (
     CheckpointError,

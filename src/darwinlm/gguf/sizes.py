@@ -16,11 +16,10 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.parts import Mlp
 from darwinlm.families.shapes import ModuleShape, Shapes, module_shapes, resized, row_counts
 from darwinlm.gguf.architecture import architecture_of
-from darwinlm.gguf.header import read_header
+from darwinlm.gguf.header import ELEMENTS, read_header
 from darwinlm.gguf.layout import UNEQUAL, choose_layout
 from darwinlm.gguf.rope import UnsupportedError
 from darwinlm.gguf.tokenizer import TOKENS, read_tokenizer
-from darwinlm.gguf.types import ELEMENTS
 from darwinlm.gguf.write import BLOCK
 from darwinlm.recipe.quantisation import LLAMA_CPP, QUANTISATIONS, WRITTEN
 from darwinlm.runtime.errors import ExportError
