@@ -32,7 +32,7 @@ def tradeoff(
     prompt_tokens: Annotated[int, arguments.number("TOKENS", "Length of the timed prompt")] = 256,
     new_tokens: Annotated[int, arguments.number("TOKENS", "Timed tokens after the first")] = 32,
     runs: Annotated[int, arguments.number("ROUNDS", "Timed rounds over all files")] = 5,
-    threads: arguments.Threads = 1,
+    threads: Annotated[int, arguments.number("THREADS", "CPU threads")] = 1,
     recipe: arguments.RecipeFile = None,
     assignments: arguments.Set = None,
     allow_remote_code: arguments.RemoteCode = False,

@@ -89,13 +89,12 @@ class FileMaker:
             self.reporter.say(f"{model}: writing {', '.join(missing)}")
             with _work(folder) as work:
                 whole = work / "whole.gguf"
-                threads = self.threads
-                export_gguf(checkpoint, whole, quantisation=base, tokenizer_from=self.tokenizer_from, threads=threads)
+                export_gguf(checkpoint, whole, quantisation=base, tokenizer_from=self.tokenizer_from)
                 for name in sorted(missing, key=lambda name: name == base):  # the file of that type comes last
                     made = whole
                     if name != base:
                         made = work / files[name].name
-                        quantise_file(whole, made, name.upper(), threads)
+                        quantise_file(whole, made, name.upper(), self.threads)
                     made.replace(files[name])
         return files
 

@@ -144,5 +144,4 @@ DataDir = Annotated[
     ),
 ]
 Limit = Annotated[int | None, number("ITEMS", "Items of each task (without it, all)")]
-Threads = Annotated[int, number("THREADS", "CPU threads")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing --out.")]

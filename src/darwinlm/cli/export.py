@@ -51,7 +51,6 @@ def export(
             metavar="CHANNELS", help="gguf: MLP widths are padded to multiples of this multiple of 32; K-quants: 256."
         ),
     ] = 32,
-    threads: arguments.Threads = 1,
     unchecked: Annotated[
         bool, typer.Option("--unchecked", help="gguf: don't check the file in llama.cpp, which needn't be installed.")
     ] = False,
@@ -70,7 +69,6 @@ def export(
         tensor_parallel=tensor_parallel,
         tokenizer_from=tokenizer_from,
         mlp_multiple=mlp_multiple,
-        threads=threads,
         unchecked=unchecked,
         overwrite=overwrite,
         allow_remote_code=allow_remote_code,

@@ -51,7 +51,6 @@ def export_gguf(
     quantisation: str = "f16",
     tokenizer_from: Path | None = None,
     mlp_multiple: int = 32,
-    threads: int = 1,
     unchecked: bool = False,
     say: Callable[[str], None] = lambda message: None,
 ) -> ExportReport:
@@ -86,7 +85,7 @@ def export_gguf(
         else read_tokenizer(checkpoint.folder, checkpoint.tokenizer(), vocabulary)
     )
     report = ExportReport("gguf", str(out), notes=list(layout.notes))
-    job = _Job(reshaper, layout, tokenizer, tokenizer_from is not None, quantisation, threads, report, unchecked)
+    job = _Job(reshaper, layout, tokenizer, tokenizer_from is not None, quantisation, report, unchecked)
     if checkpoint.whole is not None:
         report.notes.append("the file holds the language model alone, without the parts around it")
     temporary = out.with_name(f".{out.name}.partial")
@@ -123,7 +122,6 @@ class _Job:
     tokenizer: dict[str, Any]
     copied: bool
     quantisation: str
-    threads: int
     report: ExportReport
     unchecked: bool = False
 
@@ -134,7 +132,7 @@ def _write(job: _Job, path: Path, plain: Path) -> None:
         write_gguf(path, *model, job.quantisation)
         return
     write_gguf(plain, *model, INTERMEDIATE.get(job.reshaper.checkpoint.dtype, "f32"), job.quantisation)
-    quantise_file(plain, path, job.quantisation.upper(), job.threads)
+    quantise_file(plain, path, job.quantisation.upper(), torch.get_num_threads())
     plain.unlink()
 
 
@@ -227,7 +225,8 @@ def _check_engine(job: _Job, path: Path, tokens: Tensor, expected: Tensor) -> No
     """Compare the logits [t, v] of a file in llama.cpp with those of the model."""
     report = job.report
     try:
-        with EngineProcess(ENGINE, path, threads=job.threads, context=max(len(tokens), 64), exact=True) as engine:
+        how = {"threads": torch.get_num_threads(), "context": max(len(tokens), 64)}
+        with EngineProcess(ENGINE, path, **how, exact=True) as engine:
             logits = torch.from_numpy(engine.logits(tokens.tolist()))
             ids = engine.tokenize(TEXT)
             report.details["engine"] = engine.version()

@@ -26,7 +26,6 @@ def export_model(
     tensor_parallel: int = 1,
     tokenizer_from: Path | None = None,
     mlp_multiple: int = 32,
-    threads: int = 1,
     unchecked: bool = False,
     overwrite: bool = False,
     allow_remote_code: bool = False,
@@ -76,7 +75,6 @@ def export_model(
             quantisation=quantisation or "f16",
             tokenizer_from=tokenizer_from or (model if model.suffix == ".gguf" and model.is_file() else None),
             mlp_multiple=mlp_multiple,
-            threads=threads,
             unchecked=unchecked,
             say=say,
         )

@@ -39,14 +39,14 @@ def _write(task: Task, teacher: Checkpoint, export: Exported, evaluation: TokenS
     bound, small = int(task.recipe.budget.file or 0), export.checkpoint
     kind = str(task.recipe.units.quantisation)
     path, beside = task.context.folder / f"model-{kind}.gguf", task.folder / "dense.gguf"
-    came, threads = Path(teacher.source), torch.get_num_threads()
+    came = Path(teacher.source)
     tokenizer = came if came.suffix == ".gguf" and teacher.config.vocab_size == small.config.vocab_size else None
 
     wanted = {"saved": (small, kind, path)}
     if (fits := largest_type(teacher, bound)) is not None:
         wanted["dense"] = teacher, fits[0], beside
     for checkpoint, quantisation, file in wanted.values():
-        export_gguf(checkpoint, file, quantisation=quantisation, tokenizer_from=tokenizer, threads=threads)
+        export_gguf(checkpoint, file, quantisation=quantisation, tokenizer_from=tokenizer)
     if (size := path.stat().st_size) > EXCESS * bound:
         raise BudgetError(f"the file has {size:,} bytes, more than the {bound:,} of budget.file: please report this")
     tokens = evaluation.tokens[: max(1, TOKENS // evaluation.tokens.shape[1])]
