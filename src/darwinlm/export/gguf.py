@@ -131,7 +131,7 @@ def _write(job: _Job, path: Path, plain: Path) -> None:
     if QUANTISATIONS[job.quantisation].by != LLAMA_CPP:
         write_gguf(path, *model, job.quantisation)
         return
-    write_gguf(plain, *model, INTERMEDIATE.get(job.reshaper.checkpoint.dtype, "f32"), job.quantisation)
+    write_gguf(plain, *model, INTERMEDIATE.get(job.reshaper.checkpoint.dtype, "f32"))
     quantise_file(plain, path, job.quantisation.upper(), torch.get_num_threads())
     plain.unlink()
 

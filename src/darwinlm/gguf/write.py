@@ -30,18 +30,10 @@ NO_CAP = 1e5
 """A soft cap without effect: cap · tanh(x / cap) is x to six digits up to x = 170."""
 
 
-def write_gguf(
-    path: Path,
-    reshaper: Reshaper,
-    layout: Layout,
-    tokenizer: Mapping[str, Any],
-    quantisation: str,
-    later: str = "f32",
-) -> None:
+def write_gguf(path: Path, reshaper: Reshaper, layout: Layout, tokenizer: Mapping[str, Any], quantisation: str) -> None:
     """Write the file.
 
-    `path` is temporary: the caller renames it. `quantisation` is one that the package `gguf` computes. The file may
-    then be quantised further, `later`.
+    `path` is temporary: the caller renames it. `quantisation` is one that the package `gguf` computes.
 
     Raises:
         ExportError: A weight is out of the type's range, or the rows of a matrix aren't whole blocks.
@@ -55,15 +47,15 @@ def write_gguf(
         write_keys(writer, reshaper, layout, gguf.LlamaFileType[kind])
         write_tokenizer(writer, tokenizer)
         for name, tensor in gguf_tensors(reshaper, layout):
-            for blocks in {quantisation, later}:
-                if QUANTISATIONS[blocks].columns > 1:
-                    _check_rows(name, tensor, blocks)
             kind = _type(name, tensor, quantisation)
             if kind == "F32":
                 writer.add_tensor_info(name, tuple(tensor.shape), np.dtype(np.float32), tensor.numel() * 4)
                 continue
             raw = gguf.GGMLQuantizationType[kind]
-            shape = gguf.quant_shape_to_byte_shape(tuple(tensor.shape), raw)
+            try:
+                shape = gguf.quant_shape_to_byte_shape(tuple(tensor.shape), raw)
+            except ValueError as error:
+                raise ExportError(f"{quantisation} doesn't fit the tensor {name}: {error}. Use f16 or bf16") from error
             writer.add_tensor_info(name, shape, np.dtype(np.uint8), int(np.prod(shape)), raw_dtype=raw)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -77,15 +69,6 @@ def write_gguf(
 def _is_exact(name: str, tensor: Tensor) -> bool:
     """Whether a tensor of the file stays in float32."""
     return tensor.ndim == 1 or name.endswith((ROUTER, ".bias")) or any(part in name for part in EXACT)
-
-
-def _check_rows(name: str, tensor: Tensor, quantisation: str) -> None:
-    """Raise ExportError if the quantisation rounds blocks of numbers, and the tensor's rows aren't whole ones."""
-    if not _is_exact(name, tensor) and tensor.shape[-1] % BLOCK:
-        raise ExportError(
-            f"{quantisation} needs rows whose length is a multiple of {BLOCK}, but the tensor {name} has rows of "
-            f"{tensor.shape[-1]}: use f16, bf16 or f32"
-        )
 
 
 def _type(name: str, tensor: Tensor, quantisation: str) -> str:
