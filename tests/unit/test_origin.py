@@ -17,14 +17,6 @@ def test_a_hub_model_is_named_after_what_was_asked_for(tmp_path):
     assert found == Origin("owner/name", "other", "ours", "https://x.org/l", ("en", "de"))
 
 
-def test_a_folder_of_the_hubs_cache_tells_its_name(tmp_path, monkeypatch):
-    folder = tmp_path / "models--HuggingFaceTB--SmolLM2-135M" / "snapshots" / "abc"
-    folder.mkdir(parents=True)
-    assert origin_of(folder, str(folder)).base_model is None, "it is only named so"
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert origin_of(folder, str(folder)).base_model == "HuggingFaceTB/SmolLM2-135M"
-
-
 FRONT = {
     "a date that isn't one": "date: 2024-02-30",
     "a tag": "a: !!int x",

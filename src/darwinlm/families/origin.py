@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from darwinlm.families.files import CARD, GENERATION, LICENCES, PROCESSORS, model_files
-from darwinlm.runtime.artifact import read_json, write_json
-from darwinlm.runtime.errors import CheckpointError, first_line
-from darwinlm.runtime.limits import TEXT_BYTES, load_json, parse_yaml, read_text, shorten, visible
+from darwinlm.runtime.artifact import read_json, read_record, write_json
+from darwinlm.runtime.limits import TEXT_BYTES, parse_yaml, read_text, shorten, visible
 
 RECORD = "origin.json"
 """Metadata of a GGUF file, saved beside the weights from it."""
@@ -37,21 +36,15 @@ class Origin:
 def origin_of(folder: Path, source: str) -> Origin:
     """Origin of a model, from its folder and its name as the user gave it.
 
-    Raises CheckpointError if a record of its origin isn't JSON.
+    Raises ArtifactError if the record of a GGUF file's origin is damaged.
     """
-    from huggingface_hub import constants
-
     if (folder / RECORD).is_file():
-        record = _json(folder / RECORD)
+        record = read_record(folder / RECORD)
         return _origin(_word(record.get("base_model")), record, "license_name", "license_link", "languages")
     card = _front_matter(folder / CARD)
     named = None
     if not Path(source).expanduser().exists() and re.fullmatch(rf"{_REPOSITORY}(@.+)?", source):
         named = source.partition("@")[0]
-    above = (re.fullmatch(r"models--([\w.-]+?)--([\w.-]+)", path.name) for path in folder.absolute().parents)
-    cached = next(filter(None, above), None)
-    if named is None and cached is not None and folder.absolute().is_relative_to(constants.HF_HUB_CACHE):
-        named = "/".join(cached.groups())
     if named is None and "darwinlm" in _words(card.get("tags")):
         named = next(iter(_words(card.get("base_model"))), None)
     return _origin(named, card, "license_name", "license_link", "language")
@@ -94,16 +87,6 @@ def carry(source: Path, target: Path) -> None:
         generation_of(settings, source).save_pretrained(target)
     for name, path in model_files(source, (*PROCESSORS, *LICENCES)):
         shutil.copyfile(path, target / name)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        settings = load_json(path)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"can't read {path} ({first_line(error)}): fetch the model again") from error
-    if not isinstance(settings, dict):
-        raise CheckpointError(f"{path} doesn't hold settings by name: fetch the model again")
-    return settings
 
 
 def _front_matter(path: Path) -> dict[str, Any]:

@@ -20,11 +20,12 @@ from darwinlm.gguf.header import ELEMENTS, read_header
 from darwinlm.gguf.layout import UNEQUAL, choose_layout
 from darwinlm.gguf.rope import UnsupportedError
 from darwinlm.gguf.tokenizer import TOKENS, read_tokenizer
-from darwinlm.gguf.write import BLOCK
 from darwinlm.recipe.quantisation import LLAMA_CPP, QUANTISATIONS, WRITTEN
 from darwinlm.runtime.errors import ExportError
 from darwinlm.surgery.reshape import Reshaper
 
+BLOCK = 32
+"""Weights of a row that the coarsest types round together, if they aren't more."""
 TENSOR, KEYS = 60, 1024
 """Bytes of a tensor's entry with its padding, and of the keys beside the tokenizer's."""
 

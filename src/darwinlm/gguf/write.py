@@ -20,7 +20,6 @@ from darwinlm.recipe.quantisation import QUANTISATIONS
 from darwinlm.runtime.errors import ExportError
 from darwinlm.surgery.reshape import Reshaper
 
-BLOCK = 32
 ROUTER = "ffn_gate_inp.weight"
 """The router, which isn't quantised: it is small, and rounding would change the choice of experts."""
 EXACT = (".ssm_conv1d.", ".ssm_a", ".ssm_d", ".ssm_norm.", ".shortconv.conv.", "per_layer_model_proj.")
@@ -66,13 +65,8 @@ def write_gguf(path: Path, reshaper: Reshaper, layout: Layout, tokenizer: Mappin
         writer.close()
 
 
-def _is_exact(name: str, tensor: Tensor) -> bool:
-    """Whether a tensor of the file stays in float32."""
-    return tensor.ndim == 1 or name.endswith((ROUTER, ".bias")) or any(part in name for part in EXACT)
-
-
 def _type(name: str, tensor: Tensor, quantisation: str) -> str:
-    if _is_exact(name, tensor):
+    if tensor.ndim == 1 or name.endswith((ROUTER, ".bias")) or any(part in name for part in EXACT):
         return "F32"
     if quantisation == "q4_0" and not name.startswith("blk."):
         return "Q8_0"  # embedding and head are the most sensitive to rounding
