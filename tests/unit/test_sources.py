@@ -273,7 +273,7 @@ def test_arrow_offset_beyond_the_file(tmp_path):
     assert "the file is damaged or isn't Arrow" in message(path)
 
 
-def test_several_sources_give_equal_parts(tmp_path):
+def test_several_sources_give_equal_parts(tmp_path, monkeypatch):
     short = write(tmp_path / "a.txt", "\n\n\n".join(f"a{number:02}" for number in range(40)))
     long = write(tmp_path / "b.jsonl", json_lines([{"text": f"b{number}" * 10} for number in range(3)]))
     found = list(read_documents(f"{short},{long}"))
@@ -281,6 +281,11 @@ def test_several_sources_give_equal_parts(tmp_path):
     assert len(found) == 43
     (tmp_path / "c,d.txt").write_text("one path")
     assert list(read_documents(str(tmp_path / "c,d.txt"))) == ["one path"]
+    both = f"{tmp_path / 'c,d.txt'},{tmp_path / 'e.txt'}"
+    write(tmp_path / "e.txt", "another")
+    assert list(read_documents(both)) == ["one path", "another"]
+    monkeypatch.chdir(tmp_path)
+    assert len(list(read_documents(",".join(["e.txt"] * 50)))) == 50, "longer than a name may be"
     with pytest.raises(DataError, match="no such file"):
         read_documents(f"{short},{tmp_path / 'nowhere.txt'}")
 

@@ -135,7 +135,19 @@ def parse_source(source: str) -> LocalSource | HubSource:
 
 def parts_of(source: str) -> list[str]:
     """The sources that a string names, separated by commas; an existing path with a comma is one."""
-    return [source] if "," not in source or _exists(Path(source).expanduser()) else source.split(",")
+    words, parts = source.split(","), list[str]()
+    while words:
+        paths = (",".join(words[:count]) for count in range(len(words), 1, -1))
+        parts.append(next(filter(_is_there, paths), words[0]))
+        words = words[parts[-1].count(",") + 1 :]
+    return parts
+
+
+def _is_there(path: str) -> bool:
+    try:
+        return Path(path).expanduser().exists()
+    except (OSError, RuntimeError, ValueError):  # too long a name, of an unknown user, or with a zero byte
+        return False
 
 
 def _exists(path: Path) -> bool:
