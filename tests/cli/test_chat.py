@@ -40,7 +40,7 @@ def opened(talker: Path) -> Opened:
 
 def test_piped_questions_are_answered_in_turn(command, said, opened: Opened, talker: Path) -> None:
     said("hello\n\nand you?\n/exit\nnot asked\n")
-    ended = command("chat", talker, "--temperature", "0", "--max-tokens", "8", "--dtype", "float32", "-q").succeeded()
+    ended = command("chat", talker, "--temperature", "0", "--max-tokens", "8", "--dtype", "float32").succeeded()
     talk = Conversation(opened, AnswerSettings(8, 0.0))
     assert ended.out == visible(f"{talk.answer('hello')}\n{talk.answer('and you?')}\n")
 
@@ -124,4 +124,4 @@ def test_what_is_refused(command, said, talker: Path, arguments, question, parts
     if question == "refuse":
         (talker / "chat_template.jinja").write_text("{{ raise_exception('roles must alternate') }}")
     said(f"{question}\n")
-    command("chat", *arguments.format(model=talker).split(), "-q").refused(*parts)
+    command("chat", *arguments.format(model=talker).split()).refused(*parts)

@@ -50,7 +50,7 @@ def test_its_logits_and_answers_are_those_of_the_folder(command, monkeypatch, fo
     for model in (file, folder):
         monkeypatch.setattr(sys, "stdin", io.StringIO("the river turns\nand then?\n"))
         dtype = ("--dtype", "float32") if model == folder else ()
-        said.append(command("chat", model, "--temperature", "0", "--max-tokens", "8", *dtype, "-q").succeeded().out)
+        said.append(command("chat", model, "--temperature", "0", "--max-tokens", "8", *dtype).succeeded().out)
     assert said[0] == said[1]
 
 

@@ -138,14 +138,3 @@ def test_a_finished_run_is_not_replaced_by_another_size(command, finished_copy, 
     assert (finished_copy / "summary.json").read_bytes() == before
     quick = [word for setting in SETTINGS for word in ("--set", setting)]
     assert command(*words, "--overwrite", "--until", "plan", *quick).code == 0
-
-
-def test_a_finished_run_of_a_model_that_moved_goes_on(prune, model_copy, tmp_path):
-    prune(model=model_copy).succeeded()
-    moved = model_copy.rename(tmp_path / "moved")
-    assert "search: already done, reused" in prune(model=moved).succeeded().out
-    other = tmp_path / "other"
-    shutil.copytree(moved, other)
-    flip(other / "model.safetensors")
-    shutil.rmtree(moved)
-    prune(model=other).refused("a finished run with another model")

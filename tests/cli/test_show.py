@@ -10,7 +10,7 @@ from tests.tiny.summaries import SUMMARIES, made, searched
 
 from darwinlm.cli.show import allocation_lines
 from darwinlm.report.summary import read_summary
-from darwinlm.runtime.artifact import MARKER, write_json
+from darwinlm.runtime.artifact import write_json
 from darwinlm.runtime.errors import install
 
 
@@ -53,7 +53,7 @@ def test_bars_fit_the_terminal_and_tell_the_share(width: int) -> None:
 
 
 def test_what_is_no_finished_run(command, tmp_path: Path, run: Path) -> None:
-    command("show", tmp_path / "nowhere").refused("there is no folder", "output folder of darwinlm prune")
+    command("show", tmp_path / "nowhere").refused("is not a run", "output folder of darwinlm prune")
     (tmp_path / "empty").mkdir()
     command("show", tmp_path / "empty").refused("is not a run", "output folder of darwinlm prune")
     begun = tmp_path / "begun"
@@ -68,12 +68,6 @@ def test_several_sizes_are_named(command, tmp_path: Path, run: Path) -> None:
     write_json(tmp_path / "sweep.json", {})
     shutil.copytree(run, tmp_path / "keep-75")
     command("show", tmp_path).refused("holds several sizes", str(tmp_path / "keep-75"), "index.html")
-
-
-def test_a_comparison_is_not_called_unfinished(command, tmp_path: Path) -> None:
-    write_json(tmp_path / MARKER, {})
-    write_json(tmp_path / "comparison.json", {})
-    command("show", tmp_path).refused("compares methods", "comparison.md")
 
 
 def test_next_steps_run_with_what_is_installed(command, finished_llama, monkeypatch):

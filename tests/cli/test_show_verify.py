@@ -17,13 +17,6 @@ def edit(path: Path, change: Callable[[Any], None]) -> None:
     path.write_text(json.dumps(tree))
 
 
-def other_key(stage: Path, *, recorded: bool) -> None:
-    """Another key, which its manifest has too if it is `recorded`."""
-    edit(stage / "key.json", lambda key: key.update(more=1))
-    if recorded:
-        edit(stage / "manifest.json", lambda manifest: manifest["key"].update(more=1))
-
-
 DAMAGES: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "weights": (
         lambda run: flip(run / "model" / "model.safetensors"),
@@ -37,28 +30,16 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
         lambda run: (run / "model" / ".env").write_text("x"),
         ("model/.env: it isn't part of the model: remove it",),
     ),
-    "a file more in a stage": (
-        lambda run: (run / "stages" / "search" / "more.json").write_text("{}"),
-        ("stage search: more.json was not written by the run: remove it",),
-    ),
-    "a stage less": (
-        lambda run: shutil.rmtree(run / "stages" / "search"),
-        ("stage search: its folder is missing: rerun the same command",),
-    ),
     "a stage": (lambda run: flip(run / "stages" / "search" / "result.json"), ("stage search", "is damaged")),
     "an unfinished stage": (
         lambda run: (run / "stages" / "refit" / "manifest.json").unlink(),
         ("stage refit: it isn't finished",),
     ),
-    "another key": (
-        lambda run: other_key(run / "stages" / "search", recorded=False),
-        ("stage search: manifest.json and key.json have different keys",),
-    ),
     "another refit": (
-        lambda run: other_key(run / "stages" / "refit", recorded=True),
-        ("export follows refit: it belongs to another result of refit",),
+        lambda run: edit(run / "stages" / "refit" / "manifest.json", lambda manifest: manifest["key"].update(more=1)),
+        ("stage export: it follows another result of refit",),
     ),
-    "no summary": (lambda run: (run / "summary.json").unlink(), ("hasn't written it yet",)),
+    "no model": (lambda run: shutil.rmtree(run / "stages" / "export"), ("hasn't written it yet",)),
 }
 
 

@@ -134,14 +134,6 @@ def test_devices_that_are_refused(gpus, processes, count, process, name, error, 
         resolve_device(name)
 
 
-def test_two_processes_with_one_gpu_are_refused(gpus, monkeypatch):
-    gpus(1)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: type("Properties", (), {"uuid": "GPU-1"}))
-    monkeypatch.setattr(parallel, "gather", lambda value: [("other", "GPU-1"), value, value])
-    with pytest.raises(ParallelError, match="processes 1 and 2 have the same GPU of"):
-        parallel._check_gpus()
-
-
 def test_a_gpu_without_bfloat16_works_in_float32(gpus):
     gpus(1, (7, 0))
     device = torch.device("cuda")

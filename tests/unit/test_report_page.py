@@ -7,7 +7,6 @@ from tests.unit.test_docs import parse
 from darwinlm.report.page import render_page
 from darwinlm.report.sweep import SweepSummary, sweep_page
 from darwinlm.report.usage import next_steps
-from darwinlm.report.wording import headline
 
 
 @pytest.mark.parametrize("name", SUMMARIES)
@@ -66,7 +65,6 @@ def test_a_gguf_file_that_came_in_is_followed_by_a_smaller_one():
     summary = made(tree)
     ((wish, _),) = [each for each in next_steps(summary, ".", "../smaller", None) if "--quant q4_k_m" in each[1]]
     assert "darwinlm[gguf]" in wish
-    assert "q4_k_m" in headline(summary)
     text = text_of(tree)
     assert "dense 128 MB 97 MB 91 MB" in text
     pages = [sweep_page(SweepSummary.of([("keep-75", each)]), each) for each in (summary, made(searched()))]

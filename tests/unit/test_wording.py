@@ -1,4 +1,4 @@
-"""Headline, figures and model card: the same words everywhere, and safe for any name."""
+"""Figures and model card: the same words everywhere, and safe for any name."""
 
 import ast
 import math
@@ -14,12 +14,12 @@ from darwinlm.report.usage import loading_code
 from darwinlm.runtime import amounts
 
 
-def test_headline():
-    assert wording.headline(made(searched())) == (
-        "53.0 M of 106.2 M block parameters kept (49.9 %), perplexity 24.9 → 48.4 (73.0 for a uniform model of the "
-        "same size), prompt speed ×2.1, decode speed ×1.8, 163 MB of weights instead of 269 MB."
-    )
-    assert "uniform" not in wording.headline(made(plain()))
+def test_what_was_gained_and_lost():
+    assert wording.gains(made(searched())) == [
+        ("size", "81.3 M of 134.5 M parameters (49.9 % of the block parameters), 163 MB of weights instead of 269 MB"),
+        ("loss", "KL 0.871 nats per token, where 0 means the same predictions"),
+        ("speed", "prompt speed ×2.1, decode speed ×1.8"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_speed_is_shown_where_it_differs_by_more_than_the_runs(spread, factor, s
     for model in summary["models"].values():
         model.update(speed_spread=spread, tokens_per_second=100.0, decode_tokens_per_second=10.0)
     summary["models"]["refit"]["tokens_per_second"] = 100 * factor
-    for text in (wording.headline(made(summary)), render_page(made(summary)).split("</div>")[3]):
+    for text in (wording.faster(made(summary)), render_page(made(summary)).split("</div>")[3]):
         assert ("prompt speed" in text) == shown
         assert "decode speed" not in text
     summary["models"]["dense"]["speed_spread"] = None
@@ -58,7 +58,6 @@ def test_a_uniform_model_that_is_smaller_is_not_said_to_be_of_the_same_size():
     summary = searched()
     summary["models"]["uniform"]["block_params"] = 50_000_000
     summary = made(summary)
-    assert "(73.0 for a uniform model that keeps 47.1 %)" in wording.headline(summary)
     assert comparison_rows(summary)[1][0] == "uniform, same budget"
     assert "same size" not in render_page(summary)
 
@@ -143,7 +142,7 @@ def test_card_of_a_searched_model():
     for expected in (
         "# SmolLM2-135M with half of its block parameters",
         "This is `HuggingFaceTB/SmolLM2-135M` with query heads, key and value heads and MLP channels removed",
-        wording.headline(made(searched())),
+        "- speed: prompt speed ×2.1, decode speed ×1.8",
         "| **searched + refit** | **81.3 M** |",
         "8 attention and 1 MLP sub-layers of 30 blocks are gone",
         "trust_remote_code=True",

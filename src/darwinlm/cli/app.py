@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -11,7 +10,6 @@ import typer
 from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 
-from darwinlm.cli.terminal import Verbosity, set_verbosity
 from darwinlm.runtime.version import VERSION
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -51,39 +49,9 @@ def _readable(parameters: list[Any]) -> list[Any]:
     return parameters
 
 
-def _sets(level: Verbosity) -> Callable[[bool], None]:
-    return lambda wanted: set_verbosity(level) if wanted else None
-
-
-@lru_cache
-def _common_options() -> list[Any]:
-    """The options `-q` and `-v`, built by Typer from a function's arguments."""
-    scratch = typer.Typer(add_completion=False)
-
-    @scratch.command()
-    def declared(
-        quiet: Annotated[
-            bool, typer.Option("--quiet", "-q", callback=_sets(Verbosity.QUIET), help="Print results and errors only.")
-        ] = False,
-        verbose: Annotated[
-            bool,
-            typer.Option(
-                "--verbose", "-v", callback=_sets(Verbosity.VERBOSE), help="Print every step and all warnings."
-            ),
-        ] = False,
-    ) -> None:
-        """Declare the options."""
-
-    options = typer.main.get_command(scratch).params
-    for option in options:
-        option.expose_value = False
-    return list(options)
-
-
 class _Command(TyperCommand):
     def get_params(self, ctx: Any) -> list[Any]:
-        *parameters, last = super().get_params(ctx)
-        return _readable([*parameters, *_common_options(), last])  # --help stays last
+        return _readable(super().get_params(ctx))
 
     def invoke(self, ctx: Any) -> Any:
         for name, value in ctx.params.items():

@@ -19,7 +19,6 @@ import warnings
 import typer
 from rich.console import Console
 
-from darwinlm.cli import terminal
 from darwinlm.cli.app import app
 from darwinlm.cli.words import meant
 from darwinlm.runtime import parallel
@@ -62,7 +61,6 @@ def main(app: typer.Typer = app, program: str = "darwinlm", shared: frozenset[st
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # which then fails at no character that its encoding lacks
             stream.reconfigure(errors="replace")
-    terminal.set_verbosity(terminal.Verbosity.NORMAL)
     Console.on_broken_pipe = _pipe_closed  # type: ignore[method-assign]  # Typer's help has a console of its own
     _listen(f"interrupted; finished work is kept. Resume with: {program} {shlex.join(sys.argv[1:])}")
     code = _run(app, program, shared)

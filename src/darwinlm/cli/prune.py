@@ -84,11 +84,9 @@ def _show(console: Any, summary: Any, out: Path) -> None:
     from darwinlm.report import wording
 
     quoted = shlex.quote(str(out))
-    lines = [("size", wording.smaller(summary)), ("loss", wording.loss(summary)), ("speed", wording.faster(summary))]
+    lines = wording.gains(summary)
     if summary.time is not None:
         lines.append(("time", wording.time_limit(summary.time)))
-    if summary.bounded is not None:
-        lines.append(("file", wording.bounded_file(summary)))
     lines += [("page", str(out / "report.html")), ("model", str(out / "model"))]
     console.print("\n" + "\n".join(f"{name:<6} {words}" for name, words in lines), soft_wrap=True)
     console.print(

@@ -57,13 +57,11 @@ def _verify(console: Console, path: Path) -> None:
     from darwinlm.runs.verify import verify
 
     findings = verify(path)
-    for finding in findings:
-        console.print(f"{finding.what}: {finding.wrong or 'as recorded'}", soft_wrap=True)
-    wrong = [finding for finding in findings if finding.wrong is not None]
-    if wrong:
-        raise ArtifactError(
-            f"{path}: {len(wrong)} of {len(findings)} checks failed; the first is {wrong[0].what}: {wrong[0].wrong}"
-        )
+    for what, wrong in findings:
+        console.print(f"{what}: {wrong or 'as recorded'}", soft_wrap=True)
+    failed = [f"{what}: {wrong}" for what, wrong in findings if wrong is not None]
+    if failed:
+        raise ArtifactError(f"{path}: {len(failed)} of {len(findings)} checks failed; the first is {failed[0]}")
     console.print(f"{path}: all checks passed ({len(findings)})", soft_wrap=True)
 
 
@@ -77,15 +75,11 @@ def _summary_of(run: Path) -> Path:
     if (run / "sweep.json").is_file():
         each = ", ".join(str(member.parent) for member in sorted(run.glob("*/summary.json")))
         raise ArtifactError(f"{run} holds several sizes: show one of {each}; {run / 'index.html'} compares them")
-    if (run / "comparison.json").is_file():
-        raise ArtifactError(f"{run} compares methods: its table is in {run / 'comparison.md'}")
     if (run / MARKER).is_file():
         done = sorted(manifest.parent.name for manifest in run.glob("stages/*/manifest.json"))
         raise ArtifactError(
             f"the run in {run} isn't finished (done: {', '.join(done) or 'nothing yet'}): rerun its command to resume"
         )
-    if not run.exists():
-        raise ArtifactError(f"there is no folder '{run}': give the output folder of darwinlm prune or recover")
     raise ArtifactError(f"{run} is not a run: give the output folder of darwinlm prune or recover")
 
 
@@ -94,7 +88,8 @@ def _show(console: Console, run: Path, summary: Summary) -> None:
     from darwinlm.report.table import comparison_table
 
     console.print(Text(wording.title(summary), style="bold"))
-    console.print(wording.headline(summary))
+    for name, words in wording.gains(summary):
+        console.print(f"{name:<6} {words}", soft_wrap=True)
     console.print()
     plain = not (console.encoding or "").startswith("utf")
     for line in allocation_lines(summary, min(console.width, 100), plain=plain):
@@ -126,8 +121,6 @@ def _show_figures(console: Console, summary: Summary) -> None:
         console.print("", tables.terminal(headings, rows, bold=len(rows) - 1), *remarks)
     if (files := file_rows(summary)) is not None:
         console.print("", tables.terminal(files[0], files[1], bold=1), *files[2])
-    if said := wording.bounded_file(summary):
-        console.print(said, soft_wrap=True)
     for headings, rows, remarks in chat_rows(summary):
         console.print("", tables.terminal(headings, rows, bold=len(rows) - 1))
         console.print("; ".join(remarks), style="dim")

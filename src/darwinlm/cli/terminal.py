@@ -1,13 +1,11 @@
-"""Terminal output of commands: verbosity, width, and consoles."""
+"""Terminal output of commands: width, and consoles."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-import warnings
 from collections.abc import Iterable
-from enum import Enum, auto
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,25 +24,6 @@ PIPED_WIDTH = 1000
 """Width of output without a terminal; rich would cut tables at 80 columns."""
 
 
-class Verbosity(Enum):
-    """Amount of output of a command."""
-
-    QUIET = auto()
-    NORMAL = auto()
-    VERBOSE = auto()
-
-
-_level = [Verbosity.NORMAL]
-
-
-def set_verbosity(level: Verbosity) -> None:
-    """Set the verbosity of all commands, and of libraries that aren't imported yet."""
-    _level[0] = level
-    if level is Verbosity.VERBOSE:
-        os.environ["TRANSFORMERS_VERBOSITY"] = "info"
-        warnings.simplefilter("default")
-
-
 def console() -> Terminal:
     """Console for plain text, silent in all processes but the first. Piped output isn't wrapped."""
     wide = not sys.stdout.isatty() and "COLUMNS" not in os.environ
@@ -53,16 +32,16 @@ def console() -> Terminal:
 
 
 def reporter() -> Reporter:
-    """Reporter for progress, silent with `-q`."""
+    """Reporter for progress."""
     from darwinlm.runtime.console import Reporter
 
-    return Reporter(console(), quiet=_level[0] is Verbosity.QUIET, every_step=_level[0] is Verbosity.VERBOSE)
+    return Reporter(console())
 
 
 def say(message: str) -> None:
-    """Print a line of progress, except with `-q`."""
-    if _level[0] is not Verbosity.QUIET:
-        console().print(message)
+    """Print a line of progress to standard error, beside results."""
+    if parallel.is_main():
+        Terminal(stderr=True).print(message, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
 def show_tables(several: Iterable[tables.Table], markdown: Path | None) -> None:

@@ -185,24 +185,12 @@ def searched_by(search: SearchFigures) -> str:
     return f"an evolutionary search of {search.generations} generation{plural}{guided}"
 
 
-def headline(summary: Summary) -> str:
-    """Say in one sentence what was gained and what was lost."""
-    final, dense = summary.saved, summary.dense
-    kept, whole = final.block_params, dense.block_params
-    uniform = summary.models.get("uniform")
-    loss = f"perplexity {perplexity(dense.perplexity)} → {perplexity(final.perplexity)}"
-    if uniform is not None and final is not uniform:
-        of = "of the same size" if _same_size(summary) else f"that keeps {percent(uniform.block_params, whole)}"
-        loss += f" ({perplexity(uniform.perplexity)} for a uniform model {of})"
-    parts = [f"{count(kept)} of {count(whole)} block parameters kept ({percent(kept, whole)})", loss]
-    parts += [f"{what} ×{factor(rate, before)}" for what, rate, before in speeds(summary)]
-    parts.append(f"{size(final.bytes)} of weights instead of {size(dense.bytes)}")
-    if (file := summary.file) is not None and file.bytes is not None:
-        sizes = f"{file.smaller} file of about {size(file.predicted[file.smaller])}"
-        parts.append(f"as a GGUF {sizes} instead of the {size(file.bytes)} that came in")
+def gains(summary: Summary) -> list[tuple[str, str]]:
+    """What was gained and what was lost: names of lines, and their words."""
+    lines = [("size", smaller(summary)), ("loss", loss(summary)), ("speed", faster(summary))]
     if summary.vocabulary is not None:
-        parts.append(f"{kept_tokens(summary.vocabulary)}, {more_tokens(summary.vocabulary)}")
-    return ", ".join(parts) + "."
+        lines.append(("tokens", f"{kept_tokens(summary.vocabulary)}, {more_tokens(summary.vocabulary)}"))
+    return lines if summary.bounded is None else [*lines, ("file", bounded_file(summary))]
 
 
 def smaller(summary: Summary) -> str:

@@ -5,24 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from html import escape
 from pathlib import Path
 from typing import Any, Unpack
 
 from darwinlm import pipeline
-from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.pipeline import REPORT, STEPS, open_run
 from darwinlm.recipe import Bound, Recipe, load_recipe, options
 from darwinlm.recipe.settled import named_here
 from darwinlm.report import wording
 from darwinlm.report.summary import FILE, BlockFigures, Summary, read_summary
 from darwinlm.runs.model import Model, load
-from darwinlm.runtime.artifact import KEY, STAGES, read_record
 from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import ArtifactError, RecipeError
 from darwinlm.runtime.figures import ModelFigures
-from darwinlm.stages.database import DATABASE
 from darwinlm.stages.execution.output import check_inputs
 from darwinlm.stages.execution.run import Run
 
@@ -69,13 +65,6 @@ class Result:
     @cached_property
     def _loaded(self) -> Model:
         return self.load()
-
-    def _repr_html_(self) -> str:
-        """A few lines for notebooks."""
-        return (
-            f"<b>{escape(wording.title(self.summary))}</b><br>{escape(wording.headline(self.summary))}<br>"
-            f"model <code>{escape(str(self.model))}</code>, report <code>{escape(str(self.report))}</code>"
-        )
 
 
 SIZED_BY = ("model", "budget", "vocabulary")
@@ -157,23 +146,12 @@ def open_size(
     return open_run(recipe, folder, reporter, until=until, **how)
 
 
-def _moved(before: str, recipe: Recipe, folder: Path) -> bool:
-    """Whether a run's model has another path now, and the weights that the run's database was built from."""
-    key, path = folder / STAGES / DATABASE.name / KEY, Path(str(recipe.model)).expanduser()
-    if Path(before).expanduser().exists() or not key.is_file() or not path.is_dir():
-        return False
-    found: bool = read_record(key).get("inputs", {}).get("dense") == Checkpoint.open(path).digest
-    return found
-
-
 def _check_replaced(recipe: Recipe, folder: Path) -> None:
     """Refuse to replace a finished run by one of another model or size. Raises ArtifactError."""
     if not (folder / FILE).is_file():
         return
     before, now = read_summary(folder / FILE).recipe, named_here(recipe).model_dump(mode="json")
     changed = [name for name in SIZED_BY if name in before and before[name] != now[name]]
-    if "model" in changed and _moved(str(before["model"]), recipe, folder):
-        changed.remove("model")
     if changed:
         raise ArtifactError(
             f"{folder} holds a finished run with another {' and '.join(changed)}: choose another folder with --out, "

@@ -77,7 +77,7 @@ class _StageProgress:
 
 
 class Reporter:
-    """Prints stages to a console. With `every_step`, every step is printed without a terminal, at any rate.
+    """Prints stages to a console.
 
     `on_progress` is called with the stage's title and the numbers of finished and of all steps, also if it is `quiet`.
     """
@@ -87,12 +87,10 @@ class Reporter:
         console: Console | None = None,
         *,
         quiet: bool = False,
-        every_step: bool = False,
         on_progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
         self.on_progress = on_progress
         self.console = Terminal(quiet=True) if quiet else console or Terminal()
-        self.every_step = every_step
         self._current: _StageProgress | None = None
         self._last_line = time.monotonic()
         self._expected: dict[str, float] = {}
@@ -141,7 +139,7 @@ class Reporter:
             progress.warm = (now, done)
         progress.done, progress.total, progress.at = done, total, now
         patience = STEP_SECONDS if progress.count else ADVANCE_SECONDS
-        if done and not self.console.is_terminal and (self.every_step or now - self._last_line >= patience):
+        if done and not self.console.is_terminal and now - self._last_line >= patience:
             self.say(str(progress))
 
     def step(

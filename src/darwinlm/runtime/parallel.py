@@ -11,7 +11,6 @@ PyTorch is imported on first use, because the command line uses this module befo
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -95,22 +94,6 @@ def init_from_environment() -> None:
         dist.init_process_group(backend, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise ParallelError(f"the processes can't connect to each other: {error}; start them with torchrun") from error
-    if torch.cuda.is_available():
-        _check_gpus()
-
-
-def _check_gpus() -> None:
-    """Refuse two processes on the same GPU, on which NCCL would hang or fail with an unclear message."""
-    import torch
-
-    owners: dict[tuple[str, str], int] = {}
-    name = str(getattr(torch.cuda.get_device_properties(gpu()), "uuid", rank()))
-    for number, gpu_name in enumerate(gather((socket.gethostname(), name))):
-        if owners.setdefault(gpu_name, number) != number:
-            raise ParallelError(
-                f"processes {owners[gpu_name]} and {number} have the same GPU of {gpu_name[0]}: start one process per "
-                "GPU, torchrun --nproc-per-node N"
-            )
 
 
 def shutdown() -> None:
