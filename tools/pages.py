@@ -12,19 +12,20 @@ import inspect
 import operator
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import reduce
 from pathlib import Path
 from textwrap import wrap
 
 import yaml
+from pydantic import BaseModel
 
 from darwinlm import pipeline
 from darwinlm.engines.vllm_plugin import TESTED
 from darwinlm.families.family import Family, families
 from darwinlm.gguf.architecture import architecture_of
 from darwinlm.gguf.layout import UNKNOWN
-from darwinlm.recipe import Recipe, describe_fields
+from darwinlm.recipe import Recipe
 from darwinlm.runtime import errors
 
 ROOT = Path(__file__).parents[1]
@@ -39,11 +40,20 @@ Llama 4, Phi-3.5-MoE, Granite 3 MoE. Text parts without a causal class of their 
 Save the text part of PaliGemma or Kimi K2.5 separately."""
 
 
+def fields_of(section: type[BaseModel], *above: str) -> Iterator[tuple[list[str], str]]:
+    """Names and meaning of every field of a section and of those in it."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from fields_of(field.annotation, *above, name)
+        else:
+            yield [*above, name], field.description or ""
+
+
 def default_recipe() -> str:
     """A recipe with every default, each explained above it: a file to copy and shorten."""
     lines = ["# Every setting with its default. Keep the lines that you change: a preset fills those that are absent."]
     tree, before = Recipe().model_dump(mode="json"), [""]
-    fields = [(name.split("."), meaning) for name, _, meaning in describe_fields()]
+    fields = list(fields_of(Recipe))
     order = list(dict.fromkeys(parts[0] for parts, _ in fields))
     for parts, meaning in sorted(fields, key=lambda each: (order.index(each[0][0]), len(each[0]))):
         *sections, field = parts

@@ -46,7 +46,8 @@ def compare(
 ) -> None:
     """Prune with several methods under the same budget and compare them in one table."""
     from darwinlm.recipe import load_recipe, options
-    from darwinlm.runtime import parallel
+    from darwinlm.runtime import parallel, tables
+    from darwinlm.runtime.artifact import write_text
     from lab.comparison.compare import ComparisonRequest, compare_methods
     from lab.comparison.entries import parse_methods, parse_named
     from lab.comparison.table import comparison_cells
@@ -57,5 +58,7 @@ def compare(
     wanted = ComparisonRequest(methods_with_steps, domains, variants, suite, data_dir, limit, every=methods == "all")
     page = out / "comparison.md"
     record = compare_methods(chosen, out, terminal.reporter(), wanted, allow_remote_code=allow_remote_code)
-    terminal.show_tables([comparison_cells(record)], page if parallel.is_main() else None)
+    table = comparison_cells(record)
+    terminal.show_tables([table])
+    parallel.in_main(write_text, page, tables.markdown(*table))
     terminal.console().print(f"table {page}\nfigures {out / 'comparison.json'}")

@@ -58,5 +58,5 @@ def tradeoff(
         allow_remote_code=allow_remote_code,
         reporter=terminal.reporter(),
     )
-    terminal.show_tables([(HEADINGS, cells(found), remarks(found))], None)
+    terminal.show_tables([(HEADINGS, cells(found), remarks(found))])
     terminal.console().print(f"table {out / 'tradeoff.md'}\nfigures {out / 'tradeoff.json'}")

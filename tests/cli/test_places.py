@@ -34,7 +34,6 @@ WRITERS = {
     "export of its model": "export run/model --to vllm --out run --overwrite",
     "import": "import model --out model --overwrite",
     "evaluate": f"{EVALUATE} --out text.txt",
-    "a table of evaluate": f"{EVALUATE} --markdown run/model/README.md",
 }
 """Command lines; those that run the pipeline get the tiny settings too."""
 
@@ -62,7 +61,7 @@ def test_what_lies_beside_is_written(command, finished_copy, tiny_text_file, mon
     monkeypatch.chdir(finished_copy)
     for _ in range(2):
         words = ("--text", tiny_text_file, "--tokens", 64, "--sequence-length", 32)
-        files = ("--out", "model/scores.json", "--markdown", "scores.md")
+        files = ("--out", "model/scores.json")
         command("evaluate", "model", *words, *files).succeeded()
     for path in ("summary.json", "model/config.json"):
         command("export", ".", "--to", "gguf", "--out", path, "--overwrite").refused("is not a GGUF file")

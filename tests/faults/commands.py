@@ -96,7 +96,7 @@ COMMANDS: dict[str, Words] = {
     ],
     "evaluate beside planted links": lambda given, out: [
         "evaluate", given.plain, "--text", given.text, "--tokens", "64", "--sequence-length", "32",
-        "--out", out / "scores.json", "--markdown", out / "scores.md",
+        "--out", out / "scores.json",
     ],
     "prune a GGUF file": lambda given, out: _prune(
         given, "--keep", "60%", "--until", "database", "--out", out / "out", model=given.gguf
@@ -128,7 +128,7 @@ COMMANDS: dict[str, Words] = {
     "import over a folder": lambda given, out: ["import", given.published, "--out", out / "imported", "--overwrite"],
     "evaluate": lambda given, out: [
         "evaluate", given.finished, "--text", given.text, "--against", given.model, "--tokens", "64",
-        "--sequence-length", "32", "--out", out / "scores.json", "--markdown", out / "scores.md",
+        "--sequence-length", "32", "--out", out / "scores.json",
     ],
     "evaluate tasks": lambda given, out: [
         "evaluate", given.plain, "--suite", "piqa,boolq,sciq", "--data-dir", given.benchmarks, "--limit", "2",

@@ -114,15 +114,15 @@ def test_no_folder_of_the_machine_is_on_the_page_or_the_card(write):
     assert "SmolLM2-135M-Instruct with half of its block parameters" in text
 
 
-def size(name, millions, perplexity, *, on_front=False):
+def size(name, millions, perplexity):
     """A model in the plot of a sweep."""
     params = round(1e6 * millions)
     sizes = {"params": params, "block_params": params, "bytes": 2 * params}
-    return SweepRow(name=name, folder=None, budget=None, perplexity=perplexity, on_front=on_front, **sizes)
+    return SweepRow(name=name, folder=None, budget=None, perplexity=perplexity, **sizes)
 
 
 def test_plots_are_svg_and_deterministic():
-    points = [size("dense", 106.2, 24.9), size("a < b & $c$", 53.0, 48.4, on_front=True)]
+    points = [size("dense", 106.2, 24.9), size("a < b & $c$", 53.0, 48.4)]
     before = dict(mpl.rcParams)
     svg = plots.size_plot(points)
     assert dict(mpl.rcParams) == before

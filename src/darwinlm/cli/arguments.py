@@ -126,7 +126,6 @@ Until = Annotated[
     typer.Option("--until", metavar="STAGE", help="Last stage to run, such as search; an unknown name lists them all."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Markdown = Annotated[Path | None, typer.Option("--markdown", metavar="FILE", help="Write the tables here as Markdown.")]
 Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:1.")]
 Dtype = Annotated[str, typer.Option("--dtype", metavar="TYPE", help="auto, bfloat16, float16 or float32.")]
 Suite = Annotated[

@@ -39,7 +39,6 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write JSON here; rerun to resume.")
     ] = None,
-    markdown: arguments.Markdown = None,
     as_json: arguments.Json = False,
     device: arguments.Device = "auto",
     dtype: arguments.Dtype = "auto",
@@ -52,7 +51,6 @@ def evaluate(
     from darwinlm.evaluation.evaluate import EvaluationRequest, evaluate_model
     from darwinlm.report.summary import dense_of
     from darwinlm.runtime.errors import DataError
-    from darwinlm.runtime.places import check_output
 
     request = EvaluationRequest(
         model=model,
@@ -69,14 +67,12 @@ def evaluate(
         allow_remote_code=allow_remote_code,
         chat=chat,
     )
-    if markdown is not None:
-        check_output(markdown, "--markdown", (model, against, out), request.texts)
     console = terminal.console()
     result = evaluate_model(request, out, None if as_json else console)
     if as_json:
         terminal.print_json(result.as_json())
     else:
-        terminal.show_tables(result.tables(), markdown)
+        terminal.show_tables(result.tables())
     failed = [score for score in result.scores if score.error]
     if failed:
         raise DataError(

@@ -6,7 +6,6 @@ import json
 import os
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from darwinlm.runtime import parallel, tables
@@ -44,21 +43,13 @@ def say(message: str) -> None:
         Terminal(stderr=True).print(message, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
-def show_tables(several: Iterable[tables.Table], markdown: Path | None) -> None:
-    """Print tables with remarks, and write them to a Markdown file if given. Raises StorageError, BusyError."""
-    from darwinlm.runtime.artifact import write_text
-    from darwinlm.runtime.lock import hold_target
-
+def show_tables(several: Iterable[tables.Table]) -> None:
+    """Print tables with remarks."""
     output = console()
-    parts: list[str] = []
     for headings, cells, remarks in several:
         output.print(tables.terminal(headings, cells))
         for remark in remarks:
             output.print(remark, soft_wrap=True)
-        parts.append(tables.markdown(headings, cells, remarks))
-    if markdown is not None and parallel.is_main():
-        with hold_target(markdown):
-            write_text(markdown, "\n".join(parts))
 
 
 def print_json(value: Any) -> None:

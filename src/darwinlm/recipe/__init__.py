@@ -3,7 +3,6 @@
 from darwinlm.recipe.budget import BUDGETS as BUDGETS
 from darwinlm.recipe.budget import Bound as Bound
 from darwinlm.recipe.budget import BudgetSettings as BudgetSettings
-from darwinlm.recipe.load import describe_fields as describe_fields
 from darwinlm.recipe.load import find_recipe as find_recipe
 from darwinlm.recipe.load import load_recipe as load_recipe
 from darwinlm.recipe.load import load_recipes as load_recipes

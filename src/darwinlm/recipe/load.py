@@ -225,22 +225,3 @@ def _fields_at(location: Sequence[str]) -> list[str]:
         annotation = section.model_fields[part].annotation
         section = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else SelectionRound
     return list(section.model_fields)
-
-
-def describe_fields() -> list[tuple[str, str, str]]:
-    """Every field of the recipe in stage order as (dotted name, default, meaning), for `recipe.default.yaml`."""
-    rows: list[tuple[str, str, str]] = []
-
-    def walk(section: type[BaseModel], prefix: str) -> None:
-        for name, field in section.model_fields.items():
-            annotation = field.annotation
-            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-                walk(annotation, f"{prefix}{name}.")
-            else:
-                default = field.get_default()
-                if isinstance(default, tuple):
-                    default = [item.model_dump() if isinstance(item, BaseModel) else item for item in default]
-                rows.append((prefix + name, str(default), field.description or ""))
-
-    walk(Recipe, "")
-    return rows

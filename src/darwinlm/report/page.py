@@ -21,7 +21,6 @@ def render_page(summary: Summary) -> str:
     """
     return render(
         "run.html.j2",
-        "copy.js",
         summary=summary,
         version=summary.version,
         title=wording.title(summary),

@@ -30,12 +30,11 @@ COLOURS = {
     "muted": "#6a7079",
     "grid": "#dcdfe4",
     "attention": "#2a6fb8",
-    "mlp": "#c0640f",
     "gain": "#23845a",
 }
 """Named colours and what they are where no page sets them."""
 
-INK, MUTED, GRID, ATTENTION, MLP, GAIN = COLOURS.values()
+INK, MUTED, GRID, ATTENTION, GAIN = COLOURS.values()
 SIZE = (6.0, 3.0)
 """Size of a plot in inches."""
 Point = tuple[SweepRow, float, float]
@@ -76,8 +75,8 @@ def empty_axes(across: str, upward: str) -> tuple[Figure, Any]:
 
 def _draw_points(axis: Any, points: Sequence[Point]) -> None:
     losses = [loss for _, _, loss in points]
-    for row, size, loss in points:
-        axis.scatter([size], [loss], s=58 if row.on_front else 40, color=GAIN if row.on_front else ATTENTION, zorder=3)
+    for _, size, loss in points:
+        axis.scatter([size], [loss], s=50, color=GAIN, zorder=3)
     axis.set_xlim(0, max(size for _, size, _ in points) * 1.06)
     if min(losses) > 0 and max(losses) > 8 * min(losses):
         axis.set_yscale("log")
@@ -107,7 +106,7 @@ def _label_points(axis: Any, points: Sequence[Point]) -> None:
             textcoords="offset points",
             ha="right" if leftward else "left",
             va="center",
-            color=GAIN if row.on_front else INK,
+            color=INK,
             parse_math=False,
         )
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined, select_autoescape
-from markupsafe import Markup
 
 from darwinlm.report import usage, wording
 from darwinlm.runtime import amounts
@@ -16,11 +13,8 @@ from darwinlm.runtime.limits import visible
 from darwinlm.runtime.version import VERSION
 
 
-def render(template: str, *scripts: str, **values: Any) -> str:
-    """Fill a template, which also sees `wording`, `usage` and `amounts`; in HTML every value is escaped.
-
-    The page runs `scripts` and no others, by its own security policy.
-    """
+def render(template: str, **values: Any) -> str:
+    """Fill a template, which also sees `wording`, `usage` and `amounts`; in HTML every value is escaped."""
     environment = Environment(
         loader=FunctionLoader(_file),
         autoescape=select_autoescape(["html.j2"]),
@@ -32,11 +26,7 @@ def render(template: str, *scripts: str, **values: Any) -> str:
     )
     environment.globals |= {"wording": wording, "usage": usage, "amounts": amounts}
     environment.filters["unbroken"] = _unbroken
-    own = []
-    for text in map(_file, scripts):
-        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-        own.append({"text": Markup(text), "hash": f"sha256-{digest}"})  # noqa: S704
-    return environment.get_template(template).render({"scripts": own, "version": VERSION, **values})
+    return environment.get_template(template).render({"version": VERSION, **values})
 
 
 def _file(name: str) -> str:

@@ -231,15 +231,12 @@ class MachineFigures(Figures):
 class SweepRow(ModelFigures):
     """One model of a sweep, named after its budget, with the folder of its run inside the sweep's.
 
-    The dense model, `dense`, has neither. A model is on the front if none of its size or smaller has less KL(dense ‖
-    model), in nats per token. `files` are predicted bytes of its GGUF files by quantisation.
+    The dense model, `dense`, has neither.
     """
 
     name: str
     folder: str | None
     budget: BudgetFigures | None
-    on_front: bool = False
-    files: dict[str, int] = Field(default_factory=dict)
 
 
 class Summary(Figures):
