@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.tiny.command import Ended
 
 from darwinlm.engines.opened import Opened, open_model
 from darwinlm.evaluation.chat import AnswerSettings, Conversation
@@ -51,7 +52,7 @@ def test_a_run_is_talked_to_beside_its_dense_model(command, said, finished_llama
         "chat", finished_llama, "--against", tiny_llama, "--temperature", "0", "--max-tokens", "4"
     ).succeeded()
     assert ended.out.index(f"[{finished_llama}]") < ended.out.index(f"[{tiny_llama}]")
-    assert "has no chat template: it continues your text" in ended.out
+    assert "has no chat template: it continues your text" in ended.err
 
 
 def test_there_must_be_something_to_continue(tiny_llama: Path) -> None:
@@ -124,4 +125,5 @@ def test_what_is_refused(command, said, talker: Path, arguments, question, parts
     if question == "refuse":
         (talker / "chat_template.jinja").write_text("{{ raise_exception('roles must alternate') }}")
     said(f"{question}\n")
-    command("chat", *arguments.format(model=talker).split()).refused(*parts)
+    ended = command("chat", *arguments.format(model=talker).split())
+    Ended(ended.code, ended.out, ended.err.splitlines()[-1]).refused(*parts)

@@ -85,7 +85,7 @@ def test_numbers_out_of_range(command, line: str, said: str) -> None:
 def test_the_module_runs() -> None:
     assert python("-m", "darwinlm", "--version").stdout.strip() == darwinlm.__version__
     done = python("-m", "darwinlm", "show", "nowhere", status=2)
-    Ended(2, done.stdout, done.stderr).refused("there is no folder")
+    Ended(2, done.stdout, done.stderr).refused("nowhere is not a run")
 
 
 def test_the_shell_completes() -> None:

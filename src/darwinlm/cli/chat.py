@@ -55,14 +55,12 @@ def chat(
     from darwinlm.evaluation.chat import AnswerSettings, Conversation
 
     settings = AnswerSettings(max_tokens, temperature, repetition_penalty, seed, system)
-    talks = {}
+    console, typed, talks = terminal.console(), sys.stdin.isatty(), {}
     for source in (model,) if against is None else (model, against):
-        terminal.say(f"loading {source}")
         opened = open_model(source, dtype=dtype, device=device, allow_remote_code=allow_remote_code)
         talks[source] = talk = Conversation(opened, settings)
         if not talk.has_template:
             terminal.say(f"{source} has no chat template: it continues your text")
-    console, typed = terminal.console(), sys.stdin.isatty()
     if typed:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # it stops an answer, as often as one likes
         terminal.say(HELP)
