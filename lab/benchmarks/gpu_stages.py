@@ -112,14 +112,12 @@ def stream(setup: Setup) -> None:
         options: dict[str, Any] = {"dtype": dtype, "device": setup.kind, "batch_tokens": 4 * length, "memory": memory}
         states = BlockStream(checkpoint, tokens, **options)
         begun, seconds = 0.0, 0.0
-        for block in range(checkpoint.n_blocks):
-            states.load(block, block + 1)
+        for block in states.walk():
             setup.wait()
             begun = time.perf_counter()
             states.run(block)
             setup.wait()
             seconds += time.perf_counter() - begun
-            states.unload(block)
         rates[place] = n_tokens * checkpoint.n_blocks / seconds
         setup.told("stream", f"{place}: tokens through a block", rates[place], "a second")
     block = sum(parameter.numel() for parameter in checkpoint.skeleton().get_submodule("model.layers.0").parameters())

@@ -88,12 +88,10 @@ def activation_scores(stream: BlockStream, progress: Progress = lambda done, tot
 
 def _blocks(stream: BlockStream, progress: Progress) -> Iterator[tuple[int, ExitStack]]:
     """Each block in memory, with a stack for hooks; it is run after the loop's body, and the stack is then closed."""
-    for block in range(stream.checkpoint.n_blocks):
-        stream.load(block, block + 1)
+    for block in stream.walk():
         with ExitStack() as hooks:
             yield block, hooks
             stream.run(block)
-        stream.unload(block)
         progress(block + 1, stream.checkpoint.n_blocks)
 
 
@@ -162,11 +160,9 @@ def block_influence(stream: BlockStream, progress: Progress = lambda done, total
     ShortGPT (arXiv 2403.03853, equation 1). The stream, before the first block, is used up.
     """
     influence = []
-    for block in range(stream.checkpoint.n_blocks):
+    for block in stream.walk():
         before = list(stream.hidden)
-        stream.load(block, block + 1)
         stream.run(block)
-        stream.unload(block)
         total, count = 0.0, 0
         for old, new in zip(before, stream.hidden, strict=True):
             cosine = torch.nn.functional.cosine_similarity(exact(old).double(), exact(new).double(), dim=-1)

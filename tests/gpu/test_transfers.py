@@ -15,7 +15,7 @@ from darwinlm.streaming.streamed import StreamedDecoder
 from darwinlm.streaming.transfers import Mover, pinned_bytes, pinned_like
 from tests.gpu.device import UnfinishedError
 from tests.gpu.rules import NAME
-from tests.tiny.checkpoint import stream_over
+from tests.tiny.checkpoint import run_through, stream_over
 
 CARD = torch.device(NAME, 0)
 
@@ -77,8 +77,8 @@ def test_a_stream_waits_once_for_a_block_and_reads_the_next_one_meanwhile(gpu, t
     monkeypatch.setattr(decoder, "_fetch", lambda block: begun.append(f"reads {block}") or fetch(block))
     monkeypatch.setattr(decoder, "run_block", lambda block, *more: begun.append(f"runs {block}") or run(block, *more))
     gpu.restart()
-    there.run_through()
-    here.run_through()
+    run_through(there)
+    run_through(here)
     for found, expected in zip(there.hidden, here.hidden, strict=True):
         torch.testing.assert_close(found.cpu(), expected, rtol=1e-5, atol=1e-5)
     count, batches = len(decoder.blocks), len(there.hidden)

@@ -54,3 +54,9 @@ def tiny_text(path: Path, documents: int = 120, seed: int = 0) -> Path:
     made = [" ".join(rng.choices(WORDS, k=rng.randint(20, 60))) + "." for _ in range(documents)]
     path.write_text("\n\n\n".join(made), encoding="utf-8")
     return path
+
+
+def run_through(stream: BlockStream) -> None:
+    """Move a stream through all blocks."""
+    for block in stream.walk():
+        stream.run(block)

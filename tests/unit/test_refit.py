@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.tiny.checkpoint import stream_over
+from tests.tiny.checkpoint import run_through, stream_over
 from tests.tiny.models import tiny_model
 from tests.tiny.recovering import Stopped
 from tests.unit.test_parallel import in_two_processes
@@ -63,7 +63,7 @@ def refitted(
     validation = Streams(stream(dense, held_out), stream(small, held_out))
     chosen = refit(stage, Streams(stream(dense, fitted), stream(small, fitted)), validation, ridges, progress)
     unchanged = stream(small, held_out)
-    unchanged.run_through()
+    run_through(unchanged)
     before, after = (stream_divergence(validation.dense, each) for each in (unchanged, validation.small))
     weights = {}
     for path in sorted(stage.glob("block_*.safetensors")):

@@ -57,7 +57,7 @@ def stream_moments(stream: BlockStream, *, skip: int = 0) -> Iterator[BlockMomen
     for block in range(stream.checkpoint.n_blocks):
         with parallel.agree():
             weights, moments, shared = _run_watched(stream, block, watch=block >= skip)
-        stream.unload(block)
+        stream.decoder.unload(block)
         if block >= skip:
             totals = {kind: moment.take(parallel.all_reduce) for kind, moment in moments.items()}
             yield BlockMoments(block, totals, weights, None if shared is None else shared.take(parallel.all_reduce))
@@ -71,7 +71,7 @@ def _run_watched(
     Returns the weights of its output projections, moments of their inputs, and that of a shared expert's output.
     """
     family = stream.checkpoint.family
-    weights = stream.load(block, block + 1)
+    weights = stream.decoder.load(block, block + 1)
     outputs = [(part, output_name(part, weights)) for part in (family.attention, family.mlp)]
     moments: dict[ModuleKind, SecondMoment | ExpertMoments] = {}
     shared: SecondMoment | None = None

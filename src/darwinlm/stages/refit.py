@@ -79,7 +79,10 @@ def _refit(
         context.reporter.advance(number, len(others))
         with parallel.agree():
             between = small(held_out, memory)
-            between.run_through(partial(_interpolate, between, task.folder, strength))
+            for block in between.walk():
+                weights = _interpolated(task.folder, between.checkpoint, block, strength)
+                put_weights(between.decoder.blocks[block], weights)
+                between.run(block)
         losses[strength] = stream_divergence(held.dense, between)
     fitted = sum(ridge is not None for ridge in ridges)
     summed_up = {"fitted": fitted, "modules": len(ridges), **_record(losses)}
@@ -117,27 +120,20 @@ def _interpolated(folder: Path, checkpoint: Checkpoint, block: int, strength: fl
     return {name: torch.lerp(stitched[name], weight, strength) for name, weight in fitted.items()}
 
 
-def _interpolate(stream: BlockStream, folder: Path, strength: float, block: int) -> None:
-    """Give a loaded block its interpolated weights."""
-    put_weights(stream.decoder.blocks[block], _interpolated(folder, stream.checkpoint, block, strength))
-
-
 @torch.no_grad()
 def stream_divergence(dense: BlockStream, other: BlockStream) -> float:
     """KL(dense ‖ other) in nats per token, from residual streams after the last block on the same text.
 
-    Processes share the text; all get the same figure. The dense model's head stays loaded.
+    Processes share the text; all get the same figure.
     """
     sums = torch.zeros(2, dtype=torch.float64)
-    dense.load_head()
-    other.load_head(dense)
-    for both in zip(dense.hidden, other.hidden, strict=True):
-        pieces = (torch.split(hidden.flatten(0, 1), dense.decoder.head_tokens) for hidden in both)
-        for states, others in zip(*pieces, strict=True):
-            divergence = DenseDistribution(dense.decoder.head(states)).kl(other.decoder.head(others))
-            summed = exact(divergence).sum(dtype=torch.float64)
-            sums += torch.tensor([float(summed), len(divergence)], dtype=torch.float64)
-    other.unload_head()
+    with dense.decoder.with_head(), other.decoder.with_head(dense.decoder):
+        for both in zip(dense.hidden, other.hidden, strict=True):
+            pieces = (torch.split(hidden.flatten(0, 1), dense.decoder.head_tokens) for hidden in both)
+            for states, others in zip(*pieces, strict=True):
+                divergence = DenseDistribution(dense.decoder.head(states)).kl(other.decoder.head(others))
+                summed = exact(divergence).sum(dtype=torch.float64)
+                sums += torch.tensor([float(summed), len(divergence)], dtype=torch.float64)
     total, tokens = map(float, parallel.all_reduce(sums))
     return max(total / tokens, 0.0)
 

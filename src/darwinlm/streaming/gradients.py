@@ -57,7 +57,9 @@ def output_gradients(
     moments: dict[ModuleKind, SecondMoment] = {}
     inputs: list[HiddenStates] = []
     with parallel.agree():
-        stream.run_through(lambda block: inputs.append(stream.hidden.copied(memory)))
+        for block in stream.walk():
+            inputs.append(stream.hidden.copied(memory))
+            stream.run(block)
         with stream.decoder.with_head():
             gradients = _behind_last_block(stream, tokens, memory)
     watching = partial(_output_moments, stream, moments)

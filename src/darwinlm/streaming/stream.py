@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -71,30 +71,9 @@ class BlockStream:
         assert self.checkpoint.family.tail is not None
         return {**arguments, self.checkpoint.family.tail.argument: self._slices[index][:, :, block]}
 
-    def load_head(self, like: BlockStream | None = None) -> None:
-        """Load the head, or share that of a stream `like` this one if both are equal."""
-        self.decoder.load_head(None if like is None else like.decoder)
-
-    def unload_head(self) -> None:
-        """Release the head."""
-        self.decoder.unload_head()
-
-    def load(self, block: int, following: int) -> dict[str, Tensor]:
-        """Load a block, and return its weights in the checkpoint's type; on a GPU the following one then comes."""
-        return self.decoder.load(block, *([following] if following in range(len(self.decoder.blocks)) else []))
-
-    def unload(self, block: int) -> None:
-        """Release a block's weights."""
-        self.decoder.unload(block)
-
-    def run_through(self, entering: Callable[[int], object] = lambda block: None) -> None:
-        """Move the residual stream through all blocks; `entering` is called with each one that is loaded.
-
-        Raises NumericsError.
-        """
-        for block in self.decoder.walk(range(len(self.decoder.blocks))):
-            entering(block)
-            self.run(block)
+    def walk(self) -> Iterator[int]:
+        """All blocks in order, each loaded while it is visited; `run` moves the stream through it."""
+        return self.decoder.walk(range(len(self.decoder.blocks)))
 
     @torch.no_grad()
     def run(self, block: int) -> None:

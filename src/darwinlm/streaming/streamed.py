@@ -124,7 +124,7 @@ class StreamedDecoder(Decoder):
             self._leave(block, list(self.blocks[block].parameters()))
 
     def load(self, block: int, *following: int) -> dict[str, Tensor]:
-        """Load a block; on a GPU, the `following` ones are then read and copied while it is used.
+        """Load a block; on a GPU, the `following` ones, if there are any, are then read and copied while it is used.
 
         Returns the weights that were read, in the checkpoint's type; none if the block was there.
         """
@@ -190,7 +190,8 @@ class StreamedDecoder(Decoder):
         return {name: tensor for name, tensor in self._weights(block).items() if name in wanted}
 
     def _fetch(self, block: int) -> None:
-        if self._mover is not None and block not in self._loaded and block not in self._coming:
+        wanted = block in range(len(self.blocks)) and block not in self._loaded and block not in self._coming
+        if self._mover is not None and wanted:
             self._coming[block] = self._mover.fetch_all(partial(self._read, block))
 
     def _leave(self, block: int, weights: list[Tensor]) -> None:

@@ -70,17 +70,13 @@ def refit(
     chosen: list[float | None] = []
     total = fit.dense.checkpoint.n_blocks
     streams = (fit.dense, fit.small, validation.dense, validation.small)
-    for block in range(total):
-        for stream in streams:
-            stream.load(block, block + 1)
+    for block, *_ in zip(*(stream.walk() for stream in streams), strict=True):
         weights, fits = _refit_block(block, fit, validation, ridges)
         path = folder / block_file(block)
         if weights:
             parallel.in_main(write_tensors, path, weights)
         else:  # an interrupted run may have left one
             parallel.in_main(path.unlink, True)
-        for stream in streams:
-            stream.unload(block)
         chosen += fits
         progress(block + 1, total)
     return chosen
