@@ -41,6 +41,11 @@ if TYPE_CHECKING:
 
 STATE = "evolution.json"
 
+LIKELY = 6
+"""Uniform allocations of the lowest predicted losses that are measured, if the database has estimates. Each takes new
+weights of all modules. Estimates rank them as measured losses do: of ten for SmolLM2-135M-Instruct at 75 and 50 %, the
+best was among the first two."""
+
 
 def search(
     model: Decoder,
@@ -95,7 +100,8 @@ def search(
 
     database.spill_into(folder)
     tokens = settings.rounds[0].tokens
-    uniform = best_of(uniform_allocations(problem), fitness, losses, tokens, clock)
+    alike = by_prediction(uniform_allocations(problem), losses)
+    uniform = best_of(alike if estimates is None else alike[:LIKELY], fitness, losses, tokens, clock)
     uniform_kl = fitness.kl(uniform, settings.rounds[-1].tokens)
     state = evolve(
         fitness,
@@ -135,6 +141,11 @@ def _equal_start(
     return min([best, uniform] if uniform in equal else [best], key=lambda each: fitness.kls([each], n_tokens)[0])
 
 
+def by_prediction(choices: list[Allocation], losses: PerLevel) -> list[Allocation]:
+    """Allocations by ascending sum of single-module losses."""
+    return sorted(choices, key=lambda choice: sum(row[level] for row, level in zip(losses, choice, strict=True)))
+
+
 def best_of(choices: list[Allocation], fitness: Fitness, losses: PerLevel, n_tokens: int, clock: Clock) -> Allocation:
     """The best of at least one allocation.
 
@@ -142,7 +153,7 @@ def best_of(choices: list[Allocation], fitness: Fitness, losses: PerLevel, n_tok
     first if time runs out. The best three are compared on all `n_tokens` fitness tokens. At least one allocation is
     measured, whatever the clock says.
     """
-    choices = sorted(choices, key=lambda choice: sum(row[level] for row, level in zip(losses, choice, strict=True)))
+    choices = by_prediction(choices, losses)
     for tokens in (max(n_tokens // 4, 1), n_tokens):
         measured: list[float] = []
         while len(measured) < len(choices) and (not measured or parallel.broadcast(clock.left) > 0):

@@ -225,7 +225,7 @@ class _Stages:
         guided, times, offspring = settings.method == "gradient", settings.generations, settings.offspring
         fitness, window = settings.fitness_needed, settings.rounds[0].tokens
         count = min(CHILDREN, offspring) if guided else float(offspring)
-        read, learnt, before = 5.0 * window + (2.0 + guided * CHILDREN) * fitness, 0.0, 0  # the start comes first
+        read, learnt, before = 4.0 * window + (2.0 + guided * CHILDREN) * fitness, 0.0, 0  # the start comes first
         for each in settings.rounds:  # losses of earlier rounds are kept, unless candidates are trained
             read += times * count * (each.tokens - (0 if each.training_tokens else before))
             learnt += times * (count + 1) * each.training_tokens
