@@ -36,7 +36,6 @@ from darwinlm.runtime.errors import NumericsError
 from darwinlm.runtime.memory import kept_memory, memory_of
 from darwinlm.search.dense_side import GRADIENT_TOKENS
 from darwinlm.search.fitness import Fitness, Window
-from darwinlm.streaming.chunks import chunked_gradient
 from darwinlm.streaming.decoder import Removed
 from darwinlm.streaming.hidden import HiddenStates
 from darwinlm.units.space import Allocation
@@ -125,17 +124,17 @@ class Gradients:
 
     def _behind_last_block(self, hidden: Tensor, dense: Tensor) -> Tensor:
         """Gradient of the summed KL at the stream after the last block."""
-        dense = dense.flatten(0, 1)
-
-        def loss(piece: slice, part: Tensor) -> Tensor:
-            logits = self.decoder.head(part)
-            with torch.no_grad():
-                p = self.decoder.head(dense[piece]).float().softmax(-1)
-                # d KL / d logits is the difference of the distributions.
-                towards = logits.float().softmax(-1).sub_(p).to(logits.dtype)
-            return (logits * towards).sum()
-
-        return chunked_gradient(loss, hidden, GRADIENT_TOKENS)
+        gradients = []
+        both = (torch.split(each.flatten(0, 1), GRADIENT_TOKENS) for each in (hidden, dense))
+        for part, same in zip(*both, strict=True):
+            p = self.decoder.head(same).softmax(-1, dtype=torch.float32)
+            with torch.enable_grad():
+                before = part.detach().requires_grad_()
+                logits = self.decoder.head(before)
+            # d KL / d logits is the difference of the distributions.
+            towards = logits.detach().softmax(-1, dtype=torch.float32).sub_(p).to(logits.dtype)
+            gradients += torch.autograd.grad(logits, before, towards)
+        return torch.cat(gradients).view(hidden.shape)
 
     def _watched(self, index: int) -> _Watched | None:
         """A module whose slopes can be computed; None for fixed modules and mixtures."""
