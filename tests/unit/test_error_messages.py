@@ -11,8 +11,6 @@ import torch
 from tests.fuzz.gguf_bytes import gguf_file, plain_keys, plain_tensors
 
 from darwinlm.cli.main import _message
-from darwinlm.database.blocks import block_file
-from darwinlm.database.store import DatabaseReader
 from darwinlm.engines.process import EngineProcess
 from darwinlm.export.hf import check_saved
 from darwinlm.export.published import open_published
@@ -20,10 +18,8 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import ModuleShape
 from darwinlm.gguf.header import read_header
 from darwinlm.gguf.write import _numbers
-from darwinlm.recipe import UnitsSettings
 from darwinlm.runs import demo
 from darwinlm.runtime import errors
-from darwinlm.runtime.artifact import MANIFEST, read_json, write_json
 from darwinlm.runtime.errors import (
     ArtifactError,
     CheckpointError,
@@ -35,18 +31,6 @@ from darwinlm.runtime.errors import (
     install,
 )
 from darwinlm.units.levels import Level, kept_groups
-
-
-def test_database_with_a_block_that_is_not_listed(finished_llama: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(finished_llama / "stages" / "database", tmp_path / "database"))
-    checkpoint = Checkpoint.open(Path(read_json(finished_llama / "summary.json")["model"]))
-    reader = DatabaseReader(folder, checkpoint, UnitsSettings(mlp_multiple=8))
-    manifest = read_json(folder / MANIFEST)
-    del manifest["files"][block_file(0)]
-    write_json(folder / MANIFEST, manifest)
-    module = next(module for module in reader.modules if module.block == 0)
-    with pytest.raises(ArtifactError, match="it was changed after it was written"):
-        reader.kept(0, module.kind, module.levels[1])
 
 
 @torch.no_grad()

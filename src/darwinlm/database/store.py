@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +22,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.parts import ModuleKind
 from darwinlm.recipe import UnitsSettings
 from darwinlm.runtime import parallel
-from darwinlm.runtime.artifact import check_file, open_tensors, read_manifest
+from darwinlm.runtime.artifact import open_tensors
 from darwinlm.runtime.mapped import in_file
 from darwinlm.runtime.memory import ALL, CPU, Bounded, memory_of
 from darwinlm.units.levels import Level, variants
@@ -35,7 +33,7 @@ DISK_SHARE = 0.5
 
 
 class DatabaseReader(ModuleReader):
-    """Reads any module at any level. Files are compared with their hashes in the manifest before use.
+    """Reads any module at any level.
 
     Searches repeatedly need the factors of all modules in turn. As many as fit stay on the device, on which weights are
     computed from them. The inputs of the others stay in main memory, pinned if a GPU reads them. On a CPU, a target
@@ -56,7 +54,6 @@ class DatabaseReader(ModuleReader):
         super().__init__(checkpoint, units)
         self.folder = folder
         self.device = device
-        self._verified: set[int] = set()
         self.reads = 0
         self._small: dict[int, dict[str, Tensor]] = {}
         self._last: dict[tuple[ModuleKind, bool], tuple[tuple[int, int], tuple[NestedFactors, ...]]] = {}
@@ -141,7 +138,7 @@ class DatabaseReader(ModuleReader):
         """
         stored = self._stored.get((block, kind))
         if stored is None:
-            with self._opened(block) as stream:
+            with open_tensors(self.folder / block_file(block)) as stream:
                 stored = stream.get_tensor(f"{kind}.factor"), self._dense_weight(block, kind)
             self.reads += 1
             shape = self.shapes[block, kind]
@@ -156,20 +153,10 @@ class DatabaseReader(ModuleReader):
     def _curves(self, block: int) -> dict[str, Tensor]:
         """Stored tensors of a block by name, except its factors; kept in memory. Raises ArtifactError."""
         if block not in self._small:
-            with self._opened(block) as stream:
+            with open_tensors(self.folder / block_file(block)) as stream:
                 names = [name for name in stream.keys() if not name.endswith(".factor")]  # noqa: SIM118
                 self._small[block] = {name: stream.get_tensor(name) for name in names}
         return self._small[block]
-
-    @contextmanager
-    def _opened(self, block: int) -> Iterator[Any]:
-        """The file of a block, compared with its hash once. Raises ArtifactError."""
-        path = self.folder / block_file(block)
-        if block not in self._verified:
-            check_file(path, read_manifest(self.folder).files.get(path.name))
-            self._verified.add(block)
-        with open_tensors(path) as stream:
-            yield stream
 
     def errors(self, block: int, kind: ModuleKind, variant: int) -> Tensor:
         """[p + 1] float64: squared output error of keeping the first k columns of a variant.
