@@ -1,4 +1,4 @@
-"""Databases: used by other sizes, built without room, and changed under their reader."""
+"""Databases: used by other sizes, and built without room."""
 
 import errno
 import os

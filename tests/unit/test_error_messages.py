@@ -15,13 +15,11 @@ from darwinlm.engines.process import EngineProcess
 from darwinlm.export.hf import check_saved
 from darwinlm.export.published import open_published
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.shapes import ModuleShape
 from darwinlm.gguf.header import read_header
 from darwinlm.gguf.write import _numbers
 from darwinlm.runs import demo
 from darwinlm.runtime import errors
 from darwinlm.runtime.errors import (
-    ArtifactError,
     CheckpointError,
     DeviceMemoryError,
     EngineError,
@@ -30,7 +28,6 @@ from darwinlm.runtime.errors import (
     ModelError,
     install,
 )
-from darwinlm.units.levels import Level, kept_groups
 
 
 @torch.no_grad()
@@ -77,12 +74,6 @@ def test_numbers_that_a_gguf_file_cannot_hold(value: float, message: str) -> Non
     gguf = pytest.importorskip("gguf", reason="the extra gguf")
     with pytest.raises(ExportError, match=f"the tensor blk.0.ffn_up.weight holds numbers .*{message}"):
         _numbers(gguf, "blk.0.ffn_up.weight", torch.full((2, 32), value), "F16")
-
-
-def test_columns_of_another_database() -> None:
-    shape = ModuleShape(0, "attention", {}, 2, 2, 2, 8, "block 0 attention")
-    with pytest.raises(ArtifactError, match="keeps 2 KV heads, not 1: the level belongs to another database"):
-        kept_groups(shape, Level(1, 2, 4, 0, 2), torch.tensor([0, 1, 4, 5]))
 
 
 def test_demo_without_its_model(monkeypatch):

@@ -12,7 +12,7 @@ from darwinlm.families.family import Family
 from darwinlm.families.parts import ModuleKind
 from darwinlm.families.shapes import ModuleShape, module_parameters
 from darwinlm.recipe import UnitsSettings
-from darwinlm.runtime.errors import ArtifactError, RecipeError
+from darwinlm.runtime.errors import RecipeError
 
 MOST_COUNTS = 16
 """Maximum number of expert counts among a mixture's levels; with more experts, counts are multiples."""
@@ -208,10 +208,7 @@ def kept_groups(shape: ModuleShape, level: Level, columns: Tensor) -> tuple[Tens
     owner = shape.query_groups or [head // shape.heads for head in range(shape.width // shape.head_dim)]
     used = [owner[head] for head in heads]
     groups = sorted(set(used)) if level.groups < shape.groups else list(range(shape.groups))
-    if len(groups) != level.groups:
-        raise ArtifactError(
-            f"{shape.name} keeps {len(groups)} KV heads, not {level.groups}: the level belongs to another database"
-        )
+    assert len(groups) == level.groups, f"{shape.name} keeps {len(groups)} KV heads, not {level.groups}"
     places = tuple(groups.index(group) for group in used)
     even = len(places) % max(len(groups), 1) == 0 and list(places) == [
         place for place in range(len(groups)) for _ in range(len(places) // len(groups))
