@@ -46,9 +46,6 @@ class DenseDistribution:
             p = torch.exp(log_p, out=self.probabilities[piece])
             self.negative_entropy[piece] = (p * log_p).sum(-1)
 
-    def __len__(self) -> int:
-        return len(self.negative_entropy)
-
     def kl(self, logits: Tensor, normalisers: Tensor | None = None) -> Tensor:
         """KL of each token, [n] float32, from logits [n, v] of the candidate.
 
