@@ -23,7 +23,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from darwinlm.evaluation import speed
@@ -96,7 +95,7 @@ def make_run(tiny_text_file: Path) -> MakeRun:
     ) -> Run:
         overrides = {"model": str(model), "text.source": str(text), "budget.keep": keep}
         recipe = load_recipe(None, (*SETTINGS, *assignments), overrides)
-        return open_run(recipe, folder, reporter or Reporter(Console(quiet=True)), begun=working_time())
+        return open_run(recipe, folder, reporter or Reporter(quiet=True), begun=working_time())
 
     return make
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import yaml
-from rich.console import Console
 from tests.tiny.checkpoint import tiny_checkpoint
 from tests.tiny.stages import run_stages
 from transformers import AutoModelForCausalLM
@@ -86,7 +85,7 @@ def trained_in_phases(run: Path, text: Path) -> list[int]:
         recovery["text"] = ",".join(str(text) for _ in recovery["text"].split(","))
         path = run.parent / f"{phase}.yaml"
         path.write_text(yaml.safe_dump(tree), encoding="utf-8")
-        summary = recover(run, run.parent / phase, recipe=path, reporter=Reporter(Console(quiet=True)))
+        summary = recover(run, run.parent / phase, recipe=path, reporter=Reporter(quiet=True))
         steps.append(summary.recovery.steps)
         run = run.parent / phase
     return steps
@@ -99,7 +98,7 @@ def test_recipe_runs_end_to_end(name: str, tiny_text_file: Path, tmp_path: Path)
     assert recipe.units.attention == published.units.attention
     assert recipe.units.levels == published.units.levels
     assert len(recipe.search.rounds) == len(published.search.rounds)
-    out, reporter = tmp_path / "out", Reporter(Console(quiet=True))
+    out, reporter = tmp_path / "out", Reporter(quiet=True)
     summary = run_stages(open_run(recipe, out, reporter), "report").report
     models = summary.models
     assert set(models) == {"dense", "uniform", "stitched", *(["refit"] if recipe.refit.tokens else [])}

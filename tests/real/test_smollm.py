@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from rich.console import Console
 from tests.tiny.stages import run_stages
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -47,7 +46,7 @@ def half(tmp_path_factory) -> tuple[SimpleNamespace, Path]:
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sections, "LEAST_FOR_ANSWERS", 1 << 20)  # tiny models write chats in other tests
-            run = open_run(demo_recipe(SMALLER, full=True), out, Reporter(Console(quiet=True)))
+            run = open_run(demo_recipe(SMALLER, full=True), out, Reporter(quiet=True))
             return run_stages(run, "report"), out
     except (ModelError, DataError, MissingExtraError) as missing:
         pytest.skip(str(missing))

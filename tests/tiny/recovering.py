@@ -74,7 +74,6 @@ def _stopping(step: int, stop: Callable[[], BaseException]) -> Callable[..., Non
 
 def recover_tiny(small: Path, teacher: Path, text: Path, out: Path, *assignments: str) -> Summary:
     """Recover a tiny model in this process, and log every step."""
-    from rich.console import Console
 
     from darwinlm.recipe import sections
     from darwinlm.recovery import train
@@ -82,7 +81,7 @@ def recover_tiny(small: Path, teacher: Path, text: Path, out: Path, *assignments
     from darwinlm.runtime.console import Reporter
 
     settings = (*RECOVERY, *assignments)
-    quiet = Reporter(Console(quiet=True))
+    quiet = Reporter(quiet=True)
     often = mock.patch.multiple(sections, SAVED_EVERY=2048, LONG_TRAINING=0)
     with mock.patch.object(train, "LOG_EVERY", 1), often:
         return recover(small, out, teacher=str(teacher), text=str(text), assignments=settings, reporter=quiet)
