@@ -151,7 +151,7 @@ def _texts() -> Iterator[Case]:
         },
         "text.json": {"a deep list": b"[" * 100_000, "a list of lists": b"[[]]"},
         "text.csv": {
-            "empty": b"", "a zero byte": b"text\n\0\n", "a long row": b"text\n" + b"," * 100_000,
+            "empty": b"", "a long row": b"text\n" + b"," * 100_000,
             "only a header": b"text\n", "an endless cell": lambda: b'text\n"' + b"a\n" * (20 << 20),
         },
         "text.parquet": {"word": b"PAR1", "twice": b"PAR1" + b"\xff" * 100 + b"PAR1"},
@@ -168,6 +168,7 @@ def _texts() -> Iterator[Case]:
         "a long record": ("text.jsonl", lambda: b'{"text": "' + b"a" * (70 << 20) + b'"}'),
         "half a surrogate": ("text.jsonl", b'{"text": "\\ud800"}\n'),
         "a mark at its start": ("text.txt", b"\xef\xbb\xbftext"),
+        "a zero byte in a cell": ("text.csv", b"text\n\0\n"),
     }
     for name, (file, content) in fine.items():
         yield Case(f"text: {name}", "text", alone(file, content), ANY)
