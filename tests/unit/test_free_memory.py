@@ -28,6 +28,15 @@ def test_a_container_says_what_it_may_use(tmp_path, monkeypatch):
     assert memory.free_host_bytes() > 1 << 20, "without a limit the machine counts"
 
 
+@pytest.mark.parametrize("status", [b"Name:\tpyth\xc3\nRssAnon:\t   7 kB\n", b"Name:\tpython\n", None])
+def test_what_a_process_holds_whatever_its_system_says(tmp_path, monkeypatch, status):
+    monkeypatch.setattr(memory, "STATUS", tmp_path / "status")
+    if status is not None:
+        (tmp_path / "status").write_bytes(status)
+    taken = memory.taken_bytes(torch.device("cpu"))
+    assert taken == 7 * 1024 if status and b"RssAnon" in status else taken > 1 << 20
+
+
 def test_memory_that_pytorch_holds_and_does_not_use_is_free(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (100, 1000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 500)

@@ -53,9 +53,9 @@ def taken_bytes(device: torch.device) -> int:
         return int(torch.cuda.memory_allocated(device))
     if device.type == "mps":
         return int(torch.mps.current_allocated_memory())
-    if STATUS.is_file():
-        anonymous = next(line for line in STATUS.read_text(encoding="ascii").splitlines() if line[:8] == "RssAnon:")
-        return int(anonymous.split()[1]) * 1024
+    for line in STATUS.read_text(errors="replace").splitlines() if STATUS.is_file() else ():
+        if line.startswith("RssAnon:"):  # some sandboxes have none
+            return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
