@@ -77,11 +77,16 @@ def test_any_encoding(command, finished_llama, monkeypatch, encoding, words):
     assert json.loads(text) if words[1:] else "attention" in text
 
 
-def test_a_full_stream():
-    words = ["bash", "-c", f"{sys.executable} -m darwinlm --version > /dev/full"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+@pytest.mark.parametrize(
+    ("words", "streams", "status"),
+    [("--version", "> /dev/full", 2), ("show", ">&-", 0), ("show", "<&- >&- 2>&-", 0), ("chat", "<&-", 0)],
+)
+def test_full_and_closed_streams(finished_llama, words, streams, status):
+    model = "" if words[0] == "-" else finished_llama
+    line = f"{sys.executable} -m darwinlm {words} {model} {streams}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr
-    assert done.returncode == 2, done.stderr
+    assert done.returncode == status, done.stderr
 
 
 def test_questions_that_are_not_utf_8(command, model_copy, monkeypatch):

@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 import warnings
+from pathlib import Path
 
 import typer
 from rich.console import Console
@@ -58,8 +59,10 @@ def main(app: typer.Typer = app, program: str = "darwinlm", shared: frozenset[st
     for name in UNREAD:
         os.environ.pop(name, None)
     warnings.filterwarnings("ignore")
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # which then fails at no character that its encoding lacks
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if (stream := getattr(sys, name)) is None:  # it was closed, and a file of ours would get its number
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - until the end
+        elif isinstance(stream, io.TextIOWrapper):  # which then fails at no character that its encoding lacks
             stream.reconfigure(errors="replace")
     Console.on_broken_pipe = _pipe_closed  # type: ignore[method-assign]  # Typer's help has a console of its own
     _listen(f"interrupted; finished work is kept. Resume with: {program} {shlex.join(sys.argv[1:])}")
