@@ -10,7 +10,9 @@ from tests.tiny.stages import run_stages
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from darwinlm.pipeline import build, make, plan, read_inputs
 from darwinlm.report.summary import Summary, read_summary
+from darwinlm.runtime.errors import CheckpointError
 
 TIMES = {"seconds", "stages", "machine", "evaluations"}
 
@@ -87,3 +89,17 @@ def test_a_model_folder_that_was_changed_is_exported_again(finished_copy, tiny_l
     assert weights.read_bytes() == original
     assert (folder / "tokenizer.json").is_file()
     AutoModelForCausalLM.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+@pytest.mark.parametrize("after", ["text", "database"])
+def test_a_model_that_changes_during_a_run_is_noticed(model_copy, make_run, tmp_path, name, after):
+    """Else the saved model would be a mixture of two."""
+    run = make_run(model_copy, tmp_path / "out", "refit.tokens=0")
+    inputs = read_inputs(run)
+    database = build(run, inputs) if after == "database" else None
+    path = model_copy / name
+    flip(path) if name == "model.safetensors" else path.write_text(path.read_text() + " ")
+    with pytest.raises(CheckpointError, match=rf"{name}: it was changed during this run.* into a new folder"):
+        make(run, inputs, plan(run, inputs), database or build(run, inputs))
+    assert not (tmp_path / "out" / "model").exists()

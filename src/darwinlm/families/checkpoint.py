@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from darwinlm.families.config import open_config, read_config
 from darwinlm.families.family import Family, family_of
-from darwinlm.families.files import check_files
+from darwinlm.families.files import CARD, WEIGHTS, check_files, is_named, model_files
 from darwinlm.families.generation import generation_of, read_generation
 from darwinlm.families.layout import Parts, tensor_parts
 from darwinlm.families.loading import UNUSABLE, check_finite, load_tokenizer
@@ -28,7 +28,7 @@ from darwinlm.families.origin import origin_of
 from darwinlm.families.quantised import Format, formats_of
 from darwinlm.families.stored import Stored, is_buffer, matches
 from darwinlm.families.whole import load_whole, text_config, text_name, text_type
-from darwinlm.runtime.artifact import digest_of, file_digests
+from darwinlm.runtime.artifact import digest_of, file_digests, what_changed
 from darwinlm.runtime.errors import CheckpointError, ModelError, first_line
 from darwinlm.runtime.limits import shorten
 
@@ -99,7 +99,9 @@ class Checkpoint:
         if formats:
             del config.quantization_config  # a saved model is none
         quantisation = plain.get("quantization_config")
-        return cls(folder, config, family, source or str(folder), allow_remote_code, whole, formats, quantisation)
+        made = cls(folder, config, family, source or str(folder), allow_remote_code, whole, formats, quantisation)
+        assert made.beside  # as it is now
+        return made
 
     def _check_tensors(self) -> None:
         stored = self.stored.shapes()
@@ -216,10 +218,35 @@ class Checkpoint:
     def digest(self) -> str:
         """Hash of the configuration and of all weights."""
         quantised = {"quantisation": self.quantisation} if self.formats else {}
-        paths = {name: self.folder / name for name in sorted(set(self.stored.shards.values()))}
+        return digest_of({"config": self.plain_config(), "files": self.weights, **quantised})
+
+    @cached_property
+    def weights(self) -> dict[str, str]:
+        """Hashes of the shards by name."""
+        return self._digests_of(sorted(set(self.stored.shards.values())))
+
+    @cached_property
+    def beside(self) -> dict[str, str]:
+        """Hashes of the configuration, the tokenizer and the other files beside the weights, by name."""
+        return self._digests_of(name for name, _ in model_files(self.folder) if not is_named(name, (CARD, *WEIGHTS)))
+
+    def _digests_of(self, names: Iterable[str]) -> dict[str, str]:
+        paths = {name: self.folder / name for name in names}
         found = file_digests(paths.values())
-        files = {name: found[path] for name, path in paths.items()}
-        return digest_of({"config": self.plain_config(), "files": files, **quantised})
+        return {name: found[path] for name, path in paths.items()}
+
+    def check_unchanged(self) -> None:
+        """Refuse a model of which a file was changed since it was opened.
+
+        Raises CheckpointError: results of a run would be a mixture of two models.
+        """
+        for name, digest in (self.beside | self.weights).items():
+            path = self.folder / name
+            if wrong := what_changed(path, digest):
+                raise CheckpointError(
+                    f"{path}: {wrong.replace('after it was written', 'during this run')}, so the results so far may be "
+                    "of two models: prune the present one into a new folder"
+                )
 
     def plain_config(self) -> dict[str, Any]:
         """The configuration without its path and version, for JSON: infinite numbers are words."""

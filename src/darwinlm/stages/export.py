@@ -49,6 +49,8 @@ def _save(
     validation: TokenSequences,
 ) -> None:
     """Save the final model into `model/` of the output folder."""
+    for each in (dense, teacher):
+        each.check_unchanged()
     folder = task.context.folder / MODEL
     model = as_dtype(final.model(dense.dtype, keep=partial(in_file, folder=task.folder)), dense.dtype)
     model = in_family_class(model, final.checkpoint)
