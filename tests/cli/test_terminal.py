@@ -89,6 +89,15 @@ def test_full_and_closed_streams(finished_llama, words, streams, status):
     assert done.returncode == status, done.stderr
 
 
+def test_no_columns_and_no_current_folder(command, finished_llama, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "0")
+    assert "attention" in command("show", finished_llama).succeeded().out
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    command("show", finished_llama).refused("the current folder was removed")
+
+
 def test_questions_that_are_not_utf_8(command, model_copy, monkeypatch):
     _template(model_copy, "{% for message in messages %}{{ message.content }}{% endfor %}")
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9 \xff\n"), encoding="utf-8"))

@@ -23,7 +23,7 @@ from rich.console import Console
 from darwinlm.cli.app import app
 from darwinlm.cli.words import meant
 from darwinlm.runtime import parallel
-from darwinlm.runtime.errors import DISK, DarwinLMError, ParallelError
+from darwinlm.runtime.errors import DISK, ArtifactError, DarwinLMError, ParallelError
 from darwinlm.runtime.limits import MESSAGE, shorten
 from darwinlm.runtime.lock import release_all
 from darwinlm.runtime.terminal import Terminal
@@ -56,8 +56,8 @@ def main(app: typer.Typer = app, program: str = "darwinlm", shared: frozenset[st
     """
     for name, value in SILENT.items():
         os.environ.setdefault(name, value)
-    for name in UNREAD:
-        os.environ.pop(name, None)
+    for name in UNREAD if os.environ.get("COLUMNS", "").strip("0") else (*UNREAD, "COLUMNS"):
+        os.environ.pop(name, None)  # with no columns, rich prints nothing
     warnings.filterwarnings("ignore")
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if (stream := getattr(sys, name)) is None:  # it was closed, and a file of ours would get its number
@@ -97,6 +97,7 @@ def _run(app: typer.Typer, program: str, shared: frozenset[str]) -> object:
     """Run the command; returns its status."""
     code: object = 0
     try:
+        _check_folder()
         _check_processes(sys.argv[1:], program, shared)
         code = app(standalone_mode=False)
         sys.stdout.flush()
@@ -123,6 +124,14 @@ def _run(app: typer.Typer, program: str, shared: frozenset[str]) -> object:
 
 def _ignore(_: object) -> None:
     """Tell nothing."""
+
+
+def _check_folder() -> None:
+    """Refuse a current folder that was removed: in one, libraries end the process with messages of their own."""
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise ArtifactError("the current folder was removed: change to one that exists") from error
 
 
 def _pipe_closed(self: Console) -> None:
