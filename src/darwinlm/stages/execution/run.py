@@ -41,7 +41,7 @@ class Run:
     used if it is complete for the same key. Of the stages named in `order`, those after `until` end the run with
     `Ended`. The folder is created by the first stage that works. `allow_remote_code` lets checkpoints run their own
     code, also in the runs that have this one as `parent`. The recipe's time limit counts from `begun`, on the monotonic
-    clock, and is ignored without it; a run with a parent gets its `limit`.
+    clock, and is ignored without it.
 
     Attributes:
         results: Results of the stages so far by name.
@@ -60,7 +60,6 @@ class Run:
         order: Sequence[str] = (),
         until: str | None = None,
         begun: float | None = None,
-        limit: TimeLimit | None = None,
         allow_remote_code: bool = False,
     ) -> None:
         if recipe.model is None:
@@ -77,7 +76,7 @@ class Run:
                 self.context.reporter.say(f"{name}: the folder {found}, not {given_as} of the hub")
         if begun is not None:
             self.recipe, limit = limited(self.recipe, folder, self.context.device, begun, allow_remote_code=allowed)
-        self.context = replace(self.context, limit=limit)
+            self.set_limit(limit)
         self.results: dict[str, Any] = {}
         self._folders: dict[str, StageFolder] = {}
         self._made: dict[int, tuple[object, StageFolder]] = {}
@@ -94,7 +93,7 @@ class Run:
         parents = () if self._parent is None else self._parent.times
         return tuple(({each.name: replace(each, reused=True) for each in parents} | self._times).values())
 
-    def set_limit(self, limit: TimeLimit) -> None:
+    def set_limit(self, limit: TimeLimit | None) -> None:
         """Give the run a time limit, before it starts."""
         self.context = replace(self.context, limit=limit)
 
