@@ -34,9 +34,11 @@ FORWARD, BACKWARD, SAVED = 2.4, 6.7, 5.1
 from such a pass to its backward pass. Counted for Llama, Qwen2 and Qwen3 (2026-11-30): 2.4, 6.0 to 7.4, 4.4 to 5.8."""
 LIBRARIES = 0.45e9
 """Memory of Python, PyTorch and transformers without a model, measured on 2026-11-24."""
-EXACT, ALONE, TOGETHER, ROWS = 3.0, 30.0, 1.3, 64
-"""Time of an operation of orders, factors and solves, of a token that is generated alone, and of one of `ROWS` that are
-generated together, in those of passes."""
+EXACT, ALONE, TOGETHER, ROWS = {2: 5.6, 4: 1.4}, 30.0, 3.0, 64
+"""Time of an operation of orders, factors and solves, by the size of a number in passes, of a token that is generated
+alone, and of one of `ROWS` that are generated together, in those of passes. Measured on a CPU (2026-11-30)."""
+EXACT_ON_GPU = 3.0
+"""Time of such an operation on a GPU, an estimate."""
 CHILDREN, CONFIRMED, SWITCHED = 3, 1.0, 0.55
 """Children that a generation solves for, all of which the first one evaluates on the whole text, and that later ones
 do, measured on 2026-11-30; share of the blocks that a child of the level switch runs, from its first changed one on."""
@@ -83,7 +85,8 @@ class _Stages:
         )
         self.head, self.block = float(sizes.vocabulary * sizes.width * sizes.size), float(sizes.block * sizes.size)
         self.widest = max(float(shape.width) for shape in sizes.shapes)
-        self.exact = EXACT if on_cpu else 1.0  # of second moments, of which half is computed
+        self.slow = EXACT[sizes.size] if on_cpu else EXACT_ON_GPU
+        self.exact = self.slow if on_cpu else 1.0  # of second moments, of which half is computed
         self.smaller = 2 + bool(self.recipe.refit.tokens) + bool(self.recipe.recovery.tokens)
 
     def __iter__(self) -> Iterator[tuple[str, float, float, Items]]:
@@ -106,7 +109,7 @@ class _Stages:
         yield self._search()
         squares = sum(max(shape.experts, 1) * float(shape.width) ** 2 for shape in sizes.shapes)
         factors = {"factors of one module": 4 * self.widest * (self.widest + 2 * r), "blocks": self.block}
-        yield "stitch", 0, EXACT * squares * r * (2 + sizes.kept**2), factors
+        yield "stitch", 0, self.slow * squares * r * (2 + sizes.kept**2), factors
         if recipe.refit.tokens:
             yield self._refit()
         if own := amount_for_recovery(recipe):
@@ -207,7 +210,7 @@ class _Stages:
             d, experts, orders = float(shape.width), max(shape.experts, 1), max(shape.experts, 1)
             if shape.kind != "mlp" and (count := len(variants(shape, self.recipe.units))) > 1:
                 orders = count + 1  # heads are ranked first
-            work += self.exact * tokens * d * d + EXACT * orders * (10 / 3 * d**3 + 4 * d * d * r)
+            work += self.exact * tokens * d * d + self.slow * orders * (10 / 3 * d**3 + 4 * d * d * r)
             if shape.experts:  # trials without some of them
                 work += 12 * experts * sizes.operations(min(tokens / 3, 4096), 1 / sizes.depth, heads=1)
             moments[shape.block] = moments.get(shape.block, 0.0) + 4 * experts * d * d
@@ -233,8 +236,8 @@ class _Stages:
         work = sizes.operations(read, k, blocks=1 if guided else SWITCHED, heads=1) + sizes.operations(fitness, heads=1)
         work += sizes.operations(learnt, k, blocks=4, heads=3)
         for d in (float(shape.width) for shape in sizes.cut):  # two levels of each module, and the slopes of all
-            work += EXACT * times * 2 * d * d * k**2 * sizes.width
-            work += guided * times * (2 * window * d * sizes.width + min(window, sizes.width) * d * d)
+            work += self.slow * times * 2 * d * d * k**2 * sizes.width
+            work += self.slow * guided * times * (2 * window * d * sizes.width + min(window, sizes.width) * d * d)
         work += sizes.operations(guided * times * window, k, blocks=3, heads=3)
         streams = min((offspring + 2) * float(fitness * sizes.width * sizes.size), STREAMS)
         held = (self.backward if guided else self.passing) | {"heads": self.head, "candidates' streams": streams}
@@ -252,7 +255,7 @@ class _Stages:
         tokens, d = self.recipe.refit.tokens + held_out, self.widest  # a module may stay whole
         work = sizes.operations(tokens, 1 + k) + sizes.operations(len(STRENGTHS) * held_out, k, heads=2)
         for width in (shape.width * k for shape in sizes.shapes):
-            work += self.exact * tokens * width * (width + 2 * r) + EXACT * 2 * (width**3 / 3 + 4 * width**2 * r)
+            work += self.exact * tokens * width * (width + 2 * r) + self.slow * 2 * (width**3 / 3 + 4 * width**2 * r)
         fitting = self.passing | {"blocks": (2 + 2 * k) * self.block, "moments of one module": d * (20 * d + 32 * r)}
         n = head_tokens(sizes.vocabulary * sizes.size, on_cpu=self.on_cpu)
         logits = n * sizes.vocabulary * (4.0 + 2 * sizes.size)
