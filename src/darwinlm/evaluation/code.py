@@ -90,12 +90,20 @@ def compare_code(codes: Sequence[str | None], dense: Sequence[str | None]) -> Co
 
 
 def parsed(code: str | None) -> str | None:
-    """The syntax tree of some code, without comments and layout; None if it isn't Python."""
+    """The syntax tree of some code, without comments, docstrings and layout; None if it isn't Python."""
     if code is None:
         return None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)
-            return ast.dump(ast.parse(code))
+            tree = ast.parse(code)
+        for node in ast.walk(tree):
+            if isinstance(body := getattr(node, "body", None), list):
+                node.body = [each for each in body if not _is_string(each)]  # type: ignore[attr-defined]
+        return ast.dump(tree)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
+
+
+def _is_string(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
