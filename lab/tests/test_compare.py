@@ -60,9 +60,9 @@ def test_every_method_keeps_the_budget(compare, folder):
 
     searched = read_json(folder / "out" / "stages" / "search" / "result.json")
     assert rows["uniform"]["allocation"] == searched["uniform"]
-    made = [read_json(folder / "out" / "stages" / stage / MANIFEST)["facts"] for stage in ("gradients", "database")]
+    made = [read_json(folder / "out" / "stages" / stage / MANIFEST) for stage in ("gradients", "database")]
     for name in ("ziplm", "darwinlm", "darwinlm+refit"):
-        assert rows[name]["database_seconds"] == pytest.approx(sum(facts["seconds"] for facts in made)) != 0
+        assert rows[name]["database_seconds"] == pytest.approx(sum(each["seconds"] for each in made)) != 0
     assert rows["magnitude"]["database_seconds"] is None
     assert rows["darwinlm"]["allocation"] == searched["allocation"]
     assert rows["darwinlm"]["texts"]["held out"]["kl"] < rows["random"]["texts"]["held out"]["kl"]
@@ -104,7 +104,7 @@ def test_variant_of_the_search_is_a_row_of_its_own(compare, folder):
     assert rows["paper"]["block_params"] <= found(folder)["budget"]["upper"]
     stages = folder / "out" / "variants" / "paper" / "stages"
     assert not {"text", "gradients"} & {path.name for path in stages.iterdir()}
-    assert rows["paper"]["database_seconds"] == read_json(stages / "database" / MANIFEST)["facts"]["seconds"] != 0
+    assert rows["paper"]["database_seconds"] == read_json(stages / "database" / MANIFEST)["seconds"] != 0
     variant.write_text("text: {calibration_tokens: 5}", encoding="utf-8")
     compare(*options).refused("must be a recipe with nothing but search, units, database, refit, recovery")
 

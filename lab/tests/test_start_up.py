@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import signal
 
 import pytest
 import typer
@@ -32,7 +33,7 @@ def test_an_error_is_one_line(command) -> None:
 
 def test_an_interrupt_says_how_to_go_on(command, tiny_llama, monkeypatch) -> None:
     def interrupted(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr("lab.comparison.compare.compare_methods", interrupted)
     assert "Resume with: python -m lab compare " in command("compare", tiny_llama, "--text", "text.txt").err

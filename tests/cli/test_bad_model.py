@@ -106,7 +106,7 @@ def test_a_tokenizer_of_another_model(prune, command, tmp_path, tiny_text_file, 
     prune(model=model).refused(*said)
     command("evaluate", model, "--text", tiny_text_file, "--tokens", 1024, "--sequence-length", 32).refused(*said)
     monkeypatch.setattr("sys.stdin", io.StringIO("the river\n"))
-    command("chat", model, "--max-tokens", 8).refused(*said)
+    command("chat", model, "--max-tokens", 8).refused(*said, after="it continues your text")
 
 
 def test_code_of_its_own_under_a_known_name_is_not_run(prune, model_copy, tmp_path):

@@ -112,11 +112,11 @@ COMMANDS: dict[str, Words] = {
         "recover", given.finished, "--tokens", "1536", "--text", given.text, "--out", out / "out",
         *sets((*SETTINGS, *TRAINING)),
     ],
-    "export to hf": lambda given, out: [
+    "export to vllm": lambda given, out: [
         "export", given.finished, "--to", "vllm", "--out", out / "vllm"
     ],
     "export over a folder": lambda given, out: [
-        "export", given.finished, "--to", "dense", "--out", out / "dense", "--overwrite"
+        "export", given.finished, "--to", "vllm", "--out", out / "dense", "--overwrite"
     ],
     "export to gguf": lambda given, out: [
         "export", given.plain, "--to", "gguf", "--quant", "q8_0", "--out", out / "m.gguf"

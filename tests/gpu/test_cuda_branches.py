@@ -55,4 +55,5 @@ def test_sampled_rows_are_those_that_fit(monkeypatch, device, free, rows):
 
 
 def test_the_optimiser_is_fused(gpu):
-    assert Student._fused.fget(SimpleNamespace(working=[torch.ones(1, device=CARD)]))
+    student = Student([torch.nn.Linear(2, 2, device=CARD)], 1e-3)
+    assert student.optimiser.defaults["fused"]

@@ -25,10 +25,11 @@ class Ended:
         assert self.code == 0, self
         return self
 
-    def refused(self, *parts: str) -> None:
-        """It ended with status 2 and one message on stderr that holds all the parts."""
+    def refused(self, *parts: str, after: str = "") -> None:
+        """It ended with status 2 and one message on stderr that holds all the parts, `after` what it said before."""
         assert self.code == 2, self
-        lines = self.err.strip().splitlines()
+        assert after in self.err, self.err
+        lines = self.err.partition(after)[2].strip().splitlines() if after else self.err.strip().splitlines()
         assert len(lines) == 1, self.err
         assert lines[0].startswith("error: "), self.err
         for part in parts:
