@@ -10,7 +10,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.files import LICENCES
 from darwinlm.gguf.read import dequantise, describe_gguf
 from darwinlm.recipe.settled import is_here
-from darwinlm.runtime.artifact import model_folder
+from darwinlm.runtime.artifact import MANIFEST, MARKER, STAGES
 from darwinlm.runtime.errors import ModelError, first_line
 from darwinlm.runtime.limits import shorten
 
@@ -98,3 +98,17 @@ def _from_hub(model: str, path: Path, *, whole: bool) -> Path:
             f"can't find the model '{model}' on this machine or on the hub ({first_line(error)}): check the name, the "
             "network and, for gated models, your login, or give a folder that holds its config.json"
         ) from error
+
+
+def model_folder(folder: Path) -> Path:
+    """The folder of a model, which is `folder` itself unless that is a run's output folder.
+
+    Raises ModelError if the run isn't finished.
+    """
+    if not (folder / MARKER).is_file():
+        return folder
+    if not (folder / STAGES / "export" / MANIFEST).is_file() or not (folder / "model" / "config.json").is_file():
+        raise ModelError(
+            f"the run in {folder} isn't finished: it holds no exported model yet. Rerun its command to resume it"
+        )
+    return folder / "model"

@@ -165,7 +165,7 @@ def _score(lm: Any, one: Wanted, data_dir: Path | None, limit: int | None) -> Ta
         share = None if limit is None else -(-limit // len(loaded["tasks"]))
         # `simple_evaluate` also describes the machine, for which it runs git, pip and lscpu.
         results = evaluate(lm, loaded, limit=share, bootstrap_iters=1000)
-    except Exception as error:
+    except Exception as error:  # tasks are other people's code
         if parallel.size() > 1:  # the others may be waiting for this process, so all of them end
             raise
         reason = first_line(error)

@@ -24,7 +24,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError, field_validator
 from safetensors import SafetensorError
 
 from darwinlm.runtime.amounts import size
-from darwinlm.runtime.errors import ArtifactError, ModelError, NumericsError, StorageError, storage_error
+from darwinlm.runtime.errors import ArtifactError, NumericsError, StorageError, storage_error
 from darwinlm.runtime.folders import make_folder, remove
 from darwinlm.runtime.limits import load_json, shorten
 
@@ -45,7 +45,7 @@ _DIGESTS: dict[tuple[str, int, int, int], str] = {}
 SEEN_LATE = 90.0
 """Seconds after which every machine sees a file in a shared folder; NFS keeps what it knows of folders for up to 60."""
 ARTIFACT_BYTES = 1 << 30
-"""Largest JSON file of a stage, in bytes and in values: the hashes of thirty million documents."""
+"""Largest JSON file of a stage: the hashes of thirty million documents."""
 
 
 def digest_of(value: Any) -> str:
@@ -244,20 +244,6 @@ def damaged(path: Path, reason: str, stage: Path | None = None) -> ArtifactError
         f"{path} is damaged ({reason}): delete the folder {folder} and rerun the same command, or the one that "
         "created the folder; that stage is then redone"
     )
-
-
-def model_folder(folder: Path) -> Path:
-    """The folder of a model, which is `folder` itself unless that is a run's output folder.
-
-    Raises ModelError if the run isn't finished.
-    """
-    if not (folder / MARKER).is_file():
-        return folder
-    if not (folder / STAGES / "export" / MANIFEST).is_file() or not (folder / "model" / "config.json").is_file():
-        raise ModelError(
-            f"the run in {folder} isn't finished: it holds no exported model yet. Rerun its command to resume it"
-        )
-    return folder / "model"
 
 
 class Manifest(BaseModel):
