@@ -14,7 +14,7 @@ BUDGET = {
     "keep": ("SHARE", "Share of the block parameters to keep: 75% or 0.75. Without any budget, 50%."),
     "params": ("COUNT", "Parameters of the whole smaller model: 2.7B or 350M."),
     "bytes": ("SIZE", "Weights and KV cache of the smaller model: 4GiB or 900MB."),
-    "file": ("SIZE", "GGUF file of the smaller model: 70MB. Without --for, each tensor gets its own type."),
+    "file": ("SIZE", "GGUF file of the smaller model: 70MB, of the type of --for, or q3_k_m."),
     "speedup": ("FACTOR", "Speed relative to the original model on this machine: 2x."),
     "latency": ("DURATION", "Time of one request on this machine: 30ms or 1.5s."),
 }
