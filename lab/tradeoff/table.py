@@ -7,14 +7,18 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
+from matplotlib import style
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from darwinlm.report import plots, wording
+from darwinlm.report import wording
 from darwinlm.runtime.figures import Figures
 from darwinlm.runtime.version import VERSION
 
 HEADINGS = ("model", "type", "file", "KL", "perplexity", "prompt tokens/s", "decode tokens/s", "on the front")
 MARKS = "osD^vP*X"
+DENSE, PRUNED, FRONT = "#6a7079", "#2a6fb8", "#23845a"
+"""Colours."""
 LEAST = 1e-3
 """The KL at which smaller ones are drawn: on a logarithmic axis, that of the original has no place."""
 UNQUANTISED = ("f32", "f16", "bf16")
@@ -149,19 +153,22 @@ def draw_by_speed(tradeoff: Tradeoff, to: Path) -> None:
 def _draw(tradeoff: Tradeoff, to: Path, across: str, place: Callable[[FileRow], float], *, less: bool) -> None:
     """Draw files as points, KL upward, and name those of the front; `less`: whether a smaller place is better."""
     points = [(place(row), max(row.kl, LEAST)) for row in tradeoff.rows]
-    with plots.plot_style():
-        figure, axis = plots.empty_axes(across, "KL (nats/token)")
+    with style.context("default"):
+        figure = Figure(figsize=(6, 3), layout="constrained")
+        axis = figure.subplots()
+        axis.set(xlabel=across, ylabel="KL (nats/token)")
+        axis.grid(visible=True, color="#dcdfe4")
         best = front([(x if less else -x, y) for x, y in points])
         axis.step(
             *zip(*(points[index] for index in best), strict=True),
             where="post" if less else "pre",
-            color=plots.GAIN,
+            color=FRONT,
             linewidth=1.2,
             zorder=1,
         )
         for number, model in enumerate(dict.fromkeys(row.model for row in tradeoff.rows)):
             own = [index for index, row in enumerate(tradeoff.rows) if row.model == model]
-            colour = plots.MUTED if model == "dense" else plots.ATTENTION
+            colour = DENSE if model == "dense" else PRUNED
             mark: Any = {"color": colour, "marker": MARKS[number % len(MARKS)], "s": 34, "zorder": 3}
             axis.scatter(*zip(*(points[index] for index in own), strict=True), label=model, **mark)
             for index in set(own).intersection(best):
@@ -173,7 +180,7 @@ def _draw(tradeoff: Tradeoff, to: Path, across: str, place: Callable[[FileRow], 
                     rotation=40 if less else -40,
                     rotation_mode="anchor",
                     fontsize=7,
-                    color=plots.MUTED,
+                    color=DENSE,
                 )
         axis.set_yscale("log")
         axis.set_xscale("log")

@@ -4,9 +4,7 @@ import io
 import json
 import math
 import re
-import xml.etree.ElementTree as ET
 
-import matplotlib as mpl
 import pytest
 from rich.console import Console
 from tests.tiny.summaries import (
@@ -23,10 +21,9 @@ from tests.tiny.summaries import (
     searched,
 )
 
-from darwinlm.report import plots
 from darwinlm.report.card import model_card
 from darwinlm.report.page import render_page
-from darwinlm.report.summary import SweepRow, read_summary
+from darwinlm.report.summary import read_summary
 from darwinlm.report.table import COLUMNS, TERMINAL_COLUMNS, comparison_rows, comparison_table, looking_back_rows
 from darwinlm.runtime.errors import ArtifactError
 
@@ -112,30 +109,6 @@ def test_no_folder_of_the_machine_is_on_the_page_or_the_card(write):
     )
     assert "secret" not in text
     assert "SmolLM2-135M-Instruct with half of its block parameters" in text
-
-
-def size(name, millions, perplexity):
-    """A model in the plot of a sweep."""
-    params = round(1e6 * millions)
-    sizes = {"params": params, "block_params": params, "bytes": 2 * params}
-    return SweepRow(name=name, folder=None, budget=None, perplexity=perplexity, **sizes)
-
-
-def test_plots_are_svg_and_deterministic():
-    points = [size("dense", 106.2, 24.9), size("a < b & $c$", 53.0, 48.4)]
-    before = dict(mpl.rcParams)
-    svg = plots.size_plot(points)
-    assert dict(mpl.rcParams) == before
-    with mpl.rc_context({"font.size": 30, "axes.facecolor": "red", "svg.fonttype": "path"}):
-        assert plots.size_plot(points) == svg
-    root = ET.fromstring(svg)
-    assert root.tag.endswith("svg")
-    assert root.get("viewBox")
-    assert "<text" in svg
-    assert "<dc:date" not in svg
-    assert "<metadata" not in svg
-    assert "var(--plot-ink, #1d2129)" in svg
-    assert "a &lt; b &amp; $c$: 48.4" in svg
 
 
 def test_rows_of_the_comparison():

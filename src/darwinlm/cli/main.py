@@ -45,8 +45,6 @@ SILENT = {
     "USE_HUB_KERNELS": "NO",  # native code that transformers would fetch unasked
 }
 """Environment variables for libraries, set before their import."""
-UNREAD = ("MATPLOTLIBRC", "MPLBACKEND", "SOURCE_DATE_EPOCH")
-"""Environment variables that matplotlib would read, and fail at odd ones; our plots have a style of their own."""
 
 
 def main(app: typer.Typer = app, program: str = "darwinlm", shared: frozenset[str] = SHARED) -> None:
@@ -56,8 +54,8 @@ def main(app: typer.Typer = app, program: str = "darwinlm", shared: frozenset[st
     """
     for name, value in SILENT.items():
         os.environ.setdefault(name, value)
-    for name in UNREAD if os.environ.get("COLUMNS", "").strip("0") else (*UNREAD, "COLUMNS"):
-        os.environ.pop(name, None)  # with no columns, rich prints nothing
+    if not os.environ.get("COLUMNS", "").strip("0"):
+        os.environ.pop("COLUMNS", None)  # with no columns, rich prints nothing
     warnings.filterwarnings("ignore")
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if (stream := getattr(sys, name)) is None:  # it was closed, and a file of ours would get its number

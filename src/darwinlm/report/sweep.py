@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Literal
 
-from darwinlm.report import plots, wording
+from darwinlm.report import wording
 from darwinlm.report.render import render
 from darwinlm.report.summary import Summary, SweepRow
 from darwinlm.runtime.figures import Figures
@@ -46,7 +45,7 @@ def sweep_cells(sweep: SweepSummary) -> list[tuple[str, ...]]:
 
 
 def sweep_page(sweep: SweepSummary, first: Summary) -> str:
-    """`index.html`: the table with a link to each model's page, and the plot.
+    """`index.html`: the table with a link to each model's page.
 
     `first` is the summary of any of its runs; they share model, text and machine.
     """
@@ -55,6 +54,5 @@ def sweep_page(sweep: SweepSummary, first: Summary) -> str:
         title=f"{wording.plain_name(first.model)} in {len(sweep.rows) - 1} smaller sizes",
         columns=HEADINGS,
         rows=[(row.folder, cells) for row, cells in zip(sweep.rows, sweep_cells(sweep), strict=True)],
-        draw=partial(plots.size_plot, sweep.rows),
         first=first,
     )
