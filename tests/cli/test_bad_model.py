@@ -148,14 +148,6 @@ def test_an_index_that_points_outside_its_folder(prune, sharded, tmp_path, place
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("share", [0, 3, 4, 20, 5000, 0.5, 0.999, "junk"])
-def test_a_damaged_gguf_file(prune, gguf_bytes, tmp_path, share):
-    length = share if isinstance(share, int) else int((share if isinstance(share, float) else 0) * len(gguf_bytes))
-    (tmp_path / "cut.gguf").write_bytes(b"junk" * 1000 if share == "junk" else gguf_bytes[:length])
-    prune(model=tmp_path / "cut.gguf").refused("can't read the GGUF file", "cut.gguf")
-    assert not (tmp_path / "out").exists()
-
-
 def test_a_gguf_file_that_splits_text_in_an_unknown_way(prune, gguf_bytes, tmp_path):
     (tmp_path / "odd.gguf").write_bytes(gguf_bytes.replace(b"gpt-2", b"gpt-x"))
     prune(model=tmp_path / "odd.gguf").refused("can't read the GGUF file", "odd.gguf", "tokenizer.ggml.pre is 'gpt-x'")

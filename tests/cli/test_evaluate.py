@@ -202,11 +202,6 @@ def test_a_runs_dense_model_is_scored_too(command, data, finished_llama, tiny_ll
     assert result(tmp_path / "model.json")["dense_tasks"] == []
 
 
-def test_a_gguf_file_is_measured(command, tiny_text_file, gguf_bytes, tmp_path):
-    (tmp_path / "m.gguf").write_bytes(gguf_bytes)
-    command("evaluate", tmp_path / "m.gguf", "--text", tiny_text_file, *SHORT).succeeded()
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -92,15 +92,6 @@ def test_targets_that_would_destroy_something(command, model, tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_what_is_no_model(command, model, tmp_path):
-    out = tmp_path / "out"
-    command("export", tmp_path / "nowhere", "--to", "vllm", "--out", out).refused("there is no model at")
-    (tmp_path / "empty").mkdir()
-    command("export", tmp_path / "empty", "--to", "vllm", "--out", out).refused("there is no config.json in it")
-    command("export", model / "config.json", "--to", "vllm", "--out", out).refused("is a file")
-    assert not out.exists()
-
-
 def test_without_the_engine_the_extra_is_named(command, model, tmp_path, monkeypatch):
     pytest.importorskip("gguf", reason="the extra gguf")
     monkeypatch.setitem(process.ENGINES, "llama.cpp", ("llama_cpp", "no_such_package", "gguf"))
@@ -123,8 +114,3 @@ def test_a_gguf_file_is_a_model_too(command, tmp_path):
     command("export", tmp_path / "bad.gguf", "--to", "gguf", "--out", tmp_path / "x").refused("bad.gguf")
     made = {"bad.gguf", "model", "small.gguf", "small.gguf.export.json", "whole.gguf", "whole.gguf.export.json"}
     assert {path.name for path in tmp_path.iterdir()} == made
-
-
-def test_a_hub_id_that_is_not_there(command, tmp_path):
-    command("export", "nobody/nothing", "--to", "vllm", "--out", tmp_path / "out").refused("can't find the model")
-    assert not list(tmp_path.iterdir())

@@ -5,6 +5,7 @@ import shlex
 
 import pytest
 from tests.tiny.checkpoint import SETTINGS, tiny_text
+from tests.tiny.command import sets
 from tests.tiny.pruned import plain_checkpoint
 
 from darwinlm.engines import process
@@ -22,9 +23,10 @@ SIZES = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 6}
 def given(command, tmp_path):
     """Prune a model of several blocks to a file."""
     model = plain_checkpoint(tmp_path / "model", "llama", **SIZES)
-    sets = [part for setting in (*SETTINGS, *CHEAP) for part in ("--set", setting)]
     text = tiny_text(tmp_path / "text.txt")
-    return lambda *more: command("prune", model, "--text", text, "--out", tmp_path / "out", *sets, *more)
+    return lambda *more: command(
+        "prune", model, "--text", text, "--out", tmp_path / "out", *sets((*SETTINGS, *CHEAP)), *more
+    )
 
 
 def sizes_of(folder):
@@ -91,10 +93,9 @@ def test_a_type_that_is_asked_for_may_be_too_large_for_the_whole_model(given, tm
 def test_families_that_need_equal_layers_get_them(command, tmp_path):
     pytest.importorskip("cyllama", reason="comes with the extra gguf")
     model = plain_checkpoint(tmp_path / "model", "gemma", hidden_size=64, intermediate_size=768)
-    text = tiny_text(tmp_path / "text.txt")
-    sets = [part for setting in (*SETTINGS, *CHEAP) for part in ("--set", setting)]
+    text, more = tiny_text(tmp_path / "text.txt"), sets((*SETTINGS, *CHEAP))
     bound = sizes_of(model)[SMALLEST] - 30_000
-    ended = command("prune", model, "--text", text, "--out", tmp_path / "out", "--file", bound, *sets).succeeded()
+    ended = command("prune", model, "--text", text, "--out", tmp_path / "out", "--file", bound, *more).succeeded()
     assert "with --file all layers get the same sizes" in ended.out
     assert (tmp_path / "out" / "model-q3_k_m.gguf").stat().st_size <= 1.01 * bound
     assert json.loads((tmp_path / "out" / "model" / "config.json").read_text())["model_type"] == "gemma"

@@ -16,7 +16,6 @@ from darwinlm.runtime.errors import RecipeError
         ("--keep 100%", "block parameters is the whole model: there is nothing to prune; the smallest is"),
         ("--speedup 1x", "is the whole model: there is nothing to prune; the smallest is"),
         ("--params 10T", "more than the whole model: there is nothing to prune; the smallest is"),
-        ("--params 1k", "less than the smallest model that the units allow"),
         ("--bytes 1kB", "budget.bytes: 1 kB requested, less than the smallest model"),
         ("--time 3d", "time: has an unknown unit 'd'"),
         ("--set search.rounds=[{tokens:64,survivors:1,training_tokens:900000}]", "search.rounds"),
@@ -57,15 +56,6 @@ def recipes(monkeypatch):
     seen = []
     monkeypatch.setattr("darwinlm.pipeline.prune", lambda run: seen.append(run.recipe))
     return seen
-
-
-def test_the_command_is_the_function(prune, recipes, monkeypatch):
-    called = []
-    original = darwinlm.prune
-    monkeypatch.setattr("darwinlm.runs.prune.prune", lambda **given: called.append(given) or original(**given))
-    prune("--keep", "40%", "--until", "plan").succeeded()
-    assert [given["recipe"].budget.keep for given in called] == [0.4]
-    assert [recipe.budget.keep for recipe in recipes] == [0.4]
 
 
 @pytest.mark.parametrize(

@@ -25,113 +25,68 @@ SETTINGS = (
 TRAINING = ("recovery.batch_tokens=256", "recovery.learning_rate=0.003")
 
 
-class Given:
-    """What commands read.
-
-    Attributes:
-        folder: holds all of it.
-        model: a dense model.
-        text: a file of text.
-        finished: the output folder of a run.
-        plain: a model with a tokenizer that engines accept.
-        published: the same, as the paper's authors publish models.
-        gguf: a dense model as a GGUF file.
-        benchmarks: local files of benchmark tasks.
-        before: what lies where commands write, in a folder for each of them; one that isn't there is an empty one.
+def begin(given: Path) -> None:
+    """Make what is there before any command ran: a dense model, a text, a model with a tokenizer that engines accept,
+    the same as the paper's authors publish models, and local files of benchmark tasks.
     """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.model, self.text, self.finished = folder / "model", folder / "text.txt", folder / "finished"
-        self.plain, self.published = folder / "plain", folder / "published"
-        self.gguf, self.benchmarks = folder / "model.gguf", folder / "benchmarks"
-        self.before = folder / "before"
-
-
-def begin(given: Given) -> None:
-    """Make what is there before any command ran."""
-    given.folder.mkdir()
-    tiny_checkpoint(given.model, num_hidden_layers=2)
-    (given.model / "README.md").write_text("---\nlicense: mit\nlanguage: [en]\n---\n# Tiny\n", encoding="utf-8")
-    (given.model / "LICENSE").write_text("Do what you like.\n", encoding="utf-8")
-    (given.folder / "linked").symlink_to(given.model)
-    for name in ("prune through links", "export through links"):
-        (given.before / name / "real").mkdir(parents=True)
-        (given.before / name / "link").symlink_to("real")
-    planted = given.before / "evaluate beside planted links"
-    planted.mkdir()
-    for name in (".scores.json.partial", ".scores.json.123.tmp"):
-        (planted / name).symlink_to(given.text)
-    tiny_text(given.text)
-    plain_checkpoint(given.plain, "llama", num_hidden_layers=2)
-    plain_checkpoint(given.published, "llama", num_hidden_layers=2)
-    edit_config(given.published, model_type="darwinlm")
-    tiny_benchmarks(given.benchmarks)
+    given.mkdir()
+    tiny_checkpoint(given / "model", num_hidden_layers=2)
+    (given / "model" / "README.md").write_text("---\nlicense: mit\nlanguage: [en]\n---\n# Tiny\n", encoding="utf-8")
+    (given / "model" / "LICENSE").write_text("Do what you like.\n", encoding="utf-8")
+    tiny_text(given / "text.txt")
+    for name in ("plain", "published"):
+        plain_checkpoint(given / name, "llama", num_hidden_layers=2)
+    edit_config(given / "published", model_type="darwinlm")
+    tiny_benchmarks(given / "benchmarks")
 
 
-def preparations(given: Given) -> list[list[object]]:
-    """Commands that make the rest of it."""
+def preparations(given: Path) -> list[list[object]]:
+    """Commands that make the rest of it: a run, a GGUF file, and what lies in place of results before some commands."""
+    before = given / "before"
     return [
-        ["prune", given.model, "--keep", "60%", "--out", given.finished, "--text", given.text, *sets(SETTINGS)],
-        ["export", given.plain, "--to", "gguf", "--quant", "f32", "--out", given.gguf],
-        ["export", given.plain, "--to", "gguf", "--out", given.before / "export over a gguf" / "m.gguf"],
-        ["export", given.plain, "--to", "vllm", "--out", given.before / "export over a folder" / "dense"],
-        ["export", given.plain, "--to", "vllm", "--out", given.before / "import over a folder" / "imported"],
+        _prune(given, "--keep", "60%", "--out", given / "finished"),
+        ["export", given / "plain", "--to", "gguf", "--quant", "f32", "--out", given / "model.gguf"],
+        ["export", given / "plain", "--to", "gguf", "--out", before / "export over a gguf" / "m.gguf"],
+        ["export", given / "plain", "--to", "vllm", "--out", before / "export over a folder" / "dense"],
     ]
 
 
-def _prune(given: Given, *more: object, model: Path | None = None) -> list[object]:
-    return ["prune", model or given.model, "--text", given.text, *sets(SETTINGS), *more]
+def _prune(given: Path, *more: object, model: str = "model") -> list[object]:
+    return ["prune", given / model, "--text", given / "text.txt", *sets(SETTINGS), *more]
 
 
-Words = Callable[[Given, Path], list[object]]
-
-COMMANDS: dict[str, Words] = {
+COMMANDS: dict[str, Callable[[Path, Path], list[object]]] = {
     "prune": lambda given, out: _prune(given, "--keep", "60%", "--out", out / "out"),
-    "prune through links": lambda given, out: _prune(
-        given, "--keep", "60%", "--until", "stitch", "--out", out / "link" / "out", model=given.folder / "linked"
-    ),
-    "export through links": lambda given, out: [
-        "export", given.finished, "--to", "vllm", "--out", out / "link" / "vllm"
-    ],
-    "evaluate beside planted links": lambda given, out: [
-        "evaluate", given.plain, "--text", given.text, "--tokens", "64", "--sequence-length", "32",
-        "--out", out / "scores.json",
-    ],
     "prune a GGUF file": lambda given, out: _prune(
-        given, "--keep", "60%", "--until", "database", "--out", out / "out", model=given.gguf
+        given, "--keep", "60%", "--until", "database", "--out", out / "out", model="model.gguf"
     ),
     "prune a sweep": lambda given, out: _prune(given, "--keep", "80%,60%", "--out", out / "out"),
     "prune and recover": lambda given, out: _prune(
         given, "--keep", "60%", "--out", out / "out", *sets(("recovery.tokens=1024", *TRAINING))
     ),
-    "database": lambda given, out: [
-        "prune", given.model, "--until", "database", "--text", given.text, "--out", out / "out", *sets(SETTINGS)
-    ],
     "recover": lambda given, out: [
-        "recover", given.finished, "--tokens", "1536", "--text", given.text, "--out", out / "out",
+        "recover", given / "finished", "--tokens", "1536", "--text", given / "text.txt", "--out", out / "out",
         *sets((*SETTINGS, *TRAINING)),
     ],
     "export to vllm": lambda given, out: [
-        "export", given.finished, "--to", "vllm", "--out", out / "vllm"
+        "export", given / "finished", "--to", "vllm", "--out", out / "vllm"
     ],
     "export over a folder": lambda given, out: [
-        "export", given.finished, "--to", "vllm", "--out", out / "dense", "--overwrite"
+        "export", given / "finished", "--to", "vllm", "--out", out / "dense", "--overwrite"
     ],
     "export to gguf": lambda given, out: [
-        "export", given.plain, "--to", "gguf", "--quant", "q8_0", "--out", out / "m.gguf"
+        "export", given / "plain", "--to", "gguf", "--quant", "q8_0", "--out", out / "m.gguf"
     ],
     "export over a gguf": lambda given, out: [
-        "export", given.plain, "--to", "gguf", "--quant", "q8_0", "--out", out / "m.gguf", "--overwrite"
+        "export", given / "plain", "--to", "gguf", "--quant", "q8_0", "--out", out / "m.gguf", "--overwrite"
     ],
-    "import": lambda given, out: ["import", given.published, "--out", out / "imported"],
-    "import over a folder": lambda given, out: ["import", given.published, "--out", out / "imported", "--overwrite"],
+    "import": lambda given, out: ["import", given / "published", "--out", out / "imported"],
     "evaluate": lambda given, out: [
-        "evaluate", given.finished, "--text", given.text, "--against", given.model, "--tokens", "64",
+        "evaluate", given / "finished", "--text", given / "text.txt", "--against", given / "model", "--tokens", "64",
         "--sequence-length", "32", "--out", out / "scores.json",
     ],
     "evaluate tasks": lambda given, out: [
-        "evaluate", given.plain, "--suite", "piqa,boolq,sciq", "--data-dir", given.benchmarks, "--limit", "2",
+        "evaluate", given / "plain", "--suite", "piqa,boolq,sciq", "--data-dir", given / "benchmarks", "--limit", "2",
         "--out", out / "scores.json",
     ],
 }  # fmt: skip

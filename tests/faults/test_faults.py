@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 WHOLE = os.environ.get("KILLS") == "all"
-KILLS, DISKS = (400, 100) if WHOLE else (12, 4)
+KILLS, DISKS = (35, 8) if WHOLE else (3, 1)
 PART = ["prune", "recover", "export over a folder", "evaluate"]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.fuzz.case import ANY, DEEP, REFUSED, Case, alone, copied
 from tests.fuzz.gguf_bytes import array, gguf_file, key, plain_keys, plain_tensors, string
-from tests.fuzz.model_cases import configs, json_files, tokenizers, unusable_tokenizers, weights
+from tests.fuzz.model_cases import configs, json_files, tokenizers, weights
 
 
 def corpus(seed: int = 0) -> list[Case]:
@@ -22,7 +22,6 @@ def corpus(seed: int = 0) -> list[Case]:
         *configs(),
         *json_files(),
         *tokenizers(),
-        *unusable_tokenizers(),
         *weights(),
         *_ggufs(),
         *_recipes(),
@@ -42,35 +41,21 @@ def _ggufs() -> Iterator[Case]:  # noqa: C901 - a list
         return Case(f"gguf: {name}", "gguf", alone("model.gguf", gguf_file(**how)), outcome)
 
     yield case("whole", ANY)
-    for magic in (b"GGML", b"\0\0\0\0", b"FUGG"):
-        yield case(f"magic {magic!r}", magic=magic)
-    for version in (0, 1, 4, 2**31):
+    yield case("another magic", magic=b"FUGG")
+    for version in (0, 4, 2**31):
         yield case(f"version {version}", version=version)
-    for count in (0, 1, 19, 21, 2**31, 2**40, 2**63, 2**64 - 1):
-        # One tensor less is a whole header; that its weight is missing is found when the model is loaded.
-        yield case(f"{count} tensors", ANY if count == 19 else REFUSED, tensor_count=count)
+    for count in (0, 1, 21, 2**31, 2**40, 2**63, 2**64 - 1):
+        yield case(f"{count} tensors", tensor_count=count)
         yield case(f"{count} keys", key_count=count if count != 21 else 12)
-    for name in ("block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count"):
-        for value in (0, 3, 5, 2**20, 2**31, 2**40, 2**63):
-            may = name != "block_count" and (value < 2**21 or name == "context_length")
-            zero = name in ("feed_forward_length", "attention.head_count") and value == 0
-            keys = plain_keys(**{f"llama.{name}": ("u64", value)})
-            yield case(f"{name} is {value}", ANY if (may and value) or zero else REFUSED, keys=keys)
-        keys = plain_keys(**{f"llama.{name}": ("string", "four")})
-        yield case(
-            f"{name} is a word", ANY if name in ("feed_forward_length", "attention.head_count") else REFUSED, keys=keys
-        )
-        keys = plain_keys(**{f"llama.{name}": ("f32", float("nan"))})
-        yield case(f"{name} is NaN", keys=keys)
-    for name in ("attention.key_length", "rope.dimension_count"):
-        for value in (2**20, 2**31, 2**40, 2**63):
-            keys = plain_keys(**{f"llama.{name}": ("u64", value)})
-            yield case(f"{name} is {value}", ANY if value == 2**20 else REFUSED, keys=keys)
+    sizes = ("block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count")
+    for name in (*sizes, "attention.key_length", "rope.dimension_count"):
+        for value in (("f32", float("nan")), ("string", "four"), *(("u64", n) for n in (0, 3, 5, 2**20, 2**40, 2**63))):
+            refused = name == "block_count" or value[0] == "f32"
+            keys = plain_keys(**{f"llama.{name}": value})
+            yield case(f"{name} is {value[1]}", REFUSED if refused else ANY, keys=keys)
     for value in (0, 3, 2**21, 2**31):
         yield case(f"alignment {value}", keys=plain_keys(**{"general.alignment": ("u32", value)}))
-    yield case("no architecture", keys={k: v for k, v in plain_keys().items() if k != "general.architecture"})
     yield case("no block count", keys={k: v for k, v in plain_keys().items() if k != "llama.block_count"})
-    yield case("a part of three", keys=plain_keys(**{"split.count": ("u32", 3)}))
     yield case("a key twice", more_keys=(key("general.alignment", "u32", 32),))
     name = "blk.0.attn_q.weight"
     for offset in (2**64 - 32, 2**63, 2**40, 10**6, 0):
@@ -81,11 +66,9 @@ def _ggufs() -> Iterator[Case]:  # noqa: C901 - a list
         yield case(f"{number} dimensions", dimensions={name: number})
     for shape in ((0, 32), (2**40, 32), (2**63, 2), (2**32, 2**32), (32, 2**62)):
         yield case(f"a tensor of {shape}", tensors=plain_tensors() | {name: shape})
-    for gone in ("token_embd.weight", "output_norm.weight"):
-        yield case(f"no {gone}", tensors={k: v for k, v in plain_tensors().items() if k != gone})
+    yield case("no embedding", tensors={k: v for k, v in plain_tensors().items() if k != "token_embd.weight"})
     without = {k: v for k, v in plain_tensors().items() if not k.startswith("blk.1.")}
     yield case("no tensor of the last block", tensors=without)
-    yield case("a block more", tensors=plain_tensors() | {"blk.2.attn_norm.weight": (32,)})
     yield case("block 999999999", tensors=plain_tensors() | {"blk.999999999.attn_norm.weight": (32,)})
     for count in (2**20, 2**40, 2**63, 2**64 - 1):
         for kind in (0, 4, 6, 8, 9, 12):
@@ -109,15 +92,10 @@ def _recipes() -> Iterator[Case]:
         "deep mapping": "{a: " * 2000 + "1" + "}" * 2000,
         "itself": "search: &a {rounds: *a}",
         "a tag": "search: !!python/object/apply:os.system ['touch RAN']",
-        "zero byte": b"search: \0",
         "a date": "search: {seed: 2021-13-45}",
-        "twice": "{[a]: b}",
         "a long word": "search: {start: " + "x" * 500_000 + "}",
         "a large file": "#" * (2 << 20),
         "many wrong fields": "search: {" + ", ".join(f"a{i}: 1" for i in range(2000)) + "}",
-        "sections that are lists": "search: []\ntext: []\nbudget: []",
-        "a section that is a number": "search: 5",
-        "rounds that are words": "search: {rounds: [a, b]}",
     }
     for name, content in texts.items():
         yield Case(f"recipe: {name}", "recipe", alone("recipe.yaml", content))
@@ -128,12 +106,10 @@ def _recipes() -> Iterator[Case]:
         "compute.batch_tokens", "recovery.epochs", "recovery.tokens",
     )  # fmt: skip
     values = ("-1", str(2**63), "1" + "0" * 40, "0x" + "f" * 400, "1e400", ".nan", ".inf", "[1]", "{a: 1}", "word")
-    for field in fields:
+    for section, field in (name.split(".") for name in fields):
         for value in values:
-            content = value
-            for part in reversed(field.split(".")):
-                content = f"{{{part}: {content}}}"
-            yield Case(f"recipe: {field} is {value[:12]}", "recipe", alone("recipe.yaml", content))
+            content = f"{{{section}: {{{field}: {value}}}}}"
+            yield Case(f"recipe: {section} {field} is {value[:12]}", "recipe", alone("recipe.yaml", content))
 
 
 def _texts() -> Iterator[Case]:
@@ -142,16 +118,16 @@ def _texts() -> Iterator[Case]:
 
     bad: dict[str, dict[str, Any]] = {
         "text.txt.gz": {
-            "empty": b"", "many zeros": lambda: packed(b"\0" * 100_000_000),
+            "many zeros": lambda: packed(b"\0" * 100_000_000),
             "line breaks": lambda: packed(b"\n" * 3_000_000),
         },
         "text.jsonl": {
-            "empty": b"", "word": b"word\n", "deep": DEEP.encode(), "null": b"null",
+            "deep": DEEP.encode(), "null": b"null",
             "a long number": b'{"text": ' + b"9" * 100_000 + b"}", "blank lines": lambda: b"\n" * 2_000_000,
         },
         "text.json": {"a deep list": b"[" * 100_000, "a list of lists": b"[[]]"},
         "text.csv": {
-            "empty": b"", "a long row": b"text\n" + b"," * 100_000,
+            "a long row": b"text\n" + b"," * 100_000,
             "only a header": b"text\n", "an endless cell": lambda: b'text\n"' + b"a\n" * (20 << 20),
         },
         "text.parquet": {"word": b"PAR1", "twice": b"PAR1" + b"\xff" * 100 + b"PAR1"},
@@ -161,7 +137,6 @@ def _texts() -> Iterator[Case]:
         for name, content in contents.items():
             yield Case(f"text: {file} is {name}", "text", alone(file, content))
     fine: dict[str, tuple[str, Any]] = {
-        "a line of 20 MB": ("text.txt", lambda: b"abc " * 5_000_000),
         "a line of 80 MB": ("text.txt", lambda: b"abc " * 20_000_000),
         "a packed line of 100 MB": ("text.txt.gz", lambda: packed(b"a" * 100_000_000)),
         "a cut inside a character": ("text.txt", lambda: "é".encode() * (40 << 20)),
@@ -198,14 +173,9 @@ def _mutations(rng: random.Random) -> Iterator[Case]:
         content = _damage(recipe, random.Random(rng.randrange(2**32)))
         yield Case(f"recipe: damage {number}", "recipe", alone("recipe.yaml", content), ANY)
     line = b'{"text": "some text", "more": [1, 2, {"a": null}]}\n' * 3
-    for number in range(40):
-        content = _damage(line, random.Random(rng.randrange(2**32)))
-        yield Case(f"text: damage {number}", "text", alone("text.jsonl", content), ANY)
-        content = _damage(b'[{"messages": [{"role": "user", "content": "a"}]}, {"text": "b"}]', random.Random(number))
-        yield Case(f"text: damage {number} of a list", "text", alone("text.json", content), ANY)
-        content = _damage(b'id,text\n1,"a, b"\n2,c\n', random.Random(number))
-        yield Case(f"text: damage {number} of a table", "text", alone("text.csv", content), ANY)
-    for name, table in _tables().items():
+    plain = {"jsonl": line, "csv": b'id,text\n1,"a, b"\n2,c\n'}
+    plain["json"] = b'[{"messages": [{"role": "user", "content": "a"}]}, {"text": "b"}]'
+    for name, table in (plain | _tables()).items():
         for number in range(40):
             content = _damage(table, random.Random(rng.randrange(2**32)))
             ending = name.partition(" ")[0]

@@ -1,18 +1,10 @@
-"""The tests of this folder need a PyTorch that takes devices written in Python."""
+"""The pretend GPU."""
 
 from collections.abc import Iterator
 
 import pytest
 
-from tests.gpu.device import Gpu, pretend_gpu, why_not
-
-
-@pytest.fixture(autouse=True)
-def able() -> None:
-    """Skip where there can be no pretend device."""
-    reason = why_not()
-    if reason:
-        pytest.skip(reason)
+from tests.gpu.device import Gpu, pretend_gpu
 
 
 @pytest.fixture

@@ -549,22 +549,6 @@ def plain_attention(
     return scores.softmax(-1) @ value
 
 
-def why_not() -> str:
-    """Why this PyTorch can't have the device; empty where it can."""
-    from torch.utils import backend_registration
-
-    missing = [
-        name
-        for name, owner in (
-            ("_setup_privateuseone_for_python_backend", backend_registration),
-            ("_set_only_lift_cpu_tensors", torch._C),
-            ("_DisableTorchDispatch", torch._C),
-        )
-        if not hasattr(owner, name)
-    ]
-    return f"PyTorch {torch.__version__} has no {', '.join(missing)}: no device in Python" if missing else ""
-
-
 def _register() -> None:
     if hasattr(torch, INNER):
         return

@@ -41,19 +41,10 @@ SIZED_BY_VALUES = frozenset(
 )
 """The host must know the result before it can go on."""
 
-HALVES = (torch.float16, torch.bfloat16)
-
-SOLVED = ("aten::linalg_", "aten::_linalg_", "aten::cholesky", "aten::triangular_solve", "aten::geqrf", "aten::ormqr")
-"""Beginnings of operations of cuSOLVER and MAGMA, which know no halves; vecdot and norms are plain kernels."""
-
-PLAIN = ("aten::linalg_vector_norm", "aten::linalg_vecdot", "aten::linalg_cross")
-
 MULTIPLIED = frozenset(
     f"aten::{name}" for name in ("mm", "bmm", "addmm", "addmm_", "baddbmm", "baddbmm_", "addmv", "mv")
 )
 """Products of cuBLAS, which has none of integers."""
-
-WITHOUT_HALVES = frozenset({"aten::histc", "aten::_cdist_forward", "aten::cdist", "aten::lgamma_backward"})
 
 WITHOUT_KERNELS = (torch.uint16, torch.uint32, torch.uint64)
 """Types that are only stored and converted."""
@@ -122,20 +113,14 @@ class Call:
         return f"{self.name}: " + ", ".join(f"{one.device} {tuple(one.shape)}" for one in self.tensors)
 
     def lacking_kernel(self) -> str | None:
-        """What CUDA says where it has no kernel for a type; None where it has one."""
+        """What CUDA says where it has no kernel for a type that a CPU has one for; None where it has one."""
+        lacking: list[torch.dtype] = []
         types = {one.dtype for one in self.tensors if self.on_device(one)}
-        name = self.name
-        if name.startswith(SOLVED) and name not in PLAIN:
-            lacking = [one for one in types if one in HALVES]
-        elif name in MULTIPLIED:
+        if self.name in MULTIPLIED:
             lacking = [one for one in types if not (one.is_floating_point or one.is_complex)]
-        elif name in WITHOUT_HALVES:
-            lacking = [one for one in types if one in HALVES]
-        elif self.is_kernel and name not in COPIES:
+        elif self.is_kernel and self.name not in COPIES:
             lacking = [one for one in types if one in WITHOUT_KERNELS]
-        else:
-            lacking = []
-        return f'"{name.removeprefix("aten::")}_cuda" not implemented for {lacking[0]}' if lacking else None
+        return f'"{self.name.removeprefix("aten::")}_cuda" not implemented for {lacking[0]}' if lacking else None
 
     @cached_property
     def written(self) -> list[Tensor]:

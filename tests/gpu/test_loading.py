@@ -1,7 +1,5 @@
 """Weights that go onto a device a block at a time make the same model as those that transformers loads."""
 
-import shutil
-
 import pytest
 import torch
 
@@ -29,10 +27,3 @@ def test_a_tensor_that_is_missing_is_named(tiny_llama):
     del checkpoint.tensors["model.norm.weight"]
     with pytest.raises(CheckpointError, match=r"lacks the tensor model\.norm\.weight: fetch the model again"):
         checkpoint.load(torch.float32)
-
-
-def test_broken_generation_settings_are_named(tiny_llama, tmp_path):
-    folder = shutil.copytree(tiny_llama, tmp_path / "model")
-    (folder / "generation_config.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"generation_config\.json is damaged"):
-        Checkpoint.open(folder).load(torch.float32)

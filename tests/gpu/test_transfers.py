@@ -1,7 +1,6 @@
 """Copies beside a GPU's work: what is read was written, from memory and from files, and nothing is used too early."""
 
 import threading
-from concurrent.futures import BrokenExecutor
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from darwinlm.runtime.errors import DeviceMemoryError
 from darwinlm.streaming import streamed
 from darwinlm.streaming.hidden import HiddenMemory, HiddenStates
 from darwinlm.streaming.streamed import StreamedDecoder
-from darwinlm.streaming.transfers import Mover, pinned_bytes, pinned_like
+from darwinlm.streaming.transfers import pinned_bytes, pinned_like
 from tests.gpu.device import UnfinishedError
 from tests.gpu.rules import NAME
 from tests.tiny.checkpoint import run_through, stream_over
@@ -35,14 +34,6 @@ def test_a_stream_moves_on_and_is_read_again(place, gpu, tmp_path):
     states[5] = batches[0]
     assert states[5].cpu().eq(0).all(), "what was fetched ahead is old"
     assert not any("transfers.py" in line for line in gpu.tally.waits)
-
-
-def test_the_thread_of_a_mover_needs_a_gpu_with_its_index(gpu):
-    assert Mover(CARD, through_file=True).fetch(torch.ones(3)).result()
-    with pytest.raises(BrokenExecutor):
-        Mover(torch.device(NAME), through_file=True).fetch(torch.ones(3)).result()
-    with pytest.raises(torch.AcceleratorError, match="invalid device ordinal"):
-        Mover(torch.device(NAME, 1), through_file=True)
 
 
 def test_the_next_block_is_read_while_one_runs(gpu, tiny_llama):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from tests.tiny.checkpoint import SETTINGS, tiny_text
+from tests.tiny.command import sets
 from tests.tiny.models import tiny_model
 from tests.tiny.tokenizer import tiny_tokenizer
 
@@ -32,10 +33,6 @@ def chatting(tmp_path_factory):
     return folder
 
 
-def set_all(*settings):
-    return [part for each in settings for part in ("--set", each)]
-
-
 def written(out, name="own_text"):
     return [
         json.loads(line)
@@ -47,7 +44,7 @@ def written(out, name="own_text"):
 def test_a_run_needs_no_text(command, chatting, tmp_path, monkeypatch):
     monkeypatch.setattr("darwinlm.recipe.sections.LEAST_FOR_ANSWERS", 64)
     out = tmp_path / "run"
-    first = command("prune", chatting, "--keep", "75%", "--out", out, *set_all(*SMALL)).succeeded()
+    first = command("prune", chatting, "--keep", "75%", "--out", out, *sets(SMALL)).succeeded()
     chats = written(out)
     assert all(set(each) >= {"messages", "tokens"} for each in chats)
     assert sum(each["tokens"] for each in chats) >= 640
@@ -58,12 +55,12 @@ def test_a_run_needs_no_text(command, chatting, tmp_path, monkeypatch):
     assert list(summary["chats"]["answers"]) == ["uniform", "refit"]
     assert all(each["kl"] > 0 and each["tokens"] >= 16 for each in summary["chats"]["answers"].values())
     assert all("same first token" in words for words in (page, card, command("show", out).out))
-    again = command("prune", chatting, "--keep", "75%", "--out", out, *set_all(*SMALL)).succeeded()
+    again = command("prune", chatting, "--keep", "75%", "--out", out, *sets(SMALL)).succeeded()
     assert "the model's own text: already done, reused" in again.out
     assert "the model's own text: already done" not in first.out
 
     recovered = tmp_path / "recovered"
-    settings = set_all("compute.batch_tokens=256")
+    settings = sets(["compute.batch_tokens=256"])
     command("recover", out, "--tokens", 512, "--out", recovered, *settings).succeeded()
     assert not (recovered / "stages" / "own_text").exists()
     new = written(recovered, "own_text_recovery")
@@ -76,7 +73,7 @@ def test_own_text_beside_a_file(command, tiny_llama, tmp_path):
     text = tiny_text(tmp_path / "text.txt", documents=400)
     out = tmp_path / "run"
     ended = command(
-        "prune", tiny_llama, "--text", f"self,{text}", "--out", out, "--until", "text", *set_all(*SMALL)
+        "prune", tiny_llama, "--text", f"self,{text}", "--out", out, "--until", "text", *sets(SMALL)
     ).succeeded()
     assert "the model has no chat template, so it writes documents instead of chats" in ended.out
     assert sum(each["tokens"] for each in written(out)) >= 320

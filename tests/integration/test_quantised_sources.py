@@ -1,15 +1,18 @@
 """Quantised checkpoints are read as the floats that they stand for, by every stage, and saved as plain models."""
 
 import json
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.tiny import packing
 from tests.tiny.checkpoint import tiny_checkpoint
 from tests.tiny.damage import edit_config, edit_weights
 from tests.tiny.stages import run_stages
+from torch import Tensor
 from transformers import AutoModelForCausalLM, FineGrainedFP8Config
 
 from darwinlm.families.checkpoint import Checkpoint
@@ -20,17 +23,48 @@ E4M3 = torch.float8_e4m3fn
 FP8 = {"quant_method": "fp8", "weight_block_size": [32, 32]}
 
 
+Tensors = dict[str, Tensor]
+Packed = tuple[Tensors, Tensor]
+"""Stored tensors by ending, and the weight that they stand for."""
+
+
+def with_scale(weight: Tensor, kind: torch.dtype, block: tuple[int, int] | None, ending: str) -> Packed:
+    """Numbers with a scale for each block, or one for all."""
+    values = torch.randint(-100, 100, weight.shape).float().to(kind)
+    if block is None:
+        scale = torch.tensor(0.01)
+        return {".weight": values, ending: scale}, values.float() * scale
+    shape = [-(-size // part) for size, part in zip(weight.shape, block, strict=True)]
+    scale = 0.01 * torch.rand(shape) + 0.001
+    wide = scale.repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)
+    return {".weight": values, ending: scale}, values.float() * wide[: weight.shape[0], : weight.shape[1]]
+
+
+def quantise(folder: Path, how: Callable[[Tensor], Packed], config: dict[str, Any]) -> Tensors:
+    """Replace the projections of a plain checkpoint; returns the weights that they stand for now."""
+    expected = {}
+
+    def change(tensors: Tensors) -> None:
+        for name in [name for name in tensors if name.endswith("proj.weight")]:
+            stored, expected[name] = how(tensors.pop(name))
+            tensors |= {name.removesuffix(".weight") + ending: each for ending, each in stored.items()}
+
+    edit_weights(folder, change)
+    edit_config(folder, quantization_config=config)
+    return expected
+
+
 def compressed(name, **weights):
     groups = {"group_0": {"targets": ["Linear"], "weights": weights, "format": name}}
     return {"quant_method": "compressed-tensors", "format": name, "config_groups": groups}
 
 
 FORMATS = {
-    "FP8 blocks": (partial(packing.with_scale, kind=E4M3, block=(32, 32), ending=".weight_scale_inv"), FP8),
-    "FP8": (partial(packing.with_scale, kind=E4M3, block=None, ending=".weight_scale_inv"), {"quant_method": "fp8"}),
-    "FP8 of old": (partial(packing.with_scale, kind=E4M3, block=None, ending=".weight_scale"), {"quant_method": "fp8"}),
+    "FP8 blocks": (partial(with_scale, kind=E4M3, block=(32, 32), ending=".weight_scale_inv"), FP8),
+    "FP8": (partial(with_scale, kind=E4M3, block=None, ending=".weight_scale_inv"), {"quant_method": "fp8"}),
+    "FP8 of old": (partial(with_scale, kind=E4M3, block=None, ending=".weight_scale"), {"quant_method": "fp8"}),
     "compressed FP8": (
-        partial(packing.with_scale, kind=E4M3, block=(32, 32), ending=".weight_scale"),
+        partial(with_scale, kind=E4M3, block=(32, 32), ending=".weight_scale"),
         compressed("float-quantized", block_structure=[32, 32]),
     ),
 }
@@ -39,7 +73,7 @@ FORMATS = {
 @pytest.mark.parametrize("name", FORMATS)
 def test_weights_are_those_that_are_stored(name, model_copy):
     how, config = FORMATS[name]
-    expected = packing.quantise(model_copy, how, config)
+    expected = quantise(model_copy, how, config)
     checkpoint = Checkpoint.open(model_copy)
     read = checkpoint.read(dtype=torch.float32)
     for weight, value in expected.items():
@@ -48,7 +82,7 @@ def test_weights_are_those_that_are_stored(name, model_copy):
 
 
 def test_a_smaller_model_is_plain(model_copy, make_run, tmp_path):
-    packing.quantise(model_copy, *FORMATS["FP8 blocks"])
+    quantise(model_copy, *FORMATS["FP8 blocks"])
     run_stages(make_run(model_copy, tmp_path / "out"), "export")
     plain = Checkpoint.open(tmp_path / "out" / "model")
     assert not plain.formats
@@ -63,7 +97,7 @@ def folder(tmp_path):
 
 
 def test_fp8_is_what_transformers_reads(folder):
-    packing.quantise(folder, *FORMATS["FP8 blocks"])
+    quantise(folder, *FORMATS["FP8 blocks"])
     dequantised = FineGrainedFP8Config(weight_block_size=(32, 32), dequantize=True)
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, quantization_config=dequantised)
     ours = Checkpoint.open(folder).read(dtype=torch.float32)
@@ -101,7 +135,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cant_be_read_is_refused_at_once(name, model_copy):
     config, change, message = REFUSED[name]
-    packing.quantise(model_copy, *FORMATS["FP8 blocks"])
+    quantise(model_copy, *FORMATS["FP8 blocks"])
     edit_config(model_copy, quantization_config=config)
     edit_weights(model_copy, change or (lambda tensors: None))
     with pytest.raises(CheckpointError, match=message):
@@ -110,7 +144,7 @@ def test_what_cant_be_read_is_refused_at_once(name, model_copy):
 
 def test_a_quantised_embedding_cant_be_cut(model_copy, tmp_path):
     how, config = FORMATS["FP8"]
-    packing.quantise(model_copy, how, config)
+    quantise(model_copy, how, config)
     path = model_copy / "model.safetensors"
     tensors = load_file(path)
     stored, _ = how(tensors.pop("lm_head.weight"))

@@ -8,15 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.tiny.process import together
-from tests.tiny.recovering import Stopped, losses, recover_tiny, stop_at
+from tests.tiny.recovering import losses, recover_tiny
 from tests.tiny.stages import run_stages
 from transformers import AutoModelForCausalLM
 
 from darwinlm.recovery.train import Training
 from darwinlm.report.summary import read_summary
-from darwinlm.runs.recovery import recover
-from darwinlm.runs.verify import verify
-from darwinlm.runtime.errors import ArtifactError
 
 WORK, PROGRAM = Path("stages/recover-work"), "tests.tiny.recovering"
 MICRO = ("--set", "compute.batch_tokens=64")
@@ -70,13 +67,6 @@ def test_the_same_call_again_reuses_it(whole, inputs, tmp_path, monkeypatch):
     assert recover_tiny(*inputs, out).models == whole[1].models
 
 
-def test_a_run_is_not_trained_into_itself(finished_copy):
-    for model in (finished_copy, finished_copy / "model"):
-        with pytest.raises(ArtifactError, match=r"is or holds .*, which this command reads"):
-            recover(model, finished_copy, tokens=256)
-    assert [wrong for _, wrong in verify(finished_copy) if wrong] == []
-
-
 @pytest.mark.parametrize(
     "settings",
     [
@@ -102,18 +92,6 @@ def test_a_run_recovers_as_one_of_its_stages(tiny_folder, make_run, tmp_path, mo
     assert (models["recovered"].kl == models["refit"].kl) == (summary.recovery.kept == "before")
     assert summary.recovery.steps == 4
     assert "recovery" in (tmp_path / "out" / "report.html").read_text()
-
-
-def test_a_recovery_that_was_killed_ends_like_one_that_was_not(inputs, whole, tmp_path, monkeypatch):
-    with monkeypatch.context() as patched:
-        stop_at(patched, 11, Stopped())
-        with pytest.raises(Stopped):
-            recover_tiny(*inputs, tmp_path / "out")
-    there = sorted(path.name for path in (tmp_path / "out" / WORK / "training").glob("checkpoint-*"))
-    assert there == ["checkpoint-4", "checkpoint-8"]
-    summary = recover_tiny(*inputs, tmp_path / "out")
-    assert_same(weights(tmp_path / "out"), weights(whole[0]))
-    assert summary.recovery.log == whole[1].recovery.log
 
 
 def test_two_processes_do_what_one_does(inputs, whole, tmp_path):

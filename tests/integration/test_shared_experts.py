@@ -11,7 +11,6 @@ from tests.tiny.masked import assert_equal_logits, masked
 from tests.tiny.stages import result, run_stages
 from transformers import AutoModelForCausalLM, Mxfp4Config
 
-from darwinlm.export.run import export_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import module_shapes
 from darwinlm.runtime.artifact import open_tensors
@@ -115,11 +114,3 @@ def test_packed_experts_are_what_transformers_reads(make_run, tmp_path):
         assert torch.equal(ours[name].bfloat16(), tensor), name
     run_stages(make_run(folder, tmp_path / "out", "refit.tokens=0"), "export")
     assert Checkpoint.open(tmp_path / "out" / "model").family.model_type == "gpt_oss"
-
-
-@pytest.mark.parametrize("model_type", ["gpt_oss", "glm4_moe_lite"])
-def test_narrower_experts_are_compared_with_masked_ones(tiny_folder, make_run, tmp_path, model_type):
-    run = make_run(tiny_folder(model_type), tmp_path / "out", "units.experts=width", "refit.tokens=0")
-    run_stages(run, "export")
-    report = export_model(tmp_path / "out" / "model", tmp_path / "vllm", to="vllm")
-    assert [each.left for each in report.comparisons] == ["masked dense", "pruned in memory"]

@@ -1,19 +1,23 @@
 """Weights that processes share: memory of each while they are loaded and run."""
 
-import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tests.tiny.checkpoint import tiny_checkpoint
-from tests.tiny.process import together
+from tests.unit.test_parallel import in_processes
 
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.recovery.model import logits_of, run_dense
+from darwinlm.recipe.sections import RecoverySettings
+from darwinlm.recovery.model import Losses, logits_of, prepared, run_dense
+from darwinlm.recovery.sharding import load_teacher, sharder, sharding_mesh, spread
+from darwinlm.runtime import parallel
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
+STATUS, REFERENCES = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 SIZES = {
     "hidden_size": 256,
     "intermediate_size": 2048,
@@ -23,28 +27,54 @@ SIZES = {
 }
 
 
-@pytest.fixture(scope="module")
-def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose blocks are nearly all of it."""
-    return tiny_checkpoint(tmp_path_factory.mktemp("dense") / "model", **SIZES)
+def resident(name: str) -> int:
+    """Bytes of this process's memory now (VmRSS), or at its peak (VmHWM)."""
+    (line,) = (line for line in STATUS.read_text(encoding="ascii").splitlines() if line.startswith(name + ":"))
+    return int(line.split()[1]) * 1024
 
 
-def shared(model: Path, processes: int) -> list[dict[str, Any]]:
-    """What each process saw."""
-    first = together("tests.tiny.sharing", model, processes=processes)[0]
-    (line,) = (line for line in first.stdout.splitlines() if line.startswith("FOUND "))
-    return json.loads(line.removeprefix("FOUND "))
+def restart() -> int:
+    """Let the peak begin here; bytes of memory now."""
+    parallel.gather(0)
+    REFERENCES.write_text("5", encoding="ascii")
+    return resident("VmRSS")
 
 
-def test_no_process_holds_a_whole_dense_or_trained_model(dense: Path):
+def held(model: torch.nn.Module) -> int:
+    return sum(weight.to_local().nbytes for weight in model.parameters() if hasattr(weight, "to_local"))
+
+
+def seen(folder: Path, rank: int) -> dict[str, Any]:
+    """What a process sees of a dense and a trained model whose weights it shares with others."""
+    teacher, device = Checkpoint.open(folder), torch.device("cpu")
+    mesh = sharding_mesh("fsdp", device)
+    assert mesh is not None
+    before = restart()
+    model = load_teacher(teacher, torch.float32, device, mesh)
+    found = {"mesh": mesh.mesh.tolist(), "peak": resident("VmHWM") - before, "held": held(model)}
+    hidden = run_dense(model, torch.arange(8)[None])
+    found |= {
+        "running": resident("VmHWM") - before,
+        "logits": logits_of(model, hidden[0]).double().mean(0)[:4].tolist(),
+    }
+    before = restart()
+    settings = RecoverySettings(tokens=10_000_000)
+    trained = prepared(teacher.load(torch.float32, each=sharder(None, mesh)), settings)
+    spread(Losses(trained, None, settings, None, sharded=True), device, mesh)
+    found |= {"trained_peak": resident("VmHWM") - before, "trained_held": held(trained)}
+    return found | {"trained_wants": sum(weight.numel() for weight in trained.parameters() if weight.requires_grad)}
+
+
+def test_no_process_holds_a_whole_dense_or_trained_model(tmp_path):
     """Neither while it is loaded nor while it runs: one block at a time, beside a share of all."""
-    seen = shared(dense, 4)
+    dense = tiny_checkpoint(tmp_path / "model", **SIZES)  # its blocks are nearly all of it
+    processes = in_processes(partial(seen, dense), tmp_path, 4).values()
     whole = Checkpoint.open(dense)
     size = sum(4 * weight.numel() for weight in whole.outline.parameters())
     assert size > 300e6
     model = whole.load(torch.float32)
     expected = logits_of(model, run_dense(model, torch.arange(8)[None])[0]).double().mean(0)[:4].tolist()
-    for process in seen:
+    for process in processes:
         assert process["mesh"] == [0, 1, 2, 3]
         assert process["held"] == pytest.approx(size / 4, rel=0.01)
         assert process["peak"] < 0.35 * size

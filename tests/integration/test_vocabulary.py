@@ -5,7 +5,6 @@ import re
 
 import pytest
 import torch
-from tests.integration.test_without_package import assert_same_as_here, loaded_elsewhere
 from tests.tiny.checkpoint import SETTINGS, tiny_text
 from tests.tiny.command import sets
 from tests.tiny.stages import result, run_stages
@@ -90,12 +89,6 @@ def test_the_report_says_what_the_vocabulary_cost(finished):
     for page in (finished / "report.html", finished / "model" / "README.md"):
         assert words in page.read_text(encoding="utf-8")
         assert "bits per byte" in page.read_text(encoding="utf-8")
-
-
-def test_it_loads_without_our_package(finished, tmp_path):
-    found = loaded_elsewhere(finished / "model", tmp_path, custom=True)
-    assert (found["class"][:6], found["module"].split(".")[0]) == ("Darwin", "transformers_modules")
-    assert_same_as_here(found, finished / "model")
 
 
 def test_later_commands_take_it(command, dense, finished, tmp_path, tiny_text_file):

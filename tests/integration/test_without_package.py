@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 from tests.tiny.cutting import cut, logits, tokens
 from tests.tiny.models import FAMILIES
-from tests.tiny.stages import run_stages
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from darwinlm.families.family import family_of
 from darwinlm.families.modeling_darwinlm import auto_map
@@ -34,32 +33,6 @@ else:
 import torch
 torch.set_num_threads(1)
 """
-
-ELSEWHERE = """
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-folder, custom = sys.argv[1], sys.argv[2] == "custom"
-config = AutoConfig.from_pretrained(folder, trust_remote_code=custom)
-model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=custom, dtype=torch.float32).eval()
-tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-inputs = tokenizer(["the river stone"], return_tensors="pt")
-with torch.no_grad():
-    logits = model(**inputs, use_cache=False).logits
-    made = [
-        model.generate(**inputs, do_sample=False, min_new_tokens=12, max_new_tokens=12, use_cache=cache)[0].tolist()
-        for cache in (True, False)
-    ]
-print(json.dumps({
-    "class": type(model).__name__,
-    "module": type(model).__module__,
-    "config": type(config).__name__,
-    "params": sum(parameter.numel() for parameter in model.parameters()),
-    "logits": logits[0, -1].tolist(),
-    "generated": made,
-    "ours": [name for name in sys.modules if name.partition(".")[0] == "darwinlm"],
-}))
-"""
-
 
 TOKENIZER = """
 from transformers import AutoTokenizer
@@ -116,35 +89,6 @@ def run_elsewhere(script: str, arguments: list[str], work: Path) -> dict:
     assert done.returncode == 0, done.stderr
     assert script != TOKENIZER or not done.stderr
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def loaded_elsewhere(folder: Path, work: Path, *, custom: bool) -> dict:
-    """What a process without darwinlm makes of a folder."""
-    return run_elsewhere(ELSEWHERE, [str(folder), "custom" if custom else "plain"], work)
-
-
-def assert_same_as_here(found: dict, folder: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    inputs = AutoTokenizer.from_pretrained(folder)(["the river stone"], return_tensors="pt")
-    with torch.no_grad():
-        logits = model(**inputs, use_cache=False).logits[0, -1]
-        made = model.generate(**inputs, do_sample=False, min_new_tokens=12, max_new_tokens=12)[0].tolist()
-    torch.testing.assert_close(torch.tensor(found["logits"]), logits)
-    assert found["generated"] == [made, made]
-    assert len(made) == inputs["input_ids"].shape[1] + 12
-    assert found["params"] == sum(parameter.numel() for parameter in model.parameters())
-    assert found["ours"] == []
-
-
-def test_equal_layers_load_elsewhere_without_custom_code(tiny_llama, make_run, tmp_path):
-    run = make_run(tiny_llama, tmp_path / "out", "search.layers=equal", "budget.tolerance=10%", keep="75%")
-    assert run_stages(run, "report").report.export.custom_code is False
-    folder = tmp_path / "out" / "model"
-    assert not list(folder.glob("*.py"))
-    found = loaded_elsewhere(folder, tmp_path, custom=False)
-    assert found["class"] == "LlamaForCausalLM"
-    assert_same_as_here(found, folder)
-    assert run_elsewhere(TOKENIZER, [str(folder), "{}"], tmp_path)["ran"] == [], "it isn't even asked"
 
 
 def test_every_family_without_its_first_layer_runs_elsewhere(tmp_path):

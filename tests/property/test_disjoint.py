@@ -73,9 +73,3 @@ def test_assignment_depends_on_neither_order_nor_company(documents, seed, shuffl
         assert result is not None
         for purpose, blocks in result.items():
             assert {purpose_of(hashed, shares, seed) for hashed in blocks.document_hashes} == {purpose}
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.text(), st.sampled_from(["  {} ", "\n{}\t\n", "{}\u00a0"]))
-def test_white_space_around_a_document_changes_nothing(text, frame):
-    assert document_hash(frame.format(text)) == document_hash(text)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tests.tiny.pruned import pruned_checkpoint
 
-from darwinlm.engines.process import EngineProcess, quantise_file
+from darwinlm.engines.process import EngineProcess
 from darwinlm.export.run import export_model
 from darwinlm.gguf import layout
 from darwinlm.runtime.errors import EngineError, ExportError
@@ -27,14 +27,6 @@ def test_an_engine(hostile, gguf_bytes):
     Path("in.gguf").write_bytes(gguf_bytes)
     with EngineProcess("llama.cpp", Path("in.gguf")) as engine:
         assert len(engine.greedy([3, 4], 2)) == 2
-    assert not (hostile / "RAN").exists()
-
-
-def test_the_quantiser(hostile, gguf_bytes, tmp_path):
-    pytest.importorskip("cyllama", reason="comes with the extra gguf")
-    Path("in.gguf").write_bytes(gguf_bytes)
-    quantise_file(Path("in.gguf"), Path("out.gguf"), "Q8_0", 1)
-    assert Path("out.gguf").is_file()
     assert not (hostile / "RAN").exists()
 
 

@@ -96,15 +96,6 @@ def test_quick_steps_do_not_flood_a_log(moved: Clock) -> None:
     assert lines[0] == "recovery  80/1000 · 1:55 left"
 
 
-def test_quiet_prints_nothing(moved: Clock) -> None:
-    reporter, stream = piped(quiet=True)
-    with reporter.stage("refit"):
-        for number in range(1, 21):
-            moved.now += 20
-            reporter.advance(number, 20)
-    assert stream.getvalue() == ""
-
-
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (130, "2:10"), (3599.6, "1:00:00"), (90061, "25:01:01")])
 def test_clock(seconds: float, text: str) -> None:
     assert clock(seconds) == text

@@ -71,11 +71,6 @@ def test_keys_and_values_that_are_shared_keep_their_attentions():
     assert not family.linked(config)
 
 
-def test_a_configuration_that_looks_plain_lacks_a_description_alone():
-    with pytest.raises(FamilyError, match=r"the model type 'starcoder2' isn't known; .* A new family is one YAML file"):
-        family_of(CONFIG_MAPPING["starcoder2"]())
-
-
 SANDWICH = {"name": "mlp", "inputs": ["up"], "output": "down", "norms": ["second", "third"], "post_norm": "third"}
 
 

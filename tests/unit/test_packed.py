@@ -1,15 +1,20 @@
 """Training text on disk: the source's tokens end to end, in any length, also after a kill; and the end of the text."""
 
+from functools import partial
+
 import pytest
 import torch
-from tests.tiny.packing_together import DOCUMENTS
-from tests.tiny.process import together
 from tests.tiny.tokenizer import EOS_ID, tiny_tokenizer
+from tests.unit.test_parallel import in_processes
 
+from darwinlm.runtime import parallel
 from darwinlm.runtime.errors import ArtifactError, DataError, StorageError
 from darwinlm.text import packed
 from darwinlm.text.packed import PackedText, pack_documents
 from darwinlm.text.packing import document_hash
+
+DOCUMENTS = [f"document {number} " + "word " * (number % 7) for number in range(300)]
+TWICE, RESERVED = [*DOCUMENTS[:20], *DOCUMENTS], {document_hash(text) for text in DOCUMENTS[3:9]}
 
 
 def tokens_of(documents):
@@ -47,8 +52,7 @@ def test_bos_takes_the_place_of_every_first_token(tmp_path):
 
 
 def test_repeated_and_reserved_documents_are_left_out(tmp_path):
-    reserved = {document_hash(text) for text in DOCUMENTS[3:9]}
-    pack(tmp_path, documents=[*DOCUMENTS[:20], *DOCUMENTS], reserved=reserved)
+    pack(tmp_path, documents=TWICE, reserved=RESERVED)
     kept = [*DOCUMENTS[:3], *DOCUMENTS[9:]]
     assert torch.equal(read(tmp_path, 100, 30), tokens_of(kept)[:3000])
 
@@ -67,16 +71,29 @@ def test_it_begins_again_after_a_kill(tmp_path, monkeypatch):
     pack(tmp_path, documents=iter(()))  # a finished text isn't read again
 
 
+def read_by_the_first():
+    assert parallel.is_main(), "no other process may read the source"
+    yield from TWICE
+
+
+def packed_together(folder, rank):
+    """What a process hears of a text that is too short, after one that isn't."""
+    packed._BATCH = 8
+    pack(folder, documents=read_by_the_first(), reserved=RESERVED)
+    with pytest.raises(DataError) as refused:
+        pack(folder, tokens=50_000, documents=read_by_the_first(), reserved=RESERVED)
+    return str(refused.value)
+
+
 def test_processes_pack_what_one_packs(tmp_path):
     """They go on from a finished text too, and all of them hear that it is too short."""
-    reserved = {document_hash(text) for text in DOCUMENTS[3:9]}
-    pack(tmp_path / "one", documents=[*DOCUMENTS[:20], *DOCUMENTS], reserved=reserved)
-    said = "".join(each.stdout for each in together("tests.tiny.packing_together", tmp_path / "new", 3000, 50_000))
+    pack(tmp_path / "one", documents=TWICE, reserved=RESERVED)
+    said = in_processes(partial(packed_together, tmp_path / "new"), tmp_path)
     for path in (tmp_path / "one").glob("*.bin"):
         assert path.read_bytes() == (tmp_path / "new" / path.name).read_bytes(), path.name
-    assert [f"REFUSED by {rank} 50000: The text is too short" in said for rank in range(2)] == [True] * 2
-    assert said.count("REFUSED") == 2
-    assert f"({len(DOCUMENTS) + 20} documents were read" in said
+    assert said[0] == said[1]
+    assert said[0].startswith("The text is too short")
+    assert f"({len(TWICE)} documents were read" in said[0]
 
 
 def test_text_that_runs_out_is_refused(tmp_path):

@@ -13,18 +13,17 @@ from darwinlm.runtime import parallel
 from darwinlm.runtime.errors import DarwinLMError, DataError, MissingExtraError, NumericsError, ParallelError, install
 
 
-def in_two_processes(work, tmp_path):
-    """Run `work(rank) -> value` in two gloo processes that meet in a file; returns what each one returned."""
+def in_processes(work, tmp_path, count=2):
+    """Run `work(rank) -> value` in gloo processes that meet in a file; returns what each one returned."""
     results = SERVER.SimpleQueue()
-    mp.start_processes(_one, args=(work, tmp_path / "meet", results), nprocs=2, start_method="forkserver")
-    return dict(results.get() for _ in range(2))
+    mp.start_processes(_one, args=(work, tmp_path / "meet", results, count), nprocs=count, start_method="forkserver")
+    return dict(results.get() for _ in range(count))
 
 
-def _one(rank, work, place, results):
+def _one(rank, work, place, results, count):
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{place}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
-    )
+    meeting = {"init_method": f"file://{place}", "timeout": timedelta(seconds=60)}
+    dist.init_process_group("gloo", rank=rank, world_size=count, **meeting)
     try:
         results.put((rank, work(rank)))
     finally:
@@ -69,7 +68,7 @@ def _failing(work):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="gloo meets in a file on POSIX systems only")
 def test_two_processes(tmp_path):
-    found = in_two_processes(_everything, tmp_path)
+    found = in_processes(_everything, tmp_path)
     for rank, one in found.items():
         assert (one["rank"], one["size"], one["main"]) == (rank, 2, rank == 0)
         assert one["sum"] == [3.0]
@@ -95,7 +94,7 @@ def _one_leaves(rank):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="gloo meets in a file on POSIX systems only")
 def test_one_that_has_ended_is_not_waited_for(tmp_path):
-    kind, message = in_two_processes(_one_leaves, tmp_path)[0]
+    kind, message = in_processes(_one_leaves, tmp_path)[0]
     assert kind == "ParallelError"
     assert message.startswith("the connection to another process is lost (")
     assert message.endswith("): read its messages, then rerun the same command; finished work is kept")

@@ -163,22 +163,12 @@ def test_the_command_measures_this_machine_and_takes_another_ones_memory(command
     assert "range" not in ended.out
 
 
-def test_damaged_gguf_is_refused(command: Command, tmp_path: Path) -> None:
-    path = tmp_path / "m.gguf"
-    path.write_bytes(b"nothing")
-    command("plan", path, "--device", "h100").refused(f"can't read the GGUF file {path}: GGUF magic invalid")
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), "no model is given"),
         (("{model}", "--device", "h100", "--keep", "50%", "--params", "1M"), "budget"),
-        (("nowhere/at/all",), "there is no model at 'nowhere/at/all'"),
-        (("owner/name",), "can't find the model 'owner/name'"),
         (("{model}", "--device", "abacus"), "cards are h100, h200"),
         (("llama2-7b-2.7b",), "llama2-7b-2.7b is a bundled recipe, not a model: use --recipe llama2-7b-2.7b"),
-        (("{model}", "--recipe", "llama"), "there is no recipe at llama"),
         (("{model}", "--device", "h100", "--set", "compute.memory=lots"), "must be a number with a unit, such as 4GiB"),
         (("{model}", "--device", "h100", "--set", "units.mlp_multiple=8", "--params", "1"), "less than the smallest"),
     ],

@@ -10,7 +10,7 @@ import torch
 from tests.tiny.checkpoint import run_through, stream_over
 from tests.tiny.models import tiny_model
 from tests.tiny.recovering import Stopped
-from tests.unit.test_parallel import in_two_processes
+from tests.unit.test_parallel import in_processes
 
 from darwinlm.families.family import families
 from darwinlm.runtime import parallel
@@ -84,14 +84,18 @@ def test_held_out_text_decides(errors, ridge):
 
 
 EXACT = ("llama", "gemma2", "phi3", "mixtral", "lfm2", "granitemoehybrid", "gemma4_text")
-INEXACT = ("deepseek_v2", "gpt_oss", "gemma4_text_experts", "qwen3_next")
+INEXACT = {"deepseek_v2": 0.5, "gpt_oss": 0.5, "gemma4_text_experts": 0.5, "qwen3_next": 0.95}
 """Few tokens reach each expert, or linear attention amplifies the errors that are left: no exact fit."""
 
 
-@pytest.mark.parametrize("model_type", EXACT)
+@pytest.mark.parametrize("model_type", [*EXACT, *INEXACT])
 def test_it_finds_damaged_output_projections_again(tiny_folder, tmp_path, model_type):
     small = damaged(tmp_path / "small", model_type, 0.3)
-    found = refitted(tiny_folder(model_type), small, tmp_path / "stage", (1e-7,))
+    found = refitted(tiny_folder(model_type), small, tmp_path / "stage", (1e-4 if model_type in INEXACT else 1e-7,))
+    assert found.before > 0.01
+    if model_type in INEXACT:
+        assert found.after < INEXACT[model_type] * found.before
+        return
     dense = tiny_model(model_type).state_dict()
     assert len(found.weights) == len(found.ridges) == 8
     # Experts share tokens and take turns; and what is left of the error sends later tokens to other experts.
@@ -99,16 +103,7 @@ def test_it_finds_damaged_output_projections_again(tiny_folder, tmp_path, model_
     for name, weight in found.weights.items():
         difference = float((weight - dense[name]).norm() / dense[name].norm())
         assert difference < (0.2 if mixture else 0.02), f"{name} is {difference:.3f} away"
-    assert found.before > 0.01
     assert found.after < (0.03 if mixture else 1e-3) * found.before
-
-
-@pytest.mark.parametrize("model_type", INEXACT)
-def test_damaged_output_projections_get_better_where_no_fit_is_exact(tiny_folder, tmp_path, model_type):
-    small = damaged(tmp_path / "small", model_type, 0.3)
-    found = refitted(tiny_folder(model_type), small, tmp_path / "stage", (1e-4,))
-    assert found.before > 0.01
-    assert found.after < (0.95 if model_type == "qwen3_next" else 0.5) * found.before
 
 
 SHARED = {"llama": 1, "gemma3_text": 12, "mixtral": 12}
@@ -131,7 +126,7 @@ def test_two_processes_fit_what_one_fits(tiny_folder, tmp_path):
     for name in SHARED:
         damaged(tmp_path / name / "small", name, 0.3)
     alone = _refitted_all(dense, tmp_path, "one", 0)
-    found = in_two_processes(partial(_refitted_all, dense, tmp_path, "two"), tmp_path)
+    found = in_processes(partial(_refitted_all, dense, tmp_path, "two"), tmp_path)
     assert found[0] == found[1]
     for name, (ridges, *losses) in found[0].items():
         ours, *expected = alone[name]

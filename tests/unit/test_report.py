@@ -94,23 +94,6 @@ def test_names_with_html_are_escaped():
     assert page.text.count(NASTY) > 4
 
 
-@pytest.mark.parametrize("write", [render_page, model_card])
-def test_no_folder_of_the_machine_is_on_the_page_or_the_card(write):
-    home = "/home/someone/secret"
-    text = write(
-        made(
-            changed(
-                recovered(),
-                model=f"{home}/SmolLM2-135M-Instruct.Q4_1.gguf",
-                text={"source": f"{home}/text.txt", "training_source": f"{home}/more.txt"},
-                recipe={"model": f"{home}/SmolLM2-135M-Instruct.Q4_1.gguf", "text": {"source": f"{home}/text.txt"}},
-            )
-        )
-    )
-    assert "secret" not in text
-    assert "SmolLM2-135M-Instruct with half of its block parameters" in text
-
-
 def test_rows_of_the_comparison():
     rows = comparison_rows(made(searched()))
     assert len(rows) == 4

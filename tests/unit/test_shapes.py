@@ -1,82 +1,15 @@
-"""What a level weighs, predicted from shapes, against the parameters of models that were really built."""
-
-from dataclasses import dataclass
+"""Shapes of modules, and the levels that units and grids give them."""
 
 import pytest
 from tests.tiny.checkpoint import tiny_checkpoint
-from tests.tiny.reader import FirstUnits
 from tests.tiny.stages import run_stages
 
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.shapes import module_parameters, module_shapes
+from darwinlm.families.shapes import module_shapes
 from darwinlm.recipe import UnitsSettings
 from darwinlm.runtime.errors import CheckpointError, RecipeError
 from darwinlm.surgery.stitch import stitch
 from darwinlm.units.levels import module_levels
-from darwinlm.units.space import SearchSpace
-
-FAMILIES = {
-    "llama with biases": {"attention_bias": True, "mlp_bias": True},
-    "llama multi-head": {"num_key_value_heads": 6},
-    "llama of wide heads": {"head_dim": 16},
-    "phi3 multi-query": {"num_key_value_heads": 1},
-    "mixtral": {},
-    "olmo2": {},
-    "nemotron with biases": {"attention_bias": True, "mlp_bias": True},
-    "deepseek_v3": {"first_k_dense_replace": 1},
-}
-"""What the plain family, which goes through the whole pipeline elsewhere, doesn't have."""
-UNITS = ("kv_group", "query_head", "lattice")
-
-
-@dataclass(frozen=True)
-class Case:
-    """A dense checkpoint, a reader of it, and the space over it."""
-
-    checkpoint: Checkpoint
-    database: FirstUnits
-    space: SearchSpace
-
-
-@pytest.fixture(
-    scope="module",
-    params=[(family, "lattice") for family in FAMILIES] + [("llama with biases", unit) for unit in UNITS[:3]],
-    ids=" ".join,
-)
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    family, unit = request.param
-    folder = tiny_checkpoint(
-        tmp_path_factory.mktemp("shapes"), family.split()[0], num_hidden_layers=2, **FAMILIES[family]
-    )
-    checkpoint, units = Checkpoint.open(folder), UnitsSettings(attention=unit, mlp_multiple=32)
-    database = FirstUnits(checkpoint, units)
-    return Case(checkpoint, database, SearchSpace(database.modules))
-
-
-def parts_of(model, checkpoint: Checkpoint, block: int, kind: str) -> int:
-    """Parameters of one module of a real model, its norms included."""
-    layer, part = model.get_submodule(checkpoint.family.layers)[block], checkpoint.family.module(kind)
-    return sum(
-        parameter.numel()
-        for name in (part.name, *part.norms)
-        for parameter in getattr(layer, name).parameters()
-        if hasattr(layer, name)
-    )
-
-
-def test_every_level_weighs_what_is_built(case):
-    """One model per level, in which every module of a kind is at the same one."""
-    most = max(len(module.levels) for module in case.space.modules)
-    for number in range(most):
-        allocation = tuple(min(number, len(module.levels) - 1) for module in case.space.modules)
-        model = stitch(case.database, allocation)
-        for module, level in zip(case.space.modules, case.space.levels(allocation), strict=True):
-            built = parts_of(model, case.checkpoint, module.block, module.kind)
-            shape = case.database.shapes[module.block, module.kind]
-            family = case.checkpoint.family
-            experts = level.experts or None
-            assert module_parameters(family, shape, level.groups, level.width, experts) == level.params
-            assert built == level.params, f"{module.name} at {level}"
 
 
 def test_query_heads_that_do_not_divide_by_the_groups(tiny_llama):

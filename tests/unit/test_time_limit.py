@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.tiny.checkpoint import SETTINGS
+from tests.tiny.command import sets
 
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import Recipe, load_recipe
@@ -114,9 +115,9 @@ def test_sizes_share_what_is_left() -> None:
 
 def test_a_limited_run_ends_in_time_and_says_so(command, tiny_llama, tiny_text_file, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    small = [word for each in SETTINGS if not each.startswith("search.") for word in ("--set", each)]
-    more = ("--set", "search.generations=100000", "--set", "recovery.tokens=100000", "--set", "recovery.epochs=1000")
-    common = ("prune", tiny_llama, "--out", out, "--text", tiny_text_file, *small, *more, "--time", "12s")
+    small = (each for each in SETTINGS if not each.startswith("search."))
+    more = ("search.generations=100000", "recovery.tokens=100000", "recovery.epochs=1000")
+    common = ("prune", tiny_llama, "--out", out, "--text", tiny_text_file, *sets((*small, *more)), "--time", "12s")
     begun = working_time()
     ended = command(*common).succeeded()
     assert working_time() - begun < 24
