@@ -1,11 +1,16 @@
-"""The command of the lab helps as that of the core does."""
+"""The commands of the lab help as those of the core do, and write over nothing that they read."""
 
 import re
 import shlex
+import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import typer
+from tests.cli.test_places import PRUNE, TEXT, content
+from tests.tiny.checkpoint import SETTINGS
+from tests.tiny.command import sets
 
 from lab.__main__ import app
 from lab.comparison.entries import OURS
@@ -37,3 +42,25 @@ def test_an_interrupt_says_how_to_go_on(command, tiny_llama, monkeypatch) -> Non
 
     monkeypatch.setattr("lab.comparison.compare.compare_methods", interrupted)
     assert "Resume with: python -m lab compare " in command("compare", tiny_llama, "--text", "text.txt").err
+
+
+WRITERS = {
+    "compare": f"compare run/model {PRUNE} --out run",
+    "another text of compare": f"compare model {PRUNE} --domain a=run/stages/text/t.txt --out run",
+    "tradeoff": f"tradeoff run/model {TEXT} --held-out text.txt --out run",
+    "the other text of tradeoff": f"tradeoff model {TEXT} --held-out run/t.jsonl#body --out run",
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_command_does_not_write_over_its_inputs(
+    command, finished_llama, model_copy, tiny_text_file, tmp_path, monkeypatch, name
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished_llama, "run")
+    for path in ("text.txt", "run/stages/text/t.txt"):
+        shutil.copy(tiny_text_file, path)
+    Path("run/t.jsonl").write_text('{"body": "words"}\n')
+    before = content(tmp_path)
+    command(*WRITERS[name].split(), *sets(SETTINGS)).refused("which this command reads: choose another place")
+    assert content(tmp_path) == before

@@ -1,9 +1,21 @@
-"""`darwinlm prune` when all is well."""
+"""`darwinlm prune` when all is well, in a folder with names like the hub's, and without room on a disk or a device."""
 
+import errno
 import json
+import os
 import re
+import shutil
+from pathlib import Path
 from unittest.mock import Mock
 
+import pytest
+import torch
+from tests.tiny.checkpoint import SETTINGS
+from tests.tiny.command import sets
+from tests.tiny.damage import assert_nothing_half_written
+
+from darwinlm.recovery.train import Training
+from darwinlm.runtime import memory
 from darwinlm.stages.execution import plan as planning
 from darwinlm.stages.execution.run import Run
 
@@ -55,3 +67,69 @@ def test_a_chat_template_that_fails_is_told_and_the_run_ends_well(prune, model_c
     ended = prune("--set", "search.generations=1", model=model_copy)
     said = "evaluate: answers continue text: the model's chat template fails (division by zero)"
     assert said in " ".join(ended.succeeded().out.split())
+
+
+def test_a_folder_named_like_a_model_of_the_hub_is_told_from_it(
+    prune, command, tiny_llama: Path, tiny_text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no published file holds a path, not even a relative one."""
+    shutil.copytree(tiny_llama, tmp_path / "CLIENT" / "tiny")
+    (tmp_path / "texts").mkdir()
+    shutil.copy(tiny_text_file, tmp_path / "texts" / "a.txt")
+    monkeypatch.chdir(tmp_path)
+    ended = prune("--set", "recovery.text=texts/a.txt", model="CLIENT/tiny", text="texts/a.txt", out="runs/out")
+    assert "model: the folder ./CLIENT/tiny, not CLIENT/tiny of the hub" in ended.succeeded().out
+    published = [*Path("runs/out/model").iterdir(), Path("runs/out/report.html")]
+    for path in published:
+        assert b"CLIENT" not in path.read_bytes(), path
+        assert b"texts/" not in path.read_bytes(), path
+    recipe = json.loads(Path("runs/out/model/darwinlm_recipe.json").read_text())["recipe"]
+    assert (recipe["model"], recipe["text"]["source"], recipe["recovery"]["text"]) == ("tiny", "a.txt", "a.txt")
+    assert "./CLIENT/tiny: " in command("plan", "CLIENT/tiny").succeeded().out
+    again = prune("--set", "recovery.text=texts/a.txt", model="./CLIENT/tiny", text="texts/a.txt", out="runs/out")
+    assert "already done" in again.succeeded().out
+
+
+def test_sizes_in_the_folder_of_a_run_use_its_database(prune, finished_copy):
+    ended = prune("--keep", "70%,50%", "--until", "search", out=finished_copy).succeeded()
+    assert "calibration and database: already done, reused" in ended.out
+    assert not (finished_copy / "keep-50" / "stages" / "database").exists()
+    assert (finished_copy / "keep-50" / "stages" / "search" / "manifest.json").exists()
+
+
+def test_no_room_for_residual_streams(prune, tmp_path, monkeypatch):
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    monkeypatch.setitem(memory.WORK, "streams", 0.0)
+    ended = prune()
+    ended.refused("the disk is full", "rerun the same command; finished work is kept")
+    assert_nothing_half_written(tmp_path / "out")
+
+
+TRAINING = ("recovery.tokens=512", "recovery.batch_tokens=128", "refit.tokens=0")
+
+
+FULL = (
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has a total capacity of ..."),
+    RuntimeError("MPS backend out of memory (MPS allocated: 9.06 GB, other allocations: ..."),
+)
+
+
+@pytest.mark.parametrize("error", FULL)
+def test_one_message_names_stage_and_setting(error, command, tiny_llama, tiny_text_file, tmp_path, monkeypatch):
+    settings = (*SETTINGS, *TRAINING, "compute.batch_tokens=128")
+    common = ("prune", tiny_llama, "--keep", "60%", "--text", tiny_text_file, "--out", tmp_path / "out")
+    arguments = (*common, *sets(settings))
+
+    def full(self: Training, step: int) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "update", full)
+        ended = command(*arguments)
+        ended.refused(
+            "recovery: the memory of cpu is full: lower compute.batch_tokens (128)", "; finished work is kept"
+        )
+    assert command(*arguments).code == 0

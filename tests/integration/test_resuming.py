@@ -1,18 +1,22 @@
 """Runs that were interrupted or killed end like others, and what is finished is reused."""
 
+import io
 import shutil
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
+from rich.console import Console
 from tests.tiny.damage import flip
-from tests.tiny.stages import run_stages
+from tests.tiny.stages import result, run_stages
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from darwinlm.pipeline import build, make, plan, read_inputs
 from darwinlm.report.summary import Summary, read_summary
+from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import CheckpointError
+from darwinlm.stages.text import TEXT
 
 TIMES = {"seconds", "stages", "machine", "evaluations"}
 
@@ -103,3 +107,17 @@ def test_a_model_that_changes_during_a_run_is_noticed(model_copy, make_run, tmp_
     with pytest.raises(CheckpointError, match=rf"{name}: it was changed during this run.* into a new folder"):
         make(run, inputs, plan(run, inputs), database or build(run, inputs))
     assert not (tmp_path / "out" / "model").exists()
+
+
+def test_a_result_of_another_version_is_done_again_with_a_word(tmp_path, tiny_llama, make_run, monkeypatch):
+    def said():
+        console = Console(file=io.StringIO(), width=200)
+        result(make_run(tiny_llama, tmp_path / "out", reporter=Reporter(console)), "text")
+        return console.file.getvalue()
+
+    said()
+    assert "text: already done, reused" in said()
+    monkeypatch.setitem(vars(TEXT), "version", TEXT.version + 1)
+    assert "text: done by another version of darwinlm, redone" in said()
+    monkeypatch.setattr("darwinlm.runtime.artifact.version", lambda name: "4.0")
+    assert "text: done by another version of transformers, redone" in said()

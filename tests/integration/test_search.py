@@ -1,18 +1,23 @@
-"""The search bounded in time, given bad state, few allocations or candidates that overflow."""
+"""The search: gradients, estimates of the database, resuming, a time limit, bad state, few allocations."""
 
 import io
+import itertools
 import json
 import math
+import shutil
+from pathlib import Path
 
 import pytest
 from rich.console import Console
-from tests.tiny.searching import searched, state_of, within_budget
+from tests.tiny.searching import searched, state_of, timeless, within_budget
 from tests.tiny.stages import run_stages
 
-from darwinlm.runtime.artifact import read_json
+from darwinlm.runtime.artifact import read_json, read_tensors
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import ArtifactError
 from darwinlm.search.fitness import Fitness
+from darwinlm.search.module_losses import estimated_losses, local_errors
+from darwinlm.search.state import SearchState
 
 
 @pytest.fixture
@@ -92,3 +97,88 @@ def test_the_papers_rules_trade_single_levels_between_equals(finished_copy, tiny
     assert children
     for child in children:
         assert sum(abs(a - b) for a, b in zip(child, parent, strict=True)) <= 6
+
+
+SETTINGS = ("search.generations=6", "search.rounds=[{tokens: 64, survivors: 2}, {tokens: 256, survivors: 1}]")
+"""Windows of two sequences, four of them."""
+
+
+@pytest.fixture(scope="module")
+def finished(finished_llama, tiny_llama, make_run, tmp_path_factory):
+    folder = Path(shutil.copytree(finished_llama, tmp_path_factory.mktemp("finished") / "out"))
+    return searched(make_run(tiny_llama, folder, *SETTINGS)), folder
+
+
+def test_a_generation_that_moves_lowers_the_loss(finished):
+    found, _ = finished
+    history = found.search.record["history"]
+    assert any(entry["improved"] for entry in history)
+    for before, after in itertools.pairwise(history):
+        assert after["improved"] == (after["moved"] > 0)
+        assert after["kl"] < before["kl"] if after["improved"] else after["kl"] == before["kl"]
+        assert after["evaluations"] > before["evaluations"]
+    assert found.search.record["start_kl"] == history[0]["kl"] > found.search.record["kl"] == history[-1]["kl"]
+
+
+def test_every_child_keeps_the_budget_and_is_new(finished):
+    found, folder = finished
+    seen = [tuple(each) for each in state_of(folder)["seen"]]
+    assert len(seen) > 4
+    assert len(set(seen)) == len(seen)
+    assert all(within_budget(found.plan, each) for each in seen)
+
+
+def test_an_interrupted_search_ends_where_an_uninterrupted_one_does(
+    finished, finished_copy, tiny_llama, make_run, monkeypatch
+):
+    save, saved = SearchState.save, []
+
+    def interrupted(self, path):
+        save(self, path)
+        saved.append(path)
+        if len(saved) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(SearchState, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_stages(make_run(tiny_llama, finished_copy, *SETTINGS), "search")
+    assert state_of(finished_copy)["done"] == 2
+    monkeypatch.setattr(SearchState, "save", save)
+    run_stages(make_run(tiny_llama, finished_copy, *SETTINGS), "search")
+    assert timeless(state_of(finished_copy)) == timeless(state_of(finished[1]))
+
+
+PLAIN = "database.metric=output"
+
+
+@pytest.fixture(scope="module")
+def estimated(tiny_llama, make_run, finished_llama):
+    return searched(make_run(tiny_llama, finished_llama))
+
+
+def test_what_is_gone_costs_the_whole_output_weighted_by_the_gradients(estimated):
+    """tr(S W H Wᵀ) / 2, H from the factor that is stored."""
+    database = estimated.database
+    reader = database.reader
+    for block in (0, 2):
+        gradients = read_tensors(database.stage.folder.parent / "gradients" / f"block_{block:04d}.safetensors")
+        for kind in ("attention", "mlp"):
+            module = next(m for m in estimated.plan.space.modules if (m.block, m.kind) == (block, kind))
+            last = reader.variant(block, kind, module.levels[-1])
+            (factors,) = reader.factors(block, kind, last)
+            T, S = factors.target.double(), gradients[kind].double()
+            expected = float((T.T @ S @ T).trace()) / 2
+            assert reader.loss(block, kind, module.levels[0]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_local_errors_stand_for_estimates_that_are_missing(tiny_llama, make_run, tmp_path):
+    said = Console(record=True, file=io.StringIO(), width=200)
+    found = searched(make_run(tiny_llama, tmp_path / "out", PLAIN, reporter=Reporter(said)))
+    space, reader = found.plan.space, found.database.reader
+    assert estimated_losses(space, reader) is None
+    assert all(any(error > 0 for error in row) for row in local_errors(space, reader))
+    assert (
+        "the database has no estimated losses (database.metric=loss has), so local errors are used"
+        in said.export_text()
+    )
+    assert found.search.record["kl"] <= found.search.record["start_kl"]

@@ -1,14 +1,21 @@
-"""Times of modules from times of whole models: exact where times add up, and measured no more often than needed."""
+"""Times of modules from times of whole models, which are timed as graphs where there are any."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import pytest
+import torch
 
-from darwinlm.recipe import BudgetSettings
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.shapes import module_shapes
+from darwinlm.recipe import BudgetSettings, UnitsSettings
 from darwinlm.runtime.errors import BudgetError
+from darwinlm.search.latency import graphs
+from darwinlm.search.latency.graphs import StaticDecoding, cache_name
 from darwinlm.search.latency.measure import check_fastest
 from darwinlm.search.latency.table import ABSENT, LatencyTable, lines_of
 from darwinlm.search.latency.timing import ModelTimer
+from darwinlm.units.levels import module_levels
 
 
 @pytest.mark.parametrize(
@@ -52,3 +59,83 @@ def test_a_busy_machine_is_timed_for_longer(monkeypatch, noise, passes):
     ratio, dense = timer.compare({}, {})
     assert (ratio, dense) == (0.5, 2.0)
     assert timed.count("dense") == passes
+
+
+TOKENS = torch.randint(3, 250, (2, 9), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def recordings(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
+    """The steps that would be recorded as CUDA graphs; a replay runs them."""
+    made: list[Callable[[], object]] = []
+
+    def recorded(step: Callable[[], object], device: torch.device) -> Callable[[], object]:
+        made.append(step)
+        return step
+
+    monkeypatch.setattr(graphs, "recorded", recorded)
+    return made
+
+
+def growing(model, steps: int) -> list[torch.Tensor]:
+    """Logits of the same steps with a cache that grows."""
+    cache = model(input_ids=TOKENS, use_cache=True).past_key_values
+    named = {cache_name(model): cache}
+    return [model(input_ids=TOKENS[:, :1], use_cache=True, **named).logits for _ in range(steps)]
+
+
+@pytest.mark.parametrize(
+    "model_type", ["llama", "gemma2", "gemma4_text", "qwen3_5_text", "lfm2", "granitemoehybrid", "deepseek_v2"]
+)
+@torch.inference_mode()
+def test_a_cache_of_fixed_size_gives_the_same_logits(model_type, tiny_folder):
+    model = Checkpoint.open(tiny_folder(model_type)).load(torch.float32)
+    expected = growing(model, 3)
+    decoding = StaticDecoding(model, TOKENS, 4)
+    window = getattr(model.config, "sliding_window", None) or len(TOKENS[0]) + 4
+    for _ in range(2 if window >= len(TOKENS[0]) + 4 else 1):
+        for logits in expected:
+            torch.testing.assert_close(decoding.step(), logits, rtol=1e-4, atol=1e-4)
+        decoding.rewind()
+
+
+def timer_of(folder, **request: int):
+    checkpoint = Checkpoint.open(folder)
+    shapes = {(shape.block, shape.kind): shape for shape in module_shapes(checkpoint)}
+    work = BudgetSettings(**{"prefill_tokens": 4, "decode_tokens": 6, **request})
+    timer = ModelTimer(checkpoint, shapes, work, dtype=torch.float32, device=torch.device("cpu"), runs=1)
+    levels = {place: module_levels(checkpoint.family, shape, UnitsSettings()).levels for place, shape in shapes.items()}
+    dense = {place: own[-1] for place, own in levels.items()}
+    cut = {place: own[len(own) // 2] for place, own in levels.items() if place != (0, "attention")}
+    return timer, dense, cut
+
+
+def test_models_are_timed_as_graphs_where_there_are_any(recordings, tiny_llama):
+    """The dense one's is recorded once, those of others go with them; an attention may be gone."""
+    timer, dense, cut = timer_of(tiny_llama)
+    timer.compare(dense, cut)
+    assert not recordings, "on a CPU nothing is recorded"
+    timer.graphs = True
+    for _ in range(2):
+        ratio, seconds = timer.compare(dense, cut)
+        assert ratio > 0 < seconds
+    assert len(recordings) == 3
+    assert list(timer._graphed) == [id(timer._reference)]
+    assert timer.graphs
+
+
+def test_both_are_timed_as_they_are_where_one_can_not_be_recorded(recordings, tiny_llama, monkeypatch):
+    timer, dense, cut = timer_of(tiny_llama)
+    timer.graphs = True
+    whole = graphs.GraphedDecoding.__init__
+
+    def failing(self, model, *rest):
+        if recordings:  # the dense one's is there
+            raise RuntimeError("operation not permitted when stream is capturing")
+        whole(self, model, *rest)
+
+    monkeypatch.setattr(graphs.GraphedDecoding, "__init__", failing)
+    ratio, _ = timer.compare(dense, cut)
+    assert ratio > 0
+    assert not timer.graphs
+    assert not timer._graphed

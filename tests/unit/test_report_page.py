@@ -1,7 +1,19 @@
-"""What the page adds to the tables: commands; and the page of a sweep."""
+"""What the page adds to the tables: commands, a sweep, and sentences that depend on the run, each for both cases."""
 
 import pytest
-from tests.tiny.summaries import SUMMARIES, Page, changed, made, recovered, searched, text_of
+from tests.tiny.summaries import (
+    DROPPED,
+    SUMMARIES,
+    Page,
+    card_of,
+    changed,
+    given,
+    made,
+    plain,
+    recovered,
+    searched,
+    text_of,
+)
 from tests.unit.test_docs import parse
 
 from darwinlm.report.page import render_page
@@ -56,3 +68,114 @@ def test_a_gguf_file_that_came_in_is_followed_by_a_smaller_one():
     assert "darwinlm[gguf]" in wish
     text = text_of(tree)
     assert "dense 128 MB 97 MB 91 MB" in text
+
+
+def taken_out(fields):
+    """A run that left other fields than these as they were."""
+    tree = searched()
+    for entry in tree["allocation"]:
+        entry.update({field: entry[f"dense_{field}"] for field in {"groups", "heads", "width"} - set(fields)})
+    return tree
+
+
+def never_there():
+    tree = plain()
+    tree["allocation"][3].update(groups=0, heads=0, dense_groups=0, dense_heads=0)
+    return tree
+
+
+def one_gone():
+    tree = plain()
+    tree["allocation"][3].update(groups=0, heads=0)
+    return tree
+
+
+def fitted():
+    """A run in which every module was fitted."""
+    return changed(searched(), refit={"fitted": searched()["refit"]["modules"]})
+
+
+VOCABULARY = {
+    "tokens": 24_000,
+    "dense_tokens": 48_000,
+    "params": 120_000_000,
+    "dense_params": 134_515_008,
+    "domains": {"a.txt": {"bytes": 4000, "dense_tokens": 1000, "tokens": 1100, "affected": 50}},
+    "bits_per_byte": 1.25,
+    "dense_bits_per_byte": 1.125,
+}
+IN_TIME = {"kind": "latency", "keep": None, "unit": "nanoseconds", "dense": 6e7, "upper": 3e7, "used": 2.9e7}
+TIME = {"limit": 600, "seconds": 500, "preset": "quick"}
+LEARNT = "Facts and other abilities that this text does not teach have not returned"
+UNLEARNT = "after pruning did not help on held-out text, so the weights from before it were kept"
+PAGE = [
+    (changed(given(), recovery={"kept": "before"}), ["on held-out text did not fall, so the weights"], []),
+    (searched(), ["second moments of the database; the refit", "strength of the refit"], ["while training"]),
+    (changed(searched(), refit={"strength": 0.75}), ["took 75% of the way to these weights"], ["(KL 0.5"]),
+    (changed(searched(), refit=DROPPED), ["not better with them on validation text, so the weights b"], ["(KL 0.5"]),
+    (changed(searched(), refit={"kl_before": 0.5, "kl_after": 0.4}), ["(KL 0.500 before, 0.400 after)"], []),
+    (fitted(), ["60 of 60 modules were fitted toward the dense model. "], []),
+    (plain(), ["How the sizes were chosen isn't recorded"], ["Refit", "Recovery", "trust_remote_code"]),
+    (recovered(), ["to the dense model and ended"], ["this round"]),
+    (changed(recovered(), search={"history": []}), ["without a generation of search. It started from"], [",."]),
+    (changed(recovered(), from_pruned=True), ["to the model that this round cut"], []),
+    (never_there(), ["never there", "No attention or MLP is removed"], []),
+    (searched(), ["The budget was 50 % of the block parameters, 53,101,440; 53,000,000 were used"], []),
+    (changed(searched(), budget=IN_TIME), ["was 30 ms of the dense model's 60 ms; 29 ms were used"], []),
+    (changed(searched(), time=TIME), ["8 min 20 s of 10 min used, with the amounts of `quick`"], []),
+    (searched(), [], ["Time limit"]),
+]
+CARD = [
+    (recovered(), ["was then trained on 24,576 tokens of hf:HuggingFaceFW/fineweb-edu"], []),
+    (changed(recovered(), refit=DROPPED), ["on validation text and was dropped"], ["refitted by ridge"]),
+    (plain(), ["How its sizes were chosen isn't recorded"], ["trust_remote_code", "ridge"]),
+    (changed(recovered(), search={"method": "gradient"}), ["1 generation guided by gradients"], []),
+    (changed(recovered(), search={"history": []}), ["equal layers", "without a generation of search"], []),
+    (changed(recovered(), from_pruned=True), ["pruned in several rounds"], []),
+    (taken_out(["groups", "heads", "width"]), ["query heads, key and value heads and MLP channels removed"], []),
+    (taken_out(["width"]), ["with MLP channels removed."], []),
+    (taken_out([]), ["with nothing removed."], []),
+    (one_gone(), ["1 attention sub-layer of 30 blocks is gone."], []),
+    (changed(searched(), vocabulary=VOCABULARY), ["tokens: 24,000 of 48,000 tokens of the voc"], []),
+    (searched(), ["No step that made this model has seen this text"], []),
+    (given(), ["No step of its recovery has seen this text"], []),
+]
+BOTH = [
+    (searched(), ["was not trained after"], ["was trained on", "was then trained", "How its sizes"]),
+    (recovered(), ["was trained on 24,576 tokens after pruning", LEARNT], ["was not trained"]),
+    (given(), ["was trained on 24,576 tokens after pruning", LEARNT], ["evolution", "refitted"]),
+    (changed(recovered(), recovery={"kept": "before"}), [UNLEARNT], [LEARNT, "was then trained"]),
+    (searched(), ["an evolutionary search of 19 generations guided by gradients"], []),
+    (recovered(), ["1 generation with the paper's level switch"], ["guided by gradients"]),
+    (changed(searched(), kept="attention of 4 blocks is kept"), ["Attention of 4 blocks is k"], []),
+    (changed(searched(), left_out="multi-token prediction is left out"), ["Multi-token prediction is"], []),
+    (changed(searched(), export={"whole": True}), ["Its parts around the language model are unc"], []),
+    (searched(), [], ["blocks is kept", "left out", "around the language model", "of its vocabulary"]),
+    (
+        changed(searched(), vocabulary=VOCABULARY),
+        [
+            "block parameters and half of its vocabulary",
+            "24,000 of 48,000 tokens of the vocabulary kept, held-out text spelt in 10.0 % more tokens: 5.0 % of its t",
+            "needed 1.250 bits per byte of held-out text, and 1.125 with all tokens",
+            "it has 120.0 M parameters, and 134.5 M with all tokens",
+        ],
+        [],
+    ),
+    (
+        changed(searched(), machine={"threads": 1}, text={"purposes": {"evaluation": {"tokens": 512, "documents": 1}}}),
+        ["512 tokens (1 document) of hf:", "1 thread,"],
+        [],
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("write", "tree", "said", "unsaid"),
+    [(text_of, *case) for case in PAGE + BOTH] + [(card_of, *case) for case in CARD + BOTH],
+)
+def test_what_is_said_is_what_the_run_did(write, tree, said, unsaid):
+    text = write(tree)
+    for words in said:
+        assert words in text, words
+    for words in unsaid:
+        assert words not in text, words

@@ -1,4 +1,4 @@
-"""Level switches: every child is new, keeps the budget exactly and is a neighbour that exists."""
+"""Proposals: first parents have equal layers; children are new neighbours that keep the budget exactly."""
 
 import random
 
@@ -7,8 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from darwinlm.runtime.errors import BudgetError
-from darwinlm.search.problem import Budget
-from darwinlm.search.propose import level_switch, paper_switch
+from darwinlm.search.problem import Budget, Problem
+from darwinlm.search.propose import level_switch, paper_switch, uniform_allocations, uniform_start
+from darwinlm.units.cost import parameter_costs
+from darwinlm.units.levels import Level, ModuleLevels
+from darwinlm.units.space import SearchSpace
 
 
 def total(costs, allocation):
@@ -97,3 +100,37 @@ def test_a_small_neighbourhood_is_found_whole():
     assert seen == {(1, 0, 0), (0, 1, 0), (0, 0, 1)}
     with pytest.raises(BudgetError):
         level_switch((1, 0, 0), costs, budget, rng, step=1.0, seen=seen)
+
+
+def problem_of(lower: int, upper: int, *sizes: tuple[int, ...]) -> Problem:
+    """MLPs whose levels have so many parameters."""
+    modules = tuple(
+        ModuleLevels(block, "mlp", tuple(Level(min(size, 1), min(size, 1), size, size) for size in row))
+        for block, row in enumerate(sizes)
+    )
+    space = SearchSpace(modules)
+    return Problem(space, parameter_costs(space), Budget(lower, upper))
+
+
+LOSSES = [[1.0, 0.0], [1.0, 0.0], [3.0, 0.0]]
+
+
+def test_a_start_within_the_budget_stays() -> None:
+    problem = problem_of(5, 10, (0, 5), (0, 5), (0, 5))
+    assert uniform_start(problem, LOSSES, (1, 1, 0), random.Random(0)) == (1, 1, 0)
+
+
+def test_the_knapsack_takes_over_where_single_steps_miss_the_bounds() -> None:
+    """Only the first two modules together cost 16."""
+    problem = problem_of(16, 16, (0, 7), (0, 9), (0, 13))
+    assert uniform_start(problem, LOSSES, (0, 0, 1), random.Random(0)) == (1, 1, 0)
+
+
+def test_bounds_that_nothing_meets_are_refused() -> None:
+    problem = problem_of(15, 15, (0, 7), (0, 9), (0, 13))
+    with pytest.raises(BudgetError, match=r"no choice of levels lies between 15 and 15 block parameters: raise budget"):
+        uniform_start(problem, LOSSES, (0, 0, 0), random.Random(0))
+
+
+def test_uniform_allocations_keep_the_limit_to_the_last_parameter() -> None:
+    assert uniform_allocations(problem_of(0, 100, (0, 50, 51), (0, 50, 51))) == [(1, 1)]
