@@ -112,9 +112,6 @@ def test_what_cannot_be_imported(command, tmp_path):
     out = tmp_path / "out"
     ours = pruned_checkpoint(tmp_path / "ours", "llama", {1: (2, 1, 64)})
     command("import", ours, "--out", out).refused("is already a darwinlm model")
-    command("import", tmp_path / "nowhere", "--out", out).refused("there is no model at")
-    (tmp_path / "empty").mkdir()
-    command("import", tmp_path / "empty", "--out", out).refused("there is no config.json in it")
     only = "only the published DarwinLM models"
     plain = plain_checkpoint(tmp_path / "plain", "llama")
     for folder, model_type in ((plain, "llama"), (plain_checkpoint(tmp_path / "gemma", "gemma"), "gemma")):
@@ -125,22 +122,13 @@ def test_what_cannot_be_imported(command, tmp_path):
         command("import", folder, "--out", out).refused(f"{folder}: its layers hold", only)
     per_layer_shapes(tmp_path / "model", "llama", [(0, 1), (0, 1), (0, 2)], [96, 64, 32])
     model = tmp_path / "model"
-    command("import", model, "--out", model).refused("which this command reads")
     path = model / "config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({k: v for k, v in config.items() if k != "num_attention_heads"}))
     command("import", model, "--out", out).refused("doesn't give num_attention_heads")
     path.write_text(json.dumps({**config, "head_dim": 24}))
     command("import", model, "--out", out).refused("aren't whole heads of 24 columns")
-    path.write_text("{")
-    command("import", model, "--out", out).refused("isn't JSON")
     path.write_text(json.dumps(config))
-    index = {"metadata": {}, "weight_map": {"model.norm.weight": "../../etc/passwd"}}
-    (model / "model.safetensors.index.json").write_text(json.dumps(index))
-    command("import", model, "--out", out).refused("points outside its folder")
-    (model / "model.safetensors.index.json").unlink()
-    edit_weights(model, lambda tensors: tensors.pop("model.norm.weight"))
-    command("import", model, "--out", out).refused("lacks the tensor model.norm.weight", after="reading")
     edit_weights(model, lambda tensors: [tensors.update({f"body.{key}": tensors.pop(key)}) for key in list(tensors)])
     command("import", model, "--out", out).refused("has no layers named model.layers", only)
     assert not out.exists()

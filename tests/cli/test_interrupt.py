@@ -1,15 +1,11 @@
 """Ctrl-C, once, twice or often, and SIGTERM: one line says that finished work is kept, and nothing else is printed."""
 
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from tests.tiny.checkpoint import SETTINGS
-from tests.tiny.command import sets
 
 ENDS = {
     "an error of a library that it makes": "try: kill()\nexcept KeyboardInterrupt: raise RuntimeError('empty stack')",
@@ -60,22 +56,6 @@ def test_a_command_that_does_not_end_is_killed_by_another_one(tmp_path: Path) ->
     (line,) = done.stderr.splitlines()
     assert line.startswith("interrupted; finished work is kept")
     assert done.returncode == -signal.SIGINT
-
-
-def test_two_in_a_row_in_a_run(tiny_llama: Path, tiny_text_file: Path, tmp_path: Path) -> None:
-    words = ["prune", tiny_llama, "--text", tiny_text_file, "--out", tmp_path / "out", *sets(SETTINGS)]
-    command = [sys.executable, "-m", "darwinlm", *map(str, words), "--until", "export"]
-    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    key, ends = tmp_path / "out" / "stages" / "search" / "key.json", time.monotonic() + 200
-    while not key.exists() and running.poll() is None and time.monotonic() < ends:
-        time.sleep(0.002)
-    for _ in range(2):
-        os.kill(running.pid, signal.SIGINT)
-        time.sleep(0.004)
-    told = running.communicate(timeout=200)[1]
-    (line,) = told.splitlines()
-    assert line.startswith("interrupted; finished work is kept. Resume with: darwinlm prune ")
-    assert running.returncode in (130, -signal.SIGINT)
 
 
 WITH_TEMPORARIES = """

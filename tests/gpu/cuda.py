@@ -257,26 +257,6 @@ def _exchanged(index: int) -> int:
     return 0
 
 
-class _Kinds(type(torch.Generator)):  # type: ignore[misc]
-    def __instancecheck__(cls, instance: object) -> bool:
-        return isinstance(instance, _PLAIN)
-
-
-_PLAIN = torch.Generator
-
-
-class Generator(torch.Generator, metaclass=_Kinds):
-    """A generator that knows its device; numbers are those of the CPU's."""
-
-    def __new__(cls, device: Any = "cpu") -> Any:
-        self = super().__new__(cls)
-        place = torch.device(device)
-        self.place = torch.device("cuda", _exchanged(place.index or 0)) if place.type == "cuda" else place
-        return self
-
-    device = property(lambda self: self.place)
-
-
 @contextmanager
 def cuda_of(gpu: Gpu) -> Iterator[None]:
     """Let `torch.cuda` find one card, an H100 with the device's memory."""
@@ -299,12 +279,11 @@ def cuda_of(gpu: Gpu) -> Iterator[None]:
             _get_device_properties=lambda index: card,
             _exchange_device=_exchanged,
             _maybe_exchange_device=_exchanged,
-            default_generators=(_PLAIN(),),
+            default_generators=(torch.Generator(),),
         )
         streams = _again(torch.cuda.streams)
         replaced(torch.cuda, Stream=streams.Stream, Event=streams.Event)
         graphs = _again(torch.cuda.graphs)
         names = ("CUDAGraph", "graph", "graph_pool_handle", "is_current_stream_capturing")
         replaced(torch.cuda, **{name: getattr(graphs, name) for name in names})
-        replaced(torch, Generator=Generator)
         yield

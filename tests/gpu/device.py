@@ -197,7 +197,7 @@ class PretendTensor(Tensor):
 
 
 class _Names(TorchFunctionMode):
-    """Gives C++ the name that it knows, pins main memory, and compares the devices of generators."""
+    """Gives C++ the name that it knows, and pins main memory."""
 
     def __init__(self, gpu: Gpu) -> None:
         super().__init__()
@@ -217,19 +217,8 @@ class _Names(TorchFunctionMode):
         texts = func is torch.Tensor.to
         args = tuple(_inner(one, texts=texts) for one in args)
         kwargs = {name: _inner(one, texts=name == "device") for name, one in kwargs.items()}
-        self._compare_generator(func, args, kwargs)
         result = func(*args, **kwargs)
         return self.gpu.pin(result) if pin and not isinstance(result, PretendTensor) else result
-
-    def _compare_generator(self, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        generator = next((one for one in (*args, *kwargs.values()) if isinstance(one, torch.Generator)), None)
-        if generator is None or generator in args[:1]:
-            return
-        tensors = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]
-        wanted = tensors[0].device if tensors else torch.device(kwargs.get("device") or "cpu")
-        there = wanted.type in (INNER, NAME)
-        if there != (generator.device.type == NAME):
-            self.gpu.refuse(f"{func.__name__}: a generator on {generator.device} for a tensor on {wanted}")
 
 
 def _inner(value: Any, *, texts: bool) -> Any:

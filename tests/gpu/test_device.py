@@ -21,7 +21,6 @@ REFUSED: dict[type[Exception], tuple[str, dict[str, Callable[[torch.Tensor], obj
             "main memory indexed from the device": lambda there: torch.ones(3, 3)[there[0].long()],
             "numpy": lambda there: there.detach().numpy(),
             "a 0-dim factor of a product": lambda there: torch.addmm(there, there, torch.ones(3, 3)),
-            "a generator of the CPU": lambda there: torch.rand(2, device=NAME, generator=torch.Generator()),
         },
     ),
     torch.AcceleratorError: (
@@ -31,7 +30,6 @@ REFUSED: dict[type[Exception], tuple[str, dict[str, Callable[[torch.Tensor], obj
             "set_device": lambda _: torch.cuda.set_device(OTHER),
             "streams": lambda _: torch.cuda.Stream(OTHER),
             "memory": lambda _: torch.cuda.memory_allocated(OTHER),
-            "generators": lambda _: torch.Generator(OTHER),
         },
     ),
     NotImplementedError: (

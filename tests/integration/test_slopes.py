@@ -1,14 +1,15 @@
 """First-order losses of all levels around an allocation, against finite differences of the loss itself."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from tests.tiny.searching import placed_in
 from torch import nn
 
-from darwinlm.runtime.errors import NumericsError, TimeLimitError
-from darwinlm.search.fitness import Clock, Fitness
+from darwinlm.runtime.errors import NumericsError
+from darwinlm.search.fitness import Fitness
 from darwinlm.search.gradients import Gradients
 
 STEP, IN_MIXTURES = 3e-3, 3e-4
@@ -47,21 +48,15 @@ WHOLE = (0, 4)
 """The window of the whole text."""
 
 
-def gradients_of(placed, tokens, *, batch_tokens=64, clock=None):
-    fitness = Fitness(placed, tokens, batch_tokens=batch_tokens)
-    fitness.clock = clock or Clock()
-    return Gradients(fitness, placed.database)
+def gradients_of(placed, tokens, batch_tokens=64):
+    return Gradients(Fitness(placed, tokens, batch_tokens=batch_tokens), placed.database)
 
 
 @pytest.fixture(scope="module")
 def llama(tiny_llama, make_run, tmp_path_factory):
     """Placed modules of the tiny Llama, text, an allocation, and a way to gradients."""
     placed, tokens = bank_of(make_run, tiny_llama, tmp_path_factory.mktemp("llama") / "run")
-
-    def gradients(batch_tokens=64, **more):
-        return gradients_of(placed, tokens, batch_tokens=batch_tokens, **more)
-
-    return placed, gradients, middle(placed.space)
+    return placed, partial(gradients_of, placed, tokens), middle(placed.space)
 
 
 def middle(space):
@@ -127,9 +122,3 @@ def test_a_gradient_that_is_not_finite_is_refused(llama, monkeypatch):
     monkeypatch.setattr(found, "_behind_last_block", lambda hidden, dense: hidden * math.nan)
     with pytest.raises(NumericsError, match=r"isn't finite: try compute\.dtype=float32, or search\.method=paper"):
         found.around(allocation, WHOLE)
-
-
-def test_a_gradient_is_left_when_time_is_up(llama):
-    _, gradients, allocation = llama
-    with pytest.raises(TimeLimitError):
-        gradients(clock=Clock(limit=0.0)).around(allocation, WHOLE)

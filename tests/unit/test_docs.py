@@ -111,21 +111,6 @@ def test_the_image_copies_what_the_package_needs_and_runs_the_demo() -> None:
     parse(shlex.join(command[0] + command[1]))
 
 
-def prose(text: str) -> str:
-    """Text without code blocks, tables, headings, pictures, comments and addresses of links."""
-    text = FENCE.sub("", text)
-    text = re.sub(r"^(\||#|!\[|<!--).*$", "", text, flags=re.M)
-    return re.sub(r"\]\([^)]*\)", "]", text)
-
-
-def test_the_readme_stays_short() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert len(text.split()) <= 800
-    sentences = [each for each in re.split(r"[.:?!]\*?\s|\n\n|\n- ", prose(text)) if each.strip(" -*\n")]
-    assert len(sentences) > 20
-    assert [each for each in sentences if len(each.split()) > 16] == []
-
-
 def named_paths(path: Path) -> set[str]:
     """Links inside the repository, and words in code marks that look like paths of files that are here."""
     text = FENCE.sub("", path.read_text(encoding="utf-8"))

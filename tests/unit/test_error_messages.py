@@ -11,7 +11,6 @@ import torch
 from tests.fuzz.gguf_bytes import gguf_file, plain_keys, plain_tensors
 
 from darwinlm.cli.main import _message
-from darwinlm.engines.process import EngineProcess
 from darwinlm.export.hf import check_saved
 from darwinlm.export.published import open_published
 from darwinlm.families.checkpoint import Checkpoint
@@ -22,7 +21,6 @@ from darwinlm.runtime import errors
 from darwinlm.runtime.errors import (
     CheckpointError,
     DeviceMemoryError,
-    EngineError,
     ExportError,
     MissingExtraError,
     ModelError,
@@ -94,22 +92,6 @@ def test_configuration_that_makes_no_model(tiny_llama: Path, tmp_path: Path) -> 
     )
     with pytest.raises(CheckpointError, match="describes no llama model"):
         open_published(folder)
-
-
-@pytest.mark.parametrize(
-    ("answer", "message"),
-    [("", r"llama.cpp died \(status 9\) on m at the request to version: out of luck"),
-     ('{"error": "no room"}\n', "llama.cpp can't version m: no room out of luck")],
-)  # fmt: skip
-def test_engine_that_dies_or_refuses(answer: str, message: str, tmp_path: Path) -> None:
-    process = EngineProcess.__new__(EngineProcess)
-    log = (tmp_path / "log").open("w+", encoding="utf-8")
-    log.write("out of luck")
-    pipe = SimpleNamespace(write=lambda text: None, flush=lambda: None, readline=lambda: answer)
-    process.engine, process.model, process._log = "llama.cpp", Path("m"), log  # type: ignore[assignment]
-    process._process = SimpleNamespace(stdin=pipe, stdout=pipe, wait=lambda: 9)  # type: ignore[assignment]
-    with log, pytest.raises(EngineError, match=message):
-        process.version()
 
 
 @pytest.mark.parametrize(

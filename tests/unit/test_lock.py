@@ -28,21 +28,6 @@ def test_the_second_process_is_refused_until_the_first_one_dies(holder, tmp_path
     assert files == [left[how == "hold_folder"]], "what the dead one left is gone"
 
 
-@pytest.mark.filterwarnings("ignore:flock not supported")
-def test_a_file_system_without_locks_has_lock_files(tmp_path, monkeypatch):
-    def refuse(*_: object) -> None:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-
-    with monkeypatch.context() as patch:
-        patch.setattr("fcntl.flock", refuse)
-        held = hold_folder(tmp_path / "out")
-        lock._HELD.clear()
-        with pytest.raises(BusyError, match="is in use by another process"):
-            hold_folder(tmp_path / "out")
-        held.release()
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize("stands", [True, False])
 def test_a_folder_that_was_moved_aside_comes_back_unless_its_successor_stands(tmp_path, stands):
     """A process was killed while it put a new model in the place of an old one."""
