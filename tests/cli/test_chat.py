@@ -8,16 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from tests.tiny.command import Ended
+from tests.tiny.tokenizer import TEMPLATE
 
 from darwinlm.engines.opened import Opened, open_model
 from darwinlm.evaluation.chat import AnswerSettings, Conversation
 from darwinlm.runtime.errors import DataError
 from darwinlm.runtime.limits import visible
-
-TEMPLATE = (
-    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
 
 
 @pytest.fixture

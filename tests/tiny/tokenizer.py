@@ -5,6 +5,11 @@ from transformers import PreTrainedTokenizerFast
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 PAD_ID, BOS_ID, EOS_ID = 0, 1, 2
+TEMPLATE = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+"""Of chats, if the tokenizer shall have one."""
 
 
 def tiny_tokenizer(*, add_bos: bool = False, with_eos: bool = True) -> PreTrainedTokenizerFast:

@@ -3,17 +3,12 @@
 import pytest
 import torch
 from tests.tiny.models import tiny_model
-from tests.tiny.tokenizer import EOS, tiny_tokenizer
+from tests.tiny.tokenizer import TEMPLATE, tiny_tokenizer
 from torch.nn import functional
 
 from darwinlm.evaluation.answers import Answers, measure_answers, write_answers
 from darwinlm.evaluation.code import TASKS, compare_code, greedy_answers, write_code
 from darwinlm.runtime.errors import ModelError
-
-TEMPLATE = (
-    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}" + EOS + "{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
 
 
 @pytest.fixture

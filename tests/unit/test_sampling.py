@@ -7,17 +7,13 @@ import numpy as np
 import pytest
 import torch
 from tests.tiny.models import tiny_model
-from tests.tiny.tokenizer import EOS_ID, tiny_tokenizer
+from tests.tiny.tokenizer import EOS_ID, TEMPLATE, tiny_tokenizer
 
 from darwinlm.runtime.errors import ArtifactError, DataError
 from darwinlm.text.sampling import own_text
 from darwinlm.text.sampling.own_text import write_own_text
 from darwinlm.text.sampling.sampler import Sampler, Segment, choose
 
-TEMPLATE = (
-    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</s>{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
 PREFIX = (1, 50, 60, 70)
 
 
