@@ -54,16 +54,13 @@ REFUSED = {
     "an adapter": (lambda f: (f / "adapter_config.json").write_text("{}"), ("holds an adapter of another model",)),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), ("safetensors",)),
     "weights cut short": (lambda f: damaged(f / WEIGHTS, "cut short"), (WEIGHTS,)),
-    "empty weights": (lambda f: damaged(f / WEIGHTS, "empty"), (WEIGHTS,)),
     "no tokenizer": (lambda f: (f / TOKENIZER).unlink(), NO_TOKENIZER),
-    "an open tokenizer": (lambda f: (f / TOKENIZER).write_text("{"), NO_TOKENIZER),
     "merges of another tokenizer": (lambda f: with_merges(f, [["a", "zz"]]), ("tokenizer",)),
     "another vocabulary": (
         lambda f: edit_config(f, vocab_size=100),
         ("model.embed_tokens.weight is 300 x 48", "requires 100 x 48"),
     ),
     "weights that are NaN": (lambda f: edit_weights(f, of_value(torch.nan)), ("block 1", "aren't finite")),
-    "weights without bound": (lambda f: edit_weights(f, of_value(torch.inf)), ("block 1", "aren't finite")),
     "weights that overflow": (
         lambda f: edit_weights(f, lambda tensors: tensors["model.layers.1.mlp.down_proj.weight"].fill_(3e38)),
         ("block 1", "gives values that aren't finite on the calibration text"),

@@ -7,7 +7,6 @@ from tests.tiny.checkpoint import SETTINGS
 
 import darwinlm
 from darwinlm.runtime.console import Reporter
-from darwinlm.runtime.errors import RecipeError
 
 
 @pytest.mark.parametrize(
@@ -80,13 +79,3 @@ def test_the_function_asks_for_what_the_command_asks_for(prune, python, recipes,
         assert recipe == recipes[0]
         assert getattr(getattr(recipe, section) if section else recipe, setting) == (as_number or 0.03)
         assert recipe.budget.kind == (name if section == "budget" else "keep")
-
-
-def test_a_budget_of_the_function_displaces_the_recipes(recipes, python):
-    for recipe in ("llama2-7b-2.7b", darwinlm.load_recipe("llama2-7b-2.7b")):
-        python(recipe=recipe)
-        python(recipe=recipe, speedup="2x")
-    assert [recipe.budget.kind for recipe in recipes] == ["params", "speedup"] * 2
-    assert [recipe.budget.params for recipe in recipes] == [2_700_000_000, None] * 2
-    with pytest.raises(RecipeError, match=r"budget\.bytes: must be greater than 0"):
-        python(bytes=0)

@@ -50,7 +50,7 @@ def test_a_folder_for_vllm_computes_the_same(tmp_path, model_type):
 
 @pytest.mark.parametrize(("model_type", "projection"), [("llama", "k_proj"), ("phi3", "qkv_proj")])
 def test_unevenly_shared_heads_become_plain_linear_layers_for_vllm(tmp_path, model_type, projection):
-    folder = pruned_checkpoint(tmp_path / "model", model_type, {1: (3, 2, 96)}, query_groups={1: (0, 0, 1)})
+    folder = pruned_checkpoint(tmp_path / "model", model_type, {1: (3, 2, 96)}, attention="query_head")
     export_model(folder, tmp_path / "vllm", to="vllm")
     torch.testing.assert_close(logits(tmp_path / "vllm"), logits(folder), atol=2e-5, rtol=2e-5)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "vllm")

@@ -39,7 +39,7 @@ def test_odd_layers_of_a_llama(tmp_path, case):
 
 
 def test_query_heads_that_share_unevenly_get_kv_heads_of_their_own(tmp_path):
-    folder = pruned_checkpoint(tmp_path / "model", "llama", {1: (3, 2, 96)}, query_groups={1: (0, 0, 1)})
+    folder = pruned_checkpoint(tmp_path / "model", "llama", {1: (3, 2, 96)}, attention="query_head")
     report = exported(folder, tmp_path / "m.gguf", quantisation="f32")
     assert report["notes"] == ["block 1: every query head gets a copy of its KV head (2 → 3 KV heads)"]
     assert_same_as_transformers(folder, tmp_path / "m.gguf", 1e-4)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from tests.tiny.searching import searched, state_of, timeless, within_budget
 from tests.tiny.stages import run_stages
+from tests.tiny.whole import searched, state_of, timeless, within_budget
 
 from darwinlm.runtime.artifact import read_json, read_tensors
 from darwinlm.runtime.console import Reporter

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.tiny.searching import searched, within_budget
 from tests.tiny.stages import run_stages
-from tests.tiny.whole import Whole
+from tests.tiny.whole import Whole, searched, within_budget
 from torch.nn import functional
 
 from darwinlm.search.fitness import Fitness

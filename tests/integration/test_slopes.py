@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from tests.tiny.searching import placed_in
+from tests.tiny.whole import placed_in
 from torch import nn
 
 from darwinlm.runtime.errors import NumericsError

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from tests.tiny.models import tiny_model
-from tests.tiny.searching import placed_in
 from tests.tiny.stages import result
+from tests.tiny.whole import placed_in
 from transformers import AutoModelForCausalLM
 
 from darwinlm.evaluation.answers import Answers, measure_answers

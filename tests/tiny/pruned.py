@@ -1,16 +1,20 @@
 """Tiny checkpoints of any sizes, layer by layer, with a byte-level tokenizer that engines accept."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from darwinlm.families.family import families
-from darwinlm.families.pruned import pruned_classes, pruned_config
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.recipe import UnitsSettings
+from darwinlm.surgery.stitch import stitch
+from darwinlm.units.levels import ModuleLevels
 from tests.tiny.checkpoint import WORDS
 from tests.tiny.models import tiny_config
+from tests.tiny.reader import FirstUnits
 from tests.tiny.vocabulary import trained_bytes
 
 ENGINE_SIZES: dict[str, Any] = {
@@ -40,26 +44,6 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def layer_row(
-    row: Row,
-    query_groups: Sequence[int] | None = None,
-    width_field: str = "intermediate_size",
-    count_field: str = "num_experts",
-) -> dict[str, Any]:
-    heads, groups, width, *experts = row
-    made: dict[str, Any] = {}
-    if heads:
-        made |= {"num_attention_heads": heads, "num_key_value_heads": groups}
-    if query_groups is not None:
-        made |= {"num_key_value_heads": heads, "query_groups": list(query_groups), "stored_kv_heads": groups}
-    if width:
-        made[width_field] = width
-    if experts:
-        made[count_field] = experts[0]
-    gone = [name for name, size in (("attention", heads), ("mlp", width)) if not size]
-    return made | ({"skip": gone} if gone else {})
-
-
 def randomised(model: Any, seed: int = 0) -> Any:
     """Weights of a size that makes every sub-layer matter; norms and biases aren't ones and zeros."""
     generator = torch.Generator().manual_seed(seed)
@@ -83,27 +67,37 @@ def pruned_checkpoint(
     model_type: str,
     rows: Mapping[int, Row],
     *,
-    query_groups: Mapping[int, Sequence[int]] | None = None,
+    attention: str = "lattice",
     dtype: torch.dtype = torch.float32,
     tokenizer: Any = None,
     **overrides: Any,
 ) -> Path:
-    """Save a random model of unequal layers; layers that `rows` leaves out have all of the sizes."""
-    family = families()[model_type]
-    config_class, _, causal = pruned_classes(*family.class_names)
-    dense = tiny_config(model_type, **{**ENGINE_SIZES, **overrides})
-    field = family.mlp.experts.width if family.mlp.experts else family.mlp.width
-    fields = field, family.mlp.experts.count if family.mlp.experts else ""
-    table = {block: layer_row(row, (query_groups or {}).get(block), *fields) for block, row in rows.items()}
-    multiple = family.mlp.experts.multiple(dense) if family.mlp.experts else None
-    shared = {"shared_expert_width": multiple * getattr(dense, field)} if multiple else {}
-    off = {family.switch: type(getattr(dense, family.switch))()} if family.switch else {}
-    for row in table.values():
-        row.update({**family.mlp.with_width, **shared} if field in row else {})
-        row.update(off if "mlp" in row.get("skip", ()) else {})
-    config = pruned_config(config_class, dense, table)
-    config.architectures = [causal.__name__]
-    return _save(randomised(causal(config)), folder, dtype, tokenizer)
+    """Save the first units of a random model, so many in each layer; layers that `rows` leaves out are whole.
+
+    With `attention="query_head"`, the rows' query heads share all KV heads as they did before.
+    """
+    with TemporaryDirectory() as whole:
+        checkpoint = Checkpoint.open(plain_checkpoint(Path(whole), model_type, **overrides))
+        reader = FirstUnits(checkpoint, UnitsSettings(mlp_multiple=8, attention=attention, experts="both"))
+        allocation = (_level(module, rows[module.block]) if module.block in rows else -1 for module in reader.modules)
+        levels = (at % len(module.levels) for module, at in zip(reader.modules, allocation, strict=True))
+        model = stitch(reader, tuple(levels))
+    model.name_or_path = model.config.name_or_path = ""  # the folder is gone
+    return _save(model, folder, dtype, tokenizer)
+
+
+def _level(module: ModuleLevels, row: Row) -> int:
+    """Place of the level with these sizes; -1 for the whole of a module that can't be cut."""
+    heads, groups, width, *experts = row
+    if not (heads if module.kind == "attention" else width):
+        return 0
+    if module.kind == "attention":
+        fits = [(level.query_heads, level.groups) == (heads, groups) for level in module.levels]
+    else:
+        wanted = width, *(experts or [module.levels[-1].experts])
+        fits = [(level.width, level.experts) == wanted for level in module.levels]
+    assert any(fits) or len(module.levels) == 1, f"{module.name} has no level {row}"
+    return fits.index(True) if any(fits) else -1
 
 
 def plain_checkpoint(

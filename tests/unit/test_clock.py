@@ -38,12 +38,6 @@ def test_waiting_for_a_processor_takes_no_time() -> None:
     assert worked == pytest.approx(used, abs=0.2)
 
 
-def test_sleep_takes_time() -> None:
-    begun = working_time()
-    time.sleep(0.2)
-    assert working_time() - begun > 0.15
-
-
 @pytest.mark.parametrize("content", [None, "", "12", "12 much 3"])
 def test_a_system_that_counts_no_waiting_has_an_ordinary_clock(content, tmp_path: Path, monkeypatch) -> None:
     file = tmp_path / "schedstat"

@@ -64,27 +64,6 @@ def test_a_stage_that_was_interrupted_says_where_it_goes_on_and_counts_from_ther
     ]
 
 
-def test_no_time_is_told_before_it_is_known(moved: Clock) -> None:
-    """The first step also loads: it took three minutes of six."""
-    reporter, _ = piped()
-    said = []
-    for stage, steps in (("database", (180.0, 8.0, 8.0)), ("refit", (4.0, 4.0, 4.0))):
-        with reporter.stage(stage):
-            reporter.advance(0, 24)
-            for number, seconds in enumerate(steps, 1):
-                moved.now += seconds
-                reporter.advance(number, 24)
-                said.append(str(reporter._current))
-    assert said == [
-        "database  1/24",
-        "database  2/24 · 2:56 left",
-        "database  3/24 · 2:48 left",
-        "refit  1/24",
-        "refit  2/24",
-        "refit  3/24 · 1:24 left",
-    ]
-
-
 def test_quick_steps_do_not_flood_a_log(moved: Clock) -> None:
     reporter, stream = piped()
     with reporter.stage("recovery"):

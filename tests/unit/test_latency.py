@@ -44,23 +44,6 @@ def test_modules_take_their_share_of_the_models_time():
     assert table.of("mlp", (1, 1, 25)) == pytest.approx(0.8)
 
 
-@pytest.mark.parametrize(("noise", "passes"), [((1.0, 1.0, 1.0), 3), ((1.0, 1.3, 0.7), 9)])
-def test_a_busy_machine_is_timed_for_longer(monkeypatch, noise, passes):
-    timer = ModelTimer.__new__(ModelTimer)
-    timer.runs, timer._reference, timer._graphed = 3, "dense", {}
-    timed = []
-
-    def seconds(self, model):
-        timed.append(model)
-        return 2.0 if model == "dense" else 1.0 * noise[timed.count(model) % 3]
-
-    monkeypatch.setattr(ModelTimer, "build", lambda self, choice: "small")
-    monkeypatch.setattr(ModelTimer, "seconds", seconds)
-    ratio, dense = timer.compare({}, {})
-    assert (ratio, dense) == (0.5, 2.0)
-    assert timed.count("dense") == passes
-
-
 TOKENS = torch.randint(3, 250, (2, 9), generator=torch.Generator().manual_seed(0))
 
 

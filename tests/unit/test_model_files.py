@@ -62,9 +62,7 @@ def test_links_within_a_model_and_within_the_hubs_cache(model_copy, tmp_path):
     ("name", "content"),
     [
         ("LICENSE", b"\x7fELF\0"),
-        ("NOTICE", b"\xff\xfe"),
         ("README.md", b"a" * (TEXT_BYTES + 1)),
-        ("COPYING", b"a" * (TEXT_BYTES + 1)),
         ("vocab.txt", TOKENIZER_BYTES + 1),
         ("chat_template.jinja", TOKENIZER_BYTES + 1),
     ],

@@ -94,7 +94,7 @@ def test_the_export_runs_where_this_package_is_not_loaded(tmp_path, monkeypatch)
 
 
 def test_the_export_gives_unevenly_shared_heads_kv_heads_of_their_own(tmp_path):
-    folder = pruned_checkpoint(tmp_path / "model", "llama", {1: (3, 2, 96)}, query_groups={1: (0, 0, 1)})
+    folder = pruned_checkpoint(tmp_path / "model", "llama", {1: (3, 2, 96)}, attention="query_head")
     export_model(folder, tmp_path / "out", to="vllm")
     assert_same(folder, tmp_path / "out")
 
