@@ -112,32 +112,6 @@ def test_text_is_measured_as_by_hand(command, tiny_llama, tiny_text_file, tmp_pa
     assert found["kl"] == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-4)
 
 
-def test_copying_and_agreement_are_shown_with_a_text(command, tiny_text_file, tmp_path):
-    small, dense = worded(tmp_path / "small", num_hidden_layers=2), worded(tmp_path / "dense")
-    text = ("--text", tiny_text_file, "--tokens", 700, "--sequence-length", 100, "--dtype", "float32")
-    ended = command("evaluate", small, *text, "--against", dense, "--out", tmp_path / "text.json").succeeded()
-    found = result(tmp_path / "text.json")
-    (text,) = found["texts"]
-    assert 0 <= text["agreement"] < 1
-    assert [each["model"] for each in found["copying"]] == [str(small), f"{dense} (dense)"]
-    scores = found["copying"][0]["scores"]
-    assert [score["name"] for score in scores] == ["16 words", "64 words", "64 tokens of text"]
-    assert [score["tokens"] for score in scores] == [16 * 15, 16 * 63, 7 * 63]
-    assert all(0 <= score["accuracy"] < 0.5 and score["loss"] > 1 for score in scores), "weights are random"
-    for words in ("same token, %", "64 words", "over 256 tokens"):
-        assert words in ended.out
-
-
-def worded(folder: Path, **overrides: Any) -> Path:
-    """A tiny model whose tokenizer has 400 words of four letters besides the bytes."""
-    tiny_checkpoint(folder, vocab_size=700, **overrides)
-    letters = "abcdefgh"
-    tokenizer = tiny_tokenizer()
-    tokenizer.add_tokens(["Ġ" + "".join(letters[n >> 3 * place & 7] for place in range(4)) for n in range(400)])
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 def test_interrupted_suite_goes_on(command, data, tiny_llama, tmp_path, monkeypatch):
     out = tmp_path / "quick.json"
     arguments = ("evaluate", tiny_llama, "--suite", "piqa:0,sciq:0,boolq:0", "--data-dir", data, "--out", out)

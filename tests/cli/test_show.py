@@ -12,7 +12,6 @@ from tests.tiny.damage import flip
 from tests.tiny.pruned import pruned_checkpoint
 from tests.tiny.summaries import SUMMARIES, made, searched
 
-from darwinlm.cli.show import allocation_lines
 from darwinlm.report.summary import read_summary
 from darwinlm.runtime.artifact import write_json
 from darwinlm.runtime.errors import install
@@ -43,17 +42,6 @@ def test_show_draws_every_block_and_says_what_next(command, run: Path) -> None:
 def test_show_takes_every_kind_of_summary(command, name: str, tmp_path: Path) -> None:
     write_json(tmp_path / "run" / "summary.json", made(SUMMARIES[name]()).as_json())
     command("show", tmp_path / "run").succeeded()
-
-
-@pytest.mark.parametrize("width", [40, 80, 200])
-def test_bars_fit_the_terminal_and_tell_the_share(width: int) -> None:
-    summary = made(searched())
-    lines = allocation_lines(summary, width)
-    assert max(line.cell_len for line in lines) <= width
-    for row, line in zip(summary.allocation, lines[1:], strict=True):
-        drawn = line.plain[4:].split(f" {row.heads}/{row.dense_heads}")[0]
-        assert set(drawn) <= {"█", "░"}
-        assert drawn.count("█") / len(drawn) == pytest.approx(row.heads / row.dense_heads, abs=0.5 / len(drawn) + 1e-9)
 
 
 def test_what_is_no_finished_run(command, tmp_path: Path, run: Path) -> None:
