@@ -68,15 +68,6 @@ def test_a_limit_counts_what_the_process_holds_and_is_shared_by_its_machine(monk
         memory.set_limit(cpu, 10**18)
 
 
-def test_what_a_process_holds_is_seen():
-    before = memory.taken_bytes(torch.device("cpu"))
-    held = torch.ones(1 << 26)
-    assert memory.taken_bytes(torch.device("cpu")) - before >= 0.9 * held.nbytes
-    with pretend_gpu():
-        there = torch.ones(1 << 10, device=CARD)
-        assert memory.taken_bytes(CARD) >= there.nbytes
-
-
 def test_full_memory_halves_caches_and_only_then_ends(monkeypatch):
     monkeypatch.setattr(memory, "free_bytes", lambda device: 2000)
     handed = DeviceMemory(torch.device("cpu"))

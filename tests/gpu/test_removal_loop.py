@@ -62,15 +62,6 @@ def test_a_replay_needs_one_launch_and_no_wait(gpu):
     assert found["uploads"] == 0
 
 
-def test_arrays_are_seldom_compacted_where_that_takes_a_recording(gpu, monkeypatch):
-    C, G = matrices(120)
-    often = on(NAME, C, G, 120)[0]
-    recordings = len(gpu.recordings)
-    monkeypatch.setattr(elimination, "RECORDED", (1 / 4, 40))
-    assert torch.equal(on(NAME, C, G, 120)[0], often)
-    assert 2 * (len(gpu.recordings) - recordings) <= recordings
-
-
 def test_units_of_several_columns_are_not_recorded(gpu):
     C, G = matrices(96)
     expected = on("cpu", C, G, 8)

@@ -1,7 +1,5 @@
 """Copies beside a GPU's work: what is read was written, from memory and from files, and nothing is used too early."""
 
-import threading
-
 import pytest
 import torch
 
@@ -34,30 +32,6 @@ def test_a_stream_moves_on_and_is_read_again(place, gpu, tmp_path):
     states[5] = batches[0]
     assert states[5].cpu().eq(0).all(), "what was fetched ahead is old"
     assert not any("transfers.py" in line for line in gpu.tally.waits)
-
-
-def test_the_next_block_is_read_while_one_runs(gpu, tiny_llama):
-    checkpoint, tokens = Checkpoint.open(tiny_llama), torch.arange(3, 35).view(2, 16)
-    plain, ahead = (
-        StreamedDecoder(checkpoint, tokens, dtype=torch.float32, device=device)
-        for device in (torch.device("cpu"), CARD)
-    )
-    reads: list[tuple[int, bool]] = []
-    weights, here = ahead._weights, threading.get_ident()
-
-    def noted(block: int) -> dict[str, torch.Tensor]:
-        reads.append((block, threading.get_ident() == here))
-        return weights(block)
-
-    ahead._weights = noted
-    ahead.reserve(gpu.memory)
-    for _ in range(2):
-        (expected,), (found,) = (each.through([tokens]) for each in (plain, ahead))
-        torch.testing.assert_close(found.cpu(), expected, rtol=1e-5, atol=1e-5)
-    count = len(plain.blocks)
-    assert reads == 2 * [(block, False) for block in range(count)]
-    next(ahead.walk(range(count)))  # a walk that ends early
-    assert ahead.load(1).keys() == plain._read(1).keys(), "what was on its way"
 
 
 def test_a_stream_waits_once_for_a_block_and_reads_the_next_one_meanwhile(gpu, tiny_llama, monkeypatch):

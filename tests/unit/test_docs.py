@@ -18,8 +18,6 @@ from lab.__main__ import app as lab_app
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-NOTEBOOK = sorted((ROOT / "docs" / "notebook").glob("*.md"))
-"""Entries are history: their links must hold, not their commands."""
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.M | re.S)
 
 
@@ -152,17 +150,6 @@ def missing_names(path: Path) -> list[str]:
         if not re.search(rf"^(def {name}\(|class {name}\b|{name}\b.* = )", code, flags=re.M):
             missing.append(f"{place}::{name}")
     return missing
-
-
-@pytest.mark.parametrize("path", NOTEBOOK, ids=lambda path: path.name)
-def test_links_of_the_notebook_hold(path: Path) -> None:
-    links = re.findall(r"\]\(([^)\s#]*)(?:#([^)\s]+))?\)", path.read_text(encoding="utf-8"))
-    for link, anchor in links:
-        target = path.parent / link if link else path
-        assert target.is_file(), f"{path.name} links to {link}"
-        if anchor:
-            titles = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), flags=re.M)
-            assert anchor in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}, anchor
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docs").rglob("*.md")), ids=lambda path: path.name)

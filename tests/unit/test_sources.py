@@ -167,6 +167,24 @@ def test_arguments_of_tool_calls_stay_as_they_are(tmp_path):
     assert [record["tools"] for _, record in files.json_records(path)] == [[{"a": 1}, {"b": 2}]]
 
 
+NUMBERS = json_lines([{"text": str(number)} for number in range(1000)])
+
+
+@pytest.mark.parametrize("held", [1, 10, 999, 1000, 5000])
+def test_every_document_comes_once_in_random_order(tmp_path, monkeypatch, held):
+    monkeypatch.setattr(files, "BUFFER_DOCUMENTS", held)
+    assert sorted(read_documents(str(write(tmp_path / "a.jsonl", NUMBERS)), seed=0), key=int) == list(
+        map(str, range(1000))
+    )
+
+
+def test_order_depends_on_the_seed_and_the_file(tmp_path):
+    one, two = (str(write(tmp_path / name, NUMBERS)) for name in ("a.jsonl", "b.jsonl"))
+    first, again, other = (list(read_documents(one, seed=seed)) for seed in (1, 1, -2))
+    assert first == again != other
+    assert first != list(read_documents(two, seed=1))
+
+
 # ------------------------------------------------------------------------------------------------------- errors
 
 

@@ -88,12 +88,6 @@ def test_the_module_runs() -> None:
     Ended(2, done.stdout, done.stderr).refused("nowhere is not a run")
 
 
-def test_the_shell_completes() -> None:
-    code = "import sys; sys.argv = ['darwinlm']\nfrom darwinlm.cli import main\nmain()"
-    ended = python("-c", code, _DARWINLM_COMPLETE="complete_bash", COMP_WORDS="darwinlm pru", COMP_CWORD="1")
-    assert ended.stdout.split() == ["prune"], ended.stderr
-
-
 def test_a_closed_pipe_ends_quietly(finished_llama: Path) -> None:
     code = (
         "import os, sys\nread, write = os.pipe()\nos.close(read)\nos.dup2(write, 1)\n"
