@@ -26,7 +26,7 @@ def said(monkeypatch: pytest.MonkeyPatch):
 def talker(tiny_llama: Path, tmp_path: Path) -> Path:
     """A tiny model with a chat template."""
     folder = Path(shutil.copytree(tiny_llama, tmp_path / "talker"))
-    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    (folder / "chat_template.jinja").write_text(TEMPLATE.replace("</s>", "\n"))
     return folder
 
 
