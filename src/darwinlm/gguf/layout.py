@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import Family
 from darwinlm.gguf.architecture import Architecture, architecture_of, quirk
 from darwinlm.gguf.rope import Rope, UnsupportedError, read_rope
@@ -66,7 +67,7 @@ def choose_layout(reshaper: Reshaper, mlp_multiple: int) -> Layout:
     if stock is None:
         raise UnsupportedError(UNKNOWN)
     columns = max(map(reshaper.columns_of, range(reshaper.checkpoint.n_blocks)))
-    rope, context, window, remarks = _features(stock, config, columns)
+    rope, context, window, remarks = _features(stock, reshaper.checkpoint, columns)
     rope = rope.with_rounded_bounds() if stock.rounds else rope
     keep = reshaper.family.tail is not None
     kept = [plain_sizes(sizes) for sizes in reshaper.sizes if keep or not sizes.empty]
@@ -207,8 +208,8 @@ def _unequal(named: Family, stock: Architecture, config: Any, rope: Rope, why: s
     raise UnsupportedError(f"{why}, and no architecture with sizes per layer supports this family's blocks")
 
 
-def _features(stock: Architecture, config: Any, columns: int) -> tuple[Rope, int, int | None, list[str]]:
-    """Read the features from the configuration of a model with heads of so many columns.
+def _features(stock: Architecture, checkpoint: Checkpoint, columns: int) -> tuple[Rope, int, int | None, list[str]]:
+    """Read the features of a model with heads of so many columns.
 
     Returns:
         The rotary embedding, the maximum context in which the file and the model give the same results, the window of
@@ -217,8 +218,9 @@ def _features(stock: Architecture, config: Any, columns: int) -> tuple[Rope, int
     Raises:
         UnsupportedError: The architecture doesn't support this.
     """
+    config = checkpoint.config
     _check_features(stock, config)
-    rope = read_rope(config, columns, one_base=stock.one_base)
+    rope = read_rope(checkpoint, columns, one_base=stock.one_base)
     if rope.turned < columns and stock.whole_heads and not stock.partial:
         raise UnsupportedError("only a part of each head is rotated")
     notes = []

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from darwinlm.families.checkpoint import Checkpoint
+
 OTHERWISE = "transformers runs it, and vLLM may: --to vllm"
 STILL = 1e30
 """Divisor of a pair without rotation."""
@@ -46,6 +48,7 @@ class Rope:
         scores: Factor on the scores of an attention with compressed keys and values, whose scale llama.cpp derives
             from the scaling too; None with plain keys and values.
         rounded: Whether the bounds of yarn's ramp are those of the model rounded, since llama.cpp can't do otherwise.
+        frequencies: Those of the model's own rotary embedding, [turned / 2]; None without one.
         values: Fields of the configuration.
     """
 
@@ -56,6 +59,7 @@ class Rope:
     attention: float = 1.0
     scores: float | None = None
     rounded: bool = False
+    frequencies: Tensor | None = None
     values: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -66,7 +70,8 @@ class Rope:
     @property
     def plain_yarn(self) -> bool:
         """Whether the bounds of its ramp are those of llama.cpp."""
-        return _yarn_bounds(self.values) == (FAST, SLOW) and bool(self.values.get("truncate", True))
+        bounds = self.values.get("beta_fast") or FAST, self.values.get("beta_slow") or SLOW
+        return bounds == (FAST, SLOW) and bool(self.values.get("truncate", True))
 
     @property
     def score_multiplier(self) -> float:
@@ -87,14 +92,15 @@ class Rope:
         return int(self.values["original_max_position_embeddings"])
 
 
-def read_rope(config: Any, columns: int, *, one_base: bool = False) -> Rope:
-    """Read the rotary embedding from a configuration of transformers with heads of so many columns.
+def read_rope(checkpoint: Checkpoint, columns: int, *, one_base: bool = False) -> Rope:
+    """Read the rotary embedding of a model with heads of so many columns.
 
     With `one_base`, llama.cpp rotates sliding layers with the base of the others, without their scaling (OLMo 3).
 
     Raises:
         UnsupportedError: Llama.cpp doesn't support it.
     """
+    config, of_layers = checkpoint.config, ""
     rope = dict(getattr(config, "rope_parameters", None) or {})
     if "full_attention" in rope:
         sliding, any_base = rope.get("sliding_attention") or {}, rope["full_attention"]["rope_type"] == "proportional"
@@ -104,7 +110,7 @@ def read_rope(config: Any, columns: int, *, one_base: bool = False) -> Rope:
             raise UnsupportedError(
                 f"its sliding layers have a rotary embedding other than the default one of base {known:.0f}"
             )
-        rope = dict(rope["full_attention"])
+        rope, of_layers = dict(rope["full_attention"]), "full_attention_"
         if rope.get("rope_type") == "proportional":
             return Rope("proportional", float(rope["rope_theta"]), columns, columns, values=rope)
         if rope.get("rope_type", "default") not in ("default", "linear", *(("yarn",) if one_base else ())):
@@ -114,42 +120,23 @@ def read_rope(config: Any, columns: int, *, one_base: bool = False) -> Rope:
         raise UnsupportedError(f"its rope scaling is of the type {kind}")
     share = rope.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", None))
     turned = int(columns * (1.0 if share is None else float(share)))
-    base, attention = float(rope.get("rope_theta", 10000.0)), 1.0
-    scores = 1.0 if getattr(config, "kv_lora_rank", None) else None
-    if kind == "yarn":
-        attention = _yarn_attention(rope)
-        if scores and rope.get("mscale_all_dim"):
-            scores = magnitude(float(rope["factor"]), rope["mscale_all_dim"]) ** 2
+    base, scores = float(rope.get("rope_theta", 10000.0)), 1.0 if getattr(config, "kv_lora_rank", None) else None
+    if kind == "yarn" and scores and rope.get("mscale_all_dim"):
+        scores = magnitude(float(rope["factor"]), rope["mscale_all_dim"]) ** 2
     if kind == "dynamic" and rope.get("alpha"):  # Hunyuan: a larger base from the first token on
         kind, base = "default", base * float(rope["alpha"]) ** (columns / (columns - 2))
     if kind == "longrope":
         rope.setdefault("original_max_position_embeddings", getattr(config, "original_max_position_embeddings", None))
-        attention = _long_attention(rope, int(config.max_position_embeddings))
-    return Rope(kind, base, turned, columns, attention, scores, values=rope)
-
-
-def _yarn_attention(rope: Mapping[str, Any]) -> float:
-    """YaRN, arXiv 2309.00071, section 3.4: 0.1 ln(s) + 1, or the value in the configuration."""
-    stated, factor = rope.get("attention_factor"), float(rope["factor"])
-    if stated is not None:
-        return float(stated)
-    if rope.get("mscale") and rope.get("mscale_all_dim"):
-        return magnitude(factor, rope["mscale"]) / magnitude(factor, rope["mscale_all_dim"])
-    return magnitude(factor, 1.0)
+    rotary = checkpoint.outline.model.rotary_emb
+    frequencies, attention = (
+        getattr(rotary, f"{of_layers}{name}", other) for name, other in (("inv_freq", None), ("attention_scaling", 1.0))
+    )
+    return Rope(kind, base, turned, columns, float(attention), scores, frequencies=frequencies, values=rope)
 
 
 def magnitude(factor: float, weight: float = 1.0) -> float:
-    """Factor of YaRN on cosines and sines."""
+    """Factor of YaRN on cosines and sines, arXiv 2309.00071, section 3.4."""
     return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
-
-
-def _long_attention(rope: Mapping[str, Any], longest: int) -> float:
-    """LongRoPE, arXiv 2402.13753: sqrt(1 + ln(s) / ln(original length)), or the value in the configuration."""
-    stated, original = rope.get("attention_factor"), int(rope["original_max_position_embeddings"])
-    if stated is not None:
-        return float(stated)
-    factor = float(rope.get("factor") or longest / original)
-    return 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
 
 
 def write_rope(writer: Any, rope: Rope, *, whole_heads: bool) -> None:
@@ -171,7 +158,7 @@ def write_rope(writer: Any, rope: Rope, *, whole_heads: bool) -> None:
         # llama.cpp multiplies cosines by a factor that follows from the scaling. With a multiplier w in the file it
         # doesn't, but multiplies scores by the square of 1 + w · ln(factor).
         multiplier = rope.score_multiplier
-        assumed = 1.0 if multiplier else magnitude(factor, 1.0)
+        assumed = 1.0 if multiplier else magnitude(factor)
         writer.add_rope_scaling_attn_factors(rope.attention / assumed)
         if multiplier:
             writer.add_rope_scaling_yarn_log_mul(multiplier)
@@ -194,8 +181,9 @@ def rope_tensors(rope: Rope, *, whole_heads: bool) -> dict[str, Tensor]:
         divisors[:turned] = float(rope.values.get("factor", 1.0))
         return {"rope_freqs.weight": divisors}
     if rope.per_frequency:
-        stretched = _llama3(rope) if rope.kind == "llama3" else _yarn(rope)
-        return {"rope_freqs.weight": _divisors(rope, stretched, whole_heads)}
+        assert rope.frequencies is not None, "a scaled rotary embedding has frequencies"
+        plain = rope.base ** -(torch.arange(0, rope.turned, 2, dtype=torch.float64) / rope.turned)
+        return {"rope_freqs.weight": _divisors(rope, plain / rope.frequencies, whole_heads)}
     if whole_heads and rope.turned < rope.columns:
         return {"rope_freqs.weight": _divisors(rope, torch.ones(rope.turned // 2), whole_heads)}
     return {}
@@ -209,32 +197,3 @@ def _divisors(rope: Rope, stretched: Tensor, whole_heads: bool) -> Tensor:
     moved = rope.base ** (pairs / rope.turned - pairs / rope.columns)
     still = torch.full((rope.columns // 2 - len(pairs),), STILL, dtype=torch.float64)
     return torch.cat([stretched.double() * moved, still]).float()
-
-
-def _llama3(rope: Rope) -> Tensor:
-    """Divisors of Llama 3.1: 1 for high frequencies, the factor for low ones, interpolated in between."""
-    plain = rope.base ** -(torch.arange(0, rope.turned, 2, dtype=torch.float64) / rope.turned)
-    factor, low, high = (float(rope.values[name]) for name in ("factor", "low_freq_factor", "high_freq_factor"))
-    turns = rope.original * plain / (2 * torch.pi)
-    blend = ((turns - low) / (high - low)).clamp(0, 1)
-    return 1 / (blend + (1 - blend) / factor)
-
-
-def _yarn_bounds(rope: Mapping[str, Any]) -> tuple[float, float]:
-    return float(rope.get("beta_fast") or FAST), float(rope.get("beta_slow") or SLOW)
-
-
-def _yarn(rope: Rope) -> Tensor:
-    """Divisors of YaRN: 1 for pairs with many rotations in the original length, the factor for those with few."""
-    factor = float(rope.values["factor"])
-
-    def place(turns: float) -> float:
-        return rope.turned * math.log(rope.original / (turns * 2 * math.pi)) / (2 * math.log(rope.base))
-
-    low, high = (place(turns) for turns in _yarn_bounds(rope.values))
-    if rope.values.get("truncate", True):
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, rope.turned - 1)
-    steps = torch.arange(rope.turned // 2, dtype=torch.float64)
-    kept = 1 - ((steps - low) / max(high - low, 1e-3)).clamp(0, 1)
-    return 1 / (kept + (1 - kept) / factor)
