@@ -88,14 +88,10 @@ def errors_page() -> str:
     return ERRORS.sub(lambda found: found[1] + errors_table() + found[2], text)
 
 
-PADDED, IF_NARROWED = "padded", "padded; experts narrowed only"
-"""How mixtures of experts with unequal blocks are exported."""
-
-
 def gguf_when_layers_differ(family: Family) -> str:
     """Whether an architecture of llama.cpp supports the family's pruned layers."""
     if family.mlp.experts is not None:
-        return PADDED if family.mlp.experts.excluding else IF_NARROWED
+        return "no"
     stock = architecture_of(family)
     if stock is not None and stock.unequal == "openelm":
         return "with tied embeddings"
@@ -142,8 +138,6 @@ def gguf_words(known: dict[str, Family]) -> list[str]:
     stock = [(family, each) for family in known.values() if (each := architecture_of(family)) is not None]
     rounded = ", ".join(family.title for family, each in stock if each.rounds)
     square = [family for family, each in stock if each.square and not each.unequal]
-    mixtures = [family for family in known.values() if family.mlp.experts]
-    excluding = [family for family in mixtures if family.mlp.experts and family.mlp.experts.excluding]
     heads = [family for family in square if family.attention.cut == "heads"]
     return [
         *(f"- {family.title}: no GGUF, since {UNKNOWN}." for family in known.values() if family.gguf is None),
@@ -152,11 +146,8 @@ def gguf_words(known: dict[str, Family]) -> list[str]:
         f"- {rounded}: llama.cpp rounds the bounds of the rope scaling (yarn), in every GGUF file of these models, and",
         "  transformers doesn't. The export compares the file with a model of rounded bounds",
         "  ([measured](notebook/speed.md#2026-11-27-gpt-oss-in-llamacpp)).",
-        "- Mixtures of experts: llama.cpp has one number of experts and one width for all blocks. The file is padded",
-        "  with zeros to the largest number and width of any block, so it is larger than the model. Added",
-        f"  experts are never chosen if the router has a bias: {', '.join(_titles(excluding))}.",
-        "  With other routers, blocks must keep equal numbers of experts. So `--for gguf` and `--layers equal` give",
-        "  all mixtures the same number of experts and the same width, and nothing is padded.",
+        "- Mixtures of experts: llama.cpp has one number of experts and one width for all blocks.",
+        "  `--for gguf` and `--layers equal` give all mixtures the same; others are refused.",
         "- DeepSeek-V2: its tokenizer isn't written. Take it from a GGUF file of the model: `--tokenizer-from F.gguf`.",
     ]
 
@@ -215,7 +206,7 @@ def families_page() -> str:
         "| MLP | channels are removed |",
         "| experts | dropped: whole experts; narrowed: the same number of channels from every expert |",
         "| GGUF, equal layers | architecture in the file if all layers have one size |",
-        "| GGUF, layers differ | yes: sizes per layer; padded: [zeros](#gguf) up to the largest block; no: refused |",
+        "| GGUF, layers differ | yes: sizes per layer; no: refused |",
         "",
         "|family|model type|attention|MLP|experts|GGUF, equal layers|GGUF, layers differ|vLLM tested|",
         "|---|---|---|---|---|---|---|---|",

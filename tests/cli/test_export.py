@@ -19,7 +19,7 @@ def model(tmp_path):
 def test_export_shows_what_it_compared(command, model, tmp_path):
     ended = command("export", model, "--to", "gguf", "--quant", "q8_0", "--out", tmp_path / "m.gguf").succeeded()
     assert "masked dense" in ended.out
-    assert "block 1: MLP padded with zeros, 40 → 64 channels" in ended.out
+    assert "block 1: padded from 2 heads and 40 channels to 2 and 64" in ended.out
     assert json.loads((tmp_path / "m.gguf.export.json").read_text())["details"]["quantisation"] == "q8_0"
 
 

@@ -158,8 +158,6 @@ class Experts(Closed):
     """Tensors of the router that have no row for every expert."""
     scores: Literal["softmax", "sigmoid"] = "softmax"
     """Function of the router's logits that gives the scores."""
-    bias: str | None = None
-    """Tensor of the router that is added to its logits, by its name inside the MLP."""
     correction: str | None = None
     """Tensor whose last dimension counts experts, and that is added to their scores for the choice of experts, but not
     for their weights."""
@@ -210,11 +208,6 @@ class Experts(Closed):
     def axis(self, name: str) -> int:
         """The dimension that counts experts."""
         return -1 if name == self.correction else 0
-
-    @property
-    def excluding(self) -> str | None:
-        """Tensor inside the MLP that can keep the router from an expert without a change of the others' scores."""
-        return self.bias or (self.correction if self.scores == "sigmoid" else None)
 
     def droppable(self, config: Any) -> bool:
         """Whether the router can do without some of the experts: its weights are then known from the other scores."""

@@ -15,12 +15,10 @@ FusedTensor = Literal["attn_qkv", "ffn_up", "ffn_gate_up_exps"]
 
 
 class Requirement(Closed):
-    """Configurations that the architecture supports, by values of their fields or by a test in `quirks/`."""
+    """Configurations that the architecture supports, by values of their fields."""
 
-    fields: dict[str, Any] = Field(default_factory=dict)
+    fields: dict[str, Any]
     """Required values of fields. Fields that must not be set are null, false or empty."""
-    test: str | None = None
-    """Name of a test of the configuration: `layers.equal_distances`."""
     otherwise: str
     """Why another configuration can't be exported, as a clause."""
 

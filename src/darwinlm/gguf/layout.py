@@ -1,9 +1,8 @@
 """Choice of the architecture of stock llama.cpp for a model, and of the padding.
 
-Equal layers use the family's architecture. So do mixtures of experts: zeros fill them up to the largest width, and to
-the largest number of experts if the router has a bias to exclude those that are added. Other unequal layers use `deci`,
-a Llama with head counts and MLP widths per layer, or `openelm`, which also normalises queries and keys and has a tied
-output. Blocks without sub-layers are omitted.
+Equal layers use the family's architecture. Unequal layers use `deci`, a Llama with head counts and MLP widths per
+layer, or `openelm`, which also normalises queries and keys and has a tied output. Blocks without sub-layers are left
+out.
 Shapes that llama.cpp can't load, or computes wrongly, are padded with zeros: a first block without attention in `deci`
 (which reads the head size there), an absent attention in `openelm`, and an absent MLP anywhere (width 0 would drop the
 attention's result).
@@ -17,7 +16,7 @@ from typing import Any
 
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import Family
-from darwinlm.gguf.architecture import Architecture, architecture_of, quirk
+from darwinlm.gguf.architecture import Architecture, architecture_of
 from darwinlm.gguf.rope import Rope, UnsupportedError, read_rope
 from darwinlm.surgery.reshape import Reshaper, plain_sizes
 from darwinlm.surgery.sizes import BlockSizes
@@ -73,8 +72,7 @@ def choose_layout(reshaper: Reshaper, mlp_multiple: int) -> Layout:
     kept = [plain_sizes(sizes) for sizes in reshaper.sizes if keep or not sizes.empty]
     if not kept:
         raise UnsupportedError("all blocks are empty")
-    padded = _filled_up(reshaper, kept)
-    why = _unfit(reshaper, stock, padded, rope)
+    why = _unfit(reshaper, stock, kept, rope)
     architecture = stock if why is None else _unequal(reshaper.family, stock, config, rope, why)
     notes = [
         f"block {sizes.block}: every query head gets a copy of its KV head ({sizes.groups} → {sizes.heads} KV heads)"
@@ -83,46 +81,26 @@ def choose_layout(reshaper: Reshaper, mlp_multiple: int) -> Layout:
     ]
     left_out = [sizes.block for sizes in reshaper.sizes if sizes.empty and not keep]
     if left_out:
-        notes.append(f"omitted as empty: {_blocks(left_out)} ({len(kept)} blocks in the file)")
-    targets = [_padded(sizes, architecture, first=i == 0, multiple=mlp_multiple) for i, sizes in enumerate(padded)]
-    notes += _pad_notes(kept, targets)
+        notes.append(f"omitted as empty: blocks {', '.join(map(str, left_out))} ({len(kept)} blocks in the file)")
+    targets = [_padded(sizes, architecture, first=i == 0, multiple=mlp_multiple) for i, sizes in enumerate(kept)]
+    notes += [
+        f"block {new.block}: padded from {old.heads} heads and {old.width} channels to {new.heads} and {new.width}"
+        for old, new in zip(kept, targets, strict=True)
+        if old.sizes != new.sizes
+    ]
     scaled = stock.multipliers and not architecture.multipliers
     shared = max(_shared_multiple(reshaper, target) for target in targets)
     return Layout(architecture, tuple(targets), rope, context, window, (*notes, *remarks), scaled, shared)
 
 
-def _filled_up(reshaper: Reshaper, kept: Sequence[BlockSizes]) -> Sequence[BlockSizes]:
-    """Sizes at which all mixtures of a model are equal, and so are the MLPs of its other blocks.
-
-    Raises:
-        UnsupportedError: Blocks keep different numbers of experts, and added ones would change the router's choice; or
-            none is left, beside shared ones that are as wide as some of them.
-    """
-    mlp = reshaper.family.mlp
-    if mlp.experts is None:
-        return kept
-    counts = {sizes.experts for sizes in kept if sizes.experts}
-    if not counts and mlp.experts.multiple(reshaper.checkpoint.config):
-        raise UnsupportedError(
-            "all of its mixtures of experts were removed, and llama.cpp needs one of this family",
-            "Keep more of the model",
-        )
-    if len(counts) > 1 and mlp.experts.excluding is None:
-        raise UnsupportedError(
-            f"its blocks keep different numbers of experts ({min(counts)} to {max(counts)}), llama.cpp has one number "
-            "for all blocks, and added ones would change the router's choice",
-            "Prune with units.experts=width: it narrows experts instead of dropping them, and the file pads them",
-        )
-    count = max(counts, default=mlp.experts.chosen_of(reshaper.checkpoint.config))
-    output = f"{mlp.prefix}{mlp.experts.name}.{mlp.experts.output}"
-    mixtures = [output in reshaper.template[sizes.block] for sizes in kept]
-    equal = [replace(sizes, experts=count if mixture else 0) for sizes, mixture in zip(kept, mixtures, strict=True)]
-    widest = {each.experts: max(other.width for other in equal if other.experts == each.experts) for each in equal}
-    return [replace(sizes, width=widest[sizes.experts]) for sizes in equal]
-
-
 def _unfit(reshaper: Reshaper, stock: Architecture, kept: Sequence[BlockSizes], rope: Rope) -> str | None:
     """Reason why the family's architecture doesn't support the model; None if it does."""
+    mixtures = {(sizes.width, sizes.experts) for sizes in kept if sizes.experts or not sizes.width}
+    if reshaper.family.mlp.experts is not None and (len(mixtures) > 1 or (0, 0) in mixtures):
+        raise UnsupportedError(
+            "its mixtures of experts differ, and llama.cpp has one number of experts and one width for all blocks",
+            "Prune with --for gguf, which makes them equal",
+        )
     if stock.per_layer:
         return None
     if differ(kept):
@@ -161,33 +139,6 @@ def _padded(sizes: BlockSizes, architecture: Architecture, *, first: bool, multi
     if sizes.heads == 0 and not sizes.mixer and (first or not architecture.skips_attention):
         target = replace(target, heads=1, groups=1)
     return target
-
-
-def _pad_notes(kept: Sequence[BlockSizes], targets: Sequence[BlockSizes]) -> list[str]:
-    notes = []
-    pairs = list(zip(kept, targets, strict=True))
-    heads = [new.block for old, new in pairs if not old.heads and new.heads]
-    if heads:
-        notes.append(f"one zero head instead of no attention: {_blocks(heads)}")
-    empty = [new for old, new in pairs if not old.width]
-    if empty:
-        width = min(new.width for new in empty)
-        notes.append(f"an MLP of zeros, {width} wide, instead of none: {_blocks([new.block for new in empty])}")
-    notes += [
-        f"block {new.block}: MLP padded with zeros, {old.width} → {new.width} channels"
-        for old, new in pairs
-        if old.width and new.width != old.width
-    ]
-    notes += [
-        f"block {new.block}: {old.experts} → {new.experts} experts; the router's bias excludes the added ones"
-        for old, new in pairs
-        if 0 < old.experts < new.experts
-    ]
-    return notes
-
-
-def _blocks(blocks: Sequence[int]) -> str:
-    return f"block{'s' if len(blocks) > 1 else ''} {', '.join(map(str, blocks))}"
 
 
 def _unequal(named: Family, stock: Architecture, config: Any, rope: Rope, why: str) -> Architecture:
@@ -256,7 +207,7 @@ def _check_features(stock: Architecture, config: Any) -> None:
     if activation not in stock.activations:
         raise UnsupportedError(f"its MLPs use {activation}")
     for each in stock.requires:
-        if not each.meets(config) or not (each.test is None or quirk(each.test)(config)):
+        if not each.meets(config):
             raise UnsupportedError(each.otherwise)
 
 

@@ -7,8 +7,6 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
-from importlib import import_module
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,7 +58,7 @@ GGUF_DTYPE = "bfloat16"
 def describe_gguf(path: Path) -> Checkpoint:
     """The configuration in a file's header, without weights. Raises CheckpointError."""
     header = read_header(path)
-    with _parsed_once(), _alone(path) as source:
+    with _alone(path) as source:
         config = _config(header, source)
     config.dtype = GGUF_DTYPE
     return Checkpoint(path.parent, config, family_of(config), str(path))
@@ -88,7 +86,7 @@ def dequantise(path: Path, work: Path, say: Callable[[str], None] = lambda messa
     stage = StageFolder(work, {"gguf": file_digest(path), **code_version(VERSION)})
     if stage.is_complete():
         return work
-    with _parsed_once(), _alone(path) as source:
+    with _alone(path) as source:
         tokenizer = _tokenizer(header, source, load_tokenizer, allow_remote_code=False)
         config = _config(header, source)
         tied, config.tie_word_embeddings = config.tie_word_embeddings, HEAD not in header.tensors
@@ -192,24 +190,6 @@ def _is_tied(header: GgufHeader) -> bool:
         if not bool(((embedding - head).norm(dim=1) <= most * head.norm(dim=1)).all()):
             return False
     return True
-
-
-@contextmanager
-def _parsed_once() -> Iterator[None]:
-    """Let transformers parse a GGUF file once.
-
-    It does so three times, two seconds each for a vocabulary of 49,152 tokens, and lists all names of tensors again for
-    every module.
-    """
-    gguf = import_module("gguf")
-    slow = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
-    try:
-        for name, each in slow.items():
-            setattr(gguf, name, cache(each))
-        yield
-    finally:
-        for name, each in slow.items():
-            setattr(gguf, name, each)
 
 
 def _check_all_read(path: Path, header: GgufHeader, model: Any) -> None:

@@ -42,8 +42,6 @@ def choose_layers(
     if layers == "unequal" or not _only_equal_in_gguf(checkpoint, space, shapes):
         return False, None
     about = f"llama.cpp runs {checkpoint.family.model_type} models only with equal layers"
-    if _has_mixtures(space):
-        about = "llama.cpp has one number of experts and one width for all layers"
     if for_gguf:
         asked = "--file" if recipe.budget.kind == "file" else f"--for {recipe.units.quantisation}"
         return True, f"{about}: with {asked} all layers get the same sizes"
@@ -110,22 +108,13 @@ def _sizes(space: SearchSpace, shapes: list[ModuleShape], allocation: Allocation
 
 
 def _only_equal_in_gguf(checkpoint: Checkpoint, space: SearchSpace, shapes: list[ModuleShape]) -> bool:
-    """Whether llama.cpp runs this model, but not with a narrower MLP in one of its blocks.
-
-    Mixtures that differ are refused or padded to the largest one; equal ones of its size lose no more.
-    """
+    """Whether llama.cpp runs this model, but not with a narrower MLP in one of its blocks."""
     sizes = _sizes(space, shapes, space.dense)
     if is_custom(checkpoint.config) or _why_not_gguf(checkpoint, checkpoint.config, sizes) is not None:
         return False
-    if _has_mixtures(space):
-        return True
     first = next(each for each in sizes if each.width)
     other = [replace(each, width=each.width // 2) if each is first else each for each in sizes]
     return _why_not_gguf(checkpoint, checkpoint.config, other) is not None
-
-
-def _has_mixtures(space: SearchSpace) -> bool:
-    return any(module.levels[-1].experts for module in space.modules)
 
 
 def _why_not_gguf(checkpoint: Checkpoint, config: Any, sizes: list[BlockSizes]) -> str | None:

@@ -1,7 +1,6 @@
 """Sizes of a model's blocks from the shapes of its weights, and sub-layers padded with zeros.
 
-A padded sub-layer has the same output, since added query heads and channels have zero columns in the output projection,
-and the router never chooses added experts.
+A padded sub-layer has the same output, since added query heads and channels have zero columns in the output projection.
 
 Letters: m residual width, h columns of a head.
 """
@@ -24,8 +23,6 @@ from darwinlm.families.shapes import gated_rows, head_dim, module_shapes, output
 from darwinlm.runtime.errors import ExportError
 
 Tensors = dict[str, Tensor]
-NEVER = -1e9
-"""Bias of the router for an added expert: far below any score, and its square is finite in float32."""
 
 
 @dataclass(frozen=True)
@@ -143,9 +140,7 @@ def _sources(sizes: BlockSizes, target: BlockSizes) -> tuple[list[int], list[int
 
 
 def widen_mlp(tensors: Mapping[str, Tensor], part: Mlp, sizes: BlockSizes, target: BlockSizes) -> Tensors:
-    """Add zero channels to an MLP, or to each of its experts, and experts that are never chosen to a mixture."""
-    if sizes.experts < target.experts:
-        tensors = _with_experts(tensors, part, target.experts)
+    """Add zero channels to an MLP, or to each of its experts."""
     if sizes.width == target.width:
         return dict(tensors)
     output = output_name(part, {f"{part.prefix}{name}" for name in tensors})
@@ -155,22 +150,6 @@ def widen_mlp(tensors: Mapping[str, Tensor], part: Mlp, sizes: BlockSizes, targe
     rows = torch.arange(target.width)
     wider = _taken(plain, part, {"channel": have}, {"channel": rows.where(rows < have, -1)})
     return {name: as_stored(part, name, tensor) for name, tensor in wider.items()}
-
-
-def _with_experts(tensors: Mapping[str, Tensor], part: Mlp, count: int) -> Tensors:
-    """Add experts of zeros to a mixture, up to `count`; the router's bias, in float32 then, keeps it from them."""
-    experts = part.experts
-    assert experts is not None
-    wider: Tensors = {}
-    for name, tensor in tensors.items():
-        if not experts.counted(name):
-            wider[name] = tensor
-            continue
-        old, value = (tensor.float(), NEVER) if name == experts.excluding else (tensor, 0.0)
-        shape, axis = list(old.shape), experts.axis(name)
-        shape[axis] = count - shape[axis]
-        wider[name] = torch.cat([old, old.new_full(shape, value)], axis)
-    return wider
 
 
 def _taken(

@@ -7,9 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LITE = 26, 27
-"""Numbers of blocks by which llama.cpp recognises the Lite model."""
-
 
 def split_heads(tensor: Tensor, config: Any) -> dict[str, Tensor]:
     """The projection from a latent [r] to heads as keys [n, r, h] and values [n, h, r]."""
@@ -27,8 +24,3 @@ def key_columns(reshaper: Any, _: Any) -> int:
     """Columns of a head's whole key."""
     config = reshaper.checkpoint.config
     return int(config.qk_nope_head_dim + config.qk_rope_head_dim)
-
-
-def lite_without_compressed_queries(config: Any) -> bool:
-    """Whether llama.cpp takes the model for what it is."""
-    return config.num_hidden_layers not in LITE or not config.q_lora_rank

@@ -61,9 +61,9 @@ def sections(reshaper: Any, layout: Any) -> list[int]:
     return [*(stated or [layout.rope.turned // 2] * 3), 0][:4]
 
 
-def equal_heads(config: Any) -> bool:
-    """Whether heads of keys and of values have one size."""
-    return bool(config.linear_key_head_dim == config.linear_value_head_dim)
+def distance(reshaper: Any, _: Any) -> int:
+    """Distance of attentions among other mixers."""
+    return int(reshaper.checkpoint.config.layer_types.index("full_attention") + 1)
 
 
 def decay_column(tensor: Tensor, _: Any) -> Tensor:

@@ -61,13 +61,3 @@ def groups(reshaper: Any, _: Any) -> int | None:
 def chosen_groups(reshaper: Any, layout: Any) -> int | None:
     """Groups that the router chooses; None with a single one."""
     return reshaper.checkpoint.config.topk_group if groups(reshaper, layout) else None
-
-
-def as_many_kv_heads(config: Any) -> bool:
-    """Whether query heads have KV heads of their own (OLMoE)."""
-    return bool(config.num_key_value_heads == config.num_attention_heads)
-
-
-def only_first_mlps_dense(config: Any) -> bool:
-    """Whether all MLPs after the first mixture are mixtures (ERNIE 4.5)."""
-    return (config.moe_layer_interval, config.moe_layer_end_index) == (1, config.num_hidden_layers - 1)
