@@ -128,10 +128,9 @@ def read_rope(checkpoint: Checkpoint, columns: int, *, one_base: bool = False) -
     if kind == "longrope":
         rope.setdefault("original_max_position_embeddings", getattr(config, "original_max_position_embeddings", None))
     rotary = checkpoint.outline.model.rotary_emb
-    frequencies, attention = (
-        getattr(rotary, f"{of_layers}{name}", other) for name, other in (("inv_freq", None), ("attention_scaling", 1.0))
-    )
-    return Rope(kind, base, turned, columns, float(attention), scores, frequencies=frequencies, values=rope)
+    attention = float(getattr(rotary, f"{of_layers}attention_scaling", 1.0))
+    frequencies = getattr(rotary, f"{of_layers}inv_freq", None)
+    return Rope(kind, base, turned, columns, attention, scores, frequencies=frequencies, values=rope)
 
 
 def magnitude(factor: float, weight: float = 1.0) -> float:
