@@ -41,7 +41,6 @@ def compare(
     limit: arguments.Limit = None,
     recipe: arguments.RecipeFile = None,
     assignments: arguments.Set = None,
-    allow_remote_code: arguments.RemoteCode = False,
     **budget: Any,
 ) -> None:
     """Prune with several methods under the same budget and compare them in one table."""
@@ -57,7 +56,7 @@ def compare(
     methods_with_steps = parse_methods(methods, chosen, [name for name, _ in variants])
     wanted = ComparisonRequest(methods_with_steps, domains, variants, suite, data_dir, limit, every=methods == "all")
     page = out / "comparison.md"
-    record = compare_methods(chosen, out, terminal.reporter(), wanted, allow_remote_code=allow_remote_code)
+    record = compare_methods(chosen, out, terminal.reporter(), wanted)
     table = comparison_cells(record)
     terminal.show_tables([table])
     parallel.in_main(write_text, page, tables.markdown(*table))

@@ -207,9 +207,7 @@ class _Comparison:
         return facts, stitched
 
 
-def compare_methods(
-    recipe: Recipe, out: Path, reporter: Reporter, request: ComparisonRequest, *, allow_remote_code: bool = False
-) -> ComparisonRecord:
+def compare_methods(recipe: Recipe, out: Path, reporter: Reporter, request: ComparisonRequest) -> ComparisonRecord:
     """Run and measure the methods in turn; writes `comparison.json` after each.
 
     Raises DarwinLMError. Suite, steps and training are checked before anything runs.
@@ -220,9 +218,7 @@ def compare_methods(
     variants = {name: variant_recipe(recipe, name, source) for name, source in request.variants}
     for row in request.rows:
         row.check(variants.get(row.base, recipe))
-    comparison = _Comparison(
-        open_run(MethodRow("").recipe(recipe), out, reporter, allow_remote_code=allow_remote_code), recipe, request
-    )
+    comparison = _Comparison(open_run(MethodRow("").recipe(recipe), out, reporter), recipe, request)
     problem, dense = comparison.problem, comparison.inputs.dense
     rows = (MethodRow(DENSE_ROW), *comparison.rows())
     runs = {row: comparison.run(row) for row in rows}

@@ -35,7 +35,6 @@ def tradeoff(
     threads: Annotated[int, arguments.number("THREADS", "CPU threads")] = 1,
     recipe: arguments.RecipeFile = None,
     assignments: arguments.Set = None,
-    allow_remote_code: arguments.RemoteCode = False,
     **budget: Any,
 ) -> None:
     """Quantise a model and smaller ones (75%,50%), and compare loss, size and speed of the files in llama.cpp."""
@@ -55,7 +54,6 @@ def tradeoff(
         out,
         tokens=tokens,
         timed=Timed(prompt_tokens, new_tokens, runs, threads),
-        allow_remote_code=allow_remote_code,
         reporter=terminal.reporter(),
     )
     terminal.show_tables([(HEADINGS, cells(found), remarks(found))])

@@ -63,7 +63,6 @@ def measure_tradeoff(
     *,
     tokens: int = 8192,
     timed: Timed = Timed(),
-    allow_remote_code: bool = False,
     reporter: Reporter | None = None,
 ) -> Tradeoff:
     """Quantise a model and its pruned sizes, and measure loss, size and speed of every file.
@@ -81,14 +80,14 @@ def measure_tradeoff(
     check_output(out, "--out", (), (held_out,))
     lock = claim(out, first)
     mark(out)
-    dense = resolve_model(str(first.model), out / "dense", allow_remote_code=allow_remote_code)
+    dense = resolve_model(str(first.model), out / "dense")
     sequence_length = first.text.sequence_length
     text = pack(held_out, dense.tokenizer(), sequence_length=sequence_length, max_tokens=tokens)
     given = Path(str(first.model)).expanduser()
     like = given if given.suffix == ".gguf" else None
     maker = FileMaker(out / FILES, dense, text, quantisations, like, timed.threads, reporter)
     losses = maker.measure(dense, "dense")
-    prune_sweep(recipes, out / SIZES, until=EXPORT.name, allow_remote_code=allow_remote_code, reporter=reporter)
+    prune_sweep(recipes, out / SIZES, until=EXPORT.name, reporter=reporter)
     for name in (member_name(recipe.budget) for recipe in recipes):
         losses |= maker.measure(Checkpoint.open(out / SIZES / name / "model"), name)
     timings, engine = _measure_speed(list(losses), text, timed, reporter)

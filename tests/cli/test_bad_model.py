@@ -40,12 +40,12 @@ NO_TOKENIZER = ("holds no tokenizer that can be read (", "): put the files of th
 REFUSED = {
     "a family of transformers": (lambda f: edit_config(f, model_type="gpt2"), (UNKNOWN.format("gpt2"), "qwen3")),
     "a family of nobody": (lambda f: edit_config(f, model_type="foo"), (UNKNOWN.format("foo"), "llama", "YAML file")),
-    "a family that can't be cut, before its code is asked for": (
+    "a family that can't be cut, with code of its own": (
         lambda f: with_code(f, "minicpm3"),
         (UNKNOWN.format("minicpm3"),),
     ),
-    "code of its own": (lambda f: with_code(f, "mine"), ("wants to run its own Python code", "--allow-remote-code")),
-    "code of its own under our name": (lambda f: with_code(f, "darwinlm_mine"), ("wants to run its own Python code",)),
+    "code of its own": (lambda f: with_code(f, "mine"), (UNKNOWN.format("mine"),)),
+    "code of its own under our name": (lambda f: with_code(f, "darwinlm_mine"), (UNKNOWN.format("mine"),)),
     "attention from the hub": (lambda f: edit_config(f, attn_implementation="own/er"), ("attn_implementation", "sdpa")),
     "experts from the hub": (
         lambda f: edit_config(f, text_config={"_experts_implementation": {"": "sonicmoe"}}),
@@ -108,19 +108,13 @@ def test_a_tokenizer_of_another_model(prune, command, tmp_path, tiny_text_file, 
 
 def test_code_of_its_own_under_a_known_name_is_not_run(prune, model_copy, tmp_path):
     """Families that are known are read by the classes that are known."""
-    for permission in ((), ("--allow-remote-code",)):
-        with_code(model_copy, "llama")
-        prune(*permission, "--until", "export", model=model_copy).succeeded()
-        assert "code.Mine" not in (tmp_path / "out" / "model" / "config.json").read_text()
-        shutil.rmtree(tmp_path / "out")
+    with_code(model_copy, "llama")
+    prune("--until", "export", model=model_copy).succeeded()
+    assert "code.Mine" not in (tmp_path / "out" / "model" / "config.json").read_text()
+    shutil.rmtree(tmp_path / "out")
     with_code(model_copy, "darwinlm_llama")
     prune("--until", "plan", model=model_copy)
     assert not (tmp_path / "ran").exists()
-
-
-def test_code_of_its_own_that_is_not_there(prune, model_copy):
-    edit_config(model_copy, model_type="mine", auto_map=AUTOS)
-    prune("--allow-remote-code", model=model_copy).refused("config.json", "code.py")
 
 
 @pytest.mark.parametrize("damage", ["missing", *BROKEN])

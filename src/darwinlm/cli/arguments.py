@@ -118,9 +118,6 @@ Layers = Annotated[
         help="equal: the same sizes in all layers, for engines that need it; often loses more. auto follows --for.",
     ),
 ]
-RemoteCode = Annotated[
-    bool, typer.Option("--allow-remote-code", help="Allow a checkpoint to run the Python code that it contains.")
-]
 Until = Annotated[
     str | None,
     typer.Option("--until", metavar="STAGE", help="Last stage to run, such as search; an unknown name lists them all."),

@@ -48,7 +48,6 @@ def chat(
     seed: Annotated[int, arguments.number("NUMBER", "Seed of the sampling", least=0)] = 0,
     device: arguments.Device = "auto",
     dtype: arguments.Dtype = "auto",
-    allow_remote_code: arguments.RemoteCode = False,
 ) -> None:
     """Talk to a model. Answers appear as they are written; piped input is read as one question per line."""
     from darwinlm.engines.opened import open_model
@@ -57,7 +56,7 @@ def chat(
     settings = AnswerSettings(max_tokens, temperature, repetition_penalty, seed, system)
     console, typed, talks = terminal.console(), sys.stdin.isatty(), {}
     for source in (model,) if against is None else (model, against):
-        opened = open_model(source, dtype=dtype, device=device, allow_remote_code=allow_remote_code)
+        opened = open_model(source, dtype=dtype, device=device)
         talks[source] = talk = Conversation(opened, settings)
         if not talk.has_template:
             terminal.say(f"{source} has no chat template: it continues your text")

@@ -42,7 +42,6 @@ def evaluate(
     as_json: arguments.Json = False,
     device: arguments.Device = "auto",
     dtype: arguments.Dtype = "auto",
-    allow_remote_code: arguments.RemoteCode = False,
 ) -> None:
     """Measure a model: benchmarks (EleutherAI's lm-evaluation-harness), perplexity, KL to the original one.
 
@@ -64,7 +63,6 @@ def evaluate(
         batch_size=batch_size,
         device=device,
         dtype=dtype,
-        allow_remote_code=allow_remote_code,
         chat=chat,
     )
     console = terminal.console()

@@ -55,7 +55,6 @@ def export(
         bool, typer.Option("--unchecked", help="gguf: don't check the file in llama.cpp, which needn't be installed.")
     ] = False,
     overwrite: arguments.Overwrite = False,
-    allow_remote_code: arguments.RemoteCode = False,
 ) -> None:
     """Write a model for llama.cpp or vLLM, and check that the written model gives the same output."""
     from darwinlm.export.run import export_model
@@ -71,7 +70,6 @@ def export(
         mlp_multiple=mlp_multiple,
         unchecked=unchecked,
         overwrite=overwrite,
-        allow_remote_code=allow_remote_code,
         say=terminal.say,
     )
     show_report(console, report)

@@ -32,7 +32,6 @@ def plan(
     processes: Annotated[int, arguments.number("PROCESSES", "Number of torchrun processes")] = 1,
     as_json: arguments.Json = False,
     assignments: arguments.Set = None,
-    allow_remote_code: arguments.RemoteCode = False,
     **budget: Any,
 ) -> None:
     """Show what each stage of a run takes before it starts: text, passes of the model, time and memory."""
@@ -51,7 +50,6 @@ def plan(
         ready_for=ready_for,
         recipe=recipe,
         assignments=assignments or (),
-        allow_remote_code=allow_remote_code,
     )
     sizes = made.sizes
     if as_json:

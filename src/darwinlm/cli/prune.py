@@ -33,7 +33,6 @@ def prune(
     text: arguments.Text = None,
     recipe: arguments.RecipeFile = None,
     assignments: arguments.Set = None,
-    allow_remote_code: arguments.RemoteCode = False,
     until: arguments.Until = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a finished run of another model or size in the folder.")
@@ -54,7 +53,7 @@ def prune(
     from darwinlm.runs.sweep import prune_sweep
 
     how: dict[str, Any] = {"until": until or REPORT, "overwrite": overwrite, "begun": terminal.BEGUN}
-    how |= {"allow_remote_code": allow_remote_code, "reporter": terminal.reporter()}
+    how["reporter"] = terminal.reporter()
     console = terminal.console()
     if len(recipes) > 1:
         sweep = prune_sweep(recipes, out, **how)

@@ -38,7 +38,6 @@ def recover(
     ] = None,
     recipe: arguments.RecipeFile = None,
     assignments: arguments.Set = None,
-    allow_remote_code: arguments.RemoteCode = False,
 ) -> None:
     """Train a pruned model, by default by distillation from the original one. Rerun to resume from a checkpoint."""
     from darwinlm.report.table import comparison_table
@@ -54,7 +53,6 @@ def recover(
         text=text,
         recipe=recipe,
         assignments=tuple(assignments or ()),
-        allow_remote_code=allow_remote_code,
         reporter=terminal.reporter(),
     )
     if not parallel.is_main():

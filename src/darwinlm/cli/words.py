@@ -29,7 +29,6 @@ WORDS = (
     ("--tokens", "--steps --epochs"),
     ("--max-tokens", "--max-new-tokens --max-length --n-predict"),
     ("--suite", "--task --tasks --benchmark"),
-    ("--allow-remote-code", "--trust-remote-code"),
     ("--overwrite", "--force --yes"),
     ("--set SETTING=VALUE; recipe.default.yaml lists the settings", "--seed --batch-size --lr --learning-rate"),
     ("the model alone, without an option", "--model --path --input"),

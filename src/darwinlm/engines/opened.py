@@ -100,7 +100,6 @@ def open_model(
     *,
     dtype: str = "auto",
     device: str = "auto",
-    allow_remote_code: bool = False,
     dequantised: bool = False,
 ) -> Opened:
     """Load a model and its tokenizer.
@@ -118,16 +117,16 @@ def open_model(
         if not dequantised:
             return _in_llama_cpp(source, path)
         try:
-            return _in_pytorch(source, kind, where, allow_remote_code=allow_remote_code)
+            return _in_pytorch(source, kind, where)
         except (CheckpointError, FamilyError):
             return _in_llama_cpp(source, path)
-    return _in_pytorch(source, kind, where, allow_remote_code=allow_remote_code)
+    return _in_pytorch(source, kind, where)
 
 
-def _in_pytorch(source: str, kind: torch.dtype, where: torch.device, *, allow_remote_code: bool) -> Opened:
+def _in_pytorch(source: str, kind: torch.dtype, where: torch.device) -> Opened:
     work = Path(tempfile.mkdtemp(prefix="darwinlm-"))  # for dequantised weights, as long as the model is used
     try:
-        checkpoint = resolve_finished(source, work / "model", allow_remote_code=allow_remote_code)
+        checkpoint = resolve_finished(source, work / "model")
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise

@@ -18,9 +18,7 @@ FETCHED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py", "RE
 """Files of a model that are fetched from the hub."""
 
 
-def resolve_model(
-    model: str, work: Path, *, allow_remote_code: bool = False, say: Callable[[str], None] = lambda message: None
-) -> Checkpoint:
+def resolve_model(model: str, work: Path, say: Callable[[str], None] = lambda message: None) -> Checkpoint:
     """Find a model (hub id `owner/name[@revision]`, folder or GGUF file) and return it as a local checkpoint.
 
     Converted files go to the folder `work`; `say` hears what a user should know of it.
@@ -33,19 +31,19 @@ def resolve_model(
     """
     path, source = _found(model, whole=True)
     folder = dequantise(path, work, say) if path.is_file() else path
-    checkpoint = Checkpoint.open(folder, source, allow_remote_code=allow_remote_code)
+    checkpoint = Checkpoint.open(folder, source)
     checkpoint.check_embeddings()
     return checkpoint
 
 
-def resolve_finished(model: str, work: Path, *, allow_remote_code: bool = False) -> Checkpoint:
+def resolve_finished(model: str, work: Path) -> Checkpoint:
     """As `resolve_model`; of the output folder of a finished run, the model that it saved. Also raises ModelError."""
     given = Path(model).expanduser()
     inside = model_folder(given)
-    return resolve_model(model if inside == given else str(inside), work, allow_remote_code=allow_remote_code)
+    return resolve_model(model if inside == given else str(inside), work)
 
 
-def describe_model(model: str, *, allow_remote_code: bool = False) -> Checkpoint:
+def describe_model(model: str) -> Checkpoint:
     """A model's configuration, without its weights.
 
     Of a hub id only config.json is fetched, of a GGUF file only the header is read.
@@ -57,7 +55,7 @@ def describe_model(model: str, *, allow_remote_code: bool = False) -> Checkpoint
     path, source = _found(model, whole=False)
     if path.is_file():
         return describe_gguf(path)
-    return Checkpoint.describe(path, source, allow_remote_code=allow_remote_code)
+    return Checkpoint.describe(path, source)
 
 
 def _found(model: str, *, whole: bool) -> tuple[Path, str]:

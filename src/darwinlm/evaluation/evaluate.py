@@ -46,7 +46,6 @@ class EvaluationRequest:
     batch_size: int = 8
     device: str = "auto"
     dtype: str = "auto"
-    allow_remote_code: bool = False
     chat: bool = False
 
     def check(self) -> tuple[Wanted, ...]:
@@ -66,7 +65,6 @@ class EvaluationRequest:
             source,
             dtype=self.dtype,
             device=self.device,
-            allow_remote_code=self.allow_remote_code,
             dequantised=dequantised,
         )
 

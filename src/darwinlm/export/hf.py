@@ -64,7 +64,6 @@ def save_model(
         for_other_engines(temporary, model.config)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
-            _name_code(temporary / "tokenizer_config.json")
         if source is not None:
             carry(source, temporary)
         if card is not None:
@@ -111,14 +110,6 @@ def older_rope(rope: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     local = {"rope_local_base_freq": sliding["rope_theta"]} if sliding["rope_theta"] != full["rope_theta"] else {}
     return older_rope(full) | local
-
-
-def _name_code(path: Path) -> None:
-    """Name a tokenizer's own class as transformers reads it: it writes a word, and reads a pair."""
-    settings = read_record(path) if path.is_file() else {}
-    named = settings.get("auto_map", {}).get("AutoTokenizer")
-    if isinstance(named, str):
-        write_json(path, settings | {"auto_map": {"AutoTokenizer": [None, named]}})
 
 
 @contextmanager

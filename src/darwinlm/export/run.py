@@ -28,7 +28,6 @@ def export_model(
     mlp_multiple: int = 32,
     unchecked: bool = False,
     overwrite: bool = False,
-    allow_remote_code: bool = False,
     say: Callable[[str], None] = lambda message: None,
 ) -> ExportReport:
     """Export a model or a finished run, and check the result. A failed export leaves no files.
@@ -65,7 +64,7 @@ def export_model(
     check_target(out, None, model, tokenizer_from, folder=to != "gguf", overwrite=overwrite)
     beside = next(each for each in out.absolute().parents if each.is_dir()) / f".{out.name}.work"
     with hold_target(out), fresh_folder(beside) as work:
-        checkpoint = resolve_finished(str(model), work, allow_remote_code=allow_remote_code)
+        checkpoint = resolve_finished(str(model), work)
         check_target(out, checkpoint.folder, folder=to != "gguf", overwrite=overwrite)
         if to != "gguf":
             return export_vllm(checkpoint, out, tensor_parallel=tensor_parallel, say=say)

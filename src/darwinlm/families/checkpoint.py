@@ -40,30 +40,28 @@ FURTHER = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
 class Checkpoint:
     """A local folder with config.json, safetensors shards and a tokenizer.
 
-    `source` is the name of the model as the user gave it. With `allow_remote_code`, its tokenizer may run its own code.
-    If `config` is that of a text part, `whole` is that of the whole model. Quantised weights are in one of `formats`,
-    as `quantisation` says; they are read as floats.
+    `source` is the name of the model as the user gave it. If `config` is that of a text part, `whole` is that of the
+    whole model. Quantised weights are in one of `formats`, as `quantisation` says; they are read as floats.
     """
 
     folder: Path
     config: Any
     family: Family
     source: str
-    allow_remote_code: bool = False
     whole: Any = None
     formats: tuple[Format, ...] = ()
     quantisation: Any = None
 
     @classmethod
-    def open(cls, folder: Path, source: str | None = None, *, allow_remote_code: bool = False) -> Checkpoint:
+    def open(cls, folder: Path, source: str | None = None) -> Checkpoint:
         """Open a folder.
 
         Raises:
-            ModelError: The folder holds no readable model or wants to run its own code.
+            ModelError: The folder holds no readable model.
             FamilyError: Its architecture isn't known.
             CheckpointError: Shards are missing or reach outside the folder.
         """
-        checkpoint = cls.describe(folder, source, allow_remote_code=allow_remote_code)
+        checkpoint = cls.describe(folder, source)
         missing = [shard for shard in sorted(set(checkpoint.stored.shards.values())) if not (folder / shard).is_file()]
         if missing:
             raise CheckpointError(f"{folder} lacks {', '.join(missing)}: fetch the model again")
@@ -71,7 +69,7 @@ class Checkpoint:
         return checkpoint
 
     @classmethod
-    def describe(cls, folder: Path, source: str | None = None, *, allow_remote_code: bool = False) -> Checkpoint:
+    def describe(cls, folder: Path, source: str | None = None) -> Checkpoint:
         """Read only the configuration of a folder, without checking for weights. Raises as `open`."""
         path = folder / "config.json"
         if not path.is_file():
@@ -87,7 +85,7 @@ class Checkpoint:
         if not model_type or not isinstance(model_type, str):
             raise CheckpointError(f"{path} names no model_type: this isn't a transformers model")
         kind = text_type(plain, path)
-        config = open_config(folder, model_type, own_code="auto_map" in plain, allow_remote_code=allow_remote_code)
+        config = open_config(folder, model_type)
         whole = config if kind is not None else None
         config = config if whole is None else text_config(whole)
         family = family_of(config)
@@ -99,7 +97,7 @@ class Checkpoint:
         if formats:
             del config.quantization_config  # a saved model is none
         quantisation = plain.get("quantization_config")
-        made = cls(folder, config, family, source or str(folder), allow_remote_code, whole, formats, quantisation)
+        made = cls(folder, config, family, source or str(folder), whole, formats, quantisation)
         assert made.beside  # as it is now
         return made
 
@@ -304,7 +302,7 @@ class Checkpoint:
             ModelError: The folder has no readable tokenizer.
             CheckpointError: Transformers would read it as a tokenizer of another kind.
         """
-        return load_tokenizer(self.folder, self.whole or self.config, allow_remote_code=self.allow_remote_code)
+        return load_tokenizer(self.folder, self.whole or self.config)
 
     def load(
         self,

@@ -10,8 +10,8 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-from darwinlm.families.family import PREFIX, families, family_of
-from darwinlm.families.loading import UNUSABLE, remote_code
+from darwinlm.families.family import family_of
+from darwinlm.families.loading import UNUSABLE
 from darwinlm.families.pruned import register
 from darwinlm.runtime.errors import CheckpointError, first_line
 from darwinlm.runtime.limits import load_json, shorten
@@ -29,26 +29,19 @@ OURS = {"return_dict": True, "output_attentions": False, "output_hidden_states":
 """Fields that say how a model is called, not what it is: they have our values, whatever a checkpoint says."""
 
 
-def open_config(folder: Path, model_type: str, *, own_code: bool, allow_remote_code: bool) -> Any:
-    """The configuration of transformers for a folder, from the model type in its config.json.
-
-    If that refers to code of the checkpoint (`own_code`), it isn't used for known families.
+def open_config(folder: Path, model_type: str) -> Any:
+    """The configuration of transformers for a folder, from the model type in its config.json. Its own code isn't used.
 
     Raises:
-        RemoteCodeError: The code is needed and may not run.
         FamilyError: The architecture isn't known.
         CheckpointError: The file is damaged.
     """
     register(model_type)
-    if model_type.removeprefix(PREFIX) in families() or model_type in CONFIG_MAPPING:
-        own_code = False  # classes of transformers are used: Phi-3 checkpoints still contain older code
-    if own_code and not allow_remote_code:
-        raise remote_code(folder)
+    if model_type not in CONFIG_MAPPING:
+        family_of(type("Unknown", (), {"model_type": model_type}))
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=own_code, local_files_only=True, **OURS)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True, **OURS)
     except UNUSABLE as error:
-        if "does not recognize this architecture" in str(error):
-            family_of(type("Unknown", (), {"model_type": model_type}))
         raise CheckpointError(f"can't read {folder / 'config.json'}: {first_line(error)}") from error
 
 

@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from darwinlm.families.files import is_outside
 from darwinlm.runtime.compute import DTYPES
-from darwinlm.runtime.errors import CheckpointError, ModelError, RemoteCodeError, first_line
+from darwinlm.runtime.errors import CheckpointError, ModelError, first_line
 from darwinlm.runtime.limits import TOKENIZER_BYTES, load_json, read_bytes, shorten
 
 TOKENS = 1 << 22
@@ -50,14 +50,6 @@ UNUSABLE = (
     ImportError, SafetensorError, StrictDataclassError,
 )  # fmt: skip
 """Errors of transformers on damaged files or impossible configurations."""
-
-
-def remote_code(where: Path | str, what: str = "") -> RemoteCodeError:
-    """The error for a checkpoint that wants to run its own code without permission."""
-    whose = f"{what} of {where}" if what else f"{where}"
-    return RemoteCodeError(
-        f"{whose} wants to run its own Python code: inspect it, then pass --allow-remote-code if you trust it"
-    )
 
 
 @contextmanager
@@ -120,15 +112,14 @@ def listed(names: Iterable[str]) -> str:
     return f"the tensor{'s' if len(all_names) > 1 else ''} {', '.join(map(shorten, all_names[:LISTED]))}{more}"
 
 
-def load_tokenizer(folder: Path | str, config: Any = None, *, allow_remote_code: bool, **more: Any) -> Any:
+def load_tokenizer(folder: Path | str, config: Any = None, **more: Any) -> Any:
     """The tokenizer of a model, from a folder or hub id. `more` goes to transformers.
 
-    With the configuration, code of the checkpoint's own configuration isn't needed.
+    With the configuration, that in the folder isn't read.
 
     Raises:
         ModelError: There is no tokenizer.
-        RemoteCodeError: It wants to run its own code without permission.
-        CheckpointError: Its files are damaged, or transformers would read it as a tokenizer of another kind.
+        CheckpointError: Its files are damaged, it needs its own code, or transformers would read it as another kind.
     """
     if isinstance(folder, Path):
         _check_settings(folder)
@@ -136,14 +127,14 @@ def load_tokenizer(folder: Path | str, config: Any = None, *, allow_remote_code:
     if config is not None:
         more["config"] = config
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=allow_remote_code, **more)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **more)
         tokenizer(PROBE)
     except BaseException as error:
         # The tokenizers library panics on some files, with an error that isn't an Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         if "trust_remote_code" in str(error):
-            raise remote_code(folder, "the tokenizer") from error
+            raise no_tokenizer(folder, ValueError("its own Python code, which never runs here")) from error
         raise no_tokenizer(folder, error) from error
     if isinstance(folder, Path):
         check_sentence_piece(folder, tokenizer)

@@ -87,7 +87,7 @@ def dequantise(path: Path, work: Path, say: Callable[[str], None] = lambda messa
     if stage.is_complete():
         return work
     with _alone(path) as source:
-        tokenizer = _tokenizer(header, source, load_tokenizer, allow_remote_code=False)
+        tokenizer = _tokenizer(header, source, load_tokenizer)
         config = _config(header, source)
         tied, config.tie_word_embeddings = config.tie_word_embeddings, HEAD not in header.tensors
         quantised = load_model(source.folder, torch.float32, gguf_file=source.file, config=config)

@@ -31,8 +31,6 @@ _HOMES = (Path(__file__).parents[1] / "recipes", Path(__file__).parents[3] / "re
 
 RENAMED = {"search.stages": "rounds", "database.saliency": "metric"}
 """New names of fields, for messages."""
-PERMISSION, OPTION = "allow_remote_code", "--allow-remote-code"
-"""What a recipe never grants, since recipes and records come from others."""
 SEVERAL = re.compile(r"(?<!\d),|,(?!\d{3}(?!\d))")
 """A comma between values; one between digits, of which three follow, separates thousands."""
 MISTAKES = 5
@@ -205,8 +203,6 @@ def _explain(detail: Any) -> str:
     location = [part for part in detail["loc"] if isinstance(part, str)]
     name = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
-        if location[-1] == PERMISSION:
-            return f"{PERMISSION} is not a setting: only {OPTION}, or an argument in Python, lets a checkpoint run code"
         known = _fields_at(location[:-1])
         hint = suggestion(RENAMED.get(name, location[-1]), known, f"known fields are {', '.join(known)}")
         return f"unknown field '{name}': {hint}"

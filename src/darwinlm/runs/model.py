@@ -92,12 +92,11 @@ class Model:
         """
         from darwinlm.export.run import export_model
 
-        remote = bool(self._how["allow_remote_code"])
         how: dict[str, Any] = {"quantisation": quant, "overwrite": overwrite}
-        return export_model(Path(self.source), Path(out), to=to, allow_remote_code=remote, **how)
+        return export_model(Path(self.source), Path(out), to=to, **how)
 
 
-def load(source: str | Path, *, device: str = "auto", dtype: str = "auto", allow_remote_code: bool = False) -> Model:
+def load(source: str | Path, *, device: str = "auto", dtype: str = "auto") -> Model:
     """Load a model once, to use it as often as you like.
 
     `source` is the output folder of a run, the folder of a model, a hub id or a GGUF file. `device` is auto, cpu,
@@ -105,6 +104,6 @@ def load(source: str | Path, *, device: str = "auto", dtype: str = "auto", allow
     """
     from darwinlm.engines.opened import open_model
 
-    how = {"device": device, "dtype": dtype, "allow_remote_code": allow_remote_code}
-    opened = open_model(str(source), device=device, dtype=dtype, allow_remote_code=allow_remote_code)
+    how = {"device": device, "dtype": dtype}
+    opened = open_model(str(source), device=device, dtype=dtype)
     return Model(str(source), opened.model, opened.tokenizer, opened, how)

@@ -27,7 +27,6 @@ def plan(
     ready_for: str | None = None,
     recipe: Recipe | str | Path | None = None,
     assignments: Sequence[str] = (),
-    allow_remote_code: bool = False,
     **budget: Unpack[Bound],
 ) -> Plan:
     """Predict what each stage of a run takes, from the model's configuration alone.
@@ -39,7 +38,6 @@ def plan(
         ready_for: Quantisation that will follow.
         recipe: Recipe, path of a recipe, or name of a bundled one.
         assignments: "section.field=value" strings.
-        allow_remote_code: Whether a checkpoint may run its own Python code.
         budget: One bound, as for `darwinlm.prune`.
 
     Raises:
@@ -48,7 +46,7 @@ def plan(
     chosen = load_recipe(recipe, assignments, options(model=model, **budget, ready_for=ready_for))
     if chosen.model is None:
         raise RecipeError("no model is given: name a hub id, a folder or a GGUF file")
-    checkpoint = describe_model(chosen.model, allow_remote_code=allow_remote_code)
+    checkpoint = describe_model(chosen.model)
     if device in DEVICES:
         bfloat16 = chosen.compute.model_copy(update={"dtype": "bfloat16"} if chosen.compute.dtype == "auto" else {})
         sizes = Sizes(checkpoint, chosen.model_copy(update={"compute": bfloat16}), processes)

@@ -84,7 +84,6 @@ def prune(
     assignments: Sequence[str] = (),
     overwrite: bool = False,
     until: str = REPORT,
-    allow_remote_code: bool = False,
     reporter: Reporter | None = None,
     begun: float | None = None,
     **budget: Unpack[Bound],
@@ -106,7 +105,6 @@ def prune(
         assignments: "section.field=value" strings, applied to the recipe.
         overwrite: Whether a finished run of another model or size in `out` may be replaced.
         until: Last stage.
-        allow_remote_code: Whether a checkpoint may run its own Python code.
         reporter: Receiver of progress; None prints to the terminal.
         begun: Start of the time limit, `working_time()`; None is now.
         budget: One of keep=0.5, params="350M", bytes="4GB", file="95MB", speedup="2x" and latency="30ms", as described
@@ -124,7 +122,6 @@ def prune(
         overwrite=overwrite,
         until=until,
         begun=begun or working_time(),
-        allow_remote_code=allow_remote_code,
     )
     pipeline.prune(run)
     return Result(run.folder)

@@ -73,7 +73,6 @@ def recover(
     text: str | None = None,
     recipe: Recipe | str | Path | None = None,
     assignments: Sequence[str] = (),
-    allow_remote_code: bool = False,
     reporter: Reporter | None = None,
 ) -> Summary:
     """Train a smaller model, as `darwinlm recover`. Repeating the call resumes or reuses the training.
@@ -88,7 +87,6 @@ def recover(
         recipe: Recipe or path of one; None starts from that of the run, or from the defaults. The run's dense model and
             text are used if the recipe names none.
         assignments: "section.field=value" strings, applied to the recipe.
-        allow_remote_code: Whether the models may run their own Python code.
         reporter: Receiver of progress; None prints to the terminal.
 
     Returns the contents of summary.json: figures of the dense model and of the smaller one before and after training,
@@ -118,6 +116,6 @@ def recover(
         raise RecipeError("no dense model is given: name the original model with --teacher")
     if not resolved.recovery.tokens:
         raise RecipeError("recovery.tokens is 0: say how many tokens to train on, such as --tokens 300M")
-    student = Checkpoint.open(small, allow_remote_code=allow_remote_code)
-    run = Run(resolved, Path(out).expanduser(), reporter or Reporter(), allow_remote_code=allow_remote_code)
+    student = Checkpoint.open(small)
+    run = Run(resolved, Path(out).expanduser(), reporter or Reporter())
     return _train(run, student, made, of_a_run=of_a_run)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from darwinlm.pipeline import REPORT, build, make, open_run, plan, read_inputs
 from darwinlm.recipe import BudgetSettings, Recipe, load_recipe
@@ -29,7 +28,6 @@ def prune_sweep(
     *,
     until: str = REPORT,
     overwrite: bool = False,
-    allow_remote_code: bool = False,
     reporter: Reporter | None = None,
     begun: float | None = None,
 ) -> SweepSummary:
@@ -43,7 +41,6 @@ def prune_sweep(
         out: Output folder; each model has a subfolder, such as `keep-75`.
         until: Last stage.
         overwrite: Whether finished runs of another model in these subfolders may be replaced.
-        allow_remote_code: Whether the model may run its own Python code.
         reporter: Receiver of progress; None prints to the terminal.
         begun: Start of the recipes' time limit, `working_time()`; None is now. The models share the limit.
 
@@ -53,8 +50,7 @@ def prune_sweep(
     folder = Path(out).expanduser()
     ordered = _ordered(recipes)
     # Refuses a foreign folder, locks it to the end, and runs what sizes share.
-    how: dict[str, Any] = {"until": until, "allow_remote_code": allow_remote_code}
-    whole = open_run(ordered[0], folder, reporter or Reporter(), begun=begun or working_time(), **how)
+    whole = open_run(ordered[0], folder, reporter or Reporter(), begun=begun or working_time(), until=until)
     ordered = [load_recipe(recipe, (), {"preset": whole.recipe.preset}) for recipe in ordered]
     summaries: list[tuple[str, Summary]] = []
     with suppress(Ended):
@@ -66,7 +62,7 @@ def prune_sweep(
                 whole.context.reporter,
                 overwrite=overwrite,
                 parent=whole,
-                **how,
+                until=until,
             )
             for recipe in ordered
         ]

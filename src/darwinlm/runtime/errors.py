@@ -6,7 +6,6 @@
     ├── ModelError            the model can't be found, read or understood
     │   ├── FamilyError       its architecture isn't supported
     │   └── CheckpointError   its files are missing, damaged or inconsistent
-    │       └── RemoteCodeError   they contain code that may not run
     ├── RecipeError           a field of the recipe or an option of the command is wrong
     │   └── BudgetError       the budget can't be met
     ├── DataError             text is missing, empty, too short or unreadable
@@ -72,13 +71,6 @@ class CheckpointError(ModelError):
     """The model's files are missing, damaged or inconsistent.
 
     What to do: download the checkpoint again, or convert it as the message says.
-    """
-
-
-class RemoteCodeError(CheckpointError):
-    """The model's files contain code that may not run.
-
-    What to do: inspect the code, then pass `--allow-remote-code` if you trust it.
     """
 
 

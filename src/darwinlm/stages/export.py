@@ -62,8 +62,7 @@ def _save(
 
 
 def _read(task: Task, dense: Checkpoint) -> Exported:
-    allowed = task.context.allow_remote_code
-    checkpoint = Checkpoint.open(task.context.folder / MODEL, allow_remote_code=allowed)
+    checkpoint = Checkpoint.open(task.context.folder / MODEL)
     return Exported(checkpoint, dense.dtype, is_custom(checkpoint.config))
 
 

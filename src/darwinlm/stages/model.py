@@ -33,7 +33,7 @@ def open_model(context: Context, model: str | None, name: str) -> Checkpoint:
     folder = context.path(name)
     with parallel.main_first():
         if Path(model).suffix != ".gguf":
-            return resolve_model(model, folder, allow_remote_code=context.allow_remote_code)
+            return resolve_model(model, folder)
         with guarded(folder), context.reporter.stage("model" if name == "source" else "teacher"):
             return resolve_model(model, folder, say=context.reporter.say)
 

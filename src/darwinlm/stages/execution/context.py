@@ -27,7 +27,6 @@ class Context:
         batch_tokens: Tokens in one forward pass.
         folder: Output folder of the run.
         reporter: Receiver of messages and progress; silent in all processes but the first.
-        allow_remote_code: Whether checkpoints may run their own Python code. Only the caller says so, never a recipe.
         limit: Time limit; None without one.
     """
 
@@ -36,7 +35,6 @@ class Context:
     batch_tokens: int
     folder: Path
     reporter: Reporter
-    allow_remote_code: bool = False
     limit: TimeLimit | None = None
 
     @property
@@ -49,9 +47,7 @@ class Context:
         return self.folder / STAGES / stage
 
 
-def open_context(
-    recipe: Recipe, folder: Path, reporter: Reporter, *, allow_remote_code: bool
-) -> tuple[Context, Recipe]:
+def open_context(recipe: Recipe, folder: Path, reporter: Reporter) -> tuple[Context, Recipe]:
     """The context of a run, and the recipe with the element type of its device.
 
     Raises RecipeError if this machine has no such device, or the device lacks the element type or the memory.
@@ -63,4 +59,4 @@ def open_context(
         recipe = settled(recipe, device)
         set_limit(device, recipe.compute.memory)
     dtype, batch_tokens = DTYPES[recipe.compute.dtype], recipe.compute.batch_tokens
-    return Context(device, dtype, batch_tokens, folder, reporter, allow_remote_code), recipe
+    return Context(device, dtype, batch_tokens, folder, reporter), recipe

@@ -65,9 +65,7 @@ class TimeLimit:
         return parallel.broadcast(max(room, 0.0) * self.planned[stage] / shared)
 
 
-def limited(
-    recipe: Recipe, folder: Path, device: torch.device, begun: float, *, allow_remote_code: bool = False
-) -> tuple[Recipe, TimeLimit | None]:
+def limited(recipe: Recipe, folder: Path, device: torch.device, begun: float) -> tuple[Recipe, TimeLimit | None]:
     """The recipe with the largest amount of text that fits into its time limit, unless it names a preset; the limit.
 
     A run that is resumed keeps its amount.
@@ -78,7 +76,7 @@ def limited(
     planned: dict[str, float] = {}
     with parallel.agree():
         if parallel.is_main():
-            source = describe_model(recipe.model, allow_remote_code=allow_remote_code)
+            source = describe_model(recipe.model)
             rate = measure_rate(Sizes(source, recipe), device)
             record = read_record(file) if file.is_file() else {}
             names = [recipe.preset] if "preset" in recipe.model_fields_set else [*AMOUNTS]

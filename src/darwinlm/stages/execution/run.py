@@ -39,9 +39,8 @@ class Run:
 
     `run(STAGE, *inputs)` is the result of a stage. Inputs may be results of the `parent`, and a folder of the parent is
     used if it is complete for the same key. Of the stages named in `order`, those after `until` end the run with
-    `Ended`. The folder is created by the first stage that works. `allow_remote_code` lets checkpoints run their own
-    code, also in the runs that have this one as `parent`. The recipe's time limit counts from `begun`, on the monotonic
-    clock, and is ignored without it.
+    `Ended`. The folder is created by the first stage that works. The recipe's time limit counts from `begun`, on the
+    monotonic clock, and is ignored without it.
 
     Attributes:
         results: Results of the stages so far by name.
@@ -60,12 +59,10 @@ class Run:
         order: Sequence[str] = (),
         until: str | None = None,
         begun: float | None = None,
-        allow_remote_code: bool = False,
     ) -> None:
         if recipe.model is None:
             raise RecipeError("no model is given: name a hub id, a folder or a GGUF file")
-        allowed = allow_remote_code or (parent is not None and parent.context.allow_remote_code)
-        opened = open_context(named_here(recipe), folder, reporter, allow_remote_code=allowed)
+        opened = open_context(named_here(recipe), folder, reporter)
         self.context: Context = opened[0]
         self.recipe: Recipe = opened[1]
         # Before the parent is kept, so that the lock ends before the parent's.
@@ -75,7 +72,7 @@ class Run:
             if (found := getattr(self.recipe, name)) != (given_as := getattr(recipe, name)):
                 self.context.reporter.say(f"{name}: the folder {found}, not {given_as} of the hub")
         if begun is not None:
-            self.recipe, limit = limited(self.recipe, folder, self.context.device, begun, allow_remote_code=allowed)
+            self.recipe, limit = limited(self.recipe, folder, self.context.device, begun)
             self.set_limit(limit)
         self.results: dict[str, Any] = {}
         self._folders: dict[str, StageFolder] = {}
