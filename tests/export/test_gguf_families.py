@@ -215,7 +215,7 @@ def test_pruned_mixtures_are_exported(tmp_path, make_run):
         make_run(folder, tmp_path / "run", "units.experts=both", "search.layers=equal", "refit.tokens=0"), "export"
     )
     small = tmp_path / "run" / "model"
-    report = exported(small, tmp_path / "m.gguf", quantisation="f32")
+    exported(small, tmp_path / "m.gguf", quantisation="f32")
     assert_same_as_transformers(small, tmp_path / "m.gguf", 2e-3)
 
 

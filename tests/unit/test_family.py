@@ -23,7 +23,7 @@ def described(**changes: object) -> Family:
     return Family.model_validate(yaml.safe_load(DESCRIPTION) | changes)
 
 
-def test_an_unknown_family_is_told_what_its_file_must_hold():
+def test_an_unknown_family_is_told_which_are_known():
     with pytest.raises(FamilyError) as caught:
         family_of(SimpleNamespace(model_type="otter"))
     message = str(caught.value)
@@ -31,14 +31,6 @@ def test_an_unknown_family_is_told_what_its_file_must_hold():
     assert "darwinlm/families/data" in message
     for family in families().values():
         assert family.model_type in message
-    stated = yaml.safe_load(DESCRIPTION)
-    del stated["attention"]["post_norm"]
-    wanted = message.partition("with the fields ")[2]
-    for field, value in stated.items():
-        assert field in wanted
-        if isinstance(value, dict):
-            inner = wanted.partition(f"{field} (")[2].partition(")")[0]
-            assert set(inner.split(", ")) == set(value)
 
 
 def test_models_of_one_type_with_and_without_experts_are_two_families():

@@ -19,7 +19,7 @@ from darwinlm.families.family import PREFIX, is_custom
 from darwinlm.families.files import CARD
 from darwinlm.families.loading import without_bars
 from darwinlm.families.origin import carry
-from darwinlm.families.whole import add_modeling_file, is_whole, put_inside
+from darwinlm.families.whole import is_whole, put_inside
 from darwinlm.runtime.artifact import damaged, folder_digests, read_json, read_record, share, write_json, write_text
 from darwinlm.runtime.errors import CheckpointError, NumericsError, storage_error
 from darwinlm.runtime.lock import ASIDE
@@ -58,7 +58,6 @@ def save_model(
         model.config.dtype = next(model.parameters()).dtype
         if source is not None and is_whole(source):
             put_inside(model, source).save_pretrained(temporary, save_original_format=False)
-            add_modeling_file(temporary)
         else:
             model.save_pretrained(temporary)
         for_other_engines(temporary, model.config)

@@ -143,19 +143,16 @@ def family_of(config: Any) -> Family:
     """The family of a transformers configuration, including our own configurations.
 
     Raises:
-        FamilyError: No description exists for the model type; the message gives the fields of a new one.
+        FamilyError: No description exists for the model type.
     """
     model_type = str(config.model_type).removeprefix(PREFIX)
-    known_types = list(dict.fromkeys(family.model_type for family in families().values()))
-    try:
-        family = families()[model_type]
-    except KeyError:
-        known = ", ".join(known_types)
-        fields = ", ".join(_required(Family))
+    family = families().get(model_type)
+    if family is None:
+        known = ", ".join(dict.fromkeys(family.model_type for family in families().values()))
         raise FamilyError(
             f"the model type '{model_type}' isn't known; known are {known}. A new family is one YAML file in "
-            f"darwinlm/families/data with the fields {fields}"
-        ) from None
+            "darwinlm/families/data (docs/extending.md)"
+        )
     more = families().get(f"{model_type}_experts")
     if more is not None and more.applies(config):
         family = more
@@ -166,13 +163,3 @@ def family_of(config: Any) -> Family:
             "for a token"
         )
     return family
-
-
-def _required(description: type[Closed]) -> list[str]:
-    names = []
-    for name, field in description.model_fields.items():
-        if field.is_required():
-            inner = field.annotation
-            nested = isinstance(inner, type) and issubclass(inner, Closed)
-            names.append(f"{name} ({', '.join(_required(inner))})" if nested else name)  # type: ignore[arg-type]
-    return names

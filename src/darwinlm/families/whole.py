@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText
+from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
 
-from darwinlm.families.family import PREFIX, class_prefix, families
+from darwinlm.families.family import PREFIX, families, is_custom
 from darwinlm.families.loading import UNUSABLE, check_loaded
-from darwinlm.families.modeling_darwinlm import WHOLE, auto_map, modeling_source
 from darwinlm.families.pruned import register
-from darwinlm.runtime.artifact import read_json, write_json, write_text
+from darwinlm.runtime.artifact import read_json
 from darwinlm.runtime.errors import CheckpointError, first_line
 
 PREFIXES = {
@@ -79,29 +78,20 @@ def load_whole(source: Path, dtype: torch.dtype) -> Any:
 def put_inside(model: Any, source: Path) -> Any:
     """The model in the folder `source` with a smaller language model in place of its own.
 
-    Raises CheckpointError if the original model can't be loaded.
+    If layers of this differ, the whole is of our class too, which is saved with its modelling file. Raises
+    CheckpointError if the original model can't be loaded.
     """
     whole = load_whole(source, next(model.parameters()).dtype)
     whole.model.language_model = model.model
     whole.lm_head = model.lm_head
     whole.config.text_config = model.config
+    if is_custom(model.config):
+        name = PREFIX + whole.config.model_type.removeprefix(PREFIX)
+        register(name)
+        whole.config.__class__ = CONFIG_MAPPING[name]
+        whole.__class__ = AutoModelForImageTextToText._model_mapping[type(whole.config)]
     whole.tie_weights()
     return whole.eval()
-
-
-def add_modeling_file(folder: Path) -> None:
-    """Add the modelling file to a saved model whose text part has unequal layers."""
-    path = folder / "config.json"
-    plain = read_json(path)
-    kind = plain["text_config"]["model_type"]
-    if kind.startswith(PREFIX):
-        family = families()[kind.removeprefix(PREFIX)]
-        whole = plain["model_type"].removeprefix(PREFIX)
-        prefix = class_prefix(whole)
-        register(PREFIX + whole)
-        ours = {"model_type": PREFIX + whole, "architectures": [f"Darwin{prefix}ForConditionalGeneration"]}
-        write_json(path, plain | ours | {"auto_map": auto_map(prefix, WHOLE)})
-        write_text(folder / "modeling_darwinlm.py", modeling_source(*family.class_names, whole=(prefix, whole)))
 
 
 def is_whole(folder: Path) -> bool:
