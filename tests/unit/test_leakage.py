@@ -53,11 +53,11 @@ def test_folders_and_links_are_looked_through(tmp_path):
     check_not_evaluation_text(str(folder))
     hidden = folder / "validation" / "0.txt"
     hidden.write_text("b")
-    with pytest.raises(DataError, match=r"validation/0\.txt looks like evaluation text of BoolQ"):
+    with pytest.raises(DataError, match=r"validation/0\.txt looks like evaluation text of a benchmark \(boolq"):
         check_not_evaluation_text(str(folder))
     link = tmp_path / "harmless.txt"
     link.symlink_to(hidden)
-    with pytest.raises(DataError, match="evaluation text of BoolQ"):
+    with pytest.raises(DataError, match="evaluation text of a benchmark"):
         check_not_evaluation_text(str(link))
 
 
