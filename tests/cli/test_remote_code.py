@@ -19,7 +19,7 @@ def with_code(model_copy: Path, tmp_path: Path) -> Path:
 
 
 def test_a_tokenizer_that_is_code_is_refused(command, with_code, finished_copy, tiny_text_file, tmp_path):
-    text = ("--text", tiny_text_file, "--out", tmp_path / "out")
+    text = ("--text", tiny_text_file, "--out", tmp_path / "new")
     for words in (
         ("prune", with_code, *sets(SETTINGS)),
         ("recover", finished_copy, "--teacher", with_code, "--tokens", 512),
