@@ -19,7 +19,7 @@ class Case:
 
     Attributes:
         name: unique, for people.
-        reader: which reader meets it; see `readers.READERS`.
+        reader: which reader meets it; see `READERS` in `test_corpus.py`.
         write: puts the files into a folder; gets the folder of a whole tiny model.
         outcome: `REFUSED` or `ANY`.
     """

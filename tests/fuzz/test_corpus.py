@@ -10,16 +10,24 @@ import resource
 import shutil
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from darwinlm.engines.resolve import resolve_model
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.gguf.header import read_header
+from darwinlm.recipe import load_recipe
 from darwinlm.runtime.errors import DarwinLMError
 from darwinlm.runtime.limits import MESSAGE, shorten
 from darwinlm.runtime.terminal import Terminal
+from darwinlm.stages.execution.plan import plan_card
+from darwinlm.stages.execution.sizes import Sizes
+from darwinlm.text.sampling.script import is_chat
+from darwinlm.text.sources import read_documents
 from tests.fuzz.case import REFUSED, Case
 from tests.fuzz.cases import corpus
-from tests.fuzz.readers import READERS
 
 SECONDS, MEMORY = 2.0, 600 << 20
 """Processor time and memory that a case may take beyond the imports."""
@@ -28,6 +36,42 @@ PART = 12
 SLOW = ("many zeros", "a long line", "80 MB", "inside a character")
 OBEYED = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e]")
 CASES = corpus()
+
+
+def model(folder: Path) -> None:
+    """As `prune` opens a model, with its tokenizer, generation settings, card and licences."""
+    checkpoint = resolve_model(str(folder), folder / "work")
+    tokenizer = checkpoint.tokenizer()
+    checkpoint.check_carried()
+    is_chat(tokenizer)
+
+
+def plan(folder: Path) -> None:
+    """As `plan` does: without weights."""
+    sizes = Sizes(Checkpoint.describe(folder), load_recipe(None, (), {"model": str(folder)}))
+    plan_card(sizes, "h100").as_json()
+
+
+def gguf(folder: Path) -> None:
+    read_header(folder / "model.gguf")
+
+
+def recipe(folder: Path) -> None:
+    load_recipe(folder / "recipe.yaml", (), {"model": "model"})
+
+
+def text(folder: Path) -> None:
+    for _ in read_documents(str(next(folder.glob("text.*")))):
+        pass
+
+
+READERS: dict[str, Callable[[Path], None]] = {
+    "model": model,
+    "plan": plan,
+    "gguf": gguf,
+    "recipe": recipe,
+    "text": text,
+}
 
 
 def _chosen() -> dict[str, list[Case]]:

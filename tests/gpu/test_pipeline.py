@@ -10,6 +10,11 @@ import pytest
 import torch
 
 from darwinlm.database import store
+from darwinlm.pipeline import REPORT, open_run
+from darwinlm.recipe import load_recipe
+from darwinlm.runs.demo import QUICK
+from darwinlm.runtime import memory
+from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.memory import CACHES
 from darwinlm.stages import refit as stages_refit
 from tests.gpu.device import Tally, pretend_gpu
@@ -135,3 +140,34 @@ def test_a_device_without_float64_gives_the_results_of_the_cpu(model_type, make_
     assert there.search.allocation == on_cpu.search.allocation
     assert there.search.record["kl"] == pytest.approx(on_cpu.search.record["kl"], rel=1e-3)
     assert there.refit.record["kl_after"] == pytest.approx(on_cpu.refit.record["kl_after"], rel=1e-3)
+
+
+LAYERS = 2
+LITTLE = {
+    "text.sequence_length": 64,
+    "text.calibration_tokens": 1024,
+    "text.evaluation_tokens": 512,
+    "refit.tokens": 1024,
+    "recovery.tokens": 1024,
+    "recovery.batch_tokens": 512,
+    "units.mlp_multiple": 16,
+    "budget.tolerance": 0.1,
+}
+"""Less text, since an operation on the pretend device takes half a millisecond, and a refit."""
+
+
+@pytest.mark.parametrize("staying", ["resident", "block by block"])
+def test_the_demo_runs_from_the_text_to_the_report(staying, tiny_text_file, tmp_path, monkeypatch):
+    model = tiny_checkpoint(tmp_path / "model", "llama", num_hidden_layers=LAYERS)
+    inputs = {"model": str(model), "text.source": str(tiny_text_file)}
+    recipe = load_recipe(None, (), QUICK | LITTLE | inputs)
+    if staying == "block by block":
+        monkeypatch.setitem(memory.CACHES, "blocks", 0.0)
+    with pretend_gpu() as gpu:
+        run = open_run(recipe, tmp_path / "out", Reporter(quiet=True))
+        assert str(run.context.device) == "cuda:0"
+        report = run_stages(run, REPORT).report
+    assert sum(gpu.tally.kernels.values()) > 1000, "it ran there"
+    assert not gpu.tally.mixes
+    assert report.saved.kl is not None
+    assert (tmp_path / "out" / "model" / "config.json").is_file()

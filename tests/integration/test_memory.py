@@ -1,35 +1,104 @@
-"""Peak memory of the database stage and of the gradients before it, measured in a process of their own."""
+"""Memory of processes: it does not grow with the number of layers, and shared weights are whole in none."""
 
-import resource
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
+from tests.tiny.checkpoint import tiny_checkpoint
 from tests.tiny.models import tiny_model
 from tests.tiny.process import SERVER
+from tests.unit.test_parallel import in_processes
 
 from darwinlm.database.blocks import block_file
 from darwinlm.database.build import build_database
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import UnitsSettings
+from darwinlm.recipe.sections import RecoverySettings
+from darwinlm.recovery.model import Losses, logits_of, prepared, run_dense
+from darwinlm.recovery.sharding import load_teacher, sharder, sharding_mesh, spread
+from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import StageFolder, write_tensors
 from darwinlm.runtime.memory import kept_memory
 from darwinlm.streaming.gradients import output_gradients
 from darwinlm.streaming.hidden import HiddenMemory
 from darwinlm.streaming.stream import BlockStream
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
+STATUS, REFERENCES = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+SIZES = {
+    "hidden_size": 256,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+}
+
+
+def resident(name: str) -> int:
+    """Bytes of this process's memory now (VmRSS), or at its peak (VmHWM)."""
+    (line,) = (line for line in STATUS.read_text(encoding="ascii").splitlines() if line.startswith(name + ":"))
+    return int(line.split()[1]) * 1024
+
+
+def restart() -> int:
+    """Let the peak begin here; bytes of memory now."""
+    parallel.gather(0)
+    REFERENCES.write_text("5", encoding="ascii")
+    return resident("VmRSS")
+
+
+def held(model: torch.nn.Module) -> int:
+    return sum(weight.to_local().nbytes for weight in model.parameters() if hasattr(weight, "to_local"))
+
+
+def seen(folder: Path, rank: int) -> dict[str, Any]:
+    """What a process sees of a dense and a trained model whose weights it shares with others."""
+    teacher, device = Checkpoint.open(folder), torch.device("cpu")
+    mesh = sharding_mesh("fsdp", device)
+    assert mesh is not None
+    before = restart()
+    model = load_teacher(teacher, torch.float32, device, mesh)
+    found = {"mesh": mesh.mesh.tolist(), "peak": resident("VmHWM") - before, "held": held(model)}
+    hidden = run_dense(model, torch.arange(8)[None])
+    found |= {
+        "running": resident("VmHWM") - before,
+        "logits": logits_of(model, hidden[0]).double().mean(0)[:4].tolist(),
+    }
+    before = restart()
+    settings = RecoverySettings(tokens=10_000_000)
+    trained = prepared(teacher.load(torch.float32, each=sharder(None, mesh)), settings)
+    spread(Losses(trained, None, settings, None, sharded=True), device, mesh)
+    found |= {"trained_peak": resident("VmHWM") - before, "trained_held": held(trained)}
+    return found | {"trained_wants": sum(weight.numel() for weight in trained.parameters() if weight.requires_grad)}
+
+
+def test_no_process_holds_a_whole_dense_or_trained_model(tmp_path):
+    """Neither while it is loaded nor while it runs: one block at a time, beside a share of all."""
+    dense = tiny_checkpoint(tmp_path / "model", **SIZES)  # its blocks are nearly all of it
+    processes = in_processes(partial(seen, dense), tmp_path, 4).values()
+    whole = Checkpoint.open(dense)
+    size = sum(4 * weight.numel() for weight in whole.outline.parameters())
+    assert size > 300e6
+    model = whole.load(torch.float32)
+    expected = logits_of(model, run_dense(model, torch.arange(8)[None])[0]).double().mean(0)[:4].tolist()
+    for process in processes:
+        assert process["mesh"] == [0, 1, 2, 3]
+        assert process["held"] == pytest.approx(size / 4, rel=0.01)
+        assert process["peak"] < 0.35 * size
+        assert process["running"] < 0.6 * size
+        assert process["trained_held"] == pytest.approx(size / 4, rel=0.01)
+        assert process["trained_peak"] < 0.35 * size
+        assert process["trained_wants"] == size / 4, "all weights are trained"
+        assert process["logits"] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
 WIDTH, CHANNELS = 256, 1024
 BLOCK_BYTES = 4 * (4 * WIDTH**2 + 3 * WIDTH * CHANNELS)
 CPU = torch.device("cpu")
-
-
-def peak_bytes() -> int:
-    """Largest resident set of this process. Linux's ru_maxrss would include the parent's memory at the start."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line[:6] == "VmHWM:")
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def measured(model: Path, out: Path) -> tuple[int, int]:
@@ -43,11 +112,11 @@ def measured(model: Path, out: Path) -> tuple[int, int]:
         write_tensors(out / block_file(block), {"skipped": torch.zeros(1)})  # marks the block as done by an earlier run
     given = {"dtype": torch.float32, "device": CPU, "batch_tokens": 64, "memory": memory}
     build_database(stage, BlockStream(checkpoint, tokens, **given), UnitsSettings(attention="kv_group"))
-    database = peak_bytes()
+    database = resident("VmHWM")
     with kept_memory(CPU):
         for block, moments in output_gradients(BlockStream(checkpoint, tokens, **given), tokens, memory):
             write_tensors(out / f"gradients_{block}.safetensors", {str(kind): S for kind, S in moments.items()})
-    return database, peak_bytes()
+    return database, resident("VmHWM")
 
 
 def test_peak_memory_does_not_grow_with_the_number_of_layers(tmp_path):
