@@ -1,11 +1,10 @@
-"""Ctrl-C, once, twice or often, and SIGTERM: one line says that finished work is kept, and nothing else is printed."""
+"""Ctrl-C, once or twice, and SIGTERM: one line says that finished work is kept, and nothing else is printed."""
 
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from tests.tiny.process import python
 
 ENDS = {
     "an error of a library that it makes": "try: kill()\nexcept KeyboardInterrupt: raise RuntimeError('empty stack')",
@@ -41,21 +40,14 @@ main()
 
 @pytest.mark.parametrize("end", ENDS)
 def test_a_command_ends_with_one_line(tmp_path: Path, end: str) -> None:
-    words = [sys.executable, "-c", COMMAND, ENDS[end]]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
-    assert len(done.stderr.splitlines()) == 1, done.stderr
-    (line,) = done.stderr.splitlines()
+    (line,) = python("-c", COMMAND, ENDS[end], cwd=tmp_path, status=130).stderr.splitlines()
     assert line.startswith("interrupted; finished work is kept. Resume with: darwinlm show ")
-    assert done.returncode == 130
 
 
 def test_a_command_that_does_not_end_is_killed_by_another_one(tmp_path: Path) -> None:
     hangs = "import time\ntry:\n    kill()\nfinally:\n    kill()\n    time.sleep(60)\n"
-    words = [sys.executable, "-c", COMMAND, hangs]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=40, check=False)
-    (line,) = done.stderr.splitlines()
+    (line,) = python("-c", COMMAND, hangs, cwd=tmp_path, status=-signal.SIGINT, seconds=40).stderr.splitlines()
     assert line.startswith("interrupted; finished work is kept")
-    assert done.returncode == -signal.SIGINT
 
 
 WITH_TEMPORARIES = """
@@ -73,11 +65,8 @@ def test_sigterm_leaves_no_temporary_file(tmp_path: Path, first: str) -> None:
     code = COMMAND.replace('{"kill": kill}', '{"os": os, "signal": signal, "time": time}').replace(
         "main()", first + "main()"
     )
-    words = [sys.executable, "-c", code, WITH_TEMPORARIES]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
-    (line,) = done.stderr.splitlines()
+    (line,) = python("-c", code, WITH_TEMPORARIES, cwd=tmp_path, status=143).stderr.splitlines()
     assert line.startswith("interrupted; finished work is kept. Resume with: darwinlm show ")
-    assert done.returncode == 143
     assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
 
 
@@ -90,5 +79,4 @@ from darwinlm.cli.main import _listen
 _listen("resume")
 os.kill(os.getpid(), signal.SIGTERM)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=100, check=False)
-    assert (done.returncode, done.stderr) == (-signal.SIGTERM, b"")
+    assert python("-c", code, status=-signal.SIGTERM).stderr == ""
