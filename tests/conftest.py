@@ -19,7 +19,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -122,12 +121,6 @@ def sharded(tiny_llama: Path, tmp_path: Path) -> Path:
     for path in tiny_llama.glob("tokenizer*"):
         shutil.copy(path, folder)
     return folder
-
-
-@pytest.fixture
-def little_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk with a kilobyte left."""
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=10**9, used=10**9, free=1000))
 
 
 @pytest.fixture(scope="session")

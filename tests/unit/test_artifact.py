@@ -1,8 +1,9 @@
-"""Folders of stages: complete when the manifest is there, reused for the same key, never trusted when damaged."""
+"""Folders of stages: complete with their manifest, reused for the same key, never trusted when damaged, and locked."""
 
 import errno
 import json
 import os
+import signal
 import stat
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from tests.tiny.damage import flip
 
+from darwinlm.runtime import lock
 from darwinlm.runtime.artifact import (
     KEY,
     MANIFEST,
@@ -22,7 +24,8 @@ from darwinlm.runtime.artifact import (
     write_tensors,
     write_text,
 )
-from darwinlm.runtime.errors import ArtifactError, NumericsError, StorageError
+from darwinlm.runtime.errors import ArtifactError, BusyError, NumericsError, StorageError
+from darwinlm.runtime.lock import hold_folder, hold_target
 
 CONTENT = {"a.json": {"value": [1, 2]}, "below/b.json": {"value": "é"}}
 
@@ -238,3 +241,54 @@ def test_new_files_follow_the_umask_and_no_link(tmp_path, umask):
     assert {stat.S_IMODE((tmp_path / f"a.{end}").stat().st_mode) for end in ("safetensors", "json")} == {0o666 & ~umask}
     assert victim.read_text() == "precious"
     assert not (tmp_path / "a.safetensors").is_symlink()
+
+
+@pytest.mark.parametrize("how", ["hold_folder", "hold_target"])
+def test_the_second_process_is_refused_until_the_first_one_dies(holder, tmp_path, how):
+    first, left = holder(how, tmp_path / "out"), [tmp_path / "out" / ".a.1.tmp", tmp_path / ".out.7.tmp"]
+    for path in left:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("x")
+    with pytest.raises(BusyError, match=r"is in use by another process: wait until it has finished"):
+        getattr(lock, how)(tmp_path / "out")
+    assert all(path.exists() for path in left)
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    held = getattr(lock, how)(tmp_path / "out")
+    held.release()
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert files == [left[how == "hold_folder"]], "what the dead one left is gone"
+
+
+@pytest.mark.parametrize("stands", [True, False])
+def test_a_folder_that_was_moved_aside_comes_back_unless_its_successor_stands(tmp_path, stands):
+    """A process was killed while it put a new model in the place of an old one."""
+    for hold, folder in ((hold_folder, tmp_path / "run" / "model"), (hold_target, tmp_path / "exported")):
+        old = folder.with_name(f".{folder.name}.old")
+        old.mkdir(parents=True)
+        (old / "which").write_text("old")
+        if stands:
+            folder.mkdir()
+            (folder / "which").write_text("new")
+        hold(folder.parent if hold is hold_folder else folder).release()
+        assert (folder / "which").read_text() == ("new" if stands else "old")
+        assert not old.exists()
+
+
+def test_a_lock_is_never_a_link(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / "out" / lock.LOCK).symlink_to(tmp_path / "victim")
+    with pytest.raises(StorageError, match="can't write"):
+        hold_folder(tmp_path / "out")
+    assert (tmp_path / "victim").read_text() == "precious"
+
+
+def test_a_lock_on_a_full_disk(tmp_path, monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("darwinlm.runtime.lock.FileLock.acquire", full)
+    with pytest.raises(StorageError, match=r"can't write .*\.lock: the disk is full"):
+        hold_folder(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
