@@ -7,7 +7,6 @@ from tests.tiny.stages import result
 from tests.tiny.whole import placed_in
 from transformers import AutoModelForCausalLM
 
-from darwinlm.evaluation.answers import Answers, measure_answers
 from darwinlm.evaluation.looking_back import Copying, measure_copying
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.families.checkpoint import Checkpoint
@@ -68,7 +67,11 @@ def test_losses_and_slopes_are_those_of_the_whole_model(model_type, tiny_folder,
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gemma4_text"])
-def test_an_evaluation_reads_every_block_once_for_text_and_once_for_copying(model_type, tiny_folder, tmp_path):
+def test_an_evaluation_reads_every_block_once_for_text_and_once_for_copying(
+    model_type, tiny_folder, tmp_path, monkeypatch
+):
+    """And holds the logits of a few tokens at a time."""
+    monkeypatch.setattr(decoding, "CPU_LOGITS", 0)
     checkpoint = Checkpoint.open(tiny_folder(model_type))
     text = torch.randint(3, 60, (7, 16), generator=torch.Generator().manual_seed(0))
     kinds = [
@@ -99,33 +102,6 @@ def test_an_evaluation_reads_every_block_once_for_text_and_once_for_copying(mode
     assert [each.name for each in scores] == ["at once", "apart"]
     assert [each.loss for each in scores] == pytest.approx([each.loss for each in copied], rel=1e-5)
     assert [each.tokens for each in scores] == [3 * 3, 2 * 2]
-
-
-def test_figures_do_not_depend_on_how_many_logits_are_in_memory(tiny_folder, tmp_path, monkeypatch):
-    folders = tiny_folder("llama"), tmp_path / "other"
-    other = tiny_model("llama", seed=1)
-    other.lm_head.load_state_dict(Checkpoint.open(folders[0]).load(torch.float32).lm_head.state_dict())
-    other.save_pretrained(folders[1])
-    dense, small = (Checkpoint.open(folder) for folder in folders)
-    text = torch.randint(3, 60, (7, 16), generator=torch.Generator().manual_seed(0))
-    answers = Answers(text, torch.arange(16).expand(7, 16) > torch.arange(7)[:, None])
-
-    def measured(read):
-        models = {name: read(each) for name, each in (("dense", dense), ("small", small))}
-        quality = measure_quality(models["dense"], models, text, batch_tokens=64)
-        chats = measure_answers(models["dense"], {"small": models["small"]}, answers, batch_tokens=64)
-        return quality["small"], chats["small"]
-
-    def decoder(checkpoint):
-        return Narrow(checkpoint, text, dtype=torch.float32, device=torch.device("cpu"))
-
-    whole, at_once = measured(lambda each: each.load(torch.float32)), measured(decoder)
-    monkeypatch.setattr(decoding, "CPU_LOGITS", 0)
-    in_pieces = measured(decoder)
-    for found in (*at_once, *in_pieces):
-        expected = whole[0] if type(found) is type(whole[0]) else whole[1]
-        for name in ("kl", "agreement"):
-            assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-5)
 
 
 @pytest.mark.parametrize("model_type", ["gemma", "gemma2", "gemma3_text", "gemma4_text", "vaultgemma"])
