@@ -177,7 +177,7 @@ image part: prune the model that it was made from, and quantise the result."""
 UNEQUAL = """\
 - Unequal layers of families equivalent to Llama: architecture `deci`, with split projections; so are equal layers whose
   heads don't fill the hidden size (Qwen2, Phi-3). Unequal Qwen3 with tied embeddings: `openelm`; untied: refused.
-- Padded with zeros: MLP widths to a multiple of 32 (`--mlp-multiple 256` suits K-quants), an absent MLP to 32 channels,
+- Padded with zeros: MLP widths to a multiple of 32, an absent MLP to 32 channels,
   an absent first attention to one head. Rows that are not multiples of 32 cannot be quantised.
 - `--tokenizer-from MODEL.gguf` keeps the tokenizer of the file that the model came from.
 
@@ -222,7 +222,7 @@ def families_page() -> str:
         "Attention is kept or removed as a whole if its norms span all heads or its output projection has one size.",
         "It is kept beside experts, with compressed keys and values, and where other blocks share its keys and values",
         "(some blocks of Gemma 4's E models). Other token mixers are kept; the plan and the report name them.",
-        "The vocabulary of every family can be cut (`--vocab`) if its tokenizer is BPE or Unigram.",
+        "The vocabulary of every family can be cut (`--vocab`) if its tokenizer is BPE.",
         "",
         "All families are tested with random weights. Trained ones were measured for Llama (SmolLM2), Gemma 3, and",
         "small Nemotron, OLMo 2, LFM2 and Mixtral models:",

@@ -109,7 +109,6 @@ def test_drawing_follows_the_seed(opened: Opened) -> None:
     [
         ("{model} --against nowhere", "hello", ["there is no model at 'nowhere'"]),
         ("{model} --temperature -1", "hello", ["--temperature -1: must be from 0"]),
-        ("{model} --repetition-penalty 0", "hello", ["--repetition-penalty 0: must be above 0"]),
         ("{model}", "refuse", ["chat template refuses", "roles must alternate"]),
         ("{model}", "x" * 5000, ["shorten the message"]),
     ],

@@ -17,61 +17,51 @@ def model(tmp_path):
 
 
 def test_export_shows_what_it_compared(command, model, tmp_path):
-    ended = command("export", model, "--to", "gguf", "--quant", "q8_0", "--out", tmp_path / "m.gguf").succeeded()
-    assert "masked dense" in ended.out
+    ended = command("export", model, "--quant", "q8_0", "--out", tmp_path / "m.gguf").succeeded()
+    assert "pruned in memory" in ended.out
     assert "block 1: padded from 2 heads and 40 channels to 2 and 64" in ended.out
     assert json.loads((tmp_path / "m.gguf.export.json").read_text())["details"]["quantisation"] == "q8_0"
 
 
 def test_a_finished_run_stands_for_the_model_in_it(command, finished_copy, tmp_path):
-    assert command("export", finished_copy, "--to", "vllm", "--out", tmp_path / "vllm").code == 0
-    assert (tmp_path / "vllm" / "config.json").is_file()
-    command("export", finished_copy, "--to", "gguf", "--out", tmp_path / "m.gguf").refused(
+    command("export", finished_copy, "--out", tmp_path / "m.gguf").refused(
         "can't be written for llama.cpp: it has no merges", "--tokenizer-from"
     )
     shutil.rmtree(finished_copy / "stages" / "export")
-    command("export", finished_copy, "--to", "vllm", "--out", tmp_path / "x").refused("the run in", "isn't finished")
-    assert {path.name for path in tmp_path.iterdir()} == {"out", "vllm"}
+    command("export", finished_copy, "--out", tmp_path / "x").refused("the run in", "isn't finished")
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}
 
 
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        ("--to onnx", ["--to onnx: there is no such format", "gguf, vllm"]),
-        ("--to gguf --quant q1", ["there is no quantisation 'q1'", "q8_0"]),
-        ("--to vllm --quant q8_0", ["only --to gguf quantises"]),
-        ("--to gguf --tensor-parallel 2", ["belongs to --to vllm"]),
-        ("--to vllm --tensor-parallel 0", ["must be 1 or more"]),
-        ("--to vllm --tensor-parallel 4", ["--tensor-parallel 4", "block 0 (KV heads 2)"]),
-        ("--to vllm --mlp-multiple 64", ["belong to --to gguf"]),
-        ("--to gguf --mlp-multiple 48", ["must be a multiple of 32"]),
-        ("--to gguf --tokenizer-from nowhere.gguf", ["there is no such file"]),
+        ("--quant q1", ["there is no quantisation 'q1'", "q8_0"]),
+        ("--tokenizer-from nowhere.gguf", ["there is no such file"]),
     ],
 )
 def test_wrong_options(command, model, tmp_path, arguments, parts):
-    after = "writing" if "parallel 4" in arguments else ""
-    command("export", model, "--out", tmp_path / "out", *arguments.split()).refused(*parts, after=after)
+    command("export", model, "--out", tmp_path / "out", *arguments.split()).refused(*parts)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_a_tokenizer_of_another_model(command, model, tmp_path):
     other = plain_checkpoint(tmp_path / "other", "llama", vocab_size=400)
     file = tmp_path / "other.gguf"
-    assert command("export", other, "--to", "gguf", "--out", file).code == 0
-    command("export", model, "--to", "gguf", "--out", tmp_path / "m.gguf", "--tokenizer-from", file).refused(
+    assert command("export", other, "--out", file).code == 0
+    command("export", model, "--out", tmp_path / "m.gguf", "--tokenizer-from", file).refused(
         "has 400 tokens, the model 320"
     )
     assert not (tmp_path / "m.gguf").exists()
     shutil.copy(model / "config.json", tmp_path / "no.gguf")
-    command(
-        "export", model, "--to", "gguf", "--out", tmp_path / "m.gguf", "--tokenizer-from", tmp_path / "no.gguf"
-    ).refused("can't read the GGUF file")
+    command("export", model, "--out", tmp_path / "m.gguf", "--tokenizer-from", tmp_path / "no.gguf").refused(
+        "can't read the GGUF file"
+    )
 
 
 def test_a_tokenizer_is_copied(command, model, tmp_path):
     first, second = tmp_path / "a.gguf", tmp_path / "b.gguf"
-    assert command("export", model, "--to", "gguf", "--out", first).code == 0
-    assert command("export", model, "--to", "gguf", "--out", second, "--tokenizer-from", first).code == 0
+    assert command("export", model, "--out", first).code == 0
+    assert command("export", model, "--out", second, "--tokenizer-from", first).code == 0
     assert first.read_bytes()[-1000:] == second.read_bytes()[-1000:]
     assert json.loads((tmp_path / "b.gguf.export.json").read_text())["details"]["tokenizer_agrees"] is True
 
@@ -80,22 +70,20 @@ def test_targets_that_would_destroy_something(command, model, tmp_path):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "mine").write_text("mine")
-    command("export", model, "--to", "vllm", "--out", model).refused("which this command reads")
-    command("export", model, "--to", "vllm", "--out", tmp_path / "file").refused("needs a folder")
-    command("export", model, "--to", "gguf", "--out", tmp_path / "folder").refused("this format is one file")
-    command("export", model, "--to", "gguf", "--out", tmp_path / "file").refused("exists", "--overwrite")
-    command("export", model, "--to", "vllm", "--out", tmp_path / "folder", "--overwrite").refused(
-        "exists and is not a model"
-    )
+    command("export", model, "--out", model).refused("which this command reads")
+    command("import", model, "--out", tmp_path / "file").refused("needs a folder")
+    command("export", model, "--out", tmp_path / "folder").refused("this format is one file")
+    command("export", model, "--out", tmp_path / "file").refused("exists", "--overwrite")
+    command("import", model, "--out", tmp_path / "folder", "--overwrite").refused("exists and is not a model")
     assert (tmp_path / "file").read_text() == (tmp_path / "folder" / "mine").read_text() == "mine"
-    command("export", model, "--to", "gguf", "--out", tmp_path / "file", "--overwrite").refused("is not a GGUF file")
+    command("export", model, "--out", tmp_path / "file", "--overwrite").refused("is not a GGUF file")
     assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_without_the_engine_the_extra_is_named(command, model, tmp_path, monkeypatch):
     pytest.importorskip("gguf", reason="the extra gguf")
     monkeypatch.setitem(process.ENGINES, "llama.cpp", ("llama_cpp", "no_such_package", "gguf"))
-    words = ("--to", "gguf", "--quant", "q4_k_m", "--out", tmp_path / "m.gguf")
+    words = ("--quant", "q4_k_m", "--out", tmp_path / "m.gguf")
     command("export", model, *words).refused("quantising to", "[gguf]")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
@@ -104,13 +92,12 @@ def test_a_gguf_file_is_a_model_too(command, tmp_path):
     """Its tokenizer is copied, so that none that transformers knows differently is written."""
     pytest.importorskip("cyllama", reason="comes with the extra gguf")
     whole, small = tmp_path / "whole.gguf", tmp_path / "small.gguf"
-    export_model(plain_checkpoint(tmp_path / "model", "llama"), whole, to="gguf", quantisation="f32")
-    command("export", whole, "--to", "gguf", "--quant", "q8_0", "--out", small).succeeded()
+    export_model(plain_checkpoint(tmp_path / "model", "llama"), whole, quantisation="f32")
+    command("export", whole, "--quant", "q8_0", "--out", small).succeeded()
     assert copy_tokenizer(small, 320) == copy_tokenizer(whole, 320)
     assert json.loads((tmp_path / "small.gguf.export.json").read_text())["details"]["tokenizer_agrees"]
-    command("export", whole, "--to", "vllm", "--out", tmp_path / "x").refused("give a folder, not the GGUF file")
-    command("export", whole, "--to", "gguf", "--out", whole, "--overwrite").refused("which this command reads")
+    command("export", whole, "--out", whole, "--overwrite").refused("which this command reads")
     (tmp_path / "bad.gguf").write_bytes(b"GGUF, but cut")
-    command("export", tmp_path / "bad.gguf", "--to", "gguf", "--out", tmp_path / "x").refused("bad.gguf")
+    command("export", tmp_path / "bad.gguf", "--out", tmp_path / "x").refused("bad.gguf")
     made = {"bad.gguf", "model", "small.gguf", "small.gguf.export.json", "whole.gguf", "whole.gguf.export.json"}
     assert {path.name for path in tmp_path.iterdir()} == made

@@ -46,7 +46,7 @@ def test_the_file_keeps_the_bound_and_the_quantised_dense_model_stands_beside_it
     fits = next(name for name, size in dense.items() if size <= bound)
     assert (found.saved.bytes, found.dense.quantisation) == (file.stat().st_size, fits)
     assert found.dense.kl < found.saved.kl
-    assert f"darwinlm export model --to gguf --quant {fits}" in ended.out
+    assert f"darwinlm export model --quant {fits}" in ended.out
     assert found.dense.bytes <= bound
     better = {"saved": {**found.saved.as_json(), "kl": 0.0}}
     summary = read_summary(tmp_path / "out" / "summary.json")

@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def file(folder):
-    export_model(folder, folder.parent / "m.gguf", to="gguf", quantisation="f32")
+    export_model(folder, folder.parent / "m.gguf", quantisation="f32")
     return folder.parent / "m.gguf"
 
 
@@ -55,7 +55,7 @@ def test_its_logits_and_answers_are_those_of_the_folder(command, monkeypatch, fo
 
 
 def test_quality_of_a_quantised_file_against_the_folder(command, folder, tiny_text_file, tmp_path):
-    export_model(folder, tmp_path / "q.gguf", to="gguf", quantisation="q4_0")
+    export_model(folder, tmp_path / "q.gguf", quantisation="q4_0")
     request = ("--text", tiny_text_file, "--against", folder, "--sequence-length", "32", "--tokens", "256")
     ended = command("evaluate", tmp_path / "q.gguf", *request, "--out", tmp_path / "e.json").succeeded()
     found = json.loads((tmp_path / "e.json").read_text())
@@ -91,14 +91,14 @@ def test_predicted_sizes_are_those_of_the_files(tmp_path, monkeypatch, family, s
     sizes |= {"tie_word_embeddings": True} if family != "llama" else {}
     make = plain_checkpoint if unlike is None else partial(pruned_checkpoint, rows=unlike)
     folder = make(tmp_path / "model", family, **sizes)
-    export_model(folder, tmp_path / "f16.gguf", to="gguf", quantisation="f16")
+    export_model(folder, tmp_path / "f16.gguf", quantisation="f16")
     checkpoint = Checkpoint.open(folder)
     predicted, guessed = (
         predicted_sizes(checkpoint, header_bytes(checkpoint, like)) for like in (tmp_path / "f16.gguf", None)
     )
     for quantisation in ("q8_0", "q4_0", "q2_k", "q3_k_m", "q4_k_m", "q5_k_m"):
         out = tmp_path / f"{quantisation}.gguf"
-        export_model(folder, out, to="gguf", quantisation=quantisation)
+        export_model(folder, out, quantisation=quantisation)
         assert predicted[quantisation] == pytest.approx(out.stat().st_size, abs=64)
         assert guessed[quantisation] == pytest.approx(out.stat().st_size, abs=2048)
     file = FileFigures(bytes=predicted["q4_k_m"] + 1, dense=predicted, predicted=predicted)

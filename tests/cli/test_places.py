@@ -30,8 +30,8 @@ WRITERS = {
     "into its text": "prune model --keep 60% --text texts --out texts/run",
     "recover": f"recover run --tokens 512 {TEXT} --out run",
     "recover its model": "recover run/model --teacher model --tokens 512 --out run",
-    "export": "export run --to vllm --out run --overwrite",
-    "export of its model": "export run/model --to vllm --out run --overwrite",
+    "export": "export run --out run --overwrite",
+    "export of its model": "export run/model --out run/model --overwrite",
     "import": "import model --out model --overwrite",
     "evaluate": f"{EVALUATE} --out text.txt",
 }
@@ -64,7 +64,7 @@ def test_what_lies_beside_is_written(command, finished_copy, tiny_text_file, mon
         files = ("--out", "model/scores.json")
         command("evaluate", "model", *words, *files).succeeded()
     for path in ("summary.json", "model/config.json"):
-        command("export", ".", "--to", "gguf", "--out", path, "--overwrite").refused("is not a GGUF file")
+        command("export", ".", "--out", path, "--overwrite").refused("is not a GGUF file")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are text")

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from tests.tiny.damage import flip
-from tests.tiny.pruned import pruned_checkpoint
+from tests.tiny.damage import edit_config, flip
+from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
 from tests.tiny.summaries import SUMMARIES, made, recovered, searched
 
 from darwinlm.cli import demo
@@ -126,9 +126,10 @@ def test_what_is_no_run(command, tmp_path):
     command("show", "--verify", tmp_path / "none").refused("is neither a run nor an export")
 
 
-def test_an_export(command, finished_llama, tmp_path, monkeypatch):
-    out = tmp_path / "exported"
-    command("export", finished_llama, "--to", "vllm", "--out", out).succeeded()
+def test_an_imported_model(command, tmp_path, monkeypatch):
+    out, published = tmp_path / "imported", plain_checkpoint(tmp_path / "published", "llama")
+    edit_config(published, model_type="darwinlm")
+    command("import", published, "--out", out).succeeded()
     monkeypatch.chdir(out)
     command("show", "--verify", ".").succeeded()
     (out / "README.md").write_text("people edit the card")
@@ -142,7 +143,7 @@ def test_an_export(command, finished_llama, tmp_path, monkeypatch):
 
 def test_a_gguf_file(command, tmp_path):
     model, out = pruned_checkpoint(tmp_path / "model", "llama", {1: (2, 1, 32)}), tmp_path / "small.gguf"
-    command("export", model, "--to", "gguf", "--quant", "f32", "--out", out).succeeded()
+    command("export", model, "--quant", "f32", "--out", out).succeeded()
     command("show", "--verify", out).succeeded()
     out.rename(tmp_path / "other.gguf")
     (tmp_path / "small.gguf.export.json").rename(tmp_path / "other.gguf.export.json")

@@ -12,12 +12,12 @@ def _enter(self):
     from darwinlm.engines import llama_cpp
 
     assert self.engine == "llama.cpp"
-    self._folder = tempfile.TemporaryDirectory()
     begin = llama_cpp.Engine if self._begin == "load" else llama_cpp.quantise
     try:
         self._loaded = begin(str(self.model), **self._options)
     except Exception as error:
         raise EngineError(str(error)) from error
+    self._folder = tempfile.TemporaryDirectory()
     return self
 
 
@@ -33,5 +33,5 @@ def engine_here(monkeypatch):
     monkeypatch.setattr(process.EngineProcess, "__enter__", _enter)
     monkeypatch.setattr(process.EngineProcess, "__exit__", _exit)
     monkeypatch.setattr(
-        process.EngineProcess, "_ask", lambda self, name, **given: worker.answer(self._loaded, name, given, self.engine)
+        process.EngineProcess, "_ask", lambda self, name, **given: worker.answer(self._loaded, name, given)
     )

@@ -6,11 +6,10 @@ from tests.tiny.pruned import pruned_checkpoint
 
 from darwinlm.engines.process import ENGINES
 from darwinlm.export import gguf as gguf_export
-from darwinlm.export import vllm as folders
-from darwinlm.export.check import LOGITS, compare_streams
+from darwinlm.export.check import compare_logits
 from darwinlm.export.run import export_model
 from darwinlm.gguf import tensors
-from darwinlm.runtime.errors import CheckpointError, ExportError, MissingExtraError
+from darwinlm.runtime.errors import ExportError, MissingExtraError
 from darwinlm.surgery.reshape import Reshaper
 
 pytest.importorskip("cyllama", reason="comes with the extra gguf")
@@ -23,10 +22,9 @@ def without_the_library(monkeypatch):
     monkeypatch.setitem(ENGINES, "llama.cpp", ("llama_cpp", "not_installed_here", "gguf"))
 
 
-def refused(tmp_path, model, *parts, to="gguf", **options):
-    out = tmp_path / ("out.gguf" if to == "gguf" else "out")
+def refused(tmp_path, model, *parts, **options):
     with pytest.raises(ExportError) as caught:
-        export_model(model, out, to=to, **options)
+        export_model(model, tmp_path / "out.gguf", **options)
     for part in ("the export fails its check", *parts):
         assert part in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
@@ -57,9 +55,7 @@ def test_a_tensor_that_is_not_written(tmp_path, monkeypatch):
         return {name: tensor for name, tensor in block(reshaper, target).items() if name != "mlp.up_proj.weight"}
 
     monkeypatch.setattr(Reshaper, "block", without)
-    with pytest.raises(CheckpointError, match=r"lacks the tensor model\.layers\.0\.mlp\.up_proj\.weight"):
-        export_model(model, tmp_path / "out", to="vllm")
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    refused(tmp_path, model, "Failed to load model")
 
 
 @pytest.mark.parametrize(
@@ -87,42 +83,19 @@ def test_a_tensor_that_was_written_wrongly(tmp_path, monkeypatch):
     refused(tmp_path, model, "blk.2.", "more than rounding to", quantisation="q8_0")
 
 
-def test_heads_put_under_the_wrong_kv_head(tmp_path, monkeypatch):
-    model = pruned_checkpoint(tmp_path / "model", "llama", {1: (2, 2, 96)})
-    from darwinlm.surgery import sizes
-
-    monkeypatch.setattr(sizes, "head_owners", lambda found: (1, 0) if found.block == 1 else (0, 0, 1, 1))
-    refused(tmp_path, model, "block 1 attention", to="vllm")
-
-
-def test_a_folder_that_was_saved_wrongly(tmp_path, monkeypatch):
-    model = pruned_checkpoint(tmp_path / "model", "llama", ROWS)
-    original = folders.save_model
-
-    def wrong(found, *rest, **more):
-        with torch.no_grad():
-            found.model.layers[1].mlp.down_proj.weight[0, 0] += 5
-        original(found, *rest, **more)
-
-    monkeypatch.setattr(folders, "save_model", wrong)
-    refused(tmp_path, model, "block 1 mlp", to="vllm")
-
-
 def test_the_report_says_what_was_not_checked(tmp_path, without_the_library):
     model = pruned_checkpoint(tmp_path / "model", "llama", ROWS)
     with pytest.raises(MissingExtraError, match=r"checking the file in llama.cpp .--unchecked .*\[gguf\]'"):
-        export_model(model, tmp_path / "m.gguf", to="gguf", quantisation="q8_0")
-    report = export_model(model, tmp_path / "m.gguf", to="gguf", quantisation="q8_0", unchecked=True)
-    assert [(row.left, row.right) for row in report.comparisons] == [("masked dense", "pruned in memory")]
-    assert all(row.relative < 1e-5 and row.tokens > 100 and row.same_top == 1 for row in report.comparisons)
+        export_model(model, tmp_path / "m.gguf", quantisation="q8_0")
+    report = export_model(model, tmp_path / "m.gguf", quantisation="q8_0", unchecked=True)
+    assert report.comparisons == []
     assert "not checked in llama.cpp" in report.notes
     assert report.bytes == (tmp_path / "m.gguf").stat().st_size
     assert report.details["tensor_types"] == {"Q8_0": 23, "F32": 7}
 
 
-@pytest.mark.parametrize("place", [LOGITS, "block 1 mlp"])
 @pytest.mark.parametrize("fault", ["one token differs", "all but a large one differ", "another shape", "NaN"])
-def test_a_difference_of_few_tokens_and_a_small_one_of_most_are_seen(place, fault):
+def test_a_difference_of_few_tokens_and_a_small_one_of_most_are_seen(fault):
     right = torch.randn(100, 16, generator=torch.Generator().manual_seed(0))
     right[0] *= 1e6
     left = right.clone()
@@ -133,8 +106,6 @@ def test_a_difference_of_few_tokens_and_a_small_one_of_most_are_seen(place, faul
     else:
         changed = slice(0, 1) if fault == "one token differs" else slice(1, None)
         left[changed] += 0.1 * right[changed].flip(-1)
-    streams = {"block 1 mlp": right, LOGITS: right}
-    where = "the logits" if place == LOGITS else "the residual stream after block 1 mlp"
-    with pytest.raises(ExportError, match=f"the file and the model differ by .* in {where}"):
-        compare_streams(("the model", streams), ("the file", streams | {place: left}), 1e-3)
-    assert compare_streams(("the model", streams), ("the file", streams), 1e-3).relative == 0
+    with pytest.raises(ExportError, match=r"the file and the model differ by .* in the logits"):
+        compare_logits(("the model", right), ("the file", left), 1e-3)
+    assert compare_logits(("the model", right), ("the file", right), 1e-3).relative == 0

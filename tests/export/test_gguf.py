@@ -127,5 +127,5 @@ def test_models_that_no_architecture_holds(tmp_path, model_type, rows, overrides
     folder = any_checkpoint(tmp_path / "model", model_type, rows, **overrides)
     more = {"quantisation": "q8_0"} if "q8_0" in reason else {}
     with pytest.raises(ExportError, match=reason):
-        export_model(folder, tmp_path / "m.gguf", to="gguf", **more)
+        export_model(folder, tmp_path / "m.gguf", **more)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]

@@ -171,9 +171,7 @@ def test_layers_compute_what_they_do_in_transformers(tmp_path, case):
     report = exported(folder, tmp_path / "m.gguf", quantisation="f32")
     assert report["details"]["architecture"] == architecture
     assert report["details"]["chat_template"] is True
-    if rows:
-        assert report["comparisons"][0]["left"] == "masked dense"
-    else:
+    if not rows:
         assert report["notes"] == [] or case in ("ministral3", "gpt_oss with exact bounds")
     # llama.cpp looks gelu up in a table of float16 numbers
     tolerance = 2e-3 if "gemma" in case else 1e-4
@@ -225,8 +223,7 @@ def test_unequal_layers_of_gemma4(tmp_path, more):
     rows = {0: (0, 0, 40), 1: (4, 2, 0), 2: (4, 2, 192)} if not more else {0: (2, 1, 40), 1: (0, 0, 0), 2: (4, 1, 64)}
     folder = pruned_checkpoint(tmp_path / "model", "gemma4_text", rows, **GEMMA4 | more)
     report = exported(folder, tmp_path / "m.gguf", quantisation="f32")
-    assert [row["left"] for row in report["comparisons"]] == ["masked dense", "pruned in memory"]
-    assert report["comparisons"][1]["relative"] < 2e-3
+    assert report["comparisons"][0]["relative"] < 2e-3
     widths = read_header(tmp_path / "m.gguf").keys["gemma4.feed_forward_length"]
     assert widths == ([64, 32, 192] if not more else [64, 32, 64])
     assert_same_as_transformers(folder, tmp_path / "m.gguf", 1e-3)

@@ -50,7 +50,7 @@ def written(tmp_path, monkeypatch):
     def make(folder, keys=None):
         more.clear()
         more.update(keys or {})
-        export_model(folder, tmp_path / "m.gguf", to="gguf", quantisation="f32", overwrite=True)
+        export_model(folder, tmp_path / "m.gguf", quantisation="f32", overwrite=True)
         return tmp_path / "m.gguf"
 
     return make

@@ -67,7 +67,7 @@ def test_a_sentence_piece_tokenizer(tmp_path, tokenizer_class, options, add_bos)
     oracle = sentence_piece(tmp_path / "sentencepiece", **options)
     tokenizer = tokenizer_class.from_pretrained(tmp_path / "sentencepiece", add_bos_token=add_bos)
     folder = pruned_checkpoint(tmp_path / "model", "llama", {1: (2, 1, 64)}, tokenizer=tokenizer)
-    report = export_model(folder, tmp_path / "m.gguf", to="gguf", quantisation="f32")
+    report = export_model(folder, tmp_path / "m.gguf", quantisation="f32")
     assert report.details["tokenizer_agrees"] is True
     with EngineProcess("llama.cpp", tmp_path / "m.gguf", context=256) as engine:
         for text in TEXTS:
@@ -105,7 +105,7 @@ def test_a_byte_level_tokenizer_that_splits_by_a_pattern(tmp_path, name, ignores
     inner.pre_tokenizer = pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(False, use_regex=False)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner)
     folder = pruned_checkpoint(tmp_path / "model", "llama", {1: (2, 1, 64)}, tokenizer=tokenizer)
-    report = export_model(folder, tmp_path / "m.gguf", to="gguf", quantisation="f32")
+    report = export_model(folder, tmp_path / "m.gguf", quantisation="f32")
     assert report.details["tokenizer"] == f"gpt2 {name}"
     with EngineProcess("llama.cpp", tmp_path / "m.gguf", context=256) as engine:
         for text in (*TEXTS, CASES, " HERE HERE", "HERE"):
@@ -164,7 +164,7 @@ def test_tokenizers_that_are_refused(tmp_path, inner, more, reason):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner)
     folder = pruned_checkpoint(tmp_path / "model", "llama", {1: (2, 1, 64)}, tokenizer=tokenizer)
     with pytest.raises(ExportError, match=reason):
-        export_model(folder, tmp_path / "m.gguf", to="gguf")
+        export_model(folder, tmp_path / "m.gguf")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
@@ -179,11 +179,10 @@ def unigram_checkpoint(folder: Path) -> tuple[Path, Any]:
     return model, oracle
 
 
-@pytest.mark.parametrize("to", ["gguf", "vllm"])
-def test_a_unigram_model_that_transformers_reads_as_bpe_is_refused(tmp_path, to):
+def test_a_unigram_model_that_transformers_reads_as_bpe_is_refused(tmp_path):
     model, oracle = unigram_checkpoint(tmp_path)
     misread = LlamaTokenizer.from_pretrained(model)
     assert misread(TEXTS[0], add_special_tokens=False)["input_ids"] != oracle.encode(TEXTS[0])
     with pytest.raises(CheckpointError, match=r"tokenizer.model is a Unigram model of SentencePiece.*tokenizer.json"):
-        export_model(model, tmp_path / "out", to=to)
+        export_model(model, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "sentencepiece"]

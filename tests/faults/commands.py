@@ -45,9 +45,9 @@ def preparations(given: Path) -> list[list[object]]:
     before = given / "before"
     return [
         _prune(given, "--keep", "60%", "--out", given / "finished"),
-        ["export", given / "plain", "--to", "gguf", "--quant", "f32", "--out", given / "model.gguf"],
-        ["export", given / "plain", "--to", "gguf", "--out", before / "export over a gguf" / "m.gguf"],
-        ["export", given / "plain", "--to", "vllm", "--out", before / "export over a folder" / "dense"],
+        ["export", given / "plain", "--quant", "f32", "--out", given / "model.gguf"],
+        ["export", given / "plain", "--out", before / "export over a gguf" / "m.gguf"],
+        ["import", given / "published", "--out", before / "import over a folder" / "imported"],
     ]
 
 
@@ -68,17 +68,14 @@ COMMANDS: dict[str, Callable[[Path, Path], list[object]]] = {
         "recover", given / "finished", "--tokens", "1536", "--text", given / "text.txt", "--out", out / "out",
         *sets((*SETTINGS, *TRAINING)),
     ],
-    "export to vllm": lambda given, out: [
-        "export", given / "finished", "--to", "vllm", "--out", out / "vllm"
-    ],
-    "export over a folder": lambda given, out: [
-        "export", given / "finished", "--to", "vllm", "--out", out / "dense", "--overwrite"
+    "import over a folder": lambda given, out: [
+        "import", given / "published", "--out", out / "imported", "--overwrite"
     ],
     "export to gguf": lambda given, out: [
-        "export", given / "plain", "--to", "gguf", "--quant", "q8_0", "--out", out / "m.gguf"
+        "export", given / "plain", "--quant", "q8_0", "--out", out / "m.gguf"
     ],
     "export over a gguf": lambda given, out: [
-        "export", given / "plain", "--to", "gguf", "--quant", "q8_0", "--out", out / "m.gguf", "--overwrite"
+        "export", given / "plain", "--quant", "q8_0", "--out", out / "m.gguf", "--overwrite"
     ],
     "import": lambda given, out: ["import", given / "published", "--out", out / "imported"],
     "evaluate": lambda given, out: [

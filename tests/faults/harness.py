@@ -111,7 +111,7 @@ def _command(words: list[Any], watched: Watched, seen: Path, said: Path) -> int:
 
 def _import_all() -> None:
     for found in pkgutil.walk_packages(darwinlm.__path__, "darwinlm."):
-        if found.name.endswith(("__main__", "vllm_plugin", "vllm")):
+        if found.name.endswith(("__main__", "vllm_plugin")):
             continue
         with contextlib.suppress(ImportError):
             importlib.import_module(found.name)

@@ -12,7 +12,7 @@ import pytest
 
 WHOLE = os.environ.get("KILLS") == "all"
 KILLS, DISKS = (35, 8) if WHOLE else (3, 1)
-PART = ["prune", "recover", "export over a folder", "evaluate"]
+PART = ["prune", "recover", "import over a folder", "evaluate"]
 
 
 @pytest.mark.timeout(7200 if WHOLE else 300)

@@ -108,9 +108,7 @@ def test_two_processes_that_share_the_weights_do_what_one_does(inputs, whole, tm
     together(PROGRAM, *command, "--kill-at", 6, status=-signal.SIGKILL)
     work = tmp_path / "out" / WORK / "training"
     assert [path.name for path in work.glob("checkpoint-*")] == ["checkpoint-4"]
-    said = together(PROGRAM, *command)
-    sums = int(said[0].stdout.rpartition("sums of sharded gradients: ")[2])
-    assert sums == 4 + 7, "of eight steps, the first sums after each of four batches, the others once"
+    together(PROGRAM, *command)
     summary = read_summary(tmp_path / "out" / "summary.json")
     assert (summary.recovery.processes, summary.recovery.sharded) == (2, True)
     assert_same_recovery(tmp_path / "out", whole[0], summary, whole[1])

@@ -42,7 +42,7 @@ def finished(dense, settings, make_run, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize(("model_type", "kind"), [("gemma2", "BPE with bytes"), ("llama", "Unigram")])
+@pytest.mark.parametrize(("model_type", "kind"), [("gemma2", "BPE with bytes"), ("llama", "byte-level BPE")])
 def test_logits_of_kept_tokens_are_the_same(tmp_path, make_run, model_type, kind):
     folder = wordy_checkpoint(tmp_path / "dense", model_type, kind)
     run = make_run(folder, tmp_path / "out", "vocabulary=75%")

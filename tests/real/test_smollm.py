@@ -96,7 +96,7 @@ def test_half_of_smollm2(half):
 @torch.no_grad()
 def test_it_is_as_good_on_held_out_text_in_llama_cpp(half, tmp_path: Path):
     pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra gguf")
-    report = export_model(half[1] / "model", tmp_path / "half.gguf", to="gguf", quantisation="f16")
+    report = export_model(half[1] / "model", tmp_path / "half.gguf", quantisation="f16")
     assert report.details["architecture"] == "deci"
     tokens = half[0].text["evaluation"].tokens[:2, :256]
     with EngineProcess("llama.cpp", tmp_path / "half.gguf", context=256) as engine:

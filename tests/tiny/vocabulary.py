@@ -65,24 +65,13 @@ def byte_fallback() -> Tokenizer:
     return _sentence_piece(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
 
 
-def unigram() -> Tokenizer:
-    """Pieces with scores, of which the best path is taken."""
-    words = [f"▁{word}" for word in WORDS + OTHERS]
-    pieces = {"<unk>": 0.0, "<s>": 0.0, "</s>": 0.0, **dict.fromkeys(BYTES, 0.0)}
-    pieces |= {word: -5.0 - place / 10 for place, word in enumerate(words)}
-    parts = {word[start : start + 2] for word in words for start in range(len(word) - 1)}
-    pieces |= {part: -4.0 - place / 50 for place, part in enumerate(sorted(parts))}
-    pieces |= dict.fromkeys(sorted(set("".join(words))), -9.0)
-    return _sentence_piece(models.Unigram(list(pieces.items()), unk_id=0, byte_fallback=True))
-
-
 def _tree(tokenizer: Tokenizer) -> Any:
     import json
 
     return json.loads(tokenizer.to_str())
 
 
-KINDS = {"byte-level BPE": byte_level, "BPE with bytes": byte_fallback, "Unigram": unigram}
+KINDS = {"byte-level BPE": byte_level, "BPE with bytes": byte_fallback}
 
 
 def fast(inner: Tokenizer) -> PreTrainedTokenizerFast:

@@ -36,7 +36,7 @@ def test_an_engine_that_dies_is_a_message(tmp_path, monkeypatch):
     folder = pruned_checkpoint(tmp_path / "model", "llama", {2: (4, 2, 0)})
     monkeypatch.setattr(layout, "_padded", lambda sizes, architecture, **_: sizes)
     with pytest.raises(ExportError, match=r"the export fails its check: llama.cpp died .*nothing was written"):
-        export_model(folder, tmp_path / "m.gguf", to="gguf", quantisation="f32")
+        export_model(folder, tmp_path / "m.gguf", quantisation="f32")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     with pytest.raises(EngineError, match="can't load"), EngineProcess("llama.cpp", tmp_path / "nothing"):
         pass

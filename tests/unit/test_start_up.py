@@ -75,7 +75,8 @@ def test_every_command_has_an_example_that_it_takes(name: str) -> None:
         ("chat M --seed -1", "'--seed': must be 0 or more, not -1"),
         ("evaluate M --sequence-length 1", "'--sequence-length': must be 2 or more, not 1"),
         ("plan M --processes 0", "'--processes': must be 1 or more, not 0"),
-        ("export M --tensor-parallel many", "'--tensor-parallel'"),
+        ("chat M --temperature hot", "'--temperature'"),
+        ("export M --to gguf", "No such option: --to; use --quant"),
     ],
 )
 def test_numbers_out_of_range(command, line: str, said: str) -> None:

@@ -13,7 +13,6 @@ from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
 from transformers import AutoModelForCausalLM
 
 from darwinlm.engines.vllm_plugin import TESTED
-from darwinlm.export.run import export_model
 
 pytest.importorskip("vllm", reason="vLLM lives in an environment of its own: make test-vllm")
 pytestmark = pytest.mark.timeout(1800)  # an engine takes a minute to start, on a busy machine many
@@ -58,48 +57,34 @@ def log_probabilities(folder: Path) -> torch.Tensor:
 SERVE = """
 import json, sys
 from vllm import LLM, SamplingParams
-folder, tokens, new, remote = json.loads(sys.argv[1])
+folder, tokens, new = json.loads(sys.argv[1])
 how = {"max_logprobs": -1, "logprobs_mode": "raw_logprobs", "disable_log_stats": True, "enable_prefix_caching": False}
-engine = LLM(folder, dtype="float32", max_model_len=128, trust_remote_code=remote, enforce_eager=True, **how)
+engine = LLM(folder, dtype="float32", max_model_len=128, enforce_eager=True, **how)
 def request(tokens, new, **more):
     parameters = SamplingParams(temperature=0, max_tokens=new, ignore_eos=True, **more)
     return engine.generate({"prompt_token_ids": tokens}, parameters, use_tqdm=False)[0].outputs[0]
 scores = [request(tokens[:end], 1, logprobs=-1).logprobs[0] for end in range(1, 5)]
 rows = [[each[token].logprob for token in sorted(each)] for each in scores]
-print(json.dumps([list(request(tokens, new).token_ids), rows, "darwinlm" in sys.modules]))
+print(json.dumps([list(request(tokens, new).token_ids), rows]))
 """
 
 
-def assert_same(folder: Path, served: Path, *, plugin: bool = True) -> None:
-    """The same greedy tokens and log probabilities in vLLM, which has our plugin or runs the checkpoint's code."""
-    request = json.dumps([str(served), TOKENS, NEW, not plugin])
+def assert_same(folder: Path) -> None:
+    """The same greedy tokens and log probabilities in vLLM, which has our plugin."""
+    request = json.dumps([str(folder), TOKENS, NEW])
     done = subprocess.run([sys.executable, "-c", SERVE, request], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    greedily, rows, ours = json.loads(done.stdout.splitlines()[-1])
-    assert (greedily, ours) == (greedy(folder), plugin)
+    greedily, rows = json.loads(done.stdout.splitlines()[-1])
+    assert greedily == greedy(folder)
     torch.testing.assert_close(torch.tensor(rows), log_probabilities(folder)[:4], atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("model_type", TESTED)
 def test_the_plugin_needs_neither_flag_nor_pads(tmp_path, model_type):
     folder = pruned_checkpoint(tmp_path / "model", model_type, MIXED)
-    assert_same(folder, folder)
-
-
-def test_the_export_runs_where_this_package_is_not_loaded(tmp_path, monkeypatch):
-    monkeypatch.setenv("VLLM_PLUGINS", "")
-    folder = pruned_checkpoint(tmp_path / "model", "llama", MIXED)
-    export_model(folder, tmp_path / "out", to="vllm")
-    assert_same(folder, tmp_path / "out", plugin=False)
-
-
-def test_the_export_gives_unevenly_shared_heads_kv_heads_of_their_own(tmp_path):
-    folder = pruned_checkpoint(tmp_path / "model", "llama", {1: (3, 2, 96)}, attention="query_head")
-    export_model(folder, tmp_path / "out", to="vllm")
-    assert_same(folder, tmp_path / "out")
+    assert_same(folder)
 
 
 def test_equal_layers_run_as_vllm_s_own_class(tmp_path):
     folder = plain_checkpoint(tmp_path / "model", "llama")
-    export_model(folder, tmp_path / "out", to="vllm")
-    assert_same(folder, tmp_path / "out")
+    assert_same(folder)

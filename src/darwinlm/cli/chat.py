@@ -42,9 +42,6 @@ def chat(
             metavar="NUMBER", help="From 0 to below 100; 0 takes the most likely token. Without it, the model's own."
         ),
     ] = None,
-    repetition_penalty: Annotated[
-        float, typer.Option(metavar="NUMBER", help="From above 0 to below 100; above 1, the model repeats itself less.")
-    ] = 1.1,
     seed: Annotated[int, arguments.number("NUMBER", "Seed of the sampling", least=0)] = 0,
     device: arguments.Device = "auto",
     dtype: arguments.Dtype = "auto",
@@ -53,7 +50,7 @@ def chat(
     from darwinlm.engines.opened import open_model
     from darwinlm.evaluation.chat import AnswerSettings, Conversation
 
-    settings = AnswerSettings(max_tokens, temperature, repetition_penalty, seed, system)
+    settings = AnswerSettings(max_tokens, temperature, seed, system)
     console, typed, talks = terminal.console(), sys.stdin.isatty(), {}
     for source in (model,) if against is None else (model, against):
         opened = open_model(source, dtype=dtype, device=device)

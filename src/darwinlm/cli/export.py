@@ -1,4 +1,4 @@
-"""`darwinlm export`: a finished model in the format of an engine."""
+"""`darwinlm export`: a finished model as a GGUF file."""
 
 from __future__ import annotations
 
@@ -21,53 +21,33 @@ HEADINGS = ("compared", "with", "tokens", "relative difference", "allowed", "sam
 
 @command(
     USE,
-    "darwinlm export runs/half --to gguf --quant q8_0 --out half.gguf",
-    "darwinlm export runs/half --to vllm --out half-vllm",
+    "darwinlm export runs/half --quant q8_0 --out half.gguf",
+    "darwinlm export runs/half --quant q4_k_m --out half-q4.gguf",
 )
 def export(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder, finished run, hub id or GGUF file.")],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="PATH", help="File (gguf) or folder to write.")],
-    to: Annotated[
-        str,
-        typer.Option(
-            metavar="FORMAT",
-            help="gguf (llama.cpp) or vllm.",
-        ),
-    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="File to write.")],
     quant: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TYPE",
-            help="gguf: f32, f16 (default), bf16, q8_0, q4_0, q2_k, q3_k_m, q4_k_s, q4_k_m, q5_k_m or q6_k.",
-        ),
-    ] = None,
-    tensor_parallel: Annotated[int, arguments.number("GPUS", "vllm: GPUs that share each layer")] = 1,
+        str,
+        typer.Option(metavar="TYPE", help="f32, f16, bf16, q8_0, q4_0, q2_k, q3_k_m, q4_k_s, q4_k_m, q5_k_m or q6_k."),
+    ] = "f16",
     tokenizer_from: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="gguf: copy the tokenizer from this GGUF file.")
+        Path | None, typer.Option(metavar="FILE", help="Copy the tokenizer from this GGUF file.")
     ] = None,
-    mlp_multiple: Annotated[
-        int,
-        typer.Option(
-            metavar="CHANNELS", help="gguf: MLP widths are padded to multiples of this multiple of 32; K-quants: 256."
-        ),
-    ] = 32,
     unchecked: Annotated[
-        bool, typer.Option("--unchecked", help="gguf: don't check the file in llama.cpp, which needn't be installed.")
+        bool, typer.Option("--unchecked", help="Don't check the file in llama.cpp, which needn't be installed.")
     ] = False,
     overwrite: arguments.Overwrite = False,
 ) -> None:
-    """Write a model for llama.cpp or vLLM, and check that the written model gives the same output."""
+    """Write a model for llama.cpp (GGUF), and check that the file gives the same output."""
     from darwinlm.export.run import export_model
 
     console = terminal.console()
     report = export_model(
         model,
         out,
-        to=to,
         quantisation=quant,
-        tensor_parallel=tensor_parallel,
         tokenizer_from=tokenizer_from,
-        mlp_multiple=mlp_multiple,
         unchecked=unchecked,
         overwrite=overwrite,
         say=terminal.say,

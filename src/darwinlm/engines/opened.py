@@ -18,9 +18,9 @@ from torch import Tensor
 from darwinlm.engines.in_llama_cpp import open_in_llama_cpp
 from darwinlm.engines.resolve import resolve_finished
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.loading import check_finite
+from darwinlm.families.loading import check_finite, check_tokens
 from darwinlm.runtime.compute import resolve_device, resolve_dtype
-from darwinlm.runtime.errors import CheckpointError, FamilyError, ModelError
+from darwinlm.runtime.errors import CheckpointError, FamilyError
 from darwinlm.streaming.streamed import StreamedDecoder
 from darwinlm.surgery.vocabulary.cut import cut_model
 
@@ -87,12 +87,7 @@ class Opened:
 
     def check_tokens(self, tokens: Tensor) -> None:
         """Refuse tokens beyond the embedding's rows. Raises ModelError."""
-        largest, rows = int(tokens.max()), self.vocabulary
-        if largest >= rows:
-            raise ModelError(
-                f"the tokenizer of {self.source} gives the token {largest}, but the model's vocabulary ends at "
-                f"{rows - 1}: it belongs to another model"
-            )
+        check_tokens(int(tokens.max()), self.vocabulary, self.source)
 
 
 def open_model(

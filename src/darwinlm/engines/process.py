@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
@@ -122,7 +123,8 @@ class EngineProcess:
 
     def version(self) -> str:
         """The engine's package and its version."""
-        return str(self._ask("version"))
+        package = ENGINES[self.engine][1]
+        return f"{package} {version(package)}"
 
     def _ask(self, request: str, **arguments: Any) -> Any:
         assert self._process.stdin is not None

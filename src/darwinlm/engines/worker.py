@@ -6,7 +6,6 @@ import json
 import os
 import sys
 from importlib import import_module
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -14,14 +13,11 @@ import numpy as np
 from darwinlm.engines.process import ENGINES
 
 
-def answer(engine: Any, name: str, request: dict[str, Any], kind: str) -> Any:
+def answer(engine: Any, name: str, request: dict[str, Any]) -> Any:
     """Answer one request."""
     if name == "logits":
         np.save(request.pop("path"), engine.logits(**request))
         return None
-    if name == "version":
-        package = ENGINES[kind][1]
-        return f"{package} {version(package)}"
     return getattr(engine, name)(**request)
 
 
@@ -30,18 +26,16 @@ def main() -> None:
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     engine: Any = None
-    kind = ""
     for line in sys.stdin:
         request = json.loads(line)
         name = request.pop("request")
         try:
             if "engine" in request:
-                kind = request.pop("engine")
-                module = import_module(f"darwinlm.engines.{ENGINES[kind][0]}")
+                module = import_module(f"darwinlm.engines.{ENGINES[request.pop('engine')][0]}")
                 engine = module.Engine(**request) if name == "load" else getattr(module, name)(**request)
                 reply: dict[str, Any] = {"result": None}
             else:
-                reply = {"result": answer(engine, name, request, kind)}
+                reply = {"result": answer(engine, name, request)}
         except Exception as error:  # noqa: BLE001 - whatever it was, the parent reports it
             reply = {"error": f"{type(error).__name__}: {str(error).strip()[:400]}"}
         channel.write(json.dumps(reply) + "\n")

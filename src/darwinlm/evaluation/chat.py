@@ -12,26 +12,26 @@ from transformers import TextStreamer
 from darwinlm.engines.opened import Opened
 from darwinlm.runtime.errors import DataError, ModelError, RecipeError, first_line
 
+REPETITION_PENALTY = 1.1
+"""Makes tokens that were used before less likely."""
+
 
 @dataclass(frozen=True)
 class AnswerSettings:
     """Settings of answers. Raises RecipeError if one is out of range.
 
-    A temperature of 0 is greedy, None uses the model's generation config. With a repetition penalty above 1, tokens
-    that were used before become less likely. The system prompt is for models with a chat template.
+    A temperature of 0 is greedy, None uses the model's generation config. The system prompt is for models with a chat
+    template.
     """
 
     max_tokens: int = 256
     temperature: float | None = None
-    repetition_penalty: float = 1.1
     seed: int = 0
     system: str | None = None
 
     def __post_init__(self) -> None:
         if self.temperature is not None and not 0 <= self.temperature < 100:
             raise RecipeError(f"--temperature {self.temperature:g}: must be from 0 to below 100")
-        if not 0 < self.repetition_penalty < 100:
-            raise RecipeError(f"--repetition-penalty {self.repetition_penalty:g}: must be above 0 and below 100")
 
 
 class Conversation:
@@ -113,7 +113,7 @@ class Conversation:
         ends = {*(named if isinstance(named, list) else [named]), self.tokenizer.eos_token_id}
         how: dict[str, Any] = {
             "max_new_tokens": self.settings.max_tokens,
-            "repetition_penalty": self.settings.repetition_penalty,
+            "repetition_penalty": REPETITION_PENALTY,
             "eos_token_id": sorted(end for end in ends if end is not None) or None,
             "pad_token_id": self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0,
         }

@@ -15,14 +15,11 @@ from torch import Tensor
 
 from darwinlm.engines.process import EngineProcess, quantise_file, require_engine
 from darwinlm.export.check import (
-    LOGITS,
     TEXT,
     ExportReport,
-    check_masked,
-    check_tokens,
     compare_logits,
-    exact_decoder,
-    model_streams,
+    exact_logits,
+    text_tokens,
 )
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.gguf.header import GgufHeader, read_header, rounding_error
@@ -50,13 +47,12 @@ def export_gguf(
     *,
     quantisation: str = "f16",
     tokenizer_from: Path | None = None,
-    mlp_multiple: int = 32,
     unchecked: bool = False,
     say: Callable[[str], None] = lambda message: None,
 ) -> ExportReport:
     """Write a model as a GGUF file for stock llama.cpp and check it; the report lies beside it as `.export.json`.
 
-    `out` appears by rename, after a successful check. See `darwinlm.export.run.export_model` for the other options.
+    `out` appears by rename, after a successful check. See `darwinlm.export.run.export_model` for the options.
 
     Raises:
         ExportError: No architecture supports the model, the quantisation doesn't fit, or the check fails.
@@ -73,7 +69,7 @@ def export_gguf(
         require_engine(ENGINE, "checking the file in llama.cpp (--unchecked leaves this out)")
     reshaper = Reshaper(checkpoint)
     try:
-        layout = choose_layout(reshaper, mlp_multiple)
+        layout = choose_layout(reshaper)
     except UnsupportedError as error:
         raise ExportError(
             f"no architecture of stock llama.cpp supports this {reshaper.family.key} model: {error}"
@@ -137,20 +133,9 @@ def _write(job: _Job, path: Path, plain: Path) -> None:
 
 
 def _check(job: _Job, path: Path) -> None:
-    """Compare masked dense, pruned, the file's tensors, a file before quantisation, and the file in llama.cpp."""
+    """Compare the file's tensors, then the logits in llama.cpp of a file before quantisation and of the file."""
     reshaper, layout, tokenizer, report = job.reshaper, job.layout, job.tokenizer, job.report
     checkpoint = reshaper.checkpoint
-    tokens = check_tokens(checkpoint)[: layout.context]
-    expected = model_streams(exact_decoder(checkpoint, tokens), tokens)
-    check_masked(reshaper, expected, tokens, report)
-    if layout.rope.rounded:
-        config = copy.deepcopy(checkpoint.config)
-        config.rope_parameters["truncate"] = True
-        expected = model_streams(exact_decoder(replace(checkpoint, config=config), tokens), tokens)
-        report.notes.append(
-            "llama.cpp rounds the bounds of the rope scaling (yarn), here and in every GGUF file of this family: "
-            "compared with a model of rounded bounds"
-        )
     file = read_header(path)
     report.details |= {
         "architecture": layout.architecture.name,
@@ -164,13 +149,24 @@ def _check(job: _Job, path: Path) -> None:
     if job.unchecked:
         report.notes.append("not checked in llama.cpp")
         return
+    tokens = text_tokens(checkpoint)[: layout.context]
+    compared = checkpoint
+    if layout.rope.rounded:
+        config = copy.deepcopy(checkpoint.config)
+        config.rope_parameters["truncate"] = True
+        compared = replace(checkpoint, config=config)
+        report.notes.append(
+            "llama.cpp rounds the bounds of the rope scaling (yarn), here and in every GGUF file of this family: "
+            "compared with a model of rounded bounds"
+        )
+    expected = exact_logits(compared, tokens)
     if job.quantisation not in ENGINE_ERROR:  # rounding would hide a mistake, so a plain file is checked first
         exact = "f32" if checkpoint.dtype == torch.float32 else "f16"
         unrounded = path.with_name(path.name.replace(".partial", ".plain.partial"))
         write_gguf(unrounded, reshaper, layout, tokenizer, exact)
-        _check_engine(replace(job, quantisation=exact), unrounded, tokens, expected[LOGITS])
+        _check_engine(replace(job, quantisation=exact), unrounded, tokens, expected)
         unrounded.unlink()
-    _check_engine(job, path, tokens, expected[LOGITS])
+    _check_engine(job, path, tokens, expected)
 
 
 def _check_types(file: GgufHeader, reshaper: Reshaper, layout: Layout) -> Counter[str]:

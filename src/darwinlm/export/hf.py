@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import resources
@@ -20,8 +19,18 @@ from darwinlm.families.files import CARD
 from darwinlm.families.loading import without_bars
 from darwinlm.families.origin import carry
 from darwinlm.families.whole import is_whole, put_inside
-from darwinlm.runtime.artifact import damaged, folder_digests, read_json, read_record, share, write_json, write_text
+from darwinlm.runtime.artifact import (
+    damaged,
+    folder_digests,
+    fresh_folder,
+    read_json,
+    read_record,
+    share,
+    write_json,
+    write_text,
+)
 from darwinlm.runtime.errors import CheckpointError, NumericsError, storage_error
+from darwinlm.runtime.folders import make_folder, remove
 from darwinlm.runtime.lock import ASIDE
 
 RECORD = "darwinlm_recipe.json"
@@ -54,7 +63,6 @@ def save_model(
         if not all(bool(part.isfinite().all()) for part in torch.split(parameter.detach(), 4096)):
             raise NumericsError(f"{name} holds numbers that aren't finite (NaN or infinity): {folder} isn't written")
     with unchecked(folder, "partial") as temporary:
-        temporary.mkdir(parents=True)
         model.config.dtype = next(model.parameters()).dtype
         if source is not None and is_whole(source):
             put_inside(model, source).save_pretrained(temporary, save_original_format=False)
@@ -118,21 +126,19 @@ def unchecked(out: Path, suffix: str = "unchecked") -> Iterator[Path]:
     Raises:
         StorageError: The disk is full or the folder can't be written.
     """
-    temporary = out.with_name(f".{out.name}.{suffix}")
-    _remove(temporary)
     try:
-        yield temporary
-        _put(temporary, out)
+        make_folder(out.parent)
+        with fresh_folder(out.with_name(f".{out.name}.{suffix}")) as temporary:
+            yield temporary
+            _put(temporary, out)
     except (OSError, SafetensorError) as error:
         raise storage_error(out, error) from error
-    finally:
-        _remove(temporary)
 
 
 def _put(temporary: Path, folder: Path) -> None:
     """Rename a whole folder to its name; an older one is moved aside first, and removed when the new one stands."""
     old = folder.with_name(f".{folder.name}{ASIDE}")
-    _remove(old)
+    remove(old)
     if folder.exists():
         folder.replace(old)
     try:
@@ -141,14 +147,7 @@ def _put(temporary: Path, folder: Path) -> None:
         if old.exists():
             old.replace(folder)
         raise
-    _remove(old)
-
-
-def _remove(folder: Path) -> None:
-    """Remove a folder, or a link in its place."""
-    if folder.is_symlink():
-        folder.unlink()
-    shutil.rmtree(folder, ignore_errors=True)
+    remove(old)
 
 
 def saved_bytes(folder: Path) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
-from darwinlm.export.check import REPORT, ExportReport, check_tokens
+from darwinlm.export.check import REPORT, ExportReport, text_tokens
 from darwinlm.export.hf import check_saved, save_model, saved_bytes, saved_digests, unchecked
 from darwinlm.export.run import check_target
 from darwinlm.families.checkpoint import Checkpoint
@@ -72,7 +72,7 @@ def import_model(
     with hold_target(out), unchecked(out) as temporary:
         save_model(model, temporary, tokenizer=checkpoint.tokenizer())
         say("checking")
-        check_saved(model, temporary, check_tokens(checkpoint)[None])
+        check_saved(model, temporary, text_tokens(checkpoint)[None])
         report.bytes, report.files = saved_bytes(temporary), saved_digests(temporary)
         write_json(temporary / REPORT, report.as_json())
     return report

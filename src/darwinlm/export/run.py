@@ -1,4 +1,4 @@
-"""Entry point of all exports, for Python and the command."""
+"""Entry point of the export, for Python and the command."""
 
 from __future__ import annotations
 
@@ -8,72 +8,42 @@ from pathlib import Path
 from darwinlm.engines.resolve import resolve_finished
 from darwinlm.export.check import ExportReport
 from darwinlm.export.gguf import export_gguf
-from darwinlm.export.vllm import export_vllm
 from darwinlm.runtime.artifact import fresh_folder
 from darwinlm.runtime.errors import ExportError
 from darwinlm.runtime.lock import hold_target
 from darwinlm.runtime.places import check_output
-
-FORMATS = ("gguf", "vllm")
 
 
 def export_model(
     model: Path,
     out: Path,
     *,
-    to: str,
-    quantisation: str | None = None,
-    tensor_parallel: int = 1,
+    quantisation: str = "f16",
     tokenizer_from: Path | None = None,
-    mlp_multiple: int = 32,
     unchecked: bool = False,
     overwrite: bool = False,
     say: Callable[[str], None] = lambda message: None,
 ) -> ExportReport:
-    """Export a model or a finished run, and check the result. A failed export leaves no files.
+    """Write a model or a finished run as a GGUF file, and check it. A failed export leaves no files.
 
-    `model` is a folder, a GGUF file or a hub id.
-
-    `to` is gguf or vllm. `out` is a file, whose report is saved beside it, or for vllm a folder, which
-    `tensor_parallel` processes can share. `quantisation` (None is f16), `tokenizer_from`, a GGUF file whose tokenizer
-    is copied, and `mlp_multiple`, to which MLP widths are padded, belong to gguf. So does `unchecked`, without
-    llama.cpp's check.
+    `model` is a folder, a GGUF file or a hub id. The report is saved beside the file `out`. `tokenizer_from` is a GGUF
+    file whose tokenizer is copied. `unchecked` leaves out the check in llama.cpp.
 
     Raises:
         ModelError, ExportError, MissingExtraError, StorageError, BusyError: See `darwinlm.runtime.errors`.
     """
-    if to not in FORMATS:
-        raise ExportError(f"--to {to}: there is no such format; the formats are {', '.join(FORMATS)}")
-    refused = (
-        (quantisation is not None and to != "gguf", f"--quant {quantisation}: only --to gguf quantises"),
-        (model.suffix == ".gguf" and to == "vllm", f"--to vllm: give a folder, not the GGUF file {model}"),
-        (tensor_parallel != 1 and to != "vllm", "--tensor-parallel belongs to --to vllm"),
-        (
-            to != "gguf" and (tokenizer_from is not None or mlp_multiple != 32 or unchecked),
-            "--tokenizer-from, --mlp-multiple and --unchecked belong to --to gguf",
-        ),
-        (mlp_multiple < 32 or mlp_multiple % 32, f"--mlp-multiple {mlp_multiple}: must be a multiple of 32"),
-        (
-            tokenizer_from is not None and not tokenizer_from.is_file(),
-            f"--tokenizer-from {tokenizer_from}: there is no such file",
-        ),
-    )
-    for holds, reason in refused:
-        if holds:
-            raise ExportError(reason)
-    check_target(out, None, model, tokenizer_from, folder=to != "gguf", overwrite=overwrite)
+    if tokenizer_from is not None and not tokenizer_from.is_file():
+        raise ExportError(f"--tokenizer-from {tokenizer_from}: there is no such file")
+    check_target(out, None, model, tokenizer_from, folder=False, overwrite=overwrite)
     beside = next(each for each in out.absolute().parents if each.is_dir()) / f".{out.name}.work"
     with hold_target(out), fresh_folder(beside) as work:
         checkpoint = resolve_finished(str(model), work)
-        check_target(out, checkpoint.folder, folder=to != "gguf", overwrite=overwrite)
-        if to != "gguf":
-            return export_vllm(checkpoint, out, tensor_parallel=tensor_parallel, say=say)
+        check_target(out, checkpoint.folder, folder=False, overwrite=overwrite)
         return export_gguf(
             checkpoint,
             out,
-            quantisation=quantisation or "f16",
+            quantisation=quantisation,
             tokenizer_from=tokenizer_from or (model if model.suffix == ".gguf" and model.is_file() else None),
-            mlp_multiple=mlp_multiple,
             unchecked=unchecked,
             say=say,
         )

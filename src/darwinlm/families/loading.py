@@ -52,6 +52,15 @@ UNUSABLE = (
 """Errors of transformers on damaged files or impossible configurations."""
 
 
+def check_tokens(largest: int, vocabulary: int, source: str) -> None:
+    """Refuse a token beyond the rows of the embedding. Raises ModelError."""
+    if largest >= vocabulary:
+        raise ModelError(
+            f"the tokenizer of {source} gives the token {largest}, but the model's vocabulary ends at "
+            f"{vocabulary - 1}: it belongs to another model"
+        )
+
+
 @contextmanager
 def without_bars() -> Iterator[None]:
     """Silence the progress bars of transformers, which would appear beside ours or in a notebook."""

@@ -56,7 +56,7 @@ class Layout:
     shared: int = 0
 
 
-def choose_layout(reshaper: Reshaper, mlp_multiple: int) -> Layout:
+def choose_layout(reshaper: Reshaper, mlp_multiple: int = 32) -> Layout:
     """Choose the architecture and the padding; MLP widths are rounded up to `mlp_multiple`.
 
     Raises:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from darwinlm.families.checkpoint import Checkpoint
 
-OTHERWISE = "transformers runs it, and vLLM may: --to vllm"
+OTHERWISE = "transformers runs it, and vLLM may"
 STILL = 1e30
 """Divisor of a pair without rotation."""
 KINDS = ("default", "linear", "yarn", "llama3", "longrope", "dynamic")

@@ -193,7 +193,7 @@ def largest_type(checkpoint: Checkpoint, bound: int) -> tuple[str, int] | None:
 def predicted_sizes(checkpoint: Checkpoint, header: int) -> dict[str, int]:
     """Bytes of a checkpoint's file by quantisation, the largest first; empty if llama.cpp can't run the model."""
     try:
-        layout = choose_layout(Reshaper(checkpoint), BLOCK)
+        layout = choose_layout(Reshaper(checkpoint))
     except UnsupportedError:
         return {}
     stored = checkpoint.stored.shapes()

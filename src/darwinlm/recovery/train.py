@@ -24,7 +24,7 @@ from darwinlm.runtime import parallel
 from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.compute import to_device
 from darwinlm.runtime.errors import NumericsError
-from darwinlm.runtime.memory import kept_memory, room_at_peak
+from darwinlm.runtime.memory import kept_memory
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -176,13 +176,10 @@ class Training:
             self.say(f"{where}: loss {logged:.4f}, rate {rate:.2e}, {speed:.0f} tokens/s")
 
     def _unsynchronized(self, number: int) -> AbstractContextManager[None]:
-        """Let processes accumulate gradients and sum them only once per step.
-
-        Of sharded weights, each process then holds whole gradients, so it begins after a step that left room for them.
-        """
+        """Let processes, or nodes that share a copy, accumulate gradients and sum them only once per step."""
         call, waits = cast(Any, self.call), number + 1 < self.steps.accumulation
         if self.sharded:
-            call.set_requires_gradient_sync(not (waits and self.state.step > self.first and self.has_room))
+            call.set_requires_all_reduce(not waits)
         held: AbstractContextManager[None] = call.no_sync() if waits and hasattr(call, "no_sync") else nullcontext()
         return held
 
@@ -192,13 +189,6 @@ class Training:
         if self.settings.learning_rate is not None:
             return self.settings.learning_rate
         return RATE * min(self.state.log[0].get("eval_kl", RATE_KL) / RATE_KL, 1.0)
-
-    @cached_property
-    def has_room(self) -> bool:
-        """Whether float32 gradients of all weights fit beside the peak so far, in every process."""
-        size = 4 * sum(weight.numel() for weight in self.trained.values())
-        fits = torch.tensor(float(size < room_at_peak(self.device)), device=self.device)
-        return float(parallel.all_reduce(fits)) == parallel.size()
 
     def _batch(self, step: int, number: int) -> Tensor:
         """Tokens of a micro-batch of this process. The text is one epoch, whose order differs between epochs."""

@@ -67,7 +67,7 @@ def next_steps(
         (f"measure both on benchmarks{_needs('eval', here=here)}", f"darwinlm evaluate {run} --suite {suite}"),
         (
             f"write a file for llama.cpp{_needs('gguf', here=here)}",
-            f"darwinlm export {run} --to gguf --quant {kind} --out {gguf}",
+            f"darwinlm export {run} --quant {kind} --out {gguf}",
         ),
         ("publish it", f"hf upload OWNER/NAME {run}/model"),
     ]

@@ -248,7 +248,7 @@ def bounded_file(summary: Summary) -> str:
     if dense.kl > saved.kl:
         return f"{said} It loses less than quantising alone: {other}."
     model = shlex.quote(short_model(summary.model))
-    do = f"darwinlm export {model} --to gguf --quant {dense.quantisation} --out model.gguf"
+    do = f"darwinlm export {model} --quant {dense.quantisation} --out model.gguf"
     return f"{said} Quantising alone loses less: {other}. Use that instead: {do}."
 
 

@@ -81,19 +81,17 @@ class Model:
         self,
         out: str | Path,
         *,
-        to: str = "gguf",
-        quant: str | None = None,
+        quant: str = "f16",
         overwrite: bool = False,
     ) -> ExportReport:
-        """Write the model for an engine, and check it: to "gguf" or "vllm", as `darwinlm export`.
+        """Write the model as a GGUF file, and check it, as `darwinlm export`.
 
-        `quant` is the type of a GGUF file, such as "q8_0"; None is f16. Raises ExportError, MissingExtraError,
-        StorageError, BusyError.
+        `quant` is its type, such as "q8_0". Raises ExportError, MissingExtraError, StorageError, BusyError.
         """
         from darwinlm.export.run import export_model
 
         how: dict[str, Any] = {"quantisation": quant, "overwrite": overwrite}
-        return export_model(Path(self.source), Path(out), to=to, **how)
+        return export_model(Path(self.source), Path(out), **how)
 
 
 def load(source: str | Path, *, device: str = "auto", dtype: str = "auto") -> Model:

@@ -257,13 +257,6 @@ def memory_of(device: torch.device) -> DeviceMemory:
     return DeviceMemory(device)
 
 
-def room_at_peak(device: torch.device) -> int:
-    """Bytes that a GPU had left for this process at its peak, less a tenth; of other devices, those free now."""
-    if device.type == "cuda":
-        return int(0.9 * torch.cuda.mem_get_info(device)[1]) - torch.cuda.max_memory_allocated(device)
-    return memory_of(device).free
-
-
 def for_caches(kind: str, free: float, needs: float, allowed: float = math.inf) -> float:
     """Bytes for all caches of a kind of device together, of so many free ones, beside work that needs some of them.
 

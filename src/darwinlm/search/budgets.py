@@ -170,7 +170,7 @@ def bounded(cost: CostModel, recipe: Recipe, dense: Checkpoint) -> Budget:
         name, size = fits
         raise BudgetError(
             f"budget.file: {cost.words(bound)} needs no pruning: the whole model has {cost.words(size)} as {name}. "
-            f"Write that file: darwinlm export {shlex.quote(str(recipe.model))} --to gguf --quant {name} "
+            f"Write that file: darwinlm export {shlex.quote(str(recipe.model))} --quant {name} "
             "--out model.gguf"
         )
     budget = resolve_budget(cost, recipe.budget)

@@ -122,7 +122,7 @@ def _why_not_gguf(checkpoint: Checkpoint, config: Any, sizes: list[BlockSizes]) 
     numbered = [replace(each, block=number) for number, each in enumerate(sizes)]
     described = Checkpoint(checkpoint.folder, config, checkpoint.family, checkpoint.source)
     try:
-        choose_layout(Reshaper(described, numbered), 32)
+        choose_layout(Reshaper(described, numbered))
     except UnsupportedError as error:
         return error.reason
     return None

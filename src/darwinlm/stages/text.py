@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.loading import check_tokens
 from darwinlm.recipe import Recipe
 from darwinlm.recovery.checks import check_length
 from darwinlm.runtime.errors import DataError
@@ -53,13 +54,8 @@ def text_stage(purposes: tuple[str, ...] = PURPOSES) -> Stage[[Checkpoint, Path 
 
     def result(task: Task, dense: Checkpoint) -> Texts:
         texts = {purpose: TokenSequences.load(task.folder / purpose) for purpose in shares_in(task)}
-        vocabulary = int(dense.config.vocab_size)
         largest = max(int(part.tokens.max()) for part in texts.values())
-        if largest >= vocabulary:
-            raise DataError(
-                f"the tokenizer of {dense.source} gives the token {largest}, but the model's vocabulary ends at "
-                f"{vocabulary - 1}: it belongs to another model"
-            )
+        check_tokens(largest, int(dense.config.vocab_size), dense.source)
         return texts
 
     return Stage(

@@ -11,6 +11,7 @@ from typing import Any
 
 from darwinlm.evaluation.spelling import measure_bits, measure_spelling
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.loading import check_tokens
 from darwinlm.recipe import Recipe
 from darwinlm.recipe.sections import TextSettings
 from darwinlm.report.summary import VocabularyFigures
@@ -21,7 +22,7 @@ from darwinlm.stages.text_source import TEXT_SETTINGS, check_source, given_sourc
 from darwinlm.streaming.hidden import HiddenMemory
 from darwinlm.streaming.streamed import StreamedDecoder
 from darwinlm.surgery.vocabulary.choose import choose_tokens, kept_size
-from darwinlm.surgery.vocabulary.cut import check_whole, cut_weights, special_numbers, write_tokenizer
+from darwinlm.surgery.vocabulary.cut import cut_weights, special_numbers, write_tokenizer
 from darwinlm.surgery.vocabulary.tokenizer import TokenizerTree
 from darwinlm.text import document_hash
 from darwinlm.text.amounts import shares_of
@@ -101,7 +102,7 @@ def _choose(recipe: Recipe, dense: Checkpoint, texts: ByDomain, tokenizer: Any) 
     wanted = recipe.vocabulary
     assert wanted is not None
     tree = TokenizerTree(tokenizer, dense.source)
-    check_whole(dense.config, tokenizer, dense.source)
+    check_tokens(max(tokenizer.get_vocab().values()), int(dense.config.vocab_size), dense.source)
     if wanted > len(tree.tokens):
         raise RecipeError(
             f"vocabulary: {wanted:,.0f} tokens requested, but {dense.source} has {len(tree.tokens):,}: request fewer, "

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any
 
 from torch import Tensor
 
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.expert_tensors import shape_by_rows
 from darwinlm.families.parts import Attention, Mixer, Mlp, Tail
 from darwinlm.families.shapes import head_dim, output_name
 from darwinlm.surgery.shrink import split_block
@@ -18,15 +15,11 @@ from darwinlm.surgery.sizes import (
     BlockSizes,
     Tensors,
     block_sizes,
-    fit_attention,
+    own_kv_heads,
     stock_config,
     widen_mlp,
     zero_sublayer,
 )
-
-Reshaped = tuple[Checkpoint, Callable[[int], Tensors]]
-"""A model at other sizes, to be read block by block: a checkpoint with its configuration and everything outside its
-blocks, and the weights of a block by name in it."""
 
 
 class Reshaper:
@@ -53,26 +46,9 @@ class Reshaper:
             blocks.append({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
         return blocks
 
-    @property
-    def lacking_experts(self) -> list[int]:
-        """Blocks with fewer experts than the stock model, which would send tokens to the missing ones."""
-        names = self.family.mlp.experts
-        count = 0 if names is None else int(getattr(self.stock, names.count))
-        return [sizes.block for sizes in self.sizes if 0 < sizes.experts < count]
-
     def columns_of(self, block: int) -> int:
         """Columns of a block's heads."""
         return head_dim(self.checkpoint.config, block)
-
-    def full(self, block: int) -> BlockSizes:
-        """Sizes of a block before anything was pruned."""
-        stock, template = self.stock.per_layer_config[block], self.template[block]
-        groups = getattr(stock, "num_key_value_heads", None) or stock.num_attention_heads
-        output = output_name(self.family.mlp, template)
-        assert output is not None
-        inside = output.removeprefix(self.family.mlp.prefix)
-        width = shape_by_rows(self.family.mlp, inside, tuple(template[output].shape))[-1]
-        return BlockSizes(block, stock.num_attention_heads, groups, width)
 
     def block(self, target: BlockSizes) -> Tensors:
         """All tensors of a block at the target's sizes, by name inside the block, in the checkpoint's type.
@@ -95,28 +71,17 @@ class Reshaper:
                 result |= zero_sublayer(self.template[target.block], part, target, columns, self.checkpoint.dtype)
                 continue
             if isinstance(part, Attention):
-                if sizes.owners is not None or sizes.sizes[:2] != target.sizes[:2]:
-                    tensors = fit_attention(tensors, part, sizes, columns, target)
+                if sizes.owners is not None:
+                    tensors = own_kv_heads(tensors, part, sizes, columns)
             elif isinstance(part, Mlp):
                 tensors = widen_mlp(tensors, part, sizes, target)
             result |= {f"{part.prefix}{name}": tensor for name, tensor in tensors.items()} | norms
         return result
 
-    def masked(self) -> Reshaped:
-        """The stock class at the sizes before pruning, with zeros for pruned units, so that results are the same.
-
-        There is none if whole experts were removed: the router would still choose them.
-        """
-        return self.model(self.stock, [self.full(sizes.block) for sizes in self.sizes])
-
     def outside(self) -> Iterator[tuple[str, Tensor]]:
         """Embedding, final norm and head."""
         for name in sorted(self.checkpoint.names_outside_blocks()):
             yield name, self.checkpoint.read(name)[""]
-
-    def model(self, config: Any, targets: Sequence[BlockSizes]) -> Reshaped:
-        """A model with its blocks at the targets' sizes."""
-        return replace(self.checkpoint, config=config), lambda block: self.block(targets[block])
 
 
 def plain_sizes(sizes: BlockSizes) -> BlockSizes:

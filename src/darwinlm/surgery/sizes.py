@@ -7,20 +7,19 @@ Letters: m residual width, h columns of a head.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig
 
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.expert_tensors import as_stored, by_rows, row_axis, shape_by_rows
-from darwinlm.families.family import class_prefix
 from darwinlm.families.parts import Attention, Mlp, Part, RowUnit
-from darwinlm.families.shapes import gated_rows, head_dim, module_shapes, output_name, resized, row_segments
-from darwinlm.runtime.errors import ExportError
+from darwinlm.families.shapes import head_dim, module_shapes, output_name, resized, row_segments
+from darwinlm.surgery.shrink import KV_HEADS
+from darwinlm.surgery.stitch import equal_config
 
 Tensors = dict[str, Tensor]
 
@@ -81,93 +80,66 @@ def block_sizes(checkpoint: Checkpoint) -> list[BlockSizes]:
 
 def stock_config(checkpoint: Checkpoint) -> Any:
     """Configuration of the family's class at the sizes before pruning."""
-    tree = checkpoint.config.to_dict()
-    for name in ("per_layer_config", "auto_map", "architectures"):
-        tree.pop(name, None)
-    columns = [head_dim(checkpoint.config, block) for block in range(checkpoint.n_blocks)]
+    tree, layers = checkpoint.config.to_dict(), range(checkpoint.n_blocks)
+    columns = [head_dim(checkpoint.config, block) for block in layers]
+    rows: dict[int, dict[str, Any]] = {block: {} for block in layers}
     if len(set(columns)) > 1:  # KV heads belong to layers too
-        heads = tree.pop("stock_kv_heads", None) or [
-            layer.num_key_value_heads for layer in checkpoint.config.per_layer_config
-        ]
-        rows = zip(columns, heads, strict=True)
-        tree["per_layer_config"] = {
-            block: {"head_dim": size, "num_key_value_heads": count} for block, (size, count) in enumerate(rows)
-        }
-    config = AutoConfig.for_model(**{**tree, "model_type": checkpoint.family.model_type, "head_dim": columns[0]})
-    config.architectures = [f"{class_prefix(checkpoint.family.model_type)}ForCausalLM"]
+        heads = tree.get("stock_kv_heads") or [each.num_key_value_heads for each in checkpoint.config.per_layer_config]
+        rows = {block: {KV_HEADS: heads[block]} for block in layers}
+    config = equal_config(checkpoint.family, tree, rows, columns)
+    assert config is not None
     config.dtype = checkpoint.dtype
     return config
 
 
-def head_owners(sizes: BlockSizes) -> tuple[int, ...]:
-    """KV head of each query head."""
-    if sizes.owners is not None:
-        return sizes.owners
-    return tuple(head * sizes.groups // sizes.heads for head in range(sizes.heads))
+def own_kv_heads(tensors: Mapping[str, Tensor], part: Attention, sizes: BlockSizes, columns: int) -> Tensors:
+    """An attention whose query heads share KV heads unevenly, with a copy of its KV head for each query head.
 
-
-def fit_attention(
-    tensors: Mapping[str, Tensor], part: Attention, sizes: BlockSizes, columns: int, target: BlockSizes
-) -> Tensors:
-    """Copy the heads of an attention into one of other sizes without changing the result.
-
-    `tensors` are named inside the sub-layer: rows of projections [heads · h, m], output [m, heads · h]. In the target,
-    every query head has a KV head of its own, or heads are shared evenly. Raises ExportError if a KV head has more
-    query heads than in the target.
+    `tensors` are named inside the sub-layer: rows of projections [heads · h, m].
     """
-    query, key_value = (_rows(heads, columns) for heads in _sources(sizes, target))
-    rows: dict[RowUnit, Tensor] = {
-        "query": query, "gated_query": gated_rows(query, columns), "key_value": key_value
-    }  # fmt: skip
-    return _taken(tensors, part, sizes.rows(columns), rows)
+    owners = torch.tensor(sizes.owners)[:, None] * columns + torch.arange(columns)
 
+    def copied(kind: RowUnit, piece: Tensor, axis: int) -> Tensor:
+        return piece.index_select(axis, owners.flatten()) if kind == "key_value" else piece
 
-def _sources(sizes: BlockSizes, target: BlockSizes) -> tuple[list[int], list[int]]:
-    """The query head and the KV head that belong in each place of the target; -1 for zeros."""
-    if sizes.owners is not None and target.heads == target.groups == sizes.heads:
-        return list(range(sizes.heads)), list(sizes.owners)
-    share = target.heads // target.groups
-    query, taken = [-1] * target.heads, [0] * target.groups
-    for head, owner in enumerate(head_owners(sizes)):
-        if owner >= target.groups or taken[owner] == share:
-            raise ExportError(
-                f"block {sizes.block}: {sizes.heads} query heads over {sizes.groups} KV heads don't fit into "
-                f"{target.heads} over {target.groups}"
-            )
-        query[owner * share + taken[owner]] = head
-        taken[owner] += 1
-    return query, [group if group < sizes.groups else -1 for group in range(target.groups)]
+    return _changed(tensors, part, sizes.rows(columns), copied)
 
 
 def widen_mlp(tensors: Mapping[str, Tensor], part: Mlp, sizes: BlockSizes, target: BlockSizes) -> Tensors:
     """Add zero channels to an MLP, or to each of its experts."""
     if sizes.width == target.width:
         return dict(tensors)
-    output = output_name(part, {f"{part.prefix}{name}" for name in tensors})
-    assert output is not None
+    added = target.width - sizes.width
+
+    def padded(_: RowUnit, piece: Tensor, axis: int) -> Tensor:
+        shape = [*piece.shape]
+        shape[axis] = added
+        return torch.cat([piece, piece.new_zeros(shape)], axis)
+
     plain = {name: by_rows(part, name, tensor) for name, tensor in tensors.items()}
-    have = plain[output.removeprefix(part.prefix)].shape[-1]
-    rows = torch.arange(target.width)
-    wider = _taken(plain, part, {"channel": have}, {"channel": rows.where(rows < have, -1)})
+    wider = _changed(plain, part, {"channel": sizes.width}, padded)
     return {name: as_stored(part, name, tensor) for name, tensor in wider.items()}
 
 
-def _taken(
-    tensors: Mapping[str, Tensor], part: Attention | Mlp, have: Mapping[RowUnit, int], rows: Mapping[RowUnit, Tensor]
+def _changed(
+    tensors: Mapping[str, Tensor],
+    part: Attention | Mlp,
+    have: Mapping[RowUnit, int],
+    change: Callable[[RowUnit, Tensor, int], Tensor],
 ) -> Tensors:
-    """Rows of input projections and columns of the output projection, of which each kind has `have`; -1 for zeros."""
+    """Change rows of input projections and columns of the output projection: each piece of a kind, along an axis."""
     output = output_name(part, {f"{part.prefix}{name}" for name in tensors})
-    taken: Tensors = {}
+    changed: Tensors = {}
     for name, tensor in tensors.items():
         segments, axis = row_segments(part, name), row_axis(part, name)
         if f"{part.prefix}{name}" == output:
-            taken[name] = _take(tensor, rows["query" if isinstance(part, Attention) else "channel"], tensor.ndim - 1)
+            changed[name] = change("query" if isinstance(part, Attention) else "channel", tensor, tensor.ndim - 1)
         elif segments:
             pieces = zip(segments, split_rows(tensor, segments, have, axis), strict=True)
-            taken[name] = torch.cat([_take(piece, rows[kind], axis) for kind, piece in pieces], axis)
+            changed[name] = torch.cat([change(kind, piece, axis) for kind, piece in pieces], axis)
         else:
-            taken[name] = tensor
-    return taken
+            changed[name] = tensor
+    return changed
 
 
 def split_rows(
@@ -198,13 +170,3 @@ def zero_sublayer(
         made = torch.ones(shape, dtype=dtype) if norm else torch.zeros(shape, dtype=dtype)
         tensors[name] = as_stored(part, inside, made)
     return tensors
-
-
-def _rows(heads: Sequence[int], columns: int) -> Tensor:
-    """Rows of heads; those of head -1 are negative."""
-    return (torch.tensor(heads, dtype=torch.long)[:, None] * columns + torch.arange(columns)).reshape(-1)
-
-
-def _take(tensor: Tensor, rows: Tensor, axis: int) -> Tensor:
-    taken = tensor.index_select(axis, rows.clamp_min(0))
-    return taken.index_fill_(axis, (rows < 0).nonzero()[:, 0], 0)

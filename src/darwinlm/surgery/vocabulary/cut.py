@@ -19,7 +19,7 @@ from darwinlm.families.files import GENERATION
 from darwinlm.families.origin import RECORD, carry, origin_of
 from darwinlm.families.stored import INDEX
 from darwinlm.runtime.artifact import write_json, write_tensors
-from darwinlm.runtime.errors import CheckpointError, ModelError
+from darwinlm.runtime.errors import CheckpointError
 from darwinlm.runtime.limits import load_json
 
 TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
@@ -142,13 +142,3 @@ def cut_model(model: Any, rows: Sequence[int]) -> None:
         head.weight = embedding.weight
     embedding.num_embeddings, embedding.padding_idx = len(rows), None
     head.out_features = model.config.vocab_size = len(rows)
-
-
-def check_whole(config: Any, tokenizer: Any, source: str) -> None:
-    """Refuse a tokenizer with numbers beyond the embedding. Raises ModelError."""
-    largest = max(tokenizer.get_vocab().values())
-    if largest >= int(config.vocab_size):
-        raise ModelError(
-            f"the tokenizer of {source} has the token {largest}, but the model's vocabulary ends at "
-            f"{int(config.vocab_size) - 1}: it belongs to another model"
-        )

@@ -1,9 +1,8 @@
 """The JSON of a tokenizer (library `tokenizers`), and the same with fewer tokens.
 
-BPE: the merges of a token within a word are those of the token alone, because no merge crosses its borders. If the
+The merges of a BPE token within a word are those of the token alone, because no merge crosses its borders. If the
 tokens that they give are kept, then all kept merges are applied in the old order, and a word whose tokens are all kept
-is split as before. Unigram: the best path of a word remains the best one if its pieces are kept with their scores. The
-unknown piece scores ten less than the lowest score, so the piece with this score is kept.
+is split as before.
 """
 
 from __future__ import annotations
@@ -24,8 +23,7 @@ CHAT = tuple({"role": role, "content": "a"} for role in ("system", "user", "assi
 class TokenizerTree:
     """The tokens of a tokenizer by number, their merges, and the parts of its JSON that hold numbers of tokens.
 
-    `source` is the name of its model, for messages. Raises ModelError if it has no such JSON, or its model isn't BPE or
-    Unigram.
+    `source` is the name of its model, for messages. Raises ModelError if it has no such JSON, or its model isn't BPE.
     """
 
     def __init__(self, tokenizer: Any, source: str) -> None:
@@ -34,19 +32,14 @@ class TokenizerTree:
             raise _refused(source, "has no tokenizer.json and can't be converted to one")
         self.tree: dict[str, Any] = json.loads(backend.to_str())
         self.model: dict[str, Any] = self.tree["model"]
-        if self.model["type"] not in ("BPE", "Unigram"):
-            raise _refused(source, f"is of the type {self.model['type']}, not BPE or Unigram")
-        self.is_bpe = self.model["type"] == "BPE"
+        if self.model["type"] != "BPE":
+            raise _refused(source, f"is of the type {self.model['type']}, not BPE")
         if self.model.get("continuing_subword_prefix") or self.model.get("end_of_word_suffix"):
             raise _refused(source, "marks the inner or last pieces of words")
-        vocabulary = self.model["vocab"]
-        self.pieces: dict[str, int] = (
-            vocabulary if self.is_bpe else {piece: number for number, (piece, _) in enumerate(vocabulary)}
-        )
+        self.pieces: dict[str, int] = self.model["vocab"]
         self.added: dict[int, str] = {token["id"]: token["content"] for token in self.tree["added_tokens"]}
         self.tokens: dict[int, str] = {number: token for token, number in self.pieces.items()} | self.added
-        merges = self.model.get("merges", ())
-        self._merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
+        self._merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in self.model["merges"]]
         self._ranks = {pair: rank for rank, pair in enumerate(self._merges)}
 
     def indispensable(self, tokenizer: Any) -> set[int]:
@@ -59,11 +52,8 @@ class TokenizerTree:
         }
         kept |= set(_numbers_of(self.tree.get("post_processor")))
         kept |= {number for number in tokenizer.all_special_ids if number in self.tokens}
-        if self.is_bpe and self.model.get("unk_token") in self.pieces:
+        if self.model.get("unk_token") in self.pieces:
             kept.add(self.pieces[self.model["unk_token"]])
-        if not self.is_bpe:
-            scores = [score for _, score in self.model["vocab"]]
-            kept |= {scores.index(min(scores)), *([] if self.model["unk_id"] is None else [self.model["unk_id"]])}
         for number in _chat_tokens(tokenizer):
             kept |= {number, *(self.path(number) or ())}
         return kept
@@ -71,7 +61,7 @@ class TokenizerTree:
     def path(self, number: int) -> list[int] | None:
         """The tokens that a token is merged from, one for each step, itself included; None if no merges give it."""
         token = self.tokens[number]
-        if number in self.added or not self.is_bpe:
+        if number in self.added:
             return [number]
         alone = [number] if self.model.get("ignore_merges") else None  # whole words are looked up directly
         parts = list(token)
@@ -94,19 +84,14 @@ class TokenizerTree:
     def cut(self, kept: Sequence[int]) -> dict[str, Any]:
         """The JSON with the kept tokens only, numbered in the given order."""
         new = {old: number for number, old in enumerate(kept)}
-        model = {**self.model}
-        if self.is_bpe:
-            pieces = {piece: new[old] for piece, old in self.pieces.items() if old in new}
-            model["vocab"] = dict(sorted(pieces.items(), key=lambda item: item[1]))
-            model["merges"] = [list(pair) for pair in self._merges if {*pair, "".join(pair)} <= pieces.keys()]
-        else:
-            model["vocab"] = [self.model["vocab"][old] for old in kept if old < len(self.model["vocab"])]
-            model["unk_id"] = new.get(self.model["unk_id"])
+        pieces = {piece: new[old] for piece, old in self.pieces.items() if old in new}
+        vocabulary = dict(sorted(pieces.items(), key=lambda item: item[1]))
+        merges = [list(pair) for pair in self._merges if {*pair, "".join(pair)} <= pieces.keys()]
         added = [{**token, "id": new[token["id"]]} for token in self.tree["added_tokens"]]
         padding = self.tree.get("padding")
         return {
             **self.tree,
-            "model": model,
+            "model": {**self.model, "vocab": vocabulary, "merges": merges},
             "added_tokens": added,
             "post_processor": _renumbered(self.tree.get("post_processor"), new.__getitem__),
             "padding": padding and {**padding, "pad_id": new.get(padding["pad_id"], 0)},
@@ -156,5 +141,5 @@ def _renumbered(processor: dict[str, Any] | None, new: Callable[[int], int]) -> 
 def _refused(source: str, reason: str) -> ModelError:
     return ModelError(
         f"the vocabulary of {source} can't be cut: its tokenizer {reason}. Leave out --vocab (vocabulary), or give the "
-        "model with a tokenizer.json of the type BPE or Unigram"
+        "model with a tokenizer.json of the type BPE"
     )
