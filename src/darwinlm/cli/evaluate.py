@@ -27,7 +27,8 @@ def evaluate(
         typer.Option(metavar="SOURCE", help="Text file, folder or hf:owner/name to measure perplexity on; repeatable."),
     ] = None,
     against: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Original (dense) model, measured too; a run names its own.")
+        str | None,
+        typer.Option(metavar="MODEL", help="Original (dense) model of texts and chats; a run names its own."),
     ] = None,
     chat: Annotated[
         bool,
@@ -45,7 +46,7 @@ def evaluate(
 ) -> None:
     """Measure a model: benchmarks (EleutherAI's lm-evaluation-harness), perplexity, KL to the original one.
 
-    The dense model of a finished run is measured too; give the run's folder `model` to leave it out.
+    Of a finished run, texts and chats are compared with its dense model; give the run's folder `model` to leave it out.
     """
     from darwinlm.evaluation.evaluate import EvaluationRequest, evaluate_model
     from darwinlm.report.summary import dense_of
@@ -57,7 +58,7 @@ def evaluate(
         data_dir=data_dir,
         limit=limit,
         texts=tuple(text or ()),
-        against=against or (dense_of(model) if suite or text or chat else None),
+        against=against or (dense_of(model) if text or chat else None),
         tokens=tokens,
         sequence_length=sequence_length,
         batch_size=batch_size,

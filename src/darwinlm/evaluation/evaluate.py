@@ -52,6 +52,8 @@ class EvaluationRequest:
         """The tasks, after all checks that don't need a model. Raises DarwinLMError."""
         if self.suite is None and not self.texts and not self.chat:
             raise RecipeError("nothing to measure: give --suite, --text or --chat")
+        if self.against is not None and not self.texts and not self.chat:
+            raise RecipeError("--against is for --text and --chat: measure the benchmarks of each model by itself")
         if self.chat and self.against is None:
             raise RecipeError("--chat compares answers with the original model's: name it with --against")
         wanted = () if self.suite is None else parse_suite(self.suite)
@@ -91,7 +93,6 @@ class Evaluated:
     params: int = 0
     engine: str = ""
     scores: list[harness.TaskScore] = field(default_factory=list)
-    dense_scores: list[harness.TaskScore] = field(default_factory=list)
     texts: list[dict[str, Any]] = field(default_factory=list)
     copying: dict[str, list[CopyingScore]] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
@@ -112,8 +113,6 @@ class Evaluated:
             yield from chat_tables(self.chats)
         if self.scores:
             yield summary.HEADINGS, summary.rows(self.scores), summary.notes(self.scores)
-        if self.dense_scores:
-            yield summary.side_by_side(self.dense_scores, self.scores)
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for --out."""
@@ -129,7 +128,6 @@ class Evaluated:
             ],
             "chat": None if self.chats is None else self.chats.as_json(),
             "tasks": harness.as_json(self.scores),
-            "dense_tasks": harness.as_json(self.dense_scores),
             "average": asdict(mean) if mean and len(self.scores) > 1 else None,
             "partial": mean.partial if mean else "",
         }
@@ -158,7 +156,7 @@ def evaluate_model(request: EvaluationRequest, out: Path | None = None, console:
     """
     parallel.init_from_environment()
     with ExitStack() as held:
-        done: tuple[dict[str, harness.TaskScore], ...] = ({}, {})
+        done: dict[str, harness.TaskScore] = {}
         with parallel.agree():
             if out is not None and parallel.is_main():
                 check_output(out, "--out", (request.model, request.against), request.texts, resumed=True)
@@ -171,37 +169,29 @@ def evaluate_model(request: EvaluationRequest, out: Path | None = None, console:
         with parallel.agree():
             models = _opened(request)
         opened = next(iter(models.values()))
-        result = Evaluated(request, opened.params, opened.engine, dense_scores=list(done[1].values()))
+        result = Evaluated(request, opened.params, opened.engine)
         save = partial(_save, result, out, console)
         if request.texts:
             _measure_texts(request, models, result)
         if request.chat:
             batch_tokens = request.batch_size * request.sequence_length
             result.chats = measure_chats(models, tokens=request.tokens // 2, batch_tokens=batch_tokens)
-        if not done[0]:
-            save("scores", [])
-        given: dict[str, Any] = {name: getattr(request, name) for name in ("data_dir", "limit", "batch_size")}
+        if not done:
+            save([])
         if wanted:
-            saved = partial(save, "scores")
-            harness.run_suite(opened.model, opened.tokenizer, wanted, **given, done=done[0], save=saved)
-        if wanted and request.against is not None:
-            models.clear()
-            del opened
-            with parallel.agree():
-                original = request.open(request.against)
-            saved = partial(save, "dense_scores")
-            harness.run_suite(original.model, original.tokenizer, wanted, **given, done=done[1], save=saved)
+            given: dict[str, Any] = {name: getattr(request, name) for name in ("data_dir", "limit", "batch_size")}
+            harness.run_suite(opened.model, opened.tokenizer, wanted, **given, done=done, save=save)
         return result
 
 
-def _save(result: Evaluated, out: Path | None, console: Any, which: str, scores: list[harness.TaskScore]) -> None:
+def _save(result: Evaluated, out: Path | None, console: Any, scores: list[harness.TaskScore]) -> None:
     """Keep scores, write the result, and print the newest score."""
-    setattr(result, which, list(scores))
+    result.scores = list(scores)
     if out is not None and parallel.is_main():
         write_json(out, result.as_json())
     if console is not None and scores:
-        last, whose = scores[-1], "dense, " if which == "dense_scores" else ""
-        console.print(f"{whose}{last.title}: {last.error or summary.with_error(last.value, last.stderr)}")
+        last = scores[-1]
+        console.print(f"{last.title}: {last.error or summary.with_error(last.value, last.stderr)}")
 
 
 def _opened(request: EvaluationRequest) -> dict[str, Opened]:
@@ -248,14 +238,14 @@ def _measure_texts(request: EvaluationRequest, models: dict[str, Opened], result
     result.copying = measure_copying(readers, sequences, batch_tokens=batch_tokens)
 
 
-def _resumed(request: EvaluationRequest, out: Path | None) -> tuple[dict[str, harness.TaskScore], ...]:
-    """Finished scores of the model and of the dense one."""
+def _resumed(request: EvaluationRequest, out: Path | None) -> dict[str, harness.TaskScore]:
+    """Finished scores."""
     if out is None or not out.exists():
-        return {}, {}
+        return {}
     before = read_json(out)
     if not isinstance(before, dict) or not isinstance(before.get("request"), dict) or "tasks" not in before:
         raise ArtifactError(f"{out} is not a result of darwinlm evaluate: choose another file")
     earlier = {name: value for name, value in before["request"].items() if name != "suite"}
     if earlier != request.key():
         raise ArtifactError(f"{out} holds the result of another request ({earlier}): choose another file, or delete it")
-    return harness.from_json(out, before["tasks"]), harness.from_json(out, before.get("dense_tasks", []))
+    return harness.from_json(out, before["tasks"])

@@ -42,7 +42,6 @@ class TaskScore:
         items: Number of scored items.
         total: Number of items of the task.
         metrics: All figures of the harness, by `metric,filter`.
-        right: 1 or 0 for each item, in order; empty if the metric has other values.
         remark: Difference from the official data.
         error: Reason of a failure; empty on success.
     """
@@ -56,7 +55,6 @@ class TaskScore:
     items: int = 0
     total: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
-    right: str = ""
     remark: str = ""
     error: str = ""
 
@@ -262,9 +260,6 @@ def _read_result(score: TaskScore, results: Any) -> None:
         return
     score.metric, _, filtered = chosen.partition(",")
     score.value, score.stderr = score.metrics[chosen], score.metrics.get(f"{score.metric}_stderr,{filtered}")
-    samples = [sample for each in results["samples"].values() for sample in each if sample["filter"] == filtered]
-    values = [sample.get(score.metric) for sample in samples]
-    score.right = "".join(str(int(value)) for value in values) if all(value in (0, 1) for value in values) else ""
     counts = results["n-samples"].values()
     score.items = sum(int(count["effective"]) for count in counts)
     score.total = sum(int(count["original"]) for count in counts)

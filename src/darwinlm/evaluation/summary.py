@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from darwinlm.evaluation.harness import TaskScore
-from darwinlm.runtime.tables import Table
 
 
 @dataclass(frozen=True)
@@ -65,45 +63,6 @@ def rows(scores: Sequence[TaskScore]) -> list[tuple[str, ...]]:
         mean = average(scores)
         table.append(("average", "", "", percent(mean.value), percent(mean.stderr), ""))
     return table
-
-
-def side_by_side(dense: Sequence[TaskScore], small: Sequence[TaskScore]) -> Table:
-    """Scores of two models by task, and their differences on the same items, with paired standard errors.
-
-    Tasks that were not measured in the same way have no difference, and there is no average then.
-    """
-    others = {score.task: score for score in small}
-    cells, remarks, differences = [], [], []
-    for one in dense:
-        other = others.get(one.task)
-        line = [one.title.partition(" (")[0], "" if one.shots is None else str(one.shots)]
-        line += ["-" if score is None else with_error(score.value, score.stderr) for score in (one, other)]
-        difference = None if other is None else _difference(one, other)
-        cells.append((*line, "-" if difference is None else _signed(*difference)))
-        if difference is None:
-            remarks.append(f"{one.title}: no difference, because both models were not measured on the same items")
-        else:
-            differences.append(difference)
-    if len(cells) > 1 and not remarks:
-        means = [average(scores) for scores in (dense, small)]
-        error = math.hypot(*(error for _, error in differences)) / len(differences)
-        line = ["average", "", *(with_error(mean.value, mean.stderr) for mean in means)]
-        cells.append((*line, _signed(statistics.fmean(value for value, _ in differences), error)))
-    return ("task", "shots", "dense, %", "this model, %", "difference"), cells, remarks
-
-
-def _difference(one: TaskScore, other: TaskScore) -> tuple[float, float] | None:
-    """Mean of the items' differences and its standard error; None unless both have the same items."""
-    alike = all(getattr(one, name) == getattr(other, name) for name in ("shots", "metric", "items"))
-    if not alike or not one.right or len(one.right) != len(other.right):
-        return None
-    changes = [int(after) - int(before) for before, after in zip(one.right, other.right, strict=True)]
-    error = statistics.stdev(changes) / math.sqrt(len(changes)) if len(changes) > 1 else math.nan
-    return statistics.fmean(changes), error
-
-
-def _signed(value: float, error: float) -> str:
-    return f"{100 * value:+.2f} ± {percent(error)}"
 
 
 def number(value: float | None, digits: str) -> str:

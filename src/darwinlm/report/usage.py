@@ -64,7 +64,7 @@ def next_steps(
         (f"talk to it{' beside the dense model' if model else ''}", f"darwinlm chat {run}{against}"),
         *([train] if summary.recovery is None else []),
         *cut,
-        (f"measure both on benchmarks{_needs('eval', here=here)}", f"darwinlm evaluate {run} --suite {suite}"),
+        (f"measure it on benchmarks{_needs('eval', here=here)}", f"darwinlm evaluate {run} --suite {suite}"),
         (
             f"write a file for llama.cpp{_needs('gguf', here=here)}",
             f"darwinlm export {run} --quant {kind} --out {gguf}",

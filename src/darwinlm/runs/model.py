@@ -52,7 +52,7 @@ class Model:
         Args:
             suite: "quick", "paper", or tasks such as "sciq,arc_easy".
             text: Sources of text for perplexity.
-            against: The dense model; None takes that of the run, if the model was loaded from one.
+            against: The dense model, for texts; None takes that of the run, if the model was loaded from one.
             limit: Items of each task; None scores all.
             tokens: Tokens of each text.
             sequence_length: Tokens of each sequence of text.
@@ -68,7 +68,7 @@ class Model:
             model=self.source,
             suite=suite,
             texts=(text,) if isinstance(text, str) else tuple(text),
-            against=against or dense_of(self.source),
+            against=against or (dense_of(self.source) if text else None),
             limit=limit,
             tokens=tokens,
             sequence_length=sequence_length,
