@@ -2,10 +2,7 @@
 
 import gzip
 import math
-import statistics
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.tiny.benchmarks import tiny_benchmarks
@@ -13,7 +10,6 @@ from tests.tiny.benchmarks import tiny_benchmarks
 from darwinlm.evaluation import summary
 from darwinlm.evaluation.harness import TaskScore, read_local
 from darwinlm.evaluation.suites import KNOWN, SUITES, Wanted, check_names, parse_suite
-from darwinlm.evaluation.summary import side_by_side
 from darwinlm.runtime import tables
 from darwinlm.runtime.errors import DataError, RecipeError
 
@@ -126,58 +122,3 @@ def test_names_in_markdown_are_neither_html_nor_cells():
     assert "\x1b" not in text
     assert "**0.1**" in text
     assert [line.replace("\\|", "").count("|") for line in text.splitlines()[:3]] == [3, 3, 3]
-
-
-def judged(task: str, right: str, **more: Any) -> TaskScore:
-    values = [int(one) for one in right]
-    error = statistics.stdev(values) / math.sqrt(len(values))
-    given = {"value": statistics.fmean(values), "stderr": error, "metric": "acc", "shots": 0, "title": task.upper()}
-    return TaskScore(task, items=len(right), total=100, right=right, **(given | more))
-
-
-def failed(task: str) -> TaskScore:
-    return TaskScore(task, task.upper(), 0, error="ValueError: no")
-
-
-def test_differences_are_paired() -> None:
-    dense, small = ("1101101111", "1101001111"), ("0111100000", "1111000000")
-    ones, twos = ([judged("piqa", each[0]), judged("sciq", each[1])] for each in (dense, small))
-    headings, rows, remarks = side_by_side(ones, twos)
-    assert headings == ("task", "shots", "dense, %", "this model, %", "difference")
-    assert remarks == []
-    changes = [[int(b) - int(a) for a, b in zip(*pair, strict=True)] for pair in zip(dense, small, strict=True)]
-    errors = [statistics.stdev(each) / math.sqrt(10) for each in changes]
-    assert rows[0][:2] == ("PIQA", "0")
-    assert rows[0][2].startswith("80.00 ± ")
-    assert [row[-1] for row in rows] == [
-        f"-40.00 ± {100 * errors[0]:.2f}",
-        f"-30.00 ± {100 * errors[1]:.2f}",
-        f"-35.00 ± {100 * math.hypot(*errors) / 2:.2f}",
-    ]
-    assert rows[-1][0] == "average"
-
-
-def test_equal_answers_differ_by_nothing_for_sure() -> None:
-    _, rows, _ = side_by_side([judged("piqa", "110100")], [judged("piqa", "110100")])
-    assert rows[0][-1] == "+0.00 ± 0.00"
-    assert len(rows) == 1, "one task has no average"
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        [judged("piqa", "101"), judged("sciq", "1101")],
-        [judged("piqa", "1101", shots=5), judged("sciq", "1101")],
-        [judged("piqa", "1101", metric="acc_norm"), judged("sciq", "1101")],
-        [replace(judged("piqa", "1101"), right=""), judged("sciq", "1101")],
-        [judged("sciq", "1101")],
-        [failed("piqa"), judged("sciq", "1101")],
-    ],
-    ids=["items", "shots", "metric", "no items kept", "missing", "failed"],
-)
-def test_what_is_not_alike_is_no_difference(other: list[TaskScore]) -> None:
-    _, rows, remarks = side_by_side([judged("piqa", "1001"), judged("sciq", "1001")], other)
-    assert remarks == ["PIQA: no difference, because both models were not measured on the same items"]
-    assert [row[0] for row in rows] == ["PIQA", "SCIQ"]
-    assert rows[0][-1] == "-"
-    assert rows[1][-1] != "-"
