@@ -4,6 +4,7 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from darwinlm.runtime.artifact import read_tensors
 from darwinlm.stages.refit import stream_divergence
 from darwinlm.streaming.experts import Routing
 from darwinlm.surgery import experts as fitted
+from darwinlm.surgery import projection_fit
 from darwinlm.surgery.experts import Mixture, fit_experts
 from darwinlm.surgery.projection_fit import Moments, fit_output
 from darwinlm.surgery.refit import Streams, refit
@@ -66,7 +68,8 @@ def refitted(
     share = slice(parallel.place(), None, parallel.size())
     fitted, held_out = FIT[share], validation_text[share]
     validation = Streams(stream(dense, held_out), stream(small, held_out))
-    chosen = refit(stage, Streams(stream(dense, fitted), stream(small, fitted)), validation, ridges, progress)
+    with patch.object(projection_fit, "RIDGES", ridges):
+        chosen = refit(stage, Streams(stream(dense, fitted), stream(small, fitted)), validation, progress)
     unchanged = stream(small, held_out)
     run_through(unchanged)
     before, after = (stream_divergence(validation.dense, each) for each in (unchanged, validation.small))
@@ -78,12 +81,12 @@ def refitted(
 
 
 @pytest.mark.parametrize(
-    ("errors", "ridge"), [([0.1, 0.5, 0.4], None), ([0.5, 0.1, 0.4], 0.01), ([0.5, 0.4, 0.1], 1.0)]
+    ("errors", "ridge"), [([0.1, 0.5, 0.4], None), ([0.5, 0.1, 0.4], 0.03), ([0.5, 0.4, 0.1], 0.3)]
 )
 def test_held_out_text_decides(errors, ridge):
     pair = torch.randn(1, 40, 4, generator=GENERATOR), torch.randn(1, 40, 3, generator=GENERATOR)
     moments = Moments(4, 3, torch.device("cpu"), [pair])
-    weight, best = fit_output(moments, lambda candidates: errors, torch.ones(3, 4), None, (0.01, 1.0), "block 0 mlp")
+    weight, best = fit_output(moments, lambda candidates: errors, torch.ones(3, 4), None, "block 0 mlp")
     assert best == ridge
     assert torch.equal(weight, torch.ones(3, 4)) == (ridge is None)
 
@@ -233,11 +236,12 @@ def joint(module: Tiny, mixture: Mixture) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("scale", [1.0, 0.6])
 def test_experts_that_take_turns_come_to_joint_least_squares(monkeypatch, scale):
     monkeypatch.setattr(fitted, "ROUNDS", 60)
+    monkeypatch.setattr(projection_fit, "RIDGES", (1e-9,))
     module = Tiny(torch.Generator().manual_seed(0))
     X, missing = joint(module, text(module, 1, scale=scale))
     change, *_ = np.linalg.lstsq(X, missing, rcond=None)
     same = text(module, 1, scale=scale), text(module, 1, scale=scale)
-    weights, _ = fit_experts(*same, module.down_proj, (1e-9,), "block 0 mlp")
+    weights, _ = fit_experts(*same, module.down_proj, "block 0 mlp")
     expected = module.down_proj.double().numpy() + change.T.reshape(WIDTH, EXPERTS, CHANNELS).transpose(1, 0, 2)
     np.testing.assert_allclose(weights.double().numpy(), expected, rtol=1e-2, atol=1e-2)
     left = torch.cat(same[1].missing).double().numpy()
@@ -249,6 +253,6 @@ def test_fits_that_only_do_harm_are_not_taken():
     held_out = text(module, 2)
     for missing in held_out.missing:
         missing.zero_()
-    weights, ridge = fit_experts(text(module, 1), held_out, module.down_proj, (0.01,), "block 0 mlp")
+    weights, ridge = fit_experts(text(module, 1), held_out, module.down_proj, "block 0 mlp")
     assert ridge is None
     assert torch.equal(weights, module.down_proj)

@@ -106,13 +106,10 @@ def mixture_of(walk: BlockWalk, targets: Iterable[Tensor], outputs: Sequence[Ten
 
 
 @torch.no_grad()
-def fit_experts(
-    seen: Mixture, held_out: Mixture, W0: Tensor, ridges: Sequence[float], name: str
-) -> tuple[Tensor, float | None]:
+def fit_experts(seen: Mixture, held_out: Mixture, W0: Tensor, name: str) -> tuple[Tensor, float | None]:
     """The best weights of all experts; every accepted fit lowers the error on held-out text.
 
-    An expert without held-out tokens keeps its weights. W0, [e, m, d] float32, are the stitched weights, `ridges` the
-    candidate values of λ.
+    An expert without held-out tokens keeps its weights. W0, [e, m, d] float32, are the stitched weights.
 
     Returns:
         Weights [e, m, d], and the most frequent λ; None if no expert has other weights.
@@ -126,7 +123,7 @@ def fit_experts(
         fitted, unseen = seen.moments(expert, W), held_out.moments(expert, W)
         if fitted.count == 0 or unseen.count == 0:
             continue
-        best, ridge = fit_output(fitted, unseen.errors, W, None, ridges, f"{name} expert {expert}")
+        best, ridge = fit_output(fitted, unseen.errors, W, None, f"{name} expert {expert}")
         if ridge is not None:
             chosen[ridge] += 1
             weights[expert] = best

@@ -33,6 +33,9 @@ from darwinlm.streaming.outputs import norm_divisor, norm_gain, output_projectio
 from darwinlm.surgery.ridge import ridge_solution, squared_error
 from darwinlm.surgery.sublayers import BlockWalk
 
+RIDGES = (0.03, 0.3)
+"""Candidate values of λ, relative to the mean of the diagonal. Five values from 0.01 to 1 gained nothing more; see
+docs/notebook/training.md."""
 _SMALL_GAIN = 1e-4
 _HALVINGS = 60
 
@@ -77,7 +80,6 @@ def fit_output(
     errors: Callable[[Sequence[Tensor]], Sequence[float]],
     W0: Tensor,
     gain: Tensor | None,
-    ridges: Iterable[float],
     name: str,
     *,
     normed: bool = False,
@@ -89,7 +91,6 @@ def fit_output(
         errors: Validation error of each of some weights, relative to E‖y‖².
         W0: [r, d] float32, centre of the regularisation.
         gain: c, [r]; None if it is 1.
-        ridges: Candidate values of λ.
         name: Name of the module, for messages.
         normed: Whether a norm follows.
 
@@ -99,11 +100,9 @@ def fit_output(
     Raises:
         NumericsError: Moments aren't finite or can't be factorised.
     """
-    tried: list[float | None] = [None]
     V0 = W0 if gain is None else gain[:, None] * W0
     candidates = [W0]
-    for ridge in ridges:
-        tried.append(ridge)
+    for ridge in RIDGES:
         V = ridge_solution(seen.H, seen.C, V0, ridge, name=name)
         if gain is None:
             candidates.append(V)
@@ -116,7 +115,7 @@ def fit_output(
         candidates.append(torch.where(seen_by[:, None], V * inverse[:, None], W0))
     found = errors(candidates)
     best = min(range(len(candidates)), key=found.__getitem__)
-    return candidates[best], tried[best]
+    return candidates[best], (None, *RIDGES)[best]
 
 
 def limit(energies: Tensor, squared_gains: Tensor) -> Tensor:

@@ -31,9 +31,6 @@ from darwinlm.surgery.projection_fit import (
 )
 from darwinlm.surgery.sublayers import BlockWalk
 
-RIDGES = (0.03, 0.3)
-"""Candidate values of λ, relative to the mean of the diagonal. Five values from 0.01 to 1 gained nothing more; see
-docs/notebook/training.md."""
 STRENGTHS = (0.5, 0.75, 1.0)
 """Candidate factors of interpolation from the stitched to the fitted weights; 50 to 75 % were the best of five, see
 docs/notebook/training.md."""
@@ -51,14 +48,12 @@ def refit(
     folder: Path,
     fit: Streams,
     validation: Streams,
-    ridges: Sequence[float] = RIDGES,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[float | None]:
     """Fit every output projection of the smaller model, and write the weights of each block by name in it.
 
     The streams stand before the first block; they end after the last one. Processes share the text and fit the same
     weights from moments of all of it; the first process writes them. A block without an accepted fit has no file.
-    `ridges` are candidate values of λ.
 
     Returns:
         The best λ of each module on validation text; None if the stitched weights were kept.
@@ -71,7 +66,7 @@ def refit(
     total = fit.dense.checkpoint.n_blocks
     streams = (fit.dense, fit.small, validation.dense, validation.small)
     for block, *_ in zip(*(stream.walk() for stream in streams), strict=True):
-        weights, fits = _refit_block(block, fit, validation, ridges)
+        weights, fits = _refit_block(block, fit, validation)
         path = folder / block_file(block)
         if weights:
             parallel.in_main(write_tensors, path, weights)
@@ -89,9 +84,7 @@ def put_weights(block: nn.Module, weights: dict[str, Tensor]) -> None:
         parameters[name].data = weight.to(parameters[name].device, parameters[name].dtype)
 
 
-def _refit_block(
-    block: int, fit: Streams, validation: Streams, ridges: Sequence[float]
-) -> tuple[dict[str, Tensor], list[float | None]]:
+def _refit_block(block: int, fit: Streams, validation: Streams) -> tuple[dict[str, Tensor], list[float | None]]:
     """Move all streams through one block and fit its modules."""
     checkpoint = fit.small.checkpoint
     dense = (BlockWalk(fit.dense, block), BlockWalk(validation.dense, block))
@@ -112,7 +105,7 @@ def _refit_block(
         if name is not None:
             inner = name.removeprefix(part.prefix)
             stitched = checkpoint.read(prefix + name, dtype=torch.float32)[""]
-            weight, ridge = _fit_module(kind, small, dense, spreads, by_rows(part, inner, stitched), ridges)
+            weight, ridge = _fit_module(kind, small, dense, spreads, by_rows(part, inner, stitched))
             chosen.append(ridge)
             if ridge is not None:
                 weights[name] = as_stored(part, inner, weight)
@@ -130,7 +123,6 @@ def _fit_module(
     dense: Sequence[BlockWalk],
     spreads: Sequence[list[Tensor]],
     W0: Tensor,
-    ridges: Sequence[float],
 ) -> tuple[Tensor, float | None]:
     """The best weights of an output projection on validation text, and their λ, as `fit_output`.
 
@@ -143,7 +135,7 @@ def _fit_module(
     if W0.ndim == 3:
         triples = zip(small, dense, spreads, strict=True)
         seen, held_out = (mixture_of(walk, goal.stream.hidden, made) for walk, goal, made in triples)
-        return fit_experts(seen, held_out, W0, ridges, label)
+        return fit_experts(seen, held_out, W0, label)
     gain = output_gain(walk.stream.decoder.blocks[walk.block], walk.stream.checkpoint, kind)
     fitted = module_moments(walk, kind, dense[0].stream.hidden, spreads[0], gain)
     if spreads[0]:
@@ -157,4 +149,4 @@ def _fit_module(
             unseen = module_moments(small[1], kind, dense[1].stream.hidden, [], gain)
             return unseen.errors([W if gain is None else gain[:, None] * W for W in candidates])
 
-    return fit_output(fitted, errors, W0, gain, ridges, label, normed=bool(spreads[0]))
+    return fit_output(fitted, errors, W0, gain, label, normed=bool(spreads[0]))
