@@ -86,7 +86,6 @@ GROUPED = {"num_key_value_heads": 4, "attention_bias": False, "head_dim": 8}
         ("mixtral", {0: (4, 2, 64, 2)}, {}, r"mixtures of experts differ.* Prune with --for gguf"),
         ("mixtral", {1: (4, 2, 40)}, {}, "its mixtures of experts differ"),
         ("gemma4_text_experts", {1: (4, 1, 0)}, GEMMA4_MOE, "its mixtures of experts differ"),
-        ("mixtral", {0: (2, 1, 96)}, {}, "its layers differ, and no architecture with sizes per layer"),
         ("deepseek_v3", {2: (4, 4, 0)}, GROUPED, "its mixtures of experts differ"),
         ("exaone4", {}, {"layer_types": ["sliding_attention"] * 3}, "some of its layers have a sliding window"),
         ("olmo3", {}, {"layer_types": ["full_attention"] * 3}, "every 4. layer has no window"),

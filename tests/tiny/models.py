@@ -1,5 +1,6 @@
 """Tiny random models of every family: four layers, a few thousand weights, logits that depend on the whole context."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -195,8 +196,8 @@ def tiny_config(model_type: str, **overrides: Any) -> PreTrainedConfig:
     return AutoConfig.for_model(**{"model_type": model_type, **SIZES, **FAMILIES[model_type], **overrides})
 
 
-def tiny_model(model_type: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
-    """A tiny model in evaluation mode; the same seed gives the same weights.
+def randomised(make: Callable[[], Any], seed: int = 0) -> Any:
+    """A model in evaluation mode; the same seed gives the same weights.
 
     Matrices are scaled so that every sub-layer matters to the logits, and norm weights and biases are not their
     initial ones and zeros, so that a norm or a bias that goes missing shows.
@@ -205,7 +206,7 @@ def tiny_model(model_type: str, seed: int = 0, **overrides: Any) -> PreTrainedMo
     # Decays of linear attention keep their initial values, which are random.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(tiny_config(model_type, **overrides))
+        model = make()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             noise = torch.randn(weight.shape, generator=generator)
@@ -221,3 +222,8 @@ def tiny_model(model_type: str, seed: int = 0, **overrides: Any) -> PreTrainedMo
             if name.endswith("layer_scalar"):
                 buffer.copy_(1 + torch.randn(buffer.shape, generator=generator) * 0.3)
     return model.eval()
+
+
+def tiny_model(model_type: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
+    """A tiny random model of a family."""
+    return randomised(lambda: AutoModelForCausalLM.from_config(tiny_config(model_type, **overrides)), seed)

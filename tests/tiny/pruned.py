@@ -13,7 +13,7 @@ from darwinlm.recipe import UnitsSettings
 from darwinlm.surgery.stitch import stitch
 from darwinlm.units.levels import ModuleLevels
 from tests.tiny.checkpoint import WORDS
-from tests.tiny.models import tiny_config
+from tests.tiny.models import randomised, tiny_config
 from tests.tiny.reader import FirstUnits
 from tests.tiny.vocabulary import trained_bytes
 
@@ -42,24 +42,6 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
         eos_token="</s>",
         chat_template="{% for message in messages %}{{ message['content'] }}{% endfor %}",
     )
-
-
-def randomised(model: Any, seed: int = 0) -> Any:
-    """Weights of a size that makes every sub-layer matter; norms and biases aren't ones and zeros."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            noise = torch.randn(weight.shape, generator=generator)
-            if "embed_tokens" in name or "lm_head" in name:
-                weight.copy_(noise * 0.3)
-            elif weight.ndim >= 2:
-                weight.copy_(noise * 1.2 / weight.shape[-1] ** 0.5)
-            else:
-                weight.copy_((0 if name.endswith("bias") or "gemma" in model.config.model_type else 1) + noise * 0.2)
-        for name, buffer in model.named_buffers():
-            if name.endswith("correction_bias"):
-                buffer.copy_(torch.randn(buffer.shape, generator=generator) * 0.1)
-    return model.eval()
 
 
 def pruned_checkpoint(
@@ -105,7 +87,7 @@ def plain_checkpoint(
 ) -> Path:
     """Save a random model of equal layers, of the family's own class."""
     config = tiny_config(model_type, **{**ENGINE_SIZES, **overrides})
-    return _save(randomised(AutoModelForCausalLM.from_config(config)), folder, dtype, tokenizer)
+    return _save(randomised(lambda: AutoModelForCausalLM.from_config(config)), folder, dtype, tokenizer)
 
 
 def any_checkpoint(folder: Path, model_type: str, rows: Mapping[int, Row] | None, **overrides: Any) -> Path:
