@@ -196,11 +196,11 @@ def tiny_config(model_type: str, **overrides: Any) -> PreTrainedConfig:
     return AutoConfig.for_model(**{"model_type": model_type, **SIZES, **FAMILIES[model_type], **overrides})
 
 
-def randomised(make: Callable[[], Any], seed: int = 0) -> Any:
+def randomised(make: Callable[[], Any], seed: int = 0, vectors: float = 0.1) -> Any:
     """A model in evaluation mode; the same seed gives the same weights.
 
     Matrices are scaled so that every sub-layer matters to the logits, and norm weights and biases are not their
-    initial ones and zeros, so that a norm or a bias that goes missing shows.
+    initial ones and zeros, so that a norm or a bias that goes missing shows: `vectors` is the size of the difference.
     """
     generator = torch.Generator().manual_seed(seed)
     # Decays of linear attention keep their initial values, which are random.
@@ -215,7 +215,7 @@ def randomised(make: Callable[[], Any], seed: int = 0) -> Any:
             elif weight.ndim >= 2:
                 weight.copy_(noise * 1.2 / weight.shape[-1] ** 0.5)
             else:
-                weight.add_(noise * 0.1)
+                weight.add_(noise * vectors)
         for name, buffer in model.named_buffers():
             if name.endswith("e_score_correction_bias"):
                 buffer.copy_(torch.randn(buffer.shape, generator=generator) * 0.3)

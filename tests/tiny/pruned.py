@@ -87,7 +87,8 @@ def plain_checkpoint(
 ) -> Path:
     """Save a random model of equal layers, of the family's own class."""
     config = tiny_config(model_type, **{**ENGINE_SIZES, **overrides})
-    return _save(randomised(lambda: AutoModelForCausalLM.from_config(config)), folder, dtype, tokenizer)
+    model = randomised(lambda: AutoModelForCausalLM.from_config(config), vectors=0.2)
+    return _save(model, folder, dtype, tokenizer)
 
 
 def any_checkpoint(folder: Path, model_type: str, rows: Mapping[int, Row] | None, **overrides: Any) -> Path:
