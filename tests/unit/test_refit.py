@@ -212,14 +212,13 @@ def side_by_side(module: Tiny, routing: Routing) -> torch.Tensor:
     return rows.flatten(1)
 
 
-def text(module: Tiny, seed: int, asked=range(EXPERTS), scale: float = 1.0) -> Mixture:
+def text(module: Tiny, seed: int, scale: float = 1.0) -> Mixture:
     """A text on which a change of the experts' weights would mend most of what is missing."""
     generator = torch.Generator().manual_seed(seed)
     change = torch.randn(EXPERTS * CHANNELS, WIDTH, generator=torch.Generator().manual_seed(9))
     routing, missing = [], []
     for n in (60, 40):
-        order = torch.stack([torch.randperm(len(asked), generator=generator) for _ in range(n)])
-        chosen = torch.tensor(list(asked))[order][:, :ASKED]
+        chosen = torch.stack([torch.randperm(EXPERTS, generator=generator) for _ in range(n)])[:, :ASKED]
         hidden = torch.randn(n, WIDTH, generator=generator)
         routing.append(Routing(hidden, chosen, torch.rand(chosen.shape, generator=generator)))
         noise = 0.3 * torch.randn(n, WIDTH, generator=generator)

@@ -11,11 +11,11 @@ from darwinlm.surgery.projection_fit import Moments
 from darwinlm.surgery.ridge import ridge_solution
 
 
-def sample(n=200, d=12, r=5, seed=0, noise=0.3):
+def sample(n=200, d=12, r=5):
     """Inputs [n, d], outputs [n, r] that depend on them, and the weights [r, d] of the regularisation."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     X = rng.standard_normal((n, d)) @ (np.eye(d) + 0.4 * rng.standard_normal((d, d)))
-    Y = X @ rng.standard_normal((d, r)) + noise * rng.standard_normal((n, r))
+    Y = X @ rng.standard_normal((d, r)) + 0.3 * rng.standard_normal((n, r))
     return X, Y, rng.standard_normal((r, d))
 
 
