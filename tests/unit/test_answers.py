@@ -1,4 +1,4 @@
-"""Figures of chat models: closeness on the dense model's answers."""
+"""Figures of chat models: closeness on the dense model's answers, and code."""
 
 import pytest
 import torch
@@ -7,6 +7,8 @@ from tests.tiny.tokenizer import TEMPLATE, tiny_tokenizer
 from torch.nn import functional
 
 from darwinlm.evaluation.answers import Answers, measure_answers, write_answers
+from darwinlm.evaluation.code import TASKS, compare_code, greedy_answers, write_code
+from darwinlm.runtime.errors import ModelError
 
 
 @pytest.fixture
@@ -59,3 +61,40 @@ def test_the_dense_model_writes_the_answers(ending, tokenizer):
         begin = int(answer.int().argmax())
         assert tokens[begin - len(header) : begin].tolist() == header
     assert "no chat template" in write_answers(ending, tiny_tokenizer(), 40)
+
+
+def test_answers_are_the_models_own(ending, tokenizer):
+    prompts = ["the sea", "a very long prompt about the sea"]
+    together = greedy_answers(ending, tokenizer, prompts, 8)
+    for prompt, answer in zip(prompts, together, strict=True):
+        ids = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )["input_ids"]
+        out = ending.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False, pad_token_id=0
+        )
+        assert answer == tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
+    with pytest.raises(ModelError, match="no chat template: coding tasks are for chat models"):
+        greedy_answers(ending, tiny_tokenizer(), prompts, 8)
+
+
+def test_only_blocks_of_code_count(monkeypatch, ending, tokenizer):
+    answers = ["Sure:\n```python\nx = 1\n```\nDone.", "```\nx = 2\n```", "x = 3", "```py\nx = 4"]
+    monkeypatch.setattr("darwinlm.evaluation.code.greedy_answers", lambda *asked: answers)
+    assert write_code(ending, tokenizer) == ["x = 1\n", "x = 2\n", None, None]
+
+
+def test_a_models_code_against_the_dense_ones():
+    dense = ["x = 1", "def f(:", "y = [\n  1]", None, "z"]
+    figures = compare_code(["x  =  1  # one", "a\0b", None, "x", "(" * 500 + ")" * 500], dense)
+    assert (figures.tasks, figures.parsed, figures.same) == (4, 0.25, 0.25)
+    assert compare_code(dense, dense).model_dump() == {"tasks": 4, "parsed": 0.75, "same": 0.75}
+    assert compare_code(["x"], [None]) is None
+    documented = 'def f():\n    """Says what."""\n    return 1'
+    assert compare_code([documented], ["def f(): return 1  # one"]).same == 1
+
+
+def test_a_model_that_writes_no_code_has_no_figures(ending, tokenizer):
+    codes = write_code(ending, tokenizer)
+    assert codes == [None] * len(TASKS)
+    assert compare_code(codes, codes) is None

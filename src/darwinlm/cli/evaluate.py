@@ -32,7 +32,7 @@ def evaluate(
     ] = None,
     chat: Annotated[
         bool,
-        typer.Option("--chat", help="Measure KL and agreement on new answers of --against."),
+        typer.Option("--chat", help="Measure KL, agreement and code on new answers of --against."),
     ] = False,
     tokens: Annotated[int, arguments.number("TOKENS", "Tokens of each text")] = 16384,
     sequence_length: Annotated[int, arguments.number("TOKENS", "Tokens of each sequence", least=2)] = 512,

@@ -1,4 +1,4 @@
-"""Figures of chat models: closeness to the dense one on answers that it has written itself.
+"""Figures of chat models: closeness to the dense one on answers that it has written itself, and coding tasks.
 
 Closeness is that of next tokens of answers, given the prompt and the earlier tokens.
 """
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from darwinlm.evaluation.code import compare_code, write_code
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.evaluation.summary import percent
 from darwinlm.runtime import parallel
@@ -95,15 +96,23 @@ def measure_chats(models: Mapping[str, Any], *, tokens: int, batch_tokens: int) 
     if isinstance(written, str):
         raise ModelError(f"{original} writes no chats: {written}")
     readers = {name: small.decoder(written.tokens)}
-    return ChatFigures(
-        answers=measure_answers(dense.decoder(written.tokens), readers, written, batch_tokens=batch_tokens)
-    )
+    answers = measure_answers(dense.decoder(written.tokens), readers, written, batch_tokens=batch_tokens)
+    blocks = {key: write_code(each.model, small.tokenizer) for key, each in models.items()}
+    code = {key: compare_code(each, blocks[original]) for key, each in blocks.items()}
+    return ChatFigures(answers=answers, code={key: each for key, each in code.items() if each is not None})
 
 
 def chat_tables(found: ChatFigures, name: Callable[[str], str] = str) -> Iterator[Table]:
-    """Closeness to the dense model; `name` gives a model's name for people."""
+    """Closeness to the dense model, and code; `name` gives a model's name for people."""
     if found.answers:
         cells = [(name(key), f"{each.kl:.3f}", f"{percent(each.agreement)} %") for key, each in found.answers.items()]
         tokens = next(iter(found.answers.values())).tokens
         remarks = [f"{tokens:,} tokens of new answers that the dense model wrote itself"]
         yield ("answers of the dense model", "KL", "same first token"), cells, remarks
+    if found.code:
+        shares = [
+            (name(key), f"{percent(each.parsed)} %", f"{percent(each.same)} %") for key, each in found.code.items()
+        ]
+        tasks = next(iter(found.code.values())).tasks
+        remarks = [f"code: {tasks} Python functions that the dense model writes; same: the same syntax tree"]
+        yield ("coding answers", "parse as Python", "same as the dense model's"), shares, remarks

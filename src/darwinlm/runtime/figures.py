@@ -125,10 +125,19 @@ class FileChoice(Figures):
     dense: QuantisedFile | None = None
 
 
+class CodeFigures(Figures):
+    """Shares of answers to coding tasks whose code parses as Python, and whose code is that of the dense model."""
+
+    tasks: int
+    parsed: float
+    same: float
+
+
 class ChatFigures(Figures):
-    """What models do as chat models, by name: on answers of the dense one."""
+    """What models do as chat models, by name: on answers of the dense one, and with coding tasks."""
 
     answers: dict[str, AnswerFigures]
+    code: dict[str, CodeFigures] = {}
 
 
 class ModelFigures(Figures):

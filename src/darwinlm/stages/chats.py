@@ -59,7 +59,7 @@ CHATS = Stage(
     "chats",
     _measure,
     lambda task: read_as(task.folder / FIGURES, ChatFigures),
-    version=4,
+    version=3,
     writes="figures of chats, if the model is a chat model",
     key=lambda task: {"tokens": task.recipe.text.answer_tokens},
     arithmetic=True,
