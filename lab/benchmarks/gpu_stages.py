@@ -101,13 +101,13 @@ def random_database(setup: Setup, checkpoint: Checkpoint) -> Path:
 
 
 def stream(setup: Setup) -> None:
-    """Run the residual stream through four blocks, on the device, in main memory and in a file."""
+    """Run the residual stream through four blocks, on the device and in main memory."""
     checkpoint = model_of(setup, 4)
     length, n_tokens = (32, 512) if setup.tiny else (2048, 1 << 18)
     tokens = torch.randint(checkpoint.config.vocab_size, (n_tokens // length, length))
     dtype = torch.float32 if setup.tiny else torch.bfloat16
     rates: dict[str, float] = {}
-    for place in ("device", "host", "file"):
+    for place in ("device", "host"):
         memory = HiddenMemory(setup.work, place)
         options: dict[str, Any] = {"dtype": dtype, "device": setup.kind, "batch_tokens": 4 * length, "memory": memory}
         states = BlockStream(checkpoint, tokens, **options)
@@ -123,7 +123,6 @@ def stream(setup: Setup) -> None:
     block = sum(parameter.numel() for parameter in checkpoint.skeleton().get_submodule("model.layers.0").parameters())
     operations = 2 * block + 4 * length * checkpoint.config.hidden_size
     setup.told("stream", PASSES, rates["device"] * operations / 1e12, "TFLOP/s")
-    setup.fast("stream", "file against device", rates["file"] / rates["device"], "", 0.5)
     setup.fast("stream", "main memory against device", rates["host"] / rates["device"], "", 0.8)
     setup.peak("stream")
 
@@ -167,18 +166,17 @@ def candidates(setup: Setup) -> None:
     seconds, reads = timed([parent])
     setup.told("candidates", "the first parent took", seconds, "s")
     setup.told("candidates", "factors read for it", float(reads))
-    fitness.set_base(parent)
     for name, count, floor in (("two modules", 2, 200.0), ("all modules", len(parent), 30.0)):
         children = [moved(count) for _ in range(12 if count == 2 else 4)]
         seconds, reads = timed(children)
         setup.fast("candidates", f"children that move {name}", 60 * len(children) / seconds, "a minute", floor)
-        setup.most("candidates", f"factors read for each of them, {name}", reads / len(children), "", 0.0)
+        setup.told("candidates", f"factors read for each of them, {name}", reads / len(children))
     gradients = Gradients(fitness, reader)
     before, begun = reader.reads, time.perf_counter()
     gradients.around(parent, (0, 1))
     setup.wait()
     setup.told("candidates", "slopes of all levels", time.perf_counter() - begun, "s")
-    setup.most("candidates", "factors read for slopes", float(reader.reads - before), "", 0.0)
+    setup.told("candidates", "factors read for slopes", float(reader.reads - before))
     setup.peak("candidates")  # caches take what is free, so the plan's figure is no bound
 
 
@@ -194,15 +192,15 @@ def training(setup: Setup) -> None:
     fitness = Fitness(placed, text[:1], batch_tokens=length)
     trainer = CandidateTrainer(placed, fitness, text, setup.work)
     children = [tuple(level + (place == index) for place, level in enumerate(parent)) for index in range(4)]
-    pool, stays = [parent, *children], 3
+    pool = [parent, *children]
     for number in (1, 2):
         begun = time.perf_counter()
-        losses = trainer.judge(pool, n_tokens // 2, length, staying=stays)
+        losses = trainer.judge(pool, n_tokens // 2, length)
         setup.wait()
         rate = len(pool) * (n_tokens // 2) / (time.perf_counter() - begun)
         setup.told("training", f"tokens in training, round {number}", rate, "a second")
         best = sorted(zip(losses[1:], pool[1:], strict=True))[:2]
-        pool, stays = [parent, *(child for _, child in best)], 0
+        pool = [parent, *(child for _, child in best)]
         trainer.keep(pool)
     setup.told("training", "mean KL after it", sum(losses) / len(losses), "nats a token")
     planned = setup.plan(
@@ -348,12 +346,11 @@ class _KilledError(Exception):
 def decoding(setup: Setup) -> None:
     """Measure tokens per second of both models in eager decoding, and as a graph with a cache of fixed size."""
     from darwinlm.evaluation.speed import measure_speed
-    from darwinlm.search.latency.graphs import GraphedDecoding, StaticDecoding
+    from darwinlm.search.latency.graphs import GraphedDecoding
 
     layers = 4 if setup.tiny else 32
     prompt, new = ([5] * 16, 4) if setup.tiny else ([5] * 512, 64)
-    on_gpu = setup.kind.type == "cuda"
-    words = "a CUDA graph" if on_gpu else "a cache of fixed size"
+    words = "a CUDA graph" if setup.kind.type == "cuda" else "a cache of fixed size"
     rates: dict[str, list[float]] = {"eagerly": [], f"with {words}": []}
     for name, checkpoint in (("dense", model_of(setup, layers)), ("smaller", smaller_model(setup, layers))):
         model = checkpoint.load(checkpoint.dtype, setup.kind)
@@ -361,7 +358,7 @@ def decoding(setup: Setup) -> None:
         setup.told("decoding", f"{name}: prompt", eager["tokens_per_second"], "tokens/s")
         with torch.inference_mode():
             tokens = torch.tensor([prompt], device=setup.kind)
-            steps = (GraphedDecoding if on_gpu else StaticDecoding)(model, tokens, new)
+            steps = GraphedDecoding(model, tokens, new)
             setup.wait()
             begun = time.perf_counter()
             for _ in range(new):

@@ -2,11 +2,10 @@
 
 One generation of candidates, without training, is evaluated in two ways. The plain way deep-copies the model for every
 evaluation, reads changed layers from disk at dense shapes with zeros, runs the whole forward pass, and computes KL over
-a whole batch at once. The search keeps one model and swaps small modules in. It doesn't repeat blocks before the first
-change, nor text of earlier rounds. Both evaluate the same candidates in the same rounds, and the largest difference of
-their KL is reported. Both begin as in the middle of a search, with the parent in memory. The search knows the parent's
-loss from an earlier generation; the plain way measures it with the last round's candidates. The time includes a pass of
-the parent for its block inputs, as after a generation that improved it.
+a whole batch at once. The search keeps one model and swaps small modules in. It doesn't repeat text of earlier rounds.
+Both evaluate the same candidates in the same rounds, and the largest difference of their KL is reported. Both begin as
+in the middle of a search, with the parent in memory. The search knows the parent's loss from an earlier generation; the
+plain way measures it with the last round's candidates.
 
     python -m lab.benchmarks.search --out runs/bench
 """
@@ -126,7 +125,6 @@ def measure_rate(options: argparse.Namespace) -> None:
     fitness = Fitness(placed, tokens, batch_tokens=4096)
     fitness.kl(parent, ROUNDS[-1][0])
     begun = time.perf_counter()
-    fitness.set_base(parent)
     ours = generation(candidates, parent, fitness.kls)
     ours_seconds = time.perf_counter() - begun
 

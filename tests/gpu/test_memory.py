@@ -9,7 +9,7 @@ import torch
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.runtime import memory, parallel
 from darwinlm.runtime.errors import RecipeError
-from darwinlm.runtime.memory import BESIDE, CACHES, FRAGMENTS, HALVINGS, OTHERS, WORK, Bounded, DeviceMemory, memory_of
+from darwinlm.runtime.memory import CACHES, FRAGMENTS, HALVINGS, OTHERS, WORK, Bounded, DeviceMemory, memory_of
 from darwinlm.streaming.streamed import StreamedDecoder
 from tests.gpu.device import pretend_gpu
 from tests.gpu.rules import NAME
@@ -26,11 +26,11 @@ def anew():
 
 
 def test_caches_together_take_what_is_for_them():
-    assert sum(CACHES.values()) == pytest.approx(1) == sum(BESIDE.values())
+    assert sum(CACHES.values()) == pytest.approx(1)
     with pretend_gpu(memory=1000):
         rooms = [memory_of(CARD).room(part) for part in CACHES]
         assert sum(rooms) == pytest.approx(1000 * (1 - FRAGMENTS), abs=len(CACHES))
-        assert memory_of(CARD).room("blocks", 450) == 160
+        assert memory_of(CARD).room("blocks", 450) == 200
     assert memory_of(CARD) is memory_of(torch.device("cuda:0"))
 
 
@@ -40,7 +40,7 @@ def test_in_main_memory_caches_leave_half_to_others_and_what_the_stage_needs(mon
     assert sum(map(here.room, CACHES)) == pytest.approx(1000 * (1 - OTHERS), abs=len(CACHES))
     here.needs, here.stage = {"search": 700, "refit": 2000}, "search"
     assert sum(map(here.room, CACHES)) == pytest.approx(300, abs=len(CACHES))
-    assert here.room("blocks", 800) == 80
+    assert here.room("blocks", 800) == 100
     here.stage = "refit"
     assert sum(map(here.room, CACHES)) == 0
     assert [here.room(part) for part in WORK] == [1000 * share for share in WORK.values()], (
@@ -78,7 +78,7 @@ def test_full_memory_halves_caches_and_only_then_ends(monkeypatch):
     work = mock.Mock(side_effect=[torch.OutOfMemoryError("full"), torch.OutOfMemoryError("full"), "done"])
     assert handed.survive(work, 1) == "done"
     assert dropped == [0, 1, 2]
-    assert handed.room("blocks") == 100
+    assert handed.room("blocks") == 125
     with pytest.raises(torch.OutOfMemoryError):
         handed.survive(mock.Mock(side_effect=torch.OutOfMemoryError("full")))
     assert handed._halvings == HALVINGS

@@ -1,5 +1,6 @@
 """Models on the pretend device: loaded, decoding as a CUDA graph, and trained; branches that no run takes."""
 
+import gc
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,9 +13,9 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import RecoverySettings
 from darwinlm.recovery.schedule import plan_steps
 from darwinlm.recovery.train import Training
-from darwinlm.runtime import memory
+from darwinlm.runtime import cuda_graph, memory
 from darwinlm.runtime.errors import CheckpointError
-from darwinlm.search.latency.graphs import GraphedDecoding, cache_name
+from darwinlm.search.latency.graphs import WARM_UP, GraphedDecoding, cache_name
 from darwinlm.search.latency.timing import ModelTimer
 from darwinlm.search.student import Student
 from darwinlm.stages import latency
@@ -53,15 +54,38 @@ def test_a_replayed_step_decodes(model_type, tiny_folder):
     checkpoint = Checkpoint.open(tiny_folder(model_type))
     model = checkpoint.load(torch.float32)
     named = {cache_name(model): model(input_ids=PROMPTS, use_cache=True).past_key_values}
-    expected = [model(input_ids=PROMPTS[:, :1], use_cache=True, **named).logits for _ in range(3)]
+    expected = [model(input_ids=PROMPTS[:, :1], use_cache=True, **named).logits for _ in range(WARM_UP + 3)]
     with pretend_gpu() as gpu:
         decoding = GraphedDecoding(checkpoint.load(torch.float32, NAME), PROMPTS.to(NAME), 4)
-        for _ in range(2):
-            for logits in expected:
-                torch.testing.assert_close(decoding.step().cpu(), logits, rtol=1e-4, atol=1e-4)
-            decoding.rewind()
+        for logits in expected[WARM_UP:]:
+            torch.testing.assert_close(decoding.step().cpu(), logits, rtol=1e-4, atol=1e-4)
+        decoding.rewind()
+        assert decoding.step().cpu().isfinite().all()
     (recording,) = gpu.recordings
-    assert recording.replays == 6
+    assert recording.replays == 4
+
+
+@pytest.mark.parametrize("failing", ["in Python", "in CUDA"])
+def test_a_failed_recording_leaves_its_stream_and_its_memory(gpu, failing):
+    card, there = torch.device(NAME, 0), torch.ones(3, device=NAME)
+    before = torch.cuda.current_stream(card)
+
+    def refused() -> None:
+        assert gc.get_freeze_count() > 0, "objects are out of collections"
+        assert torch.cuda.current_stream(card) != before
+        if failing == "in CUDA":
+            float(there.sum())
+        raise RuntimeError("not permitted")
+
+    with pytest.raises(RuntimeError, match="not permitted"):
+        cuda_graph.recorded(refused, card)
+    assert gc.get_freeze_count() == 0
+    assert torch.cuda.current_stream(card) == before
+    assert not gpu.clocks.pools, "the allocator serves no recording any more"
+    total = torch.zeros(3, device=NAME)
+    replay = cuda_graph.recorded(lambda: total.add_(there), card)
+    replay()
+    assert total.tolist() == [1, 1, 1]
 
 
 LENGTH = 16

@@ -1,4 +1,4 @@
-"""Copies beside a GPU's work: what is read was written, from memory and from files, and nothing is used too early."""
+"""Copies beside a GPU's work: what is read was written, and nothing is used too early."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from darwinlm.runtime.errors import DeviceMemoryError
 from darwinlm.streaming import streamed
 from darwinlm.streaming.hidden import HiddenMemory, HiddenStates
 from darwinlm.streaming.streamed import StreamedDecoder
-from darwinlm.streaming.transfers import pinned_bytes, pinned_like
+from darwinlm.streaming.transfers import pinned_like
 from tests.gpu.device import UnfinishedError
 from tests.gpu.rules import NAME
 from tests.tiny.checkpoint import run_through, stream_over
@@ -17,10 +17,9 @@ from tests.tiny.checkpoint import run_through, stream_over
 CARD = torch.device(NAME, 0)
 
 
-@pytest.mark.parametrize("place", ["host", "file"])
-def test_a_stream_moves_on_and_is_read_again(place, gpu, tmp_path):
+def test_a_stream_moves_on_and_is_read_again(gpu, tmp_path):
     batches = [torch.full((2, 3), float(index), device=CARD) for index in range(7)]
-    states = HiddenStates(iter(batches), 42, HiddenMemory(tmp_path, place))
+    states = HiddenStates(iter(batches), 42, HiddenMemory(tmp_path, "host"))
     gpu.restart()
     for turn in range(3):
         for index, batch in enumerate(states):
@@ -67,10 +66,6 @@ def test_a_device_smaller_than_a_block_is_refused(tiny_llama, monkeypatch):
     monkeypatch.setattr(streamed, "all_bytes", lambda device: 1000)
     with pytest.raises(DeviceMemoryError, match=r"a block of .* takes .* kB, but cpu has 1 kB: use a device with more"):
         StreamedDecoder(Checkpoint.open(tiny_llama), torch.arange(3), dtype=torch.float32, device=torch.device("cpu"))
-
-
-def test_pinned_memory_comes_in_powers_of_two():
-    assert [pinned_bytes(size) for size in (0, 1, 2, 3, 1024, 1025)] == [0, 1, 2, 4, 1024, 2048]
 
 
 def test_what_goes_up_is_not_waited_for(gpu):

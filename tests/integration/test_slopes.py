@@ -114,9 +114,7 @@ def test_slopes_are_derivatives_of_the_loss(model_type, tiny_folder, make_run, t
 
 
 def test_slopes_do_not_depend_on_how_the_text_is_split(llama):
-    """Pieces have more tokens than a module has outputs, or fewer, and are solved for what is less."""
-    placed, gradients, allocation = llama
-    assert placed.decoder.model.config.hidden_size == 48, "pieces have 128 and 32 tokens"
+    _, gradients, allocation = llama
     whole, parts = (gradients(size).around(allocation, WHOLE) for size in (10**6, 1))
     for one, other in zip(whole, parts, strict=True):
         assert one == pytest.approx(other, rel=1e-3, abs=1e-6)

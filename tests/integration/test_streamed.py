@@ -51,11 +51,8 @@ def test_losses_and_slopes_are_those_of_the_whole_model(model_type, tiny_folder,
     streamed = PlacedModules(decoder, whole.database, whole.space)
     memory = HiddenMemory(tmp_path, "file")
     fitness = [Fitness(whole, tokens, batch_tokens=64), Fitness(streamed, tokens, batch_tokens=64, memory=memory)]
-    fitness[1]._inputs._room = lambda reserved: 0
     assert torch.equal(fitness[0].dense, fitness[1].dense)
     base, candidates = allocations(whole.space)
-    for each in fitness:
-        each.set_base(base)
     decoder.read.clear()
     expected, found = (each.kl_on(candidates, window) for each in fitness)
     assert found == expected

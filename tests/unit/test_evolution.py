@@ -140,13 +140,13 @@ class Trainer:
 
     def __init__(self, loss: Callable[[Allocation], float]) -> None:
         self.loss = loss
-        self.judged: list[tuple[list[Allocation], int, int, int]] = []
+        self.judged: list[tuple[list[Allocation], int, int]] = []
 
     def keep(self, candidates: Sequence[Allocation]) -> None:
         """Whose states are kept."""
 
-    def judge(self, pool: Sequence[Allocation], training: int, tokens: int, *, staying: int) -> list[float]:
-        self.judged.append((list(pool), training, tokens, staying))
+    def judge(self, pool: Sequence[Allocation], training: int, tokens: int) -> list[float]:
+        self.judged.append((list(pool), training, tokens))
         return [self.loss(each) for each in pool]
 
 
@@ -154,7 +154,7 @@ def test_the_parent_is_trained_and_judged_with_its_children(tmp_path):
     trainer = Trainer(lambda each: better(each, WHOLE))
     state = run(tmp_path, Told(better), 1, training=32, trainer=trainer)
     (everyone, *first), (rest, *second) = trainer.judged
-    assert (first, second) == ([32, 64, 3], [32, 128, 0])
+    assert (first, second) == ([32, 64], [32, 128])
     assert everyone[0] == rest[0] == START
     assert rest[1:] == sorted(everyone[1:], key=trainer.loss)[:2]
     assert state.parent == rest[1]

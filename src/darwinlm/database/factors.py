@@ -4,18 +4,18 @@ Letters used below::
 
     r    outputs: rows of W                        d    inputs: columns of W, rows and columns of H
     π    [p] the columns that may be kept, last removed first; p = d unless some are already removed
-    ρ    the columns not in π                      k    how many of π are kept, 0..p
-    H    E[x xᵀ], damped                           L    [p, p] lower triangular, H_ππ = L Lᵀ
+    k    how many of π are kept, 0..p              H    E[x xᵀ], damped
+    L    [p, p] lower triangular, H_ππ = L Lᵀ
 
 With the first k columns of π, the squared output error ``tr((W - W_k) H (W - W_k)ᵀ)`` is minimal for the weights
 ``(W H)_k H_kk⁻¹``. The leading block of L is the factor of the leading block of H_ππ, so one matrix serves all k::
 
-    T = (W H)_π L⁻ᵀ = W_π L + W_ρ H_ρπ L⁻ᵀ
+    T = (W H)_π L⁻ᵀ
     weights of width k:   T[:, :k] L[:k, :k]⁻¹
-    error of width k:     Σ_{j ≥ k} ‖T[:, j]‖² + tr(W_ρ (H_ρρ - H_ρπ H_ππ⁻¹ H_πρ) W_ρᵀ)
+    error of width k:     tr(W H Wᵀ) - Σ_{j < k} ‖T[:, j]‖²
 
-The last term is the error that remains at the largest width. It is zero if π has every column; then T is ``W_π L`` and
-needn't be stored. L and T of any other π aren't stored either: the L of all columns determines H, and they follow.
+If π has every column, no error remains at the largest width; then T is ``W_π L`` and needn't be stored. L and T of any
+other π aren't stored either: the L of all columns determines H, and they follow.
 
 With the second moment S of the output gradients, half of the error weighted by S,
 
@@ -90,32 +90,17 @@ def nested_factors(
         NumericsError: An input isn't finite, or H isn't positive definite on the columns.
     """
     kept = columns.to(H_damped.device, torch.int64)
-    absent = torch.ones(len(H_damped), dtype=torch.bool, device=H_damped.device)
-    absent[kept] = False
-    dropped = absent.nonzero().view(-1)
     if not bool(torch.isfinite(H_damped).all()) or not bool(torch.isfinite(W).all()):
         raise NumericsError(f"{name}: the second moment or the weight holds NaN or infinity")
-
-    def part(rows: Tensor, cols: Tensor) -> Tensor:
-        return H_damped.index_select(0, rows).index_select(1, cols).to(torch.float64)
-
-    L = cholesky_(part(kept, kept), name)
-    exact = W.to(H_damped.device, torch.float64)
-    T = exact.index_select(1, kept) @ L
-    floor = T.new_zeros(())
-    if len(dropped):
-        W_dropped = exact.index_select(1, dropped)
-        explained = torch.linalg.solve_triangular(L.T, W_dropped @ part(dropped, kept), upper=True, left=False)
-        T += explained
-        energy = (W_dropped @ part(dropped, dropped)).mul_(W_dropped).sum()
-        floor = (energy - explained.square().sum()).clamp(min=0)
-    errors = _remaining(T.square().sum(0)) + floor
+    L = cholesky_(H_damped.index_select(0, kept).index_select(1, kept).to(torch.float64), name)
+    W = W.to(H_damped.device, torch.float64)
+    WH = W @ H_damped.to(torch.float64)
+    T = torch.linalg.solve_triangular(L.T, WH.index_select(1, kept), upper=True, left=False)
+    squares = T.square().sum(0)
+    errors = _remaining(squares) + ((W * WH).sum() - squares.sum()).clamp(min=0)
     factors = NestedFactors(kept, L.float(), T.float())
-    if S is None:
-        return factors, errors, None
-    W = W.to(H_damped)
-    energy = ((S.to(W) @ W) * (W @ H_damped)).sum(dtype=torch.float64)
-    return factors, errors, _losses(_weighted_squares(factors.target, S), energy)
+    losses = None if S is None else _losses(_weighted_squares(factors.target, S), ((S.to(W) @ W) * WH).sum())
+    return factors, errors, losses
 
 
 def _remaining(squares: Tensor) -> Tensor:

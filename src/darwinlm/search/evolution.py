@@ -134,7 +134,6 @@ def evolve(
         fitness.remember(state.parent, state.losses[-1])
     else:
         first = start()
-        fitness.set_base(None)
         kl = fitness.kl(first, settings.rounds[-1].tokens)
         seconds = parallel.broadcast(clock.seconds)
         entry = Generation(0, kl, improved=False, moved=0, evaluations=fitness.evaluations, seconds=seconds)
@@ -312,7 +311,6 @@ def _relative(parent: Allocation, slopes: PerLevel) -> list[np.ndarray]:
 def _rounds(state: SearchState, offspring: Offspring, fitness: Fitness, settings: SearchSettings) -> Selected:
     """Selection without training."""
     parent, pool, guided = state.parent, offspring.children, offspring.window is not None
-    fitness.set_base(parent)
     changes: dict[Allocation, float] = {}
     evaluations, loss = 0, math.nan
     for number, stage in enumerate(settings.rounds):
@@ -347,8 +345,7 @@ def _trained_rounds(
     ranked: list[tuple[float, Allocation]] = []
     for stage in settings.rounds:
         pool = [parent, *candidates]
-        staying = 0 if stage is settings.rounds[-1] else 1 + stage.survivors
-        losses = trainer.judge(pool, stage.training_tokens, stage.tokens, staying=staying)
+        losses = trainer.judge(pool, stage.training_tokens, stage.tokens)
         evaluations += len(pool)
         ranked = sorted(pair for pair in zip(losses, pool, strict=True) if math.isfinite(pair[0]))
         if not ranked:

@@ -6,8 +6,7 @@ C = Σ g xᵀ over tokens, [r, d],
 
     loss(level) - loss(gone) ≈ ⟨W_k, C_k⟩ = Σ_{j < k} ⟨T_j, (C_π L⁻ᵀ)_j⟩,
 
-and one triangular solve gives all widths of a factor (`database/factors.py` explains the letters). It solves for the
-outputs, as here, or for the tokens, ⟨T_j, (C_π L⁻ᵀ)_j⟩ = Σ ⟨T_j, g⟩ (L⁻¹ x_π)_j, whichever are fewer. Only differences
+and one triangular solve gives all widths of a factor (`database/factors.py` explains the letters). Only differences
 between the levels of a module are meaningful, and only near the allocation, since they leave out curvature.
 
 A norm behind the module doesn't see the length of y, so a derivative in front of it is zero along y, and removing the
@@ -34,11 +33,13 @@ from darwinlm.runtime import parallel
 from darwinlm.runtime.compute import exact
 from darwinlm.runtime.errors import NumericsError
 from darwinlm.runtime.memory import kept_memory, memory_of
-from darwinlm.search.dense_side import GRADIENT_TOKENS
 from darwinlm.search.fitness import Fitness, Window
 from darwinlm.streaming.decoder import Removed
 from darwinlm.streaming.hidden import HiddenStates
 from darwinlm.units.space import Allocation
+
+GRADIENT_TOKENS = 128
+"""Tokens whose logits and gradients are in memory at once."""
 
 
 class Gradients:
@@ -149,8 +150,7 @@ class Gradients:
     def _levels(self, index: int, x: Tensor, g: Tensor, norm: nn.Module | None) -> Tensor:
         """Slope of every level of a module, float64, from inputs [n, d] and gradients [n, r] of n tokens."""
         module, reader = self.placed.space.modules[index], self.database
-        C = (g.T @ x).to(reader.device, torch.float32) if norm is None and len(g) >= g.shape[1] else None
-        x, g = x.float(), g.float()
+        C, x, g = (g.T @ x).to(reader.device, torch.float32), x.float(), g.float()
         output = getattr(self.placed.dense[index], self.decoder.family.module(module.kind).output)
         bias = 0.0 if output.bias is None else output.bias.float()
         slopes = torch.zeros(len(module.levels), dtype=torch.float64)
@@ -161,10 +161,8 @@ class Gradients:
         for variant, places in by_variant.items():
             (factors,) = reader.factors(module.block, module.kind, variant)
             widths = sorted(places)
-            if C is not None:
+            if norm is None:
                 sums = inner_products(factors, C)[widths]
-            elif norm is None:
-                sums = inner_products_by_token(factors, x.to(reader.device), g.to(reader.device))[widths]
             else:
                 at_widths = outputs(factors, x.to(reader.device), widths)
                 behind = (norm(y.to(g.device) + bias) for y in at_widths)
@@ -180,18 +178,7 @@ def inner_products(factors: NestedFactors, C: Tensor) -> Tensor:
     Returns [p + 1] float64, zero first, for factors that may keep p of the d columns.
     """
     solved = torch.linalg.solve_triangular(factors.factor.T, C.float()[:, factors.columns], upper=True, left=False)
-    return _summed(torch.linalg.vecdot(factors.target, solved, dim=0))
-
-
-@torch.no_grad()
-def inner_products_by_token(factors: NestedFactors, x: Tensor, g: Tensor) -> Tensor:
-    """`inner_products` with C = Σ g xᵀ, from inputs x [n, d] and gradients g [n, r] of n tokens, both float32."""
-    solved = torch.linalg.solve_triangular(factors.factor, x[:, factors.columns].T, upper=False)
-    return _summed(torch.linalg.vecdot((g @ factors.target).T, solved))
-
-
-def _summed(products: Tensor) -> Tensor:
-    sums = products.double().cumsum(0)
+    sums = torch.linalg.vecdot(factors.target, solved, dim=0).double().cumsum(0)
     return torch.cat([sums.new_zeros(1), sums])
 
 

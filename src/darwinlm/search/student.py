@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 WARMUP = 4
 """Warm-up steps, because the first steps of AdamW all have full size."""
 
 CLIP = 1.0
 """Largest norm of a gradient."""
-
-Update = tuple[Tensor, Tensor, Tensor]
-"""Master weight, working weight and gradient."""
-
-PART = 1 << 28
-"""Largest number of weights with float32 gradients at once."""
 
 
 class Student:
@@ -49,15 +43,11 @@ class Student:
     def step(self) -> None:
         """Update the master weights with the accumulated gradients, and copy them to the working weights."""
         gradients = [weight.grad for weight in self.working]
-        triples = zip(self.master, self.working, gradients, strict=True)
-        learning: list[Update] = [
-            (master, working, gradient) for master, working, gradient in triples if gradient is not None
-        ]
-        if not learning:
+        norms = [torch.linalg.vector_norm(each, dtype=torch.float32) for each in gradients if each is not None]
+        if not norms:
             return
         for weight in self.working:
             weight.grad = None
-        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for _, _, gradient in learning]
         norm = torch.linalg.vector_norm(torch.stack(norms))
         self.steps += 1
         self.overflowed = self.overflowed or not bool(torch.isfinite(norm))
@@ -66,11 +56,10 @@ class Student:
         shrink = (CLIP / (norm + 1e-6)).clamp(max=1.0)
         for group in self.optimiser.param_groups:
             group["lr"] = self.rate * min(1.0, self.steps / WARMUP)
-        for part in _parts(learning):  # AdamW leaves weights without a gradient as they are
-            for master, _, gradient in part:
+        for master, working, gradient in zip(self.master, self.working, gradients, strict=True):
+            if gradient is not None:  # one at a time in float32: AdamW leaves weights without a gradient as they are
                 master.grad = gradient.float().mul_(shrink)
-            self.optimiser.step()
-            for master, working, _ in part:
+                self.optimiser.step()
                 master.grad = None
                 if master is not working:
                     working.copy_(master)
@@ -95,16 +84,3 @@ class Student:
         del self.optimiser
         for master, state in zip(self.master, states, strict=True):
             self.optimiser.state[master] = {name: value.to(device) for name, value in state.items()}
-
-
-def _parts(updates: list[Update]) -> Iterator[list[Update]]:
-    """Updates in groups with a limited number of float32 gradients."""
-    part: list[Update] = []
-    size = 0
-    for each in updates:
-        if part and size + each[0].numel() > PART:
-            yield part
-            part, size = [], 0
-        part.append(each)
-        size += each[0].numel()
-    yield part

@@ -5,15 +5,15 @@ model's residual stream after its last block is computed once for the whole sear
 exist at once. AdamW updates float32 master weights. Forward and backward passes use the element type of the evaluation.
 Only attention and MLP projections are trained.
 
-On a CPU the candidates of a round are trained together. On other devices one candidate is trained and evaluated at a
-time. The states of the best candidates wait in main memory if there is room. The others repeat their training.
+One candidate is trained and evaluated at a time. Its state waits in main memory for the next round if there is room;
+else it repeats its training.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -51,22 +51,18 @@ class CandidateTrainer:
         self.tokens = tokens
         params = sum(weight.numel() for weight in self.decoder.model.parameters())
         self.rate = SMALL_RATE if params < LARGE else LARGE_RATE
-        self._alone = self.decoder.device.type != "cpu"
-        self._memory = HiddenMemory(folder, "host" if self._alone else None)
-        self._room: int | None = None
+        self._on_cpu = self.decoder.device.type == "cpu"
+        self._memory = HiddenMemory(folder, None if self._on_cpu else "host")
         self._rounds: list[tuple[int, int]] = []
         self._dense: dict[tuple[int, int], HiddenStates] = {}
         self._owner: dict[Allocation, int] = {}
         self._students: dict[Allocation, Student] = {}
 
-    def judge(
-        self, candidates: Sequence[Allocation], training_tokens: int, fitness_tokens: int, *, staying: int = 0
-    ) -> list[float]:
+    def judge(self, candidates: Sequence[Allocation], training_tokens: int, fitness_tokens: int) -> list[float]:
         """Train all candidates on the same next tokens, then compare them with the dense model.
 
-        Candidates trained before continue from their state; new ones are first trained on the earlier tokens. The
-        parent, which comes first, is always evaluated again in the next round, with at most `staying` other candidates.
-        Training tokens are rounded up to whole sequences.
+        Candidates trained before continue from their state; new ones are first trained on the earlier tokens. Training
+        tokens are rounded up to whole sequences.
 
         Returns:
             Mean KL of each on fitness text; infinite where values or gradients weren't finite.
@@ -83,23 +79,18 @@ class CandidateTrainer:
         with parallel.agree(), kept_memory(self.decoder.device):
             if own:
                 self._read_dense()
-            for group in [[each] for each in own] if self._alone else [own]:
-                students = [
-                    self._students.pop(each)
-                    if each in self._students
-                    else Student((self.placed.module(i, level) for i, level in enumerate(each)), self.rate)
-                    for each in group
-                ]
-                self._train(students)
-                for candidate, student in zip(group, students, strict=True):
-                    self.placed.place(student.modules)
-                    kl = self.fitness.kl_in_place(fitness_tokens)
-                    losses[candidate] = math.inf if student.overflowed else kl
+            for candidate in own:
+                modules = (self.placed.module(index, level) for index, level in enumerate(candidate))
+                student = self._students.pop(candidate, None) or Student(modules, self.rate)
+                student.move(self.decoder.device)
+                self.placed.place(student.modules)
+                self._train(student)
+                kl = self.fitness.kl_in_place(fitness_tokens)
+                losses[candidate] = math.inf if student.overflowed else kl
+                if student.nbytes <= memory_of(CPU).room("candidates"):
+                    student.move(CPU)
                     self._students[candidate] = student
-                    if self._alone:
-                        order = sorted(losses, key=lambda each: (each != candidates[0], losses[each], each))
-                        self._set_aside(candidate, order[:staying])
-                del students, student
+                del student
             self.placed.apply(self.placed.space.dense)
         for part in parallel.gather(losses):
             losses |= part
@@ -113,47 +104,15 @@ class CandidateTrainer:
         if not kept:
             self._rounds = []
 
-    # ------------------------------------------------------------------------------------------------------- states
-
-    def _set_aside(self, candidate: Allocation, best: Sequence[Allocation]) -> None:
-        """Let a student wait in main memory if it is among the best of its round, in place of worse ones."""
-        judged = {each for each, student in self._students.items() if student.rounds == len(self._rounds)}
-        for each in judged.difference(best):
-            del self._students[each]
-        if candidate not in best:
-            return
-        if self._room is None:
-            self._room = memory_of(CPU).room("candidates")
-        worse = [each for each in best[best.index(candidate) :] if each in judged]
-        while worse and sum(student.nbytes for student in self._students.values()) > self._room:
-            del self._students[worse.pop()]
-        if candidate in self._students:
-            self._students[candidate].move(CPU)
-
-    # ----------------------------------------------------------------------------------------------------- training
-
-    def _train(self, students: Sequence[Student]) -> None:
-        """Train students up to the end of the current round."""
-        for student in students:
-            student.move(self.decoder.device)
-        for number, (begin, end) in enumerate(self._rounds):
-            learning = [student for student in students if student.rounds == number]
-            if learning:
-                self._learn(learning, begin, end)
-
-    def _learn(self, students: Sequence[Student], begin: int, end: int) -> None:
-        """Train on one round of text, the sequences from `begin` to `end`; every batch is a step."""
-        dense = iter(self._dense[begin, end])
-        for batch in self._batches(begin, end):
-            self.fitness.clock.check()
-            for rows in self._pieces(batch):
-                expected = self._expected(next(dense).flatten(0, 1), several=len(students) > 1)
-                for student in students:
-                    self.placed.place(student.modules)
-                    self._backward(rows, expected, batch.numel())
-            for student in students:
+    def _train(self, student: Student) -> None:
+        """Train the placed student up to the end of the current round."""
+        for begin, end in self._rounds[student.rounds :]:
+            dense = iter(self._dense[begin, end])
+            for batch in self._batches(begin, end):
+                self.fitness.clock.check()
+                for rows in self._pieces(batch):
+                    self._backward(rows, next(dense).flatten(0, 1), batch.numel())
                 student.step()
-        for student in students:
             student.rounds += 1
 
     def _batches(self, begin: int, end: int) -> Sequence[Tensor]:
@@ -180,28 +139,24 @@ class CandidateTrainer:
         hidden = self.decoder.embed(rows)
         for block, arguments in enumerate(self.decoder.block_arguments(rows)):
             run = functools.partial(self.decoder.run_block, block, arguments=arguments)
-            if self._alone and torch.is_grad_enabled():
+            if not self._on_cpu and torch.is_grad_enabled():
                 hidden = checkpoint(run, hidden, use_reentrant=False, preserve_rng_state=False)
             else:
                 hidden = run(hidden)
         return hidden
 
-    def _expected(self, hidden: Tensor, *, several: bool) -> Callable[[int], Tensor]:
-        """The dense model's log-probabilities from a token on, of [n, m]; computed once for several students."""
+    def _backward(self, rows: Tensor, dense: Tensor, count: int) -> None:
+        """Accumulate the gradients of the placed student on some sequences of a batch with this many tokens.
 
-        @torch.no_grad()
-        def log_p(start: int) -> Tensor:
-            return log_probabilities(self.decoder.head(hidden[start : start + LOGIT_TOKENS]))
-
-        return functools.cache(log_p) if several else log_p
-
-    def _backward(self, rows: Tensor, expected: Callable[[int], Tensor], count: int) -> None:
-        """Accumulate the gradients of the placed student on some sequences of a batch with this many tokens."""
+        `dense` is the dense model's stream after the last block, [n, m].
+        """
         hidden = self._last(rows).flatten(0, 1)
         if not hidden.requires_grad:
             return
 
         def loss_of(part: slice, x: Tensor) -> Tensor:
-            return summed_kl(self.decoder.head(x), expected(part.start)) / count
+            with torch.no_grad():
+                expected = log_probabilities(self.decoder.head(dense[part]))
+            return summed_kl(self.decoder.head(x), expected) / count
 
         chunked_loss(loss_of, hidden, (), LOGIT_TOKENS).backward()  # type: ignore[no-untyped-call]

@@ -69,7 +69,7 @@ SEARCH = Stage(
     "search",
     _search,
     _read,
-    version=14,
+    version=15,
     writes="the allocation, and the history of the search",
     settings=("search", "time"),
     arithmetic=True,

@@ -1,6 +1,7 @@
 """The residual stream of some text in batches: on the device, in main memory, or in a file, depending on free memory.
 
-On a GPU, batches outside its memory are fetched and stored while other batches are processed (`transfers.py`).
+A GPU's batches never lie in files. Those in main memory are fetched and stored while other batches are processed
+(`transfers.py`).
 
 Letters: b sequences of a batch, t tokens, m residual width.
 """
@@ -8,7 +9,6 @@ Letters: b sequences of a batch, t tokens, m residual width.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from darwinlm.runtime.mapped import mapped_file
-from darwinlm.runtime.memory import CPU, memory_of
-from darwinlm.streaming.transfers import Arriving, Mover, pinned_bytes, pinned_like
+from darwinlm.runtime.memory import memory_of
+from darwinlm.streaming.transfers import Arriving, Mover, pinned_like
 
 STREAMS = 2 << 30
 """Bytes of residual streams that a plan counts as device memory, and that caches leave free."""
@@ -42,11 +42,9 @@ class HiddenMemory:
         """The place for a stream with `elements` elements, in batches like the given one."""
         if self.place is not None:
             return self.place
-        size = elements * batch.element_size()
-        if size <= memory_of(device).room("streams"):
+        if elements * batch.element_size() <= memory_of(device).room("streams"):
             return "device"
-        on_host = pinned_bytes(batch.nbytes) / batch.nbytes * size
-        return "host" if device.type != "cpu" and on_host <= memory_of(CPU).room("streams") else "file"
+        return "file" if device.type == "cpu" else "host"
 
 
 class HiddenStates(Sequence[Tensor]):
@@ -67,7 +65,7 @@ class HiddenStates(Sequence[Tensor]):
         self._held: list[Tensor] = []
         self._device = torch.device("cpu")
         self._mover: Mover | None = None
-        self._ahead: tuple[int, Arriving | Future[Arriving]] | None = None
+        self._ahead: tuple[int, Arriving] | None = None
         mapped, end = None, 0
         for index, batch in enumerate(batches):
             if index == 0 and memory is not None:
@@ -75,8 +73,8 @@ class HiddenStates(Sequence[Tensor]):
                 self.place = memory.choose(batch.device, elements, batch)
                 if self.place == "file":
                     mapped = mapped_file(memory.folder, elements, batch.dtype)
-                if self.place != "device" and batch.device.type == "cuda":
-                    self._mover = Mover(batch.device, through_file=mapped is not None)
+                elif self.place == "host" and batch.device.type == "cuda":
+                    self._mover = Mover(batch.device)
             if self.place == "device":
                 self._held.append(batch)
                 continue

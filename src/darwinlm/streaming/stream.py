@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -42,34 +42,12 @@ class BlockStream:
         batches = torch.split(tokens, self.batch_sequences) if len(tokens) else ()
         elements = tokens.numel() * int(checkpoint.config.hidden_size)
         self.hidden = HiddenStates((self.decoder.embed(batch) for batch in batches), elements, memory)
-        self._arguments: list[list[dict[str, Any]]] = []
+        self._arguments = [self.decoder.block_arguments(batch) for batch in batches]
         self._finite: list[Tensor] = []
-        self._slices = self._layer_inputs(batches, tokens.numel(), memory)
-
-    def _layer_inputs(
-        self, batches: Sequence[Tensor], n_tokens: int, memory: HiddenMemory | None
-    ) -> HiddenStates | None:
-        """Collect the arguments of all blocks for each batch; inputs of layers, [b, t, n, size], may go to a file."""
-        tail, config = self.checkpoint.family.tail, self.checkpoint.config
-        if tail is None or not getattr(config, tail.width):
-            self._arguments = [self.decoder.block_arguments(batch) for batch in batches]
-            return None
-
-        def stacked() -> Iterator[Tensor]:
-            for batch in batches:
-                arguments = self.decoder.block_arguments(batch)
-                yield torch.stack([row.pop(tail.argument) for row in arguments], dim=2)
-                self._arguments.append(arguments)
-
-        return HiddenStates(stacked(), n_tokens * len(self.decoder.blocks) * getattr(config, tail.width), memory)
 
     def arguments(self, index: int, block: int) -> dict[str, Any]:
         """Arguments of a block's call on a batch."""
-        arguments = self._arguments[index][block]
-        if self._slices is None:
-            return arguments
-        assert self.checkpoint.family.tail is not None
-        return {**arguments, self.checkpoint.family.tail.argument: self._slices[index][:, :, block]}
+        return self._arguments[index][block]
 
     def walk(self) -> Iterator[int]:
         """All blocks in order, each loaded while it is visited; `run` moves the stream through it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -21,7 +21,7 @@ from darwinlm.runtime.amounts import size
 from darwinlm.runtime.errors import DeviceMemoryError
 from darwinlm.runtime.memory import Bounded, all_bytes, memory_of
 from darwinlm.streaming.decoder import Decoder
-from darwinlm.streaming.transfers import Arriving, Mover
+from darwinlm.streaming.transfers import Arriving, Mover, pinned_like
 
 HEAD = -1
 """The head among the blocks that stay."""
@@ -59,10 +59,13 @@ class StreamedDecoder(Decoder):
                 "with more memory, or compute.device=cpu"
             )
         self._weights = weights or (lambda block: checkpoint.read(checkpoint.block_prefix(block), mapped=False))
-        # Noted now, since the mover's thread reads a block while others stand in for it.
+        # Noted now, since a thread reads a block while others stand in for it.
         self._names = [frozenset(block.state_dict()) for block in self.blocks]
         self._dtype = dtype
-        self._mover = Mover(device, through_file=True) if device.type == "cuda" else None
+        self._mover, self._thread = None, None
+        if device.type == "cuda":  # a new thread's GPU is the first one, where it would take memory
+            self._mover = Mover(device)
+            self._thread = ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=(device,))
         self._coming: dict[int, Future[dict[str, Arriving]]] = {}
         self._loaded: set[int] = set()
         memory = memory_of(device)
@@ -109,9 +112,8 @@ class StreamedDecoder(Decoder):
 
     def reserve(self, room: int, among: int = 1) -> None:
         """Leave so many bytes of the device free from now on, and divide the rest among so many decoders."""
-        for block in [block for block in self._loaded if block != HEAD]:
+        for block in [*self._loaded]:
             self.unload(block)
-        self.unload_head()
         self._coming.clear()
         self._staying.reserve(room, among)
 
@@ -149,20 +151,20 @@ class StreamedDecoder(Decoder):
         return there
 
     def unload(self, block: int) -> None:
-        """Release a block's weights."""
-        self.blocks[block].to("meta")
+        """Release the weights of a block or of the head."""
+        (self.model.get_output_embeddings() if block == HEAD else self.blocks[block]).to("meta")
         self._loaded.discard(block)
 
     @contextmanager
     def with_head(self, like: object = None) -> Iterator[None]:
         """The head, while the body runs; that of a decoder `like` this one is shared if it is equal."""
-        self.load_head(like)
+        self._load_head(like)
         try:
             yield
         finally:
             self._leave(HEAD, list(self.model.get_output_embeddings().parameters()))
 
-    def load_head(self, like: object = None) -> None:
+    def _load_head(self, like: object = None) -> None:
         """Load the head, or share that of a decoder `like` this one if it has its head and both are equal."""
         if HEAD in self._loaded:
             return
@@ -180,29 +182,23 @@ class StreamedDecoder(Decoder):
                 setattr(head, leaf, nn.Parameter(shared.detach(), requires_grad=False))
         self._loaded.add(HEAD)
 
-    def unload_head(self) -> None:
-        """Release the head."""
-        self.model.get_output_embeddings().to("meta")
-        self._loaded.discard(HEAD)
-
     def _read(self, block: int) -> dict[str, Tensor]:
         wanted = self._names[block]  # older checkpoints contain buffers that models compute
         return {name: tensor for name, tensor in self._weights(block).items() if name in wanted}
 
     def _fetch(self, block: int) -> None:
         wanted = block in range(len(self.blocks)) and block not in self._loaded and block not in self._coming
-        if self._mover is not None and wanted:
-            self._coming[block] = self._mover.fetch_all(partial(self._read, block))
+        if self._thread is not None and wanted:
+            self._coming[block] = self._thread.submit(self._send, block)
+
+    def _send(self, block: int) -> dict[str, Arriving]:
+        """Read a block, and begin to copy it to the device."""
+        assert self._mover is not None
+        return {name: self._mover.fetch(pinned_like(host).copy_(host)) for name, host in self._read(block).items()}
 
     def _leave(self, block: int, weights: list[Tensor]) -> None:
         """Keep a block or the head if there is room, or release it."""
         if self._staying.get(block) is None and not self._staying.put(block, weights):
-            self._release(block)
-
-    def _release(self, block: int) -> None:
-        if block == HEAD:
-            self.unload_head()
-        else:
             self.unload(block)
 
 
@@ -210,7 +206,7 @@ def _release(decoder: weakref.ref[StreamedDecoder], block: int) -> None:
     """Release a block or the head, without a cycle that would keep the decoder's memory."""
     there = decoder()
     if there is not None:
-        there._release(block)
+        there.unload(block)
 
 
 def _places(used: Tensor, _: nn.Module, ids: tuple[Tensor, ...]) -> tuple[Tensor]:

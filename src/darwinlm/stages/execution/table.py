@@ -18,7 +18,7 @@ from darwinlm.gguf.read import conversion_bytes
 from darwinlm.recovery.losses import needs_dense
 from darwinlm.runtime import parallel
 from darwinlm.runtime.memory import CACHES, for_caches
-from darwinlm.search.dense_side import head_bytes
+from darwinlm.search.gradients import GRADIENT_TOKENS
 from darwinlm.stages.execution.sizes import Sizes
 from darwinlm.streaming.decoder import head_tokens
 from darwinlm.streaming.hidden import STREAMS
@@ -39,9 +39,9 @@ EXACT, ALONE, TOGETHER, ROWS = {2: 5.6, 4: 1.4}, 30.0, 3.0, 64
 alone, and of one of `ROWS` that are generated together, in those of passes. Measured on a CPU (2026-11-30)."""
 EXACT_ON_GPU = 3.0
 """Time of such an operation on a GPU, an estimate."""
-CHILDREN, CONFIRMED, SWITCHED = 3, 1.0, 0.55
+CHILDREN, CONFIRMED = 3, 1.0
 """Children that a generation solves for, all of which the first one evaluates on the whole text, and that later ones
-do, measured on 2026-11-30; share of the blocks that a child of the level switch runs, from its first changed one on."""
+do, measured on 2026-11-30."""
 LOSS_TOKENS, LOGIT = 1024, 30
 """Tokens whose logits are in memory at once in training; bytes of a logit there, with copies and gradients."""
 COPIED, CONTINUED, TIMED = 608, 128, 200
@@ -87,6 +87,8 @@ class _Stages:
         self.widest = max(float(shape.width) for shape in sizes.shapes)
         self.slow = EXACT[sizes.size] if on_cpu else EXACT_ON_GPU
         self.exact = self.slow if on_cpu else 1.0  # of second moments, of which half is computed
+        n = head_tokens(sizes.vocabulary * sizes.size, on_cpu=on_cpu)
+        self.compared = n * sizes.vocabulary * (4.0 + 2 * sizes.size)  # logits of two models, and probabilities
         self.smaller = 2 + bool(self.recipe.refit.tokens) + bool(self.recipe.recovery.tokens)
 
     def __iter__(self) -> Iterator[tuple[str, float, float, Items]]:
@@ -136,11 +138,9 @@ class _Stages:
         room = for_caches("cpu" if self.on_cpu else "cuda", math.inf if limit else free, row.bytes - base, free)
         factors = sum(4.0 * max(shape.experts, 1) * shape.width * (shape.width + r) for shape in sizes.cut)
         levels = sum(level.params for module in sizes.space.modules for level in module.levels[:-1])
-        inputs = sizes.depth * self.recipe.search.fitness_needed * r
         small = sizes.kept_blocks[1] + sizes.outside
         most: dict[str, Items] = {
-            "search": {"blocks": float(sizes.params * size), "factors": factors, "modules": float(levels * size)}
-            | {"inputs": float(inputs * size)},
+            "search": {"blocks": float(sizes.params * size), "factors": factors, "modules": float(levels * size)},
             "stitch": {"factors": factors},
             "evaluate": {"blocks": float((sizes.params + self.smaller * small) * size)},
         }
@@ -168,9 +168,8 @@ class _Stages:
     def _reading(self, tokens: float, count: int) -> Items:
         """So many models on the same text, block by block, then logits of a few tokens of two of them."""
         sizes = self.sizes
-        n = head_tokens(sizes.vocabulary * sizes.size, on_cpu=self.on_cpu)
-        reading = self.passing | {"blocks": 2 * self.block, "heads": 2 * self.head}
-        reading |= {"logits": n * sizes.vocabulary * (4.0 + 2 * sizes.size)} | self._streams(tokens, count)
+        reading = self.passing | {"blocks": 2 * self.block, "heads": 2 * self.head, "logits": self.compared}
+        reading |= self._streams(tokens, count)
         return reading | {"rows of the embedding": count * min(tokens, sizes.vocabulary) * sizes.width * sizes.size}
 
     def _latency(self) -> tuple[str, float, float, Items]:
@@ -233,7 +232,7 @@ class _Stages:
             read += times * count * (each.tokens - (0 if each.training_tokens else before))
             learnt += times * (count + 1) * each.training_tokens
             count, before = min(each.survivors, CONFIRMED) if guided else each.survivors, each.tokens
-        work = sizes.operations(read, k, blocks=1 if guided else SWITCHED, heads=1) + sizes.operations(fitness, heads=1)
+        work = sizes.operations(read, k, heads=1) + sizes.operations(fitness, heads=1)
         work += sizes.operations(learnt, k, blocks=4, heads=3)
         for d in (float(shape.width) for shape in sizes.cut):  # two levels of each module, and the slopes of all
             work += self.slow * times * 2 * d * d * k**2 * sizes.width
@@ -241,12 +240,11 @@ class _Stages:
         work += sizes.operations(guided * times * window, k, blocks=3, heads=3)
         streams = min((offspring + 2) * float(fitness * sizes.width * sizes.size), STREAMS)
         held = (self.backward if guided else self.passing) | {"heads": self.head, "candidates' streams": streams}
-        held["logits"] = float(head_bytes(sizes.vocabulary, on_cpu=self.on_cpu))
+        held["logits"] = max(16.0 * GRADIENT_TOKENS * sizes.vocabulary, self.compared)
         held |= {"factors of one module": 4 * self.widest * (self.widest + 4 * sizes.width), "blocks": 3 * self.block}
         if settings.training_needed:
-            here = -(-(offspring + 1) // sizes.processes) if self.on_cpu else 1
             own = (12 + 2 * sizes.size) * sizes.kept * sizes.blocks
-            held |= self.backward | {"whole models": float(sizes.params * sizes.size), "candidates": here * own}
+            held |= self.backward | {"whole models": float(sizes.params * sizes.size), "candidate in training": own}
         return "search", read + learnt + fitness + guided * times * window, work, held
 
     def _refit(self) -> tuple[str, float, float, Items]:
@@ -257,9 +255,7 @@ class _Stages:
         for width in (shape.width * k for shape in sizes.shapes):
             work += self.exact * tokens * width * (width + 2 * r) + self.slow * 2 * (width**3 / 3 + 4 * width**2 * r)
         fitting = self.passing | {"blocks": (2 + 2 * k) * self.block, "moments of one module": d * (20 * d + 32 * r)}
-        n = head_tokens(sizes.vocabulary * sizes.size, on_cpu=self.on_cpu)
-        logits = n * sizes.vocabulary * (4.0 + 2 * sizes.size)
-        held = largest(fitting, {"heads": 2 * self.head, "logits": logits})
+        held = largest(fitting, {"heads": 2 * self.head, "logits": self.compared})
         return "refit", tokens + len(STRENGTHS) * held_out, work, self._streams(tokens, 4) | held
 
     def _recover(self) -> tuple[str, float, float, Items]:
