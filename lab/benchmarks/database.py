@@ -35,7 +35,7 @@ from darwinlm.database.factors import (
     unpack_lower,
     whole_factor_,
 )
-from darwinlm.database.order import damp, damp_, ordered_moment, removal_order
+from darwinlm.database.order import damp_, ordered_moment, removal_order
 
 SIZES = ("576x1536", "1024x4096", "2048x8192")
 
@@ -127,7 +127,7 @@ def measure(r: int, d: int, device: str, steps: int, full_below: int, repeats: i
     _, weights_seconds = timed(device, kept_weights, factors, d // 2)
 
     steps = d if d <= full_below else min(steps, d)
-    (removed, costs, per_step), baseline_seconds = timed(device, column_by_column, damp(H), W, steps)
+    (removed, costs, per_step), baseline_seconds = timed(device, column_by_column, damp_(H.clone()), W, steps)
     inversion = baseline_seconds - per_step * steps
     baseline = inversion + per_step * d
     ours = min(order_seconds) + min(factor_seconds)

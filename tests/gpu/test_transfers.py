@@ -17,9 +17,10 @@ from tests.tiny.checkpoint import run_through, stream_over
 CARD = torch.device(NAME, 0)
 
 
-def test_a_stream_moves_on_and_is_read_again(gpu, tmp_path):
+@pytest.mark.parametrize("place", ["host", "file"])
+def test_a_stream_moves_on_and_is_read_again(place, gpu, tmp_path):
     batches = [torch.full((2, 3), float(index), device=CARD) for index in range(7)]
-    states = HiddenStates(iter(batches), 42, HiddenMemory(tmp_path, "host"))
+    states = HiddenStates(iter(batches), 42, HiddenMemory(tmp_path, place))
     gpu.restart()
     for turn in range(3):
         for index, batch in enumerate(states):

@@ -15,7 +15,7 @@ from tests.tiny.stages import result
 from torch import Tensor
 
 from darwinlm.database.block_moments import BlockMoments, stream_moments
-from darwinlm.database.order import damp
+from darwinlm.database.order import damp_
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
 from darwinlm.runtime.errors import CheckpointError
@@ -84,7 +84,7 @@ def test_each_expert_is_direct_least_squares_on_channels_of_its_own(built):
         if not shape.experts:
             continue
         W = outputs(mlp_of(model.model.layers[module.block]).experts).double()
-        H = [damp(x.double().T @ x.double() / tokens.numel()) for x in weighted_inputs(model, module.block, tokens)]
+        H = [damp_(x.double().T @ x.double() / tokens.numel()) for x in weighted_inputs(model, module.block, tokens)]
         energy = sum(float(((w @ h) * w).sum()) for w, h in zip(W, H, strict=True))
         widths = [level for level in module.levels if level.experts in (0, shape.experts)]
         for level in widths[1:-1]:

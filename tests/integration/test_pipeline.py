@@ -10,7 +10,7 @@ from tests.tiny.stages import run_stages
 from tests.tiny.whole import Whole
 
 from darwinlm.database.block_moments import stream_moments
-from darwinlm.database.order import damp
+from darwinlm.database.order import damp_
 from darwinlm.search.fitness import Fitness
 from darwinlm.stages.database import stream_of
 from darwinlm.stages.execution.run import Run
@@ -36,7 +36,7 @@ def test_the_database_is_direct_least_squares(whole):
     modules = {(module.block, module.kind): module for module in reader.modules}
     for seen in stream_moments(stream_of(whole.run.context, whole.checkpoint, whole.text["calibration"].tokens)):
         for kind in whole.checkpoint.family.kinds:
-            H = damp(seen.moments[kind].double())
+            H = damp_(seen.moments[kind].double())
             W = reader.dense_weight(seen.block, kind).double()
             energy = float(((W @ H) * W).sum())
             levels = modules[seen.block, kind].levels

@@ -53,6 +53,7 @@ def room(monkeypatch):
         ("cpu", 0, 4095, "file"),
         ("cuda", 4096, 0, "device"),
         ("cuda", 4095, 4096, "host"),
+        ("cuda", 4095, 4095, "file"),
     ],
 )
 def test_a_stream_lies_where_there_is_room(tmp_path, room, device, free, host, place):

@@ -10,9 +10,17 @@ from torch import Tensor
 
 from darwinlm.database.block_moments import BlockMoments, OutputMoments, stream_moments
 from darwinlm.database.blocks import Curve, block_file, experts_tensors, module_tensors
-from darwinlm.database.factors import check_energy, kept_weights, nested_factors, whole_factor_
+from darwinlm.database.factors import (
+    NestedFactors,
+    check_energy,
+    kept_weights,
+    narrower_errors,
+    narrower_factors,
+    unpack_lower,
+    whole_factor_,
+)
 from darwinlm.database.metrics import Order, least_error
-from darwinlm.database.order import damp, damp_, ordered_moment
+from darwinlm.database.order import damp_, ordered_moment
 from darwinlm.families.shapes import ModuleShape, module_shapes
 from darwinlm.recipe import UnitsSettings
 from darwinlm.runtime import parallel
@@ -125,14 +133,17 @@ def module_factors(
         return experts_tensors(expert_factors(shape, moment, W, S, order))
     W = W.to(moment.device)
     curves: dict[int, Curve] = {}
-    variant, columns = 1, torch.arange(shape.width, device=moment.device)[:, None]
+    narrow, variant, columns = [], 1, torch.arange(shape.width, device=moment.device)[:, None]
     if shape.kind != "mlp":  # the last variant has every column
         *narrow, (variant, columns) = _candidates(units, shape, moment, W, S, order).items()
-        curves = {heads: _narrow_curve(shape.name, moment, W, some, S, order) for heads, some in narrow}
     kept = columns[order(moment, W, columns, S, shape.name)].reshape(-1)
     A = damp_(ordered_moment(moment, kept))
     packed, errors, losses = whole_factor_(A, W, kept, S, name=shape.name)
     check_energy(float(errors[0]), shape.name)
+    if narrow:
+        L = unpack_lower(packed, shape.width).double()
+        whole = NestedFactors(kept, L, W.index_select(1, kept).double() @ L)
+        curves = {heads: _narrow_curve(shape.name, moment, whole, some, S, order) for heads, some in narrow}
     curves[variant] = Curve(kept, errors, losses)
     if shape.kind == "attention":
         packed = packed.clone()  # frees the memory of A before the MLP
@@ -177,15 +188,13 @@ def _candidates(
     return {count: heads[chosen].reshape(shape.groups, -1) for count, chosen in best.items()}
 
 
-def _narrow_curve(name: str, H: Tensor, W: Tensor, units: Tensor, S: Tensor | None, order: Order) -> Curve:
-    """Curve over units [n, u] of some columns; the other columns are already removed."""
-    damped = damp(H)
+def _narrow_curve(name: str, H: Tensor, whole: NestedFactors, units: Tensor, S: Tensor | None, order: Order) -> Curve:
+    """Curve over units [n, u] of some columns; the other columns are already removed. Factors are float64."""
     flat = units.reshape(-1)
-    W_kept = kept_weights(nested_factors(damped, W, flat, name=name)[0], len(flat))
+    W_kept = kept_weights(narrower_factors(whole, flat), len(flat))
     places = torch.arange(len(flat), device=H.device).view(units.shape)
     kept = units[order(H[flat][:, flat], W_kept, places, S, name)].reshape(-1)
-    factors, errors, losses = nested_factors(damped, W, kept, S, name=name)
-    return Curve(factors.columns, errors, losses)
+    return Curve(kept, *narrower_errors(whole.target, narrower_factors(whole, kept).target, S))
 
 
 def _finished(stage: StageFolder, total: int) -> int:

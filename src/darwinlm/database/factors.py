@@ -67,42 +67,6 @@ class NestedFactors:
         return self.columns.nbytes + self.factor.nbytes + self.target.nbytes
 
 
-@torch.no_grad()
-def nested_factors(
-    H_damped: Tensor, W: Tensor, columns: Tensor, S: Tensor | None = None, *, name: str = "module"
-) -> tuple[NestedFactors, Tensor, Tensor | None]:
-    """Factorise once for all widths, in float64, on the device of H.
-
-    Args:
-        H_damped: [d, d] floating, symmetric positive definite on the columns.
-        W: [r, d] floating, output projection of the dense module.
-        columns: [p] integer, distinct, last removed first: all of 0..d-1, or the remaining ones of a module that has
-            already lost some.
-        S: [r, r] floating, second moment of the gradient of the summed loss at the output, per token.
-        name: Name of the module, for messages.
-
-    Returns:
-        The factors; the squared output error of keeping the first k columns, k = 0..p, [p + 1] float64, in units of
-        E‖y‖² under the damped second moment, which never increases with k; and with S the KL to the dense model at
-        every width, to second order, [p + 1] float64 in nats per token.
-
-    Raises:
-        NumericsError: An input isn't finite, or H isn't positive definite on the columns.
-    """
-    kept = columns.to(H_damped.device, torch.int64)
-    if not bool(torch.isfinite(H_damped).all()) or not bool(torch.isfinite(W).all()):
-        raise NumericsError(f"{name}: the second moment or the weight holds NaN or infinity")
-    L = cholesky_(H_damped.index_select(0, kept).index_select(1, kept).to(torch.float64), name)
-    W = W.to(H_damped.device, torch.float64)
-    WH = W @ H_damped.to(torch.float64)
-    T = torch.linalg.solve_triangular(L.T, WH.index_select(1, kept), upper=True, left=False)
-    squares = T.square().sum(0)
-    errors = _remaining(squares) + ((W * WH).sum() - squares.sum()).clamp(min=0)
-    factors = NestedFactors(kept, L.float(), T.float())
-    losses = None if S is None else _losses(_weighted_squares(factors.target, S), ((S.to(W) @ W) * WH).sum())
-    return factors, errors, losses
-
-
 def _remaining(squares: Tensor) -> Tensor:
     """Sums of squares [p] over all columns but the first k, [p + 1]."""
     return torch.cat([squares.flip(0).cumsum(0).flip(0), squares.new_zeros(1)])
@@ -123,17 +87,20 @@ def _losses(squares: Tensor, energy: Tensor) -> Tensor:
 def whole_factor_(
     A: Tensor, W: Tensor, columns: Tensor, S: Tensor | None = None, *, name: str = "module"
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The stored part of `nested_factors` over every column, computed in little memory.
+    """Factorise once for all widths, in float64 and little memory.
 
     Args:
         A: [d, d] float64, damped second moment with rows and columns in the order of `columns`; overwritten.
         W: [r, d] floating, output projection of the dense module.
         columns: [d] int64, every column once, last removed first.
-        S: [r, r] floating, second moment of the output gradients.
+        S: [r, r] floating, second moment of the gradient of the summed loss at the output, per token.
         name: Name of the module, for messages.
 
     Returns:
-        [d (d + 1) / 2] float32, L as `pack_lower` writes it, in the memory of A (on a CPU); errors and losses.
+        [d (d + 1) / 2] float32, L as `pack_lower` writes it, in the memory of A (on a CPU); the squared output error of
+        keeping the first k columns, k = 0..d, [d + 1] float64, in units of E‖y‖² under the damped second moment, which
+        never increases with k; and with S the KL to the dense model at every width, to second order, [d + 1] float64 in
+        nats per token.
 
     Raises:
         NumericsError: A isn't positive definite.
@@ -185,7 +152,7 @@ def narrower_factors(whole: NestedFactors, columns: Tensor) -> NestedFactors:
     """Factors over some of the columns, or in another order, from those over all of them, which determine H.
 
     The rows of L of these columns are Rᵀ Qᵀ, so Rᵀ is their factor and T Q their target. No product is squared, so
-    float32 is enough.
+    float32 is enough for weights.
 
     Args:
         whole: Factors over every column.
@@ -200,8 +167,20 @@ def narrower_factors(whole: NestedFactors, columns: Tensor) -> NestedFactors:
 
 
 @torch.no_grad()
+def narrower_errors(whole: Tensor, target: Tensor, S: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """Errors and losses of `whole_factor_`, [p + 1], for factors over p columns with this target, [r, p] float64.
+
+    `whole` is the target over all columns, [r, d] float64.
+    """
+    squares = target.square().sum(0)
+    errors = _remaining(squares) + (whole.square().sum() - squares.sum()).clamp(min=0)
+    losses = None if S is None else _losses(_weighted_squares(target, S), _weighted_squares(whole, S).sum())
+    return errors, losses
+
+
+@torch.no_grad()
 def kept_weights(factors: NestedFactors, k: int) -> Tensor:
-    """Optimal weights on the first k of p columns, T[:, :k] L[:k, :k]⁻¹: [r, k] float32, in their order."""
+    """Optimal weights on the first k of p columns, T[:, :k] L[:k, :k]⁻¹: [r, k], in their order."""
     factor, target = factors.factor[:k, :k].contiguous(), factors.target[:, :k].contiguous()  # else LAPACK is slower
     weights: Tensor = torch.linalg.solve_triangular(factor, target, upper=False, left=False)
     return weights

@@ -28,10 +28,10 @@ from darwinlm.database.elimination import ROWS, eliminate
 from darwinlm.runtime.errors import NumericsError
 
 DEAD_LEVEL: Final = 2.0**-40
-"""Diagonal of a dead input after `damp`, as a share of the mean diagonal."""
+"""Diagonal of a dead input after `damp_`, as a share of the mean diagonal."""
 
 DEAD_FLOOR: Final = 2.0**-80
-"""Diagonal of every input after `damp` if all are dead; its root and its inverse are exact in float32."""
+"""Diagonal of every input after `damp_` if all are dead; its root and its inverse are exact in float32."""
 
 DELAY: Final = 64
 """Columns removed between two applications of the pending updates."""
@@ -65,18 +65,13 @@ DAMPING = 0.01
 rises by 0.02 (docs/notebook/database.md, "Calibration tokens or damping")."""
 
 
-def damp(H: Tensor, relative: float = DAMPING) -> Tensor:
-    """A copy of a second moment [d, d] with ``relative * mean(diag)`` added to its diagonal.
+def damp_(H: Tensor, relative: float = DAMPING) -> Tensor:
+    """Add ``relative * mean(diag)`` to the diagonal of a second moment [d, d], in place; returns it.
 
     A dead input (diagonal exactly zero) is decoupled instead: its row and column are set to zero and its diagonal to
     `DEAD_LEVEL` times the mean diagonal (`DEAD_FLOOR` if every input is dead). The matrix stays invertible. The weights
     of a dead input don't change while it is kept, and removing it costs practically nothing.
     """
-    return damp_(H.clone(), relative)
-
-
-def damp_(H: Tensor, relative: float = DAMPING) -> Tensor:
-    """`damp` in place; returns H."""
     dead = H.diagonal() == 0
     mean = H.diagonal().mean()
     H.diagonal().add_(relative * mean)
@@ -95,7 +90,6 @@ def removal_order(
     units: Tensor,
     *,
     gradients: Tensor | None = None,
-    delay: int = DELAY,
     dtype: torch.dtype | None = None,
     damping: float = DAMPING,
     name: str = "module",
@@ -113,9 +107,8 @@ def removal_order(
         units: [n, u] integer, columns of every unit; together each of 0..d-1 exactly once.
         gradients: [r, r] floating, second moment of the output gradients, which weights the output error; None is the
             identity.
-        delay: Columns removed between two applications of the pending updates; affects time and memory only.
         dtype: Float32 or float64 for the loop; None chooses by the inflation.
-        damping: Relative damping of H, see `damp`.
+        damping: Relative damping of H, see `damp_`.
         name: Name of the module, for messages.
 
     Raises:
@@ -135,7 +128,7 @@ def removal_order(
     work = dtype or (torch.float32 if exact else torch.float64)
     C, room = halves_(C) if work == torch.float32 else (C, torch.empty_like(C))
     G, gain = _gram_(room, W.to(H.device), columns, scale.masked_fill_(dead, 0), gradients)
-    picks, costs = eliminate(C, G, len(units), delay)
+    picks, costs = eliminate(C, G, len(units), DELAY)
     costs *= gain
     if not bool(torch.isfinite(costs).all()):
         raise NumericsError(f"{name}: the removal order lost all precision; use more calibration text")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -170,14 +170,7 @@ class Fitness:
             streams[each] = HiddenStates((embedded[piece] for piece in pieces), elements, self.memory)
             arguments[each] = [self.decoder.block_arguments(text[piece]) for piece in pieces]
         del embedded
-        for block in self.decoder.walk(range(len(self.decoder.blocks))):
-            with self.placed.visiting(block):
-                # Candidates with the same modules follow each other, so that those are placed once.
-                for each in sorted(streams, key=lambda each: self.placed.levels(block, each)):
-                    self.placed.put(block, each)
-                    for number, given in enumerate(arguments[each]):
-                        self.clock.check()
-                        streams[each][number] = self.decoder.run_block(block, streams[each][number], given[block])
+        self._walk(streams, arguments)
         measured: dict[Allocation, dict[int, float]] = {each: {} for each in by_candidate}
         with self.decoder.with_head():
             for piece in text:
@@ -187,6 +180,19 @@ class Fitness:
                 for each, losses in zip(there, self._losses(piece, ends), strict=True):
                     measured[each] |= zip(range(*piece), losses, strict=True)
         return measured
+
+    def _walk(
+        self, streams: Mapping[Allocation, HiddenStates], arguments: Mapping[Allocation, list[list[dict[str, Any]]]]
+    ) -> None:
+        """Move candidates through the blocks together."""
+        for block in self.decoder.walk(range(len(self.decoder.blocks))):
+            with self.placed.visiting(block):
+                # Candidates with the same modules follow each other, so that those are placed once.
+                for each in sorted(streams, key=lambda each: self.placed.levels(block, each)):
+                    self.placed.put(block, each)
+                    for number, given in enumerate(arguments[each]):
+                        self.clock.check()
+                        streams[each][number] = self.decoder.run_block(block, streams[each][number], given[block])
 
     def _missing(self, allocation: Allocation, window: Window) -> Iterator[Window]:
         """Parts of a window that weren't evaluated for a candidate."""

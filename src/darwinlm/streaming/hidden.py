@@ -1,7 +1,6 @@
 """The residual stream of some text in batches: on the device, in main memory, or in a file, depending on free memory.
 
-A GPU's batches never lie in files. Those in main memory are fetched and stored while other batches are processed
-(`transfers.py`).
+A GPU's batches in main memory are fetched and stored while other batches are processed (`transfers.py`).
 
 Letters: b sequences of a batch, t tokens, m residual width.
 """
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from darwinlm.runtime.mapped import mapped_file
-from darwinlm.runtime.memory import memory_of
+from darwinlm.runtime.memory import CPU, memory_of
 from darwinlm.streaming.transfers import Arriving, Mover, pinned_like
 
 STREAMS = 2 << 30
@@ -42,9 +41,10 @@ class HiddenMemory:
         """The place for a stream with `elements` elements, in batches like the given one."""
         if self.place is not None:
             return self.place
-        if elements * batch.element_size() <= memory_of(device).room("streams"):
+        size = elements * batch.element_size()
+        if size <= memory_of(device).room("streams"):
             return "device"
-        return "file" if device.type == "cpu" else "host"
+        return "host" if device.type != "cpu" and size <= memory_of(CPU).room("streams") else "file"
 
 
 class HiddenStates(Sequence[Tensor]):
