@@ -293,7 +293,7 @@ def moments(setup: Setup) -> None:
 
 def order(setup: Setup) -> None:
     """Measure removal order and factor of one MLP: seconds of each step, and the order against the CPU's."""
-    from darwinlm.database.elimination import eliminate
+    from darwinlm.database.elimination import eliminate, why_not_recorded
     from darwinlm.database.factors import unpack_lower, whole_factor_
     from darwinlm.database.order import DELAY, damp_, ordered_moment, removal_order
     from lab.benchmarks.database import synthetic
@@ -339,6 +339,9 @@ def order(setup: Setup) -> None:
         setup.told("order", f"d = {d} for each removed channel", per_step, "µs")
         del H, W, C, G, columns, packed
     setup.told("order", STEPS, per_step, "µs")
+    if setup.kind.type == "cuda":
+        reason = why_not_recorded()
+        setup.put(Line("order", "steps are a CUDA graph", reason or "yes", ok=not reason))
 
 
 def traps(setup: Setup) -> None:

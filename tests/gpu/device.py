@@ -48,6 +48,12 @@ INNER = "pretend"
 THERE = torch.device(NAME, 0)
 PACKAGE = "/darwinlm/"
 
+PRODUCTS = {
+    getattr(torch.ops.aten, name).dtype: getattr(torch.ops.aten, name).default
+    for name in ("mm", "bmm", "addmm", "baddbmm")
+    if hasattr(getattr(torch.ops.aten, name), "dtype")
+}
+
 HOT = {
     ("database/elimination.py", "_cheapest"),
     ("database/elimination.py", "_remove"),
@@ -64,7 +70,7 @@ KNOWN_WAITS = {
     ("streaming/gradients.py", "_check"),
     ("streaming/decoder.py", "_record"),  # before a walk, once for each shape of text
     ("database/store.py", "_set_aside"),  # once
-    ("database/store.py", "_computed"),  # a file
+    ("database/store.py", "_computed"),  # a file, once; what is read again is pinned
     ("database/block_moments.py", "watch_mixture"),  # the host must know the experts of the tokens
 }
 """Functions called from them that may."""
@@ -376,7 +382,7 @@ class Gpu:
         held = [one.held if isinstance(one, PretendTensor) else one for one in flat]
         plain_args, plain_kwargs = tree_unflatten(held, structure)
         with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():  # type: ignore[attr-defined]
-            result = func(*_on_cpu(call, plain_args), **on_cpu(plain_kwargs))
+            result = _computed(func, _on_cpu(call, plain_args), on_cpu(plain_kwargs))
         given = {id(one.held): one for one in ours}
         into_host = call.name == "aten::copy_" and call.goes_down
         here = target == THERE if target is not None else not into_host
@@ -474,6 +480,14 @@ def _hot_loop() -> str:
             return f"{path} {frame.f_code.co_name}"
         frame = frame.f_back  # type: ignore[assignment]
     return ""
+
+
+def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """The CPU's result. It has no products with a type of their own; cuBLAS sums those of halves in float32."""
+    if func in PRODUCTS:
+        *factors, dtype = (*args, *kwargs.values())
+        return PRODUCTS[func](*(one.to(dtype) if isinstance(one, Tensor) else one for one in factors))
+    return func(*args, **kwargs)
 
 
 def _on_cpu(call: Call, args: Any) -> Any:

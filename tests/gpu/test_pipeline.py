@@ -109,7 +109,7 @@ def test_no_factor_is_read_twice(compared):
     assert 0 < reader.reads <= len(reader.modules)
 
 
-def test_factors_that_do_not_fit_on_the_device_are_read_again(make_run, tmp_path, monkeypatch):
+def test_factors_that_do_not_fit_on_the_device_stay_in_main_memory(make_run, tmp_path, monkeypatch):
     model = tiny_checkpoint(tmp_path / "model", "llama", num_hidden_layers=2)
     database = run_stages(make_run(model, tmp_path / "out", *FEW), "database").database
     whole = database.reader
@@ -123,7 +123,7 @@ def test_factors_that_do_not_fit_on_the_device_are_read_again(make_run, tmp_path
                 assert found.weight.device.type == NAME
                 torch.testing.assert_close(found.weight.cpu(), expected.weight)
                 assert torch.equal(found.columns, expected.columns)
-    assert none.reads == 3 * len(none.modules)
+    assert none.reads == len(none.modules)
 
 
 # GLM 4 has norms behind its modules, and Mixtral experts.

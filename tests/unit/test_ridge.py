@@ -110,13 +110,31 @@ def test_cross_moments(dtype):
     torch.testing.assert_close(moment.take().double(), y.double().T @ x.double() / 40, rtol=1e-5, atol=1e-6)
 
 
-def test_a_refits_moments_are_near_those_of_float64():
+@pytest.fixture
+def asked(monkeypatch):
+    """Pretend that the device multiplies bfloat16 into float32; the element types of the factors of its products."""
+    whole, types = torch.mm, []
+
+    def mm(left, right, out_dtype):
+        types.append((left.dtype, right.dtype, out_dtype))
+        return whole(left.float(), right.float())
+
+    monkeypatch.setattr(moments, "multiplies_into_float32", lambda device: True)
+    monkeypatch.setattr(torch, "mm", mm)
+    return types
+
+
+PRODUCT = (torch.bfloat16, torch.bfloat16, torch.float32)
+
+
+def test_a_refits_moments_are_products_of_bfloat16_near_those_of_float64(asked):
     """Targets are differences of streams that nearly agree; inputs have columns of very different size."""
     x = (rows(4096, 24) * torch.logspace(-3, 3, 24)).to(torch.bfloat16)
     before = rows(4096, 8, seed=1).to(torch.bfloat16)
     after = (before.float() + 0.02 * rows(4096, 8, seed=2)).to(torch.bfloat16)
     y = after.float() - before.float() + 0.003
     seen = Moments(24, 8, torch.device("cpu"), zip(x.split(1000), y.split(1000), strict=True))
+    assert asked == [PRODUCT] * 15
     X, Y = x.double(), y.double()
     scale = torch.outer(Y.square().mean(0).sqrt(), X.square().mean(0).sqrt())
     assert ((seen.C.double() - Y.T @ X / 4096).abs() / scale).max() < 1e-6

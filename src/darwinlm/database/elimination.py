@@ -9,22 +9,32 @@ optimum, adds ``tr(C_gg⁻¹ G_gg)`` to the squared output error. Each step remo
 W is never recomputed, since C and G are enough. Their updates have rank u and 2u. They are collected as lists of rows
 and applied many at a time as matrix products. A step needs only rows g of C and G, rebuilt from the pending terms, and
 the diagonal blocks of all units, which are updated at once.
+
+A step takes 20 kernels, most of which are shorter than their launch. On CUDA the step for single columns is a CUDA
+graph, recorded whenever the size of the arrays changes. It works on tensors of fixed size, and counts on the device.
+Larger units are removed in few steps, by cuSOLVER, which can't be recorded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import ClassVar, Final
 
 import torch
 from torch import Tensor
 
+from darwinlm.runtime.cuda_graph import can_record, recorded
+from darwinlm.runtime.errors import first_line
+
 ROWS: Final = 256
 """Rows of a matrix that are processed at once to save memory."""
 
-COMPACTED: Final = 1 / 8
-"""Share of removed units from which on the arrays are compacted."""
+COMPACTED: Final = (1 / 8, 1)
+"""Share and number of removed units from which on the arrays are compacted."""
+
+RECORDED: Final = (1 / 4, 1024)
+"""The same where steps are recorded again for the new size: d = 11,008 then has 8 recordings and not 28."""
 
 SHORT_STEP: Final = 1e7
 """Maximum number of operations in a step that runs on one CPU thread.
@@ -59,6 +69,11 @@ def eliminate(C: Tensor, G: Tensor, n: int, delay: int) -> tuple[Tensor, Tensor]
     return state.removed()
 
 
+def why_not_recorded() -> str:
+    """Why steps of this process couldn't be recorded as a CUDA graph and are launched kernel by kernel; or empty."""
+    return _Elimination.failure
+
+
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
     """Use `count` CPU threads inside the body."""
@@ -74,11 +89,15 @@ class _Elimination:
     """C and G with their pending updates.
 
     Attributes:
+        failure: Reason why steps can't be recorded on this machine; empty until recording fails.
         ids: [m] int64, unit at each index of the arrays.
         blocks: [2, m, u, u], diagonal blocks of C, and half of those of G, of which only the symmetric part matters.
         pending: Number of steps since the last flush.
-        terms: [3, steps, u, m * u], Q, P and A of the pending steps.
+        slot: [1] int64, the same number on the device.
+        terms: [3, steps, u, m * u], Q, P and A of the pending steps; `newest` are those of one step.
     """
+
+    failure: ClassVar[str] = ""
 
     def __init__(self, C: Tensor, G: Tensor, n: int, steps: int) -> None:
         self.C, self.G = C, G
@@ -88,6 +107,9 @@ class _Elimination:
         self.ids = torch.arange(n, device=device)
         self.offsets = torch.arange(self.u, device=device)
         self.eye = torch.eye(self.u, dtype=self.C.dtype, device=device)[None]
+        self.removed_block = torch.stack([C.new_full((1, 1, 1), value) for value in (1, torch.inf)])
+        self.recordable = self.u == 1 and can_record(device)
+        self.slot = torch.zeros(1, dtype=torch.int64, device=device)
         self.places = torch.zeros(steps, dtype=torch.int64, device=device)
         self.costs = C.new_zeros(steps)
         self.pending = 0
@@ -97,6 +119,7 @@ class _Elimination:
     def _reset(self) -> None:
         """Allocate everything that depends on the size of the arrays: diagonal blocks, marks and pending terms."""
         m, u = len(self.ids), self.u
+        self._replay: Callable[[], object] | None = None
         self.blocks = torch.stack(
             [X.view(m, u, m, u).diagonal(dim1=0, dim2=2).permute(2, 0, 1) for X in (self.C, self.G)]
         )
@@ -104,27 +127,42 @@ class _Elimination:
         self.gone = torch.zeros(m, dtype=torch.bool, device=self.C.device)
         self.gone_count = 0
         self.rows = self.C.new_empty(2, u, m * u)
-        self.terms = self.C.new_empty(3, self.steps, u, m * u)
+        self.newest = self.C.new_empty(3, u, m * u)
+        self.terms = self.C.new_zeros(3, self.steps, u, m * u)
 
     def step(self, *, last: bool) -> None:
         """Remove the cheapest unit; nothing needs to be updated after the last one."""
-        place = self._cheapest()
-        if not last:
-            self._remove(place)
+        if self._replay is None and self.gone_count and self.recordable and not self.failure:
+            self._record()
+        if self._replay is not None:
+            self._replay()
+        else:
+            place = self._cheapest()
+            if not last:
+                self._remove(place)
         self.pending += 1
         self.gone_count += 1
+
+    def _record(self) -> None:
+        """Record a step for arrays of the present size, in which one has run."""
+        try:
+            self._replay = recorded(lambda: self._remove(self._cheapest()), self.C.device)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            _Elimination.failure = first_line(error)
 
     def _cheapest(self) -> Tensor:
         """Index [1] of the cheapest unit, which is noted with half its cost; no host synchronisation."""
         C_blocks, G_blocks = self.blocks
-        if self.u == 1:
+        if self.u == 1:  # that of a removed unit is infinite
             costs = (G_blocks / C_blocks).view(-1)
         else:
             K = torch.linalg.cholesky_ex(C_blocks).L
-            costs = torch.cholesky_solve(G_blocks, K).diagonal(dim1=1, dim2=2).sum(1)
-        costs.clamp_(min=0).masked_fill_(self.gone, torch.inf)
-        cost, place = torch.min(costs, 0, keepdim=True)
-        self.places[self.pending], self.costs[self.pending] = place[0], cost[0]
+            costs = torch.cholesky_solve(G_blocks, K).diagonal(dim1=1, dim2=2).sum(1).masked_fill_(self.gone, torch.inf)
+        cost, place = torch.min(costs.clamp_(min=0), 0, keepdim=True)
+        self.places.index_copy_(0, self.slot, place)
+        self.costs.index_copy_(0, self.slot, cost)
         return place
 
     def _remove(self, place: Tensor) -> None:
@@ -132,32 +170,34 @@ class _Elimination:
         g = place if self.u == 1 else place * self.u + self.offsets
         C_rows, G_rows = self._current_rows(g)
         C_gg, G_gg = self.rows.index_select(2, g)
-        newest = self.terms[:, self.pending]
-        Q, P, A = newest
+        Q, P, A = self.newest
         if self.u == 1:
             torch.div(C_rows, C_gg.sqrt_(), out=Q)
             torch.div(Q, C_gg, out=P)
             torch.addcmul(G_rows, G_gg, P, value=-0.5, out=A)
             # C loses Q Q, and half of G loses P A.
-            self.blocks.view(2, -1).addcmul_(newest[:2, 0], newest[::2, 0], value=-1)
+            self.blocks.view(2, -1).addcmul_(self.newest[:2].view(2, -1), self.newest[::2].view(2, -1), value=-1)
+            self.blocks.index_copy_(1, place, self.removed_block)
         else:
             K = torch.linalg.cholesky_ex(C_gg).L
             Q.copy_(torch.linalg.solve_triangular(K, C_rows, upper=False))
             P.copy_(torch.linalg.solve_triangular(K.T, Q, upper=True))
             torch.addmm(G_rows, G_gg, P, alpha=-0.5, out=A)
-            q, p, a = (X.view(self.u, -1, self.u).transpose(0, 1) for X in newest)
-            self.blocks[0].baddbmm_(q.mT, q, alpha=-1)
+            q, p, a = (X.view(self.u, -1, self.u).transpose(0, 1) for X in self.newest)
+            self.blocks[0].baddbmm_(q.mT, q, alpha=-1).index_copy_(0, place, self.eye)
             self.blocks[1].baddbmm_(p.mT, a, alpha=-1)
-        self.blocks[0].index_copy_(0, place, self.eye)
-        self.gone.index_fill_(0, place, True)
+            self.gone.index_fill_(0, place, True)
+        self.terms.index_copy_(1, self.slot, self.newest[:, None])
+        self.slot += 1
 
     def _current_rows(self, g: Tensor) -> tuple[Tensor, Tensor]:
         """Rows g of C and of G, [u, m * u] each, with the pending terms applied."""
         C_rows, G_rows = self.rows
         torch.index_select(self.C, 0, g, out=C_rows)
         torch.index_select(self.G, 0, g, out=G_rows)
-        if self.pending:
-            terms = self.terms[:, : self.pending]
+        count = self.steps if self.recordable else self.pending  # a recorded step takes all; the unused ones are zero
+        if count:
+            terms = self.terms[:, :count]
             Q, P, A = terms.flatten(1, 2)
             Q_at_g, P_at_g, A_at_g = terms.index_select(3, g).flatten(1, 2).mT
             C_rows.addmm_(Q_at_g, Q, alpha=-1)
@@ -169,18 +209,23 @@ class _Elimination:
         Q, P, A = self.terms[:, : self.pending].flatten(1, 2)
         self.C.addmm_(Q.T, Q, alpha=-1)
         self.G.addmm_(A.T, P, alpha=-1).addmm_(P.T, A, alpha=-1)
+        self.gone.index_fill_(0, self.places[: self.pending], True)
         self._collect()
-        if self.gone_count >= COMPACTED * len(self.ids):
+        share, least = RECORDED if self.recordable else COMPACTED
+        if self.gone_count >= max(share * len(self.ids), least):
             kept = (~self.gone).nonzero().view(-1)
             columns = (kept[:, None] * self.u + self.offsets).view(-1)
             self.ids = self.ids[kept]
             self.C, self.G = _compacted_(self.C, columns), _compacted_(self.G, columns)
             self._reset()
+        elif self.recordable:
+            self.terms.zero_()
 
     def _collect(self) -> None:
         """Take the units and costs of the pending steps, and begin a new group of steps."""
         costs = 2 * self.costs[: self.pending].to(torch.float64)
         self._removed.append((self.ids[self.places[: self.pending]], costs))
+        self.slot.zero_()
         self.pending = 0
 
     def removed(self) -> tuple[Tensor, Tensor]:

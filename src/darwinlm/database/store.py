@@ -24,7 +24,7 @@ from darwinlm.recipe import UnitsSettings
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import open_tensors
 from darwinlm.runtime.mapped import in_file
-from darwinlm.runtime.memory import CPU, Bounded, memory_of
+from darwinlm.runtime.memory import ALL, CPU, Bounded, memory_of
 from darwinlm.units.levels import Level, variants
 from darwinlm.units.modules import ModuleReader
 
@@ -36,8 +36,8 @@ class DatabaseReader(ModuleReader):
     """Reads any module at any level.
 
     Searches repeatedly need the factors of all modules in turn. As many as fit stay on the device, on which weights are
-    computed from them. On a CPU, a target takes longer to compute than to read, so those that don't fit wait in files.
-    The checkpoint is the dense model's.
+    computed from them. The inputs of the others stay in main memory, pinned if a GPU reads them. On a CPU, a target
+    takes longer to compute than to read, so those that don't fit wait in files. The checkpoint is the dense model's.
 
     Attributes:
         reads: Number of factors read from files.
@@ -61,6 +61,9 @@ class DatabaseReader(ModuleReader):
         memory = memory_of(device)
         self._factors: Bounded[tuple[int, ModuleKind, int], tuple[NestedFactors, ...]] = memory.watch(
             Bounded(lambda factors: sum(each.nbytes for each in factors), partial(memory.room, "factors"), scanned=True)
+        )
+        self._stored: Bounded[tuple[int, ModuleKind], tuple[Tensor, Tensor]] = Bounded(
+            _bytes, partial(memory_of(CPU).room, "packed factors"), scanned=True
         )
         self._scratch: Path | None = None
         self._targets: Bounded[tuple[int, ModuleKind], tuple[Tensor, ...]] = Bounded(
@@ -104,8 +107,13 @@ class DatabaseReader(ModuleReader):
         return int(DISK_SHARE * shutil.disk_usage(self._scratch).free) // parallel.local_size()
 
     def release(self, reserve: int = 0) -> None:
-        """Release factors and files of targets; factors are computed again, and leave `reserve` bytes of the device."""
+        """Release factors and files of targets; factors are computed again, and leave `reserve` bytes of the device.
+
+        If it is all of them, main memory is released too.
+        """
         self._last = {}
+        if reserve == ALL:
+            self._stored.clear()
         self._factors.reserve(reserve)
         self._targets.clear()
         self._scratch = None
@@ -117,14 +125,30 @@ class DatabaseReader(ModuleReader):
         if variant != last:
             (whole,) = self.factors(block, kind, last)
             return (narrower_factors(whole, columns),)
-        with open_tensors(self.folder / block_file(block)) as stream:
-            packed = stream.get_tensor(f"{kind}.factor").to(self.device)
-        self.reads += 1
-        W = self._dense_weight(block, kind).to(self.device)
+        packed, W = (tensor.to(self.device, non_blocking=True) for tensor in self._read(block, kind))
         targets: Sequence[Tensor | None] = self._targets.get((block, kind)) or [None] * max(shape.experts, 1)
         if not shape.experts:
             return (_full_factors(columns, packed, W, targets[0]),)
         return tuple(map(_full_factors, columns, packed, W, targets))
+
+    def _read(self, block: int, kind: ModuleKind) -> tuple[Tensor, Tensor]:
+        """Packed factor and dense output projection of a module (of each expert).
+
+        They are cached in main memory if the factors don't fit on the device.
+        """
+        stored = self._stored.get((block, kind))
+        if stored is None:
+            with open_tensors(self.folder / block_file(block)) as stream:
+                stored = stream.get_tensor(f"{kind}.factor"), self._dense_weight(block, kind)
+            self.reads += 1
+            shape = self.shapes[block, kind]
+            # Bytes of the factor and the target on the device.
+            size = 4 * max(shape.experts, 1) * shape.width * (shape.width + int(self.checkpoint.config.hidden_size))
+            if self.device.type != "cpu" and not self._factors.has_room(size):
+                if self.device.type == "cuda":
+                    stored = stored[0].pin_memory(), stored[1].pin_memory()
+                self._stored.put((block, kind), stored)
+        return stored
 
     def _curves(self, block: int) -> dict[str, Tensor]:
         """Stored tensors of a block by name, except its factors; kept in memory. Raises ArtifactError."""

@@ -173,6 +173,8 @@ class Bounded(Generic[K, V]):
 CACHES = {"blocks": 0.5, "factors": 0.3, "modules": 0.2}
 """How the caches of a search divide a device's memory for caches: dense blocks that stay, factors of the database, and
 pruned modules."""
+BESIDE = {"packed factors": 0.6}
+"""The share of a GPU's factors in the main memory for caches, from which they are computed."""
 WORK = {"streams": 0.25, "candidates": 0.4, "module inputs": 0.2, "keys and values": 0.25, "whole models": 0.5}
 """Shares of the free memory for what work takes if there is room; no two of them are large at once."""
 
@@ -219,12 +221,12 @@ class DeviceMemory:
         return int(max(min(free_bytes(self.device), self.allowed), 0))
 
     def room(self, part: str, reserved: int = 0) -> int:
-        """Bytes for a part of `CACHES`, beside those reserved for others, or of `WORK`."""
+        """Bytes for a part of `CACHES` or `BESIDE`, beside those reserved for others, or of `WORK`."""
         if part in WORK:
             return int(WORK[part] * self.free)
         needs = max(self.needs.get(self.stage, 0), reserved)
         room = for_caches(self.device.type, free_bytes(self.device), needs, self.allowed)
-        return int(CACHES[part] * room) >> self._halvings
+        return int((CACHES | BESIDE)[part] * room) >> self._halvings
 
     def watch(self, cache: C) -> C:
         """Let a cache give back memory; returns it."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from darwinlm.database.block_moments import OutputMoments
 from darwinlm.database.blocks import block_file
 from darwinlm.database.build import build_database
+from darwinlm.database.elimination import why_not_recorded
 from darwinlm.database.metrics import find_metric
 from darwinlm.database.store import DatabaseReader
 from darwinlm.families.checkpoint import Checkpoint
@@ -107,6 +108,11 @@ def _build(task: Task, dense: Checkpoint, calibration: TokenSequences, gradients
         stream = stream_of(context, dense, tokens[parallel.place() :: parallel.size()], memory)
     metric, weights = find_metric(task.recipe.database.metric), gradients or (lambda block: {})
     build_database(task.stage, stream, task.recipe.units, weights, context.reporter.advance, metric.order)
+    if reason := why_not_recorded():
+        context.reporter.say(
+            f"removal order: its steps can't be recorded as a CUDA graph ({reason}) and took longer, with the same "
+            "results"
+        )
 
 
 def _read(task: Task, dense: Checkpoint) -> PruningDatabase:
