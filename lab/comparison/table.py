@@ -34,9 +34,8 @@ def comparison_cells(compared: ComparisonRecord) -> Table:
         if tasks:
             scores = list(harness.from_json(Path("comparison.json"), row.tasks).values())
             line += [summary.with_error(score.value, score.stderr) for score in scores]
-            mean = summary.average(scores)
             if len(tasks) > 1:
-                line.append(summary.with_error(mean.value, mean.stderr))
+                line.append(summary.with_error(*summary.average(scores)))
             remarks += [f"{row.title}: {note}" for note in summary.notes(scores)]
         cells.append(tuple(line))
     return tuple(headings), cells, [*remarks, *_footing(compared)]

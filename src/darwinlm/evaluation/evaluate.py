@@ -116,7 +116,7 @@ class Evaluated:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for --out."""
-        mean = summary.average(self.scores) if self.scores else None
+        value, stderr = summary.average(self.scores)
         return {
             "request": self.request.key() | {"suite": self.request.suite},
             "params": self.params,
@@ -128,8 +128,7 @@ class Evaluated:
             ],
             "chat": None if self.chats is None else self.chats.as_json(),
             "tasks": harness.as_json(self.scores),
-            "average": asdict(mean) if mean and len(self.scores) > 1 else None,
-            "partial": mean.partial if mean else "",
+            "average": {"value": value, "stderr": stderr} if len(self.scores) > 1 else None,
         }
 
 

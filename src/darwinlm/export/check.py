@@ -36,7 +36,6 @@ class Comparison:
 
     Attributes:
         relative: Relative norm of the difference of their logits, after subtracting the mean of each token.
-        largest: Largest difference of two logits.
         same_top: Share of tokens with the same most likely next token.
         tolerance: Largest allowed `relative`.
     """
@@ -45,7 +44,6 @@ class Comparison:
     right: str
     tokens: int
     relative: float
-    largest: float
     same_top: float
     tolerance: float
 
@@ -105,7 +103,6 @@ def compare_logits(left: tuple[str, Tensor], right: tuple[str, Tensor], toleranc
         right=right[0],
         tokens=len(ours),
         relative=relative,
-        largest=float((left[1] - right[1]).abs().max()),
         same_top=float((ours.argmax(-1) == theirs.argmax(-1)).float().mean()),
         tolerance=tolerance,
     )
