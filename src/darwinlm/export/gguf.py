@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -143,7 +142,6 @@ def _check(job: _Job, path: Path) -> None:
         "tokenizer": " ".join(str(tokenizer[key]) for key in (MODEL, "tokenizer.ggml.pre") if key in tokenizer),
         "chat_template": TEMPLATE in tokenizer,
     }
-    _note_size(file, job)
     types = report.details["tensor_types"] = dict(_check_types(file, reshaper, layout))
     _note_fallbacks(types, job.quantisation, report)
     if job.unchecked:
@@ -187,20 +185,6 @@ def _check_types(file: GgufHeader, reshaper: Reshaper, layout: Layout) -> Counte
     if missing:
         raise ExportError(f"the export fails its check: the file holds {sorted(missing)}, which weren't expected")
     return types
-
-
-def _note_size(file: GgufHeader, job: _Job) -> None:
-    """Report the weights in the file and in the model, with a note if MLPs were padded."""
-    checkpoint, report = job.reshaper.checkpoint, job.report
-    stored = checkpoint.stored.shapes()
-    ours = sum(math.prod(parts.shape(stored.__getitem__)) for parts in checkpoint.tensors.values())
-    held = sum(map(math.prod, file.tensors.values()))
-    report.details |= {"weights": held, "weights_of_the_model": ours}
-    pairs = ((job.reshaper.sizes[target.block], target) for target in job.layout.targets)
-    if any((old.width, old.experts) != (new.width, new.experts) for old, new in pairs):
-        report.notes.append(
-            f"the padding makes the file larger: {held:,} weights, {held / ours - 1:.1%} more than the model's {ours:,}"
-        )
 
 
 def _note_fallbacks(types: Mapping[str, int], quantisation: str, report: ExportReport) -> None:
