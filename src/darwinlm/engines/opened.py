@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from darwinlm.families.loading import check_finite, check_tokens
 from darwinlm.runtime.compute import resolve_device, resolve_dtype
 from darwinlm.runtime.errors import CheckpointError, FamilyError
 from darwinlm.streaming.streamed import StreamedDecoder
-from darwinlm.surgery.vocabulary.cut import cut_model
+from darwinlm.surgery.vocabulary.cut import cut_weights
 
 
 @dataclass
@@ -30,27 +30,30 @@ class Opened:
     """A model to use. The engine runs it: PyTorch or llama.cpp.
 
     Attributes:
-        load: Loads the whole model, which is done when it is first asked for.
+        whole: The model, if llama.cpp runs it.
         checkpoint: Its files, if PyTorch runs it.
-        rows: Old numbers of its tokens, if it has fewer of them than its files.
+        work: Folder for weights that are made from its files, as long as it is used.
     """
 
     source: str
-    load: Callable[[], Any]
     tokenizer: Any
     engine: str = "PyTorch"
+    whole: Any = None
     checkpoint: Checkpoint | None = None
     dtype: torch.dtype = torch.float32
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    rows: list[int] | None = None
+    work: Path = Path()
 
     @cached_property
     def model(self) -> Any:
-        """The whole model."""
-        model = self.load()
-        if self.rows is not None:
-            cut_model(model, self.rows)
-        return model
+        """The whole model; PyTorch loads it when it is first asked for."""
+        return self.whole if self.checkpoint is None else self.checkpoint.load(self.dtype, self.device)
+
+    def cut(self, rows: Sequence[int]) -> None:
+        """Keep only the tokens with these numbers, in this order. Raises CheckpointError, StorageError."""
+        assert self.checkpoint is not None
+        cut_weights(self.checkpoint, rows, self.work / "cut")
+        self.checkpoint = Checkpoint.open(self.work / "cut", self.source)
 
     def decoder(self, tokens: Tensor) -> Any:
         """The model to read these tokens with, block by block if it can be."""
@@ -65,7 +68,7 @@ class Opened:
             return found
 
         how: dict[str, Any] = {"dtype": self.dtype, "device": self.device}
-        return StreamedDecoder(checkpoint, tokens, **how, weights=weights, rows=self.rows)
+        return StreamedDecoder(checkpoint, tokens, **how, weights=weights)
 
     @property
     def config(self) -> Any:
@@ -119,19 +122,18 @@ def open_model(
 
 
 def _in_pytorch(source: str, kind: torch.dtype, where: torch.device) -> Opened:
-    work = Path(tempfile.mkdtemp(prefix="darwinlm-"))  # for dequantised weights, as long as the model is used
+    work = Path(tempfile.mkdtemp(prefix="darwinlm-"))
     try:
         checkpoint = resolve_finished(source, work / "model")
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
     tokenizer = checkpoint.tokenizer()
-    load = partial(checkpoint.load, kind, where)
-    opened = Opened(source, load, tokenizer, checkpoint=checkpoint, dtype=kind, device=where)
+    opened = Opened(source, tokenizer, checkpoint=checkpoint, dtype=kind, device=where, work=work)
     weakref.finalize(opened, shutil.rmtree, work, ignore_errors=True)
     return opened
 
 
 def _in_llama_cpp(source: str, path: Path) -> Opened:
     model, tokenizer = open_in_llama_cpp(path)
-    return Opened(source, lambda: model, tokenizer, "llama.cpp")
+    return Opened(source, tokenizer, "llama.cpp", model)

@@ -43,13 +43,13 @@ def share_vocabulary(model: Any, dense: Any) -> bool:
     """Give a dense model the tokens of a smaller model.
 
     Both are `engines.opened.Opened`. If the dense one has all tokens of the smaller model and more, its embedding
-    and head are cut. Returns whether it was cut. Raises ModelError if the vocabularies have different tokens.
+    and head are cut. Returns whether it was cut. Raises ModelError if the vocabularies differ, and as `Opened.cut`.
     """
     rows = rows_in(model.tokenizer, dense.tokenizer, model.vocabulary, dense.vocabulary)
-    if rows is not None and not hasattr(dense.config, "hidden_size"):
+    if rows is not None and dense.checkpoint is None:
         raise ModelError(f"{dense.source} has more tokens than {model.source}: give the folder or hub id --against")
     if rows is not None:
-        dense.rows = rows
+        dense.cut(rows)
         return True
     if model.tokenizer.get_vocab() != dense.tokenizer.get_vocab():
         raise ModelError(

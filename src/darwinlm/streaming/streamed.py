@@ -7,7 +7,7 @@ embeddings, only the rows of some text are there, for the whole life of the deco
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -31,8 +31,7 @@ class StreamedDecoder(Decoder):
     """The decoder of a checkpoint on some text.
 
     `tokens` are all tokens that it will embed; other ones give wrong rows. `dtype` and `device` are those of the pass.
-    `weights` gives those of a block by name in it; without, they are the checkpoint's. `rows` are the checkpoint's
-    numbers of the tokens, if it has more.
+    `weights` gives those of a block by name in it; without, they are the checkpoint's.
 
     Attributes:
         params: Number of parameters of the whole model; a tied embedding counts once.
@@ -46,11 +45,9 @@ class StreamedDecoder(Decoder):
         dtype: torch.dtype,
         device: torch.device,
         weights: Callable[[int], dict[str, Tensor]] | None = None,
-        rows: Sequence[int] | None = None,
     ) -> None:
         super().__init__(checkpoint.skeleton(dtype), checkpoint.family)
         self.checkpoint = checkpoint
-        self._rows = None if rows is None else torch.tensor(rows)
         self.params = sum(parameter.numel() for parameter in self.model.parameters())
         largest = max(sum(weight.numel() for weight in block.parameters()) for block in self.blocks) * dtype.itemsize
         if largest > (there := all_bytes(device)):
@@ -94,8 +91,7 @@ class StreamedDecoder(Decoder):
             embeddings.append(tail.embedding)
         for name in embeddings:
             embedding = self.model.get_submodule(name)
-            stored = used if self._rows is None else self._rows[used]
-            rows = self.checkpoint.rows(f"{name}.weight", stored, dtype=self._dtype).to(device)
+            rows = self.checkpoint.rows(f"{name}.weight", used, dtype=self._dtype).to(device)
             embedding.weight, embedding.padding_idx = nn.Parameter(rows, requires_grad=False), None
             embedding.register_forward_pre_hook(partial(_places, used.to(device)))
         large = tuple(f"{name}." for name in (*embeddings, family.head))
@@ -172,12 +168,8 @@ class StreamedDecoder(Decoder):
         others = like.model.get_output_embeddings() if isinstance(like, StreamedDecoder) else None
         for leaf, owner in (("weight", self._head_from), ("bias", self.family.head)):
             if getattr(head, leaf, None) is not None:
-                name = f"{owner}.{leaf}"
-                if self._rows is None:
-                    tensor = self.checkpoint.read(name, dtype=self._dtype)[""]
-                else:
-                    tensor = self.checkpoint.rows(name, self._rows, dtype=self._dtype)
-                tensor, other = tensor.to(self.device), getattr(others, leaf, None)
+                tensor = self.checkpoint.read(f"{owner}.{leaf}", dtype=self._dtype)[""].to(self.device)
+                other = getattr(others, leaf, None)
                 shared = other if other is not None and not other.is_meta and torch.equal(other, tensor) else tensor
                 setattr(head, leaf, nn.Parameter(shared.detach(), requires_grad=False))
         self._loaded.add(HEAD)

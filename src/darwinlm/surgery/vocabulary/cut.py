@@ -125,20 +125,3 @@ def rows_in(small: Any, dense: Any, small_size: int, dense_size: int) -> list[in
     if small_size >= dense_size or sorted(ours.values()) != list(range(small_size)) or not ours.keys() <= theirs.keys():
         return None
     return [theirs[token] for token in sorted(ours, key=ours.__getitem__)]
-
-
-@torch.no_grad()
-def cut_model(model: Any, rows: Sequence[int]) -> None:
-    """Cut embedding and head of a model in memory, [.., m] -> [v, m]."""
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    of_layers = getattr(model.base_model, "embed_tokens_per_layer", None)
-    tied = head.weight is embedding.weight
-    index = torch.tensor(rows, device=embedding.weight.device)
-    for module in filter(None, (embedding, head, of_layers)):
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            kept = parameter.index_select(0, index.to(parameter.device))
-            module.register_parameter(name, torch.nn.Parameter(kept, requires_grad=False))
-    if tied:
-        head.weight = embedding.weight
-    embedding.num_embeddings, embedding.padding_idx = len(rows), None
-    head.out_features = model.config.vocab_size = len(rows)
