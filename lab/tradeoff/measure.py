@@ -13,7 +13,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from darwinlm.engines.process import EngineProcess, Timing, require_engine
+from darwinlm.engines.process import EngineProcess, Generated, require_engine
 from darwinlm.engines.resolve import resolve_model
 from darwinlm.evaluation.text import pack
 from darwinlm.families.checkpoint import Checkpoint
@@ -124,30 +124,30 @@ def _check(quantisations: Sequence[str]) -> None:
 
 def _measure_speed(
     files: Sequence[Path], text: Tensor, timed: Timed, reporter: Reporter
-) -> tuple[dict[Path, list[Timing]], str]:
+) -> tuple[dict[Path, list[Generated]], str]:
     """Time all files in turn, so that a change of the machine's load reaches all of them; and the engine's version.
 
     One file is loaded at a time.
     """
     prompt = text.flatten()[: timed.prompt_tokens].tolist()
     options = {"threads": timed.threads, "context": len(prompt) + timed.new_tokens + 8}
-    version, timings = "", {file: list[Timing]() for file in files}
+    version, timings = "", {file: list[Generated]() for file in files}
     with reporter.stage("speed"):
         for number in range(timed.rounds):
             for place, file in enumerate(files):
                 with EngineProcess(ENGINE, file, **options) as process:
-                    process.time(prompt[:WARM_UP], 1)
-                    timings[file].append(process.time(prompt, timed.new_tokens))
+                    process.generate(prompt[:WARM_UP], 2)
+                    timings[file].append(process.generate(prompt, timed.new_tokens + 1))
                     version = version or f"{ENGINE} ({process.version()})"
                 reporter.advance(number * len(files) + place + 1, timed.rounds * len(files))
     return timings, version
 
 
-def _row(loss: FileLoss, path: Path, timings: Sequence[Timing], timed: Timed) -> FileRow:
+def _row(loss: FileLoss, path: Path, timings: Sequence[Generated], timed: Timed) -> FileRow:
     return FileRow(
         **{**loss.as_json(), "file": path.as_posix()},
-        prompt=_rate([timed.prompt_tokens / timing.first for timing in timings]),
-        decode=_rate([timed.new_tokens / timing.decode for timing in timings]),
+        prompt=_rate([timed.prompt_tokens / first for _, first, _ in timings]),
+        decode=_rate([timed.new_tokens / decode for *_, decode in timings]),
     )
 
 

@@ -57,7 +57,7 @@ def assert_same_as_transformers(folder: Path, file: Path, tolerance: float) -> N
     with EngineProcess("llama.cpp", file, exact=True, context=256) as engine:
         assert engine.tokenize(TEXT) == ids
         found = engine.logits(ids)
-        greedy = engine.greedy(ids, 12)
+        greedy = engine.generate(ids, 12)[0]
     assert found.shape == logits.shape
     assert np.abs(found - logits).max() < tolerance * np.abs(logits).max()
     assert greedy == made

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
@@ -27,14 +26,6 @@ extra."""
 
 Generated = tuple[list[int], float, float]
 """New tokens, seconds to the first one, and seconds for the others."""
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds of one run of an engine: to the first new token, and for all further ones."""
-
-    first: float
-    decode: float
 
 
 def require_engine(engine: str, purpose: str) -> None:
@@ -109,17 +100,14 @@ class EngineProcess:
         logits: np.ndarray[Any, Any] = np.load(path)
         return logits
 
-    def greedy(self, tokens: Sequence[int], new_tokens: int) -> list[int]:
-        """The greedy continuation."""
-        return list(self._ask("generate", tokens=list(tokens), new_tokens=new_tokens)[0])
+    def generate(self, tokens: Sequence[int], new_tokens: int) -> Generated:
+        """The greedy continuation of a text, and the time it takes."""
+        new, first, decode = self._ask("generate", tokens=list(tokens), new_tokens=new_tokens)
+        return list(new), float(first), float(decode)
 
     def tokenize(self, text: str) -> list[int]:
         """Tokens of a text from the engine's tokenizer, including the special tokens that it adds."""
         return list(self._ask("tokenize", text=text))
-
-    def time(self, tokens: Sequence[int], new_tokens: int) -> Timing:
-        """Time a prompt and `new_tokens` greedy tokens after the first."""
-        return Timing(*self._ask("generate", tokens=list(tokens), new_tokens=new_tokens + 1)[1:])
 
     def version(self) -> str:
         """The engine's package and its version."""

@@ -126,11 +126,10 @@ class FileChoice(Figures):
 
 
 class CodeFigures(Figures):
-    """Shares of answers to coding tasks whose code parses as Python, and whose code is that of the dense model."""
+    """Share of answers to coding tasks whose code parses as Python."""
 
     tasks: int
     parsed: float
-    same: float
 
 
 class ChatFigures(Figures):
