@@ -59,17 +59,16 @@ HOT = {
     ("database/elimination.py", "_remove"),
     ("streaming/stream.py", "run"),
     ("streaming/decoder.py", "through"),
-    ("streaming/gradients.py", "_back_through"),
+    ("streaming/decoder.py", "move"),
+    ("streaming/decoder.py", "back"),
     ("search/fitness.py", "_walk"),
-    ("search/gradients.py", "_through"),
 }
 """Loops over batches, candidates or removed units in which the host must not wait for the device: file and function."""
 
 KNOWN_WAITS = {
     ("streaming/stream.py", "check"),  # once for all batches
-    ("streaming/gradients.py", "_check"),
+    ("search/gradients.py", "_levels"),  # once for each module
     ("streaming/decoder.py", "_record"),  # before a walk, once for each shape of text
-    ("database/store.py", "_set_aside"),  # once
     ("database/store.py", "_computed"),  # a file, once; what is read again is pinned
     ("database/block_moments.py", "watch_mixture"),  # the host must know the experts of the tokens
 }
