@@ -13,8 +13,8 @@ export TRANSFORMERS_OFFLINE := 1
 
 OLDEST := .venv-oldest
 OLDEST_TESTS := tests/integration/test_pipeline.py tests/integration/test_families.py tests/unit/test_recipe.py \
-	tests/unit/test_removal_order.py tests/unit/test_gguf_sources.py tests/unit/test_sources.py tests/unit/test_hub_sources.py \
-	tests/export/test_folder.py tests/cli/test_show.py tests/unit/test_start_up.py
+	tests/unit/test_removal_order.py tests/unit/test_gguf_sources.py tests/unit/test_sources.py \
+	tests/cli/test_show.py tests/unit/test_start_up.py
 
 RESULTS ?= runs/results
 RESULTS_OPTIONS ?=
