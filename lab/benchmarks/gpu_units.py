@@ -134,7 +134,7 @@ def planned_bytes(run: Any) -> dict[str, float]:
     from darwinlm.stages.execution.sizes import Sizes
     from darwinlm.stages.model import open_model
 
-    sizes = Sizes(open_model(run.context, run.recipe.model, "source"), run.recipe)
+    sizes = Sizes(open_model(run.context, run.recipe.model), run.recipe)
     plan = plan_here(sizes, run.context.device, timed=False)
     return {row.stage: row.bytes for row in plan.rows}
 

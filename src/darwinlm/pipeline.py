@@ -21,7 +21,7 @@ from darwinlm.stages.execution.sizes import Sizes
 from darwinlm.stages.export import EXPORT
 from darwinlm.stages.file import FILE, check_file
 from darwinlm.stages.latency import LATENCY
-from darwinlm.stages.model import TEACHER, open_model
+from darwinlm.stages.model import open_model
 from darwinlm.stages.own_text import OWN_TEXT, OWN_TEXT_RECOVERY
 from darwinlm.stages.plan import PLAN, check_budget
 from darwinlm.stages.recover import RECOVER, check_recovery
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from darwinlm.units.cost import CostModel
 
 STAGES = (
-    *(OWN_TEXT, VOCABULARY, TEACHER, TEXT, LATENCY, PLAN, GRADIENTS, DATABASE, SEARCH, STITCH, REFIT),
+    *(OWN_TEXT, VOCABULARY, TEXT, LATENCY, PLAN, GRADIENTS, DATABASE, SEARCH, STITCH, REFIT),
     *(OWN_TEXT_RECOVERY, RECOVER, EXPORT, CHATS, EVALUATE, FILE),
 )
 """All stages in order."""
@@ -66,14 +66,12 @@ class Inputs:
 
     Attributes:
         original: The dense model, with all of its tokens.
-        dense: The model that is pruned, with the smaller vocabulary if there is one.
-        teacher: The original with the tokens of `dense`.
+        dense: The same with the smaller vocabulary, if there is one.
         latency: Costs in time, if the budget is one.
     """
 
     original: Checkpoint
     dense: Checkpoint
-    teacher: Checkpoint
     vocabulary: CutVocabulary | None
     text: Texts
     latency: CostModel | None
@@ -92,38 +90,34 @@ def prune(run: Run) -> Summary | None:
 def read_inputs(run: Run) -> Inputs:
     """Model, text and, for budgets in time, the times of its modules. Raises DarwinLMError."""
     recipe = run.recipe
-    source = open_model(run.context, recipe.model, "source")
-    original = source
-    if recipe.teacher not in (None, recipe.model):
-        original = open_model(run.context, recipe.teacher, "original")
-    check(run, source, original)
-    _announce(run, source)
+    original = open_model(run.context, recipe.model)
+    check(run, original)
+    _announce(run, original)
     own_text = run(OWN_TEXT, original) if amount_for_pruning(recipe) else None
-    vocabulary = run(VOCABULARY, source, own_text) if recipe.vocabulary not in (None, 1) else None
-    dense = source if vocabulary is None else vocabulary.checkpoint
-    teacher = dense if original is source else run(TEACHER, original, dense)
+    vocabulary = run(VOCABULARY, original, own_text) if recipe.vocabulary not in (None, 1) else None
+    dense = original if vocabulary is None else vocabulary.checkpoint
     text = run(TEXT, dense, own_text)
     latency = run(LATENCY, dense) if recipe.budget.timed else None
-    return Inputs(original, dense, teacher, vocabulary, text, latency)
+    return Inputs(original, dense, vocabulary, text, latency)
 
 
-def check(run: Run, source: Checkpoint, original: Checkpoint) -> None:
+def check(run: Run, original: Checkpoint) -> None:
     """Check before the first stage what can be checked without work. Raises DarwinLMError."""
     recipe = run.recipe
-    check_text(recipe, source)
-    check_budget(recipe, source, run.context.device)
+    check_text(recipe, original)
+    check_budget(recipe, original, run.context.device)
     original.check_carried()
     check_file(recipe)
     if recipe.recovery.tokens:
-        check_recovery(run.context, recipe, original, source)
+        check_recovery(run.context, recipe, original, original)
 
 
-def _announce(run: Run, source: Checkpoint) -> None:
+def _announce(run: Run, original: Checkpoint) -> None:
     """Say the planned time and memory of a new run; progress lines begin with the planned time."""
     if not parallel.is_main() or run.until not in (None, REPORT) or run.context.path(TEXT.name).exists():
         return
     reporter, limit = run.context.reporter, run.context.limit
-    planned = plan_here(Sizes(source, run.recipe, parallel.size()), run.context.device)
+    planned = plan_here(Sizes(original, run.recipe, parallel.size()), run.context.device)
     titles = {stage.name: stage.title for stage in STAGES}
     seconds = {titles[row.stage]: planned.seconds(row)[0] for row in planned.rows if row.stage in titles}
     reporter.expect(seconds)
@@ -167,30 +161,29 @@ def correct(run: Run, inputs: Inputs, stitched: Stitched, *, reserved: Iterable[
 
     Raises DarwinLMError.
     """
-    recipe, dense, teacher, text = run.recipe, inputs.dense, inputs.teacher, inputs.text
+    recipe, dense, text = run.recipe, inputs.dense, inputs.text
     refit, recovered = None, None
     if recipe.refit.tokens:
         refit = run(REFIT, stitched, dense, text["calibration"], text["validation"])
     if recipe.recovery.tokens:
         own_text = run(OWN_TEXT_RECOVERY, inputs.original) if amount_for_recovery(recipe) else None
         documents = tuple(sorted({*documents_of(text), *reserved}))
-        recovered = run(RECOVER, dense, teacher, refit or stitched, text["validation"], documents, own_text)
-    return Corrected(refit, recovered, run(EXPORT, dense, teacher, recovered or refit or stitched, text["validation"]))
+        recovered = run(RECOVER, dense, dense, refit or stitched, text["validation"], documents, own_text)
+    return Corrected(refit, recovered, run(EXPORT, dense, dense, recovered or refit or stitched, text["validation"]))
 
 
 def make(run: Run, inputs: Inputs, problem: Problem, database: PruningDatabase) -> Summary:
     """One size, from the search to the report. Raises DarwinLMError."""
-    recipe, dense, teacher, text = run.recipe, inputs.dense, inputs.teacher, inputs.text
+    recipe, dense, text = run.recipe, inputs.dense, inputs.text
     search, stitched = cut(run, inputs, problem, database)
     made = correct(run, inputs, stitched)
-    models = models_of_run(run.context, teacher, database, search, stitched, made.refit, made.recovered, made.exported)
-    chats = run(CHATS, teacher, models) if recipe.text.answer_tokens else None
+    models = models_of_run(run.context, dense, database, search, stitched, made.refit, made.recovered, made.exported)
+    chats = run(CHATS, dense, models) if recipe.text.answer_tokens else None
     measured = run(EVALUATE, dense, models, made.exported, text["evaluation"])
-    file = run(FILE, teacher, made.exported, text["evaluation"]) if recipe.budget.kind == "file" else None
+    file = run(FILE, dense, made.exported, text["evaluation"]) if recipe.budget.kind == "file" else None
     run.reach(REPORT)
     of_run = Made(
         dense=dense,
-        teacher=teacher,
         vocabulary=inputs.vocabulary,
         text=text,
         problem=problem,

@@ -37,7 +37,7 @@ def test_text_from_the_hub_without_a_network(prune):
         ("--recipe none.yaml", ["none.yaml", "No such file"]),
         ("--set text.sequence_length=512", ["text.sequence_length is 512", "allows 256 tokens"]),
         ("--set compute.device=abacus", ["compute.device: 'abacus' is not a device"]),
-        ("--until prune", ["--until prune: there is no such stage; the stages are own_text, vocabulary, teacher"]),
+        ("--until prune", ["--until prune: there is no such stage; the stages are own_text, vocabulary, text"]),
         ("--frobnicate", ["--frobnicate"]),
         ("units.mlp_multiple=8 search.seed=1", ["give settings as --set units.mlp_multiple=8 --set search.seed=1"]),
     ],

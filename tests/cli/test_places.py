@@ -23,7 +23,6 @@ WRITERS = {
     "prune": f"prune run/model {PRUNE} --out run",
     "prune by a link": f"prune link {PRUNE} --out run",
     "prune to a link": f"prune run/model {PRUNE} --out of-run",
-    "prune with that teacher": f"prune model {PRUNE} --set teacher=run/model --out run",
     "a sweep": f"prune run/model --keep 80%,60% {TEXT} --out run",
     "its text": "prune model --keep 60% --text run/stages/text/t.txt --out run",
     "a field of its text": "prune model --keep 60% --text run/t.jsonl#body --out run",

@@ -263,8 +263,6 @@ class Recipe(Section):
     preset: Literal["default", "quick", "thorough", "paper"] = "default"
     """Values of the fields that aren't given. `quick`: about two fifths of the work; `thorough`: four times as much.
     `paper`: the DarwinLM paper's text, units, order and search, and no refit."""
-    teacher: str | None = None
-    """The original dense model, for distillation and for comparisons in the report; none uses `model`."""
     vocabulary: Part | None = Field(None, gt=0)
     """Tokens of the vocabulary to keep, as a share or a number: 50% or 24k, rounded up to a multiple of 64. Those that
     `text.source` uses most are kept; other text takes more tokens. None keeps all."""

@@ -25,10 +25,9 @@ def settled(recipe: Recipe, device: torch.device) -> Recipe:
 
 
 def named_here(recipe: Recipe) -> Recipe:
-    """The recipe with models that are folders here named as such: ./owner/name is no model of the hub."""
-    models = {"model": recipe.model, "teacher": recipe.teacher}
-    here = {name: f"./{model}" for name, model in models.items() if model and is_here(model)}
-    return recipe.model_copy(update=here) if here else recipe
+    """The recipe with a model that is a folder here named as such: ./owner/name is no model of the hub."""
+    here = recipe.model is not None and is_here(recipe.model)
+    return recipe.model_copy(update={"model": f"./{recipe.model}"}) if here else recipe
 
 
 def is_here(model: str) -> bool:

@@ -244,8 +244,6 @@ class Summary(Figures):
 
     Attributes:
         model: the original dense model, as the user named it.
-        from_pruned: whether the model that was cut had been pruned before, as in later rounds; what `search` and
-            `refit` say is then relative to that model.
         budget: None where the model was pruned elsewhere.
         models: what was measured; the last one is the saved model.
         chat: whether prompts are questions in the model's chat template; else they are beginnings of a text.
@@ -262,7 +260,6 @@ class Summary(Figures):
     format: Literal[1] = 1
     version: str
     model: str
-    from_pruned: bool = False
     budget: BudgetFigures | None = None
     models: dict[ModelKey, ModelFigures]
     origin: Origin = Origin()

@@ -118,8 +118,8 @@ def short_model(model: str) -> str:
     return model if hub_id(model.partition("@")[0]) else _without_folder(model)
 
 
-MODELS, FILES = ("model", "teacher"), ("source", "text", "folder")
-"""Settings that name a model, and those that name files or folders; texts may be several."""
+MODEL, FILES = "model", ("source", "text", "folder")
+"""The setting that names a model, and those that name files or folders; texts may be several."""
 
 
 def without_folders(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def without_folders(recipe: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in recipe.items():
         if isinstance(value, dict):
             short[name] = without_folders(value)
-        elif isinstance(value, str) and name in MODELS:
+        elif isinstance(value, str) and name == MODEL:
             short[name] = short_model(value)
         elif isinstance(value, str) and name in FILES:
             short[name] = ",".join(map(_without_folder, value.split(",")))

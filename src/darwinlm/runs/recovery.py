@@ -36,7 +36,7 @@ BARE = ("validation", "evaluation")
 def _train(run: Run, small: Checkpoint, made: Summary | None, *, of_a_run: bool) -> Summary:
     """Train and measure a smaller model; `made` is the summary of the run that pruned it, if there is one."""
     recipe, context = run.recipe, run.context
-    original = open_model(context, recipe.model, "original")
+    original = open_model(context, recipe.model)
     check_text(recipe, small)
     original.check_carried()
     purposes = PURPOSES if of_a_run else BARE
@@ -55,7 +55,7 @@ def _train(run: Run, small: Checkpoint, made: Summary | None, *, of_a_run: bool)
     # What the dense model doesn't say of itself, the smaller one may.
     origin = Origin(**{name: value or of_saved[name] for name, value in of_teacher.items()})
     recovery = RecoveryFigures.model_validate(recovered.record)
-    of_the_run = ("from_pruned", "budget", "search", "refit", "vocabulary")
+    of_the_run = ("budget", "search", "refit", "vocabulary")
     pruning = {} if made is None else {name: getattr(made, name) for name in of_the_run}
     summary = summary_of(
         run.task("report"), teacher, text, exported, chats, measured, origin=origin, recovery=recovery, **pruning
@@ -81,7 +81,7 @@ def recover(
         model: Folder of the smaller model, or output folder of a run. The recipe of a run is the starting point, and
             text of its other purposes is excluded.
         out: Output folder.
-        teacher: The dense model; overrides the recipe's.
+        teacher: The dense model; overrides the recipe's `model`.
         tokens: Number of training tokens, 300000 or "10B"; overrides the recipe.
         text: Source of the training text; overrides the recipe's.
         recipe: Recipe or path of one; None starts from that of the run, or from the defaults. The run's dense model and
@@ -101,8 +101,7 @@ def recover(
     if not of_a_run and text is not None:
         overrides["text.source"] = text
     of_run = parse_recipe(made.recipe, str(folder / FILE)) if made is not None else Recipe()
-    resolved = load_recipe(of_run if recipe is None else recipe, assignments, {**overrides, "teacher": teacher})
-    dense = resolved.teacher or resolved.model or of_run.teacher or of_run.model
+    resolved = load_recipe(of_run if recipe is None else recipe, assignments, {**overrides, "model": teacher})
     settings = resolved.text
     if "source" not in settings.model_fields_set:  # the run's text, with its permission and its split
         given = {name: getattr(settings, name) for name in settings.model_fields_set}
@@ -111,7 +110,7 @@ def recover(
     if own_text.is_dir():  # text that the dense model has written is read from there; what it trains on is new
         recovery = recovery.model_copy(update={"text": recovery.text or settings.source})
         settings = settings.model_copy(update={"source": with_own_text(str(settings.source), own_text)})
-    resolved = resolved.model_copy(update={"model": dense, "text": settings, "recovery": recovery})
+    resolved = resolved.model_copy(update={"model": resolved.model or of_run.model, "text": settings, "recovery": recovery})
     if resolved.model is None:
         raise RecipeError("no dense model is given: name the original model with --teacher")
     if not resolved.recovery.tokens:

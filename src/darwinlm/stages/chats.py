@@ -17,21 +17,19 @@ from darwinlm.text.sampling.script import chat_parts
 FIGURES = "chats.json"
 
 
-def _measure(task: Task, teacher: Checkpoint, models: Models) -> None:
+def _measure(task: Task, dense: Checkpoint, models: Models) -> None:
     """Compare the uniform and the last model with the dense one, on answers that it writes now."""
     context, found = task.context, dict[str, AnswerFigures]()
-    reason = _prevented(task, teacher)
+    reason = _prevented(task, dense)
     if not reason:
         chosen = [name for name in models.readers if name in ("uniform", "before", [*models.readers][-1])]
-        dense = load_whole(task, models.whole["dense"])
-        written = write_answers(dense, teacher.tokenizer(), task.recipe.text.answer_tokens)
-        del dense
+        written = write_answers(load_whole(task, dense), dense.tokenizer(), task.recipe.text.answer_tokens)
         if isinstance(written, str):
             reason = f"dense writes no chats: {written}"
         else:
-            dense, *others = (models.readers[name](written.tokens) for name in ("dense", *chosen))
+            reader, *others = (models.readers[name](written.tokens) for name in ("dense", *chosen))
             found = measure_answers(
-                dense,
+                reader,
                 dict(zip(chosen, others, strict=True)),
                 written,
                 batch_tokens=context.batch_tokens,
@@ -42,13 +40,13 @@ def _measure(task: Task, teacher: Checkpoint, models: Models) -> None:
     parallel.in_main(write_json, task.folder / FIGURES, ChatFigures(answers=found).as_json())
 
 
-def _prevented(task: Task, teacher: Checkpoint) -> str:
+def _prevented(task: Task, dense: Checkpoint) -> str:
     """Why the models can't write chats; empty if they can. On a GPU, a whole model must fit into half of it."""
-    parts = chat_parts(teacher.tokenizer())
+    parts = chat_parts(dense.tokenizer())
     if isinstance(parts, str):
         return parts
     context = task.context
-    size = sum(each.numel() for each in teacher.outline.parameters()) * context.dtype.itemsize
+    size = sum(each.numel() for each in dense.outline.parameters()) * context.dtype.itemsize
     room = min(parallel.gather(memory_of(context.device).room("whole models")))
     if context.device.type != "cpu" and size > room:
         return f"a whole model needs {amounts.size(size)}, and {amounts.size(room)} are for it"

@@ -77,7 +77,7 @@ class Models:
 
 def models_of_run(
     context: Context,
-    teacher: Checkpoint,
+    dense: Checkpoint,
     database: PruningDatabase,
     search: SearchResult,
     stitch: Stitched,
@@ -102,7 +102,7 @@ def models_of_run(
         return of_blocks(checkpoint, of, tokens)
 
     models: dict[ModelKey, Any] = {
-        "dense": teacher,
+        "dense": dense,
         "uniform": (uniform, [database.digest, search.uniform]),
         "stitched": stitch.checkpoint,
     }

@@ -34,24 +34,24 @@ def check_file(recipe: Recipe) -> None:
         require_engine(ENGINE, "a budget of a GGUF file")
 
 
-def _write(task: Task, teacher: Checkpoint, export: Exported, evaluation: TokenSequences) -> None:
+def _write(task: Task, dense: Checkpoint, export: Exported, evaluation: TokenSequences) -> None:
     """Write both files, measure them in llama.cpp, and delete that of the dense model."""
     bound, small = int(task.recipe.budget.file or 0), export.checkpoint
     kind = str(task.recipe.units.quantisation)
     path, beside = task.context.folder / f"model-{kind}.gguf", task.folder / "dense.gguf"
-    came = Path(teacher.source)
-    tokenizer = came if came.suffix == ".gguf" and teacher.config.vocab_size == small.config.vocab_size else None
+    came = Path(dense.source)
+    tokenizer = came if came.suffix == ".gguf" and dense.config.vocab_size == small.config.vocab_size else None
 
     wanted = {"saved": (small, kind, path)}
-    if (fits := largest_type(teacher, bound)) is not None:
-        wanted["dense"] = teacher, fits[0], beside
+    if (fits := largest_type(dense, bound)) is not None:
+        wanted["dense"] = dense, fits[0], beside
     for checkpoint, quantisation, file in wanted.values():
         export_gguf(checkpoint, file, quantisation=quantisation, tokenizer_from=tokenizer)
     if (size := path.stat().st_size) > EXCESS * bound:
         raise BudgetError(f"the file has {size:,} bytes, more than the {bound:,} of budget.file: please report this")
     tokens = evaluation.tokens[: max(1, TOKENS // evaluation.tokens.shape[1])]
     opened = {name: open_in_llama_cpp(file)[0] for name, (*_, file) in wanted.items()}
-    found = measure_quality(teacher.load(torch.float32), opened, tokens, batch_tokens=tokens.shape[1])
+    found = measure_quality(dense.load(torch.float32), opened, tokens, batch_tokens=tokens.shape[1])
     record = {
         name: QuantisedFile(quantisation=each, bytes=file.stat().st_size, kl=found[name].kl).as_json()
         for name, (_, each, file) in wanted.items()

@@ -1,4 +1,4 @@
-"""The models that a run starts from: the one that is pruned, and the original for distillation and comparisons."""
+"""The dense model of a run, and for a recovery alone, the same with the tokens of the smaller one."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ STORED = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 """Names of types in safetensors."""
 
 
-def open_model(context: Context, model: str | None, name: str) -> Checkpoint:
-    """A model by its name in a recipe; a GGUF file is dequantised into a folder of this name first.
+def open_model(context: Context, model: str | None) -> Checkpoint:
+    """A model by its name in a recipe; a GGUF file is dequantised into a folder of the run first.
 
     Raises ModelError, CheckpointError, FamilyError.
     """
     assert model is not None
-    folder = context.path(name)
+    folder = context.path("source")
     with parallel.main_first():
         if Path(model).suffix != ".gguf":
             return resolve_model(model, folder)
-        with guarded(folder), context.reporter.stage("model" if name == "source" else "teacher"):
+        with guarded(folder), context.reporter.stage("model"):
             return resolve_model(model, folder, say=context.reporter.say)
 
 

@@ -58,7 +58,6 @@ class Made:
     """What a run has read and made; None for steps that it doesn't have."""
 
     dense: Checkpoint
-    teacher: Checkpoint
     vocabulary: CutVocabulary | None
     text: Texts
     problem: Problem
@@ -73,17 +72,16 @@ class Made:
 
 def write_summary(task: Task, made: Made) -> Summary:
     """Write the summary, the page and the card, on every run."""
-    dense, teacher, search, refit, recovered = made.dense, made.teacher, made.search, made.refit, made.recovered
+    dense, search, refit, recovered = made.dense, made.search, made.refit, made.recovered
     summary = summary_of(
         task,
-        teacher,
+        dense,
         made.text,
         made.exported,
         made.chats,
         made.measured,
-        from_pruned=teacher is not dense,
-        budget=_budget(task, made.problem, search, made.measured, whole=teacher is dense),
-        origin=origin_of(teacher.folder, teacher.source),
+        budget=_budget(task, made.problem, search, made.measured),
+        origin=origin_of(dense.folder, dense.source),
         kept=kept_whole(made.problem.space, dense.family),
         search=SearchFigures.model_validate({"method": task.recipe.search.method, **search.record}),
         refit=None if refit is None else RefitFigures.model_validate(refit.record),
@@ -111,7 +109,7 @@ def write_report(folder: Path, model: Path, summary: Summary) -> None:
 
 def summary_of(
     task: Task,
-    teacher: Checkpoint,
+    dense: Checkpoint,
     texts: Texts,
     exported: Exported,
     chats: ChatFigures | None,
@@ -122,14 +120,14 @@ def summary_of(
     recipe, context, tokenizer = task.recipe, task.context, exported.checkpoint.tokenizer()
     return Summary(
         version=VERSION,
-        model=teacher.source,
+        model=dense.source,
         models=models,
         prompts=prompts_for(tokenizer),
         chat=is_chat(tokenizer),
         chats=chats,
-        left_out=teacher.left_out,
-        allocation=allocation_figures(teacher, Checkpoint.describe(exported.folder)),
-        file=_file(teacher, exported.checkpoint),
+        left_out=dense.left_out,
+        allocation=allocation_figures(dense, Checkpoint.describe(exported.folder)),
+        file=_file(dense, exported.checkpoint),
         text=TextFigures(
             source=recipe.text.source,
             sequence_length=recipe.text.sequence_length,
@@ -170,17 +168,17 @@ def _time(task: Task) -> TimeFigures | None:
     return TimeFigures(limit=limit.seconds, seconds=round(limit.used, 1), preset=task.recipe.preset)
 
 
-def _file(teacher: Checkpoint, small: Checkpoint) -> FileFigures | None:
+def _file(dense: Checkpoint, small: Checkpoint) -> FileFigures | None:
     """Predicted sizes of GGUF files; None if llama.cpp can't run the model or doesn't know its tokenizer."""
-    source = Path(teacher.source)
-    of_dense, of_small = (file_sizes(each, teacher.source) for each in (teacher, small))
+    source = Path(dense.source)
+    of_dense, of_small = (file_sizes(each, dense.source) for each in (dense, small))
     if not of_small or not of_dense:
         return None
     came = source.stat().st_size if source.suffix == ".gguf" and source.is_file() else None
     return FileFigures(dense=of_dense, predicted=of_small, bytes=came)
 
 
-def _budget(task: Task, problem: Problem, search: SearchResult, models: Measured, *, whole: bool) -> BudgetFigures:
+def _budget(task: Task, problem: Problem, search: SearchResult, models: Measured) -> BudgetFigures:
     """The budget and its use by the saved model. Raises BudgetError if it differs from the plan."""
     settings, allocation = task.recipe.budget, search.allocation
     dense, final = models["dense"], list(models.values())[-1]
@@ -195,8 +193,7 @@ def _budget(task: Task, problem: Problem, search: SearchResult, models: Measured
     return BudgetFigures(
         kind=settings.kind,
         bound=getattr(settings, settings.kind),
-        # If the model was pruned before, the share of the original one.
-        keep=settings.keep if whole else planned / dense.block_params,
+        keep=settings.keep,
         unit=problem.cost.unit,
         dense=problem.cost.dense,
         upper=problem.budget.limit,

@@ -68,9 +68,8 @@ class Run:
         # Before the parent is kept, so that the lock ends before the parent's.
         self._lock = claim(folder, recipe)
         self.order, self.until, self._parent = order, until, parent
-        for name in ("model", "teacher") if parent is None else ():
-            if (found := getattr(self.recipe, name)) != (given_as := getattr(recipe, name)):
-                self.context.reporter.say(f"{name}: the folder {found}, not {given_as} of the hub")
+        if parent is None and self.recipe.model != recipe.model:
+            self.context.reporter.say(f"model: the folder {self.recipe.model}, not {recipe.model} of the hub")
         if begun is not None:
             self.recipe, limit = limited(self.recipe, folder, self.context.device, begun)
             self.set_limit(limit)
