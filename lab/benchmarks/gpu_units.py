@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import tempfile
@@ -135,7 +136,7 @@ def planned_bytes(run: Any) -> dict[str, float]:
     from darwinlm.stages.model import open_model
 
     sizes = Sizes(open_model(run.context, run.recipe.model), run.recipe)
-    plan = plan_here(sizes, run.context.device, timed=False)
+    plan = plan_here(sizes, run.context.device, math.inf)
     return {row.stage: row.bytes for row in plan.rows}
 
 

@@ -95,14 +95,10 @@ def random_model(folder: Path, **sizes: Any) -> Path:
 
 
 def planned(recipe: Recipe, folder: Path) -> dict[str, dict[str, float]]:
-    """Planned bytes, without and with caches, and seconds by stage."""
+    """Planned bytes and seconds by stage."""
     run = opened(recipe, folder)
     plan = plan_here(Sizes(open_model(run.context, run.recipe.model), run.recipe), run.context.device)
-    return {
-        row.stage: {"planned_gb": row.bytes / 1e9, "with_caches_gb": (row.bytes + row.caches) / 1e9}
-        | {"planned_s": plan.seconds(row)[0]}
-        for row in plan.rows
-    }
+    return {row.stage: {"planned_gb": row.bytes / 1e9, "planned_s": plan.seconds(row)[0]} for row in plan.rows}
 
 
 def watched(recipe: Recipe, folder: Path, stage: str) -> dict[str, Any]:

@@ -136,7 +136,7 @@ class _Comparison:
             before = self.run(MethodRow(row.base, row.steps[:1])) if len(row.steps) > 1 else self._searching(row.base)
             folder, recipe = self.base.folder / "rows" / row.name, row.recipe(self.variants.get(row.base, self.recipe))
             self._runs[row] = open_run(recipe, folder, self.base.context.reporter, parent=before)
-            check(self._runs[row], self.inputs.dense, self.inputs.original)
+            check(self._runs[row], self.inputs.dense)
         return self._runs[row]
 
     def _searching(self, name: str) -> Run:

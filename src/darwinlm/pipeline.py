@@ -125,7 +125,7 @@ def _announce(run: Run, original: Checkpoint) -> None:
     if limit is not None:
         amounts = f"with the amounts of the preset {run.recipe.preset}"
         said = f"{duration(limit.seconds)} at most if nothing else runs, {amounts}"
-    reporter.say(f"planned: {said}, {size(planned.peak.bytes)} of memory, up to {size(planned.taken)} with caches")
+    reporter.say(f"planned: {said}, {size(planned.peak.bytes)} of memory beside caches")
 
 
 def plan(run: Run, inputs: Inputs) -> Problem:

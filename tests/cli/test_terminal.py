@@ -41,8 +41,8 @@ PRINTED = {
         ["plan", EVIL, "--keep", "50%", "--set", "units.mlp_multiple=8"],
     ),
     "a model's path as JSON": (
-        lambda folder: folder.rename(EVIL),
-        ["plan", EVIL, "--keep", "50%", "--set", "units.mlp_multiple=8", "--json"],
+        lambda folder: (folder.rename(EVIL), Path("t.txt").write_text("many words " * 200)),
+        ["evaluate", EVIL, "--text", "t.txt", "--tokens", 32, "--sequence-length", 16, "--json"],
     ),
     "an option": (lambda folder: None, ["plan", "model", f"--{EVIL}"]),
     "a command": (lambda folder: None, [EVIL]),

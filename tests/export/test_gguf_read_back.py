@@ -169,7 +169,7 @@ def test_a_head_that_is_the_embedding_is_read_once(tmp_path, twice, embedding, h
     assert described.config.tie_word_embeddings
     stored = sum(weight.numel() for weight in described.outline.parameters()) + exact.numel()
     sizes = Sizes(described, load_recipe(None, ("units.mlp_multiple=8",), {"model": str(file)}))
-    planned = {row.stage: row.memory for row in plan_here(sizes, torch.device("cpu"), timed=False).rows}
+    planned = {row.stage: row.memory for row in plan_here(sizes, torch.device("cpu"), 1.0).rows}
     assert planned["model"]["weights in float32"] == CONVERTED * stored, "the file holds it twice"
     assert "model" not in [row.stage for row in plan_card(sizes, "h100").rows], "it is converted in main memory"
     loaded = model.load(torch.float32)

@@ -45,7 +45,7 @@ def model(folder: Path) -> None:
 def plan(folder: Path) -> None:
     """As `plan` does: without weights."""
     sizes = Sizes(Checkpoint.describe(folder), load_recipe(None, (), {"model": str(folder)}))
-    plan_card(sizes, "h100").as_json()
+    plan_card(sizes, "h100").seconds()
 
 
 def gguf(folder: Path) -> None:

@@ -1,6 +1,5 @@
 """The plan: operations compared with PyTorch's count, memory with peaks that were measured, and what doesn't fit."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -44,7 +43,7 @@ def row_of(plan: Plan, stage: str) -> Row:
 
 
 def on_cpu(sizes: Sizes, stage: str) -> Row:
-    return row_of(plan_here(sizes, CPU, timed=False), stage)
+    return row_of(plan_here(sizes, CPU, 1.0), stage)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "gemma"])
@@ -68,7 +67,7 @@ def test_every_family_has_a_plan(model_type: str, tiny_folder) -> None:
 def test_rows_are_the_stages_that_read_a_model_in_their_order(tiny_llama: Path) -> None:
     sizes = sizes_of(tiny_llama, *TRAINING, "text.source=self", "budget.speedup=2x", "text.evaluation_tokens=4096")
     rows = [row.stage for row in plan_card(sizes, "h100").rows]
-    others = {"vocabulary", "plan", "file", "report"}
+    others = {"vocabulary", "text", "plan", "export", "file", "report"}
     assert rows == [name for name in STEPS if name not in others]
 
 
@@ -134,7 +133,6 @@ def test_a_card_that_is_not_here_has_a_range(tiny_llama: Path) -> None:
     plan = plan_card(sizes_of(tiny_llama), "h100")
     shortest, longest = plan.seconds()
     assert longest / shortest == pytest.approx(OF_PEAK[1] / OF_PEAK[0])
-    assert plan.as_json()["seconds"] == (shortest, longest)
     assert plan.passes() == pytest.approx(sum(plan.passes(row) for row in plan.rows))
     with pytest.raises(RecipeError, match=r"--device h10: it isn't here .* did you mean 'h100'"):
         plan_of(str(tiny_llama), device="h10")
@@ -144,14 +142,24 @@ def test_published_models_are_planned_without_weights(command: Command, tmp_path
     for name, params in PARAMETERS.items():
         folder = published_config(tmp_path / name, name)
         words = ("plan", folder, "--recipe", f"{name}-fast", "--device", "h200")
-        found = json.loads(command(*words, "--json").succeeded().out)
-        assert found["dense_params"] == params
-        assert [stage["stage"] for stage in found["stages"]] == [
-            *("text", "gradients", "database", "search", "stitch", "refit", "export", "chats", "evaluate")
+        plan = plan_of(str(folder), recipe=f"{name}-fast", device="h200")
+        assert plan.sizes.params == params
+        assert [row.stage for row in plan.rows] == [
+            *("gradients", "database", "search", "stitch", "refit", "chats", "evaluate")
         ]
     ended = command(*words).succeeded()
     assert f"{count(params)} parameters" in ended.out
     assert "times are a range" in ended.out
+
+
+def test_a_search_is_planned_for_its_minutes(tiny_llama: Path) -> None:
+    endless, limited = (
+        plan_here(sizes_of(tiny_llama, "search.generations=100000", *more), CPU, 1.0)
+        for more in ((), ("search.minutes=3m",))
+    )
+    assert endless.seconds(row_of(endless, "search"))[0] > 180
+    assert limited.seconds(row_of(limited, "search")) == (180, 180)
+    assert limited.seconds()[0] == pytest.approx(sum(limited.seconds(row)[0] for row in limited.rows))
 
 
 def test_the_command_measures_this_machine_and_takes_another_ones_memory(command: Command, tiny_llama: Path) -> None:

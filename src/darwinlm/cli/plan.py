@@ -30,11 +30,10 @@ def plan(
         ),
     ] = "auto",
     processes: Annotated[int, arguments.number("PROCESSES", "Number of torchrun processes")] = 1,
-    as_json: arguments.Json = False,
     assignments: arguments.Set = None,
     **budget: Any,
 ) -> None:
-    """Show what each stage of a run takes before it starts: text, passes of the model, time and memory."""
+    """Show what each stage of a run takes before it starts: passes of the model, time and memory."""
     from darwinlm.report.wording import count
     from darwinlm.runs.plan import notes_of
     from darwinlm.runs.plan import plan as make
@@ -52,9 +51,6 @@ def plan(
         assignments=assignments or (),
     )
     sizes = made.sizes
-    if as_json:
-        terminal.print_json(made.as_json())
-        return
     smaller = count(sizes.kept_blocks[1] + sizes.outside)
     console.print(
         f"{sizes.checkpoint.source}: {count(sizes.params)} parameters → at most {smaller}; a pass of one token takes "
@@ -66,23 +62,10 @@ def plan(
     def times(*rows: Any) -> str:
         return " to ".join(dict.fromkeys(map(duration, made.seconds(*rows))))
 
-    cells = [
-        (row.stage, f"{row.tokens:,.0f}", f"{made.passes(row):,.0f}", times(row), size(row.bytes), size(row.caches))
-        for row in made.rows
-    ]
-    last = (
-        "all",
-        f"{sum(row.tokens for row in made.rows):,.0f}",
-        f"{made.passes():,.0f}",
-        times(),
-        size(made.peak.bytes),
-        size(max(row.caches for row in made.rows)),
-    )
-    console.print(tables.terminal(("stage", "tokens", "passes", "time", "memory", "caches"), [*cells, last]))
-    console.print(
-        f"up to {size(made.taken)} with caches, which are smaller where less is free; compute.memory bounds both",
-        soft_wrap=True,
-    )
+    cells = [(row.stage, f"{made.passes(row):,.0f}", times(row), size(row.bytes)) for row in made.rows]
+    last = ("all", f"{made.passes():,.0f}", times(), size(made.peak.bytes))
+    console.print(tables.terminal(("stage", "passes", "time", "memory"), [*cells, last]))
+    console.print("caches come on top; compute.memory bounds both", soft_wrap=True)
     if made.rates[0] != made.rates[1]:
         console.print("times are a range, since the card isn't here: from 50 % to 2 % of its peak", soft_wrap=True)
     for note in notes_of(made):

@@ -110,7 +110,9 @@ def recover(
     if own_text.is_dir():  # text that the dense model has written is read from there; what it trains on is new
         recovery = recovery.model_copy(update={"text": recovery.text or settings.source})
         settings = settings.model_copy(update={"source": with_own_text(str(settings.source), own_text)})
-    resolved = resolved.model_copy(update={"model": resolved.model or of_run.model, "text": settings, "recovery": recovery})
+    resolved = resolved.model_copy(
+        update={"model": resolved.model or of_run.model, "text": settings, "recovery": recovery}
+    )
     if resolved.model is None:
         raise RecipeError("no dense model is given: name the original model with --teacher")
     if not resolved.recovery.tokens:

@@ -16,9 +16,8 @@ from darwinlm.runtime.artifact import STAGES, read_record, write_json
 from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.figures import StageTime
 from darwinlm.stages.execution.output import mark
-from darwinlm.stages.execution.plan import measure_rate, memory_for
+from darwinlm.stages.execution.plan import measure_rate, plan_here
 from darwinlm.stages.execution.sizes import Sizes
-from darwinlm.stages.execution.table import rows_of
 
 FILE = "time_limit.json"
 FIXED = 0.5
@@ -84,8 +83,8 @@ def limited(recipe: Recipe, folder: Path, device: torch.device, begun: float) ->
                 names = [record["preset"]]
             for name in names:
                 chosen = load_recipe(recipe, (), {"preset": name})
-                rows = rows_of(Sizes(source, chosen), on_cpu=device.type == "cpu", memory=memory_for(chosen, device))
-                planned = {row.stage: row.operations / rate / parallel.size() for row in rows}
+                plan = plan_here(Sizes(source, chosen, parallel.size()), device, rate)
+                planned = {row.stage: plan.seconds(row)[0] for row in plan.rows}
                 if sum(planned[each] for each in planned if each not in ENDING) <= FIXED * seconds:
                     break
             mark(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -11,7 +12,6 @@ import torch
 from torch import Tensor
 
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.recipe import Recipe
 from darwinlm.runtime.amounts import size
 from darwinlm.runtime.compute import await_device
 from darwinlm.runtime.errors import DeviceMemoryError
@@ -55,8 +55,14 @@ class Plan:
 
     def seconds(self, *rows: Row) -> tuple[float, float]:
         """The shortest and the longest time of some stages, or of all; equal if the rate was measured."""
-        work = sum(row.operations for row in rows or self.rows) / self.sizes.processes
-        return work / self.rates[1], work / self.rates[0]
+        times = [self._times(row) for row in rows or self.rows]
+        return sum(shortest for shortest, _ in times), sum(longest for _, longest in times)
+
+    def _times(self, row: Row) -> tuple[float, float]:
+        minutes = self.sizes.recipe.search.minutes
+        most = 60 * minutes if row.stage == "search" and minutes is not None else math.inf
+        work = row.operations / self.sizes.processes
+        return min(work / self.rates[1], most), min(work / self.rates[0], most)
 
     def passes(self, *rows: Row) -> float:
         """Work of some stages, or of all, in tokens that the dense model reads."""
@@ -66,11 +72,6 @@ class Plan:
     def peak(self) -> Row:
         """The stage that needs most memory, which is that of the run."""
         return max(self.rows, key=lambda row: row.bytes)
-
-    @property
-    def taken(self) -> float:
-        """Peak memory with caches, at most."""
-        return max(row.bytes + row.caches for row in self.rows)
 
     @property
     def problem(self) -> str | None:
@@ -83,29 +84,13 @@ class Plan:
             f"{item}, but {self.device} has {size(self.memory)}: {REMEDIES.get(item, 'use a device with more memory')}"
         )
 
-    def as_json(self) -> dict[str, Any]:
-        """The plan as plain values."""
-        rows = [
-            {"stage": row.stage, "tokens": row.tokens, "passes": self.passes(row), "seconds": self.seconds(row)}
-            | {"bytes": row.bytes, "memory": row.memory, "caches": row.caches}
-            for row in self.rows
-        ]
-        about = {"model": self.sizes.checkpoint.source, "device": self.device, "dense_params": self.sizes.params}
-        about |= {"params": self.sizes.kept_blocks[1] + self.sizes.outside, "problem": self.problem, "stages": rows}
-        return about | {"seconds": self.seconds(), "bytes": self.peak.bytes, "taken": self.taken}
 
-
-def plan_here(sizes: Sizes, device: torch.device, *, timed: bool = True) -> Plan:
-    """Plan a run on a device of this machine; its rate is measured if `timed`."""
+def plan_here(sizes: Sizes, device: torch.device, rate: float | None = None) -> Plan:
+    """Plan a run on a device of this machine; its rate is measured if it isn't known."""
     on_cpu = device.type == "cpu"
-    held = memory_for(sizes.recipe, device) / (sizes.processes if on_cpu else 1)
-    rate = measure_rate(sizes, device) if timed else 0.0
+    held = float(sizes.recipe.compute.memory or all_bytes(device)) / (sizes.processes if on_cpu else 1)
+    rate = measure_rate(sizes, device) if rate is None else rate
     return Plan(sizes, str(device), rows_of(sizes, on_cpu=on_cpu, memory=held), held, (rate, rate))
-
-
-def memory_for(recipe: Recipe, device: torch.device) -> float:
-    """Bytes that a run may take of a device."""
-    return float(recipe.compute.memory or all_bytes(device))
 
 
 def plan_card(sizes: Sizes, card: str) -> Plan:
@@ -121,7 +106,7 @@ def check_memory(sizes: Sizes, device: torch.device) -> None:
 
     From then on, caches leave the memory that a stage needs.
     """
-    plan = plan_here(sizes, device, timed=False)
+    plan = plan_here(sizes, device, math.inf)
     plan = replace(plan, rows=[row for row in plan.rows if row.stage != "model"])  # a GGUF file is converted by now
     if plan.problem:
         raise DeviceMemoryError(plan.problem)

@@ -1,4 +1,4 @@
-"""The table of a run: of each stage the text that it reads, its work, and what is in memory at its peak.
+"""The table of a run: the work of each stage that takes long or much memory, and what is in memory at its peak.
 
 Work is in operations of passes; that of a backward pass is twice a forward one's. r is the residual width, k the kept
 share of the blocks, d the columns of a module's output projection.
@@ -6,9 +6,8 @@ share of the blocks, d the columns of a module's output projection.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from darwinlm.database.metrics import find_metric
@@ -17,17 +16,18 @@ from darwinlm.evaluation.looking_back import number_of_lists
 from darwinlm.gguf.read import conversion_bytes
 from darwinlm.recovery.losses import needs_dense
 from darwinlm.runtime import parallel
-from darwinlm.runtime.memory import CACHES, for_caches
 from darwinlm.search.gradients import GRADIENT_TOKENS
 from darwinlm.stages.execution.sizes import Sizes
 from darwinlm.streaming.decoder import head_tokens
 from darwinlm.streaming.hidden import STREAMS
 from darwinlm.surgery.refit import STRENGTHS
-from darwinlm.text.amounts import amount_for_pruning, amount_for_recovery, gradient_tokens, shares_of
+from darwinlm.text.amounts import amount_for_pruning, amount_for_recovery, gradient_tokens
 from darwinlm.units.levels import variants
 
 Items = dict[str, float]
 """Bytes by name."""
+Stage = tuple[str, float, Items]
+"""A stage's name, work and memory."""
 
 FORWARD, BACKWARD, SAVED = 2.4, 6.7, 5.1
 """Numbers that a block holds for each of `Sizes.channels` at the peak of a pass, at that of a pass with gradients, and
@@ -51,13 +51,11 @@ kind of module."""
 
 @dataclass(frozen=True)
 class Row:
-    """One stage; memory is that of one process on the device, by name, and `caches` what it takes besides at most."""
+    """One stage; memory is that of one process on the device, by name, without caches."""
 
     stage: str
-    tokens: float
     operations: float
     memory: Items
-    caches: float = 0.0
 
     @property
     def bytes(self) -> float:
@@ -72,9 +70,8 @@ def largest(*alternatives: Items) -> Items:
 
 def rows_of(sizes: Sizes, *, on_cpu: bool, memory: float) -> list[Row]:
     """The rows of a run, in order, on a device with so many bytes for a process; a CPU's hold the libraries too."""
-    base, stages = {"libraries": LIBRARIES} if on_cpu else {}, _Stages(sizes, on_cpu, memory)
-    rows = [Row(stage, tokens, work, base | held) for stage, tokens, work, held in stages]
-    return [replace(row, caches=stages.caches(row)) for row in rows]
+    base = {"libraries": LIBRARIES} if on_cpu else {}
+    return [Row(stage, work, base | held) for stage, work, held in _Stages(sizes, on_cpu, memory)]
 
 
 class _Stages:
@@ -90,18 +87,12 @@ class _Stages:
         self.compared = n * sizes.vocabulary * (4.0 + 2 * sizes.size)  # logits of two models, and probabilities
         self.smaller = 2 + bool(self.recipe.refit.tokens) + bool(self.recipe.recovery.tokens)
 
-    def __iter__(self) -> Iterator[tuple[str, float, float, Items]]:
+    def __iter__(self) -> Iterator[Stage]:
         sizes, recipe, r = self.sizes, self.recipe, self.sizes.width
         if self.on_cpu and sizes.checkpoint.source.endswith(".gguf"):
-            yield "model", 0, 0, {"weights in float32": conversion_bytes(Path(sizes.checkpoint.source))}
+            yield "model", 0, {"weights in float32": conversion_bytes(Path(sizes.checkpoint.source))}
         if own := amount_for_pruning(recipe):
-            yield (
-                "own_text",
-                own,
-                TOGETHER * sizes.operations(own, heads=1),
-                self._whole_model(ROWS, recipe.text.sequence_length),
-            )
-        yield "text", sum(shares_of(recipe).values()), 0, {}
+            yield self._own_text("own_text", own)
         if recipe.budget.timed:
             yield self._latency()
         if find_metric(recipe.database.metric).gradients:
@@ -110,40 +101,22 @@ class _Stages:
         yield self._search()
         squares = sum(max(shape.experts, 1) * float(shape.width) ** 2 for shape in sizes.shapes)
         factors = {"factors of one module": 4 * self.widest * (self.widest + 2 * r), "blocks": self.block}
-        yield "stitch", 0, self.slow * squares * r * (2 + sizes.kept**2), factors
+        yield "stitch", self.slow * squares * r * (2 + sizes.kept**2), factors
         if recipe.refit.tokens:
             yield self._refit()
         if own := amount_for_recovery(recipe):
-            yield (
-                "own_text_recovery",
-                own,
-                TOGETHER * sizes.operations(own, heads=1),
-                self._whole_model(ROWS, recipe.text.sequence_length),
-            )
+            yield self._own_text("own_text_recovery", own)
         if recipe.recovery.tokens:
             yield self._recover()
-        yield "export", 0, 0, {"blocks": 4.0 * sizes.block + 2 * self.block, "heads": 2 * self.head}
         if tokens := recipe.text.answer_tokens:  # of the dense model, read by it and two smaller ones
             work = sizes.operations(2 * tokens, 1 + 2 * sizes.kept, heads=3)
             work += sizes.operations(TOGETHER * tokens, heads=1)
-            yield "chats", 7 * tokens, work, largest(self._writing(), self._reading(2 * tokens, 3))
+            yield "chats", work, largest(self._writing(), self._reading(2 * tokens, 3))
         yield self._evaluate()
 
-    def caches(self, row: Row) -> float:
-        """Bytes of the caches of a stage at most: what could be in them, or their share of the memory that is left."""
-        sizes, r, size = self.sizes, self.sizes.width, self.sizes.size
-        base = LIBRARIES if self.on_cpu else 0
-        free, limit = self.memory - base, self.recipe.compute.memory
-        room = for_caches("cpu" if self.on_cpu else "cuda", math.inf if limit else free, row.bytes - base, free)
-        factors = sum(4.0 * max(shape.experts, 1) * shape.width * (shape.width + r) for shape in sizes.cut)
-        levels = sum(level.params for module in sizes.space.modules for level in module.levels[:-1])
-        small = sizes.kept_blocks[1] + sizes.outside
-        most: dict[str, Items] = {
-            "search": {"blocks": float(sizes.params * size), "factors": factors, "modules": float(levels * size)},
-            "stitch": {"factors": factors},
-            "evaluate": {"blocks": float((sizes.params + self.smaller * small) * size)},
-        }
-        return sum(min(held, CACHES[name] * room) for name, held in most.get(row.stage, {}).items())
+    def _own_text(self, stage: str, tokens: int) -> Stage:
+        work = TOGETHER * self.sizes.operations(tokens, heads=1)
+        return stage, work, self._whole_model(ROWS, self.recipe.text.sequence_length)
 
     def _streams(self, tokens: float, count: float = 1) -> Items:
         held = tokens * count * self.sizes.width * self.sizes.size / self.sizes.processes
@@ -171,35 +144,25 @@ class _Stages:
         reading |= self._streams(tokens, count)
         return reading | {"rows of the embedding": count * min(tokens, sizes.vocabulary) * sizes.width * sizes.size}
 
-    def _latency(self) -> tuple[str, float, float, Items]:
+    def _latency(self) -> Stage:
         """Alternating passes of two whole models, of which the second has half of the blocks on average."""
         sizes, budget, kinds = self.sizes, self.recipe.budget, len({shape.kind for shape in self.sizes.cut})
         timed = TIMED * kinds
         work = timed * (
             sizes.operations(budget.prefill_tokens, 0.75) + sizes.operations(min(budget.decode_tokens, 8) * ALONE, 0.75)
         )
-        return (
-            "latency",
-            timed * budget.prefill_tokens,
-            work,
-            self.passing | {"whole models": 2.0 * sizes.params * sizes.size},
-        )
+        return "latency", work, self.passing | {"whole models": 2.0 * sizes.params * sizes.size}
 
-    def _gradients(self) -> tuple[str, float, float, Items]:
+    def _gradients(self) -> Stage:
         sizes, length = self.sizes, self.recipe.text.sequence_length
         tokens = -(-gradient_tokens(self.recipe.text.calibration_tokens) // length) * length
         held = largest({"heads": self.head}, self.backward | {"blocks": 2 * self.block})
         if self.on_cpu:  # memory that forward passes freed stays with the process, in fragments between the streams
             held["fragments"] = self.passing["activations"]
         held["rows of the embedding"] = float(min(tokens, sizes.vocabulary) * sizes.width * sizes.size)
-        return (
-            "gradients",
-            tokens,
-            sizes.operations(tokens, blocks=3, heads=2),
-            held | self._streams(tokens, sizes.depth + 1),
-        )
+        return "gradients", sizes.operations(tokens, blocks=3, heads=2), held | self._streams(tokens, sizes.depth + 1)
 
-    def _database(self) -> tuple[str, float, float, Items]:
+    def _database(self) -> Stage:
         """Second moments of inputs, and for every variant of every module a removal order, a factor and a target."""
         sizes, r = self.sizes, float(self.sizes.width)
         tokens = self.recipe.text.calibration_tokens
@@ -219,9 +182,9 @@ class _Stages:
         of_a_block = {"second moments": max(moments.values(), default=0.0)}
         factorising = {"factors of one module": module} | ({} if self.on_cpu else of_a_block)
         held = largest(self.passing | {"blocks": self.block} | of_a_block, factorising)
-        return "database", tokens, work, self._streams(tokens) | held
+        return "database", work, self._streams(tokens) | held
 
-    def _search(self) -> tuple[str, float, float, Items]:
+    def _search(self) -> Stage:
         sizes, settings, k = self.sizes, self.recipe.search, self.sizes.kept
         guided, times, offspring = settings.method == "gradient", settings.generations, settings.offspring
         fitness, window = settings.fitness_needed, settings.rounds[0].tokens
@@ -244,9 +207,9 @@ class _Stages:
         if settings.training_needed:
             own = (12 + 2 * sizes.size) * sizes.kept * sizes.blocks
             held |= self.backward | {"whole models": float(sizes.params * sizes.size), "candidate in training": own}
-        return "search", read + learnt + fitness + guided * times * window, work, held
+        return "search", work, held
 
-    def _refit(self) -> tuple[str, float, float, Items]:
+    def _refit(self) -> Stage:
         """Both models; fits; comparisons on validation text."""
         sizes, k, r, held_out = self.sizes, self.sizes.kept, self.sizes.width, self.recipe.text.validation_tokens
         tokens, d = self.recipe.refit.tokens + held_out, self.widest  # a module may stay whole
@@ -255,9 +218,9 @@ class _Stages:
             work += self.slow * tokens * width * (width + 2 * r) + self.slow * 2 * (width**3 / 3 + 4 * width**2 * r)
         fitting = self.passing | {"blocks": (2 + 2 * k) * self.block, "moments of one module": d * (20 * d + 32 * r)}
         held = largest(fitting, {"heads": 2 * self.head, "logits": self.compared})
-        return "refit", tokens + len(STRENGTHS) * held_out, work, self._streams(tokens, 4) | held
+        return "refit", work, self._streams(tokens, 4) | held
 
-    def _recover(self) -> tuple[str, float, float, Items]:
+    def _recover(self) -> Stage:
         """Training of the smaller model, the dense one beside it, and evaluations."""
         sizes, k, settings = self.sizes, self.sizes.kept, self.recipe.recovery
         on_a_node = parallel.local_size() if parallel.size() > 1 else sizes.processes
@@ -280,9 +243,9 @@ class _Stages:
         if needs_dense(settings):
             work += sizes.operations(settings.tokens, heads=2) + sizes.operations(held_out, heads=1)
             held["dense model"] = (sizes.blocks / shards + sizes.outside) * sizes.size
-        return "recover", settings.tokens, work, held
+        return "recover", work, held
 
-    def _evaluate(self) -> tuple[str, float, float, Items]:
+    def _evaluate(self) -> Stage:
         """All models on evaluation text and repeated passages; then speeds and continuations of two whole ones."""
         sizes, k, tokens = self.sizes, self.sizes.kept, self.recipe.text.evaluation_tokens
         read = tokens + COPIED * number_of_lists(tokens) + 2 * self.recipe.text.sequence_length * sizes.processes
@@ -292,4 +255,4 @@ class _Stages:
         small = sizes.kept_blocks[1] + sizes.outside
         if not self.on_cpu and (models := float((sizes.params + small) * sizes.size)) <= self.memory / 2:
             timing["whole models"] = models
-        return "evaluate", read * (1 + self.smaller), work, largest(self._reading(read, 1 + self.smaller), timing)
+        return "evaluate", work, largest(self._reading(read, 1 + self.smaller), timing)
