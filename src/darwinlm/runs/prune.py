@@ -12,13 +12,10 @@ from darwinlm import pipeline
 from darwinlm.pipeline import REPORT, STEPS, open_run
 from darwinlm.recipe import Bound, Recipe, load_recipe, options
 from darwinlm.recipe.settled import named_here
-from darwinlm.report import wording
-from darwinlm.report.summary import FILE, BlockFigures, Summary, read_summary
-from darwinlm.runs.model import Model, load
+from darwinlm.report.summary import FILE, Summary, read_summary
 from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import ArtifactError, RecipeError
-from darwinlm.runtime.figures import ModelFigures
 from darwinlm.stages.execution.output import check_inputs
 from darwinlm.stages.execution.run import Run
 
@@ -43,28 +40,6 @@ class Result:
     def summary(self) -> Summary:
         """The figures, as in summary.json. Raises ArtifactError if the run ended before its report."""
         return read_summary(self.folder / FILE)
-
-    @property
-    def allocation(self) -> tuple[BlockFigures, ...]:
-        """The remaining part of each block."""
-        return self.summary.allocation
-
-    @property
-    def models(self) -> dict[str, ModelFigures]:
-        """Figures of each measured model under its name in the tables: dense, searched, searched + refit ..."""
-        return {wording.model_name(key, self.summary): figures for key, figures in self.summary.measured()}
-
-    def load(self, *, device: str = "auto", dtype: str = "auto") -> Model:
-        """Load the smaller model, as `darwinlm.load` with the run's folder does. Raises as it does."""
-        return load(self.folder, device=device, dtype=dtype)
-
-    def generate(self, prompt: str, *, max_tokens: int = 128, temperature: float | None = None) -> str:
-        """Answer a prompt, as `Model.generate`; the first call loads the model, which then stays in memory."""
-        return self._loaded.generate(prompt, max_tokens=max_tokens, temperature=temperature)
-
-    @cached_property
-    def _loaded(self) -> Model:
-        return self.load()
 
 
 SIZED_BY = ("model", "budget", "vocabulary")
