@@ -70,14 +70,6 @@ def test_a_gguf_file_that_came_in_is_followed_by_a_smaller_one():
     assert "dense 128 MB 97 MB 91 MB" in text
 
 
-def taken_out(fields):
-    """A run that left other fields than these as they were."""
-    tree = searched()
-    for entry in tree["allocation"]:
-        entry.update({field: entry[f"dense_{field}"] for field in {"groups", "heads", "width"} - set(fields)})
-    return tree
-
-
 def never_there():
     tree = plain()
     tree["allocation"][3].update(groups=0, heads=0, dense_groups=0, dense_heads=0)
@@ -130,9 +122,6 @@ CARD = [
     (plain(), ["How its sizes were chosen isn't recorded"], ["trust_remote_code", "ridge"]),
     (changed(recovered(), search={"method": "gradient"}), ["1 generation guided by gradients"], []),
     (changed(recovered(), search={"history": []}), ["equal layers", "without a generation of search"], []),
-    (taken_out(["groups", "heads", "width"]), ["query heads, key and value heads and MLP channels removed"], []),
-    (taken_out(["width"]), ["with MLP channels removed."], []),
-    (taken_out([]), ["with nothing removed."], []),
     (one_gone(), ["1 attention sub-layer of 30 blocks is gone."], []),
     (changed(searched(), vocabulary=VOCABULARY), ["tokens: 24,000 of 48,000 tokens of the voc"], []),
     (searched(), ["No step that made this model has seen this text"], []),

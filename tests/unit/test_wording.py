@@ -74,13 +74,6 @@ FIGURES = {
         **{(18, 10): "1.8", (10, 10): "1.0", (9, 10): "0.9", (0.947, 1): "0.9"},
         **{(1, 30): "0.033", (99.9, 10): "10", (None, 1): "", (1, 0): ""},
     },
-    wording.collapsed: {
-        " Paris, the capital.  ": " Paris, the capital.",
-        " the best of the best of the best of the best of": " the best of … [×4]",
-        "one\n\n \n\ntwo": "one\n\ntwo",
-        f"a{' ' * 300_000}b": "a",
-        "".join(map(str, range(100_000))): "".join(map(str, range(2000)))[: wording.SHOWN_CHARACTERS],
-    },
     wording.plain_name: {
         "HuggingFaceTB/SmolLM2-135M@main": "SmolLM2-135M",
         "/models/SmolLM2-135M-Instruct.Q4_1.gguf": "SmolLM2-135M-Instruct",
@@ -98,12 +91,6 @@ def test_figures_and_names_for_people(write, given, said):
 
 def test_card_of_a_searched_model():
     fields, body = front_matter(model_card(made(searched())))
-    (measured,) = fields.pop("model-index")
-    (found,) = measured["results"]
-    assert measured["name"] == "SmolLM2-135M with half of its block parameters"
-    assert found["task"] == {"type": "text-generation"}
-    assert found["dataset"]["type"] == "HuggingFaceFW/fineweb-edu"
-    assert [metric["value"] for metric in found["metrics"]] == [48.36, 0.871]
     assert fields == {
         "language": ["en"],
         "license": "apache-2.0",
@@ -116,7 +103,7 @@ def test_card_of_a_searched_model():
     }
     for expected in (
         "# SmolLM2-135M with half of its block parameters",
-        "This is `HuggingFaceTB/SmolLM2-135M` with query heads, key and value heads and MLP channels removed",
+        "This is `HuggingFaceTB/SmolLM2-135M`, physically smaller: nothing is masked. Its blocks differ in size",
         "- speed: prompt speed ×2.1, decode speed ×1.8",
         "| **searched + refit** | **81.3 M** |",
         "8 attention and 1 MLP sub-layers of 30 blocks are gone",

@@ -60,7 +60,7 @@ def _screen(console: Console, summary: Any, out: Path) -> None:
         if number < len(small.continuations):
             console.print(f"\n{question}", style="bold")
             for name, model in (("original", dense), ("smaller", small)):
-                answer = shorten(" ".join(wording.collapsed(model.continuations[number]).split()), 84, placeholder=" …")
+                answer = shorten(" ".join(model.continuations[number].split()), 84, placeholder=" …")
                 console.print(f"  {name:<11} {answer}", soft_wrap=True)
     quoted = shlex.quote(str(out))
     steps = (

@@ -127,7 +127,7 @@ def _show_figures(console: Console, summary: Summary) -> None:
     if summary.prompts and summary.dense.continuations:
         console.print(f"\n{summary.prompts[0]}{'' if summary.chat else ' …'}", style="bold")
         for key in ("dense", summary.saved_key):
-            text = wording.collapsed(summary.models[key].continuations[0])
+            text = summary.models[key].continuations[0].rstrip()
             console.print(f"  {wording.model_name(key, summary)}: {text!r}")
 
 

@@ -28,7 +28,7 @@ from darwinlm.gguf.tensors import gguf_tensors
 from darwinlm.gguf.tokenizer import MODEL, TEMPLATE, copy_tokenizer, read_tokenizer
 from darwinlm.gguf.write import write_gguf
 from darwinlm.recipe.quantisation import LLAMA_CPP, QUANTISATIONS, WRITTEN
-from darwinlm.runtime.artifact import create, file_digest, write_json
+from darwinlm.runtime.artifact import file_digest, write_json
 from darwinlm.runtime.errors import EngineError, ExportError, import_extra, storage_error
 from darwinlm.surgery.reshape import Reshaper
 
@@ -88,7 +88,7 @@ def export_gguf(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         for each in (temporary, plain):
-            create(each)
+            each.unlink(missing_ok=True)
         say(f"writing {layout.architecture.name} as {quantisation}")
         _write(job, temporary, plain)
         say("checking")

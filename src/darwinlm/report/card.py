@@ -7,7 +7,6 @@ from typing import Any
 
 import yaml
 
-from darwinlm.report import wording
 from darwinlm.report.render import render
 from darwinlm.report.summary import Summary
 from darwinlm.report.table import COLUMNS, COPIED, chat_rows, comparison_rows, looking_back_rows
@@ -53,26 +52,7 @@ def _front_matter(summary: Summary) -> str:
     dataset = re.fullmatch(r"hf:([\w.-]+/[\w.-]+)([:@].*)?", summary.text.source or "")
     if dataset is not None:
         fields["datasets"] = [dataset.group(1)]
-    fields["model-index"] = [_measured(summary)]
     return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
-
-
-def _measured(summary: Summary) -> dict[str, Any]:
-    metrics = [
-        {"type": "perplexity", "name": "Perplexity", "value": summary.saved.perplexity},
-        {"type": "kl_divergence", "name": "KL from the dense model (nats/token)", "value": summary.saved.kl},
-    ]
-    text = wording.short_source(summary.text.source)
-    return {
-        "name": wording.title(summary),
-        "results": [
-            {
-                "task": {"type": "text-generation"},
-                "dataset": {"name": wording.measured_on(summary), "type": text.removeprefix("hf:")},
-                "metrics": [metric for metric in metrics if metric["value"] is not None],
-            }
-        ],
-    }
 
 
 def _plain(text: str) -> str:

@@ -70,7 +70,7 @@ def _samples(summary: Summary) -> list[tuple[str, list[tuple[str, str]]]]:
     samples = []
     for number, prompt in enumerate(summary.prompts):
         texts = [
-            (wording.model_name(key, summary), wording.collapsed(model.continuations[number]))
+            (wording.model_name(key, summary), model.continuations[number].rstrip())
             for key, model in shown
             if number < len(model.continuations)
         ]

@@ -17,8 +17,6 @@ from darwinlm.runtime.figures import ModelKey, TimeFigures
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 NOTHING = "–"
 """Stands where a figure is missing."""
-SHOWN_CHARACTERS = 4000
-"""Maximum length of a continuation that is shown; a single token may have 300,000 characters."""
 
 
 def count(value: float | None) -> str:
@@ -165,17 +163,6 @@ def gone(allocation: Sequence[BlockFigures]) -> tuple[int, int]:
     return attention, mlp
 
 
-def removed(allocation: Sequence[BlockFigures]) -> str:
-    """Which units were removed somewhere, in words: "query heads and MLP channels"; empty where nothing was."""
-    kinds = (("query heads", "heads"), ("key and value heads", "groups"), ("MLP channels", "width"))
-    names = [
-        name
-        for name, field in kinds
-        if any(getattr(entry, field) < getattr(entry, f"dense_{field}") for entry in allocation)
-    ]
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
 def searched_by(search: SearchFigures) -> str:
     """What chose the sizes, in words: only what ran is named."""
     if not search.generations:
@@ -308,19 +295,6 @@ def plain_name(source: str) -> str:
     if name.lower().endswith(".gguf"):
         name = re.sub(r"[.-](q\d\w*|iq\d\w*|f16|f32|bf16)$", "", name[: -len(".gguf")], flags=re.IGNORECASE)
     return name
-
-
-def collapsed(text: str) -> str:
-    """A continuation without trailing space, with what repeats itself three times or more said once: "the … [x5]"."""
-    text = re.sub(r"[ \t]*\n\s*\n\s*", "\n\n", text[:SHOWN_CHARACTERS].rstrip())
-    return re.sub(r"(.{1,120}?)\1{2,}", _said_once, text, flags=re.DOTALL)
-
-
-def _said_once(match: re.Match[str]) -> str:
-    part, whole = match.group(1), match.group(0)
-    if len(whole) < 12:
-        return whole
-    return f"{part.rstrip()} … [×{len(whole) // len(part)}]"
 
 
 def measured_on(summary: Summary) -> str:

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import shutil
-import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -84,29 +83,17 @@ def folder_digests(folder: Path, *without: str) -> dict[str, str]:
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Write to a file in a temporary folder beside `path` and rename it, so that `path` is always complete.
 
-    The folder is a new one, so that no link is followed, and holds what safetensors leaves when it is killed. The file
-    has the permissions that new files get. Raises StorageError.
+    The folder is a new one, so that no link is followed, and holds what safetensors leaves when it is killed. Raises
+    StorageError.
     """
     try:
         make_folder(path.parent)
         with fresh_folder(path.with_name(f".{path.name}.{os.getpid()}.tmp")) as folder:
-            temporary = folder / f".{path.name}"[:100]
-            mode = create(temporary)
-            write(temporary)
-            _allow(temporary, mode)
-            temporary.replace(path)
+            write(folder / "new")
+            share(folder)
+            (folder / "new").replace(path)
     except (OSError, SafetensorError) as error:
         raise storage_error(path, error) from error
-
-
-def create(path: Path) -> int:
-    """Create an empty file in place of a left-over file or a planted link; returns its permissions. Raises OSError."""
-    path.unlink(missing_ok=True)
-    made = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    try:
-        return stat.S_IMODE(os.fstat(made).st_mode)
-    finally:
-        os.close(made)
 
 
 @contextlib.contextmanager
@@ -125,18 +112,11 @@ def fresh_folder(path: Path) -> Iterator[Path]:
 
 def share(folder: Path) -> None:
     """Give all files in a folder the permissions of new files; safetensors lets only the owner read its own."""
-    probe = folder / f".permissions.{os.getpid()}.tmp"
-    mode = create(probe)
-    probe.unlink()
+    os.umask(mask := os.umask(0))
     for path in folder.rglob("*"):
         if path.is_file() and not path.is_symlink():
-            _allow(path, mode)
-
-
-def _allow(path: Path, mode: int) -> None:
-    """Set the permissions of a file, which safetensors reserves for its owner; some file systems can't change any."""
-    if stat.S_IMODE(path.stat().st_mode) != mode:
-        path.chmod(mode)
+            with contextlib.suppress(PermissionError):  # some file systems can't change any
+                path.chmod(0o666 & ~mask)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -21,7 +21,7 @@ STEP_SECONDS, ADVANCE_SECONDS = 1.0, 10.0
 """Minimum seconds between two lines of a stage without a terminal: for steps with figures, and for plain ones."""
 
 STEADY_SECONDS = 10.0
-"""Seconds before a time is told: the first steps are slower."""
+"""Seconds after the first step, which is slower, before a time is told."""
 
 
 @dataclass
@@ -32,19 +32,16 @@ class _StageProgress:
     done: int = 0
     total: int = 0
     kl: tuple[float, float] | None = None
-    count: tuple[int, str] | None = None
     left: float | None = None
     at: float = 0.0
     resumes: bool = False
     expected: float | None = None
     """Planned seconds; what is left of them is shown until steps are timed."""
-    since: tuple[float, int, int] | None = None
-    """Start of this part in this process: time, finished steps, and amount of finished work."""
-    warm: tuple[float, int] | None = None
-    """End of its first step, which also loads and compiles: time and finished steps."""
+    first: tuple[float, int] | None = None
+    """End of this part's first step in this process, which also loads and compiles: time and finished steps."""
 
     def __str__(self) -> str:
-        """The line, such as `search  generation 4/6 · KL 1.461 → 1.244 · 5.1 evaluations/min · 2:10 left`."""
+        """The line, such as `search  generation 4/6 · KL 1.461 → 1.244 · 2:10 left`."""
         if not self.total:
             used = time.monotonic() - self.begun
             planned = "" if self.expected is None or self.expected <= used else clock(self.expected - used)
@@ -53,26 +50,17 @@ class _StageProgress:
         if self.kl is not None:
             before, best = self.kl
             parts.append(f"KL {before:.3f} → {best:.3f}")
-        rate = self._per_minute()
-        if rate is not None and self.count is not None:
-            digits = 1 if rate < 100 else 0
-            parts.append(f"{rate:,.{digits}f} {self.count[1]}/min")
         left = self._seconds_left()
         if left is not None:
             parts.append(f"{clock(left)} left")
         return f"{self.title}  {' · '.join(parts)}"
 
-    def _per_minute(self) -> float | None:
-        if self.since is None or self.count is None or self.at <= self.since[0] or self.count[0] <= self.since[2]:
-            return None
-        return 60 * (self.count[0] - self.since[2]) / (self.at - self.since[0])
-
     def _seconds_left(self) -> float | None:
-        if self.since is None or self.warm is None or self.done >= self.total:
+        if self.first is None or self.done >= self.total:
             return None
         left = [] if self.left is None else [self.left]
-        if self.done > self.warm[1] and self.at - self.since[0] >= STEADY_SECONDS:
-            left.append((self.total - self.done) * (self.at - self.warm[0]) / (self.done - self.warm[1]))
+        if self.done > self.first[1] and self.at - self.first[0] >= STEADY_SECONDS:
+            left.append((self.total - self.done) * (self.at - self.first[0]) / (self.done - self.first[1]))
         return max(0.0, min(left) - (time.monotonic() - self.at)) if left else None
 
 
@@ -122,46 +110,31 @@ class Reporter:
         if self.on_progress is not None:
             self.on_progress(progress.title, done, total)
         now = time.monotonic()
-        counted = progress.count[0] if progress.count else 0
         resumed, progress.resumes = progress.resumes and done > 0, False
-        if resumed:
-            progress.since = (now, done, counted)
         if resumed and done < total:
             self.say(f"{progress.title}: resumes after {progress.what or 'step'} {done} of {total}")
-        elif not done:
-            progress.since = (now, 0, counted)
-        elif progress.since is None:
-            progress.since = (progress.begun, 0, 0)
-        assert progress.since is not None
-        if done <= progress.since[1]:
-            progress.warm = None
-        elif progress.warm is None:
-            progress.warm = (now, done)
+        if resumed or not done:
+            progress.first = None
+        elif progress.first is None:
+            progress.first = (now, done)
         progress.done, progress.total, progress.at = done, total, now
-        patience = STEP_SECONDS if progress.count else ADVANCE_SECONDS
+        patience = STEP_SECONDS if progress.what else ADVANCE_SECONDS
         if done and not self.console.is_terminal and now - self._last_line >= patience:
             self.say(str(progress))
 
     def step(
-        self,
-        done: int,
-        total: int,
-        *,
-        what: str,
-        kl: tuple[float, float] | None = None,
-        count: tuple[int, str],
-        left: float | None = None,
+        self, done: int, total: int, *, what: str, kl: tuple[float, float] | None = None, left: float | None = None
     ) -> None:
         """Report the progress of a part of the stage, with figures.
 
-        `what` names the part or its steps. `kl` is the KL at its start and the lowest so far, `count` the amount of
-        finished work and its unit, for the rate, and `left` the seconds until the time limit of the part.
+        `what` names the part or its steps. `kl` is the KL at its start and the lowest so far, and `left` the seconds
+        until the time limit of the part.
         """
         progress = self._current
         if progress is not None:
             if progress.what != what:
-                progress.since = progress.warm = None
-            progress.what, progress.kl, progress.count, progress.left = what, kl, count, left
+                progress.first = None
+            progress.what, progress.kl, progress.left = what, kl, left
         self.advance(done, total)
 
     def resumes(self) -> None:

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -24,7 +24,7 @@ from darwinlm.runtime.errors import RecipeError
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 T = TypeVar("T")
-C = TypeVar("C", bound="Shrinking")
+C = TypeVar("C")
 
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
@@ -186,13 +186,6 @@ HALVINGS = 6
 """How often caches are halved; then memory is full without them."""
 
 
-class Shrinking(Protocol):
-    """A cache that can give back half of its memory."""
-
-    def halve(self) -> None:
-        """Keep half of what was allowed."""
-
-
 class DeviceMemory:
     """Hands out a device's memory to caches and buffers, and takes half of the caches' back when the device is full.
 
@@ -224,12 +217,15 @@ class DeviceMemory:
         """Bytes for a part of `CACHES` or `BESIDE`, beside those reserved for others, or of `WORK`."""
         if part in WORK:
             return int(WORK[part] * self.free)
-        needs = max(self.needs.get(self.stage, 0), reserved)
-        room = for_caches(self.device.type, free_bytes(self.device), needs, self.allowed)
-        return int((CACHES | BESIDE)[part] * room) >> self._halvings
+        free, needs = free_bytes(self.device), max(self.needs.get(self.stage, 0), reserved)
+        most = min(free, self.allowed)
+        room = (1 - FRAGMENTS) * most - needs
+        if self.device.type != "cuda":  # others keep a share of what is free, and nothing of what a limit allows
+            room = min((1 - OTHERS) * free, most - needs)
+        return int((CACHES | BESIDE)[part] * max(room, 0.0)) >> self._halvings
 
     def watch(self, cache: C) -> C:
-        """Let a cache give back memory; returns it."""
+        """Let a cache, which has `halve`, give back memory; returns it."""
         self._caches.add(cache)
         return cache
 
@@ -255,16 +251,6 @@ class DeviceMemory:
 def memory_of(device: torch.device) -> DeviceMemory:
     """The only one of a device."""
     return DeviceMemory(device)
-
-
-def for_caches(kind: str, free: float, needs: float, allowed: float = math.inf) -> float:
-    """Bytes for all caches of a kind of device together, of so many free ones, beside work that needs some of them.
-
-    On a CPU, others keep a share of what is free, and nothing of what a limit allows.
-    """
-    most = min(free, allowed)
-    room = (1 - FRAGMENTS) * most - needs if kind == "cuda" else min((1 - OTHERS) * free, most - needs)
-    return max(room, 0.0)
 
 
 def set_limit(device: torch.device, limit: int | None) -> None:

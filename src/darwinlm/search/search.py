@@ -94,7 +94,6 @@ def search(
             settings.generations,
             what="generation",
             kl=(state.history[0].kl, state.kl),
-            count=(state.history[-1].evaluations, "evaluations"),
             left=clock.left if math.isfinite(clock.limit) else None,
         )
 
