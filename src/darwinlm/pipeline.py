@@ -23,7 +23,7 @@ from darwinlm.stages.file import FILE, check_file
 from darwinlm.stages.latency import LATENCY
 from darwinlm.stages.model import open_model
 from darwinlm.stages.own_text import OWN_TEXT, OWN_TEXT_RECOVERY
-from darwinlm.stages.plan import PLAN, check_budget
+from darwinlm.stages.plan import check_budget, problem_of
 from darwinlm.stages.recover import RECOVER, check_recovery
 from darwinlm.stages.refit import REFIT
 from darwinlm.stages.report import Made, write_summary
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from darwinlm.units.cost import CostModel
 
 STAGES = (
-    *(OWN_TEXT, VOCABULARY, TEXT, LATENCY, PLAN, GRADIENTS, DATABASE, SEARCH, STITCH, REFIT),
+    *(OWN_TEXT, VOCABULARY, TEXT, LATENCY, GRADIENTS, DATABASE, SEARCH, STITCH, REFIT),
     *(OWN_TEXT_RECOVERY, RECOVER, EXPORT, CHATS, EVALUATE, FILE),
 )
 """All stages in order."""
@@ -130,7 +130,10 @@ def _announce(run: Run, original: Checkpoint) -> None:
 
 def plan(run: Run, inputs: Inputs) -> Problem:
     """The search problem: levels, costs, budget. Raises BudgetError."""
-    return run(PLAN, inputs.dense, inputs.latency)
+    problem, note = problem_of(run.recipe, inputs.dense, inputs.latency)
+    for message in filter(None, (note, inputs.dense.left_out)):
+        run.context.reporter.say(message)
+    return problem
 
 
 def build(run: Run, inputs: Inputs) -> PruningDatabase:

@@ -113,7 +113,7 @@ def test_code_of_its_own_under_a_known_name_is_not_run(prune, model_copy, tmp_pa
     assert "code.Mine" not in (tmp_path / "out" / "model" / "config.json").read_text()
     shutil.rmtree(tmp_path / "out")
     with_code(model_copy, "darwinlm_llama")
-    prune("--until", "plan", model=model_copy)
+    prune("--until", "text", model=model_copy)
     assert not (tmp_path / "ran").exists()
 
 

@@ -87,7 +87,7 @@ def test_where_a_type_is_enough_the_command_for_it_is_named(given, command, tmp_
 def test_a_type_that_is_asked_for_may_be_too_large_for_the_whole_model(given, tmp_path):
     """Another one fits, but is not what was asked for."""
     pytest.importorskip("cyllama", reason="comes with the extra gguf")
-    given("--file", sizes_of(tmp_path / "model")["q4_k_m"] + 1000, "--for", "q8_0", "--until", "plan").succeeded()
+    given("--file", sizes_of(tmp_path / "model")["q4_k_m"] + 1000, "--for", "q8_0", "--until", "text").succeeded()
 
 
 def test_families_that_need_equal_layers_get_them(command, tmp_path):

@@ -40,7 +40,7 @@ def test_an_output_folder_of_somebody_else(prune, tmp_path, marker):
 
 def test_two_runs_in_one_folder(prune, holder, tmp_path):
     """The second is refused as long as the first one lives, and changes nothing."""
-    assert prune("--until", "plan").code == 0
+    assert prune("--until", "text").code == 0
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
     first = holder("hold_folder", tmp_path / "out")
     prune().refused("is in use by another process", "wait until it has finished")
@@ -66,7 +66,7 @@ def test_a_stage_that_is_a_link_to_another_runs(prune, tmp_path):
     stage = tmp_path / "out" / "stages" / "text"
     kept = stage.rename(tmp_path / "elsewhere")
     stage.symlink_to(kept)
-    assert prune("--until", "plan").code == 0, "a stage may lie on another disk"
+    assert prune("--until", "text").code == 0, "a stage may lie on another disk"
     prune("--set", "text.evaluation_tokens=512").refused(f"{stage} is a symbolic link", "remove the link")
     assert (kept / "manifest.json").exists()
     stage.unlink()
@@ -78,7 +78,6 @@ def test_a_stage_that_is_a_link_to_another_runs(prune, tmp_path):
     "name",
     [
         "text/calibration/tokens.safetensors",
-        "plan/plan.json",
         "database/block_0001.safetensors",
         "search/result.json",
         "refit/record.json",
@@ -111,17 +110,17 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(prune, tmp_path, monkeypatch
     for part in ("interrupted", "finished work is kept", "darwinlm prune", f"--out {tmp_path / 'out'}"):
         assert part in line
     assert "--keep '50 %'" in line, "as a shell takes it"
-    assert prune("--keep", "50 %", "--until", "plan").code == 0
+    assert prune("--keep", "50 %", "--until", "text").code == 0
 
 
 def test_a_tilde_is_the_home_folder(prune, tmp_path, monkeypatch):
     """Shells don't expand it in --out=~/runs, nor does Python in a string."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    prune("--until", "plan", out="~/out").succeeded()
+    prune("--until", "text", out="~/out").succeeded()
     with pytest.raises(RecipeError, match=f"can't read the recipe {tmp_path}/none.yaml"):
         darwinlm.load_recipe("~/none.yaml")
-    assert (tmp_path / "out" / "stages" / "plan").is_dir()
+    assert (tmp_path / "out" / "stages" / "text").is_dir()
     assert not (tmp_path / "~").exists()
 
 
@@ -137,4 +136,4 @@ def test_a_finished_run_is_not_replaced_by_another_size(command, finished_copy, 
     command(*words).refused("a finished run with another budget", "--out", "--overwrite")
     assert (finished_copy / "summary.json").read_bytes() == before
     quick = [word for setting in SETTINGS for word in ("--set", setting)]
-    assert command(*words, "--overwrite", "--until", "plan", *quick).code == 0
+    assert command(*words, "--overwrite", "--until", "text", *quick).code == 0

@@ -69,7 +69,7 @@ def recipes(monkeypatch):
     ],
 )
 def test_the_function_asks_for_what_the_command_asks_for(prune, python, recipes, name, as_text, as_number, field):
-    assert prune(f"--{name}", as_text, "--until", "plan").code == 0
+    assert prune(f"--{name}", as_text, "--until", "text").code == 0
     python(**{name: as_text})
     if as_number is not None:
         python(**{name: as_number})

@@ -118,6 +118,5 @@ def test_another_process_gives_the_same_bytes(finished_llama, tiny_llama, tiny_t
     assert {Path("model/model.safetensors"), Path("stages/database/block_0003.safetensors")} <= set(weights)
     for name in weights:
         assert (tmp_path / "out" / name).read_bytes() == (finished_llama / name).read_bytes(), name
-    for name in ("stages/search/result.json", "stages/plan/plan.json"):
-        ours, theirs = (read_json(folder / name) for folder in (tmp_path / "out", finished_llama))
-        assert ours["allocation"] == theirs["allocation"] if "allocation" in theirs else ours == theirs, name
+    ours, theirs = (read_json(folder / "stages/search/result.json") for folder in (tmp_path / "out", finished_llama))
+    assert ours["allocation"] == theirs["allocation"]

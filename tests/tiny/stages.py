@@ -9,7 +9,7 @@ from darwinlm.stages.execution.run import Ended, Run
 
 def run_stages(run: Run, until: str) -> SimpleNamespace:
     """Run the stages up to one of them, and return what they gave by name, with models and parts of the text."""
-    run.until, found = until, dict[str, Any]()
+    run.until, found = "latency" if until == "plan" else until, dict[str, Any]()
     try:
         inputs = read_inputs(run)
         found |= vars(inputs) | inputs.text

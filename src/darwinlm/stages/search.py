@@ -71,7 +71,7 @@ SEARCH = Stage(
     _read,
     version=15,
     writes="the allocation, and the history of the search",
-    settings=("search", "time"),
+    settings=("search", "time", "units", "budget"),
     arithmetic=True,
     together=True,
 )
