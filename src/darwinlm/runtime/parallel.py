@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from darwinlm.runtime.errors import DarwinLMError, ParallelError, first_line
 
@@ -203,11 +203,9 @@ def decide(work: Callable[..., T], *arguments: Any) -> T:
     """
     if not _together():
         return work(*arguments)
-    found: Any = None
-    with agree():
-        if is_main():
-            found = work(*arguments)
-    return cast("T", broadcast(found))
+    found: list[T] = []
+    in_main(lambda: found.append(work(*arguments)))
+    return broadcast(found)[0]
 
 
 @contextmanager

@@ -5,8 +5,7 @@ The key of a stage holds its name and version, its settings, the digests of its 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -93,9 +92,9 @@ class Run:
         """Give the run a time limit, before it starts."""
         self.context = replace(self.context, limit=limit)
 
-    def task(self, name: str) -> Task:
-        """What a function of this name gets that isn't a stage, or not yet begun."""
-        return Task(self.context, self.recipe, StageFolder(self.context.path(name), {}), self.times)
+    def task(self, name: str, folder: StageFolder | None = None) -> Task:
+        """What a function of this name gets; without a stage's folder, it isn't one, or not yet begun."""
+        return Task(self.context, self.recipe, folder or StageFolder(self.context.path(name), {}), self.times)
 
     def reach(self, name: str) -> None:
         """Raise Ended if a stage comes after the last one that was asked for."""
@@ -111,17 +110,17 @@ class Run:
         if stage.name in self.results and self._folders[stage.name].key == folder.key:
             found: Result = self.results[stage.name]
             return found
+        taken = None
         if (parents := self._of_parent(stage, key)) is not None:
             folder = parents
-            self._times[stage.name] = _earlier(folder, stage.name)
+        elif not parallel.decide(self._is_complete, stage, folder):
+            taken = self._work(stage, folder, inputs)
         else:
-            with self._opened(stage, folder) as work:
-                if work:
-                    stage.work(Task(self.context, self.recipe, folder, self.times), *inputs, **none)
+            self.context.reporter.say(f"{stage.title}: already done, reused")
         if not parallel.is_main():
             folder.await_manifest()
-        task = Task(self.context, self.recipe, folder, self.times)
-        result = stage.read(task, *inputs[: len(parameters(stage.read))])
+        self._times[stage.name] = taken or _earlier(folder, stage.name)
+        result = stage.read(self.task(stage.name, folder), *inputs[: len(parameters(stage.read))])
         self.results[stage.name], self._folders[stage.name] = result, folder
         if result is not None:
             self._made[id(result)] = result, folder
@@ -156,77 +155,54 @@ class Run:
         """The parent's folder of a stage, or that of its parent, if it is complete for a key."""
         if self._parent is None:
             return None
-        folder, complete = StageFolder(self._parent.context.path(stage.name), key), False
-        with parallel.agree():
-            if parallel.is_main():
-                complete = folder.is_complete()
-        return folder if parallel.broadcast(complete) else self._parent._of_parent(stage, key)
-
-    @contextmanager
-    def _opened(self, stage: Stage[Any, Any], folder: StageFolder) -> Iterator[bool]:
-        """Open a stage's folder: yields whether there is work; after the body the folder is finished.
-
-        Among several processes, the first one runs the body alone, then the others run it without work. All processes
-        work on a shared stage together; only the first one writes into its folder. Raises ArtifactError if an earlier
-        result for the same key is damaged.
-        """
-        if stage.together:
-            with parallel.main_first():
-                complete = not parallel.is_main() or self._is_complete(stage, folder)
-            with self._worked(stage, folder, work=not parallel.broadcast(complete)) as work:
-                yield work
-        else:
-            with parallel.main_first():
-                unfinished = parallel.is_main() and not self._is_complete(stage, folder)
-                with self._worked(stage, folder, work=unfinished) as work:
-                    yield work
+        folder = StageFolder(self._parent.context.path(stage.name), key)
+        return folder if parallel.decide(folder.is_complete) else self._parent._of_parent(stage, key)
 
     def _is_complete(self, stage: Stage[Any, Any], folder: StageFolder) -> bool:
         if not folder.is_complete():
             return False
-        reason = None if stage.spoiled is None else stage.spoiled(Task(self.context, self.recipe, folder, self.times))
+        reason = None if stage.spoiled is None else stage.spoiled(self.task(stage.name, folder))
         if reason is not None:
             self.context.reporter.say(f"{stage.title}: {reason}, so it is written again")
             folder.discard()
         return reason is None
 
-    @contextmanager
-    def _worked(self, stage: Stage[Any, Any], folder: StageFolder, *, work: bool) -> Iterator[bool]:
-        """Begin and finish a stage around its body, in the first process."""
+    def _work(self, stage: Stage[Any, Any], folder: StageFolder, inputs: tuple[Any, ...]) -> StageTime:
+        """Fill a stage's folder; of several processes, all share the work, or the first one does it alone.
+
+        Only the first one writes into the folder. Raises ArtifactError if the folder isn't one of a run.
+        """
         title, reporter = stage.title, self.context.reporter
-        if not work:
-            if not parallel.is_main():
-                folder.await_manifest()
-            reporter.say(f"{title}: already done, reused")
-            self._times[stage.name] = _earlier(folder, stage.name)
-            yield False
-            return
         if parallel.is_main() and (reason := folder.why_redone()):
             reporter.say(f"{title}: {reason}, redone")
-        begun, resumed = working_time(), False
+        begun = working_time()
         memory_of(self.context.device).stage = stage.name
         with guarded(folder.folder), reporter.stage(title):
-            with parallel.agree():
-                if parallel.is_main():
-                    resumed = folder.begin()
-            if resumed:
+            if resumed := parallel.decide(folder.begin):
                 reporter.resumes()
-            try:
-                yield True
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                device = self.context.device
-                raise DeviceMemoryError(
-                    f"{title}: the memory of {device} is full: lower compute.batch_tokens "
-                    f"({self.recipe.compute.batch_tokens:,}), "
-                    "or what darwinlm plan names, then rerun the same command; finished work is kept"
-                ) from error
+            if stage.together:
+                self._call(stage, folder, inputs)
+            else:
+                with parallel.main_first():
+                    if parallel.is_main():
+                        self._call(stage, folder, inputs)
         # For a resumed stage, only the last part is timed.
         seconds = round(working_time() - begun, 2)
-        self._times[stage.name] = StageTime(stage.name, seconds, reused=False, resumed=resumed)
         parallel.in_main(partial(folder.finish, seconds=seconds, resumed=resumed))
         reporter.say(f"{title}: {seconds:.0f} s")
+        return StageTime(stage.name, seconds, reused=False, resumed=resumed)
+
+    def _call(self, stage: Stage[Any, Any], folder: StageFolder, inputs: tuple[Any, ...]) -> None:
+        try:
+            stage.work(self.task(stage.name, folder), *inputs)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise DeviceMemoryError(
+                f"{stage.title}: the memory of {self.context.device} is full: lower compute.batch_tokens "
+                f"({self.recipe.compute.batch_tokens:,}), or what darwinlm plan names, then rerun the same command; "
+                "finished work is kept"
+            ) from error
 
 
 def _earlier(folder: StageFolder, name: str) -> StageTime:
