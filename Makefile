@@ -21,9 +21,8 @@ RESULTS_OPTIONS ?=
 
 .PHONY: demo results test fuzz kills test-oldest test-vllm test-axolotl check install pages docs audit release clean
 
-# FULL=1 keeps half of the block parameters and uses the default amounts of text.
 demo: $(VENV)/demo.stamp
-	$(BIN)/darwinlm demo $(if $(FULL),--full) --out $(OUT)
+	$(BIN)/darwinlm demo --out $(OUT)
 
 test: $(VENV)/dev.stamp check
 	$(BIN)/python -m pytest

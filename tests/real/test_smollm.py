@@ -32,6 +32,7 @@ SMALLER = (
     "search.rounds=[{tokens: 512, survivors: 2}, {tokens: 1024, survivors: 1}]",
     "recovery.tokens=2048",
     "recovery.batch_tokens=1024",
+    "budget.keep=50%",
 )
 MODELS = ("dense", "uniform", "stitched", "refit", "recovered")
 UNIFORM, RECOVERED = 1.40, 1.12
@@ -46,7 +47,7 @@ def half(tmp_path_factory) -> tuple[SimpleNamespace, Path]:
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sections, "LEAST_FOR_ANSWERS", 1 << 20)  # tiny models write chats in other tests
-            run = open_run(demo_recipe(SMALLER, full=True), out, Reporter(quiet=True))
+            run = open_run(demo_recipe(SMALLER), out, Reporter(quiet=True))
             return run_stages(run, "report"), out
     except (ModelError, DataError, MissingExtraError) as missing:
         pytest.skip(str(missing))

@@ -5,21 +5,17 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 from textwrap import shorten
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from rich.console import Console
 
 from darwinlm.cli import arguments, terminal
 from darwinlm.cli.app import SHRINK, command
 
 
-@command(SHRINK, "darwinlm demo", "darwinlm demo --full --out runs/full")
+@command(SHRINK, "darwinlm demo")
 def demo(
     out: arguments.Out = Path("runs/demo"),
-    full: Annotated[
-        bool, typer.Option("--full", help="Half of the block parameters, with the default amounts of text.")
-    ] = False,
     assignments: arguments.Set = None,
 ) -> None:
     """Prune SmolLM2-135M-Instruct (from PyPI), and compare its answers with the original's."""
@@ -27,7 +23,7 @@ def demo(
     from darwinlm.runs.demo import demo_recipe
     from darwinlm.runs.prune import open_size
 
-    recipe = demo_recipe(tuple(assignments or ()), full=full)
+    recipe = demo_recipe(tuple(assignments or ()))
     run = open_size(recipe, out, terminal.reporter(), until=pipeline.REPORT, begun=terminal.BEGUN)
     summary = pipeline.prune(run)
     _screen(terminal.console(), summary, out)

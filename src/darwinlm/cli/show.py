@@ -17,9 +17,6 @@ from darwinlm.runtime.errors import ArtifactError
 if TYPE_CHECKING:
     from darwinlm.report.summary import Summary
 
-TABLE_WIDTH = 72
-"""Minimum terminal width for the table of figures."""
-
 LONGEST_BAR, SHORTEST_BAR = 24, 4
 
 
@@ -95,14 +92,7 @@ def _show(console: Console, run: Path, summary: Summary) -> None:
     for line in allocation_lines(summary, min(console.width, 100), plain=plain):
         console.print(line, no_wrap=True, overflow="crop")
     console.print()
-    if console.width >= TABLE_WIDTH:
-        console.print(comparison_table(summary))
-    else:
-        for key, model in summary.measured():
-            console.print(
-                f"{wording.model_name(key, summary)}: {wording.count(model.params)} parameters, perplexity "
-                f"{wording.perplexity(model.perplexity)}, KL {wording.kl(model.kl)}"
-            )
+    console.print(comparison_table(summary))
     _show_figures(console, summary)
     console.print()
     beside = run if run.name else Path("..") / run.resolve().name  # the current folder "." has no name

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, TypedDict
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from darwinlm.recipe.quantities import ByteCount, Count, Duration, Factor, Share, Whole
 from darwinlm.recipe.section import Section
@@ -29,7 +28,7 @@ BUDGETS = tuple(Bound.__annotations__)
 class BudgetSettings(Section):
     """The bound on the smaller model: exactly one of keep, params, bytes, file, speedup and latency."""
 
-    keep: Share | None = 0.5
+    keep: Share | None = Field(0.5, ge=0.01, le=1)
     """Largest share of the block parameters to keep: 0.5 or 50%. The default if no other bound is given."""
     params: Count | None = Field(None, gt=0)
     """Parameters of the whole saved model; a tied embedding counts once: 2.7B, 350M."""
@@ -57,26 +56,6 @@ class BudgetSettings(Section):
         if isinstance(data, dict) and "keep" not in data and any(data.get(kind) is not None for kind in BUDGETS):
             return {**data, "keep": None}
         return data
-
-    @field_validator("keep")
-    @classmethod
-    def _keep_is_a_share(cls, keep: float | None) -> float | None:
-        if keep is not None and not 0 < keep <= 1:
-            hint = f"; did you mean {keep:g}%?" if 2 <= keep <= 100 else ""
-            raise ValueError(f"must be above 0 and at most 100 %{hint}")
-        if keep is not None and keep < 0.01:
-            raise ValueError(f"must be at least 1 %; did you mean {100 * keep:g} or {1e4 * keep:g}%?")
-        return keep
-
-    @field_validator("bytes", "file", mode="before")
-    @classmethod
-    def _bytes_are_no_billions(cls, given: Any) -> Any:
-        number = str(given).strip()[:-1].strip()
-        if isinstance(given, str) and given.strip()[-1:] in ("B", "b") and re.fullmatch(r"\d{1,3}|\d*\.\d+", number):
-            raise ValueError(
-                f"B means bytes: write {number}GB, or give params, which counts {number} billion parameters"
-            )
-        return given
 
     @model_validator(mode="after")
     def _one_bound(self) -> BudgetSettings:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from rich.table import Table
 
 from darwinlm.evaluation.answers import chat_tables
@@ -14,27 +12,15 @@ from darwinlm.runtime.figures import ModelKey
 
 COLUMNS = (
     "model",
-    "parameters",
-    "block parameters",
+    "params",
+    "block params",
     "weights",
     "perplexity",
-    "KL (nats/token)",
+    "KL, nats per token",
     "prompt tokens/s",
     "decode tokens/s",
 )
 """Headings of the cells of a row."""
-
-TERMINAL_COLUMNS = (
-    "model",
-    "params",
-    "block\nparams",
-    "weights",
-    "perplexity",
-    "KL, nats\nper token",
-    "prompt\ntokens/s",
-    "decode\ntokens/s",
-)
-"""The same, narrow enough for a row of figures to fit into 104 characters."""
 
 
 def comparison_rows(summary: Summary) -> list[tuple[str, ...]]:
@@ -64,18 +50,9 @@ def comparison_rows(summary: Summary) -> list[tuple[str, ...]]:
 
 
 def comparison_table(summary: Summary) -> Table:
-    """Make the comparison for the terminal, with the model that is saved in bold.
-
-    Where the terminal is narrow, shares and factors go to a line of their own; no figure is cut.
-    """
+    """Make the comparison for the terminal, with the model that is saved in bold."""
     rows = comparison_rows(summary)
-    table = tables.terminal(TERMINAL_COLUMNS, rows, bold=len(rows) - 1)
-    for place, heading in enumerate(TERMINAL_COLUMNS):
-        # What stays on one line: words of a name; a figure, and its share or factor.
-        cells = (row[place] for row in rows)
-        pieces = [*heading.split(), *(part for cell in cells for part in re.split(r" (?=\()" if place else " ", cell))]
-        table.columns[place].min_width = max(map(len, pieces))
-    return table
+    return tables.terminal(COLUMNS, rows, bold=len(rows) - 1)
 
 
 def _speed(rate: float | None, dense: float | None) -> str:

