@@ -33,7 +33,7 @@ def test_text_from_the_hub_without_a_network(prune):
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
-        ("--keep 50", ["did you mean 50%?"]),
+        ("--keep 50", ["budget.keep: must be less than or equal to 1"]),
         ("--recipe none.yaml", ["none.yaml", "No such file"]),
         ("--set text.sequence_length=512", ["text.sequence_length is 512", "allows 256 tokens"]),
         ("--set compute.device=abacus", ["compute.device: 'abacus' is not a device"]),
