@@ -12,7 +12,7 @@ import torch
 from darwinlm.database import store
 from darwinlm.pipeline import REPORT, open_run
 from darwinlm.recipe import load_recipe
-from darwinlm.runs.demo import QUICK
+from darwinlm.runs.demo import SETTINGS as DEMO
 from darwinlm.runtime import memory
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.memory import CACHES
@@ -160,7 +160,7 @@ LITTLE = {
 def test_the_demo_runs_from_the_text_to_the_report(staying, tiny_text_file, tmp_path, monkeypatch):
     model = tiny_checkpoint(tmp_path / "model", "llama", num_hidden_layers=LAYERS)
     inputs = {"model": str(model), "text.source": str(tiny_text_file)}
-    recipe = load_recipe(None, (), QUICK | LITTLE | inputs)
+    recipe = load_recipe(None, (), DEMO | LITTLE | inputs)
     if staying == "block by block":
         monkeypatch.setitem(memory.CACHES, "blocks", 0.0)
     with pretend_gpu() as gpu:

@@ -51,7 +51,6 @@ def test_the_defaults_are_valid():
     [
         ({"budgett": {}}, ["unknown field 'budgett': did you mean 'budget'?"]),
         ({"budget": {"kep": 0.5}}, ["unknown field 'budget.kep': did you mean 'keep'?"]),
-        ({"search": {"stages": []}}, ["unknown field 'search.stages': did you mean 'rounds'?"]),
         ({"search": {"rounds": [{"token": 64, "survivors": 1}]}}, ["'search.rounds.0.token': did you mean 'tokens'?"]),
         ({"qqqqqqq": 1}, ["unknown field 'qqqqqqq'", *Recipe.model_fields]),
         ({"database": {"qqqqqqq": 1}}, ["unknown field 'database.qqqqqqq'", "metric"]),

@@ -147,8 +147,8 @@ def test_names_are_read_as_people_write_them(name):
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        ("q4_km", "did you mean q4_k_m or"),
-        ("aqw", "did you mean awq?"),
+        ("q4_km", "did you mean 'q4_k_m'?"),
+        ("aqw", "did you mean 'awq'?"),
         ("zzzzzz", "known are q2_k, q3_k_s"),
         ("", "known"),
     ],

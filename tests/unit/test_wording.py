@@ -59,7 +59,7 @@ FIGURES = {
     wording.short_source: {
         "/home/someone/models/tiny.gguf": "tiny.gguf",
         "hf:owner/name:config": "hf:owner/name:config",
-        "/data/boolq/none/validation#question+passage": "BoolQ validation#question+passage",
+        "/data/boolq/none/validation#question+passage": "validation#question+passage",
         "CLIENT/texts": "texts",
         "hf:owner/name,../CLIENT/a.txt": "hf:owner/name and a.txt",
         None: "unnamed",

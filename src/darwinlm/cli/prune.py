@@ -64,7 +64,7 @@ def prune(
     elif len(recipes) > 1:
         _show_sweep(console, sweep, out)
     else:
-        _show(console, result.summary, out)
+        show_result(console, result.summary, out)
 
 
 def _show_sweep(console: Any, sweep: Any, out: Path) -> None:
@@ -78,7 +78,7 @@ def _show_sweep(console: Any, sweep: Any, out: Path) -> None:
     console.print(f"models  {out}/*/model\npage    {out / PAGE}\nsummary {out / SWEEP}.json")
 
 
-def _show(console: Any, summary: Any, out: Path) -> None:
+def show_result(console: Any, summary: Any, out: Path) -> None:
     """Print what was gained and lost in three lines, and where the rest is."""
     from darwinlm.report import wording
 

@@ -9,6 +9,7 @@ import typer
 
 from darwinlm.cli import arguments, terminal
 from darwinlm.cli.app import SHRINK, command
+from darwinlm.cli.prune import show_result
 
 
 @command(
@@ -40,11 +41,8 @@ def recover(
     assignments: arguments.Set = None,
 ) -> None:
     """Train a pruned model, by default by distillation from the original one. Rerun to resume from a checkpoint."""
-    from darwinlm.report.table import comparison_table
     from darwinlm.runs.recovery import recover as run_recovery
-    from darwinlm.runtime import parallel
 
-    console = terminal.console()
     summary = run_recovery(
         model,
         out,
@@ -55,12 +53,4 @@ def recover(
         assignments=tuple(assignments or ()),
         reporter=terminal.reporter(),
     )
-    if not parallel.is_main():
-        return
-    assert summary.recovery is not None
-    console.print(comparison_table(summary))
-    steps = summary.recovery.steps
-    console.print(
-        f"{summary.recovery.tokens:,} tokens in {steps:,} step{'s' * (steps != 1)}\nmodel   {out / 'model'}\n"
-        f"report  {out / 'report.html'}\nsummary {out / 'summary.json'}"
-    )
+    show_result(terminal.console(), summary, out)

@@ -29,8 +29,6 @@ OPTIONS: Mapping[str, str] = {
 _HOMES = (Path(__file__).parents[1] / "recipes", Path(__file__).parents[3] / "recipes")
 """Folders of the bundled recipes: in an installed wheel, and in the repository."""
 
-RENAMED = {"search.stages": "rounds", "database.saliency": "metric"}
-"""New names of fields, for messages."""
 SEVERAL = re.compile(r"(?<!\d),|,(?!\d{3}(?!\d))")
 """A comma between values; one between digits, of which three follow, separates thousands."""
 MISTAKES = 5
@@ -204,7 +202,7 @@ def _explain(detail: Any) -> str:
     name = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
         known = _fields_at(location[:-1])
-        hint = suggestion(RENAMED.get(name, location[-1]), known, f"known fields are {', '.join(known)}")
+        hint = suggestion(location[-1], known, f"known fields are {', '.join(known)}")
         return f"unknown field '{name}': {hint}"
     message = str(detail["msg"]).removeprefix("Value error, ").replace("Input should", "must")
     if not name:

@@ -7,8 +7,9 @@ tensor cores take (16, here 32).
 
 from __future__ import annotations
 
-import difflib
 from typing import NamedTuple
+
+from darwinlm.runtime.limits import suggestion
 
 PACKAGE, LLAMA_CPP = "gguf", "llama.cpp"
 """What computes a quantisation: the package `gguf`, or llama.cpp's quantiser."""
@@ -71,6 +72,5 @@ def known_quantisation(name: str) -> str:
     plain = name.strip().lower().replace("-", "_")
     if plain in QUANTISATIONS:
         return plain
-    near = difflib.get_close_matches(plain, QUANTISATIONS, n=3)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(QUANTISATIONS)}"
+    hint = suggestion(plain, QUANTISATIONS, f"known are {', '.join(QUANTISATIONS)}")
     raise ValueError(f"there is no quantisation '{name[:40]}': {hint}")

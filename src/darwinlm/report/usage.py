@@ -6,9 +6,8 @@ import importlib.util
 import json
 import shlex
 
-from darwinlm.evaluation.suites import SUITES
 from darwinlm.report.summary import Summary
-from darwinlm.report.wording import benchmarks, large_embedding
+from darwinlm.report.wording import large_embedding
 from darwinlm.runtime.errors import install
 
 _PACKAGES = {"eval": "lm_eval", "gguf": "cyllama"}
@@ -46,8 +45,6 @@ def next_steps(
     know. A wish names the extra that it needs; `here`, on this machine, how to install it if it isn't.
     """
     kind = summary.file.smaller if summary.file and summary.file.bytes is not None else "q8_0"
-    seen = benchmarks(summary.text.source or "")
-    suite = ",".join(one.task for one in SUITES["quick"] if one.task not in seen) if seen else "quick"
     run, recovered, gguf = (shlex.quote(path) for path in (run, f"{beside}-recovered", f"{beside}.gguf"))
     against = f" --against {shlex.quote(model)}" if model else ""
     train = (
@@ -64,7 +61,7 @@ def next_steps(
         (f"talk to it{' beside the dense model' if model else ''}", f"darwinlm chat {run}{against}"),
         *([train] if summary.recovery is None else []),
         *cut,
-        (f"measure it on benchmarks{_needs('eval', here=here)}", f"darwinlm evaluate {run} --suite {suite}"),
+        (f"measure it on benchmarks{_needs('eval', here=here)}", f"darwinlm evaluate {run} --suite quick"),
         (
             f"write a file for llama.cpp{_needs('gguf', here=here)}",
             f"darwinlm export {run} --quant {kind} --out {gguf}",

@@ -8,7 +8,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from darwinlm.evaluation.suites import KNOWN
 from darwinlm.report.summary import BlockFigures, SearchFigures, Summary, VocabularyFigures
 from darwinlm.runtime import amounts
 from darwinlm.runtime.amounts import duration
@@ -102,13 +101,7 @@ def short_source(source: str | None) -> str:
         return "text that the dense model wrote"
     if source.startswith("hf:"):
         return source
-    name = _without_folder(source)
-    return " ".join([*(KNOWN[task].title for task in benchmarks(source) if not name.startswith(task)), name])
-
-
-def benchmarks(source: str) -> list[str]:
-    """Benchmarks whose folders or files a source names."""
-    return [part for part in re.split(r"[/\\.#]", source) if part in KNOWN]
+    return _without_folder(source)
 
 
 def short_model(model: str) -> str:

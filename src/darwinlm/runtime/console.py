@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Column
 
+from darwinlm.runtime.amounts import duration
 from darwinlm.runtime.terminal import Terminal
 
 STEP_SECONDS, ADVANCE_SECONDS = 1.0, 10.0
@@ -41,18 +42,18 @@ class _StageProgress:
     """End of this part's first step in this process, which also loads and compiles: time and finished steps."""
 
     def __str__(self) -> str:
-        """The line, such as `search  generation 4/6 · KL 1.461 → 1.244 · 2:10 left`."""
+        """The line, such as `search  generation 4/6 · KL 1.461 → 1.244 · 2 min 10 s left`."""
         if not self.total:
             used = time.monotonic() - self.begun
-            planned = "" if self.expected is None or self.expected <= used else clock(self.expected - used)
-            return f"{self.title}  {clock(used)}" + (f" · about {planned} left" if planned else "")
+            planned = "" if self.expected is None or self.expected <= used else duration(self.expected - used)
+            return f"{self.title}  {duration(used)}" + (f" · about {planned} left" if planned else "")
         parts = [f"{self.what} {self.done}/{self.total}".strip()]
         if self.kl is not None:
             before, best = self.kl
             parts.append(f"KL {before:.3f} → {best:.3f}")
         left = self._seconds_left()
         if left is not None:
-            parts.append(f"{clock(left)} left")
+            parts.append(f"{duration(left)} left")
         return f"{self.title}  {' · '.join(parts)}"
 
     def _seconds_left(self) -> float | None:
@@ -146,10 +147,3 @@ class Reporter:
         """Print one line."""
         self.console.print(message, highlight=False, markup=False, soft_wrap=not self.console.is_terminal)
         self._last_line = time.monotonic()
-
-
-def clock(seconds: float) -> str:
-    """Minutes and seconds, with hours if needed: 2:10, 1:02:10."""
-    whole = round(seconds)
-    hours, minutes = divmod(whole // 60, 60)
-    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from darwinlm.evaluation.answers import measure_answers, write_answers
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.runtime import amounts, parallel
+from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import read_as, write_json
 from darwinlm.runtime.figures import AnswerFigures, ChatFigures
-from darwinlm.runtime.memory import memory_of
 from darwinlm.stages.evaluate import Models
 from darwinlm.stages.execution.stage import Stage, Task
-from darwinlm.stages.model import load_whole
+from darwinlm.stages.model import load_whole, why_not_whole
 from darwinlm.streaming.hidden import HiddenMemory
 from darwinlm.text.sampling.script import chat_parts
 
@@ -45,12 +44,7 @@ def _prevented(task: Task, dense: Checkpoint) -> str:
     parts = chat_parts(dense.tokenizer())
     if isinstance(parts, str):
         return parts
-    context = task.context
-    size = sum(each.numel() for each in dense.outline.parameters()) * context.dtype.itemsize
-    room = min(parallel.gather(memory_of(context.device).room("whole models")))
-    if context.device.type != "cpu" and size > room:
-        return f"a whole model needs {amounts.size(size)}, and {amounts.size(room)} are for it"
-    return ""
+    return why_not_whole(task, sum(each.numel() for each in dense.outline.parameters()))
 
 
 CHATS = Stage(

@@ -20,15 +20,13 @@ from darwinlm.evaluation.quality import measure_quality
 from darwinlm.evaluation.speed import continue_greedily, measure_speed, prompts_for
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.runtime import parallel
-from darwinlm.runtime.amounts import size
 from darwinlm.runtime.artifact import digest_of, read_as, write_json
 from darwinlm.runtime.figures import LookingBackFigures, ModelFigures, ModelKey
-from darwinlm.runtime.memory import memory_of
 from darwinlm.stages.database import PruningDatabase
 from darwinlm.stages.execution.context import Context
 from darwinlm.stages.execution.stage import Stage, Task
 from darwinlm.stages.export import Exported
-from darwinlm.stages.model import load_whole
+from darwinlm.stages.model import load_whole, why_not_whole
 from darwinlm.stages.recover import Recovered
 from darwinlm.stages.refit import Refitted
 from darwinlm.stages.search import SearchResult
@@ -183,12 +181,8 @@ def _use(
     context, figures = task.context, dict[ModelKey, dict[str, Any]]()
     if tokenizer.chat_template and isinstance(reason := chat_parts(tokenizer), str):
         context.reporter.say(f"evaluate: answers continue text: {reason}")
-    needed = sum(params[name] for name in models.whole) * context.dtype.itemsize
-    room = min(parallel.gather(memory_of(context.device).room("whole models")))
-    if context.device.type != "cpu" and needed > room:
-        context.reporter.say(
-            f"evaluate: no speeds and continuations: whole models need {size(needed)}, and {size(room)} are for them"
-        )
+    if reason := why_not_whole(task, sum(params[name] for name in models.whole)):
+        context.reporter.say(f"evaluate: no speeds and continuations: {reason}")
     elif parallel.is_main():
         held: dict[str, Any] = {name: load_whole(task, checkpoint) for name, checkpoint in models.whole.items()}
         speeds = measure_speed(held, prompt)

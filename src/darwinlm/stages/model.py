@@ -12,8 +12,10 @@ from darwinlm.engines.resolve import resolve_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.stored import tensors_in
 from darwinlm.runtime import parallel
+from darwinlm.runtime.amounts import size
 from darwinlm.runtime.artifact import digest_of, read_json, write_json
 from darwinlm.runtime.mapped import in_file
+from darwinlm.runtime.memory import memory_of
 from darwinlm.stages.execution.context import Context
 from darwinlm.stages.execution.output import guarded
 from darwinlm.stages.execution.stage import Stage, Task
@@ -46,6 +48,14 @@ def load_whole(task: Task, checkpoint: Checkpoint) -> Any:
     if context.device.type != "cpu" or kinds == {STORED[context.dtype]}:
         return checkpoint.load(context.dtype, context.device)
     return checkpoint.load(context.dtype, keep=keep)
+
+
+def why_not_whole(task: Task, params: int) -> str:
+    """Why a GPU doesn't hold whole models of so many parameters, for which half of its memory is; empty if it does."""
+    device, needed = task.context.device, params * task.context.dtype.itemsize
+    room = min(parallel.gather(memory_of(device).room("whole models")))
+    fits = device.type == "cpu" or needed <= room
+    return "" if fits else f"whole models need {size(needed)}, and {size(room)} are for them"
 
 
 def cut_to(task: Task, original: Checkpoint, dense: Checkpoint) -> None:
