@@ -64,7 +64,7 @@ def test_a_notebook_runs(path, tiny_llama, tiny_text_file, tmp_path, monkeypatch
 
 SAID = {
     "quickstart": ("perplexity", "report.html", "block  0"),
-    "choosing-a-size": ("dense", "keep-60"),
+    "choosing-a-size": ("keep-80", "keep-60"),
     "one-gpu": ("parameters", "before,"),
 }
 PAGES = {

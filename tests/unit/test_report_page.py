@@ -17,7 +17,7 @@ from tests.tiny.summaries import (
 from tests.unit.test_docs import parse
 
 from darwinlm.report.page import render_page
-from darwinlm.report.sweep import SweepSummary, sweep_page
+from darwinlm.report.sweep import sweep_page
 from darwinlm.report.usage import next_steps
 
 
@@ -41,20 +41,20 @@ def swept(second_kl, second_params=80_000_000):
     large, small = searched(), recovered()
     for tree, params, kl in ((large, 110_000_000, 0.6), (small, second_params, second_kl)):
         list(tree["models"].values())[-1].update(params=params, kl=kl)
-    runs = [("keep-75", made(large)), ("keep-50", made(small))]
-    sweep = SweepSummary.of(runs)
-    return sweep, sweep_page(sweep, runs[0][1])
+    sizes = {"keep-75": made(large), "keep-50": made(small)}
+    return sizes, sweep_page(sizes)
 
 
 def test_the_page_of_a_sweep_links_to_each_size():
-    sweep, html = swept(1.2)
+    sizes, html = swept(1.2)
     page = Page(html)
     assert [link for link in page.links if "report" in link] == ["keep-75/report.html", "keep-50/report.html"]
     assert page.resources == []
     assert "SmolLM2-135M in 2 smaller sizes" in page.text
-    for row in sweep.rows:
-        assert row.name in page.text
-        assert f"{row.params / 1e6:.1f} M" in page.text
+    models = {"dense": sizes["keep-75"].dense} | {name: each.saved for name, each in sizes.items()}
+    for name, model in models.items():
+        assert name in page.text
+        assert f"{model.params / 1e6:.1f} M" in page.text
     assert "65,536" not in page.text
     assert "16,384 tokens (17 documents) of hf:HuggingFaceFW/fineweb-edu" in page.text
 

@@ -34,11 +34,12 @@ def _screen(console: Console, summary: Any, out: Path) -> None:
     from darwinlm.report import wording
     from darwinlm.stages.report import PAGE
 
-    dense, small = summary.dense, summary.saved
+    dense, small, generations = summary.dense, summary.saved, summary.search.generations
+    trained = "not trained" if summary.recovery is None else f"then trained on {summary.recovery.tokens:,} tokens"
     weights = f"{wording.size(dense.bytes)} → {wording.size(small.bytes)}"
     console.print(f"\n{wording.title(summary)}", style="bold")
     lines = [
-        ("done", _done(summary)),
+        ("done", f"sizes searched for {generations} generation{'s' * (generations != 1)}; {trained}"),
         ("size", f"{wording.count(dense.params)} → {wording.count(small.params)} parameters, {weights} of weights"),
     ]
     if (file := summary.file) is not None and file.bytes is not None:
@@ -69,14 +70,3 @@ def _screen(console: Console, summary: Any, out: Path) -> None:
     console.print()
     for line, wish in steps:
         console.print(f"  {line:<{width}}  {wish}", soft_wrap=True)
-
-
-def _done(summary: Any) -> str:
-    """What this run did to the model."""
-    generations, recovery = summary.search.generations, summary.recovery
-    searched = f"sizes searched for {generations} generation{'s' * (generations != 1)}"
-    if recovery is None or not recovery.tokens:
-        return f"{searched}; not trained"
-    if recovery.kept == "before":
-        return f"{searched}; training on {recovery.tokens:,} tokens made it no better, so it was left out"
-    return f"{searched}, then trained on {recovery.tokens:,} tokens"

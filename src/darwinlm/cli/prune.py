@@ -70,12 +70,12 @@ def prune(
 def _show_sweep(console: Any, sweep: Any, out: Path) -> None:
     """Print the result of a sweep."""
     from darwinlm.report.sweep import HEADINGS, sweep_cells
-    from darwinlm.runs.sweep import PAGE, SWEEP
+    from darwinlm.runs.sweep import PAGE
     from darwinlm.runtime import tables
 
     console.print("size against loss")
     console.print(tables.terminal(HEADINGS, sweep_cells(sweep)))
-    console.print(f"models  {out}/*/model\npage    {out / PAGE}\nsummary {out / SWEEP}.json")
+    console.print(f"models  {out}/*/model\npage    {out / PAGE}")
 
 
 def show_result(console: Any, summary: Any, out: Path) -> None:

@@ -69,7 +69,7 @@ def _summary_of(run: Path) -> Path:
     path = run / "summary.json"
     if path.is_file():
         return path
-    if (run / "sweep.json").is_file():
+    if (run / "index.html").is_file():
         each = ", ".join(str(member.parent) for member in sorted(run.glob("*/summary.json")))
         raise ArtifactError(f"{run} holds several sizes: show one of {each}; {run / 'index.html'} compares them")
     if (run / MARKER).is_file():

@@ -228,17 +228,6 @@ class MachineFigures(Figures):
     compute_dtype: str | None = None
 
 
-class SweepRow(ModelFigures):
-    """One model of a sweep, named after its budget, with the folder of its run inside the sweep's.
-
-    The dense model, `dense`, has neither.
-    """
-
-    name: str
-    folder: str | None
-    budget: BudgetFigures | None
-
-
 class Summary(Figures):
     """A finished run, or a finished recovery.
 

@@ -9,16 +9,15 @@ from pathlib import Path
 from darwinlm.pipeline import REPORT, build, make, open_run, plan, read_inputs
 from darwinlm.recipe import BudgetSettings, Recipe, load_recipe
 from darwinlm.report.summary import Summary
-from darwinlm.report.sweep import SweepSummary, sweep_page
+from darwinlm.report.sweep import sweep_page
 from darwinlm.runs.prune import open_size
 from darwinlm.runtime import parallel
-from darwinlm.runtime.artifact import write_json, write_text
+from darwinlm.runtime.artifact import write_text
 from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.stages.execution.run import Ended
 
-SWEEP = "sweep"
 PAGE = "index.html"
 
 
@@ -30,7 +29,7 @@ def prune_sweep(
     overwrite: bool = False,
     reporter: Reporter | None = None,
     begun: float | None = None,
-) -> SweepSummary:
+) -> dict[str, Summary]:
     """Prune a model to several sizes, the largest first, with the same text and database.
 
     `darwinlm prune --keep 75%,50%` calls this.
@@ -44,15 +43,14 @@ def prune_sweep(
         reporter: Receiver of progress; None prints to the terminal.
         begun: Start of the recipes' time limit, `working_time()`; None is now. The models share the limit.
 
-    Returns the contents of sweep.json: a row for each model, the dense one first; no rows if the last stage isn't the
-    report. Raises DarwinLMError.
+    Returns the summary of each model by its subfolder; none if the last stage isn't the report. Raises DarwinLMError.
     """
     folder = Path(out).expanduser()
     ordered = _ordered(recipes)
     # Refuses a foreign folder, locks it to the end, and runs what sizes share.
     whole = open_run(ordered[0], folder, reporter or Reporter(), begun=begun or working_time(), until=until)
     ordered = [load_recipe(recipe, (), {"preset": whole.recipe.preset}) for recipe in ordered]
-    summaries: list[tuple[str, Summary]] = []
+    summaries: dict[str, Summary] = {}
     with suppress(Ended):
         inputs = read_inputs(whole)
         runs = [
@@ -73,14 +71,10 @@ def prune_sweep(
             if (limit := whole.context.limit) is not None:
                 run.set_limit(limit.part(len(runs) - number))
             with suppress(Ended):
-                summaries.append((run.folder.name, make(run, inputs, problem, database)))
-    if not summaries:
-        return SweepSummary()
-    sweep = SweepSummary.of(summaries)
-    if parallel.is_main():
-        write_json(folder / f"{SWEEP}.json", sweep.as_json())
-        write_text(folder / PAGE, sweep_page(sweep, summaries[0][1]))
-    return sweep
+                summaries[run.folder.name] = make(run, inputs, problem, database)
+    if summaries and parallel.is_main():
+        write_text(folder / PAGE, sweep_page(summaries))
+    return summaries
 
 
 def member_name(budget: BudgetSettings) -> str:

@@ -9,7 +9,7 @@ from darwinlm.export.check import REPORT
 from darwinlm.export.gguf import report_beside
 from darwinlm.export.hf import recorded_digests
 from darwinlm.families.files import CARD
-from darwinlm.runs.sweep import SWEEP
+from darwinlm.runs.sweep import PAGE
 from darwinlm.runtime.artifact import MANIFEST, MARKER, STAGES, StageFolder, digest_of, read_manifest, what_changed
 from darwinlm.runtime.errors import ArtifactError, DarwinLMError
 from darwinlm.stages.export import EXPORT, FILES
@@ -48,7 +48,7 @@ def _run(folder: Path, whole: Path) -> Iterator[Finding]:
             yield from ((f"model/{what}", wrong) for what, wrong in found)
         except DarwinLMError as error:
             yield "model", str(error)
-    elif not (folder / f"{SWEEP}.json").is_file():
+    elif not (folder / PAGE).is_file():
         yield "model", "the run hasn't written it yet: rerun the same darwinlm prune command"
 
 
