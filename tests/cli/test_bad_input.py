@@ -48,7 +48,7 @@ def test_options_that_cannot_be_used(prune, tmp_path, options, parts):
 
 
 def test_a_budget_below_the_smallest_model(prune, tmp_path):
-    prune("--keep", "0.75%").refused("must be at least 1 %; did you mean 0.75 or 75%?")
+    prune("--keep", "0.75%").refused("budget.keep: must be greater than or equal to 0.01")
     prune("--params", "10").refused("less than the smallest model that the units allow")
     assert_nothing_half_written(tmp_path / "out")
     assert prune("--keep", "50%", "--until", "text").code == 0, "the same output folder goes on"

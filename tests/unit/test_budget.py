@@ -188,11 +188,11 @@ def test_a_saved_model_that_is_not_the_planned_one_is_refused(allocation, block_
     task, search = SimpleNamespace(recipe=Recipe()), SimpleNamespace(allocation=(1, 1))
     dense, saved = (SimpleNamespace(block_params=size, params=size + 1000) for size in (410, 170))
     models = {"dense": dense, "refit": saved}
-    found = _budget(task, problem, search, models, whole=True)
+    found = _budget(task, problem, search, models)
     assert (found.used, found.upper, found.unused, found.block_params) == (170, 205, 1 - 170 / 205, 170)
     search.allocation, saved.block_params, saved.params = allocation, block_params, params
     with pytest.raises(BudgetError, match=r"were planned for a budget of 205 block parameters: please report this"):
-        _budget(task, problem, search, models, whole=True)
+        _budget(task, problem, search, models)
 
 
 IN_TIME = CostModel("nanoseconds", ((0, 2_000_000), (0, 3_000_000)), 1_000_000)
