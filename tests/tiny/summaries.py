@@ -60,7 +60,6 @@ def searched(blocks=30):
         "model": "HuggingFaceTB/SmolLM2-135M",
         "budget": {
             "kind": "keep",
-            "bound": 0.5,
             "keep": 0.5,
             "unit": "block parameters",
             "dense": 106202880,

@@ -93,8 +93,8 @@ def test_one_bound_is_one_recipe():
     longer = load_recipe(small, ["search.generations=3"], {})
     for second, said in (
         (large, "a sweep's budgets must differ; these are keep-75, keep-75"),
-        (load_recipe(large, [], {"budget.params": "1M"}), "budgets of one kind; these are keep and params"),
-        (longer, "a sweep's recipes may only differ in their bound"),
+        (load_recipe(large, [], {"budget.params": "1M"}), "differ in their bound alone, which is of one kind"),
+        (longer, "a sweep's recipes differ in their bound alone"),
     ):
         with pytest.raises(RecipeError, match=said):
             darwinlm.prune_sweep([large, second], "nowhere")

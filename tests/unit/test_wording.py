@@ -8,8 +8,6 @@ from tests.tiny.summaries import NASTY, changed, front_matter, made, plain, sear
 
 from darwinlm.report import wording
 from darwinlm.report.card import model_card
-from darwinlm.report.page import render_page
-from darwinlm.report.table import comparison_rows
 from darwinlm.report.usage import loading_code
 from darwinlm.runtime import amounts
 
@@ -39,14 +37,6 @@ def test_the_line_of_speed_claims_what_was_measured(rate, spread, words):
         model.update(speed_spread=spread, tokens_per_second=rate and 100.0, decode_tokens_per_second=None)
     summary["models"][made(summary).saved_key]["tokens_per_second"] = rate
     assert wording.faster(made(summary)) == words
-
-
-def test_a_uniform_model_that_is_smaller_is_not_said_to_be_of_the_same_size():
-    summary = searched()
-    summary["models"]["uniform"]["block_params"] = 50_000_000
-    summary = made(summary)
-    assert comparison_rows(summary)[1][0] == "uniform, same budget"
-    assert "same size" not in render_page(summary)
 
 
 FIGURES = {

@@ -106,7 +106,7 @@ def _show_figures(console: Console, summary: Summary) -> None:
     from darwinlm.report import wording
     from darwinlm.report.table import chat_rows, file_rows, looking_back_rows
 
-    if (copied := looking_back_rows(summary, losses=False)) is not None:
+    if (copied := looking_back_rows(summary)) is not None:
         headings, rows, remarks = copied
         console.print("", tables.terminal(headings, rows, bold=len(rows) - 1), *remarks)
     if (files := file_rows(summary)) is not None:

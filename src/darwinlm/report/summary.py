@@ -32,13 +32,12 @@ FILE = "summary.json"
 class BudgetFigures(Figures):
     """The budget, and how much of it the saved model uses.
 
-    `bound` is as the recipe gives it; `dense`, `upper` and `used` are amounts of `unit`, for the dense model, the bound
+    `dense`, `upper` and `used` are amounts of `unit`, for the dense model, the bound
     and the saved model. `keep` is a share of the original's block parameters, None for other kinds. A share of `upper`
     is unused.
     """
 
     kind: str
-    bound: float
     keep: float | None
     unit: str
     dense: float
@@ -139,8 +138,6 @@ class RecoveryFigures(Extract):
     steps: int
     tokens: int
     seconds: float
-    processes: int = 1
-    sharded: bool = False
     kept: Literal["trained", "before"] = "trained"
     log: tuple[TrainingPoint, ...] = ()
 
@@ -221,11 +218,11 @@ class FileFigures(Figures):
 class MachineFigures(Figures):
     """What the figures were measured on."""
 
-    device: str | None = None
-    threads: int | None = None
-    torch: str | None = None
-    transformers: str | None = None
-    compute_dtype: str | None = None
+    device: str
+    threads: int
+    torch: str
+    transformers: str
+    compute_dtype: str
 
 
 class Summary(Figures):
@@ -268,7 +265,7 @@ class Summary(Figures):
     export: ExportFigures
     file: FileFigures | None = None
     bounded: FileChoice | None = None
-    machine: MachineFigures = MachineFigures()
+    machine: MachineFigures
     recipe: dict[str, Any] = Field(default_factory=dict)
 
     @property

@@ -73,18 +73,12 @@ def file_rows(summary: Summary) -> tables.Table | None:
     return ("GGUF file", *file.predicted), rows, ["Sizes are predicted.", *came]
 
 
-COPIED = (
-    "Copied: the model is given words or text twice; the share of the repeated tokens that it predicts (loss in nats "
-    "per token)."
-)
+COPIED = "Copied: the model is given words or text twice; the share of the repeated tokens that it predicts."
 """What the columns mean."""
 
 
-def looking_back_rows(summary: Summary, *, losses: bool = True) -> tables.Table | None:
-    """Headings, a row of cells for each model, and what wasn't measured; None where no figures are of all of them.
-
-    With `losses`, cells of copying hold the loss too.
-    """
+def looking_back_rows(summary: Summary) -> tables.Table | None:
+    """Headings, a row of cells for each model, and what wasn't measured; None where no figures are of all of them."""
     headings: tuple[str, ...] = ()
     rows = []
     for key, model in summary.measured():
@@ -94,9 +88,7 @@ def looking_back_rows(summary: Summary, *, losses: bool = True) -> tables.Table 
         if _refit_dropped(key, summary):
             continue
         headings = ("model", *(f"copied, {score.name}" for score in figures.copying))
-        copied = [
-            f"{100 * score.accuracy:.0f} %" + (f" ({score.loss:.2f})" if losses else "") for score in figures.copying
-        ]
+        copied = (f"{100 * score.accuracy:.0f} %" for score in figures.copying)
         rows.append((wording.model_name(key, summary), *copied))
     remarks = summary.dense.looking_back.remarks if summary.dense.looking_back else ()
     return headings, rows, [f"{each[:1].upper()}{each[1:]}." for each in remarks]

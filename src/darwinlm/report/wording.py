@@ -79,7 +79,7 @@ def model_name(key: ModelKey, summary: Summary) -> str:
     if key == "dense":
         return "dense"
     if key == "uniform":
-        return "uniform, same size" if _same_size(summary) else "uniform, same budget"
+        return "uniform"
     if key == "before":
         return "before recovery"
     made = "searched" if summary.search is not None else "pruned"
@@ -302,14 +302,9 @@ def measured_on(summary: Summary) -> str:
 
 def machine_words(summary: Summary) -> str:
     """Describe the machine that the speeds were measured on."""
-    machine = summary.machine
-    parts = [machine.device] if machine.device else []
-    if machine.threads:
-        parts.append(f"{machine.threads} thread" + ("" if machine.threads == 1 else "s"))
-    if machine.compute_dtype:
-        parts.append(machine.compute_dtype)
-    parts += [f"{name} {value}" for name in ("torch", "transformers") if (value := getattr(machine, name))]
-    return ", ".join(parts) or "an unnamed machine"
+    its = summary.machine
+    threads = f"{its.threads} thread{'s' * (its.threads != 1)}"
+    return f"{its.device}, {threads}, {its.compute_dtype}, torch {its.torch}, transformers {its.transformers}"
 
 
 def time_limit(time: TimeFigures) -> str:
@@ -333,9 +328,3 @@ def what_training_left(summary: Summary) -> str:
         f"It was trained on {summary.recovery.tokens:,} tokens after pruning. Facts and other abilities that this "
         "text does not teach have not returned."
     )
-
-
-def _same_size(summary: Summary) -> bool:
-    """Whether the uniform model is within 1 % of the saved one: equal layers come in coarser steps."""
-    uniform, final = summary.models.get("uniform"), summary.saved
-    return uniform is None or abs(uniform.block_params - final.block_params) <= 0.01 * final.block_params

@@ -96,13 +96,13 @@ def member_name(budget: BudgetSettings) -> str:
 def _ordered(recipes: Sequence[Recipe]) -> list[Recipe]:
     """Recipes sorted by size, the largest first. Raises RecipeError."""
     kinds = {recipe.budget.kind for recipe in recipes}
-    if len(kinds) != 1:
-        raise RecipeError("a sweep has budgets of one kind; these are " + (" and ".join(sorted(kinds)) or "none"))
     names = [member_name(recipe.budget) for recipe in recipes]
     if len(set(names)) < len(names):
         raise RecipeError(f"a sweep's budgets must differ; these are {', '.join(names)}")
     plain = {"budget": BudgetSettings()}
-    if any(recipe.model_copy(update=plain) != recipes[0].model_copy(update=plain) for recipe in recipes):
-        raise RecipeError("a sweep's recipes may only differ in their bound")
-    kind = recipes[0].budget.kind
+    if len(kinds) != 1 or any(
+        recipe.model_copy(update=plain) != recipes[0].model_copy(update=plain) for recipe in recipes
+    ):
+        raise RecipeError("a sweep's recipes differ in their bound alone, which is of one kind")
+    (kind,) = kinds
     return sorted(recipes, key=lambda recipe: getattr(recipe.budget, kind), reverse=kind != "speedup")

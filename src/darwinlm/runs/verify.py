@@ -59,7 +59,8 @@ def _stage(stage: Path, whole: Path) -> str | None:
     try:
         key = read_manifest(stage).key
         StageFolder(stage, key).is_complete()
-        for name, digest in key.get("inputs", {}).items():
+        inputs = key.get("inputs")
+        for name, digest in inputs.items() if isinstance(inputs, dict) else ():
             places = (stage.parent / name, whole / STAGES / name)
             found = next((read_manifest(place).key for place in places if (place / MANIFEST).is_file()), {})
             if found.get("stage") == name and digest_of(found) != digest:

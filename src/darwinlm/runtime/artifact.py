@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import BaseModel, TypeAdapter, ValidationError, field_validator
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
 from darwinlm.runtime.amounts import size
@@ -156,10 +156,7 @@ def read_json(path: Path) -> Any:
 
 def read_record(path: Path) -> dict[str, Any]:
     """Read a JSON file that must hold a mapping. Raises ArtifactError."""
-    record = read_json(path)
-    if not isinstance(record, dict):
-        raise damaged(path, f"it holds a {type(record).__name__}, not a mapping")
-    return record
+    return read_as(path, dict[str, Any])
 
 
 def validated(path: Path, kind: type[T], value: Any) -> T:
@@ -233,13 +230,6 @@ class Manifest(BaseModel):
     seconds: float = 0.0
     resumed: bool = False
     files: dict[str, str]
-
-    @field_validator("key")
-    @classmethod
-    def _has_parts(cls, key: dict[str, Any]) -> dict[str, Any]:
-        if not all(isinstance(key.get(part, {}), dict) for part in ("inputs", "settings")):
-            raise ValueError("inputs and settings are by name")
-        return key
 
 
 def read_manifest(folder: Path) -> Manifest:

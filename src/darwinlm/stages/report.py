@@ -192,7 +192,6 @@ def _budget(task: Task, problem: Problem, search: SearchResult, models: Measured
         )
     return BudgetFigures(
         kind=settings.kind,
-        bound=getattr(settings, settings.kind),
         keep=settings.keep,
         unit=problem.cost.unit,
         dense=problem.cost.dense,
