@@ -113,15 +113,12 @@ def check(run: Run, original: Checkpoint) -> None:
 
 
 def _announce(run: Run, original: Checkpoint) -> None:
-    """Say the planned time and memory of a new run; progress lines begin with the planned time."""
+    """Say the planned time and memory of a new run."""
     if not parallel.is_main() or run.until not in (None, REPORT) or run.context.path(TEXT.name).exists():
         return
     reporter, limit = run.context.reporter, run.context.limit
     planned = plan_here(Sizes(original, run.recipe, parallel.size()), run.context.device)
-    titles = {stage.name: stage.title for stage in STAGES}
-    seconds = {titles[row.stage]: planned.seconds(row)[0] for row in planned.rows if row.stage in titles}
-    reporter.expect(seconds)
-    said = f"{duration(sum(seconds.values()))} if nothing else runs"
+    said = f"{duration(planned.seconds()[0])} if nothing else runs"
     if limit is not None:
         amounts = f"with the amounts of the preset {run.recipe.preset}"
         said = f"{duration(limit.seconds)} at most if nothing else runs, {amounts}"

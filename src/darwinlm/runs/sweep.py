@@ -99,10 +99,8 @@ def _ordered(recipes: Sequence[Recipe]) -> list[Recipe]:
     names = [member_name(recipe.budget) for recipe in recipes]
     if len(set(names)) < len(names):
         raise RecipeError(f"a sweep's budgets must differ; these are {', '.join(names)}")
-    plain = {"budget": BudgetSettings()}
-    if len(kinds) != 1 or any(
-        recipe.model_copy(update=plain) != recipes[0].model_copy(update=plain) for recipe in recipes
-    ):
+    others = [recipe.model_copy(update={"budget": BudgetSettings()}) for recipe in recipes]
+    if len(kinds) != 1 or any(each != others[0] for each in others):
         raise RecipeError("a sweep's recipes differ in their bound alone, which is of one kind")
     (kind,) = kinds
     return sorted(recipes, key=lambda recipe: getattr(recipe.budget, kind), reverse=kind != "speedup")

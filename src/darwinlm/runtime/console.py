@@ -36,17 +36,13 @@ class _StageProgress:
     left: float | None = None
     at: float = 0.0
     resumes: bool = False
-    expected: float | None = None
-    """Planned seconds; what is left of them is shown until steps are timed."""
     first: tuple[float, int] | None = None
     """End of this part's first step in this process, which also loads and compiles: time and finished steps."""
 
     def __str__(self) -> str:
         """The line, such as `search  generation 4/6 · KL 1.461 → 1.244 · 2 min 10 s left`."""
         if not self.total:
-            used = time.monotonic() - self.begun
-            planned = "" if self.expected is None or self.expected <= used else duration(self.expected - used)
-            return f"{self.title}  {duration(used)}" + (f" · about {planned} left" if planned else "")
+            return f"{self.title}  {duration(time.monotonic() - self.begun)}"
         parts = [f"{self.what} {self.done}/{self.total}".strip()]
         if self.kl is not None:
             before, best = self.kl
@@ -82,16 +78,11 @@ class Reporter:
         self.console = Terminal(quiet=True) if quiet else console or Terminal()
         self._current: _StageProgress | None = None
         self._last_line = time.monotonic()
-        self._expected: dict[str, float] = {}
-
-    def expect(self, seconds: dict[str, float]) -> None:
-        """Planned seconds of stages by title."""
-        self._expected = seconds
 
     @contextmanager
     def stage(self, title: str) -> Iterator[None]:
         """Show the progress of a stage while the block runs."""
-        outer, current = self._current, _StageProgress(title, time.monotonic(), expected=self._expected.get(title))
+        outer, current = self._current, _StageProgress(title, time.monotonic())
         live = self.console.is_terminal and not self.console.quiet and outer is None
         column = Column(no_wrap=True, overflow="ellipsis")
         columns = (SpinnerColumn(), TextColumn("{task.fields[current]}", markup=False, table_column=column))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from darwinlm.database.block_moments import OutputMoments
@@ -57,23 +59,16 @@ def _gradients(task: Task, calibration: TokenSequences, dense: Checkpoint) -> No
             context.reporter.advance(total - block, total)
 
 
-@dataclass(frozen=True)
-class OutputGradients:
-    """Second moments of the gradients at the outputs of all modules, in files."""
-
-    folder: Path
-    context: Context
-
-    def __call__(self, block: int) -> dict[Any, Tensor]:
-        """Those of a block, [r, r] each, on the device."""
-        moments = read_tensors(self.folder / block_file(block))
-        return {kind: moments[kind].to(self.context.device) for kind in KINDS if kind in moments}
+def _moments_of(folder: Path, device: torch.device, block: int) -> dict[Any, Tensor]:
+    """Second moments of the gradients at the outputs of a block's modules, [r, r] each, on the device."""
+    moments = read_tensors(folder / block_file(block))
+    return {kind: moments[kind].to(device) for kind in KINDS if kind in moments}
 
 
 GRADIENTS = Stage(
     "gradients",
     _gradients,
-    lambda task: OutputGradients(task.folder, task.context),
+    lambda task: partial(_moments_of, task.folder, task.context.device),
     version=5,
     title="output gradients",
     writes="second moments of output gradients",

@@ -7,7 +7,7 @@ from typing import Any
 
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.runtime import parallel
-from darwinlm.runtime.artifact import StageFolder, read_json, write_json
+from darwinlm.runtime.artifact import read_json, write_json
 from darwinlm.search.problem import Problem
 from darwinlm.search.search import search
 from darwinlm.stages.database import PruningDatabase
@@ -24,7 +24,6 @@ RESULT = "result.json"
 class SearchResult:
     """Best allocation, best uniform one at the same budget, and the record: start, history and figures."""
 
-    stage: StageFolder
     allocation: Allocation
     uniform: Allocation
     record: dict[str, Any]
@@ -62,7 +61,7 @@ def _search(
 
 def _read(task: Task) -> SearchResult:
     result = read_json(task.folder / RESULT)
-    return SearchResult(task.stage, tuple(result["allocation"]), tuple(result["uniform"]), result["record"])
+    return SearchResult(tuple(result["allocation"]), tuple(result["uniform"]), result["record"])
 
 
 SEARCH = Stage(

@@ -73,7 +73,6 @@ class Run:
             self.recipe, limit = limited(self.recipe, folder, self.context.device, begun)
             self.set_limit(limit)
         self.results: dict[str, Any] = {}
-        self._folders: dict[str, StageFolder] = {}
         self._made: dict[int, tuple[object, StageFolder]] = {}
         self._times: dict[str, StageTime] = {}
 
@@ -107,9 +106,6 @@ class Run:
         self.reach(stage.name)
         key = self._key(stage, inputs)
         folder = StageFolder(self.context.path(stage.name), key)
-        if stage.name in self.results and self._folders[stage.name].key == folder.key:
-            found: Result = self.results[stage.name]
-            return found
         taken = None
         if (parents := self._of_parent(stage, key)) is not None:
             folder = parents
@@ -121,7 +117,7 @@ class Run:
             folder.await_manifest()
         self._times[stage.name] = taken or _earlier(folder, stage.name)
         result = stage.read(self.task(stage.name, folder), *inputs[: len(parameters(stage.read))])
-        self.results[stage.name], self._folders[stage.name] = result, folder
+        self.results[stage.name] = result
         if result is not None:
             self._made[id(result)] = result, folder
         return result
