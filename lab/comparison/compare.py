@@ -13,7 +13,7 @@ from darwinlm.evaluation import harness
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.evaluation.suites import parse_suite
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.pipeline import Inputs, build, check, correct, cut, open_run, plan, read_inputs
+from darwinlm.pipeline import build, check, correct, cut, open_run, plan, read_inputs
 from darwinlm.recipe import Recipe
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import digest_of, read_json, write_json
@@ -23,6 +23,7 @@ from darwinlm.runtime.version import VERSION
 from darwinlm.stages.database import DATABASE, GRADIENTS, PruningDatabase, needs_gradients
 from darwinlm.stages.execution.run import Run
 from darwinlm.stages.execution.stage import Stage, Task
+from darwinlm.stages.made import Inputs
 from darwinlm.stages.recover import RECOVER
 from darwinlm.stages.refit import REFIT
 from darwinlm.stages.search import SEARCH

@@ -6,7 +6,6 @@ are declared in `stages/`; a click on one leads to its work.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,16 +20,17 @@ from darwinlm.stages.execution.sizes import Sizes
 from darwinlm.stages.export import EXPORT
 from darwinlm.stages.file import FILE, check_file
 from darwinlm.stages.latency import LATENCY
+from darwinlm.stages.made import Corrected, Inputs
 from darwinlm.stages.model import open_model
 from darwinlm.stages.own_text import OWN_TEXT, OWN_TEXT_RECOVERY
 from darwinlm.stages.plan import check_budget, problem_of
 from darwinlm.stages.recover import RECOVER, check_recovery
 from darwinlm.stages.refit import REFIT
-from darwinlm.stages.report import Made, write_summary
+from darwinlm.stages.report import write_summary
 from darwinlm.stages.search import SEARCH
 from darwinlm.stages.stitch import STITCH
-from darwinlm.stages.text import TEXT, Texts, check_text, documents_of
-from darwinlm.stages.vocabulary import VOCABULARY, CutVocabulary
+from darwinlm.stages.text import TEXT, check_text, documents_of
+from darwinlm.stages.vocabulary import VOCABULARY
 from darwinlm.text.amounts import amount_for_pruning, amount_for_recovery
 
 if TYPE_CHECKING:
@@ -40,12 +40,8 @@ if TYPE_CHECKING:
     from darwinlm.report.summary import Summary
     from darwinlm.search.problem import Problem
     from darwinlm.stages.database import PruningDatabase
-    from darwinlm.stages.export import Exported
-    from darwinlm.stages.recover import Recovered
-    from darwinlm.stages.refit import Refitted
     from darwinlm.stages.search import SearchResult
     from darwinlm.stages.stitch import Stitched
-    from darwinlm.units.cost import CostModel
 
 STAGES = (
     *(OWN_TEXT, VOCABULARY, TEXT, LATENCY, GRADIENTS, DATABASE, SEARCH, STITCH, REFIT),
@@ -58,23 +54,6 @@ STEPS = (*(stage.name for stage in STAGES), REPORT)
 
 open_run = partial(Run, order=STEPS)
 """A run of this pipeline, with the other arguments of `Run`. Raises as it does."""
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a run reads; sizes of a sweep share it.
-
-    Attributes:
-        original: The dense model, with all of its tokens.
-        dense: The same with the smaller vocabulary, if there is one.
-        latency: Costs in time, if the budget is one.
-    """
-
-    original: Checkpoint
-    dense: Checkpoint
-    vocabulary: CutVocabulary | None
-    text: Texts
-    latency: CostModel | None
 
 
 def prune(run: Run) -> Summary | None:
@@ -147,15 +126,6 @@ def cut(run: Run, inputs: Inputs, problem: Problem, database: PruningDatabase) -
     return search, run(STITCH, database, search)
 
 
-@dataclass(frozen=True)
-class Corrected:
-    """The smaller model after refit and training, and as it is saved."""
-
-    refit: Refitted | None
-    recovered: Recovered | None
-    exported: Exported
-
-
 def correct(run: Run, inputs: Inputs, stitched: Stitched, *, reserved: Iterable[str] = ()) -> Corrected:
     """Correct, train and save a smaller model; the training reads neither `reserved` documents nor those of the run.
 
@@ -182,17 +152,4 @@ def make(run: Run, inputs: Inputs, problem: Problem, database: PruningDatabase) 
     measured = run(EVALUATE, dense, models, made.exported, text["evaluation"])
     file = run(FILE, dense, made.exported, text["evaluation"]) if recipe.budget.kind == "file" else None
     run.reach(REPORT)
-    of_run = Made(
-        dense=dense,
-        vocabulary=inputs.vocabulary,
-        text=text,
-        problem=problem,
-        search=search,
-        refit=made.refit,
-        recovered=made.recovered,
-        exported=made.exported,
-        chats=chats,
-        measured=measured,
-        file=file,
-    )
-    return write_summary(run.task(REPORT), of_run)
+    return write_summary(run.task(REPORT), inputs, problem, search, made, chats, measured, file)

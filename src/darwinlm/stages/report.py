@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +40,9 @@ from darwinlm.search.problem import Problem
 from darwinlm.stages.evaluate import Measured
 from darwinlm.stages.execution.stage import Task
 from darwinlm.stages.export import Exported
-from darwinlm.stages.recover import Recovered
-from darwinlm.stages.refit import Refitted
+from darwinlm.stages.made import Corrected, Inputs
 from darwinlm.stages.search import SearchResult
 from darwinlm.stages.text import Texts
-from darwinlm.stages.vocabulary import CutVocabulary
 from darwinlm.surgery.depth import numbers_in
 from darwinlm.text.sampling.script import is_chat
 from darwinlm.units.space import kept_whole
@@ -53,41 +50,33 @@ from darwinlm.units.space import kept_whole
 PAGE = "report.html"
 
 
-@dataclass(frozen=True)
-class Made:
-    """What a run has read and made; None for steps that it doesn't have."""
-
-    dense: Checkpoint
-    vocabulary: CutVocabulary | None
-    text: Texts
-    problem: Problem
-    search: SearchResult
-    refit: Refitted | None
-    recovered: Recovered | None
-    exported: Exported
-    chats: ChatFigures | None
-    measured: Measured
-    file: FileChoice | None
-
-
-def write_summary(task: Task, made: Made) -> Summary:
+def write_summary(
+    task: Task,
+    inputs: Inputs,
+    problem: Problem,
+    search: SearchResult,
+    made: Corrected,
+    chats: ChatFigures | None,
+    measured: Measured,
+    file: FileChoice | None,
+) -> Summary:
     """Write the summary, the page and the card, on every run."""
-    dense, search, refit, recovered = made.dense, made.search, made.refit, made.recovered
+    dense, refit, recovered, vocabulary = inputs.dense, made.refit, made.recovered, inputs.vocabulary
     summary = summary_of(
         task,
         dense,
-        made.text,
+        inputs.text,
         made.exported,
-        made.chats,
-        made.measured,
-        budget=_budget(task, made.problem, search, made.measured),
+        chats,
+        measured,
+        budget=_budget(task, problem, search, measured),
         origin=origin_of(dense.folder, dense.source),
-        kept=kept_whole(made.problem.space, dense.family),
+        kept=kept_whole(problem.space, dense.family),
         search=SearchFigures.model_validate({"method": task.recipe.search.method, **search.record}),
         refit=None if refit is None else RefitFigures.model_validate(refit.record),
         recovery=None if recovered is None else RecoveryFigures.model_validate(recovered.record),
-        vocabulary=None if made.vocabulary is None else made.vocabulary.figures,
-        bounded=made.file,
+        vocabulary=None if vocabulary is None else vocabulary.figures,
+        bounded=file,
     )
     write_report(task.context.folder, made.exported.folder, summary)
     return summary
