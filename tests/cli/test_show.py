@@ -33,7 +33,7 @@ def test_show_draws_every_block_and_says_what_next(command, run: Path) -> None:
     ended = command("show", run).succeeded()
     lines = ended.out.splitlines()
     for row in read_summary(run / "summary.json").allocation:
-        (line,) = [line for line in lines if line.startswith(f"{row.block:>3} ")]
+        (line,) = [line.rstrip() for line in lines if line.startswith(f"{row.block:<5} ")]
         assert f" {row.heads}/{row.dense_heads} " in line
         assert line.endswith(f" {row.width * (row.experts or 1)}/{row.dense_width * (row.dense_experts or 1)}")
     for word in ("perplexity", f"darwinlm chat {run}", f"darwinlm recover {run}", "hf upload OWNER/NAME"):

@@ -44,16 +44,6 @@ def searched(blocks=30):
         }
         for block in range(blocks)
     ]
-    history = [
-        {
-            "number": number,
-            "kl": 0.92 * 0.97**number,
-            "improved": number > 0,
-            "evaluations": 1 + 12 * number,
-            "seconds": 7.5 * number,
-        }
-        for number in range(20)
-    ]
     return {
         "format": 1,
         "version": "0.1.0",
@@ -82,11 +72,11 @@ def searched(blocks=30):
             "method": "gradient",
             "start_kl": 0.92,
             "uniform_kl": 1.3,
-            "kl": history[-1]["kl"],
+            "kl": 0.516,
             "evaluations": 229,
             "seconds": 303.4,
             "ended": "all generations done",
-            "history": history,
+            "generations": 19,
         },
         "refit": {"fitted": 2 * (blocks - -(-blocks // 9)), "modules": 2 * blocks, "kept": "refit", "strength": 0.5},
         "text": {
@@ -130,20 +120,15 @@ def recovered():
     """A run that was trained after the refit, of one generation with the paper's rules."""
     summary = searched()
     summary["models"]["recovered"] = model(81312128, 53000000, 40.1, 0.61, 541.2, 24.6, [" Paris.", " it is 100 °C."])
-    summary["search"]["history"] = summary["search"]["history"][:2]
-    summary["search"]["method"] = "paper"
-    summary["search"]["history"][0].update(kl=0.8, seconds=60.0, evaluations=110)
-    summary["search"]["history"][1].update(kl=0.75, seconds=70.0, evaluations=229)
+    summary["search"].update(method="paper", generations=1)
     summary["recovery"] = {
         "steps": 12,
         "tokens": 24576,
         "seconds": 300.0,
-        "processes": 1,
-        "sharded": False,
         "log": [
-            *({"step": at, "tokens": 2048 * at, "loss": 1.2 - 0.02 * at, "learning_rate": 1e-4} for at in range(1, 13)),
-            {"step": 0, "tokens": 0, "eval_perplexity": 48.0, "eval_kl": 0.87},
-            {"step": 12, "tokens": 24576, "eval_perplexity": 40.0, "eval_kl": 0.61},
+            *({"tokens": 2048 * at} for at in range(1, 13)),
+            {"tokens": 0, "eval_kl": 0.87},
+            {"tokens": 24576, "eval_kl": 0.61},
         ],
     }
     summary["text"]["training_source"] = "hf:HuggingFaceFW/fineweb-edu"

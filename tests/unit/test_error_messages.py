@@ -22,9 +22,9 @@ from darwinlm.runtime.errors import (
     CheckpointError,
     DeviceMemoryError,
     ExportError,
-    MissingExtraError,
     ModelError,
     install,
+    missing_extra,
 )
 
 
@@ -111,7 +111,7 @@ def test_a_missing_extra_is_installed_as_the_package_was(monkeypatch, record, sa
     """Before a release, no package index has the package."""
     text = None if record is None else json.dumps(record)
     monkeypatch.setattr(errors, "distribution", lambda _: SimpleNamespace(read_text=lambda _: text))
-    assert str(MissingExtraError("lm-eval", "eval", "a suite")) == f"a suite needs the package 'lm-eval': {said}"
+    assert str(missing_extra("lm-eval", "eval", "a suite")) == f"a suite needs the package 'lm-eval': {said}"
 
 
 def test_a_package_that_is_not_installed_names_the_index(monkeypatch):

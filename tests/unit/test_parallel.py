@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 from tests.tiny.process import SERVER
 
 from darwinlm.runtime import parallel
-from darwinlm.runtime.errors import DarwinLMError, DataError, MissingExtraError, NumericsError, ParallelError, install
+from darwinlm.runtime.errors import DarwinLMError, DataError, NumericsError, ParallelError, install, missing_extra
 
 
 def in_processes(work, tmp_path, count=2):
@@ -40,7 +40,7 @@ def _everything(rank):
     found["collected"] = {name: tensor.tolist() for name, tensor in parallel.collect(tensors).items()}
     found["alone"] = _failing(lambda: _agreed(NumericsError("block 3: NaN") if rank == 1 else None))
     found["both"] = _failing(lambda: _agreed(DataError(f"of {rank}")))
-    found["main fails"] = _failing(lambda: _main_first(rank, MissingExtraError("p", "e", "x")))
+    found["main fails"] = _failing(lambda: _main_first(rank, missing_extra("p", "e", "x")))
     found["main breaks"] = _failing(lambda: _main_first(rank, KeyError("k")))
     parallel.gather(None)
     return found

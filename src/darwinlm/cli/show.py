@@ -15,9 +15,12 @@ from darwinlm.runtime import tables
 from darwinlm.runtime.errors import ArtifactError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from darwinlm.report.summary import Summary
 
-LONGEST_BAR, SHORTEST_BAR = 24, 4
+BAR = 16
+"""Characters of a bar."""
 
 
 @command(
@@ -89,9 +92,7 @@ def _show(console: Console, run: Path, summary: Summary) -> None:
         console.print(f"{name:<6} {words}", soft_wrap=True)
     console.print()
     plain = not (console.encoding or "").startswith("utf")
-    for line in allocation_lines(summary, min(console.width, 100), plain=plain):
-        console.print(line, no_wrap=True, overflow="crop")
-    console.print()
+    console.print(_blocks(summary, plain=plain), "")
     console.print(comparison_table(summary))
     _show_figures(console, summary)
     console.print()
@@ -121,31 +122,20 @@ def _show_figures(console: Console, summary: Summary) -> None:
             console.print(f"  {wording.model_name(key, summary)}: {text!r}")
 
 
-def allocation_lines(summary: Summary, width: int, *, plain: bool = False) -> list[Text]:
-    """One line for each block with the kept parts of its attention and MLP.
-
-    `width` is in characters. `plain` draws with ASCII characters.
-    """
-    blocks = summary.allocation
-    heads = max((len(f"{row.heads}/{row.dense_heads}") for row in blocks), default=0)
-    channels = max((len(f"{row.channels}/{row.dense_channels}") for row in blocks), default=0)
-    bar = min(LONGEST_BAR, max(SHORTEST_BAR, (width - heads - channels - 8) // 2))
-    first, second = "attention, query heads", "MLP, channels"
-    if bar + heads + 1 < len(first):
-        first, second = "attention", "MLP"
-    lines = [Text(f"    {first:<{bar + heads + 2}} {second}", style="dim")]
-    for row in blocks:
-        line = Text(f"{row.block:>3} ")
-        line.append(_bar(row.heads, row.dense_heads, bar, plain=plain), style="cyan")
-        line.append(f" {f'{row.heads}/{row.dense_heads}':<{heads}} ")
-        line.append(_bar(row.channels, row.dense_channels, bar, plain=plain), style="green")
-        line.append(f" {row.channels}/{row.dense_channels}")
-        lines.append(line)
-    return lines
+def _blocks(summary: Summary, *, plain: bool) -> Table:
+    """A row for each block with the kept parts of its attention and MLP; `plain` draws with ASCII characters."""
+    rows = [
+        (
+            str(row.block),
+            _kept(row.heads, row.dense_heads, plain=plain),
+            _kept(row.channels, row.dense_channels, plain=plain),
+        )
+        for row in summary.allocation
+    ]
+    return tables.terminal(("block", "query heads", "MLP channels"), rows)
 
 
-def _bar(part: int, whole: int, width: int, *, plain: bool) -> str:
+def _kept(part: int, whole: int, *, plain: bool) -> str:
     full, none = ("#", ".") if plain else ("█", "░")
-    filled = round(width * part / whole) if whole else 0
-    filled = max(filled, 1) if part else 0
-    return full * filled + none * (width - filled)
+    filled = max(round(BAR * part / whole), 1) if part else 0
+    return f"{full * filled}{none * (BAR - filled)} {f'{part}/{whole}':>11}"

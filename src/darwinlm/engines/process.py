@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from darwinlm.runtime.errors import EngineError, MissingExtraError
+from darwinlm.runtime.errors import EngineError, missing_extra
 
 ENGINES = {"llama.cpp": ("llama_cpp", "cyllama", "gguf")}
 """Of each engine the module beside this one, whose class `Engine` runs a model; its package, and that package's
@@ -32,7 +32,7 @@ def require_engine(engine: str, purpose: str) -> None:
     """Raise MissingExtraError if an engine's package isn't installed."""
     _, package, extra = ENGINES[engine]
     if importlib.util.find_spec(package) is None:
-        raise MissingExtraError(package, extra, purpose)
+        raise missing_extra(package, extra, purpose)
 
 
 def child_environment() -> dict[str, str]:

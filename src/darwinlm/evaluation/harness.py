@@ -18,7 +18,7 @@ from typing import Any
 from darwinlm.evaluation.suites import KNOWN, Wanted, check_names
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import validated
-from darwinlm.runtime.errors import DataError, MissingExtraError, RecipeError, first_line
+from darwinlm.runtime.errors import DataError, RecipeError, first_line, missing_extra
 from darwinlm.text.files import json_records
 
 HOMES = ("sciq", "piqa", "arc", "logiqa", "super_glue/boolq", "winogrande", "hellaswag", "mmlu/default")
@@ -108,7 +108,7 @@ def _require_harness() -> None:
     try:
         import lm_eval  # noqa: F401
     except ImportError as error:
-        raise MissingExtraError("lm-eval", "eval", "a benchmark suite") from error
+        raise missing_extra("lm-eval", "eval", "a benchmark suite") from error
     from datasets import disable_progress_bars
 
     disable_progress_bars()

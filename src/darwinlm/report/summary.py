@@ -75,21 +75,11 @@ class BlockFigures(Figures):
         return self.dense_width * max(self.dense_experts, 1)
 
 
-class GenerationFigures(Extract):
-    """The state of the search after one generation; `seconds` and `evaluations` count from its beginning."""
-
-    kl: float
-    improved: bool
-    evaluations: int
-    seconds: float
-
-
 class SearchFigures(Extract):
     """How the sizes were chosen. KL is to the model that was cut, in nats per token of fitness text.
 
     It is that of the first parent, which has equal layers, of the best model with equal layers, and of the answer. With
-    the method `gradient`, gradients propose children; with `paper`, the paper's level switch does. The history is the
-    start, then every generation.
+    the method `gradient`, gradients propose children; with `paper`, the paper's level switch does.
     """
 
     method: Literal["gradient", "paper"]
@@ -99,12 +89,7 @@ class SearchFigures(Extract):
     evaluations: int
     seconds: float
     ended: str
-    history: tuple[GenerationFigures, ...]
-
-    @property
-    def generations(self) -> int:
-        """Generations that were run."""
-        return max(0, len(self.history) - 1)
+    generations: int
 
 
 class RefitFigures(Extract):
@@ -122,13 +107,9 @@ class RefitFigures(Extract):
 
 
 class TrainingPoint(Extract):
-    """A line of the training's log: the loss, or what held-out text says."""
+    """A line of the training's log; KL is on held-out text."""
 
-    step: int
     tokens: int
-    loss: float | None = None
-    learning_rate: float | None = None
-    eval_perplexity: float | None = None
     eval_kl: float | None = None
 
 

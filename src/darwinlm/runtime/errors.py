@@ -34,7 +34,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
 DISK = {
@@ -47,10 +46,7 @@ DISK = {
 
 
 class DarwinLMError(Exception):
-    """Base class of all errors that input can cause. Other processes get the message alone."""
-
-    def __reduce__(self) -> tuple[Callable[..., DarwinLMError], tuple[type[DarwinLMError], str]]:
-        return _with_message, (type(self), str(self))
+    """Base class of all errors that input can cause."""
 
 
 class ModelError(DarwinLMError):
@@ -143,8 +139,10 @@ class MissingExtraError(DarwinLMError):
     What to do: install the extra that the message names.
     """
 
-    def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs the package '{package}': {install(extra)}")
+
+def missing_extra(package: str, extra: str, purpose: str) -> MissingExtraError:
+    """The error for a package that isn't installed, with the command that adds its extra."""
+    return MissingExtraError(f"{purpose} needs the package '{package}': {install(extra)}")
 
 
 def import_extra(package: str, extra: str, purpose: str) -> Any:
@@ -152,7 +150,7 @@ def import_extra(package: str, extra: str, purpose: str) -> Any:
     try:
         return import_module(package)
     except ImportError as error:
-        raise MissingExtraError(package, extra, purpose) from error
+        raise missing_extra(package, extra, purpose) from error
 
 
 class DeviceMemoryError(DarwinLMError):
@@ -174,12 +172,6 @@ class StorageError(DarwinLMError):
 
     What to do: free the space in the message, or choose another output folder. Rerun the command to resume.
     """
-
-
-def _with_message(kind: type[DarwinLMError], message: str) -> DarwinLMError:
-    error = kind.__new__(kind)
-    Exception.__init__(error, message)
-    return error
 
 
 def install(extra: str) -> str:

@@ -19,8 +19,9 @@ FIGURES = "chats.json"
 def _measure(task: Task, dense: Checkpoint, models: Models) -> None:
     """Compare the uniform and the last model with the dense one, on answers that it writes now."""
     context, found = task.context, dict[str, AnswerFigures]()
-    reason = _prevented(task, dense)
-    if not reason:
+    parts = chat_parts(dense.tokenizer())
+    params = sum(each.numel() for each in dense.outline.parameters())
+    if not (reason := parts if isinstance(parts, str) else why_not_whole(task, params)):
         chosen = [name for name in models.readers if name in ("uniform", "before", [*models.readers][-1])]
         written = write_answers(load_whole(task, dense), dense.tokenizer(), task.recipe.text.answer_tokens)
         if isinstance(written, str):
@@ -37,14 +38,6 @@ def _measure(task: Task, dense: Checkpoint, models: Models) -> None:
     if reason:
         context.reporter.say(f"no figures on chats: {reason}")
     parallel.in_main(write_json, task.folder / FIGURES, ChatFigures(answers=found).as_json())
-
-
-def _prevented(task: Task, dense: Checkpoint) -> str:
-    """Why the models can't write chats; empty if they can. On a GPU, a whole model must fit into half of it."""
-    parts = chat_parts(dense.tokenizer())
-    if isinstance(parts, str):
-        return parts
-    return why_not_whole(task, sum(each.numel() for each in dense.outline.parameters()))
 
 
 CHATS = Stage(

@@ -114,28 +114,11 @@ def models_of_run(
 
 
 def _measure(task: Task, dense: Checkpoint, models: Models, export: Exported, evaluation: TokenSequences) -> None:
-    measured = measure_models(task, dense, models, evaluation, export.dtype)
-    parallel.in_main(write_json, task.folder / FIGURES, {key: each.as_json() for key, each in measured.items()})
-
-
-EVALUATE = Stage(
-    "evaluate",
-    _measure,
-    lambda task: read_as(task.folder / FIGURES, Measured),
-    version=6,
-    writes="figures of every model",
-    arithmetic=True,
-    together=True,
-)
-"""Figures of each model, on the same held-out text."""
-
-
-def measure_models(task: Task, dense: Checkpoint, models: Models, text: TokenSequences, dtype: torch.dtype) -> Measured:
     """Measure models on the same text, block by block; processes share it.
 
-    Models compute in the run's element type; their sizes in bytes are those in `dtype`. Whole models are timed.
+    Models compute in the run's element type; their sizes in bytes are those in the saved one's. Whole models are timed.
     """
-    context, tokens = task.context, text.tokens
+    context, tokens = task.context, evaluation.tokens
     tokenizer = dense.tokenizer()
     sequences, remarks = all_copying(
         tokenizer, tokens, longest_sequence(dense.config), lists=number_of_lists(tokens.numel())
@@ -163,12 +146,24 @@ def measure_models(task: Task, dense: Checkpoint, models: Models, text: TokenSeq
         figures[name] = ModelFigures(
             params=params[name],
             block_params=in_blocks[name],
-            bytes=params[name] * dtype.itemsize,
+            bytes=params[name] * export.dtype.itemsize,
             looking_back=LookingBackFigures(copying=tuple(copied[name]), remarks=tuple(remarks)),
             **asdict(quality[name]),
             **used.get(name, {}),
         )
-    return figures
+    parallel.in_main(write_json, task.folder / FIGURES, {key: each.as_json() for key, each in figures.items()})
+
+
+EVALUATE = Stage(
+    "evaluate",
+    _measure,
+    lambda task: read_as(task.folder / FIGURES, Measured),
+    version=6,
+    writes="figures of every model",
+    arithmetic=True,
+    together=True,
+)
+"""Figures of each model, on the same held-out text."""
 
 
 def _use(

@@ -62,6 +62,7 @@ def write_summary(
 ) -> Summary:
     """Write the summary, the page and the card, on every run."""
     dense, refit, recovered, vocabulary = inputs.dense, made.refit, made.recovered, inputs.vocabulary
+    ran = {"method": task.recipe.search.method, "generations": len(search.record["history"]) - 1}
     summary = summary_of(
         task,
         dense,
@@ -72,7 +73,7 @@ def write_summary(
         budget=_budget(task, problem, search, measured),
         origin=origin_of(dense.folder, dense.source),
         kept=kept_whole(problem.space, dense.family),
-        search=SearchFigures.model_validate({"method": task.recipe.search.method, **search.record}),
+        search=SearchFigures.model_validate({**ran, **search.record}),
         refit=None if refit is None else RefitFigures.model_validate(refit.record),
         recovery=None if recovered is None else RecoveryFigures.model_validate(recovered.record),
         vocabulary=None if vocabulary is None else vocabulary.figures,

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from darwinlm.database.metrics import find_metric
-from darwinlm.evaluation.answers import CHATS_AT_ONCE, LENGTH
 from darwinlm.evaluation.looking_back import number_of_lists
 from darwinlm.gguf.read import conversion_bytes
 from darwinlm.recovery.losses import needs_dense
@@ -111,7 +110,7 @@ class _Stages:
         if tokens := recipe.text.answer_tokens:  # of the dense model, read by it and two smaller ones
             work = sizes.operations(2 * tokens, 1 + 2 * sizes.kept, heads=3)
             work += sizes.operations(TOGETHER * tokens, heads=1)
-            yield "chats", work, largest(self._writing(), self._reading(2 * tokens, 3))
+            yield "chats", work, self._reading(2 * tokens, 3)
         yield self._evaluate()
 
     def _own_text(self, stage: str, tokens: int) -> Stage:
@@ -131,11 +130,6 @@ class _Stages:
         held = {"keys and values": max(min(rows * row, (self.memory - model) / 4), row)}
         held["probabilities"] = rows * sizes.vocabulary * (12.0 + sizes.size)
         return held if self.on_cpu else held | {"whole models": model}
-
-    def _writing(self) -> Items:
-        """The dense model with the chats that it writes, if it fits into half of the memory."""
-        fits = self.on_cpu or self.sizes.params * self.sizes.size <= self.memory / 2
-        return self._whole_model(CHATS_AT_ONCE, LENGTH) if fits else {}
 
     def _reading(self, tokens: float, count: int) -> Items:
         """So many models on the same text, block by block, then logits of a few tokens of two of them."""
