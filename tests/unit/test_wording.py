@@ -120,7 +120,7 @@ def test_card_keeps_paths_and_markup_out():
     assert "base_model" not in fields
     assert "datasets" not in fields
     assert "secret" not in card
-    assert "`` we`ird .gguf ``" in body
+    assert "`we'ird .gguf`" in body
     assert "\\<b\\>\\_text\\_.txt" in body
 
 

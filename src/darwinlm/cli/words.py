@@ -36,20 +36,13 @@ WORDS = (
 
 
 def meant(error: Any, message: str) -> str:
-    """The message of a usage error, which names our word for an unknown one, or the commands that have the option."""
+    """The message of a usage error, which names our word for an unknown one."""
     unknown = re.match(r"No such (?:command|option):? '?([\w-]+)'?", message)
     if unknown is None:
         return message
-    typed, group = unknown[1], error.ctx.find_root().command
-    options = {
-        name: {option for each in command.params for option in each.opts if option.startswith("--")}
-        for name, command in getattr(group, "commands", {}).items()
-    }
-    here = options.get(error.ctx.command.name, set())  # none for an unknown command
-    ours = [word for word, others in WORDS if typed in others.split()]
-    for word in ours:
+    typed, command = unknown[1], error.ctx.command
+    here = set() if hasattr(command, "commands") else {option for each in command.params for option in each.opts}
+    for word in (word for word, others in WORDS if typed in others.split()):
         if not here or not word.startswith("--") or re.split("[ ,]", word)[0] in here:
             return f"{unknown[0]}; use {word}"
-    wanted = ours[0] if ours else typed
-    having = [f"darwinlm {name}" for name, known in options.items() if wanted in known]
-    return f"{unknown[0]}; {wanted} is an option of {', '.join(having)}" if having else message
+    return message

@@ -61,9 +61,5 @@ def _plain(text: str) -> str:
 
 
 def _code(text: str) -> str:
-    """Quote a name as code, whatever backticks it holds."""
-    text = visible(" ".join(text.split()))
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
-    fence = "`" * (longest + 1)
-    pad = " " if longest else ""
-    return f"{fence}{pad}{text}{pad}{fence}"
+    """Quote a name as code."""
+    return f"`{visible(' '.join(text.split())).replace('`', chr(39))}`"

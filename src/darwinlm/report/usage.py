@@ -26,10 +26,10 @@ def loading_code(summary: Summary) -> str:
         [
             f"from transformers import {auto}, AutoTokenizer",
             "",
-            f"folder = {_python_string(summary.export.folder)}",
+            f"folder = {json.dumps(summary.export.folder)}",
             f"tokenizer = AutoTokenizer.from_pretrained(folder{plain})",
             f'model = {auto}.from_pretrained(folder, dtype="auto"{remote})',
-            f'inputs = tokenizer({_python_string(prompt)}, return_tensors="pt")',
+            f'inputs = tokenizer({json.dumps(prompt, ensure_ascii=False)}, return_tensors="pt")',
             "tokens = model.generate(**inputs, max_new_tokens=32, do_sample=False)",
             "print(tokenizer.decode(tokens[0], skip_special_tokens=True))",
         ]
@@ -74,8 +74,3 @@ def _needs(extra: str, *, here: bool) -> str:
     if not here:
         return f" (needs darwinlm[{extra}])"
     return "" if importlib.util.find_spec(_PACKAGES[extra]) else f" (first: {install(extra)})"
-
-
-def _python_string(text: str) -> str:
-    """A literal in double quotes, on one line: JSON's are Python's."""
-    return json.dumps(str(text), ensure_ascii=False)

@@ -6,6 +6,7 @@ import difflib
 import json
 import os
 import re
+import reprlib
 import stat
 from collections.abc import Iterable
 from pathlib import Path
@@ -106,19 +107,13 @@ def suggestion(name: str, known: Iterable[str], otherwise: str) -> str:
 
 def shorten(value: object, most: int = SHOWN) -> str:
     """A value as text on one line, shortened in the middle to about `most` characters."""
-    text = value if isinstance(value, str) else _bounded(value, most)
+    text = value if isinstance(value, str) else _bounded(value)
     text = " ".join(text[: 8 * most].split()) if len(text) > 8 * most else " ".join(text.split())
     return text if len(text) <= most else f"{text[: most // 2]} ... {text[-(most // 4) :]}"
 
 
-def _bounded(value: object, most: int) -> str:
+def _bounded(value: object) -> str:
     """The text of a value, without building the whole text of a long list or mapping."""
-    if isinstance(value, dict | list | tuple):
-        import reprlib
-
-        short = reprlib.Repr()
-        short.maxstring = short.maxother = short.maxlong = most
-        return short.repr(value)
     if isinstance(value, int) and value.bit_length() > 256:
         return f"a number of {value.bit_length()} bits"
-    return str(value) if isinstance(value, Exception) else repr(value)
+    return str(value) if isinstance(value, Exception) else reprlib.repr(value)

@@ -13,7 +13,6 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.stored import tensors_in
 from darwinlm.runtime import parallel
 from darwinlm.runtime.amounts import size
-from darwinlm.runtime.artifact import digest_of, read_json, write_json
 from darwinlm.runtime.mapped import in_file
 from darwinlm.runtime.memory import memory_of
 from darwinlm.stages.execution.context import Context
@@ -21,7 +20,6 @@ from darwinlm.stages.execution.output import guarded
 from darwinlm.stages.execution.stage import Stage, Task
 from darwinlm.surgery.vocabulary.cut import cut_weights, rows_in
 
-RECORD = "rows.json"
 STORED = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 """Names of types in safetensors."""
 
@@ -65,14 +63,12 @@ def cut_to(task: Task, original: Checkpoint, dense: Checkpoint) -> None:
     if rows is not None:
         cut_weights(original, rows, task.folder / "model")
         tokenizers[0].save_pretrained(task.folder / "model")
-    write_json(task.folder / RECORD, {"rows": None if rows is None else digest_of(rows)})
 
 
 def read_cut(task: Task, original: Checkpoint, dense: Checkpoint) -> Checkpoint:
     """The model that `cut_to` wrote, or the unchanged one."""
-    if read_json(task.folder / RECORD)["rows"] is None:
-        return original
-    return Checkpoint.open(task.folder / "model", original.source)
+    cut = task.folder / "model"
+    return Checkpoint.open(cut, original.source) if cut.is_dir() else original
 
 
 TEACHER = Stage(
