@@ -103,8 +103,7 @@ def test_a_run_recovers_as_one_of_its_stages(tiny_folder, make_run, tmp_path, mo
     settings = (*STEPS, "recovery.learning_rate=0.003")
     summary = run_stages(make_run(tiny_folder(model_type), tmp_path / "out", *settings), "report").report
     models = summary.models
-    assert {"dense", "uniform", "stitched", "refit", "recovered"} == models.keys()
-    assert (models["recovered"].kl == models["refit"].kl) == (summary.recovery.kept == "before")
+    assert {"dense", "uniform", "stitched", "recovered"} == models.keys()
     assert summary.recovery.steps == 4
     assert "recovery" in (tmp_path / "out" / "report.html").read_text()
 

@@ -109,7 +109,7 @@ FULL = "searched + refit + recovery"
     [
         (searched(), ["uniform", "searched", "searched + refit"]),
         (plain(), ["pruned"]),
-        (recovered(), ["uniform", "searched", "searched + refit", FULL]),
+        (recovered(), ["uniform", "searched", FULL]),
         (given(), ["before recovery", "pruned + recovery"]),
     ],
 )

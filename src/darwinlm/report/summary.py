@@ -107,9 +107,10 @@ class RefitFigures(Extract):
 
 
 class TrainingPoint(Extract):
-    """A line of the training's log; KL is on held-out text."""
+    """A line of the training's log: the loss, or what held-out text says."""
 
     tokens: int
+    loss: float | None = None
     eval_kl: float | None = None
 
 

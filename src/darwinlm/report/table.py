@@ -8,7 +8,6 @@ from darwinlm.evaluation.answers import chat_tables
 from darwinlm.report import wording
 from darwinlm.report.summary import Summary
 from darwinlm.runtime import tables
-from darwinlm.runtime.figures import ModelKey
 
 COLUMNS = (
     "model",
@@ -85,8 +84,6 @@ def looking_back_rows(summary: Summary) -> tables.Table | None:
         figures = model.looking_back
         if figures is None:
             return None
-        if _refit_dropped(key, summary):
-            continue
         headings = ("model", *(f"copied, {score.name}" for score in figures.copying))
         copied = (f"{100 * score.accuracy:.0f} %" for score in figures.copying)
         rows.append((wording.model_name(key, summary), *copied))
@@ -98,8 +95,3 @@ def chat_rows(summary: Summary) -> list[tables.Table]:
     """Tables of what the models do as chat models; none where that wasn't measured."""
     found = summary.chats
     return [] if found is None else list(chat_tables(found, lambda key: wording.model_name(key, summary)))  # type: ignore[arg-type]
-
-
-def _refit_dropped(key: ModelKey, summary: Summary) -> bool:
-    """Whether a model is the stitched one under another name."""
-    return key == "refit" and key != summary.saved_key and summary.refit is not None and summary.refit.kept != "refit"

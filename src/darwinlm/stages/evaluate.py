@@ -83,10 +83,7 @@ def models_of_run(
     recover: Recovered | None,
     export: Exported,
 ) -> Models:
-    """The models that a run measures."""
-
-    def of_blocks(checkpoint: Checkpoint, weights: Callable[[int], dict[str, Tensor]], tokens: Tensor) -> Any:
-        return StreamedDecoder(checkpoint, tokens, dtype=context.dtype, device=context.device, weights=weights)
+    """The models that a run measures; of a trained one not the refit, which the training's first figure is of."""
 
     def uniform(tokens: Tensor) -> Any:
         """The best uniform model at the same budget."""
@@ -97,19 +94,15 @@ def models_of_run(
             database.reader.release()
             return cut
 
-        return of_blocks(checkpoint, of, tokens)
+        return StreamedDecoder(checkpoint, tokens, dtype=context.dtype, device=context.device, weights=of)
 
     models: dict[ModelKey, Any] = {
         "dense": dense,
         "uniform": (uniform, [database.digest, search.uniform]),
         "stitched": stitch.checkpoint,
     }
-    if refit is not None and recover is not None:
-        models["refit"] = partial(of_blocks, stitch.checkpoint, refit.block), refit.record
-    elif refit is not None:
-        models["refit"] = export.checkpoint
-    if recover is not None:
-        models["recovered"] = export.checkpoint
+    if refit is not None or recover is not None:
+        models["refit" if recover is None else "recovered"] = export.checkpoint
     return Models.of(context, models)
 
 

@@ -84,7 +84,7 @@ class _Stages:
         self.slow = EXACT[sizes.size] if on_cpu else EXACT_ON_GPU
         n = head_tokens(sizes.vocabulary * sizes.size, on_cpu=on_cpu)
         self.compared = n * sizes.vocabulary * (4.0 + 2 * sizes.size)  # logits of two models, and probabilities
-        self.smaller = 2 + bool(self.recipe.refit.tokens) + bool(self.recipe.recovery.tokens)
+        self.smaller = 2 + bool(self.recipe.refit.tokens or self.recipe.recovery.tokens)
 
     def __iter__(self) -> Iterator[Stage]:
         sizes, recipe, r = self.sizes, self.recipe, self.sizes.width
