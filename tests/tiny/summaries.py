@@ -119,9 +119,8 @@ def plain():
 def recovered():
     """A run that was trained after the refit, of one generation with the paper's rules."""
     summary = searched()
-    summary["models"]["recovered"] = summary["models"].pop("refit") | model(
-        81312128, 53000000, 40.1, 0.61, 541.2, 24.6, [" Paris.", " it is 100 °C."]
-    )
+    del summary["models"]["refit"]
+    summary["models"]["recovered"] = model(81312128, 53000000, 40.1, 0.61, 541.2, 24.6, [" Paris.", " it is 100 °C."])
     summary["search"].update(method="paper", generations=1)
     summary["recovery"] = {
         "steps": 12,

@@ -9,9 +9,6 @@ from darwinlm.report.render import render
 from darwinlm.report.summary import BlockFigures, Summary
 from darwinlm.report.table import COLUMNS, COPIED, chat_rows, comparison_rows, file_rows, looking_back_rows
 
-Cells = list[tuple[float, str]]
-"""Share that is kept, and words."""
-
 
 def render_page(summary: Summary) -> str:
     """Render a run's summary as one self-contained HTML page.
@@ -37,7 +34,7 @@ def render_page(summary: Summary) -> str:
     )
 
 
-def _kept_cells(entry: BlockFigures) -> Cells:
+def _kept_cells(entry: BlockFigures) -> list[tuple[float, str]]:
     """Share and number of the KV groups, query heads and MLP channels that a block keeps."""
     cells = []
     for field in ("groups", "heads", "width"):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from darwinlm.report import usage, wording
 from darwinlm.runtime import amounts
@@ -16,7 +15,7 @@ from darwinlm.runtime.version import VERSION
 def render(template: str, **values: Any) -> str:
     """Fill a template, which also sees `wording`, `usage` and `amounts`; in HTML every value is escaped."""
     environment = Environment(
-        loader=FunctionLoader(_file),
+        loader=PackageLoader("darwinlm", "report"),
         autoescape=select_autoescape(["html.j2"]),
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -27,10 +26,6 @@ def render(template: str, **values: Any) -> str:
     environment.globals |= {"wording": wording, "usage": usage, "amounts": amounts}
     environment.filters["unbroken"] = _unbroken
     return environment.get_template(template).render({"version": VERSION, **values})
-
-
-def _file(name: str) -> str:
-    return resources.files("darwinlm.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _shown(value: Any) -> Any:

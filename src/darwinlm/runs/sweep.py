@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from darwinlm.pipeline import REPORT, build, make, open_run, plan, read_inputs
@@ -69,7 +70,7 @@ def prune_sweep(
         for number, (run, problem) in enumerate(zip(runs, problems, strict=True)):
             whole.context.reporter.say(run.folder.name)
             if (limit := whole.context.limit) is not None:
-                run.set_limit(limit.part(len(runs) - number))
+                run.context = replace(run.context, limit=limit.part(len(runs) - number))
             with suppress(Ended):
                 summaries[run.folder.name] = make(run, inputs, problem, database)
     if summaries and parallel.is_main():

@@ -18,11 +18,8 @@ from rich.table import Column
 from darwinlm.runtime.amounts import duration
 from darwinlm.runtime.terminal import Terminal
 
-STEP_SECONDS, ADVANCE_SECONDS = 1.0, 10.0
-"""Minimum seconds between two lines of a stage without a terminal: for steps with figures, and for plain ones."""
-
-STEADY_SECONDS = 10.0
-"""Seconds after the first step, which is slower, before a time is told."""
+SECONDS = 10.0
+"""Least time between two lines of a stage without a terminal, and after the slower first step before a time is told."""
 
 
 @dataclass
@@ -56,7 +53,7 @@ class _StageProgress:
         if self.first is None or self.done >= self.total:
             return None
         left = [] if self.left is None else [self.left]
-        if self.done > self.first[1] and self.at - self.first[0] >= STEADY_SECONDS:
+        if self.done > self.first[1] and self.at - self.first[0] >= SECONDS:
             left.append((self.total - self.done) * (self.at - self.first[0]) / (self.done - self.first[1]))
         return max(0.0, min(left) - (time.monotonic() - self.at)) if left else None
 
@@ -110,8 +107,7 @@ class Reporter:
         elif progress.first is None:
             progress.first = (now, done)
         progress.done, progress.total, progress.at = done, total, now
-        patience = STEP_SECONDS if progress.what else ADVANCE_SECONDS
-        if done and not self.console.is_terminal and now - self._last_line >= patience:
+        if done and not self.console.is_terminal and now - self._last_line >= SECONDS:
             self.say(str(progress))
 
     def step(

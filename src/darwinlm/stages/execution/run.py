@@ -18,7 +18,7 @@ from darwinlm.runtime.errors import DeviceMemoryError, RecipeError
 from darwinlm.runtime.figures import StageTime
 from darwinlm.runtime.memory import is_out_of_memory, memory_of
 from darwinlm.stages.execution.context import Context, open_context
-from darwinlm.stages.execution.limit import TimeLimit, limited
+from darwinlm.stages.execution.limit import limited
 from darwinlm.stages.execution.output import claim, guarded
 from darwinlm.stages.execution.stage import Inputs, Result, Stage, Task, parameters
 
@@ -71,7 +71,7 @@ class Run:
             self.context.reporter.say(f"model: the folder {self.recipe.model}, not {recipe.model} of the hub")
         if begun is not None:
             self.recipe, limit = limited(self.recipe, folder, self.context.device, begun)
-            self.set_limit(limit)
+            self.context = replace(self.context, limit=limit)
         self.results: dict[str, Any] = {}
         self._made: dict[int, tuple[object, StageFolder]] = {}
         self._times: dict[str, StageTime] = {}
@@ -86,10 +86,6 @@ class Run:
         """Durations of the stages so far, in order; those of the parent are reused."""
         parents = () if self._parent is None else self._parent.times
         return tuple(({each.name: replace(each, reused=True) for each in parents} | self._times).values())
-
-    def set_limit(self, limit: TimeLimit | None) -> None:
-        """Give the run a time limit, before it starts."""
-        self.context = replace(self.context, limit=limit)
 
     def task(self, name: str, folder: StageFolder | None = None) -> Task:
         """What a function of this name gets; without a stage's folder, it isn't one, or not yet begun."""
