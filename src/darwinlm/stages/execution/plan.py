@@ -55,14 +55,13 @@ class Plan:
 
     def seconds(self, *rows: Row) -> tuple[float, float]:
         """The shortest and the longest time of some stages, or of all; equal if the rate was measured."""
-        times = [self._times(row) for row in rows or self.rows]
-        return sum(shortest for shortest, _ in times), sum(longest for _, longest in times)
+        longest, shortest = (sum(self._time(row, rate) for row in rows or self.rows) for rate in self.rates)
+        return shortest, longest
 
-    def _times(self, row: Row) -> tuple[float, float]:
+    def _time(self, row: Row, rate: float) -> float:
         minutes = self.sizes.recipe.search.minutes
         most = 60 * minutes if row.stage == "search" and minutes is not None else math.inf
-        work = row.operations / self.sizes.processes
-        return min(work / self.rates[1], most), min(work / self.rates[0], most)
+        return min(row.operations / self.sizes.processes / rate, most)
 
     def passes(self, *rows: Row) -> float:
         """Work of some stages, or of all, in tokens that the dense model reads."""
