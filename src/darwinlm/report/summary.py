@@ -120,6 +120,8 @@ class RecoveryFigures(Extract):
     steps: int
     tokens: int
     seconds: float
+    processes: int = 1
+    sharded: bool = False
     kept: Literal["trained", "before"] = "trained"
     log: tuple[TrainingPoint, ...] = ()
 
