@@ -10,7 +10,7 @@ from tests.tiny.pruned import plain_checkpoint
 
 from darwinlm.engines import process
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.gguf.sizes import header_bytes, predicted_sizes
+from darwinlm.gguf.sizes import predicted_sizes
 from darwinlm.recipe.quantisation import SMALLEST
 from darwinlm.report.summary import read_summary
 from darwinlm.report.wording import bounded_file
@@ -31,8 +31,7 @@ def given(command, tmp_path):
 
 def sizes_of(folder):
     """Predicted bytes of a model's file by type, the largest first."""
-    checkpoint = Checkpoint.open(folder)
-    return predicted_sizes(checkpoint, header_bytes(checkpoint))
+    return predicted_sizes(Checkpoint.open(folder))
 
 
 def test_the_file_keeps_the_bound_and_the_quantised_dense_model_stands_beside_it(given, tmp_path):

@@ -9,17 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
-from pathlib import Path
 from typing import Any
 
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.parts import Mlp
 from darwinlm.families.shapes import ModuleShape, Shapes, module_shapes, resized, row_counts
 from darwinlm.gguf.architecture import architecture_of
-from darwinlm.gguf.header import ELEMENTS, read_header
+from darwinlm.gguf.header import ELEMENTS
 from darwinlm.gguf.layout import UNEQUAL, choose_layout
 from darwinlm.gguf.rope import UnsupportedError
-from darwinlm.gguf.tokenizer import TOKENS, read_tokenizer
+from darwinlm.gguf.tokenizer import read_tokenizer
 from darwinlm.recipe.quantisation import LLAMA_CPP, QUANTISATIONS, WRITTEN
 from darwinlm.runtime.errors import ExportError
 from darwinlm.surgery.reshape import Reshaper
@@ -153,17 +152,12 @@ def joins_projections(checkpoint: Checkpoint, *, equal: bool) -> bool:
     return smaller is not None and "attn_qkv" in smaller.fused
 
 
-def header_bytes(checkpoint: Checkpoint, like: Path | None = None) -> int:
-    """Bytes of a file without its tensors: those of the file that the model came as, or from its tokenizer.
+def header_bytes(checkpoint: Checkpoint) -> int:
+    """Bytes of a file without its tensors, from the model's tokenizer.
 
     Raises ExportError if llama.cpp has no tokenizer of this kind.
     """
-    vocabulary = int(checkpoint.config.vocab_size)
-    if like is not None:
-        header = read_header(like)
-        if header.counts.get(TOKENS) == vocabulary:
-            return like.stat().st_size - sum(int(stored.n_bytes) for stored in header.stored.values())
-    keys = read_tokenizer(checkpoint.folder, checkpoint.tokenizer(), vocabulary)
+    keys = read_tokenizer(checkpoint.folder, checkpoint.tokenizer(), int(checkpoint.config.vocab_size))
     return (
         KEYS + TENSOR * len(checkpoint.tensors) + sum(len(name) + 12 + _stored(value) for name, value in keys.items())
     )
@@ -175,26 +169,19 @@ def _stored(value: Any) -> int:
     return 12 + sum(map(_stored, value)) if isinstance(value, list) else 4
 
 
-def file_sizes(checkpoint: Checkpoint, source: str) -> dict[str, int]:
-    """`predicted_sizes` of a model that came from `source`; also empty if llama.cpp has no tokenizer of its kind."""
-    came = Path(source)
-    try:
-        header = header_bytes(checkpoint, came if came.suffix == ".gguf" and came.is_file() else None)
-    except ExportError:
-        return {}
-    return predicted_sizes(checkpoint, header)
-
-
 def largest_type(checkpoint: Checkpoint, bound: int) -> tuple[str, int] | None:
     """The quantisation of the largest file within a bound in bytes, and its predicted size; None if none is."""
-    return next((each for each in file_sizes(checkpoint, checkpoint.source).items() if each[1] <= bound), None)
+    return next((each for each in predicted_sizes(checkpoint).items() if each[1] <= bound), None)
 
 
-def predicted_sizes(checkpoint: Checkpoint, header: int) -> dict[str, int]:
-    """Bytes of a checkpoint's file by quantisation, the largest first; empty if llama.cpp can't run the model."""
+def predicted_sizes(checkpoint: Checkpoint) -> dict[str, int]:
+    """Bytes of a checkpoint's file by quantisation, the largest first.
+
+    Empty if llama.cpp can't run the model or has no tokenizer of its kind.
+    """
     try:
-        layout = choose_layout(Reshaper(checkpoint))
-    except UnsupportedError:
+        layout, header = choose_layout(Reshaper(checkpoint)), header_bytes(checkpoint)
+    except (UnsupportedError, ExportError):
         return {}
     stored = checkpoint.stored.shapes()
     whole = {name: parts.shape(stored.__getitem__) for name, parts in checkpoint.tensors.items()}

@@ -10,7 +10,6 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from darwinlm.families.checkpoint import Checkpoint
@@ -93,9 +92,8 @@ def _file(model: Counted) -> CostModel:
     if kind not in WRITTEN:
         named = ", ".join(WRITTEN)
         raise RecipeError(f"budget.file: {kind} is no type of GGUF files: leave --for out, or name one of {named}")
-    came = Path(checkpoint.source)
-    header = header_bytes(checkpoint, came if came.suffix == ".gguf" and came.is_file() else None)
-    if not predicted_sizes(checkpoint, header):
+    header = header_bytes(checkpoint)
+    if not predicted_sizes(checkpoint):
         raise BudgetError(f"budget.file: llama.cpp doesn't run {checkpoint.family.model_type} models like this one")
     sizes = FileSizes(checkpoint, kind, joins_projections(checkpoint, equal=model.equal))
     shapes = {name: tuple(each.shape) for name, each in checkpoint.outline.named_parameters()}

@@ -13,7 +13,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.origin import origin_of
 from darwinlm.families.shapes import module_shapes
 from darwinlm.families.whole import is_whole
-from darwinlm.gguf.sizes import file_sizes
+from darwinlm.gguf.sizes import predicted_sizes
 from darwinlm.report.card import model_card
 from darwinlm.report.page import render_page
 from darwinlm.report.summary import (
@@ -161,7 +161,7 @@ def _time(task: Task) -> TimeFigures | None:
 def _file(dense: Checkpoint, small: Checkpoint) -> FileFigures | None:
     """Predicted sizes of GGUF files; None if llama.cpp can't run the model or doesn't know its tokenizer."""
     source = Path(dense.source)
-    of_dense, of_small = (file_sizes(each, dense.source) for each in (dense, small))
+    of_dense, of_small = (predicted_sizes(each) for each in (dense, small))
     if not of_small or not of_dense:
         return None
     came = source.stat().st_size if source.suffix == ".gguf" and source.is_file() else None
