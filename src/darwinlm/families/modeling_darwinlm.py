@@ -16,9 +16,8 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -59,25 +58,6 @@ def _uniform(config: Any, **values: int) -> Iterator[None]:
     finally:
         fields.pop("_heterogeneity_spec", None)
         fields.update(hidden)
-
-
-class _Stub(nn.Module):
-    """Replaces a layer while a decoder is built that must know the number of its layers."""
-
-    def __init__(self, *_: Any) -> None:
-        super().__init__()
-        self.self_attn = SimpleNamespace(is_kv_shared_layer=False)
-
-
-@contextmanager
-def _stubs(layer: type) -> Iterator[None]:
-    """Temporarily replace the class of layers in the family's module."""
-    module = sys.modules[layer.__module__]
-    setattr(module, layer.__name__, _Stub)
-    try:
-        yield
-    finally:
-        setattr(module, layer.__name__, layer)
 
 
 def _of_whole(name: str) -> property:
@@ -316,8 +296,7 @@ class PrunedModel(FromFamily):
     def __init__(self, config: Any) -> None:
         config.validate_architecture()
         plain, pruned = self._blocks
-        linked = hasattr(config, "num_kv_shared_layers")
-        with _uniform(config, **({} if linked else NO_LAYERS)), _stubs(plain) if linked else nullcontext():
+        with _uniform(config, **({} if hasattr(config, "num_kv_shared_layers") else NO_LAYERS)):  # it counts its layers
             super().__init__(config)  # type: ignore[call-arg]
         layers = [config.layer(i) for i in range(config.num_hidden_layers)]
         own_code = [

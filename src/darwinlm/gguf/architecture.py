@@ -69,8 +69,6 @@ class Architecture(Closed):
     """Whether norm weights are stored with 1 added (Gemma)."""
     layer_norms: bool = False
     """Whether its norms are LayerNorms with biases (Nemotron)."""
-    biases: bool = False
-    """Whether projections may have biases."""
     own_head: bool = False
     """Whether it reads an output projection even if the model ties it to the embedding."""
     multipliers: bool = False

@@ -22,9 +22,7 @@ from darwinlm.surgery.reshape import Reshaper, plain_sizes
 from darwinlm.surgery.sizes import BlockSizes
 
 UNEQUAL = {
-    "deci": Architecture(
-        name="deci", permuted=True, per_layer=True, skips_attention=True, biases=True, frequencies=True
-    ),
+    "deci": Architecture(name="deci", permuted=True, per_layer=True, skips_attention=True, frequencies=True),
     "openelm": Architecture(name="openelm", fused=("attn_qkv",), per_layer=True),
 }
 """Architectures for unequal layers."""

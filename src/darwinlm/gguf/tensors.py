@@ -31,8 +31,6 @@ FUSED = {"attn_qkv": PARTS, "ffn_up": MLP_PARTS}
 SUFFIXES = (".weight", ".bias", ".scale")
 BARE = ("ssm_a", "ssm_d")
 """Tensors whose names have no suffix."""
-BIASES = ("ssm_dt.bias", "ssm_conv1d.bias", "exp_probs_b.bias")
-"""Biases that architectures have without biases of projections."""
 
 
 def permute_rows(tensor: Tensor, heads: int, turned: int | None = None) -> Tensor:
@@ -117,8 +115,7 @@ def block_tensors(reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Ten
     tensors: Tensors = {}
     for name, split, raw in _separate(reshaper, layout, target):
         place = split or place_of(f"{reshaper.family.layers}.0.{name}", reshaper.family, layout)
-        known = place in BIASES or (layout.architecture.biases and str(place).startswith(("attn_", "ffn_")))
-        if place is None or (place.endswith(".bias") and not known):
+        if place is None:
             raise _no_place(f"{reshaper.checkpoint.block_prefix(target.block)}{name}", layout)
         tensors[place] = _arranged(raw.float(), place, reshaper, layout, target)
     for fused, parts in FUSED.items():
