@@ -23,7 +23,6 @@ from pydantic import BaseModel
 from darwinlm import pipeline
 from darwinlm.engines.vllm_plugin import TESTED
 from darwinlm.families.family import Family, families
-from darwinlm.gguf.architecture import architecture_of
 from darwinlm.gguf.layout import UNKNOWN
 from darwinlm.recipe import Recipe
 from darwinlm.runtime import errors
@@ -92,7 +91,7 @@ def gguf_when_layers_differ(family: Family) -> str:
     """Whether an architecture of llama.cpp supports the family's pruned layers."""
     if family.mlp.experts is not None:
         return "no"
-    stock = architecture_of(family)
+    stock = family.gguf
     if stock is not None and stock.unequal == "openelm":
         return "with tied embeddings"
     return "yes" if stock is not None and (stock.per_layer or stock.unequal) else "no"
@@ -135,7 +134,7 @@ def _whole_parts() -> dict[str, list[Family]]:
 
 def gguf_words(known: dict[str, Family]) -> list[str]:
     """Families without GGUF, and what llama.cpp does otherwise."""
-    stock = [(family, each) for family in known.values() if (each := architecture_of(family)) is not None]
+    stock = [(family, each) for family in known.values() if (each := family.gguf) is not None]
     rounded = ", ".join(family.title for family, each in stock if each.rounds)
     square = [family for family, each in stock if each.square and not each.unequal]
     heads = [family for family in square if family.attention.cut == "heads"]
@@ -213,7 +212,7 @@ def families_page() -> str:
     ]
     known = families()
     for family in sorted(known.values(), key=lambda family: family.title.lower()):
-        equal = "no" if family.gguf is None else f"`{family.gguf['name']}`"
+        equal = "no" if family.gguf is None else f"`{family.gguf.name}`"
         vllm = "yes" if family.key in TESTED else ""
         cells = family.title, f"`{family.model_type}`", *parts_cut(family), equal, gguf_when_layers_differ(family), vllm
         lines.append("|".join(("", *cells, "")))

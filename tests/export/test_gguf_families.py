@@ -10,7 +10,6 @@ from tests.tiny.stages import run_stages
 from darwinlm.engines.process import EngineProcess
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import families
-from darwinlm.gguf.architecture import architecture_of
 from darwinlm.gguf.header import read_header
 
 pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra gguf")
@@ -21,7 +20,7 @@ STILL = {"sliding_window": None, "layer_types": ["full_attention"] * 3}
 LONGER = {"rope_parameters": FAMILIES["ministral3"]["rope_parameters"] | {"original_max_position_embeddings": 256}}
 WHOLE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}}
 
-ALL = {name: architecture_of(family) for name, family in families().items()}
+ALL = {name: family.gguf for name, family in families().items()}
 STOCK = {name: each for name, each in ALL.items() if each is not None}
 
 DELTA = {"num_hidden_layers": 4, "linear_key_head_dim": 32, "linear_value_head_dim": 32}

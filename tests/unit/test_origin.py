@@ -129,8 +129,9 @@ def test_only_used_settings_go_along(model_copy):
     assert not {"num_beams", "max_length"} & saved.keys()
 
 
-def test_a_temperature_of_zero_is_greedy():
-    assert generation_of({"do_sample": True, "temperature": 0.0}, "owner/name").do_sample is False
+def test_a_temperature_of_zero_is_greedy(tmp_path):
+    (tmp_path / "generation_config.json").write_text('{"do_sample": true, "temperature": 0.0}')
+    assert generation_of(tmp_path).do_sample is False
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from darwinlm.families.config import open_config, read_config
 from darwinlm.families.family import Family, family_of
 from darwinlm.families.files import CARD, WEIGHTS, check_files, is_named, model_files
-from darwinlm.families.generation import generation_of, read_generation
+from darwinlm.families.generation import generation_of
 from darwinlm.families.layout import Parts, tensor_parts
 from darwinlm.families.loading import UNUSABLE, check_finite, load_tokenizer
 from darwinlm.families.origin import origin_of
@@ -80,7 +80,7 @@ class Checkpoint:
         if (folder / "adapter_config.json").is_file():
             raise ModelError(f"{folder} holds an adapter of another model: merge the two first, and give the result")
         plain = read_config(path)
-        generation_of(read_generation(folder), folder)
+        generation_of(folder)
         model_type = plain.get("model_type", "")
         if not model_type or not isinstance(model_type, str):
             raise CheckpointError(f"{path} names no model_type: this isn't a transformers model")
@@ -345,7 +345,7 @@ class Checkpoint:
         left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
         if left:
             raise CheckpointError(f"{self.folder} lacks the tensor {left[0]}: fetch the model again")
-        model.generation_config = generation_of(read_generation(self.folder), self.folder)
+        model.generation_config = generation_of(self.folder) or GenerationConfig(do_sample=False)
         return model.eval().requires_grad_(requires_grad=False)
 
     @property

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from darwinlm.families.architecture import Architecture
 from darwinlm.families.parts import KINDS, Attention, Closed, Mixer, Mlp, ModuleKind, Part, Tail
 from darwinlm.runtime.errors import FamilyError
 
@@ -43,8 +44,8 @@ class Family(Closed):
     tail: Tail | None = None
     """Names of what follows the MLP."""
 
-    gguf: dict[str, Any] | None = None
-    """Its architecture in llama.cpp, if there is one, as `darwinlm.gguf.architecture` describes it."""
+    gguf: Architecture | None = None
+    """Its architecture in llama.cpp, if there is one."""
     exact: tuple[str, ...] = ()
     """Name patterns of weights that transformers creates in float32 without listing them."""
     switch: str | None = None

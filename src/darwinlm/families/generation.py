@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from transformers import GenerationConfig
@@ -32,32 +31,26 @@ class Used(BaseModel):
     pad_token_id: Token | None = None
 
 
-def read_generation(folder: Path) -> dict[str, Any]:
-    """A model's generation settings; empty if its folder has none. Raises CheckpointError."""
+def generation_of(folder: Path) -> GenerationConfig | None:
+    """End tokens, temperature, top-p, top-k and repetition penalty of a model; None if its folder states none.
+
+    Other fields are ignored. Raises CheckpointError, which names the field.
+    """
     path = folder / GENERATION
     if not path.is_file():
-        return {}
+        return None
     try:
         settings = load_json(path)
+        if not isinstance(settings, dict):
+            raise ValueError(f"it holds a {type(settings).__name__}, not a mapping")  # noqa: TRY301, TRY004
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged ({shorten(error)}): remove it or fetch it again") from error
-    if not isinstance(settings, dict):
-        raise CheckpointError(f"{path} holds a {type(settings).__name__}, not a mapping: remove it or fetch it again")
-    return settings
-
-
-def generation_of(settings: Mapping[str, Any], where: Path | str) -> GenerationConfig:
-    """End tokens, temperature, top-p, top-k and repetition penalty from a model's settings. Other fields are ignored.
-
-    Raises CheckpointError, which names the field.
-    """
     try:
-        taken = Used.model_validate(dict(settings)).model_dump(exclude_none=True)
+        taken = Used.model_validate(settings).model_dump(exclude_none=True)
     except ValidationError as error:
         first = error.errors()[0]
-        place = where / GENERATION if isinstance(where, Path) else f"{GENERATION} of {where}"
         wrong = f"{first['loc'][0]} is {shorten(first['input'])}, and {shorten(first['msg'])}"
-        raise CheckpointError(f"{place}: {wrong}: correct or remove it") from error
+        raise CheckpointError(f"{path}: {wrong}: correct or remove it") from error
     if taken.get("temperature") == 0:  # as is usual: the most likely token
         taken["do_sample"] = False
     if not taken.setdefault("do_sample", False):  # transformers warns about settings without an effect

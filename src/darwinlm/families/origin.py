@@ -81,10 +81,10 @@ def carry(source: Path, target: Path) -> None:
         CheckpointError: The generation settings are damaged.
         OSError: A file can't be written.
     """
-    from darwinlm.families.generation import generation_of, read_generation  # with PyTorch, which takes seconds
+    from darwinlm.families.generation import generation_of  # with PyTorch, which takes seconds
 
-    if settings := read_generation(source):
-        generation_of(settings, source).save_pretrained(target)
+    if (settings := generation_of(source)) is not None:
+        settings.save_pretrained(target)
     for name, path in model_files(source, (*PROCESSORS, *LICENCES)):
         shutil.copyfile(path, target / name)
 

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from darwinlm.families.architecture import Architecture
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import Family
-from darwinlm.gguf.architecture import Architecture, architecture_of
 from darwinlm.gguf.rope import Rope, UnsupportedError, read_rope
 from darwinlm.surgery.reshape import Reshaper, plain_sizes
 from darwinlm.surgery.sizes import BlockSizes
@@ -60,7 +60,7 @@ def choose_layout(reshaper: Reshaper, mlp_multiple: int = 32) -> Layout:
     Raises:
         UnsupportedError: No architecture of stock llama.cpp supports this model; the message gives the reason.
     """
-    config, stock = reshaper.checkpoint.config, architecture_of(reshaper.family)
+    config, stock = reshaper.checkpoint.config, reshaper.family.gguf
     if stock is None:
         raise UnsupportedError(UNKNOWN)
     columns = max(map(reshaper.columns_of, range(reshaper.checkpoint.n_blocks)))

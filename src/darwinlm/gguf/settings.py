@@ -14,7 +14,6 @@ import torch
 
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
-from darwinlm.gguf.architecture import architecture_of
 from darwinlm.gguf.header import GgufHeader
 from darwinlm.gguf.layout import choose_layout
 from darwinlm.gguf.rope import UnsupportedError, magnitude, rope_tensors
@@ -49,7 +48,7 @@ OTHERWISE = "give the model's original folder or hub id"
 
 def complete(config: Any, header: GgufHeader) -> None:
     """Set what transformers doesn't read, in place: head size, scale and caps of scores, window, rotary embedding."""
-    sizes, stock = header.sizes(), architecture_of(family_of(config))
+    sizes, stock = header.sizes(), family_of(config).gguf
     columns = sizes.get("attention.key_length")
     if columns and getattr(config, "head_dim", None) is not None:
         config.head_dim = columns

@@ -14,7 +14,6 @@ from typing import Any
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.parts import Mlp
 from darwinlm.families.shapes import ModuleShape, Shapes, module_shapes, resized, row_counts
-from darwinlm.gguf.architecture import architecture_of
 from darwinlm.gguf.header import ELEMENTS
 from darwinlm.gguf.layout import UNEQUAL, choose_layout
 from darwinlm.gguf.rope import UnsupportedError
@@ -94,7 +93,7 @@ class FileSizes:
 
     @cached_property
     def _has_head(self) -> bool:
-        stock = architecture_of(self.checkpoint.family)
+        stock = self.checkpoint.family.gguf
         return not self.checkpoint.config.tie_word_embeddings or (stock is not None and stock.own_head)
 
     def _in_block(self, inside: str, kind: str, number: int, count: int) -> str:
@@ -136,7 +135,7 @@ def module_tensors(
 
 def file_tensors(checkpoint: Checkpoint, shapes: Shapes) -> dict[str, tuple[int, ...]]:
     """The tensors of a model that a file has: with a head of its own where its architecture needs one."""
-    family, stock = checkpoint.family, architecture_of(checkpoint.family)
+    family, stock = checkpoint.family, checkpoint.family.gguf
     found, head = dict(shapes), f"{family.head}.weight"
     if checkpoint.config.tie_word_embeddings:
         found.pop(head, None)
@@ -147,7 +146,7 @@ def file_tensors(checkpoint: Checkpoint, shapes: Shapes) -> dict[str, tuple[int,
 
 def joins_projections(checkpoint: Checkpoint, *, equal: bool) -> bool:
     """Whether a file of smaller models has queries, keys and values as one tensor."""
-    stock = architecture_of(checkpoint.family)
+    stock = checkpoint.family.gguf
     smaller = UNEQUAL.get(stock.unequal or "", stock) if stock is not None and not equal else stock
     return smaller is not None and "attn_qkv" in smaller.fused
 

@@ -18,8 +18,8 @@ from darwinlm.families.family import Family
 from darwinlm.families.layout import stored_name
 from darwinlm.families.parts import Attention, Mlp
 from darwinlm.families.shapes import row_segments
-from darwinlm.gguf.architecture import quirk
 from darwinlm.gguf.layout import Layout
+from darwinlm.gguf.quirks import quirk
 from darwinlm.gguf.rope import rope_tensors
 from darwinlm.runtime.errors import ExportError
 from darwinlm.surgery.reshape import Reshaper

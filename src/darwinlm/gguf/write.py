@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from darwinlm.gguf.architecture import quirk
 from darwinlm.gguf.layout import Layout
+from darwinlm.gguf.quirks import quirk
 from darwinlm.gguf.rope import write_rope
 from darwinlm.gguf.tensors import gguf_tensors
 from darwinlm.gguf.tokenizer import write_tokenizer

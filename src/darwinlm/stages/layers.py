@@ -8,7 +8,6 @@ from typing import Any
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import is_custom
 from darwinlm.families.shapes import ModuleShape
-from darwinlm.gguf.architecture import architecture_of
 from darwinlm.gguf.layout import choose_layout
 from darwinlm.gguf.rope import UnsupportedError
 from darwinlm.recipe import Recipe
@@ -73,7 +72,7 @@ def layers_that_run(
         sizes = _sizes(space, shapes, allocation)[without_first:]
         return _why_not_gguf(checkpoint, config, sizes) if for_gguf else None
 
-    stock = architecture_of(checkpoint.family)
+    stock = checkpoint.family.gguf
     by_number = stock is not None and bool(stock.whole_depth or stock.period)  # in other engines as well
     removable = can_lose_blocks(checkpoint) and not by_number and runs(space.dense, without_first=True) is None
     found = equal_layers(space, cost, budget.upper, runs=runs, removable=removable)

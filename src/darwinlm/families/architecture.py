@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from functools import cache
-from importlib import import_module
 from typing import Any, Literal
 
 from pydantic import Field
 
-from darwinlm.families.family import Family, families
 from darwinlm.families.parts import Closed
 
 FusedTensor = Literal["attn_qkv", "ffn_up", "ffn_gate_up_exps"]
@@ -90,20 +87,3 @@ class Architecture(Closed):
     product of fields, or a function in `quirks/` (a name with a dot). Empty values aren't written."""
     requires: tuple[Requirement, ...] = ()
     """Limits of the architecture."""
-
-
-def quirk(name: str) -> Any:
-    """A function of `quirks/`, by its module and name."""
-    module, _, function = name.partition(".")
-    return getattr(import_module(f"darwinlm.gguf.quirks.{module}"), function)
-
-
-def architecture_of(family: Family) -> Architecture | None:
-    """The architecture of a known family; None if llama.cpp has none."""
-    return _architectures()[family.key]
-
-
-@cache
-def _architectures() -> dict[str, Architecture | None]:
-    known = families().items()
-    return {key: None if each.gguf is None else Architecture.model_validate(each.gguf) for key, each in known}
