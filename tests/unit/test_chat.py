@@ -11,7 +11,7 @@ from tests.tiny.tokenizer import BOS_ID, EOS_ID, tiny_tokenizer
 from darwinlm.evaluation.speed import BEGINNINGS, continue_greedily, prompts_for
 from darwinlm.runtime.errors import DataError
 from darwinlm.text import read_documents
-from darwinlm.text.packing import Document, added_bos, tokenise
+from darwinlm.text.packing import added_bos, tokenise
 
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -109,11 +109,10 @@ def test_chats_are_packed_with_the_bos_of_their_template(tmp_path, added):
     tokenizer = tiny_tokenizer(add_bos=added)
     tokenizer.chat_template = TEMPLATE
     (text,) = read_documents(lines(tmp_path / "a.jsonl", {"messages": CHAT}), tokenizer=tokenizer)
-    document = Document("a", text)
-    tokenise([document], tokenizer, added_bos(tokenizer))
-    assert document.tokens.tolist().count(BOS_ID) == 1
-    assert document.tokens[0] == BOS_ID
-    assert document.tokens[-1] == EOS_ID
+    (tokens,) = tokenise([text], tokenizer, added_bos(tokenizer))
+    assert tokens.tolist().count(BOS_ID) == 1
+    assert tokens[0] == BOS_ID
+    assert tokens[-1] == EOS_ID
 
 
 NO_LIST = r"a\.jsonl, line 2: the field with the chat holds no list of messages like"

@@ -30,7 +30,7 @@ from darwinlm.runtime.artifact import (
     write_json,
 )
 from darwinlm.runtime.errors import DataError
-from darwinlm.text.packing import Document, added_bos, document_hash, tokenise
+from darwinlm.text.packing import added_bos, document_hash, tokenise
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -109,17 +109,14 @@ def pack_documents(
         unread = iter(documents)
         with path.open("wb") as file:
             while there < tokens and (batch := list(itertools.islice(unread, _BATCH))):
-                new: list[Document] = []
                 count += len(batch)
+                new: dict[str, str] = {}
                 for text in batch:
-                    hashed = document_hash(text)
-                    if hashed not in seen:
-                        seen.add(hashed)
-                        new.append(Document(hashed, text))
-                tokenise(new, tokenizer, bos)
-                for document in new:
-                    assert document.tokens is not None, "documents are tokenised before they are written"
-                    kept = document.tokens[: tokens - there].astype(kind)
+                    if (hashed := document_hash(text)) not in seen:
+                        new.setdefault(hashed, text)
+                seen |= new.keys()
+                for found in tokenise([*new.values()], tokenizer, bos):
+                    kept = found[: tokens - there].astype(kind)
                     kept.tofile(file)
                     there += len(kept)
                 progress(there, tokens)

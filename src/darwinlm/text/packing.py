@@ -1,11 +1,10 @@
-"""Documents: their hashes and tokens, for splits and packed text."""
+"""Hashes and tokens of documents, for splits and packed text."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
@@ -25,15 +24,6 @@ def document_hash(document: str) -> str:
     return blake2b(normalised.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
-@dataclass
-class Document:
-    """A document; its tokens are an int64 vector once it is tokenised."""
-
-    hashed: str
-    text: str
-    tokens: NDArray[np.int64] | None = None
-
-
 def added_bos(tokenizer: Any) -> int | None:
     """The bos token, if the tokenizer adds it to every text by default; else None.
 
@@ -44,14 +34,11 @@ def added_bos(tokenizer: Any) -> int | None:
     return bos if bos is not None and by_default[:1] == [bos] and bare[:1] != [bos] else None
 
 
-def tokenise(documents: list[Document], tokenizer: Any, bos: int | None) -> None:
-    """Tokenise the documents without tokens, each with the tokens around it as described in `splits`."""
-    waiting = [document for document in documents if document.tokens is None]
-    if not waiting:
-        return
+def tokenise(texts: list[str], tokenizer: Any, bos: int | None) -> list[NDArray[np.int64]]:
+    """Tokens of each text, with the tokens around it as described in `splits`; none for one without tokens."""
     before, after = ([] if token is None else [token] for token in (bos, tokenizer.eos_token_id))
-    for document, ids in zip(waiting, token_ids(tokenizer, [document.text for document in waiting]), strict=True):
-        document.tokens = np.asarray([*before, *ids, *after] if ids else [], dtype=np.int64)
+    ids = token_ids(tokenizer, texts) if texts else []
+    return [np.asarray([*before, *each, *after] if each else [], dtype=np.int64) for each in ids]
 
 
 def token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from darwinlm.runtime.errors import DataError
-from darwinlm.text.packing import Document, added_bos, document_hash, tokenise
+from darwinlm.text.packing import added_bos, document_hash, tokenise
 from darwinlm.text.sequences import TokenSequences
 
 if TYPE_CHECKING:
@@ -151,15 +151,13 @@ class _Shelf:
         """Number of tokens still needed."""
         return self.wanted - self.n_tokens
 
-    def put(self, document: Document) -> None:
+    def put(self, hashed: str, tokens: NDArray[np.int64]) -> None:
         """Add as many of a document's tokens as are needed and allowed."""
-        tokens = document.tokens
-        assert tokens is not None, "documents are tokenised before they are placed"
         most = min(self.document_tokens, len(tokens))
         if not most:
             return
-        start = int(document.hashed, 16) % (len(tokens) - most + 1)
-        self.hashes.append(document.hashed)
+        start = int(hashed, 16) % (len(tokens) - most + 1)
+        self.hashes.append(hashed)
         self._add(tokens[start : start + most])
         for left in (tokens[start + most :], tokens[:start]):
             if len(left) and self._left_tokens < _LEFT * self.wanted:
@@ -201,29 +199,28 @@ def _deal(
     Returns the numbers of documents read, and of repeated ones.
     """
     seen: set[str] = set()
-    spare: list[Document] = []
+    spare: list[tuple[str, str]] = []
     count, room = 0, _SPARE_CHARACTERS_PER_TOKEN * sum(shelf.wanted for shelf in shelves.values())
 
-    def place(document: Document, shelf: _Shelf) -> None:
-        tokenise([document], tokenizer, bos)
-        shelf.put(document)
+    def place(hashed: str, text: str, shelf: _Shelf) -> None:
+        shelf.put(hashed, *tokenise([text], tokenizer, bos))
 
     for count, text in enumerate(documents, start=1):
-        document = Document(document_hash(text), text)
-        if document.hashed in seen:
+        hashed = document_hash(text)
+        if hashed in seen:
             continue
-        seen.add(document.hashed)
-        shelf = shelves[purpose_of(document.hashed, shares, seed)]
+        seen.add(hashed)
+        shelf = shelves[purpose_of(hashed, shares, seed)]
         if shelf.lacks:
-            place(document, shelf)
+            place(hashed, text, shelf)
             if not any(shelf.lacks for shelf in shelves.values()):
                 return count, count - len(seen)
         elif room > 0:
             room -= len(text)
-            spare.append(document)
-    left = iter(sorted(spare, key=lambda document: document.hashed))
+            spare.append((hashed, text))
+    left = iter(sorted(spare))
     for shelf in shelves.values():
         while shelf.lacks and (extra := next(left, None)) is not None:
-            place(extra, shelf)
+            place(*extra, shelf)
         shelf.fill()
     return count, count - len(seen)
