@@ -118,9 +118,8 @@ class Checkpoint:
                     f"{self.folder}: the tensor {name} is {_sizes(shapes[name])}, but config.json requires "
                     f"{_sizes(tuple(tensor.shape))}: fetch the model again"
                 )
-        ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
         for name in sorted(self.tensors.keys() - model.state_dict().keys()):  # which would be ignored silently
-            if name not in self._tied and not is_buffer(name) and not matches(name, ignored):
+            if name not in self._tied and not is_buffer(name) and not matches(name, self._ignored):
                 raise CheckpointError(
                     f"{self.folder} holds the tensor {shorten(name)}, which a {self.family.model_type} model with its "
                     "config.json does not have: fetch the model again"
@@ -170,7 +169,7 @@ class Checkpoint:
     @cached_property
     def tensors(self) -> dict[str, Parts]:
         """Stored parts of each tensor of the model, by its name in the model."""
-        unused, further = self._of_class("_keys_to_ignore_on_load_unexpected"), {*self.further}
+        unused, further = self._ignored, {*self.further}
         names = (*self.stored.plain, *self.stored.packed)
         stored = (name for name in names if name not in further and not matches(name, unused))
         return tensor_parts(self.family, stored, *([] if self.whole is None else [text_name]))
@@ -181,7 +180,7 @@ class Checkpoint:
         stated = getattr(self.config, FURTHER[0], None)
         last = self.n_blocks + (stated if isinstance(stated, int) else 0)
         block = re.compile(rf"{re.escape(self.family.layers)}\.(\d{{1,9}})\.")
-        unused = self._of_class("_keys_to_ignore_on_load_unexpected")
+        unused = self._ignored
 
         def is_further(name: str) -> bool:
             number = int(found[1]) if (found := block.match(name)) else -1
@@ -199,14 +198,13 @@ class Checkpoint:
     @cached_property
     def exact(self) -> tuple[str, ...]:
         """Parts of the names of tensors that stay in float32, whatever the type of the others."""
-        listed = self._of_class("_keep_in_fp32_modules_strict")
+        listed = getattr(self.outline, "_keep_in_fp32_modules_strict", None) or ()
         return tuple(map(re.escape, (*listed, *self.family.exact)))
 
-    def _of_class(self, attribute: str) -> tuple[str, ...]:
-        """A list of names of the model's class in transformers; empty if it has none."""
-        classes: Any = AutoModelForCausalLM._model_mapping
-        known = type(self.config) in classes
-        return tuple(getattr(classes[type(self.config)], attribute, None) or ()) if known else ()
+    @property
+    def _ignored(self) -> tuple[str, ...]:
+        """Patterns of the names of stored tensors that the model's class ignores."""
+        return tuple(getattr(self.outline, "_keys_to_ignore_on_load_unexpected", None) or ())
 
     def cast(self, name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """A tensor in an element type; scores of experts stay in float32 where the family asks for it."""

@@ -14,7 +14,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.expert_tensors import experts_with, row_axis, shape_by_rows
 from darwinlm.families.family import Family
 from darwinlm.families.parts import Mixer, Mlp, ModuleKind, Part, RowUnit, Tail
-from darwinlm.runtime.errors import CheckpointError, FamilyError
+from darwinlm.runtime.errors import CheckpointError
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -119,20 +119,8 @@ def _module_shape(
     if isinstance(part, Mlp):
         if part.experts is None or len(tensors[output]) < 3:
             return plain
-        experts = tensors[output][0]
-        described, router = part.experts, f"{part.prefix}{part.experts.router}."
-        counts = {
-            tensors[name][described.axis(inner)]
-            for name in tensors
-            if name.startswith(router) and described.counted(inner := name.removeprefix(part.prefix))
-        }
-        if counts != {experts}:
-            raise FamilyError(
-                f"block {block} mlp has {experts} experts, but no router '{part.experts.router}' with a row for each "
-                f"of them ({family.model_type}): such a mixture can't be pruned"
-            )
-        chosen, droppable = described.chosen_of(checkpoint.config), described.droppable(checkpoint.config)
-        return replace(plain, experts=experts, chosen=chosen, droppable=droppable)
+        chosen, droppable = part.experts.chosen_of(checkpoint.config), part.experts.droppable(checkpoint.config)
+        return replace(plain, experts=tensors[output][0], chosen=chosen, droppable=droppable)
     if not part.key_value:  # compressed keys and values
         heads = int(checkpoint.config.per_layer_config[block].num_attention_heads)
         return replace(plain, groups=heads, head_dim=width // heads)
