@@ -86,11 +86,6 @@ def test_longrope_takes_the_long_factors_in_long_contexts(tmp_path, rows):
     assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
-def gemma3(full, base=1e4):
-    plain = {"rope_type": "default", "rope_theta": base}
-    return GEMMA3 | {"rope_parameters": {"full_attention": full, "sliding_attention": plain}}
-
-
 @pytest.mark.parametrize(
     ("model_type", "rows", "overrides", "reason"),
     [
@@ -99,13 +94,6 @@ def gemma3(full, base=1e4):
         ("gemma", None, LLAMA3, "its rope scaling of the type llama3 has a divisor for every frequency"),
         ("qwen3_moe", None, LLAMA3 | {"mlp_only_layers": []}, "a divisor for every frequency, which its architecture"),
         ("llama", None, PROPORTIONAL, "of the type proportional"),
-        (
-            "gemma3_text",
-            None,
-            gemma3({"rope_type": "default", "rope_theta": 1e6}, 5e4),
-            "its sliding layers have a rotary embedding other than the default one of base 10000",
-        ),
-        ("gemma3_text", None, gemma3(yarn()["rope_parameters"]), "its rope scaling is of the type yarn"),
     ],
 )
 def test_scalings_that_no_architecture_holds(tmp_path, model_type, rows, overrides, reason):

@@ -36,8 +36,6 @@ class Architecture(Closed):
     """Whether its rope rotates all columns of a head. Otherwise the family may rotate only a part of each head."""
     partial: bool = False
     """Whether partial rotation can be emulated with frequency divisors (GLM)."""
-    one_base: bool = False
-    """Whether sliding layers rotate with the base of the others, without their scaling (OLMo 3)."""
     frequencies: bool = False
     """Whether it reads divisors of the rotary frequencies."""
     rounds: bool = False

@@ -30,9 +30,6 @@ SUBLAYERS = ("attention", "mlp")
 Norms = Sequence[Sequence[str]]  # of a layer: norms removed with its attention, norms removed with its MLP
 LLAMA: Norms = (("input_layernorm",), ("post_attention_layernorm",))
 NAMES = ("self_attn", "mlp")  # a layer's attributes for its attention and its MLP
-COUNTS = ("num_local_experts", "n_routed_experts", "num_experts", "moe_num_experts")
-CHOSEN = ("num_experts_per_tok", "top_k_experts")
-WIDTHS = ("intermediate_size", "moe_intermediate_size", "shared_intermediate_size")
 AUTOS = {"AutoConfig": "Config", "AutoModel": "Model", "AutoModelForCausalLM": "ForCausalLM"}
 WHOLE = {"AutoConfig": "WholeConfig", "AutoModelForImageTextToText": "ForConditionalGeneration"}  # with further parts
 NO_LAYERS = {"num_hidden_layers": 0}
@@ -136,29 +133,15 @@ class PrunedConfig(Saved):
         """Check each layer. It runs when a configuration is created or saved, and when a model is built.
 
         Raises:
-            ValueError: A layer has heads that don't divide into groups, no channels, fewer experts than a token uses,
-                or skips an unknown sub-layer.
+            ValueError: A layer has heads that don't divide into groups, or skips an unknown sub-layer.
         """
         for i, layer in enumerate(self.per_layer_config):
             if unknown := set(getattr(layer, "skip", ())) - set(SUBLAYERS):
                 raise ValueError(f"layer {i} skips {sorted(unknown)}; only {list(SUBLAYERS)} can be skipped")
             heads, groups = layer.num_attention_heads, layer.num_key_value_heads
             groups = heads if groups is None else groups  # as some families' defaults say it
-            if (shared := layer.query_groups) is not None:
-                if not len(shared) == heads == groups:
-                    raise ValueError(f"layer {i}: query_groups of {len(shared)} heads, but {heads} query heads")
-                if not all(0 <= group < (layer.stored_kv_heads or 0) for group in shared):
-                    raise ValueError(f"layer {i}: query_groups must name key-value heads below stored_kv_heads")
             if groups < 1 or heads < 1 or heads % groups:
                 raise ValueError(f"layer {i}: {heads} query heads can't be shared evenly by {groups} key-value heads")
-            experts = next((n for name in COUNTS if (n := getattr(layer, name, None))), None)
-            chosen = next((n for name in CHOSEN if (n := getattr(layer, name, None))), None)
-            chosen = max(chosen) if isinstance(chosen, list) else chosen
-            if experts is not None and chosen is not None and experts < chosen:
-                raise ValueError(f"layer {i}: {experts} experts, but each token is sent to {chosen} of them")
-            for width in (getattr(layer, name, None) for name in WIDTHS):
-                if width is not None and width < 1:
-                    raise ValueError(f"layer {i}: an MLP of width {width}; skip 'mlp' to leave it out")
 
     def validate_layer_type(self) -> None:
         """Run the family's check. Some releases rename layer types in code outside of transformers; undo this."""

@@ -169,7 +169,7 @@ def _features(stock: Architecture, checkpoint: Checkpoint, columns: int) -> tupl
     """
     config = checkpoint.config
     _check_features(stock, config)
-    rope = read_rope(checkpoint, columns, one_base=stock.one_base)
+    rope = read_rope(checkpoint, columns)
     if rope.turned < columns and stock.whole_heads and not stock.partial:
         raise UnsupportedError("only a part of each head is rotated")
     notes = []

@@ -23,8 +23,6 @@ STILL = 1e30
 KINDS = ("default", "linear", "yarn", "llama3", "longrope", "dynamic")
 FAST, SLOW = 32.0, 1.0
 """Rotations that bound YaRN's ramp. llama.cpp ignores a different lower bound in the file (seen in b9190)."""
-SLIDING_BASE = 10000.0
-"""Base for sliding layers of Gemma 3 in llama.cpp; older versions ignore the file's value."""
 
 
 class UnsupportedError(Exception):
@@ -92,29 +90,17 @@ class Rope:
         return int(self.values["original_max_position_embeddings"])
 
 
-def read_rope(checkpoint: Checkpoint, columns: int, *, one_base: bool = False) -> Rope:
-    """Read the rotary embedding of a model with heads of so many columns.
+def read_rope(checkpoint: Checkpoint, columns: int) -> Rope:
+    """The rotary embedding of a model with heads of so many columns; that of the full layers if sliding ones differ.
 
-    With `one_base`, llama.cpp rotates sliding layers with the base of the others, without their scaling (OLMo 3).
-
-    Raises:
-        UnsupportedError: Llama.cpp doesn't support it.
+    Raises UnsupportedError if llama.cpp doesn't support it.
     """
     config, of_layers = checkpoint.config, ""
     rope = dict(getattr(config, "rope_parameters", None) or {})
     if "full_attention" in rope:
-        sliding, any_base = rope.get("sliding_attention") or {}, rope["full_attention"]["rope_type"] == "proportional"
-        base = float(sliding.get("rope_theta", SLIDING_BASE))
-        known = float(rope["full_attention"]["rope_theta"]) if one_base else SLIDING_BASE
-        if sliding.get("rope_type", "default") != "default" or not (any_base or base == known):
-            raise UnsupportedError(
-                f"its sliding layers have a rotary embedding other than the default one of base {known:.0f}"
-            )
         rope, of_layers = dict(rope["full_attention"]), "full_attention_"
         if rope.get("rope_type") == "proportional":
             return Rope("proportional", float(rope["rope_theta"]), columns, columns, values=rope)
-        if rope.get("rope_type", "default") not in ("default", "linear", *(("yarn",) if one_base else ())):
-            raise UnsupportedError(f"its rope scaling is of the type {rope['rope_type']}")
     kind = str(rope.get("rope_type", "default"))
     if kind not in KINDS:
         raise UnsupportedError(f"its rope scaling is of the type {kind}")
