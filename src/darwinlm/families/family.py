@@ -155,12 +155,4 @@ def family_of(config: Any) -> Family:
             "darwinlm/families/data (docs/extending.md)"
         )
     more = families().get(f"{model_type}_experts")
-    if more is not None and more.applies(config):
-        family = more
-    chosen = getattr(config, family.mlp.experts.chosen, None) if family.mlp.experts is not None else None
-    if isinstance(chosen, list) and len(set(chosen)) > 1:
-        raise FamilyError(
-            f"this model of the type '{model_type}' can't be pruned: its layers choose different numbers of experts "
-            "for a token"
-        )
-    return family
+    return more if more is not None and more.applies(config) else family

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cached_property
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict
 
 ModuleKind = Literal["attention", "mixer", "mlp", "tail"]
 RowUnit = Literal["query", "gated_query", "key_value", "channel"]
@@ -45,12 +45,6 @@ class SubLayer(Closed):
 
     pair: bool = False
     """Whether it returns a pair, of which its block ignores the second (gpt-oss); attentions do."""
-
-    @model_validator(mode="after")
-    def _post_norm_goes_too(self) -> Self:
-        if self.post_norm is not None and self.post_norm != self.norms[-1]:
-            raise ValueError(f"post_norm is {self.post_norm}, which must be the last of norms")
-        return self
 
     @cached_property
     def segments(self) -> dict[str, list[RowUnit]]:
