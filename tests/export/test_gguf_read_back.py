@@ -82,7 +82,6 @@ KEYS = {
         "llama.rope.scaling.yarn_beta_fast": 32.0,
     },
     "a linear scaling": {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0},
-    "a linear scaling of old files": {"llama.rope.scale_linear": 4.0},
     "no scaling": {"llama.rope.scaling.type": "none"},
 }
 

@@ -34,10 +34,8 @@ class Architecture(Closed):
     """Whether rows of Q and K are reordered, because its rope rotates neighbouring columns instead of halves."""
     whole_heads: bool = True
     """Whether its rope rotates all columns of a head. Otherwise the family may rotate only a part of each head."""
-    partial: bool = False
-    """Whether partial rotation can be emulated with frequency divisors (GLM)."""
     frequencies: bool = False
-    """Whether it reads divisors of the rotary frequencies."""
+    """Whether it reads divisors of the rotary frequencies, which can also emulate a partial rotation (GLM)."""
     rounds: bool = False
     """Whether llama.cpp rounds the bounds of the rope scaling (yarn). The file is then compared with a model of rounded
     bounds."""

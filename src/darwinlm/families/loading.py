@@ -121,8 +121,8 @@ def listed(names: Iterable[str]) -> str:
     return f"the tensor{'s' if len(all_names) > 1 else ''} {', '.join(map(shorten, all_names[:LISTED]))}{more}"
 
 
-def load_tokenizer(folder: Path | str, config: Any = None, **more: Any) -> Any:
-    """The tokenizer of a model, from a folder or hub id. `more` goes to transformers.
+def load_tokenizer(folder: Path, config: Any = None, **more: Any) -> Any:
+    """The tokenizer of a model, from its folder. `more` goes to transformers.
 
     With the configuration, that in the folder isn't read.
 
@@ -130,13 +130,11 @@ def load_tokenizer(folder: Path | str, config: Any = None, **more: Any) -> Any:
         ModelError: There is no tokenizer.
         CheckpointError: Its files are damaged, it needs its own code, or transformers would read it as another kind.
     """
-    if isinstance(folder, Path):
-        _check_settings(folder)
-        more = {"local_files_only": True, **more}
+    _check_settings(folder)
     if config is not None:
         more["config"] = config
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **more)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True, **more)
         tokenizer(PROBE)
     except BaseException as error:
         # The tokenizers library panics on some files, with an error that isn't an Exception.
@@ -145,8 +143,7 @@ def load_tokenizer(folder: Path | str, config: Any = None, **more: Any) -> Any:
         if "trust_remote_code" in str(error):
             raise no_tokenizer(folder, ValueError("its own Python code, which never runs here")) from error
         raise no_tokenizer(folder, error) from error
-    if isinstance(folder, Path):
-        check_sentence_piece(folder, tokenizer)
+    check_sentence_piece(folder, tokenizer)
     tokenizer.init_kwargs.pop("local_files_only", None)  # how it was loaded would be saved with it
     return tokenizer
 
@@ -216,9 +213,9 @@ def _is_unigram(path: Path) -> bool:
     return int(model.trainer_spec.model_type) == UNIGRAM
 
 
-def no_tokenizer(where: Path | str, error: BaseException) -> ModelError:
+def no_tokenizer(where: Path, error: BaseException) -> ModelError:
     """The error for a model without a readable tokenizer."""
-    there = isinstance(where, Path) and any((where / name).is_file() for name in (*FILES, MODEL))
+    there = any((where / name).is_file() for name in (*FILES, MODEL))
     return (CheckpointError if there else ModelError)(
         f"{where} holds no tokenizer that can be read ({shorten(first_line(error), 300)}): put the files of the "
         "original model's tokenizer beside the weights, such as tokenizer.json and tokenizer_config.json"

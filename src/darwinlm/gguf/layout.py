@@ -170,7 +170,7 @@ def _features(stock: Architecture, checkpoint: Checkpoint, columns: int) -> tupl
     config = checkpoint.config
     _check_features(stock, config)
     rope = read_rope(checkpoint, columns)
-    if rope.turned < columns and stock.whole_heads and not stock.partial:
+    if rope.turned < columns and stock.whole_heads and not stock.frequencies:
         raise UnsupportedError("only a part of each head is rotated")
     notes = []
     context, window = int(config.max_position_embeddings), None

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -58,8 +58,8 @@ GGUF_DTYPE = "bfloat16"
 def describe_gguf(path: Path) -> Checkpoint:
     """The configuration in a file's header, without weights. Raises CheckpointError."""
     header = read_header(path)
-    with _alone(path) as source:
-        config = _config(header, source)
+    with _alone(path) as file:
+        config = _config(header, file)
     config.dtype = GGUF_DTYPE
     return Checkpoint(path.parent, config, family_of(config), str(path))
 
@@ -69,10 +69,10 @@ def conversion_bytes(path: Path) -> float:
     return CONVERTED * sum(map(prod, read_header(path).weights().values()))
 
 
-def _config(header: GgufHeader, source: Source) -> Any:
+def _config(header: GgufHeader, file: Path) -> Any:
     from transformers import AutoConfig
 
-    config: Any = AutoConfig.from_pretrained(source.folder, gguf_file=source.file, trust_remote_code=False)
+    config: Any = AutoConfig.from_pretrained(file.parent, gguf_file=str(file), trust_remote_code=False)
     complete(config, header)
     config.tie_word_embeddings = config.tie_word_embeddings or _is_tied(header)
     return config
@@ -86,11 +86,11 @@ def dequantise(path: Path, work: Path, say: Callable[[str], None] = lambda messa
     stage = StageFolder(work, {"gguf": file_digest(path), **code_version(VERSION)})
     if stage.is_complete():
         return work
-    with _alone(path) as source:
-        tokenizer = _tokenizer(header, source, load_tokenizer)
-        config = _config(header, source)
+    with _alone(path) as file:
+        tokenizer = _tokenizer(header, file, load_tokenizer)
+        config = _config(header, file)
         tied, config.tie_word_embeddings = config.tie_word_embeddings, HEAD not in header.tensors
-        quantised = load_model(source.folder, torch.float32, gguf_file=source.file, config=config)
+        quantised = load_model(str(file.parent), torch.float32, gguf_file=str(file), config=config)
     _check_all_read(path, header, quantised)
     tree = {name: value for name, value in quantised.config.to_dict().items() if name != "quantization_config"}
     config = type(quantised.config).from_dict(tree | {"tie_word_embeddings": tied})
@@ -137,8 +137,8 @@ def _take_one(header: GgufHeader, model: Any) -> str:
 
 def tokenizer_in(path: Path, header: GgufHeader) -> Any:
     """The tokenizer in a file, for transformers, whatever the architecture. Raises CheckpointError."""
-    with _alone(path) as source:
-        tokenizer = _tokenizer(header, source, PreTrainedTokenizerFast.from_pretrained)
+    with _alone(path) as file:
+        tokenizer = _tokenizer(header, file, PreTrainedTokenizerFast.from_pretrained)
     tree = json.loads(tokenizer.backend_tokenizer.to_str())  # with tokens that transformers adds to the file's
     words, count = tree["model"]["vocab"], header.counts["tokenizer.ggml.tokens"]
     tree["added_tokens"] = [added for added in tree["added_tokens"] if added["id"] < count]
@@ -147,24 +147,17 @@ def tokenizer_in(path: Path, header: GgufHeader) -> Any:
     return tokenizer
 
 
-def _tokenizer(header: GgufHeader, source: Source, load: Callable[..., Any], **more: Any) -> Any:
+def _tokenizer(header: GgufHeader, file: Path, load: Callable[..., Any]) -> Any:
     """What transformers loads, which splits text as the file says."""
-    tokenizer = load(source.folder, gguf_file=source.file, **more)
+    tokenizer = load(file.parent, gguf_file=str(file))
     if header.keys.get("tokenizer.ggml.model") == BYTE_LEVEL:
         split_as_named(tokenizer, header.keys.get("tokenizer.ggml.pre"))
     return tokenizer
 
 
-class Source(NamedTuple):
-    """A folder that holds a link to a GGUF file alone, and the link."""
-
-    folder: str
-    file: str
-
-
 @contextmanager
-def _alone(path: Path) -> Iterator[Source]:
-    """Where transformers reads a file: it prefers what lies beside a file, or in the current folder, to its contents.
+def _alone(path: Path) -> Iterator[Path]:
+    """A link to a file in a folder of its own: transformers prefers what lies beside a file to its contents.
 
     Errors are reported as errors of the file.
     """
@@ -172,7 +165,7 @@ def _alone(path: Path) -> Iterator[Source]:
         file = Path(folder, path.name)
         file.symlink_to(path.absolute())
         try:
-            yield Source(folder, str(file))
+            yield file
         except (FamilyError, MissingExtraError):
             raise
         except Exception as error:

@@ -41,8 +41,6 @@ USUAL: Mapping[str, Any] = {
     "rope.scaling.yarn_ext_factor": 1.0,
 }
 """Values of further keys with which llama.cpp computes the same as without them."""
-SPELLED = {"rope.scale_linear": "rope.scaling.factor"}
-"""Keys of old files, and those of today."""
 OTHERWISE = "give the model's original folder or hub id"
 
 
@@ -80,7 +78,7 @@ def _rope(rope: dict[str, Any], config: Any, header: GgufHeader) -> dict[str, An
     turned = sizes.get("rope.dimension_count", columns)
     if turned < columns:
         found["partial_rotary_factor"] = turned / columns
-    factor = float(sizes.get("rope.scaling.factor") or sizes.get("rope.scale_linear") or 1.0)
+    factor = float(sizes.get("rope.scaling.factor") or 1.0)
     kind = sizes.get("rope.scaling.type", "linear")
     length = sizes.get("rope.scaling.original_context_length") or config.max_position_embeddings
     attention = float(sizes.get("rope.scaling.attn_factor", 1.0))
@@ -115,7 +113,6 @@ def check_keys(path: Path, header: GgufHeader, checkpoint: Checkpoint) -> None:
     if (window := getattr(checkpoint.config, "sliding_window", None)) is not None:
         ours["attention.sliding_window"] = window
     for name, value in header.sizes().items():
-        name = SPELLED.get(name, name)  # noqa: PLW2901
         if name not in FREE and not _same(value, ours.get(name, USUAL.get(name))):
             meant = f"reads {shorten(ours[name])}" if name in ours else "doesn't read it"
             raise CheckpointError(
