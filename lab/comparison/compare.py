@@ -18,6 +18,7 @@ from darwinlm.recipe import Recipe
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import digest_of, read_json, write_json
 from darwinlm.runtime.console import Reporter
+from darwinlm.runtime.errors import DataError
 from darwinlm.runtime.places import check_output
 from darwinlm.runtime.version import VERSION
 from darwinlm.stages.database import DATABASE, GRADIENTS, PruningDatabase, needs_gradients
@@ -32,7 +33,7 @@ from darwinlm.stages.text import Texts
 from darwinlm.streaming.hidden import HiddenMemory
 from darwinlm.streaming.streamed import StreamedDecoder
 from darwinlm.surgery.stitch import block_parameters
-from darwinlm.text import TokenSequences, assert_disjoint, read_documents, split_documents
+from darwinlm.text import TokenSequences, read_documents, split_documents
 from darwinlm.units.space import kept_whole
 from lab.comparison.baseline import baseline_stage
 from lab.comparison.entries import DENSE as DENSE_ROW
@@ -276,7 +277,12 @@ def _domains(base: Run, inputs: Inputs, request: ComparisonRequest) -> Texts:
             settings.seed,
             source=source,
         )["evaluation"]
-        assert_disjoint({**inputs.text, name: blocks})
+        for purpose, own in inputs.text.items():
+            if shared := len({*own.document_hashes} & {*blocks.document_hashes}):
+                raise DataError(
+                    f"{purpose} and {name} share {shared} documents, so results on {name} would look better than they "
+                    "are: take it from a source that has nothing in common with the text of the run"
+                )
         domains[name] = blocks
     return domains
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,21 +39,16 @@ def origin_of(folder: Path, source: str) -> Origin:
     Raises ArtifactError if the record of a GGUF file's origin is damaged.
     """
     if (folder / RECORD).is_file():
-        record = read_record(folder / RECORD)
-        return _origin(_word(record.get("base_model")), record, "license_name", "license_link", "languages")
-    card = _front_matter(folder / CARD)
-    named = None
-    if not Path(source).expanduser().exists() and re.fullmatch(rf"{_REPOSITORY}(@.+)?", source):
-        named = source.partition("@")[0]
-    if named is None and "darwinlm" in _words(card.get("tags")):
-        named = next(iter(_words(card.get("base_model"))), None)
-    return _origin(named, card, "license_name", "license_link", "language")
-
-
-def _origin(base_model: str | None, fields: Mapping[str, Any], name: str, link: str, languages: str) -> Origin:
-    """An origin from fields of a file, the last three by their names in it."""
-    licence, named, linked = (_word(fields.get(key)) for key in ("license", name, link))
-    return Origin(base_model, licence, named, linked, _words(fields.get(languages)))
+        fields = read_record(folder / RECORD)
+        named = _word(fields.get("base_model"))
+    else:
+        fields, named = _front_matter(folder / CARD), None
+        if not Path(source).expanduser().exists() and re.fullmatch(rf"{_REPOSITORY}(@.+)?", source):
+            named = source.partition("@")[0]
+        elif "darwinlm" in _words(fields.get("tags")):
+            named = next(iter(_words(fields.get("base_model"))), None)
+    licence, title, link = (_word(fields.get(name)) for name in ("license", "license_name", "license_link"))
+    return Origin(named, licence, title, link, _words(fields.get("languages", fields.get("language"))))
 
 
 def write_gguf_origin(folder: Path, fields: Mapping[str, Any]) -> None:
@@ -65,8 +60,9 @@ def write_gguf_origin(folder: Path, fields: Mapping[str, Any]) -> None:
     urls = (general.get(name) for name in ("base_model.0.repo_url", "source.repo_url", "repo_url"))
     matches = (re.search(rf"huggingface\.co/({_REPOSITORY})", str(url)) for url in urls if url)
     named = next((match.group(1) for match in matches if match), None)
-    origin = _origin(named, general, "license.name", "license.link", "languages")
-    write_json(folder / RECORD, asdict(origin))
+    licence = {f"license_{name}": general.get(f"license.{name}") for name in ("name", "link")}
+    others = {name: general.get(name) for name in ("license", "languages")}
+    write_json(folder / RECORD, {"base_model": named, **licence, **others})
     names = (f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
     ends = list(dict.fromkeys(int(fields[name]) for name in names if fields.get(name) is not None))
     if ends:

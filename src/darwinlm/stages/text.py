@@ -16,7 +16,6 @@ from darwinlm.stages.text_source import TEXT_SETTINGS, check_source, given_sourc
 from darwinlm.text import (
     PURPOSES,
     TokenSequences,
-    assert_disjoint,
     read_documents,
     split_documents,
 )
@@ -45,7 +44,6 @@ def text_stage(purposes: tuple[str, ...] = PURPOSES) -> Stage[[Checkpoint, Path 
         settings, tokenizer = task.recipe.text, dense.tokenizer()
         source = with_own_text(given_source(task.recipe), own_text)
         sequences = _split(task, source, shares_in(task), tokenizer)
-        assert_disjoint(sequences)
         ordinary = ordinary_tokens(tokenizer)
         for purpose, part in sequences.items():
             share = 0.0 if purpose == "evaluation" else settings.looking_back

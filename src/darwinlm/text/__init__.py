@@ -1,6 +1,5 @@
 """Text: sources, disjoint splits, packing, and checks that search never sees evaluation text."""
 
-from darwinlm.text.leakage import assert_disjoint as assert_disjoint
 from darwinlm.text.leakage import check_not_evaluation_text as check_not_evaluation_text
 from darwinlm.text.packing import document_hash as document_hash
 from darwinlm.text.sequences import TokenSequences as TokenSequences

@@ -1,18 +1,11 @@
-"""Guards against evaluating a model on text that it was made with."""
+"""Guard against text that benchmarks evaluate a model on."""
 
 from __future__ import annotations
 
 import re
-from itertools import combinations
-from typing import TYPE_CHECKING
 
 from darwinlm.runtime.errors import DataError
 from darwinlm.text.sources import HubSource, parse_source, parts_of
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from darwinlm.text.sequences import TokenSequences
 
 _BENCHMARK = re.compile(
     r"(?<![a-z0-9])(?:sciq|piqa|winogrande|ai2[-_ ]?arc|arc[-_ ]?(?:easy|challenge|e|c)|hellaswag|logiqa|boolq|mmlu|"
@@ -20,18 +13,6 @@ _BENCHMARK = re.compile(
 )
 """Lower-case names of evaluation benchmarks without a word for training after them. WikiText is ordinary text, of which
 only the test split is reserved."""
-
-
-def assert_disjoint(named: Mapping[str, TokenSequences]) -> None:
-    """Refuse two purposes that share a document. Raises DataError."""
-    for (first, one), (second, other) in combinations(named.items(), 2):
-        shared = len(set(one.document_hashes) & set(other.document_hashes))
-        if shared:
-            documents = "1 document" if shared == 1 else f"{shared} documents"
-            raise DataError(
-                f"{first} and {second} share {documents}, so results on one of them would look better than they are. "
-                "Split both from one source, or take them from sources that have nothing in common."
-            )
 
 
 def check_not_evaluation_text(source: str) -> None:
