@@ -111,7 +111,6 @@ GROUPED = {"num_key_value_heads": 4, "attention_bias": False, "head_dim": 8}
             {"mlp_only_layers": [], "norm_topk_prob": False},
             r"in llama.cpp they do\. transformers runs it",
         ),
-        ("qwen3", None, {"attention_bias": True}, "the export fails its check: llama.cpp"),
         ("qwen2_moe", None, {"hidden_size": 128, "mlp_only_layers": []}, r"q8_0 doesn't fit .*down_shexp.*\(24\)"),
         (
             "llama",
