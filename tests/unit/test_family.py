@@ -85,8 +85,6 @@ SANDWICH = {"name": "mlp", "inputs": ["up"], "output": "down", "norms": ["second
 
 def test_a_post_norm_goes_with_its_sub_layer():
     assert described(mlp=SANDWICH).mlp.post_norm == "third"
-    assert described(mlp=SANDWICH).mlp.input_norm == described().mlp.input_norm == "second"
-    assert described(mlp=SANDWICH | {"norms": ["third"]}).mlp.input_norm is None, "it reads the residual stream itself"
     with pytest.raises(ValidationError, match="post_normm"):
         described(post_normm="x")
 

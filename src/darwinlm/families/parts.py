@@ -65,11 +65,6 @@ class SubLayer(Closed):
         """Whether a tensor, by name inside the block, belongs to it; norms don't."""
         return name.partition(".")[0] in self.modules
 
-    @property
-    def input_norm(self) -> str | None:
-        """Norm of the input; None if the sub-layer reads the residual stream directly."""
-        return None if self.norms[0] == self.post_norm else self.norms[0]
-
 
 class Attention(SubLayer):
     """Names of an attention inside its block."""
