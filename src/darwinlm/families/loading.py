@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,6 @@ WORDS = ("backend", "tokenizer_class", "chat_template")
 """Fields that transformers never takes for a file, whatever lies in the current folder."""
 PROBE = "The river’s 3 banks, ├ 世界 🙂\n"
 """Text that every tokenizer must take; some damaged ones only fail on text, without an error of ours."""
-LISTED = 3
 UNUSABLE = (
     OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError,
     ImportError, SafetensorError, StrictDataclassError,
@@ -91,10 +90,11 @@ def check_loaded(loaded: Any, report: Mapping[str, Any], model: Path | str) -> N
     """Refuse weights that transformers made up or left out, and ones that aren't finite. Raises CheckpointError."""
     missing = sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])})
     if missing:
-        raise CheckpointError(f"{model} lacks {listed(missing)}: its weights aren't complete. Fetch the model again")
+        raise CheckpointError(f"{model} lacks the tensor {shorten(', '.join(missing), 200)}: fetch the model again")
     if surplus := sorted(report["unexpected_keys"]):
         raise CheckpointError(
-            f"{model} holds {listed(surplus)}, which a model with its config.json does not have: fetch the model again"
+            f"{model} holds the tensor {shorten(', '.join(surplus), 200)}, which a model with its config.json does not "
+            "have: fetch the model again"
         )
     check_finite(loaded.state_dict(), model)
 
@@ -112,13 +112,6 @@ def check_finite(tensors: Mapping[str, torch.Tensor], where: Path | str) -> None
                 f"{where}: the tensor {name} holds numbers that aren't finite (NaN or infinity): fetch the model "
                 "again, or set them to zero"
             )
-
-
-def listed(names: Iterable[str]) -> str:
-    """The first few names, and the number of further ones."""
-    all_names = list(names)
-    more = f" and {len(all_names) - LISTED} more" if len(all_names) > LISTED else ""
-    return f"the tensor{'s' if len(all_names) > 1 else ''} {', '.join(map(shorten, all_names[:LISTED]))}{more}"
 
 
 def load_tokenizer(folder: Path, config: Any = None, **more: Any) -> Any:

@@ -120,7 +120,7 @@ def block_tensors(reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Ten
         tensors[place] = _arranged(raw.float(), place, reshaper, layout, target)
     for fused, parts in FUSED.items():
         if fused in layout.architecture.fused:
-            tensors = _joined(tensors, parts, fused, layout)
+            tensors = _joined(tensors, parts, fused)
     return tensors
 
 
@@ -196,10 +196,10 @@ def _turned(tensor: Tensor, heads: int, reshaper: Reshaper, layout: Layout) -> T
 
 
 def _filled(tensor: Tensor, size: int, axis: int) -> Tensor:
-    """The tensor with zeros up to a size along an axis. Only one of a removed MLP, all zeros, may be larger."""
+    """The tensor with zeros up to a size along an axis."""
     shape = list(tensor.shape)
-    shape[axis] = max(size - shape[axis], 0)
-    return torch.cat([tensor, tensor.new_zeros(shape)], axis).narrow(axis, 0, size)
+    shape[axis] = size - shape[axis]
+    return torch.cat([tensor, tensor.new_zeros(shape)], axis)
 
 
 def _score_scale(reshaper: Reshaper, layout: Layout) -> float:
@@ -210,9 +210,7 @@ def _score_scale(reshaper: Reshaper, layout: Layout) -> float:
     return float((assumed / config.query_pre_attn_scalar) ** 0.5)
 
 
-def _joined(tensors: Tensors, parts: Sequence[str], name: str, layout: Layout) -> Tensors:
-    for odd in [odd for odd in tensors if odd.startswith(tuple(parts)) and odd.endswith(".bias")]:
-        raise _no_place(odd, layout)
+def _joined(tensors: Tensors, parts: Sequence[str], name: str) -> Tensors:
     pieces = [tensors.pop(f"{part}.weight") for part in parts if f"{part}.weight" in tensors]
     return tensors | ({f"{name}.weight": torch.cat(pieces)} if pieces else {})
 

@@ -7,16 +7,8 @@ from typing import Any
 from torch import Tensor
 
 
-def shared_gate(tensor: Tensor, _: Any) -> Tensor:
-    """The gate of a shared expert [1, m] as [m]; ones for a removed MLP.
-
-    llama.cpp computes the sigmoid of x as silu(x) / x in qwen2moe.
-    """
-    return tensor[0] if tensor.any() else tensor[0] + 1
-
-
 def first_row(tensor: Tensor, _: Any) -> Tensor:
-    """The only row of a correction (ERNIE 4.5)."""
+    """The only row of a correction (ERNIE 4.5), or of the gate of a shared expert."""
     return tensor[0]
 
 
