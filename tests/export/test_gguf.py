@@ -74,6 +74,7 @@ GEMMA4_MOE = {
     "hidden_size_per_layer_input": 0,
     "moe_intermediate_size": 64,
 }
+OTHERS = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
 GROUPED = {"num_key_value_heads": 4, "attention_bias": False, "head_dim": 8}
 
 
@@ -102,7 +103,7 @@ GROUPED = {"num_key_value_heads": 4, "attention_bias": False, "head_dim": 8}
         ("vaultgemma", {}, {"layer_types": ["full_attention"] * 3}, "llama.cpp has no architecture for this family"),
         ("gemma3_text", {}, {"layer_types": ["full_attention"] * 3}, "every 6. layer has no window"),
         ("gemma2", {}, {"layer_types": ["sliding_attention"] * 3}, "every 2. layer has no window"),
-        ("gemma2", {1: (0, 0, 0)}, {"layer_types": ["full_attention"] * 3}, "whole blocks were removed"),
+        ("gemma2", {1: (0, 0, 0)}, OTHERS, "whole blocks were removed"),
         ("gemma3_text", {}, {"layer_types": ["sliding_attention"] * 3, "final_logit_softcapping": 30.0}, "it caps"),
         ("qwen3_moe", {}, {"mlp_only_layers": [1]}, "some of its MLPs aren't mixtures of experts"),
         (

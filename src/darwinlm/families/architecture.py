@@ -41,8 +41,6 @@ class Architecture(Closed):
     bounds."""
     period: int | None = None
     """Distance of layers without a sliding window, if the others have one."""
-    fixed_period: bool = False
-    """Whether sliding layers have their own rotary embedding, so that the period is required even without a window."""
     fused: tuple[FusedTensor, ...] = ()
     """Tensors of several projections: Q, K and V, or both inputs of an MLP or of experts."""
     whole_depth: bool = False

@@ -177,7 +177,7 @@ def _features(stock: Architecture, checkpoint: Checkpoint, columns: int) -> tupl
     if "sliding_window_pattern" in stock.keys:
         window = int(config.sliding_window)
     elif stock.period is not None:
-        window = _window_of_some(stock, stock.period, config)
+        window = _window_of_some(stock.period, config)
     elif (seen := _window_of_all(config)) is not None:
         notes.append(
             f"its attention slides over a window of {seen} tokens, which llama.cpp doesn't support in all layers: up "
@@ -217,10 +217,9 @@ def _window_of_all(config: Any) -> int | None:
     return window if slides else None
 
 
-def _window_of_some(stock: Architecture, period: int, config: Any) -> int:
+def _window_of_some(period: int, config: Any) -> int:
     """The same for an architecture with a fixed order of sliding layers."""
     slide = [kind == "sliding_attention" for kind in config.layer_types]
-    as_known = slide == [bool((i + 1) % period) for i in range(len(slide))]
-    if not as_known and (stock.fixed_period or _window_of_all(config) is not None):
+    if slide != [bool((i + 1) % period) for i in range(len(slide))]:
         raise UnsupportedError(f"in llama.cpp every {period}. layer has no window, this model has another order")
-    return int(config.sliding_window) if as_known else int(config.max_position_embeddings)
+    return int(config.sliding_window)
