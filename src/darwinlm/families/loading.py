@@ -142,30 +142,22 @@ def load_tokenizer(folder: Path, config: Any = None, **more: Any) -> Any:
 
 
 def _check_settings(folder: Path) -> None:
-    """Check the settings of a tokenizer. Raises CheckpointError if a file is damaged, or names one elsewhere."""
-    for path in (folder / name for name in SETTINGS):
-        if not path.is_file():
-            continue
+    """Refuse settings of a tokenizer that are damaged, or name a file elsewhere.
+
+    Transformers would read a private file as the vocabulary, to be saved. It writes the place of a SentencePiece file
+    itself; a file with such a name is no secret. Raises CheckpointError.
+    """
+    for path in (folder / name for name in SETTINGS if (folder / name).is_file()):
         try:
             tree = load_json(path, TOKENIZER_BYTES)
+            if not isinstance(tree, dict):
+                raise ValueError(f"it holds a {type(tree).__name__}, not a mapping")  # noqa: TRY301, TRY004
         except (OSError, ValueError) as error:
             raise no_tokenizer(folder, ValueError(f"{path.name}: {shorten(error)}")) from error
-        if not isinstance(tree, dict):
-            raise no_tokenizer(folder, ValueError(f"{path.name} holds a {type(tree).__name__}, not a mapping"))
-        _check_paths(folder, path, tree)
-
-
-def _check_paths(folder: Path, path: Path, tree: dict[str, Any]) -> None:
-    """Refuse fields that name a file elsewhere: transformers would read a private one as the vocabulary, to be saved.
-
-    It writes the place of a SentencePiece file itself; a file with such a name is no secret.
-
-    Raises CheckpointError.
-    """
-    for name, value in tree.items():
-        if name in WORDS or ("token" in name and not name.endswith("_file")):
-            continue
-        for word in value if isinstance(value, list) else [value]:
+        fields = ((name, value if isinstance(value, list) else [value]) for name, value in tree.items())
+        for name, word in ((name, word) for name, words in fields for word in words):
+            if name in WORDS or ("token" in name and not name.endswith("_file")):
+                continue
             if not isinstance(word, str) or os.path.basename(word) in VOCABULARIES:  # noqa: PTH119 - any word
                 continue
             if os.path.isfile(word) and is_outside(folder, Path(word)):  # noqa: PTH113

@@ -59,16 +59,19 @@ class Format:
 
 @dataclass(frozen=True)
 class Packed:
-    """A quantised weight: its format, and the names of its numbers and scales."""
+    """A quantised weight: its format, the names of its numbers and scales, and the model's place for messages."""
 
     format: Format
     names: tuple[str, str]
+    where: Path | str
 
     def shape(self, stored: Mapping[str, tuple[str, Shape]]) -> Shape:
         """Its shape, from types and shapes by stored name. Raises CheckpointError."""
         for name, types in zip(self.names, self.format.types, strict=True):
             if stored[name][0] not in types.split():
-                raise CheckpointError(f"the tensor {shorten(name)} holds {stored[name][0]} numbers")
+                raise CheckpointError(
+                    f"{self.where}: the tensor {shorten(name)} holds {stored[name][0]} numbers: fetch the model again"
+                )
         return self._of(self.format.shape, *(stored[name][1] for name in self.names))
 
     def weight(self, stored: Callable[[str], Tensor]) -> Tensor:
@@ -79,7 +82,8 @@ class Packed:
         try:
             return formula(*arguments)
         except DAMAGED as error:
-            raise CheckpointError(f"the weight of {shorten(self.names[0])} is damaged: {first_line(error)}") from error
+            reason = f"the weight of {shorten(self.names[0])} is damaged: {first_line(error)}"
+            raise CheckpointError(f"{self.where}: {reason}: fetch the model again") from error
 
 
 def formats_of(plain: Mapping[str, Any], path: Path | str) -> tuple[Format, ...]:
@@ -121,7 +125,7 @@ def packed_weights(names: Iterable[str], formats: Sequence[Format], where: Path 
                 raise CheckpointError(
                     f"{where} holds {shorten(scales)} without {begin + each.values}: fetch the model again"
                 )
-            found.setdefault(begin + each.name, Packed(each, (begin + each.values, scales)))
+            found.setdefault(begin + each.name, Packed(each, (begin + each.values, scales), where))
     if formats and not found:
         marks = " or ".join(each.scales for each in formats)
         raise CheckpointError(

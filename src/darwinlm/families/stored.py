@@ -73,8 +73,7 @@ class Stored:
                         f"{self.shards.get(name, 'no file')}: fetch the model again"
                     )
         stored = {name: shards[shard][name] for name, shard in self.shards.items() if name in shards[shard]}
-        with self._usable():
-            shapes = {name: packed.shape(stored) for name, packed in self.packed.items()}
+        shapes = {name: packed.shape(stored) for name, packed in self.packed.items()}
         plain = {name: stored[name] for name in self.plain if name in stored}
         for name, (kind, _) in plain.items():
             if kind not in FLOATS and not is_buffer(name):
@@ -96,10 +95,7 @@ class Stored:
         stored = self._read(names, backend)
 
         def weight(name: str) -> torch.Tensor:
-            if name not in packed:
-                return stored.pop(name)
-            with self._usable():
-                return packed[name].weight(stored.pop).to(dtype)
+            return packed[name].weight(stored.pop).to(dtype) if name in packed else stored.pop(name)
 
         return weight
 
@@ -118,14 +114,6 @@ class Stored:
             with opened(self.folder / shard, backend) as stream:
                 stored |= {name: stream.get_tensor(name) for name in inside}
         return stored
-
-    @contextmanager
-    def _usable(self) -> Iterator[None]:
-        """Say of errors of quantised weights where they are."""
-        try:
-            yield
-        except CheckpointError as error:
-            raise CheckpointError(f"{self.folder}: {error}: fetch the model again") from error
 
 
 def is_buffer(name: str) -> bool:
