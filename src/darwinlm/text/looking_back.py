@@ -41,14 +41,9 @@ def with_repeats(tokens: torch.Tensor, *, share: float, seed: int, ordinary: NDA
     [n]. Text that no longer fits is dropped at the end of the sequence, and a special token at its beginning stays. The
     seed and a sequence's tokens determine its passages.
     """
-    if share == 0:
+    if share == 0 or not len(tokens):
         return tokens
-    sequences = tokens.numpy()
-    return torch.from_numpy(
-        np.stack([_with_repeats(sequence, share, seed, ordinary) for sequence in sequences])
-        if len(sequences)
-        else sequences
-    )
+    return torch.from_numpy(np.stack([_with_repeats(each, share, seed, ordinary) for each in tokens.numpy()]))
 
 
 def _with_repeats(

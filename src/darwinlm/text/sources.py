@@ -121,15 +121,14 @@ def parse_source(source: str) -> LocalSource | HubSource:
             )
         parts = match.groupdict()
         return HubSource(parts["name"], parts["config"], parts["split"] or "train", parts["field"])
-    path = Path(source).expanduser()
-    if _exists(path):
+    if path := _reached(source):
         return LocalSource(path)
-    stem, mark, field = source.rpartition("#")
-    if mark and stem and field and _exists(Path(stem).expanduser()):
-        return LocalSource(Path(stem).expanduser(), field)
+    stem, _, field = source.rpartition("#")
+    if field and stem and (path := _reached(stem)):
+        return LocalSource(path, field)
     raise DataError(
-        f"Text source '{shorten(source)}': there is no such file or folder. Check the path, or name a data "
-        "set as hf:owner/name."
+        f"Text source '{shorten(source)}': there is no such file or folder, or it can't be reached. Check the path, or "
+        "name a data set as hf:owner/name."
     )
 
 
@@ -138,23 +137,17 @@ def parts_of(source: str) -> list[str]:
     words, parts = source.split(","), list[str]()
     while words:
         paths = (",".join(words[:count]) for count in range(len(words), 1, -1))
-        parts.append(next(filter(_is_there, paths), words[0]))
+        parts.append(next(filter(_reached, paths), words[0]))
         words = words[parts[-1].count(",") + 1 :]
     return parts
 
 
-def _is_there(path: str) -> bool:
+def _reached(name: str) -> Path | None:
     try:
-        return Path(path).expanduser().exists()
+        path = Path(name).expanduser()
+        return path if path.exists() else None
     except (OSError, RuntimeError, ValueError):  # too long a name, of an unknown user, or with a zero byte
-        return False
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError as error:  # for example a name of 5,000 letters
-        raise DataError(f"Text source '{shorten(str(path))}': {error.strerror}. Check the path.") from error
+        return None
 
 
 def read_documents(
