@@ -71,7 +71,7 @@ class Architecture(Closed):
     large: int | None = None
     """Number of blocks of Gemma 27B, by which llama.cpp recognises it to scale its scores differently."""
     tensors: dict[str, str] = Field(default_factory=dict)
-    """Transforms in `quirks/` of tensors by their names in a block."""
+    """Transforms in `quirks/` of tensors by their names in a block, with spaces between several."""
     spelled: dict[str, str] = Field(default_factory=dict)
     """Ends of names, as the package `gguf` spells them."""
     activations: tuple[str, ...] = ("silu", "swish")

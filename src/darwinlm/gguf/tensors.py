@@ -147,7 +147,9 @@ def _separate(reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Iterato
 
     stored = dict(reshaper.block(target))
     for name in stored.keys() & layout.architecture.tensors.keys():
-        made = quirk(layout.architecture.tensors[name])(stored[name].float(), reshaper.checkpoint.config)
+        made: Any = stored[name].float()
+        for transform in layout.architecture.tensors[name].split():
+            made = quirk(transform)(made, reshaper.checkpoint.config)
         if isinstance(made, dict):
             del stored[name]
         stored |= made if isinstance(made, dict) else {name: made}

@@ -124,16 +124,12 @@ def pack_documents(
             raise _too_short(tokens, there, source, count)
 
     with parallel.agree():
-        if parallel.is_main() and not _holds(folder, tokens):
+        if parallel.is_main() and not ((folder / INDEX).exists() and read_as(folder / INDEX, _Index).tokens >= tokens):
             kind = np.dtype("<u2" if vocabulary <= 1 << 16 else "<u4")
             remedy = "choose another output folder, or lower recovery.tokens"
             check_room(folder, tokens * kind.itemsize, "the packed training text takes", remedy)
             write_atomically(folder / TOKENS, write)
             write_json(folder / INDEX, asdict(_Index(kind.str, tokens, file_digest(folder / TOKENS))))
-
-
-def _holds(folder: Path, tokens: int) -> bool:
-    return (folder / INDEX).exists() and read_as(folder / INDEX, _Index).tokens >= tokens
 
 
 def _too_short(tokens: int, there: int, source: str, documents: int) -> DataError:

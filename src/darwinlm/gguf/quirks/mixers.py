@@ -34,11 +34,6 @@ def tiled_single(tensor: Tensor, config: Any) -> Tensor:
     return tiled(tensor, config, 1)
 
 
-def tiled_decay(tensor: Tensor, config: Any) -> Tensor:
-    """One decay for each value head."""
-    return tiled(decay(tensor, config), config, 1)
-
-
 def tiled_columns(tensor: Tensor, config: Any) -> Tensor:
     """Columns of value heads."""
     return tiled(tensor.T, config).T
@@ -50,11 +45,6 @@ def tiled_values(tensor: Tensor, config: Any) -> Tensor:
     return torch.cat([tensor[:before], tiled(tensor[before:], config)])
 
 
-def tiled_convolution(tensor: Tensor, config: Any) -> Tensor:
-    """Filters of queries, keys and values."""
-    return tiled_values(convolution(tensor, config), config)
-
-
 def sections(reshaper: Any, layout: Any) -> list[int]:
     """Pairs of the rotary embedding that turn with time, height and width."""
     stated = reshaper.checkpoint.config.rope_parameters.get("mrope_section")
@@ -64,11 +54,6 @@ def sections(reshaper: Any, layout: Any) -> list[int]:
 def distance(reshaper: Any, _: Any) -> int:
     """Distance of attentions among other mixers."""
     return int(reshaper.checkpoint.config.layer_types.index("full_attention") + 1)
-
-
-def decay_column(tensor: Tensor, _: Any) -> Tensor:
-    """Logarithms [n] as negative decays [n, 1]."""
-    return decay(tensor, None)[:, None]
 
 
 def column(tensor: Tensor, _: Any) -> Tensor:
