@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, Mxfp4Config
 
 from darwinlm.export.run import export_model
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.shapes import module_shapes
 from darwinlm.recipe import UnitsSettings
 from darwinlm.runtime.artifact import open_tensors
 from darwinlm.runtime.errors import ExportError, RecipeError
