@@ -59,7 +59,7 @@ class ModelError(DarwinLMError):
 class FamilyError(ModelError):
     """The model's architecture isn't supported.
 
-    What to do: choose a supported family; the message lists them. `darwinlm evaluate` measures any family.
+    What to do: choose a supported family; the message lists them.
     """
 
 
