@@ -7,9 +7,12 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
 from math import prod
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from safetensors import SafetensorError
@@ -161,7 +164,10 @@ def _alone(path: Path) -> Iterator[Path]:
 
     Errors are reported as errors of the file.
     """
-    with tempfile.TemporaryDirectory(prefix="darwinlm-gguf-") as folder:
+    gguf = import_module("gguf")
+    # Transformers parses a file three times, two seconds each, and lists all names of tensors for every module.
+    once = {name: cache(getattr(gguf, name)) for name in ("GGUFReader", "get_tensor_name_map")}
+    with tempfile.TemporaryDirectory(prefix="darwinlm-gguf-") as folder, patch.multiple(gguf, **once):
         file = Path(folder, path.name)
         file.symlink_to(path.absolute())
         try:
