@@ -166,8 +166,9 @@ def _alone(path: Path) -> Iterator[Path]:
     """
     gguf = import_module("gguf")
     # Transformers parses a file three times, two seconds each, and lists all names of tensors for every module.
-    once = {name: cache(getattr(gguf, name)) for name in ("GGUFReader", "get_tensor_name_map")}
-    with tempfile.TemporaryDirectory(prefix="darwinlm-gguf-") as folder, patch.multiple(gguf, **once):
+    names = cache(gguf.get_tensor_name_map)
+    once = patch.multiple(gguf, GGUFReader=cache(gguf.GGUFReader), get_tensor_name_map=names)
+    with tempfile.TemporaryDirectory(prefix="darwinlm-gguf-") as folder, once:
         file = Path(folder, path.name)
         file.symlink_to(path.absolute())
         try:
