@@ -26,6 +26,7 @@ from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.compute import exact
 from darwinlm.runtime.errors import NumericsError, TimeLimitError
 from darwinlm.runtime.memory import memory_of
+from darwinlm.search.dense_side import ExpectedRows, LinearHead
 from darwinlm.search.modules import PlacedModules
 from darwinlm.streaming.hidden import HiddenMemory, HiddenStates
 from darwinlm.units.space import Allocation
@@ -86,7 +87,12 @@ class Fitness:
         at_once = (min(batch_tokens, CPU_TOKENS) if on_cpu else batch_tokens) // parallel.size()
         self._batch_sequences = max(1, at_once // self.sequence_length)
         self._known: dict[Allocation, dict[int, float]] = {}
-        self.dense = torch.cat(list(self._through(list(self.pieces(0, self.n_sequences)))))
+        streams = self._through(list(self.pieces(0, self.n_sequences)))
+        self.dense = torch.cat(list(streams))
+        with torch.no_grad(), self.decoder.with_head():
+            self._sides: list[ExpectedRows] = []
+            if (head := LinearHead.of(self.decoder)) is not None:
+                self._sides = [ExpectedRows(self.decoder, head, each.flatten(0, 1)) for each in streams]
 
     def pieces(self, begin: int, end: int) -> Iterator[Window]:
         """Parts of a range for one forward pass each, with fixed borders."""
@@ -208,15 +214,23 @@ class Fitness:
 
     def _losses(self, piece: Window, ends: Sequence[Tensor]) -> list[list[float]]:
         """Losses of the sequences of a piece, for each candidate's stream after the last block."""
+        if self._sides:
+            side, start = self._sides[piece[0] // self._batch_sequences], piece[0] % self._batch_sequences
+            divergence = torch.stack([side.kl(each.flatten(0, 1), start * self.sequence_length) for each in ends])
+        else:
+            divergence = self._compared(piece, ends)
+        losses = exact(divergence).view(len(ends), -1, self.sequence_length).sum(2, dtype=torch.float64).tolist()
+        return [[loss if math.isfinite(loss) else math.inf for loss in each] for each in losses]
+
+    def _compared(self, piece: Window, ends: Sequence[Tensor]) -> Tensor:
+        """KL of each token, [candidates, n], from logits that are no linear function of the head's input."""
         size = self.decoder.head_tokens
         dense, *candidates = (torch.split(each.flatten(0, 1), size) for each in (self.dense[slice(*piece)], *ends))
         found: list[list[Tensor]] = []
         for number, part in enumerate(dense):
             of_part = DenseDistribution(self.decoder.head(part))
             found.append([of_part.kl(self.decoder.head(each[number])) for each in candidates])
-        divergence = torch.stack([torch.cat(parts) for parts in zip(*found, strict=True)])
-        losses = exact(divergence).view(len(ends), -1, self.sequence_length).sum(2, dtype=torch.float64).tolist()
-        return [[loss if math.isfinite(loss) else math.inf for loss in each] for each in losses]
+        return torch.stack([torch.cat(parts) for parts in zip(*found, strict=True)])
 
 
 def _mean(losses: Sequence[float], sequence_length: int) -> float:

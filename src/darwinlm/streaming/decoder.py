@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from darwinlm.families.family import Family
 from darwinlm.families.parts import Mlp, ModuleKind, Part
-from darwinlm.runtime.compute import to_device
+from darwinlm.runtime.compute import exact, to_device
 from darwinlm.streaming.hidden import HiddenMemory, HiddenStates
 
 LOGIT_TOKENS, FEWEST_TOKENS = 512, 16
@@ -28,6 +28,9 @@ LOGIT_TOKENS, FEWEST_TOKENS = 512, 16
 CPU_LOGITS = 24 << 20
 """Maximum bytes of such logits on a CPU. glibc returns larger allocations to the system each time, and page faults are
 slow."""
+
+LARGE = 1e4
+"""Size of artificial logits, far above any soft cap."""
 
 
 def head_tokens(logits: int, *, on_cpu: bool) -> int:
@@ -247,6 +250,42 @@ class Decoder:
             token = to_device(torch.zeros(1, 1, dtype=torch.int64), self.device)
             logits: Tensor = self.model(input_ids=token, use_cache=False).logits
         return logits[0]
+
+    def head_inputs(self, hidden: Tensor) -> Tensor:
+        """Inputs of the output embedding, [n, m], for residual streams after the last block, [n, m]."""
+        inputs: list[Tensor] = []
+
+        def record(_: nn.Module, given: tuple[Tensor]) -> None:
+            inputs.append(given[0])
+            raise _AllRecorded
+
+        hook = self.model.get_output_embeddings().register_forward_pre_hook(record)
+        try:
+            self.head(hidden)
+        except _AllRecorded:
+            return inputs[0][0]
+        finally:
+            hook.remove()
+        raise AssertionError("the model's forward never reached its output embedding")
+
+    @torch.no_grad()
+    def logit_scale(self) -> float | None:
+        """Factor on the results of the output embedding; None if the logits aren't a multiple of them."""
+        inputs: list[Tensor] = []
+
+        def replace(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+            inputs.append(torch.linspace(-LARGE, LARGE, output.numel(), dtype=output.dtype, device=output.device))
+            return inputs[0].view(output.shape)
+
+        hook = self.model.get_output_embeddings().register_forward_hook(replace)
+        try:
+            hidden = torch.zeros(1, self.model.config.hidden_size, dtype=self.dtype, device=self.device)
+            logits = exact(self.head(hidden).flatten()).double()
+        finally:
+            hook.remove()
+        given = exact(inputs[0]).double()
+        scale = float(logits @ given / (given @ given))  # over all entries, so that rounding averages out
+        return scale if torch.allclose(logits, scale * given, rtol=2.0**-6, atol=0.0) else None
 
     @contextmanager
     def _stand_ins(self, stand_ins: dict[int, nn.Module]) -> Iterator[None]:
