@@ -68,6 +68,7 @@ def test_a_line_that_cannot_be_read(command, words):
         ("prune model --size 75%", "No such option: --size; use --keep"),
         ("plan model --gpu h100", "use --device"),
         ("demo --gpu", "use --set compute.device=cuda"),
+        ("demo --keep 75%", "--keep is an option of darwinlm plan, darwinlm prune"),
         ("chat model --prompt hi", "use a pipe: echo 'hi' | darwinlm chat MODEL"),
         ("compress model", "No such command 'compress'; use prune"),
         ("eval model", "Did you mean 'evaluate'?"),

@@ -31,18 +31,26 @@ WORDS = (
     ("--overwrite", "--force --yes"),
     ("--set SETTING=VALUE; recipe.default.yaml lists the settings", "--seed --batch-size --lr --learning-rate"),
     ("the model alone, without an option", "--model --path --input"),
+    ("a tokenizer.json: a checkpoint's code never runs here", "--trust-remote-code --allow-remote-code"),
     ("a pipe: echo 'hi' | darwinlm chat MODEL", "--prompt --question --message"),
 )
 
 
 def meant(error: Any, message: str) -> str:
-    """The message of a usage error, which names our word for an unknown one."""
+    """The message of a usage error, which names our word for an unknown one, or the commands that have the option."""
     unknown = re.match(r"No such (?:command|option):? '?([\w-]+)'?", message)
     if unknown is None:
         return message
-    typed, command = unknown[1], error.ctx.command
-    here = set() if hasattr(command, "commands") else {option for each in command.params for option in each.opts}
-    for word in (word for word, others in WORDS if typed in others.split()):
+    typed, group = unknown[1], error.ctx.find_root().command
+    options = {
+        name: {option for each in command.params for option in each.opts if option.startswith("--")}
+        for name, command in getattr(group, "commands", {}).items()
+    }
+    here = options.get(error.ctx.command.name, set())  # none for an unknown command
+    ours = [word for word, others in WORDS if typed in others.split()]
+    for word in ours:
         if not here or not word.startswith("--") or re.split("[ ,]", word)[0] in here:
             return f"{unknown[0]}; use {word}"
-    return message
+    wanted = ours[0] if ours else typed
+    having = [f"darwinlm {name}" for name, known in options.items() if wanted in known]
+    return f"{unknown[0]}; {wanted} is an option of {', '.join(having)}" if having else message
