@@ -87,9 +87,11 @@ def test_only_blocks_of_code_count(monkeypatch, ending, tokenizer):
 def test_a_models_code_against_the_dense_ones():
     dense = ["x = 1", "def f(:", "y = [\n  1]", None, "z"]
     figures = compare_code(["x  =  1  # one", "a\0b", None, "x", "(" * 500 + ")" * 500], dense)
-    assert (figures.tasks, figures.parsed) == (4, 0.25)
-    assert compare_code(dense, dense).model_dump() == {"tasks": 4, "parsed": 0.75}
+    assert (figures.tasks, figures.parsed, figures.same) == (4, 0.25, 0.25)
+    assert compare_code(dense, dense).model_dump() == {"tasks": 4, "parsed": 0.75, "same": 0.75}
     assert compare_code(["x"], [None]) is None
+    documented = 'def f():\n    """Says what."""\n    return 1'
+    assert compare_code([documented], ["def f(): return 1  # one"]).same == 1
 
 
 def test_a_model_that_writes_no_code_has_no_figures(ending, tokenizer):

@@ -1,4 +1,4 @@
-"""Coding answers: share of a model's functions that parse as Python.
+"""Coding answers: share of a model's functions that parse as Python, and that are those of the dense model.
 
 Each of 32 prompts asks for a small function. Answers are greedy, and no code is run. Only prompts that the dense model
 answers with a block of code count, so that a model that doesn't write code has no figures.
@@ -79,15 +79,31 @@ def write_code(model: Any, tokenizer: Any) -> list[str | None]:
 
 def compare_code(codes: Sequence[str | None], dense: Sequence[str | None]) -> CodeFigures | None:
     """Figures of a model's blocks, on the tasks for which `dense` has one; None if it has none."""
-    asked = [code for code, other in zip(codes, dense, strict=True) if other is not None]
-    return CodeFigures(tasks=len(asked), parsed=sum(map(parses, asked)) / len(asked)) if asked else None
+    pairs = [(parsed(code), parsed(other)) for code, other in zip(codes, dense, strict=True) if other is not None]
+    if not pairs:
+        return None
+    parse, same = (
+        [code is not None for code, _ in pairs],
+        [code is not None and code == other for code, other in pairs],
+    )
+    return CodeFigures(tasks=len(pairs), parsed=sum(parse) / len(pairs), same=sum(same) / len(pairs))
 
 
-def parses(code: str | None) -> bool:
-    """Whether some code is Python."""
+def parsed(code: str | None) -> str | None:
+    """The syntax tree of some code, without comments, docstrings and layout; None if it isn't Python."""
+    if code is None:
+        return None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)
-            return code is not None and bool(ast.parse(code))
+            tree = ast.parse(code)
+        for node in ast.walk(tree):
+            if isinstance(body := getattr(node, "body", None), list):
+                node.body = [each for each in body if not _is_string(each)]  # type: ignore[attr-defined]
+        return ast.dump(tree)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
+        return None
+
+
+def _is_string(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)

@@ -126,10 +126,11 @@ class FileChoice(Figures):
 
 
 class CodeFigures(Figures):
-    """Share of answers to coding tasks whose code parses as Python."""
+    """Shares of answers to coding tasks whose code parses as Python, and whose code is that of the dense model."""
 
     tasks: int
     parsed: float
+    same: float
 
 
 class ChatFigures(Figures):
