@@ -288,7 +288,7 @@ def moments(setup: Setup) -> None:
 
     seconds = setup.seconds(add_all, 1)
     rate = batches * 2 * tokens * width**2 / seconds / 1e12
-    setup.fast("moments", "second moments", rate, "TFLOP/s", 20.0)
+    setup.fast("moments", "second moments", rate, "TFLOP/s", 150.0)
     setup.peak("moments")
 
 

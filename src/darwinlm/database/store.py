@@ -56,8 +56,7 @@ class DatabaseReader(ModuleReader):
         self.device = device
         self.reads = 0
         self._small: dict[int, dict[str, Tensor]] = {}
-        self._last: dict[tuple[ModuleKind, bool], tuple[tuple[int, int], tuple[NestedFactors, ...]]] = {}
-        """Block, variant and factors of the last module of a kind, and of the last with all columns."""
+        self._of_block: dict[tuple[int, ModuleKind, int], tuple[NestedFactors, ...]] = {}  # the last one
         memory = memory_of(device)
         self._factors: Bounded[tuple[int, ModuleKind, int], tuple[NestedFactors, ...]] = memory.watch(
             Bounded(lambda factors: sum(each.nbytes for each in factors), partial(memory.room, "factors"), scanned=True)
@@ -77,16 +76,14 @@ class DatabaseReader(ModuleReader):
 
     def factors(self, block: int, kind: ModuleKind, variant: int) -> tuple[NestedFactors, ...]:
         """Factors of one variant of a module: one for each expert of a mixture, else one. Raises ArtifactError."""
-        key, own = (block, kind, variant), (kind, variant == variants(self.shapes[block, kind], self.units)[-1])
-        last = self._last.get(own)
-        factors = last[1] if last is not None and last[0] == (block, variant) else self._factors.get(key)
+        key = (block, kind, variant)
+        self._of_block = {each: found for each, found in self._of_block.items() if each[0] == block}
+        factors = self._of_block.get(key) or self._factors.get(key)
         if factors is None:
-            # Those of another block make room first.
-            self._last = {each: found for each, found in self._last.items() if found[0][0] == block and each != own}
             factors = self._computed(block, kind, variant)
-            if not self._factors.put(key, factors) and own[1]:
+            if not self._factors.put(key, factors) and variant == variants(self.shapes[block, kind], self.units)[-1]:
                 self._spill(block, kind, factors)
-        self._last[own] = (block, variant), factors
+        self._of_block[key] = factors
         return factors
 
     def spill_into(self, folder: Path) -> None:
@@ -111,7 +108,7 @@ class DatabaseReader(ModuleReader):
 
         If it is all of them, main memory is released too.
         """
-        self._last = {}
+        self._of_block = {}
         if reserve == ALL:
             self._stored.clear()
         self._factors.reserve(reserve)

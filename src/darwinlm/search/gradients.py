@@ -35,11 +35,9 @@ from darwinlm.runtime.errors import NumericsError
 from darwinlm.runtime.memory import kept_memory, memory_of
 from darwinlm.search.fitness import Fitness, Window
 from darwinlm.streaming.decoder import Removed
+from darwinlm.streaming.gradients import HEAD_TOKENS
 from darwinlm.streaming.hidden import HiddenStates
 from darwinlm.units.space import Allocation
-
-GRADIENT_TOKENS = 128
-"""Tokens whose logits and gradients are in memory at once."""
 
 
 class Gradients:
@@ -126,7 +124,7 @@ class Gradients:
     def _behind_last_block(self, hidden: Tensor, dense: Tensor) -> Tensor:
         """Gradient of the summed KL at the stream after the last block."""
         gradients = []
-        both = (torch.split(each.flatten(0, 1), GRADIENT_TOKENS) for each in (hidden, dense))
+        both = (torch.split(each.flatten(0, 1), HEAD_TOKENS) for each in (hidden, dense))
         for part, same in zip(*both, strict=True):
             p = self.decoder.head(same).softmax(-1, dtype=torch.float32)
             with torch.enable_grad():

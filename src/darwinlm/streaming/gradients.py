@@ -30,7 +30,7 @@ from darwinlm.streaming.outputs import norm_divisor, norm_gain, output_projectio
 from darwinlm.streaming.stream import BlockStream
 
 HEAD_TOKENS = 128
-"""Tokens whose logits are in memory at once."""
+"""Tokens whose logits and gradients are in memory at once."""
 
 
 def output_gradients(

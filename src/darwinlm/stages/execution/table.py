@@ -15,9 +15,9 @@ from darwinlm.evaluation.looking_back import number_of_lists
 from darwinlm.gguf.read import conversion_bytes
 from darwinlm.recovery.losses import needs_dense
 from darwinlm.runtime import parallel
-from darwinlm.search.gradients import GRADIENT_TOKENS
 from darwinlm.stages.execution.sizes import Sizes
 from darwinlm.streaming.decoder import head_tokens
+from darwinlm.streaming.gradients import HEAD_TOKENS
 from darwinlm.streaming.hidden import STREAMS
 from darwinlm.surgery.refit import STRENGTHS
 from darwinlm.text.amounts import amount_for_pruning, amount_for_recovery, gradient_tokens
@@ -82,6 +82,7 @@ class _Stages:
         self.head, self.block = float(sizes.vocabulary * sizes.width * sizes.size), float(sizes.block * sizes.size)
         self.widest = max(float(shape.width) for shape in sizes.shapes)
         self.slow = EXACT[sizes.size] if on_cpu else EXACT_ON_GPU
+        self.exact = self.slow if on_cpu else 1.0  # of second moments, of which half is computed
         n = head_tokens(sizes.vocabulary * sizes.size, on_cpu=on_cpu)
         self.compared = n * sizes.vocabulary * (4.0 + 2 * sizes.size)  # logits of two models, and probabilities
         self.smaller = 2 + bool(self.recipe.refit.tokens or self.recipe.recovery.tokens)
@@ -165,7 +166,7 @@ class _Stages:
             d, experts, orders = float(shape.width), max(shape.experts, 1), max(shape.experts, 1)
             if shape.kind != "mlp" and (count := len(variants(shape, self.recipe.units))) > 1:
                 orders = count + 1  # heads are ranked first
-            work += self.slow * tokens * d * d + self.slow * orders * (10 / 3 * d**3 + 4 * d * d * r)
+            work += self.exact * tokens * d * d + self.slow * orders * (10 / 3 * d**3 + 4 * d * d * r)
             if shape.experts:  # trials without some of them
                 work += 12 * experts * sizes.operations(min(tokens / 3, 4096), 1 / sizes.depth, heads=1)
             moments[shape.block] = moments.get(shape.block, 0.0) + 4 * experts * d * d
@@ -196,7 +197,7 @@ class _Stages:
         work += sizes.operations(guided * times * window, k, blocks=3, heads=3)
         streams = min((offspring + 2) * float(fitness * sizes.width * sizes.size), STREAMS)
         held = (self.backward if guided else self.passing) | {"heads": self.head, "candidates' streams": streams}
-        held["logits"] = max(16.0 * GRADIENT_TOKENS * sizes.vocabulary, self.compared)
+        held["logits"] = max(16.0 * HEAD_TOKENS * sizes.vocabulary, self.compared)
         held |= {"factors of one module": 4 * self.widest * (self.widest + 4 * sizes.width), "blocks": 3 * self.block}
         if settings.training_needed:
             own = (12 + 2 * sizes.size) * sizes.kept * sizes.blocks
@@ -209,7 +210,7 @@ class _Stages:
         tokens, d = self.recipe.refit.tokens + held_out, self.widest  # a module may stay whole
         work = sizes.operations(tokens, 1 + k) + sizes.operations(len(STRENGTHS) * held_out, k, heads=2)
         for width in (shape.width * k for shape in sizes.shapes):
-            work += self.slow * tokens * width * (width + 2 * r) + self.slow * 2 * (width**3 / 3 + 4 * width**2 * r)
+            work += self.exact * tokens * width * (width + 2 * r) + self.slow * 2 * (width**3 / 3 + 4 * width**2 * r)
         fitting = self.passing | {"blocks": (2 + 2 * k) * self.block, "moments of one module": d * (20 * d + 32 * r)}
         held = largest(fitting, {"heads": 2 * self.head, "logits": self.compared})
         return "refit", work, self._streams(tokens, 4) | held
