@@ -33,7 +33,6 @@ from darwinlm.pipeline import plan as plan_of
 from darwinlm.runs.demo import demo_recipe
 from darwinlm.runtime.console import Reporter
 from darwinlm.search.fitness import Fitness
-from darwinlm.search.module_losses import local_errors
 from darwinlm.search.modules import PlacedModules
 from darwinlm.search.propose import knapsack_start, level_switch
 from darwinlm.stages.execution.run import Run
@@ -112,7 +111,7 @@ def measure_rate(options: argparse.Namespace) -> None:
     run = open_run(demo_recipe(tuple(options.set or ())), options.out, Reporter(), until="database")
     inputs = read_inputs(run)
     dense, plan, reader = inputs.dense, plan_of(run, inputs), build(run, inputs).reader
-    parent = knapsack_start(plan, local_errors(plan.space, reader))
+    parent = knapsack_start(plan, reader.local_errors(plan.space))
     rng = random.Random(0)
     seen = {parent}
     for _ in range(options.offspring):

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from darwinlm.database.store import DatabaseReader
 from darwinlm.families.parts import KINDS
 from darwinlm.runtime.errors import BudgetError, FamilyError
-from darwinlm.search.module_losses import local_errors
 from darwinlm.search.problem import Problem
 from darwinlm.search.propose import filled, knapsack_start, uniform_allocations
 from darwinlm.units.space import Allocation
@@ -73,7 +72,7 @@ def least_local_error(problem: Problem, database: DatabaseReader) -> Allocation:
     ZipLM's structured SPDY search minimises the same sum by a dynamic programme over discretised costs (arXiv
     2302.04089, section 3.2). Here a multiple-choice knapsack with the exact costs minimises it.
     """
-    return knapsack_start(problem, local_errors(problem.space, database))
+    return knapsack_start(problem, database.local_errors(problem.space))
 
 
 def equal_experts(problem: Problem) -> Allocation:

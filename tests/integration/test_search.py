@@ -16,7 +16,6 @@ from darwinlm.runtime.artifact import read_json, read_tensors
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import ArtifactError
 from darwinlm.search.fitness import Fitness
-from darwinlm.search.module_losses import estimated_losses, local_errors
 from darwinlm.search.state import SearchState
 
 
@@ -175,8 +174,8 @@ def test_local_errors_stand_for_estimates_that_are_missing(tiny_llama, make_run,
     said = Console(record=True, file=io.StringIO(), width=200)
     found = searched(make_run(tiny_llama, tmp_path / "out", PLAIN, reporter=Reporter(said)))
     space, reader = found.plan.space, found.database.reader
-    assert estimated_losses(space, reader) is None
-    assert all(any(error > 0 for error in row) for row in local_errors(space, reader))
+    assert reader.estimated_losses(space) is None
+    assert all(any(error > 0 for error in row) for row in reader.local_errors(space))
     assert (
         "the database has no estimated losses (database.metric=loss has), so local errors are used"
         in said.export_text()

@@ -27,6 +27,7 @@ from darwinlm.runtime.mapped import in_file
 from darwinlm.runtime.memory import ALL, CPU, Bounded, memory_of
 from darwinlm.units.levels import Level, variants
 from darwinlm.units.modules import ModuleReader
+from darwinlm.units.space import PerLevel, SearchSpace
 
 DISK_SHARE = 0.5
 """Share of the free disk for targets of factors that don't fit into the memory of a CPU."""
@@ -193,6 +194,16 @@ class DatabaseReader(ModuleReader):
             return dropped + float(curves[:, 0].sum()) * self._narrowed(curves, level, block)
         shared = self._curves(block).get(f"{kind}.shared_loss", 0.0) if not level.width else 0.0
         return float(curves[..., level.width].sum() + shared)
+
+    def local_errors(self, space: SearchSpace) -> PerLevel:
+        """Relative local error of every level of every module."""
+        return [[self.error(module.block, module.kind, level) for level in module.levels] for module in space.modules]
+
+    def estimated_losses(self, space: SearchSpace) -> PerLevel | None:
+        """Loss of every level of every module alone, in nats per token; None where the database has no estimates."""
+        rows = [[self.loss(module.block, module.kind, level) for level in module.levels] for module in space.modules]
+        known = [[loss for loss in row if loss is not None] for row in rows]
+        return known if known == rows else None
 
     def _dropped(self, curves: Tensor, level: Level, block: int) -> float:
         """Sum over the experts that a level removes, from curves [e, p + 1]."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from darwinlm.families.checkpoint import Checkpoint
@@ -26,7 +25,7 @@ from darwinlm.recipe import BudgetSettings, Recipe
 from darwinlm.recipe.quantisation import WRITTEN
 from darwinlm.runtime.errors import BudgetError, RecipeError
 from darwinlm.search.problem import Budget
-from darwinlm.units.cost import CostModel, byte_costs, parameter_costs
+from darwinlm.units.cost import CostModel, parameter_costs
 from darwinlm.units.space import SearchSpace
 
 
@@ -74,13 +73,16 @@ class Rule:
 
 
 def _bytes(model: Counted) -> CostModel:
-    return byte_costs(
-        model.space,
-        outside=model.outside,
-        itemsize=model.itemsize,
-        kv_bytes=_kv_bytes(model),
-        buffers=model.checkpoint.buffer_bytes,
-    )
+    """Bytes of weights, saved buffers and the KV cache."""
+    modules, kv_bytes, costs = model.space.modules, _kv_bytes(model), []
+    for module in modules:
+        kv = [kv_bytes(module.block, level.groups) if module.kind == "attention" else 0 for level in module.levels]
+        costs.append(
+            tuple(level.params * model.itemsize + extra for level, extra in zip(module.levels, kv, strict=True))
+        )
+    attending = {module.block for module in modules if module.kind == "attention"}
+    kept = sum(kv_bytes(block, 0) for block in range(model.checkpoint.n_blocks) if block not in attending)
+    return CostModel("bytes", tuple(costs), model.outside * model.itemsize + kept + model.checkpoint.buffer_bytes)
 
 
 def _file(model: Counted) -> CostModel:
@@ -128,8 +130,8 @@ RULES: dict[str, Rule] = {
 """Rules by the names of the recipe's bounds."""
 
 
-def _kv_bytes(model: Counted) -> list[Callable[[int], int]]:
-    """For each block the bytes of its keys and values in the saved model's cache, from its number of KV heads.
+def _kv_bytes(model: Counted) -> Callable[[int, int], int]:
+    """Bytes of a block's keys and values in the saved model's cache, from its number of KV heads.
 
     A block that determines positions caches one head even without attention. Sliding windows hold fewer tokens, and
     blocks that reuse others' keys and values none.
@@ -149,7 +151,7 @@ def _kv_bytes(model: Counted) -> list[Callable[[int], int]]:
         elements = latent or 2 * heads * (columns.get(block) or head_dim(config, block))
         return elements * tokens * model.itemsize
 
-    return [partial(of_block, block) for block in range(checkpoint.n_blocks)]
+    return of_block
 
 
 def latent_columns(config: Any) -> int:

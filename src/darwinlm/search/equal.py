@@ -52,7 +52,10 @@ class EqualLayers:
         """
         found = sorted(each for sizes in self.sizes for each in self._at(sizes, losses))
         if not found:
-            raise self._nothing()
+            raise BudgetError(
+                f"no model with equal layers has at most {self.cost.words(self.upper + self.cost.fixed)}: raise the "
+                "budget, or set search.layers=unequal"
+            )
         return list(dict.fromkeys(allocation for _, allocation in found))
 
     def _at(self, sizes: tuple[Allocation, ...], losses: PerLevel) -> Iterator[tuple[float, Allocation]]:
@@ -102,11 +105,9 @@ class EqualLayers:
 
     def _widest(self, sizes: tuple[Allocation, ...], gone: set[int]) -> Allocation | None:
         """The widest MLPs within the budget without these blocks."""
-        fitting = [each for each in (self._without(one, gone) for one in sizes) if self._fits(each)]
+        limit = self.upper + self.cost.fixed
+        fitting = [each for each in (self._without(one, gone) for one in sizes) if self.cost.of(each) <= limit]
         return fitting[-1] if fitting and len(gone) <= self.most_removed else None
-
-    def _fits(self, allocation: Allocation) -> bool:
-        return self.cost.of(allocation) - self.cost.fixed <= self.upper
 
     def neighbours(self, parent: Allocation) -> list[Allocation]:
         """Allocations with other attentions or experts, one removed block more, less, or exchanged."""
@@ -119,12 +120,6 @@ class EqualLayers:
         sets += [gone - {old} | {new} for old, new in product(gone, there)]
         found = [self._widest(own, each) for each in sets] + [self._widest(sizes, gone) for sizes in self.sizes]
         return [each for each in dict.fromkeys(found) if each is not None and each != parent]
-
-    def _nothing(self) -> BudgetError:
-        return BudgetError(
-            f"no model with equal layers has at most {self.cost.words(self.upper + self.cost.fixed)}: raise the "
-            "budget, or set search.layers=unequal"
-        )
 
 
 def _removed(whole: np.ndarray, change: np.ndarray, order: np.ndarray) -> np.ndarray:

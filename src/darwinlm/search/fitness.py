@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.evaluation.divergence import DenseDistribution
+from darwinlm.evaluation.divergence import DenseDistribution, log_probabilities, summed_kl
 from darwinlm.runtime import parallel
 from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.compute import exact
@@ -28,6 +28,8 @@ from darwinlm.runtime.errors import NumericsError, TimeLimitError
 from darwinlm.runtime.memory import memory_of
 from darwinlm.search.dense_side import ExpectedRows, LinearHead
 from darwinlm.search.modules import PlacedModules
+from darwinlm.streaming.chunks import LossOf
+from darwinlm.streaming.decoder import Decoder
 from darwinlm.streaming.hidden import HiddenMemory, HiddenStates
 from darwinlm.units.space import Allocation
 
@@ -231,6 +233,17 @@ class Fitness:
             of_part = DenseDistribution(self.decoder.head(part))
             found.append([of_part.kl(self.decoder.head(each[number])) for each in candidates])
         return torch.stack([torch.cat(parts) for parts in zip(*found, strict=True)])
+
+
+def kl_of_pieces(decoder: Decoder, dense: Tensor) -> LossOf:
+    """Summed KL(dense ‖ model) of pieces of tokens, from both streams after the last block, [n, m]."""
+
+    def loss(piece: slice, hidden: Tensor) -> Tensor:
+        with torch.no_grad():
+            expected = log_probabilities(decoder.head(dense[piece]))
+        return summed_kl(decoder.head(hidden), expected)
+
+    return loss
 
 
 def _mean(losses: Sequence[float], sequence_length: int) -> float:

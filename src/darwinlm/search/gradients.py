@@ -33,7 +33,8 @@ from darwinlm.runtime import parallel
 from darwinlm.runtime.compute import exact
 from darwinlm.runtime.errors import NumericsError
 from darwinlm.runtime.memory import kept_memory, memory_of
-from darwinlm.search.fitness import Fitness, Window
+from darwinlm.search.fitness import Fitness, Window, kl_of_pieces
+from darwinlm.streaming.chunks import chunked_gradient
 from darwinlm.streaming.decoder import Removed
 from darwinlm.streaming.gradients import HEAD_TOKENS
 from darwinlm.streaming.hidden import HiddenStates
@@ -123,17 +124,7 @@ class Gradients:
 
     def _behind_last_block(self, hidden: Tensor, dense: Tensor) -> Tensor:
         """Gradient of the summed KL at the stream after the last block."""
-        gradients = []
-        both = (torch.split(each.flatten(0, 1), HEAD_TOKENS) for each in (hidden, dense))
-        for part, same in zip(*both, strict=True):
-            p = self.decoder.head(same).softmax(-1, dtype=torch.float32)
-            with torch.enable_grad():
-                before = part.detach().requires_grad_()
-                logits = self.decoder.head(before)
-            # d KL / d logits is the difference of the distributions.
-            towards = logits.detach().softmax(-1, dtype=torch.float32).sub_(p).to(logits.dtype)
-            gradients += torch.autograd.grad(logits, before, towards)
-        return torch.cat(gradients).view(hidden.shape)
+        return chunked_gradient(kl_of_pieces(self.decoder, dense.flatten(0, 1)), hidden, HEAD_TOKENS)
 
     def _watched(self, index: int) -> _Watched | None:
         """A module whose slopes can be computed; None for fixed modules and mixtures."""

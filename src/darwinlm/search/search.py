@@ -25,7 +25,6 @@ from darwinlm.search.equal import EqualLayers
 from darwinlm.search.evolution import Guide, evolve
 from darwinlm.search.fitness import Clock, Fitness
 from darwinlm.search.gradients import Gradients
-from darwinlm.search.module_losses import estimated_losses, local_errors
 from darwinlm.search.modules import PlacedModules
 from darwinlm.search.prediction import Curvature, removed_together
 from darwinlm.search.problem import Problem
@@ -75,8 +74,8 @@ def search(
     sequences = -(-settings.fitness_needed // texts["fitness"].shape[1])
     memory = HiddenMemory(folder)
     fitness = Fitness(placed, texts["fitness"][:sequences], batch_tokens=batch_tokens, memory=memory)
-    estimates = estimated_losses(problem.space, database)
-    losses = local_errors(problem.space, database) if estimates is None else estimates
+    estimates = database.estimated_losses(problem.space)
+    losses = database.local_errors(problem.space) if estimates is None else estimates
     guide = None
     if settings.method == "gradient":
         if estimates is None:

@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from darwinlm.evaluation.divergence import log_probabilities, summed_kl
 from darwinlm.runtime import parallel
 from darwinlm.runtime.memory import CPU, kept_memory, memory_of
-from darwinlm.search.fitness import Fitness
+from darwinlm.search.fitness import Fitness, kl_of_pieces
 from darwinlm.search.modules import PlacedModules
 from darwinlm.search.student import Student
 from darwinlm.streaming.chunks import chunked_loss
@@ -153,10 +152,5 @@ class CandidateTrainer:
         hidden = self._last(rows).flatten(0, 1)
         if not hidden.requires_grad:
             return
-
-        def loss_of(part: slice, x: Tensor) -> Tensor:
-            with torch.no_grad():
-                expected = log_probabilities(self.decoder.head(dense[part]))
-            return summed_kl(self.decoder.head(x), expected) / count
-
-        chunked_loss(loss_of, hidden, (), LOGIT_TOKENS).backward()  # type: ignore[no-untyped-call]
+        loss = chunked_loss(kl_of_pieces(self.decoder, dense), hidden, (), LOGIT_TOKENS) / count
+        loss.backward()  # type: ignore[no-untyped-call]

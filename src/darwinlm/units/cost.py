@@ -6,17 +6,14 @@ part for everything that isn't pruned. So knapsack, mutation and evolution work 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from darwinlm.runtime import amounts
-from darwinlm.units.space import PerLevel, SearchSpace
+from darwinlm.units.space import SearchSpace
 
 Costs = tuple[tuple[int, ...], ...]
-
-STEPS = 1_000_000
-"""Resolution of times as parts of the whole; the knapsack's solver is exact for integers of this size."""
 
 
 @dataclass(frozen=True)
@@ -62,30 +59,3 @@ def parameter_costs(space: SearchSpace, *, fixed: int | None = None) -> CostMode
     """Parameters of the blocks, or of the whole model if those outside the blocks are given as `fixed`."""
     costs = tuple(tuple(level.params for level in module.levels) for module in space.modules)
     return CostModel("block parameters" if fixed is None else "parameters", costs, fixed or 0)
-
-
-def byte_costs(
-    space: SearchSpace, *, outside: int, itemsize: int, kv_bytes: Sequence[Callable[[int], int]], buffers: int = 0
-) -> CostModel:
-    """Costs in bytes of weights and KV cache.
-
-    `itemsize` is that of a saved weight. `kv_bytes` give the bytes of a block's keys and values, from its number of KV
-    heads. `buffers` are saved tensors that aren't parameters, in bytes.
-    """
-    costs = []
-    without_attention = set(range(len(kv_bytes)))
-    for module in space.modules:
-        attention = module.kind == "attention"
-        if attention:
-            without_attention.discard(module.block)
-        kv = [kv_bytes[module.block](level.groups) if attention else 0 for level in module.levels]
-        costs.append(tuple(level.params * itemsize + extra for level, extra in zip(module.levels, kv, strict=True)))
-    kept = sum(kv_bytes[block](0) for block in without_attention)
-    return CostModel("bytes", tuple(costs), outside * itemsize + kept + buffers)
-
-
-def time_costs(rows: PerLevel, fixed: float) -> CostModel:
-    """Costs in nanoseconds, from seconds of every level of every module and of everything that isn't pruned."""
-    quantum = max(1, round(1e9 * (fixed + sum(row[-1] for row in rows)) / STEPS))
-    costs = tuple(tuple(quantum * max(0, round(1e9 * time / quantum)) for time in row) for row in rows)
-    return CostModel("nanoseconds", costs, round(1e9 * fixed))

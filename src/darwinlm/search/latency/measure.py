@@ -15,8 +15,11 @@ from darwinlm.runtime.errors import BudgetError
 from darwinlm.search.latency.table import ABSENT, LatencyTable, Size, lines_of, measured_lines, refine, size_of
 from darwinlm.search.latency.timing import ModelTimer
 from darwinlm.surgery.stitch import Chosen, chosen_levels
-from darwinlm.units.cost import CostModel, time_costs
+from darwinlm.units.cost import CostModel
 from darwinlm.units.space import SearchSpace
+
+STEPS = 1_000_000
+"""Resolution of times as parts of the whole; the knapsack's solver is exact for integers of this size."""
 
 CHECKS = 3
 """Number of random allocations for checking predictions."""
@@ -105,7 +108,9 @@ def table_costs(table: LatencyTable, space: SearchSpace) -> CostModel:
         [table.of(module.kind, size_of(level)) for level in module.levels] if len(module.levels) > 1 else [0.0]
         for module in space.modules
     ]
-    return time_costs(rows, table.fixed)
+    quantum = max(1, round(1e9 * (table.fixed + sum(row[-1] for row in rows)) / STEPS))
+    costs = tuple(tuple(quantum * max(0, round(1e9 * time / quantum)) for time in row) for row in rows)
+    return CostModel("nanoseconds", costs, round(1e9 * table.fixed))
 
 
 def _ratios_of(
