@@ -1,7 +1,7 @@
 """darwinlm: make a language model smaller and faster while preserving its quality.
 
 `prune` runs the whole pipeline, `prune_sweep` runs it for several sizes, `plan` predicts
-memory and time, and `recover` trains the result. `load` loads a model to generate.
+memory and time, and `recover` trains the result. `load` loads a model to generate, evaluate and export.
 `Recipe`, `load_recipe` and `load_recipes` describe runs; a `Reporter` receives their progress. Every error that input
 can cause is a `DarwinLMError`. Names are loaded on first use, so that `import darwinlm` is fast.
 """

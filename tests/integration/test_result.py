@@ -17,11 +17,19 @@ def result(finished_llama: Path) -> Result:
 
 
 def test_a_loaded_model_answers(result: Result) -> None:
-    loaded = darwinlm.load(result.folder, dtype="float32")
+    loaded = result.load(dtype="float32")
     assert sum(parameter.numel() for parameter in loaded.model.parameters()) == result.summary.saved.params
     assert next(loaded.model.parameters()).dtype == torch.float32
     assert loaded.tokenizer.vocab_size > 0
     assert loaded.generate("the river", max_tokens=5, temperature=0)
+
+
+def test_a_loaded_model_is_measured_and_exported(result: Result, tiny_text_file: Path, tmp_path: Path) -> None:
+    loaded = darwinlm.load(result.folder, dtype="float32")
+    (text,) = loaded.evaluate(texts=(str(tiny_text_file),), sequence_length=64).texts
+    assert text["perplexity"] > 1
+    report = loaded.export(tmp_path / "mine.gguf", unchecked=True)
+    assert report.bytes == (tmp_path / "mine.gguf").stat().st_size
 
 
 def test_what_is_refused(result: Result, tmp_path: Path) -> None:

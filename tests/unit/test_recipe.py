@@ -85,7 +85,8 @@ def test_a_share_can_be_written_in_several_ways(keep, share):
 @pytest.mark.parametrize("keep", [0, -1, "0%", "-5%", 1.5, 50, "101%", 101, 1000])
 def test_a_share_outside_its_range_is_refused(keep):
     said = message({"budget": {"keep": keep}})
-    assert "budget.keep: must be greater than or equal to 0.01" in said or "must be less than or equal to 1" in said
+    assert "budget.keep: must be from 1 to 100 %" in said
+    assert ("did you mean 50%?" in said) == (keep == 50)
 
 
 @pytest.mark.parametrize("keep", ["half", "%", "5O%", "", [0.5], True, "nan", "inf%", float("nan")])

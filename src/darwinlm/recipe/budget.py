@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypedDict
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from darwinlm.recipe.quantities import ByteCount, Count, Duration, Factor, Share, Whole
 from darwinlm.recipe.section import Section
@@ -28,7 +28,7 @@ BUDGETS = tuple(Bound.__annotations__)
 class BudgetSettings(Section):
     """The bound on the smaller model: exactly one of keep, params, bytes, file, speedup and latency."""
 
-    keep: Share | None = Field(0.5, ge=0.01, le=1)
+    keep: Share | None = 0.5
     """Largest share of the block parameters to keep: 0.5 or 50%. The default if no other bound is given."""
     params: Count | None = Field(None, gt=0)
     """Parameters of the whole saved model; a tied embedding counts once: 2.7B, 350M."""
@@ -49,6 +49,13 @@ class BudgetSettings(Section):
     """Tokens of the timed prompt; 0 skips it."""
     decode_tokens: Whole = Field(128, ge=0)
     """Number of generated tokens whose time is added; 0 skips them."""
+
+    @field_validator("keep")
+    @classmethod
+    def _keep_is_a_share(cls, keep: float | None) -> float | None:
+        if keep is not None and not 0.01 <= keep <= 1:
+            raise ValueError("must be from 1 to 100 %" + (f"; did you mean {keep:g}%?" if 2 <= keep <= 100 else ""))
+        return keep
 
     @model_validator(mode="before")
     @classmethod

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from darwinlm.engines.opened import Opened
+    from darwinlm.evaluation.evaluate import Evaluated
+    from darwinlm.export.check import ExportReport
 
 
 @dataclass(frozen=True)
 class Model:
-    """A loaded model; `model` and `tokenizer` are those of transformers."""
+    """A loaded model. `model` and `tokenizer` are those of transformers; `source` is what it was loaded from."""
 
+    source: str
     model: Any = field(repr=False)
     tokenizer: Any = field(repr=False)
     _opened: Opened = field(repr=False)
@@ -28,6 +31,18 @@ class Model:
 
         return Conversation(self._opened, AnswerSettings(max_tokens, temperature)).answer(prompt)
 
+    def evaluate(self, **wanted: Any) -> Evaluated:
+        """Measure as `darwinlm evaluate`: fields of `EvaluationRequest`, such as suite="quick". Raises as it does."""
+        from darwinlm.evaluation.evaluate import EvaluationRequest, evaluate_model
+
+        return evaluate_model(EvaluationRequest(self.source, **wanted))
+
+    def export(self, out: str | Path, **how: Any) -> ExportReport:
+        """Write and check a GGUF file: arguments of `export_model`, such as quantisation="q8_0". Raises as it does."""
+        from darwinlm.export.run import export_model
+
+        return export_model(Path(self.source), Path(out), **how)
+
 
 def load(source: str | Path, *, device: str = "auto", dtype: str = "auto") -> Model:
     """Load a model once, to use it as often as you like.
@@ -38,4 +53,4 @@ def load(source: str | Path, *, device: str = "auto", dtype: str = "auto") -> Mo
     from darwinlm.engines.opened import open_model
 
     opened = open_model(str(source), device=device, dtype=dtype)
-    return Model(opened.model, opened.tokenizer, opened)
+    return Model(str(source), opened.model, opened.tokenizer, opened)

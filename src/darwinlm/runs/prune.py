@@ -13,6 +13,7 @@ from darwinlm.pipeline import REPORT, STEPS, open_run
 from darwinlm.recipe import Bound, Recipe, load_recipe, options
 from darwinlm.recipe.settled import named_here
 from darwinlm.report.summary import FILE, Summary, read_summary
+from darwinlm.runs.model import Model, load
 from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import ArtifactError, RecipeError
@@ -40,6 +41,10 @@ class Result:
     def summary(self) -> Summary:
         """The figures, as in summary.json. Raises ArtifactError if the run ended before its report."""
         return read_summary(self.folder / FILE)
+
+    def load(self, *, device: str = "auto", dtype: str = "auto") -> Model:
+        """Load the smaller model, as `darwinlm.load` with the run's folder does. Raises as it does."""
+        return load(self.folder, device=device, dtype=dtype)
 
 
 SIZED_BY = ("model", "budget", "vocabulary")
