@@ -41,12 +41,7 @@ def even_uniform(problem: Problem) -> Allocation:
 
 
 def best_random(
-    problem: Problem,
-    loss: Loss,
-    *,
-    tries: int,
-    seed: int,
-    seconds: float | None = None,
+    problem: Problem, loss: Loss, *, tries: int, seed: int, seconds: float | None = None
 ) -> tuple[Allocation, int]:
     """The best of several random allocations, and the number of draws. Raises BudgetError if none fits.
 

@@ -11,9 +11,7 @@ from darwinlm.cli import arguments, terminal
 from lab.app import command
 
 
-@command(
-    "python -m lab compare MODEL --methods uniform,ziplm,darwinlm --keep 50% --text TEXT --out runs/comparison",
-)
+@command("python -m lab compare MODEL --methods uniform,ziplm,darwinlm --keep 50% --text TEXT --out runs/comparison")
 @arguments.with_budget
 def compare(
     model: arguments.Model = None,

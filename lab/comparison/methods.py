@@ -34,13 +34,7 @@ from lab.comparison.allocations import (
     least_local_error,
     without_blocks,
 )
-from lab.comparison.importance import (
-    ExpertScores,
-    activation_scores,
-    block_influence,
-    expert_scores,
-    magnitude_scores,
-)
+from lab.comparison.importance import ExpertScores, activation_scores, block_influence, expert_scores, magnitude_scores
 from lab.comparison.ranked import ExpertReader, RankedReader
 from lab.comparison.sheared import shear
 

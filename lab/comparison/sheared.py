@@ -119,9 +119,7 @@ def shear(
     multipliers = torch.zeros(2, count, device=device)
     multipliers[1] = PULL
     model.requires_grad_(requires_grad=rate > 0)
-    groups = [
-        {"params": [p for mask in masks for p in mask.parameters()], "lr": MASK_RATE, "weight_decay": 0.0},
-    ]
+    groups = [{"params": [p for mask in masks for p in mask.parameters()], "lr": MASK_RATE, "weight_decay": 0.0}]
     if rate > 0:
         groups.append({"params": list(model.parameters()), "lr": rate, "weight_decay": 0.0})
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))

@@ -1,14 +1,7 @@
 """Fixtures of the core's tests, and `command` for the commands of the lab."""
 
 import pytest
-from tests.conftest import (  # noqa: F401 - fixtures
-    finished_llama,
-    make_run,
-    model_copy,
-    tiny_folder,
-    tiny_llama,
-    tiny_text_file,
-)
+from tests.conftest import finished_llama, make_run, model_copy, tiny_folder, tiny_llama, tiny_text_file  # noqa: F401 - fixtures
 from tests.tiny.command import Command, command_runner
 
 from lab.__main__ import main

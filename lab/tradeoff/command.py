@@ -11,9 +11,7 @@ from darwinlm.cli import arguments, terminal
 from lab.app import command
 
 
-@command(
-    "python -m lab tradeoff MODEL --keep 85%,70%,50% --text TEXT --held-out OTHER --out runs/tradeoff",
-)
+@command("python -m lab tradeoff MODEL --keep 85%,70%,50% --text TEXT --held-out OTHER --out runs/tradeoff")
 @arguments.with_budget
 def tradeoff(
     model: arguments.Model = None,
@@ -21,8 +19,7 @@ def tradeoff(
         str, typer.Option("--quant", metavar="TYPES", help="Types of the files, with commas.")
     ] = "f16,q8_0,q6_k,q4_k_m,q3_k_m,q2_k",
     held_out: Annotated[
-        str | None,
-        typer.Option(metavar="SOURCE", help="Text for the loss; take another source than that of --text."),
+        str | None, typer.Option(metavar="SOURCE", help="Text for the loss; take another source than that of --text.")
     ] = None,
     out: arguments.Out = Path("runs/tradeoff"),
     text: arguments.Text = None,

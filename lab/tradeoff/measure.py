@@ -28,17 +28,7 @@ from darwinlm.runtime.places import check_output
 from darwinlm.stages.execution.output import claim, mark
 from darwinlm.stages.export import EXPORT
 from lab.tradeoff.files import ENGINE, FileMaker
-from lab.tradeoff.table import (
-    HEADINGS,
-    FileLoss,
-    FileRow,
-    Rate,
-    Tradeoff,
-    cells,
-    draw_by_size,
-    draw_by_speed,
-    remarks,
-)
+from lab.tradeoff.table import HEADINGS, FileLoss, FileRow, Rate, Tradeoff, cells, draw_by_size, draw_by_speed, remarks
 
 FILES, SIZES = "files", "sizes"
 WARM_UP = 32

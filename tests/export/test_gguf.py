@@ -17,10 +17,7 @@ ODD: dict[str, tuple[dict[int, Row], str]] = {
     "MLPs of other widths": ({0: (4, 2, 32), 1: (4, 2, 64)}, ""),
     "a width that must be padded": ({1: (4, 2, 40)}, "block 1: padded from 4 heads and 40 channels to 4 and 64"),
     "no attention in a middle block": ({1: (0, 0, 96)}, ""),
-    "no attention in the first block": (
-        {0: (0, 0, 96)},
-        "block 0: padded from 0 heads and 96 channels to 1 and 96",
-    ),
+    "no attention in the first block": ({0: (0, 0, 96)}, "block 0: padded from 0 heads and 96 channels to 1 and 96"),
     "no MLP in a middle block": ({1: (4, 2, 0)}, "block 1: padded from 4 heads and 0 channels to 4 and 32"),
     "no MLP in the last block": ({2: (4, 2, 0)}, "block 2: padded from 4 heads and 0 channels to 4 and 32"),
     "nothing in a middle block": ({1: (0, 0, 0), 2: (2, 1, 32)}, "omitted as empty: blocks 1"),
@@ -113,12 +110,7 @@ GROUPED = {"num_key_value_heads": 4, "attention_bias": False, "head_dim": 8}
             r"in llama.cpp they do\. transformers runs it",
         ),
         ("qwen2_moe", None, {"hidden_size": 128, "mlp_only_layers": []}, r"q8_0 doesn't fit .*down_shexp.*\(24\)"),
-        (
-            "llama",
-            {1: (2, 1, 64)},
-            {"hidden_size": 48},
-            r"q8_0 doesn't fit .*\(48\) is not a multiple",
-        ),
+        ("llama", {1: (2, 1, 64)}, {"hidden_size": 48}, r"q8_0 doesn't fit .*\(48\) is not a multiple"),
     ],
 )
 def test_models_that_no_architecture_holds(tmp_path, model_type, rows, overrides, reason):

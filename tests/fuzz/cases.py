@@ -18,16 +18,7 @@ from tests.fuzz.model_cases import configs, json_files, tokenizers, weights
 def corpus(seed: int = 0) -> list[Case]:
     """All cases, in the same order every time."""
     rng = random.Random(seed)
-    made = [
-        *configs(),
-        *json_files(),
-        *tokenizers(),
-        *weights(),
-        *_ggufs(),
-        *_recipes(),
-        *_texts(),
-        *_mutations(rng),
-    ]
+    made = [*configs(), *json_files(), *tokenizers(), *weights(), *_ggufs(), *_recipes(), *_texts(), *_mutations(rng)]
     names = [case.name for case in made]
     assert len(set(names)) == len(names), "names are unique"
     return made

@@ -21,14 +21,7 @@ from darwinlm.report.summary import read_summary
 from darwinlm.runs.recovery import recover
 from darwinlm.runtime import artifact, parallel
 from darwinlm.runtime.artifact import read_json
-from darwinlm.runtime.errors import (
-    ArtifactError,
-    DataError,
-    ModelError,
-    ParallelError,
-    RecipeError,
-    StorageError,
-)
+from darwinlm.runtime.errors import ArtifactError, DataError, ModelError, ParallelError, RecipeError, StorageError
 
 WORK, PROGRAM = Path("stages/recover-work"), "tests.tiny.recovering"
 MICRO = ("--set", "compute.batch_tokens=64")

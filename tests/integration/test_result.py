@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.tiny.pruned import plain_checkpoint, word_tokenizer
 
 import darwinlm
 from darwinlm.runs.prune import Result
@@ -28,7 +29,8 @@ def test_a_loaded_model_is_measured_and_exported(result: Result, tiny_text_file:
     loaded = darwinlm.load(result.folder, dtype="float32")
     (text,) = loaded.evaluate(texts=(str(tiny_text_file),), sequence_length=64).texts
     assert text["perplexity"] > 1
-    report = loaded.export(tmp_path / "mine.gguf", unchecked=True)
+    other = darwinlm.load(plain_checkpoint(tmp_path / "model", "llama", tokenizer=word_tokenizer()), dtype="float32")
+    report = other.export(tmp_path / "mine.gguf", unchecked=True)
     assert report.bytes == (tmp_path / "mine.gguf").stat().st_size
 
 

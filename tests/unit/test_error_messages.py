@@ -18,14 +18,7 @@ from darwinlm.gguf.header import read_header
 from darwinlm.gguf.write import _numbers
 from darwinlm.runs import demo
 from darwinlm.runtime import errors
-from darwinlm.runtime.errors import (
-    CheckpointError,
-    DeviceMemoryError,
-    ExportError,
-    ModelError,
-    install,
-    missing_extra,
-)
+from darwinlm.runtime.errors import CheckpointError, DeviceMemoryError, ExportError, ModelError, install, missing_extra
 
 
 @torch.no_grad()

@@ -30,13 +30,7 @@ def test_local_evaluation_text_is_refused(tmp_path, path):
 
 
 @pytest.mark.parametrize(
-    "path",
-    [
-        "boolq/train/0.jsonl",
-        "evaluation/boolq/train.jsonl",
-        "wikitext.txt",
-        "architecture/test.jsonl",
-    ],
+    "path", ["boolq/train/0.jsonl", "evaluation/boolq/train.jsonl", "wikitext.txt", "architecture/test.jsonl"]
 )
 def test_other_local_text_is_fine(tmp_path, path):
     file = tmp_path / path

@@ -19,12 +19,7 @@ LOOK = "Look at a model"
 USE = "Use a model elsewhere"
 LEARN = "Learn more"
 
-ORDER = (
-    ("prune", "recover", "demo"),
-    ("show", "chat", "evaluate"),
-    ("export", "import"),
-    ("plan",),
-)
+ORDER = (("prune", "recover", "demo"), ("show", "chat", "evaluate"), ("export", "import"), ("plan",))
 """Commands in the order of the help."""
 
 

@@ -63,9 +63,7 @@ RecipeFile = Annotated[
 Set = Annotated[
     list[str] | None,
     typer.Option(
-        "--set",
-        metavar="SECTION.FIELD=VALUE",
-        help="Change one setting; repeatable. recipe.default.yaml lists them.",
+        "--set", metavar="SECTION.FIELD=VALUE", help="Change one setting; repeatable. recipe.default.yaml lists them."
     ),
 ]
 Text = Annotated[

@@ -14,10 +14,7 @@ from darwinlm.cli.app import SHRINK, command
 
 
 @command(SHRINK, "darwinlm demo")
-def demo(
-    out: arguments.Out = Path("runs/demo"),
-    assignments: arguments.Set = None,
-) -> None:
+def demo(out: arguments.Out = Path("runs/demo"), assignments: arguments.Set = None) -> None:
     """Prune SmolLM2-135M-Instruct (from PyPI), and compare its answers with the original's."""
     from darwinlm import pipeline
     from darwinlm.runs.demo import demo_recipe

@@ -31,8 +31,7 @@ def evaluate(
         typer.Option(metavar="MODEL", help="Original (dense) model of texts and chats; a run names its own."),
     ] = None,
     chat: Annotated[
-        bool,
-        typer.Option("--chat", help="Measure KL, agreement and code on new answers of --against."),
+        bool, typer.Option("--chat", help="Measure KL, agreement and code on new answers of --against.")
     ] = False,
     tokens: Annotated[int, arguments.number("TOKENS", "Tokens of each text")] = 16384,
     sequence_length: Annotated[int, arguments.number("TOKENS", "Tokens of each sequence", least=2)] = 512,

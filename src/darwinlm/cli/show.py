@@ -23,12 +23,7 @@ BAR = 16
 """Characters of a bar."""
 
 
-@command(
-    LOOK,
-    "darwinlm show runs/half",
-    "darwinlm show runs/half --json",
-    "darwinlm show --verify runs/half",
-)
+@command(LOOK, "darwinlm show runs/half", "darwinlm show runs/half --json", "darwinlm show --verify runs/half")
 def show(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Output folder of prune or recover, or a GGUF file.")],
     as_json: arguments.Json = False,

@@ -11,13 +11,7 @@ import torch
 from torch import Tensor
 
 from darwinlm.database.blocks import block_file
-from darwinlm.database.factors import (
-    NestedFactors,
-    full_target,
-    kept_weights,
-    narrower_factors,
-    unpack_lower,
-)
+from darwinlm.database.factors import NestedFactors, full_target, kept_weights, narrower_factors, unpack_lower
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.parts import ModuleKind
 from darwinlm.recipe import UnitsSettings
@@ -45,12 +39,7 @@ class DatabaseReader(ModuleReader):
     """
 
     def __init__(
-        self,
-        folder: Path,
-        checkpoint: Checkpoint,
-        units: UnitsSettings,
-        *,
-        device: torch.device = CPU,
+        self, folder: Path, checkpoint: Checkpoint, units: UnitsSettings, *, device: torch.device = CPU
     ) -> None:
         super().__init__(checkpoint, units)
         self.folder = folder

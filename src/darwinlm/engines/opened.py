@@ -93,13 +93,7 @@ class Opened:
         check_tokens(int(tokens.max()), self.vocabulary, self.source)
 
 
-def open_model(
-    source: str,
-    *,
-    dtype: str = "auto",
-    device: str = "auto",
-    dequantised: bool = False,
-) -> Opened:
+def open_model(source: str, *, dtype: str = "auto", device: str = "auto", dequantised: bool = False) -> Opened:
     """Load a model and its tokenizer.
 
     `source` is a hub id, folder, output folder of a run, or GGUF file; `dtype` and `device` are named as in options. A

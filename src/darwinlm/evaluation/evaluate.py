@@ -63,12 +63,7 @@ class EvaluationRequest:
 
     def open(self, source: str, *, dequantised: bool = False) -> Opened:
         """A model as the request wants it. Raises as `open_model`."""
-        return open_model(
-            source,
-            dtype=self.dtype,
-            device=self.device,
-            dequantised=dequantised,
-        )
+        return open_model(source, dtype=self.dtype, device=self.device, dequantised=dequantised)
 
     def key(self) -> dict[str, Any]:
         """Fields that must match before an earlier result is reused."""

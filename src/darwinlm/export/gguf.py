@@ -13,13 +13,7 @@ import torch
 from torch import Tensor
 
 from darwinlm.engines.process import EngineProcess, quantise_file, require_engine
-from darwinlm.export.check import (
-    TEXT,
-    ExportReport,
-    compare_logits,
-    exact_logits,
-    text_tokens,
-)
+from darwinlm.export.check import TEXT, ExportReport, compare_logits, exact_logits, text_tokens
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.gguf.header import GgufHeader, read_header, rounding_error
 from darwinlm.gguf.layout import Layout, choose_layout

@@ -156,12 +156,7 @@ def module_parameters(family: Family, shape: ModuleShape, groups: int, width: in
 
 
 def resized(
-    part: Part,
-    name: str,
-    shape: tuple[int, ...],
-    rows: Mapping[RowUnit, int],
-    width: int | None,
-    experts: int | None,
+    part: Part, name: str, shape: tuple[int, ...], rows: Mapping[RowUnit, int], width: int | None, experts: int | None
 ) -> tuple[int, ...]:
     """Shape of a tensor inside a sub-layer of other sizes.
 

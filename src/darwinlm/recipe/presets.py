@@ -32,10 +32,7 @@ QUICK: dict[str, Any] = {
 
 THOROUGH: dict[str, Any] = {
     "text": {"calibration_tokens": 131_072, "evaluation_tokens": 32768},
-    "search": {
-        "generations": 40,
-        "rounds": [{"tokens": 4096, "survivors": 2}, {"tokens": 16384, "survivors": 1}],
-    },
+    "search": {"generations": 40, "rounds": [{"tokens": 4096, "survivors": 2}, {"tokens": 16384, "survivors": 1}]},
     "refit": {"tokens": 65536},
 }
 """About four times the default work."""

@@ -13,14 +13,7 @@ from typing import Any
 
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import ModuleShape, head_dim
-from darwinlm.gguf.sizes import (
-    FileSizes,
-    file_tensors,
-    header_bytes,
-    joins_projections,
-    largest_type,
-    predicted_sizes,
-)
+from darwinlm.gguf.sizes import FileSizes, file_tensors, header_bytes, joins_projections, largest_type, predicted_sizes
 from darwinlm.recipe import BudgetSettings, Recipe
 from darwinlm.recipe.quantisation import WRITTEN
 from darwinlm.runtime.errors import BudgetError, RecipeError

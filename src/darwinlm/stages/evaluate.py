@@ -10,12 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.evaluation.looking_back import (
-    all_copying,
-    longest_sequence,
-    measure_copying,
-    number_of_lists,
-)
+from darwinlm.evaluation.looking_back import all_copying, longest_sequence, measure_copying, number_of_lists
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.evaluation.speed import continue_greedily, measure_speed, prompts_for
 from darwinlm.families.checkpoint import Checkpoint

@@ -42,11 +42,7 @@ class Exported:
 
 
 def _save(
-    task: Task,
-    dense: Checkpoint,
-    teacher: Checkpoint,
-    final: Stitched | Refitted,
-    validation: TokenSequences,
+    task: Task, dense: Checkpoint, teacher: Checkpoint, final: Stitched | Refitted, validation: TokenSequences
 ) -> None:
     """Save the final model into `model/` of the output folder."""
     for each in (dense, teacher):
@@ -78,12 +74,5 @@ def _changed(task: Task) -> str | None:
     return next((f"{path}: {wrong}" for path, wrong in found if wrong), None)
 
 
-EXPORT = Stage(
-    "export",
-    _save,
-    _read,
-    version=4,
-    writes="hashes of the files in model/",
-    spoiled=_changed,
-)
+EXPORT = Stage("export", _save, _read, version=4, writes="hashes of the files in model/", spoiled=_changed)
 """The final model in `model/` of the output folder."""

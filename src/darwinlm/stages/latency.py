@@ -53,11 +53,7 @@ def _measure(task: Task, dense: Checkpoint) -> None:
     )
     check_fastest(recipe.budget, *fastest(space, timer))
     measured = measure_table(
-        space,
-        timer,
-        points=POINTS,
-        record=task.folder / RATIOS,
-        progress=context.reporter.advance,
+        space, timer, points=POINTS, record=task.folder / RATIOS, progress=context.reporter.advance
     )
     write_json(task.folder / TABLE, measured)
     table = read_as(task.folder / TABLE, LatencyTable)

@@ -13,12 +13,7 @@ from darwinlm.recovery.checks import check_length
 from darwinlm.runtime.errors import DataError
 from darwinlm.stages.execution.stage import Stage, Task
 from darwinlm.stages.text_source import TEXT_SETTINGS, check_source, given_source, text_key, with_own_text
-from darwinlm.text import (
-    PURPOSES,
-    TokenSequences,
-    read_documents,
-    split_documents,
-)
+from darwinlm.text import PURPOSES, TokenSequences, read_documents, split_documents
 from darwinlm.text.amounts import shares_of
 from darwinlm.text.looking_back import ordinary_tokens, with_repeats
 from darwinlm.text.records import listed

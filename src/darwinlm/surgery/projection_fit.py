@@ -170,11 +170,7 @@ def watched_spread(walk: BlockWalk, kind: ModuleKind) -> Iterator[list[Tensor]]:
 
 
 def module_moments(
-    walk: BlockWalk,
-    kind: ModuleKind,
-    targets: Iterable[Tensor],
-    spread: list[Tensor],
-    gain: Tensor | None,
+    walk: BlockWalk, kind: ModuleKind, targets: Iterable[Tensor], spread: list[Tensor], gain: Tensor | None
 ) -> Moments:
     """Moments of a module's inputs in the smaller stream and of the increments that would match the dense stream.
 

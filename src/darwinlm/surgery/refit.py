@@ -22,13 +22,7 @@ from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import write_tensors
 from darwinlm.streaming.stream import BlockStream
 from darwinlm.surgery.experts import fit_experts, mixture_of
-from darwinlm.surgery.projection_fit import (
-    errors_behind_norm,
-    fit_output,
-    module_moments,
-    output_gain,
-    watched_spread,
-)
+from darwinlm.surgery.projection_fit import errors_behind_norm, fit_output, module_moments, output_gain, watched_spread
 from darwinlm.surgery.sublayers import BlockWalk
 
 STRENGTHS = (0.5, 0.75, 1.0)
@@ -45,10 +39,7 @@ class Streams:
 
 
 def refit(
-    folder: Path,
-    fit: Streams,
-    validation: Streams,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    folder: Path, fit: Streams, validation: Streams, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> list[float | None]:
     """Fit every output projection of the smaller model, and write the weights of each block by name in it.
 

@@ -72,9 +72,7 @@ def chosen_levels(modules: tuple[ModuleLevels, ...], allocation: tuple[int, ...]
 
 
 def layer_table(
-    n_blocks: int,
-    chosen: Chosen,
-    sizes: Callable[[int, ModuleKind, Level], dict[str, Any]],
+    n_blocks: int, chosen: Chosen, sizes: Callable[[int, ModuleKind, Level], dict[str, Any]]
 ) -> dict[int, dict[str, Any]]:
     """`per_layer_config` of a smaller model: `sizes` of the modules of every layer, and sub-layers that it skips."""
     table: dict[int, dict[str, Any]] = {}

@@ -55,10 +55,7 @@ def extension_of(path: Path) -> str | None:
 
 
 def read_files(
-    files: Sequence[Path],
-    field: str | None,
-    seed: int | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    files: Sequence[Path], field: str | None, seed: int | None = None, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> Iterator[str]:
     """Read the documents of files, one of each in turn, so that the first documents come from all files.
 
