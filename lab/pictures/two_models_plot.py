@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from lab.pictures.results_plot import DOCS, plain, table
 
-HEADING = "## A 0.5B and a 135M at three sizes"
+HEADING = "## A 0.5B and a 135M at four sizes"
 COLOURS = {"0.5B": "#0d3f73", "135M": "#c0640f"}
 METHODS = {"uniform": ":", "refit": "-"}
 
