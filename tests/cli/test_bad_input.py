@@ -33,7 +33,7 @@ def test_text_from_the_hub_without_a_network(prune):
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
-        ("--keep 50", ["budget.keep: must be less than or equal to 1"]),
+        ("--keep 50", ["budget.keep: must be from 1 to 100 %; did you mean 50%?"]),
         ("--recipe none.yaml", ["none.yaml", "No such file"]),
         ("--set text.sequence_length=512", ["text.sequence_length is 512", "allows 256 tokens"]),
         ("--set compute.device=abacus", ["compute.device: 'abacus' is not a device"]),
@@ -48,7 +48,7 @@ def test_options_that_cannot_be_used(prune, tmp_path, options, parts):
 
 
 def test_a_budget_below_the_smallest_model(prune, tmp_path):
-    prune("--keep", "0.75%").refused("budget.keep: must be greater than or equal to 0.01")
+    prune("--keep", "0.75%").refused("budget.keep: must be from 1 to 100 %")
     prune("--params", "10").refused("less than the smallest model that the units allow")
     assert_nothing_half_written(tmp_path / "out")
     assert prune("--keep", "50%", "--until", "text").code == 0, "the same output folder goes on"

@@ -74,7 +74,7 @@ def test_any_encoding(command, finished_llama, monkeypatch, encoding, words):
     ended = command(words[0], finished_llama, *words[1:]).succeeded()
     assert ended.err == ""
     text = written.getvalue().decode(encoding)
-    assert json.loads(text) if words[1:] else "attention" in text
+    assert json.loads(text) if words[1:] else "channels" in text
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_full_and_closed_streams(finished_llama, words, streams, status):
 
 def test_no_columns_and_no_current_folder(command, finished_llama, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "0")
-    assert "attention" in command("show", finished_llama).succeeded().out
+    assert "channels" in command("show", finished_llama).succeeded().out
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()

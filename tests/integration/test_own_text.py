@@ -54,7 +54,8 @@ def test_a_run_needs_no_text(command, chatting, tmp_path, monkeypatch):
     assert "text that the dense model wrote" in page
     assert list(summary["chats"]["answers"]) == ["uniform", "refit"]
     assert all(each["kl"] > 0 and each["tokens"] >= 16 for each in summary["chats"]["answers"].values())
-    assert all("same first token" in words for words in (page, card, command("show", out).out))
+    for words in (page, card, command("show", out).out):
+        assert "same first" in words
     again = command("prune", chatting, "--keep", "75%", "--out", out, *sets(SMALL)).succeeded()
     assert "the model's own text: already done, reused" in again.out
     assert "the model's own text: already done" not in first.out

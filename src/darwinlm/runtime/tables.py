@@ -28,7 +28,9 @@ def terminal(headings: Sequence[str], rows: Sequence[Sequence[str]], *, bold: in
         figures = [part for row in rows for part in re.split(r" (?=\()", row[place])] if place else []
         least = max(map(len, [*heading.split(), *figures]))
         justify: Any = "right" if place else "left"
-        table.add_column(Text(fill(heading, 10)), justify=justify, overflow="fold", min_width=least)
+        table.add_column(
+            Text(fill(heading, 10) if place else heading), justify=justify, overflow="fold", min_width=least
+        )
     for number, row in enumerate(rows):
         table.add_row(*map(Text, row), style="bold" if number == bold else None)
     return table
