@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from darwinlm.database.metrics import find_metric
+from darwinlm.evaluation.answers import CHATS_AT_ONCE, LENGTH
 from darwinlm.evaluation.looking_back import number_of_lists
 from darwinlm.gguf.read import conversion_bytes
 from darwinlm.recovery.losses import needs_dense
@@ -111,7 +112,9 @@ class _Stages:
         if tokens := recipe.text.answer_tokens:  # of the dense model, read by it and two smaller ones
             work = sizes.operations(2 * tokens, 1 + 2 * sizes.kept, heads=3)
             work += sizes.operations(TOGETHER * tokens, heads=1)
-            yield "chats", work, self._reading(2 * tokens, 3)
+            fits = self.on_cpu or sizes.params * sizes.size <= self.memory / 2  # else none are written
+            writing = self._whole_model(CHATS_AT_ONCE, LENGTH) if fits else {}
+            yield "chats", work, largest(writing, self._reading(2 * tokens, 3))
         yield self._evaluate()
 
     def _own_text(self, stage: str, tokens: int) -> Stage:
