@@ -166,7 +166,7 @@ def test_the_command_measures_this_machine_and_takes_another_ones_memory(command
     ended = command(
         "plan", tiny_llama, "--processes", 2, *sets((*SETTINGS, *TRAINING, "compute.memory=900MB"))
     ).succeeded()
-    for words in ("2 x cpu: 450 MB", "recover", "passes", "doesn't fit: "):
+    for words in ("2 x cpu: 450 MB", "recover", "passes", "with the search's caches", "doesn't fit: "):
         assert words in ended.out
     assert "range" not in ended.out
 
@@ -211,3 +211,15 @@ def test_budgets_of_other_kinds(budget: str, share: float | None, tiny_llama: Pa
         assert small == 70_000
     else:
         assert small * 4 == pytest.approx(150_000, rel=0.01)
+
+
+def test_caches_take_what_a_search_leaves(tmp_path: Path) -> None:
+    whole, bounded = (
+        row_of(plan_card(published(tmp_path, "llama2-7b-2.7b-fast", *more), "h100"), "search")
+        for more in ((), ("compute.memory=24GB",))
+    )
+    assert 24e9 < whole.bytes + whole.caches < 0.85 * 80 * 2**30
+    assert 0.7 * 24e9 < bounded.bytes + bounded.caches < 24e9
+    assert not row_of(
+        plan_card(published(tmp_path, "llama2-7b-2.7b-fast", "compute.memory=9GB"), "h100"), "search"
+    ).caches

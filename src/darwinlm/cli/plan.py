@@ -65,7 +65,8 @@ def plan(
     cells = [(row.stage, f"{made.passes(row):,.0f}", times(row), size(row.bytes)) for row in made.rows]
     last = ("all", f"{made.passes():,.0f}", times(), size(made.peak.bytes))
     console.print(tables.terminal(("stage", "passes", "time", "memory"), [*cells, last]))
-    console.print("caches come on top; compute.memory bounds both", soft_wrap=True)
+    most = size(max(row.bytes + row.caches for row in made.rows))
+    console.print(f"up to {most} with the search's caches; compute.memory bounds both", soft_wrap=True)
     if made.rates[0] != made.rates[1]:
         console.print("times are a range, since the card isn't here: from 50 % to 2 % of its peak", soft_wrap=True)
     for note in notes_of(made):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
@@ -21,18 +22,10 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        finalize=_shown,
+        # Names and answers of models may hold marks that reorder text.
+        finalize=lambda value: visible(value) if type(value) is str else value,
     )
     environment.globals |= {"wording": wording, "usage": usage, "amounts": amounts}
-    environment.filters["unbroken"] = _unbroken
+    # A figure and its unit stay on one line; what follows in brackets may go to the next.
+    environment.filters["unbroken"] = lambda cell: re.sub(r" (?!\()", "\N{NO-BREAK SPACE}", cell)
     return environment.get_template(template).render({"version": VERSION, **values})
-
-
-def _shown(value: Any) -> Any:
-    """A value as it stands in a page: names and answers of models may hold marks that reorder text."""
-    return visible(value) if type(value) is str else value
-
-
-def _unbroken(cell: str) -> str:
-    """Keep a figure and its unit on one line; what follows in brackets may go to the next."""
-    return cell.replace(" ", "\N{NO-BREAK SPACE}").replace("\N{NO-BREAK SPACE}(", " (")

@@ -7,7 +7,7 @@ share of the blocks, d the columns of a module's output projection.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from darwinlm.database.metrics import find_metric
@@ -16,6 +16,7 @@ from darwinlm.evaluation.looking_back import number_of_lists
 from darwinlm.gguf.read import conversion_bytes
 from darwinlm.recovery.losses import needs_dense
 from darwinlm.runtime import parallel
+from darwinlm.runtime.memory import CACHES, FRAGMENTS, OTHERS
 from darwinlm.stages.execution.sizes import Sizes
 from darwinlm.streaming.decoder import head_tokens
 from darwinlm.streaming.gradients import HEAD_TOKENS
@@ -51,11 +52,12 @@ kind of module."""
 
 @dataclass(frozen=True)
 class Row:
-    """One stage; memory is that of one process on the device, by name, without caches."""
+    """One stage; memory is that of one process on the device, by name, and `caches` what it takes besides at most."""
 
     stage: str
     operations: float
     memory: Items
+    caches: float = 0.0
 
     @property
     def bytes(self) -> float:
@@ -71,7 +73,9 @@ def largest(*alternatives: Items) -> Items:
 def rows_of(sizes: Sizes, *, on_cpu: bool, memory: float) -> list[Row]:
     """The rows of a run, in order, on a device with so many bytes for a process; a CPU's hold the libraries too."""
     base = {"libraries": LIBRARIES} if on_cpu else {}
-    return [Row(stage, work, base | held) for stage, work, held in _Stages(sizes, on_cpu, memory)]
+    stages = _Stages(sizes, on_cpu, memory)
+    rows = [Row(stage, work, base | held) for stage, work, held in stages]
+    return [replace(row, caches=stages.caches(row.bytes)) if row.stage == "search" else row for row in rows]
 
 
 class _Stages:
@@ -116,6 +120,17 @@ class _Stages:
             writing = self._whole_model(CHATS_AT_ONCE, LENGTH) if fits else {}
             yield "chats", work, largest(writing, self._reading(2 * tokens, 3))
         yield self._evaluate()
+
+    def caches(self, needs: float) -> float:
+        """Bytes of a search's caches at most: what could be in them, or their shares of the memory that is left."""
+        sizes, bounded = self.sizes, self.recipe.compute.memory is not None
+        room = (self.memory if self.on_cpu else (1 - FRAGMENTS) * self.memory) - needs
+        if self.on_cpu and not bounded:
+            room = min(room, (1 - OTHERS) * (self.memory - LIBRARIES))
+        factors = sum(4.0 * max(shape.experts, 1) * shape.width * (shape.width + sizes.width) for shape in sizes.cut)
+        levels = sum(level.params for module in sizes.space.modules for level in module.levels[:-1])
+        most = {"blocks": sizes.params * sizes.size, "factors": factors, "modules": levels * sizes.size}
+        return sum(min(held, CACHES[name] * max(room, 0.0)) for name, held in most.items())
 
     def _own_text(self, stage: str, tokens: int) -> Stage:
         work = TOGETHER * self.sizes.operations(tokens, heads=1)
@@ -204,7 +219,7 @@ class _Stages:
         held |= {"factors of one module": 4 * self.widest * (self.widest + 4 * sizes.width), "blocks": 3 * self.block}
         if settings.training_needed:
             own = (12 + 2 * sizes.size) * sizes.kept * sizes.blocks
-            held |= self.backward | {"whole models": float(sizes.params * sizes.size), "candidate in training": own}
+            held |= self.backward | {"whole models": float(sizes.params * sizes.size), "candidates": own}
         return "search", work, held
 
     def _refit(self) -> Stage:
