@@ -24,7 +24,7 @@ from typing import ClassVar, Final
 import torch
 from torch import Tensor
 
-from darwinlm.runtime.cuda_graph import can_record, recorded
+from darwinlm.runtime.cuda_graph import recorded
 from darwinlm.runtime.errors import first_line
 
 ROWS: Final = 256
@@ -108,7 +108,7 @@ class _Elimination:
         self.offsets = torch.arange(self.u, device=device)
         self.eye = torch.eye(self.u, dtype=self.C.dtype, device=device)[None]
         self.removed_block = torch.stack([C.new_full((1, 1, 1), value) for value in (1, torch.inf)])
-        self.recordable = self.u == 1 and can_record(device)
+        self.recordable = self.u == 1 and device.type == "cuda"
         self.slot = torch.zeros(1, dtype=torch.int64, device=device)
         self.places = torch.zeros(steps, dtype=torch.int64, device=device)
         self.costs = C.new_zeros(steps)

@@ -10,11 +10,6 @@ from typing import Any
 import torch
 
 
-def can_record(device: torch.device) -> bool:
-    """Whether a device has CUDA graphs."""
-    return device.type == "cuda"
-
-
 def recorded(step: Callable[[], object], device: torch.device) -> Callable[[], object]:
     """Record a step without running it; return a function that runs it. On other devices, that is the step itself.
 
@@ -22,7 +17,7 @@ def recorded(step: Callable[[], object], device: torch.device) -> Callable[[], o
     wait for the device, and its numbers, shapes and tensors are those of the recording: what changes from step to step
     has to be in the values of tensors that are kept. Raises RuntimeError if the step can't be recorded.
     """
-    if not can_record(device):
+    if device.type != "cuda":
         return step
     graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
     # Garbage with an older graph must not be collected during a recording, which would fail.

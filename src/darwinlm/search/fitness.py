@@ -92,9 +92,8 @@ class Fitness:
         streams = self._through(list(self.pieces(0, self.n_sequences)))
         self.dense = torch.cat(list(streams))
         with torch.no_grad(), self.decoder.with_head():
-            self._sides: list[ExpectedRows] = []
-            if (head := LinearHead.of(self.decoder)) is not None:
-                self._sides = [ExpectedRows(self.decoder, head, each.flatten(0, 1)) for each in streams]
+            head = LinearHead.of(self.decoder)
+            self._sides = [ExpectedRows(self.decoder, head, each.flatten(0, 1)) for each in streams] if head else []
 
     def pieces(self, begin: int, end: int) -> Iterator[Window]:
         """Parts of a range for one forward pass each, with fixed borders."""

@@ -116,10 +116,13 @@ class StreamedDecoder(Decoder):
     def walk(self, blocks: Iterable[int]) -> Iterator[int]:
         """Blocks in this order, each with its weights while it is visited."""
         order = list(blocks)
-        for place, block in enumerate(order):
-            self.load(block, *order[place + 1 : place + 2])
-            yield block
-            self._leave(block, list(self.blocks[block].parameters()))
+        try:
+            for place, block in enumerate(order):
+                self.load(block, *order[place + 1 : place + 2])
+                yield block
+                self._leave(block, list(self.blocks[block].parameters()))
+        finally:  # a block that was fetched for a walk that failed would take memory from the next one
+            self._coming.clear()
 
     def load(self, block: int, *following: int) -> dict[str, Tensor]:
         """Load a block; on a GPU, the `following` ones, if there are any, are then read and copied while it is used.
