@@ -1,5 +1,6 @@
 """Output folders of others, damaged and half-made ones: nothing is lost, and the same command goes on."""
 
+import json
 import re
 import shutil
 import signal
@@ -137,3 +138,12 @@ def test_a_finished_run_is_not_replaced_by_another_size(command, finished_copy, 
     assert (finished_copy / "summary.json").read_bytes() == before
     quick = [word for setting in SETTINGS for word in ("--set", setting)]
     assert command(*words, "--overwrite", "--until", "text", *quick).code == 0
+
+
+def test_the_summary_of_another_version_is_written_again(prune, command, finished_copy):
+    summary = finished_copy / "summary.json"
+    known = json.loads(summary.read_text())
+    summary.write_text(json.dumps(known | {"of_another_version": 1}))
+    command("show", finished_copy).refused("another version of darwinlm wrote it", "rerun the command that did")
+    prune("--keep", "60%").succeeded()
+    assert json.loads(summary.read_text()).keys() == known.keys()

@@ -14,6 +14,7 @@ from darwinlm.recipe import Bound, Recipe, load_recipe, options
 from darwinlm.recipe.settled import named_here
 from darwinlm.report.summary import FILE, Summary, read_summary
 from darwinlm.runs.model import Model, load
+from darwinlm.runtime.artifact import read_record, validated
 from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import ArtifactError, RecipeError
@@ -124,10 +125,11 @@ def open_size(
 
 
 def _check_replaced(recipe: Recipe, folder: Path) -> None:
-    """Refuse to replace a finished run by one of another model or size. Raises ArtifactError."""
+    """Refuse to replace a finished run, of any version, by one of another model or size. Raises ArtifactError."""
     if not (folder / FILE).is_file():
         return
-    before, now = read_summary(folder / FILE).recipe, named_here(recipe).model_dump(mode="json")
+    before = validated(folder / FILE, dict[str, Any], read_record(folder / FILE).get("recipe"))
+    now = named_here(recipe).model_dump(mode="json")
     changed = [name for name in SIZED_BY if name in before and before[name] != now[name]]
     if changed:
         raise ArtifactError(

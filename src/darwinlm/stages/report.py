@@ -29,10 +29,9 @@ from darwinlm.report.summary import (
     SearchFigures,
     Summary,
     TextFigures,
-    read_summary,
 )
 from darwinlm.runtime import parallel
-from darwinlm.runtime.artifact import write_json, write_text
+from darwinlm.runtime.artifact import read_record, validated, write_json, write_text
 from darwinlm.runtime.errors import BudgetError
 from darwinlm.runtime.figures import ChatFigures, FileChoice, TimeFigures
 from darwinlm.runtime.version import VERSION
@@ -151,7 +150,8 @@ def _time(task: Task) -> TimeFigures | None:
     """The time limit and its use; a rerun that only reused stages keeps what the run said."""
     before = task.context.folder / FILE
     if all(each.reused for each in task.times) and before.is_file():
-        return read_summary(before).time
+        time = read_record(before).get("time")
+        return None if time is None else validated(before, TimeFigures, time)
     limit = task.context.limit
     if limit is None:
         return None
