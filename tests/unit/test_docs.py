@@ -13,11 +13,15 @@ import typer
 from tests.tiny.process import forked
 
 from darwinlm.cli import app
+from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.runs.demo import MODEL_PACKAGE
 from lab.__main__ import app as lab_app
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "lab/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.M | re.S)
 
 
@@ -61,6 +65,36 @@ def parse(text: str) -> None:
     name, *rest = words[1:]
     assert name in group.commands, f"there is no '{program} {name}'"
     group.commands[name].make_context(name, list(rest), resilient_parsing=False)
+
+
+OPTIONS = {
+    option
+    for group in (typer.main.get_command(app), typer.main.get_command(lab_app))
+    for each in (group, *group.commands.values())
+    for parameter in each.params
+    for option in parameter.opts
+}
+OF_OTHERS = {"--continuous-batching", "--trust-remote-code"}
+"""Options of other programs that stand alone in a sentence."""
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, ROOT / "recipe.default.yaml"], ids=lambda path: path.name)
+def test_named_options_and_settings_exist(path: Path) -> None:
+    """Those in sentences and tables, and the settings of command lines, with their values."""
+    text = path.read_text(encoding="utf-8")
+    marked = re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
+    assert {word for each in marked for word in re.findall(r"^--[a-z-]+", each)} - OPTIONS - OF_OTHERS == set()
+    for line in {each for each in marked if re.match(r"darwinlm [a-z]+ ", each)}:
+        name, *words = line.split()[1:]
+        command = typer.main.get_command(app).commands[name]
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in words if word.startswith("-")} <= known, line
+    for section in Recipe.model_fields:
+        for field, value in re.findall(rf"[` ]{section}\.([a-z_]+)\b(?!\.)(?:=(\[.*\]|[^\s`,;|)]+))?", text):
+            if value:
+                load_recipe(None, [f"{section}.{field}={value.strip(chr(39))}"])
+            else:
+                assert field in Recipe.model_fields[section].annotation.model_fields, f"{section}.{field}"
 
 
 def test_python_of_the_first_pages_runs(tmp_path, monkeypatch, capsys, tiny_llama, tiny_text_file, finished_llama):
@@ -123,9 +157,10 @@ def _top_level(path: str) -> bool:
 def test_named_paths_exist(path: Path) -> None:
     missing = []
     for named in sorted(named_paths(path)):
-        places = [path.parent / named, ROOT / named, ROOT / named.removeprefix("src/darwinlm/")]
+        inside = named.removeprefix("src/darwinlm/")
+        places = [path.parent / named, path.parent / inside, ROOT / named, ROOT / inside]
         # Folders of a run are described too; they are no part of the repository.
-        if not any(place.exists() for place in places) and named.removeprefix("src/darwinlm/") not in RUN_FOLDERS:
+        if not any(place.exists() for place in places) and inside not in RUN_FOLDERS:
             missing.append(named)
     assert missing + missing_names(path) == []
 
