@@ -20,6 +20,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.runtime.errors import install
 
 pytestmark = QUIET
+SHORT = ("--sequence-length", 32, "--tokens", 64)
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +131,14 @@ def test_interrupted_suite_goes_on(command, data, tiny_llama, tmp_path, monkeypa
     assert len(result(out)["tasks"]) == 3
 
 
+def test_a_text_joins_a_suite_in_its_file(command, data, tiny_llama, tiny_text_file, tmp_path):
+    request = ("evaluate", tiny_llama, *SHORT, "--data-dir", data, "--out", tmp_path / "out.json")
+    command(*request, "--suite", "piqa:0").succeeded()
+    command(*request, "--text", tiny_text_file).succeeded()
+    found = result(tmp_path / "out.json")
+    assert ([task["task"] for task in found["tasks"]], len(found["texts"])) == (["piqa"], 1)
+
+
 def test_failed_task_leaves_a_partial_table(command, data, tiny_llama, tmp_path):
     folder, out = shutil.copytree(data, tmp_path / "data"), tmp_path / "out.json"
     path = folder / "hellaswag" / "validation.jsonl.gz"
@@ -143,9 +152,6 @@ def test_failed_task_leaves_a_partial_table(command, data, tiny_llama, tmp_path)
     found = result(out)
     assert found["average"]["value"] is None
     assert found["tasks"][1]["value"] is not None
-
-
-SHORT = ("--sequence-length", 32, "--tokens", 64)
 
 
 def test_run_folder_is_its_model(command, finished_llama, tiny_text_file, tmp_path):
@@ -189,7 +195,9 @@ def test_result_of_another_request_is_kept(command, tiny_llama, tiny_text_file, 
     text = ("--text", tiny_text_file, "--sequence-length", 32, "--out", out)
     assert command("evaluate", tiny_llama, *text, "--tokens", 64).code == 0
     before = out.read_bytes()
-    command("evaluate", tiny_llama, *text, "--tokens", 96).refused("holds the result of another request")
+    command("evaluate", tiny_llama, *text, "--tokens", 96).refused(
+        "holds the result of another request (tokens was 64): choose"
+    )
     assert out.read_bytes() == before
     out.write_text("{}", encoding="utf-8")
     command("evaluate", tiny_llama, *text, "--tokens", 96).refused("is not a result of darwinlm evaluate")

@@ -1,6 +1,7 @@
 """`darwinlm export` and bad input: one clear message, status 2, nothing half-written."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -18,7 +19,8 @@ def model(tmp_path):
 
 def test_export_shows_what_it_compared(command, model, tmp_path):
     ended = command("export", model, "--quant", "q8_0", "--out", tmp_path / "m.gguf").succeeded()
-    assert "pruned in memory" in ended.out
+    rows = re.findall(r"^the model +its (\w+) file in llama.cpp ", ended.out, flags=re.M)
+    assert rows == ["f32", "q8_0"], "the file before the rounding, and that which is written"
     assert "block 1: padded from 2 heads and 40 channels to 2 and 64" in ended.out
     assert json.loads((tmp_path / "m.gguf.export.json").read_text())["details"]["quantisation"] == "q8_0"
 

@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -66,7 +67,10 @@ def test_several_sizes_are_named(command, tmp_path: Path, run: Path) -> None:
 
 
 def test_next_steps_run_with_what_is_installed(command, finished_llama, monkeypatch):
-    assert "first: pip install" not in command("show", finished_llama).succeeded().out
+    shown = command("show", finished_llama).succeeded().out
+    assert "first: pip install" not in shown
+    assert "copying of lists can't be measured" in shown
+    assert not re.search("^model *$", shown, flags=re.M), "a table without figures"
     find = importlib.util.find_spec
     monkeypatch.setattr(
         "importlib.util.find_spec", lambda name, *more: None if name == "cyllama" else find(name, *more)

@@ -44,7 +44,7 @@ def planted(monkeypatch, change):
 def test_a_missing_permutation(tmp_path, monkeypatch, quantisation):
     model = pruned_checkpoint(tmp_path / "model", "llama", ROWS)
     monkeypatch.setattr(tensors, "permute_rows", lambda tensor, *_: tensor)
-    refused(tmp_path, model, "the file in llama.cpp", quantisation=quantisation)
+    refused(tmp_path, model, f"its {quantisation} file in llama.cpp", quantisation=quantisation)
 
 
 def test_a_tensor_that_is_not_written(tmp_path, monkeypatch):
@@ -66,7 +66,7 @@ def test_a_dropped_bias(tmp_path, monkeypatch, model_type, bias):
     more = {"mlp_bias": True} if model_type == "llama" else {}
     model = pruned_checkpoint(tmp_path / "model", model_type, ROWS, **more)
     planted(monkeypatch, lambda block, found: {k: v for k, v in found.items() if block != 2 or k != bias})
-    refused(tmp_path, model, "the file in llama.cpp", quantisation="f16")
+    refused(tmp_path, model, "its f16 file in llama.cpp", quantisation="f16")
 
 
 def test_a_tensor_that_was_written_wrongly(tmp_path, monkeypatch):

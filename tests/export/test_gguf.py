@@ -51,7 +51,7 @@ def test_quantised_files(tmp_path, quantisation):
     report = exported(folder, tmp_path / "m.gguf", quantisation=quantisation.upper())  # as llama.cpp writes them
     details = report["details"]
     assert details["quantisation"] == quantisation
-    assert [row["right"] for row in report["comparisons"]][-1] == "the file in llama.cpp"
+    assert [row["right"] for row in report["comparisons"]][-1] == f"its {quantisation} file in llama.cpp"
     assert details["tokenizer_agrees"] is True
     limits = {"f16": 5e-3, "bf16": 0.05, "q8_0": 0.1, "q6_k": 0.3}
     assert 0 < report["comparisons"][-1]["relative"] < limits.get(quantisation, 1)

@@ -200,7 +200,7 @@ def test_narrow_experts_beside_wide_shared_ones(tmp_path, model_type, groups, ov
     folder = pruned_checkpoint(tmp_path / "model", model_type, rows, **overrides | more)
     report = exported(folder, tmp_path / "m.gguf", quantisation="q8_0")
     exact = report["comparisons"][-2]
-    assert exact["right"] == "the file in llama.cpp"
+    assert exact["right"] == "its f32 file in llama.cpp"
     assert exact["relative"] < 2e-5
     assert report["notes"][0] == "block 1: padded from 4 heads and 40 channels to 4 and 64"
 

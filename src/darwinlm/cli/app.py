@@ -17,7 +17,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 SHRINK = "Make a model smaller"
 LOOK = "Look at a model"
 USE = "Use a model elsewhere"
-LEARN = "Learn more"
+AHEAD = "Before a run"
 
 ORDER = (("prune", "recover", "demo"), ("show", "chat", "evaluate"), ("export", "import"), ("plan",))
 """Commands in the order of the help."""

@@ -57,7 +57,7 @@ Out = Annotated[
 RecipeFile = Annotated[
     str | None,
     typer.Option(
-        "--recipe", metavar="RECIPE", help="YAML file, or the name of a bundled recipe, such as llama2-7b-2.7b-fast."
+        "--recipe", metavar="RECIPE", help="YAML file, or a bundled recipe: llama2-7b-2.7b-fast, recover-documents ..."
     ),
 ]
 Set = Annotated[

@@ -112,7 +112,8 @@ def _run(app: typer.Typer, program: str, shared: frozenset[str]) -> object:
         if not _interrupted:  # else it is what a library made of the interrupt
             if not isinstance(error, DarwinLMError | UsageError | OSError | MemoryError):
                 raise
-            _tell(f"error: {shorten(_message(error), MESSAGE)}", style="red")
+            if said := shorten(_message(error), MESSAGE):  # it is empty if the help was printed
+                _tell(f"error: {said}", style="red")
         code = 2
     finally:
         release_all()
@@ -140,7 +141,7 @@ def _pipe_closed(self: Console) -> None:
 def _message(error: Exception) -> str:
     """The message of an error: the problem and the remedy in one line."""
     if isinstance(error, UsageError):
-        message = meant(error, error.format_message() or "give a command; see darwinlm --help")  # type: ignore[attr-defined]
+        message = meant(error, error.format_message())  # type: ignore[attr-defined]
         context = getattr(error, "ctx", None)
         takes_settings = context is not None and any("--set" in each.opts for each in context.command.params)
         settings = re.findall(r"\w+\.[\w.]+=[^\s)]*", message) if takes_settings and "extra argument" in message else []

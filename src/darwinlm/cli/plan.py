@@ -7,11 +7,11 @@ from typing import Annotated, Any
 import typer
 
 from darwinlm.cli import arguments, terminal
-from darwinlm.cli.app import LEARN, command
+from darwinlm.cli.app import AHEAD, command
 
 
 @command(
-    LEARN,
+    AHEAD,
     "darwinlm plan MODEL --keep 50%",
     "darwinlm plan meta-llama/Llama-2-7b-hf --recipe llama2-7b-2.7b-fast --device h100",
 )

@@ -25,7 +25,7 @@ BAR = 16
 
 @command(LOOK, "darwinlm show runs/half", "darwinlm show runs/half --json", "darwinlm show --verify runs/half")
 def show(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Output folder of prune or recover, or a GGUF file.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Output folder of prune or recover.")],
     as_json: arguments.Json = False,
     verify: Annotated[
         bool,
@@ -104,7 +104,8 @@ def _show_figures(console: Console, summary: Summary) -> None:
 
     if (copied := looking_back_rows(summary)) is not None:
         headings, rows, remarks = copied
-        console.print("", tables.terminal(headings, rows, bold=len(rows) - 1), *remarks)
+        table = [tables.terminal(headings, rows, bold=len(rows) - 1)] if len(headings) > 1 else []
+        console.print("", *table, *remarks)
     if (files := file_rows(summary)) is not None:
         console.print("", tables.terminal(files[0], files[1], bold=1), *files[2])
     for headings, rows, remarks in chat_rows(summary):

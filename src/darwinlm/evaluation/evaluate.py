@@ -170,8 +170,8 @@ def evaluate_model(request: EvaluationRequest, out: Path | None = None, console:
         if request.chat:
             batch_tokens = request.batch_size * request.sequence_length
             result.chats = measure_chats(models, tokens=request.tokens // 2, batch_tokens=batch_tokens)
-        if not done:
-            save([])
+        if not done or not wanted:
+            save(list(done.values()))
         if wanted:
             given: dict[str, Any] = {name: getattr(request, name) for name in ("data_dir", "limit", "batch_size")}
             harness.run_suite(opened.model, opened.tokenizer, wanted, **given, done=done, save=save)
@@ -239,7 +239,10 @@ def _resumed(request: EvaluationRequest, out: Path | None) -> dict[str, harness.
     before = read_json(out)
     if not isinstance(before, dict) or not isinstance(before.get("request"), dict) or "tasks" not in before:
         raise ArtifactError(f"{out} is not a result of darwinlm evaluate: choose another file")
-    earlier = {name: value for name, value in before["request"].items() if name != "suite"}
-    if earlier != request.key():
-        raise ArtifactError(f"{out} holds the result of another request ({earlier}): choose another file, or delete it")
+    earlier = before["request"]
+    if changed := [
+        f"{name} was {earlier.get(name)}" for name, now in request.key().items() if earlier.get(name) != now
+    ]:
+        said = f"{out} holds the result of another request ({', '.join(changed)})"
+        raise ArtifactError(f"{said}: choose another file, or delete it")
     return harness.from_json(out, before["tasks"])

@@ -208,7 +208,7 @@ def _check_engine(job: _Job, path: Path, tokens: Tensor, expected: Tensor) -> No
         raise ExportError(f"the export fails its check: {error}; nothing was written") from error
     tolerance = ENGINE_ERROR.get(job.quantisation, ROUNDED)
     report.comparisons.append(
-        compare_logits(("pruned in memory", expected), ("the file in llama.cpp", logits), tolerance)
+        compare_logits(("the model", expected), (f"its {job.quantisation} file in llama.cpp", logits), tolerance)
     )
     _check_tokenizer(ids, job)
 

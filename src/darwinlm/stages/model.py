@@ -72,10 +72,6 @@ def read_cut(task: Task, original: Checkpoint, dense: Checkpoint) -> Checkpoint:
 
 
 TEACHER = Stage(
-    "teacher",
-    cut_to,
-    read_cut,
-    title="vocabulary of the dense model",
-    writes="the original model with the tokens of the dense one",
+    "teacher", cut_to, read_cut, title="dense model", writes="the original model with the tokens of the dense one"
 )
 """The original model with the tokens of the dense one."""
