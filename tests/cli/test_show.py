@@ -64,6 +64,10 @@ def test_several_sizes_are_named(command, tmp_path: Path, run: Path) -> None:
     (tmp_path / "index.html").touch()
     shutil.copytree(run, tmp_path / "keep-75")
     command("show", tmp_path).refused("holds several sizes", str(tmp_path / "keep-75"), "index.html")
+    write_json(tmp_path / "darwinlm.json", {"made_by": "darwinlm"})
+    sizes = f"{tmp_path} holds several sizes: give one of {tmp_path / 'half'}, {tmp_path / 'keep-75'}"
+    for words in (["chat"], ["export", "--out", tmp_path / "a.gguf"]):
+        command(*words, tmp_path).refused(sizes)
 
 
 def test_next_steps_run_with_what_is_installed(command, finished_llama, monkeypatch):

@@ -44,7 +44,8 @@ def planted(monkeypatch, change):
 def test_a_missing_permutation(tmp_path, monkeypatch, quantisation):
     model = pruned_checkpoint(tmp_path / "model", "llama", ROWS)
     monkeypatch.setattr(tensors, "permute_rows", lambda tensor, *_: tensor)
-    refused(tmp_path, model, f"its {quantisation} file in llama.cpp", quantisation=quantisation)
+    exact = "f16" if quantisation == "f16" else "f32"
+    refused(tmp_path, model, f"its {exact} file in llama.cpp", quantisation=quantisation)
 
 
 def test_a_tensor_that_is_not_written(tmp_path, monkeypatch):

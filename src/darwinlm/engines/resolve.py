@@ -101,12 +101,12 @@ def _from_hub(model: str, path: Path, *, whole: bool) -> Path:
 def model_folder(folder: Path) -> Path:
     """The folder of a model, which is `folder` itself unless that is a run's output folder.
 
-    Raises ModelError if the run isn't finished.
+    Raises ModelError if the run isn't finished or holds several sizes.
     """
     if not (folder / MARKER).is_file():
         return folder
     if not (folder / STAGES / "export" / MANIFEST).is_file() or not (folder / "model" / "config.json").is_file():
-        raise ModelError(
-            f"the run in {folder} isn't finished: it holds no exported model yet. Rerun its command to resume it"
-        )
+        if sizes := ", ".join(str(path.parent) for path in sorted(folder.glob("*/summary.json"))):
+            raise ModelError(f"{folder} holds several sizes: give one of {sizes}")
+        raise ModelError(f"the run in {folder} isn't finished: it holds no exported model yet; rerun its command")
     return folder / "model"
