@@ -3,10 +3,14 @@
 import pytest
 import torch
 from tests.tiny.llama_cpp import assert_same_as_transformers, exported
-from tests.tiny.pruned import Row, any_checkpoint, pruned_checkpoint
+from tests.tiny.pruned import Row, any_checkpoint, plain_checkpoint, pruned_checkpoint
 
 from darwinlm.export.run import export_model
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.gguf.sizes import predicted_sizes
+from darwinlm.recipe import load_recipe
 from darwinlm.runtime.errors import ExportError
+from darwinlm.stages.plan import problem_of
 
 pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra gguf")
 
@@ -43,6 +47,16 @@ def test_query_heads_that_share_unevenly_get_kv_heads_of_their_own(tmp_path):
     report = exported(folder, tmp_path / "m.gguf", quantisation="f32")
     assert report["notes"] == ["block 1: every query head gets a copy of its KV head (2 → 3 KV heads)"]
     assert_same_as_transformers(folder, tmp_path / "m.gguf", 1e-4)
+
+
+def test_a_bound_on_the_file_counts_these_kv_heads(tmp_path):
+    small = pruned_checkpoint(tmp_path / "small", "llama", {1: (3, 2, 96)}, attention="query_head")
+    settings = ("budget.file=150kB", "units.attention=query_head", "units.quantisation=q8_0")
+    recipe = load_recipe(None, settings, {"model": str(plain_checkpoint(tmp_path / "model", "llama"))})
+    problem, _ = problem_of(recipe, Checkpoint.open(tmp_path / "model"), None)
+    dense = problem.space.dense
+    cost = problem.cost.of((*dense[:2], 3, *dense[3:]))
+    assert cost == pytest.approx(predicted_sizes(Checkpoint.open(small))["q8_0"], abs=128)
 
 
 @pytest.mark.parametrize("quantisation", ["f16", "bf16", "q8_0", "q4_0", "q4_k_m", "q6_k"])

@@ -43,11 +43,14 @@ def test_parameters_of_the_whole_saved_model(tiny_folder, make_run, tmp_path, mo
     assert "parameters of the dense model's" in (tmp_path / "out" / "report.html").read_text().replace("&#39;", "'")
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gemma3_text", "gemma4_text"])
-def test_bytes_of_weights_and_cache(tiny_folder, make_run, tmp_path, model_type):
+@pytest.mark.parametrize(
+    ("model_type", "unit"),
+    [*((name, "lattice") for name in ("llama", "gemma3_text", "gemma4_text", "qwen3_5_text")), ("llama", "query_head")],
+)
+def test_bytes_of_weights_and_cache(tiny_folder, make_run, tmp_path, model_type, unit):
     """Compared with the file and the cache of the saved model. gemma3 has sliding windows of 8."""
     context = 24
-    settings = ("budget.bytes=350kB", f"budget.context={context}")
+    settings = ("budget.bytes=350kB", f"budget.context={context}", f"units.attention={unit}")
     model = tiny_folder(model_type)
     plan = result(make_run(model, tmp_path / "plan", *settings, keep=None), "plan")
     target = int(0.7 * plan.cost.dense)
@@ -60,7 +63,7 @@ def test_bytes_of_weights_and_cache(tiny_folder, make_run, tmp_path, model_type)
     kept = sum(
         part.nbytes // part.shape[2] * (8 if getattr(layer, "is_sliding", False) else context)
         for layer in cache.layers
-        for part in (layer.keys, layer.values)
+        for part in (getattr(layer, name, None) for name in ("keys", "values"))  # linear attention has neither
         if part is not None
     )
     assert used(found) == weights + kept

@@ -69,12 +69,12 @@ def _bytes(model: Counted) -> CostModel:
     """Bytes of weights, saved buffers and the KV cache."""
     modules, kv_bytes, costs = model.space.modules, _kv_bytes(model), []
     for module in modules:
-        kv = [kv_bytes(module.block, level.groups) if module.kind == "attention" else 0 for level in module.levels]
+        kv = [kv_bytes(module.block, level.own_groups) if module.kind == "attention" else 0 for level in module.levels]
         costs.append(
             tuple(level.params * model.itemsize + extra for level, extra in zip(module.levels, kv, strict=True))
         )
-    attending = {module.block for module in modules if module.kind == "attention"}
-    kept = sum(kv_bytes(block, 0) for block in range(model.checkpoint.n_blocks) if block not in attending)
+    mixing = {module.block for module in modules if module.kind in ("attention", "mixer")}
+    kept = sum(kv_bytes(block, 0) for block in range(model.checkpoint.n_blocks) if block not in mixing)
     return CostModel("bytes", tuple(costs), model.outside * model.itemsize + kept + model.checkpoint.buffer_bytes)
 
 
@@ -97,7 +97,7 @@ def _file(model: Counted) -> CostModel:
     by_place = {(shape.block, shape.kind): shape for shape in model.shapes}
     costs = [
         tuple(
-            sizes.module(by_place[module.block, module.kind], level.groups, level.width, level.experts or None)
+            sizes.module(by_place[module.block, module.kind], level.own_groups, level.width, level.experts or None)
             for level in module.levels
         )
         for module in model.space.modules

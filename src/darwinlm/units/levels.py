@@ -38,6 +38,11 @@ class Level:
     query_heads: int = 0
     experts: int = 0
 
+    @property
+    def own_groups(self) -> int:
+        """KV heads in a cache or a GGUF file: groups that may differ have one for each query head."""
+        return self.groups if self.heads else self.query_heads
+
     def is_dense(self, shape: ModuleShape) -> bool:
         """Whether this is the dense level."""
         return self.width == shape.width and self.experts == shape.experts
