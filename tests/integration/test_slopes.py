@@ -95,7 +95,7 @@ def by_difference(placed, tokens, allocation, index, level):
     return (losses[0] - losses[1]) / (2 * size)
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gemma2", "granite", "phi3", "qwen3_moe"])
+@pytest.mark.parametrize("model_type", ["llama", "ernie4_5", "gemma2", "granite", "phi3", "qwen3_moe"])
 def test_slopes_are_derivatives_of_the_loss(model_type, tiny_folder, make_run, tmp_path):
     placed, tokens = bank_of(make_run, tiny_folder(model_type), tmp_path / "run")
     allocation = middle(placed.space)

@@ -6,7 +6,7 @@ C = Σ g xᵀ over tokens, [r, d],
 
     loss(level) - loss(gone) ≈ ⟨W_k, C_k⟩ = Σ_{j < k} ⟨T_j, (C_π L⁻ᵀ)_j⟩,
 
-and one triangular solve gives all widths of a factor (`database/factors.py` explains the letters). Only differences
+beside the bias, and one triangular solve gives all widths (`database/factors.py` explains the letters). Only differences
 between the levels of a module are meaningful, and only near the allocation, since they leave out curvature.
 
 A norm behind the module doesn't see the length of y, so a derivative in front of it is zero along y, and removing the
@@ -151,7 +151,7 @@ class Gradients:
             (factors,) = reader.factors(module.block, module.kind, variant)
             widths = sorted(places)
             if norm is None:
-                sums = inner_products(factors, C)[widths]
+                sums = inner_products(factors, C)[widths] + exact(g * bias).sum(dtype=torch.float64)
             else:
                 at_widths = outputs(factors, x.to(reader.device), widths)
                 behind = (norm(y.to(g.device) + bias) for y in at_widths)

@@ -68,7 +68,7 @@ SEARCH = Stage(
     "search",
     _search,
     _read,
-    version=15,
+    version=16,
     writes="the allocation, and the history of the search",
     settings=("search", "time", "units", "budget"),
     arithmetic=True,
