@@ -131,6 +131,16 @@ def test_a_search_without_gain_ends_and_says_why_but_the_papers_goes_on(tmp_path
     assert run(tmp_path / "paper", Flat(worse), 14, guide=None).done == 14
 
 
+def test_a_search_is_settled_on_the_text_of_the_last_round_whatever_more_some_have_read(tmp_path):
+    class Longer(Told):
+        def losses(self, allocation):
+            return [1.0] * (4 if allocation == START else 6)
+
+    state = run(tmp_path, Longer(better), evolution.LOOK_BACK + 1)
+    assert state.ended == evolution.SETTLED
+    assert {len(each) for each in state.losses} == {4}
+
+
 def test_a_child_of_equal_loss_is_not_taken(tmp_path):
     assert run(tmp_path, Told(lambda allocation, window: 1.0), 1).parent == START
 

@@ -137,7 +137,8 @@ def evolve(
         kl = fitness.kl(first, settings.rounds[-1].tokens)
         seconds = parallel.broadcast(clock.seconds)
         entry = Generation(0, kl, improved=False, moved=0, evaluations=fitness.evaluations, seconds=seconds)
-        state = SearchState(first, kl, [fitness.losses(first)], seen=[first], seconds=seconds, history=[entry])
+        losses = _final_losses(fitness, first, settings)
+        state = SearchState(first, kl, [losses], seen=[first], seconds=seconds, history=[entry])
         if parallel.is_main():
             state.save(state_file)
     fitness.clock = clock
@@ -196,9 +197,14 @@ def _generation(
     state.slopes = offspring.slopes
     state.observations += observed
     state.parent, state.kl = best, kl
-    state.losses = [*state.losses[-LOOK_BACK:], fitness.losses(best)]
+    state.losses = [*state.losses[-LOOK_BACK:], _final_losses(fitness, best, settings)]
     evaluations += state.history[-1].evaluations
     state.history.append(Generation(state.done, kl, moved > 0, moved, evaluations, state.seconds))
+
+
+def _final_losses(fitness: Fitness, allocation: Allocation, settings: SearchSettings) -> list[float]:
+    """Losses on each sequence of the last round, though an earlier one may have read more."""
+    return fitness.losses(allocation)[: fitness.sequences(settings.rounds[-1].tokens)]
 
 
 def settled(losses: Sequence[Sequence[float]]) -> bool:
