@@ -71,6 +71,13 @@ def test_rows_are_the_stages_that_read_a_model_in_their_order(tiny_llama: Path) 
     assert rows == [name for name in STEPS if name not in others]
 
 
+def test_a_database_of_experts_reads_no_logits(tiny_folder) -> None:
+    sizes = sizes_of(tiny_folder("mixtral"))
+    work = on_cpu(sizes, "database").operations
+    sizes.vocabulary *= 100
+    assert on_cpu(sizes, "database").operations == work
+
+
 LARGER = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "vocab_size": 32000}
 LARGER |= {"num_attention_heads": 32, "num_key_value_heads": 4}
 SMOLLM2 = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "vocab_size": 49152}

@@ -185,8 +185,6 @@ class _Stages:
             if shape.kind != "mlp" and (count := len(variants(shape, self.recipe.units))) > 1:
                 orders = count + 1  # heads are ranked first
             work += self.exact * tokens * d * d + self.slow * orders * (10 / 3 * d**3 + 4 * d * d * r)
-            if shape.experts:  # trials without some of them
-                work += 12 * experts * sizes.operations(min(tokens / 3, 4096), 1 / sizes.depth, heads=1)
             moments[shape.block] = moments.get(shape.block, 0.0) + 4 * experts * d * d
             few = tokens <= d  # the order needs another matrix, and weights in float64
             weights = sizes.size + 16 if few and find_metric(self.recipe.database.metric).gradients else 8
