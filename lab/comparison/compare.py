@@ -214,7 +214,7 @@ def compare_methods(recipe: Recipe, out: Path, reporter: Reporter, request: Comp
 
     Raises DarwinLMError. Suite, steps and training are checked before anything runs.
     """
-    check_output(out, "--out", (), [source for _, source in request.domains])
+    check_output(out, (), [source for _, source in request.domains])
     if request.suite is not None:
         harness.check_suite(parse_suite(request.suite), request.data_dir)
     variants = {name: variant_recipe(recipe, name, source) for name, source in request.variants}

@@ -67,7 +67,7 @@ def measure_tradeoff(
     """
     reporter, first = reporter or Reporter(), recipes[0]
     _check(quantisations)
-    check_output(out, "--out", (), (held_out,))
+    check_output(out, (), (held_out,))
     lock = claim(out, first)
     mark(out)
     dense = resolve_model(str(first.model), out / "dense")

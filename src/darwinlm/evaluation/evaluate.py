@@ -153,7 +153,7 @@ def evaluate_model(request: EvaluationRequest, out: Path | None = None, console:
         done: dict[str, harness.TaskScore] = {}
         with parallel.agree():
             if out is not None and parallel.is_main():
-                check_output(out, "--out", (request.model, request.against), request.texts, resumed=True)
+                check_output(out, (request.model, request.against), request.texts, resumed=True)
                 held.enter_context(hold_target(out))
             request.key()  # refuses an unknown device or type
             wanted = request.check()

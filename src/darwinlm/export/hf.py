@@ -45,14 +45,12 @@ ROUNDING = 0.05
 """Largest relative difference of the logits of equal models in bfloat16."""
 
 
-def save_model(
-    model: Any, folder: Path, *, tokenizer: Any = None, card: str | None = None, source: Path | None = None
-) -> None:
-    """Write configuration, weights, modelling file (if layers differ), tokenizer and model card.
+def save_model(model: Any, folder: Path, *, tokenizer: Any = None, source: Path | None = None) -> None:
+    """Write configuration, weights, modelling file (if layers differ) and tokenizer.
 
     The folder appears by rename when it is complete. An older folder of the same name is replaced. From `source`, the
     folder of the original model, generation settings and licence files are copied, and parts beside the language model
-    are carried along. `card` is the text of README.md.
+    are carried along.
 
     Raises:
         CheckpointError: The source's generation settings aren't JSON, or its other parts can't be loaded.
@@ -73,8 +71,6 @@ def save_model(
             tokenizer.save_pretrained(temporary)
         if source is not None:
             carry(source, temporary)
-        if card is not None:
-            write_text(temporary / CARD, card)
         share(temporary)
 
 

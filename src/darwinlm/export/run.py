@@ -57,7 +57,7 @@ def check_target(path: Path, *sources: Path | None, folder: bool, overwrite: boo
         ExportError: The target exists, or is of the wrong kind.
         BusyError: Another process is writing it.
     """
-    check_output(path, "--out", sources, resumed=not folder)
+    check_output(path, sources, resumed=not folder)
     if folder and path.is_file():
         raise ExportError(f"--out {path} is a file: this format needs a folder")
     if not folder and path.is_dir():

@@ -18,7 +18,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from darwinlm.families.family import family_of
 from darwinlm.recipe import RecoverySettings
 from darwinlm.recovery.losses import Loss, forward_kl, next_token_loss, weighted
-from darwinlm.streaming.chunks import chunked_loss
+from darwinlm.streaming.chunks import chunked_loss, next_tokens
+from darwinlm.streaming.decoder import Given
 
 LOGIT_CHUNK = 1024
 """Tokens whose logits are in memory at once: 4 GB at the peak for a vocabulary of 131,072."""
@@ -51,19 +52,10 @@ class _Result(BaseModelOutputWithPast):  # type: ignore[misc]
             raise AttributeError(name)
 
 
-class _Stored(nn.Module):
-    def __init__(self, hidden: Tensor) -> None:
-        super().__init__()
-        self.hidden = hidden
-
-    def forward(self, *_: Any, **__: Any) -> _Result:
-        return _Result(last_hidden_state=self.hidden)
-
-
 @contextmanager
 def _stored(model: Any, hidden: Tensor) -> Iterator[None]:
     decoder = decoder_of(model)
-    setattr(model, model.base_model_prefix, _Stored(hidden))
+    setattr(model, model.base_model_prefix, Given(_Result(last_hidden_state=hidden)))
     try:
         yield
     finally:
@@ -97,11 +89,6 @@ def run_dense(teacher: Any, tokens: Tensor) -> Tensor:
     return _streams(teacher, tokens)
 
 
-def _next_tokens(tokens: Tensor) -> Tensor:
-    """Next token of each of tokens [b, t], [b·t]; -1 at the end of a sequence."""
-    return torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], -1)], 1).flatten()
-
-
 def batch_loss(
     model: Any,
     teacher: Any,
@@ -118,7 +105,7 @@ def batch_loss(
     if none needs the dense model, it and its streams are None. `chunk` tokens have their logits in memory at once;
     `again` is that of `chunked_loss`.
     """
-    hidden, following = _streams(model, tokens).flatten(0, 1), _next_tokens(tokens)
+    hidden, following = _streams(model, tokens).flatten(0, 1), next_tokens(tokens)
     n_following = tokens[:, 1:].numel()
     flat = None if dense is None else dense.flatten(0, 1)
 
@@ -145,7 +132,7 @@ def held_out_sums(model: Any, teacher: Any, tokens: Tensor, dense: Tensor | None
 
     `dense` holds its streams on them, [b, t, m]; without them, KL is 0.
     """
-    hidden, following = _streams(model, tokens).flatten(0, 1), _next_tokens(tokens)
+    hidden, following = _streams(model, tokens).flatten(0, 1), next_tokens(tokens)
     loss = divergence = 0.0
     for start in range(0, len(hidden), LOGIT_CHUNK):
         piece = slice(start, start + LOGIT_CHUNK)

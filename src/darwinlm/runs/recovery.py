@@ -93,7 +93,7 @@ def recover(
     the record of the training, and search and refit of the pruning run. Raises DarwinLMError.
     """
     folder = Path(model).expanduser()
-    check_output(Path(out).expanduser(), "--out", [folder])
+    check_output(Path(out).expanduser(), [folder])
     small = model_folder(folder)
     of_a_run = small != folder
     made = read_summary(folder / FILE) if of_a_run and (folder / FILE).is_file() else None

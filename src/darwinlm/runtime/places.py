@@ -13,9 +13,7 @@ Given = str | Path | None
 """A path, a name on the hub, a source of text with a field, or nothing."""
 
 
-def check_output(
-    out: Path, option: str, inputs: Sequence[Given], text: Sequence[Given] = (), *, resumed: bool = False
-) -> None:
+def check_output(out: Path, inputs: Sequence[Given], text: Sequence[Given] = (), *, resumed: bool = False) -> None:
     """Refuse an output that is an input or holds one, lies in a folder of text, or is an older file of an input.
 
     Links are resolved. What is not on this machine can't be harmed. A `resumed` output may be an older file. Names that
@@ -41,7 +39,7 @@ def check_output(
             what = "is a file of"
         else:
             continue
-        raise ArtifactError(f"{option} {out} {what} {given}, which this command reads: choose another place")
+        raise ArtifactError(f"--out {out} {what} {given}, which this command reads: choose another place")
 
 
 def _real(given: str | Path) -> Path:

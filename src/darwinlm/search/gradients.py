@@ -6,7 +6,7 @@ C = Σ g xᵀ over tokens, [r, d],
 
     loss(level) - loss(gone) ≈ ⟨W_k, C_k⟩ = Σ_{j < k} ⟨T_j, (C_π L⁻ᵀ)_j⟩,
 
-beside the bias, and one triangular solve gives all widths (`database/factors.py` explains the letters). Only differences
+beside the bias, and one triangular solve gives all widths (`database/factors.py` has the letters). Only differences
 between the levels of a module are meaningful, and only near the allocation, since they leave out curvature.
 
 A norm behind the module doesn't see the length of y, so a derivative in front of it is zero along y, and removing the
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -35,8 +35,7 @@ from darwinlm.runtime.errors import NumericsError
 from darwinlm.runtime.memory import kept_memory, memory_of
 from darwinlm.search.fitness import Fitness, Window, kl_of_pieces
 from darwinlm.streaming.chunks import chunked_gradient
-from darwinlm.streaming.decoder import Removed
-from darwinlm.streaming.gradients import HEAD_TOKENS
+from darwinlm.streaming.decoder import Removed, input_of
 from darwinlm.streaming.hidden import HiddenStates
 from darwinlm.units.space import Allocation
 
@@ -124,7 +123,7 @@ class Gradients:
 
     def _behind_last_block(self, hidden: Tensor, dense: Tensor) -> Tensor:
         """Gradient of the summed KL at the stream after the last block."""
-        return chunked_gradient(kl_of_pieces(self.decoder, dense.flatten(0, 1)), hidden, HEAD_TOKENS)
+        return chunked_gradient(kl_of_pieces(self.decoder, dense.flatten(0, 1)), hidden)
 
     def _watched(self, index: int) -> _Watched | None:
         """A module whose slopes can be computed; None for fixed modules and mixtures."""
@@ -228,18 +227,8 @@ class _Watched:
 
     @torch.no_grad()
     def _collect(self, gradient: Tensor) -> None:
-        def reached(module: nn.Module, given: tuple[Tensor]) -> None:
-            self._note(module, given)
-            raise _Reached
-
         if self._input is None:
             arguments, named = self._call
-            with getattr(self.dense, self.projection).register_forward_pre_hook(reached), suppress(_Reached):
-                self.dense(*arguments, **named)
-        assert self._input is not None
+            self._input = input_of(getattr(self.dense, self.projection), lambda: self.dense(*arguments, **named))
         self.inputs.append(self._input.flatten(0, 1))
         self.gradients.append(gradient.flatten(0, 1))
-
-
-class _Reached(Exception):  # noqa: N818
-    """Ends a pass through a module at its output projection."""

@@ -65,7 +65,7 @@ def cut_to(task: Task, original: Checkpoint, dense: Checkpoint) -> None:
         tokenizers[0].save_pretrained(task.folder / "model")
 
 
-def read_cut(task: Task, original: Checkpoint, dense: Checkpoint) -> Checkpoint:
+def read_cut(task: Task, original: Checkpoint) -> Checkpoint:
     """The model that `cut_to` wrote, or the unchanged one."""
     cut = task.folder / "model"
     return Checkpoint.open(cut, original.source) if cut.is_dir() else original

@@ -15,6 +15,9 @@ from torch.utils.checkpoint import checkpoint
 
 LossOf = Callable[[slice, Tensor], Tensor]
 
+HEAD_TOKENS = 128
+"""Tokens whose logits and gradients are in memory at once, where weights aren't trained."""
+
 
 def chunked_loss(
     loss_of: LossOf, hidden: Tensor, weights: Sequence[Tensor], chunk: int, *, again: bool = False
@@ -46,12 +49,17 @@ def chunked_loss(
     return result
 
 
-def chunked_gradient(loss_of: LossOf, hidden: Tensor, chunk: int) -> Tensor:
+def chunked_gradient(loss_of: LossOf, hidden: Tensor) -> Tensor:
     """Gradient of a sum over tokens at `hidden`, [..., m], from the loss of pieces of its rows [n, m]."""
     with torch.enable_grad():
         hidden = hidden.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(chunked_loss(loss_of, hidden.flatten(0, -2), (), chunk), hidden)
+        (gradient,) = torch.autograd.grad(chunked_loss(loss_of, hidden.flatten(0, -2), (), HEAD_TOKENS), hidden)
     return gradient
+
+
+def next_tokens(tokens: Tensor) -> Tensor:
+    """Next token of each of tokens [b, t], [b·t]; -1 at the end of a sequence."""
+    return torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], -1)], 1).flatten()
 
 
 def _pieces(count: int, chunk: int) -> list[slice]:

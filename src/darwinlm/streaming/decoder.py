@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -48,6 +48,19 @@ class _AllRecorded(Exception):  # noqa: N818
     """Ends a forward pass once everything is recorded."""
 
 
+def input_of(module: nn.Module, call: Callable[[], object]) -> Tensor:
+    """What a call gives a module, at which it ends."""
+    seen: list[Tensor] = []
+
+    def note(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+        seen.append(given[0])
+        raise _AllRecorded
+
+    with module.register_forward_pre_hook(note), suppress(_AllRecorded):
+        call()
+    return seen[0]
+
+
 class _Recorder(nn.Module):
     """Replaces a block and records its arguments."""
 
@@ -64,15 +77,16 @@ class _Recorder(nn.Module):
         return hidden
 
 
-class _Given(nn.Module):
-    """Replaces a block and returns a residual stream."""
+class Given(nn.Module):
+    """Replaces a module whose result is known."""
 
-    def __init__(self, stream: Tensor) -> None:
+    def __init__(self, result: Any) -> None:
         super().__init__()
-        self.stream = stream
+        self.result = result
 
-    def forward(self, *_: Any, **__: Any) -> Tensor:
-        return self.stream
+    def forward(self, *_: Any, **__: Any) -> Any:
+        """The result."""
+        return self.result
 
 
 class Removed(nn.Module):
@@ -245,7 +259,7 @@ class Decoder:
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [n, v] of residual streams after the last block, [n, m]."""
-        stand_ins: dict[int, nn.Module] = {i: _Given(hidden[None]) for i in range(len(self.blocks))}
+        stand_ins: dict[int, nn.Module] = {i: Given(hidden[None]) for i in range(len(self.blocks))}
         with self._stand_ins(stand_ins):
             token = to_device(torch.zeros(1, 1, dtype=torch.int64), self.device)
             logits: Tensor = self.model(input_ids=token, use_cache=False).logits
@@ -253,20 +267,7 @@ class Decoder:
 
     def head_inputs(self, hidden: Tensor) -> Tensor:
         """Inputs of the output embedding, [n, m], for residual streams after the last block, [n, m]."""
-        inputs: list[Tensor] = []
-
-        def record(_: nn.Module, given: tuple[Tensor]) -> None:
-            inputs.append(given[0])
-            raise _AllRecorded
-
-        hook = self.model.get_output_embeddings().register_forward_pre_hook(record)
-        try:
-            self.head(hidden)
-        except _AllRecorded:
-            return inputs[0][0]
-        finally:
-            hook.remove()
-        raise AssertionError("the model's forward never reached its output embedding")
+        return input_of(self.model.get_output_embeddings(), lambda: self.head(hidden))[0]
 
     @torch.no_grad()
     def logit_scale(self) -> float | None:

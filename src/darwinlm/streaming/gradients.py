@@ -22,15 +22,12 @@ from torch import Tensor, nn
 from darwinlm.families.parts import ModuleKind
 from darwinlm.runtime import parallel
 from darwinlm.runtime.errors import NumericsError
-from darwinlm.streaming.chunks import chunked_gradient
+from darwinlm.streaming.chunks import chunked_gradient, next_tokens
 from darwinlm.streaming.experts import expert_module, output_sizes
 from darwinlm.streaming.hidden import HiddenMemory, HiddenStates
 from darwinlm.streaming.moments import SecondMoment
 from darwinlm.streaming.outputs import norm_divisor, norm_gain, output_projection
 from darwinlm.streaming.stream import BlockStream
-
-HEAD_TOKENS = 128
-"""Tokens whose logits and gradients are in memory at once."""
 
 
 def output_gradients(
@@ -81,13 +78,13 @@ def _behind_last_block(stream: BlockStream, tokens: Tensor, memory: HiddenMemory
     batches = torch.split(tokens, stream.batch_sequences)
 
     def gradient(hidden: Tensor, batch: Tensor) -> Tensor:
-        following = torch.cat([batch[:, 1:], torch.full_like(batch[:, :1], -1)], 1).flatten().to(hidden.device)
+        following = next_tokens(batch).to(hidden.device)
 
         def loss(piece: slice, part: Tensor) -> Tensor:
             logits = stream.decoder.head(part).float()
             return nn.functional.cross_entropy(logits, following[piece], ignore_index=-1, reduction="sum")
 
-        return chunked_gradient(loss, hidden, HEAD_TOKENS)
+        return chunked_gradient(loss, hidden)
 
     pairs = zip(stream.hidden, batches, strict=True)
     return HiddenStates((gradient(hidden, batch) for hidden, batch in pairs), stream.hidden.elements, memory)

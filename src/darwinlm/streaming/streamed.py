@@ -157,16 +157,14 @@ class StreamedDecoder(Decoder):
     @contextmanager
     def with_head(self, like: object = None) -> Iterator[None]:
         """The head, while the body runs; that of a decoder `like` this one is shared if it is equal."""
-        self._load_head(like)
+        if HEAD not in self._loaded:
+            self._load_head(like)
         try:
             yield
         finally:
             self._leave(HEAD, list(self.model.get_output_embeddings().parameters()))
 
-    def _load_head(self, like: object = None) -> None:
-        """Load the head, or share that of a decoder `like` this one if it has its head and both are equal."""
-        if HEAD in self._loaded:
-            return
+    def _load_head(self, like: object) -> None:
         head: Any = self.model.get_output_embeddings()
         others = like.model.get_output_embeddings() if isinstance(like, StreamedDecoder) else None
         for leaf, owner in (("weight", self._head_from), ("bias", self.family.head)):

@@ -7,33 +7,17 @@ else around it are the family's code. Adding zero is exact, so all parts togethe
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from darwinlm.families.parts import ModuleKind, SubLayer
+from darwinlm.families.parts import ModuleKind
 from darwinlm.runtime.memory import memory_of
-from darwinlm.streaming.decoder import absent
+from darwinlm.streaming.decoder import Given, absent, input_of
 from darwinlm.streaming.outputs import output_projection
 from darwinlm.streaming.stream import BlockStream
-
-
-class _Reached(Exception):  # noqa: N818
-    """Ends the pass through a block once the module's input is known."""
-
-
-class _Given(nn.Module):
-    """Replaces a sub-layer whose output is known."""
-
-    def __init__(self, part: SubLayer, output: Tensor) -> None:
-        super().__init__()
-        self.pair = part.pair
-        self.output = output
-
-    def forward(self, *_: Any, **__: Any) -> Any:
-        return (self.output, None) if self.pair else self.output
 
 
 class BlockWalk:
@@ -54,9 +38,11 @@ class BlockWalk:
         Inputs are kept for `finish` if there is room; the others are computed a second time.
         """
         held, room = 0, memory_of(self.stream.device).room("module inputs")
+        output = output_projection(self.stream.decoder.blocks[self.block], self.stream.checkpoint.family, kind)
+        assert output is not None
         self._kept.clear()
         for index, hidden in enumerate(self.stream.hidden):
-            x = self._reach(kind, index, hidden)
+            x = input_of(output, partial(self._half, kind, index, hidden))
             held += x.numel() * x.element_size()
             if held <= room:
                 self._kept[index] = x
@@ -74,7 +60,8 @@ class BlockWalk:
             if x is None or output is None:
                 result = self._half(kind, index, stream.hidden[index])
             else:
-                with self._standing_in(kind, _Given(stream.checkpoint.family.module(kind), output(x))):
+                pair = stream.checkpoint.family.module(kind).pair
+                with self._standing_in(kind, Given((output(x), None) if pair else output(x))):
                     result = self._half(kind, index, stream.hidden[index])
             stream.move(index, result)
         stream.check(self.block)
@@ -95,19 +82,6 @@ class BlockWalk:
             if kind != "tail":
                 others.enter_context(decoder.without_tail(self.block))
             return decoder.run_block(self.block, hidden, self.stream.arguments(index, self.block))
-
-    def _reach(self, kind: ModuleKind, index: int, hidden: Tensor) -> Tensor:
-        output = output_projection(self.stream.decoder.blocks[self.block], self.stream.checkpoint.family, kind)
-        assert output is not None
-        seen: list[Tensor] = []
-
-        def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            seen.append(inputs[0])
-            raise _Reached
-
-        with output.register_forward_pre_hook(note), suppress(_Reached):
-            self._half(kind, index, hidden)
-        return seen[0]
 
     @contextmanager
     def _standing_in(self, kind: ModuleKind, module: nn.Module) -> Iterator[None]:

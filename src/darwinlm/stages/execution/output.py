@@ -60,7 +60,7 @@ def _tidy(stage: Path) -> None:
 
 def check_inputs(folder: Path, recipe: Recipe) -> None:
     """Refuse to write over the models and the text that are read. Raises ArtifactError."""
-    check_output(folder, "--out", (recipe.model,), (recipe.text.source, recipe.recovery.text))
+    check_output(folder, (recipe.model,), (recipe.text.source, recipe.recovery.text))
 
 
 def _check(folder: Path) -> None:

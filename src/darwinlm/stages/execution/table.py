@@ -18,8 +18,8 @@ from darwinlm.recovery.losses import needs_dense
 from darwinlm.runtime import parallel
 from darwinlm.runtime.memory import CACHES, FRAGMENTS, OTHERS
 from darwinlm.stages.execution.sizes import Sizes
+from darwinlm.streaming.chunks import HEAD_TOKENS
 from darwinlm.streaming.decoder import head_tokens
-from darwinlm.streaming.gradients import HEAD_TOKENS
 from darwinlm.streaming.hidden import STREAMS
 from darwinlm.surgery.refit import STRENGTHS
 from darwinlm.text.amounts import amount_for_pruning, amount_for_recovery, gradient_tokens
