@@ -50,12 +50,13 @@ def test_query_heads_that_share_unevenly_get_kv_heads_of_their_own(tmp_path):
 
 
 def test_a_bound_on_the_file_counts_these_kv_heads(tmp_path):
-    small = pruned_checkpoint(tmp_path / "small", "llama", {1: (3, 2, 96)}, attention="query_head")
+    sizes = {"intermediate_size": 100}  # which a file fills up to 128
+    small = pruned_checkpoint(tmp_path / "small", "llama", {1: (3, 2, 64)}, attention="query_head", **sizes)
     settings = ("budget.file=150kB", "units.attention=query_head", "units.quantisation=q8_0")
-    recipe = load_recipe(None, settings, {"model": str(plain_checkpoint(tmp_path / "model", "llama"))})
+    recipe = load_recipe(None, settings, {"model": str(plain_checkpoint(tmp_path / "model", "llama", **sizes))})
     problem, _ = problem_of(recipe, Checkpoint.open(tmp_path / "model"), None)
     dense = problem.space.dense
-    cost = problem.cost.of((*dense[:2], 3, *dense[3:]))
+    cost = problem.cost.of((*dense[:2], 3, 2, *dense[4:]))
     assert cost == pytest.approx(predicted_sizes(Checkpoint.open(small))["q8_0"], abs=128)
 
 

@@ -120,10 +120,10 @@ def module_tensors(
 ) -> dict[str, tuple[int, ...]]:
     """Shapes of a module's tensors in a file by name, without those that are gone."""
     part, prefix = checkpoint.family.module(shape.kind), checkpoint.block_prefix(shape.block)
-    if width == 0:
-        if not isinstance(part, Mlp) or shape.experts:
-            return {}
-        groups, width = 1, BLOCK
+    if width == 0 and (not isinstance(part, Mlp) or shape.experts):
+        return {}
+    if isinstance(part, Mlp):
+        groups, width = 1, max(-(-width // BLOCK), 1) * BLOCK
     rows = row_counts(shape, groups, width)
     return {
         prefix + name: resized(
