@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from darwinlm.database.metrics import find_metric
 from darwinlm.evaluation import harness
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.evaluation.suites import parse_suite
@@ -21,7 +22,7 @@ from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import DataError
 from darwinlm.runtime.places import check_output
 from darwinlm.runtime.version import VERSION
-from darwinlm.stages.database import DATABASE, GRADIENTS, PruningDatabase, needs_gradients
+from darwinlm.stages.database import DATABASE, GRADIENTS, PruningDatabase
 from darwinlm.stages.execution.run import Run
 from darwinlm.stages.execution.stage import Stage, Task
 from darwinlm.stages.made import Inputs
@@ -195,12 +196,13 @@ class _Comparison:
         of_base = run is self.base
         problem = self.problem if of_base else plan(run, self.inputs)
         search, stitched = cut(run, self.inputs, problem, self.database if of_base else build(run, self.inputs))
+        weighted = find_metric(run.recipe.database.metric)
         facts = {
             "title": "DarwinLM, one shot" if name == OURS else f"DarwinLM, {name}",
             "source": "arXiv 2502.07780",
             # The stage has the seconds of its last start, the record those of all.
             "seconds": max(_seconds(run, SEARCH), float(search.record["seconds"])),
-            "database_seconds": _seconds(run, *([GRADIENTS] if needs_gradients(run.recipe) else []), DATABASE),
+            "database_seconds": _seconds(run, *([GRADIENTS] if weighted.gradients else []), DATABASE),
             "resumed": _resumed(run, DATABASE),
             "training_tokens": 0,
             "allocation": search.allocation,

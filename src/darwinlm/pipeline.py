@@ -9,10 +9,11 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from darwinlm.database.metrics import find_metric
 from darwinlm.runtime import parallel
 from darwinlm.runtime.amounts import duration, size
 from darwinlm.stages.chats import CHATS
-from darwinlm.stages.database import DATABASE, GRADIENTS, needs_gradients
+from darwinlm.stages.database import DATABASE, GRADIENTS
 from darwinlm.stages.evaluate import EVALUATE, models_of_run
 from darwinlm.stages.execution.plan import plan_here
 from darwinlm.stages.execution.run import Ended, Run
@@ -115,7 +116,8 @@ def plan(run: Run, inputs: Inputs) -> Problem:
 def build(run: Run, inputs: Inputs) -> PruningDatabase:
     """Every module at every level. Raises DarwinLMError."""
     dense, text = inputs.dense, inputs.text
-    gradients = run(GRADIENTS, text["calibration"], dense) if needs_gradients(run.recipe) else None
+    weighted = find_metric(run.recipe.database.metric).gradients
+    gradients = run(GRADIENTS, text["calibration"], dense) if weighted else None
     return run(DATABASE, dense, text["calibration"], gradients)
 
 

@@ -11,6 +11,7 @@ from transformers import TextStreamer
 
 from darwinlm.engines.opened import Opened
 from darwinlm.runtime.errors import DataError, ModelError, RecipeError, first_line
+from darwinlm.text.sampling.script import end_tokens
 
 REPETITION_PENALTY = 1.1
 """Makes tokens that were used before less likely."""
@@ -109,12 +110,11 @@ class Conversation:
         return int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 30)
 
     def _how(self) -> dict[str, Any]:
-        temperature, named = self.settings.temperature, self.model.generation_config.eos_token_id
-        ends = {*(named if isinstance(named, list) else [named]), self.tokenizer.eos_token_id}
+        temperature = self.settings.temperature
         how: dict[str, Any] = {
             "max_new_tokens": self.settings.max_tokens,
             "repetition_penalty": REPETITION_PENALTY,
-            "eos_token_id": sorted(end for end in ends if end is not None) or None,
+            "eos_token_id": list(end_tokens(self.model, self.tokenizer)) or None,
             "pad_token_id": self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0,
         }
         if temperature == 0:

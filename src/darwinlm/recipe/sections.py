@@ -219,7 +219,7 @@ class RecoverySettings(Section):
     text: str | None = None
     """Source of the training text; none uses `text.source` without the documents of other purposes."""
     epochs: Repeats = Field(1, ge=1)
-    """Maximum number of passes over the text if it has fewer tokens than `tokens`."""
+    """Passes over the text, of which `tokens` divided by this are read."""
     batch_tokens: Count | None = Field(None, gt=0)
     """Tokens in one step, over all processes. None takes a 256th of `tokens`, but 4096 to 32768, and an eighth of fewer
     than 32768 tokens. If `tokens` is smaller than a given batch, it is divided into up to eight steps."""

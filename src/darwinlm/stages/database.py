@@ -18,7 +18,6 @@ from darwinlm.database.metrics import find_metric
 from darwinlm.database.store import DatabaseReader
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.parts import KINDS
-from darwinlm.recipe import Recipe
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import StageFolder, read_tensors, write_tensors
 from darwinlm.runtime.compute import exact_device
@@ -127,8 +126,3 @@ DATABASE = Stage(
     together=True,
 )
 """Every module at every level."""
-
-
-def needs_gradients(recipe: Recipe) -> bool:
-    """Whether the metric of the removal order weights errors by gradients."""
-    return find_metric(recipe.database.metric).gradients
