@@ -42,6 +42,12 @@ def test_odd_layers_of_a_llama(tmp_path, case):
     assert_same_as_transformers(folder, tmp_path / "m.gguf", 1e-4)
 
 
+def test_a_model_without_blocks_is_refused(tmp_path):
+    folder = pruned_checkpoint(tmp_path / "model", "llama", dict.fromkeys(range(3), (0, 0, 0)))
+    with pytest.raises(ExportError, match="supports this llama model: all blocks are empty"):
+        export_model(folder, tmp_path / "m.gguf")
+
+
 def test_query_heads_that_share_unevenly_get_kv_heads_of_their_own(tmp_path):
     folder = pruned_checkpoint(tmp_path / "model", "llama", {1: (3, 2, 96)}, attention="query_head")
     report = exported(folder, tmp_path / "m.gguf", quantisation="f32")

@@ -11,6 +11,9 @@ import torch
 from tests.fuzz.gguf_bytes import gguf_file, plain_keys, plain_tensors
 
 from darwinlm.cli.main import _message
+from darwinlm.evaluation.quality import measure_quality
+from darwinlm.export.check import ExportReport
+from darwinlm.export.gguf import _note_fallbacks
 from darwinlm.export.hf import check_saved
 from darwinlm.export.published import open_published
 from darwinlm.families.checkpoint import Checkpoint
@@ -18,7 +21,15 @@ from darwinlm.gguf.header import read_header
 from darwinlm.gguf.write import _numbers
 from darwinlm.runs import demo
 from darwinlm.runtime import errors
-from darwinlm.runtime.errors import CheckpointError, DeviceMemoryError, ExportError, ModelError, install, missing_extra
+from darwinlm.runtime.errors import (
+    CheckpointError,
+    DeviceMemoryError,
+    ExportError,
+    ModelError,
+    NumericsError,
+    install,
+    missing_extra,
+)
 
 
 @torch.no_grad()
@@ -65,6 +76,23 @@ def test_numbers_that_a_gguf_file_cannot_hold(value: float, message: str) -> Non
     gguf = pytest.importorskip("gguf", reason="the extra gguf")
     with pytest.raises(ExportError, match=f"the tensor blk.0.ffn_up.weight holds numbers .*{message}"):
         _numbers(gguf, "blk.0.ffn_up.weight", torch.full((2, 32), value), "F16")
+
+
+def test_matrices_that_the_quantiser_left_as_they_were() -> None:
+    with pytest.raises(ExportError, match=r"q4_k_m doesn't fit: llama\.cpp left some matrices in 16 bits"):
+        _note_fallbacks({"Q4_K": 3, "F16": 1}, "q4_k_m", ExportReport("gguf", "m.gguf"))
+
+
+def test_losses_that_are_not_finite() -> None:
+    class Broken:
+        device = torch.device("cpu")
+
+        def __call__(self, input_ids: torch.Tensor, **_: object) -> SimpleNamespace:
+            return SimpleNamespace(logits=torch.full((*input_ids.shape, 5), torch.nan))
+
+    model = Broken()
+    with pytest.raises(NumericsError, match=r"the losses of small aren't finite .*: try float32, or another model"):
+        measure_quality(model, {"small": model}, torch.ones(2, 4, dtype=torch.int64), batch_tokens=8)
 
 
 def test_demo_without_its_model(monkeypatch):

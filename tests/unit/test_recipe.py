@@ -62,6 +62,7 @@ def test_the_defaults_are_valid():
         ({"text": {"sequence_length": 7}}, ["text.sequence_length: ", "greater than or equal to 8"]),
         ({"budget": 0.5}, ["budget: ", "valid dictionary or instance of BudgetSettings (it is 0.5)"]),
         ({"preset": ["quick"]}, ["preset: ", "it is ['quick']"]),
+        ({"search": {"method": "paper", "layers": "equal"}}, ["search: method=paper trades levels between layers"]),
         ({"time": "1e300h"}, ["time: ", "less than or equal to 1000000"]),
         (rounds(3, (64, 3), (128, 1)), ["search: rounds: survivors must decrease", "[3, 3, 1]"]),
         (rounds(8, (64, 2), (128, 4), (256, 1)), ["search: rounds: survivors must decrease", "[8, 2, 4, 1]"]),
