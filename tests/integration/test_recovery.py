@@ -235,6 +235,11 @@ def test_a_run_that_is_not_finished(refused, finished_llama, tmp_path):
     refused(ModelError, "isn't finished: it holds no exported model", small=folder)
 
 
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(ModelError, match="nowhere holds no model"):
+        recover(tmp_path / "nowhere", tmp_path / "out", tokens=1000)
+
+
 @pytest.mark.parametrize("sizes", [[1, 1], [3, 3, 3, 1]])
 def test_nodes_that_replicate_weights_must_be_equal(sizes, monkeypatch):
     """And have two processes or more, which share them."""

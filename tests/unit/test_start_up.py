@@ -83,12 +83,6 @@ def test_numbers_out_of_range(command, line: str, said: str) -> None:
     command(*line.split()).refused(said)
 
 
-def test_without_a_command_the_help_is_all(command) -> None:
-    ended = command()
-    assert (ended.code, ended.err) == (2, "")
-    assert ended.out.strip() == command("--help").out.strip()
-
-
 def test_the_module_runs() -> None:
     assert python("-m", "darwinlm", "--version").stdout.strip() == darwinlm.__version__
     done = python("-m", "darwinlm", "show", "nowhere", status=2)

@@ -49,10 +49,7 @@ Model = Annotated[
     typer.Argument(metavar="MODEL", help="Hub id, local folder, or GGUF file. A recipe can name it instead."),
 ]
 Out = Annotated[
-    Path,
-    typer.Option(
-        "--out", "-o", metavar="FOLDER", help="Output folder. Rerun with the same folder to resume an interrupted run."
-    ),
+    Path, typer.Option("--out", "-o", metavar="FOLDER", help="Output folder. Rerun with the same one to resume.")
 ]
 RecipeFile = Annotated[
     str | None,
@@ -62,9 +59,7 @@ RecipeFile = Annotated[
 ]
 Set = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set", metavar="SECTION.FIELD=VALUE", help="Change one setting; repeatable. recipe.default.yaml lists them."
-    ),
+    typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="A setting of recipe.default.yaml; repeatable."),
 ]
 Text = Annotated[
     str | None,

@@ -19,6 +19,8 @@ WORDS = (
     ("--keep, the share that stays", "--sparsity --remove --pruning-ratio --amount"),
     ("--out", "--output --output-dir --output-path --save --dir"),
     ("--text", "--data --dataset --corpus --calibration"),
+    ("--set text.source=TEXT", "--text --data --dataset --corpus --calibration"),
+    ("--set preset=NAME", "--preset"),
     ("--device", "--gpu --gpus --cuda --cpu"),
     ("--set compute.device=cuda", "--gpu --gpus --cuda --cpu --device"),
     ("--quant", "--quantize --quantization --to --format --type"),
@@ -47,10 +49,11 @@ def meant(error: Any, message: str) -> str:
         for name, command in getattr(group, "commands", {}).items()
     }
     here = options.get(error.ctx.command.name, set())  # none for an unknown command
-    ours = [word for word, others in WORDS if typed in others.split()]
+    early = not here and any(typed in known for known in options.values())  # an option before its command
+    ours = [] if early else [word for word, others in WORDS if typed in others.split()]
     for word in ours:
         if not here or not word.startswith("--") or re.split("[ ,]", word)[0] in here:
             return f"{unknown[0]}; use {word}"
-    wanted = ours[0] if ours else typed
+    wanted = ours[0] if ours and " " not in ours[0] else typed
     having = [f"darwinlm {name}" for name, known in options.items() if wanted in known]
     return f"{unknown[0]}; {wanted} is an option of {', '.join(having)}" if having else message

@@ -27,7 +27,7 @@ MINUTES: Mapping[str, float] = {"": 1, "m": 1, "min": 1, "s": 1 / 60, "h": 60}
 
 
 def parse_share(value: Any) -> Any:
-    """Read '50%' or 0.5 as the share 0.5; anything else is left to the type check."""
+    """Read '50%' or 0.5 as the share 0.5; other types are left to the type check. Raises ValueError."""
     if isinstance(value, bool):
         raise ValueError("must be a share such as 50% or 0.5, not true or false")  # noqa: TRY004 - pydantic reports ValueError
     if isinstance(value, str):
@@ -35,7 +35,7 @@ def parse_share(value: Any) -> Any:
         try:
             return float(text[:-1]) / 100 if text.endswith("%") else float(text)
         except ValueError:
-            return value
+            raise ValueError("must be a share such as 50% or 0.5") from None
     return value
 
 
@@ -68,7 +68,9 @@ def parse_quantity(value: Any, units: Mapping[str, float], example: str) -> Any:
 def parse_part(value: Any) -> Any:
     """Read '50%' or 0.5 as the share 0.5, and '24k' or 24000 as the number 24000; at most 1 is a share."""
     if isinstance(value, str) and value.strip().endswith("%"):
-        return parse_share(value)
+        if (share := parse_share(value)) > 1:
+            raise ValueError("must be at most 100 %")
+        return share
     return parse_quantity(value, COUNTS, "50% or 24k")
 
 

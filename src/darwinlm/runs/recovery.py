@@ -95,7 +95,7 @@ def recover(
     folder = Path(model).expanduser()
     check_output(Path(out).expanduser(), [folder])
     small = model_folder(folder)
-    of_a_run = small != folder
+    student, of_a_run = Checkpoint.open(small), small != folder
     made = read_summary(folder / FILE) if of_a_run and (folder / FILE).is_file() else None
     overrides = {"recovery.tokens": tokens, "recovery.text": text}
     if not of_a_run and text is not None:
@@ -103,7 +103,7 @@ def recover(
     of_run = parse_recipe(made.recipe, str(folder / FILE)) if made is not None else Recipe()
     resolved = load_recipe(of_run if recipe is None else recipe, assignments, {**overrides, "model": teacher})
     settings = resolved.text
-    if "source" not in settings.model_fields_set:  # the run's text, with its permission and its split
+    if "source" not in settings.model_fields_set:  # the run's text, with its split
         given = {name: getattr(settings, name) for name in settings.model_fields_set}
         settings = of_run.text.model_copy(update=given)
     recovery, own_text = resolved.recovery, folder / STAGES / OWN_TEXT.name / DOCUMENTS
@@ -117,6 +117,5 @@ def recover(
         raise RecipeError("no dense model is given: name the original model with --teacher")
     if not resolved.recovery.tokens:
         raise RecipeError("recovery.tokens is 0: say how many tokens to train on, such as --tokens 300M")
-    student = Checkpoint.open(small)
     run = Run(resolved, Path(out).expanduser(), reporter or Reporter())
     return _train(run, student, made, of_a_run=of_a_run)
