@@ -235,6 +235,13 @@ def test_a_run_that_is_not_finished(refused, finished_llama, tmp_path):
     refused(ModelError, "isn't finished: it holds no exported model", small=folder)
 
 
+def test_another_models_training_is_kept(whole, inputs, make_run, tmp_path):
+    out, run = shutil.copytree(whole[0], tmp_path / "out"), tmp_path / "run"
+    run_stages(make_run(inputs[1], run, keep="80%"), "report")
+    with pytest.raises(ArtifactError, match=r"holds a finished run with another budget: choose .* or delete that one"):
+        recover(run, out, tokens=1000, text=str(inputs[2]))
+
+
 def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(ModelError, match="nowhere holds no model"):
         recover(tmp_path / "nowhere", tmp_path / "out", tokens=1000)

@@ -27,7 +27,7 @@ def test_a_loaded_model_answers(result: Result) -> None:
 
 def test_a_loaded_model_is_measured_and_exported(result: Result, tiny_text_file: Path, tmp_path: Path) -> None:
     loaded = darwinlm.load(result.folder, dtype="float32")
-    (text,) = loaded.evaluate(texts=(str(tiny_text_file),), sequence_length=64).texts
+    (text,) = loaded.evaluate(texts=str(tiny_text_file), sequence_length=64).texts
     assert text["perplexity"] > 1
     other = darwinlm.load(plain_checkpoint(tmp_path / "model", "llama", tokenizer=word_tokenizer()), dtype="float32")
     report = other.export(tmp_path / "mine.gguf", unchecked=True)

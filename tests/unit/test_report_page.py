@@ -124,6 +124,11 @@ CARD = [
     (changed(recovered(), search={"generations": 0}), ["equal layers", "without a generation of search"], []),
     (one_gone(), ["1 attention sub-layer of 30 blocks is gone."], []),
     (changed(searched(), vocabulary=VOCABULARY), ["tokens: 24,000 of 48,000 tokens of the voc"], []),
+    (
+        changed(searched(), vocabulary=VOCABULARY | {"dense_params": 2 * 134_515_008}),
+        ["81.3 M of 269.0 M parameters (49.9 % of the block parameters), 163 MB of weights instead of 538 MB"],
+        [],
+    ),
     (searched(), ["No step that made this model has seen this text"], []),
     (given(), ["No step of its recovery has seen this text"], []),
 ]

@@ -65,8 +65,7 @@ def evaluate(
         dtype=dtype,
         chat=chat,
     )
-    console = terminal.console()
-    result = evaluate_model(request, out, None if as_json else console)
+    result = evaluate_model(request, out, None if as_json else terminal.console())
     if as_json:
         terminal.print_json(result.as_json())
     else:

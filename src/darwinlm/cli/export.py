@@ -42,7 +42,6 @@ def export(
     """Write a model for llama.cpp (GGUF), and check that the file gives the same output."""
     from darwinlm.export.run import export_model
 
-    console = terminal.console()
     report = export_model(
         model,
         out,
@@ -52,7 +51,7 @@ def export(
         overwrite=overwrite,
         say=terminal.say,
     )
-    show_report(console, report)
+    show_report(terminal.console(), report)
 
 
 def show_report(console: Console, report: ExportReport) -> None:

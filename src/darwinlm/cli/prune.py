@@ -46,8 +46,7 @@ def prune(
     from darwinlm.recipe import load_recipes, options
 
     others: dict[str, Any] = {"vocab": vocab, "time": time, "preset": preset, "text": text, "ready_for": ready_for}
-    others["layers"] = layers
-    recipes = load_recipes(recipe, assignments or (), options(model=model, **budget, **others))
+    recipes = load_recipes(recipe, assignments or (), options(model=model, layers=layers, **budget, **others))
     from darwinlm.pipeline import REPORT  # with PyTorch, which takes seconds
     from darwinlm.runs.prune import prune as run
     from darwinlm.runs.sweep import prune_sweep

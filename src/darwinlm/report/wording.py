@@ -175,10 +175,12 @@ def gains(summary: Summary) -> list[tuple[str, str]]:
 
 def smaller(summary: Summary) -> str:
     """What is left, in one line."""
-    final, dense = summary.saved, summary.dense
+    final, dense, cut = summary.saved, summary.dense, summary.vocabulary
     kept = f"{percent(final.block_params, dense.block_params)} of the block parameters"
-    parts = [f"{count(final.params)} of {count(dense.params)} parameters ({kept})"]
-    return ", ".join([*parts, f"{size(final.bytes)} of weights instead of {size(dense.bytes)}"])
+    whole = dense.params if cut is None else cut.dense_params
+    instead = size(dense.bytes * whole / dense.params)  # all weights have one type
+    parameters = f"{count(final.params)} of {count(whole)} parameters ({kept})"
+    return f"{parameters}, {size(final.bytes)} of weights instead of {instead}"
 
 
 def loss(summary: Summary) -> str:

@@ -35,6 +35,8 @@ class Model:
         """Measure as `darwinlm evaluate`: fields of `EvaluationRequest`, such as suite="quick". Raises as it does."""
         from darwinlm.evaluation.evaluate import EvaluationRequest, evaluate_model
 
+        if isinstance(text := wanted.get("texts"), str):
+            wanted["texts"] = (text,)
         return evaluate_model(EvaluationRequest(self.source, **wanted))
 
     def export(self, out: str | Path, **how: Any) -> ExportReport:

@@ -120,12 +120,15 @@ def open_size(
         raise RecipeError(f"--until {until}: there is no such stage; the stages are {', '.join(STEPS)}")
     check_inputs(folder, recipe)
     if not overwrite:
-        _check_replaced(recipe, folder)
+        check_replaced(recipe, folder, "replace it with --overwrite")
     return open_run(recipe, folder, reporter, until=until, **how)
 
 
-def _check_replaced(recipe: Recipe, folder: Path) -> None:
-    """Refuse to replace a finished run, of any version, by one of another model or size. Raises ArtifactError."""
+def check_replaced(recipe: Recipe, folder: Path, otherwise: str) -> None:
+    """Refuse to replace a finished run, of any version, by one of another model or size, but `otherwise`.
+
+    Raises ArtifactError.
+    """
     if not (folder / FILE).is_file():
         return
     before = validated(folder / FILE, dict[str, Any], read_record(folder / FILE).get("recipe"))
@@ -134,5 +137,5 @@ def _check_replaced(recipe: Recipe, folder: Path) -> None:
     if changed:
         raise ArtifactError(
             f"{folder} holds a finished run with another {' and '.join(changed)}: choose another folder with --out, "
-            "or replace it with --overwrite"
+            f"or {otherwise}"
         )

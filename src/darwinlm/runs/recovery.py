@@ -11,6 +11,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.origin import Origin, origin_of
 from darwinlm.recipe import Recipe, load_recipe, parse_recipe
 from darwinlm.report.summary import FILE, RecoveryFigures, Summary, read_summary
+from darwinlm.runs.prune import check_replaced
 from darwinlm.runtime.artifact import STAGES
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import RecipeError
@@ -117,5 +118,6 @@ def recover(
         raise RecipeError("no dense model is given: name the original model with --teacher")
     if not resolved.recovery.tokens:
         raise RecipeError("recovery.tokens is 0: say how many tokens to train on, such as --tokens 300M")
+    check_replaced(resolved, Path(out).expanduser(), "delete that one")
     run = Run(resolved, Path(out).expanduser(), reporter or Reporter())
     return _train(run, student, made, of_a_run=of_a_run)
