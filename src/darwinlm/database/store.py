@@ -145,17 +145,11 @@ class DatabaseReader(ModuleReader):
                 self._small[block] = {name: stream.get_tensor(name) for name in names}
         return self._small[block]
 
-    def errors(self, block: int, kind: ModuleKind, variant: int) -> Tensor:
-        """[p + 1] float64: squared output error of keeping the first k columns of a variant.
-
-        The errors of a mixture's experts are summed; each is weighted by the factors on the expert's output. Raises
-        ArtifactError if the file is damaged.
-        """
-        errors = self._curves(block)[f"{kind}.{variant}.errors"]
-        return errors.sum(dim=0) if errors.ndim == 2 else errors
-
     def error(self, block: int, kind: ModuleKind, level: Level) -> float:
-        """Squared output error of a level relative to the output's energy: 0 is dense, 1 is removed."""
+        """Squared output error of a level relative to the output's energy: 0 is dense, 1 is removed.
+
+        Errors of a mixture's experts add up. Raises ArtifactError if the file is damaged.
+        """
         shape = self.shapes[block, kind]
         if level.is_dense(shape):
             return 0.0
@@ -164,13 +158,15 @@ class DatabaseReader(ModuleReader):
             energy = float(curves[:, 0].sum())
             lost = self._dropped(curves, level, block) / energy if energy else 0.0
             return lost + (1 - lost) * self._narrowed(curves, level, block)
-        errors = self.errors(block, kind, self.variant(block, kind, level))
-        return float(errors[level.width] / errors[0]) if errors[0] else 0.0
+        errors = self._curves(block)[f"{kind}.{self.variant(block, kind, level)}.errors"]
+        energy = errors[..., 0].sum()
+        return float(errors[..., level.width].sum() / energy) if energy else 0.0
 
     def loss(self, block: int, kind: ModuleKind, level: Level) -> float | None:
         """Estimated loss of the model with this module alone at the level, in nats per token; None without an estimate.
 
-        Raises ArtifactError if the file is damaged.
+        Tokens of removed experts are assumed to be spread evenly over the others. Raises ArtifactError if the file is
+        damaged.
         """
         if level.is_dense(self.shapes[block, kind]):
             return 0.0
@@ -199,10 +195,7 @@ class DatabaseReader(ModuleReader):
         return float(curves[self._by_loss(block)[level.experts :], 0].sum())
 
     def _narrowed(self, curves: Tensor, level: Level, block: int) -> float:
-        """Error of narrowing the kept experts, from curves [e, p + 1], relative to their energy.
-
-        Tokens of removed experts are assumed to be spread evenly over them.
-        """
+        """Error of narrowing the kept experts, from curves [e, p + 1], relative to their energy."""
         kept = curves[self._by_loss(block)[: level.experts]]
         total = float(kept[:, 0].sum())
         return float(kept[:, level.width].sum()) / total if total else 0.0
