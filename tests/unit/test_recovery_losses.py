@@ -14,21 +14,18 @@ GENERATOR = torch.Generator().manual_seed(1)
 TOKENS = torch.randint(3, 250, (3, 20), generator=GENERATOR)
 
 
-OBJECTIVES = {
-    "kl": (1.0, {"chunk": 7}),
-    "both": (0.7, {"chunk": 16}),
-    "text": (0.0, {"chunk": 1000}),
-    "again": (0.7, {"chunk": 7, "again": True}),
-}
+OBJECTIVES = {"kl": (1.0, 7, False), "both": (0.7, 16, False), "text": (0.0, 1000, False), "again": (0.7, 7, True)}
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gemma2", "granite", "qwen2", "qwen3_moe"])
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_a_batch_in_chunks_is_the_batch(model_type, name):
-    distillation, how = OBJECTIVES[name]
+def test_a_batch_in_chunks_is_the_batch(model_type, name, monkeypatch):
+    distillation, chunk, twice = OBJECTIVES[name]
+    monkeypatch.setattr("darwinlm.recovery.model.LOGIT_CHUNK", chunk)
     teacher, ours, again = (tiny_model(model_type, seed).requires_grad_(seed > 0) for seed in (0, 1, 1))
     dense = run_dense(teacher, TOKENS) if distillation else None
-    loss = batch_loss(ours, teacher, TOKENS, dense, weighted(RecoverySettings(distillation=distillation)), **how)
+    terms = weighted(RecoverySettings(distillation=distillation))
+    loss = batch_loss(ours, teacher, TOKENS, dense, terms, again=twice)
     loss.backward()
     output = again(input_ids=TOKENS)
     with torch.no_grad():

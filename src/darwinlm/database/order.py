@@ -90,7 +90,6 @@ def removal_order(
     units: Tensor,
     *,
     gradients: Tensor | None = None,
-    dtype: torch.dtype | None = None,
     damping: float = DAMPING,
     name: str = "module",
 ) -> RemovalOrder:
@@ -107,7 +106,6 @@ def removal_order(
         units: [n, u] integer, columns of every unit; together each of 0..d-1 exactly once.
         gradients: [r, r] floating, second moment of the output gradients, which weights the output error; None is the
             identity.
-        dtype: Float32 or float64 for the loop; None chooses by the inflation.
         damping: Relative damping of H, see `damp_`.
         name: Name of the module, for messages.
 
@@ -124,9 +122,8 @@ def removal_order(
     dead = A.diagonal() == 0
     C, scale = _scaled_inverse_(damp_(A, damping), name)
     del A
-    exact = exact_products() and float(C.diagonal().max()) <= FLOAT32_MAX_INFLATION
-    work = dtype or (torch.float32 if exact else torch.float64)
-    C, room = halves_(C) if work == torch.float32 else (C, torch.empty_like(C))
+    in_float32 = exact_products() and float(C.diagonal().max()) <= FLOAT32_MAX_INFLATION
+    C, room = halves_(C) if in_float32 else (C, torch.empty_like(C))
     G, gain = _gram_(room, W.to(H.device), columns, scale.masked_fill_(dead, 0), gradients)
     picks, costs = eliminate(C, G, len(units), DELAY)
     costs *= gain

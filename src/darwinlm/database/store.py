@@ -159,8 +159,8 @@ class DatabaseReader(ModuleReader):
             lost = self._dropped(curves, level, block) / energy if energy else 0.0
             return lost + (1 - lost) * self._narrowed(curves, level, block)
         errors = self._curves(block)[f"{kind}.{self.variant(block, kind, level)}.errors"]
-        energy = errors[..., 0].sum()
-        return float(errors[..., level.width].sum() / energy) if energy else 0.0
+        energy = float(errors[..., 0].sum())
+        return float(errors[..., level.width].sum()) / energy if energy else 0.0
 
     def loss(self, block: int, kind: ModuleKind, level: Level) -> float | None:
         """Estimated loss of the model with this module alone at the level, in nats per token; None without an estimate.

@@ -96,14 +96,12 @@ def batch_loss(
     dense: Tensor | None,
     losses: Sequence[tuple[float, Loss]],
     *,
-    chunk: int = LOGIT_CHUNK,
     again: bool = False,
 ) -> Tensor:
     """Mean loss per token of a batch, a differentiable scalar.
 
     Tokens are [b, t], `dense` the dense model's streams on them, [b, t, m]. `losses` are the terms with their weights;
-    if none needs the dense model, it and its streams are None. `chunk` tokens have their logits in memory at once;
-    `again` is that of `chunked_loss`.
+    if none needs the dense model, it and its streams are None. `again` is that of `chunked_loss`.
     """
     hidden, following = _streams(model, tokens).flatten(0, 1), next_tokens(tokens)
     n_following = tokens[:, 1:].numel()
@@ -123,7 +121,7 @@ def batch_loss(
 
     # The trained weights between the last residual stream and the logits, including a tied embedding.
     head = [weight for weight in model.get_output_embeddings().parameters() if weight.requires_grad]
-    return chunked_loss(loss_of, hidden, head, chunk, again=again)
+    return chunked_loss(loss_of, hidden, head, LOGIT_CHUNK, again=again)
 
 
 @torch.no_grad()

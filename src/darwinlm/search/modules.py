@@ -40,15 +40,13 @@ class PlacedModules:
         self._cache.reserve(0)
         database.release()
 
+    @torch.no_grad()
     def module(self, index: int, level: int) -> nn.Module:
         """The module at this index of the allocation, at a level."""
         if level == self.space.dense[index]:
             return self.dense[index]
-        module = self._cache.get((index, level))
-        return self._cut(index, level) if module is None else module
-
-    @torch.no_grad()
-    def _cut(self, index: int, level: int) -> nn.Module:
+        if (cached := self._cache.get((index, level))) is not None:
+            return cached
         module = self.space.modules[index]
         chosen = module.levels[level]
         family = self.decoder.family

@@ -15,6 +15,7 @@ from darwinlm.evaluation.answers import CHATS_AT_ONCE, LENGTH
 from darwinlm.evaluation.looking_back import number_of_lists
 from darwinlm.gguf.read import conversion_bytes
 from darwinlm.recovery.losses import needs_dense
+from darwinlm.recovery.model import LOGIT_CHUNK
 from darwinlm.runtime import parallel
 from darwinlm.runtime.memory import CACHES, FRAGMENTS, OTHERS
 from darwinlm.stages.execution.sizes import Sizes
@@ -43,8 +44,8 @@ EXACT_ON_GPU = 3.0
 CHILDREN, CONFIRMED = 3, 1.0
 """Children that a generation solves for, all of which the first one evaluates on the whole text, and that later ones
 do, measured on 2026-11-30."""
-LOSS_TOKENS, LOGIT = 1024, 30
-"""Tokens whose logits are in memory at once in training; bytes of a logit there, with copies and gradients."""
+LOGIT = 30
+"""Bytes of a logit in training, with copies and gradients."""
 COPIED, CONTINUED, TIMED = 608, 128, 200
 """Tokens of a list and a passage of each length, and of timed ones and continuations of a model; timed passes for each
 kind of module."""
@@ -247,7 +248,7 @@ class _Stages:
         held = {
             "weights, gradients and moments": (4 * small + 12 * weights) / shards,
             "activations": micro * (inside + again * sizes.depth * 4.0 * sizes.width + sizes.channels * sizes.size),
-            "logits": min(LOSS_TOKENS, micro) * sizes.vocabulary * LOGIT,
+            "logits": min(LOGIT_CHUNK, micro) * sizes.vocabulary * LOGIT,
         }
         if sizes.size == 2:
             held["weights in bfloat16"] = 2 * (k * (sizes.blocks if shards == 1 else sizes.block) + sizes.outside)
