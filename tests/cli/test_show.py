@@ -60,6 +60,12 @@ def test_what_is_no_finished_run(command, tmp_path: Path, run: Path) -> None:
     command("show", run).refused("summary.json")
 
 
+@pytest.mark.parametrize(("field", "value"), [("params", 0), ("params", 10**400), ("kl", float("nan"))])
+def test_figures_that_no_run_has(command, run: Path, field: str, value: float) -> None:
+    edit(run / "summary.json", lambda tree: tree["models"]["dense"].update({field: value}))
+    command("show", run, *["--json"] * (field == "kl")).refused("summary.json is damaged (its figures aren't those of")
+
+
 def test_several_sizes_are_named(command, tmp_path: Path, run: Path) -> None:
     (tmp_path / "index.html").touch()
     shutil.copytree(run, tmp_path / "keep-75")

@@ -36,15 +36,19 @@ def show(
 ) -> None:
     """Show what is left of every block, what was lost, and next steps."""
     from darwinlm.report.summary import read_summary
+    from darwinlm.runtime.artifact import damaged
 
     if verify:
         _verify(terminal.console(), run)
         return
-    summary = read_summary(_summary_of(run))
-    if as_json:
-        terminal.print_json(summary.as_json())
-        return
-    _show(terminal.console(), run, summary)
+    summary = read_summary(path := _summary_of(run))
+    try:
+        if as_json:
+            terminal.print_json(summary.as_json())
+        else:
+            _show(terminal.console(), run, summary)
+    except (ArithmeticError, LookupError, ValueError) as error:
+        raise damaged(path, f"its figures aren't those of a run: {error}") from error
 
 
 def _verify(console: Console, path: Path) -> None:
@@ -120,18 +124,14 @@ def _show_figures(console: Console, summary: Summary) -> None:
 
 def _blocks(summary: Summary, *, plain: bool) -> Table:
     """A row for each block with the kept parts of its attention and MLP; `plain` draws with ASCII characters."""
+    marks = "#." if plain else "█░"
     rows = [
-        (
-            str(row.block),
-            _kept(row.heads, row.dense_heads, plain=plain),
-            _kept(row.channels, row.dense_channels, plain=plain),
-        )
+        (str(row.block), _kept(row.heads, row.dense_heads, marks), _kept(row.channels, row.dense_channels, marks))
         for row in summary.allocation
     ]
     return tables.terminal(("block", "query heads", "MLP channels"), rows)
 
 
-def _kept(part: int, whole: int, *, plain: bool) -> str:
-    full, none = ("#", ".") if plain else ("█", "░")
+def _kept(part: int, whole: int, marks: str) -> str:
     filled = max(round(BAR * part / whole), 1) if part else 0
-    return f"{full * filled}{none * (BAR - filled)} {f'{part}/{whole}':>11}"
+    return f"{marks[0] * filled}{marks[1] * (BAR - filled)} {f'{part}/{whole}':>11}"
