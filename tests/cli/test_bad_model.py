@@ -31,6 +31,13 @@ def with_merges(folder, merges):
     (folder / TOKENIZER).write_text(json.dumps(tree))
 
 
+def splits_by(folder, regex):
+    tree = json.loads((folder / TOKENIZER).read_text())
+    split = {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
+    tree["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, tree["pre_tokenizer"]]}
+    (folder / TOKENIZER).write_text(json.dumps(tree))
+
+
 def of_value(value):
     return lambda tensors: tensors["model.layers.1.mlp.up_proj.weight"].__setitem__((0, 0), value)
 
@@ -56,6 +63,10 @@ REFUSED = {
     "weights cut short": (lambda f: damaged(f / WEIGHTS, "cut short"), (WEIGHTS,)),
     "no tokenizer": (lambda f: (f / TOKENIZER).unlink(), NO_TOKENIZER),
     "merges of another tokenizer": (lambda f: with_merges(f, [["a", "zz"]]), ("tokenizer",)),
+    "a tokenizer that gives up on a text": (
+        lambda f: splits_by(f, r"(\w+\s?)+$"),
+        ("the model's tokenizer fails on this text (", "give other text"),
+    ),
     "another vocabulary": (
         lambda f: edit_config(f, vocab_size=100),
         ("model.embed_tokens.weight is 300 x 48", "requires 100 x 48"),

@@ -190,6 +190,13 @@ def test_short_text(command, tiny_llama, tmp_path):
     command("evaluate", tiny_llama, "--text", tmp_path / "short.txt").refused("less than one sequence of 512")
 
 
+def test_the_same_tokenizer_with_another_embedding(command, tiny_llama, tiny_text_file, tmp_path):
+    other = tiny_checkpoint(tmp_path / "other", vocab_size=280)
+    command("evaluate", tiny_llama, "--text", tiny_text_file, *SHORT, "--against", other).refused(
+        "different vocabularies"
+    )
+
+
 def test_result_of_another_request_is_kept(command, tiny_llama, tiny_text_file, tmp_path):
     out = tmp_path / "out.json"
     text = ("--text", tiny_text_file, "--sequence-length", 32, "--out", out)

@@ -11,6 +11,9 @@ import pytest
 from tests.tiny.checkpoint import SETTINGS
 from tests.tiny.command import sets
 
+from darwinlm.runtime.errors import ArtifactError
+from darwinlm.runtime.places import check_output
+
 
 def content(folder: Path) -> dict[str, str]:
     files = [path for path in folder.rglob("*") if path.is_file()]
@@ -54,6 +57,20 @@ def test_a_command_does_not_write_over_its_inputs(
     more = sets(SETTINGS) if words[0] == "prune" else []
     command(*words, *more).refused("which this command reads: choose another place")
     assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("words", ["export model --unchecked", f"evaluate model {TEXT} --tokens 64", "prune model"])
+def test_a_pipe_is_not_replaced(command, model_copy, tiny_text_file, tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(tiny_text_file, "text.txt")
+    os.mkfifo("pipe")
+    command(*words.split(), "--out", "pipe").refused("--out pipe is a pipe or a device, which would be replaced")
+    assert Path("pipe").is_fifo()
+
+
+def test_a_device_is_not_replaced():
+    with pytest.raises(ArtifactError, match="is a pipe or a device"):
+        check_output(Path("/dev/stdout"), ())
 
 
 def test_what_lies_beside_is_written(command, finished_copy, tiny_text_file, monkeypatch):

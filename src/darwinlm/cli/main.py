@@ -78,7 +78,8 @@ def _listen(resume: str) -> None:
         _interrupted.append(128 + number)
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, signal.SIG_DFL)
-        sys.unraisablehook = threading.excepthook = _ignore  # errors of libraries that it disturbs
+        sys.unraisablehook = lambda _: None  # of libraries that it disturbs
+        threading.excepthook = lambda _: None
         _tell(resume)
         raise KeyboardInterrupt
 
@@ -110,7 +111,8 @@ def _run(app: typer.Typer, program: str, shared: frozenset[str]) -> object:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except BaseException as error:
         if not _interrupted:  # else it is what a library made of the interrupt
-            if not isinstance(error, DarwinLMError | UsageError | OSError | MemoryError):
+            panicked = type(error).__name__ == "PanicException"  # of the tokenizers library, which is no Exception
+            if not panicked and not isinstance(error, DarwinLMError | UsageError | OSError | MemoryError):
                 raise
             if said := shorten(_message(error), MESSAGE):  # it is empty if the help was printed
                 _tell(f"error: {said}", style="red")
@@ -119,10 +121,6 @@ def _run(app: typer.Typer, program: str, shared: frozenset[str]) -> object:
         release_all()
         parallel.shutdown()
     return _interrupted[0] if _interrupted else code
-
-
-def _ignore(_: object) -> None:
-    """Tell nothing."""
 
 
 def _check_folder() -> None:
@@ -138,7 +136,7 @@ def _pipe_closed(self: Console) -> None:
     raise BrokenPipeError
 
 
-def _message(error: Exception) -> str:
+def _message(error: BaseException) -> str:
     """The message of an error: the problem and the remedy in one line."""
     if isinstance(error, UsageError):
         message = meant(error, error.format_message())  # type: ignore[attr-defined]
@@ -152,6 +150,8 @@ def _message(error: Exception) -> str:
         return f"{where}: {advice}"
     if isinstance(error, MemoryError):
         return "the machine ran out of memory: see darwinlm plan, or lower compute.batch_tokens"
+    if not isinstance(error, Exception):
+        return f"the model's tokenizer fails on this text ({shorten(error, 200)}): give other text or another model"
     return str(error)
 
 

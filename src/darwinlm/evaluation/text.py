@@ -51,7 +51,7 @@ def share_vocabulary(model: Any, dense: Any) -> bool:
     if rows is not None:
         dense.cut(rows)
         return True
-    if model.tokenizer.get_vocab() != dense.tokenizer.get_vocab():
+    if model.vocabulary != dense.vocabulary or model.tokenizer.get_vocab() != dense.tokenizer.get_vocab():
         raise ModelError(
             f"{model.source} and {dense.source} have different vocabularies, so there is no KL between them: --against "
             "must be the model from which the other was pruned"

@@ -294,7 +294,7 @@ class StageFolder:
         if manifest.key != self.key:
             return False
         with contextlib.suppress(OSError, ValueError):  # `check_file` tells which one
-            file_digests(self.folder / name for name in manifest.files)
+            file_digests(path for name in manifest.files if (path := self.folder / name).is_file())
         for name, expected in manifest.files.items():
             check_file(self.folder / name, expected, self.folder)
         return True

@@ -14,18 +14,18 @@ Given = str | Path | None
 
 
 def check_output(out: Path, inputs: Sequence[Given], text: Sequence[Given] = (), *, resumed: bool = False) -> None:
-    """Refuse an output that is an input or holds one, lies in a folder of text, or is an older file of an input.
+    """Refuse a pipe or a device, and what is an input or holds one, lies in a folder of text, or is a file of an input.
 
     Links are resolved. What is not on this machine can't be harmed. A `resumed` output may be an older file. Names that
-    aren't UTF-8 are refused too: neither records nor safetensors can hold them.
-
-    Raises:
-        ArtifactError: The message names the output and the input.
+    aren't UTF-8 are refused too: neither records nor safetensors can hold them. Raises ArtifactError, which names both.
     """
     for each in (out, *inputs, *text):
         if not is_utf8(str(each)):
             raise ArtifactError(f"{each} has a name that isn't UTF-8: rename it")
     there = _real(out)
+    known = there.is_file() or there.is_dir() or not os.path.exists(there)  # noqa: PTH110 - as in _real
+    if not known or out.absolute().parent == Path("/dev"):  # its links may lead to files
+        raise ArtifactError(f"--out {out} is a pipe or a device, which would be replaced: choose another place")
     for given in (*inputs, *text):
         names = [name for name in (str(given or ""), str(given).rpartition("#")[0]) if name]
         path = next((path for path in map(_real, names) if os.path.exists(path)), None)  # noqa: PTH110 - as in _real
