@@ -17,6 +17,7 @@ from darwinlm.runtime.version import VERSION
 __version__ = VERSION
 
 os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # before PyTorch: what Apple's GPUs lack runs on the CPU
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # threads that wait for others soon leave the processor to them
 
 if TYPE_CHECKING:
     from darwinlm.recipe import Recipe as Recipe

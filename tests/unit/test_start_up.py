@@ -48,6 +48,13 @@ def test_nothing_heavy_is_imported_before_there_is_work(arguments: list[str], st
     assert n_modules < 800, n_modules
 
 
+def test_threads_of_pytorch_wait_without_holding_the_processor() -> None:
+    count = "import os, sys, darwinlm; assert 'torch' not in sys.modules; print(os.environ['GOMP_SPINCOUNT'])"
+    forget = "import os; os.environ.pop('GOMP_SPINCOUNT', None); "
+    assert python("-c", forget + count).stdout == "1000\n"
+    assert python("-c", count, GOMP_SPINCOUNT="7").stdout == "7\n"
+
+
 def test_help_lists_all_commands_in_order(command) -> None:
     ended = command("--help").succeeded()
     names = [name for panel in ORDER for name in panel]
