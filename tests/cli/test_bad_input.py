@@ -39,6 +39,9 @@ def test_text_from_the_hub_without_a_network(prune):
         ("--set compute.device=abacus", ["compute.device: 'abacus' is not a device"]),
         ("--until prune", ["--until prune: there is no such stage; the stages are own_text, vocabulary, text"]),
         ("--frobnicate", ["--frobnicate"]),
+        ("--set generations=3", ["unknown field 'generations': did you mean search.generations?"]),
+        ("--set seed=3", ["unknown field 'seed': did you mean text.seed or search.seed?"]),
+        ("--set serch.seed=3", ["unknown field 'serch': did you mean 'search'?"]),
         ("units.mlp_multiple=8 search.seed=1", ["give settings as --set units.mlp_multiple=8 --set search.seed=1"]),
     ],
 )

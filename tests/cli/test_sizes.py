@@ -29,6 +29,7 @@ def test_a_family_from_the_command_line(prune, command, tmp_path):
     ended = prune("--keep", "80%,50%").succeeded()
     assert "size against loss" in ended.out
     assert str(tmp_path / "out" / "index.html") in ended.out
+    assert f"darwinlm show {tmp_path / 'out' / 'keep-80'} " in ended.out
     assert all(name in ended.out for name in ("dense", "keep-80", "keep-50"))
     assert "keep-50: model/tokenizer.json: as recorded" in command("show", "--verify", tmp_path / "out").succeeded().out
     (tmp_path / "out" / "keep-50" / "model" / "tokenizer.json").unlink()

@@ -74,7 +74,9 @@ def _show_sweep(console: Any, sweep: Any, out: Path) -> None:
 
     console.print("size against loss")
     console.print(tables.terminal(HEADINGS, sweep_cells(sweep)))
-    console.print(f"models  {out}/*/model\npage    {out / PAGE}")
+    console.print(f"models  {out}/*/model\npage    {out / PAGE}", soft_wrap=True)
+    one = shlex.quote(str(out / next(iter(sweep))))
+    console.print(f"\ndarwinlm show {one}    all figures of a size, and next steps", soft_wrap=True)
 
 
 def show_result(console: Any, summary: Any, out: Path) -> None:

@@ -203,6 +203,9 @@ def _explain(detail: Any) -> str:
     if detail["type"] == "extra_forbidden":
         known = _fields_at(location[:-1])
         hint = suggestion(location[-1], known, f"known fields are {', '.join(known)}")
+        sections = Recipe.model_fields.items() if len(location) == 1 else ()
+        inside = [n for n, field in sections if location[-1] in getattr(field.annotation, "model_fields", ())]
+        hint = f"did you mean {' or '.join(f'{n}.{location[-1]}' for n in inside)}?" if inside else hint
         return f"unknown field '{name}': {hint}"
     message = str(detail["msg"]).removeprefix("Value error, ").replace("Input should", "must")
     if not name:
