@@ -183,6 +183,10 @@ def test_the_command_measures_this_machine_and_takes_another_ones_memory(command
     [
         (("{model}", "--device", "h100", "--keep", "50%", "--params", "1M"), "budget"),
         (("{model}", "--device", "abacus"), "cards are h100, h200"),
+        (
+            ("{model}.gguf", "--file", "70MB"),
+            "budget.file is planned from weights and a tokenizer: give a model's folder",
+        ),
         (("llama2-7b-2.7b",), "llama2-7b-2.7b is a bundled recipe, not a model: use --recipe llama2-7b-2.7b"),
         (("{model}", "--device", "h100", "--set", "compute.memory=lots"), "must be a number with a unit, such as 4GiB"),
         (("{model}", "--device", "h100", "--set", "units.mlp_multiple=8", "--params", "1"), "less than the smallest"),

@@ -46,6 +46,10 @@ def plan(
     chosen = load_recipe(recipe, assignments, options(model=model, **budget, ready_for=ready_for))
     if chosen.model is None:
         raise RecipeError("no model is given: name a hub id, a folder or a GGUF file")
+    if chosen.budget.kind == "file" and not Path(chosen.model).expanduser().is_dir():
+        raise RecipeError(
+            "budget.file is planned from weights and a tokenizer: give a model's folder, or another bound"
+        )
     checkpoint = describe_model(chosen.model)
     if device in DEVICES:
         bfloat16 = chosen.compute.model_copy(update={"dtype": "bfloat16"} if chosen.compute.dtype == "auto" else {})
