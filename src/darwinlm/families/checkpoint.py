@@ -102,10 +102,7 @@ class Checkpoint:
         return made
 
     def _check_tensors(self) -> None:
-        stored = self.stored.shapes()
-        model = self.outline
-        parts = {name: parts for name, parts in self.tensors.items() if all(part in stored for part in parts.flat())}
-        shapes = {name: part.shape(stored.__getitem__) for name, part in parts.items()}
+        shapes, model = self.shapes(), self.outline
         for name, tensor in model.state_dict().items():
             if name not in shapes:
                 if name in self._tied:
@@ -173,6 +170,12 @@ class Checkpoint:
         names = (*self.stored.plain, *self.stored.packed)
         stored = (name for name in names if name not in further and not matches(name, unused))
         return tensor_parts(self.family, stored, *([] if self.whole is None else [text_name]))
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each tensor of the model that is stored, from the headers of its shards. Raises CheckpointError."""
+        stored = self.stored.shapes()
+        parts = {name: parts for name, parts in self.tensors.items() if all(part in stored for part in parts.flat())}
+        return {name: part.shape(stored.__getitem__) for name, part in parts.items()}
 
     @cached_property
     def further(self) -> tuple[str, ...]:

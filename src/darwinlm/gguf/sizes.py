@@ -182,8 +182,7 @@ def predicted_sizes(checkpoint: Checkpoint) -> dict[str, int]:
         layout, header = choose_layout(Reshaper(checkpoint)), header_bytes(checkpoint)
     except (UnsupportedError, ExportError):
         return {}
-    stored = checkpoint.stored.shapes()
-    whole = {name: parts.shape(stored.__getitem__) for name, parts in checkpoint.tensors.items()}
+    whole = checkpoint.shapes()
     shapes, modules = file_tensors(checkpoint, whole), module_shapes(checkpoint, whole)
     for target in layout.targets:  # with the sub-layers that the file fills up with zeros
         for kind in ("attention", "mlp"):

@@ -64,9 +64,7 @@ class BlockSizes:
 
 def block_sizes(checkpoint: Checkpoint) -> list[BlockSizes]:
     """Sizes of all blocks, read from the weights; the width of a mixture of experts is that of one expert."""
-    stored = checkpoint.stored.shapes()
-    shapes = {name: parts.shape(stored.__getitem__) for name, parts in checkpoint.tensors.items()}
-    modules = {(module.block, module.kind): module for module in module_shapes(checkpoint, shapes)}
+    modules = {(module.block, module.kind): module for module in module_shapes(checkpoint, checkpoint.shapes())}
     blocks = []
     for block in range(checkpoint.n_blocks):
         attention, mlp = modules.get((block, "attention")), modules.get((block, "mlp"))
