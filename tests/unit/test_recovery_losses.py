@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from darwinlm.recipe import RecoverySettings
 from darwinlm.recovery.losses import weighted
-from darwinlm.recovery.model import batch_loss, prepared, run_dense
+from darwinlm.recovery.model import batch_loss, logit_tokens, prepared, run_dense
 from darwinlm.recovery.schedule import plan_steps, rate_share, warm_up_steps
 
 GENERATOR = torch.Generator().manual_seed(1)
@@ -21,7 +21,7 @@ OBJECTIVES = {"kl": (1.0, 7, False), "both": (0.7, 16, False), "text": (0.0, 100
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_batch_in_chunks_is_the_batch(model_type, name, monkeypatch):
     distillation, chunk, twice = OBJECTIVES[name]
-    monkeypatch.setattr("darwinlm.recovery.model.LOGIT_CHUNK", chunk)
+    monkeypatch.setattr("darwinlm.recovery.model.LOGIT_TOKENS", chunk)
     teacher, ours, again = (tiny_model(model_type, seed).requires_grad_(seed > 0) for seed in (0, 1, 1))
     dense = run_dense(teacher, TOKENS) if distillation else None
     terms = weighted(RecoverySettings(distillation=distillation))
@@ -40,6 +40,10 @@ def test_a_batch_in_chunks_is_the_batch(model_type, name, monkeypatch):
     for (key, found), wanted in zip(ours.named_parameters(), again.parameters(), strict=True):
         assert found.grad is not None, key
         torch.testing.assert_close(found.grad, wanted.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_logits_of_a_large_vocabulary_take_no_more_memory():
+    assert [logit_tokens(vocabulary) for vocabulary in (49_152, 151_936, 1 << 27)] == [1024, 441, 1]
 
 
 @pytest.mark.parametrize(

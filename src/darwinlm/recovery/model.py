@@ -21,8 +21,13 @@ from darwinlm.recovery.losses import Loss, forward_kl, next_token_loss, weighted
 from darwinlm.streaming.chunks import chunked_loss, next_tokens
 from darwinlm.streaming.decoder import Given
 
-LOGIT_CHUNK = 1024
-"""Tokens whose logits are in memory at once: 4 GB at the peak for a vocabulary of 131,072."""
+LOGIT_TOKENS, LOGITS = 1024, 1 << 26
+"""Most tokens whose logits are in memory at once, and most numbers in them: 2 GB at the peak."""
+
+
+def logit_tokens(vocabulary: int) -> int:
+    """Tokens whose logits are in memory at once."""
+    return min(LOGIT_TOKENS, max(LOGITS // vocabulary, 1))
 
 
 def prepared(model: Any, settings: RecoverySettings) -> Any:
@@ -83,6 +88,10 @@ def _streams(model: Any, tokens: Tensor) -> Tensor:
     return hidden
 
 
+def _at_once(model: Any) -> int:
+    return logit_tokens(len(model.get_output_embeddings().weight))
+
+
 @torch.no_grad()
 def run_dense(teacher: Any, tokens: Tensor) -> Tensor:
     """Residual streams of the dense model on tokens [b, t] after its final norm, [b, t, m]."""
@@ -121,7 +130,7 @@ def batch_loss(
 
     # The trained weights between the last residual stream and the logits, including a tied embedding.
     head = [weight for weight in model.get_output_embeddings().parameters() if weight.requires_grad]
-    return chunked_loss(loss_of, hidden, head, LOGIT_CHUNK, again=again)
+    return chunked_loss(loss_of, hidden, head, _at_once(model), again=again)
 
 
 @torch.no_grad()
@@ -131,9 +140,9 @@ def held_out_sums(model: Any, teacher: Any, tokens: Tensor, dense: Tensor | None
     `dense` holds its streams on them, [b, t, m]; without them, KL is 0.
     """
     hidden, following = _streams(model, tokens).flatten(0, 1), next_tokens(tokens)
-    loss = divergence = 0.0
-    for start in range(0, len(hidden), LOGIT_CHUNK):
-        piece = slice(start, start + LOGIT_CHUNK)
+    loss, divergence, most = 0.0, 0.0, _at_once(model)
+    for start in range(0, len(hidden), most):
+        piece = slice(start, start + most)
         logits = logits_of(model, hidden[piece])
         loss += float(next_token_loss(logits, following[piece]))
         if dense is not None:

@@ -15,7 +15,7 @@ from darwinlm.evaluation.answers import CHATS_AT_ONCE, LENGTH
 from darwinlm.evaluation.looking_back import number_of_lists
 from darwinlm.gguf.read import conversion_bytes
 from darwinlm.recovery.losses import needs_dense
-from darwinlm.recovery.model import LOGIT_CHUNK
+from darwinlm.recovery.model import logit_tokens
 from darwinlm.runtime import parallel
 from darwinlm.runtime.memory import CACHES, FRAGMENTS, OTHERS
 from darwinlm.stages.execution.sizes import Sizes
@@ -248,7 +248,7 @@ class _Stages:
         held = {
             "weights, gradients and moments": (4 * small + 12 * weights) / shards,
             "activations": micro * (inside + again * sizes.depth * 4.0 * sizes.width + sizes.channels * sizes.size),
-            "logits": min(LOGIT_CHUNK, micro) * sizes.vocabulary * LOGIT,
+            "logits": min(logit_tokens(sizes.vocabulary), micro) * sizes.vocabulary * LOGIT,
         }
         if sizes.size == 2:
             held["weights in bfloat16"] = 2 * (k * (sizes.blocks if shards == 1 else sizes.block) + sizes.outside)
