@@ -13,6 +13,7 @@ from tests.tiny.checkpoint import SETTINGS
 from tests.tiny.damage import flip
 
 import darwinlm
+from darwinlm.runtime.artifact import file_digest
 from darwinlm.runtime.errors import RecipeError
 
 
@@ -95,6 +96,16 @@ def test_a_damaged_artifact_of_an_earlier_stage(prune, finished_copy, name):
     assert folder is not None
     shutil.rmtree(folder[1])
     assert prune("--keep", "60%", "--until", "refit").code == 0
+
+
+@pytest.mark.parametrize("name", ["search/result.json", "refit/record.json"])
+def test_a_result_of_another_kind_with_its_hash(prune, finished_copy, name):
+    path = finished_copy / "stages" / name
+    path.write_text("null")
+    manifest = json.loads((path.parent / "manifest.json").read_text())
+    manifest["files"][path.name] = file_digest(path)
+    (path.parent / "manifest.json").write_text(json.dumps(manifest))
+    prune("--keep", "60%").refused(f"{path} is damaged (it holds something else")
 
 
 def test_ctrl_c_ends_with_130_and_says_how_to_go_on(prune, tmp_path, monkeypatch):

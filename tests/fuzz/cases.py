@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.fuzz.case import ANY, DEEP, REFUSED, Case, alone, copied
-from tests.fuzz.gguf_bytes import array, gguf_file, key, plain_keys, plain_tensors, string
+from tests.fuzz.gguf_bytes import TOKENS, WIDTH, array, gguf_file, key, plain_keys, plain_tensors, string
 from tests.fuzz.model_cases import configs, json_files, tokenizers, weights
 
 
@@ -44,6 +44,10 @@ def _ggufs() -> Iterator[Case]:  # noqa: C901 - a list
             refused = name == "block_count" or value[0] == "f32"
             keys = plain_keys(**{f"llama.{name}": value})
             yield case(f"{name} is {value[1]}", REFUSED if refused else ANY, keys=keys)
+    for name in ("llama.context_length", "tokenizer.ggml.eot_token_id"):
+        yield case(f"{name} is a word", keys=plain_keys(**{name: ("string", "x")}))
+    yield case("an embedding in a row", tensors=plain_tensors() | {"token_embd.weight": (WIDTH * TOKENS,)})
+    yield case("a template that is a number", keys=plain_keys(**{"tokenizer.chat_template": ("u32", 5)}))
     for value in (0, 3, 2**21, 2**31):
         yield case(f"alignment {value}", keys=plain_keys(**{"general.alignment": ("u32", value)}))
     yield case("no block count", keys={k: v for k, v in plain_keys().items() if k != "llama.block_count"})

@@ -23,6 +23,8 @@ LAST_NORMS = ("output_norm.weight", "token_embd_norm.weight")
 """Names of the last norm; LFM2 has the other one."""
 ROWS = 1 << 24
 """Most rows of an embedding."""
+WHOLE = ("_token_id", ".context_length")
+"""Ends of names of keys that are whole numbers."""
 TOKEN_LISTS = ("tokens", "scores", "token_type")
 
 
@@ -129,6 +131,7 @@ def read_header(path: Path, *, weights: bool = True) -> GgufHeader:
         header.tensors[tensor.name] = tuple(int(size) for size in reversed(tensor.shape))
         header.types[tensor.name] = tensor.tensor_type.name
         header.stored[tensor.name] = tensor
+    _check_keys(path, header)
     _check_tensors(path, header)
     if weights:
         _check_model(path, header)
@@ -137,6 +140,14 @@ def read_header(path: Path, *, weights: bool = True) -> GgufHeader:
 
 def _bad(path: Path, reason: str) -> CheckpointError:
     return CheckpointError(f"can't read the GGUF file {path}: {reason}. Fetch it again")
+
+
+def _check_keys(path: Path, header: GgufHeader) -> None:
+    """Check the types of keys that are used as they are."""
+    for name, value in header.keys.items():
+        kind = str if name == "tokenizer.chat_template" else int if name.endswith(WHOLE) else object
+        if not isinstance(value, kind):
+            raise _bad(path, f"{shorten(name)} is {shorten(value)}")
 
 
 def _check_tensors(path: Path, header: GgufHeader) -> None:
@@ -170,8 +181,8 @@ def _check_model(path: Path, header: GgufHeader) -> None:
     if embedding is None or not any(name in header.tensors for name in LAST_NORMS):
         missing = "token_embd.weight" if embedding is None else LAST_NORMS[0]
         raise CheckpointError(f"{path} lacks the tensor {missing}: fetch it again")
-    if embedding[0] > ROWS:
-        raise CheckpointError(f"{path}: the embedding has {embedding[0]:,} rows: fetch it again")
+    if len(embedding) != 2 or embedding[0] > ROWS:
+        raise CheckpointError(f"{path}: the embedding is {' x '.join(map(str, embedding))}: fetch it again")
     for key in TOKEN_LISTS:
         count = header.counts.get(f"tokenizer.ggml.{key}", 0)
         if count > embedding[0]:

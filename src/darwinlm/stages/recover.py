@@ -16,7 +16,7 @@ from darwinlm.recovery.checks import check_length, check_teacher
 from darwinlm.recovery.losses import needs_dense
 from darwinlm.recovery.schedule import Steps, plan_steps
 from darwinlm.runtime import parallel
-from darwinlm.runtime.artifact import check_no_link, read_json, write_json
+from darwinlm.runtime.artifact import check_no_link, read_json, read_record, write_json
 from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.errors import ArtifactError
 from darwinlm.runtime.folders import remove
@@ -133,7 +133,7 @@ def _read(task: Task) -> Recovered:
     scratch = task.context.path(SCRATCH)
     if parallel.is_main() and not scratch.parent.is_symlink():
         remove(scratch)
-    return Recovered(Checkpoint.open(task.folder / "model"), read_json(task.folder / RECORD))
+    return Recovered(Checkpoint.open(task.folder / "model"), read_record(task.folder / RECORD))
 
 
 def _key(task: Task, dense: Checkpoint) -> dict[str, Any]:

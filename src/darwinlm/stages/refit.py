@@ -18,7 +18,7 @@ from darwinlm.database.blocks import block_file
 from darwinlm.evaluation.divergence import DenseDistribution
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.runtime import parallel
-from darwinlm.runtime.artifact import read_json, read_tensors, write_json
+from darwinlm.runtime.artifact import read_record, read_tensors, write_json
 from darwinlm.runtime.compute import exact
 from darwinlm.stages.database import stream_of
 from darwinlm.stages.execution.stage import Stage, Task
@@ -99,7 +99,7 @@ def _refit(
 REFIT = Stage(
     "refit",
     _refit,
-    lambda task, stitch: Refitted(task.folder, stitch, read_json(task.folder / RECORD)),
+    lambda task, stitch: Refitted(task.folder, stitch, read_record(task.folder / RECORD)),
     version=5,
     writes="corrected output projections",
     settings=("refit.tokens",),

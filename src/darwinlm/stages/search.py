@@ -7,7 +7,7 @@ from typing import Any
 
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.runtime import parallel
-from darwinlm.runtime.artifact import read_json, write_json
+from darwinlm.runtime.artifact import read_as, write_json
 from darwinlm.search.problem import Problem
 from darwinlm.search.search import search
 from darwinlm.stages.database import PruningDatabase
@@ -60,8 +60,7 @@ def _search(
 
 
 def _read(task: Task) -> SearchResult:
-    result = read_json(task.folder / RESULT)
-    return SearchResult(tuple(result["allocation"]), tuple(result["uniform"]), result["record"])
+    return read_as(task.folder / RESULT, SearchResult)
 
 
 SEARCH = Stage(
