@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from darwinlm.evaluation import harness, summary
-from darwinlm.runtime.amounts import size
+from darwinlm.runtime.amounts import duration, size
 from darwinlm.runtime.tables import Table
 from lab.comparison.record import ComparedMethod, ComparisonRecord
 
@@ -63,7 +63,7 @@ def _footing(compared: ComparisonRecord) -> list[str]:
     if search["minutes"] is not None:
         tries = next((row.record["tries"] for row in compared.rows if row.method == "random"), 0)
         random = f", and so are random tries ({tries} allocations)" if tries else ""
-        lines.append(f"searches are limited to {search['minutes']:g} minutes{random}")
+        lines.append(f"searches are limited to {duration(60 * search['minutes'])}{random}")
     else:
         lines.append("the searches had no time limit (search.minutes) and took different times: see minutes")
     if any(name.startswith("sheared") for name in names):

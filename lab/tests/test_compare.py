@@ -119,7 +119,8 @@ def test_the_readmes_command_gives_the_rows_of_its_table(command, tiny_llama, ti
     places |= {"web=WEB": f"web={tiny_text_file}", "runs/table": tmp_path / "out"}
     words = [places.get(word, word) for word in shlex.split(line)]
     quick = sets(each for each in SETTINGS if "search" not in each)
-    command(*words, *quick, *sets(["search.minutes=0.05", "recovery.tokens=256"])).succeeded()
+    ended = command(*words, *quick, *sets(["search.minutes=0.05", "recovery.tokens=256"])).succeeded()
+    assert "searches are limited to 3.0 s\n" in ended.out
     record = json.loads((tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"))
     rows = [row for row in record["rows"] if row["method"] != "dense"]
     assert len(rows) == len(table.strip().splitlines()) - 2
