@@ -9,7 +9,7 @@ from darwinlm.export.run import export_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.gguf.sizes import predicted_sizes
 from darwinlm.recipe import load_recipe
-from darwinlm.runtime.errors import ExportError
+from darwinlm.runtime.errors import BudgetError, ExportError
 from darwinlm.stages.plan import problem_of
 
 pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra gguf")
@@ -61,6 +61,9 @@ def test_a_bound_on_the_file_counts_these_kv_heads(tmp_path):
     settings = ("budget.file=150kB", "units.attention=query_head", "units.quantisation=q8_0")
     recipe = load_recipe(None, settings, {"model": str(plain_checkpoint(tmp_path / "model", "llama", **sizes))})
     problem, _ = problem_of(recipe, Checkpoint.open(tmp_path / "model"), None)
+    without = plain_checkpoint(tmp_path / "without", "vaultgemma", num_hidden_layers=4)
+    with pytest.raises(BudgetError, match="budget.file: llama.cpp doesn't run vaultgemma models like this one"):
+        problem_of(load_recipe(recipe, (), {"model": str(without)}), Checkpoint.open(without), None)
     dense = problem.space.dense
     cost = problem.cost.of((*dense[:2], 3, 2, *dense[4:]))
     assert cost == pytest.approx(predicted_sizes(Checkpoint.open(small))["q8_0"], abs=128)

@@ -107,6 +107,10 @@ def test_half_an_environment_is_refused(monkeypatch):
     monkeypatch.delenv("MASTER_PORT", raising=False)
     with pytest.raises(ParallelError, match="not MASTER_ADDR, MASTER_PORT: start several processes with torchrun"):
         parallel.init_from_environment()
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", "a port")
+    with pytest.raises(ParallelError, match=r"can't connect to each other: .*'a port'.*; start them with torchrun"):
+        parallel.init_from_environment()
     monkeypatch.setattr("torch.distributed.is_available", lambda: False)
     with pytest.raises(ParallelError, match=r"built without torch.distributed: run a single process"):
         parallel.init_from_environment()
