@@ -62,7 +62,7 @@ def test_a_bound_on_the_file_counts_these_kv_heads(tmp_path):
     recipe = load_recipe(None, settings, {"model": str(plain_checkpoint(tmp_path / "model", "llama", **sizes))})
     problem, _ = problem_of(recipe, Checkpoint.open(tmp_path / "model"), None)
     without = plain_checkpoint(tmp_path / "without", "vaultgemma", num_hidden_layers=4)
-    with pytest.raises(BudgetError, match="budget.file: llama.cpp doesn't run vaultgemma models like this one"):
+    with pytest.raises(BudgetError, match=r"budget\.file: llama\.cpp doesn't run vaultgemma models like this one"):
         problem_of(load_recipe(recipe, (), {"model": str(without)}), Checkpoint.open(without), None)
     dense = problem.space.dense
     cost = problem.cost.of((*dense[:2], 3, 2, *dense[4:]))
