@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -264,13 +265,28 @@ def test_a_folder_that_was_moved_aside_comes_back_unless_its_successor_stands(tm
         assert not old.exists()
 
 
-def test_a_lock_is_never_a_link(tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "victim").write_text("precious")
-    (tmp_path / "out" / lock.LOCK).symlink_to(tmp_path / "victim")
-    with pytest.raises(StorageError, match="can't write"):
-        hold_folder(tmp_path / "out")
-    assert (tmp_path / "victim").read_text() == "precious"
+@pytest.mark.parametrize("link", [True, False])
+def test_a_lock_is_no_link_and_no_file_of_others(tmp_path, link):
+    out, victim = tmp_path / "out" / lock.LOCK, tmp_path / "victim"
+    out.parent.mkdir()
+    victim.write_text("precious")
+    out.symlink_to(victim) if link else out.write_text("precious")
+    with pytest.raises(StorageError, match="holds something else than our lock: move it away"):
+        hold_folder(out.parent)
+    assert out.read_text() == victim.read_text() == "precious"
+    out.unlink()
+    out.write_text("process 5 on a machine")  # of an earlier version
+    hold_folder(out.parent).release()
+
+
+def test_another_thread_waits(tmp_path):
+    held = hold_folder(tmp_path)
+    with ThreadPoolExecutor(1) as threads, pytest.raises(BusyError, match="in use by another thread"):
+        threads.submit(hold_folder, tmp_path).result()
+    held.release()
+    with ThreadPoolExecutor(1) as threads:
+        held = threads.submit(hold_folder, tmp_path).result()
+    assert hold_folder(tmp_path) is held, "its thread has ended"
 
 
 def test_a_lock_on_a_full_disk(tmp_path, monkeypatch):

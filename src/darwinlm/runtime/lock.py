@@ -9,16 +9,19 @@ import atexit
 import contextlib
 import glob
 import re
+import threading
 from pathlib import Path
 from weakref import WeakValueDictionary
 
 from filelock import FileLock, Timeout
 
-from darwinlm.runtime.errors import BusyError, storage_error
+from darwinlm.runtime.errors import BusyError, StorageError, storage_error
 from darwinlm.runtime.folders import make_folder, remove
 
 LOCK = ".lock"
 """Name of the lock file in the output folder of a run."""
+OURS = b"process "
+"""Beginning of the lock file of earlier versions; later ones are empty."""
 PATIENCE = 0.2
 """Seconds that a lock is tried, since its file may be removed between opening and locking it."""
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
@@ -32,11 +35,13 @@ class Lock(contextlib.AbstractContextManager["Lock"]):
     """The lock of this process on a file; it ends with the object or the process."""
 
     def __init__(self, path: Path, what: Path) -> None:
-        self.path = path
+        self.path, self.thread = path, threading.current_thread()
         self._lock = FileLock(path, PATIENCE, thread_local=False, poll_interval=0.02)
         self._made: list[Path] = []
         try:
             self._made = make_folder(path.parent)
+            if path.is_file() and path.stat().st_size and not path.read_bytes().startswith(OURS):
+                raise StorageError(f"{path} holds something else than our lock: move it away")
             self._lock.acquire()
         except Timeout:
             message = f"{what} is in use by another process: wait until it has finished, or choose another place"
@@ -71,14 +76,17 @@ class Lock(contextlib.AbstractContextManager["Lock"]):
 
 
 def hold(path: Path, what: Path) -> Lock:
-    """Lock a file; repeated calls for the same file return the same lock.
+    """Lock a file; repeated calls for the same file in a thread return the same lock.
 
-    `what` is the locked object, for messages. Raises BusyError if another process has the lock, or StorageError.
+    `what` is the locked object, for messages. Raises BusyError if another process or thread has it, or StorageError.
     """
     key = path.parent.resolve() / path.name
     held = _HELD.get(key)
     if held is None or not held.is_held:
         held = _HELD[key] = Lock(key, what)
+    elif held.thread is not threading.current_thread() and held.thread.is_alive():
+        raise BusyError(f"{what} is in use by another thread: wait until it has finished, or choose another place")
+    held.thread = threading.current_thread()
     return held
 
 
